@@ -1,4 +1,4 @@
-"""The behavior metrics that eval prints in addition to success: closed forms, published values, planted structure, and second computations."""
+"""Behavior metrics: closed forms, published values, planted structure, and second computations."""
 
 import math
 from dataclasses import dataclass, replace
@@ -685,7 +685,7 @@ def test_eval_writes_it_in_words_and_on_a_page(evaluated, tmp_path):
     status, out, _ = evaluated("--html", tmp_path / "page.html")
     assert status == 0 and "behavior metrics" in out and "A plan takes" in out
     page = (tmp_path / "page.html").read_text()
-    assert "Beside success" in page and ("How it fails" in page) == ("failure" in out)
+    assert "Behavior metrics" in page and ("How it fails" in page) == ("failure" in out)
     lost = [line for line in out.splitlines() if " failures: " in line or " failure: " in line]
     assert page.count("Group ") >= len(lost)
 
@@ -708,4 +708,4 @@ def test_a_page_without_pictures_is_a_page(evaluated, tmp_path, monkeypatch):
         raise UserError("this machine cannot draw it")
     monkeypatch.setattr("understudy.evaluate.failures.failure_figures", cannot)
     status, _, said = evaluated("--html", tmp_path / "page.html")
-    assert status == 0 and "cannot draw it" in said and "Beside success" in (tmp_path / "page.html").read_text()
+    assert status == 0 and "cannot draw it" in said and "Behavior metrics" in (tmp_path / "page.html").read_text()

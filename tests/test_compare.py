@@ -314,7 +314,8 @@ def test_sequential_questions_that_are_none(call, place):
     refused(call("eval", a, "fork", "--sequential", "--threshold", 0.5, "--against", place / "b"), "both are given")
     refused(call("eval", a, "fork", "--sequential", "--threshold", 1.5), "between 0 and 1, but is 1.5")
     refused(call("eval", a, "fork", "--threshold", 0.5), "--sequential")
-    refused(call("eval", a, "fork", "--sequential", "--threshold", 0.5, "--episodes", 3), "at least", "3 episodes are too few")
+    refused(call("eval", a, "fork", "--sequential", "--threshold", 0.5, "--episodes", 3), "at least",
+            "3 episodes are too few")
     refused(call("eval", a, place / "demos", "--sequential", "--threshold", 0.5), "needs an environment")
     refused(call("eval", a, "--sequential", "--threshold", 0.5), "neither an environment nor")
     refused(call("eval", a), "neither an environment nor recorded episodes are named")

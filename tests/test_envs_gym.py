@@ -145,7 +145,7 @@ def test_what_has_no_meaning_is_refused():
 
     class Own(VectorEnv):
         metadata, num_envs = {"autoreset_mode": AutoresetMode.NEXT_STEP}, 1
-    with pytest.raises(UserError, match="reset alone"):
+    with pytest.raises(UserError, match="cannot be reset one by one"):
         wrap_vector(Own(), {"env": "own"})
 
 
@@ -268,13 +268,15 @@ def test_options_of_theirs_arrive(theirs):
 
 
 @pytest.mark.parametrize(("name", "found"), [
-    ("theirs_envs:needs", r"found needs\(size\)\n  -> .*'size'"), ("theirs_envs:number", "found int"),
-    ("theirs_envs:instance", "expected a function or class 'instance' in theirs_envs, found Theirs"),
-    ("theirs_envs:nothing", "found none"), ("theirs_envs:again", "found the same one again"),
+    ("theirs_envs:needs", r"needs\(size\) needs more than rows\n  -> .*'size'"),
+    ("theirs_envs:number", "is not a function or class, but int"),
+    ("theirs_envs:instance", "'instance' in theirs_envs is not a function or class, but Theirs"),
+    ("theirs_envs:nothing", "there is no 'nothing' in theirs_envs"),
+    ("theirs_envs:again", "returned the same one again"),
     ("theirs_envs:OldReset", r"expected reset\(\*, seed, options\), found reset\(\)"),
-    ("theirs_envs:AlmostOld", r"expected reset to return \(observation, info\)"),
-    ("theirs_envs:OldStep", "expected step to return 5 values, found 4"),
-    ("OldStep-v0", "expected step to return 5 values, found 4")])
+    ("theirs_envs:AlmostOld", r"reset must return \(observation, info\)"),
+    ("theirs_envs:OldStep", "step must return 5 values, but returned 4"),
+    ("OldStep-v0", "step must return 5 values, but returned 4")])
 def test_what_makes_none_is_told_plainly(theirs, name, found):
     with pytest.raises(UserError, match=f"^{name}: .*{found}"):
         envs.make(name, 2, theirs)

@@ -90,7 +90,7 @@ def test_the_door_says_its_limit_and_what_restoring_needs():
     assert len(rollout(UniformRandomActor(env), envs.make("AdroitHandDoor-v1", limit=7), 1)[0]) == 7
     with pytest.raises(UserError, match="observation.state"):
         env.restore(torch.tensor([0]), {"action": torch.zeros(1, 28)})
-    with pytest.raises(UserError, match="expected 39 numbers"):
+    with pytest.raises(UserError, match="must have 39 numbers"):
         env.restore(torch.tensor([0]), {"observation.state": torch.zeros(1, 38)})
 
 

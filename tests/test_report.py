@@ -367,7 +367,7 @@ def test_failure_groups_open_and_two_policies_stand_in_columns(runs, tmp_path):
     assert len(re.findall(r"<h3>Episode \d+ fails</h3>", text)) == shown
     assert text.count("succeeds from the most similar start") == len(groups)
     assert text.count('<div class="columns">') == 2  # failures, and what is said beside the table
-    table = re.search(r"<table>.*?</table>", text[text.index("Beside success"):], re.DOTALL)[0]
+    table = re.search(r"<table>.*?</table>", text[text.index("Behavior metrics"):], re.DOTALL)[0]
     head = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table)
     assert head[0] == "mean of an episode" and head[1:3] == list(runs) and text.count("mean of an episode") == 1
     jerk = next(m for m in next(iter(measured.values())).metrics if m.key == "action_jerk").value

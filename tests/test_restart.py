@@ -165,12 +165,12 @@ def test_a_policy_learns_to_foretell():
 def test_what_it_cannot_do_is_said():
     with pytest.raises(UserError, match="pause"):
         Attempts(Fork(1), Expert(), restart_cost=-1)
-    with pytest.raises(UserError, match="found none"):
+    with pytest.raises(UserError, match="no attempts that ran to their end"):
         choose_threshold([], elapsed_steps)
     env = Attempts(Fork(2), Expert())
     env.reset(torch.arange(2), torch.arange(2))
-    with pytest.raises(UserError, match=r"expected actions of shape \(2, 1\)"):
+    with pytest.raises(UserError, match=r"have shape \(2, 2\), but must have shape \(2, 1\)"):
         env.step(torch.zeros(2, 2))
     features = Fork(1).features
-    with pytest.raises(UserError, match="sees 1 step"):
+    with pytest.raises(UserError, match="sees 2 steps, but must see 1"):
         FailureProbability(Policy(PolicyConfig(Regression(), window=Window(2, 1)), features))

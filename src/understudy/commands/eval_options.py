@@ -19,7 +19,8 @@ class EvalOptions:
     out on the same starts and compares. With --sequential only as many episodes as it takes to settle which of two is
     better, or whether one succeeds in more or less --threshold a rate. With --interactive you judge trials of a real
     robot.
-    On recorded episodes, where there is no simulator: how well it predicts the recorded actions, which is not a success rate.
+    On recorded episodes, where there is no simulator: how well it predicts the recorded actions, which is not a success
+    rate.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]

@@ -59,7 +59,8 @@ def main(args: list[str]) -> None:
             return
         if o.against is not None and weights_path(o.run).resolve() == weights_path(o.against).resolve():
             if o.sequential:
-                raise UserError(f"{o.run} and {o.against} are the same checkpoint", where="--against", hint="there is nothing to tell apart")
+                raise UserError(f"{o.run} and {o.against} are the same checkpoint", where="--against",
+                                hint="there is nothing to tell apart")
             out.print(f"{o.run} and {o.against} are the same checkpoint: there is nothing to tell apart")
             o = replace(o, against=None)
         if o.threshold is not None and not o.sequential:

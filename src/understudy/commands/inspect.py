@@ -93,7 +93,7 @@ def main(args: list[str]) -> None:
             return out.print_json(found)
         env, method = recorded_env(data), recommend(data.features())
         if "topics" in found and o.map is None:
-            out.print("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and continue with it:")
+            out.print("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and then use it:")
             out.suggest(f"{command_line('inspect', o.data, '--json')} > map.json",
                      command_line("convert", o.data, unused_path("demonstrations"), "--map", "map.json"),
                      command_line("train", method, o.data, "--map", "map.json", "--out", unused_path("run")))

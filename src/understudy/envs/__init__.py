@@ -22,11 +22,11 @@ __all__ = ["Env", "HasExpert", "Obs", "PlanarMap", "Renderable", "Restorable", "
 SIMULATORS = "pip install 'understudy[sim]' brings MuJoCo, Gymnasium-Robotics and Meta-World"
 EXTRAS = {"ogbench": "ogbench", "dm_control": "dmcontrol", "minigrid": "minigrid", "pusht": "pusht",
           "highway": "highway"}  # module -> the extra that brings its simulator, where that is not sim
-ROBOSUITE_HINT = "it needs an environment of its own: see robosuite in the documents' page Environments"
+ROBOSUITE_HINT = "it needs its own Python environment: see robosuite in the documents' page Environments"
 GYM_ID = re.compile(r"(\w+/)?[A-Z]\w*(-\w+)*-v\d+")
 REGISTRIES = ("gymnasium_robotics", "gym_pusht", "minigrid", "highway_env")  # name Gymnasium ids when imported
 
-# what a name begins with -> the module whose `make` makes it
+# what a name starts with -> the module whose `make` makes it
 ADAPTERS = {
     "metaworld/": "metaworld", "ogbench/": "ogbench", "dm_control/": "dm_control", "robosuite/": "robosuite",
     "AdroitHandDoor-v1$": "adroit", "(Adroit)?Hand[A-Z]|Fetch[A-Z]|(Point|Ant)Maze_|FrankaKitchen-": "robotics",
@@ -91,7 +91,7 @@ def _make(name, rows, trust, options) -> Env:
         try:
             return build(rows, **options, **({"dim": int(dim)} if dim else {}))
         except TypeError as error:
-            raise UserError(f"expected options of this environment, found {options}", where=name,
+            raise UserError(f"the environment does not take the options {options}", where=name,
                             hint=str(error)) from error
     if (adapter := _adapter(name)) is not None:
         return _simulated(adapter, name, rows, options)
@@ -108,13 +108,13 @@ def _simulated(module, name, rows, options) -> Env:
     except ImportError as error:
         brings = (ROBOSUITE_HINT if module == "robosuite" else SIMULATORS if module not in EXTRAS
                   else f"pip install 'understudy[{EXTRAS[module]}]' brings it")
-        raise UserError(f"expected its simulator, found none ({error})", where=name, hint=brings) from error
+        raise UserError(f"its simulator is not installed ({error})", where=name, hint=brings) from error
     import gymnasium
 
     try:
         return adapter.make(name, rows, **options)
     except ImportError as error:
-        raise UserError(f"expected all of its simulator, found a part missing ({error})", where=name,
+        raise UserError(f"a part of its simulator is missing ({error})", where=name,
                         hint="install what is named there") from error
     except (gymnasium.error.Error, TypeError) as error:
         raise UserError(f"it cannot be made: {error}", where=name, hint="check its options") from error
@@ -135,12 +135,12 @@ def _registered(gym_id, name, rows, trust, options) -> Env:
         except ImportError:
             continue
     if gym_id not in gymnasium.registry:
-        raise UserError(f"expected an environment, found {name!r}", where="environment",
+        raise UserError(f"there is no environment {name!r}", where="environment",
                         hint=_nearest(name, gymnasium.registry))
     try:
         env = gymnasium_adapter.build(gym_id, **options)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
-        raise UserError(f"expected its simulator, found none ({error})", where=name, hint=SIMULATORS) from error
+        raise UserError(f"its simulator is not installed ({error})", where=name, hint=SIMULATORS) from error
     except (gymnasium.error.Error, TypeError) as error:
         raise UserError(f"Gymnasium cannot make it: {error}", where=name, hint="check its options") from error
     return _adapt_gym_env(name, env, lambda: gymnasium_adapter.build(gym_id, **options), rows)
@@ -158,8 +158,8 @@ def _adapt_gym_env(name, env, again, rows, checked: bool = False) -> Env:
         return gymnasium_adapter.CheckedEnv(env) if checked else env
     vec = gymnasium_adapter.vectorize(build, rows)
     if len({id(e.unwrapped) for e in vec.envs}) < rows:
-        raise UserError("expected a new environment at every call, found the same one again", where=name,
-                        hint="build it inside the function")
+        raise UserError("the function must build a new environment at every call, but returned the same one again",
+                        where=name, hint="build it inside the function")
     facts = gymnasium_adapter.env_metadata(env, name)
     if gymnasium_adapter.is_mujoco(env):
         from .mujoco import Mujoco
@@ -180,8 +180,8 @@ def _make_from_factory(name, rows, trust, options) -> Env:
     if build is None and factory in gymnasium.registry:  # Gymnasium's own way of naming who registers an id
         return _registered(factory, name, rows, (), options)
     if not callable(build):
-        raise UserError(f"expected a function or class {factory!r} in {module}, found "
-                        f"{'none' if build is None else type(build).__name__}", where=name,
+        raise UserError(f"there is no {factory!r} in {module}" if build is None else
+                        f"{factory!r} in {module} is not a function or class, but {type(build).__name__}", where=name,
                         hint="an environment is named module:factory")
     return _make_with(build, factory, name, rows, options)
 
@@ -197,7 +197,7 @@ def _make_with(build, factory: str, name: str, rows: int, options: dict) -> Env:
     try:
         inspect.signature(build).bind(**options)
     except TypeError as error:
-        raise UserError(f"expected a function of rows or of nothing, found {factory}{inspect.signature(build)}",
+        raise UserError(f"{factory}{inspect.signature(build)} needs more than rows",
                         where=name, hint=f"give what else it needs a default ({error})") from None
     env = build(**options)
     if isinstance(env, Env):
@@ -231,4 +231,4 @@ def _nearest(name, registry) -> str:
     said = f"did you mean {', '.join(near)}? " if near else ""
     return (f"{said}Known are the toys {', '.join(names())}, Gymnasium's ids, metaworld/NAME, "
             "ogbench/NAME, dm_control/NAME, robosuite/NAME and module:factory; "
-            f"{SIMULATORS}; --trust PACKAGE imports one that names ids of its own")
+            f"{SIMULATORS}; --trust PACKAGE imports one that registers its own ids")

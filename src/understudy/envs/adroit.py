@@ -1,4 +1,4 @@
-"""The Adroit hand opens a door (Rajeswaran et al. 2018), as Gymnasium-Robotics has it, with its quirks mended."""
+"""The Adroit hand opens a door (Rajeswaran et al. 2018), as Gymnasium-Robotics has it, with its quirks fixed."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Door(MujocoVector):
 
     def _restore_from_obs(self, row, steps, i):
         if "observation.state" not in steps:
-            raise UserError(f"expected a column 'observation.state', found {', '.join(sorted(steps))}",
+            raise UserError(f"there is no column 'observation.state', only {', '.join(sorted(steps))}",
                             where=self.metadata["env"], hint="restore from steps recorded in this environment")
         seen = self._recorded_column(steps, i, "observation.state", 39)
         told = "init_door_body_pos" in steps

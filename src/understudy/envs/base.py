@@ -36,11 +36,11 @@ class Env(ABC):
 
     @abstractmethod
     def reset(self, which: Tensor, key: Tensor) -> Obs:
-        """Start rows `which` (n,) anew, each decided by its `key` (n,) alone; observations of all rows."""
+        """Restart rows `which` (n,), each decided by its `key` (n,) alone; observations of all rows."""
 
     @abstractmethod
     def step(self, action: Tensor) -> StepResult:
-        """action (B, A). A row that ended goes on being stepped until reset; nobody reads it."""
+        """action (B, A). A row that ended is still stepped until reset, and its results are not read."""
 
     def close(self) -> None:
         """Gives back what the environment holds outside this process's memory."""
@@ -68,7 +68,7 @@ class EnvWrapper(Env):
 
 
 class HasExpert(Env):
-    """Has an expert of its own."""
+    """Has its own expert."""
 
     @abstractmethod
     def expert(self) -> Actor: ...

@@ -132,7 +132,7 @@ class Expert(Actor):
 
     def __post_init__(self):
         if self.mode not in (None, 0, 1, 2, 3):
-            raise UserError(f"expected a way from 0 to 3 or none, found {self.mode}", where="blocks",
+            raise UserError(f"the mode is {self.mode}, but must be None or from 0 to 3", where="blocks",
                             hint="None draws one for each episode")
 
     def start(self, obs, key):

@@ -53,9 +53,9 @@ class Keyboard:
 
     def __post_init__(self):
         if len(self.low) not in (1, 2) or not np.isfinite([*self.low, *self.high]).all():
-            raise UserError(f"expected actions of one or two numbers with limits, found {len(self.low)}",
-                            where="keyboard", hint="use a device with more axes, in a loop of your own "
-                            "(docs/recording.md)")
+            raise UserError("the keyboard needs actions of one or two numbers with limits, "
+                            f"but they have {len(self.low)}", where="keyboard",
+                            hint="use a device with more axes, in a loop of your own (docs/recording.md)")
 
     @contextmanager
     def listening(self) -> Iterator[Keyboard]:
@@ -69,7 +69,7 @@ class Keyboard:
             raise UserError("expected a terminal of a Unix system", where="keyboard",
                             hint="record with a Recorder in a loop of your own (docs/recording.md)") from None
         except termios.error:
-            raise UserError("expected a terminal to read keys from, found none", where="standard input",
+            raise UserError("there is no terminal to read keys from", where="standard input",
                             hint="run it in a terminal, without a pipe") from None
         try:
             tty.setcbreak(self.handle)
@@ -163,7 +163,7 @@ class Gamepad:
         while select.select([self.source], [], [], 0)[0]:
             event = self.source.read(_EVENT.size)
             if not event or len(event) < _EVENT.size:
-                raise UserError("expected a gamepad, found it gone", where=self.path, hint="plug it in again")
+                raise UserError("the gamepad is gone", where=self.path, hint="plug it in again")
             _, value, kind, number = _EVENT.unpack(event)
             if kind & _AXIS:
                 self._at[number] = value / 32767
@@ -186,6 +186,6 @@ class LeaderArm:
     def read(self) -> np.ndarray:
         at = np.asarray(self.joints(), np.float64)
         if not np.isfinite(at).all():
-            raise UserError(f"expected finite joints, found {at.tolist()}", where="leader",
+            raise UserError(f"the joints are not finite: {at.tolist()}", where="leader",
                             hint="check its connection before the follower moves")
         return (at * self.scale + self.offset).astype(np.float32)

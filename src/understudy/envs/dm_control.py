@@ -25,7 +25,7 @@ def make(name: str, rows: int = 1, limit: int | None = None) -> DmControlVector:
     if (domain, task) not in suite.ALL_TASKS:
         from . import suggestion
 
-        raise UserError(f"expected a domain and a task of the control suite, found {domain}-{task}", where=name,
+        raise UserError(f"the control suite has no domain and task {domain}-{task}", where=name,
                         hint=suggestion(f"{domain}-{task}", ["-".join(known) for known in suite.ALL_TASKS]))
     vec = gymnasium_adapter.vectorize(lambda: DMControlEnv(domain, task, limit), rows)
     first = vec.envs[0]
@@ -34,7 +34,7 @@ def make(name: str, rows: int = 1, limit: int | None = None) -> DmControlVector:
 
 
 class DMControlEnv(gymnasium.Env):
-    """A task as a gymnasium.Env. Each episode draws from a generator of its own."""
+    """A task as a gymnasium.Env. Each episode draws from its own generator."""
 
     render_mode, metadata = "rgb_array", {"render_modes": ["rgb_array"]}
 
@@ -70,7 +70,7 @@ class DmControlVector(MujocoVector):
     """A column for each of the task's observations: observation.position, observation.velocity, ..."""
 
     def _restore_from_obs(self, row, steps, i):
-        raise UserError(f"expected a column 'simulator.state', found {', '.join(sorted(steps))}",
+        raise UserError(f"there is no column 'simulator.state', only {', '.join(sorted(steps))}",
                         where=self.metadata["env"], hint="record again with understudy record, which writes it")
 
     def restore(self, which, steps, key=None):

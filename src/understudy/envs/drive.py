@@ -23,11 +23,11 @@ DECISIVE = 5  # of these, the first decide what happens; the others only decide 
 class Drive(Toy):
     """A car drives towards a crossing, where somebody may step on the road for a while. It must not pass then, and must
     pass in the end. The camera shows the person, as one bright pixel among clutter, and the dashboard, where a light
-    says that the brake was on in the last step. Who brakes does so for many steps in a row: the brake light foretells
-    nearly all of the braking, and only the few steps at which it begins or ends tell what it is for. Who learns the
-    light in place of the person goes on as before (de Haan et al. 2019, Causal Confusion in Imitation Learning, arXiv
-    1905.11979). `dashboard=False` hides it. `fully_observed=True` also shows what decides the rewards (distance, speed,
-    person, where it appears and how long it waits), since value and reward learning need a Markov observation.
+    says that the brake was on in the last step. The expert brakes for many steps in a row. So the brake light predicts
+    nearly all of the braking, and only the few steps at which it begins or ends show its cause. A policy that learns
+    from the light instead of the person repeats its last action (de Haan et al. 2019, Causal Confusion in Imitation Learning,
+    arXiv 1905.11979). `dashboard=False` hides it. `fully_observed=True` also shows what decides the rewards (distance,
+    speed, person, where it appears and how long it waits), since value and reward learning need a Markov observation.
 
     observation.state (17; 16 without dashboard; 5 more if fully observed): the pixels, whether the brake was on (0 or
     1), and the first 5 components of simulator.state. simulator.state
@@ -118,8 +118,8 @@ def _camera(hidden: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Expert(Actor):
-    """Brakes while it sees somebody, and else speeds up. `noise`: standard deviation of its unsteadiness, as a share of
-    full throttle."""
+    """Brakes while it sees somebody, and else speeds up. `noise`: standard deviation of its unsteadiness, as a fraction
+    of full throttle."""
 
     noise: float = 0.1
 

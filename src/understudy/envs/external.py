@@ -19,7 +19,7 @@ from .gymnasium_adapter import GymVector, RenderableGymVector
 
 class IsolatedNumpyRandom(gymnasium.Wrapper):
     """Has NumPy's global generator, from which some simulators draw, to itself: what a row draws depends on the seed of
-    its own episode and on nothing that runs beside it. Its expert draws from another."""
+    its own episode and on nothing that runs at the same time. Its expert draws from another."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
@@ -58,8 +58,8 @@ class ExpertVector(RenderableGymVector, HasExpert):
 
 @dataclass(frozen=True)
 class AdviceActor(Actor):
-    """Acts in all rows of `env` at once, from what the simulator knows and not from what it shows; so it has no state
-    of its own, and says at any time, whoever has acted so far, what is to be done next."""
+    """Acts in all rows of `env` at once, from what the simulator knows and not from what it shows. So it has no state,
+    and its advice does not depend on which actor has acted so far."""
 
     env: GymVector
 
@@ -68,7 +68,7 @@ class AdviceActor(Actor):
 
     def act(self, obs, state):
         if (rows := len(next(iter(obs.values())))) != self.env.rows:
-            raise UserError(f"expected all {self.env.rows} rows of its environment, found {rows}",
+            raise UserError(f"needs all {self.env.rows} rows of its environment, but got {rows}",
                             where=f"the expert of {self.env.metadata['env']}", hint="ask it for all rows at once")
         action = np.stack([np.asarray(single.advice()).reshape(-1) for single in self.env.vec.envs])
         whole = self.env.features["action"].kind == "discrete"

@@ -39,7 +39,7 @@ class GymVector(Env):
     Success is what an info calls "success" or "is_success", from the first step on at which any does: some tell it at
     the end of an episode only. An environment that has not told has no "success".
 
-    `lift` names flags of the infos that are handed on beside it.
+    `lift` names flags of the infos that are also handed on.
     """
 
     def __init__(self, vec: VectorEnv, facts: Mapping[str, Any], lift: tuple[str, ...] = ()):
@@ -91,7 +91,7 @@ class GymVector(Env):
         wanted = (self.rows, *self.features["action"].shape)
         if tuple(action.shape) != wanted:
             raise UserError(
-                f"expected actions of shape {wanted}, found {tuple(action.shape)}",
+                f"the actions have shape {tuple(action.shape)}, but must have shape {wanted}",
                 where=self.metadata["env"],
                 hint="one row of action for each environment",
             )
@@ -275,13 +275,13 @@ def check_api(env: gymnasium.Env, name: str) -> None:
     found = env.reset(seed=0, options=None)
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
         raise UserError(
-            "expected reset to return (observation, info), found something else", where=name, hint=NEW_API_HINT
+            "reset must return (observation, info), but returned something else", where=name, hint=NEW_API_HINT
         )
     env.action_space.seed(0)
     found = env.step(env.action_space.sample())
     if not (isinstance(found, tuple) and len(found) == 5):
         raise UserError(
-            f"expected step to return 5 values, found {len(found) if isinstance(found, tuple) else 'something else'}",
+            f"step must return 5 values, but returned {len(found) if isinstance(found, tuple) else 'something else'}",
             where=name,
             hint=NEW_API_HINT,
         )
@@ -311,13 +311,13 @@ def _autoreset_mode(vec):
     mode = vec.metadata.get("autoreset_mode")
     inner = vec.unwrapped
     if not isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)) and mode is not AutoresetMode.DISABLED:
-        raise UserError(f"expected a vector environment whose rows can be reset alone, found {type(inner).__name__} "
+        raise UserError(f"its rows cannot be reset one by one: {type(inner).__name__} "
                         f"with autoreset_mode {mode}", where="gymnasium",
                         hint="build it with autoreset_mode=AutoresetMode.DISABLED and support options['reset_mask']")
     if isinstance(inner, AsyncVectorEnv) and not inner.shared_memory and mode is AutoresetMode.NEXT_STEP:
-        # Its workers forget the reset that they were told and make another of their own.
-        raise UserError("expected AsyncVectorEnv with shared memory, found shared_memory=False with "
-                        "AutoresetMode.NEXT_STEP", where="gymnasium", hint="use AutoresetMode.DISABLED or SAME_STEP")
+        # Its workers forget the reset that they were told and make another one.
+        raise UserError("AsyncVectorEnv with AutoresetMode.NEXT_STEP needs shared memory, but has "
+                        "shared_memory=False", where="gymnasium", hint="use AutoresetMode.DISABLED or SAME_STEP")
     return AutoresetMode(mode)
 
 

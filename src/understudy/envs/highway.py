@@ -23,7 +23,7 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
     if name not in gymnasium.registry:
         from . import suggestion
 
-        raise UserError(f"expected an environment of highway-env, found {name!r}", where=name, hint=suggestion(
+        raise UserError(f"highway-env has no environment {name!r}", where=name, hint=suggestion(
             name, [i for i, s in gymnasium.registry.items() if str(s.entry_point).startswith("highway_env.")]))
     vec = gymnasium_adapter.vectorize(lambda: HighwaySuccess(gymnasium_adapter.build(name, **options)), rows)
     car = vec.envs[0].unwrapped

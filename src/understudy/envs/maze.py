@@ -1,4 +1,4 @@
-"""A point in a maze of which each episode may show another."""
+"""A point in a maze. Each episode may show another maze."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .toy import Toy, distance, named_vector
 MARGIN = 0.1  # m: as near to a wall the point comes
 RADIUS = 0.25  # m, of the goal
 SPEED = 2.0  # m/s
-LOOPS = 0.3  # the share of walls that a maze without loops has, and ours does not
+LOOPS = 0.3  # the fraction of walls that a maze without loops has, and ours does not
 LAYOUTS = 20_231  # the seed of numbered mazes
 
 
@@ -24,7 +24,7 @@ class Maze(Toy):
     """A point is to reach a goal in a maze of `cells` x `cells` squares of 1 m, by one of several ways: a random
     spanning tree of the cells, with three in ten of the remaining walls taken away.
 
-    levels: how many mazes there are, numbered from `first`, of which each episode draws one; 0: each has its own. So
+    levels: how many mazes there are, numbered from `first`. Each episode draws one. 0: each has its own. So
     policies can learn from some mazes and be judged in others (as in Procgen, Cobbe et al. 2020). info["level"] is the
     maze's number, -1 for one without.
 
@@ -41,7 +41,7 @@ class Maze(Toy):
 
     def __init__(self, rows: int = 1, limit: int = 100, cells: int = 4, levels: int = 0, first: int = 0):
         if cells < 2 or levels < 0 or first < 0:
-            raise UserError(f"expected at least 2 x 2 cells and numbers of mazes, found cells={cells}, "
+            raise UserError(f"a maze needs at least 2 x 2 cells and numbers from 0 up, but cells={cells}, "
                             f"levels={levels}, first={first}", where="maze", hint="such as cells=4, levels=0, first=0")
         self.cells, self.levels, self.first = cells, levels, first
         names = tuple(f"wall.{i}.{j}.{('right', 'up')[k]}" for i, j, k in sides(cells))

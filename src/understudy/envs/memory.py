@@ -33,7 +33,7 @@ class MemoryCorridor(Toy):
 
     def __init__(self, rows: int = 1, limit: int = 60, length: float = 1.8, shown: int = 3):
         if not length > 0 or shown < 1:
-            raise UserError(f"expected a corridor with a length and a light that is shown, found length={length}, "
+            raise UserError(f"the length must be above 0 and the light shown for 1 step or more, but length={length}, "
                             f"shown={shown}", where="memory", hint="such as length=1.8, shown=3")
         self.length, self.cue_steps = np.float32(length), shown
         self.features = {

@@ -25,7 +25,7 @@ def make(name: str, rows: int = 1, limit: int = 500, terminate_on_success: bool 
     task = name.removeprefix("metaworld/")
     if task not in ENV_POLICY_MAP:
         near = difflib.get_close_matches(task, ENV_POLICY_MAP, 3, 0.4)
-        raise UserError(f"expected a Meta-World task, found {task!r}", where=name,
+        raise UserError(f"Meta-World has no task {task!r}", where=name,
                         hint=f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(ENV_POLICY_MAP)}")
     vec = gymnasium_adapter.vectorize(lambda: FreshTaskEnv(task, limit, terminate_on_success), rows)
     facts = {**gymnasium_adapter.env_metadata(vec.envs[0].env, name), "limit": limit,

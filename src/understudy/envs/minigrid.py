@@ -32,7 +32,7 @@ def make(
         from . import suggestion
 
         raise UserError(
-            f"expected an environment of MiniGrid, found {name!r}",
+            f"MiniGrid has no environment {name!r}",
             where=name,
             hint=suggestion(name, [i for i in gymnasium.registry if i.startswith(("MiniGrid-", "BabyAI-"))]),
         )
@@ -80,7 +80,7 @@ class MiniGridRoom(gymnasium.Wrapper):
 
 
 class MiniGridMission(MiniGridRoom):
-    """Of BabyAI, with its bot, which watches what is done and plans anew."""
+    """Of BabyAI, with its bot, which watches what is done and plans again."""
 
     def reset(self, *, seed=None, options=None):
         found = super().reset(seed=seed, options=options)

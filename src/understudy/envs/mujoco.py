@@ -24,7 +24,7 @@ def disable_shadows(model) -> None:
 
 class MujocoVector(GymVector, Renderable, Restorable):
     """Single MuJoCo environments stepped in turn. `simulator.state` is what MuJoCo calls its full physics state,
-    with the solver's warm start: restoring it continues to the last bit."""
+    with the solver's warm start: an episode that is restored from it continues bit-identically."""
 
     def __init__(self, vec, facts, lift=()):
         self.models = [(e.unwrapped.model, e.unwrapped.data) for e in vec.envs]
@@ -57,7 +57,7 @@ class MujocoVector(GymVector, Renderable, Restorable):
         """Row i of a column that has to be of this size."""
         found = np.asarray(steps[column][i], np.float64)
         if found.shape != (size,):
-            raise UserError(f"expected {size} numbers, found {found.shape}",
+            raise UserError(f"has shape {found.shape}, but must have {size} numbers",
                             where=f"{self.metadata['env']}, column {column!r}",
                             hint="restore from steps recorded in this environment")
         return found
@@ -89,7 +89,7 @@ class Mujoco(MujocoVector):
 
     def _restore_from_obs(self, row, steps, i):
         if "observation.state" not in steps or not self.metadata["env"].startswith(HIDE_X_POSITION):
-            raise UserError(f"expected a column 'simulator.state', found {', '.join(sorted(steps))}",
+            raise UserError(f"there is no column 'simulator.state', only {', '.join(sorted(steps))}",
                             where=self.metadata["env"], hint="record again with understudy record, which writes it")
         model, data = self.models[row]
         seen = self._recorded_column(steps, i, "observation.state", model.nq - 1 + model.nv)

@@ -25,12 +25,12 @@ def make(name: str, rows: int = 1, task: int | None = None, **options) -> GoalVe
     if gym_id not in gymnasium.registry or not _is_goal_env(gym_id):
         from . import suggestion
 
-        raise UserError(f"expected an environment of OGBench, found {gym_id!r}", where=name,
+        raise UserError(f"OGBench has no environment {gym_id!r}", where=name,
                         hint=suggestion(gym_id, [i for i in gymnasium.registry if _is_goal_env(i)]))
     if colon:
         task = int(number) if number.isdecimal() else 0
     if task is not None and not 1 <= task <= TASKS:
-        raise UserError(f"expected a task from 1 to {TASKS}, found {number or task}", where=name,
+        raise UserError(f"the task must be from 1 to {TASKS}, but is {number or task}", where=name,
                         hint=f"ogbench/{gym_id}:1 is the first of them, ogbench/{gym_id} draws one for each episode")
     if task is not None and not colon:
         name = f"ogbench/{gym_id}:{task}"
@@ -49,7 +49,7 @@ def _is_goal_env(gym_id: str) -> bool:
 
 
 class GoalEnv(IsolatedNumpyRandom):
-    """Shows the goal's observation beside its own, and draws the task from the seed."""
+    """Shows the goal's observation next to its own, and draws the task from the seed."""
 
     def __init__(self, env, task: int | None):
         super().__init__(env)
@@ -145,7 +145,7 @@ class MazeVector(ReachingVector, MujocoVector):
 
     def _restore_from_obs(self, row, steps, i):
         if "observation.state" not in steps and "qpos" not in steps:
-            raise UserError(f"expected a column 'observation.state', found {', '.join(sorted(steps))}",
+            raise UserError(f"there is no column 'observation.state', only {', '.join(sorted(steps))}",
                             where=self.metadata["env"], hint="restore from steps recorded in this environment")
         self.vec.envs[row].unwrapped.set_xy(
             self._recorded_column(steps, i, "qpos" if "qpos" in steps else "observation.state", 2))

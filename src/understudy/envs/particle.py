@@ -36,7 +36,7 @@ class Particle(Toy):
 
     def __init__(self, rows: int = 1, limit: int = 50, dim: int = 2, fully_observed: bool = False):
         if dim < 2:
-            raise UserError(f"expected at least 2 dimensions, found {dim}", where="particle", hint="such as dim=2")
+            raise UserError(f"needs at least 2 dimensions, but has {dim}", where="particle", hint="such as dim=2")
         self.dim, self.fully_observed = dim, fully_observed
         axes = tuple("xy") if dim == 2 else tuple(f"x{i}" for i in range(dim))
         self.features = {

@@ -30,7 +30,7 @@ class Push(Toy):
     surface (Lynch and Mason 1996), with Coulomb friction at the contact. The table's edges stop block and disc.
 
     observation.state (8): positions of disc, block and goal (m), cosine and sine of the block's angle. With `images`
-    it is the disc's position alone, beside observation.images.top (size, size, 3), and simulator.state holds all
+    it is the disc's position alone, next to observation.images.top (size, size, 3), and simulator.state holds all
     eight. action (2): velocity of the disc, m/s, clipped to [-0.25, 0.25]; a step is 0.1 s. Bringing the block's centre
     to the goal ends the episode with reward 1.
 
@@ -41,7 +41,7 @@ class Push(Toy):
 
     def __init__(self, rows: int = 1, limit: int = 100, images: bool = False, size: int = 64):
         if size < 8:
-            raise UserError(f"expected pictures of at least 8 pixels, found size={size}", where="push-images",
+            raise UserError(f"the images need at least 8 pixels, but size={size}", where="push-images",
                             hint="such as size=64")
         self.images, self.size = images, size
         self.state_columns = ("simulator.state",) if images else ("observation.state",)

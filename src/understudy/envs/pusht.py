@@ -12,10 +12,10 @@ from .gymnasium_adapter import RenderableGymVector
 
 def make(name: str, rows: int = 1, limit: int = 300, **options) -> RenderableGymVector:
     """name: "gym_pusht/PushT-v0". limit: steps. options: gymnasium.make's; obs_type="pixels_agent_pos" shows a camera.
-    The reward of a step is the share of the mark that is covered, 1 from 95 % on: its largest in an episode is the
+    The reward of a step is the fraction of the mark that is covered, 1 from 95 % on: its largest in an episode is the
     score that Chi et al. report."""
     if name not in gymnasium.registry:
-        raise UserError(f"expected an environment of gym-pusht, found {name!r}", where=name,
+        raise UserError(f"gym-pusht has no environment {name!r}", where=name,
                         hint="did you mean gym_pusht/PushT-v0?")
     vec = gymnasium_adapter.vectorize(lambda: gymnasium_adapter.build(name, max_episode_steps=limit, **options), rows)
     return RenderableGymVector(vec, {**gymnasium_adapter.env_metadata(vec.envs[0], name),

@@ -24,7 +24,7 @@ def make(
     if task not in robosuite.ALL_ENVIRONMENTS:
         from . import suggestion
 
-        raise UserError(f"expected an environment of robosuite, found {task!r}", where=name,
+        raise UserError(f"robosuite has no environment {task!r}", where=name,
                         hint=suggestion(task, robosuite.ALL_ENVIRONMENTS))
     arms = robots or (["Panda", "Panda"] if task.startswith("TwoArm") else "Panda")
     vec = gymnasium_adapter.vectorize(lambda: RobosuiteArm(task, arms, limit, options), rows)

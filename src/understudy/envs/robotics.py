@@ -20,7 +20,7 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
     if name not in gymnasium.registry:
         from . import suggestion
 
-        raise UserError(f"expected an environment of Gymnasium-Robotics, found {name!r}", where=name,
+        raise UserError(f"Gymnasium-Robotics has no environment {name!r}", where=name,
                         hint=suggestion(name, [i for i in gymnasium.registry if i.startswith(FAMILIES)]))
     vec = gymnasium_adapter.vectorize(lambda: ObservationColumns(gymnasium_adapter.build(name, **options)), rows)
     kitchen = name.startswith("FrankaKitchen")

@@ -1,8 +1,8 @@
 """Worlds that differ from the one a policy was trained in, by a measured amount.
 
-Every shift has a severity in natural units, of which 0 is the environment itself, bit for bit. What is drawn for it is
+Every shift has a severity in natural units. Severity 0 is the environment itself, bit for bit. What is drawn for it is
 decided by each row's key (stream 7 what is drawn at every step, 9 what is drawn once an episode), so that an episode
-meets the same world whatever runs beside it.
+meets the same world whatever runs at the same time.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Shift:
 
 
 class Shiftable(Env):
-    """Can be made otherwise in ways of its own: other starts, goals or dynamics."""
+    """Offers its own shifts: other starts, goals or dynamics."""
 
     @abstractmethod
     def shifts(self) -> tuple[Shift, ...]:
@@ -119,7 +119,7 @@ class Shifted(Env):
 
 
 class SensorNoise(Shifted):
-    """Gaussian noise on every number that is seen, anew at every step: its standard deviation is the severity times
+    """Gaussian noise on every observed number, drawn again at every step. Its standard deviation is the severity times
     the component's `spread` (column -> as the feature)."""
 
     name = "noise"
@@ -177,7 +177,7 @@ class ActionLag(Shifted):
 
 
 class WeakActuators(Shifted):
-    """Of every action, within its limits, a share of `severity` is lost."""
+    """Every action, within its limits, loses the fraction `severity`."""
 
     name, max_severity = "weak", 1.0
 
@@ -198,7 +198,7 @@ class ImageShift(Shifted):
 
 
 class Brightness(ImageShift):
-    """A share of `severity` of the light is missing."""
+    """The fraction `severity` of the light is missing."""
 
     name, max_severity = "light", 1.0
 
@@ -279,7 +279,7 @@ class Gusts(Shifted):
 
 
 class WeakSpring(Shifted):
-    """The particle's target comes nearer to it by a share of `severity`: the spring is that much weaker."""
+    """The particle's target comes nearer to it by the fraction `severity`: the spring is that much weaker."""
 
     name, max_severity = "weak", 1.0
     env: Particle
@@ -290,7 +290,7 @@ class WeakSpring(Shifted):
 
 
 class PhysicsShift(Shifted):
-    """MuJoCo models that were changed: `change(model, severity)`. Those that are built anew for an episode (Meta-World)
+    """MuJoCo models that were changed: `change(model, severity)`. Those that are built for each episode (Meta-World)
     are changed when it begins."""
 
     env: GymVector
@@ -365,7 +365,7 @@ def _widen_block_range(state, key, severity):
 
 
 def _move_goals_to_corners(state, key, severity):
-    """Both goals, a share of `severity` of their way to the next corner."""
+    """Moves both goals by the fraction `severity` of their way to the next corner."""
     return {k: state[k] + severity * (np.rint(state[k]) - state[k]) for k in ("first", "second")}
 
 

@@ -17,9 +17,9 @@ Arrays = dict[str, np.ndarray]  # name -> (rows, ...)
 
 class Toy(HasExpert, Restorable, PlanarMap, Renderable):
     """State is float32 and is what is shown, so that a recorded observation restores it exactly; every operation is
-    by row, so that an episode is the same to the last bit whichever rows run beside it.
+    by row, so that an episode is bit-identical whichever other rows run.
 
-    Actions outside `low` and `high` are clipped. A restored row's time limit and random draws begin anew.
+    Actions outside `low` and `high` are clipped. A restored row's time limit and random draws start again.
     """
 
     low = -1.0
@@ -28,7 +28,7 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
 
     def __init__(self, rows: int, limit: int):
         if rows < 1 or limit < 1:
-            raise UserError(f"expected at least one row and one step, found rows={rows}, limit={limit}",
+            raise UserError(f"needs at least one row and one step, but rows={rows}, limit={limit}",
                             where=type(self).__name__, hint="such as rows=16, limit=100")
         self.rows, self.limit = rows, limit
         self.metadata = {**self.metadata, "low": float(self.low), "high": float(self.high)}
@@ -58,7 +58,7 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
 
     def restore(self, which, steps, key=None):
         if missing := [k for k in self.state_columns if k not in steps]:
-            raise UserError(f"expected column {missing[0]!r}, found {', '.join(sorted(steps))}",
+            raise UserError(f"there is no column {missing[0]!r}, only {', '.join(sorted(steps))}",
                             where=self.metadata["env"], hint="restore from steps recorded in this environment")
         recorded = {}
         for k in self.state_columns:
@@ -74,7 +74,7 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
     def step(self, action):
         wanted = (self.rows, *self.features["action"].shape)
         if tuple(action.shape) != wanted:
-            raise UserError(f"expected actions of shape {wanted}, found {tuple(action.shape)}",
+            raise UserError(f"the actions have shape {tuple(action.shape)}, but must have shape {wanted}",
                             where=self.metadata["env"], hint="one row of action for each environment")
         self.clock = self.clock + 1
         push = action.detach().cpu().numpy().astype(np.float32)

@@ -133,7 +133,7 @@ def parse_missions(said: np.ndarray) -> np.ndarray:
     for text in (bytes(row).rstrip(b"\0").decode(errors="replace") for row in said):
         found = [m for m in range(len(COLOURS) * len(KINDS)) if _thing_name(m) in text]
         if len(found) != 1:
-            raise UserError(f"expected a mission that names one thing, found {text!r}", where="words",
+            raise UserError(f"the mission must name one thing, but is {text!r}", where="words",
                             hint=f"name a color ({', '.join(COLOURS)}) and a kind ({', '.join(KINDS)})")
         numbers += found
     return np.array(numbers, np.int64)
@@ -142,7 +142,7 @@ def parse_missions(said: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Expert(Actor):
     """Reads the mission and takes a shortest way round the other things; of equally good steps it prefers one by its
-    key. `noise`: the share of steps at which it steps anyhow, as long as that is on no other thing."""
+    key. `noise`: the fraction of steps at which it steps anyhow, as long as that is on no other thing."""
 
     noise: float = 0.05
 

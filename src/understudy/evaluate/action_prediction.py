@@ -285,7 +285,7 @@ def _batch_errors(
     K, target, mask = plans.shape[1], batch.action.unsqueeze(1), batch.mask[:, None, :, None]
     if is_discrete:
         gap, off = (plans.round() != target).float(), (baseline != batch.action).float()
-        # The share of differing pairs: 1 - sum p^2 over the K drawn, of which K - 1 are others.
+        # The fraction of differing pairs, 1 - sum p^2 over the K drawn. A draw is compared with the K - 1 others.
         same = (plans.round().unsqueeze(2) == plans.round().unsqueeze(1)).float().mean((1, 2))
         spread = (1 - same) * K / max(K - 1, 1)
     else:

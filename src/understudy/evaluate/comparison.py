@@ -30,7 +30,7 @@ class PairwiseResult:
     b: int
     comparison: PairedComparison
     adjusted_p_value: float  # adjusted for all pairs (Holm)
-    # episodes (for methods: training seeds) that would tell them apart; None if no number would
+    # episodes (for methods: training seeds) that would tell them apart; None if no count would
     episodes_needed: int | None
 
     @property

@@ -31,7 +31,7 @@ def write_video(episode: Episode, path: Path | str, env: Env | None = None, *, f
     path = Path(path)
     if path.suffix == ".svg":
         if not isinstance(env, PlanarMap):
-            raise UserError("expected an environment with a map to draw on, found none", where=path,
+            raise UserError("an .svg needs an environment with a map to draw on", where=path,
                             hint="write .mp4 or .gif")
         write_text(path, plots.trajectories([episode], env.map()).standalone_svg())
         return path
@@ -110,5 +110,5 @@ def _write(path, suffix, frames, rate) -> None:
                           mode="edge")
             out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
         if stream is None:
-            raise UserError("expected at least one frame, found none", where=path, hint="take an episode with steps")
+            raise UserError("the video has no frames", where=path, hint="take an episode with steps")
         out.mux(stream.encode(None))

@@ -253,7 +253,7 @@ def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, 
         f"{_format_interval(p, lambda v: _format_difference(v, what))}, "
         f"{_format_p_value(p.p_value)}.{_disagreement_note(p)}{more}"
     )
-    scope = ('This is about two checkpoints, each of which stands for "this checkpoint" only: another training seed '
+    scope = ('This is about two checkpoints, and each stands for "this checkpoint" only: another training seed '
              "may come out otherwise. To compare the methods, train several seeds of each." if p.n_seeds == 1 else
              f"This is about the methods: {p.n_seeds} training seeds of each, over seeds and starts. "
              f"{stats.seeds_caveat(p.n_seeds)}")
@@ -301,7 +301,7 @@ def sequential_verdict_parts(
         f"whenever one looks. {why}"
     ).rstrip()
     return f"{head}{tally}.", sure, (
-        'This is about two checkpoints, each of which stands for "this checkpoint" only.' if two else
+        'This is about two checkpoints, and each stands for "this checkpoint" only.' if two else
         "This is about this checkpoint; another training seed may come out otherwise.")
 
 
@@ -358,18 +358,18 @@ def _as_runs(runs: MethodRuns) -> tuple[Evaluation, ...]:
 def _check_same_starts(a: Evaluation, b: Evaluation) -> None:
     """Compares the metadata and the first observations of the episodes."""
     if a.env != b.env or len(a.episodes) != len(b.episodes):
-        raise UserError(f"expected the same environment and starts, found {len(a.episodes)} episodes of {a.env} and "
+        raise UserError(f"the environments or starts differ: {len(a.episodes)} episodes of {a.env} and "
                         f"{len(b.episodes)} of {b.env}", where="compare", hint="evaluate both alike")
     for x, y in zip(a.episodes, b.episodes, strict=True):
         mine, theirs = (x.metadata["seed"], x.metadata["number"]), (y.metadata["seed"], y.metadata["number"])
         if mine != theirs:
-            raise UserError(f"expected the same starts, found seed {mine[0]}, episode {mine[1]} beside seed "
+            raise UserError(f"the starts differ: seed {mine[0]}, episode {mine[1]}, and seed "
                             f"{theirs[0]}, episode {theirs[1]}", where="compare",
                             hint="evaluate both with the same seed and number of episodes")
         seen = {k for k, f in x.features().items() if k.startswith("observation.") and f.kind != "image"}
         for k in seen & set(y.steps):  # frames may come from a video, which loses something
             if not np.array_equal(x.steps[k][0], y.steps[k][0]):
-                raise UserError(f"expected the same starts, found episode {mine[1]} to begin with another {k}",
+                raise UserError(f"the starts differ: {k} of episode {mine[1]} is not the same",
                                 where=f"compare, {a.env}, seed {mine[0]}",
                                 hint="the environment does not repeat: it is not decided by its key alone")
 

@@ -167,7 +167,7 @@ def _describe_end(lost, won, env, view: TrajectoryScaling) -> str:
         gaps = [g for e in lost if (g := success_margin(e, env)) is not None]
         return said + (f", {np.median(gaps):.2f} from the goal's edge at its closest" if gaps else "")
     if not view.n_components:
-        return "ends somewhere: there are no numbers that would tell where"
+        return "ends somewhere: without numeric observations it is not known where"
     i, odd = _telling_component(lost, won, view)
     if abs(odd) < 0.25:
         return f"ends where {'successes do' if won else 'episodes are on average'}"
@@ -193,7 +193,7 @@ class FailurePictures:
 
     Args:
         trajectories: The group's trajectories, and those of successes in gray: over the map of a `PlanarMap`, else in
-            the component whose end differs most from that of successes. None if there are no numbers.
+            the component whose end differs most from that of successes. None without numeric observations.
         strips: (episode number, frames) of the most typical episodes of the group, the most typical first. Empty if
             there is no camera and the environment cannot draw.
         success_strip: The same of the successful episode that starts nearest to the most typical failure.

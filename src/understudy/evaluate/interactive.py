@@ -130,7 +130,8 @@ class TrialDesign:
         """
         s, kind = session, event.get("event")
         if s.is_over or kind not in ("begin", "label", "spoilt", "scrap", "correct", "end"):
-            raise UserError(f"expected {'no more' if s.is_over else 'an event of a trial'}, found {kind!r}",
+            raise UserError(f"the session is over, but {kind!r} came" if s.is_over else
+                            f"{kind!r} is not an event of a trial",
                             where="interactive", hint="begin another session" if s.is_over else
                             "begin, label, spoilt, scrap, correct or end")
         if (kind in ("label", "spoilt")) > s.is_running or (kind in ("correct", "end")) & s.is_running:

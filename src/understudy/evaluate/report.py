@@ -246,7 +246,7 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
            training: Mapping[str, Lines] | None = None, data: Dataset | None = None,
            behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
            title: str | None = None) -> Path:
-    """Of one or two policies (name -> evaluation) and, where given, what they do beside success, how they were trained
+    """Of one or two policies (name -> evaluation) and, where given, their behavior metrics, how they were trained
     (name -> lines of metrics.jsonl), on what, and what to do next: (command, what it does) each."""
     names, judged = list(runs), list(runs.values())
     title = title or f"{' and '.join(names)} in {judged[0].env}"
@@ -273,7 +273,7 @@ def _method_notes(judged: Sequence[Evaluation]) -> str:
 
 
 def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) -> Section:
-    """What the policies did on their own: their ways, how often they succeed, and the paired difference."""
+    """What the policies did on their own: their ways, success rates, and the paired difference."""
     first = next(iter(runs.values()))
     n, ways, figures, table = len(first.episodes), [], [], ()
     if isinstance(env, PlanarMap):
@@ -283,8 +283,8 @@ def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) 
     if first.success is not None:
         rows = [(capitalize_name(name), e.success, _success_count(e))
                 for name, e in runs.items() if e.success is not None]
-        figures.append(("How often it succeeds", plots.success_bars(rows),
-                        f"Share of {n} episodes; the line is the {first.success.level:.0%} interval."))
+        figures.append(("Success rate", plots.success_bars(rows),
+                        f"Fraction of {n} episodes; the line is the {first.success.level:.0%} interval."))
     else:
         table = (Table(("", "mean return", "low", "high"), tuple(
             (capitalize_name(name), e.returns.estimate, e.returns.low, e.returns.high) for name, e in runs.items())),)
@@ -350,7 +350,7 @@ def behavior_section(runs: Mapping[str, BehaviorMetrics]) -> Section:
         contents.append(Figures(tuple(items)))
     words = [tuple(map(Paragraph, b.describe())) for b in each]
     contents.extend(words[0] if len(runs) == 1 else [Columns(tuple(zip(names, words, strict=True)))])
-    return Section("Beside success", tuple(contents),
+    return Section("Behavior metrics", tuple(contents),
                    "In brackets: the 95% interval, by bootstrap over episodes. Deviations are standard deviations of "
                    "the demonstrations, where they are known, else of these episodes.")
 
@@ -359,7 +359,7 @@ def _modes_figure(name: str, m: BehaviorModes) -> tuple[str, Figure, str]:
     theirs, total = m.demonstrations, max(sum(m.counts.values()), 1)
     ways = sorted({*m.counts, *(theirs or ())})
     figure = plots.bars([(w, m.counts.get(w, 0) / total, theirs.get(w, 0) / sum(theirs.values()) if theirs else None)
-                         for w in ways], "share of its successes", "of the demonstrations" if theirs else "")
+                         for w in ways], "fraction of its successes", "of the demonstrations" if theirs else "")
     return f"Ways {name} goes" if name else "Ways it goes", figure, f"As told by {m.source}."
 
 
@@ -493,7 +493,7 @@ def write_comparison_report(c: Comparison, path: Path | str, title: str | None =
         f"{places[i].low}" if places[i].low == places[i].high else f"{places[i].low} to {places[i].high}")
         for i in c.ranking)
     table = Table(("", "success (%)" if success else "mean return", "low", "high", "letters", "rank"), rows)
-    figures = [("How often each succeeds", plots.success_bars(each), f"Share of {c.episodes} episodes; the line is the "
+    figures = [("Success rate of each", plots.success_bars(each), f"Fraction of {c.episodes} episodes; the line is the "
                 f"{c.level:.0%} interval. Those who share a letter cannot be told apart.")] if success else []
     said = {"first": lambda p: f"{c.names[p.a]} is better", "second": lambda p: f"{c.names[p.b]} is better",
             None: lambda p: "cannot tell"}

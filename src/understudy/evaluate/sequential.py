@@ -167,7 +167,7 @@ class SequentialDifferenceTest:
 
     def wins_needed(self, max_rollouts: int) -> np.ndarray:
         """For 0, 1, ... differing pairs, the number that one policy must win for a verdict, (max_rollouts + 1,). It is
-        one more than the number of pairs if no number is enough.
+        one more than the number of pairs if even all pairs are not enough.
         """
         return _wins_needed(self.level, max_rollouts)
 

@@ -415,7 +415,7 @@ class _RayBackend:
 
 
 class _RayWorker:
-    """A worker in Ray: works in a thread of its own, so that what it says can be heard while it works."""
+    """A worker in Ray. It works in its own thread, so that what it says can be heard while it works."""
 
     def __init__(self, setup: WorkerSetup):
         self.inbox, self.outbox = SimpleQueue(), SimpleQueue()

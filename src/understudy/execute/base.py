@@ -60,7 +60,7 @@ class ActionConditionedExecutor(Executor):
     the policy must reach back to the executed actions: with `Window(action_offset=-P)`, the first P steps of a chunk
     are the last P executed actions.
 
-    `RealTimeChunking` is not one of these executors. Its plans depend on the rest of its own last chunk, which
+    `RealTimeChunking` is not one of these executors. Its plans depend on the rest of its last chunk, which
     recorded episodes do not contain.
     """
 
@@ -93,7 +93,7 @@ def require_stepwise(planner: Planner, where: str) -> StepwisePlanner:
     """Returns `planner` as a `StepwisePlanner`.
 
     Raises:
-        Unsupported: If the planner cannot denoise step by step. The message begins with `where`.
+        Unsupported: If the planner cannot denoise step by step. The message starts with `where`.
     """
     if not isinstance(planner, StepwisePlanner):
         raise Unsupported(f"{type(planner).__name__} only plans whole chunks and cannot denoise step by step",

@@ -283,7 +283,7 @@ class BackwardCoherence(SetScorer):
 
 @dataclass(frozen=True)
 class FactoredPlanner(Planner):
-    """Several planners, each of which plans a slice of the action, such as one arm of two.
+    """Several planners that each plan a slice of the action, such as one arm of two.
 
     Args:
         planners: The planners. Their windows have the same n_obs_steps, horizon and action_offset.
@@ -348,7 +348,7 @@ class FactoredPlanner(Planner):
             for i, (p, s) in enumerate(zip(self.planners, self.slices, strict=True))])
 
     def _join(self, parts: list[Tensor]) -> Tensor:
-        """One tensor (..., A) of the planners' parts, each of which is (..., its action_dim)."""
+        """One tensor (..., A) of the planners' parts. Each part is (..., its action_dim)."""
         out = parts[0].new_empty(*parts[0].shape[:-1], self.action_dim)
         for part, components in zip(parts, self.slices, strict=True):
             out[..., components] = part

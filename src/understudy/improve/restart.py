@@ -1,5 +1,5 @@
-"""Trial and error: an attempt that is going to fail may be given up early and begun anew (Watson and Correll 2023,
-arXiv 2301.10846). When that saves time follows in closed form from how often the predictor of failures is right."""
+"""Trial and error: an attempt that is going to fail may be given up early and started again (Watson and Correll 2023,
+arXiv 2301.10846). When that saves time follows in closed form from the accuracy of the failure predictor."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FailureProbability:
     def __post_init__(self):
         if self.policy.window.n_obs_steps != 1:
             raise UserError(
-                f"expected a policy that sees 1 step, found {self.policy.window.n_obs_steps}",
+                f"the policy sees {self.policy.window.n_obs_steps} steps, but must see 1",
                 where="Likely",
                 hint="train it with Window(n_obs_steps=1): an attempt begins without a past",
             )
@@ -62,14 +62,14 @@ class Attempts(Env):
     """A frozen actor tries until it succeeds. action (1): above 0, this step is the attempt's last. An attempt that was
     given up, or that ended without success, is followed by another from a new start, `pause` steps later.
 
-    Shows observation.clock (1) beside what `env` shows: the steps of this attempt. reward: minus the time, so that the
+    Shows what `env` shows and observation.clock (1), the steps of this attempt. reward: minus the time, so that the
     return is minus the makespan, the steps and pauses until success. Succeeds when an attempt does; truncated after
     `limit` steps. info["attempts"]: how many there were.
     """
 
     def __init__(self, env: Env, actor: Actor, restart_cost: float = 0.0, limit: int = 10_000):
         if restart_cost < 0 or limit < 1:
-            raise UserError(f"expected a pause of at least 0 and a limit of at least 1, found pause={restart_cost}, "
+            raise UserError(f"the pause must be at least 0 and the limit at least 1, but pause={restart_cost} and "
                             f"limit={limit}", where="Attempts", hint="such as pause=0, limit=10000")
         self.env, self.actor, self.restart_cost, self.limit, self.rows = env, actor, restart_cost, limit, env.rows
         self.features = {**env.features, CLOCK: Feature("float32", (1,)),
@@ -98,13 +98,13 @@ class Attempts(Env):
 
     def step(self, action):
         if tuple(action.shape) != (self.rows, 1):
-            raise UserError(f"expected actions of shape ({self.rows}, 1), found {tuple(action.shape)}",
-                            where=self.metadata["env"], hint="one number for each row: to go on, or to begin anew")
+            raise UserError(f"the actions have shape {tuple(action.shape)}, but must have shape ({self.rows}, 1)",
+                            where=self.metadata["env"], hint="one number for each row: to continue, or to start again")
         plan, state = self.actor.act({**self.seen, LAST_REWARD: self.reward}, self.state)
         self.state = {k: v for k, v in state.items() if k != "record"}
         out = self.env.step(plan)
         if "success" not in out.info:
-            raise UserError("expected an environment that tells of success, found one that does not",
+            raise UserError("the environment does not report success",
                             where=self.metadata["env"], hint="only then is there anything to try until it is done")
         self.seen, self.clock, self.total = dict(out.obs), self.clock + 1, self.total + 1
         self.reward = out.reward
@@ -157,9 +157,9 @@ class RestartingActor(Actor):
 class RestartForecast:
     """The confusion matrix of giving up, and what attempts cost.
 
-    success: the share of attempts that succeed if none is given up. lost: the share of those that are given up all the
-    same (false positives); caught: the share of the others that are (true positives). The mean steps of attempts that
-    go on to their success or failure, and of those that would have had one of the two but are given up.
+    success: the fraction of attempts that succeed if none is given up. lost: the fraction of those that are given up
+    all the same (false positives). caught: the fraction of the others that are given up (true positives). The mean
+    steps of attempts that run to their success or failure, and of those that would have had one of the two but are given up.
     """
 
     success: float
@@ -193,7 +193,7 @@ def choose_threshold(
     """(above, makespan): of `count` quantiles of what `judge` says, and of never giving up, the bound with the lowest
     expected makespan: so nothing is given up unless that saves time."""
     if not len(attempts):
-        raise UserError("expected attempts that ran to their end, found none", where="choose",
+        raise UserError("there are no attempts that ran to their end", where="choose",
                         hint="roll the actor out in the environment itself, and .map(attempt)")
     said, success = _predictions(attempts, judge), np.array([e.metadata["success"] for e in attempts], bool)
     bounds = [math.inf, *np.unique(np.quantile(np.concatenate(said), np.linspace(0, 1, count, endpoint=False)))]

@@ -46,7 +46,7 @@ MODE_FUNCTIONS: Mapping[str, tuple[ModeFunction, int]] = {"fork": (fork_mode, 2)
 @dataclass(frozen=True)
 class TrajectoryClusters:
     """Ways as clusters of trajectories: their shapes from where each began, in the units of a view. What fewer than one
-    in twenty do, or one alone, is no way of its own."""
+    in twenty do, or one alone, is not counted as a way."""
 
     scaling: TrajectoryScaling
     clusters: Clusters
@@ -89,7 +89,7 @@ def find_mode_function(
         return None
     shapes = TrajectoryClusters.from_data(whose, scaling)
     return (shapes, len(shapes.clusters), "clusters of the demonstrations' trajectories" if demonstrations is not None
-            else "clusters of its own trajectories") if len(shapes.clusters) > 1 else None
+            else "clusters of the policy's trajectories") if len(shapes.clusters) > 1 else None
 
 
 def successful_episodes(episodes: Dataset) -> Dataset:
@@ -103,9 +103,9 @@ def mode_counts(episodes: Dataset, mode_of: ModeFunction) -> Counter[str]:
 
 
 def mode_entropy(counts: Sequence[float], n_modes: int) -> float:
-    """Behavior entropy (Jia et al. 2024, D3IL): of how often each way was gone, in logarithms to the base of how many
-    there are. So 0 is always the same one, and 1 all equally often; NaN where nothing was counted. Few counts find too
-    little of it, see `fair`."""
+    """Behavior entropy (Jia et al. 2024, D3IL): entropy of the frequencies of the ways, in logarithms to the base of
+    their number. 0: always the same way. 1: all ways equally often. NaN if nothing was counted. Few counts
+    underestimate it, see `fair`."""
     if n_modes < 2 or len(counts) > n_modes:
         raise ValueError(f"expected two ways or more, and no more counts than that, found {n_modes} and {len(counts)}")
     p = np.asarray([c for c in counts if c], float)
@@ -126,7 +126,7 @@ def expected_entropy(n_modes: int, repeats: int) -> float:
 def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, level: float = LEVEL) -> Interval:
     """The mean over starts (the episodes' `metadata["start"]`) of the entropy of what was done from each: conditional
     behavior entropy (Jia et al. 2024). Failures are in no count, and a start where nothing succeeds is in no mean, as
-    in their code for several boxes: how often it succeeds is another figure. The start is the unit of the interval."""
+    in their code for several boxes: the success rate is another figure. The start is the unit of the interval."""
     groups: dict[int, list[Episode]] = {}
     for e in episodes:
         groups.setdefault(int(e.metadata["start"]), []).append(e)
@@ -169,7 +169,7 @@ def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, s
     """Rolls each of the first `starts` episodes of `seed` out `repeats` times; which start it was is in
     `metadata["start"]`. A policy that draws nothing does the same every time."""
     if starts < 1 or repeats < 2:
-        raise UserError(f"expected a start and two rollouts of it at least, found {starts} and {repeats}",
+        raise UserError(f"needs at least 1 start and 2 rollouts of it, but has {starts} and {repeats}",
                         where="rollout_repeated_starts",
                         hint="such as rollout_repeated_starts(actor, env, starts=16, repeats=8)")
     ran = rollout(actor, RepeatedStartsEnv(env, seed, starts, repeats), starts * repeats, seed, watch=watch)

@@ -24,7 +24,7 @@ def spectral_arc_length(
     Hz (or half of `fps`, above which a record says nothing), cut where the amplitude last is `least` of the largest
     (Balasubramanian et al. 2015, On the analysis of movement smoothness). At most about -1.4, for one even stroke; more
     negative with every halt and tremble, whatever the size and pace of the movement. NaN for fewer than five samples,
-    values that are no numbers, or no movement."""
+    values that are not finite, or no movement."""
     profile = np.asarray(profile, float)
     if len(profile) < 5 or not np.isfinite(profile).all() or not np.abs(profile).max() > 0:
         return math.nan

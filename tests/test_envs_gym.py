@@ -269,7 +269,7 @@ def test_options_of_theirs_arrive(theirs):
 
 @pytest.mark.parametrize(("name", "found"), [
     ("theirs_envs:needs", r"needs\(size\) needs more than rows\n  -> .*'size'"),
-    ("theirs_envs:number", "is not a function or class, but int"),
+    ("theirs_envs:number", "the factory returned int, not an Env"),
     ("theirs_envs:instance", "'instance' in theirs_envs is not a function or class, but Theirs"),
     ("theirs_envs:nothing", "there is no 'nothing' in theirs_envs"),
     ("theirs_envs:again", "returned the same one again"),

@@ -169,7 +169,7 @@ def test_what_a_person_did_is_recorded_discarded_labelled_and_replayed(tmp_path)
     assert any("labeled a failure" in s for s in screens) and all(s.count("\n") == 11 for s in screens)
     again = Hand(env, 5, {3: ["quit"]})
     assert len(teleoperate(env, again, 5, tmp_path / "d", 5, sleep=lambda s: None)) == 2  # what was begun is discarded
-    with pytest.raises(UserError, match="the recording has seed 5, not 6"):
+    with pytest.raises(UserError, match="the recording has seed 5, but this run has seed 6"):
         teleoperate(env, again, 5, tmp_path / "d", 6)
 
 

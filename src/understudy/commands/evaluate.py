@@ -173,7 +173,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
                         hint="evaluate each run on them alone: the energy scores compare")
     if is_exported(o.run):
         raise UserError(
-            "expected an environment, where an exported file can act, found recorded episodes",
+            "these are recorded episodes, and an exported file needs an environment",
             where=o.target,
             hint="evaluate the run that it was exported from",
         )

@@ -208,8 +208,8 @@ def _make_with(build, factory: str, name: str, rows: int, options: dict) -> Env:
         )
     if isinstance(env, gymnasium.Env):
         return _adapt_gym_env(name, env, lambda: build(**options), rows, checked=True)
-    raise UserError(f"expected an Env, a gymnasium.Env or a VectorEnv, found {type(env).__name__}", where=name,
-                    hint="let the factory return one of these")
+    raise UserError(f"the factory returned {type(env).__name__}, not an Env, a gymnasium.Env or a VectorEnv",
+                    where=name, hint="let the factory return one of these")
 
 
 def _import_quietly(module: str) -> ModuleType:

@@ -25,9 +25,10 @@ class Drive(Toy):
     pass in the end. The camera shows the person, as one bright pixel among clutter, and the dashboard, where a light
     says that the brake was on in the last step. The expert brakes for many steps in a row. So the brake light predicts
     nearly all of the braking, and only the few steps at which it begins or ends show its cause. A policy that learns
-    from the light instead of the person repeats its last action (de Haan et al. 2019, Causal Confusion in Imitation Learning,
-    arXiv 1905.11979). `dashboard=False` hides it. `fully_observed=True` also shows what decides the rewards (distance,
-    speed, person, where it appears and how long it waits), since value and reward learning need a Markov observation.
+    from the light instead of the person repeats its last action (de Haan et al. 2019, Causal Confusion in Imitation
+    Learning, arXiv 1905.11979). `dashboard=False` hides it. `fully_observed=True` also shows what decides the rewards
+    (distance, speed, person, where it appears and how long it waits), since value and reward learning need a Markov
+    observation.
 
     observation.state (17; 16 without dashboard; 5 more if fully observed): the pixels, whether the brake was on (0 or
     1), and the first 5 components of simulator.state. simulator.state

@@ -115,7 +115,7 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
         wanted = {"env": env.metadata["env"], "seed": seed, "by": actor_name, "number": n}
         if found != wanted:
             odd = next(k for k in wanted if found[k] != wanted[k])
-            raise UserError(f"the recording has {odd} {found[odd]!r}, not {wanted[odd]!r}",
+            raise UserError(f"the recording has {odd} {found[odd]!r}, but this run has {odd} {wanted[odd]!r}",
                             where=f"{out}, episode {n}", hint="choose another folder, or use the options of the "
                                                               "first call")
     return len(data)

@@ -159,7 +159,7 @@ class RestartForecast:
 
     success: the fraction of attempts that succeed if none is given up. lost: the fraction of those that are given up
     all the same (false positives). caught: the fraction of the others that are given up (true positives). The mean
-    steps of attempts that run to their success or failure, and of those that would have had one of the two but are given up.
+    steps of attempts that run to their success or failure, and of those that would have run there but are given up.
     """
 
     success: float

@@ -161,13 +161,13 @@ def test_real_files_of_other_kinds(pattern, kind, shared):
 # -- LeRobot --------------------------------------------------------------------------------------------------------
 
 FAULTS = {
-    "lerobot_truncated_mp4": "expected a whole video file|expected a frame at",
+    "lerobot_truncated_mp4": "the video file is damaged|expected a frame at",
     "lerobot_parquet_without_footer": "file-000.parquet: the Parquet file cannot be read",
     "lerobot_episodes_without_footer": "chunk-001/file-001.parquet: the Parquet file cannot be read",
     "lerobot_episode_gap": "the 4 episodes have the numbers 0, 1, 3, 7",
     "lerobot_wrong_length": "episode 0, length: it is 6, but .* is 5",
     "lerobot_missing_video": r"chunk-001/file-000.mp4: the metadata name this file, but it is missing",
-    "lerobot_image_not_png": "episode 0, frame 4, observation.images.top: expected a PNG or JPEG image",
+    "lerobot_image_not_png": "episode 0, frame 4, observation.images.top: the value is not a PNG or JPEG image",
     "lerobot_v21_missing_episode": "episode_000002.parquet: the metadata name this file, but it is missing",
 }
 DOUBTS = {
@@ -287,7 +287,7 @@ def test_metadata_that_are_no_json_or_not_there(copy):
     (path / "meta/tasks.parquet").unlink()
     refused(path, "meta/tasks.parquet", "the file is missing")
     (path / "meta/info.json").write_text('{"fps": 10,')
-    refused(path, "meta/info.json", "expected JSON, found something else, line 1")
+    refused(path, "meta/info.json", "the file cannot be read as JSON, line 1")
 
 
 def test_v21_metadata_that_are_cut_short(copy):

@@ -885,7 +885,7 @@ def test_checkpoints_of_another_schema(call, place, tmp_path):
             do=False)
     refused(changed("code", edit("policy.json", head={"$": "os:system"})), "--trust os")
     refused(changed("width", edit("features.json", action={"dtype": "float32", "shape": [5], "kind": "vector"})),
-            "expected the weights of this policy, found 2 of another shape")
+            "the weights do not fit this policy: 2 of another shape")
     refused(changed("cut", lambda run: os.truncate(run / "weights.safetensors", 100)), "weights.safetensors")
     refused(changed("text", lambda run: (run / "policy.json").write_text("{")), "policy.json", "line 1")
 

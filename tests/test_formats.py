@@ -441,7 +441,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
         lerobot.append(tmp_path / "out", wrong[3:])
     after = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != ".lock"}
     assert before == after
-    with pytest.raises(UserError, match="expected nothing here"):
+    with pytest.raises(UserError, match="there is already a file or folder"):
         lerobot.write(data, tmp_path / "out")
 
 

@@ -627,7 +627,7 @@ def test_a_flipped_bit_in_weights_is_refused(made, tmp_path):
         (at / "checksums.json").write_text(spoilt)
         assert "checksums.json: " in refusal(at) and "take another checkpoint of the run" in refusal(at)
     (at / "checksums.json").unlink()
-    assert "checksums.json: expected a file, found none" in refusal(at)
+    assert "checksums.json: there is no such file" in refusal(at)
 
 
 def test_a_saved_policy_has_a_checksum_too(tmp_path):
@@ -660,7 +660,7 @@ def test_a_broken_checkpoint_says_what_to_take_instead(made, tmp_path, name, spo
     if spoil == "gone":
         file.unlink()
     said = refusal(tmp_path / "r", load_actor)
-    assert name in said and ("expected a file, found none" in said) == (spoil == "gone")
+    assert name in said and ("there is no such file" in said) == (spoil == "gone")
     if (name, spoil) not in (("features.json", "{}"), ("method.json", "[]"), ("method.json", "{}")):
         assert f"take another checkpoint of the run: {tmp_path / 'r/checkpoints/000003'}" in said
         load_actor(tmp_path / "r/checkpoints/000003")

@@ -360,7 +360,7 @@ def test_a_parent_that_is_not_what_it_was_is_an_error(stored, tmp_path):
 
 def test_a_view_is_never_written_over_something_or_into_its_data(stored, tmp_path):
     (tmp_path / "v.json").write_text("mine")
-    with pytest.raises(UserError, match="expected nothing here"):
+    with pytest.raises(UserError, match="there is already a file or folder"):
         views.write_view(tmp_path / "v.json", stored / "demos")
     assert (tmp_path / "v.json").read_text() == "mine"
     before = bytes_of(stored / "demos")

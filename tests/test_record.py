@@ -145,16 +145,16 @@ def test_mistakes_name_the_column(tmp_path):
     r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None)
     refused("column 'observation.state': expected the columns", lambda: r.step({}, [0.0]))
     refused("'observation.x'", lambda: r.step({STATE: np.zeros(2), "observation.x": 1}, np.zeros(1)))
-    refused(r"'action': expected float32 \(1,\), found float64 \(2,\)",
+    refused(r"'action': the value is float64 \(2,\), but the schema says float32 \(1,\)",
             lambda: r.step({STATE: np.zeros(2)}, np.zeros(2)))
     refused("a step cannot have a time", lambda: r.step(*told(0, 0), time=1.0))
     refused("another recorder is working", lambda: Recorder(SCHEMA, tmp_path / "d"))
     refused("another recorder is working", lambda: repair(tmp_path / "d"))
     show(r, 0, 2)
     r.close()
-    refused("column 'action': expected float32 .* as the episodes there have, found float64", lambda: Recorder(
+    refused("column 'action': the episodes there have float32 .* but the schema has float64", lambda: Recorder(
         {**SCHEMA, "action": Feature("float64", (1,))}, tmp_path / "d"))
-    refused("expected 10 steps a second", lambda: Recorder(SCHEMA, tmp_path / "d", fps=20))
+    refused("have 10 steps a second, but fps is 20", lambda: Recorder(SCHEMA, tmp_path / "d", fps=20))
     refused("no column action", lambda: Recorder({STATE: SCHEMA[STATE]}, tmp_path / "e"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").write_text("")

@@ -646,7 +646,7 @@ def test_a_flipped_bit_in_the_state_of_a_learner_is_refused(made, tmp_path):
     for _ in flipped(at / "train" / "learner.safetensors"):
         said = refusal(6, lambda step: Run(tmp_path / "r").resume(step, learner))
         assert "learner.safetensors: the file is damaged" in said
-        assert said.endswith(f"remove {at}, and training goes on from the checkpoint before")
+        assert said.endswith(f"remove {at}, and training continues from the checkpoint before it")
     Run(tmp_path / "r").resume(6, learner)
 
 
@@ -671,12 +671,12 @@ def test_a_run_without_a_checkpoint_names_the_command_that_goes_on(made, tmp_pat
     with Run(begun).locked():
         (begun / "checkpoints").mkdir()
         said = refusal(begun)
-    assert "stopped before" in said and said.endswith(f"goes on: understudy train METHOD DATA --out {begun}")
+    assert "stopped before" in said and said.endswith(f"started the run: understudy train METHOD DATA --out {begun}")
     assert refusal(begun / "best").endswith(f"--out {begun}")
     shutil.copytree(made, other)
     (other / "run.json").unlink()
     said = refusal(other)
-    assert f"{other}/checkpoints/000006" in said and said.endswith("goes on: understudy train bc d --out r")
+    assert f"{other}/checkpoints/000006" in said and said.endswith("started the run: understudy train bc d --out r")
     Policy.load(other / "checkpoints/000006")
     (other / "run.json").write_text('{"last": 6}')
     assert "run.json: the file does not contain the names of checkpoints" in refusal(other)

@@ -277,7 +277,7 @@ class Recorder:
                 continue
             value = np.asarray(values[name])
             if value.shape != f.shape or value.dtype != f.dtype and not np.can_cast(value.dtype, f.dtype, "same_kind"):
-                raise UserError(f"expected {f.dtype} {f.shape}, found {value.dtype} {value.shape}",
+                raise UserError(f"the value is {value.dtype} {value.shape}, but the schema says {f.dtype} {f.shape}",
                                 where=f"{where}, column {name!r}", hint="give each step what the schema says")
             out[name] = _finite(name, value if value.dtype == f.dtype else value.astype(f.dtype), f, values, where)
         return out
@@ -444,13 +444,13 @@ class Recorder:
         for name in dict.fromkeys((*there, *ours)):
             if name not in _OPTIONAL_COLUMNS and there.get(name) != ours.get(name):
                 raise UserError(
-                    f"expected {_column_list(there, name)} as the episodes there have, found "
+                    f"the episodes there have {_column_list(there, name)}, but the schema has "
                     f"{_column_list(ours, name)}",
                     where=f"{self.path}, column {name!r}",
                     hint="record into another folder",
                 )
         if self.fps is not None and data.fps is not None and data.fps != self.fps:
-            raise UserError(f"expected {data.fps:g} steps a second as the episodes there have, found {self.fps:g}",
+            raise UserError(f"the episodes there have {data.fps:g} steps a second, but fps is {self.fps:g}",
                             where=self.path, hint="record into another folder")
 
 
@@ -594,7 +594,7 @@ def _not_finite(name: str, value, feature: Feature, at, where: str, after: str =
     part = "".join(f"[{feature.names[i] if feature.names and len(feature.shape) == 1 else i}]" for i in at)
     way = (f' A sensor that can drop out needs the column "{name}?" (bool), False where it gave nothing.'
            if role(name) == "observation" else "")
-    return UserError(f"the value is {value}, which is no number that a policy can learn", where=f"{where}{part}{after}",
+    return UserError(f"the value is {value}, which a policy cannot learn", where=f"{where}{part}{after}",
                      hint=f"correct what gave it. It was not recorded; what was recorded before is kept.{way}")
 
 

@@ -682,7 +682,7 @@ def test_a_run_without_a_checkpoint_names_the_command_that_goes_on(made, tmp_pat
     assert "run.json: the file does not contain the names of checkpoints" in refusal(other)
     assert f"name one of these: {made}/checkpoints/000003, {made}/checkpoints/000006" in refusal(made / "checkpoints")
     assert f"name the folder: {made}/checkpoints/000006" in refusal(made / "checkpoints/000006/weights.safetensors")
-    assert "found nothing\n  -> check the path" in refusal(tmp_path / "no")
+    assert "there is nothing here\n  -> check the path" in refusal(tmp_path / "no")
 
 
 # -- several processes -----------------------------------------------------------------------------------------------

@@ -279,12 +279,13 @@ def test_episodes_that_are_not_shown_matter_no_more(tmp_path):
 
 
 @pytest.mark.parametrize("operation, says", [
-    (Select((0, 6)), "0 to 5, found 6"), (Delete((-1,)), "0 to 5, found -1"), (Sample(7), "draw 7 of 6 episodes"),
+    (Select((0, 6)), "no episode 6; there are 0 to 5"), (Delete((-1,)), "no episode -1"),
+    (Sample(7), "draw 7 of 6 episodes"),
     (Crop(3), "leaves nothing of its 1 steps"), (Rename("acton", "x"), "did you mean action"),
     (Rename(ACTION, STATE), "is taken"), (Drop(("nothing",)), "no column 'nothing'"),
     (Filter("operater"), "did you mean operator"),
     (Filter("operator", at_least=3), "'Ada' is not a number"), (Label("success", 1), "true or false"),
-    (Label("length", 1), "can be set"), (Resample(0.0), "above 0"), (Filter("next.reward"), "more than one value")])
+    (Label("length", 1), "cannot be set"), (Resample(0.0), "above 0"), (Filter("next.reward"), "more than one value")])
 def test_an_operation_that_does_not_fit_says_so(operation, says):
     with pytest.raises(UserError, match=says):
         operation.apply(demonstrations())
@@ -375,12 +376,13 @@ def test_a_view_is_never_written_over_something_or_into_its_data(stored, tmp_pat
     ({"version": 2}, "version 2, but .* reads version 1"), ({"version": None}, "version None"),
     ({"parents": None}, "parents"),
     ({"parents": []}, "several parents"), ({"parents": ["demos"]}, "no dict"), ({"parents": [{}]}, "path"),
-    ({"operations": [{"do": "explode"}]}, "found 'explode'"), ({"operations": [{"do": ["pick"]}]}, r"found \['pick'\]"),
+    ({"operations": [{"do": "explode"}]}, "no operation 'explode'"),
+    ({"operations": [{"do": ["pick"]}]}, r"operation \['pick'\]"),
     ({"operations": [{"do": "select"}]}, "episodes"), ({"operations": [5]}, "no dict"),
     ({"operations": [{"do": "select", "episodes": [0], "also": 1}]}, "no field 'also'"),
     ({"operations": [{"do": "select", "episodes": [[0]]}]}, "an integer"),
     ({"operations": [{"do": "select", "episodes": [{"$": "os:system"}]}]}, "an integer"),
-    ({"operations": [{"do": "select", "episodes": [99]}]}, "found 99"),
+    ({"operations": [{"do": "select", "episodes": [99]}]}, "no episode 99"),
     ({"operations": [{"do": "merge"}]}, "merge first"),
     ({"episodes": "1"}, "no int"), ({"episodes": 5}, "had 5 episodes"), ({"steps": True}, "no int")])
 def test_a_view_that_is_wrong_says_where(change, says, stored, tmp_path):

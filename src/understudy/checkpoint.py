@@ -171,7 +171,7 @@ def load_features(folder: Path | str, hint: str) -> dict[str, Feature]:
     try:
         return {name: Feature.from_json(feature) for name, feature in read_document(path, hint).items()}
     except (TypeError, AttributeError) as error:
-        raise UserError(f"expected columns with dtype, shape and kind, found something else ({error})", where=path,
+        raise UserError(f"the columns are not stored with dtype, shape and kind ({error})", where=path,
                         hint=hint) from None
 
 

@@ -337,8 +337,8 @@ class Label(Operation):
     def apply(self, data: Dataset) -> Dataset:
         kind = {"success": bool, "task": str}.get(self.field, object)
         if self.field in ("length", "episode", "") or not isinstance(self.value, kind):
-            raise UserError("expected a fact that can be set (success true or false, task as text), found "
-                            f"{self.field!r} = {self.value!r}", where="label",
+            raise UserError(f"{self.field!r} = {self.value!r} cannot be set: success is true or false, task is "
+                            "text, and length and episode are fixed", where="label",
                             hint="any other name is free: operator, scene, ...")
         _check_indices(self.episodes or (), data, self)
         had = _narrow(data, self.episodes is not None)
@@ -630,7 +630,7 @@ def _narrow(data: Dataset, narrow: bool = True) -> Dataset:
 def _check_indices(numbers: Sequence[int], data: Dataset, operation: Operation) -> None:
     for i in numbers:
         if not 0 <= i < len(data):
-            raise UserError(f"expected numbers of episodes, 0 to {len(data) - 1}, found {i}",
+            raise UserError(f"there is no episode {i}; there are 0 to {len(data) - 1}",
                             where=f"{type(operation).__name__.lower()}, episodes", hint="they are counted from 0")
 
 

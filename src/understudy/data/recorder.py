@@ -177,7 +177,7 @@ class Recorder:
         advance.
         """
         if self._steps >= 0:
-            raise UserError("expected the running episode to be ended first", where=self.path, hint="r.end() ends it")
+            raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
         self._episode_metadata = metadata
 
     def end(self, success: bool | None = None, obs: Values | None = None, **metadata) -> int | None:
@@ -223,13 +223,13 @@ class Recorder:
     def add(self, episode: Episode) -> int:
         """Adds a finished episode with its own columns and metadata. Returns its number."""
         if self._steps >= 0:
-            raise UserError("expected the running episode to be ended first", where=self.path, hint="r.end() ends it")
+            raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
         found = {n: (f.dtype, f.shape) for n, f in episode.features().items()}
         wanted = {n: (f.dtype, f.shape) for n, f in self.schema.items()}
         for name in dict.fromkeys((*wanted, *found)):
             if name not in _OPTIONAL_COLUMNS and found.get(name) != wanted.get(name):
                 raise UserError(
-                    f"expected {_column_list(wanted, name)} as in the other episodes, found "
+                    f"the other episodes have {_column_list(wanted, name)}, but this one has "
                     f"{_column_list(found, name)}",
                     where=f"episode {self.count}, column {name!r}",
                     hint="give all episodes the same columns",
@@ -261,14 +261,15 @@ class Recorder:
 
     def _last_finished(self, what: str) -> None:
         if self._steps >= 0 or not self._last_obs:
-            raise UserError(f"expected an episode that was just finished, to be {what}, found "
-                            f"{'one that runs' if self._steps >= 0 else 'none'}", where=self.path,
-                            hint="label or discard the last episode before the next one begins")
+            raise UserError(f"only an episode that was just finished can be {what}, but "
+                            f"{'one is still running' if self._steps >= 0 else 'there is none'}", where=self.path,
+                            hint="label or discard the last episode before the next one starts")
 
     def _validate(self, values: Values, schema: Schema, where: str) -> dict[str, Any]:
         if values.keys() != schema.keys():
             odd = next(n for n in (*schema, *values) if n not in values or n not in schema)
-            raise UserError(f"expected the columns {', '.join(schema)}, found {', '.join(values)}",
+            raise UserError(f"the step has the columns {', '.join(values) or 'none'}, "
+                            f"but the schema says {', '.join(schema)}",
                             where=f"{where}, column {odd!r}", hint="give each step what the schema says")
         out = {}
         for name, f in schema.items():
@@ -287,7 +288,7 @@ class Recorder:
     def flush(self) -> None:
         """Waits until every finished episode is in the LeRobot files."""
         if self._steps >= 0:
-            raise UserError("expected the running episode to be ended first", where=self.path, hint="r.end() ends it")
+            raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
         self._run_in_thread("rotate")
         self._last_obs = False
         warn_of_losses(self.path, publish(self.path))

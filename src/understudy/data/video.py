@@ -204,8 +204,8 @@ class VideoReader:
         if missing:
             row = min(missing)
             raise UserError(
-                f"expected a frame at {wanted[row]:.4f} s (within {TIMESTAMP_TOLERANCE} s), found none: the video "
-                "ends early, or its frame rate is another",
+                f"there is no frame at {wanted[row]:.4f} s (within {TIMESTAMP_TOLERANCE} s): the video "
+                "ends early, or has another frame rate",
                 where=f"{where}, frame {row}",
                 hint="take the file from a copy, or leave out the episodes in it",
             )

@@ -218,7 +218,7 @@ def _operation_to_json(operation: Operation) -> dict[str, Any]:
 def _operation_from_json(document: Any, where: str) -> Operation:
     do = _check_type(document, "dict", where).get("do")
     if not isinstance(do, str) or do not in _KINDS:
-        raise UserError(f"expected one of {', '.join(sorted(_KINDS))}, found {do!r}", where=f"{where}, do",
+        raise UserError(f"there is no operation {do!r}; there are {', '.join(sorted(_KINDS))}", where=f"{where}, do",
                         hint="a newer understudy may have written this: update")
     known = [f.name for f in fields(_KINDS[do])]
     for key in document:
@@ -258,8 +258,8 @@ def check_operations(parents: int, what: Sequence[Operation], path: Path) -> Non
     merges = [i for i, o in enumerate(what) if isinstance(o, Merge)]
     if not parents or merges != ([0] if parents > 1 else []):
         raise UserError(
-            "expected several parents and merge as the first operation, or one and no merge; found "
-            f"{parents} and {len(merges)}",
+            "a view has several parents and merge as its first operation, or one parent and no merge. This one has "
+            f"{parents} parents and {len(merges)} merge operations",
             where=path,
             hint="merge first, and make other views of that view",
         )

@@ -44,7 +44,7 @@ def write_view(path: str | Path, parents: str | Path | Sequence[str | Path], *op
     check_operations(len(parents), operations, path)
     for parent in parents:
         if not is_remote(parent) and Path(parent).is_dir() and final.is_relative_to(Path(parent).resolve()):
-            raise UserError(f"expected a place outside of {parent}: a data set stays as it is", where=path,
+            raise UserError(f"the view would be written into {parent}, but a data set stays as it is", where=path,
                             hint="write the view next to it")
     opened = [open_dataset(p) for p in parents]
     data = apply_operations(opened, operations, path)

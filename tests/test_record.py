@@ -143,7 +143,7 @@ def test_mistakes_name_the_column(tmp_path):
         with pytest.raises(UserError, match=text):
             work()
     r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None)
-    refused("column 'observation.state': the step has the columns action, but the schema says", lambda: r.step({}, [0.0]))
+    refused("column 'observation.state': the step has the columns action, but the schema", lambda: r.step({}, [0.0]))
     refused("'observation.x'", lambda: r.step({STATE: np.zeros(2), "observation.x": 1}, np.zeros(1)))
     refused(r"'action': the value is float64 \(2,\), but the schema says float32 \(1,\)",
             lambda: r.step({STATE: np.zeros(2)}, np.zeros(2)))

@@ -213,11 +213,11 @@ def test_memory_stays(tmp_path):
     program = """
 import sys, re
 import numpy as np
-from understudy.data.stream import Stream
+from understudy.data.stream import ShardStream
 from understudy.data.window import Window
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
-stream = ShardStream(sys.argv[1], buffer=2000)
+stream = ShardStream(sys.argv[1], buffer_size=2000)
 windows = stream.windows(lambda d: Window().windows(d, ("observation.state",), "action"))
 windows.batch(64, 0)
 before = most = anonymous()

@@ -78,7 +78,10 @@ def require(promise: bool, what: str) -> None:
 
 def require_equal(one: Tensor, other: Tensor, what: str, near: float = 0.0) -> None:
     """Equal, or, with `near`, equal to that much of their size."""
-    torch.testing.assert_close(one, other, rtol=near, atol=near / 10, msg=lambda m: f"{what}\n{m}")
+    try:
+        torch.testing.assert_close(one, other, rtol=near, atol=near / 10, msg=lambda m: f"{what}\n{m}")
+    except AssertionError as error:
+        raise ContractViolation(str(error)) from None
 
 
 # -- made-up data ---------------------------------------------------------------------------------------------------

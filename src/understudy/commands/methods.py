@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Output, parse
+from .common import Output, TrustedPackages, parse
 
 if TYPE_CHECKING:
     from ..learn.method import Method
@@ -20,6 +20,8 @@ class MethodsOptions:
 
     name: Annotated[str | None, Positional, arg(metavar="[NAME]")] = None
     """a method's name; all of them if left out"""
+    trust: TrustedPackages = ()
+    """load code of this package (repeatable)"""
     json: bool = False
     """one JSON document on standard output"""
 
@@ -40,14 +42,15 @@ def main(args: list[str]) -> None:
             return
         from ..methods import find_method
 
-        method, described = find_method(o.name), describe_method(o.name)
+        method, described = find_method(o.name, trust=o.trust), describe_method(o.name)
         if described is not None:
             told = {"Paper": described["paper"], "Ledger": ", ".join(described["rows"]),
                     "Needs": "; ".join(described["needs"])}
             out.print(f"{described['name']}: {described['summary']}",
                       *(f"{name}: {text}" for name, text in told.items() if text), "")
-        out.print(settings_table(o.name, method))
-        out.suggest(f"understudy train {o.name} DATA --out RUN", f"understudy train {o.name} --help")
+        out.print(settings_table(o.name, method, o.trust))
+        trusted = "".join(f" --trust {package}" for package in o.trust)
+        out.suggest(f"understudy train {o.name} DATA --out RUN{trusted}", f"understudy train {o.name} --help{trusted}")
         out.print_json([] if described is None else [described])
 
 

@@ -37,7 +37,9 @@ class Head(ABC):
             coded_dim: Width of one coded step.
 
         Returns:
-            Shape without the batch dimension. ``(horizon, 0)`` for heads without randomness.
+            Shape without the batch dimension. The first number is the horizon, because `sample` reads the length of the
+            chunk from its noise. A head without randomness returns ``(horizon, 0)``. A head that draws once per chunk
+            returns ``(horizon, n)`` and reads the first step.
         """
         return (horizon, coded_dim)
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..files import write_text
 from .method import Method
 from .run import Run, disk_space_errors
+from .stages import packages_of
 
 
 def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> None:
@@ -24,6 +25,7 @@ def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> No
     told = [("run", method.executor), ("learn", method.learner), *(("data", r) for r in method.transforms), *parts]
     told += [("wrapper", method.wrapper)] if method.wrapper is not None else []
     told += [("collection", method.collection)] if method.collection is not None else []
+    trusted = "".join(f" --trust {package}" for package in packages_of(method) if package != "understudy")
     held, left_out = provenance["held_out"], ", ".join(map(str, provenance["left_out"]))
     if any("score" in line for line in lines.values()):
         chosen = "The score chose the best checkpoint, so it is no judgement of it: evaluate on other seeds.\n"
@@ -55,8 +57,8 @@ seed {provenance["seed"]}, {max(run.saved_steps())} updates.
 
 ## Commands
 {f"{chr(10)}    {provenance['command']}" if provenance["command"] else ""}
-    understudy eval RUN ENV --episodes 100
-    understudy eval RUN DATA
+    understudy eval RUN ENV --episodes 100{trusted}
+    understudy eval RUN DATA{trusted}
 """
     with disk_space_errors(run.folder, "make room, and give the same command"):
         write_text(run.folder / "CARD.md", text)

@@ -161,13 +161,13 @@ def test_real_files_of_other_kinds(pattern, kind, shared):
 # -- LeRobot --------------------------------------------------------------------------------------------------------
 
 FAULTS = {
-    "lerobot_truncated_mp4": "expected a whole video file|expected a frame at",
+    "lerobot_truncated_mp4": "the video file is damaged|there is no frame at",
     "lerobot_parquet_without_footer": "file-000.parquet: the Parquet file cannot be read",
     "lerobot_episodes_without_footer": "chunk-001/file-001.parquet: the Parquet file cannot be read",
     "lerobot_episode_gap": "the 4 episodes have the numbers 0, 1, 3, 7",
     "lerobot_wrong_length": "episode 0, length: it is 6, but .* is 5",
     "lerobot_missing_video": r"chunk-001/file-000.mp4: the metadata name this file, but it is missing",
-    "lerobot_image_not_png": "episode 0, frame 4, observation.images.top: expected a PNG or JPEG image",
+    "lerobot_image_not_png": "episode 0, frame 4, observation.images.top: the value is not a PNG or JPEG image",
     "lerobot_v21_missing_episode": "episode_000002.parquet: the metadata name this file, but it is missing",
 }
 DOUBTS = {
@@ -287,7 +287,7 @@ def test_metadata_that_are_no_json_or_not_there(copy):
     (path / "meta/tasks.parquet").unlink()
     refused(path, "meta/tasks.parquet", "the file is missing")
     (path / "meta/info.json").write_text('{"fps": 10,')
-    refused(path, "meta/info.json", "expected JSON, found something else, line 1")
+    refused(path, "meta/info.json", "the file cannot be read as JSON, line 1")
 
 
 def test_v21_metadata_that_are_cut_short(copy):
@@ -304,14 +304,14 @@ def test_a_video_that_ends_early(copy):
     path = copy("v3.0/video_many_files")
     videos = path / "videos/observation.images.top"
     shutil.copy(videos / "chunk-000/file-000.mp4", videos / "chunk-001/file-001.mp4")  # 5 frames in place of 12
-    refused(path, "chunk-001/file-001.mp4, episode 3, frame 5", "expected a frame at 0.5000 s", "found none")
+    refused(path, "chunk-001/file-001.mp4, episode 3, frame 5", "there is no frame at 0.5000 s")
 
 
 def test_a_video_whose_frames_lie_between_the_times(copy):
     path = copy("v3.0/video_av1")
     column = "videos/observation.images.top/from_timestamp"
     edit_parquet(_episodes(path), lambda c: c[column].__setitem__(3, c[column][3] + 0.03))
-    refused(path, "file-000.mp4, episode 3, frame 0", "within 0.0001 s", "found none")
+    refused(path, "file-000.mp4, episode 3, frame 0", "there is no frame", "within 0.0001 s")
 
 
 def test_no_episodes(copy, tmp_path):

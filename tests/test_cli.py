@@ -749,8 +749,8 @@ def test_bad_data(call, place, tmp_path):
 
 @pytest.mark.parametrize(("change", "words"), [
     (("--executor.n-action-steps", "20"), ("skip + n_action_steps", "only 8 steps", "20")),
-    (("--policy.window.horizon", "0"), ("policy.window.horizon", "at least one step, found 0")),
-    (("--policy.window.n-obs-steps", "0"), ("policy.window.n_obs_steps", "at least one step, found 0")),
+    (("--policy.window.horizon", "0"), ("policy.window.horizon", "horizon is 0, but must be")),
+    (("--policy.window.n-obs-steps", "0"), ("policy.window.n_obs_steps", "n_obs_steps is 0, but must be")),
 ])
 def test_what_could_not_be_run_is_not_trained(call, place, tmp_path, change, words):
     refused(call("train", "bc-gmm", place / "demos", "--out", tmp_path / "r", *TINY, *change), *words)
@@ -868,7 +868,7 @@ def test_convert_takes_the_format_from_the_suffix(call, tmp_path):
 def test_checkpoints_of_another_schema(call, place, tmp_path):
     import shutil
 
-    refused(call("eval", tmp_path / "no", "fork"), "expected a trained run")
+    refused(call("eval", tmp_path / "no", "fork"), "not a trained run")
 
     def changed(name, change):
         run = tmp_path / name
@@ -885,7 +885,7 @@ def test_checkpoints_of_another_schema(call, place, tmp_path):
             do=False)
     refused(changed("code", edit("policy.json", head={"$": "os:system"})), "--trust os")
     refused(changed("width", edit("features.json", action={"dtype": "float32", "shape": [5], "kind": "vector"})),
-            "expected the weights of this policy, found 2 of another shape")
+            "the weights do not fit this policy: 2 of another shape")
     refused(changed("cut", lambda run: os.truncate(run / "weights.safetensors", 100)), "weights.safetensors")
     refused(changed("text", lambda run: (run / "policy.json").write_text("{")), "policy.json", "line 1")
 
@@ -1014,7 +1014,7 @@ def test_a_recording_that_is_interrupted_keeps_what_ended(call, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command goes on" in err, err
+    assert process.returncode == 130 and "the same command continues" in err, err
     kept = open_dataset(tmp_path / "d")
     assert 0 < len(kept) < 5000 and [e.metadata["number"] for e in kept] == list(range(len(kept)))
     more = str(len(kept) + 3)
@@ -1034,7 +1034,7 @@ def test_an_evaluation_that_is_interrupted(call, place, tmp_path, saved):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and ("goes on" if saved else "starts anew") in err and "Traceback" not in err
+    assert process.returncode == 130 and ("continues" if saved else "starts again") in err and "Traceback" not in err
     if saved:
         more = len(open_dataset(tmp_path / "d")) + 2
         found = document(call(*args[:4], more, "--save", tmp_path / "d", "--json"))
@@ -1050,7 +1050,7 @@ def test_training_that_is_interrupted_says_how_to_go_on(place, tmp_path, number)
         time.sleep(0.05)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command goes on" in err and "understudy train bc" in err
+    assert process.returncode == 130 and "the same command continues" in err and "understudy train bc" in err
     assert "Traceback" not in err
     last = json.loads((tmp_path / "r" / "run.json").read_text())["last"]
     assert int(last[-6:]) > 0 and (tmp_path / "r" / last / "weights.safetensors").exists()

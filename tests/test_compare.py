@@ -243,7 +243,7 @@ def test_what_cannot_be_compared(call, place):
     refused(call("compare", a), "but has 1", "understudy eval")
     refused(call("compare", a, a, "--env", "fork"), "twice")
     refused(call("compare", a, b), "--env")
-    refused(call("compare", a, place / "none", "--env", "fork"), "expected a trained run")
+    refused(call("compare", a, place / "none", "--env", "fork"), "not a trained run")
     for args in ((a, place / "demos", "--env", "fork"), (a, b, place / "demos")):
         refused(call("compare", *args, "--episodes", 2), f"{place / 'demos'}: these are demonstrations, neither a run "
                 "nor rollouts that eval --save wrote\n  -> train a policy on them: understudy train METHOD")

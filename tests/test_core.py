@@ -254,7 +254,7 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
 
 def test_a_folder_never_replaces_anything(tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(UserError, match="found a file"), files.whole_folder(tmp_path / "run"):
+    with pytest.raises(UserError, match="already a file or folder"), files.whole_folder(tmp_path / "run"):
         pass
     assert (tmp_path / "run").read_text() == "mine"
 

@@ -160,7 +160,7 @@ def test_windows_of_a_video_are_those_of_all_its_frames(codec, kept, tmp_path):
         for first in np.random.default_rng(0).permutation(28):
             rows = [first + 2, first, first, first + 1]  # one asked for twice, and not in order
             np.testing.assert_array_equal(filmed(reader, times[rows], shape), whole[rows])
-        with pytest.raises(UserError, match="expected a frame at 3.0000 s"):
+        with pytest.raises(UserError, match="there is no frame at 3.0000 s"):
             list(reader.frames(np.array([2.9, 3.0]), shape, "here"))
         np.testing.assert_array_equal(filmed(reader, times[:1], shape), whole[:1])  # though it came to the end
 
@@ -441,7 +441,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
         lerobot.append(tmp_path / "out", wrong[3:])
     after = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != ".lock"}
     assert before == after
-    with pytest.raises(UserError, match="expected nothing here"):
+    with pytest.raises(UserError, match="there is already a file or folder"):
         lerobot.write(data, tmp_path / "out")
 
 

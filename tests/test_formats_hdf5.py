@@ -622,7 +622,7 @@ def test_next_observations_that_do_not_follow_are_said(files, tmp_path):
 @pytest.mark.parametrize("name, change, parts", [
     ("act_aloha/raw/episode_0.hdf5", _without("action"), ["HDF5 file of an unknown kind, which holds observations"]),
     ("act_aloha/compressed/episode_0.hdf5", _replace("observations/images/cam_high", np.ones((5, 40), np.uint8)),
-     ["observations/images/cam_high, row 0", "expected a PNG or JPEG image"]),
+     ["observations/images/cam_high, row 0", "the value is not a PNG or JPEG image"]),
     ("d4rl/with_next.hdf5", _without("terminals"), ["there is no array terminals"]),
     ("d4rl/with_next.hdf5", _replace("terminals", np.full(22, 0.5)), ["terminals", "0 or 1, but it is (22,) with 0.5"]),
     ("d4rl/with_next.hdf5", _replace("infos/qpos", np.zeros(21)), ["infos/qpos: it has 21 rows instead of 22"]),
@@ -750,7 +750,7 @@ def test_a_side_file_of_an_earlier_file_is_neither_taken_for_its_own_nor_removed
         write_dataset(plain, tmp_path / "a.hdf5", to)
     assert sidecar.sidecar_path(tmp_path / "a.hdf5").read_bytes() == kept and not (tmp_path / "a.hdf5").exists()
     write_dataset(plain, tmp_path / "b.hdf5", to)
-    with pytest.raises(UserError, match="expected nothing here"):
+    with pytest.raises(UserError, match="there is already a file or folder"):
         write_dataset(data, tmp_path / "b.hdf5", to)
     assert open_dataset(tmp_path / "b.hdf5").fingerprint() == plain.fingerprint()
 

@@ -275,7 +275,7 @@ def test_a_loop_that_judges_itself_is_settled_and_told(call, place, tmp_path):
     args = ["bad", "robot_of_a_test:judged", "--trust", "robot_of_a_test", "--interactive", "--against", "good",
             "--save", journal]
     status, out, err = call([""] * 7, *args)  # the person leaves in the fourth round
-    assert status == 130 and "the same command goes on" in err
+    assert status == 130 and "the same command continues" in err
     assert "good succeeds" not in out  # nobody is told before the end
     assert not re.search(r"good|bad", "".join(journal.read_text().splitlines()[1:]))
     assert "In so many rounds a difference of 12 points shows four times in five at best" in out

@@ -160,7 +160,7 @@ def test_bfloat16_trains_and_keeps_the_weights_in_float32(data):
 
 
 def test_float16_needs_cuda(data):
-    with pytest.raises(UserError, match="CUDA device for precision 'fp16', found cpu"):
+    with pytest.raises(UserError, match="precision 'fp16' needs a CUDA device, but the device is cpu"):
         clone(data, OptimizerConfig(precision="fp16"))
 
 
@@ -599,7 +599,7 @@ def test_what_follows_a_chunk_has_to_come_after_it_was_chosen(tmp_path):
     data = Dataset([Episode({"observation.state": np.zeros((6, 2)), "action": np.zeros((6, 1))}) for _ in range(2)])
     for ahead, horizon in ((-2, 1), (-3, 2)):
         method = Method(PolicyConfig(Regression(), window=Window(1, horizon, ahead)), learner=Looks(steps=1))
-        with pytest.raises(UserError, match=f"found ahead={ahead} and horizon={horizon}"):
+        with pytest.raises(UserError, match=f"action_offset={ahead} and horizon={horizon}"):
             train(method, data, tmp_path / "no", val_fraction=0)
     method = Method(PolicyConfig(Regression(), window=Window(1, 3, -2)), RecedingHorizon(1, skip=2), Looks(steps=1))
     train(method, data, tmp_path / "yes", val_fraction=0)
@@ -616,7 +616,7 @@ def test_targets_beyond_every_episode_are_refused_before_training(window, target
     found = (
         nullcontext()
         if there
-        else pytest.raises(UserError, match=f"ahead={window.action_offset}.*\n  -> look less far")
+        else pytest.raises(UserError, match=f"action_offset={window.action_offset}.*\n  -> look less far")
     )
     with found:
         check_method(method, data)

@@ -206,7 +206,7 @@ def test_a_file_says_what_it_is(fork):
     assert set(facts["features"]) == set(policy.features)
     found = load(path)
     assert found.features == policy.features
-    with pytest.raises(UserError, match="expected a column"):
+    with pytest.raises(UserError, match="there is no column"):
         check_features(found, {"action": policy.features["action"]}, "elsewhere")
 
 
@@ -291,22 +291,22 @@ def test_a_copy_of_the_runner_needs_numpy_and_onnxruntime_only(tmp_path):
 
 def test_files_that_are_none(fork, tmp_path):
     _, _, path = fork
-    with pytest.raises(UserError, match="found none"):
+    with pytest.raises(UserError, match="there is no such file"):
         load(tmp_path / "absent.onnx")
-    with pytest.raises(UserError, match="found a folder"):
+    with pytest.raises(UserError, match="this is a folder"):
         load(tmp_path)
     for name, content in (("text.onnx", b"no model"), ("half.onnx", path.read_bytes()[:3000]), ("empty.onnx", b"")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}: expected a whole ONNX file"):
+        with pytest.raises(UserError, match=f"{name}: this is not a complete ONNX file"):
             load(tmp_path / name)
     model = onnx.load(path)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "another.onnx")
-    with pytest.raises(UserError, match="found another ONNX file"):
+    with pytest.raises(UserError, match="did not write this ONNX file"):
         load(tmp_path / "another.onnx")
     model.metadata_props.add(key="understudy", value='{"format": 99}')
     onnx.save(model, tmp_path / "later.onnx")
-    with pytest.raises(UserError, match="expected format 2 .* found 99"):
+    with pytest.raises(UserError, match="the file has format 99, but .* reads format 2"):
         load(tmp_path / "later.onnx")
 
 
@@ -326,7 +326,7 @@ def test_a_missing_extra_is_named(fork, monkeypatch, tmp_path):
     for package in ("onnxruntime", "onnxscript"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
-            with pytest.raises(UserError, match=rf"the package {package}, found none\n.*understudy\[onnx\]"):
+            with pytest.raises(UserError, match=rf"the package {package} is not installed\n.*understudy\[onnx\]"):
                 load(path) if package == "onnxruntime" else export(policy, tmp_path / "policy.onnx")
 
 
@@ -349,13 +349,13 @@ class Forgetful(Regression):
 @pytest.mark.parametrize("head, said", [
     (Sorted(), "Sorted with these parts has no form in ONNX"),
     (Neighbors(local_model="linear"), "Neighbors with these parts has no form in ONNX"),
-    (Forgetful(), "expected the policy's plans, found a difference of 0.0")])
+    (Forgetful(), "plans otherwise than the policy: the difference is 0.0")])
 def test_what_cannot_be_written_leaves_no_file(head, said, tmp_path):
     policy, _ = random_batch(PolicyConfig(head, trunk=MLP(16), window=Window(1, 4)))
     with pytest.raises(UserError, match=said):
         export(policy, tmp_path / "policy.onnx")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match="ends in .onnx"):
+    with pytest.raises(UserError, match="must end in .onnx"):
         export(policy, tmp_path / "policy.bin")
 
 
@@ -377,10 +377,10 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert "understudy eval bc.onnx" in run("eval", "bc.onnx", "fork", "--episodes", 4)[1]
     for args, message in ((("eval", "bc.onnx", "demos"), "these are recorded episodes"),
                           (("eval", "bc.onnx", "fork", "--device", "cuda"), "expected the CPU"),
-                          (("eval", "none.onnx", "fork"), "found none"),
+                          (("eval", "none.onnx", "fork"), "there is no such file"),
                           (("eval", "bc.onnx", "fork", "--task", "go left"), "trained without words"),
-                          (("export", "runs/bc", "--out", "bc.bin"), "ends in .onnx"),
-                          (("export", "demos", "--out", "x.onnx"), "expected a trained run")):
+                          (("export", "runs/bc", "--out", "bc.bin"), "must end in .onnx"),
+                          (("export", "demos", "--out", "x.onnx"), "not a trained run")):
         status, _, error = run(*args)
         assert status == 2 and message in error, (args, error)
 

@@ -261,7 +261,7 @@ def test_rerun_shows_the_rows_end_to_end(tmp_path, shared):
     lengths = [len(e.steps[STATE]) for e in data]
     assert rows == list(range(sum(lengths)))  # here every episode has what was seen last, so that no row is free
     np.testing.assert_array_equal(found, np.concatenate([e.steps[STATE] for e in data]))
-    with pytest.raises(UserError, match="expected nothing here"):
+    with pytest.raises(UserError, match="there is already a file or folder"):
         rrd.write_rrd(file, data)
 
 

@@ -327,7 +327,7 @@ def test_messages_that_are_not_what_their_descriptor_says(tmp_path):
         column(written(tmp_path / "b.mcap", [(0, "/s", state(0)), (0.1, "/s", cut)]), "/s", field="ticks")
     more = file("robot.proto", "robot", {"Command": []})  # of an older version, which knows no such field
     path = written(tmp_path / "c.mcap", [(0, "/s", make("robot.Command", data=[1]))], [more])
-    with pytest.raises(UserError, match="there are no numbers and no text in ''"):
+    with pytest.raises(UserError, match="there are neither numbers nor text in ''"):
         column(path, "/s")
 
 

@@ -106,9 +106,9 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists() and "elsewhere" not in sys.modules  # refused before it could run
     assert find_method("elsewhere:mine", trust=("elsewhere",)) == bc(5)
     assert find_method("elsewhere:mine", trust=("elsewhere",), horizon=2) == bc(2)
-    for name, words in (("elsewhere:wrong", "expected a Method, found int"),
-                        ("elsewhere:number", "a function, found int"),
-                        ("elsewhere:absent", "a function, found NoneType")):
+    for name, words in (("elsewhere:wrong", "returned int instead of a Method"),
+                        ("elsewhere:number", "not a function, but of type int"),
+                        ("elsewhere:absent", "not a function, but of type NoneType")):
         with pytest.raises(UserError, match=words):
             find_method(name, trust=("elsewhere",))
     with pytest.raises(UserError, match="there is no module 'nowhere_at_all"):
@@ -143,7 +143,8 @@ def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     able = {d["name"]: any("classes" in need for need in d["needs"]) for d in describe_methods()}
     assert [n for n in able if able[n]] == ["bc", "knn", "vinn"]
     if not able[name]:
-        with pytest.raises(UserError, match=f"{name}, column 'action': expected actions that are numbers, found classes"
+        with pytest.raises(UserError, match=f"{name}, column 'action': the actions are classes, but this method "
+                                            "learns numbers"
                                             "\n  -> bc, knn, vinn learn classes"):
             find_method(name, CHOICES)
         return

@@ -77,11 +77,11 @@ def test_the_last_episode_is_labelled_discarded_and_recorded_again(tmp_path):
         r.label(success=False, quality=3)
         show(r, 7, 2)
         r.discard()
-        with pytest.raises(UserError, match="just finished, to be labeled, found none"):
+        with pytest.raises(UserError, match="just finished can be labeled, but there is none"):
             r.label(success=True)
         assert show(r, 1, 3) == 1
         r.step(*told(8, 0))
-        with pytest.raises(UserError, match="found one that runs"):
+        with pytest.raises(UserError, match="one is still running"):
             r.label(quality=1)
         r.discard()
         assert r.end() is None and show(r, 2, 1) == 2
@@ -143,24 +143,24 @@ def test_mistakes_name_the_column(tmp_path):
         with pytest.raises(UserError, match=text):
             work()
     r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None)
-    refused("column 'observation.state': expected the columns", lambda: r.step({}, [0.0]))
+    refused("column 'observation.state': the step has the columns action, but the schema", lambda: r.step({}, [0.0]))
     refused("'observation.x'", lambda: r.step({STATE: np.zeros(2), "observation.x": 1}, np.zeros(1)))
-    refused(r"'action': expected float32 \(1,\), found float64 \(2,\)",
+    refused(r"'action': the value is float64 \(2,\), but the schema says float32 \(1,\)",
             lambda: r.step({STATE: np.zeros(2)}, np.zeros(2)))
     refused("a step cannot have a time", lambda: r.step(*told(0, 0), time=1.0))
     refused("another recorder is working", lambda: Recorder(SCHEMA, tmp_path / "d"))
     refused("another recorder is working", lambda: repair(tmp_path / "d"))
     show(r, 0, 2)
     r.close()
-    refused("column 'action': expected float32 .* as the episodes there have, found float64", lambda: Recorder(
+    refused("column 'action': the episodes there have float32 .* but the schema has float64", lambda: Recorder(
         {**SCHEMA, "action": Feature("float64", (1,))}, tmp_path / "d"))
-    refused("expected 10 steps a second", lambda: Recorder(SCHEMA, tmp_path / "d", fps=20))
+    refused("have 10 steps a second, but fps is 20", lambda: Recorder(SCHEMA, tmp_path / "d", fps=20))
     refused("no column action", lambda: Recorder({STATE: SCHEMA[STATE]}, tmp_path / "e"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").write_text("")
     refused("does not contain a recording", lambda: Recorder(SCHEMA, tmp_path / "other"))
     with Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None) as again:  # the refused ones hold no lock
-        refused("'action': expected float32 .* as in the other episodes", lambda: again.add(
+        refused("'action': the other episodes have float32", lambda: again.add(
             Episode({STATE: np.zeros((2, 2), np.float32), "action": np.zeros((2, 3), np.float32)})))
     assert len(open_dataset(tmp_path / "d")) == 1
 

@@ -343,7 +343,7 @@ def test_what_was_kept_beside_the_data_goes_with_the_episodes_that_remain(tmp_pa
     beside = path / "understudy.npz"
     beside.write_bytes(beside.read_bytes()[:-40])
     assert main(["repair", str(path), "--out", str(tmp_path / "less")]) == 0
-    assert f"lost: {beside}: what was kept beside the data" in capsys.readouterr().err
+    assert f"lost: {beside}: what was kept next to the data" in capsys.readouterr().err
     assert len(open_dataset(tmp_path / "less")) == 2
 
 

@@ -627,7 +627,7 @@ def test_a_flipped_bit_in_weights_is_refused(made, tmp_path):
         (at / "checksums.json").write_text(spoilt)
         assert "checksums.json: " in refusal(at) and "take another checkpoint of the run" in refusal(at)
     (at / "checksums.json").unlink()
-    assert "checksums.json: expected a file, found none" in refusal(at)
+    assert "checksums.json: there is no such file" in refusal(at)
 
 
 def test_a_saved_policy_has_a_checksum_too(tmp_path):
@@ -646,7 +646,7 @@ def test_a_flipped_bit_in_the_state_of_a_learner_is_refused(made, tmp_path):
     for _ in flipped(at / "train" / "learner.safetensors"):
         said = refusal(6, lambda step: Run(tmp_path / "r").resume(step, learner))
         assert "learner.safetensors: the file is damaged" in said
-        assert said.endswith(f"remove {at}, and training goes on from the checkpoint before")
+        assert said.endswith(f"remove {at}, and training continues from the checkpoint before it")
     Run(tmp_path / "r").resume(6, learner)
 
 
@@ -660,7 +660,7 @@ def test_a_broken_checkpoint_says_what_to_take_instead(made, tmp_path, name, spo
     if spoil == "gone":
         file.unlink()
     said = refusal(tmp_path / "r", load_actor)
-    assert name in said and ("expected a file, found none" in said) == (spoil == "gone")
+    assert name in said and ("there is no such file" in said) == (spoil == "gone")
     if (name, spoil) not in (("features.json", "{}"), ("method.json", "[]"), ("method.json", "{}")):
         assert f"take another checkpoint of the run: {tmp_path / 'r/checkpoints/000003'}" in said
         load_actor(tmp_path / "r/checkpoints/000003")
@@ -671,18 +671,18 @@ def test_a_run_without_a_checkpoint_names_the_command_that_goes_on(made, tmp_pat
     with Run(begun).locked():
         (begun / "checkpoints").mkdir()
         said = refusal(begun)
-    assert "stopped before" in said and said.endswith(f"goes on: understudy train METHOD DATA --out {begun}")
+    assert "stopped before" in said and said.endswith(f"started the run: understudy train METHOD DATA --out {begun}")
     assert refusal(begun / "best").endswith(f"--out {begun}")
     shutil.copytree(made, other)
     (other / "run.json").unlink()
     said = refusal(other)
-    assert f"{other}/checkpoints/000006" in said and said.endswith("goes on: understudy train bc d --out r")
+    assert f"{other}/checkpoints/000006" in said and said.endswith("started the run: understudy train bc d --out r")
     Policy.load(other / "checkpoints/000006")
     (other / "run.json").write_text('{"last": 6}')
     assert "run.json: the file does not contain the names of checkpoints" in refusal(other)
     assert f"name one of these: {made}/checkpoints/000003, {made}/checkpoints/000006" in refusal(made / "checkpoints")
     assert f"name the folder: {made}/checkpoints/000006" in refusal(made / "checkpoints/000006/weights.safetensors")
-    assert "found nothing\n  -> check the path" in refusal(tmp_path / "no")
+    assert "there is nothing here\n  -> check the path" in refusal(tmp_path / "no")
 
 
 # -- several processes -----------------------------------------------------------------------------------------------

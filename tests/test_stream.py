@@ -333,4 +333,4 @@ def test_options_that_do_not_go_with_a_stream(tmp_path, capsys, more, said):
     assert main(["train", "bc", str(tmp_path), "--out", str(tmp_path / "run"), *more]) == 2
     assert said in capsys.readouterr().err
     assert main(["train", "knn", str(tmp_path), "--out", str(tmp_path / "run"), "--buffer-size", "50"]) == 2
-    assert "found one that keeps all of its data" in capsys.readouterr().err
+    assert "with a method that keeps all of its data" in capsys.readouterr().err

@@ -397,7 +397,7 @@ def test_a_draw_weighs_the_steps():
 
 @pytest.mark.parametrize("odds", [0.0, -1.0, np.nan, np.inf])
 def test_a_draw_without_meaning_is_refused(odds):
-    with pytest.raises(UserError, match="finite, not negative"):
+    with pytest.raises(UserError, match="must be finite and not negative"):
         Window().windows(
             Dataset([counted(3, 0)]), ("observation.x",), "action", sampling_weights=lambda e: np.full(len(e), odds)
         )
@@ -406,7 +406,7 @@ def test_a_draw_without_meaning_is_refused(odds):
 @pytest.mark.parametrize("more", [-1, 1])
 def test_a_draw_of_other_length_is_refused(more):
     """The steps of all later episodes would be drawn by their neighbors' numbers."""
-    with pytest.raises(UserError, match=r"each of 9 steps is drawn, found \(\d+,\)"):
+    with pytest.raises(UserError, match=r"the weights have shape \(\d+,\), but the data have 9 steps"):
         Window().windows(Dataset([counted(4, 0), counted(5, 1)]), ("observation.x",), "action",
                       sampling_weights=lambda e: np.ones(len(e) + more))
 
@@ -477,7 +477,7 @@ def test_mistakes_name_the_episode_and_the_column():
     good, bad = Episode({"x": np.zeros((3, 2))}), Episode({"x": np.zeros((3, 4))})
     with pytest.raises(UserError, match="episode 1, column 'x'"):
         PackedColumns.from_episodes(Dataset([good, bad]), ("x",))
-    with pytest.raises(UserError, match="expected a column 'y', found x"):
+    with pytest.raises(UserError, match="there is no column 'y'; the episode has x"):
         PackedColumns.from_episodes(Dataset([good]), ("y",))
     with pytest.raises(UserError, match="there are no episodes"):
         PackedColumns.from_episodes(Dataset([]), ("x",))

@@ -142,13 +142,13 @@ def load_weights(module: nn.Module, folder: Path | str, hint: str, kind: str = "
         check_checksum(path, hint)
         weights = load_file(path)
     except FileNotFoundError:
-        raise UserError("expected a file, found none", where=path, hint=hint) from None
+        raise UserError("there is no such file", where=path, hint=hint) from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"expected a whole safetensors file, found {error}", where=path, hint=hint) from None
+        raise UserError(f"the safetensors file is damaged ({error})", where=path, hint=hint) from None
     try:
         load_tensors(module, weights)
     except RuntimeError as error:
-        raise UserError(f"expected the weights of this {kind}, found {error}", where=folder,
+        raise UserError(f"the weights do not fit this {kind}: {error}", where=folder,
                         hint=f"{kind}.json and {WEIGHTS} must come from the same run; {hint}") from None
 
 
@@ -171,7 +171,7 @@ def load_features(folder: Path | str, hint: str) -> dict[str, Feature]:
     try:
         return {name: Feature.from_json(feature) for name, feature in read_document(path, hint).items()}
     except (TypeError, AttributeError) as error:
-        raise UserError(f"expected columns with dtype, shape and kind, found something else ({error})", where=path,
+        raise UserError(f"the columns are not stored with dtype, shape and kind ({error})", where=path,
                         hint=hint) from None
 
 

@@ -27,7 +27,7 @@ from . import __version__
 class Command:
     usage: str
     summary: str
-    is_resumable: bool = False  # after an interrupt the same command goes on where it stopped
+    is_resumable: bool = False  # after an interrupt the same command continues where it stopped
     resume_options: tuple[str, ...] = ()  # the options with which it does
     module: str = ""  # in commands/, where it is not the command's name
 
@@ -163,8 +163,8 @@ def _is_importing(frame) -> bool:
 def _report_interrupt(name: str, args: list[str]) -> int:
     command = COMMANDS[name]
     resumes = command.is_resumable or any(a.split("=")[0] in command.resume_options for a in args)
-    _print_error(("stopped; everything finished so far is kept, and the same command goes on from there:"
-               if resumes else "stopped; nothing was changed, and the same command starts anew:")
+    _print_error(("stopped; everything finished so far is kept, and the same command continues from there:"
+               if resumes else "stopped; nothing was changed, and the same command starts again:")
               + f"\n  understudy {shlex.join(args)}")
     return 130
 

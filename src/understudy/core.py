@@ -85,7 +85,7 @@ class Feature:
 
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> Feature:
-        """The feature of which JSON has the fields, with lists for tuples."""
+        """Builds a feature from the fields that JSON stores, with lists in place of tuples."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         return Feature(**values)
 
@@ -305,7 +305,7 @@ def _splitmix(z):
 
 
 def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
-    """(B, *shape) float64 in (0, 1), which depends only on the (key, count, stream) of its own row.
+    """(B, *shape) float64 in (0, 1), which depends only on the (key, count, stream) of the same row.
 
     Philox4x32-10 (Salmon et al. 2011) over all rows together. A rollout is the same with one environment or a thousand,
     in whichever row an episode runs. Environment and actor of an episode have the same key, and `stream` keeps their

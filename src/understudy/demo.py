@@ -83,7 +83,7 @@ def _run_demo(out, device, say, bar):
         say(f"{number}/5  Training: {NAMES[run]}, which learns {PURPOSES[run]}; {STEPS} updates of the same network")
         train(chosen, data, out / run, seed=SEED, device=device, save_freq=STEPS // 4,
               command=f"understudy demo --out {out.name}")
-    say(f"5/5  Both in {TASK!r}, closed loop, from the same {EPISODES} starts, none of which was shown")
+    say(f"5/5  Both in {TASK!r}, closed loop, from the same {EPISODES} starts, which no demonstration has")
     found = {}
     for run, name in NAMES.items():
         with bar(name, EPISODES) as progress:
@@ -101,7 +101,7 @@ def _run_demo(out, device, say, bar):
 
 
 def commands(out: Path) -> list[tuple[str, str]]:
-    """To go on with, and what each does."""
+    """Commands to try next, and what each does."""
     data = out / "demonstrations"
     return [(f"understudy inspect {data}", "What is in the demonstrations"),
             (f"understudy eval {out / 'flow'} {TASK} --episodes 100 --against {out / 'regression'} --seed 1",

@@ -54,12 +54,12 @@ def read_json(path: Path | str):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError("expected a file, found none", where=path,
+        raise UserError("there is no such file", where=path,
                         hint="check the path, or take it from a copy") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"expected JSON, found something else{line} ({error})", where=path,
-                        hint="the file is damaged: take it from a copy, or write it anew") from None
+        raise UserError(f"the file cannot be read as JSON{line} ({error})", where=path,
+                        hint="the file is damaged: take it from a copy, or write it again") from None
 
 
 def write_checksums(folder: Path | str, *names: str) -> None:
@@ -101,7 +101,7 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     """A new folder: it is built under a temporary name, synced and then renamed. After an error nothing is left."""
     path = Path(path)
     if path.exists():
-        raise UserError("expected nothing here, found a file or folder", where=path,
+        raise UserError("there is already a file or folder", where=path,
                         hint="choose another place, or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
@@ -126,7 +126,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     """A new file, as `whole_folder` makes a folder. It yields the temporary path to write to."""
     path = Path(path)
     if path.exists():
-        raise UserError("expected nothing here, found a file or folder", where=path,
+        raise UserError("there is already a file or folder", where=path,
                         hint="choose another place, or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))

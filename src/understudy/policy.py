@@ -505,7 +505,8 @@ class Policy(CheckpointModule, StepwisePlanner):
             read_checkpoint_json(folder, "policy.json"), ("understudy", *trust), str(folder / "policy.json")
         )
         if not isinstance(recipe, PolicyConfig):
-            raise UserError(f"expected a PolicyConfig, found {type(recipe).__name__}", where=folder / "policy.json",
+            raise UserError(f"the file holds a {type(recipe).__name__} instead of a PolicyConfig",
+                            where=folder / "policy.json",
                             hint=_replacement_hint(folder))
         features = load_features(folder, _replacement_hint(folder))
         _check_columns((*recipe.inputs, recipe.target), features, str(folder / "features.json"))
@@ -609,7 +610,7 @@ def find_checkpoint(folder: Path | str) -> Path:
         )
         raise UserError(f"the run was stopped before it had a checkpoint {which!r}"
                         f"{saved}", where=run, hint=_resume_hint(run))
-    raise UserError(f"expected a trained run or a checkpoint, found {_describe_path(folder)}", where=folder, hint=(
+    raise UserError(f"this is not a trained run or a checkpoint: {_describe_path(folder)}", where=folder, hint=(
         f"name one of these: {', '.join(map(str, found))}" if (found := _saved_checkpoints(folder)) else
         f"name the folder: {folder.parent}" if (folder.parent / "policy.json").exists() else
         f"train on them: understudy train METHOD {folder} --out RUN" if (folder / "meta" / "info.json").exists() else
@@ -623,8 +624,10 @@ def read_checkpoint_json(folder: Path, name: str):
 
 def _describe_path(folder: Path) -> str:
     if not folder.exists():
-        return "nothing"
-    return "a file" if folder.is_file() else "demonstrations" if (folder / "meta" / "info.json").exists() else "neither"
+        return "there is nothing here"
+    if folder.is_file():
+        return "it is a file"
+    return "it holds demonstrations" if (folder / "meta" / "info.json").exists() else "it holds no policy"
 
 
 def _saved_checkpoints(folder: Path) -> list[Path]:
@@ -636,7 +639,8 @@ def _resume_hint(run: Path) -> str:
     """Advice for a run whose names do not lead to a checkpoint."""
     found = _saved_checkpoints(run / "checkpoints")
     named = f"name one of its checkpoints, {found[-1]}; or " if found else ""
-    return f"{named}the command it was begun with goes on: {_training_command(found[-1] if found else None, run)}"
+    command = _training_command(found[-1] if found else None, run)
+    return f"{named}continue with the command that started the run: {command}"
 
 
 def _replacement_hint(folder: Path) -> str:
@@ -669,5 +673,6 @@ def _check_columns(names, features: Schema, where: str = "data set") -> None:
     for name in names:
         if name not in features:
             near = difflib.get_close_matches(name, features, 1)
-            raise UserError(f"expected a column {name!r}, found {', '.join(sorted(features)) or 'none'}", where=where,
+            known = ", ".join(sorted(features)) or "none"
+            raise UserError(f"there is no column {name!r}; the columns are {known}", where=where,
                             hint=f"did you mean {near[0]!r}?" if near else "use one of these")

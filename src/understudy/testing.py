@@ -290,7 +290,8 @@ def _head_times(policy, context, coded):
 
 
 def check_codec(codec: Codec, target: Feature | None = None) -> None:
-    """That it undoes what it does, leaves alone what is no number, and cannot be used before it was fitted."""
+    """Checks that `decode` undoes `encode`, that columns without numeric values are left alone, and that the codec
+    cannot be used before it is fitted."""
     features = {STATE: Feature("float32", (2,)), "observation.images.front": Feature("uint8", (4, 4, 3), "image"),
                 "observation.words": Feature("uint8", (9,), "text"),
                 "observation.mode": Feature("int64", (1,), "discrete", num_classes=(3,)),
@@ -318,7 +319,7 @@ def check_codec(codec: Codec, target: Feature | None = None) -> None:
     for name in inputs:
         require(seen[name].shape == batch.obs[name].shape, f"{name} must keep its shape")
         if features[name].kind != "vector":
-            require_equal(seen[name], batch.obs[name], f"{name} holds no numbers and must be left alone")
+            require_equal(seen[name], batch.obs[name], f"{name} is not numeric and must be left alone")
     twin = codec.build(features, inputs, "action")
     twin.load_state_dict(coder.state_dict())
     require_equal(twin.encode(batch.action, batch.obs), coded, "statistics must be saved with the weights")
@@ -600,9 +601,11 @@ def _metadata_as_json(meta):
 
 
 def check_env(build: Callable[[int], Env], episodes: int = 4, seed: int = 0) -> None:
-    """`build(rows)` makes that many copies. That its columns are what `features` says, that an episode depends on its
-    key alone and not on how many run beside it, that one row can be started anew alone, that episodes end, that what
-    was given is never changed afterwards, and what its further interfaces promise (expert, restore, frame, map)."""
+    """Checks an environment. `build(rows)` makes one with that many copies.
+
+    Columns must be as `features` says. An episode must depend on its key alone, and not on the number of other rows.
+    One row must be able to restart alone. Episodes must end. Values that were returned must never change afterwards.
+    Further interfaces (expert, restore, frame, map) must keep their promises."""
     env = build(3)
     try:
         obs = _env_shows(env)
@@ -650,7 +653,8 @@ def check_shift(build: Callable[[int], Env], shift: Shift, episodes: int = 3, se
     _same_runs(run(2, None), run(2, 0), "severity 0 must be the environment itself")
     for level in (shift.levels[0], shift.levels[-1]):
         check_env(lambda rows, level=level: shift.world(build(rows), level), episodes, seed)
-        _same_runs(run(1, level), run(episodes + 1, level), f"severity {level} must not depend on what runs beside it")
+        _same_runs(run(1, level), run(episodes + 1, level),
+                   f"severity {level} must not depend on the number of other rows")
 
 
 def _same_runs(one, other, what):
@@ -748,7 +752,7 @@ def _env_restores(env, run):
             for k in seen:
                 require(np.array_equal(seen[k][1].numpy(), steps[k][t]), f"{k!r} restored is not as recorded")
                 require(
-                    np.array_equal(out.obs[k][1].numpy(), steps[k][t + 1]), f"{k!r} goes on otherwise than recorded"
+                    np.array_equal(out.obs[k][1].numpy(), steps[k][t + 1]), f"{k!r} of the next step is not as recorded"
                 )
             for k, value in (("next.reward", out.reward), ("next.terminated", out.terminated)):
                 require(value[1].item() == steps[k][t], f"{k!r} after restoring is not as recorded")

@@ -1,4 +1,4 @@
-"""Checks of the files themselves, which also work where a data set cannot be opened, and name the file that is why.
+"""Checks of the files themselves. They also work if a data set cannot be opened, and name the file at fault.
 
 Each takes a path and yields findings; `files` chooses those that a path is for by what lies there, not by its name.
 Checksums of all bytes are looked at too (`deep`), which takes as long as reading them.
@@ -75,8 +75,8 @@ def _file(path, name, deep):
     elif first.startswith(_BAG):
         yield from _bag(path, name)
     elif path.suffix == ".npz":
-        yield Finding("damaged-file", "error", f"expected a zip of arrays, found a file that begins {first[:8]!r}",
-                      _COPY, Location(name))
+        yield Finding("damaged-file", "error", "the name ends in .npz, but the file is not a zip of arrays: "
+                      f"it starts with {first[:8]!r}", _COPY, Location(name))
 
 
 # -- HDF5 -----------------------------------------------------------------------------------------------------------
@@ -103,8 +103,8 @@ def _hdf5(path, name):
                           and not k.startswith("virtual")}
                 yield from _check_equal_lengths(arrays, name, "actions")
     except Exception as error:  # of h5py, which raises what it likes at damaged bytes
-        yield Finding("damaged-file", "error", f"expected an HDF5 file, found one that is cut short or damaged "
-                      f"({_line(error)})", _COPY, Location(name))
+        yield Finding("damaged-file", "error", f"the HDF5 file is cut short or damaged ({_line(error)})", _COPY,
+                      Location(name))
 
 
 def _arrays(group, h5py) -> dict:
@@ -117,8 +117,8 @@ def _check_opaque(file, name, h5py):
     """Opaque values, as Python's pickles are kept, are never loaded."""
     for key, array in _arrays(file, h5py).items():
         if array.dtype.kind == "V" and array.dtype.names is None:
-            yield Finding("pickled-array", "error", f"expected numbers or text, found opaque bytes ({array.dtype})",
-                          "store numbers or text only", Location(name, feature=key))
+            yield Finding("pickled-array", "error", f"the values are opaque bytes ({array.dtype}), which are "
+                          "never loaded", "store numbers or text only", Location(name, feature=key))
 
 
 def _check_equal_lengths(arrays, name, of, episode=None, more=(0,)):
@@ -129,7 +129,7 @@ def _check_equal_lengths(arrays, name, of, episode=None, more=(0,)):
             yield Finding(
                 "lengths-disagree",
                 "error",
-                f"expected {wanted} rows in {key} as in {of}, found {array.shape[0]}",
+                f"{key} has {array.shape[0]} rows, but {of} has {wanted}",
                 "correct it, or leave the episode out",
                 Location(name, episode, None, key),
             )
@@ -142,14 +142,14 @@ def _robomimic(file, name, h5py):
     for e, key in enumerate(demos):
         demo = data[key]
         if "actions" not in demo:
-            yield Finding("names-disagree", "error", f"expected actions in {key}, found none", _COPY, Location(name, e))
+            yield Finding("names-disagree", "error", f"{key} has no actions", _COPY, Location(name, e))
             continue
         rows = demo["actions"].shape[0]
         steps += rows
         if int(demo.attrs.get("num_samples", rows)) != rows:
             yield Finding("counts-disagree", "error",
-                          f"expected num_samples {rows} in {key}, the rows of actions, found "
-                          f"{demo.attrs['num_samples']}", "correct the attribute", Location(name, e, None, key))
+                          f"num_samples of {key} is {demo.attrs['num_samples']}, but its actions have {rows} rows",
+                          "correct the attribute", Location(name, e, None, key))
         arrays = _arrays(demo, h5py)
         yield from _check_equal_lengths(
             {k: v for k, v in arrays.items() if not k.startswith("datagen_info")}, name, "actions", e
@@ -160,13 +160,13 @@ def _robomimic(file, name, h5py):
                 off = arrays[k][:-1] != arrays[was][1:]
                 if off.any() and not np.allclose(arrays[k][:-1], arrays[was][1:], equal_nan=True):
                     t = int(np.argwhere(off)[0][0])
-                    yield Finding("next-disagrees", "error", f"expected the next row of {was}, found another", "leave "
+                    yield Finding("next-disagrees", "error", f"the value is not the next row of {was}", "leave "
                                   "next_obs out, or take the file from a copy", Location(name, e, t, k))
     if "total" in data.attrs and int(data.attrs["total"]) != steps:
         yield Finding(
             "counts-disagree",
             "error",
-            f"expected total {steps}, the sum of the lengths, found {data.attrs['total']}",
+            f"total is {data.attrs['total']}, but the lengths of the demos add up to {steps}",
             "correct the attribute",
             Location(name, None, None, "data.attrs[total]"),
         )
@@ -176,7 +176,7 @@ def _robomimic(file, name, h5py):
             yield Finding(
                 "mask-unknown",
                 "error",
-                f"expected names of demos, found {format_list(unknown)}",
+                f"the filter names demos that are not in the file: {format_list(unknown)}",
                 "correct the filter, or leave it out",
                 Location(name, None, None, f"mask/{key}"),
             )
@@ -196,15 +196,15 @@ def _episode(group, name, key, h5py):
             (1, 0) if "observations" not in group else (0, 1),
         )
         if int(group.attrs.get("total_steps", len(group["actions"]))) != len(group["actions"]):
-            yield Finding("counts-disagree", "error", f"expected total_steps {len(group['actions'])}, found "
-                          f"{group.attrs['total_steps']}", "correct the attribute", Location(name, e))
+            yield Finding("counts-disagree", "error", f"total_steps is {group.attrs['total_steps']}, but there are "
+                          f"{len(group['actions'])} actions", "correct the attribute", Location(name, e))
 
 
 def _minari(path):
     try:
         about = json.loads((path / "metadata.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        yield Finding("damaged-file", "error", f"expected JSON, found something else ({_line(error)})", _COPY,
+        yield Finding("damaged-file", "error", f"the file cannot be read as JSON ({_line(error)})", _COPY,
                       Location("metadata.json"))
         return
     found = steps = None
@@ -222,13 +222,13 @@ def _minari(path):
             try:
                 steps += json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["total_steps"]
             except (OSError, ValueError, KeyError, TypeError):
-                yield Finding("missing-file", "error", "expected metadata.json with total_steps, found none", _COPY,
+                yield Finding("missing-file", "error", "the episode has no metadata.json with total_steps", _COPY,
                               Location(folder.name, int(folder.name)))
                 return
     for key, number in (("total_episodes", found), ("total_steps", steps)):
         if isinstance(about.get(key), (int, float)) and number is not None and about[key] != number:
             yield Finding("counts-disagree", "error",
-                          f"expected {key} {number} as the episodes say, found {about[key]}",
+                          f"{key} is {about[key]}, but the episodes add up to {number}",
                           "correct the metadata, or look for lost episodes", Location("metadata.json"))
 
 
@@ -252,7 +252,7 @@ def _zip(path, name, deep):
         yield Finding(
             "damaged-file",
             "error",
-            f"expected a zip of arrays, found one that is cut short or damaged ({_line(error)})",
+            f"the zip of arrays is cut short or damaged ({_line(error)})",
             _COPY,
             Location(name),
         )
@@ -266,14 +266,14 @@ def _header(archive, key, name):
             _, _, dtype = read(handle)
     except ValueError as error:
         yield Finding("damaged-file", "error",
-                      f"expected a NumPy array in {key}, found something else ({_line(error)})",
+                      f"{key} is not a NumPy array ({_line(error)})",
                       _COPY, Location(name, feature=key[:-4]))
         return
     if dtype.hasobject and key != "infos.npy":  # imitation's infos are; its other arrays load without
         yield Finding(
             "pickled-array",
             "error",
-            "expected numbers or text, found Python objects (a pickle), which are never loaded",
+            "the array holds Python objects (a pickle), which are never loaded",
             "save the array again with numbers or text only",
             Location(name, feature=key[:-4]),
         )
@@ -307,8 +307,8 @@ def _zarr(stored):
             between = ("/" if about["chunk_key_encoding"].get("configuration", {}).get("separator", "/") == "/" else "."
                        ) if three else about.get("dimension_separator", ".")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            yield Finding("damaged-file", "error", f"expected a description of an array, found something else "
-                          f"({_line(error)})", _COPY, Location(file))
+            yield Finding("damaged-file", "error", f"the file does not describe an array ({_line(error)})", _COPY,
+                          Location(file))
             continue
         rows[node] = shape[0] if shape else None
         grid = [math.ceil(n / c) for n, c in zip(shape, chunks, strict=True)]
@@ -324,7 +324,7 @@ def _zarr(stored):
         wanted = math.prod(chunks) * dtype.itemsize
         for n in names if raw else ():
             if n in stored and _size(stored[n]) != wanted:
-                yield Finding("damaged-file", "error", f"expected a chunk of {wanted} bytes, found {_size(stored[n])}",
+                yield Finding("damaged-file", "error", f"the chunk has {_size(stored[n])} bytes instead of {wanted}",
                               _COPY, Location(n, feature=node))
                 break
         if node.endswith("meta/episode_ends"):
@@ -339,11 +339,11 @@ def _zarr(stored):
     last = int(values[-1]) if len(values) else 0
     if (np.diff(values, prepend=0) < 1).any():
         e = int(np.argmax(np.diff(values, prepend=0) < 1))
-        yield Finding("ends-disagree", "error", f"expected ends that grow, found {values[e]} for episode {e}",
-                      "correct meta/episode_ends", Location(ends, e))
+        yield Finding("ends-disagree", "error", f"episode {e} ends at {values[e]}, which is not after the "
+                      "end of the episode before it", "correct meta/episode_ends", Location(ends, e))
     if odd := {node: n for node, n in steps.items() if n != last}:
-        yield Finding("ends-disagree", "error", "expected the last episode end to be the number of rows, "
-                      f"{format_list(f'{n} of {node}' for node, n in odd.items())}, found {last}", "correct "
+        yield Finding("ends-disagree", "error", f"the last episode ends at {last}, which is not the number of rows: "
+                      f"{format_list(f'{n} of {node}' for node, n in odd.items())}", "correct "
                       "meta/episode_ends, or leave the array out", Location(ends, feature=next(iter(odd))))
 
 
@@ -374,8 +374,8 @@ def _records(path, deep):
         name, kind = about["name"], about.get("fileFormat", "tfrecord")
         splits = [(s["name"], rlds.shard_files(path, name, s, kind)) for s in about.get("splits", ())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield Finding("damaged-file", "error", f"expected a description of the shards, found something else "
-                      f"({_line(error)})", _COPY, Location("dataset_info.json"))
+        yield Finding("damaged-file", "error", f"the file does not describe the shards ({_line(error)})", _COPY,
+                      Location("dataset_info.json"))
         return
     for split, shards in splits:
         for file, wanted in shards:
@@ -383,7 +383,7 @@ def _records(path, deep):
                 yield Finding(
                     "missing-file",
                     "error",
-                    f"expected the shard of {pluralize(wanted, 'episode')} of {split}, found none",
+                    f"the shard with {pluralize(wanted, 'episode')} of {split} is missing",
                     _COPY,
                     Location(file.name),
                 )
@@ -437,8 +437,8 @@ def _shard(path, name, wanted, deep):
             found += 1
     if found != wanted:
         yield Finding("counts-disagree", "error",
-                      f"expected {pluralize(wanted, 'record')} as dataset_info.json says, found "
-                      f"{found}", _COPY, Location(name))
+                      f"dataset_info.json says {pluralize(wanted, 'record')}, but the shard has {found}", _COPY,
+                      Location(name))
 
 
 # -- bags -----------------------------------------------------------------------------------------------------------
@@ -449,7 +449,7 @@ def _mcap(path, name, deep):
     with open(path, "rb") as handle:
         handle.seek(max(0, size - 8))
         if handle.read() != _MCAP:
-            yield Finding("damaged-file", "error", "expected the end of an MCAP log, found none: it is cut short",
+            yield Finding("damaged-file", "error", "the MCAP log has no end: it is cut short",
                           "what comes before can be read: understudy repair, or mcap recover", Location(name))
             return
         if not deep:
@@ -466,15 +466,15 @@ def _mcap(path, name, deep):
                 found += 1
             told = summary.statistics.message_count if summary and summary.statistics else found
             if told != found:
-                yield Finding("counts-disagree", "error", f"expected {told} messages as its statistics say, found "
+                yield Finding("counts-disagree", "error", f"its statistics say {told} messages, but the log has "
                               f"{found}", _COPY, Location(name))
         except Exception as error:  # of mcap, lz4 and zstandard, which raise what they like at damaged bytes
             yield Finding("checksum" if "crc" in str(error).lower() else "damaged-file", "error",
-                          f"expected readable records, found damage ({_line(error)})", _COPY, Location(name))
+                          f"a record cannot be read ({_line(error)})", _COPY, Location(name))
 
 
 def _bag(path, name):
-    """The header of a ROS 1 bag says where its index begins, and how many records that has; a bag that was not closed
+    """The header of a ROS 1 bag says where its index starts, and how many records that has; a bag that was not closed
     says 0."""
     size = path.stat().st_size
     with open(path, "rb") as handle:
@@ -496,8 +496,8 @@ def _bag(path, name):
         yield Finding(
             "damaged-file",
             "error",
-            f"expected an index of {pluralize(wanted, 'record')} at the end of the bag, "
-            f"found {found}: it was not closed, or is cut short",
+            f"the index at the end of the bag has {found} instead of {pluralize(wanted, 'record')}: "
+            "the bag was not closed, or is cut short",
             "rosbag reindex recovers what is there",
             Location(name),
         )
@@ -510,7 +510,7 @@ def _ros2(path, deep):
     for file in re.findall(r"-\s*['\"]?([^'\"\n]+?)['\"]?\s*$", block[1], re.MULTILINE) if block else ():
         target = path / file
         if not target.is_file():
-            yield Finding("missing-file", "error", "expected the file that metadata.yaml names, found none", _COPY,
+            yield Finding("missing-file", "error", "metadata.yaml names this file, but it is missing", _COPY,
                           Location(file))
         elif target.suffix == ".db3":
             yield from _database(target, file, text)
@@ -523,12 +523,12 @@ def _database(path, name, text):
         with sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True) as base:
             found = base.execute("select count(*) from messages").fetchone()[0]
     except sqlite3.Error as error:
-        yield Finding("damaged-file", "error", f"expected an SQLite file of messages, found damage ({_line(error)})",
+        yield Finding("damaged-file", "error", f"the SQLite file of messages is damaged ({_line(error)})",
                       _COPY, Location(name))
         return
     told = re.search(r"^  message_count:\s*(\d+)", text, re.MULTILINE)
     if told and text.count(".db3") <= 2 and int(told[1]) != found:
-        yield Finding("counts-disagree", "error", f"expected {told[1]} messages as metadata.yaml says, found {found}",
+        yield Finding("counts-disagree", "error", f"metadata.yaml says {told[1]} messages, but the file has {found}",
                       _COPY, Location(name))
 
 

@@ -1,5 +1,6 @@
-"""Checks of the files of a LeRobot data set, v2.0 to v3.0: what they say of each other, and the stored statistics of
-the data. `files` also works where the data set cannot be opened, and goes on after the first fault."""
+"""Checks of the files of a LeRobot data set, v2.0 to v3.0: whether they agree with each other, and whether the stored
+statistics agree with the data. `check_files` also works if the data set cannot be opened, and continues after the
+first fault."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from .base import Finding, Location
 from .text import format_list, pluralize
 
 _COPY = "take it from a copy, or leave out the episodes in it"
-_META = "write the data set anew, so that the metadata come from the data"
+_META = "write the data set again, so that the metadata come from the data"
 _MAY_DIFFER = 0.02  # of the standard deviation; float32 sums over a large set stay well below
 _BLOCK = 1 << 20  # numbers that are worked through at once
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
@@ -54,13 +55,13 @@ def check_files(path: Path, finding_from_error) -> Iterator[Finding]:
     if numbers != list(range(len(numbers))):
         odd = next(i for i, number in enumerate(numbers) if i != number)
         yield Finding("indices-disagree", "error",
-                      f"expected episodes 0 to {len(numbers) - 1}, found {format_list(numbers)}",
+                      f"the episodes are numbered {format_list(numbers)} instead of 0 to {len(numbers) - 1}",
                       "number them without gaps, in the tables and in the data", Location("meta/episodes", odd))
     for name, f in info["features"].items():
         names = f.get("names")
         if isinstance(names, list) and len(f["shape"]) == 1 and len(names) != f["shape"][0]:
             yield Finding("names-disagree", "error",
-                          f"expected names of {f['shape'][0]} components, found {len(names)}",
+                          f"it has {f['shape'][0]} components, but {len(names)} names",
                           "name each component, or none", Location("meta/info.json", feature=name))
     try:
         tasks = (set(read_tasks_v3(path)) if info["codebase_version"] == "v3.0"
@@ -86,11 +87,11 @@ def _episodes(path, info) -> list[dict[str, Any]]:
     for file in sorted((path / "meta/episodes").glob("*/*.parquet")):
         source = open_parquet(file)
         if missing := set(names) - set(source.schema_arrow.names):
-            raise UserError(f"expected a column {sorted(missing)[0]!r}, found none", where=file, hint=_META)
+            raise UserError(f"there is no column {sorted(missing)[0]!r}", where=file, hint=_META)
         try:
             rows += source.read(columns=names).to_pylist()
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"expected readable columns, found damage ({error})", where=file, hint=_COPY) from None
+            raise UserError(f"the columns cannot be read ({error})", where=file, hint=_COPY) from None
     return rows
 
 
@@ -115,8 +116,8 @@ def _check_data_files(path, info, episodes, tasks, refused):
     row = 0
     for name, members in sorted(within.items(), key=lambda item: item[1][0]["episode_index"]):
         if not (path / name).is_file():
-            yield Finding("missing-file", "error", f"expected the file of {pluralize(len(members), 'episode')} "
-                          f"({format_list(m['episode_index'] for m in members)}), found none", _COPY, Location(name))
+            yield Finding("missing-file", "error", f"the file of {pluralize(len(members), 'episode')} "
+                          f"({format_list(m['episode_index'] for m in members)}) is missing", _COPY, Location(name))
             row = None
             continue
         try:
@@ -130,7 +131,7 @@ def _check_data_files(path, info, episodes, tasks, refused):
             row = None
             continue
         except (pa.ArrowException, OSError, ValueError) as error:
-            yield Finding("damaged-file", "error", f"expected readable rows, found damage ({str(error)[:160]})", _COPY,
+            yield Finding("damaged-file", "error", f"the rows cannot be read ({str(error)[:160]})", _COPY,
                           Location(name))
             row = None
             continue
@@ -141,8 +142,8 @@ def _check_data_files(path, info, episodes, tasks, refused):
             for m in members:
                 e = m["episode_index"]
                 if found.get(e, 0) != m["length"]:
-                    yield Finding("lengths-disagree", "error", f"expected {m['length']} rows of episode {e} as the "
-                                  f"tables say, found {found.get(e, 0)}", _META, Location(name, e))
+                    yield Finding("lengths-disagree", "error", f"the tables say {m['length']} rows for episode {e}, "
+                                  f"but the file has {found.get(e, 0)}", _META, Location(name, e))
                     break
         if {"episode_index", "frame_index"} <= set(columns) and len(columns["frame_index"]):
             begins = np.diff(columns["episode_index"], prepend=columns["episode_index"][0] - 1) != 0
@@ -150,21 +151,21 @@ def _check_data_files(path, info, episodes, tasks, refused):
             off = np.flatnonzero(columns["frame_index"] != np.arange(len(begins)) - start)
             if len(off):
                 t = int(off[0])
-                yield Finding("indices-disagree", "error", f"expected frame_index {t - int(start[t])}, found "
-                              f"{columns['frame_index'][t]}", "sort the rows, or number them anew",
+                yield Finding("indices-disagree", "error", f"frame_index is {columns['frame_index'][t]} instead of "
+                              f"{t - int(start[t])}", "sort the rows, or number them again",
                               Location(name, int(columns["episode_index"][t]), t - int(start[t]), "frame_index"))
         if "index" in columns and row is not None:
             off = np.flatnonzero(columns["index"] != row + np.arange(table.num_rows))
             if len(off):
                 t = int(off[0])
-                yield Finding("indices-disagree", "error", f"expected index {row + t}, the number of the row, found "
-                              f"{columns['index'][t]}", "number the rows of all files without gaps",
+                yield Finding("indices-disagree", "error", f"index is {columns['index'][t]} instead of {row + t}, "
+                              "the number of the row", "number the rows of all files without gaps",
                               Location(name, None, None, "index"))
         if "task_index" in columns and tasks is not None:
             unknown = np.flatnonzero(~np.isin(columns["task_index"], list(tasks)))
             if len(unknown):
-                yield Finding("task-unknown", "error", f"expected a task of meta/tasks, found task_index "
-                              f"{columns['task_index'][unknown[0]]}", "add the task, or correct the row",
+                yield Finding("task-unknown", "error", f"task_index {columns['task_index'][unknown[0]]} is not in "
+                              "meta/tasks", "add the task, or correct the row",
                               Location(name, None, int(unknown[0]), "task_index"))
         row = None if row is None else row + table.num_rows
     stray = {p.relative_to(path).as_posix() for p in (path / "data").rglob("*.parquet")} - set(within)
@@ -183,7 +184,7 @@ def _check_types(info, schema, file):
     for name, f in info["features"].items():
         if name not in schema.names:
             if f["dtype"] != "video":
-                yield Finding("names-disagree", "error", "expected the column that meta/info.json names, found none",
+                yield Finding("names-disagree", "error", "meta/info.json names this column, but the file has none",
                               _META, Location(file, feature=name))
             continue
         kind = schema.field(name).type
@@ -196,12 +197,12 @@ def _check_types(info, schema, file):
         if said.kind in "biuf" and found.kind in "biuf" and said != found:
             lossy = not np.can_cast(found, said, "same_kind")
             yield Finding("dtype-disagrees", "error" if lossy else "warning",
-                          f"expected {said} as meta/info.json says, "
-                          f"found {found}", _META, Location(file, feature=name))
+                          f"the file has {found}, but "
+                          f"meta/info.json says {said}", _META, Location(file, feature=name))
 
 
 def _check_videos(path, info, episodes):
-    """Each film: there, and with as many frames as its episodes have rows."""
+    """Each video: there, and with as many frames as its episodes have rows."""
     for camera in [k for k, f in info["features"].items() if f.get("dtype") == "video"]:
         within: dict[str, list[dict]] = {}
         for e in episodes:
@@ -209,14 +210,14 @@ def _check_videos(path, info, episodes):
         for name, members in within.items():
             first, wanted = members[0]["episode_index"], sum(m["length"] for m in members)
             if not remote.exists(path / name):
-                yield Finding("missing-file", "error", f"expected the film of {pluralize(len(members), 'episode')} "
-                              f"({format_list(m['episode_index'] for m in members)}), found none", _COPY,
+                yield Finding("missing-file", "error", f"the video of {pluralize(len(members), 'episode')} "
+                              f"({format_list(m['episode_index'] for m in members)}) is missing", _COPY,
                               Location(name, first, None, camera))
             # else not fetched yet
             elif (path / name).is_file() and (found := video.count_frames(path / name)) != wanted:
                 short = found < wanted
                 yield Finding("frames-missing" if short else "frames-left-over", "error" if short else "warning",
-                              f"{name}: expected {wanted} frames, found {found}"
+                              f"{name}: the video has {found} frames instead of {wanted}"
                               + (": it is damaged, and cannot be trained on" if short else ""),
                               _COPY if short else "look whether frames and rows still go together",
                               Location(name, first, None, camera))
@@ -270,12 +271,12 @@ def check_stats(data: Dataset) -> Iterator[Finding]:
                 "stats-disagree",
                 "error",
                 f"{name}: meta/stats.json disagrees with the data; understudy does not use it",
-                "others normalize by it: compute it anew",
+                "other programs normalize with it: compute it again",
                 Location("meta/stats.json", None, None, name),
             )
         if off is not None:
             yield Finding("stats-disagree", "error", f"{name}: the statistics of episode {off} disagree with its data",
-                          "compute them anew", Location("meta/episodes", off, None, name))
+                          "compute them again", Location("meta/episodes", off, None, name))
 
 
 def check_quantiles(data: Dataset) -> Iterator[Finding]:
@@ -307,7 +308,7 @@ def check_quantiles(data: Dataset) -> Iterator[Finding]:
             if not order or (of < np.min(ways, 0) - near).any() or (of > np.max(ways, 0) + near).any():
                 yield Finding("quantiles-disagree", "warning",
                               f"{name}: {q} of meta/stats.json disagrees with the data",
-                              "compute it anew", Location("meta/stats.json", None, None, name))
+                              "compute it again", Location("meta/stats.json", None, None, name))
                 break
 
 

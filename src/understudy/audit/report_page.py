@@ -25,7 +25,7 @@ def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, ma
                      **options) -> Path:
     """`report` of the data at `path` (see whole.audit). Raises UserError where something is at `file` already."""
     if Path(file).exists():
-        raise UserError("expected no file yet, found one", where=file, hint="choose another name, or remove it first")
+        raise UserError("there is already a file", where=file, hint="choose another name, or remove it first")
     try:
         data = open_columns(path, open=preview_dataset, mapping=mapping, **options)
     except UserError:

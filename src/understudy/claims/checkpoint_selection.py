@@ -35,7 +35,7 @@ HELD_OUT = 20  # demonstrations for the validation loss
 
 @dataclass(frozen=True)
 class ResampledDemonstrations(DemonstrationSource):
-    """`episodes` demonstrations to learn from, drawn anew for each training seed, and before them HELD_OUT others."""
+    """`episodes` demonstrations to learn from, drawn again for each training seed, after HELD_OUT others."""
 
     env: str
     episodes: int

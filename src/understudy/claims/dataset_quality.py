@@ -42,8 +42,8 @@ def next_cell(at: tuple[int, int], action: int) -> tuple[int, int]:
 
 
 def run_episode(act, name: str = "") -> Episode:
-    """From the corner until the goal or the limit. Its reward is MiniGrid's: 1 at the goal, less 0.9 of the share of
-    time that it took."""
+    """Runs from the corner until the goal or the step limit. The reward is MiniGrid's: 1 - 0.9 * steps / LIMIT at the
+    goal, and 0 elsewhere."""
     at, seen, did = (0, 0), [(0, 0)], []
     while at != GOAL and len(did) < LIMIT:
         did.append(int(act(at)))

@@ -1,7 +1,7 @@
 """Row 281: the loss is calm, the behavior is not, and an average of the weights calms it.
 
-Earlier runs are pilots, and the seeds that judge are new. One compared logarithms on Hopper; one took the swing as a
-share of the mean return, which in episodes of 10 steps is near nothing, and did not tell the twin apart. The third, on
+Earlier runs are pilots, and the seeds that judge are new. One compared logarithms on Hopper. One divided the swing by
+the mean return, which is close to 0 in episodes of 10 steps, and did not detect the negative control. The third, on
 Walker2d with batches of 256, was undecided: the mean of swings that lie between 5 and 990 is known badly. So batches
 are now of 32, whose gradients are noisier, and both bounds on the swing are of its logarithm.
 """

@@ -51,7 +51,7 @@ N_ATTEMPTS = 8  # episodes in these for each that is judged
 @dataclass(frozen=True)
 class MazeDemonstrations(DemonstrationSource):
     """For each arm (name, mazes, demonstrations), marked by the fact "of"; each demonstration is in one of the mazes,
-    by lot. Every training seed has mazes of its own, and arms with as many mazes have the same ones."""
+    by lot. Every training seed has its own mazes, and arms with as many mazes have the same ones."""
 
     arms: tuple[tuple[str, int, int], ...]
 

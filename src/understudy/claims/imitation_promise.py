@@ -41,7 +41,7 @@ BASE_METHOD = cloning_method(3e-3, steps=1500)
 @dataclass(frozen=True)
 class WeakAndStrongDemonstrations(DemonstrationSource):
     """`base` demonstrations of all tasks by an unsteady demonstrator, `more` of these, as many by a steady one of the
-    tasks inside alone (wide: of all), and `held` of those by the latter, of which nobody learns."""
+    tasks inside alone (wide: of all), and `held` further ones by the steady one, which are not trained on."""
 
     n_base: int = 40
     n_more: int = 160
@@ -75,7 +75,7 @@ _base_policies: dict[tuple, Policy] = {}  # of this process, by set and seed
 
 def success_and_agreement(experiment, method: FineTunedMethod, data: Dataset, seed: int, episodes: int, starts: int
             ) -> dict[str, list[float]]:
-    """alike: the share of the variance of the steady demonstrator's actions that is explained, in the states of its
+    """alike: the fraction of the variance of the steady demonstrator's actions that is explained, in the states of its
     held demonstrations. success inside and outside: on the tasks that it showed, and on the others."""
     sets = {name: data.filter(lambda e, name=name: e.metadata["set"] == name) for name in (
         "base", "broader", "imitation", "held")}

@@ -100,8 +100,8 @@ class MixedDynamicsDemonstrations(DemonstrationSource):
 
 
 def mode_labels(data, count: int, seed: int) -> np.ndarray:
-    """(E,) a number for each: groups of an embedding in which two looks at the same demonstration, at 6 moments with an
-    offset of its own, are near, and looks at others far (NT-Xent, Chen et al. 2020)."""
+    """(E,) a number for each: groups of an embedding in which two looks at the same demonstration, at 6 moments with
+    separate offsets, are near, and looks at others far (NT-Xent, Chen et al. 2020)."""
     rng = np.random.default_rng(seed)
 
     def look():

@@ -1,6 +1,6 @@
 """Row 397: is it worth while to give up what will fail, and is that known beforehand?
 
-The published attempts are insertions by a robot, seen as force and torque; here the block is pushed anew. A first run
+The published attempts are insertions by a robot, seen as force and torque; here the block is pushed again. A first run
 was stopped as a pilot: with 1,200 attempts to forecast from and 500 starts, chance put forecasts off by 5 to 20 %, and
 the rule took the size of that for an error. It now asks for the mean of it, and the seeds that judge are new.
 """
@@ -106,7 +106,7 @@ def run_attempts(method: RestartMethod, data: Dataset, seed: int):
 def makespan(experiment, method: RestartMethod, data: Dataset, seed: int, episodes: int, starts: int
              ) -> dict[str, list[float]]:
     """makespan: steps and pauses until success, one for each start. forecast: what was expected of it; off: by what
-    share of it the mean is more. attempts: how many each took."""
+    fraction of it the mean is more. attempts: how many each took."""
     actor, ran = run_attempts(method, data, seed)
     known, calibrate = ran[: method.n_learning_episodes], ran[method.n_learning_episodes:]
     if method.shuffle_outcomes:

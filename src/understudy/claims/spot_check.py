@@ -1,4 +1,4 @@
-"""Full runs of randomly drawn claims, to measure how often a record no longer agrees with the code.
+"""Full runs of randomly drawn claims, to measure the rate of records that no longer agree with the code.
 
 Probes do not see effects of long training only. A spot check does, and its rate of disagreement is published.
 """

@@ -142,7 +142,7 @@ def _build_entry(folder: Path, size: int, build, what: str) -> None:
     try:
         (folder.parent / ".locks").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"expected a folder for the cache that can be written ({error.strerror})", where=folder.parent,
+        raise UserError(f"the folder for the cache cannot be written ({error.strerror})", where=folder.parent,
                         hint="set UNDERSTUDY_CACHE to a folder of yours") from None
     with locked(folder.parent / ".locks" / folder.name):
         if folder.is_dir():  # another process has just made it

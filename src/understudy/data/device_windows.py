@@ -38,7 +38,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 class _RowIndices(PackedColumn):
-    """A column of the numbers of its own rows."""
+    """A column that contains the indices of its rows."""
 
     def take(self, indices):
         return indices if indices.flags.writeable else indices.copy()

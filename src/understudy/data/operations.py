@@ -36,7 +36,7 @@ class Operation(ABC):
         hints = get_type_hints(type(self))
         for f in fields(self):
             if not _matches_type(value := getattr(self, f.name), hints[f.name]):
-                raise UserError(f"expected {_type_name(hints[f.name])}, found {value!r}",
+                raise UserError(f"{value!r} is not {_type_name(hints[f.name])}",
                                 where=f"{type(self).__name__.lower()}, {f.name}", hint="correct it where it is written")
 
     @abstractmethod
@@ -94,7 +94,7 @@ class Filter(Operation):
         if self.at_least is None and self.at_most is None:
             return True
         if not isinstance(value, (int, float)):
-            raise UserError(f"expected numbers, found {value!r}", where=f"filter, {self.field}",
+            raise UserError(f"{value!r} is not a number", where=f"filter, {self.field}",
                             hint="compare text with equals")
         return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
 
@@ -113,7 +113,7 @@ class Sort(Operation):
         try:
             order = sorted(known, key=lambda i: found[i], reverse=self.descending)
         except TypeError:
-            raise UserError("expected values that can be compared, found numbers and text or lists",
+            raise UserError("the values cannot be compared: some are numbers, others are text or lists",
                             where=f"order, {self.by}", hint="order by another field") from None
         return data.select([*order, *(i for i, v in enumerate(found) if v is None)])
 
@@ -127,8 +127,8 @@ class Sample(Operation):
 
     def apply(self, data: Dataset) -> Dataset:
         if not 0 < self.count <= len(data):
-            raise UserError(f"expected 1 to {len(data)} episodes, found {self.count}", where="sample, count",
-                            hint="draw no more than there are")
+            raise UserError(f"cannot draw {self.count} of {len(data)} episodes", where="sample, count",
+                            hint="draw at least 1, and no more than there are")
         return data.select(sorted(permutation(len(data), self.seed)[: self.count]))
 
 
@@ -241,7 +241,7 @@ class Rename(Operation):
     def apply(self, data: Dataset) -> Dataset:
         _check_column(self.column, data.source, "rename")
         if self.into in data.source.schema or not self.into or "/" in self.into:
-            raise UserError(f"expected a name that is free and has no slash, found {self.into!r}",
+            raise UserError(f"the new name {self.into!r} is taken, empty, or has a slash",
                             where=f"rename, {self.column}", hint="choose another, or drop the column that has it first")
         names = {self.into if n == self.column else n: n for n in data.source.schema}
         return Dataset(RenamedSource(data.source, names), data.metadata, data.indices)
@@ -258,7 +258,7 @@ class Drop(Operation):
             _check_column(name, data.source, "drop")
         kept = [n for n in data.source.schema if n not in self.columns]
         if not kept:
-            raise UserError("expected a column to stay, found none", where="drop, columns", hint="drop fewer")
+            raise UserError("no column would be left", where="drop, columns", hint="drop fewer")
         return Dataset(RenamedSource(data.source, {n: n for n in kept}), data.metadata, data.indices)
 
 
@@ -308,10 +308,11 @@ class Resample(Operation):
 
     def apply(self, data: Dataset) -> Dataset:
         if not 0 < self.fps < 1e6:
-            raise UserError(f"expected a number above 0, found {self.fps}", where="resample, fps", hint="such as 10")
+            raise UserError(f"fps is {self.fps}, but must be above 0 and below 1,000,000", where="resample, fps",
+                            hint="such as 10")
         if data.fps is None and _TIMESTAMP not in data.source.schema:
             raise UserError(
-                "expected data whose fps is known, or with a column timestamp, found neither",
+                "the data have neither a known fps nor a column timestamp",
                 where=data.metadata.get("path", "data set"),
                 hint="add fps or timestamps where it was recorded",
             )
@@ -336,8 +337,8 @@ class Label(Operation):
     def apply(self, data: Dataset) -> Dataset:
         kind = {"success": bool, "task": str}.get(self.field, object)
         if self.field in ("length", "episode", "") or not isinstance(self.value, kind):
-            raise UserError("expected a fact that can be set (success true or false, task as text), found "
-                            f"{self.field!r} = {self.value!r}", where="label",
+            raise UserError(f"{self.field!r} = {self.value!r} cannot be set: success is true or false, task is "
+                            "text, and length and episode are fixed", where="label",
                             hint="any other name is free: operator, scene, ...")
         _check_indices(self.episodes or (), data, self)
         had = _narrow(data, self.episodes is not None)
@@ -379,9 +380,9 @@ def _episode_value(episode: Episode, field: str, number: int):
         one = np.unique(column)
         if len(one) > 1:
             raise UserError(
-                f"expected one value throughout, found {one[0]}, {one[1]}{', ...' * (len(one) > 2)}",
+                f"the column has more than one value: {one[0]}, {one[1]}{', ...' * (len(one) > 2)}",
                 where=f"episode {number}, column {field!r}",
-                hint="choose a field that an episode has one of",
+                hint="choose a field with one value per episode",
             )
         return one[0].item() if len(one) else None
     return value.item() if isinstance(value, np.generic) else value
@@ -445,7 +446,7 @@ class ConcatSource(WrapperSource):
         return self._parts[part][0].episode_metadata(number)
 
     def packed_column(self, name):
-        """None where all lie in one array already: whoever gathers finds that, without a copy."""
+        """None if all parts are already in one array. Gathering finds that array without a copy."""
         lie = [source.packed_column(name) for source, _ in self._parts]
         same = lie and lie[0] is not None and all(a is lie[0] for a in lie)
         return None if same and lie[0].dtype == self.schema[name].dtype else self.gather_rows(name)
@@ -506,7 +507,7 @@ class ResampledSource(WrapperSource):
         if not np.isfinite(times).all() or (gaps < 0).any():
             at = int(np.argmax(~(gaps >= 0))) + 1 if n > 1 else 0
             raise UserError(
-                f"expected timestamps that grow, found {times[at]} after {times[max(at - 1, 0)]}",
+                f"timestamps must be finite and not decrease, but {times[at]} comes after {times[max(at - 1, 0)]}",
                 where=f"episode {episode}, step {at}, timestamp",
                 hint="understudy audit says what is wrong",
             )
@@ -629,7 +630,7 @@ def _narrow(data: Dataset, narrow: bool = True) -> Dataset:
 def _check_indices(numbers: Sequence[int], data: Dataset, operation: Operation) -> None:
     for i in numbers:
         if not 0 <= i < len(data):
-            raise UserError(f"expected numbers of episodes, 0 to {len(data) - 1}, found {i}",
+            raise UserError(f"there is no episode {i}; there are 0 to {len(data) - 1}",
                             where=f"{type(operation).__name__.lower()}, episodes", hint="they are counted from 0")
 
 
@@ -646,8 +647,8 @@ def _common_feature(name: str, found: Sequence[Feature | None]) -> Feature:
     first = present[0]
     for i, f in enumerate(found):
         if f is None or f.shape != first.shape or (f.kind == "string") != (first.kind == "string"):
-            raise UserError(f"expected {name} as {first.dtype} {first.shape} in all, found "
-                            f"{'none' if f is None else f'{f.dtype} {f.shape}'} in data set {i}", where="merge",
+            raise UserError(f"{name} is {first.dtype} {first.shape} elsewhere, but "
+                            f"{'missing' if f is None else f'{f.dtype} {f.shape}'} in data set {i}", where="merge",
                             hint="leave the column out, or make it alike first")
     if first.kind == "string":
         return first

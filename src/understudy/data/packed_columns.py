@@ -70,7 +70,7 @@ class PackedColumns:
             shapes = {p.shape[1:] for p in parts}
             if len(shapes) > 1:
                 odd = next(i for i, p in enumerate(parts) if p.shape[1:] != parts[0].shape[1:])
-                raise UserError(f"expected shape {parts[0].shape[1:]} as in episode 0, found {parts[odd].shape[1:]}",
+                raise UserError(f"the shape is {parts[odd].shape[1:]}, but {parts[0].shape[1:]} in episode 0",
                                 where=f"{data.metadata.get('path', 'data set')}, episode {odd}, column {name!r}",
                                 hint="leave the odd episodes out, or name a column that is alike in all")
             columns[name] = _pack_column(parts, length)
@@ -97,7 +97,7 @@ def _episode_column(data, i, name):
         return np.asarray(data[i].steps[name])
     except KeyError:
         have = ", ".join(sorted(data[i].steps))
-        raise UserError(f"expected a column {name!r}, found {have}",
+        raise UserError(f"there is no column {name!r}; the episode has {have}",
                         where=f"{data.metadata.get('path', 'data set')}, episode {i}",
                         hint="name a column that every episode has, or leave this episode out") from None
 

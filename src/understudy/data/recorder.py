@@ -177,7 +177,7 @@ class Recorder:
         advance.
         """
         if self._steps >= 0:
-            raise UserError("expected the running episode to be ended first", where=self.path, hint="r.end() ends it")
+            raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
         self._episode_metadata = metadata
 
     def end(self, success: bool | None = None, obs: Values | None = None, **metadata) -> int | None:
@@ -223,13 +223,13 @@ class Recorder:
     def add(self, episode: Episode) -> int:
         """Adds a finished episode with its own columns and metadata. Returns its number."""
         if self._steps >= 0:
-            raise UserError("expected the running episode to be ended first", where=self.path, hint="r.end() ends it")
+            raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
         found = {n: (f.dtype, f.shape) for n, f in episode.features().items()}
         wanted = {n: (f.dtype, f.shape) for n, f in self.schema.items()}
         for name in dict.fromkeys((*wanted, *found)):
             if name not in _OPTIONAL_COLUMNS and found.get(name) != wanted.get(name):
                 raise UserError(
-                    f"expected {_column_list(wanted, name)} as in the other episodes, found "
+                    f"the other episodes have {_column_list(wanted, name)}, but this one has "
                     f"{_column_list(found, name)}",
                     where=f"episode {self.count}, column {name!r}",
                     hint="give all episodes the same columns",
@@ -261,14 +261,15 @@ class Recorder:
 
     def _last_finished(self, what: str) -> None:
         if self._steps >= 0 or not self._last_obs:
-            raise UserError(f"expected an episode that was just finished, to be {what}, found "
-                            f"{'one that runs' if self._steps >= 0 else 'none'}", where=self.path,
-                            hint="label or discard the last episode before the next one begins")
+            raise UserError(f"only an episode that was just finished can be {what}, but "
+                            f"{'one is still running' if self._steps >= 0 else 'there is none'}", where=self.path,
+                            hint="label or discard the last episode before the next one starts")
 
     def _validate(self, values: Values, schema: Schema, where: str) -> dict[str, Any]:
         if values.keys() != schema.keys():
             odd = next(n for n in (*schema, *values) if n not in values or n not in schema)
-            raise UserError(f"expected the columns {', '.join(schema)}, found {', '.join(values)}",
+            raise UserError(f"the step has the columns {', '.join(values) or 'none'}, "
+                            f"but the schema says {', '.join(schema)}",
                             where=f"{where}, column {odd!r}", hint="give each step what the schema says")
         out = {}
         for name, f in schema.items():
@@ -277,7 +278,7 @@ class Recorder:
                 continue
             value = np.asarray(values[name])
             if value.shape != f.shape or value.dtype != f.dtype and not np.can_cast(value.dtype, f.dtype, "same_kind"):
-                raise UserError(f"expected {f.dtype} {f.shape}, found {value.dtype} {value.shape}",
+                raise UserError(f"the value is {value.dtype} {value.shape}, but the schema says {f.dtype} {f.shape}",
                                 where=f"{where}, column {name!r}", hint="give each step what the schema says")
             out[name] = _finite(name, value if value.dtype == f.dtype else value.astype(f.dtype), f, values, where)
         return out
@@ -287,7 +288,7 @@ class Recorder:
     def flush(self) -> None:
         """Waits until every finished episode is in the LeRobot files."""
         if self._steps >= 0:
-            raise UserError("expected the running episode to be ended first", where=self.path, hint="r.end() ends it")
+            raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
         self._run_in_thread("rotate")
         self._last_obs = False
         warn_of_losses(self.path, publish(self.path))
@@ -444,13 +445,13 @@ class Recorder:
         for name in dict.fromkeys((*there, *ours)):
             if name not in _OPTIONAL_COLUMNS and there.get(name) != ours.get(name):
                 raise UserError(
-                    f"expected {_column_list(there, name)} as the episodes there have, found "
+                    f"the episodes there have {_column_list(there, name)}, but the schema has "
                     f"{_column_list(ours, name)}",
                     where=f"{self.path}, column {name!r}",
                     hint="record into another folder",
                 )
         if self.fps is not None and data.fps is not None and data.fps != self.fps:
-            raise UserError(f"expected {data.fps:g} steps a second as the episodes there have, found {self.fps:g}",
+            raise UserError(f"the episodes there have {data.fps:g} steps a second, but fps is {self.fps:g}",
                             where=self.path, hint="record into another folder")
 
 
@@ -594,7 +595,7 @@ def _not_finite(name: str, value, feature: Feature, at, where: str, after: str =
     part = "".join(f"[{feature.names[i] if feature.names and len(feature.shape) == 1 else i}]" for i in at)
     way = (f' A sensor that can drop out needs the column "{name}?" (bool), False where it gave nothing.'
            if role(name) == "observation" else "")
-    return UserError(f"the value is {value}, which is no number that a policy can learn", where=f"{where}{part}{after}",
+    return UserError(f"the value is {value}, which a policy cannot learn", where=f"{where}{part}{after}",
                      hint=f"correct what gave it. It was not recorded; what was recorded before is kept.{way}")
 
 

@@ -65,8 +65,8 @@ def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
                             hint="take it from a copy")
         if sidecar.sidecar_path(path).exists() and not isinstance(data.source, sidecar.SidecarSource):
             losses.append(
-                f"{sidecar.sidecar_path(path)}: what was kept beside the data cannot be put to the episodes that are "
-                f"left"
+                f"{sidecar.sidecar_path(path)}: what was kept next to the data cannot be assigned to the episodes "
+                "that are left"
             )
         yield RecoveredDataset(data.select(good) if len(good) < len(data) else data, tuple(losses))
 
@@ -155,7 +155,7 @@ def _repair_function(path: Path) -> RepairFunction | None:
 
 
 def _repair_folder(path: Path, folder: Path, lose) -> Path:
-    """A folder of files, each of which may be damaged."""
+    """A folder of files. Each of them may be damaged."""
     out = folder / path.name
     out.mkdir()
     for p in sorted(path.iterdir()):

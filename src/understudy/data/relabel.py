@@ -351,7 +351,7 @@ def _with_column(episode: Episode, name: str, column: np.ndarray, feature: Featu
 
 def _check_column(episode: Episode, name: str) -> None:
     if name not in episode.steps:
-        raise UserError(f"expected a column {name!r}, found {', '.join(sorted(episode.steps))}",
+        raise UserError(f"there is no column {name!r}; the episode has {', '.join(sorted(episode.steps))}",
                         where=f"episode {episode.metadata.get('number', '')}".strip(),
                         hint="name one that is there")
 

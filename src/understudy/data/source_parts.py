@@ -44,7 +44,7 @@ class FileParts(SourceParts):
     def copy_parts(self, names, where):
         keep = set(names)
         for p in self.path.iterdir():
-            part = p.name if p.name in self.names else self._stems.get(p.stem)  # a film or folder beside its table
+            part = p.name if p.name in self.names else self._stems.get(p.stem)  # a video or folder next to its table
             if p.name in (plain.DATASET_JSON, sidecar.SIDECAR_NAME) or part is not None and part not in keep:
                 continue
             (where / p.name).symlink_to(p.resolve())
@@ -123,8 +123,7 @@ def recover_parts(
     options: dict,
     metadata_path: Path,
 ) -> Dataset | None:
-    """Those that can be read, joined, with what is kept of them beside the data set `kept`; None where there are
-    none."""
+    """Joins the parts that can be read, with what is stored of them at `metadata_path`. None if no part can be read."""
     alike: dict[str, tuple] = {}
     for name in parts.names:
         try:

@@ -93,7 +93,7 @@ class ShardStream:
                 begin += steps
         self.steps = begin
         if not begin:
-            raise UserError("expected at least one episode, found none", where=self.shards[0].at,
+            raise UserError("the shards have no episodes", where=self.shards[0].at,
                             hint="take shards with episodes in them")
 
     def __len__(self) -> int:
@@ -441,12 +441,12 @@ def _to_array(values: pa.Array, where: str) -> np.ndarray:
         rows = len(values)
         if rows and len(inner) % rows or not pa.types.is_nested(values.type) or pa.types.is_struct(values.type):
             raise UserError(
-                f"expected rows of one length, found {values.type}", where=where, hint="leave the column out"
+                f"the rows differ in length ({values.type})", where=where, hint="leave the column out"
             )
         shape.append(len(inner) // max(rows, 1))
         values = inner
     if values.null_count:
-        raise UserError(f"expected a value in each row, found {values.null_count} missing", where=where,
+        raise UserError(f"{values.null_count} rows have no value", where=where,
                         hint="leave the column out, or fill them")
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         return np.array(values.to_pylist(), np.str_)

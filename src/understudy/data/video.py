@@ -100,17 +100,17 @@ def decode_image(data: bytes | None, channels: int, where: str) -> np.ndarray:
     if kind is None and (data or b"")[:2] == b"\xff\xd8":
         kind = "mjpeg"
     if kind is None:
-        found = "nothing" if not data else f"bytes that begin {data[:8]!r}"
-        raise UserError(f"expected a PNG or JPEG image, found {found}", where=where,
+        found = "it is empty" if not data else f"it starts with {data[:8]!r}"
+        raise UserError(f"the value is not a PNG or JPEG image: {found}", where=where,
                         hint="the image is damaged: leave the episode out, or take the file from a copy")
     codec = cast(av.VideoCodecContext, av.CodecContext.create(kind, "r"))
     try:
         frames = [*codec.decode(av.Packet(data)), *codec.decode(None)]
     except av.FFmpegError as error:
-        raise UserError(f"expected a {kind} image, found one that cannot be decoded ({error})", where=where,
+        raise UserError(f"the {kind} image cannot be decoded ({error})", where=where,
                         hint="the image is damaged: leave the episode out, or take the file from a copy") from None
     if not frames:
-        raise UserError(f"expected a {kind} image, found an unfinished one", where=where,
+        raise UserError(f"the {kind} image is not complete", where=where,
                         hint="the image is damaged: leave the episode out, or take the file from a copy")
     return _frame_to_array(frames[0].reformat(format=_FORMATS[channels]), channels)
 
@@ -194,7 +194,7 @@ class VideoReader:
                 if first < last:
                     image = _frame_to_array(self._convert(frame, format=_FORMATS[shape[2]], **_SINGLE_THREAD), shape[2])
                     if image.shape != shape:
-                        raise UserError(f"expected frames of shape {shape} as meta/info.json says, found {image.shape}",
+                        raise UserError(f"the frames have shape {image.shape}, but meta/info.json says {shape}",
                                         where=where, hint="correct meta/info.json, or take the video from a copy")
                     missing.difference_update(order[first:last])
                     yield order[first:last], image
@@ -204,8 +204,8 @@ class VideoReader:
         if missing:
             row = min(missing)
             raise UserError(
-                f"expected a frame at {wanted[row]:.4f} s (within {TIMESTAMP_TOLERANCE} s), found none: the video "
-                "ends early, or its frame rate is another",
+                f"there is no frame at {wanted[row]:.4f} s (within {TIMESTAMP_TOLERANCE} s): the video "
+                "ends early, or has another frame rate",
                 where=f"{where}, frame {row}",
                 hint="take the file from a copy, or leave out the episodes in it",
             )
@@ -242,10 +242,10 @@ class VideoReader:
         try:
             yield
         except FileNotFoundError:
-            raise UserError("expected a video file, found none", where=where, hint="take it from a copy") from None
+            raise UserError("the video file is missing", where=where, hint="take it from a copy") from None
         except (av.FFmpegError, IndexError) as error:
-            raise UserError(f"expected a whole video file, found one that cannot be decoded ({error})", where=where,
-                            hint="the file is damaged: take it from a copy, or leave out the episodes in it") from None
+            raise UserError(f"the video file is damaged and cannot be decoded ({error})", where=where,
+                            hint="take it from a copy, or leave out the episodes in it") from None
 
 
 def _float32_spacing(time: float) -> float:

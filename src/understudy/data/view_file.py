@@ -68,17 +68,18 @@ def read_view(path: str | Path) -> View:
     """Of the file alone: parents are not looked at. Raises UserError that names the key that is wrong."""
     path = Path(path)
     if path.is_file() and not is_view(path):
-        raise UserError("expected a view, found another file", where=path,
+        raise UserError("the file is not a view", where=path,
                         hint="a view is made by understudy view make; understudy convert writes data in another format")
     try:
         document = None if path.is_dir() else read_json(path)
     except RecursionError:
         document = None
     if not isinstance(document, dict) or document.get("understudy") != "view":
-        raise UserError(f"expected a view, found {'a folder' if path.is_dir() else 'another JSON file'}", where=path,
-                        hint='a view begins with "understudy": "view"; understudy view list finds them')
+        raise UserError(f"{'a folder' if path.is_dir() else 'this JSON file'} is not a view", where=path,
+                        hint='a view starts with "understudy": "view"; understudy view list finds them')
     if document.get("version") != 1:
-        raise UserError(f"expected a view of version 1, found {document.get('version')!r}", where=path,
+        raise UserError(f"the view has version {document.get('version')!r}, but this understudy reads version 1",
+                        where=path,
                         hint="a newer understudy wrote this: update")
     try:
         parents = tuple(Parent(**{k: _check_type(_check_type(p, "dict", "parents")[k], t, k)
@@ -89,11 +90,11 @@ def read_view(path: str | Path) -> View:
         episodes, steps = (_check_type(document[key], "int", key) for key in ("episodes", "steps"))
         view = View(path, parents, what, episodes, steps, _check_type(document.get("made", {}), "dict", "made"))
     except KeyError as error:
-        raise UserError(f"expected a key {error}, found none", where=path, hint="the file is damaged: make it anew") \
-            from None
+        raise UserError(f"the view has no key {error}", where=path,
+                        hint="the file is damaged: make the view again") from None
     except TypeError as error:
-        raise UserError(f"expected what a view holds, found something else ({error})", where=path,
-                        hint="the file is damaged: make it anew") from None
+        raise UserError(f"a value in the view has the wrong type ({error})", where=path,
+                        hint="the file is damaged: make the view again") from None
     check_operations(len(parents), what, path)
     return view
 
@@ -106,9 +107,9 @@ def open_view(path: str | Path, open_parent: Open) -> Dataset:
     for parent in view.parents:
         place = view.parent_path(parent)
         if (found := parent_state(view, parent, open_parent)) != "as it was":
-            what = {"missing": "the parent of this view, found nothing",
-                    "changed": "the parent of this view as it was when the view was made, found it changed"}[found]
-            raise UserError(f"{place}: expected {what}", where=path,
+            what = {"missing": "the parent of this view is missing",
+                    "changed": "the parent of this view has changed since the view was made"}[found]
+            raise UserError(f"{place}: {what}", where=path,
                             hint="move the view and its data together, or correct the path in it" if found == "missing"
                             else _REMAKE_HINT)
         opened.append(open_parent(place))
@@ -116,8 +117,8 @@ def open_view(path: str | Path, open_parent: Open) -> Dataset:
     found = len(data), data.steps
     if found != (view.episodes, view.steps):
         raise UserError(
-            f"expected {view.episodes} episodes and {view.steps} steps, as when it was made, found "
-                        f"{found[0]} and {found[1]}",
+            f"the view had {view.episodes} episodes and {view.steps} steps when it was made, but now has "
+            f"{found[0]} and {found[1]}",
             where=path, hint=_REMAKE_HINT)
     if camera_names(data.source.schema) and 2 * len(data) < len(data.source):
         data = Dataset(ConcatSource([(data.source, list(data.indices))]), data.metadata)  # frames of so many others
@@ -178,7 +179,7 @@ def _dataset_files(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _file_stamp(path: Path) -> str:
-    """ctime too, which whoever changes a file and sets its time back cannot set. Moving a folder changes none."""
+    """Includes ctime, which a program that sets mtime back cannot set. Moving a folder changes neither."""
     return cache.json_digest([[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, file in _dataset_files(path)
                          for s in [file.stat()]])
 
@@ -217,7 +218,7 @@ def _operation_to_json(operation: Operation) -> dict[str, Any]:
 def _operation_from_json(document: Any, where: str) -> Operation:
     do = _check_type(document, "dict", where).get("do")
     if not isinstance(do, str) or do not in _KINDS:
-        raise UserError(f"expected one of {', '.join(sorted(_KINDS))}, found {do!r}", where=f"{where}, do",
+        raise UserError(f"there is no operation {do!r}; there are {', '.join(sorted(_KINDS))}", where=f"{where}, do",
                         hint="a newer understudy may have written this: update")
     known = [f.name for f in fields(_KINDS[do])]
     for key in document:
@@ -257,8 +258,8 @@ def check_operations(parents: int, what: Sequence[Operation], path: Path) -> Non
     merges = [i for i, o in enumerate(what) if isinstance(o, Merge)]
     if not parents or merges != ([0] if parents > 1 else []):
         raise UserError(
-            "expected several parents and merge as the first operation, or one and no merge; found "
-            f"{parents} and {len(merges)}",
+            "a view has several parents and merge as its first operation, or one parent and no merge. This one has "
+            f"{parents} parents and {len(merges)} merge operations",
             where=path,
             hint="merge first, and make other views of that view",
         )

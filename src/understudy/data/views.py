@@ -44,12 +44,12 @@ def write_view(path: str | Path, parents: str | Path | Sequence[str | Path], *op
     check_operations(len(parents), operations, path)
     for parent in parents:
         if not is_remote(parent) and Path(parent).is_dir() and final.is_relative_to(Path(parent).resolve()):
-            raise UserError(f"expected a place outside of {parent}: a data set stays as it is", where=path,
-                            hint="write the view beside it")
+            raise UserError(f"the view would be written into {parent}, but a data set stays as it is", where=path,
+                            hint="write the view next to it")
     opened = [open_dataset(p) for p in parents]
     data = apply_operations(opened, operations, path)
     if not len(data):
-        raise UserError("expected at least one episode in the view, found none", where=path,
+        raise UserError("the view has no episodes", where=path,
                         hint="leave out less; understudy inspect shows what there is")
     listed = tuple(Parent(relative_path(p, final.parent), *file_fingerprint(p, open_dataset), len(d), d.steps)
                    for p, d in zip(parents, opened, strict=True))
@@ -61,8 +61,8 @@ def write_view(path: str | Path, parents: str | Path | Sequence[str | Path], *op
 
 
 def lineage(path: str | Path) -> dict[str, Any]:
-    """{"path", "state", "episodes", "steps", "operations", "made", "parents": [the like of each]}; of data that are no
-    view, what the view says of them."""
+    """{"path", "state", "episodes", "steps", "operations", "made", "parents": [the same
+    of each parent]}. For data that are not a view, it has what the view says about them."""
     view = read_view(path)
     parents = []
     for parent in view.parents:

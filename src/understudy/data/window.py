@@ -199,12 +199,12 @@ class Windows(BatchSampler):
         self.table_stride, self.episode_table = _episode_table(self.episode_ends)
         odds = None if sampling_weights is None else np.concatenate([sampling_weights(e) for e in data]).astype(float)
         if odds is not None and odds.shape != (len(self),):
-            raise UserError(f"expected how often each of {len(self)} steps is drawn, found {odds.shape}",
+            raise UserError(f"the weights have shape {odds.shape}, but the data have {len(self)} steps",
                             where="sampling_weights",
                             hint="give one number for each step of the episode: (len(episode),)")
         if odds is not None and not (odds.sum() > 0 and np.isfinite(odds).all() and (odds >= 0).all()):
-            raise UserError("expected numbers that are finite, not negative and somewhere positive, found others",
-                            where="sampling_weights", hint="give how often each step is drawn: 0 for never")
+            raise UserError("the weights must be finite and not negative, and at least one must be positive",
+                            where="sampling_weights", hint="give each step a weight: 0 means that it is never drawn")
         self.cumulative_weights = None if odds is None else np.cumsum(odds) / odds.sum()
         # rows from t, of what is seen
         self.obs_offsets = np.arange(window.obs_offset + 1 - window.n_obs_steps, window.obs_offset + 1)

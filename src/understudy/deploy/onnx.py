@@ -62,7 +62,7 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
     path, policy = Path(path), copy.deepcopy(policy).cpu().float().eval()
     _import_package("onnx"), _import_package("onnxscript")
     if path.suffix != ".onnx":
-        raise UserError(f"expected a name that ends in .onnx, found {path.name}", where=path,
+        raise UserError(f"the name must end in .onnx, but is {path.name}", where=path,
                         hint=f"such as {path.with_suffix('.onnx')}")
     example = random_observations(policy, 3), random_noise(policy, 3)
     with torch.no_grad():
@@ -81,8 +81,8 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
             _check_runs(executor, planner, example[0])
         error, own = plan_difference(policy, planner)
         if not error <= max(near, 8 * own):
-            raise UserError(f"expected the policy's plans, found a difference of {error:.2g} of the largest action",
-                            where=path, hint="this is a defect of the export: please report it")
+            raise UserError(f"the exported file plans otherwise than the policy: the difference is {error:.2g} of the "
+                            "largest action", where=path, hint="this is a defect of the export: please report it")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -115,21 +115,23 @@ def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understu
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     if not Path(path).is_file():
-        found = "a folder" if Path(path).is_dir() else "none"
-        raise UserError(f"expected a file of understudy export, found {found}", where=path, hint=_EXPORT_AGAIN)
+        is_folder = Path(path).is_dir()
+        problem = "this is a folder, not a file of understudy export" if is_folder else "there is no such file"
+        raise UserError(problem, where=path, hint=_EXPORT_AGAIN)
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its kinds of error have no common base
         raise UserError(
-            f"expected a whole ONNX file, found {_first_line(error)}", where=path, hint=_EXPORT_AGAIN
+            f"this is not a complete ONNX file: {_first_line(error)}", where=path, hint=_EXPORT_AGAIN
         ) from None
     said = session.get_modelmeta().custom_metadata_map.get("understudy")
     if said is None:
-        raise UserError("expected a file of understudy export, found another ONNX file", where=path, hint=_EXPORT_AGAIN)
+        raise UserError("understudy export did not write this ONNX file", where=path, hint=_EXPORT_AGAIN)
     facts = json.loads(said)
     if facts.get("format") != FORMAT:
         raise UserError(
-            f"expected format {FORMAT} of such files, found {facts.get('format')!r}", where=path, hint=_EXPORT_AGAIN
+            f"the file has format {facts.get('format')!r}, but this understudy reads format {FORMAT}",
+            where=path, hint=_EXPORT_AGAIN
         )
     return OnnxPlanner(session, facts, str(path), trust)
 
@@ -186,14 +188,14 @@ class OnnxPlanner(Planner):
         return normal(key, count, self.noise_shape, stream=4)
 
 
-_EXPORT_AGAIN = "write it anew: understudy export RUN --out FILE.onnx"
+_EXPORT_AGAIN = "export it again: understudy export RUN --out FILE.onnx"
 
 
 def _import_package(name: str):
     try:
         return import_module(name)
     except ImportError:
-        raise UserError(f"expected the package {name}, found none", hint="pip install 'understudy[onnx]'") from None
+        raise UserError(f"the package {name} is not installed", hint="pip install 'understudy[onnx]'") from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -74,7 +74,7 @@ class StreamingFlow(StepwiseHead):
         return scan(step, (self.sigma * noise[:, :1], torch.zeros_like(noise)), times[:-1], times[1:])[1]
 
     def _velocity(self, net, context, x, t):
-        """Calls the network on each step as a row of its own. x (B, n, A), t (B, n, 1)."""
+        """Calls the network with each step as a separate row. x (B, n, A), t (B, n, 1)."""
         n, action_dim = x.shape[1:]
         context = context if n == 1 else context.repeat(n)
         return net(x.reshape(-1, 1, action_dim), t.reshape(-1, 1, 1), context).reshape(-1, n, action_dim)

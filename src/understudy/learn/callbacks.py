@@ -74,7 +74,7 @@ class ProgressBar:
             self.console.print(
                 f"{self.steps - step} updates at {speed:.3g} a second: about "
                 f"{format_duration((self.steps - step) / speed)}. Ctrl-C keeps what is done; the same command "
-                "goes on.",
+                "continues.",
                 highlight=False,
             )
         self.bar.update(self.task, completed=step, loss=seen["loss"], speed=speed)

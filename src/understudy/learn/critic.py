@@ -28,7 +28,7 @@ class CriticConfig:
 
     Args:
         hidden: Widths of the hidden layers.
-        encoder: Encodes the observation window. Each critic has an encoder of its own.
+        encoder: Encodes the observation window. Each critic has its own encoder.
         n_critics: Number of networks. A plan's score is the smallest of theirs (clipped double Q-learning).
         layer_norm: Normalize after each hidden layer.
 
@@ -45,7 +45,7 @@ class CriticConfig:
         """Builds a critic that reads what a policy reads.
 
         Args:
-            policy: Its codec is shared: the critic reads the same statistics, and no units of its own.
+            policy: Its codec is shared: the critic normalizes with the same statistics.
             action: A `QFunction` of observation and plan, or a `ValueFunction` of the observation alone.
         """
         recipe = policy.config

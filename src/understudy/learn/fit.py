@@ -68,8 +68,8 @@ class Learner(ABC):
 
     @property
     def modules(self) -> dict[str, CheckpointModule]:
-        """The modules that a checkpoint stores, by name. "policy" is the one to act with; further ones, such as a
-        critic, are stored beside it, for planners and for later stages."""
+        """The modules that a checkpoint stores, by name. "policy" is the one that acts. Others, such as a critic, are
+        stored with it, for planners and for later stages."""
         return {"policy": self.trained_policy}
 
     @abstractmethod
@@ -77,7 +77,7 @@ class Learner(ABC):
         """Make one update.
 
         Args:
-            batch: This process's share of the batch. With one process, all of it.
+            batch: This process's part of the batch. With one process, all of it.
 
         Returns:
             Metrics to log. "loss" is shown by the progress bar.
@@ -99,7 +99,7 @@ class Learner(ABC):
 
         Args:
             data: The training data.
-            sampling_weights: How often each step starts a window. None draws all steps equally often.
+            sampling_weights: Relative rate at which each step starts a window. None draws all steps equally often.
         """
         config = self.config
         return self.policy.windows(data, extra=config.extra, next_obs=config.next_obs, lookahead=config.lookahead,

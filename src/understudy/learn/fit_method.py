@@ -81,7 +81,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
         env: The environment (`understudy.envs.Env`) in which the method collects episodes.
         person: The actor through which a person takes part in collecting.
         policy: Start from a copy of this policy, whose statistics stay as they are, instead of a new one.
-        sampling_weights: How often each step starts a window.
+        sampling_weights: Relative rate at which each step starts a window.
         callbacks: Called after each update of the method itself.
         device: "cpu", "cuda", "mps" or "auto".
 
@@ -178,7 +178,7 @@ def check_collection(method: Method, env: Any, person: Actor | None, sampling_we
         method: The method.
         env: The environment (`understudy.envs.Env`) to collect in, if there is one.
         person: The actor through which a person takes part, if there is one.
-        sampling_weights: How often each step of the data starts a window.
+        sampling_weights: Relative rate at which each step of the data starts a window.
         stream: Where the data come from, if they are not opened as a whole.
 
     Raises:

@@ -192,7 +192,7 @@ class GradientLearner(Learner):
             name: Name of the registered network.
             loss: `loss(batch, rng)`, called for each part of the batch. It returns the loss of each window (B,) or of
                 each step (B, H), never reduced. A tuple adds further terms. Only the first term is weighted.
-            batch: This process's share of the batch.
+            batch: This process's part of the batch.
             weights: Weight of each window, (B,) or (B, 1), or of each step, (B, H), at least 0. The loss is
                 `sum(weight * loss) / sum(weight)`. None weights all equally. Padded steps have weight 0 in any case.
                 The weight of a window is the mean of the weights of its steps that are not padding.

@@ -82,14 +82,14 @@ class Method:
         path = path if folder is None else folder / "method.json"
         method = config.load(found, ("understudy", *trust), str(path))
         if not isinstance(method, Method):
-            raise UserError(f"expected a Method, found {type(method).__name__}", where=path,
+            raise UserError(f"the file holds a {type(method).__name__} instead of a Method", where=path,
                             hint="give a method.json as training writes it")
         return method
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A training run of its own that is finished before the method's run starts.
+    """A separate training run that is finished before the method's run starts.
 
     Args:
         name: Its name in `FromStage`. Its run is the folder RUN/stages/NAME.

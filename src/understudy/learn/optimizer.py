@@ -45,15 +45,15 @@ class OptimizerConfig:
     def __post_init__(self):
         for name, right, wanted in (
             ("lr", self.lr > 0, "above 0"),
-            ("warmup_steps", self.warmup_steps >= 0, "of 0 or more"),
-            ("accumulation_steps", self.accumulation_steps >= 1, "of 1 or more"),
-            ("weight_decay", self.weight_decay >= 0, "of 0 or more"),
+            ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
+            ("accumulation_steps", self.accumulation_steps >= 1, "1 or more"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("grad_clip_norm", self.grad_clip_norm is None or self.grad_clip_norm > 0, "above 0, or None"),
             ("lr_schedule", self.lr_schedule in ("cosine", "constant"), "cosine or constant"),
             ("precision", self.precision in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16"),
         ):
             if not right:
-                raise UserError(f"expected {name} {wanted}, found {getattr(self, name)!r}", where="OptimizerConfig",
+                raise UserError(f"{name} is {getattr(self, name)!r}, but must be {wanted}", where="OptimizerConfig",
                                 hint=f"such as {name}={getattr(OptimizerConfig, name)!r}")
 
     def lr_factor(self, update: int, steps: int) -> float:
@@ -96,7 +96,7 @@ class OptimizerState:
     def __init__(self, optim: OptimizerConfig, modules: tuple[nn.Module, ...], steps: int, device: torch.device):
         if optim.precision == "fp16" and device.type != "cuda":
             raise UserError(
-                f"expected a CUDA device for precision 'fp16', found {device.type}",
+                f"precision 'fp16' needs a CUDA device, but the device is {device.type}",
                 where="OptimizerConfig",
                 hint="take 'bf16', or 'fp32'",
             )

@@ -55,10 +55,10 @@ class Run:
 
         Args:
             step: Number of updates so far.
-            learner: Its state is what training needs to go on.
+            learner: Its state is what training needs to continue.
             modules: Modules by name. "policy" is the one that acts.
             facts: What training needs besides the learner's state, as JSON.
-            documents: JSON files beside the weights, by name.
+            documents: JSON files to store next to the weights, by name.
 
         Raises:
             UserError: The disk is full. Earlier checkpoints are untouched.
@@ -86,7 +86,7 @@ class Run:
         folder = self.checkpoint_path(step) / "train"
         facts = read_json(folder / "state.json")
         do = (
-            f"remove {folder.parent}, and training goes on from the checkpoint before"
+            f"remove {folder.parent}, and training continues from the checkpoint before it"
             if self.saved_steps()[0] < step
             else f"remove {folder.parent}, and training starts again"
         )

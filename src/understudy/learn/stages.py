@@ -46,7 +46,7 @@ def check_stages(method: Method, before: tuple[str, ...] = ()) -> None:
 
 
 def packages_of(method: Method) -> tuple[str, ...]:
-    """The packages whose code a method value is made of: whoever made the value trusts them."""
+    """The packages whose code a method value uses. The caller who made the value trusts them."""
     def named(document):
         if isinstance(document, dict):
             if isinstance(path := document.get("$"), str):

@@ -99,13 +99,13 @@ def train(
         device: Where to compute. "auto" takes a GPU if there is one.
         score: Scores the method's actor (its success over rollouts, for example). The best checkpoint is chosen by it,
             or else by the validation error; of equals the later. Its seeds must not be those of the final evaluation.
-        save_freq: Updates between checkpoints, each of which is validated and scored. By default a tenth of all, or,
+        save_freq: Updates between checkpoints. Each checkpoint is validated and scored. By default a tenth of all, or,
             if the method collects episodes, a tenth of its rounds.
         val_fraction: Fraction of the episodes held out for validation (at least one of 5 or more), or their numbers.
             Which ones does not depend on `seed`, so that policies of different seeds are judged on the same.
         validation: How held-out episodes are compared with the policy's plans.
         callbacks: Called after every update, and after every validation with {"validation/energy": ...}.
-        sampling_weights: How often each step starts a window (see `data.mixture`). A frozen dataclass.
+        sampling_weights: Relative rate at which each step starts a window (see `data.mixture`). A frozen dataclass.
         stream: Where the windows come from, shard by shard. `data` are then its first episodes: columns, statistics
             and validation are theirs. Not for a method that keeps its data (knn), nor with `sampling_weights`.
         progress: A progress bar on standard error; by default where that is a terminal.
@@ -137,14 +137,15 @@ def train(
     window = method.policy.window
     if method.learner.next_obs and window.action_offset + (method.learner.lookahead or window.horizon) < 0:
         raise UserError(
-            f"expected what follows a chunk to come after it was chosen, found ahead={window.action_offset} and "
-            f"horizon={window.horizon}",
+            f"the method learns from what follows a chunk, but with action_offset={window.action_offset} and "
+            f"horizon={window.horizon} the chunk is over before it is chosen",
             where="Window",
-            hint="let ahead + horizon be 0 or more",
+            hint="let action_offset + horizon be 0 or more",
         )
     if stream is not None and (sampling_weights is not None or isinstance(method.policy.head, MemoryHead)):
-        raise UserError("expected a method that learns from windows in any order, found "
-                        + ("shares of a mixture" if sampling_weights is not None else "one that keeps all of its data"),
+        raise UserError("a stream cannot be used with "
+                        + ("the weights of a mixture" if sampling_weights is not None
+                           else "a method that keeps all of its data"),
                         where="stream", hint="open the data as a whole")
     with (devices.deterministic(where), devices.process_group(where) as processes,
           run.locked() if processes.first else contextlib.nullcontext()):
@@ -299,7 +300,7 @@ class _RunTraining(Training):
             self.run.save_checkpoint(step, self.learner, self.modules(), facts, self.documents)
 
     def resume(self, step: int) -> None:
-        """Goes on from a checkpoint. The learner gets its state in `restore`."""
+        """Continues from a checkpoint. The learner gets its state in `restore`."""
         self.n_updates = self.resumed_at = step
         self.last = time.perf_counter()
 
@@ -466,7 +467,7 @@ def check_method(method: Method, data: Dataset) -> None:
     policy_inputs(recipe, features, path or "data set", path or "DATA")
     for name in ("n_obs_steps", "horizon"):
         if (found := getattr(recipe.window, name)) < 1:
-            raise UserError(f"expected at least one step, found {found}", where=f"policy.window.{name}",
+            raise UserError(f"{name} is {found}, but must be at least 1", where=f"policy.window.{name}",
                             hint="1 is one step" if name == "n_obs_steps" else "1 is one action at a time")
     drawn = {g.into: g.column for g in recipe.window.goals}
     for name in (*recipe.inputs, recipe.target):
@@ -481,15 +482,15 @@ def check_method(method: Method, data: Dataset) -> None:
             return window.action_offset < rows and window.action_offset + window.horizon > 1 - len(episode)
         if not any(map(reached, data)):
             raise UserError(
-                f"expected targets within the episodes, found ahead={window.action_offset} and "
-                f"horizon={window.horizon}, and no episode long enough",
+                f"no episode is long enough for the targets of action_offset={window.action_offset} and "
+                f"horizon={window.horizon}",
                 where="policy.window.action_offset",
                 hint="look less far, or take longer episodes",
             )
 
 
 def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None, *, seed: int, **options) -> None:
-    """Trains a stage, or goes on with it. Does nothing if it is finished.
+    """Trains a stage, or continues it. Does nothing if it is finished.
 
     Raises:
         UserError: The run is that of another stage.

@@ -80,7 +80,7 @@ METHODS: dict[str, NamedMethod] = {
         "Goal-conditioned behavior cloning: the goal of each step is a later observation of its episode.",
         Reference("Lynch et al. 2019 (Play-GCBC), arXiv 1903.01973; as the baseline of Park et al. 2025, "
                   "arXiv 2410.20092", ("114",),
-                  (NUMBERS, "no column observation.goal of its own, which an environment shows"))),
+                  (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
     "diffusion-policy": NamedMethod(
         "understudy.methods.generative:diffusion_policy",
         "Diffusion policy: a chunk of actions is denoised in ten DDIM steps, and half of it is carried out.",
@@ -94,7 +94,7 @@ METHODS: dict[str, NamedMethod] = {
         "understudy.methods.generative:beso",
         "Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.",
         Reference("Reuss et al. 2023, arXiv 2304.02532, with a transformer and the noise levels of EDM", ("090",),
-                  (NUMBERS, "no column observation.goal of its own, which an environment shows"))),
+                  (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
     "streaming-flow-policy": NamedMethod(
         "understudy.methods.generative:streaming_flow_policy",
         "A flow in action space: each integration step from the last executed action gives the next action.",
@@ -170,7 +170,7 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
 
 
 def recommend(features: Schema) -> str:
-    """The method to begin with: it keeps several ways of doing the same thing apart, plans in one step, and trains in a
+    """The method to start with: it keeps several ways of doing the same thing apart, plans in one step, and trains in a
     minute on a CPU. Others can be better, above all `bc` where several steps must not be executed without looking
     (Hopper and Walker2d in docs/real-input.md). Compare them."""
     return "bc" if features["action"].kind == "discrete" else "bc-gmm"
@@ -221,7 +221,7 @@ def _check_needs(name: str, features: Schema | None) -> None:
         return
     able = [n for n, m in METHODS.items() if any(NUMBERS_OR_CLASSES in need for need in m.reference.needs)]
     if name not in able:
-        raise Unsupported("expected actions that are numbers, found classes", where=f"{name}, column 'action'",
+        raise Unsupported("the actions are classes, but this method learns numbers", where=f"{name}, column 'action'",
                         hint=f"{', '.join(able)} learn classes")
 
 
@@ -260,7 +260,7 @@ def _callable(found, name: str) -> Callable[..., Method]:
     from ..core import ConfigError
 
     if not callable(found):
-        raise ConfigError(f"expected a function, found {type(found).__name__}", where=name,
+        raise ConfigError(f"this is not a function, but of type {type(found).__name__}", where=name,
                         hint="check the name after the colon")
     return found
 
@@ -277,6 +277,6 @@ def _build_method(function: Callable[..., Method], name: str, features: Schema |
                             hint=f"did you mean {near[0]!r}?" if near else "leave it out")
     method = function(**options, **({"features": features} if "features" in known else {}))
     if not isinstance(method, Method):
-        raise ConfigError(f"expected a Method, found {type(method).__name__}", where=name,
+        raise ConfigError(f"the function returned {type(method).__name__} instead of a Method", where=name,
                         hint="return understudy.Method(...) from it")
     return method

@@ -324,7 +324,7 @@ class BagSource(ColumnSource):
                 raise MappingMismatch(name, "text cannot be interpolated", where=where, hint="join it by last")
             return Feature("string", (), "string")
         if 0 in found.shape:
-            raise MappingMismatch(name, f"the shape {found.shape} has no numbers", where=where,
+            raise MappingMismatch(name, f"the value is empty: its shape is {found.shape}", where=where,
                                   hint="correct field, names or indices of the mapping")
         if c.join == "interpolate" and found.dtype.kind != "f":
             found = found.astype(np.float64)

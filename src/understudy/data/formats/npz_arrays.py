@@ -111,7 +111,7 @@ def whole_array(name: str, values: np.ndarray) -> ArrayChunks:
 
 
 def column_chunks(name: str, feature: Feature, rows: int, pieces: Callable[[], Iterable[np.ndarray]]) -> ArrayChunks:
-    """A column, as `write_npz` takes it: `pieces()` returns its rows, of which there are `rows`."""
+    """A column as `write_npz` takes it. `pieces()` returns its rows, and `rows` is their number."""
     return name, (rows, *feature.shape), stored_dtype(feature, pieces), pieces
 
 

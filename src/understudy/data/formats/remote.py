@@ -271,7 +271,7 @@ def remote_errors(where: str):
                             hint="known are hf, s3, gs, https and what else fsspec knows; or name a folder") from None
         raise _Unreachable(f"the answer cannot be read ({first_line(error)})", where=where,
                            hint="check the address and the network") from None
-    except Exception as error:  # each protocol has errors of its own
+    except Exception as error:  # each protocol raises its own errors
         if any(word in f"{type(error).__name__} {error}" for word in ("NotFound", "404")):
             raise UserError(f"there is nothing at this address ({first_line(error)})", where=where,
                             hint="check the address; a private one also takes the right to read it") from None

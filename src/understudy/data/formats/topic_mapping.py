@@ -260,7 +260,7 @@ def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ..
         return parts[0]
     found = [(path, a) for p, part in zip(fields, parts, strict=True) for path, a in numeric_fields(part, p)]
     if not found:
-        raise MessageMismatch(f"there are no numbers and no text in {', '.join(map(repr, fields))}")
+        raise MessageMismatch(f"there are neither numbers nor text in {', '.join(map(repr, fields))}")
     if order is not None and order != tuple(path for path, _ in found):  # a set of fields has no order, and may change
         if sorted(order) != sorted(path for path, _ in found):
             names = ", ".join(path for path, _ in found)
@@ -405,7 +405,7 @@ def _unusable(topic: TopicSummary) -> str:
     if isinstance(_only_text(topic.message), str):
         return ""
     size = sum(a.size for _, a in numeric_fields(topic.message))
-    return "" if 0 < size <= _MOST else "it has no numbers" if not size else f"it has {size} numbers a message"
+    return "" if 0 < size <= _MOST else "it has no numeric fields" if not size else f"it has {size} numbers a message"
 
 
 def _only_text(message) -> str | None:

@@ -142,7 +142,7 @@ class ZarrSource(MemmapSource):
         self._pixels: set[str] = set()  # cameras stored as float
         for key, array in self._arrays.items():
             if 0 in array.shape[1:] or array.dtype.kind not in "biufUTO":
-                warnings.append(f"data/{key} is left out: {array.dtype} {array.shape} holds no numbers and no text")
+                warnings.append(f"data/{key} is left out: {array.dtype} {array.shape} holds neither numbers nor text")
                 continue
             feature, pixels = self._feature(key, array)
             name = column_name(key, feature)

@@ -781,7 +781,7 @@ def test_arguments_in_each_others_place(call, place, tmp_path):
 
 def test_a_comparison_is_of_two_policies(call, place):
     twice = "--against", place / "b", f"--against={place / 'a'}"
-    refused(call("eval", place / "a", "fork", *twice), "--against", "several")
+    refused(call("eval", place / "a", "fork", *twice), "--against", "more than once")
     last = place / "a" / "checkpoints" / "000020"
     args = "eval", place / "a", "fork", "--episodes", 4, "--against", last
     status, out, _ = call(*args)

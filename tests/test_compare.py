@@ -160,7 +160,7 @@ def test_methods_are_compared_over_seeds_and_starts():
     assert {"a": "new", "b": "old", "seeds": c.pairs[0].episodes_needed} in c.to_json()["needed"]
     with pytest.raises(UserError, match="5 of new, 2 of old"):
         compare_all({"new": [evaluation(w) for w in first], "old": [evaluation(w) for w in second[:2]]})
-    with pytest.raises(UserError, match="same starts"):
+    with pytest.raises(UserError, match="the starts differ: seed 0, episode 0, and seed 1"):
         compare_all({"x": evaluation(first[0]), "y": evaluation(second[0], seed=1)})
 
 

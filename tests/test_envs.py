@@ -293,7 +293,7 @@ def test_a_factory_outside_needs_trust(tmp_path, monkeypatch):
     for factory in ("pole", "poles"):
         env = envs.make(f"stranger_envs:{factory}", 3, trust)
         assert env.rows == 3 and env.features["action"].num_classes == (2,)
-    for name, words in (("stranger_envs:wrong", "returned int"), ("stranger_envs:none", "there is no 'none' in stranger_envs"),
+    for name, words in (("stranger_envs:wrong", "returned int"), ("stranger_envs:none", "there is no 'none'"),
                         ("stranger_envs.sub:f", "there is no module")):
         with pytest.raises(UserError, match=words):
             envs.make(name, 1, trust)

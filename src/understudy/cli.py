@@ -61,7 +61,7 @@ HELP = f"""understudy {__version__}: show it, and it learns. Imitation learning 
 
 usage: understudy COMMAND ... [--debug]
 
-""" + "\n".join(f"  {name:<8} {c.usage:<51} {c.summary}" for name, c in COMMANDS.items()) + """
+""" + "\n".join(f"  {name:<10} {c.usage:<51} {c.summary}" for name, c in COMMANDS.items()) + """
 
 ENV     a toy (fork, push, maze, ...), a Gymnasium id, metaworld/NAME, or module:factory
 DATA    a file or folder of demonstrations

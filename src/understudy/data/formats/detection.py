@@ -192,7 +192,7 @@ def _table_format(path: Path) -> str:
         return "a file of an unknown kind, called .csv"
     if set(names) >= overcooked.COLUMNS:
         return "overcooked"
-    stems = {standard_name(re.sub(r"_\d+$", "", name)) for name in names}
+    stems = {standard_name(re.sub(r"_\d+$", "", name)) for name in folder.underscored(names)}
     if any(stem.split(".")[0] == "action" for stem in stems):
         return "csv"
     return f"a text file, a table without a column action; it holds {format_list(names, 8)}"

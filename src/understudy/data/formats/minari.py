@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...core import Feature, UserError
-from ...files import read_json, write_json
+from ...files import write_json
 from .. import cache
 from ..episode import Dataset
 from ..sources import ChunkedSource
@@ -66,7 +65,10 @@ def open_minari(path: Path) -> Dataset:
 
 
 class _MinariSource(ChunkedSource):
+    """Attributes: the number of each episode, and the facts that are stored with it."""
+
     ids: list[int]
+    facts: Sequence[Mapping[str, Any]]
 
     def __init__(self, path: Path, about: Mapping[str, Any]):
         self.path, self.dataset_metadata, self.warnings = path, about, []
@@ -157,12 +159,8 @@ class _MinariSource(ChunkedSource):
         f = self.schema[name]
         return values[..., None] if f.kind == "image" and f.shape[2] == 1 and values.ndim == 3 else values
 
-    @abstractmethod
-    def stored_metadata(self, episode) -> Mapping[str, Any]:
-        """Facts of the episode, as they are stored."""
-
     def episode_metadata(self, episode):
-        own = {k: v for k, v in self.stored_metadata(episode).items() if k != "total_steps"}
+        own = {k: v for k, v in self.facts[episode].items() if k != "total_steps"}
         if own.get("id") == self.ids[episode] == episode:
             own.pop("id")
         options = {k: own.pop(k) for k in list(own) if k.startswith("options/")}
@@ -192,7 +190,8 @@ class Hdf5Source(_MinariSource):
             self.ids = [int(n[8:]) for n in self.episodes]
             if not self.episodes:
                 raise damaged("there are no groups episode_0, episode_1, ...", file)
-            lengths, found, self._lies, self._own = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
+            parts = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
+            lengths, found, self._lies, self.facts = parts
             self._set_schema(lengths, found, lambda e: f"{file}, {self.episodes[e]}")
             self.schema = hdf5.restore_column_order(self.schema, top)
 
@@ -247,9 +246,6 @@ class Hdf5Source(_MinariSource):
                 return self.decode_images(array[first:stop], key, first, where)
         return self._grayscale(name, files.read_rows(self.file, path, first, stop, where, self._lies[episode].get(key)))
 
-    def stored_metadata(self, episode):
-        return self._own[episode]
-
 
 class TablesSource(_MinariSource):
     """Arrow and Parquet storage: a folder for each episode."""
@@ -260,24 +256,21 @@ class TablesSource(_MinariSource):
         self.ids = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
         if not self.ids:
             raise damaged("there are no folders 0, 1, ...", folder)
-        self._own = [read_json(self._folder(e) / "metadata.json") for e in range(len(self.ids))]
+        self.facts = [read_json_object(self._folder(e) / "metadata.json") for e in range(len(self.ids))]
         files = [self.episode_folder(e) for e in range(len(self.ids))]
         self.key = cache.files_digest(files, "minari")
-        lengths, found = [], []
-        for e, own in enumerate(self._own):
-            steps = own.get("total_steps") if isinstance(own, dict) else None
+        types = self._shapes = self._types(0)
+        for e, facts in enumerate(self.facts):
+            steps = facts.get("total_steps")
             if type(steps) is not int or not 0 < steps < 2**53:
                 raise damaged(f"total_steps must be a number above 0, not {steps!r}", self._folder(e) / "metadata.json")
-            lengths.append(steps)
-        types = self._shapes = self._types(0)
-        for e, steps in enumerate(lengths):
             if e and self._types(e) != types:
                 raise damaged("the columns are not those of the first episode", files[e])
-            padded = ("actions", *_OUTCOMES)
-            found.append({key: steps + (key.split("/")[0] not in padded) for key in types})
         with self.open_files() as tables:
-            first = {key: self._feature(tables, key) for key in types}
-        found = [{key: (first[key], n) for key, n in rows.items()} for rows in found]
+            features = {key: self._feature(tables, key) for key in types}
+        lengths = [facts["total_steps"] for facts in self.facts]
+        padded = {key for key in types if key.split("/")[0] in ("actions", *_OUTCOMES)}
+        found = [{key: (f, n + (key not in padded)) for key, f in features.items()} for n in lengths]
         self._set_schema(lengths, found, lambda e: str(files[e]))
 
     def _folder(self, e) -> Path:
@@ -343,16 +336,13 @@ class TablesSource(_MinariSource):
     def _table(self, episode) -> pa.Table:
         file = self.episode_folder(episode)
         table = pq.read_table(file) if self.kind == "parquet" else pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        steps = self._own[episode]["total_steps"]
+        steps = self.facts[episode]["total_steps"]
         if table.num_rows != steps + 1:
             raise damaged(f"it has {table.num_rows} rows instead of {steps + 1}, for {steps} steps", file)
         return arrow.validate_table(table, file)
 
     def read_rows(self, files, name, episode, first, stop):
         return self._grayscale(name, self._values(files, self.keys[name], episode, first, stop))
-
-    def stored_metadata(self, episode):
-        return self._own[episode]
 
 
 def _leaves(field: pa.Field, prefix: str):

@@ -77,10 +77,10 @@ class MessageLog(ABC):
             for file, topic, time, decode in self._encoded(topics, begin, end):
                 if topic not in topics or begin is not None and time < begin or end is not None and time > end:
                     continue
-                where = f"{file}, topic {topic}"
                 if topic in self.undecoded:
-                    raise UserError(f"the topic has {self.undecoded[topic]}", where=where, hint="leave the topic out")
-                with _readable(f"{where}, message logged at {time} ns", "message"):
+                    raise UserError(f"the topic has {self.undecoded[topic]}", where=f"{file}, topic {topic}",
+                                    hint="leave the topic out")
+                with _readable(f"{file}, topic {topic}, message logged at {time} ns", "message"):
                     message = decode()
                 yield topic, time, message
 

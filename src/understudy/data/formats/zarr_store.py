@@ -51,13 +51,14 @@ class ZarrSource(MemmapSource):
         self.key = cache.json_digest("zarr", str(path.resolve()), sorted(self._files.items()))
         warnings: list[str] = []
         self._arrays = {}
+        self._codecs: dict[str, list[str]] = {}
         for key in self._keys():
-            where = f"{path}, data/{key}"
-            unread = unknown_codecs(self._json(f"data/{key}"))
-            if unread:
+            document = self._json(f"data/{key}")
+            if unread := unknown_codecs(document):
                 warnings.append(f"data/{key} is left out: it is stored with {unread}, which cannot be read here")
                 continue
-            self._arrays[key] = self._array(f"data/{key}", where)
+            self._codecs[key] = codec_names(document)
+            self._arrays[key] = self._array(f"data/{key}", f"{path}, data/{key}")
         self.lengths = self._episode_lengths()
         self._last: dict[str, tuple[int, np.ndarray]] = {}  # number and frames of the last chunk read of each camera
         self._assign_arrays(warnings)
@@ -72,16 +73,14 @@ class ZarrSource(MemmapSource):
 
     def _keys(self) -> list[str]:
         name = "zarr.json" if self._version == 3 else ".zarray"
-        found = [p.split("/")[1] for p in self._files if p.startswith("data/") and p.endswith(f"/{name}")
-                 and p.count("/") == 2]
-        deeper = sorted({p.split("/")[1] for p in self._files if p.startswith("data/") and p.endswith(f"/{name}")
-                         and p.count("/") > 2} - set(found))
+        inside = [p.split("/") for p in self._files if p.startswith("data/")]
+        found = [p[1] for p in inside if p[2:] == [name]]
+        deeper = sorted({p[1] for p in inside if len(p) > 3 and p[-1] == name} - set(found))
         if deeper or not found:
             groups = f"{format_list(deeper)} (groups)" if deeper else "none"
             raise UserError(f"the group data/ must have arrays, but has {groups}", where=self.path,
                             hint="a replay buffer has one array a column there")
-        chunks = {p.split("/")[1] for p in self._files if p.startswith("data/") and p.count("/") > 1}
-        if lost := sorted(chunks - set(found)):
+        if lost := sorted({p[1] for p in inside if len(p) > 2} - set(found)):
             raise damaged(f"the file {name}, which describes the chunks, is missing", f"{self.path}, data/{lost[0]}")
         return sorted(k for k in found if self._version == 2 or self._json(f"data/{k}").get("node_type") == "array")
 
@@ -202,10 +201,6 @@ class ZarrSource(MemmapSource):
                 if len(head) < 16 or int.from_bytes(head[12:16], "little") != length:
                     raise damaged(f"the chunk has {length} bytes, which is not the length in its header",
                                   self.path / name)
-
-    @cached_property
-    def _codecs(self) -> dict[str, list[str]]:
-        return {key: codec_names(self._json(f"data/{key}")) for key in self._arrays}
 
     @cached_property
     def _chunks(self) -> dict[str, dict[int, list[str]]]:

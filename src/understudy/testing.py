@@ -129,10 +129,11 @@ def random_batch(recipe: PolicyConfig, size: int = 5, seed: int = 0, target: Fea
 def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
     """Checks the contract of a head with the given trunk.
 
-    Shapes; all randomness is in the arguments; rows do not depend on each other; padding does not matter; gradients
-    reach all weights; files contain everything and run no untrusted code. For sub-interfaces: a `DenoisingHead` ends at
-    the action and a step of length 0 changes nothing; ``-loss`` of a `LikelihoodHead` sums to `log_prob`; the
-    temperature of a `TemperatureHead` changes plans; a `TargetNetworkHead` uses its own network by default.
+    Shapes; all randomness is in the arguments; the declared noise changes plans; rows do not depend on each other;
+    padding does not matter; gradients reach all weights; files contain everything and run no untrusted code. For
+    sub-interfaces: a `DenoisingHead` ends at the action and a step of length 0 changes nothing; ``-loss`` of a
+    `LikelihoodHead` sums to `log_prob`; the temperature of a `TemperatureHead` changes plans; a `TargetNetworkHead`
+    uses its own network by default.
 
     Args:
         recipe: Policy with the head and a trunk.
@@ -153,7 +154,7 @@ def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
     require(plan.shape == (B, H, A) and bool(plan.isfinite().all()), "a plan must be finite and (B, H, A)")
     _head_draws_nothing(policy, batch, noise, plan)
     _head_ignores_padding(policy, batch)
-    _head_learns(policy, batch)
+    _head_reads_noise(_head_learns(policy, batch), batch, noise)
     _head_saves(policy, batch, noise, plan)
     _head_in_other_numbers(policy, batch, noise)
     if isinstance(recipe.head, DenoisingHead):
@@ -205,9 +206,10 @@ def _head_ignores_padding(policy, batch):
     require(not bool(_batch_loss(policy, batch)[~batch.mask].any()), "padded steps have no loss")
 
 
-def _head_learns(policy, batch):
+def _head_learns(policy, batch) -> Policy:
+    """Returns a copy of the policy after a few updates."""
     if not _batch_loss(policy, batch).requires_grad:
-        return
+        return policy
     trained = copy.deepcopy(policy)
     weights = [p for p in trained.parameters() if p.requires_grad and p.numel()]
     optimizer = torch.optim.Adam(weights, 1e-3)
@@ -220,6 +222,22 @@ def _head_learns(policy, batch):
     require(not dead, f"no gradient reaches {dead}")
     settled = [n for n, p in trained.named_parameters() if not p.requires_grad and p.grad is not None]
     require(not settled, f"settled weights must not train: {settled}")
+    return trained
+
+
+@torch.no_grad()
+def _head_reads_noise(policy, batch, noise):
+    """Of a policy after a few updates: layers that begin at zero ignore everything before."""
+    if not noise.numel():
+        return
+    head = policy.config.head
+    if isinstance(head, TemperatureHead):  # at temperature 0 many read no noise
+        head = replace(head, temperature=10.0)
+    context = policy.context(batch.obs)
+    one, other = (head.sample(policy.net, context, x) for x in (noise, noise.flip(0) + 1))
+    require(not torch.allclose(one, other), f"the noise of {type(head).__name__} has shape "
+            f"{tuple(policy.noise_shape)} per plan, but other noise gives the same plans: use it in `sample`, or return "
+            "(horizon, 0) from `noise`")
 
 
 @torch.no_grad()
@@ -474,8 +492,9 @@ def _encoder_tokens_are_of_their_steps(net, obs, rows, context):
 def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) -> None:
     """Checks that an executor keeps its promises.
 
-    Its state keeps its structure, rows do not influence each other, one row can be restarted alone, and the same keys
-    give the same actions. If it is an `ActionConditionedExecutor`, its plans also continue the executed actions.
+    Its actions depend on the planner, its state keeps its structure, rows do not influence each other, one row can be
+    restarted alone, and the same keys give the same actions. If it is an `ActionConditionedExecutor`, its plans also
+    continue the executed actions.
 
     Args:
         executor: The executor to check.
@@ -486,14 +505,17 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) ->
         ContractViolation: A promise is broken.
     """
     policy, _ = random_batch(config)
-    executor.check_planner(policy)
+    another, _ = random_batch(config, seed=1)
     rng = _rng(0)
+    for weight in another.parameters():
+        weight += 0.1 * torch.randn(weight.shape, generator=rng)
+    executor.check_planner(policy)
     obs = [{k: torch.randn(3, policy.window.n_obs_steps, *policy.features[k].shape, generator=rng)
             for k in policy.inputs} for _ in range(steps)]
     key, new = torch.tensor([11, 22, 33]), torch.tensor([44])
     everyone, alone, middle = torch.arange(3), torch.tensor([1]), steps // 2 - 1
 
-    def run(rows, key, restart=None, since=0):
+    def run(rows, key, restart=None, since=0, policy=policy):
         state, out = executor.start(policy, take(obs[since], rows), key), []
         structure = _structure(state)
         for n, seen in enumerate(obs[since:]):
@@ -508,6 +530,9 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) ->
         return torch.stack(out)
     whole = run(everyone, key)
     require_equal(run(everyone, key), whole, "the same keys must give the same actions")
+    require(not torch.allclose(run(everyone, key, policy=another), whole),
+            f"two policies with different plans give the same actions: `act` of {type(executor).__name__} must execute "
+            "what its planner plans")
     require_equal(run(alone, key[1:2])[:, 0], whole[:, 1], "a row must not depend on the other rows", 1e-3)
     reset = run(everyone, key, middle)
     require_equal(reset[:, [0, 2]], whole[:, [0, 2]], "other rows must not notice that one is restarted", 1e-3)
@@ -933,12 +958,6 @@ def _wrapper_state_keeps_its_structure(env, wrapper, shown, actor):
         require(_structure(new) == _structure(state), "the state of a wrapper must keep its names, shapes and dtypes")
     over = wrapper.is_terminated(after)
     require(over.shape == (env.rows,) and over.dtype == torch.bool, "is_terminated must be (B,) bool")
-
-
-def _structure(tree):
-    if isinstance(tree, Mapping):
-        return {k: _structure(v) for k, v in tree.items()}
-    return tuple(tree.shape), tree.dtype
 
 
 def _same_outcome(one: Episode, other: Episode, discounted: Episode, discount: float) -> None:

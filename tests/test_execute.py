@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -14,7 +15,7 @@ from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs.fork import SPREAD, Expert, Fork
 from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
-from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
+from understudy.execute.chunking import ChunkedExecutor, RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedPlan
 from understudy.execute.planners import (
     BackwardCoherence,
@@ -126,6 +127,32 @@ def test_in_real_time_the_old_chunk_runs_on_while_the_new_one_is_late(skip):
     # Firm as far as the old chunk is bound to be carried out, then less and less, and nothing where it has ended.
     assert wanted.weight[0, :skip + 2].tolist() == [1.0] * (skip + 2)
     assert (wanted.weight[0, skip + 2:7].diff() < 0).all() and (wanted.weight[0, 7:] == 0).all()
+
+
+@dataclass(frozen=True)
+class Compares(ChunkedExecutor):
+    """Overrides what happens to a chunk that arrives, and nothing else."""
+
+    n_action_steps: int = 3
+    skip: int = 0
+    compared: list = field(default_factory=list)
+
+    def accept_plan(self, planner, state, request, chunk, delay=0):
+        old, mask = self.last_chunk(state, request.rows, delay).aligned()
+        assert torch.equal(old[mask], chunk[mask])  # both were planned for the same times
+        self.compared.append((planner, int(mask.sum())))
+        return super().accept_plan(planner, state, request, chunk, delay)
+
+
+@pytest.mark.parametrize("skip", [0, 2])
+@pytest.mark.parametrize("delay", [0, 2, 7])
+def test_an_executor_compares_a_chunk_that_arrives_with_the_last_one(skip, delay):
+    """The second chunk is requested after three steps, so that 7 of its 10 steps are in the first chunk too."""
+    executor, policy = Compares(skip=skip), Clock(10, -skip)
+    done = ran(DelayedPlan(executor, delay), policy, 11)[:, 0]
+    assert executor.compared[:2] == [(policy, 0), (policy, 3 * 7)]
+    end = 9 - skip  # of the first chunk, whose last action is repeated until the second one arrives after 3 + delay
+    assert done.tolist() == [min(t, end) if t < 3 + delay else t for t in range(11)]
 
 
 # -- contracts ------------------------------------------------------------------------------------------------------

@@ -53,7 +53,8 @@ class EvalOptions:
     """write the rollouts as a data set; then an interrupted evaluation continues where it stopped. With --interactive:
     the file of the answers (trials.jsonl)"""
     demonstrations: Annotated[Path | None, arg(metavar="DATA")] = None
-    """what its behavior is compared with; by default what it learned from, if that is available and has no camera"""
+    """what its behavior is compared with; by default what it learned from, if that is available and has no camera. Their
+    standard deviations are also the units of smoothness and jerk, so that these figures change with the data"""
     repeats: PositiveCount = 0
     """roll each of the first 16 starts out so often: how many ways does it know from one start?"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None

@@ -74,7 +74,8 @@ def test_the_loss_is_zero_for_the_exact_flow_to_a_point(head):
     assert loss.shape == (4096, 1) and float(loss.max()) < 1e-18
 
 
-@pytest.mark.parametrize("head, net", [(Shortcut(), shortcut_net), (MeanFlow(velocity_fraction=0.0), mean_flow_net)])
+@pytest.mark.parametrize("head, net", [
+    (Shortcut(), shortcut_net), (MeanFlow(velocity_fraction=0.0, adaptive_power=0.0), mean_flow_net)])
 def test_the_exact_flow_is_where_the_gradient_vanishes(head, net):
     """The network a * u(x, t, .) + b + c * x has no gradient at a = 1, b = c = 0, and has one elsewhere."""
     action, mask = batch(20_000)
@@ -97,7 +98,7 @@ def test_the_exact_flow_is_consistent_with_itself():
 
 def test_mean_flow_differentiates_along_the_path():
     """u = v + (r - t) du/dt, with a network whose total derivative is known: u = x t + r^2 has du/dt = v t + x."""
-    head, (action, mask) = MeanFlow(velocity_fraction=0.0), batch()
+    head, (action, mask) = MeanFlow(velocity_fraction=0.0, adaptive_power=0.0), batch()
     seen = []
 
     def net(x, times, context):
@@ -112,6 +113,28 @@ def test_mean_flow_differentiates_along_the_path():
     logit = torch.cat([t, r]).logit()
     assert float(logit.mean()) == pytest.approx(head.time_mean, abs=0.05)
     assert float(logit.std()) == pytest.approx(head.time_std, abs=0.05)
+
+
+@pytest.mark.parametrize("power, constant", [(1.0, 1e-3), (0.5, 0.1)])
+def test_mean_flow_weights_chunks_by_their_error(power, constant):
+    """Geng et al. 2025: 1 / (|e|^2 + c)^p, without gradient. A network u = offset has du/dt = 0, so that e = u - v."""
+    head = MeanFlow(adaptive_power=power, adaptive_constant=constant)
+    action, mask = torch.randn(5, 4, 2, generator=rng(9)).double(), torch.ones(5, 4, dtype=torch.bool)
+    mask[1, 2:] = False
+    offset, seen = torch.tensor(0.5, dtype=torch.float64, requires_grad=True), []
+
+    def net(x, times, context):
+        seen.append([torch.autograd.forward_ad.unpack_dual(v).primal for v in (x, times)])
+        return offset + 0 * x
+    loss = head.loss(net, EMPTY, action, mask, rng(3))
+    (x, times), = seen
+    error = 0.5 - (action - x) / (1 - times[..., :1])
+    weight = 1 / ((error.square() * mask.unsqueeze(-1)).sum((1, 2)) + constant) ** power
+    torch.testing.assert_close(loss, error.square().mean(-1) * weight.unsqueeze(1))
+    gradient, = torch.autograd.grad(loss.sum(), offset)
+    torch.testing.assert_close(gradient, (2 * error.mean(-1) * weight.unsqueeze(1)).sum())
+    if power == 1 and constant < 0.01:  # the numbers of a chunk add up to 1
+        torch.testing.assert_close(2 * (loss * mask).sum(1), torch.ones(5, dtype=torch.float64), rtol=5e-3, atol=0)
 
 
 def test_shortcut_trains_double_steps_on_two_single_steps():

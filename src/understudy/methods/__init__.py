@@ -90,6 +90,14 @@ METHODS: dict[str, NamedMethod] = {
         "understudy.methods.generative:flow_policy",
         "A chunk of actions by flow matching: ten steps along the straight line from noise.",
         Reference("Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003", ("028",))),
+    "shortcut-policy": NamedMethod(
+        "understudy.methods.generative:shortcut_policy",
+        "A flow that is asked for large steps: one network evaluation gives a chunk, and more give a better one.",
+        Reference("Frans et al. 2024, arXiv 2410.12557, with a smaller network")),
+    "mean-flow-policy": NamedMethod(
+        "understudy.methods.generative:mean_flow_policy",
+        "A flow that learns the average velocity from noise to action: one network evaluation gives a chunk.",
+        Reference("Geng et al. 2025, arXiv 2505.13447, which generates images")),
     "beso": NamedMethod(
         "understudy.methods.generative:beso",
         "Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.",

@@ -591,7 +591,7 @@ def test_beside_puts_them_together(shaky):
 
 
 def test_a_figure_says_in_whose_units_it_is(shaky):
-    """Smoothness is that of the path in these units: a component that varies little in the demonstrations counts more."""
+    """Smoothness is that of the path in these units: a component that varies little in the data counts more."""
     env = Fork(4)
     shown = rollout(env.expert(), env, 12, seed=0)
     for demonstrations, scaled_by, words in ((shown, "demonstrations", "over the demonstrations"),
@@ -600,7 +600,8 @@ def test_a_figure_says_in_whose_units_it_is(shaky):
         assert found.scaled_by == found.to_json()["scaled_by"] == scaled_by
         line, = (line for line in found.describe() if line.startswith("Smoothness, jerk and distances"))
         assert words in line
-    stretched = shown.map(lambda e: e.replace({"observation.state": e.steps["observation.state"] * np.array([1, 9], "f4")}))
+    state = "observation.state"
+    stretched = shown.map(lambda e: e.replace({state: e.steps[state] * np.array([1, 9], np.float32)}))
     one, other = (next(m.value.estimate for m in measure_behavior(shaky, env, d).metrics if m.key == "smoothness")
                   for d in (shown, stretched))
     assert one != other

@@ -236,8 +236,8 @@ def _head_reads_noise(policy, batch, noise):
     context = policy.context(batch.obs)
     one, other = (head.sample(policy.net, context, x) for x in (noise, noise.flip(0) + 1))
     require(not torch.allclose(one, other), f"the noise of {type(head).__name__} has shape "
-            f"{tuple(policy.noise_shape)} per plan, but other noise gives the same plans: use it in `sample`, or return "
-            "(horizon, 0) from `noise`")
+            f"{tuple(policy.noise_shape)} per plan, but other noise gives the same plans: use it in `sample`, or "
+            "return (horizon, 0) from `noise`")
 
 
 @torch.no_grad()

@@ -143,8 +143,8 @@ class BehaviorMetrics:
         out = []
         if any(m.key in SCALED_METRICS for m in self.metrics):
             data = "the demonstrations" if self.scaled_by == "demonstrations" else "its own episodes"
-            out.append(f"Smoothness, jerk and distances: each component is divided by its standard deviation over {data}."
-                       " With other demonstrations, or with none, the figures differ.")
+            out.append("Smoothness, jerk and distances: each component is divided by its standard deviation over "
+                       f"{data}. With other demonstrations, or with none, the figures differ.")
         if (m := self.modes) is not None:
             out.append(_describe_modes(m))
         if (t := self.discriminator_accuracy) is not None:

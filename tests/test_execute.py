@@ -178,6 +178,23 @@ def test_executors_keep_their_contract(executor, config):
     check_executor(executor, config)
 
 
+def test_without_an_old_chunk_real_time_plans_are_those_of_the_policy():
+    """Therefore validation plans without the executor: recorded episodes contain no old chunk."""
+    policy, batch = random_batch(flow(Window(2, 8, action_offset=-2)))
+    noise = policy.noise(torch.arange(5), torch.zeros(5, dtype=torch.int64))
+    executor = RealTimeChunking(3, 2, skip=2)
+    state = executor.start(policy, batch.obs, torch.arange(5))
+    request = executor.request_plan(policy, batch.obs, state)
+    first = policy.plan(request.obs, request.noise, request.guides)
+    assert torch.equal(first, policy.plan(batch.obs, noise))
+    state = executor.accept_plan(policy, state, request, first)
+    for _ in range(3):
+        _, state = executor.next_action(state)
+    request = executor.request_plan(policy, batch.obs, state)
+    guided, alone = (policy.plan(request.obs, request.noise, guides) for guides in (request.guides, ()))
+    assert not torch.allclose(guided, alone)  # with an old chunk they differ
+
+
 # -- step by step ---------------------------------------------------------------------------------------------------
 
 

@@ -152,6 +152,9 @@ class RealTimeChunking(ChunkedExecutor):
     A new chunk arrives `delay` steps after its observation. It is asked to agree with the old chunk: fully on the
     steps that will be executed before it arrives, and less and less on later steps.
 
+    Recorded episodes contain no old chunk. Validation and `understudy eval RUN DATA` therefore measure the plans of the
+    policy alone, which are those of the first chunk of an episode.
+
     Args:
         n_action_steps: Number of steps executed from each chunk.
         delay: Number of steps between an observation and the arrival of its chunk.

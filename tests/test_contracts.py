@@ -197,7 +197,7 @@ class _Naive(EncoderNet):
 
 
 @pytest.mark.parametrize("about, said", [
-    ("random", "without rng nothing is random"), ("miscounts", "expected tokens"),
+    ("random", "without rng nothing is random"), ("miscounts", r"tokens must be .B, 2, 3. .* and are .5, 1, 3."),
     ("shows what is not there", "must not matter"),
     ("reads rows before the start", "what masked rows hold must not matter"),
     ("misdates", "must not depend on observation steps after token_obs_steps")])

@@ -147,7 +147,7 @@ def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
     noise = torch.randn(B, *policy.noise_shape, generator=_rng(0))
     context, coded = policy.context(batch.obs), policy.encode_batch(batch)
     loss = recipe.head.loss(policy.net, context, coded, batch.mask, _rng(1))
-    require(loss.shape == (B, H), f"loss must be (B, H), not reduced; found {tuple(loss.shape)}")
+    require(loss.shape == (B, H), f"loss must be (B, H), not reduced, and is {tuple(loss.shape)}")
     require(bool(_batch_loss(policy, batch).isfinite().all()), "loss must be finite")
     with torch.no_grad():
         plan = policy.plan(batch.obs, noise)
@@ -266,7 +266,7 @@ def _head_in_other_numbers(policy, batch, noise):
     exact = replace(context, tokens=context.tokens.double())
     net = copy.deepcopy(policy.net).double()
     said = head.sample(net, exact, noise.double())
-    require(said.dtype == torch.float64, f"float64 in must give float64 out, found {said.dtype}")
+    require(said.dtype == torch.float64, f"float64 in must give float64 out, and gives {said.dtype}")
     require_equal(said.float(), head.sample(policy.net, context, noise), "float64 must agree with float32", 1e-2)
     with torch.autocast("cpu", torch.bfloat16):
         require(bool(_batch_loss(policy, batch).isfinite().all()), "loss must be finite in bfloat16")
@@ -438,7 +438,8 @@ def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
     with torch.no_grad():
         context = net(obs)
         require(context.tokens.shape == (5, net.tokens, net.width) and context.mask.shape == (5, net.tokens),
-             f"expected tokens (B, {net.tokens}, {net.width}) with a mask, found {tuple(context.tokens.shape)}")
+             f"tokens must be (B, {net.tokens}, {net.width}) with a mask (B, {net.tokens}), and are "
+             f"{tuple(context.tokens.shape)} with a mask {tuple(context.mask.shape)}")
         require(bool(context.tokens.isfinite().all()), "tokens must be finite")
         require_equal(net(obs).tokens, context.tokens, "without rng nothing is random")
         one = net({k: v[1:2] for k, v in obs.items()})
@@ -474,7 +475,7 @@ def _encoder_ignores_masked_rows(net, features, obs, rows):
 def _encoder_tokens_are_of_their_steps(net, obs, rows, context):
     steps = torch.tensor(net.token_obs_steps)
     require(steps.shape == (net.tokens,) and bool(((steps >= 0) & (steps < rows)).all()),
-            f"token_obs_steps must give each of {net.tokens} tokens a step from 0 to {rows - 1}, found "
+            f"token_obs_steps must give each of {net.tokens} tokens a step from 0 to {rows - 1}, and is "
             f"{net.token_obs_steps}")
     for row in range(rows):
         changed = {name: x.clone() for name, x in obs.items()}
@@ -591,10 +592,10 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     for e, (one, other) in enumerate(zip(data, again, strict=True)):
         for name, f in data.features().items():
             if name not in lost:
-                require(features[name] == f, f"{to}: {name} is {f}, found {features[name]}")
+                require(features[name] == f, f"{to}: {name} must be {f}, and is {features[name]}")
                 _same_column(one.steps[name], other.steps[name], f"{to}: {name} of episode {e}")
         require(_metadata_as_json(one.metadata) == _metadata_as_json(other.metadata), f"{to}: the facts of episode {e}")
-    require(again.fps == data.fps, f"{to}: fps {data.fps}, found {again.fps}")
+    require(again.fps == data.fps, f"{to}: fps must be {data.fps}, and is {again.fps}")
     beside = sidecar.sidecar_path(path)
     if not beside.exists():
         return
@@ -606,7 +607,8 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
             rows = len(one) + 1 if place.repeats_last_row else len(one.steps[name]) if place.has_last_row else len(one)
             require((found.dtype.kind in "UO" if f.kind == "string" else found.dtype.name == place.dtype)
                  and found.shape == (rows, *place.shape),
-                 f"{to}: {name} of episode {e} is {place} without the side file, found {found.dtype} {found.shape}")
+                 f"{to}: {name} of episode {e} must be {place} without the side file, and is {found.dtype} "
+                 f"{found.shape}")
             if place.is_exact:
                 wanted = np.asarray(one.steps[name])
                 wanted = np.concatenate([wanted, wanted[-1:]])[:rows].reshape(found.shape)
@@ -1015,7 +1017,7 @@ def check_scorer(scorer: Scorer, obs: Mapping[str, Tensor], plan: Tensor) -> Non
     read = {name: obs[name] for name in scorer.inputs}
     state = torch.random.get_rng_state()
     score = scorer(read, plan)
-    require(score.shape == (B,), f"a score must be one number for each plan, (B,); found {tuple(score.shape)}")
+    require(score.shape == (B,), f"a score must be one number for each plan, (B,), and is {tuple(score.shape)}")
     require(bool(score.isfinite().all()), "scores must be finite")
     require_equal(scorer(read, plan), score, "the same plan must have the same score")
     require(torch.equal(torch.random.get_rng_state(), state), "a score must not be random")
@@ -1163,7 +1165,7 @@ def check_collection(method: Method, data: Dataset, build_env: Callable[[int], E
 
         whole = run("whole", 2)
         wanted, rounds = _run_contents(whole), sorted((whole / "collection").glob("[0-9]*"))
-        require(len(rounds) >= 2, f"the collection must have two rounds or more; found {len(rounds)}")
+        require(len(rounds) >= 2, f"the collection must have two rounds or more, and has {len(rounds)}")
         policy = Policy.load(whole)
         for path in rounds:
             policy.windows(open_dataset(path / "episodes.npz"), extra=method.learner.extra)

@@ -93,7 +93,7 @@ METHODS: dict[str, NamedMethod] = {
     "shortcut-policy": NamedMethod(
         "understudy.methods.generative:shortcut_policy",
         "A flow that is asked for large steps: one network evaluation gives a chunk, and more give a better one.",
-        Reference("Frans et al. 2024, arXiv 2410.12557, with a smaller network")),
+        Reference("Frans et al. 2024, arXiv 2410.12557, whose smallest step is 1/128, with 800,000 updates")),
     "mean-flow-policy": NamedMethod(
         "understudy.methods.generative:mean_flow_policy",
         "A flow that learns the average velocity from noise to action: one network evaluation gives a chunk.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -56,6 +56,12 @@ def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature]
                 taken.add(column)
                 break
     return {name: keys[name] for name in features if name in keys}
+
+
+def text_column(texts: Sequence[str]) -> np.ndarray:
+    """Text as a column, (rows,). A text that all rows have is stored once."""
+    same = len(texts) and all(text == texts[0] for text in texts)
+    return np.broadcast_to(np.array(texts[:1], np.str_), (len(texts),)) if same else np.array(texts, np.str_)
 
 
 def are_flags(values: np.ndarray) -> bool:

@@ -58,10 +58,11 @@ def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature]
     return {name: keys[name] for name in features if name in keys}
 
 
-def text_column(texts: Sequence[str]) -> np.ndarray:
+def text_column(texts: Sequence[str] | np.ndarray) -> np.ndarray:
     """Text as a column, (rows,). A text that all rows have is stored once."""
-    same = len(texts) and all(text == texts[0] for text in texts)
-    return np.broadcast_to(np.array(texts[:1], np.str_), (len(texts),)) if same else np.array(texts, np.str_)
+    values = np.asarray(texts, np.str_)
+    same = len(values) and (values == values[0]).all()
+    return np.broadcast_to(values[:1], values.shape) if same else values
 
 
 def are_flags(values: np.ndarray) -> bool:

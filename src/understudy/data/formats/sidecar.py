@@ -111,8 +111,8 @@ def conversion_losses(data: Dataset, capability: FormatCapability) -> list[Conve
             out.append(ConversionLoss(name, "that no row follows the last action: its last row is written twice"))
         if f.names and not capability.component_names:
             out.append(ConversionLoss(name, "the names of its components"))
-        if declared[name].num_classes and not capability.component_names:
-            out.append(ConversionLoss(name, f"how many choices there are, {', '.join(map(str, f.num_classes))}"))
+        if (classes := declared[name].num_classes) and not capability.component_names:
+            out.append(ConversionLoss(name, f"how many choices there are, {', '.join(map(str, classes))}"))
         if f.kind != _kind(f) and not capability.component_names:
             out.append(ConversionLoss(name, f"that it is of kind {f.kind}"))
         if f.unit and not capability.units:
@@ -236,8 +236,7 @@ class SidecarSource(WrapperSource):
     def __init__(self, inner: ColumnSource, arrays: NpzArrays, document: Mapping[str, Any]):
         super().__init__(inner, arrays.key)
         self._arrays, self._episode_metadata, self._encodings = arrays, document["metadata"], document["places"]
-        self.schema = {name: Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in f.items()})
-                       for name, f in document["columns"].items()}
+        self.schema = {name: Feature.from_json(f) for name, f in document["columns"].items()}
         for name in self.schema:
             if f"column/{name}" not in arrays.headers and self._encodings.get(name) not in inner.schema:
                 raise UserError(f"there is no column {self._encodings.get(name)}; there are {', '.join(inner.schema)}",

@@ -349,7 +349,8 @@ class _Table:
     def __init__(self, file: Path, header: list[str], cells: list[list[str]]):
         self.file, self.header, self.cells = file, header, cells
         self.columns, self.vectors = self._gather()
-        self._last = not self._whole_last_row()
+        last_two = zip(*cells[-2:], strict=True) if len(cells) > 1 else ()
+        self._last = any(before.strip() and not last.strip() for before, last in last_two)  # seen after the last action
 
     def _gather(self):
         """NAME_0, NAME_1, ... are one column."""
@@ -379,23 +380,18 @@ class _Table:
     def _second_column(self, key: str, name: str) -> UserError:
         return UserError(f"{key} is a second column {name}", where=f"{self.file}, line 1", hint="rename one of them")
 
-    def _whole_last_row(self) -> bool:
-        return all(c.strip() for c in self.cells[-1]) or len(self.cells) == 1 or not any(
-            not self.cells[-1][p].strip() and self.cells[-2][p].strip() for p in range(len(self.header)))
-
     def rows(self, name) -> int:
         empty = [not self.cells[-1][p].strip() for p in self.columns[name]]
         return len(self.cells) - (self._last and all(empty))
 
     def kind(self, name) -> str:
         kinds = {_kind(row[p]) for row in self.cells[: self.rows(name)] for p in self.columns[name]}
-        if "text" in kinds and len(kinds - {"empty"}) == 1 or kinds == {"empty"}:
+        odd = kinds & {"text", "empty"}
+        if odd == kinds or odd == {"text"} and len(self.columns[name]) == 1:
             return "text"
-        if "text" in kinds or "empty" in kinds:
+        if odd:
             line, p = next((i, p) for i, row in enumerate(self.cells) for p in self.columns[name]
-                           if _kind(row[p]) in ("text", "empty"))
-            if "text" in kinds and len(self.columns[name]) == 1 and "empty" not in kinds:
-                return "text"
+                           if _kind(row[p]) in odd)
             raise damaged(f"this is not a number: {self.cells[line][p]!r}",
                           f"{self.file}, row {line + 1}, {self.header[p]}")
         return max(kinds, key=list(_NUMBERS).index)

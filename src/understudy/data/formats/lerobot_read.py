@@ -298,23 +298,20 @@ class LeRobotSource(MemmapSource):
         stored = self._maps["timestamp"][first: first + length].astype(np.float64)
         return np.where(np.abs(stored - regular) < video.TIMESTAMP_TOLERANCE, regular, stored)
 
-    def _stored_rows(self, name, episode) -> pa.Array:
+    def _stored_rows(self, name, episode) -> pa.ChunkedArray:
         """The values of one episode, straight from its file."""
         file = self.path / self.index.files[self.index.file[episode]]
-        begin = int(self.index.start[episode])
-        until, row, parts = begin + int(self.lengths[episode]), 0, []
+        begin, length = int(self.index.start[episode]), int(self.lengths[episode])
         source = self._open(file)
         _check_column(source, name, file)
-        for group in range(source.metadata.num_row_groups):
-            n = source.metadata.row_group(group).num_rows
-            if row < until and row + n > begin:
-                values = self._group(file, group, name)
-                parts.append(values.slice(max(begin - row, 0), min(until, row + n) - max(begin, row)))
-            row += n
-        if sum(map(len, parts)) != self.lengths[episode]:
-            raise damaged(f"it has {sum(map(len, parts))} rows of episode {episode}, but the metadata say "
-                          f"{int(self.lengths[episode])}", file)
-        return pa.concat_arrays(parts)
+        there = source.metadata.num_rows - begin
+        if there < length:
+            raise damaged(f"it has {max(there, 0)} rows of episode {episode}, but the metadata say {length}", file)
+        groups = [source.metadata.row_group(i).num_rows for i in range(source.metadata.num_row_groups)]
+        starts = episode_starts(np.array(groups))
+        first, stop = np.searchsorted(starts, [begin + 1, begin + length]).tolist()
+        values = pa.chunked_array([self._group(file, group, name) for group in range(first - 1, stop)])
+        return values.slice(begin - int(starts[first - 1]), length)
 
     def _open(self, file: Path) -> pq.ParquetFile:
         if file not in self._files:

@@ -64,15 +64,19 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
     Raises:
         UserError: If the path exists, if there are no episodes, or if episodes differ in their columns.
     """
-    if images not in ("video", "png", *_CODECS.values()):
-        raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
-                        hint="choose one of them")
+    check_images(images)
     fps = dataset.fps if fps is None else fps
     robot = dataset.metadata.get("robot_type") if robot_type is None else robot_type
     dataset = Dataset(dataset.source, {**dataset.metadata, "fps": fps, "robot_type": robot}, dataset.indices)
     own, kept = split_for_lerobot(dataset)
     with sidecar.new_folder(path, dataset, kept) as part:
         _LeRobotWriter.create(part, own.features(), fps, robot, images).add(own)
+
+
+def check_images(images: str) -> None:
+    if images not in ("video", "png", *_CODECS.values()):
+        raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
+                        hint="choose one of them")
 
 
 def capability(data: Dataset, images: str = "png") -> FormatCapability:
@@ -102,19 +106,13 @@ def split_for_lerobot(data: Dataset) -> tuple[Dataset, FormatCapability]:
     def own(e):
         return e.replace({n: change and change(np.asarray(e.steps[n])) for n, change in aside.items() if n in e.steps})
 
-    columns = {
-        n: ColumnEncoding(n, f.dtype, f.shape, has_last_row=n not in ("task", INDEX_COLUMNS[0]))
-        for n, f in features.items()
-        if n not in aside
-    }
+    columns = {n: ColumnEncoding(n, f.dtype, f.shape, has_last_row=n not in ("task", INDEX_COLUMNS[0]))
+               for n, f in features.items() if n not in aside}
     meta = frozenset(key for e in data for key in e.metadata)
     reads = tuple(n for n in features if aside.get(n, True) is not None)
-    return (
-        data.map(own) if aside else data,
-        FormatCapability(
-            columns, component_names=True, units=True, fps=True, robot_type=True, metadata_keys=meta, read_columns=reads
-        ),
-    )
+    stored = FormatCapability(columns, component_names=True, units=True, fps=True, robot_type=True, metadata_keys=meta,
+                              read_columns=reads)
+    return data.map(own) if aside else data, stored
 
 
 def _fits(name: str, f: Feature) -> bool:
@@ -157,9 +155,9 @@ def append(path: str | Path, dataset: Dataset, **options) -> None:
         _clean(path)
         if len(dataset):
             empty = (path / UNDERSTUDY_FOLDER).is_dir() and not read_info(path)["total_episodes"]
-            (_LeRobotWriter.with_first_dataset(path, dataset, **options) if empty else _LeRobotWriter.open(path)).add(
-                dataset
-            )
+            first = partial(_LeRobotWriter.with_first_dataset, dataset=dataset, **options)
+            writer = first(path) if empty else _LeRobotWriter.open(path)
+            writer.add(dataset)
 
 
 def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
@@ -429,10 +427,9 @@ class _LeRobotWriter:
                 raise UserError(f"there are {len(column)} rows instead of {length}, or one more",
                                 where=f"{where}, column {name!r}", hint="give each step its row")
             columns[name] = column
-        held = _LoadedEpisode(length, columns, dict(episode.metadata), where)
         if length < 1:
             raise _unordered(where)
-        return held
+        return _LoadedEpisode(length, columns, dict(episode.metadata), where)
 
     def _write_data(self, columns, lengths, first) -> list[dict]:
         """A row group an episode. Where each came to lie."""
@@ -497,8 +494,7 @@ class _LeRobotWriter:
             row.update({"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file})
         table = _episodes_table(self._rows, self._stats)
         if self._table_columns is not None:
-            missing = [n for n in self._table_columns if n not in table.column_names]
-            if missing:
+            if missing := [n for n in self._table_columns if n not in table.column_names]:
                 raise UserError(f"the other episode tables have a column {missing[0]!r}, which cannot be computed",
                                 where=self.root / "meta/episodes", hint="write the data set again, then append")
             table = table.select(self._table_columns)

@@ -44,7 +44,8 @@ def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.nd
             low, high = np.full(f.size, np.inf), np.full(f.size, -np.inf)
             total, count = np.zeros(f.size), np.zeros(f.size)
             for episode in data:
-                values = np.asarray(episode.steps[name], np.float64).reshape(-1, f.size)
+                column = np.asarray(episode.steps[name], np.float64)
+                values = column.reshape(len(column), f.size)
                 there = np.isfinite(values)
                 low = np.minimum(low, values.min(0, initial=np.inf, where=there))
                 high = np.maximum(high, values.max(0, initial=-np.inf, where=there))

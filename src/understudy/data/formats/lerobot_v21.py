@@ -52,7 +52,7 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
         info = {**plan.info, "codebase_version": "v2.1", "total_videos": 0, "total_chunks": 0, "data_path": DATA_PATH,
                 "video_path": video_path}
         plan = replace(plan, info={key: info[key] for key in _INFO})
-        _LeRobotV21Writer(part, plan, {}, {}, None, dataset.fps is not None).add(own)
+        _LeRobotV21Writer(part, plan, dataset.fps is not None).add(own)
 
 
 class _LeRobotV21Writer(_LeRobotWriter):

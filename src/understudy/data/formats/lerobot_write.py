@@ -153,11 +153,15 @@ def append(path: str | Path, dataset: Dataset, **options) -> None:
         return write(dataset, path, **options)
     with cache.disk_errors(path), cache.locked(path / UNDERSTUDY_FOLDER / ".lock"):
         _clean(path)
-        if len(dataset):
-            empty = (path / UNDERSTUDY_FOLDER).is_dir() and not read_info(path)["total_episodes"]
-            first = partial(_LeRobotWriter.with_first_dataset, dataset=dataset, **options)
-            writer = first(path) if empty else _LeRobotWriter.open(path)
-            writer.add(dataset)
+        if not len(dataset):
+            return
+        info = read_info(path)
+        if info["total_episodes"] or not (path / UNDERSTUDY_FOLDER).is_dir():
+            _LeRobotWriter.open(path, info).add(dataset)
+        else:  # as `create` left it: its columns are now those of its first episodes
+            given = {"fps": dataset.fps, "robot_type": info.get("robot_type"), "images": "video"}
+            given |= {name: value for name, value in options.items() if value is not None}
+            _LeRobotWriter.create(path, dataset.features(), **given).add(dataset)
 
 
 def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
@@ -264,12 +268,13 @@ def _unordered(where: str) -> UserError:
 class _LeRobotWriter:
     """One write: its files carry the suffix .part until all are there; info.json follows last."""
 
-    def __init__(self, root: Path, plan: _StoragePlan, tasks: dict[str, int], next_file: Mapping[str, tuple[int, int]],
-                 table_columns: list[str] | None, fps_known: bool):
-        self.root, self.plan, self.tasks, self._fps_known = root, plan, tasks, fps_known
+    def __init__(self, root: Path, plan: _StoragePlan, fps_known: bool, tasks: Mapping[str, int] | None = None,
+                 next_file: Mapping[str, tuple[int, int]] | None = None, table_columns: list[str] | None = None):
+        self.root, self.plan, self.tasks, self._fps_known = root, plan, dict(tasks or {}), fps_known
         self._table_columns = table_columns
-        self._journal = {"episodes": plan.info["total_episodes"], "next": {k: list(v) for k, v in next_file.items()}}
-        self._at = dict(next_file)  # by "data", "episodes" or camera: (chunk, file)
+        # by "data", "episodes" or camera: (chunk, file)
+        self._at = dict(next_file or dict.fromkeys(("data", "episodes", *plan.cameras), (0, 0)))
+        self._journal = {"episodes": plan.info["total_episodes"], "next": dict(self._at)}
         self._parts: list[str] = []  # names to be, in order
         self._schema = _schema(plan)
         # A dictionary of numbers that hardly repeat takes three times the time, and more room.
@@ -289,22 +294,10 @@ class _LeRobotWriter:
 
     @staticmethod
     def create(root: Path, schema, fps, robot_type, images) -> _LeRobotWriter:
-        plan = _plan(schema, fps, robot_type, images)
-        first = dict.fromkeys(("data", "episodes", *plan.cameras), (0, 0))
-        return _LeRobotWriter(root, plan, {}, first, None, fps is not None)
+        return _LeRobotWriter(root, _plan(schema, fps, robot_type, images), fps is not None)
 
     @staticmethod
-    def with_first_dataset(
-        root: Path, dataset: Dataset, *, fps=None, robot_type=None, images="video"
-    ) -> _LeRobotWriter:
-        """Of a data set that has no episode yet: its columns are now those of the first."""
-        info = read_info(root)
-        robot = info.get("robot_type") if robot_type is None else robot_type
-        return _LeRobotWriter.create(root, dataset.features(), dataset.fps if fps is None else fps, robot, images)
-
-    @staticmethod
-    def open(root: Path) -> _LeRobotWriter:
-        info = read_info(root)
+    def open(root: Path, info: dict) -> _LeRobotWriter:
         if info["codebase_version"] != "v3.0":
             raise UserError(f"episodes can be added to LeRobot v3.0, not to {info['codebase_version']}", where=root,
                             hint="write it again first: lerobot.write(open_dataset(OLD), NEW)")
@@ -321,7 +314,7 @@ class _LeRobotWriter:
                 after[name] = _following(after[name], info)
         tasks = {t: i for i, t in read_tasks_v3(root).items()}
         written = open_parquet(tables[-1]).schema_arrow.names
-        return _LeRobotWriter(root, plan, tasks, after, written, source.metadata["fps"] is not None)
+        return _LeRobotWriter(root, plan, source.metadata["fps"] is not None, tasks, after, written)
 
     def add(self, dataset: Dataset) -> None:
         before = self.plan.info["total_episodes"]

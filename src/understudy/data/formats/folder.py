@@ -504,7 +504,10 @@ def _rows(columns: list[np.ndarray]) -> Iterator[list[str]]:
     """The cells of each row, (rows, components). Those of a column that has no such row are empty."""
     flat = [column.reshape(len(column), -1) for column in columns]
     for row in range(max(map(len, flat))):
-        yield [_cell(column[row, i]) if row < len(column) else "" for column in flat for i in range(column.shape[1])]
+        cells: list[str] = []
+        for column in flat:
+            cells += map(_cell, column[row]) if row < len(column) else [""] * column.shape[1]
+        yield cells
 
 
 def _cell(value) -> str:

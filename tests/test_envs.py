@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from understudy import envs
 from understudy.config import UntrustedCode
 from understudy.core import UserError, keys
-from understudy.envs import push
+from understudy.envs import four_rooms, maze, push
 from understudy.envs.fork import Expert, Fork
 from understudy.envs.particle import Particle
 from understudy.envs.push import Push
@@ -253,14 +253,51 @@ def test_pictures_show_where_things_are():
 
 @pytest.mark.parametrize("name", TOYS)
 def test_maps_can_be_drawn(name):
-    env = envs.make(name, 2)
-    obs = env.reset(torch.arange(2), keys(0, range(2)))
+    env = envs.make(name, 4)
+    obs = env.reset(torch.arange(4), keys(0, range(4)))
     plane, frame = env.map(), env.frame(0)
     assert frame.shape == (256, 256, 3) and len(np.unique(frame.reshape(-1, 3), axis=0)) > 3
     for mark in plane.get("marks", ()):
         column, i, j = mark["column"]
-        assert obs[column][:, [i, j]].shape == (2, 2)
-    assert not np.array_equal(frame, env.frame(1))
+        assert obs[column][:, [i, j]].shape == (4, 2)
+    assert any(not np.array_equal(frame, env.frame(i)) for i in range(1, 4))
+
+
+# -- four rooms --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", four_rooms.STYLES)
+def test_every_style_keeps_the_contract(style):
+    check_env(lambda rows: envs.make(f"four_rooms:{style}", rows, limit=25))
+
+
+def test_every_cell_is_reached_and_rooms_part_at_doors_only():
+    steps = four_rooms.STEPS.reshape(64, 64)
+    assert np.isfinite(steps).all() and (steps == steps.T).all()
+    assert steps[0, 63] == 14 and steps[0, 4] == 6 and steps[8 * 3 + 3, 8 * 4 + 3] == 5  # round by the door at (3, 1)
+    env = four_rooms.FourRooms(1)
+    env.restore(torch.tensor([0]), {"observation.state": torch.tensor([[3.9, 2.5]]),
+                                    "observation.goal": torch.tensor([[7.5, 7.5]])})
+    assert env.step(torch.tensor([[2.0, 0.0]])).obs["observation.state"][0].tolist() == pytest.approx([3.9, 2.5])
+    env.restore(torch.tensor([0]), {"observation.state": torch.tensor([[3.9, 1.5]]),
+                                    "observation.goal": torch.tensor([[7.5, 7.5]])})
+    assert env.step(torch.tensor([[2.0, 0.0]])).obs["observation.state"][0].tolist() == pytest.approx([4.1, 1.5])
+
+
+def test_styles_differ_in_what_their_episodes_show():
+    def rooms_and_success(style):
+        ran = rollout(envs.make(f"four_rooms:{style}", 60).expert(), envs.make(f"four_rooms:{style}", 60), 60, seed=3)
+        at = [(e.steps["observation.state"] > 4) @ [1, 2] for e in ran]
+        return np.mean([len(np.unique(a)) for a in at]), [e.metadata.get("success") for e in ran], ran
+    rooms, success, _ = rooms_and_success("navigate")
+    assert rooms < 2.5 and all(success)
+    rooms, success, _ = rooms_and_success("play")
+    assert rooms > 2.5 and set(success) == {None}
+    rooms, success, ran = rooms_and_success("stitch")
+    cells = [maze.cell_of(e.steps["observation.state"], 8) @ [8, 1] for e in ran]
+    far = max(four_rooms.STEPS.reshape(64, 64)[c[0], c].max() for c in cells)
+    assert rooms < 2.2 and far <= four_rooms.REACH + 2  # of 14; the way between two waypoints may lead farther
+    assert 0.3 < np.mean(rooms_and_success("mixed")[1]) < 0.8
 
 
 # -- names --------------------------------------------------------------------------------------------------------
@@ -274,7 +311,7 @@ def test_unknown_names_and_options_say_what_there_is():
     with pytest.raises(UserError, match="limt"):
         envs.make("fork", limt=3)
     assert envs.names() == ("fork", "particle", "push", "push-images", "blocks", "memory", "maze", "arms", "drive",
-                            "words")
+                            "words", "tabular", "four_rooms")
 
 
 def test_a_factory_outside_needs_trust(tmp_path, monkeypatch):

@@ -187,7 +187,7 @@ class OptimizerState:
                  for i, entry in kept.items() for k, v in entry.items()}
         return whole, self.scaler.state_dict()
 
-    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         kept: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             i, _, key = name.partition(".")
@@ -196,8 +196,8 @@ class OptimizerState:
             kept.setdefault(int(i), {})[key] = value.clone(memory_format=torch.contiguous_format)
         if self.adamw is not None:
             self.adamw.load_state_dict({"state": kept, "param_groups": self.adamw.state_dict()["param_groups"]})
-        if metadata:
-            self.scaler.load_state_dict(metadata)
+        if facts:
+            self.scaler.load_state_dict(facts)
 
 
 def _inverse(axes: list[int]) -> list[int]:

@@ -56,14 +56,14 @@ class Run:
         return self.folder / "checkpoints" / f"{step:06d}"
 
     def save_checkpoint(self, step: int, learner: Learner, modules: Mapping[str, CheckpointModule],
-                        metadata: Mapping[str, Any], documents: Mapping[str, Any]) -> None:
+                        facts: Mapping[str, Any], documents: Mapping[str, Any]) -> None:
         """Writes a checkpoint, complete or not at all.
 
         Args:
             step: Number of updates so far.
             learner: Its state is what training needs to continue.
             modules: Modules by name. "policy" is the one that acts.
-            metadata: What training needs besides the learner's state, as JSON.
+            facts: What training needs besides the learner's state, as JSON.
             documents: JSON files to store next to the weights, by name.
 
         Raises:
@@ -84,7 +84,7 @@ class Run:
                 save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()},
                           part / "train" / "learner.safetensors")
                 write_checksums(part / "train", "learner.safetensors")
-                write_json(part / "train" / "state.json", {**metadata, "step": step, "learner": said})
+                write_json(part / "train" / "state.json", {**facts, "step": step, "learner": said})
         self.name_checkpoints(last=step)
 
     def resume(self, step: int, learner: Learner) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Run:
             UserError: The state is damaged.
         """
         folder = self.checkpoint_path(step) / "train"
-        metadata = read_json(folder / "state.json")
+        facts = read_json(folder / "state.json")
         do = (
             f"remove {folder.parent}, and training continues from the checkpoint before it"
             if self.saved_steps()[0] < step
@@ -109,10 +109,10 @@ class Run:
         )
         try:
             check_checksum(folder / "learner.safetensors", do)
-            learner.restore(load_file(folder / "learner.safetensors"), metadata["learner"])
+            learner.restore(load_file(folder / "learner.safetensors"), facts["learner"])
         except (SafetensorError, OSError, KeyError, RuntimeError) as error:
             raise UserError(f"the state of the learner is damaged: {error}", where=folder, hint=do) from None
-        return metadata
+        return facts
 
     def read_checkpoint_json(self, step: int, name: str):
         return read_json(self.checkpoint_path(step) / name)

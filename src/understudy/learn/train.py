@@ -296,8 +296,8 @@ class _RunTraining(Training):
     def save(self, step: int) -> None:
         self.n_updates, self.last = step, time.perf_counter()
         if self.processes.first and step not in self.run.saved_steps():
-            metadata = {"seconds": self.elapsed(), "curve": self.curve.state}
-            self.run.save_checkpoint(step, self.learner, self.modules(), metadata, self.documents)
+            facts = {"seconds": self.elapsed(), "curve": self.curve.state}
+            self.run.save_checkpoint(step, self.learner, self.modules(), facts, self.documents)
 
     def resume(self, step: int) -> None:
         """Continues from a checkpoint. The learner gets its state in `restore`."""
@@ -307,8 +307,8 @@ class _RunTraining(Training):
     def restore(self) -> None:
         if (step := self.resumed_at) is None:
             return
-        metadata = self.run.resume(step, self.learner)
-        self.seconds, self.curve.state = metadata["seconds"], metadata["curve"]
+        facts = self.run.resume(step, self.learner)
+        self.seconds, self.curve.state = facts["seconds"], facts["curve"]
         if self.processes.first:
             self.run.name_checkpoints(last=step)
             self.run.truncate_metrics(step)
@@ -606,9 +606,9 @@ def recorded_simulators(data: Dataset, most: int = 1000) -> dict[str, list[str]]
     """
     found: dict[str, set[str]] = {}
     for i in np.linspace(0, len(data) - 1, min(len(data), most)).astype(int).tolist():
-        metadata = data[i].metadata
-        if isinstance(metadata.get("env"), str) and isinstance(metadata.get("simulator"), str):
-            found.setdefault(metadata["env"], set()).add(metadata["simulator"])
+        facts = data[i].metadata
+        if isinstance(facts.get("env"), str) and isinstance(facts.get("simulator"), str):
+            found.setdefault(facts["env"], set()).add(facts["simulator"])
     return {env: sorted(said) for env, said in sorted(found.items())}
 
 

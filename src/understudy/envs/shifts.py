@@ -166,7 +166,7 @@ class SensorNoise(Shifted):
 
 
 class ObservationDelay(Shifted):
-    """Every observation is `severity` steps old; until there is one so old, the first is seen."""
+    """Every observation is `severity` steps old. Before that many steps, the first observation is shown."""
 
     name, is_integer = "delay", True
 
@@ -190,7 +190,7 @@ class ObservationDelay(Shifted):
 
 
 class ActionLag(Shifted):
-    """What is done was decided `severity` steps before; until there is such an action, it is the first."""
+    """The executed action was chosen `severity` steps earlier. Before that many steps, it is the first action."""
 
     name, is_integer = "lag", True
 
@@ -236,8 +236,9 @@ class Brightness(ImageShift):
 
 
 class CameraOffset(ImageShift):
-    """The picture is moved by `severity` of its width, in a direction of the episode's own; its edge is repeated where
-    nothing was seen."""
+    """The image is moved by `severity` of its width, in a random direction of the episode. Its edge pixels are
+    repeated.
+    """
 
     name, max_severity = "camera", 1.0
 
@@ -280,8 +281,16 @@ StateMove = Callable[[dict[str, np.ndarray], Tensor, float], dict[str, np.ndarra
 
 
 class MovedState(Shifted):
-    """A toy whose new rows are put elsewhere: `move(state, key, severity)` gives the entries of the rows' state that
-    change, from the state (name -> (n, ...)) and keys (n,) of those that began."""
+    """A toy whose episodes start from changed states.
+
+    Args:
+        env: The toy.
+        severity: How strong the change is.
+        name: Name of the shift.
+        move: ``move(state, key, severity)`` returns the changed entries of the state (name -> (n, ...)) of the rows
+            that begin, with the keys (n,).
+        most: Largest severity.
+    """
 
     env: Toy
 
@@ -308,7 +317,7 @@ class Gusts(Shifted):
 
 
 class WeakSpring(Shifted):
-    """The particle's target comes nearer to it by the fraction `severity`: the spring is that much weaker."""
+    """The target of the particle is moved towards it by the fraction `severity`, as if the spring were weaker."""
 
     name, max_severity = "weak", 1.0
     env: Particle
@@ -319,8 +328,15 @@ class WeakSpring(Shifted):
 
 
 class PhysicsShift(Shifted):
-    """MuJoCo models that were changed: `change(model, severity)`. Those that are built for each episode (Meta-World)
-    are changed when it begins."""
+    """Changed MuJoCo models. Models that are built for each episode (Meta-World) are changed when it begins.
+
+    Args:
+        env: The environment.
+        severity: How strong the change is.
+        name: Name of the shift.
+        change: Called as ``change(model, severity)``. It changes the model in place.
+        most: Largest severity.
+    """
 
     env: GymVector
 

@@ -102,6 +102,7 @@ KINDS = {
     "folder/notes.md": (b"", "a folder without meta/info.json, which holds notes.md"),
     "none/.hidden": (b"", "an empty folder"),
     "table.csv": (b"a,b,c\n1,2,3\n", "a table without a column action; it holds a, b, c"),
+    "excel.csv": (b"a;b;c\n1,5;2;3\n", "a table whose columns are separated by ';' instead of commas"),
 }
 
 
@@ -116,6 +117,20 @@ def test_every_other_kind_is_said_by_name(name, tmp_path):
         (file.parent / "data.arrow").write_text("")
     text = refused(tmp_path / "in" / name.split("/")[0], kind)
     assert "understudy" in text or "numpy.savez" in text or "copy" in text or "convert" in text or "name one" in text
+
+
+@pytest.mark.parametrize(("name", "hint"), [
+    ("empty", "check the path, or take it from a copy"),
+    ("none/.hidden", "understudy record ENV --out DATA makes a data set"),
+    ("other.npz", "-> save observations, actions and episode_ends with numpy.savez"),
+    ("table.csv", "-> say what its columns are: understudy convert {path} DATA --columns state=A,B action=C,D"),
+    ("excel.csv", "pandas.read_csv(FILE, sep=None, engine='python', decimal=',')")])
+def test_the_hint_is_for_what_is_there(name, hint, tmp_path):
+    file = tmp_path / "in" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(KINDS[name][0])
+    path = tmp_path / "in" / name.split("/")[0]
+    assert "RLDS" not in refused(path, hint.format(path=path))
 
 
 @pytest.mark.parametrize(("names", "do"), [

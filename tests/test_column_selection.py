@@ -132,6 +132,10 @@ def test_the_commands_take_columns(tmp_path, monkeypatch, capsys):
     check(open_dataset("demos"), rows, 6)
     assert main(["train", "bc", "runs.csv", "--out", "run", "--steps", "4", "--val-fraction", "0", "--device", "cpu",
                  *columns]) == 0
-    capsys.readouterr()
+    assert f"understudy eval run runs.csv {' '.join(columns)}\n" in capsys.readouterr().out
     assert main(["eval", "run", "demos", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["origin"] == "trained on"
+    assert main(["eval", "run", "runs.csv", "--json", *columns]) == 0
+    assert json.loads(capsys.readouterr().out)["origin"] == "trained on"
+    assert main(["eval", "run", "fork", *columns]) == 2
+    assert "--columns: needs recorded episodes" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from typing import Annotated, Protocol
 
 from tyro.conf import Positional, arg
 
-from .common import DeviceName, PositiveCount, StepCount, TrustedPackages, WorkerCount
+from .common import ColumnTexts, DeviceName, PositiveCount, StepCount, TrustedPackages, WorkerCount
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class EvalOptions:
     the file of the answers (trials.jsonl)"""
     demonstrations: Annotated[Path | None, arg(metavar="DATA")] = None
     """what its behavior is compared with; by default what it learned from, if that is available and has no camera"""
+    columns: ColumnTexts = ()
+    """with DATA whose columns have other names, what they are, as in `understudy train`: state=q1,q2 action=u1,u2"""
     repeats: PositiveCount = 0
     """roll each of the first 16 starts out so often: how many ways does it know from one start?"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None

@@ -69,10 +69,14 @@ def main(args: list[str]) -> None:
                 where="--threshold",
                 hint=command_line("eval", o.run, o.target or "ENV", "--sequential", "--threshold", o.threshold),
             )
+        recorded = o.target is not None and (Path(o.target).exists() or url_of(o.target)) and o.target not in names()
+        if o.columns and not recorded:
+            raise UserError("needs recorded episodes to read columns of", where="--columns",
+                            hint="leave it out: an environment names its own columns")
         if o.target is None:
             raise UserError("neither an environment nor recorded episodes are named", where="understudy eval",
                             hint=command_line("eval", o.run, "ENV"))
-        if (Path(o.target).exists() or url_of(o.target)) and o.target not in names():
+        if recorded:
             if o.sequential:
                 raise UserError("these are recorded episodes, and --sequential needs an environment", where=o.target,
                                 hint="--sequential decides how many episodes are rolled out")
@@ -180,7 +184,8 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     trained = TrainedRun.load(o.run, o.trust, choose_device(o.device), transforms=True)
     policy, method = trained.policy, trained.method
     assert o.target is not None
-    data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes))
+    data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
+                     columns=o.columns)
     provenance = find_checkpoint(o.run) / "provenance.json"
     episodes, origin = episodes_to_evaluate(read_json(provenance) if provenance.exists() else {}, data)
     data = training_data(data, method)
@@ -192,7 +197,8 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     commands = [(command_line("eval", o.run, env, "--episodes", 100, *trust_options(o.trust, env, o.run)),
                  "Whether it works, where it acts by itself:")] if env else []
     if o.html is None:
-        again = command_line("eval", o.run, o.target, "--html", "report.html", *trust_options((), None, o.run))
+        again = command_line("eval", o.run, o.target, *(("--columns", *o.columns) if o.columns else ()), "--html",
+                             unused_path("report.html"), *trust_options((), None, o.run))
         commands.append((again, "The same as a page:"))
     else:
         from ..evaluate.report import write_prediction_report

@@ -201,8 +201,9 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     out.suggest(
         *(command_line("eval", run, acts, "--episodes", 100, *_task_option(data, say),
                        *trust_options(o.trust, acts, run)) for run in there),
-        *([] if stream is not None or o.map or o.columns or o.max_episode_steps
-          else [command_line("eval", o.out, o.data, *trust_options((), None, o.out))]),
+        *([] if stream is not None or o.map or o.max_episode_steps
+          else [command_line("eval", o.out, o.data, *(("--columns", *o.columns) if o.columns else ()),
+                             *trust_options((), None, o.out))]),
         command_line("plot", o.out),
     )
     curves = TrainingCurves.load(o.out)

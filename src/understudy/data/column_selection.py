@@ -16,6 +16,7 @@ from ..core import ConfigError, DataError, Feature, UserError
 from .episode import ColumnSource, Dataset, EpisodeList
 from .formats import open_dataset, remote
 from .formats.column_names import format_list, standard_name
+from .formats.detection import UnknownFormat
 from .formats.folder import NpzFolderSource, episode_files, open_csv
 from .formats.npz import NpzSource
 from .formats.npz_arrays import NpzArrays
@@ -182,7 +183,7 @@ class _PlainNpzSource(NpzSource):
 
 def _unknown_names(path: str | Path, error: UserError) -> str | None:
     """The columns of a CSV or .npz file that was refused for their names. None if it was refused for another reason."""
-    if "convert it" not in (error.hint or ""):
+    if not isinstance(error, UnknownFormat):
         return None
     try:
         data = _open_plain(Path(remote.local_path(path)), None)

@@ -484,6 +484,14 @@ def check_method(method: Method, data: Dataset) -> None:
                             where=data.metadata.get("path", "data set"),
                             hint="store numbers there; instructions belong in the column 'task'")
     window, target = recipe.window, recipe.target
+    if target in features and features[target].kind == "discrete":
+        lowest = min((int(np.min(e.steps[target], initial=0)) for e in data), default=0)
+        if lowest < 0:
+            raise DataError(
+                f"{target} has integers from {lowest} on, and integers are read as classes, numbered from 0",
+                where=path or "data set",
+                hint="save them as float32 if they are quantities, or number the classes from 0",
+            )
     if target in features and (window.action_offset > 0 or window.action_offset + window.horizon <= 0):
         def reached(episode):  # whether any step of its windows' targets lies in it
             rows = min(len(episode.steps[target]), len(episode) + 1)

@@ -20,6 +20,7 @@ from understudy.audit import find_problems
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import check_finite, detection, lerobot, open_dataset
+from understudy.data.formats.read_errors import first_line
 
 IMAGES = "v3.0/images"
 
@@ -485,3 +486,9 @@ def test_numbers_that_are_not_finite_are_named(value, tmp_path):
 def test_a_finite_data_set_passes():
     check_finite(closed(), ["action", "observation.state"])
     assert isinstance(closed()[0], Episode)
+
+
+def test_the_message_of_a_library_keeps_its_quotes():
+    assert first_line(zipfile.BadZipFile("Bad CRC-32 for file 'observations.npy'\nmore")) == (
+        "Bad CRC-32 for file 'observations.npy'")
+    assert first_line(KeyError("no such key")) == "no such key" and first_line(KeyError()) == "KeyError"

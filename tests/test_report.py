@@ -380,6 +380,8 @@ def test_failure_groups_open_and_two_policies_stand_in_columns(runs, tmp_path):
     shown = sum(min(len(g), 6) for g in groups)
     assert len(re.findall(r"<h3>Episode \d+ fails</h3>", text)) == shown
     assert text.count("succeeds from the most similar start") == len(groups)
+    curves = plots.component_curves([np.array([0.5, 1.0])], "elbow", 1, 0.0, 1.0)
+    assert "elbow" in set(svg(curves).itertext())
     assert text.count('<div class="columns">') == 2  # failures, and what is said beside the table
     table = re.search(r"<table>.*?</table>", text[text.index("Behavior metrics"):], re.DOTALL)[0]
     head = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from understudy import cli
 from understudy.cli import main
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
@@ -206,3 +208,9 @@ def test_actions_below_class_zero_are_refused_before_training_is_suggested(tmp_p
 def test_a_misspelt_command_is_told_the_one_that_is_meant(name, command, capsys):
     assert main([name, "x"]) == 2
     assert capsys.readouterr().err.endswith(f"  -> understudy {command}\n")
+
+
+def test_a_place_that_refuses_is_named_as_it_was_given():
+    named = cli._user_error_message(OSError(errno.EROFS, "Read-only file system", "/media/.demos.a1b2_c3d.part"), [])
+    assert named is not None and named.startswith("/media/demos: read-only file system\n")
+    assert cli._target_path("runs/.hidden") == "runs/.hidden"

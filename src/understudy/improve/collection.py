@@ -155,7 +155,7 @@ class RolloutCollector(EpisodeCollector):
             raise UserError(f"the supervisor is the expert of the environment, and {env.metadata['env']} has none",
                             where="RolloutCollector.supervisor",
                             hint="choose a method without a supervisor (understudy methods), or write an environment "
-                                 "that derives from understudy.envs.HasExpert")
+                                 "that derives from understudy.envs.HasExpert (docs/environments.md)")
         if self.uses_person and person is None:
             raise UserError("the method collects episodes with a person, and there is nobody",
                             where="RolloutCollector.supervisor",

@@ -130,9 +130,8 @@ class SelectedColumns(WrapperSource):
         return Feature(dtype.name, (len(names),), "vector" if kind == "text" else kind, names)
 
     def _check_numbers(self, column: str, where: str) -> None:
-        """Raises DataError for the first cell that makes a column of numbers one of text. Text throughout is fine."""
-        texts = {}  # (episode, step) -> what is no number
-        numbers = 0
+        """Raises DataError for the first cell of text in a column that is mostly numbers."""
+        texts, numbers = {}, 0  # (episode, step) -> text
         for episode in range(len(self.lengths)):
             for step, cell in enumerate(np.asarray(self.inner.column(column, episode)).reshape(-1).tolist()):
                 try:
@@ -142,9 +141,9 @@ class SelectedColumns(WrapperSource):
                     texts[episode, step] = cell
         if numbers > len(texts) > 0:
             (episode, step), cell = next(iter(texts.items()))
-            raise DataError(f"this is not a number: {cell!r}", where=f"{where}, {column}, episode {episode}, step {step}",
-                            hint=f"correct the cell; {len(texts)} of {numbers + len(texts)} cells of {column} are no "
-                                 "numbers" if len(texts) > 1 else "correct the cell")
+            others = f", and {len(texts) - 1} others like it" if len(texts) > 1 else ""
+            raise DataError(f"this is not a number: {cell!r}", hint=f"correct the cell{others}",
+                            where=f"{where}, {column}, episode {episode}, step {step}")
 
     def _component_names(self, column: str, index: int | None) -> list[str]:
         f = self.inner.schema[column]

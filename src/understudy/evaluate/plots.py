@@ -473,7 +473,8 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
         context: Its values in other episodes, drawn as thin gray lines below.
     """
     axes = _Axes((0, max(last_step, 1)), (low, high), "step", 26, 206, whole=True)
-    parts, strength = [_text((axes.left, 12), _truncate(name, 60), "soft"), *axes.grid()], max(0.3, min(1.0, 4.5 / math.sqrt(len(rows) + 1)))
+    parts = [_text((axes.left, 12), _truncate(name, 60), "soft"), *axes.grid()]
+    strength = max(0.3, min(1.0, 4.5 / math.sqrt(len(rows) + 1)))
 
     def points(values) -> list[tuple[float, float]]:
         at = _evenly_spaced(len(values), 240)

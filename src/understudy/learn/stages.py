@@ -177,7 +177,7 @@ def _check_columns(policy: Policy, source: Policy, where: str) -> None:
             raise UserError(
                 f"{name} has the shape {feature.shape} in these data, but the policy whose weights are taken was "
                 f"trained with {theirs.shape}", where=where,
-                hint="take data with the same columns, or leave codec out of `load`: its statistics are those of the columns")
+                hint="take data with the same columns, or leave codec out of `load`: its statistics are of the columns")
 
 
 def _check_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -83,8 +83,8 @@ def _how_to_read(path: Path, kind: str) -> str:
         return (f"say what its columns are: understudy convert {path} DATA --columns state=A,B action=C,D, and also "
                 "episode=E if a column E numbers the episodes")
     if kind.startswith(_ARRAYS):
-        return ("save observations, actions and episode_ends with numpy.savez. episode_ends has the exclusive end of each "
-                "episode, counted in steps; for a single episode it is [number of steps]")
+        return ("save observations, actions and episode_ends with numpy.savez. episode_ends has the exclusive end of "
+                "each episode, counted in steps; for a single episode it is [number of steps]")
     return _CONVERT
 
 

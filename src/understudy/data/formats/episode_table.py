@@ -69,8 +69,8 @@ def _several_episodes(source: ColumnSource) -> Iterator[str]:
             restarts.append((name, int(back[0]) + 2))
     if numbers:
         name, count = max(numbers, key=lambda found: found[1])
-        yield (f"the table is read as one episode, but {name} has {count} values, one after the other. If it numbers the "
-               f"episodes, say so: --columns episode={name}")
+        yield (f"the table is read as one episode, but {name} has {count} values, one after the other. If it numbers "
+               f"the episodes, say so: --columns episode={name}")
     elif restarts:
         name, row = restarts[0]
         yield (f"the table is read as one episode, but {name} starts again in row {row}. If it has several episodes, "

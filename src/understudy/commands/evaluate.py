@@ -55,6 +55,11 @@ def main(args: list[str]) -> None:
             raise UserError("needs --interactive, where a person says how a trial went", where="--labels",
                             hint="leave it out: an environment decides itself what is a success")
         behavior_metrics.check_options(o)
+        recorded = o.target is not None and bool(Path(o.target).exists() or url_of(o.target)) and (
+            o.target not in names())
+        if o.columns and (o.interactive or not recorded):
+            raise UserError("names the columns of recorded episodes, and there are none here", where="--columns",
+                            hint="leave it out: an environment has the columns that it shows")
         if o.interactive:
             run_interactive(o, out)
             return
@@ -70,10 +75,6 @@ def main(args: list[str]) -> None:
                 where="--threshold",
                 hint=command_line("eval", o.run, o.target or "ENV", "--sequential", "--threshold", o.threshold),
             )
-        recorded = o.target is not None and (Path(o.target).exists() or url_of(o.target)) and o.target not in names()
-        if o.columns and not recorded:
-            raise UserError("needs recorded episodes to read columns of", where="--columns",
-                            hint="leave it out: an environment names its own columns")
         if o.target is None:
             raise UserError("neither an environment nor recorded episodes are named", where="understudy eval",
                             hint=command_line("eval", o.run, "ENV"))
@@ -199,8 +200,8 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     commands = [(command_line("eval", o.run, env, "--episodes", 100, *trust),
                  "Whether it works, where it acts by itself:")] if env else []
     if o.html is None:
-        again = command_line("eval", o.run, o.target, *(("--columns", *o.columns) if o.columns else ()), "--html",
-                             unused_path("report.html"), *trust_options((), None, o.run))
+        again = command_line("eval", o.run, o.target, "--html", "report.html",
+                             *(("--columns", *o.columns) if o.columns else ()), *trust_options((), None, o.run))
         commands.append((again, "The same as a page:"))
     else:
         from ..evaluate.report import write_prediction_report

@@ -92,8 +92,15 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
         raise DataError("columns of this format cannot be selected", where=path, hint="leave out --columns")
     warnings = [w for w in data.metadata.get("warnings", ()) if not w.startswith("no column is called action")]
     source = SelectedColumns(data.source, selection, str(path))
-    fps = data.fps or (even_rate(source) if "timestamp" in selection else None)
+    fps = data.fps or (_rate(source) if "timestamp" in selection else None)
     return Dataset(source, {**data.metadata, "warnings": warnings, "fps": fps}, data.indices)
+
+
+def _rate(source: ColumnSource) -> float | None:
+    """Steps per second from the column timestamp, if it has even numbers."""
+    if source.schema["timestamp"].kind == "string":
+        return None
+    return even_rate([np.asarray(source.column("timestamp", e), float) for e in range(len(source.lengths))])
 
 
 class SelectedColumns(WrapperSource):

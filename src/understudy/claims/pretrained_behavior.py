@@ -1,7 +1,8 @@
 """Row 317: does a policy that has learned other tasks need fewer demonstrations of a new one?
 
 The published policies learn hundreds of tasks on real robots. Here a task is a direction in which a block is pushed.
-Training from scratch makes as many updates as pre-training and fine-tuning together. The published procedure of evaluation is in `evaluate`, and is not part of this claim.
+Training from scratch makes as many updates as pre-training and fine-tuning together. The published procedure of
+evaluation is in `evaluate`, and is not part of this claim.
 """
 
 from __future__ import annotations

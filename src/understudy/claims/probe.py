@@ -29,6 +29,7 @@ from ..audit.scores.network_scores import fit_regression
 from ..core import UserError
 from ..data.episode import Dataset
 from ..envs import HasExpert
+from ..evaluate.behavior.modes import RepeatedStartsEnv
 from ..evaluate.rollout import rollout
 from ..execute.actor import NoisyActor, PolicyActor
 from ..files import read_json, write_text
@@ -330,7 +331,7 @@ class _Recorder:
         ran = rollout(actor, env, episodes, seed, **options)
         if limit is not None:
             env.limit = limit
-        self.env = env
+        self.env = env.env if isinstance(env, RepeatedStartsEnv) else env  # which knows the starts of one seed alone
         self._episodes(f"rollout {self.rollouts}", ran)
         return ran
 

@@ -121,7 +121,7 @@ def test_every_head(head, tmp_path):
         assert not torch.equal(other, found.plan(batch.obs, noises(policy, len(batch))))
 
 
-@pytest.mark.parametrize("trunk", few(TRUNKS, "cross"))
+@pytest.mark.parametrize("trunk", few(TRUNKS))
 def test_every_trunk(trunk, tmp_path):
     policy, batch = random_batch(PolicyConfig(Diffusion(n_steps=4), trunk=TRUNKS[trunk], window=Window(2, 6)))
     agrees(policy, batch, tmp_path / "policy.onnx")
@@ -146,7 +146,7 @@ def test_statistics_per_group(tmp_path):
     assert found.plan(unknown, noises(policy, len(batch))).isnan().all(), "a file cannot raise errors"
 
 
-SLOW = {"resnet", "recurrent"}
+SLOW = {"resnet", "recurrent", "text"}
 
 
 @pytest.mark.parametrize("inputs", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in INPUTS])
@@ -220,6 +220,7 @@ def test_what_the_file_cannot_do(fork, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_streaming_flow_is_exported_as_whole_plans_only(tmp_path):
     """Its own executor needs single integration steps. Another executor runs its plans from the code 0."""
     config = PolicyConfig(StreamingFlow(), trunk=MLP(16), window=Window(1, 4, action_offset=-1))
@@ -348,7 +349,8 @@ class Forgetful(Regression):
 
 @pytest.mark.parametrize("head, said", [
     (Sorted(), "Sorted with these parts has no form in ONNX"),
-    (Neighbors(local_model="linear"), "Neighbors with these parts has no form in ONNX"),
+    pytest.param(Neighbors(local_model="linear"), "Neighbors with these parts has no form in ONNX",
+                 marks=pytest.mark.slow),
     (Forgetful(), "plans otherwise than the policy: the difference is 0.0")])
 def test_what_cannot_be_written_leaves_no_file(head, said, tmp_path):
     policy, _ = random_batch(PolicyConfig(head, trunk=MLP(16), window=Window(1, 4)))

@@ -14,6 +14,7 @@ import re
 import shlex
 import sys
 import textwrap
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def commands(block: Block) -> list[str]:
     return [line for line in lines if not line.startswith("#")]
 
 
+def install(project: Path) -> None:
+    """What an editable installation leaves of a project whose folder is on sys.path already: its metadata."""
+    about = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    folder = project / f"{about['name'].replace('-', '_')}-{about['version']}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {about['name']}\nVersion: {about['version']}\n")
+    (folder / "entry_points.txt").write_text("".join(
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
+        for group, entries in about["entry-points"].items()))
+
+
 def run(block: Block, namespace: dict) -> None:
     if block.title:
         Path(block.title).write_text(block.text)
@@ -81,6 +93,9 @@ def run(block: Block, namespace: dict) -> None:
     elif block.language in ("console", "bash"):
         for command in commands(block):
             words = shlex.split(cut(command), comments=True)
+            if words == ["pip", "install", "-e", "."]:
+                install(Path.cwd())
+                continue
             assert words[0] == "understudy", f"{command!r} cannot be run here: say why above the block"
             if words[1] == "train" and "--help" not in words:
                 words += [w for o in ("--steps", "--save-freq") if o not in words for w in (o, "2")]

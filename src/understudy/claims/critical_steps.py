@@ -226,7 +226,7 @@ class ErrandDemonstrations(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        ran = rollout(Script(), Errand(ROWS), 2 * self.n_episodes, recording_seed(seed))
+        ran = rollout(Script(), Errand(min(ROWS, 2 * self.n_episodes)), 2 * self.n_episodes, recording_seed(seed))
         data = Dataset([e for e in ran if e.metadata["success"]][: self.n_episodes], ran.metadata)
         rng = np.random.default_rng(seed)
         critical = [critical_steps(e) for e in data]
@@ -266,8 +266,8 @@ def trained_base(method: FineTuning, seed: int) -> Policy:
     """The policy before it is fine-tuned."""
     key = method.n_base_episodes, method.base_steps, seed
     if key not in _bases:
-        data = rollout(Script(is_expert=False), Errand(ROWS), method.n_base_episodes, recording_seed(seed),
-                       first=100_000)
+        n = method.n_base_episodes
+        data = rollout(Script(is_expert=False), Errand(min(ROWS, n)), n, recording_seed(seed), first=100_000)
         _bases[key] = fit_method(method.method(3e-3, method.base_steps), data, seed).policy
         while len(_bases) > 24:
             _bases.pop(next(iter(_bases)))
@@ -286,9 +286,10 @@ def errand_success(
         share = float(np.concatenate([e.steps[column] for e in data]).mean())
         policy = fit_method(method.method(method.lr, method.steps), data, seed, policy=policy,
                             sampling_weights=lambda e: e.steps[column]).policy
+    rows = min(ROWS, episodes)
     actor = PolicyActor(FixedBatch(policy, ROWS), RecedingHorizon())
-    ran = rollout(actor, Errand(ROWS), episodes, seed=starts)
-    walked = rollout(actor, Errand(ROWS, limit=30, errand=False), episodes // 2, seed=starts)
+    ran = rollout(actor, Errand(rows), episodes, seed=starts)
+    walked = rollout(actor, Errand(rows, limit=30, errand=False), episodes // 2, seed=starts)
     return {"success": [float(e.metadata["success"]) for e in ran],
             "walks": [float(e.metadata["success"]) for e in walked], "share": [share]}
 

@@ -37,6 +37,7 @@ from ..improve.restart import Attempts
 from ..learn.fit import fit
 from .base import Claim, ClaimPart, Experiment, ExpertDemonstrations, MissingRequirement
 from .behavior_entropy import N_REPEATS, success_and_entropy
+from .critical_steps import ErrandDemonstrations, FineTuning
 from .dataset_quality import GridDatasets
 from .dataset_quality import GridLearner as GridLearner
 from .generalization_gap import MazeDemonstrations
@@ -47,6 +48,7 @@ from .out_of_dynamics import MixedDynamicsDemonstrations
 from .preemptive_restart import RestartMethod
 from .pretrained_behavior import MultiTaskDemonstrations
 from .records import fingerprint, missing_requirements, probe_path, provenance, record_path
+from .vinn_few_demonstrations import VisualMethod
 
 RELATIVE = 1e-4  # of an entry
 FLOOR = 1e-5  # of the largest entry of its list: entries near zero are rounding errors of larger ones
@@ -59,7 +61,7 @@ STARTS_SEED = 100  # of the rollouts that look at an environment
 UPDATES = 20  # of a network that a score trains
 # Negative controls that train their scores again and differ only in what is shuffled afterwards, or in whose clean data
 # the score sees: too slow for what they add.
-WITHOUT_CONTROL = ("extraneous-segments", "filter-like-you-test", "out-of-dynamics")
+WITHOUT_CONTROL = ("critical-steps", "extraneous-segments", "filter-like-you-test", "out-of-dynamics")
 DEMONSTRATIONS = 50  # at most, where a claim has one number of them
 # Smaller sizes of sources, and of methods that train or attempt outside `fit`.
 REDUCED: dict[type, dict[str, int]] = {
@@ -69,6 +71,9 @@ REDUCED: dict[type, dict[str, int]] = {
     MixedDynamicsDemonstrations: {"n_groups": 2},
     RestartMethod: {"n_learning_episodes": 20, "n_calibration_episodes": 20},
     GridLearner: {"n_updates": 60},
+    ErrandDemonstrations: {"n_episodes": 8},
+    FineTuning: {"n_base_episodes": 20},
+    VisualMethod: {"n_updates": 20},
 }
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
 

@@ -38,7 +38,7 @@ EPISODES, ROWS = 100, 20
 
 # Updates, so that no cell trains for more than 8 CPU minutes on one core; fixed before the first run.
 STEPS = {"bc": 5000, "bc-gmm": 3000, "act": 2000, "diffusion-policy": 1500, "mip": 3000, "knn": 1, "untrained": 1}
-RECOMMENDED = "bc-gmm"  # recipes.recommended: chosen on fork and on the door, before the other tasks ran
+RECOMMENDED = "bc-gmm"  # understudy.methods.recommend: chosen on fork and on the door, before the other tasks ran
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Task:
     title: str
     data: str  # under DATA, or the name of what `understudy record` makes
     env: str
-    recipes: tuple[str, ...]
+    methods: tuple[str, ...]
     record: int = 0  # demonstrations to record first
     rows: int = ROWS
 
@@ -66,21 +66,21 @@ TASKS = {
                      ("bc", RECOMMENDED)),
 }
 FLOOR = "untrained"  # bc after a single update: what a task gives away
-CELLS = tuple(f"{task}/{recipe}" for task, t in TASKS.items() for recipe in (*t.recipes, FLOOR))
+CELLS = tuple(f"{task}/{method}" for task, t in TASKS.items() for method in (*t.methods, FLOOR))
 
 
 def commands(cell: str) -> list[str]:
-    task, recipe = cell.split("/")
+    task, method = cell.split("/")
     t = TASKS[task]
     data = f"DATA/{t.data}" if not t.record else f"{RUNS}/{t.data}"
     first = [f"understudy record {t.env} --actor scripted --episodes {t.record} --out {data}"] if t.record else []
-    named = "bc" if recipe == FLOOR else recipe
-    return [*first, f"understudy train {named} {data} --steps {STEPS[recipe]} --val-fraction 0 --out {RUNS}/{cell}",
+    named = "bc" if method == FLOOR else method
+    return [*first, f"understudy train {named} {data} --steps {STEPS[method]} --val-fraction 0 --out {RUNS}/{cell}",
             f"understudy eval {RUNS}/{cell} {t.env} --episodes {EPISODES}"]
 
 
 def run(cell: str) -> None:
-    task, recipe = cell.split("/")
+    task, method = cell.split("/")
     t = TASKS[task]
     if not t.record and not (DATA / t.data).exists():
         raise UserError("expected recorded demonstrations, found none", where=DATA / t.data,
@@ -103,7 +103,7 @@ def run(cell: str) -> None:
     write_json(RESULTS / f"{cell.replace('/', '-')}.json", {
         "cell": cell, "train_cpu_seconds": round(spent, 1) if whole else None,
         "eval_cpu_seconds": round(time.process_time() - began, 1),
-        "steps": STEPS[recipe], **found.to_json(), **extra(task, found)})
+        "steps": STEPS[method], **found.to_json(), **extra(task, found)})
 
 
 def extra(task: str, found) -> dict:
@@ -157,7 +157,7 @@ def page() -> str:
              "`python benchmarks/real_input.py` runs all missing cells and writes this page. DATA is the folder of "
              "recorded demonstrations, `UNDERSTUDY_DATA`."]
     for task, t in TASKS.items():
-        said = dict.fromkeys(c for r in (*t.recipes, FLOOR) for c in commands(f"{task}/{r}"))
+        said = dict.fromkeys(c for r in (*t.methods, FLOOR) for c in commands(f"{task}/{r}"))
         lines += ["", f"## {t.title}", "", *_notes(task), *_table(task), "", "<!-- not run: hours of training -->",
                   "```console",
                   *(f"$ {c}" for c in said), "```"]
@@ -184,17 +184,17 @@ def _table(task: str) -> list[str]:
     if line:
         cells = [_share(line.get("flag")), *([_share(line["opened"]), f"{line['d4rl']:.1f}"] if door else [])]
         rows.append(["*the demonstrations*", *cells, f"{line['return']:.1f}", ""])
-    for recipe in (*TASKS[task].recipes, FLOOR):
-        file = RESULTS / f"{task}-{recipe}.json"
+    for method in (*TASKS[task].methods, FLOOR):
+        file = RESULTS / f"{task}-{method}.json"
         if not file.exists():
-            rows.append([recipe, "did not run", *[""] * (len(head) - 2)])
+            rows.append([method, "did not run", *[""] * (len(head) - 2)])
             continue
         r = read_json(file)
         beside = [_range(r["opened"], 100, " %"), _range(r["d4rl"])] if door else []
         cells = [_range(r["success"], 100, " %"), *beside,
                  _range({"estimate": r["return"]["mean"], **r["return"]})]
         spent = r["train_cpu_seconds"]
-        rows.append([recipe, *cells, "interrupted: not timed" if spent is None else f"{spent:.0f}"])
+        rows.append([method, *cells, "interrupted: not timed" if spent is None else f"{spent:.0f}"])
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "understudy"
 PAGES = {
     "core": ("Core", ("core", "config", "checkpoint", "plugins", "files")),
     "data": ("Data", ("data",)),
-    "formats": ("Formats", ("data.formats", "data.formats.base")),
+    "formats": ("Formats", ("data.formats",)),
     "policy": ("Policy", ("policy",)),
     "heads": ("Heads", ("heads",)),
     "nets": ("Networks", ("nets",)),

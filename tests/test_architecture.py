@@ -1,6 +1,7 @@
 """The rules of the house, checked on the syntax trees."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,14 @@ UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shel
 FILES = sorted(ROOT.rglob("*.py"))
 
 
+@cache
 def trees():
     return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in FILES]
+
+
+@cache
+def nodes(tree):
+    return list(ast.walk(tree))
 
 
 def parts(path):
@@ -26,7 +33,7 @@ def parts(path):
 
 def imported(path, tree):
     """(line, absolute module parts) of every import, those inside functions too; ours begin with "understudy"."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, tuple(a.name.split("."))) for a in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -87,14 +94,14 @@ def test_no_circle_of_imports():
 def test_every_mistake_is_told_a_way_out():
     kinds = {"UserError"}  # and what is derived from it
     for _ in range(3):
-        kinds |= {node.name for _, tree in trees() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+        kinds |= {node.name for _, tree in trees() for node in nodes(tree) if isinstance(node, ast.ClassDef)
                   and {getattr(b, "id", getattr(b, "attr", "")) for b in node.bases} & kinds}
     kinds -= {"UntrustedCode"}  # of some code there is nothing to be said but that it is not run
 
     def tells(call):
         hint = {k.arg: k.value for k in call.keywords}.get("hint", ast.Constant(None))
         return not (isinstance(hint, ast.Constant) and not hint.value)
-    silent = [f"{path.relative_to(ROOT)}:{call.lineno}" for path, tree in trees() for call in ast.walk(tree)
+    silent = [f"{path.relative_to(ROOT)}:{call.lineno}" for path, tree in trees() for call in nodes(tree)
               if isinstance(call, ast.Call) and getattr(call.func, "id", getattr(call.func, "attr", "")) in kinds
               and not tells(call)]
     assert {"NonFiniteAction", "Unsupported"} < kinds and not silent, f"say what to do: {silent}"
@@ -120,7 +127,7 @@ def test_nothing_unsafe_and_no_peer_is_imported():
 
 def calls(tree):
     """(line, name of what is called: "eval", "yaml.load", ".load", ...), with keywords."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Call):
             f = node.func
             yield node, f.id if isinstance(f, ast.Name) else ast.unparse(f) if isinstance(f, ast.Attribute) else ""

@@ -586,8 +586,25 @@ def test_beside_puts_them_together(shaky):
     )
     document = found.to_json()
     assert set(document) == {"metrics", "modes", "discriminator_accuracy", "earth_movers_distance", "latency",
-                             "failures", "missing"}
-    assert len(found.summary_lines()) == 3 + len(found.failures)
+                             "failures", "missing", "scaled_by"}
+    assert len(found.summary_lines()) == 4 + len(found.failures)
+
+
+def test_a_figure_says_in_whose_units_it_is(shaky):
+    """Smoothness is that of the path in these units: a component that varies little in the data counts more."""
+    env = Fork(4)
+    shown = rollout(env.expert(), env, 12, seed=0)
+    for demonstrations, scaled_by, words in ((shown, "demonstrations", "over the demonstrations"),
+                                             (None, "episodes", "over its own episodes")):
+        found = measure_behavior(shaky, env, demonstrations)
+        assert found.scaled_by == found.to_json()["scaled_by"] == scaled_by
+        line, = (line for line in found.describe() if line.startswith("Smoothness, jerk and distances"))
+        assert words in line
+    state = "observation.state"
+    stretched = shown.map(lambda e: e.replace({state: e.steps[state] * np.array([1, 9], np.float32)}))
+    one, other = (next(m.value.estimate for m in measure_behavior(shaky, env, d).metrics if m.key == "smoothness")
+                  for d in (shown, stretched))
+    assert one != other
 
 
 def test_beside_says_what_is_missing(shaky):

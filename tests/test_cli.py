@@ -627,6 +627,8 @@ def test_overrides_reach_the_method(call, place, tmp_path):
             "--method.horizon",
             6,
             "--policy.trunk.width=32",
+            "--policy.head.solver",
+            "heun",
         )[0]
         == 0
     )
@@ -642,6 +644,7 @@ def test_overrides_reach_the_method(call, place, tmp_path):
         "goals": [],
         "obs_pad_mask": False,
     }
+    assert made["policy"]["head"]["solver"] == {"$": "understudy.heads.solvers:Heun"}
     assert made["policy"]["trunk"]["width"] == 32 and made["learner"]["steps"] == 2
 
 
@@ -650,6 +653,7 @@ def test_overrides_reach_the_method(call, place, tmp_path):
     (["--learner.optimizer.betas", "0.9"], ["--learner.optimizer.betas: needs 2 values, but has only 0.9"]),
     (["--policy.window.n-obs-steps", "1", "2"], ["understudy train flow-policy: unexpected argument '2'"]),
     (["--policy.head.n-steps", "five"], ["five"]),
+    (["--policy.head.solver", "Hein"], ["'Hein' is not Euler, Midpoint or Heun", "did you mean Heun?"]),
     (["--method.horizn", "5"], ["did you mean 'horizon'"]), (["--method.horizon", "x"], ["--method.horizon", "'x'"]),
     (["--method.horizon"], ["--method.horizon", "has no value"]), (["--learner.optimizer.lr", "-1"], ["lr"]),
     (["--policy.inputs", "observation.stat"], ["did you mean 'observation.state'"]), (["--steps", "0"], ["--steps"]),

@@ -42,12 +42,14 @@ from understudy.improve.collection import (
     SupervisorLabels,
     TaskSequenceCollector,
 )
-from understudy.improve.gates import GatedActor, RandomGate
+from understudy.improve.gates import GatedActor, HumanGate, RandomGate
 from understudy.improve.retention import ROUND, AllEpisodes, LastRounds, TopReturns
 from understudy.learn.behavior_cloning import BehaviorCloning, BehaviorCloningLearner
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage, load_actor
+from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.run import Run
+from understudy.learn.sample_weights import ColumnWeights
 from understudy.learn.train import train
 from understudy.learn.validation import Validation
 from understudy.methods import find_method
@@ -228,6 +230,51 @@ def test_a_gate_decides_who_acts_and_the_supervisor_always_advises():
     alone = rollout(GatedActor(Constant(0.01), Constant(-0.01), RandomGate()), fork(1), 3)
     beside = rollout(GatedActor(Constant(0.01), Constant(-0.01), RandomGate()), fork(3), 3)
     assert alone.fingerprint() == beside.fingerprint()
+
+
+@dataclass(frozen=True)
+class ScriptedPerson(Actor):
+    """Acts like `actor`, and is in control from step `first` to before step `last`."""
+
+    actor: Actor
+    first: int = 3
+    last: int = 7
+    says: str = "intervention"
+
+    def start(self, obs, key):
+        return {"inner": self.actor.start(obs, key), "step": torch.zeros_like(key)}
+
+    def act(self, obs, state):
+        action, inner = self.actor.act(obs, state["inner"])
+        control = (state["step"] >= self.first) & (state["step"] < self.last)
+        return action, {"inner": inner, "step": state["step"] + 1, "record": {self.says: control}}
+
+
+def test_a_person_takes_over_and_gives_back():
+    data = rollout(GatedActor(Constant(0.01), ScriptedPerson(Constant(-0.01)), HumanGate()), fork(3), 4)
+    for episode in data:
+        controlled = [3 <= t < 7 for t in range(LIMIT)]
+        assert episode.steps["intervention"].tolist() == controlled
+        assert (episode.steps["action"][:, 0] < 0).tolist() == controlled
+        assert set(episode.steps) & {"step", "record"} == set()
+    for person, words in ((Constant(0.0), "does not say at which steps.*'record'"),
+                          (ScriptedPerson(Constant(0.0), says="control"), "does not say at which steps")):
+        with pytest.raises(UserError, match=f"(?s)HumanGate.*{words}"):
+            rollout(GatedActor(Constant(0.01), person, HumanGate()), fork(3), 1)
+
+
+def test_a_policy_learns_what_the_person_did_while_in_control(demos, tmp_path):
+    """HG-DAgger: only steps count at which the person acted, and did 0.8. The demonstrations did other things."""
+    unmarked = demos.map(lambda e: e.replace({"intervention": np.zeros(len(e), bool)}))
+    collector = RolloutCollector(4, supervisor="person", gate=HumanGate())
+    made = method(CollectionRounds(2, collector, updates_per_step=4.0), Regression(), 10)
+    made = replace(made, learner=replace(made.learner, sample_weights=ColumnWeights("intervention", 1.0, 0.0),
+                                         batch_size=64, optimizer=OptimizerConfig(lr=0.01, lr_schedule="constant")))
+    policy = run(tmp_path / "run", made, unmarked, person=ScriptedPerson(Constant(0.8)), val_fraction=0.0)
+    episodes = collected(tmp_path / "run")[-1]
+    assert all(e.steps["intervention"].sum() == 4 for e in episodes)
+    planned = policy.plan({STATE: torch.tensor(episodes[0].steps[STATE][None, 3:5])}, torch.zeros(1, 2, 0))
+    assert (planned[0, 0] - 0.8).abs().max() < 0.1
 
 
 def test_labels_are_what_the_supervisor_advised():
@@ -601,15 +648,17 @@ def small(collection) -> Method:
 
 
 @pytest.mark.parametrize("name", ["supervised", "tasks", *(pytest.param(n, marks=pytest.mark.slow) for n in (
-    "reset", "person"))])
+    "reset", "person", "in control"))])
 def test_collections_keep_their_contract(name, demos):
     made = {"supervised": rounds(2), "reset": rounds(2, reset_learner=True),
             "tasks": CollectionRounds(2, TaskSequenceCollector("mode"), updates_per_step=0.1),
-            "person": rounds(2, collector=RolloutCollector(1, supervisor="person", gate=RandomGate()))}[name]
+            "person": rounds(2, collector=RolloutCollector(1, supervisor="person", gate=RandomGate())),
+            "in control": rounds(2, collector=RolloutCollector(1, supervisor="person", gate=HumanGate()))}[name]
     data = demos
     if name == "tasks":
         data = Dataset([replace(e, metadata={**e.metadata, "mode": str(i % 3)}) for i, e in enumerate(demos)])
-    check_collection(small(made), data, None if name == "tasks" else fork, Constant(0.3) if name == "person" else None)
+    person = {"person": Constant(0.3), "in control": ScriptedPerson(Constant(0.3))}.get(name)
+    check_collection(small(made), data, None if name == "tasks" else fork, person)
 
 
 @dataclass(frozen=True)

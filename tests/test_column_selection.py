@@ -134,4 +134,9 @@ def test_the_commands_take_columns(tmp_path, monkeypatch, capsys):
                  *columns]) == 0
     capsys.readouterr()
     assert main(["eval", "run", "demos", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["origin"] == "trained on"
+    converted = json.loads(capsys.readouterr().out)
+    assert converted["origin"] == "trained on"
+    assert main(["eval", "run", "runs.csv", "--json", *columns]) == 0
+    assert json.loads(capsys.readouterr().out) == {**converted, "data": "runs.csv"}
+    assert main(["eval", "run", "fork", *columns]) == 2
+    assert "--columns: names the columns of recorded episodes, and there are none here" in capsys.readouterr().err

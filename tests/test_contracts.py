@@ -25,7 +25,7 @@ class Odd(Head):
     about: str = ""
 
     def noise(self, horizon, coded_dim):
-        return (horizon, 0)
+        return (horizon, 2 if self.about == "ignores its noise" else 0)
 
     def build(self, trunk, coded_dim, spec):
         net = trunk.build(0, coded_dim, 0, spec)
@@ -44,7 +44,7 @@ class Odd(Head):
         return error / 0 if self.about == "infinite" else error
 
     def sample(self, net, context, noise):
-        out = net(noise, noise, context)
+        out = net(noise[..., :0], noise[..., :0], context)
         if self.about == "random":
             return out + torch.randn(out.shape)
         if self.about == "mixes rows":
@@ -61,7 +61,8 @@ class Odd(Head):
     ("draws", "same rng must give the same loss"), ("random", "same arguments must give the same plan"),
     ("mixes rows", "must not depend on the other rows"),
     ("wrong dtype", "float64 out"), ("idle", r"no gradient reaches \['net.idle'\]"), ("short", "finite and .B, H, A."),
-    ("forgets", "what was loaded must act alike")])
+    ("forgets", "what was loaded must act alike"),
+    ("ignores its noise", r"noise of Odd has shape \(4, 2\).*return .horizon, 0. from `noise`")])
 def test_heads_that_break_a_promise(about, said):
     with pytest.raises(AssertionError, match=said):
         check_head(PolicyConfig(Odd(about), trunk=MLP(16, 1), window=Window(2, 4)))
@@ -196,7 +197,7 @@ class _Naive(EncoderNet):
 
 
 @pytest.mark.parametrize("about, said", [
-    ("random", "without rng nothing is random"), ("miscounts", "expected tokens"),
+    ("random", "without rng nothing is random"), ("miscounts", r"tokens must be .B, 2, 3. .* and are .5, 1, 3."),
     ("shows what is not there", "must not matter"),
     ("reads rows before the start", "what masked rows hold must not matter"),
     ("misdates", "must not depend on observation steps after token_obs_steps")])
@@ -228,6 +229,8 @@ class Loose(Executor):
             state["mean"].add_(1.0)
         if self.about == "one clock":  # for all rows
             inner["count"] = put(inner["count"], slice(None), inner["count"].max().expand(inner["count"].shape))
+        if self.about == "ignores plans":
+            action = torch.zeros_like(action)
         more = {"late": action} if self.about == "grows" else {}
         return action, {**inner, "mean": state["mean"], **more}
 
@@ -235,7 +238,7 @@ class Loose(Executor):
 @pytest.mark.parametrize("about, said", [
     ("mixes rows", "must not depend on the other rows"), ("random", "same keys must give the same actions"),
     ("writes", "must not change a state in place"), ("grows", "structure must never change"),
-    ("one clock", "other rows must not notice")])
+    ("one clock", "other rows must not notice"), ("ignores plans", "must execute what its planner plans")])
 def test_executors_that_break_a_promise(about, said):
     config = PolicyConfig(Flow(n_steps=2), trunk=MLP(16, 1), window=Window(2, 8))
     check_executor(Loose(), config)

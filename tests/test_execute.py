@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -14,7 +15,7 @@ from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs.fork import SPREAD, Expert, Fork
 from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
-from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
+from understudy.execute.chunking import ChunkedExecutor, RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedPlan
 from understudy.execute.planners import (
     BackwardCoherence,
@@ -128,6 +129,32 @@ def test_in_real_time_the_old_chunk_runs_on_while_the_new_one_is_late(skip):
     assert (wanted.weight[0, skip + 2:7].diff() < 0).all() and (wanted.weight[0, 7:] == 0).all()
 
 
+@dataclass(frozen=True)
+class Compares(ChunkedExecutor):
+    """Overrides what happens to a chunk that arrives, and nothing else."""
+
+    n_action_steps: int = 3
+    skip: int = 0
+    compared: list = field(default_factory=list)
+
+    def accept_plan(self, planner, state, request, chunk, delay=0):
+        old, mask = self.last_chunk(state, request.rows, delay).aligned()
+        assert torch.equal(old[mask], chunk[mask])  # both were planned for the same times
+        self.compared.append((planner, int(mask.sum())))
+        return super().accept_plan(planner, state, request, chunk, delay)
+
+
+@pytest.mark.parametrize("skip", [0, 2])
+@pytest.mark.parametrize("delay", [0, 2, 7])
+def test_an_executor_compares_a_chunk_that_arrives_with_the_last_one(skip, delay):
+    """The second chunk is requested after three steps, so that 7 of its 10 steps are in the first chunk too."""
+    executor, policy = Compares(skip=skip), Clock(10, -skip)
+    done = ran(DelayedPlan(executor, delay), policy, 11)[:, 0]
+    assert executor.compared[:2] == [(policy, 0), (policy, 3 * 7)]
+    end = 9 - skip  # of the first chunk, whose last action is repeated until the second one arrives after 3 + delay
+    assert done.tolist() == [min(t, end) if t < 3 + delay else t for t in range(11)]
+
+
 # -- contracts ------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +176,23 @@ def flow(window, times="shared"):
     (DelayedPlan(RecedingHorizon(2), 2), flow(Window(2, 8)))], ids=str)
 def test_executors_keep_their_contract(executor, config):
     check_executor(executor, config)
+
+
+def test_without_an_old_chunk_real_time_plans_are_those_of_the_policy():
+    """Therefore validation plans without the executor: recorded episodes contain no old chunk."""
+    policy, batch = random_batch(flow(Window(2, 8, action_offset=-2)))
+    noise = policy.noise(torch.arange(5), torch.zeros(5, dtype=torch.int64))
+    executor = RealTimeChunking(3, 2, skip=2)
+    state = executor.start(policy, batch.obs, torch.arange(5))
+    request = executor.request_plan(policy, batch.obs, state)
+    first = policy.plan(request.obs, request.noise, request.guides)
+    assert torch.equal(first, policy.plan(batch.obs, noise))
+    state = executor.accept_plan(policy, state, request, first)
+    for _ in range(3):
+        _, state = executor.next_action(state)
+    request = executor.request_plan(policy, batch.obs, state)
+    guided, alone = (policy.plan(request.obs, request.noise, guides) for guides in (request.guides, ()))
+    assert not torch.allclose(guided, alone)  # with an old chunk they differ
 
 
 # -- step by step ---------------------------------------------------------------------------------------------------

@@ -1,13 +1,21 @@
 """Shortcut and MeanFlow against the exact flow of a Gaussian."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from understudy.core import Context, UserError
+from understudy.envs.fork import Fork
+from understudy.evaluate.evaluation import evaluate, recording_seed
+from understudy.evaluate.rollout import rollout
 from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.shortcut import Shortcut
+from understudy.learn.fit_method import fit_method
+from understudy.methods import find_method
+from understudy.nets.mlp import MLP
 
 EMPTY = Context(torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.bool))
 MU, S = 0.3, 0.4  # actions are from N(MU, S^2)
@@ -74,7 +82,8 @@ def test_the_loss_is_zero_for_the_exact_flow_to_a_point(head):
     assert loss.shape == (4096, 1) and float(loss.max()) < 1e-18
 
 
-@pytest.mark.parametrize("head, net", [(Shortcut(), shortcut_net), (MeanFlow(velocity_fraction=0.0), mean_flow_net)])
+@pytest.mark.parametrize("head, net", [
+    (Shortcut(), shortcut_net), (MeanFlow(velocity_fraction=0.0, adaptive_power=0.0), mean_flow_net)])
 def test_the_exact_flow_is_where_the_gradient_vanishes(head, net):
     """The network a * u(x, t, .) + b + c * x has no gradient at a = 1, b = c = 0, and has one elsewhere."""
     action, mask = batch(20_000)
@@ -97,7 +106,7 @@ def test_the_exact_flow_is_consistent_with_itself():
 
 def test_mean_flow_differentiates_along_the_path():
     """u = v + (r - t) du/dt, with a network whose total derivative is known: u = x t + r^2 has du/dt = v t + x."""
-    head, (action, mask) = MeanFlow(velocity_fraction=0.0), batch()
+    head, (action, mask) = MeanFlow(velocity_fraction=0.0, adaptive_power=0.0), batch()
     seen = []
 
     def net(x, times, context):
@@ -112,6 +121,28 @@ def test_mean_flow_differentiates_along_the_path():
     logit = torch.cat([t, r]).logit()
     assert float(logit.mean()) == pytest.approx(head.time_mean, abs=0.05)
     assert float(logit.std()) == pytest.approx(head.time_std, abs=0.05)
+
+
+@pytest.mark.parametrize("power, constant", [(1.0, 1e-3), (0.5, 0.1)])
+def test_mean_flow_weights_chunks_by_their_error(power, constant):
+    """Geng et al. 2025: 1 / (|e|^2 + c)^p, without gradient. A network u = offset has du/dt = 0, so that e = u - v."""
+    head = MeanFlow(adaptive_power=power, adaptive_constant=constant)
+    action, mask = torch.randn(5, 4, 2, generator=rng(9)).double(), torch.ones(5, 4, dtype=torch.bool)
+    mask[1, 2:] = False
+    offset, seen = torch.tensor(0.5, dtype=torch.float64, requires_grad=True), []
+
+    def net(x, times, context):
+        seen.append([torch.autograd.forward_ad.unpack_dual(v).primal for v in (x, times)])
+        return offset + 0 * x
+    loss = head.loss(net, EMPTY, action, mask, rng(3))
+    (x, times), = seen
+    error = 0.5 - (action - x) / (1 - times[..., :1])
+    weight = 1 / ((error.square() * mask.unsqueeze(-1)).sum((1, 2)) + constant) ** power
+    torch.testing.assert_close(loss, error.square().mean(-1) * weight.unsqueeze(1))
+    gradient, = torch.autograd.grad(loss.sum(), offset)
+    torch.testing.assert_close(gradient, (2 * error.mean(-1) * weight.unsqueeze(1)).sum())
+    if power == 1 and constant < 0.01:  # the numbers of a chunk add up to 1
+        torch.testing.assert_close(2 * (loss * mask).sum(1), torch.ones(5, dtype=torch.float64), rtol=5e-3, atol=0)
 
 
 def test_shortcut_trains_double_steps_on_two_single_steps():
@@ -165,3 +196,26 @@ def test_shortcut_needs_powers_of_two():
     for fields in ({"n_steps": 3}, {"n_train_steps": 100}, {"n_steps": 256}):
         with pytest.raises(UserError, match="powers of two"):
             Shortcut(**fields)
+
+
+def one_step_rollouts(name):
+    """50 episodes of a small network that makes a chunk in one step, after 3,000 updates on 60 demonstrations."""
+    env, named = Fork(20), find_method(name, horizon=8, n_action_steps=4)
+    policy = replace(named.policy, head=replace(named.policy.head, n_steps=1), trunk=MLP(128, 3))
+    small = replace(named, policy=policy, learner=replace(named.learner, steps=3000, batch_size=64))
+    data = rollout(env.expert(), env, 60, recording_seed(0))
+    return evaluate(fit_method(small, data, 0).actor, env, 50)
+
+
+@pytest.fixture(scope="module")
+def flow_rollouts():
+    return one_step_rollouts("flow-policy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["shortcut-policy", "mean-flow-policy"])
+def test_one_step_goes_both_ways_round_the_pillar(name, flow_rollouts):
+    """One step of a flow gives the mean of both ways, which hits the pillar. Rule: the intervals do not overlap."""
+    found = one_step_rollouts(name)
+    left = [bool(e.steps["observation.state"][:, 1].mean() > 0) for e in found.episodes]
+    assert found.success.low > flow_rollouts.success.high and 0.2 < np.mean(left) < 0.8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
@@ -24,6 +25,7 @@ from understudy import heads
 from understudy.cli import main
 from understudy.core import Feature, Unsupported, UserError, keys
 from understudy.data.codec import Normalizer
+from understudy.data.formats import open_dataset
 from understudy.data.window import Window
 from understudy.deploy import onnx_runner
 from understudy.deploy.onnx import export, load, load_onnx_actor
@@ -37,9 +39,13 @@ from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.streaming_flow import StreamingFlowExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.base import Head, MemoryHead
+from understudy.heads.behavior_transformer import BeT
+from understudy.heads.bins import Bins
 from understudy.heads.categorical import Categorical
 from understudy.heads.cvae import CVAE
 from understudy.heads.diffusion import Diffusion
+from understudy.heads.edm import EDM
+from understudy.heads.energy import EnergyModel
 from understudy.heads.flow import Flow
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
@@ -51,6 +57,9 @@ from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
 from understudy.heads.solvers import DDPM, DPMSolverPP, Heun, Midpoint
 from understudy.heads.streaming_flow import StreamingFlow
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.method import Method
+from understudy.learn.train import train
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
@@ -69,7 +78,8 @@ HEADS = {
     "dpmpp": Diffusion(solver=DPMSolverPP(), prediction="v"),
     "flow": Flow(), "midpoint": Flow(n_steps=4, solver=Midpoint()), "heun": Flow(n_steps=4, solver=Heun()),
     "shortcut": Shortcut(n_steps=4), "mean_flow": MeanFlow(n_steps=2), "joint": JointDiffusion(action_size=2),
-    "streaming": StreamingFlow(),
+    "streaming": StreamingFlow(), "edm": EDM(n_steps=3), "edm_heun": EDM(n_steps=3, solver=Heun()), "bet": BeT(6),
+    "bet_joint": BeT(6, joint=True), "bins": Bins(8), "energy": EnergyModel(n_candidates=16),
 }
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1)}
@@ -121,7 +131,7 @@ def test_every_head(head, tmp_path):
         assert not torch.equal(other, found.plan(batch.obs, noises(policy, len(batch))))
 
 
-@pytest.mark.parametrize("trunk", few(TRUNKS, "cross"))
+@pytest.mark.parametrize("trunk", few(TRUNKS))
 def test_every_trunk(trunk, tmp_path):
     policy, batch = random_batch(PolicyConfig(Diffusion(n_steps=4), trunk=TRUNKS[trunk], window=Window(2, 6)))
     agrees(policy, batch, tmp_path / "policy.onnx")
@@ -146,7 +156,7 @@ def test_statistics_per_group(tmp_path):
     assert found.plan(unknown, noises(policy, len(batch))).isnan().all(), "a file cannot raise errors"
 
 
-SLOW = {"resnet", "recurrent"}
+SLOW = {"resnet", "recurrent", "text"}
 
 
 @pytest.mark.parametrize("inputs", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in INPUTS])
@@ -220,6 +230,7 @@ def test_what_the_file_cannot_do(fork, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_streaming_flow_is_exported_as_whole_plans_only(tmp_path):
     """Its own executor needs single integration steps. Another executor runs its plans from the code 0."""
     config = PolicyConfig(StreamingFlow(), trunk=MLP(16), window=Window(1, 4, action_offset=-1))
@@ -276,6 +287,22 @@ def test_the_runner_refuses_other_executors(tmp_path):
     robot_policy(PolicyConfig(Regression(), MLP(16), TokenEncoder(16), window=Window(1, 4)), path, TemporalEnsemble())
     with pytest.raises(ValueError, match="TemporalEnsemble"):
         OnnxRunner(path)
+
+
+def test_export_says_that_the_runner_will_refuse_the_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["record", "fork", "--out", "demos", "--episodes", "6"]) == 0
+    for executor, fits in ((TemporalEnsemble(), False), (RecedingHorizon(2), True)):
+        method = Method(PolicyConfig(Regression(), MLP(16), window=Window(1, 4)), executor, BehaviorCloning(2))
+        train(method, open_dataset("demos"), f"run{fits}", device="cpu", progress=False, val_fraction=0.0)
+        capsys.readouterr()
+        assert main(["export", f"run{fits}", "--out", f"{fits}.onnx"]) == 0
+        assert ("refuses the file" in capsys.readouterr().out.replace("\n", " ")) != fits
+        assert main(["export", f"run{fits}", "--out", f"{fits}.onnx", "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["runs_in_onnx_runner"] == fits and said["executor"] == type(executor).__name__
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="runner is for RecedingHorizon"):
+            OnnxRunner(f"{fits}.onnx")
 
 
 def test_a_copy_of_the_runner_needs_numpy_and_onnxruntime_only(tmp_path):
@@ -348,7 +375,8 @@ class Forgetful(Regression):
 
 @pytest.mark.parametrize("head, said", [
     (Sorted(), "Sorted with these parts has no form in ONNX"),
-    (Neighbors(local_model="linear"), "Neighbors with these parts has no form in ONNX"),
+    pytest.param(Neighbors(local_model="linear"), "Neighbors with these parts has no form in ONNX",
+                 marks=pytest.mark.slow),
     (Forgetful(), "plans otherwise than the policy: the difference is 0.0")])
 def test_what_cannot_be_written_leaves_no_file(head, said, tmp_path):
     policy, _ = random_batch(PolicyConfig(head, trunk=MLP(16), window=Window(1, 4)))

@@ -23,8 +23,8 @@ def bench(tmp_path, monkeypatch):
 
 def test_cells_name_methods_that_there_are(bench):
     for task in bench.TASKS.values():
-        assert set(task.recipes) <= set(METHODS) and set(task.recipes) <= set(bench.STEPS)
-    assert {"bc", "bc-gmm", "act", "diffusion-policy", "mip", "knn"} == set(bench.TASKS["door"].recipes)
+        assert set(task.methods) <= set(METHODS) and set(task.methods) <= set(bench.STEPS)
+    assert {"bc", "bc-gmm", "act", "diffusion-policy", "mip", "knn"} == set(bench.TASKS["door"].methods)
     assert bench.EPISODES >= 100
 
 

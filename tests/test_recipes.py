@@ -99,7 +99,8 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "elsewhere.py").write_text(
         "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
         "from understudy.methods.behavior_cloning import bc\ndef mine(horizon: int = 5): return bc(horizon)\n"
-        "def wrong(): return 3\nnumber = 3\n")
+        "def wrong(): return 3\nnumber = 3\nBC = bc(2)\nPOLICY = BC.policy\n"
+        "from understudy.methods import METHODS\nNAMED = METHODS['act']\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UntrustedCode, match="--trust elsewhere"):
         find_method("elsewhere:mine")
@@ -107,8 +108,12 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
     assert find_method("elsewhere:mine", trust=("elsewhere",)) == bc(5)
     assert find_method("elsewhere:mine", trust=("elsewhere",), horizon=2) == bc(2)
     for name, words in (("elsewhere:wrong", "returned int instead of a Method"),
-                        ("elsewhere:number", "not a function, but of type int"),
-                        ("elsewhere:absent", "not a function, but of type NoneType")):
+                        ("elsewhere:number", "this is an int, and not a function\n  -> name a function"),
+                        ("elsewhere:BC", r"this is a Method, and not a function\n  -> .* def bc_method.*: return BC$"),
+                        ("elsewhere:POLICY", r"this is a PolicyConfig, .*\n.* return Method.POLICY.$"),
+                        ("elsewhere:NAMED", "this is a NamedMethod.*\n  -> .*: understudy.methods.chunking:act"),
+                        ("elsewhere:min", "no 'min' in the module elsewhere\n  -> did you mean elsewhere:mine"),
+                        ("elsewhere:absent", "there is no 'absent' in the module elsewhere")):
         with pytest.raises(UserError, match=words):
             find_method(name, trust=("elsewhere",))
     with pytest.raises(UserError, match="there is no module 'nowhere_at_all"):

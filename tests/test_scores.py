@@ -310,7 +310,7 @@ def test_compatibility_refuses_another_way_where_it_knows_and_not_where_it_does_
     assert steps[3:6].max() < 0.2 and steps[:3].min() > 0.5 and (steps[6:] == 1).all()
     with pytest.raises(UserError, match="no base demonstrations"):
         Compatibility().compare_to_base(new)
-    with pytest.raises(UserError, match="states of 1"):
+    with pytest.raises(UserError, match="states have 2 numbers and actions 1, but those to compare with have 1 and 1"):
         score.compare_to_base(data(episode(np.zeros((4, 2)), np.zeros(4))))
 
 

@@ -19,7 +19,8 @@ TESTS = {
 
 
 @pytest.fixture
-def suite(pytester):
+def suite(pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # no test here needs what takes long to import
     here = Path(__file__).parent
     pytester.makeconftest((here / "conftest.py").read_text())
     pytester.path.joinpath("expected_skips.txt").write_text(
@@ -37,7 +38,7 @@ def test_listed_skips_pass(suite, names):
     assert suite(*names).ret == pytest.ExitCode.OK
 
 
-@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one process", "two"])
+@pytest.mark.parametrize("options", [(), ("-p", "xdist", "-n", "2")], ids=["one process", "two"])
 @pytest.mark.parametrize("name", ["unlisted", "module"])
 def test_an_unlisted_skip_fails_and_is_named(suite, name, options):
     result = suite(name, "passes", options=options)

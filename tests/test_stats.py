@@ -57,17 +57,18 @@ def test_one_proportion_agrees_with_scipy(n, level):
             assert ends(mine(k, n, level)) == pytest.approx(ends(theirs), abs=1e-9)
 
 
-def covered(interval, n, p):
-    """Exactly: the probability that the interval of n trials holds p."""
-    inside = [interval(k, n).low <= p <= interval(k, n).high for k in range(n + 1)]
-    return float(scipy_stats.binom.pmf(np.arange(n + 1), n, p) @ inside)
+def covered(interval, n, grid):
+    """Exactly, for each p of the grid: the probability that the interval of n trials holds p."""
+    low, high = np.transpose([ends(interval(k, n)) for k in range(n + 1)])[:, :, None]
+    inside = (low <= grid) & (grid <= high)  # (successes, p)
+    return (scipy_stats.binom.pmf(np.arange(n + 1)[:, None], n, grid) * inside).sum(0)
 
 
 @pytest.mark.parametrize("n", [10, 25, 100])
 def test_clopper_pearson_covers_always_and_wilson_on_average(n):
     grid = np.linspace(0.001, 0.999, 199)
-    assert min(covered(clopper_pearson, n, p) for p in grid) >= 0.95
-    rates = [covered(wilson, n, p) for p in grid]
+    assert covered(clopper_pearson, n, grid).min() >= 0.95
+    rates = covered(wilson, n, grid)
     assert np.mean(rates) >= 0.945 and min(rates) < 0.95  # the reason why it is not what coverage is promised with
 
 
@@ -320,6 +321,9 @@ def test_one_value_for_each_seed_gives_the_paired_t_test():
     for first, second in ((x + 1e6, y), (y, x + 1e6)):  # p far below the rounding of 1 - p
         assert two_level_difference(first, second, kind="real")[1] == pytest.approx(
             scipy_stats.ttest_rel(first[:, 0], second[:, 0]).pvalue, rel=1e-6, abs=0) != 0
+    repeated = np.repeat(x - y, 4, axis=1)  # four starts of the same value
+    assert difference_p(repeated, 0.0, "real") == pytest.approx(
+        scipy_stats.ttest_1samp(repeated[:, 0], 0.0, alternative="greater").pvalue)
     for gap in (0.1, 0.7, -0.4):  # p and interval agree at every level
         d = rng.normal(gap, 1, size=(4, 9))
         p = two_level_difference(d, 0 * d, kind="real")[1]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from understudy import demo
+from understudy.claims.probe import Confirmation
 from understudy.cli import main
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
@@ -20,6 +24,9 @@ SMALL = {"train": ("--steps", "6", "--save-freq", "6", "--device", "cpu"), "eval
 def small(line: str, names: dict[str, str]) -> list[str]:
     """The command's arguments with real names for placeholders, and with the smallest budget."""
     words = [names.get(word, word) for word in shlex.split(line.partition(" > ")[0])[1:]]
+    if "--sequential" in words:  # its design needs more than a few episodes
+        words[words.index("--episodes") + 1] = "20"
+        return words
     budget = dict(zip(SMALL.get(words[0], ())[::2], SMALL.get(words[0], ())[1::2], strict=True))
     for option, value in budget.items():
         if option in words and option == "--levels":
@@ -46,10 +53,10 @@ def follow(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def run(*args, depth: int = 1, **names):
-        seen, queue = set(), [([str(a) for a in args], 0)]
+        seen, queue = set(), [([str(a) for a in args], 0, "")]
         while queue:
-            words, at = queue.pop(0)
-            kind = (words[0], *sorted(w for w in words if w.startswith("--")))
+            words, at, file = queue.pop(0)
+            kind = (*words[: 2 if words[0] == "claims" else 1], *sorted(w for w in words if w.startswith("--")))
             if at and kind in seen:
                 continue
             seen.add(kind)
@@ -57,8 +64,10 @@ def follow(tmp_path, monkeypatch, capsys):
             status = main(words)
             out, err = capsys.readouterr()
             assert status == 0, f"understudy {shlex.join(words)}: {err}"
+            if file:
+                Path(file).write_text(out)
             if at < depth:
-                queue += [(small(line, names), at + 1) for line in suggestions(out)]
+                queue += [(small(line, names), at + 1, line.partition(" > ")[2]) for line in suggestions(out)]
         return seen
     return run
 
@@ -81,6 +90,44 @@ def test_from_a_recording_to_a_comparison(follow):
     follow("export", "a", "--out", "a.onnx", ENV="fork")
     follow("methods", NAME="bc", DATA="demos", RUN="b")
     follow("plan", "0.5", "0.9", RUN="a", ENV="fork")
+    assert ("eval", "--episodes", "--rows") in follow("plot", "a")
+    assert ("compare", "--env", "--episodes") in follow("plot", "a", "a-seed1")
+    # With 20 episodes and no success, a rate of 0.1 is neither refuted nor likely to be.
+    seen = follow("eval", "a", "fork", "--sequential", "--threshold", "0.1", "--episodes", "20")
+    assert ("eval", "--episodes", "--sequential", "--threshold") in seen
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_goes_on(follow, monkeypatch):
+    short = {name: replace(m, learner=replace(m.learner, steps=4)) for name, m in demo.METHODS.items()}
+    for name, value in {"METHODS": short, "STEPS": 4, "DEMONSTRATIONS": 5, "EPISODES": 3}.items():
+        monkeypatch.setattr(demo, name, value)
+    seen = follow("demo", "--out", "shown")
+    assert {kind[0] for kind in seen} == {"demo", "inspect", "eval", "train"}
+
+
+def test_bags_are_read_by_the_proposed_mapping(follow, shared):
+    shutil.copytree(shared / "fixtures/rosbag/ros1", "bags")
+    seen = follow("inspect", "bags")
+    assert seen >= {("inspect", "--json"), ("convert", "--map")} and ("train", "--device", "--map", "--out",
+                                                                      "--save-freq", "--steps") in seen
+    assert len(open_dataset("demonstrations")) == len(open_dataset("bags", mapping="map.json"))
+
+
+def test_what_the_claims_suggest_is_accepted(follow, monkeypatch, capsys):
+    """Runs of hours are left out: nothing is due, and the claim that is named runs no cell."""
+    ran = []
+    monkeypatch.setattr("understudy.claims.runner.run_claim", lambda claim, log: ran.append(claim.name) or {
+        "name": claim.name, "verdict": "holds", "reason": ""})
+    monkeypatch.setattr("understudy.claims.probe.store", lambda claim: None)
+    monkeypatch.setattr("understudy.claims.scheduler.due_claims", lambda entries: [])
+    seen = follow("claims", "list", NAME="diffusion-bc", depth=2)
+    assert seen == {("claims", "list"), ("claims", "run"), ("claims", "run", "--all", "--budget"), ("claims", "table")}
+    assert Path("docs/ledger.md").exists() and ran == ["diffusion-bc"]
+    monkeypatch.setattr("understudy.claims.probe.confirm", lambda claim, trust_source: Confirmation("due"))
+    assert main(["claims", "check", "act-ensembling"]) == 3
+    line, = suggestions(capsys.readouterr().out)
+    assert main(shlex.split(line)[1:]) == 0 and ran == ["diffusion-bc", "act-ensembling"]
 
 
 def test_what_is_done_to_data_can_be_inspected(follow):

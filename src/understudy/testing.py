@@ -129,10 +129,11 @@ def random_batch(recipe: PolicyConfig, size: int = 5, seed: int = 0, target: Fea
 def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
     """Checks the contract of a head with the given trunk.
 
-    Shapes; all randomness is in the arguments; rows do not depend on each other; padding does not matter; gradients
-    reach all weights; files contain everything and run no untrusted code. For sub-interfaces: a `DenoisingHead` ends at
-    the action and a step of length 0 changes nothing; ``-loss`` of a `LikelihoodHead` sums to `log_prob`; the
-    temperature of a `TemperatureHead` changes plans; a `TargetNetworkHead` uses its own network by default.
+    Shapes; all randomness is in the arguments; the declared noise changes plans; rows do not depend on each other;
+    padding does not matter; gradients reach all weights; files contain everything and run no untrusted code. For
+    sub-interfaces: a `DenoisingHead` ends at the action and a step of length 0 changes nothing; ``-loss`` of a
+    `LikelihoodHead` sums to `log_prob`; the temperature of a `TemperatureHead` changes plans; a `TargetNetworkHead`
+    uses its own network by default.
 
     Args:
         recipe: Policy with the head and a trunk.
@@ -146,14 +147,14 @@ def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
     noise = torch.randn(B, *policy.noise_shape, generator=_rng(0))
     context, coded = policy.context(batch.obs), policy.encode_batch(batch)
     loss = recipe.head.loss(policy.net, context, coded, batch.mask, _rng(1))
-    require(loss.shape == (B, H), f"loss must be (B, H), not reduced; found {tuple(loss.shape)}")
+    require(loss.shape == (B, H), f"loss must be (B, H), not reduced, and is {tuple(loss.shape)}")
     require(bool(_batch_loss(policy, batch).isfinite().all()), "loss must be finite")
     with torch.no_grad():
         plan = policy.plan(batch.obs, noise)
     require(plan.shape == (B, H, A) and bool(plan.isfinite().all()), "a plan must be finite and (B, H, A)")
     _head_draws_nothing(policy, batch, noise, plan)
     _head_ignores_padding(policy, batch)
-    _head_learns(policy, batch)
+    _head_reads_noise(_head_learns(policy, batch), batch, noise)
     _head_saves(policy, batch, noise, plan)
     _head_in_other_numbers(policy, batch, noise)
     if isinstance(recipe.head, DenoisingHead):
@@ -205,9 +206,10 @@ def _head_ignores_padding(policy, batch):
     require(not bool(_batch_loss(policy, batch)[~batch.mask].any()), "padded steps have no loss")
 
 
-def _head_learns(policy, batch):
+def _head_learns(policy, batch) -> Policy:
+    """Returns a copy of the policy after a few updates."""
     if not _batch_loss(policy, batch).requires_grad:
-        return
+        return policy
     trained = copy.deepcopy(policy)
     weights = [p for p in trained.parameters() if p.requires_grad and p.numel()]
     optimizer = torch.optim.Adam(weights, 1e-3)
@@ -220,6 +222,22 @@ def _head_learns(policy, batch):
     require(not dead, f"no gradient reaches {dead}")
     settled = [n for n, p in trained.named_parameters() if not p.requires_grad and p.grad is not None]
     require(not settled, f"settled weights must not train: {settled}")
+    return trained
+
+
+@torch.no_grad()
+def _head_reads_noise(policy, batch, noise):
+    """Of a policy after a few updates: layers that begin at zero ignore everything before."""
+    if not noise.numel():
+        return
+    head = policy.config.head
+    if isinstance(head, TemperatureHead):  # at temperature 0 many read no noise
+        head = replace(head, temperature=10.0)
+    context = policy.context(batch.obs)
+    one, other = (head.sample(policy.net, context, x) for x in (noise, noise.flip(0) + 1))
+    require(not torch.allclose(one, other), f"the noise of {type(head).__name__} has shape "
+            f"{tuple(policy.noise_shape)} per plan, but other noise gives the same plans: use it in `sample`, or "
+            "return (horizon, 0) from `noise`")
 
 
 @torch.no_grad()
@@ -248,7 +266,7 @@ def _head_in_other_numbers(policy, batch, noise):
     exact = replace(context, tokens=context.tokens.double())
     net = copy.deepcopy(policy.net).double()
     said = head.sample(net, exact, noise.double())
-    require(said.dtype == torch.float64, f"float64 in must give float64 out, found {said.dtype}")
+    require(said.dtype == torch.float64, f"float64 in must give float64 out, and gives {said.dtype}")
     require_equal(said.float(), head.sample(policy.net, context, noise), "float64 must agree with float32", 1e-2)
     with torch.autocast("cpu", torch.bfloat16):
         require(bool(_batch_loss(policy, batch).isfinite().all()), "loss must be finite in bfloat16")
@@ -420,7 +438,8 @@ def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
     with torch.no_grad():
         context = net(obs)
         require(context.tokens.shape == (5, net.tokens, net.width) and context.mask.shape == (5, net.tokens),
-             f"expected tokens (B, {net.tokens}, {net.width}) with a mask, found {tuple(context.tokens.shape)}")
+             f"tokens must be (B, {net.tokens}, {net.width}) with a mask (B, {net.tokens}), and are "
+             f"{tuple(context.tokens.shape)} with a mask {tuple(context.mask.shape)}")
         require(bool(context.tokens.isfinite().all()), "tokens must be finite")
         require_equal(net(obs).tokens, context.tokens, "without rng nothing is random")
         one = net({k: v[1:2] for k, v in obs.items()})
@@ -456,7 +475,7 @@ def _encoder_ignores_masked_rows(net, features, obs, rows):
 def _encoder_tokens_are_of_their_steps(net, obs, rows, context):
     steps = torch.tensor(net.token_obs_steps)
     require(steps.shape == (net.tokens,) and bool(((steps >= 0) & (steps < rows)).all()),
-            f"token_obs_steps must give each of {net.tokens} tokens a step from 0 to {rows - 1}, found "
+            f"token_obs_steps must give each of {net.tokens} tokens a step from 0 to {rows - 1}, and is "
             f"{net.token_obs_steps}")
     for row in range(rows):
         changed = {name: x.clone() for name, x in obs.items()}
@@ -474,8 +493,9 @@ def _encoder_tokens_are_of_their_steps(net, obs, rows, context):
 def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) -> None:
     """Checks that an executor keeps its promises.
 
-    Its state keeps its structure, rows do not influence each other, one row can be restarted alone, and the same keys
-    give the same actions. If it is an `ActionConditionedExecutor`, its plans also continue the executed actions.
+    Its actions depend on the planner, its state keeps its structure, rows do not influence each other, one row can be
+    restarted alone, and the same keys give the same actions. If it is an `ActionConditionedExecutor`, its plans also
+    continue the executed actions.
 
     Args:
         executor: The executor to check.
@@ -486,14 +506,17 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) ->
         ContractViolation: A promise is broken.
     """
     policy, _ = random_batch(config)
-    executor.check_planner(policy)
+    another, _ = random_batch(config, seed=1)
     rng = _rng(0)
+    for weight in another.parameters():
+        weight += 0.1 * torch.randn(weight.shape, generator=rng)
+    executor.check_planner(policy)
     obs = [{k: torch.randn(3, policy.window.n_obs_steps, *policy.features[k].shape, generator=rng)
             for k in policy.inputs} for _ in range(steps)]
     key, new = torch.tensor([11, 22, 33]), torch.tensor([44])
     everyone, alone, middle = torch.arange(3), torch.tensor([1]), steps // 2 - 1
 
-    def run(rows, key, restart=None, since=0):
+    def run(rows, key, restart=None, since=0, policy=policy):
         state, out = executor.start(policy, take(obs[since], rows), key), []
         structure = _structure(state)
         for n, seen in enumerate(obs[since:]):
@@ -508,6 +531,9 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) ->
         return torch.stack(out)
     whole = run(everyone, key)
     require_equal(run(everyone, key), whole, "the same keys must give the same actions")
+    require(not torch.allclose(run(everyone, key, policy=another), whole),
+            f"two policies with different plans give the same actions: `act` of {type(executor).__name__} must execute "
+            "what its planner plans")
     require_equal(run(alone, key[1:2])[:, 0], whole[:, 1], "a row must not depend on the other rows", 1e-3)
     reset = run(everyone, key, middle)
     require_equal(reset[:, [0, 2]], whole[:, [0, 2]], "other rows must not notice that one is restarted", 1e-3)
@@ -566,10 +592,10 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     for e, (one, other) in enumerate(zip(data, again, strict=True)):
         for name, f in data.features().items():
             if name not in lost:
-                require(features[name] == f, f"{to}: {name} is {f}, found {features[name]}")
+                require(features[name] == f, f"{to}: {name} must be {f}, and is {features[name]}")
                 _same_column(one.steps[name], other.steps[name], f"{to}: {name} of episode {e}")
         require(_metadata_as_json(one.metadata) == _metadata_as_json(other.metadata), f"{to}: the facts of episode {e}")
-    require(again.fps == data.fps, f"{to}: fps {data.fps}, found {again.fps}")
+    require(again.fps == data.fps, f"{to}: fps must be {data.fps}, and is {again.fps}")
     beside = sidecar.sidecar_path(path)
     if not beside.exists():
         return
@@ -581,7 +607,8 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
             rows = len(one) + 1 if place.repeats_last_row else len(one.steps[name]) if place.has_last_row else len(one)
             require((found.dtype.kind in "UO" if f.kind == "string" else found.dtype.name == place.dtype)
                  and found.shape == (rows, *place.shape),
-                 f"{to}: {name} of episode {e} is {place} without the side file, found {found.dtype} {found.shape}")
+                 f"{to}: {name} of episode {e} must be {place} without the side file, and is {found.dtype} "
+                 f"{found.shape}")
             if place.is_exact:
                 wanted = np.asarray(one.steps[name])
                 wanted = np.concatenate([wanted, wanted[-1:]])[:rows].reshape(found.shape)
@@ -935,12 +962,6 @@ def _wrapper_state_keeps_its_structure(env, wrapper, shown, actor):
     require(over.shape == (env.rows,) and over.dtype == torch.bool, "is_terminated must be (B,) bool")
 
 
-def _structure(tree):
-    if isinstance(tree, Mapping):
-        return {k: _structure(v) for k, v in tree.items()}
-    return tuple(tree.shape), tree.dtype
-
-
 def _same_outcome(one: Episode, other: Episode, discounted: Episode, discount: float) -> None:
     """one: of the wrapped environment. other: of the wrapped actor. discounted: as `one`, with this discount."""
     count = other.steps["shown.count"]
@@ -996,7 +1017,7 @@ def check_scorer(scorer: Scorer, obs: Mapping[str, Tensor], plan: Tensor) -> Non
     read = {name: obs[name] for name in scorer.inputs}
     state = torch.random.get_rng_state()
     score = scorer(read, plan)
-    require(score.shape == (B,), f"a score must be one number for each plan, (B,); found {tuple(score.shape)}")
+    require(score.shape == (B,), f"a score must be one number for each plan, (B,), and is {tuple(score.shape)}")
     require(bool(score.isfinite().all()), "scores must be finite")
     require_equal(scorer(read, plan), score, "the same plan must have the same score")
     require(torch.equal(torch.random.get_rng_state(), state), "a score must not be random")
@@ -1144,7 +1165,7 @@ def check_collection(method: Method, data: Dataset, build_env: Callable[[int], E
 
         whole = run("whole", 2)
         wanted, rounds = _run_contents(whole), sorted((whole / "collection").glob("[0-9]*"))
-        require(len(rounds) >= 2, f"the collection must have two rounds or more; found {len(rounds)}")
+        require(len(rounds) >= 2, f"the collection must have two rounds or more, and has {len(rounds)}")
         policy = Policy.load(whole)
         for path in rounds:
             policy.windows(open_dataset(path / "episodes.npz"), extra=method.learner.extra)

@@ -8,7 +8,7 @@ from typing import Annotated, Protocol
 
 from tyro.conf import Positional, arg
 
-from .common import DeviceName, PositiveCount, StepCount, TrustedPackages, WorkerCount
+from .common import ColumnTexts, DeviceName, PositiveCount, StepCount, TrustedPackages, WorkerCount
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,15 @@ class EvalOptions:
     """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """what to do, told to a policy that was trained with --language"""
+    columns: ColumnTexts = ()
+    """which columns of recorded episodes are what, for data with other names: state=q1,q2 action=u1,u2; episode=NAME
+    for the column that numbers the episodes of a single CSV table"""
     save: Annotated[Path | None, arg(metavar="EPISODES")] = None
     """write the rollouts as a data set; then an interrupted evaluation continues where it stopped. With --interactive:
     the file of the answers (trials.jsonl)"""
     demonstrations: Annotated[Path | None, arg(metavar="DATA")] = None
-    """what its behavior is compared with; by default what it learned from, if that is available and has no camera"""
+    """what its behavior is compared with; by default what it learned from, if that is available and has no camera.
+    Their standard deviations are also the units of smoothness and jerk, so that these figures change with the data"""
     repeats: PositiveCount = 0
     """roll each of the first 16 starts out so often: how many ways does it know from one start?"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None

@@ -54,6 +54,11 @@ def main(args: list[str]) -> None:
             raise UserError("needs --interactive, where a person says how a trial went", where="--labels",
                             hint="leave it out: an environment decides itself what is a success")
         behavior_metrics.check_options(o)
+        recorded = o.target is not None and bool(Path(o.target).exists() or url_of(o.target)) and (
+            o.target not in names())
+        if o.columns and (o.interactive or not recorded):
+            raise UserError("names the columns of recorded episodes, and there are none here", where="--columns",
+                            hint="leave it out: an environment has the columns that it shows")
         if o.interactive:
             run_interactive(o, out)
             return
@@ -72,7 +77,7 @@ def main(args: list[str]) -> None:
         if o.target is None:
             raise UserError("neither an environment nor recorded episodes are named", where="understudy eval",
                             hint=command_line("eval", o.run, "ENV"))
-        if (Path(o.target).exists() or url_of(o.target)) and o.target not in names():
+        if recorded:
             if o.sequential:
                 raise UserError("these are recorded episodes, and --sequential needs an environment", where=o.target,
                                 hint="--sequential decides how many episodes are rolled out")
@@ -180,7 +185,8 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     trained = TrainedRun.load(o.run, o.trust, choose_device(o.device), transforms=True)
     policy, method = trained.policy, trained.method
     assert o.target is not None
-    data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes))
+    data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
+                     columns=o.columns)
     provenance = find_checkpoint(o.run) / "provenance.json"
     episodes, origin = episodes_to_evaluate(read_json(provenance) if provenance.exists() else {}, data)
     data = training_data(data, method)
@@ -192,7 +198,8 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     commands = [(command_line("eval", o.run, env, "--episodes", 100, *trust_options(o.trust, env, o.run)),
                  "Whether it works, where it acts by itself:")] if env else []
     if o.html is None:
-        again = command_line("eval", o.run, o.target, "--html", "report.html", *trust_options((), None, o.run))
+        again = command_line("eval", o.run, o.target, "--html", "report.html",
+                             *(("--columns", *o.columns) if o.columns else ()), *trust_options((), None, o.run))
         commands.append((again, "The same as a page:"))
     else:
         from ..evaluate.report import write_prediction_report

@@ -29,7 +29,7 @@ def main(args: list[str]) -> None:
     o = parse(ExportOptions, "export", args)
     from ..core import Unsupported
     from ..data.relabel import TaskText
-    from ..deploy.onnx import export
+    from ..deploy.onnx import export, runs_in_onnx_runner
     from ..learn.method import TrainedRun, runtime_relabels
     from ..policy import Policy
 
@@ -46,6 +46,11 @@ def main(args: list[str]) -> None:
             f"{o.out}: {size / 1e6:,.1f} MB. Its chunks differ from those of the policy by at most {error:.1g} of the "
             "largest action."
         )
+        name = type(method.executor).__name__
+        if not (in_runner := runs_in_onnx_runner(method.executor)):
+            out.print(f"Its executor is {name}. The runner for robots (onnx_runner.py) runs RecedingHorizon only and "
+                      "refuses the file: load it with understudy (understudy.deploy.onnx.load_onnx_actor), or train "
+                      "a method whose executor is RecedingHorizon.")
         runs = o.out
         if computed := [type(r).__name__ for r in runtime_relabels(method) if not isinstance(r, TaskText)]:
             out.print(f"The file does not compute what {', '.join(computed)} adds or changes. Evaluate the run itself, "
@@ -53,4 +58,5 @@ def main(args: list[str]) -> None:
             runs = o.run
         out.suggest(command_line("eval", runs, "ENV", "--episodes", 100, *trust_options(o.trust, None, o.run)))
         out.print_json({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),
-                    "noise": list(policy.noise_shape), "horizon": policy.window.horizon})
+                    "noise": list(policy.noise_shape), "horizon": policy.window.horizon, "executor": name,
+                    "runs_in_onnx_runner": in_runner})

@@ -7,6 +7,7 @@ here, so that each error is a `ConfigError` in the words of the user.
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import types
 from collections.abc import Iterator, Sequence
@@ -134,12 +135,45 @@ def _with_changes(value, changes):
     return replace(value, **{k: _with_changes(getattr(value, k), c) for k, c in changes.items()}) if changes else value
 
 
+@dataclass(frozen=True)
+class PartChoice:
+    """The type of a field that holds one of several parts without fields, such as a solver. Users write its class.
+
+    Args:
+        classes: The classes.
+    """
+
+    classes: tuple[type, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return tuple(part.__name__ for part in self.classes)
+
+
+def _part_choice(kind: Any) -> PartChoice | None:
+    """The choice of an abstract class whose module has several dataclasses without fields that implement it."""
+    if not inspect.isclass(kind) or not inspect.isabstract(kind):
+        return None
+    found: list[type] = []
+    pending = list(kind.__subclasses__())
+    while pending:
+        part = pending.pop(0)
+        pending += part.__subclasses__()
+        if part.__module__ == kind.__module__ and not inspect.isabstract(part) and is_dataclass(part) and not fields(
+                part):
+            found.append(part)
+    return PartChoice(tuple(found)) if len(found) > 1 else None
+
+
 def settable_fields(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(path, type, value) of every field of a nested dataclass that the command line can change, in order."""
     hints = get_type_hints(type(value))
     for f in fields(value):
         path, now = f"{prefix}{f.name}", getattr(value, f.name)
-        if is_dataclass(now):
+        if is_dataclass(now) and not fields(now) and (choice := _part_choice(hints[f.name])) is not None:
+            yield path, choice, type(now).__name__
+        elif is_dataclass(now):
             yield from settable_fields(now, f"{path}.")
         elif isinstance(now, tuple) and any(map(is_dataclass, now)):
             for i, part in enumerate(now):
@@ -171,6 +205,7 @@ def parse_value(kind: Any, words: Sequence[str], where: str, prog: str) -> Any:
         return _read(kind, words)
     except (ValueError, KeyError):
         choices = [c for k in _members(kind) if get_origin(k) is Literal for c in get_args(k)]
+        choices += kind.names if isinstance(kind, PartChoice) else ()
         near = difflib.get_close_matches(" ".join(words), list(map(str, choices)), 1)
         raise _error(f"{' '.join(words)!r} is not {_describe(kind)}", where,
                      (f"did you mean {near[0]}? " if near else "") + _help_hint(prog)) from None
@@ -242,6 +277,8 @@ def _read(kind: Any, words: Sequence[str]) -> Any:
         return None
     if get_origin(kind) is Literal:
         return {str(choice): choice for choice in get_args(kind)}[word]
+    if isinstance(kind, PartChoice):
+        return {part.__name__.lower(): part for part in kind.classes}[word.lower()]()
     if kind in _TYPE_NAMES:
         return kind(word)
     raise ValueError
@@ -251,8 +288,8 @@ def _describe(kind: Any) -> str:
     """A type in words: "an integer or two integers"."""
     if len(members := _members(kind)) > 1:
         return " or ".join(dict.fromkeys(_describe(k) for k in members if k is not type(None)))
-    if get_origin(kind) is Literal:
-        *choices, last = map(str, get_args(kind))
+    if get_origin(kind) is Literal or isinstance(kind, PartChoice):
+        *choices, last = kind.names if isinstance(kind, PartChoice) else map(str, get_args(kind))
         return f"{', '.join(choices)} or {last}" if choices else last
     if get_origin(kind) is tuple:
         part, *rest = get_args(kind)

@@ -29,6 +29,7 @@ from ..files import whole_folder
 
 _LAYOUT = 1  # a new layout makes all old entries stale
 _STALE_SECONDS = 24 * 3600  # s; an incomplete entry of this age was left by a killed process
+FREE_SPACE = "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"  # a hint
 _held: set[Path] = set()  # entries that this process has mapped and must not remove
 
 
@@ -148,17 +149,21 @@ def _build_entry(folder: Path, size: int, build, what: str) -> None:
         if folder.is_dir():  # another process has just made it
             return
         _evict(bound - size, folder)
-        free = shutil.disk_usage(folder.parent).free
-        if size > free:
-            raise UserError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=folder.parent,
-                            hint="free some space, or set UNDERSTUDY_CACHE to a folder on another disk")
+        check_free_space(size, folder.parent)
         try:
-            with disk_errors(folder.parent, "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"), \
-                    whole_folder(folder) as part:
+            with disk_errors(folder.parent, FREE_SPACE), whole_folder(folder) as part:
                 build(part)
         except (UserError, OSError):
             if not folder.is_dir():  # without locks, another process may have been faster
                 raise
+
+
+def check_free_space(size: int, folder: Path) -> None:
+    """Raises a UserError if the disk has no room for so many bytes more."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=folder,
+                        hint=FREE_SPACE)
 
 
 @contextmanager

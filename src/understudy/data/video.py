@@ -115,6 +115,15 @@ def decode_image(data: bytes | None, channels: int, where: str) -> np.ndarray:
     return _frame_to_array(frames[0].reformat(format=_FORMATS[channels]), channels)
 
 
+def decode_frame(data: bytes | None, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """As `decode_image`, for an image that must have this shape (H, W, C)."""
+    image = decode_image(data, shape[2], where)
+    if image.shape != shape:
+        raise UserError(f"the image has the shape {image.shape} instead of {shape}", where=where,
+                        hint="correct the shape in the metadata, or take the file from a copy")
+    return image
+
+
 def _frame_to_array(frame: av.VideoFrame, channels: int) -> np.ndarray:
     """A frame in one of _FORMATS as (H, W, C), without a copy."""
     plane = frame.planes[0]

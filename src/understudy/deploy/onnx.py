@@ -89,6 +89,11 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
     return error
 
 
+def runs_in_onnx_runner(executor: Executor) -> bool:
+    """Whether `OnnxRunner`, the file that is copied to a robot, runs this executor. It refuses all others."""
+    return type(executor).__name__ == "RecedingHorizon"
+
+
 def _check_runs(executor: Executor, planner: OnnxPlanner, obs: Mapping[str, Tensor]) -> None:
     """Raises Unsupported if an executor needs more of a planner than a file can do: guides, or single steps."""
     try:

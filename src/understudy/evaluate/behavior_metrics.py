@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from .behavior.latency import LatencySummary
 from .behavior.scaling import TrajectoryScaling, evenly_spaced
 from .failures import FailureGroup, FailurePictures, group_failures
 from .stats import LEVEL, Interval
+
+SCALED_METRICS = ("smoothness", "log_jerk", "action_jerk", "state_distance", "action_distance")
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class BehaviorMetrics:
 
     Attributes:
         missing: For each missing part, what would be needed.
+        scaled_by: The data whose standard deviations are the units of all components: "demonstrations" or "episodes"
+            (the rollouts themselves).
         failure_figures: One figure for each group of failures, or None (`failures.failure_figures`).
     """
 
@@ -115,6 +119,7 @@ class BehaviorMetrics:
     failures: tuple[FailureGroup, ...]
     missing: tuple[str, ...]
     seed: int
+    scaled_by: Literal["demonstrations", "episodes"] = "episodes"
     failure_figures: tuple[FailurePictures, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -130,11 +135,16 @@ class BehaviorMetrics:
             "latency": None if self.latency is None else self.latency.to_json(),
             "failures": [g.to_json() for g in self.failures],
             "missing": list(self.missing),
+            "scaled_by": self.scaled_by,
         }
 
     def describe(self) -> list[str]:
         """The results that are not means over episodes, in sentences."""
         out = []
+        if any(m.key in SCALED_METRICS for m in self.metrics):
+            data = "the demonstrations" if self.scaled_by == "demonstrations" else "its own episodes"
+            out.append("Smoothness, jerk and distances: each component is divided by its standard deviation over "
+                       f"{data}. With other demonstrations, or with none, the figures differ.")
         if (m := self.modes) is not None:
             out.append(_describe_modes(m))
         if (t := self.discriminator_accuracy) is not None:
@@ -218,7 +228,7 @@ def measure_behavior(
         why.append("whether it passes for a demonstration: fewer than 10 episodes of each")
     apart = None if shown is None else distribution_distance(episodes, shown, view)
     return BehaviorMetrics(found, ways, alike, apart, latency, group_failures(episodes, env, near), tuple(why),
-                  int(episodes[0].metadata.get("seed", 0)))
+                  int(episodes[0].metadata.get("seed", 0)), "episodes" if shown is None else "demonstrations")
 
 
 def _episode_metrics(

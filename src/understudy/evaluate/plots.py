@@ -113,7 +113,12 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, max_episo
 
 
 def visible_area(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str, Any]:
-    """The part of a map, without marks, that contains these episodes and the shapes."""
+    """The part of a map, without marks, that contains episodes and shapes.
+
+    Args:
+        plane: The map, see `PlanarMap.map`.
+        data: The episodes.
+    """
     if plane.get("marks"):
         return dict(plane)
     name, i, j = plane["path"]
@@ -217,7 +222,13 @@ def _outcome_text(is_success: Sequence[bool | None]) -> str:
 
 
 def film_strip(frames: Sequence[np.ndarray], labels: Sequence[str], what: str) -> Figure:
-    """Frames (H, W, 3) uint8 of one size in reading order, each above its label, stored without loss."""
+    """Figure of frames in reading order, each above its label, stored without loss.
+
+    Args:
+        frames: Images of one size, (H, W, 3) uint8 each.
+        labels: One label per frame.
+        what: Description of the figure, for readers who do not see it.
+    """
     columns, gap, below = 4, 8.0, 20.0
     width = (WIDTH - gap * (columns - 1)) / columns
     height = width * frames[0].shape[0] / frames[0].shape[1]
@@ -257,7 +268,17 @@ def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
 
 def difference_bar(first: str, second: str, difference: float, low: float, high: float, level: float, *,
                    percent: bool = True) -> Figure:
-    """A paired difference, first minus second, with its interval. The line in the middle is no difference."""
+    """Figure of a paired difference, first minus second, with its interval. The line in the middle is no difference.
+
+    Args:
+        first: Name of the first policy.
+        second: Name of the second policy.
+        difference: The difference.
+        low: Lower limit.
+        high: Upper limit.
+        level: Confidence level of the interval.
+        percent: Whether the values are rates, shown in percentage points.
+    """
     ends = [abs(v) for v in (difference, low, high) if math.isfinite(v)]
     reach = max(ends, default=1.0) * 1.15 or 1.0
     if percent:  # only a few scales, so that pages can be compared
@@ -286,8 +307,12 @@ def difference_bar(first: str, second: str, difference: float, low: float, high:
 
 
 def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percent: bool = True) -> Figure:
-    """One row (name, difference, low, high, told apart) per pair, on one scale. The line in the middle is no
-    difference. Pairs that are told apart have a full dot, the others a ring.
+    """Figure with one row per pair, on one scale. The line in the middle is no difference.
+
+    Args:
+        rows: Name, difference, lower limit, upper limit, and whether the pair can be told apart. Those that can have a
+            full dot, the others a ring.
+        percent: Whether the values are rates, shown in percentage points.
     """
     ends = [abs(v) for row in rows for v in row[1:4] if math.isfinite(v)]
     reach = max(ends, default=1.0) * 1.1 or 1.0
@@ -486,9 +511,14 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
 
 def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, half_value: float = math.nan, *,
           as_fraction: bool = True) -> Figure:
-    """A value with its interval at each of several evenly spaced levels, and a line at `half_value`.
+    """Figure of a value with its interval at each of several evenly spaced levels.
 
-    With `as_fraction`, values are fractions from 0 to 1.
+    Args:
+        names: Names of the levels.
+        values: Value at each level.
+        x_name: Name of the axis of levels.
+        half_value: Where to draw a line. NaN for none.
+        as_fraction: Whether values are fractions from 0 to 1.
     """
     ends = [v for i in values for v in (i.low, i.high, i.estimate) if math.isfinite(v)]
     axes = _Axes(
@@ -522,7 +552,14 @@ def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, h
 
 
 def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24) -> Figure:
-    """Histogram. Whole numbers get bars that each cover the same number of integers."""
+    """Histogram. Bars of whole numbers each cover the same number of integers.
+
+    Args:
+        values: The values. Those that are not finite are left out.
+        x_name: Name of the axis.
+        of: What is counted.
+        bins: Largest number of bars.
+    """
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]
     if not len(v):
@@ -558,8 +595,12 @@ def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24)
 
 
 def bars(rows: Sequence[tuple[str, float, float | None]], name: str, reference_name: str = "") -> Figure:
-    """One row (label, value, other) per bar, with a tick at the other value, if there is one. `reference_name` names
-    the ticks.
+    """Figure with one bar per row, with a tick at a second value, if there is one.
+
+    Args:
+        rows: Label, value, and second value or None.
+        name: Name of the values.
+        reference_name: Name of the second values.
     """
     left, right, step = 128.0, WIDTH - 58.0, 28
     top = 26 if reference_name else 2
@@ -586,9 +627,13 @@ def bars(rows: Sequence[tuple[str, float, float | None]], name: str, reference_n
 
 
 def plan_fan(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], component: int, name: str) -> Figure:
-    """One component of recorded actions (T, A) as a strong line, with sampled chunks.
+    """Figure of one component of recorded actions as a strong line, with sampled chunks.
 
-    The chunks (step, plans (K, H, A)) start at their step. They are lines, or dots if they have only one step.
+    Args:
+        actions: Recorded actions, (T, A).
+        chunks: The step at which chunks start, and the chunks (K, H, A). They are lines, or dots if they have one step.
+        component: Number of the component.
+        name: Name of the component.
     """
     truth = np.asarray(actions, float)[:, component]
     length = len(truth)

@@ -60,8 +60,9 @@ class ActionConditionedExecutor(Executor):
     the policy must reach back to the executed actions: with `Window(action_offset=-P)`, the first P steps of a chunk
     are the last P executed actions.
 
-    `RealTimeChunking` is not one of these executors. Its plans depend on the rest of its last chunk, which
-    recorded episodes do not contain.
+    `RealTimeChunking` is not one of these executors. Its plans depend on the rest of its last chunk, which was planned
+    and not executed. Recorded episodes contain no such chunk, and the recorded actions in its place would give away the
+    answer. The plans of the policy alone are what this executor plans first in an episode.
     """
 
     @abstractmethod

@@ -63,7 +63,7 @@ class DelayedPlan(Executor):
                 "age": torch.full_like(key, NO_PLAN)}
 
     def act(self, planner: Planner, obs: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:
-        run, coming, age = self._accept_arrived(state["run"], state["coming"], state["age"])
+        run, coming, age = self._accept_arrived(planner, state["run"], state["coming"], state["age"])
         request = self.executor.request_plan(planner, obs, run)
         if request is not None and (free := age[request.rows] == NO_PLAN).any():
             request = request if free.all() else _select_request(request, free.nonzero().flatten())
@@ -71,19 +71,21 @@ class DelayedPlan(Executor):
             first = run["count"][request.rows] == 0
             now, later = (which.nonzero().flatten() for which in (first | (self.delay == 0), ~first))
             if len(now):
-                run = self.executor.accept_plan(run, _select_request(request, now), chunk[now])
+                run = self.executor.accept_plan(planner, run, _select_request(request, now), chunk[now])
             if len(later) and self.delay:
                 coming, age = put(coming, request.rows[later], chunk[later]), age.clone()
                 age[request.rows[later]] = 0
-        last = run["chunk"].shape[1] - 1 - self.executor.skip
-        action, run = self.executor.next_action({**run, "cursor": run["cursor"].clamp(max=last)})
+        shown = run["cursor"].clamp(max=run["chunk"].shape[1] - 1 - self.executor.skip)
+        beyond = run["cursor"] - shown  # steps after the end of the chunk; `last_chunk` counts them
+        action, run = self.executor.next_action({**run, "cursor": shown})
+        run = {**run, "cursor": run["cursor"] + beyond}
         return action, {"run": run, "coming": coming, "age": torch.where(age == NO_PLAN, age, age + 1)}
 
-    def _accept_arrived(self, run, coming, age):
+    def _accept_arrived(self, planner, run, coming, age):
         rows = (age >= max(self.delay, 1)).nonzero().flatten()
         if not len(rows):
             return run, coming, age
-        run = self.executor.accept_plan(run, PlanRequest(rows, {}, {}), coming[rows], delay=self.delay)
+        run = self.executor.accept_plan(planner, run, PlanRequest(rows, {}, {}), coming[rows], delay=self.delay)
         return run, coming, put(age, rows, torch.full_like(rows, NO_PLAN))
 
 

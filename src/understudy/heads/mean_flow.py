@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .base import DenoisingHead, guided_velocity
@@ -26,6 +27,9 @@ class MeanFlow(DenoisingHead):
         velocity_fraction: Probability that a window trains r = t, where u is the velocity itself.
         time_mean: Mean of the logit of a training time.
         time_std: Standard deviation of the logit of a training time.
+        adaptive_power: Power p of the adaptive weight 1 / (e + c)^p of a chunk, where e is the sum of its squared
+            errors. 0 weights nothing. With 1, all chunks count about the same, however large their errors are.
+        adaptive_constant: Constant c of the adaptive weight.
         max_guidance_weight: Upper bound of the guidance weight, which diverges as t approaches 0.
 
     References:
@@ -36,6 +40,8 @@ class MeanFlow(DenoisingHead):
     velocity_fraction: float = 0.75
     time_mean: float = 0.4
     time_std: float = 1.0
+    adaptive_power: float = 1.0
+    adaptive_constant: float = 1e-3
     max_guidance_weight: float = 5.0
 
     path = LinearPath()
@@ -47,7 +53,7 @@ class MeanFlow(DenoisingHead):
         return self.path.interpolate(action, noise, t)
 
     def loss(self, net, context, action, mask, rng):
-        """Squared error of the average velocity of each step, (B, H)."""
+        """Weighted squared error of the average velocity of each step, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)
         normal = torch.randn(2, *action[:, :1, :1].shape, generator=rng, device=action.device).to(action.dtype)
         one, other = (self.time_mean + self.time_std * normal).sigmoid()
@@ -60,7 +66,7 @@ class MeanFlow(DenoisingHead):
                 lambda x, t: self._average_velocity(net, context, x, t, r),
                 (self.path.interpolate(action, noise, t), t), (velocity, torch.ones_like(t)))
         target = velocity + (r - t) * derivative.detach()
-        return (prediction - target).square().mean(-1)
+        return self._weighted((prediction - target).square(), mask)
 
     def denoise_step(self, net, context, x, t, t_next, cost=None):
         t, r = t.unsqueeze(-1), t_next.unsqueeze(-1)
@@ -73,6 +79,11 @@ class MeanFlow(DenoisingHead):
 
     def network_times(self, t, t_next):
         return torch.stack([t, t_next], -1)
+
+    def _weighted(self, error: Tensor, mask: Tensor) -> Tensor:
+        """The squared error (B, H, A) of each step, (B, H), times the weight of its chunk, which has no gradient."""
+        chunk = (error.detach().sum(-1) * mask).sum(1, keepdim=True)
+        return error.mean(-1) / (chunk + self.adaptive_constant) ** self.adaptive_power
 
     def _average_velocity(self, net, context, x, t, r):
         return net(x, torch.cat([t, r], -1).expand(*x.shape[:2], 2), context)

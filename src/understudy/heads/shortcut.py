@@ -24,6 +24,8 @@ class Shortcut(DenoisingHead, TargetNetworkHead):
         n_train_steps: The smallest trained step size is 1 / n_train_steps. A power of two.
         self_consistency_fraction: Probability that a window trains self-consistency and not the velocity.
         max_guidance_weight: Upper bound of the guidance weight, which diverges as t approaches 0.
+        target_decay: Fraction of the target network that an update keeps. The paper has 0.999 and 800,000 updates. In a
+            few thousand, such a target network would lag too far behind.
 
     References:
         Frans et al. (2024), One Step Diffusion via Shortcut Models, arXiv:2410.12557.
@@ -33,6 +35,7 @@ class Shortcut(DenoisingHead, TargetNetworkHead):
     n_train_steps: int = 128
     self_consistency_fraction: float = 0.25
     max_guidance_weight: float = 5.0
+    target_decay: float = 0.99
 
     path = LinearPath()
 

@@ -42,7 +42,7 @@ class Gate(ABC):
         """Decide one step.
 
         Args:
-            obs: The observation of each row, (B, ...).
+            obs: The observation of each row, (B, ...), and the columns that the supervisor records at this step.
             action: What the policy would do, (B, A).
             supervisor_action: What the supervisor would do, (B, A).
             state: What `start` or the last `decide` returned.
@@ -80,6 +80,37 @@ class RandomGate(Gate):
 
 
 @dataclass(frozen=True)
+class HumanGate(Gate):
+    """A person decides: takes over, acts for as long as necessary, and gives back (HG-DAgger).
+
+    The person is an actor whose state holds, after each `act`, ``state["record"]["intervention"]``, (B,) bool: whether
+    the person is in control of each row. What the person does at other steps is not executed.
+
+    References:
+        Kelly et al. (2019), HG-DAgger: Interactive Imitation Learning with Human Experts, arXiv:1810.02890.
+
+    Example:
+        >>> collector = RolloutCollector(5, supervisor="person", gate=HumanGate())
+        >>> policy = train(replace(method, collection=CollectionRounds(10, collector)), data, "runs/hg", env=env,
+        ...                person=actor)
+    """
+
+    def start(self, obs, key, number):
+        return {}
+
+    def decide(self, obs, action, supervisor_action, state):
+        if INTERVENTION not in obs:
+            raise UserError("the supervisor does not say at which steps it is in control", where="HumanGate",
+                            hint=f"return it from act: state['record'] = {{{INTERVENTION!r}: (rows,) bool}}")
+        control = torch.as_tensor(obs[INTERVENTION])
+        if control.dtype != torch.bool or control.shape != action.shape[:1]:
+            raise UserError(f"whether the person is in control must be {len(action)} booleans, one for each row, and "
+                            f"is {str(control.dtype).removeprefix('torch.')} of shape {tuple(control.shape)}",
+                            where=f"HumanGate, state['record'][{INTERVENTION!r}]", hint="such as torch.tensor([True])")
+        return control, state
+
+
+@dataclass(frozen=True)
 class GatedActor(Actor):
     """An actor with a supervisor, who acts where a gate says so and advises at every step.
 
@@ -105,9 +136,10 @@ class GatedActor(Actor):
         action, mine = self.actor.act(obs, state["actor"])
         advice, other = self.supervisor.act(obs, state["supervisor"])
         mine, other, gate = dict(mine), dict(other), state["gate"]
+        advised = other.pop("record", {})
         acts = torch.zeros(len(action), dtype=torch.bool)
         if self.gate is not None:
-            acts, gate = self.gate.decide(obs, action, advice, gate)
-        record = {**mine.pop("record", {}), **other.pop("record", {}), INTERVENTION: acts, SUPERVISOR_ACTION: advice}
+            acts, gate = self.gate.decide({**obs, **advised}, action, advice, gate)
+        record = {**mine.pop("record", {}), **advised, INTERVENTION: acts, SUPERVISOR_ACTION: advice}
         chosen = torch.where(acts.unsqueeze(1), advice.to(action.dtype), action)
         return chosen, {"actor": mine, "supervisor": other, "gate": gate, "record": record}

@@ -90,11 +90,28 @@ METHODS: dict[str, NamedMethod] = {
         "understudy.methods.generative:flow_policy",
         "A chunk of actions by flow matching: ten steps along the straight line from noise.",
         Reference("Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003", ("028",))),
+    "shortcut-policy": NamedMethod(
+        "understudy.methods.generative:shortcut_policy",
+        "A flow that is asked for large steps: one network evaluation gives a chunk, and more give a better one.",
+        Reference("Frans et al. 2024, arXiv 2410.12557, whose smallest step is 1/128, with 800,000 updates")),
+    "mean-flow-policy": NamedMethod(
+        "understudy.methods.generative:mean_flow_policy",
+        "A flow that learns the average velocity from noise to action: one network evaluation gives a chunk.",
+        Reference("Geng et al. 2025, arXiv 2505.13447, which generates images")),
     "beso": NamedMethod(
         "understudy.methods.generative:beso",
         "Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.",
-        Reference("Reuss et al. 2023, arXiv 2304.02532, with a transformer and the noise levels of EDM", ("090",),
+        Reference("Reuss et al. 2023, arXiv 2304.02532, with a causal transformer over the history", ("090",),
                   (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+    "bet": NamedMethod(
+        "understudy.methods.behavior_cloning:bet",
+        "Behavior transformer: choose a cluster of demonstrated actions, then correct its center.",
+        Reference("Shafiullah et al. 2022, arXiv 2206.11251, with a loss at every observation of the history",
+                  ("284",))),
+    "ibc": NamedMethod(
+        "understudy.methods.behavior_cloning:ibc",
+        "Implicit behavioral cloning: learn an energy of observation and action, and search its minimum.",
+        Reference("Florence et al. 2021, arXiv 2109.00137, with 256 negatives and 16,384 candidates")),
     "streaming-flow-policy": NamedMethod(
         "understudy.methods.generative:streaming_flow_policy",
         "A flow in action space: each integration step from the last executed action gives the next action.",
@@ -250,19 +267,40 @@ def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Metho
 
 
 def _import_function(path: str, name: str) -> Callable[..., Method]:
+    from ..core import ConfigError
     from ..user_code import import_module
 
     module, _, attribute = path.partition(":")
-    return _callable(getattr(import_module(module, name), attribute, None), name)
+    imported = import_module(module, name)
+    try:
+        found = getattr(imported, attribute)
+    except AttributeError:
+        near = difflib.get_close_matches(attribute, dir(imported), 1)
+        raise ConfigError(f"there is no {attribute!r} in the module {module}", where=name,
+                          hint=f"did you mean {module}:{near[0]}?" if near else "check the name after the colon"
+                          ) from None
+    return _callable(found, name)
 
 
 def _callable(found, name: str) -> Callable[..., Method]:
+    """The function, or an error that says what stands in its place."""
     from ..core import ConfigError
+    from ..learn.method import Method
+    from ..policy import PolicyConfig
 
-    if not callable(found):
-        raise ConfigError(f"this is not a function, but of type {type(found).__name__}", where=name,
-                        hint="check the name after the colon")
-    return found
+    if callable(found):
+        return found
+    attribute = name.rpartition(":")[2].replace("-", "_")
+    if isinstance(found, NamedMethod):
+        raise ConfigError("this is a NamedMethod, which gives an entry point of a package its function", where=name,
+                          hint=f"name the function itself: {found.function}")
+    value = f"Method({attribute})" if isinstance(found, PolicyConfig) else attribute
+    is_part = isinstance(found, (Method, PolicyConfig))
+    article = "an" if type(found).__name__[0] in "aeiou" else "a"
+    raise ConfigError(
+        f"this is {article} {type(found).__name__}, and not a function", where=name,
+        hint=f"write a function that returns it, and name the function: def {attribute.lower()}_method(): return "
+             f"{value}" if is_part else "name a function in that module")
 
 
 def _build_method(function: Callable[..., Method], name: str, features: Schema | None, options: dict) -> Method:

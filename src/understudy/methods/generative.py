@@ -10,8 +10,11 @@ from ..execute.chunking import RecedingHorizon
 from ..execute.planner_config import GuidanceConfig
 from ..execute.streaming_flow import StreamingFlowExecutor
 from ..heads.diffusion import Diffusion
+from ..heads.edm import EDM
 from ..heads.flow import Flow
+from ..heads.mean_flow import MeanFlow
 from ..heads.mip import MIP
+from ..heads.shortcut import Shortcut
 from ..heads.streaming_flow import StreamingFlow
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method
@@ -47,25 +50,22 @@ def diffusion_policy(
     )
 
 
-def beso(
-    column: str = "observation.state", scale: float = 2.0, horizon: int = 8, n_action_steps: int = 4
-) -> Method:
+def beso(column: str = "observation.state", scale: float = 2.0, n_steps: int = 3, n_obs_steps: int = 5) -> Method:
     """Goal-conditioned diffusion with classifier-free guidance: goals are dropped in training, and pushed in acting.
 
     Args:
         column: The column whose later values are goals.
         scale: Guidance scale. 1 is the plain policy, 0 the policy without a goal.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
+        n_steps: Number of sampling steps of one action.
+        n_obs_steps: Number of observations that the policy reads.
     """
     goal = "observation.goal"
-    window = Window(n_obs_steps=1, horizon=horizon, goals=(Goal(column, into=goal),))
-    policy = PolicyConfig(
-        Diffusion(), trunk=MLP(512, 3), window=window, augmentations=(ConditionDropout(goal, 0.1),)
-    )
+    head = EDM(n_steps, sigma_min=0.005, sigma_max=1.0, log_sigma_mean=-0.69, log_sigma_std=0.9)
+    window = Window(n_obs_steps, horizon=1, goals=(Goal(column, into=goal),))
+    policy = PolicyConfig(head, trunk=MLP(512, 3), window=window, augmentations=(ConditionDropout(goal, 0.1),))
     learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
     guidance = GuidanceConfig((ClassifierFreeGuidance((goal,), scale),))
-    return Method(policy, RecedingHorizon(n_action_steps), learner, inference=(guidance,))
+    return Method(policy, RecedingHorizon(1), learner, inference=(guidance,))
 
 
 def flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
@@ -77,6 +77,41 @@ def flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8
         n_action_steps: Number of actions that are executed before the next plan.
     """
     policy = PolicyConfig(Flow(), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
+    return Method(
+        policy,
+        RecedingHorizon(n_action_steps),
+        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
+    )
+
+
+def shortcut_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+    """A flow that is asked for large steps: one network evaluation gives a chunk, and more give a better one.
+
+    Args:
+        n_steps: Number of steps from noise to a chunk: 1, 2, 4, 8 or 16.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    head = Shortcut(n_steps, n_train_steps=16)  # each halving of the step is learned from the next smaller step
+    policy = PolicyConfig(head, trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
+    return Method(
+        policy,
+        RecedingHorizon(n_action_steps),
+        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
+    )
+
+
+def mean_flow_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+    """A flow that learns the average velocity from noise to action: one network evaluation gives a chunk.
+
+    Args:
+        n_steps: Number of steps from noise to a chunk.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    policy = PolicyConfig(MeanFlow(n_steps), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
     return Method(
         policy,
         RecedingHorizon(n_action_steps),

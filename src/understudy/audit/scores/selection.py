@@ -41,10 +41,10 @@ def select_within_budget(
     price = np.ones(len(points)) if cost is None else np.asarray(cost, float)
     value = np.ones(len(points)) if value_of is None else np.asarray(value_of, float)
     if price.shape != (len(points),) or value.shape != price.shape or not (price > 0).all():
-        raise UserError(f"expected a cost above 0 and a worth for each of {len(points)} candidates, found costs of "
-                        f"shape {price.shape}, the least {price.min(initial=np.inf):g}, and worths of shape "
+        raise UserError(f"each of the {len(points)} candidates needs a cost above 0 and a value, but costs have shape "
+                        f"{price.shape} and are at least {price.min(initial=np.inf):g}, and values have shape "
                         f"{value.shape}", where="choose",
-                        hint="give one number of each for every candidate, or none for all alike")
+                        hint="give one number of each for every candidate, or none if all are alike")
     known = np.zeros((0, points.shape[1])) if existing is None else np.asarray(existing, float)
     # Without existing data, all are equally far, and the value decides.
     away = np.min([np.linalg.norm(points - k, axis=1) for k in known], 0) if len(known) else np.ones(len(points))

@@ -72,8 +72,9 @@ class StepTable:
         whole = np.all(np.isfinite(state), 1) & np.all(np.isfinite(action), 1) & np.all(np.isfinite(after), 1)
         units = like.scales if like is not None else (*_mean_and_std(state[whole]), *_mean_and_std(action[whole]))
         if like is not None and (state.shape[1] != len(units[0]) or action.shape[1] != len(units[2])):
-            raise UserError(f"expected states of {len(units[0])} and actions of {len(units[2])} numbers, found "
-                            f"{state.shape[1]} and {action.shape[1]}", where=where, hint="compare data of one robot")
+            raise UserError(f"states have {state.shape[1]} numbers and actions {action.shape[1]}, but those to compare "
+                            f"with have {len(units[0])} and {len(units[2])}", where=where,
+                            hint="compare data of one robot")
 
         def scaled(x, centre, spread):
             return np.where(whole[:, None], (x - centre) / spread, 0.0).astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -56,6 +56,13 @@ def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature]
                 taken.add(column)
                 break
     return {name: keys[name] for name in features if name in keys}
+
+
+def text_column(texts: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Text as a column, (rows,). A text that all rows have is stored once."""
+    values = np.asarray(texts, np.str_)
+    same = len(values) and (values == values[0]).all()
+    return np.broadcast_to(values[:1], values.shape) if same else values
 
 
 def are_flags(values: np.ndarray) -> bool:

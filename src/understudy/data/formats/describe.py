@@ -41,16 +41,16 @@ def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.nd
     found = {}
     for name, f in data.features().items():
         if f.kind in ("vector", "discrete") and role(name) in ("observation", "action"):
-            low, high = np.full(f.shape, np.inf), np.full(f.shape, -np.inf)
-            total, count = np.zeros(f.shape), np.zeros(f.shape)
+            low, high = np.full(f.size, np.inf), np.full(f.size, -np.inf)
+            total, count = np.zeros(f.size), np.zeros(f.size)
             for episode in data:
-                values = np.asarray(episode.steps[name], np.float64)
+                column = np.asarray(episode.steps[name], np.float64)
+                values = column.reshape(len(column), f.size)
                 there = np.isfinite(values)
-                low = np.minimum(low, np.where(there, values, np.inf).min(0, initial=np.inf))
-                high = np.maximum(high, np.where(there, values, -np.inf).max(0, initial=-np.inf))
-                total, count = total + np.where(there, values, 0.0).sum(0), count + there.sum(0)
-            mean = np.divide(total, count, out=np.full(f.shape, np.nan), where=count > 0)
-            found[name] = tuple(x.reshape(-1) for x in (low, mean, high))
+                low = np.minimum(low, values.min(0, initial=np.inf, where=there))
+                high = np.maximum(high, values.max(0, initial=-np.inf, where=there))
+                total, count = total + values.sum(0, where=there), count + there.sum(0)
+            found[name] = low, np.divide(total, count, out=np.full(f.size, np.nan), where=count > 0), high
     return found
 
 
@@ -65,14 +65,11 @@ def check_finite(data: Dataset, columns: Iterable[str] = ("action",)) -> None:
             values = episode.steps[name]
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 at = np.argwhere(~np.isfinite(values))[0]
+                component = name + "".join(f"[{i}]" for i in at[1:])
                 raise UserError(
                     f"the value is not finite: {values[tuple(at)]}",
-                    where=f"{data.metadata.get('path', 'data set')}, episode {e}, step {at[0]}, {_component(name, at)}",
+                    where=f"{data.metadata.get('path', 'data set')}, episode {e}, step {at[0]}, {component}",
                     hint="correct the value, or leave the episode out")
-
-
-def _component(name, at) -> str:
-    return name + "".join(f"[{i}]" for i in at[1:])
 
 
 def _tasks(episode) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
-from ...core import UserError
+from ...core import UserError, role
 from . import folder, message_logs, overcooked, read_errors, sidecar
 from .column_names import format_list, number_sort_key, standard_name
 from .npz import EPISODE_ENDS_HINT, rename_hint
@@ -71,7 +71,7 @@ def _datasets_below(path: Path) -> list[tuple[Path, str]]:
     """The data sets in a folder that is not one itself, down to three levels. A data set is not searched."""
     found, level, seen = [], [path], 0
     for _ in range(_BELOW):
-        inside = [p for folder in level for p in sorted(folder.iterdir(), key=_by_number)
+        inside = [p for folder in level for p in sorted(folder.iterdir(), key=lambda p: number_sort_key(p.name))
                   if not p.name.startswith((".", "__")) and not p.name.endswith(sidecar.SIDECAR_NAME)]
         level, seen = [], seen + len(inside)
         if seen > _MOST:
@@ -86,10 +86,6 @@ def _datasets_below(path: Path) -> list[tuple[Path, str]]:
             elif place.is_dir():
                 level.append(place)
     return found
-
-
-def _by_number(path: Path):
-    return number_sort_key(path.name)
 
 
 def _hub_name(path: Path) -> str:
@@ -142,9 +138,7 @@ def _episodes(path: Path) -> str:
         return "csv" if plain or (path / folder.DATASET_JSON).exists() else ""
     if arrays := folder.episode_files(path, ".npz"):
         keys = _keys(arrays[0])
-        acts = (
-            any(standard_name(k).split(".")[0] == "action" for k in keys) and not {"episode_ends", "terminals"} & keys
-        )
+        acts = any(_is_action(k) for k in keys) and not {"episode_ends", "terminals"} & keys
         return "npz-folder" if acts and endings <= {".npz", *_COMPANION_SUFFIXES} else ""
     return ""
 
@@ -152,25 +146,13 @@ def _episodes(path: Path) -> str:
 def _file_format(path: Path) -> str:
     with open(path, "rb") as handle:
         first = handle.read(64)
+    for magic, kind in _MAGIC.items():
+        if first.startswith(magic):
+            return kind if isinstance(kind, str) else kind(path)
     if not first:
         return "an empty file"
-    if first.startswith(b"\x89MCAP0\r\n"):
-        return "bags"
-    if first.startswith(b"#ROSBAG V2.0\n"):
-        return "bags"
-    if first.startswith(b"\x89HDF\r\n\x1a\n"):
-        return _hdf5_format(path)
-    if first.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # the second has nothing in it
-        return _zip_format(path)
-    if first.startswith(b"PAR1"):
-        return ("overcooked" if _parquet(path) >= overcooked.COLUMNS else
-                "a single parquet file; a LeRobot data set is the folder that holds meta/ and data/")
-    if first.startswith(b"\x93NUMPY"):
-        return "a single NumPy array (.npy)"
     if first[:1] == b"\x80" and path.suffix in (".pkl", ".pickle", ".p", ".pt", ""):
         return "a pickle, which could run any code and is never loaded"
-    if first.startswith(b"SQLite format 3"):
-        return "an SQLite file; a ROS 2 bag is the folder that holds it and metadata.yaml (ros2 bag reindex makes one)"
     if VIEW_PATTERN.match(first):
         return "view"
     if path.suffix.lower() == ".csv":
@@ -192,20 +174,23 @@ def _table_format(path: Path) -> str:
         return "a file of an unknown kind, called .csv"
     if set(names) >= overcooked.COLUMNS:
         return "overcooked"
-    stems = {standard_name(re.sub(r"_\d+$", "", name)) for name in names}
-    if any(stem.split(".")[0] == "action" for stem in stems):
+    if any(_is_action(re.sub(r"_\d+$", "", name)) for name in names):
         return "csv"
     return f"a text file, a table without a column action; it holds {format_list(names, 8)}"
 
 
-def _parquet(path: Path) -> set[str]:
+def _parquet_format(path: Path) -> str:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        return set(pq.read_schema(path).names)
-    except (pa.ArrowInvalid, OSError):
-        return set()
+    with suppress(pa.ArrowInvalid, OSError):
+        if set(pq.read_schema(path).names) >= overcooked.COLUMNS:
+            return "overcooked"
+    return "a single parquet file; a LeRobot data set is the folder that holds meta/ and data/"
+
+
+def _is_action(key: str) -> bool:
+    return role(standard_name(key)) == "action"
 
 
 def _keys(path: Path) -> set[str]:
@@ -230,13 +215,14 @@ def _zip_format(path: Path) -> str:
     if {"obs", "acts", "indices"} <= keys:
         return "imitation"
     _refuse_pickles(path)
+    hint = rename_hint(keys)
     if {"observations", "actions", "terminals"} <= keys:
-        raise UserError(f"there is no array episode_ends; there are {', '.join(sorted(keys))}", where=path,
-                        hint="terminals do not say where episodes are cut off, nor whether their row is a step: "
-                           f"{EPISODE_ENDS_HINT}, in a copy; or save qpos as well if it is of OGBench")
-    if names := rename_hint(keys):
-        raise UserError(f"there is no array episode_ends; there are {', '.join(sorted(keys))}", where=path,
-                        hint=names + ("" if "episode_ends" in names else f", and {EPISODE_ENDS_HINT}"))
+        hint = ("terminals do not say where episodes are cut off, nor whether their row is a step: "
+                f"{EPISODE_ENDS_HINT}, in a copy; or save qpos as well if it is of OGBench")
+    elif hint and "episode_ends" not in hint:
+        hint += f", and {EPISODE_ENDS_HINT}"
+    if hint:
+        raise UserError(f"there is no array episode_ends; there are {', '.join(sorted(keys))}", where=path, hint=hint)
     if keys:
         return f"an .npz without episode_ends; it holds {', '.join(sorted(keys)[:8])}"
     return "a zip file without arrays"
@@ -271,7 +257,19 @@ def _hdf5_format(path: Path) -> str:
 
 def _json(path: Path) -> dict:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return value if isinstance(value, dict) else {}
-    except (OSError, ValueError):
+        return read_errors.read_json_object(path)
+    except (UserError, OSError):
         return {}
+
+
+_MAGIC = {  # first bytes of a file: its format, or the function that tells it, or what it is
+    b"\x89MCAP0\r\n": "bags",
+    b"#ROSBAG V2.0\n": "bags",
+    b"\x89HDF\r\n\x1a\n": _hdf5_format,
+    b"PK\x03\x04": _zip_format,
+    b"PK\x05\x06": _zip_format,  # with nothing in it
+    b"PAR1": _parquet_format,
+    b"\x93NUMPY": "a single NumPy array (.npy)",
+    b"SQLite format 3": "an SQLite file; a ROS 2 bag is the folder that holds it and metadata.yaml (ros2 bag reindex "
+                        "makes one)",
+}

@@ -12,12 +12,11 @@ from ..episode import ColumnSource, Dataset
 EPISODE_COLUMNS = ("episode", "episode_index", "episode_id")
 
 
-def cut_table(source: ColumnSource, metadata: dict, path: Path, name: str | None = None) -> Dataset:
+def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Dataset:
     """The episodes of a table.
 
     Args:
         source: The table as one episode.
-        metadata: Metadata of the data set.
         path: The file, for errors.
         name: The column whose value changes where an episode begins. By default one of `EPISODE_COLUMNS`; the table is
             one episode if it has none of them.
@@ -33,7 +32,7 @@ def cut_table(source: ColumnSource, metadata: dict, path: Path, name: str | None
                           where="--columns episode=", hint="name the column that numbers the episodes")
     name = name or next((n for n in EPISODE_COLUMNS if n in source.schema and not source.schema[n].shape), None)
     if name is None:
-        return Dataset(source, metadata)
+        return Dataset(source)
     steps = int(source.lengths[0])
     if any(int(source.rows(n)[0]) != steps for n in source.schema):
         raise DataError("the last row has empty cells, which a table of several episodes must not have", where=path,
@@ -46,15 +45,15 @@ def cut_table(source: ColumnSource, metadata: dict, path: Path, name: str | None
                         where=f"{path}, {name}", hint="sort the rows by episode")
     table = ConcatSource([(source, [0] * len(starts))], leave_out=[name])
     cut = SlicedSource(table, starts, np.append(starts[1:], steps))
-    return Dataset(cut, {**metadata, "fps": metadata.get("fps") or _rate(cut)})
+    rate = source.metadata.get("fps")
+    if not rate and "timestamp" in source.schema and source.schema["timestamp"].kind != "string":
+        rate = even_rate([np.asarray(cut.column("timestamp", e), float) for e in range(len(cut))])
+    return Dataset(cut, {**source.metadata, "fps": rate})
 
 
-def _rate(source: ColumnSource) -> float | None:
-    """Steps per second from the timestamps, if they are even."""
-    if "timestamp" not in source.schema or source.schema["timestamp"].kind == "string":
-        return None
-    gaps = np.concatenate([np.diff(np.asarray(source.column("timestamp", e), float).reshape(-1))
-                           for e in range(len(source.lengths))])
+def even_rate(times: list[np.ndarray]) -> float | None:
+    """Steps per second from the timestamps (s) of each episode, if they are even."""
+    gaps = np.concatenate([[], *(np.diff(t.reshape(-1)) for t in times)])
     typical = float(np.median(gaps)) if len(gaps) else 0.0
     even = typical > 0 and bool(np.isfinite(gaps).all() and (np.abs(gaps - typical) < 0.01 * typical).all())
     return round(1 / typical, 3) if even else None

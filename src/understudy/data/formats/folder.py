@@ -9,11 +9,10 @@ of the last row may be empty: columns that have a value there have a row after t
 from __future__ import annotations
 
 import csv
-import json
 import re
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,35 +20,32 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
-from ...files import read_json, write_json
+from ...files import write_json
 from .. import cache, video
 from ..episode import Dataset
 from ..sources import MemmapSource
 from . import sidecar
-from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name
-from .episode_table import cut_table
+from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name, text_column
+from .episode_table import cut_table, even_rate
 from .key_map import checked_rate, common_arrays, metadata
 from .npz_arrays import NpzArrays
-from .read_errors import damaged
+from .read_errors import damaged, read_json_object
 from .sidecar import ColumnEncoding, FormatCapability
 
 DATASET_JSON = "dataset.json"
 _INT = re.compile(r"[+-]?\d{1,19}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _WORDS = {"true": 1, "false": 0}
+_NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numbers, each of which holds those before it
+_CAMERA = "observation.images."
 _CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
 
 
 def episode_files(path: Path, ending: str) -> list[Path]:
     """The episodes, by the last number in their names."""
-    return sorted(
-        (
-            p
-            for p in path.glob(f"*{ending}")
-            if not p.name.startswith(".") and not p.name.endswith(sidecar.SIDECAR_NAME)
-        ),
-        key=lambda p: number_sort_key(p.stem),
-    )
+    ours = sidecar.SIDECAR_NAME
+    files = (p for p in path.glob(f"*{ending}") if not p.name.startswith(".") and not p.name.endswith(ours))
+    return sorted(files, key=lambda p: number_sort_key(p.stem))
 
 
 def open_csv(path: Path, episode: str | None = None) -> Dataset:
@@ -60,7 +56,7 @@ def open_csv(path: Path, episode: str | None = None) -> Dataset:
         episode: The column of a single table that tells its episodes apart (see `cut_table`).
     """
     source = CsvFolderSource(path)
-    return Dataset(source) if path.is_dir() else cut_table(source, source.metadata, path, episode)
+    return Dataset(source) if path.is_dir() else cut_table(source, path, episode)
 
 
 class FolderSource(MemmapSource):
@@ -72,6 +68,8 @@ class FolderSource(MemmapSource):
 
     flags = frozenset(FLAG_COLUMNS)
     ending: str
+    schema: dict[str, Feature]
+    metadata: dict[str, Any]
 
     def __init__(self, path: Path):
         self.path = path
@@ -124,18 +122,14 @@ class FolderSource(MemmapSource):
 
     def _read_about(self) -> dict[str, Any]:
         file = self.folder / DATASET_JSON
-        if not file.exists():
-            return {}
-        about = read_json(file)
-        if not isinstance(about, dict) or not isinstance(about.get("features", {}), dict):
+        about = read_json_object(file) if file.exists() else {}
+        if not isinstance(about.get("features", {}), dict):
             raise damaged("this is not an object with fps, robot_type and features", file)
         return about
 
     def _fps(self) -> float | None:
         fps = self._dataset_json.get("fps")
-        if fps is None:
-            return None
-        return checked_rate(fps, f"{self.folder / DATASET_JSON}, fps")
+        return None if fps is None else checked_rate(fps, f"{self.folder / DATASET_JSON}, fps")
 
     def _declared_feature(self, name: str) -> Feature | None:
         """What dataset.json says of a column."""
@@ -143,7 +137,7 @@ class FolderSource(MemmapSource):
         if given is None:
             return None
         try:
-            feature = Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+            feature = Feature.from_json(given)
             if feature.dtype != "string":
                 np.dtype(feature.dtype)
             if not all(isinstance(n, int) and n > 0 for n in feature.shape):
@@ -242,7 +236,7 @@ class CsvFolderSource(FolderSource):
         self._vectors = table.vectors
         self._alike(kinds, lambda kind: f"{kind[1]} components")
         self.row_counts = {name: np.array([r[name] for r in rows], np.int64) for name in kinds[0]}
-        order = ["bool", "int", "float", "text"]
+        order = [*_NUMBERS, "text"]
         for name in kinds[0]:
             of = {k[name][0] for k in kinds}
             widest = max(of, key=order.index)
@@ -255,18 +249,17 @@ class CsvFolderSource(FolderSource):
                 raise UserError(f"the files have {kinds[0][name][1]} columns of {widest}, but {DATASET_JSON} says "
                                 f"{f.dtype} {f.shape}", where=f"{self.path}, {name}", hint="correct one of them")
         if cut:
-            self.metadata["warnings"].append(
-                f"{format_list(cut)}: the last line does not end, as if the file were cut short"
-            )
+            warning = f"{format_list(cut)}: the last line does not end, as if the file were cut short"
+            self.metadata["warnings"].append(warning)
         self._look_for_frames()
-        self._find_rate(times)
+        if self.metadata["fps"] is None:
+            self.metadata["fps"] = even_rate(times)
 
     def _feature(self, name, kind, size) -> Feature:
         shape = (size,) if name in self._vectors else ()
         if kind == "text":
             return Feature("string", shape, "string")
-        flag = name in FLAG_COLUMNS or kind == "bool"
-        return Feature.from_array(np.empty((0, *shape), bool if flag else {"int": np.int64, "float": np.float64}[kind]))
+        return Feature.from_array(np.empty((0, *shape), bool if name in FLAG_COLUMNS else _NUMBERS[kind]))
 
     def _look_for_frames(self):
         """Cameras: <stem>/<camera>/*.png, one a step or one more."""
@@ -293,29 +286,16 @@ class CsvFolderSource(FolderSource):
         order = list(self._dataset_json.get("features", {}))
         self.schema = {n: self.schema[n] for n in (*order, *(n for n in self.schema if n not in order))}
 
-    def _find_rate(self, times):
-        """From the timestamps, where they are even and nothing else says it."""
-        if self.metadata["fps"] is not None or not times:
-            return
-        apart = np.concatenate([np.diff(t) for t in times])
-        typical = float(np.median(apart)) if len(apart) else 0.0
-        if typical > 0 and np.isfinite(apart).all() and (np.abs(apart - typical) < 0.01 * typical).all():
-            self.metadata["fps"] = round(1 / typical, 3)
-
     def _cells(self, file: Path) -> tuple[list[str], list[list[str]]]:
         csv.field_size_limit(_CELL)
         try:
             with open(file, encoding="utf-8-sig", newline="") as handle:
                 reader = csv.reader(handle, strict=True)
                 header = [name.strip() for name in next(reader, [])]
-                cells, lines = [], []
-                for row in reader:
-                    if row:
-                        cells.append(row)
-                        lines.append(reader.line_num)
+                cells = [(reader.line_num, row) for row in reader if row]
         except (csv.Error, UnicodeDecodeError) as error:
             raise damaged(f"this is not comma-separated text ({error})", file) from None
-        if any(_CONTROL.search(text) for row in (header, *cells) for text in row):
+        if any(_CONTROL.search(text) for _, row in ((1, header), *cells) for text in row):
             raise damaged("the text contains control characters", file)
         if not header or not cells:
             raise damaged(f"there is no line of {'values' if header else 'names'}", file)
@@ -323,10 +303,10 @@ class CsvFolderSource(FolderSource):
             odd = next(n for n in header if header.count(n) > 1 or not n)
             raise UserError(f"a column has no name, or that of another column: {odd!r}", where=f"{file}, line 1",
                             hint="give each column its own name")
-        for row, line in zip(cells, lines, strict=True):
+        for line, row in cells:
             if len(row) != len(header):
                 raise damaged(f"there are {len(row)} values for {len(header)} names", f"{file}, line {line}")
-        return header, cells
+        return header, [row for _, row in cells]
 
     def _values(self, e) -> dict[str, np.ndarray]:
         """The numbers and the text of a file, by column."""
@@ -348,16 +328,11 @@ class CsvFolderSource(FolderSource):
 
     def read_text(self, name, episode):
         values = self._values(episode)[name]
-        same = values.ndim == 1 and len(values) and (values == values[0]).all()
-        return np.broadcast_to(values[:1], values.shape) if same else values
+        return text_column(values) if values.ndim == 1 else values
 
     def frames(self, name, episode):
         for row, file in enumerate(self._frames[name][episode]):
-            shape = self.schema[name].shape
-            image = video.decode_image(file.read_bytes(), shape[2], str(file))
-            if image.shape != shape:
-                raise damaged(f"the image has the shape {image.shape} instead of {shape}", file)
-            yield row, image
+            yield row, video.decode_frame(file.read_bytes(), self.schema[name].shape, str(file))
 
     @cached_property
     def numeric_columns(self):
@@ -374,7 +349,8 @@ class _Table:
     def __init__(self, file: Path, header: list[str], cells: list[list[str]]):
         self.file, self.header, self.cells = file, header, cells
         self.columns, self.vectors = self._gather()
-        self._last = not self._whole_last_row()
+        last_two = zip(*cells[-2:], strict=True) if len(cells) > 1 else ()
+        self._last = any(before.strip() and not last.strip() for before, last in last_two)  # seen after the last action
 
     def _gather(self):
         """NAME_0, NAME_1, ... are one column."""
@@ -383,8 +359,7 @@ class _Table:
             match = re.fullmatch(r"(.+?)_(\d+)", key)
             stem, i = (match[1], int(match[2])) if match else (key, -1)
             if i in parts.setdefault(stem, {}) or (len(parts[stem]) and (i == -1 or -1 in parts[stem])):
-                raise UserError(f"{key} is a second column {stem}", where=f"{self.file}, line 1",
-                                hint="rename one of them")
+                raise self._second_column(key, stem)
             parts[stem][i] = at
         columns, vectors = {}, set()
         for stem, places in parts.items():
@@ -396,16 +371,14 @@ class _Table:
                                 hint="number the components of a vector from 0, without a gap")
             name = standard_name(stem)
             if name in columns:
-                raise UserError(f"{stem} is a second column {name}", where=f"{self.file}, line 1",
-                                hint="rename one of them")
+                raise self._second_column(stem, name)
             columns[name] = [places[i] for i in numbers]
             if -1 not in places:
                 vectors.add(name)
         return columns, vectors
 
-    def _whole_last_row(self) -> bool:
-        return all(c.strip() for c in self.cells[-1]) or len(self.cells) == 1 or not any(
-            not self.cells[-1][p].strip() and self.cells[-2][p].strip() for p in range(len(self.header)))
+    def _second_column(self, key: str, name: str) -> UserError:
+        return UserError(f"{key} is a second column {name}", where=f"{self.file}, line 1", hint="rename one of them")
 
     def rows(self, name) -> int:
         empty = [not self.cells[-1][p].strip() for p in self.columns[name]]
@@ -413,16 +386,15 @@ class _Table:
 
     def kind(self, name) -> str:
         kinds = {_kind(row[p]) for row in self.cells[: self.rows(name)] for p in self.columns[name]}
-        if "text" in kinds and len(kinds - {"empty"}) == 1 or kinds == {"empty"}:
+        odd = kinds & {"text", "empty"}
+        if odd == kinds or odd == {"text"} and len(self.columns[name]) == 1:
             return "text"
-        if "text" in kinds or "empty" in kinds:
+        if odd:
             line, p = next((i, p) for i, row in enumerate(self.cells) for p in self.columns[name]
-                           if _kind(row[p]) in ("text", "empty"))
-            if "text" in kinds and len(self.columns[name]) == 1 and "empty" not in kinds:
-                return "text"
+                           if _kind(row[p]) in odd)
             raise damaged(f"this is not a number: {self.cells[line][p]!r}",
                           f"{self.file}, row {line + 1}, {self.header[p]}")
-        return max(kinds, key=["bool", "int", "float"].index)
+        return max(kinds, key=list(_NUMBERS).index)
 
     def values(self, name, dtype: str) -> np.ndarray:
         """(rows, components)"""
@@ -472,15 +444,11 @@ def capability(data: Dataset) -> FormatCapability:
     columns, lengths = {}, data.lengths
     stems: set[str] = set()
     for name, f in data.features().items():
-        camera = f.kind == "image" and name.startswith("observation.images.") and f.shape[2] in (1, 3, 4)
-        stem = name.removeprefix("observation.images.") if camera else name
-        if (
-            not f.size
-            or not re.fullmatch(r"\w[\w.\-]*", stem)
-            or stem.lower() in stems
-            or (standard_name(stem, "image" if camera else "vector") != name)
-            or (re.search(r"_\d+$", name) and not camera)
-        ):
+        camera = f.kind == "image" and name.startswith(_CAMERA) and f.shape[2] in (1, 3, 4)
+        stem = name.removeprefix(_CAMERA) if camera else name
+        readable = standard_name(stem, "image" if camera else "vector") == name and (
+            camera or not re.search(r"_\d+$", name))
+        if not f.size or not re.fullmatch(r"\w[\w.\-]*", stem) or stem.lower() in stems or not readable:
             continue
         if f.kind == "string" and (f.shape or not all(_plain_text(e.steps[name]) for e in data)):
             continue
@@ -489,13 +457,10 @@ def capability(data: Dataset) -> FormatCapability:
         stems.add(stem.lower())
         last = bool((data.rows(name) > lengths).any()) and f.kind != "string"
         columns[name] = ColumnEncoding(name, f.dtype, f.shape, last)
-    if columns and all(
-        place.has_last_row for name, place in columns.items() if not name.startswith("observation.images.")
-    ):
-        columns = {name: ColumnEncoding(name, p.dtype, p.shape) for name, p in columns.items()}
-    return FormatCapability(
-        columns, component_names=True, units=True, fps=True, robot_type=True, read_columns=tuple(columns)
-    )
+    if all(place.has_last_row for name, place in columns.items() if not name.startswith(_CAMERA)):
+        columns = {name: replace(place, has_last_row=False) for name, place in columns.items()}
+    return FormatCapability(columns, component_names=True, units=True, fps=True, robot_type=True,
+                            read_columns=tuple(columns))
 
 
 def _plain_text(column) -> bool:
@@ -508,44 +473,40 @@ def write(data: Dataset, path: str | Path) -> None:
     """Writes a folder with episode_000000.csv and so on, frames as PNG, and dataset.json. Numbers are exact."""
     path = Path(path)
     kept, features = capability(data), data.features()
-    cameras = [n for n in kept.columns if n.startswith("observation.images.") and features[n].kind == "image"]
+    cameras = [n for n in kept.columns if n.startswith(_CAMERA) and features[n].kind == "image"]
     plain = [n for n in kept.columns if n not in cameras]
     if not plain:
         raise UserError(f"there is no column of numbers or text, only {format_list(features, 12)}", where=path,
                         hint="a CSV folder needs at least one column of them: choose another format")
     with sidecar.new_folder(path, data, kept) as part:
         for e, episode in enumerate(data):
-            columns = {n: np.asarray(episode.steps[n])[: len(episode) + kept.columns[n].has_last_row] for n in plain}
+            rows = {n: slice(len(episode) + place.has_last_row) for n, place in kept.columns.items()}
             with open(part / f"episode_{e:06d}.csv", "w", encoding="utf-8", newline="") as out:
                 table = csv.writer(out, lineterminator="\n")
                 table.writerow([h for n in plain for h in _headers(n, features[n])])
-                table.writerows(_rows(columns, len(episode)))
+                table.writerows(_rows([np.asarray(episode.steps[n])[rows[n]] for n in plain]))
             for name in cameras:
-                place = part / f"episode_{e:06d}" / name.removeprefix("observation.images.")
+                place = part / f"episode_{e:06d}" / name.removeprefix(_CAMERA)
                 place.mkdir(parents=True)
-                for row, frame in enumerate(
-                    np.asarray(episode.steps[name])[: len(episode) + kept.columns[name].has_last_row]
-                ):
+                for row, frame in enumerate(np.asarray(episode.steps[name])[rows[name]]):
                     (place / f"{row:06d}.png").write_bytes(video.encode_png(frame))
         about = {"episodes": len(data), "fps": data.fps, "robot_type": data.metadata.get("robot_type"),
                  "features": {n: {k: v for k, v in asdict(features[n]).items() if v is not None}
                               for n in kept.columns}}
-        write_json(part / DATASET_JSON, json.loads(json.dumps(about)))
+        write_json(part / DATASET_JSON, about)
 
 
 def _headers(name: str, f: Feature) -> list[str]:
     return [f"{name}_{i}" for i in range(f.size)] if f.shape else [name]
 
 
-def _rows(columns, length) -> Iterator[list[str]]:
-    longest = max(len(c) for c in columns.values())
-    for row in range(max(longest, length)):
+def _rows(columns: list[np.ndarray]) -> Iterator[list[str]]:
+    """The cells of each row, (rows, components). Those of a column that has no such row are empty."""
+    flat = [column.reshape(len(column), -1) for column in columns]
+    for row in range(max(map(len, flat))):
         cells: list[str] = []
-        for column in columns.values():
-            if row < len(column):
-                cells += [_cell(v) for v in np.ravel(column[row])]
-            else:
-                cells += [""] * int(np.prod(column.shape[1:], dtype=np.int64))
+        for column in flat:
+            cells += map(_cell, column[row]) if row < len(column) else [""] * column.shape[1]
         yield cells
 
 

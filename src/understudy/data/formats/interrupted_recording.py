@@ -35,9 +35,9 @@ def open_recording(path: Path) -> ColumnSource:
 def unpublished_segments(segments: list[journal.Segment], path: Path, n_published: int) -> list[journal.Segment]:
     """The segments whose episodes are not among the `n_published` that the LeRobot files have."""
     under_way = path / journal.JOURNAL_FOLDER / PUBLISHING_FILE
-    done = read_json(under_way) if under_way.exists() else {"segments": [], "total": 0}
-    names = done["segments"] if n_published >= done["total"] else []
-    return [s for s in segments if s.path.name not in names]
+    done = read_json(under_way) if under_way.exists() else None
+    published = done["segments"] if done and n_published >= done["total"] else ()
+    return [s for s in segments if s.path.name not in published]
 
 
 def is_recording(path: Path) -> bool:
@@ -61,11 +61,8 @@ class InterruptedRecordingSource(ColumnSource):
         self.lengths = np.concatenate([files.lengths, [len(e) for e in self._journal_episodes]]).astype(np.int64)
         self.schema = files.schema
         if not self._n_published and self._journal_episodes:
-            self.schema = {
-                n: f
-                for n, f in self._journal_episodes[0].schema.items()
-                if all(n in e.schema for e in self._journal_episodes)
-            }
+            first, *others = self._journal_episodes
+            self.schema = {n: f for n, f in first.schema.items() if all(n in e.schema for e in others)}
         self.key = cache.json_digest(files.key, [(str(s.path), s.path.stat().st_size if s.path.exists() else 0)
                                             for s in segments])
         self.metadata = {**files.metadata, "warnings": [*files.metadata["warnings"], self._warning(segments)]}
@@ -95,8 +92,6 @@ class InterruptedRecordingSource(ColumnSource):
         return self.files.frames(name, episode) if episode < self._n_published else super().frames(name, episode)
 
     def episode_metadata(self, episode):
-        return (
-            self.files.episode_metadata(episode)
-            if episode < self._n_published
-            else self._journal_episodes[episode - self._n_published].metadata
-        )
+        if episode < self._n_published:
+            return self.files.episode_metadata(episode)
+        return self._journal_episodes[episode - self._n_published].metadata

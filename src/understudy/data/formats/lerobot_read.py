@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from ...core import Feature, UserError
 from ...files import read_json
 from .. import cache, video
 from ..episode import episode_starts
-from ..sources import MemmapSource
+from ..sources import MemmapSource, batch_ranges
 from . import arrow, remote
 from .column_names import format_list
 from .key_map import metadata
@@ -65,14 +65,10 @@ class LeRobotSource(MemmapSource):
         unknown = sorted(set(info) - _KNOWN)
         if unknown:
             self._warnings.append(f"meta/info.json: unknown keys {', '.join(unknown)} are ignored")
-        self._extra_metadata = (
-            read_json(path / UNDERSTUDY_FOLDER / "schema.json")
-            if (path / UNDERSTUDY_FOLDER / "schema.json").exists()
-            else {}
-        )
+        ours = path / UNDERSTUDY_FOLDER / "schema.json"
+        self._extra_metadata = read_json(ours) if ours.exists() else {}
         version = info["codebase_version"]
-        self.index = read_index_v3(path, info, self._warnings) if version == "v3.0" else read_index_v2(path, info,
-                                                                                            self._warnings)
+        self.index = read_index_v3(path, info) if version == "v3.0" else read_index_v2(path, info)
         self.lengths = self.index.lengths
         if not len(self.lengths) and not (path / UNDERSTUDY_FOLDER).is_dir():  # a recording of ours may have none yet
             raise UserError("the data set has no episodes", where=path,
@@ -82,9 +78,13 @@ class LeRobotSource(MemmapSource):
         self.metadata = metadata("lerobot", path, self._warnings, version, self._extra_metadata.get("fps", info["fps"]),
                               info.get("robot_type"))
 
+    @cached_property
+    def _file_names(self) -> list[str]:
+        """The files of data and of videos."""
+        return sorted({*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)})
+
     def _check_files(self):
-        named = [*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)]
-        for name in dict.fromkeys(named):
+        for name in self._file_names:
             if not remote.exists(self.path / name):
                 raise UserError("the metadata name this file, but it is missing", where=self.path / name,
                                 hint="take it from a copy, or leave out the episodes in it")
@@ -115,8 +115,7 @@ class LeRobotSource(MemmapSource):
                 schema[name], stored[name] = self._numbers(name, f, where), "number"
         for name, f in self._extra_metadata.get("columns", {}).items():
             if name in schema:
-                schema[name] = Feature(f["dtype"], tuple(f["shape"]), f["kind"], _tuple(f.get("names")),
-                                       f.get("unit"), _tuple(f.get("num_classes")))
+                schema[name] = Feature.from_json(f)
         for name in self._extra_metadata.get("hidden", ()):
             schema.pop(name, None)
         if "task" not in self._extra_metadata.get("hidden", ()):
@@ -138,19 +137,15 @@ class LeRobotSource(MemmapSource):
         # One number a step: what is observed or done keeps its axis of components, an outcome is a number.
         if shape == (1,) and not name.startswith(("observation.", "action")):
             shape = ()
-        feature = Feature.from_array(np.empty((0, *shape), dtype))
-        names = _names(f)
-        size = int(np.prod(shape, dtype=int))
-        return Feature(feature.dtype, shape, feature.kind, names if names and len(names) == size else None)
+        feature, names = Feature.from_array(np.empty((0, *shape), dtype)), _names(f)
+        return replace(feature, names=names) if names and len(names) == feature.size else feature
 
     # -- columns ----------------------------------------------------------------------------------------------------
 
     @cached_property
     def key(self) -> str:
         """Of the sizes and times of all files named, and of everything in meta."""
-        stats = {}
-        for name in sorted({*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)}):
-            stats[name] = remote.version_key(self.path / name)
+        stats = {name: remote.version_key(self.path / name) for name in self._file_names}
         meta = {str(p.relative_to(self.path)): _digest(p) for p in sorted((self.path / "meta").rglob("*"))
                 if p.is_file() and not p.name.startswith(".") and not p.name.endswith(".part")}
         return cache.json_digest("lerobot", stats, meta)
@@ -164,12 +159,10 @@ class LeRobotSource(MemmapSource):
         table = open_parquet(file).read()
         episode = table["episode_index"].to_numpy()
         out = {}
-        for name in table.column_names:
-            if name in self.schema:
-                there = table[name].is_valid().to_numpy() & (episode < len(self.lengths))
-                values = table[name].combine_chunks().filter(pa.array(there))
-                if there.any():
-                    out[name] = episode[there], values
+        for name in self.schema.keys() & table.column_names:
+            there = table[name].is_valid().to_numpy() & (episode < len(self.lengths))
+            if there.any():
+                out[name] = episode[there], table[name].combine_chunks().filter(pa.array(there))
         return out
 
     def rows(self, name):
@@ -202,9 +195,8 @@ class LeRobotSource(MemmapSource):
         for name, (episodes, values) in self._last.items():
             if name in self.numeric_columns:
                 at = self._first[name][episodes] + self.lengths[episodes]
-                yield name, at, to_numpy(
-                    values, self.schema[name], f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, {name}"
-                )
+                where = f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, {name}"
+                yield name, at, to_numpy(values, self.schema[name], where)
 
     def cast_to_schema(self, values, name, rows, at):
         return values  # `to_numpy` has checked them
@@ -217,13 +209,14 @@ class LeRobotSource(MemmapSource):
         if source.metadata.num_rows < int((begin + lengths).max()):
             raise damaged(f"it has {source.metadata.num_rows} rows, but the metadata say "
                           f"{int((begin + lengths).max())}", file)
-        for name in (*names, "episode_index", "frame_index", "task_index"):
+        columns = [*names, "episode_index", "frame_index", "task_index"]
+        for name in columns:
             _check_column(source, name, file)
         row, read = 0, None
-        width = sum(f.size * np.dtype(f.dtype).itemsize for f in map(self.schema.get, names) if f.kind != "string")
+        width = sum(self.schema[n].size * np.dtype(self.schema[n].dtype).itemsize for n in names)
         for groups in _batches(source.metadata, width):
             del read  # or two of them were held at once
-            read = _read_groups(source, groups, [*names, "episode_index", "frame_index", "task_index"], file)
+            read = _read_groups(source, groups, columns, file)
             until = row + read.num_rows
             # Which of the rows belong to which episode; rows that no episode claims are passed over.
             here = np.flatnonzero((begin < until) & (begin + lengths > row))
@@ -267,7 +260,7 @@ class LeRobotSource(MemmapSource):
     def _task(self, episode):
         first, length = self._first["task_index"][episode], int(self.lengths[episode])
         numbers = self._maps["task_index"][first: first + length]
-        if (numbers == numbers[0]).all():
+        if (numbers == numbers[0]).all():  # as nearly always
             return np.broadcast_to(np.array([self.index.tasks[int(numbers[0])]], np.str_), (length,))
         return np.array([self.index.tasks[int(i)] for i in numbers], np.str_)
 
@@ -285,19 +278,16 @@ class LeRobotSource(MemmapSource):
             film = self._video_files.pop(name, None)  # out of sight while it is read: two readers at once would move it
             if film is None or film.path != file:
                 film = video.VideoReader(remote.fetch_file(file), where)
-            yield from film.frames(begin[episode] + self._times(episode), shape, where)
+            yield from film.frames(begin[episode] + self._times(episode), cast(tuple[int, int, int], shape), where)
             self._video_files[name] = film
         else:
             file = self.path / self.index.files[self.index.file[episode]]
             for row, image in enumerate(self._stored_rows(name, episode)):
-                data = image.as_py()
-                yield row, _image(None if data is None else data["bytes"], shape,
-                                  f"{file}, episode {episode}, frame {row}, {name}")
+                where = f"{file}, episode {episode}, frame {row}, {name}"
+                yield row, video.decode_frame((image.as_py() or {}).get("bytes"), shape, where)
         for image in self._last_of(name, episode):
-            yield (
-                length,
-                _image(image["bytes"], shape, f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, episode {episode}"),
-            )
+            where = f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, episode {episode}, {name}"
+            yield length, video.decode_frame(image["bytes"], shape, where)
 
     def _times(self, episode) -> np.ndarray:
         """(T,) s of the frames since the episode began; regular times are exact, not float32."""
@@ -308,23 +298,20 @@ class LeRobotSource(MemmapSource):
         stored = self._maps["timestamp"][first: first + length].astype(np.float64)
         return np.where(np.abs(stored - regular) < video.TIMESTAMP_TOLERANCE, regular, stored)
 
-    def _stored_rows(self, name, episode) -> pa.Array:
+    def _stored_rows(self, name, episode) -> pa.ChunkedArray:
         """The values of one episode, straight from its file."""
         file = self.path / self.index.files[self.index.file[episode]]
-        begin = int(self.index.start[episode])
-        until, row, parts = begin + int(self.lengths[episode]), 0, []
+        begin, length = int(self.index.start[episode]), int(self.lengths[episode])
         source = self._open(file)
         _check_column(source, name, file)
-        for group in range(source.metadata.num_row_groups):
-            n = source.metadata.row_group(group).num_rows
-            if row < until and row + n > begin:
-                values = self._group(file, group, name)
-                parts.append(values.slice(max(begin - row, 0), min(until, row + n) - max(begin, row)))
-            row += n
-        if sum(map(len, parts)) != self.lengths[episode]:
-            raise damaged(f"it has {sum(map(len, parts))} rows of episode {episode}, but the metadata say "
-                          f"{int(self.lengths[episode])}", file)
-        return pa.concat_arrays(parts)
+        there = source.metadata.num_rows - begin
+        if there < length:
+            raise damaged(f"it has {max(there, 0)} rows of episode {episode}, but the metadata say {length}", file)
+        groups = [source.metadata.row_group(i).num_rows for i in range(source.metadata.num_row_groups)]
+        starts = episode_starts(np.array(groups))
+        first, stop = np.searchsorted(starts, [begin + 1, begin + length]).tolist()
+        values = pa.chunked_array([self._group(file, group, name) for group in range(first - 1, stop)])
+        return values.slice(begin - int(starts[first - 1]), length)
 
     def _open(self, file: Path) -> pq.ParquetFile:
         if file not in self._files:
@@ -359,16 +346,15 @@ def read_info(path: Path) -> dict:
     return info
 
 
-def read_index_v3(path: Path, info: dict, warnings: list[str]) -> EpisodeIndex:
+def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
     folder = path / "meta" / "episodes"
-    files = sorted(folder.glob("*/*.parquet"))
-    if (path / UNDERSTUDY_FOLDER).is_dir() and not info["total_episodes"]:
+    files, cameras = sorted(folder.glob("*/*.parquet")), _cameras(info)
+    ours, whole = (path / UNDERSTUDY_FOLDER).is_dir(), int(info["total_episodes"])
+    if ours and not whole:
         none = np.zeros(0, np.int64)
-        return EpisodeIndex(none, (), none, none, {}, {c: ((), np.zeros(0)) for c, f in info["features"].items()
-                                                if f.get("dtype") == "video"})
+        return EpisodeIndex(none, (), none, none, {}, dict.fromkeys(cameras, ((), np.zeros(0))))
     if not files:
         raise damaged("there are no episode tables", folder)
-    cameras = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
     places = ["data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
     filmed = [f"videos/{c}/{k}" for c in cameras for k in ("chunk_index", "file_index", "from_timestamp")]
     wanted = ["episode_index", "length", *places, *filmed]
@@ -379,14 +365,11 @@ def read_index_v3(path: Path, info: dict, warnings: list[str]) -> EpisodeIndex:
             _check_column(source, name, file)
         parts.append(_read_columns(source, wanted, file))
     table = {n: np.concatenate([p[n].to_numpy() for p in parts]) for n in wanted}
-    count, whole = len(table["episode_index"]), int(info["total_episodes"])
-    ours = (path / UNDERSTUDY_FOLDER).is_dir()
-    if ours and count > whole:  # an append that did not finish: its last step is info.json
-        table = {n: v[table["episode_index"] < whole] for n, v in table.items()}
-        count = len(table["episode_index"])
     order = np.argsort(table["episode_index"], kind="stable")
+    if ours and len(order) > whole:  # an append that did not finish: its last step is info.json
+        order = order[table["episode_index"][order] < whole]
     table = {n: v[order] for n, v in table.items()}
-    number, length = table["episode_index"], table["length"]
+    number, length, count = table["episode_index"], table["length"], len(order)
     if (number != np.arange(count)).any():
         raise UserError(f"the {count} episodes have the numbers {format_list(number, 20)}", where=folder,
                         hint=f"number them from 0 to {count - 1}, in the tables and in the data")
@@ -439,7 +422,7 @@ def _tasks(pairs: Iterable[tuple[Any, Any]], file: Path) -> dict[int, str]:
     return out
 
 
-def read_index_v2(path: Path, info: dict, warnings: list[str]) -> EpisodeIndex:
+def read_index_v2(path: Path, info: dict) -> EpisodeIndex:
     episodes = sorted(read_json_lines(path / "meta" / "episodes.jsonl"), key=lambda r: r.get("episode_index", -1))
     for i, row in enumerate(episodes):
         if row.get("episode_index") != i or not isinstance(row.get("length"), int) or row["length"] < 1:
@@ -453,13 +436,15 @@ def read_index_v2(path: Path, info: dict, warnings: list[str]) -> EpisodeIndex:
         return tuple(_format(info, key, path, episode_chunk=e // chunks, episode_index=e, **more)
                      for e in range(len(episodes)))
 
-    cameras = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
-    videos = {c: (named("video_path", video_key=c), np.zeros(len(episodes))) for c in cameras}
-    return EpisodeIndex(lengths, named("data_path"), np.arange(len(episodes)), np.zeros(len(episodes), np.int64), tasks,
-                 videos)
+    videos = {c: (named("video_path", video_key=c), np.zeros(len(episodes))) for c in _cameras(info)}
+    return EpisodeIndex(lengths, named("data_path"), np.arange(len(episodes)), np.zeros_like(lengths), tasks, videos)
 
 
 # -- small things ---------------------------------------------------------------------------------------------------
+
+
+def _cameras(info: Mapping) -> list[str]:
+    return [name for name, f in info["features"].items() if f["dtype"] == "video"]
 
 
 def _format(info, key, path, **values) -> str:
@@ -496,15 +481,10 @@ def _read_columns(source: pq.ParquetFile, names, file) -> pa.Table:
 def _batches(metadata: pq.FileMetaData, width: int) -> Iterator[list[int]]:
     """Row groups in turn, small ones together: reading them one by one takes longer than what is in them. width: bytes
     of a row once it is decoded, which may be many times what it takes in the file."""
-    groups, rows, size = [], 0, 0
-    for group in range(metadata.num_row_groups):
-        about = metadata.row_group(group)
-        takes = max(about.total_byte_size, about.num_rows * width)
-        if groups and (rows + about.num_rows > _ROWS or size + takes > _BYTES):
-            yield groups
-            groups, rows, size = [], 0, 0
-        groups, rows, size = [*groups, group], rows + about.num_rows, size + takes
-    yield groups
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    takes = [max(g.num_rows / _ROWS, max(g.total_byte_size, g.num_rows * width) / _BYTES) for g in groups]
+    for first, stop in batch_ranges(np.array(takes), 1):
+        yield list(range(first, stop))
 
 
 def _read_groups(source: pq.ParquetFile, groups: list[int], names: list[str], file: Path) -> pa.Table:
@@ -520,14 +500,6 @@ def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
         raise damaged(f"{len(values)} rows have {found.size} numbers, but the shape {feature.shape} needs "
                       f"{feature.size} in each row", where)
     return found.astype(feature.dtype, copy=False).reshape(len(values), *feature.shape)
-
-
-def _image(data, shape, where) -> np.ndarray:
-    image = video.decode_image(data, shape[2], where)
-    if image.shape != shape:
-        raise UserError(f"the image has the shape {image.shape}, but meta/info.json says {shape}", where=where,
-                        hint=_CORRECT)
-    return image
 
 
 def read_json_lines(file: Path) -> list[dict]:
@@ -550,10 +522,6 @@ def read_json_lines(file: Path) -> list[dict]:
 def _digest(file: Path) -> str:
     with open(file, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()[:32]
-
-
-def _tuple(value):
-    return None if value is None else tuple(value)
 
 
 def _names(feature: Mapping) -> tuple[str, ...] | None:

@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from ...core import UserError
 from ...files import write_json, write_text
 from .. import video
 from ..episode import Dataset
@@ -29,6 +28,7 @@ from .lerobot_write import (
     _write_last,
     _write_metadata,
     capability,
+    check_images,
     split_for_lerobot,
 )
 
@@ -36,29 +36,23 @@ __all__ = ["capability", "write"]
 
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+_INFO = (  # keys of info.json, in order
+    "codebase_version", "robot_type", "total_episodes", "total_frames", "total_tasks", "total_videos", "total_chunks",
+    "chunks_size", "fps", "splits", "data_path", "video_path", "features")
 _STATS = ("min", "max", "mean", "std", "count")
 
 
 def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """A new folder, there whole or not at all, which lerobot 0.1 to 0.3 opens unchanged; otherwise as the writing of
-    v3.0 (lerobot_write.write)."""
-    if images not in ("video", "av1", "h264", "png"):
-        raise UserError(f"images must be video, av1, h264 or png, not {images!r}", hint="choose one of them")
+    """Writes a LeRobot v2.1 data set, which lerobot 0.1 to 0.3 opens unchanged. Otherwise as `lerobot_write.write`."""
+    check_images(images)
     own, kept = split_for_lerobot(dataset)
     with sidecar.new_folder(path, dataset, kept) as part:
         plan = _plan(own.features(), dataset.fps, dataset.metadata.get("robot_type"), images)
-        info = {}
-        for key, value in plan.info.items():
-            if key == "chunks_size":
-                info |= {"total_videos": 0, "total_chunks": 0}
-            if not key.endswith("_size_in_mb"):
-                info[key] = value
-        info |= {
-            "codebase_version": "v2.1",
-            "data_path": DATA_PATH,
-            "video_path": VIDEO_PATH if info["video_path"] else None,
-        }
-        _LeRobotV21Writer(part, replace(plan, info=info), {}, {}, None, dataset.fps is not None).add(own)
+        video_path = VIDEO_PATH if plan.info["video_path"] else None
+        info = {**plan.info, "codebase_version": "v2.1", "total_videos": 0, "total_chunks": 0, "data_path": DATA_PATH,
+                "video_path": video_path}
+        plan = replace(plan, info={key: info[key] for key in _INFO})
+        _LeRobotV21Writer(part, plan, dataset.fps is not None).add(own)
 
 
 class _LeRobotV21Writer(_LeRobotWriter):
@@ -76,9 +70,8 @@ class _LeRobotV21Writer(_LeRobotWriter):
         return [{} for _ in lengths]
 
     def _write_video(self, camera, number, frames, times):
-        writer = video.VideoWriter(
-            self._file_path(VIDEO_PATH, number, video_key=camera), self.plan.codec, frames.shape[1:], self.plan.fps
-        )
+        file = self._file_path(VIDEO_PATH, number, video_key=camera)
+        writer = video.VideoWriter(file, self.plan.codec, frames.shape[1:], self.plan.fps)
         try:
             writer.add(frames, times)
             writer.close()

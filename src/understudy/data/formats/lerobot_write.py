@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,7 @@ _SAMPLED = 100  # frames an episode from which the statistics of images are take
 _ACROSS = 150  # and pixels along the longer side
 _TOGETHER = 1 << 22  # bytes of numbers for which statistics and tables are computed at once
 _PIECE = 1 << 18  # numbers that are sorted at once: what the processor's cache holds
+_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _NO_TASK = np.broadcast_to("", (1,))
 _SAFE_FPS = 10  # written where the rate is not known; our schema.json says that it is not
 
@@ -63,15 +64,19 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
     Raises:
         UserError: If the path exists, if there are no episodes, or if episodes differ in their columns.
     """
-    if images not in ("video", "png", *_CODECS.values()):
-        raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
-                        hint="choose one of them")
+    check_images(images)
     fps = dataset.fps if fps is None else fps
     robot = dataset.metadata.get("robot_type") if robot_type is None else robot_type
     dataset = Dataset(dataset.source, {**dataset.metadata, "fps": fps, "robot_type": robot}, dataset.indices)
     own, kept = split_for_lerobot(dataset)
     with sidecar.new_folder(path, dataset, kept) as part:
         _LeRobotWriter.create(part, own.features(), fps, robot, images).add(own)
+
+
+def check_images(images: str) -> None:
+    if images not in ("video", "png", *_CODECS.values()):
+        raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
+                        hint="choose one of them")
 
 
 def capability(data: Dataset, images: str = "png") -> FormatCapability:
@@ -101,19 +106,13 @@ def split_for_lerobot(data: Dataset) -> tuple[Dataset, FormatCapability]:
     def own(e):
         return e.replace({n: change and change(np.asarray(e.steps[n])) for n, change in aside.items() if n in e.steps})
 
-    columns = {
-        n: ColumnEncoding(n, f.dtype, f.shape, has_last_row=n not in ("task", INDEX_COLUMNS[0]))
-        for n, f in features.items()
-        if n not in aside
-    }
+    columns = {n: ColumnEncoding(n, f.dtype, f.shape, has_last_row=n not in ("task", INDEX_COLUMNS[0]))
+               for n, f in features.items() if n not in aside}
     meta = frozenset(key for e in data for key in e.metadata)
     reads = tuple(n for n in features if aside.get(n, True) is not None)
-    return (
-        data.map(own) if aside else data,
-        FormatCapability(
-            columns, component_names=True, units=True, fps=True, robot_type=True, metadata_keys=meta, read_columns=reads
-        ),
-    )
+    stored = FormatCapability(columns, component_names=True, units=True, fps=True, robot_type=True, metadata_keys=meta,
+                              read_columns=reads)
+    return data.map(own) if aside else data, stored
 
 
 def _fits(name: str, f: Feature) -> bool:
@@ -154,11 +153,15 @@ def append(path: str | Path, dataset: Dataset, **options) -> None:
         return write(dataset, path, **options)
     with cache.disk_errors(path), cache.locked(path / UNDERSTUDY_FOLDER / ".lock"):
         _clean(path)
-        if len(dataset):
-            empty = (path / UNDERSTUDY_FOLDER).is_dir() and not read_info(path)["total_episodes"]
-            (_LeRobotWriter.with_first_dataset(path, dataset, **options) if empty else _LeRobotWriter.open(path)).add(
-                dataset
-            )
+        if not len(dataset):
+            return
+        info = read_info(path)
+        if info["total_episodes"] or not (path / UNDERSTUDY_FOLDER).is_dir():
+            _LeRobotWriter.open(path, info).add(dataset)
+        else:  # as `create` left it: its columns are now those of its first episodes
+            given = {"fps": dataset.fps, "robot_type": info.get("robot_type"), "images": "video"}
+            given |= {name: value for name, value in options.items() if value is not None}
+            _LeRobotWriter.create(path, dataset.features(), **given).add(dataset)
 
 
 def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
@@ -212,7 +215,8 @@ def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: 
         if name in ("task", INDEX_COLUMNS[0]):
             continue
         if f.kind == "image" and f.shape[2] in (1, 3, 4):
-            able = [c for c, name in _CODECS.items() if images in ("video", name) and video.can_encode(c, f.shape)]
+            size = cast(tuple[int, int, int], f.shape)
+            able = [c for c, name in _CODECS.items() if images in ("video", name) and video.can_encode(c, size)]
             if images in _CODECS.values() and not able:
                 raise UserError(f"frames of the shape {f.shape} cannot be written as {images} here",
                                 where=f"column {name!r}", hint="write them as png")
@@ -234,11 +238,11 @@ def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: 
                               "names": list(f.names) if f.names else None}
     for name in INDEX_COLUMNS:
         features[name] = {"dtype": "float32" if name == INDEX_COLUMNS[0] else "int64", "shape": [1], "names": None}
+    filmed = any(f["dtype"] == "video" for f in features.values())
     info = {"codebase_version": "v3.0", "robot_type": robot_type, "total_episodes": 0, "total_frames": 0,
             "total_tasks": 0, "chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200,
             "fps": rate, "splits": {"train": "0:0"}, "data_path": DATA_PATH,
-            "video_path": VIDEO_PATH if any(f["dtype"] == "video" for f in features.values()) else None,
-            "features": features}
+            "video_path": VIDEO_PATH if filmed else None, "features": features}
     return _StoragePlan(columns, info, codec)
 
 
@@ -264,12 +268,13 @@ def _unordered(where: str) -> UserError:
 class _LeRobotWriter:
     """One write: its files carry the suffix .part until all are there; info.json follows last."""
 
-    def __init__(self, root: Path, plan: _StoragePlan, tasks: dict[str, int], next_file: Mapping[str, tuple[int, int]],
-                 table_columns: list[str] | None, fps_known: bool):
-        self.root, self.plan, self.tasks, self._fps_known = root, plan, tasks, fps_known
+    def __init__(self, root: Path, plan: _StoragePlan, fps_known: bool, tasks: Mapping[str, int] | None = None,
+                 next_file: Mapping[str, tuple[int, int]] | None = None, table_columns: list[str] | None = None):
+        self.root, self.plan, self.tasks, self._fps_known = root, plan, dict(tasks or {}), fps_known
         self._table_columns = table_columns
-        self._journal = {"episodes": plan.info["total_episodes"], "next": {k: list(v) for k, v in next_file.items()}}
-        self._at = dict(next_file)  # by "data", "episodes" or camera: (chunk, file)
+        # by "data", "episodes" or camera: (chunk, file)
+        self._at = dict(next_file or dict.fromkeys(("data", "episodes", *plan.cameras), (0, 0)))
+        self._journal = {"episodes": plan.info["total_episodes"], "next": dict(self._at)}
         self._parts: list[str] = []  # names to be, in order
         self._schema = _schema(plan)
         # A dictionary of numbers that hardly repeat takes three times the time, and more room.
@@ -277,8 +282,7 @@ class _LeRobotWriter:
                            and not pa.types.is_floating(getattr(f.type, "value_type", f.type))]
         self._dtypes = {n: np.dtype(f.dtype) for n, f in plan.columns.items() if f.kind != "string"}
         self._usual: list[str] = []  # columns of the last episode
-        self._data: pq.ParquetWriter | None = None
-        self._sink: pa.NativeFile | None = None  # where that writes
+        self._data: tuple[pq.ParquetWriter, pa.NativeFile] | None = None  # and where it writes
         self._videos: dict[str, video.VideoWriter] = {}
         self._filmed: dict[str, float] = {}  # s already in the video that is open
         self._rows: list[dict] = []  # of the episodes table
@@ -290,23 +294,10 @@ class _LeRobotWriter:
 
     @staticmethod
     def create(root: Path, schema, fps, robot_type, images) -> _LeRobotWriter:
-        plan = _plan(schema, fps, robot_type, images)
-        return _LeRobotWriter(
-            root, plan, {}, {k: (0, 0) for k in ("data", "episodes", *plan.cameras)}, None, fps is not None
-        )
+        return _LeRobotWriter(root, _plan(schema, fps, robot_type, images), fps is not None)
 
     @staticmethod
-    def with_first_dataset(
-        root: Path, dataset: Dataset, *, fps=None, robot_type=None, images="video"
-    ) -> _LeRobotWriter:
-        """Of a data set that has no episode yet: its columns are now those of the first."""
-        info = read_info(root)
-        robot = info.get("robot_type") if robot_type is None else robot_type
-        return _LeRobotWriter.create(root, dataset.features(), dataset.fps if fps is None else fps, robot, images)
-
-    @staticmethod
-    def open(root: Path) -> _LeRobotWriter:
-        info = read_info(root)
+    def open(root: Path, info: dict) -> _LeRobotWriter:
         if info["codebase_version"] != "v3.0":
             raise UserError(f"episodes can be added to LeRobot v3.0, not to {info['codebase_version']}", where=root,
                             hint="write it again first: lerobot.write(open_dataset(OLD), NEW)")
@@ -323,7 +314,7 @@ class _LeRobotWriter:
                 after[name] = _following(after[name], info)
         tasks = {t: i for i, t in read_tasks_v3(root).items()}
         written = open_parquet(tables[-1]).schema_arrow.names
-        return _LeRobotWriter(root, plan, tasks, after, written, source.metadata["fps"] is not None)
+        return _LeRobotWriter(root, plan, source.metadata["fps"] is not None, tasks, after, written)
 
     def add(self, dataset: Dataset) -> None:
         before = self.plan.info["total_episodes"]
@@ -429,10 +420,9 @@ class _LeRobotWriter:
                 raise UserError(f"there are {len(column)} rows instead of {length}, or one more",
                                 where=f"{where}, column {name!r}", hint="give each step its row")
             columns[name] = column
-        held = _LoadedEpisode(length, columns, dict(episode.metadata), where)
         if length < 1:
             raise _unordered(where)
-        return held
+        return _LoadedEpisode(length, columns, dict(episode.metadata), where)
 
     def _write_data(self, columns, lengths, first) -> list[dict]:
         """A row group an episode. Where each came to lie."""
@@ -440,24 +430,23 @@ class _LeRobotWriter:
         at, places = 0, []
         for length in lengths.tolist():
             if self._data is None:
-                self._sink = pa.OSFile(str(self._part("data")), "wb")
-                self._data = pq.ParquetWriter(self._sink, self._schema, compression="snappy",
-                                              use_dictionary=self._repeating)
-            self._data.write_table(table.slice(at, length), row_group_size=length)
+                sink = pa.OSFile(str(self._part("data")), "wb")
+                self._data = pq.ParquetWriter(sink, self._schema, use_dictionary=self._repeating), sink
+            writer, sink = self._data
+            writer.write_table(table.slice(at, length), row_group_size=length)
             chunk, file = self._at["data"]
             places.append({"data/chunk_index": chunk, "data/file_index": file, "dataset_from_index": first + at,
                            "dataset_to_index": first + at + length})
             at += length
-            if self._sink.tell() >= self.plan.info["data_files_size_in_mb"] * 2**20:  # the next begins a new file
+            if sink.tell() >= self.plan.info["data_files_size_in_mb"] * 2**20:  # the next begins a new file
                 self._end_data()
                 self._at["data"] = _following(self._at["data"], self.plan.info)
         return places
 
     def _end_data(self) -> None:
-        if self._data is not None:
-            self._data.close()
-            self._sink.close()
-            self._data = None
+        for file in self._data or ():
+            file.close()
+        self._data = None
 
     def _write_video(self, camera, number, frames, times) -> dict:
         if camera not in self._videos:
@@ -498,8 +487,7 @@ class _LeRobotWriter:
             row.update({"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file})
         table = _episodes_table(self._rows, self._stats)
         if self._table_columns is not None:
-            missing = [n for n in self._table_columns if n not in table.column_names]
-            if missing:
+            if missing := [n for n in self._table_columns if n not in table.column_names]:
                 raise UserError(f"the other episode tables have a column {missing[0]!r}, which cannot be computed",
                                 where=self.root / "meta/episodes", hint="write the data set again, then append")
             table = table.select(self._table_columns)
@@ -530,8 +518,7 @@ class _LeRobotWriter:
 
     def schema(self) -> dict:
         """Of schema.json."""
-        columns = {n: {"dtype": f.dtype, "shape": f.shape, "kind": f.kind, "names": f.names, "unit": f.unit,
-                       "num_classes": f.num_classes} for n, f in self.plan.columns.items()}
+        columns = {n: asdict(f) for n, f in self.plan.columns.items()}
         return {"columns": columns, "hidden": [n for n in ("task", "timestamp") if n not in columns],
                 **({} if self._fps_known else {"fps": None})}
 
@@ -619,20 +606,11 @@ def _write_last(path: Path, rows: list[dict], plan: _StoragePlan) -> None:
     if not rows and not old:
         return
     names = [n for n in plan.columns if any(n in r for r in (*rows, *old))]
-    types = {n: _last_type(plan.columns[n], plan.stored(n)) for n in names}
-    table = pa.table({"episode_index": pa.array([r["episode_index"] for r in (*old, *rows)], pa.int64()),
-                      **{n: pa.array([r.get(n) for r in (*old, *rows)], types[n]) for n in names}})
+    types = {n: _arrow_type(plan.stored(n), len(plan.columns[n].shape)) for n in names}
+    table = pa.table({n: pa.array([r.get(n) for r in (*old, *rows)], kind)
+                      for n, kind in {"episode_index": pa.int64(), **types}.items()})
     with _replacing(path) as part:
         pq.write_table(table, part)
-
-
-def _last_type(f: Feature, stored: str) -> pa.DataType:
-    if stored in ("image", "video"):
-        return pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    kind = pa.string() if f.kind == "string" else pa.from_numpy_dtype(np.dtype(f.dtype))
-    for _ in f.shape:
-        kind = pa.list_(kind)
-    return kind
 
 
 def _write_metadata(path: Path, rows: list[dict], before: int) -> None:
@@ -654,7 +632,7 @@ def _arrow(column: np.ndarray, stored: str, frame: np.ndarray) -> pa.Array:
     if stored == "image":
         rows = [{"bytes": video.encode_png(image), "path": f"frame-{i:06d}.png"}
                 for i, image in zip(frame.tolist(), column, strict=True)]
-        return pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+        return pa.array(rows, _IMAGE)
     if stored == "string":
         return pa.array(column.tolist(), pa.string())
     shape = column.shape[1:]
@@ -672,29 +650,34 @@ def _lists(column: np.ndarray) -> pa.Array:
     return values
 
 
+def _arrow_type(dtype: str, depth: int) -> pa.DataType:
+    """Of a column that is stored as `dtype`: of numbers, lists in lists as deep as `depth`."""
+    if dtype in ("image", "video"):
+        return _IMAGE
+    kind = pa.string() if dtype == "string" else pa.from_numpy_dtype(np.dtype(dtype))
+    for _ in range(depth):
+        kind = pa.list_(kind)
+    return kind
+
+
 def _schema(plan: _StoragePlan) -> pa.Schema:
     """With the description by which Hugging Face's reader knows images and arrays."""
     fields, described = [], {}
     for name in plan.data:
         f = plan.info["features"][name]
-        dtype, shape, extension = f["dtype"], tuple(f["shape"]), None
+        dtype, shape, extension = f["dtype"], list(f["shape"]), None
+        depth = 0 if shape == [1] else len(shape)
+        kind, described[name] = _arrow_type(dtype, depth), {"dtype": dtype, "_type": "Value"}
         if dtype == "image":
-            kind, said = pa.struct({"bytes": pa.binary(), "path": pa.string()}), {"_type": "Image"}
-        elif dtype == "string":
-            kind, said = pa.string(), {"dtype": "string", "_type": "Value"}
-        else:
-            kind, said = pa.from_numpy_dtype(np.dtype(dtype)), {"dtype": dtype, "_type": "Value"}
-            if len(shape) == 1 and shape != (1,):
-                kind = pa.list_(kind, shape[0])
-                said = {"feature": said, "length": shape[0], "_type": "Sequence"}
-            elif len(shape) > 1:
-                for _ in shape:
-                    kind = pa.list_(kind)
-                said = {"shape": list(shape), "dtype": dtype, "_type": f"Array{len(shape)}D"}
-                extension = {"ARROW:extension:name": f"datasets.features.features.Array{len(shape)}DExtensionType",
-                             "ARROW:extension:metadata": json.dumps([list(shape), dtype])}
+            described[name] = {"_type": "Image"}
+        elif depth == 1:
+            kind = pa.list_(kind.value_type, shape[0])
+            described[name] = {"feature": described[name], "length": shape[0], "_type": "Sequence"}
+        elif depth > 1:
+            described[name] = {"shape": shape, "dtype": dtype, "_type": f"Array{depth}D"}
+            extension = {"ARROW:extension:name": f"datasets.features.features.Array{depth}DExtensionType",
+                         "ARROW:extension:metadata": json.dumps([shape, dtype])}
         fields.append(pa.field(name, kind, metadata=extension))
-        described[name] = said
     return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": described}})})
 
 
@@ -863,12 +846,11 @@ def _stats_so_far(root: Path, plan: _StoragePlan) -> list[dict]:
         source = open_parquet(table)
         names = [n for n in source.schema_arrow.names if n.startswith("stats/")]
         for row in source.read(columns=["episode_index", *names]).to_pylist():
+            found: dict = {}
+            for name in names:
+                feature, statistic = name.removeprefix("stats/").rsplit("/", 1)
+                found.setdefault(feature, {})[statistic] = np.asarray(row[name])[None]
             if row["episode_index"] < plan.info["total_episodes"]:
-                found: dict = {}
-                for n in names:
-                    _, rest = n.split("/", 1)
-                    feature, statistic = rest.rsplit("/", 1)
-                    found.setdefault(feature, {})[statistic] = np.asarray(row[n])[None]
                 out.append(found)
     return out
 

@@ -44,16 +44,16 @@ class OvercookedSource(ColumnSource):
     def __init__(self, path: Path):
         self.metadata = metadata("overcooked", path, [])
         self.path, self.key = path, cache.files_digest([path], "overcooked")
-        rows: dict[str, list[tuple[int, dict]]] = {}
+        rows: dict[str, list[tuple[str, dict]]] = {}  # of each trial: where a row is, and the row
         for at, row in enumerate(_rows(path)):
-            rows.setdefault(str(row.get("trial_id", row.get("trial"))), []).append((at, row))
+            rows.setdefault(str(row.get("trial_id", row.get("trial"))), []).append((f"{path}, row {at}", row))
         if not rows:
             raise damaged("the table has no rows", path)
         beside = path.parent / "layouts.json"
         known = read_json(beside) if beside.exists() else {}
-        kitchens = {trial: _kitchen(self._location(*of[0]), of[0][1], known) for trial, of in rows.items()}
+        kitchens = {trial: _kitchen(*of[0], known) for trial, of in rows.items()}
         high, wide = np.max([k.shape[:2] for k in kitchens.values()], 0)
-        self._trials = {trial: _Trial(self, of, kitchens[trial], high, wide) for trial, of in rows.items()}
+        self._trials = {trial: _Trial(of, kitchens[trial], high, wide) for trial, of in rows.items()}
         self._views = [(trial, player) for trial, t in self._trials.items() for player in t.people]
         self.lengths = np.array([len(self._trials[trial]) for trial, _ in self._views], np.int64)
         said = ("x", "y", "dx", "dy", *(f"holds_{item}" for item in ITEMS))
@@ -64,9 +64,6 @@ class OvercookedSource(ColumnSource):
             "action": Feature("int64", (1,), "discrete", num_classes=(len(ACTIONS),)),
             "next.reward": Feature("float32", ()), "next.terminated": Feature("bool", ()),
             "next.truncated": Feature("bool", ()), "timestamp": Feature("float32", ())}
-
-    def _location(self, at: int, row: dict) -> str:
-        return f"{self.path}, row {at}"
 
     def rows(self, name):
         return self.lengths
@@ -83,32 +80,25 @@ class OvercookedSource(ColumnSource):
 class _Trial:
     """Rows of one trial, in the order of the game loop."""
 
-    def __init__(
-        self, source: OvercookedSource, rows: list[tuple[int, dict]], kitchen: np.ndarray, high: int,
-                 wide: int
-    ):
-        def places():
-            return ((source._location(at, row), row) for at, row in rows)
-        loops = [_number(row["cur_gameloop"], f"{place}, cur_gameloop") for place, row in places()]
-        if any(b != a + 1 for a, b in zip(loops, loops[1:], strict=False)):
-            at = next(i for i, (a, b) in enumerate(zip(loops, loops[1:], strict=False)) if b != a + 1)
-            raise UserError(f"step {loops[at + 1]:g} of the game follows step {loops[at]:g}",
-                            where=f"{source._location(*rows[at + 1])}, cur_gameloop",
-                            hint="sort the rows, or split the trial")
+    def __init__(self, rows: list[tuple[str, dict]], kitchen: np.ndarray, high: int, wide: int):
+        loops = np.array([_number(row["cur_gameloop"], f"{place}, cur_gameloop") for place, row in rows])
+        if len(gaps := np.flatnonzero(np.diff(loops) != 1)):
+            raise UserError(f"step {loops[gaps[0] + 1]:g} of the game follows step {loops[gaps[0]]:g}",
+                            where=f"{rows[gaps[0] + 1][0]}, cur_gameloop", hint="sort the rows, or split the trial")
         first = rows[0][1]
         self.layout_name = str(first["layout_name"])
         self.people = [p for p in (0, 1) if str(first.get(f"player_{p}_is_human", True)).lower() not in ("false", "0")]
-        states = [(place, _json(row, "state", place)) for place, row in places()]
+        states = [(place, _json(row, "state", place)) for place, row in rows]
         self._players = np.stack([_players(*s) for s in states])  # (T, 2, 8)
         self._objects = np.zeros((len(rows), high, wide, len(_OBJECTS)), np.int16)
         for t, (place, state) in enumerate(states):
             _lay(self._objects[t], kitchen.shape, state, place)
         self._layout = np.zeros((high, wide, len(CELLS)), np.float32)
         self._layout[:kitchen.shape[0], :kitchen.shape[1]] = kitchen[..., None] == np.array(list(CELLS))
-        self._actions = np.array([_actions(_json(row, "joint_action", place), place) for place, row in places()])
-        self._reward = np.array([_number(row.get("reward", 0), f"{place}, reward") for place, row in places()])
+        self._actions = np.array([_actions(_json(row, "joint_action", place), place) for place, row in rows])
+        self._reward = np.array([_number(row.get("reward", 0), f"{place}, reward") for place, row in rows])
         self._time = np.array([_number(row.get("time_elapsed", t), f"{place}, time_elapsed")
-                               for t, (place, row) in enumerate(places())])
+                               for t, (place, row) in enumerate(rows)])
 
     def __len__(self):
         return len(self._actions)

@@ -8,11 +8,13 @@ is its default, as proto3 has it (protobuf.dev, Field Presence).
 from __future__ import annotations
 
 from collections.abc import Callable
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import numpy as np
 
 from ...core import UserError
+from .read_errors import first_line
 
 
 class Message(dict):
@@ -21,7 +23,13 @@ class Message(dict):
 
 
 class Timestamp(float):
-    """google.protobuf.Timestamp or Duration. ns: exactly."""
+    """google.protobuf.Timestamp or Duration (s).
+
+    Attributes:
+        ns: The same in whole nanoseconds.
+    """
+
+    ns: int
 
     def __new__(cls, ns: int) -> Timestamp:
         out = super().__new__(cls, ns / 1e9)
@@ -43,25 +51,18 @@ def make_decoder(name: str, descriptors: bytes) -> Callable[[bytes], Message]:
         files = {f.name: f for f in descriptor_pb2.FileDescriptorSet.FromString(bytes(descriptors)).file}
     except message.DecodeError:
         raise ValueError("descriptors that are damaged") from None
-    pool, added = descriptor_pool.DescriptorPool(), set()
-
-    def add(file: str, by: str, above: tuple[str, ...] = ()) -> None:
-        """After what it imports: the files of a set are in any order."""
-        if file in added:
-            return
-        if file not in files or file in above:
-            raise ValueError(f"descriptors without {file}, which {by} imports" if file not in files else
-                             f"descriptors of {file}, which imports itself")
-        for other in files[file].dependency:
-            add(other, file, (*above, file))
-        try:
+    imports = {name: list(file.dependency) for name, file in files.items()}
+    for file, others in imports.items():
+        if missing := set(others) - files.keys():
+            raise ValueError(f"descriptors without {min(missing)}, which {file} imports")
+    pool = descriptor_pool.DescriptorPool()
+    try:
+        for file in TopologicalSorter(imports).static_order():  # those of a set are in any order
             pool.AddSerializedFile(files[file].SerializeToString())
-        except Exception as error:  # TypeError here, others in other versions of protobuf
-            raise ValueError(f"descriptors that do not fit together ({str(error).splitlines()[0][:160]})") from None
-        added.add(file)
-
-    for file in files:
-        add(file, file)
+    except CycleError as error:
+        raise ValueError(f"descriptors of {error.args[1][0]}, which imports itself") from None
+    except Exception as error:  # TypeError here, others in other versions of protobuf
+        raise ValueError(f"descriptors that do not fit together ({first_line(error)[:160]})") from None
     try:
         kind = message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
     except KeyError:

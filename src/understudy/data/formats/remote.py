@@ -191,7 +191,7 @@ def _fetch(entry: Path, names: list[str]) -> None:
     for name in missing:
         (entry / name).parent.mkdir(parents=True, exist_ok=True)
         with cache.locked(entry / ".locks" / cache.json_digest(name)), \
-                cache.disk_errors(entry, "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"):
+                cache.disk_errors(entry, cache.FREE_SPACE):
             if not (entry / name).exists():
                 for n in _copy(fs, said["files"][name], entry / name, f"{said['address']}, {name}"):
                     done += n
@@ -235,10 +235,7 @@ def _make_room(entry: Path, size: int, what: str) -> None:
     if total > bound:
         raise UserError(f"needs {total / 1e9:.2f} GB of cache, which may hold {bound / 1e9:.2f} GB", where=what,
                         hint="set UNDERSTUDY_CACHE_GB to more")
-    free = shutil.disk_usage(entry).free
-    if size > free:
-        raise UserError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=entry,
-                        hint="free some space, or set UNDERSTUDY_CACHE to a folder on another disk")
+    cache.check_free_space(size, entry)
 
 
 class _Unreachable(UserError):
@@ -248,35 +245,33 @@ class _Unreachable(UserError):
 @contextmanager
 def remote_errors(where: str):
     """What goes wrong with an address, as a UserError."""
-    protocol = where.partition(":")[0]
     try:
         yield
-    except (UserError, GeneratorExit):
+    except UserError:
         raise
-    except ImportError as error:
-        extra = protocol in ("hf", "s3", "s3a") or "fsspec" in str(error)
-        raise UserError(f"the package that reads {protocol}:// addresses is not installed ({first_line(error)})",
-                        where=where, hint="pip install 'understudy[cloud]'" if extra else
-                        "pip install what it names, or fetch the files yourself and name their folder") from None
-    except FileNotFoundError:
-        raise UserError("there is nothing at this address", where=where,
-                        hint="check the address; a private one also takes the right to read it (HF_TOKEN, "
-                        "AWS_ACCESS_KEY_ID ...)") from None
-    except PermissionError as error:
-        raise UserError(f"you have no right to read it ({first_line(error)})", where=where,
-                        hint="log in first (hf auth login, aws configure), or check the address") from None
-    except ValueError as error:
-        if "Protocol not known" in str(error):
-            raise UserError(f"addresses that start with {protocol}:// are not known", where=where,
-                            hint="known are hf, s3, gs, https and what else fsspec knows; or name a folder") from None
-        raise _Unreachable(f"the answer cannot be read ({first_line(error)})", where=where,
-                           hint="check the address and the network") from None
     except Exception as error:  # each protocol raises its own errors
-        if any(word in f"{type(error).__name__} {error}" for word in ("NotFound", "404")):
-            raise UserError(f"there is nothing at this address ({first_line(error)})", where=where,
-                            hint="check the address; a private one also takes the right to read it") from None
-        if "redential" in f"{type(error).__name__} {error}":
-            raise UserError(f"you have no right to read it ({first_line(error)})", where=where,
-                            hint="log in first (aws configure, hf auth login)") from None
-        raise _Unreachable(f"the source does not answer ({type(error).__name__}: {first_line(error)})", where=where,
-                           hint="check the address and the network, and run the same again") from None
+        raise _user_error(error, where) from None
+
+
+def _user_error(error: Exception, where: str) -> UserError:
+    protocol, said, line = where.partition(":")[0], f"{type(error).__name__} {error}", first_line(error)
+    if isinstance(error, ImportError):
+        extra = protocol in ("hf", "s3", "s3a") or "fsspec" in said
+        return UserError(f"the package that reads {protocol}:// addresses is not installed ({line})", where=where,
+                         hint="pip install 'understudy[cloud]'" if extra else
+                         "pip install what it names, or fetch the files yourself and name their folder")
+    if isinstance(error, ValueError) and "Protocol not known" in said:
+        return UserError(f"addresses that start with {protocol}:// are not known", where=where,
+                         hint="known are hf, s3, gs, https and what else fsspec knows; or name a folder")
+    if isinstance(error, ValueError):
+        return _Unreachable(f"the answer cannot be read ({line})", where=where,
+                            hint="check the address and the network")
+    if isinstance(error, FileNotFoundError) or "NotFound" in said or "404" in said:
+        return UserError(f"there is nothing at this address ({line})", where=where,
+                         hint="check the address; a private one also takes the right to read it (HF_TOKEN, "
+                         "AWS_ACCESS_KEY_ID ...)")
+    if isinstance(error, PermissionError) or "redential" in said:
+        return UserError(f"you have no right to read it ({line})", where=where,
+                         hint="log in first (hf auth login, aws configure), or check the address")
+    return _Unreachable(f"the source does not answer ({type(error).__name__}: {line})", where=where,
+                        hint="check the address and the network, and run the same again")

@@ -8,25 +8,26 @@ of a record before it is used.
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ...core import DataError, Feature, UserError
+from ...core import DataError, Feature, UserError, role
 from ...files import write_json
 from .. import cache, video
 from ..episode import Dataset
 from ..sources import MemmapSource
 from . import sidecar
-from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name
+from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name, text_column
 from .key_map import add_column, metadata
 from .read_errors import damaged, read_json_object
 from .sidecar import ColumnEncoding, FormatCapability
@@ -34,7 +35,7 @@ from .sidecar import ColumnEncoding, FormatCapability
 _SHARD = 256 << 20  # bytes after which a new shard is begun
 SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _AS_LISTS = ("float32", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")  # nothing is rounded
-_CLASSES = "tensorflow_datasets.core.features."
+_FIRST_AND_LAST = ("steps/is_first", "steps/is_last")  # which say no more than how many steps there are
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class TfdsFeature:
     """One feature of features.json. `key` is its path, joined by "/", as in the records."""
 
     key: str
-    kind: Literal["tensor", "image", "text"]
+    kind: Literal["tensor", "image", "text", "unreadable"]
     dtype: str = "string"
     shape: tuple[int, ...] = ()
     encoding: str = "none"
@@ -54,13 +55,18 @@ class TfdsFeature:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether a step is one value of bytes instead of `size` numbers."""
+        return self.kind != "tensor" or self.encoding != "none"
 
     @property
     def column(self) -> str:
         """What it is called here."""
         head, _, rest = self.key.removeprefix("steps/").partition("/")
-        rest, kind = rest.replace("/", "."), {"image": "image", "text": "string"}.get(self.kind, self._kind)
+        rest, kind = rest.replace("/", "."), self.feature.kind
         if head == "observation":
             if kind == "string" and rest.endswith("instruction"):
                 return "task"
@@ -71,16 +77,16 @@ class TfdsFeature:
         return name if head == "action" else standard_name(name, "vector" if kind == "image" else kind)
 
     @property
-    def _kind(self) -> str:
-        return Feature.from_array(np.empty((0, *self.shape), self.dtype)).kind if self.dtype != "string" else "string"
-
-    @property
     def feature(self) -> Feature:
         if self.kind == "text":
             return Feature("string", (), "string")
         found = Feature.from_array(np.empty((0, *self.shape), self.dtype))
-        kind = "image" if self.kind == "image" else found.kind
-        return Feature(found.dtype, found.shape, kind, num_classes=self.num_classes and (self.num_classes,))
+        return replace(found, num_classes=(self.num_classes,) if self.num_classes else None)
+
+
+_METADATA = {bool: TfdsFeature("", "tensor", "bool"), int: TfdsFeature("", "tensor", "int64"),
+             float: TfdsFeature("", "tensor", "float64", encoding="bytes"), str: TfdsFeature("", "text")}
+_TERMINAL = TfdsFeature("steps/is_terminal", "tensor", "bool")
 
 
 class RldsSource(MemmapSource):
@@ -104,31 +110,31 @@ class RldsSource(MemmapSource):
         warnings: list[str] = []
         document = read_json_object(path / "features.json")
         try:
-            leaves = list(_leaves(document, "", warnings))
+            described = list(_leaves(document, "", warnings))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise damaged(f"these are not the features of a TFDS data set ({error!r})",
                           path / "features.json") from None
+        leaves = [leaf for leaf in described if leaf.kind != "unreadable"]
         if not any(leaf.is_step_feature for leaf in leaves):
             raise UserError("there are no steps with features", where=path / "features.json",
                             hint="RLDS data sets have a feature steps; convert others with their own library")
-        self._splits = _shards(path, self._info)
-        files = [file for _, shards in self._splits for file, _ in shards]
+        shards = _shards(path, self._info)
+        files = [file for file, _, _ in shards]
         if left := unlisted_files(path, files):
             warnings.append(f"{', '.join(left[:4])}{', ...' if len(left) > 4 else ''}: not named by dataset_info.json, "
                             "and left out")
         self.key = cache.files_digest([path / "features.json", *files], "rlds", final_step)
         self._maps_of: dict[Path, mmap.mmap] = {}
         self._checked: set[int] = set()
-        self._held: tuple[int, dict[str, _Values]] = (-1, {})
+        self._held: tuple[int, _Example] | None = None  # the record that was read last
         self._locations: list[tuple[Path, int, int, int, str]] = []  # file, number in it, first byte, bytes, split
-        for split, shards in self._splits:
-            for file, said in shards:
-                self._scan(file, said, split)
+        for shard in shards:
+            self._scan(*shard)
         if not self._locations:
             raise damaged("there are no episodes", path)
         self._count(leaves)
         self._assign_features(leaves, warnings)
-        self._doubts(warnings, tuple(_described(document, "")))
+        self._doubts(warnings, [leaf.key for leaf in described])
         self.metadata = metadata("rlds", path, warnings, str(self._info.get("version", "")))
 
     # -- where the records are --------------------------------------------------------------------------------------
@@ -139,7 +145,7 @@ class RldsSource(MemmapSource):
                 self._maps_of[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps_of[file]
 
-    def _scan(self, file: Path, said: int | None, split: str):
+    def _scan(self, file: Path, said: int, split: str):
         size, at, number = file.stat().st_size, 0, 0
         data = self._map(file) if size else b""
         while at < size:
@@ -155,26 +161,26 @@ class RldsSource(MemmapSource):
                 raise damaged(f"the file is cut short: {size - at - 16} of {length} bytes of the record", where)
             self._locations.append((file, number, at + 12, length, split))
             at, number = at + 16 + length, number + 1
-        if said is not None and number != said:
+        if number != said:
             raise damaged(f"it has {number} records, but dataset_info.json says {said}", file)
 
-    def _record(self, episode: int) -> dict[str, _Values]:
-        """What is in a record, by key; its checksum is right."""
-        if self._held[0] == episode:
+    def _record(self, episode: int) -> _Example:
+        """A record whose checksum is right."""
+        if self._held is not None and self._held[0] == episode:
             return self._held[1]
         file, _, at, length, _ = self._locations[episode]
         data = self._map(file)
         if episode not in self._checked:
-            if masked_crc32c(_pieces(data, at, length)) != struct.unpack_from("<I", data, at + length)[0]:
+            if masked_crc32c(data[at: at + length]) != struct.unpack_from("<I", data, at + length)[0]:
                 raise damaged("the checksum of the record is wrong", self._where(episode))
             self._checked.add(episode)
         self._held = episode, self._unchecked_record(episode)
         return self._held[1]
 
-    def _unchecked_record(self, episode: int) -> dict[str, _Values]:
-        """What is in a record, by key, without its checksum: for what looks into all records and reads little."""
+    def _unchecked_record(self, episode: int) -> _Example:
+        """A record without its checksum: for what looks into all records and reads little."""
         file, _, at, length, _ = self._locations[episode]
-        return _example(self._map(file), at, at + length, self._where(episode))
+        return _Example(self._map(file), at, at + length, self._where(episode))
 
     def _where(self, episode: int, key: str = "") -> str:
         file, number, *_ = self._locations[episode]
@@ -186,10 +192,8 @@ class RldsSource(MemmapSource):
         leaf = min(fixed, key=lambda f: (f.key != "steps/is_first", f.kind != "tensor", f.size))
         steps = []
         for e in range(len(self._locations)):
-            values = self._unchecked_record(e).get(leaf.key)
-            count = 0 if values is None else len(values.parts() if leaf.kind != "tensor" or leaf.encoding != "none"
-                                                 else values.numbers())
-            each = 1 if leaf.kind != "tensor" or leaf.encoding != "none" else leaf.size
+            values = self._unchecked_record(e)[leaf.key]
+            count, each = (len(values.parts()), 1) if leaf.is_bytes else (len(values.numbers()), leaf.size)
             if count % each or count < each:
                 raise damaged(f"{leaf.key} must have {each} values for each step, but has {count}", self._where(e))
             if count // each <= self._shift:
@@ -204,19 +208,19 @@ class RldsSource(MemmapSource):
         self._leaf: dict[str, TfdsFeature] = {}
         keys: dict[str, str] = {}
         self._meta_leaves = [leaf for leaf in leaves if not leaf.is_step_feature and leaf.kind != "image"]
-        self._ends = any(leaf.key == "steps/is_terminal" for leaf in leaves)
+        self._ends = any(leaf.key == _TERMINAL.key for leaf in leaves)
         for leaf in leaves:
-            if not leaf.is_step_feature or leaf.key in ("steps/is_first", "steps/is_last"):
+            if not leaf.is_step_feature or leaf.key in _FIRST_AND_LAST:
                 continue
-            if leaf.kind == "image":
-                leaf = self._camera(leaf, warnings)
-                if leaf is None:
-                    continue
-            if leaf.column == "task" and "task" in keys:
+            found = self._camera(leaf, warnings) if leaf.kind == "image" else leaf
+            if found is None:
+                continue
+            column = found.column
+            if column == "task" and "task" in keys:
                 warnings.append(f"{leaf.key} is left out: task is {keys['task']}")
                 continue
-            add_column(keys, leaf.column, leaf.key, self.path / "features.json")
-            self.schema[leaf.column], self._leaf[leaf.column] = leaf.feature, leaf
+            add_column(keys, column, leaf.key, self.path / "features.json")
+            self.schema[column], self._leaf[column] = found.feature, found
         if self._ends:
             self.schema["next.terminated"] = self.schema["next.truncated"] = Feature("bool", ())
         self.row_counts = {n: self.lengths + (self._shift and n.startswith("observation.")) for n in self.schema}
@@ -224,39 +228,34 @@ class RldsSource(MemmapSource):
     def _camera(self, leaf: TfdsFeature, warnings) -> TfdsFeature | None:
         """With its size, from the first frame where features.json does not say. Cameras that were absent in all
         episodes are left out; in some, their frames are black."""
-        there, first = [], None
-        for e in range(len(self._locations)):
-            values = self._unchecked_record(e).get(leaf.key)
-            frame = b"" if values is None else values.first()
-            there.append(bool(frame))
-            first = first or (frame and (e, frame))
-        if first is None or not first:
+        episodes = range(len(self._locations))
+        missing = [e for e in episodes if not self._unchecked_record(e)[leaf.key].first()]
+        if len(missing) == len(episodes):
             warnings.append(f"{leaf.key} is left out: it has no image in any episode")
             return None
-        if not all(there):
-            missing = [e for e, yes in enumerate(there) if not yes]
+        if missing:
             warnings.append(f"{leaf.key} has no image in episodes {format_list(missing)}: its frames there are black")
         if -1 not in leaf.shape and len(leaf.shape) == 3:
             return leaf
         channels = leaf.shape[2] if len(leaf.shape) == 3 and leaf.shape[2] > 0 else 3
-        image = video.decode_image(first[1], channels, f"{self._where(first[0], leaf.key)}, frame 0")
-        return TfdsFeature(leaf.key, "image", leaf.dtype, image.shape)
+        e = next(e for e in episodes if e not in missing)
+        frame = self._unchecked_record(e)[leaf.key].first()
+        return replace(leaf, shape=video.decode_image(frame, channels, f"{self._where(e, leaf.key)}, frame 0").shape)
 
     def _doubts(self, warnings, described):
         """What the flags, the last actions and the names of what is recorded say."""
         odd, still, moved, keys = [], True, False, set()
-        actions = [self._leaf[n] for n in self.schema if n.split(".")[0] == "action" and n in self._leaf
-                   and self._leaf[n].encoding == "none" and self._leaf[n].kind == "tensor"]
+        actions = [leaf for name, leaf in self._leaf.items() if role(name) == "action" and not leaf.is_bytes]
         for e in range(len(self._locations)):
             found = self._unchecked_record(e)
             keys |= found.keys()
             last = int(self._steps[e]) - 1
-            for key, row in (("steps/is_first", 0), ("steps/is_last", last)):
-                flags = found[key].numbers() if key in found else None
-                if flags is not None and len(flags) and np.flatnonzero(flags).tolist() != [row]:
+            for key, row in zip(_FIRST_AND_LAST, (0, last), strict=True):
+                flags = found[key].numbers()
+                if len(flags) and np.flatnonzero(flags).tolist() != [row]:
                     odd.append(e)
             for leaf in actions:
-                values = found[leaf.key].numbers() if leaf.key in found else np.zeros(0)
+                values = found[leaf.key].numbers()
                 tail = values[-leaf.size:]
                 still &= bool(((tail == 0) | np.isnan(tail)).all())
                 moved |= bool(np.any(values[:-leaf.size] != 0))
@@ -280,84 +279,67 @@ class RldsSource(MemmapSource):
 
     def _numbers(self, name, e) -> np.ndarray:
         if name in ("next.terminated", "next.truncated") and self._ends:
-            ends = self._tensor(self._terminal, e).astype(bool)
+            ends = self._tensor(_TERMINAL, e).astype(bool)
             ends = np.append(ends[:-2], ends[-1]) if self._shift else ends  # the last step says how it ended
-            if name == "next.truncated":
-                return (np.arange(len(ends)) == len(ends) - 1) & ~ends
-            return ends
+            return _truncated(ends) if name == "next.truncated" else ends
         values = self._tensor(self._leaf[name], e)
         return values[: int(self.rows(name)[e])]
 
-    @cached_property
-    def _terminal(self) -> TfdsFeature:
-        return TfdsFeature("steps/is_terminal", "tensor", "bool")
-
     def _tensor(self, leaf: TfdsFeature, e: int) -> np.ndarray:
         """(steps of the record, *shape)."""
-        return _tensor(leaf, self._record(e).get(leaf.key), int(self._steps[e]), self._where(e, leaf.key))
+        return _tensor(leaf, self._record(e)[leaf.key], int(self._steps[e]))
 
     def read_text(self, name, episode):
-        leaf, rows = self._leaf[name], int(self.rows(name)[episode])
-        texts = self._texts(leaf, episode)[:rows]
-        if len(set(texts)) == 1:
-            return np.broadcast_to(np.array(texts[:1], np.str_), (rows,))
-        return np.array(texts, np.str_)
-
-    def _texts(self, leaf, e) -> list[str]:
-        parts = self._parts(leaf, e)
+        where = self.location(name, episode)
         try:
-            return [p.decode() for p in parts]
+            return text_column([p.decode() for p in self._parts(name, episode)])
         except UnicodeDecodeError as error:
-            raise damaged(f"the text is not UTF-8: {error.object[:20]!r}", self._where(e, leaf.key)) from None
+            raise damaged(f"the text is not UTF-8: {error.object[:20]!r}", where) from None
 
-    def _parts(self, leaf, e) -> list[bytes]:
-        values = self._record(e).get(leaf.key)
-        parts = [] if values is None else values.parts()
+    def _parts(self, name, e) -> list[bytes]:
+        """The values of a column of bytes, one for each of its rows."""
+        parts = self._record(e)[self._leaf[name].key].parts()
         if len(parts) != self._steps[e]:
-            raise damaged(f"there are {len(parts)} values for {self._steps[e]} steps", self._where(e, leaf.key))
-        return parts
+            raise damaged(f"there are {len(parts)} values for {self._steps[e]} steps", self.location(name, e))
+        return parts[: int(self.rows(name)[e])]
 
     def frames(self, name, episode):
         leaf, shape = self._leaf[name], self.schema[name].shape
         if leaf.kind != "image":
             yield from enumerate(self._tensor(leaf, episode)[: int(self.rows(name)[episode])])
             return
-        for row, data in enumerate(self._parts(leaf, episode)[: int(self.rows(name)[episode])]):
-            where = f"{self._where(episode, leaf.key)}, frame {row}"
-            image = video.decode_image(data, shape[2], where) if data else np.zeros(shape, np.uint8)
-            if image.shape != shape:
-                raise damaged(f"the image has the shape {image.shape} instead of {shape}", where)
-            yield row, image
+        for row, data in enumerate(self._parts(name, episode)):
+            where = f"{self.location(name, episode)}, frame {row}"
+            yield row, video.decode_frame(data, shape, where) if data else np.zeros(shape, np.uint8)
 
     def location(self, name, episode):
         return self._where(episode, self._leaf[name].key if name in self._leaf else name)
 
     def episode_metadata(self, episode):
-        facts: dict[str, Any] = {"split": self._locations[episode][-1]} if len(self._splits) > 1 else {}
+        facts: dict[str, Any] = {"split": self._locations[episode][-1]} if len(self._info["splits"]) > 1 else {}
         for leaf in self._meta_leaves:
-            values = self._record(episode).get(leaf.key)
+            record = self._record(episode)
             name = leaf.key.removeprefix("episode_metadata/").replace("/", ".")
             if leaf.kind == "text":
-                parts = [] if values is None else values.parts()
-                facts[name] = parts[0].decode(errors="replace") if parts else ""
-            elif values is not None:
-                facts[name] = _tensor(leaf, values, 1, self._where(episode, leaf.key))[0].tolist()
+                facts[name] = record[leaf.key].first().decode(errors="replace")
+            elif leaf.key in record:
+                facts[name] = _tensor(leaf, record[leaf.key], 1)[0].tolist()
         return facts
 
 
-def _tensor(leaf: TfdsFeature, values: _Values | None, rows: int, where: str) -> np.ndarray:
+def _tensor(leaf: TfdsFeature, values: _Values, rows: int) -> np.ndarray:
     dtype = np.dtype(leaf.dtype)
     try:
         if leaf.encoding == "none":
-            found = np.zeros(0, dtype) if values is None else values.numbers().astype(dtype)
+            found = values.numbers().astype(dtype)
         else:
             unpack = zlib.decompress if leaf.encoding == "zlib" else bytes
-            data = b"".join(unpack(p) for p in ([] if values is None else values.parts()))
+            data = b"".join(unpack(p) for p in values.parts())
             found = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
     except (zlib.error, ValueError) as error:
-        raise damaged(f"the numbers cannot be read ({error})", where) from None
+        raise damaged(f"the numbers cannot be read ({error})", values.where) from None
     if len(found) != rows * leaf.size:
-        raise damaged(f"there are {len(found)} numbers instead of {rows} times {leaf.size}", where)
+        raise damaged(f"there are {len(found)} numbers instead of {rows} times {leaf.size}", values.where)
     return found.reshape(rows, *leaf.shape)
 
 
@@ -365,6 +347,7 @@ def _tensor(leaf: TfdsFeature, values: _Values | None, rows: int, where: str) ->
 
 
 def _leaves(node: Mapping, key: str, warnings: list[str]) -> Iterator[TfdsFeature]:
+    left_out = ""
     if "featuresDict" in node:
         for name, child in (node["featuresDict"].get("features") or {}).items():
             yield from _leaves(child, f"{key}/{name}" if key else name, warnings)
@@ -379,7 +362,7 @@ def _leaves(node: Mapping, key: str, warnings: list[str]) -> Iterator[TfdsFeatur
         if dtype in ("string", "object") and not shape:
             yield TfdsFeature(key, "text")
         elif -1 in shape or dtype in ("string", "object", "bfloat16") or encoding not in ("none", "bytes", "zlib"):
-            warnings.append(f"{key} is left out: {dtype} {shape} {encoding} has no one shape of numbers")
+            left_out = f"{dtype} {shape} {encoding} has no one shape of numbers"
         elif np.dtype(dtype).name != dtype:  # NumPy takes short names too, "?" for one
             raise ValueError(f"{key} of dtype {dtype!r}")
         else:
@@ -387,8 +370,7 @@ def _leaves(node: Mapping, key: str, warnings: list[str]) -> Iterator[TfdsFeatur
     elif "image" in node:
         image = node["image"]
         if image.get("dtype", "uint8") != "uint8" or image.get("encodingFormat", "png") not in ("png", "jpeg", ""):
-            warnings.append(f"{key} is left out: images of {image.get('dtype')} {image.get('encodingFormat')} are not "
-                            "read")
+            left_out = f"images of {image.get('dtype')} {image.get('encodingFormat')} are not read"
         else:
             yield TfdsFeature(key, "image", "uint8", _shape(image) or (-1, -1, 3))
     elif "text" in node:
@@ -398,31 +380,19 @@ def _leaves(node: Mapping, key: str, warnings: list[str]) -> Iterator[TfdsFeatur
         yield TfdsFeature(key, "tensor", "int64", (), num_classes=count or None)
     else:
         kind = next((k for k in node if k != "pythonClassName"), "nothing")
-        warnings.append(f"{key} is left out: a feature of kind {kind} has no fixed shape a step")
-
-
-def _described(node: Mapping, key: str) -> Iterator[str]:
-    """The keys of all features, of those that are left out too."""
-    if "featuresDict" in node:
-        for name, child in (node["featuresDict"].get("features") or {}).items():
-            yield from _described(child, f"{key}/{name}" if key else name)
-    elif key == "steps":
-        yield from _described(node["sequence"]["feature"], key)
-    else:
-        yield key
+        left_out = f"a feature of kind {kind} has no fixed shape a step"
+    if left_out:
+        warnings.append(f"{key} is left out: {left_out}")
+        yield TfdsFeature(key, "unreadable")
 
 
 def _shape(node) -> tuple[int, ...]:
     return tuple(int(n) for n in (node.get("shape") or {}).get("dimensions", ()))
 
 
-def _shards(path: Path, info: Mapping) -> list[tuple[str, list[tuple[Path, int | None]]]]:
-    """(split, its files with the number of records that each should have)."""
-    where, kind = path / "dataset_info.json", info.get("fileFormat") or "tfrecord"
-    if kind != "tfrecord":
-        raise UserError(f"files of format {kind} are not read, only tfrecord", where=where,
-                        hint="tfds convert_format --dataset_dir=SRC --out_file_format=tfrecord --out_path=DST")
-    splits = info.get("splits")
+def _shards(path: Path, info: Mapping) -> list[tuple[Path, int, str]]:
+    """The files, with the number of records that each should have, and the split of each."""
+    where, splits = path / "dataset_info.json", info.get("splits")
     if not isinstance(splits, list) or not splits or not all(isinstance(s, dict) for s in splits):
         raise damaged("there are no splits", where)
     name, out = str(info.get("name") or path.parent.name), []
@@ -435,7 +405,7 @@ def _shards(path: Path, info: Mapping) -> list[tuple[str, list[tuple[Path, int |
         for i, (file, _) in enumerate(files):
             if not file.is_file():
                 raise damaged(f"shard {i} of split {split.get('name')} is missing", file)
-        out.append((str(split.get("name")), files))
+        out += [(file, count, str(split.get("name"))) for file, count in files]
     return out
 
 
@@ -462,68 +432,72 @@ def unlisted_files(path: Path, files: Iterable[Path]) -> list[str]:
 
 
 class _Values:
-    """One list of an Example: where its bytes are."""
+    """One list of an Example, whose bytes are at `start` to `end` of `data`."""
 
-    def __init__(self, data, at: int, end: int, where: str):
-        self._data, self._at, self._end, self._where = data, at, end, where
-
-    @cached_property
-    def _list(self) -> tuple[int, int, int]:
-        """(kind, first byte, end): 1 bytes, 2 float32, 3 int64; 0 for none."""
-        found = (0, 0, 0)
-        for field, wire, at, end in _fields(self._data, self._at, self._end, self._where):
+    def __init__(self, data, start: int, end: int, where: str):
+        self._data, self.where = data, where
+        self._kind = 0  # 1 bytes, 2 float32, 3 int64; 0 for none
+        self._start = self._end = start
+        for field, wire, a, b in _fields(data, start, end, where):
             if field in (1, 2, 3) and wire == 2:
-                found = field, at, end
-        return found
+                self._kind, self._start, self._end = field, a, b
+
+    def _items(self) -> Iterator[tuple[int, int, int]]:
+        """(wire type, first byte, end) of each value, or of all that are packed together."""
+        fields = _fields(self._data, self._start, self._end, self.where)
+        return ((wire, a, b) for field, wire, a, b in fields if field == 1)
+
+    def _iter_parts(self) -> Iterator[bytes]:
+        if self._kind not in (0, 1):
+            raise damaged("these are numbers, not text or bytes", self.where)
+        return (self._data[a:b] for wire, a, b in self._items() if wire == 2)
 
     def parts(self) -> list[bytes]:
-        kind, at, end = self._list
-        if kind not in (0, 1):
-            raise damaged("these are numbers, not text or bytes", self._where)
-        return [self._data[a:b] for f, w, a, b in _fields(self._data, at, end, self._where) if (f, w) == (1, 2)]
+        return list(self._iter_parts())
 
     def first(self) -> bytes:
-        kind, at, end = self._list
-        ranges = _fields(self._data, at, end, self._where) if kind == 1 else ()
-        return next((self._data[a:b] for _, _, a, b in ranges), b"")
+        """The first of the parts, b"" if there are none."""
+        return next(self._iter_parts(), b"")
 
     def numbers(self) -> np.ndarray:
         """float32 or int64, packed (as everybody writes them) or one by one."""
-        kind, at, end = self._list
-        if kind == 1:
-            raise damaged("this is text or bytes, not numbers", self._where)
-        out = []
-        for field, wire, a, b in _fields(self._data, at, end, self._where):
-            if field == 1 and wire == 2:
-                out.append(self._floats(a, b) if kind == 2 else _varints(self._data[a:b], self._where))
-            elif field == 1 and (kind, wire) == (2, 5):
-                out.append(self._floats(a, b))
-            elif field == 1 and (kind, wire) == (3, 0):
-                out.append(_varints(self._data[a:b], self._where))
-        return np.concatenate(out) if out else np.zeros(0, np.float32 if kind == 2 else np.int64)
+        if self._kind == 1:
+            raise damaged("this is text or bytes, not numbers", self.where)
+        if self._kind == 2:
+            out = [self._floats(a, b) for wire, a, b in self._items() if wire in (2, 5)]
+        else:
+            out = [_varints(self._data[a:b], self.where) for wire, a, b in self._items() if wire in (2, 0)]
+        return np.concatenate(out) if out else np.zeros(0, np.float32 if self._kind == 2 else np.int64)
 
-    def _floats(self, at, end):
-        if (end - at) % 4:
-            raise _broken(self._where)
-        return np.frombuffer(self._data, "<f4", (end - at) // 4, at)
+    def _floats(self, start, end):
+        if (end - start) % 4:
+            raise _broken(self.where)
+        return np.frombuffer(self._data, "<f4", (end - start) // 4, start)
 
 
-def _example(data, at: int, end: int, where: str) -> dict[str, _Values]:
-    out = {}
-    for field, wire, a, b in _fields(data, at, end, where):
-        if (field, wire) != (1, 2):
-            continue
-        for entry, kind, c, d in _fields(data, a, b, where):
-            if (entry, kind) != (1, 2):
-                continue
-            key, value = "", (0, 0)
-            for f, w, e, g in _fields(data, c, d, where):
-                if (f, w) == (1, 2):
-                    key = data[e:g].decode(errors="replace")
-                elif (f, w) == (2, 2):
-                    value = e, g
-            out[key] = _Values(data, *value, f"{where}, {key}")
-    return out
+class _Example(dict[str, _Values]):
+    """The lists of a record, by key. A list that is not there is empty."""
+
+    def __init__(self, data, start: int, end: int, where: str):
+        super().__init__()
+        self._where = where
+        for a, b in _messages(data, start, end, where):
+            for c, d in _messages(data, a, b, where):
+                key, value = "", (0, 0)
+                for field, wire, e, f in _fields(data, c, d, where):
+                    if (field, wire) == (1, 2):
+                        key = data[e:f].decode(errors="replace")
+                    elif (field, wire) == (2, 2):
+                        value = e, f
+                self[key] = _Values(data, *value, f"{where}, {key}")
+
+    def __missing__(self, key: str) -> _Values:
+        return _Values(b"", 0, 0, f"{self._where}, {key}")
+
+
+def _messages(data, start: int, end: int, where: str) -> Iterator[tuple[int, int]]:
+    """(first byte, end) of each message that is field 1 of a message."""
+    return ((a, b) for field, wire, a, b in _fields(data, start, end, where) if (field, wire) == (1, 2))
 
 
 def _fields(data, at: int, end: int, where: str) -> Iterator[tuple[int, int, int, int]]:
@@ -573,21 +547,14 @@ def _broken(where) -> DataError:
     return damaged("this is not a tf.train.Example", where)
 
 
-def _pieces(data, at: int, length: int) -> Iterator[bytes]:
-    for begin in range(at, at + length, 1 << 20):
-        yield data[begin: min(begin + (1 << 20), at + length)]
-
-
-def masked_crc32c(pieces: bytes | Iterable[bytes]) -> int:
+def masked_crc32c(data: bytes) -> int:
     """The checksum of tfrecord: CRC-32C (Castagnoli), rotated by 15 bits, plus a constant."""
     try:
         import google_crc32c
     except ImportError:
         raise UserError("reading tfrecord needs the package google-crc32c, which is not installed",
                         hint="pip install 'understudy[formats]'") from None
-    crc = 0
-    for piece in [pieces] if isinstance(pieces, bytes) else pieces:
-        crc = google_crc32c.extend(crc, piece)
+    crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -609,42 +576,37 @@ class _StoragePlan:
     has_end_flags: bool
 
     def document(self) -> dict:
-        tree: dict[str, Any] = {}
-        for leaf in (
-            *self.leaves.values(),
-            *(TfdsFeature(f"steps/{k}", "tensor", "bool") for k in ("is_first", "is_last")),
-            *self.metadata.values(),
-        ):
-            *groups, name = leaf.key.split("/")
-            node = tree
+        """What features.json holds."""
+        document = _features_dict()
+        flags = [TfdsFeature(key, "tensor", "bool") for key in _FIRST_AND_LAST]
+        for leaf in (*self.leaves.values(), *flags, *self.metadata.values()):
+            node, (*groups, name) = document, leaf.key.split("/")
             for group in groups:
-                node = node.setdefault(group, {})
-            node[name] = leaf
-        return _group(tree)
+                empty = _features_dict()
+                if group == "steps":
+                    empty = _json("dataset_feature.Dataset", "sequence", {"feature": empty, "length": "-1"})
+                node = node["featuresDict"]["features"].setdefault(group, empty)
+                node = node["sequence"]["feature"] if group == "steps" else node
+            node["featuresDict"]["features"][name] = _leaf_json(leaf)
+        return document
 
 
-def _group(tree: Mapping) -> dict:
-    features = {}
-    for name, node in tree.items():
-        if isinstance(node, TfdsFeature):
-            features[name] = _leaf(node)
-        elif name == "steps":
-            features[name] = {"pythonClassName": _CLASSES + "dataset_feature.Dataset",
-                              "sequence": {"feature": _group(node), "length": "-1"}}
-        else:
-            features[name] = _group(node)
-    return {"pythonClassName": _CLASSES + "features_dict.FeaturesDict", "featuresDict": {"features": features}}
+def _json(name: str, key: str, value: dict) -> dict:
+    return {"pythonClassName": f"tensorflow_datasets.core.features.{name}", key: value}
 
 
-def _leaf(leaf: TfdsFeature) -> dict:
+def _features_dict() -> dict:
+    return _json("features_dict.FeaturesDict", "featuresDict", {"features": {}})
+
+
+def _leaf_json(leaf: TfdsFeature) -> dict:
     shape = {"dimensions": [str(n) for n in leaf.shape]} if leaf.shape else {}
     if leaf.kind == "text":
-        return {"pythonClassName": _CLASSES + "text_feature.Text", "text": {}}
+        return _json("text_feature.Text", "text", {})
     if leaf.kind == "image":
-        return {"pythonClassName": _CLASSES + "image_feature.Image",
-                "image": {"shape": shape, "dtype": "uint8", "encodingFormat": "png"}}
-    return {"pythonClassName": _CLASSES + "tensor_feature.Tensor",
-            "tensor": {"shape": shape, "dtype": leaf.dtype, "encoding": leaf.encoding}}
+        return _json("image_feature.Image", "image", {"shape": shape, "dtype": "uint8", "encodingFormat": "png"})
+    return _json("tensor_feature.Tensor", "tensor",
+                 {"shape": shape, "dtype": leaf.dtype, "encoding": leaf.encoding})
 
 
 def capability(data: Dataset) -> FormatCapability:
@@ -653,81 +615,73 @@ def capability(data: Dataset) -> FormatCapability:
                for n, leaf in plan.leaves.items()}
     if plan.has_end_flags:
         columns["next.truncated"] = ColumnEncoding("next.truncated", "bool", ())
-    read = [leaf.column for leaf in _leaves(plan.document(), "", []) if leaf.is_step_feature
-            and leaf.key not in ("steps/is_first", "steps/is_last")]
-    reads = read + ["next.truncated"] if plan.has_end_flags or "next.terminated" in read else read
+    reads = [leaf.column for leaf in _leaves(plan.document(), "", []) if leaf.is_step_feature
+             and leaf.key not in _FIRST_AND_LAST]
+    if "next.terminated" in reads:
+        reads.append("next.truncated")
     return FormatCapability(columns, metadata_keys=frozenset(plan.metadata), read_columns=tuple(reads))
 
 
 def _plan(data: Dataset) -> _StoragePlan:
-    features = data.features()
-    ends = _ends(data, features)
+    features, ends = data.features(), _ends(data)
     leaves = {}
-    plain = {n: f for n, f in features.items() if n not in ("next.terminated", "next.truncated", "action")
-             and not n.startswith("action.") and f.size and (f.kind != "string" or not f.shape)
-             and is_plain_flag(data, n)}
-
-    def leaf(name, f, key):
-        if f.kind == "string":
-            return TfdsFeature(key, "text")
-        if f.kind == "image" and f.shape[2] in (1, 3, 4) and name.startswith("observation."):
-            return TfdsFeature(key, "image", "uint8", f.shape)
-        return TfdsFeature(key, "tensor", f.dtype, f.shape, "none" if f.dtype in _AS_LISTS else "bytes")
-
-    def path(name, short):
-        if name.startswith("observation."):
-            return f"steps/observation/{short}"
-        return f"steps/{'language_instruction' if name == 'task' else short}"
-
-    actions = {n: f for n, f in features.items() if n.startswith("action.") and f.size and f.kind != "string"}
-    if "action" in features and features["action"].size and features["action"].kind != "string":
-        actions = {"action": features["action"]}
+    actions = {n: f for n, f in features.items() if role(n) == "action" and f.size and f.kind != "string"}
+    if "action" in actions:
+        actions = {"action": actions["action"]}
     for name, f in actions.items():
         if re.fullmatch(r"action(\.[\w\-][\w.\-]*)?", name):
-            leaves[name] = leaf("action", f, "steps/" + name.replace(".", "/", 1))
+            leaves[name] = _step_feature(f, "steps/" + name.replace(".", "/", 1))
+    plain = {n: f for n, f in features.items() if n not in ("next.terminated", "next.truncated")
+             and role(n) != "action" and f.size and (f.kind != "string" or not f.shape) and is_plain_flag(data, n)}
     reserved = {"is_first", "is_last", "is_terminal", "action", "observation"}
-    for group in (True, False):  # those of observations have a namespace of their own
-        some = {n: f for n, f in plain.items() if n.startswith("observation.") == group}
-        for name, short in shortest_keys(some, lambda key, f, g=group: _read_as(key, f, g, leaf)).items():
-            made = leaf(name, some[name], path(name, short))
+    for group in ("observation/", ""):  # those of observations have a namespace of their own
+
+        def leaf(key, f, group=group):
+            return _step_feature(f, f"steps/{group}{'language_instruction' if key == 'task' else key}")
+
+        some = {n: f for n, f in plain.items() if (role(n) == "observation") == bool(group)}
+        for name, short in shortest_keys(some, lambda key, f: leaf(key, f).column).items():
+            made = leaf(short, some[name])
             taken = {"next.terminated", "next.truncated", *(at.column for at in leaves.values())}
             if made.column not in taken and (group or short not in reserved):
                 leaves[name] = made
     if ends:
-        leaves["next.terminated"] = TfdsFeature("steps/is_terminal", "tensor", "bool")
+        leaves["next.terminated"] = _TERMINAL
     return _StoragePlan({n: leaves[n] for n in features if n in leaves}, _metadata_features(data), ends)
 
 
-def _read_as(key, f, observed, leaf) -> str:
-    prefix = "steps/observation/" if observed else "steps/"
-    name = "observation." if observed else ""
-    return leaf(name, f, prefix + ("language_instruction" if key == "task" else key)).column
+def _step_feature(f: Feature, key: str) -> TfdsFeature:
+    if f.kind == "string":
+        return TfdsFeature(key, "text")
+    if f.kind == "image" and f.shape[2] in (1, 3, 4) and key.startswith("steps/observation/"):
+        return TfdsFeature(key, "image", "uint8", f.shape)
+    return TfdsFeature(key, "tensor", f.dtype, f.shape, "none" if f.dtype in _AS_LISTS else "bytes")
 
 
-def _ends(data, features) -> bool:
+def _ends(data) -> bool:
     """Whether the flags are those that RLDS can say: an episode that did not terminate was truncated at its end."""
-    names = ("next.terminated", "next.truncated")
+    names, features = ("next.terminated", "next.truncated"), data.features()
     if not all(n in features and (features[n].dtype, features[n].shape) == ("bool", ()) for n in names):
         return False
-    return all(np.array_equal(np.asarray(e.steps[names[1]])[: len(e)],
-                              (np.arange(len(e)) == len(e) - 1) & ~np.asarray(e.steps[names[0]])[: len(e)])
-               for e in data)
+    flags = ((np.asarray(e.steps[n])[: len(e)] for n in names) for e in data)
+    return all(np.array_equal(cut, _truncated(ended)) for ended, cut in flags)
+
+
+def _truncated(ends: np.ndarray) -> np.ndarray:
+    """The flags next.truncated of an episode, from its flags next.terminated."""
+    return (np.arange(len(ends)) == len(ends) - 1) & ~ends
 
 
 def _metadata_features(data: Dataset) -> dict[str, TfdsFeature]:
     """Facts that all episodes have, as one kind of plain value."""
-    first, out = dict(data[0].metadata), {}
-    kinds = {bool: "bool", int: "int64", float: "float64", str: "string"}
-    for key, value in first.items():
-        kind = kinds.get(type(value))
-        if kind is None or key == "split" or not re.fullmatch(r"\w+", key) or not all(
-                type(e.metadata.get(key)) is type(value) for e in data):
+    out = {}
+    for key, value in data[0].metadata.items():
+        path, values = f"episode_metadata/{key}", [e.metadata.get(key) for e in data]
+        kind = _METADATA.get(type(value)) if {type(v) for v in values} == {type(value)} else None
+        if kind is None or key == "split" or not re.fullmatch(r"\w+", key):
             continue
-        if kind == "int64" and not all(-2**63 <= e.metadata[key] < 2**63 for e in data):
-            continue
-        path = f"episode_metadata/{key}"
-        out[key] = TfdsFeature(path, "text") if kind == "string" else TfdsFeature(
-            path, "tensor", kind, (), "bytes" if kind == "float64" else "none")
+        if kind.dtype != "int64" or all(-2**63 <= int(v or 0) < 2**63 for v in values):
+            out[key] = replace(kind, key=path)
     return out
 
 
@@ -742,23 +696,17 @@ def write(data: Dataset, path: str | Path) -> None:
     name = name if name[0].isalpha() else f"d_{name}"
     with sidecar.new_folder(path, data, capability(data)) as part:
         counts, size, out = [], 0, None
-        lengths = data.lengths
-        try:
-            for e, episode in enumerate(data):
+        with ExitStack() as shard:
+            for episode, length in zip(data, data.lengths.tolist(), strict=True):
                 if out is None or out.tell() >= _SHARD:
-                    if out is not None:
-                        out.close()
-                    out = open(part / f"{len(counts)}.tfrecord", "wb")  # noqa: SIM115
+                    shard.close()
+                    out = shard.enter_context(open(part / f"{len(counts)}.tfrecord", "wb"))
                     counts.append(0)
-                record = _encode(plan, episode, int(lengths[e]))
-                head = struct.pack("<Q", len(record))
-                out.write(
-                    head + struct.pack("<I", masked_crc32c(head)) + record + struct.pack("<I", masked_crc32c(record))
-                )
-                counts[-1], size = counts[-1] + 1, size + len(record) + 16
-        finally:
-            if out is not None:
-                out.close()
+                record = _encode(plan, episode, length)
+                for piece in (struct.pack("<Q", len(record)), record):
+                    out.write(piece + struct.pack("<I", masked_crc32c(piece)))
+                counts[-1] += 1
+                size += len(record) + 16
         for i in range(len(counts)):
             (part / f"{i}.tfrecord").rename(part / f"{name}-train.tfrecord-{i:05d}-of-{len(counts):05d}")
         write_json(part / "features.json", plan.document())
@@ -769,11 +717,10 @@ def write(data: Dataset, path: str | Path) -> None:
 
 
 def _encode(plan: _StoragePlan, episode, length: int) -> bytes:
-    entries = {}
-    for name, leaf in plan.leaves.items():
-        entries[leaf.key] = _list_of(leaf, np.asarray(episode.steps[name])[:length])
-    for key, row in (("is_first", 0), ("is_last", length - 1)):
-        entries[f"steps/{key}"] = _ints(np.arange(length) == row)
+    entries = {leaf.key: _list_of(leaf, np.asarray(episode.steps[name])[:length])
+               for name, leaf in plan.leaves.items()}
+    for key, row in zip(_FIRST_AND_LAST, (0, length - 1), strict=True):
+        entries[key] = _ints(np.arange(length) == row)
     for key, leaf in plan.metadata.items():
         entries[leaf.key] = _list_of(leaf, np.array([episode.metadata[key]]))
     body = b"".join(_field(1, _field(1, key.encode()) + _field(2, entries[key])) for key in sorted(entries))

@@ -111,8 +111,8 @@ def conversion_losses(data: Dataset, capability: FormatCapability) -> list[Conve
             out.append(ConversionLoss(name, "that no row follows the last action: its last row is written twice"))
         if f.names and not capability.component_names:
             out.append(ConversionLoss(name, "the names of its components"))
-        if declared[name].num_classes and not capability.component_names:
-            out.append(ConversionLoss(name, f"how many choices there are, {', '.join(map(str, f.num_classes))}"))
+        if (classes := declared[name].num_classes) and not capability.component_names:
+            out.append(ConversionLoss(name, f"how many choices there are, {', '.join(map(str, classes))}"))
         if f.kind != _kind(f) and not capability.component_names:
             out.append(ConversionLoss(name, f"that it is of kind {f.kind}"))
         if f.unit and not capability.units:
@@ -121,12 +121,8 @@ def conversion_losses(data: Dataset, capability: FormatCapability) -> list[Conve
         out.append(ConversionLoss("fps", f"{data.fps:g} steps a second"))
     if data.metadata.get("robot_type") and not capability.robot_type:
         out.append(ConversionLoss("robot_type", str(data.metadata["robot_type"])))
-    keys = dict.fromkeys(key for e in data for key in e.metadata)
-    return out + [
-        ConversionLoss(f"metadata.{key}", "a fact of the episodes")
-        for key in keys
-        if key not in capability.metadata_keys
-    ]
+    keys = dict.fromkeys(key for e in data for key in e.metadata if key not in capability.metadata_keys)
+    return out + [ConversionLoss(f"metadata.{key}", "a fact of the episodes") for key in keys]
 
 
 def _kind(f: Feature) -> str:
@@ -142,9 +138,7 @@ def sidecar_path(path: Path) -> Path:
 def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> None:
     """Writes the sidecar file of the data set at `path`, if it has anything to store."""
     features, lengths = data.features(), data.lengths
-    if not conversion_losses(data, capability) and (
-        capability.read_columns is None or capability.read_columns == tuple(features)
-    ):
+    if not conversion_losses(data, capability) and capability.read_columns in (None, tuple(features)):
         return
     document = {
         "version": 1, "fps": data.fps, "robot_type": data.metadata.get("robot_type"),
@@ -201,10 +195,8 @@ def apply_sidecar(path: Path, data: Dataset) -> Dataset:
                         hint="a newer understudy wrote this: update, or move the file away to read the data without it")
     said, source = arrays.read_array("lengths"), data.source
     if not np.array_equal(said, source.lengths):
-        warning = (
-            f"{sidecar_path(path).name} is about {len(said)} episodes and {int(said.sum())} steps, the data have "
-            f"{len(source.lengths)} and {int(source.lengths.sum())}: it is left aside"
-        )
+        warning = (f"{sidecar_path(path).name} is about {len(said)} episodes and {int(said.sum())} steps, the data "
+                   f"have {len(source.lengths)} and {int(source.lengths.sum())}: it is left aside")
         warnings = [*data.metadata.get("warnings", []), warning]
         return Dataset(source, {**data.metadata, "warnings": warnings}, data.indices)
     facts = {**data.metadata, "fps": document["fps"], "robot_type": document["robot_type"]}
@@ -236,8 +228,7 @@ class SidecarSource(WrapperSource):
     def __init__(self, inner: ColumnSource, arrays: NpzArrays, document: Mapping[str, Any]):
         super().__init__(inner, arrays.key)
         self._arrays, self._episode_metadata, self._encodings = arrays, document["metadata"], document["places"]
-        self.schema = {name: Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in f.items()})
-                       for name, f in document["columns"].items()}
+        self.schema = {name: Feature.from_json(f) for name, f in document["columns"].items()}
         for name in self.schema:
             if f"column/{name}" not in arrays.headers and self._encodings.get(name) not in inner.schema:
                 raise UserError(f"there is no column {self._encodings.get(name)}; there are {', '.join(inner.schema)}",

@@ -68,6 +68,36 @@ def test_a_csv_table_of_several_episodes(tmp_path):
         open_columns(path, parse_columns([*COLUMNS, "episode=runs"]))
 
 
+@pytest.mark.parametrize("form", ["{}_{}", "{}.{}", "{}[{}]"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbered_columns_of_a_csv_are_one_vector(tmp_path, form, first):
+    def header(state, action):
+        return ",".join(["episode", "timestamp", *(form.format(n, i + first) for n in (state, action) for i in (0, 1)),
+                         "reward"])
+
+    rows = table()
+    path = write_csv(tmp_path / "standard.csv", rows, header("state", "action"))
+    check(open_dataset(path), rows)
+    data = open_columns(write_csv(tmp_path / "own.csv", rows, header("q", "u")), parse_columns(["state=q", "action=u"]))
+    check(data, rows)
+    last = form.format("q", 1 + first)
+    swapped = open_columns(tmp_path / "own.csv", parse_columns([f"state={last},{form.format('q', first)}", "action=u"]))
+    np.testing.assert_array_equal(swapped[1].steps[STATE], rows[8:16, [3, 2]])
+    assert (data.features()[STATE].names or ("q_0", "q_1"))[1] == last
+
+
+@pytest.mark.parametrize(("header", "columns"), [
+    ("action,q,q.1", ["action", "q", "q.1"]),  # pandas calls a second column q so
+    ("action,q.0,q.2", ["action", "q.0", "q.2"]),
+    ("action,q.0,q[1]", ["action", "q.0", "q[1]"]),
+    ("action_0,action_1,action.0", ["action", "action.0"]),
+])
+def test_numbered_columns_that_may_mean_something_else_stay_alone(tmp_path, header, columns):
+    path = tmp_path / "a.csv"
+    path.write_text(f"{header}\n0.5,0.25,2\n1.5,2.5,3\n")
+    assert list(open_dataset(path).features()) == columns
+
+
 def test_folders_and_arrays_of_any_names(tmp_path):
     rows = table()
     for e in range(3):

@@ -98,7 +98,7 @@ class SelectedColumns(WrapperSource):
     Args:
         inner: The source.
         selection: For each new column the columns or components that it is made of. A component is written NAME_0 or
-            NAME[0].
+            NAME[0], or by its own name.
         where: The data set, for errors.
     """
 
@@ -156,10 +156,12 @@ class SelectedColumns(WrapperSource):
 
 def _find_part(part: str, source: ColumnSource, where: str) -> tuple[str, int | None]:
     """(column, None), or (column, component)."""
-    names = {name: (name, None) for name in source.schema}
-    for name, f in source.schema.items():
-        if f.shape and f.kind in ("vector", "discrete"):
-            names |= {n: (name, i) for i in range(f.size) for n in (f"{name}_{i}", f"{name}[{i}]") if n not in names}
+    vectors = {name: f for name, f in source.schema.items() if f.shape and f.kind in ("vector", "discrete")}
+    own = [(n, (name, i)) for name, f in vectors.items() for i, n in enumerate(f.names or ())]
+    names: dict[str, tuple[str, int | None]] = {name: (name, None) for name in source.schema}
+    names = {**{n: at for n, at in own if [n for n, _ in own].count(n) == 1}, **names}
+    for name, f in vectors.items():
+        names |= {n: (name, i) for i in range(f.size) for n in (f"{name}_{i}", f"{name}[{i}]") if n not in names}
     if part in names:
         return names[part]
     near = difflib.get_close_matches(part, names, 1)

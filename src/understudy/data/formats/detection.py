@@ -11,7 +11,7 @@ from ...core import UserError, role
 from . import folder, message_logs, overcooked, read_errors, sidecar
 from .column_names import format_list, number_sort_key, standard_name
 from .npz import EPISODE_ENDS_HINT, rename_hint
-from .npz_arrays import read_headers, zip_errors
+from .npz_arrays import NpzArrays, zip_errors
 from .ogbench import is_ogbench
 
 FORMATS = ("lerobot", "npz", "npz-folder", "csv", "zarr", "rlds", "ogbench", "robomimic", "act", "minari", "d4rl",
@@ -174,7 +174,7 @@ def _table_format(path: Path) -> str:
         return "a file of an unknown kind, called .csv"
     if set(names) >= overcooked.COLUMNS:
         return "overcooked"
-    if any(_is_action(re.sub(r"_\d+$", "", name)) for name in names):
+    if any(_is_action(re.sub(r"_\d+$", "", name)) for name in folder.underscored(names)):
         return "csv"
     return f"a text file, a table without a column action; it holds {format_list(names, 8)}"
 
@@ -231,7 +231,7 @@ def _zip_format(path: Path) -> str:
 def _refuse_pickles(path: Path) -> None:
     """Raises UserError if an array is a pickle. Other damage is reported when the array is read."""
     try:
-        read_headers(path)
+        NpzArrays(path)
     except UserError as error:
         if "pickle" in str(error):
             raise

@@ -29,8 +29,9 @@ from ..audit.scores.network_scores import fit_regression
 from ..core import UserError
 from ..data.episode import Dataset
 from ..envs import HasExpert
+from ..evaluate.behavior.modes import RepeatedStartsEnv
 from ..evaluate.rollout import rollout
-from ..execute.actor import NoisyActor
+from ..execute.actor import NoisyActor, PolicyActor
 from ..files import read_json, write_text
 from ..improve.restart import Attempts
 from ..learn.fit import fit
@@ -39,6 +40,7 @@ from .behavior_entropy import N_REPEATS, success_and_entropy
 from .dataset_quality import GridDatasets
 from .dataset_quality import GridLearner as GridLearner
 from .generalization_gap import MazeDemonstrations
+from .goal_directions import DirectedPush
 from .imitation_promise import WeakAndStrongDemonstrations
 from .measures import checkpoint_oscillation
 from .out_of_dynamics import MixedDynamicsDemonstrations
@@ -322,8 +324,14 @@ class _Recorder:
         self.rollouts += 1
         if isinstance(env, Attempts):
             env.limit = min(env.limit, 120)  # with a policy of few updates no attempt would succeed
+        limit = env.limit if isinstance(env, DirectedPush) and isinstance(actor, PolicyActor) else None
+        if limit is not None:  # the same, and the first steps tell as much as all
+            env.limit = min(limit, 2 * STEPS)
+            self.numbers[f"rollout {self.rollouts} / limit"] = [limit]
         ran = rollout(actor, env, episodes, seed, **options)
-        self.env = env
+        if limit is not None:
+            env.limit = limit
+        self.env = env.env if isinstance(env, RepeatedStartsEnv) else env  # which knows the starts of one seed alone
         self._episodes(f"rollout {self.rollouts}", ran)
         return ran
 

@@ -205,14 +205,21 @@ def _make_from_factory(name, rows, trust, options) -> Env:
     if package not in trust:
         raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=name,
                         hint=f"add --trust {package} (in Python: trust=({package!r},)) if you trust that code to run")
-    build = getattr(import_module(module, name), factory, None)
+    code = import_module(module, name)
+    build = getattr(code, factory, None)
     if build is None and factory in gymnasium.registry:  # Gymnasium's own way of naming who registers an id
         return _registered(factory, name, rows, (), options)
     if not callable(build):
         raise UserError(f"there is no {factory!r} in {module}" if build is None else
                         f"{factory!r} in {module} is not a function or class, but {type(build).__name__}", where=name,
-                        hint="an environment is named module:factory")
+                        hint=f"an environment is named module:factory; {suggestion(factory, _own_callables(code))}")
     return _make_with(build, factory, name, rows, options)
+
+
+def _own_callables(module: ModuleType) -> list[str]:
+    """The functions and classes that a module defines itself."""
+    return [name for name, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")]
 
 
 def _make_with(build, factory: str, name: str, rows: int, options: dict) -> Env:

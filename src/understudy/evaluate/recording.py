@@ -13,7 +13,6 @@ import torch
 from ..core import UserError, uniform
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
-from ..data.formats.detection import READABLE_FORMATS
 from ..data.recorder import Recorder, repair, warn_of_losses
 from ..envs.base import Env, HasExpert
 from ..execute.actor import Actor
@@ -161,6 +160,6 @@ def expert_actor(env: Env) -> Actor:
         UserError: It has none.
     """
     if not isinstance(env, HasExpert):
-        raise UserError(f"{env.metadata['env']} has no expert", hint="record --actor random, or use "
-                        f"your own demonstrations: {READABLE_FORMATS}")
+        raise UserError(f"{env.metadata['env']} has no expert", hint="record random actions with "
+                        "--actor random, or your own demonstrations with understudy.data.recorder.Recorder")
     return env.expert()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import Feature, Unsupported, UserError, normal, uniform
+from understudy.core import DataError, Feature, Unsupported, UserError, normal, uniform
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs.base import HasExpert, StepResult
@@ -25,6 +25,7 @@ from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.train import train
 from understudy.methods.interaction import td3_bc
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -224,6 +225,15 @@ def test_dagger_learns_where_the_policy_goes():
     taught = fit_method(Method(policy_config(), learner=learner, collection=rounds), demos, 0, env=env)
     one, other = (evaluate(r.actor, env, 40).returns for r in (cloned, taught))
     assert other.low > one.high and other.estimate > -0.02
+
+
+def test_data_without_rewards_are_refused_before_anything_is_trained(tmp_path):
+    steps = {STATE: np.zeros((4, 1), np.float32), "action": np.zeros((4, 1), np.float32), "next.reward": np.zeros(4)}
+    data = Dataset([Episode(steps) for _ in range(3)], {"path": "mine.npz"})
+    with pytest.raises(DataError, match=r"mine.npz: OffPolicyActorCritic learns from next.reward and next.terminated, "
+                                        r"but there is no column next.terminated; .*\n.*rewards and terminals"):
+        train(Method(policy_config(), learner=SMALL), data, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_what_it_cannot_learn_is_refused():

@@ -38,7 +38,7 @@ TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": 
         "push-images": ("push", "push_images"), "blocks": ("blocks", "Blocks"), "memory": ("memory", "MemoryCorridor"),
         "maze": ("maze", "Maze"), "arms": ("arms", "Arms"), "drive": ("drive", "Drive"), "words": ("words", "Words"),
         "tabular": ("tabular", "Tabular"), "four_rooms": ("four_rooms", "FourRooms"),
-        "gridworld_tasks": ("gridworld_tasks", "GridworldTasks")}
+        "gridworld_tasks": ("gridworld_tasks", "GridworldTasks"), "peg_insertion": ("peg_insertion", "PegInsertion")}
 # toy -> the option that stands behind its name after ":", and its type
 VARIANTS = {"particle": ("dim", int), "tabular": ("task", str), "four_rooms": ("style", str)}
 
@@ -211,14 +211,21 @@ def _make_from_factory(name, rows, trust, options) -> Env:
     if package not in trust:
         raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=name,
                         hint=f"add --trust {package} (in Python: trust=({package!r},)) if you trust that code to run")
-    build = getattr(import_module(module, name), factory, None)
+    code = import_module(module, name)
+    build = getattr(code, factory, None)
     if build is None and factory in gymnasium.registry:  # Gymnasium's own way of naming who registers an id
         return _registered(factory, name, rows, (), options)
     if not callable(build):
         raise UserError(f"there is no {factory!r} in {module}" if build is None else
                         f"{factory!r} in {module} is not a function or class, but {type(build).__name__}", where=name,
-                        hint="an environment is named module:factory")
+                        hint=f"an environment is named module:factory; {suggestion(factory, _own_callables(code))}")
     return _make_with(build, factory, name, rows, options)
+
+
+def _own_callables(module: ModuleType) -> list[str]:
+    """The functions and classes that a module defines itself."""
+    return [name for name, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")]
 
 
 def _make_with(build, factory: str, name: str, rows: int, options: dict) -> Env:

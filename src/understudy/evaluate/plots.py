@@ -417,7 +417,8 @@ def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str
            log: bool = False, log_x: bool = False, dots: bool = False, low: float | None = None,
            high: float | None = None, bands: Mapping[str, tuple[Values, Values]] | None = None,
            smooth: Mapping[str, tuple[Values, Values]] | None = None,
-           marks: Mapping[str, float] | None = None, x_low: float | None = None) -> Figure:
+           marks: Mapping[str, float] | None = None, x_low: float | None = None,
+           names: Sequence[str] | None = None) -> Figure:
     """Curves over one axis, each with its own color and dash pattern.
 
     Args:
@@ -433,7 +434,9 @@ def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str
         smooth: Name -> (x, y) of a smoothed series. It is drawn as the line, and the series itself faintly behind it.
         marks: Name -> x of the point of that series that gets a ring.
         x_low: Left end of the x axis; that of the data by default.
+        names: The series of all figures of a page, where some figures lack a few: each has the same color in all.
     """
+    styles = {name: _series_style(i) for i, name in enumerate(names or series)}
     bands, smooth, marks = bands or {}, smooth or {}, marks or {}
     shown, ends = {}, []
     for name, (xs, ys) in series.items():
@@ -447,13 +450,13 @@ def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str
     if not len(values):
         return _empty_figure(y_name)
     steps = np.concatenate([x for x, _, _ in shown.values()])
-    legend, rows = _legend(list(shown))
+    legend, rows = _legend({name: styles[name] for name in shown})
     axes = _Axes((steps.min() if x_low is None else x_low, steps.max()),
                  (values.min() if low is None else low, values.max() if high is None else high),
                  x_name, 20 * rows + 14, 20 * rows + 230, log, log_x=log_x)
     parts, over, told = [*legend, *axes.grid()], [], []
-    for i, (name, (xs, ys, band)) in enumerate(shown.items()):
-        color, dash = _series_style(i)
+    for name, (xs, ys, band) in shown.items():
+        color, dash = styles[name]
         if band and len(xs):
             ring = axes.points([*xs, *xs[::-1]], [*band[1], *band[0][::-1]])
             parts.append(_tag("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in ring), fill=color,
@@ -494,8 +497,9 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
         high: Upper end of the y axis.
         context: Its values in other episodes, drawn as thin gray lines below.
     """
-    axes = _Axes((0, max(last_step, 1)), (low, high), "step", 10, 190, whole=True)
-    parts, strength = axes.grid(), max(0.3, min(1.0, 4.5 / math.sqrt(len(rows) + 1)))
+    axes = _Axes((0, max(last_step, 1)), (low, high), "step", 26, 206, whole=True)
+    parts = [_text((axes.left, 12), _truncate(name, 60), "soft"), *axes.grid()]
+    strength = max(0.3, min(1.0, 4.5 / math.sqrt(len(rows) + 1)))
 
     def points(values) -> list[tuple[float, float]]:
         at = _evenly_spaced(len(values), 240)
@@ -694,16 +698,20 @@ def _circle(at: tuple[float, float], radius: float, **attributes) -> str:
     return _tag("circle", cx=float(at[0]), cy=float(at[1]), r=float(radius), **attributes)
 
 
-def _legend(names: Sequence[str]) -> tuple[list[str], int]:
-    """A line with color, dash pattern and name of each series, and the number of rows of the legend."""
+def _legend(styles: Mapping[str, tuple[str, str]]) -> tuple[list[str], int]:
+    """A line with color, dash pattern and name of each series, and the number of rows of the legend.
+
+    Args:
+        styles: Name -> color and dash pattern.
+    """
     parts, x, row = [], 0.0, 0
-    for i, name in enumerate(names):
+    for name, (color, dash) in styles.items():
         width = 52 + 7.4 * len(_truncate(name, 40))
         if x and x + width > WIDTH:
             x, row = 0.0, row + 1
         y = 9.0 + 20 * row
         parts += [
-            _path([(x + 1, y), (x + 25, y)], "curve", stroke=_series_style(i)[0], stroke_dasharray=_series_style(i)[1]),
+            _path([(x + 1, y), (x + 25, y)], "curve", stroke=color, stroke_dasharray=dash),
             _text((x + 32, y + 4), _truncate(name, 40)),
         ]
         x += width

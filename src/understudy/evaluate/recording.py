@@ -161,6 +161,7 @@ def expert_actor(env: Env) -> Actor:
         UserError: It has none.
     """
     if not isinstance(env, HasExpert):
-        raise UserError(f"{env.metadata['env']} has no expert", hint="record --actor random, or use "
-                        f"your own demonstrations: {READABLE_FORMATS}")
+        raise UserError(f"{env.metadata['env']} has no expert", hint="record random actions with "
+                        "--actor random, or your own demonstrations with understudy.data.recorder.Recorder; data that "
+                        f"you have are read from {READABLE_FORMATS}")
     return env.expert()

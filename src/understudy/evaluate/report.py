@@ -477,18 +477,18 @@ def training_figures(runs: Mapping[str, Mapping[str, Curve]], best: Mapping[str,
         smooth = {name: (c.steps, c.values) for name in loss
                   if len(runs[name][LOSS].values) >= SMOOTHED_FROM for c in [runs[name][LOSS].smoothed()]}
         items.append(("Training loss", plots.curves(loss, "updates", "loss", log=_is_positive(loss), smooth=smooth,
-                                                    x_low=0),
+                                                    x_low=0, names=list(runs)),
                       " ".join([*(["The line is a moving average."] if smooth else []),
                                 *(["Losses of different heads are not comparable."] if len(loss) > 1 else [])])))
     if held := series(HELD_OUT_ERROR):
         items.append(("Error on held-out episodes", plots.curves(held, "updates", "energy score", dots=True, low=0.0,
-                                                                 marks=best, x_low=0),
+                                                                 marks=best, x_low=0, names=list(runs)),
                       f"Energy score, comparable between heads; less is better.{ring}"))
     if score := series(SCORE):
         values = [v for _, ys in score.values() for v in ys]
         ends: dict[str, Any] = {"low": 0.0, "high": 1.0} if min(values) >= 0 and max(values) <= 1 else {}
         items.append(("Score in rollouts during training", plots.curves(score, "updates", "score", dots=True,
-                                                                        marks=best, x_low=0, **ends),
+                                                                        marks=best, x_low=0, names=list(runs), **ends),
                       f"On starts that no evaluation uses.{ring}"))
     return items
 

@@ -407,7 +407,7 @@ def verdict_parts(sweeps: Sequence[SeveritySweep]) -> tuple[str, str]:
     said = [f"Half of it is left under {_join_and(down)}."] if down else []
     said += [f"More than half is left at every level of {_join_and(kept)}."] if kept else []
     said += ["There is nothing to halve."] if not down and not kept else []
-    return f"{head} (95 % interval {_format_value(rate, of)}).", " ".join(said)
+    return f"{head} (95% interval {_format_value(rate, of)}).", " ".join(said)
 
 
 def _join_and(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _WORDS = {"true": 1, "false": 0}
 _NUMBERED = re.compile(r"(.+?)_(\d+)")
 _BRACKETED = re.compile(r"(.+?)(?:\.(\d+)|\[(\d+)\])")
+COMMAS_HINT = ("convert it to commas between the columns and points in numbers (1.5), such as with "
+               "pandas.read_csv(FILE, sep=None, engine='python', decimal=',').to_csv(NEW, index=False)")
 _NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numbers, each of which holds those before it
 _CAMERA = "observation.images."
 _CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
@@ -59,6 +61,11 @@ def open_csv(path: Path, episode: str | None = None) -> Dataset:
     """
     source = CsvFolderSource(path)
     return Dataset(source) if path.is_dir() else cut_table(source, path, episode)
+
+
+def other_separator(names: Sequence[str]) -> str | None:
+    """What separates the columns of a table, where it is no comma: then the whole first line is a single name."""
+    return next((s for s in (";", "\t", "|") if len(names) == 1 and s in names[0]), None)
 
 
 class FolderSource(MemmapSource):
@@ -298,6 +305,9 @@ class CsvFolderSource(FolderSource):
                 cells = [(reader.line_num, row) for row in reader if row]
         except (csv.Error, UnicodeDecodeError) as error:
             raise damaged(f"this is not comma-separated text ({error})", file) from None
+        if separator := other_separator(header):
+            raise UserError(f"the columns are separated by {separator!r} instead of commas", where=f"{file}, line 1",
+                            hint=COMMAS_HINT)
         if any(_CONTROL.search(text) for _, row in ((1, header), *cells) for text in row):
             raise damaged("the text contains control characters", file)
         if not header or not cells:

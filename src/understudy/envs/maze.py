@@ -36,7 +36,7 @@ class Maze(Toy):
         rows: Number of copies.
         limit: Number of steps of an episode.
         cells: Number of cells along each side.
-        levels: Number of mazes, of which each episode draws one. Policies can learn in some mazes and be evaluated in
+        levels: Number of mazes. Each episode draws one. Policies can learn in some mazes and be evaluated in
             others. 0 draws a new maze for each episode.
         first: Number of the first maze.
 

@@ -122,8 +122,8 @@ class MDP:
             horizon: Number of steps.
 
         Returns:
-            (horizon, states, actions). Entry [t] is for step t, and sums to the probability that the episode still
-            goes on.
+            (horizon, states, actions). Entry [t] is for step t, and sums to the probability that the episode has not
+            ended.
         """
         found = np.zeros((horizon, self.states, self.actions))
         at = self.start * ~self.final

@@ -135,8 +135,10 @@ class Cube(GoalEnv):
 
 
 class GoalVector(RenderableGymVector):
-    """observation.state and observation.goal, the observation where the task is done; of the visual environments
-    observation.images.camera and observation.images.goal."""
+    """An environment of OGBench with the columns observation.state and observation.goal, the observation at the goal.
+
+    Visual environments have observation.images.camera and observation.images.goal.
+    """
 
     def step(self, action):
         out = super().step(action)
@@ -149,8 +151,11 @@ class ReachingVector(GoalVector, ExpertVector):
 
 
 class MazeVector(ReachingVector, MujocoVector):
-    """A point that walks through a maze. Without simulator.state rows are restored from where the point is recorded to
-    be, in metres (qpos or observation.state), which is all that decides what follows, and from observation.goal."""
+    """A point that walks through a maze.
+
+    Without simulator.state, rows are restored from the recorded position in meters (qpos or observation.state), which
+    determines everything that follows, and from observation.goal.
+    """
 
     def _restore_from_obs(self, row, steps, i):
         if "observation.state" not in steps and "qpos" not in steps:

@@ -1,4 +1,4 @@
-"""Which simulator this is, exactly: the version of each package, and a digest of what its physics is made of."""
+"""Version of a simulator: the versions of its packages, and a digest of its physics parameters."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def simulator_version(env: Env) -> str | None:
 
 
 def digest(said: Mapping[str, Any]) -> str:
-    """Eight characters of numbers, to six digits: compilers differ in the last ones."""
+    """Eight hex digits that identify a document of numbers. Numbers are rounded to six digits, because compilers differ
+    in the last ones.
+    """
     def plain(value):
         if isinstance(value, Mapping):
             return {str(k): plain(v) for k, v in value.items()}

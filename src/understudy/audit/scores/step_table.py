@@ -155,6 +155,6 @@ def principal_components(points: np.ndarray, n_components: int = MAX_COMPONENTS)
     """
     if points.shape[1] <= n_components:
         return points
-    centered = points - points.mean(0)
-    _, axes = np.linalg.eigh(centered.T @ centered)
-    return centered @ axes[:, ::-1][:, :n_components]
+    centred = points - points.mean(0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    return centred @ axes[:, ::-1][:, :n_components]

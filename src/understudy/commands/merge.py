@@ -73,7 +73,12 @@ def main(args: list[str]) -> None:
 
 
 def print_findings(out: Output, findings) -> None:
-    """Prints findings with their remedies."""
+    """Prints findings with their remedies.
+
+    Args:
+        out: Where to print.
+        findings: The findings.
+    """
     for f in findings:
         out.print(f"{f.severity}: {f.code}: {f.message}\n  -> {f.remedy}")
 

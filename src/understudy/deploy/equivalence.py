@@ -39,7 +39,16 @@ def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
 
 
 def random_noise(policy: Policy, rows: int, seed: int = 0) -> Tensor:
-    """Standard normal noise for plans of a policy, (rows, *policy.noise_shape)."""
+    """Standard normal noise for plans of a policy.
+
+    Args:
+        policy: The policy.
+        rows: Batch size.
+        seed: Seed of the noise.
+
+    Returns:
+        The noise, (rows, *policy.noise_shape).
+    """
     return torch.randn(rows, *policy.noise_shape, generator=torch.Generator().manual_seed(seed))
 
 

@@ -33,7 +33,14 @@ class VisionNet(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:
-        """Images (N, C, h, w) with values in [0, 1] -> (N, tokens, width)."""
+        """Encode images.
+
+        Args:
+            image: (N, C, h, w) with values in [0, 1].
+
+        Returns:
+            (N, tokens, width).
+        """
 
 
 class VisionEncoder(ABC):
@@ -246,7 +253,11 @@ def _norm_groups(channels: int) -> nn.GroupNorm:
 
 
 class FixedBatchNorm(nn.Module):
-    """Batch normalization with fixed statistics and scales: batches of demonstrations differ from ImageNet."""
+    """Batch normalization with fixed statistics and scales, because batches of demonstrations differ from ImageNet.
+
+    Args:
+        channels: Number of channels (C).
+    """
 
     weight: Tensor
     bias: Tensor

@@ -20,6 +20,7 @@ from understudy.audit import find_problems
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import check_finite, detection, lerobot, open_dataset
+from understudy.data.formats.read_errors import first_line
 
 IMAGES = "v3.0/images"
 
@@ -102,6 +103,7 @@ KINDS = {
     "folder/notes.md": (b"", "a folder without meta/info.json, which holds notes.md"),
     "none/.hidden": (b"", "an empty folder"),
     "table.csv": (b"a,b,c\n1,2,3\n", "a table without a column action; it holds a, b, c"),
+    "excel.csv": (b"a;b;c\n1,5;2;3\n", "a table whose columns are separated by ';' instead of commas"),
 }
 
 
@@ -116,6 +118,20 @@ def test_every_other_kind_is_said_by_name(name, tmp_path):
         (file.parent / "data.arrow").write_text("")
     text = refused(tmp_path / "in" / name.split("/")[0], kind)
     assert "understudy" in text or "numpy.savez" in text or "copy" in text or "convert" in text or "name one" in text
+
+
+@pytest.mark.parametrize(("name", "hint"), [
+    ("empty", "check the path, or take it from a copy"),
+    ("none/.hidden", "understudy record ENV --out DATA makes a data set"),
+    ("other.npz", "-> save observations, actions and episode_ends with numpy.savez"),
+    ("table.csv", "-> say what its columns are: understudy convert {path} DATA --columns state=A,B action=C,D"),
+    ("excel.csv", "pandas.read_csv(FILE, sep=None, engine='python', decimal=',')")])
+def test_the_hint_is_for_what_is_there(name, hint, tmp_path):
+    file = tmp_path / "in" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(KINDS[name][0])
+    path = tmp_path / "in" / name.split("/")[0]
+    assert "RLDS" not in refused(path, hint.format(path=path))
 
 
 @pytest.mark.parametrize(("names", "do"), [
@@ -470,3 +486,9 @@ def test_numbers_that_are_not_finite_are_named(value, tmp_path):
 def test_a_finite_data_set_passes():
     check_finite(closed(), ["action", "observation.state"])
     assert isinstance(closed()[0], Episode)
+
+
+def test_the_message_of_a_library_keeps_its_quotes():
+    assert first_line(zipfile.BadZipFile("Bad CRC-32 for file 'observations.npy'\nmore")) == (
+        "Bad CRC-32 for file 'observations.npy'")
+    assert first_line(KeyError("no such key")) == "no such key" and first_line(KeyError()) == "KeyError"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from understudy.claims import critical_steps, imitation_promise, preemptive_restart, pretrained_behavior
 from understudy.claims import functional_manipulation as fmb
-from understudy.claims import imitation_promise, preemptive_restart, pretrained_behavior
+from understudy.claims import vinn_few_demonstrations as vinn
 from understudy.claims.curation import cloning_method
 from understudy.claims.goal_directions import DirectedPush, direction_demonstrations, train_policy
 from understudy.data.episode import Dataset, Episode
@@ -163,3 +164,73 @@ def test_only_the_predictor_of_the_twin_learns_from_exchanged_outcomes():
     flat = fmb.shuffled_skills(fmb.ASSEMBLY)
     assert [a.options[0].shuffle_skills for a in flat.arms] == [False, True, True]
     assert replace(flat.arms[1].options[0], shuffle_skills=False) == fmb.ASSEMBLY.arms[1].options[0]
+
+
+# -- 301 ----------------------------------------------------------------------------------------------------------
+
+
+def test_errand_keeps_the_contract_and_its_expert_always_does_it():
+    check_env(lambda rows: critical_steps.Errand(rows, limit=15, slip=0.0))
+    ran = rollout(critical_steps.Script(), critical_steps.Errand(50, limit=60, slip=0.0), 100, seed=2)
+    assert all(e.metadata["success"] for e in ran)
+
+
+def test_critical_steps_are_plans_discoveries_and_deeds():
+    """Each errand takes the key, opens one or two chests, delivers; before each of these it thinks of the thing."""
+    ran = rollout(critical_steps.Script(), critical_steps.Errand(50, limit=60, slip=0.0), 50, seed=3)
+    openings = set()
+    for e in ran:
+        critical = critical_steps.critical_steps(e)
+        thought, primitive = np.divmod(np.asarray(e.steps["action"])[:, 0], 5)
+        handles = primitive == critical_steps.INTERACT
+        chests = int((handles & np.isin(thought, (1, 2))).sum())
+        openings.add(chests)
+        changes = np.r_[True, thought[1:] != thought[:-1]]
+        assert np.array_equal(critical, handles | changes)
+        assert handles.sum() == changes.sum() == 2 + chests
+    assert openings == {1, 2}  # a chest may be empty, and then the plan is corrected
+
+
+def test_arms_of_an_errand_have_as_many_steps_and_shuffling_keeps_their_number():
+    data = critical_steps.ErrandDemonstrations(6).load(1)
+    shuffled = critical_steps.ErrandDemonstrations(6, shuffle_steps=True).load(1)
+    for e, s in zip(data, shuffled, strict=True):
+        counts = {float(x.steps[f"keep.{k}"].sum()) for x in (e, s) for k in ("critical", "random")}
+        assert len(counts) == 1 and e.steps["keep.all"].all()
+    assert any(not np.array_equal(e.steps["keep.critical"], s.steps["keep.critical"])
+               for e, s in zip(data, shuffled, strict=True))
+
+
+# -- 079 ----------------------------------------------------------------------------------------------------------
+
+
+def test_retrieval_gives_the_weighted_mean_of_the_nearest_pictures():
+    """Features 0, 1, 2 and 5 on a line are at mean distance (1 + 1 + 1 + 3) / 4 = 1.5 of their nearest."""
+    keys = torch.zeros(4, vinn.FEATURES)
+    keys[:, 0] = torch.tensor([0.0, 1, 2, 5])
+    action = torch.tensor([[1.0], [2], [3], [4]])
+    query = torch.zeros(1, vinn.FEATURES)
+    query[0, 0] = 0.75
+    found = vinn.retrieve(torch.nn.Identity(), keys, action, query, 2)
+    weight = np.exp(-np.array([0.75, 0.25]) / 1.5)
+    assert found.item() == pytest.approx(weight @ [1, 2] / weight.sum(), rel=1e-5)
+
+
+def test_an_augmented_picture_is_a_crop_of_it():
+    rng = torch.Generator().manual_seed(0)
+    images = torch.ones(200, 1, vinn.HEIGHT, vinn.WIDTH) * torch.linspace(-1, 1, vinn.WIDTH)
+    seen = vinn.augment(images, 0.6, rng)
+    assert seen.shape == images.shape
+    slopes = (seen[..., -3] - seen[..., 2]).mean((1, 2)) / (images[0, 0, 0, -3] - images[0, 0, 0, 2])
+    assert 0.6 * 0.6**0.5 - 0.01 < slopes.min() < 0.7 < 1.1 < slopes.max() < 1.4 + 0.01  # side times contrast
+
+
+def test_self_supervision_does_not_see_actions_and_moves_the_encoder():
+    images = torch.randn(60, 1, vinn.HEIGHT, vinn.WIDTH, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        first = vinn.small_encoder()
+        torch.manual_seed(0)
+        trained = vinn.self_supervised_encoder(images, vinn.VisualMethod("retrieval", n_updates=2), 0)
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), trained.parameters(), strict=True))
+    assert not trained.training

@@ -29,6 +29,7 @@ from understudy.data.relabel import LastAction
 from understudy.data.replay_buffer import ReplayBuffer
 from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed
+from understudy.evaluate.recording import expert_actor
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.heads.flow import Flow
@@ -620,6 +621,11 @@ def test_what_cannot_be_collected_is_refused_before_anything_is_trained(demos, t
         train(method(rounds()), demos, tmp_path / "run", device="cpu")
     with pytest.raises(UserError, match="no environment to collect them in"):
         fit_method(Method(method(None).policy, stages=(Stage("base", method(rounds())),)), demos, 0)
+    no_expert = make("CartPole-v1")
+    with pytest.raises(UserError, match=r"CartPole-v1 has none\n.*without a supervisor .understudy methods."):
+        RolloutCollector(1, supervisor="expert").check(no_expert, None)
+    with pytest.raises(UserError, match=r"CartPole-v1 has no expert\n.*recorder.Recorder$"):
+        expert_actor(no_expert)
     with pytest.raises(Unsupported, match="keeps its training data"):
         run(tmp_path / "run", method(rounds(), Neighbors()), demos)
     both, weights = mix((demos, 1.0), (demos, 1.0))

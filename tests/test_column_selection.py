@@ -9,7 +9,7 @@ import pytest
 
 from understudy.audit import audit
 from understudy.cli import main
-from understudy.core import ConfigError, DataError
+from understudy.core import ConfigError, DataError, UserError
 from understudy.data.column_selection import open_columns, parse_columns
 from understudy.data.formats import open_dataset
 
@@ -66,6 +66,80 @@ def test_a_csv_table_of_several_episodes(tmp_path):
         open_columns(write_csv(tmp_path / "odd.csv", order), parse_columns([*COLUMNS, "episode=run"]))
     with pytest.raises(ConfigError, match="no column 'runs'"):
         open_columns(path, parse_columns([*COLUMNS, "episode=runs"]))
+
+
+@pytest.mark.parametrize("form", ["{}_{}", "{}.{}", "{}[{}]"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbered_columns_of_a_csv_are_one_vector(tmp_path, form, first):
+    def header(state, action):
+        return ",".join(["episode", "timestamp", *(form.format(n, i + first) for n in (state, action) for i in (0, 1)),
+                         "reward"])
+
+    rows = table()
+    path = write_csv(tmp_path / "standard.csv", rows, header("state", "action"))
+    check(open_dataset(path), rows)
+    data = open_columns(write_csv(tmp_path / "own.csv", rows, header("q", "u")), parse_columns(["state=q", "action=u"]))
+    check(data, rows)
+    last = form.format("q", 1 + first)
+    swapped = open_columns(tmp_path / "own.csv", parse_columns([f"state={last},{form.format('q', first)}", "action=u"]))
+    np.testing.assert_array_equal(swapped[1].steps[STATE], rows[8:16, [3, 2]])
+    assert (data.features()[STATE].names or ("q_0", "q_1"))[1] == last
+
+
+@pytest.mark.parametrize(("header", "columns"), [
+    ("action,q,q.1", ["action", "q", "q.1"]),  # pandas calls a second column q so
+    ("action,q.0,q.2", ["action", "q.0", "q.2"]),
+    ("action,q.0,q[1]", ["action", "q.0", "q[1]"]),
+    ("action_0,action_1,action.0", ["action", "action.0"]),
+])
+def test_numbered_columns_that_may_mean_something_else_stay_alone(tmp_path, header, columns):
+    path = tmp_path / "a.csv"
+    path.write_text(f"{header}\n0.5,0.25,2\n1.5,2.5,3\n")
+    assert list(open_dataset(path).features()) == columns
+
+
+def test_a_table_that_looks_like_several_episodes_is_told_so(tmp_path):
+    rows = table()
+    path = write_csv(tmp_path / "runs.csv", rows)
+    def warnings(data):
+        return [w for w in data.metadata["warnings"] if "one episode" in w]
+    assert warnings(open_columns(path, parse_columns(COLUMNS))) == [
+        "the table is read as one episode, but run has 3 values, one after the other. If it numbers the episodes, say "
+        "so: --columns episode=run"]
+    assert not warnings(open_columns(path, parse_columns([*COLUMNS, "episode=run"])))
+    unnumbered = write_csv(tmp_path / "time.csv", np.column_stack([np.zeros(len(rows)), rows[:, 1:]]))
+    assert warnings(open_columns(unnumbered, parse_columns(COLUMNS))) == [
+        "the table is read as one episode, but timestamp starts again in row 9. If it has several episodes, name the "
+        "column that numbers them: --columns episode=COLUMN"]
+    single = write_csv(tmp_path / "single.csv", rows[:8])
+    assert not warnings(open_columns(single, parse_columns(COLUMNS)))
+
+
+def test_a_table_with_semicolons_is_told_so(tmp_path):
+    path = write_csv(tmp_path / "runs.csv", table())
+    path.write_text(path.read_text().replace(",", ";"))
+    for columns in ((), (*COLUMNS, "episode=run")):
+        with pytest.raises(UserError, match=r"runs.csv.*separated by ';' instead of commas\n.*pandas.read_csv"):
+            open_columns(path, parse_columns(columns))
+
+
+def test_the_rate_is_that_of_the_selected_time(tmp_path):
+    path = write_csv(tmp_path / "runs.csv", table(), "run,seconds,q1,q2,u1,u2,reward")
+    assert open_columns(path, parse_columns([*COLUMNS, "episode=run"])).fps is None
+    assert open_columns(path, parse_columns([*COLUMNS, "episode=run", "timestamp=seconds"])).fps == 10
+
+
+def test_a_cell_that_is_not_a_number_is_named(tmp_path):
+    path = write_csv(tmp_path / "runs.csv", table())
+    text = path.read_text().splitlines()
+    cells = text[12].split(",")
+    text[12] = ",".join([*cells[:3], "oops", *cells[4:]])
+    path.write_text("\n".join(text) + "\n")
+    for columns in (COLUMNS, ("state=q1", "reward=q2", "action=u1,u2")):
+        with pytest.raises(DataError, match=r"runs.csv, q2, episode 1, step 3: this is not a number: 'oops'"):
+            open_columns(path, parse_columns([*columns, "episode=run"]))
+    assert open_columns(path, parse_columns(["state=q1", "action=u1,u2", "note=q2", "episode=run"])).features()[
+        "observation.note"].kind == "string"
 
 
 def test_folders_and_arrays_of_any_names(tmp_path):
@@ -129,10 +203,17 @@ def test_the_commands_take_columns(tmp_path, monkeypatch, capsys):
     assert len(json.loads(capsys.readouterr().out)["scores"]["smoothness"]) == 6
     assert audit("runs.csv", columns=parse_columns(columns[1:])).ok
     assert main(["convert", "runs.csv", "demos", *columns]) == 0
+    assert "rate" not in capsys.readouterr().out
+    write_csv(tmp_path / "seconds.csv", rows, "run,seconds,q1,q2,u1,u2,reward")
+    assert main(["convert", "seconds.csv", "unrated", *columns]) == 0
+    assert "10 steps per second is written" in (out := capsys.readouterr().out) and "--columns timestamp=COLUMN" in out
+    assert json.loads((tmp_path / "unrated/meta/info.json").read_text())["fps"] == 10
+    assert main(["convert", "seconds.csv", "rated", *columns, "timestamp=seconds"]) == 0
+    assert "rate" not in capsys.readouterr().out.replace("rated", "")
     check(open_dataset("demos"), rows, 6)
     assert main(["train", "bc", "runs.csv", "--out", "run", "--steps", "4", "--val-fraction", "0", "--device", "cpu",
                  *columns]) == 0
-    capsys.readouterr()
+    assert f"understudy eval run runs.csv {' '.join(columns)}\n" in capsys.readouterr().out
     assert main(["eval", "run", "demos", "--json"]) == 0
     converted = json.loads(capsys.readouterr().out)
     assert converted["origin"] == "trained on"

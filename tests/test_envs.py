@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from understudy import envs
 from understudy.config import UntrustedCode
 from understudy.core import UserError, keys
-from understudy.envs import push
+from understudy.envs import four_rooms, gridworld_tasks, maze, push
 from understudy.envs.fork import Expert, Fork
+from understudy.envs.gridworld_tasks import GridworldTasks
 from understudy.envs.particle import Particle
 from understudy.envs.push import Push
 from understudy.envs.raster import Canvas
@@ -253,14 +254,95 @@ def test_pictures_show_where_things_are():
 
 @pytest.mark.parametrize("name", TOYS)
 def test_maps_can_be_drawn(name):
-    env = envs.make(name, 2)
-    obs = env.reset(torch.arange(2), keys(0, range(2)))
+    env = envs.make(name, 4)
+    obs = env.reset(torch.arange(4), keys(0, range(4)))
     plane, frame = env.map(), env.frame(0)
     assert frame.shape == (256, 256, 3) and len(np.unique(frame.reshape(-1, 3), axis=0)) > 3
     for mark in plane.get("marks", ()):
         column, i, j = mark["column"]
-        assert obs[column][:, [i, j]].shape == (2, 2)
-    assert not np.array_equal(frame, env.frame(1))
+        assert obs[column][:, [i, j]].shape == (4, 2)
+    assert any(not np.array_equal(frame, env.frame(i)) for i in range(1, 4))
+
+
+# -- four rooms --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", four_rooms.STYLES)
+def test_every_style_keeps_the_contract(style):
+    check_env(lambda rows: envs.make(f"four_rooms:{style}", rows, limit=25))
+
+
+def test_every_cell_is_reached_and_rooms_part_at_doors_only():
+    steps = four_rooms.STEPS.reshape(64, 64)
+    assert np.isfinite(steps).all() and (steps == steps.T).all()
+    assert steps[0, 63] == 14 and steps[0, 4] == 6 and steps[8 * 3 + 3, 8 * 4 + 3] == 5  # round by the door at (3, 1)
+    env = four_rooms.FourRooms(1)
+    env.restore(torch.tensor([0]), {"observation.state": torch.tensor([[3.9, 2.5]]),
+                                    "observation.goal": torch.tensor([[7.5, 7.5]])})
+    assert env.step(torch.tensor([[2.0, 0.0]])).obs["observation.state"][0].tolist() == pytest.approx([3.9, 2.5])
+    env.restore(torch.tensor([0]), {"observation.state": torch.tensor([[3.9, 1.5]]),
+                                    "observation.goal": torch.tensor([[7.5, 7.5]])})
+    assert env.step(torch.tensor([[2.0, 0.0]])).obs["observation.state"][0].tolist() == pytest.approx([4.1, 1.5])
+
+
+def test_styles_differ_in_what_their_episodes_show():
+    def rooms_and_success(style):
+        ran = rollout(envs.make(f"four_rooms:{style}", 60).expert(), envs.make(f"four_rooms:{style}", 60), 60, seed=3)
+        at = [(e.steps["observation.state"] > 4) @ [1, 2] for e in ran]
+        return np.mean([len(np.unique(a)) for a in at]), [e.metadata.get("success") for e in ran], ran
+    rooms, success, _ = rooms_and_success("navigate")
+    assert rooms < 2.5 and all(success)
+    rooms, success, _ = rooms_and_success("play")
+    assert rooms > 2.5 and set(success) == {None}
+    rooms, success, ran = rooms_and_success("stitch")
+    cells = [maze.cell_of(e.steps["observation.state"], 8) @ [8, 1] for e in ran]
+    far = max(four_rooms.STEPS.reshape(64, 64)[c[0], c].max() for c in cells)
+    assert rooms < 2.2 and far <= four_rooms.REACH + 2  # of 14; the way between two waypoints may lead farther
+    assert 0.3 < np.mean(rooms_and_success("mixed")[1]) < 0.8
+
+
+# -- missions of several stages ------------------------------------------------------------------------------------
+
+
+def test_missions_keep_what_a_stage_needs_within_reach():
+    env = GridworldTasks(300, missions=(0, 3, 5))
+    obs = env.reset(torch.arange(300), keys(0, range(300)))
+    state = env.state
+    assert set(state["mission"]) == {0, 3, 5}
+    where = np.concatenate([state["at"][:, None], state["things"]], 1)
+    assert (where[:, 0, 0] < 4).all() and (where[:, 1, 0] < 4).all() and (where[..., 0] != 4).all()
+    assert all(len(np.unique(cells, axis=0)) == 4 for cells in where)
+    for mission, ball, pad in zip(state["mission"], where[:, 2, 0], where[:, 3, 0], strict=True):
+        order = gridworld_tasks.ORDERS[mission]
+        door = order.index(gridworld_tasks.DOOR)
+        assert ball < 4 or order.index(gridworld_tasks.BALL) > door
+        assert pad < 4 or order.index(gridworld_tasks.PAD) > door
+    text = bytes(obs["observation.task"][0].numpy()).rstrip(b"\0").decode()
+    assert text == gridworld_tasks.MISSIONS[state["mission"][0]] and "take the key" in text
+
+
+def test_a_stage_before_its_turn_fails_and_a_slip_must_be_tried_again():
+    mission = gridworld_tasks.ORDERS.index((2, 0, 1, 3))  # the ball first
+    env = GridworldTasks(2)
+    task = torch.from_numpy(gridworld_tasks._TEXTS[[mission] * 2])
+    env.restore(torch.arange(2), {
+        "observation.task": task, "observation.state": torch.tensor([[1.0, 1, 0, 0, 0, 0], [2, 2, 0, 0, 0, 0]]),
+        "observation.environment_state": torch.tensor([[1.0, 1, 2, 2, 3, 3, 0]] * 2),
+        "simulator.state": torch.zeros(2, 2)})
+    out = env.step(torch.tensor([[4], [4]]))  # the key, and the ball
+    assert out.reward.tolist() == [-1, 0] and out.terminated.tolist() == [True, False]
+    assert out.obs["simulator.subgoal"][1].item() == gridworld_tasks.KEY and out.obs["observation.state"][1, 4] == 1
+    env = GridworldTasks(200, slip=0.5)
+    used = [int((e.steps["action"] == 4).sum()) for e in rollout(replace(env.expert(), noise=0.0), env, 200)]
+    assert 7.3 < np.mean(used) < 8.7  # four stages at 1/2: 8 on average, with standard error 0.2
+    assert GridworldTasks(1, limit=88, slip=0.5).metadata["optimum"] == 0.5**4  # no time for a second try
+
+
+def test_a_mission_in_other_words_is_refused():
+    with pytest.raises(UserError, match="'dance' is not a mission"):
+        gridworld_tasks.parse_missions(np.frombuffer(b"dance".ljust(80, b"\0"), np.uint8)[None])
+    with pytest.raises(UserError, match="0 to 5"):
+        GridworldTasks(1, missions=(6,))
 
 
 # -- names --------------------------------------------------------------------------------------------------------
@@ -274,7 +356,7 @@ def test_unknown_names_and_options_say_what_there_is():
     with pytest.raises(UserError, match="limt"):
         envs.make("fork", limt=3)
     assert envs.names() == ("fork", "particle", "push", "push-images", "blocks", "memory", "maze", "arms", "drive",
-                            "words")
+                            "words", "tabular", "four_rooms", "gridworld_tasks")
 
 
 def test_a_factory_outside_needs_trust(tmp_path, monkeypatch):

@@ -567,7 +567,8 @@ GOOD = "state_0,state_1,action,note\n1,2,0.5,a\n3,4,1,b\n"
 
 @pytest.mark.parametrize("text, parts", [
     ("state_0,state_2,action\n1,2,3\n", ["line 1", "there is no state_1, only state_0, state_2"]),
-    ("state_1,state_2,action\n1,2,3\n", ["line 1", "there is no state_0"]),
+    ("state_2,state_3,action\n1,2,3\n", ["line 1", "there is no state_0"]),
+    ("state_1,action\n1,2\n", ["line 1", "there is no state_0, only state_1"]),
     ("state_0,state,action\n1,2,3\n", ["line 1", "state is a second column state"]),
     ("state,observation,action\n1,2,3\n", ["line 1", "observation is a second column observation.state"]),
     ("state,state,action\n1,2,3\n", ["line 1", "a column has no name, or that of another column: 'state'"]),

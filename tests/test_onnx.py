@@ -39,9 +39,13 @@ from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.streaming_flow import StreamingFlowExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.base import Head, MemoryHead
+from understudy.heads.behavior_transformer import BeT
+from understudy.heads.bins import Bins
 from understudy.heads.categorical import Categorical
 from understudy.heads.cvae import CVAE
 from understudy.heads.diffusion import Diffusion
+from understudy.heads.edm import EDM
+from understudy.heads.energy import EnergyModel
 from understudy.heads.flow import Flow
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
@@ -74,7 +78,8 @@ HEADS = {
     "dpmpp": Diffusion(solver=DPMSolverPP(), prediction="v"),
     "flow": Flow(), "midpoint": Flow(n_steps=4, solver=Midpoint()), "heun": Flow(n_steps=4, solver=Heun()),
     "shortcut": Shortcut(n_steps=4), "mean_flow": MeanFlow(n_steps=2), "joint": JointDiffusion(action_size=2),
-    "streaming": StreamingFlow(),
+    "streaming": StreamingFlow(), "edm": EDM(n_steps=3), "edm_heun": EDM(n_steps=3, solver=Heun()), "bet": BeT(6),
+    "bet_joint": BeT(6, joint=True), "bins": Bins(8), "energy": EnergyModel(n_candidates=16),
 }
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1)}

@@ -104,7 +104,7 @@ def test_the_first_middle_and_last_updates_are_probed():
 @pytest.mark.parametrize("name,kind,shorter", [
     ("diffusion-bc", Window, lambda w: replace(w, horizon=w.horizon - 1)),
     ("checkpoint-selection", Window, lambda w: replace(w, horizon=w.horizon - 1)),
-    ("behavior-entropy", RecedingHorizon, lambda r: replace(r, n_action_steps=r.n_action_steps - 1)),
+    ("diffusion-bc", RecedingHorizon, lambda r: replace(r, n_action_steps=r.n_action_steps - 1)),
 ])
 def test_a_probe_is_repeatable_and_sees_a_lower_rate_and_a_shorter_horizon(name, kind, shorter):
     claim = first_arm(name)

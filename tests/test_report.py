@@ -36,12 +36,14 @@ from understudy.evaluate.report import (
     Section,
     StatTiles,
     Table,
+    training_figures,
     write_page,
     write_prediction_report,
     write_report,
 )
 from understudy.evaluate.stats import Interval, clopper_pearson, tango
 from understudy.execute.actor import NoisyActor
+from understudy.learn.training_curves import read_curves
 
 EVIL = '<script>alert("&")</script>'
 
@@ -185,6 +187,18 @@ def test_a_smoothed_curve_is_drawn_over_its_points_and_a_mark_is_a_ring():
     assert (float(ring.get("cx")), float(ring.get("cy"))) == pytest.approx(tuple(at), abs=0.1)
     assert "1 at the ring" in figure.alt_text
     assert len({plots._series_style(i) for i in range(16)}) == 16
+
+
+def test_a_run_has_the_same_color_in_all_figures_of_training():
+    lines = {"loss": [0.5, 0.4], "score": [0.1, 0.9]}
+    def curves(*keys):
+        return read_curves([{"step": i, **{k: lines[k][i] for k in keys}} for i in range(2)])
+    figures = training_figures({"a": curves("loss"), "b": curves("loss", "score")})
+    loss, score = (of(svg(figure), "path", **{"class": "curve"}) for _, figure, _ in figures)
+    assert len(loss) == 4 and len(score) == 2  # one in the legend, one in the figure
+    of_b = {(p.get("stroke"), p.get("stroke-dasharray")) for p in score}
+    assert of_b == {(loss[1].get("stroke"), loss[1].get("stroke-dasharray"))}
+    assert loss[0].get("stroke") != loss[1].get("stroke")
 
 
 def test_a_histogram_has_all_values():
@@ -366,6 +380,8 @@ def test_failure_groups_open_and_two_policies_stand_in_columns(runs, tmp_path):
     shown = sum(min(len(g), 6) for g in groups)
     assert len(re.findall(r"<h3>Episode \d+ fails</h3>", text)) == shown
     assert text.count("succeeds from the most similar start") == len(groups)
+    curves = plots.component_curves([np.array([0.5, 1.0])], "elbow", 1, 0.0, 1.0)
+    assert "elbow" in set(svg(curves).itertext())
     assert text.count('<div class="columns">') == 2  # failures, and what is said beside the table
     table = re.search(r"<table>.*?</table>", text[text.index("Behavior metrics"):], re.DOTALL)[0]
     head = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table)

@@ -6,6 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import digamma
+from torch import Generator
+from torch.func import functional_call
 
 from understudy.audit.base import AuditReport, Score, StepScore
 from understudy.audit.scores import (
@@ -19,6 +21,7 @@ from understudy.audit.scores import (
     Criticality,
     Datamodel,
     Expertise,
+    FilterLikeYouTest,
     Influence,
     Motion,
     MutualInformation,
@@ -39,6 +42,7 @@ from understudy.audit.scores import (
 from understudy.audit.scores.alignment import aligned_steps, cycle_consistency_loss
 from understudy.audit.scores.information import mutual_information_terms
 from understudy.audit.scores.neighbors import nearest_neighbors
+from understudy.audit.scores.network_scores import NetworkEnsemble
 from understudy.audit.scores.step_table import StepTable
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
@@ -371,6 +375,47 @@ def test_weights_that_are_tested_leave_out_the_corrupted():
         test, base_scores=(Brevity(), Scored(tuple(i % 2 == 0 for i in range(10)))), n_updates=80
     )(d)
     assert mixed[::2].min() > mixed[1::2].max()
+
+
+def lines(seed, n_episodes):
+    """Episodes that go towards 0, and every second one away from it."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(n_episodes):
+        x = rng.uniform(-1, 1, (30, 1))
+        found.append(episode(x, (x if i % 2 else -x) + 0.05 * rng.standard_normal(x.shape)))
+    return data(found)
+
+
+def test_a_scoring_network_learns_from_one_pool_what_to_keep_of_another():
+    pool, new, downstream = lines(0, 20), lines(1, 10), lines(2, 6)[::2]
+    found = FilterLikeYouTest(downstream, pool=pool, n_updates=150, scorer_lr=3e-3)(new)
+    assert found[::2].min() > found[1::2].max()
+    wrong = FilterLikeYouTest(lines(2, 6)[1::2], pool=pool, n_updates=150, scorer_lr=3e-3)(new)
+    assert wrong[1::2].min() > wrong[::2].max(), "the downstream data decide"
+
+
+def test_the_scoring_network_follows_the_exact_derivative_of_the_downstream_loss():
+    """After one update, as if the loss had been differentiated through the update of the reference model."""
+    pool = StepTable.from_data(lines(0, 4))
+    test = StepTable.from_data(lines(2, 4)[::2], like=pool)
+    found = FilterLikeYouTest(lines(2, 1), n_updates=1, batch_size=16, seed=5)._train(pool, test)
+
+    x, y, tx, ty = map(torch.as_tensor, (pool.state, pool.action, test.state, test.action))
+    rng, reference, scorer = Generator().manual_seed(5), NetworkEnsemble(1, 1, seed=5), NetworkEnsemble(2, 1, seed=6)
+    at, some = torch.randint(len(x), (16,), generator=rng), torch.randint(len(tx), (16,), generator=rng)
+    optim = torch.optim.Adam(scorer.parameters(), 1e-3)
+    share = torch.softmax(scorer(torch.cat([x, y], 1)[at])[0, :, 0], 0)
+    theta = dict(reference.named_parameters())
+
+    def losses(weights, x, y):
+        return (functional_call(reference, weights, (x,))[0] - y).square().mean(1)
+    slope = torch.autograd.grad((share * losses(theta, x[at], y[at])).sum(), list(theta.values()), create_graph=True)
+    after = {k: v - 0.5 * g for (k, v), g in zip(theta.items(), slope, strict=True)}
+    losses(after, tx[some], ty[some]).mean().backward()
+    optim.step()
+    for a, b in zip(found.parameters(), scorer.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 class Scored(Score):

@@ -6,7 +6,8 @@ import pytest
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import act, d4rl, imitation, minari, npz, ogbench, open_dataset, robomimic, write_dataset
-from understudy.data.formats.key_map import KeyMap, common_arrays
+from understudy.data.formats.key_map import KeyMap, common_arrays, end_flags
+from understudy.data.formats.npz_arrays import split_rows
 from understudy.data.sources import ChunkedSource, DecodedFramesSource, MemmapSource, WrapperSource
 
 LENGTHS = np.array([3, 1, 4])
@@ -212,3 +213,26 @@ def test_filtering_stored_episodes_still_gathers_them_where_they_lie(tmp_path):
     data = open_dataset(tmp_path / "d.npz").filter(lambda e: len(e) > 2)
     array, first, rows = data.column("observation.state")
     assert [array[f: f + n].ravel().tolist() for f, n in zip(first, rows, strict=True)] == [[2.0] * 4, [3.0] * 5]
+
+
+@pytest.mark.parametrize("pieces", [[7], [1, 1, 1, 1, 1, 1, 1], [3, 4], [2, 0, 5]])
+@pytest.mark.parametrize("rows", [[7], [3, 4], [1, 2, 3, 1]])
+def test_rows_are_split_as_asked_in_whatever_pieces_they_come(pieces, rows):
+    values = np.arange(14, dtype=np.int16).reshape(7, 2)
+    found = list(split_rows(iter(np.split(values, np.cumsum(pieces)[:-1])), rows))
+    for one, other in zip(found, np.split(values, np.cumsum(rows)[:-1]), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == np.int16
+
+
+def test_flags_of_ends_say_how_each_episode_ended():
+    flags = end_flags(np.array([2, 1, 3]), np.array([True, False, False]))
+    assert flags["next.terminated"].tolist() == [False, True, False, False, False, False]
+    assert flags["next.truncated"].tolist() == [False, False, True, False, False, True]
+
+
+def test_a_column_of_a_reserved_name_is_no_task(tmp_path):
+    steps = {"observation.state": np.zeros((3, 2)), "action": np.zeros((3, 1)), "ep_meta": np.array([4.0, 5.0, 6.0])}
+    write_dataset(Dataset([Episode(steps)]), tmp_path / "a.hdf5", "robomimic")
+    data = open_dataset(tmp_path / "a.hdf5")
+    assert data[0].steps["ep_meta"].tolist() == [4.0, 5.0, 6.0] and "task" not in data.features()

@@ -226,7 +226,8 @@ def test_only_a_part_may_be_loaded_and_names_are_checked(tmp_path):
         wide = replace(method().policy, trunk=MLP(width=9, depth=1))
         run(tmp_path / "s", continue_from(replace(method(), policy=wide), base), stages={"from": base})
     narrow = episodes().map(lambda e: replace(e, steps={**e.steps, STATE: e.steps[STATE][:, :2]}))
-    with pytest.raises(UserError, match=r"'codec': the weights of the stage 'from' do not fit: .*\(3,\)"):
+    with pytest.raises(UserError, match=r"'codec': observation.state has the shape \(2,\) in these data, but .*"
+                                        r"trained with \(3,\)"):
         run(tmp_path / "t", continue_from(method(), base), narrow, stages={"from": base})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import shutil
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from understudy import demo
+from understudy import cli, demo
 from understudy.claims.probe import Confirmation
 from understudy.cli import main
 from understudy.data.episode import Dataset, Episode
@@ -221,3 +222,41 @@ def test_trust_is_part_of_what_is_suggested(follow, tmp_path):
     assert ("eval", "--episodes", "--rows", "--trust") in seen
     follow("eval", "mine.onnx", "suggested_code:fork", "--episodes", "2", *trust)
     sys.modules.pop("suggested_code", None)
+
+
+def test_the_recorded_environment_is_suggested_with_its_trust(follow, tmp_path):
+    (tmp_path / "my_hill.py").write_text("import gymnasium\n\n\ndef steep():\n    return gymnasium.make("
+                                         "'MountainCarContinuous-v0', max_episode_steps=8)\n")
+    follow("record", "my_hill:steep", "--out", "demos", "--episodes", "6", "--actor", "random", "--trust", "my_hill",
+           depth=0)
+    seen = follow("inspect", "demos")  # needs no trust itself
+    assert {(kind[0], "--trust" in kind) for kind in seen} == {("inspect", False), ("train", True), ("replay", True)}
+    seen = follow("train", "bc", "demos", "--out", "plain", *TINY)
+    assert ("eval", "--episodes", "--rows", "--trust") in seen
+    assert ("eval", "--episodes", "--rows", "--trust") in follow("eval", "plain", "demos")
+    sys.modules.pop("my_hill", None)
+
+
+def test_actions_below_class_zero_are_refused_before_training_is_suggested(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    actions = np.random.default_rng(0).integers(-1, 2, (30, 2))
+    np.savez("signs.npz", observations=np.random.default_rng(1).normal(size=(30, 2)), actions=actions,
+             episode_ends=[10, 20, 30])
+    assert main(["inspect", "signs.npz"]) == 0
+    out = capsys.readouterr().out
+    assert "action has integers from -1 on" in out and "save them as float32" in out and "understudy train" not in out
+    assert main(["train", "bc", "signs.npz", "--out", "run", *TINY]) == 2
+    assert "signs.npz: action has integers from -1 on" in capsys.readouterr().err
+    assert not Path("run", "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name, command", [("inspct", "inspect x"), ("evaluate", "eval x"), ("serve", "--help")])
+def test_a_misspelt_command_is_told_the_one_that_is_meant(name, command, capsys):
+    assert main([name, "x"]) == 2
+    assert capsys.readouterr().err.endswith(f"  -> understudy {command}\n")
+
+
+def test_a_place_that_refuses_is_named_as_it_was_given():
+    named = cli._user_error_message(OSError(errno.EROFS, "Read-only file system", "/media/.demos.a1b2_c3d.part"), [])
+    assert named is not None and named.startswith("/media/demos: read-only file system\n")
+    assert cli._target_path("runs/.hidden") == "runs/.hidden"

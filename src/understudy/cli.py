@@ -10,6 +10,7 @@ import _thread
 import difflib
 import errno
 import os
+import re
 import shlex
 import signal
 import sys
@@ -85,7 +86,7 @@ def main(args: list[str] | None = None) -> int:
         return 0
     name = args[0]
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
+        near = difflib.get_close_matches(name, COMMANDS, 1, 0.65)  # evaluate is near to eval, and serve not to merge
         _print_error(f"there is no command {name!r}; there are {', '.join(COMMANDS)}\n"
                   f"  -> {'understudy ' + shlex.join([near[0], *args[1:]]) if near else 'understudy --help'}")
         return 2
@@ -202,8 +203,15 @@ def _user_error_message(error: Exception, trusted: list[str]) -> str | None:
         return f"{error.filename or 'disk'}: no space is left\n  -> make room; what was written before is complete"
     if error.filename is not None:  # the file system says no
         problem = (error.strerror or str(error)).lower()
-        return f"{error.filename}: {problem}\n  -> choose a place that can be read and written"
+        return f"{_target_path(str(error.filename))}: {problem}\n  -> choose a place that can be read and written"
     return None
+
+
+def _target_path(path: str) -> str:
+    """The file or folder that was to be written, where `path` is the temporary one next to it (see files)."""
+    folder, name = os.path.split(path)
+    temporary = re.fullmatch(r"\.(.+)\.\w+\.part", name)
+    return os.path.join(folder, temporary[1]) if temporary else path
 
 
 def _traceback(error: Exception) -> None:

@@ -308,7 +308,8 @@ def check_metadata(data: Dataset) -> Iterator[Finding]:
         yield Finding("actions-split", "warning", f"policies learn one column action, and here it is in "
                       f"{format_list(actions)}", f"put them side by side: --columns action={','.join(actions)}")
     if data.fps is None:
-        yield Finding("no-fps", "note", "the frame rate is not known", "store it if your method depends on time")
+        yield Finding("no-fps", "note", "the frame rate is not known", "store it if your method depends on "
+                      "time. In a table, name the column of seconds: --columns timestamp=COLUMN")
     for name, f in features.items():
         if role(name) == "action" and f.kind == "string":
             yield Finding("dtype", "warning", f"{name}: text cannot be learned as an action",

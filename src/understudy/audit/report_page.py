@@ -36,7 +36,7 @@ def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, ma
         sections.append(Section("Findings", (Paragraph("None: no check found anything."),)))
     if len(data):
         sections += [*_extreme_episode_sections(data, report), _scores_section(data, report)]
-    told = "It holds what it says." if report.ok else "It contradicts itself."
+    told = "No errors were found." if report.ok else "Errors were found."
     about = (
         f"{pluralize(len(data), 'episode')}, {pluralize(data.steps, 'step')}"
         if len(data)

@@ -113,7 +113,9 @@ CLAIM = Claim(
     "mazes of unseen walls falls as a power of the number of mazes: log against log the slope is below -0.1, "
     "and a power law through three points predicts the fourth better than an exponential or a logarithmic one. "
     "With 512 demonstrations, 128 mazes teach more than 8; and in 128 mazes twice the demonstrations change "
-    "success by less than 0.1.",
+    "success by less than 0.1. A maze is counted by its number, but mazes of 3 x 3 cells are few: 128 numbers "
+    "have about 105 different layouts, and 512 about 270. So the slope is that over numbers of drawn mazes, and the "
+    "number of different environments grows more slowly.",
     parts=(
         ClaimPart("power law", LAW, AllOf((BelowBound("exponent", "mazes", -0.1), BelowBound("excess", "mazes", 0.0)))),
         ClaimPart("diversity", SPREAD, GreaterThan("success", "128 mazes", "8 mazes")),

@@ -1,9 +1,8 @@
-"""Row 025: several skills in a row, by one policy, or by one that is told which skill it is time for.
+"""Row 025: several skills in a row, by one policy, or by one that reads which skill is due.
 
-The published benchmark is of printed objects and a real robot; here an assembly in the plane has the same four stages.
-On the seeds of pilots one policy did as well as one that was told, both where the peg's angle was shown all the time
-and where each thing had its own part of the table: either gave away how far it had come. So the angle is hidden while
-the hand covers it, and all lie anywhere: what skills bring is memory.
+The published benchmark has printed objects and a real robot. Here an assembly in the plane has the same four stages.
+The task was changed on pilot seeds until one policy did worse than one that reads the skill: the peg's angle is hidden
+while the hand covers it, and all things lie anywhere, so that the observation does not show the stage.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import ConcatEncoder
 from ..nets.mlp import MLP
 from ..policy import PolicyConfig
-from .base import RATE, AllOf, Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
+from .base import RATE, Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
 from .curation import cached_load
 from .goal_directions import train_policy
 
@@ -234,6 +233,7 @@ ASSEMBLY = Experiment(
     stage_success,
     measures=tuple((k, RATE) for k in ("grasp passed", "place passed", "regrasp passed", "unseen success")),
 )
+CHOSEN_IS_BETTER = GreaterThan("success", "chosen", "flat", 0.1)
 
 CLAIM = Claim(
     name="functional-manipulation",
@@ -242,22 +242,19 @@ CLAIM = Claim(
     "2401.08553",
     statement="The FMB can be used to evaluate methods for acquiring individual skills, as well as methods for "
     "combining and ordering such skills to solve complex, multi-stage manipulation tasks.",
-    setup="an assembly in the plane: a peg that lies askew is grasped, put into a fixture that turns it upright, "
-    "grasped again and put into a hole; all lie anywhere, and of a peg in the hand the angle is not seen. From "
-    "100 demonstrations on pegs of four sizes, an MLP of 64 x 2 blocks that also reads which of the four skills "
-    "it is time for succeeds more often, by 0.1, than one that does not: when it is told, and when another, "
-    "which learns from the same demonstrations which skill follows the last, tells it. The rate at which each "
-    "stage is passed, and success with pegs of four other sizes, are reported too.",
-    parts=(
-        ClaimPart(
-            "assembly",
-            ASSEMBLY,
-            AllOf((GreaterThan("success", "told", "flat", 0.1), GreaterThan("success", "chosen", "flat", 0.1))),
-        ),
-    ),
+    setup="An assembly in the plane: a peg that lies askew is grasped, put into a fixture that turns it upright, "
+    "grasped again and put into a hole. All things lie anywhere, and the angle of a peg in the hand is not seen. From "
+    "100 demonstrations on pegs of four sizes, one arm learns a single policy, an MLP of 64 x 2 blocks. The other "
+    "learns such a policy that also reads which of the four skills is due, and a second network that chooses the skill "
+    "from the observation and the last skill. Each network makes 1,200 updates, so the second arm has twice the "
+    "parameters and updates, also in the negative control. The claim holds if the second arm succeeds more often by "
+    "more than 0.1. A third arm is told the right skill. It is reported and does not decide: the chosen skill was "
+    "always the right one, so that both have the same figures. The rate at which each stage is passed, and success "
+    "with pegs of four other sizes, are reported too. The task was changed on pilot seeds until the single policy did "
+    "worse: the claim is about tasks whose observation does not show the stage. Differences from the paper: a planar "
+    "simulation instead of printed objects and a real robot, and states instead of images.",
+    parts=(ClaimPart("assembly", ASSEMBLY, CHOSEN_IS_BETTER),),
     negative_control=NegativeControl(
-        "the skills exchanged between the steps of each demonstration", shuffled_skills, "assembly",
-        removes=(GreaterThan("success", "told", "flat", 0.1),
-                 GreaterThan("success", "chosen", "flat", 0.1)),
+        "the skills permuted between the steps of each demonstration", shuffled_skills, "assembly",
     ),
 )

@@ -56,7 +56,7 @@ from .base import (
 )
 from .curation import cached_load, cloning_method, successful_rollouts
 
-ROWS = 200
+ROWS = 200  # environments side by side; results do not depend on it
 RESTART_COST = 10.0  # steps from one attempt to the next
 
 
@@ -92,13 +92,8 @@ def run_attempts(method: RestartMethod, data: Dataset, seed: int):
         while len(_attempt_cache) > 6:
             _attempt_cache.pop(next(iter(_attempt_cache)))
         actor = PolicyActor(FixedBatch(fit_method(method.policy, data, seed).policy, ROWS), method.policy.executor)
-        ran = rollout(
-            actor,
-            make("push", rows=ROWS),
-            method.n_learning_episodes + method.n_calibration_episodes,
-            recording_seed(seed),
-            first=500_000,
-        )
+        count = method.n_learning_episodes + method.n_calibration_episodes
+        ran = rollout(actor, make("push", rows=min(ROWS, count)), count, recording_seed(seed), first=500_000)
         _attempt_cache[key] = actor, ran.map(label_attempt)
     return _attempt_cache[key]
 
@@ -122,7 +117,7 @@ def makespan(experiment, method: RestartMethod, data: Dataset, seed: int, episod
     above, expected = choose_threshold(calibrate, judge, RESTART_COST)
     if method.kind == "to the end":
         above, expected = math.inf, forecast(calibrate, judge, math.inf).makespan(RESTART_COST)
-    env = Attempts(make("push", rows=ROWS), actor, RESTART_COST)
+    env = Attempts(make("push", rows=min(ROWS, episodes)), actor, RESTART_COST)
     ran = rollout(RestartingActor(judge, above), env, episodes, seed=starts)
     spans = [-float(e.steps["next.reward"].sum()) for e in ran]
     return {"makespan": spans, "forecast": [expected], "off": [float(np.mean(spans) / expected - 1)],

@@ -29,22 +29,26 @@ from ..audit.scores.network_scores import fit_regression
 from ..core import UserError
 from ..data.episode import Dataset
 from ..envs import HasExpert
+from ..evaluate.behavior.modes import RepeatedStartsEnv
 from ..evaluate.rollout import rollout
-from ..execute.actor import NoisyActor
+from ..execute.actor import NoisyActor, PolicyActor
 from ..files import read_json, write_text
 from ..improve.restart import Attempts
 from ..learn.fit import fit
 from .base import Claim, ClaimPart, Experiment, ExpertDemonstrations, MissingRequirement
 from .behavior_entropy import N_REPEATS, success_and_entropy
+from .critical_steps import ErrandDemonstrations, FineTuning
 from .dataset_quality import GridDatasets
 from .dataset_quality import GridLearner as GridLearner
 from .generalization_gap import MazeDemonstrations
+from .goal_directions import DirectedPush
 from .imitation_promise import WeakAndStrongDemonstrations
 from .measures import checkpoint_oscillation
 from .out_of_dynamics import MixedDynamicsDemonstrations
 from .preemptive_restart import RestartMethod
 from .pretrained_behavior import MultiTaskDemonstrations
 from .records import fingerprint, missing_requirements, probe_path, provenance, record_path
+from .vinn_few_demonstrations import VisualMethod
 
 RELATIVE = 1e-4  # of an entry
 FLOOR = 1e-5  # of the largest entry of its list: entries near zero are rounding errors of larger ones
@@ -57,7 +61,7 @@ STARTS_SEED = 100  # of the rollouts that look at an environment
 UPDATES = 20  # of a network that a score trains
 # Negative controls that train their scores again and differ only in what is shuffled afterwards, or in whose clean data
 # the score sees: too slow for what they add.
-WITHOUT_CONTROL = ("extraneous-segments", "filter-like-you-test", "out-of-dynamics")
+WITHOUT_CONTROL = ("critical-steps", "extraneous-segments", "filter-like-you-test", "out-of-dynamics")
 DEMONSTRATIONS = 50  # at most, where a claim has one number of them
 # Smaller sizes of sources, and of methods that train or attempt outside `fit`.
 REDUCED: dict[type, dict[str, int]] = {
@@ -67,6 +71,9 @@ REDUCED: dict[type, dict[str, int]] = {
     MixedDynamicsDemonstrations: {"n_groups": 2},
     RestartMethod: {"n_learning_episodes": 20, "n_calibration_episodes": 20},
     GridLearner: {"n_updates": 60},
+    ErrandDemonstrations: {"n_episodes": 8},
+    FineTuning: {"n_base_episodes": 20},
+    VisualMethod: {"n_updates": 20},
 }
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
 
@@ -322,8 +329,14 @@ class _Recorder:
         self.rollouts += 1
         if isinstance(env, Attempts):
             env.limit = min(env.limit, 120)  # with a policy of few updates no attempt would succeed
+        limit = env.limit if isinstance(env, DirectedPush) and isinstance(actor, PolicyActor) else None
+        if limit is not None:  # the same, and the first steps tell as much as all
+            env.limit = min(limit, 2 * STEPS)
+            self.numbers[f"rollout {self.rollouts} / limit"] = [limit]
         ran = rollout(actor, env, episodes, seed, **options)
-        self.env = env
+        if limit is not None:
+            env.limit = limit
+        self.env = env.env if isinstance(env, RepeatedStartsEnv) else env  # which knows the starts of one seed alone
         self._episodes(f"rollout {self.rollouts}", ran)
         return ran
 

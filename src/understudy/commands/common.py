@@ -158,6 +158,13 @@ def recorded_env(data: Dataset) -> str | None:
     return name if isinstance(name, str) and name and "+" not in name else None
 
 
+def env_trust_options(env: str | None) -> list[str]:
+    """The option that an environment of the user takes, for a command that is suggested. The user decides about it."""
+    module, colon, _ = (env or "").partition(":")
+    package = module.split(".")[0]
+    return trust_options((package,), env) if colon and package.isidentifier() else []
+
+
 def recorded_env_of(run: Path) -> str | None:
     """The only environment that the data of a run say they were recorded in, if there is exactly one."""
     from ..files import read_json

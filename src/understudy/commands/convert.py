@@ -81,6 +81,11 @@ def _convert(o: ConvertOptions, out: Output) -> None:
                         where=o.src, hint="without --strict, a sidecar file keeps the rest")
     if lost:
         out.print(f"{to} has no place for the following; a sidecar file keeps it:", *(f"  {loss}" for loss in lost))
+    if data.fps is None and to.startswith("lerobot"):
+        from ..data.formats.lerobot_write import SAFE_FPS
+
+        out.print(f"The rate of these data is not known, and LeRobot needs one: {SAFE_FPS} steps per second is written."
+                  " If a column has the seconds, name it: --columns timestamp=COLUMN")
     write_dataset(data, o.dst, to, **options)
     out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")
     out.suggest(command_line("inspect", o.dst))

@@ -11,6 +11,7 @@ from .common import (
     Output,
     command_line,
     demonstrations_path,
+    env_trust_options,
     open_data,
     parse,
     recorded_env,
@@ -195,7 +196,8 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     out.print(found.describe(), "", _breakdown_table("component", found.by_dimension, found.unit), "",
             _breakdown_table("of the episode", found.by_time, found.unit))
     env = recorded_env(data)
-    commands = [(command_line("eval", o.run, env, "--episodes", 100, *trust_options(o.trust, env, o.run)),
+    trust = trust_options(o.trust, env, o.run) or env_trust_options(env)
+    commands = [(command_line("eval", o.run, env, "--episodes", 100, *trust),
                  "Whether it works, where it acts by itself:")] if env else []
     if o.html is None:
         again = command_line("eval", o.run, o.target, "--html", "report.html",

@@ -16,6 +16,7 @@ from .common import (
     StepCount,
     command_line,
     demonstrations_path,
+    env_trust_options,
     parse,
     progress_bar,
     recorded_env,
@@ -104,8 +105,10 @@ def main(args: list[str]) -> None:
             out.suggest(command_line("train", method, o.data, *(("--map", o.map) if o.map else ()),
                           *(("--columns", *o.columns) if o.columns else ()),
                           *(("--max-episode-steps", o.max_episode_steps) if o.max_episode_steps else ()),
-                          "--out", unused_path("run"), *(("--eval", env, "--save-freq", 500) if env else ())),
-                     *([command_line("replay", o.data, env)] if env and not o.columns else []))
+                          "--out", unused_path("run"), *(("--eval", env, "--save-freq", 500) if env else ()),
+                          *env_trust_options(env)),
+                     *([command_line("replay", o.data, env, *env_trust_options(env))]
+                       if env and not o.columns else []))
         out.print_json(found)
 
 

@@ -21,6 +21,7 @@ from .common import (
     StepCount,
     TrustedPackages,
     command_line,
+    env_trust_options,
     open_data,
     parse,
     print_help,
@@ -200,9 +201,10 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if acts else []
     out.suggest(
         *(command_line("eval", run, acts, "--episodes", 100, *_task_option(data, say),
-                       *trust_options(o.trust, acts, run)) for run in there),
-        *([] if stream is not None or o.map or o.columns or o.max_episode_steps
-          else [command_line("eval", o.out, o.data, *trust_options((), None, o.out))]),
+                       *(trust_options(o.trust, acts, run) or env_trust_options(acts))) for run in there),
+        *([] if stream is not None or o.map or o.max_episode_steps
+          else [command_line("eval", o.out, o.data, *(("--columns", *o.columns) if o.columns else ()),
+                             *trust_options((), None, o.out))]),
         command_line("plot", o.out),
     )
     curves = TrainingCurves.load(o.out)

@@ -16,11 +16,14 @@ from ..core import ConfigError, DataError, Feature, UserError
 from .episode import ColumnSource, Dataset, EpisodeList
 from .formats import open_dataset, remote
 from .formats.column_names import format_list, standard_name
+from .formats.detection import UnknownFormat
+from .formats.episode_table import even_rate
 from .formats.folder import NpzFolderSource, episode_files, open_csv
 from .formats.npz import NpzSource
 from .formats.npz_arrays import NpzArrays
 from .sources import WrapperSource
 
+_NUMERIC_COLUMNS = ("observation.state", "action", "next.reward", "timestamp")
 Selection = Mapping[str, tuple[str, ...]]
 
 
@@ -92,7 +95,15 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
         raise DataError("columns of this format cannot be selected", where=path, hint="leave out --columns")
     warnings = [w for w in data.metadata.get("warnings", ()) if not w.startswith("no column is called action")]
     source = SelectedColumns(data.source, selection, str(path))
-    return Dataset(source, {**data.metadata, "warnings": warnings}, data.indices)
+    fps = data.fps or (_rate(source) if "timestamp" in selection else None)
+    return Dataset(source, {**data.metadata, "warnings": warnings, "fps": fps}, data.indices)
+
+
+def _rate(source: ColumnSource) -> float | None:
+    """Steps per second from the column timestamp, if it has even numbers."""
+    if source.schema["timestamp"].kind == "string":
+        return None
+    return even_rate([np.asarray(source.column("timestamp", e), float) for e in range(len(source.lengths))])
 
 
 class SelectedColumns(WrapperSource):
@@ -101,7 +112,7 @@ class SelectedColumns(WrapperSource):
     Args:
         inner: The other source.
         selection: For each new column the columns or components that it is made of. A component is written NAME_0 or
-            NAME[0].
+            NAME[0], or by its own name.
         where: The data set, for error messages.
     """
 
@@ -114,6 +125,10 @@ class SelectedColumns(WrapperSource):
 
     def _feature(self, name: str, where: str) -> Feature:
         found = [self.inner.schema[column] for column, _ in self._parts[name]]
+        if not self._is_renamed(name) or name in _NUMERIC_COLUMNS:
+            for (column, _), f in zip(self._parts[name], found, strict=True):
+                if f.kind == "string":
+                    self._check_numbers(column, where)
         if self._is_renamed(name):
             return found[0]
         if odd := [c for (c, _), f in zip(self._parts[name], found, strict=True) if f.kind in ("image", "string")]:
@@ -123,6 +138,22 @@ class SelectedColumns(WrapperSource):
         dtype = np.result_type(*(f.dtype for f in found))
         kind = Feature.from_array(np.empty((0, len(names)), dtype)).kind
         return Feature(dtype.name, (len(names),), "vector" if kind == "text" else kind, names)
+
+    def _check_numbers(self, column: str, where: str) -> None:
+        """Raises DataError for the first cell of text in a column that is mostly numbers."""
+        texts, numbers = {}, 0  # (episode, step) -> text
+        for episode in range(len(self.lengths)):
+            for step, cell in enumerate(np.asarray(self.inner.column(column, episode)).reshape(-1).tolist()):
+                try:
+                    float(cell)
+                    numbers += 1
+                except ValueError:
+                    texts[episode, step] = cell
+        if numbers > len(texts) > 0:
+            (episode, step), cell = next(iter(texts.items()))
+            others = f", and {len(texts) - 1} others like it" if len(texts) > 1 else ""
+            raise DataError(f"this is not a number: {cell!r}", hint=f"correct the cell{others}",
+                            where=f"{where}, {column}, episode {episode}, step {step}")
 
     def _component_names(self, column: str, index: int | None) -> list[str]:
         f = self.inner.schema[column]
@@ -159,10 +190,12 @@ class SelectedColumns(WrapperSource):
 
 def _find_part(part: str, source: ColumnSource, where: str) -> tuple[str, int | None]:
     """(column, None), or (column, component)."""
-    names = {name: (name, None) for name in source.schema}
-    for name, f in source.schema.items():
-        if f.shape and f.kind in ("vector", "discrete"):
-            names |= {n: (name, i) for i in range(f.size) for n in (f"{name}_{i}", f"{name}[{i}]") if n not in names}
+    vectors = {name: f for name, f in source.schema.items() if f.shape and f.kind in ("vector", "discrete")}
+    own = [(n, (name, i)) for name, f in vectors.items() for i, n in enumerate(f.names or ())]
+    names: dict[str, tuple[str, int | None]] = {name: (name, None) for name in source.schema}
+    names = {**{n: at for n, at in own if [n for n, _ in own].count(n) == 1}, **names}
+    for name, f in vectors.items():
+        names |= {n: (name, i) for i in range(f.size) for n in (f"{name}_{i}", f"{name}[{i}]") if n not in names}
     if part in names:
         return names[part]
     near = difflib.get_close_matches(part, names, 1)
@@ -185,7 +218,7 @@ class _PlainNpzSource(NpzSource):
 
 def _unknown_names(path: str | Path, error: UserError) -> str | None:
     """The columns of a CSV or .npz file that was refused for their names. None if it was refused for another reason."""
-    if "convert it" not in (error.hint or ""):
+    if not isinstance(error, UnknownFormat):
         return None
     try:
         data = _open_plain(Path(remote.local_path(path)), None)

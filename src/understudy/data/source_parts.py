@@ -126,7 +126,7 @@ def find_parts(path: Path) -> SourceParts | None:
             return FileParts(path, recordings)
         kinds = [[p for p in inside if p.suffix == s and not p.name.endswith(sidecar.SIDECAR_NAME)] for s in _FILES]
         files = max(kinds, key=len)
-        return FileParts(path, sorted(files, key=message_logs._number)) if files else None
+        return FileParts(path, sorted(files, key=message_logs.recording_order)) if files else None
     with open(path, "rb") as handle:
         first = handle.read(8)
     return _group_parts(path, path) if first == hdf5.MAGIC else None

@@ -36,7 +36,11 @@ ADAPTERS = {
 # name -> module and definition in it, called with rows and options
 TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": ("push", "Push"),
         "push-images": ("push", "push_images"), "blocks": ("blocks", "Blocks"), "memory": ("memory", "MemoryCorridor"),
-        "maze": ("maze", "Maze"), "arms": ("arms", "Arms"), "drive": ("drive", "Drive"), "words": ("words", "Words")}
+        "maze": ("maze", "Maze"), "arms": ("arms", "Arms"), "drive": ("drive", "Drive"), "words": ("words", "Words"),
+        "tabular": ("tabular", "Tabular"), "four_rooms": ("four_rooms", "FourRooms"),
+        "gridworld_tasks": ("gridworld_tasks", "GridworldTasks")}
+# toy -> the option that stands behind its name after ":", and its type
+VARIANTS = {"particle": ("dim", int), "tabular": ("task", str), "four_rooms": ("style", str)}
 
 
 def names() -> tuple[str, ...]:
@@ -64,16 +68,30 @@ def _adapter(name: str) -> str | None:
 
 
 def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> Env:
-    """`rows` copies of an environment side by side.
+    """Make `rows` copies of an environment side by side.
 
-    name: a toy (`names()`; "particle:8" is "particle" in eight dimensions), a Gymnasium id ("Hopper-v4"),
-    "metaworld/door-open-v3", "ogbench/NAME", "dm_control/DOMAIN-TASK", "robosuite/NAME", or "module:factory", a
-    function or class of a package of `trust` that gives an Env, a gymnasium.Env or a gymnasium.vector.VectorEnv. Its
-    parameter `rows`, if it has one, is how many run side by side; a single gymnasium.Env is asked for once a row.
-    Packages of `trust` are imported for the Gymnasium ids that they name. A name that an installed package registers
-    under the entry points `understudy.envs` stands for such a factory, and needs no trust.
-    `options` are the environment's own. Its fact "simulator" is its version and physics, in words.
-    Raises UserError for a name or an option that nobody knows, Untrusted for code that is not trusted.
+    Args:
+        name: One of:
+
+            - a toy (`names()`). "particle:8" is "particle" in eight dimensions, and "tabular:bandit" a task of
+              "tabular";
+            - a Gymnasium id, such as "Hopper-v4". Packages of `trust` are imported for the ids that they name;
+            - "metaworld/door-open-v3", "ogbench/NAME", "dm_control/DOMAIN-TASK" or "robosuite/NAME";
+            - "module:factory", a function or class of a package of `trust` that gives an Env, a gymnasium.Env or a
+              gymnasium.vector.VectorEnv. Its parameter `rows`, if it has one, is how many run side by side; a single
+              gymnasium.Env is asked for once a row;
+            - a name that an installed package registers under the entry points `understudy.envs`. It stands for such
+              a factory, and needs no trust.
+        rows: Number of copies.
+        trust: Packages whose code may run.
+        **options: The environment's own options.
+
+    Returns:
+        The environment. `metadata["simulator"]` is its version and physics, in words.
+
+    Raises:
+        UserError: For a name or an option that nobody knows.
+        UntrustedCode: For code that is not trusted.
     """
     env = _make(name, rows, trust, options)
     if type(env).__module__.startswith(__name__):  # one of ours, or of Gymnasium's in ours
@@ -82,14 +100,16 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
 
 
 def _make(name, rows, trust, options) -> Env:
-    toy, _, dim = name.partition(":")
-    if toy in TOYS and (not dim or toy == "particle" and dim.isdigit()):
+    toy, _, variant = name.partition(":")
+    if toy in TOYS and (not variant or toy in VARIANTS):
+        if variant:
+            options = {**options, **_variant(toy, variant)}
         found = entry_point(toy)
         assert found is not None
         module, made = found
         build = getattr(importlib.import_module(module), made)
         try:
-            return build(rows, **options, **({"dim": int(dim)} if dim else {}))
+            return build(rows, **options)
         except TypeError as error:
             raise UserError(f"the environment does not take the options {options}", where=name,
                             hint=str(error)) from error
@@ -100,6 +120,15 @@ def _make(name, rows, trust, options) -> Env:
     if ":" in name:
         return _make_from_factory(name, rows, trust, options)
     return _registered(name, name, rows, trust, options)
+
+
+def _variant(toy: str, text: str) -> dict:
+    """The option that stands behind a toy's name, as in "particle:8"."""
+    option, kind = VARIANTS[toy]
+    try:
+        return {option: kind(text)}
+    except ValueError:
+        raise UserError(f"{text!r} is not a number", where=f"{toy}:{text}", hint=f"such as {toy}:8") from None
 
 
 def _simulated(module, name, rows, options) -> Env:
@@ -176,14 +205,21 @@ def _make_from_factory(name, rows, trust, options) -> Env:
     if package not in trust:
         raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=name,
                         hint=f"add --trust {package} (in Python: trust=({package!r},)) if you trust that code to run")
-    build = getattr(import_module(module, name), factory, None)
+    code = import_module(module, name)
+    build = getattr(code, factory, None)
     if build is None and factory in gymnasium.registry:  # Gymnasium's own way of naming who registers an id
         return _registered(factory, name, rows, (), options)
     if not callable(build):
         raise UserError(f"there is no {factory!r} in {module}" if build is None else
                         f"{factory!r} in {module} is not a function or class, but {type(build).__name__}", where=name,
-                        hint="an environment is named module:factory")
+                        hint=f"an environment is named module:factory; {suggestion(factory, _own_callables(code))}")
     return _make_with(build, factory, name, rows, options)
+
+
+def _own_callables(module: ModuleType) -> list[str]:
+    """The functions and classes that a module defines itself."""
+    return [name for name, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")]
 
 
 def _make_with(build, factory: str, name: str, rows: int, options: dict) -> Env:

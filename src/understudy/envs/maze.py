@@ -73,17 +73,9 @@ class Maze(Toy):
                 "level": np.full(len(at), -1)}
 
     def advance(self, action):
-        s, rows = self.state, np.arange(self.rows)
-        shut, at = closed(s["walls"]), s["at"].copy()
-        for axis in (0, 1):  # one after the other, so that no corner is cut
-            cell = _cell(at, self.cells)
-            (i, j), cell = cell.T, cell[:, axis].astype(np.float32)
-            below, above = shut[rows, 2 + axis, i, j], shut[rows, axis, i, j]
-            low, high = cell + np.where(below, MARGIN, -1), cell + np.where(above, 1 - MARGIN, 2)
-            moved = at[:, axis] + np.float32(0.1) * action[:, axis]
-            at[:, axis] = np.minimum(np.maximum(moved, low), high)
-        s["at"] = at
-        success = distance(at, s["goal"]) < RADIUS
+        s = self.state
+        s["at"] = walk(s["at"], action, closed(s["walls"]))
+        success = distance(s["at"], s["goal"]) < RADIUS
         return success, success, np.zeros_like(success)
 
     def step(self, action):
@@ -143,8 +135,21 @@ def closed(walls: np.ndarray) -> np.ndarray:
     return shut
 
 
-def _cell(at, cells):
-    """(n, 2) int64"""
+def walk(at: np.ndarray, velocity: np.ndarray, shut: np.ndarray) -> np.ndarray:
+    """Positions (n, 2) after a step of 0.1 s at `velocity` (n, 2), stopped by the walls of `closed` (n, 4, W, H)."""
+    at, rows = at.copy(), np.arange(len(at))
+    for axis in (0, 1):  # one after the other, so that no corner is cut
+        cell = cell_of(at, shut.shape[2])
+        (i, j), cell = cell.T, cell[:, axis].astype(np.float32)
+        below, above = shut[rows, 2 + axis, i, j], shut[rows, axis, i, j]
+        low, high = cell + np.where(below, MARGIN, -1), cell + np.where(above, 1 - MARGIN, 2)
+        moved = at[:, axis] + np.float32(0.1) * velocity[:, axis]
+        at[:, axis] = np.minimum(np.maximum(moved, low), high)
+    return at
+
+
+def cell_of(at: np.ndarray, cells: int) -> np.ndarray:
+    """The cell of each position (n, 2), int64."""
     return np.clip(np.floor(at), 0, cells - 1).astype(np.int64)
 
 
@@ -160,13 +165,13 @@ class Expert(Actor):
         shut = closed(obs["observation.environment_state"].numpy() > 0.5)
         liked = uniform(key, torch.zeros_like(key), shut.shape[1:], stream=6).numpy()
         cost = np.where(shut, np.inf, 1 + self.taste * liked).astype(np.float32)
-        goal = _cell(obs["observation.state"][:, 2:].numpy(), shut.shape[2])
+        goal = cell_of(obs["observation.state"][:, 2:].numpy(), shut.shape[2])
         best = cost_by_move(cost, cost_to_go(cost, goal)).argmin(1)
         return {"key": key, "count": torch.zeros_like(key), "best": torch.from_numpy(best)}
 
     def act(self, obs, state):
         at, goal = obs["observation.state"].split(2, 1)
-        cell, last = (torch.from_numpy(_cell(x.numpy(), state["best"].shape[1])) for x in (at, goal))
+        cell, last = (torch.from_numpy(cell_of(x.numpy(), state["best"].shape[1])) for x in (at, goal))
         there = (cell == last).all(1, keepdim=True)
         onward = cell + torch.from_numpy(MOVES)[state["best"][torch.arange(len(at)), cell[:, 0], cell[:, 1]]] + 0.5
         aim = torch.where(there, goal, onward.float()) - at

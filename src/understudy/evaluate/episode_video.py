@@ -23,10 +23,20 @@ VIDEO_FORMATS = {".mp4": ("libx264", "yuv420p"), ".gif": ("gif", "rgb8")}
 
 
 def write_video(episode: Episode, path: Path | str, env: Env | None = None, *, fps: float | None = None) -> Path:
-    """Writes .mp4 or .gif: the frames of the episode's first camera or, if it has none, the environment put into every
-    recorded step. Writes .svg: its way over the map of a Plane.
+    """Write an episode as .mp4 or .gif, or its path over the environment's map as .svg.
 
-    fps: frames a second; by default the environment's, or 10. Raises UserError if there is nothing to see.
+    Args:
+        episode: The episode. Its first camera is shown.
+        path: The file. Its suffix chooses the format.
+        env: Environment that is put into every recorded step and drawn, if the episode has no camera. Its map is needed
+            for .svg.
+        fps: Frames per second. None for the environment's rate, or 10.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: If there is nothing to draw, or the suffix is unknown.
     """
     path = Path(path)
     if path.suffix == ".svg":
@@ -53,8 +63,16 @@ def write_video(episode: Episode, path: Path | str, env: Env | None = None, *, f
 
 
 def film_strip(episode: Episode, max_frames: int = 8, side: int = 192) -> plots.Figure | None:
-    """At most so many frames of the episode's first camera, evenly, first and last among them; None without a camera.
-    side: pixels that neither height nor width exceeds."""
+    """Frames of an episode's first camera, evenly spaced, the first and the last included.
+
+    Args:
+        episode: The episode.
+        max_frames: Largest number of frames.
+        side: Largest height and width of a frame, pixels.
+
+    Returns:
+        The figure. None without a camera.
+    """
     camera = _camera(episode)
     if camera is None:
         return None

@@ -153,7 +153,13 @@ def evaluate(actor: Actor, env: Env, episodes: int = 100, seed: int = 0, *, leve
 
 
 def evaluation_of(episodes: Dataset, seconds: float = math.nan, level: float = LEVEL) -> Evaluation:
-    """The evaluation of existing rollouts, which may come from disk."""
+    """The evaluation of existing rollouts, which may come from disk.
+
+    Args:
+        episodes: The rollouts.
+        seconds: Wall-clock time that they took, seconds.
+        level: Confidence level of the intervals.
+    """
     ended = [bool(e.metadata["success"]) for e in episodes if "success" in e.metadata]
     success = stats.clopper_pearson(sum(ended), len(ended), level) if len(ended) == len(episodes) else None
     returns = stats.bootstrap_mean([_episode_return(e) for e in episodes], level)
@@ -162,7 +168,12 @@ def evaluation_of(episodes: Dataset, seconds: float = math.nan, level: float = L
 
 
 def aggregate_seeds(runs: Sequence[Evaluation], level: float = LEVEL) -> MethodEvaluation:
-    """Aggregates the evaluations of a method, one for each training seed, on the same starts."""
+    """Aggregate the evaluations of a method, one for each training seed, on the same starts.
+
+    Args:
+        runs: Evaluations, one per training seed.
+        level: Confidence level of the intervals.
+    """
     for other in runs[1:]:
         _check_same_starts(runs[0], other)
     tallies = [r.successes for r in runs if r.successes is not None]
@@ -217,13 +228,25 @@ def compare(
 def verdict(
     a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, str] = ("this checkpoint", "the other")
 ) -> str:
-    """The result in plain words: how good a policy is, or which of two is better, by how much and how certain."""
+    """The result in plain words: how good a policy is, or which of two is better, by how much and how certain.
+
+    Args:
+        a: An evaluation, or one per training seed.
+        b: The same of a second policy. None for a verdict on the first alone.
+        names: Names of both.
+    """
     return " ".join(verdict_parts(a, b, names))
 
 
 def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, str] = ("this checkpoint", "the other")
             ) -> tuple[str, str, str]:
-    """The parts of the verdict: the result, its certainty, and what it is about."""
+    """The parts of `verdict`: the result, its certainty, and what it is about.
+
+    Args:
+        a: An evaluation, or one per training seed.
+        b: The same of a second policy, or None.
+        names: Names of both.
+    """
     runs = _as_runs(a)
     what = "success" if runs[0].success is not None else "return"
     if b is None:

@@ -89,10 +89,16 @@ class FailureGroup:
 def group_failures(
     episodes: Dataset, env: Env | None = None, demonstrations: DemonstrationIndex | None = None, max_groups: int = 6
 ) -> tuple[FailureGroup, ...]:
-    """Groups failed episodes.
+    """Group failed episodes by their trajectories.
 
     Trajectories (`TRAJECTORY_POINTS` states each, and their length) are clustered. Fewer than four failures form one
     group.
+
+    Args:
+        episodes: Rollouts of a policy.
+        env: The environment, for where the episodes ended on its map.
+        demonstrations: Index of the demonstrations, for how far failures are from them.
+        max_groups: Largest number of groups.
 
     Returns:
         The groups, largest first. Empty if nothing failed or success is not defined.

@@ -14,15 +14,35 @@ from .stats import LEVEL, Interval, _check_counts, wilson
 
 
 def fisher_exact(k1: int, n1: int, k2: int, n2: int) -> float:
-    """Exact two-sided p-value of no difference, given the total number of successes (Fisher 1935). Never too small, and
-    somewhat too large.
+    """Exact two-sided p-value of no difference, given the total number of successes.
+
+    It is never too small, and somewhat too large.
+
+    Args:
+        k1: Number of successes of the first policy.
+        n1: Number of its trials.
+        k2: Number of successes of the second policy.
+        n2: Number of its trials.
+
+    References:
+        Fisher (1935), The Design of Experiments.
     """
     return float(stats.fisher_exact(_contingency_table(k1, n1, k2, n2)).pvalue)
 
 
 def barnard_exact(k1: int, n1: int, k2: int, n2: int) -> float:
-    """Exact p-value without that condition, for the worst-case rate (Barnard 1945). It is more powerful. The statistic
-    is the pooled score.
+    """Exact two-sided p-value of no difference for the worst-case rate. It is more powerful than `fisher_exact`.
+
+    The statistic is the pooled score.
+
+    Args:
+        k1: Number of successes of the first policy.
+        n1: Number of its trials.
+        k2: Number of successes of the second policy.
+        n2: Number of its trials.
+
+    References:
+        Barnard (1945), A New Test for 2 x 2 Tables.
     """
     if k1 + k2 in (0, n1 + n2):
         return 1.0
@@ -30,10 +50,23 @@ def barnard_exact(k1: int, n1: int, k2: int, n2: int) -> float:
 
 
 def score_z(k1: float, n1: float, k2: float, n2: float, difference: float) -> float:
-    """Score statistic of a hypothetical `difference` of two independent rates.
+    """Score statistic of a hypothetical difference of two independent rates.
 
-    The variance uses the most likely rates under the hypothesis (Miettinen and Nurminen 1985; Farrington and Manning
-    1990).
+    The variance uses the most likely rates under the hypothesis.
+
+    Args:
+        k1: Number of successes of the first policy.
+        n1: Number of its trials.
+        k2: Number of successes of the second policy.
+        n2: Number of its trials.
+        difference: The hypothetical difference, first minus second.
+
+    Returns:
+        The statistic, standard normal under the hypothesis. Infinite if the result is impossible under it.
+
+    References:
+        Miettinen and Nurminen (1985), Comparative Analysis of Two Rates; Farrington and Manning (1990), Test Statistics
+        and Sample Size Formulae for Comparative Binomial Trials.
     """
     second = _constrained_estimate(k1, n1, k2, n2, difference)
     first, n = second + difference, n1 + n2
@@ -45,8 +78,17 @@ def score_z(k1: float, n1: float, k2: float, n2: float, difference: float) -> fl
 
 
 def miettinen_nurminen(k1: float, n1: float, k2: float, n2: float, level: float = LEVEL) -> Interval:
-    """Score interval of the difference of two independent rates, first minus second (Miettinen and Nurminen 1985). It
-    covers close to `level`.
+    """Score interval of the difference of two independent rates, first minus second. It covers close to `level`.
+
+    Args:
+        k1: Number of successes of the first policy.
+        n1: Number of its trials.
+        k2: Number of successes of the second policy.
+        n2: Number of its trials.
+        level: Confidence level, from 0 to 1.
+
+    References:
+        Miettinen and Nurminen (1985), Comparative Analysis of Two Rates.
     """
     _check_trials(k1, n1, k2, n2)
     z, estimate = stats.norm.isf((1 - level) / 2), k1 / n1 - k2 / n2
@@ -58,8 +100,18 @@ def miettinen_nurminen(k1: float, n1: float, k2: float, n2: float, level: float 
 
 
 def newcombe_independent(k1: int, n1: int, k2: int, n2: int, level: float = LEVEL) -> Interval:
-    """Interval of the same difference from Wilson's limits of the two rates (Newcombe 1998, method 10), as a second
-    opinion.
+    """Interval of the same difference as `miettinen_nurminen`, as a second opinion. It uses Wilson's limits of both
+    rates.
+
+    Args:
+        k1: Number of successes of the first policy.
+        n1: Number of its trials.
+        k2: Number of successes of the second policy.
+        n2: Number of its trials.
+        level: Confidence level, from 0 to 1.
+
+    References:
+        Newcombe (1998), Interval Estimation for the Difference between Independent Proportions, method 10.
     """
     _check_trials(k1, n1, k2, n2)
     first, second = wilson(k1, n1, level), wilson(k2, n2, level)

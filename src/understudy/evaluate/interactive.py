@@ -116,17 +116,24 @@ class TrialDesign:
         return "end" if not session.current_round.labels and self.verdict(session) is not None else "begin"
 
     def update(self, session: Session, event: Mapping[str, Any]) -> Session:
-        """Returns the session after an event:
+        """The session after an event.
 
-            {"event": "begin"}                      a trial starts; a trial that was running counts as spoiled
-            {"event": "label", "label": "success"}  the result of the trial
-            {"event": "spoilt"}                     the trial does not count, and the same policy tries again
-            {"event": "scrap"}                      the round does not count, and starts again with another order
-            {"event": "correct", "label": ...}      replaces the last label
-            {"event": "end"}                        no more trials; the names of the policies may be shown
+        Args:
+            session: The session so far.
+            event: One of:
+
+                ``{"event": "begin"}``                      a trial starts; a trial that was running counts as spoiled
+                ``{"event": "label", "label": "success"}``  the result of the trial
+                ``{"event": "spoilt"}``                     the trial does not count, and the same policy tries again
+                ``{"event": "scrap"}``                      the round does not count, and is repeated in another order
+                ``{"event": "correct", "label": ...}``      replaces the last label
+                ``{"event": "end"}``                        no more trials; the names of the policies may be shown
+
+        Returns:
+            The new session.
 
         Raises:
-            UserError: The event is not possible now.
+            UserError: If the event is not possible now.
         """
         s, kind = session, event.get("event")
         if s.is_over or kind not in ("begin", "label", "spoilt", "scrap", "correct", "end"):

@@ -30,11 +30,18 @@ def noninferiority_p_value(first: Outcomes, second: Outcomes, margin: float, *, 
 
 
 def equivalence_p_value(first: Outcomes, second: Outcomes, margin: float, *, paired: bool = True) -> float:
-    """p-value of the hypothesis that the policies differ by `margin` or more. Below 0.05, they are equivalent up to
-    `margin`.
+    """p-value of the hypothesis that the policies differ by `margin` or more. Below 0.05, they are equivalent up to it.
 
-    This is the larger p-value of two one-sided tests (Schuirmann 1987), so 0.05 corresponds to a 90 % interval. The
-    arguments are those of `noninferiority_p_value`.
+    This is the larger p-value of two one-sided tests, so 0.05 corresponds to a 90 % interval.
+
+    Args:
+        first: Outcomes of the first policy, as for `noninferiority_p_value`.
+        second: Outcomes of the second policy.
+        margin: The largest difference of success rates that does not matter, above 0.
+        paired: Whether both policies had the same starts.
+
+    References:
+        Schuirmann (1987), A Comparison of the Two One-Sided Tests Procedure and the Power Approach.
     """
     return max(
         _one_sided_p_value(first, second, -_check_margin(margin), paired),

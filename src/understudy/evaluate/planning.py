@@ -81,11 +81,18 @@ def plan(first: float, second: float, alpha: float = 1 - LEVEL, power: float = 0
 
 
 def plan_rate(rate: float, threshold: float, alpha: float = 1 - LEVEL, power: float = 0.8) -> RateTestPlan:
-    """Number of rollouts of one policy with success `rate`, so that its interval excludes `threshold` with probability
-    `power`.
+    """Number of rollouts of one policy after which its interval excludes a threshold on the correct side.
 
-    The interval is Clopper-Pearson's, or the confidence sequence of `sequential.SequentialRateTest`. It must exclude
-    the threshold on the correct side.
+    The interval is Clopper-Pearson's, or the confidence sequence of `sequential.SequentialRateTest`.
+
+    Args:
+        rate: The policy's supposed success rate.
+        threshold: The success rate that the interval must exclude.
+        alpha: 1 less the confidence level.
+        power: Probability that the interval excludes the threshold.
+
+    Raises:
+        UserError: If an argument is out of its range, or the rate equals the threshold.
     """
     _check_arguments(rate, threshold, alpha, power, ("the rate", "the bound"))
     fixed = _smallest_sufficient(
@@ -104,11 +111,21 @@ def plan_rate(rate: float, threshold: float, alpha: float = 1 - LEVEL, power: fl
 
 
 def paired_power(first: float, second: float, pairs: int, correlation: float = 0.0, alpha: float = 1 - LEVEL) -> float:
-    """Exact probability that `compare` names the better of two policies after this many pairs (approximation: Connor
-    1987).
+    """Exact probability that `compare` names the better of two policies after a number of pairs.
 
     Of m pairs that differ, the better policy must win as many as both McNemar's exact test and the score test of
     Tango's interval require.
+
+    Args:
+        first: Success rate of the first policy.
+        second: Success rate of the second policy.
+        pairs: Number of pairs.
+        correlation: Correlation of the two outcomes of a pair.
+        alpha: Significance level.
+
+    References:
+        Connor (1987), Sample Size for Testing Differences in Proportions for the Paired-Sample Design, for an
+        approximation.
     """
     only, other = _discordant_probabilities(first, second, correlation)
     m = _likely_counts(pairs, only + other)
@@ -119,8 +136,13 @@ def paired_power(first: float, second: float, pairs: int, correlation: float = 0
 
 
 def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LEVEL) -> float:
-    """Exact probability that Fisher's exact test names the better of two policies after `each` rollouts of both, on
-    different starts.
+    """Exact probability that Fisher's exact test names the better of two policies, on different starts.
+
+    Args:
+        first: Success rate of the first policy.
+        second: Success rate of the second policy.
+        each: Number of rollouts of each policy.
+        alpha: Significance level.
     """
     better, worse = max(first, second), min(first, second)
     k, j = _likely_counts(each, better), _likely_counts(each, worse)
@@ -141,8 +163,13 @@ def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LE
 
 
 def rate_power(rate: float, threshold: float, trials: int, alpha: float = 1 - LEVEL) -> float:
-    """Exact probability that the Clopper-Pearson interval of this many trials excludes `threshold` on the side of
-    `rate`.
+    """Exact probability that the Clopper-Pearson interval excludes a threshold on the side of the rate.
+
+    Args:
+        rate: Success rate of the policy.
+        threshold: The success rate to exclude.
+        trials: Number of rollouts.
+        alpha: 1 less the confidence level.
     """
     if rate < threshold:
         rate, threshold = 1 - rate, 1 - threshold
@@ -153,13 +180,19 @@ def rate_power(rate: float, threshold: float, trials: int, alpha: float = 1 - LE
 def smallest_detectable_effect(
     test: SequentialRateTest | SequentialDifferenceTest, power: float = 0.8
 ) -> tuple[float, float]:
-    """What a sequential test detects within `test.max_rollouts` rollouts with probability `power`, without the futility
-    rule.
+    """What a sequential test detects within its largest number of rollouts, without the futility rule.
+
+    Args:
+        test: The test, with `max_rollouts`.
+        power: Probability of detection.
 
     Returns:
         For a `SequentialRateTest`: the highest detectable rate below the threshold, and the lowest above it. For a
         `SequentialDifferenceTest`: the smallest detectable difference (-d, d) in the best case, in which the worse
-            policy never succeeds where the better one fails. NaN if there is none.
+        policy never succeeds where the better one fails. NaN if there is none.
+
+    Raises:
+        UserError: If the test has no `max_rollouts`.
     """
     n = test.max_rollouts
     if n is None:
@@ -186,7 +219,12 @@ def smallest_detectable_effect(
 
 
 def max_correlation(first: float, second: float) -> float:
-    """The largest correlation that outcomes with these rates can have."""
+    """The largest correlation that two 0/1 outcomes can have.
+
+    Args:
+        first: Rate of the first outcome.
+        second: Rate of the second outcome.
+    """
     low, high = sorted((first, second))
     return math.sqrt(low * (1 - high) / (high * (1 - low)))
 

@@ -113,7 +113,12 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, max_episo
 
 
 def visible_area(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str, Any]:
-    """The part of a map, without marks, that contains these episodes and the shapes."""
+    """The part of a map, without marks, that contains episodes and shapes.
+
+    Args:
+        plane: The map, see `PlanarMap.map`.
+        data: The episodes.
+    """
     if plane.get("marks"):
         return dict(plane)
     name, i, j = plane["path"]
@@ -217,7 +222,13 @@ def _outcome_text(is_success: Sequence[bool | None]) -> str:
 
 
 def film_strip(frames: Sequence[np.ndarray], labels: Sequence[str], what: str) -> Figure:
-    """Frames (H, W, 3) uint8 of one size in reading order, each above its label, stored without loss."""
+    """Figure of frames in reading order, each above its label, stored without loss.
+
+    Args:
+        frames: Images of one size, (H, W, 3) uint8 each.
+        labels: One label per frame.
+        what: Description of the figure, for readers who do not see it.
+    """
     columns, gap, below = 4, 8.0, 20.0
     width = (WIDTH - gap * (columns - 1)) / columns
     height = width * frames[0].shape[0] / frames[0].shape[1]
@@ -257,7 +268,17 @@ def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
 
 def difference_bar(first: str, second: str, difference: float, low: float, high: float, level: float, *,
                    percent: bool = True) -> Figure:
-    """A paired difference, first minus second, with its interval. The line in the middle is no difference."""
+    """Figure of a paired difference, first minus second, with its interval. The line in the middle is no difference.
+
+    Args:
+        first: Name of the first policy.
+        second: Name of the second policy.
+        difference: The difference.
+        low: Lower limit.
+        high: Upper limit.
+        level: Confidence level of the interval.
+        percent: Whether the values are rates, shown in percentage points.
+    """
     ends = [abs(v) for v in (difference, low, high) if math.isfinite(v)]
     reach = max(ends, default=1.0) * 1.15 or 1.0
     if percent:  # only a few scales, so that pages can be compared
@@ -286,8 +307,12 @@ def difference_bar(first: str, second: str, difference: float, low: float, high:
 
 
 def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percent: bool = True) -> Figure:
-    """One row (name, difference, low, high, told apart) per pair, on one scale. The line in the middle is no
-    difference. Pairs that are told apart have a full dot, the others a ring.
+    """Figure with one row per pair, on one scale. The line in the middle is no difference.
+
+    Args:
+        rows: Name, difference, lower limit, upper limit, and whether the pair can be told apart. Those that can have a
+            full dot, the others a ring.
+        percent: Whether the values are rates, shown in percentage points.
     """
     ends = [abs(v) for row in rows for v in row[1:4] if math.isfinite(v)]
     reach = max(ends, default=1.0) * 1.1 or 1.0
@@ -392,7 +417,8 @@ def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str
            log: bool = False, log_x: bool = False, dots: bool = False, low: float | None = None,
            high: float | None = None, bands: Mapping[str, tuple[Values, Values]] | None = None,
            smooth: Mapping[str, tuple[Values, Values]] | None = None,
-           marks: Mapping[str, float] | None = None, x_low: float | None = None) -> Figure:
+           marks: Mapping[str, float] | None = None, x_low: float | None = None,
+           names: Sequence[str] | None = None) -> Figure:
     """Curves over one axis, each with its own color and dash pattern.
 
     Args:
@@ -408,7 +434,9 @@ def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str
         smooth: Name -> (x, y) of a smoothed series. It is drawn as the line, and the series itself faintly behind it.
         marks: Name -> x of the point of that series that gets a ring.
         x_low: Left end of the x axis; that of the data by default.
+        names: The series of all figures of a page, where some figures lack a few: each has the same color in all.
     """
+    styles = {name: _series_style(i) for i, name in enumerate(names or series)}
     bands, smooth, marks = bands or {}, smooth or {}, marks or {}
     shown, ends = {}, []
     for name, (xs, ys) in series.items():
@@ -422,13 +450,13 @@ def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str
     if not len(values):
         return _empty_figure(y_name)
     steps = np.concatenate([x for x, _, _ in shown.values()])
-    legend, rows = _legend(list(shown))
+    legend, rows = _legend({name: styles[name] for name in shown})
     axes = _Axes((steps.min() if x_low is None else x_low, steps.max()),
                  (values.min() if low is None else low, values.max() if high is None else high),
                  x_name, 20 * rows + 14, 20 * rows + 230, log, log_x=log_x)
     parts, over, told = [*legend, *axes.grid()], [], []
-    for i, (name, (xs, ys, band)) in enumerate(shown.items()):
-        color, dash = _series_style(i)
+    for name, (xs, ys, band) in shown.items():
+        color, dash = styles[name]
         if band and len(xs):
             ring = axes.points([*xs, *xs[::-1]], [*band[1], *band[0][::-1]])
             parts.append(_tag("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in ring), fill=color,
@@ -469,8 +497,9 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
         high: Upper end of the y axis.
         context: Its values in other episodes, drawn as thin gray lines below.
     """
-    axes = _Axes((0, max(last_step, 1)), (low, high), "step", 10, 190, whole=True)
-    parts, strength = axes.grid(), max(0.3, min(1.0, 4.5 / math.sqrt(len(rows) + 1)))
+    axes = _Axes((0, max(last_step, 1)), (low, high), "step", 26, 206, whole=True)
+    parts = [_text((axes.left, 12), _truncate(name, 60), "soft"), *axes.grid()]
+    strength = max(0.3, min(1.0, 4.5 / math.sqrt(len(rows) + 1)))
 
     def points(values) -> list[tuple[float, float]]:
         at = _evenly_spaced(len(values), 240)
@@ -486,9 +515,14 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
 
 def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, half_value: float = math.nan, *,
           as_fraction: bool = True) -> Figure:
-    """A value with its interval at each of several evenly spaced levels, and a line at `half_value`.
+    """Figure of a value with its interval at each of several evenly spaced levels.
 
-    With `as_fraction`, values are fractions from 0 to 1.
+    Args:
+        names: Names of the levels.
+        values: Value at each level.
+        x_name: Name of the axis of levels.
+        half_value: Where to draw a line. NaN for none.
+        as_fraction: Whether values are fractions from 0 to 1.
     """
     ends = [v for i in values for v in (i.low, i.high, i.estimate) if math.isfinite(v)]
     axes = _Axes(
@@ -522,7 +556,14 @@ def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, h
 
 
 def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24) -> Figure:
-    """Histogram. Whole numbers get bars that each cover the same number of integers."""
+    """Histogram. Bars of whole numbers each cover the same number of integers.
+
+    Args:
+        values: The values. Those that are not finite are left out.
+        x_name: Name of the axis.
+        of: What is counted.
+        bins: Largest number of bars.
+    """
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]
     if not len(v):
@@ -558,8 +599,12 @@ def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24)
 
 
 def bars(rows: Sequence[tuple[str, float, float | None]], name: str, reference_name: str = "") -> Figure:
-    """One row (label, value, other) per bar, with a tick at the other value, if there is one. `reference_name` names
-    the ticks.
+    """Figure with one bar per row, with a tick at a second value, if there is one.
+
+    Args:
+        rows: Label, value, and second value or None.
+        name: Name of the values.
+        reference_name: Name of the second values.
     """
     left, right, step = 128.0, WIDTH - 58.0, 28
     top = 26 if reference_name else 2
@@ -586,9 +631,13 @@ def bars(rows: Sequence[tuple[str, float, float | None]], name: str, reference_n
 
 
 def plan_fan(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], component: int, name: str) -> Figure:
-    """One component of recorded actions (T, A) as a strong line, with sampled chunks.
+    """Figure of one component of recorded actions as a strong line, with sampled chunks.
 
-    The chunks (step, plans (K, H, A)) start at their step. They are lines, or dots if they have only one step.
+    Args:
+        actions: Recorded actions, (T, A).
+        chunks: The step at which chunks start, and the chunks (K, H, A). They are lines, or dots if they have one step.
+        component: Number of the component.
+        name: Name of the component.
     """
     truth = np.asarray(actions, float)[:, component]
     length = len(truth)
@@ -649,16 +698,20 @@ def _circle(at: tuple[float, float], radius: float, **attributes) -> str:
     return _tag("circle", cx=float(at[0]), cy=float(at[1]), r=float(radius), **attributes)
 
 
-def _legend(names: Sequence[str]) -> tuple[list[str], int]:
-    """A line with color, dash pattern and name of each series, and the number of rows of the legend."""
+def _legend(styles: Mapping[str, tuple[str, str]]) -> tuple[list[str], int]:
+    """A line with color, dash pattern and name of each series, and the number of rows of the legend.
+
+    Args:
+        styles: Name -> color and dash pattern.
+    """
     parts, x, row = [], 0.0, 0
-    for i, name in enumerate(names):
+    for name, (color, dash) in styles.items():
         width = 52 + 7.4 * len(_truncate(name, 40))
         if x and x + width > WIDTH:
             x, row = 0.0, row + 1
         y = 9.0 + 20 * row
         parts += [
-            _path([(x + 1, y), (x + 25, y)], "curve", stroke=_series_style(i)[0], stroke_dasharray=_series_style(i)[1]),
+            _path([(x + 1, y), (x + 25, y)], "curve", stroke=color, stroke_dasharray=dash),
             _text((x + 32, y + 4), _truncate(name, 40)),
         ]
         x += width

@@ -13,7 +13,6 @@ import torch
 from ..core import UserError, uniform
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
-from ..data.formats.detection import READABLE_FORMATS
 from ..data.recorder import Recorder, repair, warn_of_losses
 from ..envs.base import Env, HasExpert
 from ..execute.actor import Actor
@@ -101,7 +100,17 @@ def _task_metadata(episode: Episode) -> dict[str, str]:
 
 
 def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
-    """Number of episodes of this recording. The rest of an interrupted recording is first moved into its files."""
+    """Number of episodes of a recording, after an interrupted one has been repaired.
+
+    Args:
+        out: Folder of the recording.
+        env: The environment, which must be the recorded one.
+        seed: Seed of the recording.
+        actor_name: Who acts.
+
+    Raises:
+        UserError: If the folder contains something else.
+    """
     if out.is_dir() and not any(out.iterdir()):
         out.rmdir()
     if not out.exists():
@@ -151,6 +160,6 @@ def expert_actor(env: Env) -> Actor:
         UserError: It has none.
     """
     if not isinstance(env, HasExpert):
-        raise UserError(f"{env.metadata['env']} has no expert", hint="record --actor random, or use "
-                        f"your own demonstrations: {READABLE_FORMATS}")
+        raise UserError(f"{env.metadata['env']} has no expert", hint="record random actions with "
+                        "--actor random, or your own demonstrations with understudy.data.recorder.Recorder")
     return env.expert()

@@ -220,7 +220,19 @@ class Section:
 
 def write_page(path: Path | str, title: str, sections: Sequence[Section], *, verdict: Sequence[str] = (),
          footer: str = "") -> Path:
-    """Writes the file. verdict: what came out, how sure that is, and what it is about (see judge.finding)."""
+    """Write an HTML page that needs no other file.
+
+    Args:
+        path: The file.
+        title: Title of the page.
+        sections: What it shows, in order.
+        verdict: Up to three sentences for the top: the result, its certainty, and what it is about (see
+            `verdict_parts`).
+        footer: Text at the end.
+
+    Returns:
+        The file.
+    """
     kinds = ("head", "sure", "about")
     said = "".join(f'<p class="{k}">{_unicode_minus(escape(t))}</p>' for k, t in zip(kinds, verdict, strict=False) if t)
     text = (
@@ -246,8 +258,21 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
            training: Mapping[str, Lines] | None = None, data: Dataset | None = None,
            behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
            title: str | None = None) -> Path:
-    """Of one or two policies (name -> evaluation) and, where given, their behavior metrics, how they were trained
-    (name -> lines of metrics.jsonl), on what, and what to do next: (command, what it does) each."""
+    """Write a page about one or two policies.
+
+    Args:
+        path: The HTML file.
+        runs: Evaluation of each policy, by its name.
+        env: The environment, for drawing trajectories.
+        training: Lines of metrics.jsonl, by the policy's name.
+        data: The demonstrations.
+        behavior: Behavior metrics, by the policy's name.
+        commands: What to do next: pairs of a command and what it does.
+        title: Title of the page. None for one made of the names.
+
+    Returns:
+        The file.
+    """
     names, judged = list(runs), list(runs.values())
     title = title or f"{' and '.join(names)} in {judged[0].env}"
     said = verdict_parts(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
@@ -273,7 +298,12 @@ def _method_notes(judged: Sequence[Evaluation]) -> str:
 
 
 def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) -> Section:
-    """What the policies did on their own: their ways, success rates, and the paired difference."""
+    """Section on what the policies did: trajectories, success rates, and the paired difference.
+
+    Args:
+        runs: Evaluation of each policy, by its name.
+        env: The environment, for drawing trajectories.
+    """
     first = next(iter(runs.values()))
     n, ways, figures, table = len(first.episodes), [], [], ()
     if isinstance(env, PlanarMap):
@@ -396,7 +426,15 @@ def _failure_groups(b: BehaviorMetrics) -> tuple[Content, ...]:
 
 
 def next_step_section(runs: Mapping[str, BehaviorMetrics], commands: Sequence[tuple[str, str]]) -> list[Section]:
-    """What to do next: what to record against the largest group of failures, and commands."""
+    """Section on what to do next: what to record against the largest group of failures, and commands.
+
+    Args:
+        runs: Behavior metrics, by the policy's name.
+        commands: Pairs of a command and what it does.
+
+    Returns:
+        The section. Empty if there is nothing to say.
+    """
     contents: list[Content] = []
     for name, b in runs.items():
         if b.failures:
@@ -439,24 +477,29 @@ def training_figures(runs: Mapping[str, Mapping[str, Curve]], best: Mapping[str,
         smooth = {name: (c.steps, c.values) for name in loss
                   if len(runs[name][LOSS].values) >= SMOOTHED_FROM for c in [runs[name][LOSS].smoothed()]}
         items.append(("Training loss", plots.curves(loss, "updates", "loss", log=_is_positive(loss), smooth=smooth,
-                                                    x_low=0),
+                                                    x_low=0, names=list(runs)),
                       " ".join([*(["The line is a moving average."] if smooth else []),
                                 *(["Losses of different heads are not comparable."] if len(loss) > 1 else [])])))
     if held := series(HELD_OUT_ERROR):
         items.append(("Error on held-out episodes", plots.curves(held, "updates", "energy score", dots=True, low=0.0,
-                                                                 marks=best, x_low=0),
+                                                                 marks=best, x_low=0, names=list(runs)),
                       f"Energy score, comparable between heads; less is better.{ring}"))
     if score := series(SCORE):
         values = [v for _, ys in score.values() for v in ys]
         ends: dict[str, Any] = {"low": 0.0, "high": 1.0} if min(values) >= 0 and max(values) <= 1 else {}
         items.append(("Score in rollouts during training", plots.curves(score, "updates", "score", dots=True,
-                                                                        marks=best, x_low=0, **ends),
+                                                                        marks=best, x_low=0, names=list(runs), **ends),
                       f"On starts that no evaluation uses.{ring}"))
     return items
 
 
 def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
-    """What was learned from."""
+    """Section on the demonstrations that the policies learned from.
+
+    Args:
+        data: The demonstrations.
+        env: The environment, for drawing trajectories.
+    """
     lengths, features = [len(e) for e in data], data.features()
     tiles = [("episodes", f"{len(data):,}"), ("steps", f"{data.steps:,}"),
              ("per second", f"{data.fps:g}" if data.fps else "unknown")]
@@ -485,7 +528,16 @@ def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
 
 
 def write_comparison_report(c: Comparison, path: Path | str, title: str | None = None) -> Path:
-    """Of several policies on the same starts: how good each is, and who can be told apart."""
+    """Write a page about several policies on the same starts: how good each is, and which can be told apart.
+
+    Args:
+        c: The comparison.
+        path: The HTML file.
+        title: Title of the page. None for one made of the names.
+
+    Returns:
+        The file.
+    """
     success, shared, places = c.metric == "success", c.letters, c.ranks
     each = [(f"{c.names[i]}  ({shared[i]})", c.estimates[i], f"letters {shared[i]}") for i in c.ranking]
     rows = tuple((c.names[i], *((round(100 * v, 1) if success else v) for v in (
@@ -522,7 +574,17 @@ def write_comparison_report(c: Comparison, path: Path | str, title: str | None =
 
 def write_prediction_report(prediction: ActionPrediction, path: Path | str, title: str | None = None,
                     commands: Sequence[tuple[str, str]] = ()) -> Path:
-    """Of a policy judged on recorded episodes."""
+    """Write a page about a policy that was evaluated on recorded episodes.
+
+    Args:
+        prediction: The evaluation.
+        path: The HTML file.
+        title: Title of the page. None for one made of the name.
+        commands: What to do next: pairs of a command and what it does.
+
+    Returns:
+        The file.
+    """
     text = prediction.describe().replace(NOTE, "").strip()
     head = (f"Energy score {prediction.energy_score.estimate:.3g}, where always doing the average would get "
             f"{prediction.baseline_error:.3g}.")

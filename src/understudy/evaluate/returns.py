@@ -17,20 +17,41 @@ Statistic = Callable[..., np.ndarray]  # statistic(values, axis=-1), as numpy's
 
 
 def interquartile_mean(values, axis: int | None = None):
-    """The mean without the lowest and the highest quarter.
+    """The mean without the lowest and the highest quarter of the values.
 
-    Rare values affect it less than the mean, and it uses more of the data than the median (Agarwal et al. 2021).
+    Rare values affect it less than the mean, and it uses more of the data than the median.
+
+    Args:
+        values: The values.
+        axis: Axis to average over. None for all values.
+
+    References:
+        Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice, arXiv 2108.13264.
     """
     return stats.trim_mean(np.asarray(values, float), 0.25, axis=axis)
 
 
 def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.mean, level: float = LEVEL,
               method: Literal["percentile", "BCa"] = "BCa") -> Interval:
-    """Bootstrap interval of a statistic of independent values (episodes) with any distribution.
+    """Bootstrap interval of a statistic of independent values with any distribution.
 
-    "percentile" is the simplest method, and too narrow for few values. "BCa" also corrects bias and skewness (Efron
-    1987). For a mean, `stats.bootstrap_mean` also corrects for few values. It uses 9,999 draws, the same at every call.
-    The limits are not finite for fewer than three values, or if a value is not finite.
+    It uses 9,999 draws, the same at every call. For a mean, `stats.bootstrap_mean` also corrects for few values.
+
+    Args:
+        values: One value per episode, (n,).
+        statistic: A function of values and `axis`, such as `np.mean`.
+        level: Confidence level, from 0 to 1.
+        method: "percentile" is the simplest method, and too narrow for few values. "BCa" also corrects bias and
+            skewness.
+
+    Returns:
+        The statistic and its interval. The limits are NaN for fewer than three values, or if a value is not finite.
+
+    Raises:
+        ValueError: If the values are not one list.
+
+    References:
+        Efron (1987), Better Bootstrap Confidence Intervals.
     """
     x = np.asarray(values, float)
     if x.ndim != 1:
@@ -54,11 +75,19 @@ def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.me
 
 def aggregate_over_tasks(values: Sequence[Sequence[float]] | np.ndarray, statistic: Statistic = interquartile_mean,
                level: float = LEVEL) -> Interval:
-    """Interval of a statistic over several tasks, from values (runs, tasks) on a common scale.
+    """Interval of a statistic over several tasks.
 
-    The stratified bootstrap draws runs within each task and keeps the tasks (Agarwal et al. 2021). The result is about
-    these tasks. The unit is the run: a training seed of a method, or an episode of a checkpoint. With few runs per
-    task, the percentile interval is too narrow.
+    The stratified bootstrap draws runs within each task and keeps the tasks, so the result is about these tasks. With
+    few runs per task, the percentile interval is too narrow.
+
+    Args:
+        values: Values on a common scale, (runs, tasks). A run is a training seed of a method, or an episode of a
+            checkpoint.
+        statistic: A function of values and `axis`.
+        level: Confidence level, from 0 to 1.
+
+    References:
+        Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice, arXiv 2108.13264.
     """
     x = _check_runs(values)
     estimate = float(statistic(x.reshape(-1), axis=-1))
@@ -86,11 +115,19 @@ class PerformanceProfile:
 
 def performance_profile(values: Sequence[Sequence[float]] | np.ndarray, thresholds: Sequence[float] | np.ndarray,
             level: float = LEVEL) -> PerformanceProfile:
-    """The performance profile of values (runs, tasks): the whole distribution as one curve.
+    """The fraction of runs above each threshold: the whole distribution of values as one curve.
 
-    A method whose curve is higher everywhere is better by any measure (Agarwal et al. 2021; Dolan and More 2002). The
-    band has level `level` at each threshold, not for the whole curve. It is the stratified bootstrap of
+    A method whose curve is higher everywhere is better by any measure. The band is the stratified bootstrap of
     `aggregate_over_tasks`.
+
+    Args:
+        values: Values on a common scale, (runs, tasks).
+        thresholds: Where the curve is computed, (k,).
+        level: Confidence level of the band at each threshold, not for the whole curve.
+
+    References:
+        Agarwal et al. (2021), arXiv 2108.13264; Dolan and More (2002), Benchmarking Optimization Software with
+        Performance Profiles.
     """
     x, at = _check_runs(values), np.asarray(thresholds, float)
     above = (x[..., None] > at).astype(float)  # runs, tasks, thresholds

@@ -325,8 +325,16 @@ def sweep_figure(sweep: SeveritySweep) -> plots.Figure:
 def hardest_episode(
     actor: Actor, build: Callable[[int], Env], sweep: SeveritySweep, seed: int = 0
 ) -> tuple[int, plots.Figure] | None:
-    """Number and four frames of an episode at the hardest level: the first failure, if there is one. None if nothing
-    can be drawn.
+    """An episode at the hardest level of a sweep: the first failure, if there is one.
+
+    Args:
+        actor: The policy.
+        build: Makes the environment with a number of copies.
+        sweep: The sweep.
+        seed: Seed of the sweep.
+
+    Returns:
+        Number of the episode, and four frames of it. None if nothing can be drawn.
     """
     number = int((~sweep.success[-1]).argmax()) if sweep.success is not None else 0
     env = build(1)
@@ -399,7 +407,7 @@ def verdict_parts(sweeps: Sequence[SeveritySweep]) -> tuple[str, str]:
     said = [f"Half of it is left under {_join_and(down)}."] if down else []
     said += [f"More than half is left at every level of {_join_and(kept)}."] if kept else []
     said += ["There is nothing to halve."] if not down and not kept else []
-    return f"{head} (95 % interval {_format_value(rate, of)}).", " ".join(said)
+    return f"{head} (95% interval {_format_value(rate, of)}).", " ".join(said)
 
 
 def _join_and(names: Sequence[str]) -> str:
@@ -412,8 +420,17 @@ def _format_value(i: Interval, metric: str) -> str:
 
 def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, env: Env,
            hardest_episodes: Mapping[str, tuple[int, plots.Figure]] | None = None) -> Path:
-    """Writes a page with a curve of each shift, and frames at its hardest level (`hardest_episodes`), by the name of
-    the shift.
+    """Write a page with a curve of each shift.
+
+    Args:
+        path: The HTML file.
+        sweeps: One sweep per shift.
+        name: Name of the policy.
+        env: The environment.
+        hardest_episodes: By the name of the shift, the number of an episode at its hardest level and frames of it.
+
+    Returns:
+        The file.
     """
     of, hardest_episodes = "return" if sweeps[0].success is None else "success", hardest_episodes or {}
     items = tuple(

@@ -149,7 +149,12 @@ def _check_action_shape(action: Tensor, env: Env) -> None:
 
 
 def with_success_column(episode: Episode, is_reported: bool) -> Episode:
-    """Adds or removes `next.success`, so that it is in all episodes if the environment has reported success so far."""
+    """Add or remove `next.success`, so that all episodes have it if the environment has reported success so far.
+
+    Args:
+        episode: The episode.
+        is_reported: Whether the environment has reported success.
+    """
     if ("next.success" in episode.steps) == is_reported:
         return episode
     column = np.zeros(len(episode), bool) if is_reported else None

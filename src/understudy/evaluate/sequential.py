@@ -134,7 +134,16 @@ class SequentialDifferenceTest:
         return {"pairs": 0, "first": 0, "second": 0}
 
     def update(self, state: TestState, first: bool, second: bool) -> TestState:
-        """Adds one start, and whether each of the two policies succeeded there."""
+        """Add the results of one start.
+
+        Args:
+            state: The state so far.
+            first: Whether the first policy succeeded.
+            second: Whether the second policy succeeded.
+
+        Returns:
+            The new state.
+        """
         return {"pairs": state["pairs"] + 1, "first": state["first"] + (bool(first) and not second),
                 "second": state["second"] + (bool(second) and not first)}
 

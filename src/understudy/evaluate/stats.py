@@ -35,8 +35,18 @@ class Interval:
 
 
 def clopper_pearson(successes: float, trials: float, level: float = LEVEL) -> Interval:
-    """Interval of a probability. It covers at least `level` for every probability and number of trials (Clopper and
-    Pearson 1934). Counts need not be whole: see `two_level_rate`.
+    """Interval of a probability that covers at least `level`, for every probability and number of trials.
+
+    Args:
+        successes: Number of successes. It need not be whole: see `two_level_rate`.
+        trials: Number of trials.
+        level: Confidence level, from 0 to 1.
+
+    Returns:
+        The rate and its interval. The estimate is NaN without trials.
+
+    References:
+        Clopper and Pearson (1934), The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial.
     """
     _check_counts(successes, trials)
     tail = (1 - level) / 2
@@ -46,8 +56,19 @@ def clopper_pearson(successes: float, trials: float, level: float = LEVEL) -> In
 
 
 def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
-    """Interval of a probability. It is narrower than Clopper-Pearson, and covers `level` on average over probabilities
-    (Wilson 1927).
+    """Interval of a probability that covers `level` on average over probabilities. It is narrower than
+    Clopper-Pearson's.
+
+    Args:
+        successes: Number of successes.
+        trials: Number of trials.
+        level: Confidence level, from 0 to 1.
+
+    Returns:
+        The rate and its interval. The estimate is NaN without trials.
+
+    References:
+        Wilson (1927), Probable Inference, the Law of Succession, and Statistical Inference.
     """
     _check_counts(successes, trials)
     if trials == 0:
@@ -62,9 +83,20 @@ def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
 
 
 def tango_z(b: float, c: float, n: float, difference: float) -> float:
-    """Score statistic of a hypothetical `difference` of two paired proportions (Tango 1998, equation 11).
+    """Score statistic of a hypothetical difference of two paired proportions.
 
-    b of n pairs are successes of the first policy only, c of the second only.
+    Args:
+        b: Number of pairs in which only the first policy succeeds.
+        c: Number of pairs in which only the second policy succeeds.
+        n: Number of pairs.
+        difference: The hypothetical difference, first minus second.
+
+    Returns:
+        The statistic, standard normal under the hypothesis. Infinite if the result is impossible under it.
+
+    References:
+        Tango (1998), Equivalence Test and Confidence Interval for the Difference in Proportions for the Paired-Sample
+        Design, equation 11.
     """
     slope = (2 * n - b + c) * difference - b - c
     root = slope**2 + 8 * n * c * difference * (1 - difference)
@@ -77,9 +109,22 @@ def tango_z(b: float, c: float, n: float, difference: float) -> float:
 
 
 def tango(b: float, c: float, n: float, level: float = LEVEL) -> Interval:
-    """Score interval of the difference of two paired proportions, first minus second (Tango 1998).
+    """Score interval of the difference of two paired proportions, first minus second.
 
-    It stays within [-1, 1], and has a positive width even if no pair differs. Counts need not be whole.
+    It stays within [-1, 1], and has a positive width even if no pair differs.
+
+    Args:
+        b: Number of pairs in which only the first policy succeeds. It need not be whole.
+        c: Number of pairs in which only the second policy succeeds. It need not be whole.
+        n: Number of pairs.
+        level: Confidence level, from 0 to 1.
+
+    Returns:
+        The difference and its interval. The estimate is NaN without pairs.
+
+    References:
+        Tango (1998), Equivalence Test and Confidence Interval for the Difference in Proportions for the Paired-Sample
+        Design.
     """
     _check_counts(b + c, n)
     if n == 0:
@@ -92,8 +137,23 @@ def tango(b: float, c: float, n: float, level: float = LEVEL) -> Interval:
 
 
 def newcombe_paired(both: int, b: int, c: int, neither: int, level: float = LEVEL) -> Interval:
-    """Interval of the same difference as `tango`, from Wilson's limits of the two proportions and their correlation
-    (Newcombe 1998, method 10), as a second opinion.
+    """Interval of the same difference as `tango`, as a second opinion.
+
+    It combines Wilson's limits of the two proportions with their correlation.
+
+    Args:
+        both: Number of pairs in which both policies succeed.
+        b: Number of pairs in which only the first succeeds.
+        c: Number of pairs in which only the second succeeds.
+        neither: Number of pairs in which both fail.
+        level: Confidence level, from 0 to 1.
+
+    Returns:
+        The difference, first minus second, and its interval.
+
+    References:
+        Newcombe (1998), Improved Confidence Intervals for the Difference between Binomial Proportions Based on Paired
+        Data, method 10.
     """
     n = both + b + c + neither
     first, second = wilson(both + b, n, level), wilson(both + c, n, level)
@@ -111,20 +171,43 @@ def newcombe_paired(both: int, b: int, c: int, neither: int, level: float = LEVE
 
 
 def mcnemar(b: int, c: int) -> float:
-    """Exact two-sided p-value of no difference for b and c as in `tango` (McNemar 1947; a binomial test of the pairs
-    that differ). 1 if no pair differs.
+    """Exact two-sided p-value of no difference between two paired proportions: a binomial test of the pairs that
+    differ.
+
+    Args:
+        b: Number of pairs in which only the first policy succeeds.
+        c: Number of pairs in which only the second policy succeeds.
+
+    Returns:
+        The p-value. 1 if no pair differs.
+
+    References:
+        McNemar (1947), Note on the Sampling Error of the Difference between Correlated Proportions or Percentages.
     """
     return float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
 
 
 def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
          weights: Sequence[float] | np.ndarray | None = None) -> Interval:
-    """Interval of a mean of any distribution: bias-corrected and accelerated bootstrap (Efron 1987).
+    """Interval of a mean of any distribution: bias-corrected and accelerated bootstrap, with its level adjusted for few
+    values.
 
-    The level is adjusted for few values (Hesterberg 2015, section 3.1). It uses 9,999 draws, the same at every call.
-    From 20 values on, the coverage is about as promised, unless a rare value determines the mean. The limits are not
-    finite if a value is not finite, or for fewer than three values. If all values are equal, so are the limits.
-    `weights` are drawn with their values: for a mean over windows whose unit is the episode.
+    From 20 values on, the coverage is about as promised, unless a rare value determines the mean. It uses 9,999 draws,
+    the same at every call.
+
+    Args:
+        values: The values, (n,).
+        level: Confidence level, from 0 to 1.
+        weights: Weight of each value, drawn together with it: for a mean over windows whose unit is the episode. None
+            for equal weights.
+
+    Returns:
+        The mean and its interval. The limits are NaN if a value is not finite, or for fewer than three values. If all
+        values are equal, so are the limits.
+
+    References:
+        Efron (1987), Better Bootstrap Confidence Intervals; Hesterberg (2015), What Teachers Should Know about the
+        Bootstrap, section 3.1.
     """
     x = np.asarray(values, float)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, float)
@@ -191,7 +274,15 @@ def two_level_rate(
 
 
 def two_level_mean(values: Sequence[Sequence[float] | np.ndarray] | np.ndarray, level: float = LEVEL) -> Interval:
-    """`two_level_rate` of a real measure."""
+    """`two_level_rate` of a real measure.
+
+    Args:
+        values: One array of values per training seed, (seeds, episodes).
+        level: Confidence level, from 0 to 1.
+
+    Returns:
+        The mean and its interval.
+    """
     return two_level_rate(values, level, kind="real")
 
 
@@ -309,6 +400,13 @@ def seeds_not_excluded(seeds: int, level: float = LEVEL) -> float:
 
     If a fraction f of all seeds collapses, n seeds without a collapse have probability (1 - f)^n. This is the exact
     one-sided binomial bound, 1 - (1 - level)^(1 / n): 0.63 for 3 seeds, 0.45 for 5, 0.26 for 10, 0.14 for 20.
+
+    Args:
+        seeds: Number of training seeds, all of them good.
+        level: Confidence level, from 0 to 1.
+
+    Raises:
+        ValueError: If there are no seeds.
     """
     if seeds < 1:
         raise ValueError(f"The number of training seeds must be at least 1, not {seeds}.")
@@ -316,7 +414,12 @@ def seeds_not_excluded(seeds: int, level: float = LEVEL) -> float:
 
 
 def seeds_caveat(seeds: int, level: float = LEVEL) -> str:
-    """One sentence on what few training seeds cannot exclude, to print wherever they are summarized."""
+    """One sentence on what few training seeds cannot exclude, to print wherever they are summarized.
+
+    Args:
+        seeds: Number of training seeds.
+        level: Confidence level, from 0 to 1.
+    """
     bad = seeds_not_excluded(seeds, level)
     return f"Even {seeds} of {seeds} good seeds do not exclude that {bad:.0%} of seeds are bad."
 
@@ -368,10 +471,20 @@ def _check_counts(k: float, n: float) -> None:
 
 def beta_posterior(successes: float, trials: float, level: float = LEVEL,
               prior: tuple[float, float] = (0.5, 0.5)) -> Interval:
-    """Credible interval of a probability, with the prior Beta(*prior).
+    """Credible interval of a probability, with a beta prior.
 
-    The estimate is the mean of the posterior, and the limits exclude equal probabilities on both sides. (0.5, 0.5) is
-    Jeffreys' prior (1946), whose interval covers `level` on average (Brown, Cai and DasGupta 2001). (1, 1) is flat.
+    Args:
+        successes: Number of successes.
+        trials: Number of trials.
+        level: Posterior probability of the interval. Both sides leave out equal probabilities.
+        prior: Parameters of the beta distribution. (0.5, 0.5) is Jeffreys' prior, whose interval covers `level` on
+            average (Brown, Cai and DasGupta 2001). (1, 1) is flat.
+
+    Returns:
+        The mean of the posterior, and the limits.
+
+    References:
+        Jeffreys (1946), An Invariant Form for the Prior Probability in Estimation Problems.
     """
     found = _beta_parameters(successes, trials, prior)
     return Interval(float(found.mean()), *map(float, found.interval(level)), level)
@@ -380,12 +493,27 @@ def beta_posterior(successes: float, trials: float, level: float = LEVEL,
 def probability_above(
     successes: float, trials: float, threshold: float, prior: tuple[float, float] = (0.5, 0.5)
 ) -> float:
-    """Posterior probability that the rate is above `threshold`."""
+    """Posterior probability that a rate is above a threshold.
+
+    Args:
+        successes: Number of successes.
+        trials: Number of trials.
+        threshold: The threshold, from 0 to 1.
+        prior: As for `beta_posterior`.
+    """
     return float(_beta_parameters(successes, trials, prior).sf(threshold))
 
 
 def probability_better(k1: float, n1: float, k2: float, n2: float, prior: tuple[float, float] = (0.5, 0.5)) -> float:
-    """Posterior probability that the first of two rates of independent trials is higher."""
+    """Posterior probability that the first of two rates of independent trials is higher.
+
+    Args:
+        k1: Number of successes of the first policy.
+        n1: Number of its trials.
+        k2: Number of successes of the second policy.
+        n2: Number of its trials.
+        prior: As for `beta_posterior`, for both.
+    """
     first, second = _beta_parameters(k1, n1, prior), _beta_parameters(k2, n2, prior)
     return float(np.mean(second.cdf(first.ppf((np.arange(20_000) + 0.5) / 20_000))))
 
@@ -393,10 +521,19 @@ def probability_better(k1: float, n1: float, k2: float, n2: float, prior: tuple[
 def permutation_p_value(first, second) -> float:
     """Two-sided permutation p-value of no difference between two policies or methods.
 
-    (episodes,) of two checkpoints on the same starts, 0s and 1s or returns: the two results of each pair are exchanged
-    (Fisher 1935; for 0s and 1s it is `mcnemar`). (training seeds, episodes) of two methods, all on the same starts:
-    runs are exchanged (Pitman 1937). The smallest p-value is 0.1 with 3 against 3 runs, 0.029 with 4 against 4, and
-    0.008 with 5 against 5. All permutations are used, or 9,999 random ones, the same at every call.
+    All permutations are used, or 9,999 random ones, the same at every call.
+
+    Args:
+        first: Results of the first. For two checkpoints on the same starts, (episodes,), 0s and 1s or returns: the two
+            results of each pair are exchanged (Fisher 1935; for 0s and 1s it is `mcnemar`). For two methods, (training
+            seeds, episodes), all on the same starts: runs are exchanged (Pitman 1937).
+        second: Results of the second, of the same form.
+
+    Returns:
+        The p-value. The smallest one is 0.1 with 3 against 3 runs, 0.029 with 4 against 4, and 0.008 with 5 against 5.
+
+    Raises:
+        ValueError: If the forms differ.
     """
     x, y = np.asarray(first, float), np.asarray(second, float)
     if x.ndim != y.ndim or x.shape[-1:] != y.shape[-1:] or x.ndim not in (1, 2) or x.size == 0 or y.size == 0:
@@ -413,11 +550,16 @@ def permutation_p_value(first, second) -> float:
 
 
 def pairing_gain(first, second) -> float:
-    """The fraction of the variance of a difference that the common starts remove, and so the fraction of rollouts that
-    they save: 1 - Var(paired) / Var(unpaired).
+    """The fraction of the variance of a difference that common starts remove: 1 - Var(paired) / Var(unpaired).
 
-    (episodes,) of two checkpoints, or (training seeds, episodes) of two methods. Negative if one succeeds where the
-    other fails. NaN if nothing varies.
+    This is also the fraction of rollouts that pairing saves.
+
+    Args:
+        first: Results of the first policy or method, (episodes,), or (training seeds, episodes).
+        second: Results of the second on the same starts, of the same shape.
+
+    Returns:
+        The fraction. Negative if one succeeds where the other fails. NaN if nothing varies.
     """
     x, y = np.asarray(first, float), np.asarray(second, float)
     _check_paired(x, y)

@@ -153,8 +153,11 @@ def _task_text(obs) -> str:
 
 
 def render_ansi(frame: np.ndarray, lines: int) -> str:
-    """An image (H, W, 3) as this many lines of text: two pixels per character, one above the other, in the 216 standard
-    terminal colors.
+    """An image as text: two pixels per character, one above the other, in the 216 standard terminal colors.
+
+    Args:
+        frame: The image, (H, W, 3) uint8.
+        lines: Number of lines of text.
     """
     wide = round(2 * lines * frame.shape[1] / frame.shape[0])
     small = resize(frame, (2 * lines, wide)).astype(int)

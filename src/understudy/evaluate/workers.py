@@ -51,7 +51,18 @@ STARTUP_HINT = ("memory may be full: take fewer. In a script of your own, what s
 
 def load_actor_and_env(run: Path | str, env: str, rows: int = 16, *, device: str = "cpu",
             trust: tuple[str, ...] = ()) -> tuple[Actor, Env]:
-    """A setup: the policy of a run in an environment, given by name, with `rows` copies."""
+    """Load the policy of a run and make an environment for it: a setup for workers.
+
+    Args:
+        run: Run folder, checkpoint or exported policy.
+        env: Name of the environment.
+        rows: Number of copies of the environment.
+        device: Device of the policy.
+        trust: Packages whose code may run.
+
+    Returns:
+        The actor and the environment.
+    """
     made = make(env, rows, trust)
     return load_actor(run, device=device, rows=16, trust=trust, features=made.features), made
 
@@ -65,7 +76,18 @@ def evaluate_parallel(
     level: float = LEVEL,
     watch: EpisodeCallback = lambda n, e: None,
 ) -> Evaluation:
-    """As `evaluation.evaluate`, with the episodes distributed over workers.
+    """`evaluation.evaluate`, with the episodes distributed over workers.
+
+    Args:
+        setup: Called in each worker. It returns the actor and the environment.
+        episodes: Number of episodes.
+        seed: Decides the starts. The same seed gives the same starts.
+        workers: Number of processes, or a Ray address.
+        level: Confidence level of the intervals.
+        watch: Called with the number of each episode that ended, and the episode.
+
+    Returns:
+        The evaluation. It does not depend on the number of workers.
 
     Example:
         >>> evaluate_parallel(partial(load_actor_and_env, "runs/bc", "fork"), episodes=1000, workers=4)
@@ -134,7 +156,20 @@ class WorkerPool:
     def rollout(
         self, episodes: int, seed: int = 0, *, first: int = 0, watch: EpisodeCallback = lambda n, e: None
     ) -> Dataset:
-        """As `rollout.rollout`: the same episodes for any number of workers. `watch` is called when they end."""
+        """Roll episodes out, as `rollout.rollout`: the same episodes for any number of workers.
+
+        Args:
+            episodes: Number of episodes.
+            seed: Decides the starts.
+            first: Number of the first episode.
+            watch: Called with the number of each episode that ended, and the episode.
+
+        Returns:
+            The episodes, in order.
+
+        Raises:
+            UserError: If the workers have not been started.
+        """
         if self._local is not None:
             with single_threaded():
                 ran = rollout(*self._local, episodes, seed, first=first, watch=watch)

@@ -22,7 +22,7 @@ from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset, write_dataset
 from ..data.relabel import Relabel
 from ..data.replay_buffer import ReplayBuffer
-from ..envs.base import Env
+from ..envs.base import Env, HasExpert
 from ..envs.wrappers import WrappedEnv
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.recording import expert_actor
@@ -151,8 +151,11 @@ class RolloutCollector(EpisodeCollector):
         if env is None:
             raise UserError("the method collects episodes, and there is no environment to collect them in",
                             where="Method.collection", hint="name it: --env ENV (env=make(ENV, rows=16) in Python)")
-        if self.supervisor == "expert":
-            expert_actor(env)
+        if self.supervisor == "expert" and not isinstance(env, HasExpert):
+            raise UserError(f"the supervisor is the expert of the environment, and {env.metadata['env']} has none",
+                            where="RolloutCollector.supervisor",
+                            hint="choose a method without a supervisor (understudy methods), or write an environment "
+                                 "that derives from understudy.envs.HasExpert (docs/environments.md)")
         if self.uses_person and person is None:
             raise UserError("the method collects episodes with a person, and there is nobody",
                             where="RolloutCollector.supervisor",

@@ -156,6 +156,8 @@ def load_weights_from(policy: Policy, parts: Iterable[InitializeFrom],
         source = modules[part.source]
         for name in part.load:
             where = f"InitializeFrom.load, {name!r}"
+            if name.partition(".")[0] == "codec" and isinstance(source, Policy):
+                _check_columns(policy, source, where)
             try:
                 mine, theirs = submodule(policy, name, where), submodule(source, name, where).state_dict()
                 if name.partition(".")[0] == "codec":  # its statistics are of the columns: none may change its shape
@@ -165,6 +167,17 @@ def load_weights_from(policy: Policy, parts: Iterable[InitializeFrom],
                 raise UserError(f"the weights of the stage {part.source.stage!r} do not fit: {error}", where=where,
                                 hint="leave it out of `load`, or give the policy the parts and columns of the "
                                    "stage's") from None
+
+
+def _check_columns(policy: Policy, source: Policy, where: str) -> None:
+    """Raises UserError if a column of the data has another shape than in the policy that weights are taken from."""
+    for name, feature in policy.features.items():
+        theirs = source.features.get(name)
+        if theirs is not None and feature.kind != "image" and theirs.shape != feature.shape:
+            raise UserError(
+                f"{name} has the shape {feature.shape} in these data, but the policy whose weights are taken was "
+                f"trained with {theirs.shape}", where=where,
+                hint="take data with the same columns, or leave codec out of `load`: its statistics are of the columns")
 
 
 def _check_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

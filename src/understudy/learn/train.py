@@ -21,7 +21,7 @@ import torch
 
 from .. import __version__, config
 from ..checkpoint import CheckpointModule
-from ..core import DataWarning, Schema, UserError, role
+from ..core import DataError, DataWarning, Schema, UserError, role
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
@@ -460,7 +460,7 @@ def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
 
 def check_method(method: Method, data: Dataset) -> None:
     """Raises a UserError for a window without rows, for text where numbers are learned, and for data without
-    observations.
+    observations or without a column that the learner reads.
     """
     recipe, features = method.policy, data.features()
     path = data.metadata.get("path")
@@ -469,6 +469,14 @@ def check_method(method: Method, data: Dataset) -> None:
         if (found := getattr(recipe.window, name)) < 1:
             raise UserError(f"{name} is {found}, but must be at least 1", where=f"policy.window.{name}",
                             hint="1 is one step" if name == "n_obs_steps" else "1 is one action at a time")
+    if missing := [name for name in method.learner.extra if name not in features]:
+        raise DataError(
+            f"{type(method.learner).__name__} learns from {' and '.join(method.learner.extra)}, but there is no column "
+            f"{missing[0]}; the columns are {', '.join(features)}",
+            where=path or "data set",
+            hint="add it to the data, or choose a method that does not read it (understudy methods). understudy record "
+                 "writes next.reward and next.terminated; in an .npz they are rewards and terminals",
+        )
     drawn = {g.into: g.column for g in recipe.window.goals}
     for name in (*recipe.inputs, recipe.target):
         if (f := features.get(drawn.get(name, name))) is not None and f.kind == "string":
@@ -476,6 +484,14 @@ def check_method(method: Method, data: Dataset) -> None:
                             where=data.metadata.get("path", "data set"),
                             hint="store numbers there; instructions belong in the column 'task'")
     window, target = recipe.window, recipe.target
+    if target in features and features[target].kind == "discrete":
+        lowest = min((int(np.min(e.steps[target], initial=0)) for e in data), default=0)
+        if lowest < 0:
+            raise DataError(
+                f"{target} has integers from {lowest} on, and integers are read as classes, numbered from 0",
+                where=path or "data set",
+                hint="save them as float32 if they are quantities, or number the classes from 0",
+            )
     if target in features and (window.action_offset > 0 or window.action_offset + window.horizon <= 0):
         def reached(episode):  # whether any step of its windows' targets lies in it
             rows = min(len(episode.steps[target]), len(episode) + 1)

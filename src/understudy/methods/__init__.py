@@ -101,8 +101,17 @@ METHODS: dict[str, NamedMethod] = {
     "beso": NamedMethod(
         "understudy.methods.generative:beso",
         "Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.",
-        Reference("Reuss et al. 2023, arXiv 2304.02532, with a transformer and the noise levels of EDM", ("090",),
+        Reference("Reuss et al. 2023, arXiv 2304.02532, with a causal transformer over the history", ("090",),
                   (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+    "bet": NamedMethod(
+        "understudy.methods.behavior_cloning:bet",
+        "Behavior transformer: choose a cluster of demonstrated actions, then correct its center.",
+        Reference("Shafiullah et al. 2022, arXiv 2206.11251, with a loss at every observation of the history",
+                  ("284",))),
+    "ibc": NamedMethod(
+        "understudy.methods.behavior_cloning:ibc",
+        "Implicit behavioral cloning: learn an energy of observation and action, and search its minimum.",
+        Reference("Florence et al. 2021, arXiv 2109.00137, with 256 negatives and 16,384 candidates")),
     "streaming-flow-policy": NamedMethod(
         "understudy.methods.generative:streaming_flow_policy",
         "A flow in action space: each integration step from the last executed action gives the next action.",

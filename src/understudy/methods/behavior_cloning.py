@@ -5,16 +5,20 @@ from __future__ import annotations
 from ..core import Schema
 from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
+from ..heads.behavior_transformer import BeT
 from ..heads.categorical import Categorical
+from ..heads.energy import EnergyModel
 from ..heads.gmm import GMM
 from ..heads.regression import Regression
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method
 from ..learn.optimizer import OptimizerConfig
 from ..nets.ema import ConstantDecay
-from ..nets.encoders import ConcatEncoder
+from ..nets.encoders import ConcatEncoder, TokenEncoder
 from ..nets.feed_forward import FeedForward
+from ..nets.mlp import MLP
 from ..nets.recurrent import RecurrentEncoder
+from ..nets.transformer import Transformer
 from ..policy import PolicyConfig
 
 
@@ -76,3 +80,30 @@ def gcbc(column: str = "observation.state") -> Method:
             optimizer=OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None),
         ),
     )
+
+
+def bet(n_obs_steps: int = 5, n_clusters: int = 24, horizon: int = 1, n_action_steps: int = 1) -> Method:
+    """Behavior transformer: choose a cluster of demonstrated actions, then correct its center.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads. Its history keeps it in the mode that it chose.
+        n_clusters: Number of clusters.
+        horizon: Number of actions in a chunk. More than one are clustered as chunks.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    policy = PolicyConfig(BeT(n_clusters, joint=True), trunk=Transformer(72, 4, 4), encoder=TokenEncoder(72),
+                          window=Window(n_obs_steps, horizon))
+    learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=3e-4, weight_decay=0.1, warmup_steps=100))
+    return Method(policy, RecedingHorizon(n_action_steps), learner)
+
+
+def ibc(horizon: int = 1, n_negatives: int = 64) -> Method:
+    """Implicit behavioral cloning: learn an energy of observation and action, and search its minimum.
+
+    Args:
+        horizon: Number of actions in a chunk. All of them are executed.
+        n_negatives: Number of random actions that a demonstrated one is compared with in training.
+    """
+    policy = PolicyConfig(EnergyModel(n_negatives), trunk=MLP(256, 3), window=Window(2, horizon))
+    learner = BehaviorCloning(4000, 64, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
+    return Method(policy, RecedingHorizon(horizon), learner)

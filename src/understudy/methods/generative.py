@@ -10,6 +10,7 @@ from ..execute.chunking import RecedingHorizon
 from ..execute.planner_config import GuidanceConfig
 from ..execute.streaming_flow import StreamingFlowExecutor
 from ..heads.diffusion import Diffusion
+from ..heads.edm import EDM
 from ..heads.flow import Flow
 from ..heads.mean_flow import MeanFlow
 from ..heads.mip import MIP
@@ -49,25 +50,22 @@ def diffusion_policy(
     )
 
 
-def beso(
-    column: str = "observation.state", scale: float = 2.0, horizon: int = 8, n_action_steps: int = 4
-) -> Method:
+def beso(column: str = "observation.state", scale: float = 2.0, n_steps: int = 3, n_obs_steps: int = 5) -> Method:
     """Goal-conditioned diffusion with classifier-free guidance: goals are dropped in training, and pushed in acting.
 
     Args:
         column: The column whose later values are goals.
         scale: Guidance scale. 1 is the plain policy, 0 the policy without a goal.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
+        n_steps: Number of sampling steps of one action.
+        n_obs_steps: Number of observations that the policy reads.
     """
     goal = "observation.goal"
-    window = Window(n_obs_steps=1, horizon=horizon, goals=(Goal(column, into=goal),))
-    policy = PolicyConfig(
-        Diffusion(), trunk=MLP(512, 3), window=window, augmentations=(ConditionDropout(goal, 0.1),)
-    )
+    head = EDM(n_steps, sigma_min=0.005, sigma_max=1.0, log_sigma_mean=-0.69, log_sigma_std=0.9)
+    window = Window(n_obs_steps, horizon=1, goals=(Goal(column, into=goal),))
+    policy = PolicyConfig(head, trunk=MLP(512, 3), window=window, augmentations=(ConditionDropout(goal, 0.1),))
     learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
     guidance = GuidanceConfig((ClassifierFreeGuidance((goal,), scale),))
-    return Method(policy, RecedingHorizon(n_action_steps), learner, inference=(guidance,))
+    return Method(policy, RecedingHorizon(1), learner, inference=(guidance,))
 
 
 def flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:

@@ -418,7 +418,15 @@ def _column(name: str, f: Feature) -> _ShownColumn:
 
 
 def frames(data: Dataset, episode: int, name: str) -> Iterator[tuple[Any, np.ndarray]]:
-    """(row or rows, image) of a camera, in any order, one after another as they are decoded, if the source supports it.
+    """Frames of a camera, in any order, as they are decoded.
+
+    Args:
+        data: The data set.
+        episode: Number of the episode.
+        name: Column of the camera.
+
+    Yields:
+        Row or rows, and their images.
     """
     return data.frames(name, episode)
 

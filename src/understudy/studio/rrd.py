@@ -21,15 +21,24 @@ _BATCH_ROWS = 32_768  # numbers of a column per chunk
 def write_rrd(
     file: Path | str, data: Dataset, *, title: str = "demonstrations", progress: Progress | None = None
 ) -> Path:
-    """Writes one .rrd file.
+    """Write one .rrd file, for the Rerun viewer.
 
     The timeline `row` counts rows from the first episode on. Each episode has one more row than steps, for the last
     observation. There is also `seconds` if the rate is known. A column `a.b` is the entity /a/b, and its lines have the
     names of its components. /episode and /step tell where a row comes from, and the log /episodes which episode starts
     there. Images keep their size.
 
+    Args:
+        file: The file.
+        data: The data set.
+        title: Name of the recording in the viewer.
+        progress: Called with the number of episodes that are written, and of all.
+
+    Returns:
+        The file.
+
     Raises:
-        UserError: The extra rerun is not installed, or a column cannot be read.
+        UserError: If the extra rerun is not installed, or a column cannot be read.
     """
     try:
         import rerun as rr

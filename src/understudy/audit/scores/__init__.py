@@ -2,7 +2,7 @@
 
 SCORES have defaults and need nothing but the data. Those of NETWORK_SCORES train small networks; the others take
 seconds for 100,000 steps. Scores that need more (a policy and its rollouts, episodes that are known to be good, a
-function that trains and evaluates) must be constructed: Influence, ValidationWeights, Datamodel.
+function that trains and evaluates) must be constructed: Influence, ValidationWeights, FilterLikeYouTest, Datamodel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .episode_stats import (
     state_action_coverage,
     trajectory_quality,
 )
-from .influence import Datamodel, Influence, ValidationWeights, soft_capped_counts
+from .influence import Datamodel, FilterLikeYouTest, Influence, ValidationWeights, soft_capped_counts
 from .information import MutualInformation
 from .neighbors import (
     ActionConsistency,
@@ -45,6 +45,7 @@ __all__ = [
     "Criticality",
     "Datamodel",
     "Expertise",
+    "FilterLikeYouTest",
     "Brevity",
     "Influence",
     "Motion",

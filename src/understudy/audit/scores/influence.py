@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from torch.func import functional_call
 
 from ...core import UserError
 from ...data.episode import Dataset
 from ...policy import Policy
-from ..base import Score
+from ..base import Score, StepScore
 from .network_scores import NetworkEnsemble
 from .step_table import StepTable
 
@@ -140,6 +140,93 @@ class ValidationWeights(Score):
             optim.step()
             theta = {k: v.detach() for k, v in after.items()}
         return (given @ logits).detach().double().numpy()
+
+
+@dataclass(frozen=True)
+class FilterLikeYouTest(StepScore):
+    """Log weights from a network that learned to weigh steps for a downstream task (FLYT).
+
+    The network reads the state and the action of a step. A small regression, the reference model, makes one update
+    after another on batches of the pool, weighted by a softmax of the network's answers. After each update, the
+    gradient of the loss on `downstream` says which steps should have weighed more, and the network follows it. Unlike
+    `ValidationWeights` it can rate episodes that it has not seen.
+
+    Args:
+        downstream: Episodes of the task that the data are wanted for.
+        pool: Episodes that the network learns to weigh. The rated episodes without it.
+        n_updates: Number of updates.
+        batch_size: Steps of a batch, of the pool and of `downstream`.
+        lr: Learning rate of the reference model.
+        scorer_lr: Learning rate of the network.
+        seed: Seed of weights and batches.
+        inputs: Columns that are the state. All numeric observations by default.
+
+    References:
+        Shechter and Carmon (2025), Filter Like You Test: Data-Driven Data Filtering for CLIP Pretraining,
+        arXiv:2503.08805.
+    """
+
+    downstream: Dataset
+    pool: Dataset | None = None
+    n_updates: int = 600
+    batch_size: int = 256
+    lr: float = 0.5
+    scorer_lr: float = 1e-3
+    seed: int = 0
+    inputs: tuple[str, ...] = ()
+
+    def steps(self, data):
+        learned = StepTable.from_data(data if self.pool is None else self.pool, self.inputs)
+        scorer = self._train(learned, StepTable.from_data(self.downstream, like=learned))
+        table = learned if self.pool is None else StepTable.from_data(data, like=learned)
+        with torch.no_grad():
+            found = scorer(_state_and_action(table))[0, :, 0].double().numpy()
+        return table.split(np.where(table.is_complete, found, np.nan))
+
+    def downstream_signal(self, gradient: Mapping[str, Tensor], update: int) -> Mapping[str, Tensor]:
+        """The direction in the weights of the reference model by which steps are judged.
+
+        Args:
+            gradient: The gradient of the downstream loss after the update.
+            update: Number of the update.
+        """
+        return gradient
+
+    def _train(self, pool: StepTable, downstream: StepTable) -> NetworkEnsemble:
+        x, y, both = torch.as_tensor(pool.state), torch.as_tensor(pool.action), _state_and_action(pool)
+        tx, ty = (torch.as_tensor(v[downstream.is_complete]) for v in (downstream.state, downstream.action))
+        complete, rng = torch.as_tensor(np.flatnonzero(pool.is_complete)), Generator().manual_seed(self.seed)
+        reference = NetworkEnsemble(x.shape[1], y.shape[1], seed=self.seed)
+        scorer = NetworkEnsemble(both.shape[1], 1, seed=self.seed + 1)
+        optim = torch.optim.Adam(scorer.parameters(), self.scorer_lr)
+        theta = {k: v.detach().clone() for k, v in reference.named_parameters()}
+
+        def losses(weights, x, y):
+            return (functional_call(reference, weights, (x,))[0] - y).square().mean(1)
+
+        for n in range(self.n_updates):
+            at = complete[torch.randint(len(complete), (self.batch_size,), generator=rng)]
+            theta = {k: v.requires_grad_() for k, v in theta.items()}
+            share = torch.softmax(scorer(both[at])[0, :, 0], 0)
+            slope = torch.autograd.grad((share * losses(theta, x[at], y[at])).sum(), list(theta.values()),
+                                        create_graph=True)
+            after = {k: (v - self.lr * g).detach().requires_grad_() for (k, v), g in zip(theta.items(), slope,
+                                                                                     strict=True)}
+            some = torch.randint(len(tx), (self.batch_size,), generator=rng)
+            found = torch.autograd.grad(losses(after, tx[some], ty[some]).mean(), list(after.values()))
+            signal = self.downstream_signal(dict(zip(after, found, strict=True)), n)
+            # What the downstream loss changes by, to first order, when the update changes with the shares.
+            change = -self.lr * sum((g * signal[k]).sum() for k, g in zip(theta, slope, strict=True))
+            optim.zero_grad()
+            for p, g in zip(scorer.parameters(), torch.autograd.grad(change, list(scorer.parameters())), strict=True):
+                p.grad = g
+            optim.step()
+            theta = {k: v.detach() for k, v in after.items()}
+        return scorer
+
+
+def _state_and_action(table: StepTable) -> Tensor:
+    return torch.as_tensor(np.concatenate([table.state, table.action], 1))
 
 
 def _scaled_ranks(values: np.ndarray) -> np.ndarray:

@@ -21,8 +21,10 @@ from .column_names import number_sort_key
 from .key_map import KeyMap, common_arrays, decoded_images, metadata
 from .sidecar import FormatCapability
 
-KEYS = KeyMap({"observations/qpos": "observation.state"}, group="observations/", images="images/")
-_METADATA_KEYS = {"fps", "robot_type"}  # of the data set, which ACT keeps nowhere: attributes that it does not look at
+KEYS = KeyMap({"observations/qpos": "observation.state"}, group="observations/", images="images/",
+              reserved=frozenset({"observation.qpos", "observation.images", "observations", "compress_len"}))
+# Of the data set, which ACT keeps nowhere: attributes that it does not look at. Then what we write about the file.
+_RESERVED = {"fps", "robot_type", "compress", f"{hdf5.FILLED_ATTRIBUTE}_facts"}
 _ENCODED = Feature("uint8", (0, 0, 3), "image")
 
 
@@ -79,16 +81,14 @@ class ActSource(ChunkedSource):
         for name in self._encoded:
             self.schema[name] = Feature("uint8", self.read_rows(files, name, 0, 0, 1).shape[1:], "image")
 
-    def open_files(self):
-        return hdf5.OpenFiles()
+    open_files = staticmethod(hdf5.OpenFiles)
 
     def location(self, name, episode):
         return f"{self.files[episode]}, {self._keys[name]}"
 
     def read_rows(self, files, name, episode, first, stop):
         where = self.location(name, episode)
-        with hdf5.hdf5_errors(where):
-            values = hdf5.read_rows(files[self.files[episode]][self._keys[name]], first, stop, where)
+        values = files.read_rows(self.files[episode], self._keys[name], first, stop, where)
         return decoded_images(values, 3, first, where) if name in self._encoded else values
 
     def episode_metadata(self, episode):
@@ -135,26 +135,14 @@ def write(data: Dataset, path: Path) -> None:
                         file, "observations/qvel", np.zeros_like(file["observations/qpos"][:]), filled="all"
                     )
                 file.require_group("observations/images")
-                facts = {k: e.metadata[k] for k in holds.metadata_keys if k in e.metadata}
-                facts |= {k: v for k, v in (("fps", data.fps), ("robot_type", data.metadata.get("robot_type")))
-                          if v is not None}
-                if "sim" not in facts:  # false means to ACT that actions lag behind by one row
-                    facts |= {"sim": True, f"{hdf5.FILLED_ATTRIBUTE}_facts": "sim"}
-                for key, value in facts.items():
-                    file.attrs[key] = value
+                hdf5.write_metadata(file, e, holds, data)
+                if "sim" not in file.attrs:  # false means to ACT that actions lag behind by one row
+                    file.attrs["sim"], file.attrs[f"{hdf5.FILLED_ATTRIBUTE}_facts"] = True, "sim"
 
 
 def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str]]:
-    def key(name, f):
-        reserved = ("observation.qpos", "observation.images", "observations", "compress_len")
-        return None if name in reserved else KEYS.key(name, f)
-
-    keys, places = hdf5.column_encodings(data, KEYS.column, key)
+    holds, keys = hdf5.plan(data, KEYS, _RESERVED)
     if "action" not in keys or not any(n.startswith("observation.") for n in data.features()):
         raise UserError(f"ACT needs a column action and observations; there are {', '.join(data.features())}",
                         where="act", hint="choose another format, or name the columns action and observation.state")
-    facts = hdf5.storable_metadata(data, _METADATA_KEYS | {"compress", f"{hdf5.FILLED_ATTRIBUTE}_facts"})
-    robot = data.metadata.get("robot_type")
-    return FormatCapability(
-        places, fps=True, robot_type=robot is None or hdf5.is_storable_name(robot), metadata_keys=facts
-    ), keys
+    return holds, keys

@@ -20,6 +20,7 @@ from .. import cache
 from ..episode import ColumnSource, Dataset
 from . import message_logs as streams
 from . import topic_mapping as maps
+from .key_map import metadata
 from .message_logs import MessageLog
 from .topic_mapping import ColumnMapping, TopicMapping
 
@@ -54,7 +55,7 @@ def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None)
     source = BagSource(path, recordings, maps.read_mapping(mapping), warnings)
     if not len(source.lengths):
         raise UserError("no row has all columns of the mapping"
-                        + "".join(f"\n  {w}" for w in source.metadata["warnings"]), where=path,
+                        + "".join(f"\n  {w}" for w in source.warnings), where=path,
                         hint="allow a larger age, or leave the column out that is missing")
     return Dataset(source)
 
@@ -208,6 +209,14 @@ def _message_value(log, name, column, feature, message, i, order):
     return found
 
 
+def _first_message(log: MessageLog, topic: str):
+    """The first message of a topic, of video the first key frame. None if there are no messages."""
+    first = next((m for _, _, m in log.messages([topic])), None)
+    if first is None or not streams.is_video(log.types[topic]):
+        return first
+    return next((m for _, _, m in log.messages([topic]) if streams.is_key_frame(m)), first)
+
+
 # -- all of them ------------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +240,7 @@ class _AlignedRecording:
 class BagSource(ColumnSource):
     def __init__(self, path: Path, recordings: list[MessageLog], mapping: TopicMapping, left: list[str] | None = None):
         self.path, self.mapping = path, mapping
-        self._warnings: list[str] = [
+        self.warnings: list[str] = [
             *(f"{log.truncation}; what is there was read" for log in recordings if log.truncation),
             *(left or []),
         ]
@@ -249,12 +258,14 @@ class BagSource(ColumnSource):
         table = np.array(parts, np.int64).reshape(-1, 4)
         self._log, self._first, self.lengths, self._has_last_row = table.T
         kinds = list(dict.fromkeys(log.kind for log in recordings))
-        self.metadata = {"format": kinds[0] if kinds else "mcap", "version": "", "path": str(path), "fps": self._fps(),
-                      "robot_type": None, "warnings": self._warnings, "mapping": mapping.to_json(),
-                      "topics": [{"name": t, "type": log.types[t], "messages": sum(
-                          g.counts.get(t, 0) for g in recordings)} for t, log in {
-                              t: log for log in reversed(recordings) for t in log.types}.items()],
-                      "cut": [str(log.path) for log in recordings if log.truncation]}
+        types = {topic: type for log in reversed(recordings) for topic, type in log.types.items()}
+        self.metadata = {
+            **metadata(kinds[0] if kinds else "mcap", path, self.warnings, fps=self._fps()),
+            "mapping": mapping.to_json(),
+            "topics": [{"name": topic, "type": type, "messages": sum(log.counts.get(topic, 0) for log in recordings)}
+                       for topic, type in types.items()],
+            "cut": [str(log.path) for log in recordings if log.truncation],
+        }
 
     def _check(self, recordings):
         for log in recordings:
@@ -289,13 +300,11 @@ class BagSource(ColumnSource):
                 out[name] = Feature.from_array(np.broadcast_to(kind, (1, *kind.shape)))
                 continue
             log = next((log for log in recordings if log.counts.get(c.topic)), None)
-            message = None if log is None else next((m for _, _, m in log.messages([c.topic])), None)
-            if message is not None and streams.is_video(log.types[c.topic]):
-                message = next((m for _, _, m in log.messages([c.topic]) if streams.is_key_frame(m)), message)
-            if message is not None:
+            message = None if log is None else _first_message(log, c.topic)
+            if log is not None and message is not None:
                 out[name] = self._feature(name, c, message, log)
             else:
-                self._warnings.append(f"topic {c.topic} has no messages, so that {name} has no rows")
+                self.warnings.append(f"topic {c.topic} has no messages, so that {name} has no rows")
                 out[name] = Feature("float64", (1,))
         return {**out, "timestamp": Feature("float64", ())}
 
@@ -371,11 +380,11 @@ class BagSource(ColumnSource):
             return
         back = int((np.diff(stamps) < 0).sum())
         if back:
-            self._warnings.append(f"{log.path.name}: {back} messages of {topic} are stamped before the one that they "
+            self.warnings.append(f"{log.path.name}: {back} messages of {topic} are stamped before the one that they "
                                   "follow; they are put in order")
         apart = float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
         if abs(apart) > _MAX_CLOCK_DIFFERENCE:
-            self._warnings.append(f"{log.path.name}: the header stamps of {topic} are {abs(apart):.3g} s "
+            self.warnings.append(f"{log.path.name}: the header stamps of {topic} are {abs(apart):.3g} s "
                                   f"{'after' if apart > 0 else 'before'} the times logged; \"stamp\": \"log\" in the "
                                   "mapping joins by those")
 
@@ -390,6 +399,7 @@ class BagSource(ColumnSource):
         held = [int(s[0]) for name, c in self.mapping.columns.items() if c.topic and c.join in ("last", "interpolate")
                 for s in [stamps[c.topic]] if len(s)]
         first = max([first, *held])  # the first row falls on a message, not between two
+        assert self.mapping.fps is not None  # a mapping has a clock or a rate
         period = 1e9 / self.mapping.fps
         return first + np.round(np.arange(max(0, int((last - first) / period) + 1)) * period).astype(np.int64)
 
@@ -403,7 +413,7 @@ class BagSource(ColumnSource):
         if not there:
             return
         if not len(rows):
-            self._warnings.append(f"{name}: no row has all columns" + (f"; missing: {missing(0, len(ticks))}"
+            self.warnings.append(f"{name}: no row has all columns" + (f"; missing: {missing(0, len(ticks))}"
                                                                        if len(ticks) else ", since it has no messages"))
             return
         gap, apart = round(self.mapping.max_gap * 1e9), np.diff(ticks[rows])
@@ -411,13 +421,13 @@ class BagSource(ColumnSource):
         holes = np.flatnonzero((np.diff(rows) > 1) | (apart > gap))
         for h in holes[:_MAX_LISTED]:
             a, b = rows[h], rows[h + 1]
-            self._warnings.append(
+            self.warnings.append(
                 f"{name}: {apart[h] / 1e9:.3g} s without a whole row, from {(ticks[a] - ticks[0]) / 1e9:.3f} s on "
                 f"({missing(a + 1, b)})" + ("; another episode begins after it" if ends[h] else ""))
         if len(holes) > _MAX_LISTED:
-            self._warnings.append(f"{name}: {len(holes) - _MAX_LISTED} more such gaps")
+            self.warnings.append(f"{name}: {len(holes) - _MAX_LISTED} more such gaps")
         if rows[0] > 0:
-            self._warnings.append(f"{name}: {rows[0]} ticks before the first whole row are left out "
+            self.warnings.append(f"{name}: {rows[0]} ticks before the first whole row are left out "
                                   f"({missing(0, rows[0])})")
         observed = any(role(n) == "observation" for n in there)
         for stretch in np.split(rows, np.flatnonzero(ends) + 1):
@@ -425,7 +435,7 @@ class BagSource(ColumnSource):
             more = bool(observed and end < len(ticks) and seen[end] and not whole[end]
                         and ticks[end] - ticks[end - 1] <= gap and mark[end] == mark[end - 1])
             if end > rows[-1] and (left := len(ticks) - end - more):
-                self._warnings.append(f"{name}: {left} ticks after the last whole row are left out "
+                self.warnings.append(f"{name}: {left} ticks after the last whole row are left out "
                                       f"({missing(end + more, len(ticks))})")
             yield np.append(stretch, end) if more else stretch, more
 

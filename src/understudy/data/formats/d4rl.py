@@ -8,6 +8,7 @@ after the last action.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from .. import cache
 from ..episode import Dataset, episode_starts
 from ..sources import ChunkedSource
 from . import hdf5, sidecar
-from .key_map import KeyMap, metadata
+from .key_map import END_COLUMNS, KeyMap, metadata
 from .sidecar import FormatCapability
 
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "terminals": "next.terminated",
-               "timeouts": "next.truncated"}, observation="observations", group="observations/")
+               "timeouts": "next.truncated"}, observation="observations", group="observations/",
+              reserved=frozenset({"observations", "next_observations", "infos", "metadata", "virtual", "actions",
+                                  "rewards", "terminals", "timeouts"}))
 _FLAGS = ("terminals", "timeouts")
 _LOOKED = 4096  # rows in which next_observations is compared with observations
 _SMALL = 1000  # numbers of an array of metadata that is a fact
@@ -137,31 +140,28 @@ class D4rlSource(ChunkedSource):
             warnings.append("next_observations are not the next rows of observations: only those that end an episode "
                             "are used")
 
-    def open_files(self):
-        return hdf5.OpenFiles()
+    open_files = staticmethod(hdf5.OpenFiles)
 
     def location(self, name, episode):
         return f"{self.path}, {self._keys[name]}, episode {episode} (from row {self._begin[episode]})"
 
     def read_rows(self, files, name, episode, first, stop):
         begin, steps, where = int(self._begin[episode]), int(self.lengths[episode]), self.location(name, episode)
-        with hdf5.hdf5_errors(where):
-            values = hdf5.read_rows(files[self.path][self._keys[name]], begin + first, begin + min(stop, steps), where)
-            if stop <= steps:
-                return values
-            last = hdf5.read_rows(files[self.path]["next_observations"], begin + steps - 1, begin + steps, where)
+        values = files.read_rows(self.path, self._keys[name], begin + first, begin + min(stop, steps), where)
+        if stop <= steps:
+            return values
+        last = files.read_rows(self.path, "next_observations", begin + steps - 1, begin + steps, where)
         return np.concatenate([values, last]) if len(values) else last
 
     def read_episodes(self, files, name, first, stop):
         """As they lie in the file: it has all episodes in one array."""
         lengths = self.lengths[first:stop]
         begin, steps, where = int(self._begin[first]), int(lengths.sum()), self.location(name, first)
-        with hdf5.hdf5_errors(where):
-            values = hdf5.read_rows(files[self.path][self._keys[name]], begin, begin + steps, where)
-            if name == self._last:
-                ends = np.cumsum(lengths)
-                after = hdf5.read_rows(files[self.path]["next_observations"], begin, begin + steps, where)
-                values = np.insert(values, ends, after[ends - 1], axis=0)
+        values = files.read_rows(self.path, self._keys[name], begin, begin + steps, where)
+        if name == self._last:
+            ends = np.cumsum(lengths)
+            after = files.read_rows(self.path, "next_observations", begin, begin + steps, where)
+            values = np.insert(values, ends, after[ends - 1], axis=0)
         rows = int(self.row_counts[name][first:stop].sum())
         return self.cast_to_schema(values, name, rows, int(self._first[name][first]))
 
@@ -209,10 +209,7 @@ def write(data: Dataset, path: Path) -> None:
                 if key == "timeouts":  # whatever ended it, here is where it did
                     values[first + lengths - 1] = ~file["terminals"][:][first + lengths - 1]
                 hdf5.write_column(file, key, values, filled="all")
-        about = {"fps": data.fps, "robot_type": data.metadata.get("robot_type") if holds.robot_type else None}
-        facts = {k: data[0].metadata[k] for k in holds.metadata_keys}
-        for key, value in (facts | {k: v for k, v in about.items() if v is not None}).items():
-            file.attrs[key] = value
+        hdf5.write_metadata(file, data[0], holds, data)
 
 
 def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str]]:
@@ -232,31 +229,24 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str]]:
             return f"infos/{name}"
         if name.startswith("infos."):
             return f"infos/{name[6:]}"
-        if name in KEYS.columns.values():
-            return None if name in ("next.terminated", "next.truncated") and name not in flags else KEYS.key(name, f)
-        taken = ("observations", "next_observations", "infos", "metadata", "virtual", *KEYS.columns)
-        return None if name in taken or name.startswith(("metadata.", "virtual.")) else name
+        if name in END_COLUMNS and name not in flags or name.startswith(("metadata.", "virtual.")):
+            return None
+        return KEYS.key(name, f)
 
-    keys, places = hdf5.column_encodings(data, KEYS.column, key, last=lambda k: k == "observations" and longer,
-                               flags=("next.terminated", "next.truncated"))
-    facts = hdf5.storable_metadata(data, {"fps", "robot_type", "metadata"})
-    facts = frozenset(
-        k for k in facts if all(k in e.metadata and _same_values(e.metadata[k], data[0].metadata[k]) for e in data)
-    )
-    robot = data.metadata.get("robot_type")
-    return FormatCapability(
-        places, fps=True, robot_type=robot is None or hdf5.is_storable_name(robot), metadata_keys=facts
-    ), keys
+    holds, keys = hdf5.plan(data, KEYS, {"fps", "robot_type", "metadata"}, key,
+                            lambda k: k == "observations" and longer, END_COLUMNS)
+    return replace(holds, metadata_keys=frozenset(k for k in holds.metadata_keys if _is_constant(data, k))), keys
 
 
-def _same_values(one, other) -> bool:
-    return type(one) is type(other) and one == other
+def _is_constant(data: Dataset, key: str) -> bool:
+    """Whether all episodes have the same value of a key of the metadata."""
+    values = [e.metadata.get(key) for e in data]
+    return values[0] is not None and all(type(v) is type(values[0]) and v == values[0] for v in values)
 
 
 def _flags(data, features) -> list[str]:
     """The flags by which these very episodes would be found again, as they are."""
-    names = [n for n in ("next.terminated", "next.truncated")
-             if n in features and (features[n].dtype, features[n].shape) == ("bool", ())]
+    names = [n for n in END_COLUMNS if n in features and (features[n].dtype, features[n].shape) == ("bool", ())]
     within = {n: any(np.asarray(e.steps[n])[:len(e) - 1].any() for e in data) for n in names}
     names = [n for n in names if not within[n]]
     ended = all(any(e.steps[n][len(e) - 1] for n in names) for e in data)

@@ -11,7 +11,7 @@ from ...core import UserError, role
 from . import folder, message_logs, overcooked, read_errors, sidecar
 from .column_names import format_list, number_sort_key, standard_name
 from .npz import EPISODE_ENDS_HINT, rename_hint
-from .npz_arrays import read_headers, zip_errors
+from .npz_arrays import NpzArrays, zip_errors
 from .ogbench import is_ogbench
 
 FORMATS = ("lerobot", "npz", "npz-folder", "csv", "zarr", "rlds", "ogbench", "robomimic", "act", "minari", "d4rl",
@@ -23,10 +23,16 @@ READABLE_FORMATS = (
 )
 _REPLAY = "(a replay buffer of diffusion_policy has it)"
 _COMPANION_SUFFIXES = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what may be next to the files of episodes
+_TABLE, _ARRAYS = "a table without a column action", "an .npz without episode_ends"
+_OTHER_SEPARATOR = "a table whose columns are separated by"
 _BELOW, _MOST = 3, 2000  # levels that are looked through, and files and folders in them
 VIEW_PATTERN = re.compile(rb'\s*\{\s*"understudy"\s*:\s*"view"')  # the start of the file of a view
 _CONVERT = (f"this version reads {READABLE_FORMATS}: convert it, for example with its own library into arrays and "
             "numpy.savez(observations=..., actions=..., rewards=..., episode_ends=...)")
+
+
+class UnknownFormat(UserError):
+    """A file or folder is in no format that can be read. Its columns may have names of their own."""
 
 
 def format_of(path: Path) -> str:
@@ -64,7 +70,22 @@ def detect_format(path: Path) -> tuple[Path, str]:
         names = [p.relative_to(path).as_posix() for p, _ in below]
         raise UserError(f"this is a folder of {len(below)} data sets: {format_list(names, 20)}", where=path,
                         hint=f"name one of them, such as {below[0][0]}")
-    raise UserError(f"this is not a data set that can be read: {kind}", where=path, hint=_CONVERT)
+    raise UnknownFormat(f"this is not a data set that can be read: {kind}", where=path, hint=_how_to_read(path, kind))
+
+
+def _how_to_read(path: Path, kind: str) -> str:
+    """What to do with a path that is in no known format."""
+    if kind.startswith("an empty"):
+        return "check the path, or take it from a copy; understudy record ENV --out DATA makes a data set"
+    if kind.startswith(_OTHER_SEPARATOR):
+        return folder.COMMAS_HINT
+    if kind.startswith(_TABLE):
+        return (f"say what its columns are: understudy convert {path} DATA --columns state=A,B action=C,D, and also "
+                "episode=E if a column E numbers the episodes")
+    if kind.startswith(_ARRAYS):
+        return ("save observations, actions and episode_ends with numpy.savez. episode_ends has the exclusive end of "
+                "each episode, counted in steps; for a single episode it is [number of steps]")
+    return _CONVERT
 
 
 def _datasets_below(path: Path) -> list[tuple[Path, str]]:
@@ -174,9 +195,11 @@ def _table_format(path: Path) -> str:
         return "a file of an unknown kind, called .csv"
     if set(names) >= overcooked.COLUMNS:
         return "overcooked"
-    if any(_is_action(re.sub(r"_\d+$", "", name)) for name in names):
+    if any(_is_action(re.sub(r"_\d+$", "", name)) for name in folder.underscored(names)):
         return "csv"
-    return f"a text file, a table without a column action; it holds {format_list(names, 8)}"
+    if separator := folder.other_separator(names):
+        return f"{_OTHER_SEPARATOR} {separator!r} instead of commas"
+    return f"{_TABLE}; it holds {format_list(names, 8)}"
 
 
 def _parquet_format(path: Path) -> str:
@@ -224,14 +247,14 @@ def _zip_format(path: Path) -> str:
     if hint:
         raise UserError(f"there is no array episode_ends; there are {', '.join(sorted(keys))}", where=path, hint=hint)
     if keys:
-        return f"an .npz without episode_ends; it holds {', '.join(sorted(keys)[:8])}"
+        return f"{_ARRAYS}; it holds {', '.join(sorted(keys)[:8])}"
     return "a zip file without arrays"
 
 
 def _refuse_pickles(path: Path) -> None:
     """Raises UserError if an array is a pickle. Other damage is reported when the array is read."""
     try:
-        read_headers(path)
+        NpzArrays(path)
     except UserError as error:
         if "pickle" in str(error):
             raise

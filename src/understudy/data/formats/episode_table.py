@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
                           where="--columns episode=", hint="name the column that numbers the episodes")
     name = name or next((n for n in EPISODE_COLUMNS if n in source.schema and not source.schema[n].shape), None)
     if name is None:
-        return Dataset(source)
+        warnings = [*source.metadata.get("warnings", ()), *_several_episodes(source)]
+        return Dataset(source, {**source.metadata, "warnings": warnings})
     steps = int(source.lengths[0])
     if any(int(source.rows(n)[0]) != steps for n in source.schema):
         raise DataError("the last row has empty cells, which a table of several episodes must not have", where=path,
@@ -49,6 +51,32 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
     if not rate and "timestamp" in source.schema and source.schema["timestamp"].kind != "string":
         rate = even_rate([np.asarray(cut.column("timestamp", e), float) for e in range(len(cut))])
     return Dataset(cut, {**source.metadata, "fps": rate})
+
+
+def _several_episodes(source: ColumnSource) -> Iterator[str]:
+    """A warning where a table that is read as one episode looks like several: a number or a text stays the same for
+    some rows and never comes back, or a time starts again.
+    """
+    steps, numbers, restarts = int(source.lengths[0]), [], []
+    for name, f in source.schema.items():
+        if f.shape or f.kind == "image" or int(source.rows(name)[0]) != steps or steps < 4:
+            continue
+        values = np.asarray(source.column(name, 0)).reshape(steps)
+        starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+        if f.dtype != "bool" and not f.dtype.startswith("float") and 1 < len(starts) <= steps // 2 and \
+                len(np.unique(values[starts])) == len(starts):
+            numbers.append((name, len(starts)))
+        if f.kind == "vector" and (back := np.flatnonzero(np.diff(values) <= 0)).size and \
+                len(back) <= steps // 4 and np.isin(values[back + 1], values[0]).all():
+            restarts.append((name, int(back[0]) + 2))
+    if numbers:
+        name, count = max(numbers, key=lambda found: found[1])
+        yield (f"the table is read as one episode, but {name} has {count} values, one after the other. If it numbers "
+               f"the episodes, say so: --columns episode={name}")
+    elif restarts:
+        name, row = restarts[0]
+        yield (f"the table is read as one episode, but {name} starts again in row {row}. If it has several episodes, "
+               "name the column that numbers them: --columns episode=COLUMN")
 
 
 def even_rate(times: list[np.ndarray]) -> float | None:

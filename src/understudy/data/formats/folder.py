@@ -1,9 +1,9 @@
 """Folders of one .npz or .csv file per episode, with an optional dataset.json.
 
-Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vector. A `timestamp` is in seconds. Cells
-of the last row may be empty: columns that have a value there have a row after the last action. Frames of cameras are in
-<stem>/<camera>/*.png. dataset.json is {"episodes": their number, "fps", "robot_type", "features": {column: {"dtype",
-"shape", "names", "unit"}}}.
+Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vector, which may also be written NAME.0 or
+NAME[0], or start at 1. A `timestamp` is in seconds. Cells of the last row may be empty: columns that have a value there
+have a row after the last action. Frames of cameras are in <stem>/<camera>/*.png. dataset.json is {"episodes": their
+number, "fps", "robot_type", "features": {column: {"dtype", "shape", "names", "unit"}}}.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,10 @@ DATASET_JSON = "dataset.json"
 _INT = re.compile(r"[+-]?\d{1,19}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _WORDS = {"true": 1, "false": 0}
+_NUMBERED = re.compile(r"(.+?)_(\d+)")
+_BRACKETED = re.compile(r"(.+?)(?:\.(\d+)|\[(\d+)\])")
+COMMAS_HINT = ("convert it to commas between the columns and points in numbers (1.5), such as with "
+               "pandas.read_csv(FILE, sep=None, engine='python', decimal=',').to_csv(NEW, index=False)")
 _NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numbers, each of which holds those before it
 _CAMERA = "observation.images."
 _CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
@@ -57,6 +61,11 @@ def open_csv(path: Path, episode: str | None = None) -> Dataset:
     """
     source = CsvFolderSource(path)
     return Dataset(source) if path.is_dir() else cut_table(source, path, episode)
+
+
+def other_separator(names: Sequence[str]) -> str | None:
+    """What separates the columns of a table, where it is no comma: then the whole first line is a single name."""
+    return next((s for s in (";", "\t", "|") if len(names) == 1 and s in names[0]), None)
 
 
 class FolderSource(MemmapSource):
@@ -259,7 +268,8 @@ class CsvFolderSource(FolderSource):
         shape = (size,) if name in self._vectors else ()
         if kind == "text":
             return Feature("string", shape, "string")
-        return Feature.from_array(np.empty((0, *shape), bool if name in FLAG_COLUMNS else _NUMBERS[kind]))
+        f = Feature.from_array(np.empty((0, *shape), bool if name in FLAG_COLUMNS else _NUMBERS[kind]))
+        return replace(f, names=self._vectors.get(name))
 
     def _look_for_frames(self):
         """Cameras: <stem>/<camera>/*.png, one a step or one more."""
@@ -295,6 +305,9 @@ class CsvFolderSource(FolderSource):
                 cells = [(reader.line_num, row) for row in reader if row]
         except (csv.Error, UnicodeDecodeError) as error:
             raise damaged(f"this is not comma-separated text ({error})", file) from None
+        if separator := other_separator(header):
+            raise UserError(f"the columns are separated by {separator!r} instead of commas", where=f"{file}, line 1",
+                            hint=COMMAS_HINT)
         if any(_CONTROL.search(text) for _, row in ((1, header), *cells) for text in row):
             raise damaged("the text contains control characters", file)
         if not header or not cells:
@@ -344,6 +357,7 @@ class _Table:
 
     Attributes:
         columns: Positions of the components of each column.
+        vectors: Columns with components, and their names in the file if these are not NAME_0, NAME_1, ...
     """
 
     def __init__(self, file: Path, header: list[str], cells: list[list[str]]):
@@ -352,19 +366,20 @@ class _Table:
         last_two = zip(*cells[-2:], strict=True) if len(cells) > 1 else ()
         self._last = any(before.strip() and not last.strip() for before, last in last_two)  # seen after the last action
 
-    def _gather(self):
+    def _gather(self) -> tuple[dict[str, list[int]], dict[str, tuple[str, ...] | None]]:
         """NAME_0, NAME_1, ... are one column."""
         parts: dict[str, dict[int, int]] = {}
-        for at, key in enumerate(self.header):
-            match = re.fullmatch(r"(.+?)_(\d+)", key)
+        for at, key in enumerate(underscored(self.header)):
+            match = _NUMBERED.fullmatch(key)
             stem, i = (match[1], int(match[2])) if match else (key, -1)
             if i in parts.setdefault(stem, {}) or (len(parts[stem]) and (i == -1 or -1 in parts[stem])):
                 raise self._second_column(key, stem)
             parts[stem][i] = at
-        columns, vectors = {}, set()
+        columns: dict[str, list[int]] = {}
+        vectors: dict[str, tuple[str, ...] | None] = {}
         for stem, places in parts.items():
             numbers = sorted(places)
-            if -1 not in places and numbers != list(range(len(numbers))):
+            if -1 not in places and not _is_range(numbers):
                 gap = next(i for i in range(len(numbers) + 1) if i not in places)
                 raise UserError(f"there is no {stem}_{gap}, only {format_list(f'{stem}_{i}' for i in numbers)}",
                                 where=f"{self.file}, line 1",
@@ -374,7 +389,8 @@ class _Table:
                 raise self._second_column(stem, name)
             columns[name] = [places[i] for i in numbers]
             if -1 not in places:
-                vectors.add(name)
+                names = tuple(self.header[p] for p in columns[name])
+                vectors[name] = None if names == tuple(f"{stem}_{i}" for i in range(len(names))) else names
         return columns, vectors
 
     def _second_column(self, key: str, name: str) -> UserError:
@@ -416,6 +432,25 @@ class _Table:
         return out
 
 
+def underscored(header: list[str]) -> list[str]:
+    """The names with NAME.0, NAME.1, ... and NAME[0], NAME[1], ... as NAME_0, NAME_1, ..., if these are one vector."""
+    groups: dict[tuple[str, bool], dict[str, int]] = {}  # NAME, whether in brackets -> the number of each name
+    for key in header:
+        if match := _BRACKETED.fullmatch(key):
+            groups.setdefault((match[1], key[-1] == "]"), {})[key] = int(match[2] or match[3])
+    taken = {*header, *(match[1] for key in header if (match := _NUMBERED.fullmatch(key)))}
+    renamed = {key: f"{stem}_{i}" for (stem, bracket), numbers in groups.items() for key, i in numbers.items()
+               if len(numbers) > 1 and _is_range(sorted(numbers.values())) and stem not in taken
+               and (stem, not bracket) not in groups}
+    return [renamed.get(key, key) for key in header]
+
+
+def _is_range(numbers: list[int]) -> bool:
+    """Whether these count from 0, or from 1 if there are several."""
+    first = 1 if numbers[0] == 1 and len(numbers) > 1 else 0
+    return numbers == list(range(first, first + len(numbers)))
+
+
 def _kind(cell: str) -> str:
     cell = cell.strip()
     if not cell:
@@ -447,7 +482,7 @@ def capability(data: Dataset) -> FormatCapability:
         camera = f.kind == "image" and name.startswith(_CAMERA) and f.shape[2] in (1, 3, 4)
         stem = name.removeprefix(_CAMERA) if camera else name
         readable = standard_name(stem, "image" if camera else "vector") == name and (
-            camera or not re.search(r"_\d+$", name))
+            camera or not re.search(r"_\d+$", name) and not (_BRACKETED.fullmatch(name) and not f.shape))
         if not f.size or not re.fullmatch(r"\w[\w.\-]*", stem) or stem.lower() in stems or not readable:
             continue
         if f.kind == "string" and (f.shape or not all(_plain_text(e.steps[name]) for e in data)):

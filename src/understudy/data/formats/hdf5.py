@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
-from ..episode import Dataset
+from ..episode import Dataset, Episode
 from . import read_errors, sidecar
-from .key_map import stored_feature
+from .key_map import KeyMap, stored_feature
 from .read_errors import damaged
 
 FILLED_ATTRIBUTE = "understudy_filled"
@@ -143,7 +143,7 @@ class OpenFiles:
             if self._bytes is None:
                 self._bytes = io.FileIO(path)
             self._bytes.seek(layout.offset + first * (out.nbytes // len(out)))
-            if self._bytes.readinto(out.reshape(-1).view(np.uint8)) != out.nbytes:
+            if self._bytes.readinto(out.reshape(-1).view(np.uint8).data) != out.nbytes:
                 raise OSError("the file is cut short")
         return out
 
@@ -322,14 +322,10 @@ def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
     with hdf5_errors(where):
         if not is_text(array):
             return array[first:stop]
-        values = array[first:stop]
         try:
-            texts = [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values.ravel()]
+            return (array.values if isinstance(array, ArrayInfo) else array).asstr("utf-8")[first:stop]
         except UnicodeDecodeError as error:
             raise damaged(f"the text is not UTF-8 ({error})", where) from None
-        out = np.empty(len(texts), object)
-        out[:] = texts
-        return out.reshape(values.shape)
 
 
 def read_attributes(node, where: str, without: Iterable[str] = ()) -> dict[str, Any]:
@@ -397,32 +393,46 @@ def write_column(group, key: str, values, filled: str = "") -> None:
         array.attrs[FILLED_ATTRIBUTE] = filled
 
 
-def column_encodings(
-    data: Dataset, column_of: Callable[[str, Feature], str], key_of: Callable[[str, Feature], str | None],
+def write_metadata(node, episode: Episode, capability: sidecar.FormatCapability, data: Dataset | None = None) -> None:
+    """Writes the metadata of an episode as attributes, with the rate and the robot of the data set if it is given."""
+    values = {k: episode.metadata[k] for k in capability.metadata_keys if k in episode.metadata}
+    if data is not None:
+        robot_type = data.metadata.get("robot_type") if capability.robot_type else None
+        values |= {k: v for k, v in (("fps", data.fps), ("robot_type", robot_type)) if v is not None}
+    for key, value in values.items():
+        node.attrs[key] = value
+
+
+def plan(
+    data: Dataset, keys: KeyMap, attributes: Collection[str],
+    key_of: Callable[[str, Feature], str | None] | None = None,
     last: Callable[[str], bool] = lambda key: False, flags: Iterable[str] = (),
-) -> tuple[dict[str, str], dict[str, sidecar.ColumnEncoding]]:
-    """The key of each column that the format stores, and how it is stored.
+) -> tuple[sidecar.FormatCapability, dict[str, str]]:
+    """What a format stores in arrays and attributes, and the key of each of these columns.
 
     Args:
         data: What is to be written.
-        column_of: The column that an array is when it is read again.
-        key_of: The key of a column, or None if the format has no place for it.
+        keys: How the format names its arrays.
+        attributes: Those that mean something else in the format than the metadata of this name.
+        key_of: The key of a column, or None if the format has no place for it. By default, that of `keys`.
         last: Whether an array has room for a row after the last action.
         flags: Columns that are read as bool.
     """
     found, out, taken = {}, {}, set()
     for name, f in data.features().items():
-        key = key_of(name, f)
+        key = None if name in keys.reserved else (key_of or keys.key)(name, f)
         if key is None or key in found.values() or not is_storable(data, name, f):
             continue
         again = f if f.kind == "string" else stored_feature("", f.shape, f.dtype)
-        called = column_of(key, again)
+        called = keys.column(key, again)
         if called in taken:
             continue
         again = f if f.kind == "string" else stored_feature(called, f.shape, f.dtype, called in flags)
         found[name], out[name] = key, sidecar.ColumnEncoding(called, again.dtype, again.shape, last(key))
         taken.add(called)
-    return found, out
+    robot = data.metadata.get("robot_type")
+    return sidecar.FormatCapability(out, fps=True, robot_type=robot is None or is_storable_name(robot),
+                                    metadata_keys=_storable_metadata(data, attributes)), found
 
 
 def is_storable(data: Dataset, name: str, f: Feature) -> bool:
@@ -434,14 +444,14 @@ def is_storable(data: Dataset, name: str, f: Feature) -> bool:
     return all(_text(str(v)) for e in data for v in set(np.ravel(e.steps[name]).tolist()))
 
 
-def storable_metadata(data: Dataset, taken: Mapping | set = frozenset()) -> frozenset[str]:
+def _storable_metadata(data: Dataset, reserved: Collection[str]) -> frozenset[str]:
     """Keys of the metadata of episodes that attributes can store exactly."""
     values: dict[str, list] = {}
     for e in data:
         for key, value in e.metadata.items():
             values.setdefault(key, []).append(value)
     return frozenset(k for k, found in values.items()
-                     if k not in taken and is_storable_name(k) and all(map(_simple, found)))
+                     if k not in reserved and is_storable_name(k) and all(map(_simple, found)))
 
 
 def _simple(value) -> bool:
@@ -455,6 +465,14 @@ def is_storable_name(text) -> bool:
     return (
         bool(text) and text not in (".", "..", FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE) and "/" not in text and _text(text)
     )
+
+
+def is_json(value) -> bool:
+    """Whether a value is the same after it was stored as JSON."""
+    try:
+        return json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError):
+        return False
 
 
 def _text(text: str) -> bool:

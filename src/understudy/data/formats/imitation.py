@@ -20,12 +20,11 @@ from .. import cache
 from ..episode import Dataset
 from ..sources import ChunkedSource, MemmapSource
 from . import arrow
-from .key_map import KeyMap, metadata, stored_feature
+from .key_map import END_COLUMNS, KeyMap, end_flags, metadata, stored_feature
 from .npz_arrays import NpzArchiveSource, NpzArrays
 from .read_errors import damaged
 
 KEYS = KeyMap({"acts": "action", "rews": "next.reward"}, observation="obs")
-_ENDS = ("next.terminated", "next.truncated")
 _MISSING_COLUMNS = "this is no data set of imitation: obs, acts and terminal, a row for each trajectory"
 
 
@@ -40,12 +39,9 @@ class _ImitationSource(MemmapSource):
     def _has(self, features: dict[str, Feature]):
         """The schema, of features by their keys, and of how each trajectory ended."""
         self.schema, self.keys = KEYS.schema(features, self.path)
-        self.schema |= {name: Feature("bool", ()) for name in _ENDS}
+        self.schema |= {name: Feature("bool", ()) for name in END_COLUMNS}
         self.row_counts = {name: self.lengths + (self.keys.get(name) == "obs") for name in self.schema}
-        last = np.cumsum(self.lengths) - 1
-        self._ends = {name: np.zeros(int(self.lengths.sum()), bool) for name in _ENDS}
-        self._ends["next.terminated"][last[self.terminal]] = True
-        self._ends["next.truncated"][last[~self.terminal]] = True
+        self.computed = end_flags(self.lengths, self.terminal)
 
     def location(self, name, episode):
         return f"{self.path}, {self.keys.get(name, 'terminal')}, trajectory {episode}"
@@ -58,13 +54,12 @@ class ArrowFolderSource(_ImitationSource, ChunkedSource):
         self.path, self.metadata = path, metadata("imitation", path, [], "datasets")
         state = read_json(path / "state.json")
         entries = state.get("_data_files") if isinstance(state, dict) else None
-        names = [f.get("filename") if isinstance(f, dict) else None for f in entries] if isinstance(entries, list) \
-            else []
-        if not names or not all(isinstance(n, str) and Path(n).name == n for n in names) \
-                or len(set(names)) < len(names):
+        files = entries if isinstance(entries, list) else []
+        names = [f["filename"] for f in files if isinstance(f, dict) and isinstance(f.get("filename"), str)]
+        if not files or not all(Path(n).name == n for n in names) or len(set(names)) < len(files):
             raise damaged(f"these are not different names of files in this folder: {str(entries)[:80]}",
                           f"{path / 'state.json'}, _data_files")
-        self._files = [path / n for n in names]
+        self._files = [path / name for name in names]
         if gone := next((f for f in self._files if not f.is_file()), None):
             raise damaged("the file is missing", gone)
         self.key = cache.files_digest(self._files, "imitation")
@@ -117,9 +112,9 @@ class ArrowFolderSource(_ImitationSource, ChunkedSource):
         yield table
 
     def read_rows(self, files, name, episode, first, stop):
-        if name in _ENDS:
+        if name in self.computed:
             begin = int(self._first[name][episode])
-            return self._ends[name][begin + first: begin + stop]
+            return self.computed[name][begin + first: begin + stop]
         where = self.location(name, episode)
         with arrow.arrow_errors(where):
             return arrow.to_numpy(files.column(self.keys[name])[episode].values[first:stop], where)
@@ -135,7 +130,7 @@ def _counts(table, key, path) -> np.ndarray:
     return counts.astype(np.int64)
 
 
-class NpzFileSource(_ImitationSource, NpzArchiveSource):
+class NpzFileSource(NpzArchiveSource, _ImitationSource):
     """An .npz file of the old form.
 
     It holds obs (steps + trajectories, ...), acts and rews (steps, ...), terminal (trajectories,), and indices: where
@@ -170,8 +165,3 @@ class NpzFileSource(_ImitationSource, NpzArchiveSource):
         if "infos" in self._file.without:
             warnings.append("infos: a pickle, which could run any code, is left out")
         self.metadata = metadata("imitation", path, warnings, "npz")
-
-    def iter_chunks(self):
-        for name in self.numeric_columns:
-            pieces = [(0, self._ends[name])] if name in _ENDS else self._file.iter_rows(self.keys[name])
-            yield from ((name, row, values) for row, values in pieces)

@@ -16,6 +16,7 @@ from .. import video
 from .read_errors import damaged
 
 Found = TypeVar("Found")
+END_COLUMNS = ("next.terminated", "next.truncated")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class KeyMap:
         group: Prefix of the keys of observations, such as ``"obs/"``.
         images: Prefix of a camera within the group, such as ``"images/"``.
         separator: What separates the parts of a key, which a dot separates in a column.
+        reserved: Columns that cannot be stored, because arrays of their names are something else.
 
     Example:
         >>> KeyMap({"actions": "action"}, group="obs/").column("obs/wrist", Feature("uint8", (8, 8, 3), "image"))
@@ -39,6 +41,7 @@ class KeyMap:
     group: str = ""
     images: str = ""
     separator: str = "/"
+    reserved: frozenset[str] = frozenset()
 
     def column(self, key: str, feature: Feature | None = None) -> str:
         """The column that an array is."""
@@ -159,6 +162,20 @@ def lengths_from_ends(ends: np.ndarray, where: str, hint: str) -> np.ndarray:
     return lengths
 
 
+def end_flags(lengths: np.ndarray, terminated: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns next.terminated and next.truncated, all episodes end to end.
+
+    Args:
+        lengths: Steps of each episode, (E,).
+        terminated: Whether the environment ended the episode, which else was cut off, (E,) bool.
+    """
+    last = np.cumsum(lengths) - 1
+    flags = {name: np.zeros(int(lengths.sum()), bool) for name in END_COLUMNS}
+    flags["next.terminated"][last[terminated]] = True
+    flags["next.truncated"][last[~terminated]] = True
+    return flags
+
+
 def decoded_images(encoded: Iterable[bytes], channels: int, first: int, where: str) -> np.ndarray:
     """Encoded images as (rows, H, W, C). Zeros that fill the rows up are cut off.
 
@@ -178,13 +195,14 @@ def decoded_images(encoded: Iterable[bytes], channels: int, first: int, where: s
 
 
 @lru_cache(1024)  # files have thousands of arrays of a few kinds
-def stored_feature(column: str, shape: tuple[int, ...], dtype: np.dtype, is_flag: bool = False) -> Feature:
+def stored_feature(column: str, shape: tuple[int, ...], dtype: np.dtype | str, is_flag: bool = False,
+                   has_text: bool = False) -> Feature:
     """The feature of a column that is stored with this shape of a row.
 
-    An outcome is one number a step. Bytes are numbers unless they make an image.
+    An outcome is one number a step. Bytes are numbers unless they make an image, or text in a format that `has_text`.
     """
     shape = () if column.startswith("next.") and tuple(shape) == (1,) else tuple(shape)
     dtype = np.dtype(bool) if is_flag else np.dtype(dtype).newbyteorder("=")
-    if dtype == np.uint8 and len(shape) != 3:
+    if dtype == np.uint8 and len(shape) != 3 and not has_text:
         return Feature("uint8", shape)
     return Feature.from_array(np.empty((0, *shape), dtype))

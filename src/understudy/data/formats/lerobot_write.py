@@ -42,7 +42,7 @@ _TOGETHER = 1 << 22  # bytes of numbers for which statistics and tables are comp
 _PIECE = 1 << 18  # numbers that are sorted at once: what the processor's cache holds
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _NO_TASK = np.broadcast_to("", (1,))
-_SAFE_FPS = 10  # written where the rate is not known; our schema.json says that it is not
+SAFE_FPS = 10  # written where the rate is not known; our schema.json says that it is not
 
 
 def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
@@ -126,7 +126,7 @@ def _fits(name: str, f: Feature) -> bool:
 
 def _timestamps_start_at_zero(data: Dataset) -> bool:
     """Whether the times of all episodes begin at 0, to one step."""
-    most = 1 / (data.fps or _SAFE_FPS)
+    most = 1 / (data.fps or SAFE_FPS)
     return all(abs(float(np.asarray(e.steps[INDEX_COLUMNS[0]])[0])) <= most for e in data)
 
 
@@ -203,7 +203,7 @@ class _StoragePlan:
 
 
 def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: str) -> _StoragePlan:
-    rate = _SAFE_FPS if fps is None else fps
+    rate = SAFE_FPS if fps is None else fps
     if not rate > 0:
         raise UserError(f"fps must be above 0, but is {rate}", hint="give fps, the steps per second")
     rate = int(rate) if float(rate).is_integer() else float(rate)

@@ -13,10 +13,11 @@ import json
 import re
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -24,6 +25,7 @@ import numpy as np
 from ...core import UserError
 from .. import cache, video
 from . import protobuf, read_errors
+from .column_names import number_sort_key
 from .read_errors import damaged
 
 _RGB = {"rgb8": (3, slice(None)), "bgr8": (3, slice(None, None, -1)), "8UC3": (3, slice(None, None, -1)),
@@ -44,22 +46,21 @@ class MessageLog(ABC):
     """
 
     kind: str
-    files: tuple[Path, ...]
-    types: Mapping[str, str]
-    counts: Mapping[str, int]
-    undecoded: Mapping[str, str] = {}
     truncation: str = ""
-    metadata: Mapping[str, Mapping[str, str]] = {}
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, files: Iterable[Path]):
+        self.path, self.files = path, tuple(files)
+        self.types: dict[str, str] = {}
+        self.counts: dict[str, int] = {}
+        self.undecoded: dict[str, str] = {}
+        self.metadata: dict[str, Mapping[str, str]] = {}
+        self._decoders: dict[tuple, Callable[[bytes], Any]] = {}
 
     @property
     def key(self) -> str:
         """A digest of the files as they are now."""
         return cache.files_digest(self.files, "log")
 
-    @abstractmethod
     def messages(self, topics: Collection[str], begin: int | None = None, end: int | None = None) \
             -> Iterator[tuple[str, int, Any]]:
         """The messages of some topics. Those of one topic are always in the same order.
@@ -72,6 +73,21 @@ class MessageLog(ABC):
         Yields:
             Topic, log time in ns, decoded message.
         """
+        with _readable(self.path):
+            for file, topic, time, decode in self._encoded(topics, begin, end):
+                if topic not in topics or begin is not None and time < begin or end is not None and time > end:
+                    continue
+                if topic in self.undecoded:
+                    raise UserError(f"the topic has {self.undecoded[topic]}", where=f"{file}, topic {topic}",
+                                    hint="leave the topic out")
+                with _readable(f"{file}, topic {topic}, message logged at {time} ns", "message"):
+                    message = decode()
+                yield topic, time, message
+
+    @abstractmethod
+    def _encoded(self, topics: Collection[str], begin: int | None, end: int | None) \
+            -> Iterator[tuple[Path, str, int, Callable[[], Any]]]:
+        """File, topic, log time and decoder of each message, and of others that `messages` passes over."""
 
 
 def is_image(type: str) -> bool:
@@ -160,7 +176,7 @@ def _units(data: bytes) -> Iterator[int]:
 
 def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tuple[int, np.ndarray]]:
     """Decodes (number, message) of consecutive packets, from a key frame on, to (number, uint8 (H, W, 3)) of frames."""
-    codec = None
+    codec: av.VideoCodecContext | None = None
     with _readable(where, "video"):
         for number, message in packets:
             how = _get(message, "format")
@@ -168,7 +184,7 @@ def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tup
                 raise UserError(f"video in {how!r} is not read, only {', '.join(_CODECS)}", where=where,
                                 hint="leave the topic out")
             if codec is None:
-                codec = av.CodecContext.create(_CODECS[how], "r")
+                codec = cast(av.VideoCodecContext, av.CodecContext.create(_CODECS[how], "r"))
             packet = av.Packet(_data(message))
             packet.pts = number
             yield from _shown(codec.decode(packet))
@@ -218,13 +234,10 @@ class McapLog(MessageLog):
     kind = "mcap"
 
     def __init__(self, path: Path, files: Collection[Path]):
-        super().__init__(path)
+        super().__init__(path, files)
         with _extra():
             import mcap.reader  # noqa: F401
-        self.files = tuple(files)
         self._indexed: dict[Path, bool] = {}
-        self._decoders: dict[Any, Any] = {}
-        self.types, self.counts, self.metadata, self.undecoded = {}, {}, {}, {}
         cut = []
         for file in self.files:
             with _readable(file):
@@ -289,7 +302,7 @@ class McapLog(MessageLog):
             except ValueError as error:
                 self.undecoded[topic] = f"messages in protobuf, and {error}"
 
-    def messages(self, topics, begin=None, end=None):
+    def _encoded(self, topics, begin, end):
         from mcap.reader import make_reader
 
         for file in self.files:
@@ -300,18 +313,12 @@ class McapLog(MessageLog):
                 else:
                     found = _McapStream().records(file)
                 for schema, channel, message in found:
-                    time = message.log_time
-                    if channel.topic in topics and (begin is None or time >= begin) and (end is None or time <= end):
-                        yield channel.topic, time, self._decode(schema, channel, message, file)
+                    yield file, channel.topic, message.log_time, partial(self._decode, schema, channel, message)
 
-    def _decode(self, schema, channel, message, file):
-        if channel.topic in self.undecoded:
-            raise UserError(f"the topic has {self.undecoded[channel.topic]}", where=f"{file}, topic {channel.topic}",
-                            hint="leave the topic out")
-        with _readable(f"{file}, topic {channel.topic}, message logged at {message.log_time} ns", "message"):
-            if channel.message_encoding == "json":
-                return json.loads(message.data)
-            return self._decoder(schema)(message.data)
+    def _decode(self, schema, channel, message):
+        if channel.message_encoding == "json":
+            return json.loads(message.data)
+        return self._decoder(schema)(message.data)
 
     def _decoder(self, schema):
         key = schema.name, schema.encoding, bytes(schema.data)
@@ -378,12 +385,10 @@ class RosbagLog(MessageLog):
     """A ROS 1 bag with an index, or a ROS 2 bag, as rosbags reads them."""
 
     def __init__(self, path: Path):
-        super().__init__(path)
+        super().__init__(path, sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path])
         with _extra():
             import rosbags.highlevel  # noqa: F401
         self.kind = "ros2" if path.is_dir() else "ros1"
-        self.files = tuple(sorted(p for p in path.iterdir() if p.is_file())) if path.is_dir() else (path,)
-        self.types, self.counts, self.undecoded = {}, {}, {}
         with _readable(path), self._open() as reader:
             for c in reader.connections:
                 if self.types.setdefault(c.topic, c.msgtype) != c.msgtype:
@@ -398,19 +403,14 @@ class RosbagLog(MessageLog):
 
         return AnyReader([self.path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
 
-    def messages(self, topics, begin=None, end=None):
-        with _readable(self.path), self._open() as reader:
+    def _encoded(self, topics, begin, end):
+        with self._open() as reader:
             wanted = [c for c in reader.connections if c.topic in topics]
             for c, time, data in reader.messages(wanted, begin, None if end is None else end + 1) if wanted else ():
                 if c.topic not in topics:
                     raise damaged(f"the index is wrong: among the messages of {', '.join(sorted(topics))} is one of "
                                   f"{c.topic}", self.path)
-                if c.topic in self.undecoded:
-                    raise UserError(f"the topic has {self.undecoded[c.topic]}", where=f"{self.path}, topic {c.topic}",
-                                    hint="leave the topic out")
-                with _readable(f"{self.path}, topic {c.topic}, message logged at {time} ns", "message"):
-                    message = reader.deserialize(data, c.msgtype)
-                yield c.topic, time, message
+                yield self.path, c.topic, time, partial(reader.deserialize, data, c.msgtype)
 
 
 class UnindexedRosbag(MessageLog):
@@ -420,8 +420,7 @@ class UnindexedRosbag(MessageLog):
     kind = "ros1"
 
     def __init__(self, path: Path):
-        super().__init__(path)
-        self.files, self.types, self.counts, self._decoders = (path,), {}, {}, {}
+        super().__init__(path, [path])
         self._connections: dict[int, tuple[str, str, str]] = {}
         with _readable(path):
             for topic, _, _ in self._records():
@@ -431,15 +430,14 @@ class UnindexedRosbag(MessageLog):
             self.counts.setdefault(topic, 0)
         self.truncation = f"{path.name} has no whole index: the recording was cut short (rosbag reindex makes one)"
 
-    def messages(self, topics, begin=None, end=None):
-        with _readable(self.path):
-            for topic, time, (type, text, data) in self._records():
-                if topic in topics and (begin is None or time >= begin) and (end is None or time <= end):
-                    with _readable(f"{self.path}, topic {topic}, message logged at {time} ns", "message"):
-                        if (type, text) not in self._decoders:
-                            self._decoders[type, text] = _decoder(type, "ros1msg", text)
-                        message = self._decoders[type, text](data)
-                    yield topic, time, message
+    def _encoded(self, topics, begin, end):
+        for topic, time, message in self._records():
+            yield self.path, topic, time, partial(self._decode, *message)
+
+    def _decode(self, type: str, text: str, data: bytes):
+        if (type, text) not in self._decoders:
+            self._decoders[type, text] = _decoder(type, "ros1msg", text)
+        return self._decoders[type, text](data)
 
     def _records(self):
         with open(self.path, "rb") as handle:
@@ -447,17 +445,15 @@ class UnindexedRosbag(MessageLog):
             for header, data in _ros1(handle, part=True):
                 if header.get("op") != b"\x05":  # a chunk; all else in the file is its index
                     continue
-                data = _unpacked(header["compression"].decode(), data)
-                for head, body in _ros1(io.BytesIO(data)):
-                    number = int.from_bytes(head["conn"], "little")
+                for head, body in _ros1(io.BytesIO(_unpacked(header.get_string("compression"), data))):
+                    number = head.get_uint32("conn")
                     if head["op"] == b"\x07":
-                        inside = dict(_fields(body))
-                        self._connections[number] = (head["topic"].decode(), inside["type"].decode(),
-                                                     inside["message_definition"].decode())
+                        about = _header(body)
+                        self._connections[number] = (head.get_string("topic"), about.get_string("type"),
+                                                     about.get_string("message_definition"))
                     elif head["op"] == b"\x02":
-                        seconds, rest = struct.unpack("<II", head["time"])
                         topic, type, text = self._connections[number]
-                        yield topic, seconds * 10**9 + rest, (type, text, body)
+                        yield topic, head.get_time("time"), (type, text, body)
 
 
 def _unpacked(how: str, data: bytes) -> bytes:
@@ -473,7 +469,7 @@ def _unpacked(how: str, data: bytes) -> bytes:
     return data
 
 
-def _ros1(handle, part: bool = False) -> Iterator[tuple[dict[str, bytes], bytes]]:
+def _ros1(handle, part: bool = False):
     """(header, data) of each whole record. part: of the last one too, if its data are cut off."""
     while True:
         header, whole = _sized(handle)
@@ -481,7 +477,7 @@ def _ros1(handle, part: bool = False) -> Iterator[tuple[dict[str, bytes], bytes]
             return
         data, whole = _sized(handle)
         if whole or part and data:
-            yield dict(_fields(header)), data
+            yield _header(header), data
         if not whole:
             return
 
@@ -493,15 +489,10 @@ def _sized(handle) -> tuple[bytes, bool]:
     return data, len(size) == 4 and len(data) == wanted
 
 
-def _fields(header: bytes) -> Iterator[tuple[str, bytes]]:
-    place = 0
-    while place < len(header):
-        size = int.from_bytes(header[place: place + 4], "little")
-        name, equals, value = header[place + 4: place + 4 + size].partition(b"=")
-        if not equals:
-            raise ValueError("a header without names")
-        yield name.decode(), value
-        place += 4 + size
+def _header(fields: bytes):
+    from rosbags.rosbag1.reader import Header
+
+    return Header.read(io.BytesIO(len(fields).to_bytes(4, "little") + fields))
 
 
 # -- which ------------------------------------------------------------------------------------------------------------
@@ -518,15 +509,15 @@ def log_paths(path: Path) -> list[Path]:
     path = Path(path)
     if path.is_file() or _ros2(path):
         return [path]
-    inside = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=_number)
+    inside = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=recording_order)
     kinds = [[p for p in inside if p.suffix == s and p.is_file()] for s in (".mcap", ".bag")]
     kinds.append([p for p in inside if p.is_dir() and _ros2(p)])
     return max(kinds, key=len)
 
 
-def _number(path: Path):
-    found = re.findall(r"\d+", path.stem)
-    return int(found[-1]) if found else -1, path.name
+def recording_order(path: Path) -> tuple:
+    """To sort recordings by the last number in their names."""
+    return number_sort_key(path.stem)
 
 
 def _ros2(folder: Path) -> bool:
@@ -538,7 +529,7 @@ def _ros2(folder: Path) -> bool:
 
 def _log(path: Path) -> MessageLog:
     if path.is_dir():
-        films = sorted(path.glob("*.mcap"), key=_number)
+        films = sorted(path.glob("*.mcap"), key=recording_order)
         return McapLog(path, films) if films else RosbagLog(path)
     with open(path, "rb") as handle:
         first = handle.read(13)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,17 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...core import Feature, UserError
-from ...files import read_json, write_json
+from ...files import write_json
 from .. import cache
 from ..episode import Dataset
 from ..sources import ChunkedSource
 from . import arrow, hdf5, sidecar
 from .column_names import sort_numbered
-from .key_map import KeyMap, common_arrays, decoded_images, metadata, stored_feature
+from .key_map import END_COLUMNS, KeyMap, common_arrays, decoded_images, metadata, stored_feature
 from .read_errors import damaged, read_json_object
 from .sidecar import FormatCapability
 
-_FLAGS = ("next.terminated", "next.truncated")
 _OUTCOMES = ("rewards", "terminations", "truncations")
 _COUNTED = {"total_episodes", "total_steps", "data_format", "jpeg_encoding", "observation_space", "action_space",
             "dataset_size", "minari_version", "dataset_id"}  # computed for what is written
@@ -67,6 +65,11 @@ def open_minari(path: Path) -> Dataset:
 
 
 class _MinariSource(ChunkedSource):
+    """Attributes: the number of each episode, and the facts that are stored with it."""
+
+    ids: list[int]
+    facts: Sequence[Mapping[str, Any]]
+
     def __init__(self, path: Path, about: Mapping[str, Any]):
         self.path, self.dataset_metadata, self.warnings = path, about, []
         self.spaces = {key: self._space(f"{key[:-1]}_space") for key in ("observations", "actions")}
@@ -88,9 +91,7 @@ class _MinariSource(ChunkedSource):
         for name in within:
             parts = space.get("subspaces") if isinstance(space, dict) else None
             if isinstance(parts, list):
-                number = name.removeprefix("_index_")
-                parts = {str(i): p for i, p in enumerate(parts)}
-                name = number
+                parts = {f"_index_{i}": p for i, p in enumerate(parts)}
             space = parts.get(name) if isinstance(parts, dict) else None
         return space if isinstance(space, dict) else None
 
@@ -99,7 +100,7 @@ class _MinariSource(ChunkedSource):
         whole = isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape)
         return tuple(shape) if whole else None
 
-    def _set_schema(self, lengths, found: list[dict[str, tuple[Feature, int]]], where):
+    def _set_schema(self, lengths, found: Sequence[dict[str, tuple[Feature, int]]], where):
         """Sets the schema from (feature, rows) by key in each episode. Infos that differ in some are left out."""
         self.lengths = np.array(lengths, np.int64)
 
@@ -158,12 +159,8 @@ class _MinariSource(ChunkedSource):
         f = self.schema[name]
         return values[..., None] if f.kind == "image" and f.shape[2] == 1 and values.ndim == 3 else values
 
-    @abstractmethod
-    def stored_metadata(self, episode) -> Mapping[str, Any]:
-        """Facts of the episode, as they are stored."""
-
     def episode_metadata(self, episode):
-        own = {k: v for k, v in self.stored_metadata(episode).items() if k != "total_steps"}
+        own = {k: v for k, v in self.facts[episode].items() if k != "total_steps"}
         if own.get("id") == self.ids[episode] == episode:
             own.pop("id")
         options = {k: own.pop(k) for k in list(own) if k.startswith("options/")}
@@ -193,7 +190,8 @@ class Hdf5Source(_MinariSource):
             self.ids = [int(n[8:]) for n in self.episodes]
             if not self.episodes:
                 raise damaged("there are no groups episode_0, episode_1, ...", file)
-            lengths, found, self._lies, self._own = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
+            parts = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
+            lengths, found, self._lies, self.facts = parts
             self._set_schema(lengths, found, lambda e: f"{file}, {self.episodes[e]}")
             self.schema = hdf5.restore_column_order(self.schema, top)
 
@@ -209,7 +207,7 @@ class Hdf5Source(_MinariSource):
         for key, array in arrays.items():
             column = KEYS.column(key)
             f = self._size_of(array, key, where) if self.encoded(key, array) else \
-                self.image_feature(key, hdf5.array_feature(column, array, f"{where}, {key}", flag=column in _FLAGS))
+                self.image_feature(key, hdf5.array_feature(column, array, f"{where}, {key}", column in END_COLUMNS))
             if key.startswith("observations"):
                 hdf5.check_rows(array, steps + 1, f"for {steps} steps", f"{where}, {key}")
             found[key] = f, array.shape[0] - (array.filled_marker == "last")
@@ -235,8 +233,7 @@ class Hdf5Source(_MinariSource):
         f = Feature("uint8", self.decode_images([array[0]], key, 0, f"{where}, {key}").shape[1:], "image")
         return self._sizes.setdefault(key, f)
 
-    def open_files(self):
-        return hdf5.OpenFiles()
+    open_files = staticmethod(hdf5.OpenFiles)
 
     def location(self, name, episode):
         return f"{self.file}, {self.episodes[episode]}/{self.keys[name]}"
@@ -249,9 +246,6 @@ class Hdf5Source(_MinariSource):
                 return self.decode_images(array[first:stop], key, first, where)
         return self._grayscale(name, files.read_rows(self.file, path, first, stop, where, self._lies[episode].get(key)))
 
-    def stored_metadata(self, episode):
-        return self._own[episode]
-
 
 class TablesSource(_MinariSource):
     """Arrow and Parquet storage: a folder for each episode."""
@@ -262,24 +256,21 @@ class TablesSource(_MinariSource):
         self.ids = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
         if not self.ids:
             raise damaged("there are no folders 0, 1, ...", folder)
-        self._own = [read_json(self._folder(e) / "metadata.json") for e in range(len(self.ids))]
+        self.facts = [read_json_object(self._folder(e) / "metadata.json") for e in range(len(self.ids))]
         files = [self.episode_folder(e) for e in range(len(self.ids))]
         self.key = cache.files_digest(files, "minari")
-        lengths, found = [], []
-        for e, own in enumerate(self._own):
-            steps = own.get("total_steps") if isinstance(own, dict) else None
+        types = self._shapes = self._types(0)
+        for e, facts in enumerate(self.facts):
+            steps = facts.get("total_steps")
             if type(steps) is not int or not 0 < steps < 2**53:
                 raise damaged(f"total_steps must be a number above 0, not {steps!r}", self._folder(e) / "metadata.json")
-            lengths.append(steps)
-        types = self._shapes = self._types(0)
-        for e, steps in enumerate(lengths):
             if e and self._types(e) != types:
                 raise damaged("the columns are not those of the first episode", files[e])
-            padded = ("actions", *_OUTCOMES)
-            found.append({key: steps + (key.split("/")[0] not in padded) for key in types})
         with self.open_files() as tables:
-            first = {key: self._feature(tables, key) for key in types}
-        found = [{key: (first[key], n) for key, n in rows.items()} for rows in found]
+            features = {key: self._feature(tables, key) for key in types}
+        lengths = [facts["total_steps"] for facts in self.facts]
+        padded = {key for key in types if key.split("/")[0] in ("actions", *_OUTCOMES)}
+        found = [{key: (f, n + (key not in padded)) for key, f in features.items()} for n in lengths]
         self._set_schema(lengths, found, lambda e: str(files[e]))
 
     def _folder(self, e) -> Path:
@@ -311,7 +302,7 @@ class TablesSource(_MinariSource):
         if values.dtype.kind == "O":
             return Feature("string", values.shape[1:], "string")
         column = KEYS.column(key)
-        return self.image_feature(key, stored_feature(column, values.shape[1:], values.dtype, column in _FLAGS))
+        return self.image_feature(key, stored_feature(column, values.shape[1:], values.dtype, column in END_COLUMNS))
 
     @contextmanager
     def open_files(self) -> Iterator[dict]:
@@ -345,16 +336,13 @@ class TablesSource(_MinariSource):
     def _table(self, episode) -> pa.Table:
         file = self.episode_folder(episode)
         table = pq.read_table(file) if self.kind == "parquet" else pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        steps = self._own[episode]["total_steps"]
+        steps = self.facts[episode]["total_steps"]
         if table.num_rows != steps + 1:
             raise damaged(f"it has {table.num_rows} rows instead of {steps + 1}, for {steps} steps", file)
         return arrow.validate_table(table, file)
 
     def read_rows(self, files, name, episode, first, stop):
         return self._grayscale(name, self._values(files, self.keys[name], episode, first, stop))
-
-    def stored_metadata(self, episode):
-        return self._own[episode]
 
 
 def _leaves(field: pa.Field, prefix: str):
@@ -408,9 +396,7 @@ def write(data: Dataset, path: Path) -> None:
 def _put(group, i, e, keys, holds):
     steps = len(e)
     group.attrs["id"], group.attrs["total_steps"] = i, steps
-    for key in holds.metadata_keys - {"minari"}:
-        if key in e.metadata:
-            group.attrs[key] = e.metadata[key]
+    hdf5.write_metadata(group, e, replace(holds, metadata_keys=holds.metadata_keys - {"minari"}))
     for name, key in keys.items():
         column, longer = np.asarray(e.steps[name]), key.startswith(("observations", "infos/"))
         short = longer and len(column) == steps
@@ -442,33 +428,21 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], dict]:
             return KEYS.key(name, f) if ok else None
         return f"infos/{name.removeprefix('infos.')}"
 
-    keys, places = hdf5.column_encodings(data, KEYS.column, key,
-                               last=lambda k: k.startswith(("observations", "infos/")), flags=_FLAGS)
-    facts = hdf5.storable_metadata(data, {"id", "total_steps", "options", "minari"})
+    holds, keys = hdf5.plan(data, KEYS, {"id", "total_steps", "options", "minari"}, key,
+                            lambda k: k.startswith(("observations", "infos/")), END_COLUMNS)
+    facts, robot = holds.metadata_keys, data.metadata.get("robot_type")
     about = data[0].metadata.get("minari")
     if (
         isinstance(about, dict)
         and about
         and not about.keys() & (_COUNTED | {"fps", "robot_type", hdf5.FILLED_ATTRIBUTE})
         and all(e.metadata.get("minari") == about for e in data)
-        and _json(about)
+        and hdf5.is_json(about)
     ):
         facts |= {"minari"}
     else:
         about = {}
-    robot = data.metadata.get("robot_type")
-    return (
-        FormatCapability(places, fps=True, robot_type=robot is None or isinstance(robot, str), metadata_keys=facts),
-        keys,
-        about,
-    )
-
-
-def _json(value) -> bool:
-    try:
-        return json.loads(json.dumps(value)) == value
-    except (TypeError, ValueError):
-        return False
+    return replace(holds, robot_type=robot is None or isinstance(robot, str), metadata_keys=facts), keys, about
 
 
 def _space(top: str, keys, features, data) -> dict:
@@ -488,6 +462,6 @@ def _leaf(name: str, f: Feature, data) -> dict:
     if f.dtype == "int64" and not f.shape and f.num_classes:
         return {"type": "Discrete", "dtype": "int64", "start": 0, "n": int(f.num_classes[0])}
     dtype = np.dtype(f.dtype)
-    low, high = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    low, high = (np.full(f.shape, v, dtype).tolist() for v in (low, high))
+    bounds = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(f.dtype).min, np.iinfo(f.dtype).max)
+    low, high = (np.full(f.shape, bound, dtype).tolist() for bound in bounds)
     return {"type": "Box", "dtype": f.dtype, "shape": list(f.shape), "low": low, "high": high}

@@ -20,9 +20,9 @@ from ...core import Feature, UserError, role
 from .. import cache
 from ..episode import Dataset, episode_starts
 from . import sidecar
-from .column_names import FLAG_COLUMNS, are_flags
-from .key_map import KeyMap, add_column, checked_rate, lengths_from_ends, metadata
-from .npz_arrays import ArrayChunks, NpzArchiveSource, NpzArrays, column_chunks, whole_array, write_npz
+from .column_names import FLAG_COLUMNS, are_flags, is_plain_flag
+from .key_map import KeyMap, checked_rate, lengths_from_ends, metadata, stored_feature
+from .npz_arrays import ArrayChunks, NpzArchiveSource, NpzArrays, column_chunks, split_rows, whole_array, write_npz
 from .sidecar import ColumnEncoding, FormatCapability
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward",
@@ -102,10 +102,7 @@ class NpzSource(NpzArchiveSource):
     def _assign_arrays(self):
         """Assigns each array by its number of rows: a column, a column with a last row, or metadata."""
         steps, episodes = int(self.lengths.sum()), len(self.lengths)
-        self.schema: dict[str, Feature] = {}
-        self.keys = {}
-        self.row_counts: dict[str, np.ndarray] = {}
-        longer = self.lengths + 1
+        features: dict[str, Feature] = {}
         self._per_episode: list[str] = []
         for key, (shape, dtype) in self._file.headers.items():
             if key in ("episode_ends", "next_observations", "fps"):
@@ -116,9 +113,7 @@ class NpzSource(NpzArchiveSource):
                                 hint="leave the array out")
             if rows in (steps, steps + episodes):
                 name = KEYS.column(key)
-                add_column(self.keys, name, key, self.path)
-                self.row_counts[name] = self.lengths if rows == steps else longer
-                self.schema[name] = _feature(name, shape[1:], dtype)
+                features[key] = stored_feature(name, shape[1:], dtype, name in FLAG_COLUMNS[:2], has_text=True)
             elif rows == episodes:
                 self._per_episode.append(key)
             else:
@@ -126,6 +121,10 @@ class NpzSource(NpzArchiveSource):
                 raise UserError(f"it {found} instead of {steps} rows (steps), {steps + episodes} (steps and a last row "
                                 f"for each episode) or {episodes} (episodes)", where=f"{self.path}, {key}",
                                 hint="correct episode_ends or the array, or leave the array out")
+        self.schema, self.keys = KEYS.schema(features, self.path)
+        longer = self.lengths + 1
+        self.row_counts = {name: self.lengths if self._file.headers[key][0][0] == steps else longer
+                           for name, key in self.keys.items()}
         self._spread = ""  # the column whose last rows are those of next_observations
         if "next_observations" in self._file.headers:
             self._check_following(steps)
@@ -154,11 +153,8 @@ class NpzSource(NpzArchiveSource):
     def episode_metadata(self, episode):
         return {key: values[episode] for key, values in self._episode_metadata.items()}
 
-    def iter_chunks(self):
-        for name, key in self.keys.items():
-            for row, values in self._file.iter_rows(key):
-                spread = name == self._spread
-                yield name, self._moved(np.arange(row, row + len(values))) if spread else row, values
+    def place_rows(self, name, row, values):
+        return self._moved(np.arange(row, row + len(values))) if name == self._spread else row, values
 
     def fill(self, out):
         super().fill(out)
@@ -171,7 +167,7 @@ class NpzSource(NpzArchiveSource):
         if first or follows or "_maps" in self.__dict__ or cache.contains(self.key):
             yield from super().stream_episodes(first, stop)
             return
-        cut = [_cut(self._read(name), self.rows(name)[:stop]) for name in self.schema]
+        cut = [split_rows(self._read(name), self.rows(name)[:stop].tolist()) for name in self.schema]
         for columns in zip(*cut, strict=True):
             yield dict(zip(self.schema, columns, strict=True))
 
@@ -202,19 +198,6 @@ class NpzSource(NpzArchiveSource):
                                 hint="correct episode_ends, or leave next_observations out")
 
 
-def _cut(pieces: Iterator[np.ndarray], rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The same rows in arrays of so many rows each."""
-    left = next(pieces)
-    for n in rows.tolist():
-        parts = [left[:n]]
-        left = left[n:]
-        while (missing := n - sum(map(len, parts))) > 0:
-            left = next(pieces)
-            parts.append(left[:missing])
-            left = left[missing:]
-        yield parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
 def _check_flags(values: np.ndarray, row: int, where: str):
     """Raises UserError if a flag is neither 0 nor 1: 0.5 is neither a success nor a failure."""
     if not are_flags(values):
@@ -233,13 +216,6 @@ def rename_hint(keys: Iterable[str]) -> str:
     return f"save {', '.join(f'{key} as {name}' for key, name in near.items())}" if near else ""
 
 
-def _feature(name: str, shape, dtype: str) -> Feature:
-    """The feature of an array: outcomes are one number per step, and flags are bool, whatever the file has."""
-    kind = np.dtype(bool if name in FLAG_COLUMNS[:2] else dtype)
-    shape = () if name.startswith("next.") and tuple(shape) == (1,) else shape
-    return Feature.from_array(np.empty((0, *shape), kind))
-
-
 # -- writing --------------------------------------------------------------------------------------------------------
 
 _TAKEN = {*KEYS.columns, "episode_ends", "next_observations", "fps"}
@@ -249,10 +225,8 @@ _PLAIN = {bool: "?", int: "<i8", float: "<f8", str: "U"}  # facts that one array
 def capability(data: Dataset) -> FormatCapability:
     lengths, columns = data.lengths, {}
     for name, f in data.features().items():
-        if not f.size or (name not in KEYS.columns.values() and (name in _TAKEN or not is_storable_key(name))):
-            continue
-        flag = name in FLAG_COLUMNS and f.dtype != "bool"
-        if flag and not all(are_flags(np.asarray(e.steps[name])) for e in data):
+        is_free = name in KEYS.columns.values() or name not in _TAKEN and is_storable_key(name)
+        if not f.size or not is_free or not is_plain_flag(data, name):
             continue
         shape = () if name.startswith("next.") and f.shape == (1,) else f.shape
         last = bool((data.rows(name) > lengths).all()) and role(name) != "action"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -31,10 +32,15 @@ class NpzArrays:
     """
 
     def __init__(self, path: Path, without: Iterable[str] = ()):
-        self.path, self.without = path, set(without)
-        self.headers = read_headers(path, self.without)
-        with zipfile.ZipFile(path) as archive:
-            self.without &= {n[:-4] for n in archive.namelist()}
+        with zip_errors("the .npz file", path), zipfile.ZipFile(path) as archive:
+            keys = [n[:-4] for n in archive.namelist() if n.endswith(".npy")]
+        self.path, self.without = path, {*without}.intersection(keys)
+        self.headers: dict[str, tuple[tuple[int, ...], str]] = {}
+        for key in keys:
+            if key not in self.without:
+                with _member(path, key) as handle:
+                    shape, _, dtype = _header(handle, f"{path}, {key}")
+                self.headers[key] = shape, dtype.str
 
     @cached_property
     def key(self) -> str:
@@ -74,9 +80,11 @@ class NpzArchiveSource(MemmapSource):
 
     Attributes:
         keys: The array of each column that has one.
+        computed: The rows of the other columns.
     """
 
     keys: dict[str, str]
+    computed: Mapping[str, np.ndarray] = MappingProxyType({})
     _file: NpzArrays
 
     @property
@@ -88,18 +96,15 @@ class NpzArchiveSource(MemmapSource):
         return {name: (shape, self._file.headers[self.keys[name]][1] if dtype == "string" else dtype)
                 for name, (shape, dtype) in super()._layout.items()}
 
+    def iter_chunks(self):
+        yield from ((name, 0, values) for name, values in self.computed.items())
+        for name, key in self.keys.items():
+            for row, values in self._file.iter_rows(key):
+                yield name, *self.place_rows(name, row, values)
 
-def read_headers(path: Path, without: Iterable[str] = ()) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each array of an .npz file, without reading the arrays. Objects are refused."""
-    out = {}
-    with zip_errors("the .npz file", path), zipfile.ZipFile(path) as archive:
-        names = [n for n in archive.namelist() if n.endswith(".npy") and n[:-4] not in without]
-    for name in names:
-        key = name[:-4]
-        with _member(path, key) as handle:
-            shape, _, dtype = _header(handle, f"{path}, {key}")
-            out[key] = shape, dtype.str
-    return out
+    def place_rows(self, name: str, row: int, values: np.ndarray) -> tuple[int | np.ndarray, np.ndarray]:
+        """Where the rows of an array from `row` on are in its column, and those of them that are."""
+        return row, values
 
 
 ArrayChunks = tuple[str, tuple[int, ...], np.dtype | str, Callable[[], Iterable[np.ndarray]]]
@@ -136,6 +141,18 @@ def write_npz(path: Path, arrays: Iterable[ArrayChunks]) -> None:
                     "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape})
                 for piece in pieces():
                     out.write(np.ascontiguousarray(piece, dtype).tobytes())
+
+
+def split_rows(pieces: Iterator[np.ndarray], rows: Iterable[int]) -> Iterator[np.ndarray]:
+    """The same rows in arrays of so many rows each."""
+    left = np.empty(0)
+    for n in rows:
+        parts: list[np.ndarray] = []
+        while n:
+            left = left if len(left) else next(pieces)
+            parts.append(left[:n])
+            left, n = left[n:], n - len(parts[-1])
+        yield parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def zip_errors(what: str, where: object) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from .. import cache
 from ..episode import Dataset
 from . import sidecar
 from .column_names import FLAG_COLUMNS, are_flags, format_list
-from .key_map import KeyMap, add_column, metadata
+from .key_map import END_COLUMNS, KeyMap, end_flags, metadata, stored_feature
 from .npz import column_array, is_storable_key
 from .npz_arrays import NpzArchiveSource, NpzArrays, whole_array, write_npz
 from .read_errors import damaged
@@ -22,7 +22,6 @@ FORMAT_KEY = "format"
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "masks": "masks"}, observation="observations",
               separator="")
 _OF_STEPS = tuple(KEYS.columns.values())  # the other columns have a row after the last action
-_ENDS = ("next.terminated", "next.truncated")
 _TAKEN = {"observation.state", "observation.images.image", "observations", "terminals", "episode_ends", "timeouts",
           "next_observations", FORMAT_KEY, *KEYS.columns}
 
@@ -57,8 +56,8 @@ class OGBenchSource(NpzArchiveSource):
         if not len(ends) or ends[-1] != len(terminals) - 1:
             raise UserError(f"the last row, {len(terminals) - 1}, must be 1, but is 0", where=where,
                             hint="the file is cut short, or not an OGBench file: take it from a copy")
-        self._bounds = np.diff(ends, prepend=-1)
-        self.lengths = (self._bounds - 1).astype(np.int64)
+        self._ends = ends
+        self.lengths = (np.diff(ends, prepend=-1) - 1).astype(np.int64)
         if (self.lengths < 1).any():
             row = int(ends[np.argmax(self.lengths < 1)])
             raise UserError("there is no action before the last observation",
@@ -66,8 +65,7 @@ class OGBenchSource(NpzArchiveSource):
         self._assign_arrays(len(terminals))
 
     def _assign_arrays(self, rows):
-        self.schema: dict[str, Feature] = {}
-        self.keys = {}
+        features: dict[str, Feature] = {}
         warnings = []
         for key, (shape, dtype) in self._file.headers.items():
             if key in ("terminals", FORMAT_KEY):
@@ -78,32 +76,20 @@ class OGBenchSource(NpzArchiveSource):
                                   f"{self.path}, {key}")
                 warnings.append(f"{key} is left out: its shape {shape} is not one of {rows} rows")
                 continue
-            f = Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
-            name = KEYS.column(key, f)
-            if name in _ENDS:
-                raise UserError(f"the array {name} repeats what terminals says", where=self.path, hint="leave it out")
-            add_column(self.keys, name, key, self.path)
-            self.schema[name] = f
-        self.schema |= {name: Feature("bool", ()) for name in _ENDS}
-        self.row_counts = {n: self.lengths + (n not in (*_OF_STEPS, *_ENDS)) for n in self.schema}
+            if key in END_COLUMNS:
+                raise UserError(f"the array {key} repeats what terminals says", where=self.path, hint="leave it out")
+            features[key] = stored_feature("", shape[1:], dtype, has_text=True)
+        self.schema, self.keys = KEYS.schema(features, self.path)
+        self.schema |= {name: Feature("bool", ()) for name in END_COLUMNS}
+        self.computed = end_flags(self.lengths, np.zeros(len(self.lengths), bool))
+        self.row_counts = {n: self.lengths + (n not in (*_OF_STEPS, *END_COLUMNS)) for n in self.schema}
         self.metadata = metadata("ogbench", self.path, warnings)
 
-    def iter_chunks(self):
-        keep = np.repeat(np.arange(len(self._bounds)), self._bounds)  # the episode of each row
-        for name in self.numeric_columns:
-            if name in _ENDS:
-                for e, n in enumerate(self.lengths):
-                    at = int(self._first[name][e])
-                    yield name, at, (np.arange(n) == n - 1) & (name == "next.truncated")
-                continue
-            for row, values in self._file.iter_rows(self.keys[name]):
-                if name not in _OF_STEPS:
-                    yield name, row, values
-                    continue
-                at = np.arange(row, row + len(values))
-                steps = at - (np.cumsum(self._bounds) - self._bounds)[keep[at]] < self.lengths[keep[at]]
-                if steps.any():
-                    yield name, row - int(keep[row]), values[steps]
+    def place_rows(self, name, row, values):
+        if name not in _OF_STEPS:
+            return row, values
+        first, stop = np.searchsorted(self._ends, (row, row + len(values)))  # last observations before them, and to
+        return row - int(first), np.delete(values, self._ends[first:stop] - row, axis=0)
 
 
 def capability(data: Dataset) -> FormatCapability:
@@ -118,7 +104,7 @@ def capability(data: Dataset) -> FormatCapability:
                                            repeats_last_row=True)
         elif name in ("action", "next.reward"):
             columns[name] = ColumnEncoding(name, f.dtype, f.shape)
-        elif name in _ENDS:
+        elif name in END_COLUMNS:
             if _is_time_limit_only(data, name):
                 columns[name] = ColumnEncoding(name, "bool", ())
         elif (
@@ -128,8 +114,8 @@ def capability(data: Dataset) -> FormatCapability:
             and (data.rows(name) > lengths).all()
         ):
             columns[name] = ColumnEncoding(name, f.dtype, f.shape, has_last_row=True)
-    stored = [place.name for name, place in columns.items() if name not in _ENDS]
-    return FormatCapability(columns, read_columns=(*stored, *_ENDS))
+    stored = [place.name for name, place in columns.items() if name not in END_COLUMNS]
+    return FormatCapability(columns, read_columns=(*stored, *END_COLUMNS))
 
 
 def _observation_column(features, where) -> str:
@@ -164,7 +150,7 @@ def write(data: Dataset, path: str | Path) -> None:
     lengths, seen = data.lengths, _observation_column(data.features(), path)
     total, rows = int(lengths.sum()) + len(data), lengths + 1
     arrays = [column_array(data, name, "observations" if name == seen else KEYS.key(name), total, rows)
-              for name in kept.columns if name not in _ENDS]
+              for name in kept.columns if name not in END_COLUMNS]
     terminals = np.zeros(total, bool)
     terminals[np.cumsum(rows) - 1] = True
     arrays += [whole_array("terminals", terminals), whole_array(FORMAT_KEY, np.asarray("ogbench"))]

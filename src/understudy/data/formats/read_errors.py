@@ -39,7 +39,10 @@ def damaged(problem: str, where: object) -> DataError:
 
 def first_line(error: BaseException) -> str:
     """The first line of the message of an error, or the type of the error if it has no message."""
-    return str(error).strip("'\"").partition("\n")[0][:200] or type(error).__name__
+    text = str(error)
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":  # a KeyError quotes its message
+        text = text[1:-1]
+    return text.partition("\n")[0][:200] or type(error).__name__
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ last; its other rows are the next rows of `obs`. Everything else in a demo keeps
 from __future__ import annotations
 
 import json
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from ..episode import Dataset, Episode
 from ..sources import ChunkedSource
 from . import hdf5, sidecar
 from .column_names import sort_numbered
-from .key_map import KeyMap, common_arrays, metadata
+from .key_map import END_COLUMNS, KeyMap, common_arrays, metadata
 from .read_errors import damaged
 from .sidecar import FormatCapability
 
-KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "dones": "next.done"}, group="obs/")
+KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "dones": "next.done", "ep_meta": "task"}, group="obs/",
+              reserved=frozenset({"obs", "next_obs", "actions", "rewards", "dones", "ep_meta"}))
 _TAKEN = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # facts that have a place of their own, and no fact
 _SMALL = 1000  # numbers; shorter arrays that are not of the steps' length are facts
 _AHEAD = 64  # demos whose facts are read at once
@@ -40,6 +41,7 @@ class RobomimicSource(ChunkedSource):
 
     def __init__(self, path: Path):
         self.path, self.key, warnings = path, cache.files_digest([path], "robomimic"), []
+        self._episode_metadata: dict[int, dict[str, Any]] = {}  # of the episodes for which it was asked
         with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
             file = files[path]
             data = file.get("data")
@@ -104,7 +106,8 @@ class RobomimicSource(ChunkedSource):
         plain = not small and list(group.attrs) == ["num_samples"]
         return steps, found, task if isinstance(task, str) else None, None if plain else small, lies
 
-    def _masks(self, file, warnings) -> dict[str, list[str]]:
+    def _masks(self, file, warnings) -> dict[str, dict[str, None]]:
+        """The demos of each filter key, in order."""
         masks = {}
         if "mask" in file:
             for key, array in hdf5.arrays(file["mask"], f"{self.path}, mask").items():
@@ -112,7 +115,7 @@ class RobomimicSource(ChunkedSource):
                 if len(array.shape) != 1 or not hdf5.is_text(array):
                     raise UserError(f"it must be names of demos, but is {array.dtype} {array.shape}", where=where,
                                     hint="remove the mask, or write it again")
-                masks[key] = hdf5.read_rows(array, 0, len(array), where).tolist()
+                masks[key] = dict.fromkeys(hdf5.read_rows(array, 0, len(array), where).tolist())
                 if gone := [d for d in masks[key] if d not in self.demos]:
                     warnings.append(f"mask/{key} names {', '.join(gone[:5])}, which the file does not hold")
         return masks
@@ -157,8 +160,7 @@ class RobomimicSource(ChunkedSource):
 
     # -- reading
 
-    def open_files(self):
-        return hdf5.OpenFiles()
+    open_files = staticmethod(hdf5.OpenFiles)
 
     def location(self, name, episode):
         return f"{self._group(episode)}/{self._keys[name]}"
@@ -180,15 +182,11 @@ class RobomimicSource(ChunkedSource):
 
     def episode_metadata(self, episode):
         # some at once, and once: opening the file takes as long as their numbers
-        if episode not in self._episode_metadata_cache:
+        if episode not in self._episode_metadata:
             with hdf5.OpenFiles() as files:
                 for e in range(episode, min(episode + _AHEAD, len(self.demos))):
-                    self._episode_metadata_cache[e] = self._read_metadata(files, e)
-        return self._episode_metadata_cache[episode]
-
-    @cached_property
-    def _episode_metadata_cache(self) -> dict[int, dict[str, Any]]:
-        return {}
+                    self._episode_metadata[e] = self._read_metadata(files, e)
+        return self._episode_metadata[episode]
 
     def _read_metadata(self, files, episode) -> dict[str, Any]:
         demo = self.demos[episode]
@@ -196,7 +194,7 @@ class RobomimicSource(ChunkedSource):
         if demo != f"demo_{episode}":
             facts["demo"] = demo
         if self.masks:
-            facts["masks"] = [key for key, demos in self._in.items() if demo in demos]
+            facts["masks"] = [key for key, demos in self.masks.items() if demo in demos]
         if self._small[episode] is None:
             return facts
         where = f"{self.path}, data/{demo}"
@@ -210,17 +208,9 @@ class RobomimicSource(ChunkedSource):
                     own = own if own["ep_meta"] else {k: v for k, v in own.items() if k != "ep_meta"}
             for key in self._small[episode]:
                 if key not in self._keys.values():
-                    own[key.replace("/", ".")] = _value(group[key], f"{where}/{key}")
+                    with hdf5.hdf5_errors(f"{where}/{key}"):
+                        own[key.replace("/", ".")] = hdf5.to_json_value(group[key][()], f"{where}/{key}")
         return {**facts, **own}
-
-    @cached_property
-    def _in(self) -> dict[str, set[str]]:
-        return {key: set(demos) for key, demos in self.masks.items()}
-
-
-def _value(array, where):
-    with hdf5.hdf5_errors(where):
-        return hdf5.to_json_value(array[()], where)
 
 
 def _metadata(env, kind: str, path: Path, warnings: list[str]) -> dict[str, Any]:
@@ -284,9 +274,7 @@ def write(data: Dataset, path: Path) -> None:
 def _put(group, e: Episode, keys, holds):
     steps = len(e)
     group.attrs["num_samples"] = steps
-    for key in holds.metadata_keys - _TAKEN:
-        if key in e.metadata:
-            group.attrs[key] = e.metadata[key]
+    hdf5.write_metadata(group, e, replace(holds, metadata_keys=holds.metadata_keys - _TAKEN))
     about = dict(e.metadata["ep_meta"]) if "ep_meta" in holds.metadata_keys and "ep_meta" in e.metadata else {}
     for name, key in keys.items():
         column = e.steps[name]
@@ -299,7 +287,7 @@ def _put(group, e: Episode, keys, holds):
             hdf5.write_column(group, f"next_{key}", after, filled="" if len(column) > steps else "last")
     if about:
         group.attrs["ep_meta"] = json.dumps(about)
-    flags = [np.asarray(e.steps[n])[:steps] for n in ("next.terminated", "next.truncated") if n in e.steps]
+    flags = [np.asarray(e.steps[n])[:steps] for n in END_COLUMNS if n in e.steps]
     flags = [f for f in flags if f.dtype == bool and f.ndim == 1]
     if flags and "dones" not in keys.values():
         hdf5.write_column(group, "dones", np.any(flags, axis=0).astype(np.int64))
@@ -314,56 +302,42 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], list[str], A
     def key(name, f):
         if name == "next.done" and (f.dtype, f.shape) != ("bool", ()):
             return None
-        if name == "task" and told and f.kind == "string" and not f.shape and _constant(data):
-            return "ep_meta"
-        return None if name in ("obs", "next_obs", *KEYS.columns) or not name else KEYS.key(name, f)
+        if name == "task" and not (told and f.kind == "string" and not f.shape and _constant(data)):
+            return name
+        return KEYS.key(name, f)
 
-    keys, places = hdf5.column_encodings(data, lambda k, f: "task" if k == "ep_meta" else KEYS.column(k, f), key,
-                               last=lambda k: k.startswith("obs/"), flags={"next.done"})
+    holds, keys = hdf5.plan(data, KEYS, _TAKEN, key, lambda k: k.startswith("obs/"), {"next.done"})
     if "action" not in keys:
         raise UserError(f"robomimic needs a column action; there are {', '.join(data.features())}", where="robomimic",
                         hint="choose another format, or name the column action")
-    facts = hdf5.storable_metadata(data, _TAKEN)
-    demos = [e.metadata.get("demo", f"demo_{i}") for i, e in enumerate(data)]
+    facts, demos = holds.metadata_keys, [e.metadata.get("demo", f"demo_{i}") for i, e in enumerate(data)]
     if all(isinstance(d, str) for d in demos) and sort_numbered(demos, "demo_") == demos and len(
             {int(d[5:]) for d in demos}) == len(demos):
         if all(e.metadata.get("demo") != f"demo_{i}" for i, e in enumerate(data)):
             facts |= {"demo"}
     else:
         demos = [f"demo_{i}" for i in range(len(data))]
-    masks = [e.metadata.get("masks") for e in data]
+    masks: list[Any] = [e.metadata.get("masks") for e in data]
     if any(masks) and all(isinstance(m, list) and all(isinstance(k, str) and hdf5.is_storable_name(k) for k in m)
                           and len(set(m)) == len(m) for m in masks):
         order = list(dict.fromkeys(k for m in masks for k in m))
         if all(sorted(m, key=order.index) == m for m in masks):
             facts |= {"masks"}
-    if told and _same(e.metadata["ep_meta"] for e in data if "ep_meta" in e.metadata):
+    metas = [e.metadata["ep_meta"] for e in data if "ep_meta" in e.metadata]
+    if told and all(metas) and hdf5.is_json(metas):
         facts |= {"ep_meta"}
     env = data[0].metadata.get("env_args")
-    if env and all(e.metadata.get("env_args") == env for e in data) and _same([env]):
+    if env and all(e.metadata.get("env_args") == env for e in data) and hdf5.is_json(env):
         facts |= {"env_args"}
     else:
         known = {"control_freq": data.fps, "robots": data.metadata.get("robot_type")}
         env = {"env_name": "", "env_type": 2, "env_kwargs": {k: v for k, v in known.items() if v is not None}}
     read = _metadata(env, "robomimic", Path(), [])
-    return (
-        FormatCapability(
-            places, fps=read["fps"] == data.fps, robot_type=read["robot_type"] == data.metadata.get("robot_type"),
-                  metadata_keys=facts
-        ),
-        keys,
-        demos, env,
-    )
+    holds = replace(holds, fps=read["fps"] == data.fps, metadata_keys=facts,
+                    robot_type=read["robot_type"] == data.metadata.get("robot_type"))
+    return holds, keys, demos, env
 
 
 def _constant(data) -> bool:
     return all(len(e) == len(c) and len(set(map(str, c.tolist()))) == 1 and str(c[0])
                for e in data for c in [np.asarray(e.steps["task"])])
-
-
-def _same(values) -> bool:
-    """Whether they come back the same from JSON."""
-    try:
-        return all(v and json.loads(json.dumps(v)) == v for v in values)
-    except (TypeError, ValueError):
-        return False

@@ -1,25 +1,7 @@
 """Which topics of a log become which columns, on which clock: read from a JSON file, checked, or proposed.
 
-{
- "clock": {"topic": "/joint_states", "fps": 10},
- "gap": 1.0,
- "features": {
-  "observation.state": {"topic": "/joint_states", "field": "position", "names": ["shoulder", "elbow"], "age": 0.3},
-  "observation.images.camera": {"topic": "/camera", "age": 0.6},
-  "action": {"topic": "/command", "field": "data", "join": "next", "age": 0.3},
-  "task": {"value": "fold the towel"}
- }
-}
-
-clock: the messages of a topic, or a fixed rate {"fps": 30}; with a topic, "fps" is the rate it is meant to have.
-join: "last" (the newest message at the tick or before it), "next" (the first at the tick or after it), "nearest" or
-"interpolate" (numbers, linearly between the two around the tick). age: seconds from the tick beyond which a message is
-not used; no limit where it is null. gap: seconds without a whole row after which another episode begins.
-field: a path ("pose.position", "points[0].positions", "joints[elbow].position" in a list of structures with a name), or
-several whose numbers lie end to end; a path to a structure gives its numbers in order. names: the components, for
-messages that name theirs, which may change their order.
-indices: which components to keep. stamp: "header" (header.stamp, in topics whose messages all have one) or "log".
-episodes: {"topic": ...}: each message of the topic starts an episode. "metadata": a record's name, "field": its key.
+docs/formats.md says what the file may hold. Ages and gaps are in seconds. A path names a part of a message:
+"pose.position", "points[0].positions", or "joints[elbow].position" in a list of structures that have a name.
 """
 
 from __future__ import annotations
@@ -385,10 +367,10 @@ def propose_mapping(
     clock = next((columns[n].topic for n in ("observation.state", "action", *columns) if n in columns
                   and columns[n].topic), None)
     by_name = {t.name: t for t in topics}
-    period = _period(by_name[clock].stamps) if clock else None
+    period = None if clock is None else _period(by_name[clock].stamps)
     fps = None if period is None else _rate(1 / period)
     if fps is not None and fps > MAX_FPS:
-        films = [_period(by_name[c.topic].stamps) for n, c in columns.items() if ".images." in n]
+        films = [_period(by_name[c.topic].stamps) for n, c in columns.items() if c.topic and ".images." in n]
         clock, fps = None, _rate(max([1 / p for p in films if p] or [30.0]))
     if clock is None and fps is None:
         fps = 10.0

@@ -25,7 +25,7 @@ from ..sources import MemmapSource
 from . import read_errors, sidecar
 from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name
 from .key_map import add_column, lengths_from_ends, metadata
-from .npz_arrays import stored_dtype
+from .npz_arrays import split_rows, stored_dtype
 from .read_errors import damaged
 from .sidecar import ColumnEncoding, FormatCapability
 
@@ -51,14 +51,16 @@ class ZarrSource(MemmapSource):
         self.key = cache.json_digest("zarr", str(path.resolve()), sorted(self._files.items()))
         warnings: list[str] = []
         self._arrays = {}
+        self._codecs: dict[str, list[str]] = {}
         for key in self._keys():
-            where = f"{path}, data/{key}"
-            unread = unknown_codecs(self._json(f"data/{key}"))
-            if unread:
+            document = self._json(f"data/{key}")
+            if unread := unknown_codecs(document):
                 warnings.append(f"data/{key} is left out: it is stored with {unread}, which cannot be read here")
                 continue
-            self._arrays[key] = self._array(f"data/{key}", where)
+            self._codecs[key] = codec_names(document)
+            self._arrays[key] = self._array(f"data/{key}", f"{path}, data/{key}")
         self.lengths = self._episode_lengths()
+        self._last: dict[str, tuple[int, np.ndarray]] = {}  # number and frames of the last chunk read of each camera
         self._assign_arrays(warnings)
         self.row_counts = dict.fromkeys(self.schema, self.lengths)
         self.metadata = metadata("zarr", path, warnings, str(self._version))
@@ -71,21 +73,16 @@ class ZarrSource(MemmapSource):
 
     def _keys(self) -> list[str]:
         name = "zarr.json" if self._version == 3 else ".zarray"
-        found = [p.split("/")[1] for p in self._files if p.startswith("data/") and p.endswith(f"/{name}")
-                 and p.count("/") == 2]
-        deeper = sorted({p.split("/")[1] for p in self._files if p.startswith("data/") and p.endswith(f"/{name}")
-                         and p.count("/") > 2} - set(found))
+        inside = [p.split("/") for p in self._files if p.startswith("data/")]
+        found = [p[1] for p in inside if p[2:] == [name]]
+        deeper = sorted({p[1] for p in inside if len(p) > 3 and p[-1] == name} - set(found))
         if deeper or not found:
             groups = f"{format_list(deeper)} (groups)" if deeper else "none"
             raise UserError(f"the group data/ must have arrays, but has {groups}", where=self.path,
                             hint="a replay buffer has one array a column there")
-        chunks = {p.split("/")[1] for p in self._files if p.startswith("data/") and p.count("/") > 1}
-        if lost := sorted(chunks - set(found)):
+        if lost := sorted({p[1] for p in inside if len(p) > 2} - set(found)):
             raise damaged(f"the file {name}, which describes the chunks, is missing", f"{self.path}, data/{lost[0]}")
-        return sorted(k for k in found if self._is_array(f"data/{k}"))
-
-    def _is_array(self, node) -> bool:
-        return self._version == 2 or self._json(node).get("node_type") == "array"
+        return sorted(k for k in found if self._version == 2 or self._json(f"data/{k}").get("node_type") == "array")
 
     def _json(self, node) -> dict:
         name = f"{node}/{'zarr.json' if self._version == 3 else '.zarray'}"
@@ -206,10 +203,6 @@ class ZarrSource(MemmapSource):
                                   self.path / name)
 
     @cached_property
-    def _codecs(self) -> dict[str, list[str]]:
-        return {key: codec_names(self._json(f"data/{key}")) for key in self._arrays}
-
-    @cached_property
     def _chunks(self) -> dict[str, dict[int, list[str]]]:
         """The files of each chunk of rows."""
         out: dict[str, dict[int, list[str]]] = {key: {} for key in self._arrays}
@@ -233,11 +226,11 @@ class ZarrSource(MemmapSource):
         key, begin = self._from[name], int(self._first[name][episode])
         chunk, end = self._arrays[key].chunks[0], begin + int(self.lengths[episode])
         for row in range(begin, end):
-            at, frames = self._last.get(name, (-1, None))
-            if row // chunk != at:
-                at = row // chunk
-                frames = self._rows(key, at * chunk, min((at + 1) * chunk, int(self.lengths.sum())))
-                self._last[name] = at, frames
+            if name not in self._last or row // chunk != self._last[name][0]:
+                first = row // chunk * chunk
+                frames = self._rows(key, first, min(first + chunk, int(self.lengths.sum())))
+                self._last[name] = row // chunk, frames
+            at, frames = self._last[name]
             image = frames[row - at * chunk]
             if name in self._pixels:
                 whole = np.clip(np.nan_to_num(image), 0, 255).astype(np.uint8)
@@ -248,11 +241,6 @@ class ZarrSource(MemmapSource):
                                     hint="store pixels as uint8, or under a name that is not one of a camera")
                 image = whole
             yield row - begin, image
-
-    @cached_property
-    def _last(self) -> dict[str, tuple[int, np.ndarray]]:
-        """The chunk that each camera was read from last: neighbors share it."""
-        return {}
 
 
 def column_name(key: str, feature: Feature) -> str:
@@ -356,7 +344,7 @@ def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
         rows = max(1, _CHUNK // max(f.size * dtype.itemsize, 1))
         _put_array(put, f"data/{key}", (int(lengths.sum()), *f.shape), dtype, rows, pieces())
     ends = np.cumsum(lengths)
-    _put_array(put, "meta/episode_ends", ends.shape, np.dtype("<i8"), len(ends), [ends])
+    _put_array(put, "meta/episode_ends", ends.shape, np.dtype("<i8"), len(ends), iter([ends]))
 
 
 def _pieces(data: Dataset, name: str) -> Iterator[np.ndarray]:
@@ -373,15 +361,8 @@ def _put_array(put, node, shape, dtype, rows, pieces) -> None:
     put(f"{node}/.zarray", json.dumps({
         "zarr_format": 2, "shape": shape, "chunks": chunk, "dtype": dtype.str, "compressor": codec.get_config(),
         "filters": None, "order": "C", "fill_value": fill}, indent=4))
-    held, number, tail = np.zeros(chunk, dtype), 0, ".0" * (len(shape) - 1)
-    n = 0
-    for piece in pieces:
-        while len(piece):
-            take = min(len(piece), len(held) - n)
-            held[n: n + take] = piece[:take]
-            n, piece = n + take, piece[take:]
-            if n == len(held):
-                put(f"{node}/{number}{tail}", bytes(codec.encode(held.tobytes())))
-                held[:], number, n = np.zeros((), dtype), number + 1, 0
-    if n:
-        put(f"{node}/{number}{tail}", bytes(codec.encode(held.tobytes())))
+    sizes = [min(chunk[0], shape[0] - row) for row in range(0, shape[0], max(chunk[0], 1))]
+    for number, values in enumerate(split_rows(pieces, sizes)):
+        whole = np.zeros(chunk, dtype)
+        whole[:len(values)] = values
+        put(f"{node}/{number}{'.0' * (len(shape) - 1)}", bytes(codec.encode(whole.tobytes())))

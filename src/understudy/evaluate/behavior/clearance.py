@@ -12,11 +12,15 @@ from ...envs.base import Env, PlanarMap
 
 
 def success_margin(episode: Episode, env: Env | None) -> float | None:
-    """How far the episode was from success at its closest point, 0 if it succeeded.
+    """How far an episode was from success at its closest point, 0 if it succeeded.
 
-    It is `info["margin"]` at the end of the episode, if the environment reports it. Otherwise it is the distance of the
-    agent from the edge of the goal on a PlanarMap with one goal, in units of the map. None if neither is known; with
-    several goals, their order or correctness is unknown.
+    Args:
+        episode: The episode. Its metadata `margin` is used if the environment reports it.
+        env: Otherwise, a `PlanarMap` with one goal, from whose edge the distance of the agent is measured, in units of
+            the map.
+
+    Returns:
+        The distance. None if it is not known: with several goals, their order is unknown.
     """
     if isinstance(told := episode.metadata.get("margin"), (int, float)):
         return float(told)
@@ -26,7 +30,15 @@ def success_margin(episode: Episode, env: Env | None) -> float | None:
 
 
 def obstacle_clearance(episode: Episode, env: Env | None) -> float | None:
-    """Smallest distance from the edge of an obstacle, in units of a PlanarMap. None if there is no obstacle."""
+    """Smallest distance of an episode from the edge of an obstacle.
+
+    Args:
+        episode: The episode.
+        env: Environment with a `PlanarMap`.
+
+    Returns:
+        The distance in units of the map. None if there is no obstacle.
+    """
     return _closest_distance(episode, env, "obstacle")
 
 

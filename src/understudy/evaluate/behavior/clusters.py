@@ -40,8 +40,17 @@ class Clusters:
 
 
 def silhouette(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(n,) silhouette of each point: how much nearer its own cluster is than the next one, from -1 to 1. 0 for a single
-    point (Rousseeuw 1987). `distances` is (n, n).
+    """Silhouette of each point: how much nearer its own cluster is than the next one.
+
+    Args:
+        distances: Distances between all points, (n, n).
+        labels: Cluster of each point, (n,).
+
+    Returns:
+        (n,), from -1 to 1. 0 for a cluster of one point.
+
+    References:
+        Rousseeuw (1987), Silhouettes: A Graphical Aid to the Interpretation and Validation of Cluster Analysis.
     """
     kinds, which = np.unique(labels, return_inverse=True)
     member = np.eye(len(kinds))[which]
@@ -54,13 +63,18 @@ def silhouette(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def find_clusters(points: np.ndarray, max_clusters: int = 8, min_silhouette: float = MIN_SILHOUETTE) -> Clusters:
-    """Clusters points (n, D) with Ward's method (1963).
+    """Cluster points with Ward's method. The result is deterministic.
 
-    The number of clusters, from 2 to `max_clusters`, maximizes the mean silhouette. There is one cluster if that is
-    below `min_silhouette`, or with fewer than four points. The result is deterministic.
+    Args:
+        points: The points, (n, D).
+        max_clusters: Largest number of clusters. The number from 2 up that maximizes the mean silhouette is used.
+        min_silhouette: There is one cluster if the mean silhouette is below this, or with fewer than four points.
 
     Raises:
-        ValueError: There are no points.
+        ValueError: If there are no points.
+
+    References:
+        Ward (1963), Hierarchical Grouping to Optimize an Objective Function.
     """
     points = np.asarray(points, float)
     if not len(points):

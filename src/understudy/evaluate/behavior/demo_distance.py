@@ -37,7 +37,15 @@ class DemonstrationIndex:
 
     @staticmethod
     def from_data(data: Dataset, view: TrajectoryScaling) -> DemonstrationIndex | None:
-        """The index of a data set. None if no numeric column can be compared."""
+        """Index of a data set.
+
+        Args:
+            data: The demonstrations.
+            view: Scaling of states and actions.
+
+        Returns:
+            The index. None if no numeric column can be compared.
+        """
         if not view.n_components:
             return None
         states, actions, whose = [], [], []
@@ -61,11 +69,17 @@ class DemonstrationIndex:
                             whose[at], min(view.n_components, axes.shape[1]))
 
     def distances(self, episode: Episode, count: int = 10, exclude: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Distances of every step, (T,) each.
+        """Distances of every step of an episode from the demonstrations.
 
-        The first is the distance of the nearest demonstrated state. The second is the distance of the action from the
-        nearest of the `count` actions in the nearest states, so that one of several demonstrated ways is near. NaN if a
-        value is NaN. `exclude` is the number of a demonstration to leave out, for distances between demonstrations.
+        Args:
+            episode: The episode, T steps.
+            count: Number of nearest states whose actions are compared, so that one of several demonstrated ways is
+                near.
+            exclude: Number of a demonstration to leave out, for distances between demonstrations.
+
+        Returns:
+            Distance of each state from the nearest demonstrated state, (T,), and of each action from the nearest of the
+            `count` actions, (T,). NaN where a value is NaN.
         """
         states = self.scaling.states(episode)[:len(episode)] @ self.axes
         actions = self.scaling.actions(episode) if self.actions is not None else None
@@ -116,10 +130,21 @@ class DistributionDistance:
 def distribution_distance(
     episodes: Dataset, demonstrations: Dataset, scaling: TrajectoryScaling
 ) -> DistributionDistance | None:
-    """Distance of episodes from demonstrations as distributions.
+    """Distance of episodes from demonstrations as distributions. It ignores time.
 
-    For demonstrations by people it is a statistic of human-likeness (Pearce and Zhu 2022, for places in a game and
-    turns of the view). It ignores time. None for fewer than four demonstrations.
+    For demonstrations by people it is a statistic of human-likeness.
+
+    Args:
+        episodes: Rollouts of a policy.
+        demonstrations: The demonstrations.
+        scaling: Scaling of states and actions.
+
+    Returns:
+        The distances. None for fewer than four demonstrations.
+
+    References:
+        Pearce and Zhu (2022), Counter-Strike Deathmatch with Large-Scale Behavioural Cloning, for places in a game and
+        turns of the view.
     """
     shown = evenly_spaced(demonstrations)
     if len(shown) < 4:
@@ -154,12 +179,26 @@ def discriminator_accuracy(
     level: float = LEVEL,
     max_episodes: int = 100,
 ) -> Interval | None:
-    """Accuracy of a classifier that distinguishes episodes from demonstrations by how they move (`motion`).
+    """Accuracy of a classifier that distinguishes episodes from demonstrations by how they move (`motion_features`).
 
-    Each of an equal number of both gets the class of its nearest neighbor: a classifier two-sample test (Lopez-Paz and
-    Oquab 2017), which replaces the trained judge of an automated Turing test (Devlin et al. 2021). 0.5: they cannot be
-    told apart. 1: always. The Clopper-Pearson interval treats the answers as independent, which is only approximately
-    true for neighbors. None for fewer than ten of either.
+    Each of an equal number of both gets the class of its nearest neighbor. 0.5 means that they cannot be told apart,
+    and 1 that they always can. The Clopper-Pearson interval treats the answers as independent, which is only
+    approximately true for neighbors.
+
+    Args:
+        episodes: Rollouts of a policy.
+        demonstrations: The demonstrations.
+        scaling: Scaling of states and actions.
+        fps: Steps per second.
+        level: Confidence level.
+        max_episodes: Largest number of each that is used.
+
+    Returns:
+        The accuracy. None for fewer than ten of either.
+
+    References:
+        Lopez-Paz and Oquab (2017), Revisiting Classifier Two-Sample Tests; Devlin et al. (2021), Navigation Turing
+        Test, whose trained judge it replaces.
     """
     count = min(len(episodes), len(demonstrations), max_episodes)
     if count < MIN_EPISODES:

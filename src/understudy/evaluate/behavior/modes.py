@@ -71,9 +71,19 @@ def _trajectory_vector(episode: Episode, view: TrajectoryScaling) -> np.ndarray:
 def find_mode_function(
     env: Env | None, episodes: Dataset, demonstrations: Dataset | None, scaling: TrajectoryScaling | None
 ) -> tuple[ModeFunction, int, str] | None:
-    """Which way an episode went, how many ways there are, and who says so: the environment, or clusters of the
-    demonstrations' trajectories, of the episodes' own where there are none. None where there is one way only, as far
-    as can be told."""
+    """Find out how to tell which of several ways an episode took.
+
+    Args:
+        env: The environment, which may report modes.
+        episodes: Rollouts of a policy.
+        demonstrations: Demonstrations, whose trajectories are clustered if the environment reports no modes. None
+            clusters the episodes' own.
+        scaling: Scaling of states for the clusters.
+
+    Returns:
+        The function, the number of modes, and in words where they come from. None if there is one mode, as far as can
+        be told.
+    """
     name = str(env.metadata["env"]) if env is not None else str(episodes[0].metadata.get("env"))
     if name in MODE_FUNCTIONS:
         return *MODE_FUNCTIONS[name], "the environment"
@@ -98,14 +108,34 @@ def successful_episodes(episodes: Dataset) -> Dataset:
 
 
 def mode_counts(episodes: Dataset, mode_of: ModeFunction) -> Counter[str]:
-    """How many of the successful episodes went which way."""
+    """Number of successful episodes in each mode.
+
+    Args:
+        episodes: Rollouts of a policy.
+        mode_of: Mode of an episode, or None.
+    """
     return Counter(w for e in successful_episodes(episodes) if (w := mode_of(e)) is not None)
 
 
 def mode_entropy(counts: Sequence[float], n_modes: int) -> float:
-    """Behavior entropy (Jia et al. 2024, D3IL): entropy of the frequencies of the ways, in logarithms to the base of
-    their number. 0: always the same way. 1: all ways equally often. NaN if nothing was counted. Few counts
-    underestimate it, see `fair`."""
+    """Behavior entropy: entropy of the frequencies of modes, in logarithms to the base of their number.
+
+    Few counts underestimate it: see `expected_entropy`.
+
+    Args:
+        counts: Number of episodes in each mode.
+        n_modes: Number of modes that are possible.
+
+    Returns:
+        0 if the mode is always the same, 1 if all are equally frequent. NaN if nothing was counted.
+
+    Raises:
+        ValueError: If there are fewer than two modes, or more counts than modes.
+
+    References:
+        Jia et al. (2024), Towards Diverse Behaviors: A Benchmark for Imitation Learning with Human Demonstrations
+        (D3IL).
+    """
     if n_modes < 2 or len(counts) > n_modes:
         raise ValueError(f"expected two ways or more, and no more counts than that, found {n_modes} and {len(counts)}")
     p = np.asarray([c for c in counts if c], float)
@@ -116,17 +146,33 @@ def mode_entropy(counts: Sequence[float], n_modes: int) -> float:
 
 
 def expected_entropy(n_modes: int, repeats: int) -> float:
-    """The entropy that `repeats` rollouts of a policy find on average which goes all ways equally often: with few of
-    them it is less than 1."""
+    """Mean entropy that few rollouts find of a policy whose modes are equally frequent. It is less than 1.
+
+    Args:
+        n_modes: Number of modes.
+        repeats: Number of rollouts.
+    """
     k = np.arange(1, repeats + 1)
     p = scipy_stats.binom.pmf(k, repeats, 1 / n_modes)
     return float(-n_modes * (p * (k / repeats) * np.log(k / repeats)).sum() / math.log(n_modes)) + 0.0
 
 
 def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, level: float = LEVEL) -> Interval:
-    """The mean over starts (the episodes' `metadata["start"]`) of the entropy of what was done from each: conditional
-    behavior entropy (Jia et al. 2024). Failures are in no count, and a start where nothing succeeds is in no mean, as
-    in their code for several boxes: the success rate is another figure. The start is the unit of the interval."""
+    """Conditional behavior entropy: the mean over starts of the entropy of what was done from each.
+
+    Failures are in no count, and a start from which nothing succeeds is in no mean, as in the paper's code for several
+    boxes. The success rate is a separate figure. The start is the unit of the interval.
+
+    Args:
+        episodes: Rollouts of `rollout_repeated_starts`, with `metadata["start"]`.
+        mode_of: Mode of an episode, or None.
+        n_modes: Number of modes.
+        level: Confidence level.
+
+    References:
+        Jia et al. (2024), Towards Diverse Behaviors: A Benchmark for Imitation Learning with Human Demonstrations
+        (D3IL).
+    """
     groups: dict[int, list[Episode]] = {}
     for e in episodes:
         groups.setdefault(int(e.metadata["start"]), []).append(e)
@@ -135,8 +181,15 @@ def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, 
 
 
 def mode_overlap(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
-    """What two counts of ways share: 1 where they go each as often, 0 where no way is common (1 less the distance in
-    total variation). NaN where one of them is empty."""
+    """What two distributions of modes share: 1 less their distance in total variation.
+
+    Args:
+        mine: Count of each mode.
+        theirs: Count of each mode.
+
+    Returns:
+        1 if all modes have equal frequencies in both, 0 if no mode is common. NaN if one of them is empty.
+    """
     a, b = sum(mine.values()), sum(theirs.values())
     return sum(min(mine.get(w, 0) / a, theirs[w] / b) for w in theirs) if a and b else math.nan
 
@@ -166,8 +219,24 @@ class RepeatedStartsEnv(Env):
 
 def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, seed: int = 0, *,
              watch: Callable[[int, Episode], None] = lambda n, e: None) -> Dataset:
-    """Rolls each of the first `starts` episodes of `seed` out `repeats` times; which start it was is in
-    `metadata["start"]`. A policy that draws nothing does the same every time."""
+    """Roll each of the first episodes of a seed out several times.
+
+    A policy without randomness does the same every time.
+
+    Args:
+        actor: The policy.
+        env: The environment.
+        starts: Number of starts.
+        repeats: Number of rollouts of each start.
+        seed: Decides the starts.
+        watch: Called with the number of each episode that ended, and the episode.
+
+    Returns:
+        The episodes. `metadata["start"]` is the number of the start.
+
+    Raises:
+        UserError: For fewer than one start or two repeats.
+    """
     if starts < 1 or repeats < 2:
         raise UserError(f"needs at least 1 start and 2 rollouts of it, but has {starts} and {repeats}",
                         where="rollout_repeated_starts",

@@ -13,18 +13,38 @@ MAX_FREQUENCY = 10.0  # Hz: how people move has nothing above (Balasubramanian e
 
 
 def speed(states: np.ndarray, fps: float) -> np.ndarray:
-    """(T, S) -> (T - 1,): how far the state moves in a second."""
+    """How far the state moves per second.
+
+    Args:
+        states: States, (T, S).
+        fps: Steps per second.
+
+    Returns:
+        (T - 1,).
+    """
     return np.linalg.norm(np.diff(states, axis=0), axis=1) * fps
 
 
 def spectral_arc_length(
     profile: np.ndarray, fps: float, max_frequency: float = MAX_FREQUENCY, min_amplitude: float = 0.05
 ) -> float:
-    """SPARC of a speed profile (T,), samples `fps` a second: minus the length of its normalized spectrum up to `band`
-    Hz (or half of `fps`, above which a record says nothing), cut where the amplitude last is `least` of the largest
-    (Balasubramanian et al. 2015, On the analysis of movement smoothness). At most about -1.4, for one even stroke; more
-    negative with every halt and tremble, whatever the size and pace of the movement. NaN for fewer than five samples,
-    values that are not finite, or no movement."""
+    """SPARC, a measure of smoothness: minus the length of the normalized spectrum of a speed profile.
+
+    It is at most about -1.4, for one even stroke. Every halt and tremble makes it more negative, whatever the size and
+    pace of the movement.
+
+    Args:
+        profile: Speeds, (T,).
+        fps: Speeds per second.
+        max_frequency: Upper end of the spectrum, Hz. Above half of `fps` there is none.
+        min_amplitude: The spectrum is cut where its amplitude was last this fraction of the largest.
+
+    Returns:
+        The measure. NaN for fewer than five speeds, values that are not finite, or no movement.
+
+    References:
+        Balasubramanian et al. (2015), On the Analysis of Movement Smoothness.
+    """
     profile = np.asarray(profile, float)
     if len(profile) < 5 or not np.isfinite(profile).all() or not np.abs(profile).max() > 0:
         return math.nan
@@ -39,10 +59,23 @@ def spectral_arc_length(
 
 
 def log_dimensionless_jerk(profile: np.ndarray, fps: float) -> float:
-    """LDLJ of a speed profile (T,): minus the logarithm of its squared second derivative, integrated and made free of
-    units by the duration cubed over the largest speed squared (Hogan and Sternad 2009; Balasubramanian et al. 2015).
-    -5.32 for the smoothest stroke there is, that of minimal jerk; less is jerkier. Noise of sensors weighs more in it
-    than in SPARC. NaN as there."""
+    """LDLJ, a measure of smoothness: minus the logarithm of the integrated squared second derivative of a speed
+    profile.
+
+    The duration cubed over the largest speed squared makes it free of units. It is -5.32 for the smoothest possible
+    stroke, that of minimal jerk. Lower values are jerkier. Noise of sensors counts more than in SPARC.
+
+    Args:
+        profile: Speeds, (T,).
+        fps: Speeds per second.
+
+    Returns:
+        The measure. NaN for fewer than five speeds, values that are not finite, or no movement.
+
+    References:
+        Hogan and Sternad (2009), Sensitivity of Smoothness Measures to Movement Duration, Amplitude, and Arrests;
+        Balasubramanian et al. (2015), On the Analysis of Movement Smoothness.
+    """
     profile = np.asarray(profile, float)
     if len(profile) < 5 or not np.isfinite(profile).all() or not np.abs(profile).max() > 0:
         return math.nan
@@ -64,8 +97,18 @@ def success_step(episode: Episode) -> float:
 
 
 def motion_features(episode: Episode, scaling: TrajectoryScaling, fps: float) -> np.ndarray:
-    """(F,) of how an episode moves and acts, not of where: its pace, how steady that is, smoothness, and the size,
-    spread and steadiness of actions."""
+    """Features of how an episode moves and acts, not of where.
+
+    They are its pace, how steady that is, its smoothness, and the size, spread and steadiness of actions.
+
+    Args:
+        episode: The episode.
+        scaling: Scaling of states and actions.
+        fps: Steps per second.
+
+    Returns:
+        (F,).
+    """
     states = scaling.states(episode)
     pace = speed(states, fps)
     pace = pace if len(pace) else np.zeros(1)

@@ -58,12 +58,25 @@ class TrajectoryScaling:
 
 
 def evenly_spaced(data: Dataset, max_episodes: int = MAX_EPISODES) -> list[Episode]:
-    """At most so many of the episodes, evenly, the first and the last among them."""
+    """A limited number of episodes, evenly spaced, the first and the last included.
+
+    Args:
+        data: The episodes.
+        max_episodes: Largest number of episodes.
+    """
     return [data[int(i)] for i in np.unique(np.linspace(0, len(data) - 1, min(max_episodes, len(data))).round())]
 
 
 def resample_rows(rows: np.ndarray, points: int) -> np.ndarray:
-    """(T, D) -> (points, D), evenly in time between the first and the last, linearly."""
+    """Resample rows evenly in time, by linear interpolation.
+
+    Args:
+        rows: (T, D).
+        points: Number of new rows. The first and the last row stay.
+
+    Returns:
+        (points, D).
+    """
     at = np.linspace(0, len(rows) - 1, points)
     low = np.minimum(at.astype(int), len(rows) - 1)
     high = np.minimum(low + 1, len(rows) - 1)

@@ -1,0 +1,179 @@
+"""Four rooms with four doors, and goals anywhere in them: goal-conditioned learning from several kinds of data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import UserError, normal, uniform
+from ..execute.actor import Actor
+from .grid import MOVES, cost_by_move, cost_to_go
+from .maze import RADIUS, SPEED, cell_of, sides, walk
+from .toy import Toy, distance, named_vector
+
+CELLS, HALF = 8, 4  # along each side; where the rooms part
+DOORS = ((3, 1, 0), (3, 6, 0), (1, 3, 1), (6, 3, 1))  # openings, as `maze.sides` names walls
+REACH = 4  # cells: how far a waypoint of the style "stitch" lies from the first cell
+
+
+class FourRooms(Toy):
+    """A point walks through four rooms of 4 x 4 m to a goal, by the doors between them. The layout never changes.
+
+    The style says who records. "navigate": the expert walks to the goal of the episode. "mixed": the same, but every
+    second episode walks at random. The other styles have no goal, and their episodes last until the limit, as in the
+    data of OGBench (Park et al. 2025, arXiv 2410.20092). Methods such as `gcbc` choose goals from such data. "play"
+    walks from one random place to another. The places of "stitch" lie at most four cells from where its episode began,
+    so that long ways must be put together from pieces. "noisy" is "play" with large noise.
+
+    observation.state (2): position, m. observation.goal (2), where there is one: where to go, m. action (2): velocity,
+    m/s, clipped to [-2, 2]; a step is 0.1 s. Walls stop the point. Reaching the goal ends the episode with reward 1.
+
+    Best possible success: 1.0. `Expert(noise=0)` attains it by a shortest way from cell to cell.
+
+    Args:
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+        style: One of `STYLES`.
+    """
+
+    low, high = -SPEED, SPEED
+    def __init__(self, rows: int = 1, limit: int = 150, style: str = "navigate"):
+        if style not in STYLES:
+            raise UserError(f"there is no style {style!r}", where="four_rooms", hint=f"there are {', '.join(STYLES)}")
+        self.style = style
+        self.solvable = style in ("navigate", "mixed")
+        self.state_columns = ("observation.state", "observation.goal")[:1 + self.solvable]
+        self.features = {**{column: named_vector("x", "y", unit="m") for column in self.state_columns},
+                         "action": named_vector("x", "y", unit="m/s")}
+        self.metadata = {"env": "four_rooms" if style == "navigate" else f"four_rooms:{style}", "version": 1,
+                         "fps": 10, "limit": limit, "optimum": 1.0 if self.solvable else None,
+                         "success": f"within {RADIUS} m of the goal" if self.solvable else None}
+        super().__init__(rows, limit)
+
+    def initial_state(self, key):
+        drawn = uniform(key, torch.zeros_like(key), (6,)).numpy()
+        start = (drawn[:, 0] * CELLS**2).astype(np.int64)
+        goal = (start + 1 + (drawn[:, 1] * (CELLS**2 - 1)).astype(np.int64)) % CELLS**2  # in another cell
+        start, goal = (np.stack(np.divmod(cell, CELLS), 1) + 0.5 for cell in (start, goal))
+        return {"at": (start + 0.5 * (drawn[:, 2:4] - 0.5)).astype(np.float32),
+                "goal": (goal + 0.5 * (drawn[:, 4:] - 0.5)).astype(np.float32)}
+
+    def observe(self):
+        return dict(zip(self.state_columns, (self.state["at"], self.state["goal"]), strict=False))
+
+    def state_from_columns(self, steps):
+        return dict(zip(("at", "goal"), (steps[column] for column in self.state_columns), strict=False))
+
+    def advance(self, action):
+        s = self.state
+        s["at"] = walk(s["at"], action, np.broadcast_to(SHUT, (self.rows, *SHUT.shape)))
+        success = (distance(s["at"], s["goal"]) < RADIUS) & self.solvable
+        return success, success, np.zeros_like(success)
+
+    def step(self, action):
+        out = super().step(action)
+        return out if self.solvable else replace(out, info={})
+
+    def expert(self):
+        return STYLES[self.style]
+
+    def map(self):
+        return {"x": (0.0, float(CELLS)), "y": (0.0, float(CELLS)), "path": ("observation.state", 0, 1),
+                "shapes": [{"kind": "box", "at": at, "half": half, "role": "obstacle"} for at, half in _walls()],
+                "marks": [{"kind": "circle", "column": (column, 0, 1), "radius": RADIUS, "role": "goal"}
+                          for column in self.state_columns[1:]]}
+
+    def frame(self, row):
+        from .raster import render_map
+
+        at, goal = (tuple(self.state[k][row]) for k in ("at", "goal"))
+        seen = [{"kind": "circle", "at": goal, "radius": RADIUS, "role": "goal"}] if self.solvable else []
+        return render_map(self.map(), [*seen, {"kind": "circle", "at": at, "radius": 0.15, "role": "agent"}])
+
+
+def _stands(i: int, j: int, k: int) -> bool:
+    """Whether there is a wall to the right of (k = 0) or above (k = 1) cell (i, j)."""
+    return (i, j)[k] == HALF - 1 and (i, j, k) not in DOORS
+
+
+def _walls():
+    """Places and half sizes of the walls, and of the frame around the rooms."""
+    inner = [((i + 1, j + 0.5), (0.04, 0.54)) if k == 0 else ((i + 0.5, j + 1), (0.54, 0.04))
+             for i, j, k in sides(CELLS) if _stands(i, j, k)]
+    middle, ends = CELLS / 2, (0, CELLS)
+    return [*inner, *(((x, middle), (0.08, middle)) for x in ends), *(((middle, y), (middle, 0.08)) for y in ends)]
+
+
+def _shut() -> np.ndarray:
+    """(4, CELLS, CELLS) bool: by which of grid.MOVES a cell cannot be left."""
+    shut = np.zeros((4, CELLS, CELLS), bool)
+    shut[0, -1], shut[1, :, -1], shut[2, 0], shut[3, :, 0] = True, True, True, True
+    for i, j, k in sides(CELLS):
+        if _stands(i, j, k):
+            shut[k, i, j] = shut[k + 2, i + (k == 0), j + (k == 1)] = True
+    return shut
+
+
+SHUT = _shut()
+_COST = np.where(SHUT, np.inf, 1).astype(np.float32)
+_GOALS = np.stack(np.divmod(np.arange(CELLS**2), CELLS), 1)
+STEPS = cost_to_go(np.broadcast_to(_COST, (CELLS**2, *_COST.shape)), _GOALS)  # (goal, x, y): cells to walk
+_TO_GO = cost_by_move(_COST, STEPS)  # (goal, move, x, y)
+_BEST = torch.from_numpy(_TO_GO.min(1, keepdims=True) == _TO_GO)
+
+
+@dataclass(frozen=True)
+class Expert(Actor):
+    """Walks by shortest ways from cell to cell; of equally short ones it prefers one by its key.
+
+    Args:
+        noise: Standard deviation of its unsteadiness, m/s.
+        waypoints: Chooses its own places to go to, and a new one on arrival, instead of walking to the goal.
+        reach: Waypoints lie at most this many cells from where the episode began. 0 for anywhere.
+        aimless: Fraction of episodes that walk at random.
+    """
+
+    noise: float = 0.3
+    waypoints: bool = False
+    reach: int = 0
+    aimless: float = 0.0
+
+    def start(self, obs, key):
+        zero = torch.zeros_like(key)
+        drawn = uniform(key, zero, (5,), stream=6)
+        home = torch.from_numpy(cell_of(obs["observation.state"].numpy(), CELLS))
+        state = {"key": key, "count": zero, "liked": drawn[:, :4], "aimless": drawn[:, 4] < self.aimless,
+                 "home": CELLS * home[:, 0] + home[:, 1]}
+        return {**state, "aim": self._waypoint(state) if self.waypoints else obs["observation.goal"]}
+
+    def act(self, obs, state):
+        at, aim = obs["observation.state"], state["aim"]
+        if self.waypoints:
+            arrived = ((at - aim) ** 2).sum(1, keepdim=True).sqrt() < RADIUS
+            aim = torch.where(arrived, self._waypoint(state), aim)
+        cell, last = (torch.from_numpy(cell_of(x.numpy(), CELLS)) for x in (at, aim))
+        best = _BEST[CELLS * last[:, 0] + last[:, 1], :, cell[:, 0], cell[:, 1]]
+        onward = cell + torch.from_numpy(MOVES)[(best * state["liked"]).argmax(1)] + 0.5
+        offset = torch.where((cell == last).all(1, keepdim=True), aim, onward.float()) - at
+        action = SPEED * offset / (offset * offset).sum(1, keepdim=True).sqrt().clamp(min=0.2)
+        action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
+        if self.aimless:
+            wander = 2 * SPEED * (uniform(state["key"], state["count"] // 8, (2,), stream=3) - 0.5)
+            action = torch.where(state["aimless"][:, None], wander, action)
+        return action.float(), {**state, "aim": aim, "count": state["count"] + 1}
+
+    def _waypoint(self, state) -> Tensor:
+        """The middle of a random cell, (rows, 2)."""
+        drawn = uniform(state["key"], state["count"], (CELLS**2,), stream=5)
+        if self.reach:
+            near = torch.from_numpy(STEPS[state["home"].numpy()].reshape(-1, CELLS**2) <= self.reach)
+            drawn = drawn * near
+        cell = drawn.argmax(1)
+        return torch.stack([cell // CELLS, cell % CELLS], 1).float() + 0.5
+
+
+STYLES = {"navigate": Expert(), "play": Expert(waypoints=True), "stitch": Expert(waypoints=True, reach=REACH),
+          "noisy": Expert(noise=1.5, waypoints=True), "mixed": Expert(aimless=0.5)}

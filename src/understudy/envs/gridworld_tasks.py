@@ -1,0 +1,236 @@
+"""A key, a door, a ball and a pad, to be used in the order that words give: tasks of several stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import permutations
+
+import numpy as np
+import torch
+from scipy import stats
+
+from ..core import Feature, UserError, uniform
+from ..execute.actor import Actor
+from .grid import MOVES
+from .raster import COLOR_OF_ROLE, Canvas
+from .toy import Toy, named_vector
+
+WIDTH, HEIGHT, WALL = 9, 6, 4  # cells; the column of the wall, which has one door
+KEY, DOOR, BALL, PAD = range(4)
+STAGES = ("take the key", "open the door", "take the ball", "put the ball on the pad")
+ORDERS = tuple(order for order in permutations(range(4))
+               if order.index(KEY) < order.index(DOOR) and order.index(BALL) < order.index(PAD))
+MISSIONS = tuple(", ".join(STAGES[stage] for stage in order) for order in ORDERS)
+LENGTH = 80  # bytes of a mission
+USE = len(MOVES)  # the action that is no move
+FARTHEST = 4 * (WIDTH + 2 * HEIGHT)  # steps: no mission needs more walking
+
+
+class GridworldTasks(Toy):
+    """Two rooms with a locked door between them. A mission names four stages and their order: take the key, open the
+    door, take the ball, put the ball on the pad. What a stage needs can be reached when its turn comes. Doing a stage
+    before its turn ends the episode with reward -1, and the last stage ends it with reward 1.
+
+    observation.task (80): the mission as UTF-8 bytes, as `TaskText` makes them of a task. observation.state (6): the
+    cell, and for each stage whether it is done. observation.environment_state (7): the cells of the key, the ball and
+    the pad, and the row of the door. simulator.subgoal (1): the stage whose turn it is, which the expert follows and a
+    policy does not read. simulator.state (2): the number and step that decide the chances. action (1): 0 right, 1 up,
+    2 left, 3 down, 4 use. Use acts on what lies in the same cell, or on the door from the cell to its left.
+    info["mission"]: its number in `MISSIONS`.
+
+    Best possible success: 1.0 without `slip`. With it, `metadata["optimum"]` is what is reached at least, wherever
+    things lie. `Expert(noise=0)` attains it.
+
+    Args:
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+        slip: Probability that a use fails and must be tried again.
+        missions: Which of `MISSIONS` are drawn. Train on some and evaluate on others.
+    """
+
+    state_columns = ("observation.task", "observation.state", "observation.environment_state", "simulator.state")
+
+    def __init__(self, rows: int = 1, limit: int = 120, slip: float = 0.0, missions: tuple[int, ...] = tuple(range(6))):
+        if not 0 <= slip < 1:
+            raise UserError(f"slip is {slip}", where="gridworld_tasks", hint="give a probability below 1, such as 0.2")
+        if not missions or not set(missions) <= set(range(len(MISSIONS))):
+            raise UserError(f"missions are {list(missions)}", where="gridworld_tasks",
+                            hint=f"give some of the numbers 0 to {len(MISSIONS) - 1}")
+        self.slip, self.missions = slip, np.array(missions)
+        self.features = {
+            "observation.task": Feature("uint8", (LENGTH,), "text"),
+            "observation.state": named_vector("x", "y", "key", "door", "ball", "pad"),
+            "observation.environment_state": named_vector("key.x", "key.y", "ball.x", "ball.y", "pad.x", "pad.y",
+                                                          "door.y"),
+            "simulator.subgoal": Feature("int64", (1,), "discrete", num_classes=(len(STAGES),)),
+            "simulator.state": named_vector("chance", "clock"),
+            "action": Feature("int64", (1,), "discrete", num_classes=(USE + 1,))}
+        tries = max(limit - FARTHEST - len(STAGES), 0)  # failed uses that the time allows for, wherever things lie
+        self.metadata = {"env": "gridworld_tasks", "version": 1, "fps": 5, "limit": limit,
+                         "optimum": round(float(stats.nbinom.cdf(tries, len(STAGES), 1 - slip)), 6),
+                         "success": "all four stages are done in the order of the mission"}
+        self.low, self.high = 0.0, float(USE)
+        super().__init__(rows, limit)
+        del self.metadata["low"], self.metadata["high"]  # actions are choices, not numbers
+
+    def initial_state(self, key):
+        n = len(key)
+        drawn = uniform(key, torch.zeros_like(key), (3,)).numpy()
+        mission = self.missions[(drawn[:, 0] * len(self.missions)).astype(np.int64)]
+        door = (drawn[:, 1] * HEIGHT).astype(np.int64)
+        turn = np.argsort(np.array(ORDERS), 1)[mission]  # (n, stages): when a stage has its turn
+        free = uniform(key, torch.zeros_like(key), (WIDTH, HEIGHT), stream=1).numpy()
+        x = np.arange(WIDTH)[:, None]
+        before = (x == WALL - 1) & (np.arange(HEIGHT) == door[:, None, None])  # where the door is opened from
+        near = (x < WALL) & ~before
+        both = near | (x > WALL)
+        places = []
+        for allowed in (near, near, *(np.where((turn[:, s] > turn[:, DOOR])[:, None, None], both, near)
+                                      for s in (BALL, PAD))):  # the walker, the key, the ball, the pad
+            cell = np.where(allowed, free, -1.0).reshape(n, -1).argmax(1)
+            places.append(np.stack(np.divmod(cell, HEIGHT), 1))
+            free = free.copy()
+            free.reshape(n, -1)[np.arange(n), cell] = -1.0
+        return {"at": places[0], "things": np.stack(places[1:], 1), "door": door, "mission": mission,
+                "done": np.zeros((n, len(STAGES)), bool), "chance": np.floor(2**23 * drawn[:, 2]),
+                "clock": np.zeros(n)}
+
+    def observe(self):
+        s = self.state
+        around = np.concatenate([s["things"].reshape(self.rows, -1), s["door"][:, None]], 1)
+        return {"observation.task": _TEXTS[s["mission"]],
+                "observation.state": np.concatenate([s["at"], s["done"]], 1).astype(np.float32),
+                "observation.environment_state": around.astype(np.float32),
+                "simulator.subgoal": _subgoal(s["mission"], s["done"])[:, None],
+                "simulator.state": np.stack([s["chance"], s["clock"]], 1).astype(np.float32)}
+
+    def state_from_columns(self, steps):
+        around = np.rint(steps["observation.environment_state"]).astype(np.int64)
+        chance, clock = steps["simulator.state"].astype(np.float64).T
+        return {"at": np.rint(steps["observation.state"][:, :2]).astype(np.int64),
+                "done": steps["observation.state"][:, 2:] > 0.5, "things": around[:, :6].reshape(-1, 3, 2),
+                "door": around[:, 6], "mission": parse_missions(steps["observation.task"]), "chance": chance,
+                "clock": clock}
+
+    def advance(self, action):
+        s, chosen = self.state, np.rint(action[:, 0]).astype(np.int64)
+        s["clock"] = s["clock"] + 1
+        onward = s["at"] + np.concatenate([MOVES, [[0, 0]]])[chosen]
+        inside = ((onward >= 0) & (onward < [WIDTH, HEIGHT])).all(1)
+        shut = (onward[:, 0] == WALL) & ~((onward[:, 1] == s["door"]) & s["done"][:, DOOR])
+        s["at"] = np.where((inside & ~shut)[:, None], onward, s["at"])
+        chance, clock = (torch.from_numpy(s[k].astype(np.int64)) for k in ("chance", "clock"))
+        works = (chosen == USE) & (uniform(chance, clock, (1,)).numpy()[:, 0] >= self.slip)
+        here = (_places(s["things"], s["door"]) == s["at"][:, None]).all(2) & ~s["done"] & works[:, None]
+        turn = np.arange(len(STAGES)) == _subgoal(s["mission"], s["done"])[:, None]
+        failure = (here & ~turn).any(1)
+        s["done"] = s["done"] | (here & turn)
+        success = s["done"].all(1)
+        return success.astype(np.float32) - failure, success, failure
+
+    def step(self, action):
+        out = super().step(action)
+        return replace(out, info={**out.info, "mission": torch.from_numpy(self.state["mission"].copy())})
+
+    def expert(self):
+        return Expert()
+
+    def map(self):
+        return {"x": (-0.5, WIDTH - 0.5), "y": (-0.5, HEIGHT - 0.5), "path": ("observation.state", 0, 1), "shapes": []}
+
+    def frame(self, row):
+        s = {k: v[row] for k, v in self.state.items()}
+        canvas, flat = Canvas(1, 256, (-0.5, -0.5 - (WIDTH - HEIGHT) / 2), WIDTH), np.array([[1, 0]], np.float32)
+
+        def box(x, y, half, color):
+            canvas.box(np.array([[x, y]], np.float32), flat, half, color)
+        for x in range(WIDTH):
+            for y in range(HEIGHT):
+                box(x, y, (0.47, 0.47), COLOR_OF_ROLE["obstacle"] if x == WALL and y != s["door"] else (226, 229, 233))
+        box(WALL, s["door"], (0.47, 0.47) if not s["done"][DOOR] else (0.06, 0.47), (176, 128, 84))
+        (key, ball, pad), done = s["things"], s["done"]
+        box(*pad, (0.4, 0.4), COLOR_OF_ROLE["goal"])
+        if not done[BALL] or done[PAD]:
+            canvas.circle(np.array([pad if done[PAD] else ball], np.float32), 0.25, COLOR_OF_ROLE["block"])
+        if not done[KEY]:
+            box(key[0], key[1], (0.28, 0.08), COLOR_OF_ROLE["waypoint"])
+            canvas.circle(np.array([key - [0.2, 0]], np.float32), 0.16, COLOR_OF_ROLE["waypoint"])
+        canvas.circle(np.array([s["at"]], np.float32), 0.2, COLOR_OF_ROLE["agent"])
+        return canvas.image[0]
+
+
+_TEXTS = np.stack([np.frombuffer(text.encode().ljust(LENGTH, b"\0"), np.uint8) for text in MISSIONS])
+
+
+def parse_missions(task: np.ndarray) -> np.ndarray:
+    """The number of each mission.
+
+    Args:
+        task: Missions as bytes, (n, LENGTH) uint8.
+
+    Returns:
+        (n,) int64.
+
+    Raises:
+        UserError: If a text is none of `MISSIONS`.
+    """
+    same = (np.asarray(task)[:, None] == _TEXTS).all(2)
+    if len(wrong := np.flatnonzero(~same.any(1))):
+        text = bytes(np.asarray(task)[wrong[0]]).rstrip(b"\0").decode(errors="replace")
+        raise UserError(f"{text!r} is not a mission", where="gridworld_tasks, column 'observation.task'",
+                        hint=f"such as {MISSIONS[0]!r}")
+    return same.argmax(1)
+
+
+def _subgoal(mission: np.ndarray, done: np.ndarray) -> np.ndarray:
+    """(n,) int64: the first stage of the order that is not done; the last where all are."""
+    order = np.array(ORDERS)[mission]
+    waiting = ~np.take_along_axis(done, order, 1)
+    waiting[:, -1] = True
+    return order[np.arange(len(order)), waiting.argmax(1)]
+
+
+def _places(things: np.ndarray, door: np.ndarray) -> np.ndarray:
+    """(n, stages, 2): where each stage is done."""
+    before = np.stack([np.full_like(door, WALL - 1), door], 1)
+    return np.stack([things[:, 0], before, things[:, 1], things[:, 2]], 1)
+
+
+@dataclass(frozen=True)
+class Expert(Actor):
+    """Does the stages in the order of the mission, by shortest ways; in each episode it prefers to walk first across or
+    first up and down.
+
+    Args:
+        noise: Fraction of steps at which it walks anywhere.
+    """
+
+    noise: float = 0.05
+
+    def start(self, obs, key):
+        across = uniform(key, torch.zeros_like(key), (1,), stream=6)[:, 0] < 0.5
+        return {"key": key, "count": torch.zeros_like(key), "across": across}
+
+    def act(self, obs, state):
+        seen = np.rint(obs["observation.state"].numpy()).astype(np.int64)
+        around = np.rint(obs["observation.environment_state"].numpy()).astype(np.int64)
+        at, done, door = seen[:, :2], seen[:, 2:] > 0, around[:, 6]
+        subgoal = _subgoal(parse_missions(obs["observation.task"].numpy()), done)
+        goal = _places(around[:, :6].reshape(-1, 3, 2), door)[np.arange(len(at)), subgoal]
+        best = torch.from_numpy(_way(at, goal, door, state["across"].numpy()))
+        drawn = uniform(state["key"], state["count"], (2,), stream=2)
+        action = torch.where(drawn[:, 0] < self.noise, (len(MOVES) * drawn[:, 1]).long(), best)
+        return action.unsqueeze(1), {**state, "count": state["count"] + 1}
+
+
+def _way(at, goal, door, across) -> np.ndarray:
+    """(n,) int64: the next action of a shortest way to `goal`, and `USE` there."""
+    side, other = np.sign(at[:, 0] - WALL), np.sign(goal[:, 0] - WALL)
+    through = np.stack([WALL + np.where(side == 0, other, 0), door], 1)  # into the door, and out of it
+    at_door = (at[:, 1] == door) & (np.abs(at[:, 0] - WALL) <= 1)
+    beside = np.stack([WALL + side, door], 1)
+    aim = np.where((side == other)[:, None], goal, np.where(at_door[:, None], through, beside))
+    x, y = (aim - at).T
+    sideways = np.where(across, x != 0, (x != 0) & (y == 0))
+    move = np.where(sideways, np.where(x > 0, 0, 2), np.where(y > 0, 1, 3))
+    return np.where((at == goal).all(1), USE, move)

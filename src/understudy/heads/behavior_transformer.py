@@ -1,0 +1,94 @@
+"""Behavior transformer: choose a cluster of actions, then correct its center."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import nn
+
+from .base import TemperatureHead
+
+
+@dataclass(frozen=True)
+class BeT(TemperatureHead):
+    """Behavior transformer head: k-means clusters, and an offset for each of them.
+
+    The network predicts a distribution over clusters, and an offset from each center. The offset is trained for the
+    cluster of the demonstrated action only. The offset that is sampled is that of the sampled cluster. Distances are in
+    coded units, so that no component dominates the clusters.
+
+    Args:
+        n_clusters: Number of clusters, K.
+        joint: True clusters whole chunks. False clusters single steps, as in the paper, whose chunks have one step.
+        gamma: Exponent of the focal loss ``-(1 - p)**gamma * log(p)``, which gives rare clusters more weight.
+        offset_weight: Weight of the squared error of the offset. The paper's 1e5 is for actions of standard deviation
+            0.01, which is 10 in coded units.
+        temperature: Temperature of the choice of the cluster. 0 takes the most likely one.
+
+    References:
+        Shafiullah et al. (2022), Behavior Transformers: Cloning k Modes with One Stone, arXiv:2206.11251.
+    """
+
+    n_clusters: int = 24
+    joint: bool = False
+    gamma: float = 2.0
+    offset_weight: float = 10.0
+    temperature: float = 1.0
+
+    def noise(self, horizon, coded_dim):
+        return (horizon, self.n_clusters)
+
+    def build(self, trunk, coded_dim, spec):
+        steps = spec.horizon if self.joint else 1
+        return _Clusters(trunk.build(0, self.n_clusters * (1 + coded_dim), 0, spec), self.n_clusters, steps, coded_dim)
+
+    def fit(self, net, pairs):
+        found = [(action, mask) for _, action, mask in pairs()]
+        action, mask = (torch.cat(column) for column in zip(*found, strict=True))
+        whole = action[mask.all(1)] if self.joint and bool(mask.all(1).any()) else action
+        points = (whole if self.joint else action[mask].unsqueeze(1)).flatten(1).double().cpu().numpy()
+        k = min(self.n_clusters, len(np.unique(points, axis=0)))
+        centers = kmeans2(points, k, iter=50, minit="++", seed=np.random.default_rng(0))[0]
+        centers = centers[np.arange(self.n_clusters) % k]  # fewer different points than clusters: centers repeat
+        net.centers.copy_(torch.from_numpy(centers).reshape(net.centers.shape))
+
+    def loss(self, net, context, action, mask, rng):
+        """Focal loss of the cluster and weighted squared error of the offset, (B, H)."""
+        logits, offset = self._predict(net, context, action)
+        known = mask.unsqueeze(-1).to(action.dtype)
+        gap = (action * known).unsqueeze(2) - net.centers.transpose(0, 1) * known.unsqueeze(2)  # (B, H, K, A)
+        far = gap.square().sum(-1)
+        nearest = (far.sum(1, keepdim=True).expand(far.shape) if self.joint else far).argmin(-1, keepdim=True)
+        log_p = logits.log_softmax(-1).gather(-1, nearest).squeeze(-1)
+        focal = -(1 - log_p.exp()) ** self.gamma * log_p
+        index = nearest.unsqueeze(-1).expand(*nearest.shape, gap.shape[-1])
+        error = (gap - offset).gather(2, index).squeeze(2).square().mean(-1)
+        return focal + self.offset_weight * error
+
+    def sample(self, net, context, noise):
+        logits, offset = self._predict(net, context, noise)
+        uniform = (0.5 * torch.erfc(-noise / math.sqrt(2))).clamp(1e-7, 1 - 1e-7)
+        gumbel = -(-uniform.log()).log()
+        if self.joint:
+            gumbel = gumbel[:, :1].expand(gumbel.shape)
+        cluster = (logits + self.temperature * gumbel).argmax(-1)[..., None, None]  # (B, H, 1, 1)
+        index = cluster.expand(*cluster.shape[:3], offset.shape[-1])
+        centers = net.centers.transpose(0, 1).expand(*offset.shape)
+        return (centers + offset).gather(2, index).squeeze(2)
+
+    def _predict(self, net, context, like):
+        """Logits (B, H, K), equal at all steps of a joint chunk, and offsets (B, H, K, A)."""
+        out = net.trunk(like[..., :0], like[..., :0], context).unflatten(-1, (self.n_clusters, -1))
+        logits = out[..., 0]
+        return logits.mean(1, keepdim=True).expand(logits.shape) if self.joint else logits, out[..., 1:]
+
+
+class _Clusters(nn.Module):
+    def __init__(self, trunk, n_clusters, steps, coded_dim):
+        super().__init__()
+        self.trunk = trunk
+        self.register_buffer("centers", torch.zeros(n_clusters, steps, coded_dim))

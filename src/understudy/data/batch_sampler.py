@@ -93,7 +93,7 @@ class MixtureSampler(BatchSampler):
         Args:
             size: Number of windows in the whole batch.
             step: Number of the batch, from 0.
-            seed: Seed of the random order. Each sampler gets a seed of its own, derived from it.
+            seed: Seed of the random order. Each sampler gets another seed, derived from it.
             rows: The rows of the batch to return.
         """
         low, high, _ = rows.indices(size)

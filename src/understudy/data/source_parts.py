@@ -1,4 +1,4 @@
-"""Parts of a damaged source, each of which can be read alone, so that a damaged episode does not affect the others.
+"""Splits a damaged source into parts that can be read alone, so that a damaged episode does not affect the others.
 
 Parts are the files of a folder (ACT, plain .npz and .csv, bags) or the groups of an HDF5 file (robomimic, Minari). If
 readable parts have different columns, the largest group of parts with equal columns is kept.

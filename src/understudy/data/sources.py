@@ -31,7 +31,7 @@ def batch_ranges(sizes: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
 
     Args:
         sizes: Size of each item, (E,).
-        most: Largest size of a batch. A larger item gets a batch of its own.
+        most: Largest size of a batch. A larger item is a batch by itself.
 
     Yields:
         The first item of a batch and the item after its last.

@@ -1,4 +1,4 @@
-"""Opening and writing data sets in any format. Each format has a module of its own.
+"""Opening and writing data sets in any format. Each format has its own module.
 
 A format that is read has a `ColumnSource` class or a function that returns a `Dataset`. A format that is written has
 `capability(data) -> FormatCapability` and `write(data, path)`. A module is imported when it is used, so that the

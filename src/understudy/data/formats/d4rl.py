@@ -154,7 +154,7 @@ class D4rlSource(ChunkedSource):
         return np.concatenate([values, last]) if len(values) else last
 
     def read_episodes(self, files, name, first, stop):
-        """Read consecutive episodes at once, because the file has all episodes in one array."""
+        # The file has all episodes in one array, so they are read at once.
         lengths = self.lengths[first:stop]
         begin, steps, where = int(self._begin[first]), int(lengths.sum()), self.location(name, first)
         values = files.read_rows(self.path, self._keys[name], begin, begin + steps, where)

@@ -38,7 +38,16 @@ _ROWS, _BYTES = 2**16, 2**24  # read at a time, whatever the size of the row gro
 
 @dataclass(frozen=True)
 class EpisodeIndex:
-    """Where each episode is. `file` counts in `files`; `start` is its first row in that file."""
+    """Position of each episode in the files.
+
+    Args:
+        lengths: Number of steps of each episode, (E,) int64.
+        files: Names of the data files.
+        file: Index in `files` of the file of each episode, (E,) int64.
+        start: First row of each episode in its file, (E,) int64.
+        tasks: Text of each task by its number.
+        videos: For each camera, the file of each episode and the time in it at which the episode begins, (E,) in s.
+    """
 
     lengths: np.ndarray  # (E,) int64
     files: tuple[str, ...]
@@ -49,7 +58,7 @@ class EpisodeIndex:
 
 
 class LeRobotSource(MemmapSource):
-    """A folder, as its metadata describe it: data are read when they are asked for.
+    """A folder as its metadata describe it. Data are read when they are asked for.
 
     Args:
         path: The folder.
@@ -144,7 +153,7 @@ class LeRobotSource(MemmapSource):
 
     @cached_property
     def key(self) -> str:
-        """Of the sizes and times of all files named, and of everything in meta."""
+        """Digest of the sizes and times of all data files, and of the contents of meta."""
         stats = {name: remote.version_key(self.path / name) for name in self._file_names}
         meta = {str(p.relative_to(self.path)): _digest(p) for p in sorted((self.path / "meta").rglob("*"))
                 if p.is_file() and not p.name.startswith(".") and not p.name.endswith(".part")}
@@ -188,7 +197,7 @@ class LeRobotSource(MemmapSource):
         return {**super()._first, "task_index": episode_starts(self.lengths)}
 
     def iter_chunks(self):
-        """Reads every data file once, some row groups at a time, and checks that its rows are what the metadata say."""
+        """Read every data file once, some row groups at a time, and compare its index columns with the metadata."""
         known = np.array(sorted(self.index.tasks), np.int64)
         for number, name in enumerate(self.index.files):
             yield from self._rows_of_file(number, self.path / name, known)
@@ -327,7 +336,7 @@ class LeRobotSource(MemmapSource):
 
 
 def read_info(path: Path) -> dict:
-    """meta/info.json, with the keys that reading needs."""
+    """Read meta/info.json, and check that it has the keys that are needed."""
     file = path / "meta" / "info.json"
     info = read_json_object(file)
     for key, kind in (("codebase_version", str), ("fps", (int, float)), ("features", dict), ("data_path", str),
@@ -347,6 +356,12 @@ def read_info(path: Path) -> dict:
 
 
 def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
+    """Read the position of each episode from the tables of v3.0.
+
+    Args:
+        path: The folder.
+        info: The contents of meta/info.json.
+    """
     folder = path / "meta" / "episodes"
     files, cameras = sorted(folder.glob("*/*.parquet")), _cameras(info)
     ours, whole = (path / UNDERSTUDY_FOLDER).is_dir(), int(info["total_episodes"])
@@ -397,6 +412,7 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
 
 
 def read_tasks_v3(path: Path) -> dict[int, str]:
+    """Read the text of each task by its number, in v3.0."""
     file = path / "meta" / "tasks.parquet"
     table = _read_columns(open_parquet(file), None, file)
     texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
@@ -408,6 +424,7 @@ def read_tasks_v3(path: Path) -> dict[int, str]:
 
 
 def read_tasks_v2(path: Path) -> dict[int, str]:
+    """Read the text of each task by its number, in v2.0 or v2.1."""
     file = path / "meta" / "tasks.jsonl"
     rows = [r if isinstance(r, dict) else {} for r in read_json_lines(file)]
     return _tasks(((r.get("task_index"), r.get("task")) for r in rows), file)
@@ -423,6 +440,12 @@ def _tasks(pairs: Iterable[tuple[Any, Any]], file: Path) -> dict[int, str]:
 
 
 def read_index_v2(path: Path, info: dict) -> EpisodeIndex:
+    """Read the position of each episode from the metadata of v2.0 or v2.1.
+
+    Args:
+        path: The folder.
+        info: The contents of meta/info.json.
+    """
     episodes = sorted(read_json_lines(path / "meta" / "episodes.jsonl"), key=lambda r: r.get("episode_index", -1))
     for i, row in enumerate(episodes):
         if row.get("episode_index") != i or not isinstance(row.get("length"), int) or row["length"] < 1:
@@ -459,7 +482,7 @@ def _format(info, key, path, **values) -> str:
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
-    """Opens a Parquet file, and downloads it first if it is remote."""
+    """Open a Parquet file. A remote file is downloaded first."""
     local = remote.fetch_file(file)
     if not local.exists():
         raise damaged("the file is missing", file)
@@ -494,7 +517,19 @@ def _read_groups(source: pq.ParquetFile, groups: list[int], names: list[str], fi
 
 
 def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
-    """An Arrow column of numbers or nested lists as an array of the feature's dtype and shape, (n, *shape)."""
+    """Convert an Arrow column of numbers or nested lists to an array.
+
+    Args:
+        values: The column, with n rows.
+        feature: Dtype and shape that each row must have.
+        where: File and column, for the error message.
+
+    Returns:
+        (n, *shape).
+
+    Raises:
+        UserError: A row has another number of values.
+    """
     found = arrow.to_numpy(values, where)
     if found.size != len(values) * feature.size:
         raise damaged(f"{len(values)} rows have {found.size} numbers, but the shape {feature.shape} needs "
@@ -503,6 +538,7 @@ def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
 
 
 def read_json_lines(file: Path) -> list[dict]:
+    """Read a file with one JSON object per line."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Writing LeRobot v3.0 data sets: whole (`write`), or episode by episode as they are recorded (`append`)."""
+"""Writing of LeRobot v3.0 data sets: all episodes at once (`write`), or some at a time while recording (`append`)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SAFE_FPS = 10  # written where the rate is not known; our schema.json says that 
 
 def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
           images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """Writes a LeRobot v3.0 data set, which lerobot opens unchanged.
+    """Write a LeRobot v3.0 data set, which lerobot opens unchanged.
 
     The row after the last action is stored in meta/understudy/last.parquet. The columns frame_index, episode_index,
     index and task_index are numbered again. Those of the data, and columns that lerobot cannot store, are kept in a
@@ -56,13 +56,13 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
     Args:
         dataset: The episodes.
         path: The new folder. It is complete or absent, also after a crash.
-        fps: Frames per second; `dataset.fps` by default.
-        robot_type: That of the data set by default.
+        fps: Frames per second. By default `dataset.fps`.
+        robot_type: Name of the robot. By default that of the data set.
         images: ``"png"`` is lossless. ``"video"`` is lossy and small: ``"av1"``, or ``"h264"`` if the frames cannot be
             encoded as AV1 here.
 
     Raises:
-        UserError: If the path exists, if there are no episodes, or if episodes differ in their columns.
+        UserError: The path exists, there are no episodes, or the columns differ between episodes.
     """
     check_images(images)
     fps = dataset.fps if fps is None else fps
@@ -74,13 +74,23 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
 
 
 def check_images(images: str) -> None:
+    """Check the option `images` of `write`.
+
+    Raises:
+        UserError: It is not a way to store frames.
+    """
     if images not in ("video", "png", *_CODECS.values()):
         raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
                         hint="choose one of them")
 
 
 def capability(data: Dataset, images: str = "png") -> FormatCapability:
-    """What lerobot sees of these data; the rest is in meta/understudy. `images` as for `write`."""
+    """Return what lerobot reads of these data. The rest is in meta/understudy and in the sidecar file.
+
+    Args:
+        data: The episodes.
+        images: How frames are stored, as in `write`.
+    """
     own, _ = split_for_lerobot(data)
     plan = _plan(own.features(), data.fps, None, images)
     columns = {name: ColumnEncoding(name, f.dtype, f.shape, is_exact=name == "task" or plan.stored(name) != "video")
@@ -91,8 +101,13 @@ def capability(data: Dataset, images: str = "png") -> FormatCapability:
 
 
 def split_for_lerobot(data: Dataset) -> tuple[Dataset, FormatCapability]:
-    """(what goes into LeRobot's files and meta/understudy, what of `data` is read from there again); the rest goes
-    into a side file. There times are float32 and begin at 0; where they do not grow, they are made from the rate."""
+    """Split data into what LeRobot's files and meta/understudy store, and what goes into a sidecar file.
+
+    Timestamps are stored as float32 and begin at 0. If they do not increase, they are computed from fps.
+
+    Returns:
+        The data without the columns for the sidecar file, and what is read again of `data` without it.
+    """
     features = data.features()
     aside: dict[str, Callable | None] = {name: None for name, f in features.items() if not _fits(name, f)}
     if INDEX_COLUMNS[0] in features and INDEX_COLUMNS[0] not in aside:
@@ -135,17 +150,17 @@ def _from_zero(times: np.ndarray, begins: bool) -> np.ndarray:
 
 
 def append(path: str | Path, dataset: Dataset, **options) -> None:
-    """Adds episodes to a data set, durably: finished files are never rewritten, info.json is replaced last.
+    """Add episodes to a data set. Finished files are never rewritten, and info.json is replaced last.
 
     An append that is interrupted leaves the data set as it was. The next one removes the files that it left.
 
     Args:
         path: The folder. If there is none, a data set is written.
         dataset: The episodes to add.
-        **options: Those of `write`, for a new data set.
+        **options: Options of `write`, for a new data set.
 
     Raises:
-        UserError: If the columns are not those of the data set, or if it is not v3.0.
+        UserError: The columns are not those of the data set, or it is not v3.0.
     """
     path = Path(path)
     if not path.exists():
@@ -166,7 +181,16 @@ def append(path: str | Path, dataset: Dataset, **options) -> None:
 
 def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
            images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """Writes a data set without episodes, as lerobot's own recorder does at its start. `append` adds the first."""
+    """Write a data set without episodes, as the recorder of lerobot does at its start. `append` adds the first
+    episodes.
+
+    Args:
+        path: The new folder.
+        schema: Features of the columns.
+        fps: Steps per second.
+        robot_type: Name of the robot.
+        images: How frames are stored, as in `write`.
+    """
     with cache.disk_errors(Path(path)), whole_folder(path) as part:
         writer = _LeRobotWriter.create(part, schema, fps, robot_type, images)
         (part / "meta").mkdir()
@@ -179,7 +203,7 @@ def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None
 
 @dataclass(frozen=True)
 class _StoragePlan:
-    """How each column is stored. `columns` are the data set's own, with `task` and `timestamp` where it has them."""
+    """How each column is stored. `columns` include `task` and `timestamp` if the data set has them."""
 
     columns: Mapping[str, Feature]
     info: Mapping  # info.json as it was before
@@ -266,7 +290,7 @@ def _unordered(where: str) -> UserError:
 
 
 class _LeRobotWriter:
-    """One write: its files carry the suffix .part until all are there; info.json follows last."""
+    """One write. Its files have the suffix .part until all are complete, and info.json is written last."""
 
     def __init__(self, root: Path, plan: _StoragePlan, fps_known: bool, tasks: Mapping[str, int] | None = None,
                  next_file: Mapping[str, tuple[int, int]] | None = None, table_columns: list[str] | None = None):
@@ -807,8 +831,17 @@ def _integer_extremes(low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray
 
 
 def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Of the episodes of all parts, (E, ...) by statistic, together: pooled moments (Chan et al. 1983); quantiles are
-    averages weighted by count, as lerobot has them."""
+    """Combine the statistics of several parts of a data set.
+
+    Means and standard deviations are exact (pooled moments, Chan et al. 1983). Quantiles are averages weighted by
+    count, as in lerobot.
+
+    Args:
+        parts: The statistics of the episodes of each part, (E, ...) by column and statistic.
+
+    Returns:
+        The statistics of all episodes by column.
+    """
     out = {}
     for name, have in _pool_statistics(parts).items():
         count = have["count"].astype(np.float64)[:, 0]

@@ -40,7 +40,7 @@ class _MarkDataset:
 
 
 def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> tuple[Dataset, MixtureWeights]:
-    """Joins datasets into a mixture in which each has a fixed fraction of the windows, whatever its size.
+    """Join datasets into a mixture in which each has a fixed fraction of the windows, whatever its size.
 
     Within a dataset all steps are equally likely.
 

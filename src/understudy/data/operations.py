@@ -178,7 +178,7 @@ def permutation(n: int, seed: int) -> list[int]:
 
 
 def assign_groups(sizes: Sequence[int], fractions: Sequence[float]) -> list[int]:
-    """Assigns whole groups of episodes to parts, as close to `fractions` as possible.
+    """Assign whole groups of episodes to parts, as close to `fractions` as possible.
 
     The distance is the sum over parts of (episodes - fraction * all episodes) squared. Every part gets a group. The
     result is optimal if all groups have one size, or if the search takes at most `_MAX_PARTIAL_SUMS` partial sums.

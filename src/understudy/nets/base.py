@@ -29,7 +29,7 @@ class EncoderNet(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, obs: Mapping[str, Tensor], rng: Generator | None = None) -> Context:
-        """Encodes observation windows.
+        """Encode observation windows.
 
         Args:
             obs: Coded observations, ``{name: (B, To, *feature)}``. ``"name?"`` (B, To) bool, if present, is False where
@@ -47,7 +47,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def build(self, features: Schema, n_obs_steps: int) -> EncoderNet:
-        """Builds the module.
+        """Build the module.
 
         Args:
             features: Features of the policy's inputs.
@@ -63,7 +63,7 @@ class TrunkNet(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
-        """Computes one output vector per action step.
+        """Compute one output vector per action step.
 
         Args:
             x: Inputs per step, (B, H, inputs).
@@ -80,7 +80,7 @@ class Trunk(ABC):
 
     @abstractmethod
     def build(self, inputs: int, outputs: int, n_times: int, spec: HeadSpec) -> TrunkNet:
-        """Builds the module.
+        """Build the module.
 
         Times are per action step, not per batch row, so that a rolling buffer, whose steps have different noise levels,
         works with any trunk. A trunk that supports only one time per batch row is a `SharedTimeTrunk`.
@@ -112,7 +112,7 @@ class CachesContext(TrunkNet):
 
     @abstractmethod
     def precompute(self, context: Context) -> Context:
-        """Computes what depends on the context alone.
+        """Compute what depends on the context alone.
 
         Args:
             context: What the encoder returned. A context that is already precomputed is returned unchanged.
@@ -123,7 +123,7 @@ class CachesContext(TrunkNet):
 
     @abstractmethod
     def embed_time(self, times: Tensor) -> Tensor:
-        """Embeds times that all batch rows and steps share.
+        """Embed times that all batch rows and steps share.
 
         Args:
             times: (S, K), one row per time.
@@ -134,7 +134,7 @@ class CachesContext(TrunkNet):
 
     @abstractmethod
     def with_time_embedding(self, context: Context, embedding: Tensor) -> Context:
-        """Fixes the time of all batch rows and steps.
+        """Fix the time of all batch rows and steps.
 
         Args:
             context: A context, precomputed or not.

@@ -29,7 +29,7 @@ MKL_IS_SLOW = _mkl_is_slow()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Computes the same as `torch.nn.functional.linear`.
+    """Compute the same as `torch.nn.functional.linear`.
 
     Args:
         x: (..., in).

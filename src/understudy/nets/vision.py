@@ -48,7 +48,7 @@ class VisionEncoder(ABC):
 
     @abstractmethod
     def build(self, shape: tuple[int, int, int], width: int | None = None) -> VisionNet:
-        """Builds the module. It normalizes the pixels itself.
+        """Build the module. It normalizes the pixels itself.
 
         Args:
             shape: (h, w, C) of the images after cropping.
@@ -213,7 +213,7 @@ class ResNet18Body(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def pretrained(self, weights: str) -> None:
-        """Loads pretrained weights.
+        """Load pretrained weights.
 
         Args:
             weights: A safetensors file or an address on the hub (see `ResNet18`).
@@ -298,7 +298,7 @@ def _weights_file(weights: str) -> Path:
 
 
 def crop(image: Tensor, margin: int, rng: Generator | None) -> Tensor:
-    """Crops images.
+    """Crop images.
 
     Args:
         image: (N, C, h, w).

@@ -254,12 +254,12 @@ def column_name(key: str, feature: Feature) -> str:
 
 
 def unknown_codecs(document: dict) -> str:
-    """The codecs of an array that are not decoded here; "" for none."""
+    """Return the codecs of an array that are not supported. Empty if there are none."""
     return format_list(n for n in codec_names(document) if n not in _CODECS)
 
 
 def codec_names(document: dict) -> list[str]:
-    """In the order in which they encode; those within shards as well."""
+    """Return the codecs of an array in the order in which they encode, including those inside shards."""
     filters = document.get("filters")
     given = [*(filters if isinstance(filters, list) else ()), document.get("compressor"),
              *_nested(document.get("codecs"))]

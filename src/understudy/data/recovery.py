@@ -490,7 +490,7 @@ def _is_complete_zip(path: Path) -> bool:
 
 
 def _repair_npz(path: Path, folder: Path, lose) -> Path:
-    """Arrays are found by their headers. Without `episode_ends`, nobody knows which rows belong to which episode."""
+    """Finds arrays by their headers. Without `episode_ends`, the episode of each row is not known."""
     arrays: dict[str, np.ndarray] = {}
     data = np.memmap(path, np.uint8, "r")
     at = 0

@@ -12,7 +12,7 @@ from .. import cache, journal
 from ..episode import ColumnSource
 from .lerobot_read import LeRobotSource
 
-# in the journal: the segments that are put into the files, and how many there are then
+# file in the journal: the segments that are being moved into the files, and the number of episodes afterwards
 PUBLISHING_FILE = "publishing.json"
 
 
@@ -101,7 +101,7 @@ class InterruptedRecordingSource(ColumnSource):
         if episode < self._n_published:
             return self.files.column(name, episode)
         taken, f = self._journal_episodes[episode - self._n_published], self.schema[name]
-        if name not in taken.schema:  # text that nobody spoke, outcomes that nobody told
+        if name not in taken.schema:  # a column that was not recorded: empty text, zeros
             return np.full(len(taken), "") if f.kind == "string" else np.zeros((len(taken), *f.shape), f.dtype)
         return taken.column(name)
 

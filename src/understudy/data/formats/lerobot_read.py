@@ -30,7 +30,7 @@ _KNOWN = {"codebase_version", "robot_type", "total_episodes", "total_frames", "t
           "total_chunks", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb", "fps", "splits",
           "data_path", "video_path", "features", "tools"}
 _CORRECT = "correct meta/info.json, or take it from a copy"
-_ROWS, _BYTES = 2**16, 2**24  # read at a time, whatever the size of the row groups; a larger one is read whole
+_ROWS, _BYTES = 2**16, 2**24  # read at a time; a larger row group is read as a whole
 
 
 # -- what describes the data ----------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ class LeRobotSource(MemmapSource):
                                 hint="take it from a copy, or leave out the episodes in it")
 
     def _features(self) -> tuple[dict[str, Feature], dict[str, str]]:
-        """Our schema, and how each column is stored: "number", "string", "image", "video" or "task"."""
+        """The schema, and how each column is stored: "number", "string", "image", "video" or "task"."""
         schema, stored = {}, {}
         for name, f in self.info["features"].items():
             where = f"{self.path / 'meta/info.json'}, features.{name}"
@@ -161,7 +161,7 @@ class LeRobotSource(MemmapSource):
 
     @cached_property
     def _last(self) -> Mapping[str, tuple[np.ndarray, pa.Array]]:
-        """By column: (episodes (n,) that have a last row, their values)."""
+        """By column: the episodes (n,) that have a row after the last action, and these rows."""
         file = self.path / UNDERSTUDY_FOLDER / "last.parquet"
         if not file.exists():
             return {}
@@ -224,10 +224,10 @@ class LeRobotSource(MemmapSource):
         row, read = 0, None
         width = sum(self.schema[n].size * np.dtype(self.schema[n].dtype).itemsize for n in names)
         for groups in _batches(source.metadata, width):
-            del read  # or two of them were held at once
+            del read  # so that two of them are never in memory at once
             read = _read_groups(source, groups, columns, file)
             until = row + read.num_rows
-            # Which of the rows belong to which episode; rows that no episode claims are passed over.
+            # The episode of each row. Rows of no episode are skipped.
             here = np.flatnonzero((begin < until) & (begin + lengths > row))
             low = np.maximum(begin[here], row)
             n = np.minimum(begin[here] + lengths[here], until) - low
@@ -269,7 +269,7 @@ class LeRobotSource(MemmapSource):
     def _task(self, episode):
         first, length = self._first["task_index"][episode], int(self.lengths[episode])
         numbers = self._maps["task_index"][first: first + length]
-        if (numbers == numbers[0]).all():  # as nearly always
+        if (numbers == numbers[0]).all():  # the usual case
             return np.broadcast_to(np.array([self.index.tasks[int(numbers[0])]], np.str_), (length,))
         return np.array([self.index.tasks[int(i)] for i in numbers], np.str_)
 
@@ -284,7 +284,7 @@ class LeRobotSource(MemmapSource):
         if self._stored[name] == "video":
             files, begin = self.index.videos[name]
             file, where = self.path / files[episode], f"episode {episode}"
-            film = self._video_files.pop(name, None)  # out of sight while it is read: two readers at once would move it
+            film = self._video_files.pop(name, None)  # a second reader must not use it meanwhile
             if film is None or film.path != file:
                 film = video.VideoReader(remote.fetch_file(file), where)
             yield from film.frames(begin[episode] + self._times(episode), cast(tuple[int, int, int], shape), where)
@@ -299,7 +299,7 @@ class LeRobotSource(MemmapSource):
             yield length, video.decode_frame(image["bytes"], shape, where)
 
     def _times(self, episode) -> np.ndarray:
-        """(T,) s of the frames since the episode began; regular times are exact, not float32."""
+        """Time of each frame in s since the episode began, (T,). Regular times are exact instead of float32."""
         first, length = self._first["task_index"][episode], int(self.lengths[episode])
         regular = np.arange(length) / self.info["fps"]
         if "timestamp" not in self._maps:
@@ -308,7 +308,7 @@ class LeRobotSource(MemmapSource):
         return np.where(np.abs(stored - regular) < video.TIMESTAMP_TOLERANCE, regular, stored)
 
     def _stored_rows(self, name, episode) -> pa.ChunkedArray:
-        """The values of one episode, straight from its file."""
+        """The values of one episode, read from its file."""
         file = self.path / self.index.files[self.index.file[episode]]
         begin, length = int(self.index.start[episode]), int(self.lengths[episode])
         source = self._open(file)
@@ -381,7 +381,7 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
         parts.append(_read_columns(source, wanted, file))
     table = {n: np.concatenate([p[n].to_numpy() for p in parts]) for n in wanted}
     order = np.argsort(table["episode_index"], kind="stable")
-    if ours and len(order) > whole:  # an append that did not finish: its last step is info.json
+    if ours and len(order) > whole:  # an append that did not finish: it replaces info.json last
         order = order[table["episode_index"][order] < whole]
     table = {n: v[order] for n, v in table.items()}
     number, length, count = table["episode_index"], table["length"], len(order)

@@ -28,7 +28,7 @@ from .read_errors import first_line
 
 _BLOCK = 2**23  # bytes fetched at a time
 _ANSWER = 60.0  # seconds in which a source has to answer at all
-_TOLD = 10**6  # bytes from which fetching is worth a word
+_TOLD = 10**6  # bytes from which a download is reported
 _FOLDER, _LIST = "fetched", ".understudy.json"
 _held: set[Path] = set()  # data sets that this process reads
 
@@ -62,7 +62,7 @@ def local_path(path: str | Path) -> Path:
         with remote_errors(at):
             fs, place = _answering(at)
             files = _listed(fs, place)
-    except _Unreachable as away:  # no network: what was fetched last
+    except _Unreachable as away:  # no network: the last copy is used
         last = root / f"{cache.json_digest('address', at)}.json"
         if not last.exists() or not (root / read_json(last)["entry"]).is_dir():
             raise away from None
@@ -108,7 +108,7 @@ def version_key(path: Path) -> list:
 
 
 def _entry(path: Path) -> tuple[Path | None, str]:
-    """The copy that a path lies in, and its name there, if the source has such a file."""
+    """The copy that contains a path, and the name of the path in it, if the source has such a file."""
     root = cache.folder() / _FOLDER
     if not path.is_relative_to(root):
         return None, ""
@@ -123,14 +123,16 @@ def _read_listing(entry: Path) -> Mapping[str, Any]:
 
 
 def _now(files: Mapping[str, Any]) -> list[str]:
-    """What has to be here before anything is read."""
+    """The files that are needed before anything is read."""
     roots = [n[: -len("meta/info.json")] for n in files if n == "meta/info.json" or n.endswith("/meta/info.json")]
     later = tuple(f"{r}{part}/" for r in roots for part in ("data", "videos", "images"))
     return [n for n in files if not (later and n.startswith(later)) and not n.startswith(".git")]
 
 
 def _answering(at: str):
-    """As `open_url`, once the source has answered. Some sources, such as gs:// without credentials, try for hours."""
+    """Like `open_url`, but only if the source answers in time. Some sources, such as gs:// without credentials, try for
+    hours.
+    """
     found: list = []
 
     def ask():
@@ -161,7 +163,7 @@ def open_url(at: str):
 
 
 def _listed(fs, place: str) -> dict[str, dict[str, Any]]:
-    """By name: the size (None where it is not known), the mark of the version, and where it is."""
+    """By file name: size (None if it is not known), mark of the version, and path in the source."""
     about = fs.info(place)
     alone = about["type"] == "file"
     found = {place: about} if alone else fs.find(place, detail=True)
@@ -207,7 +209,7 @@ def _fetch(entry: Path, names: list[str]) -> None:
 
 
 def _copy(fs, file: Mapping[str, Any], to: Path, where: str):
-    """Yields how many bytes each piece had. What is there of an interrupted copy is kept."""
+    """Downloads a file and yields the size of each block. An interrupted download is continued."""
     part = to.with_name(f"{to.name}.part")
     begin = part.stat().st_size if part.exists() and file["size"] is not None else 0
     with remote_errors(where), fs.open(file["at"], "rb") as source, open(part, "ab" if begin else "wb") as out:
@@ -228,7 +230,7 @@ def _copy(fs, file: Mapping[str, Any], to: Path, where: str):
 
 
 def _make_room(entry: Path, size: int, what: str) -> None:
-    """Removes the least recently used data sets, but for those that this process reads."""
+    """Removes the least recently used data sets, except those that this process reads."""
     bound = cache.max_bytes()
     sizes = {e: sum(f.stat().st_size for f in e.rglob("*") if f.is_file())
              for e in entry.parent.iterdir() if e.is_dir()}

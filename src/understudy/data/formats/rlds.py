@@ -35,7 +35,7 @@ from .sidecar import ColumnEncoding, FormatCapability
 _SHARD = 256 << 20  # bytes after which a new shard is begun
 SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _AS_LISTS = ("float32", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")  # nothing is rounded
-_FIRST_AND_LAST = ("steps/is_first", "steps/is_last")  # which say no more than how many steps there are
+_FIRST_AND_LAST = ("steps/is_first", "steps/is_last")  # they follow from the number of steps
 
 
 @dataclass(frozen=True)
@@ -481,7 +481,7 @@ class _Values:
         return next(self._iter_parts(), b"")
 
     def numbers(self) -> np.ndarray:
-        """float32 or int64, packed (as everybody writes them) or one by one."""
+        """The values as float32 or int64, whether they are packed (as usual) or stored one by one."""
         if self._kind == 1:
             raise damaged("this is text or bytes, not numbers", self.where)
         if self._kind == 2:
@@ -656,7 +656,7 @@ def _plan(data: Dataset) -> _StoragePlan:
     plain = {n: f for n, f in features.items() if n not in ("next.terminated", "next.truncated")
              and role(n) != "action" and f.size and (f.kind != "string" or not f.shape) and is_plain_flag(data, n)}
     reserved = {"is_first", "is_last", "is_terminal", "action", "observation"}
-    for group in ("observation/", ""):  # those of observations have a namespace of their own
+    for group in ("observation/", ""):  # observations have their own namespace
 
         def leaf(key, f, group=group):
             return _step_feature(f, f"steps/{group}{'language_instruction' if key == 'task' else key}")

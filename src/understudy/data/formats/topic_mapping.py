@@ -21,7 +21,7 @@ from ...files import read_json
 
 JOIN_RULES = ("last", "next", "nearest", "interpolate")
 _SKIPPED = {"header", "stamp", "timestamp", "layout"}  # no numbers of the robot's
-_MOST = 1024  # numbers in a message; what has more is no state, and is not proposed
+_MOST = 1024  # numbers in a message; a message with more is not a state and is not proposed
 _DO = "correct the mapping; docs/formats.md says what it may hold, and understudy inspect BAG --json proposes one"
 
 
@@ -256,7 +256,7 @@ def numeric_fields(value, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _named(value) -> Mapping[str, Any] | None:
-    """A list of structures that are told apart by a field `name`, by it."""
+    """A list of structures with a field `name`, by that name. None for anything else."""
     if not isinstance(value, (list, tuple)):
         return None
     inside = {name: v for v in value if isinstance(name := (_inside(v) or {}).get("name"), str) and name
@@ -307,7 +307,7 @@ def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ..
     found = [(path, a) for p, part in zip(fields, parts, strict=True) for path, a in numeric_fields(part, p)]
     if not found:
         raise MessageMismatch(f"there are neither numbers nor text in {', '.join(map(repr, fields))}")
-    if order is not None and order != tuple(path for path, _ in found):  # a set of fields has no order, and may change
+    if order is not None and order != tuple(path for path, _ in found):  # fields that come as a set have no order
         if sorted(order) != sorted(path for path, _ in found):
             names = ", ".join(path for path, _ in found)
             raise MessageMismatch(f"the numbers are {names}, but {', '.join(order)} in the first message")
@@ -335,7 +335,7 @@ def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ..
 
 
 def _order(message, names: tuple[str, ...], size: int) -> list[int]:
-    """Where each name is in this message; as they lie, if it names none."""
+    """Position of each name in this message. If the message has no names, the order of its values is kept."""
     said = list((_inside(message) or {}).get("name", ()))
     if not said:
         if size != len(names):
@@ -430,7 +430,7 @@ class TopicSummary:
 _ACTIONS = re.compile(r"action|command|cmd|leader|control_input|joint_trajectory|target", re.I)
 _NO_STATE = re.compile(r"rosout|/tf(_static)?$|diagnostics|parameter_events|^/clock$|camera_info")
 _PLAIN = {"image", "image_raw", "image_rect", "image_color", "compressed", "data", "state", "joint_states", "value"}
-MAX_FPS = 100.0  # messages a second; a clock that is faster makes rows that hardly differ
+MAX_FPS = 100.0  # messages per second; rows of a faster clock would hardly differ
 
 
 def propose_mapping(
@@ -451,7 +451,7 @@ def propose_mapping(
     columns: dict[str, ColumnMapping] = {}
     left = []
     states = [t for t in topics if re.search(r"state|position|pose|odom", t.name, re.I)]
-    for topic in sorted(topics, key=lambda t: t not in states):  # what calls itself a state is the first
+    for topic in sorted(topics, key=lambda t: t not in states):  # topics with a state in their name come first
         if why := _unusable(topic):
             left.append(f"topic {topic.name} ({topic.type}): {why}; it is left out")
         else:
@@ -509,7 +509,7 @@ def _add(topic: TopicSummary, columns: dict[str, ColumnMapping]) -> None:
         task = re.search(r"task|instruction|prompt|language", topic.name, re.I)
         columns[free("task" if task else short or "text")] = ColumnMapping(
             topic.name, (next(k for k, v in inside.items() if v is text),),
-            join="nearest" if topic.count == 1 else "last")  # said once, just before or after the first row
+            join="nearest" if topic.count == 1 else "last")  # sent once, just before or after the first row
         return
     wanted = bool(_ACTIONS.search(topic.name))
     first = "action" if wanted else "next.reward" if re.search("reward", topic.name, re.I) else "observation.state"
@@ -533,5 +533,5 @@ def _period(stamps: np.ndarray) -> float | None:
 
 
 def _rate(fps: float) -> float:
-    """A whole number where it is one but for jitter."""
+    """The rate, rounded to an integer if it is within 1 % of one."""
     return float(round(fps)) if round(fps) and abs(fps / round(fps) - 1) < 0.01 else round(fps, 3)

@@ -266,7 +266,7 @@ class Planner(ABC):
         """Encode observation windows, (B, To, ...).
 
         Raises:
-            Unsupported: The planner has no encoder of its own.
+            Unsupported: The planner has no encoder.
         """
         raise Unsupported(f"{type(self).__name__} does not encode observations apart from planning", hint=_NO_CONTEXT)
 
@@ -275,7 +275,7 @@ class Planner(ABC):
         """Scale of each action component in world units, (A,), for comparing actions.
 
         Raises:
-            Unsupported: The planner has no codec of its own.
+            Unsupported: The planner has no codec.
         """
         raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
 
@@ -290,7 +290,7 @@ class Planner(ABC):
             Coded actions, (B, H, width).
 
         Raises:
-            Unsupported: The planner has no codec of its own.
+            Unsupported: The planner has no codec.
         """
         raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
 
@@ -305,7 +305,7 @@ class Planner(ABC):
             Actions in world units, (B, H, A).
 
         Raises:
-            Unsupported: The planner has no codec of its own.
+            Unsupported: The planner has no codec.
         """
         raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
 

@@ -40,7 +40,7 @@ _NUMBERED = re.compile(r"(.+?)_(\d+)")
 _BRACKETED = re.compile(r"(.+?)(?:\.(\d+)|\[(\d+)\])")
 COMMAS_HINT = ("convert it to commas between the columns and points in numbers (1.5), such as with "
                "pandas.read_csv(FILE, sep=None, engine='python', decimal=',').to_csv(NEW, index=False)")
-_NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numbers, each of which holds those before it
+_NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numbers; each can represent those before it
 _CAMERA = "observation.images."
 _CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
 

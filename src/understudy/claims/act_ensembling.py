@@ -28,24 +28,12 @@ from .base import (
     ExpertDemonstrations,
     GreaterThan,
     NegativeControl,
-    RuleResult,
 )
 from .curation import cached_load
 from .measures import ROWS, log_jerk, train_policy
 
 HORIZON = 20  # steps of 0.1 s: 2 s as in the paper, which has 100 steps of 0.02 s
 PERIOD, SPEED = 0.1, 0.5  # s, m/s: of arms
-PUBLISHED_GAIN = 0.033  # of ACT's success, from temporal ensembling
-
-
-@dataclass(frozen=True)
-class PublishedGain(GreaterThan):
-    """`GreaterThan`, with the gain of the paper as the smallest effect. The general one, 0.05, would exceed it."""
-
-    def judge(self, *args, **kwargs):
-        (condition,) = super().judge(*args, **kwargs).conditions
-        condition = replace(condition, smallest_effect=PUBLISHED_GAIN)
-        return RuleResult(condition.verdict, (condition,))
 
 
 @dataclass(frozen=True)
@@ -127,14 +115,16 @@ CLAIM = Claim(
     setup="arms: two hands carry a bar, which they drop if their distance is off by 3 cm. 50 scripted demonstrations, "
     "whose actions are the positions where the hands are to be next, as in ALOHA. The paper's ablation decides what "
     "temporal ensembling adds: the same weights act with an ensemble (m = 0.01) and chunk after chunk, and the "
-    "ensemble succeeds more often. The smallest effect is the paper's own gain, 3.3 points. Every arm has beta = 10. "
-    "Success with the newest chunk of each step alone and jerk are reported too. The half of the statement about "
-    "action chunking is not tested. Differences from the paper: scripted demonstrations, states in place of images, "
-    "an MLP of 64 x 1 blocks in place of the transformer, chunks of 20 steps of 0.1 s in place of 100 of 0.02 s, and "
-    "1,000 updates.",
+    "ensemble succeeds more often. Every arm has beta = 10. Success with the newest chunk of each step alone and jerk "
+    "are reported too. The half of the statement about action chunking is not tested. The statement is quoted, and "
+    "the paper's gain of 3.3 points stated, from memory: neither was checked in the paper's text. The smallest effect "
+    "is the usual 0.05, so a gain as small as the paper's counts as negligible. Differences from the paper: scripted "
+    "demonstrations, states in place of images, an MLP of 64 x 1 blocks in place of the transformer, chunks of 20 "
+    "steps of 0.1 s in place of 100 of 0.02 s with the same m per step, so that old chunks weigh less relative to new "
+    "ones, and 1,000 updates.",
     parts=(
-        ClaimPart("over chunks", BIMANUAL, PublishedGain("success", "ensemble", "chunks")),
-        ClaimPart("over the newest chunk", FIRST_SEEDS, PublishedGain("success", "ensemble", "each step"),
+        ClaimPart("over chunks", BIMANUAL, GreaterThan("success", "ensemble", "chunks")),
+        ClaimPart("over the newest chunk", FIRST_SEEDS, GreaterThan("success", "ensemble", "each step"),
                   is_decisive=False),
         ClaimPart("smoother than chunks", FIRST_SEEDS, GreaterThan("log_jerk", "chunks", "ensemble"),
                   is_decisive=False),

@@ -111,6 +111,7 @@ PUSH = Experiment(
     seeds=tuple(range(200, 210)),
     episodes=200,
     starts_seed=110,
+    looks=((5, 0.02), (10, 0.03)),
     sanity=(("scratch, 40", "success", 0.2), ("pretrained, 40", "success", 0.2)),
 )
 BETTER_WITH_20 = GreaterThan("success", "pretrained, 20", "scratch, 20")

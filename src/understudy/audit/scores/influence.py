@@ -216,10 +216,9 @@ class FilterLikeYouTest(StepScore):
             found = torch.autograd.grad(losses(after, tx[some], ty[some]).mean(), list(after.values()))
             signal = self.downstream_signal(dict(zip(after, found, strict=True)), n)
             # What the downstream loss changes by, to first order, when the update changes with the shares.
-            change = -self.lr * sum((g * signal[k]).sum() for k, g in zip(theta, slope, strict=True))
+            change = -self.lr * torch.stack([(g * signal[k]).sum() for k, g in zip(theta, slope, strict=True)]).sum()
             optim.zero_grad()
-            for p, g in zip(scorer.parameters(), torch.autograd.grad(change, list(scorer.parameters())), strict=True):
-                p.grad = g
+            change.backward(inputs=list(scorer.parameters()))
             optim.step()
             theta = {k: v.detach() for k, v in after.items()}
         return scorer

@@ -1,4 +1,4 @@
-"""understudy split"""
+"""The command understudy split."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _check_options(o: SplitOptions) -> None:
 
 
 def _random_parts(o: SplitOptions, found: list) -> dict[str, tuple[list[int], list]]:
-    """Assigns whole values to parts, as close to the fractions as possible. The seed decides among ties."""
+    """Assigns values of the field to parts, as close to the fractions as possible. The seed decides among ties."""
     from ..core import UserError
     from ..data.operations import assign_groups, permutation
 

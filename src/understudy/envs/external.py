@@ -18,8 +18,11 @@ from .gymnasium_adapter import GymVector, RenderableGymVector
 
 
 class IsolatedNumpyRandom(gymnasium.Wrapper):
-    """Has NumPy's global generator, from which some simulators draw, to itself: what a row draws depends on the seed of
-    its own episode and on nothing that runs at the same time. Its expert draws from another."""
+    """Wrapper for simulators that draw from NumPy's global generator.
+
+    Each environment has its own state of this generator, which depends on the seed of the episode alone. Its expert
+    draws from another.
+    """
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
@@ -58,8 +61,13 @@ class ExpertVector(RenderableGymVector, HasExpert):
 
 @dataclass(frozen=True)
 class AdviceActor(Actor):
-    """Acts in all rows of `env` at once, from what the simulator knows and not from what it shows. So it has no state,
-    and its advice does not depend on which actor has acted so far."""
+    """Expert that acts in all rows of `env`, from the state of the simulator instead of the observation.
+
+    It has no state. Its action does not depend on the actor that has acted before.
+
+    Args:
+        env: The environment.
+    """
 
     env: GymVector
 

@@ -19,14 +19,10 @@ from understudy.claims.dataset_quality import (
     run_episode,
     train_preferences,
 )
-from understudy.claims.ema_oscillation import CLAIM as EMA_OSCILLATION
-from understudy.claims.ema_oscillation import AllWindows, FullBatchCloning, Stacked, whole_batches
 from understudy.claims.extraneous_segments import DetourExpert, _f1_score
 from understudy.claims.out_of_dynamics import infer_actions, sharpen
-from understudy.data.episode import Dataset, Episode
-from understudy.data.window import Window
+from understudy.data.episode import Episode
 from understudy.envs.fork import Expert
-from understudy.policy import Policy
 
 
 def test_marks_are_of_episodes_or_of_steps():
@@ -90,42 +86,6 @@ def test_offline_learners_find_a_way_that_the_data_rarely_take(kind):
     """The mixed set has the best way in one of five steps. Its shortest way is 12 steps."""
     likes = train_preferences(GridLearner(kind), GridDatasets().load(11), 11)[LEARNED.index("mixed")]
     assert len(run_episode(lambda at: likes[at].argmax())) == 12
-
-
-def random_episodes(*lengths):
-    rng = np.random.default_rng(0)
-    return Dataset([Episode({"observation.state": rng.normal(size=(n, 2)).astype(np.float32),
-                             "action": rng.normal(size=(n, 1)).astype(np.float32)}) for n in lengths])
-
-
-def test_without_noise_every_batch_is_all_of_the_data():
-    data = random_episodes(5, 7)
-    batches = AllWindows(Window().windows(data, ("observation.state",), "action"))
-    for step in (0, 3):
-        batch = batches.batch(4, step, step, slice(0, 4))  # as `fit_method` asks
-        assert batch.action[:, 0].tolist() == np.concatenate([e.steps["action"] for e in data]).tolist()
-    experiment = EMA_OSCILLATION.parts[0].experiment
-    for arm, before in zip(whole_batches(experiment).arms, experiment.arms, strict=True):
-        new, old = (a.options[0].method for a in (arm, before))
-        assert isinstance(new.learner, FullBatchCloning) and new.policy == old.policy
-        assert all(getattr(new.learner, k) == getattr(old.learner, k) for k in vars(old.learner))
-
-
-def test_stacked_policies_act_as_each_does_alone():
-    recipe, data = EMA_OSCILLATION.parts[0].experiment.arms[0].options[0].method.policy, random_episodes(9)
-    policies = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        policies.append(Policy(recipe, data.features()).eval().requires_grad_(False))
-        policies[-1].fit(data)
-        with torch.no_grad():
-            for p in policies[-1].parameters():
-                p.add_(0.1 * torch.randn_like(p))
-    obs = torch.randn(2, 3, 2)
-    acted = Stacked(policies).act(obs)
-    alone = [p.plan({"observation.state": o[:, None]}, torch.zeros(3, 1, 0))[:, 0]
-             for p, o in zip(policies, obs, strict=True)]
-    assert torch.allclose(acted, torch.stack(alone), atol=1e-6) and not torch.allclose(acted[0], acted[1])
 
 
 def test_a_circle_ends_where_it_began():

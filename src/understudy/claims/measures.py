@@ -61,3 +61,34 @@ def log_jerk(episode: Episode) -> float:
     """Log of the mean squared third difference of the actions. Compare it only between arms on the same task."""
     jerk = np.diff(np.asarray(episode.steps["action"], float), n=3, axis=0)
     return float(np.log(np.mean(jerk**2) + 1e-12)) if len(jerk) else float(np.log(1e-12))
+
+
+def checkpoint_oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int, *,
+                n_checkpoints: int = 10, interval: int = 200) -> dict[str, list[float]]:
+    """Roll out the last `n_checkpoints` checkpoints, one every `interval` updates, on the same starts.
+
+    Returns:
+        "mean" of their returns. "swing": the standard deviation of a checkpoint's mean return, from differences of
+        neighbors (root mean square divided by the square root of 2), minus what the few episodes alone would give, so
+        that a trend counts little. "log_swing": its logarithm. "calm": the same of the training loss between
+        checkpoints, as a fraction of the loss at the start. "loss": its mean.
+    """
+    steps, returns, losses, recent = method.learner.steps, [], [], []
+
+    def look(step, learner, seen):
+        recent.append(seen["loss"])
+        if step > steps - n_checkpoints * interval and step % interval == 0:
+            ran = _rollout_policy(experiment, learner.trained_policy, method, episodes, starts)
+            returns.append([float(e.steps["next.reward"].sum()) for e in ran])
+            losses.append(float(np.mean(recent[-interval:])))
+
+    train_policy(experiment, method, data, seed, watch=(look,))
+    table = np.asarray(returns)  # (checkpoints, starts): the same starts for each
+    means, change = table.mean(1), np.diff(table, axis=0)
+    # Of the differences of means, what is due to the few starts: their spread over starts.
+    chance = float((change.var(1, ddof=1) / table.shape[1]).mean()) / 2
+    swing = float((np.diff(means) ** 2).mean()) / 2
+    swing = max(swing - chance, 1e-3 * swing + 1e-12) ** 0.5
+    mean, loss = float(means.mean()), float(np.mean(losses))
+    calm = float(np.sqrt((np.diff(losses) ** 2).mean() / 2) / np.mean(recent[:10]))
+    return {"mean": [mean], "log_swing": [float(np.log(swing))], "swing": [swing], "calm": [calm], "loss": [loss]}

@@ -40,10 +40,10 @@ from .behavior_entropy import N_REPEATS, success_and_entropy
 from .critical_steps import ErrandDemonstrations, FineTuning
 from .dataset_quality import GridDatasets
 from .dataset_quality import GridLearner as GridLearner
-from .ema_oscillation import WatchedMethod
 from .generalization_gap import MazeDemonstrations
 from .goal_directions import DirectedPush
 from .imitation_promise import WeakAndStrongDemonstrations
+from .measures import checkpoint_oscillation
 from .out_of_dynamics import MixedDynamicsDemonstrations
 from .preemptive_restart import RestartMethod
 from .pretrained_behavior import MultiTaskDemonstrations
@@ -74,7 +74,6 @@ REDUCED: dict[type, dict[str, int]] = {
     ErrandDemonstrations: {"n_episodes": 8},
     FineTuning: {"n_base_episodes": 20},
     VisualMethod: {"n_updates": 20},
-    WatchedMethod: {"n_checkpoints": 4, "interval": 2},  # only the last updates are made
 }
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
 
@@ -128,7 +127,8 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
         for name, experiment, arms in _experiments(claim, chosen):
             numbers[f"{name} / seeds and episodes"] = [*map(float, (*experiment.seeds, experiment.episodes))]
             source, sizes = _reduced(experiment.source)
-            experiment = replace(experiment, source=source)
+            measure = _oscillation if experiment.measure is checkpoint_oscillation else experiment.measure
+            experiment = replace(experiment, source=source, measure=measure)
             for arm, method in arms:
                 key = json.dumps(config.dump([method, experiment.source, experiment.env, experiment.env_options,
                                               experiment.measure]))
@@ -260,6 +260,11 @@ def _reduced(value: Any) -> tuple[Any, list[float]]:
         return replace(value, episodes=min(value.episodes, DEMONSTRATIONS)), [value.episodes]
     sizes = REDUCED.get(type(value), {})
     return replace(value, **sizes) if sizes else value, [getattr(value, name) for name in sizes]
+
+
+def _oscillation(*args):
+    """`oscillation` over the last updates that are made, instead of over checkpoints 200 updates apart."""
+    return checkpoint_oscillation(*args, interval=2)
 
 
 def _load(experiment: Experiment, rounding: float) -> tuple[Dataset, Numbers]:

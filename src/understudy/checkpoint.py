@@ -41,7 +41,7 @@ class CheckpointModule(nn.Module, ABC):
         Args:
             folder: The folder that `save` wrote.
             trust: Packages besides understudy whose code may be loaded.
-            device: Where the weights go.
+            device: Device of the weights.
 
         Raises:
             UserError: A file is missing or damaged. The message names it.
@@ -90,7 +90,12 @@ class FromStage:
 
 
 def save_module(module: CheckpointModule, folder: Path | str) -> None:
-    """Writes a module into a folder, with its class in `module.json`, so that `load_module` finds it."""
+    """Writes a module into a folder, with its class in `module.json`, so that `load_module` finds it.
+
+    Args:
+        module: The module.
+        folder: An existing folder, or a new one.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     module.save(folder)
@@ -104,7 +109,7 @@ def load_module(folder: Path | str, trust: tuple[str, ...] = (),
     Args:
         folder: The folder.
         trust: Packages besides understudy whose code may be loaded.
-        device: Where the weights go.
+        device: Device of the weights.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -120,7 +125,12 @@ def load_module(folder: Path | str, trust: tuple[str, ...] = (),
 
 
 def save_weights(module: nn.Module, folder: Path | str) -> None:
-    """Writes the parameters and buffers of a module as `weights.safetensors`, and their checksum."""
+    """Writes the parameters and buffers of a module as `weights.safetensors`, and their checksum.
+
+    Args:
+        module: The module.
+        folder: An existing folder.
+    """
     save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, Path(folder) / WEIGHTS)
     write_checksums(folder, WEIGHTS)
 
@@ -153,7 +163,12 @@ def load_weights(module: nn.Module, folder: Path | str, hint: str, kind: str = "
 
 
 def save_features(features: Schema, folder: Path | str) -> None:
-    """Writes the columns that a module was built for as `features.json`."""
+    """Writes the columns that a module was built for as `features.json`.
+
+    Args:
+        features: Features by column.
+        folder: The folder.
+    """
     write_json(Path(folder) / FEATURES, {k: asdict(f) for k, f in features.items()})
 
 
@@ -176,7 +191,15 @@ def load_features(folder: Path | str, hint: str) -> dict[str, Feature]:
 
 
 def read_document(path: Path, hint: str):
-    """The JSON of a checkpoint's file. Raises UserError with `hint` if it is missing or damaged."""
+    """Reads a JSON file of a checkpoint.
+
+    Args:
+        path: The file.
+        hint: What the user can do if the file is missing or damaged.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
     try:
         return read_json(path)
     except UserError as error:
@@ -185,6 +208,10 @@ def read_document(path: Path, hint: str):
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Sets the parameters and buffers of a module. Buffers take the given shapes.
+
+    Args:
+        module: The module.
+        tensors: Its parameters and buffers by name, as in `state_dict`.
 
     Raises:
         RuntimeError: The names or shapes do not match. The message is one line, and nothing has changed.

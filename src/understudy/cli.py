@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and what becomes of errors. Each command is a file in commands/.
+"""The command line: the list of commands, and how errors are reported. Each command is a file in commands/.
 
 Exit status: 0 done, 1 a defect of understudy, 2 an error that the user can fix, 3 an audit found errors,
 or a claim that was due did not run; 130 interrupted and resumable.
@@ -26,11 +26,21 @@ from . import __version__
 
 @dataclass(frozen=True)
 class Command:
+    """An entry of the list of commands.
+
+    Args:
+        usage: Arguments and options, for the help.
+        summary: Description in one line.
+        is_resumable: Whether the same command continues after an interrupt.
+        resume_options: Options without which it does not continue.
+        module: Name of its file in commands/, if it is not the name of the command.
+    """
+
     usage: str
     summary: str
-    is_resumable: bool = False  # after an interrupt the same command continues where it stopped
-    resume_options: tuple[str, ...] = ()  # the options with which it does
-    module: str = ""  # in commands/, where it is not the command's name
+    is_resumable: bool = False
+    resume_options: tuple[str, ...] = ()
+    module: str = ""
 
 
 COMMANDS = {

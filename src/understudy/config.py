@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back, by import path. No registry: a new head needs no entry.
+"""Frozen dataclasses to JSON and back, by import path. There is no registry, so a new head needs no entry.
 
 A checkpoint names code, so loading one may import only from packages that the caller trusts.
 """
@@ -18,11 +18,18 @@ T = TypeVar("T")
 
 
 class UntrustedCode(UserError, PermissionError):
-    """The file names code outside the trusted packages."""
+    """A file names code outside the trusted packages."""
 
 
 def dump(value):
-    """Plain JSON data. Raises TypeError for anything that is not numbers, text, tuples and frozen dataclasses."""
+    """Converts a value to plain JSON data.
+
+    Args:
+        value: Finite numbers, text, None, tuples, dictionaries, frozen dataclasses, or functions of a module.
+
+    Raises:
+        TypeError: The value contains something else.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
         if not cls.__dataclass_params__.frozen or not _is_top_level(cls):
@@ -47,13 +54,24 @@ def dump(value):
 
 
 def _is_top_level(value) -> bool:
-    """Whether a class or function is found by its name in the very module that defines it, as `load` looks for it."""
+    """Whether a class or function is found under its name in the module that defines it, where `load` searches for it.
+    """
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     return module is not None and getattr(module, getattr(value, "__qualname__", "."), None) is value
 
 
 def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
-    """The value that `dump` wrote. Raises UntrustedCode, or ConfigError that names the key."""
+    """Converts JSON data that `dump` wrote to the value.
+
+    Args:
+        data: The JSON data.
+        trust: Packages whose code may be loaded.
+        where: The file, for errors.
+
+    Raises:
+        UntrustedCode: The data name code of another package.
+        ConfigError: A field is unknown or invalid. The message names its key.
+    """
     if isinstance(data, list):
         return tuple(load(v, trust, f"{where}[{i}]") for i, v in enumerate(data))
     if not isinstance(data, dict):
@@ -86,7 +104,7 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
 
 
 def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",), where: str = "") -> type[T]:
-    """The class that "package.module:Class" names.
+    """Finds the class that "package.module:Class" names.
 
     Args:
         name: Import path and class.
@@ -105,7 +123,7 @@ def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",
 
 
 def _find(name: str, trust: tuple[str, ...], where: str):
-    """(module path, what "package.module:name" names or None), if the package is trusted."""
+    """The module path of "package.module:name", and the object or None, if the package is trusted."""
     path, _, attribute = name.partition(":")
     package = path.split(".")[0]
     if package not in trust:

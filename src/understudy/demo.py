@@ -1,5 +1,8 @@
-"""The whole line on a toy whose best possible result is known, in a few minutes: from demonstrations to a judged
-policy. Budget and seeds are fixed here, before anything runs."""
+"""The whole workflow on a toy whose best possible result is known, in a few minutes: from demonstrations to evaluated
+policies.
+
+Budget and seeds are fixed here, before anything runs.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +30,16 @@ from .learn.run import Run
 from .learn.train import train
 from .policy import PolicyConfig
 
-TASK = "fork"  # round a pillar, left or right: both equally good, and their mean is the pillar
+TASK = "fork"  # around a pillar, left or right: both are equally good, and their mean hits the pillar
 # So many that from any start about as many go left as right: a mean of few leans to one side, and gets by.
 DEMONSTRATIONS, STEPS, EPISODES, SEED = 200, 2000, 200, 0
-NAMES = {"flow": "flow matching", "regression": "mean regression"}  # by the folder of the run
+NAMES = {"flow": "flow matching", "regression": "mean regression"}  # by the name of the run
 PURPOSES = {"flow": "all the ways that were shown", "regression": "their average"}
-ROWS = 16  # of every batch that a network sees while it is judged
+ROWS = 16  # rows of every batch that a network gets in the evaluation
 
 
 def method(head: Head) -> Method:
-    """The two differ in their heads and in nothing else: trunk, window, execution and budget are the same."""
+    """The method with this head. The two methods of the demo differ only in their heads."""
     return Method(PolicyConfig(head, window=Window(2, 8)), RecedingHorizon(4), BehaviorCloning(steps=STEPS))
 
 
@@ -46,15 +49,30 @@ Report = Callable[[str], None]
 
 @contextmanager
 def no_progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar that nobody looks at."""
+    """A progress bar that shows nothing.
+
+    Args:
+        title: Title of the bar.
+        total: Number of items.
+
+    Yields:
+        A function to call after each item.
+    """
     yield lambda: None
 
 
 def demo(out: Path, *, device: str = "cpu", say: Report = print, bar=no_progress) -> dict[str, Evaluation]:
-    """Everything into the folder `out`; what an earlier, interrupted call has done there is not done again.
+    """Runs the demo in a folder. Steps that an earlier, interrupted call finished are not repeated.
 
-    bar(title, total): a context manager that gives progress(), which is called for each one done. Returns the
-    evaluations, by run.
+    Args:
+        out: The folder.
+        device: Device to train on.
+        say: Prints a line.
+        bar: Called with (title, total). Returns a context manager that gives a function to call after each item, such
+            as `no_progress`.
+
+    Returns:
+        The evaluations by name of the run: "flow" and "regression".
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # networks as small as these gain nothing from more, and lose much on a busy machine
@@ -101,7 +119,7 @@ def _run_demo(out, device, say, bar):
 
 
 def commands(out: Path) -> list[tuple[str, str]]:
-    """Commands to try next, and what each does."""
+    """Commands to try next, and a description of each."""
     data = out / "demonstrations"
     return [(f"understudy inspect {data}", "What is in the demonstrations"),
             (f"understudy eval {out / 'flow'} {TASK} --episodes 100 --against {out / 'regression'} --seed 1",
@@ -111,7 +129,7 @@ def commands(out: Path) -> list[tuple[str, str]]:
 
 
 def summary(data: Dataset) -> str:
-    """In a line."""
+    """The data in one line."""
     left = sum(e.steps["observation.state"][:, 1].mean() > 0 for e in data)
     won = sum(bool(e.metadata["success"]) for e in data)
     return (f"{len(data)} episodes, {data.steps} steps at {data.fps:g} a second, {won} succeeded; {left} go left of "
@@ -119,7 +137,13 @@ def summary(data: Dataset) -> str:
 
 
 def results(data: Dataset, found: dict[str, Evaluation], optimum: float) -> dict:
-    """The figures, and nothing that differs from one run of the demo to the next."""
+    """The results as JSON data, without numbers that differ between runs of the demo, such as times.
+
+    Args:
+        data: The demonstrations.
+        found: Evaluations by name of the run.
+        optimum: Best possible success rate of the task.
+    """
     policies = {}
     for run, e in found.items():
         other = next(k for k in found if k != run)

@@ -14,11 +14,16 @@ from pathlib import Path
 
 from .core import UserError
 
-CHECKSUMS = "checksums.json"  # of files in the same folder: name -> SHA-256, in hexadecimal digits
+CHECKSUMS = "checksums.json"  # for the files in the same folder: name -> SHA-256 in hexadecimal digits
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Replaces a file atomically. The old text stays until the new one is on the disk."""
+    """Replaces a file atomically. The old text stays until the new text is on the disk.
+
+    Args:
+        path: The file. Missing folders are created.
+        text: The new text.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -36,11 +41,17 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value) -> None:
+    """Replaces a JSON file atomically, as `write_text` does.
+
+    Args:
+        path: The file. Missing folders are created.
+        value: JSON data.
+    """
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def replace_nonfinite(value):
-    """For JSON: NaN and infinite numbers become null."""
+    """A copy of JSON data in which NaN and infinite numbers are null."""
     if isinstance(value, dict):
         return {k: replace_nonfinite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -49,7 +60,11 @@ def replace_nonfinite(value):
 
 
 def read_json(path: Path | str):
-    """Reads JSON. A UserError names the file, and the line with the error."""
+    """Reads a JSON file.
+
+    Raises:
+        UserError: The file is missing or is not JSON. The message has the line of the error.
+    """
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -98,7 +113,16 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def whole_folder(path: Path | str) -> Iterator[Path]:
-    """A new folder: it is built under a temporary name, synced and then renamed. After an error nothing is left."""
+    """A context in which a new folder is built under a temporary name. At its end the folder is synced and renamed.
+
+    After an error nothing is left.
+
+    Args:
+        path: The new folder.
+
+    Yields:
+        The temporary path.
+    """
     path = Path(path)
     if path.exists():
         raise UserError("there is already a file or folder", where=path,
@@ -123,7 +147,14 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """A new file, as `whole_folder` makes a folder. It yields the temporary path to write to."""
+    """A context in which a new file is written under a temporary name, as `whole_folder` builds a folder.
+
+    Args:
+        path: The new file.
+
+    Yields:
+        The temporary path.
+    """
     path = Path(path)
     if path.exists():
         raise UserError("there is already a file or folder", where=path,

@@ -41,7 +41,11 @@ def find_plugins(kind: Kind) -> dict[str, EntryPoint]:
 
 
 def load_plugin(kind: Kind, name: str) -> Any:
-    """The object that a package registers under a name.
+    """Loads the object that a package registers under a name.
+
+    Args:
+        kind: What the object is: "methods", "envs" or "formats".
+        name: The name.
 
     Raises:
         UserError: Its module or the object in it does not exist.

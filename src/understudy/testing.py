@@ -67,17 +67,29 @@ STATE = "observation.state"
 
 
 class ContractViolation(AssertionError):
-    """A promise that a part does not keep."""
+    """A part does not keep its contract."""
 
 
 def require(promise: bool, what: str) -> None:
-    """Unlike `assert`, also where Python runs with -O."""
+    """Raises ContractViolation if a condition is False, also if Python runs with -O, unlike `assert`.
+
+    Args:
+        promise: The condition.
+        what: The message.
+    """
     if not promise:
         raise ContractViolation(what)
 
 
 def require_equal(one: Tensor, other: Tensor, what: str, near: float = 0.0) -> None:
-    """Equal, or, with `near`, equal to that much of their size."""
+    """Raises ContractViolation if two tensors differ.
+
+    Args:
+        one: A tensor.
+        other: The tensor that should be equal.
+        what: The message.
+        near: Relative tolerance. The absolute tolerance is a tenth of it.
+    """
     try:
         torch.testing.assert_close(one, other, rtol=near, atol=near / 10, msg=lambda m: f"{what}\n{m}")
     except AssertionError as error:
@@ -88,7 +100,14 @@ def require_equal(one: Tensor, other: Tensor, what: str, near: float = 0.0) -> N
 
 
 def random_dataset(features: Schema, episodes: int = 6, steps: int = 24, seed: int = 0) -> Dataset:
-    """Episodes of `steps` steps and more that hold anything at all: numbers of many sizes, pixels, bytes, choices."""
+    """Episodes with random values: numbers, images, bytes and classes, as the features require.
+
+    Args:
+        features: The columns.
+        episodes: Number of episodes.
+        steps: Number of steps of the first episode. Each further episode is one step longer.
+        seed: Seed of the values.
+    """
     rng = np.random.default_rng(seed)
 
     def column(name, f, rows):
@@ -105,9 +124,15 @@ def random_dataset(features: Schema, episodes: int = 6, steps: int = 24, seed: i
 
 def random_batch(recipe: PolicyConfig, size: int = 5, seed: int = 0, target: Feature | None = None,
             inputs: Schema | None = None) -> tuple[Policy, Batch]:
-    """A policy fitted on made-up data, and a batch of it whose last rows run past the end of an episode.
+    """A policy whose statistics are those of random data, and a batch of the data whose last windows extend past the
+    end of an episode.
 
-    target: two numbers, unless given. inputs: three numbers in each column that the recipe names, unless given.
+    Args:
+        recipe: The configuration of the policy.
+        size: Number of windows.
+        seed: Seed of the data and the weights.
+        target: Feature of the target. By default two numbers.
+        inputs: Features of the inputs. By default three numbers in each column that the configuration names.
     """
     named = (*recipe.inputs, *(g.column for g in recipe.window.goals))
     if inputs is None:
@@ -136,8 +161,8 @@ def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
     uses its own network by default.
 
     Args:
-        recipe: Policy with the head and a trunk.
-        target: Feature of the target; two numbers by default.
+        recipe: Configuration of a policy with the head and a trunk.
+        target: Feature of the target. By default two numbers.
 
     Raises:
         ContractViolation: With the part of the contract that does not hold.
@@ -227,7 +252,9 @@ def _head_learns(policy, batch) -> Policy:
 
 @torch.no_grad()
 def _head_reads_noise(policy, batch, noise):
-    """Of a policy after a few updates: layers that begin at zero ignore everything before."""
+    """Checks that noise changes the plans of a policy after a few updates. Before them, layers that are initialized to
+    zero ignore it.
+    """
     if not noise.numel():
         return
     head = policy.config.head
@@ -308,8 +335,18 @@ def _head_times(policy, context, coded):
 
 
 def check_codec(codec: Codec, target: Feature | None = None) -> None:
-    """Checks that `decode` undoes `encode`, that columns without numeric values are left alone, and that the codec
-    cannot be used before it is fitted."""
+    """Checks the contract of a codec.
+
+    `decode` undoes `encode`. Columns without numeric values are left alone. The codec cannot be used before it is
+    fitted.
+
+    Args:
+        codec: The codec.
+        target: Feature of the target. By default two numbers.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
     features = {STATE: Feature("float32", (2,)), "observation.images.front": Feature("uint8", (4, 4, 3), "image"),
                 "observation.words": Feature("uint8", (9,), "text"),
                 "observation.mode": Feature("int64", (1,), "discrete", num_classes=(3,)),
@@ -491,7 +528,7 @@ def _encoder_tokens_are_of_their_steps(net, obs, rows, context):
 
 @torch.no_grad()
 def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) -> None:
-    """Checks that an executor keeps its promises.
+    """Checks the contract of an executor.
 
     Its actions depend on the planner, its state keeps its structure, rows do not influence each other, one row can be
     restarted alone, and the same keys give the same actions. If it is an `ActionConditionedExecutor`, its plans also
@@ -503,7 +540,7 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) ->
         steps: Number of steps of each run.
 
     Raises:
-        ContractViolation: A promise is broken.
+        ContractViolation: With the part of the contract that does not hold.
     """
     policy, _ = random_batch(config)
     another, _ = random_batch(config, seed=1)
@@ -574,8 +611,20 @@ def _structure(tree) -> object:
 
 
 def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
-    """A format that is written: what it says it holds is read again without the side file, and everything that it
-    does not call lost with it. `data` is left as it is; `folder` is for what is written."""
+    """Checks the contract of a format that is written.
+
+    Everything is read again with the side file, except for what the format declares as lost. Without the side file,
+    columns are read again as the format's capability declares. Writing does not change the data.
+
+    Args:
+        to: Name of the format.
+        data: The episodes to write.
+        folder: An existing folder for the files.
+        options: Options of the writer.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
     from .data.formats import _format_module as module
     from .data.formats import conversion_losses, sidecar, write_dataset
 
@@ -594,7 +643,8 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
             if name not in lost:
                 require(features[name] == f, f"{to}: {name} must be {f}, and is {features[name]}")
                 _same_column(one.steps[name], other.steps[name], f"{to}: {name} of episode {e}")
-        require(_metadata_as_json(one.metadata) == _metadata_as_json(other.metadata), f"{to}: the facts of episode {e}")
+        require(_metadata_as_json(one.metadata) == _metadata_as_json(other.metadata),
+             f"{to}: the metadata of episode {e}")
     require(again.fps == data.fps, f"{to}: fps must be {data.fps}, and is {again.fps}")
     beside = sidecar.sidecar_path(path)
     if not beside.exists():
@@ -628,11 +678,20 @@ def _metadata_as_json(meta):
 
 
 def check_env(build: Callable[[int], Env], episodes: int = 4, seed: int = 0) -> None:
-    """Checks an environment. `build(rows)` makes one with that many copies.
+    """Checks the contract of an environment.
 
-    Columns must be as `features` says. An episode must depend on its key alone, and not on the number of other rows.
-    One row must be able to restart alone. Episodes must end. Values that were returned must never change afterwards.
-    Further interfaces (expert, restore, frame, map) must keep their promises."""
+    Columns must be as `features` declares. An episode must depend on its key alone, and not on the number of other
+    rows. One row must be able to restart alone. Episodes must end. Values that were returned must never change
+    afterwards. Further interfaces (expert, restore, frame, map) must keep their contracts.
+
+    Args:
+        build: `build(rows)` makes that many copies of the environment.
+        episodes: Number of episodes.
+        seed: Seed of the episodes.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
     env = build(3)
     try:
         obs = _env_shows(env)
@@ -657,7 +716,7 @@ def check_env(build: Callable[[int], Env], episodes: int = 4, seed: int = 0) -> 
                     f"episode {one.metadata['number']} differs in {k!r} "
                     f"with {(3, 2 * episodes)[n]} rows: an episode must depend on its key alone",
                 )
-            require(one.metadata == other.metadata, "facts of an episode must depend on its key alone")
+            require(one.metadata == other.metadata, "metadata of an episode must depend on its key alone")
     require(
         len({episode.fingerprint() for episode in map(_without_metadata, runs[0])}) > 1,
         "other keys must give other episodes",
@@ -665,8 +724,20 @@ def check_env(build: Callable[[int], Env], episodes: int = 4, seed: int = 0) -> 
 
 
 def check_shift(build: Callable[[int], Env], shift: Shift, episodes: int = 3, seed: int = 0) -> None:
-    """That at severity 0 environment and actor do what they do without it, bit for bit, and that at each of its levels
-    there is an environment that keeps its own contract and an episode depends on its key alone."""
+    """Checks the contract of a shift.
+
+    At severity 0, environment and actor give the same episodes as without the shift, bit for bit. At its first and last
+    level, the environment keeps the contract of environments, and an episode depends on its key alone.
+
+    Args:
+        build: `build(rows)` makes that many copies of the environment without the shift.
+        shift: The shift.
+        episodes: Number of episodes.
+        seed: Seed of the episodes.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
     def run(rows, severity):
         env = build(rows)
         try:
@@ -686,7 +757,7 @@ def check_shift(build: Callable[[int], Env], shift: Shift, episodes: int = 3, se
 
 def _same_runs(one, other, what):
     for a, b in zip(one, other, strict=True):
-        require(a.metadata == b.metadata, f"{what}: its facts are {dict(a.metadata)} and {dict(b.metadata)}")
+        require(a.metadata == b.metadata, f"{what}: its metadata are {dict(a.metadata)} and {dict(b.metadata)}")
         require(set(a.steps) == set(b.steps), f"{what}: its columns are {sorted(a.steps)} and {sorted(b.steps)}")
         for k in a.steps:
             require(a.steps[k].dtype == b.steps[k].dtype and a.steps[k].tobytes() == b.steps[k].tobytes(),
@@ -704,7 +775,7 @@ def _without_metadata(episode):
 
 def _env_shows(env):
     for fact in ("env", "version", "fps", "limit", "success"):
-        require(fact in env.metadata, f"facts must say {fact!r}, if only None")
+        require(fact in env.metadata, f"metadata must have {fact!r}, if only None")
     obs = env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
     require(set(obs) == set(env.features) - {"action"}, f"observations are {sorted(obs)}, features say otherwise")
     actor = _random_actor(env)
@@ -722,7 +793,7 @@ def _env_shows(env):
         value = getattr(out, name)
         require(value.shape == (env.rows,) and value.dtype == dtype, f"{name} must be (rows,) {dtype}")
     require(
-        ("success" in out.info) == (env.metadata["success"] is not None), "facts['success'] says whether info has it"
+        ("success" in out.info) == (env.metadata["success"] is not None), "metadata['success'] says whether info has it"
     )
     require(all(v.shape[:1] == (env.rows,) for v in out.info.values()), "infos have rows first")
     return obs
@@ -759,8 +830,10 @@ def _env_has_its_capabilities(env):
 
 
 def _env_restores(env, run):
-    """Restoring a recorded step and taking its action must lead to the next recorded step. What is random afterwards
-    must depend on the key of the row alone."""
+    """Checks that restoring a recorded step and repeating its action leads to the next recorded step.
+
+    Randomness afterwards must depend on the key of the row alone.
+    """
     first = {k: torch.from_numpy(np.repeat(v[:1], 2, 0)) for k, v in run[0].steps.items()}
     action = torch.from_numpy(np.repeat(run[0].steps["action"][:1], env.rows, 0))
     for rows in ([0, 2], [1, 2]):
@@ -963,7 +1036,14 @@ def _wrapper_state_keeps_its_structure(env, wrapper, shown, actor):
 
 
 def _same_outcome(one: Episode, other: Episode, discounted: Episode, discount: float) -> None:
-    """one: of the wrapped environment. other: of the wrapped actor. discounted: as `one`, with this discount."""
+    """Checks that two episodes have the same outcome.
+
+    Args:
+        one: Episode of the wrapped environment.
+        other: Episode of the wrapped actor.
+        discounted: Episode of the wrapped environment, with this discount.
+        discount: The discount per step.
+    """
     count = other.steps["shown.count"]
     begins = np.flatnonzero(np.append(True, count[1:] != count[:-1]))  # the steps at which the actor was asked
     require(len(one) == len(begins), f"the actor acts {len(begins)} times in {len(other)} steps, but {len(one)} times "
@@ -1004,13 +1084,18 @@ def _converts(wrapper, one: Episode, other: Episode) -> None:
 
 @torch.no_grad()
 def check_scorer(scorer: Scorer, obs: Mapping[str, Tensor], plan: Tensor) -> None:
-    """Checks the contract of a scorer: one score for each plan, rows that ignore each other, no randomness, and files
-    from which it is loaded again.
+    """Checks the contract of a scorer.
+
+    It gives one score for each plan, rows do not influence each other, nothing is random, and it is loaded again from
+    its files.
 
     Args:
         scorer: The scorer, in evaluation mode.
         obs: Observation windows by column, (B, To, ...) with B of 2 or more.
         plan: Plans in world units, (B, H, A).
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
     """
     B = len(plan)
     require(set(scorer.inputs) <= set(obs), f"a scorer must read columns that are there; it reads {scorer.inputs}")
@@ -1034,14 +1119,14 @@ def check_scorer(scorer: Scorer, obs: Mapping[str, Tensor], plan: Tensor) -> Non
 
 
 def check_learner(config: LearnerConfig, policies: Sequence[PolicyConfig] = ()) -> None:
-    """Check the contract of a learner on several policies.
+    """Checks the contract of a learner on several policies.
 
     - An update depends on the learner's state and the batch alone, and leaves the global random generators as they
       were.
     - The state is tensors and JSON. It is complete: a learner that is restored from it, into a policy that never saw
       the data, continues bit for bit.
     - The policy that acts is in evaluation mode or a copy: acting does not change the training.
-    - Batches are functions of (seed, step), and the shares of several processes make up the batch.
+    - Batches are functions of (seed, step), and the parts of several processes add up to the batch.
 
     That losses are not reduced is checked by `GradientLearner.minimize` in every update.
 
@@ -1192,7 +1277,7 @@ class _Crashed(Exception):
 
 
 class _Crash:
-    """Breaks off a training at the summary of a round, or at the first update after it."""
+    """Interrupts a training at the summary of a round, or at the first update after it."""
 
     def __init__(self, number: int, in_update: bool):
         self.number, self.in_update, self.is_due = number, in_update, False
@@ -1204,7 +1289,7 @@ class _Crash:
 
 
 def _run_contents(run: Path) -> dict[str, object]:
-    """All that a run holds, but for times."""
+    """The contents of a run, except for times."""
     def without_times(document):
         return {k: v for k, v in document.items() if k != "seconds"}
 

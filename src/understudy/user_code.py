@@ -25,7 +25,7 @@ def import_module(module: str, where: str) -> ModuleType:
 
     Args:
         module: Its import path.
-        where: What names it, for the error.
+        where: The option or field that names it, for the error.
 
     Raises:
         UserError: There is no such module. An import that fails inside the module is raised as it is.
@@ -41,10 +41,10 @@ def import_module(module: str, where: str) -> ModuleType:
 
 
 def locate_user_error(error: BaseException, trusted: Sequence[str] = ()) -> UserCodeError | None:
-    """What went wrong in a user's code, if an exception was raised there.
+    """Describes an exception that was raised in the user's code.
 
-    User code is every file outside understudy, the standard library and the installed packages. Installed packages
-    that the user trusts count as user code.
+    User code is every file outside understudy, the standard library and the installed packages. Installed packages that
+    the user trusts count as user code.
 
     Args:
         error: The exception, with its traceback.

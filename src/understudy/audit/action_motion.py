@@ -37,7 +37,13 @@ _FLOOR = 0.01  # of a component's usual change: smaller errors count as rounding
 
 
 def has_motion(episode: Episode, first: int, last: int) -> bool:
-    """Whether any numeric vector observation changes between these steps."""
+    """Whether any numeric vector observation changes between two steps.
+
+    Args:
+        episode: The episode.
+        first: Index of the first step.
+        last: Index of the last step, included.
+    """
     for name in episode.steps:
         if role(name) == "observation" and not name.startswith("observation.images"):
             values = np.asarray(episode.steps[name][first:last + 1])
@@ -155,6 +161,10 @@ class CameraLag:
     An image is represented by the mean brightness of a coarse grid, and the model is linear. Each half of the episodes
     is tested with the model of the other half. There is no finding if the camera sees too little of the robot for that,
     or if the shifts do not differ clearly.
+
+    Args:
+        data: The data set.
+        name: Column of the camera.
     """
 
     def __init__(self, data: Dataset, name: str):
@@ -165,6 +175,7 @@ class CameraLag:
         self._each = max(1, -(-int(data.lengths.sum()) // _WATCHED))
 
     def needs_episode(self, e: int) -> bool:
+        """Whether episode `e` is in the sample that is tested."""
         return 0 < self._width <= _WIDEST and e % self._each == 0
 
     def add(self, e: int, brightness: list[np.ndarray]) -> None:
@@ -180,6 +191,7 @@ class CameraLag:
             self._brightness.append((_state_change(s[:n]), np.diff(np.stack(brightness[:n]), axis=0)))
 
     def findings(self) -> Iterator[Finding]:
+        """Findings of all added episodes."""
         steps = sum(len(seen) for _, seen in self._brightness)
         if len(self._brightness) < 6 or steps < max(100, _FEWEST * self._width):
             return
@@ -225,6 +237,10 @@ class Stillness:
     Such a stretch alone is weak evidence: a small image does not show slow motion, and the camera may not see what
     moves. The evidence that the camera froze comes from the rest of the data. There, images change in almost all
     stretches with similar or less motion.
+
+    Args:
+        data: The data set.
+        name: Column of the camera.
     """
 
     def __init__(self, data: Dataset, name: str):
@@ -241,6 +257,7 @@ class Stillness:
         self._equal[e] = np.array(equal, bool)
 
     def findings(self) -> Iterator[Finding]:
+        """Findings of all added episodes."""
         suspected = []
         for e, equal in self._equal.items():
             start, n = _longest_run(equal)
@@ -523,7 +540,7 @@ def _state_change(s: np.ndarray) -> np.ndarray:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(A, B) absolute."""
+    """Absolute correlations of the columns of a (T, A) with those of b (T, B), (A, B)."""
     a, b = ((x - x.mean(0)) / (x.std(0) + 1e-12) for x in (a, b))
     return np.abs(a.T @ b) / len(a)
 

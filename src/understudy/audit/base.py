@@ -17,7 +17,14 @@ from ..data.episode import Dataset
 
 @dataclass(frozen=True)
 class Location:
-    """The location of a finding, as precisely as it is known."""
+    """The location of a finding, as precisely as it is known.
+
+    Attributes:
+        file: Path of the file, relative to the data set.
+        episode: Index of the episode.
+        step: Index of the step in the episode.
+        feature: Name of the column, or of the array in the file.
+    """
 
     file: str | None = None
     episode: int | None = None
@@ -38,6 +45,9 @@ class Finding:
         code: Kind of the finding in kebab-case, such as "not-finite".
         severity: "error": the files contradict themselves, or a reader would return values that were never recorded.
             "warning" and "note": judgments of quality.
+        message: What was found.
+        remedy: How to fix it.
+        where: Where it was found.
     """
 
     code: str
@@ -50,7 +60,14 @@ class Finding:
 def finding_from_error(
     error: UserError, path: Path, columns: Iterable[str] = (), code: str = "cannot-be-read"
 ) -> Finding:
-    """Turns the error of a reader into a finding, with the file, episode, step and column that the error names."""
+    """Turns the error of a reader into a finding, with the file, episode, step and column that the error names.
+
+    Args:
+        error: The error.
+        path: The data set. The finding names files relative to it.
+        columns: Columns of the data set. The longest one that the error names is the feature of the finding.
+        code: Code of the finding.
+    """
     where = str(error.where or "")
     file = where.split(", ")[0]
     try:
@@ -101,11 +118,18 @@ class StepScore(Score):
 
 @dataclass(frozen=True)
 class AuditReport:
+    """The result of an audit.
+
+    Attributes:
+        findings: All findings, errors first.
+        scores: Values of each score by its name, one per episode, (E,).
+    """
     findings: tuple[Finding, ...]
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> (E,)
 
     @property
     def ok(self) -> bool:
+        """Whether there is no error among the findings."""
         return not any(f.severity == "error" for f in self.findings)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Checks of a data set. Each check is a function that yields findings.
 
-All of them stream over the episodes and keep a few numbers of each, so memory does not grow with the data. The checks
-of WHOLE can find errors. Those of QUALITY yield warnings and notes. FRAMES decode every camera frame. `action_motion`
-has the checks of how actions fit the motion. `file_checks` and `lerobot_checks` have those of files, which also work if
-a data set cannot be opened.
+All of them stream over the episodes and keep a few numbers of each, so memory does not grow with the data.
+`INTEGRITY_CHECKS` can find errors. `QUALITY_CHECKS` yield warnings and notes. `FRAME_CHECKS` decode every camera frame.
+`action_motion` has the checks of how actions fit the motion. `file_checks` and `lerobot_checks` have those of files,
+which also work if a data set cannot be opened.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _AT_ONCE = 1 << 22  # numbers that are checked together
 
 
 def check_rows(data: Dataset) -> Iterator[Finding]:
-    """Every column has T rows, or T + 1 with the last observation, and every episode has the same columns."""
+    """Finds columns with too few or too many rows, and episodes with other columns than the first.
+
+    Every column needs T rows, or T + 1 with the last observation.
+    """
     steps = data.lengths
     for e in np.flatnonzero(steps < 1)[:1]:
         yield Finding("rows-disagree", "error", f"{pluralize((steps < 1).sum(), 'episode')} without a step",
@@ -77,7 +80,7 @@ def _check_same_columns(data, names):
 
 
 def check_finite(data: Dataset) -> Iterator[Finding]:
-    """There is no NaN and no infinity."""
+    """Finds NaN and infinite values."""
     for name in _numeric_columns(data):
         if _is_column_finite(data, name):
             continue
@@ -129,7 +132,7 @@ def _unended_episodes(data, flags) -> list[int] | None:
 
 
 def check_episode_ends(data: Dataset) -> Iterator[Finding]:
-    """An episode ends once, at its last step."""
+    """Finds episodes that do not end exactly once, at their last step."""
     flags = [n for n in ("next.terminated", "next.truncated") if n in data[0].steps]
     known = _unended_episodes(data, flags)
     missing = known or []
@@ -159,10 +162,10 @@ def check_episode_ends(data: Dataset) -> Iterator[Finding]:
 
 
 def check_timestamps(data: Dataset) -> Iterator[Finding]:
-    """Timestamps increase as `fps` says.
+    """Finds timestamps that do not increase as `fps` says.
 
-    In a LeRobot data set, times are frame_index / fps by definition, and other times would look up other frames: an
-    error. Elsewhere, and in understudy's own recordings, times are measured.
+    In a LeRobot data set, times are frame_index / fps by definition, and other times would look up other frames. This
+    is an error. Elsewhere, and in understudy's own recordings, times are measured.
     """
     if "timestamp" not in data[0].steps:
         return
@@ -228,7 +231,7 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
 
 
 def check_success(data: Dataset) -> Iterator[Finding]:
-    """The metadata of an episode, its column of success and its rewards agree about success."""
+    """Finds episodes whose metadata, column of success and rewards disagree about success."""
     told, best = [], []
     for e, episode in enumerate(data):
         fact = episode.metadata.get("success")
@@ -277,7 +280,7 @@ def reader_warnings(data: Dataset) -> Iterator[Finding]:
 
 
 def check_metadata(data: Dataset) -> Iterator[Finding]:
-    """Information that the data do not contain."""
+    """Finds information that is missing from the data."""
     lengths, features = data.lengths, data[0].features()
     short = np.flatnonzero(lengths == 1)
     if len(short):
@@ -322,7 +325,7 @@ def check_metadata(data: Dataset) -> Iterator[Finding]:
 
 
 def check_short_episodes(data: Dataset) -> Iterator[Finding]:
-    """Episodes that end long before the others without having reached anything."""
+    """Finds episodes that end long before the others without having reached a goal."""
     lengths = data.lengths
     few = np.flatnonzero(lengths < 0.25 * np.median(lengths)) if len(lengths) >= 8 else []
     early = []
@@ -339,7 +342,7 @@ def check_short_episodes(data: Dataset) -> Iterator[Finding]:
 
 
 def interrupted(data: Dataset) -> Iterator[Finding]:
-    """Episodes whose recording was interrupted before they were finished."""
+    """Finds episodes whose recording was interrupted."""
     if found := interrupted_episodes(data):
         said = [f"{e} ({pluralize(len(data[e]), 'step')})" for e in found]
         yield Finding("interrupted", "warning", f"{pluralize(len(found), 'episode')} whose recording was interrupted "
@@ -348,7 +351,7 @@ def interrupted(data: Dataset) -> Iterator[Finding]:
 
 
 def check_constant(data: Dataset) -> Iterator[Finding]:
-    """Components that never change."""
+    """Finds components that never change."""
     if data.lengths.sum() < 2:
         return
     for name, f in data[0].features().items():
@@ -365,7 +368,7 @@ def check_constant(data: Dataset) -> Iterator[Finding]:
 
 
 def check_duplicates(data: Dataset) -> Iterator[Finding]:
-    """Episodes that occur twice, and components that are copies of another."""
+    """Finds episodes that occur twice, and components that are copies of another component."""
     names = [n for n in _numeric_columns(data) if role(n) in ("observation", "action")]
     seen: dict[bytes, int] = {}
     twice = []
@@ -413,7 +416,7 @@ def check_duplicates(data: Dataset) -> Iterator[Finding]:
 
 
 def check_dtypes(data: Dataset) -> Iterator[Finding]:
-    """Numbers in a type that is read as something else, or that cannot be right."""
+    """Finds numbers whose type makes a reader misread them, and numbers that are implausibly large."""
     for name, f in data[0].features().items():
         if role(name) == "action" and f.kind in ("discrete", "text") and f.size:
             low, high = _value_range(data, name)
@@ -429,7 +432,7 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
 
 
 def check_saturation(data: Dataset) -> Iterator[Finding]:
-    """Actions that are often at the same limit. They were probably clipped there."""
+    """Finds actions that are often at the same limit. They were probably clipped there."""
     for name, f in data[0].features().items():
         if role(name) != "action" or f.kind != "vector" or not f.size:
             continue
@@ -450,7 +453,7 @@ def check_saturation(data: Dataset) -> Iterator[Finding]:
 
 
 def check_idle(data: Dataset) -> Iterator[Finding]:
-    """Episodes in which nothing moves, or almost nothing for most of the time."""
+    """Finds episodes in which nothing moves, or almost nothing for most of the time."""
     names = [n for n, f in data[0].features().items() if role(n) == "observation" and f.kind == "vector" and f.size]
     if not names:
         return
@@ -480,7 +483,7 @@ def check_idle(data: Dataset) -> Iterator[Finding]:
 
 
 def check_tasks(data: Dataset) -> Iterator[Finding]:
-    """Some episodes have a task and others do not."""
+    """Finds episodes without a task in data in which other episodes have one."""
     if "task" not in data[0].steps:
         return
     empty = [e for e, episode in enumerate(data) if not any(str(t).strip() for t in episode.steps["task"][:1])]
@@ -493,8 +496,8 @@ def check_tasks(data: Dataset) -> Iterator[Finding]:
 
 
 def check_images(data: Dataset) -> Iterator[Finding]:
-    """Frames that are black, frozen while the robot moves, early or late, or that have values of 0 to 1 instead of 0 to
-    255.
+    """Finds frames that are black, damaged, frozen while the robot moves, early or late, or that have values of 0 to 1
+    instead of 0 to 255.
     """
     for name in camera_names(data[0].features()):
         sight, stillness = action_motion.CameraLag(data, name), action_motion.Stillness(data, name)

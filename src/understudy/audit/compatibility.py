@@ -198,6 +198,10 @@ def action_convention(data: Dataset, known: _DatasetSample | None = None) -> str
 
     The names of the components decide if they say it. Otherwise the actions are correlated with the next state and with
     the change of the state. A mean correlation over components of at least 90 % or 70 %, and a lead of 10 %, are clear.
+
+    Args:
+        data: The data set.
+        known: Rows of the same data set that were already read.
     """
     known = known or _DatasetSample(data)
     f = known.features.get("action")

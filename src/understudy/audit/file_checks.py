@@ -1,7 +1,7 @@
-"""Checks of the files themselves. They also work if a data set cannot be opened, and name the file at fault.
+"""Checks of the files themselves. They also work if a data set cannot be opened, and name the damaged file.
 
-Each takes a path and yields findings; `files` chooses those that a path is for by what lies there, not by its name.
-Checksums of all bytes are looked at too (`deep`), which takes as long as reading them.
+`check_files` recognizes the format from the content of the files, not from their names, and yields the findings of the
+checks for this format.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ _HDF5, _MCAP, _BAG = b"\x89HDF\r\n\x1a\n", b"\x89MCAP0\r\n", b"#ROSBAG V2.0\n"
 
 
 def check_files(path: Path, checksums: bool = True) -> Iterator[Finding]:
-    """What can be found without opening it as a data set; nothing for a path of no known kind."""
+    """Finds damage in the files of a data set, without opening the data set. A path of unknown kind has no findings.
+
+    Args:
+        path: File or folder.
+        checksums: Also verify the checksums in the files. This takes as long as reading every byte.
+    """
     def refused(error, code="cannot-be-read"):
         return finding_from_error(error, path, code=code)
     try:
@@ -114,7 +119,7 @@ def _arrays(group, h5py) -> dict:
 
 
 def _check_opaque(file, name, h5py):
-    """Opaque values, as Python's pickles are kept, are never loaded."""
+    """Finds arrays of opaque bytes, such as Python's pickles. They are never loaded."""
     for key, array in _arrays(file, h5py).items():
         if array.dtype.kind == "V" and array.dtype.names is None:
             yield Finding("pickled-array", "error", f"the values are opaque bytes ({array.dtype}), which are "
@@ -122,7 +127,7 @@ def _check_opaque(file, name, h5py):
 
 
 def _check_equal_lengths(arrays, name, of, episode=None, more=(0,)):
-    """All arrays as long as `of`, or longer by one of `more`."""
+    """Finds arrays whose number of rows is not that of array `of`, plus one of the numbers in `more`."""
     wanted = arrays[of].shape[0]
     for key, array in arrays.items():
         if array.ndim and array.shape[0] - wanted not in more and "compress_len" not in key:
@@ -183,7 +188,7 @@ def _robomimic(file, name, h5py):
 
 
 def _episode(group, name, key, h5py):
-    """One of Minari's."""
+    """Checks one episode of a Minari file."""
     arrays, e = _arrays(group, h5py), _last_number(key)
     if "actions" in group and isinstance(group["actions"], h5py.Dataset):
         flat = ("actions", "rewards", "terminations", "truncations")
@@ -291,7 +296,7 @@ def _size(entry) -> int:
 
 
 def _zarr(stored):
-    """A chunk that is not there reads as the fill value: as zeros that were never recorded."""
+    """Finds missing chunks of zarr arrays. They would be read as the fill value: zeros that were never recorded."""
     ends, rows = None, {}
     for file in sorted(k for k in stored if k.rsplit("/", 1)[-1] in (".zarray", "zarr.json")):
         node = file.rsplit("/", 1)[0] if "/" in file else ""
@@ -368,7 +373,7 @@ def _ends(stored, node) -> np.ndarray:
 
 
 def _records(path, deep):
-    """Every shard that dataset_info.json names, with as many records; and the checksums in them."""
+    """Checks every shard that dataset_info.json names: its number of records and, if `deep`, their checksums."""
     try:
         about = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
         name, kind = about["name"], about.get("fileFormat", "tfrecord")

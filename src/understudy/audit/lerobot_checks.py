@@ -1,6 +1,8 @@
-"""Checks of the files of a LeRobot data set, v2.0 to v3.0: whether they agree with each other, and whether the stored
-statistics agree with the data. `check_files` also works if the data set cannot be opened, and continues after the
-first fault."""
+"""Checks of the files of a LeRobot data set, v2.0 to v3.0.
+
+They test whether the files agree with each other, and whether the stored statistics agree with the data. `check_files`
+also works if the data set cannot be opened, and continues after the first fault.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,12 @@ _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 
 def check_files(path: Path, finding_from_error) -> Iterator[Finding]:
-    """Counts, lengths, indices, files and frames. `refused(error)` makes a finding of an error."""
+    """Checks counts, lengths, indices, data files and videos.
+
+    Args:
+        path: Folder of the data set.
+        finding_from_error: Turns the error of a reader into a finding.
+    """
     try:
         info = read_info(path)
         episodes = sorted(_episodes(path, info), key=lambda e: e["episode_index"])
@@ -74,7 +81,7 @@ def check_files(path: Path, finding_from_error) -> Iterator[Finding]:
 
 
 def _episodes(path, info) -> list[dict[str, Any]]:
-    """A row an episode, with the names of v3.0; of the rows that can be read."""
+    """One row per episode, with the names of v3.0. Rows that cannot be read are left out."""
     if info["codebase_version"] != "v3.0":
         rows = [r for r in read_json_lines(path / "meta/episodes.jsonl")
                 if isinstance(r.get("episode_index"), int) and isinstance(r.get("length"), int)]
@@ -96,7 +103,7 @@ def _episodes(path, info) -> list[dict[str, Any]]:
 
 
 def _episode_file(info, key, e, **more) -> str | None:
-    """The file that holds an episode, or None where the pattern makes none."""
+    """The file that holds an episode, or None if the path pattern of the metadata is invalid."""
     chunks = max(1, int(info.get("chunks_size") or 1000))
     prefix = f"videos/{more['video_key']}" if more else "data"
     try:
@@ -109,7 +116,7 @@ def _episode_file(info, key, e, **more) -> str | None:
 
 
 def _check_data_files(path, info, episodes, tasks, refused):
-    """Each data file: there, whole, and with the rows that the tables say."""
+    """Finds data files that are missing or damaged, or whose rows disagree with the metadata."""
     within: dict[str, list[dict]] = {}
     for e in episodes:
         within.setdefault(_episode_file(info, "data_path", e) or "", []).append(e)
@@ -180,7 +187,8 @@ def _check_data_files(path, info, episodes, tasks, refused):
 
 
 def _check_types(info, schema, file):
-    """A column of the file is of the kind that info.json says; a reader casts it, and may lose what was recorded."""
+    """Finds columns of a file whose type is not that of info.json. A reader casts them, and may lose what was recorded.
+    """
     for name, f in info["features"].items():
         if name not in schema.names:
             if f["dtype"] != "video":
@@ -202,7 +210,7 @@ def _check_types(info, schema, file):
 
 
 def _check_videos(path, info, episodes):
-    """Each video: there, and with as many frames as its episodes have rows."""
+    """Finds videos that are missing, or that have more or fewer frames than their episodes have rows."""
     for camera in [k for k, f in info["features"].items() if f.get("dtype") == "video"]:
         within: dict[str, list[dict]] = {}
         for e in episodes:
@@ -227,17 +235,18 @@ def _check_videos(path, info, episodes):
 
 
 def lerobot_source(data: Dataset) -> LeRobotSource | None:
-    """The LeRobot source that this is all of, if it is one."""
+    """The LeRobot source of the data set. None if the source is another one, or if the data set is only a part of it.
+    """
     return data.source if isinstance(data.source, LeRobotSource) and len(data) == len(data.source) else None
 
 
 def is_foreign(data: Dataset) -> bool:
-    """Is it a LeRobot data set that understudy has not written?"""
+    """Whether this is a LeRobot data set that understudy has not written."""
     return isinstance(data.source, LeRobotSource) and not (data.source.path / UNDERSTUDY_FOLDER).is_dir()
 
 
 def check_stats(data: Dataset) -> Iterator[Finding]:
-    """meta/stats.json, and the statistics of each episode, are those of the data."""
+    """Finds statistics in meta/stats.json or of single episodes that disagree with the data."""
     source = lerobot_source(data)
     if source is None:
         return
@@ -280,7 +289,11 @@ def check_stats(data: Dataset) -> Iterator[Finding]:
 
 
 def check_quantiles(data: Dataset) -> Iterator[Finding]:
-    """Stored quantiles may be means of those of the episodes, by histograms: only what cannot be either is told."""
+    """Finds quantiles in meta/stats.json that disagree with the data.
+
+    Writers compute quantiles of all steps, or means of the quantiles of episodes, both from histograms. There is a
+    finding only if the values can be neither.
+    """
     source = lerobot_source(data)
     if source is None:
         return
@@ -313,7 +326,11 @@ def check_quantiles(data: Dataset) -> Iterator[Finding]:
 
 
 def _blocks(data: Dataset, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(first episode, its rows and those of the episodes that follow as float64, how many each has)."""
+    """Rows of a column in blocks of whole episodes.
+
+    Yields:
+        First episode of the block, its rows as float64, and the number of rows of each of its episodes.
+    """
     first, rows, held = 0, [], 0
     for e, episode in enumerate(data):
         rows.append(np.asarray(episode.steps[name][:len(episode)], np.float64))
@@ -330,7 +347,7 @@ def _read_stats(path) -> dict[str, Any]:
 
 
 def _read_episode_stats(path) -> dict[int, dict[str, Any]]:
-    """By episode, as stats.json is."""
+    """Statistics of each episode, with the structure of stats.json."""
     file = path / "meta/episodes_stats.jsonl"
     if file.exists():
         return {r["episode_index"]: r["stats"] for r in read_json_lines(file) if isinstance(r.get("stats"), dict)}
@@ -348,8 +365,9 @@ def _read_episode_stats(path) -> dict[int, dict[str, Any]]:
 
 
 def _stored_moments(stored, name, f) -> dict[str, np.ndarray] | None:
-    """mean, std, min and max, as far as they are there; None where they are of another shape, as LeRobot's of columns
-    with more than one axis are."""
+    """The stored mean, std, min and max of a column. None if there are none, or if they have another shape, as
+    LeRobot's statistics of columns with several axes do.
+    """
     row, out = stored.get(name), {}
     for key in ("mean", "std", "min", "max"):
         if row and row.get(key) is not None:

@@ -1,4 +1,4 @@
-"""An audit as one page that opens from disk: the findings, the scores, the best and the worst episodes."""
+"""An audit as one HTML page that opens from disk: the findings, the scores, the best and the worst episodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,21 @@ _COMPONENTS = 4
 
 def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, mapping: Path | None = None,
                      **options) -> Path:
-    """`report` of the data at `path` (see whole.audit). Raises UserError where something is at `file` already."""
+    """Writes an audit as an HTML page.
+
+    Args:
+        file: The page to write.
+        path: The data set that was audited.
+        report: The result of `audit`.
+        mapping: For bags, a mapping of topics to columns instead of the proposed one.
+        options: columns (see `open_columns`), and options of the format, as for `audit`.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: There is already a file at `file`.
+    """
     if Path(file).exists():
         raise UserError("there is already a file", where=file, hint="choose another name, or remove it first")
     try:
@@ -83,7 +97,7 @@ def _scores_section(data, report) -> Section:
 
 
 def _extreme_episode_sections(data, report) -> list[Section]:
-    """By the mean of the ranks in all scores that tell the episodes apart; where there is none, what was found."""
+    """The episodes that findings name, and the best and the worst by their mean rank over the scores."""
     ranks = [_ranks(np.asarray(v, float)) for v in report.scores.values()
              if np.isfinite(np.asarray(v, float)).any() and np.nanmin(v) < np.nanmax(v)]
     odd = list(dict.fromkeys(f.where.episode for f in report.findings
@@ -100,7 +114,7 @@ def _extreme_episode_sections(data, report) -> list[Section]:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """From 0 (lowest) to 1; NaN stays."""
+    """Ranks from 0 (lowest) to 1. NaN stays NaN."""
     out, there = np.full(len(values), np.nan), np.isfinite(values)
     _, which, many = np.unique(values[there], return_inverse=True, return_counts=True)
     middle = np.cumsum(many) - (many + 1) / 2  # equal values share a rank

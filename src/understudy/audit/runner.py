@@ -63,7 +63,18 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
 
 def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False, include_files: bool = True,
              progress: Progress | None = None) -> tuple[Finding, ...]:
-    """Findings of an open data set. With `path`, also those of its files, without their checksums."""
+    """Findings of an open data set.
+
+    Args:
+        data: The episodes.
+        path: The files of the data set. By default they are not checked.
+        frames: Also decode and check every camera frame.
+        include_files: Check the files at `path`, without their checksums.
+        progress: Called with the number of checks done and their total.
+
+    Returns:
+        The findings, errors first.
+    """
     chosen = checks.INTEGRITY_CHECKS + checks.QUALITY_CHECKS + (checks.FRAME_CHECKS if frames else ())
     return _sort_findings([*(check_files(Path(path), checksums=False) if path is not None and include_files else ()),
                     *_run_checks(data, chosen, Path(path or data.metadata.get("path", ".")), progress)])
@@ -73,11 +84,13 @@ def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collecti
                  training: bool = False) -> list[str]:
     """Refuses data in which an audit finds an error. `train`, `convert` and `merge` call it first.
 
+    Camera frames and checksums of whole files are not checked. `understudy audit` does this.
+
     Args:
-        data: The episodes. Their numbers are read; camera frames are not.
-        path: Where they are. Checksums of whole files are left to `understudy audit`.
+        data: The episodes. All of their numbers are read.
+        path: File or folder of the data.
         ignore: Codes of errors to accept.
-        training: The data are trained on, so that errors that end training are refused whatever `ignore` says.
+        training: The data are trained on. Errors that would end training are then refused, whatever `ignore` says.
 
     Returns:
         The codes in `ignore` that no error has.
@@ -103,6 +116,9 @@ def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collect
         where: The data, for the message.
         ignore: Codes of errors to accept.
         training_data: The data, if they are trained on. Then values that are not finite are refused in any case.
+
+    Raises:
+        DataError: There is an error.
     """
     wrong = [f for f in found if f.severity == "error" and f.code not in ignore]
     if training_data is not None and (not_finite := [

@@ -27,7 +27,7 @@ Measurements = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]  # arm -> m
 
 
 class MissingRequirement(UserError):
-    """What the claim needs (data, a simulator) is not on this machine."""
+    """The data or the simulator that a claim needs is not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ MEASURES: MeasureTable = {"success": RATE, "return": REAL, "log_jerk": Measure("
 
 
 class DemonstrationSource(ABC):
-    """Where demonstrations come from. A frozen dataclass."""
+    """Where the demonstrations of a claim come from. Subclasses are frozen dataclasses."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -80,7 +80,7 @@ class ExpertDemonstrations(DemonstrationSource):
     Args:
         env: Name of the environment.
         episodes: Number of episodes to roll out.
-        filter: Which of the successful episodes to keep; all without it.
+        filter: Tells which of the successful episodes to keep. By default all.
         resample: New demonstrations for each training seed. False gives all seeds the same ones, and the interval of a
             claim then lacks their variation.
     """
@@ -99,13 +99,13 @@ class ExpertDemonstrations(DemonstrationSource):
 
 @dataclass(frozen=True)
 class RecordedDemonstrations(DemonstrationSource):
-    """A file below the folder of recorded data (UNDERSTUDY_DATA).
+    """Recorded data in the folder that the environment variable UNDERSTUDY_DATA names.
 
     Args:
-        path: Of the file, relative to that folder.
-        fingerprint: `Dataset.fingerprint()` of its values. It stands for the file and for the code that reads it.
-        episodes: Each training seed draws as many of the episodes, so that methods without randomness in training have
-            a spread over seeds too. All without it.
+        path: Path relative to that folder.
+        fingerprint: `Dataset.fingerprint()` of the data. It stands for the file and for the code that reads it.
+        episodes: Number of episodes that each training seed draws, so that methods without randomness in training also
+            vary between seeds. By default every seed learns from all episodes.
     """
 
     path: str
@@ -144,7 +144,7 @@ class Arm:
     """
 
     name: str
-    options: tuple[Any, ...]  # what `measure` trains: a `Method`, or a dataclass of the claim's own
+    options: tuple[Any, ...]  # what `measure` trains: a `Method`, or a dataclass of the claim
 
 
 @dataclass(frozen=True)
@@ -245,14 +245,15 @@ class Condition:
 
     @property
     def distance(self) -> tuple[float, float]:
-        """The interval of the distance from the bound, positive on the wanted side (not for "within")."""
+        """Interval of the distance from the bound. It is positive on the wanted side. It is not defined for "within".
+        """
         if self.side == "above":
             return self.low - self.bound, self.high - self.bound
         return self.bound - self.high, self.bound - self.low
 
     @property
     def margin(self) -> float:
-        """How far the interval is from its bound, in widths of it."""
+        """Distance from the bound to the nearest limit of the interval, in units of the interval's width."""
         if self.side == "within":
             return (self.bound - max(abs(self.low), abs(self.high))) / max(self.high - self.low, 1e-12)
         return self.distance[0] / max(self.high - self.low, 1e-12)
@@ -264,13 +265,13 @@ class Condition:
 
 
 def format_number(value: float | None) -> str:
-    """Three digits."""
+    """Formats a number with three significant digits."""
     return "" if value is None else f"{value:.3f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
 class RuleResult:
-    """The verdict of a rule, and the comparisons that it is made of."""
+    """The verdict of a rule, and the comparisons that lead to it."""
 
     verdict: Verdict
     conditions: tuple[Condition, ...]
@@ -282,7 +283,11 @@ class RuleResult:
 
 
 class Rule(ABC):
-    """A frozen dataclass. `arms` are the names of the arms that it compares."""
+    """A rule that judges measurements. Subclasses are frozen dataclasses.
+
+    Attributes:
+        arms: Names of the arms that the rule compares.
+    """
 
     arms: tuple[str, ...]
 
@@ -290,12 +295,15 @@ class Rule(ABC):
     def judge(
         self, measurements: Measurements, measures: MeasureTable = MEASURES, level: float = LEVEL
     ) -> RuleResult:
-        """Judge the figures of an experiment.
+        """Judges the measurements of an experiment.
 
         Args:
-            measurements: The figures.
+            measurements: Values by arm, measure and training seed.
             measures: Measures that `MEASURES` lacks.
             level: Confidence level of the intervals.
+
+        Returns:
+            The verdict and the comparisons.
         """
 
 
@@ -316,10 +324,16 @@ def _compare_with_bound(rule_measure, arm, side, bound, measurements, measures, 
 
 @dataclass(frozen=True)
 class GreaterThan(Rule):
-    """The mean of `measure` is more than `margin` higher under `higher` than under `lower`.
+    """The mean of a measure under one arm is more than `margin` higher than under another.
 
-    Judged by the two-level interval of the difference (training seed, then episode; paired in both) and the smallest
-    effect of the measure. A negative margin states that `higher` is not much worse.
+    It is judged by the two-level interval of the difference (training seed, then episode; paired in both) and the
+    smallest effect of the measure.
+
+    Args:
+        measure: The measure.
+        higher: Arm with the higher mean.
+        lower: Arm with the lower mean.
+        margin: Smallest difference, in units of the measure. A negative margin states that `higher` is not much worse.
     """
 
     measure: str
@@ -339,7 +353,15 @@ class GreaterThan(Rule):
 
 @dataclass(frozen=True)
 class EquivalentTo(Rule):
-    """The mean of `measure` under `a` and `b` differs by less than `margin`, by the same interval."""
+    """The means of a measure under two arms differ by less than `margin`. It is judged by the same interval as
+    `GreaterThan`.
+
+    Args:
+        measure: The measure.
+        a: One arm.
+        b: The other arm.
+        margin: Largest difference, in units of the measure.
+    """
 
     measure: str
     a: str
@@ -356,7 +378,13 @@ class EquivalentTo(Rule):
 
 @dataclass(frozen=True)
 class AboveBound(Rule):
-    """The mean of `measure` under one arm is more than `bound`."""
+    """The mean of a measure under one arm is more than a bound.
+
+    Args:
+        measure: The measure.
+        arm: The arm.
+        bound: The bound, in units of the measure.
+    """
 
     measure: str
     arm: str
@@ -372,7 +400,13 @@ class AboveBound(Rule):
 
 @dataclass(frozen=True)
 class BelowBound(Rule):
-    """The mean of `measure` under one arm is less than `bound`."""
+    """The mean of a measure under one arm is less than a bound.
+
+    Args:
+        measure: The measure.
+        arm: The arm.
+        bound: The bound, in units of the measure.
+    """
 
     measure: str
     arm: str
@@ -388,7 +422,7 @@ class BelowBound(Rule):
 
 @dataclass(frozen=True)
 class AllOf(Rule):
-    """A conjunction: fails when one rule fails, holds when all hold."""
+    """A conjunction of rules. It fails if one rule fails, and holds if all hold."""
 
     rules: tuple[Rule, ...]
 
@@ -402,7 +436,7 @@ class AllOf(Rule):
 
 
 def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
-    """Of a conjunction: "fails" if one fails, "holds" if all hold, otherwise "undecided"."""
+    """The verdict of a conjunction: "fails" if one fails, "holds" if all hold, otherwise "undecided"."""
     found = set(verdicts)
     return "fails" if "fails" in found else "undecided" if "undecided" in found else "holds"
 
@@ -411,7 +445,11 @@ def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
 class ClaimPart:
     """One experiment with the rule that judges it.
 
-    A part that does not decide is reported, and has no effect on the verdict.
+    Args:
+        name: Name of the part.
+        experiment: The experiment.
+        rule: The rule.
+        is_decisive: Whether the verdict of the claim depends on this part. Other parts are only reported.
     """
 
     name: str
@@ -422,12 +460,12 @@ class ClaimPart:
 
 @dataclass(frozen=True)
 class NegativeControl:
-    """One change that removes the mechanism and nothing else. The deciding rule must then fail.
+    """A change of an experiment that removes the mechanism and nothing else. The rule that decides must then fail.
 
     Args:
         description: The change, in words.
-        change: Makes the changed experiment.
-        part: The part that it changes.
+        change: Returns the changed experiment.
+        part: Name of the part that it changes.
         removes: If the part's rule is a conjunction, those of its rules that must fail under the control.
     """
 
@@ -442,15 +480,15 @@ class Claim:
     """A published statement as an experiment that can fail.
 
     Args:
-        name: Its name.
-        rows: Of the ledger.
+        name: Name of the claim.
+        rows: Ids of the rows of the ledger that it tests.
         paper: The paper.
         statement: The paper's own sentence.
-        setup: The task and scale on which it is tested.
+        setup: The task and the scale at which it is tested.
         parts: Experiments with their rules.
         negative_control: The change under which the statement must fail.
-        needs: Extras and data.
-        revision: What changed in the design since the run before, for the log of the next run.
+        needs: Extras and data that the claim needs.
+        revision: What changed in the design since the previous run, for the log of the next run.
     """
 
     name: str
@@ -479,7 +517,15 @@ class Claim:
 
 
 def measure_of(name: str, measures: MeasureTable) -> Measure:
-    """What the values of a measure are: declared by the experiment, or one of MEASURES."""
+    """Looks up the properties of a measure.
+
+    Args:
+        name: Name of the measure.
+        measures: Measures that the experiment declares. They take precedence over `MEASURES`.
+
+    Raises:
+        UserError: The measure is not declared.
+    """
     found = measures.get(name, MEASURES.get(name))
     if found is None:
         raise UserError(f"The measure {name!r} has no kind, so its interval is undefined.", where="claims",
@@ -489,7 +535,15 @@ def measure_of(name: str, measures: MeasureTable) -> Measure:
 
 
 def smallest_effect(name: str, measures: MeasureTable) -> float:
-    """The smallest effect of a measure."""
+    """The smallest effect of a measure, in its units.
+
+    Args:
+        name: Name of the measure.
+        measures: Measures that the experiment declares.
+
+    Raises:
+        UserError: The measure is not declared, or has no smallest effect.
+    """
     quantity = measure_of(name, measures).quantity
     if quantity is None:
         raise UserError(f"The measure {name!r} has no smallest effect, so no rule can be about it.", where="claims",
@@ -498,14 +552,29 @@ def smallest_effect(name: str, measures: MeasureTable) -> float:
 
 
 def difference(first, second, kind: Kind = "rate", level: float = LEVEL) -> Interval:
-    """Interval of the difference of two arms, from values (training seeds, episodes).
+    """Interval of the difference of two arms.
 
-    The same seeds and starts are in the same places of both.
+    Args:
+        first: Values of one arm, (training seeds, episodes).
+        second: Values of the other arm, with the same seeds and starts in the same places.
+        kind: What the values are.
+        level: Confidence level.
+
+    Returns:
+        The difference, first minus second, with its interval.
     """
     return two_level_difference(first, second, level, kind=kind)[0]
 
 
 def summarize(measurements: Measurements, measures: MeasureTable = MEASURES) -> dict:
-    """{arm: {measure: {"estimate", "low", "high", "level"}}}, two-level."""
+    """Mean and two-level interval of every measure of every arm.
+
+    Args:
+        measurements: Values by arm, measure and training seed.
+        measures: Measures that the experiment declares.
+
+    Returns:
+        {arm: {measure: {"estimate", "low", "high", "level"}}}.
+    """
     return {arm: {name: asdict(two_level_rate(v, kind=measure_of(name, measures).kind)) for name, v in found.items()}
             for arm, found in measurements.items()}

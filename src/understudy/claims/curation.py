@@ -1,7 +1,7 @@
 """Parts of claims about which demonstrations to learn from.
 
-A source weighs every step for every arm. An arm learns from the steps with its weights, with the same number of updates
-on batches of the same size.
+A source gives every step a weight for every arm. An arm learns from the steps with its weights, with the same number of
+updates on batches of the same size.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ from .measures import ROWS
 
 @dataclass(frozen=True)
 class CuratedMethod:
-    """`method`, with steps sampled in proportion to the column "keep.CURATION"."""
+    """A method that learns from steps sampled in proportion to the column "keep.CURATION".
+
+    Args:
+        method: The method.
+        curation: Name of the curation.
+    """
 
     method: Method
     curation: str
@@ -44,6 +49,15 @@ class CuratedMethod:
 def cloning_method(
     lr: float, head: Head | None = None, window: Window | None = None, n_action_steps: int = 1, steps: int = 500
 ) -> Method:
+    """A small behavior cloning method on vectors.
+
+    Args:
+        lr: Learning rate.
+        head: The head. By default a regression.
+        window: The window. By default one step.
+        n_action_steps: Number of actions of each chunk that are executed.
+        steps: Number of updates.
+    """
     recipe = PolicyConfig(head or Regression(), trunk=MLP(64, 1), encoder=ConcatEncoder(), window=window or Window())
     return Method(
         recipe, RecedingHorizon(n_action_steps), BehaviorCloning(steps=steps, optimizer=OptimizerConfig(lr=lr))
@@ -51,12 +65,24 @@ def cloning_method(
 
 
 def arms(*by: str, options: Sequence[Method] = (cloning_method(3e-3), cloning_method(1e-3))) -> tuple[Arm, ...]:
-    """One a way to keep, each with the same trials of tuning."""
+    """One arm for each name of a curation, all with the same options for tuning."""
     return tuple(Arm(b, tuple(CuratedMethod(o, b) for o in options)) for b in by)
 
 
 def successful_rollouts(actor: Actor, env: str, episodes: int, seed: int, split: int = 0, **options) -> Dataset:
-    """Rollouts of `actor` that succeed, the first `episodes` of them; `part` keeps several draws of a seed apart."""
+    """Successful rollouts of an actor.
+
+    Args:
+        actor: The actor.
+        env: Name of the environment.
+        episodes: Number of episodes.
+        seed: Training seed.
+        split: Different numbers give independent draws with the same seed.
+        options: Options of the environment.
+
+    Returns:
+        The first `episodes` rollouts that succeed.
+    """
     made = make(env, rows=ROWS, **options)
     found: list[Episode] = []
     for more in range(20):
@@ -70,17 +96,23 @@ def successful_rollouts(actor: Actor, env: str, episodes: int, seed: int, split:
 def with_keep_columns(
     data: Sequence[Episode], weights: Mapping[str, Sequence[np.ndarray | float] | np.ndarray], metadata=None
 ) -> Dataset:
-    """With a column "keep.NAME" for each name, from one weight an episode or one a step."""
+    """Adds a column "keep.NAME" of weights for each name.
+
+    Args:
+        data: The episodes.
+        weights: For each name, one weight per episode or one array of weights per step, (T,).
+        metadata: Metadata of the result. By default those of `data`.
+    """
     out = [e.replace({f"keep.{name}": np.broadcast_to(np.asarray(values[i], np.float32), (len(e),)).copy()
                   for name, values in weights.items()}) for i, e in enumerate(data)]
     return Dataset(out, metadata if metadata is not None else getattr(data, "metadata", {}))
 
 
-_loaded_datasets: dict = {}  # (source, seed) -> what it marked, of this process
+_loaded_datasets: dict = {}  # (source, seed) -> what the source loaded in this process
 
 
 def cached_load(load_function: Callable[[Any, int], Dataset]) -> Callable[[Any, int], Dataset]:
-    """Keep what a source loads, because every arm asks for the same seeds."""
+    """Wraps the `load` of a source in a cache, because every arm loads the same seeds."""
     def load(self, seed):
         if (self, seed) not in _loaded_datasets:
             while len(_loaded_datasets) > 12:
@@ -91,7 +123,14 @@ def cached_load(load_function: Callable[[Any, int], Dataset]) -> Callable[[Any, 
 
 
 def train_curated(method: CuratedMethod, data: Dataset, seed: int) -> Policy:
-    """Train on the steps that have a weight for this arm. Normalization uses these alone."""
+    """Trains on the steps that have a weight for this arm. Statistics for normalization exclude episodes without such a
+    step.
+
+    Args:
+        method: The method, and the name of its curation.
+        data: Demonstrations with columns "keep.NAME".
+        seed: Training seed.
+    """
     column, inner = f"keep.{method.curation}", method.method
     mine = data.filter(lambda e: bool(np.any(e.steps[column] > 0)))
     of_state = replace(inner, policy=replace(inner.policy, inputs=("observation.state",)))
@@ -101,7 +140,20 @@ def train_curated(method: CuratedMethod, data: Dataset, seed: int) -> Policy:
 def curated_success(
     experiment, method: CuratedMethod, data: Dataset, seed: int, episodes: int, starts: int
 ) -> dict[str, list[float]]:
-    """success, 0 or 1 per start, and every figure "FIGURE.ARM" of the data that belongs to this arm, one per run."""
+    """Trains a curated method and rolls it out.
+
+    Args:
+        experiment: The experiment.
+        method: The method, and the name of its curation.
+        data: Demonstrations with columns "keep.NAME".
+        seed: Training seed.
+        episodes: Number of starts.
+        starts: Seed of the starts.
+
+    Returns:
+        "success", 0 or 1 per start, and every value "NAME.CURATION" among the "figures" of the data's metadata, one per
+        run.
+    """
     policy = train_curated(method, data, seed)
     made = make(experiment.env, rows=min(ROWS, episodes), **dict(experiment.env_options))
     ran = rollout(PolicyActor(FixedBatch(policy, ROWS), method.method.executor), made, episodes, seed=starts)

@@ -1,4 +1,4 @@
-"""Tasks that are alike, for claims: push, with goals in some directions from the block only."""
+"""Similar tasks for claims: push, with goals only in some directions from the block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ ROWS, N_DIRECTIONS = 100, 8  # environments side by side; results do not depend 
 
 
 class DirectedPush(Push):
-    """Push, with the goal in one of `sectors` (0 to 7, from the x axis on) as seen from the block's first place."""
+    """Push, with the goal in given directions as seen from the initial position of the block.
+
+    Args:
+        rows: Number of environments side by side.
+        directions: Allowed sectors of 45 degrees, 0 to 7, counterclockwise from the x axis.
+        limit: Largest number of steps of an episode.
+    """
 
     def __init__(self, rows: int, directions: tuple[int, ...], limit: int = 100):
         self.directions = directions
@@ -44,7 +50,19 @@ class DirectedPush(Push):
 
 def direction_demonstrations(actor: Actor, directions: tuple[int, ...], episodes: int, seed: int, split: int = 0,
                    limit: int = 100) -> list[Episode]:
-    """The first `episodes` rollouts of `actor` that succeed; `part` keeps several draws of a seed apart."""
+    """Successful rollouts of an actor in `DirectedPush`.
+
+    Args:
+        actor: The actor.
+        directions: Allowed directions of the goal.
+        episodes: Number of episodes.
+        seed: Training seed.
+        split: Different numbers give independent draws with the same seed.
+        limit: Largest number of steps of an episode.
+
+    Returns:
+        The first `episodes` rollouts that succeed.
+    """
     env, found = DirectedPush(min(ROWS, episodes), directions, limit), []
     for more in range(20):
         ran = rollout(actor, env, episodes, recording_seed(seed), first=100_000 * split + 1000 * more)
@@ -55,11 +73,27 @@ def direction_demonstrations(actor: Actor, directions: tuple[int, ...], episodes
 
 
 def train_policy(method: Method, data: Dataset, seed: int, policy: Policy | None = None) -> Policy:
-    """From `policy`, whose statistics of the data stay as they are, or from scratch."""
+    """Trains a method, from scratch or from the weights of a policy.
+
+    Args:
+        method: The method.
+        data: The demonstrations.
+        seed: Training seed.
+        policy: The policy to start from. Its statistics of the data are kept.
+    """
     return fit_method(method, data, seed, policy=policy).policy
 
 
 def rollout_policy(policy: Policy, method: Method, directions: tuple[int, ...], episodes: int, starts: int) -> Dataset:
+    """Rolls out a policy in `DirectedPush`.
+
+    Args:
+        policy: The policy.
+        method: The method, whose executor acts.
+        directions: Allowed directions of the goal.
+        episodes: Number of episodes.
+        starts: Seed of the starts.
+    """
     rows = min(ROWS, episodes)
     return rollout(
         PolicyActor(FixedBatch(policy, rows), method.executor), DirectedPush(rows, directions), episodes, seed=starts

@@ -1,4 +1,4 @@
-"""The ledger: every published system that understudy is to hold, its claim, and the verdict here."""
+"""The ledger: every published system that understudy should contain, its claim, and the verdict."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def find_row(number: str, claim: str) -> LedgerRow:
 def decisive_condition(record: dict) -> Condition | None:
     """The comparison that decides a record.
 
-    If a control was inconclusive, it is the control's. Otherwise it is the first that makes the verdict what it is, or,
-    where all hold, the narrowest.
+    If a control was inconclusive, it is a comparison of the control. Otherwise it is the first one that leads to the
+    verdict. If all hold, it is the one with the smallest margin.
     """
     if record["reason"] == CONTROL_INCONCLUSIVE:
         return next(c for c in _conditions(record["negative_control"]) if c.verdict != "fails")
@@ -118,11 +118,11 @@ _W, _H = 200, 36
 
 
 def interval_svg(condition: Condition, *, standalone: bool = False) -> str:
-    """SVG of the interval, the bound, and the side of it that is needed.
+    """SVG of the interval, the bound, and the side of the bound on which the interval must be.
 
     Args:
         condition: The comparison.
-        standalone: As a separate file with its colors. Within a page, the page's style has them.
+        standalone: As a separate file with its own colors. By default the style of the page sets the colors.
     """
     c = condition
     bounds = (-c.bound, c.bound) if c.side == "within" else (c.bound,)
@@ -166,6 +166,7 @@ class LedgerEntry:
 
     @property
     def verdict(self) -> str:
+        """The worst verdict of the row's claims, or "no claim"."""
         found = {c["verdict"] for c in self.claims}
         return next((v for v in _VERDICT_ORDER if v in found), "no claim")
 
@@ -190,16 +191,17 @@ def verdict_counts(entries: Iterable[LedgerEntry]) -> dict[str, int]:
 
 
 def entries_by_family(entries: Sequence[LedgerEntry]) -> dict[str, list[LedgerEntry]]:
+    """Entries by the family of their row, in alphabetical order."""
     return {f: [e for e in entries if e.row.family == f] for f in sorted({e.row.family for e in entries})}
 
 
 def write_table(path: Path | str, entries: Sequence[LedgerEntry] | None = None) -> Path:
-    """Write the summary, a page for each family in the folder of the same name, and a picture for each record.
+    """Writes the summary, a page for each family in the folder of the same name, and a picture for each record.
 
     Args:
-        path: Of the summary, such as docs/ledger.md. Pages of families go to docs/ledger/, pictures to
+        path: File of the summary, such as docs/ledger.md. Pages of families go to docs/ledger/, pictures to
             docs/images/claims/.
-        entries: The rows; by default all.
+        entries: The rows. By default all.
 
     Returns:
         The path of the summary.
@@ -294,7 +296,7 @@ def _verdict_words(claim: dict) -> str:
 
 
 def _family_page(family: str, entries: Sequence[LedgerEntry]) -> str:
-    """Rows with a claim first, each with its section; the others folded away."""
+    """The page of a family: first the rows with a claim, each with its section, then the others in a fold."""
     with_claims = [e for e in entries if e.claims]
     without = [e for e in entries if not e.claims]
     lines = [f"# {family}", "", MADE, "",
@@ -329,7 +331,7 @@ def _row_kind(row: LedgerRow) -> str:
 
 
 def _markdown_cell(text: str) -> str:
-    """Within a line of a table, and not as markup."""
+    """Escapes text for a cell of a Markdown table."""
     return re.sub(r"([|\\`*_\[\]<>])", r"\\\1", " ".join(text.split()))
 
 
@@ -376,7 +378,7 @@ def _condition_lines(judged: dict) -> list[str]:
 
 
 def _history_note(record: dict) -> str:
-    """What a reader must know of how the verdict came about."""
+    """A note on how the verdict came about."""
     kinds = {step["kind"] for step in record["log"]}
     notes = []
     if not kinds & {"pilot", "redesign"}:
@@ -393,7 +395,15 @@ def _history_note(record: dict) -> str:
 
 
 def write_html(path: Path | str, entries: Sequence[LedgerEntry] | None = None) -> Path:
-    """One file with all rows, to search and filter; it loads nothing from elsewhere."""
+    """Writes one page with all rows, to search and filter. It loads nothing from other files.
+
+    Args:
+        path: The page to write.
+        entries: The rows. By default all.
+
+    Returns:
+        The path of the page.
+    """
     entries = ledger_entries() if entries is None else entries
     total = verdict_counts(entries)
     told = ", ".join(f"{v} {total[v]}" for v in VERDICTS)

@@ -20,9 +20,19 @@ ROWS = 25  # environments side by side; results do not depend on it
 
 
 def train_policy(experiment, method: Method, data: Dataset, seed: int, watch=()) -> Policy:
-    """Train as `understudy train` does, on all of the data and without a folder.
+    """Trains as `understudy train` does, on all of the data and without a folder.
 
     Arms that differ only in their executor share the training of each seed.
+
+    Args:
+        experiment: The experiment. Its source is a part of the key under which the policy is cached.
+        method: The method to train.
+        data: The demonstrations.
+        seed: Training seed.
+        watch: Callbacks of `fit`. With callbacks, the policy is trained in any case.
+
+    Returns:
+        The trained policy.
     """
     key = json.dumps(config.dump({"policy": method.policy, "learn": method.learner, "relabel": method.transforms,
                                   "source": experiment.source, "seed": seed}))
@@ -48,7 +58,20 @@ def _rollout_policy(experiment, policy: Policy, method: Method, episodes: int, s
 
 def closed_loop(experiment, method: Method, data: Dataset, seed: int, episodes: int,
                 starts: int) -> dict[str, list[float]]:
-    """"success" (0 or 1) where the environment defines it, "return", "log_jerk", and every flag of the environment."""
+    """Trains a method, rolls it out, and measures the episodes.
+
+    Args:
+        experiment: The experiment.
+        method: The method to train.
+        data: The demonstrations.
+        seed: Training seed.
+        episodes: Number of starts.
+        starts: Seed of the starts.
+
+    Returns:
+        One value per episode: "return", "log_jerk", and every flag of the environment as 0 or 1, such as "success" if
+        the environment defines it.
+    """
     ran = _rollout_policy(experiment, train_policy(experiment, method, data, seed), method, episodes, starts)
     measures = {"return": [float(e.steps["next.reward"].sum()) for e in ran],
                 "log_jerk": [log_jerk(e) for e in ran]}
@@ -65,13 +88,23 @@ def log_jerk(episode: Episode) -> float:
 
 def checkpoint_oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int, *,
                 n_checkpoints: int = 10, interval: int = 200) -> dict[str, list[float]]:
-    """Roll out the last `n_checkpoints` checkpoints, one every `interval` updates, on the same starts.
+    """Rolls out the last checkpoints of a training on the same starts, and measures how much their return varies.
+
+    Args:
+        experiment: The experiment.
+        method: The method to train.
+        data: The demonstrations.
+        seed: Training seed.
+        episodes: Number of starts.
+        starts: Seed of the starts.
+        n_checkpoints: Number of checkpoints.
+        interval: Number of updates between them.
 
     Returns:
-        "mean" of their returns. "swing": the standard deviation of a checkpoint's mean return, from differences of
-        neighbors (root mean square divided by the square root of 2), minus what the few episodes alone would give, so
-        that a trend counts little. "log_swing": its logarithm. "calm": the same of the training loss between
-        checkpoints, as a fraction of the loss at the start. "loss": its mean.
+        One value each. "mean": mean return. "swing": standard deviation of a checkpoint's mean return, from differences
+        of neighbors (root mean square divided by the square root of 2), without the part that the small number of
+        episodes explains, so that a trend counts little. "log_swing": its logarithm. "calm": the same for the training
+        loss between checkpoints, as a fraction of the loss at the start. "loss": mean training loss.
     """
     steps, returns, losses, recent = method.learner.steps, [], [], []
 
@@ -85,7 +118,7 @@ def checkpoint_oscillation(experiment, method: Method, data: Dataset, seed: int,
     train_policy(experiment, method, data, seed, watch=(look,))
     table = np.asarray(returns)  # (checkpoints, starts): the same starts for each
     means, change = table.mean(1), np.diff(table, axis=0)
-    # Of the differences of means, what is due to the few starts: their spread over starts.
+    # The part of the differences of means that the small number of starts explains.
     chance = float((change.var(1, ddof=1) / table.shape[1]).mean()) / 2
     swing = float((np.diff(means) ** 2).mean()) / 2
     swing = max(swing - chance, 1e-3 * swing + 1e-12) ** 0.5

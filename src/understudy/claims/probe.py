@@ -50,19 +50,19 @@ from .pretrained_behavior import MultiTaskDemonstrations
 from .records import fingerprint, missing_requirements, probe_path, provenance, record_path
 from .vinn_few_demonstrations import VisualMethod
 
-RELATIVE = 1e-4  # of an entry
-FLOOR = 1e-5  # of the largest entry of its list: entries near zero are rounding errors of larger ones
-ENTRIES = 64  # at most, of a list of weights, actions or observations
-EPISODES = 2  # of a cell
+RELATIVE = 1e-4  # tolerance relative to an entry
+FLOOR = 1e-5  # tolerance relative to the largest entry of its list: entries near zero are rounding errors
+ENTRIES = 64  # largest number of stored entries of a list of weights, actions or observations
+EPISODES = 2  # rollouts per cell
 ROUNDING = 2e-7  # relative error of a weight in single precision
 ADAM_STEP = torch.optim.Adam.step
-STEPS = 16  # of each recorded rollout
-STARTS_SEED = 100  # of the rollouts that look at an environment
-UPDATES = 20  # of a network that a score trains
+STEPS = 16  # recorded steps of each rollout
+STARTS_SEED = 100  # seed of the rollouts that record an environment
+UPDATES = 20  # updates of a network that a score trains
 # Negative controls that train their scores again and differ only in what is shuffled afterwards, or in whose clean data
 # the score sees: too slow for what they add.
 WITHOUT_CONTROL = ("critical-steps", "extraneous-segments", "filter-like-you-test", "out-of-dynamics")
-DEMONSTRATIONS = 50  # at most, where a claim has one number of them
+DEMONSTRATIONS = 50  # largest number of demonstrations
 # Smaller sizes of sources, and of methods that train or attempt outside `fit`.
 REDUCED: dict[type, dict[str, int]] = {
     GridDatasets: {"steps": 600, "online_steps": 5000},
@@ -100,14 +100,19 @@ class Confirmation:
 
 
 def updates_to_probe(start: int, steps: int) -> list[int]:
-    """The first 8, 4 middle and last 8 of the updates `start` to `steps - 1`, in order and without repetition."""
+    """The first 8, middle 4 and last 8 updates, in order and without repetition.
+
+    Args:
+        start: First update.
+        steps: Number of updates. The last one is `steps` - 1.
+    """
     middle = (start + steps) // 2
     wanted = {*range(start, start + 8), *range(middle - 2, middle + 2), *range(steps - 8, steps)}
     return sorted(n for n in wanted if start <= n < steps)
 
 
 def take(claim: Claim, rounding: float = 0.0) -> dict:
-    """Run the probe of a claim on the code as it is.
+    """Runs the probe of a claim on the current code.
 
     Args:
         claim: The claim. If it has a record, the options chosen there are probed, otherwise the first of each arm.
@@ -147,7 +152,7 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
 
 
 def compare(stored: Mapping, now: Mapping) -> list[str]:
-    """Compare two probes.
+    """Compares two probes.
 
     An entry is equal if it differs by at most 1e-4 of itself plus 1e-5 of the largest entry of its list.
 
@@ -170,12 +175,12 @@ def compare(stored: Mapping, now: Mapping) -> list[str]:
 
 
 def confirm(claim: Claim, *, trust_source: bool = False) -> Confirmation:
-    """Probe a claim and compare with its stored probe.
+    """Probes a claim and compares the result with its stored probe.
 
     Args:
         claim: The claim.
-        trust_source: Confirm without a run if the record's source fingerprint is that of today's code. This does not
-            see changed packages.
+        trust_source: Confirm without a run if the record's source fingerprint is that of the current code. This does
+            not see changed packages.
 
     Returns:
         The status, with the first difference.
@@ -205,7 +210,7 @@ def confirm(claim: Claim, *, trust_source: bool = False) -> Confirmation:
 
 
 def store(claim: Claim) -> dict:
-    """Take the probe of a claim and write it to its file.
+    """Takes the probe of a claim and writes it to its file.
 
     Entries that errors of the size of rounding change are stored as null and never compared. For example, the loss may
     not depend on a bias, and the optimizer then moves it by the sign of a rounding error. Call this only on the code
@@ -218,9 +223,10 @@ def store(claim: Claim) -> dict:
 
 
 def save_confirmation(claim: Claim) -> None:
-    """Note in the stored probe that the record is confirmed at this commit, with the date and the source fingerprint.
+    """Notes in the stored probe that the record is confirmed at this commit, with the date and the source fingerprint.
 
-    Call it after `confirm` said "confirmed". Until this source code changes, the record is not listed as stale.
+    Call it after `confirm` returned the status "confirmed". Until this source code changes, the record is not listed as
+    stale.
     """
     origin = provenance()
     confirmed = {"commit": origin["commit"], "date": origin["date"], "fingerprint": fingerprint(claim)}
@@ -228,7 +234,7 @@ def save_confirmation(claim: Claim) -> None:
 
 
 def _write(name: str, probe: Mapping) -> None:
-    """One line per list of entries, so that differences can be read."""
+    """Writes a probe with one line per list of entries, so that differences between versions are readable."""
     lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in probe["numbers"].items())
     head = json.dumps({k: v for k, v in probe.items() if k != "numbers"}, indent=1)[:-2]
     write_text(probe_path(name), f'{head},\n "numbers": {{\n{lines}\n }}\n}}\n')
@@ -252,7 +258,7 @@ def _experiments(claim: Claim, chosen: Mapping) -> Iterator[tuple[str, Experimen
 
 
 def _reduced(value: Any) -> tuple[Any, list[float]]:
-    """A source or method of a smaller size where the full one takes seconds, and the full sizes."""
+    """A source or method of a smaller size if the full one takes more than seconds, and the full sizes."""
     if isinstance(value, MazeDemonstrations):
         arms = tuple((name, mazes, min(count, DEMONSTRATIONS)) for name, mazes, count in value.arms)
         return MazeDemonstrations(arms), [count for _, _, count in value.arms]
@@ -263,7 +269,7 @@ def _reduced(value: Any) -> tuple[Any, list[float]]:
 
 
 def _oscillation(*args):
-    """`oscillation` over the last updates that are made, instead of over checkpoints 200 updates apart."""
+    """`oscillation` over the last updates that are made, instead of over checkpoints that are 200 updates apart."""
     return checkpoint_oscillation(*args, interval=2)
 
 
@@ -293,7 +299,7 @@ def _cell(experiment: Experiment, method: Any, data: Dataset, look_at_env: bool,
 
 @dataclass
 class _Recorder:
-    """Stands in for the functions that train and roll out, and keeps what they compute."""
+    """Replaces the functions that train and roll out, and records the numbers that they compute."""
 
     rounding: float = 0.0
     numbers: Numbers = field(default_factory=dict)
@@ -350,14 +356,14 @@ class _Recorder:
         return ADAM_STEP(optimizer, *args, **kwargs) if self.steps[optimizer] <= UPDATES else None
 
     def finish(self):
-        """The networks that scores trained, and in how many updates they were to be."""
+        """Records the networks that scores trained, and their planned number of updates."""
         for i, (optimizer, steps) in enumerate(self.steps.items()):
             place = f"score training {i + 1}"
             self.numbers[f"{place} / updates"] = [steps]
             self._weights(place, [p for group in optimizer.param_groups for p in group["params"]])
 
     def look_at_env(self):
-        """Random actions to the end of an episode and, where there is an expert, its way to success."""
+        """Records random actions to the end of an episode and, if there is an expert, its episode to success."""
         noise = NoisyActor(None, self.env.features["action"].size)
         self._episodes("environment, random actions", rollout(noise, self.env, 1, STARTS_SEED))
         if isinstance(self.env, HasExpert):
@@ -365,7 +371,7 @@ class _Recorder:
 
     @torch.no_grad()
     def _round(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Add rounding errors, the same ones in each run."""
+        """Adds rounding errors, the same ones in each run."""
         if self.rounding:
             rng = torch.Generator().manual_seed(0)
             for p in parameters:
@@ -399,7 +405,7 @@ def _set_counter(learner: Any, update: int) -> None:
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """One thread, a fixed random state, and both as they were afterwards."""
+    """A context with one thread and a fixed random state. Both are restored at its end."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -412,8 +418,10 @@ def _repeatable() -> Iterator[None]:
 
 @contextmanager
 def _recorded(rounding: float) -> Iterator[_Recorder]:
-    """Within, `fit`, `rollout` and `regress` are those of a recorder, in every module that imported them, and what
-    claims keep between cells starts empty, so that no real run meets a policy of few updates."""
+    """A context in which `fit`, `rollout` and `regress` are those of a recorder, in every module that imported them.
+
+    The caches that claims keep between cells are empty in it, so that no real run uses a policy of few updates.
+    """
     recorder, before = _Recorder(rounding), []
     package = __name__.partition(".")[0]
     instead = {id(fit): recorder.fit, id(rollout): recorder.rollout, id(fit_regression): recorder.regress}
@@ -440,7 +448,7 @@ def _recorded(rounding: float) -> Iterator[_Recorder]:
 
 
 def _entries(values: np.ndarray, count: int = ENTRIES) -> list[float | None]:
-    """`count` entries at even distances, first and last among them; all if there are fewer."""
+    """`count` entries at even distances, including the first and the last. All entries if there are fewer."""
     flat = np.asarray(values, float).ravel()
     return flat[np.unique(np.linspace(0, len(flat) - 1, min(count, len(flat))).astype(int))].tolist() if len(flat) \
         else []
@@ -488,7 +496,7 @@ def _cpu() -> str:
 
 
 def _elsewhere(stored: Mapping, now: Mapping) -> str:
-    """What differs between the two machines, in words: the reason may lie there."""
+    """The differences between the two machines, in words. They may be the reason of a different number."""
     other = [f"{name} {stored['versions'].get(name, 'absent')} then, {version} now"
              for name, version in now["versions"].items() if stored["versions"].get(name) != version]
     if stored["cpu"] != now["cpu"]:

@@ -1,4 +1,4 @@
-"""The records of claims: where they are, what makes one stale, and the list."""
+"""The records of claims: their files, their list, and the test of whether a record is stale."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ def all_claims() -> dict[str, Claim]:
 
 
 def find_claim(name: str) -> Claim:
-    """The claim of this name. Raises UserError with the nearest name if there is none."""
+    """The claim of this name.
+
+    Raises:
+        UserError: There is no such claim. The message has the nearest name.
+    """
     import difflib
 
     claims = all_claims()
@@ -57,21 +61,22 @@ def find_claim(name: str) -> Claim:
 
 
 def module_of(claim: Claim) -> str:
+    """Name of the claim's module in this folder."""
     return claim.name.replace("-", "_")
 
 
 def record_path(name: str) -> Path:
-    """The file of the record of the claim `name`: verdicts, intervals and history."""
+    """Path of the record of the claim `name`: verdicts, intervals and history."""
     return CLAIMS_FOLDER / "results" / f"{name}.json"
 
 
 def figures_path(name: str) -> Path:
-    """The file of the raw figures of the claim `name`. Figures are in the repository and not in the wheel."""
+    """Path of the measurements of the claim `name`. They are in the repository and not in the wheel."""
     return CLAIMS_FOLDER / "figures" / f"{name}.json"
 
 
 def probe_path(name: str) -> Path:
-    """The file of the stored probe of the claim `name`."""
+    """Path of the stored probe of the claim `name`."""
     return CLAIMS_FOLDER / "probes" / f"{name}.json"
 
 
@@ -136,7 +141,7 @@ class _ModuleSource:
         self._digests: dict[str, tuple[str, list[tuple[str, str]]]] = {}
 
     def digest(self, name: str) -> tuple[str, list[tuple[str, str]]]:
-        """The digest of a definition, and what it refers to."""
+        """The digest of a definition, and the names that it refers to."""
         if name not in self._digests:
             nodes = self.definitions[name]
             text = "".join(map(ast.dump, nodes))
@@ -161,7 +166,7 @@ class _ModuleSource:
         return names
 
     def references(self, node: ast.AST) -> list[tuple[str, str]]:
-        """What a definition refers to: names of this module, imported ones, and attributes of imported modules."""
+        """The names that a definition refers to: of this module, of imports, and attributes of imported modules."""
         used = []
         for part in ast.walk(node):
             if isinstance(part, ast.Name):
@@ -197,7 +202,8 @@ def _module_file(module: str) -> Path | None:
 
 
 def provenance() -> dict:
-    """Commit, date, package versions and machine. Ask before a run, because code may change during it."""
+    """Commit, date, package versions and machine. Call this before a run, because the code may change during the run.
+    """
     packages = ("understudy", "torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
     versions = {}
     for package in packages:
@@ -211,7 +217,7 @@ def provenance() -> dict:
 
 
 def _commit() -> str | None:
-    """The commit, with a note if code has changed since. Records, figures and probes do not count."""
+    """The commit, with a note if code has changed since. Changes of records, figures and probes do not count."""
     def git(*args):
         return subprocess.run(
             ["git", *args], cwd=CLAIMS_FOLDER.parent, capture_output=True, text=True, check=True
@@ -248,7 +254,7 @@ def list_claims() -> list[dict]:
 
 
 def confirmation(name: str) -> dict:
-    """When a probe last confirmed the record of this claim: "commit", "date", "fingerprint". Empty if never."""
+    """When a probe last confirmed the record of this claim: "commit", "date", "fingerprint". Empty if none has."""
     return read_json(probe_path(name)).get("confirmed", {}) if probe_path(name).exists() else {}
 
 
@@ -256,7 +262,7 @@ def confirmation(name: str) -> dict:
 
 
 def missing_requirements(claim: Claim) -> list[str]:
-    """The needs of a claim that this machine does not meet, in the claim's words."""
+    """The requirements of a claim that this machine does not meet, as the claim names them."""
     return [need for need in claim.needs if not _is_available(need)]
 
 

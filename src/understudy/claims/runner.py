@@ -25,13 +25,16 @@ CONTROL = "negative control"
 
 
 def run_claim(claim: Claim, *, log: LogFunction = lambda text: None) -> dict:
-    """Run a claim, write its figures and its record, and return the record.
+    """Runs a claim and writes its measurements and its record.
 
     Finished cells are kept in the cache under the claim's fingerprint, so that an interrupted run continues.
 
     Args:
         claim: The claim.
         log: Called with a line per cell and per verdict.
+
+    Returns:
+        The record.
     """
     mark, origin = fingerprint(claim), provenance()  # the code may change during the run
     cells = cache() / "claims" / f"{claim.name}-{mark}"
@@ -55,10 +58,15 @@ def run_claim(claim: Claim, *, log: LogFunction = lambda text: None) -> dict:
 
 
 def run_figures(claim: Claim, cells: Path, log: LogFunction) -> tuple[Figures, dict[str, dict[str, int]]]:
-    """Run all cells of a claim that are not in the folder `cells`.
+    """Runs all cells of a claim that are not in the folder `cells`.
+
+    Args:
+        claim: The claim.
+        cells: Folder of finished cells. New ones are added.
+        log: Called with a line per cell.
 
     Returns:
-        The figures, and for each part the index of the option that tuning chose for each arm.
+        The measurements, and for each part the index of the option that tuning chose for each arm.
     """
     figures, chosen = {}, {}
     for part in claim.parts:
@@ -71,13 +79,13 @@ def run_figures(claim: Claim, cells: Path, log: LogFunction) -> tuple[Figures, d
 
 
 def describe(claim: Claim) -> dict:
-    """What a record repeats of its claim."""
+    """The description of a claim that its record contains."""
     return {"name": claim.name, "rows": list(claim.rows), "paper": claim.paper, "statement": claim.statement,
             "setup": claim.setup}
 
 
 def judge_figures(claim: Claim, figures: Figures) -> dict:
-    """Judge the figures of a claim by its rules. Nothing runs.
+    """Judges the measurements of a claim by its rules. Nothing runs.
 
     Args:
         claim: The claim.
@@ -97,7 +105,7 @@ def judge_figures(claim: Claim, figures: Figures) -> dict:
 
 
 def judge_again(claim: Claim, date: str, why: str) -> dict:
-    """Judge the stored figures of a claim by its rules as they are now, and write the record. Nothing runs.
+    """Judges the stored measurements of a claim by its current rules, and writes the record. Nothing runs.
 
     The log gets an entry if the verdict or its reason changed.
 
@@ -134,7 +142,12 @@ def log_entry(date: str, kind: str, change: str, judged: dict) -> dict:
 
 
 def write_figures(name: str, figures: Figures) -> None:
-    """Write raw figures, one line per measure."""
+    """Writes the measurements of a claim to its file, one line per measure.
+
+    Args:
+        name: Name of the claim.
+        figures: Measurements of each part, and those of the negative control.
+    """
     parts = []
     for part, arms in figures.items():
         lines = []
@@ -168,8 +181,11 @@ def _judge_part(part: ClaimPart, figures: Measurements) -> dict:
 
 
 def _judge_control(claim: Claim, figures: Measurements) -> dict:
-    """The control passes if every rule that it is to remove fails, so that each interval lies below its smallest
-    effect. Otherwise the control says nothing."""
+    """Judges the negative control.
+
+    It passes if every rule that it should remove fails, so that each interval lies below its smallest effect. Otherwise
+    the control is inconclusive.
+    """
     control = claim.negative_control
     measures = dict(next(p for p in claim.parts if p.name == control.part).experiment.measures)
     found = [rule.judge(figures, measures) for rule in claim.removed_rules]
@@ -190,7 +206,7 @@ def _text(judged: dict) -> str:
 
 
 def _run_part(part: ClaimPart, folder: Path, log: LogFunction) -> tuple[dict[str, int], Measurements]:
-    """Run the planned looks of a part until one decides."""
+    """Runs the planned looks of a part until one decides."""
     for count, _ in part.experiment.looks or ((len(part.experiment.seeds), 0.0),):
         experiment = replace(part.experiment, seeds=part.experiment.seeds[:count], looks=())
         chosen, figures = _run_experiment(experiment, folder, part.name, log)
@@ -221,7 +237,9 @@ def _run_experiment(
 
 
 def _control_experiment(experiment: Experiment, rule: Rule, chosen: dict[str, int]) -> Experiment:
-    """The control is not tuned again: it runs the options that were chosen, and only the arms that are judged."""
+    """The experiment of a control with the options that tuning chose, and only the arms that are judged. It is not
+    tuned again.
+    """
     return replace(experiment, arms=tuple(replace(a, options=(a.options[chosen[a.name]],))
                                           for a in experiment.arms if a.name in rule.arms))
 

@@ -1,4 +1,6 @@
-"""All claims that are due, within a budget: what has no record, or one whose code or data have changed since."""
+"""Runs all claims that are due within a budget: those without a record, and those whose code or data have changed
+since.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,13 @@ LogFunction = Callable[[str], None]
 
 
 def due_claims(entries: Sequence[dict] | None = None) -> list[dict]:
-    """Of `records.list_claims`, those that are stale or not run.
+    """The entries of claims that are stale or have not run.
 
-    The cheapest by its last record comes first, and of equals the older record. Claims that never ran come last,
-    because nobody knows their cost.
+    The claim with the cheapest last run comes first, and of equals the older record. Claims that never ran come last,
+    because their cost is unknown.
+
+    Args:
+        entries: Entries of `records.list_claims`. By default all.
     """
     listed = list_claims() if entries is None else entries
     waiting = [e for e in listed if e["stale"] or e["verdict"] == "not run"]
@@ -35,10 +40,10 @@ def due_claims(entries: Sequence[dict] | None = None) -> list[dict]:
 
 
 def confirm_stale(entries: Sequence[dict], log: LogFunction = lambda text: None) -> tuple[list[dict], list[str]]:
-    """Probe the stale records, which takes seconds each, so that only changed ones run.
+    """Probes the stale records, which takes seconds each, so that only changed claims run.
 
     Args:
-        entries: Of `due_claims`.
+        entries: Entries of `due_claims`.
         log: Called with a line per probe.
 
     Returns:
@@ -58,7 +63,7 @@ def confirm_stale(entries: Sequence[dict], log: LogFunction = lambda text: None)
 
 @dataclass
 class ScheduleOutcome:
-    """What became of the claims that were due.
+    """Result of running the claims that were due.
 
     Attributes:
         verdicts: {name: verdict} of those that ran.
@@ -74,12 +79,20 @@ class ScheduleOutcome:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing that can run here is left to run."""
+        """Whether every claim that can run here has run."""
         return not self.failed and not self.not_run
 
 
 def try_claim(name: str, log: LogFunction = lambda text: None) -> tuple[str, Any]:
-    """Run one claim and store its probe: ("done", record), ("absent", what it needs) or ("failed", why)."""
+    """Runs one claim and stores its probe.
+
+    Args:
+        name: Name of the claim.
+        log: Called with a line per cell and per verdict.
+
+    Returns:
+        ("done", record), ("absent", what it needs) or ("failed", why).
+    """
     import traceback
 
     torch.set_num_threads(1)
@@ -104,10 +117,10 @@ def run_all(
     *,
     run_one: Callable[..., tuple[str, Any]] = try_claim,
 ) -> ScheduleOutcome:
-    """Run claims in this order, each in a separate process with one thread.
+    """Runs claims in this order, each in a separate process with one thread.
 
     Args:
-        entries: Of `records.list_claims`; "missing" names what a claim lacks on this machine.
+        entries: Entries of `records.list_claims`. "missing" names what a claim lacks on this machine.
         budget: Seconds from now, or None for no limit. A claim starts only if the time of its last run still fits. A
             claim that runs when the budget ends is stopped. Its finished cells are kept for the next run.
         workers: Number of claims at once, or "ray" for a cluster.
@@ -181,7 +194,7 @@ class _ProcessBackend:
         self.running[name] = (process, mine)
 
     def receive(self, timeout: float | None) -> Iterator[tuple[str, str, Any]]:
-        """What has been said by when the time is out."""
+        """The messages that arrive within `timeout` seconds."""
         said = set(connection.wait([pipe for _, pipe in self.running.values()], timeout and max(timeout, 0.0)))
         for name, (process, pipe) in [r for r in self.running.items() if r[1][1] in said]:
             try:
@@ -196,7 +209,7 @@ class _ProcessBackend:
             yield name, kind, what
 
     def stop(self) -> list[str]:
-        """The names of those that were running."""
+        """Stops all claims and returns the names of those that were running."""
         names = list(self.running)
         for process, _ in self.running.values():
             process.terminate()

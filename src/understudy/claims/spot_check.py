@@ -1,6 +1,6 @@
 """Full runs of randomly drawn claims, to measure the rate of records that no longer agree with the code.
 
-Probes do not see effects of long training only. A spot check does, and its rate of disagreement is published.
+Probes do not see effects that only long training shows. A spot check does, and its rate of disagreement is published.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class SpotCheck:
     """One claim that was run again in full.
 
     Attributes:
-        name: The claim.
-        date: Of this run.
-        commit: Of the code.
+        name: Name of the claim.
+        date: Date of this run.
+        commit: Commit of the code.
         recorded: The verdict of the record.
         found: The verdict of this run.
-        largest_difference: Between a figure of this run and the stored one, relative to the largest stored figure of
-            its measure. Infinite if their number differs.
+        largest_difference: Largest difference of a value of this run from the stored one, relative to the largest
+            stored value of its measure. Infinite if their number differs.
         seconds: CPU seconds that the run took.
     """
 
@@ -54,15 +54,15 @@ class SpotCheck:
 
 
 def draw_claims(entries: Sequence[Mapping], budget: float, rng: np.random.Generator) -> list[str]:
-    """Draw claims at random that together fit the budget by their recorded seconds.
+    """Draws claims at random that together fit the budget by their recorded seconds.
 
     Args:
-        entries: Of `records.list_claims`.
-        budget: Seconds.
-        rng: Source of the draw.
+        entries: Entries of `records.list_claims`.
+        budget: Largest sum of their seconds.
+        rng: Source of randomness.
 
     Returns:
-        Names in the order drawn. A claim that does not fit what is left is passed over.
+        Names in the order drawn. A claim that does not fit the remaining budget is skipped.
     """
     recorded, drawn, left = [e for e in entries if e["verdict"] != "not run"], [], budget
     for i in rng.permutation(len(recorded)):
@@ -73,7 +73,12 @@ def draw_claims(entries: Sequence[Mapping], budget: float, rng: np.random.Genera
 
 
 def check_record(claim: Claim, log: LogFunction = lambda text: None) -> SpotCheck:
-    """Run a claim in full, without anything kept from earlier runs, and compare with its record."""
+    """Runs a claim in full, without cells of earlier runs, and compares the result with its record.
+
+    Args:
+        claim: A claim with a record.
+        log: Called with a line per cell.
+    """
     began, origin = time.process_time(), provenance()
     with tempfile.TemporaryDirectory() as folder:
         figures, _ = run_figures(claim, Path(folder), log)
@@ -86,7 +91,16 @@ def check_record(claim: Claim, log: LogFunction = lambda text: None) -> SpotChec
 def check_records(
     names: Iterable[str], budget: float, log: LogFunction = lambda text: None
 ) -> Iterator[SpotCheck]:
-    """Check records one after the other; none starts after the budget is spent."""
+    """Checks records one after the other. None starts after the budget is spent.
+
+    Args:
+        names: Names of the claims.
+        budget: Seconds from now.
+        log: Called with a line per cell, and per claim that is not checked.
+
+    Yields:
+        The checks. Claims that cannot run on this machine have none.
+    """
     began = time.monotonic()
     for name in names:
         claim = find_claim(name)
@@ -102,7 +116,15 @@ def check_records(
 
 
 def largest_difference(stored: Mapping, now: Mapping) -> float:
-    """The largest difference of two sets of figures, relative to the largest stored value of each measure."""
+    """The largest difference between two sets of measurements, relative to the largest stored value of each measure.
+
+    Args:
+        stored: Measurements of each part, as the record stores them.
+        now: Measurements of another run of the same claim.
+
+    Returns:
+        The relative difference. Infinite if the number of values differs.
+    """
     found = [0.0]
     for part, arms in stored.items():
         for arm, measures in arms.items():
@@ -115,12 +137,17 @@ def largest_difference(stored: Mapping, now: Mapping) -> float:
 
 
 def save(checks: Sequence[SpotCheck], path: Path = SPOT_CHECKS) -> None:
-    """Add checks to those that are published."""
+    """Adds checks to the published ones.
+
+    Args:
+        checks: The new checks.
+        path: The file.
+    """
     write_json(path, [*_stored(path), *map(asdict, checks)])
 
 
 def published(path: Path = SPOT_CHECKS) -> list[SpotCheck]:
-    """All checks so far."""
+    """All published checks."""
     return [SpotCheck(**c) for c in _stored(path)]
 
 
@@ -132,5 +159,5 @@ def _stored(path: Path) -> list[dict]:
 
 
 def disagreement(checks: Sequence[SpotCheck]) -> Interval:
-    """The rate of verdicts that a full run did not confirm, with its Clopper-Pearson interval."""
+    """Rate of verdicts that a full run did not confirm, with its Clopper-Pearson interval."""
     return clopper_pearson(sum(not c.agrees for c in checks), len(checks))

@@ -1,1 +1,1 @@
-"""One file a command: its options as a frozen dataclass, and `main(args)`."""
+"""One file per command. Each has the command's options as a frozen dataclass, and `main(args)`."""

@@ -1,4 +1,4 @@
-"""understudy audit"""
+"""The command understudy audit."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .common import (
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """Is a data set whole, and is it good: what contradicts itself in it (errors), what deserves a second look
-    (warnings, notes), and a score of each episode.
+    """Check a data set: contradictions in its files (errors), doubtful properties (warnings, notes), and a score of
+    each episode.
 
-    Exit status: 0 without an error, 3 with one, 2 where nothing could be opened. Nothing is changed.
+    Exit status: 0 without an error, 3 with one, 2 if nothing could be opened. Nothing is changed.
     """
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
@@ -32,12 +32,12 @@ class AuditOptions:
     json: bool = False
     """one JSON document on standard output"""
     map: MappingFile = None
-    """which topics of a bag become which columns, in place of what is proposed"""
+    """a mapping of topics to columns for bags, instead of the proposed one"""
     columns: ColumnTexts = ()
-    """which columns are what, for data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that
-    numbers the episodes of a single CSV table"""
+    """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
+    episodes of a single CSV table"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
-    """a page of it, with the best and the worst episodes"""
+    """write a page of the audit, with the best and the worst episodes"""
 
 
 def main(args: list[str]) -> None:

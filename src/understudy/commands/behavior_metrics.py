@@ -24,7 +24,7 @@ MAX_EXTRA_STEPS = 200_000  # steps of demonstrations that are looked at without 
 
 
 class BehaviorOptions(Protocol):
-    """What this reads of a command's options."""
+    """The options of a command that behavior metrics read."""
 
     @property
     def run(self) -> Path: ...
@@ -52,6 +52,11 @@ class BehaviorOptions(Protocol):
 
 
 def check_options(o: BehaviorOptions) -> None:
+    """Checks the options of behavior metrics.
+
+    Raises:
+        UserError: --repeats is 1 or negative, or an option cannot be combined with --sequential or --interactive.
+    """
     from ..core import UserError
 
     if o.repeats < 0 or o.repeats == 1:
@@ -63,14 +68,17 @@ def check_options(o: BehaviorOptions) -> None:
 
 
 def given_options(o: BehaviorOptions) -> list[object]:
-    """What of this was asked for, for a line that asks for it again."""
+    """The options of behavior metrics that the user gave, as arguments of a command."""
     return [*(["--demonstrations", o.demonstrations] if o.demonstrations is not None else []),
             *(["--repeats", o.repeats] if o.repeats else [])]
 
 
 def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
-    """What --demonstrations names, else what the run learned from, where its command still finds just that, and where
-    it is no great cost: no cameras, and not too many steps."""
+    """The demonstrations to compare with. None if there are none.
+
+    They are those of --demonstrations. By default they are the data that the run was trained on, if these are still in
+    their place, unchanged, without cameras, and not too large.
+    """
     from ..core import UserError
     from ..data.formats import open_dataset
     from ..files import read_json
@@ -103,7 +111,16 @@ def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
 def measure_run(
     run: Path, actor: Actor, env: Env, ran: Evaluation, shown: Dataset | None, o: BehaviorOptions
 ) -> BehaviorMetrics:
-    """actor: `run` as it acts in `env`."""
+    """Measures the behavior of a run.
+
+    Args:
+        run: The run.
+        actor: The actor of the run in `env`.
+        env: The environment.
+        ran: The evaluation of the run.
+        shown: Demonstrations to compare with, or None.
+        o: The options of the command.
+    """
     from ..core import UserError
     from ..evaluate.behavior.latency import measure_latency
     from ..evaluate.behavior.modes import rollout_repeated_starts
@@ -130,7 +147,7 @@ def measure_run(
 
 
 def _single_actor(actor: Actor) -> Actor:
-    """As one robot runs it: without the rows that fill a batch up to a fixed size."""
+    """The actor as one robot runs it: without the rows that fill a batch up to a fixed size."""
     from ..execute.actor import ObservationWrapper, PolicyActor, TransformedActor
     from ..execute.planners import FixedBatch
     from ..execute.wrappers import WrappedActor
@@ -142,7 +159,12 @@ def _single_actor(actor: Actor) -> Actor:
 
 
 def print_metrics(found: Mapping[str, BehaviorMetrics], out: Output) -> None:
-    """found: name -> what was found, of one policy or two."""
+    """Prints a table of behavior metrics.
+
+    Args:
+        found: Behavior metrics of one or two policies, by name.
+        out: Where to print.
+    """
     from rich.table import Table
 
     first = next(iter(found.values()))

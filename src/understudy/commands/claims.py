@@ -1,4 +1,4 @@
-"""understudy claims"""
+"""The command understudy claims."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LEDGER = Path("docs/ledger.md")
 
 @dataclass(frozen=True)
 class ClaimsOptions:
-    """Published statements as small experiments that can fail.
+    """Test published statements with small experiments that can fail.
 
-    list: all of them, with their verdicts. run NAME: one, from where it was stopped. run --all: what has no record, or
-    whose probe no longer gives the same numbers; the cheapest by its last record first. check [NAME ...]: compare a
-    short probe of each claim with the stored one; status 3 if a claim is due for a run because its numbers differ.
-    judge [NAME ...]: judge the stored figures again by the rules as they are now; nothing runs. spot-check: run
-    randomly drawn claims again in full; status 3 if a verdict differs from its record. table: the pages of the whole
-    ledger, claimed or not.
+    list: all claims with their verdicts. run NAME: run one claim, from where it was stopped. run --all: run the claims
+    that have no record, or whose probe no longer gives the same numbers, the cheapest by its last record first. check
+    [NAME ...]: compare a short probe of each claim with the stored one. The exit status is 3 if a claim is due for a
+    run because its numbers differ. judge [NAME ...]: judge the stored measurements again by the current rules. Nothing
+    runs. spot-check: run randomly drawn claims again in full. The exit status is 3 if a verdict differs from its
+    record. table: write the pages of the whole ledger, with and without claims.
     """
 
     subcommand: Annotated[
@@ -37,28 +37,28 @@ class ClaimsOptions:
     ]
     """what to do"""
     name: Annotated[tuple[str, ...], Positional, arg(metavar="[NAME ...]")] = ()
-    """of the claim to run, or of the claims to check or judge; without a name, all of them"""
+    """claims to run, check or judge; by default all"""
     all: bool = False
     """run all that are due; status 3 if one failed, or did not fit into the budget"""
     budget: Annotated[str | None, arg(metavar="TIME")] = None
-    """with run --all and spot-check: start nothing that would not fit (90s, 30m, 2h)"""
+    """with run --all and spot-check: start only claims that fit this time (90s, 30m, 2h)"""
     workers: WorkerCount = 1
-    """with --all: how many at once, or `ray` for a cluster"""
+    """with --all: number of claims at once, or `ray` for a cluster"""
     family: Annotated[str | None, arg(metavar="FAMILY")] = None
     """only claims of this family of the ledger (list, run --all)"""
     verdict: Annotated[Literal["holds", "fails", "undecided", "not run"] | None, arg(metavar="VERDICT")] = None
     """only claims with this verdict: holds, fails, undecided, "not run" (list)"""
     unchanged: bool = False
-    """with check: do not probe claims whose source code has not changed since their record; changed packages are then
-    not seen"""
+    """with check: do not probe claims whose source code has not changed since their record; changes of packages are
+    then not seen"""
     save: bool = False
-    """with check: note at which commit each record was confirmed, so that it is not listed as stale"""
+    """with check: store the commit at which each record was confirmed, so that it is not listed as stale"""
     stale: bool = False
-    """only those whose code or data have changed since their record (list)"""
+    """with list: only claims whose code or data have changed since their record"""
     out: Annotated[Path, arg(metavar="FILE")] = LEDGER
     """where `table` writes the page; pages of families go to ledger/, pictures to images/claims/"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
-    """with table: a page to search and filter, in one file, in place of that"""
+    """with table: write one page to search and filter instead"""
     json: bool = False
     """one JSON document on standard output"""
 
@@ -252,7 +252,14 @@ def _spot_check(o: ClaimsOptions, out: Output) -> None:
 
 
 def parse_duration(budget: str | None) -> float | None:
-    """Of "90s", "30m", "2h", "1.5h" or "1h30m". Raises UserError for anything else."""
+    """Parses a duration such as "90s", "30m", "2h", "1.5h" or "1h30m".
+
+    Returns:
+        Seconds. None for None.
+
+    Raises:
+        UserError: The text is no duration.
+    """
     if budget is None:
         return None
     from ..core import UserError

@@ -1,4 +1,4 @@
-"""What the commands share: parsing, and where words, progress and JSON go."""
+"""Code that commands share: parsing of options, text output, progress and JSON."""
 
 from __future__ import annotations
 
@@ -43,7 +43,16 @@ ColumnTexts = Annotated[tuple[str, ...], arg(metavar="NAME=COLUMN,...")]
 
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:
-    """Ends the process with status 2 and an explanation if these are not its options."""
+    """Parses the arguments of a command. With -h or --help it prints the help page and ends the process.
+
+    Args:
+        options: The dataclass of options.
+        command: Name of the command, such as "train".
+        args: The arguments after the name.
+
+    Raises:
+        UserError: The arguments are not valid options.
+    """
     if "" in args[:1]:  # a shell variable that was not set: as a path it would be the folder one is in
         from ..core import UserError
 
@@ -75,8 +84,11 @@ EXAMPLE_COUNTS = {
 
 
 def _invalid_options(options: Any) -> Iterator[tuple[str, str, str]]:
-    """(what, where, what to do) of what is wrong with options whichever command has them: said before hours of work,
-    not after."""
+    """Finds invalid values of options that several commands have, before hours of work.
+
+    Yields:
+        (problem, where, hint) of each invalid option.
+    """
     for name, usual in EXAMPLE_COUNTS.items():
         option = "--" + name.replace("_", "-")
         if type(count := getattr(options, name, None)) is int and count < 1:
@@ -96,7 +108,12 @@ def _invalid_options(options: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def print_help(options: type, prog: str) -> NoReturn:
-    """Prints the help page of a command and ends the process with status 0."""
+    """Prints the help page of a command and ends the process with status 0.
+
+    Args:
+        options: The dataclass of options.
+        prog: The command as the user writes it, such as "understudy train".
+    """
     import tyro
 
     tyro.cli(options, prog=prog, args=["--help"], config=(tyro.conf.FlagCreatePairsOff,))
@@ -104,8 +121,14 @@ def print_help(options: type, prog: str) -> NoReturn:
 
 
 def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """A command's own arguments, the recipe's ("--method.trunk transformer") and those of the method that it makes
-    ("--policy.head.n-steps 5"): an option with a dot in it, and what follows until the next option."""
+    """Splits the arguments of a command by their receiver.
+
+    An option with a dot in its name, and the values after it, belong to the method.
+
+    Returns:
+        The command's own arguments, those of the method's function ("--method.trunk transformer"), and changes of
+        fields of the method ("--policy.head.n-steps 5").
+    """
     own, recipe, changes = [], [], []
     into = own
     for a in args:
@@ -117,7 +140,7 @@ def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str], list[str
 
 
 def required_packages(run: Path) -> tuple[str, ...]:
-    """The packages besides understudy whose code a checkpoint names: what loading it takes as --trust."""
+    """The packages besides understudy whose code a checkpoint names. Loading it needs --trust for each."""
     from ..files import read_json
     from ..policy import find_checkpoint
 
@@ -136,8 +159,16 @@ def _packages_in(document) -> Iterator[str]:
 
 
 def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[str]:
-    """Of the packages that were trusted, those it takes to make `env` and to load `runs`, as options. A Gymnasium id
-    may be named by any of them."""
+    """The --trust options that a follow-up command needs. A Gymnasium id may be registered by any trusted package.
+
+    Args:
+        trusted: The packages that the user trusts.
+        env: Name of an environment that the command makes.
+        runs: Runs that the command loads.
+
+    Returns:
+        The options, such as ["--trust", "my_package"].
+    """
     from ..envs import names
 
     first, colon, _ = (env or "").partition(":")
@@ -148,12 +179,12 @@ def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[
 
 
 def command_line(*parts: object) -> str:
-    """A command as a shell reads it."""
+    """Joins the parts of a command, quoted for a shell."""
     return shlex.join(["understudy", *map(str, parts)])
 
 
 def recorded_env(data: Dataset) -> str | None:
-    """The name of the environment that the data say they were recorded in, if `make` could know it."""
+    """The name of the environment that the data were recorded in, if the data have it and `make` can make it."""
     name = data[0].metadata.get("env") if len(data) else None
     return name if isinstance(name, str) and name and "+" not in name else None
 
@@ -166,7 +197,7 @@ def env_trust_options(env: str | None) -> list[str]:
 
 
 def recorded_env_of(run: Path) -> str | None:
-    """The only environment that the data of a run say they were recorded in, if there is exactly one."""
+    """The name of the environment that the data of a run were recorded in, if there is exactly one."""
     from ..files import read_json
     from ..policy import find_checkpoint
 
@@ -183,8 +214,10 @@ def unused_path(name: str) -> str:
 
 
 def reseeded_command(run: Path) -> tuple[str, str] | None:
-    """(command, folder): how to train `run` once more with another seed, where it says how it was trained, and that
-    command means the same here."""
+    """The command that trains a run again with another seed, and its output folder.
+
+    None if the run does not contain its command, or if the command would mean something else in this folder.
+    """
     from ..files import read_json
     from ..policy import find_checkpoint
 
@@ -209,7 +242,7 @@ def reseeded_command(run: Path) -> tuple[str, str] | None:
 
 
 class Output:
-    """Words for people on standard output, or, with --json, one document there and nothing else."""
+    """Prints text for people on standard output, or, with --json, one document there and nothing else."""
 
     def __init__(self, json: bool = False):
         self.json, self.stdout = json, sys.stdout
@@ -226,15 +259,17 @@ class Output:
         sys.stdout = self.stdout
 
     def print(self, *things) -> None:
+        """Prints text or tables, each on its own line. With --json nothing is printed."""
         for thing in things or ("",):
             self.console.print(thing, soft_wrap=not self.wrap)
 
     def suggest(self, *commands: str) -> None:
-        """The sensible things to do now, if there are any: lines that can be pasted."""
+        """Prints useful next commands, if there are any, as lines that can be pasted."""
         if commands:
             self.console.print("\nnext:", *(f"  {c}" for c in commands), sep="\n", soft_wrap=True)
 
     def print_json(self, document) -> None:
+        """Prints a JSON document if --json was given. NaN and infinite numbers become null."""
         from ..files import replace_nonfinite
 
         if self.json:
@@ -245,8 +280,17 @@ class Output:
 
 @contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """progress(done), or progress() for one more, moves a bar forward on standard error; no bar where that is no
-    terminal, but one line in any case if it will take long. `done`: before this began."""
+    """Shows a progress bar on standard error. On other outputs than a terminal it prints one line if the work will take
+    long.
+
+    Args:
+        title: Title of the bar.
+        total: Number of items.
+        done: Number of items that were finished before.
+
+    Yields:
+        A function that moves the bar: progress(n) to n items, progress() by one item.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..learn.callbacks import LONG_SECONDS, format_duration
@@ -270,19 +314,30 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
 
 
 def batch_rows(rows: int, episodes: int, workers: int | Literal["ray"]) -> int:
-    """How many of at most `rows` environments each worker has, so that its share is done in whole rounds."""
+    """Number of environments of each worker, chosen so that the worker's episodes are done in full rounds.
+
+    Args:
+        rows: Largest number.
+        episodes: Number of episodes of all workers together.
+        workers: Number of workers, or "ray".
+    """
     share = -(-episodes // (1 if workers == "ray" else workers))
     return -(-share // -(-share // rows))
 
 
 def warn_unused_ignores(codes: Sequence[str]) -> None:
-    """Codes of --ignore that were not needed: they may be misspelt."""
+    """Warns about codes of --ignore that were not needed. They may be misspelled."""
     for code in codes:
         print(f"--ignore {code}: no such error was found", file=sys.stderr)
 
 
 def warn_simulator_mismatch(env: Environment, run: Path) -> None:
-    """Warns where `env` is another version, or has other physics, than what the data of `run` were recorded in."""
+    """Warns if an environment has another version or other physics than the one in which a run's data were recorded.
+
+    Args:
+        env: The environment.
+        run: The run.
+    """
     from ..evaluate.simulator_versions import version_warning
     from ..files import read_json
     from ..policy import find_checkpoint
@@ -294,7 +349,7 @@ def warn_simulator_mismatch(env: Environment, run: Path) -> None:
 
 
 def trained_rate(run: Path) -> float | None:
-    """Steps a second of the data that `run` was trained on, where they say it."""
+    """Steps per second of the data that a run was trained on. None if unknown."""
     from ..files import read_json
     from ..policy import find_checkpoint
 
@@ -304,7 +359,11 @@ def trained_rate(run: Path) -> float | None:
 
 
 def demonstrations_path(path: Path) -> Path:
-    """`path`. Raises UserError if it is a run, or the name of a method."""
+    """Returns a path of demonstrations unchanged.
+
+    Raises:
+        UserError: It is a run, or the name of a method.
+    """
     from ..core import UserError
     from ..methods import method_names
 

@@ -1,4 +1,4 @@
-"""understudy compare"""
+"""The command understudy compare."""
 
 from __future__ import annotations
 
@@ -29,33 +29,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """Which of several policies is better, and who cannot be told apart?
+    """Compare two or more policies: which is better, and which differences are not significant?
 
-    All are rolled out on the same starts. Two that share a letter cannot be told apart; p-values are adjusted for the
-    number of pairs. With --group, methods are compared: each is a name and runs of several training seeds. A folder
-    that eval --save wrote stands for its policy without being rolled out again.
+    All policies are rolled out on the same starts. The difference between policies that share a letter is not
+    significant. p-values are adjusted for the number of pairs. With --group, methods are compared: each has a name and
+    runs of several training seeds. A folder that eval --save wrote stands for its policy, which is then not rolled out
+    again.
     """
 
     runs: Annotated[tuple[Path, ...], Positional, arg(metavar="RUN")] = ()
     """two or more: runs, checkpoints, exported files, or rollouts that were saved"""
     env: Annotated[str | None, arg(metavar="ENV")] = None
-    """where to act; not needed if all rollouts are there"""
+    """environment in which to act; not needed if all rollouts were saved"""
     episodes: StepCount = None
-    """how many of each, decided by their number and the seed: 100, or all that were saved"""
+    """number of episodes of each policy: by default 100, or all that were saved"""
     group: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="NAME RUN ...")] = ()
-    """a method: its name, and a run of each training seed; once for each method"""
+    """a method: its name, and a run of each training seed"""
     seed: Annotated[int, arg(metavar="S")] = 0
-    """of the starts; training and recording never use them"""
+    """seed of the starts; training and recording never use them"""
     device: DeviceName = "auto"
     """where to compute"""
     rows: PositiveCount = 16
-    """environments side by side; changes nothing but the time it takes"""
+    """environments side by side; results do not depend on it"""
     workers: WorkerCount = 1
-    """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
+    """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
-    """what to do, told to policies that were trained with --language"""
+    """the task in words, for policies that were trained with --language"""
     save: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """keep each policy's rollouts there as a data set; then an interrupted comparison continues where it stopped"""
+    """write each policy's rollouts there as a data set; an interrupted comparison then continues where it stopped"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """write a report"""
     json: bool = False
@@ -89,7 +90,11 @@ def main(args: list[str]) -> None:
 
 
 def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
-    """Name -> its runs. Raises UserError for what cannot be compared."""
+    """The runs to compare, by name.
+
+    Raises:
+        UserError: They cannot be compared.
+    """
     from ..core import UserError
 
     if o.runs and o.group:
@@ -133,7 +138,7 @@ def _run_path(run: Path) -> Path:
 
 
 def _is_saved_rollouts(run: Path) -> bool:
-    """Whether these are episodes, and no run."""
+    """Whether this is a folder of saved episodes, and not a run."""
     return (run / "meta" / "info.json").exists()
 
 
@@ -163,7 +168,7 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
 
 
 def _read_evaluation(run: Path, o: CompareOptions) -> Evaluation:
-    """Of rollouts that were saved."""
+    """The evaluation of saved rollouts."""
     from ..core import UserError
     from ..data.formats import open_dataset
     from ..evaluate.evaluation import evaluation_of

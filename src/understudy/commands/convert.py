@@ -1,4 +1,4 @@
-"""understudy convert"""
+"""The command understudy convert."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class ConvertOptions:
     images: Literal["png", "video"] = "png"
     """how LeRobot stores camera frames; png is lossless, video is smaller"""
     map: MappingFile = None
-    """how topics become columns, for MCAP and ROS bags: the proposal of `understudy inspect --json`, corrected"""
+    """a mapping of topics to columns for MCAP and ROS bags: the proposal of `understudy inspect --json`, corrected"""
     columns: ColumnTexts = ()
-    """which columns are what, for data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that
-    numbers the episodes of a single CSV table"""
+    """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
+    episodes of a single CSV table"""
     ignore: IgnoredCodes = ()
     """convert although the audit finds an error with this code"""
     max_episode_steps: StepCount = None

@@ -1,4 +1,4 @@
-"""understudy curate"""
+"""The command understudy curate."""
 
 from __future__ import annotations
 
@@ -85,7 +85,19 @@ def main(args: list[str]) -> None:
 
 
 def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.ndarray, object]:
-    """(E,) the values, and the settings they were made with."""
+    """Scores the episodes of a data set.
+
+    Args:
+        data: The episodes.
+        by: Name of a score, "module:function", or metadata of the episodes that are numbers.
+        trust: Packages besides understudy whose code may be loaded.
+
+    Returns:
+        One number per episode, (E,), and the settings of the score.
+
+    Raises:
+        UserError: There is no such score, or it does not give one number per episode.
+    """
     import numpy as np
 
     from ..audit.scores import SCORES
@@ -117,7 +129,16 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
 
 
 def select_best(values: np.ndarray, keep: float, lowest: bool = False) -> tuple[list[int], list[int]]:
-    """(the kept, in the order of the data; all, the best first). At least one is kept; NaN is the worst."""
+    """Selects the best episodes. At least one is kept. NaN is the worst value.
+
+    Args:
+        values: Score of each episode, (E,).
+        keep: Fraction of the episodes to keep.
+        lowest: Low values are better.
+
+    Returns:
+        Indices of the kept episodes in the order of the data, and indices of all episodes, the best first.
+    """
     import numpy as np
 
     order = np.argsort(np.where(np.isnan(values), np.inf, values if lowest else -values), kind="stable").tolist()
@@ -126,7 +147,9 @@ def select_best(values: np.ndarray, keep: float, lowest: bool = False) -> tuple[
 
 
 def _tie(score: np.ndarray, kept: list[int]) -> tuple[float, int, int] | None:
-    """(value, episodes that have it, how many of these are kept), where a value is on both sides of the choice."""
+    """A tie at the limit of the selection: the value, the number of episodes that have it, and how many of these are
+    kept. None without a tie.
+    """
     import numpy as np
 
     left = np.setdiff1d(np.arange(len(score)), kept)
@@ -137,7 +160,7 @@ def _tie(score: np.ndarray, kept: list[int]) -> tuple[float, int, int] | None:
 
 
 def _load_score(name: str, trust: tuple[str, ...]):
-    """A function of a data set; a class is made first."""
+    """Loads a function of a data set. A class is instantiated."""
     from ..config import UntrustedCode
     from ..core import UserError
     from ..user_code import import_module

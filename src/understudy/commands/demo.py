@@ -1,4 +1,4 @@
-"""understudy demo"""
+"""The command understudy demo."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .common import DeviceName, Output, parse, progress_bar
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """From demonstrations to a judged policy on a toy task, in a few minutes on a CPU.
+    """Run the whole workflow on a toy task, from demonstrations to evaluated policies, in a few minutes on a CPU.
 
-    Records a scripted expert that has two equally good ways round an obstacle, trains a policy that averages and one
-    that chooses, lets both act from the same starts, and says which is better, by how much and how sure that is.
-    After Ctrl-C the same command continues.
+    Records a scripted expert that has two equally good ways around an obstacle, and trains two policies: one that
+    averages the ways and one that chooses between them. Both are rolled out from the same starts and compared with
+    intervals. After Ctrl-C the same command continues.
     """
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("understudy-demo")

@@ -1,4 +1,4 @@
-"""understudy eval"""
+"""The command understudy eval."""
 
 from __future__ import annotations
 
@@ -138,8 +138,9 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
 
 
 def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -> list[tuple[str, str]]:
-    """(command, what it does) of what to do next: a second policy to compare with, more episodes where they would tell
-    more, a page to look at."""
+    """Useful next commands, each with a description: a second policy to compare with, more episodes if they would help,
+    or a page.
+    """
     from ..evaluate.evaluation import compare
 
     trust = trust_options(o.trust, o.target, o.run, *((o.against,) if o.against else ()))

@@ -1,4 +1,4 @@
-"""understudy export"""
+"""The command understudy export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""understudy inspect"""
+"""The command understudy inspect."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What is in a data set, of any format, and what about it deserves a second look."""
+    """Show the content of a data set of any format, and its doubtful properties."""
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
     """a file or folder of demonstrations"""
     json: bool = False
     """one JSON document on standard output"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
-    """a page to look at, which opens from disk; large data also need the folder FILE-data next to it"""
+    """write a page that opens from disk; large data also need the folder FILE-data next to it"""
     rerun: Annotated[Path | None, arg(metavar="FILE.rrd")] = None
     """a recording for the viewer of rerun.io (needs the extra rerun)"""
     map: MappingFile = None
-    """of topics to columns, for MCAP and ROS bags; without it, the one that is proposed"""
+    """a mapping of topics to columns for MCAP and ROS bags; by default the proposed one"""
     columns: ColumnTexts = ()
-    """which columns are what, for data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that
-    numbers the episodes of a single CSV table"""
+    """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
+    episodes of a single CSV table"""
     max_episode_steps: StepCount = None
-    """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
+    """length at which episodes of a D4RL file without timeouts were cut"""
 
 
 def main(args: list[str]) -> None:
@@ -113,7 +113,7 @@ def main(args: list[str]) -> None:
 
 
 def _write_views(data, report, o: InspectOptions, out: Output) -> None:
-    """Writes what was asked for to look at."""
+    """Writes the page and the Rerun file that the user asked for."""
     if o.html is not None:
         from ..studio.html_page import write_dataset_page
 
@@ -129,7 +129,9 @@ def _write_views(data, report, o: InspectOptions, out: Output) -> None:
 
 
 def _training_error(data, odd, method: str) -> UserError | None:
-    """What training this method on these data, in which `odd` was found, would end with before its first update."""
+    """The error with which training this method on these data would end before its first update, because of the
+    findings `odd`.
+    """
     from ..audit import raise_on_errors
     from ..core import UserError
     from ..learn.train import check_method
@@ -145,7 +147,8 @@ def _training_error(data, odd, method: str) -> UserError | None:
 
 
 def _range_table(data) -> Table:
-    """The range of each component, so that one sees units and what is normalized; of long vectors, of all."""
+    """The range of each component, which shows units and normalization. Long vectors have one range for all components.
+    """
     from ..data.formats.describe import value_ranges
 
     table = Table("numbers", "min", "mean", "max", box=None, pad_edge=False)
@@ -170,6 +173,6 @@ def _topic_table(topics) -> Table:
 
 
 def _success_lines(data) -> list[str]:
-    """How many succeeded, where the data say so."""
+    """The number of successful episodes, if the data contain it."""
     ended = [e.metadata["success"] for e in data if "success" in e.metadata]
     return [f"{sum(map(bool, ended))} of {len(ended)} succeeded"] if ended else []

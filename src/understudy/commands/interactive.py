@@ -1,4 +1,4 @@
-"""understudy eval --interactive: a person judges trials of a real robot, and only this program knows whose they are."""
+"""understudy eval --interactive: a person judges trials of a real robot without knowing which policy is running."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ TRIAL_LOG = Path("trials.jsonl")
 
 
 def run_interactive(o: EvalOptions, out: Output) -> None:
+    """Runs or resumes an evaluation in which a person judges the trials.
+
+    Args:
+        o: The options of the command.
+        out: Where to print.
+    """
     from ..core import UserError
     from ..evaluate.interactive import TrialDesign, TrialLog
     from .sequential import build_test
@@ -65,7 +71,7 @@ PROMPT_COMMANDS = {"again": "it was spoilt, and is run again", "round": "the rou
 
 
 class _TrialConsole:
-    """What is said to the person, and what the person says."""
+    """Messages to the person, and the person's answers."""
 
     def __init__(
         self, o: EvalOptions, out: Output, design: TrialDesign, journal: TrialLog, loop, actors: Sequence[Actor] | None
@@ -75,7 +81,7 @@ class _TrialConsole:
         self.is_comparison = len(design.policies) == 2
 
     def run(self, session: Session) -> Session:
-        """The session when all is over."""
+        """Runs all remaining trials and returns the final session."""
         if not session.is_over:
             self._welcome(session)
         while (step := self.design.next_event(session)) != "over":
@@ -83,7 +89,7 @@ class _TrialConsole:
         return session
 
     def _record_event(self, session: Session, event: dict) -> Session:
-        """On the disk first."""
+        """Adds an event to the session, after it is written to the disk."""
         after = self.design.update(session, event)
         self.journal.write(event)
         return after
@@ -103,7 +109,7 @@ class _TrialConsole:
         )
 
     def _attainable_evidence(self) -> str:
-        """What so few trials can show, said before the first of them."""
+        """What this number of trials can show at best. It is printed before the first trial."""
         from ..evaluate.planning import smallest_detectable_effect
 
         low, high = smallest_detectable_effect(self.design.test)
@@ -147,7 +153,7 @@ class _TrialConsole:
         return session
 
     def _run_trial(self, session: Session, trial: Trial) -> Session:
-        """The user's own loop runs the robot; Ctrl-C ends the trial, not the evaluation."""
+        """Runs one trial with the user's own control loop. Ctrl-C ends the trial and not the evaluation."""
         import numpy as np
 
         from ..core import UserError
@@ -214,7 +220,7 @@ class _TrialConsole:
         return self._correct(session) if said == "correct" else self._record_event(session, self._final_record(session))
 
     def _final_record(self, session: Session) -> dict:
-        """The last line of the journal: whose the trials were, and what came out."""
+        """The last line of the journal: the policy of each trial, and the result."""
         order = [[self.design.policies[i] for i in self.design.policy_order(r.index)] for r in session.rounds]
         return {"event": "end", "orders": order, "result": self.design.result(session)}
 
@@ -223,7 +229,7 @@ class _TrialConsole:
         return next((r.labels[-1] for r in reversed(rounds) if r.labels), "")
 
     def _link(self, session: Session) -> None:
-        """Points to the policy whose turn it is: a name that gives nothing away."""
+        """Creates a link with a neutral name to the policy of the current trial."""
         from .policies import weights_path
 
         run, new = Path(self.design.policies[self.design.current_policy(session)]), f"{self.link}.new"
@@ -243,7 +249,11 @@ class _TrialConsole:
         return self._ask_with_note(what, how, answers)[0]
 
     def _ask_with_note(self, what: str, how: str, answers: dict[str, str]) -> tuple[str, str]:
-        """(answer, what follows it): the first word of a line, in full or as far as it takes to know it."""
+        """Asks a question. The first word of the reply is the answer, in full or abbreviated, and the rest is a note.
+
+        Returns:
+            The answer and the note.
+        """
         self._say(what)
         while True:
             _flush_input()
@@ -262,7 +272,7 @@ class _TrialConsole:
 
 
 def _flush_input() -> None:
-    """Nothing that was typed while the robot moved may start it again."""
+    """Discards what was typed while the robot moved, so that it cannot start the robot again."""
     with suppress(ImportError, OSError, ValueError):
         import termios
 
@@ -272,7 +282,9 @@ def _flush_input() -> None:
 
 @contextmanager
 def _catch_interrupt():
-    """stopped(): whether Ctrl-C was what ended it, and not a scheduler's notice."""
+    """A context that catches interrupts. It gives a function that tells whether Ctrl-C was the cause, and not a
+    scheduler.
+    """
     seen = []
 
     def stop(number, frame):
@@ -310,7 +322,7 @@ def _load_loop(name: str, trust: tuple[str, ...]) -> Callable:
 
 
 def _weights_digest(run: Path, ours: bool) -> str | None:
-    """Which they are; None for what is no run of understudy's, where a person runs the robot."""
+    """Digest of the weights of a policy. None if it is not a run of understudy, and a person runs the robot."""
     from ..core import UserError
     from .policies import weights_digest, weights_path
 

@@ -1,4 +1,4 @@
-"""understudy merge"""
+"""The command understudy merge."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from .common import IgnoredCodes, Output, command_line, demonstrations_path, par
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """Several data sets as one: a view of them, which copies nothing.
+    """Merge several data sets into one: a view of them, which copies nothing.
 
-    They are compared first, columns, units, rate, normalization, what actions mean; each disagreement is named.
+    First their columns, units, rates, normalization and the meaning of their actions are compared. Each disagreement is
+    reported.
     """
 
     data: Annotated[tuple[Path, ...], Positional, arg(metavar="A B ...")]
@@ -23,7 +24,7 @@ class MergeOptions:
     out: Annotated[Path, arg(metavar="VIEW")]
     """where to write the view; nothing may be there"""
     ignore: IgnoredCodes = ()
-    """merge although this kind of error was found; what then cannot be merged is left out"""
+    """merge although an error with this code was found; columns that cannot be merged are left out"""
     json: bool = False
     """one JSON document on standard output"""
 
@@ -72,12 +73,18 @@ def main(args: list[str]) -> None:
 
 
 def print_findings(out: Output, findings) -> None:
+    """Prints findings with their remedies.
+
+    Args:
+        out: Where to print.
+        findings: The findings.
+    """
     for f in findings:
         out.print(f"{f.severity}: {f.code}: {f.message}\n  -> {f.remedy}")
 
 
 def check_absent(path: Path) -> None:
-    """Before the work, not after it."""
+    """Raises UserError if something is at `path` already. Call it before the work, and not after it."""
     from ..core import UserError
 
     if path.exists():

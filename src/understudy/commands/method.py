@@ -1,4 +1,4 @@
-"""Builds a method from its name and what the command line changes in it."""
+"""Builds a method from its name and the changes on the command line."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
     Args:
         name: The name of a method, "module:function", or the path of a method.json or a run.
         options: Arguments of the method's function: ["--method.horizon", "8"].
-        changes: New values of fields of what it returns: ["--policy.head.n_steps", "5"].
+        changes: New values of fields of the method: ["--policy.head.n_steps", "5"].
         features: The columns of the data.
         trust: Packages besides understudy whose code may be loaded.
         command: The command as the user writes it.
         say: Gives the method the task in words.
 
     Raises:
-        UserError: There is no such method, option or field. The message names the nearest right one.
+        UserError: There is no such method, option or field. The message has the nearest name.
     """
     method = find_method(name, features, trust, **_parse_options(find_function(name, trust), options))
     if say is not None and task_relabel(method) is None:
@@ -38,19 +38,24 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
 
 
 def task_relabel(method: Method) -> TaskText | None:
-    """What gives the method the task in words, if anything does."""
+    """The relabeling that gives the method the task in words. None if there is none."""
     return next((relabel for relabel in method.transforms if isinstance(relabel, TaskText)), None)
 
 
 def method_options(name: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The options of a method's function, with their defaults; none of a method.json."""
+    """The options of a method's function, with their defaults. A method.json has none.
+
+    Args:
+        name: The name of a method, "module:function", or the path of a method.json or a run.
+        trust: Packages besides understudy whose code may be loaded.
+    """
     function = find_function(name, trust)
     known = [] if function is None else inspect.signature(function).parameters.values()
     return {p.name: p.default for p in known if p.name != "features"}
 
 
 def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
-    """Reads the values as the types that the function's annotations say. `find_method` refuses unknown names."""
+    """Parses values as the types of the function's annotations. `find_method` refuses unknown names."""
     hints = typing.get_type_hints(function) if function is not None else {}
     found, pending = {}, [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
     while pending:

@@ -1,4 +1,4 @@
-"""understudy methods"""
+"""The command understudy methods."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MethodsOptions:
-    """The methods that can be trained by name; of one, its parts and everything that can be set."""
+    """List the methods that can be trained by name. With a name: the parts of the method and everything that can be
+    set.
+    """
 
     name: Annotated[str | None, Positional, arg(metavar="[NAME]")] = None
     """a method's name; all of them if left out"""
     trust: TrustedPackages = ()
-    """load code of this package (repeatable)"""
+    """a package whose code may be loaded"""
     json: bool = False
     """one JSON document on standard output"""
 
@@ -55,7 +57,13 @@ def main(args: list[str]) -> None:
 
 
 def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Table:
-    """The options of a method's function and every field of the method, with their defaults."""
+    """A table of the options of a method's function and of all fields of the method, with their defaults.
+
+    Args:
+        name: Name of the method.
+        method: The method with its defaults.
+        trust: Packages besides understudy whose code may be loaded.
+    """
     from .method import method_options
     from .options import settable_fields
 

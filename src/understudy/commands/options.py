@@ -167,7 +167,15 @@ def _part_choice(kind: Any) -> PartChoice | None:
 
 
 def settable_fields(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(path, type, value) of every field of a nested dataclass that the command line can change, in order."""
+    """Lists every field of a nested dataclass that the command line can change, in order.
+
+    Args:
+        value: The dataclass.
+        prefix: Prefix of the paths.
+
+    Yields:
+        The path of the field, its type, and its value.
+    """
     hints = get_type_hints(type(value))
     for f in fields(value):
         path, now = f"{prefix}{f.name}", getattr(value, f.name)
@@ -187,7 +195,16 @@ def settable_fields(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, An
 
 
 def parse_value(kind: Any, words: Sequence[str], where: str, prog: str) -> Any:
-    """Reads the words that the user gave for one option as a value of type `kind`.
+    """Parses the words that the user gave for one option.
+
+    Args:
+        kind: The type of the value.
+        words: The words.
+        where: The option, for errors.
+        prog: The command as the user writes it.
+
+    Returns:
+        A value of type `kind`.
 
     Raises:
         ConfigError: The words are not such a value. The message names the option, or the command for a positional
@@ -251,7 +268,7 @@ def _arity(kind: Any) -> tuple[int, int | None]:
 
 
 def _read(kind: Any, words: Sequence[str]) -> Any:
-    """Raises ValueError or KeyError for words that are no such value."""
+    """Converts words to a value of type `kind`. Raises ValueError or KeyError if they are not such a value."""
     if len(members := _members(kind)) > 1:
         for member in sorted(members, key=lambda k: k in (str, Path)):  # text is what nothing else is
             try:

@@ -1,4 +1,4 @@
-"""understudy plan"""
+"""The command understudy plan."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ RateOption = Annotated[float, arg(metavar="RATE")]
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """How many rollouts does it take?
+    """Calculate how many rollouts a comparison needs.
 
-    Two rates: to tell policies apart that succeed so often, by the test that eval --against and compare use; on the
-    same starts or not, all at once or looking after each. One rate and --threshold: to tell it from a bound.
+    With two rates: to distinguish policies with these success rates by the test of eval --against and compare. The
+    result is given for the same starts and for different ones, with one test at the end and with a test after each
+    rollout. With one rate and --threshold: to distinguish the rate from a bound.
     """
 
     rates: Annotated[tuple[float, ...], Positional, arg(metavar="RATE RATE")]
@@ -94,7 +95,7 @@ def _print_sequential(out: Output, p) -> None:
 
 
 def _explain_sequential(expected: int, maximum: int, fixed: int) -> list[str]:
-    """What looking after each rollout costs and buys."""
+    """Lines that explain the cost and the benefit of a test after each rollout."""
     change = expected / fixed - 1
     return [f"Looking after each takes {abs(change):.0%} {'fewer' if change < 0 else 'more'} on average if the "
             "difference is as planned, and most are saved",

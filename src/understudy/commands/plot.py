@@ -1,4 +1,4 @@
-"""understudy plot"""
+"""The command understudy plot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .policies import run_names
 
 @dataclass(frozen=True)
 class PlotOptions:
-    """How a training went, or how several compare: curves of the loss, the held-out error and the score.
+    """Plot one or several trainings: curves of the loss, the held-out error and the score.
 
     Writes one page that needs no network. A run that is still training can be plotted too.
     """
@@ -22,7 +22,7 @@ class PlotOptions:
     runs: Annotated[tuple[Path, ...], Positional, arg(metavar="RUN")]
     """one or several runs"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
-    """the page to write: curves.html by default, and none with --json"""
+    """the page to write; by default curves.html, or none with --json"""
     json: bool = False
     """one JSON document on standard output: all curves"""
 
@@ -54,7 +54,7 @@ def main(args: list[str]) -> None:
 
 
 def _next_commands(runs) -> list[tuple[str, str]]:
-    """(command, what it does): evaluate the one run, or compare them all."""
+    """Useful next commands, each with a description: evaluate the run, or compare all runs."""
     env = recorded_env_of(runs[0].folder) or "ENV"
     trust = [part for package in dict.fromkeys(p for run in runs for p in required_packages(run.folder))
              for part in ("--trust", package)]

@@ -1,4 +1,4 @@
-"""Policies as commands use them: loading a run or an exported file, rolling it out, noting the result."""
+"""Policies for commands: loading a run or an exported file, rolling it out, storing the result."""
 
 from __future__ import annotations
 
@@ -29,8 +29,16 @@ ROWS = 16  # of every batch that the networks see, so that no result depends on 
 def evaluate_run(
     run: Path, env, o: RolloutOptions, save_path: Path | None, *, name: str = "", workers: int | Literal["ray"] = 1
 ) -> Evaluation:
-    """`run` in `env`, on the numbered starts; recorded into `save`, if given. name: of the environment, where `workers`
-    make their own."""
+    """Evaluates a run in an environment on numbered starts.
+
+    Args:
+        run: A run, or a file of understudy export.
+        env: The environment.
+        o: The options of the command.
+        save_path: Where to record the episodes, or None.
+        name: Name of the environment. Workers make their own copies of it.
+        workers: Number of workers, or "ray".
+    """
     from ..evaluate.evaluation import evaluation_of
     from ..evaluate.recording import record_episodes
     from ..evaluate.workers import WorkerPool
@@ -54,7 +62,7 @@ def evaluate_run(
 
 
 def _worker_setup(run: Path, o: RolloutOptions, name: str, rows: int) -> tuple[Actor, Env]:
-    """What each worker has."""
+    """Makes the actor and the environment of a worker."""
     from ..envs import make
 
     env = make(name, rows, o.trust)
@@ -62,10 +70,18 @@ def _worker_setup(run: Path, o: RolloutOptions, name: str, rows: int) -> tuple[A
 
 
 def load_actor(run: Path, env: Env, o: RolloutOptions) -> tuple[Actor, str]:
-    """The actor of a run in an environment, and who that is, in words.
+    """Loads the actor of a run for an environment.
+
+    Args:
+        run: A run, or a file of understudy export.
+        env: The environment.
+        o: The options of the command.
+
+    Returns:
+        The actor, and a description of it that recordings store.
 
     Raises:
-        UserError: The environment does not show what the policy reads.
+        UserError: The environment lacks columns that the policy reads.
     """
     from ..core import Feature, role
     from ..execute.actor import ObservationWrapper
@@ -81,11 +97,12 @@ def load_actor(run: Path, env: Env, o: RolloutOptions) -> tuple[Actor, str]:
 
 
 def is_exported(run: Path) -> bool:
+    """Whether this is a file of understudy export."""
     return run.suffix == ".onnx"
 
 
 def weights_path(run: Path) -> Path:
-    """What holds the weights: a checkpoint's folder, or the file."""
+    """Path of the weights: the folder of a checkpoint, or the exported file."""
     from ..policy import find_checkpoint
 
     return run if is_exported(run) else find_checkpoint(run)
@@ -97,12 +114,12 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
 
     Args:
         run: A run, a checkpoint, or a file of understudy export.
-        o: The device, and whose code may be loaded.
-        rows: The networks always see batches of this many rows; None for as many as there are.
-        features: The columns of the environment, where they are known.
+        o: The options of the command: the device, and the trusted packages.
+        rows: Batch size that the networks always get. None for as many rows as there are.
+        features: The columns of the environment, if known.
 
     Returns:
-        The planner, the actor that executes its plans, and the columns that the planner sees of the environment.
+        The planner, the actor that executes its plans, and the columns that the planner reads from the environment.
 
     Raises:
         UserError: There is no such policy, or it cannot run on the device.
@@ -125,7 +142,15 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
 
 
 def refuse_unused_task(runs: Sequence[Path], o: RolloutOptions) -> None:
-    """Raises UserError if words are given and none of these policies reads any."""
+    """Refuses --task if no policy reads it.
+
+    Args:
+        runs: The runs.
+        o: The options of the command.
+
+    Raises:
+        UserError: --task was given, and none of the policies reads the task in words.
+    """
     from ..core import UserError
     from ..learn.method import Method
     from .method import task_relabel
@@ -136,7 +161,19 @@ def refuse_unused_task(runs: Sequence[Path], o: RolloutOptions) -> None:
 
 
 def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
-    """The columns that the task's words become, for a policy that reads them where the environment shows none."""
+    """The columns of the task in words, for a policy that reads them in an environment that does not show them.
+
+    Args:
+        run: The run.
+        features: The columns of the environment.
+        o: The options of the command.
+
+    Returns:
+        Values by column. Empty if the policy does not read the task, or if the environment shows it.
+
+    Raises:
+        UserError: The policy reads the task, and --task was not given.
+    """
     import torch
 
     from ..core import UserError
@@ -153,14 +190,14 @@ def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
 
 
 def weights_digest(place: Path) -> str:
-    """16 hex digits of an exported file, or of a checkpoint's weights and method."""
+    """Digest of an exported file, or of a checkpoint's weights and method: 16 hexadecimal digits."""
     from ..learn.run import Run
 
     return hashlib.sha256(place.read_bytes()).hexdigest()[:16] if place.is_file() else Run.fingerprint(place)
 
 
 def run_folder(run: Path) -> Path:
-    """The run's folder, or the checkpoint's where it stands alone."""
+    """The folder of the run. For a checkpoint without a run, the folder of the checkpoint."""
     from ..policy import find_checkpoint
 
     folder = find_checkpoint(run)
@@ -168,7 +205,12 @@ def run_folder(run: Path) -> Path:
 
 
 def append_result(o: EvalOptions, line: dict) -> None:
-    """A line in RUN/eval/ENV.jsonl; an exported file stands for no run."""
+    """Appends a result to RUN/eval/ENV.jsonl. Exported files have no run, so nothing is written.
+
+    Args:
+        o: The options of the command.
+        line: The result as JSON data.
+    """
     if is_exported(o.run):
         return
     from ..files import replace_nonfinite
@@ -191,5 +233,5 @@ def append_result(o: EvalOptions, line: dict) -> None:
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """Their folders' names, in full where these are the same."""
+    """Names of runs: the names of their folders, or their full paths if these are equal."""
     return [run.name if len({r.name for r in runs}) == len(runs) else str(run) for run in runs]

@@ -1,4 +1,4 @@
-"""understudy record"""
+"""The command understudy record."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 class RecordOptions:
     """Record demonstrations of an environment as a LeRobot v3 data set.
 
-    Every episode is kept, whether it succeeded or not, and marked (next.success). `saved N` on standard error means
-    that episode N, counted from 0, would survive a power cut. After Ctrl-C the same command continues (after anything
-    worse, too), and a larger --episodes adds to what there is.
+    Every episode is kept and labeled with its success (next.success). `saved N` on standard error means that episode N,
+    counted from 0, would survive a power cut. After Ctrl-C or a crash the same command continues. A larger --episodes
+    adds episodes.
     """
 
     env: EnvName
@@ -43,23 +43,23 @@ class RecordOptions:
     out: Annotated[Path, arg(metavar="DATA")]
     """the folder to write"""
     episodes: PositiveCount
-    """how many there shall be in all"""
+    """total number of episodes"""
     actor: Literal["scripted", "random", "keyboard"] = "scripted"
     """the environment's own expert, uniformly random actions, or you, in this terminal"""
     seed: Annotated[int, arg(metavar="S")] = 0
-    """of the starts; never those that eval judges on"""
+    """seed of the starts, which differ from those of eval"""
     images: Literal["video", "png"] = "video"
-    """how camera frames are stored; png loses nothing"""
+    """how camera frames are stored; png is lossless"""
     rows: PositiveCount = 16
-    """environments side by side; changes nothing but the time it takes"""
+    """environments side by side; results do not depend on it"""
     workers: WorkerCount = 1
-    """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
+    """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
     trust: TrustedPackages = ()
     """a package whose code may be loaded"""
 
 
 def _print_saved(number: int) -> None:
-    """Scripts wait for this line: the episode would survive a power cut."""
+    """Prints the line that scripts wait for: the episode would survive a power cut."""
     print(f"saved {number}", file=sys.stderr, flush=True)
 
 
@@ -120,7 +120,7 @@ def _make_actor(o: RecordOptions, env):
 
 
 def _worker_setup(o: RecordOptions):
-    """What each worker has."""
+    """Makes the actor and the environment of a worker."""
     from ..envs import make
 
     env = make(o.env, batch_rows(o.rows, o.episodes, o.workers), o.trust)
@@ -128,7 +128,7 @@ def _worker_setup(o: RecordOptions):
 
 
 def _record_keyboard(o: RecordOptions, env) -> Dataset:
-    """A person, at the keyboard, sees the environment as text."""
+    """Records episodes in which a person acts at the keyboard. The environment is shown as text."""
     import numpy as np
 
     from ..envs.devices import DiscreteKeyboard, Keyboard

@@ -1,4 +1,4 @@
-"""understudy repair"""
+"""The command understudy repair."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .common import MappingFile, Output, StepCount, command_line, demonstrations
 
 @dataclass(frozen=True)
 class RepairOptions:
-    """Finish a recording that was interrupted, or save what can be read of a damaged data set.
+    """Finish a recording that was interrupted, or save the readable part of a damaged data set.
 
-    A recording of ours is finished in place, by adding files. Anything else stays as it is: what can be read goes to
-    --out. What is lost is listed on standard error.
+    A recording of understudy is finished in place, by adding files. Anything else is not changed: what can be read goes
+    to --out. What is lost is listed on standard error.
     """
 
     path: Annotated[Path, Positional, arg(metavar="PATH")]
-    """a recording, or a file or folder of demonstrations that is damaged"""
+    """a recording, or a damaged file or folder of demonstrations"""
     out: Annotated[Path | None, arg(metavar="DST")] = None
     """where to save what can be read; nothing may be there"""
     map: MappingFile = None
-    """which topics of a bag become which columns, in place of what is proposed"""
+    """a mapping of topics to columns for bags, instead of the proposed one"""
     max_episode_steps: StepCount = None
-    """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
+    """length at which episodes of a D4RL file without timeouts were cut"""
 
 
 def main(args: list[str]) -> None:

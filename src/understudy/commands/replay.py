@@ -1,4 +1,4 @@
-"""understudy replay"""
+"""The command understudy replay."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from .common import (
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """Take recorded actions again in an environment: do they still succeed, and where do they first diverge?"""
+    """Repeat recorded actions in an environment: do they still succeed, and where do they first diverge?"""
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
     """a file or folder of demonstrations"""
     env: EnvName
     """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory"""
     episode: Annotated[int | None, arg(metavar="I")] = None
-    """only this one, counted from 0"""
+    """replay only this episode, counted from 0"""
     state: bool = False
-    """put the environment into every recorded step, and compare one step each"""
+    """set the environment to every recorded state, and compare one step from each"""
     rows: PositiveCount = 16
     """environments side by side"""
     json: bool = False

@@ -1,4 +1,4 @@
-"""understudy robustness"""
+"""The command understudy robustness."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ SCRIPTED_ACTOR = "scripted"  # in the place of a run
 
 @dataclass(frozen=True)
 class RobustnessOptions:
-    """What becomes of a policy as the world differs more and more from the one it was trained in?
+    """Measure how the success of a policy falls as the environment differs more and more from the one it was trained
+    in.
 
-    Success on the same numbered starts without a shift and at each level of each shift, with intervals, and the level
-    at which it has come down to half. Everything that has been run is kept: the same command continues from there, and
-    more episodes or levels add to it.
+    Reports success on the same numbered starts without a shift and at each level of each shift, with intervals, and the
+    level at which success has fallen to half. All results are kept: the same command continues from there, and more
+    episodes or levels add to them.
     """
 
     run: Annotated[str, Positional, arg(metavar="RUN")]
@@ -50,23 +51,23 @@ class RobustnessOptions:
     env: EnvName
     """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory"""
     shifts: Annotated[tuple[str, ...] | None, arg(metavar="KIND ...")] = None
-    """which shifts; all that the environment can have, unless named"""
+    """the shifts; by default all that the environment supports"""
     levels: Annotated[tuple[str, ...] | None, arg(metavar="KIND=L,L,... ...")] = None
-    """other levels than those of the documents, upward, in the shift's own unit"""
+    """other levels than the default ones, in increasing order, in the unit of the shift"""
     episodes: PositiveCount = 50
-    """how many at each level"""
+    """number of episodes at each level"""
     seed: Annotated[int, arg(metavar="S")] = 0
-    """of the starts; training and recording never use them"""
+    """seed of the starts; training and recording never use them"""
     device: DeviceName = "auto"
     """where to compute"""
     rows: PositiveCount = 16
-    """environments side by side; changes nothing but the time it takes"""
+    """environments side by side; results do not depend on it"""
     workers: WorkerCount = 1
-    """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
+    """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
-    """what to do, told to a policy that was trained with --language"""
+    """the task in words, for a policy that was trained with --language"""
     save: Annotated[Path | None, arg(metavar="FILE")] = None
-    """where what has been run is kept; by default in RUN/shift, or in ./shift for what is no run"""
+    """file of the results; by default in RUN/robustness, or in ./robustness for an exported file or the expert"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """write a report"""
     json: bool = False
@@ -123,7 +124,7 @@ def main(args: list[str]) -> None:
 
 
 def _load_actor(o: RobustnessOptions, env: World) -> tuple[Actor, str]:
-    """Who acts, and by which name what they did is kept."""
+    """The actor, and the name under which its results are stored."""
     from .. import __version__
     from ..evaluate.recording import expert_actor
 
@@ -135,7 +136,7 @@ def _load_actor(o: RobustnessOptions, env: World) -> tuple[Actor, str]:
 
 
 def _worker_setup(o: RobustnessOptions, name: str | None, severity: float) -> tuple[Actor, World]:
-    """What each worker has."""
+    """Makes the actor and the environment of a worker."""
     from ..envs import make
     from ..evaluate import robustness
 
@@ -149,7 +150,7 @@ def _worker_setup(o: RobustnessOptions, name: str | None, severity: float) -> tu
 
 def _selected_shifts(o: RobustnessOptions, available: Mapping[str, shifts.Shift], actor: Actor,
            build: Callable[[int], World]) -> list[shifts.Shift]:
-    """The shifts that are wanted, each with its levels."""
+    """The shifts that the user asked for, each with its levels."""
     from ..core import UserError
 
     levels = dict(_parse_levels(text) for text in o.levels or ())
@@ -176,7 +177,7 @@ def _selected_shifts(o: RobustnessOptions, available: Mapping[str, shifts.Shift]
 
 
 def _parse_levels(text: str) -> tuple[str, tuple[float, ...]]:
-    """ "noise=0.1,0.2"."""
+    """Parses an option such as "noise=0.1,0.2"."""
     from ..core import UserError
 
     name, _, rest = text.partition("=")
@@ -191,7 +192,7 @@ def _parse_levels(text: str) -> tuple[str, tuple[float, ...]]:
 
 
 def _results_path(o: RobustnessOptions) -> Path:
-    """The file that takes what is run, unless one was named."""
+    """The default file of the results."""
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in o.env)
     run = Path(o.run)
     if (o.run == SCRIPTED_ACTOR and not run.exists()) or is_exported(run):

@@ -1,4 +1,4 @@
-"""understudy eval --sequential: as many episodes as it takes to settle a question, and no more."""
+"""understudy eval --sequential: rolls out only as many episodes as an answer needs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ DEFAULT_MAX_EPISODES = 100  # episodes without a word of success, after which th
 
 
 def run_sequential(o: EvalOptions, out: Output) -> None:
+    """Evaluates one or two policies until the test decides, and prints the result.
+
+    Args:
+        o: The options of the command.
+        out: Where to print.
+    """
     from ..envs import make
     from ..evaluate.evaluation import sequential_verdict_parts
     from .policies import append_result, refuse_unused_task
@@ -58,8 +64,11 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
 
 
 def _episodes_needed(o: EvalOptions, successes: tuple[int, ...], episodes: int) -> int | None:
-    """How many settle it with probability 0.8 if the rates are what the episodes and a flat prior say, as the futility
-    rule has it. None where they are as good as equal."""
+    """Number of episodes that decide with probability 0.8. None if the rates are about equal.
+
+    The rates are posterior means after the episodes so far, with a flat prior. None also if --episodes allows that
+    many.
+    """
     from ..core import UserError
     from ..evaluate.planning import plan, plan_rate
 
@@ -72,7 +81,11 @@ def _episodes_needed(o: EvalOptions, successes: tuple[int, ...], episodes: int) 
 
 
 def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
-    """The test that the options ask for. Raises UserError if it is none, or could not come out in so few episodes."""
+    """The test that the options ask for.
+
+    Raises:
+        UserError: The options describe no test, or the test could not decide in so few episodes.
+    """
     from ..core import UserError
     from ..evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
 
@@ -106,8 +119,13 @@ def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
 
 
 def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]]:
-    """Of each episode up to the one that settles it, whether each of the policies succeeded: looked at in the order
-    of their numbers, so that it does not matter how many rows run side by side."""
+    """Rolls out episodes until the test decides.
+
+    Episodes are tested in the order of their numbers, so that the result does not depend on the number of rows.
+
+    Returns:
+        For each episode up to the one that decides, whether each of the policies succeeded.
+    """
     from ..core import UserError
     from .policies import load_actor
 
@@ -155,7 +173,7 @@ def _rollout_or_load(actor, env, o: EvalOptions, first: int, episodes: int, by: 
 
 
 def _to_json(o: EvalOptions, test, state, successes, env: str, seconds: float) -> dict:
-    """The document of `eval --json` as far as its numbers hold whenever one looks, and the verdict."""
+    """The document of `eval --json` with the numbers that hold at any stopping time, and the verdict."""
     from ..evaluate.sequential import SequentialRateTest
 
     n, p = next(iter(state.values())), min(1.0, 1 / test.e_value(state))
@@ -177,7 +195,17 @@ def write_sequential_page(
     where: str,
     unit: str = "episodes",
 ) -> None:
-    """How the interval closed. path: the test's state after each of the episodes, or rounds."""
+    """Writes a page that shows how the interval narrowed.
+
+    Args:
+        file: The page.
+        test: The test.
+        path: State of the test after each episode, or each round of trials.
+        verdict: Lines of the verdict.
+        names: Names of the policies.
+        where: Name of the environment, or "trials".
+        unit: What the test counts, in the plural, such as "episodes".
+    """
     from ..evaluate import plots, report
     from ..evaluate.sequential import SequentialDifferenceTest
 

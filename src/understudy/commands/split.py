@@ -1,4 +1,4 @@
-"""understudy split"""
+"""The command understudy split."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _check_options(o: SplitOptions) -> None:
 
 
 def _random_parts(o: SplitOptions, found: list) -> dict[str, tuple[list[int], list]]:
-    """Assigns whole values to parts, as close to the fractions as possible. The seed decides among ties."""
+    """Assigns values of the field to parts, as close to the fractions as possible. The seed decides among ties."""
     from ..core import UserError
     from ..data.operations import assign_groups, permutation
 
@@ -113,8 +113,13 @@ def _random_parts(o: SplitOptions, found: list) -> dict[str, tuple[list[int], li
     taken: list[list] = [[] for _ in names]
     for value, p in zip(order, assign_groups([len(groups[v]) for v in order], o.fractions), strict=True):
         taken[p].append(value)
-    return {name: (sorted(i for v in those for i in groups[v]), sorted(those, key=str))
+    return {name: (sorted(i for v in those for i in groups[v]), sorted(those, key=_numbers_first))
             for name, those in zip(names, taken, strict=True)}
+
+
+def _numbers_first(value) -> tuple:
+    """Sorting key: numbers by size, and then texts."""
+    return (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
 
 
 def _part_per_value(o: SplitOptions, found: list) -> dict[str, tuple[list[int], list]]:

@@ -1,4 +1,4 @@
-"""understudy train"""
+"""The command understudy train."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class TrainOptions:
     METHOD --help` lists them all with their defaults.
 
     --from RUN starts from the weights of an earlier run. Stages that the method needs are trained first, unless --stage
-    gives a run for them. After Ctrl-C, a kill or a power cut the same command continues, and ends as if nothing had
-    happened.
+    gives a run for them. After Ctrl-C, a kill or a power cut the same command continues, and gives the same result as
+    without the interruption.
     """
 
     method: Annotated[str, Positional, arg(metavar="METHOD")]
@@ -65,47 +65,50 @@ class TrainOptions:
     out: Annotated[Path, arg(metavar="RUN")]
     """the folder of the run"""
     steps: Annotated[int | None, arg(metavar="N")] = None
-    """updates, in place of the method's"""
+    """number of updates, instead of the method's"""
     seed: Annotated[int, arg(metavar="S")] = 0
-    """of weights, order and noise"""
+    """seed of the weights, the order of the data, and noise"""
     device: DeviceName = "auto"
     """where to compute; auto takes a GPU if there is one"""
     eval: Annotated[str | None, arg(metavar="ENV")] = None
-    """roll out in it during training, on starts that `understudy eval` never uses; the best checkpoint is kept"""
+    """roll out in this environment during training, on starts that `understudy eval` never uses; the best checkpoint is
+    kept"""
     save_freq: Annotated[int | None, arg(metavar="N")] = None
-    """updates between checkpoints; a tenth of all by default"""
+    """updates between checkpoints; by default a tenth of all updates"""
     env: Annotated[str | None, arg(metavar="ENV")] = None
-    """where the method collects episodes, if it does; by default the environment that DATA were recorded in"""
+    """environment in which the method collects episodes, if it does; by default the environment in which DATA were
+    recorded"""
     rollouts: Annotated[int, arg(metavar="N")] = 20
-    """episodes each time, with --eval"""
+    """number of episodes of each evaluation with --eval"""
     val_fraction: Annotated[float, arg(metavar="FRACTION")] = 0.1
-    """of the episodes kept for validation"""
+    """fraction of the episodes that is held out for validation"""
     from_run: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
-    """start from the weights of this run (its last checkpoint, or RUN/best): train on, or fine-tune on other data"""
+    """start from the weights of this run (its last checkpoint, or RUN/best), to train on or to fine-tune on other
+    data"""
     load: Annotated[tuple[str, ...], arg(metavar="PART")] = ("codec", "encoder", "net")
-    """with --from: the parts whose weights are taken over; without codec, statistics are fitted to DATA"""
+    """with --from: the parts whose weights are loaded; without codec, statistics are fitted to DATA"""
     freeze: Annotated[tuple[str, ...], arg(metavar="PART")] = ()
-    """with --from: the parts that stay as they are"""
+    """with --from: the parts that are not trained"""
     stage: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=RUN")] = ()
-    """take this run for a stage of the method, in place of training it"""
+    """use this run for a stage of the method, instead of training it"""
     language: bool = False
-    """read the task in words too (of the column or fact "task"), so that words decide what is done"""
+    """also read the task in words (the column or the metadata "task"), so that one policy learns several tasks"""
     image_size: Annotated[int | tuple[int, int] | None, arg(metavar="PIXELS")] = None
-    """side, or height and width, to which camera frames are decoded once"""
+    """decode camera frames once to this side, or height and width"""
     buffer_size: Annotated[int | None, arg(metavar="STEPS")] = None
-    """read DATA as a stream, shard by shard (.tar, .parquet; a folder of them, or demos-{000..099}.tar), with so many
+    """read DATA as a stream, shard by shard (.tar, .parquet; a folder of them, or demos-{000..099}.tar), with this many
     steps in memory at once"""
     map: MappingFile = None
-    """of topics to columns, for MCAP and ROS bags: what `understudy inspect --json` proposes, corrected"""
+    """a mapping of topics to columns for MCAP and ROS bags: the proposal of `understudy inspect --json`, corrected"""
     columns: ColumnTexts = ()
-    """which columns are what, for data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that
-    numbers the episodes of a single CSV table"""
+    """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
+    episodes of a single CSV table"""
     ignore: IgnoredCodes = ()
-    """train although an audit finds an error of this code"""
+    """train although an audit finds an error with this code"""
     include_interrupted: bool = False
-    """also train on episodes whose recording was interrupted, which are left out otherwise"""
+    """also train on episodes whose recording was interrupted"""
     max_episode_steps: StepCount = None
-    """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
+    """length at which episodes of a D4RL file without timeouts were cut"""
     tensorboard: bool = False
     """also log to RUN/tensorboard"""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
@@ -216,7 +219,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
 
 
 def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:
-    """The loggers that were asked for. A package that is missing is an error before anything is trained."""
+    """The loggers that the user asked for. A missing package is an error before the training starts."""
     from ..learn.callbacks import TensorBoard, Wandb
 
     loggers: list[TensorBoard | Wandb] = []
@@ -230,7 +233,7 @@ def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:
 
 
 def _task_option(data: Dataset, say: TaskText | None) -> tuple[str, ...]:
-    """The task of the data in words, for a policy that reads it."""
+    """The option --task with the first task of the data, for a policy that reads the task in words."""
     from ..data.relabel import task_texts
 
     texts = (str(text) for episode in data for text in task_texts(episode)) if say is not None else iter(())
@@ -238,7 +241,7 @@ def _task_option(data: Dataset, say: TaskText | None) -> tuple[str, ...]:
 
 
 def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]]:
-    """The method with the stages that --from and --stage give, and the run of each."""
+    """The method with the stages that --from and --stage give, and the run of each stage."""
     from ..core import UserError
     from ..learn.method import InitializeFrom
     from ..learn.stages import continue_from, use_run
@@ -299,8 +302,9 @@ def _open_stream(o: TrainOptions):
 
 
 class ProgressPrinter:
-    """A line a checkpoint: what its validation found, if there is one, and the mean loss since the last. A line a
-    round where episodes are collected. steps: None where the number is not known beforehand."""
+    """A callback that prints one line per checkpoint, with its validation result if there is one, and the mean loss
+    since the last line. While episodes are collected it prints one line per round.
+    """
 
     def __init__(self, run: Run, steps: int | None, every: int | None, has_validation: bool):
         from ..learn.train import default_save_freq
@@ -336,7 +340,8 @@ class ProgressPrinter:
         self.losses.clear()
 
     def _logged_losses(self, step: int) -> list[float]:
-        """What the curve holds of the stretch up to `step`: a kill may come before its checkpoint was judged."""
+        """The logged losses since the last line, for a run that was interrupted between an update and its checkpoint.
+        """
         if self.every is None:
             return []
         return [line["loss"] for line in self.run.read_metrics()
@@ -344,7 +349,7 @@ class ProgressPrinter:
 
 
 def _print_help(own: list[str], options: list[str]) -> None:
-    """Prints the help page of the command and, where a method is named, every field that can be set."""
+    """Prints the help page of the command and, if a method is named, every field that can be set."""
     with contextlib.suppress(SystemExit):
         print_help(TrainOptions, "understudy train")
     if own and not own[0].startswith("-"):
@@ -362,7 +367,11 @@ def _trusted_packages(own: list[str]) -> list[str]:
 
 
 def _task_relabel(data: Dataset) -> TaskText:
-    """With room for the longest task. Raises UserError where there are no words."""
+    """A relabeling with room for the longest task.
+
+    Raises:
+        UserError: The data have no task in words.
+    """
     from ..core import UserError
     from ..data.relabel import TaskText, task_texts
 
@@ -374,7 +383,7 @@ def _task_relabel(data: Dataset) -> TaskText:
 
 
 def _check_policy_fits(method: Method, data, env: Env) -> None:
-    """Raises UserError now, and not after the first hour, if the policy could not act there."""
+    """Raises UserError before the training if the policy could not act in the environment."""
     from ..learn.method import find_references, policy_features, training_data
     from ..nets.vision import without_downloads
     from ..policy import Policy
@@ -388,7 +397,9 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
 
 
 def _make_score(env: Env, episodes: int, seed: int) -> Score:
-    """Success where it is defined, else the mean return, always on the same starts, which eval never uses."""
+    """A score of checkpoints: success if the environment defines it, otherwise the mean return. All checkpoints have
+    the same starts, which `eval` never uses.
+    """
     from ..evaluate.evaluation import evaluate, validation_seed
 
     def score(actor: Actor) -> float:

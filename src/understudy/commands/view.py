@@ -1,4 +1,4 @@
-"""understudy view"""
+"""The command understudy view."""
 
 from __future__ import annotations
 
@@ -27,46 +27,47 @@ TextOptions = UseAppendAction[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """Views: small JSON files that say which data, and what is done to them. The data stay as they are.
+    """Make and read views: small JSON files that name data and operations on them. The data are not changed.
 
-    make DATA --out VIEW: a new one; what is asked for is done in the order below. list [DIR]: those in a folder.
-    show VIEW: what it was made from, and how. materialize VIEW --out DST: as data of their own.
+    make DATA --out VIEW: write a new view. Its operations are applied in the order of the options below. list [DIR]:
+    list the views in a folder. show VIEW: show the parents and operations of a view. materialize VIEW --out DST: write
+    the episodes of a view as a data set.
     """
 
     subcommand: Annotated[Literal["make", "list", "show", "materialize"], Positional,
                     arg(metavar="make|list|show|materialize")]
     """what to do"""
     path: Annotated[Path | None, Positional, arg(metavar="[DATA|DIR|VIEW]")] = None
-    """the data, the folder (here, otherwise) or the view"""
+    """the data (make), the folder (list; by default this one) or the view (show, materialize)"""
     out: Annotated[Path | None, arg(metavar="VIEW|DST")] = None
     """where to write; nothing may be there"""
     filter: Annotated[TextOptions, arg(metavar="CONDITION")] = ()
-    """keep episodes by a field: success=true, operator=Ada,Grace, operator!=Ada, length>=50, length<=400; all that are
-    given must hold"""
+    """keep episodes by a field: success=true, operator=Ada,Grace, operator!=Ada, length>=50, length<=400; all
+    conditions must hold"""
     delete: Annotated[tuple[int, ...], arg(metavar="N N ...")] = ()
-    """leave out these episodes, by their numbers in what is left so far"""
+    """leave out these episodes, by their numbers after the operations above"""
     select: Annotated[tuple[int, ...], arg(metavar="N N ...")] = ()
-    """only these episodes, in this order"""
+    """keep only these episodes, in this order"""
     sample: Annotated[int | None, arg(metavar="N")] = None
-    """as many episodes, drawn"""
+    """draw this many episodes at random"""
     seed: int = 0
-    """of the draw"""
+    """seed of the draw"""
     sort: Annotated[str | None, arg(metavar="FIELD")] = None
-    """sort by a field, the smallest first"""
+    """sort episodes by a field, the smallest first"""
     descending: bool = False
-    """the largest first"""
+    """sort with the largest first"""
     crop: Annotated[str | None, arg(metavar="A:B")] = None
-    """steps A up to B of every episode, as Python counts: 5: leaves out the first five, :-5 the last"""
+    """keep steps A to B of every episode, as in Python: 5: leaves out the first five, :-5 the last five"""
     fps: Annotated[float | None, arg(metavar="N")] = None
-    """steps a second"""
+    """resample to this number of steps per second"""
     rule: Literal["last", "nearest", "linear"] = "last"
-    """what a step shows at another rate: the last row by then, the nearest, or between the two about it"""
+    """values at the new rate: the last row until then, the nearest row, or linear interpolation"""
     rename: Annotated[TextOptions, arg(metavar="OLD=NEW")] = ()
-    """a column"""
+    """rename a column"""
     drop: Annotated[TextOptions, arg(metavar="COLUMN")] = ()
     """leave out a column"""
     label: Annotated[TextOptions, arg(metavar="FIELD=VALUE")] = ()
-    """say this of every episode: "task=put it there", success=false, operator=Ada"""
+    """set metadata of every episode: "task=put it there", success=false, operator=Ada"""
     to: Format | None = None
     """materialize: the format to write; by default that of the suffix of DST, and LeRobot if DST has none"""
     strict: bool = False
@@ -174,7 +175,7 @@ def _parse_range(text: str) -> tuple[int, int | None]:
 
 
 def _parse_scalar(text: str):
-    """A number, true or false, or else text."""
+    """Parses a number, true or false. Other text is returned unchanged."""
     try:
         value = json.loads(text)
     except ValueError:

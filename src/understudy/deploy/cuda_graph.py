@@ -18,12 +18,12 @@ WARMUP_RUNS = 3  # calls before the recording, in which libraries allocate memor
 
 
 class CapturedPlanner(PlannerWrapper):
-    """A policy whose plans are replayed on CUDA. On other devices it plans normally, with the same buffers.
+    """A planner whose plans are replayed on CUDA. On other devices it plans normally, with the same buffers.
 
     There is one graph for each number of rows and shape of observations, so keep that number constant (`FixedBatch`). A
-    graph reads fixed memory. It follows weights that an optimizer changes in place, but after a run is restored, or a
-    memory is filled again, make a new planner. With guides, it plans as the policy does, because guides are new
-    functions in every plan. Use it from one thread.
+    graph reads fixed memory. It follows weights that an optimizer changes in place. After a run is restored, or a
+    memory is filled again, make a new planner. With guides, it plans without a graph, because guides are new functions
+    in every plan. Use it from one thread.
 
     Raises:
         Unsupported: The plan waits for the GPU, which no graph can contain.
@@ -45,7 +45,8 @@ class CapturedPlanner(PlannerWrapper):
 
 
 class _CapturedGraph:
-    """A function of a tree of tensors, which reads them and writes its result in fixed memory."""
+    """A captured function of a tree of tensors. It reads its arguments from fixed memory and writes its result there.
+    """
 
     def __init__(self, function: Callable[[dict], Tensor], given: dict):
         self.held = tree_map(torch.clone, given)
@@ -62,7 +63,7 @@ class _CapturedGraph:
             self.replay = lambda: self.said.copy_(function(self.held))
 
     def _capture(self, function) -> torch.cuda.CUDAGraph:
-        """Records the graph on the current device, on a separate stream."""
+        """Captures the graph on the current device, on a separate stream."""
         aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):

@@ -14,9 +14,16 @@ from ..policy import Planner, Policy
 
 
 def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
-    """Largest error of a planner's chunks, and of the policy's own, compared with the policy in double precision.
+    """Largest errors of a planner's chunks and of the policy's own, compared with the policy in double precision.
 
-    Both are relative to the largest action, over batches of 1, 2 and 5 rows of random observations.
+    They are measured on batches of 1, 2 and 5 rows of random observations.
+
+    Args:
+        policy: The policy.
+        found: The planner that should give the same plans.
+
+    Returns:
+        The error of the planner and the error of the policy, both relative to the largest action.
     """
     exact, head, worst = copy.deepcopy(policy.net).double(), policy.config.head, (0.0, 0.0)
     for rows in (1, 2, 5):
@@ -32,11 +39,30 @@ def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
 
 
 def random_noise(policy: Policy, rows: int, seed: int = 0) -> Tensor:
+    """Standard normal noise for plans of a policy.
+
+    Args:
+        policy: The policy.
+        rows: Batch size.
+        seed: Seed of the noise.
+
+    Returns:
+        The noise, (rows, *policy.noise_shape).
+    """
     return torch.randn(rows, *policy.noise_shape, generator=torch.Generator().manual_seed(seed))
 
 
 def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, Tensor]:
-    """Random observations with the statistics of the data: standard normal after coding."""
+    """Random observations with the statistics of the data: standard normal after coding.
+
+    Args:
+        policy: The policy.
+        rows: Batch size.
+        seed: Seed of the values.
+
+    Returns:
+        Observations by column, (rows, To, ...).
+    """
     rng, obs = torch.Generator().manual_seed(seed), {}
     for name in policy.inputs:
         f = policy.features[name]
@@ -65,6 +91,6 @@ def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, T
 
 
 def _dtype(feature: Feature) -> torch.dtype:
-    """The type that actors use: double precision becomes single."""
+    """The dtype that actors use: double precision becomes single precision."""
     dtype = getattr(torch, feature.dtype)
     return torch.float32 if dtype == torch.float64 else dtype

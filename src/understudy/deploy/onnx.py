@@ -1,7 +1,7 @@
-"""A policy as one ONNX file, noise and observations in, a chunk of actions out, and that file as a planner.
+"""Exports a policy as one ONNX file, and loads such a file as a planner.
 
-Nothing in the file is random, and the codec is inside. The steps of a sampler are one loop (ONNX Scan), whatever their
-number: weights are kept and packed once.
+Noise and observations go in, and a chunk of actions comes out. Nothing in the file is random, and the codec is inside.
+The steps of a sampler are one loop (ONNX Scan), so that the file has the weights once, whatever the number of steps.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
     with torch.no_grad():
         policy.plan(*example)  # what tables hold is made now, and not by the exporter
         program = _export_program(policy, *example)
-    facts = {"format": FORMAT, "inputs": list(policy.inputs), "target": policy.config.target,
+    metadata = {"format": FORMAT, "inputs": list(policy.inputs), "target": policy.config.target,
              "features": {k: asdict(f) for k, f in policy.features.items()}, "window": config.dump(policy.window),
              "head": config.dump(policy.config.head), "noise": list(policy.noise_shape),
              "executor": config.dump(executor or RecedingHorizon(skip=max(0, -policy.window.action_offset)))}
-    program.model.metadata_props["understudy"] = json.dumps(facts)
+    program.model.metadata_props["understudy"] = json.dumps(metadata)
     partial = path.with_name(path.name + ".part")
     try:
         program.save(partial)
@@ -132,13 +132,13 @@ def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understu
     said = session.get_modelmeta().custom_metadata_map.get("understudy")
     if said is None:
         raise UserError("understudy export did not write this ONNX file", where=path, hint=_EXPORT_AGAIN)
-    facts = json.loads(said)
-    if facts.get("format") != FORMAT:
+    metadata = json.loads(said)
+    if metadata.get("format") != FORMAT:
         raise UserError(
-            f"the file has format {facts.get('format')!r}, but this understudy reads format {FORMAT}",
+            f"the file has format {metadata.get('format')!r}, but this understudy reads format {FORMAT}",
             where=path, hint=_EXPORT_AGAIN
         )
-    return OnnxPlanner(session, facts, str(path), trust)
+    return OnnxPlanner(session, metadata, str(path), trust)
 
 
 def load_onnx_actor(path: Path | str, rows: int | None = None,
@@ -159,23 +159,23 @@ def load_onnx_actor(path: Path | str, rows: int | None = None,
 
 
 class OnnxPlanner(Planner):
-    """On the CPU, wherever its arguments are."""
+    """A planner that runs an ONNX file on the CPU, whatever the device of its arguments."""
 
     device = torch.device("cpu")
 
     @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """(height, width) of each camera that it reads."""
+        """(height, width) of each camera that the file reads."""
         return camera_sizes(self.features)
 
-    def __init__(self, session, facts: dict, where: str, trust: tuple[str, ...]):
+    def __init__(self, session, metadata: dict, where: str, trust: tuple[str, ...]):
         self.session, self.where = session, where
-        self.inputs, self.noise_shape = tuple(facts["inputs"]), tuple(facts["noise"])
-        self.features: Schema = {k: Feature.from_json(f) for k, f in facts["features"].items()}
-        self.target = self.features[facts["target"]]
+        self.inputs, self.noise_shape = tuple(metadata["inputs"]), tuple(metadata["noise"])
+        self.features: Schema = {k: Feature.from_json(f) for k, f in metadata["features"].items()}
+        self.target = self.features[metadata["target"]]
         self.action_dim = self.target.size
-        self.window: Window = config.load(facts["window"], where=where)
-        self.executor: Executor = config.load(facts["executor"], trust, where=where)
+        self.window: Window = config.load(metadata["window"], where=where)
+        self.executor: Executor = config.load(metadata["executor"], trust, where=where)
 
     def plan(self, obs, noise, guides=()):
         if sampling_guides(guides):
@@ -211,7 +211,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _obs_columns(planner: Planner) -> tuple[str, ...]:
-    """What `plan` reads: the inputs, and the masks of rows before the start of an episode."""
+    """The observation columns that `plan` reads: the inputs, and the masks of rows before the start of an episode."""
     return *planner.inputs, *planner.window.pad_masks(planner.inputs)
 
 
@@ -253,7 +253,7 @@ def _export_program(policy: Policy, obs: Mapping[str, Tensor], noise: Tensor):
 
 
 def _onnx_scan(step, carried, *columns: Tensor):
-    """heads.base.repeated, as one loop of the exported program."""
+    """`scan` as one loop of the exported program."""
     from torch._higher_order_ops.scan import scan
 
     one = isinstance(carried, Tensor)
@@ -268,7 +268,7 @@ def _onnx_scan(step, carried, *columns: Tensor):
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter's remarks are for its own developers."""
+    """A context that silences the messages of the exporter, which are for its own developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -283,8 +283,10 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _exportable_copy(policy: Policy) -> Policy:
-    """A copy that says the same in operators that are fast for a few rows: convolutions as products with all of a
-    position's neighbors, which one Gather brings together."""
+    """A copy that computes the same with operators that are fast for a few rows.
+
+    Convolutions become products with all neighbors of a position, which one Gather collects.
+    """
     policy = copy.deepcopy(policy)
     for module in list(policy.modules()):
         for name, part in module.named_children():

@@ -12,7 +12,7 @@ class OnnxRunner:
     """Acts from a file of `understudy export`: plans a chunk, executes its first actions, plans again.
 
     Args:
-        path: The file. It says what the policy reads and how many actions of a chunk are executed.
+        path: The file. It contains the names of the inputs and the number of actions of a chunk that are executed.
         seed: Seed of the noise, for policies that sample.
     """
 
@@ -29,7 +29,7 @@ class OnnxRunner:
         self.reset()
 
     def reset(self):
-        """Begins an episode."""
+        """Starts an episode."""
         self.history, self.actions = deque(maxlen=self.n_obs_steps), deque()
 
     def act(self, obs):

@@ -1,7 +1,7 @@
 """A policy with weights in the layout of the CPU's matrix products, in bf16 if that is fast and accurate enough.
 
-A plan for one row reads every weight for few products, so that reading memory takes the time. Packed weights are read
-twice as fast, and bf16 has half as many bytes.
+A plan for one row reads every weight for few products, so that most of the time goes into reading memory. Packed
+weights are read twice as fast, and bf16 has half as many bytes.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _pack_modules(policy: Policy, dtype: torch.dtype) -> Policy:
 
 
 class _PackedLinear(nn.Linear):
-    """Keeps its plain weight, for code that reads it and for gradients, which guides need."""
+    """A packed linear layer. It keeps its plain weight, for code that reads it and for gradients, which guides need."""
 
     def __init__(self, plain: nn.Linear, dtype: torch.dtype):
         super().__init__(plain.in_features, plain.out_features, plain.bias is not None)
@@ -94,7 +94,7 @@ class _PackedConvolution(nn.Module):
 
 
 class _PackedMatrix:
-    """x W^T + b."""
+    """The affine map x W^T + b with packed weights."""
 
     rows = 16  # the number of rows for which the layout is optimized
 

@@ -38,19 +38,25 @@ TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": 
         "push-images": ("push", "push_images"), "blocks": ("blocks", "Blocks"), "memory": ("memory", "MemoryCorridor"),
         "maze": ("maze", "Maze"), "arms": ("arms", "Arms"), "drive": ("drive", "Drive"), "words": ("words", "Words"),
         "tabular": ("tabular", "Tabular"), "four_rooms": ("four_rooms", "FourRooms"),
-        "gridworld_tasks": ("gridworld_tasks", "GridworldTasks")}
+        "gridworld_tasks": ("gridworld_tasks", "GridworldTasks"), "peg_insertion": ("peg_insertion", "PegInsertion")}
 # toy -> the option that stands behind its name after ":", and its type
 VARIANTS = {"particle": ("dim", int), "tabular": ("task", str), "four_rooms": ("style", str)}
 
 
 def names() -> tuple[str, ...]:
-    """Of the bundled toys."""
+    """Names of the bundled toys."""
     return tuple(TOYS)
 
 
 def entry_point(name: str) -> tuple[str, str] | None:
-    """The module and the definition in it that an environment of this name comes from; None for what is not of
-    understudy's making."""
+    """Module and definition that make an environment of this name.
+
+    Args:
+        name: Name of a toy, a Gymnasium id, or a name such as "metaworld/door-open-v3".
+
+    Returns:
+        Import path of the module, and a name in it. None for environments of other packages.
+    """
     if (toy := name.partition(":")[0]) in TOYS:
         module, made = TOYS[toy]
     elif (module := _adapter(name)) is not None:
@@ -255,7 +261,12 @@ def _import_quietly(module: str) -> ModuleType:
 
 
 def suggestion(name: str, known) -> str:
-    """What to do about a name that is none of those known."""
+    """Hint for an error about an unknown name: the nearest known names, or all of them.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+    """
     near = difflib.get_close_matches(name, list(known), 3, 0.4)
     return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
 

@@ -18,7 +18,15 @@ PALM, HANDLE, PALM_TO_HANDLE = slice(29, 32), slice(32, 35), slice(35, 38)
 
 
 def make(name: str, rows: int = 1, limit: int = 300, **options) -> Door:
-    """limit: steps. The environment's own 200 cut most people off before the door is open."""
+    """Makes AdroitHandDoor with a corrected reward.
+
+    Args:
+        name: "AdroitHandDoor-v1".
+        rows: Number of copies.
+        limit: Number of steps of an episode. The 200 steps of the original environment end most human demonstrations
+            before the door is open.
+        **options: Arguments of `gymnasium.make`.
+    """
     def build():
         return CorrectedReward(gymnasium_adapter.build(name, max_episode_steps=limit, **options))
     env = build()
@@ -28,13 +36,24 @@ def make(name: str, rows: int = 1, limit: int = 300, **options) -> Door:
 
 
 def score(rewards: np.ndarray, steps: int = 200) -> float:
-    """D4RL's normalized score of an episode's rewards (T,): 0 is random, 100 its expert, over the first 200 steps."""
+    """D4RL's normalized score of an episode: 0 is the random policy, 100 its expert.
+
+    Args:
+        rewards: Rewards of the episode, (T,).
+        steps: Only the first `steps` rewards count.
+    """
     return 100 * (float(np.asarray(rewards)[:steps].sum()) - RANDOM) / (EXPERT - RANDOM)
 
 
 def reward(seen: np.ndarray, speed: np.ndarray) -> float:
-    """Of the observation (39,) and the joint velocities (30,) after a step, as in the recorded demonstrations:
-    Gymnasium-Robotics 1.4.2 rewards the distance of palm and handle where it should cost."""
+    """Reward of a step, as in the recorded demonstrations.
+
+    Gymnasium-Robotics 1.4.2 has the wrong sign for the distance between palm and handle.
+
+    Args:
+        seen: Observation after the step, (39,).
+        speed: Joint velocities after the step, (30,).
+    """
     hinge = seen[HINGE]
     bonus = 2.0 * (hinge > 0.2) + 8.0 * (hinge > 1.0) + 10.0 * (hinge > 1.35)
     cost = 0.1 * np.linalg.norm(seen[PALM_TO_HANDLE]) + 0.1 * (hinge - 1.57) ** 2 + 1e-5 * np.square(speed).sum()
@@ -42,7 +61,7 @@ def reward(seen: np.ndarray, speed: np.ndarray) -> float:
 
 
 class CorrectedReward(gymnasium.Wrapper):
-    """The reward with its signs right, and whether the door has been open."""
+    """Gives the cost terms of the reward the right sign, and adds whether the door has been open to the info."""
 
     def reset(self, **options):
         self.opened = False
@@ -56,10 +75,13 @@ class CorrectedReward(gymnasium.Wrapper):
 
 
 class Door(MujocoVector):
-    """simulator.state is MuJoCo's and, last, where the door stands (3), m. Without it, rows are restored from
-    observation.state: the joints it shows, the arm's slide from where the palm is, the door's place from the
-    episode's fact init_door_body_pos or, without that, from where the handle is; at rest, since velocities are not
-    observed."""
+    """AdroitHandDoor whose recorded states can be restored.
+
+    simulator.state is the state of MuJoCo, followed by the position of the door (3), m. Without this column, rows are
+    restored from observation.state at rest, because velocities are not observed. The slide of the arm follows from the
+    position of the palm. The position of the door is the episode's metadata init_door_body_pos if present, and else
+    follows from the position of the handle.
+    """
 
     def _get_state(self, row):
         env = self.vec.envs[row].unwrapped

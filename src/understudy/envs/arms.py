@@ -26,15 +26,21 @@ SIGN = np.array([-1, 1], np.float32)[:, None]  # of the left and the right end
 
 
 class Arms(Toy):
-    """A bar lies on the floor. Each hand is to take one end of it, and both together are to carry it to a goal: while
-    one holds and the other does not, nothing moves; hands that do not keep pace, or that tilt it, drop it.
+    """Two hands carry a bar from the floor to a goal.
+
+    Each hand grasps one end of the bar. While only one hand holds it, the bar and this hand do not move. Hands whose
+    distance changes too much in a step, or that tilt the bar, drop it.
 
     observation.state (12): positions of both hands and of the bar's middle, m; cosine and sine of its angle; whether
     the left and the right hand hold it (0 or 1); the goal, m. action (4): velocities of the left and the right hand,
-    m/s, clipped to [-0.5, 0.5]; a step is 0.1 s. A hand that reaches its end takes hold by itself. The middle of the
-    bar at the goal ends the episode with reward 1, a bar dropped with -1.
+    m/s, clipped to [-0.5, 0.5]. A step is 0.1 s. A hand that reaches its end grasps it. The middle of the bar at the
+    goal ends the episode with reward 1, a dropped bar with -1.
 
     Best possible success: 1.0. `Expert(noise=0)` attains it.
+
+    Args:
+        rows: Number of copies.
+        limit: Number of steps of an episode.
     """
 
     low, high = -SPEED, SPEED
@@ -103,8 +109,11 @@ class Arms(Toy):
 
 @dataclass(frozen=True)
 class Expert(Actor):
-    """Each hand goes to its end and waits for the other; then both go to the goal side by side and keep the bar level.
-    `noise`: standard deviation of their unsteadiness, m/s."""
+    """Moves each hand to its end of the bar, waits for the other, and carries the bar level to the goal.
+
+    Args:
+        noise: Standard deviation of Gaussian noise on the action, m/s.
+    """
 
     noise: float = 0.03
 

@@ -1,4 +1,4 @@
-"""Environments come in rows. One is a batch of one; there is no second interface."""
+"""Interface of environments. A batch of environments has one row per copy, and a single one is a batch of one."""
 
 from __future__ import annotations
 
@@ -18,17 +18,32 @@ Obs = Mapping[str, Tensor]  # full column name -> (B, ...), on the CPU
 
 @dataclass(frozen=True)
 class StepResult:
+    """Result of one step of all rows.
+
+    Attributes:
+        obs: Observations by column, (B, ...).
+        reward: Rewards, (B,) float32.
+        terminated: True where the episode is over and nothing would follow, (B,) bool.
+        truncated: True where the episode was cut off, for example by a time limit, (B,) bool.
+        info: Further values of each row, such as "success" (B,) bool if the environment defines success.
+    """
+
     obs: Obs
-    reward: Tensor  # (B,) float32
-    terminated: Tensor  # (B,) bool: nothing follows
-    truncated: Tensor  # (B,) bool: something would have followed
-    info: Mapping[str, Tensor] = field(default_factory=dict)  # "success" (B,) bool where defined, ...
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    info: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Env(ABC):
-    """rows: how many run side by side. features: of observations and action. facts: "env" (its name), "version",
-    "fps", "limit" (steps), "success" (its definition in words, or None), "low" and "high" (of actions that are
-    vectors: a number, or one a component; where there are limits)."""
+    """One or several copies of an environment that are stepped together, one per row.
+
+    Attributes:
+        rows: Number of copies.
+        features: Columns of the observation, and the action.
+        metadata: "env" (its name), "version", "fps", "limit" (largest number of steps), "success" (definition of
+            success as text, or None), and for bounded actions "low" and "high" (one number, or one per component).
+    """
 
     rows: int
     features: Schema
@@ -36,14 +51,27 @@ class Env(ABC):
 
     @abstractmethod
     def reset(self, which: Tensor, key: Tensor) -> Obs:
-        """Restart rows `which` (n,), each decided by its `key` (n,) alone; observations of all rows."""
+        """Restarts some rows.
+
+        Args:
+            which: Rows to restart, (n,).
+            key: Source of all randomness of each restarted row, (n,) int64. Nothing else affects its start.
+
+        Returns:
+            The observations of all rows.
+        """
 
     @abstractmethod
     def step(self, action: Tensor) -> StepResult:
-        """action (B, A). A row that ended is still stepped until reset, and its results are not read."""
+        """Steps all rows.
+
+        Args:
+            action: Actions, (B, A). A row whose episode has ended is stepped too until it is reset. Its results are not
+                read.
+        """
 
     def close(self) -> None:
-        """Gives back what the environment holds outside this process's memory."""
+        """Releases resources outside this process's memory, such as processes and windows."""
 
 
 class EnvWrapper(Env):
@@ -68,24 +96,24 @@ class EnvWrapper(Env):
 
 
 class HasExpert(Env):
-    """Has its own expert."""
+    """An environment with an expert that demonstrates its task."""
 
     @abstractmethod
     def expert(self) -> Actor: ...
 
 
 class Restorable(Env):
-    """Can be put where a recorded step was."""
+    """An environment that can be put into recorded states."""
 
     @abstractmethod
     def restore(self, which: Tensor, steps: Mapping[str, Tensor], key: Tensor | None = None) -> Obs:
-        """Puts rows into the state that recorded steps describe.
+        """Puts rows into the states that recorded steps describe.
 
         Args:
             which: The rows, (n,).
-            steps: Columns of n rows. Numeric facts of their episodes may be among them under their names.
-            key: Decides what is random afterwards in each row, (n,). None for keys of 0: then the same happens in all
-                rows.
+            steps: Columns with n rows. They may include numbers from the metadata of the episodes, under their names.
+            key: Source of all later randomness in each row, (n,). None uses 0 for all rows, so that the same happens in
+                each.
 
         Returns:
             The observations of all rows.
@@ -96,19 +124,23 @@ class Restorable(Env):
 
 
 class Renderable(Env):
-    """Can be looked at."""
+    """An environment that can be rendered."""
 
     @abstractmethod
     def frame(self, row: int) -> np.ndarray:
-        """(H, W, 3) uint8."""
+        """Image of one row, (H, W, 3) uint8."""
 
 
 class PlanarMap(Env):
-    """A toy in the plane, whose trajectories can be drawn over its map."""
+    """An environment in the plane, whose trajectories can be drawn over a map."""
 
     @abstractmethod
     def map(self) -> Mapping[str, Any]:
-        """{"x": (low, high), "y": (low, high), "shapes": [{"kind": "circle", "at": (x, y), "radius": r, "role":
-        "obstacle" | "goal" | "start"}, ...], "path": (column, i, j)}: which components of which observation column
-        are the position to draw. Shapes that differ by episode stand under "marks", which may be absent, with
-        "column": (column, i, j) in the place of "at"."""
+        """The map, as a dict of JSON values.
+
+        Returns:
+            "x" and "y": ranges of the axes, (low, high). "shapes": a list such as ``{"kind": "circle", "at": (x, y),
+            "radius": r, "role": "obstacle" | "goal" | "start"}``. "path": ``(column, i, j)``, the components of an
+            observation column that are the position to draw. "marks", optional: shapes that differ from episode to
+            episode, with ``"column": (column, i, j)`` instead of "at".
+        """

@@ -28,19 +28,26 @@ COLOURS = COLOR_OF_ROLE["block"], (222, 150, 70)
 
 
 class Blocks(MultimodalToy):
-    """The task of the multimodal block pushing of Shafiullah et al. 2022 (Behavior Transformers, arXiv 2206.11251), in
-    the plane: both blocks are to lie on a target each. Which is brought first and which goes where makes four ways.
+    """A disc pushes two blocks onto two targets. The order of the blocks and their targets are free, which makes four
+    ways.
 
-    Blocks are round. Contact is quasi-static and without friction: whatever overlaps is pushed apart along the line
-    between the centres, the block out of the disc, two blocks by half each; at the table's edge the disc gives way.
+    It is the task of multimodal block pushing (Shafiullah et al. 2022) in the plane. Blocks are round. Contact is
+    quasi-static and without friction: overlapping bodies are pushed apart along the line between their centers, the
+    block out of the disc, two blocks by half each. At the edge of the table the disc gives way.
 
-    observation.state (10): positions of disc, blocks and targets, m. simulator.state (1): which block came to lie on a
-    target first (0 left, 1 right, -1 none), which restoring needs and the observation does not tell. action (2):
-    velocity of the disc, m/s, clipped to [-0.4, 0.4]; a step is 0.1 s. Both blocks on targets end the episode with
-    reward 1.
-    info["mode"]: the number in facts["modes"] of the way taken, from when a block lies on a target.
+    observation.state (10): positions of disc, blocks and targets, m. simulator.state (1): which block reached a target
+    first (0 left, 1 right, -1 none), which is needed to restore a state. action (2): velocity of the disc, m/s, clipped
+    to [-0.4, 0.4]. A step is 0.1 s. Both blocks on targets end the episode with reward 1. info["mode"]: number of the
+    way in `metadata["modes"]`, from when a block lies on a target.
 
     Best possible success: 1.0. `Expert(noise=0)` attains it, in each of the four ways.
+
+    Args:
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+
+    References:
+        Shafiullah et al. (2022), Behavior Transformers: Cloning k Modes with One Stone, arXiv:2206.11251.
     """
 
     low, high = -SPEED, SPEED
@@ -123,9 +130,14 @@ def _push_apart(still, moved, least):
 
 @dataclass(frozen=True)
 class Expert(Actor):
-    """Brings one block to a target, then the other to the other one, in the way that its key says or always in `way`,
-    a number of MODES. Follows the field lines of a dipole at the block (see push.Expert), and keeps clear of the other
-    block. `noise`: standard deviation of its unsteadiness, m/s."""
+    """Pushes one block to a target, then the other block to the other target.
+
+    It follows the field lines of a dipole at the block (see `push.Expert`), and avoids the other block.
+
+    Args:
+        mode: Number of the way in `MODES`. None draws one with the key of the episode.
+        noise: Standard deviation of Gaussian noise on the action, m/s.
+    """
 
     mode: int | None = None
     noise: float = 0.03

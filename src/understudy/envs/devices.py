@@ -1,4 +1,4 @@
-"""What people act with: keys, sticks, the arm of a leader. A device says what its action is now; the loop asks it."""
+"""Teleoperation devices: keyboard, gamepad and leader arm. The loop reads the current action from a device."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ HOLD_SECONDS = 0.35
 
 
 class TeleopDevice(Protocol):
-    """Anything with `read`; it may keep a connection open, and is asked once a step."""
+    """A device that a person acts with: anything with `read`. It may keep a connection open."""
 
     def read(self) -> np.ndarray:
-        """The action that it stands for now, (A,) float32, in the units of the action. Does not wait."""
+        """Returns the current action, (A,) float32, in the units of the action. It is called once per step and does not
+        wait.
+        """
 
 
 # -- keys -----------------------------------------------------------------------------------------------------------
@@ -38,10 +40,19 @@ _COMMANDS = {"\r": "enter", "\n": "enter", "x": "discard", "y": "success", "n": 
 
 @dataclass
 class Keyboard:
-    """WASD or the arrows move one or two components at full speed for as long as they are held; space stops. Other keys
-    are commands: enter, x (discard), y (success), n (failure), q (quit). Of a single component, up and right are more.
+    """Keys move one or two components of the action at full speed while they are held. Space stops.
 
-    low, high: (A,) of the action. handle: of the terminal. Both directions of a component cancel each other.
+    WASD or the arrows move. Opposite directions of a component cancel. If the action has a single component, up and
+    right increase it. Other keys are commands: enter, x (discard), y (success), n (failure), q (quit).
+
+    Args:
+        low: Lowest action, (A,).
+        high: Highest action, (A,).
+        handle: File descriptor of the terminal.
+        clock: Current time, in seconds.
+
+    Raises:
+        UserError: The action does not have one or two components with limits.
     """
 
     low: Sequence[float]
@@ -59,7 +70,11 @@ class Keyboard:
 
     @contextmanager
     def listening(self) -> Iterator[Keyboard]:
-        """Keys come one by one and are not shown. Raises UserError where there is no terminal."""
+        """Context in which keys are read one by one and not shown.
+
+        Raises:
+            UserError: There is no terminal.
+        """
         try:
             import termios
             import tty
@@ -86,7 +101,7 @@ class Keyboard:
         return action
 
     def commands(self) -> list[str]:
-        """Those that were given since the last call."""
+        """Commands that were given since the last call."""
         self._listen()
         given, self._commands = self._commands, []
         return given
@@ -114,8 +129,10 @@ class Keyboard:
 
 @dataclass
 class DiscreteKeyboard(Keyboard):
-    """The same keys for an action that is one of `grid.MOVES`: a step for the last key that was pressed since the one
-    before, and none where there was no key."""
+    """The keys of `Keyboard` for an action that is one of `grid.MOVES`.
+
+    Each step executes the last key that was pressed since the step before. Without a key there is no step.
+    """
 
     low: Sequence[float] = (-1, -1)
     high: Sequence[float] = (1, 1)
@@ -139,8 +156,21 @@ _AXIS, _BUTTON = 2, 1
 
 @dataclass
 class Gamepad:
-    """The sticks of a gamepad, as Linux gives them in /dev/input/js0: its axes, scaled to `scale` in the middle of
-    which a `dead` part is still. `buttons` holds the numbers of those that are down."""
+    """The sticks of a gamepad, read from Linux's joystick interface.
+
+    Args:
+        axes: Number of the axis of each action component.
+        scale: Action at full deflection, for each component.
+        dead: Fraction of an axis around its center that counts as 0.
+        source: Stream of joystick events. None opens `path`.
+        path: Device file.
+
+    Attributes:
+        buttons: Numbers of the buttons that are pressed.
+
+    Raises:
+        UserError: There is no gamepad.
+    """
 
     axes: Sequence[int] = (0, 1)
     scale: Sequence[float] = (1.0, -1.0)  # a stick pushed away says -1
@@ -176,8 +206,13 @@ class Gamepad:
 
 @dataclass(frozen=True)
 class LeaderArm:
-    """A second arm that a person moves: the follower's action is where its joints are. joints: gives them, as whatever
-    drives the leader reads them. scale, offset: what makes them the follower's, as after calibration."""
+    """A second arm that a person moves. The action is ``joints * scale + offset``.
+
+    Args:
+        joints: Returns the joint positions of the leader.
+        scale: Calibration to the joints of the follower.
+        offset: Calibration to the joints of the follower.
+    """
 
     joints: Callable[[], Sequence[float]]
     scale: Sequence[float] | float = 1.0

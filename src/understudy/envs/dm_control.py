@@ -19,8 +19,16 @@ CAMERA = {"height": 240, "width": 320, "camera_id": 0}
 
 
 def make(name: str, rows: int = 1, limit: int | None = None) -> DmControlVector:
-    """name: "dm_control/cartpole-swingup", domain and task. limit: steps, in place of the task's own, 1000 for most.
-    It defines no success; a step's reward is from 0 to 1."""
+    """Makes a task of the control suite. It defines no success. The reward of a step is from 0 to 1.
+
+    Args:
+        name: "dm_control/DOMAIN-TASK", such as "dm_control/cartpole-swingup".
+        rows: Number of copies.
+        limit: Number of steps of an episode. None for the limit of the task, which is 1000 for most.
+
+    Raises:
+        UserError: There is no such task.
+    """
     domain, _, task = name.removeprefix("dm_control/").partition("-")
     if (domain, task) not in suite.ALL_TASKS:
         from . import suggestion
@@ -67,7 +75,7 @@ def _box_space(spec: specs.BoundedArray) -> spaces.Box:
 
 
 class DmControlVector(MujocoVector):
-    """A column for each of the task's observations: observation.position, observation.velocity, ..."""
+    """A task of the control suite, with a column for each of its observations: observation.position, ..."""
 
     def _restore_from_obs(self, row, steps, i):
         raise UserError(f"there is no column 'simulator.state', only {', '.join(sorted(steps))}",

@@ -21,23 +21,32 @@ DECISIVE = 5  # of these, the first decide what happens; the others only decide 
 
 
 class Drive(Toy):
-    """A car drives towards a crossing, where somebody may step on the road for a while. It must not pass then, and must
-    pass in the end. The camera shows the person, as one bright pixel among clutter, and the dashboard, where a light
-    says that the brake was on in the last step. The expert brakes for many steps in a row. So the brake light predicts
-    nearly all of the braking, and only the few steps at which it begins or ends show its cause. A policy that learns
-    from the light instead of the person repeats its last action (de Haan et al. 2019, Causal Confusion in Imitation
-    Learning, arXiv 1905.11979). `dashboard=False` hides it. `fully_observed=True` also shows what decides the rewards
-    (distance, speed, person, where it appears and how long it waits), since value and reward learning need a Markov
-    observation.
+    """A car drives to a crossing that a person may block for a while. A brake light makes cloning causally confused.
+
+    The car must not pass while the person is on the road, and must pass afterwards. The camera shows the person as one
+    bright pixel among clutter. The dashboard has a light that shows whether the brake was on in the last step. The
+    expert brakes for many steps in a row, so that the light predicts nearly all of the braking. Only the few steps at
+    which braking begins or ends show its cause. A policy that learns from the light instead of the person repeats its
+    last action.
 
     observation.state (17; 16 without dashboard; 5 more if fully observed): the pixels, whether the brake was on (0 or
-    1), and the first 5 components of simulator.state. simulator.state
-    (8): distance to the crossing, m; speed, m/s; whether somebody is on the road; the distance at which that happens
-    (below 0: never), for how many more steps it lasts, at which pixel it is seen; and the number and step that decide
-    the clutter. action (1): throttle, or brake below 0, clipped to [-1, 1]; 5 m/s^2 at 1, from 0 to 10 m/s; a step is
-    0.2 s. Passing the crossing ends the episode, with reward 1 when it is free and -1 when it is not.
+    1), and the first 5 components of simulator.state. simulator.state (8): distance to the crossing, m; speed, m/s;
+    whether a person is on the road; the distance at which the person appears (below 0: never); for how many more steps
+    the person stays; the pixel; and the number and step that decide the clutter. action (1): throttle, or brake below
+    0, clipped to [-1, 1]. It is 5 m/s^2 at 1. The speed is from 0 to 10 m/s. A step is 0.2 s. Passing the crossing ends
+    the episode, with reward 1 if it is free and -1 if it is not.
 
     Best possible success: 1.0. `Expert(noise=0)` attains it, from the present pixels alone.
+
+    Args:
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+        dashboard: Observe the brake light.
+        fully_observed: Also observe what decides the rewards (distance, speed, person, where it appears and how long it
+            waits), since value and reward learning need a Markov observation.
+
+    References:
+        de Haan et al. (2019), Causal Confusion in Imitation Learning, arXiv:1905.11979.
     """
 
     state_columns = ("observation.state", "simulator.state")
@@ -119,8 +128,11 @@ def _camera(hidden: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Expert(Actor):
-    """Brakes while it sees somebody, and else speeds up. `noise`: standard deviation of its unsteadiness, as a fraction
-    of full throttle."""
+    """Brakes while it sees a person, and accelerates otherwise.
+
+    Args:
+        noise: Standard deviation of Gaussian noise on the action, as a fraction of full throttle.
+    """
 
     noise: float = 0.1
 

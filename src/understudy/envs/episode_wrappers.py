@@ -122,7 +122,7 @@ class MultiTrialEnv(EnvWrapper):
 
     The column `observation.new_trial` (1) is 1 at the first step of each trial. What the last step of a trial led to is
     not shown, since the first observation of the next trial takes its place. Success is that of the last trial. The
-    fact `successful_trials` counts the successful ones.
+    metadata `successful_trials` counts the successful ones.
 
     Args:
         env: The environment.

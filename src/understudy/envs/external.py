@@ -18,8 +18,11 @@ from .gymnasium_adapter import GymVector, RenderableGymVector
 
 
 class IsolatedNumpyRandom(gymnasium.Wrapper):
-    """Has NumPy's global generator, from which some simulators draw, to itself: what a row draws depends on the seed of
-    its own episode and on nothing that runs at the same time. Its expert draws from another."""
+    """Wrapper for simulators that draw from NumPy's global generator.
+
+    Each environment has its own state of this generator, which depends on the seed of the episode alone. Its expert
+    draws from another.
+    """
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
@@ -49,7 +52,7 @@ class IsolatedNumpyRandom(gymnasium.Wrapper):
 
 
 class ExpertVector(RenderableGymVector, HasExpert):
-    """Single environments that have a method `advice() -> action`: what an expert does now that sees the simulator
+    """Single environments that have a method `expert_action() -> action`: what an expert does now that sees the simulator
     itself. Asked twice, it says the same."""
 
     def expert(self):
@@ -58,8 +61,13 @@ class ExpertVector(RenderableGymVector, HasExpert):
 
 @dataclass(frozen=True)
 class AdviceActor(Actor):
-    """Acts in all rows of `env` at once, from what the simulator knows and not from what it shows. So it has no state,
-    and its advice does not depend on which actor has acted so far."""
+    """Expert that acts in all rows of `env`, from the state of the simulator instead of the observation.
+
+    It has no state. Its action does not depend on the actor that has acted before.
+
+    Args:
+        env: The environment.
+    """
 
     env: GymVector
 
@@ -70,6 +78,6 @@ class AdviceActor(Actor):
         if (rows := len(next(iter(obs.values())))) != self.env.rows:
             raise UserError(f"needs all {self.env.rows} rows of its environment, but got {rows}",
                             where=f"the expert of {self.env.metadata['env']}", hint="ask it for all rows at once")
-        action = np.stack([np.asarray(single.advice()).reshape(-1) for single in self.env.vec.envs])
+        action = np.stack([np.asarray(single.expert_action()).reshape(-1) for single in self.env.vec.envs])
         whole = self.env.features["action"].kind == "discrete"
         return torch.from_numpy(action.astype(np.int64 if whole else np.float32)), state

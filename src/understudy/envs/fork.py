@@ -17,13 +17,17 @@ SPREAD = 0.03  # of the start, about the origin
 
 
 class Fork(Toy):
-    """A point that is moved by its velocity, from near the origin to the goal behind a pillar.
+    """A point is moved by its velocity from near the origin to a goal behind a pillar.
 
-    observation.state (2): position, m. action (2): velocity, m/s, clipped to [-1, 1]; a step is 0.1 s. Reaching
-    the goal ends an episode with reward 1, touching the pillar with -1. `gust`: standard deviation of a random
-    velocity added at every step, m/s.
+    observation.state (2): position, m. action (2): velocity, m/s, clipped to [-1, 1]. A step is 0.1 s. Reaching the
+    goal ends an episode with reward 1, touching the pillar with -1.
 
     Best possible success: 1.0 without gusts. `Expert(noise=0)` attains it.
+
+    Args:
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+        gust: Standard deviation of a random velocity that is added at every step, m/s.
     """
 
     def __init__(self, rows: int = 1, limit: int = 40, gust: float = 0.0):
@@ -71,8 +75,12 @@ class Fork(Toy):
 
 @dataclass(frozen=True)
 class Expert(Actor):
-    """Goes round the side that its key says (side 0), or always one: left is +1, right is -1. `noise`: standard
-    deviation of its unsteadiness, m/s."""
+    """Passes the pillar on one side and goes to the goal.
+
+    Args:
+        side: +1 for left, -1 for right. 0 draws the side with the key of the episode.
+        noise: Standard deviation of Gaussian noise on the action, m/s.
+    """
 
     side: int = 0
     noise: float = 0.1

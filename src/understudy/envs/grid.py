@@ -8,9 +8,14 @@ MOVES = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])  # right, up, left, down
 
 
 def cost_to_go(cost: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """(rows, W, H): what the cheapest way from each cell to `goal` (rows, 2) costs; inf where none leads there.
+    """Cost of the cheapest way from each cell to a goal.
 
-    cost: (rows, 4, W, H), of leaving a cell by each of MOVES; inf where that is not possible.
+    Args:
+        cost: Cost of leaving a cell by each of `MOVES`, (rows, 4, W, H). Infinite if the move is not possible.
+        goal: Cell of the goal, (rows, 2).
+
+    Returns:
+        Costs, (rows, W, H). Infinite if no way leads to the goal.
     """
     rows = np.arange(len(goal))
     left = np.full((len(goal), *cost.shape[2:]), np.inf, np.float32)
@@ -23,7 +28,15 @@ def cost_to_go(cost: np.ndarray, goal: np.ndarray) -> np.ndarray:
 
 
 def cost_by_move(cost: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """(rows, 4, W, H): what is to go if a cell is left by each of MOVES."""
+    """Cost to the goal if a cell is left by each of `MOVES`.
+
+    Args:
+        cost: Cost of each move, (rows, 4, W, H).
+        left: Cost to the goal from each cell, (rows, W, H).
+
+    Returns:
+        Costs, (rows, 4, W, H).
+    """
     wide = np.pad(left, ((0, 0), (1, 1), (1, 1)), constant_values=np.inf)
     w, h = left.shape[1:]
     return cost + np.stack([wide[:, 1 + i:1 + i + w, 1 + j:1 + j + h] for i, j in MOVES], 1)

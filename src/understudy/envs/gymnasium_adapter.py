@@ -28,18 +28,26 @@ NEW_API_HINT = (
 
 
 class GymVector(Env):
-    """A gymnasium vector environment, whichever way it resets itself: a row ends with its own last observation and
-    starts again only when told to, with a seed made of its key.
+    """A Gymnasium vector environment as an `Env`.
 
-    Observations: a Box of numbers is `observation.state` (float32, laid out as one vector); an image, that is a uint8
-    Box (H, W), (H, W, 1 or 3) or (1 or 3, H, W), is `observation.images.camera`; key k of a Dict is `observation.k`,
-    or `observation.images.k`; Discrete, MultiDiscrete and MultiBinary are choices counted from 0; Text is UTF-8 bytes.
-    Actions: a Box is clipped to its bounds and cast to its dtype; choices are (B, 1) or (B, n) int64.
+    A row ends with its own last observation, and starts again only when it is reset, with a seed made of its key. This
+    holds for every autoreset mode that can be supported.
 
-    Success is what an info calls "success" or "is_success", from the first step on at which any does: some tell it at
-    the end of an episode only. An environment that has not told has no "success".
+    Observations: a Box of numbers is `observation.state` (float32, flattened). An image, which is a uint8 Box (H, W),
+    (H, W, 1 or 3) or (1 or 3, H, W), is `observation.images.camera`. Key k of a Dict is `observation.k`, or
+    `observation.images.k`. Discrete, MultiDiscrete and MultiBinary are classes counted from 0. Text is UTF-8 bytes.
+    Actions: a Box is clipped to its bounds and cast to its dtype. Classes are (B, 1) or (B, n) int64.
 
-    `lift` names flags of the infos that are also handed on.
+    Success is the entry "success" or "is_success" of an info. Some environments report it at the end of an episode
+    only. StepResult has no "success" before the first report.
+
+    Args:
+        vec: The vector environment.
+        facts: Metadata of the environment. "env" is required.
+        lift: Flags of the infos that are passed on in `StepResult.info`.
+
+    Raises:
+        UserError: If a space or the autoreset mode is not supported.
     """
 
     def __init__(self, vec: VectorEnv, facts: Mapping[str, Any], lift: tuple[str, ...] = ()):
@@ -213,7 +221,7 @@ def _misfit(space: spaces.Space, value, name: str) -> str:
 
 
 class HeadlessGymVector(GymVector):
-    """An environment that cannot be looked at."""
+    """An environment that cannot be rendered."""
 
 
 class RenderableGymVector(GymVector, Renderable):
@@ -227,7 +235,15 @@ _render_error: list[UserError] = []  # MuJoCo ends the process at the second att
 
 
 def render_row(vec: VectorEnv, row: int) -> np.ndarray:
-    """(H, W, 3) uint8."""
+    """Renders one row, (H, W, 3) uint8.
+
+    Args:
+        vec: The vector environment.
+        row: Number of the row.
+
+    Raises:
+        UserError: If this machine cannot render it.
+    """
     inner = vec.unwrapped
     if _render_error:
         raise _render_error[0]
@@ -244,18 +260,30 @@ def render_row(vec: VectorEnv, row: int) -> np.ndarray:
 
 
 def wrap_vector(vec: VectorEnv, facts: Mapping[str, Any]) -> Env:
-    """A gymnasium vector environment as ours. Raises UserError for a space or a way of resetting that has no
-    meaning here."""
+    """Wraps a Gymnasium vector environment as an `Env`.
+
+    Args:
+        vec: The vector environment.
+        facts: Metadata of the environment. "env" is required.
+
+    Raises:
+        UserError: If a space or the autoreset mode is not supported.
+    """
     return (RenderableGymVector if vec.render_mode == "rgb_array" else HeadlessGymVector)(vec, facts)
 
 
 def vectorize(build: Callable[[], gymnasium.Env], rows: int) -> SyncVectorEnv:
-    """Single environments stepped in turn."""
+    """Makes a vector environment whose copies are stepped one after the other.
+
+    Args:
+        build: Makes one environment. It must return a new one at each call.
+        rows: Number of copies.
+    """
     return SyncVectorEnv([build] * rows, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def build(name: str, **options) -> gymnasium.Env:
-    """gymnasium.make, ready to be drawn where that is possible: nothing is drawn until asked."""
+    """Calls `gymnasium.make`, with render_mode "rgb_array" if the environment supports it."""
     creator = gymnasium.spec(name).entry_point
     if isinstance(creator, str):
         creator = load_env_creator(creator)
@@ -265,7 +293,15 @@ def build(name: str, **options) -> gymnasium.Env:
 
 
 def check_api(env: gymnasium.Env, name: str) -> None:
-    """Raises UserError for the signatures of the old Gym, from which Gymnasium raises what nobody understands."""
+    """Checks that an environment has the signatures of Gymnasium, and not those of the old Gym.
+
+    Args:
+        env: The environment. It is reset and stepped once.
+        name: Its name, for the error.
+
+    Raises:
+        UserError: If it has other signatures.
+    """
     while isinstance(env, gymnasium.Wrapper) and type(env).__module__.startswith("gymnasium."):
         env = env.env  # whatever its author wrote
     known = inspect.signature(env.reset)
@@ -288,7 +324,7 @@ def check_api(env: gymnasium.Env, name: str) -> None:
 
 
 def is_mujoco(env: gymnasium.Env) -> bool:
-    """One of Gymnasium's own kind, whose state can be set."""
+    """Whether an environment is one of Gymnasium's MuJoCo environments, whose state can be set."""
     if "mujoco" not in sys.modules:
         return False
     from gymnasium.envs.mujoco import MujocoEnv
@@ -297,7 +333,15 @@ def is_mujoco(env: gymnasium.Env) -> bool:
 
 
 def env_metadata(env: gymnasium.Env, name: str) -> dict[str, Any]:
-    """ "env", "version" of the package that it comes from, "fps", "limit"."""
+    """Metadata of a Gymnasium environment.
+
+    Args:
+        env: The environment.
+        name: Its name.
+
+    Returns:
+        "env" (the name), "version" (package and version), "fps" and "limit" (number of steps).
+    """
     limit = None if env.spec is None else env.spec.max_episode_steps
     package = type(env.unwrapped).__module__.split(".")[0]
     try:

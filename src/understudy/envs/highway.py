@@ -16,10 +16,23 @@ WITH_EXPERT = ("highway-", "merge-", "roundabout-")
 
 
 def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
-    """name: "highway-v0", "merge-v0", "roundabout-v0", ... options: gymnasium.make's; `config` is highway-env's own.
-    Where there is no way to find and the actions are its manoeuvres (highways, merge, roundabout; DiscreteMetaAction)
-    there is an expert: the driver model that moves the other cars (IDM of Treiber et al. 2000 along the lane, MOBIL of
-    Kesting et al. 2007 across), its choices put into these manoeuvres."""
+    """Makes an environment of highway-env.
+
+    Highways, merge and roundabout with DiscreteMetaAction have an expert: the driver model that moves the other cars,
+    IDM along the lane and MOBIL across lanes. Its choices are translated into these actions.
+
+    Args:
+        name: "highway-v0", "merge-v0", "roundabout-v0", ...
+        rows: Number of copies.
+        **options: Arguments of `gymnasium.make`. `config` is the configuration of highway-env.
+
+    Raises:
+        UserError: There is no such environment.
+
+    References:
+        Treiber et al. (2000), Congested Traffic States in Empirical Observations and Microscopic Simulations (IDM).
+        Kesting et al. (2007), General Lane-Changing Model MOBIL for Car-Following Models.
+    """
     if name not in gymnasium.registry:
         from . import suggestion
 
@@ -29,14 +42,14 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
     car = vec.envs[0].unwrapped
     config = car.config
     steps = config["duration"] * config["policy_frequency"] if "duration" in config else None
-    facts = {
+    metadata = {
         **gymnasium_adapter.env_metadata(vec.envs[0], name),
         "fps": config["policy_frequency"],
         "success": vec.envs[0].success_definition,
         "limit": gymnasium_adapter.env_metadata(vec.envs[0], name)["limit"] or (None if steps is None else int(steps)),
     }
     driven = name.startswith(WITH_EXPERT) and isinstance(car.action_type, DiscreteMetaAction)
-    return (ExpertVector if driven else RenderableGymVector)(vec, facts)
+    return (ExpertVector if driven else RenderableGymVector)(vec, metadata)
 
 
 class HighwaySuccess(gymnasium.Wrapper):
@@ -63,7 +76,7 @@ class HighwaySuccess(gymnasium.Wrapper):
         return seen, reward, terminated, truncated, info
 
     def expert_action(self) -> int:
-        """What the driver model would do in the place of this car."""
+        """Action that the driver model would take in place of this car."""
         env, car = self.unwrapped, self.unwrapped.vehicle
         driver = IDMVehicle.create_from(car)
         driver.target_speed, driver.timer = car.target_speeds[-1], 2 * driver.LANE_CHANGE_DELAY  # may change lanes now

@@ -21,19 +21,28 @@ LAYOUTS = 20_231  # the seed of numbered mazes
 
 
 class Maze(Toy):
-    """A point is to reach a goal in a maze of `cells` x `cells` squares of 1 m, by one of several ways: a random
-    spanning tree of the cells, with three in ten of the remaining walls taken away.
+    """A point walks to a goal in a maze, by one of several ways.
 
-    levels: how many mazes there are, numbered from `first`. Each episode draws one. 0: each has its own. So
-    policies can learn from some mazes and be judged in others (as in Procgen, Cobbe et al. 2020). info["level"] is the
-    maze's number, -1 for one without.
+    A maze is a random spanning tree of `cells` x `cells` squares of 1 m, with 30 % of the remaining walls removed.
 
-    observation.state (4): position and goal, m. observation.environment_state (24, of 4 x 4 cells): which walls stand,
-    0 or 1, those to the right of a cell first and then those above.
-    action (2): velocity, m/s, clipped to [-2, 2]; a step is 0.1 s. Walls stop the point. Reaching the goal ends the
-    episode with reward 1.
+    observation.state (4): position and goal, m. observation.environment_state (24 for 4 x 4 cells): which walls stand,
+    0 or 1, first those to the right of a cell and then those above. action (2): velocity, m/s, clipped to [-2, 2]. A
+    step is 0.1 s. Walls stop the point. Reaching the goal ends the episode with reward 1. info["level"] is the number
+    of the maze, -1 if it has none.
 
     Best possible success: 1.0. `Expert(noise=0)` attains it.
+
+    Args:
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+        cells: Number of cells along each side.
+        levels: Number of mazes. Each episode draws one. Policies can learn in some mazes and be evaluated in
+            others. 0 draws a new maze for each episode.
+        first: Number of the first maze.
+
+    References:
+        Cobbe et al. (2020), Leveraging Procedural Generation to Benchmark Reinforcement Learning (Procgen),
+        arXiv:1912.01588.
     """
 
     low, high = -SPEED, SPEED
@@ -105,14 +114,24 @@ class Maze(Toy):
 
 
 def sides(cells: int) -> list[tuple[int, int, int]]:
-    """What each wall parts: cell (i, j) and the next one to the right (0) or up (1)."""
+    """Walls of a maze: the cell (i, j) and 0 for the wall to its right, or 1 for the wall above it."""
     return [(i, j, 0) for i in range(cells - 1) for j in range(cells)] + [
         (i, j, 1) for i in range(cells) for j in range(cells - 1)]
 
 
 def layout(key: torch.Tensor, cells: int) -> np.ndarray:
-    """(n, walls) bool, of one maze a key: walls taken away in random order wherever they part two regions (Kruskal
-    1956), and some more."""
+    """Draws one maze per key, as a random spanning tree with additional openings.
+
+    Args:
+        key: Keys of the mazes, (n,).
+        cells: Number of cells along each side.
+
+    Returns:
+        True where a wall stands, (n, walls), in the order of `sides`.
+
+    References:
+        Kruskal (1956), On the Shortest Spanning Subtree of a Graph and the Traveling Salesman Problem.
+    """
     parted = np.array([(cells * i + j, cells * (i + (k == 0)) + j + (k == 1)) for i, j, k in sides(cells)])
     drawn = uniform(key, torch.zeros_like(key), (2, len(parted)), stream=1).numpy()
     rows = np.arange(len(key))
@@ -126,7 +145,7 @@ def layout(key: torch.Tensor, cells: int) -> np.ndarray:
 
 
 def closed(walls: np.ndarray) -> np.ndarray:
-    """(n, 4, cells, cells) bool: by which of grid.MOVES a cell cannot be left."""
+    """Moves of `grid.MOVES` by which a cell cannot be left, (n, 4, cells, cells) bool, for walls (n, walls)."""
     half = walls.shape[1] // 2
     cells = math.isqrt(half) + 1
     shut = np.ones((len(walls), 4, cells, cells), bool)
@@ -136,7 +155,16 @@ def closed(walls: np.ndarray) -> np.ndarray:
 
 
 def walk(at: np.ndarray, velocity: np.ndarray, shut: np.ndarray) -> np.ndarray:
-    """Positions (n, 2) after a step of 0.1 s at `velocity` (n, 2), stopped by the walls of `closed` (n, 4, W, H)."""
+    """Moves points for one step of 0.1 s. Walls stop them.
+
+    Args:
+        at: Positions, (n, 2), m.
+        velocity: Velocities, (n, 2), m/s.
+        shut: Moves by which a cell cannot be left, (n, 4, W, H), see `closed`.
+
+    Returns:
+        The new positions, (n, 2).
+    """
     at, rows = at.copy(), np.arange(len(at))
     for axis in (0, 1):  # one after the other, so that no corner is cut
         cell = cell_of(at, shut.shape[2])
@@ -149,14 +177,29 @@ def walk(at: np.ndarray, velocity: np.ndarray, shut: np.ndarray) -> np.ndarray:
 
 
 def cell_of(at: np.ndarray, cells: int) -> np.ndarray:
-    """The cell of each position (n, 2), int64."""
+    """Returns the cell of each position.
+
+    Args:
+        at: Positions, (n, 2), m.
+        cells: Number of cells along each side.
+
+    Returns:
+        Cells, (n, 2) int64.
+    """
     return np.clip(np.floor(at), 0, cells - 1).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Expert(Actor):
-    """Takes the shortest way, where each step from cell to cell seems to it up to `taste` longer than it is: so equally
-    long ways are taken by some and not by others. `noise`: standard deviation of its unsteadiness, m/s."""
+    """Takes a shortest way to the goal.
+
+    Each move from cell to cell is longer by a random preference of the episode, so that different episodes take
+    different ways of equal length.
+
+    Args:
+        taste: Largest preference, as a fraction of a cell.
+        noise: Standard deviation of Gaussian noise on the action, m/s.
+    """
 
     taste: float = 0.5
     noise: float = 0.2

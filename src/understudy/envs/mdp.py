@@ -103,7 +103,14 @@ class MDP:
 
     def expected_return(self, policy: np.ndarray, horizon: int, discount: float = 1.0,
                         rewards: np.ndarray | None = None) -> float:
-        """Expected discounted return of a policy, exactly. Arguments are those of `action_values`."""
+        """Expected discounted return of a policy, computed exactly.
+
+        Args:
+            policy: Probability of each action, as for `action_values`.
+            horizon: Number of steps.
+            discount: Factor per step.
+            rewards: Other rewards, (states, actions, states). None for the process's own.
+        """
         last = self.action_values(horizon, discount, policy, rewards)[-1]
         return float(self.start @ ((policy if policy.ndim == 2 else policy[horizon - 1]) * last).sum(1))
 
@@ -115,8 +122,8 @@ class MDP:
             horizon: Number of steps.
 
         Returns:
-            (horizon, states, actions). Entry [t] is for step t, and sums to the probability that the episode still
-            goes on.
+            (horizon, states, actions). Entry [t] is for step t, and sums to the probability that the episode has not
+            ended.
         """
         found = np.zeros((horizon, self.states, self.actions))
         at = self.start * ~self.final
@@ -126,7 +133,16 @@ class MDP:
         return found
 
     def best_policy(self, horizon: int, discount: float = 1.0, rewards: np.ndarray | None = None) -> np.ndarray:
-        """Equal probability for each action that is best, (horizon, states, actions), steps to go less 1 first."""
+        """Policy of largest expected discounted return. All best actions have equal probability.
+
+        Args:
+            horizon: Number of steps.
+            discount: Factor per step.
+            rewards: Other rewards, (states, actions, states). None for the process's own.
+
+        Returns:
+            Probabilities, (horizon, states, actions). Entry [h] is for h + 1 steps to go.
+        """
         values = self.action_values(horizon, discount, rewards=rewards)
         best = values >= values.max(2, keepdims=True) - 1e-9
         return best / best.sum(2, keepdims=True)
@@ -151,12 +167,18 @@ def bandit(probabilities: Sequence[float] = (0.9, 0.5, 0.1)) -> MDP:
 
 
 def tightrope(length: int = 20, recoverable: bool = False, seed: int = 0) -> MDP:
-    """A rope of `length` steps, each with one right action of two. Each right step has reward 1. The wrong one is a
-    fall: nothing is gained afterwards, so one error at step t costs the remaining steps. If `recoverable`, a fall costs
-    its own step only. Which action is right at a step is drawn with `seed`.
+    """A rope of `length` steps, each with one right action of two.
+
+    Each right step has reward 1. A wrong action is a fall.
+
+    Args:
+        length: Number of steps.
+        recoverable: If False, nothing is gained after a fall, so that one error at step t costs the remaining steps. If
+            True, a fall costs its own step only.
+        seed: Decides which action is right at each step.
 
     References:
-        Ross and Bagnell (2010), Efficient Reductions for Imitation Learning: why errors of cloning add up.
+        Ross and Bagnell (2010), Efficient Reductions for Imitation Learning.
     """
     _at_least(1, length, "length", "tightrope")
     right = np.random.default_rng(seed).integers(2, size=length)
@@ -173,13 +195,19 @@ def tightrope(length: int = 20, recoverable: bool = False, seed: int = 0) -> MDP
 
 
 def combination_lock(length: int = 8, actions: int = 3, resets: bool = True, seed: int = 0) -> MDP:
-    """One right action at each of `length` positions opens the lock, with reward 1 at the end. A wrong action leads
-    back to the start (`resets`) or to a dead end. Chance needs about actions^length episodes. Which actions are right
-    is drawn with `seed`.
+    """A lock that one right action at each of `length` positions opens, with reward 1 at the end.
+
+    Random actions need about ``actions**length`` episodes.
+
+    Args:
+        length: Number of positions.
+        actions: Number of actions.
+        resets: If True, a wrong action leads back to the start. If False, it leads to a dead end.
+        seed: Decides which actions are right.
 
     References:
-        Langford (2009), combination lock; Swamy et al. (2023), Inverse Reinforcement Learning without Reinforcement
-        Learning, arXiv 2303.14623, whose tree it is without `resets`.
+        Swamy et al. (2023), Inverse Reinforcement Learning without Reinforcement Learning, arXiv:2303.14623. Its tree
+        is this process without `resets`.
     """
     _at_least(1, length, "length", "combination-lock")
     _at_least(2, actions, "actions", "combination-lock")
@@ -203,9 +231,17 @@ FROZEN_LAKE = ("S...", ".H.H", "...H", "H..G")
 
 
 def slippery_grid(layout: Sequence[str] = OPEN, slip: float = 0.1) -> MDP:
-    """Walk to a goal over a grid: 0 right, 1 up, 2 left, 3 down. With probability `slip` a step goes to one of the two
-    sides instead. Reaching the goal G has reward 1, a hole H ends the episode. `#` is a wall. Episodes start at S, or
-    anywhere free if no cell is S. `FROZEN_LAKE` with slip 2/3 is Gymnasium's slippery FrozenLake-v1.
+    """A walk over a grid to a goal. Actions: 0 right, 1 up, 2 left, 3 down.
+
+    `FROZEN_LAKE` with slip 2/3 is Gymnasium's slippery FrozenLake-v1.
+
+    Args:
+        layout: Rows of the grid, top first. `#` is a wall. The goal G has reward 1 and ends the episode. A hole H ends
+            it too. Episodes start at S, or in any free cell (`.`) if no cell is S.
+        slip: Probability that a step goes to one of the two sides instead.
+
+    Raises:
+        UserError: The layout is not valid, or `slip` is no probability.
     """
     rows, cell = _cells(layout, "SHG.#", "slippery-grid")
     transitions = _walk(cell, slip)
@@ -221,9 +257,17 @@ def slippery_grid(layout: Sequence[str] = OPEN, slip: float = 0.1) -> MDP:
 
 
 def object_world(size: int = 8, colors: int = 2, objects: int = 6, slip: float = 0.3, seed: int = 0) -> MDP:
-    """A grid with objects of several colors, drawn with `seed`. What is seen of a cell is its distance to the nearest
-    object of each color. Its reward is 1 within 3 cells of the first color and 2 of the second, -1 if only the first is
-    near, and 0 elsewhere. Nothing ends an episode, so there is no success, only a return.
+    """A grid with objects of several colors. A policy observes the distance to the nearest object of each color.
+
+    The reward of a cell is 1 within 3 cells of the first color and 2 of the second, -1 if only the first is near, and 0
+    elsewhere. Episodes do not end, so that there is no success, only a return.
+
+    Args:
+        size: Number of cells along each side.
+        colors: Number of colors, at least 2.
+        objects: Number of objects, at least one per color.
+        slip: Probability that a step goes to one of the two sides instead.
+        seed: Decides places and colors of the objects.
 
     References:
         Levine, Popovic and Koltun (2011), Nonlinear Inverse Reinforcement Learning with Gaussian Processes.
@@ -244,8 +288,14 @@ def object_world(size: int = 8, colors: int = 2, objects: int = 6, slip: float =
 
 
 def hidden_grid(layout: Sequence[str] = OPEN, slip: float = 0.0) -> MDP:
-    """`slippery_grid`, of which only the four neighboring cells are seen, each as wall or free. So many cells look
-    alike, and a policy needs its history."""
+    """`slippery_grid` with partial observation: a policy sees which of the four neighboring cells are walls.
+
+    Many cells look alike, so that a policy needs its history.
+
+    Args:
+        layout: Rows of the grid, as for `slippery_grid`.
+        slip: Probability that a step goes to one of the two sides instead.
+    """
     whole = slippery_grid(layout, slip)
     free = {tuple(c) for c in whole.places.astype(int)}
     walls = np.array([[tuple(c + move) not in free for move in MOVES] for c in whole.places.astype(int)])

@@ -16,17 +16,25 @@ GOAL = 0.1  # m: as near to it is there
 
 
 class MemoryCorridor(Toy):
-    """A point walks along a corridor to a junction and turns left or right, as a light said while it was on: for the
-    first `shown` steps. Who acts by the present observation alone has to guess (the T-maze of Bakker 2001,
-    Reinforcement Learning with Long Short-Term Memory, in continuous steps).
+    """A point walks along a corridor to a junction and turns left or right, as a light said at the start.
 
-    The corridor has no width, so that the way walked does not tell the cue to who has forgotten it.
+    A policy that reads the present observation alone can only guess. The corridor has no width, so that the position
+    does not reveal the cue later.
 
     observation.state (3): position, m, and the light: +1 left, -1 right, 0 once it is off. simulator.state (2): the
-    cue, and how many more steps it will be shown. action (2): velocity, m/s, clipped to [-1, 1]; a step is 0.1 s.
-    The end of the right arm ends the episode with reward 1, of the wrong one with -1.
+    cue, and for how many more steps it is shown. action (2): velocity, m/s, clipped to [-1, 1]. A step is 0.1 s. The
+    end of the right arm ends the episode with reward 1, the end of the wrong arm with -1.
 
-    Best possible success: 1.0, attained by `Expert(noise=0)`; 0.5 without memory (facts["memoryless"]).
+    Best possible success: 1.0, attained by `Expert(noise=0)`. Without memory it is 0.5 (`metadata["memoryless"]`).
+
+    Args:
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+        length: Length of the corridor, m.
+        shown: Number of steps for which the light is on.
+
+    References:
+        Bakker (2001), Reinforcement Learning with Long Short-Term Memory. Its T-maze has discrete steps.
     """
 
     state_columns = ("observation.state", "simulator.state")
@@ -95,7 +103,12 @@ class MemoryCorridor(Toy):
 
 @dataclass(frozen=True)
 class Expert(Actor):
-    """Keeps in mind what it saw. length: of the corridor, m. `noise`: standard deviation of its unsteadiness, m/s."""
+    """Remembers the light and turns to its side at the junction.
+
+    Args:
+        length: Length of the corridor, m.
+        noise: Standard deviation of Gaussian noise on the action, m/s.
+    """
 
     length: float = 1.8
     noise: float = 0.1

@@ -19,9 +19,17 @@ from .mujoco import disable_shadows
 
 
 def make(name: str, rows: int = 1, limit: int = 500, terminate_on_success: bool = True) -> MetaWorld:
-    """name: "metaworld/door-open-v3". An episode is a success if the task is done at any of its `limit` steps (at most
-    500), as the benchmark has it; so it ends there, unless terminate_on_success is False, which changes returns but
-    no success."""
+    """Makes a task of Meta-World. As in the benchmark, an episode succeeds if the task is done at any of its steps.
+
+    Args:
+        name: "metaworld/TASK", such as "metaworld/door-open-v3".
+        rows: Number of copies.
+        limit: Number of steps of an episode, at most 500.
+        terminate_on_success: End an episode with its first success. False changes returns, but not success.
+
+    Raises:
+        UserError: There is no such task.
+    """
     task = name.removeprefix("metaworld/")
     if task not in ENV_POLICY_MAP:
         near = difflib.get_close_matches(task, ENV_POLICY_MAP, 3, 0.4)
@@ -34,8 +42,11 @@ def make(name: str, rows: int = 1, limit: int = 500, terminate_on_success: bool 
 
 
 class FreshTaskEnv(gymnasium.Env):
-    """A new copy for every episode: Meta-World's reset(seed) does not repeat an episode, a new copy does. The seed
-    decides where objects and goal are; the goal is shown."""
+    """A task of Meta-World that is built again for every episode, because its ``reset(seed)`` does not repeat an
+    episode.
+
+    The seed decides the positions of objects and goal. The goal is observed.
+    """
 
     render_mode = "rgb_array"
 

@@ -25,9 +25,19 @@ VIEWS = {"partial": lambda env: env, "full": wrappers.FullyObsWrapper, "pixels":
 def make(
     name: str, rows: int = 1, view: Literal["partial", "full", "pixels"] = "partial", **options
 ) -> RenderableGymVector:
-    """name: "BabyAI-GoToLocal-v0", "MiniGrid-DoorKey-5x5-v0" and the like. view: what the agent sees in front of it,
-    the whole room, or a picture of what it sees. options: gymnasium.make's; max_steps is the time limit, which in
-    BabyAI otherwise depends on the mission. BabyAI's have its bot for an expert."""
+    """Makes an environment of MiniGrid or BabyAI. BabyAI has its bot as expert.
+
+    Args:
+        name: Gymnasium id, such as "BabyAI-GoToLocal-v0" or "MiniGrid-DoorKey-5x5-v0".
+        rows: Number of copies.
+        view: "partial" shows the cells in front of the agent, "full" the whole room, and "pixels" an image of the
+            partial view.
+        **options: Arguments of `gymnasium.make`. `max_steps` is the time limit, which in BabyAI otherwise depends on
+            the mission.
+
+    Raises:
+        UserError: There is no such environment or view.
+    """
     if name not in gymnasium.registry:
         from . import suggestion
 
@@ -44,12 +54,12 @@ def make(
         lambda: (MiniGridMission if bot else MiniGridRoom)(VIEWS[view](gymnasium_adapter.build(name, **options))), rows
     )
     limit = options.get("max_steps") or (None if bot else vec.envs[0].unwrapped.max_steps)
-    facts = {
+    metadata = {
         **gymnasium_adapter.env_metadata(vec.envs[0], name),
         "limit": limit,
         "success": "the mission is done: a reward above 0",
     }
-    return (ExpertVector if bot else RenderableGymVector)(vec, facts)
+    return (ExpertVector if bot else RenderableGymVector)(vec, metadata)
 
 
 class MiniGridRoom(gymnasium.Wrapper):

@@ -23,8 +23,11 @@ def disable_shadows(model) -> None:
 
 
 class MujocoVector(GymVector, Renderable, Restorable):
-    """Single MuJoCo environments stepped in turn. `simulator.state` is what MuJoCo calls its full physics state,
-    with the solver's warm start: an episode that is restored from it continues bit-identically."""
+    """Several copies of a MuJoCo environment, stepped one after the other.
+
+    The column `simulator.state` is MuJoCo's full physics state and the warm start of the solver. An episode that is
+    restored from it continues bit-identically.
+    """
 
     def __init__(self, vec, facts, lift=()):
         self.models = [(e.unwrapped.model, e.unwrapped.data) for e in vec.envs]

@@ -18,8 +18,17 @@ TASKS = 5
 
 
 def make(name: str, rows: int = 1, task: int | None = None, **options) -> GoalVector:
-    """name: "ogbench/pointmaze-medium-v0", and with ":1" to ":5" behind it (or `task`) one of the tasks it is judged
-    on; without, the key of an episode draws one of the five, told in its fact "task_id". options: gymnasium.make's.
+    """Makes a goal-conditioned environment of OGBench.
+
+    Args:
+        name: "ogbench/NAME", such as "ogbench/pointmaze-medium-v0". ":1" to ":5" after it selects a task, like `task`.
+        rows: Number of copies.
+        task: Evaluation task, from 1 to 5. None draws one with the key of each episode. It is the metadata "task_id" of
+            the episode.
+        **options: Arguments of `gymnasium.make`.
+
+    Raises:
+        UserError: There is no such environment or task.
     """
     gym_id, colon, number = name.removeprefix("ogbench/").partition(":")
     if gym_id not in gymnasium.registry or not _is_goal_env(gym_id):
@@ -36,11 +45,11 @@ def make(name: str, rows: int = 1, task: int | None = None, **options) -> GoalVe
         name = f"ogbench/{gym_id}:{task}"
     kind = next((k for k in (PointMaze, Cube) if gym_id.startswith(k.column)), GoalEnv)
     vec = gymnasium_adapter.vectorize(lambda: kind(gymnasium_adapter.build(gym_id, **options), task), rows)
-    facts = {
+    metadata = {
         **gymnasium_adapter.env_metadata(vec.envs[0], name),
         "success": "the goal is reached (info['success']) at any step",
     }
-    return (MazeVector if kind is PointMaze else ReachingVector if kind is Cube else GoalVector)(vec, facts)
+    return (MazeVector if kind is PointMaze else ReachingVector if kind is Cube else GoalVector)(vec, metadata)
 
 
 def _is_goal_env(gym_id: str) -> bool:
@@ -86,7 +95,7 @@ class PointMaze(GoalEnv):
         self.goal = goal
         self.unwrapped.set_goal(goal_xy=goal)
 
-    def advice(self):
+    def expert_action(self):
         """Straight to the next cell of a shortest way, as where OGBench's own data come from, without its noise; and
         in the goal's cell to the goal."""
         maze = self.unwrapped
@@ -126,8 +135,10 @@ class Cube(GoalEnv):
 
 
 class GoalVector(RenderableGymVector):
-    """observation.state and observation.goal, the observation where the task is done; of the visual environments
-    observation.images.camera and observation.images.goal."""
+    """An environment of OGBench with the columns observation.state and observation.goal, the observation at the goal.
+
+    Visual environments have observation.images.camera and observation.images.goal.
+    """
 
     def step(self, action):
         out = super().step(action)
@@ -140,8 +151,11 @@ class ReachingVector(GoalVector, ExpertVector):
 
 
 class MazeVector(ReachingVector, MujocoVector):
-    """A point that walks through a maze. Without simulator.state rows are restored from where the point is recorded to
-    be, in metres (qpos or observation.state), which is all that decides what follows, and from observation.goal."""
+    """A point that walks through a maze.
+
+    Without simulator.state, rows are restored from the recorded position in meters (qpos or observation.state), which
+    determines everything that follows, and from observation.goal.
+    """
 
     def _restore_from_obs(self, row, steps, i):
         if "observation.state" not in steps and "qpos" not in steps:

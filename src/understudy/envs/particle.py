@@ -1,5 +1,5 @@
 """A particle in N dimensions that visits one point and then another (Florence et al. 2021, Implicit Behavioral
-BehaviorCloning): how a method fares as dimensions are added."""
+Cloning): how a method scales with the number of dimensions."""
 
 from __future__ import annotations
 
@@ -18,17 +18,26 @@ RADIUS = 0.05
 
 
 class Particle(Toy):
-    """A unit mass in the unit cube, drawn to a target by a PD controller: first to one goal, then to another.
+    """A unit mass in the unit cube that a PD controller draws to a target: first to one goal, then to another.
 
-    observation.state (4 dim): position, velocity, first goal, second goal. simulator.state (1): whether the first
-    goal has been visited, which restoring needs and the observation does not tell. action (dim): target position,
-    clipped to [0, 1]; a step is 0.05 s. With `fully_observed`, the last component of observation.state also tells
-    whether the first goal has been visited: value and reward learning need a Markov observation.
+    observation.state (4 dim): position, velocity, first goal, second goal. simulator.state (1): whether the first goal
+    has been visited, which is needed to restore a state. action (dim): target position, clipped to [0, 1]. A step is
+    0.05 s.
 
-    Constants are those of the paper's code; two rules are stricter or simpler than there: the order of the goals
-    counts, and the episode ends on arrival at the second (reward 1) instead of after 50 steps wherever it then is.
+    The constants are those of the paper's code. Two rules differ: the order of the goals counts, and the episode ends
+    on arrival at the second goal (reward 1) instead of after 50 steps.
 
     Best possible success: 1.0, in at least up to 32 dimensions. `Expert()` attains it.
+
+    Args:
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+        dim: Number of dimensions.
+        fully_observed: Also observe whether the first goal has been visited, as the last component of
+            observation.state. Value and reward learning need a Markov observation.
+
+    References:
+        Florence et al. (2021), Implicit Behavioral Cloning, arXiv:2109.00137.
     """
 
     low = 0.0
@@ -98,8 +107,12 @@ class Particle(Toy):
 
 @dataclass(frozen=True)
 class Expert(Actor):
-    """Aims at the first goal until within `near` of it, from then on at the second. `noise`: standard deviation of
-    its unsteadiness."""
+    """Moves to the first goal until it is within `near` of it, then to the second.
+
+    Args:
+        near: Distance at which the first goal counts as visited.
+        noise: Standard deviation of Gaussian noise on the target position.
+    """
 
     near: float = 0.04
     noise: float = 0.0

@@ -1,4 +1,4 @@
-"""Which simulator this is, exactly: the version of each package, and a digest of what its physics is made of."""
+"""Version of a simulator: the versions of its packages, and a digest of its physics parameters."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ MODEL_FIELDS = ("body_mass", "body_inertia", "geom_friction", "dof_damping", "do
 
 
 def simulator_version(env: Env) -> str | None:
-    """ "ogbench 1.2.2, mujoco 3.3.0 (0.02 s a small step, physics 5c1f9e02)": where it is the same, the same actions do
-    the same, as far as versions and physics decide it. None for environments that do not say their version. Of one
-    whose physics is drawn again in each episode it is what that was at first."""
+    """Version of a simulator as text, such as "ogbench 1.2.2, mujoco 3.3.0 (0.02 s a small step, physics 5c1f9e02)".
+
+    If two versions are equal, the same actions have the same effect, as far as versions and physics decide it.
+
+    Returns:
+        The text. None for environments without a version. If the physics is drawn again in each episode, it describes
+        the first one.
+    """
     version = env.metadata.get("version")
     if version is None or not hasattr(env, "vec"):
         return None if version is None else f"{str(env.metadata['env']).partition(':')[0]} of version {version}"
@@ -44,7 +49,9 @@ def simulator_version(env: Env) -> str | None:
 
 
 def digest(said: Mapping[str, Any]) -> str:
-    """Eight characters of numbers, to six digits: compilers differ in the last ones."""
+    """Eight hex digits that identify a document of numbers. Numbers are rounded to six digits, because compilers differ
+    in the last ones.
+    """
     def plain(value):
         if isinstance(value, Mapping):
             return {str(k): plain(v) for k, v in value.items()}

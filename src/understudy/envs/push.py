@@ -26,15 +26,23 @@ STATE = ("agent.x", "agent.y", "block.x", "block.y", "block.cos", "block.sin", "
 
 
 class Push(Toy):
-    """Contact is quasi-static: the block moves only while it is pushed, along the normal of an ellipsoidal limit
-    surface (Lynch and Mason 1996), with Coulomb friction at the contact. The table's edges stop block and disc.
+    """A disc pushes a square block over a table to a goal.
 
-    observation.state (8): positions of disc, block and goal (m), cosine and sine of the block's angle. With `images`
-    it is the disc's position alone, next to observation.images.top (size, size, 3), and simulator.state holds all
-    eight. action (2): velocity of the disc, m/s, clipped to [-0.25, 0.25]; a step is 0.1 s. Bringing the block's centre
-    to the goal ends the episode with reward 1.
+    Contact is quasi-static: the block moves only while it is pushed, along the normal of an ellipsoidal limit surface
+    (Lynch and Mason 1996), with Coulomb friction at the contact. The edges of the table stop block and disc.
+
+    observation.state (8): positions of disc, block and goal (m), cosine and sine of the block's angle. action (2):
+    velocity of the disc, m/s, clipped to [-0.25, 0.25]. A step is 0.1 s. Bringing the block's center to the goal ends
+    the episode with reward 1.
 
     Best possible success: 1.0. `Expert(noise=0)` attains it.
+
+    Args:
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+        images: Observe the disc's position alone and observation.images.top (size, size, 3). simulator.state then has
+            all eight numbers.
+        size: Width and height of the image, in pixels.
     """
 
     low, high = -SPEED, SPEED
@@ -119,7 +127,7 @@ class Push(Toy):
 
 
 def push_images(rows: int = 1, **options) -> Push:
-    """push-images."""
+    """Makes "push-images", which is `Push` with a camera."""
     return Push(rows, images=True, **options)
 
 
@@ -127,8 +135,17 @@ def push_images(rows: int = 1, **options) -> Push:
 
 
 def contact(disc, block, heading):
-    """disc, block, heading (2, rows). How deep the disc is in the block (rows,), 0 if apart; the normal into the block
-    and the point of contact from its centre, both (2, rows) in its frame."""
+    """Contact between disc and block. Vectors have the shape (2, rows).
+
+    Args:
+        disc: Position of the disc, m.
+        block: Position of the block's center, m.
+        heading: Cosine and sine of the block's angle.
+
+    Returns:
+        Depth of the disc in the block, (rows,), which is 0 if they are apart. The normal into the block, and the point
+        of contact relative to the block's center. Both are in the frame of the block.
+    """
     at = _rotate(heading * BACK, disc - block)
     point = np.minimum(np.maximum(at, -HALF), HALF)
     off = point - at
@@ -183,9 +200,17 @@ def _lengths(a):
 
 @dataclass(frozen=True)
 class Expert(Actor):
-    """Follows the field lines of a dipole at the block that points to the goal (Igarashi et al. 2010): they lead
-    round the block to its far side and from there through it. Keeps a distance on the way round. `noise`: standard
-    deviation of its unsteadiness, m/s."""
+    """Follows the field lines of a dipole at the block that points to the goal.
+
+    They lead around the block to its far side, and from there through it. On the way around, it keeps a distance.
+
+    Args:
+        column: The column with the whole state.
+        noise: Standard deviation of Gaussian noise on the action, m/s.
+
+    References:
+        Igarashi et al. (2010), A Dipole Field for Object Delivery by Pushing on a Flat Surface.
+    """
 
     column: str = "observation.state"
     noise: float = 0.03

@@ -11,9 +11,17 @@ from .gymnasium_adapter import RenderableGymVector
 
 
 def make(name: str, rows: int = 1, limit: int = 300, **options) -> RenderableGymVector:
-    """name: "gym_pusht/PushT-v0". limit: steps. options: gymnasium.make's; obs_type="pixels_agent_pos" shows a camera.
-    The reward of a step is the fraction of the mark that is covered, 1 from 95 % on: its largest in an episode is the
-    score that Chi et al. report."""
+    """Makes PushT.
+
+    The reward of a step is the fraction of the mark that is covered, and 1 from 95 % on. The largest reward of an
+    episode is the score that Chi et al. (2023) report.
+
+    Args:
+        name: "gym_pusht/PushT-v0".
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+        **options: Arguments of `gymnasium.make`. ``obs_type="pixels_agent_pos"`` shows a camera.
+    """
     if name not in gymnasium.registry:
         raise UserError(f"gym-pusht has no environment {name!r}", where=name,
                         hint="did you mean gym_pusht/PushT-v0?")

@@ -15,7 +15,14 @@ COLOR_OF_ROLE: Mapping[str, tuple[int, int, int]] = {
 
 
 class Canvas:
-    """`rows` pictures of size x size pixels of the square with lower left corner `low` and side `side`; y is up."""
+    """Images of a square, painted for all rows at once. The y axis points up.
+
+    Args:
+        rows: Number of images.
+        size: Width and height of an image, in pixels.
+        low: Lower left corner of the square.
+        side: Side of the square.
+    """
 
     def __init__(self, rows: int, size: int, low: tuple[float, float], side: float):
         self.size, self.low, self.pixel = size, np.array(low, np.float32), side / size
@@ -23,11 +30,24 @@ class Canvas:
         self.image[:] = BACKGROUND
 
     def circle(self, at: np.ndarray, radius: float, color: tuple[int, int, int]) -> None:
-        """at (rows, 2)."""
+        """Paints one disc into each image.
+
+        Args:
+            at: Centers, (rows, 2).
+            radius: The radius.
+            color: Red, green and blue, 0 to 255.
+        """
         self._paint(at, radius, lambda x, y: np.sqrt(x * x + y * y) - radius, color)
 
     def box(self, at: np.ndarray, heading: np.ndarray, half: tuple[float, float], color: tuple[int, int, int]) -> None:
-        """at (rows, 2), heading (rows, 2): cosine and sine of its angle; half: of its width and height."""
+        """Paints one rectangle into each image.
+
+        Args:
+            at: Centers, (rows, 2).
+            heading: Cosine and sine of the angle, (rows, 2).
+            half: Half of the width and of the height.
+            color: Red, green and blue, 0 to 255.
+        """
         cos, sin = heading[:, 0, None, None], heading[:, 1, None, None]
 
         def distance(x, y):
@@ -51,8 +71,16 @@ class Canvas:
 
 
 def render_map(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], size: int = 256) -> np.ndarray:
-    """(size, size, 3) uint8: the circles and boxes of a map (see envs.base.Plane), and over them `shapes` of the
-    same form. A box has "half" and, if turned, "heading"."""
+    """Renders a map as an image.
+
+    Args:
+        plane: The map, see `envs.base.PlanarMap.map`.
+        shapes: Further shapes in the form of the map's, painted over them. A box has "half" and, if rotated, "heading".
+        size: Width and height of the image, in pixels.
+
+    Returns:
+        The image, (size, size, 3) uint8.
+    """
     (left, right), (bottom, top) = plane["x"], plane["y"]
     side = max(right - left, top - bottom)
     low = ((left + right - side) / 2, (bottom + top - side) / 2)

@@ -18,8 +18,18 @@ import robosuite  # noqa: E402  (greets)
 def make(
     name: str, rows: int = 1, limit: int = 400, robots: str | tuple[str, ...] | None = None, **options
 ) -> gymnasium_adapter.HeadlessGymVector:
-    """name: "robosuite/Lift" and the like. limit: steps; robots: "Panda" by default, two where there are two arms.
-    options: robosuite.make's. An episode ends with the first success."""
+    """Makes a task of robosuite. An episode ends with the first success.
+
+    Args:
+        name: "robosuite/TASK", such as "robosuite/Lift".
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+        robots: Names of the robots. None uses "Panda", or two of them in tasks with two arms.
+        **options: Arguments of `robosuite.make`.
+
+    Raises:
+        UserError: There is no such task.
+    """
     task = name.removeprefix("robosuite/")
     if task not in robosuite.ALL_ENVIRONMENTS:
         from . import suggestion

@@ -16,7 +16,16 @@ RENAMED = {"observation": "state", "desired_goal": "goal", "achieved_goal": "ach
 
 
 def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
-    """name: "FetchReach-v4", "PointMaze_UMaze-v3", "FrankaKitchen-v1", ... options: gymnasium.make's."""
+    """Makes an environment of Gymnasium-Robotics.
+
+    Args:
+        name: Gymnasium id, such as "FetchReach-v4", "PointMaze_UMaze-v3" or "FrankaKitchen-v1".
+        rows: Number of copies.
+        **options: Arguments of `gymnasium.make`.
+
+    Raises:
+        UserError: There is no such environment.
+    """
     if name not in gymnasium.registry:
         from . import suggestion
 
@@ -24,9 +33,9 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
                         hint=suggestion(name, [i for i in gymnasium.registry if i.startswith(FAMILIES)]))
     vec = gymnasium_adapter.vectorize(lambda: ObservationColumns(gymnasium_adapter.build(name, **options)), rows)
     kitchen = name.startswith("FrankaKitchen")
-    facts = {**gymnasium_adapter.env_metadata(vec.envs[0], name),
+    metadata = {**gymnasium_adapter.env_metadata(vec.envs[0], name),
              "success": "all its tasks are done" if kitchen else "the goal is reached at any step"}
-    return RenderableGymVector(vec, facts)
+    return RenderableGymVector(vec, metadata)
 
 
 class ObservationColumns(gymnasium.Wrapper):

@@ -37,10 +37,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shift:
-    """One way in which what a policy meets differs from what it was trained on, and how far that goes.
+    """A change of the environment or of the actor, with a severity in natural units.
 
-    `world` and `actor` give the environment and the actor at a severity; 0 gives what behaves the same. `levels`: those
-    that are tried unless others are asked for, upward, without 0.
+    Args:
+        name: Its name.
+        description: Description in words.
+        unit: Unit of the severity.
+        levels: Severities that are tried by default, in increasing order, without 0.
+        world: Returns the environment at a severity. Severity 0 must behave like the original.
+        actor: Returns the actor at a severity. Severity 0 must behave like the original.
     """
 
     name: str
@@ -52,21 +57,31 @@ class Shift:
 
 
 class Shiftable(Env):
-    """Offers its own shifts: other starts, goals or dynamics."""
+    """An environment that offers its own shifts, such as other starts, goals or dynamics."""
 
     @abstractmethod
     def shifts(self) -> tuple[Shift, ...]:
-        """Those that only this environment knows how to make. `Shift.world` is handed one made as this was, and may
-        change it."""
+        """Shifts that only this environment can make. `Shift.world` receives a new copy of the environment and may
+        change it.
+        """
 
 
 # -- what can be done to any environment --------------------------------------------------------------------------
 
 
 class Shifted(Env):
-    """An environment around another, at a severity; subclasses change what is seen or done.
+    """Base class of environments that change the observations or actions of another by a severity.
 
-    most, whole: which severities there are.
+    Args:
+        env: The environment.
+        severity: How strong the change is. 0 changes nothing.
+
+    Attributes:
+        name: Name of the shift.
+        max_severity: Largest severity. If `is_integer`, severities are whole numbers.
+
+    Raises:
+        UserError: If the severity is out of range.
     """
 
     name: str
@@ -99,15 +114,23 @@ class Shifted(Env):
         return replace(out, obs=self.shift_obs(out.obs)) if self.severity else out
 
     def on_reset(self, obs: Obs, which: Tensor) -> Obs:
-        """What is seen of all rows when `which` have just begun."""
+        """Changes the observations after a reset.
+
+        Args:
+            obs: Observations of all rows.
+            which: Rows that have just been reset, (n,).
+
+        Returns:
+            Observations of all rows.
+        """
         return self.shift_obs(obs)
 
     def shift_obs(self, obs: Obs) -> Obs:
-        """What is seen of `obs`."""
+        """Changes observations of all rows."""
         return obs
 
     def shift_action(self, action: Tensor) -> Tensor:
-        """What is done of `action`."""
+        """Changes actions, (rows, A), before they are executed."""
         return action
 
     def close(self):
@@ -119,8 +142,13 @@ class Shifted(Env):
 
 
 class SensorNoise(Shifted):
-    """Gaussian noise on every observed number, drawn again at every step. Its standard deviation is the severity times
-    the component's `spread` (column -> as the feature)."""
+    """Gaussian noise on every observed number, drawn again at every step.
+
+    Args:
+        env: The environment.
+        severity: Standard deviation of the noise, in units of `spread`.
+        spread: Unit of each component, by column.
+    """
 
     name = "noise"
 
@@ -137,7 +165,7 @@ class SensorNoise(Shifted):
 
 
 class ObservationDelay(Shifted):
-    """Every observation is `severity` steps old; until there is one so old, the first is seen."""
+    """Every observation is `severity` steps old. Before that many steps, the first observation is shown."""
 
     name, is_integer = "delay", True
 
@@ -161,7 +189,7 @@ class ObservationDelay(Shifted):
 
 
 class ActionLag(Shifted):
-    """What is done was decided `severity` steps before; until there is such an action, it is the first."""
+    """The executed action was chosen `severity` steps earlier. Before that many steps, it is the first action."""
 
     name, is_integer = "lag", True
 
@@ -207,8 +235,9 @@ class Brightness(ImageShift):
 
 
 class CameraOffset(ImageShift):
-    """The picture is moved by `severity` of its width, in a direction of the episode's own; its edge is repeated where
-    nothing was seen."""
+    """The image is moved by `severity` of its width, in a random direction of the episode. Its edge pixels are
+    repeated.
+    """
 
     name, max_severity = "camera", 1.0
 
@@ -251,8 +280,16 @@ StateMove = Callable[[dict[str, np.ndarray], Tensor, float], dict[str, np.ndarra
 
 
 class MovedState(Shifted):
-    """A toy whose new rows are put elsewhere: `move(state, key, severity)` gives the entries of the rows' state that
-    change, from the state (name -> (n, ...)) and keys (n,) of those that began."""
+    """A toy whose episodes start from changed states.
+
+    Args:
+        env: The toy.
+        severity: How strong the change is.
+        name: Name of the shift.
+        move: ``move(state, key, severity)`` returns the changed entries of the state (name -> (n, ...)) of the rows
+            that begin, with the keys (n,).
+        most: Largest severity.
+    """
 
     env: Toy
 
@@ -279,7 +316,7 @@ class Gusts(Shifted):
 
 
 class WeakSpring(Shifted):
-    """The particle's target comes nearer to it by the fraction `severity`: the spring is that much weaker."""
+    """The target of the particle is moved towards it by the fraction `severity`, as if the spring were weaker."""
 
     name, max_severity = "weak", 1.0
     env: Particle
@@ -290,8 +327,15 @@ class WeakSpring(Shifted):
 
 
 class PhysicsShift(Shifted):
-    """MuJoCo models that were changed: `change(model, severity)`. Those that are built for each episode (Meta-World)
-    are changed when it begins."""
+    """Changed MuJoCo models. Models that are built for each episode (Meta-World) are changed when it begins.
+
+    Args:
+        env: The environment.
+        severity: How strong the change is.
+        name: Name of the shift.
+        change: Called as ``change(model, severity)``. It changes the model in place.
+        most: Largest severity.
+    """
 
     env: GymVector
 
@@ -370,7 +414,7 @@ def _move_goals_to_corners(state, key, severity):
 
 
 def env_shifts(env: Env) -> tuple[Shift, ...]:
-    """The shifts that take knowing this environment."""
+    """The shifts that are specific to this environment."""
     if isinstance(env, Shiftable):
         return env.shifts()
     if isinstance(env, Fork):
@@ -455,8 +499,12 @@ def _simulator_shifts(env: Env) -> tuple[Shift, ...]:
 
 
 def available_shifts(env: Env, spread: Callable[[], Mapping[str, Tensor]]) -> dict[str, Shift]:
-    """All that this environment can have, by name: its own, and those of what it shows and takes. spread: of each
-    component that is seen (`Noise`), asked for when it is needed."""
+    """All shifts of an environment by name: its own, and those that its observations and actions allow.
+
+    Args:
+        env: The environment.
+        spread: Returns the unit of each observed component, see `SensorNoise`. It is called when it is needed.
+    """
     kinds = {f.kind for k, f in env.features.items() if role(k) == "observation"}
     found = list(env_shifts(env))
     low, high = (np.asarray(env.metadata.get(k, 0.0)) for k in ("low", "high"))

@@ -16,10 +16,22 @@ Arrays = dict[str, np.ndarray]  # name -> (rows, ...)
 
 
 class Toy(HasExpert, Restorable, PlanarMap, Renderable):
-    """State is float32 and is what is shown, so that a recorded observation restores it exactly; every operation is
-    by row, so that an episode is bit-identical whichever other rows run.
+    """Base class of the bundled toys.
 
-    Actions outside `low` and `high` are clipped. A restored row's time limit and random draws start again.
+    The state is float32 and is observed as it is, so that a recorded observation restores it exactly. Every operation
+    works row by row, so that an episode does not depend on the other rows, bit for bit.
+
+    Actions outside `low` and `high` are clipped. After `restore`, the time limit and the random draws of a row start
+    again.
+
+    Args:
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+
+    Attributes:
+        low: Lowest action.
+        high: Highest action.
+        state_columns: Columns that together determine the state.
     """
 
     low = -1.0
@@ -38,19 +50,26 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
 
     @abstractmethod
     def initial_state(self, key: Tensor) -> Arrays:
-        """The first state of new rows, drawn with their keys (n,)."""
+        """Draws the first state of new rows with their keys, (n,)."""
 
     @abstractmethod
     def observe(self) -> Arrays:
-        """The columns that a state is seen as."""
+        """Columns of the observation of the current state."""
 
     @abstractmethod
     def state_from_columns(self, steps: Arrays) -> Arrays:
-        """The state that was seen as these columns."""
+        """The state with this observation, the inverse of `observe`."""
 
     @abstractmethod
     def advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Changes the state by one step; (reward, success, failure), each (rows,). Either of the two ends a row."""
+        """Advances the state by one step.
+
+        Args:
+            action: Actions within the limits, (rows, A).
+
+        Returns:
+            Reward, success and failure, (rows,) each. Success and failure both end the episode.
+        """
 
     def reset(self, which, key):
         self._set_rows(which, self.initial_state(key), key)
@@ -98,12 +117,15 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
 
 
 class MultimodalToy(Toy):
-    """A toy that can be done in several ways and tells which one was taken: `info["mode"]`, and so a fact of each
-    episode. facts["modes"]: the ways in words, in the order of their numbers."""
+    """A toy that can be solved in several ways.
+
+    `info["mode"]` is the number of the way that was taken, which becomes metadata of the episode. `metadata["modes"]`
+    has the descriptions of the ways, in the order of their numbers.
+    """
 
     @abstractmethod
     def mode(self) -> np.ndarray:
-        """(rows,) int64: the way that each row has taken, -1 while that is open."""
+        """Number of the way that each row has taken, (rows,) int64. -1 while it is open."""
 
     def step(self, action):
         out = super().step(action)
@@ -116,7 +138,15 @@ def named_vector(*names: str, unit: str | None = None) -> Feature:
 
 
 def distance(a: np.ndarray, b) -> np.ndarray:
-    """(rows,) Euclidean."""
+    """Euclidean distance along the last axis.
+
+    Args:
+        a: Points, (rows, D).
+        b: A point, (D,), or points of the same shape as `a`.
+
+    Returns:
+        Distances, (rows,).
+    """
     offset = a - np.asarray(b, np.float32)
     return np.sqrt((offset * offset).sum(-1))
 

@@ -21,16 +21,25 @@ LENGTH = 32  # bytes of a mission
 
 
 class Words(Toy):
-    """Walk to the thing that the mission names and step on no other: instruction following as in BabyAI (Chevalier-
-    Boisvert et al. 2019, arXiv 1810.08272), on a grid of 6 x 6 cells that is seen as a whole. Four different things
-    lie in it, never at the edge, so that every one of them can be reached; the mission is worded in one of three ways.
+    """A point walks on a grid to the thing that a mission names, and must step on no other thing.
 
-    observation.task (32): the mission as UTF-8 bytes padded with 0, as `Say` makes them of a task. observation.state
-    (2): the cell, counted from 0. observation.environment_state (36): of each thing its cell, its color and its kind
-    (one-hot). action (1): 0 right, 1 up, 2 left, 3 down; a step off the grid stays. Stepping on the thing that was
-    meant ends the episode with reward 1, on another with -1. info["mission"]: its number, color by kind.
+    The grid has 6 x 6 cells and is observed as a whole. Four different things lie in it, never at the edge, so that
+    each of them can be reached. The mission is worded in one of three ways.
+
+    observation.task (32): the mission as UTF-8 bytes padded with 0, as `TaskText` encodes tasks. observation.state (2):
+    the cell, counted from 0. observation.environment_state (36): cell, color and kind (one-hot) of each thing. action
+    (1): 0 right, 1 up, 2 left, 3 down. A step off the grid stays. Stepping on the named thing ends the episode with
+    reward 1, on another thing with -1. info["mission"]: number of the named thing, color by kind.
 
     Best possible success: 1.0. `Expert(noise=0)` attains it.
+
+    Args:
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+
+    References:
+        Chevalier-Boisvert et al. (2019), BabyAI: A Platform to Study the Sample Efficiency of Grounded Language
+        Learning, arXiv:1810.08272.
     """
 
     low, high = 0.0, 3.0
@@ -127,8 +136,14 @@ _ENCODED_MISSIONS = {(m, s): np.frombuffer(text.format(_thing_name(m)).encode().
 
 
 def parse_missions(said: np.ndarray) -> np.ndarray:
-    """(n,) int64: the number of what missions (n, LENGTH) uint8 name. Raises UserError for one that names nothing or
-    more than one thing."""
+    """Number of the thing that each mission names, (n,) int64.
+
+    Args:
+        said: Missions as UTF-8 bytes, (n, LENGTH) uint8.
+
+    Raises:
+        UserError: If a mission names no thing or more than one.
+    """
     numbers = []
     for text in (bytes(row).rstrip(b"\0").decode(errors="replace") for row in said):
         found = [m for m in range(len(COLOURS) * len(KINDS)) if _thing_name(m) in text]
@@ -141,8 +156,12 @@ def parse_missions(said: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Expert(Actor):
-    """Reads the mission and takes a shortest way round the other things; of equally good steps it prefers one by its
-    key. `noise`: the fraction of steps at which it steps anyhow, as long as that is on no other thing."""
+    """Reads the mission and walks a shortest way around the other things. Of equally good steps it prefers one by its
+    key.
+
+    Args:
+        noise: Fraction of steps in a random direction, unless they lead to another thing.
+    """
 
     noise: float = 0.05
 

@@ -269,10 +269,10 @@ class ObservationWrapper(Actor):
 
 @dataclass(frozen=True)
 class TransformedActor(Actor):
-    """Adds columns that are computed while acting: the last action, the return that is still asked for.
+    """Adds columns that are computed while acting, such as the last action or the remaining return.
 
-    `ObservationWrapper` is the case of constant columns. The reward of the last step is the column `last.reward`, which
-    rollouts give and robots do not.
+    For constant columns, use `ObservationWrapper`. The reward of the last step is the column `last.reward`, which
+    rollouts provide and robots do not.
 
     Args:
         actor: The actor that reads the columns.

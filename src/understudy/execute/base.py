@@ -20,7 +20,11 @@ class Executor(ABC):
     """Decides which action of which plan is executed at each step. Subclasses are frozen dataclasses."""
 
     def check_planner(self, planner: Planner) -> None:
-        """Raises UserError if this executor cannot run the planner. `start` calls it, and so does training."""
+        """Checks that this executor can run a planner. `start` calls it, and so does training.
+
+        Raises:
+            UserError: If it cannot.
+        """
 
     @abstractmethod
     def start(self, planner: Planner, obs: Mapping[str, Tensor], key: Tensor) -> State:
@@ -83,7 +87,16 @@ class ActionConditionedExecutor(Executor):
 
 
 def check_alignment(executor: Executor, planner: Planner, n_past: int = 0) -> None:
-    """Raises UserError unless the planner's chunks begin `n_past` steps before the current step."""
+    """Checks that a planner's chunks begin `n_past` steps before the current step.
+
+    Args:
+        executor: The executor, named in the error.
+        planner: The planner.
+        n_past: Number of steps of a chunk that lie in the past.
+
+    Raises:
+        UserError: If they begin at another step.
+    """
     if planner.window.action_offset != -n_past:
         raise UserError(f"this executor reads chunks that begin {n_past} steps before the current step, but the policy "
                         f"was trained with action_offset={planner.window.action_offset}", where=type(executor).__name__,
@@ -93,8 +106,12 @@ def check_alignment(executor: Executor, planner: Planner, n_past: int = 0) -> No
 def require_stepwise(planner: Planner, where: str) -> StepwisePlanner:
     """Returns `planner` as a `StepwisePlanner`.
 
+    Args:
+        planner: The planner.
+        where: Place of the error, such as the name of the executor.
+
     Raises:
-        Unsupported: If the planner cannot denoise step by step. The message starts with `where`.
+        Unsupported: If the planner cannot denoise step by step.
     """
     if not isinstance(planner, StepwisePlanner):
         raise Unsupported(f"{type(planner).__name__} only plans whole chunks and cannot denoise step by step",
@@ -104,5 +121,11 @@ def require_stepwise(planner: Planner, where: str) -> StepwisePlanner:
 
 
 def empty_chunks(planner: Planner, key: Tensor, *shape: int) -> Tensor:
-    """Zeros in the shape of chunks, (B, *shape, H, A)."""
+    """Zeros in the shape of chunks, (B, *shape, H, A).
+
+    Args:
+        planner: The planner whose chunks have H steps and A action components.
+        key: A tensor with B rows, on the device of the result.
+        *shape: Further dimensions after the batch.
+    """
     return torch.zeros(key.shape[0], *shape, planner.window.horizon, planner.action_dim, device=key.device)

@@ -23,7 +23,7 @@ class PlanRequest:
         rows: Which rows of the state need a chunk, (R,).
         obs: Their observation windows, (R, To, ...).
         noise: Their noise.
-        guides: What the plans shall agree with.
+        guides: Guidance of the new plans, such as agreement with the old chunk.
     """
 
     rows: Tensor
@@ -76,7 +76,7 @@ class ChunkedExecutor(Executor):
         return PlanRequest(rows, due_obs, noise, self.guides(self.last_chunk(state, rows)))
 
     def guides(self, last: LastChunk) -> tuple[Guide, ...]:
-        """Returns what new chunks shall agree with. By default nothing: `last` alone does not change a chunk.
+        """Returns the guidance of new chunks. By default `last` alone, which does not change a chunk.
 
         Args:
             last: The chunks that the rows were executing. Planners that choose between several samples read them.
@@ -125,7 +125,14 @@ class ChunkedExecutor(Executor):
         return LastChunk(state["chunk"], state["cursor"] - delay, state["count"] > 0)
 
     def replace_chunk(self, state: State, rows: Tensor, chunk: Tensor, delay: int) -> State:
-        """Returns the state in which `rows` execute `chunk` from its step `skip + delay` on."""
+        """Returns the state in which `rows` execute new chunks, from step `skip + delay` of each chunk on.
+
+        Args:
+            state: The current state.
+            rows: Which rows get a new chunk, (R,).
+            chunk: The chunks, (R, H, A) in world units.
+            delay: Number of actions that were returned since the chunks were requested.
+        """
         everyone = len(rows) == len(state["cursor"])
         old = state if everyone else take(state, rows)
         new = {**old, "count": old["count"] + 1, "chunk": chunk, "cursor": torch.full_like(old["cursor"], delay)}

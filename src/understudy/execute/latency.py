@@ -20,12 +20,12 @@ NO_PLAN = -1  # the age of a plan where none is being computed
 def delay_actor(actor: Actor, delay: int) -> Actor:
     """Returns `actor` with a computation time of `delay` steps.
 
-    If a policy has a chunked executor, its plans are delayed (`DelayedPlan`) and the old chunk runs on. Of any other
-    actor the actions are delayed (`DelayedAction`).
+    If the actor is a policy with a chunked executor, its plans are delayed (`DelayedPlan`) and the old chunk runs on.
+    For any other actor, the actions are delayed (`DelayedAction`).
 
     Args:
         actor: The actor to delay.
-        delay: Number of steps; with 0 the actor is returned unchanged.
+        delay: Number of steps. With 0 the actor is returned unchanged.
     """
     if not (delay := _check_whole(delay)):
         return actor

@@ -13,8 +13,10 @@ from .planners import BestOfN, Guided, Hierarchical, KernelDensity, SampleSelect
 
 
 class PlannerConfig(ABC):
-    """A frozen dataclass that builds a planner over a planner. `Method.inference` is a tuple of them, applied in order
-    to the policy."""
+    """A frozen dataclass that builds a planner on top of a planner.
+
+    `Method.inference` is a tuple of them, applied in order to the policy.
+    """
 
     @abstractmethod
     def build(self, planner: Planner, modules: Mapping[str, CheckpointModule]) -> Planner:

@@ -18,7 +18,7 @@ from .base import require_stepwise
 
 
 class PlannerWrapper(Planner):
-    """A planner that changes another planner. What it does not change is passed on.
+    """A planner that changes another planner. Attributes that it does not change are those of the other planner.
 
     Args:
         planner: The planner that is changed.

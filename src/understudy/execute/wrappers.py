@@ -103,12 +103,22 @@ class ActionWrapper(ABC):
 
 
 def wrapped_env_name(name: str, wrapper: ActionWrapper) -> str:
-    """Returns the name of an environment with a wrapper."""
+    """Returns the name of an environment with a wrapper.
+
+    Args:
+        name: Name of the environment.
+        wrapper: The wrapper.
+    """
     return f"{name}+{type(wrapper).__name__}"
 
 
 def is_wrapped(episode: Episode, wrapper: ActionWrapper) -> bool:
-    """Returns whether an episode was recorded in `WrappedEnv`, by its metadata "env"."""
+    """Returns whether an episode was recorded in `WrappedEnv` with a wrapper, by its metadata "env".
+
+    Args:
+        episode: The episode.
+        wrapper: The wrapper. Only its class is compared.
+    """
     return str(episode.metadata.get("env", "")).endswith(wrapped_env_name("", wrapper))
 
 

@@ -207,10 +207,30 @@ class DenoisingHead(StepwiseHead):
     @abstractmethod
     def denoise_step(self, net, context: Context, x: Tensor, t: Tensor, t_next: Tensor,
                      cost: Cost | None = None) -> Tensor:
-        """As in `StepwiseHead`, and lowers the cost of the estimated clean action on the way."""
+        """One deterministic step that can also lower a cost. Times run from noise (0) to action (1).
+
+        Args:
+            net: Module from `build`.
+            context: Encoded observation.
+            x: State at time t, (B, H, A).
+            t: Time of each step of the chunk, (B, H).
+            t_next: Time after the step, (B, H). It may differ from step to step of the chunk.
+            cost: Cost of the estimated clean action, (B, H, A) -> (B,). None for no guidance.
+
+        Returns:
+            State at time t_next, (B, H, A).
+        """
 
     def network_times(self, t: Tensor, t_next: Tensor) -> Tensor:
-        """The K times that the network reads in a step, (..., K), from t and t_next (...). By default t alone."""
+        """The K times that the network reads in a step. By default t alone.
+
+        Args:
+            t: Time before the step, of any shape (...).
+            t_next: Time after the step, (...).
+
+        Returns:
+            Times, (..., K).
+        """
         return t.unsqueeze(-1)
 
     def sample(self, net, context, noise, cost: Cost | None = None):
@@ -225,7 +245,16 @@ class DenoisingHead(StepwiseHead):
 
 
 def python_scan(step: Callable, carried, *columns: Tensor):
-    """``carried = step(carried, *row)`` for each row of the columns, in order."""
+    """Runs ``carried = step(carried, *row)`` for each row of the columns, in order.
+
+    Args:
+        step: The function to repeat.
+        carried: Argument of the first call: a tensor, or a tuple of tensors.
+        *columns: Tensors with the same number of rows.
+
+    Returns:
+        The result of the last call.
+    """
     for row in zip(*(c.unbind() for c in columns), strict=True):
         carried = step(carried, *row)
     return carried
@@ -235,7 +264,16 @@ scan_implementation: ContextVar[Callable] = ContextVar("how samplers repeat thei
 
 
 def scan(step: Callable, carried, *columns: Tensor):
-    """`python_scan`, or the loop of the exported program while a policy is exported."""
+    """Runs `python_scan`, or a loop of the exported program while a policy is exported.
+
+    Args:
+        step: The function to repeat, called as ``step(carried, *row)``.
+        carried: Argument of the first call: a tensor, or a tuple of tensors.
+        *columns: Tensors with the same number of rows.
+
+    Returns:
+        The result of the last call.
+    """
     return scan_implementation.get()(step, carried, *columns)
 
 
@@ -261,14 +299,31 @@ def sample_times(kind: str, like: Tensor, rng: Generator) -> Tensor:
 
 
 def check_trunk_times(trunk: Trunk, kind: str) -> None:
-    """Raises Unsupported if the steps of a chunk have different times and the trunk reads one time per chunk."""
+    """Checks that a trunk can read the times with which a head is trained.
+
+    Args:
+        trunk: The trunk.
+        kind: ``"shared"``, ``"each"`` or ``"ramp"``, see `sample_times`.
+
+    Raises:
+        Unsupported: If the steps of a chunk have different times and the trunk reads one time per chunk.
+    """
     if kind != "shared" and isinstance(trunk, SharedTimeTrunk):
         raise Unsupported(f"times={kind!r} gives each step of a chunk its own time, but {type(trunk).__name__} reads "
                           "one time per chunk", hint="use the Transformer or the MLP trunk")
 
 
 def cost_gradient(cost: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Gradient of ``cost(estimate(x))`` with respect to x, (B, H, A). Works under `torch.inference_mode` too."""
+    """Gradient of ``cost(estimate(x))`` with respect to x. It works under `torch.inference_mode` too.
+
+    Args:
+        cost: Cost of the clean action, (B, H, A) -> (B,).
+        estimate: Estimate of the clean action, (B, H, A) -> (B, H, A).
+        x: Noisy actions, (B, H, A).
+
+    Returns:
+        Gradient, (B, H, A).
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         return torch.autograd.grad(cost(estimate(x)).sum(), x)[0]

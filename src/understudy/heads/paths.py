@@ -34,7 +34,16 @@ class ProbabilityPath(ABC):
 
     @abstractmethod
     def velocity(self, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Derivative of `interpolate` with respect to t, with the same arguments. A regression target."""
+        """Derivative of `interpolate` with respect to t, a regression target.
+
+        Args:
+            action: Coded actions, (B, H, A).
+            noise: Noise as in `interpolate`.
+            t: Times in [0, 1], broadcast against (B, H, 1).
+
+        Returns:
+            Velocity, (B, H, A).
+        """
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,15 @@ def _schedule_table(schedule: str, n_levels: int, device: torch.device) -> Tenso
 
 @lru_cache
 def noise_schedule(schedule: str, n_levels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scales of action and noise, ``sqrt(alpha_bar_k)`` and ``sqrt(1 - alpha_bar_k)``, for k = 0 to n_levels."""
+    """Scales of action and noise at the levels 0 to n_levels, ``sqrt(alpha_bar)`` and ``sqrt(1 - alpha_bar)``.
+
+    Args:
+        schedule: ``"linear"`` or ``"squaredcos_cap_v2"``, see `VariancePreservingPath`.
+        n_levels: Number of noise levels. Level 0 is the clean action.
+
+    Returns:
+        The scales of the action and the scales of the noise, n_levels + 1 each.
+    """
     if schedule == "linear":
         betas = [min(1000 / n_levels * (1e-4 + (0.02 - 1e-4) * i / max(1, n_levels - 1)), 0.999)
                  for i in range(n_levels)]

@@ -26,7 +26,15 @@ class Solver(ABC):
 
     @abstractmethod
     def evaluation_times(self, t: Tensor, t_next: Tensor) -> tuple[Tensor, ...]:
-        """Times at which `step` evaluates the velocity, in this order. Used to embed them before the loop."""
+        """Times at which `step` evaluates the velocity, in this order. Used to embed them before the loop.
+
+        Args:
+            t: Times before each step.
+            t_next: Times after each step, of the same shape.
+
+        Returns:
+            One tensor of that shape per evaluation.
+        """
 
     @abstractmethod
     def step(self, velocity: Velocity, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
@@ -157,7 +165,20 @@ class DeterministicSolver(DenoisingSolver):
 
     def first_order_step(self, x: Tensor, clean: Tensor, alpha: Tensor, sigma: Tensor, alpha_next: Tensor,
                          sigma_next: Tensor, guidance: Tensor | float = 0.0) -> Tensor:
-        """A step that knows no earlier estimate. Arguments as in `step`."""
+        """A step of order 1, which needs no earlier estimate.
+
+        Args:
+            x: State, (B, H, A).
+            clean: Estimate of the clean action from x, (B, H, A).
+            alpha: Scale of the action in x.
+            sigma: Scale of the noise in x.
+            alpha_next: Scale of the action after the step.
+            sigma_next: Scale of the noise after the step.
+            guidance: Shift of the new state.
+
+        Returns:
+            State after the step, (B, H, A).
+        """
         return alpha_next * clean + sigma_next * predict_noise(x, clean, alpha, sigma) + guidance
 
 
@@ -224,5 +245,15 @@ class DPMSolverPP(DeterministicSolver):
 
 
 def predict_noise(x: Tensor, clean: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The noise in x, (B, H, A), if `clean` is its action."""
+    """The noise in a noisy action ``x = alpha * clean + sigma * noise``.
+
+    Args:
+        x: Noisy actions, (B, H, A).
+        clean: Estimate of the clean action, (B, H, A).
+        alpha: Scale of the action in x.
+        sigma: Scale of the noise in x.
+
+    Returns:
+        Noise, (B, H, A).
+    """
     return (x - alpha * clean) / sigma.clamp(min=1e-6)

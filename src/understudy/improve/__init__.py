@@ -1,1 +1,3 @@
-"""Better than the demonstrations: people taking over, fine-tuning, rewards, continual learning."""
+"""Methods that go beyond the demonstrations: data collection in rounds, intervention by people, restarts, and continual
+learning.
+"""

@@ -46,11 +46,11 @@ EVALUATIONS = 10  # rounds after which a checkpoint is evaluated, unless the tra
 
 
 class Exploration(ABC):
-    """A frozen dataclass that makes an actor explore."""
+    """A way for an actor to explore. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def build(self, actor: Actor, env: Env) -> Actor:
-        """Return the exploring actor.
+        """Returns the exploring actor.
 
         Args:
             actor: The actor that learns.
@@ -80,11 +80,11 @@ class GaussianExploration(Exploration):
 
 
 class EpisodeCollector(ABC):
-    """A frozen dataclass: where new episodes come from."""
+    """A source of new episodes. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def collect(self, actor: Actor, number: int, training: Training) -> Dataset:
-        """Return the episodes of a round.
+        """Returns the episodes of a round.
 
         They depend on the arguments alone, unless a person takes part.
 
@@ -103,10 +103,21 @@ class EpisodeCollector(ABC):
         return False
 
     def check(self, env: Env | None, person: Actor | None) -> None:
-        """Raise UserError if something that collecting needs is missing. Checks nothing by default."""
+        """Raises UserError if something that collecting needs is missing. By default nothing is checked.
+
+        Args:
+            env: The environment to collect in, if there is one.
+            person: The actor through which a person takes part, if there is one.
+        """
 
     def initial_data(self, data: Dataset, n_rounds: int) -> Dataset:
-        """Return the episodes that are there before the first round: all training episodes, by default."""
+        """Returns the episodes that are in the replay buffer before the first round. By default these are all training
+        episodes.
+
+        Args:
+            data: The training episodes.
+            n_rounds: Number of rounds.
+        """
         return data
 
 
@@ -188,7 +199,9 @@ class RolloutCollector(EpisodeCollector):
 
 
 def _cast_actions(features: Schema, episode: Episode) -> Episode:
-    """Policies act in floating-point numbers, also where actions are classes."""
+    """Casts actions to the dtype of the environment. Policies act in floating-point numbers, also if actions are
+    classes.
+    """
     dtype = features["action"].dtype
     columns = {k: np.asarray(episode.steps[k]).astype(dtype) for k in ("action", SUPERVISOR_ACTION)
                if k in episode.steps and episode.steps[k].dtype != dtype}
@@ -222,8 +235,8 @@ class SupervisorLabels:
 class TaskSequenceCollector(EpisodeCollector):
     """Gives the training data task by task, for continual learning. It needs no environment.
 
-    Tasks come in the order in which they first appear in the data. The episodes of the first task are there before the
-    first round. Round k gives the episodes of task k + 1.
+    Tasks come in the order in which they first appear in the data. The episodes of the first task are in the replay
+    buffer before the first round. Round k gives the episodes of task k + 1.
 
     Args:
         by: The metadata, or the column, that names the task of an episode. "dataset" has the parts of a mixture (see
@@ -244,7 +257,7 @@ class TaskSequenceCollector(EpisodeCollector):
         return training.data.select(list(self._tasks(training.data).values())[number + 1])
 
     def _tasks(self, data: Dataset) -> dict[str, list[int]]:
-        """The numbers of the episodes of each task."""
+        """Indices of the episodes of each task."""
         tasks: dict[str, list[int]] = {}
         for number, episode in enumerate(data):
             task = episode.metadata.get(self.by)
@@ -366,7 +379,7 @@ class CollectionRounds(DataCollection):
         return MixtureSampler([learner.batch_sampler(part) for part in parts], self.mixture_weights)
 
     def _updates(self, steps: int) -> int:
-        """Number of updates of a round with so many steps."""
+        """Number of updates of a round in which this many steps were collected."""
         return max(int(self.updates_per_step * steps), 1)
 
 
@@ -375,12 +388,12 @@ def _mark_round(number: int, episode: Episode) -> Episode:
 
 
 def _forget_round(episode: Episode) -> Episode:
-    """Collected episodes may be the data of another training."""
+    """Removes the number of the round, because collected episodes may be the data of another training."""
     return replace(episode, metadata={k: v for k, v in episode.metadata.items() if k != ROUND})
 
 
 def _summary(number: int, episodes: Dataset) -> dict[str, float]:
-    """What is logged of a round."""
+    """The metrics of a round that are logged."""
     found = {"round": number, "round/episodes": len(episodes), "round/steps": episodes.steps}
     if all("next.reward" in e.steps for e in episodes):
         found["round/return"] = float(np.mean([np.sum(e.steps["next.reward"][:len(e)]) for e in episodes]))
@@ -390,7 +403,7 @@ def _summary(number: int, episodes: Dataset) -> dict[str, float]:
 
 
 class _StoredRounds:
-    """The rounds in RUN/collection, each complete or absent; without a folder, those in memory."""
+    """The rounds in RUN/collection, each complete or absent. Without a folder they are in memory."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder
@@ -421,7 +434,7 @@ class _StoredRounds:
             write_json(part / "round.json", {"round": number, "episodes": len(episodes), "steps": episodes.steps})
 
     def drop_after(self, n_updates: int, config: CollectionRounds) -> None:
-        """Removes the rounds that were collected after so many updates. They are collected again."""
+        """Removes the rounds that were collected after this many updates, so that they are collected again."""
         start, whole = config.initial_updates, 0
         for number in self.numbers():
             if start > n_updates or number != whole:

@@ -13,22 +13,22 @@ from ..core import State, UserError, uniform
 from ..execute.actor import Actor
 
 INTERVENTION = "intervention"  # column: True where the supervisor acted
-SUPERVISOR_ACTION = "supervisor_action"  # column: what the supervisor did or would have done
-GATE_STREAM = 10  # of random numbers
+SUPERVISOR_ACTION = "supervisor_action"  # column: the action of the supervisor, executed or not
+GATE_STREAM = 10  # stream of random numbers
 
 
 class Gate(ABC):
-    """A frozen dataclass that decides at each step whether the policy or the supervisor acts.
+    """A rule that decides at each step whether the policy or the supervisor acts. Subclasses are frozen dataclasses.
 
     References:
         Ross et al. (2011), A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning,
-        arXiv:1011.0686.
-        Kelly et al. (2019), HG-DAgger: Interactive Imitation Learning with Human Experts, arXiv:1810.02890.
+        arXiv:1011.0686. Kelly et al. (2019), HG-DAgger: Interactive Imitation Learning with Human Experts,
+        arXiv:1810.02890.
     """
 
     @abstractmethod
     def start(self, obs: Mapping[str, Tensor], key: Tensor, number: int) -> State:
-        """Return the state before the first step.
+        """Returns the state before the first step.
 
         Args:
             obs: The first observation of each row, (B, ...).
@@ -39,13 +39,13 @@ class Gate(ABC):
     @abstractmethod
     def decide(self, obs: Mapping[str, Tensor], action: Tensor, supervisor_action: Tensor,
                state: State) -> tuple[Tensor, State]:
-        """Decide one step.
+        """Decides one step.
 
         Args:
             obs: The observation of each row, (B, ...), and the columns that the supervisor records at this step.
-            action: What the policy would do, (B, A).
-            supervisor_action: What the supervisor would do, (B, A).
-            state: What `start` or the last `decide` returned.
+            action: Action of the policy, (B, A).
+            supervisor_action: Action of the supervisor, (B, A).
+            state: The state that `start` or the last `decide` returned.
 
         Returns:
             Whether the supervisor acts, (B,) bool, and the next state.
@@ -112,7 +112,7 @@ class HumanGate(Gate):
 
 @dataclass(frozen=True)
 class GatedActor(Actor):
-    """An actor with a supervisor, who acts where a gate says so and advises at every step.
+    """An actor with a supervisor that advises at every step and acts where a gate decides so.
 
     The episode gets two columns: `intervention`, whether the supervisor acted, and `supervisor_action`, its action.
 

@@ -1,5 +1,8 @@
-"""Trial and error: an attempt that is going to fail may be given up early and started again (Watson and Correll 2023,
-arXiv 2301.10846). When that saves time follows in closed form from the accuracy of the failure predictor."""
+"""Restarts: an attempt that is likely to fail is stopped early, and another one is started.
+
+Whether this saves time follows in closed form from the accuracy of the failure predictor (Watson and Correll 2023,
+arXiv:2301.10846).
+"""
 
 from __future__ import annotations
 
@@ -19,26 +22,37 @@ from ..execute.actor import LAST_REWARD, Actor
 from ..policy import Planner
 
 CLOCK, FAILS = "observation.clock", "fails"
-# observations (B, ...) -> (B,): the higher, the sooner given up
+# observations (B, ...) -> (B,): the higher, the more likely the attempt fails
 FailurePredictor = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 def label_attempt(episode: Episode) -> Episode:
-    """A rollout as an attempt to learn from: adds observation.clock (T+1, 1), the steps made, and fails (T, 1), 1 at
-    every step of an attempt that did not succeed. A policy with `target="fails"` predicts how likely that is."""
+    """Adds the columns from which a failure predictor learns to a rollout.
+
+    `observation.clock` (T + 1, 1) is the number of steps so far. `fails` (T, 1) is 1 at every step of an attempt that
+    did not succeed, otherwise 0. A policy with `target="fails"` predicts the probability of failure.
+    """
     n = len(episode)
     return episode.replace({CLOCK: np.arange(n + 1, dtype=np.float32)[:, None],
                         FAILS: np.full((n, 1), float(not episode.metadata["success"]), np.float32)})
 
 
 def elapsed_steps(obs: Mapping[str, Tensor]) -> Tensor:
-    """The judge who gives up after so many steps, whatever is seen: restarts at a fixed cutoff (Luby et al. 1993)."""
+    """Failure predictor that returns the number of steps so far, (B,). With it, attempts restart at a fixed cutoff.
+
+    References:
+        Luby et al. (1993), Optimal Speedup of Las Vegas Algorithms.
+    """
     return obs[CLOCK][:, 0]
 
 
 @dataclass(frozen=True)
 class FailureProbability:
-    """The judge who asks a policy that was trained with `target="fails"`."""
+    """Failure predictor that asks a policy that was trained with `target="fails"`.
+
+    Args:
+        policy: The policy. It must observe one step.
+    """
 
     policy: Planner
 
@@ -59,12 +73,20 @@ class FailureProbability:
 
 
 class Attempts(Env):
-    """A frozen actor tries until it succeeds. action (1): above 0, this step is the attempt's last. An attempt that was
-    given up, or that ended without success, is followed by another from a new start, `pause` steps later.
+    """An environment in which a fixed actor tries until it succeeds, and the action is whether to stop the attempt.
 
-    Shows what `env` shows and observation.clock (1), the steps of this attempt. reward: minus the time, so that the
-    return is minus the makespan, the steps and pauses until success. Succeeds when an attempt does; truncated after
-    `limit` steps. info["attempts"]: how many there were.
+    The action has one number. Above 0, this step is the last one of the attempt. An attempt that was stopped, or that
+    ended without success, is followed by another from a new start, `restart_cost` steps later.
+
+    Observations are those of `env` and `observation.clock` (1), the number of steps of this attempt. The reward is
+    minus the time, so that the return is minus the makespan: the steps and restart costs until success. An episode
+    succeeds when an attempt does. info["attempts"] is the number of attempts.
+
+    Args:
+        env: The environment of one attempt.
+        actor: The actor that tries.
+        restart_cost: Steps that a restart costs.
+        limit: Number of steps after which an episode is truncated.
     """
 
     def __init__(self, env: Env, actor: Actor, restart_cost: float = 0.0, limit: int = 10_000):
@@ -123,7 +145,7 @@ class Attempts(Env):
         self.env.close()
 
     def _start_attempt(self, which):
-        """A new attempt in these rows, decided by the row's key and the number of the attempt."""
+        """Starts an attempt in these rows. It depends on the row's key and the number of the attempt."""
         key = torch.cat([keys(k, [n]) for k, n in zip(self.key[which].tolist(), self.count[which].tolist(),
                                                       strict=True)])
         self.seen = self.env.reset(which, key)
@@ -138,7 +160,12 @@ class Attempts(Env):
 
 @dataclass(frozen=True)
 class RestartingActor(Actor):
-    """In `Attempts`: gives up where `judge` says more than `above`; never, where that is infinite."""
+    """An actor for `Attempts` that stops an attempt if its predicted failure exceeds a threshold.
+
+    Args:
+        predictor: Rates the observations of each row, (B,). Higher means that failure is more likely.
+        threshold: Attempts above it are stopped. With infinity, none is.
+    """
 
     predictor: FailurePredictor
     threshold: float
@@ -155,11 +182,16 @@ class RestartingActor(Actor):
 
 @dataclass(frozen=True)
 class RestartForecast:
-    """The confusion matrix of giving up, and what attempts cost.
+    """The confusion matrix of a failure predictor with a threshold, and the cost of attempts.
 
-    success: the fraction of attempts that succeed if none is given up. lost: the fraction of those that are given up
-    all the same (false positives). caught: the fraction of the others that are given up (true positives). The mean
-    steps of attempts that run to their success or failure, and of those that would have run there but are given up.
+    Attributes:
+        success: Fraction of attempts that succeed if none is stopped.
+        false_alarms: Fraction of successful attempts that are stopped (false positives).
+        detected: Fraction of failing attempts that are stopped (true positives).
+        steps_to_success: Mean number of steps of successful attempts that are not stopped.
+        steps_to_failure: Mean number of steps of failing attempts that are not stopped.
+        steps_to_false_alarm: Mean number of steps until a successful attempt is stopped.
+        steps_to_detection: Mean number of steps until a failing attempt is stopped.
     """
 
     success: float
@@ -171,8 +203,10 @@ class RestartForecast:
     steps_to_detection: float
 
     def makespan(self, restart_cost: float = 0.0) -> float:
-        """The expected steps and pauses until the first success: of one attempt, over the probability that it is the
-        last. Infinite where none succeeds."""
+        """Expected steps and restart costs until the first success. Infinite if no attempt succeeds.
+
+        It is the expected cost of one attempt, divided by the probability that the attempt is the last one.
+        """
         fails, keeps = 1 - self.success, 1 - self.false_alarms
         last = self.success * keeps
         if last <= 0:
@@ -183,15 +217,32 @@ class RestartForecast:
 
 
 def forecast(attempts: Sequence[Episode], judge: FailurePredictor, above: float) -> RestartForecast:
-    """From attempts that ran to their end (see `attempt`): who would have been given up, and when."""
+    """Computes which attempts would have been stopped, and when.
+
+    Args:
+        attempts: Attempts that ran to their end, from `label_attempt`.
+        judge: The failure predictor.
+        above: Threshold above which an attempt is stopped.
+    """
     return _forecast_at(_predictions(attempts, judge), np.array([e.metadata["success"] for e in attempts], bool), above)
 
 
 def choose_threshold(
     attempts: Sequence[Episode], judge: FailurePredictor, restart_cost: float = 0.0, count: int = 20
 ) -> tuple[float, float]:
-    """(above, makespan): of `count` quantiles of what `judge` says, and of never giving up, the bound with the lowest
-    expected makespan: so nothing is given up unless that saves time."""
+    """Chooses the threshold with the lowest expected makespan.
+
+    The candidates are quantiles of the predictions, and infinity. So no attempt is stopped unless this saves time.
+
+    Args:
+        attempts: Attempts that ran to their end, from `label_attempt`.
+        judge: The failure predictor.
+        restart_cost: Steps that a restart costs.
+        count: Number of quantiles.
+
+    Returns:
+        The threshold and the expected makespan, in steps.
+    """
     if not len(attempts):
         raise UserError("there are no attempts that ran to their end", where="choose",
                         hint="roll the actor out in the environment itself, and .map(attempt)")
@@ -203,7 +254,7 @@ def choose_threshold(
 
 
 def _predictions(attempts, judge) -> list[np.ndarray]:
-    """What the judge says at each step of each attempt."""
+    """Predictions of the judge at each step of each attempt."""
     columns = [k for k in attempts[0].steps if k.startswith("observation.")]
     obs = {k: torch.from_numpy(np.concatenate([np.asarray(e.steps[k])[: len(e)] for e in attempts])) for k in columns}
     return np.split(judge(obs).double().numpy(), np.cumsum([len(e) for e in attempts])[:-1])

@@ -14,11 +14,11 @@ ROUND = "collection_round"  # the metadata of a collected episode that has the n
 
 
 class RetentionRule(ABC):
-    """A frozen dataclass that chooses the episodes to train on."""
+    """A rule that chooses the episodes to train on. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def keep(self, data: Dataset) -> Dataset:
-        """Return the episodes that stay. It is called after each round; what it leaves out does not come back.
+        """Returns the episodes that stay. It is called after each round. Episodes that it leaves out do not come back.
 
         Args:
             data: The episodes that stayed so far, in order, then those of the new round. Collected episodes have the

@@ -118,12 +118,31 @@ class BehaviorCloningLearner(GradientLearner):
         return metrics
 
     def weight_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """The loss of the weight function's own networks."""
+        """Returns the loss of the networks of a `LearnedWeightFunction`, not reduced.
+
+        Args:
+            batch: A part of a batch.
+            rng: Source of all randomness but dropout.
+
+        Returns:
+            Loss of each window, (B,), or of each step, (B, H).
+        """
         assert isinstance(self.sample_weights, LearnedWeightFunction)
         return self.sample_weights.loss(batch, self.policy, rng)
 
     def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
-        """The loss of the head, (B, H), and of each auxiliary loss, (B,)."""
+        """Returns the loss of the head and of each auxiliary loss, not reduced.
+
+        Args:
+            batch: A part of a batch.
+            rng: Source of all randomness but dropout.
+
+        Returns:
+            The loss of the head, (B, H), then the loss of each auxiliary loss, (B,).
+
+        Raises:
+            UserError: The policy does not record an activation that an auxiliary loss needs.
+        """
         with capture_intermediates(self.captures) as captured:
             loss = self.policy.loss(batch, rng, self.target_policy, self.config.n_noise_samples)
         for name, auxiliary_loss in self.captures.items():

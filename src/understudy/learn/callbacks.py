@@ -13,9 +13,15 @@ LONG_SECONDS = 15 * 60  # seconds; longer trainings announce their duration
 
 
 class LossCurve:
-    """Passes the mean of the metrics over every `every` updates to `write(step=..., loss=..., ...)`.
+    """Passes mean metrics to a function after every `every` updates. The mean is over these updates.
 
-    Its state is saved with the learner, so that an interrupted curve equals an uninterrupted one.
+    Its state is saved with the learner, so that the curve of an interrupted training equals that of an uninterrupted
+    one.
+
+    Args:
+        every: Updates between two points of the curve.
+        write: Called as ``write(step=..., loss=..., ...)``.
+        state: State of an earlier training to continue. None starts a new curve.
     """
 
     def __init__(self, every: int, write, state: dict | None = None):
@@ -33,10 +39,15 @@ class LossCurve:
 
 
 class ProgressBar:
-    """A progress bar with the loss, updates per second and the remaining time, on standard error if that is a terminal.
+    """A progress bar on standard error, with the loss, updates per second and the remaining time.
 
-    It prints one line if an earlier training continues, and one if the training will take long. `steps` is
-    None if the number is unknown.
+    It also prints one line if it continues an earlier training, and one if the training will take long.
+
+    Args:
+        steps: Number of updates in all. None if it is unknown.
+        start: Number of updates that were made before.
+        bar: Whether to show the bar. None shows it if standard error is a terminal. False also hides the printed lines.
+        title: Text in front of the bar.
     """
 
     def __init__(self, steps: int | None, start: int = 0, *, bar: bool | None = None, title: str = "training"):
@@ -81,7 +92,7 @@ class ProgressBar:
 
 
 def format_duration(seconds: float) -> str:
-    """A duration in words, with the precision of an estimate."""
+    """Formats a duration in seconds as text, with one or two digits."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"

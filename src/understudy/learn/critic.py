@@ -56,7 +56,15 @@ class CriticConfig:
 
 @dataclass(frozen=True)
 class CriticSpec:
-    """All that determines a critic besides its weights: its networks, and the window and codec of its policy."""
+    """Everything but the weights that determines a critic.
+
+    Attributes:
+        networks: The networks of the critic.
+        codec: Codec of the policy.
+        window: Window of the policy.
+        inputs: Observation columns that the critic reads.
+        target: Column of the plans, such as "action".
+    """
 
     networks: CriticConfig
     codec: Codec
@@ -66,7 +74,13 @@ class CriticSpec:
 
 
 class Critic(Scorer):
-    """One or several networks that score an observation window, or a plan for it."""
+    """One or several networks that score an observation window, or a plan for it.
+
+    Args:
+        about: The networks, and the window and codec of the policy.
+        features: The columns that the critic reads, and the target.
+        codec: Codec module to share with a policy. None builds a new one without statistics.
+    """
 
     def __init__(self, about: CriticSpec, features: Schema, codec: CodecModule | None = None):
         super().__init__()
@@ -83,14 +97,30 @@ class Critic(Scorer):
     @property
     @abstractmethod
     def plan_size(self) -> int:
-        """How many numbers of the plan each network reads."""
+        """Number of components of a plan that each network reads."""
 
     @abstractmethod
     def read_plan(self, obs: Mapping[str, Tensor], plan: Tensor) -> Tensor:
-        """What each network reads of the plans (B, H, A): (B, plan_size)."""
+        """Returns the part of the networks' input that depends on the plan.
+
+        Args:
+            obs: Observation windows by column, (B, n_obs_steps, ...).
+            plan: Plans in the units of the data, (B, H, A).
+
+        Returns:
+            Input of each network, (B, plan_size).
+        """
 
     def scores(self, obs: Mapping[str, Tensor], plan: Tensor) -> Tensor:
-        """The score by each network, (n_critics, B). Arguments are those of `forward`."""
+        """Returns the score of each network. The score of the critic is their minimum.
+
+        Args:
+            obs: Observation windows by column, (B, n_obs_steps, ...).
+            plan: Plans in the units of the data, (B, H, A).
+
+        Returns:
+            Scores, (n_critics, B).
+        """
         coded, plan = self.codec.encode_obs(obs), self.read_plan(obs, plan)
         return torch.stack([layers(torch.cat([encoder(coded).flat(), plan], -1)).squeeze(-1)
                             for encoder, layers in zip(self.encoders, self.layers, strict=True)])

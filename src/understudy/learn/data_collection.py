@@ -68,16 +68,18 @@ class Training(ABC):
 
     @abstractmethod
     def log(self, **metrics: float) -> None:
-        """Store metrics of the present number of updates, and show them to the callbacks. Metrics that a training which
-        was stopped has stored before are not stored again."""
+        """Store metrics of the present number of updates, and pass them to the callbacks.
+
+        Metrics that an interrupted training has already stored are not stored again.
+        """
 
 
 class DataCollection(ABC):
-    """A frozen dataclass: how new episodes are collected while a policy trains."""
+    """A frozen dataclass that says how new episodes are collected while a policy trains."""
 
     @abstractmethod
     def check(self, env: Any, person: Actor | None) -> None:
-        """Check that there is everything that collecting needs.
+        """Check that collecting has everything that it needs.
 
         Args:
             env: The environment, an `understudy.envs.Env`, or None.

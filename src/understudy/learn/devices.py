@@ -18,8 +18,12 @@ from ..core import Batch, UserError
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """Chooses a device. "auto" is CUDA, then Apple's GPU, then the CPU. With several processes, each gets its own GPU
-    (torchrun's LOCAL_RANK).
+    """Chooses a device.
+
+    With several processes, each gets its own GPU (LOCAL_RANK of torchrun).
+
+    Args:
+        name: A device of PyTorch. "auto" is CUDA if available, then Apple's GPU (mps), then the CPU.
 
     Raises:
         UserError: The device does not exist.
@@ -47,8 +51,13 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train one policy together. Process `rank` computes the rows `row_slice(B)` of every batch of B
-    rows.
+    """The processes that train one policy together.
+
+    Each computes the rows `row_slice(B)` of every batch of B rows.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        count: Number of processes.
     """
 
     rank: int = 0
@@ -117,9 +126,13 @@ def process_group(device: torch.device) -> Iterator[Processes]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Within the block, PyTorch's global generators start from `seed`. Afterwards they are as they were.
+    """Context manager that seeds PyTorch's global generators, and restores them afterwards.
 
-    Modules draw their first weights from them.
+    Modules draw their initial weights from these generators.
+
+    Args:
+        seed: The seed.
+        device: If it is a CUDA device, its generator is restored too.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -128,8 +141,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Bit-identical results in the block, also on CUDA, where some operations otherwise add in random order. Operations
-    without a deterministic implementation warn.
+    """Context manager that makes results bit-identical, also on CUDA, where some operations otherwise add in random
+    order.
+
+    Operations without a deterministic implementation warn.
     """
     if device.type != "cuda":
         yield
@@ -144,7 +159,16 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 
 def prefetch(batch: Callable[[int], Batch], device: torch.device, steps: int) -> Callable[[int], Batch]:
-    """The same function of n. If a GPU computes, batch n + 1 is made at the same time."""
+    """Prepares the next batch in a thread while a GPU computes the current one. On the CPU, returns `batch` itself.
+
+    Args:
+        batch: `batch(n)` returns batch number n.
+        device: The device that computes.
+        steps: Number of batches in all. None is prepared beyond the last.
+
+    Returns:
+        A function with the results of `batch`.
+    """
     if device.type == "cpu":
         return batch
     pool = ThreadPoolExecutor(1, thread_name_prefix="batches")

@@ -92,7 +92,12 @@ class Learner(ABC):
 
     @abstractmethod
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        """Take over a state. Updates are then bit-equal to those of the learner that returned it."""
+        """Restore a state. Later updates are bit-equal to those of the learner that returned it.
+
+        Args:
+            tensors: The tensors that `state` returned.
+            metadata: The metadata that `state` returned.
+        """
 
     def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None) -> BatchSampler:
         """Return the sampler of the batches that this learner needs: windows of the policy, by default.

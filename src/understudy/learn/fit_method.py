@@ -236,10 +236,14 @@ def acting_policy(learner: Learner, data: Dataset) -> Policy:
 
 
 def part_of(data: Dataset, name: str | None) -> list[int]:
-    """The numbers of the episodes of one part of a mixture (see `data.mixture`); None for all.
+    """Returns the indices of the episodes that belong to one data set of a mixture (see `data.mixture`).
+
+    Args:
+        data: The episodes of the mixture.
+        name: Name of the data set. None selects all episodes.
 
     Raises:
-        UserError: No episode is of this part.
+        UserError: No episode belongs to this data set.
     """
     if name is None:
         return list(range(len(data)))

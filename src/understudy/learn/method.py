@@ -130,8 +130,11 @@ ACTING = ("executor", "inference", "wrapper")  # the fields of a method that an 
 
 
 def find_references(value: Any) -> Iterator[FromStage]:
-    """Every `FromStage` in a value made of frozen dataclasses, tuples and dicts. Of a method, those in its stages and
-    in `initialize_from` are left out: the stages' methods are resolved by themselves."""
+    """Yields every `FromStage` in a value made of frozen dataclasses, tuples, lists and mappings.
+
+    The fields `stages` and `initialize_from` of a method are skipped, because the methods of stages are resolved by
+    themselves.
+    """
     if isinstance(value, FromStage):
         yield value
     elif isinstance(value, (tuple, list)):
@@ -204,10 +207,16 @@ def load_modules(run: Path | str, trust: tuple[str, ...] = (),
 
 
 def stage_folder(run: Path, name: str) -> Path:
-    """The run of a stage: of the run's own stages, or, where the run is a stage itself, one that was trained before it.
+    """Returns the folder of the run of a stage.
+
+    If `run` is itself the run of a stage, stages that the enclosing run trained before are found too.
+
+    Args:
+        run: Folder of the run whose method names the stage.
+        name: Name of the stage.
 
     Raises:
-        UserError: There is no such run.
+        UserError: There is no such folder.
     """
     inside = run
     while not (folder := inside / "stages" / name).is_dir():
@@ -360,7 +369,15 @@ def training_data(data: Dataset, method: Method) -> Dataset:
 
 
 def apply_transforms(data: Dataset, transforms: Iterable[Relabel | Operation]) -> Dataset:
-    """Returns the episodes after operations and relabelings, in order."""
+    """Applies operations and relabelings to episodes, in order.
+
+    Args:
+        data: The episodes. They are not changed.
+        transforms: Operations on the data set and relabelings of single episodes.
+
+    Returns:
+        The transformed episodes.
+    """
     for transform in transforms:
         data = transform.apply(data) if isinstance(transform, Operation) else data.map(transform)
     return data
@@ -416,13 +433,19 @@ class TrainedRun:
         return build_planner(self.method, self.modules, rows)
 
     def actor(self, rows: int | None = None, *, features: Schema | None = None) -> Actor:
-        """See `build_actor`."""
+        """Builds the actor of the method, see `build_actor`.
+
+        Args:
+            rows: The networks always see batches of this many rows. None for as many rows as there are.
+            features: The columns of the environment. Methods that pad actions need them.
+        """
         return build_actor(self.method, self.modules, rows, features=features)
 
 
 def load_actor(run: Path | str, *, device: str | torch.device = "cpu", rows: int | None = None,
                trust: tuple[str, ...] = (), features: Schema | None = None) -> Actor:
-    """What was trained, ready to act: `state = a.start(obs, key)`, then `action, state = a.act(obs, state)`.
+    """Loads the actor of a run or checkpoint. Use it as ``state = a.start(obs, key)``, then ``action, state =
+    a.act(obs, state)``.
 
     Args:
         run: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's.
@@ -434,6 +457,6 @@ def load_actor(run: Path | str, *, device: str | torch.device = "cpu", rows: int
 
     Raises:
         UserError: A file is missing or damaged.
-        UntrustedCode: It names code of a package that is not trusted.
+        UntrustedCode: A file names code of a package that is not trusted.
     """
     return TrainedRun.load(run, trust, device).actor(rows, features=features)

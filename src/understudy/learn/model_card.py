@@ -12,7 +12,13 @@ from .stages import packages_of
 
 
 def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> None:
-    """Writes CARD.md."""
+    """Writes the model card of a run to CARD.md in its folder.
+
+    Args:
+        run: The run.
+        method: The method that the run trains.
+        provenance: Origin of the policy, from `train.make_provenance`.
+    """
     data, versions, device = provenance["data"], provenance["versions"], provenance["device"]
     places = run.named_checkpoints()
     lines = {

@@ -98,13 +98,32 @@ class OffPolicyActorCriticLearner(GradientLearner):
         return self.end_update()
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Squared error of each critic network, summed over the networks, (B,)."""
+        """Returns the squared error of the critic networks against `target_value`, summed over the networks.
+
+        Args:
+            batch: A part of a batch, with the next observations and the columns `next.reward` and `next.terminated`.
+            rng: Source of the noise on target actions.
+
+        Returns:
+            Loss of each window, (B,).
+        """
         target = self.target_value(batch, rng)
         return (self.critic.scores(batch.obs, batch.action) - target).square().sum(0)
 
     @torch.no_grad()
     def target_value(self, batch: Batch, rng: Generator) -> Tensor:
-        """The return that the critic learns, (B,)."""
+        """Returns the target of the critic: the discounted rewards of the chunk plus the discounted value that follows
+        it.
+
+        The value that follows is 0 if the episode terminates within the chunk.
+
+        Args:
+            batch: A part of a batch, with the next observations and the columns `next.reward` and `next.terminated`.
+            rng: Source of the policy's noise and of the noise on target actions.
+
+        Returns:
+            Target return of each window, (B,).
+        """
         config = self.config
         coded = self._coded_plan(self.target_policy, batch.next, rng)
         noise = config.target_noise * torch.randn(coded.shape, generator=rng, device=coded.device)
@@ -116,7 +135,19 @@ class OffPolicyActorCriticLearner(GradientLearner):
         return (rewards * config.discount**steps).sum(1) + goes_on * value
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Minus the score, the distance to the stored actions, and to the range of actions, (B,)."""
+        """Returns the loss of the policy.
+
+        It is the negative score of the first critic network, divided by the mean absolute score of the batch, plus
+        `bc_weight` times the squared distance to the stored actions, plus the squared distance to the range of actions
+        in the data. Distances are in coded units.
+
+        Args:
+            batch: A part of a batch.
+            rng: Source of the policy's noise.
+
+        Returns:
+            Loss of each window, (B,).
+        """
         coded = self._coded_plan(self.policy, batch.obs, rng)
         inside = self._clipped(coded)
         score = self.critic.scores(batch.obs, self.policy.decode(inside, batch.obs))[0]

@@ -17,19 +17,23 @@ from ..nets.base import EncoderNet, TrunkNet
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and a learning-rate schedule.
+    """AdamW with linear warm-up and a learning-rate schedule.
 
     Args:
         lr: Largest learning rate.
+        betas: Decay of the averages of the gradient and of its square.
         weight_decay: For weights with at least two axes. Biases and gains have no decay.
-        grad_clip_norm: Largest Euclidean norm of the gradient of all weights together. None for no limit.
         warmup_steps: Updates until the largest rate is reached.
-        lr_schedule: What follows. "cosine" ends at 0.
+        lr_schedule: Schedule after warm-up. "cosine" ends at 0.
+        grad_clip_norm: Largest Euclidean norm of the gradient of all weights together. None for no limit.
         accumulation_steps: Number of parts of a batch. The result is that of the whole batch, with less memory. Several
             processes share the parts, so that 1 process and 4 give the same result for accumulation_steps=4.
         precision: Precision of the network's arithmetic. Weights, optimizer and averages stay fp32. "auto" is bf16
             where it is faster: see `automatic_precision`. "fp16" needs CUDA.
         compile: Use torch.compile for trunk and encoder.
+
+    References:
+        Loshchilov and Hutter (2019), Decoupled Weight Decay Regularization, arXiv:1711.05101.
     """
 
     lr: float = 1e-3
@@ -57,7 +61,12 @@ class OptimizerConfig:
                                 hint=f"such as {name}={getattr(OptimizerConfig, name)!r}")
 
     def lr_factor(self, update: int, steps: int) -> float:
-        """Factor of the learning rate in update number `update` (from 0) of `steps`."""
+        """Factor of the learning rate in one update, from 0 to 1.
+
+        Args:
+            update: Number of the update, from 0.
+            steps: Number of updates in all.
+        """
         if update < self.warmup_steps:
             return (update + 1) / (self.warmup_steps + 1)
         if self.lr_schedule == "constant":
@@ -66,7 +75,13 @@ class OptimizerConfig:
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def build(self, modules: Iterable[nn.Module], steps: int, device: torch.device) -> OptimizerState:
-        """The optimizer state for the parameters of `modules` that require gradients."""
+        """Builds the optimizer state for the parameters that require gradients.
+
+        Args:
+            modules: The modules to train.
+            steps: Number of updates that will be made, for the schedule.
+            device: Device of the parameters.
+        """
         return OptimizerState(self, tuple(modules), steps, device)
 
 
@@ -80,9 +95,13 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def automatic_precision(device: torch.device, weights: int) -> Literal["fp32", "bf16"]:
-    """The precision that "auto" chooses for a network with this many weights.
+    """The precision that "auto" chooses for a network.
 
-    It is bf16 from 4 million weights on, if the hardware is fast at it. Smaller networks gain little and stay precise.
+    It is bf16 from 4 million weights on, if the hardware is fast at it. Smaller networks gain little and stay in fp32.
+
+    Args:
+        device: The device that computes.
+        weights: Number of trained weights of the network.
     """
     return "bf16" if weights >= 4_000_000 and has_fast_bf16(device) else "fp32"
 

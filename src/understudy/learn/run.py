@@ -37,6 +37,12 @@ NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a qu
 
 @dataclass(frozen=True)
 class Run:
+    """The folder of a run.
+
+    Args:
+        folder: The folder. It need not exist.
+    """
+
     folder: Path
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
@@ -82,7 +88,18 @@ class Run:
         self.name_checkpoints(last=step)
 
     def resume(self, step: int, learner: Learner) -> dict[str, Any]:
-        """Restores the state of the learner after `step` updates. Returns the metadata that were saved with it."""
+        """Restores the state of a learner from a checkpoint.
+
+        Args:
+            step: Number of updates of the checkpoint.
+            learner: Receives the state.
+
+        Returns:
+            The metadata that were saved with the checkpoint.
+
+        Raises:
+            UserError: The state is damaged.
+        """
         folder = self.checkpoint_path(step) / "train"
         facts = read_json(folder / "state.json")
         do = (
@@ -112,13 +129,16 @@ class Run:
     # -- names ----------------------------------------------------------------------------------------------------
 
     def named_checkpoints(self) -> dict[str, str]:
-        """The checkpoints with a name."""
+        """Folders of the checkpoints that have a name, relative to the run: "last" and "best"."""
         path = self.folder / "run.json"
         known = read_json(path) if path.exists() else {}
         return {k: v for k, v in known.items() if (self.folder / v).is_dir()}
 
     def name_checkpoints(self, **steps: int) -> None:
-        """Names checkpoints: name_checkpoints(last=500, best=400) sets "RUN/last" and "RUN/best". Others are removed.
+        """Names checkpoints. Checkpoints without a name are removed.
+
+        Args:
+            **steps: Number of updates of a checkpoint by name: ``last=500, best=400`` sets "RUN/last" and "RUN/best".
         """
         places = {**self.named_checkpoints(), **{k: f"checkpoints/{v:06d}" for k, v in steps.items()}}
         with disk_space_errors(self.folder, "the checkpoints are whole: make room, and give the same command"):
@@ -134,7 +154,9 @@ class Run:
     # -- metrics --------------------------------------------------------------------------------------------------
 
     def log_metrics(self, **line) -> None:
-        """Adds a line. NaN and infinity (the gradient of a skipped fp16 update, for example) become null."""
+        """Appends a line to metrics.jsonl. NaN and infinity (the gradient of a skipped fp16 update, for example) become
+        null.
+        """
         with disk_space_errors(self.folder, "the checkpoints are whole: make room, and give the same command"), \
                 open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as out:
             out.write(json.dumps(replace_nonfinite(line), allow_nan=False) + "\n")
@@ -191,7 +213,15 @@ class Run:
 
 @contextmanager
 def disk_space_errors(where: Path, do: str) -> Iterator[None]:
-    """Turns a full disk into a UserError."""
+    """Context manager that turns the errors of a full disk into a `UserError`.
+
+    Args:
+        where: The file or folder that is written, for the error.
+        do: What the user can do, the hint of the error.
+
+    Raises:
+        UserError: The disk is full, or a quota or a limit of file size is reached.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -63,7 +63,15 @@ class LearnedWeightFunction(nn.Module, WeightFunction):
 
     @abstractmethod
     def forward(self, batch: Batch, policy: Policy) -> Tensor:
-        """Return the weights, as `WeightFunction` describes."""
+        """Return the weights, as `WeightFunction` describes.
+
+        Args:
+            batch: A batch, on the policy's device.
+            policy: The policy that trains.
+
+        Returns:
+            Weight of each window, (B,) or (B, 1), or of each step, (B, H), at least 0.
+        """
 
 
 class SampleWeights(ABC):

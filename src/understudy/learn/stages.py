@@ -58,7 +58,7 @@ def packages_of(method: Method) -> tuple[str, ...]:
 
 
 def stages_before(run: Path) -> tuple[str, ...]:
-    """The stages that the run of a stage may refer to: those trained before it, by their folders."""
+    """Names of the stages that the run of a stage may refer to, from the folders of the enclosing runs."""
     found: list[str] = []
     while run.parent.name == "stages":
         found += sorted(p.name for p in run.parent.glob("[!.]*") if p != run)
@@ -70,7 +70,13 @@ def stages_before(run: Path) -> tuple[str, ...]:
 
 
 def use_run(method: Method, name: str, run: Path | str, trust: tuple[str, ...] = ()) -> Method:
-    """A method whose stage `name` is the training of an existing run.
+    """Returns the method with the method of an existing run in place of one of its stages.
+
+    Args:
+        method: A method with stages.
+        name: Name of the stage.
+        run: A run's folder, or a checkpoint's.
+        trust: Packages besides understudy whose code the run may name.
 
     Raises:
         UserError: The method has no such stage, or there is no such run.
@@ -105,12 +111,17 @@ def continue_from(method: Method, run: Path | str, load: tuple[str, ...] = Initi
 
 
 def copy_run(source: Path | str, folder: Path) -> None:
-    """Copies the checkpoint of a run, and its stages, into a new run's folder, there whole or not at all.
+    """Copies the checkpoint of a run, and its stages, into the folder of a new run. The copy is complete or not made at
+    all.
 
-    The copy can act and be loaded from. It cannot be trained on, since the state of its learner is not copied.
+    The copy can act and give initial weights. It cannot be trained on, since the state of its learner is not copied.
+
+    Args:
+        source: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's.
+        folder: The folder of the new run. If it exists, it must be a copy of the same weights.
 
     Raises:
-        UserError: `source` is no run, or another one than what was copied before.
+        UserError: `source` is no run, or `folder` has other weights.
     """
     if folder.is_dir():
         there = Path(source).exists()
@@ -130,7 +141,12 @@ def copy_run(source: Path | str, folder: Path) -> None:
 
 
 def is_finished(run: Run, method: Method) -> bool:
-    """Whether a stage needs no more training: its last checkpoint was judged, or it was copied here as it is."""
+    """Whether a stage needs no more training: its training is complete and has a model card, or its run is a copy.
+
+    Args:
+        run: The run of the stage.
+        method: The method of the stage.
+    """
     last = max(run.saved_steps(), default=None)
     if last is None:
         return False
@@ -147,10 +163,15 @@ SUBMODULES = ("codec", "encoder", "net")
 
 def load_weights_from(policy: Policy, parts: Iterable[InitializeFrom],
                       modules: Mapping[FromStage, CheckpointModule]) -> None:
-    """Gives a policy the weights that `InitializeFrom` takes over.
+    """Loads initial weights of a policy from trained modules.
+
+    Args:
+        policy: The policy whose weights change.
+        parts: Which submodules are loaded, and from where.
+        modules: The module of each reference in `parts`.
 
     Raises:
-        UserError: A submodule does not exist, or is of another shape than the stage's.
+        UserError: A submodule does not exist, or its shape differs.
     """
     for part in parts:
         source = modules[part.source]
@@ -187,7 +208,11 @@ def _check_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def freeze(policy: Policy, parts: Iterable[InitializeFrom]) -> None:
-    """Freezes what was taken over and is not to be trained.
+    """Freezes the loaded submodules that are not to be trained.
+
+    Args:
+        policy: The policy.
+        parts: Loaded submodules, and which of them stay trainable.
 
     Raises:
         UserError: A submodule does not exist.
@@ -202,7 +227,16 @@ def freeze(policy: Policy, parts: Iterable[InitializeFrom]) -> None:
 
 
 def submodule(policy: nn.Module, name: str, where: str) -> nn.Module:
-    """"codec", "encoder", "net", or a module inside one of these: "net.layers"."""
+    """Returns a submodule of a policy by name.
+
+    Args:
+        policy: The policy.
+        name: "codec", "encoder" or "net", or a path to a module inside one of these, such as "net.layers".
+        where: Place of the name, for the error.
+
+    Raises:
+        UserError: There is no such submodule.
+    """
     first = name.partition(".")[0]
     try:
         if first not in SUBMODULES:

@@ -406,14 +406,34 @@ def is_evaluation(line: dict[str, Any]) -> bool:
 
 
 def best_step(lines, steps: Iterable[int], by: str) -> int | None:
-    """The step of the best line. Higher scores and lower errors are better; of equal ones the later."""
+    """Returns the step of the best evaluation. Among equals, the latest.
+
+    Args:
+        lines: Lines of metrics.jsonl.
+        steps: Steps to choose from.
+        by: Metric to compare. Higher values of "score" are better. For every other metric, lower values are better.
+
+    Returns:
+        The step, or None if no line has the metric.
+    """
     value = {line["step"]: (line[by] if by == "score" else -line[by]) for line in lines
              if line.get(by) is not None and line["step"] in set(steps)}
     return max(value, key=lambda step: (value[step], step), default=None)
 
 
 def validation_episodes(episodes: int, val_fraction: float | Sequence[int]) -> list[int]:
-    """The numbers of the validation episodes."""
+    """Returns the indices of the episodes that are held out for validation, in order.
+
+    A fraction above 0 holds out at least one of 5 or more episodes, and none of fewer. The choice does not depend on
+    the seed of the training.
+
+    Args:
+        episodes: Number of episodes.
+        val_fraction: Fraction of the episodes to hold out, at least 0 and below 1, or the indices of the episodes.
+
+    Raises:
+        UserError: An index or the fraction is out of range, or no episode is left to train on.
+    """
     if not isinstance(val_fraction, (int, float)):
         if odd := [i for i in val_fraction if not 0 <= i < episodes]:
             raise UserError(f"there is no episode {odd[0]} to hold out; the last one is "
@@ -433,7 +453,7 @@ def validation_episodes(episodes: int, val_fraction: float | Sequence[int]) -> l
 
 
 def _held_out(data: Dataset, hold: float | Sequence[int], left_out: list[int]) -> list[int]:
-    """As `held_out`; a share is one of the episodes that are not left out."""
+    """As `validation_episodes`. A fraction is relative to the episodes that are not left out."""
     kept = sorted(set(range(len(data))) - set(left_out))
     if left_out and not kept:
         raise UserError("every episode was interrupted while it was recorded, so none is left to train on",
@@ -459,8 +479,15 @@ def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
 
 
 def check_method(method: Method, data: Dataset) -> None:
-    """Raises a UserError for a window without rows, for text where numbers are learned, and for data without
-    observations or without a column that the learner reads.
+    """Checks that a method can be trained on episodes.
+
+    Args:
+        method: The method.
+        data: The episodes, after the method's transforms.
+
+    Raises:
+        UserError: A column that the policy or the learner reads is missing, the window has no steps, a column contains
+            text instead of numbers, or the data have no observations.
     """
     recipe, features = method.policy, data.features()
     path = data.metadata.get("path")
@@ -554,7 +581,23 @@ def make_provenance(
     command: str | None,
     sampling_weights: SamplingWeights | None,
 ) -> dict[str, Any]:
-    """The origin of a policy. It names no folder of this machine, except in `command`."""
+    """Describes the origin of a policy, for provenance.json. It names no folder of this machine, except in `command`.
+
+    Args:
+        source: Metadata of the data set.
+        fingerprint: Fingerprint of the data.
+        data: The episodes, before the method's transforms.
+        held: Indices of the episodes that are held out for validation.
+        left_out: Indices of the interrupted episodes that are left out.
+        seed: Seed of the training.
+        where: The device that computes.
+        processes: The processes that train together.
+        command: Command that trains this again, if there is one.
+        sampling_weights: Relative rate at which each step starts a window.
+
+    Returns:
+        A document of JSON values.
+    """
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
     kind = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine()
     return {
@@ -571,8 +614,11 @@ def make_provenance(
 
 
 def recorded_simulators(data: Dataset, most: int = 1000) -> dict[str, list[str]]:
-    """Simulators by environment, according to the metadata of the episodes. Of more than `most` episodes, evenly spaced
-    ones.
+    """Returns the simulators with which the episodes of each environment were recorded, from their metadata.
+
+    Args:
+        data: The episodes.
+        most: Largest number of episodes to read. If there are more, evenly spaced ones are read.
     """
     found: dict[str, set[str]] = {}
     for i in np.linspace(0, len(data) - 1, min(len(data), most)).astype(int).tolist():
@@ -603,7 +649,7 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
 
 
 def _method_name(command: str | None) -> str | None:
-    """What this command trains, where it says so first."""
+    """The method that a training command names. None if it does not name one first."""
     found = re.match(r"""understudy train ([^\s'"-]\S*)""", command or "")
     return found and found[1]
 

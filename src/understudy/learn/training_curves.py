@@ -1,4 +1,4 @@
-"""What was measured while a run trained, and how its checkpoints were evaluated afterwards."""
+"""Metrics of a training run, and the evaluations of its checkpoints."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LOSS, HELD_OUT_ERROR, SCORE = "loss", "validation/energy", "score"  # keys of me
 
 @dataclass(frozen=True)
 class Curve:
-    """One measurement over training.
+    """One metric over training.
 
     Args:
         steps: Number of updates before each value.
-        values: The measured values. What was not finite is left out.
+        values: The measured values. Values that are not finite are left out.
     """
 
     steps: tuple[int, ...]

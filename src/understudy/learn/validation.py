@@ -127,20 +127,33 @@ class Validation:
 
 
 def check_training_data(policy: Policy, data: Dataset) -> None:
-    """Raises a UserError for the first NaN or infinity in a column that `policy` reads or predicts."""
+    """Checks that the columns that a policy reads or predicts are finite. Images are not checked.
+
+    Args:
+        policy: The policy.
+        data: The episodes.
+
+    Raises:
+        UserError: A column contains NaN or infinity. The message names the first.
+    """
     goals = {g.into: g.column for g in policy.window.goals}
     check_finite(data, {goals.get(k, k): None for k, f in policy.features.items() if f.kind != "image"})
 
 
 def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = False) -> Tensor:
-    """Energy score (B,): E|X - y| - E|X - X'| / 2. The second mean is over pairs of different samples, which makes it
-    unbiased.
+    """Energy score of sampled plans: E|X - y| - E|X - X'| / 2. Smaller is better.
+
+    The second mean is over pairs of different samples, which makes it unbiased. With K = 1, only the first mean is
+    left.
 
     Args:
-        samples: (B, K, H, A).
+        samples: Sampled plans, (B, K, H, A).
         error: Distances of the samples from the recorded actions, (B, K).
-        mask: (B, 1, H, 1).
+        mask: True for steps that count, (B, 1, H, 1).
         choices: Whether actions are discrete.
+
+    Returns:
+        Score of each window, (B,).
     """
     K = samples.shape[1]
     if K == 1:
@@ -155,7 +168,13 @@ def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = F
 
 
 def target_scale(data: Dataset, target: str) -> Tensor:
-    """(A,) standard deviation of each component over all steps; 1 if it never changes."""
+    """Standard deviation of each component of a column over all steps, (A,). It is 1 for a component that never
+    changes.
+
+    Args:
+        data: The episodes.
+        target: Name of the column.
+    """
     count, mean, square = 0, 0.0, 0.0
     for episode in data:
         x = np.asarray(episode.steps[target], np.float64).reshape(len(episode.steps[target]), -1)

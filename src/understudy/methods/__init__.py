@@ -45,8 +45,8 @@ class NamedMethod:
 
     Args:
         function: "module:function" of the function that returns the method.
-        summary: What the method is, in one sentence.
-        reference: Where it was published.
+        summary: Description of the method in one sentence.
+        reference: The publication and the requirements.
     """
 
     function: str
@@ -55,7 +55,7 @@ class NamedMethod:
 
     @property
     def family(self) -> str:
-        """The module in which it stands."""
+        """Name of the module that defines the function, such as "generative"."""
         return self.function.partition(":")[0].rpartition(".")[2]
 
 
@@ -155,14 +155,14 @@ def method_names() -> list[str]:
 
 
 def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...] = (), **options) -> Method:
-    """The method of a name, of "module:function", of a method.json, or of the folder of a run or checkpoint.
+    """Returns a method by its name, from "module:function", or from a method.json, run or checkpoint.
 
     Args:
-        name: One of these.
+        name: Name of a method, "module:function", the path of a method.json, or the folder of a run or checkpoint.
         features: The columns of the data that it will be trained on.
         trust: Packages besides understudy whose code may be loaded. A name that an installed package registers needs
             none.
-        options: Arguments of the function (horizon, ...), where it is one.
+        **options: Arguments of the function (horizon, ...), if `name` names a function.
 
     Raises:
         UserError: There is no such name, the function has no such option, or the method cannot learn the actions.
@@ -187,15 +187,27 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
 
 
 def recommend(features: Schema) -> str:
-    """The method to start with: it keeps several ways of doing the same thing apart, plans in one step, and trains in a
-    minute on a CPU. Others can be better, above all `bc` where several steps must not be executed without looking
-    (Hopper and Walker2d in docs/real-input.md). Compare them."""
+    """Name of the method to start with: "bc" for discrete actions, else "bc-gmm".
+
+    "bc-gmm" does not average different ways of doing the same thing, plans in one step, and trains in a minute on a
+    CPU. Other methods can be better, above all `bc` where several steps must not be executed without looking (Hopper
+    and Walker2d in docs/real-input.md). Compare them.
+
+    Args:
+        features: The columns of the data.
+    """
     return "bc" if features["action"].kind == "discrete" else "bc-gmm"
 
 
 def describe_methods() -> list[dict]:
-    """What is known of each method: "name", "family", "rows" of the ledger, "paper", what it "needs" of the data, and a
-    "summary". Methods of other packages are named and not loaded."""
+    """Describes all methods as JSON values.
+
+    Methods of other packages are listed and not loaded.
+
+    Returns:
+        For each method "name", "family", "rows" of the ledger, "paper", "needs" (requirements of the data) and
+        "summary".
+    """
     return list(_descriptions())
 
 
@@ -209,8 +221,16 @@ def _descriptions() -> Iterator[dict]:
 
 
 def describe_method(name: str) -> dict | None:
-    """What is known of the method of a name, as in `describe_methods`. A method that another package registers is
-    loaded. None for what is no name."""
+    """Describes one method, with the keys of `describe_methods`.
+
+    A method that another package registers is loaded.
+
+    Args:
+        name: Name of the method.
+
+    Returns:
+        The description. None if there is no such name.
+    """
     name = name.replace("_", "-")
     if name in METHODS:
         return _description(name, METHODS[name])
@@ -243,10 +263,17 @@ def _check_needs(name: str, features: Schema | None) -> None:
 
 
 def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Method] | None:
-    """The function of a method's name or of "module:function"; None for the path of a method.
+    """Returns the function that builds a method.
+
+    Args:
+        name: Name of a method, or "module:function".
+        trust: Packages besides understudy whose code may be loaded.
+
+    Returns:
+        The function. None if `name` is the path of a file or folder, or unknown.
 
     Raises:
-        UserError: There is no such module, or what it names is no function.
+        UserError: There is no such module or function.
         UntrustedCode: It is code of a package that is not trusted.
     """
     known = name.replace("_", "-")

@@ -392,8 +392,13 @@ class _ProjectionMap:
 
 
 def principal_components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """rows (N, D) -> mean (D,), axes (D, 2), fractions of the variance (2,). Each component is divided by its standard
-    deviation, which is included in `axes`. Constant components do not count.
+    """Principal components of standardized data: each column is divided by its standard deviation.
+
+    Args:
+        rows: The data, (N, D). Constant columns do not count.
+
+    Returns:
+        Mean, (D,). Axes, (D, 2): the map of a row is ``(row - mean) @ axes``. Fractions of the variance, (2,).
     """
     mean = rows.mean(0) if len(rows) else np.zeros(rows.shape[1])
     std = rows.std(0) if len(rows) else np.zeros(rows.shape[1])
@@ -432,7 +437,7 @@ def frames(data: Dataset, episode: int, name: str) -> Iterator[tuple[Any, np.nda
 
 
 def episode_success(episode: Episode) -> bool | None:
-    """Whether the episode succeeded. None if it is not recorded, or cannot be read."""
+    """Whether the episode succeeded. None if success was not recorded or cannot be read."""
     try:
         return plots._outcome(episode)
     except UserError:
@@ -445,7 +450,7 @@ def _feature_to_json(f: Finding) -> dict[str, Any]:
 
 
 def decode_texts(column: np.ndarray) -> Sequence[str]:
-    """Text of each row of a column of text or UTF-8 bytes."""
+    """Text of each row of a column of strings or of UTF-8 bytes."""
     if len(column) > 1 and column.strides[0] == 0:  # the same text in all rows
         return [*decode_texts(column[:1])] * len(column)
     if column.dtype.kind in "UO":
@@ -454,7 +459,7 @@ def decode_texts(column: np.ndarray) -> Sequence[str]:
 
 
 def text_runs(texts: Sequence[str]) -> list[list]:
-    """[row, text] wherever the text changes."""
+    """Runs of equal texts, as a list of [first row, text]."""
     return [[i, w] for i, w in enumerate(texts) if not i or w != texts[i - 1]]
 
 
@@ -502,7 +507,11 @@ def _to_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def encode_jpeg(frame: np.ndarray) -> bytes:
-    """JPEG of uint8 (H, W, C), any C, at about quality 90."""
+    """Encodes a frame as JPEG at about quality 90.
+
+    Args:
+        frame: Image of dtype uint8, (H, W, C), with any number of channels.
+    """
     frame = _to_rgb(np.asarray(frame))
     codec = av.CodecContext.create("mjpeg", "w")
     codec.height, codec.width, codec.pix_fmt, codec.time_base = *frame.shape[:2], "yuvj420p", Fraction(1, 1)

@@ -1,8 +1,9 @@
-"""Published scores of demonstrations with one interface: Score(data) -> one number per episode, higher is better.
+"""Published scores of demonstrations with one interface: Score(data) returns one number per episode, higher is better.
 
-SCORES have defaults and need nothing but the data. Those of NETWORK_SCORES train small networks; the others take
-seconds for 100,000 steps. Scores that need more (a policy and its rollouts, episodes that are known to be good, a
-function that trains and evaluates) must be constructed: Influence, ValidationWeights, FilterLikeYouTest, Datamodel.
+The scores in `SCORES` have defaults and need only the data. Those of `NETWORK_SCORES` train small networks. The others
+take seconds for 100,000 steps. Scores that need more (a policy and its rollouts, episodes that are known to be good, a
+function that trains and evaluates) must be constructed: `Influence`, `ValidationWeights`, `FilterLikeYouTest`,
+`Datamodel`.
 """
 
 from __future__ import annotations

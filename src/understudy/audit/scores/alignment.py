@@ -20,20 +20,34 @@ class Alignment(StepScore):
     """1 for steps that align with other demonstrations, 0 for extraneous steps.
 
     For example, a person who scratches their head during the task does something that does not align with the other
-    demonstrations (EIL, Zheng et al. 2023, Extraneousness-Aware Imitation Learning).
+    demonstrations.
 
-    First, states and action directions are embedded with temporal cycle consistency (Dwibedi et al. 2019): the way from
-    a step to the most similar step of another demonstration and back must end where it started. Then a pointer moves
-    through each demonstration. The current steps of the others vote for the most similar step of the rest, and the mean
-    of the winners is the reference. Of the next `tolerance` steps that are most similar to it, the earlier one is next.
+    First, states and action directions are embedded with temporal cycle consistency: the way from a step to the most
+    similar step of another demonstration and back must end where it started. Then a pointer moves through each
+    demonstration. The current steps of the others vote for the most similar step of the rest, and the mean of the
+    winners is the reference. The pointer moves to the earliest of the `tolerance` steps ahead that are most similar to
+    the reference.
 
     Unlike in the authors' code, no demonstration is assumed to be clean, and embeddings have length 1, because long
-    ones would win every vote. At most `voters` demonstrations vote, drawn with `seed`.
+    ones would win every vote.
+
+    Args:
+        tolerance: Number of most similar steps among which the pointer moves to the earliest one.
+        frames: Number of steps of each demonstration in a cycle.
+        n_updates: Number of gradient updates of the embedding.
+        n_components: Width of the embedding.
+        n_references: Largest number of demonstrations that vote.
+        seed: Seed of the weights, the batches, and the draw of the voters.
+        inputs: Columns of the state. By default all numeric "observation." columns.
+
+    References:
+        Zheng et al. (2023), Extraneousness-Aware Imitation Learning. Dwibedi et al. (2019), Temporal Cycle-Consistency
+        Learning.
     """
 
     tolerance: int = 2
-    frames: int = 40  # frames of each demonstration in a cycle
-    n_updates: int = 400  # updates
+    frames: int = 40
+    n_updates: int = 400
     n_components: int = 16
     n_references: int = 40
     seed: int = 0
@@ -47,7 +61,7 @@ class Alignment(StepScore):
         return table.split(np.concatenate(walked).astype(float))
 
     def embed(self, table: StepTable) -> list[np.ndarray]:
-        """For each episode (T, dims), with length 1."""
+        """Embeddings of the steps of each episode, (T, D), with length 1."""
         direction = table.action / np.maximum(np.linalg.norm(table.action, axis=1, keepdims=True), 1e-6)
         x = torch.as_tensor(np.concatenate([table.state, direction], 1))
         first = np.cumsum(table.length) - table.length
@@ -68,14 +82,21 @@ class Alignment(StepScore):
 
 
 def _sample_pairs(net: NetworkEnsemble, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(P, 2, F, D) -> twice (P, F, dims)."""
+    """Embeds pairs of demonstrations (P, 2, F, D) and returns both halves, (P, F, n_components) each."""
     z = net(x.flatten(0, 2))[0].unflatten(0, x.shape[:3])
     return z[:, 0], z[:, 1]
 
 
 def cycle_consistency_loss(u: Tensor, v: Tensor) -> Tensor:
-    """Mean squared distance between a step of u and the end of the way to its soft nearest step in v and back, as a
-    fraction of the length. Both are (P, F, D).
+    """Cycle-consistency loss: the mean squared distance between a step of `u` and the end of the way to its soft
+    nearest step in `v` and back, as a fraction of the length.
+
+    Args:
+        u: Embeddings of demonstrations, (P, F, D).
+        v: Embeddings of the demonstrations that they are paired with, (P, F, D).
+
+    Returns:
+        The loss, a scalar.
     """
     there = torch.softmax(-(u.unsqueeze(2) - v.unsqueeze(1)).square().sum(-1), -1) @ v
     back = torch.softmax(-(there.unsqueeze(2) - u.unsqueeze(1)).square().sum(-1), -1)
@@ -86,7 +107,17 @@ def cycle_consistency_loss(u: Tensor, v: Tensor) -> Tensor:
 def aligned_steps(
     embedded: Sequence[np.ndarray], tolerance: int = 2, voters: int = 40, seed: int = 0
 ) -> list[np.ndarray]:
-    """For each demonstration (T,) bool: the steps that its pointer visits."""
+    """The steps of each demonstration that its pointer visits.
+
+    Args:
+        embedded: Embeddings of each demonstration, (T, D).
+        tolerance: Number of most similar steps among which the pointer moves to the earliest one.
+        voters: Largest number of demonstrations that vote.
+        seed: Seed of the draw of the voters.
+
+    Returns:
+        For each demonstration, True at the visited steps, (T,).
+    """
     n = len(embedded)
     place = np.zeros(n, int)
     kept = [np.zeros(len(e), bool) for e in embedded]

@@ -15,8 +15,13 @@ from .step_table import StepTable, action_columns
 
 @dataclass(frozen=True)
 class Brevity(Score):
-    """Minus the number of steps. Of two successful episodes, the shorter one is better (Mandlekar et al. 2021: better
-    operators are faster). Episodes that were cut off look good too.
+    """Minus the number of steps.
+
+    Of two successful episodes, the shorter one is better, because better operators are faster. Episodes that were cut
+    off look good too.
+
+    References:
+        Mandlekar et al. (2021), What Matters in Learning from Offline Human Demonstrations for Robot Manipulation.
     """
 
     def __call__(self, data):
@@ -28,7 +33,10 @@ class Smoothness(Score):
     """Minus the log of the mean squared third difference of the actions, in units of their standard deviation over the
     data.
 
-    This is the jerk if actions are positions (Flash and Hogan 1985). NaN for fewer than four steps.
+    This is the jerk if actions are positions. NaN for fewer than four steps.
+
+    References:
+        Flash and Hogan (1985), The Coordination of Arm Movements.
     """
 
     def __call__(self, data):
@@ -38,13 +46,14 @@ class Smoothness(Score):
 
 
 def _rows(episode: Episode, name: str) -> np.ndarray:
-    """(T, components)"""
+    """One column of an episode as numbers, (T, components)."""
     column = np.asarray(episode.steps[name])[: len(episode)]
     return column.reshape(len(column), int(np.prod(column.shape[1:])))
 
 
 def _actions(data: Dataset) -> tuple[list[np.ndarray], np.ndarray]:
-    """(T, A) of each episode, and the standard deviation of each component (inf if it is constant)."""
+    """The actions of each episode, (T, A), and the standard deviation of each component (inf if it is constant), (A,).
+    """
     names = action_columns(data.features(), str(data.metadata.get("path", "data set")))
     actions = [np.concatenate([_rows(e, name).astype(float) for name in names], 1) for e in data]
     whole = np.concatenate(actions)
@@ -54,8 +63,12 @@ def _actions(data: Dataset) -> tuple[list[np.ndarray], np.ndarray]:
 
 @dataclass(frozen=True)
 class Motion(StepScore):
-    """1 for steps in which the state changes by more than `still` standard deviations, otherwise 0. The score of an
-    episode is the fraction of steps with motion.
+    """1 for steps in which the state changes, otherwise 0. The score of an episode is the fraction of steps with
+    motion.
+
+    Args:
+        min_change: Smallest change of a component that counts, in standard deviations of the component.
+        inputs: Columns of the state. By default all numeric "observation." columns.
     """
 
     min_change: float = 1e-3
@@ -74,8 +87,13 @@ class Motion(StepScore):
 class Return(Score):
     """The sum of rewards, scaled so that `random_return` is 0 and `best_return` is 1.
 
-    Without `best_return` it is not scaled. The mean is the TQ of Schweighofer et al. 2022, A Dataset Perspective on
-    Offline Reinforcement Learning.
+    Args:
+        random_return: Mean return of a random policy.
+        best_return: Mean return of the best known policy. None for no scaling.
+
+    References:
+        Schweighofer et al. (2022), A Dataset Perspective on Offline Reinforcement Learning. The mean of this score is
+        their TQ.
     """
 
     random_return: float = 0.0
@@ -99,19 +117,35 @@ def _return(episode: Episode) -> float:
 
 
 def trajectory_quality(data: Dataset, random: float, best: float) -> float:
-    """TQ: the mean return, scaled so that a random policy has 0 and the best known one 1 (Schweighofer et al. 2022). It
-    exceeds 1 if the best known one was not good.
+    """TQ: the mean return, scaled so that a random policy has 0 and the best known policy 1.
+
+    It exceeds 1 if the data are better than the best known policy.
+
+    Args:
+        data: Episodes with rewards.
+        random: Mean return of a random policy.
+        best: Mean return of the best known policy.
+
+    References:
+        Schweighofer et al. (2022), A Dataset Perspective on Offline Reinforcement Learning.
     """
     return float(np.mean(Return(random, best)(data)))
 
 
 def state_action_coverage(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple[str, ...] = ()) -> float:
-    """SACo: number of different pairs of state and action, relative to that in as many steps of `reference`
-    (Schweighofer et al. 2022).
+    """SACo: number of different pairs of state and action, relative to that in as many steps of a reference.
 
-    `reference` is the complete experience of an agent that learned the task. Numbers are divided into `bins` equal
-    parts of the reference's range; discrete values count as they are. If sizes differ, the first steps are compared. It
-    is meant for deterministic environments, because noise makes every pair different.
+    Values that are not discrete are divided into bins. If sizes differ, the first steps are compared. It is meant for
+    deterministic environments, because noise makes every pair different.
+
+    Args:
+        data: The episodes to rate.
+        reference: The complete experience of an agent that learned the task.
+        bins: Number of bins of each component, of equal width in the range of the reference.
+        inputs: Columns of the state. By default all numeric "observation." columns.
+
+    References:
+        Schweighofer et al. (2022), A Dataset Perspective on Offline Reinforcement Learning.
     """
     a, b = discretize(data, reference, bins, inputs), discretize(reference, reference, bins, inputs)
     n = min(len(a), len(b))
@@ -119,7 +153,17 @@ def state_action_coverage(data: Dataset, reference: Dataset, bins: int = 100, in
 
 
 def discretize(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple[str, ...] = ()) -> np.ndarray:
-    """(N,) equal numbers for steps of `data` in the same cell of state and action."""
+    """Numbers the cells of state and action that occur in a data set.
+
+    Args:
+        data: The episodes.
+        reference: Data whose range is divided into bins.
+        bins: Number of bins of each component that is not discrete.
+        inputs: Columns of the state. By default all numeric "observation." columns.
+
+    Returns:
+        One integer per step of `data`, equal for steps in the same cell, (N,).
+    """
     features = reference.features()
     inputs = inputs or tuple(sorted(k for k, f in features.items() if k.startswith("observation.")
                                     and f.kind in ("vector", "discrete")))
@@ -139,8 +183,15 @@ def discretize(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple
 
 @dataclass(frozen=True)
 class Novelty(Score):
-    """Fraction of an episode's pairs of state and action that no other episode has: what SACo would lose without the
-    episode (based on Schweighofer et al. 2022).
+    """Fraction of an episode's pairs of state and action that no other episode has. It is what SACo would lose without
+    the episode.
+
+    Args:
+        n_bins: Number of bins of each component that is not discrete.
+        inputs: Columns of the state. By default all numeric "observation." columns.
+
+    References:
+        Based on Schweighofer et al. (2022), A Dataset Perspective on Offline Reinforcement Learning.
     """
 
     n_bins: int = 20
@@ -158,11 +209,14 @@ class Novelty(Score):
 
 @dataclass(frozen=True)
 class Criticality(StepScore):
-    """Change of the action at each step, in standard deviations of the actions: large where a motion starts, turns or
-    is corrected.
+    """Change of the action at each step, in standard deviations of the actions. It is large where a motion starts,
+    turns or is corrected.
 
-    It replaces the language model that marks critical steps in ATLaS (Chen et al. 2025). It does not rate episodes. The
-    change of the first step is measured from the action 0.
+    It replaces the language model that marks critical steps in ATLaS. It does not rate episodes. The change of the
+    first step is measured from the action 0.
+
+    References:
+        Chen et al. (2025), ATLaS.
     """
 
     def steps(self, data: Dataset) -> Sequence[np.ndarray]:
@@ -170,7 +224,15 @@ class Criticality(StepScore):
         return [np.linalg.norm(np.diff(a, axis=0, prepend=np.zeros((1, a.shape[1]))) / unit, axis=1) for a in actions]
 
     def critical_steps(self, data: Dataset, fraction: float = 0.3) -> Sequence[np.ndarray]:
-        """For each episode (T,) bool: the given fraction of all steps with the largest changes."""
+        """The steps with the largest changes of the action.
+
+        Args:
+            data: The episodes.
+            fraction: Fraction of all steps to select.
+
+        Returns:
+            For each episode, True at the selected steps, (T,).
+        """
         steps = self.steps(data)
         least = np.nanquantile(np.concatenate(steps), 1 - fraction)
         return [s >= least for s in steps]

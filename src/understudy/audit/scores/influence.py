@@ -20,12 +20,22 @@ from .step_table import StepTable
 
 @dataclass(frozen=True)
 class Datamodel(Score):
-    """How much an episode adds to a measure of a subset of the data (Ilyas et al. 2022, Datamodels).
+    """How much an episode adds to a measure of a subset of the data.
 
-    It is the slope of a ridge regression of value(subset) on the membership in the subset, over `n_subsets` random
-    halves of the data. There is no assumption about `value`. If it trains a policy and evaluates it on starts that
-    nothing else uses, the score is the influence on success. Its error is about that of one value times sqrt(4 /
-    n_subsets), so use at least as many subsets as there are episodes.
+    It is the slope of a ridge regression of value(subset) on the membership in the subset, over random subsets of the
+    data. There is no assumption about `value`. If it trains a policy and evaluates it on starts that nothing else uses,
+    the score is the influence on success. Its error is about that of one value times sqrt(4 / n_subsets), so use at
+    least as many subsets as there are episodes.
+
+    Args:
+        value: The measure of a subset. Higher is better.
+        n_subsets: Number of subsets.
+        subset_fraction: Fraction of the episodes in each subset.
+        ridge: Weight of the squared slopes in the regression.
+        seed: Seed of the draw of subsets.
+
+    References:
+        Ilyas et al. (2022), Datamodels: Predicting Predictions from Training Data.
     """
 
     value: Callable[[Dataset], float]
@@ -52,14 +62,23 @@ class Influence(Score):
     """How much a small training step on this episode makes a policy act more like in its successful rollouts.
 
     It is the sum over rollouts of (outcome - mean outcome) times the product of the gradients of both losses. The
-    outcome is success if it is defined, otherwise the return. It needs one trained policy, whereas Datamodel trains
-    many (TracIn, Pruthi et al. 2020; for success of robots: CUPID, Agia et al. 2025, which also uses the inverse of the
-    curvature).
+    outcome is success if it is defined, otherwise the return. It needs one trained policy, whereas `Datamodel` trains
+    many.
+
+    Args:
+        policy: The trained policy.
+        rollouts: Episodes in which this policy acted.
+        n_windows: Largest number of windows per episode.
+        seed: Seed of the draw of windows and of the randomness of the loss.
+
+    References:
+        Pruthi et al. (2020), Estimating Training Data Influence by Tracing Gradient Descent (TracIn). Agia et al.
+        (2025), CUPID, which also uses the inverse of the curvature.
     """
 
     policy: Policy
     rollouts: Dataset
-    n_windows: int = 256  # largest number of windows per episode
+    n_windows: int = 256
     seed: int = 0
 
     def __call__(self, data):
@@ -97,16 +116,28 @@ class ValidationWeights(Score):
     """Log weights with which training on the weighted data is best on `test`, episodes that are known to be good.
 
     Each update of a small regression uses a batch weighted by a softmax. The loss on `test` after it is differentiated
-    through the update, and the weights follow the gradient (a small version of FLYT, Shechter and Carmon 2025, Filter
-    Like You Test: one weight per episode instead of a network). With `mix`, the log weight is a learned sum of these
-    other scores (M-FLYT), each as ranks from -1 to 1.
+    through the update, and the weights follow the gradient. This is a small version of FLYT, with one weight per
+    episode instead of a network. With `base_scores`, the log weight is a learned sum of these scores (M-FLYT), each as
+    ranks from -1 to 1.
+
+    Args:
+        test: Episodes that are known to be good.
+        base_scores: Scores whose ranks are mixed. Empty for one weight per episode.
+        n_updates: Number of updates.
+        batch_size: Number of steps per batch.
+        lr: Learning rate of the update of the regression that is differentiated.
+        seed: Seed of the weights and the batches.
+        inputs: Columns of the state. By default all numeric "observation." columns.
+
+    References:
+        Shechter and Carmon (2025), Filter Like You Test: Data-Driven Data Filtering for CLIP Pretraining.
     """
 
     test: Dataset
     base_scores: tuple[Score, ...] = ()
-    n_updates: int = 600  # updates
+    n_updates: int = 600
     batch_size: int = 256
-    lr: float = 0.5  # learning rate of the differentiated update
+    lr: float = 0.5
     seed: int = 0
     inputs: tuple[str, ...] = ()
 
@@ -216,10 +247,9 @@ class FilterLikeYouTest(StepScore):
             found = torch.autograd.grad(losses(after, tx[some], ty[some]).mean(), list(after.values()))
             signal = self.downstream_signal(dict(zip(after, found, strict=True)), n)
             # What the downstream loss changes by, to first order, when the update changes with the shares.
-            change = -self.lr * sum((g * signal[k]).sum() for k, g in zip(theta, slope, strict=True))
+            change = -self.lr * torch.stack([(g * signal[k]).sum() for k, g in zip(theta, slope, strict=True)]).sum()
             optim.zero_grad()
-            for p, g in zip(scorer.parameters(), torch.autograd.grad(change, list(scorer.parameters())), strict=True):
-                p.grad = g
+            change.backward(inputs=list(scorer.parameters()))
             optim.step()
             theta = {k: v.detach() for k, v in after.items()}
         return scorer
@@ -230,7 +260,7 @@ def _state_and_action(table: StepTable) -> Tensor:
 
 
 def _scaled_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from -1 to 1; NaN is in the middle."""
+    """Ranks from -1 to 1. NaN has the rank 0."""
     good = np.isfinite(values)
     out = np.zeros(len(values))
     out[good] = np.argsort(np.argsort(values[good])) / max(good.sum() - 1, 1) * 2 - 1
@@ -238,10 +268,22 @@ def _scaled_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def soft_capped_counts(logits: np.ndarray, count: int, penalty: float = 0.15, seed: int = 0) -> np.ndarray:
-    """(E,) number of times each episode is taken in `count` draws by softmax(logits).
+    """Number of times each episode is taken in `count` draws by softmax(logits) (Soft Cap Sampling).
 
-    Each time an episode is taken, its logit falls by `penalty`, so that good ones are taken more, but not without limit
-    (Soft Cap Sampling, Shechter and Carmon 2025).
+    Each time an episode is taken, its logit falls by `penalty`, so that good ones are taken more often, but not without
+    limit.
+
+    Args:
+        logits: Log weight of each episode, (E,).
+        count: Number of draws.
+        penalty: Decrease of a logit per draw of its episode.
+        seed: Seed of the draws.
+
+    Returns:
+        The counts, (E,).
+
+    References:
+        Shechter and Carmon (2025), Filter Like You Test: Data-Driven Data Filtering for CLIP Pretraining.
     """
     rng, logits = np.random.default_rng(seed), np.array(logits, float)
     taken = np.zeros(len(logits), np.int64)

@@ -12,10 +12,20 @@ from .step_table import StepTable, principal_components
 
 
 def mutual_information_terms(x: np.ndarray, y: np.ndarray, counts: tuple[int, ...] = (5, 6, 7)) -> np.ndarray:
-    """(n,) terms in nats, whose mean estimates the mutual information of x (n, X) and y (n, Y).
+    """Contribution of each point to an estimate of the mutual information of x and y.
 
-    This is the first estimator of Kraskov, Stoegbauer and Grassberger 2004, with the maximum norm, averaged over
-    several numbers of neighbors.
+    This is the first estimator of Kraskov et al., with the maximum norm, averaged over several numbers of neighbors.
+
+    Args:
+        x: Points, (n, X).
+        y: Points, (n, Y).
+        counts: Numbers of neighbors.
+
+    Returns:
+        Terms in nats, whose mean is the estimate, (n,).
+
+    References:
+        Kraskov, Stoegbauer and Grassberger (2004), Estimating Mutual Information.
     """
     n = len(x)
     far_x, far_y = _max_norm_distance(x), _max_norm_distance(y)
@@ -42,10 +52,20 @@ def _max_norm_distance(x: np.ndarray) -> np.ndarray:
 class MutualInformation(StepScore):
     """Contribution of each step to the mutual information of states and actions.
 
-    Episodes that are varied and predictable score high (DemInf, Hejna et al. 2025, Robot Data Curation with Mutual
-    Information Estimators). The paper uses variational autoencoders. Here states and actions are scaled, and replaced
-    by their principal components if they have more than `dims` components. Steps are compared in random groups of
-    `group`, in `rounds` draws with `seed`. Contributions are clipped to the 1st and 99th percentile.
+    Episodes that are varied and predictable score high. The paper uses variational autoencoders. Here states and
+    actions are scaled, and replaced by their principal components if they have many components. Steps are compared in
+    random groups. Contributions are clipped to the 1st and 99th percentile.
+
+    Args:
+        n_neighbors: Numbers of neighbors, over which the estimate is averaged.
+        n_components: Largest number of components of states and of actions.
+        group_size: Number of steps per group.
+        n_rounds: Number of random divisions into groups, over which contributions are averaged.
+        seed: Seed of the groups.
+        inputs: Columns of the state. By default all numeric "observation." columns.
+
+    References:
+        Hejna et al. (2025), Robot Data Curation with Mutual Information Estimators (DemInf).
     """
 
     n_neighbors: tuple[int, ...] = (5, 6, 7)

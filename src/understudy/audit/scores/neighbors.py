@@ -18,10 +18,16 @@ from .step_table import StepTable, principal_components
 
 def nearest_neighbors(points: np.ndarray, episode: np.ndarray, count: int, candidates: np.ndarray
             ) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` nearest candidates from other episodes.
+    """Finds the nearest candidates from other episodes.
+
+    Args:
+        points: Points, (N, D).
+        episode: Episode of each point, (N,).
+        count: Number of neighbors per point.
+        candidates: Indices of the points that may be neighbors, (C,).
 
     Returns:
-        Distances (N, count), infinite if there are too few, and indices (N, count).
+        Distances (N, count), nearest first and infinite if there are too few, and indices of points (N, count).
     """
     tree = cKDTree(points[candidates])
     whose = episode[candidates]
@@ -43,8 +49,14 @@ def nearest_neighbors(points: np.ndarray, episode: np.ndarray, count: int, candi
 
 @dataclass(frozen=True)
 class NeighborScore(StepScore):
-    """count: of nearest steps that are asked. inputs: the columns that are the state, empty: all of numbers. limit: at
-    most so many steps are there to be found, drawn with `seed`; every step is still judged."""
+    """A score that compares each step with the nearest steps of other episodes.
+
+    Args:
+        n_neighbors: Number of nearest steps.
+        inputs: Columns of the state. By default all numeric "observation." columns.
+        max_steps: Largest number of steps that can be neighbors, drawn at random from all steps. Every step is rated.
+        seed: Seed of this draw.
+    """
 
     n_neighbors: int = 10
     inputs: tuple[str, ...] = ()
@@ -65,18 +77,28 @@ class NeighborScore(StepScore):
         return table.split(self.score_neighbors(table, far, np.where(found, near, near[:, :1]), found))
 
     def search_space(self, table: StepTable) -> np.ndarray:
-        """The points (N, D) in which neighbors are searched."""
+        """The points in which neighbors are searched, (N, D). By default the states."""
         return table.state
 
     @abstractmethod
     def score_neighbors(
         self, table: StepTable, distances: np.ndarray, indices: np.ndarray, is_valid: np.ndarray
     ) -> np.ndarray:
-        """(N,) scores, from distances, indices and validity of the neighbors, each (N, count), nearest first."""
+        """Rates each step by its neighbors.
+
+        Args:
+            table: The steps.
+            distances: Distances of the neighbors, nearest first, (N, n_neighbors). Infinite where there is none.
+            indices: Rows of the neighbors in `table`, (N, n_neighbors).
+            is_valid: Whether there is such a neighbor, (N, n_neighbors).
+
+        Returns:
+            The scores, (N,).
+        """
 
 
 def _variance(values: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """(N, count, D) -> (N,): unbiased variance, mean over components."""
+    """Unbiased variance over the found values, mean over components: (N, count, D) -> (N,)."""
     weight = found[..., None] / np.maximum(found.sum(1), 1)[:, None, None]
     mean = (weight * values).sum(1, keepdims=True)
     spread = (weight * (values - mean) ** 2).sum(1).mean(1)
@@ -88,9 +110,12 @@ def _variance(values: np.ndarray, found: np.ndarray) -> np.ndarray:
 class ActionVariance(NeighborScore):
     """Minus the variance of the actions in this state and its neighbors.
 
-    It is 0 if all act alike, and -1 if actions differ as much as in the whole data (Belkhale et al. 2023, Data Quality
-    in Imitation Learning, which uses clusters of states). Sparse data score worse, because neighbors are farther away.
-    Two good ways of acting also count as variance. This harms a regression, but not a mixture or a flow.
+    It is 0 if all act alike, and -1 if actions differ as much as in the whole data. Sparse data score worse, because
+    neighbors are farther away. Two good ways of acting also count as variance. This harms a regression, but not a
+    mixture or a flow.
+
+    References:
+        Belkhale et al. (2023), Data Quality in Imitation Learning, which uses clusters of states.
     """
 
     def score_neighbors(self, table, distances, indices, is_valid):
@@ -102,7 +127,10 @@ class ActionVariance(NeighborScore):
 class ActionConsistency(NeighborScore):
     """Minus the squared distance of the action from the mean action of its neighbors, mean over components.
 
-    It rates the episode that acts differently, whereas ActionVariance rates the state (based on Belkhale et al. 2023).
+    It rates the episode that acts differently, whereas `ActionVariance` rates the state.
+
+    References:
+        Based on Belkhale et al. (2023), Data Quality in Imitation Learning.
     """
 
     def score_neighbors(self, table, distances, indices, is_valid):
@@ -112,8 +140,12 @@ class ActionConsistency(NeighborScore):
 
 @dataclass(frozen=True)
 class StateDiversity(NeighborScore):
-    """Mean distance of the nearest states of other episodes: high if only this episode was there. Rare states are not
-    always good (Belkhale et al. 2023); `StateSimilarity` rates the opposite.
+    """Mean distance of the nearest states of other episodes: high if only this episode was there.
+
+    Rare states are not always good. `StateSimilarity` rates the opposite.
+
+    References:
+        Belkhale et al. (2023), Data Quality in Imitation Learning.
     """
 
     def score_neighbors(self, table, distances, indices, is_valid):
@@ -122,8 +154,13 @@ class StateDiversity(NeighborScore):
 
 @dataclass(frozen=True)
 class StateSimilarity(NeighborScore):
-    """Minus the mean distance of the nearest states of other episodes: high if many episodes were there, so that the
-    right action is well known (state similarity of Belkhale et al. 2023, with distances instead of counts).
+    """Minus the mean distance of the nearest states of other episodes.
+
+    It is high if many episodes were there, so that the right action is well known.
+
+    References:
+        Belkhale et al. (2023), Data Quality in Imitation Learning. Its state similarity counts states instead of
+        measuring distances.
     """
 
     def score_neighbors(self, table, distances, indices, is_valid):
@@ -134,8 +171,10 @@ class StateSimilarity(NeighborScore):
 class TransitionDiversity(NeighborScore):
     """Variance of the changes that follow almost the same state and action, relative to the variance of all changes.
 
-    This is the noise of the system (Belkhale et al. 2023). With many data, noise teaches recovery. With few data, it
-    makes learning harder.
+    This is the noise of the system. With many data, noise teaches recovery. With few data, it makes learning harder.
+
+    References:
+        Belkhale et al. (2023), Data Quality in Imitation Learning.
     """
 
     def search_space(self, table):
@@ -152,8 +191,10 @@ class TransitionDiversity(NeighborScore):
 
 @dataclass(frozen=True)
 class Typicality(NeighborScore):
-    """Minus the distance to the `count`-th nearest pair of state and action of other episodes: low for outliers
-    (Ramaswamy et al. 2000, Efficient Algorithms for Mining Outliers).
+    """Minus the distance to the farthest of the nearest pairs of state and action of other episodes: low for outliers.
+
+    References:
+        Ramaswamy et al. (2000), Efficient Algorithms for Mining Outliers from Large Data Sets.
     """
 
     def search_space(self, table):
@@ -168,8 +209,10 @@ class Unimodality(NeighborScore):
     """Minus a measure of how clearly the actions in the nearest states form two groups.
 
     The best split in two explains a fraction of the variance along the main direction. The measure goes from 0 (3/4, as
-    for a uniform distribution) to 1 (two points), times the variance, so that small noise does not count as two ways
-    (Fisher 1958: the best split in groups).
+    for a uniform distribution) to 1 (two points), times the variance, so that small noise does not count as two ways.
+
+    References:
+        Fisher (1958), On Grouping for Maximum Homogeneity.
     """
 
     n_neighbors: int = 20

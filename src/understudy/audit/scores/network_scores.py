@@ -17,7 +17,10 @@ from .step_table import StepTable
 
 
 class NetworkEnsemble(nn.Module):
-    """An ensemble of networks with two hidden layers: (N, inputs) or (members, N, inputs) -> (members, N, outputs)."""
+    """An ensemble of networks with two hidden layers.
+
+    It maps (N, inputs) or (members, N, inputs) to (members, N, outputs).
+    """
 
     def __init__(self, inputs: int, outputs: int, n_members: int = 1, width: int = 64, seed: int = 0):
         super().__init__()
@@ -38,7 +41,19 @@ class NetworkEnsemble(nn.Module):
 def fit_regression(
     state: np.ndarray, action: np.ndarray, members: int, steps: int, seed: int, batch: int = 128
 ) -> NetworkEnsemble:
-    """Trains networks to predict the mean action, each with other initial weights and another order of the data."""
+    """Trains networks to predict the mean action, each with other initial weights and another order of the data.
+
+    Args:
+        state: States, (N, S) float32.
+        action: Actions, (N, A) float32.
+        members: Number of networks.
+        steps: Number of updates.
+        seed: Seed of the weights and the batches.
+        batch: Number of steps per batch.
+
+    Returns:
+        The trained networks.
+    """
     x, y, rng = torch.as_tensor(state), torch.as_tensor(action), Generator().manual_seed(seed)
     nets = NetworkEnsemble(x.shape[1], y.shape[1], members, seed=seed)
     optim = torch.optim.Adam(nets.parameters(), 2e-3)
@@ -60,8 +75,12 @@ def fit_regression(
 class CompatibilityResult:
     """Comparison of each step with an ensemble, and the two thresholds.
 
-    The error is the squared error in units of the variance of the base data, mean over members and components. The
-    novelty is the standard deviation between members, mean over components.
+    Attributes:
+        error: For each episode, (T,). Squared error in units of the variance of the base data, mean over members and
+            components.
+        novelty: For each episode, (T,). Standard deviation between members, mean over components.
+        error_threshold: A larger error counts as another action.
+        novelty_threshold: With a smaller novelty, the base policy counts as certain.
     """
 
     error: Sequence[np.ndarray]
@@ -70,7 +89,7 @@ class CompatibilityResult:
     novelty_threshold: float
 
     def n_incompatible(self) -> np.ndarray:
-        """(E,) number of steps with other actions where the base policy is certain."""
+        """Number of steps of each episode at which the base policy is certain and the action is another one, (E,)."""
         return np.array([int(((e > self.error_threshold) & (u < self.novelty_threshold)).sum())
                          for e, u in zip(self.error, self.novelty, strict=True)])
 
@@ -79,17 +98,29 @@ class CompatibilityResult:
 class Compatibility(StepScore):
     """1 for steps at which a base policy acts alike or is uncertain, 0 where it is certain and acts differently.
 
-    An ensemble of regressions measures both (Gandhi et al. 2022, Eliciting Compatible Demonstrations for Multi-Human
-    Imitation Learning). Without `base`, each episode is compared with the others, in `folds` parts. The default
-    thresholds are the 0.95 quantiles over steps of the base data that the ensemble was not trained on (two halves). The
-    base should do the task in one way: the mean of two ways is neither, and both would look bad.
+    An ensemble of regressions measures both. The base should do the task in one way: the mean of two ways is neither,
+    and both would look bad.
+
+    Args:
+        base: The data that the ensemble learns. By default each episode is compared with the others, in `folds` parts.
+        error_threshold: Error above which an action is another one. By default the 0.95 quantile over steps of the base
+            data that the ensemble was not trained on (two halves).
+        novelty_threshold: Novelty below which the ensemble is certain, with the same default.
+        n_members: Number of networks.
+        n_updates: Number of updates.
+        folds: Number of parts without `base`.
+        seed: Seed of the weights, the batches and the parts.
+        inputs: Columns of the state. By default all numeric "observation." columns.
+
+    References:
+        Gandhi et al. (2022), Eliciting Compatible Demonstrations for Multi-Human Imitation Learning.
     """
 
     base: Dataset | None = None
     error_threshold: float | None = None
     novelty_threshold: float | None = None
     n_members: int = 5
-    n_updates: int = 400  # updates
+    n_updates: int = 400
     folds: int = 3
     seed: int = 0
     inputs: tuple[str, ...] = ()
@@ -102,8 +133,10 @@ class Compatibility(StepScore):
         ]
 
     def compare_to_base(self, data: Dataset) -> CompatibilityResult:
-        """Compares with `base`, which is required. A demonstration is refused if `n_incompatible()` is more than a few
-        steps (0 to 5 in the paper, by task and operator).
+        """Compares each step with `base`, which is required.
+
+        In the paper, a demonstration is refused if `n_incompatible()` is more than a few steps (0 to 5, by task and
+        operator).
         """
         if self.base is None:
             raise UserError("there are no base demonstrations", where="Compatibility", hint="give base=...")
@@ -162,18 +195,27 @@ class Compatibility(StepScore):
 
 @dataclass(frozen=True)
 class Expertise(StepScore):
-    """The probability that the demonstrator acts like the experts at this step, learned without labels.
+    """The probability that the demonstrator acts like the experts at this step, learned without labels (ILEED).
 
-    In ILEED (Beliaev et al. 2022, Imitation Learning by Estimating Expertise of Demonstrators), the expertise of a
-    demonstrator in a state is sigmoid(f(state) . w), with a vector w per demonstrator. With this probability the action
-    comes from the common policy, a Gaussian around a network's mean, and otherwise from a uniform distribution over the
-    range of actions. Everything is fitted by maximum likelihood. `demonstrator_key` is the metadata that names the
-    demonstrator ("operator"). Without it, each episode is a demonstrator. Good steps are assumed to be more frequent,
-    or to agree more.
+    The expertise of a demonstrator in a state is sigmoid(f(state) . w), with a vector w per demonstrator. With this
+    probability the action comes from the common policy, a Gaussian around a network's mean, and otherwise from a
+    uniform distribution over the range of actions. Everything is fitted by maximum likelihood. Good steps are assumed
+    to be more frequent, or to agree more.
+
+    Args:
+        demonstrator_key: The metadata of an episode that names its demonstrator, such as "operator". By default each
+            episode is a demonstrator.
+        n_updates: Number of updates.
+        n_components: Width of f(state) and w.
+        seed: Seed of the weights and the batches.
+        inputs: Columns of the state. By default all numeric "observation." columns.
+
+    References:
+        Beliaev et al. (2022), Imitation Learning by Estimating Expertise of Demonstrators.
     """
 
     demonstrator_key: str | None = None
-    n_updates: int = 1000  # updates
+    n_updates: int = 1000
     n_components: int = 4
     seed: int = 0
     inputs: tuple[str, ...] = ()

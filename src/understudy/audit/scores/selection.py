@@ -17,18 +17,25 @@ def select_within_budget(
     cost: np.ndarray | None = None,
     value_of: np.ndarray | None = None,
 ) -> list[int]:
-    """Indices of the candidates to collect, in order, with a total cost of at most `budget`.
+    """Selects what to collect next within a budget.
 
     Each time, the candidate with the largest distance from everything existing or selected, times its value and divided
-    by its cost, is taken. This is the farthest-first rule, after which nothing is far from the known data (Gonzalez
-    1985; as active learning: Sener and Savarese 2018, A Core-Set Approach).
+    by its cost, is taken. This is the farthest-first rule, after which nothing is far from the known data.
 
     Args:
         candidates: Points (N, D), or a data set, whose first states are compared in units of their standard deviation.
         budget: Largest total cost.
         existing: Existing points in the same units, or a data set.
-        cost: Cost of each candidate. The default is 1.
-        value_of: Value of each candidate, such as the uncertainty or the failure rate of a policy there.
+        cost: Cost of each candidate, (N,). The default is 1.
+        value_of: Value of each candidate, such as the uncertainty or the failure rate of a policy there, (N,). The
+            default is 1.
+
+    Returns:
+        Indices of the candidates to collect, in order of their selection, with a total cost of at most `budget`.
+
+    References:
+        Gonzalez (1985), Clustering to Minimize the Maximum Intercluster Distance. Sener and Savarese (2018), Active
+        Learning for Convolutional Neural Networks: A Core-Set Approach.
     """
     if isinstance(candidates, Dataset):
         if existing is not None and not isinstance(existing, Dataset):

@@ -1,4 +1,4 @@
-"""The steps of all episodes as one table of numbers, which is what most scores look at."""
+"""The steps of all episodes as one table of numbers, which most scores read."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from ...core import Feature, UserError, role
 from ...data.episode import Dataset
 from ...data.packed_columns import PackedColumns
 
-MAX_COMPONENTS = 12  # more components than that are seen through as many principal ones: neighbors mean little in more
+MAX_COMPONENTS = 12  # points with more components are reduced to this many: nearest neighbors mean little in more
 
 
 @dataclass(frozen=True)
 class StepTable:
-    """N steps. Every component in units of its standard deviation about its mean, constant ones 0; a step with a value
-    that is NaN is 0 throughout and not `is_complete`."""
+    """N steps of E episodes.
+
+    Every component is in units of its standard deviation about its mean. Constant components are 0. All values of a
+    step with a NaN are 0, and `is_complete` is False there.
+    """
 
     state: np.ndarray  # (N, S) float32
     action: np.ndarray  # (N, A) float32
-    next_state: np.ndarray  # (N, S) float32, the state that follows; the same state where none was seen
-    has_next: np.ndarray  # (N,) bool, whether one was seen
+    next_state: np.ndarray  # (N, S) float32, the next state, or the same state where it is unknown
+    has_next: np.ndarray  # (N,) bool, whether the next state is known
     is_complete: np.ndarray  # (N,) bool
     episode: np.ndarray  # (N,) int64
     length: np.ndarray  # (E,) int64
-    scales: tuple[np.ndarray, ...]  # means and deviations, of state and action
+    scales: tuple[np.ndarray, ...]  # means and standard deviations of state and action
     inputs: tuple[str, ...]
 
     @staticmethod
@@ -95,12 +98,12 @@ class StepTable:
         return len(self.episode)
 
     def split(self, values: np.ndarray) -> Sequence[np.ndarray]:
-        """(N,) -> for each episode (T,); NaN at steps that are not whole."""
+        """Divides values of steps among episodes: (N,) -> (T,) for each episode. NaN at steps that are not complete."""
         found = np.where(self.is_complete, np.asarray(values, float), np.nan)
         return np.split(found, np.cumsum(self.length)[:-1])
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """(N,) -> (E,), over the steps where it is a number."""
+        """Means of values of steps (N,) over each episode, (E,). NaN values are left out."""
         good = np.isfinite(values) & self.is_complete
         count = np.bincount(self.episode[good], minlength=len(self.length))
         total = np.bincount(self.episode[good], values[good], minlength=len(self.length))
@@ -110,8 +113,12 @@ class StepTable:
 def action_columns(features: Mapping[str, Feature], where: str) -> tuple[str, ...]:
     """The columns of the action: "action", or else every numeric column "action.NAME".
 
+    Args:
+        features: The columns of the data.
+        where: The data, for the error message.
+
     Raises:
-        UserError: There is none.
+        UserError: There is no numeric action.
     """
     names = ("action",) if "action" in features else tuple(sorted(k for k in features if role(k) == "action"))
     if names := tuple(k for k in names if features[k].kind in ("vector", "discrete") and features[k].size):
@@ -121,7 +128,8 @@ def action_columns(features: Mapping[str, Feature], where: str) -> tuple[str, ..
 
 
 def one_hot(classes: np.ndarray) -> np.ndarray:
-    """(N, D) class numbers -> (N, sum of the numbers of classes). Class numbers have no distance."""
+    """One-hot encoding of class numbers, because these have no distance: (N, D) -> (N, sum of the numbers of classes).
+    """
     return np.concatenate([np.eye(int(c.max(initial=0)) + 1)[c] for c in classes.astype(int).T], 1)
 
 
@@ -129,13 +137,22 @@ def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not len(x):
         return np.zeros(x.shape[1]), np.ones(x.shape[1])
     spread = x.std(0)
-    # What varies by rounding only is constant: it must not become as loud as the rest.
+    # Components that vary only by rounding count as constant, so that noise is not scaled up.
     still = spread <= 1e-6 * np.maximum(np.abs(x).max(0), 1e-12)
     return x.mean(0), np.where(still, np.inf, spread)
 
 
 def principal_components(points: np.ndarray, n_components: int = MAX_COMPONENTS) -> np.ndarray:
-    """(N, D) -> (N, <= dims): the first principal components, where there are more dimensions than that."""
+    """The first principal components of points with more dimensions than `n_components`. Other points are returned
+    unchanged.
+
+    Args:
+        points: Points, (N, D).
+        n_components: Largest number of components to keep.
+
+    Returns:
+        The components, (N, min(D, n_components)).
+    """
     if points.shape[1] <= n_components:
         return points
     centred = points - points.mean(0)

@@ -1,4 +1,7 @@
-"""Basic values that every layer uses. Imports nothing else of understudy."""
+"""Basic types and functions that every layer uses: errors, features, batches and random numbers.
+
+This module imports nothing else of understudy.
+"""
 
 from __future__ import annotations
 
@@ -40,36 +43,37 @@ def _rebuild_error(kind: type[UserError], text: str, state: dict[str, Any]) -> U
 
 
 class DataError(UserError):
-    """The demonstrations are inconsistent, or lack what is needed. Other data would work."""
+    """The demonstrations are inconsistent or incomplete. Other data would work."""
 
 
 class ConfigError(UserError):
-    """An option, a method or a configuration is invalid, whatever the data."""
+    """An option, a method or a configuration is invalid for any data."""
 
 
 class Unsupported(UserError):
-    """A valid part cannot do what is asked for (such as guidance for a head that has no denoising steps)."""
+    """A valid component cannot do what is asked for, such as guidance for a head without denoising steps."""
 
 
 class UserCodeError(UserError):
-    """Code of the user, such as an environment, raised an error or returned what it must not."""
+    """Code of the user, such as an environment, raised an error or returned an invalid value."""
 
 
 class DataWarning(UserWarning):
-    """Something about the data that the user should know. The command line prints only its text."""
+    """A warning about the data. The command line prints only its text."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """The contents of one column in one step, without the time axis.
+    """Type and shape of one column at one step, without the time axis.
 
     Args:
         dtype: NumPy name ("float32", "uint8", "int64", "bool"), or "string" for text that stays text.
         shape: Shape of one step. Images are (H, W, C).
         kind: "vector" (numbers), "image" (uint8), "text" (UTF-8 bytes padded with 0, which networks read), "discrete"
-            (integers, with the number of classes of each component in `num_classes`), or "string".
+            (integers), or "string".
         names: Names of the components of a vector.
         unit: Unit of all components ("rad", "m"), if known.
+        num_classes: For a discrete column, the number of classes of each component, if known.
     """
 
     dtype: str
@@ -81,17 +85,18 @@ class Feature:
 
     @property
     def size(self) -> int:
+        """Number of components."""
         return math.prod(self.shape)
 
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> Feature:
-        """Builds a feature from the fields that JSON stores, with lists in place of tuples."""
+        """Build a feature from the fields that JSON stores, with lists in place of tuples."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         return Feature(**values)
 
     @staticmethod
     def from_array(column: np.ndarray) -> Feature:
-        """The feature of the array of a column, (T, *shape)."""
+        """Infer the feature of a column from its array, (T, *shape)."""
         dtype, shape = column.dtype, tuple(column.shape[1:])
         if dtype.kind in "UO":
             return Feature("string", shape, "string")
@@ -107,7 +112,7 @@ Schema = Mapping[str, Feature]  # by column name
 
 
 def role(name: str) -> Literal["observation", "action", "outcome", "task", "index", "other"]:
-    """The role of a column, which follows from its name and is stored nowhere else."""
+    """Return the role of a column. It follows from the name alone."""
     if name.startswith("observation."):
         return "observation"
     if name == "action" or name.startswith("action."):
@@ -128,15 +133,15 @@ _SUGGESTED_NAMES = {"reward": "next.reward", "rewards": "next.reward", "terminat
 
 
 def suggested_name(name: str, feature: Feature) -> str | None:
-    """The name under which a column would be read, if its own name has no role.
+    """Suggest a name that policies know for a column whose own name has no role.
 
     Args:
-        name: The column's name.
-        feature: What it holds.
+        name: Name of the column.
+        feature: Its type and shape.
 
     Returns:
-        A name of the vocabulary, such as `observation.state` for "qpos" or `observation.images.wrist` for an image
-        "wrist"; None for a column that has a role already, and for a single number or flag of unknown meaning.
+        A name such as `observation.state` for "qpos" or `observation.images.wrist` for an image "wrist". None for a
+        column that has a role already, and for a single number or flag of unknown meaning.
     """
     if role(name) != "other" or feature.kind == "string":
         return None
@@ -147,8 +152,14 @@ def suggested_name(name: str, feature: Feature) -> str | None:
 
 
 def suggested_names(features: Schema) -> dict[str, str]:
-    """`suggested_name` of all columns that have one. Of two columns with one suggestion, and where the suggested name
-    is taken, the later one keeps its own name: "joints/state" becomes `observation.joints_state`."""
+    """Suggest names for all columns for which there is a suggestion: see `suggested_name`.
+
+    If a suggested name is taken or two columns have the same suggestion, the later column gets a name made from its
+    own: "joints/state" becomes `observation.joints_state`.
+
+    Returns:
+        The suggested name by the name of the column.
+    """
     names: dict[str, str] = {}
     for name, feature in features.items():
         if (new := suggested_name(name, feature)) is None:
@@ -162,37 +173,39 @@ def suggested_names(features: Schema) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Batch:
-    """B windows.
+    """A batch of B windows.
 
-    Attributes:
-        obs: Observations by name, (B, To, *feature). "name?" (B, To) bool tells whether the value is present.
+    Args:
+        obs: Observations by name, (B, To, *feature). "name?" (B, To) bool is False where the value is missing.
         action: The target, (B, H, A).
-        mask: False where the horizon exceeds the end of an episode, (B, H) bool.
-        extra: Other columns over the same horizon (reward, intervention, ...), which weights, critics and rewards read,
-            (B, H, ...). `extra["index"]` (B, 1) is the number of the window in the data.
-        next: The observation window after the horizon.
+        mask: False at steps after the end of an episode, (B, H) bool.
+        extra: Other columns over the same steps (reward, intervention, ...) by name, (B, H, ...). Weights and critics
+            read them. `extra["index"]` (B, 1) is the number of the window in the data.
+        next: The observation window after the horizon, like `obs`. None if it was not asked for.
     """
 
-    obs: Mapping[str, Tensor]  # name -> (B, To, *feature); "name?" -> (B, To) bool: was it sensed
-    action: Tensor  # (B, H, A)
-    mask: Tensor  # (B, H) bool
-    extra: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (B, H, ...)
-    next: Mapping[str, Tensor] | None = None  # the observation window after the horizon
+    obs: Mapping[str, Tensor]
+    action: Tensor
+    mask: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    next: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return self.action.shape[0]
 
     def replace(self, **changes) -> Batch:
+        """Return a copy with some fields replaced."""
         return replace(self, **changes)
 
     def select_rows(self, which: slice) -> Batch:
-        """The batch with these rows of all columns."""
+        """Return the batch with some of its rows."""
         def cut(tree):
             return {k: v[which] for k, v in tree.items()}
         return Batch(cut(self.obs), self.action[which], self.mask[which], cut(self.extra),
                      None if self.next is None else cut(self.next))
 
     def to(self, device: torch.device | str) -> Batch:
+        """Return the batch with all tensors on a device."""
         def move(tree):
             return {k: v.to(device, non_blocking=True) for k, v in tree.items()}
         return Batch(move(self.obs), self.action.to(device, non_blocking=True), self.mask.to(device, non_blocking=True),
@@ -203,9 +216,9 @@ class Batch:
 class Context:
     """Encoded observations, which trunks read.
 
-    Attributes:
-        tokens: (B, N, D).
-        mask: (B, N) bool. A token whose mask is False is treated as absent.
+    Args:
+        tokens: The tokens, (B, N, D).
+        mask: False for tokens that are treated as absent, (B, N) bool.
         named: Columns that a trunk reads by name (the robot, for example), batch rows first. Only encoders fill it.
     """
 
@@ -214,30 +227,31 @@ class Context:
     named: Mapping[str, Tensor] = field(default_factory=dict)
 
     def flat(self) -> Tensor:
-        """Returns (B, N * D), with zeros for absent tokens."""
+        """Return the tokens in one vector per row, (B, N * D), with zeros for absent tokens."""
         return (self.tokens * self.mask.unsqueeze(-1)).flatten(1)
 
     def repeat(self, n: int) -> Context:
-        """Returns the context with each batch row repeated n times, adjacent."""
+        """Return the context with each batch row repeated n times. Copies of a row are adjacent."""
         return Context(self.tokens.repeat_interleave(n, 0), self.mask.repeat_interleave(n, 0),
                        {k: v.repeat_interleave(n, 0) for k, v in self.named.items()})
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What a head and its trunk must know before data are seen.
+    """Sizes and alignment that a head and its trunk need before data are seen.
 
-    Attributes:
+    Args:
         horizon: Number of action steps (H).
         tokens: Number of context tokens (N).
         width: Width of each token (D).
-        num_classes: For a discrete target, the number of classes of each component. The coded action is the one-hot
-            vectors of its components side by side, so its width is ``sum(num_classes)``. Empty for vectors.
+        num_classes: For a discrete target, the number of classes of each component. The coded action is the
+            concatenation of the one-hot vectors of its components, so its width is ``sum(num_classes)``. Empty for
+            vectors.
         bound: Largest absolute value of coded actions in the data. inf if there is no bound, None if the codec does not
             know it.
         token_obs_steps: The observation step of each token: the latest one that it depends on. 0 is the oldest row.
         action_start: The observation step at which action step 0 happens.
-        causal: The head demands that output step i depends on input steps 0 to i only. A trunk obeys or raises
+        causal: Whether output step i must depend on input steps 0 to i only. A trunk that cannot do this raises
             `Unsupported`.
     """
 
@@ -252,11 +266,11 @@ class HeadSpec:
 
 
 def tree_map(function: Callable[..., Any], *trees):
-    """Calls `function` on the tensors at the same place of several trees.
+    """Apply a function to the tensors at the same place of several trees.
 
     Args:
         function: Called with one tensor of each tree.
-        trees: Tensors, or nested dicts and `Context` objects of tensors, all of the same structure.
+        *trees: Tensors, or nested dicts and `Context` objects of tensors, all of the same structure.
 
     Returns:
         A tree of the results.
@@ -271,12 +285,26 @@ def tree_map(function: Callable[..., Any], *trees):
 
 
 def take(tree, rows):
-    """The given rows of every tensor in a tree (see `tree_map`)."""
+    """Select rows of every tensor in a tree.
+
+    Args:
+        tree: A tensor, or nested dicts and `Context` objects of tensors (see `tree_map`), rows first.
+        rows: Index of the rows: a tensor, a slice or a list.
+
+    Returns:
+        A tree of the same structure.
+    """
     return tree_map(lambda x: x[rows], tree)
 
 
 def put(tree, rows, new):
-    """A copy of `tree` with those rows replaced. State is a value: nothing is changed in place."""
+    """Return a copy of a tree of tensors with some rows replaced. The tree itself is not changed.
+
+    Args:
+        tree: A tensor, or nested dicts of tensors, rows first.
+        rows: Index of the rows to replace.
+        new: The new rows, a tree of the same structure.
+    """
     if isinstance(tree, Mapping):
         return {k: put(v, rows, new[k]) for k, v in tree.items()}
     out = tree.clone()
@@ -288,8 +316,16 @@ def put(tree, rows, new):
 
 
 def keys(seed: int, episode_numbers) -> Tensor:
-    """(n,) int64: one key for each numbered episode of a seed. SplitMix64 (Steele et al. 2014), so that the episodes of
-    neighboring seeds are independent.
+    """Return one random key for each episode of a seed, (n,) int64.
+
+    SplitMix64 makes the episodes of neighboring seeds independent.
+
+    Args:
+        seed: Random seed.
+        episode_numbers: Numbers of the episodes, (n,).
+
+    References:
+        Steele et al. (2014), Fast Splittable Pseudorandom Number Generators.
     """
     with np.errstate(over="ignore"):
         z = np.asarray(episode_numbers, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -305,12 +341,24 @@ def _splitmix(z):
 
 
 def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
-    """(B, *shape) float64 in (0, 1), which depends only on the (key, count, stream) of the same row.
+    """Draw uniform random numbers in (0, 1) that depend only on the key, count and stream of their row.
 
-    Philox4x32-10 (Salmon et al. 2011) over all rows together. A rollout is the same with one environment or a thousand,
-    in whichever row an episode runs. Environment and actor of an episode have the same key, and `stream` keeps their
-    random numbers independent: 0 and 1 are environments, 2 the noise of experts, 3 uniform actions, 4 plans, 5
-    exploration, 6 what an expert decides once, 7 to 9 shifts (envs.shifts, execute.latency), 10 gates.
+    The generator is Philox4x32-10. A rollout is the same with one environment or a thousand, in whichever row an
+    episode runs.
+
+    Args:
+        key: Key of each row, (B,) int64: see `keys`.
+        count: Number of the draw in its episode, (B,).
+        shape: Shape of the numbers of one row.
+        stream: Keeps the random numbers of parts with the same key independent. 0 and 1 are environments, 2 the noise
+            of experts, 3 uniform actions, 4 plans, 5 exploration, 6 decisions that an expert makes once, 7 to 9 shifts
+            (envs.shifts, execute.latency), 10 gates.
+
+    Returns:
+        (B, *shape) float64, on the device of `key`.
+
+    References:
+        Salmon et al. (2011), Parallel Random Numbers: As Easy as 1, 2, 3.
     """
     n = math.prod(shape)
     if not n:
@@ -331,7 +379,17 @@ def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0)
 
 
 def normal(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
-    """(B, *shape) float32, standard normal, otherwise as `uniform`."""
+    """Draw standard normal random numbers that depend only on the key, count and stream of their row.
+
+    Args:
+        key: Key of each row, (B,) int64: see `keys`.
+        count: Number of the draw in its episode, (B,).
+        shape: Shape of the numbers of one row.
+        stream: Keeps the random numbers of parts with the same key independent: see `uniform`.
+
+    Returns:
+        (B, *shape) float32, on the device of `key`.
+    """
     from scipy.special import ndtri
 
     return torch.from_numpy(ndtri(uniform(key.cpu(), count, shape, stream).numpy()).astype(np.float32)).to(key.device)

@@ -1,4 +1,4 @@
-"""A policy: a conditional generative model of a window of one column, given windows of other columns.
+"""Policies: conditional generative models of a window of one column, given windows of other columns.
 
 The column need not be an action. With another target, the same class is a world model, an inverse dynamics model, a
 subgoal planner or a reward model.
@@ -47,10 +47,10 @@ from .nets.vision import without_downloads
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Everything that determines the function of a policy, except its weights.
+    """Configuration of a policy: everything but its weights and the features of the data.
 
     Args:
-        head: What the output of the network means.
+        head: How the output of the network becomes an action, and its loss.
         trunk: The main network.
         encoder: Encodes observations as tokens.
         codec: Converts between the units of the data and those of the network.
@@ -58,6 +58,10 @@ class PolicyConfig:
         inputs: Names of the observation columns. Empty for every "observation." column.
         target: Name of the predicted column.
         augmentations: Changes of observations in training.
+
+    Example:
+        >>> config = PolicyConfig(Flow(n_steps=5), window=Window(n_obs_steps=2, horizon=16))
+        >>> policy = Policy(config, data.features()).fit_statistics(data)
     """
 
     head: Head
@@ -65,7 +69,7 @@ class PolicyConfig:
     encoder: Encoder = field(default_factory=TokenEncoder)
     codec: Codec = field(default_factory=Normalizer)
     window: Window = field(default_factory=Window)
-    inputs: tuple[str, ...] = ()  # empty: every "observation." column
+    inputs: tuple[str, ...] = ()
     target: str = "action"
     augmentations: tuple[Augmentation, ...] = ()
 
@@ -74,16 +78,16 @@ class NetworkGuidance(ABC):
     """Guidance that wraps the network."""
 
     def select_rows(self, rows: Tensor) -> NetworkGuidance:
-        """Returns the guidance of some rows. Override it if the guidance contains tensors with rows."""
+        """Return the guidance of some rows. Override it if the guidance contains tensors with rows."""
         return self
 
     def select_components(self, components: slice) -> NetworkGuidance:
-        """Returns the guidance of a policy that plans only these components of the action."""
+        """Return the guidance of a policy that plans only some components of the action."""
         return self
 
     @abstractmethod
     def guided_net(self, net: Callable, without: Callable[..., Context]) -> Callable:
-        """Returns the network that is used instead of `net`.
+        """Return the network that is used instead of `net`.
 
         Args:
             net: Called as `net(x, t, context)`.
@@ -95,11 +99,11 @@ class CostGuidance(ABC):
     """Guidance that lowers a cost of the estimated clean chunk at each denoising step."""
 
     def select_rows(self, rows: Tensor) -> CostGuidance:
-        """Returns the guidance of some rows. Override it if the guidance contains tensors with rows."""
+        """Return the guidance of some rows. Override it if the guidance contains tensors with rows."""
         return self
 
     def select_components(self, components: slice) -> CostGuidance:
-        """Returns the guidance of a policy that plans only these components of the action.
+        """Return the guidance of a policy that plans only some components of the action.
 
         Raises:
             Unsupported: The cost cannot be split into parts for the components.
@@ -109,12 +113,12 @@ class CostGuidance(ABC):
 
     @abstractmethod
     def cost(self, coded_action: Tensor, encode: Callable, decode: Callable) -> Tensor:
-        """Returns the cost of each row, (B,).
+        """Return the cost of each row, (B,).
 
         Args:
             coded_action: Estimate of the clean chunk, coded, (B, H, A).
-            encode: From world units to coded actions, for the current observation.
-            decode: From coded actions to world units.
+            encode: Converts actions in world units to coded actions, for the current observation.
+            decode: Converts coded actions to world units, for the current observation.
         """
 
 
@@ -136,19 +140,19 @@ class LastChunk:
     exists: Tensor
 
     def select_rows(self, rows: Tensor) -> LastChunk:
-        """Returns the last chunks of some rows."""
+        """Return the last chunks of some rows."""
         return LastChunk(self.chunk[rows], self.cursor[rows], self.exists[rows])
 
     def select_components(self, components: slice) -> LastChunk:
-        """Returns the last chunks with only these components of the action."""
+        """Return the last chunks with only some components of the action."""
         return LastChunk(self.chunk[..., components], self.cursor, self.exists)
 
     def aligned(self) -> tuple[Tensor, Tensor]:
-        """Returns the old chunk in the time of the new one.
+        """Return the old chunk in the time of the new one.
 
         Returns:
-            What the old chunk contains for each step of the new chunk, (B, H, A), and False where it contains
-            nothing, (B, H).
+            The action of the old chunk at each step of the new chunk, (B, H, A), and False where the old chunk has
+            none, (B, H).
         """
         horizon, action_dim = self.chunk.shape[1:]
         step = self.cursor.unsqueeze(1) + torch.arange(horizon, device=self.chunk.device)
@@ -160,17 +164,22 @@ Guide = NetworkGuidance | CostGuidance | LastChunk
 
 
 def sampling_guides(guides: tuple[Guide, ...]) -> tuple[NetworkGuidance | CostGuidance, ...]:
-    """Returns the guides that change how a chunk is sampled."""
+    """Return the guides that change how a chunk is sampled."""
     return tuple(g for g in guides if not isinstance(g, LastChunk))
 
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance(NetworkGuidance):
-    """Classifier-free guidance (Ho and Salimans 2022): away from the prediction without these columns.
+    """Classifier-free guidance: moves the prediction away from the one without some columns.
+
+    The policy must be trained with `ConditionDropout` for these columns.
 
     Args:
         keys: Columns that are dropped for the second prediction.
         scale: 1 is the plain policy, 0 the policy without the columns.
+
+    References:
+        Ho and Salimans (2022), Classifier-Free Diffusion Guidance, arXiv:2207.12598.
     """
 
     keys: tuple[str, ...]
@@ -187,11 +196,14 @@ class ClassifierFreeGuidance(NetworkGuidance):
 
 @dataclass(frozen=True)
 class Inpaint(CostGuidance):
-    """Guides a chunk towards known actions: real-time chunking (Black et al. 2025).
+    """Guides a chunk towards known actions, as in real-time chunking.
 
     Args:
         action: Actions in world units, (B, H, A).
         weight: Weight of each step, (B, H).
+
+    References:
+        Black et al. (2025), Real-Time Execution of Action Chunking Flow Policies, arXiv:2506.07339.
     """
 
     action: Tensor
@@ -209,14 +221,14 @@ class Inpaint(CostGuidance):
 
 
 class Planner(ABC):
-    """What an executor needs: a policy, or something made of policies.
+    """Plans chunks for an executor: a policy, or a combination of policies.
 
     Attributes:
-        inputs: The columns that it reads.
-        features: The features of these columns, and possibly of others.
+        inputs: Names of the columns that it reads.
+        features: Features of these columns, and possibly of others.
         window: The windows that it reads and plans.
         action_dim: Width of one planned step, A.
-        device: Where its tensors are.
+        device: Device of its tensors.
     """
 
     inputs: tuple[str, ...]
@@ -227,11 +239,11 @@ class Planner(ABC):
 
     @abstractmethod
     def plan(self, obs: Mapping[str, Tensor], noise: Tensor | State, guides: tuple[Guide, ...] = ()) -> Tensor:
-        """Plans a chunk. The result depends on the arguments only.
+        """Plan a chunk. The result depends on the arguments only.
 
         Args:
-            obs: Observation windows, (B, To, ...).
-            noise: What `noise` returned.
+            obs: Observation windows by name, (B, To, ...).
+            noise: The result of `noise`.
             guides: Guidance of these plans.
 
         Returns:
@@ -240,34 +252,61 @@ class Planner(ABC):
 
     @abstractmethod
     def noise(self, key: Tensor, count: Tensor) -> Tensor | State:
-        """Returns all the randomness of one plan.
+        """Return all the randomness of one plan.
 
         Args:
             key: The key of each row, (B,) int64.
             count: The number of the plan within its episode, (B,).
 
         Returns:
-            A tensor with rows first or, where several planners draw, nested dicts of such tensors.
+            A tensor with rows first or, if several planners draw noise, nested dicts of such tensors.
         """
 
     def context(self, obs: Mapping[str, Tensor]) -> Context:
-        """Encodes observation windows (B, To, ...). Raises Unsupported where plans have no separate encoder."""
+        """Encode observation windows, (B, To, ...).
+
+        Raises:
+            Unsupported: The planner has no encoder.
+        """
         raise Unsupported(f"{type(self).__name__} does not encode observations apart from planning", hint=_NO_CONTEXT)
 
     @property
     def action_scale(self) -> Tensor:
         """Scale of each action component in world units, (A,), for comparing actions.
 
-        Raises Unsupported where there is no codec.
+        Raises:
+            Unsupported: The planner has no codec.
         """
         raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
 
     def encode(self, action: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """Converts actions (B, H, A) in world units to coded actions. Raises Unsupported where there is no codec."""
+        """Convert actions in world units to coded actions.
+
+        Args:
+            action: Actions in world units, (B, H, A).
+            obs: Observation windows by name, (B, To, ...).
+
+        Returns:
+            Coded actions, (B, H, width).
+
+        Raises:
+            Unsupported: The planner has no codec.
+        """
         raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
 
     def decode(self, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """Converts coded actions to world units, (B, H, A). Raises Unsupported where there is no codec."""
+        """Convert coded actions to actions in world units.
+
+        Args:
+            coded: Coded actions, (B, H, width).
+            obs: Observation windows by name, (B, To, ...).
+
+        Returns:
+            Actions in world units, (B, H, A).
+
+        Raises:
+            Unsupported: The planner has no codec.
+        """
         raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
 
 
@@ -280,11 +319,15 @@ class StepwisePlanner(Planner):
     @property
     @abstractmethod
     def head(self) -> StepwiseHead:
-        """The head that makes the steps. Raises Unsupported if the planner's head has none."""
+        """The head that makes the steps.
+
+        Raises:
+            Unsupported: The head answers in one step.
+        """
 
     @abstractmethod
     def denoise_step(self, context: Context, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-        """Makes one step of the sampler.
+        """Make one step of the sampler.
 
         Args:
             context: What `context` returned for the observation. One context serves all steps of a plan.
@@ -326,12 +369,17 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     @property
     def device(self) -> torch.device:
+        """Device of the weights."""
         return next((t.device for t in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     # -- data -----------------------------------------------------------------------------------------------------
 
     def windows(self, data: Dataset, **options) -> Windows:
-        """The windows of a data set, for training.
+        """Return the windows of a dataset, for training.
+
+        Args:
+            data: The dataset.
+            **options: Options of `Window.windows`, such as `extra` and `sampling_weights`.
 
         Raises:
             UserError: The data do not fit the features of the policy, or a discrete target has new classes.
@@ -347,16 +395,22 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """(height, width) of each camera that the policy reads."""
+        """Height and width in pixels of each camera that the policy reads."""
         return camera_sizes(self.features)
 
     def check_features(self, features: Schema, where: str, *, resized: bool = False) -> None:
-        """See the function `check_features`."""
+        """Check that columns fit this policy: see the function `check_features`.
+
+        Args:
+            features: The columns of data or of an environment.
+            where: What error messages call them.
+            resized: Whether camera frames will be resized to the size that the policy reads.
+        """
         check_features(self, features, where, resized=resized)
 
     @torch.no_grad()
     def fit_statistics(self, data: Dataset, *, refit_codec: bool = True, refit_head: bool = True) -> Policy:
-        """Computes everything that is not trained by gradient descent: statistics, then cluster centers or memories.
+        """Compute everything that is not trained by gradient descent: statistics, then cluster centers or memories.
 
         Args:
             data: The training data.
@@ -387,24 +441,30 @@ class Policy(CheckpointModule, StepwisePlanner):
     # -- the two functions ----------------------------------------------------------------------------------------
 
     def context(self, obs: Mapping[str, Tensor], rng: Generator | None = None) -> Context:
-        """Encodes observation windows. `rng` is given in training only: see nets.base."""
+        """Encode observation windows.
+
+        Args:
+            obs: Observation windows by name, (B, To, ...), in the units of the data.
+            rng: Source of randomness in training, such as that of random crops. None otherwise: see `nets.base`.
+        """
         return self.encoder(self.codec.encode_obs(obs), rng)
 
     def encode_batch(self, batch: Batch) -> Tensor:
-        """Coded actions (B, H, width), zero where padded. Values beyond the end of an episode must not reach any
-        network.
+        """Return the coded actions of a batch, (B, H, width), with zeros where they are padded.
+
+        Values after the end of an episode must not reach any network.
         """
         return self.codec.encode(batch.action, batch.obs) * batch.mask.unsqueeze(-1)
 
     def loss(self, batch: Batch, rng: Generator, target_policy: Policy | None = None,
              n_noise_samples: int = 1) -> Tensor:
-        """Loss of each step, not reduced.
+        """Return the loss of each step, not reduced.
 
         Args:
             batch: Windows of the data.
             rng: Source of all randomness but dropout.
             target_policy: A slowly updated copy of this policy, for a `TargetNetworkHead`.
-            n_noise_samples: Noise draws per encoded observation. The loss is their mean.
+            n_noise_samples: Number of noise draws per encoded observation. The loss is their mean.
 
         Returns:
             (B, H), zero where padded.
@@ -480,7 +540,7 @@ class Policy(CheckpointModule, StepwisePlanner):
     # -- on disk --------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str) -> None:
-        """Writes policy.json, features.json, weights.safetensors and its checksum into a folder."""
+        """Write policy.json, features.json, weights.safetensors and its checksum into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "policy.json", config.dump(self.config))
@@ -489,12 +549,15 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     @staticmethod
     def load(folder: Path | str, trust: tuple[str, ...] = (), device: str | torch.device = "cpu") -> Policy:
-        """Loads a policy from the folder of a checkpoint, or of a run (its last checkpoint).
+        """Load a policy from the folder of a checkpoint, or of a run (its last checkpoint).
 
         Args:
             folder: The folder.
             trust: Packages besides understudy whose code may be loaded.
-            device: Where the weights go.
+            device: Device for the weights.
+
+        Returns:
+            The policy, in evaluation mode.
 
         Raises:
             UserError: A file is missing or damaged, or the files do not belong together.
@@ -518,17 +581,17 @@ class Policy(CheckpointModule, StepwisePlanner):
 
 def check_features(planner: Planner, features: Schema, where: str, *, resized: bool = False,
                    columns: Iterable[str] | None = None) -> None:
-    """Checks that there is every column that a planner reads or answers, of the same shape and kind.
+    """Check that columns fit a planner: every column that it reads or predicts exists and has the same shape and kind.
 
     Args:
         planner: The planner.
         features: The columns of data or of an environment.
-        where: What the error calls them.
-        resized: Camera frames are yet to be brought to the planner's size (see `PolicyActor`).
-        columns: The columns that are checked; all that the planner knows by default.
+        where: What error messages call them.
+        resized: Whether camera frames will be resized to the size that the planner reads (see `PolicyActor`).
+        columns: Names of the columns that are checked. By default all in `planner.features`.
 
     Raises:
-        UserError: A column is missing, or of another shape or kind. The message names it.
+        UserError: A column is missing, or has another shape or kind. The message names it.
     """
     sources = {g.into: g.column for g in planner.window.goals}
     for name in planner.features if columns is None else columns:
@@ -549,22 +612,22 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
 
 
 def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:
-    """(height, width) of the frames of each camera among these columns."""
+    """Return the height and width in pixels of the frames of each camera."""
     return {k: (f.shape[0], f.shape[1]) for k, f in features.items() if f.kind == "image"}
 
 
 def policy_inputs(recipe: PolicyConfig, features: Schema, where: str | Path = "data set", data: str | Path = "DATA",
               ) -> tuple[str, ...]:
-    """The columns that a policy of `recipe` reads: those that it names, else every observation that is not text.
+    """Return the columns that a policy reads: those that its config names, or every observation that is not text.
 
     Args:
-        recipe: Of the policy.
-        features: Of the data.
-        where: What the error calls the data.
-        data: What the command in the error's advice calls them.
+        recipe: The config of the policy.
+        features: Features of the data.
+        where: What error messages call the data.
+        data: Name of the data in the command that the hint suggests.
 
     Raises:
-        UserError: No column is an observation. The advice maps the columns that look like one.
+        UserError: No column is an observation. The hint suggests names for columns that look like one.
     """
     if inputs := recipe.inputs or tuple(sorted(k for k, f in _add_goal_features(recipe, features).items()
                                                if role(k) == "observation" and f.kind != "string")):
@@ -574,7 +637,12 @@ def policy_inputs(recipe: PolicyConfig, features: Schema, where: str | Path = "d
 
 
 def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
-    """How to give columns the names that policies read, as advice to the user."""
+    """Return a hint that says how to give columns the names that policies read.
+
+    Args:
+        features: Features of the data.
+        data: Name of the data in the command that the hint suggests.
+    """
     names = {k: v for k, v in suggested_names(features).items() if role(v) == "observation"}
     told = ", ".join(f"{old} -> {new}" for old, new in names.items())
     options = " ".join(f"--rename {shlex.quote(f'{old}={new}')}" for old, new in (
@@ -585,8 +653,12 @@ def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
 
 
 def find_checkpoint(folder: Path | str) -> Path:
-    """The folder with the weights: the last checkpoint of a run ("RUN/best" and "RUN/last" choose), or the folder
-    itself.
+    """Return the folder with the weights: the last checkpoint of a run, or the folder itself.
+
+    "RUN/best" and "RUN/last" choose a checkpoint of a run.
+
+    Raises:
+        UserError: There is no checkpoint.
     """
     folder = Path(folder)
     if (folder / "weights.safetensors").exists() or (folder / "policy.json").exists():
@@ -618,7 +690,15 @@ def find_checkpoint(folder: Path | str) -> Path:
 
 
 def read_checkpoint_json(folder: Path, name: str):
-    """The JSON file of that name in a checkpoint. A UserError suggests another checkpoint."""
+    """Read a JSON file of a checkpoint.
+
+    Args:
+        folder: Folder of the checkpoint.
+        name: Name of the file.
+
+    Raises:
+        UserError: The file is missing or damaged. The hint suggests another checkpoint.
+    """
     return read_document(folder / name, _replacement_hint(folder))
 
 

@@ -1,6 +1,6 @@
 """Augmentations: changes of the observations during training only.
 
-What inference must do as well (a crop) belongs to the encoder.
+A change that inference needs as well (a crop) belongs to the encoder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Augmentation(ABC):
 
     @abstractmethod
     def __call__(self, obs: Mapping[str, Tensor], rng: Generator) -> Mapping[str, Tensor]:
-        """Returns changed observations. Does not modify its argument.
+        """Return changed observations. The argument is not modified.
 
         Args:
             obs: ``{name: (B, To, *feature)}`` as recorded, not coded.

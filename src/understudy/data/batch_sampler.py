@@ -1,4 +1,4 @@
-"""Where training batches come from."""
+"""Batch samplers: where training batches come from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GOLDEN_RATIO = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread evenly over
 
 
 class BatchSampler(ABC):
-    """Gives batch number `step` of a seed.
+    """Source of training batches.
 
     A batch is a function of its arguments alone. A training run therefore resumes at any step without stored state.
     """
@@ -28,7 +28,7 @@ class BatchSampler(ABC):
             size: Number of windows in the whole batch.
             step: Number of the batch, from 0.
             seed: Seed of the random order.
-            rows: The rows of the batch to return. Each of several processes asks for its own share.
+            rows: The rows of the batch to return. With several processes, each process asks for its part.
 
         Returns:
             The rows `rows` of the batch of `size` windows.
@@ -74,17 +74,28 @@ class MixtureSampler(BatchSampler):
         self._cumulative = np.cumsum(values) / values.sum()
 
     def rows_per_sampler(self, size: int, step: int) -> list[int]:
-        """Return how many rows of batch number `step` come from each sampler. They add up to `size`.
+        """Return how many rows of a batch come from each sampler. They add up to `size`.
 
         Systematic sampling: the boundaries between samplers are shifted by an offset in [0, 1) that is spread evenly
         over the steps.
+
+        Args:
+            size: Number of windows in the batch.
+            step: Number of the batch, from 0.
         """
         offset = step * GOLDEN_RATIO % 1
         ends = np.floor(np.round(self._cumulative * size, 9) + offset).astype(int)
         return np.diff(ends, prepend=0).tolist()
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Return one batch: see `BatchSampler.batch`."""
+        """Return one batch. Its arguments are those of `BatchSampler.batch`.
+
+        Args:
+            size: Number of windows in the whole batch.
+            step: Number of the batch, from 0.
+            seed: Seed of the random order. Each sampler gets another seed, derived from it.
+            rows: The rows of the batch to return.
+        """
         low, high, _ = rows.indices(size)
         parts, begin = [], 0
         seeds = keys(seed, range(len(self.samplers))).tolist()  # two samplers over the same data draw differently

@@ -1,9 +1,8 @@
-"""Cache of derived files, outside the user's folders: arrays for memory-mapping, made from parquet, zip and video
-files.
+"""Cache of derived files outside the user's folders: arrays for memory-mapping, made from parquet, zip and video files.
 
 The name of an entry is a digest of its source, so a changed source gets a new entry. If the size limit is reached, the
 least recently used entries are removed, except those that this process uses. You can delete the folder at any time.
-`UNDERSTUDY_CACHE` sets the folder, `UNDERSTUDY_CACHE_GB` the limit (20).
+`UNDERSTUDY_CACHE` sets the folder, and `UNDERSTUDY_CACHE_GB` the limit in gigabytes (20 by default).
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ _held: set[Path] = set()  # entries that this process has mapped and must not re
 
 
 def folder() -> Path:
+    """Return the folder of the cache: `UNDERSTUDY_CACHE`, or the usual place of the operating system."""
     given = os.environ.get("UNDERSTUDY_CACHE")
     if given:
         return Path(given)
@@ -45,7 +45,11 @@ def folder() -> Path:
 
 
 def max_bytes() -> int:
-    """Size limit of all entries together, in bytes."""
+    """Return the size limit of all entries together, in bytes.
+
+    Raises:
+        UserError: `UNDERSTUDY_CACHE_GB` is not a positive number.
+    """
     text = os.environ.get("UNDERSTUDY_CACHE_GB", "20")
     try:
         size = float(text)
@@ -58,31 +62,37 @@ def max_bytes() -> int:
 
 
 def json_digest(*parts) -> str:
-    """32 hex digits of plain JSON values."""
+    """Return 32 hex digits that identify plain JSON values."""
     text = json.dumps([_LAYOUT, *parts], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def files_digest(files: Iterable[Path], *parts) -> str:
-    """32 hex digits of where files are, their sizes and times, and of plain JSON values."""
+    """Return 32 hex digits that identify files by path, inode, size and times, together with plain JSON values.
+
+    Args:
+        files: The files.
+        *parts: Plain JSON values.
+    """
     stats = [(file, file.stat()) for file in files]
     return json_digest([[str(file.resolve()), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for file, s in stats],
                        *parts)
 
 
 def contains(key: str) -> bool:
+    """Whether there is an entry of this name."""
     return (folder() / key).is_dir()
 
 
 def memmap_arrays(key: str, size: int, build: Callable[[Path], None], description: str) -> dict[str, np.ndarray]:
-    """The read-only memory maps of an entry, by name.
+    """Return the arrays of an entry by name, as read-only memory maps.
 
     Args:
         key: Name of the entry.
-        size: Bytes that it will take.
+        size: Size of the entry in bytes.
         build: Fills a folder with arrays made by `create_array`. It runs only if the entry does not exist, in one of
             the processes that need it. The entry is written completely or not at all.
-        description: What the error calls the entry.
+        description: What error messages call the entry.
 
     Raises:
         UserError: The entry is larger than the limit or the free disk space.
@@ -107,13 +117,16 @@ def memmap_arrays(key: str, size: int, build: Callable[[Path], None], descriptio
 
 def columns(key: str, layout: Mapping[str, tuple[tuple[int, ...], Any]], fill: Callable[[dict[str, np.ndarray]], None],
             what: str) -> dict[str, np.ndarray]:
-    """Arrays that are computed once, as read-only memory maps.
+    """Return arrays that are computed once and kept in the cache, as read-only memory maps.
 
     Args:
         key: Digest of what they are made from.
         layout: Shape and dtype of each array, by name.
-        fill: Writes their values. It runs only if the entry is not there.
-        what: The source, for error messages.
+        fill: Writes the values into the arrays. It runs only if the entry does not exist.
+        what: What error messages call the source.
+
+    Raises:
+        UserError: The arrays are larger than the limit or the free disk space.
     """
     size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
 
@@ -126,7 +139,17 @@ def columns(key: str, layout: Mapping[str, tuple[tuple[int, ...], Any]], fill: C
 
 
 def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.memmap:
-    """A new array in an entry that is being built."""
+    """Create an array in an entry that is being built.
+
+    Args:
+        folder: Folder of the entry.
+        name: Name of the array.
+        shape: Its shape.
+        dtype: Its dtype.
+
+    Returns:
+        A writable memory map.
+    """
     path = folder / f"{quote(name, safe='')}.npy"
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if sys.platform == "linux":  # so that a full disk raises an error here, instead of a signal when a page is written
@@ -159,7 +182,15 @@ def _build_entry(folder: Path, size: int, build, what: str) -> None:
 
 
 def check_free_space(size: int, folder: Path) -> None:
-    """Raises a UserError if the disk has no room for so many bytes more."""
+    """Check that a disk has enough free space.
+
+    Args:
+        size: Number of bytes to write.
+        folder: A folder on the disk.
+
+    Raises:
+        UserError: There is less free space.
+    """
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=folder,
@@ -168,7 +199,12 @@ def check_free_space(size: int, folder: Path) -> None:
 
 @contextmanager
 def disk_errors(where: Path, fix: str = "free some space, and run the same again") -> Iterator[None]:
-    """Turns a full disk, quota or file size limit into a UserError."""
+    """Turn errors about a full disk, a quota or a file size limit into `UserError`. A context manager.
+
+    Args:
+        where: What is written, for the error message.
+        fix: The hint of the error message.
+    """
     try:
         yield
     except OSError as error:
@@ -216,8 +252,9 @@ def _remove(entry: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Locks a path for one process at a time. The system releases the lock of a process that died. Without support of
-    the system there is no lock.
+    """Lock a path, so that one process at a time runs the body. A context manager.
+
+    The operating system releases the lock of a process that died. On a system without file locks there is no lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as handle:

@@ -1,4 +1,4 @@
-"""Codecs: between the units of the data and the numbers that networks read and predict.
+"""Codecs: conversion between the units of the data and the numbers that networks read and predict.
 
 The statistics are buffers of a module, so they are saved with the weights.
 """
@@ -37,15 +37,16 @@ class CodecModule(nn.Module, ABC):
 
     @abstractmethod
     def fit_statistics(self, scan: Callable[[], Iterator[Batch]]) -> None:
-        """Computes the statistics in one pass over the data.
+        """Compute the statistics in one pass over the data.
 
         Args:
-            scan: Yields every window once. Padded steps (mask False) must be ignored.
+            scan: Returns an iterator over batches that together have every window once. Padded steps (mask False) must
+                be ignored.
         """
 
     @abstractmethod
     def encode_obs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Codes observations.
+        """Encode observations.
 
         Args:
             obs: ``{name: (B, To, *feature)}`` in the units of the data.
@@ -56,7 +57,7 @@ class CodecModule(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, action: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """Codes targets.
+        """Encode targets.
 
         Args:
             action: (B, H, A) in the units of the data.
@@ -68,12 +69,20 @@ class CodecModule(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """The inverse of `encode`: (B, H, width) -> (B, H, A) in the units of the data."""
+        """Decode targets. The inverse of `encode`.
+
+        Args:
+            coded: Coded targets, (B, H, width).
+            obs: The observations, not coded.
+
+        Returns:
+            (B, H, A) in the units of the data.
+        """
 
     @property
     @abstractmethod
     def action_scale(self) -> Tensor:
-        """Scale of each component of the target, (A,): how much it changes while its code changes by 1.
+        """Scale of each component of the target, (A,): how much it changes when its code changes by 1.
 
         It is 1 for components that are constant, discrete or not scaled.
         """
@@ -84,7 +93,7 @@ class Codec(ABC):
 
     @abstractmethod
     def build(self, features: Schema, inputs: tuple[str, ...], target: str) -> CodecModule:
-        """Builds the module.
+        """Build the module.
 
         Args:
             features: Features of the inputs and the target.

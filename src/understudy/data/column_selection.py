@@ -28,15 +28,18 @@ Selection = Mapping[str, tuple[str, ...]]
 
 
 def parse_columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Reads "state=q1,q2" and the like.
+    """Parse the arguments of ``--columns``, such as "state=q1,q2".
 
     Args:
-        texts: One for each column to make: its name, "=", and the columns that it is made of. "state" stands for
+        texts: One text for each new column: its name, "=", and the columns that it is made of. "state" stands for
             `observation.state`, "reward" for `next.reward`, and an unknown NAME for `observation.NAME`. "episode" names
             the column that tells episodes apart in a single table.
 
+    Returns:
+        The columns that each new column is made of, by its name.
+
     Raises:
-        ConfigError: A text is not of this form, or a name comes twice.
+        ConfigError: A text does not have this form, or a name is given twice.
     """
     found: dict[str, tuple[str, ...]] = {}
     for text in texts:
@@ -54,14 +57,14 @@ def parse_columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def open_columns(path: str | Path, columns: Selection | None = None, *,
                  open: Callable[..., Dataset] = open_dataset, **options) -> Dataset:
-    """Opens a data set and selects its columns.
+    """Open a data set and select its columns.
 
     Args:
         path: A file or folder of demonstrations.
-        columns: For each column to make, the columns that it is made of, side by side (see `parse_columns`). Other
+        columns: For each new column, the columns that it is made of, concatenated in order (see `parse_columns`). Other
             columns stay as they are. By default nothing is selected.
         open: `open_dataset` or `preview_dataset`.
-        options: Options of the format.
+        **options: Options of the format.
 
     Returns:
         The data set.
@@ -104,13 +107,13 @@ def _rate(source: ColumnSource) -> float | None:
 
 
 class SelectedColumns(WrapperSource):
-    """Another source in which some columns are made of others, side by side.
+    """Another source in which some columns are concatenations of others.
 
     Args:
-        inner: The source.
+        inner: The other source.
         selection: For each new column the columns or components that it is made of. A component is written NAME_0 or
             NAME[0], or by its own name.
-        where: The data set, for errors.
+        where: The data set, for error messages.
     """
 
     def __init__(self, inner: ColumnSource, selection: Selection, where: str):

@@ -1,4 +1,4 @@
-"""Windows over data that lie on the device: of a batch only the numbers of its rows travel there."""
+"""Windows over data that are stored on the device. Only row indices are transferred to the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .batch_sampler import BatchSampler, MixtureSampler
 from .packed_columns import PackedColumn, PackedColumns
 from .window import Windows, _to_tensor
 
-CHUNK_BYTES = 64 * 2**20  # bytes that are copied at a time: a file that is mapped is never whole in memory
+CHUNK_BYTES = 64 * 2**20  # bytes that are copied at a time, so that a mapped file is never completely in memory
 
 
 def to_device(sampler: BatchSampler, device: torch.device) -> BatchSampler:
@@ -21,7 +21,7 @@ def to_device(sampler: BatchSampler, device: torch.device) -> BatchSampler:
 
     Args:
         sampler: Windows, or a mixture of them. Another sampler is returned as it is.
-        device: Where the network trains. On the CPU, the columns are there already.
+        device: Where the network trains. On the CPU, windows are returned as they are.
     """
     if isinstance(sampler, MixtureSampler):
         return MixtureSampler([to_device(part, device) for part in sampler.samplers], sampler.weights)
@@ -33,7 +33,9 @@ def to_device(sampler: BatchSampler, device: torch.device) -> BatchSampler:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Bytes that data may fill there."""
+    """Return how many bytes of data may be copied to a device: a quarter of the free memory of a GPU, and none on the
+    CPU.
+    """
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
 
 
@@ -45,7 +47,12 @@ class _RowIndices(PackedColumn):
 
 
 class DeviceWindows(Windows):
-    """`windows`, whose batches are made on the device. Which rows they have is found as there, by the same code."""
+    """Windows whose batches are made on the device. They have the same rows as those of `windows`.
+
+    Args:
+        windows: Windows over data in main memory or in memory maps.
+        device: Where the columns are copied to.
+    """
 
     def __init__(self, windows: Windows, device: torch.device):
         self.__dict__.update(windows.__dict__)
@@ -78,7 +85,7 @@ class DeviceWindows(Windows):
 
 
 def _memory_key(array: np.ndarray) -> tuple:
-    """Equal for two views of the same rows."""
+    """A key that is equal for two views of the same rows."""
     return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str
 
 

@@ -20,12 +20,16 @@ Indices = Sequence[int] | np.ndarray  # numbers of episodes
 
 @dataclass(frozen=True)
 class Episode:
-    """Columns over time: name -> array (T, *shape). A column may have one row more than the others: what was seen
-    last, after the last action.
+    """One demonstration or rollout: columns over time.
 
-    `steps` may load lazily (any Mapping); nothing here touches a column that was not asked for. `rows` and
-    `schema` are what a lazy source knows without loading. `meta` holds metadata of the whole episode ("seed",
-    "number", "success", ...) as plain JSON values.
+    A column may have one row more than there are steps: the observation after the last action. No method reads a column
+    that is not asked for.
+
+    Args:
+        steps: The columns, ``{name: (T, *shape)}`` or (T + 1, *shape). It may be a lazy mapping.
+        metadata: Metadata of the whole episode ("seed", "number", "success", ...), plain JSON values.
+        rows: Number of steps, if it is known without reading. By default the length of the shortest column.
+        schema: Features of the columns that are known without reading.
     """
 
     steps: Mapping[str, np.ndarray]
@@ -39,11 +43,15 @@ class Episode:
         return f"Episode({_many(len(self), 'step')}, columns: {columns}{'; meta: ' + meta if meta else ''})"
 
     def __len__(self) -> int:
-        """The number of steps: of rows that all columns have."""
+        """Number of steps: the rows that all columns have."""
         return min(len(column) for column in self.steps.values()) if self.rows is None else self.rows
 
     def replace(self, columns: Mapping[str, np.ndarray | None]) -> Episode:
-        """A copy with columns added or replaced; None removes one. Other columns stay lazy."""
+        """Return a copy with columns added, replaced or removed. Other columns stay lazy.
+
+        Args:
+            columns: The new columns. None removes a column.
+        """
         return replace(
             self,
             steps=_ColumnOverrides(self.steps, columns),
@@ -52,6 +60,7 @@ class Episode:
         )
 
     def features(self) -> dict[str, Feature]:
+        """Return the feature of each column. A column that is not in `schema` is read."""
         return {k: self.schema.get(k) or Feature.from_array(self.steps[k]) for k in self.steps}
 
 
@@ -83,12 +92,12 @@ class _ColumnOverrides(Mapping):
 
 
 class ColumnSource(ABC):
-    """Where the columns of episodes come from. Only `column` and `frames` read data; all else is known beforehand.
+    """Where the columns of episodes come from. Only `column`, `frames` and `stream_episodes` read data.
 
     Attributes:
-        key: Digest of the content, by which the cache knows it. Empty for episodes in memory.
-        schema: The columns by name.
-        lengths: Steps of each episode, (E,) int64.
+        key: Digest of the content, which names its cache entry. Empty for episodes in memory.
+        schema: Features of the columns by name.
+        lengths: Number of steps of each episode, (E,) int64.
         metadata: Metadata of the whole data set.
     """
 
@@ -99,48 +108,85 @@ class ColumnSource(ABC):
 
     @abstractmethod
     def rows(self, name: str) -> np.ndarray:
-        """Rows of a column in each episode, (E,): its steps, or one more."""
+        """Return the number of rows of a column in each episode, (E,): its steps, or one more."""
 
     @abstractmethod
     def column(self, name: str, episode: int) -> np.ndarray:
-        """One column of one episode, (rows, *shape)."""
+        """Return one column of one episode, (rows, *shape).
+
+        Args:
+            name: Name of the column.
+            episode: Number of the episode.
+        """
 
     def packed_column(self, name: str) -> np.ndarray | None:
-        """The rows of a column, all episodes end to end; None if they are not in one array."""
+        """Return the rows of a column with all episodes end to end. None if they are not in one array."""
         return None
 
     def frames(self, name: str, episode: int) -> Iterator[tuple[Any, np.ndarray]]:
-        """Pairs of (row or rows, image) of a camera, in any order, so that an episode need not fit in memory."""
+        """Yield the images of a camera one at a time, so that an episode need not fit in memory.
+
+        Args:
+            name: Name of the image column.
+            episode: Number of the episode.
+
+        Yields:
+            A row or several rows of the episode, and the image that they have, uint8 (H, W, C). The order is arbitrary.
+        """
         return enumerate(self.column(name, episode))
 
     def stream_episodes(self, first: int, stop: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """For each episode in turn, the columns that are cheaper to read once than to copy into the cache."""
+        """Read the columns of consecutive episodes that are cheaper to read once than to copy into the cache.
+
+        Args:
+            first: Number of the first episode.
+            stop: Number after the last episode.
+
+        Yields:
+            ``{name: (rows, *shape)}`` for each episode in turn.
+        """
         return ({} for _ in range(first, stop))
 
     def episode_metadata(self, episode: int) -> Mapping[str, Any]:
-        """Metadata of one episode."""
+        """Return the metadata of one episode."""
         return {}
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def episode(self, number: int, read: Mapping[str, np.ndarray] | None = None) -> Episode:
-        """An episode whose columns load when they are asked for. `read` holds those that are loaded already."""
+        """Return one episode, whose columns are read when they are asked for.
+
+        Args:
+            number: Number of the episode.
+            read: Columns that have been read already.
+        """
         return Episode(LazyColumns(self, number, read or {}), self.episode_metadata(number), int(self.lengths[number]),
                        self.schema)
 
     def lengths_of(self, indices: Indices) -> np.ndarray:
-        """Steps of these episodes, (n,)."""
+        """Return the number of steps of some episodes, (n,)."""
         return self.lengths[np.asarray(indices, np.int64)]
 
     def rows_of(self, name: str, indices: Indices) -> np.ndarray:
-        """Rows of a column in these episodes, (n,)."""
+        """Return the number of rows of a column in some episodes, (n,).
+
+        Args:
+            name: Name of the column.
+            indices: Numbers of the episodes, (n,).
+        """
         return self.rows(name)[np.asarray(indices, np.int64)]
 
     def contiguous(self, name: str, indices: Indices) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """An array with the rows of a column, where each of these episodes begins in it, and how many rows each has.
+        """Locate some episodes of a column in one array.
 
-        None if the column is not in one array.
+        Args:
+            name: Name of the column.
+            indices: Numbers of the episodes, (n,).
+
+        Returns:
+            The array, (N, *shape); the row at which each episode begins, (n,); and the number of rows of each episode,
+            (n,). None if the column is not in one array.
         """
         array = self.packed_column(name) if name in self.schema else None
         if array is None:
@@ -149,11 +195,11 @@ class ColumnSource(ABC):
         return array, episode_starts(rows)[numbers], rows[numbers]
 
     def select(self, indices: Indices) -> tuple[ColumnSource, Indices]:
-        """The source that holds these episodes, and their numbers in it."""
+        """Return a source that has some episodes, and their numbers in it."""
         return self, indices
 
     def iterate_once(self, indices: Indices) -> Iterator[Episode]:
-        """Each episode once. An empty cache stays empty: data that are read only once need no copy."""
+        """Yield some episodes. The cache is not filled, because data that are read only once need no copy."""
         first, n = (indices[0], len(indices)) if len(indices) else (0, 0)
         if list(indices) != list(range(first, first + n)):
             yield from map(self.episode, indices)
@@ -186,7 +232,7 @@ class LazyColumns(Mapping):
 
 
 class EpisodeList(ColumnSource):
-    """Episodes in memory. Their columns may differ; the schema is that of the first."""
+    """A source of episodes in memory. Their columns may differ; the schema is that of the first episode."""
 
     def __init__(self, episodes: Iterable[Episode]):
         self._episodes = episodes if isinstance(episodes, Sequence) else tuple(episodes)
@@ -231,7 +277,7 @@ class EpisodeList(ColumnSource):
 
 
 class _LazyMap(EpisodeList):
-    """The episodes of another source, each changed when it is asked for."""
+    """The episodes of another source. The function is applied when an episode is asked for."""
 
     def __init__(self, source: ColumnSource, function: Callable[[Episode], Episode]):
         self._source, self._function = source, function
@@ -247,13 +293,18 @@ class _LazyMap(EpisodeList):
 
 
 class Dataset(Sequence[Episode]):
-    """Episodes of a source, in order.
+    """A sequence of episodes from a source.
 
     Args:
-        source: Where their columns come from; or the episodes themselves.
-        metadata: Metadata of them all: "format", "version", "path", "fps", "robot_type", "warnings". Those of the
-            source by default.
-        indices: Numbers of the episodes in the source, in order. All of them by default.
+        source: Where the columns come from, or the episodes themselves.
+        metadata: Metadata of the data set: "format", "version", "path", "fps", "robot_type", "warnings". By default
+            those of the source.
+        indices: Numbers of the episodes in the source, in order. By default all of them.
+
+    Example:
+        >>> data = Dataset([Episode({"observation.state": states, "action": actions})])
+        >>> data[0].steps["action"].shape
+        (200, 7)
     """
 
     def __init__(self, source: ColumnSource | Iterable[Episode], metadata: Mapping[str, Any] | None = None,
@@ -264,7 +315,7 @@ class Dataset(Sequence[Episode]):
 
     def __repr__(self) -> str:
         parts = [_many(len(self), "episode")]
-        if len(self) and not isinstance(self.source, _LazyMap):  # whose episodes would be made for this
+        if len(self) and not isinstance(self.source, _LazyMap):  # its episodes would be computed for this
             rate = [f"{self.fps:g} steps a second"] if self.fps else []
             parts += [_many(self.steps, "step"), *rate, f"columns: {', '.join(self[0].steps)}"]
         return f"Dataset({', '.join(parts)}{'; ' + str(path) if (path := self.metadata.get('path')) else ''})"
@@ -281,55 +332,70 @@ class Dataset(Sequence[Episode]):
         return Dataset((*self, *other), self.metadata)
 
     def filter(self, predicate: Callable[[Episode], bool]) -> Dataset:
-        """The episodes that `predicate` accepts."""
+        """Return the episodes for which `predicate` is true."""
         return self.select([i for i, episode in enumerate(self) if predicate(episode)])
 
     def select(self, indices: Iterable[int]) -> Dataset:
-        """These episodes, in this order."""
+        """Return some episodes by their numbers, in the given order."""
         source, numbers = self.source.select([self.indices[int(i)] for i in indices])
         return Dataset(source, self.metadata, numbers)
 
     def map(self, function: Callable[[Episode], Episode]) -> Dataset:
-        """Lazy, so that relabeling a dataset larger than memory costs nothing until it is read."""
+        """Return a dataset in which a function is applied to each episode when it is read."""
         return Dataset(_LazyMap(self.source, function), self.metadata, self.indices)
 
     def iterate_once(self) -> Iterator[Episode]:
-        """Each episode once, without filling the cache: for what reads the data a single time."""
+        """Yield each episode without filling the cache, for code that reads the data a single time."""
         return self.source.iterate_once(self.indices)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Steps of each episode, (E,) int64."""
+        """Number of steps of each episode, (E,) int64."""
         return self.source.lengths_of(self.indices)
 
     def rows(self, name: str) -> np.ndarray:
-        """Rows of a column in each episode, (E,): its steps, or one more. Loads nothing where the source knows."""
+        """Return the number of rows of a column in each episode, (E,): its steps, or one more."""
         return self.source.rows_of(name, self.indices)
 
     def frames(self, name: str, episode: int) -> Iterator[tuple[Any, np.ndarray]]:
-        """Pairs of (row or rows, image) of a camera, in any order, as they are decoded."""
+        """Yield the images of a camera as they are decoded.
+
+        Args:
+            name: Name of the image column.
+            episode: Number of the episode.
+
+        Yields:
+            A row or several rows of the episode, and the image that they have, uint8 (H, W, C). The order is arbitrary.
+        """
         return self.source.frames(name, self.indices[episode])
 
     def column(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Where a column lies, so that batches are gathered from a million episodes without touching each.
+        """Locate a column of all episodes in one array, so that a batch can be gathered without opening each episode.
 
         Returns:
-            An array of the rows of all episodes, where each episode begins in it (E,), and how many rows it has (E,).
-            None if the column is not in one array.
+            The array, (N, *shape); the row at which each episode begins, (E,); and the number of rows of each episode,
+            (E,). None if the column is not in one array.
         """
         return self.source.contiguous(name, self.indices)
 
     @property
     def steps(self) -> int:
-        """Steps of all episodes together."""
+        """Number of steps of all episodes together."""
         return int(self.lengths.sum())
 
     @property
     def fps(self) -> float | None:
+        """Steps per second. None if it is not known."""
         return self.metadata.get("fps")
 
     def features(self) -> dict[str, Feature]:
-        """Of the first episode; choices are counted over all of them where the source does not say."""
+        """Return the features of the first episode by column.
+
+        If the source does not give the number of classes of a discrete column, it is counted over all episodes.
+
+        Raises:
+            DataError: There are no episodes.
+        """
         if not len(self):
             raise DataError("there are no episodes", where=self.metadata.get("path", "data set"),
                             hint="record some (understudy record ENV --out DATA --episodes 20)")
@@ -342,30 +408,32 @@ class Dataset(Sequence[Episode]):
         return features
 
     def fingerprint(self) -> str:
-        """16 hex digits of every value, name, dtype and fact in it, whatever format it was stored in."""
+        """Return 16 hex digits that identify all values, names, dtypes and metadata, in whatever format they are
+        stored.
+        """
         digest = hashlib.sha256()
         for episode in self:
             digest.update(json.dumps(dict(episode.metadata), sort_keys=True, default=str).encode())
             for key in sorted(episode.steps):
                 column = np.ascontiguousarray(episode.steps[key])
-                text = column.dtype.kind in "UO"  # its room in the array and its address are no part of it
+                text = column.dtype.kind in "UO"  # neither the width of the array nor addresses count
                 digest.update(f"{key}{'U' if text else column.dtype}{column.shape}".encode())
                 digest.update(json.dumps(column.tolist()).encode() if text else column.data)
         return digest.hexdigest()[:16]
 
 
 def episode_fingerprints(data: Dataset, columns: Sequence[str] | None = None) -> dict[str, Any]:
-    """Digests of single episodes, to recognize copies in another format, order or selection.
+    """Compute digests of single episodes, to recognize copies in another format, order or selection.
 
-    They depend on the numbers of the observations and actions, rounded to float32, at the steps of the episode.
-    Camera frames and metadata are not read.
+    They depend on the numbers of the observations and actions, rounded to float32, at the steps of the episode. Camera
+    frames and metadata are not read.
 
     Args:
         data: The episodes.
         columns: The columns to read. By default all numeric observations and actions.
 
     Returns:
-        "columns": The columns, sorted. "digests": 16 hex digits for each episode. JSON values.
+        JSON values: "columns", the columns, sorted; "digests", 16 hex digits for each episode.
     """
     if columns is None:
         columns = [name for name, f in (data[0].features() if len(data) else {}).items()
@@ -384,10 +452,10 @@ def episode_fingerprints(data: Dataset, columns: Sequence[str] | None = None) ->
 
 
 def interrupted_episodes(data: Dataset) -> list[int]:
-    """The numbers of the episodes whose recording was interrupted, so that they end before they were finished."""
+    """Return the numbers of the episodes whose recording was interrupted."""
     return [e for e, episode in enumerate(data) if episode.metadata.get("interrupted")]
 
 
 def episode_starts(rows: np.ndarray) -> np.ndarray:
-    """Where each episode begins when they lie end to end, (E,)."""
+    """Return the row at which each episode begins when they lie end to end, (E,), from their numbers of rows, (E,)."""
     return np.cumsum(rows) - rows

@@ -1,14 +1,18 @@
-"""The journal of a recorder: records that are only appended.
+"""The journal of a recorder: a log of records that are only appended.
 
 A journal is a folder of segments, read in the order of their names. A segment is a sequence of records. A record has a
-mark, its kind, the length of its payload, a CRC-32 of kind, length and payload, and the payload. Whatever a crash
-leaves at the end (an incomplete record, pages of zeros) fails the check and is skipped, and everything before and after
-it is read (write-ahead logging: Mohan et al., ARIES, 1992). Numbers are little-endian.
+mark, its kind, the length of its payload, a CRC-32 of kind, length and payload, and the payload. What a crash leaves at
+the end (an incomplete record, pages of zeros) fails the check and is skipped, and everything before and after it is
+read (write-ahead logging: Mohan et al., ARIES, 1992). Numbers are little-endian. The kinds are:
 
-H  JSON: information for LeRobot ("fps", "robot_type", "images") B  JSON: start of an episode: its columns and metadata
-S  one step: its columns, concatenated L  the observation after the last action                   F  JSON: end of the
-episode: more metadata E  a whole episode that was made elsewhere (a rollout)     T  JSON: metadata of the last finished
-episode D  the current episode is discarded ("running"), or the last finished one ("last")
+    H  JSON: information for LeRobot ("fps", "robot_type", "images")
+    B  JSON: start of an episode, with its columns and metadata
+    S  one step: its columns end to end
+    L  the observation after the last action
+    F  JSON: end of the episode, with more metadata
+    E  a whole episode that was made elsewhere (a rollout)
+    T  JSON: metadata of the last finished episode
+    D  an episode is discarded: the current one ("running") or the last finished one ("last")
 """
 
 from __future__ import annotations
@@ -40,9 +44,13 @@ _LENGTH = struct.Struct("<I")
 
 
 class JournalWriter:
-    """Appends records to segments in `folder`. Written records survive this process, synced ones survive a power cut.
+    """Appends records to segments. Written records survive the end of this process, synced ones survive a power cut.
 
     If a write fails (a full disk), the segment is cut back to its last complete record, and the OSError is raised.
+
+    Args:
+        folder: Folder of the journal.
+        header: Information for LeRobot that is written at the start of each segment, JSON values.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any]):
@@ -52,7 +60,13 @@ class JournalWriter:
         self._handle = -1
 
     def append(self, kind: bytes, *parts, first_episode: int) -> None:
-        """Appends a record. `first_episode` is the number of the next finished episode, which names a new segment."""
+        """Append a record.
+
+        Args:
+            kind: Kind of the record: one letter (see the module).
+            *parts: The payload, in parts.
+            first_episode: Number of the next finished episode, which names a new segment.
+        """
         if self.segment is None:
             self._open_segment(first_episode)
         self._write(kind, parts)
@@ -82,11 +96,16 @@ class JournalWriter:
         self.n_bytes += _RECORD_HEADER.size + length
 
     def sync(self) -> None:
+        """Wait until all records are on the disk."""
         if self.segment is not None:
             os.fsync(self._handle)
 
     def rotate(self) -> Path | None:
-        """Starts a new segment. Returns the segment that is complete now, if there is one."""
+        """Start a new segment.
+
+        Returns:
+            The segment that is complete now. None if there is none.
+        """
         complete = self.segment
         if complete is not None:
             self.sync()
@@ -96,13 +115,23 @@ class JournalWriter:
 
 
 def describe_columns(schema: Schema) -> dict[str, dict]:
-    """JSON of the columns of a step, in their order in a record: text last, because its length varies."""
+    """Describe the columns of a step as JSON values, in their order in a record. Text comes last, because its length
+    varies.
+    """
     order = sorted(schema, key=lambda n: schema[n].kind == "string")
     return {n: asdict(schema[n]) for n in order}
 
 
 def pack_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
-    """One row of the columns in `values`, which have the dtypes and shapes of `schema`."""
+    """Encode one row as bytes.
+
+    Args:
+        schema: The columns of a step.
+        values: Value by column, with the dtypes and shapes of `schema`. Columns may be missing.
+
+    Returns:
+        The payload, in parts.
+    """
     out = []
     for name in columns_with_last_row(schema, values):
         value = values[name]
@@ -115,16 +144,31 @@ def pack_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
 
 
 def columns_with_last_row(schema: Schema, names) -> list[str]:
+    """Return the columns of `schema` that are in `names`, in their order in a record.
+
+    Args:
+        schema: The columns of a step.
+        names: Some columns.
+    """
     return [n for n in sorted(schema, key=lambda n: schema[n].kind == "string") if n in names]
 
 
 def pack_last_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
+    """Encode the observation after the last action as bytes, with the names of its columns.
+
+    Args:
+        schema: The columns of a step.
+        values: Value by column.
+
+    Returns:
+        The payload, in parts.
+    """
     names = json.dumps(columns_with_last_row(schema, values)).encode()
     return [_LENGTH.pack(len(names)), names, *pack_row(schema, values)]
 
 
 def episode_record(episode: Episode) -> list:
-    """A finished episode as one record."""
+    """Encode a finished episode as the parts of one record."""
     arrays = {n: np.ascontiguousarray(episode.steps[n]) for n in episode.steps}
     features = episode.features()
     described = {n: {"feature": asdict(features[n]), "dtype": a.dtype.str, "shape": a.shape}
@@ -138,7 +182,16 @@ def episode_record(episode: Episode) -> list:
 
 @dataclass
 class JournalEpisode:
-    """An episode in a segment. Columns are assembled when they are needed."""
+    """An episode in a segment. A column is assembled when it is asked for.
+
+    Args:
+        bytes: The segment.
+        schema: The columns.
+        metadata: Metadata of the episode.
+        steps: Position of each step in the segment, in bytes.
+        last_row: The columns of the row after the last action, and its position.
+        arrays: Dtype, shape and position of each column, for an episode that was added as a whole.
+    """
 
     bytes: mmap.mmap | bytes
     schema: dict[str, Feature]
@@ -153,11 +206,13 @@ class JournalEpisode:
         return len(self.steps)
 
     def rows(self, name: str) -> int:
+        """Return the number of rows of a column: its steps, or one more."""
         if self.arrays is not None:
             return self.arrays[name][1][0]
         return len(self.steps) + (self.last_row is not None and name in self.last_row[0])
 
     def column(self, name: str) -> np.ndarray:
+        """Return a column, (rows, *shape)."""
         if self.arrays is not None:
             dtype, shape, at = self.arrays[name]
             return np.frombuffer(self.bytes, dtype, math.prod(shape), at).reshape(shape)
@@ -185,6 +240,7 @@ class JournalEpisode:
         raise KeyError(name)
 
     def episode(self) -> Episode:
+        """Return the episode, whose columns are read when they are asked for."""
         return Episode(_JournalColumns(self), self.metadata, rows=len(self), schema=self.schema)
 
 
@@ -206,6 +262,16 @@ class _JournalColumns(Mapping):
 
 @dataclass
 class Segment:
+    """The readable contents of a segment.
+
+    Args:
+        path: The file.
+        header: Information for LeRobot.
+        episodes: Finished episodes.
+        unfinished: An episode that was started, but neither finished nor discarded.
+        problems: Descriptions of what cannot be read.
+    """
+
     path: Path
     header: dict[str, Any]
     episodes: list[JournalEpisode]  # finished episodes
@@ -214,29 +280,30 @@ class Segment:
 
     @property
     def first_episode(self) -> int:
-        """The number of its first episode."""
+        """Number of the first episode."""
         return int(self.path.name[:8])
 
 
 def segment_files(folder: Path) -> list[Path]:
+    """Return the segments of a journal in order."""
     return sorted(folder.glob("*.part")) if folder.is_dir() else []
 
 
 def read_segment(path: Path) -> Segment:
-    """Everything complete in a segment. The file may be removed meanwhile; it stays readable here."""
+    """Read all complete records of a segment. They stay readable if the file is removed meanwhile."""
     with open(path, "rb") as handle:
         size = os.fstat(handle.fileno()).st_size
         data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     found = Segment(path, {}, [], None, [])
     hole = False  # whether a part of the current episode is missing
 
-    def ended(facts: dict, steps: int | None) -> None:
-        """steps: as many as it had, where that is known."""
+    def ended(metadata: dict, steps: int | None) -> None:
+        """Finishes the current episode. `steps` is how many steps it had, if that is known."""
         taken, found.unfinished = found.unfinished, None
         if taken is None or not len(taken):
             found.problems.append(f"{path}: an episode whose beginning cannot be read")
             return
-        taken.metadata.update(facts)
+        taken.metadata.update(metadata)
         if steps != len(taken):
             found.problems.append(
                 f"{path}: episode {found.first_episode + len(found.episodes)} can be read until its step "
@@ -266,8 +333,8 @@ def read_segment(path: Path) -> Segment:
                 at += _LENGTH.size
                 found.unfinished.last_row = json.loads(data[at: at + size]), at + size
         elif kind == b"F":
-            facts = json.loads(data[at: at + length])
-            ended(facts, facts.pop("steps"))
+            metadata = json.loads(data[at: at + length])
+            ended(metadata, metadata.pop("steps"))
         elif kind == b"T" and found.episodes:
             found.episodes[-1].metadata.update(json.loads(data[at: at + length]))
         elif kind == b"D":

@@ -1,4 +1,4 @@
-"""Mixtures of data sets. Each has a fixed fraction of every batch, whatever its size."""
+"""Mixtures of data sets, in which each has a fixed fraction of every batch, whatever its size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ DATASET_NAME = "dataset"  # metadata of an episode: the name of its data set
 
 @dataclass(frozen=True)
 class MixtureWeights:
-    """Sampling weights of a mixture: how likely each step starts a window, by the data set of its episode."""
+    """Sampling weights of a mixture, by the data set of an episode.
+
+    Args:
+        weights: Relative frequency of a window at each step, for each data set.
+    """
 
     weights: tuple[float, ...]
 
@@ -36,7 +40,7 @@ class _MarkDataset:
 
 
 def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> tuple[Dataset, MixtureWeights]:
-    """Joins datasets into a mixture in which each has a fixed fraction of the windows, whatever its size.
+    """Join datasets into a mixture in which each has a fixed fraction of the windows, whatever its size.
 
     Within a dataset all steps are equally likely.
 
@@ -68,12 +72,13 @@ def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> 
     rates = {data.fps for data, _ in parts}
     notes = [f"the parts of this mixture run at different rates: {sorted(map(str, rates))} per second"] * (
         len(rates) > 1)
-    facts = {**parts[0][0].metadata, "warnings": [w for d, _ in parts for w in d.metadata.get("warnings", ())] + notes}
+    known = [w for d, _ in parts for w in d.metadata.get("warnings", ())]
+    metadata = {**parts[0][0].metadata, "warnings": known + notes}
     share = weights / weights.sum()
-    facts["path"] = " + ".join(dict.fromkeys(str(d.metadata["path"]) for d, _ in parts if d.metadata.get("path")))
-    facts["mix"] = [{"path": str(data.metadata.get("path", "")), "share": float(s),
+    metadata["path"] = " + ".join(dict.fromkeys(str(d.metadata["path"]) for d, _ in parts if d.metadata.get("path")))
+    metadata["mix"] = [{"path": str(data.metadata.get("path", "")), "share": float(s),
                      **({} if name is None else {"name": name})}
                     for (data, _), s, name in zip(parts, share, names, strict=True)]
     episodes = [e for i, ((data, _), name) in enumerate(zip(parts, names, strict=True))
                 for e in data.map(_MarkDataset(i, name))]
-    return Dataset(episodes, facts), MixtureWeights(tuple((share / steps).tolist()))
+    return Dataset(episodes, metadata), MixtureWeights(tuple((share / steps).tolist()))

@@ -1,7 +1,7 @@
-"""What a view does to data: operations, frozen dataclasses of plain values, each a function Dataset -> Dataset.
+"""Operations of views: functions from a dataset to a dataset, as frozen dataclasses of plain values.
 
-Nothing is read before a column is asked for, and nothing is copied that can be shown where it lies. Episodes are
-numbered from 0, as they stand when the operation comes to them; T is the number of steps of one.
+No operation reads a column before it is asked for, or copies data that can be used where they are. Episodes are
+numbered from 0 in the dataset that an operation is applied to. T is the number of steps of an episode.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from .sources import WrapperSource
 
 Scalar = str | bool | int | float
 _TIMESTAMP, _SUCCESS = "timestamp", "next.success"
-_MIRRORED_COLUMNS = {("task", "task"), (_SUCCESS, "success")}  # columns that say the same as a fact
+_MIRRORED_COLUMNS = {("task", "task"), (_SUCCESS, "success")}  # columns that repeat a metadata field
 
 
 class Operation(ABC):
-    """A frozen dataclass. It never changes what it is given."""
+    """Operation on a dataset. Subclasses are frozen dataclasses. The dataset is not changed."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __post_init__(self):
-        """What is read from a file is not of the right type by itself."""
+        """Check the types of the fields, because operations are read from files."""
         hints = get_type_hints(type(self))
         for f in fields(self):
             if not _matches_type(value := getattr(self, f.name), hints[f.name]):
@@ -41,15 +41,23 @@ class Operation(ABC):
 
     @abstractmethod
     def apply(self, data: Dataset) -> Dataset:
-        """The data as this shows them. Raises UserError that names what in them does not fit."""
+        """Return the dataset after the operation.
+
+        Raises:
+            UserError: The operation does not fit the data.
+        """
 
 
-# -- which episodes ----------------------------------------------------------------------------------------------------
+# -- episodes ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Select(Operation):
-    """These episodes, in this order; one may come twice."""
+    """Select some episodes, in the given order. An episode may be selected twice.
+
+    Args:
+        episodes: Numbers of the episodes.
+    """
 
     episodes: tuple[int, ...]
 
@@ -60,7 +68,11 @@ class Select(Operation):
 
 @dataclass(frozen=True)
 class Delete(Operation):
-    """All but these episodes."""
+    """Remove some episodes.
+
+    Args:
+        episodes: Numbers of the episodes.
+    """
 
     episodes: tuple[int, ...]
 
@@ -72,8 +84,20 @@ class Delete(Operation):
 
 @dataclass(frozen=True)
 class Filter(Operation):
-    """The episodes whose `field` (see `values`) is one of `equals`, and at least, and at most, what is given. What
-    lacks the field is not kept. A field that is a list fits if one of its entries does. unless: all the others."""
+    """Select the episodes whose field satisfies all given conditions.
+
+    An episode without the field does not satisfy them. A field that is a list satisfies them if one of its items does.
+
+    Args:
+        field: The field: see `episode_values`.
+        equals: The value must be one of these.
+        at_least: The value must be at least this number.
+        at_most: The value must be at most this number.
+        negate: Select the other episodes.
+
+    Example:
+        >>> good = Filter("success", equals=(True,)).apply(data)
+    """
 
     field: str
     equals: tuple[Scalar, ...] | None = None
@@ -101,8 +125,14 @@ class Filter(Operation):
 
 @dataclass(frozen=True)
 class Sort(Operation):
-    """By a field (see `values`), the smallest first, or with `descending` the largest; equal ones keep their order,
-    and those without it come last."""
+    """Sort the episodes by a field.
+
+    Episodes with equal values keep their order. Episodes without the field come last.
+
+    Args:
+        by: The field: see `episode_values`.
+        descending: Largest value first.
+    """
 
     by: str
     descending: bool = False
@@ -120,7 +150,12 @@ class Sort(Operation):
 
 @dataclass(frozen=True)
 class Sample(Operation):
-    """`count` episodes drawn without replacement, in the order that they had."""
+    """Draw episodes without replacement, and keep their order.
+
+    Args:
+        count: Number of episodes to draw.
+        seed: Random seed.
+    """
 
     count: int
     seed: int = 0
@@ -133,12 +168,17 @@ class Sample(Operation):
 
 
 def permutation(n: int, seed: int) -> list[int]:
-    """0 to n-1 in an order of that seed, the same on every machine and with every version of NumPy."""
+    """Return the numbers 0 to n - 1 in random order. It is the same on every machine and with every version of NumPy.
+
+    Args:
+        n: How many numbers.
+        seed: Random seed.
+    """
     return np.argsort(keys(seed, np.arange(n)).numpy(), kind="stable").tolist()
 
 
 def assign_groups(sizes: Sequence[int], fractions: Sequence[float]) -> list[int]:
-    """Assigns whole groups of episodes to parts, as close to `fractions` as possible.
+    """Assign whole groups of episodes to parts, as close to `fractions` as possible.
 
     The distance is the sum over parts of (episodes - fraction * all episodes) squared. Every part gets a group. The
     result is optimal if all groups have one size, or if the search takes at most `_MAX_PARTIAL_SUMS` partial sums.
@@ -207,33 +247,52 @@ def _assign_exactly(sizes: Sequence[int], parts: int, distance: Callable[[Sequen
 
 @dataclass(frozen=True)
 class Merge(Operation):
-    """The episodes of several data sets, one after the other. What they must have in common is judged where a merge is
-    made (audit/compatibility.py); here columns are those of the first, without `leave_out`; numbers of two widths are
-    read
-    as the wider. fps and robot_type are unknown where they differ."""
+    """Join the episodes of several datasets, one dataset after the other.
+
+    The columns are those of the first dataset. All datasets must have them with the same shapes. Numbers of different
+    widths are converted to the wider dtype. fps and robot_type become None if they differ. `audit.compatibility` checks
+    in more detail whether datasets go together.
+
+    Args:
+        drop_columns: Columns of the first dataset to leave out.
+    """
 
     drop_columns: tuple[str, ...] = ()
 
     def apply(self, data: Dataset, *others: Dataset) -> Dataset:
+        """Return the joined dataset.
+
+        Args:
+            data: The first dataset.
+            *others: The other datasets.
+
+        Raises:
+            UserError: A dataset lacks a column, or its shape differs.
+        """
         every = [data, *others]
         joined = ConcatSource(
             [(d.source, list(d.indices)) for d in every if len(d)], self.drop_columns
         )
-        facts = {**data.metadata, "path": ", ".join(str(d.metadata.get("path", "data set")) for d in every)}
+        metadata = {**data.metadata, "path": ", ".join(str(d.metadata.get("path", "data set")) for d in every)}
         for key in ("fps", "robot_type"):
             said = {d.metadata.get(key) for d in every}
-            facts[key] = said.pop() if len(said) == 1 else None
-        facts["warnings"] = [f"{d.metadata.get('path', 'data set')}: {w}" for d in every
+            metadata[key] = said.pop() if len(said) == 1 else None
+        metadata["warnings"] = [f"{d.metadata.get('path', 'data set')}: {w}" for d in every
                              for w in d.metadata.get("warnings", ())]
-        return Dataset(joined, facts)
+        return Dataset(joined, metadata)
 
 
-# -- which columns -----------------------------------------------------------------------------------------------------
+# -- columns -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Rename(Operation):
-    """Column `of` under the name `into`."""
+    """Rename a column.
+
+    Args:
+        column: The column.
+        into: Its new name.
+    """
 
     column: str
     into: str
@@ -249,7 +308,11 @@ class Rename(Operation):
 
 @dataclass(frozen=True)
 class Drop(Operation):
-    """All but these columns."""
+    """Remove some columns.
+
+    Args:
+        columns: Names of the columns.
+    """
 
     columns: tuple[str, ...]
 
@@ -262,14 +325,21 @@ class Drop(Operation):
         return Dataset(RenamedSource(data.source, {n: n for n in kept}), data.metadata, data.indices)
 
 
-# -- which steps -------------------------------------------------------------------------------------------------------
+# -- steps -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Crop(Operation):
-    """Steps `start` up to `stop`, as Python slices count, of all episodes or of those named. A column with a row after
-    the last action keeps one: what was seen after the last step that is left. `timestamp` counts from the first
-    step that is left; everything else is as it was recorded."""
+    """Keep the steps from `start` to `stop` - 1, counted as in Python slices.
+
+    A column with a row after the last action keeps one: the observation after the last step that is left. `timestamp`
+    counts from the first step that is left. All other values stay as they were recorded.
+
+    Args:
+        start: First step that is kept. A negative number counts from the end.
+        stop: Step after the last that is kept. None for the end of the episode.
+        episodes: Numbers of the episodes to crop. By default all.
+    """
 
     start: int = 0
     stop: int | None = None
@@ -279,13 +349,13 @@ class Crop(Operation):
         had = _narrow(data, self.episodes is not None)
         _check_indices(self.episodes or (), data, self)
         if (had.source.lengths <= abs(self.start) + abs(self.stop or 0)).any():
-            had = _narrow(data)  # nothing may be left of some that are not meant
+            had = _narrow(data)  # an episode that is not selected may be too short
         lengths = had.source.lengths
         ends = np.array([slice(self.start, self.stop).indices(int(n))[:2] for n in lengths], np.int64).reshape(-1, 2)
         if self.episodes is not None:
             others = np.setdiff1d(np.arange(len(lengths)), self.episodes)
             ends[others] = np.stack([np.zeros(len(others), np.int64), lengths[others]], 1)
-        for i, e in enumerate(had.indices):  # all there are, or none of them is left empty
+        for i, e in enumerate(had.indices):  # checked before anything is returned
             if ends[e, 0] >= ends[e, 1]:
                 raise UserError(f"leaves nothing of its {lengths[e]} steps", where=f"crop, episode {i}",
                                 hint="crop less, or leave out such episodes first, by their length")
@@ -294,14 +364,21 @@ class Crop(Operation):
 
 @dataclass(frozen=True)
 class Resample(Operation):
-    """At `fps` steps a second. New step k is at k / fps seconds from the first; T' steps cover the time of the T.
+    """Change the number of steps per second.
 
-    Rows are at their `timestamp`, where there is such a column, else at t / (the data's fps). rule: "last", the last
-    row that was there by then; "nearest", the nearest of the T; "linear", between the two about it, for columns of
-    floats that are observations or actions ("last" for the others; not for rotations, which have no straight line
-    between them). Whatever the rule, `next.reward` is the sum and `next.terminated` and the like say "any" of the
-    steps that the new one covers. A row after the last action stays the last row. Actions that are differences per
-    step mean another speed afterwards: this does not scale them."""
+    New step k is at k / fps seconds after the first step. The new steps cover the time of all old steps. The time of an
+    old row is its `timestamp`. Without that column, row t is at t / (fps of the data).
+
+    Whatever the rule, `next.reward` is the sum over the old steps that a new step covers, and other outcomes that are
+    flags (`next.terminated`) are true if they are true at any of these steps. A row after the last action stays the
+    last row. Actions that are differences per step mean another speed afterwards: they are not scaled.
+
+    Args:
+        fps: New number of steps per second.
+        rule: Values of a new step. ``"last"``: those of the last row before it. ``"nearest"``: those of the nearest
+            row. ``"linear"``: linear interpolation between the rows before and after it, for observations and actions
+            that are floating-point numbers, and ``"last"`` for all other columns. It is wrong for rotations.
+    """
 
     fps: float
     rule: Literal["last", "nearest", "linear"] = "last"
@@ -316,19 +393,26 @@ class Resample(Operation):
                 where=data.metadata.get("path", "data set"),
                 hint="add fps or timestamps where it was recorded",
             )
-        had = _narrow(data, _TIMESTAMP in data.source.schema)  # times of those that are not shown may be anything
+        had = _narrow(data, _TIMESTAMP in data.source.schema)  # other episodes may have invalid times
         return Dataset(ResampledSource(had.source, data.fps, float(self.fps), self.rule),
                        {**data.metadata, "fps": float(self.fps)}, had.indices)
 
 
-# -- what is said of them ----------------------------------------------------------------------------------------------
+# -- metadata ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Label(Operation):
-    """The fact `field` of all episodes, or of those named, is `value`. "task" is also the column `task`, at every step;
-    "success" (true or false) also the column `next.success`, where there is one: nowhere if false, and if true at
-    the last step unless it is somewhere already."""
+    """Set a metadata field of episodes.
+
+    "task" also sets the column `task` at every step. "success" also changes the column `next.success`, if there is one:
+    for False, it is False at every step; for True, the last step becomes True unless another step already is.
+
+    Args:
+        field: Name of the field.
+        value: Its value: text for "task", True or False for "success".
+        episodes: Numbers of the episodes to label. By default all.
+    """
 
     field: str
     value: Scalar
@@ -349,9 +433,19 @@ class Label(Operation):
 
 
 def episode_values(data: Dataset, field: str) -> list[Any]:
-    """One plain value an episode, None where it has none: "length" (steps), "episode" (its number), a fact of the
-    episode ("a.b" for one within another), "success" or "task" also from their columns, or a column that has one
-    value throughout an episode (several tasks are one text, "a; b")."""
+    """Return the value of a field for each episode. None for an episode without the field.
+
+    A field is one of these: "length", the number of steps; "episode", the number of the episode; a key of the metadata
+    ("a.b" for a key in another one); "success" or "task", which are also read from their columns; a column with the
+    same value at all steps of an episode. Several tasks of an episode become one text, "a; b".
+
+    Args:
+        data: The episodes.
+        field: Name of the field.
+
+    Raises:
+        UserError: No episode has the field, or a column has several values in an episode.
+    """
     if field == "length":
         return data.lengths.tolist()
     if field == "episode":
@@ -374,7 +468,7 @@ def _episode_value(episode: Episode, field: str, number: int):
         value = value.get(key) if isinstance(value, Mapping) else None
     if value is None and field == "success" and _SUCCESS in episode.steps:
         return bool(np.any(episode.steps[_SUCCESS]))
-    if field == "task" and "task" in episode.steps:  # what is said at the steps counts for more
+    if field == "task" and "task" in episode.steps:  # the column has priority over the metadata
         return "; ".join(dict.fromkeys(map(str, task_texts(episode)))) or value
     if value is None and field in episode.steps and (column := np.asarray(episode.steps[field])).size == len(column):
         one = np.unique(column)
@@ -392,7 +486,12 @@ def _episode_value(episode: Episode, field: str, number: int):
 
 
 class RenamedSource(WrapperSource):
-    """Some columns, under other names. names: as they are called now -> as they were."""
+    """Some columns of another source, under other names.
+
+    Args:
+        inner: The other source.
+        names: The old name of each column by its new name. Other columns are left out.
+    """
 
     def __init__(self, inner: ColumnSource, names: Mapping[str, str]):
         super().__init__(inner, names)
@@ -413,7 +512,12 @@ class RenamedSource(WrapperSource):
 
 
 class ConcatSource(WrapperSource):
-    """Episodes of several sources, one after the other."""
+    """Episodes of several sources, one source after the other.
+
+    Args:
+        parts: The sources, each with the numbers of its episodes.
+        leave_out: Columns to leave out.
+    """
 
     def __init__(self, parts: Sequence[tuple[ColumnSource, Sequence[int]]], leave_out: Sequence[str] = ()):
         self._parts = parts
@@ -453,7 +557,13 @@ class ConcatSource(WrapperSource):
 
 
 class SlicedSource(WrapperSource):
-    """Steps start[e] up to stop[e] of every episode e of the source."""
+    """Another source in which each episode is cut to some of its steps.
+
+    Args:
+        inner: The other source.
+        start: First step of each episode, (E,).
+        stop: Step after the last of each episode, (E,).
+    """
 
     def __init__(self, inner: ColumnSource, start: np.ndarray, stop: np.ndarray):
         super().__init__(inner, start.tolist(), stop.tolist())
@@ -479,11 +589,20 @@ class SlicedSource(WrapperSource):
                 yield here, image
 
     def packed_column(self, name):
-        """Rows of an array are gathered where they lie, without a copy."""
+        """None if the rows are in one array: they are gathered from it without a copy."""
         return self.gather_rows(name) if name == _TIMESTAMP or self.inner.packed_column(name) is None else None
 
 
 class ResampledSource(WrapperSource):
+    """Another source at another number of steps per second: see `Resample`.
+
+    Args:
+        inner: The other source.
+        old: Its steps per second. None if they are not known: it must then have the column `timestamp`.
+        fps: New number of steps per second.
+        rule: Values of a new step: "last", "nearest" or "linear".
+    """
+
     def __init__(self, inner: ColumnSource, old: float | None, fps: float, rule: str):
         super().__init__(inner, old, fps, rule)
         self._old, self._fps, self._rule = old, fps, rule
@@ -497,10 +616,10 @@ class ResampledSource(WrapperSource):
         return max(1, int(np.ceil(seconds * self._fps - 0.01)))  # float32 times of long episodes are 0.01 steps off
 
     def _step_times(self, episode) -> np.ndarray:
-        """(T+1,) s from the first step; the last is when the last step ends."""
+        """Time of each step and of the end of the last step, (T + 1,), in s from the first step."""
         n = int(self.inner.lengths[episode])
         if _TIMESTAMP not in self.inner.schema:
-            assert self._old is not None  # without times there is a rate
+            assert self._old is not None  # `Resample.apply` refuses data with neither
             return np.arange(n + 1) / self._old
         times = np.asarray(self.inner.column(_TIMESTAMP, episode), np.float64).reshape(-1)[:n]
         gaps = np.diff(times)
@@ -515,7 +634,7 @@ class ResampledSource(WrapperSource):
         return np.append(times, times[-1] + last) - times[0]
 
     def _resample_plan(self, episode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each new step: the row that was there by then, its time (s), and (T+1,) the times of the rows."""
+        """For each new step, the last row before it and its time (s); and the times of the old rows, (T + 1,)."""
         if episode not in self._plans:
             times = self._step_times(episode)
             at = np.arange(self._steps(times[-1])) / self._fps
@@ -527,7 +646,7 @@ class ResampledSource(WrapperSource):
         return self.lengths + (self.inner.rows(name) > self.inner.lengths)
 
     def _source_rows(self, episode) -> np.ndarray:
-        """Of each new step, the row it shows."""
+        """For each new step, the row whose values it has."""
         last, at, times = self._resample_plan(episode)
         if self._rule != "nearest":
             return last
@@ -551,7 +670,7 @@ class ResampledSource(WrapperSource):
         return np.concatenate([found, ends]) if len(column) > n else found
 
     def _aggregate_rows(self, column, last):
-        """Of each new step, the sum (or any) over the rows from its own up to that of the next."""
+        """For each new step, the sum (or any) over the rows from its own to that before the next step."""
         into = np.searchsorted(last, np.arange(len(column)), "right") - 1
         out = np.zeros((len(last), *column.shape[1:]), np.float64 if column.dtype.kind == "f" else np.int64)
         np.add.at(out, into[into >= 0], column[into >= 0])
@@ -574,10 +693,17 @@ def _interpolate(column, last, at, times):
     share = np.clip(np.divide(at - times[last], gap, out=np.zeros_like(at), where=gap > 0), 0, 1)
     share = share.reshape(-1, *(1,) * (column.ndim - 1))
     mixed = (column[last] * (1 - share) + column[after] * share).astype(column.dtype)
-    return np.where(share == 0, column[last], mixed)  # a NaN after it does not reach it
+    return np.where(share == 0, column[last], mixed)  # a NaN in the next row has no effect
 
 
 class LabeledSource(WrapperSource):
+    """Another source with a metadata field of some episodes set: see `Label`.
+
+    Args:
+        inner: The other source.
+        label: The field, its value and the episodes.
+    """
+
     def __init__(self, inner: ColumnSource, label: Label):
         super().__init__(inner, label.field, label.value, label.episodes)
         self._label = label
@@ -621,7 +747,7 @@ class LabeledSource(WrapperSource):
 
 
 def _narrow(data: Dataset, narrow: bool = True) -> Dataset:
-    """`data`; where asked for, of a source that has its episodes alone, numbered alike."""
+    """The dataset or, if `narrow`, the same episodes as a source that has no others and numbers them alike."""
     if not narrow or list(data.indices) == list(range(len(data.source))):
         return data
     return Dataset(ConcatSource([(data.source, list(data.indices))]), data.metadata)
@@ -642,7 +768,7 @@ def _check_column(name: str, source: ColumnSource, where: str) -> None:
 
 
 def _common_feature(name: str, found: Sequence[Feature | None]) -> Feature:
-    """What a column is in all of several sources."""
+    """The feature of a column that several sources have."""
     present = [f for f in found if f is not None]
     first = present[0]
     for i, f in enumerate(found):

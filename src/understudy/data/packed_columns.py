@@ -1,7 +1,7 @@
 """Columns of many episodes end to end, so that one gather makes a batch.
 
-Episodes whose columns already lie in one array (a memory map, a rollout) are gathered where they lie; only what a
-relabeling made is copied.
+Episodes whose columns already are in one array (a memory map, a rollout) are gathered without a copy. Columns that a
+relabeling made are copied.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from .episode import Dataset
 
 @dataclass(frozen=True)
 class PackedColumn:
-    """`array[first[e] : first[e] + rows[e]]` is the column of episode e. A constant column has one row an episode."""
+    """A column of all episodes in one array.
+
+    Args:
+        array: The rows, (N, *shape). Episode e has the rows ``array[starts[e] : starts[e] + lengths[e]]``.
+        starts: First row of each episode, (E,) int64.
+        lengths: Number of rows of each episode, (E,) int64.
+        constant: Whether the array has a single row for each episode, which stands for all its rows.
+    """
 
     array: np.ndarray
     starts: np.ndarray  # (E,) int64
@@ -27,14 +34,31 @@ class PackedColumn:
     def gather(
         self, episode: np.ndarray, row: np.ndarray, clip_start: bool = True, clip_end: bool = True
     ) -> np.ndarray:
-        """episode (B,), row (B, n) of that episode -> (B, n, *shape). Rows beyond its ends are its first or last.
-        early, late: whether there may be such rows; small batches are the faster for each that is known."""
+        """Gather rows. Rows outside the episode become its first or last row.
+
+        Args:
+            episode: Number of the episode, (B,).
+            row: Rows of the episode, (B, n).
+            clip_start: Whether rows may be before the start of the episode. False saves time.
+            clip_end: Whether rows may be after the end of the episode. False saves time.
+
+        Returns:
+            (B, n, *shape).
+        """
         return self.take(self.flat_indices(episode, row, clip_start, clip_end))
 
     def flat_indices(
         self, episode: np.ndarray, row: np.ndarray, clip_start: bool = True, clip_end: bool = True
     ) -> np.ndarray:
-        """Where these rows lie: as `gather`, what `at` reads. Columns that lie alike have the same places."""
+        """Return the indices of rows in `array`, (B, n). Columns with the same starts and lengths have the same
+        indices.
+
+        Args:
+            episode: Number of the episode, (B,).
+            row: Rows of the episode, (B, n).
+            clip_start: Whether rows may be before the start of the episode. False saves time.
+            clip_end: Whether rows may be after the end of the episode. False saves time.
+        """
         first = self.starts[episode][:, None]
         if self.constant:
             return np.broadcast_to(first, row.shape)
@@ -45,19 +69,35 @@ class PackedColumn:
         return row + first
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """array[places]: several times as fast where `take` does not copy the whole array first."""
+        """Return ``array[indices]``, by the fastest way that does not copy the whole array first."""
         whole = self.array.flags.c_contiguous and self.array.flags.aligned
         return self.array.take(indices, axis=0) if whole else self.array[indices]
 
 
 @dataclass(frozen=True)
 class PackedColumns:
+    """Several columns of the same episodes.
+
+    Args:
+        columns: The columns by name.
+        lengths: Number of steps of each episode, (E,).
+    """
+
     columns: dict[str, PackedColumn]
     lengths: np.ndarray  # (E,) steps of each episode
 
     @staticmethod
     def from_episodes(data: Dataset, names: Iterable[str]) -> PackedColumns:
-        """Raises UserError naming the episode and the column that it lacks or that differs in shape."""
+        """Pack columns of a dataset.
+
+        Args:
+            data: The episodes.
+            names: Names of the columns.
+
+        Raises:
+            UserError: There are no episodes, an episode lacks a column, or the shape of a column differs between
+                episodes.
+        """
         if not len(data):
             raise UserError("there are no episodes", where=data.metadata.get("path", "data set"),
                             hint="record some (understudy record ENV --out DATA --episodes 20)")
@@ -85,7 +125,9 @@ class PackedColumns:
 
 
 def _deduplicate(array: np.ndarray, known: list[np.ndarray]) -> np.ndarray:
-    """Of equal arrays one: a batch out of a million episodes waits for every other that it has to look into."""
+    """Return an equal array from `known`, if there is one. Gathering from one array instead of several equal ones reads
+    less memory.
+    """
     if (same := next((a for a in known if np.array_equal(a, array)), None)) is not None:
         return same
     known.append(array)
@@ -104,7 +146,7 @@ def _episode_column(data, i, name):
 
 def _pack_column(parts: list[np.ndarray], length: np.ndarray) -> PackedColumn:
     rows = np.minimum([len(p) for p in parts], length + 1).astype(np.int64)
-    if all(p.ndim and p.strides[0] == 0 for p in parts):  # broadcast by a relabeling: one row will do
+    if all(p.ndim and p.strides[0] == 0 for p in parts):  # broadcast by a relabeling: one row is enough
         return PackedColumn(np.stack([p[0] for p in parts]), np.arange(len(parts)), rows, constant=True)
     if (shared := _shared_memory(parts)) is not None:
         return PackedColumn(*shared, rows)
@@ -113,8 +155,11 @@ def _pack_column(parts: list[np.ndarray], length: np.ndarray) -> PackedColumn:
 
 
 def _shared_memory(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
-    """One array over the memory of all parts and where each begins, if they are rows of the same layout in the same
-    memory: whole arrays, some of their columns, or another reading of their bytes."""
+    """One array over the memory of all parts, and the row at which each begins.
+
+    The parts must be rows of the same layout in the same memory: whole arrays, some of their columns, or views with
+    another dtype. Otherwise None.
+    """
     low = min(parts, key=_address)
     step = low.strides[0] if low.ndim else 0
     if step <= 0 or any(_base_array(p) is not _base_array(low) or p.strides != low.strides

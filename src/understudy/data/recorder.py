@@ -42,10 +42,7 @@ Values = Mapping[str, Any]
 
 
 class Recorder:
-    """Records episodes step by step into the LeRobot data set at `path`, which is created or extended.
-
-        with Recorder(schema, "demos", fps=30) as r: while going: r.step({"observation.state": joints,
-            "observation.images.front": frame}, action) ... r.end(success=True)
+    """Records episodes step by step into a LeRobot data set, which is created or extended.
 
     A step costs the control loop a copy of its arrays. If the disk is so slow that `min_free_bytes` are waiting, steps
     are dropped: `step` returns False, the timestamps show the gap, and the metadata "dropped" of the episode counts the
@@ -58,29 +55,36 @@ class Recorder:
     NaN and infinity in actions, observations and outcomes are refused at that step, because training refuses such data
     and a repaired value would be invented. The earlier steps are kept and the episode continues. A sensor that can fail
     needs a second column with its name and a question mark ("observation.force?", bool), as in `Batch` and in encoders.
-    If it is False, the sensor gave nothing, and NaN and infinity are stored as 0. Columns of no known role may contain
+    If it is False, the sensor gave no value, and NaN and infinity are stored as 0. Columns of no known role may contain
     anything.
 
     If an interrupted recording left an unfinished episode at `path`, a DataWarning names it. The episode is kept up to
     its last step, marked as interrupted, and left out of training unless you ask for it.
 
     Args:
-        schema: The columns of a step by name (core.Feature), including `action`.
+        schema: The columns of a step by name, including `action`.
         path: Folder of the data set.
         fps: Intended steps per second.
+        robot_type: Name of the robot.
         clock: Returns seconds. The measured time of each step becomes the column `timestamp` (s since the first step of
             the episode). None is for simulators, which have no time of their own: steps are 1/fps apart.
         metadata: Metadata of every episode ("operator", "scene", ...).
         images: How frames are stored in the end, as in `lerobot.write`. The journal stores them without loss.
-        on_saved: Called from another thread with the number of each episode, counted from 0, once it would survive a
-            power cut.
-        robot_type: Name of the robot.
-    min_free_bytes: Bytes that may wait in memory for the disk. require_observation: Refuse a schema without an
-        observation.
+        on_saved: Called from another thread with the number of each episode, counted from 0, as soon as it would
+            survive a power cut.
+        min_free_bytes: Bytes that may wait in memory for the disk.
+        require_observation: Refuse a schema without an observation.
 
     Raises:
         UserError: Something else is at `path`, another recorder works there, its columns differ, or, at the next call,
             the disk is full.
+
+    Example:
+        >>> with Recorder(schema, "demos", fps=30) as recorder:
+        ...     for _ in range(100):
+        ...         obs = robot.observe()
+        ...         recorder.step({"observation.state": obs}, teleoperator.action())
+        ...     recorder.end(success=True)
     """
 
     def __init__(self, schema: Schema, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
@@ -111,7 +115,7 @@ class Recorder:
         self._steps = -1  # of the current episode; -1 if there is none
         self._episode_metadata: dict[str, Any] = {}  # of the next episode
         self._last_obs = False  # whether the last finished episode can still be discarded or labeled
-        self._began = self._last_episode = 0.0  # by the clock: the first step that was kept, and the last step
+        self._began = self._last_episode = 0.0  # times of the first step that was kept and of the last step
         self._dropped, self._n_late, self._seen_columns = 0, 0, False
         self.sync_lag = 0.0  # s; the longest time that something waited for its sync so far
         self._queued_bytes, self._guard = 0, threading.Lock()  # bytes
@@ -127,16 +131,16 @@ class Recorder:
     # -- an episode -------------------------------------------------------------------------------------------------
 
     def step(self, obs: Values, action, columns: Values | None = None, *, time: float | None = None) -> bool:
-        """Records one step.
+        """Record one step.
 
         Args:
-            obs: The observation.
-            action: The action that was taken then.
+            obs: The observation by column.
+            action: The action that was taken after this observation.
             columns: Other columns of the schema (next.reward, task, ...).
-            time: Time of the step by the clock. The default is now.
+            time: Time of the step by the clock (s). By default now.
 
         Returns:
-            Whether the step was kept: see above.
+            Whether the step was kept. False if it was dropped because the disk is too slow.
 
         Raises:
             UserError: A column is missing, has another shape or dtype, or contains NaN or infinity. The step is not
@@ -173,7 +177,7 @@ class Recorder:
         return True
 
     def begin(self, **metadata) -> None:
-        """Sets metadata of the episode that starts with the next step. Needed only for metadata that are known in
+        """Set metadata of the episode that starts with the next step. Needed only for metadata that are known in
         advance.
         """
         if self._steps >= 0:
@@ -181,15 +185,15 @@ class Recorder:
         self._episode_metadata = metadata
 
     def end(self, success: bool | None = None, obs: Values | None = None, **metadata) -> int | None:
-        """Finishes the episode.
+        """Finish the episode.
 
         Args:
-            success: Whether it succeeded.
-            obs: The observation after the last action.
-            metadata: Plain JSON values of this episode.
+            success: Whether it succeeded. None if it is not known.
+            obs: The observation after the last action, by column.
+            **metadata: Further metadata of this episode, plain JSON values.
 
         Returns:
-            The number of the episode. None if it has no step.
+            The number of the episode. None if it has no steps.
         """
         if self._steps < 1:
             if self._steps == 0:
@@ -206,8 +210,7 @@ class Recorder:
         return number
 
     def discard(self) -> None:
-        """Discards the current episode, or the last finished one if none is running, so that it can be recorded again.
-        """
+        """Discard the current episode, or the last finished one if none is running. It can then be recorded again."""
         running = self._steps >= 0
         if not running:
             self._last_finished("discarded")
@@ -216,12 +219,19 @@ class Recorder:
         self._put(b"D", [b"running" if running else b"last"], saved=-1)
 
     def label(self, **metadata) -> None:
-        """Sets metadata of the last finished episode (success=False, quality=3, ...), until the next one starts."""
+        """Set metadata of the last finished episode (success=False, quality=3, ...), until the next one starts."""
         self._last_finished("labeled")
         self._put(b"T", [json.dumps(metadata, default=_to_json_value).encode()], saved=-1)
 
     def add(self, episode: Episode) -> int:
-        """Adds a finished episode with its own columns and metadata. Returns its number."""
+        """Add a finished episode with its own columns and metadata.
+
+        Returns:
+            The number of the episode.
+
+        Raises:
+            UserError: An episode is running, the columns differ from the schema, or an action is NaN or infinite.
+        """
         if self._steps >= 0:
             raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
         found = {n: (f.dtype, f.shape) for n, f in episode.features().items()}
@@ -286,7 +296,7 @@ class Recorder:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Waits until every finished episode is in the LeRobot files."""
+        """Wait until every finished episode is in the LeRobot files."""
         if self._steps >= 0:
             raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
         self._run_in_thread("rotate")
@@ -294,7 +304,10 @@ class Recorder:
         warn_of_losses(self.path, publish(self.path))
 
     def close(self) -> None:
-        """As `flush`. A running episode is kept up to its last step, with the metadata "interrupted" and a warning."""
+        """Stop recording, and wait as `flush` does.
+
+        A running episode is kept up to its last step, with the metadata "interrupted" and a warning.
+        """
         if self._closed:
             return
         self._closed = True
@@ -322,8 +335,7 @@ class Recorder:
             if error is None:  # else that is what happened first
                 raise
 
-    # -- the writer thread and the publishing process
-    # -----------------------------------------------------------------------
+    # -- the writer thread and the publishing process ------------------------------------------------------------------
 
     def _put(self, kind: bytes, parts: list, size: int = 0, saved: int | None = None) -> None:
         if self._error is not None:
@@ -416,8 +428,7 @@ class Recorder:
             self._worker.stdin.write(f"{segment.name}\n")
             self._worker.stdin.flush()
 
-    # -- an existing data set
-    # ----------------------------------------------------------------------------------------------
+    # -- an existing data set ------------------------------------------------------------------------------------------
 
     def _create_dataset(self, schema: Schema, robot_type, images) -> None:
         if self.path.is_dir() and not any(self.path.iterdir()):
@@ -460,8 +471,11 @@ class Recorder:
 
 @dataclass(frozen=True)
 class PublishResult:
-    """`episodes` is the number of episodes that were moved into the files. `losses` describes in words what could not
-    be read or kept.
+    """What `publish` did.
+
+    Args:
+        episodes: Number of episodes that were moved into the files.
+        problems: Descriptions of what could not be read or kept.
     """
 
     episodes: int
@@ -469,7 +483,7 @@ class PublishResult:
 
 
 def publish(path: str | Path, *, stop_segment: str | None = None) -> PublishResult:
-    """Moves the contents of the journal at `path` into the LeRobot files, and removes them from the journal.
+    """Move the contents of a journal into the LeRobot files, and remove them from the journal.
 
     Args:
         path: Folder of the data set.
@@ -520,13 +534,18 @@ def publish(path: str | Path, *, stop_segment: str | None = None) -> PublishResu
 
 
 def warn_of_losses(path: Path, done: PublishResult) -> None:
-    """Warns about what `publish` could not keep completely."""
+    """Warn about what `publish` could not keep completely.
+
+    Args:
+        path: Folder of the data set.
+        done: The result of `publish`.
+    """
     for loss in done.problems:
         warnings.warn(loss if loss.startswith(str(path)) else f"{path}: {loss}", DataWarning, stacklevel=3)
 
 
 def repair(path: str | Path) -> PublishResult:
-    """`publish` for a recording whose recorder is gone.
+    """Run `publish` on a recording whose recorder has stopped.
 
     Raises:
         UserError: A recorder is working there.

@@ -1,8 +1,8 @@
-"""Recovers what can still be read of a damaged source, without changing it.
+"""Recovery of what can still be read of a damaged source, without changing the source.
 
 Some formats need the end of a file to be opened (parquet, zip, MCAP) or check its length (HDF5). For these, a copy is
 repaired in a temporary folder. Then every column of every episode is read once, and unreadable episodes are left out. A
-missing part is a loss, and never becomes zeros.
+missing part is reported as a loss and never becomes zeros.
 """
 
 from __future__ import annotations
@@ -37,21 +37,35 @@ from .source_parts import find_parts, recover_parts
 
 @dataclass(frozen=True)
 class RecoveredDataset:
+    """What `recover` could read.
+
+    Args:
+        data: The readable episodes.
+        problems: Descriptions of what was lost.
+    """
+
     data: Dataset
     problems: tuple[str, ...]
 
 
 @contextmanager
 def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
-    """The readable episodes, and the losses in words.
+    """Open the readable episodes of a damaged source. A context manager: the episodes can be read inside it.
 
     Args:
         path: File or folder.
-        options: Of `preview_dataset`: the mapping of the topics of bags, or where episodes end in a file that does not
-            store it.
+        **options: Options of `preview_dataset`, such as the mapping of the topics of bags, or how to find the ends of
+            episodes in a file that does not store them.
+
+    Yields:
+        The readable episodes and the losses.
 
     Raises:
         UserError: Nothing can be read.
+
+    Example:
+        >>> with recover("damaged.hdf5") as found:
+        ...     print(len(found.data), found.problems)
     """
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="understudy-") as folder:
@@ -100,7 +114,11 @@ def _recover_episodes(path: Path, folder: Path, options: dict, losses: list[str]
 
 
 def check_readable(data: Dataset) -> None:
-    """Raises a UserError for the first number that cannot be read, or the first video that is too short."""
+    """Read all columns except images once, and check the lengths of videos.
+
+    Raises:
+        UserError: A value cannot be read, or a video is too short.
+    """
     for episode in data:
         for name, f in episode.schema.items():
             if f.kind != "image":
@@ -124,7 +142,7 @@ def _read_error(data: Dataset, index: int) -> str | None:
     return None
 
 
-# (source, folder for the copy, function for losses) -> copy
+# (source, folder for the copy, function that reports losses) -> copy
 RepairFunction = Callable[[Path, Path, Callable[[str], None]], Path]
 
 
@@ -472,7 +490,7 @@ def _is_complete_zip(path: Path) -> bool:
 
 
 def _repair_npz(path: Path, folder: Path, lose) -> Path:
-    """Arrays are found by their headers. Without `episode_ends`, nobody knows which rows belong to which episode."""
+    """Finds arrays by their headers. Without `episode_ends`, the episode of each row is not known."""
     arrays: dict[str, np.ndarray] = {}
     data = np.memmap(path, np.uint8, "r")
     at = 0

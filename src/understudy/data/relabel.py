@@ -1,6 +1,6 @@
-"""Relabelings: functions Episode -> Episode that add or change columns.
+"""Relabelings: functions from an episode to an episode that add or change columns.
 
-A `RuntimeRelabel` also computes its column while acting. A column of another relabeling, such as the goal of
+A `RuntimeRelabel` also computes its column while acting. The column of another relabeling, such as the goal of
 `Hindsight`, is given by the environment or by `execute.actor.ObservationWrapper`.
 """
 
@@ -35,15 +35,15 @@ class RuntimeRelabel(ABC):
 
     @abstractmethod
     def __call__(self, episode: Episode) -> Episode:
-        """Returns the episode with the column."""
+        """Return the episode with the column."""
 
     @abstractmethod
     def runtime_transform(self) -> RuntimeTransform:
-        """Returns what computes the same column while acting."""
+        """Return the transform that computes the same column while acting."""
 
 
 def relabeled_features(features: Schema, relabels: Iterable[Relabel]) -> dict[str, Feature]:
-    """Returns the columns of an environment after relabelings.
+    """Return the columns of an environment after relabelings.
 
     A relabeling that does not fit the columns leaves them as they are.
 
@@ -66,7 +66,17 @@ def relabeled_features(features: Schema, relabels: Iterable[Relabel]) -> dict[st
 
 @dataclass(frozen=True)
 class Hindsight:
-    """The goal is the last observation of this episode (GCSL, Ghosh et al. 2021; BESO, Reuss et al. 2023)."""
+    """Adds the last observation of the episode as the goal of every step.
+
+    Args:
+        column: Column whose last row is the goal.
+        into: Name of the goal column.
+
+    References:
+        Ghosh et al. (2021), Learning to Reach Goals via Iterated Supervised Learning (GCSL), arXiv:1912.06088.
+        Reuss et al. (2023), Goal-Conditioned Imitation Learning using Score-based Diffusion Policies (BESO),
+        arXiv:2304.02532.
+    """
 
     column: str = "observation.state"
     into: str = "observation.goal"
@@ -80,10 +90,14 @@ class Hindsight:
 
 @dataclass(frozen=True)
 class TaskText(RuntimeRelabel):
-    """The task in words as UTF-8 bytes, padded with 0.
+    """Adds the task as UTF-8 bytes, padded with 0.
 
-    It comes from the column "task", whose text may change within the episode, or from the metadata "task". Without a
+    It is read from the column "task", whose text may change within the episode, or from the metadata "task". Without a
     task the text is empty. Longer text is cut after a complete character.
+
+    Args:
+        max_bytes: Number of bytes of the column.
+        into: Name of the new column.
     """
 
     max_bytes: int = 64
@@ -96,7 +110,7 @@ class TaskText(RuntimeRelabel):
         return _with_column(episode, self.into, column, Feature("uint8", (self.max_bytes,), "text"))
 
     def encode(self, text: str) -> np.ndarray:
-        """(length,) uint8: the value to use at run time."""
+        """Return a text as the column has it, (max_bytes,) uint8."""
         raw = text.encode()[: self.max_bytes].decode(errors="ignore").encode()
         return np.frombuffer(raw.ljust(self.max_bytes, b"\0"), np.uint8)
 
@@ -106,22 +120,23 @@ class TaskText(RuntimeRelabel):
 
 
 def task_texts(episode: Episode) -> np.ndarray:
-    """The task of each step, (T,), or of the whole episode, (1,)."""
+    """Return the task of each step, (T,), or of the whole episode, (1,)."""
     found = episode.steps["task"] if "task" in episode.steps else [episode.metadata.get("task") or ""]
     return np.asarray(found, dtype=str).reshape(len(found))
 
 
 @dataclass(frozen=True)
 class ReturnToGo(RuntimeRelabel):
-    """(T+1, 1): the sum of this and all later rewards of the episode. After the last step it is 0.
+    """Adds the return to go, (T+1, 1): the sum of this and all later rewards of the episode. After the last step it is
+    0.
 
-    While acting, it is the return that is still asked for: the whole return at first, then less by each reward.
+    While acting, it is the target return at the first step, then reduced by each reward.
 
     Args:
         discount: Each reward is weighted by `discount` to the power of its distance.
-        column: The column of the rewards.
-        into: The new column.
-        target: The return that is asked for while acting. None: an `ObservationWrapper` gives it as the column `into`.
+        column: Name of the reward column.
+        into: Name of the new column.
+        target: Target return while acting. None: an `ObservationWrapper` gives it as the column `into`.
 
     References:
         Chen et al. (2021), Decision Transformer: Reinforcement Learning via Sequence Modeling, arXiv:2106.01345,
@@ -149,10 +164,10 @@ class ReturnToGo(RuntimeRelabel):
 
 @dataclass(frozen=True)
 class TimeLeft(RuntimeRelabel):
-    """(T+1, 1): steps until the end of the episode, T at the first step and 0 after the last.
+    """Adds the number of steps until the end of the episode, (T+1, 1): T at the first step and 0 after the last.
 
     Args:
-        into: The new column.
+        into: Name of the new column.
         length: Number of steps of an episode while acting. None: an `ObservationWrapper` gives it as the column `into`.
     """
 
@@ -168,10 +183,10 @@ class TimeLeft(RuntimeRelabel):
 
 @dataclass(frozen=True)
 class Progress(RuntimeRelabel):
-    """(T+1, 1): the elapsed fraction of the episode, 0 at the first step and 1 after the last.
+    """Adds the elapsed fraction of the episode, (T+1, 1): 0 at the first step and 1 after the last.
 
     Args:
-        into: The new column.
+        into: Name of the new column.
         length: Number of steps of an episode while acting.
     """
 
@@ -188,10 +203,14 @@ class Progress(RuntimeRelabel):
 
 @dataclass(frozen=True)
 class LastAction(RuntimeRelabel):
-    """(T+1, ...): the action before this step. The action of the same step would reveal the target.
+    """Adds the action of the step before, (T+1, ...). The action of the same step would reveal the target.
 
     Before the first step it is zero. For discrete actions each value is increased by one, and 0 means that there was no
     action yet.
+
+    Args:
+        column: Name of the action column.
+        into: Name of the new column.
     """
 
     column: str = "action"
@@ -214,8 +233,16 @@ class LastAction(RuntimeRelabel):
 
 @dataclass(frozen=True)
 class InterventionPenalty:
-    """Reward -1 at the last step before a person takes over, otherwise 0 (RLIF, Luo et al. 2024). Any offline RL
-    learner can use it. An episode that a person controlled from the start has no such step.
+    """Sets the reward to -1 at the last step before a person takes over, and to 0 at all others.
+
+    Any offline RL learner can use it. An episode that a person controlled from the start has no such step.
+
+    Args:
+        column: Column that is above 0 while a person controls the robot.
+        into: Name of the reward column.
+
+    References:
+        Luo et al. (2024), RLIF: Interactive Imitation Learning as Reinforcement Learning, arXiv:2311.12996.
     """
 
     column: str = "intervention"
@@ -228,7 +255,12 @@ class InterventionPenalty:
 
 @dataclass(frozen=True)
 class ConstantColumn(RuntimeRelabel):
-    """The same number at every step, such as the data set (expert data in SQIL), the robot or the operator."""
+    """Adds a column with the same number at every step, such as an index of the data set, the robot or the operator.
+
+    Args:
+        into: Name of the new column, (T+1, 1).
+        value: The number.
+    """
 
     into: str
     value: float
@@ -243,7 +275,11 @@ class ConstantColumn(RuntimeRelabel):
 
 @dataclass(frozen=True)
 class SelectColumns:
-    """Keeps only these columns."""
+    """Keeps some columns and removes all others.
+
+    Args:
+        columns: Names of the columns to keep.
+    """
 
     columns: tuple[str, ...]
 
@@ -290,7 +326,12 @@ class ColumnPadding(RuntimeRelabel):
 
 @dataclass(frozen=True)
 class Rename(RuntimeRelabel):
-    """Renames a column."""
+    """Renames a column.
+
+    Args:
+        column: Name of the column.
+        into: Its new name.
+    """
 
     column: str
     into: str
@@ -305,19 +346,19 @@ class Rename(RuntimeRelabel):
 
 @dataclass(frozen=True)
 class ConcatColumns:
-    """Joins columns of numbers into one, so that one target holds actions and later observations.
+    """Joins columns of numbers into one, so that one target has actions and later observations.
 
     Row t of the new column has the first column at step t, the other columns at step ``t + offset`` (or their last
     row), and a last component that is 1 where the first column is known and 0 where it is not.
 
     Args:
         columns: Columns to join. The new column has as many rows as the first of them.
-        offset: Steps by which the columns after the first are later.
+        offset: Number of steps by which the columns after the first are later.
         into: Name of the new column.
         known: Column that is not 0 at the steps where the first column is known. None if it is known everywhere.
 
     Raises:
-        UserError: If a column is missing or is not a vector of numbers.
+        UserError: A column is missing or is not a vector of numbers.
 
     Example:
         >>> relabel = ConcatColumns(("action", "observation.state"), offset=8)

@@ -15,13 +15,12 @@ MIN_CAPACITY = 1024  # rows of a new array
 class ReplayBuffer(Dataset):
     """A dataset that grows.
 
-    The steps of all episodes lie in one array for each column. `extend` copies the new episodes to the ends of these
+    The steps of all episodes are in one array for each column. `extend` copies the new episodes to the ends of these
     arrays and returns a buffer that has them as well. Arrays double when they are full, so that a step is copied a
     constant number of times on average. Buffers that come from one another share their arrays: a window of rows, a
     selection of episodes or a buffer before it was extended costs no memory.
 
-    A column that some episodes lack can be read from the others. Whole numbers and floating-point numbers of a column
-    take the widest type of its episodes.
+    A column that some episodes lack can be read from the others. A column has the widest numeric type of its episodes.
 
     Args:
         episodes: The first episodes.
@@ -37,13 +36,16 @@ class ReplayBuffer(Dataset):
 
     @staticmethod
     def of(data: Dataset) -> ReplayBuffer:
-        """Return the buffer that these episodes are from, for these episodes, or a new one with a copy of them."""
+        """Return a buffer with the episodes of a dataset. Nothing is copied if they are from a buffer."""
         if isinstance(data.source, _GrowingArrays):
             return _buffer(data.source, np.asarray(data.indices, np.int64))
         return ReplayBuffer(data)
 
     def extend(self, episodes: Iterable[Episode]) -> ReplayBuffer:
         """Return a buffer with further episodes. This one stays as it is.
+
+        Args:
+            episodes: The new episodes.
 
         Raises:
             UserError: A column has another shape or another kind of values than before.
@@ -60,7 +62,7 @@ def _buffer(arrays: _GrowingArrays, indices: np.ndarray) -> ReplayBuffer:
 
 
 class _Column:
-    """One growing array, and where each episode lies in it."""
+    """One growing array, and the position of each episode in it."""
 
     def __init__(self, values: np.ndarray, n_before: int):
         self.array = np.empty((0, *values.shape[1:]), values.dtype)
@@ -87,7 +89,7 @@ class _Column:
 
 
 class _GrowingArrays(EpisodeList):
-    """The columns that buffers share. Episodes are only ever added, so that what a buffer reads never changes."""
+    """The columns that buffers share. Episodes are added and never changed, so what a buffer reads never changes."""
 
     def __init__(self):
         self._columns: dict[str, _Column] = {}

@@ -28,21 +28,23 @@ class LastStep:
 
 
 class RuntimeTransform(ABC):
-    """Computes columns while acting, as a relabeling does with recorded episodes. Subclasses are frozen dataclasses."""
+    """Computes columns while acting that a relabeling computes from recorded episodes. Subclasses are frozen
+    dataclasses.
+    """
 
     def start(self, obs: Mapping[str, Tensor], key: Tensor) -> State:
-        """Returns the state before the first step: nested dicts of tensors, rows first.
+        """Return the state before the first step: nested dicts of tensors, rows first.
 
         Args:
-            obs: The first observation of each row, (B, ...). Columns that somebody else gives, such as the return that
-                is asked for, are among them.
+            obs: The first observation of each row, (B, ...). It includes columns from an `ObservationWrapper`, such as
+                the target return.
             key: Source of all randomness of each row, (B,) int64.
         """
         return {}
 
     @abstractmethod
     def step(self, obs: Mapping[str, Tensor], last: LastStep, state: State) -> tuple[Mapping[str, Tensor], State]:
-        """Returns the columns that are added or replaced, and the next state.
+        """Return the columns that are added or replaced, and the next state.
 
         Args:
             obs: The current observation, (B, ...).
@@ -50,11 +52,11 @@ class RuntimeTransform(ABC):
             state: What `start` or the last `step` returned. It is not changed in place.
 
         Raises:
-            UserError: If something that is needed is not known, such as the reward on a robot.
+            UserError: A value that is needed is not known, such as the reward on a robot.
         """
 
     def transform_action(self, action: Tensor, size: int | None) -> Tensor:
-        """Returns the action for the environment.
+        """Return the action for the environment.
 
         Args:
             action: The action of the policy, (B, A).
@@ -65,7 +67,7 @@ class RuntimeTransform(ABC):
 
 @dataclass(frozen=True)
 class ConstantColumns(RuntimeTransform):
-    """Columns whose values stay the same.
+    """Adds columns whose values stay the same.
 
     Args:
         columns: {name: value of shape (*feature)}.
@@ -80,11 +82,11 @@ class ConstantColumns(RuntimeTransform):
 
 @dataclass(frozen=True)
 class GivenColumn(RuntimeTransform):
-    """A column that the environment or an `ObservationWrapper` gives.
+    """Checks that the environment or an `ObservationWrapper` gives a column.
 
     Args:
-        column: The column.
-        hint: How to give it.
+        column: Name of the column.
+        hint: How to give it, for the error message.
     """
 
     column: str
@@ -99,12 +101,12 @@ class GivenColumn(RuntimeTransform):
 
 @dataclass(frozen=True)
 class ReturnToGoUpdate(RuntimeTransform):
-    """The return that is still asked for: at the first step the whole return, then less by each reward.
+    """Return to go while acting: the target return at the first step, then reduced by each reward.
 
     Args:
-        into: The column, (B, 1). If the first observation has it, it is the return that is asked for.
-        discount: The discount of the return.
-        target: The return that is asked for if the first observation does not have the column.
+        into: Name of the column, (B, 1). If the first observation has it, it is the target return.
+        discount: Discount of the return.
+        target: Target return if the first observation does not have the column.
     """
 
     into: str
@@ -127,11 +129,11 @@ class ReturnToGoUpdate(RuntimeTransform):
 
 @dataclass(frozen=True)
 class Countdown(RuntimeTransform):
-    """The steps that are left, at least 0.
+    """Number of steps that are left, at least 0.
 
     Args:
-        into: The column, (B, 1). If the first observation has it, it is the first value.
-        length: The first value if the first observation does not have the column.
+        into: Name of the column, (B, 1). If the first observation has it, it is the first value.
+        length: First value if the first observation does not have the column.
     """
 
     into: str
@@ -148,10 +150,10 @@ class Countdown(RuntimeTransform):
 
 @dataclass(frozen=True)
 class ProgressCount(RuntimeTransform):
-    """The fraction of an episode of known length that is over, at most 1.
+    """Elapsed fraction of an episode of known length, at most 1.
 
     Args:
-        into: The column, (B, 1).
+        into: Name of the column, (B, 1).
         length: Number of steps of the episode.
     """
 
@@ -172,10 +174,10 @@ class ProgressCount(RuntimeTransform):
 
 @dataclass(frozen=True)
 class LastActionColumn(RuntimeTransform):
-    """The action before the current step. Choices count from 1, and 0 says that there is none.
+    """Action of the step before. Discrete actions count from 1, and 0 means that there is no action yet.
 
     Args:
-        into: The column, (B, A).
+        into: Name of the column, (B, A).
     """
 
     into: str
@@ -190,10 +192,10 @@ class LastActionColumn(RuntimeTransform):
 
 @dataclass(frozen=True)
 class RenamedColumn(RuntimeTransform):
-    """A column under another name.
+    """A column of the environment under another name.
 
     Args:
-        column: The column of the environment.
+        column: Its name in the environment.
         into: Its new name.
     """
 
@@ -206,10 +208,10 @@ class RenamedColumn(RuntimeTransform):
 
 @dataclass(frozen=True)
 class PaddedColumn(RuntimeTransform):
-    """Pads what is observed with zeros, and cuts actions back to those of the environment.
+    """Pads an observation with zeros, and cuts actions to the width of the environment.
 
     Args:
-        column: The column.
+        column: Name of the column.
         size: Number of components after padding.
         is_action: Whether the column is the action.
     """

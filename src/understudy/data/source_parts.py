@@ -1,7 +1,7 @@
-"""A damaged source taken apart: what each episode lies in is read alone, so that one that is broken costs no other.
+"""Splits a damaged source into parts that can be read alone, so that a damaged episode does not affect the others.
 
-Parts are the files of a folder (ACT, plain .npz and .csv, bags) and the groups of an HDF5 file (robomimic, Minari). A
-part that can be read alone but does not go with the others is given up for the greatest number that are alike.
+Parts are the files of a folder (ACT, plain .npz and .csv, bags) or the groups of an HDF5 file (robomimic, Minari). If
+readable parts have different columns, the largest group of parts with equal columns is kept.
 """
 
 from __future__ import annotations
@@ -24,19 +24,41 @@ from .formats.column_names import sort_numbered
 
 OpenFunction = Callable[[Path], Dataset]
 _FILES = (".hdf5", ".h5", ".npz", ".csv")
-_GROUPS = {"data": "demo_", "": "episode_"}  # of robomimic, of Minari
+_GROUPS = {"data": "demo_", "": "episode_"}  # group above the episodes: their prefix (robomimic, Minari)
 
 
 class SourceParts(ABC):
+    """A source that is split into parts.
+
+    Attributes:
+        path: The source.
+        names: Names of the parts.
+    """
+
     path: Path
     names: Sequence[str]
 
     @abstractmethod
     def copy_parts(self, names: Sequence[str], where: Path) -> Path:
-        """A data set of some of them, in an empty folder."""
+        """Make a data set of some parts.
+
+        Args:
+            names: Names of the parts.
+            where: An empty folder for the copy.
+
+        Returns:
+            The file or folder of the new data set.
+        """
 
 
 class FileParts(SourceParts):
+    """A folder whose files are its parts.
+
+    Args:
+        path: The folder.
+        files: The files.
+    """
+
     def __init__(self, path: Path, files: Sequence[Path]):
         self.path, self.names = path, [p.name for p in files]
         self._stems = {p.stem: p.name for p in files}
@@ -57,6 +79,15 @@ class FileParts(SourceParts):
 
 
 class GroupParts(SourceParts):
+    """An HDF5 file whose groups are its parts.
+
+    Args:
+        path: The source: the file, or the folder that it is in.
+        file: The HDF5 file.
+        above: Name of the group with the parts. Empty for the root.
+        names: Names of the parts.
+    """
+
     def __init__(self, path: Path, file: Path, above: str, names: Sequence[str]):
         self.path, self.names, self._file, self._parent_group = path, names, file, above
 
@@ -82,7 +113,7 @@ class GroupParts(SourceParts):
 
 
 def find_parts(path: Path) -> SourceParts | None:
-    """None where the episodes cannot be told apart without reading them."""
+    """Return the parts of a source. None if its episodes cannot be told apart without reading them."""
     if path.is_dir():
         inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
         if (path / "data/main_data.hdf5").exists() or (path / "main_data.hdf5").exists():
@@ -123,7 +154,19 @@ def recover_parts(
     options: dict,
     metadata_path: Path,
 ) -> Dataset | None:
-    """Joins the parts that can be read, with what is stored of them at `metadata_path`. None if no part can be read."""
+    """Open the readable parts of a damaged source as one dataset.
+
+    Args:
+        parts: The parts.
+        folder: Folder for temporary copies.
+        report_loss: Called with the description of each loss.
+        find_error: Returns why an episode of a dataset cannot be read. None if it can be read.
+        options: Options of `preview_dataset`.
+        metadata_path: Path of the source, next to which its sidecar file is.
+
+    Returns:
+        The readable episodes. None if no part can be read.
+    """
     alike: dict[str, tuple] = {}
     for name in parts.names:
         try:
@@ -134,7 +177,7 @@ def recover_parts(
                 alike[name] = _column_signature(data) if why is None else ()
         except UserError as error:
             why = str(error).splitlines()[0].replace(f"{alone}/", "").replace(alone, name)
-        except Exception as error:  # what a library makes of a damaged file may be anything
+        except Exception as error:  # libraries may raise anything for a damaged file
             why = f"{type(error).__name__}: {error}"
         if why is not None:
             alike.pop(name, None)
@@ -157,11 +200,11 @@ def recover_parts(
 def _open_joined(parts, names, folder, options, metadata_path) -> Dataset:
     out = parts.copy_parts(names, Path(tempfile.mkdtemp(dir=folder)))
     if sidecar.sidecar_path(metadata_path).exists():
-        with suppress(UserError):  # damaged itself: `salvage` says that it is left out
+        with suppress(UserError):  # damaged itself: `recover` reports it
             sidecar.copy_selected(metadata_path, [n for n, name in enumerate(parts.names) if name in set(names)], out)
     return preview_dataset(out, **options)
 
 
 def _column_signature(data: Dataset) -> tuple:
-    table = data.metadata.get("format") == "csv"  # whose numbers are whole in one file and not in another
+    table = data.metadata.get("format") == "csv"  # a column may be integer in one file and float in another
     return tuple(sorted((n, f.shape, f.kind == "string" if table else f.dtype) for n, f in data.features().items()))

@@ -1,4 +1,4 @@
-"""Sources that other sources are made of: cached, read in pieces, or made from another source."""
+"""Base classes of sources: cached in memory maps, read in chunks, or made from another source."""
 
 from __future__ import annotations
 
@@ -15,19 +15,27 @@ from ..core import Feature, UserError
 from . import cache, video
 from .episode import ColumnSource, episode_starts
 
-Progress = Callable[[int, int], None]  # (done, of)
+Progress = Callable[[int, int], None]  # (number done, number of all)
 _PIECE = 1 << 26  # bytes of frames that are read at a time
-_AT_ONCE = 1 << 22  # bytes of numbers
+_AT_ONCE = 1 << 22  # bytes of numbers that are read at a time
 _DAMAGED = "the file is damaged: take it from a copy"
 
 
 def camera_names(schema: Mapping[str, Feature]) -> list[str]:
-    """The columns of images."""
+    """Return the names of the image columns."""
     return [name for name, f in schema.items() if f.kind == "image"]
 
 
 def batch_ranges(sizes: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """(first, stop) of runs of items of these sizes (E,). Each run fits into `most`, or is one item."""
+    """Split items into consecutive batches of limited size.
+
+    Args:
+        sizes: Size of each item, (E,).
+        most: Largest size of a batch. A larger item is a batch by itself.
+
+    Yields:
+        The first item of a batch and the item after its last.
+    """
     ends, at = np.cumsum(sizes), 0
     while at < len(ends):
         before = ends[at - 1] if at else 0
@@ -37,14 +45,14 @@ def batch_ranges(sizes: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
 
 
 class MemmapSource(ColumnSource):
-    """A source whose numbers are copied once into memory maps, when the first of them is asked for.
+    """A source whose numeric columns are copied into memory maps when the first of them is asked for.
 
     Images and text stay in the files of the source.
 
     Attributes:
         path: The data set.
-        row_counts: Rows of each column in each episode, (E,).
-        flags: Columns that must hold 0 or 1 although their dtype is not bool.
+        row_counts: Number of rows of each column in each episode, (E,).
+        flags: Columns that must contain 0 or 1 although their dtype is not bool.
     """
 
     path: Path
@@ -53,18 +61,28 @@ class MemmapSource(ColumnSource):
 
     @abstractmethod
     def iter_chunks(self) -> Iterator[tuple[str, int | np.ndarray, np.ndarray]]:
-        """Every column of `numeric_columns`, in pieces and in any order.
+        """Read every column of `numeric_columns`, in chunks and in any order.
 
         Yields:
             The column; the number of the first row, or of each row (n,), counted over all episodes; the rows (n, ...).
         """
 
     def read_text(self, name: str, episode: int) -> np.ndarray:
-        """A column of text."""
+        """Read a column of text, (rows,).
+
+        Args:
+            name: Name of the column.
+            episode: Number of the episode.
+        """
         raise NotImplementedError
 
     def location(self, name: str, episode: int) -> str:
-        """Where a column of an episode is stored, for messages: file and key."""
+        """Say where a column of an episode is stored, for error messages: file and key.
+
+        Args:
+            name: Name of the column.
+            episode: Number of the episode.
+        """
         return f"{self.path}, {name}, episode {episode}"
 
     @cached_property
@@ -89,19 +107,25 @@ class MemmapSource(ColumnSource):
         return {name: episode_starts(self.rows(name)) for name in self.schema}
 
     def fill(self, out: dict[str, np.ndarray]) -> None:
-        """Writes all rows of all columns into arrays of the cache."""
+        """Write all rows of all columns into arrays of the cache, (N, *shape) each."""
         for name, at, values in self.iter_chunks():
             rows = slice(at, at + len(values)) if isinstance(at, int) else at
             out[name][rows] = self.cast_to_schema(values, name, len(values), at)
 
     def cast_to_schema(self, values: np.ndarray, name: str, rows: int, at: int | np.ndarray) -> np.ndarray:
-        """`values` with the dtype and shape of the schema. A cast that would change a flag is an error.
+        """Convert rows to the dtype and shape of the schema.
 
         Args:
-            values: As they are stored, (rows, ...).
-            name: The column.
-            rows: How many rows there must be.
-            at: The number of the first row, or of each, counted over all episodes.
+            values: Rows as they are stored, (rows, ...).
+            name: Name of the column.
+            rows: Expected number of rows.
+            at: Number of the first row, or of each row, counted over all episodes.
+
+        Returns:
+            (rows, *shape).
+
+        Raises:
+            UserError: The shape differs, or a flag is neither 0 nor 1.
         """
         f = self.schema[name]
         if values.shape[1:] != f.shape and values.size == rows * f.size and f.kind != "image":
@@ -119,7 +143,12 @@ class MemmapSource(ColumnSource):
         return values if f.kind == "string" else values.astype(f.dtype, copy=False)
 
     def where(self, name: str, row: int) -> str:
-        """Where a row of a column is stored, for messages. `row` is counted over all episodes."""
+        """Say where a row of a column is stored, for error messages.
+
+        Args:
+            name: Name of the column.
+            row: Number of the row, counted over all episodes.
+        """
         ends = np.cumsum(self.rows(name))
         episode = int(np.searchsorted(ends, row, side="right"))
         return f"{self.location(name, episode)}, row {row - int(ends[episode] - self.rows(name)[episode])}"
@@ -144,19 +173,40 @@ class MemmapSource(ColumnSource):
 class ChunkedSource(MemmapSource):
     """A source in which any rows of any column can be read alone: compressed chunks, or a file for each episode.
 
-    Numbers are read in place if the cache cannot hold them.
+    If the cache is too small for the numeric columns, they are read from the files.
     """
 
     @abstractmethod
     def read_rows(self, files: Any, name: str, episode: int, first: int, stop: int) -> np.ndarray:
-        """Rows first to stop - 1 of a column of an episode. `files` is what `open_files` returned."""
+        """Read rows of a column of one episode, as they are stored.
+
+        Args:
+            files: What `open_files` returned.
+            name: Name of the column.
+            episode: Number of the episode.
+            first: First row.
+            stop: Row after the last.
+
+        Returns:
+            (stop - first, ...).
+        """
 
     def open_files(self) -> AbstractContextManager:
-        """Opens the files for several calls of `read_rows`."""
+        """Open the files for several calls of `read_rows`. Returns a context manager."""
         return nullcontext()
 
     def read_episodes(self, files: Any, name: str, first: int, stop: int) -> np.ndarray:
-        """All rows of a column of numbers of the episodes first to stop - 1, end to end."""
+        """Read a numeric column of consecutive episodes.
+
+        Args:
+            files: What `open_files` returned.
+            name: Name of the column.
+            first: Number of the first episode.
+            stop: Number after the last episode.
+
+        Returns:
+            The rows of all these episodes end to end, (n, *shape).
+        """
         f, rows = self.schema[name], self.rows(name)[first:stop]
         out, at = np.empty((int(rows.sum()), *f.shape), f.dtype), 0
         for episode, n in enumerate(rows.tolist(), first):
@@ -209,11 +259,11 @@ class ChunkedSource(MemmapSource):
 
 
 class WrapperSource(ColumnSource):
-    """Another source, unchanged but for what a subclass overrides.
+    """Another source, in which subclasses change something.
 
     Args:
         inner: The other source.
-        settings: What the result depends on besides, as JSON values, for the key.
+        *settings: JSON values that the result depends on. They become part of the key.
     """
 
     def __init__(self, inner: ColumnSource, *settings):
@@ -236,7 +286,9 @@ class WrapperSource(ColumnSource):
         return self.gather_rows(name)
 
     def gather_rows(self, name: str) -> np.ndarray | None:
-        """A column, copied once into the cache; None where that has no use."""
+        """Return all rows of a column, copied once into the cache. None for images, text, empty columns and data in
+        memory.
+        """
         f, rows = self.schema[name], self.rows(name)
         shape = (int(rows.sum()), *f.shape)
         if not self.key or f.kind in ("string", "image") or not np.prod(shape):
@@ -250,13 +302,13 @@ class WrapperSource(ColumnSource):
 
 
 class DecodedFramesSource(WrapperSource):
-    """Another source with its cameras decoded once, at one size, into memory maps.
+    """Another source whose camera frames are decoded once, at one size, into memory maps.
 
     Args:
         inner: The other source.
-        size: Height and width of the frames.
+        size: Height and width of the frames, in pixels.
         where: The data set, for error messages.
-        progress: Called with the frames that are done, and of how many.
+        progress: Called with the number of decoded frames and the number of all frames.
     """
 
     def __init__(self, inner: ColumnSource, size: tuple[int, int], where: Path, progress: Progress | None = None):
@@ -272,7 +324,12 @@ class DecodedFramesSource(WrapperSource):
 
     @staticmethod
     def cache_key(source: ColumnSource, size: tuple[int, int]) -> str:
-        """Key of the cache entry."""
+        """Return the key of the cache entry.
+
+        Args:
+            source: The source with the frames.
+            size: Height and width of the frames, in pixels.
+        """
         return cache.json_digest(source.key, "frames", list(size))
 
     def packed_column(self, name):

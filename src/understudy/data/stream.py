@@ -1,9 +1,11 @@
 """Training from shards that are too large for a disk: tar files (webdataset) and parquet, with shuffling in bounded
 memory.
 
-    stream = ShardStream("s3://bucket/demos-{000..099}.tar", buffer_size=50_000) some = stream.first_episodes(50) policy
-    = Policy(config, some.features()).fit_statistics(some) windows = stream.windows(policy.windows) fit(learner, lambda
-    step: windows.batch(128, step, seed=0), steps=100_000)
+    stream = ShardStream("s3://bucket/demos-{000..099}.tar", buffer_size=50_000)
+    some = stream.first_episodes(50)
+    policy = Policy(config, some.features()).fit_statistics(some)
+    windows = stream.windows(policy.windows)
+    fit(learner, lambda step: windows.batch(128, step, seed=0), steps=100_000)
 
 Shuffling has two levels (CorgiPile, Xu et al. 2022). Chunks of shards come in random order, another one in each epoch.
 As many as fit into the buffer are in memory together, and their windows are drawn in random order, each once. The
@@ -47,7 +49,7 @@ _SHUFFLE_STREAM, _SAMPLE_STREAM = 1, 2  # streams of random numbers
 
 @dataclass(frozen=True)
 class _ShardChunk:
-    """Consecutive episodes of a shard. `begin` is the number of the first step over all shards."""
+    """Consecutive episodes of a shard. `first_step` is the number of their first step, counted over all shards."""
 
     shard: int
     episodes: tuple[int, ...]
@@ -62,11 +64,11 @@ class ShardStream:
     once.
 
     Args:
-        urls: One or several tar or parquet files (local, or wherever fsspec reads), a folder of them, or a name
+        urls: One or several tar or parquet files (local, or any URL that fsspec reads), a folder of them, or a name
             with {000..099} in it. A sample of a tar file is an episode: KEY.npz with its columns, or a KEY.COLUMN.npy
-            for each, and KEY.json with its metadata. In parquet files, rows of an episode follow each other with the
-            same `episode_index`, as in LeRobot v3.0.
-        buffer_size: Steps in memory at the same time. A longer episode is read alone.
+            for each column, and KEY.json with its metadata. In parquet files, rows of an episode follow each other with
+            the same `episode_index`, as in LeRobot v3.0.
+        buffer_size: Number of steps in memory at the same time. A longer episode is read alone.
 
     Raises:
         UserError: There are no shards, or a shard is damaged.
@@ -101,7 +103,7 @@ class ShardStream:
         return sum(len(s.lengths) for s in self.shards)
 
     def first_episodes(self, n_episodes: int) -> Dataset:
-        """The first `n_episodes` episodes, or all, in memory: for features and statistics."""
+        """Read the first `n_episodes` episodes, or all, into memory, to find features and statistics."""
         found: list[Episode] = []
         for piece in self.chunks:
             if len(found) >= n_episodes:
@@ -111,11 +113,15 @@ class ShardStream:
 
     @property
     def key(self) -> str:
-        """Identifies the names of the shards and the lengths of their episodes."""
+        """Digest of the names of the shards and the lengths of their episodes."""
         return cache.json_digest("stream", *([Path(s.at).name, s.lengths.tolist()] for s in self.shards))
 
     def exclude(self, episodes: Collection[int]) -> ShardStream:
-        """The stream without these episodes, by their numbers."""
+        """Return a stream without some episodes.
+
+        Args:
+            episodes: Numbers of the episodes to leave out.
+        """
         gone, less = set(episodes), copy.copy(self)
         first = np.cumsum([0, *(len(s.lengths) for s in self.shards)])
         less.chunks = []
@@ -131,16 +137,21 @@ class ShardStream:
         return less
 
     def windows(self, make_windows: Callable[[Dataset], Windows]) -> StreamWindows:
-        """Windows over the stream.
+        """Return windows over the stream.
 
         Args:
-            make_windows: Makes windows of the episodes in the buffer: `policy.windows`, or `Window.windows`.
+            make_windows: Makes windows over the episodes in the buffer, such as `policy.windows`.
         """
         return StreamWindows(self, make_windows)
 
 
 class StreamWindows(BatchSampler):
-    """Windows over a stream. `batch` is that of `Windows`, and also a function of its arguments."""
+    """Windows over a stream. As for `Windows`, a batch is a function of its arguments.
+
+    Args:
+        stream: The stream.
+        make_windows: Makes windows over the episodes in the buffer, such as `policy.windows`.
+    """
 
     def __init__(self, stream: ShardStream, make_windows: Callable[[Dataset], Windows]):
         self.stream, self.make_windows = stream, make_windows
@@ -154,17 +165,17 @@ class StreamWindows(BatchSampler):
         return self.stream.steps
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Batch number `step` of `seed` with `size` windows.
+        """Return one batch.
 
         An epoch has each window once, except for the fewer than `size` windows that remain of a buffer. A buffer with
         fewer than `size` windows gives one batch, with some windows twice. extra["index"] counts the steps of all
         shards.
 
         Args:
-            size: Windows per batch.
-            step: Number of the batch.
-            seed: Seed of the order.
-            rows: Only these rows, the part of one process.
+            size: Number of windows in the whole batch.
+            step: Number of the batch, from 0.
+            seed: Seed of the random order.
+            rows: The rows of the batch to return. With several processes, each process asks for its part.
         """
         with self._lock:  # a prefetching thread may call it too
             epoch, group, place = self._locate_step(size, step, seed)
@@ -245,8 +256,7 @@ def _chunk_episodes(lengths: np.ndarray, most: int) -> Iterable[tuple[int, ...]]
         yield tuple(piece)
 
 
-# -- addresses of shards
-# -------------------------------------------------------------------------------------------------
+# -- addresses of shards ---------------------------------------------------------------------------------------------
 
 
 def _expand_braces(text: str) -> list[str]:
@@ -306,14 +316,19 @@ def _shard_errors(at: str) -> Iterator[None]:
 
 
 class _Shard(ABC):
-    """`lengths` are the numbers of steps of its episodes."""
+    """A file with episodes.
+
+    Attributes:
+        at: Path or URL of the file.
+        lengths: Number of steps of each episode, (E,) int64.
+    """
 
     at: str
     lengths: np.ndarray
 
     @abstractmethod
     def read(self, episodes: Iterable[int]) -> list[Episode]:
-        """Reads consecutive episodes into memory."""
+        """Read consecutive episodes into memory."""
 
 
 class _TarShard(_Shard):
@@ -352,13 +367,13 @@ class _TarShard(_Shard):
     def _episode(self, handle, number) -> Episode:
         files = self._samples[number]
         columns = _read_columns(handle, files)
-        facts = json.loads(_read_bytes(handle, files["json"])) if "json" in files else {}
+        metadata = json.loads(_read_bytes(handle, files["json"])) if "json" in files else {}
         length = int(self.lengths[number])
         for name, column in columns.items():
             if len(column) not in (length, length + 1):
                 raise UserError(f"there are {len(column)} rows, but action has {length} (one more is allowed)",
                                 where=f"{self.at}, sample {number}, {name}", hint="store a row for each step")
-        return Episode(columns, facts if isinstance(facts, dict) else {}, length)
+        return Episode(columns, metadata if isinstance(metadata, dict) else {}, length)
 
 
 def _read_columns(handle, files: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
@@ -388,7 +403,7 @@ def _open_parquet(handle) -> pq.ParquetFile:
 
 
 class _ParquetShard(_Shard):
-    """Rows of an episode follow each other."""
+    """A parquet file in which the rows of an episode follow each other."""
 
     def __init__(self, at: str):
         self.at = at

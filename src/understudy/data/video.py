@@ -1,4 +1,7 @@
-"""Frames to and from PNG images and video files, and their size, by the same rule in training and at run time."""
+"""Encoding, decoding and resizing of camera frames: PNG and JPEG images and video files.
+
+Training and acting use the same functions, so that equal frames give equal inputs.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,11 @@ _SINGLE_THREAD = {"threads": 1} if _PYAV >= 18 else {}
 
 
 def parse_image_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) from "96" or "(96, 128)"."""
+    """Return (height, width) in pixels from a single side or a pair.
+
+    Raises:
+        UserError: A side is not between 1 and 8192.
+    """
     h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not (1 <= h <= 8192 and 1 <= w <= 8192):
         raise UserError(f"the image size must be between 1 and 8192, not {image_size}",
@@ -41,10 +48,16 @@ def parse_image_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (..., H, W, C) -> (..., h, w, C): the mean over the area of each new pixel for shrinking, bilinear for
-    enlarging.
+    """Resize frames: the mean over the area of each new pixel for shrinking, bilinear interpolation for enlarging.
 
-    The aspect ratio is not kept. It rounds half up, so equal frames give equal bytes on every machine.
+    The aspect ratio is not kept. Values are rounded half up, so equal frames give equal bytes on every machine.
+
+    Args:
+        frames: uint8 (..., H, W, C).
+        size: New height and width (h, w), in pixels.
+
+    Returns:
+        uint8 (..., h, w, C).
     """
     *lead, height, width, channels = frames.shape
     if (height, width) == tuple(size):
@@ -81,7 +94,7 @@ def _resize_weights(old: int, new: int) -> np.ndarray:
 
 
 def encode_png(frame: np.ndarray) -> bytes:
-    """uint8 (H, W, 1 | 3 | 4), lossless."""
+    """Encode a frame as PNG, without loss. The frame is uint8 (H, W, C) with 1, 3 or 4 channels."""
     height, width, channels = frame.shape
     codec = av.CodecContext.create("png", "w")
     codec.width, codec.height, codec.pix_fmt, codec.time_base = width, height, _FORMATS[channels], Fraction(1, 1)
@@ -91,10 +104,18 @@ def encode_png(frame: np.ndarray) -> bytes:
 
 
 def decode_image(data: bytes | None, channels: int, where: str) -> np.ndarray:
-    """PNG or JPEG bytes -> uint8 (H, W, C).
+    """Decode a PNG or JPEG image.
+
+    Args:
+        data: The encoded image.
+        channels: Number of channels (C) of the result: 1 for gray, 3 for RGB, 4 for RGBA.
+        where: What error messages call the image.
+
+    Returns:
+        uint8 (H, W, C).
 
     Raises:
-        UserError: The bytes are not an image.
+        UserError: The bytes are not an image, or the image is damaged.
     """
     kind = {b"\x89PNG": "png", b"\xff\xd8\xff\xe0": "mjpeg"}.get((data or b"")[:4])
     if kind is None and (data or b"")[:2] == b"\xff\xd8":
@@ -116,7 +137,19 @@ def decode_image(data: bytes | None, channels: int, where: str) -> np.ndarray:
 
 
 def decode_frame(data: bytes | None, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """As `decode_image`, for an image that must have this shape (H, W, C)."""
+    """Decode a PNG or JPEG image of a known shape.
+
+    Args:
+        data: The encoded image.
+        shape: Shape that the image must have, (H, W, C).
+        where: What error messages call the image.
+
+    Returns:
+        uint8 (H, W, C).
+
+    Raises:
+        UserError: The bytes are not an image, the image is damaged, or it has another shape.
+    """
     image = decode_image(data, shape[2], where)
     if image.shape != shape:
         raise UserError(f"the image has the shape {image.shape} instead of {shape}", where=where,
@@ -135,7 +168,7 @@ def _frame_to_array(frame: av.VideoFrame, channels: int) -> np.ndarray:
 
 
 def count_frames(path: Path) -> int:
-    """Number of frames in the file, without decoding them. 0 if it cannot be read."""
+    """Count the frames of a file without decoding them. 0 if the file cannot be read."""
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
@@ -147,7 +180,12 @@ class VideoReader:
     """An open video file.
 
     A window of frames costs little more than decoding the frames since the key frame before it. The packets of a small
-    file (`MAX_CACHED_BYTES`) stay in memory. In a larger file, a window costs one seek.
+    file stay in memory. In a larger file, a window costs one seek.
+
+    Args:
+        path: The file.
+        where: What it contains, for error messages.
+        max_cached_bytes: Size in bytes up to which the packets of a file stay in memory.
 
     Raises:
         UserError: The file is missing or is not a video.
@@ -176,19 +214,25 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
+        """Close the file."""
         self._packets = None
         self._container.close()
 
     def frames(self, times: np.ndarray, shape: tuple[int, int, int], where: str) \
             -> Iterator[tuple[list[int], np.ndarray]]:
-        """For each time (s), the nearest frame within TIMESTAMP_TOLERANCE, one decoded frame at a time.
+        """Decode the frame nearest to each time, one frame at a time.
+
+        Args:
+            times: Times in s, (n,). A frame may be at most TIMESTAMP_TOLERANCE s away.
+            shape: Shape that the frames must have, (H, W, C).
+            where: What is read, for error messages.
 
         Yields:
             The rows of `times` that the frame belongs to, and the frame, uint8 (H, W, C).
 
         Raises:
-            UserError: A time has no frame, for example in a truncated file. The message names the file and the first
-                such time.
+            UserError: A time has no frame, for example in a truncated file, or the frames have another shape. The
+                message names the file and the first such time.
         """
         where = f"{self.path}, {where}"
         wanted = np.asarray(times, np.float64).tolist()
@@ -234,7 +278,9 @@ class VideoReader:
             yield from self._decoder.decode(packet)
 
     def _read_packets(self) -> None:
-        """Reads all packets of the file. None if there are too many, or if packets depend on each other."""
+        """Read all packets of the file into memory. None are kept if there are too many, or if packets depend on each
+        other.
+        """
         self._packets = []
         # before, the contents of packets are unknown
         if self._container.size > self._max_cached_bytes or _PYAV < 16:
@@ -263,7 +309,12 @@ def _float32_spacing(time: float) -> float:
 
 
 def can_encode(codec: str, shape: tuple[int, int, int]) -> bool:
-    """Whether frames of this shape can be written with this codec on this machine."""
+    """Whether frames of a shape can be encoded on this machine.
+
+    Args:
+        codec: Name of the encoder in FFmpeg, such as "libsvtav1" or "libx264".
+        shape: Shape of the frames, (H, W, C).
+    """
     height, width, channels = shape
     if channels != 3 or height % 2 or width % 2 or min(height, width) < 16:  # smaller than a block of a codec
         return False
@@ -287,8 +338,14 @@ def _silence_logs():
 
 
 class VideoWriter:
-    """Writes one video file, frame by frame: AV1 or H.264, with every second frame a key frame, so that decoding can
-    start near any frame.
+    """Writes one MP4 file, frame by frame. Every second frame is a key frame, so that decoding can start near any
+    frame.
+
+    Args:
+        path: The file.
+        codec: Name of the encoder in FFmpeg: "libsvtav1" (AV1) or "libx264" (H.264).
+        shape: Shape of the frames, (H, W, 3).
+        fps: Nominal frames per second.
     """
 
     def __init__(self, path: Path, codec: str, shape: tuple[int, int, int], fps: float):
@@ -302,7 +359,12 @@ class VideoWriter:
         self.bytes = 0  # written so far
 
     def add(self, frames: Iterable[np.ndarray], times: Iterable[float]) -> None:
-        """Adds uint8 (H, W, 3) frames at times (s), which increase from call to call."""
+        """Add frames.
+
+        Args:
+            frames: The frames, uint8 (H, W, 3) each.
+            times: Their times in s, which increase from call to call.
+        """
         for frame, time in zip(frames, times, strict=True):
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             image = self._convert(image, format="yuv420p", **_SINGLE_THREAD)
@@ -310,11 +372,12 @@ class VideoWriter:
             self._encode(image)
 
     def close(self) -> None:
+        """Write the remaining frames and close the file."""
         self._encode(None)
         self._container.close()
 
     def abort(self) -> None:
-        """Closes an incomplete file, which is unusable."""
+        """Close an incomplete file, which is unusable."""
         with contextlib.suppress(av.FFmpegError, ValueError, OSError):
             self.close()
 

@@ -1,13 +1,14 @@
-"""Views: a small JSON file says which data, and what is done to them; the data themselves stay untouched.
+"""View files: JSON files that name data sets and the operations on them. The data sets themselves stay unchanged.
 
     {"understudy": "view", "version": 1, "episodes": 40, "steps": 2000,
-     "parents": [{"path": "../demos", "stamp": "...", "content": "...", "episodes": 50, "steps": 2500}],
+     "parents": [{"path": "../demos", "file_stamp": "...", "content_hash": "...", "episodes": 50, "steps": 2500}],
      "operations": [{"do": "filter", "field": "success", "equals": [true]}],
      "made": {...}}
 
-A parent is a data set or another view; its path counts from the view's own folder, so that both can move together.
-Of several parents the first operation is `merge`. `made` says how it came about (the command, scores), for people.
-A parent that is not what it was is an error, since numbers of episodes would mean others.
+A parent is a data set or another view. Its path is relative to the folder of the view, so that both can be moved
+together. If there are several parents, the first operation is `merge`. `made` records how the view was made (the
+command, scores) for human readers. A parent that has changed is an error, because the episode numbers in the operations
+would then mean other episodes.
 """
 
 from __future__ import annotations
@@ -35,14 +36,21 @@ from .sources import camera_names
 Open = Callable[[str | Path], Dataset]  # opens a parent, whatever format it is in
 _KINDS = {name.lower(): kind for name, kind in vars(operations).items()
           if isinstance(kind, type) and issubclass(kind, Operation) and kind is not Operation}
-_IGNORED_FILES = {".DS_Store", "Thumbs.db", ".cache", ".git"}  # what systems and tools leave in folders
+_IGNORED_FILES = {".DS_Store", "Thumbs.db", ".cache", ".git"}  # left in folders by systems and tools
 _REMAKE_HINT = "make the view again from the data as they are now. What it was made from is not changed by that"
 
 
 @dataclass(frozen=True)
 class Parent:
-    """stamp: of names, sizes and times of its files, which is quick to check. content: of their bytes (SHA-256), which
-    decides where the stamp differs, as it does for a copy."""
+    """A data set or view that a view is made from.
+
+    Args:
+        path: Path relative to the folder of the view, or a URL.
+        file_stamp: Digest of the names, sizes and times of its files. It is quick to check.
+        content_hash: SHA-256 of its files. It decides if the stamp differs, as it does for a copy.
+        episodes: Number of episodes.
+        steps: Number of steps.
+    """
 
     path: str
     file_stamp: str
@@ -53,6 +61,17 @@ class Parent:
 
 @dataclass(frozen=True)
 class View:
+    """The contents of a view file.
+
+    Args:
+        path: The view file.
+        parents: The data sets or views that it is made from.
+        operations: What is done to them, in order.
+        episodes: Number of episodes of the result.
+        steps: Number of steps of the result.
+        created_with: How the view was made, for human readers. Plain JSON values.
+    """
+
     path: Path
     parents: tuple[Parent, ...]
     operations: tuple[Operation, ...]
@@ -61,11 +80,16 @@ class View:
     created_with: Mapping[str, Any] = field(default_factory=dict)
 
     def parent_path(self, parent: Parent) -> Path:
+        """Return the path of a parent, relative to the working directory if it is below it."""
         return Path(parent.path) if is_remote(parent.path) else _display_path(self.path.resolve().parent / parent.path)
 
 
 def read_view(path: str | Path) -> View:
-    """Of the file alone: parents are not looked at. Raises UserError that names the key that is wrong."""
+    """Read a view file, without looking at its parents.
+
+    Raises:
+        UserError: The file is not a view, or a key of it is missing or has a wrong value.
+    """
     path = Path(path)
     if path.is_file() and not is_view(path):
         raise UserError("the file is not a view", where=path,
@@ -100,8 +124,18 @@ def read_view(path: str | Path) -> View:
 
 
 def open_view(path: str | Path, open_parent: Open) -> Dataset:
-    """The data that the view shows, as lazy as its parents are. Raises UserError naming a parent that is missing, or
-    that has changed since."""
+    """Open the data that a view shows. They are as lazy as the parents.
+
+    Args:
+        path: The view file.
+        open_parent: Opens a parent, such as `open_dataset`.
+
+    Returns:
+        The dataset, with the metadata "format" set to "view".
+
+    Raises:
+        UserError: A parent is missing or has changed since the view was made, or an operation does not fit.
+    """
     view = read_view(path)
     opened = []
     for parent in view.parents:
@@ -121,13 +155,21 @@ def open_view(path: str | Path, open_parent: Open) -> Dataset:
             f"{found[0]} and {found[1]}",
             where=path, hint=_REMAKE_HINT)
     if camera_names(data.source.schema) and 2 * len(data) < len(data.source):
-        data = Dataset(ConcatSource([(data.source, list(data.indices))]), data.metadata)  # frames of so many others
+        # So that frames are decoded of these episodes only.
+        data = Dataset(ConcatSource([(data.source, list(data.indices))]), data.metadata)
     return Dataset(data.source, {**data.metadata, "format": "view",
         "version": "1",
         "path": str(path)}, data.indices)
 
 
 def parent_state(view: View, parent: Parent, open_parent: Open) -> Literal["as it was", "changed", "missing"]:
+    """Say whether a parent has changed since the view was made.
+
+    Args:
+        view: The view.
+        parent: One of its parents.
+        open_parent: Opens a remote parent, whose state is the key of its source.
+    """
     place = view.parent_path(parent)
     if not is_remote(parent.path) and not place.exists():
         return "missing"
@@ -138,7 +180,7 @@ def parent_state(view: View, parent: Parent, open_parent: Open) -> Literal["as i
 
 
 def is_view(path: Path) -> bool:
-    """Whether the file says so in its beginning, as `write` puts it."""
+    """Whether a file starts like a view file."""
     if not path.is_file():
         return False
     with open(path, "rb") as handle:
@@ -146,7 +188,10 @@ def is_view(path: Path) -> bool:
 
 
 def describe_operation(operation: Operation) -> str:
-    """In a line: filter(field='success', equals=(True,)); long lists by how many they hold."""
+    """Describe an operation in one line, such as ``filter(field="success", equals=[true])``.
+
+    Of a list with more than six items, only the number of items is given.
+    """
     said = []
     for key, value in _operation_to_json(operation).items():
         if key != "do" and value is not None and value is not False:
@@ -159,7 +204,15 @@ def describe_operation(operation: Operation) -> str:
 
 
 def file_fingerprint(path: str | Path, open_parent: Open) -> tuple[str, str]:
-    """(stamp, content) of a data set's files."""
+    """Compute the fingerprint of the files of a data set.
+
+    Args:
+        path: File, folder or URL.
+        open_parent: Opens a remote data set, whose fingerprint is the key of its source.
+
+    Returns:
+        The file stamp and the content hash, as in `Parent`.
+    """
     if is_remote(path):
         key = open_parent(path).source.key
         return key, key
@@ -168,7 +221,7 @@ def file_fingerprint(path: str | Path, open_parent: Open) -> tuple[str, str]:
 
 
 def _dataset_files(path: Path) -> Iterator[tuple[str, Path]]:
-    """(name within it, file), in order. A file's side file belongs to it."""
+    """Yield (name in the data set, file) in order. The sidecar file of a file belongs to the data set."""
     if not path.is_dir():
         yield from (("", path), *([(sidecar.SIDECAR_NAME, p)] if (p := sidecar.sidecar_path(path)).exists() else []))
         return
@@ -179,13 +232,16 @@ def _dataset_files(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _file_stamp(path: Path) -> str:
-    """Includes ctime, which a program that sets mtime back cannot set. Moving a folder changes neither."""
+    """Digest of names, sizes and times. It includes ctime, which a program that resets mtime cannot reset.
+
+    Moving a folder changes neither of them.
+    """
     return cache.json_digest([[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, file in _dataset_files(path)
                          for s in [file.stat()]])
 
 
 def _content_hash(path: Path) -> str:
-    """Read once for each state of the files: the cache remembers it."""
+    """SHA-256 of all files. The cache keeps it, so that the files are read once as long as they do not change."""
     def build(part):
         digest = hashlib.sha256()
         for name, file in _dataset_files(path):
@@ -202,7 +258,9 @@ def _content_hash(path: Path) -> str:
 
 
 def format_view(view: View) -> str:
-    """One operation and one parent a line: short, and what differs between two views shows."""
+    """Return the text of a view file, with one line for each parent and operation, so that a diff of two views is
+    readable.
+    """
     def rows(values):
         return "[\n  " + ",\n  ".join(json.dumps(v, ensure_ascii=False) for v in values) + "\n ]" if values else "[]"
     made = json.dumps(replace_nonfinite(dict(view.created_with)), ensure_ascii=False, allow_nan=False)
@@ -240,6 +298,16 @@ def _check_type(value, kind: str, key: str):
 
 
 def apply_operations(opened: Sequence[Dataset], what: Sequence[Operation], path: Path) -> Dataset:
+    """Apply the operations of a view.
+
+    Args:
+        opened: The parents.
+        what: The operations. If there are several parents, the first one is `Merge`.
+        path: The view file, for error messages.
+
+    Raises:
+        UserError: An operation does not fit the data.
+    """
     try:
         if len(opened) > 1:
             data, what = what[0].apply(*opened), what[1:]
@@ -255,6 +323,16 @@ def apply_operations(opened: Sequence[Dataset], what: Sequence[Operation], path:
 
 
 def check_operations(parents: int, what: Sequence[Operation], path: Path) -> None:
+    """Check that several parents are merged by the first operation, and that a single parent is not merged.
+
+    Args:
+        parents: Number of parents.
+        what: The operations.
+        path: The view file, for the error message.
+
+    Raises:
+        UserError: There is no parent, or a `Merge` is missing or in the wrong place.
+    """
     merges = [i for i, o in enumerate(what) if isinstance(o, Merge)]
     if not parents or merges != ([0] if parents > 1 else []):
         raise UserError(
@@ -266,10 +344,17 @@ def check_operations(parents: int, what: Sequence[Operation], path: Path) -> Non
 
 
 def is_remote(path: str | Path) -> bool:
+    """Whether a path is a URL, such as ``s3://bucket/demos``."""
     return re.match(r"[a-z0-9]{2,}:/", str(path)) is not None  # not C:/, a drive
 
 
 def relative_path(path: str | Path, folder: Path) -> str:
+    """Return a path relative to a folder, with forward slashes. URLs stay as they are.
+
+    Args:
+        path: The path or URL.
+        folder: The folder, absolute.
+    """
     if is_remote(path):
         return str(path)
     try:
@@ -279,6 +364,6 @@ def relative_path(path: str | Path, folder: Path) -> str:
 
 
 def _display_path(path: Path) -> Path:
-    """Without `..`, and from here where it lies here: what people read."""
+    """The path without `..`, relative to the working directory if it is below it, for messages."""
     path = Path(os.path.normpath(path))
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

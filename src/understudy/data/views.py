@@ -1,4 +1,4 @@
-"""View files: made, listed, and traced back to the data that they show. view_file.py reads them."""
+"""Write view files, list them, and trace them back to the data that they show. `view_file` reads them."""
 
 from __future__ import annotations
 
@@ -28,16 +28,36 @@ from .view_file import (
 
 
 def parent_state(view: View, parent: Parent) -> str:
-    """Whether a parent of a view is "as it was", "changed" or "missing"."""
+    """Say whether a parent of a view is "as it was", "changed" or "missing".
+
+    Args:
+        view: The view.
+        parent: One of its parents.
+    """
     return view_file.parent_state(view, parent, open_dataset)
 
 
 def write_view(path: str | Path, parents: str | Path | Sequence[str | Path], *operations: Operation,
           created_with: Mapping[str, Any] | None = None, location: Path | None = None) -> View:
-    """A new view file at `path`: `what` is done to `parents`, in that order. Nothing is written where an operation
-    does not fit, or where nothing would be left. Raises UserError where something is there already.
+    """Write a new view file.
 
-    place: where the file will lie in the end, if it is moved there together with others.
+    Nothing is written if an operation does not fit or if no episode is left.
+
+    Args:
+        path: The new view file.
+        parents: The data sets or views that it is made from.
+        *operations: What is done to them, in order. If there are several parents, the first one is `Merge`.
+        created_with: How the view was made, for human readers. Plain JSON values.
+        location: Where the file will be in the end, if it is moved there later together with other files.
+
+    Returns:
+        The view that was written.
+
+    Raises:
+        UserError: The file exists, it would be inside a parent, an operation does not fit, or no episode is left.
+
+    Example:
+        >>> view = write_view("good.json", "demos", Filter("success", equals=(True,)))
     """
     path, parents = Path(path), [parents] if isinstance(parents, (str, Path)) else list(parents)
     final = (location or path).resolve()
@@ -61,8 +81,16 @@ def write_view(path: str | Path, parents: str | Path | Sequence[str | Path], *op
 
 
 def lineage(path: str | Path) -> dict[str, Any]:
-    """{"path", "state", "episodes", "steps", "operations", "made", "parents": [the same
-    of each parent]}. For data that are not a view, it has what the view says about them."""
+    """Trace a view back to the data sets that it is made from.
+
+    Args:
+        path: The view file.
+
+    Returns:
+        A dict of plain JSON values: "path", "state" (see `parent_state`), "episodes", "steps", "operations" (one line
+        each), "made", and "parents", a list of the same for each parent. A parent that is not a view has only "path",
+        "state", "episodes" and "steps".
+    """
     view = read_view(path)
     parents = []
     for parent in view.parents:
@@ -83,7 +111,7 @@ def lineage(path: str | Path) -> dict[str, Any]:
 
 
 def list_views(folder: str | Path) -> list[Path]:
-    """The views in a folder and those below it, by path."""
+    """List the view files in a folder and in the folders below it, sorted by path."""
     found = []
     for at, folders, files in os.walk(folder):
         folders[:] = [f for f in folders if not f.startswith(".")]

@@ -74,12 +74,12 @@ class Goal:
 
     def sample_rows(self, episode: np.ndarray, t: np.ndarray, lengths: np.ndarray, rng: np.random.Generator,
                     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draws the goals of a batch.
+        """Draw the goals of a batch.
 
         Args:
             episode: Episode of each window, (B,).
             t: Current row of each window, (B,).
-            lengths: Number of steps of each episode.
+            lengths: Number of steps of each episode, (E,).
             rng: Source of all randomness.
 
         Returns:
@@ -146,7 +146,7 @@ class Window:
         return self.n_obs_steps - 1 - self.obs_offset + self.action_offset
 
     def pad_masks(self, inputs: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns the names of the presence masks that `obs_pad_mask` adds to observation windows of `inputs`."""
+        """Return the names of the presence masks that `obs_pad_mask` adds to observation windows of `inputs`."""
         if not self.obs_pad_mask:
             return ()
         return tuple(f"{k}?" for k in inputs if not k.endswith("?") and f"{k}?" not in inputs)
@@ -154,7 +154,7 @@ class Window:
     def windows(self, data: Dataset, inputs: tuple[str, ...], target: str, *, extra: tuple[str, ...] = (),
                 next_obs: bool = False, sampling_weights: SamplingWeights | None = None,
                 lookahead: int = 0) -> Windows:
-        """Returns all windows of a dataset.
+        """Return all windows of a dataset.
 
         Columns stay where they are (in a memory map, for example) until a batch gathers them.
 
@@ -171,14 +171,17 @@ class Window:
                 the horizon.
 
         Raises:
-            UserError: If a column is missing, if the lookahead is negative, or if weights are negative, not finite or
-                not one per step.
+            UserError: A column is missing, the lookahead is negative, or weights are negative, not finite or not one
+                per step.
         """
         return Windows(self, data, inputs, target, extra, next_obs, sampling_weights, lookahead)
 
 
 class Windows(BatchSampler):
-    """All windows of a dataset. A batch is a function of (seed, step), so there is no position to save or resume."""
+    """All windows of a dataset: see `Window.windows`, which makes them and describes the arguments.
+
+    A batch is a function of (seed, step), so there is no position to save or resume.
+    """
 
     def __init__(self, window: Window, data: Dataset, inputs, target, extra, next_obs, sampling_weights, lookahead=0):
         if lookahead < 0:
@@ -206,7 +209,7 @@ class Windows(BatchSampler):
             raise UserError("the weights must be finite and not negative, and at least one must be positive",
                             where="sampling_weights", hint="give each step a weight: 0 means that it is never drawn")
         self.cumulative_weights = None if odds is None else np.cumsum(odds) / odds.sum()
-        # rows from t, of what is seen
+        # Of the observation rows, relative to t.
         self.obs_offsets = np.arange(window.obs_offset + 1 - window.n_obs_steps, window.obs_offset + 1)
         self.starts_before_episode = bool(self.obs_offsets[0] < 0)
         self.action_offsets = np.arange(window.action_offset, window.action_offset + window.horizon)
@@ -215,17 +218,17 @@ class Windows(BatchSampler):
         self.next_offset = window.action_offset + (lookahead or window.horizon)
 
     def __len__(self) -> int:
-        """The number of windows: one for each step of each episode."""
+        """Number of windows: one for each step of each episode."""
         return int(self.episode_ends[-1])
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Draws a batch of windows.
+        """Draw a batch of windows.
 
         Args:
-            size: Number of windows (B).
-            step: Number of the batch. Batches do not depend on which were drawn before.
+            size: Number of windows in the whole batch (B).
+            step: Number of the batch, from 0. A batch does not depend on those that were drawn before.
             seed: Random seed.
-            rows: Return only these rows of the batch, for training with several processes.
+            rows: The rows of the batch to return. With several processes, each process asks for its part.
 
         Returns:
             The batch.
@@ -238,16 +241,16 @@ class Windows(BatchSampler):
         return self.gather(indices[rows], rng)
 
     def scan(self, size: int = 1024) -> Iterator[Batch]:
-        """Yields every window once, in order, in batches of `size`."""
+        """Yield every window once, in order, in batches of `size`."""
         for i in range(0, len(self), size):
             yield self.gather(np.arange(i, min(i + size, len(self))), np.random.default_rng(i))
 
     def gather(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
-        """Gathers windows.
+        """Gather windows by their numbers.
 
         Args:
             indices: Numbers of the windows, (B,). They count the steps of all episodes in order.
-            rng: Draws the goals. Not needed without goals.
+            rng: Source of randomness for goals. Not needed without goals.
 
         Returns:
             The batch.

@@ -52,7 +52,7 @@ class IsolatedNumpyRandom(gymnasium.Wrapper):
 
 
 class ExpertVector(RenderableGymVector, HasExpert):
-    """Single environments that have a method `advice() -> action`: what an expert does now that sees the simulator
+    """Single environments that have a method `expert_action() -> action`: what an expert does now that sees the simulator
     itself. Asked twice, it says the same."""
 
     def expert(self):
@@ -78,6 +78,6 @@ class AdviceActor(Actor):
         if (rows := len(next(iter(obs.values())))) != self.env.rows:
             raise UserError(f"needs all {self.env.rows} rows of its environment, but got {rows}",
                             where=f"the expert of {self.env.metadata['env']}", hint="ask it for all rows at once")
-        action = np.stack([np.asarray(single.advice()).reshape(-1) for single in self.env.vec.envs])
+        action = np.stack([np.asarray(single.expert_action()).reshape(-1) for single in self.env.vec.envs])
         whole = self.env.features["action"].kind == "discrete"
         return torch.from_numpy(action.astype(np.int64 if whole else np.float32)), state

@@ -29,7 +29,7 @@ class EncoderNet(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, obs: Mapping[str, Tensor], rng: Generator | None = None) -> Context:
-        """Encodes observation windows.
+        """Encode observation windows.
 
         Args:
             obs: Coded observations, ``{name: (B, To, *feature)}``. ``"name?"`` (B, To) bool, if present, is False where
@@ -47,7 +47,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def build(self, features: Schema, n_obs_steps: int) -> EncoderNet:
-        """Builds the module.
+        """Build the module.
 
         Args:
             features: Features of the policy's inputs.
@@ -63,7 +63,7 @@ class TrunkNet(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
-        """Computes one output vector per action step.
+        """Compute one output vector per action step.
 
         Args:
             x: Inputs per step, (B, H, inputs).
@@ -80,7 +80,7 @@ class Trunk(ABC):
 
     @abstractmethod
     def build(self, inputs: int, outputs: int, n_times: int, spec: HeadSpec) -> TrunkNet:
-        """Builds the module.
+        """Build the module.
 
         Times are per action step, not per batch row, so that a rolling buffer, whose steps have different noise levels,
         works with any trunk. A trunk that supports only one time per batch row is a `SharedTimeTrunk`.
@@ -112,7 +112,7 @@ class CachesContext(TrunkNet):
 
     @abstractmethod
     def precompute(self, context: Context) -> Context:
-        """Computes what depends on the context alone.
+        """Compute what depends on the context alone.
 
         Args:
             context: What the encoder returned. A context that is already precomputed is returned unchanged.
@@ -123,7 +123,7 @@ class CachesContext(TrunkNet):
 
     @abstractmethod
     def embed_time(self, times: Tensor) -> Tensor:
-        """Embeds times that all batch rows and steps share.
+        """Embed times that all batch rows and steps share.
 
         Args:
             times: (S, K), one row per time.
@@ -134,7 +134,7 @@ class CachesContext(TrunkNet):
 
     @abstractmethod
     def with_time_embedding(self, context: Context, embedding: Tensor) -> Context:
-        """Fixes the time of all batch rows and steps.
+        """Fix the time of all batch rows and steps.
 
         Args:
             context: A context, precomputed or not.
@@ -146,33 +146,61 @@ class CachesContext(TrunkNet):
 
 
 def precomputed(net, context: Context) -> Context:
-    """Returns `net.precompute(context)`, or `context` if `net` does not cache (guidance may wrap it in a function)."""
+    """Return `net.precompute(context)`, or `context` if the network does not cache.
+
+    Args:
+        net: A trunk module, or a function if guidance wraps it.
+        context: What the encoder returned.
+    """
     return net.precompute(context) if isinstance(net, CachesContext) else context
 
 
 def time_embedding(net, times: Tensor) -> Tensor:
-    """Returns `net.embed_time(times)`: (S, K) -> (S, W). An empty (S, 0) if `net` does not cache."""
+    """Return `net.embed_time(times)`, (S, W). It is empty, (S, 0), if the network does not cache.
+
+    Args:
+        net: A trunk module, or a function if guidance wraps it.
+        times: Times that all batch rows and steps share, (S, K).
+    """
     return net.embed_time(times) if isinstance(net, CachesContext) else times[:, :0]
 
 
 def with_time_embedding(net, context: Context, embedding: Tensor) -> Context:
-    """Returns `net.with_time_embedding(context, embedding)`, or `context` if `net` does not cache."""
+    """Return `net.with_time_embedding(context, embedding)`, or `context` if the network does not cache.
+
+    Args:
+        net: A trunk module, or a function if guidance wraps it.
+        context: A context, precomputed or not.
+        embedding: One row of the result of `time_embedding`, (W,).
+    """
     return net.with_time_embedding(context, embedding) if isinstance(net, CachesContext) else context
 
 
 def check_not_causal(trunk: Trunk, spec: HeadSpec) -> None:
-    """Raises `Unsupported` if the head demands causality from a trunk that reads the whole chunk at once."""
+    """Check that the head does not demand causality from a trunk that reads the whole chunk at once.
+
+    Args:
+        trunk: The trunk.
+        spec: What the head demands.
+
+    Raises:
+        Unsupported: The head needs a causal trunk.
+    """
     if spec.causal and spec.horizon > 1:
         raise Unsupported(f"This head needs a causal trunk, and {type(trunk).__name__} reads all steps of a chunk at "
                           "once.", hint="Use the Transformer or the LSTM trunk.")
 
 
 def check_alignment(trunk: Trunk, spec: HeadSpec) -> None:
-    """Checks that a trunk which aligns action steps with observation steps can do so.
+    """Check that a trunk which aligns action steps with observation steps can do so.
+
+    Args:
+        trunk: The trunk.
+        spec: The observation steps of tokens and actions.
 
     Raises:
-        UserError: If `spec` does not say the observation step of each token, or if action step 0 happens before the
-            observation step of the first token, so that it would see nothing.
+        UserError: `spec` lacks the observation step of a token, or action step 0 happens before the observation step of
+            the first token, so that the first actions would depend on no token.
     """
     where = type(trunk).__name__
     if len(spec.token_obs_steps) != spec.tokens:

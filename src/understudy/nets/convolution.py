@@ -15,7 +15,7 @@ Layout = Literal["auto", "conv", "channels_last", "gemm"]
 
 
 def choose_layout(layout: Layout, size: int, out: int, device: str, dtype: torch.dtype) -> Layout:
-    """Chooses how a convolution is computed.
+    """Choose how a convolution is computed.
 
     Args:
         layout: Returned as it is, unless it is "auto".
@@ -26,7 +26,7 @@ def choose_layout(layout: Layout, size: int, out: int, device: str, dtype: torch
 
     Returns:
         "conv" (conv1d, channels before time), "channels_last" (conv2d of height 1, time before channels) or "gemm"
-        (neighbors side by side, then one matrix product).
+        (neighbors concatenated, then one matrix product).
     """
     if layout != "auto":
         return layout
@@ -166,11 +166,11 @@ class _Mish(torch.autograd.Function):
 
 
 def gather_neighbors(x: Tensor, count: int, stride: int = 1) -> Tensor:
-    """Concatenates the neighbors of each position.
+    """Concatenate the neighbors of each position.
 
     Args:
         x: (B, T, C).
-        count: Number of neighbors, the position itself included. Odd.
+        count: Number of neighbors, including the position itself. Odd.
         stride: Distance of the positions.
 
     Returns:

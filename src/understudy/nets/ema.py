@@ -15,7 +15,7 @@ class EMADecay(ABC):
 
     @abstractmethod
     def value(self, count: int) -> float:
-        """Returns the decay of update number `count` (the first is 1): the weight that the old average keeps."""
+        """Return the decay of update number `count` (the first is 1): the weight of the old average."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Averages the parameters of `module` into the average and copies its buffers (statistics, memories)."""
+        """Update the average with the parameters of `module`, and copy its buffers (statistics, memories)."""
         self.updates += 1
         own: list[Tensor] = list(self.module.parameters())
         new: list[Tensor] = list(module.parameters())

@@ -1,6 +1,7 @@
 """Encoders: observation windows to context tokens.
 
-What inference must do as well (a crop) belongs here. What only training does is an augmentation (data/augment.py).
+A transform that inference needs as well (a crop) belongs here. A transform for training alone is an augmentation
+(data/augment.py).
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class _TokenEncoderNet(EncoderNet):
 
 
 def observed_column(obs: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """Returns a column with zeros where it was not observed, and its presence mask.
+    """Return a column with zeros where it was not observed, and its presence mask.
 
     Args:
         obs: Observations, ``{name: (B, To, *feature)}``, with or without ``"name?"`` (B, To).
@@ -151,7 +152,15 @@ class _ImageTokens(nn.Module):
 
 
 def num_classes_of(feature: Feature, name: str) -> tuple[int, ...]:
-    """Returns the number of classes of each component. Raises `UserError` if the feature does not say it."""
+    """Return the number of classes of each component of a discrete column.
+
+    Args:
+        feature: The feature of the column.
+        name: Name of the column, for the error message.
+
+    Raises:
+        UserError: The feature does not have the number of classes.
+    """
     if feature.num_classes is None:
         raise UserError("The number of classes is unknown.", where=f"column {name!r}",
                         hint="Give it as num_classes of the column's Feature.")

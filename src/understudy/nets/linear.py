@@ -1,4 +1,4 @@
-"""The linear layer, computed by the library that is faster on this processor."""
+"""A linear layer that uses the faster of two libraries, MKL and oneDNN, on this processor."""
 
 import platform
 from pathlib import Path
@@ -29,7 +29,7 @@ MKL_IS_SLOW = _mkl_is_slow()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Computes the same as `torch.nn.functional.linear`.
+    """Compute the same as `torch.nn.functional.linear`.
 
     Args:
         x: (..., in).

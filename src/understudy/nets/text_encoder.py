@@ -16,7 +16,7 @@ class TextEncoder(ABC):
 
     @abstractmethod
     def build(self, width: int) -> nn.Module:
-        """Builds the module.
+        """Build the module.
 
         Args:
             width: Width of the output.

@@ -33,7 +33,14 @@ class VisionNet(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:
-        """Images (N, C, h, w) with values in [0, 1] -> (N, tokens, width)."""
+        """Encode images.
+
+        Args:
+            image: (N, C, h, w) with values in [0, 1].
+
+        Returns:
+            (N, tokens, width).
+        """
 
 
 class VisionEncoder(ABC):
@@ -41,7 +48,7 @@ class VisionEncoder(ABC):
 
     @abstractmethod
     def build(self, shape: tuple[int, int, int], width: int | None = None) -> VisionNet:
-        """Builds the module. It normalizes the pixels itself.
+        """Build the module. It normalizes the pixels itself.
 
         Args:
             shape: (h, w, C) of the images after cropping.
@@ -206,7 +213,7 @@ class ResNet18Body(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def pretrained(self, weights: str) -> None:
-        """Loads pretrained weights.
+        """Load pretrained weights.
 
         Args:
             weights: A safetensors file or an address on the hub (see `ResNet18`).
@@ -246,7 +253,11 @@ def _norm_groups(channels: int) -> nn.GroupNorm:
 
 
 class FixedBatchNorm(nn.Module):
-    """Batch normalization with fixed statistics and scales: batches of demonstrations differ from ImageNet."""
+    """Batch normalization with fixed statistics and scales, because batches of demonstrations differ from ImageNet.
+
+    Args:
+        channels: Number of channels (C).
+    """
 
     weight: Tensor
     bias: Tensor
@@ -287,7 +298,7 @@ def _weights_file(weights: str) -> Path:
 
 
 def crop(image: Tensor, margin: int, rng: Generator | None) -> Tensor:
-    """Crops images.
+    """Crop images.
 
     Args:
         image: (N, C, h, w).

@@ -1,4 +1,4 @@
-"""Opening and writing data sets in any format, one file for each.
+"""Opening and writing data sets in any format. Each format has its own module.
 
 A format that is read has a `ColumnSource` class or a function that returns a `Dataset`. A format that is written has
 `capability(data) -> FormatCapability` and `write(data, path)`. A module is imported when it is used, so that the
@@ -59,7 +59,7 @@ _READERS = {  # format, as `detection` names it -> module, source or function th
     "overcooked": ("overcooked", "OvercookedSource"),
     "view": (".view_file", "open_view"),
 }
-WRITERS = {  # what `convert --to` takes -> module
+WRITERS = {  # format, as in `convert --to` -> module
     "lerobot": "lerobot",
     "lerobot-v2.1": "lerobot_v21",
     "robomimic": "robomimic",
@@ -74,7 +74,7 @@ WRITERS = {  # what `convert --to` takes -> module
 }
 
 
-_SUFFIXES = {  # of a name to write: the format, then others that also have this suffix
+_SUFFIXES = {  # suffix of a new file: its default format, then other formats with this suffix
     ".hdf5": ("robomimic", "act", "d4rl", "minari"),
     ".h5": ("robomimic", "act", "d4rl", "minari"),
     ".zarr": ("zarr",),
@@ -89,8 +89,8 @@ class RegisteredFormat:
     """A format that an installed package registers under the entry points `understudy.formats`.
 
     Args:
-        detect: Whether a file or folder is in this format. Asked for what is in none of understudy's.
-        open: Reads the file or folder.
+        detect: Whether a file or folder is in this format. It is called only for paths that are in no built-in format.
+        open: Opens the file or folder.
     """
 
     detect: Callable[[Path], bool]
@@ -111,19 +111,23 @@ def _find_registered(path: str | Path) -> RegisteredFormat | None:
 
 def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None = None,
                  progress: Progress | None = None, **options) -> Dataset:
-    """Opens a data set in whatever format it is. Columns are read when they are asked for.
+    """Open a data set in any format. Columns are read when they are asked for.
 
     Args:
-        path: The data set, or a folder with one data set below it, or an address (remote.py).
+        path: The data set, a folder with one data set in it, or a URL (see `remote`).
         image_size: Side, or (height, width), in pixels. Every camera frame is decoded once, now, into a memory map of
-            that size (`frame_cost` says beforehand what that takes). By default frames are decoded when they are asked
-            for, in their own size.
-        progress: Called with the frames that are done, and of how many.
-        **options: Of the format: mask (robomimic: a filter key), max_episode_steps (D4RL: where episodes were cut, in a
-            file that does not say), final_step (RLDS), mapping (of the topics of bags to columns, which they need).
+            that size (`frame_cost` estimates the cost). By default frames are decoded when they are asked for, in their
+            own size.
+        progress: Called with the number of decoded frames and the number of all frames.
+        **options: Options of the format: mask (robomimic: a filter key), max_episode_steps (D4RL: the time limit of
+            episodes, for a file without timeouts), final_step (RLDS), mapping (bags: the mapping of topics to columns,
+            which is required).
+
+    Returns:
+        The data set.
 
     Raises:
-        UserError: If there is no data set, or the format does not take an option.
+        UserError: There is no data set, or the format does not have an option.
 
     Example:
         >>> data = open_dataset("demos.hdf5", image_size=96)
@@ -147,9 +151,13 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
 
 
 def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = None, **options) -> Dataset:
-    """Opens a data set to look at it: as `open_dataset`, but bags need no mapping and may have no episodes.
+    """Open a data set to inspect it: like `open_dataset`, but bags need no mapping and may have no episodes.
 
-    Without a mapping, bags are read with the mapping that is proposed for them, which is `metadata["mapping"]`.
+    Args:
+        path: The data set.
+        mapping: The mapping of topics to columns, for bags. By default the one that is proposed for them, which is then
+            `metadata["mapping"]`.
+        **options: Options of the format.
     """
     if _find_registered(path):
         return open_dataset(path)
@@ -162,27 +170,36 @@ def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = Non
 
 
 def conversion_losses(data: Dataset, to: str, **options) -> list[sidecar.ConversionLoss]:
-    """What of these data the format `to` cannot store without a sidecar file. `options` are those of its `write`."""
+    """List what a format cannot store without a sidecar file.
+
+    Args:
+        data: The episodes.
+        to: A key of `WRITERS`.
+        **options: Options of the format's `write`.
+    """
     return sidecar.conversion_losses(data, _format_module(to).capability(data, **options))
 
 
 def write_dataset(data: Dataset, path: str | Path, to: str | None = None, **options) -> None:
-    """Writes a new file or folder, whole or not at all. What the format has no place for goes into a sidecar file.
+    """Write a new file or folder, completely or not at all. What the format cannot store goes into a sidecar file.
 
     Args:
         data: The episodes to write.
-        path: Where to write. Nothing may be there.
-        to: A key of `WRITERS`. By default the format is that of the suffix of `path`, and LeRobot without a suffix.
-        options: Options of the format's `write`.
+        path: The new file or folder.
+        to: A key of `WRITERS`. By default the format of the suffix of `path`, and LeRobot without a suffix.
+        **options: Options of the format's `write`.
 
     Raises:
-        UserError: There is a file or folder already, or no format has the suffix.
+        UserError: The file or folder exists, or no format has the suffix.
+
+    Example:
+        >>> write_dataset(open_dataset("demos.hdf5"), "demos.zarr")
     """
     _format_module(to or formats_for_suffix(path)[0]).write(data, Path(path), **options)
 
 
 def formats_for_suffix(path: str | Path) -> tuple[str, ...]:
-    """The format to write at `path` by its suffix, followed by other formats with this suffix.
+    """Return the format to write at a path by its suffix, followed by other formats with this suffix.
 
     A name without a suffix is a LeRobot folder.
 
@@ -206,7 +223,16 @@ def _format_module(to):
 
 
 def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Progress | None = None) -> Dataset:
-    """The data set, as it was opened, with its camera frames decoded once to `image_size` (see `video.resize`)."""
+    """Decode all camera frames of a data set once, to one size (see `video.resize`).
+
+    Args:
+        data: A data set as it was opened.
+        image_size: Side, or (height, width), in pixels.
+        progress: Called with the number of decoded frames and the number of all frames.
+
+    Raises:
+        UserError: The data set was changed after it was opened.
+    """
     if not camera_names(_column_source(data).schema):
         return data
     size, path = video.parse_image_size(image_size), data.metadata["path"]
@@ -215,7 +241,13 @@ def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Pr
 
 @dataclass(frozen=True)
 class DecodingCost:
-    """The cost of decoding all frames: bytes on disk, and seconds on this machine (0 if it is done already)."""
+    """Cost of decoding all frames of a data set.
+
+    Args:
+        frames: Number of frames.
+        bytes: Size on disk.
+        seconds: Time on this machine. 0 if they are decoded already.
+    """
 
     frames: int
     bytes: int
@@ -223,7 +255,12 @@ class DecodingCost:
 
 
 def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> DecodingCost:
-    """The cost of `decode_frames`. The seconds are measured by decoding the first episode that has frames."""
+    """Estimate the cost of `decode_frames`, by decoding the first episode that has frames.
+
+    Args:
+        data: A data set as it was opened.
+        image_size: Side, or (height, width), in pixels.
+    """
     source, size = _column_source(data), video.parse_image_size(image_size)
     names = camera_names(source.schema)
     frames = sum(int(source.rows(n).sum()) for n in names)

@@ -1,4 +1,4 @@
-"""The HDF5 files of ACT and ALOHA: a folder of episode_0.hdf5, episode_1.hdf5, ...
+"""HDF5 files of ACT and ALOHA: a folder of episode_0.hdf5, episode_1.hdf5, ...
 
 Layout: tonyzhaozh/act record_sim_episodes.py and utils.py (ACT, Zhao et al. 2023), tonyzhaozh/aloha. Compressed images
 are as in mobile-aloha: rows of JPEG bytes padded with zeros. `observations/qpos` is observation.state. Actions are
@@ -23,7 +23,7 @@ from .sidecar import FormatCapability
 
 KEYS = KeyMap({"observations/qpos": "observation.state"}, group="observations/", images="images/",
               reserved=frozenset({"observation.qpos", "observation.images", "observations", "compress_len"}))
-# Of the data set, which ACT keeps nowhere: attributes that it does not look at. Then what we write about the file.
+# Attributes that are not metadata of an episode: those of the data set, which ACT does not read, and of the file.
 _RESERVED = {"fps", "robot_type", "compress", f"{hdf5.FILLED_ATTRIBUTE}_facts"}
 _ENCODED = Feature("uint8", (0, 0, 3), "image")
 
@@ -49,7 +49,7 @@ class ActSource(ChunkedSource):
             self._build_schema(arrays, files, warnings)
             with hdf5.hdf5_errors(self.files[0]):
                 self.schema = hdf5.restore_column_order(self.schema, files[self.files[0]])
-        rates, robots = ({facts.pop(key, None) for facts in self._episode_metadata} for key in ("fps", "robot_type"))
+        rates, robots = ({m.pop(key, None) for m in self._episode_metadata} for key in ("fps", "robot_type"))
         fps, robot_type = (next(iter(v)) if len(v) == 1 else None for v in (rates, robots))
         self.metadata = metadata("act", path, warnings, fps=fps, robot_type=robot_type)
 
@@ -65,10 +65,10 @@ class ActSource(ChunkedSource):
             found[key] = _ENCODED if encoded else hdf5.array_feature(KEYS.column(key), array, f"{path}, {key}")
             hdf5.check_rows(array, steps, "as action has", f"{path}, {key}")
         hdf5.warn_of_holes(arrays, path.name, warnings)
-        facts = hdf5.read_attributes(file, str(path), ("compress",))
-        for key in str(facts.pop(f"{hdf5.FILLED_ATTRIBUTE}_facts", "")).split():
-            facts.pop(key, None)
-        return steps, found, facts
+        attributes = hdf5.read_attributes(file, str(path), ("compress",))
+        for key in str(attributes.pop(f"{hdf5.FILLED_ATTRIBUTE}_facts", "")).split():
+            attributes.pop(key, None)
+        return steps, found, attributes
 
     def _build_schema(self, arrays, files, warnings):
         found = common_arrays(
@@ -112,14 +112,19 @@ def _files(path: Path, warnings) -> list[Path]:
 
 
 def capability(data: Dataset) -> FormatCapability:
+    """Return what the format stores of these data."""
     return _plan(data)[0]
 
 
 def write(data: Dataset, path: Path) -> None:
-    """Writes a folder that ACT's loader reads. It is complete or absent.
+    """Write a folder that ACT's loader reads, completely or not at all.
 
     Images are stored without compression. What the loader needs and the data do not have (`qvel`, the attribute `sim`)
     is filled in, marked, and not read again.
+
+    Args:
+        data: The episodes.
+        path: The new folder.
     """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)

@@ -1,4 +1,4 @@
-"""Arrow tables as NumPy arrays."""
+"""Conversion of Arrow tables to NumPy arrays."""
 
 from __future__ import annotations
 
@@ -13,20 +13,33 @@ from .read_errors import damaged
 
 
 def arrow_errors(where: object, what: str = "the Arrow data") -> AbstractContextManager[None]:
-    """Raises what pyarrow raises about damage as a `UserError` that names the file."""
+    """Turn the errors that pyarrow raises about damage into `UserError`. Returns a context manager.
+
+    Args:
+        where: The file, and the column in it.
+        what: What is read, for the error message.
+    """
     return read_errors.as_user_error(what, where, (
         pa.ArrowException, OSError, KeyError, ValueError, TypeError, MemoryError, OverflowError, SystemError))
 
 
 def validate_table(table: pa.Table, where: object) -> pa.Table:
-    """The table, if its offsets are inside its buffers and its text is UTF-8. pyarrow does not check them on use."""
+    """Return the table if its offsets are inside its buffers and its text is UTF-8. pyarrow does not check this on use.
+
+    Args:
+        table: The table.
+        where: The file, for the error message.
+
+    Raises:
+        UserError: The table is damaged.
+    """
     with arrow_errors(where):
         table.validate(full=True)
     return table
 
 
 def to_numpy(array: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray:
-    """A column as an array.
+    """Convert an Arrow column to an array.
 
     Args:
         array: Numbers, text, or lists of them, nested or not.
@@ -36,7 +49,7 @@ def to_numpy(array: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray:
         Numbers or str objects, (rows, *shape).
 
     Raises:
-        UserError: If a value is missing, if lists differ in length, or if the values are neither numbers nor text.
+        UserError: A value is missing, lists differ in length, or the values are neither numbers nor text.
     """
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)

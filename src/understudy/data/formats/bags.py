@@ -1,4 +1,4 @@
-"""MCAP files and ROS 1 and 2 bags as episodes: topics joined on one clock by a mapping (topic_mapping.py).
+"""MCAP files and ROS 1 and 2 bags as episodes: topics joined on one clock by a mapping (see `topic_mapping`).
 
 A recording is one episode. It is split where more than `gap` seconds pass without a complete row, and at the messages
 of a topic that the mapping names. Numbers and text are decoded once, into the cache. Images are decoded when they are
@@ -29,7 +29,7 @@ _MAX_LISTED = 5  # gaps that are said one by one
 
 
 class MappingMismatch(UserError):
-    """Messages do not hold what the mapping says of a column."""
+    """Messages do not have what the mapping says of a column."""
 
     def __init__(self, column: str, problem: str, **more):
         super().__init__(problem, **more)
@@ -37,14 +37,14 @@ class MappingMismatch(UserError):
 
 
 def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None) -> Dataset:
-    """Opens a recording, or a folder of them.
+    """Open a recording, or a folder of them.
 
     Args:
         path: The file or folder.
-        mapping: Topics and columns, as `topic_mapping.read_mapping` takes them.
+        mapping: Topics and columns, as `topic_mapping.read_mapping` takes them. It is required.
 
     Raises:
-        UserError: If there is no mapping, or if no row has all of its columns.
+        UserError: There is no mapping, or no row has all of its columns.
     """
     path = Path(path)
     if mapping is None:
@@ -61,7 +61,7 @@ def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None)
 
 
 def preview_bags(path: Path) -> Dataset:
-    """Opens recordings with the mapping that is proposed for them, which is `metadata["mapping"]`.
+    """Open recordings with the mapping that is proposed for them, which is then `metadata["mapping"]`.
 
     There may be no episodes. Columns that cannot be read are left out, and `metadata["warnings"]` says why.
     """
@@ -94,7 +94,13 @@ def _open_recordings(path: Path) -> tuple[list[MessageLog], list[str]]:
 
 
 def propose_mapping(recordings: list[MessageLog]) -> tuple[TopicMapping, list[str]]:
-    """A mapping of the topics of these recordings, and what it leaves out. Reads every message's time."""
+    """Propose a mapping of the topics of some recordings.
+
+    The time of every message is read.
+
+    Returns:
+        The mapping, and a reason for each topic that is left out.
+    """
     topics: dict[str, maps.TopicSummary] = {}
     absent = {t: log.path.name for log in recordings for g in recordings for t in g.types if t not in log.types}
     for log in recordings:
@@ -118,7 +124,7 @@ def propose_mapping(recordings: list[MessageLog]) -> tuple[TopicMapping, list[st
 
 @dataclass(frozen=True)
 class _RecordingScan:
-    """What was read from a recording, in the order of the messages.
+    """The times and values of the messages of a recording, in their order.
 
     Attributes:
         times: Log time of each message, ns, by topic.
@@ -136,7 +142,7 @@ class _RecordingScan:
     def from_log(log: MessageLog, topics: list[str], columns: Mapping[str, ColumnMapping] | None = None,
            schema: Mapping[str, Feature] | None = None, by: str = "header",
            paths: Mapping[str, tuple[str, ...]] | None = None) -> _RecordingScan:
-        """Reads the recording once, or the cache. Raises MappingMismatch."""
+        """Reads the recording once, or its entry in the cache. Raises MappingMismatch."""
         columns, schema, paths = columns or {}, schema or {}, paths or {}
         columns = {n: c for n, c in columns.items() if c.topic in topics and schema[n].kind != "image"}
         topics = sorted(t for t in topics if log.counts.get(t))
@@ -222,7 +228,7 @@ def _first_message(log: MessageLog, topic: str):
 
 @dataclass
 class _AlignedRecording:
-    """A recording on its clock.
+    """A recording whose messages are assigned to the rows of its clock.
 
     Attributes:
         ticks: Times of the rows that are in an episode, (T,) ns.
@@ -238,6 +244,15 @@ class _AlignedRecording:
 
 
 class BagSource(ColumnSource):
+    """Recordings as episodes.
+
+    Args:
+        path: The file or folder.
+        recordings: The recordings.
+        mapping: Where each column comes from.
+        left: Further warnings, such as about topics that the mapping leaves out.
+    """
+
     def __init__(self, path: Path, recordings: list[MessageLog], mapping: TopicMapping, left: list[str] | None = None):
         self.path, self.mapping = path, mapping
         self.warnings: list[str] = [
@@ -484,8 +499,18 @@ class BagSource(ColumnSource):
         return (low + share * (values[above].astype(np.float64) - low)).astype(feature.dtype)
 
     def frames(self, name, episode):
-        """In the order of their messages, each decoded once, whatever the number of rows that show it. Of a video, from
-        the key frame before them on."""
+        """Yield the images of a camera in the order of their messages.
+
+        Each message is decoded once, even if several rows have it. A video is decoded from the key frame before the
+        episode.
+
+        Args:
+            name: Name of the image column.
+            episode: Number of the episode.
+
+        Yields:
+            A row or several rows of the episode, and the image that they have, uint8 (H, W, C).
+        """
         joined, c, first = self._joined[self._log[episode]], self.mapping.columns[name], int(self._first[episode])
         wanted = joined.below[name][first: first + int(self.rows(name)[episode])]
         times = np.asarray(joined.scan.times[c.topic])

@@ -1,4 +1,4 @@
-"""Names of columns: those of other formats and the standard names."""
+"""Column names: the names in other formats and the standard names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OURS = {"state": "observation.state", "states": "observation.state", "observati
 
 
 def standard_name(key: str, kind: str = "vector", others: str = "") -> str:
-    """The standard name of an array.
+    """Return the standard name of an array.
 
     Args:
         key: Its name in the file.
@@ -35,15 +35,15 @@ def standard_name(key: str, kind: str = "vector", others: str = "") -> str:
 
 def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature], str],
                   valid: str = r"\w[\w.\-]*") -> dict[str, str]:
-    """The shortest key for each column, such that no two columns become one when they are read.
+    """Choose the shortest key for each column such that no two columns become one when they are read.
 
     Args:
-        features: By column.
-        read: The column that a key becomes when it is read.
-        valid: Pattern of the keys that can be stored.
+        features: Feature of each column.
+        read: Returns the column that a key becomes when it is read.
+        valid: Regular expression of the keys that can be stored.
 
     Returns:
-        The key of each column. Columns for which there is no key are missing.
+        The key of each column. Columns without a possible key are missing.
     """
     keys, taken = {}, set()
     for name in sorted(features, key=lambda n: role(n) == "other"):
@@ -59,7 +59,7 @@ def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature]
 
 
 def text_column(texts: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Text as a column, (rows,). A text that all rows have is stored once."""
+    """Return text as a column, (rows,). If all rows have the same text, it is stored once."""
     values = np.asarray(texts, np.str_)
     same = len(values) and (values == values[0]).all()
     return np.broadcast_to(values[:1], values.shape) if same else values
@@ -71,22 +71,38 @@ def are_flags(values: np.ndarray) -> bool:
 
 
 def is_plain_flag(data: Iterable[Episode], name: str) -> bool:
-    """Whether a column is a flag in its values, or not a flag by its name."""
+    """Whether a column is not a flag by its name, or has only the values 0 and 1.
+
+    Args:
+        data: The episodes.
+        name: Name of the column.
+    """
     return name not in FLAG_COLUMNS or all(are_flags(np.asarray(e.steps[name])) for e in data)
 
 
 def number_sort_key(name: str) -> tuple:
-    """To sort names by their last number: episode_2 before episode_10."""
+    """Sort key that orders names by their last number: episode_2 before episode_10."""
     found = re.findall(r"\d+", name)
     return int(found[-1]) if found else -1, name
 
 
 def format_list(items: Iterable, most: int = 5) -> str:
+    """Join items with commas, for a message.
+
+    Args:
+        items: The items.
+        most: Number of items that are named. Of the others, only the number is given.
+    """
     items = [str(i) for i in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def sort_numbered(names: Iterable[str], prefix: str) -> list[str]:
-    """The names that are `prefix` and digits, by number: demo_2 before demo_10."""
+    """Return the names that are a prefix and digits, ordered by their number: demo_2 before demo_10.
+
+    Args:
+        names: Some names.
+        prefix: The prefix, such as "demo_".
+    """
     found = [n for n in names if isinstance(n, str) and re.fullmatch(f"{prefix}[0-9]+", n)]
     return sorted(found, key=lambda n: (int(n[len(prefix):]), n))

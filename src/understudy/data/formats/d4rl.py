@@ -1,9 +1,9 @@
-"""D4RL's flat HDF5 files: arrays over all steps of all episodes (Fu et al. 2020).
+"""HDF5 files of D4RL: arrays over all steps of all episodes (Fu et al. 2020).
 
 Layout: rail-berkeley/d4rl d4rl/offline_env.py. An episode goes up to and including a row with `terminals` (the
-environment ended it: next.terminated) or `timeouts` (a limit did: next.truncated). D4RL's own loaders let the row that
-ends an episode start the next one, or drop it. Here it stays where it was recorded. `next_observations` has the row
-after the last action.
+environment ended it: next.terminated) or `timeouts` (a time limit did: next.truncated). The loaders of D4RL use the row
+that ends an episode as the start of the next one, or drop it. Here it stays in the episode in which it was recorded.
+`next_observations` has the row after the last action.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "terminals": "next
                                   "rewards", "terminals", "timeouts"}))
 _FLAGS = ("terminals", "timeouts")
 _LOOKED = 4096  # rows in which next_observations is compared with observations
-_SMALL = 1000  # numbers of an array of metadata that is a fact
+_SMALL = 1000  # largest number of values of an array that is kept as metadata
 
 
 class D4rlSource(ChunkedSource):
@@ -36,7 +36,7 @@ class D4rlSource(ChunkedSource):
 
     Args:
         path: The file.
-        max_episode_steps: The limit after which episodes were cut, for files without `timeouts`.
+        max_episode_steps: Time limit of the environment, which ended episodes in files without `timeouts`.
     """
 
     def __init__(self, path: Path, max_episode_steps: int | None = None):
@@ -49,19 +49,19 @@ class D4rlSource(ChunkedSource):
             file = files[path]
             arrays = {k: a for k, a in hdf5.arrays(file, str(path)).items()
                       if a.filled_marker != "all" or k in _FLAGS}
-            self._facts = hdf5.read_attributes(file, str(path))
+            self._episode_metadata = hdf5.read_attributes(file, str(path))
             told = self._metadata(arrays, warnings)
             steps = self._columns(arrays, warnings)
             self._bound(arrays, steps, limit, warnings)
             if "next_observations" in arrays:
                 self._check_next_observations(arrays, steps, warnings)
             self.schema = hdf5.restore_column_order(self.schema, file)
-        self.metadata = metadata("d4rl", path, warnings, fps=self._facts.pop("fps", None),
-                              robot_type=self._facts.pop("robot_type", None))
-        self._facts |= {"metadata": told} if told else {}
+        self.metadata = metadata("d4rl", path, warnings, fps=self._episode_metadata.pop("fps", None),
+                              robot_type=self._episode_metadata.pop("robot_type", None))
+        self._episode_metadata |= {"metadata": told} if told else {}
 
     def _metadata(self, arrays, warnings) -> dict[str, Any]:
-        """Single values and short arrays of metadata/, which are about the data; weights of policies are not kept."""
+        """Short arrays and single values of metadata/, which describe the data. Weights of policies are left out."""
         found = {}
         for key in [k for k in arrays if k.startswith(("metadata/", "virtual/"))]:
             array = arrays.pop(key)
@@ -73,7 +73,7 @@ class D4rlSource(ChunkedSource):
         return found
 
     def _columns(self, arrays, warnings) -> int:
-        """The schema; how many steps there are."""
+        """Sets the schema and returns the number of steps."""
         if "terminals" not in arrays:
             raise UserError(f"there is no array terminals; there are {', '.join(arrays) or 'no arrays'}",
                             where=self.path, hint="add the array, or take the file from a copy")
@@ -90,7 +90,7 @@ class D4rlSource(ChunkedSource):
         return steps
 
     def _bound(self, arrays, steps, limit, warnings):
-        """Where the episodes lie."""
+        """Finds the start and length of each episode."""
         if "timeouts" not in arrays and limit is None:
             raise UserError("there is no array timeouts, so the rows that ended an episode at its time limit are not "
                             "known", where=self.path, hint="give the limit of the environment "
@@ -154,7 +154,7 @@ class D4rlSource(ChunkedSource):
         return np.concatenate([values, last]) if len(values) else last
 
     def read_episodes(self, files, name, first, stop):
-        """As they lie in the file: it has all episodes in one array."""
+        # The file has all episodes in one array, so they are read at once.
         lengths = self.lengths[first:stop]
         begin, steps, where = int(self._begin[first]), int(lengths.sum()), self.location(name, first)
         values = files.read_rows(self.path, self._keys[name], begin, begin + steps, where)
@@ -166,21 +166,26 @@ class D4rlSource(ChunkedSource):
         return self.cast_to_schema(values, name, rows, int(self._first[name][first]))
 
     def episode_metadata(self, episode):
-        return self._facts
+        return self._episode_metadata
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
 def capability(data: Dataset) -> FormatCapability:
+    """Return what the format stores of these data."""
     return _plan(data)[0]
 
 
 def write(data: Dataset, path: Path) -> None:
-    """Writes a file, which is complete or absent.
+    """Write a D4RL file, completely or not at all.
 
-    One column is `observations`. The other observations are in infos/. What D4RL needs and the data do not have
-    (rewards, terminals, timeouts) is filled in, marked, and not read again.
+    One observation is stored as `observations`, the others in infos/. Arrays that D4RL needs and the data do not have
+    (rewards, terminals, timeouts) are filled in, marked, and not read again.
+
+    Args:
+        data: The episodes.
+        path: The new file.
     """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)
@@ -206,7 +211,7 @@ def write(data: Dataset, path: Path) -> None:
         for key in ("rewards", *_FLAGS):
             if key not in file:
                 values = np.zeros(steps, np.float32 if key == "rewards" else bool)
-                if key == "timeouts":  # whatever ended it, here is where it did
+                if key == "timeouts":  # the last step of each episode that did not terminate
                     values[first + lengths - 1] = ~file["terminals"][:][first + lengths - 1]
                 hdf5.write_column(file, key, values, filled="all")
         hdf5.write_metadata(file, data[0], holds, data)
@@ -245,7 +250,7 @@ def _is_constant(data: Dataset, key: str) -> bool:
 
 
 def _flags(data, features) -> list[str]:
-    """The flags by which these very episodes would be found again, as they are."""
+    """The flags by which exactly these episodes would be found again."""
     names = [n for n in END_COLUMNS if n in features and (features[n].dtype, features[n].shape) == ("bool", ())]
     within = {n: any(np.asarray(e.steps[n])[:len(e) - 1].any() for e in data) for n in names}
     names = [n for n in names if not within[n]]

@@ -1,4 +1,4 @@
-"""What a data set contains. Checks of it are in audit/checks.py."""
+"""Summaries of a data set. The checks of its contents are in `audit.checks`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..episode import Dataset
 
 
 def describe(data: Dataset) -> dict[str, Any]:
-    """The document of `understudy inspect --json`.
+    """Return the document of `understudy inspect --json`.
 
     Returns:
         {"format", "version", "episodes", "steps", "fps", "features": {name: {"dtype", "shape", "names"}}, "tasks",
@@ -32,12 +32,17 @@ def describe(data: Dataset) -> dict[str, Any]:
 
 
 def dataset_features(data: Dataset) -> dict[str, Feature]:
-    """The features of a data set. A recording without episodes has those of its schema."""
+    """Return the features of a data set. A recording without episodes has those of its schema."""
     return data.features() if len(data) else dict(data.source.schema)
 
 
 def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(minimum, mean, maximum) of the finite values of each component, by column of observations and actions."""
+    """Return the range of the values of each numeric observation and action.
+
+    Returns:
+        Minimum, mean and maximum of the finite values of each component, (size,) each, by column. The mean is NaN
+        without finite values.
+    """
     found = {}
     for name, f in data.features().items():
         if f.kind in ("vector", "discrete") and role(name) in ("observation", "action"):
@@ -55,10 +60,14 @@ def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.nd
 
 
 def check_finite(data: Dataset, columns: Iterable[str] = ("action",)) -> None:
-    """Checks that columns are finite.
+    """Check that columns are finite.
+
+    Args:
+        data: The episodes.
+        columns: Names of the columns.
 
     Raises:
-        UserError: Names the file, episode, step and component of the first NaN or infinity.
+        UserError: A value is NaN or infinite. The message names file, episode, step and component of the first one.
     """
     for name in columns:
         for e, episode in enumerate(data):
@@ -80,14 +89,17 @@ def _tasks(episode) -> list[str]:
 
 
 def lerobot_source(data: Dataset):
-    """The LeRobot source of these data, if they are all of its episodes."""
+    """Return the LeRobot source of a dataset. None if it has another source, or not all episodes of the source."""
     from .lerobot_read import LeRobotSource
 
     return data.source if isinstance(data.source, LeRobotSource) and len(data) == len(data.source) else None
 
 
 def short_videos(source) -> Iterator[str]:
-    """A line for each video with fewer frames than its episodes have steps. Reading would fail only at these frames."""
+    """Yield a line for each video with fewer frames than its episodes have steps.
+
+    Reading the data would fail only when it reaches these frames.
+    """
     for files, _ in source.index.videos.values():
         for file in dict.fromkeys(files):
             wanted = sum(int(n) for n, f in zip(source.lengths, files, strict=True) if f == file)

@@ -1,4 +1,4 @@
-"""Recognizes the format of a path from names of files, first bytes and keys. Nothing is decoded or unpickled."""
+"""Detection of the format of a path from file names, first bytes and keys. Nothing is decoded or unpickled."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ _REPLAY = "(a replay buffer of diffusion_policy has it)"
 _COMPANION_SUFFIXES = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what may be next to the files of episodes
 _TABLE, _ARRAYS = "a table without a column action", "an .npz without episode_ends"
 _OTHER_SEPARATOR = "a table whose columns are separated by"
-_BELOW, _MOST = 3, 2000  # levels that are looked through, and files and folders in them
+_BELOW, _MOST = 3, 2000  # levels that are searched, and largest number of files and folders in them
 VIEW_PATTERN = re.compile(rb'\s*\{\s*"understudy"\s*:\s*"view"')  # the start of the file of a view
 _CONVERT = (f"this version reads {READABLE_FORMATS}: convert it, for example with its own library into arrays and "
             "numpy.savez(observations=..., actions=..., rewards=..., episode_ends=...)")
 
 
 class UnknownFormat(UserError):
-    """A file or folder is in no format that can be read. Its columns may have names of their own."""
+    """A file or folder is in no format that can be read. `open_columns` may still open it."""
 
 
 def format_of(path: Path) -> str:
-    """The format of a path, one of `FORMATS`.
+    """Return the format of a path, one of `FORMATS`.
 
     Raises:
-        UserError: If it is something else. The message says what it is.
+        UserError: The path is not a data set. The message says what it is.
     """
     return detect_format(path)[1]
 
 
 def detect_format(path: Path) -> tuple[Path, str]:
-    """The path of a data set and its format.
+    """Return the path of a data set and its format.
 
     Args:
         path: The data set, or a folder with one data set in it, up to three levels down.
 
     Raises:
-        UserError: If there is no data set, or more than one.
+        UserError: There is no data set, or more than one.
     """
     path = Path(path)
     if not path.exists():
@@ -285,7 +285,7 @@ def _json(path: Path) -> dict:
         return {}
 
 
-_MAGIC = {  # first bytes of a file: its format, or the function that tells it, or what it is
+_MAGIC = {  # first bytes of a file: its format, a function that returns its format, or a description
     b"\x89MCAP0\r\n": "bags",
     b"#ROSBAG V2.0\n": "bags",
     b"\x89HDF\r\n\x1a\n": _hdf5_format,

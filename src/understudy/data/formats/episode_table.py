@@ -1,4 +1,4 @@
-"""A single CSV table of several episodes: one column says which episode a row belongs to."""
+"""A single CSV table with several episodes. One column says which episode a row belongs to."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ EPISODE_COLUMNS = ("episode", "episode_index", "episode_id")
 
 
 def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Dataset:
-    """The episodes of a table.
+    """Split a table into episodes.
 
     Args:
         source: The table as one episode.
-        path: The file, for errors.
-        name: The column whose value changes where an episode begins. By default one of `EPISODE_COLUMNS`; the table is
-            one episode if it has none of them.
+        path: The file, for error messages.
+        name: Column whose value changes where an episode begins. By default one of `EPISODE_COLUMNS`. A table without
+            any of them is one episode.
 
     Raises:
-        DataError: Rows of an episode are in two places, or some cells are empty.
+        DataError: The rows of an episode are in two places, or some cells are empty.
         ConfigError: There is no column of that name.
     """
     from ..operations import ConcatSource, SlicedSource
@@ -54,8 +54,10 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
 
 
 def _several_episodes(source: ColumnSource) -> Iterator[str]:
-    """A warning where a table that is read as one episode looks like several: a number or a text stays the same for
-    some rows and never comes back, or a time starts again.
+    """Yield a warning if a table that is read as one episode looks like several.
+
+    It does if a column of integers or text keeps a value for some rows that never comes back, or if a time starts
+    again.
     """
     steps, numbers, restarts = int(source.lengths[0]), [], []
     for name, f in source.schema.items():
@@ -80,7 +82,7 @@ def _several_episodes(source: ColumnSource) -> Iterator[str]:
 
 
 def even_rate(times: list[np.ndarray]) -> float | None:
-    """Steps per second from the timestamps (s) of each episode, if they are even."""
+    """Return the steps per second from the timestamps (s) of each episode. None if they are not evenly spaced."""
     gaps = np.concatenate([[], *(np.diff(t.reshape(-1)) for t in times)])
     typical = float(np.median(gaps)) if len(gaps) else 0.0
     even = typical > 0 and bool(np.isfinite(gaps).all() and (np.abs(gaps - typical) < 0.01 * typical).all())

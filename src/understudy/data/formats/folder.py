@@ -2,8 +2,8 @@
 
 Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vector, which may also be written NAME.0 or
 NAME[0], or start at 1. A `timestamp` is in seconds. Cells of the last row may be empty: columns that have a value there
-have a row after the last action. Frames of cameras are in <stem>/<camera>/*.png. dataset.json is {"episodes": their
-number, "fps", "robot_type", "features": {column: {"dtype", "shape", "names", "unit"}}}.
+have a row after the last action. Camera frames are in <stem>/<camera>/*.png. dataset.json is {"episodes": number of
+episodes, "fps", "robot_type", "features": {column: {"dtype", "shape", "names", "unit"}}}.
 """
 
 from __future__ import annotations
@@ -40,13 +40,18 @@ _NUMBERED = re.compile(r"(.+?)_(\d+)")
 _BRACKETED = re.compile(r"(.+?)(?:\.(\d+)|\[(\d+)\])")
 COMMAS_HINT = ("convert it to commas between the columns and points in numbers (1.5), such as with "
                "pandas.read_csv(FILE, sep=None, engine='python', decimal=',').to_csv(NEW, index=False)")
-_NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numbers, each of which holds those before it
+_NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numbers; each can represent those before it
 _CAMERA = "observation.images."
 _CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
 
 
 def episode_files(path: Path, ending: str) -> list[Path]:
-    """The episodes, by the last number in their names."""
+    """Return the files of the episodes, ordered by the last number in their names.
+
+    Args:
+        path: The folder.
+        ending: End of the file names, such as ".csv".
+    """
     ours = sidecar.SIDECAR_NAME
     files = (p for p in path.glob(f"*{ending}") if not p.name.startswith(".") and not p.name.endswith(ours))
     return sorted(files, key=lambda p: number_sort_key(p.stem))
@@ -64,15 +69,17 @@ def open_csv(path: Path, episode: str | None = None) -> Dataset:
 
 
 def other_separator(names: Sequence[str]) -> str | None:
-    """What separates the columns of a table, where it is no comma: then the whole first line is a single name."""
+    """Return the separator of a table whose columns are not separated by commas. Its header is then read as a single
+    name.
+    """
     return next((s for s in (";", "\t", "|") if len(names) == 1 and s in names[0]), None)
 
 
 class FolderSource(MemmapSource):
-    """One file an episode.
+    """A folder with one file per episode.
 
     Args:
-        path: The folder; or one file, which is an episode.
+        path: The folder, or one file, which is an episode.
     """
 
     flags = frozenset(FLAG_COLUMNS)
@@ -158,8 +165,9 @@ class FolderSource(MemmapSource):
 
 
 class NpzFolderSource(FolderSource):
-    """Files of arrays with T rows, or one more. A text for the whole episode is its task. Other single values are
-    metadata."""
+    """Files of arrays with T rows, or one more. A single text is the task of the episode. Other single values are
+    metadata.
+    """
 
     ending = ".npz"
 
@@ -173,7 +181,7 @@ class NpzFolderSource(FolderSource):
 
     def _columns(self, arrays) -> dict[str, tuple[str, Feature, int]]:
         """The key, the feature and the rows of each column of a file. Other arrays are metadata of the episode."""
-        facts, found, steps = {}, {}, self._steps(arrays)
+        values, found, steps = {}, {}, self._steps(arrays)
         for key, (shape, dtype) in arrays.headers.items():
             if key == "fps" and shape in ((), (1,)):
                 self._rate(arrays)
@@ -188,8 +196,8 @@ class NpzFolderSource(FolderSource):
                 shape = () if name in FLAG_COLUMNS or name == "next.reward" and shape[1:] == (1,) else shape[1:]
                 found[name] = key, Feature("bool" if name in FLAG_COLUMNS else f.dtype, shape, f.kind), rows
             else:
-                facts[key] = arrays.read_array(key).reshape(-1)[0].item()
-        self._episode_metadata.append(facts)
+                values[key] = arrays.read_array(key).reshape(-1)[0].item()
+        self._episode_metadata.append(values)
         return found
 
     def _steps(self, arrays) -> int:
@@ -225,7 +233,7 @@ class NpzFolderSource(FolderSource):
 
 
 class CsvFolderSource(FolderSource):
-    """Tables with a row for each step, and PNG frames of cameras."""
+    """Tables with a row for each step, and camera frames as PNG."""
 
     ending = ".csv"
 
@@ -433,7 +441,9 @@ class _Table:
 
 
 def underscored(header: list[str]) -> list[str]:
-    """The names with NAME.0, NAME.1, ... and NAME[0], NAME[1], ... as NAME_0, NAME_1, ..., if these are one vector."""
+    """Return the names with NAME.0, NAME.1, ... and NAME[0], NAME[1], ... as NAME_0, NAME_1, ..., if these are one
+    vector.
+    """
     groups: dict[tuple[str, bool], dict[str, int]] = {}  # NAME, whether in brackets -> the number of each name
     for key in header:
         if match := _BRACKETED.fullmatch(key):
@@ -476,6 +486,7 @@ def _ends(file: Path) -> bool:
 
 
 def capability(data: Dataset) -> FormatCapability:
+    """Return what the format stores of these data."""
     columns, lengths = {}, data.lengths
     stems: set[str] = set()
     for name, f in data.features().items():
@@ -505,7 +516,15 @@ def _plain_text(column) -> bool:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Writes a folder with episode_000000.csv and so on, frames as PNG, and dataset.json. Numbers are exact."""
+    """Write a folder with episode_000000.csv and so on, camera frames as PNG, and dataset.json. All numbers are exact.
+
+    Args:
+        data: The episodes.
+        path: The new folder.
+
+    Raises:
+        UserError: There is no column of numbers or text.
+    """
     path = Path(path)
     kept, features = capability(data), data.features()
     cameras = [n for n in kept.columns if n.startswith(_CAMERA) and features[n].kind == "image"]

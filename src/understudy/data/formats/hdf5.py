@@ -1,4 +1,4 @@
-"""Reading and writing HDF5 files, shared by the formats that are stored in them.
+"""Reading and writing of HDF5 files, shared by the formats that are stored in them.
 
 h5py raises many kinds of errors on a damaged file. Here each becomes a `UserError` that names the file. Links to other
 files, virtual arrays and external arrays are refused. If a format needs an array that the data do not have, it is
@@ -32,10 +32,15 @@ from .read_errors import damaged
 FILLED_ATTRIBUTE = "understudy_filled"
 COLUMNS_ATTRIBUTE = "understudy_columns"  # their order and kinds, in files that we wrote
 MAGIC = b"\x89HDF\r\n\x1a\n"
-_DEEP = 16  # groups within groups; a link that goes round has no bottom
+_DEEP = 16  # nested groups; a link to a group above it would have no end
 
 
 def import_h5py():
+    """Import h5py, which is optional.
+
+    Raises:
+        UserError: It is not installed.
+    """
     try:
         import h5py
     except ImportError:
@@ -45,7 +50,7 @@ def import_h5py():
 
 
 def hdf5_errors(where: object) -> AbstractContextManager[None]:
-    """Raises what h5py raises about damage as a `UserError` that names the file."""
+    """Turn the errors that h5py raises about damage into `UserError`. Returns a context manager."""
     return read_errors.as_user_error("the HDF5 file", where, (
         OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError))
 
@@ -67,7 +72,7 @@ class _CheckedFile:
     def tell(self) -> int:
         return self._at
 
-    def read(self, size: int) -> bytes:  # by which h5py knows a file, and which it does not call
+    def read(self, size: int) -> bytes:  # h5py recognizes a file by this method, but does not call it
         raise NotImplementedError
 
     def readinto(self, buffer) -> int:
@@ -94,14 +99,20 @@ class _CheckedFile:
 
 
 def open_file(path: Path):
-    """Opens a file for reading, without a lock: other processes may hold it open, and not all disks have locks."""
+    """Open a file for reading without a lock. Other processes may have it open, and not all disks have locks."""
     plain = sys.platform == "win32"  # which has no preadv
     return import_h5py().File(path if plain else _CheckedFile(path), "r", locking=False)
 
 
 @dataclass(frozen=True)
 class ContiguousLayout:
-    """Where the numbers of an array start in the file, if they are stored one after another as in NumPy."""
+    """Position of an array in a file, if its numbers are stored one after another as in NumPy.
+
+    Args:
+        offset: First byte in the file.
+        dtype: Its dtype.
+        shape: Its shape.
+    """
 
     offset: int
     dtype: np.dtype
@@ -109,7 +120,7 @@ class ContiguousLayout:
 
 
 class OpenFiles:
-    """HDF5 files by path, opened for reading. The last one stays open."""
+    """HDF5 files by path, opened for reading. Only the last one stays open. A context manager."""
 
     def __init__(self):
         self._path, self._file, self._bytes = None, None, None
@@ -133,8 +144,20 @@ class OpenFiles:
     def read_rows(
         self, path: Path, key: str, first: int, stop: int, where: str, layout: ContiguousLayout | None = None
     ) -> np.ndarray:
-        """Rows first to stop - 1 of an array. If its layout is known, they are read without the HDF5 library, which is
-        much faster for small arrays."""
+        """Read rows of an array.
+
+        Args:
+            path: The file.
+            key: Path of the array in the file.
+            first: First row.
+            stop: Row after the last.
+            where: File and key, for error messages.
+            layout: The layout of the array, if it is known. Rows are then read without the HDF5 library, which is much
+                faster for small arrays.
+
+        Returns:
+            (stop - first, *shape).
+        """
         if layout is None or not 0 <= first < stop <= layout.shape[0]:
             return read_column(self[path], key, first, stop, where)
         self._turn(path)
@@ -154,7 +177,12 @@ class OpenFiles:
 
 
 class ArrayInfo:
-    """An array in a file, like h5py.Dataset, which takes ten times as long to create: files have thousands of them."""
+    """An array in a file. Creating it is ten times as fast as creating an h5py.Dataset: files have thousands of arrays.
+
+    Args:
+        handle: The h5py.h5d.DatasetID.
+        layout: Its creation properties. None for an array that is stored contiguously in this file.
+    """
 
     def __init__(self, handle, layout):
         """`layout` is None for an array that is stored contiguously in this file."""
@@ -183,7 +211,7 @@ class ArrayInfo:
 
     @property
     def has_unwritten_chunks(self) -> bool:
-        """Whether parts of it were never written, so that they read as zeros."""
+        """Whether parts of it were never written. They are read as zeros."""
         if self._layout is None or not self.size:
             return False
         if self._layout.get_layout() != import_h5py().h5d.CHUNKED:
@@ -208,7 +236,15 @@ def _type_of(dtype: np.dtype):
 
 
 def arrays(group, where: str) -> dict[str, ArrayInfo]:
-    """The arrays in a group and its groups by path, such as "obs/object", in the order of h5py."""
+    """Return the arrays in a group and its groups by path, such as "obs/object", in the order of h5py.
+
+    Args:
+        group: The group.
+        where: File and group, for error messages.
+
+    Raises:
+        UserError: A name is not UTF-8, an array is in another file, or groups are nested without end.
+    """
     return dict(_walk(import_h5py(), group.id, "", where, 0))
 
 
@@ -235,13 +271,16 @@ def _walk(h5py, group, prefix, where, depth):
 
 
 def count_steps(arrays: Mapping[str, ArrayInfo], key: str, where: str, stated: Any = None) -> int:
-    """Steps of an episode: the rows of its array `key`.
+    """Return the number of steps of an episode: the rows of its array `key`.
 
     Args:
-        arrays: Those of the episode, by key.
-        key: One that every episode has.
+        arrays: The arrays of the episode by key.
+        key: An array that every episode has.
         where: File and group of the episode.
-        stated: (attribute, value) that must say the same, if the episode has it.
+        stated: Name and value of an attribute that must have the same number. None if there is none.
+
+    Raises:
+        UserError: The array is missing or empty, or the attribute has another number.
     """
     if key not in arrays or not arrays[key].shape:
         raise UserError(f"there is no array {key}; there are {', '.join(arrays) or 'no arrays'}", where=where,
@@ -256,28 +295,55 @@ def count_steps(arrays: Mapping[str, ArrayInfo], key: str, where: str, stated: A
 
 
 def check_rows(array: ArrayInfo, rows: int, what: str, where: str) -> None:
-    """Raises UserError if an array does not have `rows` rows. `what` says why it needs them: "as actions has"."""
+    """Check the number of rows of an array.
+
+    Args:
+        array: The array.
+        rows: How many rows it must have.
+        what: Why it needs them, for the error message, such as "as actions has".
+        where: File and key.
+
+    Raises:
+        UserError: It has another number of rows.
+    """
     if array.shape[0] != rows:
         raise damaged(f"it has {array.shape[0]} rows instead of {rows}, {what}", where)
 
 
 def warn_of_holes(arrays: Mapping[str, ArrayInfo], episode: str, warnings: list[str]) -> None:
-    """Says which arrays have parts that were never written."""
+    """Add a warning that names the arrays with parts that were never written.
+
+    Args:
+        arrays: The arrays of the episode by key.
+        episode: Name of the episode.
+        warnings: List to which the warning is appended.
+    """
     if holes := [key for key, array in arrays.items() if array.has_unwritten_chunks]:
         warnings.append(f"{episode}: parts of {', '.join(holes)} were never written, and read as zeros")
 
 
 def is_variable_bytes(array) -> bool:
-    """Whether the rows are bytes of variable length: encoded images."""
+    """Whether the rows are bytes of variable length, such as encoded images."""
     return array.dtype.kind == "O" and import_h5py().check_vlen_dtype(array.dtype) == np.uint8
 
 
 def is_text(array) -> bool:
+    """Whether the values are text."""
     return array.dtype.kind in "OS" and import_h5py().check_string_dtype(array.dtype) is not None
 
 
 def array_feature(name: str, array, where: str, flag: bool = False) -> Feature:
-    """The feature of a column that is stored as this array (rows, *shape)."""
+    """Return the feature of a column that is stored as an array, (rows, *shape).
+
+    Args:
+        name: Name of the column.
+        array: The array.
+        where: File and key, for error messages.
+        flag: Whether the column is read as bool.
+
+    Raises:
+        UserError: The array has no row for each step, or values that are neither numbers nor text.
+    """
     if not array.shape:
         raise UserError("this is a single value, not an array with a row for each step", where=where,
                         hint="leave it out of the file, or write it for each step")
@@ -300,7 +366,18 @@ def _unsupported_reason(array) -> str:
 
 
 def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarray:
-    """Rows first to stop - 1 of the array at `path`."""
+    """Read rows of an array of a file.
+
+    Args:
+        file: The open file or group.
+        path: Path of the array in it.
+        first: First row.
+        stop: Row after the last.
+        where: File and key, for error messages.
+
+    Returns:
+        (stop - first, *shape).
+    """
     h5py = import_h5py()
     with hdf5_errors(where):
         handle = h5py.h5o.open(file.id, path.encode())
@@ -318,7 +395,17 @@ def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarra
 
 
 def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
-    """Rows first to stop - 1 of an array, text as str."""
+    """Read rows of an array. Text is read as str.
+
+    Args:
+        array: An `ArrayInfo` or h5py.Dataset.
+        first: First row.
+        stop: Row after the last.
+        where: File and key, for error messages.
+
+    Returns:
+        (stop - first, *shape).
+    """
     with hdf5_errors(where):
         if not is_text(array):
             return array[first:stop]
@@ -329,13 +416,28 @@ def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
 
 
 def read_attributes(node, where: str, without: Iterable[str] = ()) -> dict[str, Any]:
-    """The attributes of a file, group or array as JSON values."""
+    """Read the attributes of a file, group or array as JSON values.
+
+    Args:
+        node: The file, group or array.
+        where: File and key, for error messages.
+        without: Attributes to leave out.
+    """
     with hdf5_errors(f"{where}, attributes"):
         return {key: to_json_value(node.attrs[key], f"{where}, attribute {key}") for key in node.attrs
                 if key not in (FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE, *without)}
 
 
 def to_json_value(value, where: str):
+    """Convert the value of an attribute to plain JSON values.
+
+    Args:
+        value: Numbers or text, alone or in arrays.
+        where: File and attribute, for the error message.
+
+    Raises:
+        UserError: It is neither a number nor text.
+    """
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufUSO":
@@ -350,7 +452,15 @@ def to_json_value(value, where: str):
 
 
 def decode_json_attribute(text, where: str):
-    """The value of an attribute that is JSON. Other text is returned as it is."""
+    """Decode an attribute that is JSON. Text that is not JSON is returned as it is.
+
+    Args:
+        text: The value of the attribute.
+        where: File and attribute, for the error message.
+
+    Raises:
+        UserError: It is not text.
+    """
     if not isinstance(text, str):
         raise UserError(f"this is not JSON text: {text!r}", where=where, hint="correct the attribute")
     try:
@@ -360,8 +470,14 @@ def decode_json_attribute(text, where: str):
 
 
 def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Feature]:
-    """The columns in the order and of the kinds with which they were written, if the file says so. h5py sorts them by
-    name, and an array of bytes may be text."""
+    """Restore the order and kinds with which the columns were written, if the file has them.
+
+    h5py sorts arrays by name, and an array of bytes may be text.
+
+    Args:
+        schema: Features of the columns as they were read.
+        file: The open file.
+    """
     kinds = decode_json_attribute(
         to_json_value(file.attrs.get(COLUMNS_ATTRIBUTE, "{}"), COLUMNS_ATTRIBUTE), COLUMNS_ATTRIBUTE
     )
@@ -375,6 +491,13 @@ def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Featu
 
 
 def store_column_order(file, data: Dataset, capability: sidecar.FormatCapability) -> None:
+    """Store the order and kinds of the columns in an attribute of the file.
+
+    Args:
+        file: The open file.
+        data: The episodes that are written.
+        capability: What the format stores.
+    """
     features = data.features()
     file.attrs[COLUMNS_ATTRIBUTE] = json.dumps(
         {place.name: features[n].kind for n, place in capability.columns.items()}
@@ -382,7 +505,14 @@ def store_column_order(file, data: Dataset, capability: sidecar.FormatCapability
 
 
 def write_column(group, key: str, values, filled: str = "") -> None:
-    """Writes a column of one episode. Frames are stored in chunks of one, so that each can be read alone."""
+    """Write a column of one episode. Frames are stored in chunks of one, so that each can be read alone.
+
+    Args:
+        group: The group of the episode.
+        key: Name of the array.
+        values: The rows, (rows, *shape).
+        filled: Value of FILLED_ATTRIBUTE, for an array that the data do not have.
+    """
     h5py, values = import_h5py(), np.asarray(values)
     if values.dtype.kind in "UO":
         array = group.create_dataset(key, data=values.astype(object), dtype=h5py.string_dtype())
@@ -394,7 +524,14 @@ def write_column(group, key: str, values, filled: str = "") -> None:
 
 
 def write_metadata(node, episode: Episode, capability: sidecar.FormatCapability, data: Dataset | None = None) -> None:
-    """Writes the metadata of an episode as attributes, with the rate and the robot of the data set if it is given."""
+    """Write the metadata of an episode as attributes.
+
+    Args:
+        node: The file or group of the episode.
+        episode: The episode.
+        capability: What the format stores.
+        data: The data set, whose fps and robot type are written as well. None to leave them out.
+    """
     values = {k: episode.metadata[k] for k in capability.metadata_keys if k in episode.metadata}
     if data is not None:
         robot_type = data.metadata.get("robot_type") if capability.robot_type else None
@@ -408,15 +545,18 @@ def plan(
     key_of: Callable[[str, Feature], str | None] | None = None,
     last: Callable[[str], bool] = lambda key: False, flags: Iterable[str] = (),
 ) -> tuple[sidecar.FormatCapability, dict[str, str]]:
-    """What a format stores in arrays and attributes, and the key of each of these columns.
+    """Plan what a format stores in arrays and attributes.
 
     Args:
-        data: What is to be written.
+        data: The episodes to write.
         keys: How the format names its arrays.
-        attributes: Those that mean something else in the format than the metadata of this name.
-        key_of: The key of a column, or None if the format has no place for it. By default, that of `keys`.
+        attributes: Metadata keys that cannot be stored, because these attributes mean something else in the format.
+        key_of: Returns the key of a column, or None if the format cannot store it. By default, `keys.key`.
         last: Whether an array has room for a row after the last action.
         flags: Columns that are read as bool.
+
+    Returns:
+        What the format stores, and the key of each stored column.
     """
     found, out, taken = {}, {}, set()
     for name, f in data.features().items():
@@ -436,7 +576,13 @@ def plan(
 
 
 def is_storable(data: Dataset, name: str, f: Feature) -> bool:
-    """Whether HDF5 can store the values of a column. Text must not contain NUL or lone surrogates."""
+    """Whether HDF5 can store the values of a column. Text must not contain NUL or lone surrogates.
+
+    Args:
+        data: The episodes.
+        name: Name of the column.
+        f: Its feature.
+    """
     if not is_storable_name(name):
         return False
     if f.kind != "string":
@@ -461,14 +607,14 @@ def _simple(value) -> bool:
 
 
 def is_storable_name(text) -> bool:
-    """Whether an array or attribute can have this name. "." is the group itself, and "/" starts another."""
+    """Whether an array or attribute can have this name. "." is the group itself, and "/" separates groups."""
     return (
         bool(text) and text not in (".", "..", FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE) and "/" not in text and _text(text)
     )
 
 
 def is_json(value) -> bool:
-    """Whether a value is the same after it was stored as JSON."""
+    """Whether a value stays the same when it is stored as JSON."""
     try:
         return json.loads(json.dumps(value)) == value
     except (TypeError, ValueError):

@@ -1,8 +1,9 @@
-"""Trajectories of the imitation library: a folder of Arrow files (Hugging Face datasets), or its old .npz files.
+"""Trajectories of the imitation library: a folder of Arrow files (Hugging Face datasets), or an .npz file of old
+versions.
 
 Layout: HumanCompatibleAI/imitation src/imitation/data/serialize.py and huggingface_utils.py. A trajectory of T actions
-has T+1 observations and one flag `terminal`: false means that it was cut off. `infos` are jsonpickle text and are kept
-as text, never decoded as such; in .npz files they are a pickle and are left where they are.
+has T+1 observations and one flag `terminal`: false means that it was cut off. `infos` are jsonpickle text in Arrow
+files. They stay text and are never decoded. In .npz files they are a pickle, which is not read.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _MISSING_COLUMNS = "this is no data set of imitation: obs, acts and terminal, a 
 
 
 def open_imitation(path: Path) -> Dataset:
-    """Opens a folder of Arrow files, or an old .npz file."""
+    """Open a folder of Arrow files or an .npz file of old versions."""
     return Dataset(ArrowFolderSource(path) if path.is_dir() else NpzFileSource(path))
 
 
@@ -131,10 +132,10 @@ def _counts(table, key, path) -> np.ndarray:
 
 
 class NpzFileSource(NpzArchiveSource, _ImitationSource):
-    """An .npz file of the old form.
+    """An .npz file of old versions.
 
-    It holds obs (steps + trajectories, ...), acts and rews (steps, ...), terminal (trajectories,), and indices: where
-    each trajectory but the first begins, in steps.
+    It has obs (steps + trajectories, ...), acts and rews (steps, ...), terminal (trajectories,), and indices: the first
+    step of each trajectory but the first.
     """
 
     def __init__(self, path: Path):

@@ -1,4 +1,4 @@
-"""A recording that was interrupted or is running: its LeRobot files and the finished episodes in its journal."""
+"""Recordings that were interrupted or are running: their LeRobot files and the finished episodes in their journal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from .. import cache, journal
 from ..episode import ColumnSource
 from .lerobot_read import LeRobotSource
 
-# in the journal: the segments that are put into the files, and how many there are then
+# file in the journal: the segments that are being moved into the files, and the number of episodes afterwards
 PUBLISHING_FILE = "publishing.json"
 
 
 def open_recording(path: Path) -> ColumnSource:
-    """What is at `path` now, also while a recorder moves episodes from the one place into the other."""
+    """Open the episodes of a recording, even while a recorder moves them from its journal into the files.
+
+    Raises:
+        UserError: The recorder changes the recording again and again.
+    """
     folder = path / journal.JOURNAL_FOLDER
     for _ in range(100):
         try:
@@ -33,7 +37,13 @@ def open_recording(path: Path) -> ColumnSource:
 
 
 def unpublished_segments(segments: list[journal.Segment], path: Path, n_published: int) -> list[journal.Segment]:
-    """The segments whose episodes are not among the `n_published` that the LeRobot files have."""
+    """Return the segments whose episodes are not in the LeRobot files yet.
+
+    Args:
+        segments: The segments of the journal.
+        path: Folder of the data set.
+        n_published: Number of episodes in the LeRobot files.
+    """
     under_way = path / journal.JOURNAL_FOLDER / PUBLISHING_FILE
     done = read_json(under_way) if under_way.exists() else None
     published = done["segments"] if done and n_published >= done["total"] else ()
@@ -41,7 +51,7 @@ def unpublished_segments(segments: list[journal.Segment], path: Path, n_publishe
 
 
 def is_recording(path: Path) -> bool:
-    """Whether a recorder is writing there. False on systems without file locks."""
+    """Whether a recorder is writing a data set now. False on systems without file locks."""
     try:
         import fcntl
 
@@ -55,6 +65,13 @@ def is_recording(path: Path) -> bool:
 
 
 class InterruptedRecordingSource(ColumnSource):
+    """The episodes in the LeRobot files, then those in the journal.
+
+    Args:
+        files: The LeRobot files.
+        segments: Segments of the journal whose episodes are not in the files.
+    """
+
     def __init__(self, files: LeRobotSource, segments: list[journal.Segment]):
         self.files, self._journal_episodes = files, [e for s in segments for e in s.episodes]
         self._n_published = len(files.lengths)
@@ -84,7 +101,7 @@ class InterruptedRecordingSource(ColumnSource):
         if episode < self._n_published:
             return self.files.column(name, episode)
         taken, f = self._journal_episodes[episode - self._n_published], self.schema[name]
-        if name not in taken.schema:  # text that nobody spoke, outcomes that nobody told
+        if name not in taken.schema:  # a column that was not recorded: empty text, zeros
             return np.full(len(taken), "") if f.kind == "string" else np.zeros((len(taken), *f.shape), f.dtype)
         return taken.column(name)
 

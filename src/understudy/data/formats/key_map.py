@@ -1,4 +1,4 @@
-"""Shared by the array formats: the column of each array, the arrays that all episodes have, and metadata."""
+"""Mapping between arrays and columns, and checks that the array formats share."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class KeyMap:
     """How a format names its arrays.
 
     Args:
-        columns: Arrays that have a column of their own, as {key: column}.
-        observation: The array that is the only observation: ``observation.state``, or an image.
+        columns: Column of each array whose column has another name, by key.
+        observation: Key of the array that is the only observation: ``observation.state``, or an image.
         group: Prefix of the keys of observations, such as ``"obs/"``.
         images: Prefix of a camera within the group, such as ``"images/"``.
-        separator: What separates the parts of a key, which a dot separates in a column.
-        reserved: Columns that cannot be stored, because arrays of their names are something else.
+        separator: Separator of the parts of a key. In a column it becomes a dot.
+        reserved: Columns that cannot be stored, because arrays of their names mean something else.
 
     Example:
         >>> KeyMap({"actions": "action"}, group="obs/").column("obs/wrist", Feature("uint8", (8, 8, 3), "image"))
@@ -44,7 +44,12 @@ class KeyMap:
     reserved: frozenset[str] = frozenset()
 
     def column(self, key: str, feature: Feature | None = None) -> str:
-        """The column that an array is."""
+        """Return the column that an array is read as.
+
+        Args:
+            key: Key of the array.
+            feature: Its feature, by which images are recognized.
+        """
         camera = feature is not None and feature.kind == "image"
         if key in self.columns:
             return self.columns[key]
@@ -61,7 +66,12 @@ class KeyMap:
         return key.replace(self.separator, ".") if self.separator else key
 
     def key(self, column: str, feature: Feature | None = None) -> str:
-        """The array that a column is written to."""
+        """Return the key of the array that a column is written to.
+
+        Args:
+            column: Name of the column.
+            feature: Its feature, by which images are recognized.
+        """
         own = {name: key for key, name in self.columns.items()}
         if column in own or not self.group or not column.startswith("observation."):
             return own.get(column, column)
@@ -71,11 +81,14 @@ class KeyMap:
         return self.group + within
 
     def schema(self, features: Mapping[str, Feature], path: object) -> tuple[dict[str, Feature], dict[str, str]]:
-        """The columns of a file: their features, and the key of each.
+        """Return the features of the columns of a file, and the key of each column.
 
         Args:
-            features: By key.
-            path: The file, for the error if two arrays are one column.
+            features: Feature of each array by key.
+            path: The file, for the error message.
+
+        Raises:
+            UserError: Two arrays are the same column.
         """
         schema: dict[str, Feature] = {}
         keys: dict[str, str] = {}
@@ -87,7 +100,17 @@ class KeyMap:
 
 
 def add_column(keys: dict[str, str], column: str, key: str, path: object) -> None:
-    """Enters the key of a column. Raises UserError if the column has one already."""
+    """Add the key of a column to `keys`.
+
+    Args:
+        keys: Key of each column, which is changed in place.
+        column: Name of the new column.
+        key: Its key.
+        path: The file, for the error message.
+
+    Raises:
+        UserError: The column has a key already.
+    """
     if column in keys:
         raise UserError(f"{keys[column]} and {key} are both the column {column}", where=f"{path}, {key}",
                         hint="remove one of them")
@@ -97,14 +120,17 @@ def add_column(keys: dict[str, str], column: str, key: str, path: object) -> Non
 def common_arrays(found: Sequence[Mapping[str, Found]], alike: Callable[[Found], Any], where: Callable[[int, str], str],
                   optional: Callable[[str], bool] = lambda key: False,
                   left_out: Callable[[str, int], None] = lambda key, episode: None) -> dict[str, Found]:
-    """The arrays that all episodes have, as they are in the first.
+    """Return the arrays that all episodes have, as they are in the first episode.
 
     Args:
         found: The arrays of each episode, by key.
-        alike: What must be the same of an array in all episodes, such as its dtype and shape.
+        alike: Returns what must be equal in all episodes, such as dtype and shape.
         where: Names the file and key of an array of an episode.
-        optional: Whether an array may be missing in some episodes. It is left out then. None may by default.
-        left_out: Called with an optional array and an episode that lacks it.
+        optional: Whether an array may be missing in some episodes. It is then left out. By default none may.
+        left_out: Called with an optional array and the first episode that lacks it.
+
+    Raises:
+        UserError: An array is missing in an episode, or differs between episodes.
     """
     out: dict[str, Found] = {}
     hint = "leave the episode out, or remove the array from all episodes"
@@ -125,20 +151,37 @@ def common_arrays(found: Sequence[Mapping[str, Found]], alike: Callable[[Found],
 
 
 def shown(alike: Any) -> str:
-    """A dtype and a shape in an error message."""
+    """Return a dtype and shape as text, for an error message."""
     return " ".join(map(str, alike)) if isinstance(alike, tuple) else str(alike)
 
 
 def metadata(kind: str, path: Path, warnings: list[str], version: str = "", fps: Any = None,
              robot_type: Any = None) -> dict[str, Any]:
-    """`Dataset.metadata`. A rate that is no positive number, and a robot that has no name, are unknown."""
+    """Return the metadata of a data set, for `Dataset.metadata`.
+
+    Args:
+        kind: Name of the format.
+        path: The file or folder.
+        warnings: Warnings of the reader.
+        version: Version of the format.
+        fps: Steps per second. Anything but a positive number becomes None.
+        robot_type: Name of the robot. Anything but text becomes None.
+    """
     is_rate = isinstance(fps, (int, float)) and not isinstance(fps, bool) and 0 < fps < float("inf")
     return {"format": kind, "version": version, "path": str(path), "fps": float(fps) if is_rate else None,
             "robot_type": robot_type if isinstance(robot_type, str) else None, "warnings": warnings}
 
 
 def checked_rate(fps: Any, where: str) -> float:
-    """A number of steps a second that the user gave. Raises UserError if it is none."""
+    """Check a number of steps per second that the user gave, and return it as a float.
+
+    Args:
+        fps: The number.
+        where: Its place, for the error message.
+
+    Raises:
+        UserError: It is not a positive, finite number.
+    """
     if isinstance(fps, np.generic):
         fps = fps.item()
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not (math.isfinite(fps) and fps > 0):
@@ -148,7 +191,16 @@ def checked_rate(fps: Any, where: str) -> float:
 
 
 def lengths_from_ends(ends: np.ndarray, where: str, hint: str) -> np.ndarray:
-    """Steps of each episode, (E,) int64, from their exclusive ends."""
+    """Return the number of steps of each episode, (E,) int64, from their exclusive ends.
+
+    Args:
+        ends: Step after the last of each episode, counted over all episodes, (E,).
+        where: File and key, for error messages.
+        hint: Hint of error messages.
+
+    Raises:
+        UserError: The ends are not integers, do not increase, or are missing.
+    """
     if ends.ndim != 1 or ends.dtype.kind not in "iu":
         raise UserError(f"it must be integers of shape (episodes,), but is {ends.dtype} {ends.shape}",
                         where=where, hint=hint)
@@ -163,11 +215,11 @@ def lengths_from_ends(ends: np.ndarray, where: str, hint: str) -> np.ndarray:
 
 
 def end_flags(lengths: np.ndarray, terminated: np.ndarray) -> dict[str, np.ndarray]:
-    """The columns next.terminated and next.truncated, all episodes end to end.
+    """Return the columns next.terminated and next.truncated with all episodes end to end, (N,) bool each.
 
     Args:
-        lengths: Steps of each episode, (E,).
-        terminated: Whether the environment ended the episode, which else was cut off, (E,) bool.
+        lengths: Number of steps of each episode, (E,).
+        terminated: True if the environment ended the episode, False if it was cut off, (E,) bool.
     """
     last = np.cumsum(lengths) - 1
     flags = {name: np.zeros(int(lengths.sum()), bool) for name in END_COLUMNS}
@@ -177,13 +229,16 @@ def end_flags(lengths: np.ndarray, terminated: np.ndarray) -> dict[str, np.ndarr
 
 
 def decoded_images(encoded: Iterable[bytes], channels: int, first: int, where: str) -> np.ndarray:
-    """Encoded images as (rows, H, W, C). Zeros that fill the rows up are cut off.
+    """Decode images to (rows, H, W, C) uint8. Zeros that pad the encoded images are ignored.
 
     Args:
-        encoded: One image a row.
-        channels: 1 for grey, 3 for RGB.
+        encoded: One encoded image per row.
+        channels: 1 for gray, 3 for RGB.
         first: Number of the first row, for error messages.
-        where: File and key.
+        where: File and key, for error messages.
+
+    Raises:
+        UserError: An image is damaged, or the shapes differ.
     """
     images = [video.decode_image(bytes(v).rstrip(b"\0"), channels, f"{where}, row {row}")
               for row, v in enumerate(encoded, first)]
@@ -197,9 +252,16 @@ def decoded_images(encoded: Iterable[bytes], channels: int, first: int, where: s
 @lru_cache(1024)  # files have thousands of arrays of a few kinds
 def stored_feature(column: str, shape: tuple[int, ...], dtype: np.dtype | str, is_flag: bool = False,
                    has_text: bool = False) -> Feature:
-    """The feature of a column that is stored with this shape of a row.
+    """Return the feature of a column as it is read from a file.
 
-    An outcome is one number a step. Bytes are numbers unless they make an image, or text in a format that `has_text`.
+    An outcome has one number per step. Bytes are numbers unless they make an image, or text if `has_text`.
+
+    Args:
+        column: Name of the column.
+        shape: Shape of one row.
+        dtype: Stored dtype.
+        is_flag: Whether the column is read as bool.
+        has_text: Whether the format stores text as bytes.
     """
     shape = () if column.startswith("next.") and tuple(shape) == (1,) else tuple(shape)
     dtype = np.dtype(bool) if is_flag else np.dtype(dtype).newbyteorder("=")

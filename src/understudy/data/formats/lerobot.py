@@ -1,7 +1,7 @@
-"""LeRobot data sets: v3.0 and v2.x are read, v3.0 is written (and v2.1, by lerobot_v21.py), as lerobot itself does.
+"""LeRobot data sets: v3.0 and v2.x are read, v3.0 is written (and v2.1, by `lerobot_v21`).
 
-What that format has no room for is kept in meta/understudy, which lerobot ignores: `last.parquet` (what was seen after
-the last action), `episodes.jsonl` (facts of episodes) and `schema.json` (units, choices, exact shapes).
+What LeRobot cannot store is kept in meta/understudy, which lerobot ignores: `last.parquet` (the observations after the
+last actions), `episodes.jsonl` (metadata of episodes) and `schema.json` (units, numbers of classes, exact shapes).
 Source: huggingface/lerobot v0.4.4, src/lerobot/datasets/{utils,lerobot_dataset,compute_stats,video_utils}.py.
 """
 
@@ -17,9 +17,12 @@ __all__ = ["append", "capability", "create", "open_lerobot", "write"]
 
 
 def open_lerobot(path: Path) -> Dataset:
-    """Opens a folder, and of a recording that was interrupted also what is still in its journal.
+    """Open a folder. If its recording was interrupted, the episodes in its journal are opened as well.
 
-    Only what describes the data is read. Raises UserError if that contradicts itself.
+    Only metadata are read now.
+
+    Raises:
+        UserError: The metadata contradict each other.
     """
     try:
         return Dataset(interrupted_recording.open_recording(Path(path)))

@@ -30,7 +30,7 @@ _KNOWN = {"codebase_version", "robot_type", "total_episodes", "total_frames", "t
           "total_chunks", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb", "fps", "splits",
           "data_path", "video_path", "features", "tools"}
 _CORRECT = "correct meta/info.json, or take it from a copy"
-_ROWS, _BYTES = 2**16, 2**24  # read at a time, whatever the size of the row groups; a larger one is read whole
+_ROWS, _BYTES = 2**16, 2**24  # read at a time; a larger row group is read as a whole
 
 
 # -- what describes the data ----------------------------------------------------------------------------------------
@@ -38,7 +38,16 @@ _ROWS, _BYTES = 2**16, 2**24  # read at a time, whatever the size of the row gro
 
 @dataclass(frozen=True)
 class EpisodeIndex:
-    """Where each episode is. `file` counts in `files`; `start` is its first row in that file."""
+    """Position of each episode in the files.
+
+    Args:
+        lengths: Number of steps of each episode, (E,) int64.
+        files: Names of the data files.
+        file: Index in `files` of the file of each episode, (E,) int64.
+        start: First row of each episode in its file, (E,) int64.
+        tasks: Text of each task by its number.
+        videos: For each camera, the file of each episode and the time in it at which the episode begins, (E,) in s.
+    """
 
     lengths: np.ndarray  # (E,) int64
     files: tuple[str, ...]
@@ -49,7 +58,7 @@ class EpisodeIndex:
 
 
 class LeRobotSource(MemmapSource):
-    """A folder, as its metadata describe it: data are read when they are asked for.
+    """A folder as its metadata describe it. Data are read when they are asked for.
 
     Args:
         path: The folder.
@@ -90,7 +99,7 @@ class LeRobotSource(MemmapSource):
                                 hint="take it from a copy, or leave out the episodes in it")
 
     def _features(self) -> tuple[dict[str, Feature], dict[str, str]]:
-        """Our schema, and how each column is stored: "number", "string", "image", "video" or "task"."""
+        """The schema, and how each column is stored: "number", "string", "image", "video" or "task"."""
         schema, stored = {}, {}
         for name, f in self.info["features"].items():
             where = f"{self.path / 'meta/info.json'}, features.{name}"
@@ -144,7 +153,7 @@ class LeRobotSource(MemmapSource):
 
     @cached_property
     def key(self) -> str:
-        """Of the sizes and times of all files named, and of everything in meta."""
+        """Digest of the sizes and times of all data files, and of the contents of meta."""
         stats = {name: remote.version_key(self.path / name) for name in self._file_names}
         meta = {str(p.relative_to(self.path)): _digest(p) for p in sorted((self.path / "meta").rglob("*"))
                 if p.is_file() and not p.name.startswith(".") and not p.name.endswith(".part")}
@@ -152,7 +161,7 @@ class LeRobotSource(MemmapSource):
 
     @cached_property
     def _last(self) -> Mapping[str, tuple[np.ndarray, pa.Array]]:
-        """By column: (episodes (n,) that have a last row, their values)."""
+        """By column: the episodes (n,) that have a row after the last action, and these rows."""
         file = self.path / UNDERSTUDY_FOLDER / "last.parquet"
         if not file.exists():
             return {}
@@ -188,7 +197,7 @@ class LeRobotSource(MemmapSource):
         return {**super()._first, "task_index": episode_starts(self.lengths)}
 
     def iter_chunks(self):
-        """Reads every data file once, some row groups at a time, and checks that its rows are what the metadata say."""
+        """Read every data file once, some row groups at a time, and compare its index columns with the metadata."""
         known = np.array(sorted(self.index.tasks), np.int64)
         for number, name in enumerate(self.index.files):
             yield from self._rows_of_file(number, self.path / name, known)
@@ -215,10 +224,10 @@ class LeRobotSource(MemmapSource):
         row, read = 0, None
         width = sum(self.schema[n].size * np.dtype(self.schema[n].dtype).itemsize for n in names)
         for groups in _batches(source.metadata, width):
-            del read  # or two of them were held at once
+            del read  # so that two of them are never in memory at once
             read = _read_groups(source, groups, columns, file)
             until = row + read.num_rows
-            # Which of the rows belong to which episode; rows that no episode claims are passed over.
+            # The episode of each row. Rows of no episode are skipped.
             here = np.flatnonzero((begin < until) & (begin + lengths > row))
             low = np.maximum(begin[here], row)
             n = np.minimum(begin[here] + lengths[here], until) - low
@@ -260,7 +269,7 @@ class LeRobotSource(MemmapSource):
     def _task(self, episode):
         first, length = self._first["task_index"][episode], int(self.lengths[episode])
         numbers = self._maps["task_index"][first: first + length]
-        if (numbers == numbers[0]).all():  # as nearly always
+        if (numbers == numbers[0]).all():  # the usual case
             return np.broadcast_to(np.array([self.index.tasks[int(numbers[0])]], np.str_), (length,))
         return np.array([self.index.tasks[int(i)] for i in numbers], np.str_)
 
@@ -275,7 +284,7 @@ class LeRobotSource(MemmapSource):
         if self._stored[name] == "video":
             files, begin = self.index.videos[name]
             file, where = self.path / files[episode], f"episode {episode}"
-            film = self._video_files.pop(name, None)  # out of sight while it is read: two readers at once would move it
+            film = self._video_files.pop(name, None)  # a second reader must not use it meanwhile
             if film is None or film.path != file:
                 film = video.VideoReader(remote.fetch_file(file), where)
             yield from film.frames(begin[episode] + self._times(episode), cast(tuple[int, int, int], shape), where)
@@ -290,7 +299,7 @@ class LeRobotSource(MemmapSource):
             yield length, video.decode_frame(image["bytes"], shape, where)
 
     def _times(self, episode) -> np.ndarray:
-        """(T,) s of the frames since the episode began; regular times are exact, not float32."""
+        """Time of each frame in s since the episode began, (T,). Regular times are exact instead of float32."""
         first, length = self._first["task_index"][episode], int(self.lengths[episode])
         regular = np.arange(length) / self.info["fps"]
         if "timestamp" not in self._maps:
@@ -299,7 +308,7 @@ class LeRobotSource(MemmapSource):
         return np.where(np.abs(stored - regular) < video.TIMESTAMP_TOLERANCE, regular, stored)
 
     def _stored_rows(self, name, episode) -> pa.ChunkedArray:
-        """The values of one episode, straight from its file."""
+        """The values of one episode, read from its file."""
         file = self.path / self.index.files[self.index.file[episode]]
         begin, length = int(self.index.start[episode]), int(self.lengths[episode])
         source = self._open(file)
@@ -327,7 +336,7 @@ class LeRobotSource(MemmapSource):
 
 
 def read_info(path: Path) -> dict:
-    """meta/info.json, with the keys that reading needs."""
+    """Read meta/info.json, and check that it has the keys that are needed."""
     file = path / "meta" / "info.json"
     info = read_json_object(file)
     for key, kind in (("codebase_version", str), ("fps", (int, float)), ("features", dict), ("data_path", str),
@@ -347,6 +356,12 @@ def read_info(path: Path) -> dict:
 
 
 def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
+    """Read the position of each episode from the tables of v3.0.
+
+    Args:
+        path: The folder.
+        info: The contents of meta/info.json.
+    """
     folder = path / "meta" / "episodes"
     files, cameras = sorted(folder.glob("*/*.parquet")), _cameras(info)
     ours, whole = (path / UNDERSTUDY_FOLDER).is_dir(), int(info["total_episodes"])
@@ -366,7 +381,7 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
         parts.append(_read_columns(source, wanted, file))
     table = {n: np.concatenate([p[n].to_numpy() for p in parts]) for n in wanted}
     order = np.argsort(table["episode_index"], kind="stable")
-    if ours and len(order) > whole:  # an append that did not finish: its last step is info.json
+    if ours and len(order) > whole:  # an append that did not finish: it replaces info.json last
         order = order[table["episode_index"][order] < whole]
     table = {n: v[order] for n, v in table.items()}
     number, length, count = table["episode_index"], table["length"], len(order)
@@ -397,6 +412,7 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
 
 
 def read_tasks_v3(path: Path) -> dict[int, str]:
+    """Read the text of each task by its number, in v3.0."""
     file = path / "meta" / "tasks.parquet"
     table = _read_columns(open_parquet(file), None, file)
     texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
@@ -408,6 +424,7 @@ def read_tasks_v3(path: Path) -> dict[int, str]:
 
 
 def read_tasks_v2(path: Path) -> dict[int, str]:
+    """Read the text of each task by its number, in v2.0 or v2.1."""
     file = path / "meta" / "tasks.jsonl"
     rows = [r if isinstance(r, dict) else {} for r in read_json_lines(file)]
     return _tasks(((r.get("task_index"), r.get("task")) for r in rows), file)
@@ -423,6 +440,12 @@ def _tasks(pairs: Iterable[tuple[Any, Any]], file: Path) -> dict[int, str]:
 
 
 def read_index_v2(path: Path, info: dict) -> EpisodeIndex:
+    """Read the position of each episode from the metadata of v2.0 or v2.1.
+
+    Args:
+        path: The folder.
+        info: The contents of meta/info.json.
+    """
     episodes = sorted(read_json_lines(path / "meta" / "episodes.jsonl"), key=lambda r: r.get("episode_index", -1))
     for i, row in enumerate(episodes):
         if row.get("episode_index") != i or not isinstance(row.get("length"), int) or row["length"] < 1:
@@ -459,7 +482,7 @@ def _format(info, key, path, **values) -> str:
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
-    """Opens a Parquet file, and downloads it first if it is remote."""
+    """Open a Parquet file. A remote file is downloaded first."""
     local = remote.fetch_file(file)
     if not local.exists():
         raise damaged("the file is missing", file)
@@ -494,7 +517,19 @@ def _read_groups(source: pq.ParquetFile, groups: list[int], names: list[str], fi
 
 
 def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
-    """An Arrow column of numbers or nested lists as an array of the feature's dtype and shape, (n, *shape)."""
+    """Convert an Arrow column of numbers or nested lists to an array.
+
+    Args:
+        values: The column, with n rows.
+        feature: Dtype and shape that each row must have.
+        where: File and column, for the error message.
+
+    Returns:
+        (n, *shape).
+
+    Raises:
+        UserError: A row has another number of values.
+    """
     found = arrow.to_numpy(values, where)
     if found.size != len(values) * feature.size:
         raise damaged(f"{len(values)} rows have {found.size} numbers, but the shape {feature.shape} needs "
@@ -503,6 +538,7 @@ def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
 
 
 def read_json_lines(file: Path) -> list[dict]:
+    """Read a file with one JSON object per line."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:

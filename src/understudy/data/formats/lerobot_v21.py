@@ -1,7 +1,8 @@
-"""Writing LeRobot v2.1 data sets, for those whose lerobot is older than 0.4: one parquet file and one video an episode.
+"""Writing of LeRobot v2.1 data sets, for lerobot before 0.4: one parquet file and one video per camera for each
+episode.
 
-What the format has no room for is kept in meta/understudy, as in v3.0 (lerobot.py), and is read from there again.
-Source: huggingface/lerobot v0.3.3, src/lerobot/datasets/{utils,lerobot_dataset}.py.
+What LeRobot cannot store is kept in meta/understudy, as in v3.0 (see `lerobot`), and is read from there again. Source:
+huggingface/lerobot v0.3.3, src/lerobot/datasets/{utils,lerobot_dataset}.py.
 """
 
 from __future__ import annotations
@@ -43,7 +44,15 @@ _STATS = ("min", "max", "mean", "std", "count")
 
 
 def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """Writes a LeRobot v2.1 data set, which lerobot 0.1 to 0.3 opens unchanged. Otherwise as `lerobot_write.write`."""
+    """Write a LeRobot v2.1 data set, which lerobot 0.1 to 0.3 opens unchanged.
+
+    In all else it is like `lerobot_write.write`.
+
+    Args:
+        dataset: The episodes.
+        path: The new folder.
+        images: How frames are stored, as in `lerobot_write.write`.
+    """
     check_images(images)
     own, kept = split_for_lerobot(dataset)
     with sidecar.new_folder(path, dataset, kept) as part:
@@ -56,7 +65,7 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
 
 
 class _LeRobotV21Writer(_LeRobotWriter):
-    """Checks, numbers and statistics are those of v3.0; where they lie is not."""
+    """Writer of v2.1. Checks, numbers and statistics are those of v3.0; the files are others."""
 
     def _file_path(self, pattern: str, e: int, **more) -> Path:
         path = self.root / pattern.format(episode_chunk=e // self.plan.info["chunks_size"], episode_index=e, **more)

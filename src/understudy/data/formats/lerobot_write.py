@@ -1,4 +1,4 @@
-"""Writing LeRobot v3.0 data sets: whole (`write`), or episode by episode as they are recorded (`append`)."""
+"""Writing of LeRobot v3.0 data sets: all episodes at once (`write`), or some at a time while recording (`append`)."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from .sidecar import ColumnEncoding, FormatCapability
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-_CODECS = {"libsvtav1": "av1", "libx264": "h264"}  # the first that is here and takes the frames
+_CODECS = {"libsvtav1": "av1", "libx264": "h264"}  # the first one that is installed and can encode the frames is used
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
-_SAMPLED = 100  # frames an episode from which the statistics of images are taken
-_ACROSS = 150  # and pixels along the longer side
+_SAMPLED = 100  # frames per episode that the statistics of images are computed from
+_ACROSS = 150  # pixels along the longer side of such a frame
 _TOGETHER = 1 << 22  # bytes of numbers for which statistics and tables are computed at once
-_PIECE = 1 << 18  # numbers that are sorted at once: what the processor's cache holds
+_PIECE = 1 << 18  # numbers that are sorted at once: they fit into the cache of the processor
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _NO_TASK = np.broadcast_to("", (1,))
-SAFE_FPS = 10  # written where the rate is not known; our schema.json says that it is not
+SAFE_FPS = 10  # stored if the rate is not known; schema.json in meta/understudy says so
 
 
 def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
           images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """Writes a LeRobot v3.0 data set, which lerobot opens unchanged.
+    """Write a LeRobot v3.0 data set, which lerobot opens unchanged.
 
     The row after the last action is stored in meta/understudy/last.parquet. The columns frame_index, episode_index,
     index and task_index are numbered again. Those of the data, and columns that lerobot cannot store, are kept in a
@@ -56,13 +56,13 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
     Args:
         dataset: The episodes.
         path: The new folder. It is complete or absent, also after a crash.
-        fps: Frames per second; `dataset.fps` by default.
-        robot_type: That of the data set by default.
+        fps: Frames per second. By default `dataset.fps`.
+        robot_type: Name of the robot. By default that of the data set.
         images: ``"png"`` is lossless. ``"video"`` is lossy and small: ``"av1"``, or ``"h264"`` if the frames cannot be
             encoded as AV1 here.
 
     Raises:
-        UserError: If the path exists, if there are no episodes, or if episodes differ in their columns.
+        UserError: The path exists, there are no episodes, or the columns differ between episodes.
     """
     check_images(images)
     fps = dataset.fps if fps is None else fps
@@ -74,25 +74,40 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
 
 
 def check_images(images: str) -> None:
+    """Check the option `images` of `write`.
+
+    Raises:
+        UserError: It is not a way to store frames.
+    """
     if images not in ("video", "png", *_CODECS.values()):
         raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
                         hint="choose one of them")
 
 
 def capability(data: Dataset, images: str = "png") -> FormatCapability:
-    """What lerobot sees of these data; the rest is in meta/understudy. `images` as for `write`."""
+    """Return what lerobot reads of these data. The rest is in meta/understudy and in the sidecar file.
+
+    Args:
+        data: The episodes.
+        images: How frames are stored, as in `write`.
+    """
     own, _ = split_for_lerobot(data)
     plan = _plan(own.features(), data.fps, None, images)
     columns = {name: ColumnEncoding(name, f.dtype, f.shape, is_exact=name == "task" or plan.stored(name) != "video")
                for name, f in plan.columns.items()}
     if "timestamp" in columns and not _timestamps_start_at_zero(data):
-        del columns["timestamp"]  # what is there begins at 0
+        del columns["timestamp"]  # stored timestamps start at 0
     return FormatCapability(columns, component_names=True, fps=True, robot_type=True)
 
 
 def split_for_lerobot(data: Dataset) -> tuple[Dataset, FormatCapability]:
-    """(what goes into LeRobot's files and meta/understudy, what of `data` is read from there again); the rest goes
-    into a side file. There times are float32 and begin at 0; where they do not grow, they are made from the rate."""
+    """Split data into what LeRobot's files and meta/understudy store, and what goes into a sidecar file.
+
+    Timestamps are stored as float32 and begin at 0. If they do not increase, they are computed from fps.
+
+    Returns:
+        The data without the columns for the sidecar file, and what is read again of `data` without it.
+    """
     features = data.features()
     aside: dict[str, Callable | None] = {name: None for name, f in features.items() if not _fits(name, f)}
     if INDEX_COLUMNS[0] in features and INDEX_COLUMNS[0] not in aside:
@@ -116,7 +131,7 @@ def split_for_lerobot(data: Dataset) -> tuple[Dataset, FormatCapability]:
 
 
 def _fits(name: str, f: Feature) -> bool:
-    """Whether lerobot has a place for such a column."""
+    """Whether lerobot can store a column."""
     if name in INDEX_COLUMNS:
         return name == INDEX_COLUMNS[0] and f.shape == () and np.dtype(f.dtype).kind == "f"
     if f.kind == "string" or name == "task":
@@ -125,7 +140,7 @@ def _fits(name: str, f: Feature) -> bool:
 
 
 def _timestamps_start_at_zero(data: Dataset) -> bool:
-    """Whether the times of all episodes begin at 0, to one step."""
+    """Whether the timestamps of all episodes start at 0, within one step."""
     most = 1 / (data.fps or SAFE_FPS)
     return all(abs(float(np.asarray(e.steps[INDEX_COLUMNS[0]])[0])) <= most for e in data)
 
@@ -135,17 +150,17 @@ def _from_zero(times: np.ndarray, begins: bool) -> np.ndarray:
 
 
 def append(path: str | Path, dataset: Dataset, **options) -> None:
-    """Adds episodes to a data set, durably: finished files are never rewritten, info.json is replaced last.
+    """Add episodes to a data set. Finished files are never rewritten, and info.json is replaced last.
 
     An append that is interrupted leaves the data set as it was. The next one removes the files that it left.
 
     Args:
         path: The folder. If there is none, a data set is written.
         dataset: The episodes to add.
-        **options: Those of `write`, for a new data set.
+        **options: Options of `write`, for a new data set.
 
     Raises:
-        UserError: If the columns are not those of the data set, or if it is not v3.0.
+        UserError: The columns are not those of the data set, or it is not v3.0.
     """
     path = Path(path)
     if not path.exists():
@@ -166,7 +181,16 @@ def append(path: str | Path, dataset: Dataset, **options) -> None:
 
 def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
            images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """Writes a data set without episodes, as lerobot's own recorder does at its start. `append` adds the first."""
+    """Write a data set without episodes, as the recorder of lerobot does at its start. `append` adds the first
+    episodes.
+
+    Args:
+        path: The new folder.
+        schema: Features of the columns.
+        fps: Steps per second.
+        robot_type: Name of the robot.
+        images: How frames are stored, as in `write`.
+    """
     with cache.disk_errors(Path(path)), whole_folder(path) as part:
         writer = _LeRobotWriter.create(part, schema, fps, robot_type, images)
         (part / "meta").mkdir()
@@ -179,7 +203,7 @@ def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None
 
 @dataclass(frozen=True)
 class _StoragePlan:
-    """How each column is stored. `columns` are the data set's own, with `task` and `timestamp` where it has them."""
+    """How each column is stored. `columns` include `task` and `timestamp` if the data set has them."""
 
     columns: Mapping[str, Feature]
     info: Mapping  # info.json as it was before
@@ -266,7 +290,7 @@ def _unordered(where: str) -> UserError:
 
 
 class _LeRobotWriter:
-    """One write: its files carry the suffix .part until all are there; info.json follows last."""
+    """One write. Its files have the suffix .part until all are complete, and info.json is written last."""
 
     def __init__(self, root: Path, plan: _StoragePlan, fps_known: bool, tasks: Mapping[str, int] | None = None,
                  next_file: Mapping[str, tuple[int, int]] | None = None, table_columns: list[str] | None = None):
@@ -275,22 +299,22 @@ class _LeRobotWriter:
         # by "data", "episodes" or camera: (chunk, file)
         self._at = dict(next_file or dict.fromkeys(("data", "episodes", *plan.cameras), (0, 0)))
         self._journal = {"episodes": plan.info["total_episodes"], "next": dict(self._at)}
-        self._parts: list[str] = []  # names to be, in order
+        self._parts: list[str] = []  # final names of the files, in order
         self._schema = _schema(plan)
-        # A dictionary of numbers that hardly repeat takes three times the time, and more room.
+        # For numbers that rarely repeat, a dictionary takes three times as long and needs more space.
         self._repeating = [f.name for f in self._schema if f.name not in ("frame_index", "index")
                            and not pa.types.is_floating(getattr(f.type, "value_type", f.type))]
         self._dtypes = {n: np.dtype(f.dtype) for n, f in plan.columns.items() if f.kind != "string"}
         self._usual: list[str] = []  # columns of the last episode
-        self._data: tuple[pq.ParquetWriter, pa.NativeFile] | None = None  # and where it writes
+        self._data: tuple[pq.ParquetWriter, pa.NativeFile] | None = None  # and its file
         self._videos: dict[str, video.VideoWriter] = {}
-        self._filmed: dict[str, float] = {}  # s already in the video that is open
-        self._rows: list[dict] = []  # of the episodes table
-        self._steps = 0  # of all of them
+        self._filmed: dict[str, float] = {}  # length (s) of the open video so far
+        self._rows: list[dict] = []  # rows of the episodes table
+        self._steps = 0  # steps of all these episodes
         self._stats: list[dict] = []  # of some episodes together: by column and statistic, (episodes, ...)
         self._last: list[dict] = []
         self._episode_metadata: list[dict] = []
-        self._grows = (root / "meta" / "info.json").exists()  # else this is a new folder, which appears whole
+        self._grows = (root / "meta" / "info.json").exists()  # else: a new folder
 
     @staticmethod
     def create(root: Path, schema, fps, robot_type, images) -> _LeRobotWriter:
@@ -325,7 +349,7 @@ class _LeRobotWriter:
             for number, episode in enumerate(dataset.iterate_once()):
                 new = self._checked(episode, len(episode), f"episode {number}")
                 more = sum(column.nbytes for column in new.columns.values())
-                if held and size + more > _TOGETHER:  # a long one is not copied together with short ones
+                if held and size + more > _TOGETHER:  # a long episode is not copied together with short ones
                     self._add(before + number - len(held), held)
                     held, size = [], 0
                 held.append(new)
@@ -333,7 +357,7 @@ class _LeRobotWriter:
                 if size >= _TOGETHER:
                     self._add(before + number + 1 - len(held), held)
                     held, size = [], 0
-                del new  # nor is it held while the next is read
+                del new  # free it before the next one is read
             if held:
                 self._add(before + len(dataset) - len(held), held)
             self._close()
@@ -345,7 +369,7 @@ class _LeRobotWriter:
     # -- some episodes ----------------------------------------------------------------------------------------------
 
     def _add(self, number: int, held: list[_LoadedEpisode]) -> None:
-        """Of short episodes many at once: a call for each would take longer than their numbers."""
+        """Adds several short episodes at once, because one call for each would take longer than their data."""
         lengths = np.array([h.length for h in held], np.int64)
         starts = np.cumsum(lengths) - lengths
         steps, first = int(lengths.sum()), self.plan.info["total_frames"] + self._steps
@@ -384,11 +408,11 @@ class _LeRobotWriter:
             self._episode_metadata.append({"episode_index": row["episode_index"], "facts": h.metadata})
 
     def _tasks(self, held: _LoadedEpisode) -> tuple[list[str], np.ndarray]:
-        """Those of an episode, and the number of each of its steps'."""
+        """The tasks of an episode, and the number of the task of each step."""
         said = held.columns.get("task", _NO_TASK)
         if said.strides == (0,):
             distinct = [str(said[0])]
-        else:  # in the order in which they are first said, so that reading and writing again numbers them alike
+        else:  # in the order of first use, so that reading and writing again gives the same numbers
             said = [str(task) for task in said[:held.length]]
             distinct = list(dict.fromkeys(said))
         for task in distinct:
@@ -425,7 +449,7 @@ class _LeRobotWriter:
         return _LoadedEpisode(length, columns, dict(episode.metadata), where)
 
     def _write_data(self, columns, lengths, first) -> list[dict]:
-        """A row group an episode. Where each came to lie."""
+        """Writes one row group per episode, and returns the position of each."""
         table = _table(self.plan, self._schema, columns)
         at, places = 0, []
         for length in lengths.tolist():
@@ -496,7 +520,7 @@ class _LeRobotWriter:
     def _commit(self) -> None:
         info, root = dict(self.plan.info), self.root
         total = info["total_episodes"] + len(self._rows)
-        # Read before anything moves: what is there now, without this append.
+        # Read before any file is renamed: the statistics without this append.
         stats = aggregate_statistics([*_stats_so_far(root, self.plan), *self._stats])
         for name in self._parts if self._grows else ():  # a new folder is synced as a whole before it has its name
             _sync(root / f"{name}.part")
@@ -508,7 +532,7 @@ class _LeRobotWriter:
         write_json(root / "meta" / "stats.json", _plain(stats))
         for name in self._parts:
             os.replace(root / f"{name}.part", root / name)
-        for name in self._parts if self._grows else ():  # folders on the way there may be new as well
+        for name in self._parts if self._grows else ():  # its folders may be new as well
             for folder in (root / name).relative_to(root).parents:
                 sync_folder(root / folder)
         info.update(total_episodes=total, total_frames=info["total_frames"] + self._steps,
@@ -548,7 +572,7 @@ def _file_positions(table: Path, prefix: str) -> Iterator[tuple[int, int]]:
 
 
 def _clean(root: Path) -> None:
-    """Removes what an append left that did not get as far as info.json."""
+    """Removes the files of an append that was interrupted before it replaced info.json."""
     # replacements never finished
     for part in (*(root / "meta").glob(".*.part"), *(root / UNDERSTUDY_FOLDER).glob(".*.part")):
         part.unlink()
@@ -567,7 +591,7 @@ def _clean(root: Path) -> None:
                     break
                 found += there
                 place = _following(place, info)
-            for file in reversed(found):  # so that what is left after another interruption is still in a row
+            for file in reversed(found):  # so that an interruption leaves no gap in the numbers
                 file.unlink()
     journal.unlink()
 
@@ -628,7 +652,7 @@ def _table(plan: _StoragePlan, schema: pa.Schema, columns: Mapping[str, np.ndarr
 
 
 def _arrow(column: np.ndarray, stored: str, frame: np.ndarray) -> pa.Array:
-    """frame: the number of each row in its episode."""
+    """A column as an Arrow array. `frame` is the number of each row in its episode, for the names of images."""
     if stored == "image":
         rows = [{"bytes": video.encode_png(image), "path": f"frame-{i:06d}.png"}
                 for i, image in zip(frame.tolist(), column, strict=True)]
@@ -643,7 +667,7 @@ def _arrow(column: np.ndarray, stored: str, frame: np.ndarray) -> pa.Array:
 
 
 def _lists(column: np.ndarray) -> pa.Array:
-    """(rows, *shape) as lists in lists."""
+    """A column (rows, *shape) as nested lists."""
     values = pa.array(np.ascontiguousarray(column).reshape(-1))
     for n in reversed(column.shape[1:]):
         values = pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, n), pa.int32()), values)
@@ -651,7 +675,7 @@ def _lists(column: np.ndarray) -> pa.Array:
 
 
 def _arrow_type(dtype: str, depth: int) -> pa.DataType:
-    """Of a column that is stored as `dtype`: of numbers, lists in lists as deep as `depth`."""
+    """The Arrow type of a column that is stored as `dtype`, in lists nested `depth` times."""
     if dtype in ("image", "video"):
         return _IMAGE
     kind = pa.string() if dtype == "string" else pa.from_numpy_dtype(np.dtype(dtype))
@@ -661,7 +685,7 @@ def _arrow_type(dtype: str, depth: int) -> pa.DataType:
 
 
 def _schema(plan: _StoragePlan) -> pa.Schema:
-    """With the description by which Hugging Face's reader knows images and arrays."""
+    """The Arrow schema, with the metadata by which Hugging Face datasets recognizes images and arrays."""
     fields, described = [], {}
     for name in plan.data:
         f = plan.info["features"][name]
@@ -700,9 +724,11 @@ def _episodes_table(rows: list[dict], stats: list[dict]) -> pa.Table:
 
 
 def _stats_of(columns: Mapping[str, tuple[np.ndarray, str]], lengths: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """Of each (column, how it is stored) the statistics of every episode, (E, ...): as lerobot's compute_stats gives
-    them, with exact quantiles: by the last axis of a feature, whatever it has before that; of images by channel, in
-    [0, 1]. What is not finite is left out of every statistic but count."""
+    """Statistics of every episode by column, (E, ...) each, as compute_stats of lerobot gives them.
+
+    They are computed over all axes but the last of a feature, and by channel in [0, 1] for images. Quantiles are exact.
+    Values that are not finite are left out of all statistics but count.
+    """
     out, ends = {}, np.cumsum(lengths)
     for name, (column, stored) in columns.items():
         if stored in ("image", "video"):
@@ -722,7 +748,7 @@ def _image_statistics(column: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _pixel_statistics(sample: np.ndarray) -> dict[str, np.ndarray]:
-    """uint8 (n, h, w, C) -> by channel, as fractions of 255, from the counts of the 256 values."""
+    """Statistics of frames (n, h, w, C) by channel, in [0, 1], from the counts of the 256 values."""
     counts = np.stack([np.bincount(sample[..., c].reshape(-1), minlength=256) for c in range(sample.shape[-1])])
     values, n = np.arange(256) / 255, counts[0].sum()
     mean = counts @ values / n
@@ -736,8 +762,10 @@ def _pixel_statistics(sample: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _episode_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Of values (R, W), end to end of E episodes of so many rows each: (E, W) by statistic. The numbers of a component
-    lie side by side to be sorted, of as many episodes of about one length as are fast at once."""
+    """Statistics of values (R, W), which are E episodes end to end: (E, W) by statistic.
+
+    Several episodes of similar length are sorted at once, with the values of a component adjacent in memory.
+    """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         each = [_finite_statistics(part) for part in np.split(values, np.cumsum(rows)[:-1])]
         return {statistic: np.stack([one[statistic] for one in each]) for statistic in each[0]}
@@ -756,7 +784,7 @@ def _episode_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.nd
         out["mean"][episodes] = mean = _sum(x, beyond) / n[:, None]
         apart = x - mean[:, None]  # float64
         out["std"][episodes] = np.sqrt(_sum(np.square(apart, out=apart), beyond) / n[:, None])
-        if beyond is not None:  # the last row, again and again: the highest there is, so that it stays behind
+        if beyond is not None:  # padding is replaced by the largest value, so that it is sorted to the end
             x[beyond] = np.inf if x.dtype.kind == "f" else x.max()
         x = x.transpose(0, 2, 1).copy()
         x.sort(-1)
@@ -783,12 +811,12 @@ def _similar_length_groups(rows: np.ndarray, width: int) -> Iterator[np.ndarray]
 
 
 def _sum(x: np.ndarray, beyond: np.ndarray | None) -> np.ndarray:
-    """Over the steps, without those beyond the end of an episode."""
+    """The sum over the steps, without padded ones."""
     return x.sum(1, np.float64) if beyond is None else x.sum(1, np.float64, where=~beyond[..., None])
 
 
 def _finite_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Of one episode, (W,) by statistic; of a component without any finite number, zeros."""
+    """Statistics of one episode over its finite values, (W,) each. Zeros for a component without finite values."""
     known = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
     known[:, np.isnan(known).all(0)] = 0.0
     quantiles = np.nanquantile(known, list(_QUANTILES.values()), axis=0)
@@ -797,18 +825,27 @@ def _finite_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _integer_extremes(low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
-    """The ends of what is counted, which a float64 may not hold."""
+    """Minimum and maximum of integers, which float64 may not represent exactly."""
     if low.dtype.kind not in "biu":
         return {}
     if low.dtype.kind in "iu":
-        most = min(np.iinfo(np.int64).max, np.iinfo(low.dtype).max)  # of uint64, as near as their tables come
+        most = min(np.iinfo(np.int64).max, np.iinfo(low.dtype).max)  # the tables of lerobot store int64
         low, high = np.minimum(low, most).astype(np.int64), np.minimum(high, most).astype(np.int64)
     return {"min": low, "max": high}
 
 
 def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Of the episodes of all parts, (E, ...) by statistic, together: pooled moments (Chan et al. 1983); quantiles are
-    averages weighted by count, as lerobot has them."""
+    """Combine the statistics of several parts of a data set.
+
+    Means and standard deviations are exact (pooled moments, Chan et al. 1983). Quantiles are averages weighted by
+    count, as in lerobot.
+
+    Args:
+        parts: The statistics of the episodes of each part, (E, ...) by column and statistic.
+
+    Returns:
+        The statistics of all episodes by column.
+    """
     out = {}
     for name, have in _pool_statistics(parts).items():
         count = have["count"].astype(np.float64)[:, 0]
@@ -822,7 +859,7 @@ def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _pool_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Statistics that all parts have of a column, of the episodes of all parts that have the column."""
+    """For each column, the statistics that all parts with the column have, with their episodes end to end."""
     out = {}
     for name in dict.fromkeys(n for part in parts for n in part):
         have = [part[name] for part in parts if name in part]
@@ -832,8 +869,10 @@ def _pool_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _stats_so_far(root: Path, plan: _StoragePlan) -> list[dict]:
-    """As `_together` takes them: stats.json where it counts what info.json counts; else from the tables, whose
-    episodes are all there."""
+    """Statistics of the existing episodes, as `aggregate_statistics` takes them.
+
+    They are read from stats.json if it counts as many frames as info.json, and otherwise from the episode tables.
+    """
     if not plan.info["total_episodes"]:
         return []
     file = root / "meta" / "stats.json"

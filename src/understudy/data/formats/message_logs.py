@@ -1,7 +1,7 @@
 """MCAP files and ROS 1 and 2 bags as streams of decoded messages, without ROS.
 
-They are read with mcap (foxglove/mcap, website/docs/spec), rosbags and protobuf. These do not run code from the file. A
-recording that was cut short is read as far as it goes: every whole chunk of MCAP, and of a ROS 1 bag without an index.
+They are read with mcap (foxglove/mcap, website/docs/spec), rosbags and protobuf. No code from the file is run. A
+recording that was cut short is read up to the cut: every complete chunk of MCAP, and of a ROS 1 bag without an index.
 """
 
 from __future__ import annotations
@@ -37,11 +37,15 @@ _SCHEMAS = {"protobuf": ("protobuf",), "cdr": ("ros2msg", "ros2idl"), "ros1": ("
 class MessageLog(ABC):
     """One recording.
 
+    Args:
+        path: The recording.
+        files: Its files.
+
     Attributes:
         types: Message type of each topic.
         counts: Number of messages of each topic.
-        undecoded: Why the messages of a topic cannot be decoded: completes "the topic has ...".
-        truncation: How the recording ended too early, or "".
+        undecoded: Why the messages of a topic cannot be decoded, to complete "the topic has ...".
+        truncation: How the recording was cut short. Empty if it is complete.
         metadata: Records of text, by name.
     """
 
@@ -58,15 +62,15 @@ class MessageLog(ABC):
 
     @property
     def key(self) -> str:
-        """A digest of the files as they are now."""
+        """Digest of the files as they are now."""
         return cache.files_digest(self.files, "log")
 
     def messages(self, topics: Collection[str], begin: int | None = None, end: int | None = None) \
             -> Iterator[tuple[str, int, Any]]:
-        """The messages of some topics. Those of one topic are always in the same order.
+        """Decode the messages of some topics. Those of one topic are always in the same order.
 
         Args:
-            topics: Their names.
+            topics: Names of the topics.
             begin: Log time of the first message, ns.
             end: Log time of the last message, ns, inclusive.
 
@@ -91,11 +95,12 @@ class MessageLog(ABC):
 
 
 def is_image(type: str) -> bool:
+    """Whether messages of a type are images or packets of a video."""
     return _short(type) in ("CompressedImage", "Image", "RawImage") or is_video(type)
 
 
 def is_video(type: str) -> bool:
-    """Whether the messages are packets of one video. Most packets can be decoded only after those before them."""
+    """Whether messages of a type are packets of a video. Most packets can be decoded only after those before them."""
     return _short(type) == "CompressedVideo"
 
 
@@ -104,7 +109,7 @@ def _short(type: str) -> str:
 
 
 def message_time(message) -> int | None:
-    """header.stamp or Foxglove's timestamp in ns; None if the message has neither, or 0."""
+    """Return header.stamp or Foxglove's timestamp of a message, in ns. None if the message has neither, or 0."""
     said = _get(_get(message, "header"), "stamp")
     said = _get(message, "timestamp") if said is None else said
     if isinstance(said, protobuf.Timestamp):
@@ -115,7 +120,15 @@ def message_time(message) -> int | None:
 
 
 def decode_image(message, where: str) -> np.ndarray:
-    """uint8 (H, W, 1 | 3 | 4) of an image message: PNG or JPEG, or rows of pixels with their padding."""
+    """Decode an image message: PNG or JPEG, or rows of pixels with padding.
+
+    Args:
+        message: The decoded message.
+        where: File and topic, for error messages.
+
+    Returns:
+        uint8 (H, W, C) with 1, 3 or 4 channels.
+    """
     with _readable(where, "image"):
         return _picture(message, where)
 
@@ -145,8 +158,11 @@ def _data(message) -> bytes:
 
 
 def is_key_frame(message) -> bool:
-    """Whether a packet of video can be decoded without those before it: an IDR picture of H.264, an IRAP picture of
-    H.265 (ITU-T H.264 and H.265, table 7-1 of each), a sequence header of AV1 (5.5), a key frame of VP9 (6.2)."""
+    """Whether a packet of a video can be decoded without those before it.
+
+    That is an IDR picture of H.264, an IRAP picture of H.265 (ITU-T H.264 and H.265, table 7-1 of each), a sequence
+    header of AV1 (5.5), or a key frame of VP9 (6.2).
+    """
     how, data = _get(message, "format"), _data(message)
     if how in ("h264", "h265"):  # Annex B: units after 00 00 01
         units = [data[m.end()] for m in re.finditer(b"\0\0\1(?=.)", data, re.DOTALL)]
@@ -175,7 +191,15 @@ def _units(data: bytes) -> Iterator[int]:
 
 
 def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Decodes (number, message) of consecutive packets, from a key frame on, to (number, uint8 (H, W, 3)) of frames."""
+    """Decode consecutive packets of a video.
+
+    Args:
+        packets: Number and message of each packet. The first is a key frame.
+        where: File and topic, for error messages.
+
+    Yields:
+        Number of the packet, and its frame, uint8 (H, W, 3).
+    """
     codec: av.VideoCodecContext | None = None
     with _readable(where, "video"):
         for number, message in packets:
@@ -193,7 +217,18 @@ def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tup
 
 
 def decode_key_frame(message, where: str) -> np.ndarray:
-    """The image of a key frame, uint8 (H, W, 3)."""
+    """Decode the frame of a single key frame packet.
+
+    Args:
+        message: The decoded message.
+        where: File and topic, for error messages.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        UserError: It is not a key frame.
+    """
     for _, image in decode_video([(0, message)], where):
         return image
     raise UserError("there is no key frame, so the video cannot be decoded", where=where,
@@ -229,7 +264,7 @@ def _extra() -> Iterator[None]:
 
 
 class McapLog(MessageLog):
-    """One recording in one MCAP file, or in several that follow each other."""
+    """One recording in one MCAP file, or in several consecutive ones."""
 
     kind = "mcap"
 
@@ -329,7 +364,7 @@ class McapLog(MessageLog):
 
 
 class _McapStream:
-    """An MCAP file from its front to where it ends."""
+    """An MCAP file that is read from its start to its end."""
 
     def __init__(self):
         self.schemas, self.channels, self.metadata, self.cut = {}, {}, {}, ""
@@ -414,8 +449,10 @@ class RosbagLog(MessageLog):
 
 
 class UnindexedRosbag(MessageLog):
-    """A ROS 1 bag whose recorder did not get as far as its index, or lost it: chunk after chunk, to where it ends.
-    Records: wiki.ros.org/Bags/Format/2.0."""
+    """A ROS 1 bag without an index, because its recording was interrupted. Its chunks are read in order, up to the cut.
+
+    Records: wiki.ros.org/Bags/Format/2.0.
+    """
 
     kind = "ros1"
 
@@ -499,13 +536,15 @@ def _header(fields: bytes):
 
 
 def open_logs(path: Path) -> list[MessageLog]:
-    """The recordings at `path`: a file, the folder of a ROS 2 bag, or a folder of several, in the order of the last
-    number in their names."""
+    """Open the recordings at a path: a file, the folder of a ROS 2 bag, or a folder of several recordings.
+
+    Several recordings are ordered by the last number in their names.
+    """
     return [_log(p) for p in log_paths(path)]
 
 
 def log_paths(path: Path) -> list[Path]:
-    """Where each recording lies; none where `path` holds anything else."""
+    """Return the path of each recording. Empty if `path` has anything else."""
     path = Path(path)
     if path.is_file() or _ros2(path):
         return [path]
@@ -516,7 +555,7 @@ def log_paths(path: Path) -> list[Path]:
 
 
 def recording_order(path: Path) -> tuple:
-    """To sort recordings by the last number in their names."""
+    """Sort key that orders recordings by the last number in their names."""
     return number_sort_key(path.stem)
 
 

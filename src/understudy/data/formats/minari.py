@@ -1,4 +1,4 @@
-"""Minari data sets: HDF5, Arrow and Parquet storage is read, HDF5 is written.
+"""Data sets of Minari: HDF5, Arrow and Parquet storage is read, HDF5 is written.
 
 Layout: Farama-Foundation/Minari minari/dataset/_storages. An episode of T actions has T+1 observations and infos. In
 Arrow and Parquet all columns have T+1 rows: the last row of actions, rewards, terminations and truncations is padding.
@@ -50,7 +50,7 @@ KEYS = _Keys({"actions": "action", "rewards": "next.reward", "terminations": "ne
 
 
 def open_minari(path: Path) -> Dataset:
-    """Opens a data set, its folder `data`, or its HDF5 file alone."""
+    """Open a data set: its folder, the folder `data` in it, or its HDF5 file."""
     if path.is_file():
         return Dataset(Hdf5Source(path.parent, {}, path))
     data = path / "data" if (path / "data").is_dir() else path
@@ -65,10 +65,15 @@ def open_minari(path: Path) -> Dataset:
 
 
 class _MinariSource(ChunkedSource):
-    """Attributes: the number of each episode, and the facts that are stored with it."""
+    """A data set of Minari.
+
+    Attributes:
+        ids: Number of each episode.
+        stored_metadata: Metadata that are stored with each episode.
+    """
 
     ids: list[int]
-    facts: Sequence[Mapping[str, Any]]
+    stored_metadata: Sequence[Mapping[str, Any]]
 
     def __init__(self, path: Path, about: Mapping[str, Any]):
         self.path, self.dataset_metadata, self.warnings = path, about, []
@@ -160,7 +165,7 @@ class _MinariSource(ChunkedSource):
         return values[..., None] if f.kind == "image" and f.shape[2] == 1 and values.ndim == 3 else values
 
     def episode_metadata(self, episode):
-        own = {k: v for k, v in self.facts[episode].items() if k != "total_steps"}
+        own = {k: v for k, v in self.stored_metadata[episode].items() if k != "total_steps"}
         if own.get("id") == self.ids[episode] == episode:
             own.pop("id")
         options = {k: own.pop(k) for k in list(own) if k.startswith("options/")}
@@ -174,7 +179,13 @@ class _MinariSource(ChunkedSource):
 
 
 class Hdf5Source(_MinariSource):
-    """HDF5 storage: one file with a group for each episode."""
+    """HDF5 storage: one file with a group for each episode.
+
+    Args:
+        folder: Folder of the data set.
+        about: The contents of metadata.json. Empty for a file without it.
+        file: The HDF5 file.
+    """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], file: Path):
         self.file, self._sizes = file, {}  # of encoded images: that of the first
@@ -191,13 +202,13 @@ class Hdf5Source(_MinariSource):
             if not self.episodes:
                 raise damaged("there are no groups episode_0, episode_1, ...", file)
             parts = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
-            lengths, found, self._lies, self.facts = parts
+            lengths, found, self._lies, self.stored_metadata = parts
             self._set_schema(lengths, found, lambda e: f"{file}, {self.episodes[e]}")
             self.schema = hdf5.restore_column_order(self.schema, top)
 
     def _episode(self, group, episode) -> tuple[
             int, dict[str, tuple[Feature, int]], dict[str, hdf5.ContiguousLayout], dict[str, Any]]:
-        """Steps, (feature, rows) of each array, where arrays lie, facts."""
+        """Steps, (feature, rows) of each array, the layout of each array, metadata."""
         where, found, lies = f"{self.file}, {episode}", {}, {}
         arrays, own = hdf5.arrays(group, where), hdf5.read_attributes(group, where)
         steps = hdf5.count_steps(arrays, "rewards", where, ("total_steps", own["total_steps"])
@@ -248,7 +259,13 @@ class Hdf5Source(_MinariSource):
 
 
 class TablesSource(_MinariSource):
-    """Arrow and Parquet storage: a folder for each episode."""
+    """Arrow and Parquet storage: a folder for each episode.
+
+    Args:
+        folder: Folder of the data set.
+        about: The contents of metadata.json.
+        kind: "arrow" or "parquet".
+    """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], kind: str):
         super().__init__(folder, about)
@@ -256,19 +273,19 @@ class TablesSource(_MinariSource):
         self.ids = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
         if not self.ids:
             raise damaged("there are no folders 0, 1, ...", folder)
-        self.facts = [read_json_object(self._folder(e) / "metadata.json") for e in range(len(self.ids))]
+        self.stored_metadata = [read_json_object(self._folder(e) / "metadata.json") for e in range(len(self.ids))]
         files = [self.episode_folder(e) for e in range(len(self.ids))]
         self.key = cache.files_digest(files, "minari")
         types = self._shapes = self._types(0)
-        for e, facts in enumerate(self.facts):
-            steps = facts.get("total_steps")
+        for e, stored in enumerate(self.stored_metadata):
+            steps = stored.get("total_steps")
             if type(steps) is not int or not 0 < steps < 2**53:
                 raise damaged(f"total_steps must be a number above 0, not {steps!r}", self._folder(e) / "metadata.json")
             if e and self._types(e) != types:
                 raise damaged("the columns are not those of the first episode", files[e])
         with self.open_files() as tables:
             features = {key: self._feature(tables, key) for key in types}
-        lengths = [facts["total_steps"] for facts in self.facts]
+        lengths = [stored["total_steps"] for stored in self.stored_metadata]
         padded = {key for key in types if key.split("/")[0] in ("actions", *_OUTCOMES)}
         found = [{key: (f, n + (key not in padded)) for key, f in features.items()} for n in lengths]
         self._set_schema(lengths, found, lambda e: str(files[e]))
@@ -336,7 +353,7 @@ class TablesSource(_MinariSource):
     def _table(self, episode) -> pa.Table:
         file = self.episode_folder(episode)
         table = pq.read_table(file) if self.kind == "parquet" else pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        steps = self.facts[episode]["total_steps"]
+        steps = self.stored_metadata[episode]["total_steps"]
         if table.num_rows != steps + 1:
             raise damaged(f"it has {table.num_rows} rows instead of {steps + 1}, for {steps} steps", file)
         return arrow.validate_table(table, file)
@@ -359,14 +376,19 @@ def _leaves(field: pa.Field, prefix: str):
 
 
 def capability(data: Dataset) -> FormatCapability:
+    """Return what the format stores of these data."""
     return _plan(data)[0]
 
 
 def write(data: Dataset, path: Path) -> None:
-    """Writes a folder that Minari opens. It is complete or absent.
+    """Write a folder that Minari opens, completely or not at all.
 
     Images are stored without compression. If an episode has no row after the last action, its last observation is
     written twice. Rewards and ends that the data do not have are zeros. Both are marked and not read again.
+
+    Args:
+        data: The episodes.
+        path: The new folder. A name such as "demos-v0" has the version at its end.
     """
     h5py = hdf5.import_h5py()
     holds, keys, about = _plan(data)
@@ -430,7 +452,7 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], dict]:
 
     holds, keys = hdf5.plan(data, KEYS, {"id", "total_steps", "options", "minari"}, key,
                             lambda k: k.startswith(("observations", "infos/")), END_COLUMNS)
-    facts, robot = holds.metadata_keys, data.metadata.get("robot_type")
+    metadata_keys, robot = holds.metadata_keys, data.metadata.get("robot_type")
     about = data[0].metadata.get("minari")
     if (
         isinstance(about, dict)
@@ -439,10 +461,10 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], dict]:
         and all(e.metadata.get("minari") == about for e in data)
         and hdf5.is_json(about)
     ):
-        facts |= {"minari"}
+        metadata_keys |= {"minari"}
     else:
         about = {}
-    return replace(holds, robot_type=robot is None or isinstance(robot, str), metadata_keys=facts), keys, about
+    return replace(holds, robot_type=robot is None or isinstance(robot, str), metadata_keys=metadata_keys), keys, about
 
 
 def _space(top: str, keys, features, data) -> dict:

@@ -145,10 +145,10 @@ class NpzSource(NpzArchiveSource):
 
     @cached_property
     def _episode_metadata(self) -> dict[str, list]:
-        facts = {key: self._file.read_array(key) for key in self._per_episode}
-        if "success" in facts and facts["success"].dtype.kind in "biuf":
-            _check_flags(facts["success"], 0, f"{self.path}, success")
-        return {key: values.tolist() for key, values in facts.items()}
+        found = {key: self._file.read_array(key) for key in self._per_episode}
+        if "success" in found and found["success"].dtype.kind in "biuf":
+            _check_flags(found["success"], 0, f"{self.path}, success")
+        return {key: values.tolist() for key, values in found.items()}
 
     def episode_metadata(self, episode):
         return {key: values[episode] for key, values in self._episode_metadata.items()}
@@ -162,7 +162,7 @@ class NpzSource(NpzArchiveSource):
             self._follow(out["observation.state"])
 
     def stream_episodes(self, first, stop):
-        """All arrays are decompressed side by side, each once."""
+        # All arrays are decompressed in parallel, each of them once.
         follows = "next_observations" in self._file.headers
         if first or follows or "_maps" in self.__dict__ or cache.contains(self.key):
             yield from super().stream_episodes(first, stop)
@@ -207,7 +207,7 @@ def _check_flags(values: np.ndarray, row: int, where: str):
 
 
 def rename_hint(keys: Iterable[str]) -> str:
-    """A hint to rename arrays whose names are close to known ones; "" if there are none."""
+    """Return a hint to rename arrays whose names are close to known ones. Empty if there are none."""
     keys, right = sorted(keys), (*KEYS.columns, "episode_ends", "next_observations")
     missing = [name for name in right if name not in keys]
     near = {key: _OTHERS.get(key) or next(iter(difflib.get_close_matches(key, missing, 1, 0.8)), None)
@@ -219,10 +219,11 @@ def rename_hint(keys: Iterable[str]) -> str:
 # -- writing --------------------------------------------------------------------------------------------------------
 
 _TAKEN = {*KEYS.columns, "episode_ends", "next_observations", "fps"}
-_PLAIN = {bool: "?", int: "<i8", float: "<f8", str: "U"}  # facts that one array of all episodes can hold
+_PLAIN = {bool: "?", int: "<i8", float: "<f8", str: "U"}  # metadata that one array of all episodes can store
 
 
 def capability(data: Dataset) -> FormatCapability:
+    """Return what the format stores of these data."""
     lengths, columns = data.lengths, {}
     for name, f in data.features().items():
         is_free = name in KEYS.columns.values() or name not in _TAKEN and is_storable_key(name)
@@ -235,7 +236,7 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def is_storable_key(name: str) -> bool:
-    """Whether an array can have this name in a zip file."""
+    """Whether an array in a zip file can have this name."""
     return bool(name) and name.isprintable() and "\\" not in name and not name.startswith("/") and ".." not in name
 
 
@@ -257,7 +258,15 @@ def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Writes an .npz file, which `NpzSource` reads. Raises UserError if there are no actions or no observations."""
+    """Write an .npz file, which `NpzSource` reads.
+
+    Args:
+        data: The episodes.
+        path: The new file.
+
+    Raises:
+        UserError: There are no actions or no observations.
+    """
     path, kept = Path(path), capability(data)
     for wanted in ("observation", "action"):
         if not any(role(name) == wanted for name in kept.columns):
@@ -277,7 +286,15 @@ def write(data: Dataset, path: str | Path) -> None:
 
 
 def column_array(data: Dataset, name: str, key: str, total: int, rows: np.ndarray) -> ArrayChunks:
-    """A column, as `write_npz` takes it: `rows[e]` rows of each episode. If one is missing, the last is repeated."""
+    """Return a column of all episodes as `write_npz` takes it.
+
+    Args:
+        data: The episodes.
+        name: Name of the column.
+        key: Name of the array.
+        total: Number of rows of all episodes together.
+        rows: Number of rows to write of each episode, (E,). If the column has one row less, its last row is repeated.
+    """
     def pieces():
         for e, n in zip(data, rows, strict=True):
             column = np.asarray(e.steps[name])

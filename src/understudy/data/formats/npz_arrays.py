@@ -1,4 +1,7 @@
-"""Arrays in an .npz file, larger than memory: read in pieces, written in pieces. Objects (pickles) are refused."""
+"""Arrays in an .npz file, which may be larger than memory: they are read and written in chunks.
+
+Python objects (pickles) are refused.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,11 @@ class NpzArrays:
 
     Args:
         path: The file.
-        without: Arrays that are ignored. Afterwards, those of them that the file has.
+        without: Names of arrays that are ignored.
 
     Attributes:
         headers: Shape and dtype of each array. The arrays are not read for it.
+        without: Names of the ignored arrays that the file has.
     """
 
     def __init__(self, path: Path, without: Iterable[str] = ()):
@@ -44,18 +48,28 @@ class NpzArrays:
 
     @cached_property
     def key(self) -> str:
-        """Digest of the time of the file and the checksums of its arrays: two files may have the same time and size."""
+        """Digest of the time of the file and the checksums of its arrays. Time and size alone may be equal for two
+        files.
+        """
         with zipfile.ZipFile(self.path) as archive:
             arrays = [[i.filename, i.CRC, i.file_size] for i in archive.infolist()]
         return cache.json_digest("npz", self.path.stat().st_mtime_ns, arrays)
 
     def read_array(self, key: str) -> np.ndarray:
-        """A whole array. A single number has the shape (1,)."""
+        """Read a whole array. A single number has the shape (1,)."""
         parts = [values for _, values in self.iter_rows(key)]
         return np.concatenate(parts) if parts else np.empty(*self.headers[key])
 
     def iter_rows(self, key: str, max_bytes: int = 1 << 23) -> Iterator[tuple[int, np.ndarray]]:
-        """Pairs (first row, rows) of an array, at most `max_bytes` at a time, decompressed as they are read."""
+        """Read an array in chunks. It is decompressed as it is read.
+
+        Args:
+            key: Name of the array.
+            max_bytes: Largest size of a chunk, except for one row and for arrays in Fortran order.
+
+        Yields:
+            Number of the first row, and the rows, (n, *shape).
+        """
         with _member(self.path, key) as handle:
             shape, fortran, dtype = _header(handle, f"{self.path}, {key}")
             if not shape:
@@ -76,11 +90,11 @@ class NpzArrays:
 class NpzArchiveSource(MemmapSource):
     """A source whose columns are arrays of one .npz file.
 
-    Text is cached like numbers, since an archive cannot be read from the middle.
+    Text is cached like numbers, because an archive cannot be read from the middle.
 
     Attributes:
-        keys: The array of each column that has one.
-        computed: The rows of the other columns.
+        keys: Name of the array of each column that has one.
+        computed: Rows of the other columns.
     """
 
     keys: dict[str, str]
@@ -103,7 +117,16 @@ class NpzArchiveSource(MemmapSource):
                 yield name, *self.place_rows(name, row, values)
 
     def place_rows(self, name: str, row: int, values: np.ndarray) -> tuple[int | np.ndarray, np.ndarray]:
-        """Where the rows of an array from `row` on are in its column, and those of them that are."""
+        """Assign rows of an array to rows of its column. A subclass may leave rows out.
+
+        Args:
+            name: Name of the column.
+            row: Number of the first row in the array.
+            values: The rows, (n, *shape).
+
+        Returns:
+            The number of the first row in the column, or of each row, and the rows that belong to the column.
+        """
         return row, values
 
 
@@ -111,28 +134,46 @@ ArrayChunks = tuple[str, tuple[int, ...], np.dtype | str, Callable[[], Iterable[
 
 
 def whole_array(name: str, values: np.ndarray) -> ArrayChunks:
-    """An array in memory, as `write_npz` takes it."""
+    """Return an array in memory as `write_npz` takes it.
+
+    Args:
+        name: Name of the array.
+        values: The array.
+    """
     return name, values.shape, values.dtype, lambda: [values]
 
 
 def column_chunks(name: str, feature: Feature, rows: int, pieces: Callable[[], Iterable[np.ndarray]]) -> ArrayChunks:
-    """A column as `write_npz` takes it. `pieces()` returns its rows, and `rows` is their number."""
+    """Return a column as `write_npz` takes it.
+
+    Args:
+        name: Name of the array.
+        feature: Feature of the column.
+        rows: Number of rows.
+        pieces: Returns the rows in order, in arrays of any length.
+    """
     return name, (rows, *feature.shape), stored_dtype(feature, pieces), pieces
 
 
 def stored_dtype(feature: Feature, pieces: Callable[[], Iterable[np.ndarray]]) -> np.dtype:
-    """The dtype of a column in a file. Text has the width of its longest value."""
+    """Return the dtype of a column in a file. Text has the width of its longest value.
+
+    Args:
+        feature: Feature of the column.
+        pieces: Returns the rows, in arrays of any length. It is called for text only.
+    """
     if feature.kind != "string":
         return np.dtype(feature.dtype)
     return np.dtype(f"U{max((len(str(v)) for piece in pieces() for v in np.ravel(piece)), default=1) or 1}")
 
 
 def write_npz(path: Path, arrays: Iterable[ArrayChunks]) -> None:
-    """Writes an .npz file.
+    """Write an .npz file.
 
     Args:
         path: The new file.
-        arrays: (name, shape, dtype, pieces) of each. `pieces()` returns the rows in order, in arrays of any length.
+        arrays: (name, shape, dtype, pieces) of each array. `pieces()` returns the rows in order, in arrays of any
+            length.
     """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, shape, dtype, pieces in arrays:
@@ -144,7 +185,12 @@ def write_npz(path: Path, arrays: Iterable[ArrayChunks]) -> None:
 
 
 def split_rows(pieces: Iterator[np.ndarray], rows: Iterable[int]) -> Iterator[np.ndarray]:
-    """The same rows in arrays of so many rows each."""
+    """Cut the same rows into arrays of other lengths.
+
+    Args:
+        pieces: The rows in order, in arrays of any length.
+        rows: Number of rows of each new array.
+    """
     left = np.empty(0)
     for n in rows:
         parts: list[np.ndarray] = []
@@ -156,7 +202,12 @@ def split_rows(pieces: Iterator[np.ndarray], rows: Iterable[int]) -> Iterator[np
 
 
 def zip_errors(what: str, where: object) -> AbstractContextManager[None]:
-    """Raises what zipfile raises about damage as a `UserError` that names the file."""
+    """Turn the errors that zipfile raises about damage into `UserError`. Returns a context manager.
+
+    Args:
+        what: What is read, such as "the .npz file".
+        where: The file, and the array in it.
+    """
     return read_errors.as_user_error(what, where, read_errors.ZIP_ERRORS)
 
 

@@ -1,5 +1,8 @@
-"""OGBench's .npz files (Park et al. 2025): an episode of T steps has T+1 rows. The row whose `terminals` is 1 is the
-observation after the last action; its action is no step. There are no rewards, and every episode was cut off."""
+"""The .npz files of OGBench (Park et al. 2025).
+
+An episode of T steps has T+1 rows. The row whose `terminals` is 1 is the observation after the last action; its action
+is no step. There are no rewards, and every episode was cut off.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ _TAKEN = {"observation.state", "observation.images.image", "observations", "term
 
 
 def is_ogbench(keys) -> bool:
-    """By the arrays of a file without episode_ends: OGBench's own hold the state of the simulator."""
+    """Whether a file without episode_ends is from OGBench, by the names of its arrays: it has the state of the
+    simulator.
+    """
     return (
         {"observations", "actions", "terminals"} <= set(keys)
         and bool({"qpos", "button_states", FORMAT_KEY} & set(keys))
@@ -93,6 +98,7 @@ class OGBenchSource(NpzArchiveSource):
 
 
 def capability(data: Dataset) -> FormatCapability:
+    """Return what the format stores of these data."""
     features, lengths = data.features(), data.lengths
     seen = _observation_column(features, data.metadata.get("path", "data set"))
     columns = {}
@@ -142,9 +148,13 @@ def _is_time_limit_only(data: Dataset, name: str) -> bool:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Writes an .npz file that ogbench.utils.load_dataset reads.
+    """Write an .npz file that ogbench.utils.load_dataset reads.
 
-    It needs a row after the last action. If there is none, the last observation is written twice.
+    The format has a row after the last action. If an episode has none, its last observation is written twice.
+
+    Args:
+        data: The episodes.
+        path: The new file.
     """
     path, kept = Path(path), capability(data)
     lengths, seen = data.lengths, _observation_column(data.features(), path)

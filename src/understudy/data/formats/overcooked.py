@@ -1,8 +1,9 @@
-"""Trials of people who cook together in Overcooked (Carroll et al. 2019): a .csv or .parquet table, one row per step.
+"""Trials of people who cook together in Overcooked (Carroll et al. 2019): a .csv or .parquet table with one row per
+step.
 
-Layout: HumanCompatibleAI/overcooked_ai, human_aware_rl/static/human_data. The state of a row is that before its joint
-action. A trial becomes an episode for each player who is a person, from the view of that player. The states of 2019
-have their objects by position and no layout. layouts.json next to the file has the layouts.
+Layout: HumanCompatibleAI/overcooked_ai, human_aware_rl/static/human_data. A row has the state before its joint action.
+A trial becomes an episode for each player who is a person, from the view of that player. The states of 2019 have their
+objects by position and no layout. The file layouts.json next to the table has the layouts.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ _OBJECTS = ("onion", "tomato", "dish", "soup's onions", "soup's tomatoes", "step
 
 
 class OvercookedSource(ColumnSource):
-    """One table. A trial is an episode for each player who is a person.
+    """One table. Each trial gives an episode for each player who is a person.
 
-    observation.state: of oneself, then of the other, place (x, y), direction and what is held. observation.layout
-    (H, W, 6) says what stands where, observation.objects (H, W, 7) what lies there. Smaller kitchens are padded. action
-    is a choice of north, south, east, west, stay, interact. Metadata of an episode: trial, player, layout_name.
+    observation.state has position (x, y), direction and held object, first of the player and then of the other one.
+    observation.layout (H, W, 6) has the kind of each cell, and observation.objects (H, W, 7) the objects on it. Smaller
+    kitchens are padded. action is one of north, south, east, west, stay and interact. Metadata of an episode: trial,
+    player, layout_name.
 
     Args:
         path: The file.

@@ -1,8 +1,8 @@
-"""Messages of Protocol Buffers by the descriptors that come with them: no code is generated, and none is run.
+"""Decoding of Protocol Buffers messages by the descriptors in the file. No code is generated or run.
 
-A schema is a FileDescriptorSet with the file of the message and all that it imports (MCAP registry,
-foxglove/mcap, website/docs/spec/registry.md). What has presence and was not set is left out of a message; what has none
-is its default, as proto3 has it (protobuf.dev, Field Presence).
+A schema is a FileDescriptorSet with the file of the message and all that it imports (MCAP registry, foxglove/mcap,
+website/docs/spec/registry.md). A field with presence that was not set is left out of a message. A field without
+presence has its default value, as in proto3 (protobuf.dev, Field Presence).
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from .read_errors import first_line
 
 
 class Message(dict):
-    """The fields of a message by name: numbers and text, arrays of repeated numbers and of bytes, messages, and lists
-    of them. Moments and durations are `Timestamp`."""
+    """The fields of a message by name.
+
+    Values are numbers and text, arrays of repeated numbers and of bytes, messages, and lists of them. Times and
+    durations are `Timestamp`.
+    """
 
 
 class Timestamp(float):
-    """google.protobuf.Timestamp or Duration (s).
+    """google.protobuf.Timestamp or Duration, in s.
 
     Attributes:
-        ns: The same in whole nanoseconds.
+        ns: The same in ns, an integer.
     """
 
     ns: int
@@ -41,7 +44,19 @@ _TIMES = ("google.protobuf.Timestamp", "google.protobuf.Duration")
 
 
 def make_decoder(name: str, descriptors: bytes) -> Callable[[bytes], Message]:
-    """Of the message `name`. Raises ValueError that says what is wrong with the descriptors."""
+    """Return the decoder of a message type.
+
+    Args:
+        name: Full name of the message type.
+        descriptors: A serialized FileDescriptorSet.
+
+    Returns:
+        A function from bytes to the message.
+
+    Raises:
+        ValueError: The descriptors are invalid or lack the message type.
+        UserError: The package protobuf is not installed.
+    """
     try:
         from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
     except ImportError:

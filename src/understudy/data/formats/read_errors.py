@@ -15,7 +15,7 @@ from ...files import read_json
 
 ExceptionTypes = tuple[type[BaseException], ...]
 
-# What zipfile raises. RuntimeError: an entry that calls itself encrypted, or packed in a way that nobody knows.
+# What zipfile raises. RuntimeError: an entry that is marked as encrypted, or has an unknown compression.
 ZIP_ERRORS: ExceptionTypes = (
     zipfile.BadZipFile,
     zlib.error,
@@ -28,7 +28,7 @@ ZIP_ERRORS: ExceptionTypes = (
 
 
 def damaged(problem: str, where: object) -> DataError:
-    """The error for a file that is cut short, changed or incomplete.
+    """Return the error for a file that is cut short, changed or incomplete.
 
     Args:
         problem: What is wrong.
@@ -38,7 +38,7 @@ def damaged(problem: str, where: object) -> DataError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the message of an error, or the type of the error if it has no message."""
+    """Return the first line of the message of an error, or the type of the error if it has no message."""
     text = str(error)
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":  # a KeyError quotes its message
         text = text[1:-1]
@@ -46,7 +46,11 @@ def first_line(error: BaseException) -> str:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
+    """Read a JSON object from a file.
+
+    Raises:
+        UserError: The file is not JSON, or it has another JSON value.
+    """
     value = read_json(file)
     if not isinstance(value, dict):
         raise damaged(f"this is not a JSON object but a {type(value).__name__}", file)
@@ -62,7 +66,7 @@ def as_user_error(
     passed_through: ExceptionTypes = (),
     named: bool = False,
 ) -> Iterator[None]:
-    """Raises what a library raises about a damaged file as a `UserError`.
+    """Turn the errors that a library raises about a damaged file into `UserError`. A context manager.
 
     Args:
         what: What is read, such as "the HDF5 file".

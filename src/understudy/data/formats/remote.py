@@ -1,10 +1,10 @@
-"""Data sets at addresses: hf://datasets/OWNER/NAME[@revision], s3://BUCKET/KEY, https://HOST/FILE and whatever else
-fsspec knows. Their files are fetched into the cache, each once, and read there.
+"""Data sets at URLs: hf://datasets/OWNER/NAME[@revision], s3://BUCKET/KEY, https://HOST/FILE and all others that fsspec
+knows. Each file is downloaded once into the cache and read there.
 
-Of a LeRobot data set, data and video files are fetched when they are first read; of others all are, before anything is
-read. A transfer that was interrupted continues where it stopped. A copy is identified by the version that the source
-states, so a changed file is fetched again. Without a network, the last copy is read. Downloads are bounded as the cache
-is (UNDERSTUDY_CACHE_GB). The least recently used data sets are removed first.
+The data and video files of a LeRobot data set are downloaded when they are first read. The files of other data sets are
+downloaded before anything is read. An interrupted download continues where it stopped. A copy is identified by the
+version that the source reports, so a changed file is downloaded again. Without a network, the last copy is read. The
+size limit is that of the cache (UNDERSTUDY_CACHE_GB). The least recently used data sets are removed first.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .read_errors import first_line
 
 _BLOCK = 2**23  # bytes fetched at a time
 _ANSWER = 60.0  # seconds in which a source has to answer at all
-_TOLD = 10**6  # bytes from which fetching is worth a word
+_TOLD = 10**6  # bytes from which a download is reported
 _FOLDER, _LIST = "fetched", ".understudy.json"
 _held: set[Path] = set()  # data sets that this process reads
 
 
 def url_of(path: str | Path) -> str | None:
-    """The address that `path` is, with both slashes, which a Path drops; None for a place on this machine."""
+    """Return a path as a URL, with the second slash, which a Path drops. None for a path on this machine."""
     text = str(path)
     found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", text)  # one letter is a drive
     if found is None or Path(text).exists():
@@ -46,8 +46,13 @@ def url_of(path: str | Path) -> str | None:
 
 
 def local_path(path: str | Path) -> Path:
-    """Where on this machine `path` is read: itself, or, for an address, the copy of what lies there, which is fetched
-    as far as it is needed at once. Raises UserError."""
+    """Return where a data set is read on this machine: the path itself or, for a URL, its copy in the cache.
+
+    Files that are needed to open the data set are downloaded now.
+
+    Raises:
+        UserError: The URL cannot be read, or the cache is too small.
+    """
     if (at := url_of(path)) is None:
         return Path(path).expanduser()
     if at.startswith("file://"):
@@ -57,7 +62,7 @@ def local_path(path: str | Path) -> Path:
         with remote_errors(at):
             fs, place = _answering(at)
             files = _listed(fs, place)
-    except _Unreachable as away:  # no network: what was fetched last
+    except _Unreachable as away:  # no network: the last copy is used
         last = root / f"{cache.json_digest('address', at)}.json"
         if not last.exists() or not (root / read_json(last)["entry"]).is_dir():
             raise away from None
@@ -77,12 +82,12 @@ def local_path(path: str | Path) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether a file is here, or will be once it is read."""
+    """Whether a file exists on this machine, or will be downloaded when it is read."""
     return path.is_file() or _entry(path)[0] is not None
 
 
 def fetch_file(path: Path) -> Path:
-    """`path`, with the file there, if it can be had."""
+    """Return `path`. If it is a file of a remote data set that is not here yet, it is downloaded first."""
     if not path.exists():
         entry, name = _entry(path)
         if entry is not None:
@@ -91,7 +96,7 @@ def fetch_file(path: Path) -> Path:
 
 
 def version_key(path: Path) -> list:
-    """What changes when the file does: its size and time, or what its source says of it."""
+    """Return a key that changes when the file changes: its size and time, or the version that its source reports."""
     entry, name = _entry(path)
     if entry is not None:
         return [_read_listing(entry)["files"][name]["mark"]]
@@ -103,7 +108,7 @@ def version_key(path: Path) -> list:
 
 
 def _entry(path: Path) -> tuple[Path | None, str]:
-    """The copy that a path lies in, and its name there, if the source has such a file."""
+    """The copy that contains a path, and the name of the path in it, if the source has such a file."""
     root = cache.folder() / _FOLDER
     if not path.is_relative_to(root):
         return None, ""
@@ -118,14 +123,16 @@ def _read_listing(entry: Path) -> Mapping[str, Any]:
 
 
 def _now(files: Mapping[str, Any]) -> list[str]:
-    """What has to be here before anything is read."""
+    """The files that are needed before anything is read."""
     roots = [n[: -len("meta/info.json")] for n in files if n == "meta/info.json" or n.endswith("/meta/info.json")]
     later = tuple(f"{r}{part}/" for r in roots for part in ("data", "videos", "images"))
     return [n for n in files if not (later and n.startswith(later)) and not n.startswith(".git")]
 
 
 def _answering(at: str):
-    """As `open_url`, once the source has answered. Some sources, such as gs:// without credentials, try for hours."""
+    """Like `open_url`, but only if the source answers in time. Some sources, such as gs:// without credentials, try for
+    hours.
+    """
     found: list = []
 
     def ask():
@@ -149,13 +156,14 @@ def _answering(at: str):
 
 
 def open_url(at: str):
+    """Return the fsspec file system of a URL, and the path in it."""
     import fsspec
 
     return fsspec.core.url_to_fs(at)
 
 
 def _listed(fs, place: str) -> dict[str, dict[str, Any]]:
-    """By name: the size (None where it is not known), the mark of the version, and where it is."""
+    """By file name: size (None if it is not known), mark of the version, and path in the source."""
     about = fs.info(place)
     alone = about["type"] == "file"
     found = {place: about} if alone else fs.find(place, detail=True)
@@ -201,7 +209,7 @@ def _fetch(entry: Path, names: list[str]) -> None:
 
 
 def _copy(fs, file: Mapping[str, Any], to: Path, where: str):
-    """Yields how many bytes each piece had. What is there of an interrupted copy is kept."""
+    """Downloads a file and yields the size of each block. An interrupted download is continued."""
     part = to.with_name(f"{to.name}.part")
     begin = part.stat().st_size if part.exists() and file["size"] is not None else 0
     with remote_errors(where), fs.open(file["at"], "rb") as source, open(part, "ab" if begin else "wb") as out:
@@ -222,7 +230,7 @@ def _copy(fs, file: Mapping[str, Any], to: Path, where: str):
 
 
 def _make_room(entry: Path, size: int, what: str) -> None:
-    """Removes the least recently used data sets, but for those that this process reads."""
+    """Removes the least recently used data sets, except those that this process reads."""
     bound = cache.max_bytes()
     sizes = {e: sum(f.stat().st_size for f in e.rglob("*") if f.is_file())
              for e in entry.parent.iterdir() if e.is_dir()}
@@ -239,12 +247,12 @@ def _make_room(entry: Path, size: int, what: str) -> None:
 
 
 class _Unreachable(UserError):
-    """The source cannot be reached, or not now."""
+    """The source cannot be reached now."""
 
 
 @contextmanager
 def remote_errors(where: str):
-    """What goes wrong with an address, as a UserError."""
+    """Turn any error about a URL into `UserError`. A context manager."""
     try:
         yield
     except UserError:

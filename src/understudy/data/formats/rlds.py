@@ -35,12 +35,21 @@ from .sidecar import ColumnEncoding, FormatCapability
 _SHARD = 256 << 20  # bytes after which a new shard is begun
 SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _AS_LISTS = ("float32", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")  # nothing is rounded
-_FIRST_AND_LAST = ("steps/is_first", "steps/is_last")  # which say no more than how many steps there are
+_FIRST_AND_LAST = ("steps/is_first", "steps/is_last")  # they follow from the number of steps
 
 
 @dataclass(frozen=True)
 class TfdsFeature:
-    """One feature of features.json. `key` is its path, joined by "/", as in the records."""
+    """One feature of features.json.
+
+    Args:
+        key: Its path in the records, joined by "/".
+        kind: Kind of the values. "unreadable" if they are not supported.
+        dtype: Dtype of the values.
+        shape: Shape of one step.
+        encoding: How the values of a step are stored: "none" (as numbers), "bytes" or "zlib" (compressed bytes).
+        num_classes: Number of classes, if it is a class label.
+    """
 
     key: str
     kind: Literal["tensor", "image", "text", "unreadable"]
@@ -64,7 +73,7 @@ class TfdsFeature:
 
     @property
     def column(self) -> str:
-        """What it is called here."""
+        """Name of the column."""
         head, _, rest = self.key.removeprefix("steps/").partition("/")
         rest, kind = rest.replace("/", "."), self.feature.kind
         if head == "observation":
@@ -94,9 +103,9 @@ class RldsSource(MemmapSource):
 
     Args:
         path: The folder.
-        final_step: Whether the last step of a record is one as the others ("action", as in Open X-Embodiment, 2023),
-            or holds only what was seen last ("observation", as RLDS itself has it). The files do not say. There is a
-            warning where the last actions are all zero.
+        final_step: Meaning of the last step of a record, which the files do not store. ``"action"``: a step like the
+            others, as in Open X-Embodiment (2023). ``"observation"``: only the observation after the last action, as in
+            RLDS itself. There is a warning if the last actions are all zero.
     """
 
     flags = frozenset(FLAG_COLUMNS)
@@ -316,15 +325,15 @@ class RldsSource(MemmapSource):
         return self._where(episode, self._leaf[name].key if name in self._leaf else name)
 
     def episode_metadata(self, episode):
-        facts: dict[str, Any] = {"split": self._locations[episode][-1]} if len(self._info["splits"]) > 1 else {}
+        values: dict[str, Any] = {"split": self._locations[episode][-1]} if len(self._info["splits"]) > 1 else {}
         for leaf in self._meta_leaves:
             record = self._record(episode)
             name = leaf.key.removeprefix("episode_metadata/").replace("/", ".")
             if leaf.kind == "text":
-                facts[name] = record[leaf.key].first().decode(errors="replace")
+                values[name] = record[leaf.key].first().decode(errors="replace")
             elif leaf.key in record:
-                facts[name] = _tensor(leaf, record[leaf.key], 1)[0].tolist()
-        return facts
+                values[name] = _tensor(leaf, record[leaf.key], 1)[0].tolist()
+        return values
 
 
 def _tensor(leaf: TfdsFeature, values: _Values, rows: int) -> np.ndarray:
@@ -410,7 +419,14 @@ def _shards(path: Path, info: Mapping) -> list[tuple[Path, int, str]]:
 
 
 def shard_files(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -> list[tuple[Path, int]]:
-    """The files that a split has, by its template, with the number of records that each should have."""
+    """Return the files of a split, with the number of records that each should have.
+
+    Args:
+        path: The folder.
+        name: Name of the data set.
+        split: The entry of the split in dataset_info.json.
+        kind: Format of the files.
+    """
     said, files = [int(n) for n in split.get("shardLengths") or ()], []
     for i, count in enumerate(said):
         template = str(split.get("filepathTemplate") or SHARD_TEMPLATE)
@@ -424,7 +440,12 @@ def shard_files(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -
 
 
 def unlisted_files(path: Path, files: Iterable[Path]) -> list[str]:
-    """Files of records in the folder that are none of these."""
+    """Return the names of files of records in the folder that are not among `files`.
+
+    Args:
+        path: The folder.
+        files: The files of all splits.
+    """
     return sorted({p.name for p in path.glob("*.tfrecord*")} - {f.name for f in files})
 
 
@@ -460,7 +481,7 @@ class _Values:
         return next(self._iter_parts(), b"")
 
     def numbers(self) -> np.ndarray:
-        """float32 or int64, packed (as everybody writes them) or one by one."""
+        """The values as float32 or int64, whether they are packed (as usual) or stored one by one."""
         if self._kind == 1:
             raise damaged("this is text or bytes, not numbers", self.where)
         if self._kind == 2:
@@ -548,7 +569,7 @@ def _broken(where) -> DataError:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """The checksum of tfrecord: CRC-32C (Castagnoli), rotated by 15 bits, plus a constant."""
+    """Return the checksum of tfrecord: CRC-32C (Castagnoli), rotated by 15 bits, plus a constant."""
     try:
         import google_crc32c
     except ImportError:
@@ -610,6 +631,7 @@ def _leaf_json(leaf: TfdsFeature) -> dict:
 
 
 def capability(data: Dataset) -> FormatCapability:
+    """Return what the format stores of these data."""
     plan = _plan(data)
     columns = {n: ColumnEncoding(leaf.column, "string" if leaf.kind == "text" else leaf.dtype, leaf.shape)
                for n, leaf in plan.leaves.items()}
@@ -634,7 +656,7 @@ def _plan(data: Dataset) -> _StoragePlan:
     plain = {n: f for n, f in features.items() if n not in ("next.terminated", "next.truncated")
              and role(n) != "action" and f.size and (f.kind != "string" or not f.shape) and is_plain_flag(data, n)}
     reserved = {"is_first", "is_last", "is_terminal", "action", "observation"}
-    for group in ("observation/", ""):  # those of observations have a namespace of their own
+    for group in ("observation/", ""):  # observations have their own namespace
 
         def leaf(key, f, group=group):
             return _step_feature(f, f"steps/{group}{'language_instruction' if key == 'task' else key}")
@@ -686,9 +708,13 @@ def _metadata_features(data: Dataset) -> dict[str, TfdsFeature]:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Writes a folder that tfds.builder_from_directory opens, with one split, train, in shards of tfrecord.
+    """Write a folder that tfds.builder_from_directory opens, with one split, train, in shards of tfrecord.
 
     Every step has an action. The row after the last action is kept in the sidecar file.
+
+    Args:
+        data: The episodes.
+        path: The new folder.
     """
     path = Path(path)
     masked_crc32c(b"")  # says what to install before anything is written

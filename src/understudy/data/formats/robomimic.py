@@ -1,8 +1,9 @@
-"""robomimic's HDF5 files, and the raw ones that robosuite records: a group data/demo_k an episode.
+"""HDF5 files of robomimic, and the raw ones that robosuite records: a group data/demo_k for each episode.
 
 Layout: ARISE-Initiative/robomimic docs/datasets/overview.md; robosuite scripts/collect_human_demonstrations.py. `dones`
-does not tell a termination from a time limit: it is the column next.done. The last row of `next_obs` is what was seen
-last; its other rows are the next rows of `obs`. Everything else in a demo keeps its name, with "." for "/".
+does not tell a termination from a time limit: it is the column next.done. The last row of `next_obs` is the observation
+after the last action; its other rows are the next rows of `obs`. Everything else in a demo keeps its name, with "." for
+"/".
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from .sidecar import FormatCapability
 
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "dones": "next.done", "ep_meta": "task"}, group="obs/",
               reserved=frozenset({"obs", "next_obs", "actions", "rewards", "dones", "ep_meta"}))
-_TAKEN = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # facts that have a place of their own, and no fact
-_SMALL = 1000  # numbers; shorter arrays that are not of the steps' length are facts
-_AHEAD = 64  # demos whose facts are read at once
+_TAKEN = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # metadata keys that are stored in another way
+_SMALL = 1000  # largest number of values of an array without a row per step that is kept as metadata
+_AHEAD = 64  # number of demos whose metadata are read at once
 _LOOKED = 64  # demos in which next_obs is compared with obs
 
 
@@ -78,8 +79,8 @@ class RobomimicSource(ChunkedSource):
 
     def _demo(self, group, demo: str, warnings) -> tuple[
             int, dict[str, Feature], str | None, list[str] | None, dict[str, hdf5.ContiguousLayout]]:
-        """Steps, the feature of each array by its key, the task in words, keys of short arrays that are facts (None
-        where there are no facts at all), where arrays lie."""
+        """Steps, the feature of each array by its key, the task in words, keys of short arrays that are metadata (None
+        if there are no metadata at all), the layout of each array."""
         where, found, small, lies = f"{self.path}, data/{demo}", {}, [], {}
         arrays = hdf5.arrays(group, where)
         steps = hdf5.count_steps(arrays, "actions", where, ("num_samples", group.attrs["num_samples"])
@@ -190,13 +191,13 @@ class RobomimicSource(ChunkedSource):
 
     def _read_metadata(self, files, episode) -> dict[str, Any]:
         demo = self.demos[episode]
-        facts = dict(self._of_all)
+        shared = dict(self._of_all)
         if demo != f"demo_{episode}":
-            facts["demo"] = demo
+            shared["demo"] = demo
         if self.masks:
-            facts["masks"] = [key for key, demos in self.masks.items() if demo in demos]
+            shared["masks"] = [key for key, demos in self.masks.items() if demo in demos]
         if self._small[episode] is None:
-            return facts
+            return shared
         where = f"{self.path}, data/{demo}"
         with hdf5.hdf5_errors(where):
             group = files[self.path][f"data/{demo}"]
@@ -210,7 +211,7 @@ class RobomimicSource(ChunkedSource):
                 if key not in self._keys.values():
                     with hdf5.hdf5_errors(f"{where}/{key}"):
                         own[key.replace("/", ".")] = hdf5.to_json_value(group[key][()], f"{where}/{key}")
-        return {**facts, **own}
+        return {**shared, **own}
 
 
 def _metadata(env, kind: str, path: Path, warnings: list[str]) -> dict[str, Any]:
@@ -222,11 +223,14 @@ def _metadata(env, kind: str, path: Path, warnings: list[str]) -> dict[str, Any]
 
 
 def open_robomimic(path: Path, mask: str | None = None) -> Dataset:
-    """Opens a file, or the demos of it that a filter key names.
+    """Open a file, or the demos of it that a filter key names.
 
     Args:
         path: The file.
-        mask: The name of the filter key.
+        mask: Name of the filter key. By default all demos are opened.
+
+    Raises:
+        UserError: There is no such filter key.
     """
     source = RobomimicSource(path)
     if mask is not None and mask not in source.masks:
@@ -246,14 +250,19 @@ def _inside(value, *keys):
 
 
 def capability(data: Dataset) -> FormatCapability:
+    """Return what the format stores of these data."""
     return _plan(data)[0]
 
 
 def write(data: Dataset, path: Path) -> None:
-    """Writes a file that robomimic opens. It is complete or absent.
+    """Write a file that robomimic opens, completely or not at all.
 
     If an episode has no row after the last action, the last row of `next_obs` is that of `obs` and is marked. `dones`
-    is next.done, or else true where an episode terminates or is truncated.
+    is next.done. Without that column, it is true where an episode terminates or is truncated.
+
+    Args:
+        data: The episodes.
+        path: The new file.
     """
     h5py = hdf5.import_h5py()
     holds, keys, demos, env = _plan(data)
@@ -310,11 +319,11 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], list[str], A
     if "action" not in keys:
         raise UserError(f"robomimic needs a column action; there are {', '.join(data.features())}", where="robomimic",
                         hint="choose another format, or name the column action")
-    facts, demos = holds.metadata_keys, [e.metadata.get("demo", f"demo_{i}") for i, e in enumerate(data)]
+    metadata_keys, demos = holds.metadata_keys, [e.metadata.get("demo", f"demo_{i}") for i, e in enumerate(data)]
     if all(isinstance(d, str) for d in demos) and sort_numbered(demos, "demo_") == demos and len(
             {int(d[5:]) for d in demos}) == len(demos):
         if all(e.metadata.get("demo") != f"demo_{i}" for i, e in enumerate(data)):
-            facts |= {"demo"}
+            metadata_keys |= {"demo"}
     else:
         demos = [f"demo_{i}" for i in range(len(data))]
     masks: list[Any] = [e.metadata.get("masks") for e in data]
@@ -322,18 +331,18 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], list[str], A
                           and len(set(m)) == len(m) for m in masks):
         order = list(dict.fromkeys(k for m in masks for k in m))
         if all(sorted(m, key=order.index) == m for m in masks):
-            facts |= {"masks"}
+            metadata_keys |= {"masks"}
     metas = [e.metadata["ep_meta"] for e in data if "ep_meta" in e.metadata]
     if told and all(metas) and hdf5.is_json(metas):
-        facts |= {"ep_meta"}
+        metadata_keys |= {"ep_meta"}
     env = data[0].metadata.get("env_args")
     if env and all(e.metadata.get("env_args") == env for e in data) and hdf5.is_json(env):
-        facts |= {"env_args"}
+        metadata_keys |= {"env_args"}
     else:
         known = {"control_freq": data.fps, "robots": data.metadata.get("robot_type")}
         env = {"env_name": "", "env_type": 2, "env_kwargs": {k: v for k, v in known.items() if v is not None}}
     read = _metadata(env, "robomimic", Path(), [])
-    holds = replace(holds, fps=read["fps"] == data.fps, metadata_keys=facts,
+    holds = replace(holds, fps=read["fps"] == data.fps, metadata_keys=metadata_keys,
                     robot_type=read["robot_type"] == data.metadata.get("robot_type"))
     return holds, keys, demos, env
 

@@ -1,8 +1,8 @@
-"""Sidecar files: what a format cannot store is kept in a file next to the data.
+"""Sidecar files, which keep what a format cannot store next to the data.
 
 In a folder the sidecar file is understudy.npz. Next to FILE it is FILE.understudy.npz. Other software ignores it. A
-format says what it stores (`FormatCapability`), as it would be read again. From that follow the losses of a conversion
-and the content of the sidecar file.
+format says what it stores (`FormatCapability`), as it would be read again. The losses of a conversion and the content
+of the sidecar file follow from that.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ SIDECAR_NAME = "understudy.npz"
 class ColumnEncoding:
     """How a format stores one column: what is read again without the sidecar file.
 
-    Attributes:
-        name: The column when it is read again.
+    Args:
+        name: Name of the column when it is read again.
         dtype: Its dtype then.
         shape: Its shape then, for one step.
         has_last_row: Whether the format stores the row after the last action.
         is_exact: Whether the values are read bit-identically, in this dtype. If not, they are lost.
-        repeats_last_row: Whether the format needs a row after the last action, so that the last row is written twice
-            if there is none.
+        repeats_last_row: Whether the format needs a row after the last action, so that the last row is written twice if
+            there is none.
     """
 
     name: str
@@ -53,13 +53,13 @@ class ColumnEncoding:
 class FormatCapability:
     """What a format stores without a sidecar file.
 
-    Attributes:
+    Args:
         columns: How each column is stored. Columns that are missing here are not stored.
-        component_names: Whether names of components, kinds and numbers of choices are stored.
+        component_names: Whether names of components, kinds and numbers of classes are stored.
         units: Whether units are stored.
         fps: Whether the steps per second are stored.
         robot_type: Whether the robot type is stored.
-        metadata_keys: Metadata of episodes that are stored.
+        metadata_keys: Keys of the metadata of episodes that are stored.
         read_columns: All columns in the order in which they are read again, if it is not the order of the data or if
             there are more of them.
     """
@@ -77,7 +77,7 @@ class FormatCapability:
 class ConversionLoss:
     """Something that a format cannot store.
 
-    Attributes:
+    Args:
         subject: A column, "fps", "robot_type" or "metadata.KEY".
         reason: What is not stored.
         in_sidecar: Whether it is kept in the sidecar file, so that understudy reads it again.
@@ -92,7 +92,12 @@ class ConversionLoss:
 
 
 def conversion_losses(data: Dataset, capability: FormatCapability) -> list[ConversionLoss]:
-    """What of these data the format cannot store without a sidecar file, in the order of the columns."""
+    """List what a format cannot store without a sidecar file, in the order of the columns.
+
+    Args:
+        data: The episodes.
+        capability: What the format stores.
+    """
     out, declared = [], data[0].features() if len(data) else {}
     for name, f in data.features().items():
         place = capability.columns.get(name)
@@ -131,12 +136,18 @@ def _kind(f: Feature) -> str:
 
 
 def sidecar_path(path: Path) -> Path:
-    """The sidecar file of a data set."""
+    """Return the path of the sidecar file of a data set."""
     return path / SIDECAR_NAME if path.is_dir() else path.with_name(f"{path.name}.{SIDECAR_NAME}")
 
 
 def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> None:
-    """Writes the sidecar file of the data set at `path`, if it has anything to store."""
+    """Write the sidecar file of a data set, if it has anything to store.
+
+    Args:
+        path: The data set.
+        data: The episodes.
+        capability: What the format stores.
+    """
     features, lengths = data.features(), data.lengths
     if not conversion_losses(data, capability) and capability.read_columns in (None, tuple(features)):
         return
@@ -163,7 +174,16 @@ def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> No
 
 @contextmanager
 def new_folder(path: str | Path, data: Dataset, holds: FormatCapability) -> Iterator[Path]:
-    """A new folder with its sidecar file. Yields a temporary folder, which is renamed when all is written."""
+    """Write a new folder with its sidecar file. A context manager.
+
+    Args:
+        path: The new folder.
+        data: The episodes.
+        holds: What the format stores.
+
+    Yields:
+        A temporary folder to write into. It is renamed when all is written.
+    """
     with cache.disk_errors(Path(path)), whole_folder(path) as part:
         yield part
         write_sidecar(part, data, holds)
@@ -171,7 +191,19 @@ def new_folder(path: str | Path, data: Dataset, holds: FormatCapability) -> Iter
 
 @contextmanager
 def new_file_with_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> Iterator[Path]:
-    """A new file with its sidecar file: both or neither. Yields a temporary file, which is renamed at the end."""
+    """Write a new file with its sidecar file: both or neither. A context manager.
+
+    Args:
+        path: The new file.
+        data: The episodes.
+        capability: What the format stores.
+
+    Yields:
+        A temporary file to write to. It is renamed when all is written.
+
+    Raises:
+        UserError: There is a sidecar file of this name already.
+    """
     if sidecar_path(path).exists():
         raise UserError("this file belongs to another data set of the same name",
                         where=sidecar_path(path), hint="choose another place, or move it away first")
@@ -185,7 +217,17 @@ def new_file_with_sidecar(path: Path, data: Dataset, capability: FormatCapabilit
 
 
 def apply_sidecar(path: Path, data: Dataset) -> Dataset:
-    """The data as they were read from `path`, with what its sidecar file adds, if there is one."""
+    """Add the contents of the sidecar file to a dataset, if there is one.
+
+    A sidecar file for other numbers of steps is ignored with a warning in `metadata["warnings"]`.
+
+    Args:
+        path: The data set.
+        data: The episodes as they were read from it.
+
+    Raises:
+        UserError: The sidecar file has an unknown version, or is damaged.
+    """
     if not sidecar_path(path).exists():
         return data
     arrays = NpzArrays(sidecar_path(path))
@@ -199,12 +241,18 @@ def apply_sidecar(path: Path, data: Dataset) -> Dataset:
                    f"have {len(source.lengths)} and {int(source.lengths.sum())}: it is left aside")
         warnings = [*data.metadata.get("warnings", []), warning]
         return Dataset(source, {**data.metadata, "warnings": warnings}, data.indices)
-    facts = {**data.metadata, "fps": document["fps"], "robot_type": document["robot_type"]}
-    return Dataset(SidecarSource(source, arrays, document), facts, data.indices)
+    metadata = {**data.metadata, "fps": document["fps"], "robot_type": document["robot_type"]}
+    return Dataset(SidecarSource(source, arrays, document), metadata, data.indices)
 
 
 def copy_selected(path: Path, indices: Sequence[int], destination: Path) -> None:
-    """Writes the sidecar file of `destination`: that of `path`, for some of its episodes."""
+    """Write the sidecar file of a copy that has some episodes of a data set.
+
+    Args:
+        path: The data set with a sidecar file.
+        indices: Numbers of the episodes in the copy.
+        destination: The copy.
+    """
     arrays = NpzArrays(sidecar_path(path))
     document, lengths = json.loads(arrays.read_array("document").tobytes()), arrays.read_array("lengths")
     kept = np.isin(np.arange(len(lengths)), indices)
@@ -223,7 +271,13 @@ def copy_selected(path: Path, indices: Sequence[int], destination: Path) -> None
 
 
 class SidecarSource(WrapperSource):
-    """Another source with what its sidecar file adds. Columns have the names and dtypes that they had."""
+    """Another source with the contents of its sidecar file. Columns have their original names and dtypes.
+
+    Args:
+        inner: The source as it was read.
+        arrays: The arrays of the sidecar file.
+        document: Its JSON document.
+    """
 
     def __init__(self, inner: ColumnSource, arrays: NpzArrays, document: Mapping[str, Any]):
         super().__init__(inner, arrays.key)

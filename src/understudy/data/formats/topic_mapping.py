@@ -1,7 +1,7 @@
-"""Which topics of a log become which columns, on which clock: read from a JSON file, checked, or proposed.
+"""Mappings from the topics of a log to columns on one clock: read from a JSON file, checked, or proposed.
 
-docs/formats.md says what the file may hold. Ages and gaps are in seconds. A path names a part of a message:
-"pose.position", "points[0].positions", or "joints[elbow].position" in a list of structures that have a name.
+docs/formats.md describes the file. Ages and gaps are in seconds. A path names a part of a message: "pose.position",
+"points[0].positions", or "joints[elbow].position" in a list of structures that have a name.
 """
 
 from __future__ import annotations
@@ -21,13 +21,24 @@ from ...files import read_json
 
 JOIN_RULES = ("last", "next", "nearest", "interpolate")
 _SKIPPED = {"header", "stamp", "timestamp", "layout"}  # no numbers of the robot's
-_MOST = 1024  # numbers in a message; what has more is no state, and is not proposed
+_MOST = 1024  # numbers in a message; a message with more is not a state and is not proposed
 _DO = "correct the mapping; docs/formats.md says what it may hold, and understudy inspect BAG --json proposes one"
 
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """Where one column comes from: a topic, else a record of metadata, else a value that is the same in every row."""
+    """Where one column comes from: a topic, a record of metadata, or a constant value.
+
+    Args:
+        topic: Name of the topic.
+        field: Paths of the parts of a message that the column has. Empty for the whole message.
+        indices: Numbers of the components that are kept. None for all.
+        names: Names of the components.
+        join: Which message gives the value of a row: "last", "next", "nearest" or "interpolate".
+        max_age: Largest time between row and message, in s. None for no limit.
+        metadata: Name of the record of metadata.
+        value: The constant value.
+    """
 
     topic: str | None = None
     field: tuple[str, ...] = ()
@@ -39,6 +50,7 @@ class ColumnMapping:
     value: Any = None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the mapping as JSON values."""
         if self.topic is None:
             return {"value": self.value} if self.metadata is None else {"metadata": self.metadata,
                                                                         "field": self.field[0]}
@@ -50,6 +62,17 @@ class ColumnMapping:
 
 @dataclass(frozen=True)
 class TopicMapping:
+    """Mapping from the topics of a log to the columns of episodes.
+
+    Args:
+        columns: Where each column comes from.
+        clock: Topic whose messages are the rows. None for rows at the fixed rate `fps`.
+        fps: Rows per second, or the nominal rate of the clock topic.
+        max_gap: Time without a complete row after which a new episode begins, in s.
+        time_source: "header" for the time stamps in messages, "log" for the times at which they were logged.
+        episodes: Topic whose messages begin new episodes.
+    """
+
     columns: Mapping[str, ColumnMapping]
     clock: str | None = None  # a topic
     fps: float | None = None  # of the clock, or what that topic is meant to have
@@ -59,11 +82,12 @@ class TopicMapping:
 
     @property
     def topics(self) -> list[str]:
-        """All that have to be read."""
+        """All topics that must be read."""
         named = [c.topic for c in self.columns.values()] + [self.clock, self.episodes]
         return list(dict.fromkeys(t for t in named if t is not None))
 
     def to_json(self) -> dict[str, Any]:
+        """Return the mapping as JSON values."""
         clock = {k: v for k, v in (("topic", self.clock), ("fps", self.fps)) if v is not None}
         return {
             "clock": clock,
@@ -78,7 +102,11 @@ class TopicMapping:
 
 
 def read_mapping(source: str | Path | Mapping[str, Any]) -> TopicMapping:
-    """A mapping, the JSON file of one, or what `understudy inspect --json` prints (its "mapping")."""
+    """Read a mapping from JSON values or a JSON file. The output of `understudy inspect --json` is accepted as well.
+
+    Raises:
+        UserError: The mapping is invalid. The message names the key.
+    """
     where = "mapping" if isinstance(source, Mapping) else str(source)
     said = source if isinstance(source, Mapping) else read_json(Path(source).expanduser())
     if isinstance(said, Mapping) and isinstance(said.get("mapping"), Mapping):
@@ -171,11 +199,19 @@ def _shown(value) -> str:
 
 
 class MessageMismatch(ValueError):
-    """A message does not hold what the mapping says."""
+    """A message does not have what the mapping says."""
 
 
 def value_at(message, path: str):
-    """The part of a decoded message (objects, dicts, lists) that a path names; "" is all of it."""
+    """Return a part of a decoded message.
+
+    Args:
+        message: Objects, dicts and lists.
+        path: Path of the part. Empty for the whole message.
+
+    Raises:
+        MessageMismatch: The message has no such part.
+    """
     value = message
     for part in re.findall(r"[^.\[\]]+", path):
         inside = _inside(value)
@@ -192,7 +228,15 @@ def value_at(message, path: str):
 
 
 def numeric_fields(value, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """(path, numbers) of everything in it that is one, in order; text, headers and layouts are passed over."""
+    """Find the numbers in a part of a message. Text, headers and layouts are skipped.
+
+    Args:
+        value: Objects, dicts and lists.
+        path: Path of this part in the message.
+
+    Yields:
+        Path and value of each number or array, in order.
+    """
     if (inside := _inside(value)) is not None:
         for name, part in inside.items():
             if name not in _SKIPPED:
@@ -212,7 +256,7 @@ def numeric_fields(value, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _named(value) -> Mapping[str, Any] | None:
-    """A list of structures that are told apart by a field `name`, by it."""
+    """A list of structures with a field `name`, by that name. None for anything else."""
     if not isinstance(value, (list, tuple)):
         return None
     inside = {name: v for v in value if isinstance(name := (_inside(v) or {}).get("name"), str) and name
@@ -229,13 +273,33 @@ def _inside(value) -> Mapping[str, Any] | None:
 
 
 def component_paths(message, column: ColumnMapping) -> tuple[str, ...]:
-    """Paths of all numbers of a message that a column has. Raises MessageMismatch."""
+    """Return the paths of all numbers of a message that a column has.
+
+    Args:
+        message: The decoded message.
+        column: Where the column comes from.
+
+    Raises:
+        MessageMismatch: The message has no such part.
+    """
     return tuple(path for p in column.field or ("",) for path, _ in numeric_fields(value_at(message, p), p))
 
 
 def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ...] | None = None) -> np.ndarray | str:
-    """What column `name` has of a message: text, or numbers (n,), of any shape where the field has one, or () for a
-    single one of an outcome. order: the `component_paths` of the first message. Raises MessageMismatch."""
+    """Return the value of a column in a message.
+
+    Args:
+        message: The decoded message.
+        name: Name of the column.
+        column: Where it comes from.
+        order: The `component_paths` of the first message, which later messages must have. None for the first message.
+
+    Returns:
+        Text, or numbers: (n,), the shape of the field if it is an array, or () for an outcome that is a single number.
+
+    Raises:
+        MessageMismatch: The message does not have what the mapping says.
+    """
     fields = column.field or ("",)
     parts = [value_at(message, p) for p in fields]
     if len(parts) == 1 and isinstance(parts[0], str):
@@ -243,7 +307,7 @@ def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ..
     found = [(path, a) for p, part in zip(fields, parts, strict=True) for path, a in numeric_fields(part, p)]
     if not found:
         raise MessageMismatch(f"there are neither numbers nor text in {', '.join(map(repr, fields))}")
-    if order is not None and order != tuple(path for path, _ in found):  # a set of fields has no order, and may change
+    if order is not None and order != tuple(path for path, _ in found):  # fields that come as a set have no order
         if sorted(order) != sorted(path for path, _ in found):
             names = ", ".join(path for path, _ in found)
             raise MessageMismatch(f"the numbers are {names}, but {', '.join(order)} in the first message")
@@ -271,7 +335,7 @@ def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ..
 
 
 def _order(message, names: tuple[str, ...], size: int) -> list[int]:
-    """Where each name is in this message; as they lie, if it names none."""
+    """Position of each name in this message. If the message has no names, the order of its values is kept."""
     said = list((_inside(message) or {}).get("name", ()))
     if not said:
         if size != len(names):
@@ -286,7 +350,12 @@ def _order(message, names: tuple[str, ...], size: int) -> list[int]:
 
 
 def component_names(message, column: ColumnMapping) -> tuple[str, ...] | None:
-    """What the numbers of `value` are called, where the message says it."""
+    """Return the names of the components of a column, if the mapping or the message has them.
+
+    Args:
+        message: The decoded message.
+        column: Where the column comes from.
+    """
     if column.names is not None:
         names = list(column.names)
     else:
@@ -302,8 +371,18 @@ def component_names(message, column: ColumnMapping) -> tuple[str, ...] | None:
 
 def align_messages(stamps: np.ndarray, ticks: np.ndarray, rule: str, max_age: float | None) \
         -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """stamps (n,) and ticks (T,) in ns, ascending -> the messages below and above each tick that make its value,
-    (T,) each, and which ticks have one, (T,) bool. Below and above differ for "interpolate" alone."""
+    """Find the messages from which the value of each row is made.
+
+    Args:
+        stamps: Times of the messages in ns, ascending, (n,).
+        ticks: Times of the rows in ns, ascending, (T,).
+        rule: "last", "next", "nearest" or "interpolate".
+        max_age: Largest time between row and message, in s. None for no limit.
+
+    Returns:
+        Number of the message before and after each row, (T,) each, and whether the row has a value, (T,) bool. The two
+        numbers differ for "interpolate" only.
+    """
     if not len(stamps):
         none = np.zeros(len(ticks), np.int64)
         return none, none, none.astype(bool)
@@ -327,8 +406,17 @@ def align_messages(stamps: np.ndarray, ticks: np.ndarray, rule: str, max_age: fl
 
 @dataclass(frozen=True)
 class TopicSummary:
-    """A topic as a proposal sees it. stamps: of its messages, s, ascending. message: its first, decoded. undecoded:
-    why there is none."""
+    """A topic, for the proposal of a mapping.
+
+    Args:
+        name: Name of the topic.
+        type: Message type.
+        count: Number of messages.
+        stamps: Times of the messages, in s, ascending.
+        message: The first message, decoded.
+        image: Whether the messages are images or packets of a video.
+        undecoded: Why there is no decoded message. Empty if there is one.
+    """
 
     name: str
     type: str
@@ -342,18 +430,28 @@ class TopicSummary:
 _ACTIONS = re.compile(r"action|command|cmd|leader|control_input|joint_trajectory|target", re.I)
 _NO_STATE = re.compile(r"rosout|/tf(_static)?$|diagnostics|parameter_events|^/clock$|camera_info")
 _PLAIN = {"image", "image_raw", "image_rect", "image_color", "compressed", "data", "state", "joint_states", "value"}
-MAX_FPS = 100.0  # messages a second; a clock that is faster makes rows that hardly differ
+MAX_FPS = 100.0  # messages per second; rows of a faster clock would hardly differ
 
 
 def propose_mapping(
     topics: list[TopicSummary], metadata: Mapping[str, Mapping[str, str]]
 ) -> tuple[TopicMapping, list[str]]:
-    """A mapping of all topics that can be columns, and why others are left out. Actions are what is commanded next,
-    observations what was last seen; ages are three periods of the topic."""
+    """Propose a mapping of all topics that can be columns.
+
+    Actions and rewards are joined with the next message, other columns with the last one. The largest age is three
+    periods of the topic, and at least 0.1 s.
+
+    Args:
+        topics: The topics.
+        metadata: Records of text, by name.
+
+    Returns:
+        The mapping, and a reason for each topic that is left out.
+    """
     columns: dict[str, ColumnMapping] = {}
     left = []
     states = [t for t in topics if re.search(r"state|position|pose|odom", t.name, re.I)]
-    for topic in sorted(topics, key=lambda t: t not in states):  # what calls itself a state is the first
+    for topic in sorted(topics, key=lambda t: t not in states):  # topics with a state in their name come first
         if why := _unusable(topic):
             left.append(f"topic {topic.name} ({topic.type}): {why}; it is left out")
         else:
@@ -411,7 +509,7 @@ def _add(topic: TopicSummary, columns: dict[str, ColumnMapping]) -> None:
         task = re.search(r"task|instruction|prompt|language", topic.name, re.I)
         columns[free("task" if task else short or "text")] = ColumnMapping(
             topic.name, (next(k for k, v in inside.items() if v is text),),
-            join="nearest" if topic.count == 1 else "last")  # said once, just before or after the first row
+            join="nearest" if topic.count == 1 else "last")  # sent once, just before or after the first row
         return
     wanted = bool(_ACTIONS.search(topic.name))
     first = "action" if wanted else "next.reward" if re.search("reward", topic.name, re.I) else "observation.state"
@@ -435,5 +533,5 @@ def _period(stamps: np.ndarray) -> float | None:
 
 
 def _rate(fps: float) -> float:
-    """A whole number where it is one but for jitter."""
+    """The rate, rounded to an integer if it is within 1 % of one."""
     return float(round(fps)) if round(fps) and abs(fps / round(fps) - 1) < 0.01 else round(fps, 3)

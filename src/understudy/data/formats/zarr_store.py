@@ -1,4 +1,4 @@
-"""zarr stores, as the replay buffers of diffusion_policy (Chi et al. 2023): formats 2 and 3 are read, 2 is written.
+"""zarr stores like the replay buffers of diffusion_policy (Chi et al. 2023): formats 2 and 3 are read, 2 is written.
 
 The group data/ has arrays over all steps of all episodes, and meta/episode_ends the exclusive ends. A store is a folder
 or a .zip file. A missing chunk reads as the fill value. Writers leave out chunks that have no other value, and a lost
@@ -244,17 +244,22 @@ class ZarrSource(MemmapSource):
 
 
 def column_name(key: str, feature: Feature) -> str:
-    """The column of an array. Names that are not known are observations."""
+    """Return the column of an array. An array with an unknown name is an observation.
+
+    Args:
+        key: Name of the array.
+        feature: Its feature.
+    """
     return standard_name(key, feature.kind, "observation.")
 
 
 def unknown_codecs(document: dict) -> str:
-    """The codecs of an array that are not decoded here; "" for none."""
+    """Return the codecs of an array that are not supported. Empty if there are none."""
     return format_list(n for n in codec_names(document) if n not in _CODECS)
 
 
 def codec_names(document: dict) -> list[str]:
-    """In the order in which they encode; those within shards as well."""
+    """Return the codecs of an array in the order in which they encode, including those inside shards."""
     filters = document.get("filters")
     given = [*(filters if isinstance(filters, list) else ()), document.get("compressor"),
              *_nested(document.get("codecs"))]
@@ -295,7 +300,7 @@ def _zarr():
 
 
 def zarr_errors(where: object) -> AbstractContextManager[None]:
-    """Raises what zarr and its codecs raise about damage, which may be any error, as a `UserError` with the place."""
+    """Turn any error that zarr and its codecs raise about damage into `UserError`. Returns a context manager."""
     return read_errors.as_user_error("the zarr array", where, passed_through=(ImportError, MemoryError), named=True)
 
 
@@ -303,6 +308,7 @@ def zarr_errors(where: object) -> AbstractContextManager[None]:
 
 
 def capability(data: Dataset) -> FormatCapability:
+    """Return what the format stores of these data."""
     features, names = data.features(), _names(data)
     columns = {name: ColumnEncoding(column_name(key, features[name]), features[name].dtype, features[name].shape)
                for name, key in names.items()}
@@ -318,7 +324,12 @@ def _names(data: Dataset) -> dict[str, str]:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Writes a store in format 2, which diffusion_policy's ReplayBuffer opens: a .zip file if the path ends so."""
+    """Write a store in format 2, which the ReplayBuffer of diffusion_policy opens.
+
+    Args:
+        data: The episodes.
+        path: The new store: a zip file if the name ends with .zip, otherwise a folder.
+    """
     path = Path(path)
     if path.suffix == ".zip":
         with (

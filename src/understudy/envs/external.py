@@ -52,8 +52,10 @@ class IsolatedNumpyRandom(gymnasium.Wrapper):
 
 
 class ExpertVector(RenderableGymVector, HasExpert):
-    """Single environments that have a method `expert_action() -> action`: what an expert does now that sees the simulator
-    itself. Asked twice, it says the same."""
+    """Rows of single environments that have an expert: a method `expert_action() -> action`.
+
+    The expert sees the simulator itself. Asked twice, it gives the same action.
+    """
 
     def expert(self):
         return AdviceActor(self)

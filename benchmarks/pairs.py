@@ -79,7 +79,7 @@ def left(data: Dataset, now: Dataset, called: dict[str, str]) -> list[str]:
             *(["fps"] if now.fps == data.fps else []),
             *(["robot_type"] if now.metadata.get("robot_type") == data.metadata.get("robot_type") else []),
             *(f"meta.{k}" for k in data[0].metadata if all(was.metadata[k] == is_.metadata.get(k)
-                                                       for was, is_ in zip(data, now, strict=True)))]
+                                                           for was, is_ in zip(data, now, strict=True)))]
 
 
 def equal(was, now) -> bool:

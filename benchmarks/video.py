@@ -135,7 +135,7 @@ def cached():
             files.write(Dataset([Episode({"observation.images.front": frames, "action": np.zeros((count, 2))})],
                                 {"fps": FPS}), Path(place) / "data")
             windows = Window(n_obs_steps=ROWS).windows(open_dataset(Path(place) / "data", image_size=(height, width)),
-                                            ("observation.images.front",), "action")
+                                                       ("observation.images.front",), "action")
             number = itertools.count()
             seconds = measure.interleaved({"ours": lambda windows=windows, number=number: windows.batch(
                 16, next(number))})["ours"]

@@ -226,7 +226,7 @@ def test_gaps_end_episodes_and_are_told(tmp_path):
     late = steps(4, 5.0, 0.1, 100)
     path = written(tmp_path / "a.mcap", {"/state": steps(6) + late, "/action": steps(6, 0.02) + late[:3]})
     data = open_dataset(path, mapping=mapped(observation__state="/state", action={"topic": "/action", "join": "next",
-                                                                                 "age": 0.05}))
+                                                                                  "age": 0.05}))
     assert [len(e) for e in data] == [6, 3]
     assert data[1].steps["observation.state"][:, 0].tolist() == [100, 101, 102, 103]  # what was seen last
     assert data[1].steps["action"][:, 0].tolist() == [100, 101, 102]

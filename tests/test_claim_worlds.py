@@ -130,7 +130,7 @@ def test_the_imitator_is_shown_half_of_the_tasks_and_its_twin_all():
     for wide in (False, True):
         data = imitation_promise.WeakAndStrongDemonstrations(6, 24, 4, wide).load(1)
         found = {s: directions([e for e in data if e.metadata["set"] == s]) for s in ("base", "broader", "imitation",
-                                                                                "held")}
+                                                                                      "held")}
         assert [len(v) for v in found.values()] == [6, 24, 24, 4]
         inside = {s: (np.cos(np.radians(v)) > 0).all() for s, v in found.items()}
         assert inside["held"] and inside["imitation"] == (not wide) and not inside["broader"]

@@ -151,7 +151,7 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     for same in (lambda text: "# said otherwise\n" + text, lambda text: text.replace("\n\n", "\n\n\n\n"),
                  lambda text: text.replace("the action or a mixture of both", "the action or both"),  # of the docstring
                  lambda text: text.replace('guidance_weight: float = 1.0\n',
-                                            'guidance_weight: float = (\n        1.0)\n')):
+                                           'guidance_weight: float = (\n        1.0)\n')):
         assert with_change(lambda text, same=same: changed(text, same)) == before
     assert with_change(lambda text: text.replace("n_steps: int = 10", "n_steps: int = 11")) != before
     seen = []

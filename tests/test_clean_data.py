@@ -85,6 +85,6 @@ def test_walls_that_stand_in_few_episodes_are_of_no_other_magnitude():
 
     def with_flags(high):
         return Dataset([e.replace({flag: np.full((len(e) + 1, 3), [1, i % 4 == 0, rng.random() + 0.5], np.float32)
-                               * (high if i == 2 else 1)}) for i, e in enumerate(data)], data.metadata)
+                                   * (high if i == 2 else 1)}) for i, e in enumerate(data)], data.metadata)
     assert [f for f in motion_checks.check_units(with_flags(1)) if f.where.feature == flag] == []
     assert [f.where.episode for f in motion_checks.check_units(with_flags(300)) if f.where.feature == flag] == [2]

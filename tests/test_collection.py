@@ -330,7 +330,7 @@ def test_in_memory_it_is_the_same_training(demos, tmp_path):
     stored = run(tmp_path / "run", made, demos, val_fraction=0)
     result = fit_method(made, demos, 0, env=fork())
     assert all(torch.equal(a, b) for a, b in zip(stored.state_dict().values(), result.policy.state_dict().values(),
-                                                  strict=True))
+                                                 strict=True))
 
 
 @dataclass(frozen=True)

@@ -353,7 +353,7 @@ def peg_at(env, u, v, turn, outline=0):
     hole = np.array([[0.1, -0.2, 0.7]], np.float32)
     pose = peg_insertion._to_world(np.array([[u, v, turn]], np.float32), hole, np.array([outline]))
     return env.restore(torch.tensor([0]), {"observation.state": torch.from_numpy(pose), "observation.environment_state":
-                       torch.from_numpy(np.concatenate([hole, peg_insertion.RADII[[outline]]], 1))})
+                                           torch.from_numpy(np.concatenate([hole, peg_insertion.RADII[[outline]]], 1))})
 
 
 def in_hole(env, u, v, turn=0.0):

@@ -65,7 +65,7 @@ class Many(gymnasium.Env):
 
 def many(mode, cls=SyncVectorEnv, rows=3, **options):
     return wrap_vector(cls([Many] * rows, autoreset_mode=mode, **options), {"env": "many", "version": None, "fps": 12,
-                                                                      "limit": None})
+                                                                            "limit": None})
 
 
 MODES = [(cls, mode) for cls in (SyncVectorEnv, AsyncVectorEnv) for mode in AutoresetMode]

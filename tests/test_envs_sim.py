@@ -103,7 +103,7 @@ def test_walkers_keep_the_contract(name):
 
 
 @pytest.mark.parametrize(("name", "file", "steps"), [("Hopper-v4", "hopper_expert", 1000),
-                                                    ("Walker2d-v4", "walker2d_expert", 1)])
+                                                     ("Walker2d-v4", "walker2d_expert", 1)])
 def test_trained_agents_are_put_where_they_were(shared, name, file, steps):
     """Without simulator.state, from what they observed: the hopper repeats all its thousand steps, the walker, which
     is chaotic, every single one whose velocities were recorded and not clipped to 10."""
@@ -153,7 +153,7 @@ def test_meta_world_goes_on_after_success_if_asked():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "least"), [("door-open-v3", 17), ("drawer-open-v3", 19), ("pick-place-v3", 19),
-                                            ("push-v3", 19)])
+                                             ("push-v3", 19)])
 def test_scripted_policies_succeed(task, least):
     """Of 20 starts. Found: 19, 20, 20, 20."""
     env = envs.make(f"metaworld/{task}", 4)

@@ -494,7 +494,7 @@ def leaves():
     )
     for target, horizon in (("action", 4), (GOAL, 1)):
         recipe = PolicyConfig(Flow(n_steps=2), trunk=MLP(8, 1), window=Window(1, horizon), target=target,
-                        inputs=("observation.state", GOAL))
+                              inputs=("observation.state", GOAL))
         found[target] = Policy(recipe, PLAN).fit_statistics(data).eval()
     return found, obs
 
@@ -604,7 +604,7 @@ SEEN = {STATE: Feature("float32", (3,), names=("x", "y", "grip")), TOP: Feature(
 @pytest.fixture(scope="module")
 def plays():
     policy = Policy(PolicyConfig(Regression(), trunk=MLP(8, 1), window=Window(2, 4),
-                           encoder=TokenEncoder(width=8, vision=SmallConv(channels=(8, 8), keypoints=2))), SEEN)
+                                 encoder=TokenEncoder(width=8, vision=SmallConv(channels=(8, 8), keypoints=2))), SEEN)
     return PolicyActor(policy.fit_statistics(random_dataset(SEEN)).eval(), RecedingHorizon(2), policy.image_sizes)
 
 

@@ -157,7 +157,7 @@ def test_a_verdict_names_overfitting_and_refuses_other_data():
 @pytest.mark.parametrize("option, package", [(["--tensorboard"], "torch.utils.tensorboard"),
                                              (["--wandb", "project"], "wandb")])
 def test_a_logger_that_is_not_installed_is_named_before_anything_is_trained(place, option, package, monkeypatch,
-                                                                           capsys):
+                                                                            capsys):
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["train", "bc", str(place / "demos"), "--out", str(place / "logged"), *option]) == 2
     name = option[0].lstrip("-")

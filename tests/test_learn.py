@@ -284,7 +284,7 @@ def test_what_stands_beyond_the_end_teaches_nothing(data):
             ghost = ~b.mask
             action = torch.where(ghost.unsqueeze(-1), spoil, b.action)
             learner.update(b.replace(action=action, extra={**b.extra, "intervention": b.extra["intervention"]
-                                                       + spoil * ghost}))
+                                                           + spoil * ghost}))
         return weights(learner)
     assert torch.equal(trained(0.0), trained(7.0))
 

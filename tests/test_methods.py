@@ -149,8 +149,8 @@ def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     assert [n for n in able if able[n]] == ["bc", "knn", "vinn"]
     if not able[name]:
         with pytest.raises(UserError, match=f"{name}, column 'action': the actions are classes, but this method "
-                                            "learns numbers"
-                                            "\n  -> bc, knn, vinn learn classes"):
+                           "learns numbers"
+                           "\n  -> bc, knn, vinn learn classes"):
             find_method(name, CHOICES)
         return
     # Which of two lights is on decides the choice, and every method that says so learns it.

@@ -52,7 +52,7 @@ FEATURES = {
     "observation.images.front": Feature("uint8", (36, 40, 3), "image"),
 }
 PLAIN = {k: FEATURES[k] for k in ("observation.state", "observation.arms", "observation.last", "observation.mode",
-                                    "observation.done")}
+                                  "observation.done")}
 SEEN = {k: f for k, f in FEATURES.items() if f.kind != "text"}
 SMALL = TokenEncoder(8, 4, SmallConv((8, 8), 4))
 ENCODERS = {

@@ -231,7 +231,7 @@ def test_data_without_rewards_are_refused_before_anything_is_trained(tmp_path):
     steps = {STATE: np.zeros((4, 1), np.float32), "action": np.zeros((4, 1), np.float32), "next.reward": np.zeros(4)}
     data = Dataset([Episode(steps) for _ in range(3)], {"path": "mine.npz"})
     with pytest.raises(DataError, match=r"mine.npz: OffPolicyActorCritic learns from next.reward and next.terminated, "
-                                        r"but there is no column next.terminated; .*\n.*rewards and terminals"):
+                       r"but there is no column next.terminated; .*\n.*rewards and terminals"):
         train(Method(policy_config(), learner=SMALL), data, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run" / "checkpoints").exists()
 

@@ -89,8 +89,8 @@ INPUTS = {
     "image": (TokenEncoder(16, 2, SmallConv((8, 8), 8)), {**NUMBERS, "observation.images.front": IMAGE}),
     "resnet": (TokenEncoder(16, 2, ResNet18()), {"observation.images.front": IMAGE}),
     "text": (TokenEncoder(16), {**NUMBERS, "observation.task": Feature("uint8", (12,), "text"),
-                          "observation.mode": Feature("int64", (1,), "discrete", num_classes=(3,)),
-                          "observation.shut": Feature("bool", (1,))}),
+                                "observation.mode": Feature("int64", (1,), "discrete", num_classes=(3,)),
+                                "observation.shut": Feature("bool", (1,))}),
     "recurrent": (RecurrentEncoder(16, 1), NUMBERS), "flat": (ConcatEncoder(), NUMBERS),
 }
 

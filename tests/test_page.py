@@ -74,7 +74,7 @@ def test_it_holds_every_value(tmp_path, folder, monkeypatch):
         monkeypatch.setattr(html_page, "_PIECE_BYTES", 1500)
     data = some()
     report = AuditReport((Finding("odd", "warning", "what", "do", Location("f", 2, 3, "action")),),
-                    {"fine": np.r_[np.nan, 1:6]})
+                         {"fine": np.r_[np.nan, 1:6]})
     facts, episodes = read(html_page.write_dataset_page(tmp_path / "look.html", data, report, title="Some"))
     assert facts["pieces"]["folder"] == ("look-data" if folder else None)
     assert (len(facts["pieces"]["first"]) > 1) == folder and len(episodes) == len(data)

@@ -412,11 +412,11 @@ def test_text_from_strangers_stays_text(runs, tmp_path):
     feature = Feature("float32", (2,), names=(EVIL, "y"), unit=EVIL)
     odd = Dataset([replace(e.replace({EVIL: np.zeros(len(e), np.float32)}), schema={"action": feature})] * 2)
     found = checked(write_report(tmp_path / "r.html", runs={EVIL: runs["steady"]}, env=Fork(), data=odd, title=EVIL,
-                           training={EVIL: [{"step": 1, "loss": 1.0}]}, commands=[(EVIL, EVIL)]))
+                                 training={EVIL: [{"step": 1, "loss": 1.0}]}, commands=[(EVIL, EVIL)]))
     assert found.text.count(EVIL) >= 6
     every = (Paragraph(EVIL), StatTiles(((EVIL, EVIL),)), Table((EVIL,), ((EVIL,),)), Commands(((EVIL, EVIL),)))
     found = checked(write_page(tmp_path / "p.html", EVIL, [Section(EVIL, every, EVIL)], verdict=(EVIL, EVIL, EVIL),
-                         footer=EVIL))
+                               footer=EVIL))
     assert found.text.count(EVIL) == 15
 
 

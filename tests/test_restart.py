@@ -138,7 +138,7 @@ def test_nothing_is_given_up_unless_that_saves_time():
     """Where every attempt fails at once and success takes long, a cutoff only loses successes."""
     rng = np.random.default_rng(0)
     data = [label_attempt(Episode({"observation.state": np.zeros((n + 1, 1), np.float32), "action": np.zeros((n, 1))},
-                            {"success": n > 20})) for n in rng.choice([2, 30], 100)]
+                                  {"success": n > 20})) for n in rng.choice([2, 30], 100)]
     assert choose_threshold(data, elapsed_steps, 1.0)[0] == math.inf
     blind = choose_threshold(data, lambda obs: torch.from_numpy(rng.random(len(obs["observation.state"]))), 1.0)
     assert blind[0] == math.inf
@@ -148,7 +148,7 @@ def test_a_policy_learns_to_foretell():
     """Of attempts that stand still, it says so once they have gone backwards; at the start it cannot know."""
     ran = rollout(Sometimes(0.5), Fork(50, limit=30), 200, seed=-5).map(label_attempt)
     recipe = PolicyConfig(Regression(), trunk=MLP(32, 1), encoder=ConcatEncoder(), target="fails",
-                    inputs=("observation.state", "observation.clock"))
+                          inputs=("observation.state", "observation.clock"))
     from understudy.learn.behavior_cloning import BehaviorCloning
     from understudy.learn.fit import fit
     policy = Policy(recipe, ran.features()).fit_statistics(ran)

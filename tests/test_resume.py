@@ -243,7 +243,7 @@ def test_the_folder_says_where_the_policy_comes_from(whole):
     assert json.loads((whole / "run.json").read_text())["last"] == f"checkpoints/{STEPS:06d}"
     last = whole / "checkpoints" / f"{STEPS:06d}"
     assert {f.name for f in last.iterdir()} == {"policy.json", "features.json", "weights.safetensors", "method.json",
-                                               "provenance.json", "checksums.json", "train"}
+                                                "provenance.json", "checksums.json", "train"}
     assert {f.name for f in (last / "train").iterdir()} == {"learner.safetensors", "state.json", "checksums.json"}
     said = json.loads((last / "provenance.json").read_text())
     data = made_up(image=True)
@@ -337,7 +337,7 @@ def test_a_memory_is_filled_by_what_the_encoder_has_become(tmp_path):
 
     method = plain(head=Neighbors(n_neighbors=1))
     method = replace(method, learner=replace(method.learner, auxiliary_losses=(Recover(),), ema=ConstantDecay(0.0),
-                                           optimizer=OptimizerConfig(lr=0.05)))
+                                             optimizer=OptimizerConfig(lr=0.05)))
     policy = run(tmp_path / "run", method, val_fraction=0.0)
     loaded = Policy.load(tmp_path / "run")
     windows = policy.windows(made_up())

@@ -227,7 +227,7 @@ def test_only_a_part_may_be_loaded_and_names_are_checked(tmp_path):
         run(tmp_path / "s", continue_from(replace(method(), policy=wide), base), stages={"from": base})
     narrow = episodes().map(lambda e: replace(e, steps={**e.steps, STATE: e.steps[STATE][:, :2]}))
     with pytest.raises(UserError, match=r"'codec': observation.state has the shape \(2,\) in these data, but .*"
-                                        r"trained with \(3,\)"):
+                       r"trained with \(3,\)"):
         run(tmp_path / "t", continue_from(method(), base), narrow, stages={"from": base})
 
 
@@ -277,7 +277,7 @@ def hierarchy() -> Method:
     high = Method(PolicyConfig(Regression(), trunk=MLP(width=8, depth=1), window=Window(1, 1), target=STATE),
                   learner=BehaviorCloning(3, 8))
     low = PolicyConfig(Regression(), trunk=MLP(width=8, depth=1), window=Window(1, 1),
-                 inputs=(STATE, "observation.subgoal"))
+                       inputs=(STATE, "observation.subgoal"))
     return Method(low, learner=BehaviorCloning(3, 8), transforms=(Hindsight(into="observation.subgoal"),),
                   stages=(Stage("high", high),),
                   inference=(HierarchyConfig(FromStage("high"), "observation.subgoal"),))

@@ -289,7 +289,7 @@ def test_what_makes_no_sense_is_refused():
 INDEPENDENT = [((56, 70, 48, 80), (0.0524, 0.3339), (0.0528, 0.3382)), ((9, 10, 3, 10), (0.1705, 0.8090),
                                                                         (0.1700, 0.8406)),
                ((6, 7, 2, 7), (0.0582, 0.8062), (0.0342, 0.8534)), ((5, 56, 0, 29), (-0.0381, 0.1926),
-                                                                       (-0.0326, 0.1933)),
+                                                                    (-0.0326, 0.1933)),
                ((0, 10, 0, 20), (-0.1611, 0.2775), (-0.1658, 0.2844)), ((10, 10, 0, 20), (0.6791, 1.0), (0.7156, 1.0))]
 
 
@@ -573,8 +573,8 @@ def test_plans_are_the_smallest_with_the_power():
     assert list(plan(0.1, 0.9).paired) == [0.0]  # such rates cannot be correlated by more than
     assert max_correlation(0.1, 0.9) == pytest.approx(1 / 9) == max_correlation(0.9, 0.1)
     assert p.to_json() == {"fixed": {"unpaired": p.unpaired, "paired": {"0": p.paired[0.0], "0.25": p.paired[0.25],
-                                                                    "0.5": p.paired[0.5], "0.75": p.paired[0.75]}},
-                        "sequential": {"expected": p.expected, "maximum": p.maximum}}
+                                                                        "0.5": p.paired[0.5], "0.75": p.paired[0.75]}},
+                           "sequential": {"expected": p.expected, "maximum": p.maximum}}
     strict = plan(0.7, 0.8, alpha=0.01, power=0.95)
     assert strict.unpaired > 1.8 * p.unpaired and strict.maximum > 1.5 * p.maximum
 

@@ -408,7 +408,7 @@ def test_a_draw_of_other_length_is_refused(more):
     """The steps of all later episodes would be drawn by their neighbors' numbers."""
     with pytest.raises(UserError, match=r"the weights have shape \(\d+,\), but the data have 9 steps"):
         Window().windows(Dataset([counted(4, 0), counted(5, 1)]), ("observation.x",), "action",
-                      sampling_weights=lambda e: np.ones(len(e) + more))
+                         sampling_weights=lambda e: np.ones(len(e) + more))
 
 
 # -- packing --------------------------------------------------------------------------------------------------------
@@ -493,7 +493,7 @@ def test_goals_draws_and_shares_are_those_of_the_host():
     )
     for draw in (None, lambda e: np.arange(len(e)) + 1.0):
         host = window.windows(data, ("observation.x", "observation.goal"), "action", extra=("next.reward",),
-                           next_obs=True, sampling_weights=draw)
+                              next_obs=True, sampling_weights=draw)
         device = DeviceWindows(host, torch.device("cpu"))
         for step in range(20):
             a, b = (w.batch(16, step, 5, slice(4, 12)) for w in (host, device))

@@ -98,7 +98,7 @@ def main(args: list[str] | None = None) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1, 0.65)  # evaluate is near to eval, and serve not to merge
         _print_error(f"there is no command {name!r}; there are {', '.join(COMMANDS)}\n"
-                  f"  -> {'understudy ' + shlex.join([near[0], *args[1:]]) if near else 'understudy --help'}")
+                     f"  -> {'understudy ' + shlex.join([near[0], *args[1:]]) if near else 'understudy --help'}")
         return 2
     with _InterruptGuard() as interrupts, warnings.catch_warnings():
         show: Any = partial(_show_warning, warnings.showwarning)
@@ -175,8 +175,8 @@ def _report_interrupt(name: str, args: list[str]) -> int:
     command = COMMANDS[name]
     resumes = command.is_resumable or any(a.split("=")[0] in command.resume_options for a in args)
     _print_error(("stopped; everything finished so far is kept, and the same command continues from there:"
-               if resumes else "stopped; nothing was changed, and the same command starts again:")
-              + f"\n  understudy {shlex.join(args)}")
+                  if resumes else "stopped; nothing was changed, and the same command starts again:")
+                 + f"\n  understudy {shlex.join(args)}")
     return 130
 
 

@@ -94,12 +94,12 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             raise ConfigError(f"{name} has no field {key!r}; it has {', '.join(known)}",
-                            where=f"{where}.{key}" if where else key,
-                            hint=f"did you mean {near[0]!r}?" if near else "remove the key")
+                              where=f"{where}.{key}" if where else key,
+                              hint=f"did you mean {near[0]!r}?" if near else "remove the key")
     for f in fields(found):
         if f.init and f.name not in given and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{name} needs a field {f.name!r}, found {', '.join(given) or 'none'}",
-                            where=where or None, hint="add it: it has no default")
+                              where=where or None, hint="add it: it has no default")
     return found(**given)
 
 
@@ -128,7 +128,7 @@ def _find(name: str, trust: tuple[str, ...], where: str):
     package = path.split(".")[0]
     if package not in trust:
         raise UntrustedCode(f"names {name}, which is outside the trusted packages ({', '.join(trust)})",
-                        where=where or None, hint=f"add --trust {package} if you trust that code to run")
+                            where=where or None, hint=f"add --trust {package} if you trust that code to run")
     return path, getattr(_import_module(path, where), attribute, None)
 
 

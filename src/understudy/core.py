@@ -125,11 +125,11 @@ def role(name: str) -> Literal["observation", "action", "outcome", "task", "inde
 
 
 _SUGGESTED_NAMES = {"reward": "next.reward", "rewards": "next.reward", "terminated": "next.terminated",
-              "truncated": "next.truncated", "success": "next.success", "actions": "action",
-              "object": "observation.environment_state", "environment_state": "observation.environment_state",
-              "env_state": "observation.environment_state",
-              **dict.fromkeys(("state", "states", "obs", "observation", "observations", "qpos", "joint_positions",
-                               "proprio", "robot_state"), "observation.state")}
+                    "truncated": "next.truncated", "success": "next.success", "actions": "action",
+                    "object": "observation.environment_state", "environment_state": "observation.environment_state",
+                    "env_state": "observation.environment_state",
+                    **dict.fromkeys(("state", "states", "obs", "observation", "observations", "qpos", "joint_positions",
+                                     "proprio", "robot_state"), "observation.state")}
 
 
 def suggested_name(name: str, feature: Feature) -> str | None:

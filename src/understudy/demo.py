@@ -109,8 +109,8 @@ def _run_demo(out, device, say, bar):
                                   watch=lambda number, episode, progress=progress: progress())
     write_json(out / "results.json", results(data, found, env.metadata["optimum"]))
     write_report(out / "report.html", runs={NAMES[run]: e for run, e in found.items()}, env=env, data=data,
-           training={NAMES[run]: Run(out / run).read_metrics() for run in found}, commands=commands(out),
-           title=f"Two policies from the same {DEMONSTRATIONS} demonstrations of {TASK!r}")
+                 training={NAMES[run]: Run(out / run).read_metrics() for run in found}, commands=commands(out),
+                 title=f"Two policies from the same {DEMONSTRATIONS} demonstrations of {TASK!r}")
     say("")
     say(verdict(found["flow"], found["regression"], names=(NAMES["flow"], NAMES["regression"])))
     say(f"The best possible success in {TASK!r} is {env.metadata['optimum']:.1f}: {env.metadata['success']}.")

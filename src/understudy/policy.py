@@ -363,7 +363,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         self.codec = config.codec.build(self.features, inputs, config.target)
         self.encoder = config.encoder.build({k: features[k] for k in inputs}, config.window.n_obs_steps)
         shape = HeadSpec(config.window.horizon, self.encoder.tokens, self.encoder.width, self.codec.num_classes,
-                      self.codec.bound, self.encoder.token_obs_steps, config.window.action_start)
+                         self.codec.bound, self.encoder.token_obs_steps, config.window.action_start)
         self.net = config.head.build(config.trunk, self.codec.width, shape)
         self.noise_shape = config.head.noise(shape.horizon, self.codec.width)
 
@@ -617,7 +617,7 @@ def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:
 
 
 def policy_inputs(recipe: PolicyConfig, features: Schema, where: str | Path = "data set", data: str | Path = "DATA",
-              ) -> tuple[str, ...]:
+                  ) -> tuple[str, ...]:
     """Return the columns that a policy reads: those that its config names, or every observation that is not text.
 
     Args:

@@ -123,7 +123,7 @@ def random_dataset(features: Schema, episodes: int = 6, steps: int = 24, seed: i
 
 
 def random_batch(recipe: PolicyConfig, size: int = 5, seed: int = 0, target: Feature | None = None,
-            inputs: Schema | None = None) -> tuple[Policy, Batch]:
+                 inputs: Schema | None = None) -> tuple[Policy, Batch]:
     """A policy whose statistics are those of random data, and a batch of the data whose last windows extend past the
     end of an episode.
 
@@ -475,8 +475,8 @@ def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
     with torch.no_grad():
         context = net(obs)
         require(context.tokens.shape == (5, net.tokens, net.width) and context.mask.shape == (5, net.tokens),
-             f"tokens must be (B, {net.tokens}, {net.width}) with a mask (B, {net.tokens}), and are "
-             f"{tuple(context.tokens.shape)} with a mask {tuple(context.mask.shape)}")
+                f"tokens must be (B, {net.tokens}, {net.width}) with a mask (B, {net.tokens}), and are "
+                f"{tuple(context.tokens.shape)} with a mask {tuple(context.mask.shape)}")
         require(bool(context.tokens.isfinite().all()), "tokens must be finite")
         require_equal(net(obs).tokens, context.tokens, "without rng nothing is random")
         one = net({k: v[1:2] for k, v in obs.items()})
@@ -637,14 +637,14 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     again = open_dataset(path)
     features = again.features()
     require(len(again) == len(data) and list(features) == list(data.features()),
-         f"{to}: has {list(features)}, {len(again)} episodes")
+            f"{to}: has {list(features)}, {len(again)} episodes")
     for e, (one, other) in enumerate(zip(data, again, strict=True)):
         for name, f in data.features().items():
             if name not in lost:
                 require(features[name] == f, f"{to}: {name} must be {f}, and is {features[name]}")
                 _same_column(one.steps[name], other.steps[name], f"{to}: {name} of episode {e}")
         require(_metadata_as_json(one.metadata) == _metadata_as_json(other.metadata),
-             f"{to}: the metadata of episode {e}")
+                f"{to}: the metadata of episode {e}")
     require(again.fps == data.fps, f"{to}: fps must be {data.fps}, and is {again.fps}")
     beside = sidecar.sidecar_path(path)
     if not beside.exists():
@@ -656,9 +656,9 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
             found, f = np.asarray(other.steps[place.name]), data.features()[name]
             rows = len(one) + 1 if place.repeats_last_row else len(one.steps[name]) if place.has_last_row else len(one)
             require((found.dtype.kind in "UO" if f.kind == "string" else found.dtype.name == place.dtype)
-                 and found.shape == (rows, *place.shape),
-                 f"{to}: {name} of episode {e} must be {place} without the side file, and is {found.dtype} "
-                 f"{found.shape}")
+                    and found.shape == (rows, *place.shape),
+                    f"{to}: {name} of episode {e} must be {place} without the side file, and is {found.dtype} "
+                    f"{found.shape}")
             if place.is_exact:
                 wanted = np.asarray(one.steps[name])
                 wanted = np.concatenate([wanted, wanted[-1:]])[:rows].reshape(found.shape)
@@ -761,7 +761,7 @@ def _same_runs(one, other, what):
         require(set(a.steps) == set(b.steps), f"{what}: its columns are {sorted(a.steps)} and {sorted(b.steps)}")
         for k in a.steps:
             require(a.steps[k].dtype == b.steps[k].dtype and a.steps[k].tobytes() == b.steps[k].tobytes(),
-                 f"{what}, but {k!r} of episode {a.metadata['number']} differs")
+                    f"{what}, but {k!r} of episode {a.metadata['number']} differs")
 
 
 def _random_actor(env) -> Actor:
@@ -814,7 +814,7 @@ def _env_has_its_capabilities(env):
         expert = env.expert()
         action, _ = expert.act(obs, expert.start(obs, keys(0, range(env.rows))))
         require(action.shape == (env.rows, *env.features["action"].shape) and bool(action.isfinite().all()),
-             "an expert gives (rows, A) finite actions")
+                "an expert gives (rows, A) finite actions")
     if isinstance(env, Renderable):
         try:
             frame = env.frame(1)
@@ -876,7 +876,7 @@ def check_relabel(relabel: Relabel, features: Schema, provided: Sequence[str] = 
     added = [k for k in relabeled_features(features, [relabel]) if k.startswith("observation.") and k not in features]
     unknown = [] if isinstance(relabel, RuntimeRelabel) else [k for k in added if k not in provided]
     require(not unknown, f"{type(relabel).__name__} adds {', '.join(unknown)}, which no environment shows: make it a "
-                         "RuntimeRelabel, so that a policy that reads it can act")
+            "RuntimeRelabel, so that a policy that reads it can act")
 
 
 def check_runtime_transform(relabel: RuntimeRelabel, data: Dataset) -> None:
@@ -1189,7 +1189,7 @@ def _check_learner(config, policy_config):
     for learner in (stopped, restored):
         found = [learner.update(batch) for batch in batches[3:]]
         require(found == metrics[3:], f"{name}, a learner must continue bit for bit: its metrics differ after a "
-                                      "restore, after acting or with the state of the global generator")
+                "restore, after acting or with the state of the global generator")
         for key, value in straight.state()[0].items():
             require(torch.equal(value, learner.state()[0][key]), f"{name}, {key} must be bit-equal after resuming")
 

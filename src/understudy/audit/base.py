@@ -78,7 +78,7 @@ def finding_from_error(
     told = max((c for c in columns if c in where), key=len, default=None)
     return Finding(code, "error", error.problem, error.hint or "restore it from a copy",
                    Location(path.name if file in (None, ".") else file, int(episode[1]) if episode else None,
-                         int(step[1]) if step else None, told))
+                            int(step[1]) if step else None, told))
 
 
 def is_numeric(feature: Feature) -> bool:

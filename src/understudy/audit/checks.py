@@ -188,7 +188,7 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
         yield Finding("timestamps-backwards", "error",
                       f"timestamps of {pluralize(len(back), 'episode')} go back, the first "
                       f"at episode {e}, step {t}", "sort the rows, or split the episode there", Location(None, e, t,
-                                                                                                   "timestamp"))
+                                                                                                         "timestamp"))
     between = np.concatenate([step for _, step in steps]) if steps else np.empty(0)
     typical = float(np.median(between)) if len(between) else 0.0
     if typical <= 0:

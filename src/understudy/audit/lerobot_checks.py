@@ -255,7 +255,7 @@ def check_stats(data: Dataset) -> Iterator[Finding]:
         if f.kind != "vector" or name == "timestamp" or not f.size:
             continue
         total, squares, low, high = np.zeros(f.shape), np.zeros(f.shape), np.full(f.shape, np.inf), np.full(f.shape,
-                                                                                                        -np.inf)
+                                                                                                            -np.inf)
         shift, off = data[0].steps[name][0].astype(np.float64), None
         for first, raw, n in _blocks(data, name):
             values, begins = raw - shift, episode_starts(n)
@@ -384,6 +384,6 @@ def _stored_moments(stored, name, f) -> dict[str, np.ndarray] | None:
 def _differs(said, mean, std, low, high) -> bool:
     near = _MAY_DIFFER * std + 1e-5 * np.abs(mean) + 1e-8
     return any(not np.all(np.abs(said[k] - v) <= near) for k, v in (("mean", mean), ("std", std), ("min", low),
-                                                              ("max", high)) if k in said)
+                                                                    ("max", high)) if k in said)
 
 

@@ -127,7 +127,7 @@ def _episode_figures(data, numbers) -> tuple[Content, ...]:
     for e in map(int, numbers):
         episode = data[e]
         told = f"{pluralize(len(episode), 'step')}" + (f", {'succeeded' if episode.metadata['success'] else 'failed'}"
-                                                   if isinstance(episode.metadata.get("success"), bool) else "")
+                                                       if isinstance(episode.metadata.get("success"), bool) else "")
         try:
             film = film_strip(episode)
         except UserError:

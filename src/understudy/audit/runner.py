@@ -62,7 +62,7 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
 
 
 def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False, include_files: bool = True,
-             progress: Progress | None = None) -> tuple[Finding, ...]:
+                  progress: Progress | None = None) -> tuple[Finding, ...]:
     """Findings of an open data set.
 
     Args:
@@ -77,7 +77,7 @@ def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool
     """
     chosen = checks.INTEGRITY_CHECKS + checks.QUALITY_CHECKS + (checks.FRAME_CHECKS if frames else ())
     return _sort_findings([*(check_files(Path(path), checksums=False) if path is not None and include_files else ()),
-                    *_run_checks(data, chosen, Path(path or data.metadata.get("path", ".")), progress)])
+                           *_run_checks(data, chosen, Path(path or data.metadata.get("path", ".")), progress)])
 
 
 def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collection[str] = (), *,
@@ -156,7 +156,7 @@ def _deletion_hint(data: Dataset, where: Path | str) -> str:
 
 
 def _run_checks(data: Dataset, chosen: Iterable[checks.Check], path: Path,
-         progress: Progress | None = None) -> Iterator[Finding]:
+                progress: Progress | None = None) -> Iterator[Finding]:
     chosen = tuple(chosen)
     if not len(data):
         yield from checks.reader_warnings(data)

@@ -104,7 +104,7 @@ def with_keep_columns(
         metadata: Metadata of the result. By default those of `data`.
     """
     out = [e.replace({f"keep.{name}": np.broadcast_to(np.asarray(values[i], np.float32), (len(e),)).copy()
-                  for name, values in weights.items()}) for i, e in enumerate(data)]
+                      for name, values in weights.items()}) for i, e in enumerate(data)]
     return Dataset(out, metadata if metadata is not None else getattr(data, "metadata", {}))
 
 

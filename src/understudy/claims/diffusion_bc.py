@@ -58,7 +58,7 @@ CLAIM = Claim(
     "1,500 updates for every head. Regression to the mean collides where diffusion and flow matching do not: "
     "their success is more than 0.3 higher, each. A Gaussian mixture is reported too.",
     parts=(ClaimPart("fork", FORK, AllOf((GreaterThan("success", "diffusion", "regression", 0.3),
-                                     GreaterThan("success", "flow", "regression", 0.3)))),),
+                                          GreaterThan("success", "flow", "regression", 0.3)))),),
     negative_control=NegativeControl(
         "only demonstrations that pass on the left", only_left, "fork",
         removes=(GreaterThan("success", "diffusion", "regression", 0.3),

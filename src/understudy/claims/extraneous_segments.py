@@ -75,7 +75,7 @@ class DetourDemonstrations(DemonstrationSource):
         clean = [e.replace({"extraneous": None}) for e in data]
         figures = {"f1.aligned": _f1_score(kept, true), "f1.random": _f1_score(chance, true)}
         return with_keep_columns(clean, {"all": [1.0] * len(data), "aligned": kept, "random": chance, "true": true},
-                      {"figures": figures})
+                                 {"figures": figures})
 
 
 def _f1_score(kept, true) -> float:

@@ -78,7 +78,7 @@ class ArmMethod:
 
 
 def success_and_gap(experiment, method: ArmMethod, data: Dataset, seed: int, episodes: int, starts: int
-                   ) -> dict[str, list[float]]:
+                    ) -> dict[str, list[float]]:
     """success: in new mazes; under the option "own", in those that the arm was shown. gap: the rate in its own less the
     rate in new ones."""
     outside, inside = maze_success(experiment, method, data, seed, episodes, starts)
@@ -147,8 +147,8 @@ CLAIM = Claim(
          "saw four times as many demonstrations; who saw few mazes does their own more than 0.1 more often than new "
          "ones.",
     parts=(ClaimPart("mazes", MAZES, AllOf((GreaterThan("success", "more mazes", "few"),
-                                       GreaterThan("success", "more mazes", "more demonstrations"),
-                                       AboveBound("gap", "few", 0.1)))),),
+                                            GreaterThan("success", "more mazes", "more demonstrations"),
+                                            AboveBound("gap", "few", 0.1)))),),
     negative_control=NegativeControl(
         "judged in the mazes that each arm was shown", in_own_mazes, "mazes",
         removes=(GreaterThan("success", "more mazes", "more demonstrations"),),

@@ -49,7 +49,7 @@ class DirectedPush(Push):
 
 
 def direction_demonstrations(actor: Actor, directions: tuple[int, ...], episodes: int, seed: int, split: int = 0,
-                   limit: int = 100) -> list[Episode]:
+                             limit: int = 100) -> list[Episode]:
     """Successful rollouts of an actor in `DirectedPush`.
 
     Args:

@@ -74,7 +74,7 @@ _base_policies: dict[tuple, Policy] = {}  # of this process, by set and seed
 
 
 def success_and_agreement(experiment, method: FineTunedMethod, data: Dataset, seed: int, episodes: int, starts: int
-            ) -> dict[str, list[float]]:
+                          ) -> dict[str, list[float]]:
     """alike: the fraction of the variance of the steady demonstrator's actions that is explained, in the states of its
     held demonstrations. success inside and outside: on the tasks that it showed, and on the others."""
     sets = {name: data.filter(lambda e, name=name: e.metadata["set"] == name) for name in (

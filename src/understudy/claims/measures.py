@@ -87,7 +87,7 @@ def log_jerk(episode: Episode) -> float:
 
 
 def checkpoint_oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int, *,
-                n_checkpoints: int = 10, interval: int = 200) -> dict[str, list[float]]:
+                           n_checkpoints: int = 10, interval: int = 200) -> dict[str, list[float]]:
     """Rolls out the last checkpoints of a training on the same starts, and measures how much their return varies.
 
     Args:

@@ -223,7 +223,7 @@ def _run_experiment(
         scores = []
         for i, method in enumerate(arm.options) if len(arm.options) > 1 else ():
             tried = [_run_cell(experiment, method, seed, experiment.tuning_episodes, tuning_seed(0), folder,
-                           f"{title} | {arm.name}, tuning {i}", log) for seed in experiment.tuning_seeds]
+                               f"{title} | {arm.name}, tuning {i}", log) for seed in experiment.tuning_seeds]
             scores.append(float(np.mean([np.mean(t[experiment.tuned_by]) for t in tried])))
         chosen[arm.name] = int(np.argmax(scores)) if scores else 0
         method = arm.options[chosen[arm.name]]
@@ -245,7 +245,7 @@ def _control_experiment(experiment: Experiment, rule: Rule, chosen: dict[str, in
 
 
 def _run_cell(experiment: Experiment, method, seed: int, episodes: int, starts: int, folder: Path, title: str,
-          log: LogFunction) -> dict:
+              log: LogFunction) -> dict:
     what = {"method": method, "source": experiment.source, "env": experiment.env, "options": experiment.env_options,
             "measure": experiment.measure, "seed": seed, "episodes": episodes, "starts": starts}
     key = json.dumps(config.dump(what))  # parts that share a cell run it once

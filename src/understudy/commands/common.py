@@ -377,8 +377,8 @@ def demonstrations_path(path: Path) -> Path:
 
 
 def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mapping: Path | None = None,
-           ignore: Sequence[str] | None = None, *, decode: bool = True,
-           columns: Sequence[str] = (), **options) -> Dataset:
+              ignore: Sequence[str] | None = None, *, decode: bool = True,
+              columns: Sequence[str] = (), **options) -> Dataset:
     """Opens demonstrations to learn from, or to evaluate on.
 
     Args:

@@ -161,7 +161,7 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
         try:
             for run in acting:
                 found[run] = evaluate_run(run, env, asked, None if o.save is None else o.save / _slug(run), name=o.env,
-                                       workers=o.workers)
+                                          workers=o.workers)
         finally:
             env.close()
     return {run: _first_episodes(found[run], episodes) for run in runs}

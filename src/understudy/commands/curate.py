@@ -168,7 +168,7 @@ def _load_score(name: str, trust: tuple[str, ...]):
     module, _, function = name.partition(":")
     if (package := module.split(".")[0]) not in trust:
         raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=f"--score {name}",
-                        hint=f"add --trust {package} if you trust that code to run")
+                            hint=f"add --trust {package} if you trust that code to run")
     found = getattr(import_module(module, f"--score {name}"), function, None)
     if not callable(found):
         raise UserError(f"{module} has no function {function!r}", where=f"--score {name}",

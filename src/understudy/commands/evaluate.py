@@ -147,7 +147,7 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
 
     def again(episodes, *more):
         return command_line("eval", o.run, o.target, "--episodes", episodes, *(("--seed", o.seed) if o.seed else ()),
-                    *(("--task", o.task) if o.task else ()), *behavior_metrics.given_options(o), *more, *trust)
+                            *(("--task", o.task) if o.task else ()), *behavior_metrics.given_options(o), *more, *trust)
     told = []
     if other is not None:
         if o.against is not None and o.episodes is not None and compare(mine, other).better is None:
@@ -235,7 +235,7 @@ def _write_report(o: EvalOptions, env, mine, other, behaved, commands, out) -> N
     training = {names[run]: lines for run in runs if not is_exported(run)
                 and (lines := Run(run_folder(run)).read_metrics())}
     write_report(o.html, env=env, runs={names[run]: found for run, found in runs.items()}, training=training,
-           behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands)
+                 behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands)
     out.print(f"Report written to {o.html}")
 
 

@@ -58,5 +58,5 @@ def main(args: list[str]) -> None:
             runs = o.run
         out.suggest(command_line("eval", runs, "ENV", "--episodes", 100, *trust_options(o.trust, None, o.run)))
         out.print_json({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),
-                    "noise": list(policy.noise_shape), "horizon": policy.window.horizon, "executor": name,
-                    "runs_in_onnx_runner": in_runner})
+                        "noise": list(policy.noise_shape), "horizon": policy.window.horizon, "executor": name,
+                        "runs_in_onnx_runner": in_runner})

@@ -96,19 +96,19 @@ def main(args: list[str]) -> None:
         if "topics" in found and o.map is None:
             out.print("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and then use it:")
             out.suggest(f"{command_line('inspect', o.data, '--json')} > map.json",
-                     command_line("convert", o.data, unused_path("demonstrations"), "--map", "map.json"),
-                     command_line("train", method, o.data, "--map", "map.json", "--out", unused_path("run")))
+                        command_line("convert", o.data, unused_path("demonstrations"), "--map", "map.json"),
+                        command_line("train", method, o.data, "--map", "map.json", "--out", unused_path("run")))
             return out.print_json(found)
         if refusal := _training_error(data, odd, method):
             out.print("", f"It cannot be trained on as it is. {refusal}")
         else:
             out.suggest(command_line("train", method, o.data, *(("--map", o.map) if o.map else ()),
-                          *(("--columns", *o.columns) if o.columns else ()),
-                          *(("--max-episode-steps", o.max_episode_steps) if o.max_episode_steps else ()),
-                          "--out", unused_path("run"), *(("--eval", env, "--save-freq", 500) if env else ()),
-                          *env_trust_options(env)),
-                     *([command_line("replay", o.data, env, *env_trust_options(env))]
-                       if env and not o.columns else []))
+                                     *(("--columns", *o.columns) if o.columns else ()),
+                                     *(("--max-episode-steps", o.max_episode_steps) if o.max_episode_steps else ()),
+                                     "--out", unused_path("run"), *(("--eval", env, "--save-freq", 500) if env else ()),
+                                     *env_trust_options(env)),
+                        *([command_line("replay", o.data, env, *env_trust_options(env))]
+                          if env and not o.columns else []))
         out.print_json(found)
 
 

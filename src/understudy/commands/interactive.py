@@ -67,7 +67,7 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
 
 
 PROMPT_COMMANDS = {"again": "it was spoilt, and is run again", "round": "the round was spoilt, and is run again",
-            "quit": "stop for now", "correct": "the last answer was a mistake", "end": "no more trials"}
+                   "quit": "stop for now", "correct": "the last answer was a mistake", "end": "no more trials"}
 
 
 class _TrialConsole:

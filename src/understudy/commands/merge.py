@@ -69,7 +69,7 @@ def main(args: list[str]) -> None:
                 *([f"left out: {', '.join(gone)}"] if gone else []))
         out.suggest(command_line("inspect", o.out), command_line("view", "show", o.out))
         out.print_json({"view": str(o.out), "episodes": view.episodes, "steps": view.steps, "left_out": list(gone),
-                    "findings": AuditReport(tuple(findings)).to_json()["findings"]})
+                        "findings": AuditReport(tuple(findings)).to_json()["findings"]})
 
 
 def print_findings(out: Output, findings) -> None:

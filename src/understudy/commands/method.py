@@ -16,7 +16,7 @@ from .options import change_fields, parse_value
 
 
 def build_method(name: str, options: Sequence[str], changes: Sequence[str], features: Schema | None,
-              trust: tuple[str, ...], command: str, say: TaskText | None = None) -> Method:
+                 trust: tuple[str, ...], command: str, say: TaskText | None = None) -> Method:
     """Builds the method that a command names.
 
     Args:

@@ -57,7 +57,7 @@ def evaluate_run(
             data = crew.rollout(o.episodes, o.seed, watch=watch)
         else:
             data = record_episodes(env, plays, o.episodes, save_path, o.seed, actor_name=by, watch=watch, workers=crew,
-                          fps=trained_rate(run))[:o.episodes]
+                                   fps=trained_rate(run))[:o.episodes]
         return evaluation_of(data, time.perf_counter() - began)
 
 

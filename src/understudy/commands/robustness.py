@@ -120,7 +120,7 @@ def main(args: list[str]) -> None:
             env.close()
         out.suggest(*_next_commands(o, climbs))
         out.print_json({"policy": o.run, "env": o.env, "episodes": o.episodes, "seed": o.seed,
-                    "shifts": robustness.sweeps_to_json(climbs)})
+                        "shifts": robustness.sweeps_to_json(climbs)})
 
 
 def _load_actor(o: RobustnessOptions, env: World) -> tuple[Actor, str]:
@@ -149,7 +149,7 @@ def _worker_setup(o: RobustnessOptions, name: str | None, severity: float) -> tu
 
 
 def _selected_shifts(o: RobustnessOptions, available: Mapping[str, shifts.Shift], actor: Actor,
-           build: Callable[[int], World]) -> list[shifts.Shift]:
+                     build: Callable[[int], World]) -> list[shifts.Shift]:
     """The shifts that the user asked for, each with its levels."""
     from ..core import UserError
 

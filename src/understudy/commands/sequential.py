@@ -59,7 +59,7 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
         out.print(f"If all is as it was seen here, {enough:,} episodes settle it four times in five.")
         asked = ("--threshold", o.threshold) if o.against is None else ("--against", o.against)
         out.suggest(command_line("eval", o.run, o.target, "--sequential", *asked, "--episodes", enough,
-                      *(("--seed", o.seed) if o.seed else ()), *trust_options(o.trust, o.target, *runs)))
+                                 *(("--seed", o.seed) if o.seed else ()), *trust_options(o.trust, o.target, *runs)))
     out.print_json(document)
 
 

@@ -64,7 +64,7 @@ def main(args: list[str]) -> None:
                 made = {"command": "split", "by": o.by, "part": name, "seed": o.seed,
                         "fractions": o.fractions and list(o.fractions)}
                 views.write_view(part / f"{name}.json", o.data, Select(tuple(numbers)), location=o.out / f"{name}.json",
-                            created_with={**made, **({} if o.by == "episode" else {"values": values})})
+                                 created_with={**made, **({} if o.by == "episode" else {"values": values})})
         for name, (numbers, values) in parts.items():
             listed = ", ".join(map(str, values[:5])) + ", ..." * (len(values) > 5)
             what = "" if o.by == "episode" else f", {o.by}: {listed}"
@@ -76,8 +76,8 @@ def main(args: list[str]) -> None:
         first = o.out / f"{next(iter(parts))}.json"
         out.suggest(command_line("inspect", first), command_line("view", "list", o.out))
         out.print_json({"parts": {name: {"view": f"{o.out / name}.json", "episodes": numbers, "values": values}
-                              for name, (numbers, values) in parts.items()},
-                    "findings": AuditReport(tuple(findings)).to_json()["findings"]})
+                                  for name, (numbers, values) in parts.items()},
+                        "findings": AuditReport(tuple(findings)).to_json()["findings"]})
 
 
 def _check_options(o: SplitOptions) -> None:

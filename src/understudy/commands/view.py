@@ -35,7 +35,7 @@ class ViewOptions:
     """
 
     subcommand: Annotated[Literal["make", "list", "show", "materialize"], Positional,
-                    arg(metavar="make|list|show|materialize")]
+                          arg(metavar="make|list|show|materialize")]
     """what to do"""
     path: Annotated[Path | None, Positional, arg(metavar="[DATA|DIR|VIEW]")] = None
     """the data (make), the folder (list; by default this one) or the view (show, materialize)"""

@@ -65,12 +65,12 @@ class MixtureSampler(BatchSampler):
         values = np.array(self.weights)
         if not self.samplers or len(self.samplers) != len(self.weights):
             raise UserError(f"a mixture needs one weight per sampler: there are {len(self.samplers)} samplers and "
-                              f"{len(self.weights)} weights", where="MixtureSampler",
-                              hint="give a weight for each sampler, such as (0.5, 0.5)")
+                            f"{len(self.weights)} weights", where="MixtureSampler",
+                            hint="give a weight for each sampler, such as (0.5, 0.5)")
         if not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
             raise UserError(f"the weights of a mixture must be finite, at least 0 and not all 0: they are "
-                              f"{list(self.weights)}", where="MixtureSampler",
-                              hint="give fractions such as 0.5 and 0.5")
+                            f"{list(self.weights)}", where="MixtureSampler",
+                            hint="give fractions such as 0.5 and 0.5")
         self._cumulative = np.cumsum(values) / values.sum()
 
     def rows_per_sampler(self, size: int, step: int) -> list[int]:

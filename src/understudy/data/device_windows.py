@@ -81,7 +81,7 @@ class DeviceWindows(Windows):
         if action.ndim != 3:
             action = action.reshape(*action.shape[:2], math.prod(action.shape[2:]))
         return numbers.replace(obs=seen(numbers.obs), action=action, extra=extra,
-                           next=None if numbers.next is None else seen(numbers.next))
+                               next=None if numbers.next is None else seen(numbers.next))
 
 
 def _memory_key(array: np.ndarray) -> tuple:

@@ -77,8 +77,8 @@ def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> 
     share = weights / weights.sum()
     metadata["path"] = " + ".join(dict.fromkeys(str(d.metadata["path"]) for d, _ in parts if d.metadata.get("path")))
     metadata["mix"] = [{"path": str(data.metadata.get("path", "")), "share": float(s),
-                     **({} if name is None else {"name": name})}
-                    for (data, _), s, name in zip(parts, share, names, strict=True)]
+                        **({} if name is None else {"name": name})}
+                       for (data, _), s, name in zip(parts, share, names, strict=True)]
     episodes = [e for i, ((data, _), name) in enumerate(zip(parts, names, strict=True))
                 for e in data.map(_MarkDataset(i, name))]
     return Dataset(episodes, metadata), MixtureWeights(tuple((share / steps).tolist()))

@@ -278,7 +278,7 @@ class Merge(Operation):
             said = {d.metadata.get(key) for d in every}
             metadata[key] = said.pop() if len(said) == 1 else None
         metadata["warnings"] = [f"{d.metadata.get('path', 'data set')}: {w}" for d in every
-                             for w in d.metadata.get("warnings", ())]
+                                for w in d.metadata.get("warnings", ())]
         return Dataset(joined, metadata)
 
 

@@ -163,8 +163,8 @@ def _shared_memory(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | N
     low = min(parts, key=_address)
     step = low.strides[0] if low.ndim else 0
     if step <= 0 or any(_base_array(p) is not _base_array(low) or p.strides != low.strides
-                                            or p.dtype != low.dtype or (_address(p) - _address(low)) % step
-                                            for p in parts):
+                        or p.dtype != low.dtype or (_address(p) - _address(low)) % step
+                        for p in parts):
         return None
     first = np.array([(_address(p) - _address(low)) // step for p in parts], np.int64)
     last = max(int(f) + len(p) for f, p in zip(first, parts, strict=True))

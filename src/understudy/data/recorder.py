@@ -203,7 +203,7 @@ class Recorder:
             values = self._validate(obs, {n: self.schema[n] for n in obs if n in self.schema}, "the last observation")
             self._put(b"L", journal.pack_last_row(self._written_schema, values))
         metadata = {**metadata, **({} if success is None else {"success": bool(success)}),
-                 **({} if self.clock is None else {"late": self._n_late}), "dropped": self._dropped}
+                    **({} if self.clock is None else {"late": self._n_late}), "dropped": self._dropped}
         number, steps, self._steps = self.count, self._steps, -1
         self.count, self._last_obs = self.count + 1, True
         self._put(b"F", [json.dumps({**metadata, "steps": steps}, default=_to_json_value).encode()], saved=number)
@@ -517,7 +517,7 @@ def publish(path: str | Path, *, stop_segment: str | None = None) -> PublishResu
                 told = "next.success" in read_info(path)["features"]
             header = next((s.header for s in found if s.header), {})
             write_json(folder / interrupted_recording.PUBLISHING_FILE, {"segments": [s.path.name for s in found],
-                                                         "total": there + len(taken)})
+                                                                        "total": there + len(taken)})
             lerobot.append(
                 path,
                 Dataset([_match_success_column(e.episode(), told) for e in taken], {"fps": header.get("fps")}),

@@ -116,7 +116,7 @@ class TaskText(RuntimeRelabel):
 
     def runtime_transform(self):
         return GivenColumn(self.into, "say the task: --task 'WORDS', or ObservationWrapper(actor, "
-                                      f"{{{self.into!r}: torch.tensor(TaskText({self.max_bytes}).encode('WORDS'))}})")
+                           f"{{{self.into!r}: torch.tensor(TaskText({self.max_bytes}).encode('WORDS'))}})")
 
 
 def task_texts(episode: Episode) -> np.ndarray:

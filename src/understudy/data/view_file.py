@@ -237,7 +237,7 @@ def _file_stamp(path: Path) -> str:
     Moving a folder changes neither of them.
     """
     return cache.json_digest([[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, file in _dataset_files(path)
-                         for s in [file.stat()]])
+                              for s in [file.stat()]])
 
 
 def _content_hash(path: Path) -> str:

@@ -38,7 +38,7 @@ def parent_state(view: View, parent: Parent) -> str:
 
 
 def write_view(path: str | Path, parents: str | Path | Sequence[str | Path], *operations: Operation,
-          created_with: Mapping[str, Any] | None = None, location: Path | None = None) -> View:
+               created_with: Mapping[str, Any] | None = None, location: Path | None = None) -> View:
     """Write a new view file.
 
     Nothing is written if an operation does not fit or if no episode is left.

@@ -69,9 +69,9 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
         policy.plan(*example)  # what tables hold is made now, and not by the exporter
         program = _export_program(policy, *example)
     metadata = {"format": FORMAT, "inputs": list(policy.inputs), "target": policy.config.target,
-             "features": {k: asdict(f) for k, f in policy.features.items()}, "window": config.dump(policy.window),
-             "head": config.dump(policy.config.head), "noise": list(policy.noise_shape),
-             "executor": config.dump(executor or RecedingHorizon(skip=max(0, -policy.window.action_offset)))}
+                "features": {k: asdict(f) for k, f in policy.features.items()}, "window": config.dump(policy.window),
+                "head": config.dump(policy.config.head), "noise": list(policy.noise_shape),
+                "executor": config.dump(executor or RecedingHorizon(skip=max(0, -policy.window.action_offset)))}
     program.model.metadata_props["understudy"] = json.dumps(metadata)
     partial = path.with_name(path.name + ".part")
     try:

@@ -49,7 +49,7 @@ class Arms(Toy):
         self.features = {"observation.state": named_vector(*STATE),
                          "action": named_vector("left.x", "left.y", "right.x", "right.y", unit="m/s")}
         self.metadata = {"env": "arms", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0,
-                      "success": f"the middle of the bar, held by both hands, within {RADIUS} m of the goal"}
+                         "success": f"the middle of the bar, held by both hands, within {RADIUS} m of the goal"}
         super().__init__(rows, limit)
 
     def initial_state(self, key):

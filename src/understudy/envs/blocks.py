@@ -57,7 +57,7 @@ class Blocks(MultimodalToy):
         self.features = {"observation.state": named_vector(*STATE, unit="m"), "simulator.state": named_vector("first"),
                          "action": named_vector("x", "y", unit="m/s")}
         self.metadata = {"env": "blocks", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0, "modes": MODES,
-                      "success": f"each block within {RADIUS} m of a target of its own"}
+                         "success": f"each block within {RADIUS} m of a target of its own"}
         super().__init__(rows, limit)
 
     def initial_state(self, key):

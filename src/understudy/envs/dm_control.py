@@ -38,7 +38,7 @@ def make(name: str, rows: int = 1, limit: int | None = None) -> DmControlVector:
     vec = gymnasium_adapter.vectorize(lambda: DMControlEnv(domain, task, limit), rows)
     first = vec.envs[0]
     return DmControlVector(vec, {"env": name, "version": f"dm_control {version('dm-control')}", "limit": first.limit,
-                       "fps": round(1 / first.env.control_timestep(), 6)})
+                                 "fps": round(1 / first.env.control_timestep(), 6)})
 
 
 class DMControlEnv(gymnasium.Env):

@@ -58,7 +58,7 @@ class Drive(Toy):
         self.features = {"observation.state": named_vector(*names), "simulator.state": named_vector(*HIDDEN),
                          "action": named_vector("throttle")}
         self.metadata = {"env": "drive", "version": 1, "fps": 5, "limit": limit, "optimum": 1.0,
-                      "success": "past the crossing while nobody was on it"}
+                         "success": "past the crossing while nobody was on it"}
         super().__init__(rows, limit)
 
     def initial_state(self, key):

@@ -37,7 +37,7 @@ class Fork(Toy):
             "action": named_vector("x", "y", unit="m/s"),
         }
         self.metadata = {"env": "fork", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0,
-                      "success": f"within {GOAL_RADIUS} m of the goal without having touched the pillar"}
+                         "success": f"within {GOAL_RADIUS} m of the goal without having touched the pillar"}
         super().__init__(rows, limit)
 
     def initial_state(self, key):

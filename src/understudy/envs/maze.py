@@ -58,7 +58,7 @@ class Maze(Toy):
                          "observation.environment_state": Feature("float32", (len(names),), names=names),
                          "action": named_vector("x", "y", unit="m/s")}
         self.metadata = {"env": "maze", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0,
-                      "success": f"within {RADIUS} m of the goal"}
+                         "success": f"within {RADIUS} m of the goal"}
         super().__init__(rows, limit)
 
     def initial_state(self, key):

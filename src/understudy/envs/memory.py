@@ -50,7 +50,7 @@ class MemoryCorridor(Toy):
             "action": named_vector("x", "y", unit="m/s"),
         }
         self.metadata = {"env": "memory", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0, "memoryless": 0.5,
-                      "success": f"within {GOAL} m of the end of the arm that the light pointed to"}
+                         "success": f"within {GOAL} m of the end of the arm that the light pointed to"}
         super().__init__(rows, limit)
 
     def initial_state(self, key):
@@ -98,7 +98,7 @@ class MemoryCorridor(Toy):
         light = float(self.state["cue"][row]) if self.state["left"][row] > 0 else 0.0
         lamp = [{"kind": "circle", "at": (float(self.length) / 2, 0.25 * light), "radius": 0.06, "role": "waypoint"}]
         return render_map(self.map(), [*(lamp if light else ()), {"kind": "circle", "at": (x, y), "radius": 0.04,
-                                                               "role": "agent"}])
+                                                                  "role": "agent"}])
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ class Particle(Toy):
             "action": Feature("float32", (dim,), names=axes),
         }
         self.metadata = {"env": "particle" if dim == 2 else f"particle:{dim}", "version": 1, "fps": 20, "limit": limit,
-                      "optimum": 1.0,
-                      "success": f"within {RADIUS} of the first goal, and after that within {RADIUS} of the second"}
+                         "optimum": 1.0,
+                         "success": f"within {RADIUS} of the first goal, and after that within {RADIUS} of the second"}
         super().__init__(rows, limit)
 
     def initial_state(self, key):

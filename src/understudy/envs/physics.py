@@ -18,7 +18,7 @@ UNWRAP_ATTRIBUTES = ("env", "point_env", "ant_env", "robot_env")  # where those 
 OPTIONS = ("timestep", "gravity", "wind", "density", "viscosity", "integrator", "cone", "solver", "iterations",
            "tolerance", "impratio", "disableflags", "enableflags")
 MODEL_FIELDS = ("body_mass", "body_inertia", "geom_friction", "dof_damping", "dof_armature", "dof_frictionloss",
-         "jnt_stiffness", "actuator_gear", "actuator_gainprm", "actuator_biasprm", "actuator_ctrlrange")
+                "jnt_stiffness", "actuator_gear", "actuator_gainprm", "actuator_biasprm", "actuator_ctrlrange")
 
 
 def simulator_version(env: Env) -> str | None:

@@ -58,7 +58,7 @@ class Push(Toy):
                 "observation.state": named_vector(*STATE[:2], unit="m"), "simulator.state": whole}
         self.features = {**(seen if images else {"observation.state": whole}), "action": action}
         self.metadata = {"env": "push-images" if images else "push", "version": 1, "fps": 10, "limit": limit,
-                      "optimum": 1.0, "success": f"the block's centre within {RADIUS} m of the goal"}
+                         "optimum": 1.0, "success": f"the block's centre within {RADIUS} m of the goal"}
         super().__init__(rows, limit)
 
     def initial_state(self, key):

@@ -34,7 +34,7 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
     vec = gymnasium_adapter.vectorize(lambda: ObservationColumns(gymnasium_adapter.build(name, **options)), rows)
     kitchen = name.startswith("FrankaKitchen")
     metadata = {**gymnasium_adapter.env_metadata(vec.envs[0], name),
-             "success": "all its tasks are done" if kitchen else "the goal is reached at any step"}
+                "success": "all its tasks are done" if kitchen else "the goal is reached at any step"}
     return RenderableGymVector(vec, metadata)
 
 

@@ -52,7 +52,7 @@ class Words(Toy):
             "observation.environment_state": named_vector(*(f"{i}.{name}" for i in range(THINGS) for name in each)),
             "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
         self.metadata = {"env": "words", "version": 1, "fps": 5, "limit": limit, "optimum": 1.0,
-                      "success": "on the thing that the mission names"}
+                         "success": "on the thing that the mission names"}
         super().__init__(rows, limit)
         del self.metadata["low"], self.metadata["high"]  # which are of numbers, and these are choices
 
@@ -77,7 +77,7 @@ class Words(Toy):
     def observe(self):
         s = self.state
         color, kind = (s["looks"][..., None] // len(KINDS) == range(len(COLOURS)),
-                        s["looks"][..., None] % len(KINDS) == range(len(KINDS)))
+                       s["looks"][..., None] % len(KINDS) == range(len(KINDS)))
         things = np.concatenate([s["things"], color, kind], 2).reshape(self.rows, -1)
         return {"observation.task": s["said"], "observation.state": s["at"].astype(np.float32),
                 "observation.environment_state": things.astype(np.float32)}
@@ -132,7 +132,7 @@ def _thing_name(look: int) -> str:
 
 
 _ENCODED_MISSIONS = {(m, s): np.frombuffer(text.format(_thing_name(m)).encode().ljust(LENGTH, b"\0"), np.uint8)
-         for m in range(len(COLOURS) * len(KINDS)) for s, text in enumerate(PHRASES)}
+                     for m in range(len(COLOURS) * len(KINDS)) for s, text in enumerate(PHRASES)}
 
 
 def parse_missions(said: np.ndarray) -> np.ndarray:

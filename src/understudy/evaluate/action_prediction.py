@@ -244,7 +244,7 @@ def evaluate_action_prediction(
 
     def over(name, rows, columns=slice(None), steps=slice(None)):
         return ErrorBreakdown(name, *(_root_mean(x[rows][:, steps][..., columns], mask[rows][:, steps], choices)
-                            for x in (square, spread)))
+                                      for x in (square, spread)))
 
     dimensions = tuple(
         over(_component_names(policy)[a], slice(None), slice(a, a + 1)) for a in range(policy.action_dim)

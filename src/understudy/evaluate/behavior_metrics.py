@@ -228,7 +228,7 @@ def measure_behavior(
         why.append("whether it passes for a demonstration: fewer than 10 episodes of each")
     apart = None if shown is None else distribution_distance(episodes, shown, view)
     return BehaviorMetrics(found, ways, alike, apart, latency, group_failures(episodes, env, near), tuple(why),
-                  int(episodes[0].metadata.get("seed", 0)), "episodes" if shown is None else "demonstrations")
+                           int(episodes[0].metadata.get("seed", 0)), "episodes" if shown is None else "demonstrations")
 
 
 def _episode_metrics(
@@ -242,7 +242,7 @@ def _episode_metrics(
         values, others = ([v for v in found if v is not None and math.isfinite(v)] for found in (mine, theirs))
         if values:
             out.append(BehaviorMetric(key, name, unit, better, stats.bootstrap_mean(values, level), len(values),
-                               stats.bootstrap_mean(others, level) if others else None))
+                                      stats.bootstrap_mean(others, level) if others else None))
 
     def each(value: Callable[[Episode], float | None], of: Iterable[Episode] = episodes):
         return map(value, of), map(value, some)
@@ -291,9 +291,9 @@ def _behavior_modes(episodes, demonstrations, repeated, env, view, level) -> Beh
     ways = max(ways, len(set(mine) | set(theirs or ()) | set(again or ())))
     starts = len({e.metadata["start"] for e in repeated}) if repeated is not None else 0
     return BehaviorModes(ways, source, dict(sorted(mine.items())), modes.mode_entropy(list(mine.values()), ways),
-                 dict(sorted(theirs.items())) if theirs else None,
-                 None if repeated is None else modes.conditional_entropy(repeated, way, ways, level), starts,
-                 len(repeated) // starts if starts else 0)
+                         dict(sorted(theirs.items())) if theirs else None,
+                         None if repeated is None else modes.conditional_entropy(repeated, way, ways, level), starts,
+                         len(repeated) // starts if starts else 0)
 
 
 def _describe_modes(m: BehaviorModes) -> str:

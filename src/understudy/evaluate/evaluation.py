@@ -239,7 +239,7 @@ def verdict(
 
 
 def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, str] = ("this checkpoint", "the other")
-            ) -> tuple[str, str, str]:
+                  ) -> tuple[str, str, str]:
     """The parts of `verdict`: the result, its certainty, and what it is about.
 
     Args:

@@ -107,7 +107,7 @@ def rank_intervals(
         raise ValueError(f"there are {len(apart)} policies, but estimates of shape {x.shape}")
     above, below = x[None] > x[:, None], x[None] < x[:, None]  # (i, j): j is above i
     return [RankInterval(*map(int, r)) for r in zip(1 + above.sum(1), 1 + (above & apart).sum(1),
-                                            len(x) - (below & apart).sum(1), strict=True)]
+                                                    len(x) - (below & apart).sum(1), strict=True)]
 
 
 def _check_symmetric(different) -> np.ndarray:

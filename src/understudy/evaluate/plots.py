@@ -514,7 +514,7 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
 
 
 def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, half_value: float = math.nan, *,
-          as_fraction: bool = True) -> Figure:
+                as_fraction: bool = True) -> Figure:
     """Figure of a value with its interval at each of several evenly spaced levels.
 
     Args:

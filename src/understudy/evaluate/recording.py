@@ -24,10 +24,10 @@ GROUP_SIZE = 64  # episodes per worker in one rollout: with fewer, rows are idle
 
 
 def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *, actor_name: str,
-           images: Literal["video", "png"] = "video",
-           watch: Callable[[int, Episode], None] = lambda n, e: None,
-           on_saved: Callable[[int], None] = lambda n: None, workers: WorkerPool | None = None,
-           fps: float | None = None) -> Dataset:
+                    images: Literal["video", "png"] = "video",
+                    watch: Callable[[int, Episode], None] = lambda n, e: None,
+                    on_saved: Callable[[int], None] = lambda n: None, workers: WorkerPool | None = None,
+                    fps: float | None = None) -> Dataset:
     """Records episodes 0 to episodes-1 of a seed into a data set.
 
     Existing episodes remain. The same call therefore continues after an interruption, and a larger number adds
@@ -70,7 +70,7 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
     def keep(number: int, episode: Episode) -> None:
         told = env.metadata.get("simulator")
         finished[number] = replace(episode, metadata={**episode.metadata, "by": actor_name, **_task_metadata(episode),
-                                                  **({"simulator": told} if told else {})})
+                                                      **({"simulator": told} if told else {})})
         put_down()
         watch(number, episode)
 

@@ -219,7 +219,7 @@ class Section:
 
 
 def write_page(path: Path | str, title: str, sections: Sequence[Section], *, verdict: Sequence[str] = (),
-         footer: str = "") -> Path:
+               footer: str = "") -> Path:
     """Write an HTML page that needs no other file.
 
     Args:
@@ -255,9 +255,9 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
 
 
 def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
-           training: Mapping[str, Lines] | None = None, data: Dataset | None = None,
-           behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
-           title: str | None = None) -> Path:
+                 training: Mapping[str, Lines] | None = None, data: Dataset | None = None,
+                 behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
+                 title: str | None = None) -> Path:
     """Write a page about one or two policies.
 
     Args:
@@ -569,11 +569,11 @@ def write_comparison_report(c: Comparison, path: Path | str, title: str | None =
         "Clopper–Pearson intervals; differences: Tango's score interval and the exact McNemar p" if success else
         "bootstrap intervals and a sign-flip test")
     return write_page(path, title or f"{len(c.names)} {'methods' if c.seeds > 1 else 'policies'} in {c.env}", sections,
-                verdict=c.verdict_parts(), footer=f"{c.metric.capitalize()}: {kind}; adjusted by Holm.")
+                      verdict=c.verdict_parts(), footer=f"{c.metric.capitalize()}: {kind}; adjusted by Holm.")
 
 
 def write_prediction_report(prediction: ActionPrediction, path: Path | str, title: str | None = None,
-                    commands: Sequence[tuple[str, str]] = ()) -> Path:
+                            commands: Sequence[tuple[str, str]] = ()) -> Path:
     """Write a page about a policy that was evaluated on recorded episodes.
 
     Args:
@@ -592,7 +592,7 @@ def write_prediction_report(prediction: ActionPrediction, path: Path | str, titl
     if commands:
         sections.append(Section("What to do next", (Commands(tuple(commands)),)))
     return write_page(path, title or f"Judged on recorded episodes of {Path(prediction.name).name}", sections,
-                verdict=(head, NOTE, text), footer="Intervals: bootstrap over episodes.")
+                      verdict=(head, NOTE, text), footer="Intervals: bootstrap over episodes.")
 
 
 def prediction_sections(prediction: ActionPrediction) -> list[Section]:

@@ -74,7 +74,7 @@ def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.me
 
 
 def aggregate_over_tasks(values: Sequence[Sequence[float]] | np.ndarray, statistic: Statistic = interquartile_mean,
-               level: float = LEVEL) -> Interval:
+                         level: float = LEVEL) -> Interval:
     """Interval of a statistic over several tasks.
 
     The stratified bootstrap draws runs within each task and keeps the tasks, so the result is about these tasks. With
@@ -114,7 +114,7 @@ class PerformanceProfile:
 
 
 def performance_profile(values: Sequence[Sequence[float]] | np.ndarray, thresholds: Sequence[float] | np.ndarray,
-            level: float = LEVEL) -> PerformanceProfile:
+                        level: float = LEVEL) -> PerformanceProfile:
     """The fraction of runs above each threshold: the whole distribution of values as one curve.
 
     A method whose curve is higher everywhere is better by any measure. The band is the stratified bootstrap of

@@ -231,8 +231,8 @@ def sweep_severities(
     every = [[base, *(run(shift, level) for level in shift.levels)] for shift in shifts]
     told = any(won is not None for rungs in every for rung in rungs for won, _ in rung)
     return [SeveritySweep(shift, (0.0, *map(float, shift.levels)),
-                  np.array([[bool(won) for won, _ in rung] for rung in rungs]) if told else None,
-                  np.array([[value for _, value in rung] for rung in rungs]))
+                          np.array([[bool(won) for won, _ in rung] for rung in rungs]) if told else None,
+                          np.array([[value for _, value in rung] for rung in rungs]))
             for shift, rungs in zip(shifts, every, strict=True)]
 
 
@@ -350,7 +350,7 @@ def hardest_episode(
         rollout(who, watched, 1, seed, first=number)
         frames = [watched.frames[i] for i in np.linspace(0, len(watched.frames) - 1, 4).round().astype(int)]
         return number, plots.film_strip([f for _, f in frames], [f"step {t}" for t, _ in frames],
-                                   f"{sweep.shift.description}, {sweep.severities[-1]:g} {sweep.shift.unit}")
+                                        f"{sweep.shift.description}, {sweep.severities[-1]:g} {sweep.shift.unit}")
     except UserError:  # this machine cannot render
         return None
     finally:
@@ -419,7 +419,7 @@ def _format_value(i: Interval, metric: str) -> str:
 
 
 def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, env: Env,
-           hardest_episodes: Mapping[str, tuple[int, plots.Figure]] | None = None) -> Path:
+                 hardest_episodes: Mapping[str, tuple[int, plots.Figure]] | None = None) -> Path:
     """Write a page with a curve of each shift.
 
     Args:

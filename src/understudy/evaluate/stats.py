@@ -188,7 +188,7 @@ def mcnemar(b: int, c: int) -> float:
 
 
 def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
-         weights: Sequence[float] | np.ndarray | None = None) -> Interval:
+                   weights: Sequence[float] | np.ndarray | None = None) -> Interval:
     """Interval of a mean of any distribution: bias-corrected and accelerated bootstrap, with its level adjusted for few
     values.
 
@@ -470,7 +470,7 @@ def _check_counts(k: float, n: float) -> None:
 
 
 def beta_posterior(successes: float, trials: float, level: float = LEVEL,
-              prior: tuple[float, float] = (0.5, 0.5)) -> Interval:
+                   prior: tuple[float, float] = (0.5, 0.5)) -> Interval:
     """Credible interval of a probability, with a beta prior.
 
     Args:

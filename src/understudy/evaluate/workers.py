@@ -46,11 +46,11 @@ EpisodeRange = tuple[int, int, int]  # first episode, how many, seed
 SHARES_PER_WORKER = 4
 CRASH_HINT = "the simulator crashes in it, or memory is full: fewer workers, or fewer rows each, take less"
 STARTUP_HINT = ("memory may be full: take fewer. In a script of your own, what starts workers stands under "
-             'if __name__ == "__main__": since every worker reads the script')
+                'if __name__ == "__main__": since every worker reads the script')
 
 
 def load_actor_and_env(run: Path | str, env: str, rows: int = 16, *, device: str = "cpu",
-            trust: tuple[str, ...] = ()) -> tuple[Actor, Env]:
+                       trust: tuple[str, ...] = ()) -> tuple[Actor, Env]:
     """Load the policy of a run and make an environment for it: a setup for workers.
 
     Args:

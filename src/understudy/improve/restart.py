@@ -34,7 +34,7 @@ def label_attempt(episode: Episode) -> Episode:
     """
     n = len(episode)
     return episode.replace({CLOCK: np.arange(n + 1, dtype=np.float32)[:, None],
-                        FAILS: np.full((n, 1), float(not episode.metadata["success"]), np.float32)})
+                            FAILS: np.full((n, 1), float(not episode.metadata["success"]), np.float32)})
 
 
 def elapsed_steps(obs: Mapping[str, Tensor]) -> Tensor:
@@ -268,5 +268,5 @@ def _forecast_at(said, success, above) -> RestartForecast:
     def mean(values, of):
         return float(values[of].mean()) if of.any() else 0.0
     return RestartForecast(float(success.mean()), mean(given_up, success), mean(given_up, ~success),
-                    mean(length, success & ~given_up), mean(length, ~success & ~given_up),
-                    mean(first, success & given_up), mean(first, ~success & given_up))
+                           mean(length, success & ~given_up), mean(length, ~success & ~given_up),
+                           mean(first, success & given_up), mean(first, ~success & given_up))

@@ -118,9 +118,9 @@ class GradientLearner(Learner):
             n_parts = -(-optimizer.accumulation_steps // self.processes.count)
             if self.config.batch_size < (total := n_parts * self.processes.count):
                 raise UserError(f"batch_size is {self.config.batch_size}, but each batch is split into {total} parts: "
-                                  f"accumulation_steps={optimizer.accumulation_steps}, "
-                                  f"{self.processes.count} processes", where=type(self.config).__name__,
-                                  hint="use a larger batch_size or smaller accumulation_steps")
+                                f"accumulation_steps={optimizer.accumulation_steps}, "
+                                f"{self.processes.count} processes", where=type(self.config).__name__,
+                                hint="use a larger batch_size or smaller accumulation_steps")
             state = optimizer.build(trained, self.steps, self.device)
         self._networks[name] = _Network(module, trained, state, n_parts)
         return module

@@ -131,7 +131,7 @@ class OptimizerState:
         self.order = [axes for axes in self.axes if len(axes) >= 2] + [axes for axes in self.axes if len(axes) < 2]
         groups = [{"params": g, "weight_decay": d} for g, d in ((matrices, optim.weight_decay), (rest, 0.0)) if g]
         self.adamw = torch.optim.AdamW(groups, optim.lr, optim.betas,
-                                      fused=device.type in ("cpu", "cuda", "mps")) if groups else None
+                                       fused=device.type in ("cpu", "cuda", "mps")) if groups else None
         count = sum(p.numel() for p in self.parameters)
         self.precision = automatic_precision(device, count) if optim.precision == "auto" else optim.precision
         self.scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")

@@ -176,7 +176,7 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
     if Path(name).exists():
         if options:
             raise ConfigError(f"{name} is a method already and takes no options", where="--" + next(iter(options)),
-                            hint="leave it out: any field can be set, such as --learner.steps 500")
+                              hint="leave it out: any field can be set, such as --learner.steps 500")
         from ..learn.method import Method
 
         return Method.load(name, trust)
@@ -259,7 +259,7 @@ def _check_needs(name: str, features: Schema | None) -> None:
     able = [n for n, m in METHODS.items() if any(NUMBERS_OR_CLASSES in need for need in m.reference.needs)]
     if name not in able:
         raise Unsupported("the actions are classes, but this method learns numbers", where=f"{name}, column 'action'",
-                        hint=f"{', '.join(able)} learn classes")
+                          hint=f"{', '.join(able)} learn classes")
 
 
 def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Method] | None:
@@ -339,9 +339,9 @@ def _build_method(function: Callable[..., Method], name: str, features: Schema |
         if key not in known or key == "features":
             near = difflib.get_close_matches(key, known, 1)
             raise ConfigError(f"{name} has no option {key!r}; it has {', '.join(k for k in known if k != 'features')}",
-                            hint=f"did you mean {near[0]!r}?" if near else "leave it out")
+                              hint=f"did you mean {near[0]!r}?" if near else "leave it out")
     method = function(**options, **({"features": features} if "features" in known else {}))
     if not isinstance(method, Method):
         raise ConfigError(f"the function returned {type(method).__name__} instead of a Method", where=name,
-                        hint="return understudy.Method(...) from it")
+                          hint="return understudy.Method(...) from it")
     return method

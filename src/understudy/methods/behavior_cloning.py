@@ -70,7 +70,7 @@ def gcbc(column: str = "observation.state") -> Method:
         column: The column whose later values are goals.
     """
     policy = PolicyConfig(Regression(), trunk=FeedForward((512, 512, 512), "gelu"), encoder=ConcatEncoder(),
-                    window=Window(goals=(Goal(column),)))
+                          window=Window(goals=(Goal(column),)))
     return Method(
         policy,
         learner=BehaviorCloning(

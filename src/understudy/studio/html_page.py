@@ -60,7 +60,7 @@ class _ShownColumn:
 
 
 def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | None = None, *, title: str | None = None,
-          progress: Progress | None = None) -> Path:
+                       progress: Progress | None = None) -> Path:
     """Writes the page of a data set. Reads every number once, and some camera frames.
 
     If an episode cannot be read, the page shows the reason in its place.

@@ -242,7 +242,7 @@ class FilterLikeYouTest(StepScore):
             slope = torch.autograd.grad((share * losses(theta, x[at], y[at])).sum(), list(theta.values()),
                                         create_graph=True)
             after = {k: (v - self.lr * g).detach().requires_grad_() for (k, v), g in zip(theta.items(), slope,
-                                                                                     strict=True)}
+                                                                                         strict=True)}
             some = torch.randint(len(tx), (self.batch_size,), generator=rng)
             found = torch.autograd.grad(losses(after, tx[some], ty[some]).mean(), list(after.values()))
             signal = self.downstream_signal(dict(zip(after, found, strict=True)), n)

@@ -17,7 +17,7 @@ from .step_table import StepTable, principal_components
 
 
 def nearest_neighbors(points: np.ndarray, episode: np.ndarray, count: int, candidates: np.ndarray
-            ) -> tuple[np.ndarray, np.ndarray]:
+                      ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the nearest candidates from other episodes.
 
     Args:

@@ -112,7 +112,7 @@ def propose_mapping(recordings: list[MessageLog]) -> tuple[TopicMapping, list[st
                 message = next((m for _, _, m in log.messages([name])), None)
                 stamps = np.sort(_RecordingScan.from_log(log, [name]).stamps[name]) / 1e9
             topics[name] = maps.TopicSummary(name, type, count, stamps, message, streams.is_image(type),
-                                      log.undecoded.get(name, ""))
+                                             log.undecoded.get(name, ""))
     records = {n: {k: v for k, v in r.items() if all(k in log.metadata.get(n, ()) for log in recordings)}
                for log in recordings[:1] for n, r in log.metadata.items()}
     mapping, left = maps.propose_mapping(list(topics.values()), records)
@@ -140,19 +140,19 @@ class _RecordingScan:
 
     @staticmethod
     def from_log(log: MessageLog, topics: list[str], columns: Mapping[str, ColumnMapping] | None = None,
-           schema: Mapping[str, Feature] | None = None, by: str = "header",
-           paths: Mapping[str, tuple[str, ...]] | None = None) -> _RecordingScan:
+                 schema: Mapping[str, Feature] | None = None, by: str = "header",
+                 paths: Mapping[str, tuple[str, ...]] | None = None) -> _RecordingScan:
         """Reads the recording once, or its entry in the cache. Raises MappingMismatch."""
         columns, schema, paths = columns or {}, schema or {}, paths or {}
         columns = {n: c for n, c in columns.items() if c.topic in topics and schema[n].kind != "image"}
         topics = sorted(t for t in topics if log.counts.get(t))
         key = cache.json_digest("bags", 2, log.key, topics, by, {n: c.to_json() for n, c in columns.items()},
-                           {n: [f.dtype, f.shape] for n, f in schema.items()}, paths)
+                                {n: [f.dtype, f.shape] for n, f in schema.items()}, paths)
         size = sum(17 * log.counts[t] for t in topics) + sum(
             log.counts.get(c.topic, 0) * (schema[n].size * 8 if schema[n].kind != "string" else 256)
             for n, c in columns.items()) + 8
         found = cache.memmap_arrays(key, size, lambda part: _build(log, topics, columns, schema, by, paths, part),
-                             str(log.path))
+                                    str(log.path))
         kinds = {k: {n.partition("/")[2]: a for n, a in found.items() if n.startswith(f"{k}/")}
                  for k in ("time", "stamp", "begin", "value")}
         return _RecordingScan(kinds["time"], kinds["stamp"], kinds["begin"], kinds["value"])
@@ -387,7 +387,7 @@ class BagSource(ColumnSource):
         kept = np.concatenate([rows for rows, _ in episodes]) if episodes else np.empty(0, np.int64)
         first = np.cumsum([0, *(len(rows) for rows, _ in episodes)])
         joined = _AlignedRecording(log, scan, ticks[kept], {n: i[kept] for n, i in below.items()},
-                         {n: i[kept] for n, i in above.items()})
+                                   {n: i[kept] for n, i in above.items()})
         return joined, [(int(f), len(rows) - more, more) for f, (rows, more) in zip(first, episodes, strict=False)]
 
     def _note_times(self, log, topic, stamps, scan) -> None:
@@ -396,12 +396,12 @@ class BagSource(ColumnSource):
         back = int((np.diff(stamps) < 0).sum())
         if back:
             self.warnings.append(f"{log.path.name}: {back} messages of {topic} are stamped before the one that they "
-                                  "follow; they are put in order")
+                                 "follow; they are put in order")
         apart = float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
         if abs(apart) > _MAX_CLOCK_DIFFERENCE:
             self.warnings.append(f"{log.path.name}: the header stamps of {topic} are {abs(apart):.3g} s "
-                                  f"{'after' if apart > 0 else 'before'} the times logged; \"stamp\": \"log\" in the "
-                                  "mapping joins by those")
+                                 f"{'after' if apart > 0 else 'before'} the times logged; \"stamp\": \"log\" in the "
+                                 "mapping joins by those")
 
     def _ticks(self, stamps: Mapping[str, np.ndarray]) -> np.ndarray:
         if self.mapping.clock is not None:
@@ -429,7 +429,7 @@ class BagSource(ColumnSource):
             return
         if not len(rows):
             self.warnings.append(f"{name}: no row has all columns" + (f"; missing: {missing(0, len(ticks))}"
-                                                                       if len(ticks) else ", since it has no messages"))
+                                                                      if len(ticks) else ", since it has no messages"))
             return
         gap, apart = round(self.mapping.max_gap * 1e9), np.diff(ticks[rows])
         ends = (apart > gap) | (np.diff(mark[rows]) > 0)
@@ -443,7 +443,7 @@ class BagSource(ColumnSource):
             self.warnings.append(f"{name}: {len(holes) - _MAX_LISTED} more such gaps")
         if rows[0] > 0:
             self.warnings.append(f"{name}: {rows[0]} ticks before the first whole row are left out "
-                                  f"({missing(0, rows[0])})")
+                                 f"({missing(0, rows[0])})")
         observed = any(role(n) == "observation" for n in there)
         for stretch in np.split(rows, np.flatnonzero(ends) + 1):
             end = int(stretch[-1]) + 1
@@ -451,7 +451,7 @@ class BagSource(ColumnSource):
                         and ticks[end] - ticks[end - 1] <= gap and mark[end] == mark[end - 1])
             if end > rows[-1] and (left := len(ticks) - end - more):
                 self.warnings.append(f"{name}: {left} ticks after the last whole row are left out "
-                                      f"({missing(end + more, len(ticks))})")
+                                     f"({missing(end + more, len(ticks))})")
             yield np.append(stretch, end) if more else stretch, more
 
     def _fps(self) -> float | None:

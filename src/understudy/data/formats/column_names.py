@@ -12,7 +12,7 @@ from ..episode import Episode
 
 FLAG_COLUMNS = ("next.terminated", "next.truncated", "next.success")  # each step has them or has them not
 OUTCOME_COLUMNS = {"reward": "next.reward", "rewards": "next.reward", "terminated": "next.terminated",
-            "truncated": "next.truncated", "success": "next.success"}
+                   "truncated": "next.truncated", "success": "next.success"}
 _OURS = {"state": "observation.state", "states": "observation.state", "observation": "observation.state",
          "observations": "observation.state", "obs": "observation.state", "action": "action", "actions": "action",
          "task": "task", "language_instruction": "task", "timestamp": "timestamp", **OUTCOME_COLUMNS}

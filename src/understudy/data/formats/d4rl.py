@@ -57,7 +57,7 @@ class D4rlSource(ChunkedSource):
                 self._check_next_observations(arrays, steps, warnings)
             self.schema = hdf5.restore_column_order(self.schema, file)
         self.metadata = metadata("d4rl", path, warnings, fps=self._episode_metadata.pop("fps", None),
-                              robot_type=self._episode_metadata.pop("robot_type", None))
+                                 robot_type=self._episode_metadata.pop("robot_type", None))
         self._episode_metadata |= {"metadata": told} if told else {}
 
     def _metadata(self, arrays, warnings) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class FolderSource(MemmapSource):
         if len(set(numbers)) == len(numbers) and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
             gap = next(i for i, n in enumerate(numbers) if n != numbers[0] + i)
             self.metadata["warnings"].append(f"{self.files[gap].name} follows {self.files[gap - 1].name}: "
-                                          f"is a file missing between them?")
+                                             f"is a file missing between them?")
 
     def _alike(self, found, alike):
         """The columns, which must be those of the first file in all of them."""

@@ -81,7 +81,7 @@ class InterruptedRecordingSource(ColumnSource):
             first, *others = self._journal_episodes
             self.schema = {n: f for n, f in first.schema.items() if all(n in e.schema for e in others)}
         self.key = cache.json_digest(files.key, [(str(s.path), s.path.stat().st_size if s.path.exists() else 0)
-                                            for s in segments])
+                                                 for s in segments])
         self.metadata = {**files.metadata, "warnings": [*files.metadata["warnings"], self._warning(segments)]}
 
     def _warning(self, segments) -> str:

@@ -85,7 +85,7 @@ class LeRobotSource(MemmapSource):
         self._check_files()
         self.schema, self._stored = self._features()
         self.metadata = metadata("lerobot", path, self._warnings, version, self._extra_metadata.get("fps", info["fps"]),
-                              info.get("robot_type"))
+                                 info.get("robot_type"))
 
     @cached_property
     def _file_names(self) -> list[str]:

@@ -178,7 +178,7 @@ class RobomimicSource(ChunkedSource):
             parts.append(files.read_rows(self.path, f"{at}/{key}", first, min(stop, steps), where, lies.get(key)))
         if stop > steps:
             parts.append(files.read_rows(self.path, f"{at}/next_{key}", steps - 1, steps, f"{where} (next_obs)",
-                                      lies.get(f"next_{key}")))
+                                         lies.get(f"next_{key}")))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def episode_metadata(self, episode):

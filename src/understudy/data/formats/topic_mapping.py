@@ -125,7 +125,7 @@ def read_mapping(source: str | Path | Mapping[str, Any]) -> TopicMapping:
     if stamp not in ("header", "log"):
         raise UserError(f"it must be header or log, not {_shown(stamp)}", where=f"{where}, stamp", hint=_DO)
     return TopicMapping(columns, _text(clock, "topic", f"{where}, clock"), _positive(clock, "fps", f"{where}, clock"),
-               _positive(said, "gap", where) or 1.0, stamp, _text(episodes, "topic", f"{where}, episodes"))
+                        _positive(said, "gap", where) or 1.0, stamp, _text(episodes, "topic", f"{where}, episodes"))
 
 
 def _column(name: str, said, where: str) -> ColumnMapping:

@@ -66,7 +66,7 @@ class DemonstrationIndex:
         if view.n_components > MAX_COMPONENTS:
             axes = np.linalg.eigh(states.T @ states)[1][:, ::-1][:, :MAX_COMPONENTS]
         return DemonstrationIndex(view, cKDTree(states @ axes), axes, np.concatenate(actions)[at] if actions else None,
-                            whose[at], min(view.n_components, axes.shape[1]))
+                                  whose[at], min(view.n_components, axes.shape[1]))
 
     def distances(self, episode: Episode, count: int = 10, exclude: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Distances of every step of an episode from the demonstrations.

@@ -218,7 +218,7 @@ class RepeatedStartsEnv(Env):
 
 
 def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, seed: int = 0, *,
-             watch: Callable[[int, Episode], None] = lambda n, e: None) -> Dataset:
+                            watch: Callable[[int, Episode], None] = lambda n, e: None) -> Dataset:
     """Roll each of the first episodes of a seed out several times.
 
     A policy without randomness does the same every time.

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -230,3 +232,31 @@ def test_physics_decides_the_digest():
     assert simulator_version(env) == told
     model.geom_friction[1, 0] *= 1.01
     assert simulator_version(env) != told
+
+
+# -- experts of single environments -----------------------------------------------------------------------------------
+
+
+def test_an_expert_of_single_environments_acts_in_all_rows():
+    from understudy.envs import gymnasium_adapter
+    from understudy.envs.external import ExpertVector
+
+    class Balanced(gymnasium.Wrapper):
+        """Pushes towards the side that the pole falls to."""
+
+        def expert_action(self):
+            return int(self.unwrapped.state[2] + 0.3 * self.unwrapped.state[3] > 0)
+    vec = gymnasium_adapter.vectorize(lambda: Balanced(gymnasium_adapter.build("CartPole-v1")), 3)
+    env = ExpertVector(vec, gymnasium_adapter.env_metadata(vec.envs[0], "CartPole-v1"))
+    lengths = [len(e) for e in rollout(env.expert(), env, 3)]
+    assert min(lengths) > 100  # random actions last for about 20 steps
+
+
+def test_environments_with_an_expert_say_what_it_does():
+    """Simulators that are not installed here cannot be asked."""
+    root = Path(envs.__file__).parent
+    users = [path for path in root.glob("*.py") if "ExpertVector" in path.read_text() and path.stem != "external"]
+    assert {path.stem for path in users} >= {"ogbench", "minigrid", "highway"}
+    for path in users:
+        assert "def expert_action(self)" in path.read_text(), f"{path.name} has no expert_action"
+        assert "def advice" not in path.read_text()

@@ -1,97 +1,138 @@
-"""Row 158: does averaging the actions of overlapping chunks make motion smoother, and at what price?"""
+"""Row 158: does averaging the actions of overlapping chunks help to succeed?"""
 
-from dataclasses import replace
-from math import log
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from ..data.episode import Dataset
 from ..data.window import Window
+from ..envs import make
+from ..evaluate.rollout import rollout
+from ..execute.actor import Actor, PolicyActor
 from ..execute.base import Executor
 from ..execute.chunking import RecedingHorizon
+from ..execute.planners import FixedBatch
 from ..execute.temporal_ensemble import TemporalEnsemble
 from ..heads.cvae import CVAE
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method
 from ..learn.optimizer import OptimizerConfig
-from ..nets.transformer import Transformer
+from ..nets.mlp import MLP
 from ..policy import PolicyConfig
 from .base import (
-    AllOf,
     Arm,
     Claim,
     ClaimPart,
-    EquivalentTo,
+    DemonstrationSource,
     Experiment,
     ExpertDemonstrations,
     GreaterThan,
     NegativeControl,
 )
-from .measures import closed_loop
+from .curation import cached_load
+from .measures import ROWS, log_jerk, train_policy
 
-HORIZON = 8
+HORIZON = 20  # steps of 0.1 s: 2 s as in the paper, which has 100 steps of 0.02 s
+PERIOD, SPEED = 0.1, 0.5  # s, m/s: of arms
+
+
+@dataclass(frozen=True)
+class TargetDemonstrations(DemonstrationSource):
+    """Demonstrations of arms whose actions are the positions where the hands are to be next, as in ALOHA."""
+
+    episodes: int
+
+    @cached_load
+    def load(self, seed):
+        data = ExpertDemonstrations("arms", self.episodes).load(seed)
+        return Dataset([e.replace({"action": _targets(e.steps)}) for e in data], data.metadata)
+
+
+def _targets(steps):
+    velocity = np.clip(steps["action"], -SPEED, SPEED)
+    hands = steps["observation.state"][: len(velocity), :4]
+    return (hands + PERIOD * velocity).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class TargetTracker(Actor):
+    """Moves the hands towards the positions that `actor` asks for."""
+
+    actor: Actor
+
+    def start(self, obs, key):
+        return self.actor.start(obs, key)
+
+    def act(self, obs, state):
+        target, state = self.actor.act(obs, state)
+        return (target - obs["observation.state"][:, :4]) / PERIOD, state
+
+
+def tracked(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict[str, list[float]]:
+    """"success" and "log_jerk" of the hands' velocities."""
+    policy = train_policy(experiment, method, data, seed)
+    actor = TargetTracker(PolicyActor(FixedBatch(policy, ROWS), method.executor))
+    ran = rollout(actor, make(experiment.env, rows=min(ROWS, episodes)), episodes, seed=starts)
+    return {"success": [float(e.metadata["success"]) for e in ran], "log_jerk": [log_jerk(e) for e in ran]}
 
 
 def make_arm(name: str, executor: Executor) -> Arm:
-    """The same policy, run in three ways. With beta of 10, ACT's, or a tenth of it."""
-    def option(beta):
-        recipe = PolicyConfig(CVAE(beta=beta), trunk=Transformer(width=64, depth=1, heads=4),
-                        window=Window(n_obs_steps=1, horizon=HORIZON))
-        return Method(recipe, executor, BehaviorCloning(steps=3000, batch_size=64, optimizer=OptimizerConfig(lr=1e-3)))
-    return Arm(name, (option(10.0), option(1.0)))
+    """One policy for all arms, with ACT's beta. They differ in the executor alone, so each seed is trained once."""
+    policy = PolicyConfig(CVAE(latent_dim=8, beta=10.0), trunk=MLP(width=64, depth=1),
+                          window=Window(n_obs_steps=1, horizon=HORIZON))
+    learner = BehaviorCloning(steps=1000, optimizer=OptimizerConfig(lr=3e-3))
+    return Arm(name, (Method(policy, executor, learner),))
 
 
-def newest_chunk_only(experiment: Experiment) -> Experiment:
-    spoiled = TemporalEnsemble(decay=-20.0)
-    return replace(experiment, arms=tuple(
-        replace(a, options=tuple(replace(o, executor=spoiled) for o in a.options)) if a.name == "ensemble" else a
-        for a in experiment.arms))
+def without_average(experiment: Experiment) -> Experiment:
+    newest = make_arm("ensemble", RecedingHorizon(1))
+    return replace(experiment, arms=tuple(newest if a.name == "ensemble" else a for a in experiment.arms))
 
 
-PUSH = Experiment(
-    ExpertDemonstrations("push", 200, resample=False),
-    "push",
+BIMANUAL = Experiment(
+    TargetDemonstrations(50),
+    "arms",
     (
         make_arm("chunks", RecedingHorizon(HORIZON)),
+        make_arm("ensemble", TemporalEnsemble(0.01)),
         make_arm("each step", RecedingHorizon(1)),
-        make_arm("ensemble", TemporalEnsemble()),
     ),
-    closed_loop,
-    seeds=(200, 201, 202, 203, 204),
-    tuning_seeds=(901,),
+    tracked,
+    seeds=tuple(range(300, 320)),
+    episodes=500,
+    starts_seed=300,
+    looks=((5, 0.01), (10, 0.015), (20, 0.025)),
+    sanity=(("chunks", "success", 0.3),),
 )
-MIN_REDUCTION = -log(0.8)  # by more than 20 %
+FIRST_SEEDS = replace(BIMANUAL, seeds=BIMANUAL.seeds[:5], looks=())  # the same cells
 
 CLAIM = Claim(
     name="act-ensembling",
     rows=("158",),
     paper="Zhao et al. 2023, Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware, arXiv 2304.13705",
-    statement="To improve smoothness and avoid discrete switching between executing and observing, we query the policy "
-    "at every timestep.",
-    setup="push: 200 scripted demonstrations; ACT in the small (CVAE, transformer of width 64, chunks of 8), the same "
-    "weights are run in three ways: chunk after chunk, planned again at each step with only the newest chunk "
-    "used, and with temporal ensembling (m = 0.01). Ensembling lowers the mean squared third difference of the "
-    "actions by more than 20 %, against both. Success is reported too.",
+    statement="In practice, we find both action chunking and temporal ensembling to be important for the success of "
+    "ACT, which produces precise and smooth motion.",
+    setup="arms: two hands carry a bar, which they drop if their distance is off by 3 cm. 50 scripted demonstrations, "
+    "whose actions are the positions where the hands are to be next, as in ALOHA. The paper's ablation decides what "
+    "temporal ensembling adds: the same weights act with an ensemble (m = 0.01) and chunk after chunk, and the "
+    "ensemble succeeds more often. Every arm has beta = 10. Success with the newest chunk of each step alone and jerk "
+    "are reported too. The half of the statement about action chunking is not tested. The statement is quoted, and "
+    "the paper's gain of 3.3 points stated, from memory: neither was checked in the paper's text. The smallest effect "
+    "is the usual 0.05, so a gain as small as the paper's counts as negligible. Differences from the paper: scripted "
+    "demonstrations, states in place of images, an MLP of 64 x 1 blocks in place of the transformer, chunks of 20 "
+    "steps of 0.1 s in place of 100 of 0.02 s with the same m per step, so that old chunks weigh less relative to new "
+    "ones, and 1,000 updates.",
     parts=(
-        ClaimPart(
-            "smoother",
-            PUSH,
-            AllOf(
-                (
-                    GreaterThan("log_jerk", "chunks", "ensemble", MIN_REDUCTION),
-                    GreaterThan("log_jerk", "each step", "ensemble", MIN_REDUCTION),
-                )
-            ),
-        ),
-        ClaimPart(
-            "as successful as chunks", PUSH, EquivalentTo("success", "ensemble", "chunks", 0.05), is_decisive=False
-        ),
-        ClaimPart(
-            "as successful as each step",
-            PUSH,
-            EquivalentTo("success", "ensemble", "each step", 0.05),
-            is_decisive=False,
-        ),
+        ClaimPart("over chunks", BIMANUAL, GreaterThan("success", "ensemble", "chunks")),
+        ClaimPart("over the newest chunk", FIRST_SEEDS, GreaterThan("success", "ensemble", "each step"),
+                  is_decisive=False),
+        ClaimPart("smoother than chunks", FIRST_SEEDS, GreaterThan("log_jerk", "chunks", "ensemble"),
+                  is_decisive=False),
     ),
     negative_control=NegativeControl(
-        "the ensemble's weights all on the newest chunk", newest_chunk_only, "smoother",
-        removes=(GreaterThan("log_jerk", "each step", "ensemble", MIN_REDUCTION),),
+        "the policy is still queried at each step, but only its newest chunk is used", without_average, "over chunks"
     ),
+    revision="Success decides in place of jerk, which an average lowers by construction. All arms have the same "
+    "weights and beta, and differ in execution alone. New task with two hands and target positions, new "
+    "demonstrations for each seed, seeds and starts, and a smaller network.",
 )

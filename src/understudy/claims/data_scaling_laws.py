@@ -115,7 +115,11 @@ CLAIM = Claim(
     "With 512 demonstrations, 128 mazes teach more than 8; and in 128 mazes twice the demonstrations change "
     "success by less than 0.1. A maze is counted by its number, but mazes of 3 x 3 cells are few: 128 numbers "
     "have about 105 different layouts, and 512 about 270. So the slope is that over numbers of drawn mazes, and the "
-    "number of different environments grows more slowly.",
+    "number of different environments grows more slowly. The rule about the prediction does not isolate the number "
+    "of mazes: a power law also predicts better where all demonstrations are of the same 8. The control, which must "
+    "remove both rules, is therefore inconclusive. With 4 demonstrations each, mazes are short of demonstrations: "
+    "twice as many help by about 0.1. The paper recommends about 50 for each environment, scores stages of real tasks "
+    "seen by cameras, and reports the correlation of its law, which is near -1 for almost anything that falls.",
     parts=(
         ClaimPart("power law", LAW, AllOf((BelowBound("exponent", "mazes", -0.1), BelowBound("excess", "mazes", 0.0)))),
         ClaimPart("diversity", SPREAD, GreaterThan("success", "128 mazes", "8 mazes")),
@@ -123,6 +127,6 @@ CLAIM = Claim(
     ),
     negative_control=NegativeControl(
         "as many demonstrations more, of the same 8 mazes", same_mazes, "power law",
-        removes=(BelowBound("exponent", "mazes", -0.1),),
+        removes=(BelowBound("exponent", "mazes", -0.1), BelowBound("excess", "mazes", 0.0)),
     ),
 )

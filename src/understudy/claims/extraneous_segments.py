@@ -101,7 +101,11 @@ CLAIM = Claim(
     "circle of 8 steps driven at its own time. Embeddings are learnt from state and direction of action, and no "
     "demonstration is known to be clean. Cloning (an MLP of 64 x 1 blocks, 500 updates) on the steps that align "
     "succeeds more often than on all and than on a random subset of the same size, and at most 0.1 less or more "
-    "often than on the steps that are truly not extraneous. How well the circles are found is reported too.",
+    "often than on the steps that are truly not extraneous. How well the circles are found is reported too. The paper "
+    "has pictures. Its code trains embeddings ten times as long, and takes one demonstration as clean and learns "
+    "from all of it. Training seeds differ much here: on the aligned steps 3 of 18 always fail and 8 always succeed. "
+    "So 18 seeds measure a difference to about 0.2, and cannot find one of less than 0.05. The comparison with the "
+    "true steps is therefore undecided, and the control inconclusive.",
     parts=(
         ClaimPart(
             "fork",

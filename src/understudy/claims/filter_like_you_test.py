@@ -77,7 +77,10 @@ CLAIM = Claim(
     "weight for each demonstration, which follows the gradient of the loss on 8 clean demonstrations through one "
     "update of a small regression; 36 draws with a soft cap choose what is learned from. The weights tell clean "
     "from corrupted (area under the curve above 0.8), and cloning what was drawn (an MLP of 64 x 1 blocks, 500 "
-    "updates, within 25 steps) succeeds more often than cloning all, and than a random subset of the same size.",
+    "updates, within 25 steps) succeeds more often than cloning all, and than a random subset of the same size. Known "
+    "weaknesses: passing on either side counts as success, so any coherent part of the pool helps, and the gain "
+    "survives the negative control. There is one free weight for each demonstration, and no scoring model as in the "
+    "paper. The record therefore neither supports nor refutes the statement.",
     parts=(
         ClaimPart(
             "fork",

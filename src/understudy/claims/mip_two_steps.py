@@ -1,4 +1,4 @@
-"""Row 264: are two regressions as good as a flow, and does the noise make the difference?"""
+"""Row 264: are two regressions as good as a flow? A counter-check, on a task that needs two modes."""
 
 from dataclasses import dataclass, replace
 
@@ -75,7 +75,7 @@ STRIPES = Experiment(
     seeds=(300, 301, 302, 303, 304),
     episodes=500,
     starts_seed=300,
-    sanity=(("flow", "success", 0.5),),
+    sanity=(("flow", "success", 0.5), ("regression", "success", 0.2)),
 )
 MATCHES = GreaterThan("success", "two-step", "flow", -0.1)
 OVER_REGRESSION = GreaterThan("success", "two-step", "regression")
@@ -89,15 +89,18 @@ CLAIM = Claim(
     "supervised during training and this supervision is paired with a suitable level of stochasticity. As a "
     "validation of our findings, we show that a minimum iterative policy (MIP), a lightweight two-step "
     "regression-based policy, essentially matches the performance of flow GCPs.",
-    setup="fork: 50 scripted demonstrations. The start decides the way: starts lie in stripes of 15 mm, which pass the "
-    "pillar on the left and on the right in turn. Each start has one way to act, but regression cannot resolve the "
-    "stripes, so flow matching has an advantage to explain. The paper's ablation decides. The two-step policy, with "
-    "the loss balance, time and targets of the authors' code, succeeds more often than regression, more often than "
-    "two steps trained without noise, and at most 0.1 less often than flow matching in 9 steps from noise. All arms "
-    "have the same network (an MLP of 64 x 1 blocks that also reads a chunk and a time), learning rate, 1,000 "
-    "updates of 256 windows, and chunks of 16 steps of which 8 are executed. Flow matching must succeed in half of "
-    "the starts. Differences from the paper: one task with states of two numbers, a small network, and less than a "
-    "hundredth of its updates. In the paper the advantage of flow matching appears on tasks that need precision.",
+    setup="A counter-check, outside the setting of the paper. fork: 50 scripted demonstrations. The start decides the "
+    "way: starts lie in stripes of 15 mm, which pass the pillar on the left and on the right in turn. No network here "
+    "resolves the stripes, and windows after the first steps do not contain the start, so to the policies the data "
+    "have two modes. Flow matching succeeds because it samples one of two ways: success does not ask for the side. In "
+    "the paper the advantage of flow matching appears on tasks of one mode that need precision. Three arms of the "
+    "paper's ablation decide. The two-step policy, with the loss balance, time and targets of the authors' code, "
+    "succeeds more often than regression, more often than two steps trained without noise, and at most 0.1 less often "
+    "than flow matching in 9 steps from noise. All arms have the same network (an MLP of 64 x 1 blocks that also reads "
+    "a chunk and a time), learning rate, 1,000 updates of 256 windows, and chunks of 16 steps of which 8 are executed. "
+    "Flow matching must succeed in half of the starts, and regression in a fifth: otherwise the comparison is between "
+    "policies that do not work. Differences from the paper: one task with states of two numbers, a small network, and "
+    "less than a hundredth of its updates.",
     parts=(
         ClaimPart("ablation", STRIPES, AllOf((OVER_REGRESSION, OVER_NO_NOISE, MATCHES))),
         ClaimPart("flow over regression", STRIPES, GreaterThan("success", "flow", "regression"), is_decisive=False),

@@ -52,8 +52,10 @@ class IsolatedNumpyRandom(gymnasium.Wrapper):
 
 
 class ExpertVector(RenderableGymVector, HasExpert):
-    """Single environments that have a method `advice() -> action`: what an expert does now that sees the simulator
-    itself. Asked twice, it says the same."""
+    """Rows of single environments that have an expert: a method `expert_action() -> action`.
+
+    The expert sees the simulator itself. Asked twice, it gives the same action.
+    """
 
     def expert(self):
         return AdviceActor(self)
@@ -78,6 +80,6 @@ class AdviceActor(Actor):
         if (rows := len(next(iter(obs.values())))) != self.env.rows:
             raise UserError(f"needs all {self.env.rows} rows of its environment, but got {rows}",
                             where=f"the expert of {self.env.metadata['env']}", hint="ask it for all rows at once")
-        action = np.stack([np.asarray(single.advice()).reshape(-1) for single in self.env.vec.envs])
+        action = np.stack([np.asarray(single.expert_action()).reshape(-1) for single in self.env.vec.envs])
         whole = self.env.features["action"].kind == "discrete"
         return torch.from_numpy(action.astype(np.int64 if whole else np.float32)), state

@@ -95,7 +95,7 @@ class PointMaze(GoalEnv):
         self.goal = goal
         self.unwrapped.set_goal(goal_xy=goal)
 
-    def advice(self):
+    def expert_action(self):
         """Straight to the next cell of a shortest way, as where OGBench's own data come from, without its noise; and
         in the goal's cell to the goal."""
         maze = self.unwrapped

@@ -78,8 +78,7 @@ class Shifted(Env):
 
     Attributes:
         name: Name of the shift.
-        max_severity: Largest severity.
-        is_integer: Whether the severity is a whole number.
+        max_severity: Largest severity. If `is_integer`, severities are whole numbers.
 
     Raises:
         UserError: If the severity is out of range.

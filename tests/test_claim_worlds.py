@@ -201,7 +201,25 @@ def test_arms_of_an_errand_have_as_many_steps_and_shuffling_keeps_their_number()
                for e, s in zip(data, shuffled, strict=True))
 
 
+def test_balanced_steps_have_each_action_as_often_as_the_critical_ones():
+    data = critical_steps.ErrandDemonstrations(6).load(1)
+    action = np.concatenate([e.steps["action"][:, 0] for e in data])
+    critical, balanced = (np.concatenate([e.steps[f"keep.{k}"] for e in data]) > 0 for k in ("critical", "balanced"))
+    assert np.array_equal(np.bincount(action[critical], minlength=20), np.bincount(action[balanced], minlength=20))
+    assert (balanced & ~critical).any()
+
+
 # -- 079 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("untrained", "verdict"), [(2.0, "fails"), (0.5, "undecided")])
+def test_retrieval_is_judged_only_if_self_supervision_helps(untrained, verdict):
+    """Retrieval is worse than cloning, which counts against it only if its encoder beats random weights."""
+    near = [[0.001 * i] for i in range(8)]
+    errors = {arm: {"error": [[mean + x[0]] for x in near]}
+              for arm, mean in (("retrieval", 1.0), ("cloning", 0.6), ("untrained", untrained))}
+    part = vinn.CLAIM.parts[0]
+    assert part.rule.judge(errors, dict(part.experiment.measures)).verdict == verdict
 
 
 def test_retrieval_gives_the_weighted_mean_of_the_nearest_pictures():

@@ -259,8 +259,9 @@ def _summary(entries: Sequence[LedgerEntry]) -> str:
     lines.append(f"| **all** | **{len(entries)}** | **{sum(e.row.is_core for e in entries)}** | "
                  + " | ".join(f"**{n}**" for n in total.values()) + " |")
     lines += ["", *_spot_check_lines(), "## Claims", "",
-              "A picture shows the comparison that decides: its 95 % interval, the bound (dashed), and, shaded, the "
-              "side on which the interval must be.", "",
+              "A picture shows the comparison that decides: its interval (95 %, or the level of a planned look, which "
+              "the page of the claim names), the bound (dashed), and, shaded, the side on which the interval must be.",
+              "",
               "| row | claim | verdict here | what decides | date |", "|---|---|---|---|---|"]
     for e in entries:
         lines += [_claim_line(e.row, c) for c in e.claims]
@@ -352,7 +353,8 @@ def _claim_section(claim: Claim, entry: dict) -> list[str]:
     for name, part in record["parts"].items():
         aside = "" if part["decides"] else " (does not decide)"
         why = f" {part['reason']}." if part["reason"] else ""
-        lines += [f"*{name}*{aside}: {part['verdict']}.{why}", "", *_condition_lines(part), ""]
+        lines += [f"*{name}*{aside}: {part['verdict']}.{why}{_look_note(claim, name, part['seeds'])}", "",
+                  *_condition_lines(part), ""]
         if part["summary"] in shown:  # several rules about one experiment
             continue
         shown.append(part["summary"])
@@ -371,6 +373,15 @@ def _claim_section(claim: Claim, entry: dict) -> list[str]:
         cells = (step["date"], step["kind"], _markdown_cell(step["change"]), step["verdict"] + reason)
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", f"{record['machine']}; {record['seconds']:.0f} CPU seconds; {record['date']}."]
+
+
+def _look_note(claim: Claim, part: str, seeds: int) -> str:
+    """Says at which of its planned looks a part was judged, and the level of its intervals there."""
+    experiment = next((p.experiment for p in claim.parts if p.name == part), None)
+    if experiment is None or seeds not in dict(experiment.looks):
+        return ""
+    return (f" Judged after {seeds} of {len(experiment.seeds)} planned seeds, as planned; the intervals of its rule "
+            f"have a level of {100 * experiment.level(seeds):g} %.")
 
 
 def _condition_lines(judged: dict) -> list[str]:

@@ -31,6 +31,8 @@ from .base import (
     Measure,
     MissingRequirement,
     NegativeControl,
+    Rule,
+    RuleResult,
 )
 from .curation import cached_load
 
@@ -186,7 +188,8 @@ def steering_error(
     experiment, method: VisualMethod, data: Dataset, seed: int, episodes: int, starts: int
 ) -> dict[str, list[float]]:
     """error: mean squared error of the steering angle over the frames of the other segments, in units of the variance
-    of the angle. score: 1 - error."""
+    of the angle over all used frames, learned from or not. The mean angle of the learned segments has an error of 1.15
+    on average, so 1 is not that of a constant. score: 1 - error."""
     def part(is_learned):
         chosen = data.filter(lambda e: e.metadata["learned"] == is_learned)
         return [torch.from_numpy(np.concatenate([np.asarray(e.steps[k]) for e in chosen]))
@@ -216,6 +219,30 @@ def without_self_supervision(experiment: Experiment) -> Experiment:
         for a in experiment.arms))
 
 
+@dataclass(frozen=True)
+class JudgedIf(Rule):
+    """A rule that decides only if another rule holds. Otherwise the verdict is "undecided".
+
+    Args:
+        condition: Must hold.
+        rule: Then decides.
+    """
+
+    condition: Rule
+    rule: Rule
+
+    @property
+    def arms(self):
+        return tuple(dict.fromkeys((*self.rule.arms, *self.condition.arms)))
+
+    def judge(self, *measured, **options):
+        required, found = self.condition.judge(*measured, **options), self.rule.judge(*measured, **options)
+        verdict = found.verdict if required.verdict == "holds" else "undecided"
+        return RuleResult(verdict, required.conditions + found.conditions)
+
+
+HELPS = GreaterThan("error", "untrained", "retrieval")
+BETTER = GreaterThan("error", "cloning", "retrieval")
 STEERING = Experiment(
     SteeringSegments(),
     "donkeycar",
@@ -235,19 +262,25 @@ CLAIM = Claim(
     statement="We experimentally show that this simple decoupling improves the performance of visual imitation models "
     "on both offline demonstration datasets and real-robot door opening compared to prior work in visual "
     "imitation.",
-    setup="The offline half of the statement alone, on 1,000 frames of one person who steers a small real car: about "
-    "two laps. The recording is cut into 20 segments; 35 of the 50 frames of each are used, so that segments are "
-    "apart. A seed draws 14 segments to learn from and 6 to test on. Pictures are the lower two thirds in gray, 16 x "
-    "32 pixels. VINN: an encoder of three convolutions learns by BYOL from the pictures without the actions (300 "
-    "updates), and the angle is the locally weighted average of the 5 nearest pictures. Visual behavior cloning: the "
-    "same encoder with a regression, trained end to end with as many updates, pictures and augmentations. The rule: "
-    "the squared error of the steering angle, in units of its variance, is lower with VINN. It differs from the "
-    "paper in these ways: no encoder starts from ImageNet, networks and pictures are small, features are scaled so "
-    "that neighbors are 1 apart, and nothing is driven. There is one recording, so that seeds share frames, and the "
-    "interval does not cover other drivers or roads. Neither arm is tuned on the judged seeds.",
-    parts=(ClaimPart("steering", STEERING, GreaterThan("error", "cloning", "retrieval")),),
+    setup="The offline half of the statement alone, on 1,000 frames of one person who steers a small real car. The "
+    "recording is cut into 20 segments; 35 of the 50 frames of each are used, so that segments are apart. A seed draws "
+    "14 segments to learn from and 6 to test on. Pictures are the lower two thirds in gray, 16 x 32 pixels. VINN: an "
+    "encoder of three convolutions learns by BYOL from the pictures without the actions (300 updates of 32 pictures, "
+    "about 20 passes; the paper about 100), and the angle is the locally weighted average of the 5 nearest pictures. "
+    "Visual behavior cloning: the same encoder with a regression, trained end to end with as many updates, pictures "
+    "per update (BYOL sees two views of each) and the same augmentations. The rule: the squared error of the steering "
+    "angle is lower with VINN. It decides only if the encoder trained by BYOL has a lower error than one with random "
+    "weights; otherwise nothing about VINN is shown, and the verdict is undecided. Errors are in units of the variance "
+    "of the angle over all used frames. In these units the mean angle of the learned segments, a constant, has 1.15 on "
+    "average (0.72 to 1.44 by seed). It differs from the paper in these ways: no encoder starts from ImageNet, which "
+    "is half of VINN, networks and pictures are small, features are scaled so that neighbors are 1 apart, and nothing "
+    "is driven. There is one recording, so that seeds share frames, and the interval does not cover other drivers or "
+    "roads; with 8 seeds its half-width is above the smallest effect that counts. Neither arm is tuned on the judged "
+    "seeds; a pilot compared two crops for cloning and one for VINN.",
+    parts=(ClaimPart("steering", STEERING, JudgedIf(HELPS, BETTER)),),
     negative_control=NegativeControl(
-        "the encoder of retrieval is not trained: its weights stay random", without_self_supervision, "steering"),
+        "the encoder of retrieval is not trained: its weights stay random", without_self_supervision, "steering",
+        removes=(BETTER,)),
     needs=("recorded demonstrations (UNDERSTUDY_DATA)",),
     revision="Pictures in place of states: real frames of a car, an encoder trained by BYOL, and cloning end to end "
     "with the same encoder; errors on held-out segments. The earlier designs retrieved by states on the Adroit door "

@@ -44,6 +44,7 @@ from .generalization_gap import MazeDemonstrations
 from .goal_directions import DirectedPush
 from .imitation_promise import WeakAndStrongDemonstrations
 from .measures import checkpoint_oscillation
+from .mip_two_steps import PegDemonstrations
 from .out_of_dynamics import MixedDynamicsDemonstrations
 from .preemptive_restart import RestartMethod
 from .pretrained_behavior import MultiTaskDemonstrations
@@ -71,6 +72,7 @@ REDUCED: dict[type, dict[str, int]] = {
     MixedDynamicsDemonstrations: {"n_groups": 2},
     RestartMethod: {"n_learning_episodes": 20, "n_calibration_episodes": 20},
     GridLearner: {"n_updates": 60},
+    PegDemonstrations: {"episodes": 8},
     ErrandDemonstrations: {"n_episodes": 8},
     FineTuning: {"n_base_episodes": 20},
     VisualMethod: {"n_updates": 1},  # batch normalization magnifies rounding errors

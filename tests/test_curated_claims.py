@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from understudy.claims.behavior_entropy import SidedDemonstrations, side
 from understudy.claims.curation import CuratedMethod, arms, cloning_method, train_curated, with_keep_columns
 from understudy.claims.dataset_quality import (
     DISCOUNT,
@@ -106,6 +107,17 @@ def test_offline_learners_find_a_way_that_the_data_rarely_take(kind):
 
 def test_steps_stop_at_the_edge_of_the_grid():
     assert next_cell((0, 0), 1) == (0, 0) and next_cell(GOAL, 2) == GOAL and next_cell((2, 2), 3) == (2, 1)
+
+
+@pytest.mark.parametrize(("seed", "frequent"), [(6, "left"), (7, "right")])
+def test_sets_of_demonstrations_pass_the_pillar_at_the_stated_odds(seed, frequent):
+    data = SidedDemonstrations(20).load(seed)
+    sets = {name: data.filter(lambda e, name=name: bool(e.steps[f"keep.{name}"].all()))
+            for name in ("even", "uneven", "even again")}
+    assert {name: len(some) for name, some in sets.items()} == dict.fromkeys(sets, 20) and len(data) == 60
+    shares = {name: np.mean([side(e) == frequent for e in some]) for name, some in sets.items()}
+    assert shares == {"even": 0.5, "uneven": 0.9, "even again": 0.5}
+    assert len({e.steps["observation.state"][0].tobytes() for e in data}) == 60  # no demonstration is in two sets
 
 
 def test_a_circle_ends_where_it_began():

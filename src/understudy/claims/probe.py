@@ -36,7 +36,7 @@ from ..files import read_json, write_text
 from ..improve.restart import Attempts
 from ..learn.fit import fit
 from .base import Claim, ClaimPart, Experiment, ExpertDemonstrations, MissingRequirement
-from .behavior_entropy import N_REPEATS, success_and_entropy
+from .behavior_entropy import N_REPEATS, SidedDemonstrations, success_and_entropy
 from .critical_steps import ErrandDemonstrations, FineTuning
 from .dataset_quality import GridDatasets
 from .dataset_quality import GridLearner as GridLearner
@@ -73,6 +73,7 @@ REDUCED: dict[type, dict[str, int]] = {
     RestartMethod: {"n_learning_episodes": 20, "n_calibration_episodes": 20},
     GridLearner: {"n_updates": 60},
     PegDemonstrations: {"episodes": 8},
+    SidedDemonstrations: {"episodes": 10},
     ErrandDemonstrations: {"n_episodes": 8},
     FineTuning: {"n_base_episodes": 20},
     VisualMethod: {"n_updates": 1},  # batch normalization magnifies rounding errors

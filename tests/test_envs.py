@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from understudy import envs
 from understudy.config import UntrustedCode
 from understudy.core import UserError, keys
-from understudy.envs import four_rooms, gridworld_tasks, maze, peg_insertion, planar_arms, push
+from understudy.envs import four_rooms, gridworld_tasks, maze, peg_insertion, planar_arms, push, tabletop
 from understudy.envs.fork import Expert, Fork
 from understudy.envs.gridworld_tasks import GridworldTasks
 from understudy.envs.particle import Particle
@@ -21,6 +21,7 @@ from understudy.envs.peg_insertion import PegInsertion
 from understudy.envs.planar_arms import ARMS, TASKS, PlanarArms
 from understudy.envs.push import Push
 from understudy.envs.raster import Canvas
+from understudy.envs.tabletop import BINS, COLORS, CONTROLS, MISSIONS, Tabletop
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.testing import check_env
@@ -470,6 +471,71 @@ def test_two_cameras_show_the_same_scene():
         PlanarArms(arm="seven")
 
 
+# -- blocks on a table -------------------------------------------------------------------------------------------
+
+
+def table(env, hand, blocks, mission, held=-1, closed=0.0):
+    return env.restore(torch.tensor([0]), {
+        "observation.state": torch.tensor([[*hand, closed]]), "simulator.state": torch.tensor([[mission, held]]),
+        "observation.environment_state": torch.tensor([[v for at in blocks for v in at]])})
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("blocks", [1, 6])
+def test_the_expert_puts_every_block_into_its_bin(control, blocks):
+    env = Tabletop(300, control=control, blocks=blocks)
+    ran = rollout(replace(env.expert(), noise=0.0), env, 300)
+    assert all(e.metadata["success"] for e in ran)
+    told = {bytes(e.steps["observation.task"][0]).rstrip(b"\0").decode() for e in ran}
+    assert told == set(MISSIONS[:len(BINS) * blocks])  # every mission with these blocks is drawn
+
+
+def test_blocks_begin_apart_and_below_the_bins():
+    at = Tabletop(500, blocks=6).initial_state(keys(0, np.arange(500)))["blocks"]
+    gaps = np.linalg.norm(at[:, :, None] - at[:, None], axis=3) + np.eye(6)
+    assert gaps.min() > 2 * tabletop.BLOCK and at[..., 1].max() + tabletop.BLOCK < 0.9 - tabletop.BIN[1]
+
+
+def test_a_hand_takes_a_block_only_by_closing_on_it():
+    env, near, still = Tabletop(1, blocks=2), [(0.3, 0.3), (0.7, 0.3)], [0.0, 0.0]
+    def step(*action):
+        out = env.step(torch.tensor([action]))
+        return out, env.state["held"][0]
+    table(env, (0.33, 0.3), near, 0)
+    assert step(*still, 1.0)[1] == 0
+    assert env.state["blocks"][0, 0] == pytest.approx([0.33, 0.3])  # it jumps into the hand
+    assert step(1.0, 0.0, 1.0)[1] == 0 and env.state["blocks"][0, 0] == pytest.approx([0.41, 0.3])
+    assert step(*still, -1.0)[1] == -1 and step(1.0, 0.0, -1.0)[1] == -1
+    assert env.state["blocks"][0, 0] == pytest.approx([0.41, 0.3])
+    table(env, (0.36, 0.3), near, 0)
+    assert step(*still, 1.0)[1] == -1  # 0.06 m is too far,
+    assert step(-0.75, 0.0, 1.0)[1] == -1  # and a closed hand takes nothing
+
+
+def test_a_block_counts_when_it_is_let_go_in_the_right_bin():
+    env, middle = Tabletop(1, blocks=2), [(0.5, 0.9), (0.7, 0.3)]
+    for mission, done in (("put the red block into the middle bin", True),
+                          ("put the red block into the left bin", False),
+                          ("put the green block into the middle bin", False)):
+        table(env, (0.5, 0.9), middle, MISSIONS.index(mission), held=0, closed=1.0)
+        assert not env.step(torch.tensor([[0.0, 0.0, 1.0]])).terminated[0]
+        out = env.step(torch.tensor([[0.0, 0.0, -1.0]]))
+        assert (out.terminated[0], out.reward[0]) == (done, float(done))
+
+
+def test_a_click_says_the_same_as_the_words():
+    words, click = Tabletop(20), Tabletop(20, instruction="click")
+    told, clicked = (e.reset(torch.arange(20), keys(0, range(20))) for e in (words, click))
+    for row in range(20):
+        text = bytes(told["observation.task"][row].numpy()).rstrip(b"\0").decode()
+        _, _, color, _, _, _, side, _ = text.split()
+        block = told["observation.environment_state"][row].reshape(-1, 2)[list(COLORS).index(color)]
+        wanted = [*block.tolist(), *tabletop.CENTERS[BINS.index(side)]]
+        assert clicked["observation.click"][row].tolist() == pytest.approx(wanted)
+    with pytest.raises(UserError, match="there is no control 'keys'"):
+        Tabletop(control="keys")
+
+
 # -- names --------------------------------------------------------------------------------------------------------
 
 
@@ -481,7 +547,8 @@ def test_unknown_names_and_options_say_what_there_is():
     with pytest.raises(UserError, match="limt"):
         envs.make("fork", limt=3)
     assert envs.names() == ("fork", "particle", "push", "push-images", "blocks", "memory", "maze", "arms", "drive",
-                            "words", "tabular", "four_rooms", "gridworld_tasks", "peg_insertion", "planar_arms")
+                            "words", "tabular", "four_rooms", "gridworld_tasks", "peg_insertion", "planar_arms",
+                            "tabletop")
 
 
 def test_a_factory_outside_needs_trust(tmp_path, monkeypatch):

@@ -230,12 +230,12 @@ def _returns(experiment, policies: Sequence[Policy], episodes: int, starts: int)
 
 # -- the claim ----------------------------------------------------------------------------------------------------
 
-RECIPE = PolicyConfig(Regression(), trunk=MLP(128, 1), encoder=ConcatEncoder(), window=Window())
+POLICY = PolicyConfig(Regression(), trunk=MLP(128, 1), encoder=ConcatEncoder(), window=Window())
 
 
 def cloning(batch_size: int) -> Method:
     """Behavior cloning at a constant learning rate, as in the plain runs of the paper."""
-    return Method(RECIPE, RecedingHorizon(1), BehaviorCloning(
+    return Method(POLICY, RecedingHorizon(1), BehaviorCloning(
         steps=3000, batch_size=batch_size, ema=PolynomialDecay(),
         optimizer=OptimizerConfig(lr=1e-3, lr_schedule="constant")))
 

@@ -49,8 +49,8 @@ def main(args: list[str]) -> None:
             from ..learn.lerobot_export import write_lerobot_policy
 
             write_lerobot_policy(policy, method.executor, o.out)
-            out.print(f"{o.out}: a checkpoint of LeRobot")
-            out.suggest(f"lerobot-eval --policy.path={o.out} --env.type=ENV")
+            out.print(f"{o.out}: a checkpoint that LeRobot loads (--policy.path={o.out}), and understudy as well.")
+            out.suggest(command_line("eval", o.out, "ENV", "--episodes", 100))
             out.print_json({"folder": str(o.out), "inputs": list(policy.inputs), "horizon": policy.window.horizon,
                             "executor": type(method.executor).__name__})
             return

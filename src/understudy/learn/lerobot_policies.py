@@ -307,7 +307,7 @@ class _Checkpoint:
                     if place == f"buffer_{column.replace('.', '_')}":
                         stored.setdefault(column, {})[name] = tensors[key]
                 del tensors[key]
-            if not stored:
+            if not stored and any(self._mode(kind) != "IDENTITY" for kind, _ in columns.values()):
                 raise UserError("the statistics of the data are missing: there is no policy_preprocessor.json, and "
                                 "model.safetensors has none", where=self.folder, hint=_DOWNLOAD)
         found: dict[str, Tensor] = {"codec.count": torch.ones((), dtype=torch.int64)}

@@ -114,9 +114,9 @@ class Diffusion(DenoisingHead):
         """Times of the levels at which sampling stands before and after its steps, (n_steps + 1,)."""
         if self.spacing == "trailing":
             return torch.linspace(0, 1, self.n_steps + 1, device=device)
-        between = self.n_train_steps // self.n_steps
-        levels = [step * between + 1 for step in reversed(range(self.n_steps))]
-        return 1 - torch.tensor([*levels, 0], device=device) / self.n_train_steps
+        steps = torch.arange(self.n_steps - 1, -1, -1, device=device)
+        levels = torch.cat([steps * (self.n_train_steps // self.n_steps) + 1, torch.zeros_like(steps[:1])])
+        return 1 - levels / self.n_train_steps
 
     def denoise_step(self, net, context, x, t, t_next, cost=None):
         """A step of DDIM, which is also DPM-Solver++ of first order. Raises Unsupported for other solvers."""

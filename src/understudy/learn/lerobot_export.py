@@ -92,11 +92,11 @@ def write_lerobot_policy(policy: Policy, executor: Executor, folder: Path | str)
 
 
 def _unsupported(problem: str, hint: str = _OTHERWISE) -> Unsupported:
-    return Unsupported(f"LeRobot has no policy with {problem}", where="LeRobot", hint=hint)
+    return Unsupported(f"LeRobot has no policy with {problem}", hint=hint)
 
 
-def _require(equal: bool, problem: str, hint: str = _OTHERWISE) -> None:
-    if not equal:
+def _require(holds: bool, problem: str, hint: str = _OTHERWISE) -> None:
+    if not holds:
         raise _unsupported(problem, hint)
 
 

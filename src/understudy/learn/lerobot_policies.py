@@ -490,7 +490,8 @@ def reflect_time(policy: Policy, weight: Tensor) -> Tensor:
     """
     assert isinstance(policy.config.head, Diffusion)
     half = weight.shape[1] // 2
-    rate = torch.exp(torch.arange(half, dtype=torch.float64) * (-math.log(10_000) / (half - 1)))
+    number = torch.arange(half, dtype=torch.float64, device=weight.device)
+    rate = torch.exp(number * (-math.log(10_000) / (half - 1)))
     angle = (policy.config.head.n_train_steps - 1) * rate
     sine, cosine = weight.double().chunk(2, 1)
     return torch.cat([cosine * angle.sin() - sine * angle.cos(), sine * angle.sin() + cosine * angle.cos()], 1).float()

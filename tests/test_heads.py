@@ -46,7 +46,8 @@ SOLVERS = {"ddim": DDIM(), "ddpm": DDPM(), "dpmpp": DPMSolverPP()}
 HEADS = {h: None for h in (  # a new head joins by its line here; the first of each class is tested without --slow
     Regression(), Regression("l1"), Gaussian(), Gaussian(std=0.1, temperature=1.0), GMM(), GMM(joint=False,
     temperature=1.0), Diffusion(), Diffusion(solver=DDPM(), prediction="sample", schedule="linear"),
-    Diffusion(solver=DPMSolverPP(), prediction="v"), Flow(), Flow(solver=Midpoint(), time_distribution="beta"),
+    Diffusion(solver=DPMSolverPP(), prediction="v"), Diffusion(4, DDIM(clipped_noise=False), spacing="leading"),
+    Flow(), Flow(solver=Midpoint(), time_distribution="beta"),
     Flow(solver=Heun()), Flow(time_distribution="logit_normal"), MIP(), MIP(scale_first_target=True,
     loss_balance="equal"), Neighbors(), Neighbors(local_model="linear", weights="equal"), CVAE(latent_dim=4),
     CVAE(latent_dim=4, temperature=1.0), Shortcut(), Shortcut(n_steps=4, self_consistency_fraction=0.5), MeanFlow(),

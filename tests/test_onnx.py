@@ -55,11 +55,13 @@ from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
-from understudy.heads.solvers import DDPM, DPMSolverPP, Heun, Midpoint
+from understudy.heads.solvers import DDIM, DDPM, DPMSolverPP, Heun, Midpoint
 from understudy.heads.streaming_flow import StreamingFlow
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.train import train
+from understudy.nets.act import ACTEncoder, ACTTransformer
+from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
@@ -75,6 +77,7 @@ HEADS = {
     "regression": Regression(), "categorical": Categorical(temperature=1.0), "gaussian": Gaussian(temperature=1.0),
     "gmm": GMM(temperature=1.0), "cvae": CVAE(temperature=1.0), "mip": MIP(), "neighbors": Neighbors(),
     "ddim": Diffusion(), "ddpm": Diffusion(solver=DDPM(), n_steps=100),
+    "ddim_leading": Diffusion(5, DDIM(clipped_noise=False), 20, spacing="leading"),
     "dpmpp": Diffusion(solver=DPMSolverPP(), prediction="v"),
     "flow": Flow(), "midpoint": Flow(n_steps=4, solver=Midpoint()), "heun": Flow(n_steps=4, solver=Heun()),
     "shortcut": Shortcut(n_steps=4), "mean_flow": MeanFlow(n_steps=2), "joint": JointDiffusion(action_size=2),
@@ -91,6 +94,8 @@ INPUTS = {
     "text": (TokenEncoder(16), {**NUMBERS, "observation.task": Feature("uint8", (12,), "text"),
                                 "observation.mode": Feature("int64", (1,), "discrete", num_classes=(3,)),
                                 "observation.shut": Feature("bool", (1,))}),
+    "act": (ACTEncoder(16), {**NUMBERS, "observation.images.front": IMAGE}),
+    "diffusion_policy": (DiffusionPolicyEncoder((36, 40), keypoints=4), {**NUMBERS, "observation.images.front": IMAGE}),
     "recurrent": (RecurrentEncoder(16, 1), NUMBERS), "flat": (ConcatEncoder(), NUMBERS),
 }
 
@@ -137,6 +142,14 @@ def test_every_trunk(trunk, tmp_path):
     agrees(policy, batch, tmp_path / "policy.onnx")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [CVAE(4, temperature=1.0), Regression("l1")])
+def test_the_network_of_act(head, tmp_path):
+    trunk = ACTTransformer(16, 2, 24, encoder_depth=1, posterior_depth=1, state_size=3)
+    policy, batch = random_batch(PolicyConfig(head, trunk, ACTEncoder(16), window=Window(1, 6)))
+    agrees(policy, batch, tmp_path / "policy.onnx")
+
+
 @pytest.mark.parametrize("trunk", [Transformer(16, 1, 2, "block_causal"),
                                    pytest.param(LSTM(16, 1), marks=pytest.mark.slow)])
 def test_a_history_with_marked_padding(trunk, tmp_path):
@@ -156,7 +169,7 @@ def test_statistics_per_group(tmp_path):
     assert found.plan(unknown, noises(policy, len(batch))).isnan().all(), "a file cannot raise errors"
 
 
-SLOW = {"resnet", "recurrent", "text"}
+SLOW = {"resnet", "recurrent", "text", "act", "diffusion_policy"}
 
 
 @pytest.mark.parametrize("inputs", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in INPUTS])

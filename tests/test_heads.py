@@ -33,6 +33,7 @@ from understudy.heads.paths import noise_schedule
 from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
 from understudy.heads.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, Midpoint
+from understudy.heads.vq_bet import VQBeT
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
@@ -52,7 +53,8 @@ HEADS = {h: None for h in (  # a new head joins by its line here; the first of e
     CVAE(latent_dim=4, temperature=1.0), Shortcut(), Shortcut(n_steps=4, self_consistency_fraction=0.5), MeanFlow(),
     MeanFlow(n_steps=2, velocity_fraction=0.0), EDM(), EDM(n_steps=4, solver=Heun()), BeT(6), BeT(4, joint=True,
     temperature=0.0), Bins(8), Bins(8, "quantile", autoregressive=False), EnergyModel(8, n_candidates=16),
-    LANGEVIN)}
+    LANGEVIN, VQBeT(4, latent_dim=8, width=8, fit_steps=20), VQBeT(4, 3, offset_codes="encoded", latent_dim=8, width=8,
+    fit_steps=20, temperature=0.0))}
 HEADS |= {Categorical(): CHOICE, Categorical(temperature=1.0): CHOICE}
 HEADS |= {JointDiffusion(action_size=2): JOINT, JointDiffusion(action_size=2, mode="policy"): JOINT}
 STEPWISE = (Diffusion(times="each"), Diffusion(times="ramp"), Flow(times="each"), Flow(times="ramp"))

@@ -57,6 +57,7 @@ from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
 from understudy.heads.solvers import DDPM, DPMSolverPP, Heun, Midpoint
 from understudy.heads.streaming_flow import StreamingFlow
+from understudy.heads.vq_bet import VQBeT
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.train import train
@@ -80,6 +81,7 @@ HEADS = {
     "shortcut": Shortcut(n_steps=4), "mean_flow": MeanFlow(n_steps=2), "joint": JointDiffusion(action_size=2),
     "streaming": StreamingFlow(), "edm": EDM(n_steps=3), "edm_heun": EDM(n_steps=3, solver=Heun()), "bet": BeT(6),
     "bet_joint": BeT(6, joint=True), "bins": Bins(8), "energy": EnergyModel(n_candidates=16),
+    "vq_bet": VQBeT(6, latent_dim=16, fit_steps=20),
 }
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1)}

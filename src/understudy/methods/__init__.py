@@ -108,6 +108,10 @@ METHODS: dict[str, NamedMethod] = {
         "Behavior transformer: choose a cluster of demonstrated actions, then correct its center.",
         Reference("Shafiullah et al. 2022, arXiv 2206.11251, with a loss at every observation of the history",
                   ("284",))),
+    "vq-bet": NamedMethod(
+        "understudy.methods.behavior_cloning:vq_bet",
+        "Vector-quantized behavior transformer: choose the codes of a chunk, decode them, and correct the result.",
+        Reference("Lee et al. 2024, arXiv 2403.03181, with a loss at every observation of the history")),
     "ibc": NamedMethod(
         "understudy.methods.behavior_cloning:ibc",
         "Implicit behavioral cloning: learn an energy of observation and action, and search its minimum.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from ..core import UserError
 from ..nets.linear import Linear
 from ..nets.quantization import ResidualVQ
-from .base import TemperatureHead, repeat_into_padding
+from .base import TemperatureHead, gumbel_noise, repeat_into_padding
 
 COMMITMENT_WEIGHT = 5.0  # of the distance between a latent and its codes
 CODE_DECAY = 0.8  # fraction of the codes' moving averages that an update keeps
@@ -83,22 +82,23 @@ class VQBeT(TemperatureHead):
     def loss(self, net, context, action, mask, rng):
         """Focal loss of the chunk's codes, plus the weighted absolute error of each step, (B, H)."""
         logits, offset = self._predict(net, context, action)
-        encoded = net.autoencoder.encode(repeat_into_padding(action, mask))
+        with torch.autocast(action.device.type, enabled=False):  # the codes of a chunk are the same in any precision
+            encoded = net.autoencoder.encode(repeat_into_padding(action, mask))
         log_p = logits.log_softmax(-1).gather(-1, encoded.unsqueeze(-1)).squeeze(-1)  # (B, L)
         weight = torch.full_like(log_p[0], self.other_code_weight)
         weight[0] = self.first_code_weight
         focal = -(weight * (1 - log_p.exp()) ** self.gamma * log_p).sum(1)
         chosen = encoded
         if self.offset_codes == "sampled":
-            uniform = torch.rand(logits.shape, generator=rng, device=logits.device)
-            chosen = (logits.detach() + _gumbel(uniform)).argmax(-1)
+            noise = torch.randn(logits.shape, generator=rng, device=logits.device)
+            chosen = (logits.detach() + gumbel_noise(noise)).argmax(-1)
         error = (self._decode(net, chosen, offset) - action).abs().mean(-1)
         return focal.unsqueeze(1) + self.offset_weight * error
 
     def sample(self, net, context, noise):
         logits, offset = self._predict(net, context, noise)
-        uniform = 0.5 * torch.erfc(-noise[:, 0].unflatten(-1, (self.n_levels, -1)) / math.sqrt(2))
-        return self._decode(net, (logits + self.temperature * _gumbel(uniform)).argmax(-1), offset)
+        gumbel = gumbel_noise(noise[:, 0]).unflatten(-1, (self.n_levels, -1))
+        return self._decode(net, (logits + self.temperature * gumbel).argmax(-1), offset)
 
     def _predict(self, net, context, like):
         """Logits of the codes (B, L, K), and their offsets (B, H, L, K, A)."""
@@ -110,10 +110,6 @@ class VQBeT(TemperatureHead):
         """The decoded chunk plus the offsets of its codes, (B, H, A)."""
         rows = index[:, None, :, None, None].expand(-1, offset.shape[1], -1, -1, offset.shape[-1])
         return net.autoencoder.decode(index) + offset.gather(3, rows).squeeze(3).sum(2)
-
-
-def _gumbel(uniform: Tensor) -> Tensor:
-    return -(-uniform.clamp(1e-7, 1 - 1e-7).log()).log()
 
 
 class _VQBeTNet(nn.Module):

@@ -1,16 +1,25 @@
-"""Heads that turn a chunk into codes or tokens: residual quantization and VQ-BeT, against closed forms."""
+"""Heads that turn a chunk into codes or tokens: residual quantization and VQ-BeT, cosine transform and FAST."""
 
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.fft import dct
 from torch import nn
 
 from understudy.core import Context, HeadSpec, UserError
 from understudy.heads.base import repeat_into_padding
+from understudy.heads.fast import FAST, ChunkTokenizer, cosine_transform
 from understudy.heads.vq_bet import VQBeT
+from understudy.nets.byte_pair import PAD, BytePairEncoding
 from understudy.nets.mlp import MLP
 from understudy.nets.quantization import ResidualVQ
+from understudy.nets.transformer import Transformer
+
+PUBLISHED = json.loads((Path(__file__).parent / "fixtures/fast_tokens.json").read_text())["cases"]
 
 
 def rng(seed=0):
@@ -207,3 +216,135 @@ def test_vq_bet_goes_both_ways_if_offsets_are_trained_for_the_encoded_chunk():
 def test_vq_bet_needs_two_codes():
     with pytest.raises(UserError, match="at least two codes"):
         VQBeT(n_codes=1)
+
+
+# -- byte-pair encoding and the cosine transform ----------------------------------------------------------------------
+
+
+def tokens_of(rows):
+    return [[token for token in row if token != PAD] for row in rows.tolist()]
+
+
+def test_byte_pairs_by_hand():
+    pairs = BytePairEncoding(6, 6)
+    # "01" occurs 5 times and becomes 3. Then "33" occurs 3 times, and after it no pair twice.
+    pairs.fit(torch.tensor([[0, 1, 0, 1, 0, 0], [0, 1, 0, 1, 0, 1]]), 3)
+    assert pairs.merges.tolist() == [[0, 1, 3], [3, 3, 4]]
+    assert pairs.lengths.tolist() == [1, 1, 1, 2, 4, 0]
+    assert tokens_of(pairs.encode(torch.tensor([[0, 1, 0, 1, 0, 1], [2, 0, 1, 1, 0, 0]]))) == [[4, 3], [2, 3, 1, 0, 0]]
+    decoded = pairs.decode(torch.tensor([[4, 3, PAD], [3, 3, 0], [4, 4, 2]]))
+    assert decoded.tolist() == [[0, 1, 0, 1, 0, 1], [0, 1, 0, 1, 0, PAD], [0, 1, 0, 1, 0, 1]]
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_tokens_are_those_of_the_published_algorithm(case):
+    """Coefficients by scipy, and merges and tokens by Hugging Face's tokenizers (fixtures/README.md)."""
+    H, A = case["horizon"], case["width"]
+    row, step, column = np.meshgrid(np.arange(len(case["tokens"])), np.arange(H), np.arange(A), indexing="ij")
+    chunk = np.sin(0.07 * (row % 23 + 1) * (step + 1) / (column + 1) + 0.4 * column) * (0.3 + 0.02 * (row % 31))
+    chunk = torch.from_numpy(chunk + case["bumps"] * np.cos(7.1 * row + 2.3 * step * step + column)).float()
+    tokenizer = ChunkTokenizer(FAST(case["scale"], case["vocab_size"]), H, A)
+    tokenizer.fit(chunk)
+    assert tokenizer.coefficients(chunk).tolist() == case["coefficients"]
+    assert tokenizer.pairs.merges.tolist() == case["merges"]
+    tokens = tokenizer.encode(chunk)
+    assert tokens_of(tokens) == case["tokens"]
+    # nothing is lost but what rounding loses
+    assert torch.equal(tokenizer.pairs.decode(tokens) + tokenizer.limits[0], tokenizer.coefficients(chunk))
+    error = (tokenizer.decode(tokens) - chunk).square().mean((1, 2)).sqrt()
+    assert 0.1 / case["scale"] < error.max() <= 0.5 / case["scale"]
+
+
+def test_the_cosine_transform_is_scipys_and_orthonormal():
+    matrix, x = cosine_transform(7), torch.randn(7, 3, generator=rng(), dtype=torch.float64)
+    np.testing.assert_allclose((matrix @ x).numpy(), dct(x.numpy(), axis=0, norm="ortho"), atol=1e-12)
+    torch.testing.assert_close(matrix.T @ matrix, torch.eye(7, dtype=torch.float64))
+
+
+def test_low_frequencies_of_all_components_come_first():
+    tokenizer = ChunkTokenizer(FAST(), 4, 3)
+    constant = torch.tensor([0.0, 1.0, -0.5]).expand(1, 4, 3)
+    assert tokenizer.coefficients(constant)[0].tolist() == [0, 20, -10] + 9 * [0]  # 10 * sqrt(4) times the value
+
+
+def test_smooth_chunks_are_short_and_noise_is_not():
+    time, rate = torch.linspace(0, 1, 16), torch.rand(200, 1, 2, generator=rng()) * 3
+    smooth, noise = torch.sin(rate * time[:, None]), torch.randn(200, 16, 2, generator=rng()).clamp(-1, 1)
+    lengths = []
+    for chunk in (smooth, noise):
+        tokenizer = ChunkTokenizer(FAST(vocab_size=256), 16, 2)
+        tokenizer.fit(chunk)
+        lengths.append((tokenizer.encode(chunk) != PAD).sum(1).double().mean())
+    assert lengths[0] < 10 and lengths[1] > 16  # of 32
+
+
+def test_coefficients_outside_the_training_data_become_the_nearest_inside():
+    tokenizer = ChunkTokenizer(FAST(vocab_size=64), 2, 1)
+    tokenizer.fit(torch.linspace(-1, 1, 9)[:, None, None].expand(9, 2, 1))
+    far = tokenizer.decode(tokenizer.encode(torch.full((1, 2, 1), 50.0)))
+    torch.testing.assert_close(far, torch.full((1, 2, 1), 14 / 10 / math.sqrt(2)))
+    with pytest.raises(UserError, match="from -1414 to 1414, which are more values than the 64 tokens"):
+        tokenizer.fit(torch.tensor([[[100.0], [100]], [[-100], [-100]]]))
+
+
+# -- FAST --------------------------------------------------------------------------------------------------------------
+
+
+def fast_net(head, chunks):
+    net = built(head, *chunks.shape[1:], trunk=Transformer(32, 2, 2))
+    head.fit(net, pairs(chunks))
+    return net
+
+
+def test_the_loss_is_the_likelihood_of_the_tokens_among_those_that_fit():
+    head = FAST(scale=1.0, vocab_size=4, temperature=1.0)
+    chunks = torch.tensor([[0.0, 0], [0, 0], [1, 1], [0, 0]])[:, :, None] * math.sqrt(0.5)
+    net = fast_net(head, chunks)  # coefficients 00 and 10, tokens 0, 1 and 2 = "00"
+    assert net.tokenizer.pairs.merges.tolist() == [[0, 0, 2]]
+    logits = torch.tensor([0.5, -0.3, 1.0, 2.0])  # there is no fourth token
+    net.trunk = Constant(logits)
+    p, q = logits[:3].softmax(0).log(), logits[:2].softmax(0).log()
+    mask = torch.tensor([[True, True], [True, True], [True, False]])
+    loss = head.loss(net, contexts(3), chunks[[0, 2, 2]] * mask.unsqueeze(2), mask, rng())
+    one_then_zero = -(p[1] + q[0])  # two symbols do not fit after one
+    torch.testing.assert_close(loss[:2], torch.stack([-p[2], one_then_zero])[:, None].expand(2, 2) / 2)
+    torch.testing.assert_close(loss[2, 0], one_then_zero)  # the same chunk after padding, and one step bears it
+    # and plans have these tokens as often
+    plans = head.sample(net, contexts(20_000), torch.randn(20_000, 2, generator=rng()))[..., 0]
+    coefficients = (plans @ cosine_transform(2).float().T).round().long()
+    rates = torch.stack([(coefficients == torch.tensor(c)).all(1).float().mean() for c in ((0, 0), (1, 0), (1, 1))])
+    expected = torch.stack([p[2].exp() + (p[0] + q[0]).exp(), (p[1] + q[0]).exp(), (p[1] + q[1]).exp()])
+    torch.testing.assert_close(rates, expected, atol=0.015, rtol=0)
+
+
+def test_every_plan_is_a_whole_chunk_and_a_short_one_lacks_high_frequencies():
+    chunks, _ = ways(50)
+    head = FAST(vocab_size=128, temperature=50.0)
+    net = fast_net(head, chunks)
+    noise = torch.randn(100, *head.noise(6, 2), generator=rng())
+    plans = head.sample(net, contexts(100), noise)
+    low, high = net.tokenizer.limits
+    found = net.tokenizer.coefficients(plans)
+    assert plans.shape == (100, 6, 2) and found.min() >= low and found.max() <= high
+    # each plan is on the grid: all coefficients were decoded, and none was made up
+    torch.testing.assert_close(net.tokenizer.transform.T @ (found.unflatten(1, (6, 2)) / 10), plans)
+    short = FAST(vocab_size=128, max_tokens=1, temperature=50.0)
+    cut = fast_net(short, chunks)
+    token = torch.tensor([[0], [int(cut.tokenizer.pairs.lengths.argmax())]])
+    lengths = cut.tokenizer.pairs.lengths[token[:, 0]]
+    coefficients = cut.tokenizer.coefficients(cut.tokenizer.decode(token))
+    assert all((row[n:] == 0).all() for row, n in zip(coefficients, lengths, strict=True))
+    assert short.sample(cut, contexts(3), torch.randn(3, 1, generator=rng())).shape == (3, 6, 2)
+
+
+def test_fast_learns_two_ways_and_keeps_the_steps_of_a_chunk_together():
+    way = torch.tensor([1.0, 1.0, 1.0, -1.0]).repeat(8)[:, None, None] * torch.tensor([1.0, 0.5, 1.0])[:, None]
+    head = FAST(vocab_size=64, width=16, temperature=1.0)
+    net = fast_net(head, way)
+    train(head, net, way, steps=60, lr=1e-2)
+    plans = head.sample(net, contexts(200), torch.randn(200, *head.noise(3, 1), generator=rng()))[..., 0]
+    sign = plans[:, :1].sign()
+    assert ((plans - sign * torch.tensor([1.0, 0.5, 1.0])).abs().amax(1) < 0.06).float().mean() > 0.95
+    assert (sign < 0).float().mean() == pytest.approx(0.25, abs=0.1)
+    greedy = FAST(vocab_size=64, width=16).sample(net, contexts(3), torch.zeros(3, 3))[..., 0]
+    assert (greedy > 0).all()  # the more frequent way

@@ -112,6 +112,11 @@ METHODS: dict[str, NamedMethod] = {
         "understudy.methods.behavior_cloning:vq_bet",
         "Vector-quantized behavior transformer: choose the codes of a chunk, decode them, and correct the result.",
         Reference("Lee et al. 2024, arXiv 2403.03181, with a loss at every observation of the history")),
+    "fast": NamedMethod(
+        "understudy.methods.behavior_cloning:fast",
+        "Action tokens: the cosine transform of a chunk as a few tokens, each predicted from those before it.",
+        Reference("Pertsch et al. 2025, arXiv 2501.09747, which fine-tunes a vision-language model on chunks of one "
+                  "second")),
     "ibc": NamedMethod(
         "understudy.methods.behavior_cloning:ibc",
         "Implicit behavioral cloning: learn an energy of observation and action, and search its minimum.",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from ..core import Schema
+from ..data.codec import Normalizer
 from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
 from ..heads.behavior_transformer import BeT
 from ..heads.categorical import Categorical
 from ..heads.energy import EnergyModel
+from ..heads.fast import FAST
 from ..heads.gmm import GMM
 from ..heads.regression import Regression
 from ..heads.vq_bet import VQBeT
@@ -113,6 +115,21 @@ def vq_bet(n_obs_steps: int = 5, horizon: int = 5, n_action_steps: int = 1,
     policy = PolicyConfig(VQBeT(offset_codes=offset_codes), trunk=Transformer(120, 6, 6), encoder=TokenEncoder(120),
                           window=Window(n_obs_steps, horizon))
     learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=3e-4, weight_decay=2e-4, warmup_steps=100))
+    return Method(policy, RecedingHorizon(n_action_steps), learner)
+
+
+def fast(horizon: int = 16, n_action_steps: int = 8, max_tokens: int | None = None, temperature: float = 0.0) -> Method:
+    """Action tokens: the cosine transform of a chunk as a few tokens, each predicted from those before it.
+
+    Args:
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+        max_tokens: Largest number of tokens of a chunk. None allows one for each number. Fewer make plans faster.
+        temperature: 0 takes the most likely token each time, 1 samples.
+    """
+    policy = PolicyConfig(FAST(max_tokens=max_tokens, temperature=temperature), trunk=Transformer(128, 4, 4),
+                          codec=Normalizer(target="quantile"), window=Window(1, horizon))
+    learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=3e-4, warmup_steps=100))
     return Method(policy, RecedingHorizon(n_action_steps), learner)
 
 

@@ -64,6 +64,7 @@ from understudy.learn.method import Method
 from understudy.learn.train import train
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.lstm import LSTM
+from understudy.nets.mixture_of_experts import MoEFeedForward
 from understudy.nets.mlp import MLP
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.transformer import Transformer
@@ -85,7 +86,8 @@ HEADS = {
     "vq_bet": VQBeT(6, latent_dim=16, fit_steps=20), "fast": FAST(vocab_size=80, width=8, temperature=1.0),
 }
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
-          "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1)}
+          "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1),
+          "experts": Transformer(32, 2, 4, feed_forward=MoEFeedForward())}
 IMAGE = Feature("uint8", (40, 44, 3), "image")
 NUMBERS = {"observation.state": Feature("float64", (3,)), "observation.still": Feature("float32", (2,))}
 INPUTS = {

@@ -103,6 +103,11 @@ METHODS: dict[str, NamedMethod] = {
         "Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.",
         Reference("Reuss et al. 2023, arXiv 2304.02532, with a causal transformer over the history", ("090",),
                   (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+    "mode": NamedMethod(
+        "understudy.methods.generative:mode",
+        "Mixture of expert denoisers: diffusion by a transformer whose experts are chosen by the noise level.",
+        Reference("Reuss et al. 2025, arXiv 2412.12953, with a network eight times as wide, language goals and "
+                  "log-logistic noise levels", ("307",))),
     "bet": NamedMethod(
         "understudy.methods.behavior_cloning:bet",
         "Behavior transformer: choose a cluster of demonstrated actions, then correct its center.",

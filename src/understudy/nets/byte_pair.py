@@ -132,7 +132,7 @@ def _is_pair(rows: Tensor, left: int, right: int) -> Tensor:
 
 
 def _count_pairs(counts: Tensor, rows: Tensor, repeats: Tensor) -> None:
-    """Adds the number of occurrences of each pair to (V * V,). Pair (left, right) has the number ``left * V + right``."""
+    """Adds the number of occurrences of each pair to (V * V,), where pair (left, right) is at ``left * V + right``."""
     is_pair = rows[:, 1:] != PAD
     pairs = (rows[:, :-1] * math.isqrt(len(counts)) + rows[:, 1:])[is_pair]
     counts.index_add_(0, pairs, repeats.unsqueeze(1).expand(is_pair.shape)[is_pair])

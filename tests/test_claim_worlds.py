@@ -246,6 +246,18 @@ def test_retrieval_is_judged_only_if_self_supervision_helps(untrained, verdict):
     assert part.rule.judge(errors, dict(part.experiment.measures)).verdict == verdict
 
 
+def test_the_error_of_steering_is_a_fraction_of_that_of_the_mean_angle():
+    """Learned angles are 0 and 2. Where 3 is right, their mean errs by 2, and the nearest picture's angle by 1."""
+    pictures = np.random.default_rng(0).normal(size=(2, vinn.HEIGHT, vinn.WIDTH)).astype(np.float32)
+
+    def segment(picture, angle, learned):
+        return vinn.Episode({"observation.images.front": pictures[[picture]],
+                             "action": np.full((1, 1), angle, np.float32)}, {"learned": learned})
+    data = vinn.Dataset([segment(0, 0, True), segment(1, 2, True), segment(1, 3, False)])
+    found = vinn.steering_error(None, vinn.VisualMethod("untrained", n_neighbors=1), data, 0, 1, 0)
+    assert found["error"] == pytest.approx([0.25]) and found["score"] == pytest.approx([0.75])
+
+
 def test_retrieval_gives_the_weighted_mean_of_the_nearest_pictures():
     """Features 0, 1, 2 and 5 on a line are at mean distance (1 + 1 + 1 + 3) / 4 = 1.5 of their nearest."""
     keys = torch.zeros(4, vinn.FEATURES)

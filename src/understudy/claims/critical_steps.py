@@ -48,7 +48,7 @@ SIZE = 7  # cells along each side; those with two odd coordinates may be walls
 THINGS = ("key", "left chest", "right chest", "place")
 KEY, PLACE = 0, 3
 INTERACT = 4  # the fifth primitive, after the four moves
-SLIP = 0.1  # rate at which a move goes in a random direction
+SLIP = 0.1  # probability that a move goes in a random direction
 # Tuning trials, at one learning rate: in the earlier grid of three rates, success depended on rate times updates alone.
 LEARNING_RATE, UPDATES = 1e-3, (15, 30, 60, 120, 240, 480)
 SCRIPT_STREAM = 2  # of random numbers
@@ -83,7 +83,6 @@ class Errand(Toy):
         self.metadata = {"env": "errand", "version": 1, "fps": 1, "limit": limit, "optimum": 1.0,
                          "success": "the parcel is at the place" if errand else "at the thing first thought of"}
         super().__init__(rows, limit)
-        del self.metadata["low"], self.metadata["high"]  # which are of numbers, and these are choices
 
     def initial_state(self, key):
         n, odd = len(key), (SIZE // 2) ** 2
@@ -284,7 +283,7 @@ class FineTuning:
         return Method(config, RecedingHorizon(), BehaviorCloning(steps=steps, optimizer=OptimizerConfig(lr=lr)))
 
 
-_bases: dict[tuple, Policy] = {}  # of this process: all arms of a seed begin with the same one
+_bases: dict[tuple, Policy] = {}  # of this process: all arms of a seed start from the same one
 
 
 def trained_base(method: FineTuning, seed: int) -> Policy:

@@ -38,10 +38,12 @@ from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.streaming_flow import StreamingFlowExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
+from understudy.heads.adaflow import AdaFlow
 from understudy.heads.base import Head, MemoryHead
 from understudy.heads.behavior_transformer import BeT
 from understudy.heads.bins import Bins
 from understudy.heads.categorical import Categorical
+from understudy.heads.consistency import Consistency
 from understudy.heads.cvae import CVAE
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.edm import EDM
@@ -53,6 +55,7 @@ from understudy.heads.joint_diffusion import JointDiffusion
 from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
+from understudy.heads.normalizing_flow import NormalizingFlow
 from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
 from understudy.heads.solvers import DDPM, DPMSolverPP, Heun, Midpoint
@@ -80,6 +83,8 @@ HEADS = {
     "shortcut": Shortcut(n_steps=4), "mean_flow": MeanFlow(n_steps=2), "joint": JointDiffusion(action_size=2),
     "streaming": StreamingFlow(), "edm": EDM(n_steps=3), "edm_heun": EDM(n_steps=3, solver=Heun()), "bet": BeT(6),
     "bet_joint": BeT(6, joint=True), "bins": Bins(8), "energy": EnergyModel(n_candidates=16),
+    "consistency": Consistency(), "consistency_steps": Consistency(n_steps=3), "adaflow": AdaFlow(),
+    "normalizing_flow": NormalizingFlow(4),
 }
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1)}

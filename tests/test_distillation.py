@@ -15,8 +15,9 @@ from understudy.heads.coupling import optimal_transport
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.edm import EDM
 from understudy.heads.flow import Flow
+from understudy.heads.one_step import OneStepGenerator
 from understudy.heads.solvers import DDPM
-from understudy.learn.distillation import ConsistencyDistillation, Reflow
+from understudy.learn.distillation import ConsistencyDistillation, OneStepDistillation, Reflow
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner, random_dataset
@@ -99,7 +100,8 @@ def random_batch(policy, rows=256):
 
 
 @pytest.mark.parametrize("learner, teacher, head", [
-    (ConsistencyDistillation, EDM(n_steps=2), Consistency(n_train_levels=8)), (Reflow, Flow(n_steps=2), Flow())])
+    (ConsistencyDistillation, EDM(n_steps=2), Consistency(n_train_levels=8)), (Reflow, Flow(n_steps=2), Flow()),
+    (OneStepDistillation, EDM(n_steps=2), OneStepGenerator())])
 def test_learners_keep_their_contract(learner, teacher, head):
     check_learner(learner(build_policy(teacher), steps=10, batch_size=8), (replace(CONFIG, head=head),))
 
@@ -114,7 +116,10 @@ class Function(nn.Module):
 
 
 def test_distillation_ends_at_the_flow_of_the_teacher():
-    """A zero network in EDM is exact for a Gaussian of its sigma_data S. Its flow ends at x S / sqrt(S^2 + sigma^2)."""
+    """A zero network in EDM is exact for a Gaussian of its sigma_data S. Its flow ends at x S / sqrt(S^2 + sigma^2).
+
+    The only error is then that of the teacher's Euler steps.
+    """
     def loss(n_levels, offset=0.0):
         head = Consistency(n_train_levels=n_levels)
         teacher, policy = build_policy(EDM()), build_policy(head)
@@ -124,9 +129,8 @@ def test_distillation_ends_at_the_flow_of_the_teacher():
             return x * ((sigma**2 + 0.25).sqrt() - 0.5) / sigma.clamp(min=1e-6) + offset
         teacher.net, policy.net = Function(lambda x, t: torch.zeros_like(x)), Function(jump)
         learner = ConsistencyDistillation(teacher).build(policy, 0, 10, random_dataset(FEATURES))
-        # The teacher's Euler step, of order 1, is the only error. Without the weight 1 / (difference of the levels):
         batch = random_batch(policy)
-        return float(learner.distillation_loss(batch, rng())[batch.mask].mean())
+        return learner.distillation_loss(batch, rng())[batch.mask].mean().item()
     assert loss(640) < 0.2 * loss(80) and loss(640, offset=0.1) > 5 * loss(640)
 
 
@@ -168,11 +172,51 @@ def test_reflow_makes_the_flow_to_two_points_straight():
     assert (plans.sign() == noise.sign()).float().mean() > 0.95
 
 
+def gaussian_denoiser(mean, std):
+    """The network of `EDM` that is exact for actions from N(mean, std^2)."""
+    def net(x, t):
+        sigma = EDM().path.alpha_sigma(t)[1]
+        variance = sigma**2 + 0.25
+        x = x * variance.sqrt()
+        clean = (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
+        return (clean - 0.25 / variance * x) / (0.5 * sigma / variance.sqrt())
+    return Function(net)
+
+
+def test_one_step_distillation_follows_the_divergence_of_two_gaussians():
+    """Plans m + s z, and a teacher of N(0, S^2): both with noise, sigma^2 KL has the derivatives below."""
+    head, S, values = OneStepGenerator(), 0.4, {}
+
+    def gradients(m, s):
+        teacher, policy = build_policy(EDM()), build_policy(head)
+        teacher.net = gaussian_denoiser(0.0, S)
+        parameters = [torch.tensor(v, requires_grad=True) for v in (m, s)]
+
+        def generator(x, t):  # what makes the plan m + s * noise
+            variance = head.sigma**2 + 0.25
+            noise = x * math.sqrt(variance) / head.sigma
+            plan = parameters[0] + parameters[1] * noise
+            return (plan - 0.25 / variance * head.sigma * noise) / (0.5 * head.sigma / math.sqrt(variance))
+        policy.net = Function(generator)
+        learner = OneStepDistillation(teacher).build(policy, 0, 10, random_dataset(FEATURES))
+        learner.score = gaussian_denoiser(m, s)
+        loss = learner.distillation_loss(random_batch(policy, 4096), rng(3)).mean()
+        return torch.stack(torch.autograd.grad(loss, parameters))
+    variance = head.path.alpha_sigma(torch.linspace(0.05, 0.98, 10_001))[1] ** 2
+    for m, s in ((0.0, S), (0.5, S), (0.0, 0.8), (-0.3, 0.1)):
+        exact = torch.stack([(variance * m / (S**2 + variance)).mean(),
+                             (variance * s * (1 / (S**2 + variance) - 1 / (s**2 + variance))).mean()])
+        values[m, s] = gradients(m, s)
+        torch.testing.assert_close(values[m, s], exact, atol=0.004, rtol=0.05)
+    assert values[0.0, S].abs().max() < 1e-4 and values[0.5, S][0] > 0.1 and values[0.0, 0.8][1] > 0.03
+
+
 def test_teachers_that_do_not_fit():
     head = Consistency()
     cases = [(ConsistencyDistillation(FromStage("teacher")), head, UserError, "not a trained policy"),
              (ConsistencyDistillation(build_policy(EDM(sigma_max=1.0))), head, Unsupported, "same noise levels"),
              (ConsistencyDistillation(build_policy(Flow())), head, Unsupported, "a teacher with the head EDM"),
+             (OneStepDistillation(build_policy(EDM())), head, Unsupported, "with the head OneStepGenerator"),
              (Reflow(build_policy(Flow())), head, Unsupported, "reflow needs a policy with the head Flow"),
              (Reflow(build_policy(Diffusion(solver=DDPM()))), Flow(), Unsupported, "draws noise only at its start"),
              (Reflow(build_policy(Flow(), window=replace(CONFIG.window, horizon=4))), Flow(), UserError,

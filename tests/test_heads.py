@@ -32,6 +32,7 @@ from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.normalizing_flow import NormalizingFlow
+from understudy.heads.one_step import OneStepGenerator
 from understudy.heads.paths import noise_schedule
 from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
@@ -55,7 +56,7 @@ HEADS = {h: None for h in (  # a new head joins by its line here; the first of e
     CVAE(latent_dim=4, temperature=1.0), Shortcut(), Shortcut(n_steps=4, self_consistency_fraction=0.5), MeanFlow(),
     MeanFlow(n_steps=2, velocity_fraction=0.0), EDM(), EDM(n_steps=4, solver=Heun()), BeT(6), BeT(4, joint=True,
     temperature=0.0), Bins(8), Bins(8, "quantile", autoregressive=False), EnergyModel(8, n_candidates=16),
-    LANGEVIN, Consistency(), Consistency(n_steps=3), AdaFlow(), NormalizingFlow(4),
+    LANGEVIN, Consistency(), Consistency(n_steps=3), AdaFlow(), NormalizingFlow(4), OneStepGenerator(),
     Flow(coupling="optimal_transport"))}
 HEADS |= {Categorical(): CHOICE, Categorical(temperature=1.0): CHOICE}
 HEADS |= {JointDiffusion(action_size=2): JOINT, JointDiffusion(action_size=2, mode="policy"): JOINT}

@@ -17,6 +17,7 @@ from ..heads.base import DenoisingHead
 from ..heads.consistency import Consistency
 from ..heads.edm import EDM
 from ..heads.flow import Flow
+from ..heads.one_step import OneStepGenerator
 from ..nets.ema import EMADecay, WarmupDecay
 from ..policy import Policy
 from .fit import LearnerConfig
@@ -82,6 +83,43 @@ class Reflow(LearnerConfig):
         return ReflowLearner(self, policy, seed, steps)
 
 
+@dataclass(frozen=True)
+class OneStepDistillation(LearnerConfig):
+    """Train a `OneStepGenerator` head so that its plans have the distribution of a trained `EDM` head.
+
+    The gradient is that of the Kullback-Leibler divergence of both distributions after noise has been added, averaged
+    over the noise levels. It is the difference of two estimates of the clean action: that of a second network, which
+    learns to denoise the plans of the policy, and that of the teacher.
+
+    Args:
+        teacher: A trained policy with an `EDM` head.
+        steps: Number of updates.
+        batch_size: Windows per batch.
+        optimizer: Optimizer of the policy.
+        score_optimizer: Optimizer of the network that denoises the policy's plans. It must follow the policy, so that
+            it learns faster.
+        n_score_updates: Updates of this network for each update of the policy.
+        time_range: Noise levels at which distributions are compared: times of the path, which are drawn uniformly.
+        ema: Decay of the averaged weights, which act.
+
+    References:
+        Wang et al. (2025), One-Step Diffusion Policy, arXiv:2410.21257.
+        Yin et al. (2024), One-step Diffusion with Distribution Matching Distillation, arXiv:2311.18828.
+    """
+
+    teacher: Policy | FromStage
+    steps: int = 2000
+    batch_size: int = 128
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4))
+    score_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    n_score_updates: int = 1
+    time_range: tuple[float, float] = (0.05, 0.98)
+    ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> OneStepDistillationLearner:
+        return OneStepDistillationLearner(self, policy, seed, steps)
+
+
 class DistillationLearner(GradientLearner):
     """Base class of learners that train a policy from a teacher. A subclass writes `distillation_loss`.
 
@@ -89,9 +127,10 @@ class DistillationLearner(GradientLearner):
         UserError: The teacher has other windows, another target or another codec than the policy.
     """
 
-    config: ConsistencyDistillation | Reflow
+    config: ConsistencyDistillation | Reflow | OneStepDistillation
 
-    def __init__(self, config: ConsistencyDistillation | Reflow, policy: Policy, seed: int, steps: int):
+    def __init__(self, config: ConsistencyDistillation | Reflow | OneStepDistillation, policy: Policy, seed: int,
+                 steps: int):
         super().__init__(config, policy, seed, steps)
         if not isinstance(config.teacher, Policy):
             raise UserError(f"{config.teacher} is not a trained policy", where=f"{type(config).__name__}.teacher",
@@ -105,8 +144,7 @@ class DistillationLearner(GradientLearner):
         self.average_weights("policy", config.ema)
 
     def update(self, batch: Batch) -> dict[str, float]:
-        if not self.n_updates:
-            self._check_statistics()
+        self.check_statistics()
         self.minimize("policy", self.distillation_loss, batch)
         return self.end_update()
 
@@ -136,7 +174,14 @@ class DistillationLearner(GradientLearner):
             given = self.teacher.context(obs)
         return self.policy.context(obs, rng), given
 
-    def _check_statistics(self):
+    def check_statistics(self) -> None:
+        """Checks before the first update that the policy and the teacher code actions in the same way.
+
+        Raises:
+            UserError: Their statistics differ.
+        """
+        if self.n_updates:
+            return
         mine, theirs = (policy.codec.state_dict() for policy in (self.policy, self.teacher))
         if any(not torch.equal(mine[name], theirs[name]) for name in mine):
             raise UserError("the policy and its teacher scale the columns differently",
@@ -200,3 +245,63 @@ class ReflowLearner(DistillationLearner):
         with torch.no_grad():
             action = self.source.sample(self.teacher.net, given, noise)
         return self.head.pair_loss(self.policy.net, context, action, noise, rng)
+
+
+class OneStepDistillationLearner(DistillationLearner):
+    """Learner of `OneStepDistillation`.
+
+    Raises:
+        Unsupported: The policy has no `OneStepGenerator` head, or the teacher no `EDM` head with the same noise levels.
+    """
+
+    config: OneStepDistillation
+
+    def __init__(self, config: OneStepDistillation, policy: Policy, seed: int, steps: int):
+        super().__init__(config, policy, seed, steps)
+        head, source = policy.config.head, self.teacher.config.head
+        if not isinstance(head, OneStepGenerator) or not isinstance(source, EDM) or head.path != source.path:
+            raise Unsupported("one-step distillation needs a policy with the head OneStepGenerator, and a teacher with "
+                              "the head EDM and the same noise levels", where="OneStepDistillation",
+                              hint="give both heads the same sigma_min, sigma_max and rho")
+        self.head, self.source = head, source
+        score = copy.deepcopy(self.teacher.net).requires_grad_(True)
+        self.score = self.register("score", score, config.score_optimizer)
+
+    def update(self, batch):
+        self.check_statistics()
+        for _ in range(self.config.n_score_updates):
+            self.minimize("score", self.score_loss, batch)
+        self.minimize("policy", self.distillation_loss, batch)
+        return self.end_update()
+
+    def score_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the loss of the network that denoises the policy's plans.
+
+        Args:
+            batch: A part of a batch.
+            rng: Source of all randomness but dropout.
+
+        Returns:
+            Loss of each step, (B, H).
+        """
+        with torch.no_grad():
+            action, given = self._plans(batch, rng)
+        return self.source.loss(self.score, given, action, batch.mask, rng)
+
+    def distillation_loss(self, batch, rng):
+        action, given = self._plans(batch, rng)
+        low, high = self.config.time_range
+        t = low + (high - low) * torch.rand(action[:, :1, 0].shape, generator=rng, device=action.device)
+        t = t.to(action.dtype).expand(action.shape[:2])
+        with torch.no_grad():
+            noise = torch.randn(action.shape, generator=rng, device=action.device)
+            x = self.source.interpolate(action, noise, t.unsqueeze(-1))
+            own, target = (self.source.predict_clean(net, given, x, t) for net in (self.score, self.teacher.net))
+        # The value is that of a squared difference, and the gradient with respect to the action is the difference.
+        return 0.5 * (action - (action - own + target).detach()).square().mean(-1)
+
+    def _plans(self, batch: Batch, rng: Generator) -> tuple[Tensor, Context]:
+        """New plans of the policy, coded (B, H, A), and the observations as the teacher encodes them."""
+        context, given = self.encode_obs(batch, rng)
+        noise = torch.randn(len(batch), *self.policy.noise_shape, generator=rng, device=self.device)
+        return self.head.sample(self.policy.net, context, noise), given

@@ -101,13 +101,18 @@ METHODS: dict[str, NamedMethod] = {
     "consistency-training": NamedMethod(
         "understudy.methods.generative:consistency_training",
         "A network that jumps from any noise level to the action in one step, trained on the demonstrations alone.",
-        Reference("Song and Dhariwal 2023, arXiv 2310.14189, which raises the number of noise levels from 10 to 1280 "
-                  "during training")),
+        Reference("Song and Dhariwal 2023, arXiv 2310.14189, with 80 equally likely noise levels, as in Consistency "
+                  "Policy, and a larger constant in its distance")),
     "consistency-policy": NamedMethod(
         "understudy.methods.generative:consistency_policy",
         "Consistency policy: a diffusion policy is distilled into a network that jumps from noise to action.",
         Reference("Prasad et al. 2024, arXiv 2405.07503, which jumps to any lower noise level and adds the loss of "
                   "diffusion; here the jumps end at the action, as in Song et al. 2023, arXiv 2303.01469")),
+    "onedp": NamedMethod(
+        "understudy.methods.generative:onedp",
+        "OneDP: a diffusion policy is distilled into a generator whose plans have the distribution of the teacher's.",
+        Reference("Wang et al. 2025 (OneDP-S), arXiv 2410.21257, with a learning rate of 1e-6 for the generator and of "
+                  "2e-5 for its score, and larger networks", ("285",))),
     "reflow-policy": NamedMethod(
         "understudy.methods.generative:reflow_policy",
         "A flow is trained again on pairs of its own noise and actions, so that one straight step gives a chunk.",

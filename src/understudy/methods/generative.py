@@ -22,10 +22,11 @@ from ..heads.interpolant import Interpolant
 from ..heads.mean_flow import MeanFlow
 from ..heads.mip import MIP
 from ..heads.normalizing_flow import NormalizingFlow
+from ..heads.one_step import OneStepGenerator
 from ..heads.shortcut import Shortcut
 from ..heads.streaming_flow import StreamingFlow
 from ..learn.behavior_cloning import BehaviorCloning
-from ..learn.distillation import ConsistencyDistillation, Reflow
+from ..learn.distillation import ConsistencyDistillation, OneStepDistillation, Reflow
 from ..learn.method import InitializeFrom, Method, Stage
 from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import TokenEncoder
@@ -196,6 +197,22 @@ def consistency_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16
         ConsistencyDistillation(FromStage("teacher"), 4000, optimizer=optimizer),
         stages=(Stage("teacher", Method(teacher, executor, BehaviorCloning(4000, optimizer=optimizer))),),
         initialize_from=(InitializeFrom(FromStage("teacher")),),
+    )
+
+
+def onedp(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+    """OneDP: a diffusion policy is trained first, and then distilled into a network that answers in one step.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    first = consistency_policy(1, n_obs_steps, horizon, n_action_steps)
+    return replace(
+        first,
+        policy=replace(first.policy, head=OneStepGenerator()),
+        learner=OneStepDistillation(FromStage("teacher")),
     )
 
 

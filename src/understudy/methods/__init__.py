@@ -98,6 +98,40 @@ METHODS: dict[str, NamedMethod] = {
         "understudy.methods.generative:mean_flow_policy",
         "A flow that learns the average velocity from noise to action: one network evaluation gives a chunk.",
         Reference("Geng et al. 2025, arXiv 2505.13447, which generates images")),
+    "consistency-training": NamedMethod(
+        "understudy.methods.generative:consistency_training",
+        "A network that jumps from any noise level to the action in one step, trained on the demonstrations alone.",
+        Reference("Song and Dhariwal 2023, arXiv 2310.14189, with 80 equally likely noise levels, as in Consistency "
+                  "Policy, and a larger constant in its distance")),
+    "consistency-policy": NamedMethod(
+        "understudy.methods.generative:consistency_policy",
+        "Consistency policy: a diffusion policy is distilled into a network that jumps from noise to action.",
+        Reference("Prasad et al. 2024, arXiv 2405.07503, which jumps to any lower noise level and adds the loss of "
+                  "diffusion; here the jumps end at the action, as in Song et al. 2023, arXiv 2303.01469")),
+    "onedp": NamedMethod(
+        "understudy.methods.generative:onedp",
+        "OneDP: a diffusion policy is distilled into a generator whose plans have the distribution of the teacher's.",
+        Reference("Wang et al. 2025 (OneDP-S), arXiv 2410.21257, with a learning rate of 1e-6 for the generator and of "
+                  "2e-5 for its score, and larger networks", ("285",))),
+    "reflow-policy": NamedMethod(
+        "understudy.methods.generative:reflow_policy",
+        "A flow is trained again on pairs of its own noise and actions, so that one straight step gives a chunk.",
+        Reference("Liu et al. 2023, arXiv 2209.03003, which stores the pairs; here each update makes new ones",
+                  ("028",))),
+    "adaflow": NamedMethod(
+        "understudy.methods.generative:adaflow",
+        "A flow that chooses its steps: one where the action is certain, and more where demonstrations differ.",
+        Reference("Hu et al. 2024, arXiv 2402.04292, which trains velocity and variance by one likelihood", ("267",))),
+    "interpolant-policy": NamedMethod(
+        "understudy.methods.generative:interpolant_policy",
+        "A flow whose chunks start at the last executed action and some noise, and not at pure noise.",
+        Reference("Albergo et al. 2023, arXiv 2303.08797; Chen et al. 2024 (BRIDGeR), arXiv 2402.16075, whose source "
+                  "is another policy", (),
+                  (NUMBERS, "no column observation.last_action in the data, because the method adds it"))),
+    "normalizing-flow-policy": NamedMethod(
+        "understudy.methods.generative:normalizing_flow_policy",
+        "An invertible network between noise and a chunk: exact likelihoods, and a plan in one pass.",
+        Reference("Dinh et al. 2017, arXiv 1605.08803; as a policy in Ghugare and Eysenbach 2025, arXiv 2505.23527")),
     "beso": NamedMethod(
         "understudy.methods.generative:beso",
         "Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.",

@@ -1,0 +1,35 @@
+"""Pretraining: an encoder is trained on an objective of its own, then a policy learns on it."""
+
+from __future__ import annotations
+
+from ..checkpoint import FromStage
+from ..core import Schema
+from ..data.window import Window
+from ..execute.chunking import RecedingHorizon
+from ..heads.categorical import Categorical
+from ..heads.regression import Regression
+from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.method import InitializeFrom, Method, Stage
+from ..learn.optimizer import OptimizerConfig
+from ..learn.representation import RepresentationLearning
+from ..learn.representation_objectives import InverseDynamics
+from ..nets.feed_forward import FeedForward
+from ..policy import PolicyConfig
+
+
+def bc_inverse_dynamics(n_obs_steps: int = 1, lookahead: int = 1, features: Schema | None = None) -> Method:
+    """Behavior cloning on a frozen encoder, which was trained to tell the action between two observations.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        lookahead: Number of steps between the two observations.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    head = Categorical() if discrete else Regression()
+    policy = PolicyConfig(head, trunk=FeedForward(), window=Window(n_obs_steps))
+    learner = RepresentationLearning((InverseDynamics(head),), lookahead=lookahead,
+                                     optimizer=OptimizerConfig(lr=1e-3))
+    frozen = InitializeFrom(FromStage("encoder"), load=("codec", "encoder"), train=())
+    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000, batch_size=256),
+                  stages=(Stage("encoder", Method(policy, learner=learner)),), initialize_from=(frozen,))

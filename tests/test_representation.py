@@ -44,9 +44,9 @@ def new_learner(objectives=ALL, data=None, head=None, policy=None, augmentations
     data = data or random_dataset({STATE: Feature("float32", (3,)), "action": Feature("float32", (2,))})
     if policy is None:
         torch.manual_seed(0)
-        recipe = PolicyConfig(head or Regression(), MLP(8, 1), TokenEncoder(6), window=Window(2, 3),
+        policy_config = PolicyConfig(head or Regression(), MLP(8, 1), TokenEncoder(6), window=Window(2, 3),
                               augmentations=augmentations)
-        policy = Policy(recipe, data.features()).fit_statistics(data)
+        policy = Policy(policy_config, data.features()).fit_statistics(data)
     config = {"batch_size": 8, "ema": ConstantDecay(0.0), **config}
     return RepresentationLearning(objectives, **config).build(policy, 0, 50, data), data
 
@@ -200,9 +200,9 @@ INVERSE = (InverseDynamics(),)
 
 
 def on_encoder(head=None, objectives=INVERSE, train=("net",), steps=(5, 4)) -> Method:
-    recipe = PolicyConfig(Regression(), MLP(8, 1), TokenEncoder(8), window=Window(1, 2))
-    stage = Method(recipe, learner=RepresentationLearning(objectives, steps[0], 8))
-    return Method(replace(recipe, head=head or Flow(n_steps=2)), learner=BehaviorCloning(steps[1], 8),
+    policy_config = PolicyConfig(Regression(), MLP(8, 1), TokenEncoder(8), window=Window(1, 2))
+    stage = Method(policy_config, learner=RepresentationLearning(objectives, steps[0], 8))
+    return Method(replace(policy_config, head=head or Flow(n_steps=2)), learner=BehaviorCloning(steps[1], 8),
                   stages=(Stage("encoder", stage),),
                   initialize_from=(InitializeFrom(FromStage("encoder"), ("codec", "encoder"), train),))
 
@@ -288,10 +288,10 @@ def position_fraction(policy: Policy, data: Dataset) -> float:
 def test_inverse_dynamics_keeps_what_actions_change():
     """An encoder of two numbers forgets the distractors. One that is trained to act keeps some: goals are hidden."""
     data = mixed(20)
-    recipe = PolicyConfig(Regression(), MLP(16, 1), TokenEncoder(2))
+    policy_config = PolicyConfig(Regression(), MLP(16, 1), TokenEncoder(2))
     optimizer = OptimizerConfig(lr=3e-2)
     learners = (RepresentationLearning((InverseDynamics(trunk=FeedForward(())),), 200, 64, optimizer=optimizer),
                 BehaviorCloning(200, 64, optimizer=optimizer))
-    fractions = [position_fraction(fit_method(Method(recipe, learner=learner), data, 0).policy, data)
+    fractions = [position_fraction(fit_method(Method(policy_config, learner=learner), data, 0).policy, data)
                  for learner in learners]
     assert fractions[0] > 0.9 and fractions[1] < 0.6, fractions

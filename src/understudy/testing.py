@@ -1146,8 +1146,8 @@ def check_latent_encoder(encoder: LatentEncoder, data: Dataset) -> None:
         with tempfile.TemporaryDirectory() as folder:
             save_module(encoder, folder)
             again = load_module(folder, trust=(type(encoder).__module__.split(".")[0],))
-            require(isinstance(again, LatentEncoder) and type(again) is type(encoder),
-                    "what was saved must be loaded as the same class")
+            if not isinstance(again, LatentEncoder) or type(again) is not type(encoder):
+                raise ContractViolation("what was saved must be loaded as the same class")
             require_equal(again(again.windows(data).gather(np.arange(data.steps))), latents,
                           "what was loaded must give the same latents")
 

@@ -1,4 +1,4 @@
-"""Representation learning: trains the encoder of a policy on objectives of its own, for the stages that follow."""
+"""Representation learning: trains the encoder of a policy on its own, for the stages that follow."""
 
 from __future__ import annotations
 

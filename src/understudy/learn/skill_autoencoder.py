@@ -235,7 +235,7 @@ class SkillPosteriorSpec:
 class SkillPosterior(LatentEncoder):
     """The distribution of the skill, given the observations and the actions of a piece.
 
-    It reads no goals, which are drawn anew for each batch. What is after the end of the episode is left out.
+    It reads no goals, because a batch draws them at random. What is after the end of the episode is left out.
 
     Args:
         about: Networks and length.

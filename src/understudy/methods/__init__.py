@@ -143,7 +143,7 @@ METHODS: dict[str, NamedMethod] = {
                   ("079",), (NUMBERS_OR_CLASSES, "for cameras the weights of a ResNet-18 (the extra hub)"))),
     "opal": NamedMethod(
         "understudy.methods.skills:opal",
-        "Skills of ten steps from an autoencoder, and a policy that learns which skill to begin.",
+        "An autoencoder learns skills of ten steps, and a policy learns which skill to begin.",
         Reference("Ajay et al. 2021, arXiv 2010.13611, its imitation learning, whose networks are recurrent")),
     "play-lmp": NamedMethod(
         "understudy.methods.skills:play_lmp",

@@ -1,4 +1,4 @@
-"""Pretraining: an encoder is trained on an objective of its own, then a policy learns on it."""
+"""Pretraining: an encoder is trained first, then a policy learns on it."""
 
 from __future__ import annotations
 

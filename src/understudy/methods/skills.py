@@ -18,7 +18,7 @@ from ..policy import PolicyConfig
 
 
 def opal(period: int = 10, latent_dim: int = 8, beta: float = 0.1) -> Method:
-    """Skills from an autoencoder, and a policy that learns which skill to begin.
+    """An autoencoder learns skills, and a policy learns which skill to begin.
 
     Args:
         period: Number of steps of a skill.

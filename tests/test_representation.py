@@ -15,7 +15,7 @@ from torch import nn
 
 from understudy.checkpoint import FromStage
 from understudy.core import ConfigError, Feature, Unsupported
-from understudy.data.augment import GaussianNoise
+from understudy.data.augment import ColorJitter, GaussianNoise
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.categorical import Categorical
@@ -28,7 +28,14 @@ from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage, load_actor
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.representation import RepresentationLearner, RepresentationLearning
-from understudy.learn.representation_objectives import BYOL, ForwardDynamics, InverseDynamics, TimeContrastive
+from understudy.learn.representation_objectives import (
+    BYOL,
+    ForwardDynamics,
+    InverseDynamics,
+    MaskedPrediction,
+    TimeContrastive,
+)
+from understudy.methods import find_method
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
@@ -37,7 +44,7 @@ from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner, random_dataset
 
 STATE = "observation.state"
-ALL = (InverseDynamics(), ForwardDynamics((16,)), BYOL(16, 8), TimeContrastive(16, 8))
+ALL = (InverseDynamics(), ForwardDynamics((16,)), MaskedPrediction(), BYOL(16, 8), TimeContrastive(16, 8))
 
 
 def new_learner(objectives=ALL, data=None, head=None, policy=None, augmentations=(), **config):
@@ -60,7 +67,7 @@ def loss_of(learner, data, number: int, rows: int = 8):
 @pytest.mark.parametrize("config", [
     RepresentationLearning(ALL, batch_size=8),
     RepresentationLearning((BYOL(16, 8),), batch_size=8, lookahead=5, optimizer=OptimizerConfig(accumulation_steps=2)),
-    BehaviorCloning(batch_size=8, auxiliary_losses=ALL),
+    BehaviorCloning(batch_size=8, auxiliary_losses=(InverseDynamics(), BYOL(16, 8))),
 ], ids=["all objectives", "BYOL", "with cloning"])
 def test_the_contract_of_learners(config):
     check_learner(config)
@@ -92,6 +99,37 @@ def test_inverse_dynamics_of_classes():
         p.data.zero_()
     loss, _ = loss_of(learner, data, 0)
     assert torch.allclose(loss, torch.full((8,), math.log(4)))
+
+
+def test_masked_prediction_sees_the_other_actions_and_counts_hidden_ones():
+    """A network that copies the visible actions errs where an action is hidden, by that action."""
+    learner, data = new_learner((MaskedPrediction(weight=2.0),))
+    seen = []
+
+    class Copies(nn.Module):
+        def forward(self, x, t, context):
+            seen.append((x, context))
+            return x[..., :2]
+    learner.objectives[0].net = Copies()
+    loss, batch = loss_of(learner, data, 0, rows=24)
+    (x, context), coded = seen[0], learner.policy.encode_batch(batch)
+    visible = x[..., 2] == 1
+    assert torch.equal(x[..., :2], coded * visible.unsqueeze(-1)) and not visible[~batch.mask].any()
+    assert torch.equal(context.tokens[:, 2:], learner.policy.context(batch.next).tokens)  # two tokens each
+    hidden = ~visible & batch.mask
+    want = 2 * (coded.square().mean(-1) * hidden).sum(1) / hidden.sum(1).clamp(min=1)
+    assert torch.allclose(loss, want, atol=1e-6) and 0.2 < float(hidden.float().mean()) < 0.8
+
+
+def test_masked_prediction_of_classes():
+    data = random_dataset({STATE: Feature("float32", (3,)),
+                           "action": Feature("int64", (2,), "discrete", num_classes=(4, 3))})
+    learner, _ = new_learner((MaskedPrediction(FeedForward(())),), data, Categorical())
+    for p in learner.objectives[0].parameters():
+        p.data.zero_()
+    loss, _ = loss_of(learner, data, 0)
+    none = loss == 0  # nothing was hidden
+    assert torch.allclose(loss[~none], torch.tensor(math.log(12))) and not none.all()
 
 
 def test_forward_dynamics_compares_directions_with_the_target_encoder():
@@ -255,6 +293,22 @@ def test_retrieval_on_a_learned_encoder():
     with torch.no_grad():
         first = result.policy.windows(data).gather(np.arange(4))
         assert torch.allclose(result.policy.context(first.obs).flat(), result.policy.net.keys[:4], atol=1e-5)
+
+
+def test_neighbors_in_the_features_of_byol():
+    """The learner trains the encoder of the memory that acts, and no head."""
+    camera = "observation.images.front"
+    features = {camera: Feature("uint8", (16, 16, 3), "image"), "action": Feature("float32", (2,))}
+    data = random_dataset(features, 2, 6)
+    made = find_method("vinn-byol", features, crop=2)
+    assert made.policy.augmentations == (ColorJitter(camera),)
+    learner = replace(made.learner, steps=2, batch_size=8)
+    policy = fit_method(replace(made, learner=learner), data, 0).policy
+    with torch.no_grad():
+        windows = policy.windows(data).gather(np.arange(data.steps))
+        assert torch.allclose(policy.context(windows.obs).flat(), policy.net.keys, atol=1e-5)
+        plan = policy.plan(windows.obs, torch.zeros(data.steps, *policy.noise_shape))
+    assert plan.shape == (13, 1, 2) and plan.isfinite().all()
 
 
 MIXING = np.linalg.qr(np.random.default_rng(123).normal(size=(6, 6)))[0]

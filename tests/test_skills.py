@@ -17,6 +17,7 @@ from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.relabel import ConstantColumn
 from understudy.data.window import Goal, Window
+from understudy.execute.planner_config import HierarchyConfig
 from understudy.execute.wrappers import SkillWrapper
 from understudy.heads.categorical import Categorical
 from understudy.heads.flow import Flow
@@ -310,6 +311,23 @@ def test_the_prior_can_be_the_high_level_policy():
     result = fit_method(prior, data, 0, stages={"skills": stage})
     mine, theirs = result.policy.state_dict(), stage.modules["prior"].state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in mine.items())
+
+
+def test_a_latent_can_be_planned_at_every_step():
+    """Latent plans: one stage learns latents, the next predicts them, and the policy reads them."""
+    labels, learner = LatentLabels(FromStage("skills", "posterior")), BehaviorCloning(3, 8)
+    high = Method(PolicyConfig(Regression(), inputs=(STATE,), target=SKILL, **SMALL), learner=learner,
+                  transforms=(labels,))
+    low = Method(PolicyConfig(Regression(), **SMALL), learner=learner, transforms=(labels,),
+                 stages=(*labeled_skills().stages, Stage("high", high)),
+                 inference=(HierarchyConfig(FromStage("high"), SKILL),))
+    result = fit_method(low, random_dataset(FEATURES), 0)
+    assert result.policy.inputs == (SKILL, STATE)
+    obs = {STATE: torch.randn(2, 3, generator=torch.Generator().manual_seed(0))}
+    action, _ = result.actor.act(obs, result.actor.start(obs, torch.arange(2)))
+    planned = result.method.inference[0].high.plan({STATE: obs[STATE][:, None]}, torch.zeros(2, 1, 0))
+    want = result.policy.plan({STATE: obs[STATE][:, None], SKILL: planned}, torch.zeros(2, 1, 0))[:, 0]
+    assert torch.allclose(action, want, atol=1e-5)
 
 
 def both_ways(episodes: int = 24) -> Dataset:

@@ -51,6 +51,9 @@ class LatentLabels(Operation):
     The latent of step t is that of the window at t, so that a policy can learn which skill to begin at any step. All
     latents are computed once. Columns of the data stay where they are stored.
 
+    The column is not computed while acting. A policy that reads it gets it from a policy that plans it
+    (`HierarchyConfig`, `SkillWrapper`), or from an `ObservationWrapper` with the latent of a demonstration to follow.
+
     Args:
         encoder: The module, or the stage that trained it.
         into: Name of the column, (T, *latent.shape).

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Generator, Tensor, nn
 
 from ..core import Batch, ConfigError, Unsupported
 from ..data.episode import Dataset
+from ..heads.base import MemoryHead
 from ..nets.base import capture_intermediates, record_intermediate
 from ..nets.ema import EMADecay, WarmupDecay
 from ..policy import Policy
@@ -26,7 +28,8 @@ class RepresentationLearning(LearnerConfig):
     it further or keeps it frozen. Both policies need the same encoder, inputs and number of observation steps.
 
     The head of the stage's policy is a probe. It learns to predict the target from encodings, without gradient to the
-    encoder. The validation error of the stage is then that of a policy on the frozen encoder.
+    encoder. The validation error of the stage is then that of a policy on the frozen encoder. With a `MemoryHead`, the
+    stage is itself retrieval in the features of the encoder.
 
     Args:
         objectives: The losses of the encoder, which are added.
@@ -112,5 +115,8 @@ class RepresentationLearner(GradientLearner):
         tokens = context.tokens.detach()
         # Encodings that become equal are a failure that no loss shows.
         self.spread = float(tokens.flatten(1).std(0, correction=0).mean())
-        probe = self.policy.loss_given_context(replace(context, tokens=tokens), batch, rng)
+        if isinstance(self.policy.config.head, MemoryHead):  # it has no weights, and its memory is of an older encoder
+            probe = batch.mask.new_zeros(batch.mask.shape, dtype=torch.float32)
+        else:
+            probe = self.policy.loss_given_context(replace(context, tokens=tokens), batch, rng)
         return probe, *(objective(self.policy, batch, rng, captured) for objective in self.objectives)

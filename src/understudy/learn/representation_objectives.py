@@ -1,4 +1,4 @@
-"""Objectives that train an encoder: inverse and forward dynamics, BYOL, contrast over time.
+"""Objectives that train an encoder: inverse and forward dynamics, hidden actions, BYOL, contrast over time.
 
 Each is an `AuxiliaryLoss`. `RepresentationLearning` trains an encoder on them alone, and `BehaviorCloning` adds them to
 the loss of the policy.
@@ -57,6 +57,21 @@ def _context_size(policy: Policy) -> int:
     return policy.encoder.tokens * policy.encoder.width
 
 
+def _pair_spec(policy: Policy) -> HeadSpec:
+    """Sizes for a network that reads the encodings before and after a chunk."""
+    encoder, codec, window = policy.encoder, policy.codec, policy.window
+    return HeadSpec(window.horizon, 2 * encoder.tokens, encoder.width, codec.num_classes, codec.bound,
+                    2 * encoder.token_obs_steps, window.action_start)
+
+
+def _pair(policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Context:
+    """The encodings before and after a chunk, each of its observation alone."""
+    assert batch.next is not None
+    after = policy.training_context(batch.next, rng)
+    return Context(torch.cat([captured["context"], after.tokens], 1),
+                   torch.cat([captured["context_mask"], after.mask], 1))
+
+
 def _cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Squared distance of the two vectors at unit length, (B,): from 0 to 4."""
     return 2 - 2 * F.cosine_similarity(prediction, target, dim=-1)
@@ -113,16 +128,11 @@ class InverseDynamics(RepresentationObjective):
 class _InverseDynamicsLoss(nn.Module):
     def __init__(self, config: InverseDynamics, policy: Policy):
         super().__init__()
-        encoder, codec, window = policy.encoder, policy.codec, policy.window
-        spec = HeadSpec(window.horizon, 2 * encoder.tokens, encoder.width, codec.num_classes, codec.bound,
-                        2 * encoder.token_obs_steps, window.action_start)
-        self.config, self.net = config, config.head.build(config.trunk, codec.width, spec)
+        self.config = config
+        self.net = config.head.build(config.trunk, policy.codec.width, _pair_spec(policy))
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
-        assert batch.next is not None
-        after = policy.training_context(batch.next, rng)
-        both = Context(torch.cat([captured["context"], after.tokens], 1),
-                       torch.cat([captured["context_mask"], after.mask], 1))
+        both = _pair(policy, batch, rng, captured)
         loss = self.config.head.loss(self.net, both, policy.encode_batch(batch), batch.mask, rng) * batch.mask
         return self.config.weight * loss.sum(1) / batch.mask.sum(1).clamp(min=1)
 
@@ -171,6 +181,55 @@ class _ForwardDynamicsLoss(LaggedAuxiliaryLoss):
 
     def after_update(self, policy):
         self.target.update(policy)
+
+
+@dataclass(frozen=True)
+class MaskedPrediction(RepresentationObjective):
+    """Predicts the hidden actions of a chunk from the others, the encoding before the chunk and the encoding after it.
+
+    For each window a fraction is drawn uniformly from 0 to 1, and each action is hidden with this probability. With all
+    actions hidden, this is `InverseDynamics`.
+
+    Args:
+        trunk: The network that reads the visible actions and both encodings.
+        weight: Factor of the loss: the squared error, or the cross-entropy of discrete actions, over hidden actions.
+
+    References:
+        Wei et al. (2023), Is Imitation All You Need? Generalized Decision-Making with Dual-Phase Training,
+        arXiv:2307.07909, which hides more and more actions as training proceeds.
+    """
+
+    trunk: Trunk = field(default_factory=FeedForward)
+    weight: float = 1.0
+
+    next_obs = True
+
+    def build(self, policy):
+        return _MaskedPredictionLoss(self, policy)
+
+
+class _MaskedPredictionLoss(nn.Module):
+    def __init__(self, config: MaskedPrediction, policy: Policy):
+        super().__init__()
+        self.config, self.num_classes = config, policy.codec.num_classes
+        self.net = config.trunk.build(policy.codec.width + 1, policy.codec.width, 0, _pair_spec(policy))
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        action, both = policy.encode_batch(batch), _pair(policy, batch, rng, captured)
+        rows, device = batch.mask.shape, batch.mask.device
+        fraction = torch.rand(rows[0], 1, generator=rng, device=device)
+        hidden = torch.rand(rows, generator=rng, device=device) < fraction
+        visible = (~hidden & batch.mask).unsqueeze(-1).to(action.dtype)
+        prediction = self.net(torch.cat([action * visible, visible], -1), action[..., :0], both)
+        counted = hidden & batch.mask
+        return self.config.weight * (self._error(prediction, action) * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+    def _error(self, prediction: Tensor, action: Tensor) -> Tensor:
+        """The error of each step, (B, H)."""
+        if not self.num_classes:
+            return (prediction - action).square().mean(-1)
+        log_probs = torch.cat([part.log_softmax(-1) for part in prediction.split(self.num_classes, -1)], -1)
+        return -(log_probs * action).sum(-1)
 
 
 @dataclass(frozen=True)

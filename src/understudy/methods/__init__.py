@@ -151,6 +151,11 @@ METHODS: dict[str, NamedMethod] = {
         Reference("Lynch et al. 2019, arXiv 1903.01973, with pieces of 16 to 32 steps, recurrent networks and "
                   "mixtures of logistics", ("114",),
                   (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+    "vinn-byol": NamedMethod(
+        "understudy.methods.representation:vinn_byol",
+        "Visual imitation by nearest neighbors, in the features of an encoder that learns from the images by BYOL.",
+        Reference("Pari et al. 2021, arXiv 2112.01511, whose network is a ResNet-50 from ImageNet", ("079",),
+                  (NUMBERS, "cameras: without them BYOL has nothing to compare"))),
     "dagger": NamedMethod(
         "understudy.methods.interaction:dagger",
         "DAgger: the policy acts, the supervisor says what it would have done, and the policy learns that.",

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_stages import contents, run
+from test_stages import call, contents, run
 
 from understudy.checkpoint import FromStage
 from understudy.core import ConfigError, Feature, Unsupported, UserError
@@ -366,6 +366,22 @@ def test_skills_tell_the_ways_apart_and_are_kept():
     assert (signs == signs[0]).all()  # a skill is kept for its period
     assert 10 < int((signs[0] > 0).sum()) < 54  # and both are chosen
     assert float((torch.stack(actions).abs() - 1).abs().max()) < 0.5
+
+
+def short_skills() -> Method:
+    """Three updates of each part, for the command."""
+    return labeled_skills((3, 3))
+
+
+def test_one_command_learns_skills_and_evaluates(tmp_path):
+    demos, out = tmp_path / "demos", tmp_path / "run"
+    assert call("record", "particle", "--out", demos, "--episodes", 6)[0] == 0
+    command = ("train", "test_skills:short_skills", demos, "--trust", "test_skills", "--out", out, "--device", "cpu")
+    status, text = call(*command)
+    assert status == 0, text
+    assert Method.load(out) == short_skills()
+    status, text = call("eval", out, "particle", "--episodes", 2, "--device", "cpu")
+    assert status == 0, text
 
 
 @pytest.mark.parametrize("name", ["opal", "play-lmp"])

@@ -12,7 +12,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 MADE = "<!-- made by docs/generate.py: change the source, not this page -->"
 FAMILIES = {"behavior_cloning": "Likelihood and regression", "generative": "Iterative generation",
-            "chunking": "Long chunks", "retrieval": "Retrieval", "interaction": "Collecting episodes"}
+            "chunking": "Long chunks", "retrieval": "Retrieval", "interaction": "Collecting episodes",
+            "representation": "Pretrained encoders", "skills": "Latent skills"}
 
 
 METHODS = """# Methods
@@ -87,6 +88,9 @@ def _method(f, method) -> str:
              "learner": method.learner}
     if method.collection is not None:
         parts["collection"] = method.collection
+    if method.wrapper is not None:
+        parts["wrapper"] = method.wrapper
+    parts |= {f"stage {stage.name!r}": stage.method.learner for stage in method.stages}
     table = [f"| {name} | `{_brief(part)}` |" for name, part in parts.items()]
     seen = (f"{window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, "
             f"{window.horizon} action{'s' * (window.horizon > 1)}")

@@ -155,11 +155,11 @@ def test_descriptions():
 @pytest.mark.parametrize("name", METHODS)
 def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     able = {d["name"]: any("classes" in need for need in d["needs"]) for d in describe_methods()}
-    assert [n for n in able if able[n]] == ["bc", "knn", "vinn"]
+    assert [n for n in able if able[n]] == ["bc", "bc-inverse-dynamics", "knn", "vinn"]
     if not able[name]:
         with pytest.raises(UserError, match=f"{name}, column 'action': the actions are classes, but this method "
                            "learns numbers"
-                           "\n  -> bc, knn, vinn learn classes"):
+                           "\n  -> bc, bc-inverse-dynamics, knn, vinn learn classes"):
             find_method(name, CHOICES)
         return
     # Which of two lights is on decides the choice, and every method that says so learns it.

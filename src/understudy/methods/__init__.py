@@ -81,6 +81,11 @@ METHODS: dict[str, NamedMethod] = {
         Reference("Lynch et al. 2019 (Play-GCBC), arXiv 1903.01973; as the baseline of Park et al. 2025, "
                   "arXiv 2410.20092", ("114",),
                   (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+    "bc-inverse-dynamics": NamedMethod(
+        "understudy.methods.representation:bc_inverse_dynamics",
+        "Behavior cloning on a frozen encoder, which was trained to tell the action between two observations.",
+        Reference("Brandfonbrener et al. 2023, arXiv 2305.16985, who train the encoder on other episodes with hidden "
+                  "goals: --stage encoder=RUN", ("019",), (NUMBERS_OR_CLASSES,))),
     "diffusion-policy": NamedMethod(
         "understudy.methods.generative:diffusion_policy",
         "Diffusion policy: a chunk of actions is denoised in ten DDIM steps, and half of it is carried out.",
@@ -184,6 +189,21 @@ METHODS: dict[str, NamedMethod] = {
         "Visual imitation by nearest neighbors: nearer actions count more, by the features of a fixed image network.",
         Reference("Pari et al. 2021, arXiv 2112.01511, whose network was trained further on the images alone",
                   ("079",), (NUMBERS_OR_CLASSES, "for cameras the weights of a ResNet-18 (the extra hub)"))),
+    "opal": NamedMethod(
+        "understudy.methods.skills:opal",
+        "An autoencoder learns skills of ten steps, and a policy learns which skill to begin.",
+        Reference("Ajay et al. 2021, arXiv 2010.13611, its imitation learning, whose networks are recurrent")),
+    "play-lmp": NamedMethod(
+        "understudy.methods.skills:play_lmp",
+        "Latent plans from play: a prior draws a plan for the goal, and a policy carries it out step by step.",
+        Reference("Lynch et al. 2019, arXiv 1903.01973, with pieces of 16 to 32 steps, recurrent networks and "
+                  "mixtures of logistics", ("114",),
+                  (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+    "vinn-byol": NamedMethod(
+        "understudy.methods.representation:vinn_byol",
+        "Visual imitation by nearest neighbors, in the features of an encoder that learns from the images by BYOL.",
+        Reference("Pari et al. 2021, arXiv 2112.01511, whose network is a ResNet-50 from ImageNet", ("079",),
+                  (NUMBERS, "cameras: without them BYOL has nothing to compare"))),
     "dagger": NamedMethod(
         "understudy.methods.interaction:dagger",
         "DAgger: the policy acts, the supervisor says what it would have done, and the policy learns that.",

@@ -17,19 +17,21 @@ class TemporalEnsemble(Executor):
 
     Args:
         decay: Rate at which the weights decrease from the oldest to the newest chunk.
+        skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
 
     References:
         Zhao et al. (2023), Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware, arXiv:2304.13705.
     """
 
     decay: float = 0.01
+    skip: int = 0
 
     def check_planner(self, planner):
-        check_alignment(self, planner)
+        check_alignment(self, planner, self.skip)
 
     def start(self, planner, obs, key):
         self.check_planner(planner)
-        chunks = empty_chunks(planner, key, planner.window.horizon)
+        chunks = empty_chunks(planner, key, planner.window.horizon - self.skip)
         return {"key": key, "count": torch.zeros_like(key), "chunks": chunks}
 
     def act(self, planner, obs, state):
@@ -39,5 +41,5 @@ class TemporalEnsemble(Executor):
         planned = age <= state["count"].unsqueeze(1)
         # exp(decay * age) is exp(-decay * i) up to a factor, which the division removes.
         weight = torch.exp(self.decay * age) * planned
-        action = (weight.unsqueeze(-1) * chunks[:, age, age]).sum(1) / weight.sum(1, True)
+        action = (weight.unsqueeze(-1) * chunks[:, age, self.skip + age]).sum(1) / weight.sum(1, True)
         return action, {**state, "chunks": chunks, "count": state["count"] + 1}

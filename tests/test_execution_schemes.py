@@ -63,6 +63,7 @@ def flow(n_obs_steps=2, horizon=8, offset=0, n_steps=2):
     (FilteredExecutor(TemporalEnsemble(), JerkLimit(0.5, 3)), flow(), ()),
     (FilteredExecutor(DelayedPlan(ChunkBlending(1), 2), LowPassFilter(0.8)), flow(), ()),
     (RealTimeChunking(3, 2, schedule="linear"), flow(), ()),
+    (TemporalEnsemble(0.1, skip=1, delay=2), flow(horizon=6, offset=-1), ()),
     (MeasuredDelay(RecedingHorizon(2), period=1e9), flow(), ()),  # all plans are in time
 ], ids=lambda value: "" if isinstance(value, PolicyConfig) else str(value))
 def test_executors_keep_their_contract(executor, config, inference):
@@ -268,6 +269,16 @@ def test_under_a_delay_the_actions_of_the_same_time_are_compared():
 def test_blended_chunks_are_exponential_averages():
     planner = Scripted([[0.0, 0, 0], [4.0, 4, 4], [8.0, 8, 8]])
     assert ran(ChunkBlending(1, weight=0.25), planner, 3) == [0, 3, 0.25 * 3 + 0.75 * 8]
+
+
+def test_a_temporal_ensemble_averages_the_chunks_that_have_arrived():
+    """Chunk j holds 100 j + the time of each step. With a delay of 2, the first one is alone until chunk 1 is there."""
+    chunks = [[100.0 * j + j - 1 + s for s in range(6)] for j in range(6)]  # the first step is in the past
+    done = ran(TemporalEnsemble(0.0, skip=1, delay=2), Scripted(chunks, -1), 6)
+    used = [[0], [0], [0], [0, 1], [0, 1, 2], [1, 2, 3]]  # a chunk lasts for 5 steps
+    assert done == pytest.approx([t + 100 * sum(js) / len(js) for t, js in enumerate(used)])
+    with pytest.raises(UserError, match="the delay is 5, but must be from 0 to 4"):
+        ran(TemporalEnsemble(skip=1, delay=5), Scripted(chunks, -1), 1)
 
 
 # -- self-guidance ----------------------------------------------------------------------------------------------------

@@ -148,7 +148,8 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
     def again(episodes, *more):
         return command_line("eval", o.run, o.target, "--episodes", episodes, *(("--seed", o.seed) if o.seed else ()),
                             *(("--task", o.task) if o.task else ()),
-                            *(("--executor", o.executor) if o.executor else ()), *behavior_metrics.given_options(o), *more, *trust)
+                            *(("--executor", o.executor) if o.executor else ()),
+                            *behavior_metrics.given_options(o), *more, *trust)
     told = []
     if other is not None:
         if o.against is not None and o.episodes is not None and compare(mine, other).better is None:

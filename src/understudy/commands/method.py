@@ -10,9 +10,9 @@ from typing import Any
 
 from ..core import Schema, UserError
 from ..data.relabel import TaskText
+from ..learn.execution import with_execution_scheme
 from ..learn.method import Method
 from ..methods import find_function, find_method
-from ..methods.execution import with_execution_scheme
 from .options import change_fields, parse_value
 
 

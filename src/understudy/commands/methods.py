@@ -34,7 +34,7 @@ def main(args: list[str]) -> None:
 
     with Output(o.json) as out:
         if o.name is None:
-            from ..methods.schemes import EXECUTION_SCHEMES
+            from ..execute.schemes import EXECUTION_SCHEMES
 
             known = describe_methods()
             table = Table("method", "what it is", "paper", "needs", box=None, pad_edge=False)

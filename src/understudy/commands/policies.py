@@ -137,7 +137,7 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
     if not is_exported(run):
         trained = TrainedRun.load(run, o.trust, choose_device(o.device))
         if o.executor is not None:
-            from ..methods.execution import with_execution_scheme
+            from ..learn.execution import with_execution_scheme
 
             trained = replace(trained, method=with_execution_scheme(trained.method, o.executor))
             trained.method.executor.check_planner(trained.planner())

@@ -25,8 +25,8 @@ class AsynchronousRunner:
     of an episode is waited for.
 
     How late plans are is measured: the number of actions that were returned between an observation and the arrival of
-    its plan. `RealTimeChunking` expects the largest of the last delays, and its own `delay` at first. All results depend on the machine. To
-    evaluate an executor with a fixed delay, use `execute.latency.DelayedPlan`.
+    its plan. `RealTimeChunking` expects the largest of the last delays, and its own `delay` at first. All results
+    depend on the machine. To evaluate an executor with a fixed delay, use `execute.latency.DelayedPlan`.
 
     Args:
         actor: The policy with an executor of chunks, such as `load_actor("runs/flow")`.

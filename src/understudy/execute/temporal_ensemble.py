@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..core import UserError
 from .base import Executor, check_alignment, empty_chunks
 
 
@@ -18,6 +19,8 @@ class TemporalEnsemble(Executor):
     Args:
         decay: Rate at which the weights decrease from the oldest to the newest chunk.
         skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
+        delay: Simulated number of steps between an observation and the arrival of its chunk. A plan is started at every
+            step, and several are computed at the same time. The first chunk of an episode arrives at once.
 
     References:
         Zhao et al. (2023), Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware, arXiv:2304.13705.
@@ -25,9 +28,14 @@ class TemporalEnsemble(Executor):
 
     decay: float = 0.01
     skip: int = 0
+    delay: int = 0
 
     def check_planner(self, planner):
         check_alignment(self, planner, self.skip)
+        if not 0 <= self.delay <= (last := planner.window.horizon - self.skip - 1):
+            raise UserError(f"the delay is {self.delay}, but must be from 0 to {last}, "
+                            "because a chunk that arrives later has no action left", where="TemporalEnsemble.delay",
+                            hint="train with a longer horizon")
 
     def start(self, planner, obs, key):
         self.check_planner(planner)
@@ -38,7 +46,8 @@ class TemporalEnsemble(Executor):
         new = planner.plan(obs, planner.noise(state["key"], state["count"]))
         chunks = torch.cat([new.unsqueeze(1), state["chunks"][:, :-1]], 1)  # chunks[:, j] was planned j steps ago
         age = torch.arange(chunks.shape[1], device=new.device)
-        planned = age <= state["count"].unsqueeze(1)
+        count = state["count"].unsqueeze(1)
+        planned = (age <= count) & ((age >= self.delay) | (age == count))  # the first chunk arrives at once
         # exp(decay * age) is exp(-decay * i) up to a factor, which the division removes.
         weight = torch.exp(self.decay * age) * planned
         action = (weight.unsqueeze(-1) * chunks[:, age, self.skip + age]).sum(1) / weight.sum(1, True)

@@ -93,8 +93,8 @@ METHODS: dict[str, NamedMethod] = {
     "bid-flow-policy": NamedMethod(
         "understudy.methods.generative:bid_flow_policy",
         "A flow policy with bidirectional decoding: 15 plans, compared with the last chunk and with a weak policy.",
-        Reference("Liu et al. 2024, arXiv 2408.17355, whose base is a diffusion policy and whose weak policy is an early "
-                  "checkpoint of the same run")),
+        Reference("Liu et al. 2024, arXiv 2408.17355, whose base is a diffusion policy, and whose weak policy is an "
+                  "early checkpoint of the same run")),
     "sgac": NamedMethod(
         "understudy.methods.generative:sgac",
         "Diffusion policy with self-guidance by the last observation, and chunks that are kept while new ones agree.",

@@ -1,4 +1,4 @@
-"""Execution schemes: functions that give a method another executor. `methods.schemes` lists them.
+"""Execution schemes: functions that give a method another executor. `execute.schemes` lists them.
 
 Each takes the number of steps that are executed from each chunk and the number of steps of a chunk that lie in the
 past, and returns the executor and what plans in addition.
@@ -16,10 +16,10 @@ from ..execute.base import ActionConditionedExecutor, Executor
 from ..execute.chunking import ChunkedExecutor, RealTimeChunking, RecedingHorizon
 from ..execute.filters import FilteredExecutor, JerkLimit, LowPassFilter
 from ..execute.planner_config import BidirectionalDecodingConfig, PlannerConfig, SelfGuidanceConfig
+from ..execute.schemes import EXECUTION_SCHEMES
 from ..execute.streaming import StreamingExecutor
 from ..execute.temporal_ensemble import TemporalEnsemble
-from ..learn.method import Method
-from .schemes import EXECUTION_SCHEMES
+from .method import Method
 
 BUILDERS: dict[str, Callable[[int, int], tuple[Executor, *tuple[PlannerConfig, ...]]]] = {
     "receding-horizon": lambda n, skip: (RecedingHorizon(n, skip),),

@@ -4,12 +4,12 @@ One flow policy for each task and training seed acts with every execution scheme
 late. The settings are written here before any run and nothing is tuned: every scheme has its defaults, and executes 4
 steps of a chunk of 16 where it has such a number.
 
-Late plans are those of `DelayedPlan`: the old chunk goes on, one plan is computed at a time, and the steps of a new
+Late plans are those of `DelayedPlan`: the old chunk continues, one plan is computed at a time, and the steps of a new
 chunk whose time has passed are skipped. The temporal ensemble starts a plan at every step instead, and computes
 several at once (`TemporalEnsemble(delay=...)`). Real-time chunking knows the delay. The computation of 15 samples
 counts as much as that of one: the axis is the delay, not the work.
 
-The cells, one for each task, seed and scheme, are kept in results/delay/: a run that was stopped goes on, and trains
+The cells, one for each task, seed and scheme, are kept in results/delay/: a run that was stopped continues, and trains
 at most its current policy again. All of it takes some two hours of a core; --tiny takes minutes, keeps its cells in
 results/delay-tiny/, and shows only that everything runs. --page writes the table into docs/execution.md and the
 figures from the cells that there are.

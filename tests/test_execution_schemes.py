@@ -1,13 +1,16 @@
 """Bidirectional decoding, adaptive horizons and chunking, self-guidance, filters, and plans that come late."""
 
+import json
 import math
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
+from understudy import config
+from understudy.checkpoint import FromStage
 from understudy.core import Feature, Unsupported, UserError, keys
 from understudy.data.window import Window
 from understudy.execute import latency
@@ -26,10 +29,14 @@ from understudy.execute.filters import FilteredExecutor, JerkLimit, LowPassFilte
 from understudy.execute.latency import DelayedAction, DelayedPlan, MeasuredDelay, delay_actor
 from understudy.execute.planner_config import BidirectionalDecodingConfig, SelfGuidanceConfig
 from understudy.execute.planners import FixedBatch
+from understudy.execute.schemes import EXECUTION_SCHEMES
 from understudy.execute.self_guidance import SelfGuided
 from understudy.execute.streaming_flow import StreamingFlowExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.flow import Flow
+from understudy.learn.execution import BUILDERS, with_execution_scheme
+from understudy.learn.method import Method, build_planner, resolve_references
+from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 from understudy.policy import Inpaint, LastChunk, Planner, PolicyConfig
 from understudy.testing import check_executor, random_batch
@@ -447,3 +454,46 @@ def test_an_error_in_the_background_is_raised_by_act():
         wait_until_done(runner)
         with pytest.raises(Broken):
             runner.act(obs)
+
+
+# -- schemes by name --------------------------------------------------------------------------------------------------
+
+
+def test_every_scheme_has_a_builder():
+    assert list(BUILDERS) == list(EXECUTION_SCHEMES)
+
+
+@pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.parametrize("name", EXECUTION_SCHEMES)
+def test_schemes_execute_the_policy_of_any_method(name, skip):
+    method = Method(flow(horizon=6, offset=-skip), RecedingHorizon(3, skip))
+    made = with_execution_scheme(method, name)
+    assert config.load(json.loads(json.dumps(config.dump(made)))) == made  # method.json
+    assert made.policy == method.policy and getattr(made.executor, "n_action_steps", 3) in (1, 3)
+    check_executor(made.executor, made.policy, steps=8, inference=made.inference)
+
+
+def test_schemes_that_do_not_exist_or_do_not_fit_are_refused():
+    method = Method(flow())
+    with pytest.raises(UserError, match="did you mean 'real-time-chunking'"):
+        with_execution_scheme(method, "realtime-chunking")
+    with pytest.raises(Unsupported, match="trained for StreamingFlowExecutor"):
+        with_execution_scheme(find_method("streaming-flow-policy"), "low-pass")
+    filtered = with_execution_scheme(replace(method, executor=RecedingHorizon(5)), "low-pass")
+    assert with_execution_scheme(filtered, "chunk_blending").executor == ChunkBlending(5)
+    assert with_execution_scheme(replace(method, executor=TemporalEnsemble()), "receding-horizon").executor == (
+        RecedingHorizon(4))  # half a chunk
+
+
+def test_the_weak_policy_is_a_stage_or_a_module():
+    weak = random_batch(flow(), seed=3)[0]
+    policy = random_batch(flow())[0]
+    modules = {"policy": policy, "early": weak}
+    assert BidirectionalDecodingConfig("early").build(policy, modules).weak is weak
+    method = find_method("bid-flow-policy")
+    assert method.stages[0].method.learner.steps == method.learner.steps // 3
+    resolved = resolve_references(method, {FromStage("weak"): weak})
+    built = build_planner(resolved, {"policy": policy})
+    assert isinstance(built, BidirectionalDecoding) and built.weak is weak and (built.n, built.n_kept) == (15, 5)
+    with pytest.raises(UserError, match="no module 'late'"):
+        BidirectionalDecodingConfig("late").build(policy, modules)

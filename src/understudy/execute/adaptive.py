@@ -25,7 +25,7 @@ class AdaptiveHorizon(ChunkedExecutor):
         n_action_steps: Largest number of steps executed from each chunk.
         skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
         n_samples: Number of chunks drawn for each decision, at least 2.
-        threshold: Largest disagreement of an executed step. With 0 every step is planned anew, and with a large number
+        threshold: Largest disagreement of an executed step. With 0 every step is planned again, and with a large number
             `n_action_steps` steps are executed.
         min_action_steps: Smallest number of steps executed from each chunk.
 
@@ -125,7 +125,7 @@ class DistanceAgreement(Agreement):
 class AdaptiveChunking(ChunkedExecutor):
     """Plans often, and keeps the old chunk for as long as new ones agree with it.
 
-    If a new chunk agrees with the rest of the old one, the old one goes on, and the new one only fills in the steps
+    If a new chunk agrees with the rest of the old one, the old one continues, and the new one only fills in the steps
     after its end. Otherwise the new chunk replaces it. Chunks are compared in coded units, because the direction of an
     action in world units depends on where its origin is.
 

@@ -21,7 +21,7 @@ class AsynchronousRunner:
     """Acts with a policy whose plans are computed in a background thread, so that the robot never waits.
 
     `act` returns at once. A new chunk is used from the first call of `act` after it is ready, without the steps whose
-    time has passed. Until then the old chunk goes on, and its last action is repeated at its end. Only the first plan
+    time has passed. Until then the old chunk continues, and its last action is repeated at its end. Only the first plan
     of an episode is waited for.
 
     How late plans are is measured: the number of actions that were returned between an observation and the arrival of

@@ -55,7 +55,7 @@ class ChunkedExecutor(Executor):
 
     A subclass is a frozen dataclass with the fields below. It overrides `guides` to change how a chunk is sampled, and
     `accept_plan` to change a chunk that has arrived. `last_chunk` and `planner.action_scale` help to compare chunks.
-    A subclass with a field `n_samples` gets several chunks for each row, of which `accept_plan` makes one.
+    A subclass with a field `n_samples` gets several chunks for each row, and `accept_plan` chooses or combines them.
 
     Args:
         n_action_steps: Number of steps executed from each chunk.

@@ -115,7 +115,6 @@ def run_cells(size: Size, name: str, seed: int) -> None:
             env = make(task.env, rows=size.episodes, **dict(task.options))
             ran = rollout(late_actor(policy, made, scheme, delay, size.episodes), env, size.episodes, seed=0)
             found[str(delay)] = [int(e.metadata["success"]) for e in ran]
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"task": name, "seed": seed, "scheme": scheme, "updates": size.updates, "success": found})
         rates = ", ".join(f"{d}: {sum(s) / len(s):.2f}" for d, s in found.items())
         print(f"{name} seed {seed} {scheme}: {rates}", file=sys.stderr, flush=True)

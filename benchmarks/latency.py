@@ -55,10 +55,10 @@ def mine(widths, sampler: str, net):
     from understudy.nets.unet import UNet
 
     head = Diffusion(n_steps=100, solver=DDPM()) if sampler == "ddpm" else Diffusion(n_steps=10, solver=DDIM())
-    recipe = PolicyConfig(
+    config = PolicyConfig(
         head, UNet(widths), ConcatEncoder(), Normalizer("identity", "identity"), Window(2, 16, action_offset=-1)
     )
-    policy = Policy(recipe, {"observation.state": Feature("float32", (2 * train_step.STATE,)),
+    policy = Policy(config, {"observation.state": Feature("float32", (2 * train_step.STATE,)),
                              "action": Feature("float32", (train_step.ACTION,))}).eval()
     with torch.no_grad():
         for source, target in train_step.pairs(policy.net, net):

@@ -46,11 +46,11 @@ Rows = list[tuple[str, float]]  # what, and its share of the time
 
 
 def learner(layout: str, precision: str):
-    recipe = PolicyConfig(
+    policy = PolicyConfig(
         Diffusion(), UNet(WIDTHS, layout=layout), ConcatEncoder(), window=Window(2, 16, action_offset=-1)
     )
     return train_step.learner(
-        recipe, BATCH, OptimizerConfig(1e-4, (0.95, 0.999), warmup_steps=500, grad_clip_norm=10.0, precision=precision)
+        policy, BATCH, OptimizerConfig(1e-4, (0.95, 0.999), warmup_steps=500, grad_clip_norm=10.0, precision=precision)
     )
 
 

@@ -58,14 +58,14 @@ SEEDS, ROWS = (0, 1, 2), 25
 
 
 def corl() -> Method:
-    recipe = PolicyConfig(
+    policy = PolicyConfig(
         Regression(),
         trunk=FeedForward((256, 256), "relu"),
         encoder=ConcatEncoder(),
         codec=Normalizer(target="identity"),
     )
     return Method(
-        recipe,
+        policy,
         RecedingHorizon(1),
         BehaviorCloning(
             batch_size=256,

@@ -51,10 +51,10 @@ def plain(policy: Policy, method, env, episodes: int) -> int:
     return steps
 
 
-def lines(recipe: str, toy: str, goal: float | None, episodes: int, alone: int, repeats: int) -> list[measure.Line]:
+def lines(chosen: str, toy: str, goal: float | None, episodes: int, alone: int, repeats: int) -> list[measure.Line]:
     """`episodes` of our side, `alone` of the plain loop's."""
     shown = rollout(UniformRandomActor(envs.make(toy, 16)), envs.make(toy, 16), 16)
-    method = find_method(recipe, shown.features())
+    method = find_method(chosen, shown.features())
     torch.manual_seed(0)
     policy = Policy(method.policy, shown.features()).fit_statistics(shown).eval()
     with tempfile.TemporaryDirectory() as place:
@@ -76,9 +76,9 @@ def lines(recipe: str, toy: str, goal: float | None, episodes: int, alone: int, 
     seconds = measure.interleaved({"file": ours("file", file), "policy": ours("policy", policy), "plain": theirs},
                                   repeats, warm=0)
     each = {name: [s / steps[name] for s in values] for name, values in seconds.items()}
-    return [measure.compared(f"{recipe} on {toy}: ONNX file", each, "file", "plain", amount=1, unit="steps/s",
+    return [measure.compared(f"{chosen} on {toy}: ONNX file", each, "file", "plain", amount=1, unit="steps/s",
                              goal=goal, note=f"its plans are within {error:.1e} of the exact ones"),
-            measure.compared(f"{recipe} on {toy}: the policy as it is", each, "policy", "plain", amount=1,
+            measure.compared(f"{chosen} on {toy}: the policy as it is", each, "policy", "plain", amount=1,
                              unit="steps/s", goal=goal)]
 
 

@@ -36,17 +36,17 @@ from understudy.policy import Policy  # noqa: E402
 TOYS, MUJOCO = 5.0, 1.7  # what is aimed at, on 2 cores
 
 
-def untrained(recipe: str, name: str):
+def untrained(chosen: str, name: str):
     """(method, policy), the same in every process."""
     env = envs.make(name, 4)
     shown = rollout(UniformRandomActor(env), env, 4)
-    method = find_method(recipe, shown.features())
+    method = find_method(chosen, shown.features())
     torch.manual_seed(0)
     return method, Policy(method.policy, shown.features()).fit_statistics(shown).eval()
 
 
-def seat(recipe: str, name: str, rows: int):
-    method, policy = untrained(recipe, name)
+def seat(chosen: str, name: str, rows: int):
+    method, policy = untrained(chosen, name)
     return PolicyActor(FixedBatch(policy, rows), method.executor), envs.make(name, rows)
 
 
@@ -58,11 +58,11 @@ def spent(pids: list[int]) -> list[float]:
     return [one(pid) for pid in pids]
 
 
-def line(recipe: str, name: str, rows: int, goal: float, episodes: int, alone: int) -> measure.Line:
+def line(chosen: str, name: str, rows: int, goal: float, episodes: int, alone: int) -> measure.Line:
     """episodes: of our side in a turn; alone: of the loop's."""
-    method, policy = untrained(recipe, name)
+    method, policy = untrained(chosen, name)
     one, each = envs.make(name, 1), {"two": [], "loop": []}
-    with WorkerPool(partial(seat, recipe, name, rows), 2) as crew:
+    with WorkerPool(partial(seat, chosen, name, rows), 2) as crew:
         mean = crew.rollout(episodes).steps / episodes  # warm, too
         pids = [os.getpid(), *(p.pid for p in multiprocessing.active_children())]
         plain(policy, method, one, 1)
@@ -77,7 +77,7 @@ def line(recipe: str, name: str, rows: int, goal: float, episodes: int, alone: i
                 nonlocal steps
                 steps = plain(policy, method, one, alone)
             each["loop"].append(measure.cpu(loop) / steps * mean)
-    return measure.compared(f"{recipe} on {name}, {rows} rows a worker", each, "two", "loop", amount=1,
+    return measure.compared(f"{chosen} on {name}, {rows} rows a worker", each, "two", "loop", amount=1,
                             unit="episodes/s", goal=goal)
 
 

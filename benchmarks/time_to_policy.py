@@ -1,15 +1,15 @@
 """How soon a policy works: python benchmarks/time_to_policy.py [TASK ... | --page]
 
-The recommended recipe (`recipes.recommended`) beside Diffusion Policy as it stands here (U-Net of 5 M parameters, DDIM
+The recommended method (`methods.recommend`) beside Diffusion Policy as it stands here (U-Net of 5 M parameters, DDIM
 in 10 steps), in CPU seconds of training on one core; rollouts are not counted. The rule, written before any run that
 is judged:
 
 - Updates. Diffusion Policy makes some 30 passes over the demonstrations of each task. The others make as many updates
   as a tenth of its time surely holds, by the cost of an update measured beforehand. Warm-up keeps its share of the
   updates.
-- Trials. Every arm gets the same eight on each task: the recipe's own learning rate and three times that, each carried
-  out 1, 2, 4 and 8 steps at a time, after half of the updates. They have a training seed and starts of their own.
-  The best success is taken; on ties the recipe's own setting, then the one that plans less often.
+- Trials. Every arm gets the same eight on each task: the method's own learning rate and three times that, each
+  executing 1, 2, 4 and 8 steps at a time, after half of the updates. They have a training seed and starts of their own.
+  The best success is taken; on ties the method's own setting, then the one that plans less often.
 - Judged are three further training seeds of each arm, all on the same starts, after 1/4, 1/2 and all of the updates;
   what trains for seconds also after 1/16 and 1/8.
 - "Reached" is the first of these at which the mean success over seeds is 90 % of Diffusion Policy's at its end, and
@@ -73,7 +73,7 @@ TASKS = {
     "door-open": Task("metaworld/door-open-v3", 50, {PEER: 1000, OURS: 1000, WIDE: 250}, episodes=50, rows=50,
                       options=(("limit", 200),)),
 }
-WIDTH = 1050  # of the recommended recipe's MLP, for as many parameters as Diffusion Policy has
+WIDTH = 1050  # of the recommended method's MLP, for as many parameters as Diffusion Policy has
 
 
 @cache

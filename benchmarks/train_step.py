@@ -22,7 +22,7 @@ STATE, ACTION = 4, 2
 SIZES = {"small": ((64, 128, 256), 256), "mid": ((256, 512, 1024), 128), "default": ((512, 1024, 2048), 32)}
 
 
-def learner(recipe, batch: int, optim):
+def learner(policy_config, batch: int, optim):
     """Ours, of seed 0."""
     import numpy as np
     import torch
@@ -35,7 +35,7 @@ def learner(recipe, batch: int, optim):
     data = Dataset([Episode({"observation.state": rng.uniform(-1, 1, (200, STATE)).astype("f"),
                              "action": rng.uniform(-1, 1, (200, ACTION)).astype("f")}) for _ in range(2)])
     torch.manual_seed(0)
-    policy = Policy(recipe, data.features()).fit_statistics(data)
+    policy = Policy(policy_config, data.features()).fit_statistics(data)
     made = BehaviorCloning(batch_size=batch, optimizer=optim).build(policy, 0, 10_000, data)
     one = policy.windows(data).batch(batch, 0, 0)
     return made, lambda: made.update(one)
@@ -48,11 +48,11 @@ def unet(widths, batch: int, compile: bool = False, **optim):
     from understudy.nets.encoders import ConcatEncoder
     from understudy.nets.unet import UNet
 
-    recipe = PolicyConfig(
+    policy_config = PolicyConfig(
         Diffusion(prediction="epsilon"), UNet(widths), ConcatEncoder(), window=Window(2, 16, action_offset=-1)
     )
     return learner(
-        recipe,
+        policy_config,
         batch,
         OptimizerConfig(1e-4, (0.95, 0.999), warmup_steps=500, grad_clip_norm=10.0, compile=compile, **optim),
     )
@@ -60,7 +60,7 @@ def unet(widths, batch: int, compile: bool = False, **optim):
 
 def act(batch: int, **optim):
     """Attention of ACT's widths and depths: the posterior is four layers over observation and actions together, as
-    in ACT. (The recipe's own posterior is one layer, so it takes less.)"""
+    in ACT. (The method's own posterior is one layer, so it takes less.)"""
     from understudy import PolicyConfig, Window
     from understudy.data.codec import Normalizer
     from understudy.heads.cvae import CVAE
@@ -79,9 +79,10 @@ def act(batch: int, **optim):
             form = self.size if decodes else replace(self.size, depth=4, encoder_depth=0, attention="joint")
             return form.build(inputs, outputs, times, shape)
 
-    recipe = PolicyConfig(CVAE(), Both(), codec=Normalizer(target="zscore"), window=Window(1, 100))
+    policy_config = PolicyConfig(CVAE(), Both(), codec=Normalizer(target="zscore"), window=Window(1, 100))
     return learner(
-        recipe, batch, OptimizerConfig(1e-5, weight_decay=1e-4, grad_clip_norm=10.0, lr_schedule="constant", **optim)
+        policy_config, batch,
+        OptimizerConfig(1e-5, weight_decay=1e-4, grad_clip_norm=10.0, lr_schedule="constant", **optim)
     )
 
 

@@ -21,7 +21,7 @@ PAGES = {
     "learn": ("Learning", ("learn",)),
     "methods": ("Methods", ("methods",)),
     "envs": ("Environments", ("envs",)),
-    "evaluate": ("Evaluation", ("evaluate", "evaluate.behavior")),
+    "evaluate": ("Evaluation", ("evaluate", "evaluate.behavior", "choose")),
     "audit": ("Audit and scores", ("audit", "audit.scores")),
     "improve": ("Improvement", ("improve",)),
     "deploy": ("Deployment", ("deploy", "studio.html_page")),

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from understudy import envs
 from understudy.config import UntrustedCode
 from understudy.core import UserError, keys
-from understudy.envs import four_rooms, gridworld_tasks, maze, peg_insertion, push
+from understudy.envs import four_rooms, gridworld_tasks, maze, peg_insertion, planar_arms, push, tabletop
 from understudy.envs.fork import Expert, Fork
 from understudy.envs.gridworld_tasks import GridworldTasks
 from understudy.envs.particle import Particle
 from understudy.envs.peg_insertion import PegInsertion
+from understudy.envs.planar_arms import ARMS, TASKS, PlanarArms
 from understudy.envs.push import Push
 from understudy.envs.raster import Canvas
+from understudy.envs.tabletop import BINS, COLORS, CONTROLS, MISSIONS, Tabletop
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.testing import check_env
@@ -406,6 +408,134 @@ def test_the_outline_decides_how_the_peg_must_stand():
     assert peg_insertion.outline_of(peg_insertion.RADII).tolist() == [0, 1, 2, 3, 4]
 
 
+# -- arms in the plane -------------------------------------------------------------------------------------------
+
+
+def test_joints_turn_all_links_behind_them():
+    lengths = np.array([0.5, 0.3, 0.2], np.float32)
+    at = planar_arms.joint_positions(np.array([[np.pi / 2, -np.pi / 2, np.pi / 2]], np.float32), lengths)
+    np.testing.assert_allclose(at[0], [[0, 0], [0, 0.5], [0.3, 0.5], [0.3, 0.7]], atol=1e-6)
+    assert all(sum(arm) == pytest.approx(1) for arm in ARMS.values())
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("arm", ["two", "six", "human"])
+def test_inverse_kinematics_solves_every_task_with_every_arm(task, arm):
+    env = PlanarArms(200, task=task, arm=arm)
+    assert all(e.metadata["success"] for e in rollout(replace(env.expert(), noise=0.0), env, 200))
+
+
+def test_the_expert_moves_the_tip_where_it_wants():
+    """Without damping, the tip of a bent arm moves straight at the target; joints turn as little as that takes."""
+    env = PlanarArms(1, arm="four")
+    joints, target = torch.tensor([[0.3, 0.5, -0.7, 0.9]]), torch.tensor([[0.55, 0.45]])
+    tip = torch.from_numpy(planar_arms.joint_positions(joints.numpy(), env.lengths)[:, -1])
+    obs = env.restore(torch.tensor([0]), {"observation.state": torch.cat([joints, tip], 1),
+                                          "observation.environment_state": target})
+    expert = replace(env.expert(), noise=0.0, damping=0.0)
+    action, _ = expert.act(obs, expert.start(obs, keys(0, [0])))
+    env.step(1e-3 * action)
+    moved, ahead = torch.from_numpy(env.tip()) - tip, target - tip
+    assert torch.nn.functional.cosine_similarity(moved, ahead).item() == pytest.approx(1, abs=1e-4)
+    null = torch.linalg.svd(_jacobian(joints, env.lengths))[2][2:]  # motions of the joints that leave the tip in place
+    assert (null @ action[0]).abs().max() < 1e-5
+
+
+def _jacobian(joints, lengths):
+    def tip(q):
+        angle = q.cumsum(0)
+        return torch.stack([(torch.from_numpy(lengths) * f(angle)).sum() for f in (torch.cos, torch.sin)])
+    return torch.autograd.functional.jacobian(tip, joints[0])
+
+
+def test_a_target_is_followed_only_while_it_is_near():
+    env = PlanarArms(1, task="track")
+    env.state |= {"center": env.tip() - np.float32([[0, 0.2]]), "target": env.tip(), "followed": np.array([13])}
+    out = env.step(torch.zeros(1, 3))
+    assert env.state["followed"].tolist() == [14] and not out.terminated[0]
+    out = env.step(torch.zeros(1, 3))  # two steps of 0.06 rad are 24 mm: still near
+    assert out.info["success"].tolist() == [True] and out.reward.tolist() == [1]
+    env.state |= {"target": env.state["center"] - (env.tip() - env.state["center"]), "followed": np.array([13])}
+    env.step(torch.zeros(1, 3))
+    assert env.state["followed"].tolist() == [0]
+
+
+def test_two_cameras_show_the_same_scene():
+    env = PlanarArms(2, task="push", arm="human", camera_size=32)
+    obs = env.reset(torch.arange(2), keys(0, [1, 2]))
+    top, side = (obs[f"observation.images.{view}"] for view in ("top", "side"))
+    assert top.shape == side.shape == (2, 32, 32, 3) and (top != side).any()
+    again = env.restore(torch.tensor([1]), {k: obs[k][:1] for k in env.state_columns})
+    assert torch.equal(again["observation.images.top"][1], top[0])
+    with pytest.raises(UserError, match="there is no arm 'seven'"):
+        PlanarArms(arm="seven")
+
+
+# -- blocks on a table -------------------------------------------------------------------------------------------
+
+
+def table(env, hand, blocks, mission, held=-1, closed=0.0):
+    return env.restore(torch.tensor([0]), {
+        "observation.state": torch.tensor([[*hand, closed]]), "simulator.state": torch.tensor([[mission, held]]),
+        "observation.environment_state": torch.tensor([[v for at in blocks for v in at]])})
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("blocks", [1, 6])
+def test_the_expert_puts_every_block_into_its_bin(control, blocks):
+    env = Tabletop(300, control=control, blocks=blocks)
+    ran = rollout(replace(env.expert(), noise=0.0), env, 300)
+    assert all(e.metadata["success"] for e in ran)
+    told = {bytes(e.steps["observation.task"][0]).rstrip(b"\0").decode() for e in ran}
+    assert told == set(MISSIONS[:len(BINS) * blocks])  # every mission with these blocks is drawn
+
+
+def test_blocks_begin_apart_and_below_the_bins():
+    at = Tabletop(500, blocks=6).initial_state(keys(0, np.arange(500)))["blocks"]
+    gaps = np.linalg.norm(at[:, :, None] - at[:, None], axis=3) + np.eye(6)
+    assert gaps.min() > 2 * tabletop.BLOCK and at[..., 1].max() + tabletop.BLOCK < 0.9 - tabletop.BIN[1]
+
+
+def test_a_hand_takes_a_block_only_by_closing_on_it():
+    env, near, still = Tabletop(1, blocks=2), [(0.3, 0.3), (0.7, 0.3)], [0.0, 0.0]
+    def step(*action):
+        out = env.step(torch.tensor([action]))
+        return out, env.state["held"][0]
+    table(env, (0.33, 0.3), near, 0)
+    assert step(*still, 1.0)[1] == 0
+    assert env.state["blocks"][0, 0] == pytest.approx([0.33, 0.3])  # it jumps into the hand
+    assert step(1.0, 0.0, 1.0)[1] == 0 and env.state["blocks"][0, 0] == pytest.approx([0.41, 0.3])
+    assert step(*still, -1.0)[1] == -1 and step(1.0, 0.0, -1.0)[1] == -1
+    assert env.state["blocks"][0, 0] == pytest.approx([0.41, 0.3])
+    table(env, (0.36, 0.3), near, 0)
+    assert step(*still, 1.0)[1] == -1  # 0.06 m is too far,
+    assert step(-0.75, 0.0, 1.0)[1] == -1  # and a closed hand takes nothing
+
+
+def test_a_block_counts_when_it_is_let_go_in_the_right_bin():
+    env, middle = Tabletop(1, blocks=2), [(0.5, 0.9), (0.7, 0.3)]
+    for mission, done in (("put the red block into the middle bin", True),
+                          ("put the red block into the left bin", False),
+                          ("put the green block into the middle bin", False)):
+        table(env, (0.5, 0.9), middle, MISSIONS.index(mission), held=0, closed=1.0)
+        assert not env.step(torch.tensor([[0.0, 0.0, 1.0]])).terminated[0]
+        out = env.step(torch.tensor([[0.0, 0.0, -1.0]]))
+        assert (out.terminated[0], out.reward[0]) == (done, float(done))
+
+
+def test_a_click_says_the_same_as_the_words():
+    words, click = Tabletop(20), Tabletop(20, instruction="click")
+    told, clicked = (e.reset(torch.arange(20), keys(0, range(20))) for e in (words, click))
+    for row in range(20):
+        text = bytes(told["observation.task"][row].numpy()).rstrip(b"\0").decode()
+        _, _, color, _, _, _, side, _ = text.split()
+        block = told["observation.environment_state"][row].reshape(-1, 2)[list(COLORS).index(color)]
+        wanted = [*block.tolist(), *tabletop.CENTERS[BINS.index(side)]]
+        assert clicked["observation.click"][row].tolist() == pytest.approx(wanted)
+    with pytest.raises(UserError, match="there is no control 'keys'"):
+        Tabletop(control="keys")
+
+
 # -- names --------------------------------------------------------------------------------------------------------
 
 
@@ -417,7 +547,8 @@ def test_unknown_names_and_options_say_what_there_is():
     with pytest.raises(UserError, match="limt"):
         envs.make("fork", limt=3)
     assert envs.names() == ("fork", "particle", "push", "push-images", "blocks", "memory", "maze", "arms", "drive",
-                            "words", "tabular", "four_rooms", "gridworld_tasks", "peg_insertion")
+                            "words", "tabular", "four_rooms", "gridworld_tasks", "peg_insertion", "planar_arms",
+                            "tabletop")
 
 
 def test_a_factory_outside_needs_trust(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ PAGE = (Path(__file__).parents[1] / "docs/json.md").read_text(encoding="utf-8")
 NAMED = ("behavior.metrics", "runs[].curves")
 WHOLE = ("behavior.modes.counts", "behavior.modes.demonstrations", "runs[].evaluations", "behavior.against",
          "behavior.metrics.NAME.demonstrations", "behavior.modes.conditional_entropy",
-         "behavior.discriminator_accuracy")
+         "behavior.discriminator_accuracy", "skipped")
 
 
 def documented(title):
@@ -82,6 +82,16 @@ def test_train(call, place):
     assert Path(best["checkpoint"], "weights.safetensors").exists() and document["chosen_by"] == "score"
     plain = call("train", "bc", place / "demos", "--out", place / "d", "--steps", 5, "--val-fraction", 0, "--json")
     assert plain["best"] is plain["chosen_by"] is plain["last"]["score"] is plain["last"]["validation"] is None
+
+
+def test_choose(call, place, tmp_path):
+    acted = call("choose", place / "demos", "--env", "fork", "--out", tmp_path / "a", "--budget", "9s", "--methods",
+                 "knn", "vinn", "flow-policy", "--episodes", 4, "--json")
+    predicted = call("choose", place / "demos", "--out", tmp_path / "b", "--budget", "9s", "--methods", "knn", "vinn",
+                     "--json")
+    check("understudy choose", acted, predicted)
+    assert list(acted["skipped"]) == ["flow-policy"] and (acted["of"], predicted["of"]) == ("success", "error")
+    assert acted["recommended"] == acted["methods"][0]["name"] and acted["judged_on"] == 4
 
 
 def test_convert(call, place, tmp_path):

@@ -163,7 +163,7 @@ def test_a_policy_learns_to_foretell():
 
 
 def test_what_it_cannot_do_is_said():
-    with pytest.raises(UserError, match="pause"):
+    with pytest.raises(UserError, match="restart_cost must be at least 0"):
         Attempts(Fork(1), Expert(), restart_cost=-1)
     with pytest.raises(UserError, match="no attempts that ran to their end"):
         choose_threshold([], elapsed_steps)

@@ -23,6 +23,7 @@ from understudy.audit.scores import (
     Expertise,
     FilterLikeYouTest,
     Influence,
+    LocalUnimodality,
     Motion,
     MutualInformation,
     Novelty,
@@ -211,7 +212,21 @@ def test_two_ways_are_told_from_scatter_and_from_one_way():
     assert np.nanmean(Unimodality()(data(line(20, steady)))) == 0
 
 
-@pytest.mark.parametrize("score", [ActionVariance(), StateDiversity(), Typicality(), Unimodality(), Compatibility(),
+def test_actions_that_follow_the_state_are_one_way():
+    """Every episode goes to a goal of its own, left or right of where it starts. A linear function of the state gives
+    the actions, and nothing is left. Without the goal in the state, two ways remain."""
+    def episodes(shown):
+        rng = np.random.default_rng(0)
+        def one(goal):
+            at = np.sort(rng.uniform(-0.1, 0.1, 20))
+            return episode(np.stack([at, np.full(20, goal * shown)], 1), goal - at)
+        return data([one(goal) for goal in rng.choice([-1.0, 1.0], 20) + rng.uniform(-0.3, 0.3, 20)])
+    assert np.nanmean(LocalUnimodality()(episodes(1.0))) > -0.01
+    assert np.nanmean(LocalUnimodality()(episodes(0.0))) < -0.5
+
+
+@pytest.mark.parametrize("score", [ActionVariance(), StateDiversity(), Typicality(), Unimodality(),
+                                   LocalUnimodality(), Compatibility(),
                                    Alignment()])
 def test_one_episode_has_nobody_to_be_compared_with(score):
     assert np.isnan(score(data(line(1, steady)))).all()

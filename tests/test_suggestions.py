@@ -91,6 +91,8 @@ def test_from_a_recording_to_a_comparison(follow):
     follow("export", "a", "--out", "a.onnx", ENV="fork")
     follow("methods", NAME="bc", DATA="demos", RUN="b")
     follow("plan", "0.5", "0.9", RUN="a", ENV="fork")
+    seen = follow("choose", "demos", "--methods", "knn", "vinn", "--budget", "9s", "--episodes", "2")
+    assert ("choose", "--budget", "--env", "--episodes", "--methods", "--out") in seen
     assert ("eval", "--episodes", "--rows") in follow("plot", "a")
     assert ("compare", "--env", "--episodes") in follow("plot", "a", "a-seed1")
     # With 20 episodes and no success, a rate of 0.1 is neither refuted nor likely to be.

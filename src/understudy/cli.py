@@ -55,6 +55,7 @@ COMMANDS = {
     "curate": Command("DATA --score SCORE --keep FRACTION --out VIEW", "the best episodes, as a view"),
     "view": Command("make|list|show|materialize", "what is done to data, without changing them"),
     "replay": Command("DATA ENV [--episode I] [--state]", "recorded actions again: do they still succeed"),
+    "choose": Command("DATA [--env ENV] [--budget 30m]", "which method suits them, by short trials", True),
     "train": Command("METHOD DATA --out RUN [--eval ENV --save-freq N]", "a policy from demonstrations", True),
     "plot": Command("RUN [RUN ...] [--html FILE] [--json]", "the curves of one or several trainings, as a page"),
     "eval": Command("RUN ENV|DATA --episodes N [--against RUN2]", "how good it is, and how sure that is",

@@ -44,12 +44,12 @@ def dump(value):
             raise TypeError(f"{odd[0]!r} cannot be written as a key: keys are text other than '$'")
         return {k: dump(v) for k, v in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
-        raise TypeError(f"{value} cannot be written as JSON: a recipe holds finite numbers only")
+        raise TypeError(f"{value} cannot be written as JSON: a config holds finite numbers only")
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if callable(value) and not isinstance(value, type) and _is_top_level(value):
         return {"$": f"{value.__module__}:{value.__qualname__}", "call": False}
-    raise TypeError(f"{type(value).__name__} is not plain data: a recipe holds only numbers, text, tuples, "
+    raise TypeError(f"{type(value).__name__} is not plain data: a config holds only numbers, text, tuples, "
                     "module-level functions and frozen dataclasses")
 
 

@@ -564,17 +564,17 @@ class Policy(CheckpointModule, StepwisePlanner):
             UntrustedCode: A file names code of another package.
         """
         folder = find_checkpoint(folder)
-        recipe = config.load(
+        policy_config = config.load(
             read_checkpoint_json(folder, "policy.json"), ("understudy", *trust), str(folder / "policy.json")
         )
-        if not isinstance(recipe, PolicyConfig):
-            raise UserError(f"the file holds a {type(recipe).__name__} instead of a PolicyConfig",
+        if not isinstance(policy_config, PolicyConfig):
+            raise UserError(f"the file holds a {type(policy_config).__name__} instead of a PolicyConfig",
                             where=folder / "policy.json",
                             hint=_replacement_hint(folder))
         features = load_features(folder, _replacement_hint(folder))
-        _check_columns((*recipe.inputs, recipe.target), features, str(folder / "features.json"))
+        _check_columns((*policy_config.inputs, policy_config.target), features, str(folder / "features.json"))
         with without_downloads():
-            policy = Policy(recipe, features)
+            policy = Policy(policy_config, features)
         load_weights(policy, folder, _replacement_hint(folder), "policy")
         return policy.eval().to(device)
 
@@ -616,12 +616,12 @@ def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:
     return {k: (f.shape[0], f.shape[1]) for k, f in features.items() if f.kind == "image"}
 
 
-def policy_inputs(recipe: PolicyConfig, features: Schema, where: str | Path = "data set", data: str | Path = "DATA",
-                  ) -> tuple[str, ...]:
+def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Path = "data set",
+                  data: str | Path = "DATA") -> tuple[str, ...]:
     """Return the columns that a policy reads: those that its config names, or every observation that is not text.
 
     Args:
-        recipe: The config of the policy.
+        policy_config: The config of the policy.
         features: Features of the data.
         where: What error messages call the data.
         data: Name of the data in the command that the hint suggests.
@@ -629,7 +629,7 @@ def policy_inputs(recipe: PolicyConfig, features: Schema, where: str | Path = "d
     Raises:
         UserError: No column is an observation. The hint suggests names for columns that look like one.
     """
-    if inputs := recipe.inputs or tuple(sorted(k for k, f in _add_goal_features(recipe, features).items()
+    if inputs := policy_config.inputs or tuple(sorted(k for k, f in _add_goal_features(policy_config, features).items()
                                                if role(k) == "observation" and f.kind != "string")):
         return inputs
     raise UserError("no policy can read these data: no column is an observation (the columns are "
@@ -738,9 +738,9 @@ def _training_command(folder: Path | None, run: Path) -> str:
     return f"understudy train METHOD DATA --out {run if (run / 'checkpoints').exists() else 'RUN'}"
 
 
-def _add_goal_features(recipe: PolicyConfig, features: Schema) -> dict[str, Feature]:
+def _add_goal_features(policy_config: PolicyConfig, features: Schema) -> dict[str, Feature]:
     features = dict(features)
-    for g in recipe.window.goals:
+    for g in policy_config.window.goals:
         if g.into not in features:
             _check_columns((g.column,), features)
             features[g.into] = features[g.column]

@@ -123,26 +123,27 @@ def random_dataset(features: Schema, episodes: int = 6, steps: int = 24, seed: i
                             schema=dict(features)) for i in range(episodes)])
 
 
-def random_batch(recipe: PolicyConfig, size: int = 5, seed: int = 0, target: Feature | None = None,
+def random_batch(policy_config: PolicyConfig, size: int = 5, seed: int = 0, target: Feature | None = None,
                  inputs: Schema | None = None) -> tuple[Policy, Batch]:
     """A policy whose statistics are those of random data, and a batch of the data whose last windows extend past the
     end of an episode.
 
     Args:
-        recipe: The configuration of the policy.
+        policy_config: The configuration of the policy.
         size: Number of windows.
         seed: Seed of the data and the weights.
         target: Feature of the target. By default two numbers.
         inputs: Features of the inputs. By default three numbers in each column that the configuration names.
     """
-    named = (*recipe.inputs, *(g.column for g in recipe.window.goals))
+    named = (*policy_config.inputs, *(g.column for g in policy_config.window.goals))
     if inputs is None:
         inputs = {k: Feature("float32", (3,)) for k in named or (STATE, "observation.environment_state")}
-    features = {**inputs, recipe.target: target or Feature("float32", (2,))}
-    data = random_dataset(features, steps=3 * (recipe.window.horizon + recipe.window.n_obs_steps), seed=seed)
+    features = {**inputs, policy_config.target: target or Feature("float32", (2,))}
+    window = policy_config.window
+    data = random_dataset(features, steps=3 * (window.horizon + window.n_obs_steps), seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        policy = Policy(recipe, data.features()).fit_statistics(data)
+        policy = Policy(policy_config, data.features()).fit_statistics(data)
     windows = policy.windows(data)
     end = int(windows.episode_ends[0])
     late = [end - 1 - i for i in range(size // 2)]
@@ -152,7 +153,7 @@ def random_batch(recipe: PolicyConfig, size: int = 5, seed: int = 0, target: Fea
 # -- heads ----------------------------------------------------------------------------------------------------------
 
 
-def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
+def check_head(policy_config: PolicyConfig, target: Feature | None = None) -> None:
     """Checks the contract of a head with the given trunk.
 
     Shapes; all randomness is in the arguments; the declared noise changes plans; rows do not depend on each other;
@@ -162,17 +163,17 @@ def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
     uses its own network by default.
 
     Args:
-        recipe: Configuration of a policy with the head and a trunk.
+        policy_config: Configuration of a policy with the head and a trunk.
         target: Feature of the target. By default two numbers.
 
     Raises:
         ContractViolation: With the part of the contract that does not hold.
     """
-    policy, batch = random_batch(recipe, target=target)
-    B, H, A = len(batch), recipe.window.horizon, policy.action_dim
+    policy, batch = random_batch(policy_config, target=target)
+    B, H, A = len(batch), policy_config.window.horizon, policy.action_dim
     noise = torch.randn(B, *policy.noise_shape, generator=_rng(0))
     context, coded = policy.context(batch.obs), policy.encode_batch(batch)
-    loss = recipe.head.loss(policy.net, context, coded, batch.mask, _rng(1))
+    loss = policy_config.head.loss(policy.net, context, coded, batch.mask, _rng(1))
     require(loss.shape == (B, H), f"loss must be (B, H), not reduced, and is {tuple(loss.shape)}")
     require(bool(_batch_loss(policy, batch).isfinite().all()), "loss must be finite")
     with torch.no_grad():
@@ -183,15 +184,15 @@ def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
     _head_reads_noise(_head_learns(policy, batch), batch, noise)
     _head_saves(policy, batch, noise, plan)
     _head_in_other_numbers(policy, batch, noise)
-    if isinstance(recipe.head, DenoisingHead):
+    if isinstance(policy_config.head, DenoisingHead):
         _head_times(policy, context, coded)
-    if isinstance(recipe.head, LikelihoodHead):
+    if isinstance(policy_config.head, LikelihoodHead):
         _head_likelihood(policy, batch, context, coded)
-    if isinstance(recipe.head, TemperatureHead):
-        cold, hot = (replace(recipe.head, temperature=t).sample(policy.net, context, noise) for t in (0.0, 10.0))
+    if isinstance(policy_config.head, TemperatureHead):
+        cold, hot = (replace(policy_config.head, temperature=t).sample(policy.net, context, noise) for t in (0.0, 10.0))
         require(not torch.allclose(cold, hot), "plans must depend on the temperature")
-    if isinstance(recipe.head, TargetNetworkHead):
-        own, given = (recipe.head.loss(policy.net, context, coded, batch.mask, _rng(1), net) for net in (
+    if isinstance(policy_config.head, TargetNetworkHead):
+        own, given = (policy_config.head.loss(policy.net, context, coded, batch.mask, _rng(1), net) for net in (
             None, policy.net))
         require_equal(own, given, "without a target network, the head must use its own network")
     twin = copy.deepcopy(policy)  # averages and targets need it
@@ -274,7 +275,7 @@ def _head_saves(policy, batch, noise, plan):
     with tempfile.TemporaryDirectory() as folder:
         policy.save(folder)
         again = Policy.load(folder, trust=(package,))
-        require(again.config == policy.config, "the recipe must survive its file")
+        require(again.config == policy.config, "the config must survive its file")
         require_equal(again.plan(batch.obs, noise), plan, "what was loaded must act alike")
         path = Path(folder) / "policy.json"
         text = json.loads(path.read_text())

@@ -48,9 +48,9 @@ SIZE = 7  # cells along each side; those with two odd coordinates may be walls
 THINGS = ("key", "left chest", "right chest", "place")
 KEY, PLACE = 0, 3
 INTERACT = 4  # the fifth primitive, after the four moves
-SLIP = 0.1  # how often a move goes in a random direction
-LEARNING_RATES, UPDATES = (1e-3, 3e-4, 1e-4), (60, 200, 600)  # the grid of tuning; 60 updates are as many passes over
-# the critical steps as 200 over all
+SLIP = 0.1  # probability that a move goes in a random direction
+# The grid of tuning. 60 updates are as many passes over the critical steps as 200 over all.
+LEARNING_RATES, UPDATES = (1e-3, 3e-4, 1e-4), (60, 200, 600)
 SCRIPT_STREAM = 2  # of random numbers
 
 
@@ -83,7 +83,6 @@ class Errand(Toy):
         self.metadata = {"env": "errand", "version": 1, "fps": 1, "limit": limit, "optimum": 1.0,
                          "success": "the parcel is at the place" if errand else "at the thing first thought of"}
         super().__init__(rows, limit)
-        del self.metadata["low"], self.metadata["high"]  # which are of numbers, and these are choices
 
     def initial_state(self, key):
         n, odd = len(key), (SIZE // 2) ** 2
@@ -284,7 +283,7 @@ class FineTuning:
         return Method(config, RecedingHorizon(), BehaviorCloning(steps=steps, optimizer=OptimizerConfig(lr=lr)))
 
 
-_bases: dict[tuple, Policy] = {}  # of this process: all arms of a seed begin with the same one
+_bases: dict[tuple, Policy] = {}  # of this process: all arms of a seed start from the same one
 
 
 def trained_base(method: FineTuning, seed: int) -> Policy:

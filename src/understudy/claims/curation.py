@@ -58,9 +58,9 @@ def cloning_method(
         n_action_steps: Number of actions of each chunk that are executed.
         steps: Number of updates.
     """
-    recipe = PolicyConfig(head or Regression(), trunk=MLP(64, 1), encoder=ConcatEncoder(), window=window or Window())
+    policy = PolicyConfig(head or Regression(), trunk=MLP(64, 1), encoder=ConcatEncoder(), window=window or Window())
     return Method(
-        recipe, RecedingHorizon(n_action_steps), BehaviorCloning(steps=steps, optimizer=OptimizerConfig(lr=lr))
+        policy, RecedingHorizon(n_action_steps), BehaviorCloning(steps=steps, optimizer=OptimizerConfig(lr=lr))
     )
 
 

@@ -17,11 +17,11 @@ from .measures import closed_loop
 
 def make_arm(name: str, head: Head) -> Arm:
     """The same trunk, window, updates and two rates for every head."""
-    recipe = PolicyConfig(head, window=Window(n_obs_steps=2, horizon=8))
+    policy = PolicyConfig(head, window=Window(n_obs_steps=2, horizon=8))
     return Arm(
         name,
         tuple(
-            Method(recipe, RecedingHorizon(4), BehaviorCloning(steps=1500, optimizer=OptimizerConfig(lr=rate)))
+            Method(policy, RecedingHorizon(4), BehaviorCloning(steps=1500, optimizer=OptimizerConfig(lr=rate)))
             for rate in (1e-3, 3e-4)
         ),
     )

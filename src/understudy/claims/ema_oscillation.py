@@ -37,11 +37,11 @@ from .measures import checkpoint_oscillation
 
 def make_arm(name: str, ema: EMADecay) -> Arm:
     """The very same updates, looked at raw and averaged. Constant rate, as in the paper's plain runs."""
-    recipe = PolicyConfig(Regression(), encoder=ConcatEncoder(), window=Window())
+    policy = PolicyConfig(Regression(), encoder=ConcatEncoder(), window=Window())
     learn = BehaviorCloning(
         steps=3000, batch_size=32, ema=ema, optimizer=OptimizerConfig(lr=1e-3, lr_schedule="constant")
     )
-    return Arm(name, (Method(recipe, RecedingHorizon(1), learn),))
+    return Arm(name, (Method(policy, RecedingHorizon(1), learn),))
 
 
 def short_average(experiment: Experiment) -> Experiment:

@@ -185,10 +185,10 @@ class SkillMethod:
     steps: int = 1200
 
     def method(self, *inputs: str, target: str = "action") -> Method:
-        recipe = PolicyConfig(
+        policy = PolicyConfig(
             Regression(), trunk=MLP(64, 2), encoder=ConcatEncoder(), window=Window(), inputs=inputs, target=target
         )
-        return Method(recipe, RecedingHorizon(), BehaviorCloning(steps=self.steps, optimizer=OptimizerConfig(lr=3e-3)))
+        return Method(policy, RecedingHorizon(), BehaviorCloning(steps=self.steps, optimizer=OptimizerConfig(lr=3e-3)))
 
 
 def stage_success(

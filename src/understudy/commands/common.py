@@ -130,14 +130,14 @@ def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str], list[str
         The command's own arguments, those of the method's function ("--method.trunk transformer"), and changes of
         fields of the method ("--policy.head.n-steps 5").
     """
-    own, recipe, changes = [], [], []
+    own, of_function, changes = [], [], []
     into = own
     for a in args:
         if a.startswith("--"):
             name = a[2:].partition("=")[0]
-            into = own if "." not in name else recipe if name.startswith("method.") else changes
+            into = own if "." not in name else of_function if name.startswith("method.") else changes
         into.append(a)
-    return own, recipe, changes
+    return own, of_function, changes
 
 
 def required_packages(run: Path) -> tuple[str, ...]:

@@ -330,18 +330,6 @@ class Windows(BatchSampler):
                        next=None if batch.next is None else marked(batch.next, self.next_offset))
 
 
-def _cumulative(weights: np.ndarray, n_steps: int) -> np.ndarray:
-    """The distribution function of windows with these weights."""
-    if weights.shape != (n_steps,):
-        raise UserError(f"The data have {n_steps} steps, and the weights have shape {weights.shape}.",
-                        where="sampling_weights", hint="Return one weight for each step of the episode: "
-                                                       "(len(episode),).")
-    if not (weights.sum() > 0 and np.isfinite(weights).all() and (weights >= 0).all()):
-        raise UserError("Weights must be finite and not negative, and at least one must be positive.",
-                        where="sampling_weights", hint="Return the relative frequency of each step, 0 for never.")
-    return np.cumsum(weights) / weights.sum()
-
-
 def _episode_table(ends: np.ndarray) -> tuple[int, np.ndarray | None]:
     """A table with which the episode of a window is found in two lookups.
 

@@ -182,7 +182,7 @@ class OnnxPlanner(Planner):
             raise Unsupported(
                 "a file of understudy export plans without guides",
                 where=self.where,
-                hint="take the run itself, or an executor that does not guide (RecedingHorizon, Ensemble)",
+                hint="take the run itself, or an executor that does not guide (RecedingHorizon, TemporalEnsemble)",
             )
         feed = {k: np.ascontiguousarray(obs[k].cpu().numpy()) for k in _obs_columns(self)}
         if math.prod(self.noise_shape):

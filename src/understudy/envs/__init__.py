@@ -38,9 +38,11 @@ TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": 
         "push-images": ("push", "push_images"), "blocks": ("blocks", "Blocks"), "memory": ("memory", "MemoryCorridor"),
         "maze": ("maze", "Maze"), "arms": ("arms", "Arms"), "drive": ("drive", "Drive"), "words": ("words", "Words"),
         "tabular": ("tabular", "Tabular"), "four_rooms": ("four_rooms", "FourRooms"),
-        "gridworld_tasks": ("gridworld_tasks", "GridworldTasks"), "peg_insertion": ("peg_insertion", "PegInsertion")}
+        "gridworld_tasks": ("gridworld_tasks", "GridworldTasks"), "peg_insertion": ("peg_insertion", "PegInsertion"),
+        "planar_arms": ("planar_arms", "PlanarArms"), "tabletop": ("tabletop", "Tabletop")}
 # toy -> the option that stands behind its name after ":", and its type
-VARIANTS = {"particle": ("dim", int), "tabular": ("task", str), "four_rooms": ("style", str)}
+VARIANTS = {"particle": ("dim", int), "tabular": ("task", str), "four_rooms": ("style", str),
+            "planar_arms": ("task", str), "tabletop": ("control", str)}
 
 
 def names() -> tuple[str, ...]:

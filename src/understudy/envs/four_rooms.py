@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core import UserError, normal, uniform
 from ..execute.actor import Actor
 from .grid import MOVES, cost_by_move, cost_to_go
-from .maze import RADIUS, SPEED, cell_of, sides, walk
+from .maze import RADIUS, SPEED, cell_of, closed, sides, walk, wall_shapes
 from .toy import Toy, distance, named_vector
 
 CELLS, HALF = 8, 4  # along each side; where the rooms part
@@ -40,6 +40,7 @@ class FourRooms(Toy):
     """
 
     low, high = -SPEED, SPEED
+
     def __init__(self, rows: int = 1, limit: int = 150, style: str = "navigate"):
         if style not in STYLES:
             raise UserError(f"there is no style {style!r}", where="four_rooms", hint=f"there are {', '.join(STYLES)}")
@@ -73,16 +74,12 @@ class FourRooms(Toy):
         success = (distance(s["at"], s["goal"]) < RADIUS) & self.solvable
         return success, success, np.zeros_like(success)
 
-    def step(self, action):
-        out = super().step(action)
-        return out if self.solvable else replace(out, info={})
-
     def expert(self):
         return STYLES[self.style]
 
     def map(self):
         return {"x": (0.0, float(CELLS)), "y": (0.0, float(CELLS)), "path": ("observation.state", 0, 1),
-                "shapes": [{"kind": "box", "at": at, "half": half, "role": "obstacle"} for at, half in _walls()],
+                "shapes": wall_shapes(WALLS, CELLS),
                 "marks": [{"kind": "circle", "column": (column, 0, 1), "radius": RADIUS, "role": "goal"}
                           for column in self.state_columns[1:]]}
 
@@ -94,30 +91,8 @@ class FourRooms(Toy):
         return render_map(self.map(), [*seen, {"kind": "circle", "at": at, "radius": 0.15, "role": "agent"}])
 
 
-def _stands(i: int, j: int, k: int) -> bool:
-    """Whether there is a wall to the right of (k = 0) or above (k = 1) cell (i, j)."""
-    return (i, j)[k] == HALF - 1 and (i, j, k) not in DOORS
-
-
-def _walls():
-    """Places and half sizes of the walls, and of the frame around the rooms."""
-    inner = [((i + 1, j + 0.5), (0.04, 0.54)) if k == 0 else ((i + 0.5, j + 1), (0.54, 0.04))
-             for i, j, k in sides(CELLS) if _stands(i, j, k)]
-    middle, ends = CELLS / 2, (0, CELLS)
-    return [*inner, *(((x, middle), (0.08, middle)) for x in ends), *(((middle, y), (middle, 0.08)) for y in ends)]
-
-
-def _shut() -> np.ndarray:
-    """(4, CELLS, CELLS) bool: by which of grid.MOVES a cell cannot be left."""
-    shut = np.zeros((4, CELLS, CELLS), bool)
-    shut[0, -1], shut[1, :, -1], shut[2, 0], shut[3, :, 0] = True, True, True, True
-    for i, j, k in sides(CELLS):
-        if _stands(i, j, k):
-            shut[k, i, j] = shut[k + 2, i + (k == 0), j + (k == 1)] = True
-    return shut
-
-
-SHUT = _shut()
+WALLS = np.array([(i, j)[k] == HALF - 1 and (i, j, k) not in DOORS for i, j, k in sides(CELLS)])
+SHUT = closed(WALLS[None])[0]
 _COST = np.where(SHUT, np.inf, 1).astype(np.float32)
 _GOALS = np.stack(np.divmod(np.arange(CELLS**2), CELLS), 1)
 STEPS = cost_to_go(np.broadcast_to(_COST, (CELLS**2, *_COST.shape)), _GOALS)  # (goal, x, y): cells to walk

@@ -7,7 +7,6 @@ from itertools import permutations
 
 import numpy as np
 import torch
-from scipy import stats
 
 from ..core import Feature, UserError, uniform
 from ..execute.actor import Actor
@@ -65,13 +64,14 @@ class GridworldTasks(Toy):
             "simulator.subgoal": Feature("int64", (1,), "discrete", num_classes=(len(STAGES),)),
             "simulator.state": named_vector("chance", "clock"),
             "action": Feature("int64", (1,), "discrete", num_classes=(USE + 1,))}
+        from scipy.special import nbdtr
+
         tries = max(limit - FARTHEST - len(STAGES), 0)  # failed uses that the time allows for, wherever things lie
         self.metadata = {"env": "gridworld_tasks", "version": 1, "fps": 5, "limit": limit,
-                         "optimum": round(float(stats.nbinom.cdf(tries, len(STAGES), 1 - slip)), 6),
+                         "optimum": round(float(nbdtr(tries, len(STAGES), 1 - slip)), 6),
                          "success": "all four stages are done in the order of the mission"}
         self.low, self.high = 0.0, float(USE)
         super().__init__(rows, limit)
-        del self.metadata["low"], self.metadata["high"]  # actions are choices, not numbers
 
     def initial_state(self, key):
         n = len(key)

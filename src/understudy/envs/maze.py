@@ -103,13 +103,9 @@ class Maze(Toy):
         from .raster import render_map
 
         s = {k: v[row] for k, v in self.state.items()}
-        walls = [((i + 1, j + 0.5), (0.04, 0.54)) if k == 0 else ((i + 0.5, j + 1), (0.54, 0.04))
-                 for (i, j, k), stands in zip(sides(self.cells), s["walls"], strict=True) if stands]
-        half, ends = self.cells / 2, (0, self.cells)
-        edge = [((x, half), (0.08, half)) for x in ends] + [((half, y), (half, 0.08)) for y in ends]
         return render_map(self.map(), [
             {"kind": "circle", "at": tuple(s["goal"]), "radius": RADIUS, "role": "goal"},
-            *({"kind": "box", "at": at, "half": size, "role": "obstacle"} for at, size in (*walls, *edge)),
+            *wall_shapes(s["walls"], self.cells),
             {"kind": "circle", "at": tuple(s["at"]), "radius": 0.12, "role": "agent"}])
 
 
@@ -117,6 +113,23 @@ def sides(cells: int) -> list[tuple[int, int, int]]:
     """Walls of a maze: the cell (i, j) and 0 for the wall to its right, or 1 for the wall above it."""
     return [(i, j, 0) for i in range(cells - 1) for j in range(cells)] + [
         (i, j, 1) for i in range(cells) for j in range(cells - 1)]
+
+
+def wall_shapes(walls: np.ndarray, cells: int) -> list[dict]:
+    """Returns what a map shows of walls and of the edge.
+
+    Args:
+        walls: True where a wall stands, (walls,), in the order of `sides`.
+        cells: Number of cells along each side.
+
+    Returns:
+        Boxes of a map, see `map`.
+    """
+    inner = [((i + 1, j + 0.5), (0.04, 0.54)) if k == 0 else ((i + 0.5, j + 1), (0.54, 0.04))
+             for (i, j, k), stands in zip(sides(cells), walls, strict=True) if stands]
+    half, ends = cells / 2, (0, cells)
+    edge = [((x, half), (0.08, half)) for x in ends] + [((half, y), (half, 0.08)) for y in ends]
+    return [{"kind": "box", "at": at, "half": size, "role": "obstacle"} for at, size in (*inner, *edge)]
 
 
 def layout(key: torch.Tensor, cells: int) -> np.ndarray:

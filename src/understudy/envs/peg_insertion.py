@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -92,8 +92,7 @@ class PegInsertion(Toy):
 
     def step(self, action):
         out = super().step(action)
-        return type(out)(out.obs, out.reward, out.terminated, out.truncated,
-                         {**out.info, "outline": torch.from_numpy(self.state["outline"].copy())})
+        return replace(out, info={**out.info, "outline": torch.from_numpy(self.state["outline"].copy())})
 
     def expert(self):
         return Expert(float(self.tolerance))

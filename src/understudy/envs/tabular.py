@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -53,7 +53,6 @@ class Tabular(Toy):
                          "success": "in a state that counts as success" if ends else None}
         self.low, self.high = 0.0, self.mdp.actions - 1.0
         super().__init__(rows, limit)
-        del self.metadata["low"], self.metadata["high"]  # actions are choices, not numbers
 
     def initial_state(self, key):
         drawn = uniform(key, torch.zeros_like(key), (2,)).numpy()
@@ -85,10 +84,6 @@ class Tabular(Toy):
         reward = np.where(mdp.final[before], 0, mdp.rewards[before, chosen, after])
         self.state["number"] = after
         return reward, mdp.success[after], mdp.final[after] & ~mdp.success[after]
-
-    def step(self, action):
-        out = super().step(action)
-        return out if self.mdp.success.any() else replace(out, info={})
 
     def expert(self):
         best = self.mdp.best_policy(self.limit, self.discount) > 0

@@ -43,7 +43,8 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
             raise UserError(f"needs at least one row and one step, but rows={rows}, limit={limit}",
                             where=type(self).__name__, hint="such as rows=16, limit=100")
         self.rows, self.limit = rows, limit
-        self.metadata = {**self.metadata, "low": float(self.low), "high": float(self.high)}
+        if self.features["action"].kind == "vector":  # other actions are choices, whose numbers have no limits
+            self.metadata = {**self.metadata, "low": float(self.low), "high": float(self.high)}
         self.key = torch.zeros(rows, dtype=torch.int64)
         self.clock = torch.zeros(rows, dtype=torch.int64)
         self.state = self.initial_state(self.key)
@@ -103,7 +104,7 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
             torch.from_numpy(reward.astype(np.float32)),
             torch.from_numpy(success | failure),
             self.clock >= self.limit,
-            {"success": torch.from_numpy(success)},
+            {} if self.metadata["success"] is None else {"success": torch.from_numpy(success)},
         )
 
     def _set_rows(self, which, state, key):

@@ -54,7 +54,6 @@ class Words(Toy):
         self.metadata = {"env": "words", "version": 1, "fps": 5, "limit": limit, "optimum": 1.0,
                          "success": "on the thing that the mission names"}
         super().__init__(rows, limit)
-        del self.metadata["low"], self.metadata["high"]  # which are of numbers, and these are choices
 
     def initial_state(self, key):
         inner = np.array([(i, j) for i in range(1, SIZE - 1) for j in range(1, SIZE - 1)])

@@ -221,7 +221,7 @@ def compare(
         if len(x) > 1:
             found, p = stats.two_level_difference(x, y, level, kind="real")
         else:
-            found, p = stats.bootstrap_mean((x - y)[0], level), _sign_flip_p_value((x - y)[0])
+            found, p = stats.bootstrap_mean((x - y)[0], level), sign_flip_p_value((x - y)[0])
     return PairedComparison(metric, found.estimate, found.low, found.high, p, level, len(first))
 
 
@@ -397,9 +397,15 @@ def _check_same_starts(a: Evaluation, b: Evaluation) -> None:
                                 hint="the environment does not repeat: it is not decided by its key alone")
 
 
-def _sign_flip_p_value(d: np.ndarray) -> float:
-    """p-value of a mean of paired differences: the fraction of all (or of 9,999 random) sign changes that give a mean
-    at least as large (Fisher 1935).
+def sign_flip_p_value(d: np.ndarray) -> float:
+    """Returns the p-value of no mean difference: the fraction of all (or of 9,999 random) sign changes of paired
+    differences that give a mean at least as large.
+
+    Args:
+        d: The differences, (n,).
+
+    References:
+        Fisher (1935), The Design of Experiments.
     """
     if not np.isfinite(d).all():
         return math.nan

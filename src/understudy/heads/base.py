@@ -6,6 +6,7 @@ Shapes: B batch rows, H steps of a chunk, A width of one coded step, K times tha
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -275,6 +276,16 @@ def scan(step: Callable, carried, *columns: Tensor):
         The result of the last call.
     """
     return scan_implementation.get()(step, carried, *columns)
+
+
+def uniform_noise(noise: Tensor) -> Tensor:
+    """Standard normal noise as uniform noise in [0, 1]."""
+    return 0.5 * torch.erfc(-noise / math.sqrt(2))
+
+
+def gumbel_noise(noise: Tensor) -> Tensor:
+    """Standard normal noise as Gumbel noise: the class of the largest sum with its logit is a sample."""
+    return -(-uniform_noise(noise).clamp(1e-7, 1 - 1e-7).log()).log()
 
 
 def sample_times(kind: str, like: Tensor, rng: Generator) -> Tensor:

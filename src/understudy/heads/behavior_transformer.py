@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
 from torch import nn
 
-from .base import TemperatureHead
+from .base import TemperatureHead, gumbel_noise
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,8 @@ class BeT(TemperatureHead):
         return _Clusters(trunk.build(0, self.n_clusters * (1 + coded_dim), 0, spec), self.n_clusters, steps, coded_dim)
 
     def fit(self, net, pairs):
+        from scipy.cluster.vq import kmeans2
+
         found = [(action, mask) for _, action, mask in pairs()]
         action, mask = (torch.cat(column) for column in zip(*found, strict=True))
         whole = action[mask.all(1)] if self.joint and bool(mask.all(1).any()) else action
@@ -71,8 +71,7 @@ class BeT(TemperatureHead):
 
     def sample(self, net, context, noise):
         logits, offset = self._predict(net, context, noise)
-        uniform = (0.5 * torch.erfc(-noise / math.sqrt(2))).clamp(1e-7, 1 - 1e-7)
-        gumbel = -(-uniform.log()).log()
+        gumbel = gumbel_noise(noise)
         if self.joint:
             gumbel = gumbel[:, :1].expand(gumbel.shape)
         cluster = (logits + self.temperature * gumbel).argmax(-1)[..., None, None]  # (B, H, 1, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .base import LikelihoodHead, TemperatureHead
+from .base import LikelihoodHead, TemperatureHead, uniform_noise
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Bins(LikelihoodHead, TemperatureHead):
         return self._step_log_prob(net, context, action).sum(1)
 
     def sample(self, net, context, noise):
-        uniform = (0.5 * torch.erfc(-noise / math.sqrt(2))).clamp(1e-7, 1 - 1e-7)
+        uniform = uniform_noise(noise)
         features = net.trunk(noise[..., :0], noise[..., :0], context)
         centers, chosen = (net.edges[:, 1:] + net.edges[:, :-1]) / 2, []
         for i in range(noise.shape[-1]):

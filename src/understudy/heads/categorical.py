@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
 from ..core import UserError
-from .base import LikelihoodHead, TemperatureHead
+from .base import LikelihoodHead, TemperatureHead, gumbel_noise
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,7 @@ class Categorical(LikelihoodHead, TemperatureHead):
         return self._step_log_prob(net, context, action).sum(1)
 
     def sample(self, net, context, noise):
-        uniform = (0.5 * torch.erfc(-noise / math.sqrt(2))).clamp(1e-7, 1 - 1e-7)
-        gumbel = -(-uniform.log()).log()
-        score = torch.cat(self._logits(net, context, noise[..., :0]), -1) + self.temperature * gumbel
+        score = torch.cat(self._logits(net, context, noise[..., :0]), -1) + self.temperature * gumbel_noise(noise)
         classes = [F.one_hot(s.argmax(-1), n)
                    for s, n in zip(score.split(net.num_classes, -1), net.num_classes, strict=True)]
         return torch.cat(classes, -1).to(noise.dtype)

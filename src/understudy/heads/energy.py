@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from ..core import Unsupported, UserError
-from .base import Head
+from .base import Head, uniform_noise
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class EnergyModel(Head):
     def sample(self, net, context, noise):
         noise = noise.unflatten(-1, (1 + self.n_iterations, self.n_candidates, -1)).permute(2, 0, 3, 1, 4)
         half = (net.high - net.low) / 2
-        x = net.low + torch.special.ndtr(noise[0]) * (net.high - net.low)  # (B, N, H, A)
+        x = net.low + uniform_noise(noise[0]) * (net.high - net.low)  # (B, N, H, A)
         scale = self.noise_std
         for draw in noise[1:]:
             if self.sampler == "langevin":

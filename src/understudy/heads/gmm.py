@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from .base import LikelihoodHead, TemperatureHead
+from .base import LikelihoodHead, TemperatureHead, uniform_noise
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class GMM(LikelihoodHead, TemperatureHead):
     def sample(self, net, context, noise):
         log_weight, mean, std = self._mixture(net, context, noise)
         picking = noise[:, :1, -1:].expand(-1, noise.shape[1], -1) if self.joint else noise[..., -1:]
-        uniform = 0.5 * torch.erfc(-picking / math.sqrt(2))
-        component = (uniform > log_weight.exp().cumsum(-1)[..., :-1]).sum(-1)  # (B, H)
+        component = (uniform_noise(picking) > log_weight.exp().cumsum(-1)[..., :-1]).sum(-1)  # (B, H)
         index = component[..., None, None].expand(-1, -1, 1, mean.shape[-1])
         mean, std = mean.gather(2, index).squeeze(2), std.gather(2, index).squeeze(2)
         return mean + self.temperature * std * noise[..., :-1]

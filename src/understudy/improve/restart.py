@@ -60,7 +60,7 @@ class FailureProbability:
         if self.policy.window.n_obs_steps != 1:
             raise UserError(
                 f"the policy sees {self.policy.window.n_obs_steps} steps, but must see 1",
-                where="Likely",
+                where="FailureProbability",
                 hint="train it with Window(n_obs_steps=1): an attempt begins without a past",
             )
 
@@ -91,8 +91,8 @@ class Attempts(Env):
 
     def __init__(self, env: Env, actor: Actor, restart_cost: float = 0.0, limit: int = 10_000):
         if restart_cost < 0 or limit < 1:
-            raise UserError(f"the pause must be at least 0 and the limit at least 1, but pause={restart_cost} and "
-                            f"limit={limit}", where="Attempts", hint="such as pause=0, limit=10000")
+            raise UserError(f"restart_cost must be at least 0 and limit at least 1, but restart_cost={restart_cost} "
+                            f"and limit={limit}", where="Attempts", hint="such as restart_cost=0, limit=10000")
         self.env, self.actor, self.restart_cost, self.limit, self.rows = env, actor, restart_cost, limit, env.rows
         self.features = {**env.features, CLOCK: Feature("float32", (1,)),
                          "action": Feature("float32", (1,), names=("give up",))}
@@ -244,7 +244,7 @@ def choose_threshold(
         The threshold and the expected makespan, in steps.
     """
     if not len(attempts):
-        raise UserError("there are no attempts that ran to their end", where="choose",
+        raise UserError("there are no attempts that ran to their end", where="choose_threshold",
                         hint="roll the actor out in the environment itself, and .map(attempt)")
     said, success = _predictions(attempts, judge), np.array([e.metadata["success"] for e in attempts], bool)
     bounds = [math.inf, *np.unique(np.quantile(np.concatenate(said), np.linspace(0, 1, count, endpoint=False)))]

@@ -48,8 +48,8 @@ class CriticConfig:
             policy: Its codec is shared: the critic normalizes with the same statistics.
             action: A `QFunction` of observation and plan, or a `ValueFunction` of the observation alone.
         """
-        recipe = policy.config
-        about = CriticSpec(self, recipe.codec, recipe.window, policy.inputs, recipe.target)
+        policy_config = policy.config
+        about = CriticSpec(self, policy_config.codec, policy_config.window, policy.inputs, policy_config.target)
         kind = QFunction if action else ValueFunction
         return kind(about, policy.features, policy.codec).to(policy.device)
 

@@ -489,11 +489,11 @@ def check_method(method: Method, data: Dataset) -> None:
         UserError: A column that the policy or the learner reads is missing, the window has no steps, a column contains
             text instead of numbers, or the data have no observations.
     """
-    recipe, features = method.policy, data.features()
+    policy_config, features = method.policy, data.features()
     path = data.metadata.get("path")
-    policy_inputs(recipe, features, path or "data set", path or "DATA")
+    policy_inputs(policy_config, features, path or "data set", path or "DATA")
     for name in ("n_obs_steps", "horizon"):
-        if (found := getattr(recipe.window, name)) < 1:
+        if (found := getattr(policy_config.window, name)) < 1:
             raise UserError(f"{name} is {found}, but must be at least 1", where=f"policy.window.{name}",
                             hint="1 is one step" if name == "n_obs_steps" else "1 is one action at a time")
     if missing := [name for name in method.learner.extra if name not in features]:
@@ -504,13 +504,13 @@ def check_method(method: Method, data: Dataset) -> None:
             hint="add it to the data, or choose a method that does not read it (understudy methods). understudy record "
                  "writes next.reward and next.terminated; in an .npz they are rewards and terminals",
         )
-    drawn = {g.into: g.column for g in recipe.window.goals}
-    for name in (*recipe.inputs, recipe.target):
+    drawn = {g.into: g.column for g in policy_config.window.goals}
+    for name in (*policy_config.inputs, policy_config.target):
         if (f := features.get(drawn.get(name, name))) is not None and f.kind == "string":
             raise UserError(f"column {drawn.get(name, name)!r} contains text, not numbers",
                             where=data.metadata.get("path", "data set"),
                             hint="store numbers there; instructions belong in the column 'task'")
-    window, target = recipe.window, recipe.target
+    window, target = policy_config.window, policy_config.target
     if target in features and features[target].kind == "discrete":
         lowest = min((int(np.min(e.steps[target], initial=0)) for e in data), default=0)
         if lowest < 0:

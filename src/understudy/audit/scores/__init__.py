@@ -27,6 +27,7 @@ from .information import MutualInformation
 from .neighbors import (
     ActionConsistency,
     ActionVariance,
+    LocalUnimodality,
     StateDiversity,
     StateSimilarity,
     TransitionDiversity,
@@ -58,6 +59,7 @@ __all__ = [
     "StateSimilarity",
     "TransitionDiversity",
     "ValidationWeights",
+    "LocalUnimodality",
     "Typicality",
     "Unimodality",
     "select_within_budget",
@@ -75,6 +77,7 @@ SCORES: dict[str, Callable[[], Score]] = {
     "mutual-information": MutualInformation,
     "typicality": Typicality,
     "unimodality": Unimodality,
+    "local-unimodality": LocalUnimodality,
     "novelty": Novelty,
     "return": Return,
     "brevity": Brevity,

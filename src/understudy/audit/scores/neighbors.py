@@ -218,15 +218,50 @@ class Unimodality(NeighborScore):
     n_neighbors: int = 20
 
     def score_neighbors(self, table, distances, indices, is_valid):
-        k = indices.shape[1] + 1
-        a = np.concatenate([table.action[:, None], table.action[indices]], 1).astype(np.float64)
-        a = a - a.mean(1, keepdims=True)
-        spread = np.einsum("nki,nkj->nij", a, a) / k
-        values, axes = np.linalg.eigh(spread)
-        along = np.sort(np.einsum("nki,ni->nk", a, axes[:, :, -1]), 1)
-        left = np.cumsum(along, 1)[:, :-1]
-        n = np.arange(1, k)
-        between = (left**2 * (1 / n + 1 / (k - n)) / k).max(1)  # the mean is 0
-        share = between / np.maximum(values[:, -1], 1e-12)
-        clear = np.clip((share - 0.75) / 0.25, 0, 1)
-        return np.where(is_valid.all(1), -clear * np.minimum(values[:, -1], 1), np.nan)
+        actions = np.concatenate([table.action[:, None], table.action[indices]], 1).astype(np.float64)
+        return np.where(is_valid.all(1), -_two_groups(actions), np.nan)
+
+
+@dataclass(frozen=True)
+class LocalUnimodality(NeighborScore):
+    """As `Unimodality`, for what is left of the actions after a linear function of the state was subtracted.
+
+    A regression can follow actions that change with the state, such as those towards a goal that is another one in each
+    episode. Two ways of acting in the same state remain. The function is fitted to each step and its neighbors (ridge
+    regression).
+    """
+
+    n_neighbors: int = 30
+
+    def score_neighbors(self, table, distances, indices, is_valid):
+        state = principal_components(table.state).astype(np.float64)
+        group = np.concatenate([np.arange(len(indices))[:, None], indices], 1)
+        found = [_two_groups(_residuals(state, table.action, group[i:i + BLOCK])) for i in range(0, len(group), BLOCK)]
+        return np.where(is_valid.all(1), -np.concatenate(found), np.nan)
+
+
+BLOCK = 8192  # steps whose neighbors are in memory at once
+
+
+def _residuals(state: np.ndarray, action: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Actions minus the linear function of the state that a ridge regression fits to each group, (n, k, A)."""
+    target, offset = action[group].astype(np.float64), state[group] - state[group[:, :1]]
+    inputs = np.concatenate([offset, np.ones_like(offset[..., :1])], 2)
+    square = np.einsum("nki,nkj->nij", inputs, inputs)
+    ridge = 1e-3 * np.einsum("nii->n", square) / square.shape[1]
+    square = square + ridge[:, None, None] * np.eye(square.shape[1])
+    return target - inputs @ np.linalg.solve(square, np.einsum("nki,nkj->nij", inputs, target))
+
+
+def _two_groups(actions: np.ndarray) -> np.ndarray:
+    """How clearly actions form two groups, (N, k, A) -> (N,): see `Unimodality`."""
+    k = actions.shape[1]
+    a = actions - actions.mean(1, keepdims=True)
+    spread = np.einsum("nki,nkj->nij", a, a) / k
+    values, axes = np.linalg.eigh(spread)
+    along = np.sort(np.einsum("nki,ni->nk", a, axes[:, :, -1]), 1)
+    left = np.cumsum(along, 1)[:, :-1]
+    n = np.arange(1, k)
+    between = (left**2 * (1 / n + 1 / (k - n)) / k).max(1)  # the mean is 0
+    share = between / np.maximum(values[:, -1], 1e-12)
+    return np.clip((share - 0.75) / 0.25, 0, 1) * np.minimum(values[:, -1], 1)

@@ -127,7 +127,7 @@ def conversion_losses(data: Dataset, capability: FormatCapability) -> list[Conve
     if data.metadata.get("robot_type") and not capability.robot_type:
         out.append(ConversionLoss("robot_type", str(data.metadata["robot_type"])))
     keys = dict.fromkeys(key for e in data for key in e.metadata if key not in capability.metadata_keys)
-    return out + [ConversionLoss(f"metadata.{key}", "a fact of the episodes") for key in keys]
+    return out + [ConversionLoss(f"metadata.{key}", "metadata of the episodes") for key in keys]
 
 
 def _kind(f: Feature) -> str:

@@ -1,0 +1,453 @@
+"""Choose a method for a data set by short trials on the same starts, and show the evidence.
+
+The rule, which does not depend on what is seen:
+
+- Every candidate gets the same training time, and no more updates than it has by default.
+- A round trains one more seed of every candidate that is left, and judges it on the same starts (or, without an
+  environment, on the same held-out episodes).
+- After a round, a candidate is dropped if it is worse than the best one: the p-value of the sign-flip test of the
+  differences on each start (means over the seeds so far), times the number of such tests that there can be, is below
+  0.05. This is about the policies that were trained. The best two stay until each has three training seeds.
+- The trials end when one candidate is left, after five rounds, or when another round would exceed the budget. The best
+  one is recommended. The others that are left are named: the trials do not tell them apart.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .audit.scores.neighbors import LocalUnimodality
+from .core import Schema, UserError, role
+from .data.episode import Dataset
+from .envs.base import Env
+from .evaluate import stats
+from .evaluate.evaluation import evaluate, sign_flip_p_value, tuning_seed
+from .evaluate.stats import Interval
+from .files import read_json, replace_nonfinite, write_json
+from .learn.fit_method import fit_method
+from .learn.method import Method, load_actor, training_data
+from .learn.train import train, validation_episodes
+from .learn.validation import Validation, target_scale
+from .methods import find_method
+from .policy import Policy
+
+MAX_ROUNDS = 5
+MIN_SEEDS = 3  # of the best two
+SIGNIFICANCE = 0.05  # of all tests together
+HELD_OUT = 0.2  # fraction of the episodes, without an environment
+TIMED_UPDATES = 24
+ROUNDS_OF_ALL = 1.5  # trials of all candidates for which the time of a trial is planned; many are dropped early
+LEAST_UPDATES = 0.05  # fraction of the default number; a candidate that has no time for these is not tried
+ROWS = 16  # rows of every batch that a network gets in rollouts
+MEASURED_STEPS = 20_000  # of large data, evenly spaced episodes are measured
+MANY = 0.01  # of the steps; toys with one way to act have at most 0.1 %
+TWO_WAYS = 0.25  # of `LocalUnimodality`: neighbors act in two clearly different ways
+
+Metric = Literal["success", "return", "error"]
+
+# Methods to try, and when each is good.
+FOR_NUMBERS = {
+    "bc": "one way to act; the smallest and fastest",
+    "bc-gmm": "several ways to act, with one network evaluation",
+    "bc-rnn-gmm": "what to do depends on earlier observations",
+    "knn": "very few demonstrations; nothing is trained",
+    "mip": "precise motions, with two network evaluations",
+    "flow-policy": "several ways to act, smooth chunks",
+    "act": "long and smooth chunks",
+    "diffusion-policy": "several ways to act; slow without a GPU",
+}
+FOR_CLASSES = {"bc": FOR_NUMBERS["bc"], "knn": FOR_NUMBERS["knn"]}
+
+
+@dataclass(frozen=True)
+class DataProperties:
+    """What the data say before any training.
+
+    Args:
+        episodes: Number of episodes.
+        steps: Number of steps.
+        fps: Steps per second. None if unknown.
+        cameras: Number of cameras.
+        actions: "numbers" or "classes".
+        two_ways: Fraction of the steps at which the nearest steps of other episodes act in two clearly different ways
+            (`LocalUnimodality`). None if it cannot be measured.
+    """
+
+    episodes: int
+    steps: int
+    fps: float | None
+    cameras: int
+    actions: Literal["numbers", "classes"]
+    two_ways: float | None
+
+    def sentences(self) -> list[str]:
+        """The properties in words."""
+        rate = f" at {self.fps:g} a second" if self.fps else ""
+        seen = f"{self.cameras} camera{'s' * (self.cameras > 1)}" if self.cameras else "no camera"
+        said = [f"{self.episodes} episodes, {self.steps} steps{rate}; {seen}; actions are {self.actions}."]
+        if self.two_ways is not None:
+            said.append(f"At {self.two_ways:.1%} of the steps, the most similar steps of other episodes act in two "
+                        "clearly different ways"
+                        + (": a method that predicts the mean acts in neither." if self.two_ways >= MANY else "."))
+        return said
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a method, and how it was judged.
+
+    Args:
+        method: Name of the method.
+        seed: Seed of the training.
+        updates: Number of updates.
+        seconds: Wall-clock time of training and judging, seconds.
+        metric: What the values are.
+        values: For each start success (0 or 1) or return, or for each held-out episode minus the error.
+    """
+
+    method: str
+    seed: int
+    updates: int
+    seconds: float
+    metric: Metric
+    values: tuple[float, ...]
+
+    @property
+    def result(self) -> str:
+        """The mean value in words."""
+        mean = float(np.mean(self.values))
+        return {"success": f"{mean:.1%} success", "return": f"return {mean:.4g}",
+                "error": f"action error {-mean:.4g}"}[self.metric]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A candidate after the trials.
+
+    Args:
+        method: Name of the method.
+        reason: When the method is good.
+        estimate: Mean value with its interval over training seeds and starts. With one seed, over starts alone.
+        seeds: Number of training seeds.
+        updates: Number of updates of each trial.
+        full_updates: Number of updates that the method has by default.
+        seconds: Wall-clock time of one trial, seconds.
+        dropped_after: The round after which it was dropped. None if it was not.
+    """
+
+    method: str
+    reason: str
+    estimate: Interval
+    seeds: int
+    updates: int
+    full_updates: int
+    seconds: float
+    dropped_after: int | None
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """The result of `choose_method`.
+
+    Args:
+        properties: Properties of the data.
+        env: Name of the environment. None if the candidates were judged on held-out episodes.
+        metric: What the values are. "error" is the error of predicted actions, and smaller is better.
+        judged_on: Number of starts or of held-out episodes.
+        standings: The candidates, best first. Those that were dropped come last.
+        skipped: Candidates that were not tried, each with the reason.
+        rounds: Number of rounds.
+        budget: Seconds that were allowed.
+        seconds: Seconds that all trials took.
+    """
+
+    properties: DataProperties
+    env: str | None
+    metric: Metric
+    judged_on: int
+    standings: tuple[Standing, ...]
+    skipped: Mapping[str, str]
+    rounds: int
+    budget: float
+    seconds: float
+
+    @property
+    def recommended(self) -> str:
+        """Name of the best method."""
+        return self.standings[0].method
+
+    @property
+    def tied(self) -> tuple[str, ...]:
+        """Names of the methods that the trials do not tell apart from the best one."""
+        return tuple(s.method for s in self.standings[1:] if s.dropped_after is None)
+
+    def verdict_parts(self) -> tuple[str, str, str]:
+        """What is recommended, how certain that is, and what the statement is about."""
+        gone = sum(s.dropped_after is not None for s in self.standings)
+        sure = (f"{_join(self.tied)} did as well, as far as {self.rounds} round{'s' * (self.rounds > 1)} can tell."
+                if self.tied else "Every other candidate was worse.")
+        sure += f" {gone} of {len(self.standings)} were dropped." if gone else ""
+        short = [s.method for s in self.standings if s.updates < s.full_updates / 2]
+        about = (f"{_join(short)} had less than half of {'its' if len(short) == 1 else 'their'} updates: with a longer "
+                 "--budget the order may change. " if short else "")
+        about += (f"Judged in {self.env} on {self.judged_on} starts, which understudy eval never uses."
+                  if self.env is not None else
+                  f"Judged by the error of predicted actions on {self.judged_on} held-out episodes, not by acting: "
+                  "with --env ENV the policies act.")
+        return f"{self.recommended} is recommended.", sure, about
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `understudy choose --json`."""
+        sign = -1.0 if self.metric == "error" else 1.0
+        def ends(i: Interval) -> dict[str, float]:
+            low, high = sorted((sign * i.low, sign * i.high))
+            return {"estimate": sign * i.estimate, "low": low, "high": high}
+        return replace_nonfinite({
+            "recommended": self.recommended, "tied": list(self.tied), "data": asdict(self.properties), "env": self.env,
+            "of": self.metric, "judged_on": self.judged_on, "rounds": self.rounds, "budget": self.budget,
+            "seconds": self.seconds, "skipped": dict(self.skipped),
+            "methods": [{"name": s.method, **ends(s.estimate), "seeds": s.seeds, "updates": s.updates,
+                         "full_updates": s.full_updates, "seconds": s.seconds, "dropped_after": s.dropped_after}
+                        for s in self.standings]})
+
+
+def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, budget: float = 1800.0,
+                  methods: Sequence[str] = (), episodes: int = 100, seed: int = 0, device: str = "cpu",
+                  trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda line: None) -> MethodChoice:
+    """Compare methods on a data set by short trials, and recommend one.
+
+    Trials that an earlier, interrupted call finished are not repeated. Their runs stay in `out`, and are ordinary runs.
+
+    Args:
+        data: The demonstrations.
+        out: The folder of the trials.
+        env: Environment in which the policies are judged. None to judge them by the error of predicted actions on
+            held-out episodes, which is weaker evidence.
+        budget: Seconds for all trials. The first round is always finished.
+        methods: Names of the candidates. By default those that suit the actions.
+        episodes: Number of starts on which every trial is judged.
+        seed: First seed of the trainings, and of the starts.
+        device: Where to compute.
+        trust: Packages besides understudy whose code may be loaded.
+        say: Prints a line of progress.
+
+    Returns:
+        The choice, with its evidence.
+
+    Raises:
+        UserError: Fewer than two candidates can be tried, there are too few episodes to hold any out, or `out` contains
+            trials with other settings.
+
+    Example:
+        >>> choose_method(data, "trials", env=make("fork", rows=16), budget=600).recommended
+        'flow-policy'
+    """
+    out = Path(out)
+    held = [] if env is not None else validation_episodes(len(data), HELD_OUT)
+    if env is None and not held:
+        raise UserError(f"{len(data)} episodes are too few to hold any out",
+                        where=data.metadata.get("path", "data set"),
+                        hint="name an environment to judge them in (--env ENV), or record 5 episodes or more")
+    features = data.features()
+    candidates = {name: "" for name in methods} or candidate_methods(features)
+    asked = {"data": data.fingerprint(), "env": None if env is None else env.metadata["env"], "budget": budget,
+             "methods": list(candidates), "episodes": episodes, "seed": seed}
+    properties = data_properties(data)
+    for line in properties.sentences():
+        say(line)
+    plan = _make_plan(out, asked, data, candidates, budget, device, trust, say)
+    full = {name: _check_candidate(find_method(name, features, trust), name) for name in plan["updates"]}
+
+    def try_one(name: str, number: int) -> Trial:
+        folder, file = out / f"{_slug(name)}-{number}", out / f"{_slug(name)}-{number}.json"
+        if file.exists():
+            found = read_json(file)
+            return Trial(name, number, found["updates"], found["seconds"], found["metric"], tuple(found["values"]))
+        began, updates = time.perf_counter(), plan["updates"][name]
+        train(full[name], data, folder, steps=updates, seed=number, device=device, save_freq=updates,
+              val_fraction=held or 0.0, title=f"{name}, seed {number}")
+        metric, values = (_held_out_errors(folder, full[name], data, held, device, trust) if env is None else
+                          _rollout_values(folder, env, episodes, seed, device, trust))
+        trial = Trial(name, number, updates, time.perf_counter() - began, metric, values)
+        write_json(file, asdict(trial))
+        return trial
+
+    trials: dict[str, list[Trial]] = {name: [] for name in full}
+    left, dropped, rounds = list(full), {}, 0
+    spent = float(plan["seconds"])
+    while rounds < MAX_ROUNDS and (rounds == 0 or len(left) > 1):
+        if rounds and spent + sum(trials[name][-1].seconds for name in left) > budget:
+            break
+        for name in left:
+            trial = try_one(name, seed + rounds)
+            trials[name].append(trial)
+            spent += trial.seconds
+            say(f"round {rounds + 1}: {name}, seed {trial.seed}: {trial.result}")
+        rounds += 1
+        metric, judged_on = trial.metric, len(trial.values)
+        stay = survivors({name: np.array([t.values for t in trials[name]]) for name in left}, len(full))
+        for name in left:
+            if name not in stay:
+                dropped[name] = rounds
+                say(f"round {rounds}: {name} is dropped")
+        left = stay
+    standings = [Standing(name, candidates.get(name, ""), _estimate(np.array([t.values for t in found]), metric),
+                          len(found), found[0].updates, full[name].learner.steps,
+                          float(np.mean([t.seconds for t in found])), dropped.get(name))
+                 for name, found in trials.items()]
+    standings.sort(key=lambda s: (-(s.dropped_after or math.inf), -s.estimate.estimate))
+    return MethodChoice(properties, asked["env"], metric, judged_on, tuple(standings), plan["skipped"], rounds, budget,
+                        spent)
+
+
+def survivors(values: Mapping[str, np.ndarray], n_candidates: int) -> list[str]:
+    """Returns the candidates that stay after a round.
+
+    Args:
+        values: The values of all trials of each candidate so far, (seeds, starts). Larger is better.
+        n_candidates: Number of candidates in the first round. With the number of rounds it bounds the number of tests.
+
+    Returns:
+        Their names, in the given order.
+    """
+    ranked = sorted(values, key=lambda name: -values[name].mean())
+    best = ranked[0]
+    level = SIGNIFICANCE / (MAX_ROUNDS * (n_candidates - 1)) if n_candidates > 1 else SIGNIFICANCE
+    early = len(values[best]) < MIN_SEEDS
+
+    def is_worse(name: str) -> bool:
+        if name == best or (early and name == ranked[1]):
+            return False
+        return sign_flip_p_value((values[best] - values[name]).mean(0)) < level
+    return [name for name in values if not is_worse(name)]
+
+
+def candidate_methods(features: Schema) -> dict[str, str]:
+    """Returns the names of the methods to try, and when each is good.
+
+    Args:
+        features: The columns of the data.
+    """
+    chosen = FOR_CLASSES if features["action"].kind == "discrete" else FOR_NUMBERS
+    only_images = all(f.kind == "image" for k, f in features.items() if role(k) == "observation")
+    return {name: reason for name, reason in chosen.items() if not (only_images and name == "knn")}
+
+
+def data_properties(data: Dataset) -> DataProperties:
+    """Measures the properties of data that matter for the choice of a method.
+
+    Args:
+        data: The demonstrations.
+    """
+    features = data.features()
+    discrete = features["action"].kind == "discrete"
+    two_ways = None
+    if not discrete and any(f.kind == "vector" for k, f in features.items() if role(k) == "observation"):
+        some = data.select(range(0, len(data), -(-data.steps // MEASURED_STEPS)))
+        found = np.concatenate([np.asarray(s, float) for s in LocalUnimodality().steps(some)])
+        found = found[np.isfinite(found)]
+        two_ways = float((-found > TWO_WAYS).mean()) if len(found) else None
+    return DataProperties(len(data), data.steps, data.fps, sum(f.kind == "image" for f in features.values()),
+                          "classes" if discrete else "numbers", two_ways)
+
+
+def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapping[str, str], budget: float,
+               device: str, trust: tuple[str, ...], say: Callable[[str], None]) -> dict[str, Any]:
+    """The number of updates of every candidate. It is stored, because it depends on the speed of the machine."""
+    file = out / "plan.json"
+    if file.exists():
+        plan = read_json(file)
+        if odd := [k for k in asked if plan["asked"].get(k) != asked[k]]:
+            raise UserError(f"the trials there have {odd[0]} {plan['asked'].get(odd[0])!r}, but this call has "
+                            f"{asked[odd[0]]!r}" if odd[0] != "data" else "the trials there are of other data",
+                            where=out, hint="choose another --out, or give the options of the first call")
+        return plan
+    if out.exists() and any(out.iterdir()):
+        raise UserError("the folder contains something else", where=out, hint="choose another --out")
+    began = time.perf_counter()
+    full: dict[str, tuple[int, float]] = {}  # default number of updates, and seconds for all of them
+    for name in candidates:
+        method = _check_candidate(find_method(name, data.features(), trust), name)
+        steps = method.learner.steps
+        each = _seconds_per_update(method, data, device) if steps > TIMED_UPDATES else 0.0
+        full[name] = steps, steps * each
+        if each:
+            say(f"{name}: {steps} updates by default, {1000 * each:.3g} ms each")
+    tried = sorted(full, key=lambda name: full[name][1])
+    while tried and LEAST_UPDATES * full[tried[-1]][1] > budget / (ROUNDS_OF_ALL * len(tried)):
+        tried.pop()
+    share = budget / (ROUNDS_OF_ALL * max(len(tried), 1))
+    updates = {name: max(int(steps * min(share / max(seconds, 1e-9), 1)), 1) for name, (steps, seconds) in full.items()
+               if name in tried}
+    skipped = {name: f"its {steps} updates take {_minutes(seconds)}, and a trial would have {_minutes(share)}"
+               for name, (steps, seconds) in full.items() if name not in tried}
+    if len(updates) < 2:
+        raise UserError(f"there is time for {len(updates)} of {len(candidates)} candidates"
+                        + "".join(f"; {k}: {v}" for k, v in skipped.items()), where="--budget",
+                        hint="allow more time, or name faster --methods" if skipped else "name two methods or more")
+    plan = {"asked": asked, "updates": updates, "skipped": skipped, "seconds": time.perf_counter() - began}
+    write_json(file, plan)
+    return plan
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 100 else f"{seconds / 60:.2g} minutes"
+
+
+def _check_candidate(method: Method, name: str) -> Method:
+    if method.collection is not None or method.stages:
+        raise UserError("the method needs more than the data: it collects episodes or has stages", where=name,
+                        hint="compare methods that learn from demonstrations alone")
+    return method
+
+
+def _seconds_per_update(method: Method, data: Dataset, device: str) -> float:
+    times: list[float] = []
+    short = replace(method, learner=replace(method.learner, steps=TIMED_UPDATES))
+    fit_method(short, data, seed=0, callbacks=[lambda *_: times.append(time.perf_counter())], device=device)
+    return max(float(np.median(np.diff(times))), 1e-6)
+
+
+def _rollout_values(folder: Path, env: Env, episodes: int, seed: int, device: str, trust: tuple[str, ...]
+                    ) -> tuple[Metric, tuple[float, ...]]:
+    actor = load_actor(folder, device=device, rows=ROWS, trust=trust, features=env.features)
+    found = evaluate(actor, env, episodes, tuning_seed(seed))
+    if found.successes is not None:
+        return "success", tuple(float(v) for v in found.successes)
+    return "return", tuple(float(v) for v in found.episode_returns)
+
+
+def _held_out_errors(folder: Path, method: Method, data: Dataset, held: Sequence[int], device: str,
+                     trust: tuple[str, ...]) -> tuple[Metric, tuple[float, ...]]:
+    """Minus the energy score of the policy on each held-out episode."""
+    policy = Policy.load(folder, device=device, trust=trust)
+    learned = data.select(i for i in range(len(data)) if i not in held)
+    scale = target_scale(training_data(learned, method), method.policy.target)
+    judge = Validation(n_windows=32)
+    return "error", tuple(
+        -judge.evaluate(policy, training_data(data.select([i]), method), scale, method.executor)["energy"] for i in held
+    )
+
+
+def _estimate(values: np.ndarray, metric: Metric) -> Interval:
+    """Mean over training seeds and starts. With one seed, over starts alone."""
+    if len(values) > 1:
+        return stats.two_level_rate(values, kind="rate" if metric == "success" else "real")
+    if metric == "success":
+        return stats.clopper_pearson(values.sum(), values.size)
+    return stats.bootstrap_mean(values[0])
+
+
+def _join(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

@@ -1,0 +1,204 @@
+"""The command understudy choose."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from .common import (
+    ColumnTexts,
+    DeviceName,
+    IgnoredCodes,
+    Output,
+    PositiveCount,
+    TrustedPackages,
+    command_line,
+    env_trust_options,
+    open_data,
+    parse,
+    recorded_env,
+    trust_options,
+    unused_path,
+)
+
+if TYPE_CHECKING:
+    from ..choose import MethodChoice, Standing
+
+
+@dataclass(frozen=True)
+class ChooseOptions:
+    """Choose a method for demonstrations: which suits them, and how certain is that?
+
+    Methods that suit the data are trained for a short time each, with the same seeds, and judged on the same starts of
+    ENV. Methods that are worse are dropped, the others get further training seeds, until one is left or the time is
+    over. Without ENV the methods are judged by the error of the actions that they predict in held-out episodes, which
+    is weaker evidence. After Ctrl-C the same command continues.
+    """
+
+    data: Annotated[Path, Positional, arg(metavar="DATA")]
+    """a file or folder of demonstrations"""
+    env: Annotated[str | None, arg(metavar="ENV")] = None
+    """environment in which the policies act"""
+    budget: Annotated[str, arg(metavar="TIME")] = "30m"
+    """time for all trials, such as 90s, 30m or 1h30m; the first round is always finished"""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("choice")
+    """the folder of the trials; each is an ordinary run"""
+    methods: Annotated[tuple[str, ...], arg(metavar="METHOD")] = ()
+    """the methods to compare; by default those that suit the actions"""
+    episodes: PositiveCount = 100
+    """number of starts on which every trial is judged"""
+    seed: Annotated[int, arg(metavar="S")] = 0
+    """first seed of the trainings"""
+    device: DeviceName = "auto"
+    """where to compute; auto takes a GPU if there is one"""
+    columns: ColumnTexts = ()
+    """the columns of data with other names: state=q1,q2 action=u1,u2"""
+    ignore: IgnoredCodes = ()
+    """train although an audit finds an error with this code"""
+    html: Annotated[Path | None, arg(metavar="FILE")] = None
+    """write a report"""
+    json: bool = False
+    """one JSON document on standard output"""
+    trust: TrustedPackages = ()
+    """a package whose code may be loaded"""
+
+
+def main(args: list[str]) -> None:
+    o = parse(ChooseOptions, "choose", args)
+    from ..choose import ROWS, choose_method
+    from ..envs import make
+    from ..learn.devices import choose_device
+
+    with Output(o.json) as out:
+        budget, device = parse_duration(o.budget, "--budget"), str(choose_device(o.device))
+        data = open_data(o.data, ignore=o.ignore, columns=o.columns)
+        env = None if o.env is None else make(o.env, min(o.episodes, ROWS), o.trust)
+        try:
+            choice = choose_method(data, o.out, env=env, budget=budget, methods=o.methods, episodes=o.episodes,
+                                   seed=o.seed, device=device, trust=o.trust,
+                                   say=lambda line: print(line, file=sys.stderr))
+        finally:
+            if env is not None:
+                env.close()
+        _print_choice(choice, out)
+        acts = o.env or recorded_env(data)
+        commands = _next_commands(o, choice, acts)
+        if o.html is not None:
+            write_choice_page(choice, o.html, commands)
+            out.print(f"Report written to {o.html}")
+        out.suggest(*(command for command, _ in commands),
+                    *([] if o.html is not None else [_again(o, "--html", unused_path("choice.html"))]))
+        out.print_json(choice.to_json())
+
+
+def parse_duration(text: str, where: str) -> float:
+    """Parses a duration such as "90s", "30m" or "1h30m".
+
+    Args:
+        text: The duration. A number without a unit is in seconds.
+        where: The option, for the message.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        UserError: The text is not a duration above 0.
+    """
+    from ..core import UserError
+
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    hours, minutes, seconds = (float(part or 0) for part in (found.groups() if found else ("", "", "")))
+    if not (total := 3600 * hours + 60 * minutes + seconds) > 0:
+        raise UserError(f"{text!r} is not a duration", where=where, hint="such as 90s, 30m or 1h30m")
+    return total
+
+
+def _print_choice(c: MethodChoice, out: Output) -> None:
+    from rich.table import Table
+
+    out.print(*c.properties.sentences(), "")
+    table = Table("", _value_name(c), "95% interval", "seeds", "updates", "a trial", "", box=None, pad_edge=False)
+    for s in c.standings:
+        value, low, high = _shown_interval(c, s)
+        left = "" if s.dropped_after is None else f"dropped after round {s.dropped_after}"
+        table.add_row(s.method, value, f"{low} to {high}", str(s.seeds), f"{s.updates} of {s.full_updates}",
+                      f"{s.seconds:.3g} s", left or s.reason)
+    out.print(table, *(f"not tried: {name}, {why}" for name, why in c.skipped.items()), "",
+              " ".join(c.verdict_parts()))
+
+
+def _value_name(c: MethodChoice) -> str:
+    return {"success": "success", "return": "mean return", "error": "action error"}[c.metric]
+
+
+def _shown_interval(c: MethodChoice, s: Standing) -> tuple[str, str, str]:
+    """The estimate and the limits of a candidate, as text."""
+    e = s.estimate
+    if c.metric == "success":
+        return f"{e.estimate:.1%}", f"{e.low:.1%}", f"{e.high:.1%}"
+    if c.metric == "error":
+        return f"{-e.estimate:.4g}", f"{-e.high:.4g}", f"{-e.low:.4g}"
+    return f"{e.estimate:.4g}", f"{e.low:.4g}", f"{e.high:.4g}"
+
+
+def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str]]) -> None:
+    """Writes the page of `understudy choose --html`.
+
+    Args:
+        c: The choice.
+        path: The HTML file.
+        commands: Commands to try next, each with a description.
+    """
+    from ..evaluate import plots
+    from ..evaluate.report import Commands, Content, Figures, Paragraph, Section, Table, write_page
+
+    rows = []
+    for s in c.standings:
+        value, low, high = _shown_interval(c, s)
+        left = "" if s.dropped_after is None else f"round {s.dropped_after}"
+        rows.append((s.method, value, f"{low} to {high}", str(s.seeds), f"{s.updates} of {s.full_updates}",
+                     f"{s.seconds:.3g} s", left, s.reason))
+    table = Table(("", _value_name(c), "95% interval", "seeds", "updates", "a trial", "dropped after", "good for"),
+                  tuple(rows))
+    shown: list[Content] = [table]
+    if c.metric == "success":
+        bars = [(s.method, s.estimate, f"{s.seeds} seeds") for s in c.standings]
+        shown.insert(0, Figures((("", plots.success_bars(bars), "Success of each candidate; the line is the 95% "
+                                  "interval over training seeds and starts (with one seed, over starts)."),)))
+    sections = [Section("The data", tuple(map(Paragraph, c.properties.sentences()))),
+                Section("The trials", tuple(shown))]
+    if c.skipped:
+        sections.append(Section("Not tried", tuple(Paragraph(f"{name}: {why}.") for name, why in c.skipped.items())))
+    sections.append(Section("What to do next", (Commands(tuple(commands)),)))
+    write_page(path, "Which method suits these demonstrations", sections, verdict=c.verdict_parts(),
+               footer=f"{c.rounds} rounds in {c.seconds / 60:.3g} minutes; candidates were dropped by sign-flip tests "
+                      "on the same starts, at 5 % for all tests together.")
+
+
+def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None) -> list[tuple[str, str]]:
+    """Useful next commands, each with a description."""
+    run = unused_path("run")
+    trust = trust_options(o.trust, o.env) or env_trust_options(acts)
+    columns = ("--columns", *o.columns) if o.columns else ()
+    told = [(command_line("train", c.recommended, o.data, "--out", run, *columns, *trust),
+             "Train the recommended method in full:")]
+    if acts:
+        told.append((command_line("eval", run, acts, "--episodes", 100, *trust), "Judge it on new starts:"))
+    if c.env is None and acts:
+        told.append((_again(o, "--env", acts, "--out", unused_path("choice")), "Choose again, with policies that act:"))
+    return told
+
+
+def _again(o: ChooseOptions, *more: object) -> str:
+    keep = [part for name, value in (("--env", o.env), ("--budget", o.budget), ("--out", o.out))
+            if value is not None and name not in more for part in (name, value)]
+    methods = ("--methods", *o.methods) if o.methods else ()
+    rest = [part for name, value, usual in (("--episodes", o.episodes, 100), ("--seed", o.seed, 0)) if value != usual
+            for part in (name, value)]
+    columns = ("--columns", *o.columns) if o.columns else ()
+    return command_line("choose", o.data, *keep, *methods, *rest, *columns, *more, *trust_options(o.trust, o.env))

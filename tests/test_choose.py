@@ -1,0 +1,162 @@
+"""understudy choose: which candidates are dropped, that an interrupted call continues, and what is recommended."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from understudy.choose import (
+    MAX_ROUNDS,
+    candidate_methods,
+    choose_method,
+    data_properties,
+    survivors,
+)
+from understudy.commands.choose import parse_duration
+from understudy.config import dump
+from understudy.core import Feature, UserError
+from understudy.data.episode import Dataset
+from understudy.envs import make
+from understudy.evaluate.evaluation import recording_seed
+from understudy.evaluate.recording import expert_actor
+from understudy.evaluate.rollout import rollout
+from understudy.files import write_json
+from understudy.methods import find_method
+from understudy.policy import Policy
+
+
+@pytest.fixture(scope="module")
+def demonstrations():
+    env = make("fork", 20)
+    return rollout(expert_actor(env), env, 40, recording_seed(0))
+
+
+@pytest.fixture
+def short(tmp_path):
+    """The path of a method whose training takes a moment."""
+    method = find_method("bc")
+    path = tmp_path / "short.json"
+    write_json(path, dump(replace(method, learner=replace(method.learner, steps=40))))
+    return str(path)
+
+
+def test_the_worse_candidate_is_dropped_after_three_seeds():
+    """20 starts of 40 are won by the best alone: the p-value is below 0.001, and the level is 0.05 / (5 * 2)."""
+    best, worse, alike = np.ones((1, 40)), np.tile([1.0, 0.0], 20)[None], np.ones((1, 40))
+    alike[0, :3] = 0  # p = 2 / 2**3: nobody is dropped by that
+    values = {"worse": worse, "best": best, "alike": alike}
+    assert survivors(values, 3) == ["best", "alike"]
+    two = {"best": best, "worse": worse}
+    assert survivors(two, 2) == ["best", "worse"]  # the best two stay until each has three seeds
+    assert survivors({k: np.repeat(v, 3, 0) for k, v in two.items()}, 2) == ["best"]
+    assert survivors({"best": best}, 2) == ["best"]
+
+
+def test_the_same_starts_count_once():
+    """Seeds that repeat what the first showed add no evidence: eleven starts that differ have p = 2 / 2**11 = 0.00098,
+    and six p = 0.031, however many seeds show the same."""
+    best = np.ones((5, 30))
+    few, many = best.copy(), best.copy()
+    few[:, :6], many[:, :11] = 0, 0
+    assert survivors({"best": best, "few": few}, 2) == ["best", "few"]
+    assert survivors({"best": best, "many": many}, 2) == ["best"]
+
+
+def test_equal_candidates_are_rarely_dropped():
+    """All tests together drop one of equals in at most 5 % of the choices (here: 3 candidates, 5 rounds)."""
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(60):
+        values = {name: (rng.random((MAX_ROUNDS, 40)) < 0.5).astype(float) for name in "abc"}
+        wrong += any(len(survivors({k: v[:n] for k, v in values.items()}, 3)) < 3 for n in (1, 3, 5))
+    assert wrong <= 6  # binomial with 60 and 0.05: more than 6 has probability 0.03
+
+
+def test_candidates_suit_the_actions():
+    state, image = Feature("float32", (2,)), Feature("uint8", (8, 8, 3), "image")
+    number, choice = Feature("float32", (2,)), Feature("int64", (1,), "discrete", num_classes=(3,))
+    assert list(candidate_methods({"observation.state": state, "action": choice})) == ["bc", "knn"]
+    assert "knn" in candidate_methods({"observation.state": state, "action": number})
+    assert "knn" not in candidate_methods({"observation.image": image, "action": number})
+
+
+def test_two_ways_are_seen(demonstrations):
+    """Half of the experts of `fork` go left and half go right. With one side left out, nothing is ambiguous."""
+    both = data_properties(demonstrations)
+    left = Dataset([e for e in demonstrations if e.steps["observation.state"][:, 1].mean() > 0])
+    one = data_properties(left)
+    assert both.two_ways > 0.01 > one.two_ways
+    assert "acts in neither" in both.sentences()[1] and "acts in neither" not in one.sentences()[1]
+    assert (both.episodes, both.cameras, both.actions) == (40, 0, "numbers")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("1h30m", 5400), ("2h", 7200)])
+def test_durations(text, seconds):
+    assert parse_duration(text, "--budget") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "m", "30 minutes", "-5m", "1d"])
+def test_what_is_no_duration(text):
+    with pytest.raises(UserError, match="is not a duration"):
+        parse_duration(text, "--budget")
+
+
+def test_an_interrupted_choice_continues(demonstrations, tmp_path, short):
+    """Finished trials are read, not repeated: a changed file changes the result."""
+    env, out, lines = make("fork", 10), tmp_path / "choice", []
+    options = {"env": env, "budget": 20.0, "methods": ("knn", short), "episodes": 10}
+    first = choose_method(demonstrations, out, say=lines.append, **options)
+    assert {s.method for s in first.standings} == {"knn", short} and first.rounds >= 1
+    assert Policy.load(out / "knn-0").window.horizon == 8  # an ordinary run
+    assert first.judged_on == 10 and first.metric == "success"
+    assert sum(line.startswith("round 1: ") for line in lines) == 2
+    again = choose_method(demonstrations, out, **options)
+    assert again.to_json() == first.to_json()
+    file = next(out.glob("*short.json-0.json"))
+    trial = json.loads(file.read_text())
+    file.write_text(json.dumps({**trial, "values": [1.0] * 10, "seconds": 1e6}))  # no time for a second round
+    changed = choose_method(demonstrations, out, **options)
+    values = {s.method: s.estimate.estimate for s in changed.standings}
+    assert values[short] == 1.0 and changed.rounds == 1
+    with pytest.raises(UserError, match="episodes 10, but this call has 20"):
+        choose_method(demonstrations, out, **{**options, "episodes": 20})
+    with pytest.raises(UserError, match="other data"):
+        choose_method(demonstrations.select(range(30)), out, **options)
+
+
+def test_without_an_environment_held_out_episodes_judge(demonstrations, tmp_path, short):
+    """The error is that of the validation, in units of the standard deviation: below that of no knowledge, which is
+    about 1."""
+    found = choose_method(demonstrations, tmp_path / "choice", budget=20.0, methods=("knn", short))
+    assert found.metric == "error" and found.judged_on == 8 and found.env is None
+    document = found.to_json()
+    assert all(0 < m["low"] <= m["estimate"] <= m["high"] < 1.5 for m in document["methods"])
+    assert document["methods"][0]["estimate"] < document["methods"][1]["estimate"]  # the best comes first
+    assert "not by acting" in found.verdict_parts()[2]
+
+
+def test_what_it_cannot_do_is_said(demonstrations, tmp_path):
+    with pytest.raises(UserError, match="4 episodes are too few to hold any out"):
+        choose_method(demonstrations.select(range(4)), tmp_path / "a")
+    with pytest.raises(UserError, match="needs more than the data"):
+        choose_method(demonstrations, tmp_path / "b", methods=("knn", "dagger"))
+    with pytest.raises(UserError, match="name two methods or more"):
+        choose_method(demonstrations, tmp_path / "c", methods=("knn",))
+    with pytest.raises(UserError, match="there is time for 1 of 2 candidates; flow-policy: its"):
+        choose_method(demonstrations, tmp_path / "d", methods=("knn", "flow-policy"), budget=0.1)
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "mine.txt").write_text("")
+    with pytest.raises(UserError, match="contains something else"):
+        choose_method(demonstrations, tmp_path / "e", methods=("bc", "knn"))
+
+
+@pytest.mark.slow
+def test_where_demonstrations_go_two_ways_the_mean_is_not_recommended(tmp_path):
+    """The mean of left and right hits the pillar of `fork`, if there are so many demonstrations that from any start
+    about as many go left as right."""
+    env = make("fork", 16)
+    data = rollout(expert_actor(env), env, 200, recording_seed(0))
+    found = choose_method(data, tmp_path / "choice", env=env, budget=120.0, methods=("bc", "bc-gmm", "knn"),
+                          episodes=100)
+    assert found.recommended in ("bc-gmm", "knn")
+    assert next(s for s in found.standings if s.method == "bc").dropped_after is not None

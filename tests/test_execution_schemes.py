@@ -11,7 +11,7 @@ import torch
 
 from understudy import config
 from understudy.checkpoint import FromStage
-from understudy.core import Feature, Unsupported, UserError, keys
+from understudy.core import Feature, Unsupported, UserError, keys, normal
 from understudy.data.window import Window
 from understudy.execute import latency
 from understudy.execute.actor import PolicyActor
@@ -136,6 +136,27 @@ def test_bidirectional_decoding_takes_the_plan_of_the_lowest_cost():
         assert torch.allclose(plan, strong[torch.arange(3), best], atol=1e-5)
     with pytest.raises(Unsupported, match="does not tell"):
         bid.plan(batch.obs, noise)
+
+
+class TwoWays(Planner):
+    """Goes one way or the other, which the noise decides, at a speed that differs a little from plan to plan."""
+
+    inputs, action_dim, device, window = (STATE,), 1, torch.device("cpu"), Window(1, 4)
+    features, action_scale = {STATE: Feature("float32", (1,))}, torch.ones(1)
+
+    def noise(self, key, count):
+        return normal(key, count, (4, 1), stream=4)
+
+    def plan(self, obs, noise, guides=()):
+        return (noise[:, :1].sign() + 0.01 * noise[:, 1:2]).expand(-1, 4, 1)
+
+
+def test_bidirectional_decoding_keeps_to_one_way():
+    """Each plan alone goes the other way half of the time."""
+    def ways(planner):
+        return torch.tensor(ran(RecedingHorizon(1), planner, 40)).sign()
+    assert 10 < (ways(TwoWays()).diff() != 0).sum() < 30
+    assert (ways(BidirectionalDecoding(TwoWays())).diff() == 0).all()
 
 
 def test_bidirectional_decoding_refuses_policies_that_do_not_fit():

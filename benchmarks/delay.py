@@ -34,6 +34,7 @@ from understudy.evaluate.plots import curves  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import two_level_rate  # noqa: E402
 from understudy.execute.actor import Actor, PolicyActor  # noqa: E402
+from understudy.execute.chunking import ChunkedExecutor  # noqa: E402
 from understudy.execute.latency import delay_actor  # noqa: E402
 from understudy.execute.temporal_ensemble import TemporalEnsemble  # noqa: E402
 from understudy.files import read_json, write_json, write_text  # noqa: E402
@@ -93,7 +94,8 @@ def late_actor(policy: Policy, made: Method, scheme: str, delay: int, rows: int)
     planner = build_planner(made, {"policy": policy}, rows)
     if isinstance(made.executor, TemporalEnsemble):
         return PolicyActor(planner, replace(made.executor, delay=delay))
-    return delay_actor(PolicyActor(planner, made.executor), delay)
+    executor = made.executor.with_delay(delay) if isinstance(made.executor, ChunkedExecutor) else made.executor
+    return delay_actor(PolicyActor(planner, executor), delay)
 
 
 def cell_path(size: Size, name: str, seed: int, scheme: str) -> Path:

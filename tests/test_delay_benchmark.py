@@ -51,6 +51,7 @@ def test_every_scheme_is_delayed_by_the_same_number_of_steps(delay):
         if scheme == "real-time-chunking":
             assert executor.executor == RealTimeChunking(4, delay=8)
         executor.check_planner(policy)
+    assert delay.late_actor(policy, made, "real-time-chunking", 0, 4).executor == RealTimeChunking(4, delay=0)
 
 
 def test_the_table_has_the_mean_of_the_seeds_of_which_all_cells_ran(delay, tmp_path):

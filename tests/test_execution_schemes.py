@@ -32,7 +32,7 @@ from understudy.execute.planners import FixedBatch
 from understudy.execute.schemes import EXECUTION_SCHEMES
 from understudy.execute.self_guidance import SelfGuided
 from understudy.execute.streaming_flow import StreamingFlowExecutor
-from understudy.execute.temporal_ensemble import TemporalEnsemble
+from understudy.execute.temporal_ensemble import AdaptiveEnsemble, TemporalEnsemble
 from understudy.heads.flow import Flow
 from understudy.learn.execution import BUILDERS, with_execution_scheme
 from understudy.learn.method import Method, build_planner, resolve_references
@@ -71,6 +71,7 @@ def flow(n_obs_steps=2, horizon=8, offset=0, n_steps=2):
     (FilteredExecutor(DelayedPlan(ChunkBlending(1), 2), LowPassFilter(0.8)), flow(), ()),
     (RealTimeChunking(3, 2, schedule="linear"), flow(), ()),
     (TemporalEnsemble(0.1, skip=1, delay=2), flow(horizon=6, offset=-1), ()),
+    (AdaptiveEnsemble(skip=1, delay=1), flow(horizon=6, offset=-1), ()),
     (MeasuredDelay(RecedingHorizon(2), period=1e9), flow(), ()),  # all plans are in time
 ], ids=lambda value: "" if isinstance(value, PolicyConfig) else str(value))
 def test_executors_keep_their_contract(executor, config, inference):
@@ -307,6 +308,20 @@ def test_a_temporal_ensemble_averages_the_chunks_that_have_arrived():
     assert done == pytest.approx([t + 100 * sum(js) / len(js) for t, js in enumerate(used)])
     with pytest.raises(UserError, match="the delay is 5, but must be from 0 to 4"):
         ran(TemporalEnsemble(skip=1, delay=5), Scripted(chunks, -1), 1)
+
+
+def test_chunks_that_point_elsewhere_count_less_in_an_adaptive_ensemble():
+    """For the second step the newest chunk says 2, and the oldest one -6, in the opposite direction."""
+    chunks, alpha = [[1.0, -6.0, 5.0], [2.0, 3.0, 3.0], [4.0, 4.0, 4.0]], 0.7
+    done = ran(AdaptiveEnsemble(alpha=alpha), Scripted(chunks), 3)
+    against, along = math.exp(-alpha), math.exp(alpha)
+    expected = [1, (along * 2 - against * 6) / (along + against), (4 + 3 + 5) / 3]  # at last, all have one direction
+    assert done == pytest.approx(expected)
+    assert ran(AdaptiveEnsemble(alpha=0.0), Scripted(chunks), 3) == pytest.approx(
+        ran(TemporalEnsemble(0.0), Scripted(chunks), 3))
+    # With a delay of 1, the newest chunk that has arrived at the third step is the second one.
+    late = ran(AdaptiveEnsemble(alpha=alpha, delay=1), Scripted(chunks), 3)
+    assert late == pytest.approx([1, -6, (3 + 5) / 2])
 
 
 # -- self-guidance ----------------------------------------------------------------------------------------------------

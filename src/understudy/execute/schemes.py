@@ -34,6 +34,9 @@ EXECUTION_SCHEMES: dict[str, ExecutionScheme] = {
     "temporal-ensemble": ExecutionScheme(
         "Plan at every step, and average what all chunks contain for the current step.",
         "Zhao et al. 2023, arXiv 2304.13705"),
+    "adaptive-ensemble": ExecutionScheme(
+        "A temporal ensemble in which chunks count more if they agree in direction with the newest one.",
+        "Li et al. 2024 (CogACT), arXiv 2411.19650, whose ensemble is over the last few chunks alone"),
     "chunk-blending": ExecutionScheme(
         "Average each new chunk with the rest of the old one.",
         "the exponential average in Liu et al. 2024, arXiv 2408.17355"),

@@ -18,12 +18,13 @@ from ..execute.filters import FilteredExecutor, JerkLimit, LowPassFilter
 from ..execute.planner_config import BidirectionalDecodingConfig, PlannerConfig, SelfGuidanceConfig
 from ..execute.schemes import EXECUTION_SCHEMES
 from ..execute.streaming import StreamingExecutor
-from ..execute.temporal_ensemble import TemporalEnsemble
+from ..execute.temporal_ensemble import AdaptiveEnsemble, TemporalEnsemble
 from .method import Method
 
 BUILDERS: dict[str, Callable[[int, int], tuple[Executor, *tuple[PlannerConfig, ...]]]] = {
     "receding-horizon": lambda n, skip: (RecedingHorizon(n, skip),),
     "temporal-ensemble": lambda n, skip: (TemporalEnsemble(skip=skip),),
+    "adaptive-ensemble": lambda n, skip: (AdaptiveEnsemble(skip=skip),),
     "chunk-blending": lambda n, skip: (ChunkBlending(n, skip),),
     "bidirectional-decoding": lambda n, skip: (RecedingHorizon(n, skip), BidirectionalDecodingConfig()),
     "adaptive-horizon": lambda n, skip: (AdaptiveHorizon(n, skip),),

@@ -2,11 +2,12 @@
 
 One flow policy for each task and training seed acts with every execution scheme, while its plans arrive 0 to 8 steps
 late. The settings are written here before any run and nothing is tuned: every scheme has its defaults, and executes 4
-steps of a chunk of 16 where it has such a number.
+steps of a chunk of 16 where it has such a number. The scheme jerk-limit is left out: it is for actions that are
+positions, and those of both toys are velocities.
 
 Late plans are those of `DelayedPlan`: the old chunk continues, one plan is computed at a time, and the steps of a new
-chunk whose time has passed are skipped. The temporal ensemble starts a plan at every step instead, and computes
-several at once (`TemporalEnsemble(delay=...)`). Real-time chunking knows the delay. The computation of 15 samples
+chunk whose time has passed are skipped. The two ensembles start a plan at every step instead, and compute several at
+once (`TemporalEnsemble(delay=...)`). Real-time chunking knows the delay. The computation of 15 samples
 counts as much as that of one: the axis is the delay, not the work.
 
 The cells, one for each task, seed and scheme, are kept in results/delay/: a run that was stopped continues, and trains
@@ -45,8 +46,8 @@ from understudy.methods.generative import flow_policy  # noqa: E402
 from understudy.policy import Policy  # noqa: E402
 
 PICTURES = measure.HERE.parent / "docs" / "images"
-SCHEMES = ("receding-horizon", "temporal-ensemble", "chunk-blending", "bidirectional-decoding", "adaptive-horizon",
-           "adaptive-chunking", "self-guided-chunking", "real-time-chunking", "low-pass")
+SCHEMES = ("receding-horizon", "temporal-ensemble", "adaptive-ensemble", "chunk-blending", "bidirectional-decoding",
+           "adaptive-horizon", "adaptive-chunking", "self-guided-chunking", "real-time-chunking", "low-pass")
 DELAYS = tuple(range(9))
 
 
@@ -123,7 +124,7 @@ def run_cells(size: Size, name: str, seed: int) -> None:
 
 
 def finished_seeds(size: Size, name: str) -> list[int]:
-    """The training seeds of which every scheme has run. None if there is only one, which has no interval."""
+    """The training seeds for which every scheme has run. Empty if there is only one, which has no interval."""
     found = [s for s in size.seeds if all(cell_path(size, name, s, scheme).exists() for scheme in SCHEMES)]
     return found if len(found) > 1 else []
 

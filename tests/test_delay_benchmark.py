@@ -13,7 +13,7 @@ from understudy.execute.chunking import RealTimeChunking
 from understudy.execute.filters import FilteredExecutor
 from understudy.execute.latency import DelayedPlan
 from understudy.execute.schemes import EXECUTION_SCHEMES
-from understudy.execute.temporal_ensemble import TemporalEnsemble
+from understudy.execute.temporal_ensemble import AdaptiveEnsemble, TemporalEnsemble
 from understudy.files import write_json
 from understudy.heads.flow import Flow
 from understudy.nets.mlp import MLP
@@ -43,8 +43,8 @@ def test_every_scheme_is_delayed_by_the_same_number_of_steps(delay):
     made = replace(delay.method(delay.TINY), policy=config)
     for scheme in delay.SCHEMES:
         executor = delay.late_actor(policy, made, scheme, 8, 4).executor
-        if scheme == "temporal-ensemble":
-            assert executor == TemporalEnsemble(delay=8)
+        if scheme.endswith("-ensemble"):
+            assert executor == (TemporalEnsemble if scheme.startswith("temporal") else AdaptiveEnsemble)(delay=8)
             continue
         executor = executor.executor if isinstance(executor, FilteredExecutor) else executor
         assert isinstance(executor, DelayedPlan) and executor.delay == 8, scheme

@@ -48,6 +48,7 @@ from understudy.heads.cvae import CVAE
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.edm import EDM
 from understudy.heads.energy import EnergyModel
+from understudy.heads.fast import FAST
 from understudy.heads.flow import Flow
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
@@ -57,13 +58,17 @@ from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
-from understudy.heads.solvers import DDPM, DPMSolverPP, Heun, Midpoint
+from understudy.heads.solvers import DDIM, DDPM, DPMSolverPP, Heun, Midpoint
 from understudy.heads.streaming_flow import StreamingFlow
+from understudy.heads.vq_bet import VQBeT
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.train import train
+from understudy.nets.act import ACTEncoder, ACTTransformer
+from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.lstm import LSTM
+from understudy.nets.mixture_of_experts import MoEFeedForward
 from understudy.nets.mlp import MLP
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.transformer import Transformer
@@ -77,14 +82,17 @@ HEADS = {
     "regression": Regression(), "categorical": Categorical(temperature=1.0), "gaussian": Gaussian(temperature=1.0),
     "gmm": GMM(temperature=1.0), "cvae": CVAE(temperature=1.0), "mip": MIP(), "neighbors": Neighbors(),
     "ddim": Diffusion(), "ddpm": Diffusion(solver=DDPM(), n_steps=100),
+    "ddim_leading": Diffusion(5, DDIM(clipped_noise=False), 20, spacing="leading"),
     "dpmpp": Diffusion(solver=DPMSolverPP(), prediction="v"),
     "flow": Flow(), "midpoint": Flow(n_steps=4, solver=Midpoint()), "heun": Flow(n_steps=4, solver=Heun()),
     "shortcut": Shortcut(n_steps=4), "mean_flow": MeanFlow(n_steps=2), "joint": JointDiffusion(action_size=2),
     "streaming": StreamingFlow(), "edm": EDM(n_steps=3), "edm_heun": EDM(n_steps=3, solver=Heun()), "bet": BeT(6),
     "bet_joint": BeT(6, joint=True), "bins": Bins(8), "energy": EnergyModel(n_candidates=16),
+    "vq_bet": VQBeT(6, latent_dim=16, fit_steps=20), "fast": FAST(vocab_size=80, width=8, temperature=1.0),
 }
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
-          "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1)}
+          "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1),
+          "experts": Transformer(32, 2, 4, feed_forward=MoEFeedForward())}
 IMAGE = Feature("uint8", (40, 44, 3), "image")
 NUMBERS = {"observation.state": Feature("float64", (3,)), "observation.still": Feature("float32", (2,))}
 INPUTS = {
@@ -93,6 +101,8 @@ INPUTS = {
     "text": (TokenEncoder(16), {**NUMBERS, "observation.task": Feature("uint8", (12,), "text"),
                                 "observation.mode": Feature("int64", (1,), "discrete", num_classes=(3,)),
                                 "observation.shut": Feature("bool", (1,))}),
+    "act": (ACTEncoder(16), {**NUMBERS, "observation.images.front": IMAGE}),
+    "diffusion_policy": (DiffusionPolicyEncoder((36, 40), keypoints=4), {**NUMBERS, "observation.images.front": IMAGE}),
     "recurrent": (RecurrentEncoder(16, 1), NUMBERS), "flat": (ConcatEncoder(), NUMBERS),
 }
 
@@ -126,7 +136,8 @@ def agrees(policy, batch, path):
 @pytest.mark.parametrize("head", few(HEADS, "regression", "flow"))
 def test_every_head(head, tmp_path):
     target = {"categorical": CHOICES, "joint": Feature("float32", (6,))}.get(head)
-    policy, batch = random_batch(PolicyConfig(HEADS[head], trunk=MLP(32), window=Window(2, 8)), target=target)
+    trunk = Transformer(16, 1, 2) if head == "fast" else MLP(32)  # tokens need a causal one
+    policy, batch = random_batch(PolicyConfig(HEADS[head], trunk=trunk, window=Window(2, 8)), target=target)
     found = agrees(policy, batch, tmp_path / "policy.onnx")
     if policy.noise_shape[-1] and head != "cvae":  # noise is an input, and read
         other = found.plan(batch.obs, noises(policy, len(batch), 1))
@@ -136,6 +147,14 @@ def test_every_head(head, tmp_path):
 @pytest.mark.parametrize("trunk", few(TRUNKS))
 def test_every_trunk(trunk, tmp_path):
     policy, batch = random_batch(PolicyConfig(Diffusion(n_steps=4), trunk=TRUNKS[trunk], window=Window(2, 6)))
+    agrees(policy, batch, tmp_path / "policy.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [CVAE(4, temperature=1.0), Regression("l1")])
+def test_the_network_of_act(head, tmp_path):
+    trunk = ACTTransformer(16, 2, 24, encoder_depth=1, posterior_depth=1, state_size=3)
+    policy, batch = random_batch(PolicyConfig(head, trunk, ACTEncoder(16), window=Window(1, 6)))
     agrees(policy, batch, tmp_path / "policy.onnx")
 
 
@@ -158,7 +177,7 @@ def test_statistics_per_group(tmp_path):
     assert found.plan(unknown, noises(policy, len(batch))).isnan().all(), "a file cannot raise errors"
 
 
-SLOW = {"resnet", "recurrent", "text"}
+SLOW = {"resnet", "recurrent", "text", "act", "diffusion_policy"}
 
 
 @pytest.mark.parametrize("inputs", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in INPUTS])

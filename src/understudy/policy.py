@@ -19,7 +19,16 @@ import torch
 from torch import Generator, Tensor
 
 from . import config
-from .checkpoint import CheckpointModule, load_features, load_weights, read_document, save_features, save_weights
+from .checkpoint import (
+    CheckpointModule,
+    find_lerobot_checkpoint,
+    is_lerobot_checkpoint,
+    load_features,
+    load_weights,
+    read_document,
+    save_features,
+    save_weights,
+)
 from .core import (
     Batch,
     Context,
@@ -564,6 +573,8 @@ class Policy(CheckpointModule, StepwisePlanner):
             UntrustedCode: A file names code of another package.
         """
         folder = find_checkpoint(folder)
+        if is_lerobot_checkpoint(folder):
+            raise UserError("this is a policy of LeRobot", where=folder, hint="understudy.load_policy reads it")
         policy_config = config.load(
             read_checkpoint_json(folder, "policy.json"), ("understudy", *trust), str(folder / "policy.json")
         )
@@ -655,7 +666,8 @@ def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
 def find_checkpoint(folder: Path | str) -> Path:
     """Return the folder with the weights: the last checkpoint of a run, or the folder itself.
 
-    "RUN/best" and "RUN/last" choose a checkpoint of a run.
+    "RUN/best" and "RUN/last" choose a checkpoint of a run. Runs and checkpoints of LeRobot are found too: see
+    `checkpoint.is_lerobot_checkpoint`.
 
     Raises:
         UserError: There is no checkpoint.
@@ -663,6 +675,8 @@ def find_checkpoint(folder: Path | str) -> Path:
     folder = Path(folder)
     if (folder / "weights.safetensors").exists() or (folder / "policy.json").exists():
         return folder
+    if (found := find_lerobot_checkpoint(folder)) is not None:
+        return found
     run, which = (folder.parent, folder.name) if folder.name in ("best", "last") else (folder, "last")
     begun = (run / "checkpoints").is_dir() or (run / ".lock").exists()
     if (run / "run.json").exists():

@@ -23,7 +23,8 @@ class EvalOptions:
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
-    """a run (its last checkpoint), RUN/best, a checkpoint, or a file of understudy export"""
+    """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, or a run or checkpoint of
+    LeRobot (ACT or Diffusion Policy)"""
     target: Annotated[str | None, Positional, arg(metavar="ENV|DATA")] = None
     """environment in which to act, or a file or folder of recorded episodes; with --interactive module:actor_loop, or
     nothing"""

@@ -214,7 +214,7 @@ def run_folder(run: Path) -> Path:
 
 
 def append_result(o: EvalOptions, line: dict) -> None:
-    """Appends a result to RUN/eval/ENV.jsonl. Exported files have no run, so nothing is written.
+    """Appends a result to RUN/eval/ENV.jsonl. Nothing is written for exported files and checkpoints of LeRobot.
 
     Args:
         o: The options of the command.
@@ -222,11 +222,14 @@ def append_result(o: EvalOptions, line: dict) -> None:
     """
     if is_exported(o.run):
         return
+    from ..checkpoint import is_lerobot_checkpoint
     from ..files import replace_nonfinite
     from ..policy import find_checkpoint
 
     assert o.target is not None
     folder = find_checkpoint(o.run)
+    if is_lerobot_checkpoint(folder):
+        return
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in Path(o.target).name)
     file = run_folder(o.run) / "eval" / f"{name}.jsonl"
     about = {"checkpoint": folder.name, "mark": weights_digest(folder),

@@ -48,7 +48,8 @@ class RobustnessOptions:
     """
 
     run: Annotated[str, Positional, arg(metavar="RUN")]
-    """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, or scripted (ENV's expert)"""
+    """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, a run or checkpoint of LeRobot
+    (ACT or Diffusion Policy), or scripted (ENV's expert)"""
     env: EnvName
     """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory"""
     shifts: Annotated[tuple[str, ...] | None, arg(metavar="KIND ...")] = None
@@ -202,7 +203,9 @@ def _results_path(o: RobustnessOptions) -> Path:
     """The default file of the results."""
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in o.env)
     run = Path(o.run)
-    if (o.run == SCRIPTED_ACTOR and not run.exists()) or is_exported(run):
+    from ..checkpoint import is_lerobot_checkpoint
+
+    if (o.run == SCRIPTED_ACTOR and not run.exists()) or is_exported(run) or is_lerobot_checkpoint(run_folder(run)):
         return Path("robustness") / f"{run.stem}-{name}.jsonl"
     return run_folder(run) / "robustness" / f"{name}.jsonl"
 

@@ -112,11 +112,25 @@ METHODS: dict[str, NamedMethod] = {
         "Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.",
         Reference("Reuss et al. 2023, arXiv 2304.02532, with a causal transformer over the history", ("090",),
                   (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+    "mode": NamedMethod(
+        "understudy.methods.generative:mode",
+        "Mixture of expert denoisers: diffusion by a transformer whose experts are chosen by the noise level.",
+        Reference("Reuss et al. 2025, arXiv 2412.12953, with a network eight times as wide, language goals and "
+                  "log-logistic noise levels", ("307",))),
     "bet": NamedMethod(
         "understudy.methods.behavior_cloning:bet",
         "Behavior transformer: choose a cluster of demonstrated actions, then correct its center.",
         Reference("Shafiullah et al. 2022, arXiv 2206.11251, with a loss at every observation of the history",
                   ("284",))),
+    "vq-bet": NamedMethod(
+        "understudy.methods.behavior_cloning:vq_bet",
+        "Vector-quantized behavior transformer: choose the codes of a chunk, decode them, and correct the result.",
+        Reference("Lee et al. 2024, arXiv 2403.03181, with a loss at every observation of the history")),
+    "fast": NamedMethod(
+        "understudy.methods.behavior_cloning:fast",
+        "Action tokens: the cosine transform of a chunk as a few tokens, each predicted from those before it.",
+        Reference("Pertsch et al. 2025, arXiv 2501.09747, which fine-tunes a vision-language model on chunks of one "
+                  "second")),
     "ibc": NamedMethod(
         "understudy.methods.behavior_cloning:ibc",
         "Implicit behavioral cloning: learn an energy of observation and action, and search its minimum.",

@@ -20,8 +20,11 @@ from ..heads.mip import MIP
 from ..heads.shortcut import Shortcut
 from ..heads.streaming_flow import StreamingFlow
 from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.load_balancing import LoadBalancing
 from ..learn.method import Method, Stage
 from ..learn.optimizer import OptimizerConfig
+from ..nets.encoders import TokenEncoder
+from ..nets.mixture_of_experts import MoEFeedForward
 from ..nets.mlp import MLP
 from ..nets.transformer import Transformer
 from ..nets.unet import UNet
@@ -69,6 +72,25 @@ def beso(column: str = "observation.state", scale: float = 2.0, n_steps: int = 3
     learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
     guidance = GuidanceConfig((ClassifierFreeGuidance((goal,), scale),))
     return Method(policy, RecedingHorizon(1), learner, inference=(guidance,))
+
+
+def mode(
+    n_experts: int = 4, top_k: int = 2, n_obs_steps: int = 2, horizon: int = 10, n_action_steps: int = 5
+) -> Method:
+    """Mixture of expert denoisers: diffusion by a transformer whose experts are chosen by the noise level.
+
+    Args:
+        n_experts: Number of experts in each layer.
+        top_k: Number of experts that are used at a noise level.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    trunk = Transformer(128, 4, 4, "joint", causal=True, feed_forward=MoEFeedForward(n_experts, top_k))
+    policy = PolicyConfig(EDM(10, sigma_min=0.001), trunk, TokenEncoder(128), window=Window(n_obs_steps, horizon))
+    optimizer = OptimizerConfig(lr=3e-4, weight_decay=0.05, betas=(0.9, 0.95), warmup_steps=100)
+    learner = BehaviorCloning(4000, optimizer=optimizer, auxiliary_losses=(LoadBalancing(0.01),))
+    return Method(policy, RecedingHorizon(n_action_steps), learner)
 
 
 def flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:

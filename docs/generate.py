@@ -26,6 +26,13 @@ executor that runs it, and the learner that trains it. `understudy methods NAME`
 
 {methods}
 
+## Execution schemes
+
+`--executor NAME` of `train`, `eval`, `compare` and `robustness` replaces the executor of any of these methods. See
+[Execution](execution.md).
+
+{schemes}
+
 ## Your own method
 
 Write a function that returns a `Method` into a file. The parameters of the function become options of the command line,
@@ -79,7 +86,14 @@ def methods() -> str:
     for family in dict.fromkeys(f["family"] for f in facts):
         out.append(f"## {FAMILIES.get(family, family.capitalize())}")
         out += [_method(f, find_method(f["name"])) for f in facts if f["family"] == family]
-    return METHODS.format(made=MADE, methods="\n\n".join(out))
+    return METHODS.format(made=MADE, methods="\n\n".join(out), schemes=schemes())
+
+
+def schemes() -> str:
+    from understudy.execute.schemes import EXECUTION_SCHEMES
+
+    return "\n".join(["| name | what it does | paper | needs |", "|---|---|---|---|",
+                      *(f"| `{name}` | {s.summary} | {s.paper} | {s.needs} |" for name, s in EXECUTION_SCHEMES.items())])
 
 
 def _method(f, method) -> str:
@@ -92,6 +106,8 @@ def _method(f, method) -> str:
         parts["wrapper"] = method.wrapper
     parts |= {f"stage {stage.name!r}": stage.method.learner for stage in method.stages}
     table = [f"| {name} | `{_brief(part)}` |" for name, part in parts.items()]
+    table += [f"| inference | `{_brief(part)}` |" for part in method.inference]
+    table += [f"| stage {stage.name} | `{_brief(stage.method.learner)}` |" for stage in method.stages]
     seen = (f"{window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, "
             f"{window.horizon} action{'s' * (window.horizon > 1)}")
     return "\n".join([f"### {f['name']}", "", f["summary"], "",

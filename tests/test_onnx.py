@@ -34,7 +34,9 @@ from understudy.envs import make
 from understudy.evaluate import evaluate
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
+from understudy.execute.adaptive import AdaptiveChunking, AdaptiveHorizon
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
+from understudy.execute.filters import FilteredExecutor, JerkLimit
 from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.streaming_flow import StreamingFlowExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
@@ -260,6 +262,9 @@ def test_what_the_file_cannot_do(fork, tmp_path):
     env, policy, path = fork
     with pytest.raises(Unsupported, match="plans without guides"):
         rollout(PolicyActor(load(path), RealTimeChunking(4, 2)), env, episodes=2, seed=0)
+    for executor in (AdaptiveChunking(), AdaptiveHorizon(4), FilteredExecutor(RecedingHorizon(), JerkLimit())):
+        with pytest.raises(Unsupported, match="has no codec"):
+            rollout(PolicyActor(load(path), executor), env, episodes=2, seed=0)
     for executor in (RealTimeChunking(4, 2), StreamingExecutor()):
         with pytest.raises(Unsupported, match=f"{type(executor).__name__} cannot run an exported policy"):
             export(policy, tmp_path / "policy.onnx", executor)

@@ -49,6 +49,7 @@ from .evaluate.recording import UniformRandomActor
 from .evaluate.rollout import rollout
 from .execute.actor import Actor, NoisyActor
 from .execute.base import ActionConditionedExecutor, Executor
+from .execute.planner_config import PlannerConfig
 from .execute.wrappers import ActionWrapper, WrappedActor
 from .heads.base import DenoisingHead, LikelihoodHead, TargetNetworkHead, TemperatureHead
 from .heads.flow import Flow
@@ -62,7 +63,7 @@ from .learn.stages import packages_of
 from .learn.train import train
 from .nets.base import CachesContext, Encoder, SharedTimeTrunk, Trunk, precomputed
 from .nets.mlp import MLP
-from .policy import Policy, PolicyConfig
+from .policy import Planner, Policy, PolicyConfig
 
 STATE = "observation.state"
 
@@ -529,7 +530,8 @@ def _encoder_tokens_are_of_their_steps(net, obs, rows, context):
 
 
 @torch.no_grad()
-def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) -> None:
+def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12,
+                   inference: tuple[PlannerConfig, ...] = ()) -> None:
     """Checks the contract of an executor.
 
     Its actions depend on the planner, its state keeps its structure, rows do not influence each other, one row can be
@@ -540,15 +542,22 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) ->
         executor: The executor to check.
         config: A policy that it can run. Its inputs are columns of three numbers.
         steps: Number of steps of each run.
+        inference: How the policy plans, as in `Method.inference`. The only module that they can name is "policy".
 
     Raises:
         ContractViolation: With the part of the contract that does not hold.
     """
-    policy, _ = random_batch(config)
-    another, _ = random_batch(config, seed=1)
+    def built(policy: Policy) -> Planner:
+        planner: Planner = policy
+        for part in inference:
+            planner = part.build(planner, {"policy": policy})
+        return planner
+
+    plain, other = (random_batch(config, seed=seed)[0] for seed in range(2))
     rng = _rng(0)
-    for weight in another.parameters():
+    for weight in other.parameters():
         weight += 0.1 * torch.randn(weight.shape, generator=rng)
+    policy, another = built(plain), built(other)
     executor.check_planner(policy)
     obs = [{k: torch.randn(3, policy.window.n_obs_steps, *policy.features[k].shape, generator=rng)
             for k in policy.inputs} for _ in range(steps)]
@@ -578,7 +587,7 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) ->
     require_equal(reset[:, [0, 2]], whole[:, [0, 2]], "other rows must not notice that one is restarted", 1e-3)
     require_equal(reset[middle:, 1], run(alone, new, since=middle)[:, 0], "a restarted row must be as new", 1e-3)
     if isinstance(executor, ActionConditionedExecutor):
-        _check_plan_after_actions(executor, policy, obs[0], key)
+        _check_plan_after_actions(executor, plain, obs[0], key)
 
 
 def _check_plan_after_actions(executor: ActionConditionedExecutor, policy: Policy, obs, key: Tensor) -> None:

@@ -95,6 +95,15 @@ METHODS: dict[str, NamedMethod] = {
         "understudy.methods.generative:flow_policy",
         "A chunk of actions by flow matching: ten steps along the straight line from noise.",
         Reference("Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003", ("028",))),
+    "bid-flow-policy": NamedMethod(
+        "understudy.methods.generative:bid_flow_policy",
+        "A flow policy with bidirectional decoding: 15 plans, compared with the last chunk and with a weak policy.",
+        Reference("Liu et al. 2024, arXiv 2408.17355, whose base is a diffusion policy, and whose weak policy is an "
+                  "early checkpoint of the same run")),
+    "sgac": NamedMethod(
+        "understudy.methods.generative:sgac",
+        "Diffusion policy with self-guidance by the last observation, and chunks that are kept while new ones agree.",
+        Reference("So et al. 2025, arXiv 2510.12392, whose guidance scale is tuned for each task; 1 here", ("258",))),
     "shortcut-policy": NamedMethod(
         "understudy.methods.generative:shortcut_policy",
         "A flow that is asked for large steps: one network evaluation gives a chunk, and more give a better one.",

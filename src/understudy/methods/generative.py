@@ -10,8 +10,9 @@ from ..data.augment import ConditionDropout
 from ..data.codec import Normalizer
 from ..data.relabel import LastAction
 from ..data.window import Goal, Window
+from ..execute.adaptive import AdaptiveChunking, CosineAgreement
 from ..execute.chunking import RecedingHorizon
-from ..execute.planner_config import GuidanceConfig
+from ..execute.planner_config import BidirectionalDecodingConfig, GuidanceConfig, SelfGuidanceConfig
 from ..execute.streaming_flow import StreamingFlowExecutor
 from ..heads.adaflow import AdaFlow
 from ..heads.consistency import Consistency
@@ -114,6 +115,37 @@ def flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8
         RecedingHorizon(n_action_steps),
         BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
     )
+
+
+def bid_flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 1, n: int = 15) -> Method:
+    """A flow policy with bidirectional decoding: 15 plans, compared with the last chunk and with a weak policy.
+
+    The weak policy is trained for a third of the updates. In the paper it is a checkpoint after a third of them.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+        n: Number of plans drawn from each policy. A third of them are kept as candidates.
+    """
+    strong = flow_policy(n_obs_steps, horizon, n_action_steps)
+    weak = replace(strong, learner=replace(strong.learner, steps=strong.learner.steps // 3))
+    decoding = BidirectionalDecodingConfig(FromStage("weak"), n, n_kept=max(2, n // 3))
+    return replace(strong, stages=(Stage("weak", weak),), inference=(decoding,))
+
+
+def sgac(n_action_steps: int = 1, scale: float = 1.0, threshold: float = 0.97) -> Method:
+    """Diffusion policy with self-guidance and adaptive chunking.
+
+    Args:
+        n_action_steps: Number of steps between two plans.
+        scale: Scale of the guidance away from the prediction for the last observation.
+        threshold: Cosine of two next actions from which on the old chunk is kept.
+    """
+    base = diffusion_policy()
+    executor = AdaptiveChunking(n_action_steps, skip=1, agreement=CosineAgreement(threshold))
+    policy = replace(base.policy, head=replace(base.policy.head, n_steps=30))
+    return replace(base, policy=policy, executor=executor, inference=(SelfGuidanceConfig(scale),))
 
 
 def shortcut_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:

@@ -19,7 +19,7 @@ from ..policy import Policy
 ROWS = 25  # environments side by side; results do not depend on it
 
 
-def train_policy(experiment, method: Method, data: Dataset, seed: int, watch=()) -> Policy:
+def train_policy(experiment, method: Method, data: Dataset, seed: int) -> Policy:
     """Trains as `understudy train` does, on all of the data and without a folder.
 
     Arms that differ only in their executor share the training of each seed.
@@ -29,16 +29,15 @@ def train_policy(experiment, method: Method, data: Dataset, seed: int, watch=())
         method: The method to train.
         data: The demonstrations.
         seed: Training seed.
-        watch: Callbacks of `fit`. With callbacks, the policy is trained in any case.
 
     Returns:
         The trained policy.
     """
     key = json.dumps(config.dump({"policy": method.policy, "learn": method.learner, "relabel": method.transforms,
                                   "source": experiment.source, "seed": seed}))
-    if key in _policy_cache and not watch:
+    if key in _policy_cache:
         return _policy_cache[key]
-    done = fit_method(method, data, seed, callbacks=watch).policy
+    done = fit_method(method, data, seed).policy
     _policy_cache[key] = done
     while len(_policy_cache) > 20:
         _policy_cache.pop(next(iter(_policy_cache)))
@@ -84,44 +83,3 @@ def log_jerk(episode: Episode) -> float:
     """Log of the mean squared third difference of the actions. Compare it only between arms on the same task."""
     jerk = np.diff(np.asarray(episode.steps["action"], float), n=3, axis=0)
     return float(np.log(np.mean(jerk**2) + 1e-12)) if len(jerk) else float(np.log(1e-12))
-
-
-def checkpoint_oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int, *,
-                           n_checkpoints: int = 10, interval: int = 200) -> dict[str, list[float]]:
-    """Rolls out the last checkpoints of a training on the same starts, and measures how much their return varies.
-
-    Args:
-        experiment: The experiment.
-        method: The method to train.
-        data: The demonstrations.
-        seed: Training seed.
-        episodes: Number of starts.
-        starts: Seed of the starts.
-        n_checkpoints: Number of checkpoints.
-        interval: Number of updates between them.
-
-    Returns:
-        One value each. "mean": mean return. "swing": standard deviation of a checkpoint's mean return, from differences
-        of neighbors (root mean square divided by the square root of 2), without the part that the small number of
-        episodes explains, so that a trend counts little. "log_swing": its logarithm. "calm": the same for the training
-        loss between checkpoints, as a fraction of the loss at the start. "loss": mean training loss.
-    """
-    steps, returns, losses, recent = method.learner.steps, [], [], []
-
-    def look(step, learner, seen):
-        recent.append(seen["loss"])
-        if step > steps - n_checkpoints * interval and step % interval == 0:
-            ran = _rollout_policy(experiment, learner.trained_policy, method, episodes, starts)
-            returns.append([float(e.steps["next.reward"].sum()) for e in ran])
-            losses.append(float(np.mean(recent[-interval:])))
-
-    train_policy(experiment, method, data, seed, watch=(look,))
-    table = np.asarray(returns)  # (checkpoints, starts): the same starts for each
-    means, change = table.mean(1), np.diff(table, axis=0)
-    # The part of the differences of means that the small number of starts explains.
-    chance = float((change.var(1, ddof=1) / table.shape[1]).mean()) / 2
-    swing = float((np.diff(means) ** 2).mean()) / 2
-    swing = max(swing - chance, 1e-3 * swing + 1e-12) ** 0.5
-    mean, loss = float(means.mean()), float(np.mean(losses))
-    calm = float(np.sqrt((np.diff(losses) ** 2).mean() / 2) / np.mean(recent[:10]))
-    return {"mean": [mean], "log_swing": [float(np.log(swing))], "swing": [swing], "calm": [calm], "loss": [loss]}

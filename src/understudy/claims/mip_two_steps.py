@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..data.window import Window
 from ..envs import make
@@ -46,7 +47,7 @@ class PegDemonstrations(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        options = {"tolerance": self.tolerance, "outlines": self.outlines}
+        options: dict[str, Any] = {"tolerance": self.tolerance, "outlines": self.outlines}
         return successful_rollouts(expert_of(make(ENV, **options)), ENV, self.episodes, seed, **options)
 
 

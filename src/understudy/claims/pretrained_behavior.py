@@ -1,8 +1,8 @@
 """Row 317: does a policy that has learned other tasks need fewer demonstrations of a new one?
 
-The published policies are of many hundred tasks on real robots; here a task is a direction in which a block is to be
-pushed. The half of their statistics that plans and judges comparisons is `evaluate`, not a claim. A first run, on the
-seeds 100 to 104, was undecided by the spread of so few and is a pilot: fourteen others judge.
+The published policies learn hundreds of tasks on real robots. Here a task is a direction in which a block is pushed.
+Training from scratch makes as many updates as pre-training and fine-tuning together. The published procedure of
+evaluation is in `evaluate`, and is not part of this claim.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import numpy as np
 
 from ..data.episode import Dataset
 from ..envs.push import Expert
+from ..learn.method import Method
 from ..policy import Policy
 from .base import AllOf, Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
 from .curation import cached_load, cloning_method
 from .goal_directions import direction_demonstrations, rollout_policy, train_policy
 
 OTHER_DIRECTIONS, NEW_DIRECTION = (6, 7, 0, 1, 2), (4,)  # directions: to the right and half to the sides; to the left
-TRAINING, PRETRAINING = cloning_method(3e-3, steps=800), cloning_method(3e-3, steps=2000)
+PRETRAINING_STEPS, FINETUNING_STEPS = 600, 300  # updates; from scratch as many as both together
+LEARNING_RATE = 1e-2  # the best of four for every arm in pilots
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,22 @@ class MultiTaskDemonstrations(DemonstrationSource):
 
 @dataclass(frozen=True)
 class TransferMethod:
-    """Learns from the first `episodes` of the new task's demonstrations (0: nothing), from scratch or from what was
-    learned of the other tasks (`before`). mixed: of those, the actions are exchanged between steps."""
+    """Learn the new task from scratch or from a policy that has learned the other tasks.
+
+    Args:
+        episodes: Number of demonstrations of the new task. With 0 the pre-trained policy is judged as it is.
+        pretrained: Start from the pre-trained policy.
+        shuffle_pretraining: Permute the actions of all steps of the pre-training demonstrations.
+    """
 
     episodes: int
     pretrained: bool
     shuffle_pretraining: bool = False
+
+    @property
+    def training(self) -> Method:
+        """Training on the new task."""
+        return cloning_method(LEARNING_RATE, steps=FINETUNING_STEPS + (0 if self.pretrained else PRETRAINING_STEPS))
 
 
 _pretrained_policies: dict[tuple, Policy] = {}  # of this process, by what was learned from
@@ -52,29 +64,33 @@ _pretrained_policies: dict[tuple, Policy] = {}  # of this process, by what was l
 def new_task_success(
     experiment, method: TransferMethod, data: Dataset, seed: int, episodes: int, starts: int
 ) -> dict[str, list[float]]:
-    """success on the new task."""
+    """Success on the new task."""
     policy = (
         _pretrain(method, data.filter(lambda e: e.metadata["set"] == "others"), seed) if method.pretrained else None
     )
     if method.episodes:
         new = data.filter(lambda e: e.metadata["set"] == "new")[: method.episodes]
-        policy = train_policy(TRAINING, new, seed, policy)
+        policy = train_policy(method.training, new, seed, policy)
     assert policy is not None  # every arm is pretrained or has episodes
-    return {
-        "success": [
-            float(e.metadata["success"]) for e in rollout_policy(policy, TRAINING, NEW_DIRECTION, episodes, starts)
-        ]
-    }
+    ran = rollout_policy(policy, method.training, NEW_DIRECTION, episodes, starts)
+    return {"success": [float(e.metadata["success"]) for e in ran]}
 
 
 def _pretrain(method: TransferMethod, others: Dataset, seed: int) -> Policy:
     key = others.fingerprint(), method.shuffle_pretraining, seed
     if key not in _pretrained_policies:
-        rng = np.random.default_rng(seed)
         if method.shuffle_pretraining:
-            others = Dataset([e.replace({"action": rng.permutation(e.steps["action"])}) for e in others])
-        _pretrained_policies[key] = train_policy(PRETRAINING, others, seed)
+            others = _shuffled_actions(others, seed)
+        pretraining = cloning_method(LEARNING_RATE, steps=PRETRAINING_STEPS)
+        _pretrained_policies[key] = train_policy(pretraining, others, seed)
     return _pretrained_policies[key]
+
+
+def _shuffled_actions(data: Dataset, seed: int) -> Dataset:
+    """The actions of all steps permuted. Within an episode would not do: the mean action tells the direction."""
+    actions = np.random.default_rng(seed).permutation(np.concatenate([e.steps["action"] for e in data]))
+    ends = np.cumsum([len(e) for e in data])[:-1]
+    return Dataset([e.replace({"action": a}) for e, a in zip(data, np.split(actions, ends), strict=True)])
 
 
 def shuffled_pretraining(experiment: Experiment) -> Experiment:
@@ -90,19 +106,21 @@ def shuffled_pretraining(experiment: Experiment) -> Experiment:
 PUSH = Experiment(
     MultiTaskDemonstrations(),
     "push",
-    tuple(
-        Arm(name, (option,))
-        for name, option in {
-            "scratch, 20": TransferMethod(20, False),
-            "scratch, 40": TransferMethod(40, False),
-            "pretrained, 20": TransferMethod(20, True),
-            "pretrained, 40": TransferMethod(40, True),
-            "pretrained, 0": TransferMethod(0, True),
-        }.items()
+    (
+        Arm("scratch, 20", (TransferMethod(20, False),)),
+        Arm("scratch, 40", (TransferMethod(40, False),)),
+        Arm("pretrained, 20", (TransferMethod(20, True),)),
+        Arm("pretrained, 40", (TransferMethod(40, True),)),
+        Arm("pretrained, 0", (TransferMethod(0, True),)),
     ),
     new_task_success,
-    seeds=tuple(range(120, 134)),
+    seeds=tuple(range(310, 318)),
+    episodes=200,
+    starts_seed=310,
+    sanity=(("scratch, 40", "success", 0.2), ("pretrained, 40", "success", 0.2)),
 )
+BETTER_WITH_20 = GreaterThan("success", "pretrained, 20", "scratch, 20")
+BETTER_WITH_40 = GreaterThan("success", "pretrained, 40", "scratch, 40")
 
 CLAIM = Claim(
     name="pretrained-behavior",
@@ -111,29 +129,32 @@ CLAIM = Claim(
     "arXiv 2507.05331",
     statement="We find that multi-task pretraining makes the policies more successful and robust, and enables teaching "
     "complex new tasks more quickly, using a fraction of the data when compared to single-task baselines.",
-    setup="push, an MLP of 64 x 1 blocks, which learns to push to the left from 20 or 40 demonstrations in 800 "
-    "updates. If before that it has learned from 200 demonstrations of five of the other directions in 2,000 "
-    "updates, it succeeds more often with the same demonstrations (with 20, and with 40); and with half of "
-    "them, 20, at most 0.05 less often than from scratch with 40. Its success without any of them is reported "
-    "too.",
+    setup="Push on states, an MLP of 64 x 1 blocks. The new task is to push to the left, from 20 or 40 "
+    "demonstrations. The pre-trained policy has learned from 200 demonstrations of five other directions in 600 "
+    "updates, and then learns the new task in 300. The policy from scratch learns the new task in 900. All have the "
+    "learning rate 0.01, which in pilots was the best of four for every arm. The claim holds if the pre-trained policy "
+    "succeeds more often with 20 demonstrations, and with 40, and if with 20 it succeeds at most 0.05 less often than "
+    "the policy from scratch with 40. Without demonstrations of the new task, its success is only reported. "
+    "Differences from the paper: states instead of images and language, regression instead of diffusion, one short "
+    "task instead of long ones, and robustness to changed conditions is not tested. Success is far from 1 in every "
+    "arm, so the comparison is one of short trainings.",
     parts=(
         ClaimPart(
             "push",
             PUSH,
-            AllOf(
-                (
-                    GreaterThan("success", "pretrained, 20", "scratch, 20"),
-                    GreaterThan("success", "pretrained, 40", "scratch, 40"),
-                    GreaterThan("success", "pretrained, 20", "scratch, 40", -0.05),
-                )
-            ),
+            AllOf((BETTER_WITH_20, BETTER_WITH_40, GreaterThan("success", "pretrained, 20", "scratch, 40", -0.05))),
         ),
     ),
     negative_control=NegativeControl(
-        "of the other tasks' demonstrations, the actions exchanged between the steps of each",
+        "the actions permuted over all steps of the pre-training demonstrations, so that pre-training has the same "
+        "observations, actions, statistics and updates, and teaches no task",
         shuffled_pretraining,
         "push",
-        removes=(GreaterThan("success", "pretrained, 20", "scratch, 20"),
-                 GreaterThan("success", "pretrained, 40", "scratch, 40")),
+        removes=(BETTER_WITH_20, BETTER_WITH_40),
     ),
+    revision="Training from scratch makes as many updates as pre-training and fine-tuning together: 900. The learning "
+    "rate is the best of four in pilots. The negative control permutes actions over all demonstrations, no longer "
+    "within each, which left their mean directions. Twice the starts, new seeds in everything, and sanity levels. The "
+    "first design, whose policy from scratch had fewer updates, held, and then was undecided because its control was "
+    "inconclusive. A second, of 1,400 updates, was stopped before it had decided.",
 )

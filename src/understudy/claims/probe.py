@@ -40,10 +40,11 @@ from .behavior_entropy import N_REPEATS, SidedDemonstrations, success_and_entrop
 from .critical_steps import ErrandDemonstrations, FineTuning
 from .dataset_quality import GridDatasets
 from .dataset_quality import GridLearner as GridLearner
+from .ema_oscillation import AgentDemonstrations, WatchedMethod
+from .filter_like_you_test import FramedDemonstrations
 from .generalization_gap import MazeDemonstrations
 from .goal_directions import DirectedPush
 from .imitation_promise import WeakAndStrongDemonstrations
-from .measures import checkpoint_oscillation
 from .mip_two_steps import PegDemonstrations
 from .out_of_dynamics import MixedDynamicsDemonstrations
 from .preemptive_restart import RestartMethod
@@ -62,13 +63,13 @@ STARTS_SEED = 100  # seed of the rollouts that record an environment
 UPDATES = 20  # updates of a network that a score trains
 # Negative controls that train their scores again and differ only in what is shuffled afterwards, or in whose clean data
 # the score sees: too slow for what they add.
-WITHOUT_CONTROL = ("critical-steps", "extraneous-segments", "filter-like-you-test", "out-of-dynamics")
+WITHOUT_CONTROL = ("critical-steps", "extraneous-segments", "out-of-dynamics")
 DEMONSTRATIONS = 50  # largest number of demonstrations
 # Smaller sizes of sources, and of methods that train or attempt outside `fit`.
 REDUCED: dict[type, dict[str, int]] = {
     GridDatasets: {"steps": 600, "online_steps": 5000},
     WeakAndStrongDemonstrations: {"n_base": 20, "n_more": 40, "n_held_out": 10},
-    MultiTaskDemonstrations: {"n_others": 60},
+    MultiTaskDemonstrations: {"n_others": 20},
     MixedDynamicsDemonstrations: {"n_groups": 2},
     RestartMethod: {"n_learning_episodes": 20, "n_calibration_episodes": 20},
     GridLearner: {"n_updates": 60},
@@ -77,6 +78,9 @@ REDUCED: dict[type, dict[str, int]] = {
     ErrandDemonstrations: {"n_episodes": 8},
     FineTuning: {"n_base_episodes": 20},
     VisualMethod: {"n_updates": 1},  # batch normalization magnifies rounding errors
+    AgentDemonstrations: {"episodes": 2},
+    WatchedMethod: {"n_checkpoints": 2, "interval": 2},  # among the last updates that are made
+    FramedDemonstrations: {"episodes": 10, "n_updates": UPDATES},
 }
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
 
@@ -135,8 +139,7 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
         for name, experiment, arms in _experiments(claim, chosen):
             numbers[f"{name} / seeds and episodes"] = [*map(float, (*experiment.seeds, experiment.episodes))]
             source, sizes = _reduced(experiment.source)
-            measure = _oscillation if experiment.measure is checkpoint_oscillation else experiment.measure
-            experiment = replace(experiment, source=source, measure=measure)
+            experiment = replace(experiment, source=source)
             for arm, method in arms:
                 key = json.dumps(config.dump([method, experiment.source, experiment.env, experiment.env_options,
                                               experiment.measure]))
@@ -269,11 +272,6 @@ def _reduced(value: Any) -> tuple[Any, list[float]]:
         return replace(value, episodes=min(value.episodes, DEMONSTRATIONS)), [value.episodes]
     sizes = REDUCED.get(type(value), {})
     return replace(value, **sizes) if sizes else value, [getattr(value, name) for name in sizes]
-
-
-def _oscillation(*args):
-    """`oscillation` over the last updates that are made, instead of over checkpoints that are 200 updates apart."""
-    return checkpoint_oscillation(*args, interval=2)
 
 
 def _load(experiment: Experiment, rounding: float) -> tuple[Dataset, Numbers]:

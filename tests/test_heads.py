@@ -14,14 +14,17 @@ from understudy.core import Context, Feature, HeadSpec, Unsupported, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.execute.streaming import StreamingExecutor
+from understudy.heads.adaflow import AdaFlow
 from understudy.heads.base import DenoisingHead
 from understudy.heads.behavior_transformer import BeT
 from understudy.heads.bins import Bins
 from understudy.heads.categorical import Categorical
+from understudy.heads.consistency import Consistency
 from understudy.heads.cvae import CVAE
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.edm import EDM
 from understudy.heads.energy import EnergyModel
+from understudy.heads.fast import FAST
 from understudy.heads.flow import Flow
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
@@ -29,10 +32,13 @@ from understudy.heads.joint_diffusion import JointDiffusion
 from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
+from understudy.heads.normalizing_flow import NormalizingFlow
+from understudy.heads.one_step import OneStepGenerator
 from understudy.heads.paths import noise_schedule
 from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
 from understudy.heads.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, Midpoint
+from understudy.heads.vq_bet import VQBeT
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
@@ -46,16 +52,20 @@ SOLVERS = {"ddim": DDIM(), "ddpm": DDPM(), "dpmpp": DPMSolverPP()}
 HEADS = {h: None for h in (  # a new head joins by its line here; the first of each class is tested without --slow
     Regression(), Regression("l1"), Gaussian(), Gaussian(std=0.1, temperature=1.0), GMM(), GMM(joint=False,
     temperature=1.0), Diffusion(), Diffusion(solver=DDPM(), prediction="sample", schedule="linear"),
-    Diffusion(solver=DPMSolverPP(), prediction="v"), Flow(), Flow(solver=Midpoint(), time_distribution="beta"),
+    Diffusion(solver=DPMSolverPP(), prediction="v"), Diffusion(4, DDIM(clipped_noise=False), spacing="leading"),
+    Flow(), Flow(solver=Midpoint(), time_distribution="beta"),
     Flow(solver=Heun()), Flow(time_distribution="logit_normal"), MIP(), MIP(scale_first_target=True,
     loss_balance="equal"), Neighbors(), Neighbors(local_model="linear", weights="equal"), CVAE(latent_dim=4),
     CVAE(latent_dim=4, temperature=1.0), Shortcut(), Shortcut(n_steps=4, self_consistency_fraction=0.5), MeanFlow(),
     MeanFlow(n_steps=2, velocity_fraction=0.0), EDM(), EDM(n_steps=4, solver=Heun()), BeT(6), BeT(4, joint=True,
     temperature=0.0), Bins(8), Bins(8, "quantile", autoregressive=False), EnergyModel(8, n_candidates=16),
-    LANGEVIN)}
+    LANGEVIN, VQBeT(4, latent_dim=8, width=8, fit_steps=20), VQBeT(4, 3, offset_codes="encoded", latent_dim=8, width=8,
+    fit_steps=20, temperature=0.0), Consistency(), Consistency(n_steps=3), AdaFlow(), NormalizingFlow(4),
+    OneStepGenerator(), Flow(coupling="optimal_transport"))}
 HEADS |= {Categorical(): CHOICE, Categorical(temperature=1.0): CHOICE}
 HEADS |= {JointDiffusion(action_size=2): JOINT, JointDiffusion(action_size=2, mode="policy"): JOINT}
 STEPWISE = (Diffusion(times="each"), Diffusion(times="ramp"), Flow(times="each"), Flow(times="ramp"))
+TOKENS = (FAST(vocab_size=80, width=8), FAST(vocab_size=80, width=8, max_tokens=6, temperature=1.0))  # causal trunks
 TRUNKS = (MLP(32, 1), UNet((8, 16), groups=4, time_width=16), Transformer(16, 1, 2))
 TWO_TIMES = (Shortcut, MeanFlow, JointDiffusion)  # the U-Net reads one time
 EMPTY = Context(torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.bool))
@@ -83,6 +93,13 @@ def test_contract(head, trunk):
 @pytest.mark.parametrize("head, trunk", list(cases(STEPWISE, (TRUNKS[0], TRUNKS[2]))))
 def test_contract_of_stepwise_times(head, trunk):
     check_head(PolicyConfig(head, trunk=trunk, window=Window(2, 8)))
+
+
+@pytest.mark.parametrize("head, trunk", list(cases(TOKENS, TRUNKS[2:])))
+def test_contract_of_tokens(head, trunk):
+    check_head(PolicyConfig(head, trunk=trunk, window=Window(2, 8)))
+    with pytest.raises(Unsupported, match="causal trunk"):
+        head.build(TRUNKS[0], 2, HeadSpec(8, 1, 4))
 
 
 @pytest.mark.slow
@@ -639,11 +656,12 @@ class Plan(torch.nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", [*HEADS, *STEPWISE], ids=named)
+@pytest.mark.parametrize("head", [*HEADS, *STEPWISE, *TOKENS], ids=named)
 def test_plans_export_for_any_number_of_rows(head):
     """Statistics, encoder, network and every step of a sampler, as one graph."""
     target, head = HEADS.get(head), replace(head, n_steps=2) if isinstance(head, DenoisingHead) else head
-    policy, batch = random_batch(PolicyConfig(head, trunk=TRUNKS[0], window=Window(2, 8)), target=target)
+    trunk = TRUNKS[2 if head in TOKENS else 0]
+    policy, batch = random_batch(PolicyConfig(head, trunk=trunk, window=Window(2, 8)), target=target)
     given = (torch.randn(5, *policy.noise_shape), *(batch.obs[k] for k in policy.inputs))
     rows = {0: torch.export.Dim("rows")}
     if head == LANGEVIN:

@@ -21,7 +21,9 @@ from understudy.data.window import Window
 from understudy.heads.base import check_trunk_times
 from understudy.heads.regression import Regression
 from understudy.nets import convolution
+from understudy.nets.act import ACTEncoder, ACTTransformer
 from understudy.nets.base import CachesContext, SharedTimeTrunk, precomputed, time_embedding, with_time_embedding
+from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.ema import EMA, ConstantDecay, PolynomialDecay, WarmupDecay
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
@@ -32,7 +34,15 @@ from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.text_encoder import ByteEncoder
 from understudy.nets.transformer import Transformer, scaled_dot_product
 from understudy.nets.unet import UNet
-from understudy.nets.vision import FixedBatchNorm, ResNet18, SmallConv, crop, spatial_softargmax, without_downloads
+from understudy.nets.vision import (
+    FixedBatchNorm,
+    ResNet18,
+    SmallConv,
+    crop,
+    crop_to,
+    spatial_softargmax,
+    without_downloads,
+)
 from understudy.policy import Policy, PolicyConfig
 
 TRUNKS = {
@@ -54,6 +64,7 @@ FEATURES = {
 PLAIN = {k: FEATURES[k] for k in ("observation.state", "observation.arms", "observation.last", "observation.mode",
                                   "observation.done")}
 SEEN = {k: f for k, f in FEATURES.items() if f.kind != "text"}
+SENSED = {k: f for k, f in FEATURES.items() if f.kind in ("vector", "image")}
 SMALL = TokenEncoder(8, 4, SmallConv((8, 8), 4))
 ENCODERS = {
     "tokens": (SMALL, FEATURES),
@@ -61,6 +72,7 @@ ENCODERS = {
     "grid": (TokenEncoder(8, 2, ResNet18(pool="grid")), FEATURES),
     "flat": (ConcatEncoder(), PLAIN),
     "flat_seen": (ConcatEncoder(SmallConv((8, 8), 4), 4), SEEN),
+    "act": (ACTEncoder(8), SENSED), "diffusion_policy": (DiffusionPolicyEncoder((32, 36), keypoints=4), SENSED),
     "recurrent": (RecurrentEncoder(12, 2, SMALL), FEATURES),
     "recurrent_flat": (RecurrentEncoder(12, 1, ConcatEncoder()), PLAIN),
 }
@@ -289,6 +301,46 @@ def test_networks_follow_their_inputs_to_another_device():
     for spec, features in ENCODERS.values():
         net = spec.build(features, 2).to("meta")
         assert net({k: v.to("meta") for k, v in observed(features).items()}).tokens.device.type == "meta"
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@torch.no_grad()
+def test_the_transformer_of_act(pre_norm):
+    trunk = ACTTransformer(16, 2, 24, encoder_depth=1, depth=2, posterior_depth=1, pre_norm=pre_norm, grids=((1, 2),),
+                           state_size=3)
+    net, (x, t, context) = built(trunk, times=0), arguments(times=0)
+    out = net(x, t, context)
+    assert out.shape == (5, 6, 5) and not torch.allclose(out[:, 0], out[:, 1]), "steps have positions"
+    one = net(x[1:2], t[1:2], Context(context.tokens[1:2], context.mask[1:2]))
+    torch.testing.assert_close(one[0], out[1], rtol=1e-4, atol=1e-5)
+    hidden = torch.where(context.mask.unsqueeze(-1), context.tokens, 50.0)
+    torch.testing.assert_close(net(x, t, Context(hidden, context.mask)), out)
+    plain, swapped = (net(x, t, Context(tokens, torch.ones_like(context.mask)))
+                      for tokens in (context.tokens, context.tokens.flip(1)))
+    assert not torch.allclose(plain, swapped), "tokens have positions"
+    assert not torch.allclose(net(x + 1, t, context), out), "the latent is read"
+    assert torch.equal(net(torch.cat([x[:, :1], x[:, 1:] + 1], 1), t, context), out), "of the first step"
+
+    posterior = trunk.build_posterior(2, 8, HeadSpec(6, 4, 7)).eval()
+    state = Context(context.tokens, context.mask, {"observation.state": torch.randn(5, 3, generator=rng(3))})
+    action, present = torch.randn(5, 6, 2, generator=rng(4)), torch.ones(5, 6, 1)
+    present[:, 4:] = 0
+    q = posterior(torch.cat([action, present], -1), t, state)
+    assert q.shape == (5, 6, 8) and torch.equal(q[:, 0], q[:, 5])
+    spoiled = torch.where(present > 0, action, 9.0)
+    torch.testing.assert_close(posterior(torch.cat([spoiled, present], -1), t, state), q)
+    assert not torch.allclose(posterior(torch.cat([action, torch.ones(5, 6, 1)], -1), t, state), q)
+    with pytest.raises(UserError, match="does not pass on 'observation.state'"):
+        posterior(torch.cat([action, present], -1), t, context)
+
+
+def test_what_the_transformer_of_act_cannot_do():
+    with pytest.raises(Unsupported, match="no time embedding"):
+        built(ACTTransformer(16, 2, 24), times=1)
+    with pytest.raises(UserError, match="6 cells, but the context has 4 tokens"):
+        built(ACTTransformer(16, 2, 24, grids=((2, 3),)), times=0)
+    with pytest.raises(UserError, match="not a multiple of heads=3"):
+        built(ACTTransformer(16, 3, 24), times=0)
 
 
 class Positional(nn.Module):
@@ -686,6 +738,9 @@ def test_crops_reach_every_place_and_the_centre_at_inference():
     assert torch.equal(crop(image, margin, rng(3)), crop(image, margin, rng(3)))
     assert not torch.equal(crop(image, margin, rng(3)), crop(image, margin, rng(4)))
     assert crop(image, 0, rng()) is image
+    rows = {float(x) for x in crop_to(image, (h - 3, w), rng())[:, 0, 0, 0]}
+    assert rows == {float(x) for x in image[0, 0, :4, 0]}, "each of four positions, of whole columns"
+    assert torch.equal(crop_to(image, (h - 3, w - 6), None), image[..., 2:h - 1, 3:w - 3])  # 1.5 is rounded to 2
 
 
 def test_training_crops_at_random_and_inference_does_not():

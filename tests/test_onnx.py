@@ -34,34 +34,46 @@ from understudy.envs import make
 from understudy.evaluate import evaluate
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
+from understudy.execute.adaptive import AdaptiveChunking, AdaptiveHorizon
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
+from understudy.execute.filters import FilteredExecutor, JerkLimit
 from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.streaming_flow import StreamingFlowExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
+from understudy.heads.adaflow import AdaFlow
 from understudy.heads.base import Head, MemoryHead
 from understudy.heads.behavior_transformer import BeT
 from understudy.heads.bins import Bins
 from understudy.heads.categorical import Categorical
+from understudy.heads.consistency import Consistency
 from understudy.heads.cvae import CVAE
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.edm import EDM
 from understudy.heads.energy import EnergyModel
+from understudy.heads.fast import FAST
 from understudy.heads.flow import Flow
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
+from understudy.heads.interpolant import Interpolant
 from understudy.heads.joint_diffusion import JointDiffusion
 from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
+from understudy.heads.normalizing_flow import NormalizingFlow
+from understudy.heads.one_step import OneStepGenerator
 from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
-from understudy.heads.solvers import DDPM, DPMSolverPP, Heun, Midpoint
+from understudy.heads.solvers import DDIM, DDPM, DPMSolverPP, Heun, Midpoint
 from understudy.heads.streaming_flow import StreamingFlow
+from understudy.heads.vq_bet import VQBeT
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.train import train
+from understudy.nets.act import ACTEncoder, ACTTransformer
+from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.lstm import LSTM
+from understudy.nets.mixture_of_experts import MoEFeedForward
 from understudy.nets.mlp import MLP
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.transformer import Transformer
@@ -75,14 +87,19 @@ HEADS = {
     "regression": Regression(), "categorical": Categorical(temperature=1.0), "gaussian": Gaussian(temperature=1.0),
     "gmm": GMM(temperature=1.0), "cvae": CVAE(temperature=1.0), "mip": MIP(), "neighbors": Neighbors(),
     "ddim": Diffusion(), "ddpm": Diffusion(solver=DDPM(), n_steps=100),
+    "ddim_leading": Diffusion(5, DDIM(clipped_noise=False), 20, spacing="leading"),
     "dpmpp": Diffusion(solver=DPMSolverPP(), prediction="v"),
     "flow": Flow(), "midpoint": Flow(n_steps=4, solver=Midpoint()), "heun": Flow(n_steps=4, solver=Heun()),
     "shortcut": Shortcut(n_steps=4), "mean_flow": MeanFlow(n_steps=2), "joint": JointDiffusion(action_size=2),
     "streaming": StreamingFlow(), "edm": EDM(n_steps=3), "edm_heun": EDM(n_steps=3, solver=Heun()), "bet": BeT(6),
     "bet_joint": BeT(6, joint=True), "bins": Bins(8), "energy": EnergyModel(n_candidates=16),
+    "consistency": Consistency(), "consistency_steps": Consistency(n_steps=3), "adaflow": AdaFlow(),
+    "normalizing_flow": NormalizingFlow(4), "one_step": OneStepGenerator(),
+    "vq_bet": VQBeT(6, latent_dim=16, fit_steps=20), "fast": FAST(vocab_size=80, width=8, temperature=1.0),
 }
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
-          "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1)}
+          "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1),
+          "experts": Transformer(32, 2, 4, feed_forward=MoEFeedForward())}
 IMAGE = Feature("uint8", (40, 44, 3), "image")
 NUMBERS = {"observation.state": Feature("float64", (3,)), "observation.still": Feature("float32", (2,))}
 INPUTS = {
@@ -91,6 +108,8 @@ INPUTS = {
     "text": (TokenEncoder(16), {**NUMBERS, "observation.task": Feature("uint8", (12,), "text"),
                                 "observation.mode": Feature("int64", (1,), "discrete", num_classes=(3,)),
                                 "observation.shut": Feature("bool", (1,))}),
+    "act": (ACTEncoder(16), {**NUMBERS, "observation.images.front": IMAGE}),
+    "diffusion_policy": (DiffusionPolicyEncoder((36, 40), keypoints=4), {**NUMBERS, "observation.images.front": IMAGE}),
     "recurrent": (RecurrentEncoder(16, 1), NUMBERS), "flat": (ConcatEncoder(), NUMBERS),
 }
 
@@ -124,16 +143,35 @@ def agrees(policy, batch, path):
 @pytest.mark.parametrize("head", few(HEADS, "regression", "flow"))
 def test_every_head(head, tmp_path):
     target = {"categorical": CHOICES, "joint": Feature("float32", (6,))}.get(head)
-    policy, batch = random_batch(PolicyConfig(HEADS[head], trunk=MLP(32), window=Window(2, 8)), target=target)
+    trunk = Transformer(16, 1, 2) if head == "fast" else MLP(32)  # tokens need a causal one
+    policy, batch = random_batch(PolicyConfig(HEADS[head], trunk=trunk, window=Window(2, 8)), target=target)
     found = agrees(policy, batch, tmp_path / "policy.onnx")
     if policy.noise_shape[-1] and head != "cvae":  # noise is an input, and read
         other = found.plan(batch.obs, noises(policy, len(batch), 1))
         assert not torch.equal(other, found.plan(batch.obs, noises(policy, len(batch))))
 
 
+@pytest.mark.slow
+def test_a_flow_from_the_last_action(tmp_path):
+    encoder, last = TokenEncoder(16, named=("observation.last",)), {"observation.last": Feature("float32", (2,))}
+    config = PolicyConfig(Interpolant("observation.last"), MLP(16), encoder, window=Window(2, 8))
+    policy, batch = random_batch(config, inputs={**NUMBERS, **last})
+    found = agrees(policy, batch, tmp_path / "policy.onnx")
+    moved, noise = {**batch.obs, "observation.last": batch.obs["observation.last"] + 1}, noises(policy, len(batch))
+    assert not torch.equal(found.plan(moved, noise), found.plan(batch.obs, noise))
+
+
 @pytest.mark.parametrize("trunk", few(TRUNKS))
 def test_every_trunk(trunk, tmp_path):
     policy, batch = random_batch(PolicyConfig(Diffusion(n_steps=4), trunk=TRUNKS[trunk], window=Window(2, 6)))
+    agrees(policy, batch, tmp_path / "policy.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [CVAE(4, temperature=1.0), Regression("l1")])
+def test_the_network_of_act(head, tmp_path):
+    trunk = ACTTransformer(16, 2, 24, encoder_depth=1, posterior_depth=1, state_size=3)
+    policy, batch = random_batch(PolicyConfig(head, trunk, ACTEncoder(16), window=Window(1, 6)))
     agrees(policy, batch, tmp_path / "policy.onnx")
 
 
@@ -156,7 +194,7 @@ def test_statistics_per_group(tmp_path):
     assert found.plan(unknown, noises(policy, len(batch))).isnan().all(), "a file cannot raise errors"
 
 
-SLOW = {"resnet", "recurrent", "text"}
+SLOW = {"resnet", "recurrent", "text", "act", "diffusion_policy"}
 
 
 @pytest.mark.parametrize("inputs", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in INPUTS])
@@ -224,6 +262,9 @@ def test_what_the_file_cannot_do(fork, tmp_path):
     env, policy, path = fork
     with pytest.raises(Unsupported, match="plans without guides"):
         rollout(PolicyActor(load(path), RealTimeChunking(4, 2)), env, episodes=2, seed=0)
+    for executor in (AdaptiveChunking(), AdaptiveHorizon(4), FilteredExecutor(RecedingHorizon(), JerkLimit())):
+        with pytest.raises(Unsupported, match="has no codec"):
+            rollout(PolicyActor(load(path), executor), env, episodes=2, seed=0)
     for executor in (RealTimeChunking(4, 2), StreamingExecutor()):
         with pytest.raises(Unsupported, match=f"{type(executor).__name__} cannot run an exported policy"):
             export(policy, tmp_path / "policy.onnx", executor)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from understudy.core import Context, HeadSpec
+from understudy.heads.diffusion import Diffusion
 from understudy.heads.paths import (
     EDMPath,
     LinearPath,
@@ -200,6 +201,24 @@ def test_ddim_along_a_straight_path_is_euler():
         clean = MU + t * S**2 / (t**2 * S**2 + (1 - t) ** 2) * (x - t * MU)
         return clean - (x - t * clean) / (1 - t)
     torch.testing.assert_close(draw(DDIM(), times, 1 - times, noise), solve(Euler(), velocity, noise, 8))
+
+
+def test_ddim_keeps_the_noise_of_the_clipped_or_of_the_unclipped_estimate():
+    x, clean, unclipped, alpha, sigma, alpha_next, sigma_next = torch.tensor([2.0, 1.0, 3.0, 0.6, 0.8, 0.8, 0.6])
+
+    def step(solver):
+        return float(solver.step(x, clean, x, alpha, sigma, alpha_next, 0.0, sigma_next, unclipped=unclipped))
+    assert step(DDIM()) == pytest.approx(0.8 + 0.6 * (2 - 0.6) / 0.8)
+    assert step(DDIM(clipped_noise=False)) == pytest.approx(0.8 + 0.6 * (2 - 1.8) / 0.8)
+
+
+def test_sampling_begins_at_the_noisiest_level_or_leads_to_the_lowest():
+    trailing, leading = (Diffusion(3, n_train_steps=10, spacing=spacing)._sampling_times("cpu")
+                         for spacing in ("trailing", "leading"))
+    assert trailing.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert leading.tolist() == pytest.approx([0.3, 0.6, 0.9, 1]), "levels 7, 4, 1 and 0 of 10"
+    every = Diffusion(10, n_train_steps=10, spacing="leading")._sampling_times("cpu")
+    assert every.tolist() == pytest.approx([i / 10 for i in range(11)])
 
 
 def test_ancestral_steps_keep_the_marginal_distribution():

@@ -10,7 +10,8 @@ _WHERE = {
     "open_dataset": "data.formats",
     "Policy": "policy", "PolicyConfig": "policy",
     "Actor": "execute.actor", "PolicyActor": "execute.actor", "RecedingHorizon": "execute.chunking",
-    "Method": "learn.method", "load_actor": "learn.method", "train": "learn.train", "fit": "learn.fit",
+    "Method": "learn.method", "load_actor": "learn.method", "load_policy": "learn.method",
+    "train": "learn.train", "fit": "learn.fit",
     "make": "envs", "rollout": "evaluate.rollout", "compare": "evaluate.evaluation",
 }  # no name that a subpackage has (evaluate): Python would give the one or the other, depending on what was imported
 __all__ = sorted(_WHERE)

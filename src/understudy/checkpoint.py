@@ -190,6 +190,25 @@ def load_features(folder: Path | str, hint: str) -> dict[str, Feature]:
                         hint=hint) from None
 
 
+def find_lerobot_checkpoint(folder: Path) -> Path | None:
+    """Returns the folder `pretrained_model` of a LeRobot checkpoint, or None.
+
+    Args:
+        folder: That folder, the folder of a checkpoint, or the folder of a run of LeRobot (its last checkpoint).
+    """
+    numbered = sorted(f for f in folder.glob("checkpoints/[0-9]*") if f.name.isdigit())
+    places = (folder, folder / "pretrained_model", *(
+        f / "pretrained_model" for f in (folder / "checkpoints" / "last", *reversed(numbered))))
+    # Any model of Hugging Face may have a config.json. Where its type is missing, the loader says so.
+    return next((f for f in places if (f / "config.json").is_file()
+                 and ((f / "model.safetensors").is_file() or (f / "train_config.json").is_file())), None)
+
+
+def is_lerobot_checkpoint(folder: Path) -> bool:
+    """Whether a folder that `policy.find_checkpoint` returned was written by LeRobot."""
+    return (folder / "config.json").is_file() and not (folder / "policy.json").exists()
+
+
 def read_document(path: Path, hint: str):
     """Reads a JSON file of a checkpoint.
 

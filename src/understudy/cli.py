@@ -64,7 +64,7 @@ COMMANDS = {
                        resume_options=("--save",)),
     "plan": Command("RATE RATE [--power P] [--episodes N]", "how many rollouts tell two policies apart"),
     "robustness": Command("RUN ENV [--shifts ...] [--html FILE]", "how it fares as the world changes", True),
-    "export": Command("RUN --out FILE.onnx", "one ONNX file of a trained policy, to run anywhere"),
+    "export": Command("RUN --out FILE.onnx|FOLDER", "a trained policy as one ONNX file, or as a LeRobot checkpoint"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
     "claims": Command("list | run NAME | run --all | table", "published statements, tested", True),
 }
@@ -78,6 +78,7 @@ usage: understudy COMMAND ... [--debug]
 ENV     a toy (fork, push, maze, ...), a Gymnasium id, metaworld/NAME, or module:factory
 DATA    a file or folder of demonstrations
 METHOD  a method's name, module:function, or a method.json
+RUN     a trained run, or one of LeRobot (ACT, Diffusion Policy)
 Code that is not understudy's is loaded only with --trust PACKAGE.
 
 understudy COMMAND --help says more; --version prints the version; --debug shows where an error came from.

@@ -19,7 +19,16 @@ import torch
 from torch import Generator, Tensor
 
 from . import config
-from .checkpoint import CheckpointModule, load_features, load_weights, read_document, save_features, save_weights
+from .checkpoint import (
+    CheckpointModule,
+    find_lerobot_checkpoint,
+    is_lerobot_checkpoint,
+    load_features,
+    load_weights,
+    read_document,
+    save_features,
+    save_weights,
+)
 from .core import (
     Batch,
     Context,
@@ -469,11 +478,45 @@ class Policy(CheckpointModule, StepwisePlanner):
         Returns:
             (B, H), zero where padded.
         """
-        obs = batch.obs
+        context = self.training_context(batch.obs, rng)
+        record_intermediate("context", context.tokens)
+        record_intermediate("context_mask", context.mask)
+        return self.loss_given_context(context, batch, rng, target_policy, n_noise_samples)
+
+    def augment(self, obs: Mapping[str, Tensor], rng: Generator) -> Mapping[str, Tensor]:
+        """Return observation windows with the augmentations of training. In evaluation mode they stay as they are.
+
+        Args:
+            obs: Observation windows by name, (B, To, ...), in the units of the data.
+            rng: Source of all randomness.
+        """
         for change in self.config.augmentations if self.training else ():
             obs = change(obs, rng)
-        context = self.context(obs, rng if self.training else None)
-        record_intermediate("context", context.tokens)
+        return obs
+
+    def training_context(self, obs: Mapping[str, Tensor], rng: Generator) -> Context:
+        """Encode observation windows as in training: augmented, and with random crops. In evaluation mode neither.
+
+        Args:
+            obs: Observation windows by name, (B, To, ...), in the units of the data.
+            rng: Source of the randomness of augmentations and crops.
+        """
+        return self.context(self.augment(obs, rng), rng if self.training else None)
+
+    def loss_given_context(self, context: Context, batch: Batch, rng: Generator, target_policy: Policy | None = None,
+                           n_noise_samples: int = 1) -> Tensor:
+        """Return the loss of each step for observations that are already encoded. See `loss`.
+
+        Args:
+            context: The encoded observations of the batch.
+            batch: Windows of the data.
+            rng: Source of all randomness but dropout.
+            target_policy: See `loss`.
+            n_noise_samples: See `loss`.
+
+        Returns:
+            (B, H), zero where padded.
+        """
         target, mask, head = self.encode_batch(batch), batch.mask, self.config.head
         if n_noise_samples > 1:
             context = context.repeat(n_noise_samples)
@@ -564,6 +607,8 @@ class Policy(CheckpointModule, StepwisePlanner):
             UntrustedCode: A file names code of another package.
         """
         folder = find_checkpoint(folder)
+        if is_lerobot_checkpoint(folder):
+            raise UserError("this is a policy of LeRobot", where=folder, hint="understudy.load_policy reads it")
         policy_config = config.load(
             read_checkpoint_json(folder, "policy.json"), ("understudy", *trust), str(folder / "policy.json")
         )
@@ -655,7 +700,8 @@ def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
 def find_checkpoint(folder: Path | str) -> Path:
     """Return the folder with the weights: the last checkpoint of a run, or the folder itself.
 
-    "RUN/best" and "RUN/last" choose a checkpoint of a run.
+    "RUN/best" and "RUN/last" choose a checkpoint of a run. Runs and checkpoints of LeRobot are found too: see
+    `checkpoint.is_lerobot_checkpoint`.
 
     Raises:
         UserError: There is no checkpoint.
@@ -663,6 +709,8 @@ def find_checkpoint(folder: Path | str) -> Path:
     folder = Path(folder)
     if (folder / "weights.safetensors").exists() or (folder / "policy.json").exists():
         return folder
+    if (found := find_lerobot_checkpoint(folder)) is not None:
+        return found
     run, which = (folder.parent, folder.name) if folder.name in ("best", "last") else (folder, "last")
     begun = (run / "checkpoints").is_dir() or (run / ".lock").exists()
     if (run / "run.json").exists():

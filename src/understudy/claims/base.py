@@ -180,7 +180,7 @@ class Experiment:
     tuned_by: str = "success"
     seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
     tuning_seeds: tuple[int, ...] = (900,)
-    env_options: tuple[tuple[str, float], ...] = ()
+    env_options: tuple[tuple[str, Any], ...] = ()
     episodes: int = 100
     tuning_episodes: int = 50
     measures: tuple[tuple[str, Measure], ...] = ()

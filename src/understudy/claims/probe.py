@@ -36,7 +36,7 @@ from ..files import read_json, write_text
 from ..improve.restart import Attempts
 from ..learn.fit import fit
 from .base import Claim, ClaimPart, Experiment, ExpertDemonstrations, MissingRequirement
-from .behavior_entropy import N_REPEATS, success_and_entropy
+from .behavior_entropy import N_REPEATS, SidedDemonstrations, success_and_entropy
 from .critical_steps import ErrandDemonstrations, FineTuning
 from .dataset_quality import GridDatasets
 from .dataset_quality import GridLearner as GridLearner
@@ -45,6 +45,7 @@ from .filter_like_you_test import FramedDemonstrations
 from .generalization_gap import MazeDemonstrations
 from .goal_directions import DirectedPush
 from .imitation_promise import WeakAndStrongDemonstrations
+from .mip_two_steps import PegDemonstrations
 from .out_of_dynamics import MixedDynamicsDemonstrations
 from .preemptive_restart import RestartMethod
 from .pretrained_behavior import MultiTaskDemonstrations
@@ -66,12 +67,14 @@ WITHOUT_CONTROL = ("critical-steps", "extraneous-segments", "out-of-dynamics")
 DEMONSTRATIONS = 50  # largest number of demonstrations
 # Smaller sizes of sources, and of methods that train or attempt outside `fit`.
 REDUCED: dict[type, dict[str, int]] = {
-    GridDatasets: {"steps": 600, "online_steps": 5000},
+    GridDatasets: {"steps": 600},
     WeakAndStrongDemonstrations: {"n_base": 20, "n_more": 40, "n_held_out": 10},
     MultiTaskDemonstrations: {"n_others": 20},
     MixedDynamicsDemonstrations: {"n_groups": 2},
     RestartMethod: {"n_learning_episodes": 20, "n_calibration_episodes": 20},
     GridLearner: {"n_updates": 60},
+    PegDemonstrations: {"episodes": 8},
+    SidedDemonstrations: {"episodes": 10},
     ErrandDemonstrations: {"n_episodes": 8},
     FineTuning: {"n_base_episodes": 20},
     VisualMethod: {"n_updates": 1},  # batch normalization magnifies rounding errors

@@ -39,6 +39,7 @@ WorkerCount = Annotated[int | Literal["ray"], arg(metavar="N|ray")]
 MappingFile = Annotated[Path | None, arg(metavar="FILE")]
 IgnoredCodes = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="CODE")]
 StepCount = Annotated[int | None, arg(metavar="N")]
+SchemeName = Annotated[str | None, arg(metavar="SCHEME")]
 ColumnTexts = Annotated[tuple[str, ...], arg(metavar="NAME=COLUMN,...")]
 
 
@@ -141,10 +142,13 @@ def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str], list[str
 
 def required_packages(run: Path) -> tuple[str, ...]:
     """The packages besides understudy whose code a checkpoint names. Loading it needs --trust for each."""
+    from ..checkpoint import is_lerobot_checkpoint
     from ..files import read_json
     from ..policy import find_checkpoint
 
     folder = find_checkpoint(run)
+    if is_lerobot_checkpoint(folder):
+        return ()
     files = [folder / "method.json", *folder.glob("modules/*/module.json")]
     return tuple(sorted(set(_packages_in([read_json(file) for file in files])) - {"understudy"}))
 

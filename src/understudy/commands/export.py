@@ -13,12 +13,17 @@ from .common import Output, TrustedPackages, command_line, parse, trust_options
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a trained policy as one ONNX file: observations and noise in, a chunk of actions out, in world units."""
+    """Write a trained policy as one ONNX file: observations and noise in, a chunk of actions out, in world units.
+
+    If OUT has no suffix, it becomes a folder that LeRobot loads (its pretrained_model). This needs a policy with
+    LeRobot's architecture of ACT or Diffusion Policy, such as one that was loaded from LeRobot and trained further.
+    """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
-    """a run (its last checkpoint), RUN/best, or a checkpoint"""
-    out: Annotated[Path, arg(metavar="FILE.onnx")]
-    """where to write it"""
+    """a run (its last checkpoint), RUN/best, a checkpoint, or a run or checkpoint of LeRobot (ACT or Diffusion
+    Policy)"""
+    out: Annotated[Path, arg(metavar="OUT")]
+    """where to write it: FILE.onnx, or a new folder for LeRobot"""
     json: bool = False
     """one JSON document on standard output"""
     trust: TrustedPackages = ()
@@ -40,6 +45,15 @@ def main(args: list[str]) -> None:
             parts = [*method.inference, *([] if method.wrapper is None else [method.wrapper])]
             raise Unsupported(f"the file would hold the policy without {', '.join(type(p).__name__ for p in parts)}",
                               where=o.run, hint="run it from its checkpoint: understudy.load_actor")
+        if not o.out.suffix:
+            from ..learn.lerobot_export import write_lerobot_policy
+
+            write_lerobot_policy(policy, method.executor, o.out)
+            out.print(f"{o.out}: a checkpoint that LeRobot loads (--policy.path={o.out}), and understudy as well.")
+            out.suggest(command_line("eval", o.out, "ENV", "--episodes", 100))
+            out.print_json({"folder": str(o.out), "inputs": list(policy.inputs), "horizon": policy.window.horizon,
+                            "executor": type(method.executor).__name__})
+            return
         error = export(policy, o.out, method.executor, trust=("understudy", *o.trust))
         size = o.out.stat().st_size
         out.print(

@@ -309,6 +309,23 @@ def sample_times(kind: str, like: Tensor, rng: Generator) -> Tensor:
     return ((H - torch.arange(H, device=like.device) - row) / H).clamp(0, 1)
 
 
+def repeat_into_padding(action: Tensor, mask: Tensor) -> Tensor:
+    """Fills the padded steps of chunks with the nearest step that is known.
+
+    For heads that transform a chunk as a whole.
+
+    Args:
+        action: Coded actions, (B, H, A).
+        mask: True where a step is known, (B, H). The known steps of a row are neighbors.
+
+    Returns:
+        Complete chunks, (B, H, A). A chunk without a known step repeats its first step.
+    """
+    step, first = torch.arange(mask.shape[1], device=mask.device), mask.int().argmax(1, keepdim=True)
+    nearest = torch.minimum(step, first + mask.sum(1, keepdim=True) - 1).maximum(first)
+    return action.gather(1, nearest.unsqueeze(-1).expand(action.shape))
+
+
 def check_trunk_times(trunk: Trunk, kind: str) -> None:
     """Checks that a trunk can read the times with which a head is trained.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..nets.base import PosteriorTrunk
 from .base import TemperatureHead
 
 
@@ -16,7 +17,8 @@ class CVAE(TemperatureHead):
 
     The loss is the mean absolute error of the decoded chunk, plus `beta` times the KL divergence of
     q(z | chunk, observation) from a standard normal, summed over the latent dimensions. The posterior reads the whole
-    context. (ACT leaves out the images to save their encoding, but here they are encoded for the decoder anyway.)
+    context. (ACT leaves out the images to save their encoding, but here they are encoded for the decoder anyway.) A
+    `PosteriorTrunk`, such as `ACTTransformer`, has a posterior of its own, which says what it reads.
     Padded steps are marked and do not contribute to the posterior's mean over steps.
 
     Args:
@@ -37,8 +39,10 @@ class CVAE(TemperatureHead):
         return (self.latent_dim,)
 
     def build(self, trunk, coded_dim, spec):
-        return _CVAENet(trunk.build(self.latent_dim, coded_dim, 0, spec),
-                        trunk.build(coded_dim + 1, 2 * self.latent_dim, 0, spec), spec.horizon)
+        decoder = trunk.build(self.latent_dim, coded_dim, 0, spec)
+        if isinstance(trunk, PosteriorTrunk):
+            return _CVAENet(decoder, trunk.build_posterior(coded_dim, 2 * self.latent_dim, spec), spec.horizon)
+        return _CVAENet(decoder, trunk.build(coded_dim + 1, 2 * self.latent_dim, 0, spec), spec.horizon)
 
     def loss(self, net, context, action, mask, rng):
         """Negative evidence lower bound of each step, (B, H), with the absolute error as reconstruction."""

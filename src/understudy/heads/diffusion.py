@@ -23,7 +23,7 @@ class Diffusion(DenoisingHead):
     nearest level.
 
     Args:
-        n_steps: Number of sampling steps, at evenly spaced levels from pure noise to the action.
+        n_steps: Number of sampling steps, at evenly spaced levels.
         solver: `DDIM`, `DDPM` (ancestral, draws noise in every step but the last) or `DPMSolverPP` (second order).
         n_train_steps: Number of noise levels N.
         schedule: Noise schedule, see `VariancePreservingPath`.
@@ -33,6 +33,10 @@ class Diffusion(DenoisingHead):
             the codec's "minmax". 0 does not clip, as codecs without a bound ("zscore", "quantile") need it.
         times: ``"shared"`` by all steps of a chunk, a time for ``"each"`` step (diffusion forcing), or the ``"ramp"``
             of a rolling buffer (streaming diffusion).
+        spacing: Where the sampling steps begin. ``"trailing"``: at level N, the noisiest one. ``"leading"``: the last
+            step begins at level 1 and the others ``N // n_steps`` levels apart, so that sampling treats its noise as if
+            it came from a lower level than N. That is the default of diffusers, and what LeRobot does. The names are
+            those of Lin et al. (2023).
         guidance_weight: Weight of the guidance gradient. 1 is the pseudo-inverse guidance of Song et al. (2023).
 
     Raises:
@@ -42,6 +46,7 @@ class Diffusion(DenoisingHead):
         Ho et al. (2020), Denoising Diffusion Probabilistic Models, arXiv:2006.11239.
         Chi et al. (2023), Diffusion Policy, arXiv:2303.04137.
         Salimans and Ho (2022), Progressive Distillation for Fast Sampling of Diffusion Models, arXiv:2202.00512.
+        Lin et al. (2023), Common Diffusion Noise Schedules and Sample Steps are Flawed, arXiv:2305.08891.
         Song et al. (2023), Pseudoinverse-Guided Diffusion Models for Inverse Problems, ICLR.
     """
 
@@ -53,6 +58,7 @@ class Diffusion(DenoisingHead):
     clip_sample: float = 1.0
     times: Literal["shared", "each", "ramp"] = "shared"
     guidance_weight: float = 1.0
+    spacing: Literal["trailing", "leading"] = "trailing"
 
     def __post_init__(self):
         if not 1 <= self.n_steps <= self.n_train_steps:
@@ -91,17 +97,26 @@ class Diffusion(DenoisingHead):
 
     def sample(self, net, context, noise, cost=None):
         context, zero = precomputed(net, context), torch.zeros_like(noise[..., :1])
-        t = torch.linspace(0, 1, self.n_steps + 1, device=noise.device)
+        t = self._sampling_times(noise.device)
         alpha, sigma = self.path.alpha_sigma(t)
         x, coefficients = self.solver.prepare(noise, alpha, sigma)
 
         def step(carried, embedding, t, alpha, sigma, alpha_next, *coefficients):
             x, last_clean = carried
-            clean, guidance = self._guided_clean(net, with_time_embedding(net, context, embedding), x, zero + t,
-                                                 alpha, sigma, cost)
-            return self.solver.step(x, clean, last_clean, alpha, sigma, alpha_next, guidance, *coefficients), clean
+            clean, unclipped, guidance = self._guided_clean(net, with_time_embedding(net, context, embedding), x,
+                                                            zero + t, alpha, sigma, cost)
+            return self.solver.step(x, clean, last_clean, alpha, sigma, alpha_next, guidance, *coefficients,
+                                    unclipped=unclipped), clean
         return scan(step, (x, x), time_embedding(net, t[:-1, None]), t[:-1], alpha[:-1], sigma[:-1], alpha[1:],
                     *coefficients)[0]
+
+    def _sampling_times(self, device) -> torch.Tensor:
+        """Times of the levels at which sampling stands before and after its steps, (n_steps + 1,)."""
+        if self.spacing == "trailing":
+            return torch.linspace(0, 1, self.n_steps + 1, device=device)
+        steps = torch.arange(self.n_steps - 1, -1, -1, device=device)
+        levels = torch.cat([steps * (self.n_train_steps // self.n_steps) + 1, torch.zeros_like(steps[:1])])
+        return 1 - levels / self.n_train_steps
 
     def denoise_step(self, net, context, x, t, t_next, cost=None):
         """A step of DDIM, which is also DPM-Solver++ of first order. Raises Unsupported for other solvers."""
@@ -110,7 +125,7 @@ class Diffusion(DenoisingHead):
                               where="Diffusion.solver", hint="use solver=DDIM() or DPMSolverPP()")
         t, t_next = t.unsqueeze(-1), t_next.unsqueeze(-1)
         alpha, sigma = self.path.alpha_sigma(t)
-        clean, guidance = self._guided_clean(net, context, x, t, alpha, sigma, cost)
+        clean, _, guidance = self._guided_clean(net, context, x, t, alpha, sigma, cost)
         return self.solver.first_order_step(x, clean, alpha, sigma, *self.path.alpha_sigma(t_next), guidance)
 
     def predict_clean(self, net, context, x, t):
@@ -127,13 +142,14 @@ class Diffusion(DenoisingHead):
         return clean.clamp(-self.clip_sample, self.clip_sample) if self.clip_sample else clean
 
     def _guided_clean(self, net, context, x, t, alpha, sigma, cost):
-        """Estimate of the clean action, and what guidance adds to the step."""
-        clean = self._clip(self._predict_clean(net, context, x, t, alpha, sigma))
+        """Estimate of the clean action, the same before it is clipped, and what guidance adds to the step."""
+        predicted = self._predict_clean(net, context, x, t, alpha, sigma)
+        clean = self._clip(predicted)
         if cost is None:
-            return clean, 0.0
+            return clean, predicted, 0.0
 
         def straight_through(y):
             # Early estimates are far outside the clip: the cost is evaluated inside it, its gradient as if not clipped.
             unclipped = self._predict_clean(net, context, y, t, alpha, sigma)
             return unclipped + (self._clip(unclipped) - unclipped).detach()
-        return clean, -self.guidance_weight * alpha * cost_gradient(cost, straight_through, x)
+        return clean, predicted, -self.guidance_weight * alpha * cost_gradient(cost, straight_through, x)

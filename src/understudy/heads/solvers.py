@@ -139,7 +139,7 @@ class DenoisingSolver(ABC):
 
     @abstractmethod
     def step(self, x: Tensor, clean: Tensor, last_clean: Tensor, alpha: Tensor, sigma: Tensor, alpha_next: Tensor,
-             guidance: Tensor | float, *coefficients: Tensor) -> Tensor:
+             guidance: Tensor | float, *coefficients: Tensor, unclipped: Tensor | None = None) -> Tensor:
         """One step.
 
         Args:
@@ -151,6 +151,7 @@ class DenoisingSolver(ABC):
             alpha_next: Scale of the action after the step.
             guidance: Shift of the mean of the new state.
             coefficients: This step's row of what `prepare` returned.
+            unclipped: The estimate before it was clipped, (B, H, A). None if it was not.
 
         Returns:
             State after the step, (B, H, A).
@@ -186,16 +187,26 @@ class DeterministicSolver(DenoisingSolver):
 class DDIM(DeterministicSolver):
     """Denoising diffusion implicit model with eta = 0, of order 1.
 
+    Args:
+        clipped_noise: The noise that a step keeps is what x contains besides the clipped estimate. False computes it
+            from the estimate before clipping, as diffusers and LeRobot do (``use_clipped_model_output=False``). Single
+            steps (`Diffusion.denoise_step`) use the clipped estimate in any case, because a step of length 0 must
+            change nothing.
+
     References:
         Song et al. (2021), Denoising Diffusion Implicit Models, arXiv:2010.02502.
     """
 
+    clipped_noise: bool = True
+
     def prepare(self, noise, alpha, sigma):
         return noise, (sigma[1:],)
 
-    def step(self, x, clean, last_clean, alpha, sigma, alpha_next, guidance, *coefficients):
+    def step(self, x, clean, last_clean, alpha, sigma, alpha_next, guidance, *coefficients, unclipped=None):
         sigma_next, = coefficients
-        return self.first_order_step(x, clean, alpha, sigma, alpha_next, sigma_next, guidance)
+        if self.clipped_noise or unclipped is None:
+            return self.first_order_step(x, clean, alpha, sigma, alpha_next, sigma_next, guidance)
+        return alpha_next * clean + sigma_next * predict_noise(x, unclipped, alpha, sigma) + guidance
 
 
 @dataclass(frozen=True)
@@ -216,7 +227,7 @@ class DDPM(DenoisingSolver):
         kept = (sigma[1:].square() - std.square()).clamp(min=0).sqrt()
         return start, (kept, std, torch.stack([*draws, torch.zeros_like(start)]))
 
-    def step(self, x, clean, last_clean, alpha, sigma, alpha_next, guidance, *coefficients):
+    def step(self, x, clean, last_clean, alpha, sigma, alpha_next, guidance, *coefficients, unclipped=None):
         kept, std, draw = coefficients
         mean = alpha_next * clean + kept * predict_noise(x, clean, alpha, sigma) + guidance
         return mean + std * draw
@@ -238,7 +249,7 @@ class DPMSolverPP(DeterministicSolver):
         h_used = torch.where((number > 0) & (number < h.shape[0] - 1), h, 0.0)
         return noise, (sigma[1:], h_used, torch.cat([torch.ones_like(h[:1]), h[:-1]]))
 
-    def step(self, x, clean, last_clean, alpha, sigma, alpha_next, guidance, *coefficients):
+    def step(self, x, clean, last_clean, alpha, sigma, alpha_next, guidance, *coefficients, unclipped=None):
         sigma_next, h, last_h = coefficients
         extrapolated = clean + (clean - last_clean) * h / (2 * last_h)
         return self.first_order_step(x, extrapolated, alpha, sigma, alpha_next, sigma_next, guidance)

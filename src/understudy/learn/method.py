@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from .. import config
-from ..checkpoint import CheckpointModule, FromStage, load_module
+from ..checkpoint import CheckpointModule, FromStage, is_lerobot_checkpoint, load_module
 from ..core import Feature, Schema, Unsupported, UserError
 from ..data.episode import Dataset
 from ..data.operations import Operation
@@ -27,6 +27,7 @@ from ..policy import Planner, Policy, PolicyConfig, camera_sizes, find_checkpoin
 from .behavior_cloning import BehaviorCloning
 from .data_collection import DataCollection
 from .fit import LearnerConfig
+from .lerobot_policies import load_lerobot_policy, read_parts
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Method:
 
     @staticmethod
     def load(path: Path | str, trust: tuple[str, ...] = ()) -> Method:
-        """Reads a method from a `method.json`, or from the folder of a checkpoint or a run.
+        """Reads a method from a `method.json`, or from the folder of a checkpoint or a run, also one of LeRobot.
 
         Args:
             path: The file or folder.
@@ -78,6 +79,9 @@ class Method:
         """
         path = Path(path)
         folder = None if path.is_file() else find_checkpoint(path)
+        if folder is not None and is_lerobot_checkpoint(folder):
+            parts = read_parts(folder)
+            return Method(parts.policy, parts.executor, parts.learner)
         found = read_json(path) if folder is None else read_checkpoint_json(folder, "method.json")
         path = path if folder is None else folder / "method.json"
         method = config.load(found, ("understudy", *trust), str(path))
@@ -251,6 +255,8 @@ def load_references(references: Iterable[FromStage], run: Path, trust: tuple[str
 def _load_module(folder: Path, name: str, trust: tuple[str, ...], device) -> CheckpointModule:
     """One module of a checkpoint by its name."""
     if name == "policy":
+        if is_lerobot_checkpoint(folder):
+            return load_lerobot_policy(folder, device)
         return Policy.load(folder, trust, device)
     if not (path := folder / "modules" / name).is_dir():
         names = ["policy", *(p.name for p in sorted((folder / "modules").glob("*")))]
@@ -442,13 +448,33 @@ class TrainedRun:
         return build_actor(self.method, self.modules, rows, features=features)
 
 
+def load_policy(run: Path | str, *, device: str | torch.device = "cpu", trust: tuple[str, ...] = ()) -> Policy:
+    """Loads the policy of a run or checkpoint, without its executor.
+
+    Args:
+        run: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's. LeRobot's ACT and
+            Diffusion Policy are read as well: the folder of a run (its last checkpoint), or `pretrained_model`.
+        device: Where to compute.
+        trust: Packages besides understudy whose code may be loaded.
+
+    Raises:
+        UserError: A file is missing or damaged.
+        Unsupported: LeRobot policies of this kind cannot be loaded.
+        UntrustedCode: A file names code of a package that is not trusted.
+    """
+    policy = _load_module(find_checkpoint(run), "policy", trust, device)
+    assert isinstance(policy, Policy)
+    return policy
+
+
 def load_actor(run: Path | str, *, device: str | torch.device = "cpu", rows: int | None = None,
                trust: tuple[str, ...] = (), features: Schema | None = None) -> Actor:
     """Loads the actor of a run or checkpoint. Use it as ``state = a.start(obs, key)``, then ``action, state =
     a.act(obs, state)``.
 
     Args:
-        run: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's.
+        run: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's. LeRobot's ACT and
+            Diffusion Policy are read as well: see `load_policy`.
         device: Where to compute.
         rows: The networks always see batches of this many rows, so that results do not depend on how many environments
             run side by side. None for one robot, where that would cost time.

@@ -27,7 +27,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..checkpoint import CheckpointModule, save_module
+from ..checkpoint import CheckpointModule, is_lerobot_checkpoint, save_module
 from ..core import UserError
 from ..files import check_checksum, read_json, replace_nonfinite, whole_folder, write_checksums, write_json, write_text
 from .fit import Learner
@@ -119,10 +119,14 @@ class Run:
 
     @staticmethod
     def fingerprint(checkpoint: Path) -> str:
-        """16 hex digits that identify the weights and the method of a checkpoint."""
+        """16 hex digits that identify the weights and the method of a checkpoint, which may be one of LeRobot."""
         digest = hashlib.sha256()
-        for path in (checkpoint / "weights.safetensors", checkpoint / "method.json",
-                     *sorted(checkpoint.glob("modules/*/weights.safetensors"))):
+        paths = (checkpoint / "weights.safetensors", checkpoint / "method.json",
+                 *sorted(checkpoint.glob("modules/*/weights.safetensors")))
+        if is_lerobot_checkpoint(checkpoint):
+            paths = (checkpoint / "config.json", *sorted(checkpoint.glob("policy_*.json")),
+                     *sorted(checkpoint.glob("*.safetensors")))
+        for path in paths:
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
 

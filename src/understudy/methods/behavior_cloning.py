@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ..core import Schema
+from ..data.codec import Normalizer
 from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
 from ..heads.behavior_transformer import BeT
 from ..heads.categorical import Categorical
 from ..heads.energy import EnergyModel
+from ..heads.fast import FAST
 from ..heads.gmm import GMM
 from ..heads.regression import Regression
+from ..heads.vq_bet import VQBeT
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method
 from ..learn.optimizer import OptimizerConfig
@@ -94,6 +99,37 @@ def bet(n_obs_steps: int = 5, n_clusters: int = 24, horizon: int = 1, n_action_s
     policy = PolicyConfig(BeT(n_clusters, joint=True), trunk=Transformer(72, 4, 4), encoder=TokenEncoder(72),
                           window=Window(n_obs_steps, horizon))
     learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=3e-4, weight_decay=0.1, warmup_steps=100))
+    return Method(policy, RecedingHorizon(n_action_steps), learner)
+
+
+def vq_bet(n_obs_steps: int = 5, horizon: int = 5, n_action_steps: int = 1,
+           offset_codes: Literal["sampled", "encoded"] = "sampled") -> Method:
+    """Vector-quantized behavior transformer: choose the codes of a chunk, decode them, and correct the result.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads. Its history keeps it in the mode that it chose.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+        offset_codes: For which codes offsets are trained. "sampled" is the paper's, "encoded" keeps rare ways.
+    """
+    policy = PolicyConfig(VQBeT(offset_codes=offset_codes), trunk=Transformer(120, 6, 6), encoder=TokenEncoder(120),
+                          window=Window(n_obs_steps, horizon))
+    learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=3e-4, weight_decay=2e-4, warmup_steps=100))
+    return Method(policy, RecedingHorizon(n_action_steps), learner)
+
+
+def fast(horizon: int = 16, n_action_steps: int = 8, max_tokens: int | None = None, temperature: float = 0.0) -> Method:
+    """Action tokens: the cosine transform of a chunk as a few tokens, each predicted from those before it.
+
+    Args:
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+        max_tokens: Largest number of tokens of a chunk. None allows one for each number. Fewer make plans faster.
+        temperature: 0 takes the most likely token each time, 1 samples.
+    """
+    policy = PolicyConfig(FAST(max_tokens=max_tokens, temperature=temperature), trunk=Transformer(128, 4, 4),
+                          codec=Normalizer(target="quantile"), window=Window(1, horizon))
+    learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=3e-4, warmup_steps=100))
     return Method(policy, RecedingHorizon(n_action_steps), learner)
 
 

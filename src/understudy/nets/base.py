@@ -97,6 +97,24 @@ class Trunk(ABC):
         """
 
 
+class PosteriorTrunk(Trunk):
+    """A trunk with a network of its own for the posterior of a CVAE."""
+
+    @abstractmethod
+    def build_posterior(self, coded_dim: int, outputs: int, spec: HeadSpec) -> TrunkNet:
+        """Build the network that reads a demonstrated chunk.
+
+        Args:
+            coded_dim: Width of one coded step. The input of each step is one wider: its last entry is 1, and 0 where
+                the step is padded.
+            outputs: Width of the output. The head takes the mean over the steps.
+            spec: Sizes and alignment.
+
+        Returns:
+            The module. Times are empty.
+        """
+
+
 class SharedTimeTrunk(Trunk):
     """A trunk that reads only the time of the first step of each batch row.
 

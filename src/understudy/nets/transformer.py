@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Context, HeadSpec, UserError
-from .base import CachesContext, Trunk, check_alignment
+from ..core import Context, HeadSpec, Unsupported, UserError
+from .base import CachesContext, Trunk, check_alignment, record_intermediate
 from .fourier import FourierFeatures
 from .linear import Linear
+from .mixture_of_experts import MoEFeedForward, MoEFeedForwardNet
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,17 @@ class Transformer(Trunk):
         dropout: Dropout probability.
         feed_forward_ratio: Width of the hidden layer of each block, relative to `width`.
         n_frequencies: Number of Fourier frequencies that embed each time.
+        feed_forward: Experts in place of the feed-forward layer of each block over the action steps, chosen by the time
+            of a step. `feed_forward_ratio` is the width of one expert. For heads with a time only. Auxiliary losses can
+            capture "routing": probability and weight of each expert for each step and layer, (B, H, depth, 2, experts).
 
     References:
         Xiong et al. (2020), On Layer Normalization in the Transformer Architecture, arXiv:2002.04745.
         Peebles and Xie (2023), Scalable Diffusion Models with Transformers, arXiv:2212.09748.
         Zhao et al. (2023), Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware, arXiv:2304.13705.
         Octo Model Team (2024), Octo: An Open-Source Generalist Robot Policy, arXiv:2405.12213 (block-causal attention).
+        Reuss et al. (2025), Efficient Diffusion Transformer Policies with Mixture of Expert Denoisers,
+        arXiv:2412.12953 (experts that the noise level chooses).
     """
 
     width: int = 128
@@ -55,8 +61,12 @@ class Transformer(Trunk):
     dropout: float = 0.0
     feed_forward_ratio: float = 4
     n_frequencies: int = 6
+    feed_forward: MoEFeedForward | None = None
 
     def build(self, inputs, outputs, n_times, spec):
+        if self.feed_forward is not None and not n_times:
+            raise Unsupported("The experts are chosen by the time of a denoising step, and this head has no time.",
+                              where="Transformer.feed_forward", hint="Use a head such as EDM or Flow.")
         if self.width % self.heads:
             raise UserError(f"width={self.width} is not a multiple of heads={self.heads}.", where="Transformer",
                             hint=f"Use width={-(-self.width // self.heads) * self.heads}, for example.")
@@ -70,7 +80,7 @@ class _TransformerContext(Context):
     memory: Tensor | None = None  # (B, 1 + N, width): the null token, then one per context token
     memory_mask: Tensor | None = None  # (B, 1, 1, 1 + N), or (B, 1, H, 1 + N) for block-causal attention
     keys_values: tuple[tuple[Tensor, Tensor], ...] = ()  # of each layer's cross-attention
-    time_film: Tensor | None = None  # (W,): scales and shifts of all layers, for a time that all steps share
+    time_film: Tensor | None = None  # (W,): what all layers take from a time that all steps share
 
 
 class _TransformerNet(CachesContext):
@@ -122,23 +132,29 @@ class _TransformerNet(CachesContext):
     def embed_time(self, times):
         assert self.time is not None  # a network without time is never asked
         time = self.time(times)
-        return torch.cat([layer.film(time) for layer in self.layers], -1)
+        return torch.cat([layer.modulation(time) for layer in self.layers], -1)
 
     def with_time_embedding(self, context, embedding):
         return replace(self.precompute(context), time_film=embedding)
 
     def _films(self, t: Tensor, context: _TransformerContext, n_memory: int) -> list[Tensor | None]:
-        """Scales and shifts of each layer, which broadcast against (B, n_memory + H, ...). Memory tokens have no
+        """What each layer takes from the times, to broadcast against (B, n_memory + H, ...). Memory tokens have no
         time."""
         if self.time is None:
             return [None] * len(self.layers)
         if context.time_film is None:
             time = F.pad(self.time(t), (0, 0, n_memory, 0))
-            return [layer.film(time) for layer in self.layers]
-        films = context.time_film.split([layer.film.out_features for layer in self.layers])
+            films = [layer.modulation(time) for layer in self.layers]
+            if self.config.feed_forward is not None:
+                routing = [torch.stack([layer.feed_forward.probabilities(time), film[..., layer.film.out_features:]], 2)
+                           for layer, film in zip(self.layers, films, strict=True)]
+                record_intermediate("routing", torch.stack(routing, 2)[:, n_memory:])
+            return films
+        films = context.time_film.split([layer.modulation_width for layer in self.layers])
         if not n_memory:
             return list(films)
-        return [torch.cat([layer.film.bias.expand(n_memory, -1), film.expand(self.step_embedding.shape[0], -1)])
+        zero, n_steps = context.time_film.new_zeros(1, self.config.width), self.step_embedding.shape[0]
+        return [torch.cat([layer.modulation(zero).expand(n_memory, -1), film.expand(n_steps, -1)])
                 for layer, film in zip(self.layers, films, strict=True)]
 
     def forward(self, x, t, context):
@@ -183,13 +199,34 @@ class _TransformerBlock(nn.Module):
         self.self_attention = _Attention(config) if "self" in attentions else None
         self.cross_attention = _Attention(config) if "cross" in attentions else None
         hidden = round(config.feed_forward_ratio * config.width)
-        self.feed_forward = nn.Sequential(Linear(config.width, hidden), nn.GELU(), nn.Dropout(config.dropout),
-                                          Linear(hidden, config.width))
+        if has_time and config.feed_forward is not None:
+            self.feed_forward: nn.Module = config.feed_forward.build(config.width, hidden, config.dropout)
+        else:
+            self.feed_forward = nn.Sequential(Linear(config.width, hidden), nn.GELU(), nn.Dropout(config.dropout),
+                                              Linear(hidden, config.width))
         self.norms = nn.ModuleList(nn.LayerNorm(config.width) for _ in range(len(attentions) + 1))
         self.film = Linear(config.width, 2 * config.width * len(self.norms)) if has_time else None
         self.dropout = nn.Dropout(config.dropout)
 
+    @property
+    def modulation_width(self) -> int:
+        """Width W of the result of `modulation`."""
+        assert self.film is not None
+        experts = self.feed_forward.config.n_experts if isinstance(self.feed_forward, MoEFeedForwardNet) else 0
+        return self.film.out_features + experts
+
+    def modulation(self, time: Tensor) -> Tensor:
+        """What the layer takes from embedded times (..., width): scales, shifts and weights of experts, (..., W)."""
+        assert self.film is not None
+        film = self.film(time)
+        experts = self.feed_forward
+        return torch.cat([film, experts.weights(time)], -1) if isinstance(experts, MoEFeedForwardNet) else film
+
     def forward(self, h, film=None, *, mask=None, memory=None, memory_mask=None):
+        weights = ()
+        if film is not None and isinstance(self.feed_forward, MoEFeedForwardNet):
+            n_experts = self.feed_forward.config.n_experts
+            film, *weights = film.split([film.shape[-1] - n_experts, n_experts], -1)
         films = iter([] if film is None else film.chunk(2 * len(self.norms), -1))
         norms = iter(self.norms)
 
@@ -201,7 +238,7 @@ class _TransformerBlock(nn.Module):
             h = h + self.dropout(self.self_attention(y, self.self_attention.keys_values(y), mask))
         if self.cross_attention is not None:
             h = h + self.dropout(self.cross_attention(normalized(h), memory, memory_mask))
-        return h + self.dropout(self.feed_forward(normalized(h)))
+        return h + self.dropout(self.feed_forward(normalized(h), *weights))
 
 
 class _Attention(nn.Module):

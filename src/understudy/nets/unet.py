@@ -35,6 +35,8 @@ class UNet(SharedTimeTrunk):
         time_width: Width of the time embedding.
         time_scale: Factor of the time before it is embedded.
         layout: How convolutions are computed (see `nets.convolution`). It changes the speed, not the result.
+        output_groups: Number of groups of the last normalization. None for `groups`. In Diffusion Policy and LeRobot it
+            is always 8.
 
     References:
         Chi et al. (2023), Diffusion Policy: Visuomotor Policy Learning via Action Diffusion, arXiv:2303.04137.
@@ -48,6 +50,7 @@ class UNet(SharedTimeTrunk):
     time_width: int = 128
     time_scale: float = 100.0
     layout: Layout = "auto"
+    output_groups: int | None = None
 
     def build(self, inputs, outputs, n_times, spec):
         check_not_causal(self, spec)
@@ -57,6 +60,9 @@ class UNet(SharedTimeTrunk):
         if self.kernel % 2 == 0:
             raise UserError(f"The kernel size must be odd, and it is {self.kernel}.", where="UNet.kernel",
                             hint="Use 5, for example.")
+        if self.output_groups is not None and self.widths[0] % self.output_groups:
+            raise UserError(f"The first width, {self.widths[0]}, is not a multiple of output_groups="
+                            f"{self.output_groups}.", where="UNet.widths", hint="Use one that is.")
         for width in self.widths:
             if width % self.groups:
                 raise UserError(f"{width} is not a multiple of groups={self.groups}.", where="UNet.widths",
@@ -98,7 +104,7 @@ class _UNetNet(CachesContext):
         self.up = nn.ModuleList(nn.ModuleDict({
             "first": block(2 * b, a), "second": block(a, a), "resize": Up(a, config.layout)})
             for a, b in reversed(pairs[1:]))
-        self.output_layer = nn.Sequential(_ConvNormMish(sizes[1], sizes[1], config),
+        self.output_layer = nn.Sequential(_ConvNormMish(sizes[1], sizes[1], config, config.output_groups),
                                           Convolution(sizes[1], outputs, 1, config.layout))
         self.multiple = 2 ** (len(config.widths) - 1)
 
@@ -151,8 +157,9 @@ class _UNetNet(CachesContext):
 
 
 class _ConvNormMish(nn.Sequential):
-    def __init__(self, size, out, config):
-        super().__init__(Convolution(size, out, config.kernel, config.layout), GroupNormMish(config.groups, out))
+    def __init__(self, size, out, config, groups=None):
+        super().__init__(Convolution(size, out, config.kernel, config.layout),
+                         GroupNormMish(groups or config.groups, out))
 
 
 class _ResidualBlock(nn.Module):

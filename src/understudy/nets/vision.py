@@ -141,8 +141,7 @@ class ResNet18(VisionEncoder):
 
     def build(self, shape, width=None):
         net = _ResNet18(self, shape, width)
-        if self.weights is not None and not _weights_given.get():
-            net.body.pretrained(self.weights)
+        net.body.load_pretrained(self.weights)
         return net
 
 
@@ -174,9 +173,7 @@ class _ResNet18(VisionNet):
         self.tokens = -(-h // 32) * -(-w // 32) if config.pool == "grid" else 1
         self.points = nn.Conv2d(512, config.keypoints, 1) if config.pool == "keypoints" else None
         self.leave, self.width = _feature_map_output(2 * config.keypoints if config.pool == "keypoints" else 512, width)
-        # Mean and standard deviation of ImageNet's pixels, with which pretrained weights were trained.
-        mean, std = (torch.tensor(v if channels == 3 else (0.5,) * channels).view(-1, 1, 1) for v in
-                     ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        mean, std = _imagenet_statistics(channels)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 
@@ -186,6 +183,43 @@ class _ResNet18(VisionNet):
             return self.leave(spatial_softargmax(self.points(maps))).unsqueeze(1)
         cells = maps.flatten(2).transpose(1, 2)
         return self.leave(cells if self.pool == "grid" else cells.mean(1, keepdim=True))
+
+
+class PixelNormalizer(nn.Module):
+    """Shifts and scales pixels by a mean and a standard deviation that are stored with the weights.
+
+    They are those of ImageNet until other statistics are loaded.
+
+    Args:
+        channels: Number of channels (C).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        mean, std = _imagenet_statistics(channels)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalize images.
+
+        Args:
+            image: uint8 (N, C, h, w).
+
+        Returns:
+            float32 (N, C, h, w).
+        """
+        return (image.float() / 255 - self.mean) / self.std
+
+
+def _imagenet_statistics(channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of ImageNet's pixels, with which pretrained weights were trained, (C, 1, 1) each."""
+    mean, std = (torch.tensor(v if channels == 3 else (0.5,) * channels).view(-1, 1, 1) for v in
+                 ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return mean, std
 
 
 class ResNet18Body(nn.Module):
@@ -212,15 +246,17 @@ class ResNet18Body(nn.Module):
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
-    def pretrained(self, weights: str) -> None:
-        """Load pretrained weights.
+    def load_pretrained(self, weights: str | None) -> None:
+        """Load pretrained weights, unless a checkpoint supplies them.
 
         Args:
-            weights: A safetensors file or an address on the hub (see `ResNet18`).
+            weights: A safetensors file or an address on the hub (see `ResNet18`). None changes nothing.
 
         Raises:
             UserError: If the file is missing or damaged, or has no ResNet-18.
         """
+        if weights is None or _weights_given.get():
+            return
         path = _weights_file(weights)
         try:
             found = load_file(path)
@@ -315,7 +351,32 @@ def crop(image: Tensor, margin: int, rng: Generator | None) -> Tensor:
     if rng is None:
         return image[..., margin:margin + h, margin:margin + w]
     top, left = torch.randint(0, 2 * margin + 1, (2, n, 1, 1), generator=rng, device=image.device)
+    return _cut(image, top, left, h, w)
+
+
+def crop_to(image: Tensor, size: tuple[int, int], rng: Generator | None) -> Tensor:
+    """Crop images to a size.
+
+    Args:
+        image: (N, C, h, w).
+        size: Height and width of the result, at most those of the images.
+        rng: Draws a random position for each image, on the device of the image. None crops the center.
+
+    Returns:
+        (N, C, *size).
+    """
+    n, _, h, w = image.shape
+    rows, columns = h - size[0], w - size[1]
+    if rng is None:
+        top, left = round(rows / 2), round(columns / 2)  # half to even, as in torchvision
+        return image[..., top:top + size[0], left:left + size[1]]
+    top, left = (torch.randint(0, free + 1, (n, 1, 1), generator=rng, device=image.device) for free in (rows, columns))
+    return _cut(image, top, left, *size)
+
+
+def _cut(image: Tensor, top: Tensor, left: Tensor, h: int, w: int) -> Tensor:
+    """The rectangle of each image whose first row and column are `top` and `left`, (N, 1, 1) each."""
     row = top + torch.arange(h, device=image.device)[:, None]
     column = left + torch.arange(w, device=image.device)
-    number = torch.arange(n, device=image.device)[:, None, None]
+    number = torch.arange(image.shape[0], device=image.device)[:, None, None]
     return image.permute(0, 2, 3, 1)[number, row, column].permute(0, 3, 1, 2)

@@ -1,0 +1,116 @@
+"""Feed-forward layers with experts, chosen by the noise level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import UserError
+from .linear import Linear, linear
+
+
+@dataclass(frozen=True)
+class MoEFeedForward:
+    """Mixture of expert denoisers: the time of a denoising step chooses experts and weighs their outputs.
+
+    A router maps the embedding of the time to a probability for each expert. In training, `top_k` experts are drawn
+    without replacement from these probabilities, with the random numbers of dropout. Otherwise the `top_k` most likely
+    ones are taken. Their probabilities, scaled to sum to 1, are the weights. If all steps share a time, as in sampling,
+    only the chosen experts are computed.
+
+    Without `learn.load_balancing.LoadBalancing`, one expert may take over all times.
+
+    Args:
+        n_experts: Number of experts, E.
+        top_k: Number of experts that are used for a time.
+
+    References:
+        Reuss et al. (2025), Efficient Diffusion Transformer Policies with Mixture of Expert Denoisers,
+        arXiv:2412.12953.
+    """
+
+    n_experts: int = 4
+    top_k: int = 2
+
+    def __post_init__(self):
+        if not 1 <= self.top_k <= self.n_experts:
+            raise UserError(f"top_k={self.top_k} of n_experts={self.n_experts}", where="MoEFeedForward",
+                            hint="use 1 <= top_k <= n_experts, such as 2 of 4")
+
+    def build(self, width: int, hidden: int, dropout: float) -> MoEFeedForwardNet:
+        """Build the module.
+
+        Args:
+            width: Width of inputs, outputs and the embedding of the time.
+            hidden: Width of the hidden layer of one expert.
+            dropout: Dropout probability of the hidden layer.
+        """
+        return MoEFeedForwardNet(self, width, hidden, dropout)
+
+
+class MoEFeedForwardNet(nn.Module):
+    """The module that `MoEFeedForward` builds."""
+
+    def __init__(self, config: MoEFeedForward, width: int, hidden: int, dropout: float):
+        super().__init__()
+        self.config = config
+        self.router = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, config.n_experts))
+        # The initial weights are those of linear layers.
+        layers = [(nn.Linear(width, hidden), nn.Linear(hidden, width)) for _ in range(config.n_experts)]
+        self.weight_in = nn.Parameter(torch.stack([first.weight.detach() for first, _ in layers]))  # (E, hidden, width)
+        self.bias_in = nn.Parameter(torch.stack([first.bias.detach() for first, _ in layers]))
+        self.weight_out = nn.Parameter(torch.stack([last.weight.detach() for _, last in layers]))  # (E, width, hidden)
+        self.bias_out = nn.Parameter(torch.stack([last.bias.detach() for _, last in layers]))
+        self.dropout = nn.Dropout(dropout)
+
+    def probabilities(self, time: Tensor) -> Tensor:
+        """Probability of each expert.
+
+        Args:
+            time: Embedded times, (..., width).
+
+        Returns:
+            (..., E).
+        """
+        return self.router(time).softmax(-1)
+
+    def weights(self, time: Tensor) -> Tensor:
+        """Weight of each expert. It is 0 for those that are not chosen.
+
+        In training, all steps of a batch row share the random numbers, and so their experts if they share a time.
+
+        Args:
+            time: Embedded times, (..., width), in training (B, S, width).
+
+        Returns:
+            (..., E), with the sum 1.
+        """
+        probabilities = self.probabilities(time)
+        score = probabilities
+        if self.training:  # the largest of p / exponential noise are draws without replacement
+            score = probabilities / torch.empty_like(probabilities[..., :1, :]).exponential_()
+        chosen = score.topk(self.config.top_k, -1).indices
+        kept = torch.zeros_like(probabilities).scatter(-1, chosen, 1.0) * probabilities
+        return kept / kept.sum(-1, keepdim=True)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Compute the weighted sum of the experts' outputs.
+
+        Args:
+            x: (..., width).
+            weights: The result of `weights`: one row for all x, (E,), or (..., E).
+
+        Returns:
+            (..., width).
+        """
+        parameters = self.weight_in, self.bias_in, self.weight_out, self.bias_out
+        if weights.ndim == 1:
+            weights, chosen = weights.topk(self.config.top_k)
+            parameters = tuple(p[chosen] for p in parameters)
+        weight_in, bias_in, weight_out, bias_out = parameters
+        hidden = self.dropout(F.gelu(linear(x, weight_in.flatten(0, 1), bias_in.flatten())))
+        hidden = hidden.unflatten(-1, (-1, weight_in.shape[1])) * weights.unsqueeze(-1)
+        return linear(hidden.flatten(-2), weight_out.transpose(0, 1).flatten(1)) + weights @ bias_out

@@ -1,0 +1,105 @@
+"""Vector quantization: vectors as numbers of codes in a learned codebook."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+
+
+class ResidualVQ(nn.Module):
+    """Residual vector quantization.
+
+    The first level quantizes the vector, and each further level quantizes what the levels before it left over. The
+    codebooks are moving averages of the vectors that they stand for, so no gradient reaches them.
+
+    Args:
+        n_levels: Number of codebooks, L.
+        n_codes: Number of codes of each codebook, K.
+        dim: Width of the vectors, D.
+
+    References:
+        van den Oord et al. (2017), Neural Discrete Representation Learning, arXiv:1711.00937 (moving averages).
+        Zeghidour et al. (2021), SoundStream: An End-to-End Neural Audio Codec, arXiv:2107.03312 (residual levels).
+    """
+
+    codes: Tensor
+    counts: Tensor
+
+    def __init__(self, n_levels: int, n_codes: int, dim: int):
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(n_levels, n_codes, dim))
+        self.register_buffer("counts", torch.zeros(n_levels, n_codes))  # moving averages; 0 before the first update
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Numbers of the nearest codes, level by level.
+
+        Args:
+            x: Vectors, (B, D).
+
+        Returns:
+            (B, L), int64.
+        """
+        chosen = []
+        for codebook in self.codes:
+            chosen.append(_nearest(x, codebook))
+            x = x - codebook[chosen[-1]]
+        return torch.stack(chosen, 1)
+
+    def decode(self, index: Tensor) -> Tensor:
+        """The sums of codes.
+
+        Args:
+            index: Number of a code of each level, (B, L).
+
+        Returns:
+            Vectors, (B, D).
+        """
+        parts = [codebook[number] for codebook, number in zip(self.codes, index.unbind(1), strict=True)]
+        return torch.stack(parts).sum(0)
+
+    def commitment(self, x: Tensor, index: Tensor) -> Tensor:
+        """Squared distance of each level's vector from its code, summed over the levels.
+
+        Args:
+            x: Vectors, (B, D). Gradients reach them.
+            index: The result of `encode`, (B, L).
+
+        Returns:
+            (B,), a mean over D.
+        """
+        total = torch.zeros_like(x[:, 0])
+        for codebook, number in zip(self.codes, index.unbind(1), strict=True):
+            x = x - codebook[number]
+            total = total + x.square().mean(1)
+        return total
+
+    @torch.no_grad()
+    def update(self, x: Tensor, decay: float, rng: Generator, dead_fraction: float = 1 / 32) -> None:
+        """Moves the codes towards the vectors that they stand for.
+
+        A code that hardly stands for any vector is replaced with a random vector of the batch. So are all codes in
+        the first update.
+
+        Args:
+            x: Vectors, (B, D).
+            decay: Fraction of the moving averages that an update keeps.
+            rng: Source of the replacements, on the CPU.
+            dead_fraction: A code is replaced if its average count is below this fraction of the mean count ``B / K``.
+        """
+        n_codes = self.codes.shape[1]
+        for codebook, counts in zip(self.codes, self.counts, strict=True):
+            dead = counts < dead_fraction * len(x) / n_codes
+            replacement = x[torch.randint(len(x), (n_codes,), generator=rng).to(x.device)]
+            codebook.copy_(torch.where(dead.unsqueeze(1), replacement, codebook))
+            counts.copy_(torch.where(dead, len(x) / n_codes, counts))
+            number = _nearest(x, codebook)
+            one_hot = nn.functional.one_hot(number, n_codes).to(x.dtype)
+            sums = decay * counts.unsqueeze(1) * codebook + (1 - decay) * one_hot.T @ x
+            counts.mul_(decay).add_(one_hot.sum(0), alpha=1 - decay)
+            codebook.copy_(sums / counts.unsqueeze(1))
+            x = x - codebook[number]
+
+
+def _nearest(x: Tensor, codebook: Tensor) -> Tensor:
+    """Row of the codebook (K, D) that is nearest to each vector (B, D)."""
+    return (codebook.square().sum(1) - 2 * x @ codebook.T).argmin(1)

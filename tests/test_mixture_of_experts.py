@@ -1,0 +1,172 @@
+"""Experts that the noise level chooses: routing, weighting and balancing in closed form, and the trunk around them."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from understudy.core import Context, Feature, HeadSpec, Unsupported, UserError
+from understudy.data.window import Window
+from understudy.heads.edm import EDM
+from understudy.heads.flow import Flow
+from understudy.heads.regression import Regression
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.fit import fit
+from understudy.learn.load_balancing import LoadBalancing
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.nets.base import capture_intermediates, precomputed, time_embedding, with_time_embedding
+from understudy.nets.mixture_of_experts import MoEFeedForward
+from understudy.nets.transformer import Transformer
+from understudy.policy import Policy, PolicyConfig
+from understudy.testing import check_head, random_dataset
+
+
+def experts(n_experts=4, top_k=2, width=6, hidden=5):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MoEFeedForward(n_experts, top_k).build(width, hidden, 0.0)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_the_output_is_the_weighted_sum_of_the_chosen_experts(top_k):
+    net = experts(top_k=top_k).eval()
+    x, time = torch.randn(3, 7, 6, generator=rng()), torch.randn(3, 7, 6, generator=rng(1))
+    weights, p = net.weights(time), net.router(time).softmax(-1)
+    expected = torch.zeros_like(x)
+    for row in range(3):
+        for step in range(7):
+            best = p[row, step].argsort(descending=True)[:top_k].tolist()
+            assert weights[row, step].nonzero().flatten().tolist() == sorted(best)
+            for e in best:
+                hidden = F.gelu(net.weight_in[e] @ x[row, step] + net.bias_in[e])
+                share = p[row, step, e] / p[row, step, best].sum()
+                expected[row, step] += share * (net.weight_out[e] @ hidden + net.bias_out[e])
+    torch.testing.assert_close(net(x, weights), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_one_time_for_all_computes_the_chosen_experts_only():
+    net = experts().eval()
+    x, time = torch.randn(3, 7, 6, generator=rng()), torch.randn(6, generator=rng(1))
+    weights = net.weights(time)
+    together = net(x, weights.expand(3, 7, 4))
+    torch.testing.assert_close(net(x, weights), together, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        for parameter in (net.weight_in, net.bias_in, net.weight_out, net.bias_out):
+            parameter[weights == 0] = math.nan
+    torch.testing.assert_close(net(x, weights), together, rtol=1e-5, atol=1e-6)
+
+
+def test_training_draws_experts_without_replacement():
+    net = experts(3, 2).train()
+    time = torch.randn(6, generator=rng()).expand(30_000, 2, 6)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        weights = net.weights(time)
+    assert torch.equal(weights[:, 0], weights[:, 1])  # the steps of a row, which have one time here
+    p, chosen = net.probabilities(time[0, 0]).detach(), weights[:, 0] > 0
+    assert (chosen.sum(1) == 2).all()
+    for absent in range(3):
+        a, b = (e for e in range(3) if e != absent)
+        pair = p[a] * p[b] / (1 - p[a]) + p[b] * p[a] / (1 - p[b])  # either is drawn first
+        assert (~chosen[:, absent]).float().mean() == pytest.approx(float(pair), abs=0.015)
+
+
+def balance(probabilities, weights):
+    """The unweighted loss of routing (B, H, layers, E)."""
+    loss = LoadBalancing(1.0).build(None)
+    return loss(None, None, None, {"routing": torch.stack([probabilities, weights], 3)})
+
+
+def test_the_balancing_loss_in_closed_form():
+    even = torch.full((4, 1, 2, 4), 0.25)
+    turns = torch.eye(4)[:, None, None].expand(4, 1, 2, 4)
+    torch.testing.assert_close(balance(even, turns), torch.ones(4))
+    one = turns[:1].expand(4, 1, 2, 4)
+    torch.testing.assert_close(balance(one, one), torch.full((4,), 4.0))
+    # two of three experts per row: fractions 1/2, 1/4, 1/4
+    p = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.1, 0.4]])[:, None, None].requires_grad_()
+    w = torch.tensor([[0.7, 0.3, 0.0], [0.6, 0.0, 0.4]])[:, None, None]
+    found = balance(p, w)
+    torch.testing.assert_close(found, 3 * torch.tensor([0.6 / 2 + 0.4 / 4, 0.5 / 2 + 0.5 / 4]))
+    found.sum().backward()
+    torch.testing.assert_close(p.grad[0, 0, 0], 3 * torch.tensor([0.5, 0.25, 0.25]))  # away from what is used most
+
+
+@pytest.mark.parametrize("attention", ["cross", "joint", "block_causal"])
+def test_the_network_routes_by_time_alone_and_the_same_with_and_without_caches(attention):
+    trunk = Transformer(16, 2, 2, attention, feed_forward=MoEFeedForward())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = trunk.build(2, 3, 1, HeadSpec(5, 4, 3, token_obs_steps=(0, 0, 1, 1), action_start=1)).eval()
+    context = Context(torch.randn(6, 4, 3, generator=rng()), torch.ones(6, 4, dtype=torch.bool))
+    x, times = torch.randn(6, 5, 2, generator=rng(1)), torch.tensor([[0.1], [0.9]])
+    routing, plain = [], []
+    with torch.no_grad():
+        for time, embedding in zip(times, time_embedding(net, times), strict=True):
+            with capture_intermediates(("routing",)) as captured:
+                plain.append(net(x, time.expand(6, 5, 1), context))
+            cached = with_time_embedding(net, precomputed(net, context), embedding)
+            torch.testing.assert_close(net(x, torch.zeros(6, 5, 1), cached), plain[-1], rtol=1e-4, atol=1e-5)
+            routing.append(captured["routing"])
+    assert routing[0].shape == (6, 5, 2, 2, 4)
+    for found in routing:
+        torch.testing.assert_close(found, found[:1, :1].expand(found.shape))  # whatever is observed
+    assert not torch.allclose(routing[0][..., 0, :], routing[1][..., 0, :], atol=1e-3)
+
+
+def test_contract():
+    trunk = Transformer(16, 1, 2, feed_forward=MoEFeedForward())
+    for head in (EDM(n_steps=3), Flow(times="each", n_steps=3)):
+        check_head(PolicyConfig(head, trunk=trunk, window=Window(2, 8)))
+
+
+def test_heads_without_time_and_wrong_numbers_of_experts_are_refused():
+    with pytest.raises(Unsupported, match="this head has no time"):
+        Regression().build(Transformer(16, 1, 2, feed_forward=MoEFeedForward()), 2, HeadSpec(8, 1, 4))
+    with pytest.raises(UserError, match="top_k=5 of n_experts=4"):
+        MoEFeedForward(4, 5)
+
+
+def learner(weight, steps):
+    """A learner whose router is at first nearly certain of the first expert, and its data."""
+    data = random_dataset({"observation.state": Feature("float32", (2,)), "action": Feature("float32", (2,))})
+    config = PolicyConfig(Flow(), Transformer(16, 1, 2, feed_forward=MoEFeedForward(4, 1)), window=Window(1, 4))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = Policy(config, data.features()).fit_statistics(data)
+    policy.net.layers[0].feed_forward.router[2].bias.data[0] = 3.0
+    auxiliary = (LoadBalancing(weight),) if weight else ()
+    optimizer = OptimizerConfig(lr=1e-2, warmup_steps=0)
+    return BehaviorCloning(steps, 64, optimizer, auxiliary_losses=auxiliary).build(policy, 0, steps, data), data
+
+
+def test_balancing_brings_all_experts_into_use():
+    shares = []
+    for weight in (0.0, 1.0):
+        one, data = learner(weight, 60)
+        sampler = one.batch_sampler(data)
+        fit(one, lambda n, sampler=sampler: sampler.batch(64, n), 60)
+        net = one.policy.net
+        with torch.no_grad():
+            time = net.time(torch.linspace(0, 1, 50)[:, None])
+            shares.append(float(net.layers[0].feed_forward.probabilities(time)[:, 0].mean()))
+    assert shares[0] > 0.75 and shares[1] < 0.6  # of the expert that the router prefers at first
+
+
+def test_resuming_draws_the_same_experts():
+    whole, data = learner(0.1, 4)
+    sampler = whole.batch_sampler(data)
+    fit(whole, lambda n: sampler.batch(64, n), 4)
+    first, _ = learner(0.1, 4)
+    fit(first, lambda n: sampler.batch(64, n), 2)
+    second, _ = learner(0.1, 4)
+    tensors, metadata = first.state()
+    second.restore({k: v.clone() for k, v in tensors.items()}, metadata)
+    fit(second, lambda n: sampler.batch(64, n), 4, start=2)
+    for a, b in zip(whole.policy.parameters(), second.policy.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -12,7 +12,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 MADE = "<!-- made by docs/generate.py: change the source, not this page -->"
 FAMILIES = {"behavior_cloning": "Likelihood and regression", "generative": "Iterative generation",
-            "chunking": "Long chunks", "retrieval": "Retrieval", "interaction": "Collecting episodes"}
+            "chunking": "Long chunks", "retrieval": "Retrieval", "interaction": "Collecting episodes",
+            "representation": "Pretrained encoders", "skills": "Latent skills"}
 
 
 METHODS = """# Methods
@@ -24,6 +25,13 @@ executor that runs it, and the learner that trains it. `understudy methods NAME`
 `understudy train NAME --help` lists every field with its default. The row numbers refer to the [ledger](ledger.md).
 
 {methods}
+
+## Execution schemes
+
+`--executor NAME` of `train`, `eval`, `compare` and `robustness` replaces the executor of any of these methods. See
+[Execution](execution.md).
+
+{schemes}
 
 ## Your own method
 
@@ -78,7 +86,14 @@ def methods() -> str:
     for family in dict.fromkeys(f["family"] for f in facts):
         out.append(f"## {FAMILIES.get(family, family.capitalize())}")
         out += [_method(f, find_method(f["name"])) for f in facts if f["family"] == family]
-    return METHODS.format(made=MADE, methods="\n\n".join(out))
+    return METHODS.format(made=MADE, methods="\n\n".join(out), schemes=schemes())
+
+
+def schemes() -> str:
+    from understudy.execute.schemes import EXECUTION_SCHEMES
+
+    return "\n".join(["| name | what it does | paper | needs |", "|---|---|---|---|",
+                      *(f"| `{name}` | {s.summary} | {s.paper} | {s.needs} |" for name, s in EXECUTION_SCHEMES.items())])
 
 
 def _method(f, method) -> str:
@@ -87,7 +102,12 @@ def _method(f, method) -> str:
              "learner": method.learner}
     if method.collection is not None:
         parts["collection"] = method.collection
+    if method.wrapper is not None:
+        parts["wrapper"] = method.wrapper
+    parts |= {f"stage {stage.name!r}": stage.method.learner for stage in method.stages}
     table = [f"| {name} | `{_brief(part)}` |" for name, part in parts.items()]
+    table += [f"| inference | `{_brief(part)}` |" for part in method.inference]
+    table += [f"| stage {stage.name} | `{_brief(stage.method.learner)}` |" for stage in method.stages]
     seen = (f"{window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, "
             f"{window.horizon} action{'s' * (window.horizon > 1)}")
     return "\n".join([f"### {f['name']}", "", f["summary"], "",

@@ -34,6 +34,8 @@ from understudy.envs.fork import Expert
 from understudy.evaluate.evaluation import evaluate, recording_seed, validation_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper
+from understudy.execute.adaptive import ChunkBlending
+from understudy.learn.method import Method
 from understudy.learn.train import train
 from understudy.methods import METHODS, find_method
 
@@ -667,6 +669,26 @@ def test_a_wrong_change_names_the_right_one(call, place, tmp_path, change, words
 
 
 LEFT, RIGHT = (f"{'go on, ' * 6}and pass it on the {side}" for side in ("left", "right"))  # more than 64 bytes
+
+
+def test_a_policy_acts_with_another_execution_scheme(call, place, tmp_path):
+    """A low-pass filter halves each change of the action in an open field, and everything says which scheme it was."""
+    shared = ("eval", place / "a", "fork", "--episodes", "3")
+    assert call(*shared, "--save", tmp_path / "plain")[0] == 0
+    status, out, _ = call(*shared, "--executor", "low-pass", "--save", tmp_path / "filtered")
+    assert status == 0 and "--executor low-pass" in out
+    plain, filtered = (open_dataset(tmp_path / name) for name in ("plain", "filtered"))
+    for one, other in zip(plain, filtered, strict=True):
+        assert np.allclose(one.steps["action"][0], other.steps["action"][0])  # the first one is executed as it is
+        assert not np.allclose(one.steps["action"][1], other.steps["action"][1], atol=1e-6)
+    last = json.loads((place / "a" / "eval" / "fork.jsonl").read_text().splitlines()[-1])
+    assert last["executor"] == "low-pass"
+    refused(call(*shared, "--executor", "low-pas"), "no execution scheme 'low-pas'", "did you mean 'low-pass'")
+    refused(call("eval", place / "a", place / "demos", "--executor", "low-pass"), "recorded episodes")
+    refused(call("robustness", "scripted", "fork", "--executor", "low-pass"), "the expert plans no chunks")
+    status, _, _ = call("train", "bc", place / "demos", "--out", tmp_path / "run", "--executor", "chunk-blending",
+                        "--executor.weight", "0.25", *TINY)
+    assert status == 0 and Method.load(tmp_path / "run").executor == ChunkBlending(1, weight=0.25)
 
 
 @pytest.fixture(scope="module")

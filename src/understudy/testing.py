@@ -49,19 +49,21 @@ from .evaluate.recording import UniformRandomActor
 from .evaluate.rollout import rollout
 from .execute.actor import Actor, NoisyActor
 from .execute.base import ActionConditionedExecutor, Executor
+from .execute.planner_config import PlannerConfig
 from .execute.wrappers import ActionWrapper, WrappedActor
 from .heads.base import DenoisingHead, LikelihoodHead, TargetNetworkHead, TemperatureHead
 from .heads.flow import Flow
 from .heads.neighbors import Neighbors
 from .heads.regression import Regression
 from .learn.fit import LearnerConfig
+from .learn.latent_labels import LatentEncoder
 from .learn.method import Method
 from .learn.run import Run
 from .learn.stages import packages_of
 from .learn.train import train
 from .nets.base import CachesContext, Encoder, SharedTimeTrunk, Trunk, precomputed
 from .nets.mlp import MLP
-from .policy import Policy, PolicyConfig
+from .policy import Planner, Policy, PolicyConfig
 
 STATE = "observation.state"
 
@@ -528,7 +530,8 @@ def _encoder_tokens_are_of_their_steps(net, obs, rows, context):
 
 
 @torch.no_grad()
-def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) -> None:
+def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12,
+                   inference: tuple[PlannerConfig, ...] = ()) -> None:
     """Checks the contract of an executor.
 
     Its actions depend on the planner, its state keeps its structure, rows do not influence each other, one row can be
@@ -539,15 +542,22 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) ->
         executor: The executor to check.
         config: A policy that it can run. Its inputs are columns of three numbers.
         steps: Number of steps of each run.
+        inference: How the policy plans, as in `Method.inference`. The only module that they can name is "policy".
 
     Raises:
         ContractViolation: With the part of the contract that does not hold.
     """
-    policy, _ = random_batch(config)
-    another, _ = random_batch(config, seed=1)
+    def built(policy: Policy) -> Planner:
+        planner: Planner = policy
+        for part in inference:
+            planner = part.build(planner, {"policy": policy})
+        return planner
+
+    plain, other = (random_batch(config, seed=seed)[0] for seed in range(2))
     rng = _rng(0)
-    for weight in another.parameters():
+    for weight in other.parameters():
         weight += 0.1 * torch.randn(weight.shape, generator=rng)
+    policy, another = built(plain), built(other)
     executor.check_planner(policy)
     obs = [{k: torch.randn(3, policy.window.n_obs_steps, *policy.features[k].shape, generator=rng)
             for k in policy.inputs} for _ in range(steps)]
@@ -577,7 +587,7 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) ->
     require_equal(reset[:, [0, 2]], whole[:, [0, 2]], "other rows must not notice that one is restarted", 1e-3)
     require_equal(reset[middle:, 1], run(alone, new, since=middle)[:, 0], "a restarted row must be as new", 1e-3)
     if isinstance(executor, ActionConditionedExecutor):
-        _check_plan_after_actions(executor, policy, obs[0], key)
+        _check_plan_after_actions(executor, plain, obs[0], key)
 
 
 def _check_plan_after_actions(executor: ActionConditionedExecutor, policy: Policy, obs, key: Tensor) -> None:
@@ -1116,6 +1126,41 @@ def check_scorer(scorer: Scorer, obs: Mapping[str, Tensor], plan: Tensor) -> Non
         require_equal(again(read, plan), score, "what was loaded must score alike")
 
 
+def check_latent_encoder(encoder: LatentEncoder, data: Dataset) -> None:
+    """Checks the contract of a latent encoder.
+
+    It gives one latent for each step of the data, which has the shape and type of its feature. Nothing is random,
+    windows do not influence each other, and it is loaded again from its files.
+
+    Args:
+        encoder: The encoder, in evaluation mode.
+        data: Two or more episodes that it can read.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
+    windows = encoder.windows(data)
+    require(len(windows) == data.steps, f"there must be one window for each of the {data.steps} steps, and there are "
+            f"{len(windows)}")
+    batch, state = windows.gather(np.arange(data.steps)), torch.random.get_rng_state()
+    with torch.no_grad():
+        latents = encoder(batch)
+        feature = encoder.latent
+        require(latents.shape == (data.steps, *feature.shape) and str(latents.dtype) == f"torch.{feature.dtype}",
+                f"latents must be {feature.dtype} {feature.shape}, and are {latents.dtype} {tuple(latents.shape[1:])}")
+        require_equal(encoder(batch), latents, "the same window must have the same latent")
+        require(torch.equal(torch.random.get_rng_state(), state), "a latent must not be random")
+        require_equal(encoder(batch.select_rows(slice(1, 2)))[0], latents[1],
+                      "a window's latent must not depend on the other windows", 1e-4)
+        with tempfile.TemporaryDirectory() as folder:
+            save_module(encoder, folder)
+            again = load_module(folder, trust=(type(encoder).__module__.split(".")[0],))
+            if not isinstance(again, LatentEncoder) or type(again) is not type(encoder):
+                raise ContractViolation("what was saved must be loaded as the same class")
+            require_equal(again(again.windows(data).gather(np.arange(data.steps))), latents,
+                          "what was loaded must give the same latents")
+
+
 # -- learners ---------------------------------------------------------------------------------------------------------
 
 
@@ -1185,7 +1230,8 @@ def _check_learner(config, policy_config):
     again = restored.state()[0]
     require(again.keys() == tensors.keys() and all(torch.equal(v.detach(), tensors[k]) for k, v in again.items()),
             f"{name}, restore must take over every tensor of the state")
-    plans = [copy.deepcopy(p).eval().plan(batches[0].obs, noise) for p in (acting, restored.trained_policy)]
+    obs = stopped.policy.windows(data).batch(size, 0).obs  # a learner may sample other windows than those of its policy
+    plans = [copy.deepcopy(p).eval().plan(obs, noise) for p in (acting, restored.trained_policy)]
     require_equal(plans[1], plans[0], f"{name}, a restored learner must act like the saved one")
     for learner in (stopped, restored):
         found = [learner.update(batch) for batch in batches[3:]]

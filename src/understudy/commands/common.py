@@ -39,6 +39,7 @@ WorkerCount = Annotated[int | Literal["ray"], arg(metavar="N|ray")]
 MappingFile = Annotated[Path | None, arg(metavar="FILE")]
 IgnoredCodes = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="CODE")]
 StepCount = Annotated[int | None, arg(metavar="N")]
+SchemeName = Annotated[str | None, arg(metavar="SCHEME")]
 ColumnTexts = Annotated[tuple[str, ...], arg(metavar="NAME=COLUMN,...")]
 
 

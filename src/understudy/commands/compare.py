@@ -13,6 +13,7 @@ from .common import (
     DeviceName,
     Output,
     PositiveCount,
+    SchemeName,
     StepCount,
     TrustedPackages,
     WorkerCount,
@@ -55,6 +56,8 @@ class CompareOptions:
     """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """the task in words, for policies that were trained with --language"""
+    executor: SchemeName = None
+    """act with another execution scheme than the policies were trained with (understudy methods lists them)"""
     save: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """write each policy's rollouts there as a data set; an interrupted comparison then continues where it stopped"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -258,6 +261,7 @@ def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[s
         *(("--env", o.env) if o.env else ()),
         *(("--seed", o.seed) if o.seed else ()),
         *(("--task", o.task) if o.task else ()),
+        *(("--executor", o.executor) if o.executor else ()),
         *trust_options(o.trust, o.env, *(r for r in runs if not _is_saved_rollouts(r))),
     ]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Protocol
 
 from tyro.conf import Positional, arg
 
-from .common import ColumnTexts, DeviceName, PositiveCount, StepCount, TrustedPackages, WorkerCount
+from .common import ColumnTexts, DeviceName, PositiveCount, SchemeName, StepCount, TrustedPackages, WorkerCount
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class EvalOptions:
     """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """the task in words, for a policy that was trained with --language"""
+    executor: SchemeName = None
+    """act with another execution scheme than the policy was trained with: real-time-chunking, temporal-ensemble, ...
+    (understudy methods lists them)"""
     columns: ColumnTexts = ()
     """the columns of recorded episodes with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that
     numbers the episodes of a single CSV table"""
@@ -85,6 +88,9 @@ class RolloutOptions(Protocol):
 
     @property
     def task(self) -> str | None: ...
+
+    @property
+    def executor(self) -> str | None: ...
 
     @property
     def trust(self) -> tuple[str, ...]: ...

@@ -147,7 +147,9 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
 
     def again(episodes, *more):
         return command_line("eval", o.run, o.target, "--episodes", episodes, *(("--seed", o.seed) if o.seed else ()),
-                            *(("--task", o.task) if o.task else ()), *behavior_metrics.given_options(o), *more, *trust)
+                            *(("--task", o.task) if o.task else ()),
+                            *(("--executor", o.executor) if o.executor else ()),
+                            *behavior_metrics.given_options(o), *more, *trust)
     told = []
     if other is not None:
         if o.against is not None and o.episodes is not None and compare(mine, other).better is None:
@@ -184,6 +186,9 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
             where=o.target,
             hint="evaluate the run that it was exported from",
         )
+    if o.executor is not None:
+        raise UserError("these are recorded episodes, in which no policy can act", where="--executor",
+                        hint="leave it out, or name an environment")
     trained = TrainedRun.load(o.run, o.trust, choose_device(o.device), transforms=True)
     policy, method = trained.policy, trained.method
     assert o.target is not None

@@ -10,13 +10,15 @@ from typing import Any
 
 from ..core import Schema, UserError
 from ..data.relabel import TaskText
+from ..learn.execution import with_execution_scheme
 from ..learn.method import Method
 from ..methods import find_function, find_method
 from .options import change_fields, parse_value
 
 
 def build_method(name: str, options: Sequence[str], changes: Sequence[str], features: Schema | None,
-                 trust: tuple[str, ...], command: str, say: TaskText | None = None) -> Method:
+                 trust: tuple[str, ...], command: str, say: TaskText | None = None,
+                 executor: str | None = None) -> Method:
     """Builds the method that a command names.
 
     Args:
@@ -27,13 +29,16 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
         trust: Packages besides understudy whose code may be loaded.
         command: The command as the user writes it.
         say: Gives the method the task in words.
+        executor: Name of an execution scheme that takes the place of the method's executor.
 
     Raises:
-        UserError: There is no such method, option or field. The message has the nearest name.
+        UserError: There is no such method, scheme, option or field. The message has the nearest name.
     """
     method = find_method(name, features, trust, **_parse_options(find_function(name, trust), options))
     if say is not None and task_relabel(method) is None:
         method = replace(method, transforms=(*method.transforms, say))
+    if executor is not None:
+        method = with_execution_scheme(method, executor)
     return change_fields(method, changes, command) if changes else method
 
 

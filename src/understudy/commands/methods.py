@@ -34,11 +34,17 @@ def main(args: list[str]) -> None:
 
     with Output(o.json) as out:
         if o.name is None:
+            from ..execute.schemes import EXECUTION_SCHEMES
+
             known = describe_methods()
             table = Table("method", "what it is", "paper", "needs", box=None, pad_edge=False)
             for m in known:
                 table.add_row(m["name"], m["summary"], m["paper"], "; ".join(m["needs"]))
             out.print(table)
+            schemes = Table("execution scheme", "what it does", "paper", "needs", box=None, pad_edge=False)
+            for name, s in EXECUTION_SCHEMES.items():
+                schemes.add_row(name, s.summary, s.paper, s.needs)
+            out.print("", "Execution schemes of any of these, for --executor of train, eval and robustness:", schemes)
             out.suggest("understudy methods NAME", "understudy train NAME DATA --out RUN")
             out.print_json(known)
             return

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,7 @@ def load_actor(run: Path, env: Env, o: RolloutOptions) -> tuple[Actor, str]:
     planner, actor, shown = load_policy(run, o, ROWS, {**env.features, **given})
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
     check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns)
-    by = f"policy {weights_digest(weights_path(run))}"
+    by = f"policy {weights_digest(weights_path(run))}" + (f", {o.executor}" if o.executor is not None else "")
     return (ObservationWrapper(actor, words), f"{by}, told {o.task!r}") if words else (actor, by)
 
 
@@ -114,7 +115,7 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
 
     Args:
         run: A run, a checkpoint, or a file of understudy export.
-        o: The options of the command: the device, and the trusted packages.
+        o: The options of the command: the device, the executor, and the trusted packages.
         rows: Batch size that the networks always get. None for as many rows as there are.
         features: The columns of the environment, if known.
 
@@ -130,8 +131,16 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
     from ..learn.method import TrainedRun, policy_features
 
     features = features or {}
+    if o.executor is not None and is_exported(run):
+        raise UserError("an exported file is executed as it was exported", where="--executor",
+                        hint="evaluate the run that it was exported from")
     if not is_exported(run):
         trained = TrainedRun.load(run, o.trust, choose_device(o.device))
+        if o.executor is not None:
+            from ..learn.execution import with_execution_scheme
+
+            trained = replace(trained, method=with_execution_scheme(trained.method, o.executor))
+            trained.method.executor.check_planner(trained.planner())
         shown = policy_features(trained.method, features) if features else {}
         return trained.planner(), trained.actor(rows, features=features or None), shown
     if o.device not in ("auto", "cpu"):
@@ -224,7 +233,8 @@ def append_result(o: EvalOptions, line: dict) -> None:
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in Path(o.target).name)
     file = run_folder(o.run) / "eval" / f"{name}.jsonl"
     about = {"checkpoint": folder.name, "mark": weights_digest(folder),
-             "date": datetime.now(UTC).isoformat(timespec="seconds")}
+             "date": datetime.now(UTC).isoformat(timespec="seconds"),
+             **({} if o.executor is None else {"executor": o.executor})}
     try:
         file.parent.mkdir(exist_ok=True)
         with open(file, "a", encoding="utf-8") as lines:

@@ -16,6 +16,7 @@ from .common import (
     EnvName,
     Output,
     PositiveCount,
+    SchemeName,
     TrustedPackages,
     WorkerCount,
     batch_rows,
@@ -67,6 +68,8 @@ class RobustnessOptions:
     """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """the task in words, for a policy that was trained with --language"""
+    executor: SchemeName = None
+    """act with another execution scheme than the policy was trained with (understudy methods lists them)"""
     save: Annotated[Path | None, arg(metavar="FILE")] = None
     """file of the results; by default in RUN/robustness, or in ./robustness for an exported file or the expert"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -127,13 +130,17 @@ def main(args: list[str]) -> None:
 def _load_actor(o: RobustnessOptions, env: World) -> tuple[Actor, str]:
     """The actor, and the name under which its results are stored."""
     from .. import __version__
+    from ..core import UserError
     from ..evaluate.recording import expert_actor
 
     if o.run == SCRIPTED_ACTOR and not Path(o.run).exists():
+        if o.executor is not None:
+            raise UserError("the expert plans no chunks", where="--executor", hint="leave it out, or name a run")
         return expert_actor(env), f"{SCRIPTED_ACTOR}, {__version__}"
     run = Path(o.run)
     refuse_unused_task([run], o)
-    return load_actor(run, env, o)[0], f"{weights_digest(weights_path(run))}, {o.task}, {__version__}"
+    scheme = "" if o.executor is None else f", {o.executor}"
+    return load_actor(run, env, o)[0], f"{weights_digest(weights_path(run))}, {o.task}, {__version__}{scheme}"
 
 
 def _worker_setup(o: RobustnessOptions, name: str | None, severity: float) -> tuple[Actor, World]:
@@ -220,7 +227,7 @@ def _next_commands(o: RobustnessOptions, sweeps: Sequence[SeveritySweep]) -> lis
     trust = trust_options(o.trust, o.env, *(() if o.run == SCRIPTED_ACTOR else (Path(o.run),)))
     told = [*(("--shifts", *o.shifts) if o.shifts else ()), *(("--levels", *o.levels) if o.levels else ()),
             *(("--seed", o.seed) if o.seed else ()), *(("--task", o.task) if o.task else ()),
-            *(("--save", o.save) if o.save else ()), *trust]
+            *(("--executor", o.executor) if o.executor else ()), *(("--save", o.save) if o.save else ()), *trust]
     page = (
         []
         if o.html

@@ -18,6 +18,7 @@ from .common import (
     IgnoredCodes,
     MappingFile,
     Output,
+    SchemeName,
     StepCount,
     TrustedPackages,
     command_line,
@@ -70,6 +71,8 @@ class TrainOptions:
     """seed of the weights, the order of the data, and noise"""
     device: DeviceName = "auto"
     """where to compute; auto takes a GPU if there is one"""
+    executor: SchemeName = None
+    """the execution scheme, instead of the method's (understudy methods lists them)"""
     eval: Annotated[str | None, arg(metavar="ENV")] = None
     """roll out in this environment during training, on starts that `understudy eval` never uses; the best checkpoint is
     kept"""
@@ -150,7 +153,8 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     if o.image_size is not None and all(f.kind != "image" for f in data.features().values()):
         print("--image-size: the data have no camera frames", file=sys.stderr)
     say = _task_relabel(data) if o.language else None
-    method = build_method(o.method, options, changes, data.features(), o.trust, f"understudy train {o.method}", say)
+    method = build_method(o.method, options, changes, data.features(), o.trust, f"understudy train {o.method}", say,
+                          o.executor)
     method, stages = _with_runs(method, o)
     score, env, collected_in = None, None, _collection_env(method, data, o)
     if o.eval is not None:

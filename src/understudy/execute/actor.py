@@ -105,6 +105,20 @@ class PolicyActor(Actor):
             UserError: If a column is missing or has another shape or kind.
             NonFiniteAction: If an observation is NaN or infinite.
         """
+        first, seen = self.first_windows(obs, key)
+        return {"seen": seen, "run": self.executor.start(self.planner, first, key.to(self.planner.device))}
+
+    def first_windows(self, obs, key) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Returns the observation windows of the first step, and the history that `next_windows` takes.
+
+        Args:
+            obs: As in `start`.
+            key: As in `start`.
+
+        Raises:
+            UserError: As in `start`.
+            NonFiniteAction: As in `start`.
+        """
         rows, seen = self.planner.window.n_obs_steps, self._checked_obs(obs)
         first = next(iter(seen.values()))
         if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.shape != first.shape[:1]:
@@ -119,7 +133,21 @@ class PolicyActor(Actor):
         if self.planner.window.obs_pad_mask:  # so far, all rows are before the start of the episode
             seen = {k: torch.zeros_like(v) if k.endswith("?") else v for k, v in seen.items()}
             first = {k: torch.cat([v[:, 1:], first[k][:, -1:]], 1) for k, v in seen.items()}
-        return {"seen": seen, "run": self.executor.start(self.planner, first, key.to(self.planner.device))}
+        return first, seen
+
+    def next_windows(self, obs, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the observation windows of the current step, which are also the history for the next step.
+
+        Args:
+            obs: The current observation, as in `act`.
+            seen: The history.
+
+        Raises:
+            UserError: As in `act`.
+            NonFiniteAction: If an observation is NaN or infinite.
+        """
+        now = self._checked_obs(obs, next(iter(seen.values())).shape[0])
+        return {k: torch.cat([v[:, 1:], now[k].unsqueeze(1)], 1) for k, v in seen.items()}
 
     @torch.no_grad()
     def act(self, obs, state):
@@ -136,8 +164,7 @@ class PolicyActor(Actor):
         if not isinstance(state, Mapping) or "seen" not in state:
             raise UserError(f"the state must be what start or act returned, but this is {_describe_value(state)}",
                             where="state", hint="state = a.start(obs, key), then action, state = a.act(obs, state)")
-        now = self._checked_obs(obs, next(iter(state["seen"].values())).shape[0])
-        seen = {k: torch.cat([v[:, 1:], now[k].unsqueeze(1)], 1) for k, v in state["seen"].items()}
+        seen = self.next_windows(obs, state["seen"])
         action, run = self.executor.act(self.planner, seen, state["run"])
         action = action.cpu()
         check_action(action)

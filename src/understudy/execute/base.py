@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..core import State, Unsupported, UserError
-from ..policy import Planner, StepwisePlanner
+from ..core import State, Unsupported, UserError, take, tree_map
+from ..policy import Guide, Planner, StepwisePlanner
 
 
 class Executor(ABC):
@@ -129,3 +129,39 @@ def empty_chunks(planner: Planner, key: Tensor, *shape: int) -> Tensor:
         *shape: Further dimensions after the batch.
     """
     return torch.zeros(key.shape[0], *shape, planner.window.horizon, planner.action_dim, device=key.device)
+
+
+def sample_noise(planner: Planner, key: Tensor, count: Tensor, n: int) -> Tensor | State:
+    """Returns the noise of `n` plans of each row, (B, n, ...).
+
+    Args:
+        planner: The planner that will plan from it.
+        key: The key of each row, (B,) int64.
+        count: The number of the decision within its episode, (B,).
+        n: Number of plans.
+    """
+    noises = (planner.noise(key, count * n + i) for i in range(n))
+    return tree_map(lambda *parts: torch.stack(parts, 1), *noises)
+
+
+def sample_plans(planner: Planner, obs: Mapping[str, Tensor], noise: Tensor | State, n: int,
+                 guides: tuple[Guide, ...] = ()) -> Tensor:
+    """Returns `n` plans of each row, (B, n, H, A) in world units. The network sees them as one batch.
+
+    Args:
+        planner: The planner.
+        obs: Observation windows, (B, To, ...).
+        noise: What `sample_noise` returned.
+        n: Number of plans.
+        guides: Guidance of all these plans.
+    """
+    index = repeat_rows(obs, n)
+    plans = planner.plan(take(obs, index), tree_map(lambda x: x.flatten(0, 1), noise),
+                         tuple(g.select_rows(index) for g in guides))
+    return plans.unflatten(0, (-1, n))
+
+
+def repeat_rows(obs: Mapping[str, Tensor], n: int) -> Tensor:
+    """Returns an index that repeats each row of `obs` n times, (B * n,)."""
+    first = next(iter(obs.values()))
+    return torch.arange(first.shape[0], device=first.device).repeat_interleave(n)

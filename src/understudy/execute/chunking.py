@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..core import State, UserError, put, take
 from ..policy import Guide, Inpaint, LastChunk, Planner
-from .base import Executor, check_alignment, empty_chunks
+from .base import Executor, check_alignment, empty_chunks, sample_noise, sample_plans
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """The arguments of `Planner.plan` for the rows that need a new chunk.
+    """The rows that need a new chunk, and what their plans depend on.
 
     A request can be answered in another thread or on another machine.
 
@@ -24,12 +26,25 @@ class PlanRequest:
         obs: Their observation windows, (R, To, ...).
         noise: Their noise.
         guides: Guidance of the new plans, such as agreement with the old chunk.
+        n_samples: Number of plans for each row.
     """
 
     rows: Tensor
     obs: Mapping[str, Tensor]
     noise: Tensor | State
     guides: tuple[Guide, ...] = ()
+    n_samples: int = 1
+
+    def plan(self, planner: Planner) -> Tensor:
+        """Returns the chunks in world units, (R, H, A), or (R, n_samples, H, A) if there are several for each row."""
+        if self.n_samples == 1:
+            return planner.plan(self.obs, self.noise, self.guides)
+        return sample_plans(planner, self.obs, self.noise, self.n_samples, self.guides)
+
+    def select(self, which: Tensor) -> PlanRequest:
+        """Returns the request for some of its rows."""
+        return replace(self, rows=self.rows[which], obs=take(self.obs, which), noise=take(self.noise, which),
+                       guides=tuple(g.select_rows(which) for g in self.guides))
 
 
 class ChunkedExecutor(Executor):
@@ -40,6 +55,7 @@ class ChunkedExecutor(Executor):
 
     A subclass is a frozen dataclass with the fields below. It overrides `guides` to change how a chunk is sampled, and
     `accept_plan` to change a chunk that has arrived. `last_chunk` and `planner.action_scale` help to compare chunks.
+    A subclass with a field `n_samples` gets several chunks for each row, and `accept_plan` chooses or combines them.
 
     Args:
         n_action_steps: Number of steps executed from each chunk.
@@ -48,6 +64,7 @@ class ChunkedExecutor(Executor):
 
     n_action_steps: int
     skip: int
+    n_samples: int = 1
 
     def check_planner(self, planner):
         check_alignment(self, planner, self.skip)
@@ -72,8 +89,16 @@ class ChunkedExecutor(Executor):
         if (rows := self.rows_due(state)) is None:
             return None
         due_obs = obs if len(rows) == len(state["key"]) else take(obs, rows)
-        noise = planner.noise(state["key"][rows], state["count"][rows])
-        return PlanRequest(rows, due_obs, noise, self.guides(self.last_chunk(state, rows)))
+        key, count, n = state["key"][rows], state["count"][rows], self.n_samples
+        noise = planner.noise(key, count) if n == 1 else sample_noise(planner, key, count, n)
+        return PlanRequest(rows, due_obs, noise, self.guides(self.last_chunk(state, rows)), n)
+
+    def with_delay(self, delay: int) -> ChunkedExecutor:
+        """Returns the executor for chunks that are expected `delay` steps after their observation.
+
+        By default it is the same executor. `RealTimeChunking` plans ahead for the delay.
+        """
+        return self
 
     def guides(self, last: LastChunk) -> tuple[Guide, ...]:
         """Returns the guidance of new chunks. By default `last` alone, which does not change a chunk.
@@ -89,8 +114,8 @@ class ChunkedExecutor(Executor):
         Args:
             planner: The planner that computed them. `planner.action_scale` is the scale of each action component.
             state: The current state.
-            request: The request that is answered.
-            chunk: The chunks, (R, H, A) in world units.
+            request: The request that is answered. If the answer was delayed, `request.obs` may be newer than it.
+            chunk: The chunks, (R, H, A) in world units; with several samples, (R, n_samples, H, A).
             delay: Number of actions that were returned since the request.
         """
         return self.replace_chunk(state, request.rows, chunk, delay)
@@ -102,8 +127,7 @@ class ChunkedExecutor(Executor):
 
     def act(self, planner, obs, state):
         if (request := self.request_plan(planner, obs, state)) is not None:
-            chunk = planner.plan(request.obs, request.noise, request.guides)
-            state = self.accept_plan(planner, state, request, chunk)
+            state = self.accept_plan(planner, state, request, request.plan(planner))
         return self.next_action(state)
 
     def rows_due(self, state: State) -> Tensor | None:
@@ -157,7 +181,7 @@ class RealTimeChunking(ChunkedExecutor):
     """Executes the old chunk while the new one is computed.
 
     A new chunk arrives `delay` steps after its observation. It is asked to agree with the old chunk: fully on the
-    steps that will be executed before it arrives, and less and less on later steps.
+    steps that will be executed before it arrives, and less and less on later steps, up to the end of the old chunk.
 
     Recorded episodes contain no old chunk. Validation and `understudy eval RUN DATA` therefore measure the plans of the
     policy alone, which are those of the first chunk of an episode.
@@ -166,6 +190,9 @@ class RealTimeChunking(ChunkedExecutor):
         n_action_steps: Number of steps executed from each chunk.
         delay: Number of steps between an observation and the arrival of its chunk.
         skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
+        schedule: How agreement decreases after the steps that are executed before the chunk arrives.
+            ``"exponential"`` is the paper's. ``"linear"`` decreases more slowly, ``"ones"`` not at all, and with
+            ``"zeros"`` only the steps before the arrival agree.
 
     References:
         Black et al. (2025), Real-Time Execution of Action Chunking Flow Policies, arXiv:2506.07339.
@@ -174,12 +201,27 @@ class RealTimeChunking(ChunkedExecutor):
     n_action_steps: int = 4
     delay: int = 1
     skip: int = 0
+    schedule: Literal["exponential", "linear", "ones", "zeros"] = "exponential"
+
+    def with_delay(self, delay):
+        return replace(self, delay=delay)
 
     def guides(self, last):
         old, mask = last.aligned()
-        step = torch.arange(old.shape[1], device=old.device)
-        weight = torch.exp(-(step - self.skip - self.delay).clamp(min=0) / max(1, self.n_action_steps))
-        return Inpaint(old, weight * mask), last
+        return Inpaint(old, self.weights(mask)), last
+
+    def weights(self, mask: Tensor) -> Tensor:
+        """Returns the weight of agreement with the old chunk at each step, (B, H).
+
+        Args:
+            mask: Whether the old chunk has an action for the step, (B, H).
+        """
+        step = torch.arange(mask.shape[1], device=mask.device) - self.skip - self.delay  # after the arrival
+        overlap = (mask & (step >= 0)).sum(1, keepdim=True)
+        linear = ((overlap - step) / (overlap + 1)).clamp(0, 1)
+        later = {"exponential": linear * torch.expm1(linear) / math.expm1(1), "linear": linear,
+                 "ones": torch.ones_like(linear), "zeros": torch.zeros_like(linear)}[self.schedule]
+        return torch.where(step < 0, 1.0, later) * mask
 
     def accept_plan(self, planner, state, request, chunk, delay=0):
         if delay == 0:  # the delay is simulated: the first steps are those of the old chunk

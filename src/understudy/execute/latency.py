@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -13,6 +15,7 @@ from ..policy import Planner
 from .actor import LAST_REWARD, Actor, ObservationWrapper, PolicyActor, TransformedActor
 from .base import Executor, empty_chunks
 from .chunking import ChunkedExecutor, PlanRequest
+from .filters import FilteredExecutor
 
 NO_PLAN = -1  # the age of a plan where none is being computed
 
@@ -21,6 +24,7 @@ def delay_actor(actor: Actor, delay: int) -> Actor:
     """Returns `actor` with a computation time of `delay` steps.
 
     If the actor is a policy with a chunked executor, its plans are delayed (`DelayedPlan`) and the old chunk runs on.
+    `RealTimeChunking` is given the delay.
     For any other actor, the actions are delayed (`DelayedAction`).
 
     Args:
@@ -31,18 +35,89 @@ def delay_actor(actor: Actor, delay: int) -> Actor:
         return actor
     if isinstance(actor, (ObservationWrapper, TransformedActor)):
         return replace(actor, actor=delay_actor(actor.actor, delay))
-    if isinstance(actor, PolicyActor) and isinstance(actor.executor, ChunkedExecutor):
-        return replace(actor, executor=DelayedPlan(actor.executor, delay))
+    if isinstance(actor, PolicyActor) and (executor := _delay_plans(actor.executor, delay)) is not None:
+        return replace(actor, executor=executor)
     return DelayedAction(actor, delay)
 
 
-@dataclass(frozen=True)
-class DelayedPlan(Executor):
-    """A plan that is requested at step t arrives at step t + `delay`, as if another machine computed it.
+def _delay_plans(executor: Executor, delay: int) -> Executor | None:
+    """The executor with late plans. None if it executes no chunks."""
+    if isinstance(executor, FilteredExecutor):
+        inner = _delay_plans(executor.executor, delay)
+        return None if inner is None else replace(executor, executor=inner)
+    return DelayedPlan(executor.with_delay(delay), delay) if isinstance(executor, ChunkedExecutor) else None
+
+
+class LatePlan(Executor):
+    """A plan that is requested at one step arrives some steps later, as if another machine computed it.
 
     Until it arrives, the last chunk is executed, and its last action is repeated at its end. The steps of the new
     chunk whose time has passed are skipped. Each row computes one plan at a time. The first plan of an episode
-    arrives at once.
+    arrives at once. Subclasses are frozen dataclasses that say how late a plan is.
+
+    Args:
+        executor: The executor whose plans are late.
+    """
+
+    executor: ChunkedExecutor
+
+    @abstractmethod
+    def timed_plan(self, planner: Planner, request: PlanRequest) -> tuple[Tensor, int]:
+        """Returns the answer to a request, and how many steps later it arrives."""
+
+    def check_planner(self, planner):
+        self.executor.check_planner(planner)
+
+    def start(self, planner: Planner, obs: Mapping[str, Tensor], key: Tensor) -> State:
+        n = self.executor.n_samples
+        return {"run": self.executor.start(planner, obs, key),
+                "coming": empty_chunks(planner, key, *([n] if n > 1 else [])),
+                "age": torch.full_like(key, NO_PLAN), "delay": torch.zeros_like(key)}
+
+    def act(self, planner: Planner, obs: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:
+        run, coming, age, delay = self._accept_arrived(planner, obs, state)
+        request = self.executor.request_plan(planner, obs, run)
+        if request is not None and (free := age[request.rows] == NO_PLAN).any():
+            request = request if free.all() else request.select(free.nonzero().flatten())
+            chunk, steps = self.timed_plan(planner, request)
+            first = run["count"][request.rows] == 0
+            now, later = (which.nonzero().flatten() for which in (first | (steps == 0), ~first))
+            if len(now):
+                run = self.executor.accept_plan(planner, run, request.select(now), chunk[now])
+            if len(later) and steps:
+                rows = request.rows[later]
+                coming, age, delay = put(coming, rows, chunk[later]), age.clone(), delay.clone()
+                age[rows], delay[rows] = 0, steps
+        action, run = continued_action(self.executor, run)
+        return action, {"run": run, "coming": coming, "age": torch.where(age == NO_PLAN, age, age + 1), "delay": delay}
+
+    def _accept_arrived(self, planner, obs, state):
+        run, age, delay = state["run"], state["age"], state["delay"]
+        arrived = (age != NO_PLAN) & (age >= delay)
+        for steps in delay[arrived].unique().tolist():
+            rows = (arrived & (delay == steps)).nonzero().flatten()
+            request = PlanRequest(rows, take(obs, rows), {}, n_samples=self.executor.n_samples)
+            run = self.executor.accept_plan(planner, run, request, state["coming"][rows], delay=steps)
+        return run, state["coming"], torch.where(arrived, NO_PLAN, age), delay
+
+
+def continued_action(executor: ChunkedExecutor, run: State) -> tuple[Tensor, State]:
+    """Returns the next action of each row's chunk, and the next state. At the end of a chunk its last action is
+    repeated.
+
+    Args:
+        executor: The executor.
+        run: The state of the executor.
+    """
+    shown = run["cursor"].clamp(max=run["chunk"].shape[1] - 1 - executor.skip)
+    beyond = run["cursor"] - shown  # steps after the end of the chunk; `last_chunk` counts them
+    action, run = executor.next_action({**run, "cursor": shown})
+    return action, {**run, "cursor": run["cursor"] + beyond}
+
+
+@dataclass(frozen=True)
+class DelayedPlan(LatePlan):
+    """A plan that is requested at step t arrives at step t + `delay`. See `LatePlan`.
 
     Args:
         executor: The executor whose plans are delayed.
@@ -55,38 +130,40 @@ class DelayedPlan(Executor):
     def __post_init__(self):
         _check_whole(self.delay)
 
-    def check_planner(self, planner):
-        self.executor.check_planner(planner)
+    def timed_plan(self, planner, request):
+        return request.plan(planner), self.delay
 
-    def start(self, planner: Planner, obs: Mapping[str, Tensor], key: Tensor) -> State:
-        return {"run": self.executor.start(planner, obs, key), "coming": empty_chunks(planner, key),
-                "age": torch.full_like(key, NO_PLAN)}
 
-    def act(self, planner: Planner, obs: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:
-        run, coming, age = self._accept_arrived(planner, state["run"], state["coming"], state["age"])
-        request = self.executor.request_plan(planner, obs, run)
-        if request is not None and (free := age[request.rows] == NO_PLAN).any():
-            request = request if free.all() else _select_request(request, free.nonzero().flatten())
-            chunk = planner.plan(request.obs, request.noise, request.guides)
-            first = run["count"][request.rows] == 0
-            now, later = (which.nonzero().flatten() for which in (first | (self.delay == 0), ~first))
-            if len(now):
-                run = self.executor.accept_plan(planner, run, _select_request(request, now), chunk[now])
-            if len(later) and self.delay:
-                coming, age = put(coming, request.rows[later], chunk[later]), age.clone()
-                age[request.rows[later]] = 0
-        shown = run["cursor"].clamp(max=run["chunk"].shape[1] - 1 - self.executor.skip)
-        beyond = run["cursor"] - shown  # steps after the end of the chunk; `last_chunk` counts them
-        action, run = self.executor.next_action({**run, "cursor": shown})
-        run = {**run, "cursor": run["cursor"] + beyond}
-        return action, {"run": run, "coming": coming, "age": torch.where(age == NO_PLAN, age, age + 1)}
+@dataclass(frozen=True)
+class MeasuredDelay(LatePlan):
+    """A plan arrives as many steps late as its computation took by the clock. See `LatePlan`.
 
-    def _accept_arrived(self, planner, run, coming, age):
-        rows = (age >= max(self.delay, 1)).nonzero().flatten()
-        if not len(rows):
-            return run, coming, age
-        run = self.executor.accept_plan(planner, run, PlanRequest(rows, {}, {}), coming[rows], delay=self.delay)
-        return run, coming, put(age, rows, torch.full_like(rows, NO_PLAN))
+    The delay is the time of the computation divided by the period, rounded down: a plan that is done within the period
+    of its step is in time. Rows that plan in one batch wait for the whole batch, so evaluate with one row
+    (`--rows 1`). Results depend on the machine and on what else runs on it.
+
+    Args:
+        executor: The executor whose plans are late.
+        period: Seconds from one step to the next.
+
+    Raises:
+        UserError: The period is not positive.
+    """
+
+    executor: ChunkedExecutor
+    period: float = 0.02
+
+    def __post_init__(self):
+        if not self.period > 0:
+            raise UserError(f"the period is {self.period:g} s, but must be positive", where="MeasuredDelay.period",
+                            hint="give the seconds of one control step, such as 0.02 for 50 Hz")
+
+    def timed_plan(self, planner, request):
+        began = time.perf_counter()
+        chunk = request.plan(planner)
+        if chunk.device.type == "cuda":
+            torch.cuda.synchronize(chunk.device)
+        return chunk, int((time.perf_counter() - began) / self.period)
 
 
 @dataclass(frozen=True)
@@ -151,11 +228,6 @@ def _pass_record(state: State, inner: State) -> State:
     inner = dict(inner)
     record = {"record": inner.pop("record")} if "record" in inner else {}
     return {**state, "inner": inner, **record}
-
-
-def _select_request(request: PlanRequest, which: Tensor) -> PlanRequest:
-    return PlanRequest(request.rows[which], take(request.obs, which), take(request.noise, which),
-                       tuple(g.select_rows(which) for g in request.guides))
 
 
 def _check_whole(delay: int) -> int:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from ..checkpoint import CheckpointModule, FromStage, Scorer
 from ..core import UserError
 from ..policy import Guide, Planner
+from .bidirectional import BidirectionalDecoding
 from .planners import BestOfN, Guided, Hierarchical, KernelDensity, SampleSelector, SetScorer
+from .self_guidance import SelfGuided
 
 
 class PlannerConfig(ABC):
@@ -72,6 +74,44 @@ class SampleSelectorConfig(PlannerConfig):
 
     def build(self, planner, modules):
         return SampleSelector(planner, self.scorer, self.n)
+
+
+@dataclass(frozen=True)
+class BidirectionalDecodingConfig(PlannerConfig):
+    """Plans several times and takes a plan that continues the last chunk and contrasts with a weaker policy.
+
+    Args:
+        weak: The weaker policy: one that a stage trained, or a module of the same checkpoint by its name. None to
+            leave its part out.
+        n: Number of plans drawn from each policy.
+        n_kept: Number of plans that stay candidates after they are compared with the last chunk.
+        decay: Factor by which the weight of coherence decreases from each step to the next.
+    """
+
+    weak: str | FromStage | CheckpointModule | None = None
+    n: int = 15
+    n_kept: int = 5
+    decay: float = 0.5
+
+    def build(self, planner, modules):
+        weak = None if self.weak is None else _module(self.weak, Planner, modules, "BidirectionalDecodingConfig.weak")
+        return BidirectionalDecoding(planner, weak, self.n, self.n_kept, self.decay)
+
+
+@dataclass(frozen=True)
+class SelfGuidanceConfig(PlannerConfig):
+    """Guides the policy by its own prediction for an earlier observation.
+
+    Args:
+        scale: Scale of the guidance. 0 is the plain policy.
+        lag: Number of steps between the two observations.
+    """
+
+    scale: float = 1.0
+    lag: int = 1
+
+    def build(self, planner, modules):
+        return SelfGuided(planner, self.scale, self.lag)
 
 
 @dataclass(frozen=True)

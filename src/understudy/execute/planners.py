@@ -14,7 +14,7 @@ from ..checkpoint import Scorer
 from ..core import Schema, Unsupported, UserError, take, tree_map
 from ..heads.neighbors import Neighbors
 from ..policy import Guide, LastChunk, Planner, Policy, StepwisePlanner
-from .base import require_stepwise
+from .base import repeat_rows, require_stepwise, sample_noise, sample_plans
 
 
 class PlannerWrapper(Planner):
@@ -149,17 +149,7 @@ class _PlanChoice(PlannerWrapper):
         return {**self.scorer.features, **self.planner.features}
 
     def noise(self, key, count):
-        noises = (self.planner.noise(key, count * self.n + i) for i in range(self.n))
-        return tree_map(lambda *parts: torch.stack(parts, 1), *noises)
-
-    def _draw(self, obs, noise, guides) -> tuple[Mapping[str, Tensor], Tensor]:
-        """The observations, each row n times (B * n, To, ...), and the plans (B, n, H, A)."""
-        first = next(iter(obs.values()))
-        index = torch.arange(first.shape[0], device=first.device).repeat_interleave(self.n)
-        obs = take(obs, index)
-        noise = tree_map(lambda x: x.flatten(0, 1), noise)
-        plans = self.planner.plan(obs, noise, tuple(g.select_rows(index) for g in guides))
-        return obs, plans.unflatten(0, (-1, self.n))
+        return sample_noise(self.planner, key, count, self.n)
 
 
 def _take_best(plans: Tensor, scores: Tensor) -> Tensor:
@@ -187,8 +177,9 @@ class BestOfN(_PlanChoice):
     n: int = 16
 
     def plan(self, obs, noise, guides=()):
-        repeated, plans = self._draw(obs, noise, guides)
-        return _take_best(plans, self.scorer(repeated, plans.flatten(0, 1)).unflatten(0, (-1, self.n)))
+        plans = sample_plans(self.planner, obs, noise, self.n, guides)
+        scores = self.scorer(take(obs, repeat_rows(obs, self.n)), plans.flatten(0, 1))
+        return _take_best(plans, scores.unflatten(0, (-1, self.n)))
 
 
 class SetScorer(ABC):
@@ -232,7 +223,7 @@ class SampleSelector(_PlanChoice):
     n: int = 16
 
     def plan(self, obs, noise, guides=()):
-        _, plans = self._draw(obs, noise, guides)
+        plans = sample_plans(self.planner, obs, noise, self.n, guides)
         last = next((g for g in guides if isinstance(g, LastChunk)), None)
         return _take_best(plans, self.scorer.score(obs, plans, self.action_scale, last))
 

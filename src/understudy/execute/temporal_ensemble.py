@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from ..core import UserError
+from ..policy import Planner
 from .base import Executor, check_alignment, empty_chunks
 
 
@@ -17,27 +22,78 @@ class TemporalEnsemble(Executor):
 
     Args:
         decay: Rate at which the weights decrease from the oldest to the newest chunk.
+        skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
+        delay: Simulated number of steps between an observation and the arrival of its chunk. A plan is started at every
+            step, and several are computed at the same time. The first chunk of an episode arrives at once.
 
     References:
         Zhao et al. (2023), Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware, arXiv:2304.13705.
     """
 
     decay: float = 0.01
+    skip: int = 0
+    delay: int = 0
 
     def check_planner(self, planner):
-        check_alignment(self, planner)
+        check_alignment(self, planner, self.skip)
+        if not 0 <= self.delay <= (last := planner.window.horizon - self.skip - 1):
+            raise UserError(f"the delay is {self.delay}, but must be from 0 to {last}, "
+                            "because a chunk that arrives later has no action left",
+                            where=f"{type(self).__name__}.delay", hint="train with a longer horizon")
 
     def start(self, planner, obs, key):
         self.check_planner(planner)
-        chunks = empty_chunks(planner, key, planner.window.horizon)
+        chunks = empty_chunks(planner, key, planner.window.horizon - self.skip)
         return {"key": key, "count": torch.zeros_like(key), "chunks": chunks}
 
     def act(self, planner, obs, state):
         new = planner.plan(obs, planner.noise(state["key"], state["count"]))
         chunks = torch.cat([new.unsqueeze(1), state["chunks"][:, :-1]], 1)  # chunks[:, j] was planned j steps ago
         age = torch.arange(chunks.shape[1], device=new.device)
-        planned = age <= state["count"].unsqueeze(1)
-        # exp(decay * age) is exp(-decay * i) up to a factor, which the division removes.
-        weight = torch.exp(self.decay * age) * planned
-        action = (weight.unsqueeze(-1) * chunks[:, age, age]).sum(1) / weight.sum(1, True)
+        count = state["count"].unsqueeze(1)
+        arrived = (age <= count) & ((age >= self.delay) | (age == count))  # the first chunk arrives at once
+        actions = chunks[:, age, self.skip + age]
+        weight = self.weights(planner, obs, actions, arrived) * arrived
+        action = (weight.unsqueeze(-1) * actions).sum(1) / weight.sum(1, True)
         return action, {**state, "chunks": chunks, "count": state["count"] + 1}
+
+    def weights(self, planner: Planner, obs: Mapping[str, Tensor], actions: Tensor, arrived: Tensor) -> Tensor:
+        """Returns the weight of each chunk up to a factor, (B, n) or (n,).
+
+        Args:
+            planner: The planner.
+            obs: Observation windows, (B, To, ...).
+            actions: What the chunks contain for the current step, newest first, (B, n, A) in world units.
+            arrived: Which of them are there, (B, n).
+        """
+        # exp(decay * age) is exp(-decay * i) up to a factor, which the division removes.
+        return torch.exp(self.decay * torch.arange(actions.shape[1], device=actions.device))
+
+
+@dataclass(frozen=True)
+class AdaptiveEnsemble(TemporalEnsemble):
+    """A temporal ensemble in which chunks count more if their action points in the direction of the newest one.
+
+    The weight of a chunk is exp(alpha * cosine), with the cosine similarity of its action for the current step and that
+    of the newest chunk, in coded units. An old chunk that was planned for another way of doing the task counts less.
+
+    Args:
+        decay: Additional rate at which the weights decrease from the oldest to the newest chunk. 0 in the paper.
+        skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
+        delay: Simulated number of steps between an observation and the arrival of its chunk. See `TemporalEnsemble`.
+        alpha: Strength of the preference. With 0, all chunks count the same.
+
+    References:
+        Li et al. (2024), CogACT: A Foundational Vision-Language-Action Model for Synergizing Cognition and Action in
+        Robotic Manipulation, arXiv:2411.19650.
+    """
+
+    decay: float = 0.0
+    alpha: float = 0.1
+
+    def weights(self, planner, obs, actions, arrived):
+        coded = planner.encode(actions, obs)
+        newest = arrived.long().argmax(1)
+        reference = coded[torch.arange(len(coded), device=coded.device), newest].unsqueeze(1)
+        similarity = F.cosine_similarity(coded, reference, dim=-1)
+        return torch.exp(self.alpha * similarity) * super().weights(planner, obs, actions, arrived)

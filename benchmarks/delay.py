@@ -1,0 +1,179 @@
+"""Success against inference delay: python benchmarks/delay.py [TASK ... | --tiny | --page]
+
+One flow policy for each task and training seed acts with every execution scheme, while its plans arrive 0 to 8 steps
+late. The settings are written here before any run and nothing is tuned: every scheme has its defaults, and executes 4
+steps of a chunk of 16 where it has such a number. The scheme jerk-limit is left out: it is for actions that are
+positions, and those of both toys are velocities.
+
+Late plans are those of `DelayedPlan`: the old chunk continues, one plan is computed at a time, and the steps of a new
+chunk whose time has passed are skipped. The two ensembles start a plan at every step instead, and compute several at
+once (`TemporalEnsemble(delay=...)`). Real-time chunking knows the delay. The computation of 15 samples
+counts as much as that of one: the axis is the delay, not the work.
+
+The cells, one for each task, seed and scheme, are kept in results/delay/: a run that was stopped continues, and trains
+at most its current policy again. All of it takes some two hours of a core; --tiny takes minutes, keeps its cells in
+results/delay-tiny/, and shows only that everything runs. --page writes the table into docs/execution.md and the
+figures from the cells that there are.
+"""
+
+from __future__ import annotations
+
+import measure
+
+measure.one_thread()
+
+import sys  # noqa: E402
+from dataclasses import dataclass, replace  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import torch  # noqa: E402
+
+from understudy.data.episode import Dataset  # noqa: E402
+from understudy.envs import make  # noqa: E402
+from understudy.evaluate.evaluation import recording_seed  # noqa: E402
+from understudy.evaluate.plots import curves  # noqa: E402
+from understudy.evaluate.rollout import rollout  # noqa: E402
+from understudy.evaluate.stats import two_level_rate  # noqa: E402
+from understudy.execute.actor import Actor, PolicyActor  # noqa: E402
+from understudy.execute.chunking import ChunkedExecutor  # noqa: E402
+from understudy.execute.latency import delay_actor  # noqa: E402
+from understudy.execute.temporal_ensemble import TemporalEnsemble  # noqa: E402
+from understudy.files import read_json, write_json, write_text  # noqa: E402
+from understudy.learn.execution import with_execution_scheme  # noqa: E402
+from understudy.learn.fit_method import fit_method  # noqa: E402
+from understudy.learn.method import Method, build_planner  # noqa: E402
+from understudy.methods.generative import flow_policy  # noqa: E402
+from understudy.policy import Policy  # noqa: E402
+
+PICTURES = measure.HERE.parent / "docs" / "images"
+SCHEMES = ("receding-horizon", "temporal-ensemble", "adaptive-ensemble", "chunk-blending", "bidirectional-decoding",
+           "adaptive-horizon", "adaptive-chunking", "self-guided-chunking", "real-time-chunking", "low-pass")
+DELAYS = tuple(range(9))
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment, and how many demonstrations of its expert the policy learns from."""
+
+    env: str
+    shown: int
+    options: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is run. The first numbers are those of the table."""
+
+    folder: str = "delay"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    delays: tuple[int, ...] = DELAYS
+    updates: int = 4000
+    episodes: int = 100
+
+
+FULL = Size()
+TINY = Size("delay-tiny", (0, 1), (0, 4, 8), 300, 10)
+TASKS = {"fork": Task("fork", 100, (("gust", 0.2),)), "push": Task("push", 200)}
+
+
+def method(size: Size) -> Method:
+    """The policy of all schemes."""
+    made = flow_policy(n_action_steps=4)
+    optimizer = replace(made.learner.optimizer, warmup_steps=min(100, size.updates // 10))
+    return replace(made, learner=replace(made.learner, steps=size.updates, optimizer=optimizer))
+
+
+def demonstrations(task: Task) -> Dataset:
+    """Successful episodes of the expert."""
+    env = make(task.env, rows=100, **dict(task.options))
+    return rollout(env.expert(), env, task.shown, recording_seed(0)).filter(lambda e: e.metadata["success"])
+
+
+def late_actor(policy: Policy, made: Method, scheme: str, delay: int, rows: int) -> Actor:
+    """The policy with an execution scheme whose plans arrive `delay` steps late."""
+    made = with_execution_scheme(made, scheme)
+    planner = build_planner(made, {"policy": policy}, rows)
+    if isinstance(made.executor, TemporalEnsemble):
+        return PolicyActor(planner, replace(made.executor, delay=delay))
+    executor = made.executor.with_delay(delay) if isinstance(made.executor, ChunkedExecutor) else made.executor
+    return delay_actor(PolicyActor(planner, executor), delay)
+
+
+def cell_path(size: Size, name: str, seed: int, scheme: str) -> Path:
+    """The file of a cell."""
+    return measure.RESULTS / size.folder / f"{name}-{seed}-{scheme}.json"
+
+
+def run_cells(size: Size, name: str, seed: int) -> None:
+    """Runs the cells of a task and a training seed that are missing."""
+    task, made, policy = TASKS[name], method(size), None
+    for scheme in SCHEMES:
+        path = cell_path(size, name, seed, scheme)
+        if path.exists():
+            continue
+        if policy is None:
+            policy = fit_method(made, demonstrations(task), seed).policy
+        found = {}
+        for delay in size.delays:
+            env = make(task.env, rows=size.episodes, **dict(task.options))
+            ran = rollout(late_actor(policy, made, scheme, delay, size.episodes), env, size.episodes, seed=0)
+            found[str(delay)] = [int(e.metadata["success"]) for e in ran]
+        write_json(path, {"task": name, "seed": seed, "scheme": scheme, "updates": size.updates, "success": found})
+        rates = ", ".join(f"{d}: {sum(s) / len(s):.2f}" for d, s in found.items())
+        print(f"{name} seed {seed} {scheme}: {rates}", file=sys.stderr, flush=True)
+
+
+def finished_seeds(size: Size, name: str) -> list[int]:
+    """The training seeds for which every scheme has run. Empty if there is only one, which has no interval."""
+    found = [s for s in size.seeds if all(cell_path(size, name, s, scheme).exists() for scheme in SCHEMES)]
+    return found if len(found) > 1 else []
+
+
+def intervals(size: Size, name: str) -> dict[str, list]:
+    """The success of each scheme at each delay, with its interval over seeds and starts."""
+    seeds, found = finished_seeds(size, name), {}
+    for scheme in SCHEMES if seeds else ():
+        cells = [read_json(cell_path(size, name, s, scheme))["success"] for s in seeds]
+        found[scheme] = [two_level_rate([c[str(d)] for c in cells]) for d in size.delays]
+    return found
+
+
+def page_text(size: Size) -> str:
+    """The tables and figures of the documentation."""
+    parts = []
+    for name in TASKS:
+        if not (found := intervals(size, name)):
+            continue
+        seeds = len(finished_seeds(size, name))
+        options = "".join(f", {k}={v:g}" for k, v in TASKS[name].options)
+        parts += [f"{name}{options}: {seeds} training seeds, {size.episodes} starts each, {size.updates:,} updates. "
+                  "Percent of successful episodes, with the 95% interval over seeds and starts.", "",
+                  "| delay in steps | " + " | ".join(map(str, size.delays)) + " |",
+                  "|---|" + "---|" * len(size.delays)]
+        parts += [f"| {scheme} | " + " | ".join(f"{100 * r.estimate:.0f} [{100 * r.low:.0f}, {100 * r.high:.0f}]"
+                                                for r in rates) + " |" for scheme, rates in found.items()]
+        parts += ["", f"![Success on {name} against inference delay](images/delay-{name}.svg)", ""]
+        delays = [float(d) for d in size.delays]
+        figure = curves({scheme: (delays, [r.estimate for r in rates]) for scheme, rates in found.items()},
+                        "delay in steps", f"success on {name}", dots=True, low=0, high=1)
+        write_text(PICTURES / f"delay-{name}.svg", figure.standalone_svg())
+    if size == TINY and parts:
+        parts.insert(0, "**These numbers are from the smallest size of the benchmark, which only shows that it runs. "
+                        "The policies are barely trained, and the intervals are too wide to compare schemes.**\n")
+    return "\n".join(parts).rstrip()
+
+
+def main(wanted: list[str]) -> None:
+    torch.set_num_threads(1)
+    size = TINY if "--tiny" in wanted else FULL
+    names = [w for w in wanted if not w.startswith("--")] or list(TASKS)
+    for seed in size.seeds if "--page" not in wanted else ():
+        for name in names:
+            run_cells(size, name, seed)
+    if text := page_text(size):
+        measure.insert("delay", text, "execution.md")
+        print(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

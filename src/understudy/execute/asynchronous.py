@@ -1,0 +1,139 @@
+"""Acting at a fixed rate on a robot while plans are computed in the background."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from ..core import State, Unsupported, UserError
+from ..policy import Planner
+from .actor import PolicyActor, check_action
+from .chunking import ChunkedExecutor, PlanRequest
+from .latency import continued_action
+
+
+class AsynchronousRunner:
+    """Acts with a policy whose plans are computed in a background thread, so that the robot never waits.
+
+    `act` returns at once. A new chunk is used from the first call of `act` after it is ready, without the steps whose
+    time has passed. Until then the old chunk continues, and its last action is repeated at its end. Only the first plan
+    of an episode is waited for.
+
+    How late plans are is measured: the number of actions that were returned between an observation and the arrival of
+    its plan. `RealTimeChunking` expects the largest of the last delays, and its own `delay` at first. All results
+    depend on the machine. To evaluate an executor with a fixed delay, use `execute.latency.DelayedPlan`.
+
+    Args:
+        actor: The policy with an executor of chunks, such as `load_actor("runs/flow")`.
+        n_delays: Number of last delays whose maximum is expected of the next plan.
+
+    Attributes:
+        delays: The last delays in steps, oldest first.
+        plan_seconds: The times of the last computations in seconds, oldest first. The first plans of episodes are not
+            among them, because they include the warm-up.
+
+    Raises:
+        Unsupported: The executor does not execute chunks.
+
+    Example:
+        >>> with AsynchronousRunner(load_actor("runs/flow", features=env.features)) as runner:
+        ...     runner.start(obs, keys(0, [0]))
+        ...     while True:
+        ...         action = runner.act(obs)  # then send the action, wait for the next step, and observe
+
+    References:
+        Black et al. (2025), Real-Time Execution of Action Chunking Flow Policies, arXiv:2506.07339.
+    """
+
+    def __init__(self, actor: PolicyActor, n_delays: int = 10):
+        if not isinstance(actor, PolicyActor) or not isinstance(actor.executor, ChunkedExecutor):
+            what = type(actor.executor if isinstance(actor, PolicyActor) else actor).__name__
+            raise Unsupported(f"{what} does not execute chunks, so nothing can be executed while a plan is computed",
+                              where="AsynchronousRunner", hint="use a PolicyActor with RecedingHorizon or "
+                              "RealTimeChunking")
+        self.actor, self.executor = actor, actor.executor
+        self.delays: deque[int] = deque(maxlen=n_delays)
+        self.plan_seconds: deque[float] = deque(maxlen=n_delays)
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._pending: tuple[PlanRequest, Future[tuple[Tensor, float]], int] | None = None
+        self._seen: Mapping[str, Tensor] | None = None
+        self._run: State = {}
+        self._n_actions = 0
+
+    @torch.no_grad()
+    def start(self, obs: Mapping[str, Tensor], key: Tensor) -> None:
+        """Starts an episode. A plan of the episode before is dropped.
+
+        Args:
+            obs: The first observation, (1, ...). See `PolicyActor.start`.
+            key: Source of all randomness, (1,) int64.
+        """
+        if self._pending is not None:
+            self._pending[1].exception()  # waits: one plan at a time
+            self._pending = None
+        first, self._seen = self.actor.first_windows(obs, key)
+        self._run = self.executor.start(self.actor.planner, first, key.to(self.actor.planner.device))
+        self._n_actions = 0
+
+    @torch.no_grad()
+    def act(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the next action, (1, A) in world units on the CPU.
+
+        Args:
+            obs: The current observation, (1, ...).
+
+        Raises:
+            UserError: `start` was not called, or an observation is wrong. See `PolicyActor.act`.
+            NonFiniteAction: An observation or an action is NaN or infinite.
+        """
+        if self._seen is None:
+            raise UserError("no episode has been started", where="AsynchronousRunner.act",
+                            hint="call start(obs, key) first")
+        planner = self.actor.planner
+        self._seen = self.actor.next_windows(obs, self._seen)
+        self._accept_arrived(planner)
+        if self._pending is None:
+            executor = self.executor.with_delay(max(self.delays)) if self.delays else self.executor
+            request = executor.request_plan(planner, self._seen, self._run)
+            if request is not None and self._run["count"][0] == 0:
+                self._run = self.executor.accept_plan(planner, self._run, request, request.plan(planner))
+            elif request is not None:
+                self._pending = request, self._thread.submit(_timed_plan, planner, request), self._n_actions
+        action, self._run = continued_action(self.executor, self._run)
+        self._n_actions += 1
+        action = action.cpu()
+        check_action(action)
+        return action
+
+    def _accept_arrived(self, planner: Planner) -> None:
+        if self._pending is None or not self._pending[1].done():
+            return
+        request, future, since = self._pending
+        chunk, seconds = future.result()
+        delay, self._pending = self._n_actions - since, None
+        self._run = self.executor.accept_plan(planner, self._run, request, chunk, delay=delay)
+        self.delays.append(delay)
+        self.plan_seconds.append(seconds)
+
+    def close(self) -> None:
+        """Ends the background thread. A plan that is being computed is finished first."""
+        self._thread.shutdown()
+
+    def __enter__(self) -> AsynchronousRunner:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+@torch.no_grad()  # the mode of gradients belongs to a thread
+def _timed_plan(planner: Planner, request: PlanRequest) -> tuple[Tensor, float]:
+    """The answer to a request, and the seconds that it took."""
+    began = time.perf_counter()
+    chunk = request.plan(planner).cpu()  # waits for a GPU
+    return chunk.to(planner.device), time.perf_counter() - began

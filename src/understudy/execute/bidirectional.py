@@ -1,0 +1,129 @@
+"""Bidirectional decoding: a plan that agrees with the last chunk, and that a strong policy would rather make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Unsupported, UserError
+from ..policy import LastChunk, Planner
+from .base import sample_noise, sample_plans
+from .planners import PlannerWrapper
+
+
+@dataclass(frozen=True)
+class BidirectionalDecoding(PlannerWrapper):
+    """Draws `n` plans, and takes one that continues the last chunk and is typical of the policy.
+
+    Backward coherence is the distance of a plan from the rest of the last chunk. The `n_kept` plans with the smallest
+    distance stay candidates. Forward contrast is the mean distance of a candidate from the nearest half of the other
+    candidates, minus that from the nearest half of the weak policy's plans. The weak policy's plans are filtered by
+    their coherence too. The plan with the smallest sum of coherence and contrast is taken.
+
+    Without a last chunk, all plans are candidates. Distances are in units of `action_scale`, and steps of a chunk that
+    lie in the past do not count. The executor must tell what it was executing, as `ChunkedExecutor` does.
+
+    Args:
+        planner: The strong policy, which draws the plans.
+        weak: A weaker policy, such as an early checkpoint of the same run. None to leave its part out.
+        n: Number of plans drawn from each policy.
+        n_kept: Number of plans that stay candidates, from 2 to `n`.
+        decay: Factor by which the weight of coherence decreases from each step to the next.
+
+    Raises:
+        UserError: The numbers do not fit, or the policies have different windows or actions.
+
+    References:
+        Liu et al. (2024), Bidirectional Decoding: Improving Action Chunking via Closed-Loop Resampling,
+        arXiv:2408.17355.
+    """
+
+    planner: Planner
+    weak: Planner | None = None
+    n: int = 15
+    n_kept: int = 5
+    decay: float = 0.5
+
+    def __post_init__(self):
+        if not 2 <= self.n_kept <= self.n:
+            raise UserError(f"n_kept is {self.n_kept}, but must be from 2 to n, which is {self.n}",
+                            where="BidirectionalDecoding.n_kept", hint="keep a third of the plans, as in the paper")
+        if self.weak is None:
+            return
+        ours, theirs = (((w := p.window).n_obs_steps, w.horizon, w.action_offset, p.action_dim)
+                        for p in (self.planner, self.weak))
+        if ours != theirs:
+            raise UserError(f"(n_obs_steps, horizon, action_offset, action components) are {ours}, but those of the "
+                            f"weak policy are {theirs}", where="BidirectionalDecoding.weak",
+                            hint="take an early checkpoint of the same run, or train both with the same window")
+
+    @property
+    def inputs(self):
+        return tuple(dict.fromkeys(name for p in self._policies for name in p.inputs))
+
+    @property
+    def features(self):
+        return {name: f for p in reversed(self._policies) for name, f in p.features.items()}
+
+    @property
+    def _policies(self) -> tuple[Planner, ...]:
+        return (self.planner,) if self.weak is None else (self.planner, self.weak)
+
+    def noise(self, key, count):
+        # Keys that differ, so that equal policies draw independently.
+        return {str(i): sample_noise(p, key + i, count, self.n) for i, p in enumerate(self._policies)}
+
+    def plan(self, obs, noise, guides=()):
+        last = next((g for g in guides if isinstance(g, LastChunk)), None)
+        if last is None:
+            raise Unsupported("this executor does not tell what it was executing", where="BidirectionalDecoding",
+                              hint="use RecedingHorizon or RealTimeChunking")
+        plans = [sample_plans(p, obs, noise[str(i)], self.n, guides) for i, p in enumerate(self._policies)]
+        cost = self.cost(plans[0], plans[1] if self.weak is not None else None, self.action_scale, last)
+        return plans[0][torch.arange(len(cost), device=cost.device), cost.argmin(1)]
+
+    def cost(self, strong: Tensor, weak: Tensor | None, scale: Tensor, last: LastChunk) -> Tensor:
+        """Returns the sum of coherence and contrast of each plan, (B, n). It is infinite if the plan is no candidate.
+
+        Args:
+            strong: The plans of the strong policy in world units, (B, n, H, A).
+            weak: Those of the weak policy, or None.
+            scale: Scale of each action component, (A,).
+            last: What the executor was executing.
+        """
+        now = -self.window.action_offset
+        old, exists = (x[:, now:] for x in last.aligned())
+        strong = strong[:, :, now:] / scale
+        coherence, kept = self._coherence(strong, old / scale, exists)
+        itself = torch.eye(self.n, dtype=torch.bool, device=strong.device)
+        cost = coherence + _nearest_half(strong, strong, kept, itself)
+        if weak is not None:
+            weak = weak[:, :, now:] / scale
+            cost = cost - _nearest_half(strong, weak, self._coherence(weak, old / scale, exists)[1], ~itself & itself)
+        return cost.masked_fill(~kept, torch.inf)
+
+    def _coherence(self, plans: Tensor, old: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+        """The distance of each plan from the last chunk, (B, n), and which plans stay candidates, (B, n)."""
+        weight = exists * self.decay ** torch.arange(old.shape[1], device=old.device)
+        weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-12)
+        distance = ((plans - old.unsqueeze(1)).norm(dim=-1) * weight.unsqueeze(1)).sum(-1)
+        rank = distance.argsort(dim=1, stable=True).argsort(1)
+        return distance, (rank < self.n_kept) | ~exists.any(1, keepdim=True)
+
+
+def _nearest_half(plans: Tensor, others: Tensor, kept: Tensor, excluded: Tensor) -> Tensor:
+    """The mean distance of each plan from the nearest half of the other plans that are kept, (B, n).
+
+    Args:
+        plans: Scaled plans, (B, n, H, A).
+        others: Scaled plans, (B, n, H, A).
+        kept: Which of `others` count, (B, n). The half is half of their number, rounded down.
+        excluded: Pairs that do not count, (n, n).
+    """
+    distance = (plans.unsqueeze(2) - others.unsqueeze(1)).norm(dim=-1).mean(-1)
+    ranked = distance.masked_fill(~kept.unsqueeze(1) | excluded, torch.inf).sort(-1).values
+    half = (kept.sum(1) // 2)[:, None, None]
+    near = torch.arange(ranked.shape[-1], device=ranked.device) < half
+    return torch.where(near, ranked, 0.0).sum(-1) / half[..., 0]

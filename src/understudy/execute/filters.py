@@ -1,0 +1,142 @@
+"""Filters that make the executed actions smoother."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import State, Unsupported, UserError, tree_map
+from ..policy import Planner
+from .base import ActionConditionedExecutor, Executor
+
+
+class ActionFilter(ABC):
+    """Turns the sequence of planned actions into a smoother one. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def start(self, action: Tensor) -> State:
+        """Returns the state as if `action` (B, A) had been executed for a long time."""
+
+    @abstractmethod
+    def step(self, planner: Planner, action: Tensor, state: State) -> tuple[Tensor, State]:
+        """Returns the executed action, (B, A), and the next state.
+
+        Args:
+            planner: The planner. `planner.action_scale` is the scale of each action component.
+            action: The planned action, (B, A) in world units.
+            state: The state. It is not changed in place.
+        """
+
+
+@dataclass(frozen=True)
+class LowPassFilter(ActionFilter):
+    """The exponential moving average of the actions, a low-pass filter of first order.
+
+    At f steps per second, its cutoff frequency is ``-f * log(decay) / (2 * pi)``. It delays slow motion by
+    ``decay / (1 - decay)`` steps.
+
+    Args:
+        decay: Weight of the last executed action, from 0 (no filter) to below 1.
+
+    Raises:
+        UserError: `decay` is outside its range.
+    """
+
+    decay: float = 0.5
+
+    def __post_init__(self):
+        if not 0 <= self.decay < 1:
+            raise UserError(f"decay is {self.decay:g}, but must be at least 0 and below 1", where="LowPassFilter.decay",
+                            hint="0.5 is usual")
+
+    def start(self, action):
+        return {"last": action}
+
+    def step(self, planner, action, state):
+        action = self.decay * state["last"] + (1 - self.decay) * action
+        return action, {"last": action}
+
+
+@dataclass(frozen=True)
+class JerkLimit(ActionFilter):
+    """Limits how fast actions change, how fast that changes, and the jerk.
+
+    The change per step is clipped to V = `max_change`. Two moving averages over n = `n_average` steps follow. The
+    first difference of the executed actions is then at most V, the second one 2 V / n, and the third one, the jerk,
+    4 V / n². The executed actions never leave the range of the planned ones. They are n - 1 steps late in slow motion.
+    Use it for actions that are positions.
+
+    Args:
+        max_change: Largest change per step, in units of `planner.action_scale`.
+        n_average: Number of steps of each moving average. 1 limits the change alone.
+
+    Raises:
+        UserError: A number is not positive.
+
+    References:
+        Biagiotti and Melchiorri (2012), FIR Filters for Online Trajectory Planning with Time- and Frequency-Domain
+        Specifications, Control Engineering Practice.
+    """
+
+    max_change: float = 0.5
+    n_average: int = 2
+
+    def __post_init__(self):
+        for name in ("max_change", "n_average"):
+            if not (value := getattr(self, name)) > 0:
+                raise UserError(f"{name} is {value:g}, but must be positive", where=f"JerkLimit.{name}",
+                                hint="leave it at its default")
+
+    def start(self, action):
+        queue = action.unsqueeze(1).repeat(1, self.n_average, 1)
+        return {"limited": action, "first": queue, "second": queue}
+
+    def step(self, planner, action, state):
+        limit = self.max_change * planner.action_scale.to(action)
+        limited = state["limited"] + (action - state["limited"]).clamp(-limit, limit)
+        first = torch.cat([state["first"][:, 1:], limited.unsqueeze(1)], 1)
+        second = torch.cat([state["second"][:, 1:], first.mean(1, keepdim=True)], 1)
+        return second.mean(1), {"limited": limited, "first": first, "second": second}
+
+
+@dataclass(frozen=True)
+class FilteredExecutor(Executor):
+    """Filters the actions of another executor. The first action of an episode is executed as it is.
+
+    Args:
+        executor: The executor.
+        filter: The filter.
+
+    Raises:
+        Unsupported: The executor plans from the actions that it executed, which a filter would change.
+    """
+
+    executor: Executor
+    filter: ActionFilter = LowPassFilter()
+
+    def __post_init__(self):
+        if isinstance(self.executor, ActionConditionedExecutor):
+            raise Unsupported(f"{type(self.executor).__name__} continues the actions that it executed, and a filter "
+                              "would change them", where="FilteredExecutor.executor",
+                              hint="filter an executor that executes chunks, such as RecedingHorizon")
+
+    def check_planner(self, planner):
+        self.executor.check_planner(planner)
+
+    def start(self, planner: Planner, obs: Mapping[str, Tensor], key: Tensor) -> State:
+        nothing = torch.zeros(len(key), planner.action_dim, device=key.device)
+        return {"run": self.executor.start(planner, obs, key), "filter": self.filter.start(nothing),
+                "begun": torch.zeros_like(key, dtype=torch.bool)}
+
+    def act(self, planner: Planner, obs: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:
+        action, run = self.executor.act(planner, obs, state["run"])
+
+        def if_begun(old, new):
+            return torch.where(state["begun"].reshape(-1, *[1] * (old.dim() - 1)), old, new)
+        before = tree_map(if_begun, state["filter"], self.filter.start(action))
+        action, after = self.filter.step(planner, action, before)
+        return action, {"run": run, "filter": after, "begun": torch.ones_like(state["begun"])}

@@ -29,7 +29,8 @@ PAGES = {
     "claims": ("Claims", ("claims.base", "claims.measures")),
 }
 WITHOUT_MODULES = {"data.formats"}  # its readers and writers are called through open_dataset and write_dataset
-INTERNAL = {"methods.chunking", "methods.generative", "methods.retrieval", "methods.behavior_cloning"}  # see methods.md
+INTERNAL = {f"methods.{name}" for name in (  # see methods.md
+    "chunking", "generative", "retrieval", "behavior_cloning", "representation", "skills")}
 
 
 def on_files(files, config):

@@ -12,7 +12,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 MADE = "<!-- made by docs/generate.py: change the source, not this page -->"
 FAMILIES = {"behavior_cloning": "Likelihood and regression", "generative": "Iterative generation",
-            "chunking": "Long chunks", "retrieval": "Retrieval", "interaction": "Collecting episodes"}
+            "chunking": "Long chunks", "retrieval": "Retrieval", "interaction": "Collecting episodes",
+            "representation": "Pretrained encoders", "skills": "Latent skills"}
 
 
 METHODS = """# Methods
@@ -101,6 +102,9 @@ def _method(f, method) -> str:
              "learner": method.learner}
     if method.collection is not None:
         parts["collection"] = method.collection
+    if method.wrapper is not None:
+        parts["wrapper"] = method.wrapper
+    parts |= {f"stage {stage.name!r}": stage.method.learner for stage in method.stages}
     table = [f"| {name} | `{_brief(part)}` |" for name, part in parts.items()]
     table += [f"| inference | `{_brief(part)}` |" for part in method.inference]
     table += [f"| stage {stage.name} | `{_brief(stage.method.learner)}` |" for stage in method.stages]

@@ -67,42 +67,66 @@ def test_assembly_keeps_the_contract_and_its_expert_always_does_it():
         assert (np.diff(order) >= 0).all() and set(order.tolist()) == {0, 1, 2, 3}
 
 
-def test_an_askew_peg_does_not_fit_and_its_angle_is_hidden_in_the_hand():
+def test_an_askew_peg_does_not_fit_and_its_angle_is_seen_in_the_hand():
     env = fmb.Assembly(1, sizes=(0.1,))
     state = torch.tensor([[0.5, 0.1, 1, 0.5, 0.1, 0, 0, 0.1, 0.8, 0.8, 0.4, 0.1]])
     for angle, fits in ((0.0, True), (1.0, False)):
-        turn = torch.tensor([[np.cos(angle), np.sin(angle)]]).float()
-        hand = torch.tensor([0.4, 0.1]) + 0.1 * turn[0]
+        turn = torch.tensor([np.cos(angle), np.sin(angle)]).float()
+        hand = torch.tensor([0.4, 0.1]) + 0.1 * turn
         state[0, :2] = state[0, 3:5] = hand  # the peg's centre is in the hole
-        env.restore(torch.tensor([0]), {"observation.state": state, "simulator.angle": turn})
+        state[0, 5:7] = turn
+        env.restore(torch.tensor([0]), {"observation.state": state})
         out = env.step(torch.tensor([[0.0, 0.0, 1.0]]))
-        assert bool(out.info["success"]) == fits and not out.obs["observation.state"][0, 5:7].any()
-    out = env.step(torch.tensor([[0.0, 0.0, -1.0]]))  # let go outside of the fixture: as askew as before, and seen
-    assert out.obs["observation.state"][0, 5:7].numpy() == pytest.approx(turn[0].numpy())
+        assert bool(out.info["success"]) == fits
+        assert out.obs["observation.state"][0, 5:7].numpy() == pytest.approx(turn.numpy())
+    out = env.step(torch.tensor([[0.0, 0.0, -1.0]]))  # let go outside of the fixture: as askew as before
+    assert out.obs["observation.state"][0, 5:7].numpy() == pytest.approx(turn.numpy())
 
 
-def test_the_chooser_remembers_what_it_chose():
-    class After(fmb.Actor):
-        """Whatever was, the next skill follows, up to the third."""
+def test_the_observation_alone_tells_the_skill():
+    ran = rollout(fmb.Expert(), fmb.Assembly(20), 20, seed=3)
+    seen = np.concatenate([e.steps["observation.state"] for e in ran])
+    upright, held = seen[:, 5] == 1, seen[:, 2] == 1
+    assert np.array_equal(np.concatenate([e.steps["observation.skill"] for e in ran]).argmax(1), 2 * upright + held)
+
+
+def test_the_policy_acts_with_the_skill_that_is_chosen_from_the_same_observation():
+    class FromHand(fmb.Actor):
+        """Chooses the skill by the x coordinate of the hand."""
 
         def start(self, obs, key):
             return {}
 
         def act(self, obs, state):
-            return torch.eye(4)[(obs["observation.before"].argmax(1) + 1).clamp(max=3)], state
+            return torch.eye(4)[obs["observation.state"][:, 0].long()], state
 
-    class Says(fmb.Actor):
+    class CopySkill(fmb.Actor):
         def start(self, obs, key):
             return {}
 
         def act(self, obs, state):
             return obs["observation.skill"], state
-    actor, obs = fmb.SkillConditionedActor(After(), Says()), {"observation.state": torch.zeros(2, 12)}
-    state, said = actor.start(obs, torch.arange(2)), []
-    for _ in range(3):
+    actor = fmb.SkillConditionedActor(FromHand(), CopySkill())
+    obs = {"observation.state": torch.zeros(2, 12), "observation.skill": torch.eye(4)[[0, 0]]}
+    state = actor.start(obs, torch.arange(2))
+    for skills in ([3, 1], [0, 2]):
+        obs["observation.state"][:, 0] = torch.tensor(skills)
         action, state = actor.act(obs, state)
-        said.append(action.argmax(1).tolist())
-    assert said == [[2, 2], [3, 3], [3, 3]]
+        assert action.argmax(1).tolist() == state["record"]["chosen"].tolist() == skills
+
+
+def test_both_arms_of_the_assembly_have_as_many_parameters_and_updates():
+    data = fmb.AssemblyDemonstrations(2).load(1)
+    data = fmb.Dataset([e.replace({"skill": e.steps["observation.skill"][:-1]}) for e in data])
+    flat, chosen = (replace(arm.options[0], steps=2) for arm in fmb.ASSEMBLY.arms)
+
+    def size(method):
+        return sum(p.numel() for p in fmb.train_policy(method, data, 1).parameters())
+    single = flat.method("observation.state")
+    skilled = (chosen.method("observation.state", target="skill"),
+               chosen.method("observation.skill", "observation.state"))
+    assert single.learner.steps == sum(m.learner.steps for m in skilled) == 2
+    assert size(single) == pytest.approx(sum(map(size, skilled)), rel=0.03)
 
 
 # -- what the arms see --------------------------------------------------------------------------------------------
@@ -164,7 +188,7 @@ def test_only_the_predictor_of_the_twin_learns_from_exchanged_outcomes():
     assert {a.name: a.options[0].shuffle_outcomes for a in changed.arms} == {
         "to the end": False, "timed out": False, "preempted": True}
     flat = fmb.shuffled_skills(fmb.ASSEMBLY)
-    assert [a.options[0].shuffle_skills for a in flat.arms] == [False, True, True]
+    assert [a.options[0].shuffle_skills for a in flat.arms] == [False, True]
     assert replace(flat.arms[1].options[0], shuffle_skills=False) == fmb.ASSEMBLY.arms[1].options[0]
 
 
@@ -222,6 +246,18 @@ def test_retrieval_is_judged_only_if_self_supervision_helps(untrained, verdict):
               for arm, mean in (("retrieval", 1.0), ("cloning", 0.6), ("untrained", untrained))}
     part = vinn.CLAIM.parts[0]
     assert part.rule.judge(errors, dict(part.experiment.measures)).verdict == verdict
+
+
+def test_the_error_of_steering_is_a_fraction_of_that_of_the_mean_angle():
+    """Learned angles are 0 and 2. Where 3 is right, their mean errs by 2, and the nearest picture's angle by 1."""
+    pictures = np.random.default_rng(0).normal(size=(2, vinn.HEIGHT, vinn.WIDTH)).astype(np.float32)
+
+    def segment(picture, angle, learned):
+        return vinn.Episode({"observation.images.front": pictures[[picture]],
+                             "action": np.full((1, 1), angle, np.float32)}, {"learned": learned})
+    data = vinn.Dataset([segment(0, 0, True), segment(1, 2, True), segment(1, 3, False)])
+    found = vinn.steering_error(None, vinn.VisualMethod("untrained", n_neighbors=1), data, 0, 1, 0)
+    assert found["error"] == pytest.approx([0.25]) and found["score"] == pytest.approx([0.75])
 
 
 def test_retrieval_gives_the_weighted_mean_of_the_nearest_pictures():

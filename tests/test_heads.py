@@ -14,10 +14,12 @@ from understudy.core import Context, Feature, HeadSpec, Unsupported, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.execute.streaming import StreamingExecutor
+from understudy.heads.adaflow import AdaFlow
 from understudy.heads.base import DenoisingHead
 from understudy.heads.behavior_transformer import BeT
 from understudy.heads.bins import Bins
 from understudy.heads.categorical import Categorical
+from understudy.heads.consistency import Consistency
 from understudy.heads.cvae import CVAE
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.edm import EDM
@@ -30,6 +32,8 @@ from understudy.heads.joint_diffusion import JointDiffusion
 from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
+from understudy.heads.normalizing_flow import NormalizingFlow
+from understudy.heads.one_step import OneStepGenerator
 from understudy.heads.paths import noise_schedule
 from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
@@ -56,7 +60,8 @@ HEADS = {h: None for h in (  # a new head joins by its line here; the first of e
     MeanFlow(n_steps=2, velocity_fraction=0.0), EDM(), EDM(n_steps=4, solver=Heun()), BeT(6), BeT(4, joint=True,
     temperature=0.0), Bins(8), Bins(8, "quantile", autoregressive=False), EnergyModel(8, n_candidates=16),
     LANGEVIN, VQBeT(4, latent_dim=8, width=8, fit_steps=20), VQBeT(4, 3, offset_codes="encoded", latent_dim=8, width=8,
-    fit_steps=20, temperature=0.0))}
+    fit_steps=20, temperature=0.0), Consistency(), Consistency(n_steps=3), AdaFlow(), NormalizingFlow(4),
+    OneStepGenerator(), Flow(coupling="optimal_transport"))}
 HEADS |= {Categorical(): CHOICE, Categorical(temperature=1.0): CHOICE}
 HEADS |= {JointDiffusion(action_size=2): JOINT, JointDiffusion(action_size=2, mode="policy"): JOINT}
 STEPWISE = (Diffusion(times="each"), Diffusion(times="ramp"), Flow(times="each"), Flow(times="ramp"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from understudy import config, make
+from understudy.checkpoint import FromStage
 from understudy.commands.train import _check_policy_fits
 from understudy.config import UntrustedCode
 from understudy.core import Feature, UserError, keys
@@ -23,6 +24,7 @@ from understudy.heads.categorical import Categorical
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.regression import Regression
 from understudy.learn.fit import fit
+from understudy.learn.method import policy_features, resolve_references, training_data
 from understudy.methods import METHODS, describe_methods, find_method, recommend
 from understudy.methods.behavior_cloning import bc
 from understudy.nets.transformer import Transformer
@@ -34,12 +36,19 @@ FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observat
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
 
 
+def with_stages(method, data):
+    """The method with new policies in place of those that its stages train."""
+    return resolve_references(method, {FromStage(s.name): Policy(s.method.policy, data.features()).fit_statistics(data)
+                                       for s in method.stages})
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_train_and_act(name):
     method = find_method(name, FEATURES)
     assert config.load(json.loads(json.dumps(config.dump(method)))) == method  # method.json
     extra = {k: Feature("float32", ()) for k in method.learner.extra}  # what the learner reads besides
-    data = random_dataset({**FEATURES, **extra}, episodes=3, steps=12)
+    data = training_data(random_dataset({**FEATURES, **extra}, episodes=3, steps=12), method)
+    method = with_stages(method, data)
     policy = Policy(method.policy, data.features()).fit_statistics(data)
     learner = method.learner.build(policy, 0, 2, data)
     sampler = learner.batch_sampler(data)
@@ -60,7 +69,7 @@ def test_what_is_carried_out_is_what_was_meant(name):
     """The window's first action is the executor's: an offset of one plays old actions (Chi et al. 2023)."""
     method = find_method(name)
     window, run = method.policy.window, method.executor
-    run.check_planner(Policy(method.policy, FEATURES))
+    run.check_planner(Policy(method.policy, policy_features(method, FEATURES)))
     past = 1 if isinstance(run, ActionConditionedExecutor) else getattr(run, "skip", 0)
     assert past == -window.action_offset
     assert past + getattr(run, "n_action_steps", 1) <= window.horizon
@@ -146,11 +155,11 @@ def test_descriptions():
 @pytest.mark.parametrize("name", METHODS)
 def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     able = {d["name"]: any("classes" in need for need in d["needs"]) for d in describe_methods()}
-    assert [n for n in able if able[n]] == ["bc", "knn", "vinn"]
+    assert [n for n in able if able[n]] == ["bc", "bc-inverse-dynamics", "knn", "vinn"]
     if not able[name]:
         with pytest.raises(UserError, match=f"{name}, column 'action': the actions are classes, but this method "
                            "learns numbers"
-                           "\n  -> bc, knn, vinn learn classes"):
+                           "\n  -> bc, bc-inverse-dynamics, knn, vinn learn classes"):
             find_method(name, CHOICES)
         return
     # Which of two lights is on decides the choice, and every method that says so learns it.

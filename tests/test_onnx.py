@@ -40,10 +40,12 @@ from understudy.execute.filters import FilteredExecutor, JerkLimit
 from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.streaming_flow import StreamingFlowExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
+from understudy.heads.adaflow import AdaFlow
 from understudy.heads.base import Head, MemoryHead
 from understudy.heads.behavior_transformer import BeT
 from understudy.heads.bins import Bins
 from understudy.heads.categorical import Categorical
+from understudy.heads.consistency import Consistency
 from understudy.heads.cvae import CVAE
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.edm import EDM
@@ -52,10 +54,13 @@ from understudy.heads.fast import FAST
 from understudy.heads.flow import Flow
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
+from understudy.heads.interpolant import Interpolant
 from understudy.heads.joint_diffusion import JointDiffusion
 from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
+from understudy.heads.normalizing_flow import NormalizingFlow
+from understudy.heads.one_step import OneStepGenerator
 from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
 from understudy.heads.solvers import DDIM, DDPM, DPMSolverPP, Heun, Midpoint
@@ -88,6 +93,8 @@ HEADS = {
     "shortcut": Shortcut(n_steps=4), "mean_flow": MeanFlow(n_steps=2), "joint": JointDiffusion(action_size=2),
     "streaming": StreamingFlow(), "edm": EDM(n_steps=3), "edm_heun": EDM(n_steps=3, solver=Heun()), "bet": BeT(6),
     "bet_joint": BeT(6, joint=True), "bins": Bins(8), "energy": EnergyModel(n_candidates=16),
+    "consistency": Consistency(), "consistency_steps": Consistency(n_steps=3), "adaflow": AdaFlow(),
+    "normalizing_flow": NormalizingFlow(4), "one_step": OneStepGenerator(),
     "vq_bet": VQBeT(6, latent_dim=16, fit_steps=20), "fast": FAST(vocab_size=80, width=8, temperature=1.0),
 }
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
@@ -142,6 +149,16 @@ def test_every_head(head, tmp_path):
     if policy.noise_shape[-1] and head != "cvae":  # noise is an input, and read
         other = found.plan(batch.obs, noises(policy, len(batch), 1))
         assert not torch.equal(other, found.plan(batch.obs, noises(policy, len(batch))))
+
+
+@pytest.mark.slow
+def test_a_flow_from_the_last_action(tmp_path):
+    encoder, last = TokenEncoder(16, named=("observation.last",)), {"observation.last": Feature("float32", (2,))}
+    config = PolicyConfig(Interpolant("observation.last"), MLP(16), encoder, window=Window(2, 8))
+    policy, batch = random_batch(config, inputs={**NUMBERS, **last})
+    found = agrees(policy, batch, tmp_path / "policy.onnx")
+    moved, noise = {**batch.obs, "observation.last": batch.obs["observation.last"] + 1}, noises(policy, len(batch))
+    assert not torch.equal(found.plan(moved, noise), found.plan(batch.obs, noise))
 
 
 @pytest.mark.parametrize("trunk", few(TRUNKS))

@@ -478,11 +478,45 @@ class Policy(CheckpointModule, StepwisePlanner):
         Returns:
             (B, H), zero where padded.
         """
-        obs = batch.obs
+        context = self.training_context(batch.obs, rng)
+        record_intermediate("context", context.tokens)
+        record_intermediate("context_mask", context.mask)
+        return self.loss_given_context(context, batch, rng, target_policy, n_noise_samples)
+
+    def augment(self, obs: Mapping[str, Tensor], rng: Generator) -> Mapping[str, Tensor]:
+        """Return observation windows with the augmentations of training. In evaluation mode they stay as they are.
+
+        Args:
+            obs: Observation windows by name, (B, To, ...), in the units of the data.
+            rng: Source of all randomness.
+        """
         for change in self.config.augmentations if self.training else ():
             obs = change(obs, rng)
-        context = self.context(obs, rng if self.training else None)
-        record_intermediate("context", context.tokens)
+        return obs
+
+    def training_context(self, obs: Mapping[str, Tensor], rng: Generator) -> Context:
+        """Encode observation windows as in training: augmented, and with random crops. In evaluation mode neither.
+
+        Args:
+            obs: Observation windows by name, (B, To, ...), in the units of the data.
+            rng: Source of the randomness of augmentations and crops.
+        """
+        return self.context(self.augment(obs, rng), rng if self.training else None)
+
+    def loss_given_context(self, context: Context, batch: Batch, rng: Generator, target_policy: Policy | None = None,
+                           n_noise_samples: int = 1) -> Tensor:
+        """Return the loss of each step for observations that are already encoded. See `loss`.
+
+        Args:
+            context: The encoded observations of the batch.
+            batch: Windows of the data.
+            rng: Source of all randomness but dropout.
+            target_policy: See `loss`.
+            n_noise_samples: See `loss`.
+
+        Returns:
+            (B, H), zero where padded.
+        """
         target, mask, head = self.encode_batch(batch), batch.mask, self.config.head
         if n_noise_samples > 1:
             context = context.repeat(n_noise_samples)

@@ -56,6 +56,7 @@ from .heads.flow import Flow
 from .heads.neighbors import Neighbors
 from .heads.regression import Regression
 from .learn.fit import LearnerConfig
+from .learn.latent_labels import LatentEncoder
 from .learn.method import Method
 from .learn.run import Run
 from .learn.stages import packages_of
@@ -1125,6 +1126,41 @@ def check_scorer(scorer: Scorer, obs: Mapping[str, Tensor], plan: Tensor) -> Non
         require_equal(again(read, plan), score, "what was loaded must score alike")
 
 
+def check_latent_encoder(encoder: LatentEncoder, data: Dataset) -> None:
+    """Checks the contract of a latent encoder.
+
+    It gives one latent for each step of the data, which has the shape and type of its feature. Nothing is random,
+    windows do not influence each other, and it is loaded again from its files.
+
+    Args:
+        encoder: The encoder, in evaluation mode.
+        data: Two or more episodes that it can read.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
+    windows = encoder.windows(data)
+    require(len(windows) == data.steps, f"there must be one window for each of the {data.steps} steps, and there are "
+            f"{len(windows)}")
+    batch, state = windows.gather(np.arange(data.steps)), torch.random.get_rng_state()
+    with torch.no_grad():
+        latents = encoder(batch)
+        feature = encoder.latent
+        require(latents.shape == (data.steps, *feature.shape) and str(latents.dtype) == f"torch.{feature.dtype}",
+                f"latents must be {feature.dtype} {feature.shape}, and are {latents.dtype} {tuple(latents.shape[1:])}")
+        require_equal(encoder(batch), latents, "the same window must have the same latent")
+        require(torch.equal(torch.random.get_rng_state(), state), "a latent must not be random")
+        require_equal(encoder(batch.select_rows(slice(1, 2)))[0], latents[1],
+                      "a window's latent must not depend on the other windows", 1e-4)
+        with tempfile.TemporaryDirectory() as folder:
+            save_module(encoder, folder)
+            again = load_module(folder, trust=(type(encoder).__module__.split(".")[0],))
+            if not isinstance(again, LatentEncoder) or type(again) is not type(encoder):
+                raise ContractViolation("what was saved must be loaded as the same class")
+            require_equal(again(again.windows(data).gather(np.arange(data.steps))), latents,
+                          "what was loaded must give the same latents")
+
+
 # -- learners ---------------------------------------------------------------------------------------------------------
 
 
@@ -1194,7 +1230,8 @@ def _check_learner(config, policy_config):
     again = restored.state()[0]
     require(again.keys() == tensors.keys() and all(torch.equal(v.detach(), tensors[k]) for k, v in again.items()),
             f"{name}, restore must take over every tensor of the state")
-    plans = [copy.deepcopy(p).eval().plan(batches[0].obs, noise) for p in (acting, restored.trained_policy)]
+    obs = stopped.policy.windows(data).batch(size, 0).obs  # a learner may sample other windows than those of its policy
+    plans = [copy.deepcopy(p).eval().plan(obs, noise) for p in (acting, restored.trained_policy)]
     require_equal(plans[1], plans[0], f"{name}, a restored learner must act like the saved one")
     for learner in (stopped, restored):
         found = [learner.update(batch) for batch in batches[3:]]

@@ -49,8 +49,8 @@ THINGS = ("key", "left chest", "right chest", "place")
 KEY, PLACE = 0, 3
 INTERACT = 4  # the fifth primitive, after the four moves
 SLIP = 0.1  # probability that a move goes in a random direction
-# The grid of tuning. 60 updates are as many passes over the critical steps as 200 over all.
-LEARNING_RATES, UPDATES = (1e-3, 3e-4, 1e-4), (60, 200, 600)
+# Tuning trials, at one learning rate: in the earlier grid of three rates, success depended on rate times updates alone.
+LEARNING_RATE, UPDATES = 1e-3, (15, 30, 60, 120, 240, 480)
 SCRIPT_STREAM = 2  # of random numbers
 
 
@@ -302,10 +302,10 @@ def errand_success(
     experiment, method: FineTuning, data: Dataset, seed: int, episodes: int, starts: int
 ) -> dict[str, list[float]]:
     """success on the errand, in layouts that no demonstration shows; "walks": success at reaching what it first thinks
-    of within 30 steps; "share": of the steps that the arm learns from; "inside": 1 if the method's trial is not at the
-    edge of the grid."""
+    of within 30 steps; "share": of the steps that the arm learns from; "inside": 1 if the trial is neither the one with
+    the fewest nor the one with the most updates."""
     policy = trained_base(method, seed)
-    share, inside = 0.0, method.lr in LEARNING_RATES[1:-1] and method.steps in UPDATES[1:-1]
+    share, inside = 0.0, method.steps in UPDATES[1:-1]
     if method.keep != "none":
         column = f"keep.{method.keep}"
         share = float(np.concatenate([e.steps[column] for e in data]).mean())
@@ -326,9 +326,7 @@ def shuffled_steps(experiment: Experiment) -> Experiment:
 
 def options(keep: Any) -> tuple[FineTuning, ...]:
     """The tuning trials of an arm, the same for each. The base itself has nothing to tune."""
-    if keep == "none":
-        return (FineTuning(keep, LEARNING_RATES[1], UPDATES[1]),) * 9
-    return tuple(FineTuning(keep, lr, steps) for lr in LEARNING_RATES for steps in UPDATES)
+    return tuple(FineTuning(keep, LEARNING_RATE, UPDATES[1] if keep == "none" else steps) for steps in UPDATES)
 
 
 ERRAND = Experiment(
@@ -336,14 +334,13 @@ ERRAND = Experiment(
     "errand",
     tuple(Arm(keep, options(keep)) for keep in ("none", "all", "critical")),
     errand_success,
-    seeds=tuple(range(220, 232)),
-    tuning_seeds=(911, 912),
+    seeds=tuple(range(240, 252)),
+    tuning_seeds=(921, 922, 923),
     episodes=400,
     tuning_episodes=200,
-    starts_seed=132,
+    starts_seed=142,
     measures=(("walks", RATE), ("share", SCORE), ("inside", SCORE)),
-    looks=((6, 0.02), (12, 0.03)),
-    sanity=(("none", "walks", 0.8), ("all", "success", 0.3), ("critical", "inside", 1.0)),
+    sanity=(("none", "walks", 0.8), ("all", "success", 0.3), ("all", "inside", 1.0), ("critical", "inside", 1.0)),
 )
 
 
@@ -362,35 +359,32 @@ CLAIM = Claim(
     "the other if the first is empty, and delivers what it finds. Each step is a subgoal, which stays written down, "
     "and a move or the handling of a thing. The base, an MLP of 64 x 1 blocks, learns from 400 episodes of an agent "
     "that walks and handles things well and draws its subgoals by lot. It is fine-tuned on 30 demonstrations: on all "
-    "steps, on the critical ones (about 0.3 of them), or on as many others. All arms have the same grid of learning "
-    "rates (1e-3, 3e-4, 1e-4) and updates (60, 200, 600), with as many steps per update; 60 updates are about as many "
-    "passes over the critical steps as 200 over all. Tuning uses two seeds with 200 starts each (three seeds would "
-    "take longer than a claim may). Success is measured in 400 other layouts. The rule: critical steps give more "
-    "success than all steps. If the trial chosen for critical is at the edge of the grid, which has one inner trial "
-    "(3e-4, 200 updates), the verdict is undecided, and so is \"holds\" if the trial chosen for all is at the edge. "
-    "12 seeds are planned, with one look after 6: intervals of the rules then have a level of 98 % (of 97 % after "
-    "12). Two comparisons are reported and do not decide: with as many random steps of each demonstration, and with "
-    "as many random steps that have each of the 20 actions as often (balanced). The selector is the definition itself "
-    "(plan creation, critical action, critical observation, self-correction), computed from what happened, so "
-    "GPT-4o's reading of a trajectory is not tested, and neither are other open-source agents. The base knows the "
-    "routine before fine-tuning. It is no generalist of the size of a language model: it forgets more easily. The "
-    "critical steps of an errand are other actions than most of its routine, so selecting them also changes how often "
-    "each action is seen.",
+    "steps, or on the critical ones (about 0.3 of them), with the same number of sampled steps per update. Each arm "
+    "chooses its number of updates from the same six (15, 30, 60, 120, "
+    "240, 480; learning rate 1e-3) on three tuning seeds with 200 starts each. In the earlier run, with three learning "
+    "rates, arms did as well wherever rate times updates was alike, so one rate is used. Success is measured on 12 "
+    "seeds in 400 other layouts. The rule: critical steps give more success than all steps. If the number of updates "
+    "chosen for either arm is the smallest or the largest, the verdict is undecided. Two comparisons are reported and "
+    "do not decide: with as many random steps of each demonstration, and with as many random steps that have each of "
+    "the 20 actions as often (balanced). If the rule fails, the negative control shows nothing, since the rule fails "
+    "without its change too. Differences from the paper: the selector is the definition itself (plan creation, "
+    "critical action, critical observation, self-correction), computed from what happened, so GPT-4o's reading of a "
+    "trajectory is not tested, and neither are other open-source agents. The base knows the routine before "
+    "fine-tuning. It is no generalist of the size of a language model, and it forgets more easily. The critical steps "
+    "of an errand are other actions than most of its routine, so selecting them also changes the rate of each "
+    "action.",
     parts=(
         ClaimPart("errand", ERRAND, GreaterThan("success", "critical", "all")),
-        ClaimPart("tuned baseline", replace(
-            compared("all", "critical"), sanity=(("critical", "inside", 1.0), ("all", "inside", 1.0))),
-            GreaterThan("success", "critical", "all")),
         ClaimPart("random", compared("critical", "random"), GreaterThan("success", "critical", "random"), False),
         ClaimPart("balanced", compared("critical", "balanced"), GreaterThan("success", "critical", "balanced"), False),
     ),
     negative_control=NegativeControl(
         "which steps are critical, exchanged within each demonstration: as many steps, drawn at random",
         shuffled_steps, "errand"),
-    revision="The grid of tuning bound the arm of critical steps only: its best trial was the mildest. All arms now "
-    "have nine trials in place of four, down to the learning rate 1e-4 and 60 updates, on two tuning seeds in place of "
-    "one; a trial chosen at the edge of the grid leaves the verdict undecided. New demonstrations, seeds and starts; "
-    "an arm with the same frequencies of actions; critical - random is reported. The earlier design failed "
-    "(critical - all -0.0688 [-0.131, -0.00693], a 98 % interval after 6 of 12 planned seeds; "
-    "critical - random 0.163 [0.090, 0.235]).",
+    revision="The trial chosen for critical, 60 updates at 1e-3, was at the edge of the grid of learning rates and "
+    "updates, and the one chosen for all, 200 updates at 1e-3, too. Their success depended on rate times updates "
+    "alone. So the grid is now of this product: one learning rate and six numbers of updates from 15 to 480. On the "
+    "earlier tuning seeds the best products lie inside it. Three tuning seeds in place of two; all 12 seeds run, "
+    "without an interim look; new tuning seeds, seeds, demonstrations and starts. The earlier design was undecided for "
+    "the edge (critical - all -0.099 [-0.150, -0.048], a 97 % interval).",
 )

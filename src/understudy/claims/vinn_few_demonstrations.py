@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -39,7 +39,7 @@ from .curation import cached_load
 HEIGHT, WIDTH = 16, 32  # pixels: the lower two thirds of a picture, averaged over squares of 5
 SEGMENTS, SEGMENT_LENGTH, GAP = 20, 50, 15  # frames; the last of each segment are left out, since neighbors look alike
 N_TRAINING = 14  # segments
-FEATURES, BATCH = 128, 32
+FEATURES, BATCH = 128, 64
 Images = Tensor  # (B, 1, HEIGHT, WIDTH), gray, with mean 0 and standard deviation 1 in each picture
 
 
@@ -152,6 +152,21 @@ def self_supervised_encoder(images: Images, method: VisualMethod, seed: int) -> 
     return online[0].eval()
 
 
+_encoders: dict[tuple, nn.Module] = {}  # of this process: the trials of a seed that differ in neighbors alone share one
+
+
+def trained_encoder(images: Images, method: VisualMethod, seed: int) -> nn.Module:
+    """The encoder of a retrieval: trained by BYOL, or with random weights."""
+    if method.kind == "untrained":
+        return small_encoder()
+    key = method.crop, method.n_updates, seed
+    if key not in _encoders:
+        while len(_encoders) > 4:
+            _encoders.pop(next(iter(_encoders)))
+        _encoders[key] = self_supervised_encoder(images, method, seed)
+    return _encoders[key]
+
+
 def train_regression(net: nn.Module, images: Images, action: Tensor, method: VisualMethod, seed: int) -> nn.Module:
     """Minimize the squared error of `net` on augmented pictures."""
     rng = torch.Generator().manual_seed(seed + 1)
@@ -187,9 +202,8 @@ def retrieve(encoder: nn.Module, images: Images, action: Tensor, seen: Images, n
 def steering_error(
     experiment, method: VisualMethod, data: Dataset, seed: int, episodes: int, starts: int
 ) -> dict[str, list[float]]:
-    """error: mean squared error of the steering angle over the frames of the other segments, in units of the variance
-    of the angle over all used frames, learned from or not. The mean angle of the learned segments has an error of 1.15
-    on average, so 1 is not that of a constant. score: 1 - error."""
+    """error: mean squared error of the steering angle over the frames of the other segments, divided by that of a
+    constant, the mean angle of the learned segments. score: 1 - error."""
     def part(is_learned):
         chosen = data.filter(lambda e: e.metadata["learned"] == is_learned)
         return [torch.from_numpy(np.concatenate([np.asarray(e.steps[k]) for e in chosen]))
@@ -204,11 +218,8 @@ def steering_error(
             with torch.no_grad():
                 says = net(seen)
         else:
-            trained = method.kind == "retrieval"
-            encoder = self_supervised_encoder(images, method, seed) if trained else small_encoder()
-            says = retrieve(encoder, images, action, seen, method.n_neighbors)
-    every = torch.cat([action, wanted])
-    error = float(F.mse_loss(says, wanted) / every.var(correction=0))
+            says = retrieve(trained_encoder(images, method, seed), images, action, seen, method.n_neighbors)
+    error = float(F.mse_loss(says, wanted) / F.mse_loss(action.mean(0).expand_as(wanted), wanted))
     return {"error": [error], "score": [1 - error]}
 
 
@@ -243,15 +254,26 @@ class JudgedIf(Rule):
 
 HELPS = GreaterThan("error", "untrained", "retrieval")
 BETTER = GreaterThan("error", "cloning", "retrieval")
+CROPS, NEIGHBORS, LEARNING_RATES = (0.6, 0.9), (5, 10, 20, 40), (3e-3, 1e-3, 3e-4, 1e-4)  # of the tuning trials
+
+
+def options(kind: Any) -> tuple[VisualMethod, ...]:
+    """The tuning trials of an arm: two crops, with four numbers of neighbors or four learning rates."""
+    if kind == "cloning":
+        return tuple(VisualMethod(kind, crop, lr=lr) for crop in CROPS for lr in LEARNING_RATES)
+    return tuple(VisualMethod(kind, crop, n_neighbors=k) for crop in CROPS for k in NEIGHBORS)
+
+
 STEERING = Experiment(
     SteeringSegments(),
     "donkeycar",
-    tuple(Arm(kind, (VisualMethod(kind),)) for kind in ("retrieval", "cloning", "untrained")),
+    tuple(Arm(kind, options(kind)) for kind in ("retrieval", "cloning", "untrained")),
     steering_error,
     tuned_by="score",
-    seeds=tuple(range(300, 308)),
+    seeds=tuple(range(310, 330)),
+    tuning_seeds=(930, 931, 932),
     measures=(("error", Measure("real", "relative error")), ("score", Measure("real"))),
-    sanity=(("cloning", "score", 0.0),),
+    sanity=(("cloning", "score", 0.2), ("retrieval", "score", 0.2)),
 )
 
 CLAIM = Claim(
@@ -265,24 +287,25 @@ CLAIM = Claim(
     setup="The offline half of the statement alone, on 1,000 frames of one person who steers a small real car. The "
     "recording is cut into 20 segments; 35 of the 50 frames of each are used, so that segments are apart. A seed draws "
     "14 segments to learn from and 6 to test on. Pictures are the lower two thirds in gray, 16 x 32 pixels. VINN: an "
-    "encoder of three convolutions learns by BYOL from the pictures without the actions (300 updates of 32 pictures, "
-    "about 20 passes; the paper about 100), and the angle is the locally weighted average of the 5 nearest pictures. "
+    "encoder of three convolutions learns by BYOL from the pictures without the actions (300 updates of 64 pictures, "
+    "about 40 passes; the paper about 100), and the angle is the locally weighted average of the nearest pictures. "
     "Visual behavior cloning: the same encoder with a regression, trained end to end with as many updates, pictures "
-    "per update (BYOL sees two views of each) and the same augmentations. The rule: the squared error of the steering "
-    "angle is lower with VINN. It decides only if the encoder trained by BYOL has a lower error than one with random "
-    "weights; otherwise nothing about VINN is shown, and the verdict is undecided. Errors are in units of the variance "
-    "of the angle over all used frames. In these units the mean angle of the learned segments, a constant, has 1.15 on "
-    "average (0.72 to 1.44 by seed). It differs from the paper in these ways: no encoder starts from ImageNet, which "
-    "is half of VINN, networks and pictures are small, features are scaled so that neighbors are 1 apart, and nothing "
-    "is driven. There is one recording, so that seeds share frames, and the interval does not cover other drivers or "
-    "roads; with 8 seeds its half-width is above the smallest effect that counts. Neither arm is tuned on the judged "
-    "seeds; a pilot compared two crops for cloning and one for VINN.",
+    "per update (BYOL sees two views of each) and the same augmentations. Each arm has eight tuning trials on three "
+    "tuning seeds: two crops (from 0.6 or 0.9 of the area), with 5, 10, 20 or 40 neighbors, or with four learning "
+    "rates (3e-3 to 1e-4). Errors are squared errors of the steering angle, divided by that of a constant, the mean "
+    "angle of the learned segments, on the same frames. The rule: the error is lower with VINN. It decides only if the "
+    "encoder trained by BYOL has a lower error than one with random weights, and if VINN and cloning have at most 0.8 "
+    "of the constant's error; otherwise nothing about VINN is shown, and the verdict is undecided. Differences from "
+    "the paper: no encoder starts from ImageNet, which is half of VINN, networks and pictures are small, features are "
+    "scaled so that neighbors are 1 apart, and nothing is driven. There is one recording. So seeds, also those of "
+    "tuning, share frames, and the interval does not cover other drivers or roads.",
     parts=(ClaimPart("steering", STEERING, JudgedIf(HELPS, BETTER)),),
     negative_control=NegativeControl(
         "the encoder of retrieval is not trained: its weights stay random", without_self_supervision, "steering",
         removes=(BETTER,)),
     needs=("recorded demonstrations (UNDERSTUDY_DATA)",),
-    revision="Pictures in place of states: real frames of a car, an encoder trained by BYOL, and cloning end to end "
-    "with the same encoder; errors on held-out segments. The earlier designs retrieved by states on the Adroit door "
-    "and Hopper, and failed because of Hopper, which is no visual imitation. The control leaves self-supervision out.",
+    revision="Errors are fractions of a constant's error on the same frames, and VINN and cloning must stay below 0.8 "
+    "of it. Each arm has eight tuning trials in place of none, with batches of 64 in place of 32, on 20 new seeds in "
+    "place of 8. The earlier design had 5 neighbors, one crop and one learning rate, and was undecided, since "
+    "self-supervision was not shown to help (untrained - retrieval 0.092 [-0.113, 0.297]).",
 )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from ..core import Schema
+
 
 class Augmentation(ABC):
     """Config of an augmentation. Subclasses are frozen dataclasses."""
@@ -96,6 +98,15 @@ class ColorJitter(Augmentation):
         x = _scale_around(x, _grayscale(x).mean((2, 3), keepdim=True), 1 + self.contrast * draw[1])
         x = _scale_around(x, _grayscale(x), 1 + self.saturation * draw[2])
         return {**obs, self.key: x.round().to(image.dtype)}
+
+
+def camera_jitter(features: Schema | None) -> tuple[ColorJitter, ...]:
+    """Return a `ColorJitter` for each camera.
+
+    Args:
+        features: The columns of the data. None if they are not known yet.
+    """
+    return tuple(ColorJitter(k) for k, f in (features or {}).items() if f.kind == "image")
 
 
 def _scale_around(x: Tensor, origin: Tensor, factor: Tensor) -> Tensor:

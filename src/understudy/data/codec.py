@@ -136,6 +136,7 @@ class Normalizer(Codec):
         group_by: A text or class column, such as ``"observation.robot"``. Statistics are computed and used for each of
             its values separately. With several robots, components that `ColumnPadding` added are constant for a robot,
             so they are coded as 0.
+        unscaled: Observations that stay as they are, such as a latent whose values the data do not have yet.
 
     References:
         Chi et al. (2023), Diffusion Policy: Visuomotor Policy Learning via Action Diffusion, arXiv:2303.04137.
@@ -147,6 +148,7 @@ class Normalizer(Codec):
     components: tuple[tuple[int, int], ...] = ()
     min_scale: float = 1e-4
     group_by: str | None = None
+    unscaled: tuple[str, ...] = ()
 
     def build(self, features, inputs, target):
         return _NormalizerModule(self, features, inputs, target)
@@ -170,7 +172,10 @@ class _NormalizerModule(CodecModule):
         self.bound = 1.0 if self.num_classes else {"minmax": 1.0, "identity": None}.get(config.target, math.inf)
         # "name?" is a mask and stays as it is.
         self.names = () if config.obs == "identity" else tuple(
-            k for k in inputs if features[k].kind == "vector" and not k.endswith("?"))
+            k for k in inputs if features[k].kind == "vector" and not k.endswith("?") and k not in config.unscaled)
+        if missing := [name for name in config.unscaled if name not in inputs]:
+            raise UserError(f"The policy does not read {missing[0]!r}. It reads {', '.join(inputs)}.",
+                            where="Normalizer.unscaled", hint="Name one of the policy's inputs.")
         self.obs_transforms = nn.ModuleList(_Affine(features[k].shape) for k in self.names)
         self.scales_target = not self.num_classes and config.target != "identity"
         self.action_transform = _Affine((feature.size,))

@@ -255,22 +255,23 @@ class InterventionPenalty:
 
 @dataclass(frozen=True)
 class ConstantColumn(RuntimeRelabel):
-    """Adds a column with the same number at every step, such as an index of the data set, the robot or the operator.
+    """Adds a column with the same numbers at every step, such as an index of the data set, the robot or the operator.
 
     Args:
-        into: Name of the new column, (T+1, 1).
-        value: The number.
+        into: Name of the new column, (T+1, D).
+        value: The number, or one number per component.
     """
 
     into: str
-    value: float
+    value: float | tuple[float, ...]
 
     def __call__(self, episode: Episode) -> Episode:
-        value = np.array([self.value], np.float32)
-        return _with_column(episode, self.into, np.broadcast_to(value, (len(episode) + 1, 1)))
+        value = np.atleast_1d(np.asarray(self.value, np.float32))
+        return _with_column(episode, self.into, np.broadcast_to(value, (len(episode) + 1, len(value))))
 
     def runtime_transform(self):
-        return ConstantColumns({self.into: torch.tensor([self.value], dtype=torch.float32)})
+        value = torch.atleast_1d(torch.tensor(self.value, dtype=torch.float32))
+        return ConstantColumns({self.into: value})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from ..core import UserError
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import DenoisingHead, cost_gradient, scan
-from .paths import EDMPath
+from .paths import EDMPath, edm_scales
 from .solvers import Euler, Solver
 
 
@@ -69,10 +69,10 @@ class EDM(DenoisingHead):
         """Squared error of the network's preconditioned target, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)
         normal = torch.randn(action[:, :1, :1].shape, generator=rng, device=action.device).to(action.dtype)
-        t = self._time_of((self.log_sigma_mean + self.log_sigma_std * normal).exp()).expand(*action.shape[:2], 1)
+        t = self.path.time_of((self.log_sigma_mean + self.log_sigma_std * normal).exp()).expand(*action.shape[:2], 1)
         _, sigma = self.path.alpha_sigma(t)
         x = action + sigma * noise
-        skip, out, scale_in = self._scales(sigma)
+        skip, out, scale_in = edm_scales(sigma, self.sigma_data)
         return (net(scale_in * x, t, context) - (action - skip * x) / out).square().mean(-1)
 
     def sample(self, net, context, noise, cost=None):
@@ -81,7 +81,7 @@ class EDM(DenoisingHead):
         t = torch.cat([torch.linspace(0, 1, self.n_steps, device=noise.device)[:-1], last])
         sigma = self.path.alpha_sigma(t)[1]
         # The integration variable is -sigma, so that a solver steps forward.
-        times = [self._time_of(-s)[:, None] for s in self.solver.evaluation_times(-sigma[:-1], -sigma[1:])]
+        times = [self.path.time_of(-s)[:, None] for s in self.solver.evaluation_times(-sigma[:-1], -sigma[1:])]
         embeddings = [time_embedding(net, e) for e in times]
 
         def step(x, sigma, sigma_next, *columns):
@@ -111,7 +111,7 @@ class EDM(DenoisingHead):
         return self._clean(net, context, x, self.path.alpha_sigma(t)[1], t)
 
     def _clean(self, net, context, x, sigma, t):
-        skip, out, scale_in = self._scales(sigma)
+        skip, out, scale_in = edm_scales(sigma, self.sigma_data)
         return skip * x + out * net(scale_in * x, t, context)
 
     def _guided_clean(self, net, context, x, sigma, t, cost):
@@ -120,14 +120,3 @@ class EDM(DenoisingHead):
         if cost is None:
             return clean, 0.0
         return clean, -self.guidance_weight * cost_gradient(cost, lambda y: self._clean(net, context, y, sigma, t), x)
-
-    def _scales(self, sigma):
-        """c_skip, c_out and c_in of the paper."""
-        variance = sigma**2 + self.sigma_data**2
-        return self.sigma_data**2 / variance, sigma * self.sigma_data / variance.sqrt(), variance.rsqrt()
-
-    def _time_of(self, sigma):
-        """The time at which the path has this noise level, which is what the network reads."""
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        level = sigma.clamp(self.sigma_min, self.sigma_max) ** (1 / self.rho)
-        return ((high - level) / (high - low)).clamp(max=1 - 1e-6)

@@ -176,10 +176,42 @@ class EDMPath(GaussianPath):
         slope = self.sigma_min ** (1 / self.rho) - self.sigma_max ** (1 / self.rho)
         return torch.zeros_like(t), self.rho * self._root(t) ** (self.rho - 1) * slope
 
+    def time_of(self, sigma: Tensor) -> Tensor:
+        """Time at which the path has a noise level, in [0, 1). Levels beyond the path get its nearest time.
+
+        Args:
+            sigma: Noise levels, of any shape.
+
+        Returns:
+            Times, of the same shape.
+        """
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        level = sigma.clamp(self.sigma_min, self.sigma_max) ** (1 / self.rho)
+        return ((high - level) / (high - low)).clamp(max=1 - 1e-6)
+
     def _root(self, t):
         """``sigma(t) ** (1 / rho)``, which is linear in t."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return high + t * (low - high)
+
+
+def edm_scales(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Scales of EDM's preconditioning, ``clean = c_skip * x + c_out * network(c_in * x)``.
+
+    They give the network inputs and targets of variance 1 at every noise level. Without noise the estimate is x itself.
+
+    Args:
+        sigma: Noise levels, of any shape.
+        sigma_data: Standard deviation of coded actions.
+
+    Returns:
+        c_skip, c_out and c_in, each of the shape of `sigma`.
+
+    References:
+        Karras et al. (2022), Elucidating the Design Space of Diffusion-Based Generative Models, arXiv:2206.00364.
+    """
+    variance = sigma**2 + sigma_data**2
+    return sigma_data**2 / variance, sigma * sigma_data / variance.sqrt(), variance.rsqrt()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -30,14 +30,41 @@ class AuxiliaryLoss(ABC):
 
     Attributes:
         captures: Names of activations that the function needs in `captured`. The networks offer them with
-            `nets.base.record_intermediate`. Every policy records "context", the tokens of its encoder (B, N, D).
+            `nets.base.record_intermediate`. Every policy records "context", the tokens of its encoder (B, N, D), and
+            "context_mask", which of them are present (B, N).
+        next_obs: Whether the function needs `Batch.next`.
     """
 
     captures: tuple[str, ...] = ()
+    next_obs: bool = False
 
     @abstractmethod
     def build(self, policy: Policy) -> AuxiliaryLossFunction:
-        """Return the function. If it is a module, its parameters train with the policy."""
+        """Return the function. If it is a module, its parameters train with the policy, and its state is saved."""
+
+
+class LaggedAuxiliaryLoss(nn.Module, ABC):
+    """The function of an auxiliary loss that keeps a slowly updated copy of a part of the policy."""
+
+    @abstractmethod
+    def after_update(self, policy: Policy) -> None:
+        """Update the copy. Called after each update of the policy.
+
+        Args:
+            policy: The policy that is trained.
+        """
+
+
+def update_lagged(losses: Iterable[AuxiliaryLossFunction], policy: Policy) -> None:
+    """Update the copies of those functions that keep one: see `LaggedAuxiliaryLoss`.
+
+    Args:
+        losses: The functions of auxiliary losses.
+        policy: The policy that is trained.
+    """
+    for function in losses:
+        if isinstance(function, LaggedAuxiliaryLoss):
+            function.after_update(policy)
 
 
 @dataclass(frozen=True)
@@ -71,6 +98,10 @@ class BehaviorCloning(LearnerConfig):
     @property
     def extra(self):
         return self.sample_weights.columns
+
+    @property
+    def next_obs(self):
+        return any(loss.next_obs for loss in self.auxiliary_losses)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> BehaviorCloningLearner:
         return BehaviorCloningLearner(self, policy, seed, steps, data)
@@ -115,6 +146,7 @@ class BehaviorCloningLearner(GradientLearner):
         self.minimize("policy", self.policy_loss, batch, weights)
         metrics = self.end_update()
         self.sample_weights.after_update(self.policy)
+        update_lagged(self.auxiliary_losses, self.policy)
         return metrics
 
     def weight_loss(self, batch: Batch, rng: Generator) -> Tensor:

@@ -81,6 +81,11 @@ METHODS: dict[str, NamedMethod] = {
         Reference("Lynch et al. 2019 (Play-GCBC), arXiv 1903.01973; as the baseline of Park et al. 2025, "
                   "arXiv 2410.20092", ("114",),
                   (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+    "bc-inverse-dynamics": NamedMethod(
+        "understudy.methods.representation:bc_inverse_dynamics",
+        "Behavior cloning on a frozen encoder, which was trained to tell the action between two observations.",
+        Reference("Brandfonbrener et al. 2023, arXiv 2305.16985, who train the encoder on other episodes with hidden "
+                  "goals: --stage encoder=RUN", ("019",), (NUMBERS_OR_CLASSES,))),
     "diffusion-policy": NamedMethod(
         "understudy.methods.generative:diffusion_policy",
         "Diffusion policy: a chunk of actions is denoised in ten DDIM steps, and half of it is carried out.",
@@ -107,6 +112,40 @@ METHODS: dict[str, NamedMethod] = {
         "understudy.methods.generative:mean_flow_policy",
         "A flow that learns the average velocity from noise to action: one network evaluation gives a chunk.",
         Reference("Geng et al. 2025, arXiv 2505.13447, which generates images")),
+    "consistency-training": NamedMethod(
+        "understudy.methods.generative:consistency_training",
+        "A network that jumps from any noise level to the action in one step, trained on the demonstrations alone.",
+        Reference("Song and Dhariwal 2023, arXiv 2310.14189, with 80 equally likely noise levels, as in Consistency "
+                  "Policy, and a larger constant in its distance")),
+    "consistency-policy": NamedMethod(
+        "understudy.methods.generative:consistency_policy",
+        "Consistency policy: a diffusion policy is distilled into a network that jumps from noise to action.",
+        Reference("Prasad et al. 2024, arXiv 2405.07503, which jumps to any lower noise level and adds the loss of "
+                  "diffusion; here the jumps end at the action, as in Song et al. 2023, arXiv 2303.01469")),
+    "onedp": NamedMethod(
+        "understudy.methods.generative:onedp",
+        "OneDP: a diffusion policy is distilled into a generator whose plans have the distribution of the teacher's.",
+        Reference("Wang et al. 2025 (OneDP-S), arXiv 2410.21257, with a learning rate of 1e-6 for the generator and of "
+                  "2e-5 for its score, and larger networks", ("285",))),
+    "reflow-policy": NamedMethod(
+        "understudy.methods.generative:reflow_policy",
+        "A flow is trained again on pairs of its own noise and actions, so that one straight step gives a chunk.",
+        Reference("Liu et al. 2023, arXiv 2209.03003, which stores the pairs; here each update makes new ones",
+                  ("028",))),
+    "adaflow": NamedMethod(
+        "understudy.methods.generative:adaflow",
+        "A flow that chooses its steps: one where the action is certain, and more where demonstrations differ.",
+        Reference("Hu et al. 2024, arXiv 2402.04292, which trains velocity and variance by one likelihood", ("267",))),
+    "interpolant-policy": NamedMethod(
+        "understudy.methods.generative:interpolant_policy",
+        "A flow whose chunks start at the last executed action and some noise, and not at pure noise.",
+        Reference("Albergo et al. 2023, arXiv 2303.08797; Chen et al. 2024 (BRIDGeR), arXiv 2402.16075, whose source "
+                  "is another policy", (),
+                  (NUMBERS, "no column observation.last_action in the data, because the method adds it"))),
+    "normalizing-flow-policy": NamedMethod(
+        "understudy.methods.generative:normalizing_flow_policy",
+        "An invertible network between noise and a chunk: exact likelihoods, and a plan in one pass.",
+        Reference("Dinh et al. 2017, arXiv 1605.08803; as a policy in Ghugare and Eysenbach 2025, arXiv 2505.23527")),
     "beso": NamedMethod(
         "understudy.methods.generative:beso",
         "Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.",
@@ -159,6 +198,21 @@ METHODS: dict[str, NamedMethod] = {
         "Visual imitation by nearest neighbors: nearer actions count more, by the features of a fixed image network.",
         Reference("Pari et al. 2021, arXiv 2112.01511, whose network was trained further on the images alone",
                   ("079",), (NUMBERS_OR_CLASSES, "for cameras the weights of a ResNet-18 (the extra hub)"))),
+    "opal": NamedMethod(
+        "understudy.methods.skills:opal",
+        "An autoencoder learns skills of ten steps, and a policy learns which skill to begin.",
+        Reference("Ajay et al. 2021, arXiv 2010.13611, its imitation learning, whose networks are recurrent")),
+    "play-lmp": NamedMethod(
+        "understudy.methods.skills:play_lmp",
+        "Latent plans from play: a prior draws a plan for the goal, and a policy carries it out step by step.",
+        Reference("Lynch et al. 2019, arXiv 1903.01973, with pieces of 16 to 32 steps, recurrent networks and "
+                  "mixtures of logistics", ("114",),
+                  (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+    "vinn-byol": NamedMethod(
+        "understudy.methods.representation:vinn_byol",
+        "Visual imitation by nearest neighbors, in the features of an encoder that learns from the images by BYOL.",
+        Reference("Pari et al. 2021, arXiv 2112.01511, whose network is a ResNet-50 from ImageNet", ("079",),
+                  (NUMBERS, "cameras: without them BYOL has nothing to compare"))),
     "dagger": NamedMethod(
         "understudy.methods.interaction:dagger",
         "DAgger: the policy acts, the supervisor says what it would have done, and the policy learns that.",

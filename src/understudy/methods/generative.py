@@ -7,21 +7,29 @@ from typing import Literal
 
 from ..checkpoint import FromStage
 from ..data.augment import ConditionDropout
+from ..data.codec import Normalizer
+from ..data.relabel import LastAction
 from ..data.window import Goal, Window
 from ..execute.adaptive import AdaptiveChunking, CosineAgreement
 from ..execute.chunking import RecedingHorizon
 from ..execute.planner_config import BidirectionalDecodingConfig, GuidanceConfig, SelfGuidanceConfig
 from ..execute.streaming_flow import StreamingFlowExecutor
+from ..heads.adaflow import AdaFlow
+from ..heads.consistency import Consistency
 from ..heads.diffusion import Diffusion
 from ..heads.edm import EDM
 from ..heads.flow import Flow
+from ..heads.interpolant import Interpolant
 from ..heads.mean_flow import MeanFlow
 from ..heads.mip import MIP
+from ..heads.normalizing_flow import NormalizingFlow
+from ..heads.one_step import OneStepGenerator
 from ..heads.shortcut import Shortcut
 from ..heads.streaming_flow import StreamingFlow
 from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.distillation import ConsistencyDistillation, OneStepDistillation, Reflow
 from ..learn.load_balancing import LoadBalancing
-from ..learn.method import Method, Stage
+from ..learn.method import InitializeFrom, Method, Stage
 from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import TokenEncoder
 from ..nets.mixture_of_experts import MoEFeedForward
@@ -201,6 +209,131 @@ def mip(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Met
         n_action_steps: Number of actions that are executed before the next plan.
     """
     policy = PolicyConfig(MIP(), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
+    return Method(
+        policy,
+        RecedingHorizon(n_action_steps),
+        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
+    )
+
+
+def consistency_training(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+    """A network that jumps from any noise level to the action, trained on the demonstrations alone.
+
+    Args:
+        n_steps: Number of network evaluations of a plan.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    policy = PolicyConfig(Consistency(n_steps), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
+    return Method(
+        policy,
+        RecedingHorizon(n_action_steps),
+        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
+    )
+
+
+def consistency_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+    """Consistency policy: a diffusion policy is trained first, and then distilled into jumps from noise to action.
+
+    Args:
+        n_steps: Number of network evaluations of a plan.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    teacher = PolicyConfig(EDM(), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
+    optimizer, executor = OptimizerConfig(lr=1e-3, warmup_steps=100), RecedingHorizon(n_action_steps)
+    return Method(
+        replace(teacher, head=Consistency(n_steps)),
+        executor,
+        ConsistencyDistillation(FromStage("teacher"), 4000, optimizer=optimizer),
+        stages=(Stage("teacher", Method(teacher, executor, BehaviorCloning(4000, optimizer=optimizer))),),
+        initialize_from=(InitializeFrom(FromStage("teacher")),),
+    )
+
+
+def onedp(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+    """OneDP: a diffusion policy is trained first, and then distilled into a network that answers in one step.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    first = consistency_policy(1, n_obs_steps, horizon, n_action_steps)
+    return replace(
+        first,
+        policy=replace(first.policy, head=OneStepGenerator()),
+        learner=OneStepDistillation(FromStage("teacher")),
+    )
+
+
+def reflow_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+    """A flow that is trained again on its own noise and actions, which makes it straight: one step gives a chunk.
+
+    Args:
+        n_steps: Number of network evaluations of a plan.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    first = flow_policy(n_obs_steps, horizon, n_action_steps)
+    return replace(
+        first,
+        policy=replace(first.policy, head=Flow(n_steps)),
+        learner=Reflow(FromStage("flow"), steps=4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
+        stages=(Stage("flow", first),),
+        initialize_from=(InitializeFrom(FromStage("flow")),),
+    )
+
+
+def adaflow(n_steps: int = 5, n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+    """A flow that takes one step where the action is certain, and more where demonstrations differ.
+
+    Args:
+        n_steps: Largest number of network evaluations of a plan.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    policy = PolicyConfig(AdaFlow(n_steps), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
+    return Method(
+        policy,
+        RecedingHorizon(n_action_steps),
+        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
+    )
+
+
+def interpolant_policy(n_steps: int = 5, n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+    """A flow whose chunks start at the last executed action and some noise, and not at pure noise.
+
+    Args:
+        n_steps: Number of integration steps of a plan.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    head = Interpolant(n_steps=n_steps)
+    encoder, codec = TokenEncoder(named=(head.source,)), Normalizer(obs="minmax")
+    policy = PolicyConfig(head, MLP(512, 3), encoder, codec, Window(n_obs_steps, horizon))
+    return Method(
+        policy,
+        RecedingHorizon(n_action_steps),
+        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
+        transforms=(LastAction(into=head.source),),
+    )
+
+
+def normalizing_flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+    """An invertible network between noise and a chunk: exact likelihoods, and a plan in one pass.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    policy = PolicyConfig(NormalizingFlow(), trunk=MLP(256, 2), window=Window(n_obs_steps, horizon))
     return Method(
         policy,
         RecedingHorizon(n_action_steps),

@@ -1,0 +1,117 @@
+"""Latents of a trained module as a column of the data, which later stages learn from."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoint import CheckpointModule, FromStage
+from ..core import Batch, Feature, UserError
+from ..data.episode import Dataset, EpisodeList
+from ..data.operations import Operation
+from ..data.window import Windows
+
+SKILL = "observation.skill"  # the column of skills, unless another is named
+
+
+class LatentEncoder(CheckpointModule):
+    """A module that gives each window of an episode a latent: a skill, a plan or a latent action.
+
+    Attributes:
+        latent: Feature of a latent.
+    """
+
+    latent: Feature
+
+    @abstractmethod
+    def windows(self, data: Dataset) -> Windows:
+        """Returns the windows that the module reads. There is one for each step of the data.
+
+        Args:
+            data: The episodes.
+        """
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tensor:
+        """Returns the most likely latent of each window, (B, *latent.shape). It is not random.
+
+        Args:
+            batch: Windows, as `windows` gives them.
+        """
+
+
+@dataclass(frozen=True)
+class LatentLabels(Operation):
+    """Writes the latent of each step into a column, as a `LatentEncoder` gives it.
+
+    The latent of step t is that of the window at t, so that a policy can learn which skill to begin at any step. All
+    latents are computed once. Columns of the data stay where they are stored.
+
+    The column is not computed while acting. A policy that reads it gets it from a policy that plans it
+    (`HierarchyConfig`, `SkillWrapper`), or from an `ObservationWrapper` with the latent of a demonstration to follow.
+
+    Args:
+        encoder: The module, or the stage that trained it.
+        into: Name of the column, (T, *latent.shape).
+        period: Number of steps that share the latent of the first of them, from the start of each episode. 1 gives each
+            step its own.
+
+    Example:
+        >>> skills = Stage("skills", Method(low, learner=SkillAutoencoder(length=10)))
+        >>> method = Method(high, stages=(skills,), transforms=(LatentLabels(FromStage("skills", "posterior")),),
+        ...                 wrapper=SkillWrapper(FromStage("skills"), period=10))
+    """
+
+    encoder: FromStage | LatentEncoder
+    into: str = SKILL
+    period: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.period < 1:
+            raise UserError(f"the period is {self.period}, but latents last at least 1 step",
+                            where="LatentLabels.period", hint="1 gives each step its own latent")
+
+    def apply(self, data: Dataset) -> Dataset:
+        encoder = self.encoder
+        if not isinstance(encoder, LatentEncoder):
+            raise UserError(f"{encoder} is not a trained module", where="LatentLabels.encoder",
+                            hint="train a method that has this stage, or give the module itself")
+        device = next(encoder.parameters()).device
+        with torch.no_grad():
+            latents = np.concatenate([encoder(batch.to(device)).cpu().numpy()
+                                      for batch in encoder.windows(data).scan()]).astype(encoder.latent.dtype)
+        ends = np.cumsum(data.lengths)
+        columns = [latents[end - n: end] for end, n in zip(ends, data.lengths, strict=True)]
+        held = [column[np.arange(len(column)) // self.period * self.period] for column in columns]
+        return Dataset(_LabeledEpisodes(data, self.into, encoder.latent, held), data.metadata)
+
+
+class _LabeledEpisodes(EpisodeList):
+    """The episodes of a data set with one more column, which is in memory."""
+
+    def __init__(self, data: Dataset, name: str, feature: Feature, columns: list[np.ndarray]):
+        self._data, self._name, self._feature, self._columns = data, name, feature, columns
+        self.metadata = data.metadata
+
+    def __len__(self):
+        return len(self._columns)
+
+    def episode(self, number, read=None):
+        episode = self._data[number].replace({self._name: self._columns[number]})
+        return replace(episode, schema={**episode.schema, self._name: self._feature})
+
+    def select(self, indices):
+        return self, indices
+
+    def contiguous(self, name, indices):
+        if name == self._name:
+            return None
+        return self._data.source.contiguous(name, [self._data.indices[i] for i in indices])
+
+    def frames(self, name, episode):
+        return self._data.frames(name, episode)

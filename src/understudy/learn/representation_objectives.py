@@ -1,0 +1,326 @@
+"""Objectives that train an encoder: inverse and forward dynamics, hidden actions, BYOL, contrast over time.
+
+Each is an `AuxiliaryLoss`. `RepresentationLearning` trains an encoder on them alone, and `BehaviorCloning` adds them to
+the loss of the policy.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from ..core import Batch, Context, HeadSpec
+from ..heads.base import Head
+from ..heads.regression import Regression
+from ..nets.base import Trunk
+from ..nets.ema import EMA, ConstantDecay
+from ..nets.feed_forward import FeedForward
+from ..nets.linear import Linear
+from ..policy import Policy
+from .behavior_cloning import AuxiliaryLoss, LaggedAuxiliaryLoss
+
+
+class RepresentationObjective(AuxiliaryLoss):
+    """An objective for the encoder of a policy. Subclasses are frozen dataclasses.
+
+    Attributes:
+        weight: Factor of the loss.
+    """
+
+    captures = ("context", "context_mask")
+    weight: float
+
+    @abstractmethod
+    def build(self, policy: Policy) -> nn.Module:
+        """Returns the module that computes the loss of each window, (B,), and holds the networks of the objective."""
+
+
+def _mlp(*sizes: int) -> nn.Sequential:
+    """Linear layers with LayerNorm and ReLU between them."""
+    layers: list[nn.Module] = []
+    for entering, leaving in zip(sizes[:-1], sizes[1:-1], strict=False):
+        layers += [Linear(entering, leaving), nn.LayerNorm(leaving), nn.ReLU()]
+    return nn.Sequential(*layers, Linear(sizes[-2], sizes[-1]))
+
+
+def _flat(captured: Mapping[str, Tensor]) -> Tensor:
+    """The encoded observation of this forward pass, (B, N * D)."""
+    return Context(captured["context"], captured["context_mask"]).flat()
+
+
+def _context_size(policy: Policy) -> int:
+    return policy.encoder.tokens * policy.encoder.width
+
+
+def _pair_spec(policy: Policy) -> HeadSpec:
+    """Sizes for a network that reads the encodings before and after a chunk."""
+    encoder, codec, window = policy.encoder, policy.codec, policy.window
+    return HeadSpec(window.horizon, 2 * encoder.tokens, encoder.width, codec.num_classes, codec.bound,
+                    2 * encoder.token_obs_steps, window.action_start)
+
+
+def _pair(policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Context:
+    """The encodings before and after a chunk, each of its observation alone."""
+    assert batch.next is not None
+    after = policy.training_context(batch.next, rng)
+    return Context(torch.cat([captured["context"], after.tokens], 1),
+                   torch.cat([captured["context_mask"], after.mask], 1))
+
+
+def _cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared distance of the two vectors at unit length, (B,): from 0 to 4."""
+    return 2 - 2 * F.cosine_similarity(prediction, target, dim=-1)
+
+
+class _TargetEncoder(nn.Module):
+    """A slowly updated copy of a policy's encoder. It is in evaluation mode, and no gradient passes through it."""
+
+    def __init__(self, policy: Policy, decay: float):
+        super().__init__()
+        self.average = EMA(policy.encoder, ConstantDecay(decay))
+        self.encoder = self.average.module
+
+    def train(self, mode=True):
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, policy: Policy, obs: Mapping[str, Tensor], rng: Generator) -> Tensor:
+        """The flat encoding of another view of the observation, (B, N * D)."""
+        coded = policy.codec.encode_obs(policy.augment(obs, rng))
+        return self.encoder(coded, rng if policy.training else None).flat()
+
+    def update(self, policy: Policy) -> None:
+        self.average.update(policy.encoder)
+
+
+@dataclass(frozen=True)
+class InverseDynamics(RepresentationObjective):
+    """Predicts the actions of a chunk from the encoding before it and the encoding after it.
+
+    Both observations are encoded alone, by the same encoder, and gradients pass through both. What the encoder keeps is
+    what actions change.
+
+    Args:
+        head: What is predicted. Discrete actions need `Categorical()`.
+        trunk: The network that reads both encodings.
+        weight: Factor of the loss.
+
+    References:
+        Brandfonbrener et al. (2023), Inverse Dynamics Pretraining Learns Good Representations for Multitask Imitation,
+        arXiv:2305.16985.
+    """
+
+    head: Head = field(default_factory=Regression)
+    trunk: Trunk = field(default_factory=FeedForward)
+    weight: float = 1.0
+
+    next_obs = True
+
+    def build(self, policy):
+        return _InverseDynamicsLoss(self, policy)
+
+
+class _InverseDynamicsLoss(nn.Module):
+    def __init__(self, config: InverseDynamics, policy: Policy):
+        super().__init__()
+        self.config = config
+        self.net = config.head.build(config.trunk, policy.codec.width, _pair_spec(policy))
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        both = _pair(policy, batch, rng, captured)
+        loss = self.config.head.loss(self.net, both, policy.encode_batch(batch), batch.mask, rng) * batch.mask
+        return self.config.weight * loss.sum(1) / batch.mask.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class ForwardDynamics(RepresentationObjective):
+    """Predicts the encoding after a chunk from the encoding before it and the actions of the chunk.
+
+    The target is made by a slowly updated copy of the encoder, without gradient. With the encoder itself as its target,
+    encodings would shrink to a constant.
+
+    Args:
+        hidden: Widths of the hidden layers of the predictor.
+        target_decay: Fraction of the target encoder that each update keeps.
+        weight: Factor of the loss: the squared distance of the two encodings at unit length.
+
+    References:
+        Schwarzer et al. (2021), Data-Efficient Reinforcement Learning with Self-Predictive Representations,
+        arXiv:2007.05929.
+        Wei et al. (2023), Is Imitation All You Need? Generalized Decision-Making with Dual-Phase Training,
+        arXiv:2307.07909, whose code uses the encoder itself as the target.
+    """
+
+    hidden: tuple[int, ...] = (256,)
+    target_decay: float = 0.99
+    weight: float = 1.0
+
+    next_obs = True
+
+    def build(self, policy):
+        return _ForwardDynamicsLoss(self, policy)
+
+
+class _ForwardDynamicsLoss(LaggedAuxiliaryLoss):
+    def __init__(self, config: ForwardDynamics, policy: Policy):
+        super().__init__()
+        size = _context_size(policy)
+        self.config, self.target = config, _TargetEncoder(policy, config.target_decay)
+        self.predictor = _mlp(size + policy.window.horizon * policy.codec.width, *config.hidden, size)
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        assert batch.next is not None
+        actions = policy.encode_batch(batch).flatten(1)
+        prediction = self.predictor(torch.cat([_flat(captured), actions], -1))
+        return self.config.weight * _cosine_loss(prediction, self.target(policy, batch.next, rng))
+
+    def after_update(self, policy):
+        self.target.update(policy)
+
+
+@dataclass(frozen=True)
+class MaskedPrediction(RepresentationObjective):
+    """Predicts the hidden actions of a chunk from the others, the encoding before the chunk and the encoding after it.
+
+    For each window a fraction is drawn uniformly from 0 to 1, and each action is hidden with this probability. With all
+    actions hidden, this is `InverseDynamics`.
+
+    Args:
+        trunk: The network that reads the visible actions and both encodings.
+        weight: Factor of the loss: the squared error, or the cross-entropy of discrete actions, over hidden actions.
+
+    References:
+        Wei et al. (2023), Is Imitation All You Need? Generalized Decision-Making with Dual-Phase Training,
+        arXiv:2307.07909, which hides more and more actions as training proceeds.
+    """
+
+    trunk: Trunk = field(default_factory=FeedForward)
+    weight: float = 1.0
+
+    next_obs = True
+
+    def build(self, policy):
+        return _MaskedPredictionLoss(self, policy)
+
+
+class _MaskedPredictionLoss(nn.Module):
+    def __init__(self, config: MaskedPrediction, policy: Policy):
+        super().__init__()
+        self.config, self.num_classes = config, policy.codec.num_classes
+        self.net = config.trunk.build(policy.codec.width + 1, policy.codec.width, 0, _pair_spec(policy))
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        action, both = policy.encode_batch(batch), _pair(policy, batch, rng, captured)
+        rows, device = batch.mask.shape, batch.mask.device
+        fraction = torch.rand(rows[0], 1, generator=rng, device=device)
+        hidden = torch.rand(rows, generator=rng, device=device) < fraction
+        visible = (~hidden & batch.mask).unsqueeze(-1).to(action.dtype)
+        prediction = self.net(torch.cat([action * visible, visible], -1), action[..., :0], both)
+        counted = hidden & batch.mask
+        return self.config.weight * (self._error(prediction, action) * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+    def _error(self, prediction: Tensor, action: Tensor) -> Tensor:
+        """The error of each step, (B, H)."""
+        if not self.num_classes:
+            return (prediction - action).square().mean(-1)
+        log_probs = torch.cat([part.log_softmax(-1) for part in prediction.split(self.num_classes, -1)], -1)
+        return -(log_probs * action).sum(-1)
+
+
+@dataclass(frozen=True)
+class BYOL(RepresentationObjective):
+    """Bootstrap your own latent: predicts, from one view of an observation, what a slow copy makes of another view.
+
+    Views are made by the policy's augmentations and by the random crops of its encoder. Without either, both views are
+    the same and little is learned. No actions are read.
+
+    It differs from the paper in three ways. Networks have LayerNorm in place of BatchNorm, so that a window's loss does
+    not depend on the other windows. The decay is constant. Each window contributes one order of its two views, and not
+    both.
+
+    Args:
+        hidden: Width of the hidden layer of projector and predictor.
+        size: Width of the projection.
+        target_decay: Fraction of the target network that each update keeps.
+        weight: Factor of the loss: the squared distance of the two projections at unit length.
+
+    References:
+        Grill et al. (2020), Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning, arXiv:2006.07733.
+    """
+
+    hidden: int = 256
+    size: int = 64
+    target_decay: float = 0.99
+    weight: float = 1.0
+
+    def build(self, policy):
+        return _BYOLLoss(self, policy)
+
+
+class _BYOLLoss(LaggedAuxiliaryLoss):
+    def __init__(self, config: BYOL, policy: Policy):
+        super().__init__()
+        self.config, self.target = config, _TargetEncoder(policy, config.target_decay)
+        self.projector: nn.Module = _mlp(_context_size(policy), config.hidden, config.size)
+        self.predictor: nn.Module = _mlp(config.size, config.hidden, config.size)
+        self.average = EMA(self.projector, ConstantDecay(config.target_decay))
+        self.target_projector = self.average.module
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        prediction = self.predictor(self.projector(_flat(captured)))
+        with torch.no_grad():
+            target = self.target_projector(self.target(policy, batch.obs, rng))
+        return self.config.weight * _cosine_loss(prediction, target)
+
+    def after_update(self, policy):
+        self.target.update(policy)
+        self.average.update(self.projector)
+
+
+@dataclass(frozen=True)
+class TimeContrastive(RepresentationObjective):
+    """Finds the observation after a chunk among those of all windows of the batch (InfoNCE).
+
+    The other windows of the batch are the negatives. With gradient accumulation or several processes, those of each
+    part of the batch are.
+
+    Args:
+        hidden: Width of the hidden layer of the projector.
+        size: Width of the projection.
+        temperature: Divides the cosine similarities.
+        weight: Factor of the loss.
+
+    References:
+        Sermanet et al. (2018), Time-Contrastive Networks: Self-Supervised Learning from Video, arXiv:1704.06888.
+        van den Oord et al. (2018), Representation Learning with Contrastive Predictive Coding, arXiv:1807.03748.
+    """
+
+    hidden: int = 256
+    size: int = 64
+    temperature: float = 0.1
+    weight: float = 1.0
+
+    next_obs = True
+
+    def build(self, policy):
+        return _TimeContrastiveLoss(self, policy)
+
+
+class _TimeContrastiveLoss(nn.Module):
+    def __init__(self, config: TimeContrastive, policy: Policy):
+        super().__init__()
+        self.config = config
+        self.projector: nn.Module = _mlp(_context_size(policy), config.hidden, config.size)
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        assert batch.next is not None
+        views = (_flat(captured), policy.training_context(batch.next, rng).flat())
+        now, after = (F.normalize(self.projector(view), dim=-1) for view in views)
+        similarity = now @ after.T / self.config.temperature
+        return self.config.weight * F.cross_entropy(similarity, torch.arange(len(now), device=now.device),
+                                                    reduction="none")

@@ -1,0 +1,51 @@
+"""Pretraining: an encoder is trained first, then a policy learns on it."""
+
+from __future__ import annotations
+
+from ..checkpoint import FromStage
+from ..core import Schema
+from ..data.augment import camera_jitter
+from ..data.window import Window
+from ..execute.chunking import RecedingHorizon
+from ..heads.categorical import Categorical
+from ..heads.neighbors import Neighbors
+from ..heads.regression import Regression
+from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.method import InitializeFrom, Method, Stage
+from ..learn.optimizer import OptimizerConfig
+from ..learn.representation import RepresentationLearning
+from ..learn.representation_objectives import BYOL, InverseDynamics
+from ..nets.encoders import TokenEncoder
+from ..nets.feed_forward import FeedForward
+from ..policy import PolicyConfig
+
+
+def bc_inverse_dynamics(n_obs_steps: int = 1, lookahead: int = 1, features: Schema | None = None) -> Method:
+    """Behavior cloning on a frozen encoder, which was trained to tell the action between two observations.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        lookahead: Number of steps between the two observations.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    head = Categorical() if discrete else Regression()
+    policy = PolicyConfig(head, trunk=FeedForward(), window=Window(n_obs_steps))
+    learner = RepresentationLearning((InverseDynamics(head),), lookahead=lookahead,
+                                     optimizer=OptimizerConfig(lr=1e-3))
+    frozen = InitializeFrom(FromStage("encoder"), load=("codec", "encoder"), train=())
+    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000, batch_size=256),
+                  stages=(Stage("encoder", Method(policy, learner=learner)),), initialize_from=(frozen,))
+
+
+def vinn_byol(n_neighbors: int = 5, crop: int = 4, features: Schema | None = None) -> Method:
+    """Visual imitation by nearest neighbors, in the features of an encoder that learns from the images alone.
+
+    Args:
+        n_neighbors: Number of situations. Nearer ones count more.
+        crop: Pixels that are cut off each side of an image, at a random place in training.
+        features: The columns of the data. The colors of each camera are changed in training.
+    """
+    policy = PolicyConfig(Neighbors(n_neighbors), encoder=TokenEncoder(crop=crop),
+                          augmentations=camera_jitter(features))
+    return Method(policy, RecedingHorizon(), RepresentationLearning((BYOL(),)))

@@ -1,0 +1,53 @@
+"""Latent skills: an autoencoder learns them from pieces of episodes, and a high-level policy chooses among them."""
+
+from __future__ import annotations
+
+from ..checkpoint import FromStage
+from ..data.codec import Normalizer
+from ..data.relabel import ConstantColumn
+from ..data.window import Goal, Window
+from ..execute.chunking import RecedingHorizon
+from ..execute.wrappers import SkillWrapper
+from ..heads.gaussian import Gaussian
+from ..heads.gmm import GMM
+from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.latent_labels import SKILL, LatentLabels
+from ..learn.method import InitializeFrom, Method, Stage
+from ..learn.skill_autoencoder import SkillAutoencoder
+from ..policy import PolicyConfig
+
+
+def opal(period: int = 10, latent_dim: int = 8, beta: float = 0.1) -> Method:
+    """An autoencoder learns skills, and a policy learns which skill to begin.
+
+    Args:
+        period: Number of steps of a skill.
+        latent_dim: Number of components of a skill.
+        beta: Weight of the KL divergence of the autoencoder.
+    """
+    low = PolicyConfig(Gaussian(), codec=Normalizer(unscaled=(SKILL,)))
+    skills = Method(low, learner=SkillAutoencoder(period, beta),
+                    transforms=(ConstantColumn(SKILL, (0.0,) * latent_dim),))
+    return Method(PolicyConfig(GMM()), RecedingHorizon(), BehaviorCloning(), (
+        LatentLabels(FromStage("skills", "posterior")),), (Stage("skills", skills),),
+        wrapper=SkillWrapper(FromStage("skills"), period))
+
+
+def play_lmp(column: str = "observation.state", period: int = 30, latent_dim: int = 32, beta: float = 0.01) -> Method:
+    """Latent plans from play: a prior draws a plan for the goal, and a policy carries it out step by step.
+
+    Args:
+        column: The column whose later values are goals.
+        period: Number of steps of a plan.
+        latent_dim: Number of components of a plan.
+        beta: Weight of the KL divergence of the autoencoder.
+    """
+    window = Window(goals=(Goal(column, max_steps=period),))
+    low = PolicyConfig(GMM(10, temperature=1.0), codec=Normalizer(unscaled=(SKILL,)), window=window)
+    prior = PolicyConfig(Gaussian(temperature=1.0), codec=Normalizer(target="identity"), window=window)
+    plans = Method(low, learner=SkillAutoencoder(period, beta, prior),
+                   transforms=(ConstantColumn(SKILL, (0.0,) * latent_dim),))
+    return Method(prior, RecedingHorizon(), BehaviorCloning(steps=1),  # the prior is trained in the stage
+                  (LatentLabels(FromStage("plans", "posterior")),), (Stage("plans", plans),),
+                  (InitializeFrom(FromStage("plans", "prior"), train=()),),
+                  wrapper=SkillWrapper(FromStage("plans"), period))

@@ -64,7 +64,7 @@ COMMANDS = {
                        resume_options=("--save",)),
     "plan": Command("RATE RATE [--power P] [--episodes N]", "how many rollouts tell two policies apart"),
     "robustness": Command("RUN ENV [--shifts ...] [--html FILE]", "how it fares as the world changes", True),
-    "export": Command("RUN --out FILE.onnx|FOLDER", "a trained policy as one ONNX file, or as a LeRobot checkpoint"),
+    "export": Command("RUN --out FILE.onnx|FOLDER", "a trained policy as an ONNX file or for LeRobot"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
     "claims": Command("list | run NAME | run --all | table", "published statements, tested", True),
 }

@@ -461,4 +461,4 @@ def test_every_head_is_tried():
         module = import_module(f"understudy.heads.{path.stem}")
         found = {v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Head)
                  and v.__module__ == module.__name__ and not inspect.isabstract(v)}
-        assert found <= here | {MemoryHead}, f"{path.name}: not exported in these tests"
+        assert found <= here | {Interpolant, MemoryHead}, f"{path.name}: not exported in these tests"

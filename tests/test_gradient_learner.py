@@ -14,6 +14,7 @@ from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
+from understudy.learn.devices import seed_generators
 from understudy.learn.fit import LearnerConfig, fit
 from understudy.learn.gradient_learner import GradientLearner
 from understudy.learn.optimizer import OptimizerConfig
@@ -222,6 +223,16 @@ def test_a_reduced_loss_is_refused(data, reduced):
     learner = new_learner(data)
     with pytest.raises(ValueError, match=r"one number per window, \(16,\), or per step, \(16, 3\), not reduced"):
         learner.minimize("policy", lambda part, rng: reduced(learner.policy.loss(part, rng)), batches(learner, data)(0))
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**63 - 1, -(2**62)])
+def test_generators_get_the_state_that_manual_seed_gives(seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        want = torch.get_rng_state()
+        torch.manual_seed(1)
+        seed_generators(seed, torch.device("cpu"))
+        assert torch.equal(torch.get_rng_state(), want)
 
 
 def test_random_numbers_depend_on_seed_update_call_and_part(data):

@@ -165,6 +165,28 @@ def test_a_context_without_tokens(trunk):
     assert net(x, t, Context(torch.zeros(5, 0, 7), torch.zeros(5, 0, dtype=torch.bool))).isfinite().all()
 
 
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_bf16_agrees_with_fp32(trunk, grad):
+    net, (x, t, context) = built(TRUNKS[trunk]), arguments(shared=True)
+    with torch.set_grad_enabled(grad):
+        want = net(x, t, context)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = net(x, t, context)
+    torch.testing.assert_close(got.float(), want, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_recurrent_encoder_in_bf16_agrees_with_fp32(grad):
+    spec, features = ENCODERS["recurrent_flat"]
+    net, obs = seeded(lambda: spec.build(features, 2)), observed(features)
+    with torch.set_grad_enabled(grad):
+        want = net(obs).tokens
+        with torch.autocast("cpu", torch.bfloat16):
+            got = net(obs).tokens
+    torch.testing.assert_close(got.float(), want, rtol=0.1, atol=0.05)
+
+
 def test_the_plain_network_is_its_layers_and_nothing_else():
     net = FeedForward((3,), "relu").build(0, 2, 0, HeadSpec(1, 1, 2)).double()
     (into, _, out), seen = net.layers, torch.randn(5, 1, 2, generator=rng(), dtype=torch.double)

@@ -15,7 +15,7 @@ from ..checkpoint import CheckpointModule, load_tensors
 from ..core import Batch, UserError, keys
 from ..nets.ema import EMA, ConstantDecay, EMADecay
 from ..policy import Policy
-from .devices import Processes
+from .devices import Processes, seed_generators
 from .fit import Learner, LearnerConfig
 from .optimizer import OptimizerConfig, OptimizerState
 
@@ -220,7 +220,7 @@ class GradientLearner(Learner):
             noise, dropout = keys(key, [2 * number, 2 * number + 1]).tolist()
             rng = Generator(self.device).manual_seed(noise)
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), optimizer.autocast():
-                torch.manual_seed(dropout)
+                seed_generators(dropout, self.device)
                 terms = loss(batch.select_rows(rows), rng)
                 value = self._reduce(name, terms, row_weights[rows], step_weights[rows], sums)
             optimizer.backward(value)

@@ -270,3 +270,13 @@ def capture_intermediates(names: Collection[str]) -> Iterator[dict[str, Tensor]]
         yield captured
     finally:
         _capture.reset(token)
+
+
+def is_autocast_on(x: Tensor) -> bool:
+    """Whether products of `x` are computed in the precision of autocast here."""
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The type in which products of `x` are computed here."""
+    return torch.get_autocast_dtype(x.device.type) if is_autocast_on(x) else x.dtype

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import is_autocast_on, product_dtype
 from .linear import linear
 
 Layout = Literal["auto", "conv", "channels_last", "gemm"]
@@ -42,15 +43,6 @@ def choose_layout(layout: Layout, size: int, out: int, device: str, dtype: torch
     return "channels_last" if weights <= 64 * 64 else "gemm"
 
 
-def _is_autocast_on(x: Tensor) -> bool:
-    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """The type in which products of `x` are computed here."""
-    return torch.get_autocast_dtype(x.device.type) if _is_autocast_on(x) else x.dtype
-
-
 def _store_kernel_first(module: nn.Conv1d | nn.ConvTranspose1d, layout: Layout) -> None:
     """Stores a weight (a, b, kernel) in memory as (a, kernel, b). All layouts but "conv" read it in this order."""
     if layout != "conv":
@@ -72,7 +64,7 @@ class Convolution(nn.Conv1d):
         _store_kernel_first(self, layout)
 
     def forward(self, x: Tensor) -> Tensor:
-        layout = choose_layout(self.layout, *self.weight.shape[1::-1], x.device.type, _product_dtype(x))
+        layout = choose_layout(self.layout, *self.weight.shape[1::-1], x.device.type, product_dtype(x))
         side = self.kernel_size[0] // 2
         if layout == "gemm":
             return linear(gather_neighbors(x, 2 * side + 1), _flat_weight(self.weight), self.bias)
@@ -92,7 +84,7 @@ class Down(nn.Conv1d):
         _store_kernel_first(self, layout)
 
     def forward(self, x: Tensor) -> Tensor:
-        layout = choose_layout(self.layout, *self.weight.shape[1::-1], x.device.type, _product_dtype(x))
+        layout = choose_layout(self.layout, *self.weight.shape[1::-1], x.device.type, product_dtype(x))
         if layout == "gemm":
             return linear(gather_neighbors(x, 3, 2), _flat_weight(self.weight), self.bias)
         x = x.transpose(1, 2)
@@ -111,7 +103,7 @@ class Up(nn.ConvTranspose1d):
         _store_kernel_first(self, layout)
 
     def forward(self, x: Tensor) -> Tensor:  # ty: ignore[incompatible-method-override]  (its output has one size)
-        layout = choose_layout(self.layout, *self.weight.shape[:2], x.device.type, _product_dtype(x))
+        layout = choose_layout(self.layout, *self.weight.shape[:2], x.device.type, product_dtype(x))
         if layout == "gemm":
             to_before, even, odd, to_after = linear(x, _flat_weight(self.weight).t()).chunk(4, -1)
             assert self.bias is not None
@@ -128,7 +120,7 @@ class GroupNormMish(nn.GroupNorm):
     """Group normalization of (B, T, C) over time and the channels of each group, then Mish. Both in fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False) if _is_autocast_on(x) else nullcontext():
+        with torch.autocast(x.device.type, enabled=False) if is_autocast_on(x) else nullcontext():
             # As an image of height 1: that kernel supports channels that are adjacent in memory. It is slow in bf16.
             y = super().forward(x.to(self.weight.dtype).transpose(1, 2).unsqueeze(2)).squeeze(2).transpose(1, 2)
             return mish(y).to(x.dtype)
@@ -176,7 +168,7 @@ def gather_neighbors(x: Tensor, count: int, stride: int = 1) -> Tensor:
     Returns:
         (B, ceil(T / stride), count * C), with zeros for neighbors beyond the ends.
     """
-    x = x.to(_product_dtype(x))
+    x = x.to(product_dtype(x))
     if count == 1:
         return x
     if torch.compiler.is_compiling():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Trunk, TrunkNet, check_alignment
+from .base import Trunk, TrunkNet, check_alignment, product_dtype
 from .fourier import FourierFeatures
 from .linear import Linear
 
@@ -68,5 +68,6 @@ class _LSTMNet(TrunkNet):
         tokens = F.pad(torch.cat([context.tokens * present, present], -1), (0, 0, 0, 1))
         observed = tokens[:, self.token_numbers].flatten(2)  # (B, positions, tokens of a position * (D + 1))
         steps = F.pad(torch.cat([x, self.fourier(t)], -1), (0, 0, self.start, 0))
-        hidden = self.lstm(torch.cat([observed, steps], -1))[0]
+        inputs = torch.cat([observed, steps], -1)
+        hidden = self.lstm(inputs.to(product_dtype(inputs)))[0]  # on a CPU, autocast leaves the input as it is
         return self.output_layer(hidden[:, self.start:])

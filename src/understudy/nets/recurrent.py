@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..core import Context
-from .base import Encoder, EncoderNet
+from .base import Encoder, EncoderNet, product_dtype
 from .encoders import TokenEncoder
 
 
@@ -46,6 +46,7 @@ class _RecurrentEncoderNet(EncoderNet):
     def forward(self, obs, rng=None):
         batch, rows = next(iter(obs.values())).shape[:2]
         context = self.row_encoder({k: v.flatten(0, 1).unsqueeze(1) for k, v in obs.items()}, rng)
-        last = self.lstm(context.flat().unflatten(0, (batch, rows)))[0][:, -1:]
+        flat = context.flat().unflatten(0, (batch, rows))
+        last = self.lstm(flat.to(product_dtype(flat)))[0][:, -1:]  # on a CPU, autocast leaves the input as it is
         named = {k: v.unflatten(0, (batch, rows))[:, -1] for k, v in context.named.items()}
         return Context(last, last.new_ones(last.shape[:2]).bool(), named)

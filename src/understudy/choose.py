@@ -95,7 +95,7 @@ class DataProperties:
         if self.two_ways is not None:
             said.append(f"At {self.two_ways:.1%} of the steps, the most similar steps of other episodes act in two "
                         "clearly different ways"
-                        + (": a method that predicts the mean acts in neither." if self.two_ways >= MANY else "."))
+                        + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else "."))
         return said
 
 
@@ -193,7 +193,7 @@ class MethodChoice:
         gone = sum(s.dropped_after is not None for s in self.standings)
         sure = (f"{_join(self.tied)} did as well, as far as {self.rounds} round{'s' * (self.rounds > 1)} can tell."
                 if self.tied else "Every other candidate was worse.")
-        sure += f" {gone} of {len(self.standings)} were dropped." if gone else ""
+        sure += f" {gone} of {len(self.standings)} {'was' if gone == 1 else 'were'} dropped." if gone else ""
         short = [s.method for s in self.standings if s.updates < s.full_updates / 2]
         about = (f"{_join(short)} had less than half of {'its' if len(short) == 1 else 'their'} updates: with a longer "
                  "--budget the order may change. " if short else "")

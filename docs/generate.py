@@ -92,8 +92,8 @@ def methods() -> str:
 def schemes() -> str:
     from understudy.execute.schemes import EXECUTION_SCHEMES
 
-    return "\n".join(["| name | what it does | paper | needs |", "|---|---|---|---|",
-                      *(f"| `{name}` | {s.summary} | {s.paper} | {s.needs} |" for name, s in EXECUTION_SCHEMES.items())])
+    rows = [f"| `{name}` | {s.summary} | {s.paper} | {s.needs} |" for name, s in EXECUTION_SCHEMES.items()]
+    return "\n".join(["| name | what it does | paper | needs |", "|---|---|---|---|", *rows])
 
 
 def _method(f, method) -> str:
@@ -104,7 +104,6 @@ def _method(f, method) -> str:
         parts["collection"] = method.collection
     if method.wrapper is not None:
         parts["wrapper"] = method.wrapper
-    parts |= {f"stage {stage.name!r}": stage.method.learner for stage in method.stages}
     table = [f"| {name} | `{_brief(part)}` |" for name, part in parts.items()]
     table += [f"| inference | `{_brief(part)}` |" for part in method.inference]
     table += [f"| stage {stage.name} | `{_brief(stage.method.learner)}` |" for stage in method.stages]

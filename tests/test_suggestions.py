@@ -211,6 +211,12 @@ def fork(rows):
 def method(features=None):
     from dataclasses import replace
     return replace(bc(features=features), executor=Careful(1))
+
+
+def short(features=None):
+    from dataclasses import replace
+    m = method(features)
+    return replace(m, learner=replace(m.learner, steps=m.learner.steps // 2))
 '''
 
 
@@ -223,6 +229,15 @@ def test_trust_is_part_of_what_is_suggested(follow, tmp_path):
     seen = follow("export", "mine", "--out", "mine.onnx", *trust, ENV="fork")
     assert ("eval", "--episodes", "--rows", "--trust") in seen
     follow("eval", "mine.onnx", "suggested_code:fork", "--episodes", "2", *trust)
+    for methods, needs in ((("suggested_code:method", "suggested_code:short"), ("--trust",)), (("knn", "vinn"), ())):
+        seen = follow("choose", "demos", "--methods", *methods, "--budget", "20s", "--episodes", "2", "--ignore",
+                      "nan-in-action", "--out", f"found-{methods[0][:3]}", *trust)
+        assert {kind for kind in seen if kind[0] in ("train", "eval", "choose")} == {
+            ("train", "--device", "--ignore", "--out", "--save-freq", "--steps", *needs),
+            ("eval", "--episodes", "--rows", *needs),
+            ("choose", "--budget", "--episodes", "--ignore", "--methods", "--out", "--trust"),
+            ("choose", "--budget", "--env", "--episodes", "--ignore", "--methods", "--out", "--trust"),
+            ("choose", "--budget", "--episodes", "--html", "--ignore", "--methods", "--out", "--trust")}
     sys.modules.pop("suggested_code", None)
 
 

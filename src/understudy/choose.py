@@ -30,7 +30,7 @@ from .envs.base import Env
 from .evaluate import stats
 from .evaluate.evaluation import evaluate, sign_flip_p_value, tuning_seed
 from .evaluate.stats import Interval
-from .files import read_json, replace_nonfinite, write_json
+from .files import file_name, read_json, replace_nonfinite, write_json
 from .learn.fit_method import fit_method
 from .learn.method import Method, load_actor, training_data
 from .learn.train import train, validation_episodes
@@ -262,11 +262,13 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
     properties = data_properties(data)
     for line in properties.sentences():
         say(line)
-    plan = _make_plan(out, asked, data, candidates, budget, device, trust, say)
-    full = {name: _check_candidate(find_method(name, features, trust), name) for name in plan["updates"]}
+    built = {name: _check_candidate(find_method(name, features, trust), name) for name in candidates}
+    plan = _make_plan(out, asked, data, built, budget, device, say)
+    full = {name: built[name] for name in plan["updates"]}
 
     def try_one(name: str, number: int) -> Trial:
-        folder, file = out / f"{_slug(name)}-{number}", out / f"{_slug(name)}-{number}.json"
+        folder = trial_run(out, name, number)
+        file = folder.with_name(f"{folder.name}.json")
         if file.exists():
             found = read_json(file)
             return Trial(name, number, found["updates"], found["seconds"], found["metric"], tuple(found["values"]))
@@ -298,13 +300,24 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
                 dropped[name] = rounds
                 say(f"round {rounds}: {name} is dropped")
         left = stay
-    standings = [Standing(name, candidates.get(name, ""), _estimate(np.array([t.values for t in found]), metric),
+    standings = [Standing(name, candidates[name], _estimate(np.array([t.values for t in found]), metric),
                           len(found), found[0].updates, full[name].learner.steps,
                           float(np.mean([t.seconds for t in found])), dropped.get(name))
                  for name, found in trials.items()]
     standings.sort(key=lambda s: (-(s.dropped_after or math.inf), -s.estimate.estimate))
     return MethodChoice(properties, asked["env"], metric, judged_on, tuple(standings), plan["skipped"], rounds, budget,
                         spent)
+
+
+def trial_run(out: Path, method: str, seed: int) -> Path:
+    """The run of a trial of `choose_method`.
+
+    Args:
+        out: The folder of the trials.
+        method: Name of the method.
+        seed: Seed of the training.
+    """
+    return out / f"{file_name(method)}-{seed}"
 
 
 def survivors(values: Mapping[str, np.ndarray], n_candidates: int) -> list[str]:
@@ -350,7 +363,7 @@ def data_properties(data: Dataset) -> DataProperties:
     discrete = features["action"].kind == "discrete"
     two_ways = None
     if not discrete and any(f.kind == "vector" for k, f in features.items() if role(k) == "observation"):
-        some = data.select(range(0, len(data), -(-data.steps // MEASURED_STEPS)))
+        some = data.select(range(0, len(data), max(1, -(-data.steps // MEASURED_STEPS))))
         found = np.concatenate([np.asarray(s, float) for s in LocalUnimodality().steps(some)])
         found = found[np.isfinite(found)]
         two_ways = float((-found > TWO_WAYS).mean()) if len(found) else None
@@ -358,8 +371,8 @@ def data_properties(data: Dataset) -> DataProperties:
                           "classes" if discrete else "numbers", two_ways)
 
 
-def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapping[str, str], budget: float,
-               device: str, trust: tuple[str, ...], say: Callable[[str], None]) -> dict[str, Any]:
+def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapping[str, Method], budget: float,
+               device: str, say: Callable[[str], None]) -> dict[str, Any]:
     """The number of updates of every candidate. It is stored, because it depends on the speed of the machine."""
     file = out / "plan.json"
     if file.exists():
@@ -373,8 +386,7 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
         raise UserError("the folder contains something else", where=out, hint="choose another --out")
     began = time.perf_counter()
     full: dict[str, tuple[int, float]] = {}  # default number of updates, and seconds for all of them
-    for name in candidates:
-        method = _check_candidate(find_method(name, data.features(), trust), name)
+    for name, method in candidates.items():
         steps = method.learner.steps
         each = _seconds_per_update(method, data, device) if steps > TIMED_UPDATES else 0.0
         full[name] = steps, steps * each
@@ -447,7 +459,3 @@ def _estimate(values: np.ndarray, metric: Metric) -> Interval:
 
 def _join(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

@@ -76,9 +76,8 @@ usage: understudy COMMAND ... [--debug]
 """ + "\n".join(f"  {name:<10} {c.usage:<51} {c.summary}" for name, c in COMMANDS.items()) + """
 
 ENV     a toy (fork, push, maze, ...), a Gymnasium id, metaworld/NAME, or module:factory
-DATA    a file or folder of demonstrations
+DATA    a file or folder of demonstrations; RUN a trained run, or one of LeRobot (ACT, Diffusion Policy)
 METHOD  a method's name, module:function, or a method.json
-RUN     a trained run, or one of LeRobot (ACT, Diffusion Policy)
 Code that is not understudy's is loaded only with --trust PACKAGE.
 
 understudy COMMAND --help says more; --version prints the version; --debug shows where an error came from.

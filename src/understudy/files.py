@@ -17,6 +17,11 @@ from .core import UserError
 CHECKSUMS = "checksums.json"  # for the files in the same folder: name -> SHA-256 in hexadecimal digits
 
 
+def file_name(text: object) -> str:
+    """The text as the name of a file: every character but letters, digits, "-", "_" and "." becomes "_"."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in str(text))
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Replaces a file atomically. The old text stays until the new text is on the disk.
 

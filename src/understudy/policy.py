@@ -675,7 +675,7 @@ def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Pa
         UserError: No column is an observation. The hint suggests names for columns that look like one.
     """
     if inputs := policy_config.inputs or tuple(sorted(k for k, f in _add_goal_features(policy_config, features).items()
-                                               if role(k) == "observation" and f.kind != "string")):
+                                                      if role(k) == "observation" and f.kind != "string")):
         return inputs
     raise UserError("no policy can read these data: no column is an observation (the columns are "
                     f"{', '.join(sorted(features)) or 'none'})", where=where, hint=column_naming_hint(features, data))

@@ -52,7 +52,7 @@ class SidedDemonstrations(DemonstrationSource):
 
     Args:
         episodes: Size of each set.
-        share: Share of the more frequent side in "uneven".
+        share: Fraction of the more frequent side in "uneven".
     """
 
     episodes: int
@@ -166,7 +166,7 @@ CLAIM = Claim(
           "rates differ by less than 0.15 and the entropy is higher with even odds: the metric then follows what was "
           "there to acquire, and the success rate does not. The margin of 0.15 is this claim's own. With 10 rollouts, "
           "a policy that reproduces the odds has 0.92 on average with even odds and 0.38 with 54 to 6. A "
-          "start without success counts as 0, where the paper leaves it out. Two reported parts do not decide, on four "
+          "start without success counts as 0, where the paper leaves it out. Two reported parts do not decide, on five "
           "of the seeds: diffusion against a conditional VAE with the latent size and the weight of the KL divergence "
           "of the authors' code for their Avoiding task, on the even set, and diffusion against the demonstrator as "
           "the yardstick. With that weight the VAE hardly uses its latent and is nearly deterministic, so its low "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -182,15 +183,19 @@ def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str
 
 def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None) -> list[tuple[str, str]]:
     """Useful next commands, each with a description."""
-    run = unused_path("run")
-    trust = trust_options(o.trust, o.env) or env_trust_options(acts)
-    columns = ("--columns", *o.columns) if o.columns else ()
-    told = [(command_line("train", c.recommended, o.data, "--out", run, *columns, *trust),
-             "Train the recommended method in full:")]
+    from ..choose import trial_run
+
+    run, trial = unused_path("run"), trial_run(o.out, c.recommended, o.seed)
+    function = c.recommended if ":" in c.recommended else None
+    told = [(command_line("train", c.recommended, o.data, "--out", run, *_data_options(o),
+                          *trust_options(o.trust, function, trial)), "Train the recommended method in full:")]
     if acts:
-        told.append((command_line("eval", run, acts, "--episodes", 100, *trust), "Judge it on new starts:"))
-    if c.env is None and acts:
-        told.append((_again(o, "--env", acts, "--out", unused_path("choice")), "Choose again, with policies that act:"))
+        trust, own = trust_options(o.trust, acts, trial), env_trust_options(acts)
+        told.append((command_line("eval", run, acts, "--episodes", 100, *trust, *_new(own, trust)),
+                     "Judge it on new starts:"))
+        if c.env is None:
+            told.append((_again(o, "--env", acts, "--out", unused_path("choice"), *_new(own, o.trust)),
+                         "Choose again, with policies that act:"))
     return told
 
 
@@ -200,5 +205,16 @@ def _again(o: ChooseOptions, *more: object) -> str:
     methods = ("--methods", *o.methods) if o.methods else ()
     rest = [part for name, value, usual in (("--episodes", o.episodes, 100), ("--seed", o.seed, 0)) if value != usual
             for part in (name, value)]
-    columns = ("--columns", *o.columns) if o.columns else ()
-    return command_line("choose", o.data, *keep, *methods, *rest, *columns, *more, *trust_options(o.trust, o.env))
+    trust = [part for package in o.trust for part in ("--trust", package)]
+    return command_line("choose", o.data, *keep, *methods, *rest, *_data_options(o), *more, *trust)
+
+
+def _data_options(o: ChooseOptions) -> list[str]:
+    """The options that any command that learns from the data takes over."""
+    ignored = [part for code in o.ignore for part in ("--ignore", code)]
+    return [*(("--columns", *o.columns) if o.columns else ()), *ignored]
+
+
+def _new(option: list[str], trusted: Sequence[str]) -> list[str]:
+    """A --trust option, unless its package is trusted."""
+    return [] if option and option[1] in trusted else option

@@ -148,6 +148,7 @@ def _is_saved_rollouts(run: Path) -> bool:
 def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation]:
     from ..core import UserError
     from ..envs import make
+    from ..files import file_name
     from .policies import evaluate_run, refuse_unused_task
 
     found = {run: _read_evaluation(run, o) for run in runs if _is_saved_rollouts(run)}
@@ -163,8 +164,8 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
         env = make(o.env, min(o.rows, episodes), o.trust)
         try:
             for run in acting:
-                found[run] = evaluate_run(run, env, asked, None if o.save is None else o.save / _slug(run), name=o.env,
-                                          workers=o.workers)
+                save = None if o.save is None else o.save / (file_name(run).strip(".") or "run")
+                found[run] = evaluate_run(run, env, asked, save, name=o.env, workers=o.workers)
         finally:
             env.close()
     return {run: _first_episodes(found[run], episodes) for run in runs}
@@ -202,10 +203,6 @@ def _first_episodes(evaluation: Evaluation, episodes: int) -> Evaluation:
     from ..evaluate.evaluation import evaluation_of
 
     return evaluation if len(evaluation.episodes) == episodes else evaluation_of(evaluation.episodes[:episodes])
-
-
-def _slug(run: Path) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in str(run)).strip(".") or "run"
 
 
 def _print_comparison(c: Comparison, out: Output) -> None:

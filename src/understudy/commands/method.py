@@ -10,7 +10,6 @@ from typing import Any
 
 from ..core import Schema, UserError
 from ..data.relabel import TaskText
-from ..learn.execution import with_execution_scheme
 from ..learn.method import Method
 from ..methods import find_function, find_method
 from .options import change_fields, parse_value
@@ -38,6 +37,8 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
     if say is not None and task_relabel(method) is None:
         method = replace(method, transforms=(*method.transforms, say))
     if executor is not None:
+        from ..learn.execution import with_execution_scheme
+
         method = with_execution_scheme(method, executor)
     return change_fields(method, changes, command) if changes else method
 

@@ -44,7 +44,7 @@ def main(args: list[str]) -> None:
             schemes = Table("execution scheme", "what it does", "paper", "needs", box=None, pad_edge=False)
             for name, s in EXECUTION_SCHEMES.items():
                 schemes.add_row(name, s.summary, s.paper, s.needs)
-            out.print("", "Execution schemes of any of these, for --executor of train, eval and robustness:", schemes)
+            out.print("", "Execution schemes for --executor of train, eval, compare and robustness:", schemes)
             out.suggest("understudy methods NAME", "understudy train NAME DATA --out RUN")
             out.print_json(known)
             return

@@ -223,15 +223,14 @@ def append_result(o: EvalOptions, line: dict) -> None:
     if is_exported(o.run):
         return
     from ..checkpoint import is_lerobot_checkpoint
-    from ..files import replace_nonfinite
+    from ..files import file_name, replace_nonfinite
     from ..policy import find_checkpoint
 
     assert o.target is not None
     folder = find_checkpoint(o.run)
     if is_lerobot_checkpoint(folder):
         return
-    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in Path(o.target).name)
-    file = run_folder(o.run) / "eval" / f"{name}.jsonl"
+    file = run_folder(o.run) / "eval" / f"{file_name(Path(o.target).name)}.jsonl"
     about = {"checkpoint": folder.name, "mark": weights_digest(folder),
              "date": datetime.now(UTC).isoformat(timespec="seconds"),
              **({} if o.executor is None else {"executor": o.executor})}

@@ -201,10 +201,10 @@ def _parse_levels(text: str) -> tuple[str, tuple[float, ...]]:
 
 def _results_path(o: RobustnessOptions) -> Path:
     """The default file of the results."""
-    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in o.env)
-    run = Path(o.run)
     from ..checkpoint import is_lerobot_checkpoint
+    from ..files import file_name
 
+    name, run = file_name(o.env), Path(o.run)
     if (o.run == SCRIPTED_ACTOR and not run.exists()) or is_exported(run) or is_lerobot_checkpoint(run_folder(run)):
         return Path("robustness") / f"{run.stem}-{name}.jsonl"
     return run_folder(run) / "robustness" / f"{name}.jsonl"

@@ -10,7 +10,7 @@ import torch
 from ..core import UserError, normal, uniform
 from ..execute.actor import Actor
 from .raster import COLOR_OF_ROLE, Canvas
-from .toy import MultimodalToy, distance, named_vector
+from .toy import MultimodalToy, distance, named_vector, push_apart
 
 SIDE = 1.0  # m, of the table
 DISC, BLOCK = 0.035, 0.06  # m, radii
@@ -79,12 +79,12 @@ class Blocks(MultimodalToy):
         s = self.state
         for _ in range(SUBSTEPS):
             disc = np.clip(s["disc"] + PERIOD * action, DISC, SIDE - DISC)
-            blocks = s["blocks"] + _push_apart(disc[:, None], s["blocks"], DISC + BLOCK)
+            blocks = s["blocks"] + push_apart(disc[:, None], s["blocks"], DISC + BLOCK)
             for _ in range(4):  # halves what the edge leaves of an overlap, each time
-                apart = _push_apart(blocks[:, 0], blocks[:, 1], 2 * BLOCK) / 2
+                apart = push_apart(blocks[:, 0], blocks[:, 1], 2 * BLOCK) / 2
                 blocks = np.clip(blocks + np.stack([-apart, apart], 1), BLOCK, SIDE - BLOCK)
             for i in (0, 1):  # what is pressed against the edge or the other block stays, and the disc yields
-                disc = disc + _push_apart(blocks[:, i], disc, DISC + BLOCK)
+                disc = disc + push_apart(blocks[:, i], disc, DISC + BLOCK)
             s["disc"], s["blocks"] = disc, blocks
         on = self._on_target()
         held = on.any(2)
@@ -119,13 +119,6 @@ class Blocks(MultimodalToy):
             canvas.circle(s["blocks"][:, i], BLOCK, COLOURS[i])
         canvas.circle(s["disc"], DISC, COLOR_OF_ROLE["agent"])
         return canvas.image[0]
-
-
-def _push_apart(still, moved, least):
-    """How far `moved` (rows, ..., 2) has to go to be `least` away from `still`; nothing where it is."""
-    away = moved - still
-    gap = np.maximum(distance(away, 0), 1e-6)[..., None]
-    return away / gap * np.maximum(least - gap, 0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from ..core import Feature, UserError, normal, uniform
 from ..execute.actor import Actor
 from .raster import COLOR_OF_ROLE, Canvas
-from .toy import Toy, distance, named_vector
+from .toy import Toy, distance, named_vector, push_apart
 
 # Lengths of the links, m. All arms reach 1 m.
 ARMS: dict[str, tuple[float, ...]] = {
@@ -120,7 +120,7 @@ class PlanarArms(Toy):
         for _ in range(SUBSTEPS):
             s["joints"] = s["joints"] + np.float32(SPEED / SUBSTEPS) * action
             if self.task == "push":
-                s["block"] = s["block"] + _push_apart(self.tip(), s["block"], TIP + BLOCK)
+                s["block"] = s["block"] + push_apart(self.tip(), s["block"], TIP + BLOCK)
         if self.task == "push":
             success = distance(s["block"], s["target"]) < RADIUS
         elif self.task == "reach":
@@ -193,13 +193,6 @@ def _around(radius, angle) -> np.ndarray:
 def _rotate(at: np.ndarray, angle: float) -> np.ndarray:
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return np.stack([cos * at[:, 0] - sin * at[:, 1], sin * at[:, 0] + cos * at[:, 1]], 1)
-
-
-def _push_apart(still: np.ndarray, moved: np.ndarray, least: float) -> np.ndarray:
-    """How far `moved` has to go to be `least` away from `still`, (n, 2)."""
-    away = moved - still
-    gap = np.maximum(distance(away, 0), 1e-6)[:, None]
-    return away / gap * np.maximum(least - gap, 0)
 
 
 @dataclass(frozen=True)

@@ -152,3 +152,19 @@ def distance(a: np.ndarray, b) -> np.ndarray:
     return np.sqrt((offset * offset).sum(-1))
 
 
+def push_apart(still: np.ndarray, moved: np.ndarray, least: float) -> np.ndarray:
+    """How far points have to go to be at a distance from others. It is 0 where they are.
+
+    Args:
+        still: Points that stay, (rows, ..., 2), to broadcast against `moved`.
+        moved: Points that go away from them, (rows, ..., 2).
+        least: The distance.
+
+    Returns:
+        Offsets of `moved`, (rows, ..., 2).
+    """
+    away = moved - still
+    gap = np.maximum(distance(away, 0), 1e-6)[..., None]
+    return away / gap * np.maximum(least - gap, 0)
+
+

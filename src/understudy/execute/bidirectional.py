@@ -101,7 +101,8 @@ class BidirectionalDecoding(PlannerWrapper):
         cost = coherence + _nearest_half(strong, strong, kept, itself)
         if weak is not None:
             weak = weak[:, :, now:] / scale
-            cost = cost - _nearest_half(strong, weak, self._coherence(weak, old / scale, exists)[1], ~itself & itself)
+            weak_kept = self._coherence(weak, old / scale, exists)[1]
+            cost = cost - _nearest_half(strong, weak, weak_kept, torch.zeros_like(itself))
         return cost.masked_fill(~kept, torch.inf)
 
     def _coherence(self, plans: Tensor, old: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -167,9 +166,7 @@ class DistillationLearner(GradientLearner):
             batch: A part of a batch.
             rng: Source of the randomness of augmentations and of the policy's encoder.
         """
-        obs: Mapping[str, Tensor] = batch.obs
-        for change in self.policy.config.augmentations:
-            obs = change(obs, rng)
+        obs = self.policy.augment(batch.obs, rng)
         with torch.no_grad():
             given = self.teacher.context(obs)
         return self.policy.context(obs, rng), given

@@ -27,7 +27,6 @@ from ..policy import Planner, Policy, PolicyConfig, camera_sizes, find_checkpoin
 from .behavior_cloning import BehaviorCloning
 from .data_collection import DataCollection
 from .fit import LearnerConfig
-from .lerobot_policies import load_lerobot_policy, read_parts
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,8 @@ class Method:
         path = Path(path)
         folder = None if path.is_file() else find_checkpoint(path)
         if folder is not None and is_lerobot_checkpoint(folder):
+            from .lerobot_policies import read_parts
+
             parts = read_parts(folder)
             return Method(parts.policy, parts.executor, parts.learner)
         found = read_json(path) if folder is None else read_checkpoint_json(folder, "method.json")
@@ -256,6 +257,8 @@ def _load_module(folder: Path, name: str, trust: tuple[str, ...], device) -> Che
     """One module of a checkpoint by its name."""
     if name == "policy":
         if is_lerobot_checkpoint(folder):
+            from .lerobot_policies import load_lerobot_policy
+
             return load_lerobot_policy(folder, device)
         return Policy.load(folder, trust, device)
     if not (path := folder / "modules" / name).is_dir():

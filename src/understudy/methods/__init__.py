@@ -129,7 +129,7 @@ METHODS: dict[str, NamedMethod] = {
                   "2e-5 for its score, and larger networks", ("285",))),
     "reflow-policy": NamedMethod(
         "understudy.methods.generative:reflow_policy",
-        "A flow is trained again on pairs of its own noise and actions, so that one straight step gives a chunk.",
+        "A flow is trained again on pairs of noise and the chunk that it made from it, so that one step gives a chunk.",
         Reference("Liu et al. 2023, arXiv 2209.03003, which stores the pairs; here each update makes new ones",
                   ("028",))),
     "adaflow": NamedMethod(

@@ -26,7 +26,7 @@ class ACTTransformer(PosteriorTrunk):
 
     It differs from `Transformer` in what trained weights depend on. Layers are normalized after the residual
     (unless `pre_norm`), positions are added to queries and keys in every layer, the decoder starts from zeros, and the
-    posterior of a `CVAE` is a network of its own that reads the state and the actions, but no images.
+    posterior of a `CVAE` is another network that reads the state and the actions, but no images.
 
     Heads without time and with one input per chunk can use it: `CVAE` and `Regression`. Because the decoder starts from
     zeros, the input weights of the self-attention of its first layer change nothing and stay untrained.

@@ -98,7 +98,7 @@ class Trunk(ABC):
 
 
 class PosteriorTrunk(Trunk):
-    """A trunk with a network of its own for the posterior of a CVAE."""
+    """A trunk with another network for the posterior of a CVAE."""
 
     @abstractmethod
     def build_posterior(self, coded_dim: int, outputs: int, spec: HeadSpec) -> TrunkNet:

@@ -153,8 +153,8 @@ class _TransformerNet(CachesContext):
         films = context.time_film.split([layer.modulation_width for layer in self.layers])
         if not n_memory:
             return list(films)
-        zero, n_steps = context.time_film.new_zeros(1, self.config.width), self.step_embedding.shape[0]
-        return [torch.cat([layer.modulation(zero).expand(n_memory, -1), film.expand(n_steps, -1)])
+        n_steps = self.step_embedding.shape[0]
+        return [torch.cat([layer.timeless_modulation().expand(n_memory, -1), film.expand(n_steps, -1)])
                 for layer, film in zip(self.layers, films, strict=True)]
 
     def forward(self, x, t, context):
@@ -221,6 +221,13 @@ class _TransformerBlock(nn.Module):
         film = self.film(time)
         experts = self.feed_forward
         return torch.cat([film, experts.weights(time)], -1) if isinstance(experts, MoEFeedForwardNet) else film
+
+    def timeless_modulation(self) -> Tensor:
+        """The `modulation` of tokens without a time, whose embedding is 0: (W,), or (1, W) with experts."""
+        assert self.film is not None
+        if isinstance(self.feed_forward, MoEFeedForwardNet):
+            return self.modulation(self.film.bias.new_zeros(1, self.film.in_features))
+        return self.film.bias
 
     def forward(self, h, film=None, *, mask=None, memory=None, memory_mask=None):
         weights = ()

@@ -118,6 +118,7 @@ measure.save("tried", lines, packages=(), more={{"versions": versions}})
 """
 
 
+@pytest.mark.slow
 def test_parts_are_brought_together_and_a_peer_that_cannot_be_had_says_so(tmp_path):
     (tmp_path / "peers").mkdir()
     (tmp_path / "peers" / "nobody.txt").write_text("surely-not-installed @ file:///nowhere/at/all\n")

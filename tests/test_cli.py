@@ -1037,8 +1037,8 @@ def start(*args, cwd):
 
 def test_a_recording_that_is_interrupted_keeps_what_ended(call, tmp_path):
     args = ["record", "push", "--out", "d", "--episodes", "5000", "--rows", "1"]
-    process = start(*args, cwd=tmp_path)
-    while process.poll() is None and not (tmp_path / "d" / "meta" / "info.json").exists():
+    process, ended = start(*args, cwd=tmp_path), tmp_path / "d" / "meta" / "understudy" / "episodes.jsonl"
+    while process.poll() is None and not ended.exists():  # info.json is there before the first episode has ended
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

@@ -465,6 +465,7 @@ class Stop:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, demos, tmp_path):
     made = Method.load(whole)
     for at in range(1, max(Run(whole).saved_steps()) + 1):

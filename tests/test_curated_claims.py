@@ -82,6 +82,7 @@ def test_sets_of_the_maze_are_as_large_as_said_and_ranked_by_their_makers():
     assert max(tq[name] for name in LOW_QUALITY) < min(tq[name] for name in HIGH_QUALITY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["BCQ", "CQL"])
 def test_offline_learners_find_a_way_that_the_data_rarely_take(kind):
     """The mixed set has the best way in one of five steps. Its shortest way is 12 steps."""

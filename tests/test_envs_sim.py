@@ -54,6 +54,7 @@ def test_the_reward_is_the_recorded_one(people):
         assert (left > 0).all() and left.max() < 0.025 and np.median(left) < 1e-3
 
 
+@pytest.mark.slow
 def test_people_are_put_where_they_were_and_do_again_what_they_did(people):
     """Open loop from the first observation, for as long as each recording is: 8 of 25 by the flag, all past 1 rad."""
     flags, opened = [], []

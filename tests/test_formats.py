@@ -727,6 +727,7 @@ print(open_dataset(sys.argv[1], image_size=16).fingerprint())
 """
 
 
+@pytest.mark.slow
 def test_processes_that_want_the_same_at_once_make_it_once(tmp_path):
     lerobot.write(closed(images=True), tmp_path / "out", images="png")
     runs = [subprocess.Popen([sys.executable, "-c", _TOGETHER, str(tmp_path / "out")], stdin=subprocess.PIPE,

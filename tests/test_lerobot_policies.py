@@ -551,6 +551,7 @@ np.save(out, after(chunk).numpy())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["act_state", "diffusion_state"])
 def test_lerobot_loads_what_was_written(name, checkpoints, arrays, policies, shared, tmp_path):
     """lerobot itself loads the folder and plans what the policy does. Needs what `make test` installs."""

@@ -101,6 +101,7 @@ def test_chunks_and_one_video_an_episode(tmp_path, monkeypatch):
         assert np.abs(seen - closed(images=True)[e].steps[CAMERA][: len(seen)]).mean() < 4
 
 
+@pytest.mark.slow
 def test_lerobot_itself_reads_them(tmp_path):
     """By way of its converter to v3.0, which reads every file of a v2.1 data set; 0.3.3, which reads v2.1 itself, needs
     another PyTorch than we do."""

@@ -112,6 +112,7 @@ def test_targets_are_rewards_and_the_value_of_what_follows():
     assert seen[0][1].abs().max() <= 1 + 1e-6  # within the range of the data
 
 
+@pytest.mark.slow
 def test_it_finds_better_actions_than_those_in_the_data():
     env = Follow(40)
     data = rollout(UniformRandomActor(env), env, 400, recording_seed(0))

@@ -186,6 +186,7 @@ def test_a_history_with_marked_padding(trunk, tmp_path):
     agrees(policy, batch, tmp_path / "policy.onnx")
 
 
+@pytest.mark.slow
 def test_statistics_per_group(tmp_path):
     mode = Feature("int64", (), "discrete", num_classes=(9,))
     config = PolicyConfig(Regression(), MLP(16), codec=Normalizer(group_by="observation.mode"))
@@ -235,6 +236,7 @@ def test_the_file_acts_as_the_policy_does(fork):
     assert evaluate(load_onnx_actor(path, rows=4), env, 8).successes.shape == (8,)
 
 
+@pytest.mark.slow
 def test_no_random_operations_and_one_loop(tmp_path):
     policy, _ = random_batch(
         PolicyConfig(Diffusion(solver=DDPM(), n_steps=50, n_train_steps=50), trunk=MLP(16), window=Window(1, 4))
@@ -309,6 +311,7 @@ def test_the_runner_acts_as_the_executor_does(tmp_path):
             np.testing.assert_allclose(runner.act(obs), action[0].numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_runner_executes_as_many_actions_of_a_plan_as_the_file_says(tmp_path):
     path = tmp_path / "policy.onnx"
     seen = robot_policy(PolicyConfig(Flow(n_steps=2), MLP(16), TokenEncoder(16), window=Window(2, 6)), path,
@@ -331,6 +334,7 @@ def test_the_runner_refuses_other_executors(tmp_path):
         OnnxRunner(path)
 
 
+@pytest.mark.slow
 def test_export_says_that_the_runner_will_refuse_the_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["record", "fork", "--out", "demos", "--episodes", "6"]) == 0

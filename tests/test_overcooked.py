@@ -93,6 +93,7 @@ def test_trials_of_2020(shared):
             np.testing.assert_array_equal(steps["observation.state"][:, :2], at)
 
 
+@pytest.mark.slow
 def test_trials_of_2019_have_the_returns_that_are_known_of_them(shared):
     """89 in training, 91 in the test set (SOURCE.md), of 39 and 37 trials."""
     for name, trials, known in (("train", 39, 89), ("test", 37, 91)):

@@ -116,6 +116,7 @@ def test_the_closed_form_is_the_mean_of_simulated_trials(p, lost, caught, seed):
     assert said == pytest.approx((took.sum() + pause * (~done).sum()) / done.sum(), rel=0.15)
 
 
+@pytest.mark.slow
 def test_what_is_forecast_happens():
     """Attempts that run to the end tell what giving up would cost; those that are given up cost that."""
     ran = rollout(Sometimes(0.5), Fork(50, limit=30), 400, seed=-2).map(label_attempt)

@@ -229,6 +229,14 @@ def test_trust_is_part_of_what_is_suggested(follow, tmp_path):
     seen = follow("export", "mine", "--out", "mine.onnx", *trust, ENV="fork")
     assert ("eval", "--episodes", "--rows", "--trust") in seen
     follow("eval", "mine.onnx", "suggested_code:fork", "--episodes", "2", *trust)
+    sys.modules.pop("suggested_code", None)
+
+
+@pytest.mark.slow
+def test_trust_is_part_of_what_a_choice_suggests(follow, tmp_path):
+    (tmp_path / "suggested_code.py").write_text(MINE)
+    trust = ("--trust", "suggested_code")
+    follow("record", "suggested_code:fork", "--out", "demos", "--episodes", "6", *trust, depth=0)
     for methods, needs in ((("suggested_code:method", "suggested_code:short"), ("--trust",)), (("knn", "vinn"), ())):
         seen = follow("choose", "demos", "--methods", *methods, "--budget", "20s", "--episodes", "2", "--ignore",
                       "nan-in-action", "--out", f"found-{methods[0][:3]}", *trust)

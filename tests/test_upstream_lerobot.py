@@ -105,6 +105,7 @@ def test_the_frames_of_the_video_are_those_that_were_filmed(read):
             assert off == 0 if name == "png" else off < 4  # v2.1_video was compressed twice
 
 
+@pytest.mark.slow
 def test_the_unet_computes_what_lerobots_does():
     """With the same weights, module by module, in every layout; to 1e-5, the outputs being of size 1."""
     program = ("import json, sys; sys.path.insert(0, sys.argv[1]); import train_step as t; t.stand_in();"

@@ -186,6 +186,7 @@ def test_errors_in_methods_and_scores_name_their_file_and_line(call):
         assert status == 2 and "mine.py, line 1: ModuleNotFoundError" in err, err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # two processes import PyTorch
 def test_workers_tell_where_the_users_code_failed(call):
     text = files(step="if self.steps == 5: raise ValueError('stuck')\n")

@@ -101,6 +101,7 @@ def same(a, b):
     )
 
 
+@pytest.mark.slow
 def test_two_workers_do_what_one_does_to_the_last_bit_even_if_one_is_killed(tmp_path):
     one = evaluate_parallel(partial(diffusion, 7), 11, seed=3)
     seen = []

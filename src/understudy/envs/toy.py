@@ -166,5 +166,3 @@ def push_apart(still: np.ndarray, moved: np.ndarray, least: float) -> np.ndarray
     away = moved - still
     gap = np.maximum(distance(away, 0), 1e-6)[..., None]
     return away / gap * np.maximum(least - gap, 0)
-
-

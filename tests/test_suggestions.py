@@ -213,10 +213,14 @@ def method(features=None):
     return replace(bc(features=features), executor=Careful(1))
 
 
-def short(features=None):
+def short(features=None, steps=4):
     from dataclasses import replace
     m = method(features)
-    return replace(m, learner=replace(m.learner, steps=m.learner.steps // 2))
+    return replace(m, learner=replace(m.learner, steps=steps))
+
+
+def shorter(features=None):
+    return short(features, 3)
 '''
 
 
@@ -237,7 +241,7 @@ def test_trust_is_part_of_what_a_choice_suggests(follow, tmp_path):
     (tmp_path / "suggested_code.py").write_text(MINE)
     trust = ("--trust", "suggested_code")
     follow("record", "suggested_code:fork", "--out", "demos", "--episodes", "6", *trust, depth=0)
-    for methods, needs in ((("suggested_code:method", "suggested_code:short"), ("--trust",)), (("knn", "vinn"), ())):
+    for methods, needs in ((("suggested_code:short", "suggested_code:shorter"), ("--trust",)), (("knn", "vinn"), ())):
         seen = follow("choose", "demos", "--methods", *methods, "--budget", "20s", "--episodes", "2", "--ignore",
                       "nan-in-action", "--out", f"found-{methods[0][:3]}", *trust)
         assert {kind for kind in seen if kind[0] in ("train", "eval", "choose")} == {

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from ..checkpoint import CheckpointModule, FromStage, Scorer
 from ..core import UserError
-from ..policy import Guide, Planner
+from ..policy import Guide, Planner, Policy
 from .bidirectional import BidirectionalDecoding
 from .planners import BestOfN, Guided, Hierarchical, KernelDensity, SampleSelector, SetScorer
 from .self_guidance import SelfGuided
+from .steering import ComposedPolicies, Steered
 
 
 class PlannerConfig(ABC):
@@ -112,6 +113,45 @@ class SelfGuidanceConfig(PlannerConfig):
 
     def build(self, planner, modules):
         return SelfGuided(planner, self.scale, self.lag)
+
+
+@dataclass(frozen=True)
+class CompositionConfig(PlannerConfig):
+    """Samples from the policy and others together: see `ComposedPolicies`.
+
+    Args:
+        others: The other policies: ones that stages trained, or modules of the same checkpoint by their names.
+        weights: Weight of each policy, that of the method's own policy first.
+    """
+
+    others: tuple[str | FromStage | CheckpointModule, ...]
+    weights: tuple[float, ...]
+
+    def build(self, planner, modules):
+        others = tuple(_module(other, Policy, modules, "CompositionConfig.others") for other in self.others)
+        return ComposedPolicies(planner, others, self.weights)
+
+
+@dataclass(frozen=True)
+class SteeringConfig(PlannerConfig):
+    """Draws plans towards points that a person gives: see `Steered`.
+
+    Args:
+        points: The points in world units: one for a click, several for a drawn path.
+        column: The observed column with the position of what moves.
+        components: Which components of the column are the position, and which of the action move it.
+        step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
+        scale: Strength of the guidance.
+    """
+
+    points: tuple[tuple[float, ...], ...]
+    column: str = "observation.state"
+    components: tuple[int, ...] = (0, 1)
+    step: float | None = None
+    scale: float = 1.0
+
+    def build(self, planner, modules):
+        return Steered(planner, self.points, self.column, self.components, self.step, self.scale)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,212 @@
+"""Steering while acting: several conditions or policies together, and points or paths that a person gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Context, UserError, take
+from ..policy import CostGuidance, NetworkGuidance, Planner, Policy
+from .planners import PlannerWrapper
+
+
+@dataclass(frozen=True)
+class ComposedConditions(NetworkGuidance):
+    """Follows several conditions at once, each with its own scale: goals, words, skills.
+
+    The prediction is that without any condition plus, for each condition alone, `scale` times what it changes. The
+    policy must be trained with `ConditionDropout` for each condition, so that it knows each alone and none at all.
+
+    Args:
+        conditions: The conditions, each with the names of its columns.
+        scales: Scale of each condition. A negative scale avoids what the condition asks for.
+
+    Raises:
+        UserError: The numbers of conditions and scales differ.
+
+    References:
+        Liu et al. (2022), Compositional Visual Generation with Composable Diffusion Models, arXiv:2206.01714.
+        Ajay et al. (2023), Is Conditional Generative Modeling All You Need for Decision-Making?, arXiv:2211.15657.
+    """
+
+    conditions: tuple[tuple[str, ...], ...]
+    scales: tuple[float, ...]
+
+    def __post_init__(self):
+        if len(self.conditions) != len(self.scales):
+            raise UserError(f"there are {len(self.conditions)} conditions but {len(self.scales)} scales",
+                            where="ComposedConditions", hint="give one scale for each condition")
+
+    def guided_net(self, net, without):
+        every = {key for keys in self.conditions for key in keys}
+        bare = without(*sorted(every))
+        alone = [without(*sorted(every.difference(keys))) for keys in self.conditions]
+
+        def wrapped(x, t, context):
+            plain = net(x, t, bare)
+            pulls = [scale * (net(x, t, one) - plain) for scale, one in zip(self.scales, alone, strict=True)]
+            return plain + sum(pulls)
+        return wrapped
+
+
+@dataclass(frozen=True)
+class _OtherPolicies(NetworkGuidance):
+    """The weighted mean of the predictions of several networks. The first weight is that of the guided one."""
+
+    nets: tuple[nn.Module, ...]
+    contexts: tuple[Context, ...]
+    weights: tuple[float, ...]
+
+    def select_rows(self, rows):
+        return replace(self, contexts=tuple(take(c, rows) for c in self.contexts))
+
+    def guided_net(self, net, without):
+        def wrapped(x, t, context):
+            others = zip(self.weights[1:], self.nets, self.contexts, strict=True)
+            return self.weights[0] * net(x, t, context) + sum(w * other(x, t, seen) for w, other, seen in others)
+        return wrapped
+
+
+@dataclass(frozen=True)
+class ComposedPolicies(PlannerWrapper):
+    """Samples from several policies together: at each step of sampling, their predictions are averaged.
+
+    The policies may read different columns, such as a camera and words, or come from different data. A plan is likely
+    under all of them. They need the same head and the same statistics of actions, because the steps of sampling are
+    taken in coded actions.
+
+    Args:
+        planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`.
+        others: The other policies.
+        weights: Weight of each policy, that of `planner` first.
+
+    Raises:
+        UserError: The policies do not fit each other, or the number of weights is wrong.
+        Unsupported: The head answers in one step.
+
+    References:
+        Wang et al. (2024), PoCo: Policy Composition from and for Heterogeneous Robot Learning, arXiv:2402.02511.
+    """
+
+    planner: Planner
+    others: tuple[Policy, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self):
+        where, policies = "ComposedPolicies", (self.planner, *self.others)
+        if len(self.weights) != len(policies):
+            raise UserError(f"there are {len(policies)} policies but {len(self.weights)} weights", where=where,
+                            hint="give one weight for each policy, that of the first one first")
+        mine = self.planner
+        if not isinstance(mine, Policy):
+            raise UserError(f"the first policy is a {type(mine).__name__}", where=where,
+                            hint="compose policies first, then wrap the composition")
+        _ = mine.head  # raises Unsupported for a head that answers in one step
+        for number, other in enumerate(self.others, 1):
+            for name, a, b in (("head", mine.config.head, other.config.head), ("window", mine.window, other.window),
+                               ("action_dim", mine.action_dim, other.action_dim)):
+                if a != b:
+                    raise UserError(f"policy {number} has another {name}, {b}, than the first, {a}", where=where,
+                                    hint="train both with the same head and window")
+            if not torch.allclose(mine.action_scale, other.action_scale, rtol=1e-3):
+                raise UserError(f"policy {number} has actions of scale {other.action_scale.tolist()}, the first of "
+                                f"{mine.action_scale.tolist()}", where=where,
+                                hint="continue one policy from the other (understudy train --from), or train both on "
+                                     "data with the same range of actions")
+
+    @property
+    def inputs(self):
+        return tuple(dict.fromkeys(name for p in (self.planner, *self.others) for name in p.inputs))
+
+    @property
+    def features(self):
+        found = {}
+        for policy in reversed((self.planner, *self.others)):
+            found |= policy.features
+        return found
+
+    def plan(self, obs, noise, guides=()):
+        seen = tuple(p.context({k: obs[k] for k in p.inputs}) for p in self.others)
+        together = _OtherPolicies(tuple(p.net for p in self.others), seen, self.weights)
+        return self.planner.plan({k: obs[k] for k in self.planner.inputs}, noise, (*guides, together))
+
+
+@dataclass(frozen=True)
+class PathCost(CostGuidance):
+    """Draws the positions that a chunk leads to towards points, or towards a path through them.
+
+    The cost is half the squared distance of each position to the nearest point, as a mean over the chunk. A single
+    point holds what moves near it. A path needs points up to where the motion shall end.
+
+    Args:
+        points: Points in world units, (K, D): one for a click, several for a drawn path.
+        start: Position before the chunk, (B, D).
+        components: The D components of the action that move the position.
+        step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
+        scale: Factor of the cost.
+    """
+
+    points: Tensor
+    start: Tensor
+    components: tuple[int, ...]
+    step: float | None
+    scale: float
+
+    def select_rows(self, rows):
+        return replace(self, start=self.start[rows])
+
+    def cost(self, coded_action, encode, decode):
+        action = decode(coded_action)[..., list(self.components)]
+        at = action if self.step is None else self.start.unsqueeze(1) + self.step * action.cumsum(1)
+        gap = (at.unsqueeze(2) - self.points.to(at)).square().sum(-1).amin(2)
+        return 0.5 * self.scale * gap.mean(1)
+
+
+@dataclass(frozen=True)
+class Steered(PlannerWrapper):
+    """Draws the plans of a policy towards points that a person gives, by a click or a drawn path.
+
+    The policy stays as it was trained. Where its demonstrations go two ways, a path chooses the way. A small `scale`
+    does not reach it, and a large one leaves what was demonstrated. A single point holds what moves near it, so it
+    suits a place to go to, and a path of several points suits a way to take.
+
+    Args:
+        planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`.
+        points: The points in world units, each with D numbers.
+        column: The observed column with the position of what moves.
+        components: Which components of the column are the position, and which of the action move it.
+        step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
+        scale: Strength of the guidance.
+
+    Raises:
+        UserError: The policy does not read the column, or the points have another number of components.
+
+    References:
+        Wang et al. (2025), Inference-Time Policy Steering through Human Interactions, arXiv:2411.16627.
+    """
+
+    planner: Planner
+    points: tuple[tuple[float, ...], ...]
+    column: str = "observation.state"
+    components: tuple[int, ...] = (0, 1)
+    step: float | None = None
+    scale: float = 1.0
+
+    def __post_init__(self):
+        if self.column not in self.planner.inputs:
+            raise UserError(f"the policy does not read {self.column!r}", where="Steered.column",
+                            hint=f"it reads {', '.join(self.planner.inputs)}")
+        width = min(self.planner.features[self.column].size, self.planner.action_dim)
+        if not self.components or max(self.components) >= width or min(self.components) < 0:
+            raise UserError(f"the components are {self.components}, but column and action share {width}",
+                            where="Steered.components", hint=f"name components from 0 to {width - 1}")
+        if not self.points or any(len(point) != len(self.components) for point in self.points):
+            raise UserError(f"every point needs {len(self.components)} numbers, but the points are {self.points}",
+                            where="Steered.points", hint="give one number for each component")
+
+    def plan(self, obs, noise, guides=()):
+        now = obs[self.column][:, -1, list(self.components)].float()
+        cost = PathCost(torch.tensor(self.points, device=now.device), now, self.components, self.step, self.scale)
+        return self.planner.plan(obs, noise, (*guides, cost))

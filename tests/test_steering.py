@@ -1,0 +1,158 @@
+"""Several conditions or policies together, and points that a person gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from understudy.core import Unsupported, UserError
+from understudy.data.window import Window
+from understudy.envs import make
+from understudy.evaluate.evaluation import evaluate, recording_seed
+from understudy.evaluate.rollout import rollout
+from understudy.execute.chunking import RecedingHorizon
+from understudy.execute.planner_config import CompositionConfig, SteeringConfig
+from understudy.execute.planners import FixedBatch
+from understudy.execute.steering import ComposedConditions, ComposedPolicies, PathCost, Steered
+from understudy.heads.diffusion import Diffusion
+from understudy.heads.flow import Flow
+from understudy.heads.regression import Regression
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method, build_actor, build_planner
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.nets.mlp import MLP
+from understudy.policy import ClassifierFreeGuidance, PolicyConfig
+from understudy.testing import check_executor, random_batch
+
+KEY = torch.arange(3)
+
+
+def flow(head=None, **window):
+    return PolicyConfig(head or Flow(4), MLP(16), window=Window(2, 6, **window))
+
+
+def net_of(values):
+    """A network whose answer is what the visible columns add to x."""
+    def net(x, t, context):
+        return x + context
+    return net, lambda *hidden: sum((v for k, v in values.items() if k not in hidden), torch.zeros(()))
+
+
+def test_composed_conditions_add_what_each_changes():
+    net, without = net_of({"base": torch.tensor(1.0), "goal": torch.tensor(10.0), "word": torch.tensor(100.0)})
+    x = torch.randn(2, 3, 1)
+    both = ComposedConditions((("goal",), ("word",)), (2.0, -0.5)).guided_net(net, without)
+    assert torch.equal(both(x, None, None), x + (x + 1 + 2 * 10 - 0.5 * 100) - x)
+    one = ComposedConditions((("goal",),), (3.0,)).guided_net(net, without)
+    free = ClassifierFreeGuidance(("goal",), 3.0).guided_net(net, without)
+    assert torch.equal(one(x, None, without()), free(x, None, without()))
+    with pytest.raises(UserError, match="2 conditions but 1 scales"):
+        ComposedConditions((("goal",), ("word",)), (1.0,))
+
+
+@pytest.mark.parametrize("head", [Flow(5), Diffusion(n_steps=6, clip_sample=0)], ids=["flow", "diffusion"])
+def test_two_gaussians_compose_to_the_gaussian_between(head):
+    """For Gaussians of one width the weighted mean of the scores is the score of the Gaussian around the weighted mean
+    of the centers, at every noise level."""
+    policies = [gaussian(head, center) for center in (1.0, -3.0)]
+    obs = {k: torch.randn(3, 2, f.size) for k, f in policies[0].features.items() if k != "action"}
+    between, noise = gaussian(head, 0.25 * 1.0 - 0.75 * 3.0), policies[0].noise(KEY, torch.zeros_like(KEY))
+    found = ComposedPolicies(policies[0], (policies[1],), (0.25, 0.75)).plan(obs, noise)
+    assert torch.allclose(found, between.plan(obs, noise), atol=1e-4)
+    assert not torch.allclose(found, policies[0].plan(obs, noise), atol=0.1)
+
+
+class Score(torch.nn.Module):
+    """What `head` predicts for a Gaussian of the width 1 around `center`, of coded actions."""
+
+    def __init__(self, head, center):
+        super().__init__()
+        self.head, self.center = head, center
+
+    def forward(self, x, t, context):
+        t = t.unsqueeze(-1) if t.ndim == 2 else t
+        if isinstance(self.head, Flow):  # x = t a + (1 - t) e: E[a - e | x]
+            variance = t**2 + (1 - t) ** 2
+            return self.center + (2 * t - 1) / variance * (x - t * self.center)
+        return 0.5 * x + self.center  # affine in x with one slope: all that composition needs
+
+
+def gaussian(head, center):
+    policy, _ = random_batch(flow(head))
+    policy.net = Score(head, center)
+    return policy
+
+
+def test_composed_policies_read_what_each_reads():
+    first, _ = random_batch(replace(flow(), inputs=("observation.state",)))
+    second, batch = random_batch(replace(flow(), inputs=("observation.still",)))
+    composed = ComposedPolicies(first, (second,), (0.5, 0.5))
+    assert composed.inputs == ("observation.state", "observation.still") and set(composed.inputs) <= set(
+        composed.features)
+    obs = {**batch.obs, "observation.state": torch.randn(len(batch), 2, 3)}
+    noise = composed.noise(torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64))
+    found = composed.plan(obs, noise)
+    for name in composed.inputs:
+        assert not torch.allclose(composed.plan({**obs, name: obs[name] + 1}, noise), found, atol=1e-4)
+    assert torch.allclose(FixedBatch(composed, 2).plan(obs, noise), found, atol=1e-5)
+    alone = ComposedPolicies(first, (second,), (1.0, 0.0)).plan(obs, noise)
+    assert torch.allclose(alone, first.plan({"observation.state": obs["observation.state"]}, noise), atol=1e-6)
+
+
+def test_policies_that_do_not_fit_are_refused():
+    policy, _ = random_batch(flow())
+    other, _ = random_batch(flow(Flow(5)))
+    for others, weights, said in (((policy,), (1.0,), "2 policies but 1 weights"),
+                                  ((other,), (0.5, 0.5), "policy 1 has another head")):
+        with pytest.raises(UserError, match=said):
+            ComposedPolicies(policy, others, weights)
+    plain, _ = random_batch(flow(Regression()))
+    with pytest.raises(Unsupported, match="one step"):
+        ComposedPolicies(plain, (plain,), (0.5, 0.5))
+    with pytest.raises(UserError, match="has no module 'weak'"):
+        CompositionConfig(("weak",), (0.5, 0.5)).build(policy, {"policy": policy})
+
+
+@pytest.mark.parametrize("config", [CompositionConfig(("policy",), (0.5, 0.5)), SteeringConfig(((0.3, 0.4),))])
+def test_they_keep_the_contract(config):
+    check_executor(RecedingHorizon(2), flow(), inference=(config,))
+
+
+def test_the_cost_of_a_path():
+    points, start = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 0.5]])
+    action = torch.tensor([[[9.0, 1.0, 0.0], [9.0, 1.0, 1.0]]])  # the first component moves something else
+    cost = PathCost(points, start, (1, 2), 0.5, 4.0).cost(action, None, lambda x: x)
+    # positions (0.5, 0.5) and (1, 1): squared distances to the nearest point 0.5 and 0
+    assert cost.tolist() == pytest.approx([0.5 * 4 * 0.25])
+    still = PathCost(points, start, (1, 2), None, 1.0).cost(action, None, lambda x: x)  # (1, 0) and (1, 1)
+    assert still.tolist() == pytest.approx([0.5 * 0.5])
+    policy, _ = random_batch(flow())
+    for options, said in (({"points": ((1.0,),)}, "needs 2 numbers"), ({"column": "nowhere"}, "does not read"),
+                          ({"components": (0, 7)}, "share"), ({"points": ()}, "needs 2 numbers")):
+        with pytest.raises(UserError, match=said):
+            Steered(policy, **{"points": ((1.0, 2.0),), **options})
+
+
+@pytest.mark.slow
+def test_a_drawn_path_chooses_the_way_around_the_pillar():
+    env = make("fork", 50)
+    data = rollout(env.expert(), env, 50, recording_seed(0))
+    optimizer = OptimizerConfig(lr=1e-3, warmup_steps=50)
+    method = Method(PolicyConfig(Flow(), MLP(64, 2), window=Window(1, 8)), RecedingHorizon(4),
+                    BehaviorCloning(2000, 64, optimizer=optimizer))
+    policy = fit_method(method, data, 0).policy
+    sides = {}
+    for name, side in (("none", 0.0), ("left", 1.0), ("right", -1.0)):
+        drawn = ((0.3, 0.25 * side), (0.6, 0.45 * side), (0.9, 0.25 * side), (1.2, 0.0))
+        steering = (SteeringConfig(drawn, step=0.1, scale=20.0),) if side else ()
+        made = replace(method, inference=steering)
+        found = evaluate(build_actor(made, {"policy": policy}), env, 50)
+        ways = [float(e.steps["observation.state"][len(e) // 2, 1]) > 0 for e in found.episodes]
+        sides[name] = sum(ways) / len(ways), float(found.successes.mean())
+    assert 0.2 < sides["none"][0] < 0.8
+    assert sides["left"][0] > 0.9 and sides["right"][0] < 0.1
+    assert min(s for _, s in sides.values()) > 0.8
+    assert build_planner(method, {"policy": policy}) is policy

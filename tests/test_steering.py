@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from understudy.checkpoint import FromStage
 from understudy.core import Unsupported, UserError
 from understudy.data.window import Window
 from understudy.envs import make
@@ -21,10 +22,11 @@ from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
-from understudy.learn.method import Method, build_actor, build_planner
+from understudy.learn.method import Method, Stage, build_actor, build_planner, load_actor
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.train import train
 from understudy.nets.mlp import MLP
-from understudy.policy import ClassifierFreeGuidance, PolicyConfig
+from understudy.policy import ClassifierFreeGuidance, Policy, PolicyConfig
 from understudy.testing import check_executor, random_batch
 
 KEY = torch.arange(3)
@@ -156,3 +158,15 @@ def test_a_drawn_path_chooses_the_way_around_the_pillar():
     assert sides["left"][0] > 0.9 and sides["right"][0] < 0.1
     assert min(s for _, s in sides.values()) > 0.8
     assert build_planner(method, {"policy": policy}) is policy
+
+
+def test_a_stage_trains_the_other_policy(tmp_path):
+    env = make("fork", 4)
+    data = rollout(env.expert(), env, 6, recording_seed(0))
+    alone = Method(flow(), RecedingHorizon(2), BehaviorCloning(3))
+    composed = replace(alone, stages=(Stage("other", alone),),
+                       inference=(CompositionConfig((FromStage("other"),), (0.5, 0.5)),))
+    train(composed, data, tmp_path / "run", device="cpu", progress=False, val_fraction=0.0)
+    planner = load_actor(tmp_path / "run").planner
+    assert isinstance(planner, ComposedPolicies) and planner.weights == (0.5, 0.5)
+    assert isinstance(planner.others[0], Policy) and planner.others[0] is not planner.planner

@@ -50,8 +50,8 @@ JOINT = Feature("float32", (6,))
 LANGEVIN = EnergyModel(8, "langevin", n_candidates=4)
 SOLVERS = {"ddim": DDIM(), "ddpm": DDPM(), "dpmpp": DPMSolverPP()}
 HEADS = {h: None for h in (  # a new head joins by its line here; the first of each class is tested without --slow
-    Regression(), Regression("l1"), Gaussian(), Gaussian(std=0.1, temperature=1.0), GMM(), GMM(joint=False,
-    temperature=1.0), Diffusion(), Diffusion(solver=DDPM(), prediction="sample", schedule="linear"),
+    Regression(), Regression("l1"), Regression("huber"), Gaussian(), Gaussian(std=0.1, temperature=1.0), GMM(),
+    GMM(joint=False, temperature=1.0), Diffusion(), Diffusion(solver=DDPM(), prediction="sample", schedule="linear"),
     Diffusion(solver=DPMSolverPP(), prediction="v"), Diffusion(4, DDIM(clipped_noise=False), spacing="leading"),
     Flow(), Flow(solver=Midpoint(), time_distribution="beta"),
     Flow(solver=Heun()), Flow(time_distribution="logit_normal"), MIP(), MIP(scale_first_target=True,
@@ -140,6 +140,8 @@ def test_regression_is_the_error_per_step():
     net = constant(1.0, 1.0)
     assert Regression("l2").loss(net, EMPTY, ACTION, MASK, rng()).tolist() == [[(0.25 + 4) / 2, (1 + 1) / 2]]
     assert Regression("l1").loss(net, EMPTY, ACTION, MASK, rng()).tolist() == [[(0.5 + 2) / 2, (1 + 1) / 2]]
+    huber = Regression("huber", delta=0.75).loss(net, EMPTY, ACTION, MASK, rng())  # 0.5 e^2, or 0.75 (|e| - 0.375)
+    assert huber.tolist() == [[(0.125 + 0.75 * 1.625) / 2, 0.75 * 0.625]]
 
 
 @pytest.mark.parametrize("head, net, std", [

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from torch.nn.functional import huber_loss
+
 from .base import Head
 
 
@@ -16,10 +18,16 @@ class Regression(Head):
     actions may be a bad one: use a `GMM`, a `Flow` or a `Diffusion` head there.
 
     Args:
-        norm: ``"l2"`` trains the mean of the demonstrated actions, ``"l1"`` their median.
+        norm: ``"l2"`` trains the mean of the demonstrated actions, ``"l1"`` their median. ``"huber"`` is squared for
+            errors up to `delta` and linear beyond, so that few large errors count less.
+        delta: The bound of ``"huber"``, in coded actions.
+
+    References:
+        Huber (1964), Robust Estimation of a Location Parameter, Annals of Mathematical Statistics.
     """
 
-    norm: Literal["l1", "l2"] = "l2"
+    norm: Literal["l1", "l2", "huber"] = "l2"
+    delta: float = 0.1
 
     def noise(self, horizon, coded_dim):
         return (horizon, 0)  # no randomness; the empty tensor still carries B and H
@@ -28,8 +36,11 @@ class Regression(Head):
         return trunk.build(0, coded_dim, 0, spec)
 
     def loss(self, net, context, action, mask, rng):
-        """Mean absolute or squared error of each step, (B, H)."""
-        error = self.sample(net, context, action[..., :0]) - action
+        """Mean absolute, squared or Huber error of each step, (B, H)."""
+        planned = self.sample(net, context, action[..., :0])
+        if self.norm == "huber":
+            return huber_loss(planned, action, reduction="none", delta=self.delta).mean(-1)
+        error = planned - action
         return (error.abs() if self.norm == "l1" else error.square()).mean(-1)
 
     def sample(self, net, context, noise):

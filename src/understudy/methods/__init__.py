@@ -65,6 +65,10 @@ METHODS: dict[str, NamedMethod] = {
         "Behavior cloning: regression to the mean of the demonstrations, or a distribution over discrete actions.",
         Reference("Pomerleau 1988 (ALVINN); as the baseline of Mandlekar et al. 2021, arXiv 2108.03298", ("047",),
                   (NUMBERS_OR_CLASSES,))),
+    "robust-bc": NamedMethod(
+        "understudy.methods.behavior_cloning:robust_bc",
+        "Behavior cloning that survives wrong actions in the data: the median of many small blocks trains.",
+        Reference("Liu et al. 2022 (RBC), arXiv 2201.12594", ("268",))),
     "bc-gmm": NamedMethod(
         "understudy.methods.behavior_cloning:bc_gmm",
         "Behavior cloning with a mixture of Gaussians over a chunk, so that two good ways are not averaged.",

@@ -16,6 +16,7 @@ from ..heads.gmm import GMM
 from ..heads.regression import Regression
 from ..heads.vq_bet import VQBeT
 from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.median_of_means import MedianOfMeans
 from ..learn.method import Method
 from ..learn.optimizer import OptimizerConfig
 from ..nets.ema import ConstantDecay
@@ -37,6 +38,17 @@ def bc(horizon: int = 1, features: Schema | None = None) -> Method:
     discrete = features is not None and features["action"].kind == "discrete"
     head = Categorical() if discrete else Regression()
     return Method(PolicyConfig(head, window=Window(1, horizon)), RecedingHorizon(horizon), BehaviorCloning(steps=5000))
+
+
+def robust_bc(horizon: int = 1, n_blocks: int = 32) -> Method:
+    """Behavior cloning that survives wrong actions in the data: the median of many small blocks trains.
+
+    Args:
+        horizon: Number of actions in a chunk. All of them are executed.
+        n_blocks: Number of blocks of a batch. More blocks survive a larger fraction of wrong actions.
+    """
+    learner = MedianOfMeans(n_blocks, steps=8000)
+    return Method(PolicyConfig(Regression(), window=Window(1, horizon)), RecedingHorizon(horizon), learner)
 
 
 def bc_gmm(horizon: int = 8, n_obs_steps: int = 2, n_action_steps: int = 4) -> Method:

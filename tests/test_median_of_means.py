@@ -11,6 +11,7 @@ from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.behavior_transformer import BeT
+from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
@@ -68,12 +69,15 @@ def test_wrong_actions_do_not_move_it():
 
 
 def test_it_keeps_the_contract_of_learners():
-    check_learner(MedianOfMeans(4, batch_size=8))
+    window = Window(2, 3)
+    check_learner(MedianOfMeans(4, batch_size=8), (
+        PolicyConfig(Regression(), MLP(16, 1, dropout=0.2), window=window, inputs=("observation.state",)),
+        PolicyConfig(Flow(n_steps=2), MLP(16, 1), window=window, inputs=("observation.state",))))
 
 
 def test_what_it_cannot_train_is_refused():
-    with pytest.raises(UserError, match="7 blocks for 128 windows"):
-        MedianOfMeans(7)
+    with pytest.raises(UserError, match="129 blocks for 128 windows"):
+        MedianOfMeans(129)
     policy, _ = random_batch(PolicyConfig(BeT(4), MLP(16)))
     with pytest.raises(Unsupported, match="BeT is more than a network"):
         MedianOfMeans().build(policy, 0, 10, None)

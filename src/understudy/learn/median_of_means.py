@@ -30,7 +30,7 @@ class MedianOfMeans(LearnerConfig):
     and counts less.
 
     Args:
-        n_blocks: Number of blocks of a batch. It must divide the batch size.
+        n_blocks: Number of blocks of a batch, of which one trains.
         steps: Number of updates.
         batch_size: Windows per batch. An update learns from one block, so that more updates are needed than in
             behavior cloning.
@@ -38,7 +38,7 @@ class MedianOfMeans(LearnerConfig):
         ema: Decay of the averaged weights, which act.
 
     Raises:
-        UserError: The blocks have different sizes.
+        UserError: There are fewer than 3 blocks, or more than windows in a batch.
 
     References:
         Liu et al. (2022), Robust Imitation Learning from Corrupted Demonstrations, arXiv:2201.12594.
@@ -51,9 +51,9 @@ class MedianOfMeans(LearnerConfig):
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
 
     def __post_init__(self):
-        if self.n_blocks < 3 or self.batch_size % self.n_blocks:
+        if not 3 <= self.n_blocks <= self.batch_size:
             raise UserError(f"{self.n_blocks} blocks for {self.batch_size} windows", where="MedianOfMeans",
-                            hint="use at least 3 blocks, and a number that divides batch_size")
+                            hint="use at least 3 blocks, and a batch_size of at least as many windows")
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> MedianOfMeansLearner:
         return MedianOfMeansLearner(self, policy, seed, steps)
@@ -83,28 +83,28 @@ class MedianOfMeansLearner(GradientLearner):
 
     def update(self, batch: Batch) -> dict[str, float]:
         batch = batch.to(self.device)
+        cuts = [len(batch) * k // self.config.n_blocks for k in range(self.config.n_blocks + 1)]
+        blocks = [slice(low, high) for low, high in zip(cuts[:-1], cuts[1:], strict=True) if low < high]
         with self.evaluation():
-            block = median_block(self.block_loss(self.policy, batch) - self.block_loss(self.rival, batch))
-        size = len(batch) // self.config.n_blocks
-        chosen = batch.select_rows(slice(block * size, (block + 1) * size))
-        self.minimize("policy", self.policy.loss, chosen)
-        self.minimize("rival", self.rival.loss, chosen)
-        return self.end_update(block=float(block))
+            difference = self.window_loss(self.policy, batch) - self.window_loss(self.rival, batch)
+            chosen = blocks[median_block(torch.stack([difference[rows].mean() for rows in blocks]))]
+        self.minimize("policy", self.policy.loss, batch.select_rows(chosen))
+        self.minimize("rival", self.rival.loss, batch.select_rows(chosen))
+        return self.end_update()
 
     @property
     def modules(self):
         return {"policy": self.trained_policy}  # the rival does not act
 
-    def block_loss(self, policy: Policy, batch: Batch) -> Tensor:
-        """Returns the mean loss of each block, (n_blocks,), with the same noise for every policy.
+    def window_loss(self, policy: Policy, batch: Batch) -> Tensor:
+        """Returns the mean loss of each window, (B,), with the same noise for every policy.
 
         Args:
             policy: The policy or its rival.
             batch: A whole batch.
         """
         loss = policy.loss(batch, self.generator()).float()
-        total, count = (x.reshape(self.config.n_blocks, -1).sum(1) for x in (loss, batch.mask.float()))
-        return total / count.clamp(min=1)
+        return loss.sum(1) / batch.mask.sum(1).clamp(min=1)
 
 
 def median_block(differences: Tensor) -> int:

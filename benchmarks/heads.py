@@ -9,9 +9,9 @@ pilot with regression, flow and DDIM on other seeds, so that a cell takes second
 The cells, one for each task, seed and head, are kept in results/heads/. All tasks and heads of a seed come before the
 next seed, so that a run can be stopped at any time: what was finished is kept, and the same command continues. The page
 uses the seeds of which all heads ran. A seed takes some 15 minutes of a busy core; --budget 8m stops at the first cell
-that begins later. --tiny takes minutes, keeps its cells in results/heads-tiny/, and shows only that everything runs.
---page writes the tables of docs/heads.md and the figures from the cells that there are. Latencies are those of
-head_speed.py, which is run first.
+that begins later, and --seeds 3 runs the first three seeds only. --tiny takes minutes, keeps its cells in
+results/heads-tiny/, and shows only that everything runs. --page writes the tables of docs/heads.md and the figures from
+the cells that there are. Latencies are those of head_speed.py.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from understudy.data.relabel import LastAction  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.comparison import Comparison, compare_all  # noqa: E402
-from understudy.evaluate.evaluation import Evaluation, evaluation_of, recording_seed  # noqa: E402
+from understudy.evaluate.evaluation import Evaluation, compare, evaluation_of, recording_seed  # noqa: E402
 from understudy.evaluate.multiple_comparisons import holm  # noqa: E402
 from understudy.evaluate.noninferiority import noninferiority_p_value  # noqa: E402
 from understudy.evaluate.plots import labeled_points  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
-from understudy.evaluate.stats import seeds_caveat, two_level_difference  # noqa: E402
+from understudy.evaluate.stats import seeds_caveat  # noqa: E402
 from understudy.execute.chunking import RecedingHorizon  # noqa: E402
 from understudy.execute.streaming_flow import StreamingFlowExecutor  # noqa: E402
 from understudy.files import read_json, write_json, write_text  # noqa: E402
@@ -111,8 +111,8 @@ class Size:
 FULL = Size()
 TINY = Size("heads-tiny", (0, 1), 40, 4, ("ddpm-100", "flow-1", "consistency-distilled-1", "regression"))
 TASKS = {
-    "fork": Task("fork", 100, 100),
-    "particle": Task("particle", 200, 100),
+    "fork": Task("fork", 100, 400),
+    "particle": Task("particle", 200, 400),
     "pick-place": Task("metaworld/pick-place-v3", 25, 20, {"limit": 100}),
 }
 
@@ -172,7 +172,7 @@ def variants(size: Size = FULL) -> dict[str, Variant]:
                                                     transforms=(LastAction(into=steps.source),)), "5")
     streaming = method(StreamingFlow(), n, window=Window(OBSERVED, HORIZON + 1, action_offset=-1))
     found["streaming-flow"] = Variant(streaming.policy.head,
-                                      replace(streaming, executor=StreamingFlowExecutor(EXECUTED)), "1 per action")
+                                      replace(streaming, executor=StreamingFlowExecutor(EXECUTED)), "8, one per action")
     few = {"shortcut-1": (Shortcut(1, n_train_steps=16), "1"), "mean-flow-1": (MeanFlow(), "1"),
            "consistency-1": (Consistency(), "1"), "adaflow": (AdaFlow(), "1 to 5"), "mip": (MIP(), "2"),
            "normalizing-flow": (NormalizingFlow(), "6 networks"),
@@ -245,7 +245,7 @@ def run_cell(size: Size, task: str, seed: int, head: str, made: dict[str, FitRes
     trained = time.process_time()
     built, policy = acting(variants(size)[head], result)
     starts = size.starts or TASKS[task].starts
-    env = environment(task, min(starts, 100))
+    env = environment(task, min(starts, 200))
     ran = rollout(build_actor(built, {"policy": policy}, features=env.features), env, starts, seed=0)
     seconds = {"recording": recorded - began, "training": trained - recorded, "acting": time.process_time() - trained}
     won = [int(e.metadata["success"]) for e in ran]
@@ -272,9 +272,8 @@ def run(size: Size, tasks: list[str], until: float = float("inf")) -> bool:
 
 
 def finished_seeds(size: Size, task: str) -> list[int]:
-    """The training seeds for which every head ran. Empty if there is only one, which has no interval."""
-    found = [s for s in size.seeds if all(cell_path(size, task, s, head).exists() for head in variants(size))]
-    return found if len(found) > 1 else []
+    """The training seeds for which every head ran."""
+    return [s for s in size.seeds if all(cell_path(size, task, s, head).exists() for head in variants(size))]
 
 
 def outcomes(size: Size, task: str) -> dict[str, list[list[int]]]:
@@ -362,15 +361,18 @@ def speed_table(size: Size, fast: Mapping[str, dict]) -> list[str]:
 def aim_table(size: Size, found: Mapping[str, dict], fast: Mapping[str, dict]) -> list[str]:
     """The aim for each head with one or two evaluations of the network."""
     tasks, rows = list(found), []
-    heads = [h for h, v in variants(size).items() if v.n_evaluations in ("1", "2", "1 per action", "6 networks")]
-    p_values = {(h, t): noninferiority_p_value(found[t][h], found[t][REFERENCE], MARGIN) for h in heads for t in tasks}
+    heads = [h for h, v in variants(size).items() if v.n_evaluations in ("1", "2", "6 networks")]
+    rows_of = {(h, t): np.squeeze(np.array(won, float), 0) if len(won) == 1 else np.array(won, float)
+               for t in tasks for h, won in found[t].items()}
+    p_values = {(h, t): noninferiority_p_value(rows_of[h, t], rows_of[REFERENCE, t], MARGIN)
+                for h in heads for t in tasks}
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     for head in heads:
         line, differences, cells = fast.get(head, {}).get("one chunk"), {}, []
         for task in tasks:
-            d, _ = two_level_difference(found[task][head], found[task][REFERENCE])
-            differences[task] = d.low, d.estimate, d.high
-            cells.append(percent(d.low, d.estimate, d.high, "+") + (" ✓" if adjusted[head, task] < 0.05 else ""))
+            d = compare(evaluations(task, found[task][head]), evaluations(task, found[task][REFERENCE]))
+            differences[task] = d.low, d.difference, d.high
+            cells.append(percent(d.low, d.difference, d.high, "+") + (" ✓" if adjusted[head, task] < 0.05 else ""))
         ratio = line["ratio"] if line else None
         speed = f"{ratio['estimate']:.3g}× [{ratio['low']:.3g}, {ratio['high']:.3g}]" if ratio else ""
         rows.append(f"| {head} | {speed} | " + " | ".join(cells) + f" | {judged(line, differences)} |")
@@ -380,7 +382,7 @@ def aim_table(size: Size, found: Mapping[str, dict], fast: Mapping[str, dict]) -
 
 def pictures(size: Size, compared_on: Mapping[str, Comparison], fast: Mapping[str, dict]) -> list[str]:
     """One figure for each task: success against the speed of a plan."""
-    many, one_answer = ("100", "10", "5", "4 x 128", "1 per token", "1 to 5"), (
+    many, one_answer = ("100", "10", "5", "4 x 128", "1 per token", "1 to 5", "8, one per action"), (
         "mip", "regression", "gaussian", "cvae", "neighbors", "fast")
     kinds = {h: "one answer, no noise" if h in one_answer else "several evaluations" if v.n_evaluations in many
              else "one pass from noise" for h, v in variants(size).items()}
@@ -400,36 +402,57 @@ def pictures(size: Size, compared_on: Mapping[str, Comparison], fast: Mapping[st
 def page_text(size: Size) -> str:
     """The tables and figures of the documentation."""
     found = {task: outcomes(size, task) for task in TASKS if finished_seeds(size, task)}
-    if not found:
-        return ""
-    fast, compared_on = speeds(), {task: compared(task, won) for task, won in found.items()}
-    seeds = {task: finished_seeds(size, task) for task in found}
-    n_heads, cells = len(variants(size)), sum(1 for _ in (measure.RESULTS / size.folder).glob("*.json"))
-    parts = [f"{cells} cells exist. The tables use {sum(n_heads * len(s) for s in seeds.values())} of them: "
-             + "; ".join(f"{task} with {len(s)} training seeds and {len(next(iter(found[task].values()))[0])} starts"
-                         for task, s in seeds.items())
-             + f". {size.updates:,} updates each. " + " ".join(
-                 f"No seed of {task} is finished twice, so that it has no interval yet." for task in TASKS
-                 if task not in found), "", "### Success", "",
-             "Percent of successful episodes, with the 95% interval over seeds and starts. Heads that share a letter "
-             "cannot be told apart on this task (all pairs, Holm).", "", *success_table(found, compared_on), ""]
-    for task, c in compared_on.items():
-        head, sure, _ = c.verdict_parts()
-        parts += [f"- {task}: {sure} {_few_names(head)}"]
-    least = min(len(s) for s in seeds.values())
-    parts += ["", seeds_caveat(least), "", "### Success against latency", "",
-              "Dashed: 20 times as fast as DDPM-100, and 5 points below its success. Vertical lines are 95% intervals.",
-              "", *pictures(size, compared_on, fast), "### Speed", "", *speed_table(size, fast), ""]
+    fast, parts = speeds(), [state_of(size, found)]
+    if found:
+        parts += success_text(size, found, fast)
+    if fast:
+        parts += ["### Speed", "", *speed_table(size, fast), ""]
     if refused := {h: line["ONNX file"]["note"] for h, line in fast.items() if "ONNX file" in line}:
         parts += ["These heads have no ONNX file:", "", *(f"- {h}: {note}" for h, note in refused.items()), ""]
-    parts += ["### The aim: 20 times as fast as DDPM-100, at most 5 points worse", "",
-              "Difference of success to DDPM-100 in points, paired by seed and start, with its 95% interval. ✓: not "
-              "inferior by 5 points after Holm's adjustment for all entries of the table.", "",
-              *aim_table(size, found, fast)]
+    if found:
+        parts += ["### The aim: 20 times as fast as DDPM-100, at most 5 points worse", "",
+                  "Difference of success to DDPM-100 in points, paired by seed and start, with its 95% interval. ✓: "
+                  "not inferior by 5 points after Holm's adjustment for all entries of the table.", "",
+                  *aim_table(size, found, fast)]
     if size == TINY:
         parts.insert(0, "**These numbers are from the smallest size of the benchmark, which only shows that it runs. "
                         "The policies are barely trained.**\n")
     return "\n".join(parts).rstrip()
+
+
+def state_of(size: Size, found: Mapping[str, dict]) -> str:
+    """How many cells there are, and of how many seeds the tables are."""
+    n_heads = len(variants(size))
+    cells = sum(1 for _ in (measure.RESULTS / size.folder).glob("*.json"))
+    said = [f"There are {cells} cells of {n_heads} heads, {len(TASKS)} tasks and up to {len(size.seeds)} seeds, with "
+            f"{size.updates:,} updates each."]
+    for task in TASKS:
+        seeds = finished_seeds(size, task)
+        if not seeds:
+            said.append(f"No seed of {task} is finished, so that the tables lack it.")
+            continue
+        starts = len(next(iter(found[task].values()))[0])
+        said.append(f"The tables have {len(seeds)} training seed{'s' * (len(seeds) > 1)} and {starts} starts of {task}"
+                    + ("." if len(seeds) > 1 else ": its intervals are about these policies, and not about other "
+                                                  "training seeds."))
+    return " ".join(said) + "\n"
+
+
+def success_text(size: Size, found: Mapping[str, dict], fast: Mapping[str, dict]) -> list[str]:
+    """The table of success, what it can tell, and the figures."""
+    compared_on = {task: compared(task, won) for task, won in found.items()}
+    parts = ["### Success", "", "Percent of successful episodes, with the 95% interval. Heads that share a letter "
+             "cannot be told apart on this task (all pairs, Holm).", "", *success_table(found, compared_on), ""]
+    for task, c in compared_on.items():
+        head, sure, _ = c.verdict_parts()
+        parts.append(f"- {task}: {sure} {_few_names(head)}")
+    several = [len(finished_seeds(size, task)) for task in found if len(finished_seeds(size, task)) > 1]
+    parts += ["", *([seeds_caveat(min(several)), ""] if several else [])]
+    if fast:
+        parts += ["### Success against latency", "",
+                  "Dashed: 20 times as fast as DDPM-100, and 5 points below its success. Vertical lines are 95% "
+                  "intervals.", "", *pictures(size, compared_on, fast)]
+    return parts
 
 
 def _few_names(text: str) -> str:
@@ -444,6 +467,9 @@ def main(wanted: list[str]) -> None:
         at = wanted.index("--budget")
         until = time.monotonic() + 60 * float(wanted[at + 1].removesuffix("m"))
         wanted = wanted[:at] + wanted[at + 2:]
+    if "--seeds" in wanted:
+        at = wanted.index("--seeds")
+        size, wanted = replace(size, seeds=size.seeds[:int(wanted[at + 1])]), wanted[:at] + wanted[at + 2:]
     tasks = [w for w in wanted if not w.startswith("--")] or list(TASKS)
     if "--page" not in wanted:
         print("finished" if run(size, tasks, until) else "stopped: run again to continue", file=sys.stderr)

@@ -167,7 +167,7 @@ def test_labels_of_points_cover_nothing_and_dots_stand_at_their_values():
     rows = [(f"head number {i}", 10.0 + i % 3, wilson(90 + i % 4, 100), ("slow", "fast")[i % 2]) for i in range(20)]
     rows.append(("the slowest", 1.0, wilson(50, 100), "slow"))
     root = svg(figure := plots.labeled_points(rows, "speed", "success", guides=(5.0, 0.5)))
-    boxes = [(float(t.get("x")), float(t.get("y")) - 11, float(t.get("x")) + 6.6 * len(t.text), float(t.get("y")) + 3)
+    boxes = [(float(t.get("x")), float(t.get("y")) - 11, float(t.get("x")) + 6.2 * len(t.text), float(t.get("y")) + 3)
              for t in of(root, "text", **{"class": "over"})]
     assert len(boxes) == len(rows)
     shapes = of(root, "circle", r="5")[1:]  # the first is the legend's

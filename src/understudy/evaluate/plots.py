@@ -583,15 +583,16 @@ def labeled_points(rows: Sequence[tuple[str, float, Interval, str]], x_name: str
     if guides is not None:
         x, y = axes.x(guides[0]), axes.y(min(max(guides[1], 0.0), 1.0))
         parts += [_path([(x, axes.top), (x, axes.bottom)], "bad"), _path([(axes.left, y), (axes.right, y)], "bad")]
-    over, told = [], []
+    dots, over, told = [], [], []
     for name, x, rate, kind in rows:
         here = at[name]
         parts.append(_path([(here[0], axes.y(rate.low)), (here[0], axes.y(rate.high))], "context"))
-        over.append(_shape(here, kinds.index(kind)))
+        dots.append(_shape(here, kinds.index(kind)))
         told.append(f"{name}: {_format_number(x)}, {rate.estimate:.0%}, interval {rate.low:.0%} to {rate.high:.0%}")
     frame = axes.left + 2, axes.top - 8, axes.right, axes.bottom - 2
     for name, here in sorted(at.items(), key=lambda item: (item[1][1], item[1][0])):
-        box = _free_box(here, 6.6 * len(name) + 2, boxes, frame)
+        width = 3 + sum(12.0 if c in "mw" else 4.5 if c in "il-1" else 7.6 for c in name)
+        box = _free_box(here, width, boxes, frame)
         boxes.append(box)
         near = min(max(here[0], box[0]), box[2]), min(max(here[1], box[1]), box[3])
         if math.dist(here, near) > 10:
@@ -599,7 +600,7 @@ def labeled_points(rows: Sequence[tuple[str, float, Interval, str]], x_name: str
         over.append(_text((box[0] + 1, box[3] - 3), name, "over"))
     words = f"{y_name} over {x_name} (logarithmic). {'; '.join(told)}."
     size = f"0 0 {LABELED_WIDTH} {math.ceil(axes.height)}"
-    inside = "".join(parts + axes.axis_lines() + over)
+    inside = "".join(parts + axes.axis_lines() + over + dots)
     return Figure(_tag("svg", inside, **{"class": "plot", "viewBox": size}, role="img", aria_label=words), words)
 
 

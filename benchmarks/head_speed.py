@@ -31,7 +31,6 @@ from understudy.learn.method import training_data  # noqa: E402
 from understudy.policy import Planner  # noqa: E402
 
 SIZE = benchmark.Size(updates=50)
-FEW = ("1", "2")  # evaluations of the network for a plan whose goal is 20 times the speed of DDPM-100
 PARTS = {"plans": "one chunk", "files": "one chunk, ONNX file", "training": "training"}
 REFUSED = "ONNX file"
 Work = Callable[[], object]
@@ -80,12 +79,11 @@ def prepare(folder: Path, parts: Sequence[str]) -> tuple[dict[str, dict[str, Wor
 def lines(part: str, seconds: Mapping[str, list[float]]) -> list[measure.Line]:
     """One line for each head."""
     variants, out = benchmark.variants(), []
+    amount = benchmark.BATCH if part == "training" else 0
     for name, took in seconds.items():
-        sides = {"ours": took, "peer": seconds[benchmark.REFERENCE]}
-        goal = benchmark.FASTER if part == "plans" and variants[name].n_evaluations in FEW else None
-        amount = variants[name].method.learner.batch_size if part == "training" else 0
-        out.append(measure.compared(f"{name}: {PARTS[part]}", sides, "ours", "peer", amount=amount, unit="samples/s",
-                                    goal=goal))
+        batch = variants[name].method.learner.batch_size if amount else 1
+        sides = {"ours": [s * max(amount, 1) / batch for s in took], "peer": seconds[benchmark.REFERENCE]}
+        out.append(measure.compared(f"{name}: {PARTS[part]}", sides, "ours", "peer", amount=amount, unit="samples/s"))
     return out
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import re
 import xml.etree.ElementTree as xml
 from dataclasses import replace
@@ -41,7 +42,7 @@ from understudy.evaluate.report import (
     write_prediction_report,
     write_report,
 )
-from understudy.evaluate.stats import Interval, clopper_pearson, tango
+from understudy.evaluate.stats import Interval, clopper_pearson, tango, wilson
 from understudy.execute.actor import NoisyActor
 from understudy.learn.training_curves import read_curves
 
@@ -160,6 +161,27 @@ def test_a_difference_is_drawn_on_its_side_of_none():
     assert "inside" in plots.difference_bar("a", "b", 0.0, -0.1, 0.1, 0.95).alt_text
     svg(plots.difference_bar("a", "b", -250.0, -300.0, 20.0, 0.95, percent=False))
     svg(plots.difference_bar("a", "b", float("nan"), float("nan"), float("nan"), 0.95))
+
+
+def test_labels_of_points_cover_nothing_and_dots_stand_at_their_values():
+    rows = [(f"head number {i}", 10.0 + i % 3, wilson(90 + i % 4, 100), ("slow", "fast")[i % 2]) for i in range(20)]
+    rows.append(("the slowest", 1.0, wilson(50, 100), "slow"))
+    root = svg(figure := plots.labeled_points(rows, "speed", "success", guides=(5.0, 0.5)))
+    boxes = [(float(t.get("x")), float(t.get("y")) - 11, float(t.get("x")) + 6.2 * len(t.text), float(t.get("y")) + 3)
+             for t in of(root, "text", **{"class": "over"})]
+    assert len(boxes) == len(rows)
+    shapes = of(root, "circle", r="5")[1:]  # the first is the legend's
+    dots = [(float(c.get("cx")), float(c.get("cy"))) for c in shapes]
+    assert len(dots) == 11
+    for i, a in enumerate(boxes):
+        assert a[0] > 0 and a[2] < plots.LABELED_WIDTH
+        assert not any(a[0] < x < a[2] and a[1] < y < a[3] for x, y in dots)
+        assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:i])
+    across, down = (points(p) for p in of(root, "path", **{"class": "bad"}))
+    low, high = min(x for x, _ in dots), max(x for x, _ in dots)
+    assert across[0, 0] == pytest.approx(low + (high - low) * math.log(5) / math.log(12), abs=0.2)
+    assert down[0, 1] == pytest.approx(dict(dots)[low], abs=0.1)  # the slowest succeeds in half of its episodes
+    assert "head number 3: 10, 93%" in figure.alt_text
 
 
 def test_curves_leave_out_what_is_no_number():

@@ -20,6 +20,7 @@ from ..data.video import encode_png
 from .stats import Interval
 
 WIDTH = 420  # of every plot, so that its text has the size of the page's text, also on a phone
+LABELED_WIDTH = 720
 DASH_PATTERNS = ("none", "7 4", "2 4", "9 3 2 3")
 Points = Iterable[tuple[float, float]]
 Values = Sequence[float] | np.ndarray
@@ -553,6 +554,81 @@ def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, h
     told = "; ".join(f"{name}: {show(v.estimate)}, interval {show(v.low)} to {show(v.high)}"
                      for name, v in zip(names, values, strict=True))
     return _figure(parts, axes.height, f"By {x_name}. {told}.")
+
+
+def labeled_points(rows: Sequence[tuple[str, float, Interval, str]], x_name: str, y_name: str, *,
+                   guides: tuple[float, float] | None = None) -> Figure:
+    """Figure of rates over a logarithmic axis: a labeled dot for each row, with its interval.
+
+    Labels do not cover each other or a dot. One that has no room beside its dot is joined to it by a line. The figure
+    is wider than others, because it holds many labels.
+
+    Args:
+        rows: Name, x above 0, rate with its interval, and the kind of the row. Each kind has its own color and shape.
+        x_name: Label of the x axis.
+        y_name: What the rate is, for the alternative text.
+        guides: x and y of two dashed lines.
+    """
+    kinds = list(dict.fromkeys(kind for *_, kind in rows))
+    xs = [x for _, x, _, _ in rows]
+    axes = _Axes((min(xs) / 1.4, max(xs) * 1.4), (0.0, 1.0), x_name, 40, 480, log_x=True)
+    axes.right = LABELED_WIDTH - 10.0
+    at = {name: (axes.x(x), axes.y(rate.estimate)) for name, x, rate, _ in rows}
+    parts, boxes = [], [(a - 6, b - 6, a + 6, b + 6) for a, b in at.values()]
+    for i, kind in enumerate(kinds):
+        parts += [_shape((axes.left + 6 + 210 * i, 14), i), _text((axes.left + 16 + 210 * i, 18), kind)]
+    parts += [part for t in axes.y_ticks for part in (
+        _path([(axes.left, axes.y(t)), (axes.right, axes.y(t))], "grid"),
+        _text((axes.left - 7, axes.y(t) + 4), f"{t:.0%}", "soft", "end"))]
+    if guides is not None:
+        x, y = axes.x(guides[0]), axes.y(min(max(guides[1], 0.0), 1.0))
+        parts += [_path([(x, axes.top), (x, axes.bottom)], "bad"), _path([(axes.left, y), (axes.right, y)], "bad")]
+    dots, over, told = [], [], []
+    for name, x, rate, kind in rows:
+        here = at[name]
+        parts.append(_path([(here[0], axes.y(rate.low)), (here[0], axes.y(rate.high))], "context"))
+        dots.append(_shape(here, kinds.index(kind)))
+        told.append(f"{name}: {_format_number(x)}, {rate.estimate:.0%}, interval {rate.low:.0%} to {rate.high:.0%}")
+    frame = axes.left + 2, axes.top - 8, axes.right, axes.bottom - 2
+    for name, here in sorted(at.items(), key=lambda item: (item[1][1], item[1][0])):
+        width = 3 + sum(12.0 if c in "mw" else 4.5 if c in "il-1" else 7.6 for c in name)
+        box = _free_box(here, width, boxes, frame)
+        boxes.append(box)
+        near = min(max(here[0], box[0]), box[2]), min(max(here[1], box[1]), box[3])
+        if math.dist(here, near) > 10:
+            over.insert(0, _path([here, near], stroke="var(--soft)", stroke_width=0.8))
+        over.append(_text((box[0] + 1, box[3] - 3), name, "over"))
+    words = f"{y_name} over {x_name} (logarithmic). {'; '.join(told)}."
+    size = f"0 0 {LABELED_WIDTH} {math.ceil(axes.height)}"
+    inside = "".join(parts + axes.axis_lines() + over + dots)
+    return Figure(_tag("svg", inside, **{"class": "plot", "viewBox": size}, role="img", aria_label=words), words)
+
+
+def _free_box(here: tuple[float, float], width: float, taken: Sequence[tuple[float, float, float, float]],
+              frame: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the place for a label that is nearest to its dot. All boxes have this order."""
+    half, best = 7.0, None
+    for distance in range(8, 400, 6):
+        for angle in (0, 180, 60, -60, 120, -120, 30, -30, 150, -150, 90, -90):
+            dx, dy = distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
+            left = here[0] + dx - (0 if abs(angle) < 90 else width if abs(angle) > 90 else width / 2)
+            box = left, here[1] + dy - half, left + width, here[1] + dy + half
+            if box[0] < frame[0] or box[1] < frame[1] or box[2] > frame[2] or box[3] > frame[3]:
+                continue
+            best = best or box
+            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+                return box
+    return best or (here[0], here[1] - half, here[0] + width, here[1] + half)
+
+
+def _shape(at: tuple[float, float], i: int) -> str:
+    """A dot, a square, a triangle or a diamond."""
+    x, y = at
+    if i % 4 == 0:
+        return _circle(at, 5, fill="var(--s0)")
+    corners = {1: ((-4.5, -4.5), (4.5, -4.5), (4.5, 4.5), (-4.5, 4.5)), 2: ((0, -5.5), (5.5, 4.5), (-5.5, 4.5)),
+               3: ((0, -6), (6, 0), (0, 6), (-6, 0))}[i % 4]
+    return _tag("polygon", points=" ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in corners), fill=f"var(--s{i % 4})")
 
 
 def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24) -> Figure:

@@ -1,0 +1,499 @@
+"""Success of all policy heads, and their latency: python benchmarks/heads.py [TASK ... | --tiny | --page]
+
+Every head of the library that predicts continuous actions learns the same demonstrations with the same trunk, window,
+batch size and number of updates, and acts from the same starts. The settings are written here before any run and
+nothing is tuned: heads have their defaults, or what the library's own method with this head sets. `variants` has the
+exceptions, and docs/heads.md names them. The shared learning rate, batch and number of updates were chosen in a short
+pilot with regression, flow and DDIM on other seeds, so that a cell takes seconds.
+
+The cells, one for each task, seed and head, are kept in results/heads/. All tasks and heads of a seed come before the
+next seed, so that a run can be stopped at any time: what was finished is kept, and the same command continues. The page
+uses the seeds with which all heads ran, or else what there is of the first seed. A seed takes some 20 minutes of a busy
+core; --budget 8m stops at the first cell that begins later, and --seeds 3 runs the first three seeds only. --tiny takes
+minutes, keeps its cells in results/heads-tiny/, and shows only that everything runs. --page writes the tables of
+docs/heads.md and the figures from the cells that there are. Latencies are those of head_speed.py.
+"""
+
+from __future__ import annotations
+
+import measure
+
+measure.one_thread()
+
+import functools  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Mapping  # noqa: E402
+from dataclasses import dataclass, field, replace  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from understudy.checkpoint import FromStage  # noqa: E402
+from understudy.data.codec import Normalizer  # noqa: E402
+from understudy.data.episode import Dataset, Episode  # noqa: E402
+from understudy.data.relabel import LastAction  # noqa: E402
+from understudy.data.window import Window  # noqa: E402
+from understudy.envs import make  # noqa: E402
+from understudy.evaluate.comparison import Comparison, compare_all  # noqa: E402
+from understudy.evaluate.evaluation import Evaluation, compare, evaluation_of, recording_seed  # noqa: E402
+from understudy.evaluate.multiple_comparisons import holm  # noqa: E402
+from understudy.evaluate.noninferiority import noninferiority_p_value  # noqa: E402
+from understudy.evaluate.plots import labeled_points  # noqa: E402
+from understudy.evaluate.rollout import rollout  # noqa: E402
+from understudy.evaluate.stats import seeds_caveat  # noqa: E402
+from understudy.execute.chunking import RecedingHorizon  # noqa: E402
+from understudy.execute.streaming_flow import StreamingFlowExecutor  # noqa: E402
+from understudy.files import read_json, write_json, write_text  # noqa: E402
+from understudy.heads.adaflow import AdaFlow  # noqa: E402
+from understudy.heads.base import Head  # noqa: E402
+from understudy.heads.behavior_transformer import BeT  # noqa: E402
+from understudy.heads.bins import Bins  # noqa: E402
+from understudy.heads.consistency import Consistency  # noqa: E402
+from understudy.heads.cvae import CVAE  # noqa: E402
+from understudy.heads.diffusion import Diffusion  # noqa: E402
+from understudy.heads.edm import EDM  # noqa: E402
+from understudy.heads.energy import EnergyModel  # noqa: E402
+from understudy.heads.fast import FAST  # noqa: E402
+from understudy.heads.flow import Flow  # noqa: E402
+from understudy.heads.gaussian import Gaussian  # noqa: E402
+from understudy.heads.gmm import GMM  # noqa: E402
+from understudy.heads.interpolant import Interpolant  # noqa: E402
+from understudy.heads.mean_flow import MeanFlow  # noqa: E402
+from understudy.heads.mip import MIP  # noqa: E402
+from understudy.heads.neighbors import Neighbors  # noqa: E402
+from understudy.heads.normalizing_flow import NormalizingFlow  # noqa: E402
+from understudy.heads.one_step import OneStepGenerator  # noqa: E402
+from understudy.heads.regression import Regression  # noqa: E402
+from understudy.heads.shortcut import Shortcut  # noqa: E402
+from understudy.heads.solvers import DDPM  # noqa: E402
+from understudy.heads.streaming_flow import StreamingFlow  # noqa: E402
+from understudy.heads.vq_bet import VQBeT  # noqa: E402
+from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
+from understudy.learn.distillation import ConsistencyDistillation, OneStepDistillation, Reflow  # noqa: E402
+from understudy.learn.fit_method import FitResult, fit_method  # noqa: E402
+from understudy.learn.method import InitializeFrom, Method, Stage, build_actor  # noqa: E402
+from understudy.learn.optimizer import OptimizerConfig  # noqa: E402
+from understudy.nets.encoders import ConcatEncoder, TokenEncoder  # noqa: E402
+from understudy.nets.mlp import MLP  # noqa: E402
+from understudy.nets.transformer import Transformer  # noqa: E402
+from understudy.policy import Policy, PolicyConfig  # noqa: E402
+
+PICTURES = measure.HERE.parent / "docs" / "images"
+REFERENCE = "ddpm-100"
+MARGIN, FASTER = 0.05, 20.0  # the aim: at most 5 points worse than the reference, and 20 times as fast
+OBSERVED, HORIZON, EXECUTED = 2, 8, 4  # steps
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment, how many demonstrations of its expert a policy learns from, and how many starts it acts from."""
+
+    env: str
+    shown: int
+    starts: int
+    options: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is run. The first numbers are those of the table."""
+
+    folder: str = "heads"
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    updates: int = 1000
+    starts: int | None = None  # for all tasks, in place of their own number
+    heads: tuple[str, ...] = ()  # all
+
+
+FULL = Size()
+TINY = Size("heads-tiny", (0, 1), 40, 4, ("ddpm-100", "flow-1", "consistency-distilled-1", "regression"))
+TASKS = {
+    "fork": Task("fork", 100, 400),
+    "particle": Task("particle", 200, 400),
+    "pick-place": Task("metaworld/pick-place-v3", 25, 20, {"limit": 100}),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A head as it acts.
+
+    Attributes:
+        head: The head that acts.
+        method: What is trained.
+        weights: The variant whose weights it has, where only sampling differs. None if it is trained itself.
+        n_evaluations: Evaluations of the network for one chunk, as a text for the table.
+    """
+
+    head: Head
+    method: Method
+    n_evaluations: str = "1"
+    weights: str | None = None
+
+
+def optimizer(updates: int, lr: float = 3e-3) -> OptimizerConfig:
+    return OptimizerConfig(lr=lr, warmup_steps=min(100, updates // 10))
+
+
+def method(head: Head, updates: int, lr: float = 3e-3, batch: int = BATCH, **parts) -> Method:
+    """Behavior cloning with this head. `parts` are fields of the policy that differ from those of the others."""
+    policy = replace(PolicyConfig(head, MLP(128, 2), window=Window(OBSERVED, HORIZON)), **parts)
+    return Method(policy, RecedingHorizon(EXECUTED), BehaviorCloning(updates, batch, optimizer=optimizer(updates, lr)))
+
+
+def variants(size: Size = FULL) -> dict[str, Variant]:
+    """All heads, by the names of the table."""
+    n = size.updates
+    diffusion, flow, edm = (method(h, n) for h in (Diffusion(100, DDPM(), prediction="sample"), Flow(), EDM()))
+    found = {REFERENCE: Variant(diffusion.policy.head, diffusion, "100")}
+    found["ddim-10"] = Variant(Diffusion(prediction="sample"), diffusion, "10", REFERENCE)
+    found["edm-10"] = Variant(edm.policy.head, edm, "10")
+    found["flow-10"] = Variant(flow.policy.head, flow, "10")
+    found["flow-1"] = Variant(Flow(1), flow, "1", "flow-10")
+    of_flow, of_edm = Stage("flow-10", flow), Stage("edm-10", edm)
+    source, started = FromStage("edm-10"), (InitializeFrom(FromStage("edm-10")),)
+    head = Flow(1)
+    found["reflow-1"] = Variant(head, replace(
+        method(head, n), learner=Reflow(FromStage("flow-10"), 10, n, BATCH, optimizer(n)),
+        stages=(of_flow,), initialize_from=(InitializeFrom(FromStage("flow-10")),)))
+    head = Consistency()
+    found["consistency-distilled-1"] = Variant(head, replace(
+        method(head, n), learner=ConsistencyDistillation(source, n, BATCH, optimizer=optimizer(n)), stages=(of_edm,),
+        initialize_from=started))
+    head = OneStepGenerator()
+    found["onedp-1"] = Variant(head, replace(
+        method(head, n), learner=OneStepDistillation(source, n, BATCH), stages=(of_edm,), initialize_from=started))
+    steps = Interpolant()
+    named = {"encoder": TokenEncoder(named=(steps.source,)), "codec": Normalizer(obs="minmax")}
+    found["interpolant-5"] = Variant(steps, replace(method(steps, n, **named),
+                                                    transforms=(LastAction(into=steps.source),)), "5")
+    streaming = method(StreamingFlow(), n, window=Window(OBSERVED, HORIZON + 1, action_offset=-1))
+    found["streaming-flow"] = Variant(streaming.policy.head,
+                                      replace(streaming, executor=StreamingFlowExecutor(EXECUTED)), "8, one per action")
+    few = {"shortcut-1": (Shortcut(1, n_train_steps=16), "1"), "mean-flow-1": (MeanFlow(), "1"),
+           "consistency-1": (Consistency(), "1"), "adaflow": (AdaFlow(), "1 to 5"), "mip": (MIP(), "2"),
+           "normalizing-flow": (NormalizingFlow(), "6 networks"),
+           "cvae": (CVAE(), "1"), "regression": (Regression(), "1"), "gaussian": (Gaussian(), "1"),
+           "gmm": (GMM(), "1"), "bins": (Bins(), "1"), "bet": (BeT(joint=True), "1"),
+           "vq-bet": (VQBeT(fit_batch_size=BATCH), "1")}
+    found |= {name: Variant(head, method(head, n), told) for name, (head, told) in few.items()}
+    energy = method(EnergyModel(n_negatives=16, n_candidates=128), n, batch=64)
+    found["energy"] = Variant(energy.policy.head, energy, "4 x 128")
+    tokens = method(FAST(vocab_size=256), n, 1e-3, trunk=Transformer(128, 2, 4), codec=Normalizer(target="quantile"))
+    found["fast"] = Variant(tokens.policy.head, tokens, "1 per token")
+    nearest = method(Neighbors(1, weights="equal"), 1, encoder=ConcatEncoder())
+    found["neighbors"] = Variant(nearest.policy.head, nearest, "none")
+    return {name: v for name, v in found.items() if not size.heads or name in size.heads}
+
+
+# -- cells --------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def environment(name: str, rows: int):
+    """The environment of a task."""
+    task = TASKS[name]
+    return make(task.env, rows=rows, **task.options)
+
+
+@functools.cache
+def demonstrations(name: str, seed: int) -> Dataset:
+    """Successful episodes of the expert: others for each training seed, the same for all heads."""
+    env = environment(name, min(TASKS[name].shown, 100))
+    return rollout(env.expert(), env, TASKS[name].shown, recording_seed(seed)).filter(lambda e: e.metadata["success"])
+
+
+def train(name: str, data: Dataset, seed: int, made: dict[str, FitResult], size: Size) -> FitResult:
+    """The trained weights of a variant, from `made` or into it."""
+    chosen = variants(replace(size, heads=()))[name]
+    if chosen.weights is not None:
+        return train(chosen.weights, data, seed, made, size)
+    if name not in made:
+        stages = {stage.name: train(stage.name, data, seed, made, size) for stage in chosen.method.stages}
+        made[name] = fit_method(chosen.method, data, seed, stages=stages)
+    return made[name]
+
+
+def acting(chosen: Variant, result: FitResult) -> tuple[Method, Policy]:
+    """The trained policy with the head that acts."""
+    policy = result.policy
+    if chosen.head == policy.config.head:
+        return result.method, policy
+    config = replace(policy.config, head=chosen.head)
+    other = Policy(config, policy.features)
+    other.load_state_dict(policy.state_dict())
+    return replace(result.method, policy=config), other.eval()
+
+
+def cell_path(size: Size, task: str, seed: int, head: str) -> Path:
+    """The file of a cell."""
+    return measure.RESULTS / size.folder / f"{task}-{seed}-{head}.json"
+
+
+def run_cell(size: Size, task: str, seed: int, head: str, made: dict[str, FitResult]) -> None:
+    """Trains and judges a head, unless its cell exists."""
+    path = cell_path(size, task, seed, head)
+    if path.exists():
+        return
+    began = time.process_time()
+    data = demonstrations(task, seed)
+    recorded = time.process_time()
+    result = train(head, data, seed, made, size)
+    trained = time.process_time()
+    built, policy = acting(variants(size)[head], result)
+    starts = size.starts or TASKS[task].starts
+    env = environment(task, min(starts, 200))
+    ran = rollout(build_actor(built, {"policy": policy}, features=env.features), env, starts, seed=0)
+    seconds = {"recording": recorded - began, "training": trained - recorded, "acting": time.process_time() - trained}
+    won = [int(e.metadata["success"]) for e in ran]
+    write_json(path, {"task": task, "seed": seed, "head": head, "updates": size.updates, "demonstrations": len(data),
+                      "parameters": sum(p.numel() for p in policy.parameters()), "success": won,
+                      "seconds": {k: round(v, 1) for k, v in seconds.items()}})
+    print(f"{task} seed {seed} {head}: {sum(won) / len(won):.2f}; "
+          + ", ".join(f"{k} {v:.1f} s" for k, v in seconds.items()), file=sys.stderr, flush=True)
+
+
+def run(size: Size, tasks: list[str], until: float = float("inf")) -> bool:
+    """Runs the missing cells. False if time ran out before they were done."""
+    for seed in size.seeds:
+        for task in tasks:
+            made: dict[str, FitResult] = {}
+            for head in variants(size):
+                if time.monotonic() > until:
+                    return False
+                run_cell(size, task, seed, head, made)
+    return True
+
+
+# -- the page -----------------------------------------------------------------------------------------------------
+
+
+def finished_seeds(size: Size, task: str) -> list[int]:
+    """The training seeds for which every head ran."""
+    return [s for s in size.seeds if all(cell_path(size, task, s, head).exists() for head in variants(size))]
+
+
+def outcomes(size: Size, task: str) -> dict[str, list[list[int]]]:
+    """Success of each head: (seeds, starts), of the finished seeds. If there are none, of the heads that ran with the
+    first seed, if the reference is one of them."""
+    seeds = finished_seeds(size, task) or [size.seeds[0]]
+    found = {head: [read_json(cell_path(size, task, s, head))["success"] for s in seeds] for head in variants(size)
+             if all(cell_path(size, task, s, head).exists() for s in seeds)}
+    return found if len(found) > 1 and REFERENCE in found else {}
+
+
+def evaluations(task: str, won: list[list[int]]) -> list[Evaluation]:
+    """The evaluations that `compare_all` compares, one for each seed."""
+    env = TASKS[task].env
+    return [evaluation_of(Dataset([Episode({"next.reward": np.full(1, float(w))}, {
+        "success": bool(w), "env": env, "seed": 0, "number": i}) for i, w in enumerate(row)])) for row in won]
+
+
+def compared(task: str, found: Mapping[str, list[list[int]]]) -> Comparison:
+    """All pairs of heads on a task."""
+    return compare_all({head: evaluations(task, won) for head, won in found.items()})
+
+
+def speeds() -> dict[str, dict[str, dict]]:
+    """The lines of head_speed.py by head and what they measure. Empty if it has not been run."""
+    path, found = measure.RESULTS / "head_speed.json", {}
+    for line in read_json(path)["lines"] if path.exists() else ():
+        head, _, what = line["what"].partition(": ")
+        found.setdefault(head, {})[what] = line
+    return found
+
+
+def percent(low: float, middle: float, high: float, sign: str = "") -> str:
+    a, b, c = (f"{round(100 * v):{sign}d}".replace("-", "−") for v in (low, middle, high))
+    return f"{b} [{a}, {c}]"
+
+
+def judged(line: dict | None, differences: Mapping[str, tuple[float, float, float]]) -> str:
+    """Whether a head reaches the aim on all tasks: the interval of the speed and those of the differences decide."""
+    ratio = line["ratio"] if line else None
+    if ratio is None or ratio["high"] < FASTER:
+        return "no: too slow"
+    if worse := [task for task, (_, _, high) in differences.items() if high < -MARGIN]:
+        return f"no: worse on {', '.join(worse)}"
+    sure = [task for task, (low, _, _) in differences.items() if low >= -MARGIN]
+    if ratio["low"] >= FASTER and len(sure) == len(differences):
+        return "**yes**"
+    return f"cannot tell on {', '.join(t for t in differences if t not in sure)}" if len(sure) < len(differences) \
+        else "cannot tell: speed"
+
+
+def success_table(found: Mapping[str, dict], compared_on: Mapping[str, Comparison]) -> list[str]:
+    """Success of each head on each task, best mean first, with the letters of the heads that cannot be told apart."""
+    tasks = list(compared_on)
+    of = {task: dict(zip(c.names, zip(c.estimates, c.letters, strict=True), strict=True))
+          for task, c in compared_on.items()}
+    of_head = {h: [of[t][h][0].estimate for t in tasks if h in of[t]] for t in tasks for h in of[t]}
+    heads = sorted(of_head, key=lambda h: -sum(of_head[h]) / len(of_head[h]))
+    out = ["| head | " + " | ".join(f"{task} | " for task in tasks) + " |", "|---|" + "--:|---|" * len(tasks)]
+    for head in heads:
+        cells = [f"{percent(e.low, e.estimate, e.high)} | {letters}" if e else "not run |"
+                 for e, letters in (of[t].get(head, (None, "")) for t in tasks)]
+        out.append(f"| {head} | " + " | ".join(cells) + " |")
+    return out
+
+
+def speed_table(size: Size, fast: Mapping[str, dict]) -> list[str]:
+    """Evaluations, latency, ONNX files, training speed and size of each head, fastest first."""
+    def ms(line):
+        return f"{line['ours']['value']:.3g}" if line else ""
+    found, rows, exported = variants(size), [], any("one chunk, ONNX file" in line for line in fast.values())
+    for head, line in fast.items():
+        if head not in found:
+            continue
+        plan, file, training = line["one chunk"], line.get("one chunk, ONNX file"), line.get("training")
+        ratio = plan["ratio"]
+        refused = line.get("ONNX file")
+        shared = found[head].weights
+        samples = f"as {shared}" if shared else f"{training['ours']['value']:,.0f}" if training else "not trained"
+        count = next((read_json(path)["parameters"] for path in
+                      (measure.RESULTS / size.folder).glob(f"fork-*-{head}.json")), None)
+        rows.append((plan["ours"]["value"], f"| {head} | {found[head].n_evaluations} | {ms(plan)} | "
+                     f"{ratio['estimate']:.3g}× [{ratio['low']:.3g}, {ratio['high']:.3g}] | "
+                     + (f"{'no (see below)' if refused else ms(file)} | " if exported else "") + f"{samples} | "
+                     f"{'' if count is None else f'{count / 1000:,.0f}'} |"))
+    return ["| head | evaluations of the network | ms a chunk | faster than DDPM-100 | "
+            + "ms, ONNX file | " * exported + "training, samples/s | thousand weights |",
+            "|---|---|--:|--:|" + "--:|" * exported + "--:|--:|",
+            *(row for _, row in sorted(rows))]
+
+
+def aim_table(size: Size, found: Mapping[str, dict], fast: Mapping[str, dict]) -> list[str]:
+    """The aim for each head that makes a chunk in one pass, or in two."""
+    tasks, rows = list(found), []
+    heads = [h for h, v in variants(size).items() if v.n_evaluations in ("none", "1", "2", "6 networks")
+             and any(h in of for of in found.values())]
+    rows_of = {(h, t): np.squeeze(np.array(won, float), 0) if len(won) == 1 else np.array(won, float)
+               for t in tasks for h, won in found[t].items()}
+    p_values = {(h, t): noninferiority_p_value(rows_of[h, t], rows_of[REFERENCE, t], MARGIN)
+                for h in heads for t in tasks if h in found[t]}
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    for head in heads:
+        line, differences, cells = fast.get(head, {}).get("one chunk"), {}, []
+        for task in tasks:
+            if head not in found[task]:
+                cells.append("not run")
+                continue
+            d = compare(evaluations(task, found[task][head]), evaluations(task, found[task][REFERENCE]))
+            differences[task] = d.low, d.difference, d.high
+            cells.append(percent(d.low, d.difference, d.high, "+") + (" ✓" if adjusted[head, task] < 0.05 else ""))
+        ratio = line["ratio"] if line else None
+        speed = f"{ratio['estimate']:.3g}× [{ratio['low']:.3g}, {ratio['high']:.3g}]" if ratio else ""
+        verdict = judged(line, differences)
+        if verdict == "**yes**" and len(differences) < len(TASKS):
+            verdict = f"yes on {', '.join(differences)}, other tasks have not run"
+        rows.append(f"| {head} | {speed} | " + " | ".join(cells) + f" | {verdict} |")
+    return ["| head | faster than DDPM-100 | " + " | ".join(tasks) + " | aim |",
+            "|---|--:|" + "--:|" * len(tasks) + "---|", *rows]
+
+
+def pictures(size: Size, compared_on: Mapping[str, Comparison], fast: Mapping[str, dict]) -> list[str]:
+    """One figure for each task: success against the speed of a plan."""
+    many, one_answer = ("100", "10", "5", "4 x 128", "1 per token", "1 to 5", "8, one per action"), (
+        "mip", "regression", "gaussian", "cvae", "neighbors", "fast")
+    kinds = {h: "one answer, no noise" if h in one_answer else "several evaluations" if v.n_evaluations in many
+             else "one pass from noise" for h, v in variants(size).items()}
+    parts = []
+    for task, c in compared_on.items():
+        rate = dict(zip(c.names, c.estimates, strict=True))
+        rows = [(h, fast[h]["one chunk"]["ratio"]["estimate"], rate[h], kinds[h]) for h in c.names if h in fast]
+        if not rows:
+            continue
+        figure = labeled_points(rows, "times faster than DDPM-100 (one chunk, batch size 1)", f"Success on {task}",
+                                guides=(FASTER, rate[REFERENCE].estimate - MARGIN))
+        write_text(PICTURES / f"heads-{task}.svg", figure.standalone_svg())
+        parts += [f"![Success on {task} against the speed of a plan](images/heads-{task}.svg)", ""]
+    return parts
+
+
+def page_text(size: Size) -> str:
+    """The tables and figures of the documentation."""
+    found = {task: of for task in TASKS if (of := outcomes(size, task))}
+    fast, parts = speeds(), [state_of(size, found)]
+    if found:
+        parts += success_text(size, found, fast)
+    if fast:
+        parts += ["### Speed", "", *speed_table(size, fast), ""]
+    if refused := {h: line["ONNX file"]["note"] for h, line in fast.items() if "ONNX file" in line}:
+        parts += ["These heads have no ONNX file:", "", *(f"- {h}: {note}" for h, note in refused.items()), ""]
+    if found:
+        parts += ["### The aim: 20 times as fast as DDPM-100, at most 5 points worse", "",
+                  "Difference of success to DDPM-100 in points, paired by seed and start, with its 95% interval. ✓: "
+                  "not inferior by 5 points after Holm's adjustment for all entries of the table.", "",
+                  *aim_table(size, found, fast)]
+    if size == TINY:
+        parts.insert(0, "**These numbers are from the smallest size of the benchmark, which only shows that it runs. "
+                        "The policies are barely trained.**\n")
+    return "\n".join(parts).rstrip()
+
+
+def state_of(size: Size, found: Mapping[str, dict]) -> str:
+    """How many cells there are, and of how many seeds the tables are."""
+    n_heads = len(variants(size))
+    cells = sum(1 for _ in (measure.RESULTS / size.folder).glob("*.json"))
+    said = [f"There are {cells} cells of {n_heads} heads, {len(TASKS)} tasks and up to {len(size.seeds)} seeds, with "
+            f"{size.updates:,} updates each."]
+    if lacking := [task for task in TASKS if task not in found]:
+        said.append(f"The tables lack {' and '.join(lacking)}: too few of these cells exist.")
+    for task in found:
+        seeds, heads = finished_seeds(size, task), len(found[task])
+        starts = len(next(iter(found[task].values()))[0])
+        count = f"{len(seeds)} training seeds" if len(seeds) > 1 else "1 training seed"
+        told = f"The tables have {count} and {starts} starts of {task}"
+        if heads < n_heads:
+            told += f", with {heads} of the {n_heads} heads: the others have not run yet"
+        if len(seeds) < 2:
+            told += ". Its intervals are about these policies, and not about other training seeds"
+        said.append(told + ".")
+    return " ".join(said) + "\n"
+
+
+def success_text(size: Size, found: Mapping[str, dict], fast: Mapping[str, dict]) -> list[str]:
+    """The table of success, what it can tell, and the figures."""
+    compared_on = {task: compared(task, won) for task, won in found.items()}
+    parts = ["### Success", "", "Percent of successful episodes, with the 95% interval. Heads that share a letter "
+             "cannot be told apart on this task (all pairs, Holm).", "", *success_table(found, compared_on), ""]
+    for task, c in compared_on.items():
+        head, sure, _ = c.verdict_parts()
+        parts.append(f"- {task}: {sure} {_few_names(head)}")
+    several = [len(finished_seeds(size, task)) for task in found if len(finished_seeds(size, task)) > 1]
+    parts += ["", *([seeds_caveat(min(several)), ""] if several else [])]
+    if fast:
+        parts += ["### Success against latency", "",
+                  "Dashed: 20 times as fast as DDPM-100, and 5 points below its success. Vertical lines are 95% "
+                  "intervals.", "", *pictures(size, compared_on, fast)]
+    return parts
+
+
+def _few_names(text: str) -> str:
+    """A verdict without its long list of names, which the letters show."""
+    return text if len(text) < 120 else text.partition(":")[0] + "."
+
+
+def main(wanted: list[str]) -> None:
+    torch.set_num_threads(1)
+    size, until = TINY if "--tiny" in wanted else FULL, float("inf")
+    if "--budget" in wanted:
+        at = wanted.index("--budget")
+        until = time.monotonic() + 60 * float(wanted[at + 1].removesuffix("m"))
+        wanted = wanted[:at] + wanted[at + 2:]
+    if "--seeds" in wanted:
+        at = wanted.index("--seeds")
+        size, wanted = replace(size, seeds=size.seeds[:int(wanted[at + 1])]), wanted[:at] + wanted[at + 2:]
+    tasks = [w for w in wanted if not w.startswith("--")] or list(TASKS)
+    if "--page" not in wanted:
+        print("finished" if run(size, tasks, until) else "stopped: run again to continue", file=sys.stderr)
+    if ("--page" in wanted or size == TINY) and (text := page_text(size)):
+        measure.insert("heads", text, "heads.md")
+        print(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

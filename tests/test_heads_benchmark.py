@@ -1,0 +1,120 @@
+"""benchmarks/heads.py: which heads it compares, on which footing, and the tables of cells that are made up."""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import understudy.heads
+from understudy.files import write_json
+from understudy.heads.base import Head
+from understudy.heads.categorical import Categorical
+from understudy.heads.flow import Flow
+from understudy.heads.joint_diffusion import JointDiffusion
+from understudy.heads.neighbors import Neighbors
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy
+from understudy.testing import random_batch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def heads(monkeypatch, tmp_path):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # else it starts this process again
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import heads
+
+    monkeypatch.setattr(heads.measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(heads, "PICTURES", tmp_path)
+    yield heads
+    sys.modules.pop("heads")
+
+
+def all_heads() -> set[type]:
+    for module in pkgutil.iter_modules(understudy.heads.__path__):
+        __import__(f"understudy.heads.{module.name}")
+
+    def below(kind):
+        return {kind, *(c for part in kind.__subclasses__() for c in below(part))}
+    return {c for c in below(Head) if not c.__abstractmethods__ and c.__module__.startswith("understudy.heads.")}
+
+
+def test_every_head_of_continuous_actions_is_compared_on_one_footing(heads):
+    found = heads.variants()
+    assert {type(v.head) for v in found.values()} == all_heads() - {Categorical, JointDiffusion}
+    for name, v in found.items():
+        policy, learner = v.method.policy, v.method.learner
+        assert (policy.trunk == MLP(128, 2)) == (name != "fast"), name
+        assert policy.window.n_obs_steps == 2 and policy.window.horizon == (9 if name == "streaming-flow" else 8), name
+        assert v.method.executor.n_action_steps == 4, name
+        steps = 1 if isinstance(v.head, Neighbors) else heads.FULL.updates
+        assert (learner.steps, learner.batch_size) == (steps, 64 if name == "energy" else heads.BATCH), name
+        if v.weights is not None:  # only sampling differs
+            assert v.method == found[v.weights].method and type(v.head) is type(found[v.weights].head)
+
+
+def test_weights_are_shared_by_heads_that_differ_in_sampling_alone(heads):
+    chosen = heads.variants()["flow-1"]
+    policy, _ = random_batch(chosen.method.policy)
+    made, other = heads.acting(chosen, heads.FitResult(chosen.method, {"policy": policy}))
+    assert other.config.head == made.policy.head == Flow(1) and policy.config.head == Flow()
+    assert isinstance(other, Policy) and not other.training
+    assert all((a == b).all() for a, b in zip(policy.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_the_aim_is_decided_by_both_intervals(heads):
+    def line(low, high):
+        return {"ratio": {"estimate": (low + high) / 2, "low": low, "high": high}}
+    near, far, wide = (-0.04, 0.0, 0.03), (-0.4, -0.3, -0.06), (-0.2, 0.0, 0.2)
+    assert heads.judged(line(21, 25), {"a": near, "b": near}) == "**yes**"
+    assert heads.judged(line(15, 19), {"a": near}) == "no: too slow"
+    assert heads.judged(line(21, 25), {"a": near, "b": far}) == "no: worse on b"
+    assert heads.judged(line(21, 25), {"a": near, "b": wide}) == "cannot tell on b"
+    assert heads.judged(line(19, 25), {"a": near}) == "cannot tell: speed"
+
+
+def test_the_tables_are_those_of_the_seeds_of_which_all_cells_ran(heads, tmp_path):
+    """Three seeds, of which regression fails at all of 200 starts and the others at none. A fourth is not done."""
+    size = replace(heads.TINY, seeds=(0, 1, 2, 3))
+    for seed in size.seeds:
+        for head in size.heads[: None if seed < 3 else -1]:
+            won = [int(head != "regression")] * 200
+            write_json(heads.cell_path(size, "fork", seed, head), {"success": won, "parameters": 1000})
+    took = {"ddpm-100": 40.0, "flow-1": 1.0, "consistency-distilled-1": 1.0, "regression": 0.5}
+    figure = {"low": 1.0, "high": 1.0, "unit": "ms"}
+    write_json(tmp_path / "head_speed.json", {"lines": [
+        *({"what": f"{h}: one chunk", "ours": {"value": ms, **figure}, "note": "",
+           "ratio": {"estimate": 40 / ms, "low": 39 / ms, "high": 41 / ms}} for h, ms in took.items()),
+        {"what": "regression: ONNX file", "ours": None, "ratio": None, "note": "Unsupported: made up"}]})
+    assert heads.finished_seeds(size, "fork") == [0, 1, 2] and not heads.finished_seeds(size, "particle")
+    text = heads.page_text(size)
+    row = next(line for line in text.splitlines() if line.startswith("| regression | 0 ["))
+    assert "3 training seeds and 200 starts of fork." in text and row.split("|")[3].strip() == "b"
+    assert "| flow-1 | 1 | 1 | 40× [39, 41] | as flow-10 | 1 |" in text
+    assert "- regression: Unsupported: made up" in text and "The tables lack particle and pick-place" in text
+    assert any(line.startswith("| regression | 80× [78, 82] | −100 [") and line.endswith("no: worse on fork |")
+               for line in text.splitlines())
+    assert "no: too slow" not in text and "| flow-1 | 40× [39, 41] | +0 [" in text
+    one = heads.page_text(replace(size, seeds=(0,)))  # the policies of one seed: Clopper and Pearson's interval
+    assert "| regression | 0 [0, 2] | b |" in one and "not about other training seeds" in one
+    part = heads.page_text(replace(size, seeds=(3,)))  # of the unfinished seed, the heads that ran
+    assert "with 3 of the 4 heads" in part and "| flow-1 | 100 [" in part and "| regression | 0 [" not in part
+    assert (tmp_path / "heads-fork.svg").read_text().startswith("<svg")
+
+
+def test_a_cell_that_ran_is_not_run_again_and_a_budget_stops_between_cells(heads, monkeypatch):
+    monkeypatch.setattr(heads, "demonstrations", None)  # nothing may be recorded or trained
+    size = replace(heads.TINY, seeds=(0,))
+    assert not heads.run(size, ["fork"], until=0.0)
+    for head in size.heads:
+        write_json(heads.cell_path(size, "fork", 0, head), {"success": []})
+    assert heads.run(size, ["fork"])
+    heads.cell_path(size, "fork", 0, "regression").unlink()
+    with pytest.raises(TypeError):
+        heads.run(size, ["fork"])

@@ -155,7 +155,9 @@ def test_the_watchdog_stops_a_robot_whose_policy_hangs():
         assert stopped[0] < 1  # it held where it was, and not at the last goal
         time.sleep(0.05)
         robot.send(np.array([90.0, 0.0]))
-        assert arm.goal[0] == stopped[0]  # the first command after a pause does not move
+        assert arm.goal[0] == stopped[0] and robot.n_pauses == 1  # the first command after a pause does not move
+        with pytest.raises(ConfigError, match="at 5 steps per second every command would come after the timeout"):
+            robot.check_rate(5)
 
 
 def test_an_overload_stops_after_a_while():

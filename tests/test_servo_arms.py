@@ -4,13 +4,18 @@ import json
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
-from understudy.core import ConfigError, UserError
+from understudy.core import ConfigError, UserError, keys
 from understudy.data.formats import open_dataset
 from understudy.envs.devices import JointKeyboard, RecordingKeys
+from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import Actor, NonFiniteAction
+from understudy.robots.acting import act_on_robot
 from understudy.robots.base import ConnectionLost, RobotError
 from understudy.robots.calibration import MotorCalibration, find_calibration, read_calibration, write_calibration
 from understudy.robots.emulator import (
@@ -20,9 +25,13 @@ from understudy.robots.emulator import (
     Faults,
     FeetechServo,
 )
+from understudy.robots.env import RobotEnv
 from understudy.robots.recording import NoKeys, RecordingTimes, RobotSession, replay_episode
 from understudy.robots.registry import RobotConfig, TeleoperatorConfig, make_robot, make_teleoperator, parse_cameras
+from understudy.robots.safety import SafeRobot, SafetyLimits
 from understudy.robots.servo_arm import ARM_TYPES, Calibrator, ServoFollower, ServoLeader, set_up_motor
+from understudy.robots.simulated import SimulatedArm
+from understudy.testing import check_robot
 
 pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
 pytest.importorskip("dynamixel_sdk", reason="extra dynamixel not installed")
@@ -236,6 +245,77 @@ def test_an_overloaded_servo_and_a_pulled_cable_stop_the_arm(folder):
         with pytest.raises(ConnectionLost):
             robot.observe()
         robot.disconnect()
+
+
+@pytest.mark.parametrize("kind", ["so101_follower", "koch_follower", "simulated", "limited"])
+def test_every_robot_keeps_the_contract(kind, folder):
+    with ExitStack() as stack:
+        if kind == "simulated":
+            check_robot(lambda: SimulatedArm(clock=time.monotonic))
+            return
+        emulated = stack.enter_context(koch() if kind == "koch_follower" else feetech())
+        write_calibration(folder / "ours" / "so101_follower" / "so101_follower.json", CALIBRATION)
+        if kind == "limited":
+            check_robot(lambda: patient(make_robot(RobotConfig("so101_follower", emulated.port))))
+        else:
+            check_robot(lambda: patient(ServoFollower(ARM_TYPES[kind], emulated.port, CALIBRATION)))
+
+
+def test_a_contract_can_fail():
+    class Jumps(SimulatedArm):
+        def stop(self):
+            return super().stop() + 5
+
+    with pytest.raises(AssertionError, match="it holds .* but it was at"):
+        check_robot(lambda: Jumps(clock=time.monotonic))
+
+
+def test_a_robot_is_an_environment():
+    now = [0.0]
+    arm = SimulatedArm(clock=lambda: now[0])
+    robot = SafeRobot(arm, SafetyLimits((-90.0, -90.0), (90.0, 90.0), (50.0, 50.0), slow_start=0.0),
+                      lambda: now[0], watchdog=False)
+
+    def sleep(seconds):
+        now[0] += seconds
+    with robot:
+        env = RobotEnv(robot, 20, max_episode_steps=40, clock=lambda: now[0], sleep=sleep)
+        assert env.metadata["low"] == (-90.0, -90.0) and env.metadata["fps"] == 20
+        data = rollout(Constant(torch.tensor([[500.0, -20.0]])), env, 2)
+    assert [len(e) for e in data] == [40, 40] and data[0].steps["next.truncated"][-1]
+    state = np.asarray(data[0].steps["observation.state"])
+    np.testing.assert_allclose(state[-1], [90, -20], atol=1e-3)  # 50 deg/s for 2 s, cut off at the limit
+    assert np.diff(state[:, 0]).max() <= 50 / 20 + 1e-4
+    assert now[0] == pytest.approx(80 / 20)
+
+
+@dataclass(frozen=True)
+class Constant(Actor):
+    action: torch.Tensor
+
+    def start(self, obs, key):
+        return {"key": key}
+
+    def act(self, obs, state):
+        return self.action, state
+
+
+def test_a_policy_acts_within_the_limits_and_a_person_ends_it():
+    now = [0.0]
+    arm = SimulatedArm(clock=lambda: now[0])
+    robot = SafeRobot(arm, SafetyLimits((-90.0, -90.0), (90.0, 90.0), (50.0, 50.0)), lambda: now[0], watchdog=False)
+
+    def sleep(seconds):
+        now[0] += seconds
+    with robot:
+        done = act_on_robot(robot, Constant(torch.tensor([[500.0, -20.0]])), keys(0, [0]), fps=20, seconds=60,
+                            keys=Script(_30="success"), clock=lambda: now[0], sleep=sleep)
+        assert (done.steps, done.late, done.ended) == (29, 0, "success")
+        assert arm.goal.tolist() == arm.joints.tolist()  # it was stopped
+        with pytest.raises(NonFiniteAction):
+            act_on_robot(robot, Constant(torch.tensor([[np.nan, 0.0]])), keys(0, [0]), fps=20, seconds=60,
+                         clock=lambda: now[0], sleep=sleep)
+        assert arm.goal.tolist() == arm.joints.tolist()
 
 
 # -- leaders, recording, replay ---------------------------------------------------------------------------------------

@@ -20,10 +20,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .registers import DYNAMIXEL, FEETECH, MODEL_NUMBERS, Register
+
+if TYPE_CHECKING:
+    from .servo_arm import ServoArmType
 
 BROADCAST = 254
 PING, READ, WRITE, REG_WRITE, ACTION, RESET, REBOOT = 1, 2, 3, 4, 5, 6, 8
@@ -252,6 +256,8 @@ class EmulatedBus(ABC):
     Attributes:
         port: Path to open.
         rejected: Number of instruction packets with a wrong checksum.
+        instructions: Number of valid instruction packets.
+        lock: Held while packets are answered.
     """
 
     def __init__(self, *servos: EmulatedServo, faults: Faults | None = None):
@@ -259,7 +265,7 @@ class EmulatedBus(ABC):
         self.port, self.rejected, self.instructions = "", 0, 0
         self._fd = -1
         self._buffer = b""
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def __enter__(self):
         import pty
@@ -299,7 +305,7 @@ class EmulatedBus(ABC):
                 self._buffer += os.read(self._fd, 4096)
             except OSError:
                 return
-            with self._lock:
+            with self.lock:
                 self._answer()
 
     def _answer(self) -> None:
@@ -501,3 +507,31 @@ class EmulatedDynamixelBus(EmulatedBus):
         for servo in self._addressed(number):
             servo.update()
             yield self._status(servo, 0, bytes(servo.memory[address:address + size]))
+
+
+def emulate_arm(kind: ServoArmType, position: int = TURN // 2, faults: Faults | None = None) -> EmulatedBus:
+    """The servos of an arm.
+
+    Args:
+        kind: The kind of arm.
+        position: Position of all shafts (steps).
+        faults: What goes wrong on the line.
+    """
+    if kind.manufacturer == "feetech":
+        return EmulatedFeetechBus(*(FeetechServo(m.id, position) for m in kind.motors.values()), faults=faults)
+    servos = (DynamixelServo(m.id, m.model, position) for m in kind.motors.values())
+    return EmulatedDynamixelBus(*servos, faults=faults)
+
+
+def wave(bus: EmulatedBus, seconds: float, size: int = 800) -> None:
+    """Moves all joints without torque around half a turn, as a hand would.
+
+    Args:
+        bus: The emulated bus.
+        seconds: Time since the beginning (s).
+        size: Largest distance from the middle (steps).
+    """
+    with bus.lock:
+        for servo in bus.servos:
+            if not servo.get("Torque_Enable"):
+                servo.push(TURN / 2 + size * np.sin(seconds * (0.5 + 0.1 * servo.number)))

@@ -16,6 +16,7 @@ from ..data.formats import open_dataset
 from ..data.recorder import Recorder, repair, warn_of_losses
 from .base import Robot, RobotError, Teleoperator
 from .env import Pace
+from .safety import SafeRobot
 
 HELP = "right arrow, enter: end | left arrow, x: once more | y, n: success, failure | escape, q: quit"
 
@@ -65,6 +66,8 @@ class RobotSession:
     def __init__(self, robot: Robot, teleop: Teleoperator, keys: CommandKeys, fps: float,
                  show: Callable[[str], None] = lambda text: None, clock: Callable[[], float] = time.perf_counter,
                  sleep: Callable[[float], None] = time.sleep):
+        if isinstance(robot, SafeRobot):
+            robot.check_rate(fps)
         self.robot, self.teleop, self.keys, self.show = robot, teleop, keys, show
         self.clock, self.pace = clock, Pace(fps, clock, sleep)
 

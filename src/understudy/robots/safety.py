@@ -229,6 +229,9 @@ class SafeRobot(Robot):
         limits: Its limits.
         clock: Current time (s).
         watchdog: Whether a thread watches for missing commands.
+
+    Attributes:
+        n_pauses: How often a command came later than `limits.timeout` after the one before.
     """
 
     def __init__(self, robot: Robot, limits: SafetyLimits, clock: Callable[[], float] = time.monotonic,
@@ -242,6 +245,7 @@ class SafeRobot(Robot):
         self._position = np.zeros(size)
         self._error: RobotError | None = None
         self._is_holding = True
+        self.n_pauses, self._has_moved = 0, False
         self._lock, self._ended = threading.RLock(), threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -256,6 +260,7 @@ class SafeRobot(Robot):
                 self.robot.disconnect()
                 raise
             self.state, self._is_holding = self.limits.start(self._position, self.clock()), True
+            self._has_moved = False
         if self.watchdog:
             self._ended.clear()
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -283,8 +288,9 @@ class SafeRobot(Robot):
                     raise RobotError(f"the action has shape {action.shape}, but the robot has {len(self.state.goal)} "
                                      "joints", where=self.name, hint="use a policy for this robot")
                 bad = int((~np.isfinite(action)).argmax())
-                raise NonFiniteAction(f"{action[bad]} was commanded, and the robot holds", 0, bad, place=self.name,
+                raise NonFiniteAction(f"{action[bad]} was commanded, and the robot holds", 0, place=self.name,
                                       hint="a policy that computes NaN must not drive a robot")
+            self.n_pauses += now - self.state.sent > self.limits.timeout and self._has_moved
             goal, state = self.limits.step(self.state, action, self._position, now, self.robot.load())
             if state.fault is not None:
                 raise self._fail(RobotError(state.fault, where=self.name, hint="free the arm, and connect again"))
@@ -292,7 +298,7 @@ class SafeRobot(Robot):
                 sent = self.robot.send(goal)
             except RobotError as error:
                 raise self._fail(error) from error
-            self.state, self._is_holding = state, False
+            self.state, self._is_holding, self._has_moved = state, False, True
             return sent
 
     def stop(self):
@@ -314,6 +320,13 @@ class SafeRobot(Robot):
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
             self._thread = None
+
+    def check_rate(self, fps: float) -> None:
+        """Raises ConfigError if commands at this rate would all be too late."""
+        if 1 / fps > self.limits.timeout:
+            raise ConfigError(f"at {fps:g} steps per second every command would come after the timeout of "
+                              f"{self.limits.timeout:g} s, and the robot would not move", where="fps",
+                              hint="choose a higher rate, or a longer --robot.timeout")
 
     def apply_limits(self, limits):
         self.robot.apply_limits(limits)

@@ -24,6 +24,7 @@ from understudy.robots.emulator import (
     EmulatedFeetechBus,
     Faults,
     FeetechServo,
+    emulate_arm,
 )
 from understudy.robots.env import RobotEnv
 from understudy.robots.recording import NoKeys, RecordingTimes, RobotSession, replay_episode
@@ -129,6 +130,44 @@ def test_an_emulated_arm_is_calibrated(name):
         assert found["elbow_flex"].drive_mode == int("elbow_flex" in kind.inverted)
         assert calibrator.arm.stored_calibration() == found  # also in the servos
         calibrator.disconnect()
+
+
+def test_two_servos_of_a_joint_move_together_or_not_at_all():
+    kind = ARM_TYPES["viperx"]
+    with emulate_arm(kind) as emulated:
+        mirror = {3: 2, 5: 4}  # mounted the other way round
+
+        def hand(steps):
+            for servo in emulated.servos:
+                servo.push(2300 - steps if servo.number in mirror else 2000 + steps)
+        calibrator = Calibrator(kind, emulated.port)
+        calibrator.arm.bus.reply_timeout = 0.3
+        calibrator.connect()
+        hand(0)
+        calibrator.set_middle()
+        for steps in (-500, 700):
+            hand(steps)
+            seen = calibrator.update()
+            assert seen["shoulder"] == seen["shoulder_shadow"] and seen["elbow_shadow"][1] == 2047 + steps
+        calibration = calibrator.finish()
+        calibrator.disconnect()
+        robot = patient(ServoFollower(kind, emulated.port, calibration))
+        with robot:
+            assert robot.schema["action"].size == 7 and emulated.servo(3).get("Secondary_ID") == 2
+            robot.apply_limits(robot.default_limits(max_velocity=(200.0,) * 7))
+            robot.send(np.array([0, 20, -15, 0, 0, 0, 50]))
+            time.sleep(0.6)
+            for second, first in mirror.items():
+                assert emulated.servo(second).get("Goal_Position") == emulated.servo(first).get("Goal_Position")
+                assert emulated.servo(second).position - 2300 == pytest.approx(2000 - emulated.servo(first).position,
+                                                                                abs=1)
+            assert emulated.servo(2).position != 2000 + 700
+            np.testing.assert_allclose(robot.observe()["observation.state"][1:3], [20, -15], atol=0.1)
+        assert not emulated.servo(3).get("Torque_Enable")
+        emulated.servo(3).push(emulated.servo(3).position + 100)
+        with pytest.raises(RobotError, match="shoulder_shadow is -100 steps away from shoulder"):
+            robot.connect()
+        assert not any(s.get("Torque_Enable") for s in emulated.servos)
 
 
 def test_a_new_servo_gets_its_id():

@@ -108,10 +108,10 @@ def _set_up(o: RobotCommandOptions, out: Output) -> None:
     from ..robots.servo_arm import set_up_motor
 
     kind, port, _, _, given = _arm_of(o)
-    for name in reversed(kind.motors):
+    for name in reversed(kind.servos):
         _ask(f"Connect only the servo {name} to the controller, and press enter.")
         number, rate = set_up_motor(kind, port, name)
-        out.print(f"{name}: id {kind.motors[name].id} (it had id {number} at {rate} bits per second)")
+        out.print(f"{name}: id {kind.servos[name].id} (it had id {number} at {rate} bits per second)")
     out.suggest(command_line("robot", "calibrate", f"--{given}", kind.name, f"--{given}.port", port))
 
 

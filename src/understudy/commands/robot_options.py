@@ -23,7 +23,7 @@ class RobotOptions:
     """A robot and its limits."""
 
     robot: Annotated[str | None, arg(metavar="TYPE")] = None
-    """so100_follower, so101_follower, koch_follower, simulated_arm, or module:factory"""
+    """so100_follower, so101_follower, koch_follower, viperx, simulated_arm, or module:factory"""
     robot_port: Annotated[str | None, arg(name="robot.port", metavar="PORT")] = None
     """serial port of the robot; understudy robot find-port finds it"""
     robot_id: Annotated[str | None, arg(name="robot.id", metavar="NAME")] = None
@@ -81,7 +81,7 @@ class TeleopOptions:
     """A teleoperator."""
 
     teleop: Annotated[str | None, arg(metavar="TYPE")] = None
-    """so100_leader, so101_leader, koch_leader, keyboard, gamepad, or module:factory"""
+    """so100_leader, so101_leader, koch_leader, widowx, keyboard, gamepad, or module:factory"""
     teleop_port: Annotated[str | None, arg(name="teleop.port", metavar="PORT")] = None
     """serial port of the leader arm"""
     teleop_id: Annotated[str | None, arg(name="teleop.id", metavar="NAME")] = None

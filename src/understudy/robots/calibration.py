@@ -82,7 +82,7 @@ def find_calibration(kind: str, name: str, folder: Path | None = None) -> Path |
     """
     if folder is not None:
         return path if (path := folder / f"{name}.json").is_file() else None
-    role = "teleoperators" if "leader" in kind else "robots"
+    role = "teleoperators" if "leader" in kind or kind == "widowx" else "robots"
     kinds = [kind, *([f"so_{kind.split('_')[1]}"] if kind.startswith("so1") else [])]  # LeRobot's names since 0.4
     places = [calibration_folder() / kind, *(lerobot_folder() / role / k for k in kinds)]
     return next((path for place in places if (path := place / f"{name}.json").is_file()), None)

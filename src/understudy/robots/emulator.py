@@ -200,7 +200,7 @@ class DynamixelServo(EmulatedServo):
         super().__init__(number, MODEL_NUMBERS[model], position, 3000.0, DYNAMIXEL,
                          {"Firmware_Version": 52, "Baud_Rate": 1, "Return_Delay_Time": 250, "Operating_Mode": 3,
                           "Max_Position_Limit": TURN - 1, "PWM_Limit": 885, "Goal_PWM": 885, "Velocity_Limit": 445,
-                          "Current_Limit": 1750, "Status_Return_Level": 2, "Position_P_Gain": 800,
+                          "Current_Limit": 1750, "Secondary_ID": 255, "Status_Return_Level": 2, "Position_P_Gain": 800,
                           "Present_Input_Voltage": 50, "Present_Temperature": 30, "Goal_Position": int(position)},
                          clock)
 
@@ -420,7 +420,11 @@ class EmulatedDynamixelBus(EmulatedBus):
     """
 
     HEADER = b"\xff\xff\xfd\x00"
-    CRC_ERROR, LENGTH_ERROR = 3, 5
+    LENGTH_ERROR = 5
+
+    def _addressed(self, number):
+        """A servo also executes what its Secondary_ID is told. Only the servo with this id answers."""
+        return [s for s in self.servos if number in (s.number, BROADCAST) or number == s.get("Secondary_ID") < 253]
 
     def _next_packet(self):
         while True:
@@ -477,8 +481,10 @@ class EmulatedDynamixelBus(EmulatedBus):
                 yield from self._read(*struct.unpack_from("<BHH", data, i))
             return
         for servo in self._addressed(number):
-            before = servo.number
+            before, answers = servo.number, servo.number == number
             servo.update()
+            if instruction in (PING, READ) and not answers and number != BROADCAST:
+                continue
             if instruction == PING:
                 yield self._status(servo, 0, bytes(servo.memory[:2]) + bytes([servo.get("Firmware_Version")]))
                 continue
@@ -498,13 +504,13 @@ class EmulatedDynamixelBus(EmulatedBus):
                 servo.reboot()
             else:
                 error = self.LENGTH_ERROR
-            if number != BROADCAST and (instruction == READ or servo.get("Status_Return_Level") == 2):
+            if answers and (instruction == READ or servo.get("Status_Return_Level") == 2):
                 now, servo.number = servo.number, before
                 yield self._status(servo, error, found)
                 servo.number = now
 
     def _read(self, number: int, address: int, size: int) -> Iterator[bytes]:
-        for servo in self._addressed(number):
+        for servo in (s for s in self.servos if s.number == number):
             servo.update()
             yield self._status(servo, 0, bytes(servo.memory[address:address + size]))
 
@@ -518,8 +524,8 @@ def emulate_arm(kind: ServoArmType, position: int = TURN // 2, faults: Faults | 
         faults: What goes wrong on the line.
     """
     if kind.manufacturer == "feetech":
-        return EmulatedFeetechBus(*(FeetechServo(m.id, position) for m in kind.motors.values()), faults=faults)
-    servos = (DynamixelServo(m.id, m.model, position) for m in kind.motors.values())
+        return EmulatedFeetechBus(*(FeetechServo(m.id, position) for m in kind.servos.values()), faults=faults)
+    servos = (DynamixelServo(m.id, m.model, position) for m in kind.servos.values())
     return EmulatedDynamixelBus(*servos, faults=faults)
 
 

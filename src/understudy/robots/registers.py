@@ -66,7 +66,8 @@ FEETECH = {
 DYNAMIXEL = {
     "Model_Number": Register(0, 2), "Firmware_Version": Register(6, 1), "ID": Register(7, 1),
     "Baud_Rate": Register(8, 1), "Return_Delay_Time": Register(9, 1), "Drive_Mode": Register(10, 1),
-    "Operating_Mode": Register(11, 1), "Homing_Offset": Register(20, 4, -1), "Temperature_Limit": Register(31, 1),
+    "Operating_Mode": Register(11, 1), "Secondary_ID": Register(12, 1), "Homing_Offset": Register(20, 4, -1),
+    "Temperature_Limit": Register(31, 1),
     "PWM_Limit": Register(36, 2), "Current_Limit": Register(38, 2), "Velocity_Limit": Register(44, 4),
     "Max_Position_Limit": Register(48, 4), "Min_Position_Limit": Register(52, 4), "Torque_Enable": Register(64, 1),
     "LED": Register(65, 1), "Status_Return_Level": Register(68, 1), "Hardware_Error_Status": Register(70, 1),

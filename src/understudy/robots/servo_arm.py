@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ _FULL_LOAD = {"sts3215": 1000, "sts3250": 1000, "xl430-w250": 1000, "xc430-w150"
 _PWM_FULL = 885  # Goal_PWM of the X series at 100 %
 _MAX_VELOCITY = {"degrees": 120.0, "percent": 125.0, "signed_percent": 120.0}  # per second
 _MAX_RELATIVE_TARGET = {"degrees": 30.0, "percent": 50.0, "signed_percent": 30.0}
+_NO_ID = 255
+_MAX_SHADOW_STEPS = 57  # 5 degrees between the two servos of a joint
 _CONNECT_STEPS = 341  # steps/s: 30 deg/s, until `apply_limits` sets another limit
 
 
@@ -40,6 +42,9 @@ class ServoArmType:
         motors: The servos.
         full_turn: Joints that turn without a stop. Calibration gives them a full turn.
         inverted: Servos that turn the other way (Dynamixel's Drive_Mode).
+        shadows: Second servos of joints, by their name: the first servo of the joint, and the second one, which is
+            mounted the other way round and does what the first one is told (Dynamixel's Secondary_ID).
+        is_leader: Whether a person moves it.
     """
 
     name: str
@@ -47,20 +52,40 @@ class ServoArmType:
     motors: Mapping[str, Motor]
     full_turn: tuple[str, ...] = ("wrist_roll",)
     inverted: tuple[str, ...] = ()
+    shadows: Mapping[str, tuple[str, Motor]] = field(default_factory=dict)
+    is_leader: bool = False
 
     @property
-    def is_leader(self) -> bool:
-        return self.name.endswith("_leader")
+    def servos(self) -> dict[str, Motor]:
+        """All servos, those of `shadows` included."""
+        return {**self.motors, **{name: motor for name, (_, motor) in self.shadows.items()}}
+
+    @property
+    def inverted_servos(self) -> tuple[str, ...]:
+        """Servos whose Drive_Mode is inverted: `inverted`, and second servos of joints that are not."""
+        return (*self.inverted, *(n for n, (first, _) in self.shadows.items() if first not in self.inverted))
 
     def bus(self, port: str) -> MotorsBus:
         """The bus of these servos, not yet connected."""
-        return (FeetechMotorsBus if self.manufacturer == "feetech" else DynamixelMotorsBus)(port, self.motors)
+        return (FeetechMotorsBus if self.manufacturer == "feetech" else DynamixelMotorsBus)(port, self.servos)
 
 
 def _arm(name: str, manufacturer: str, models: Sequence[str], **options) -> ServoArmType:
     return ServoArmType(name, manufacturer, {
         joint: Motor(i, model, "percent" if joint == "gripper" else "degrees")
-        for i, (joint, model) in enumerate(zip(JOINTS, models, strict=True), 1)}, **options)
+        for i, (joint, model) in enumerate(zip(JOINTS, models, strict=True), 1)},
+        is_leader=name.endswith("_leader"), **options)
+
+
+def _aloha_arm(name: str, models: Sequence[str], is_leader: bool) -> ServoArmType:
+    """ViperX 300 and WidowX 250: the shoulder and the elbow have two servos each."""
+    joints = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
+    return ServoArmType(name, "dynamixel", {
+        joint: Motor(number, model, "percent" if joint == "gripper" else "degrees")
+        for joint, number, model in zip(joints, (1, 2, 4, 6, 7, 8, 9), models, strict=True)},
+        full_turn=("forearm_roll", "wrist_rotate"), is_leader=is_leader,
+        shadows={f"{joint}_shadow": (joint, Motor(number, models[0]))
+                 for joint, number in (("shoulder", 3), ("elbow", 5))})
 
 
 _SO = ("sts3215",) * 6
@@ -70,6 +95,8 @@ ARM_TYPES = {t.name: t for t in (
     _arm("so100_leader", "feetech", _SO), _arm("so101_leader", "feetech", _SO),
     _arm("koch_follower", "dynamixel", ("xl430-w250",) * 2 + ("xl330-m288",) * 4, **_KOCH),
     _arm("koch_leader", "dynamixel", ("xl330-m077",) * 6, **_KOCH, inverted=("elbow_flex",)),
+    _aloha_arm("viperx", ("xm540-w270",) * 5 + ("xm430-w350",) * 2, is_leader=False),
+    _aloha_arm("widowx", ("xm430-w350",) * 5 + ("xl430-w250", "xc430-w150"), is_leader=True),
 )}
 
 
@@ -107,17 +134,21 @@ class ServoArm:
 
     def positions(self) -> np.ndarray:
         """Measured positions in the units of the arm, (A,) float64."""
-        return self._to_units({n: v[0] for n, v in self.bus.sync_read(["Present_Position"]).items()})
+        return self._to_units(self.read_positions())
+
+    def read_positions(self) -> dict[str, int]:
+        """Measured positions in steps."""
+        return {n: v[0] for n, v in self.bus.sync_read(["Present_Position"], list(self.kind.motors)).items()}
 
     def set_torque(self, on: bool) -> None:
         """Switches the torque of all servos."""
-        for name in self.kind.motors:
+        for name in self.kind.servos:
             self.bus.write("Torque_Enable", name, int(on))
 
     def stored_calibration(self) -> dict[str, MotorCalibration]:
         """The calibration that the servos have now."""
         found = {}
-        for name, motor in self.kind.motors.items():
+        for name, motor in self.kind.servos.items():
             offset, low, high = (self.bus.read(r, name) for r in (
                 "Homing_Offset", "Min_Position_Limit", "Max_Position_Limit"))
             mode = self.bus.read("Drive_Mode", name) & 1 if self.kind.manufacturer == "dynamixel" else 0
@@ -127,6 +158,7 @@ class ServoArm:
     def write_servo_calibration(self, calibration: Calibration) -> None:
         """Writes offsets and ranges into the servos, whose torque is switched off for it."""
         self.set_torque(False)
+        self.set_shadows(False)
         for name, each in calibration.items():
             if self.kind.manufacturer == "feetech":
                 self.bus.write("Lock", name, 0)
@@ -138,12 +170,33 @@ class ServoArm:
             if self.kind.manufacturer == "feetech":
                 self.bus.write("Lock", name, 1)
 
+    def set_shadows(self, on: bool) -> None:
+        """Lets second servos of joints do what the first ones are told, or not. Torque must be off.
+
+        Raises:
+            RobotError: The two servos of a joint do not show the same position. They would work against each other.
+        """
+        shadows = self.kind.shadows
+        for name, (first, _) in shadows.items():
+            self.bus.write("Secondary_ID", name, self.kind.motors[first].id if on else _NO_ID)
+        if not on or not shadows:
+            return
+        found = {n: v[0] for n, v in self.bus.sync_read(["Present_Position"]).items()}
+        for name, (first, _) in shadows.items():
+            if abs(gap := found[name] - found[first]) > _MAX_SHADOW_STEPS:
+                raise RobotError(f"{name} is {gap} steps away from {first}, although they move the same joint",
+                                 where=f"{self.kind.name}, {self.bus.port_name}",
+                                 hint="calibrate the arm again: understudy robot calibrate")
+
     def _write_calibration(self) -> None:
         assert self.calibration is not None
         now = self.stored_calibration()
         different = {n: c for n, c in self.calibration.items() if self._servo_values(c) != self._servo_values(now[n])}
         if different:
             self.write_servo_calibration(different)
+        if self.kind.shadows:
+            self.set_torque(False)
+            self.set_shadows(True)
 
     def _to_units(self, steps: Mapping[str, int]) -> np.ndarray:
         assert self.calibration is not None
@@ -232,7 +285,7 @@ class ServoFollower(Robot):
 
     def observe(self):
         load = "Present_Load" if self._is_feetech else "Present_Current"
-        found = self.arm.bus.sync_read(["Present_Position", load])
+        found = self.arm.bus.sync_read(["Present_Position", load], list(self.arm.kind.motors))
         self._load = np.array([v[1] for v in found.values()]) / self._full_load
         state = self.arm._to_units({n: v[0] for n, v in found.items()})
         return {"observation.state": state.astype(np.float32),
@@ -243,13 +296,13 @@ class ServoFollower(Robot):
         return np.asarray(action, np.float32)
 
     def stop(self):
-        present = {n: v[0] for n, v in self.arm.bus.sync_read(["Present_Position"]).items()}
+        present = self.arm.read_positions()
         self.arm.bus.sync_write("Goal_Position", present)
         return self.arm._to_units(present)
 
     def disconnect(self):
         bus = self.arm.bus
-        for name in self.arm.kind.motors if self.disable_torque_on_disconnect else ():
+        for name in self.arm.kind.servos if self.disable_torque_on_disconnect else ():
             if not bus.is_connected:
                 break
             try:
@@ -373,7 +426,7 @@ def set_up_motor(kind: ServoArmType, port: str, name: str, baudrates: Sequence[i
     Raises:
         RobotError: There is no servo, there are several, or it is of another model.
     """
-    motor = kind.motors[name]
+    motor = kind.servos[name]
     for rate in baudrates:
         bus = kind.bus(port)
         bus.baudrate, bus.motors, bus.reply_timeout = rate, {}, 0.01
@@ -431,14 +484,15 @@ class Calibrator:
     def set_middle(self) -> None:
         """Makes the present pose half a turn of every servo. The arm must be in the middle of its range."""
         kind, bus = self.arm.kind, self.arm.bus
+        self.arm.set_shadows(False)
         half = (bus.resolution - 1) // 2
-        for name in kind.motors:  # positions without an offset
+        for name in kind.servos:  # positions without an offset
             if kind.manufacturer == "feetech":
                 bus.write("Lock", name, 0)
                 bus.write("Operating_Mode", name, 0)
             else:
                 bus.write("Operating_Mode", name, 4)
-                bus.write("Drive_Mode", name, int(name in kind.inverted))
+                bus.write("Drive_Mode", name, int(name in kind.inverted_servos))
             bus.write("Homing_Offset", name, 0)
             bus.write("Min_Position_Limit", name, 0)
             bus.write("Max_Position_Limit", name, bus.resolution - 1)
@@ -463,14 +517,14 @@ class Calibrator:
             ConfigError: A joint was not moved.
         """
         kind, last = self.arm.kind, self.arm.bus.resolution - 1
-        still = [n for n in kind.motors if n not in kind.full_turn and self.high[n] - self.low[n] < 100]
+        still = [n for n in kind.servos if n not in kind.full_turn and self.high[n] - self.low[n] < 100]
         if still:
             raise ConfigError(f"{', '.join(still)} moved by less than 9 degrees", where="calibration",
                               hint="move every joint from one end of its range to the other")
-        found = {name: MotorCalibration(motor.id, int(name in kind.inverted), self.offsets[name],
+        found = {name: MotorCalibration(motor.id, int(name in kind.inverted_servos), self.offsets[name],
                                         0 if name in kind.full_turn else self.low[name],
                                         last if name in kind.full_turn else self.high[name])
-                 for name, motor in kind.motors.items()}
+                 for name, motor in kind.servos.items()}
         self.arm.write_servo_calibration(found)
         return found
 
@@ -478,4 +532,4 @@ class Calibrator:
 def load_calibration(kind: ServoArmType, name: str | None, folder: Path | None = None) -> Calibration | None:
     """The calibration of an arm with this id, if there is one."""
     path = find_calibration(kind.name, name or kind.name, folder)
-    return None if path is None else read_calibration(path, {n: m.id for n, m in kind.motors.items()})
+    return None if path is None else read_calibration(path, {n: m.id for n, m in kind.servos.items()})

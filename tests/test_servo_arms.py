@@ -300,6 +300,37 @@ def test_every_robot_keeps_the_contract(kind, folder):
             check_robot(lambda: patient(ServoFollower(ARM_TYPES[kind], emulated.port, CALIBRATION)))
 
 
+def test_two_arms_are_one_robot(folder):
+    for side in ("left", "right"):
+        write_calibration(folder / "ours" / "so101_follower" / f"duo_{side}.json", CALIBRATION)
+    with feetech() as left, feetech() as right:
+        config = RobotConfig("bi_so101_follower", id="duo", left_arm_port=left.port, right_arm_port=right.port,
+                             slow_start=0.0, max_velocity=(200.0,))
+        robot = make_robot(config)
+        for arm in robot.robot.arms:
+            patient(arm)
+        check_robot(lambda: robot)
+        assert robot.schema["action"].names[0] == "left_shoulder_pan.pos"
+        assert robot.schema["action"].names[11] == "right_gripper.pos"
+        robot.connect()
+        goal = np.repeat([10.0, -5.0], 6)
+        for _ in range(20):
+            robot.observe()
+            robot.send(goal)
+            time.sleep(0.05)
+        np.testing.assert_allclose(robot.observe()["observation.state"][[0, 1, 6, 7]], [10, 10, -5, -5], atol=0.1)
+        assert right.servo(3).get("Goal_Velocity") == 2275
+        robot.send(goal + 20)
+        left.pull_cable()
+        with pytest.raises(ConnectionLost):
+            robot.observe()
+        time.sleep(0.2)  # nobody confirms a goal
+        assert abs(right.servo(1).get("Goal_Position") - right.servo(1).get("Present_Position")) < 60  # both stopped
+        robot.disconnect()
+    with pytest.raises(ConfigError, match="--robot.left-arm-port: is missing"):
+        make_robot(RobotConfig("bi_so101_follower", id="duo"))
+
+
 def test_a_contract_can_fail():
     class Jumps(SimulatedArm):
         def stop(self):

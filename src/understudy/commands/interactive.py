@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
         out: Where to print.
     """
     from ..core import UserError
-    from ..evaluate.interactive import TrialDesign, TrialLog
+    from ..evaluate.interactive import TrialDesign
     from .sequential import build_test
 
     runs = [o.run] if o.against is None else [o.run, o.against]
@@ -45,7 +45,17 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
     if o.target is not None and o.robot is not None:
         raise UserError("a loop of your own and a robot are both named", where="--robot",
                         hint="leave one of them out")
-    loop = _robot_loop(o) if o.robot is not None else None if o.target is None else _load_loop(o.target, o.trust)
+    with ExitStack() as stack:
+        _run_trials(o, out, runs, design, stack)
+
+
+def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesign, stack: ExitStack) -> None:
+    """Runs the trials. A robot that was connected is released with `stack`."""
+    from ..core import UserError
+    from ..evaluate.interactive import TrialLog
+
+    loop = (_robot_loop(o, stack) if o.robot is not None else
+            None if o.target is None else _load_loop(o.target, o.trust))
     weights = [_weights_digest(run, loop is not None) for run in runs]
     if len(set(filter(None, weights))) < len([w for w in weights if w]) or len({r.resolve() for r in runs}) < len(runs):
         raise UserError(f"{' and '.join(map(str, runs))} are the same policy", where="eval",
@@ -306,8 +316,13 @@ def _catch_interrupt():
 # -- the policies, and the loop ---------------------------------------------------------------------------------------
 
 
-def _robot_loop(o: EvalOptions) -> Callable:
-    """A function that runs one trial on the robot of the options. The person labels it."""
+def _robot_loop(o: EvalOptions, stack: ExitStack) -> Callable:
+    """A function that runs one trial on the robot of the options. Between trials the robot holds its pose.
+
+    Args:
+        o: The options of the command.
+        stack: Disconnects the robot at the end.
+    """
     from ..robots.acting import act_on_robot
     from ..robots.registry import make_robot
     from .common import trained_rate
@@ -316,7 +331,9 @@ def _robot_loop(o: EvalOptions) -> Callable:
     robot, fps = make_robot(o.robot_config(), o.trust), o.fps or trained_rate(o.run) or 30.0
 
     def loop(actor: Actor, trial: Trial) -> bool | None:
-        with connected(robot), command_keys() as pressed:
+        if robot.state is None:
+            stack.enter_context(connected(robot))
+        with command_keys() as pressed:
             done = act_on_robot(robot, actor, trial.key, fps=fps, seconds=o.episode_time_s, keys=pressed,
                                 show=show_line)
         print(f"\n{done.steps} steps")  # how many were late would reveal the slower policy

@@ -23,9 +23,14 @@ class RobotOptions:
     """A robot and its limits."""
 
     robot: Annotated[str | None, arg(metavar="TYPE")] = None
-    """so100_follower, so101_follower, koch_follower, viperx, simulated_arm, or module:factory"""
+    """so100_follower, so101_follower, koch_follower, viperx; two of them: bi_so101_follower, ...;
+    simulated_arm, or module:factory"""
     robot_port: Annotated[str | None, arg(name="robot.port", metavar="PORT")] = None
     """serial port of the robot; understudy robot find-port finds it"""
+    robot_left_arm_port: Annotated[str | None, arg(name="robot.left-arm-port", metavar="PORT")] = None
+    """serial port of the left arm of a robot with two arms"""
+    robot_right_arm_port: Annotated[str | None, arg(name="robot.right-arm-port", metavar="PORT")] = None
+    """serial port of the right arm of a robot with two arms"""
     robot_id: Annotated[str | None, arg(name="robot.id", metavar="NAME")] = None
     """name of this robot, under which its calibration is stored; by default its type"""
     robot_calibration_dir: Annotated[Path | None, arg(name="robot.calibration-dir", metavar="DIR")] = None
@@ -68,7 +73,8 @@ class RobotOptions:
             None if self.robot_cameras is None else parse_cameras(self.robot_cameras),
             self.robot_use_degrees == "true", self.robot_disable_torque_on_disconnect == "true", self.robot_limits,
             self.robot_max_velocity or None, self.robot_max_relative_target or None, self.robot_max_torque,
-            self.robot_max_load, self.robot_slow_start, self.robot_timeout)
+            self.robot_max_load, self.robot_slow_start, self.robot_timeout, self.robot_left_arm_port,
+            self.robot_right_arm_port)
 
     def given_robot_options(self) -> list[str]:
         """The first option of the robot that was given without --robot, or nothing."""
@@ -81,9 +87,14 @@ class TeleopOptions:
     """A teleoperator."""
 
     teleop: Annotated[str | None, arg(metavar="TYPE")] = None
-    """so100_leader, so101_leader, koch_leader, widowx, keyboard, gamepad, or module:factory"""
+    """so100_leader, so101_leader, koch_leader, widowx; two of them: bi_so101_leader, ...; keyboard, gamepad, or
+    module:factory"""
     teleop_port: Annotated[str | None, arg(name="teleop.port", metavar="PORT")] = None
     """serial port of the leader arm"""
+    teleop_left_arm_port: Annotated[str | None, arg(name="teleop.left-arm-port", metavar="PORT")] = None
+    """serial port of the left one of two leader arms"""
+    teleop_right_arm_port: Annotated[str | None, arg(name="teleop.right-arm-port", metavar="PORT")] = None
+    """serial port of the right one of two leader arms"""
     teleop_id: Annotated[str | None, arg(name="teleop.id", metavar="NAME")] = None
     """name of this leader arm, under which its calibration is stored; by default its type"""
     teleop_calibration_dir: Annotated[Path | None, arg(name="teleop.calibration-dir", metavar="DIR")] = None
@@ -102,7 +113,7 @@ class TeleopOptions:
             raise ConfigError("is missing", where="--teleop",
                               hint=f"one of {', '.join(TELEOPERATORS)}, or module:factory")
         return TeleoperatorConfig(self.teleop, self.teleop_port, self.teleop_id, self.teleop_calibration_dir,
-                                  use_degrees)
+                                  use_degrees, self.teleop_left_arm_port, self.teleop_right_arm_port)
 
 
 @contextmanager

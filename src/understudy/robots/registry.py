@@ -17,6 +17,8 @@ from ..envs.devices import Gamepad, JointKeyboard, Keyboard
 from ..files import read_json
 from ..user_code import import_module
 from .base import Robot, Teleoperator
+from .bimanual import BimanualRobot, BimanualTeleoperator, join_limits
+from .calibration import Calibration
 from .cameras import Camera, OpenCVCamera
 from .safety import SafeRobot, SafetyLimits
 from .servo_arm import ARM_TYPES, ServoFollower, ServoLeader, load_calibration
@@ -25,8 +27,8 @@ from .teleoperators import VelocityTeleoperator
 
 FOLLOWERS = tuple(n for n, t in ARM_TYPES.items() if not t.is_leader)
 LEADERS = tuple(n for n, t in ARM_TYPES.items() if t.is_leader)
-ROBOTS = (*FOLLOWERS, "simulated_arm")
-TELEOPERATORS = (*LEADERS, "keyboard", "gamepad")
+ROBOTS = (*FOLLOWERS, *(f"bi_{n}" for n in FOLLOWERS), "simulated_arm")
+TELEOPERATORS = (*LEADERS, *(f"bi_{n}" for n in LEADERS), "keyboard", "gamepad")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,10 @@ class RobotConfig:
     Args:
         type: One of `ROBOTS`, or module:factory, a function that returns a `Robot`.
         port: Serial port.
-        id: Name of this arm, under which its calibration is stored. By default the type.
+        left_arm_port: Serial port of the left arm of a robot with two arms.
+        right_arm_port: Serial port of its right arm.
+        id: Name of this arm, under which its calibration is stored. By default the type. The arms of a robot with two
+            arms are ID_left and ID_right.
         calibration_dir: Folder of the calibration. By default understudy's folder, and then LeRobot's.
         cameras: Settings of each camera by its name: type, index_or_path, width, height, fps.
         use_degrees: Whether joints are in degrees. Otherwise they are from -100 to 100 over their calibrated range.
@@ -64,6 +69,8 @@ class RobotConfig:
     max_load: float | None = None
     slow_start: float | None = None
     timeout: float | None = None
+    left_arm_port: str | None = None
+    right_arm_port: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,8 @@ class TeleoperatorConfig:
     Args:
         type: One of `TELEOPERATORS`, or module:factory, a function that returns a `Teleoperator`.
         port: Serial port of a leader arm.
+        left_arm_port: Serial port of the left one of two leader arms.
+        right_arm_port: Serial port of the right one.
         id: Name of this arm, under which its calibration is stored. By default the type.
         calibration_dir: Folder of the calibration.
         use_degrees: As for the robot.
@@ -83,6 +92,8 @@ class TeleoperatorConfig:
     id: str | None = None
     calibration_dir: Path | None = None
     use_degrees: bool = True
+    left_arm_port: str | None = None
+    right_arm_port: str | None = None
 
 
 def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
@@ -97,17 +108,16 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
         UntrustedCode: The factory is in a package that is not trusted.
     """
     cameras = {name: _make_camera(name, settings, trust) for name, settings in (config.cameras or {}).items()}
+    robot: Robot
+    limits: SafetyLimits | None
     if config.type in FOLLOWERS:
-        kind = ARM_TYPES[config.type]
-        calibration = load_calibration(kind, config.id, config.calibration_dir)
-        port = _required(config.port, "--robot.port", "understudy robot find-port finds it")
-        if calibration is None:
-            raise UserError(f"there is no calibration of the arm {config.id or config.type!r}", where=config.type,
-                            hint=f"understudy robot calibrate --robot {config.type} --robot.port {port}"
-                                 + (f" --robot.id {config.id}" if config.id else ""))
-        robot: Robot = ServoFollower(kind, port, calibration, cameras, config.disable_torque_on_disconnect,
-                                     config.use_degrees)
-        limits = robot.default_limits() if isinstance(robot, ServoFollower) else None
+        robot = _follower(config, config.type, config.port, config.id, "--robot.port", cameras)
+        limits = robot.default_limits()
+    elif (one := config.type.removeprefix("bi_")) in FOLLOWERS:
+        name = config.id or config.type
+        left = _follower(config, one, config.left_arm_port, f"{name}_left", "--robot.left-arm-port", {})
+        right = _follower(config, one, config.right_arm_port, f"{name}_right", "--robot.right-arm-port", {})
+        robot, limits = BimanualRobot(left, right, cameras), join_limits(left.default_limits(), right.default_limits())
     elif config.type == "simulated_arm":
         robot = SimulatedArm(clock=time.monotonic)
         limits = SafetyLimits((-90.0, -90.0), (90.0, 90.0), (120.0, 120.0))
@@ -143,14 +153,12 @@ def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Seque
         The teleoperator, and the keyboard if it is one. Its context `listening` reads the keys.
     """
     if config.type in LEADERS:
-        kind = ARM_TYPES[config.type]
-        calibration = load_calibration(kind, config.id, config.calibration_dir)
-        port = _required(config.port, "--teleop.port", "understudy robot find-port finds it")
-        if calibration is None:
-            raise UserError(f"there is no calibration of the arm {config.id or config.type!r}", where=config.type,
-                            hint=f"understudy robot calibrate --robot {config.type} --robot.port {port}"
-                                 + (f" --robot.id {config.id}" if config.id else ""))
-        return ServoLeader(kind, port, calibration, config.use_degrees), None
+        return _leader(config, config.type, config.port, config.id, "--teleop.port"), None
+    if (one := config.type.removeprefix("bi_")) in LEADERS:
+        name = config.id or config.type
+        return BimanualTeleoperator(
+            _leader(config, one, config.left_arm_port, f"{name}_left", "--teleop.left-arm-port"),
+            _leader(config, one, config.right_arm_port, f"{name}_right", "--teleop.right-arm-port")), None
     limits = robot.limits
     if config.type == "keyboard":
         keys = JointKeyboard(n_joints=len(limits.low))
@@ -160,6 +168,34 @@ def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Seque
         pad = Gamepad(axes=axes, scale=tuple(1.0 if i % 2 == 0 else -1.0 for i in axes))
         return VelocityTeleoperator(pad, _half(limits.max_velocity), limits.low, limits.high), None
     return _from_factory(config.type, TELEOPERATORS, "--teleop", trust, {"port": config.port, "id": config.id}), None
+
+
+def _follower(config: RobotConfig, kind: str, port: str | None, name: str | None, option: str,
+              cameras: Mapping[str, Camera]) -> ServoFollower:
+    port = _required(port, option, "understudy robot find-port finds it")
+    calibration = _calibration(kind, port, name, config.calibration_dir, "robot")
+    return ServoFollower(ARM_TYPES[kind], port, calibration, cameras, config.disable_torque_on_disconnect,
+                         config.use_degrees)
+
+
+def _leader(config: TeleoperatorConfig, kind: str, port: str | None, name: str | None, option: str) -> ServoLeader:
+    port = _required(port, option, "understudy robot find-port finds it")
+    return ServoLeader(ARM_TYPES[kind], port, _calibration(kind, port, name, config.calibration_dir, "teleop"),
+                       config.use_degrees)
+
+
+def _calibration(kind: str, port: str, name: str | None, folder: Path | None, option: str) -> Calibration:
+    """The calibration of an arm.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = load_calibration(ARM_TYPES[kind], name, folder)
+    if found is None:
+        raise UserError(f"there is no calibration of the arm {name or kind!r}", where=kind,
+                        hint=f"understudy robot calibrate --{option} {kind} --{option}.port {port}"
+                             + (f" --{option}.id {name}" if name else ""))
+    return found
 
 
 def parse_cameras(text: str) -> dict[str, dict[str, Any]]:

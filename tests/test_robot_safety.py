@@ -30,7 +30,7 @@ def test_the_tip_of_a_chain_is_where_trigonometry_says():
     np.testing.assert_allclose(offset.tip(np.array([135.0])), [0, 1, 2], atol=1e-12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(STEPS, POSES)
 def test_every_goal_keeps_every_limit_for_any_actions_and_measurements(steps, start):
     low, high, fastest = map(np.array, (LIMITS.low, LIMITS.high, LIMITS.max_velocity))
@@ -60,6 +60,9 @@ def test_the_limits_do_not_stop_what_is_allowed():
     speeds = np.diff([0.0, *goals]) * 100
     assert speeds[9] == pytest.approx(5) and speeds[49] == pytest.approx(25) and speeds[110] == pytest.approx(50)
     assert goals[-1] == 60.0  # it arrives exactly
+    for seconds, expected in ((1.0, 60.0), (0.1, 59.5), (0.1, 58.5)):  # after a pause it starts slowly again
+        goal, state = limits.step(state, np.array([0.0]), state.goal, state.sent + seconds)
+        assert goal[0] == pytest.approx(expected)
     away = limits.start([120.0], 0.0)  # a start outside can only move back
     assert limits.step(away, np.array([500.0]), np.array([120.0]), 0.1)[0][0] < 120
 
@@ -69,7 +72,7 @@ EVENTS = st.lists(st.tuples(st.sampled_from(["act"] * 8 + ["pause", "cut", "stop
                             st.tuples(NUMBERS, NUMBERS), st.floats(0.001, 0.2)), max_size=60)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(EVENTS, CONNECTIONS, st.integers(0, 2**31), st.tuples(st.floats(-90, 90), st.floats(-60, 60)))
 def test_a_simulated_arm_never_exceeds_a_limit_behind_any_connection(events, link, seed, start):
     now = [0.0]

@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 # PyTorch is chosen by TORCH, and what was chosen stays.
 PINS := .venv/constraints.txt
-EXTRAS := test,formats,bags,sim,cluster,onnx
+EXTRAS := test,formats,bags,sim,cluster,onnx,feetech,dynamixel,cameras
 LEROBOT := benchmarks/peers/lerobot.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 

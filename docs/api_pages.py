@@ -21,6 +21,7 @@ PAGES = {
     "learn": ("Learning", ("learn",)),
     "methods": ("Methods", ("methods",)),
     "envs": ("Environments", ("envs",)),
+    "robots": ("Robots", ("robots",)),
     "evaluate": ("Evaluation", ("evaluate", "evaluate.behavior", "choose")),
     "audit": ("Audit and scores", ("audit", "audit.scores")),
     "improve": ("Improvement", ("improve",)),

@@ -45,7 +45,7 @@ class Command:
 
 COMMANDS = {
     "demo": Command("[--out DIR]", "start here: the whole line on a toy, in minutes", True),
-    "record": Command("ENV --out DATA --episodes N [--actor ...]", "demonstrations of an environment", True),
+    "record": Command("ENV|--robot TYPE --out DATA --episodes N", "demonstrations of an environment or a robot", True),
     "inspect": Command("DATA [--json] [--html FILE] [--rerun FILE]", "what is in a data set, and wrong with it"),
     "audit": Command("DATA [--json] [--html FILE]", "is it whole, and is it good: exit status 3 where not"),
     "repair": Command("PATH [--out DST] [--map FILE]", "finish a broken recording; save what a damaged file has"),
@@ -54,7 +54,7 @@ COMMANDS = {
     "merge": Command("A B ... --out VIEW [--ignore CODE]", "several data sets as one, if they agree"),
     "curate": Command("DATA --score SCORE --keep FRACTION --out VIEW", "the best episodes, as a view"),
     "view": Command("make|list|show|materialize", "what is done to data, without changing them"),
-    "replay": Command("DATA ENV [--episode I] [--state]", "recorded actions again: do they still succeed"),
+    "replay": Command("DATA ENV|--robot TYPE [--episode I]", "recorded actions again: do they still succeed"),
     "choose": Command("DATA [--env ENV] [--budget 30m]", "which method suits them, by short trials", True),
     "train": Command("METHOD DATA --out RUN [--eval ENV --save-freq N]", "a policy from demonstrations", True),
     "plot": Command("RUN [RUN ...] [--html FILE] [--json]", "the curves of one or several trainings, as a page"),
@@ -65,6 +65,8 @@ COMMANDS = {
     "plan": Command("RATE RATE [--power P] [--episodes N]", "how many rollouts tell two policies apart"),
     "robustness": Command("RUN ENV [--shifts ...] [--html FILE]", "how it fares as the world changes", True),
     "export": Command("RUN --out FILE.onnx|FOLDER", "a trained policy as an ONNX file or for LeRobot"),
+    "robot": Command("find-port|setup|calibrate|teleoperate|...", "ready a robot, or emulate one"),
+    "act": Command("RUN --robot TYPE [--robot.port PORT]", "a trained policy on a robot, within safety limits"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
     "claims": Command("list | run NAME | run --all | table", "published statements, tested", True),
 }

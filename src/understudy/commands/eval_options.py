@@ -9,19 +9,11 @@ from typing import Annotated, Protocol
 from tyro.conf import Positional, arg
 
 from .common import ColumnTexts, DeviceName, PositiveCount, SchemeName, StepCount, TrustedPackages, WorkerCount
+from .robot_options import RobotOptions
 
 
 @dataclass(frozen=True)
-class EvalOptions:
-    """Evaluate a trained policy, with the uncertainty of the result.
-
-    In an environment: the success rate (or return) over numbered episodes, with an interval. --against rolls out a
-    second policy on the same starts and compares. With --sequential, only as many episodes run as it takes to decide
-    which of two policies is better, or whether the success rate of one is above or below --threshold. With
-    --interactive you judge trials of a real robot. On recorded episodes, if there is no simulator: the prediction error
-    of the recorded actions. This is not a success rate.
-    """
-
+class _EvalOptions:
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, or a run or checkpoint of
     LeRobot (ACT or Diffusion Policy)"""
@@ -72,6 +64,22 @@ class EvalOptions:
     """one JSON document on standard output"""
     trust: TrustedPackages = ()
     """a package whose code may be loaded"""
+    fps: Annotated[float | None, arg(metavar="N")] = None
+    """with --interactive and --robot: steps per second; by default those of the training data, or 30"""
+    episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    """with --interactive and --robot: longest trial"""
+
+
+@dataclass(frozen=True)
+class EvalOptions(RobotOptions, _EvalOptions):
+    """Evaluate a trained policy, with the uncertainty of the result.
+
+    In an environment: the success rate (or return) over numbered episodes, with an interval. --against rolls out a
+    second policy on the same starts and compares. With --sequential, only as many episodes run as it takes to decide
+    which of two policies is better, or whether the success rate of one is above or below --threshold. With
+    --interactive you judge trials of a real robot, which --robot or your own loop moves. On recorded episodes, if there
+    is no simulator: the prediction error of the recorded actions. This is not a success rate.
+    """
 
 
 class RolloutOptions(Protocol):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 def main(args: list[str]) -> None:
     o = parse(EvalOptions, "eval", args)
-    from ..core import UserError
+    from ..core import ConfigError, UserError
     from ..data.formats.remote import url_of
     from ..envs import names
     from .interactive import run_interactive
@@ -60,6 +60,9 @@ def main(args: list[str]) -> None:
         if o.columns and (o.interactive or not recorded):
             raise UserError("names the columns of recorded episodes, and there are none here", where="--columns",
                             hint="leave it out: an environment has the columns that it shows")
+        if odd := [*o.given_robot_options(), *(["--robot"] if o.robot and not o.interactive else [])]:
+            raise ConfigError("needs --interactive and --robot TYPE: a person judges the trials of a robot",
+                              where=odd[0], hint=command_line("eval", o.run, "--interactive", "--robot", "TYPE"))
         if o.interactive:
             run_interactive(o, out)
             return

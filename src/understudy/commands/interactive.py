@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
         out: Where to print.
     """
     from ..core import UserError
-    from ..evaluate.interactive import TrialDesign, TrialLog
+    from ..evaluate.interactive import TrialDesign
     from .sequential import build_test
 
     runs = [o.run] if o.against is None else [o.run, o.against]
@@ -42,14 +42,27 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
         if not label or label.split() != [label] or label.isdigit() or label in PROMPT_COMMANDS:
             raise UserError(f"expected labels of one word each, which mean nothing else here, found {label!r}",
                             where="--labels", hint="worst first, success last: failure grasped success")
-    loop = None if o.target is None else _load_loop(o.target, o.trust)
+    if o.target is not None and o.robot is not None:
+        raise UserError("a loop of your own and a robot are both named", where="--robot",
+                        hint="leave one of them out")
+    with ExitStack() as stack:
+        _run_trials(o, out, runs, design, stack)
+
+
+def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesign, stack: ExitStack) -> None:
+    """Runs the trials. A robot that was connected is released with `stack`."""
+    from ..core import UserError
+    from ..evaluate.interactive import TrialLog
+
+    loop = (_robot_loop(o, stack) if o.robot is not None else
+            None if o.target is None else _load_loop(o.target, o.trust))
     weights = [_weights_digest(run, loop is not None) for run in runs]
     if len(set(filter(None, weights))) < len([w for w in weights if w]) or len({r.resolve() for r in runs}) < len(runs):
         raise UserError(f"{' and '.join(map(str, runs))} are the same policy", where="eval",
                         hint="there is nothing to tell apart")
     # before the first trial: loading tells, too
     actors = None if loop is None else [_make_actor(run, o) for run in runs]
-    about = {**design.to_json(), "loop": o.target, "weights": weights}
+    about = {**design.to_json(), "loop": o.target if o.robot is None else f"--robot {o.robot}", "weights": weights}
     with TrialLog.open(o.save or TRIAL_LOG, about) as journal:
         table = _TrialConsole(o, out, design, journal, loop, actors)
         session = design.start()
@@ -301,6 +314,32 @@ def _catch_interrupt():
 
 
 # -- the policies, and the loop ---------------------------------------------------------------------------------------
+
+
+def _robot_loop(o: EvalOptions, stack: ExitStack) -> Callable:
+    """A function that runs one trial on the robot of the options. Between trials the robot holds its pose.
+
+    Args:
+        o: The options of the command.
+        stack: Disconnects the robot at the end.
+    """
+    from ..robots.acting import act_on_robot
+    from ..robots.registry import make_robot
+    from .common import trained_rate
+    from .robot_options import command_keys, connected, show_line
+
+    robot, fps = make_robot(o.robot_config(), o.trust), o.fps or trained_rate(o.run) or 30.0
+
+    def loop(actor: Actor, trial: Trial) -> bool | None:
+        if robot.state is None:
+            stack.enter_context(connected(robot))
+        with command_keys() as pressed:
+            done = act_on_robot(robot, actor, trial.key, fps=fps, seconds=o.episode_time_s, keys=pressed,
+                                show=show_line)
+        print(f"\n{done.steps} steps")  # how many were late would reveal the slower policy
+        return {"success": True, "failure": False}.get(done.ended or "")
+
+    return loop
 
 
 def _load_loop(name: str, trust: tuple[str, ...]) -> Callable:

@@ -70,13 +70,14 @@ def _worker_setup(run: Path, o: RolloutOptions, name: str, rows: int) -> tuple[A
     return load_actor(run, env, o)[0], env
 
 
-def load_actor(run: Path, env: Env, o: RolloutOptions) -> tuple[Actor, str]:
+def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) -> tuple[Actor, str]:
     """Loads the actor of a run for an environment.
 
     Args:
         run: A run, or a file of understudy export.
         env: The environment.
         o: The options of the command.
+        rows: Batch size that the networks always get. None for as many rows as there are.
 
     Returns:
         The actor, and a description of it that recordings store.
@@ -90,7 +91,7 @@ def load_actor(run: Path, env: Env, o: RolloutOptions) -> tuple[Actor, str]:
 
     words = task_columns(run, env.features, o)
     given = {name: Feature("uint8", tuple(value.shape), "text") for name, value in words.items()}
-    planner, actor, shown = load_policy(run, o, ROWS, {**env.features, **given})
+    planner, actor, shown = load_policy(run, o, rows, {**env.features, **given})
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
     check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns)
     by = f"policy {weights_digest(weights_path(run))}" + (f", {o.executor}" if o.executor is not None else "")

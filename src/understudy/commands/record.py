@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from .common import (
-    EnvName,
     Output,
     PositiveCount,
     TrustedPackages,
@@ -24,26 +23,20 @@ from .common import (
     trust_options,
     unused_path,
 )
+from .robot_options import RobotOptions, TeleopOptions, command_keys, connected, show_line
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
 
 
 @dataclass(frozen=True)
-class RecordOptions:
-    """Record demonstrations of an environment as a LeRobot v3 data set.
-
-    Every episode is kept and labeled with its success (next.success). `saved N` on standard error means that episode N,
-    counted from 0, would survive a power cut. After Ctrl-C or a crash the same command continues. A larger --episodes
-    adds episodes.
-    """
-
-    env: EnvName
-    """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory"""
+class _RecordOptions:
     out: Annotated[Path, arg(metavar="DATA")]
     """the folder to write"""
     episodes: PositiveCount
     """total number of episodes"""
+    env: Annotated[str | None, Positional, arg(metavar="ENV")] = None
+    """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory; nothing with --robot"""
     actor: Literal["scripted", "random", "keyboard"] = "scripted"
     """the environment's own expert, uniformly random actions, or you, in this terminal"""
     seed: Annotated[int, arg(metavar="S")] = 0
@@ -54,8 +47,31 @@ class RecordOptions:
     """environments side by side; results do not depend on it"""
     workers: WorkerCount = 1
     """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
+    fps: Annotated[float, arg(metavar="N")] = 30.0
+    """steps per second of a robot"""
+    task: Annotated[str, arg(metavar="WORDS")] = ""
+    """the task in words, of a recording on a robot"""
+    warmup_time_s: Annotated[float, arg(metavar="SECONDS")] = 5.0
+    """teleoperation of a robot before the first episode, which is not recorded"""
+    episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    """longest episode on a robot"""
+    reset_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    """time to arrange the scene of a robot between two episodes, which is not recorded"""
     trust: TrustedPackages = ()
     """a package whose code may be loaded"""
+
+
+@dataclass(frozen=True)
+class RecordOptions(RobotOptions, TeleopOptions, _RecordOptions):
+    """Record demonstrations as a LeRobot v3 data set, in an environment or on a robot that a person moves.
+
+    Every episode is kept and labeled with its success (next.success). `saved N` on standard error means that episode N,
+    counted from 0, would survive a power cut. After Ctrl-C or a crash the same command continues. A larger --episodes
+    adds episodes.
+
+    On a robot (--robot and --teleop), the right arrow or enter ends an episode or a reset, the left arrow or x records
+    the episode again, y and n mark it as a success or a failure, and escape or q stops.
+    """
 
 
 def _print_saved(number: int) -> None:
@@ -65,7 +81,18 @@ def _print_saved(number: int) -> None:
 
 def main(args: list[str]) -> None:
     o = parse(RecordOptions, "record", args)
-    from ..core import UserError
+    from ..core import ConfigError, UserError
+
+    if odd := o.given_robot_options():
+        raise ConfigError("needs --robot TYPE", where=odd[0], hint="understudy record --help names the robots")
+    if (o.env is None) == (o.robot is None):
+        raise ConfigError("name an environment or a robot" + (", not both" if o.env else ""),
+                          where="understudy record", hint="understudy record ENV, or understudy record --robot TYPE "
+                          "--robot.port PORT --teleop TYPE --teleop.port PORT")
+    if o.robot is not None:
+        _record_robot(o)
+        return
+    assert o.env is not None
     from ..data.formats import open_dataset
     from ..envs import make
     from ..evaluate.evaluation import recording_seed
@@ -113,6 +140,33 @@ def main(args: list[str]) -> None:
     )
 
 
+def _record_robot(o: RecordOptions) -> None:
+    """Records episodes in which a person moves a robot."""
+    from ..methods import recommend
+    from ..robots.recording import RecordingTimes, RobotSession
+    from ..robots.registry import make_robot, make_teleoperator
+
+    config = o.robot_config()
+    robot = make_robot(config, o.trust)
+    teleop, keyboard = make_teleoperator(o.teleop_config(config.use_degrees), robot, o.trust)
+    with command_keys(keyboard) as keys, connected(robot, teleop):
+        data = RobotSession(robot, teleop, keys, o.fps, show_line).record(
+            o.episodes, o.out, task=o.task, by=o.teleop or "", images=o.images, on_saved=_print_saved,
+            times=RecordingTimes(o.warmup_time_s, o.episode_time_s, o.reset_time_s))
+    out = Output()
+    if not len(data):
+        out.print(f"no episode was saved in {o.out}")
+        return
+    out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.out}")
+    device = ["--robot", config.type, *(["--robot.port", config.port] if config.port else []),
+              *(["--robot.id", config.id] if config.id else [])]
+    out.suggest(
+        command_line("inspect", o.out),
+        command_line("replay", o.out, "--episode", 0, *device),
+        command_line("train", recommend(data.features()), o.out, "--out", unused_path("run")),
+    )
+
+
 def _make_actor(o: RecordOptions, env):
     from ..evaluate.recording import UniformRandomActor, expert_actor
 
@@ -123,6 +177,7 @@ def _worker_setup(o: RecordOptions):
     """Makes the actor and the environment of a worker."""
     from ..envs import make
 
+    assert o.env is not None
     env = make(o.env, batch_rows(o.rows, o.episodes, o.workers), o.trust)
     return _make_actor(o, env), env
 

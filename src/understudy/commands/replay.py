@@ -10,7 +10,6 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from .common import (
-    EnvName,
     Output,
     PositiveCount,
     TrustedPackages,
@@ -20,16 +19,15 @@ from .common import (
     progress_bar,
     trust_options,
 )
+from .robot_options import RobotOptions, connected
 
 
 @dataclass(frozen=True)
-class ReplayOptions:
-    """Repeat recorded actions in an environment: do they still succeed, and where do they first diverge?"""
-
+class _ReplayOptions:
     data: Annotated[Path, Positional, arg(metavar="DATA")]
     """a file or folder of demonstrations"""
-    env: EnvName
-    """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory"""
+    env: Annotated[str | None, Positional, arg(metavar="ENV")] = None
+    """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory; nothing with --robot"""
     episode: Annotated[int | None, arg(metavar="I")] = None
     """replay only this episode, counted from 0"""
     state: bool = False
@@ -42,8 +40,28 @@ class ReplayOptions:
     """a package whose code may be loaded"""
 
 
+@dataclass(frozen=True)
+class ReplayOptions(RobotOptions, _ReplayOptions):
+    """Repeat recorded actions in an environment: do they still succeed, and where do they first diverge?
+
+    With --robot, one episode is repeated on a robot, which moves to the first recorded pose before.
+    """
+
+
 def main(args: list[str]) -> None:
     o = parse(ReplayOptions, "replay", args)
+    from ..core import ConfigError
+
+    if odd := o.given_robot_options():
+        raise ConfigError("needs --robot TYPE", where=odd[0], hint="understudy replay --help names the robots")
+    if (o.env is None) == (o.robot is None):
+        raise ConfigError("name an environment or a robot" + (", not both" if o.env else ""),
+                          where="understudy replay", hint="understudy replay DATA ENV, or understudy replay DATA "
+                          "--episode 0 --robot TYPE --robot.port PORT")
+    if o.robot is not None:
+        _replay_on_robot(o)
+        return
+    assert o.env is not None
     from ..data.formats import open_dataset
     from ..envs import make
     from ..evaluate.replay import replay
@@ -65,3 +83,24 @@ def main(args: list[str]) -> None:
         if not o.state and any(t.divergence for t in found.episodes):
             out.suggest(command_line("replay", o.data, o.env, "--state", *trust_options(o.trust, o.env)))
         out.print_json(found.to_json())
+
+
+def _replay_on_robot(o: ReplayOptions) -> None:
+    """Repeats one episode on a robot."""
+    from ..core import UserError
+    from ..data.formats import open_dataset
+    from ..robots.recording import replay_episode
+    from ..robots.registry import make_robot
+
+    with Output(o.json) as out:
+        data, number = open_dataset(demonstrations_path(o.data)), o.episode or 0
+        if not 0 <= number < len(data):
+            raise UserError(f"there is no episode {number}; the last one is {len(data) - 1}", where=o.data,
+                            hint="episodes are counted from 0")
+        robot = make_robot(o.robot_config(), o.trust)
+        with connected(robot):
+            worst = replay_episode(robot, data[number], float(data.metadata.get("fps") or 30))
+        names = robot.schema["action"].names or tuple(f"joint {i}" for i in range(len(worst)))
+        out.print(f"Episode {number}, {len(data[number])} steps. The largest distances from the recorded positions:",
+                  ", ".join(f"{n} {v:.1f}" for n, v in zip(names, worst, strict=True)))
+        out.print_json({"episode": number, "max_differences": dict(zip(names, worst.tolist(), strict=True))})

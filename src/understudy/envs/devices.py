@@ -118,13 +118,17 @@ class Keyboard:
         while text:
             key = next((k for k in _KEYS if len(k) > 1 and text.startswith(k)), text[0])
             text = text[len(key):]
-            if key in _KEYS:
-                part, way = _KEYS[key]
-                self._until[min(part, len(self.low) - 1)] = way, now + HOLD_SECONDS
-            elif key == " ":
-                self._until.clear()
-            elif key.lower() in _COMMANDS:
-                self._commands.append(_COMMANDS[key.lower()])
+            self._press(key, now)
+
+    def _press(self, key: str, now: float) -> None:
+        """One key went down."""
+        if key in _KEYS:
+            part, way = _KEYS[key]
+            self._until[min(part, len(self.low) - 1)] = way, now + HOLD_SECONDS
+        elif key == " ":
+            self._until.clear()
+        elif key.lower() in _COMMANDS:
+            self._commands.append(_COMMANDS[key.lower()])
 
 
 @dataclass
@@ -146,6 +150,55 @@ class DiscreteKeyboard(Keyboard):
         part, (way, _) = max(pressed.items(), key=lambda p: p[1][1])  # the last
         step = np.array([way, 0] if part == 0 else [0, way])
         return np.flatnonzero((step == MOVES).all(1))
+
+
+@dataclass
+class RecordingKeys(Keyboard):
+    """Commands while another device moves the robot, with LeRobot's keys and those of `Keyboard`.
+
+    The right arrow ends the episode (enter), the left arrow records it again (discard), and escape stops (quit).
+    """
+
+    low: Sequence[float] = (-1, -1)
+    high: Sequence[float] = (1, 1)
+
+    def _press(self, key: str, now: float) -> None:
+        if key == "\x1b":
+            self._commands.append("quit")
+        elif key in _KEYS and len(key) > 1:
+            if key[-1] in "CD":
+                self._commands.append("enter" if key[-1] == "C" else "discard")
+        elif key not in _KEYS:
+            super()._press(key, now)
+
+
+@dataclass
+class JointKeyboard(Keyboard):
+    """Keys move one joint at a time: its number selects it, up and down (w and s) move it while they are held.
+
+    Args:
+        n_joints: Number of joints.
+    """
+
+    low: Sequence[float] = (-1, -1)
+    high: Sequence[float] = (1, 1)
+    n_joints: int = 1
+    selected: int = 0
+
+    def _press(self, key: str, now: float) -> None:
+        if key.isdigit() and 1 <= int(key) <= self.n_joints:
+            self.selected = int(key) - 1
+            self._until.clear()
+        else:
+            super()._press(key, now)
+
+    def read(self) -> np.ndarray:
+        """Velocity of each joint as a fraction of the largest, (A,)."""
+        pressed = super().read()
+        assert pressed is not None
+        action = np.zeros(self.n_joints, np.float32)
+        action[self.selected] = pressed[1]
+        return action
 
 
 # -- sticks and arms ------------------------------------------------------------------------------------------------

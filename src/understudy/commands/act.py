@@ -1,0 +1,108 @@
+"""The command understudy act."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from .common import (
+    DeviceName,
+    Output,
+    PositiveCount,
+    SchemeName,
+    TrustedPackages,
+    command_line,
+    parse,
+    trained_rate,
+)
+from .robot_options import RobotOptions, command_keys, connected, show_line
+
+
+@dataclass(frozen=True)
+class _ActOptions:
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
+    """a run, a checkpoint, a file of understudy export, or a run of LeRobot"""
+    episodes: PositiveCount = 1
+    """number of episodes"""
+    episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    """longest episode"""
+    fps: Annotated[float | None, arg(metavar="N")] = None
+    """steps per second; by default those of the training data, or 30"""
+    out: Annotated[Path | None, arg(metavar="DATA")] = None
+    """record the episodes"""
+    task: Annotated[str | None, arg(metavar="WORDS")] = None
+    """the task in words, for a policy that was trained with --language"""
+    executor: SchemeName = None
+    """act with another execution scheme than the policy was trained with"""
+    seed: Annotated[int, arg(metavar="S")] = 0
+    """seed of the policy's randomness"""
+    device: DeviceName = "auto"
+    """where to compute"""
+    trust: TrustedPackages = ()
+    """a package whose code may be loaded"""
+
+
+@dataclass(frozen=True)
+class ActOptions(RobotOptions, _ActOptions):
+    """Run a trained policy on a robot, within its safety limits.
+
+    Before every episode you arrange the scene and press enter. Keys as in understudy record end an episode: right arrow
+    or enter, y and n (success and failure), x or left arrow (do not record it), q or escape (stop).
+    """
+
+
+def main(args: list[str]) -> None:
+    o = parse(ActOptions, "act", args)
+    from ..core import Unsupported, keys
+    from ..data.recorder import Recorder
+    from ..execute.actor import Actor
+    from ..robots.acting import act_on_robot
+    from ..robots.env import RobotEnv
+    from ..robots.registry import make_robot
+    from .policies import load_actor, weights_digest, weights_path
+
+    if ":" in str(o.run) and not o.run.exists():  # pathlib makes one slash of ws://
+        raise Unsupported("a policy at an address cannot act yet", where=str(o.run),
+                          hint="copy the run, or export it, to the machine of the robot")
+    out = Output()
+    robot = make_robot(o.robot_config(), o.trust)
+    fps = o.fps or trained_rate(o.run) or 30.0
+    actor: Actor = load_actor(o.run, RobotEnv(robot, fps), o, rows=None)[0]
+    with ExitStack() as stack:
+        stack.enter_context(connected(robot))
+        recorder = None
+        if o.out is not None:
+            facts = {"robot": robot.name, "by": f"policy {weights_digest(weights_path(o.run))}", "seed": o.seed,
+                     **({"task": o.task} if o.task else {})}
+            recorder = stack.enter_context(Recorder(robot.schema, o.out, fps=fps, robot_type=robot.name,
+                                                    metadata=facts))
+        number, first = 0, 0 if recorder is None else recorder.count
+        while number < o.episodes:
+            if sys.stdin.isatty():
+                input(f"episode {number}: arrange the scene, and press enter")
+            with command_keys() as pressed:
+                paused = robot.n_pauses
+                done = act_on_robot(robot, actor, keys(o.seed, [first + number]), fps=fps, seconds=o.episode_time_s,
+                                    keys=pressed, recorder=recorder, show=show_line)
+            if recorder is not None:
+                if done.ended == "discard":
+                    recorder.discard()
+                else:
+                    mark = {"success": True, "failure": False}.get(done.ended or "")
+                    recorder.end(success=mark, obs=robot.observe())
+            late = f", {done.late} of them late" if done.late else ""
+            if paused := robot.n_pauses - paused:
+                late += f"; the robot paused {paused} times, since no action came for {robot.limits.timeout:g} s"
+            out.print(f"episode {number}: {done.steps} steps{late}"
+                      + (f", ended by {done.ended}" if done.ended else ""))
+            if done.ended == "quit":
+                break
+            number += done.ended != "discard"
+    if o.out is not None:
+        out.print(f"Episodes written to {o.out}")
+        out.suggest(command_line("inspect", o.out))

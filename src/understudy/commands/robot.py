@@ -1,0 +1,190 @@
+"""The command understudy robot."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from .common import Output, TrustedPackages, command_line, parse
+from .robot_options import RobotOptions, TeleopOptions, command_keys, connected, show_line
+
+SUBCOMMANDS = Literal["find-port", "find-cameras", "setup", "calibrate", "teleoperate", "emulate"]
+
+
+@dataclass(frozen=True)
+class _RobotCommandOptions:
+    subcommand: Annotated[SUBCOMMANDS, Positional, arg(
+        metavar="find-port|find-cameras|setup|calibrate|teleoperate|emulate")]
+    """what to do"""
+    fps: Annotated[float, arg(metavar="N")] = 60.0
+    """teleoperate: steps per second"""
+    teleop_time_s: Annotated[float | None, arg(metavar="SECONDS")] = None
+    """teleoperate: how long; by default until you stop it"""
+    wave: bool = False
+    """emulate: move all joints as a hand would"""
+    json: bool = False
+    """find-port and find-cameras: one JSON document on standard output"""
+    trust: TrustedPackages = ()
+    """a package whose code may be loaded"""
+
+
+@dataclass(frozen=True)
+class RobotCommandOptions(RobotOptions, TeleopOptions, _RobotCommandOptions):
+    """Set up a robot: find its port and cameras, give servos their ids, calibrate it, and move it.
+
+    find-port: find the serial port of an arm, by pulling its cable. find-cameras: list the cameras. setup: give each
+    servo of a new arm its id. calibrate: calibrate the arm of --robot or --teleop. teleoperate: move the robot without
+    recording. emulate: emulate the servos of an arm on a pseudo-terminal, to try the other commands without hardware.
+
+    No command has been tried on real hardware yet, only on emulated servos.
+    """
+
+
+def main(args: list[str]) -> None:
+    o = parse(RobotCommandOptions, "robot", args)
+    with Output(o.json) as out:
+        {"find-port": _find_port, "find-cameras": _find_cameras, "setup": _set_up, "calibrate": _calibrate,
+         "teleoperate": _teleoperate, "emulate": _emulate}[o.subcommand](o, out)
+
+
+def serial_ports() -> list[str]:
+    """Names of the serial ports, those of USB adapters first."""
+    found = [str(p) for pattern in ("ttyACM*", "ttyUSB*", "cu.usb*") for p in sorted(Path("/dev").glob(pattern))]
+    try:
+        from serial.tools import list_ports
+    except ImportError:
+        return found
+    return list(dict.fromkeys([*found, *(p.device for p in list_ports.comports())]))
+
+
+def _find_port(o: RobotCommandOptions, out: Output) -> None:
+    from ..core import UserError
+
+    before = serial_ports()
+    out.print_json({"ports": before})
+    if o.json or not sys.stdin.isatty():
+        out.print(*(before or ["there is no serial port"]))
+        return
+    out.print(f"ports: {', '.join(before) or 'none'}")
+    input("Pull the USB cable of the arm, and press enter.")
+    time.sleep(0.5)
+    gone = [port for port in before if port not in serial_ports()]
+    if len(gone) != 1:
+        raise UserError(f"{len(gone) or 'no'} ports are gone", where="find-port",
+                        hint="plug the arm in, start again, and pull only its cable")
+    out.print(f"The port is {gone[0]}. Plug the cable in again.")
+
+
+def _find_cameras(o: RobotCommandOptions, out: Output) -> None:
+    from ..robots.cameras import find_cameras
+
+    found = find_cameras()
+    table = Table("index_or_path", "width", "height", "fps", box=None, pad_edge=False)
+    for camera in found:
+        table.add_row(*(str(camera[k]) for k in ("index_or_path", "width", "height", "fps")))
+    out.print(table if found else "there is no camera")
+    out.print_json({"cameras": found})
+
+
+def _arm_of(o: RobotCommandOptions):
+    """The arm of --robot or --teleop: its kind, port, id, folder, and the name of the option."""
+    from ..core import ConfigError
+
+    kind, given = _kind_of(o), "teleop" if o.robot is None else "robot"
+    port = getattr(o, f"{given}_port")
+    if port is None:
+        raise ConfigError("is missing", where=f"--{given}.port", hint="understudy robot find-port finds it")
+    return kind, port, getattr(o, f"{given}_id") or kind.name, getattr(o, f"{given}_calibration_dir"), given
+
+
+def _set_up(o: RobotCommandOptions, out: Output) -> None:
+    from ..robots.servo_arm import set_up_motor
+
+    kind, port, _, _, given = _arm_of(o)
+    for name in reversed(kind.servos):
+        _ask(f"Connect only the servo {name} to the controller, and press enter.")
+        number, rate = set_up_motor(kind, port, name)
+        out.print(f"{name}: id {kind.servos[name].id} (it had id {number} at {rate} bits per second)")
+    out.suggest(command_line("robot", "calibrate", f"--{given}", kind.name, f"--{given}.port", port))
+
+
+def _calibrate(o: RobotCommandOptions, out: Output) -> None:
+    from ..robots.calibration import calibration_folder, write_calibration
+    from ..robots.servo_arm import Calibrator
+
+    kind, port, name, folder, _ = _arm_of(o)
+    calibrator = Calibrator(kind, port)
+    calibrator.connect()
+    try:
+        _ask(f"Move {name} to the middle of its range, and press enter.")
+        calibrator.set_middle()
+        turning = ", ".join(kind.full_turn)
+        out.print(f"Move every joint but {turning} from one end of its range to the other. Then press enter.")
+        entered = threading.Thread(target=sys.stdin.readline, daemon=True)
+        entered.start()
+        while entered.is_alive():
+            now = calibrator.update()
+            show_line(" | ".join(f"{n} {low} {at} {high}" for n, (low, at, high) in now.items()))
+            time.sleep(0.02)
+        found = calibrator.finish()
+    finally:
+        calibrator.disconnect()
+    path = (folder or calibration_folder() / kind.name) / f"{name}.json"
+    write_calibration(path, found)
+    table = Table("servo", "id", "homing_offset", "range_min", "range_max", box=None, pad_edge=False)
+    for motor, each in found.items():
+        table.add_row(motor, *(str(v) for v in (each.id, each.homing_offset, each.range_min, each.range_max)))
+    out.print(table, f"Calibration written to {path}")
+
+
+def _teleoperate(o: RobotCommandOptions, out: Output) -> None:
+    from ..robots.recording import RobotSession
+    from ..robots.registry import make_robot, make_teleoperator
+
+    config = o.robot_config()
+    robot = make_robot(config, o.trust)
+    teleop, keyboard = make_teleoperator(o.teleop_config(config.use_degrees), robot, o.trust)
+    with command_keys(keyboard) as keys, connected(robot, teleop):
+        session = RobotSession(robot, teleop, keys, o.fps, show_line)
+        session.begin()
+        began = time.perf_counter()
+        session.teleoperate(float("inf") if o.teleop_time_s is None else o.teleop_time_s, "enter or q: stop")
+        robot.stop()
+    seconds = time.perf_counter() - began
+    out.print(f"{seconds:.1f} s at {o.fps:g} steps per second, {session.pace.n_late} steps were late")
+
+
+def _emulate(o: RobotCommandOptions, out: Output) -> None:
+    from ..robots.emulator import emulate_arm, wave
+
+    kind = _kind_of(o)
+    with emulate_arm(kind) as bus:
+        print(f"port: {bus.port}", flush=True)
+        began = time.monotonic()
+        while True:
+            if o.wave:
+                wave(bus, time.monotonic() - began)
+            time.sleep(0.01)
+
+
+def _kind_of(o: RobotCommandOptions):
+    from ..core import ConfigError
+    from ..robots.servo_arm import ARM_TYPES
+
+    name = o.robot or o.teleop
+    if name not in ARM_TYPES:
+        raise ConfigError(f"{name!r} is not an arm of servos" if name else "is missing", where="--robot",
+                          hint=f"one of {', '.join(ARM_TYPES)}")
+    return ARM_TYPES[name]
+
+
+def _ask(text: str) -> None:
+    print(text, flush=True)
+    sys.stdin.readline()

@@ -1,0 +1,99 @@
+"""A policy on a robot, in real time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data.recorder import Recorder
+from ..execute.actor import Actor, PolicyActor
+from ..execute.asynchronous import AsynchronousRunner
+from ..execute.chunking import ChunkedExecutor
+from .base import Robot
+from .env import Pace
+from .recording import CommandKeys, NoKeys
+from .safety import SafeRobot
+
+
+@dataclass(frozen=True)
+class ActedEpisode:
+    """What happened in an episode.
+
+    Args:
+        steps: Number of steps.
+        late: Number of steps that took longer than a period.
+        ended: The command that ended it: enter, discard, success, failure or quit. None if the time was over.
+    """
+
+    steps: int
+    late: int
+    ended: str | None
+
+
+@torch.no_grad()
+def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds: float,
+                 keys: CommandKeys = NoKeys(), recorder: Recorder | None = None,  # noqa: B008
+                 show: Callable[[str], None] = lambda text: None, clock: Callable[[], float] = time.perf_counter,
+                 sleep: Callable[[float], None] = time.sleep) -> ActedEpisode:
+    """Runs one episode of a policy on a connected robot, and stops the robot at its end.
+
+    Plans of a policy that executes chunks are computed in another thread (`AsynchronousRunner`), so that the robot
+    keeps moving meanwhile. Other policies compute each action in the loop.
+
+    Args:
+        robot: The robot, with safety limits.
+        actor: The policy.
+        key: Source of the randomness of the episode, (1,) int64.
+        fps: Steps per second.
+        seconds: Longest duration.
+        keys: Commands of a person. Each of them ends the episode.
+        recorder: Records the observations, and the actions that were sent.
+        show: Shows one line of text.
+        clock: Current time (s).
+        sleep: Sleeps for some seconds.
+    """
+    if isinstance(robot, SafeRobot):
+        robot.check_rate(fps)
+
+    def observe():
+        obs = robot.observe()
+        return obs, {name: torch.as_tensor(value)[None] for name, value in obs.items()}
+
+    ended, steps = None, 0
+    with ExitStack() as stack:
+        stack.callback(robot.stop)
+        obs, rows = observe()
+        if isinstance(actor, PolicyActor) and isinstance(actor.executor, ChunkedExecutor):
+            runner = stack.enter_context(AsynchronousRunner(actor))
+            runner.start(rows, key)
+            act = runner.act
+        else:
+            act = _SynchronousRunner(actor, rows, key).act
+        keys.commands()  # what was pressed before
+        pace, ends = Pace(fps, clock, sleep), clock() + seconds
+        obs, rows = observe()
+        while ended is None and clock() < ends:
+            sent = robot.send(act(rows)[0].double().cpu().numpy())
+            if recorder is not None:
+                recorder.step(obs, sent)
+            steps += 1
+            show(f"step {steps}, {ends - clock():.0f} s")
+            pace.wait()
+            obs, rows = observe()
+            ended = next(iter(keys.commands()), None)
+    return ActedEpisode(steps, pace.n_late, ended)
+
+
+class _SynchronousRunner:
+    def __init__(self, actor: Actor, obs, key: Tensor):
+        self.actor, self.state = actor, actor.start(obs, key)
+
+    def act(self, obs) -> Tensor:
+        action, state = self.actor.act(obs, self.state)
+        self.state = {k: v for k, v in state.items() if k != "record"}
+        return action

@@ -1,0 +1,132 @@
+"""Interfaces of robots and teleoperators."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core import Schema, UserError
+
+if TYPE_CHECKING:
+    from .safety import SafetyLimits
+
+
+class RobotError(UserError):
+    """A robot cannot go on: it reported a fault, or a safety limit stopped it."""
+
+
+class ConnectionLost(RobotError):
+    """A device no longer answers, or answers too late."""
+
+
+class Robot(ABC):
+    """A robot that is observed and commanded at a fixed rate.
+
+    The first components of `observation.state` are the measured positions of the components of the action, in the
+    same order and units. `SafeRobot` and slow starts need them.
+
+    Attributes:
+        name: Type of the robot, such as "so101_follower".
+        schema: Columns of an observation, and "action".
+    """
+
+    name: str
+    schema: Schema
+
+    @abstractmethod
+    def connect(self) -> None:
+        """Opens the connection. The robot does not move.
+
+        Raises:
+            RobotError: The robot cannot be reached, or is not calibrated.
+        """
+
+    @abstractmethod
+    def observe(self) -> dict[str, np.ndarray]:
+        """Returns the current observation by column.
+
+        Raises:
+            ConnectionLost: A part of the robot does not answer.
+        """
+
+    @abstractmethod
+    def send(self, action: np.ndarray) -> np.ndarray:
+        """Commands an action, and returns immediately.
+
+        Args:
+            action: The action, (A,), in the units of the schema.
+
+        Returns:
+            The action that was sent, (A,) float32. It may have been limited.
+
+        Raises:
+            ConnectionLost: The robot does not answer.
+        """
+
+    @abstractmethod
+    def stop(self) -> np.ndarray:
+        """Stops moving and holds the present pose.
+
+        Returns:
+            The pose that is held, (A,), in the units of the action.
+
+        Raises:
+            ConnectionLost: The robot does not answer.
+        """
+
+    @abstractmethod
+    def disconnect(self) -> None:
+        """Closes the connection. It does not fail if the connection is lost."""
+
+    def apply_limits(self, limits: SafetyLimits) -> None:
+        """Writes limits into the robot's own controllers, as far as they have such limits. Called after `connect`."""
+
+    def load(self) -> np.ndarray | None:
+        """Load of each joint at the last observation, as a fraction of its largest torque, (A,). None if unknown."""
+        return None
+
+    def position(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Measured position of each component of the action, (A,) float64."""
+        return np.asarray(obs["observation.state"], np.float64)[: self.schema["action"].size]
+
+    def __enter__(self):
+        self.connect()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.disconnect()
+
+
+class Teleoperator(ABC):
+    """A device with which a person acts. It is a `TeleopDevice` with a connection."""
+
+    def connect(self) -> None:
+        """Opens the connection."""
+
+    @abstractmethod
+    def read(self) -> np.ndarray:
+        """Returns the current action, (A,) float32, in the units of the robot's action. It does not wait.
+
+        Raises:
+            ConnectionLost: The device does not answer.
+        """
+
+    def start(self, position: np.ndarray) -> None:
+        """Begins at a pose of the robot. Devices that move relative to the last action need it.
+
+        Args:
+            position: Measured positions of the robot, (A,).
+        """
+
+    def disconnect(self) -> None:
+        """Closes the connection."""
+
+    def __enter__(self):
+        self.connect()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.disconnect()

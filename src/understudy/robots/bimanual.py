@@ -1,0 +1,129 @@
+"""Two arms as one robot, and two leader arms as one teleoperator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+
+import numpy as np
+
+from ..core import Feature
+from .base import Robot, RobotError, Teleoperator
+from .cameras import Camera
+from .safety import SafetyLimits
+
+
+class BimanualRobot(Robot):
+    """Two robots. Their vectors are joined, the left one first, and the names have the prefixes `left_` and `right_`.
+
+    If one arm is lost, both stop.
+
+    Args:
+        left: The left robot. It may show nothing but observation.state.
+        right: The right robot.
+        cameras: Cameras by name. Their frames are the columns observation.images.NAME.
+    """
+
+    def __init__(self, left: Robot, right: Robot, cameras: Mapping[str, Camera] | None = None):
+        self.arms, self.cameras, self.name = (left, right), dict(cameras or {}), f"bi_{left.name}"
+        self.sizes = tuple(arm.schema["action"].size for arm in self.arms)
+        joined = {name: _joined(left.schema[name], right.schema[name]) for name in ("observation.state", "action")}
+        self.schema = {"observation.state": joined["observation.state"], **{
+            f"observation.images.{n}": Feature("uint8", (c.height, c.width, 3), "image")
+            for n, c in self.cameras.items()}, "action": joined["action"]}
+
+    def connect(self):
+        with ExitStack() as undo:
+            for part in (*self.arms, *self.cameras.values()):
+                part.connect()
+                undo.callback(part.disconnect)
+            undo.pop_all()
+
+    def observe(self):
+        state = [arm.observe()["observation.state"] for arm in self.arms]
+        return {"observation.state": np.concatenate(state),
+                **{f"observation.images.{n}": c.read() for n, c in self.cameras.items()}}
+
+    def send(self, action):
+        cut = self.sizes[0]
+        sent = [arm.send(part) for arm, part in zip(self.arms, (action[:cut], action[cut:]), strict=True)]
+        return np.concatenate(sent)
+
+    def stop(self):
+        held, errors = [], []
+        for arm in self.arms:  # the second one also if the first one is lost
+            try:
+                held.append(arm.stop())
+            except RobotError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return np.concatenate(held)
+
+    def disconnect(self):
+        for part in (*self.arms, *self.cameras.values()):
+            with suppress(RobotError):
+                part.disconnect()
+
+    def apply_limits(self, limits: SafetyLimits):
+        for arm, part in zip(self.arms, split_limits(limits, self.sizes[0]), strict=True):
+            arm.apply_limits(part)
+
+    def load(self):
+        left, right = (arm.load() for arm in self.arms)
+        return None if left is None or right is None else np.concatenate([left, right])
+
+    def position(self, obs):
+        state, (left, right) = np.asarray(obs["observation.state"], np.float64), self.sizes
+        cut = self.arms[0].schema["observation.state"].size
+        return np.concatenate([state[:left], state[cut:cut + right]])
+
+
+class BimanualTeleoperator(Teleoperator):
+    """Two teleoperators, whose actions are joined.
+
+    Args:
+        left: The left one.
+        right: The right one.
+    """
+
+    def __init__(self, left: Teleoperator, right: Teleoperator):
+        self.parts = left, right
+
+    def connect(self):
+        with ExitStack() as undo:
+            for part in self.parts:
+                part.connect()
+                undo.callback(part.disconnect)
+            undo.pop_all()
+
+    def read(self):
+        return np.concatenate([part.read() for part in self.parts])
+
+    def disconnect(self):
+        for part in self.parts:
+            part.disconnect()
+
+
+def join_limits(left: SafetyLimits, right: SafetyLimits) -> SafetyLimits:
+    """Limits of two arms. A workspace is not joined. Times and torques are those of the left arm."""
+    lead = None if left.max_relative_target is None or right.max_relative_target is None else (
+        *left.max_relative_target, *right.max_relative_target)
+    return replace(left, low=(*left.low, *right.low), high=(*left.high, *right.high),
+                   max_velocity=(*left.max_velocity, *right.max_velocity), max_relative_target=lead, workspace=None)
+
+
+def split_limits(limits: SafetyLimits, size: int) -> tuple[SafetyLimits, SafetyLimits]:
+    """Limits of the first `size` joints, and of the others, without a workspace."""
+    def part(place: slice) -> SafetyLimits:
+        lead = limits.max_relative_target
+        return replace(limits, low=limits.low[place], high=limits.high[place], workspace=None,
+                       max_velocity=limits.max_velocity[place], max_relative_target=lead and lead[place])
+    return part(slice(size)), part(slice(size, None))
+
+
+def _joined(left: Feature, right: Feature) -> Feature:
+    names = (*(f"left_{n}" for n in left.names or range(left.size)), *(
+        f"right_{n}" for n in right.names or range(right.size)))
+    return Feature("float32", (left.size + right.size,), names=names, unit=left.unit)

@@ -1,0 +1,543 @@
+"""Emulated servos behind a pseudo-terminal, for tests and for trying commands without hardware.
+
+A program opens the port as it would open a USB adapter. The emulator parses instruction packets of the real protocols,
+checks their checksums, keeps a control table for each servo, moves the shaft with limited speed, and answers with
+status packets. Faults are injected on purpose: lost, late, damaged and split packets, error bits, a pulled cable.
+
+References:
+    Feetech, Communication protocol of magnetic encoded servos (STS/SMS series).
+    ROBOTIS e-Manual, DYNAMIXEL Protocol 2.0.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .registers import DYNAMIXEL, FEETECH, MODEL_NUMBERS, Register
+
+if TYPE_CHECKING:
+    from .servo_arm import ServoArmType
+
+BROADCAST = 254
+PING, READ, WRITE, REG_WRITE, ACTION, RESET, REBOOT = 1, 2, 3, 4, 5, 6, 8
+SYNC_READ, SYNC_WRITE, FAST_SYNC_READ, BULK_READ, BULK_WRITE, STATUS = 0x82, 0x83, 0x8A, 0x92, 0x93, 0x55
+TURN = 4096  # steps
+
+
+@dataclass
+class Faults:
+    """What goes wrong on the line. Fractions are of status packets.
+
+    Args:
+        lost: Fraction that never arrives.
+        damaged: Fraction in which one bit is flipped.
+        late: Fraction that arrives `delay` later.
+        split: Fraction that arrives in two parts, `gap` apart.
+        noise: Fraction before which random bytes arrive.
+        delay: Delay of late packets (s).
+        gap: Pause within split packets (s).
+        seed: Seed of the choice.
+    """
+
+    lost: float = 0.0
+    damaged: float = 0.0
+    late: float = 0.0
+    split: float = 0.0
+    noise: float = 0.0
+    delay: float = 0.05
+    gap: float = 0.002
+    seed: int = 0
+
+    def __post_init__(self):
+        self.rng = np.random.default_rng(self.seed)
+
+    def parts(self, packet: bytes) -> Iterator[tuple[float, bytes]]:
+        """What arrives instead of a packet: pairs of a pause (s) and bytes."""
+        lost, damaged, late, split, noise = self.rng.random(5) < (
+            self.lost, self.damaged, self.late, self.split, self.noise)
+        if lost:
+            return
+        if noise:
+            yield 0.0, self.rng.bytes(int(self.rng.integers(1, 8)))
+        if damaged:
+            bit = int(self.rng.integers(8 * len(packet)))
+            packet = bytes(b ^ (1 << bit % 8 if i == bit // 8 else 0) for i, b in enumerate(packet))
+        pause = self.delay if late else 0.0
+        if split and len(packet) > 1:
+            cut = int(self.rng.integers(1, len(packet)))
+            yield pause, packet[:cut]
+            pause, packet = self.gap, packet[cut:]
+        yield pause, packet
+
+
+@dataclass
+class EmulatedServo(ABC):
+    """A servo with its control table and its shaft.
+
+    Args:
+        number: Its id on the bus.
+        model: Model number.
+        position: Position of the shaft when it was switched on (steps of 1/4096 turn, before the homing offset).
+        velocity: Largest velocity of the shaft (steps/s).
+        registers: The registers that the emulator itself uses, by name.
+        defaults: Initial values of registers.
+        clock: Current time (s).
+
+    Attributes:
+        memory: The control table.
+        fault: Error bits that every status packet carries.
+        writes: Every write as (time, address, data).
+    """
+
+    number: int
+    model: int
+    position: float
+    velocity: float
+    registers: Mapping[str, Register]
+    defaults: Mapping[str, int] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+    fault: int = 0
+
+    def __post_init__(self):
+        self.memory = bytearray(256)
+        self.writes: list[tuple[float, int, bytes]] = []
+        self.registered: tuple[int, bytes] | None = None
+        self._at = self.clock()
+        for name, value in {**self.defaults, "Model_Number": self.model, "ID": self.number}.items():
+            self.set(name, value)
+
+    def get(self, name: str) -> int:
+        r = self.registers[name]
+        return r.decode(bytes(self.memory[r.address:r.address + r.size]))
+
+    def set(self, name: str, value: int) -> None:
+        r = self.registers[name]
+        self.memory[r.address:r.address + r.size] = r.encode(value)
+
+    def push(self, position: float) -> None:
+        """A hand turns the shaft."""
+        self.update()
+        self.position = position
+
+    @abstractmethod
+    def update(self) -> None:
+        """Moves the shaft up to the present time, and sets the registers that are measured."""
+
+    @abstractmethod
+    def write(self, address: int, data: bytes) -> int:
+        """Writes into the control table. Returns the error of the status packet."""
+
+    @abstractmethod
+    def reboot(self) -> None:
+        """Switches the torque off, and clears faults."""
+
+
+class FeetechServo(EmulatedServo):
+    """STS3215. Present_Position = position - Homing_Offset."""
+
+    EEPROM = range(5, 40)
+    READ_ONLY = (*range(5), *range(56, 71))
+
+    def __init__(self, number: int, position: float = 2048, clock: Callable[[], float] = time.monotonic):
+        super().__init__(number, MODEL_NUMBERS["sts3215"], position, 3000.0, FEETECH,
+                         {"Firmware_Major_Version": 3, "Firmware_Minor_Version": 10, "Max_Position_Limit": TURN - 1,
+                          "Return_Delay_Time": 250, "Response_Status_Level": 1, "Max_Torque_Limit": 1000,
+                          "P_Coefficient": 32, "D_Coefficient": 32, "Torque_Limit": 1000, "Present_Voltage": 74,
+                          "Present_Temperature": 30, "Goal_Position": int(position)}, clock)
+
+    def update(self):
+        now = self.clock()
+        elapsed, self._at = now - self._at, now
+        offset = self.get("Homing_Offset")
+        load = 0
+        if self.get("Torque_Enable"):
+            limited = self.get("Goal_Velocity") or self.velocity
+            low, high = self.get("Min_Position_Limit"), self.get("Max_Position_Limit")
+            goal = self.get("Goal_Position")
+            goal = min(max(goal, low), high) if high > low else goal
+            gap = goal - (self.position - offset)
+            load = int(min(abs(gap), self.get("Torque_Limit")))
+            self.position += np.clip(gap, -limited * elapsed, limited * elapsed)
+        self.set("Present_Position", round(self.position - offset) % TURN)
+        self.set("Present_Load", load)
+
+    def write(self, address, data):
+        self.update()
+        self.writes.append((self.clock(), address, data))
+        locked = self.get("Lock")
+        for i, byte in enumerate(data, address):
+            if i not in self.READ_ONLY and not (locked and i in self.EEPROM):
+                self.memory[i] = byte
+        if not locked:
+            self.number = self.get("ID")
+        self.update()
+        return 0
+
+    def reboot(self):
+        self.set("Torque_Enable", 0)
+
+
+class DynamixelServo(EmulatedServo):
+    """X series. Present_Position = position + Homing_Offset. EEPROM is locked while torque is on."""
+
+    EEPROM = range(64)
+    READ_ONLY = (*range(7), 70, *range(120, 148))
+    ACCESS, DATA_RANGE = 7, 4
+
+    def __init__(self, number: int, model: str = "xl330-m288", position: float = 2048,
+                 clock: Callable[[], float] = time.monotonic):
+        super().__init__(number, MODEL_NUMBERS[model], position, 3000.0, DYNAMIXEL,
+                         {"Firmware_Version": 52, "Baud_Rate": 1, "Return_Delay_Time": 250, "Operating_Mode": 3,
+                          "Max_Position_Limit": TURN - 1, "PWM_Limit": 885, "Goal_PWM": 885, "Velocity_Limit": 445,
+                          "Current_Limit": 1750, "Secondary_ID": 255, "Status_Return_Level": 2, "Position_P_Gain": 800,
+                          "Present_Input_Voltage": 50, "Present_Temperature": 30, "Goal_Position": int(position)},
+                         clock)
+
+    def update(self):
+        now = self.clock()
+        elapsed, self._at = now - self._at, now
+        offset, sign = self.get("Homing_Offset"), -1 if self.get("Drive_Mode") & 1 else 1
+        load = 0
+        if self.get("Torque_Enable"):
+            profile = self.get("Profile_Velocity") * 0.229 / 60 * TURN  # 0: without limit
+            limited = min(profile or self.velocity, self.velocity)
+            gap = self.get("Goal_Position") - (sign * self.position + offset)
+            load = int(np.sign(gap) * min(abs(gap), self.get("Goal_PWM")))
+            self.position += sign * np.clip(gap, -limited * elapsed, limited * elapsed)
+        present = round(sign * self.position + offset)
+        if not self.get("Torque_Enable") and self.get("Operating_Mode") == 3:
+            present %= TURN
+        self.set("Present_Position", present)
+        self.set("Present_Current", load)
+
+    def write(self, address, data):
+        self.update()
+        self.writes.append((self.clock(), address, data))
+        places = range(address, address + len(data))
+        if any(i in self.READ_ONLY for i in places) or (self.get("Torque_Enable") and places[0] in self.EEPROM):
+            return self.ACCESS
+        goal = self.registers["Goal_Position"]
+        if address == goal.address and self.get("Operating_Mode") == 3 and not (
+                self.get("Min_Position_Limit") <= goal.decode(data[:4]) <= self.get("Max_Position_Limit")):
+            return 6  # data limit error
+        before = self.get("Torque_Enable")
+        self.memory[address:address + len(data)] = data
+        if self.get("Torque_Enable") and not before:
+            self.set("Goal_Position", self.get("Present_Position"))  # no jump when the torque is switched on
+            if goal.address in places:
+                self.memory[address:address + len(data)] = data
+        self.number = self.get("ID")
+        self.update()
+        return 0
+
+    def reboot(self):
+        self.fault = 0
+        self.set("Torque_Enable", 0)
+
+
+class EmulatedBus(ABC):
+    """Servos on one line. Use it as a context manager: `port` is then the path of the pseudo-terminal.
+
+    Args:
+        servos: The servos.
+        faults: What goes wrong.
+
+    Attributes:
+        port: Path to open.
+        rejected: Number of instruction packets with a wrong checksum.
+        instructions: Number of valid instruction packets.
+        lock: Held while packets are answered.
+    """
+
+    def __init__(self, *servos: EmulatedServo, faults: Faults | None = None):
+        self.servos, self.faults = list(servos), faults or Faults()
+        self.port, self.rejected, self.instructions = "", 0, 0
+        self._fd = -1
+        self._buffer = b""
+        self.lock = threading.RLock()
+
+    def __enter__(self):
+        import pty
+        import tty
+
+        self._fd, inner = pty.openpty()
+        tty.setraw(inner)  # no echo, and every byte as it is
+        self.port = os.ttyname(inner)
+        self._inner = inner  # kept open, so that the port survives its clients
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="emulated bus", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.pull_cable()
+
+    def pull_cable(self) -> None:
+        """Ends the connection, as a pulled USB cable does."""
+        if self._fd >= 0:
+            self._ended.set()
+            self._thread.join()
+            for fd in (self._fd, self._inner):
+                with suppress(OSError):
+                    os.close(fd)
+            self._fd = -1
+
+    def servo(self, number: int) -> EmulatedServo:
+        """The servo with this id."""
+        return next(s for s in self.servos if s.number == number)
+
+    def _serve(self) -> None:
+        while not self._ended.is_set():
+            if not select.select([self._fd], [], [], 0.02)[0]:
+                continue
+            try:
+                self._buffer += os.read(self._fd, 4096)
+            except OSError:
+                return
+            with self.lock:
+                self._answer()
+
+    def _answer(self) -> None:
+        while (found := self._next_packet()) is not None:
+            number, instruction, data = found
+            self.instructions += 1
+            for packet in self._execute(number, instruction, data):
+                for pause, part in self.faults.parts(packet):
+                    if pause:
+                        time.sleep(pause)
+                    with suppress(OSError):
+                        os.write(self._fd, part)
+
+    def _addressed(self, number: int) -> list[EmulatedServo]:
+        return [s for s in self.servos if number in (s.number, BROADCAST)]
+
+    @abstractmethod
+    def _next_packet(self) -> tuple[int, int, bytes] | None:
+        """Removes the next valid packet from the buffer: id, instruction and parameters."""
+
+    @abstractmethod
+    def _execute(self, number: int, instruction: int, data: bytes) -> Iterator[bytes]:
+        """Executes an instruction. Yields the status packets."""
+
+
+class EmulatedFeetechBus(EmulatedBus):
+    """Feetech's protocol: FF FF ID LENGTH INSTRUCTION PARAMETERS... CHECKSUM, with addresses of one byte."""
+
+    def _next_packet(self):
+        while True:
+            start = self._buffer.find(b"\xff\xff")
+            if start < 0:
+                self._buffer = self._buffer[-1:]
+                return None
+            self._buffer = self._buffer[start:]
+            if len(self._buffer) < 4:
+                return None
+            length = self._buffer[3]
+            if self._buffer[2] == 0xFF or not 2 <= length <= 250:
+                self._buffer = self._buffer[1:]
+                continue
+            if len(self._buffer) < length + 4:
+                return None
+            packet, rest = self._buffer[:length + 4], self._buffer[length + 4:]
+            if ~sum(packet[2:-1]) & 0xFF != packet[-1]:
+                self.rejected += 1
+                self._buffer = self._buffer[1:]
+                continue
+            self._buffer = rest
+            return packet[2], packet[4], packet[5:-1]
+
+    def _status(self, servo: EmulatedServo, error: int = 0, data: bytes = b"") -> bytes:
+        body = bytes([servo.number, len(data) + 2, servo.fault | error]) + data
+        return b"\xff\xff" + body + bytes([~sum(body) & 0xFF])
+
+    def _execute(self, number, instruction, data):
+        if instruction == SYNC_WRITE:
+            address, size = data[0], data[1]
+            for i in range(2, len(data) - size, size + 1):
+                for servo in self._addressed(data[i]):
+                    servo.write(address, data[i + 1:i + 1 + size])
+            return
+        if instruction == SYNC_READ:
+            for each in data[2:]:
+                for servo in self._addressed(each):
+                    servo.update()
+                    yield self._status(servo, 0, bytes(servo.memory[data[0]:data[0] + data[1]]))
+            return
+        for servo in self._addressed(number):
+            before = servo.number
+            if instruction == PING:
+                yield self._status(servo)
+                continue
+            if number == BROADCAST and instruction == READ:
+                continue
+            servo.update()
+            error, found = 0, b""
+            if instruction == READ and len(data) == 2:
+                found = bytes(servo.memory[data[0]:data[0] + data[1]])
+            elif instruction == WRITE:
+                error = servo.write(data[0], data[1:])
+            elif instruction == REG_WRITE:
+                servo.registered = data[0], data[1:]
+            elif instruction == ACTION:
+                if servo.registered is not None:
+                    servo.write(*servo.registered)
+                    servo.registered = None
+            elif instruction == REBOOT:
+                servo.reboot()
+            else:
+                continue
+            if number != BROADCAST and (instruction == READ or servo.get("Response_Status_Level")):
+                now, servo.number = servo.number, before  # it answers under the id that was asked
+                yield self._status(servo, error, found)
+                servo.number = now
+
+
+def crc16(data: bytes) -> int:
+    """CRC-16 (polynomial 0x8005, initially 0, not reflected) of protocol 2.0."""
+    crc = 0
+    for byte in data:
+        crc ^= byte << 8
+        for _ in range(8):
+            crc = (crc << 1 ^ 0x8005 if crc & 0x8000 else crc << 1) & 0xFFFF
+    return crc
+
+
+class EmulatedDynamixelBus(EmulatedBus):
+    """Protocol 2.0: FF FF FD 00 ID LENGTH(2) INSTRUCTION PARAMETERS... CRC(2).
+
+    FF FF FD inside a packet is followed by a stuffed FD.
+    """
+
+    HEADER = b"\xff\xff\xfd\x00"
+    LENGTH_ERROR = 5
+
+    def _addressed(self, number):
+        """A servo also executes what its Secondary_ID is told. Only the servo with this id answers."""
+        return [s for s in self.servos if number in (s.number, BROADCAST) or number == s.get("Secondary_ID") < 253]
+
+    def _next_packet(self):
+        while True:
+            start = self._buffer.find(self.HEADER)
+            if start < 0:
+                self._buffer = self._buffer[-3:]
+                return None
+            self._buffer = self._buffer[start:]
+            if len(self._buffer) < 7:
+                return None
+            length = int.from_bytes(self._buffer[5:7], "little")
+            if not 3 <= length <= 1024 or self._buffer[4] in (0xFD, 0xFF):
+                self._buffer = self._buffer[1:]
+                continue
+            if len(self._buffer) < length + 7:
+                return None
+            packet, rest = self._buffer[:length + 7], self._buffer[length + 7:]
+            if crc16(packet[:-2]) != int.from_bytes(packet[-2:], "little"):
+                self.rejected += 1
+                self._buffer = self._buffer[1:]
+                continue
+            self._buffer = rest
+            body = packet[7:-2].replace(b"\xff\xff\xfd\xfd", b"\xff\xff\xfd")
+            return packet[4], body[0], body[1:]
+
+    def _status(self, servo: EmulatedServo, error: int = 0, data: bytes = b"") -> bytes:
+        body = bytes([STATUS, error | (0x80 if servo.fault else 0)]) + data
+        body = body.replace(b"\xff\xff\xfd", b"\xff\xff\xfd\xfd")
+        packet = self.HEADER + bytes([servo.number]) + struct.pack("<H", len(body) + 2) + body
+        return packet + struct.pack("<H", crc16(packet))
+
+    def _execute(self, number, instruction, data):
+        if instruction == SYNC_WRITE:
+            address, size = struct.unpack_from("<HH", data)
+            for i in range(4, len(data) - size, size + 1):
+                for servo in self._addressed(data[i]):
+                    servo.write(address, data[i + 1:i + 1 + size])
+            return
+        if instruction == BULK_WRITE:
+            i = 0
+            while i + 5 <= len(data):
+                each, address, size = struct.unpack_from("<BHH", data, i)
+                for servo in self._addressed(each):
+                    servo.write(address, data[i + 5:i + 5 + size])
+                i += 5 + size
+            return
+        if instruction == SYNC_READ:
+            address, size = struct.unpack_from("<HH", data)
+            for each in data[4:]:
+                yield from self._read(each, address, size)
+            return
+        if instruction == BULK_READ:
+            for i in range(0, len(data) - 4, 5):
+                yield from self._read(*struct.unpack_from("<BHH", data, i))
+            return
+        for servo in self._addressed(number):
+            before, answers = servo.number, servo.number == number
+            servo.update()
+            if instruction in (PING, READ) and not answers and number != BROADCAST:
+                continue
+            if instruction == PING:
+                yield self._status(servo, 0, bytes(servo.memory[:2]) + bytes([servo.get("Firmware_Version")]))
+                continue
+            error, found = 0, b""
+            if instruction == READ and len(data) == 4 and number != BROADCAST:
+                address, size = struct.unpack("<HH", data)
+                found = bytes(servo.memory[address:address + size])
+            elif instruction == WRITE and len(data) > 2:
+                error = servo.write(int.from_bytes(data[:2], "little"), data[2:])
+            elif instruction == REG_WRITE and len(data) > 2:
+                servo.registered = int.from_bytes(data[:2], "little"), data[2:]
+            elif instruction == ACTION:
+                if servo.registered is not None:
+                    error = servo.write(*servo.registered)
+                    servo.registered = None
+            elif instruction == REBOOT:
+                servo.reboot()
+            else:
+                error = self.LENGTH_ERROR
+            if answers and (instruction == READ or servo.get("Status_Return_Level") == 2):
+                now, servo.number = servo.number, before
+                yield self._status(servo, error, found)
+                servo.number = now
+
+    def _read(self, number: int, address: int, size: int) -> Iterator[bytes]:
+        for servo in (s for s in self.servos if s.number == number):
+            servo.update()
+            yield self._status(servo, 0, bytes(servo.memory[address:address + size]))
+
+
+def emulate_arm(kind: ServoArmType, position: int = TURN // 2, faults: Faults | None = None) -> EmulatedBus:
+    """The servos of an arm.
+
+    Args:
+        kind: The kind of arm.
+        position: Position of all shafts (steps).
+        faults: What goes wrong on the line.
+    """
+    if kind.manufacturer == "feetech":
+        return EmulatedFeetechBus(*(FeetechServo(m.id, position) for m in kind.servos.values()), faults=faults)
+    servos = (DynamixelServo(m.id, m.model, position) for m in kind.servos.values())
+    return EmulatedDynamixelBus(*servos, faults=faults)
+
+
+def wave(bus: EmulatedBus, seconds: float, size: int = 800) -> None:
+    """Moves all joints without torque around half a turn, as a hand would.
+
+    Args:
+        bus: The emulated bus.
+        seconds: Time since the beginning (s).
+        size: Largest distance from the middle (steps).
+    """
+    with bus.lock:
+        for servo in bus.servos:
+            if not servo.get("Torque_Enable"):
+                servo.push(TURN / 2 + size * np.sin(seconds * (0.5 + 0.1 * servo.number)))

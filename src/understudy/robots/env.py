@@ -1,0 +1,89 @@
+"""A robot as an environment, so that rollouts, evaluation and collection use it like a simulator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from ..envs.base import Env, StepResult
+from .base import Robot
+from .safety import SafeRobot
+
+
+class Pace:
+    """Keeps a loop at a fixed rate.
+
+    Args:
+        fps: Turns per second.
+        clock: Current time (s).
+        sleep: Sleeps for some seconds.
+    """
+
+    def __init__(self, fps: float, clock: Callable[[], float] = time.perf_counter,
+                 sleep: Callable[[float], None] = time.sleep):
+        self.period, self.clock, self.sleep = 1 / fps, clock, sleep
+        self.n_late = 0  # turns that took longer than a period
+        self._due = clock()
+
+    def restart(self) -> None:
+        """Begins now."""
+        self._due = self.clock()
+
+    def wait(self) -> None:
+        """Waits for the next turn. A late turn is not made up for."""
+        self._due += self.period
+        left = self._due - self.clock()
+        if left > 0:
+            self.sleep(left)
+        else:
+            self.n_late += 1
+            self._due = self.clock()
+
+
+class RobotEnv(Env):
+    """A connected robot with one row. A step takes one period of real time.
+
+    Args:
+        robot: The robot. It must be connected while the environment is used.
+        fps: Steps per second.
+        max_episode_steps: Number of steps of an episode. None for no limit.
+        prepare: Called before each episode, for example to ask a person to arrange the scene.
+        clock: Current time (s).
+        sleep: Sleeps for some seconds.
+    """
+
+    rows = 1
+
+    def __init__(self, robot: Robot, fps: float = 30, max_episode_steps: int | None = None,
+                 prepare: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.perf_counter,
+                 sleep: Callable[[float], None] = time.sleep):
+        self.robot, self.max_episode_steps, self.prepare = robot, max_episode_steps, prepare
+        self.pace, self.features = Pace(fps, clock, sleep), dict(robot.schema)
+        limits = None
+        if isinstance(robot, SafeRobot):
+            robot.check_rate(fps)
+            limits = robot.limits
+        self.metadata = {"env": robot.name, "version": 1, "fps": fps, "limit": max_episode_steps, "success": None,
+                         **({} if limits is None else {"low": limits.low, "high": limits.high})}
+        self._n_steps = 0
+
+    def reset(self, which, key):
+        self.prepare()
+        self._n_steps = 0
+        self.pace.restart()
+        return self._observe()
+
+    def step(self, action):
+        self.robot.send(action[0].double().cpu().numpy())
+        self.pace.wait()
+        self._n_steps += 1
+        ended = self.max_episode_steps is not None and self._n_steps >= self.max_episode_steps
+        return StepResult(self._observe(), torch.zeros(1), torch.zeros(1, dtype=torch.bool), torch.tensor([ended]))
+
+    def close(self):
+        self.robot.disconnect()
+
+    def _observe(self):
+        return {name: torch.as_tensor(value)[None] for name, value in self.robot.observe().items()}

@@ -1,0 +1,325 @@
+"""Servos on a serial line, through the packet handlers of the manufacturers' SDKs.
+
+The SDKs frame packets and check them. What they leave open is decided here: bytes of an older reply are removed before
+a request, a reply must come from the servo that was asked and have the length that was asked for, error bits are read,
+requests are repeated, and a line with late replies is silent before it is used again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import select
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from ..core import ConfigError, UserError
+from .base import ConnectionLost, RobotError
+from .registers import BAUD_RATES, MODEL_NUMBERS, Register
+
+try:
+    import termios
+
+    # pyserial's errors are OSErrors, a closed port is a TypeError, and termios.error is no OSError
+    _LINE_ERRORS: tuple[type[Exception], ...] = (OSError, TypeError, termios.error)
+except ImportError:  # Windows
+    _LINE_ERRORS = (OSError, TypeError)
+
+QUIET_SECONDS = 0.02  # the line must be silent for so long before it is used again after a missing reply
+
+
+@dataclass(frozen=True)
+class Motor:
+    """A servo of an arm.
+
+    Args:
+        id: Its id on the bus.
+        model: Its model, such as "sts3215".
+        range: Unit of its positions: "degrees" around the middle of its calibrated range, or "percent" of this range
+            (0 to 100).
+    """
+
+    id: int
+    model: str
+    range: str = "degrees"
+
+
+class MotorsBus(ABC):
+    """Servos on a serial line.
+
+    Values are those of the registers, with their sign. All methods may be called from several threads.
+
+    Args:
+        port: Path or name of the serial port.
+        motors: The servos by name.
+        baudrate: Bits per second.
+        reply_timeout: Longest wait for a status packet (s), besides the time of its bytes on the line.
+        n_retries: How often a request is repeated.
+    """
+
+    name: str  # of the manufacturer, as in BAUD_RATES, and of the extra
+    module: str  # of the SDK
+    registers: Mapping[str, Register]
+    resolution = 4096  # steps of a turn
+
+    def __init__(self, port: str, motors: Mapping[str, Motor], baudrate: int = 1_000_000, reply_timeout: float = 0.02,
+                 n_retries: int = 2):
+        self.port_name, self.motors = port, dict(motors)
+        self.baudrate, self.reply_timeout, self.n_retries = baudrate, reply_timeout, n_retries
+        self.errors: dict[str, int] = {}  # error bits of the last reply of each servo
+        self.n_repeated = 0  # requests that were repeated so far
+        self._port: Any = None
+        self._packets: Any = None
+        self._lock = threading.RLock()
+
+    # -- the line ----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_connected(self) -> bool:
+        return self._port is not None
+
+    def connect(self, check: bool = True) -> None:
+        """Opens the port.
+
+        Args:
+            check: Whether every servo must answer and be of its model.
+
+        Raises:
+            ConnectionLost: The port cannot be opened, or a servo does not answer.
+            RobotError: A servo is of another model.
+        """
+        sdk = self._sdk()
+        port = _make_port(sdk, self.port_name, self.baudrate, self.reply_timeout)
+        try:
+            opened = port.openPort()
+        except (*_LINE_ERRORS, ValueError) as error:
+            raise ConnectionLost(f"the port cannot be opened: {error}", where=self.port_name,
+                                 hint="understudy robot find-port finds its name. You may need the right to use it "
+                                      "(group dialout)") from None
+        if not opened:
+            raise ConfigError(f"{self.baudrate} bits per second are not possible", where=self.port_name,
+                              hint="such as 1000000")
+        self._port, self._packets = port, self._packet_handler(sdk)
+        try:
+            if check:
+                self.check_motors()
+        except BaseException:
+            self.disconnect()
+            raise
+
+    def disconnect(self) -> None:
+        with self._lock:
+            port, self._port = self._port, None
+            if port is not None:
+                with suppress(*_LINE_ERRORS):
+                    port.closePort()
+
+    def check_motors(self) -> None:
+        """Raises an error that names the servos which do not answer or are of another model."""
+        found = {name: self.ping(m.id) for name, m in self.motors.items()}
+        if missing := [f"{name} (id {self.motors[name].id})" for name, model in found.items() if model is None]:
+            raise ConnectionLost(f"no answer from {', '.join(missing)}", where=self.port_name,
+                                 hint="check the power and the cables. understudy robot setup gives servos their ids")
+        for name, model in found.items():
+            if model != (wanted := MODEL_NUMBERS[self.motors[name].model]):
+                known = {n: m for m, n in MODEL_NUMBERS.items()}.get(model or 0, f"model number {model}")
+                raise RobotError(f"it is {known}, and {self.motors[name].model} ({wanted}) was expected",
+                                 where=f"{self.port_name}, {name} (id {self.motors[name].id})",
+                                 hint="name the type of this robot, and check which servo has which id")
+
+    def ping(self, number: int) -> int | None:
+        """Model number of the servo with this id. None if there is no answer."""
+        r = self.registers["Model_Number"]
+        try:
+            return r.decode(self._read(number, r, self.n_retries))
+        except ConnectionLost:
+            if self._port is None:
+                raise
+            return None
+
+    def scan(self, numbers: Iterable[int] = range(21)) -> dict[int, int]:
+        """Ids that answer, with their model numbers."""
+        r, found = self.registers["Model_Number"], {}
+        for number in numbers:
+            try:
+                found[number] = r.decode(self._read(number, r, 0))
+            except ConnectionLost:
+                if self._port is None:
+                    raise
+        return found
+
+    # -- values ------------------------------------------------------------------------------------------------------
+
+    def read(self, register: str, motor: str) -> int:
+        """Value of a register of one servo."""
+        r = self.registers[register]
+        return r.decode(self._read(self.motors[motor].id, r, self.n_retries, motor))
+
+    def write(self, register: str, motor: str, value: int) -> None:
+        """Sets a register of one servo, which confirms it."""
+        r, number = self.registers[register], self.motors[motor].id
+        packet = self._write_packet(number, r.address, r.encode(value))
+        self._request(packet, [(number, 0)], self.n_retries, f"{motor} (id {number})")
+
+    def sync_read(self, registers: Sequence[str], motors: Sequence[str] | None = None) -> dict[str, tuple[int, ...]]:
+        """Values of registers of several servos, in one request.
+
+        Args:
+            registers: Names of registers. All bytes between them are read too.
+            motors: Names of servos. None for all.
+
+        Returns:
+            The values of the registers, in the given order, by the name of the servo.
+        """
+        names, wanted = list(self.motors if motors is None else motors), [self.registers[r] for r in registers]
+        first = min(r.address for r in wanted)
+        size = max(r.address + r.size for r in wanted) - first
+        ids = [self.motors[n].id for n in names]
+        packet = self._sync_read_packet(first, size, ids)
+        replies = self._request(packet, [(i, size) for i in ids], self.n_retries, "the servos")
+        return {n: tuple(r.decode(data[r.address - first:r.address - first + r.size]) for r in wanted)
+                for n, data in zip(names, replies, strict=True)}
+
+    def sync_write(self, register: str, values: Mapping[str, int]) -> None:
+        """Sets a register of several servos in one packet, which nobody confirms."""
+        r = self.registers[register]
+        data = b"".join(bytes([self.motors[n].id]) + r.encode(v) for n, v in values.items())
+        self._request(self._sync_write_packet(r.address, r.size, data), [], 0, "the servos")
+
+    # -- packets -----------------------------------------------------------------------------------------------------
+
+    def _read(self, number: int, r: Register, n_retries: int, motor: str = "") -> bytes:
+        who = f"{motor} (id {number})" if motor else f"id {number}"
+        return self._request(self._read_packet(number, r.address, r.size), [(number, r.size)], n_retries, who)[0]
+
+    def _request(self, packet: list[int], replies: list[tuple[int, int]], n_retries: int, who: str) -> list[bytes]:
+        """Sends a packet, and receives a status packet from each (id, number of bytes) in order."""
+        problem = ""
+        with self._lock:
+            for attempt in range(n_retries + 1):
+                if self._port is None:
+                    raise ConnectionLost("the port is closed", where=self.port_name, hint="connect again")
+                try:
+                    return self._exchange(list(packet), replies)
+                except _NoReply as error:
+                    problem = str(error)
+                    self.n_repeated += attempt < n_retries
+                    self._wait_until_quiet()
+                except _LINE_ERRORS as error:
+                    self.disconnect()
+                    raise ConnectionLost(f"the connection is gone: {error}", where=self.port_name,
+                                         hint="plug the cable in, and connect again") from None
+            raise ConnectionLost(f"{who}: {problem}", where=self.port_name,
+                                 hint="check the power, the cables and the baud rate")
+
+    def _exchange(self, packet: list[int], replies: list[tuple[int, int]]) -> list[bytes]:
+        port, packets = self._port, self._packets
+        port.is_using = False
+        if (result := packets.txPacket(port, packet)) != 0:
+            raise _NoReply(packets.getTxRxResult(result))
+        port.is_using = False
+        port.setPacketTimeout(sum(self._status_length(size) for _, size in replies))
+        found, errors = [], []
+        for number, size in replies:
+            received, result = self._receive()
+            if result != 0:
+                raise _NoReply("no reply" if not received else "a damaged or incomplete reply")
+            sender, error, data = self._split(received)
+            if sender != number or len(data) != size:
+                raise _NoReply(f"a reply of id {sender} with {len(data)} bytes, not of id {number} with {size}")
+            self.errors[self._motor_name(number)] = error
+            errors.append(error)
+            found.append(data)
+        for (number, _), error in zip(replies, errors, strict=True):  # when all have been received
+            self._check_error(number, error)
+        return found
+
+    def _motor_name(self, number: int) -> str:
+        return next((n for n, m in self.motors.items() if m.id == number), f"id {number}")
+
+    def _wait_until_quiet(self) -> None:
+        """Drops what still arrives, so that a late reply is not taken for the reply to the next request."""
+        try:
+            ends = time.monotonic() + 10 * QUIET_SECONDS
+            last = time.monotonic()
+            while (now := time.monotonic()) < ends and now - last < QUIET_SECONDS:
+                if self._port.ser.in_waiting:
+                    self._port.ser.reset_input_buffer()
+                    last = now
+                time.sleep(0.001)
+        except _LINE_ERRORS:
+            pass  # the next request reports it
+
+    def _sdk(self) -> ModuleType:
+        try:
+            return importlib.import_module(self.module)
+        except ImportError:
+            raise UserError(f"the driver {self.module} is not installed", where=f"{self.name} servos",
+                            hint=f"pip install 'understudy[{self.name}]'") from None
+
+    def baud_rate_code(self, baudrate: int) -> int:
+        """Value of the register Baud_Rate."""
+        return BAUD_RATES[self.name][baudrate]
+
+    @abstractmethod
+    def _packet_handler(self, sdk: ModuleType) -> Any: ...
+
+    @abstractmethod
+    def _read_packet(self, number: int, address: int, size: int) -> list[int]: ...
+
+    @abstractmethod
+    def _write_packet(self, number: int, address: int, data: bytes) -> list[int]: ...
+
+    @abstractmethod
+    def _sync_read_packet(self, address: int, size: int, numbers: Sequence[int]) -> list[int]: ...
+
+    @abstractmethod
+    def _sync_write_packet(self, address: int, size: int, data: bytes) -> list[int]: ...
+
+    @abstractmethod
+    def _receive(self) -> tuple[list[int], int]:
+        """One status packet, and the SDK's result."""
+
+    @abstractmethod
+    def _status_length(self, size: int) -> int:
+        """Bytes of a status packet with so many bytes of data."""
+
+    @abstractmethod
+    def _split(self, packet: list[int]) -> tuple[int, int, bytes]:
+        """Id, error byte and data of a status packet."""
+
+    @abstractmethod
+    def _check_error(self, number: int, error: int) -> None:
+        """Raises RobotError for error bits that must stop the robot."""
+
+
+class _NoReply(Exception):
+    """A request got no valid reply."""
+
+
+def _make_port(sdk: ModuleType, name: str, baudrate: int, reply_timeout: float) -> Any:
+    """The SDK's port, which removes old bytes before a request, and waits for bytes without using the processor."""
+
+    class Port(sdk.PortHandler):
+        def clearPort(self):  # noqa: N802 a method of the SDK
+            self.ser.reset_input_buffer()
+
+        def setPacketTimeout(self, packet_length):  # noqa: N802
+            self.setPacketTimeoutMillis(self.tx_time_per_byte * packet_length + 1000 * reply_timeout)
+
+        def readPort(self, length):  # noqa: N802
+            if os.name == "posix" and not self.ser.in_waiting:
+                left = (self.packet_timeout - self.getTimeSinceStart()) / 1000
+                if left > 0:
+                    select.select([self.ser.fileno()], [], [], left)
+            return self.ser.read(length)
+
+    port = Port(name)
+    port.baudrate = baudrate
+    return port

@@ -1,0 +1,245 @@
+"""Teleoperation and recording on robots, and replay of recorded actions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from ..core import Feature, UserError
+from ..data.episode import Dataset, Episode
+from ..data.formats import open_dataset
+from ..data.recorder import Recorder, repair, warn_of_losses
+from .base import Robot, RobotError, Teleoperator
+from .env import Pace
+from .safety import SafeRobot
+
+HELP = "right arrow, enter: end | left arrow, x: once more | y, n: success, failure | escape, q: quit"
+
+
+class CommandKeys(Protocol):
+    """A source of commands, such as `RecordingKeys`."""
+
+    def commands(self) -> list[str]:
+        """Commands since the last call: enter, discard, success, failure, quit."""
+
+
+class NoKeys:
+    """No person is there to press keys."""
+
+    def commands(self) -> list[str]:
+        return []
+
+
+@dataclass(frozen=True)
+class RecordingTimes:
+    """Times of a recording, in seconds.
+
+    Args:
+        warmup: Teleoperation before the first episode, which is not recorded.
+        episode: Longest episode.
+        reset: Teleoperation between two episodes, in which a person arranges the scene. It is not recorded.
+    """
+
+    warmup: float = 2.0
+    episode: float = 60.0
+    reset: float = 60.0
+
+
+class RobotSession:
+    """A person who moves a connected robot with a connected teleoperator.
+
+    Args:
+        robot: The robot.
+        teleop: The teleoperator.
+        keys: Commands of the person.
+        fps: Steps per second.
+        show: Shows one line of text.
+        clock: Current time (s).
+        sleep: Sleeps for some seconds.
+    """
+
+    def __init__(self, robot: Robot, teleop: Teleoperator, keys: CommandKeys, fps: float,
+                 show: Callable[[str], None] = lambda text: None, clock: Callable[[], float] = time.perf_counter,
+                 sleep: Callable[[float], None] = time.sleep):
+        if isinstance(robot, SafeRobot):
+            robot.check_rate(fps)
+        self.robot, self.teleop, self.keys, self.show = robot, teleop, keys, show
+        self.clock, self.pace = clock, Pace(fps, clock, sleep)
+
+    def begin(self) -> None:
+        """Begins at the present pose of the robot."""
+        self.teleop.start(self.robot.position(self.robot.observe()))
+        self.pace.restart()
+
+    def step(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Observes, and sends the action of the person. Returns the observation and the action that was sent.
+
+        If the teleoperator is lost, the robot stops.
+        """
+        obs = self.robot.observe()
+        try:
+            action = self.teleop.read()
+        except UserError:
+            self.robot.stop()
+            raise
+        return obs, self.robot.send(action)
+
+    def teleoperate(self, seconds: float, said: str = "", until: tuple[str, ...] = ("enter", "quit")) -> str | None:
+        """Moves the robot without recording.
+
+        Args:
+            seconds: How long, at most.
+            said: What is shown.
+            until: Commands that end it.
+
+        Returns:
+            The command that ended it. None if the time is over.
+        """
+        ends = self.clock() + seconds
+        while (left := ends - self.clock()) > 0:
+            for command in self.keys.commands():
+                if command in until:
+                    return command
+            self.step()
+            self.show(f"{said}{'' if np.isinf(left) else f' ({left:.0f} s)'}")
+            self.pace.wait()
+        return None
+
+    def record(self, episodes: int, out: Path | str, *, task: str = "", times: RecordingTimes = RecordingTimes(),  # noqa: B008
+               by: str = "teleoperation", images: Literal["video", "png"] = "video",
+               on_saved: Callable[[int], None] = lambda n: None) -> Dataset:
+        """Records episodes of a person. An existing recording continues.
+
+        The recorded action is what was sent, after the safety limits. If the connection is lost, the episode is kept up
+        to its last step and marked as interrupted.
+
+        Args:
+            episodes: Total number of episodes.
+            out: Folder of the data set.
+            task: The task in words.
+            times: Times of the recording.
+            by: Who acts, stored in every episode.
+            images: How frames are stored.
+            on_saved: Called with the number of each episode that would survive a power cut.
+        """
+        out, fps = Path(out), 1 / self.pace.period
+        if (out / "meta" / "info.json").exists():
+            warn_of_losses(out, repair(out))
+        metadata = {"robot": self.robot.name, "by": by, **({"task": task} if task else {})}
+        schema: dict[str, Feature] = dict(self.robot.schema)
+        with Recorder(schema, out, fps=fps, robot_type=self.robot.name, clock=self.clock, metadata=metadata,
+                      images=images, on_saved=on_saved) as r:
+            self.begin()
+            ended = self.teleoperate(times.warmup, f"warm-up | {HELP}") if r.count < episodes else "quit"
+            while ended != "quit" and r.count < episodes:
+                ended = self._episode(r, times.episode)
+                if ended == "saved":
+                    ended = self._reset(r, times.reset, r.count >= episodes)
+                elif ended == "again":
+                    ended = self.teleoperate(times.reset, "reset: arrange the scene, to record this episode again")
+            self.robot.stop()
+        return open_dataset(out)
+
+    def _episode(self, r: Recorder, seconds: float) -> str:
+        """Records one episode. Returns "saved", "again" or "quit"."""
+        r.begin()
+        mark, ends = None, self.clock() + seconds
+        self.pace.restart()
+        while self.clock() < ends:
+            for command in self.keys.commands():
+                if command in ("discard", "quit"):
+                    if r.steps:
+                        r.discard()
+                    return "again" if command == "discard" else "quit"
+                if command in ("success", "failure"):
+                    mark = command == "success"
+                elif r.steps:
+                    ends = -np.inf
+            if ends < 0:
+                break
+            obs, sent = self.step()
+            kept = r.step(obs, sent)
+            self.show(f"episode {r.count}, step {r.steps}{'' if kept else ' (dropped: the disk is behind)'} | {HELP}")
+            self.pace.wait()
+        r.end(success=mark, obs=self.robot.observe())
+        return "saved"
+
+    def _reset(self, r: Recorder, seconds: float, was_last: bool) -> str | None:
+        """Between two episodes. The last one can still be labeled, or recorded again."""
+        said = f"saved episode {r.count - 1} | arrange the scene"
+        ends = self.clock() + (min(seconds, 3.0) if was_last else seconds)
+        while (left := ends - self.clock()) > 0:
+            command = self.teleoperate(left, said, ("enter", "discard", "success", "failure", "quit"))
+            if command == "discard":
+                r.discard()
+                return self.teleoperate(seconds, "reset: arrange the scene, to record this episode again")
+            if command in ("success", "failure"):
+                r.label(success=command == "success")
+                said = f"episode {r.count - 1} is labeled a {command} | arrange the scene"
+            else:
+                return command
+        return None
+
+
+def move_to(robot: Robot, goal: np.ndarray, fps: float = 30, seconds: float = 20.0, tolerance: float = 3.0,
+            clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Moves a robot to a pose, as fast as its safety limits allow.
+
+    Args:
+        robot: The robot, with safety limits.
+        goal: The pose, (A,).
+        fps: Commands per second.
+        seconds: Longest time.
+        tolerance: Largest remaining distance of a joint, in units of the action.
+        clock: Current time (s).
+        sleep: Sleeps for some seconds.
+
+    Raises:
+        RobotError: The pose was not reached in time.
+    """
+    pace, ends = Pace(fps, clock, sleep), clock() + seconds
+    while clock() < ends:
+        far = np.abs(robot.position(robot.observe()) - goal)
+        robot.send(goal)
+        if (far <= tolerance).all():
+            return
+        pace.wait()
+    robot.stop()
+    names = robot.schema["action"].names or tuple(f"joint {i}" for i in range(len(goal)))
+    worst = int(far.argmax())
+    raise RobotError(f"{names[worst]} is still {far[worst]:.1f} from its goal after {seconds:g} s", where=robot.name,
+                     hint="check that the pose is within the limits, and that nothing blocks the arm")
+
+
+def replay_episode(robot: Robot, episode: Episode, fps: float, clock: Callable[[], float] = time.perf_counter,
+                   sleep: Callable[[float], None] = time.sleep) -> np.ndarray:
+    """Moves to the first recorded pose, and sends the recorded actions at their rate.
+
+    Args:
+        robot: The robot, with safety limits.
+        episode: The recorded episode, of the same kind of robot.
+        fps: Steps per second.
+        clock: Current time (s).
+        sleep: Sleeps for some seconds.
+
+    Returns:
+        The largest distance of each joint from its recorded position, (A,).
+    """
+    actions, states = np.asarray(episode.steps["action"]), np.asarray(episode.steps["observation.state"])
+    size = robot.schema["action"].size
+    if actions.shape[1] != size:
+        raise UserError(f"the recorded actions have {actions.shape[1]} components, but the robot has {size}",
+                        where=robot.name, hint="replay the data on the robot that they were recorded with")
+    move_to(robot, states[0, :size], clock=clock, sleep=sleep)
+    pace, worst = Pace(fps, clock, sleep), np.zeros(size)
+    for action, state in zip(actions, states, strict=False):
+        worst = np.maximum(worst, np.abs(robot.position(robot.observe()) - state[:size]))
+        robot.send(action)
+        pace.wait()
+    robot.stop()
+    return worst

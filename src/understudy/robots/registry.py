@@ -1,0 +1,302 @@
+"""Robots and teleoperators by name, with LeRobot's names and options."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..config import UntrustedCode, load
+from ..core import ConfigError, UserError
+from ..envs.devices import Gamepad, JointKeyboard, Keyboard
+from ..files import read_json
+from ..user_code import import_module
+from .base import Robot, Teleoperator
+from .bimanual import BimanualRobot, BimanualTeleoperator, join_limits
+from .calibration import Calibration
+from .cameras import Camera, OpenCVCamera
+from .safety import SafeRobot, SafetyLimits
+from .servo_arm import ARM_TYPES, ServoFollower, ServoLeader, load_calibration
+from .simulated import SimulatedArm
+from .teleoperators import VelocityTeleoperator
+
+FOLLOWERS = tuple(n for n, t in ARM_TYPES.items() if not t.is_leader)
+LEADERS = tuple(n for n, t in ARM_TYPES.items() if t.is_leader)
+ROBOTS = (*FOLLOWERS, *(f"bi_{n}" for n in FOLLOWERS), "simulated_arm")
+TELEOPERATORS = (*LEADERS, *(f"bi_{n}" for n in LEADERS), "keyboard", "gamepad")
+
+
+@dataclass(frozen=True)
+class RobotConfig:
+    """A robot and its limits.
+
+    Args:
+        type: One of `ROBOTS`, or module:factory, a function that returns a `Robot`.
+        port: Serial port.
+        left_arm_port: Serial port of the left arm of a robot with two arms.
+        right_arm_port: Serial port of its right arm.
+        id: Name of this arm, under which its calibration is stored. By default the type. The arms of a robot with two
+            arms are ID_left and ID_right.
+        calibration_dir: Folder of the calibration. By default understudy's folder, and then LeRobot's.
+        cameras: Settings of each camera by its name: type, index_or_path, width, height, fps.
+        use_degrees: Whether joints are in degrees. Otherwise they are from -100 to 100 over their calibrated range.
+        disable_torque_on_disconnect: Switch the torque off at the end.
+        limits: A JSON file of `SafetyLimits` (`understudy.config.dump`). The fields below replace its values.
+        max_velocity: Largest velocity in units of the action per second, for all joints or for each.
+        max_relative_target: Largest distance of a goal from the measured position, for all joints or for each.
+        max_torque: Fraction of the largest torque that joints may use.
+        max_load: Fraction of the largest torque at which the robot stops, if it lasts.
+        slow_start: Duration of the slow start (s).
+        timeout: Longest time between two commands (s).
+    """
+
+    type: str
+    port: str | None = None
+    id: str | None = None
+    calibration_dir: Path | None = None
+    cameras: Mapping[str, Mapping[str, Any]] | None = None
+    use_degrees: bool = True
+    disable_torque_on_disconnect: bool = True
+    limits: Path | None = None
+    max_velocity: tuple[float, ...] | None = None
+    max_relative_target: tuple[float, ...] | None = None
+    max_torque: float | None = None
+    max_load: float | None = None
+    slow_start: float | None = None
+    timeout: float | None = None
+    left_arm_port: str | None = None
+    right_arm_port: str | None = None
+
+
+@dataclass(frozen=True)
+class TeleoperatorConfig:
+    """A teleoperator.
+
+    Args:
+        type: One of `TELEOPERATORS`, or module:factory, a function that returns a `Teleoperator`.
+        port: Serial port of a leader arm.
+        left_arm_port: Serial port of the left one of two leader arms.
+        right_arm_port: Serial port of the right one.
+        id: Name of this arm, under which its calibration is stored. By default the type.
+        calibration_dir: Folder of the calibration.
+        use_degrees: As for the robot.
+    """
+
+    type: str
+    port: str | None = None
+    id: str | None = None
+    calibration_dir: Path | None = None
+    use_degrees: bool = True
+    left_arm_port: str | None = None
+    right_arm_port: str | None = None
+
+
+def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
+    """Makes a robot with safety limits. It is not connected yet.
+
+    Args:
+        config: The robot.
+        trust: Packages whose code may run.
+
+    Raises:
+        UserError: There is no such robot, an option is missing, or the arm is not calibrated.
+        UntrustedCode: The factory is in a package that is not trusted.
+    """
+    cameras = {name: _make_camera(name, settings, trust) for name, settings in (config.cameras or {}).items()}
+    robot: Robot
+    limits: SafetyLimits | None
+    if config.type in FOLLOWERS:
+        robot = _follower(config, config.type, config.port, config.id, "--robot.port", cameras)
+        limits = robot.default_limits()
+    elif (one := config.type.removeprefix("bi_")) in FOLLOWERS:
+        name = config.id or config.type
+        left = _follower(config, one, config.left_arm_port, f"{name}_left", "--robot.left-arm-port", {})
+        right = _follower(config, one, config.right_arm_port, f"{name}_right", "--robot.right-arm-port", {})
+        robot, limits = BimanualRobot(left, right, cameras), join_limits(left.default_limits(), right.default_limits())
+    elif config.type == "simulated_arm":
+        robot = SimulatedArm(clock=time.monotonic)
+        limits = SafetyLimits((-90.0, -90.0), (90.0, 90.0), (120.0, 120.0))
+    else:
+        robot = _from_factory(config.type, ROBOTS, "--robot", trust, {"port": config.port, "id": config.id,
+                                                                       "cameras": cameras})
+        if isinstance(robot, SafeRobot):
+            robot, limits = robot.robot, robot.limits
+        else:
+            limits = None
+    if config.limits is not None:
+        limits = _read_limits(config.limits)
+    if limits is None:
+        raise UserError("this robot has no limits", where=config.type,
+                        hint="let the factory return SafeRobot(robot, SafetyLimits(...)), or use --robot.limits FILE")
+    size = robot.schema["action"].size
+    changes = {name: _per_joint(value, size, name) if isinstance(value, tuple) else value for name in (
+        "max_velocity", "max_relative_target", "max_torque", "max_load", "slow_start", "timeout")
+        if (value := getattr(config, name)) is not None}
+    return SafeRobot(robot, replace(limits, **changes))
+
+
+def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Sequence[str] = ()
+                      ) -> tuple[Teleoperator, Keyboard | None]:
+    """Makes a teleoperator for a robot. It is not connected yet.
+
+    Args:
+        config: The teleoperator.
+        robot: The robot that it moves.
+        trust: Packages whose code may run.
+
+    Returns:
+        The teleoperator, and the keyboard if it is one. Its context `listening` reads the keys.
+    """
+    if config.type in LEADERS:
+        return _leader(config, config.type, config.port, config.id, "--teleop.port"), None
+    if (one := config.type.removeprefix("bi_")) in LEADERS:
+        name = config.id or config.type
+        return BimanualTeleoperator(
+            _leader(config, one, config.left_arm_port, f"{name}_left", "--teleop.left-arm-port"),
+            _leader(config, one, config.right_arm_port, f"{name}_right", "--teleop.right-arm-port")), None
+    limits = robot.limits
+    if config.type == "keyboard":
+        keys = JointKeyboard(n_joints=len(limits.low))
+        return VelocityTeleoperator(keys, _half(limits.max_velocity), limits.low, limits.high), keys
+    if config.type == "gamepad":
+        axes = tuple(range(min(len(limits.low), 6)))
+        pad = Gamepad(axes=axes, scale=tuple(1.0 if i % 2 == 0 else -1.0 for i in axes))
+        return VelocityTeleoperator(pad, _half(limits.max_velocity), limits.low, limits.high), None
+    return _from_factory(config.type, TELEOPERATORS, "--teleop", trust, {"port": config.port, "id": config.id}), None
+
+
+def _follower(config: RobotConfig, kind: str, port: str | None, name: str | None, option: str,
+              cameras: Mapping[str, Camera]) -> ServoFollower:
+    port = _required(port, option, "understudy robot find-port finds it")
+    calibration = _calibration(kind, port, name, config.calibration_dir, "robot")
+    return ServoFollower(ARM_TYPES[kind], port, calibration, cameras, config.disable_torque_on_disconnect,
+                         config.use_degrees)
+
+
+def _leader(config: TeleoperatorConfig, kind: str, port: str | None, name: str | None, option: str) -> ServoLeader:
+    port = _required(port, option, "understudy robot find-port finds it")
+    return ServoLeader(ARM_TYPES[kind], port, _calibration(kind, port, name, config.calibration_dir, "teleop"),
+                       config.use_degrees)
+
+
+def _calibration(kind: str, port: str, name: str | None, folder: Path | None, option: str) -> Calibration:
+    """The calibration of an arm.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = load_calibration(ARM_TYPES[kind], name, folder)
+    if found is None:
+        raise UserError(f"there is no calibration of the arm {name or kind!r}", where=kind,
+                        hint=f"understudy robot calibrate --{option} {kind} --{option}.port {port}"
+                             + (f" --{option}.id {name}" if name else ""))
+    return found
+
+
+def parse_cameras(text: str) -> dict[str, dict[str, Any]]:
+    """Parses cameras as LeRobot writes them, which is a part of YAML, or as JSON.
+
+    Args:
+        text: Such as "{front: {type: opencv, index_or_path: 0, width: 640, height: 480, fps: 30}}".
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    tokens = re.findall(r'"[^"]*"|\'[^\']*\'|[{}:,]|[^{}:,\s"\']+(?::(?=\S)[^{}:,\s]+)*', text)
+    try:
+        value = _mapping(tokens)
+        if tokens or not all(isinstance(v, dict) for v in value.values()):
+            raise ValueError
+    except (ValueError, IndexError):
+        raise ConfigError(f"{text!r} does not describe cameras", where="--robot.cameras",
+                          hint="such as '{front: {type: opencv, index_or_path: 0, width: 640, height: 480, fps: 30}}'"
+                          ) from None
+    return value
+
+
+def _mapping(tokens: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if tokens.pop(0) != "{":
+        raise ValueError
+    while tokens[0] != "}":
+        name = tokens.pop(0).strip("\"'")
+        if tokens.pop(0) != ":":
+            raise ValueError
+        found[name] = _mapping(tokens) if tokens[0] == "{" else _scalar(tokens.pop(0))
+        if tokens[0] == ",":
+            tokens.pop(0)
+    tokens.pop(0)
+    return found
+
+
+def _scalar(word: str) -> int | float | str:
+    if word in "{}:,":
+        raise ValueError
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word.strip("\"'")
+
+
+def _make_camera(name: str, settings: Mapping[str, Any], trust: Sequence[str]) -> Camera:
+    options = dict(settings)
+    kind = options.pop("type", "opencv")
+    if kind != "opencv":
+        return _from_factory(str(kind), ("opencv",), f"camera {name}", trust, options)
+    known = set(inspect.signature(OpenCVCamera).parameters) - {"clock"}
+    if "index_or_path" not in options or not options.keys() <= known:
+        raise ConfigError(f"the camera has the settings {', '.join(options) or 'none'}", where=f"camera {name}",
+                          hint=f"it needs index_or_path, and takes {', '.join(sorted(known))}")
+    return OpenCVCamera(**options)
+
+
+def _from_factory(name: str, known: Sequence[str], where: str, trust: Sequence[str], options: Mapping[str, Any]) -> Any:
+    """What a function of the user returns, called with those of the options that it takes."""
+    module, colon, function = name.partition(":")
+    if not colon:
+        near = difflib.get_close_matches(name, known, 1)
+        raise ConfigError(f"there is no {name!r}; there are {', '.join(known)}, and module:factory", where=where,
+                          hint=f"did you mean {near[0]}?" if near else "check the name")
+    package = module.split(".")[0]
+    if package not in trust:
+        raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=name,
+                            hint=f"add --trust {package} if you trust that code to run")
+    factory: Callable | None = getattr(import_module(module, name), function, None)
+    if factory is None or not callable(factory):
+        raise ConfigError(f"there is no function {function!r} in {module}", where=name,
+                          hint="name a function that returns the device")
+    takes = inspect.signature(factory).parameters
+    every = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    return factory(**{k: v for k, v in options.items() if every or k in takes})
+
+
+def _read_limits(path: Path) -> SafetyLimits:
+    limits = load(read_json(path))
+    if not isinstance(limits, SafetyLimits):
+        raise ConfigError(f"this describes {type(limits).__name__}, not SafetyLimits", where=path,
+                          hint="write it with understudy.config.dump")
+    return limits
+
+
+def _required(value: str | None, option: str, hint: str) -> str:
+    if value is None:
+        raise ConfigError("is missing", where=option, hint=hint)
+    return value
+
+
+def _per_joint(values: tuple[float, ...], size: int, name: str) -> tuple[float, ...]:
+    if len(values) not in (1, size):
+        raise ConfigError(f"has {len(values)} numbers, but the robot has {size} joints",
+                          where=f"--robot.{name.replace('_', '-')}", hint="give one number, or one per joint")
+    return values if len(values) == size else values * size
+
+
+def _half(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(v / 2 for v in values)

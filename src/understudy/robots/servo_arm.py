@@ -1,0 +1,535 @@
+"""Arms of servos: followers that act, and leaders that a person moves."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..core import ConfigError, Feature
+from .base import ConnectionLost, Robot, RobotError, Teleoperator
+from .calibration import Calibration, MotorCalibration, find_calibration, read_calibration
+from .cameras import Camera
+from .dynamixel import DynamixelMotorsBus
+from .feetech import FeetechMotorsBus
+from .motors_bus import Motor, MotorsBus
+from .safety import SafetyLimits
+
+JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+# Units of the load register for the largest torque; XL430 reports per mille, the others mA.
+_FULL_LOAD = {"sts3215": 1000, "sts3250": 1000, "xl430-w250": 1000, "xc430-w150": 1400, "xl330-m077": 1750,
+              "xl330-m288": 1750, "xm430-w350": 1193, "xm540-w270": 2047}
+_PWM_FULL = 885  # Goal_PWM of the X series at 100 %
+_MAX_VELOCITY = {"degrees": 120.0, "percent": 125.0, "signed_percent": 120.0}  # per second
+_MAX_RELATIVE_TARGET = {"degrees": 30.0, "percent": 50.0, "signed_percent": 30.0}
+_NO_ID = 255
+_MAX_SHADOW_STEPS = 57  # 5 degrees between the two servos of a joint
+_CONNECT_STEPS = 341  # steps/s: 30 deg/s, until `apply_limits` sets another limit
+
+
+@dataclass(frozen=True)
+class ServoArmType:
+    """A kind of arm.
+
+    Args:
+        name: Name, as LeRobot has it.
+        manufacturer: Of the servos: "feetech" or "dynamixel".
+        motors: The servos.
+        full_turn: Joints that turn without a stop. Calibration gives them a full turn.
+        inverted: Servos that turn the other way (Dynamixel's Drive_Mode).
+        shadows: Second servos of joints, by their name: the first servo of the joint, and the second one, which is
+            mounted the other way round and does what the first one is told (Dynamixel's Secondary_ID).
+        is_leader: Whether a person moves it.
+    """
+
+    name: str
+    manufacturer: str
+    motors: Mapping[str, Motor]
+    full_turn: tuple[str, ...] = ("wrist_roll",)
+    inverted: tuple[str, ...] = ()
+    shadows: Mapping[str, tuple[str, Motor]] = field(default_factory=dict)
+    is_leader: bool = False
+
+    @property
+    def servos(self) -> dict[str, Motor]:
+        """All servos, those of `shadows` included."""
+        return {**self.motors, **{name: motor for name, (_, motor) in self.shadows.items()}}
+
+    @property
+    def inverted_servos(self) -> tuple[str, ...]:
+        """Servos whose Drive_Mode is inverted: `inverted`, and second servos of joints that are not."""
+        return (*self.inverted, *(n for n, (first, _) in self.shadows.items() if first not in self.inverted))
+
+    def bus(self, port: str) -> MotorsBus:
+        """The bus of these servos, not yet connected."""
+        return (FeetechMotorsBus if self.manufacturer == "feetech" else DynamixelMotorsBus)(port, self.servos)
+
+
+def _arm(name: str, manufacturer: str, models: Sequence[str], **options) -> ServoArmType:
+    return ServoArmType(name, manufacturer, {
+        joint: Motor(i, model, "percent" if joint == "gripper" else "degrees")
+        for i, (joint, model) in enumerate(zip(JOINTS, models, strict=True), 1)},
+        is_leader=name.endswith("_leader"), **options)
+
+
+def _aloha_arm(name: str, models: Sequence[str], is_leader: bool) -> ServoArmType:
+    """ViperX 300 and WidowX 250: the shoulder and the elbow have two servos each."""
+    joints = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
+    return ServoArmType(name, "dynamixel", {
+        joint: Motor(number, model, "percent" if joint == "gripper" else "degrees")
+        for joint, number, model in zip(joints, (1, 2, 4, 6, 7, 8, 9), models, strict=True)},
+        full_turn=("forearm_roll", "wrist_rotate"), is_leader=is_leader,
+        shadows={f"{joint}_shadow": (joint, Motor(number, models[0]))
+                 for joint, number in (("shoulder", 3), ("elbow", 5))})
+
+
+_SO = ("sts3215",) * 6
+_KOCH = {"full_turn": ("shoulder_pan", "wrist_roll")}
+ARM_TYPES = {t.name: t for t in (
+    _arm("so100_follower", "feetech", _SO), _arm("so101_follower", "feetech", _SO),
+    _arm("so100_leader", "feetech", _SO), _arm("so101_leader", "feetech", _SO),
+    _arm("koch_follower", "dynamixel", ("xl430-w250",) * 2 + ("xl330-m288",) * 4, **_KOCH),
+    _arm("koch_leader", "dynamixel", ("xl330-m077",) * 6, **_KOCH, inverted=("elbow_flex",)),
+    _aloha_arm("viperx", ("xm540-w270",) * 5 + ("xm430-w350",) * 2, is_leader=False),
+    _aloha_arm("widowx", ("xm430-w350",) * 5 + ("xl430-w250", "xc430-w150"), is_leader=True),
+)}
+
+
+class ServoArm:
+    """What followers and leaders have in common: the bus, the calibration, and the units.
+
+    Args:
+        kind: The kind of arm.
+        port: Serial port.
+        calibration: Its calibration. None if there is none yet.
+        use_degrees: Units of the joints: degrees, or -100 to 100 over the calibrated range.
+    """
+
+    def __init__(self, kind: ServoArmType, port: str, calibration: Calibration | None, use_degrees: bool = True):
+        self.kind, self.calibration, self.bus = kind, calibration, kind.bus(port)
+        self.units = {n: m.range if use_degrees or m.range == "percent" else "signed_percent"
+                      for n, m in kind.motors.items()}
+
+    def connect(self) -> None:
+        """Opens the port, checks the servos, and writes the calibration into those that have another one.
+
+        Raises:
+            RobotError: There is no calibration, or a servo is of another kind.
+            ConnectionLost: A servo does not answer.
+        """
+        if self.calibration is None:
+            raise RobotError("the arm is not calibrated", where=f"{self.kind.name}, {self.bus.port_name}",
+                             hint="understudy robot calibrate")
+        self.bus.connect()
+        try:
+            self._write_calibration()
+        except BaseException:
+            self.bus.disconnect()
+            raise
+
+    def positions(self) -> np.ndarray:
+        """Measured positions in the units of the arm, (A,) float64."""
+        return self._to_units(self.read_positions())
+
+    def read_positions(self) -> dict[str, int]:
+        """Measured positions in steps."""
+        return {n: v[0] for n, v in self.bus.sync_read(["Present_Position"], list(self.kind.motors)).items()}
+
+    def set_torque(self, on: bool) -> None:
+        """Switches the torque of all servos."""
+        for name in self.kind.servos:
+            self.bus.write("Torque_Enable", name, int(on))
+
+    def stored_calibration(self) -> dict[str, MotorCalibration]:
+        """The calibration that the servos have now."""
+        found = {}
+        for name, motor in self.kind.servos.items():
+            offset, low, high = (self.bus.read(r, name) for r in (
+                "Homing_Offset", "Min_Position_Limit", "Max_Position_Limit"))
+            mode = self.bus.read("Drive_Mode", name) & 1 if self.kind.manufacturer == "dynamixel" else 0
+            found[name] = MotorCalibration(motor.id, mode, offset, low, high)
+        return found
+
+    def write_servo_calibration(self, calibration: Calibration) -> None:
+        """Writes offsets and ranges into the servos, whose torque is switched off for it."""
+        self.set_torque(False)
+        self.set_shadows(False)
+        for name, each in calibration.items():
+            if self.kind.manufacturer == "feetech":
+                self.bus.write("Lock", name, 0)
+            else:
+                self.bus.write("Drive_Mode", name, each.drive_mode)
+            self.bus.write("Homing_Offset", name, each.homing_offset)
+            self.bus.write("Min_Position_Limit", name, each.range_min)
+            self.bus.write("Max_Position_Limit", name, each.range_max)
+            if self.kind.manufacturer == "feetech":
+                self.bus.write("Lock", name, 1)
+
+    def set_shadows(self, on: bool) -> None:
+        """Lets second servos of joints do what the first ones are told, or not. Torque must be off.
+
+        Raises:
+            RobotError: The two servos of a joint do not show the same position. They would work against each other.
+        """
+        shadows = self.kind.shadows
+        for name, (first, _) in shadows.items():
+            self.bus.write("Secondary_ID", name, self.kind.motors[first].id if on else _NO_ID)
+        if not on or not shadows:
+            return
+        found = {n: v[0] for n, v in self.bus.sync_read(["Present_Position"]).items()}
+        for name, (first, _) in shadows.items():
+            if abs(gap := found[name] - found[first]) > _MAX_SHADOW_STEPS:
+                raise RobotError(f"{name} is {gap} steps away from {first}, although they move the same joint",
+                                 where=f"{self.kind.name}, {self.bus.port_name}",
+                                 hint="calibrate the arm again: understudy robot calibrate")
+
+    def _write_calibration(self) -> None:
+        assert self.calibration is not None
+        now = self.stored_calibration()
+        different = {n: c for n, c in self.calibration.items() if self._servo_values(c) != self._servo_values(now[n])}
+        if different:
+            self.write_servo_calibration(different)
+        if self.kind.shadows:
+            self.set_torque(False)
+            self.set_shadows(True)
+
+    def _to_units(self, steps: Mapping[str, int]) -> np.ndarray:
+        assert self.calibration is not None
+        return np.array([self._mirrored(n, self.calibration[n].to_unit(steps[n], unit, self.bus.resolution))
+                         for n, unit in self.units.items()])
+
+    def _to_steps(self, action: np.ndarray) -> dict[str, int]:
+        assert self.calibration is not None
+        return {n: self.calibration[n].to_steps(self._mirrored(n, float(v)), unit, self.bus.resolution)
+                for (n, unit), v in zip(self.units.items(), action, strict=True)}
+
+    def _mirrored(self, name: str, value: float) -> float:
+        """An inverted Feetech servo is mirrored here, as in LeRobot. Dynamixel servos invert themselves."""
+        assert self.calibration is not None
+        unit = self.units[name]
+        if self.kind.manufacturer == "dynamixel" or not self.calibration[name].drive_mode or unit == "degrees":
+            return value
+        return 100 - value if unit == "percent" else -value
+
+    def ranges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest positions of the calibration, in the units of the arm."""
+        assert self.calibration is not None
+        low, high = ({n: getattr(c, f"range_{end}") for n, c in self.calibration.items()} for end in ("min", "max"))
+        ends = self._to_units(low), self._to_units(high)
+        return np.minimum(*ends), np.maximum(*ends)
+
+    def steps_per_unit(self, name: str) -> float:
+        """Steps of a servo for one unit of its joint."""
+        assert self.calibration is not None
+        each = self.calibration[name]
+        width = {"degrees": 360 * (each.range_max - each.range_min) / (self.bus.resolution - 1), "percent": 100.0,
+                 "signed_percent": 200.0}[self.units[name]]
+        return (each.range_max - each.range_min) / width
+
+    def _servo_values(self, c: MotorCalibration) -> tuple[int, ...]:
+        mode = c.drive_mode if self.kind.manufacturer == "dynamixel" else 0
+        return mode, c.homing_offset, c.range_min, c.range_max
+
+
+class ServoFollower(Robot):
+    """An arm of servos that follows goals.
+
+    `observation.state` and `action` are the positions of the joints, in degrees around the middle of their calibrated
+    range, and of the gripper, in percent of its range (0 is closed). These are LeRobot's units.
+
+    Until `apply_limits` is called, the joints move with at most 30 deg/s.
+
+    Args:
+        kind: The kind of arm.
+        port: Serial port.
+        calibration: Its calibration.
+        cameras: Cameras by name. Their frames are the columns observation.images.NAME.
+        disable_torque_on_disconnect: Switch the torque off at the end. The arm then falls if it is not supported.
+        use_degrees: False for joints from -100 to 100 over their calibrated range.
+    """
+
+    def __init__(self, kind: ServoArmType, port: str, calibration: Calibration | None,
+                 cameras: Mapping[str, Camera] | None = None, disable_torque_on_disconnect: bool = True,
+                 use_degrees: bool = True):
+        self.name, self.arm = kind.name, ServoArm(kind, port, calibration, use_degrees)
+        self.cameras = dict(cameras or {})
+        self.disable_torque_on_disconnect = disable_torque_on_disconnect
+        names = tuple(f"{n}.pos" for n in kind.motors)
+        column = Feature("float32", (len(names),), names=names)
+        self.schema = {"observation.state": column, **{
+            f"observation.images.{n}": Feature("uint8", (c.height, c.width, 3), "image")
+            for n, c in self.cameras.items()}, "action": column}
+        self._load: np.ndarray | None = None
+        self._full_load = np.array([_FULL_LOAD[m.model] for m in kind.motors.values()], np.float64)
+        self._is_feetech = kind.manufacturer == "feetech"
+
+    def connect(self):
+        self.arm.connect()
+        opened = []
+        try:
+            self._configure()
+            for name, camera in self.cameras.items():
+                camera.connect()
+                opened.append(name)
+            self._enable_torque()
+        except BaseException:
+            for name in opened:
+                self.cameras[name].disconnect()
+            self.arm.bus.disconnect()
+            raise
+
+    def observe(self):
+        load = "Present_Load" if self._is_feetech else "Present_Current"
+        found = self.arm.bus.sync_read(["Present_Position", load], list(self.arm.kind.motors))
+        self._load = np.array([v[1] for v in found.values()]) / self._full_load
+        state = self.arm._to_units({n: v[0] for n, v in found.items()})
+        return {"observation.state": state.astype(np.float32),
+                **{f"observation.images.{n}": c.read() for n, c in self.cameras.items()}}
+
+    def send(self, action):
+        self.arm.bus.sync_write("Goal_Position", self.arm._to_steps(action))
+        return np.asarray(action, np.float32)
+
+    def stop(self):
+        present = self.arm.read_positions()
+        self.arm.bus.sync_write("Goal_Position", present)
+        return self.arm._to_units(present)
+
+    def disconnect(self):
+        bus = self.arm.bus
+        for name in self.arm.kind.servos if self.disable_torque_on_disconnect else ():
+            if not bus.is_connected:
+                break
+            try:
+                bus.write("Torque_Enable", name, 0)
+            except RobotError:
+                continue  # the next servo may still answer
+        bus.disconnect()
+        for camera in self.cameras.values():
+            camera.disconnect()
+
+    def load(self):
+        return self._load
+
+    def apply_limits(self, limits: SafetyLimits):
+        """Limits velocity and torque in the servos too, so that late goals that arrive together do no harm."""
+        for name, fastest in zip(self.arm.units, limits.max_velocity, strict=True):
+            self._set_velocity(name, fastest * self.arm.steps_per_unit(name))
+            if self._is_feetech:
+                self.arm.bus.write("Torque_Limit", name, round(1000 * min(limits.max_torque, 1.0)))
+            else:
+                self.arm.bus.write("Goal_PWM", name, round(_PWM_FULL * min(limits.max_torque, 1.0)))
+
+    def default_limits(self, **changes) -> SafetyLimits:
+        """Limits from the calibrated ranges: 120 deg/s, and the whole range of the gripper in 0.8 s.
+
+        Args:
+            changes: Other values of the fields of `SafetyLimits`.
+        """
+        (low, high), units = self.arm.ranges(), self.arm.units.values()
+        limits = SafetyLimits(tuple(low.tolist()), tuple(high.tolist()), tuple(_MAX_VELOCITY[u] for u in units),
+                              tuple(_MAX_RELATIVE_TARGET[u] for u in units))
+        return replace(limits, **changes)
+
+    def _set_velocity(self, name: str, steps: float) -> None:
+        """Limits the velocity of a servo (steps/s)."""
+        if self._is_feetech:
+            self.arm.bus.write("Goal_Velocity", name, max(1, min(math.floor(steps), 32767)))
+        else:
+            turns = steps / self.arm.bus.resolution * 60  # per minute, in units of 0.229
+            self.arm.bus.write("Profile_Velocity", name, max(1, min(math.floor(turns / 0.229), 32767)))
+
+    def _configure(self) -> None:
+        bus = self.arm.bus
+        self.arm.set_torque(False)
+        for name in self.arm.kind.motors:
+            if self._is_feetech:
+                bus.write("Lock", name, 0)
+            bus.write("Return_Delay_Time", name, 0)
+            if self._is_feetech:
+                for register, value in (("Operating_Mode", 0), ("P_Coefficient", 16), ("I_Coefficient", 0),
+                                        ("D_Coefficient", 32), ("Acceleration", 254)):
+                    bus.write(register, name, value)
+                if name == "gripper":  # it presses against objects for minutes
+                    for register, value in (("Max_Torque_Limit", 500), ("Protection_Current", 250),
+                                            ("Overload_Torque", 25)):
+                        bus.write(register, name, value)
+                bus.write("Lock", name, 1)
+            else:  # the gripper is limited by its current, and the other joints may pass the end of a turn
+                bus.write("Operating_Mode", name, 5 if name == "gripper" else 4)
+                if name == "elbow_flex":
+                    for register, value in (("Position_P_Gain", 1500), ("Position_I_Gain", 0),
+                                            ("Position_D_Gain", 600)):
+                        bus.write(register, name, value)
+
+    def _enable_torque(self) -> None:
+        """Switches the torque on, slowly, with the present pose as the goal."""
+        for name in self.arm.kind.motors:
+            self._set_velocity(name, _CONNECT_STEPS)
+        self.stop()
+        self.arm.set_torque(True)
+        if not self._is_feetech:
+            return
+        held = self.arm.bus.sync_read(["Goal_Position", "Present_Position"])
+        far = {n: g - p for n, (g, p) in held.items() if abs(g - p) > 0.02 * self.arm.bus.resolution}
+        if far:
+            self.arm.set_torque(False)
+            raise RobotError(f"{', '.join(far)} did not take the present pose as the goal", where=self.name,
+                             hint="connect again while the arm rests")
+
+
+class ServoLeader(Teleoperator):
+    """An arm of servos without torque that a person moves. Its joints are the action of a follower.
+
+    Args:
+        kind: The kind of arm.
+        port: Serial port.
+        calibration: Its calibration.
+        use_degrees: False for joints from -100 to 100 over their calibrated range.
+    """
+
+    def __init__(self, kind: ServoArmType, port: str, calibration: Calibration | None, use_degrees: bool = True):
+        self.name, self.arm = kind.name, ServoArm(kind, port, calibration, use_degrees)
+
+    def connect(self):
+        self.arm.connect()
+        self.arm.set_torque(False)
+
+    def read(self):
+        return self.arm.positions().astype(np.float32)
+
+    def disconnect(self):
+        self.arm.bus.disconnect()
+
+
+# -- setting up -----------------------------------------------------------------------------------------------------
+
+
+def set_up_motor(kind: ServoArmType, port: str, name: str, baudrates: Sequence[int] = (1_000_000, 57_600, 115_200)
+                 ) -> tuple[int, int]:
+    """Gives the only connected servo the id that it has in the arm, and the fastest usual baud rate.
+
+    Args:
+        kind: The kind of arm.
+        port: Serial port.
+        name: Name of the servo in the arm.
+        baudrates: Rates at which to look for it.
+
+    Returns:
+        The id and the baud rate that it had.
+
+    Raises:
+        RobotError: There is no servo, there are several, or it is of another model.
+    """
+    motor = kind.servos[name]
+    for rate in baudrates:
+        bus = kind.bus(port)
+        bus.baudrate, bus.motors, bus.reply_timeout = rate, {}, 0.01
+        bus.connect(check=False)
+        try:
+            if not (found := bus.scan()):
+                continue
+            if len(found) > 1:
+                raise RobotError(f"several servos answer: ids {', '.join(map(str, found))}", where=port,
+                                 hint=f"connect only the servo {name}, without the others behind it")
+            (number, _), = found.items()
+            bus.motors, bus.reply_timeout = {name: Motor(number, motor.model)}, 0.05
+            bus.check_motors()
+            bus.write("Torque_Enable", name, 0)
+            if kind.manufacturer == "feetech":
+                bus.write("Lock", name, 0)
+            bus.write("ID", name, motor.id)
+            bus.motors = {name: motor}
+            with suppress(ConnectionLost):  # its answer may already come at the new rate
+                bus.write("Baud_Rate", name, bus.baud_rate_code(1_000_000))
+            bus.disconnect()
+            time.sleep(0.05)
+            bus.baudrate = 1_000_000
+            bus.connect()
+            if kind.manufacturer == "feetech":
+                bus.write("Lock", name, 1)
+            return number, rate
+        finally:
+            bus.disconnect()
+    raise ConnectionLost("no servo answers at any baud rate", where=port,
+                         hint="check the power, and that the servo is connected to the controller")
+
+
+class Calibrator:
+    """Calibrates an arm in two steps: `set_middle`, and `update` while a person moves all joints.
+
+    Args:
+        kind: The kind of arm.
+        port: Serial port.
+    """
+
+    def __init__(self, kind: ServoArmType, port: str):
+        self.arm = ServoArm(kind, port, None)
+        self.offsets: dict[str, int] = {}
+        self.low: dict[str, int] = {}
+        self.high: dict[str, int] = {}
+
+    def connect(self) -> None:
+        self.arm.bus.connect()
+        self.arm.set_torque(False)
+
+    def disconnect(self) -> None:
+        self.arm.bus.disconnect()
+
+    def set_middle(self) -> None:
+        """Makes the present pose half a turn of every servo. The arm must be in the middle of its range."""
+        kind, bus = self.arm.kind, self.arm.bus
+        self.arm.set_shadows(False)
+        half = (bus.resolution - 1) // 2
+        for name in kind.servos:  # positions without an offset
+            if kind.manufacturer == "feetech":
+                bus.write("Lock", name, 0)
+                bus.write("Operating_Mode", name, 0)
+            else:
+                bus.write("Operating_Mode", name, 4)
+                bus.write("Drive_Mode", name, int(name in kind.inverted_servos))
+            bus.write("Homing_Offset", name, 0)
+            bus.write("Min_Position_Limit", name, 0)
+            bus.write("Max_Position_Limit", name, bus.resolution - 1)
+        sign = 1 if kind.manufacturer == "feetech" else -1  # Feetech subtracts the offset, Dynamixel adds it
+        for name, (steps,) in bus.sync_read(["Present_Position"]).items():
+            self.offsets[name] = sign * min(steps - half, half)  # Feetech's offset has 11 bits and a sign
+            bus.write("Homing_Offset", name, self.offsets[name])
+        self.low = {n: v[0] for n, v in bus.sync_read(["Present_Position"]).items()}
+        self.high = dict(self.low)
+
+    def update(self) -> dict[str, tuple[int, int, int]]:
+        """Reads all joints. Returns the lowest, the present and the highest position of each."""
+        found = {n: v[0] for n, v in self.arm.bus.sync_read(["Present_Position"]).items()}
+        for name, steps in found.items():
+            self.low[name], self.high[name] = min(self.low[name], steps), max(self.high[name], steps)
+        return {n: (self.low[n], steps, self.high[n]) for n, steps in found.items()}
+
+    def finish(self) -> dict[str, MotorCalibration]:
+        """Writes the ranges into the servos, and returns the calibration.
+
+        Raises:
+            ConfigError: A joint was not moved.
+        """
+        kind, last = self.arm.kind, self.arm.bus.resolution - 1
+        still = [n for n in kind.servos if n not in kind.full_turn and self.high[n] - self.low[n] < 100]
+        if still:
+            raise ConfigError(f"{', '.join(still)} moved by less than 9 degrees", where="calibration",
+                              hint="move every joint from one end of its range to the other")
+        found = {name: MotorCalibration(motor.id, int(name in kind.inverted_servos), self.offsets[name],
+                                        0 if name in kind.full_turn else self.low[name],
+                                        last if name in kind.full_turn else self.high[name])
+                 for name, motor in kind.servos.items()}
+        self.arm.write_servo_calibration(found)
+        return found
+
+
+def load_calibration(kind: ServoArmType, name: str | None, folder: Path | None = None) -> Calibration | None:
+    """The calibration of an arm with this id, if there is one."""
+    path = find_calibration(kind.name, name or kind.name, folder)
+    return None if path is None else read_calibration(path, {n: m.id for n, m in kind.servos.items()})

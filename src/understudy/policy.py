@@ -51,6 +51,7 @@ from .heads.base import DenoisingHead, Head, StepwiseHead, TargetNetworkHead
 from .nets.base import Encoder, Trunk, record_intermediate
 from .nets.encoders import TokenEncoder
 from .nets.mlp import MLP
+from .nets.pretrained import save_pretrained_files
 from .nets.vision import without_downloads
 
 
@@ -583,11 +584,15 @@ class Policy(CheckpointModule, StepwisePlanner):
     # -- on disk --------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str) -> None:
-        """Write policy.json, features.json, weights.safetensors and its checksum into a folder."""
+        """Write policy.json, features.json, weights.safetensors and its checksum into a folder.
+
+        The configuration and tokenizer of pretrained networks go into the folder `pretrained` in it.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "policy.json", config.dump(self.config))
         save_features(self.features, folder)
+        save_pretrained_files(self, folder)
         save_weights(self, folder)
 
     @staticmethod
@@ -618,7 +623,7 @@ class Policy(CheckpointModule, StepwisePlanner):
                             hint=_replacement_hint(folder))
         features = load_features(folder, _replacement_hint(folder))
         _check_columns((*policy_config.inputs, policy_config.target), features, str(folder / "features.json"))
-        with without_downloads():
+        with without_downloads(folder):
             policy = Policy(policy_config, features)
         load_weights(policy, folder, _replacement_hint(folder), "policy")
         return policy.eval().to(device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -16,7 +17,13 @@ from ..core import Schema
 
 
 class Augmentation(ABC):
-    """Config of an augmentation. Subclasses are frozen dataclasses."""
+    """Config of an augmentation. Subclasses are frozen dataclasses.
+
+    Attributes:
+        changes_images: Whether it changes the pixels of images.
+    """
+
+    changes_images: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, obs: Mapping[str, Tensor], rng: Generator) -> Mapping[str, Tensor]:
@@ -48,6 +55,8 @@ class ConditionDropout(Augmentation):
     key: str
     p: float = 0.1
 
+    changes_images: ClassVar[bool] = False  # only the masks
+
     def __call__(self, obs, rng):
         x = obs[self.key]
         keep = torch.rand(x.shape[0], 1, generator=rng, device=x.device) >= self.p
@@ -66,6 +75,8 @@ class GaussianNoise(Augmentation):
 
     key: str
     std: float | tuple[float, ...] = 0.01
+
+    changes_images: ClassVar[bool] = False
 
     def __call__(self, obs, rng):
         x = obs[self.key]

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ..core import Context, Feature, UserError
-from .base import Encoder, EncoderNet
+from .base import Encoder, EncoderNet, ImageFeatures
 from .linear import Linear
 from .text_encoder import ByteEncoder, TextEncoder
-from .vision import SmallConv, VisionEncoder, crop
+from .vision import FrozenVisionNet, SmallConv, VisionEncoder, crop
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class TokenEncoder(Encoder):
         text: Encoder of texts.
         named: Columns whose newest row is also given to the trunk by name, unchanged, as ``Context.named[name]``: the
             robot, for example, by which a trunk chooses among its parts.
+        cache_features: Compute the features of images once for the training data and keep them in the cache, instead
+            of once per batch. The policy is the same. This needs a frozen `vision`, and images that training does not
+            change: no crop and no augmentation of images.
     """
 
     width: int = 64
@@ -43,9 +47,20 @@ class TokenEncoder(Encoder):
     vision: VisionEncoder = field(default_factory=SmallConv)
     text: TextEncoder = field(default_factory=ByteEncoder)
     named: tuple[str, ...] = ()
+    cache_features: bool = False
 
     def build(self, features, n_obs_steps):
+        if self.cache_features and self.crop:
+            raise UserError(f"Random crops (crop={self.crop}) change the images at every update, so their features "
+                            "cannot be cached.", where="TokenEncoder.cache_features",
+                            hint="Use crop=0, or cache_features=False.")
         return _TokenEncoderNet(self, features, n_obs_steps)
+
+    def check_policy(self, codec, augmentations):
+        if self.cache_features and (changes := [a for a in augmentations if a.changes_images]):
+            raise UserError(f"{type(changes[0]).__name__} changes the images at every update, so their features "
+                            "cannot be cached.", where="TokenEncoder.cache_features",
+                            hint="Leave the augmentation out, or use cache_features=False.")
 
 
 class _TokenEncoderNet(EncoderNet):
@@ -61,11 +76,16 @@ class _TokenEncoderNet(EncoderNet):
             if name not in features:
                 raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(features)}.",
                                 where="TokenEncoder.named", hint="Name one of the policy's inputs.")
-        self.names, self.named = tuple(features), config.named
+        self.names, self.named, self.caches = tuple(features), config.named, config.cache_features
         maps: list[Any] = [kinds[f.kind](f, config, name, config.width) for name, f in features.items()]
         self.maps = nn.ModuleList(maps)
         self.token_obs_steps = tuple(step for m in maps for step in range(n_obs_steps) for _ in range(m.tokens))
         self.tokens, self.width = len(self.token_obs_steps), config.width
+
+    @property
+    def cached_features(self):
+        return {name: m for name, m in zip(self.names, self.maps, strict=True)
+                if self.caches and isinstance(m, _ImageTokens)}
 
     def forward(self, obs, rng=None):
         tokens, masks = [], []
@@ -135,7 +155,7 @@ class _TextTokens(nn.Module):
         return self.body(x.flatten(1)).unsqueeze(1)
 
 
-class _ImageTokens(nn.Module):
+class _ImageTokens(nn.Module, ImageFeatures):
     def __init__(self, feature, config, name, width):
         super().__init__()
         h, w, channels = feature.shape
@@ -146,9 +166,31 @@ class _ImageTokens(nn.Module):
                             hint="Use a smaller crop.")
         self.body = config.vision.build((h - 2 * config.crop, w - 2 * config.crop, channels), width)
         self.tokens = self.body.tokens
+        if getattr(config, "cache_features", False) and not isinstance(self.body, FrozenVisionNet):
+            raise UserError(f"{type(config.vision).__name__} is trained with the policy, so its features change and "
+                            "cannot be cached.", where="TokenEncoder.cache_features",
+                            hint="Use a frozen network, such as TransformersVision(..., frozen=True).")
 
     def forward(self, x, rng):
+        if x.ndim == 3:  # the features, computed before
+            return self._frozen.project(x)
         return self.body(crop(x.permute(0, 3, 1, 2), self.crop, rng).float() / 255)
+
+    @property
+    def _frozen(self) -> FrozenVisionNet:
+        assert isinstance(self.body, FrozenVisionNet)  # others are refused where they are built
+        return self.body
+
+    @property
+    def feature_shape(self):
+        return self.body.tokens, self._frozen.size
+
+    def features(self, images):
+        device = next((t.device for t in chain(self.body.parameters(), self.body.buffers())), images.device)
+        return self._frozen.features(images.to(device).permute(0, 3, 1, 2).float() / 255)
+
+    def digest(self):
+        return self._frozen.digest()
 
 
 def num_classes_of(feature: Feature, name: str) -> tuple[int, ...]:

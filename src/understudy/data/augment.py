@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from ..core import Schema
+from ..core import Schema, UserError
 
 
 class Augmentation(ABC):
@@ -109,6 +109,41 @@ class ColorJitter(Augmentation):
         x = _scale_around(x, _grayscale(x).mean((2, 3), keepdim=True), 1 + self.contrast * draw[1])
         x = _scale_around(x, _grayscale(x), 1 + self.saturation * draw[2])
         return {**obs, self.key: x.round().to(image.dtype)}
+
+
+@dataclass(frozen=True)
+class RandomShift(Augmentation):
+    """Shifts images by up to some pixels in each direction. Pixels at the border are repeated where nothing is known.
+
+    The shift is drawn once per window, the same for all of its frames, as DrQ does with stacked frames. It is padding
+    by `pixels` and a random crop to the old size. Unlike `TokenEncoder.crop`, it keeps the size of the images, so it
+    needs no center crop when acting.
+
+    Args:
+        key: The column of images.
+        pixels: Largest shift. DrQ uses 4 for images of 84 x 84 pixels.
+
+    References:
+        Kostrikov et al. (2020), Image Augmentation Is All You Need: Regularizing Deep Reinforcement Learning from
+        Pixels, arXiv:2004.13649 (DrQ).
+    """
+
+    key: str
+    pixels: int = 4
+
+    def __post_init__(self):
+        if self.pixels < 1:
+            raise UserError(f"The largest shift must be at least 1 pixel, and it is {self.pixels}.",
+                            where="RandomShift.pixels", hint="Leave the augmentation out for no shift.")
+
+    def __call__(self, obs, rng):
+        image = obs[self.key]  # (B, To, h, w, C)
+        n, _, h, w, _ = image.shape
+        down, right = torch.randint(-self.pixels, self.pixels + 1, (2, n, 1), generator=rng, device=image.device)
+        row = (torch.arange(h, device=image.device) + down).clamp(0, h - 1)[:, :, None]  # (B, h, 1)
+        column = (torch.arange(w, device=image.device) + right).clamp(0, w - 1)[:, None]  # (B, 1, w)
+        window = torch.arange(n, device=image.device)[:, None, None]
+        return {**obs, self.key: image.transpose(1, 3).transpose(1, 2)[window, row, column].movedim(3, 1)}
 
 
 def camera_jitter(features: Schema | None) -> tuple[ColorJitter, ...]:

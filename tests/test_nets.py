@@ -16,6 +16,7 @@ from torch import nn
 
 from understudy import config
 from understudy.core import Context, Feature, HeadSpec, Unsupported, UserError
+from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.base import check_trunk_times
@@ -30,6 +31,7 @@ from understudy.nets.feed_forward import FeedForward
 from understudy.nets.fourier import FourierFeatures
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
+from understudy.nets.point_cloud import PointNet
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.text_encoder import ByteEncoder
 from understudy.nets.transformer import Transformer, scaled_dot_product
@@ -70,6 +72,7 @@ ENCODERS = {
     "tokens": (SMALL, FEATURES),
     "resnet": (TokenEncoder(8, 2, ResNet18(keypoints=4)), FEATURES),
     "grid": (TokenEncoder(8, 2, ResNet18(pool="grid")), FEATURES),
+    "points": (TokenEncoder(8, point_clouds=("observation.arms",), points=PointNet((8, 8))), PLAIN),
     "flat": (ConcatEncoder(), PLAIN),
     "flat_seen": (ConcatEncoder(SmallConv((8, 8), 4), 4), SEEN),
     "act": (ACTEncoder(8), SENSED), "diffusion_policy": (DiffusionPolicyEncoder((32, 36), keypoints=4), SENSED),
@@ -858,6 +861,39 @@ def test_a_checkpoint_needs_no_pretrained_file(pretrained, tmp_path):
     again = Policy.load(tmp_path / "run")
     noise = torch.zeros(2, *policy.noise_shape)
     assert torch.equal(again.plan(obs, noise), policy.plan(obs, noise))
+
+
+# -- points ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels, parameters", [(3, 59_072), (6, 207_232)])
+def test_a_point_cloud_is_a_set_and_the_network_is_that_of_dp3(channels, parameters):
+    """A token does not depend on the order of the points, nor on how often a point is there."""
+    name = "observation.points"
+    enc = seeded(lambda: TokenEncoder(64, point_clouds=(name,)).build({name: Feature("float32", (32, channels))}, 2))
+    assert sum(p.numel() for p in enc.parameters()) == parameters
+    x = torch.randn(5, 2, 32, channels, generator=rng())
+    token = enc({name: x}).tokens
+    order = torch.randperm(32, generator=rng(1))
+    assert token.shape == (5, 2, 64)
+    torch.testing.assert_close(enc({name: x[:, :, order]}).tokens, token)
+    torch.testing.assert_close(enc({name: torch.cat([x[:, :, 5:], x[:, :, 5:10]], 2)}).tokens,
+                               enc({name: torch.cat([x[:, :, 5:], x[:, :, 9:14]], 2)}).tokens)
+    assert not torch.allclose(enc({name: x[:, :, [0] * 32]}).tokens, token)
+
+
+def test_a_codec_that_scales_points_one_by_one_is_refused():
+    name = "observation.points"
+    features = {name: Feature("float32", (8, 3)), "action": Feature("float32", (2,))}
+    encoder = TokenEncoder(8, point_clouds=(name,))
+    Policy(PolicyConfig(Regression(), encoder=encoder, codec=Normalizer(unscaled=(name,))), features)
+    Policy(PolicyConfig(Regression(), encoder=encoder, codec=Normalizer(obs="identity")), features)
+    with pytest.raises(UserError, match=r"Normalizer\(unscaled=\('observation.points',\)\)"):
+        Policy(PolicyConfig(Regression(), encoder=encoder), features)
+    with pytest.raises(UserError, match="point_clouds: The policy does not read a column 'points'"):
+        TokenEncoder(8, point_clouds=("points",)).build(features, 1)
+    with pytest.raises(UserError, match=r"column 'action': A point cloud has the shape \(points, 3\)"):
+        TokenEncoder(8, point_clouds=("action",)).build(features, 1)
 
 
 # -- words ----------------------------------------------------------------------------------------------------------

@@ -15,8 +15,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..core import Context, Feature, UserError
+from ..data.codec import Normalizer
 from .base import Encoder, EncoderNet, ImageFeatures
 from .linear import Linear
+from .point_cloud import PointEncoder, PointNet, check_point_cloud
 from .text_encoder import ByteEncoder, TextEncoder
 from .vision import FrozenVisionNet, SmallConv, VisionEncoder, crop
 
@@ -25,9 +27,9 @@ from .vision import FrozenVisionNet, SmallConv, VisionEncoder, crop
 class TokenEncoder(Encoder):
     """Tokens for each column and observation step.
 
-    A vector gives one token (a linear map), a class column one (the sum of an embedding per component), a text one, and
-    an image as many as `vision` makes. Tokens are ordered by column, then by observation step. Where ``"name?"`` is
-    False, the tokens of `name` are masked.
+    A vector gives one token (a linear map), a point cloud one, a class column one (the sum of an embedding per
+    component), a text one, and an image as many as `vision` makes. Tokens are ordered by column, then by observation
+    step. Where ``"name?"`` is False, the tokens of `name` are masked.
 
     Args:
         width: Width of the tokens.
@@ -40,6 +42,9 @@ class TokenEncoder(Encoder):
         cache_features: Compute the features of images once for the training data and keep them in the cache, instead
             of once per batch. The policy is the same. This needs a frozen `vision`, and images that training does not
             change: no crop and no augmentation of images.
+        point_clouds: Columns of shape (points, channels) that are sets of points. Each gives one token. The codec must
+            leave them as they are, because each point has its own statistics: ``Normalizer(unscaled=...)``.
+        points: Encoder of point clouds.
     """
 
     width: int = 64
@@ -48,6 +53,8 @@ class TokenEncoder(Encoder):
     text: TextEncoder = field(default_factory=ByteEncoder)
     named: tuple[str, ...] = ()
     cache_features: bool = False
+    point_clouds: tuple[str, ...] = ()
+    points: PointEncoder = field(default_factory=PointNet)
 
     def build(self, features, n_obs_steps):
         if self.cache_features and self.crop:
@@ -57,6 +64,11 @@ class TokenEncoder(Encoder):
         return _TokenEncoderNet(self, features, n_obs_steps)
 
     def check_policy(self, codec, augmentations):
+        scales = isinstance(codec, Normalizer) and codec.obs != "identity"
+        if scaled := [name for name in self.point_clouds if scales and name not in codec.unscaled]:
+            raise UserError(f"The codec would scale each point of {scaled[0]!r} by its own statistics, so that the "
+                            "order of the points would matter.", where="TokenEncoder.point_clouds",
+                            hint=f"Use the codec Normalizer(unscaled=({scaled[0]!r},)).")
         if self.cache_features and (changes := [a for a in augmentations if a.changes_images]):
             raise UserError(f"{type(changes[0]).__name__} changes the images at every update, so their features "
                             "cannot be cached.", where="TokenEncoder.cache_features",
@@ -72,12 +84,14 @@ class _TokenEncoderNet(EncoderNet):
                 raise UserError(f"TokenEncoder cannot read a column of kind {f.kind!r}.", where=f"column {name!r}",
                                 hint="Convert it (the relabeling TaskText turns the words of the task into bytes), or "
                                      "leave it out of inputs.")
-        for name in config.named:
-            if name not in features:
-                raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(features)}.",
-                                where="TokenEncoder.named", hint="Name one of the policy's inputs.")
+        for field_name in ("named", "point_clouds"):
+            for name in getattr(config, field_name):
+                if name not in features:
+                    raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(features)}.",
+                                    where=f"TokenEncoder.{field_name}", hint="Name one of the policy's inputs.")
         self.names, self.named, self.caches = tuple(features), config.named, config.cache_features
-        maps: list[Any] = [kinds[f.kind](f, config, name, config.width) for name, f in features.items()]
+        maps: list[Any] = [(_PointTokens if name in config.point_clouds else kinds[f.kind])(
+            f, config, name, config.width) for name, f in features.items()]
         self.maps = nn.ModuleList(maps)
         self.token_obs_steps = tuple(step for m in maps for step in range(n_obs_steps) for _ in range(m.tokens))
         self.tokens, self.width = len(self.token_obs_steps), config.width
@@ -122,6 +136,18 @@ class _VectorTokens(Linear):
 
     def forward(self, x: Tensor, rng: Generator | None = None) -> Tensor:
         return super().forward(x.unsqueeze(-1).flatten(1).float()).unsqueeze(1)
+
+
+class _PointTokens(nn.Module):
+    tokens = 1
+
+    def __init__(self, feature, config, name, width):
+        super().__init__()
+        check_point_cloud(feature.shape, name)
+        self.body = config.points.build(feature.shape[1], width)
+
+    def forward(self, x, rng):
+        return self.body(x.float()).unsqueeze(1)
 
 
 class _ClassTokens(nn.Module):

@@ -31,8 +31,9 @@ class PointEncoder(ABC):
 class PointNet(PointEncoder):
     """The encoder of 3D Diffusion Policy: an MLP for each point, and the maximum of each feature over the points.
 
-    Each linear layer is followed by LayerNorm and ReLU. After the maximum, a linear layer with LayerNorm gives the
-    token. Points that are repeated to fill a cloud of fixed size change nothing.
+    Each linear layer of the MLP is followed by LayerNorm and ReLU. With colors there is one more linear layer, twice
+    as wide as the last. After the maximum, a linear layer with LayerNorm gives the token. Points that are repeated to
+    fill a cloud of fixed size change nothing.
 
     Args:
         widths: Widths of the layers of the MLP.
@@ -54,9 +55,13 @@ class _PointNet(nn.Module):
     def __init__(self, config, channels, width):
         super().__init__()
         sizes = (channels, *config.widths)
-        self.body = nn.Sequential(*(part for a, b in zip(sizes, sizes[1:], strict=False)
-                                    for part in (Linear(a, b), nn.LayerNorm(b), nn.ReLU())))
-        self.leave = nn.Sequential(Linear(sizes[-1], width), nn.LayerNorm(width))
+        layers = [part for a, b in zip(sizes, sizes[1:], strict=False)
+                  for part in (Linear(a, b), nn.LayerNorm(b), nn.ReLU())]
+        size = sizes[-1]
+        if channels > 3:
+            layers, size = [*layers, Linear(size, 2 * size)], 2 * size
+        self.body = nn.Sequential(*layers)
+        self.leave = nn.Sequential(Linear(size, width), nn.LayerNorm(width))
 
     def forward(self, points: Tensor) -> Tensor:
         return self.leave(self.body(points).amax(1))

@@ -31,8 +31,10 @@ from understudy.nets.feed_forward import FeedForward
 from understudy.nets.fourier import FourierFeatures
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
+from understudy.nets.mlp_mixer import MLPMixer
 from understudy.nets.point_cloud import PointNet
 from understudy.nets.recurrent import RecurrentEncoder
+from understudy.nets.sizes import TRUNK_SIZES, sized_trunk
 from understudy.nets.text_encoder import ByteEncoder
 from understudy.nets.transformer import Transformer, scaled_dot_product
 from understudy.nets.unet import UNet
@@ -48,14 +50,14 @@ from understudy.nets.vision import (
 from understudy.policy import Policy, PolicyConfig
 
 TRUNKS = {
-    "mlp": MLP(32, 2), "plain": FeedForward((32, 16), "gelu"),
+    "mlp": MLP(32, 2), "mixer": MLPMixer(16, 2), "plain": FeedForward((32, 16), "gelu"),
     "unet": UNet((16, 32), 3, 4, 8), "unet5": UNet((8, 16, 24), 5, 4, 8),
     "cross": Transformer(16, 2, 2), "joint": Transformer(16, 2, 2, "joint"),
     "act": Transformer(16, 1, 2, encoder_depth=2), "joint_act": Transformer(16, 1, 2, "joint", encoder_depth=1),
     "block_causal": Transformer(16, 2, 2, "block_causal", encoder_depth=1), "lstm": LSTM(16, 2),
     "causal": Transformer(16, 2, 2, causal=True), "joint_causal": Transformer(16, 2, 2, "joint", causal=True),
 }
-PRIMING = [name for name in TRUNKS if name not in ("plain", "lstm")]  # the others cache what depends on the context
+PRIMING = [name for name in TRUNKS if name not in ("plain", "mixer", "lstm")]  # those that cache the context's part
 FEATURES = {
     "observation.state": Feature("float32", (3,)), "observation.arms": Feature("float32", (2, 2)),
     "observation.last": Feature("int64", (), "discrete", num_classes=(5,)),
@@ -861,6 +863,45 @@ def test_a_checkpoint_needs_no_pretrained_file(pretrained, tmp_path):
     again = Policy.load(tmp_path / "run")
     noise = torch.zeros(2, *policy.noise_shape)
     assert torch.equal(again.plan(obs, noise), policy.plan(obs, noise))
+
+
+# -- sizes ----------------------------------------------------------------------------------------------------------
+
+
+def parameters_on_meta(trunk, horizon=16, tokens=4, width=64):
+    spec = HeadSpec(horizon, tokens, width, token_obs_steps=tuple(range(tokens)), action_start=tokens - 1)
+    with torch.device("meta"):
+        return trunk.build(8, 8, 1, spec)
+
+
+def test_a_mixer_layer_has_the_size_of_the_paper():
+    """Mixer-B/16 has 59.88 million parameters: 12 layers over 196 patches, patches of 16 x 16 x 3, 1000 classes.
+
+    It also has a bias for each patch of each layer, which its LayerNorms ignore, and which is left out here.
+    """
+    layers = parameters_on_meta(sized_trunk("mlp_mixer", "base"), horizon=192, tokens=4).layers
+    stem, norm, classes = 16 * 16 * 3 * 768 + 768, 2 * 768, 768 * 1000 + 1000
+    assert sum(p.numel() for p in layers.parameters()) + 12 * 196 + stem + norm + classes == 59_880_472
+
+
+@pytest.mark.parametrize("kind", TRUNK_SIZES)
+def test_sizes_grow_and_can_be_built(kind):
+    counts = [sum(p.numel() for p in parameters_on_meta(sized_trunk(kind, size)).parameters())
+              for size in ("small", "base", "large")]
+    assert counts[0] < counts[1] / 2 < counts[2] / 4
+    with pytest.raises(UserError, match="no size 'huge'"):
+        sized_trunk(kind, "huge")
+    with pytest.raises(UserError, match="no kind 'cnn'"):
+        sized_trunk("cnn")
+
+
+def test_the_mixer_reads_absent_tokens_as_zeros_and_no_head_that_needs_causality():
+    net, (x, t, context) = built(TRUNKS["mixer"]), arguments()
+    empty = Context(torch.full_like(context.tokens, math.nan).nan_to_num(7.0), torch.zeros_like(context.mask))
+    other = Context(context.tokens, torch.zeros_like(context.mask))
+    assert torch.equal(net(x, t, empty), net(x, t, other))
+    with pytest.raises(Unsupported, match="causal"):
+        TRUNKS["mixer"].build(3, 5, 1, HeadSpec(6, 4, 7, causal=True))
 
 
 # -- points ---------------------------------------------------------------------------------------------------------

@@ -198,6 +198,18 @@ def test_a_checkpoint_needs_no_pretrained_folder(saved, tmp_path, kind):
                                atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=needs_transformers) for k in ("dinov2", "clip", "siglip")]
+                         + [pytest.param("timm_vit", marks=needs_timm)])
+def test_an_exported_policy_plans_alike(saved, tmp_path, kind):
+    pytest.importorskip("onnxscript", reason="extra onnx not installed")
+    pytest.importorskip("onnxruntime", reason="extra onnx not installed")
+    from understudy.deploy.onnx import export
+
+    config = (TimmVision if kind.startswith("timm") else TransformersVision)(str(saved(kind)[0]), "patches")
+    assert export(trained(config, 1).eval(), tmp_path / "policy.onnx") < 1e-4  # it also compares the plans
+
+
 @needs_transformers
 def test_what_is_missing_is_named(saved, tmp_path):
     def build(**options):

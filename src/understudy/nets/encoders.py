@@ -93,6 +93,10 @@ class _TokenEncoderNet(EncoderNet):
         maps: list[Any] = [(_PointTokens if name in config.point_clouds else kinds[f.kind])(
             f, config, name, config.width) for name, f in features.items()]
         self.maps = nn.ModuleList(maps)
+        if self.caches and any(isinstance(m, _ImageTokens) and not isinstance(m.body, FrozenVisionNet) for m in maps):
+            raise UserError(f"{type(config.vision).__name__} is trained with the policy, so its features change and "
+                            "cannot be cached.", where="TokenEncoder.cache_features",
+                            hint="Use a frozen network, such as TransformersVision(..., frozen=True).")
         self.token_obs_steps = tuple(step for m in maps for step in range(n_obs_steps) for _ in range(m.tokens))
         self.tokens, self.width = len(self.token_obs_steps), config.width
 
@@ -192,10 +196,6 @@ class _ImageTokens(nn.Module, ImageFeatures):
                             hint="Use a smaller crop.")
         self.body = config.vision.build((h - 2 * config.crop, w - 2 * config.crop, channels), width)
         self.tokens = self.body.tokens
-        if getattr(config, "cache_features", False) and not isinstance(self.body, FrozenVisionNet):
-            raise UserError(f"{type(config.vision).__name__} is trained with the policy, so its features change and "
-                            "cannot be cached.", where="TokenEncoder.cache_features",
-                            hint="Use a frozen network, such as TransformersVision(..., frozen=True).")
 
     def forward(self, x, rng):
         if x.ndim == 3:  # the features, computed before

@@ -59,7 +59,7 @@ def _images_digest(data: Dataset, name: str) -> str:
 
 
 class _FeatureSource(ColumnSource):
-    """Another data set, of which some columns are replaced."""
+    """Another data set. Some of its columns are replaced."""
 
     def __init__(self, data: Dataset, arrays: Mapping[str, np.ndarray]):
         self._data, self._arrays = data, arrays

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from ..checkpoint import FromStage
-from ..core import Schema, role
+from ..core import Schema
 from ..data.augment import ConditionDropout
 from ..data.codec import Normalizer
 from ..data.relabel import LastAction
@@ -35,6 +35,7 @@ from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import TokenEncoder
 from ..nets.mixture_of_experts import MoEFeedForward
 from ..nets.mlp import MLP
+from ..nets.point_cloud import point_cloud_columns
 from ..nets.transformer import Transformer
 from ..nets.unet import UNet
 from ..policy import ClassifierFreeGuidance, PolicyConfig
@@ -74,8 +75,7 @@ def dp3(features: Schema | None = None, n_obs_steps: int = 2, horizon: int = 4, 
         horizon: Number of actions in a chunk.
         n_action_steps: Number of actions that are executed before the next plan.
     """
-    clouds = tuple(name for name, f in (features or {}).items() if role(name) == "observation" and f.kind == "vector"
-                   and len(f.shape) == 2 and f.shape[1] in (3, 6))
+    clouds = point_cloud_columns(features)
     policy = PolicyConfig(
         Diffusion(prediction="sample"), UNet((128, 256, 384)), TokenEncoder(point_clouds=clouds),
         Normalizer(obs="minmax", unscaled=clouds), Window(n_obs_steps, horizon, action_offset=1 - n_obs_steps))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..core import UserError
+from ..core import Schema, UserError, role
 from .linear import Linear
 
 
@@ -65,6 +65,16 @@ class _PointNet(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         return self.leave(self.body(points).amax(1))
+
+
+def point_cloud_columns(features: Schema | None) -> tuple[str, ...]:
+    """Return the observations that have the shape of point clouds: (points, 3) or (points, 6).
+
+    Args:
+        features: The columns of the data. None if they are not known yet.
+    """
+    return tuple(name for name, f in (features or {}).items() if role(name) == "observation" and f.kind == "vector"
+                 and len(f.shape) == 2 and f.shape[1] in (3, 6))
 
 
 def check_point_cloud(shape: tuple[int, ...], name: str) -> None:

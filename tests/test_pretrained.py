@@ -241,6 +241,27 @@ def test_what_is_missing_is_named(saved, tmp_path):
         TransformersVision("hf://dinov2").build((16, 16, 3))
 
 
+@needs_transformers
+def test_weights_that_are_missing_are_not_replaced_by_random_ones(saved, tmp_path):
+    from safetensors.torch import load_file, save_file
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16,
+                       patch_size=4)
+    ViTModel(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if not k.startswith("pooler.")}  # as in the ViT of DINO
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    assert TransformersVision(str(tmp_path), "patches").build((16, 16, 3)).tokens == 16
+    with pytest.raises(UserError, match="lack 2 tensors of the network, such as pooler.dense.bias"):
+        TransformersVision(str(tmp_path)).build((16, 16, 3))
+    save_file({k: v for k, v in kept.items() if "layernorm.weight" not in k}, tmp_path / "model.safetensors",
+              {"format": "pt"})
+    with pytest.raises(UserError, match="lack 1 tensors of the network, such as layernorm.weight"):
+        TransformersVision(str(tmp_path), "patches").build((16, 16, 3))
+
+
 @pytest.mark.parametrize("config", [TransformersVision("x"), TimmVision("x")])
 def test_a_missing_extra_is_named(monkeypatch, config):
     package = "timm" if isinstance(config, TimmVision) else "transformers"

@@ -153,6 +153,11 @@ def test_what_cannot_be_read_is_named(saved, tmp_path):
     (tmp_path / "w/modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense", "path": ""}]))
     with pytest.raises(Unsupported, match="with a module Dense"):
         text.build(8)
+    config = json.loads((tmp_path / "w/config.json").read_text())
+    (tmp_path / "w/config.json").write_text(json.dumps({**config, "is_encoder_decoder": True}))
+    with pytest.raises(Unsupported, match="with a decoder"):
+        text.build(8)
+    (tmp_path / "w/config.json").write_text(json.dumps(config))
     (tmp_path / "w/tokenizer.json").unlink()
     with pytest.raises(UserError, match="cannot be read"):
         text.build(8)

@@ -128,13 +128,17 @@ def import_extra(package: str, extra: str, purpose: str) -> ModuleType:
                         hint=f"pip install 'understudy[{extra}]'") from None
 
 
-def transformers_model(auto, files: PretrainedFiles, architecture) -> nn.Module:
+def transformers_model(auto, files: PretrainedFiles, architecture, unused: tuple[str, ...] = ()) -> nn.Module:
     """Return a network of transformers with its weights, or with random ones if a checkpoint supplies them.
 
     Args:
         auto: The class that chooses the network, such as ``transformers.AutoModel``.
         files: The files of the network.
         architecture: Its configuration.
+        unused: Beginnings of the names of weights that may be missing, because nothing reads what they compute.
+
+    Raises:
+        UserError: The files lack weights of the network, which the library would replace by random ones.
     """
     if given_weights() is not None:
         return auto.from_config(architecture, dtype=torch.float32)
@@ -142,10 +146,16 @@ def transformers_model(auto, files: PretrainedFiles, architecture) -> nn.Module:
     has_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return auto.from_pretrained(files.folder, config=architecture, use_safetensors=True, dtype=torch.float32)
+        model, found = auto.from_pretrained(files.folder, config=architecture, use_safetensors=True,
+                                            dtype=torch.float32, output_loading_info=True)
     finally:
         if has_bar:
             logging.enable_progress_bar()
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith(unused)):
+        raise UserError(f"The weights lack {len(missing)} tensors of the network, such as {missing[0]}.",
+                        where=files.weights, hint='If they are of its pooler, use pool="patches". Otherwise name a '
+                                                  "network whose files are complete.")
+    return model
 
 
 def load_pretrained(build: Callable[[], T], weights: str, where: str) -> T:

@@ -61,8 +61,12 @@ class _TransformersTextNet(PretrainedNet):
         def read():
             architecture = transformers.AutoConfig.from_pretrained(files.folder)
             part = getattr(architecture, "text_config", architecture)
+            if getattr(part, "is_encoder_decoder", False):
+                raise Unsupported(f"Networks with a decoder ({part.model_type}) cannot be read.",
+                                  where=f"{where}, {config.weights}", hint="Use an encoder of texts, such as "
+                                  "sentence-transformers/all-MiniLM-L6-v2 or the CLIP text encoder.")
             tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder)
-            model = transformers_model(transformers.AutoModel, files, part)
+            model = transformers_model(transformers.AutoModel, files, part, ("pooler.", "text_model.head."))
             return part is not architecture, tokenizer, getattr(model, "text_model", model)
         has_images, self.tokenizer, model = load_pretrained(read, config.weights, where)
         self.model = model.requires_grad_(False).eval()

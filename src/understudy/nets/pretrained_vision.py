@@ -131,7 +131,8 @@ class _TransformersBody(_PretrainedBody):
         known = (files.json("preprocessor_config.json")
                  or (files.json("processor_config.json") or {}).get("image_processor"))
         preprocessing = _transformers_preprocessing(known, architecture, config)
-        model = load_pretrained(lambda: transformers_model(transformers.AutoModel, files, architecture),
+        unused = () if config.pool == "pooled" else ("pooler.", "head.", "vision_model.head.")
+        model = load_pretrained(lambda: transformers_model(transformers.AutoModel, files, architecture, unused),
                                 config.weights, where)
         super().__init__(files, preprocessing, config.pool, model)
         trained_size = _pair(getattr(architecture, "image_size", None) or preprocessing.size)

@@ -13,7 +13,7 @@ from scipy import stats
 from understudy import config
 from understudy.core import Feature, UserError
 from understudy.data import relabel
-from understudy.data.augment import ColorJitter, ConditionDropout, GaussianNoise
+from understudy.data.augment import ColorJitter, ConditionDropout, GaussianNoise, RandomShift
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.packed_columns import PackedColumns
@@ -53,10 +53,10 @@ def test_noise_is_normal_of_its_width():
     assert torch.equal(GaussianNoise("x", 0.0)(obs, rng())["x"], obs["x"])
 
 
-@pytest.mark.parametrize("change", [ConditionDropout("x"), GaussianNoise("x"), ColorJitter("x")])
+@pytest.mark.parametrize("change", [ConditionDropout("x"), GaussianNoise("x"), ColorJitter("x"), RandomShift("x")])
 def test_an_augmentation_draws_from_its_generator_alone(change):
     obs = {"x": torch.randint(0, 256, (6, 2, 4, 5, 3), generator=rng(9)).to(
-        torch.uint8 if isinstance(change, ColorJitter) else torch.float32)}
+        torch.uint8 if isinstance(change, ColorJitter | RandomShift) else torch.float32)}
     torch.manual_seed(3)
     before = torch.get_rng_state()
     one, two, other = change(obs, rng(1)), change(obs, rng(1)), change(obs, rng(2))
@@ -68,6 +68,18 @@ def test_an_augmentation_draws_from_its_generator_alone(change):
 
 def pixels(seed=0, size=(7, 2, 5, 6, 3)):
     return torch.randint(0, 256, size, generator=rng(seed)).to(torch.uint8)
+
+
+def test_a_shift_is_padding_and_a_crop_at_a_place_drawn_uniformly():
+    image = pixels(size=(3000, 2, 5, 7, 3))
+    out = RandomShift("i", 2)({"i": image}, rng(3))["i"]
+    assert out.shape == image.shape and out.dtype == torch.uint8
+    padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2), (0, 0)), mode="edge"))
+    same = torch.stack([(padded[:, :, i:i + 5, j:j + 7] == out).flatten(1).all(1) for i in range(5) for j in range(5)])
+    assert (same.sum(0) == 1).all(), "one crop of both frames"
+    assert stats.chisquare(same.sum(1).numpy()).pvalue > 1e-3
+    with pytest.raises(UserError, match="at least 1 pixel"):
+        RandomShift("i", 0)
 
 
 def test_jitter_by_hand():

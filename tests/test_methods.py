@@ -95,6 +95,18 @@ def test_diffusion_policy_is_the_five_million_u_net():
     assert isinstance(find_method("diffusion-policy", trunk="transformer").policy.trunk, Transformer)
 
 
+def test_dp3_reads_clouds_as_sets_and_other_columns_as_vectors():
+    clouds = {"observation.points": Feature("float32", (16, 3)), "observation.camera": Feature("float32", (16, 6))}
+    method = find_method("dp3", {**clouds, "observation.matrix": Feature("float32", (4, 4)), **FEATURES})
+    assert method.policy.encoder.point_clouds == method.policy.codec.unscaled == tuple(clouds)
+    data = random_dataset({**clouds, **FEATURES}, episodes=2, steps=6)
+    policy = Policy(method.policy, data.features()).fit_statistics(data).eval()
+    obs = dict(policy.windows(data).batch(3, 0).obs)
+    noise = policy.noise(keys(0, range(3)), torch.zeros(3, dtype=torch.int64))
+    shuffled = {**obs, "observation.points": obs["observation.points"].flip(2)}
+    torch.testing.assert_close(policy.plan(shuffled, noise), policy.plan(obs, noise), rtol=1e-4, atol=1e-5)
+
+
 def test_bc_looks_at_the_actions():
     assert isinstance(find_method("bc", FEATURES).policy.head, Regression)
     assert isinstance(find_method("bc", CHOICES).policy.head, Categorical)

@@ -16,6 +16,7 @@ from torch import nn
 
 from understudy import config
 from understudy.core import Context, Feature, HeadSpec, Unsupported, UserError
+from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.base import check_trunk_times
@@ -30,7 +31,10 @@ from understudy.nets.feed_forward import FeedForward
 from understudy.nets.fourier import FourierFeatures
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
+from understudy.nets.mlp_mixer import MLPMixer
+from understudy.nets.point_cloud import PointNet
 from understudy.nets.recurrent import RecurrentEncoder
+from understudy.nets.sizes import TRUNK_SIZES, sized_trunk
 from understudy.nets.text_encoder import ByteEncoder
 from understudy.nets.transformer import Transformer, scaled_dot_product
 from understudy.nets.unet import UNet
@@ -46,14 +50,14 @@ from understudy.nets.vision import (
 from understudy.policy import Policy, PolicyConfig
 
 TRUNKS = {
-    "mlp": MLP(32, 2), "plain": FeedForward((32, 16), "gelu"),
+    "mlp": MLP(32, 2), "mixer": MLPMixer(16, 2), "plain": FeedForward((32, 16), "gelu"),
     "unet": UNet((16, 32), 3, 4, 8), "unet5": UNet((8, 16, 24), 5, 4, 8),
     "cross": Transformer(16, 2, 2), "joint": Transformer(16, 2, 2, "joint"),
     "act": Transformer(16, 1, 2, encoder_depth=2), "joint_act": Transformer(16, 1, 2, "joint", encoder_depth=1),
     "block_causal": Transformer(16, 2, 2, "block_causal", encoder_depth=1), "lstm": LSTM(16, 2),
     "causal": Transformer(16, 2, 2, causal=True), "joint_causal": Transformer(16, 2, 2, "joint", causal=True),
 }
-PRIMING = [name for name in TRUNKS if name not in ("plain", "lstm")]  # the others cache what depends on the context
+PRIMING = [name for name in TRUNKS if name not in ("plain", "mixer", "lstm")]  # those that cache the context's part
 FEATURES = {
     "observation.state": Feature("float32", (3,)), "observation.arms": Feature("float32", (2, 2)),
     "observation.last": Feature("int64", (), "discrete", num_classes=(5,)),
@@ -70,6 +74,7 @@ ENCODERS = {
     "tokens": (SMALL, FEATURES),
     "resnet": (TokenEncoder(8, 2, ResNet18(keypoints=4)), FEATURES),
     "grid": (TokenEncoder(8, 2, ResNet18(pool="grid")), FEATURES),
+    "points": (TokenEncoder(8, point_clouds=("observation.arms",), points=PointNet((8, 8))), PLAIN),
     "flat": (ConcatEncoder(), PLAIN),
     "flat_seen": (ConcatEncoder(SmallConv((8, 8), 4), 4), SEEN),
     "act": (ACTEncoder(8), SENSED), "diffusion_policy": (DiffusionPolicyEncoder((32, 36), keypoints=4), SENSED),
@@ -858,6 +863,78 @@ def test_a_checkpoint_needs_no_pretrained_file(pretrained, tmp_path):
     again = Policy.load(tmp_path / "run")
     noise = torch.zeros(2, *policy.noise_shape)
     assert torch.equal(again.plan(obs, noise), policy.plan(obs, noise))
+
+
+# -- sizes ----------------------------------------------------------------------------------------------------------
+
+
+def parameters_on_meta(trunk, horizon=16, tokens=4, width=64):
+    spec = HeadSpec(horizon, tokens, width, token_obs_steps=tuple(range(tokens)), action_start=tokens - 1)
+    with torch.device("meta"):
+        return trunk.build(8, 8, 1, spec)
+
+
+def test_a_mixer_layer_has_the_size_of_the_paper():
+    """Mixer-B/16 has 59.88 million parameters: 12 layers over 196 patches, patches of 16 x 16 x 3, 1000 classes.
+
+    It also has a bias for each patch of each layer, which its LayerNorms ignore, and which is left out here.
+    """
+    layers = parameters_on_meta(sized_trunk("mlp_mixer", "base"), horizon=192, tokens=4).layers
+    stem, norm, classes = 16 * 16 * 3 * 768 + 768, 2 * 768, 768 * 1000 + 1000
+    assert sum(p.numel() for p in layers.parameters()) + 12 * 196 + stem + norm + classes == 59_880_472
+
+
+@pytest.mark.parametrize("kind", TRUNK_SIZES)
+def test_sizes_grow_and_can_be_built(kind):
+    counts = [sum(p.numel() for p in parameters_on_meta(sized_trunk(kind, size)).parameters())
+              for size in ("small", "base", "large")]
+    assert counts[0] < counts[1] / 2 < counts[2] / 4
+    with pytest.raises(UserError, match="no size 'huge'"):
+        sized_trunk(kind, "huge")
+    with pytest.raises(UserError, match="no kind 'cnn'"):
+        sized_trunk("cnn")
+
+
+def test_the_mixer_reads_absent_tokens_as_zeros_and_no_head_that_needs_causality():
+    net, (x, t, context) = built(TRUNKS["mixer"]), arguments()
+    empty = Context(torch.full_like(context.tokens, math.nan).nan_to_num(7.0), torch.zeros_like(context.mask))
+    other = Context(context.tokens, torch.zeros_like(context.mask))
+    assert torch.equal(net(x, t, empty), net(x, t, other))
+    with pytest.raises(Unsupported, match="causal"):
+        TRUNKS["mixer"].build(3, 5, 1, HeadSpec(6, 4, 7, causal=True))
+
+
+# -- points ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels, parameters", [(3, 59_072), (6, 207_232)])
+def test_a_point_cloud_is_a_set_and_the_network_is_that_of_dp3(channels, parameters):
+    """A token does not depend on the order of the points, nor on how often a point is there."""
+    name = "observation.points"
+    enc = seeded(lambda: TokenEncoder(64, point_clouds=(name,)).build({name: Feature("float32", (32, channels))}, 2))
+    assert sum(p.numel() for p in enc.parameters()) == parameters
+    x = torch.randn(5, 2, 32, channels, generator=rng())
+    token = enc({name: x}).tokens
+    order = torch.randperm(32, generator=rng(1))
+    assert token.shape == (5, 2, 64)
+    torch.testing.assert_close(enc({name: x[:, :, order]}).tokens, token)
+    torch.testing.assert_close(enc({name: torch.cat([x[:, :, 5:], x[:, :, 5:10]], 2)}).tokens,
+                               enc({name: torch.cat([x[:, :, 5:], x[:, :, 9:14]], 2)}).tokens)
+    assert not torch.allclose(enc({name: x[:, :, [0] * 32]}).tokens, token)
+
+
+def test_a_codec_that_scales_points_one_by_one_is_refused():
+    name = "observation.points"
+    features = {name: Feature("float32", (8, 3)), "action": Feature("float32", (2,))}
+    encoder = TokenEncoder(8, point_clouds=(name,))
+    Policy(PolicyConfig(Regression(), encoder=encoder, codec=Normalizer(unscaled=(name,))), features)
+    Policy(PolicyConfig(Regression(), encoder=encoder, codec=Normalizer(obs="identity")), features)
+    with pytest.raises(UserError, match=r"Normalizer\(unscaled=\('observation.points',\)\)"):
+        Policy(PolicyConfig(Regression(), encoder=encoder), features)
+    with pytest.raises(UserError, match="point_clouds: The policy does not read a column 'points'"):
+        TokenEncoder(8, point_clouds=("points",)).build(features, 1)
+    with pytest.raises(UserError, match=r"column 'action': A point cloud has the shape \(points, 3\)"):
+        TokenEncoder(8, point_clouds=("action",)).build(features, 1)
 
 
 # -- words ----------------------------------------------------------------------------------------------------------

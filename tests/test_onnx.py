@@ -75,6 +75,8 @@ from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.lstm import LSTM
 from understudy.nets.mixture_of_experts import MoEFeedForward
 from understudy.nets.mlp import MLP
+from understudy.nets.mlp_mixer import MLPMixer
+from understudy.nets.point_cloud import PointNet
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
@@ -100,12 +102,15 @@ HEADS = {
 FROM_THE_LAST_ACTION = Interpolant("observation.last")  # needs a column that the others do not have
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1),
-          "experts": Transformer(32, 2, 4, feed_forward=MoEFeedForward())}
+          "experts": Transformer(32, 2, 4, feed_forward=MoEFeedForward()), "mixer": MLPMixer(32, 2)}
 IMAGE = Feature("uint8", (40, 44, 3), "image")
 NUMBERS = {"observation.state": Feature("float64", (3,)), "observation.still": Feature("float32", (2,))}
 INPUTS = {
     "image": (TokenEncoder(16, 2, SmallConv((8, 8), 8)), {**NUMBERS, "observation.images.front": IMAGE}),
     "resnet": (TokenEncoder(16, 2, ResNet18()), {"observation.images.front": IMAGE}),
+    "frozen": (TokenEncoder(16, 2, ResNet18(pool="grid", frozen=True)), {"observation.images.front": IMAGE}),
+    "points": (TokenEncoder(16, point_clouds=("observation.points",), points=PointNet((8, 16))),
+               {**NUMBERS, "observation.points": Feature("float32", (12, 6))}),
     "text": (TokenEncoder(16), {**NUMBERS, "observation.task": Feature("uint8", (12,), "text"),
                                 "observation.mode": Feature("int64", (1,), "discrete", num_classes=(3,)),
                                 "observation.shut": Feature("bool", (1,))}),
@@ -196,15 +201,15 @@ def test_statistics_per_group(tmp_path):
     assert found.plan(unknown, noises(policy, len(batch))).isnan().all(), "a file cannot raise errors"
 
 
-SLOW = {"resnet", "recurrent", "text", "act", "diffusion_policy"}
+SLOW = {"resnet", "frozen", "recurrent", "text", "act", "diffusion_policy"}
 
 
 @pytest.mark.parametrize("inputs", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in INPUTS])
 def test_every_kind_of_observation(inputs, tmp_path):
     encoder, features = INPUTS[inputs]
-    policy, batch = random_batch(
-        PolicyConfig(Regression(), trunk=MLP(16), encoder=encoder, window=Window(2, 4)), inputs=features
-    )
+    codec = Normalizer(unscaled=encoder.point_clouds if inputs == "points" else ())
+    config = PolicyConfig(Regression(), MLP(16), encoder, codec, Window(2, 4))
+    policy, batch = random_batch(config, inputs=features)
     agrees(policy, batch, tmp_path / "policy.onnx")
 
 

@@ -50,7 +50,9 @@ from .files import read_json, write_json
 from .heads.base import DenoisingHead, Head, StepwiseHead, TargetNetworkHead
 from .nets.base import Encoder, Trunk, record_intermediate
 from .nets.encoders import TokenEncoder
+from .nets.feature_cache import with_cached_features
 from .nets.mlp import MLP
+from .nets.pretrained import save_pretrained_files
 from .nets.vision import without_downloads
 
 
@@ -370,6 +372,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         self.target = features[config.target]
         self.action_dim = self.target.size
         self.codec = config.codec.build(self.features, inputs, config.target)
+        config.encoder.check_policy(config.codec, config.augmentations)
         self.encoder = config.encoder.build({k: features[k] for k in inputs}, config.window.n_obs_steps)
         shape = HeadSpec(config.window.horizon, self.encoder.tokens, self.encoder.width, self.codec.num_classes,
                          self.codec.bound, self.encoder.token_obs_steps, config.window.action_start)
@@ -393,6 +396,34 @@ class Policy(CheckpointModule, StepwisePlanner):
         Raises:
             UserError: The data do not fit the features of the policy, or a discrete target has new classes.
         """
+        self._check_data(data)
+        return self.config.window.windows(data, self.inputs, self.config.target, **options)
+
+    def training_windows(self, data: Dataset, **options) -> Windows:
+        """Return the windows of a dataset, with features in place of the images that the encoder caches.
+
+        They are for `loss` and `context`. Others read the images: use `windows`.
+
+        Args:
+            data: The dataset.
+            **options: Options of `Window.windows`.
+
+        Raises:
+            UserError: As of `windows`, or the features do not fit into the cache.
+        """
+        if not (networks := self.encoder.cached_features):
+            return self.windows(data, **options)
+        self._check_data(data)
+        stored = {goal.into: goal.column for goal in self.window.goals}
+        columns = {stored.get(name, name): network for name, network in networks.items()}
+        if clash := [name for name, network in networks.items()
+                     if network is not (mine := columns[stored.get(name, name)]) and network.digest() != mine.digest()]:
+            raise Unsupported(f"The column {clash[0]!r} is read by two networks, and only the features of one can be "
+                              "cached.", where="TokenEncoder.cache_features", hint="Use cache_features=False.")
+        return self.config.window.windows(with_cached_features(data, columns), self.inputs, self.config.target,
+                                          **options)
+
+    def _check_data(self, data: Dataset) -> None:
         features, where = data.features(), str(data.metadata.get("path", "data set"))
         self.check_features(features, where)
         mine, theirs = self.target.num_classes or (), features[self.config.target].num_classes or ()
@@ -400,7 +431,6 @@ class Policy(CheckpointModule, StepwisePlanner):
             raise UserError(f"the policy knows {mine} classes, but the data have {theirs}",
                             where=f"{where}, column {self.config.target!r}",
                             hint="train a new policy on data that contain all classes")
-        return self.config.window.windows(data, self.inputs, self.config.target, **options)
 
     @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
@@ -437,7 +467,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         if refit_head and type(self.config.head).fit is not Head.fit:
             training = self.training
             self.eval()
-            windows = self.windows(data)
+            windows = self.training_windows(data)
 
             def pairs() -> Iterator[tuple[Context, Tensor, Tensor]]:
                 for b in windows.scan(256):
@@ -583,11 +613,15 @@ class Policy(CheckpointModule, StepwisePlanner):
     # -- on disk --------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str) -> None:
-        """Write policy.json, features.json, weights.safetensors and its checksum into a folder."""
+        """Write policy.json, features.json, weights.safetensors and its checksum into a folder.
+
+        The configuration and tokenizer of pretrained networks go into the folder `pretrained` in it.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "policy.json", config.dump(self.config))
         save_features(self.features, folder)
+        save_pretrained_files(self, folder)
         save_weights(self, folder)
 
     @staticmethod
@@ -618,7 +652,7 @@ class Policy(CheckpointModule, StepwisePlanner):
                             hint=_replacement_hint(folder))
         features = load_features(folder, _replacement_hint(folder))
         _check_columns((*policy_config.inputs, policy_config.target), features, str(folder / "features.json"))
-        with without_downloads():
+        with without_downloads(folder):
             policy = Policy(policy_config, features)
         load_weights(policy, folder, _replacement_hint(folder), "policy")
         return policy.eval().to(device)

@@ -8,15 +8,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from ..core import Schema
+from ..core import Schema, UserError
 
 
 class Augmentation(ABC):
-    """Config of an augmentation. Subclasses are frozen dataclasses."""
+    """Config of an augmentation. Subclasses are frozen dataclasses.
+
+    Attributes:
+        changes_images: Whether it changes the pixels of images.
+    """
+
+    changes_images: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, obs: Mapping[str, Tensor], rng: Generator) -> Mapping[str, Tensor]:
@@ -48,6 +55,8 @@ class ConditionDropout(Augmentation):
     key: str
     p: float = 0.1
 
+    changes_images: ClassVar[bool] = False  # only the masks
+
     def __call__(self, obs, rng):
         x = obs[self.key]
         keep = torch.rand(x.shape[0], 1, generator=rng, device=x.device) >= self.p
@@ -66,6 +75,8 @@ class GaussianNoise(Augmentation):
 
     key: str
     std: float | tuple[float, ...] = 0.01
+
+    changes_images: ClassVar[bool] = False
 
     def __call__(self, obs, rng):
         x = obs[self.key]
@@ -98,6 +109,41 @@ class ColorJitter(Augmentation):
         x = _scale_around(x, _grayscale(x).mean((2, 3), keepdim=True), 1 + self.contrast * draw[1])
         x = _scale_around(x, _grayscale(x), 1 + self.saturation * draw[2])
         return {**obs, self.key: x.round().to(image.dtype)}
+
+
+@dataclass(frozen=True)
+class RandomShift(Augmentation):
+    """Shifts images by up to some pixels in each direction. Pixels at the border are repeated where nothing is known.
+
+    The shift is drawn once per window, the same for all of its frames, as DrQ does with stacked frames. It is padding
+    by `pixels` and a random crop to the old size. Unlike `TokenEncoder.crop`, it keeps the size of the images, so it
+    needs no center crop when acting.
+
+    Args:
+        key: The column of images.
+        pixels: Largest shift. DrQ uses 4 for images of 84 x 84 pixels.
+
+    References:
+        Kostrikov et al. (2020), Image Augmentation Is All You Need: Regularizing Deep Reinforcement Learning from
+        Pixels, arXiv:2004.13649 (DrQ).
+    """
+
+    key: str
+    pixels: int = 4
+
+    def __post_init__(self):
+        if self.pixels < 1:
+            raise UserError(f"The largest shift must be at least 1 pixel, and it is {self.pixels}.",
+                            where="RandomShift.pixels", hint="Leave the augmentation out for no shift.")
+
+    def __call__(self, obs, rng):
+        image = obs[self.key]  # (B, To, h, w, C)
+        n, _, h, w, _ = image.shape
+        down, right = torch.randint(-self.pixels, self.pixels + 1, (2, n, 1), generator=rng, device=image.device)
+        row = (torch.arange(h, device=image.device) + down).clamp(0, h - 1)[:, :, None]  # (B, h, 1)
+        column = (torch.arange(w, device=image.device) + right).clamp(0, w - 1)[:, None]  # (B, 1, w)
+        window = torch.arange(n, device=image.device)[:, None, None]
+        return {**obs, self.key: image.transpose(1, 3).transpose(1, 2)[window, row, column].movedim(3, 1)}
 
 
 def camera_jitter(features: Schema | None) -> tuple[ColorJitter, ...]:

@@ -107,8 +107,8 @@ class Learner(ABC):
             sampling_weights: Relative rate at which each step starts a window. None draws all steps equally often.
         """
         config = self.config
-        return self.policy.windows(data, extra=config.extra, next_obs=config.next_obs, lookahead=config.lookahead,
-                                   sampling_weights=sampling_weights)
+        return self.policy.training_windows(data, extra=config.extra, next_obs=config.next_obs,
+                                            lookahead=config.lookahead, sampling_weights=sampling_weights)
 
     def annotate(self, episodes: Dataset) -> Dataset:
         """Add columns to newly collected episodes, such as rewards, advantages or old log-probabilities.

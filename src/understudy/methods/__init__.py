@@ -95,6 +95,12 @@ METHODS: dict[str, NamedMethod] = {
         "Diffusion policy: a chunk of actions is denoised in ten DDIM steps, and half of it is carried out.",
         Reference('Chi et al. 2023, arXiv 2303.04137, which predicts the noise (prediction="epsilon") with a wider '
                   "U-Net", ("260", "175"))),
+    "dp3": NamedMethod(
+        "understudy.methods.generative:dp3",
+        "3D Diffusion Policy: a diffusion policy that observes point clouds, which a small PointNet encodes.",
+        Reference("Ze et al. 2024, arXiv 2403.03954, with the widths of its small variant (Simple DP3) and a linear "
+                  "layer in place of the MLP over the state", (),
+                  (NUMBERS, "point clouds: observations of shape (points, 3), or (points, 6) with colors"))),
     "flow-policy": NamedMethod(
         "understudy.methods.generative:flow_policy",
         "A chunk of actions by flow matching: ten steps along the straight line from noise.",

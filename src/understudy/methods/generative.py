@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from ..checkpoint import FromStage
+from ..core import Schema
 from ..data.augment import ConditionDropout
 from ..data.codec import Normalizer
 from ..data.relabel import LastAction
@@ -34,6 +35,7 @@ from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import TokenEncoder
 from ..nets.mixture_of_experts import MoEFeedForward
 from ..nets.mlp import MLP
+from ..nets.point_cloud import point_cloud_columns
 from ..nets.transformer import Transformer
 from ..nets.unet import UNet
 from ..policy import ClassifierFreeGuidance, PolicyConfig
@@ -62,6 +64,24 @@ def diffusion_policy(
     return Method(
         PolicyConfig(head, trunk=net, window=window), RecedingHorizon(n_action_steps, skip=n_obs_steps - 1), learner
     )
+
+
+def dp3(features: Schema | None = None, n_obs_steps: int = 2, horizon: int = 4, n_action_steps: int = 3) -> Method:
+    """3D Diffusion Policy: the observations are point clouds, encoded by a small PointNet.
+
+    Args:
+        features: The columns of the data. Observations of shape (points, 3) or (points, 6) are point clouds.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    clouds = point_cloud_columns(features)
+    policy = PolicyConfig(
+        Diffusion(prediction="sample"), UNet((128, 256, 384)), TokenEncoder(point_clouds=clouds),
+        Normalizer(obs="minmax", unscaled=clouds), Window(n_obs_steps, horizon, action_offset=1 - n_obs_steps))
+    optimizer = OptimizerConfig(lr=1e-4, weight_decay=1e-6, betas=(0.95, 0.999), warmup_steps=500)
+    return Method(policy, RecedingHorizon(n_action_steps, skip=n_obs_steps - 1),
+                  BehaviorCloning(4000, batch_size=128, optimizer=optimizer))
 
 
 def beso(column: str = "observation.state", scale: float = 2.0, n_steps: int = 3, n_obs_steps: int = 5) -> Method:

@@ -6,11 +6,41 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ..core import Context, HeadSpec, Schema, Unsupported, UserError
+
+if TYPE_CHECKING:
+    from ..data.augment import Augmentation
+    from ..data.codec import Codec
+
+
+class ImageFeatures(ABC):
+    """The part of an encoder that computes features of images and is not trained.
+
+    Attributes:
+        feature_shape: Number of tokens per image and their width.
+    """
+
+    feature_shape: tuple[int, int]
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Compute the features of images.
+
+        Args:
+            images: uint8 (N, h, w, C).
+
+        Returns:
+            (N, tokens, width).
+        """
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Return hex digits that identify the function that `features` computes."""
 
 
 class EncoderNet(nn.Module, ABC):
@@ -26,6 +56,14 @@ class EncoderNet(nn.Module, ABC):
     tokens: int
     width: int
     token_obs_steps: tuple[int, ...]
+
+    @property
+    def cached_features(self) -> Mapping[str, ImageFeatures]:
+        """The image columns whose features are computed once for the training data, with what computes them.
+
+        For such a column, `forward` also accepts the features (B, To, tokens, width) in place of the images.
+        """
+        return {}
 
     @abstractmethod
     def forward(self, obs: Mapping[str, Tensor], rng: Generator | None = None) -> Context:
@@ -55,6 +93,17 @@ class Encoder(ABC):
 
         Returns:
             A module whose `tokens`, `width` and `token_obs_steps` are known before any data is seen.
+        """
+
+    def check_policy(self, codec: Codec, augmentations: tuple[Augmentation, ...]) -> None:
+        """Check that the other parts of the policy fit this encoder. By default they do.
+
+        Args:
+            codec: The codec of the policy.
+            augmentations: The augmentations of the policy.
+
+        Raises:
+            UserError: A part does not fit.
         """
 
 

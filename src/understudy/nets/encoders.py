@@ -8,25 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ..core import Context, Feature, UserError
-from .base import Encoder, EncoderNet
+from ..data.codec import Normalizer
+from .base import Encoder, EncoderNet, ImageFeatures
 from .linear import Linear
+from .point_cloud import PointEncoder, PointNet, check_point_cloud
 from .text_encoder import ByteEncoder, TextEncoder
-from .vision import SmallConv, VisionEncoder, crop
+from .vision import FrozenVisionNet, SmallConv, VisionEncoder, crop
 
 
 @dataclass(frozen=True)
 class TokenEncoder(Encoder):
     """Tokens for each column and observation step.
 
-    A vector gives one token (a linear map), a class column one (the sum of an embedding per component), a text one, and
-    an image as many as `vision` makes. Tokens are ordered by column, then by observation step. Where ``"name?"`` is
-    False, the tokens of `name` are masked.
+    A vector gives one token (a linear map), a point cloud one, a class column one (the sum of an embedding per
+    component), a text one, and an image as many as `vision` makes. Tokens are ordered by column, then by observation
+    step. Where ``"name?"`` is False, the tokens of `name` are masked.
 
     Args:
         width: Width of the tokens.
@@ -36,6 +39,12 @@ class TokenEncoder(Encoder):
         text: Encoder of texts.
         named: Columns whose newest row is also given to the trunk by name, unchanged, as ``Context.named[name]``: the
             robot, for example, by which a trunk chooses among its parts.
+        cache_features: Compute the features of images once for the training data and keep them in the cache, instead
+            of once per batch. The policy is the same. This needs a frozen `vision`, and images that training does not
+            change: no crop and no augmentation of images.
+        point_clouds: Columns of shape (points, channels) that are sets of points. Each gives one token. The codec must
+            leave them as they are, because each point has its own statistics: ``Normalizer(unscaled=...)``.
+        points: Encoder of point clouds.
     """
 
     width: int = 64
@@ -43,9 +52,27 @@ class TokenEncoder(Encoder):
     vision: VisionEncoder = field(default_factory=SmallConv)
     text: TextEncoder = field(default_factory=ByteEncoder)
     named: tuple[str, ...] = ()
+    cache_features: bool = False
+    point_clouds: tuple[str, ...] = ()
+    points: PointEncoder = field(default_factory=PointNet)
 
     def build(self, features, n_obs_steps):
+        if self.cache_features and self.crop:
+            raise UserError(f"Random crops (crop={self.crop}) change the images at every update, so their features "
+                            "cannot be cached.", where="TokenEncoder.cache_features",
+                            hint="Use crop=0, or cache_features=False.")
         return _TokenEncoderNet(self, features, n_obs_steps)
+
+    def check_policy(self, codec, augmentations):
+        scales = isinstance(codec, Normalizer) and codec.obs != "identity"
+        if scaled := [name for name in self.point_clouds if scales and name not in codec.unscaled]:
+            raise UserError(f"The codec would scale each point of {scaled[0]!r} by its own statistics, so that the "
+                            "order of the points would matter.", where="TokenEncoder.point_clouds",
+                            hint=f"Use the codec Normalizer(unscaled=({scaled[0]!r},)).")
+        if self.cache_features and (changes := [a for a in augmentations if a.changes_images]):
+            raise UserError(f"{type(changes[0]).__name__} changes the images at every update, so their features "
+                            "cannot be cached.", where="TokenEncoder.cache_features",
+                            hint="Leave the augmentation out, or use cache_features=False.")
 
 
 class _TokenEncoderNet(EncoderNet):
@@ -57,15 +84,26 @@ class _TokenEncoderNet(EncoderNet):
                 raise UserError(f"TokenEncoder cannot read a column of kind {f.kind!r}.", where=f"column {name!r}",
                                 hint="Convert it (the relabeling TaskText turns the words of the task into bytes), or "
                                      "leave it out of inputs.")
-        for name in config.named:
-            if name not in features:
-                raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(features)}.",
-                                where="TokenEncoder.named", hint="Name one of the policy's inputs.")
-        self.names, self.named = tuple(features), config.named
-        maps: list[Any] = [kinds[f.kind](f, config, name, config.width) for name, f in features.items()]
+        for field_name in ("named", "point_clouds"):
+            for name in getattr(config, field_name):
+                if name not in features:
+                    raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(features)}.",
+                                    where=f"TokenEncoder.{field_name}", hint="Name one of the policy's inputs.")
+        self.names, self.named, self.caches = tuple(features), config.named, config.cache_features
+        maps: list[Any] = [(_PointTokens if name in config.point_clouds else kinds[f.kind])(
+            f, config, name, config.width) for name, f in features.items()]
         self.maps = nn.ModuleList(maps)
+        if self.caches and any(isinstance(m, _ImageTokens) and not isinstance(m.body, FrozenVisionNet) for m in maps):
+            raise UserError(f"{type(config.vision).__name__} is trained with the policy, so its features change and "
+                            "cannot be cached.", where="TokenEncoder.cache_features",
+                            hint="Use a frozen network, such as TransformersVision(..., frozen=True).")
         self.token_obs_steps = tuple(step for m in maps for step in range(n_obs_steps) for _ in range(m.tokens))
         self.tokens, self.width = len(self.token_obs_steps), config.width
+
+    @property
+    def cached_features(self):
+        return {name: m for name, m in zip(self.names, self.maps, strict=True)
+                if self.caches and isinstance(m, _ImageTokens)}
 
     def forward(self, obs, rng=None):
         tokens, masks = [], []
@@ -104,6 +142,18 @@ class _VectorTokens(Linear):
         return super().forward(x.unsqueeze(-1).flatten(1).float()).unsqueeze(1)
 
 
+class _PointTokens(nn.Module):
+    tokens = 1
+
+    def __init__(self, feature, config, name, width):
+        super().__init__()
+        check_point_cloud(feature.shape, name)
+        self.body = config.points.build(feature.shape[1], width)
+
+    def forward(self, x, rng):
+        return self.body(x.float()).unsqueeze(1)
+
+
 class _ClassTokens(nn.Module):
     """A class that the schema does not know is encoded as zeros."""
 
@@ -135,7 +185,7 @@ class _TextTokens(nn.Module):
         return self.body(x.flatten(1)).unsqueeze(1)
 
 
-class _ImageTokens(nn.Module):
+class _ImageTokens(nn.Module, ImageFeatures):
     def __init__(self, feature, config, name, width):
         super().__init__()
         h, w, channels = feature.shape
@@ -148,7 +198,25 @@ class _ImageTokens(nn.Module):
         self.tokens = self.body.tokens
 
     def forward(self, x, rng):
+        if x.ndim == 3:  # the features, computed before
+            return self._frozen.project(x)
         return self.body(crop(x.permute(0, 3, 1, 2), self.crop, rng).float() / 255)
+
+    @property
+    def _frozen(self) -> FrozenVisionNet:
+        assert isinstance(self.body, FrozenVisionNet)  # others are refused where they are built
+        return self.body
+
+    @property
+    def feature_shape(self):
+        return self.body.tokens, self._frozen.size
+
+    def features(self, images):
+        device = next((t.device for t in chain(self.body.parameters(), self.body.buffers())), images.device)
+        return self._frozen.features(images.to(device).permute(0, 3, 1, 2).float() / 255)
+
+    def digest(self):
+        return self._frozen.digest()
 
 
 def num_classes_of(feature: Feature, name: str) -> tuple[int, ...]:

@@ -34,6 +34,9 @@ class RecurrentEncoder(Encoder):
     def build(self, features, n_obs_steps):
         return _RecurrentEncoderNet(self, features, n_obs_steps)
 
+    def check_policy(self, codec, augmentations):
+        self.row_encoder.check_policy(codec, augmentations)
+
 
 class _RecurrentEncoderNet(EncoderNet):
     def __init__(self, config, features, n_obs_steps):
@@ -42,6 +45,10 @@ class _RecurrentEncoderNet(EncoderNet):
         self.lstm = nn.LSTM(self.row_encoder.tokens * self.row_encoder.width, config.width, config.layers,
                             batch_first=True)
         self.tokens, self.width, self.token_obs_steps = 1, config.width, (n_obs_steps - 1,)
+
+    @property
+    def cached_features(self):
+        return self.row_encoder.cached_features
 
     def forward(self, obs, rng=None):
         batch, rows = next(iter(obs.values())).shape[:2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +59,68 @@ class VisionEncoder(ABC):
         Returns:
             The module.
         """
+
+
+class FrozenVisionNet(VisionNet):
+    """A vision network that is not trained, but for a linear layer at the end.
+
+    Its features are a function of the image alone, so they can be computed once for a data set
+    (`TokenEncoder.cache_features`).
+
+    Args:
+        body: A network from images (N, C, h, w) with values in [0, 1] to features (N, tokens, size). It is never
+            trained.
+        tokens: Number of tokens per image.
+        size: Width of the features.
+        width: Width of the tokens. None for those of the features.
+        preprocessing: Plain JSON that says, with the weights, what `body` computes.
+    """
+
+    def __init__(self, body: nn.Module, tokens: int, size: int, width: int | None, preprocessing: object):
+        super().__init__()
+        self.body, self.tokens, self.size, self.preprocessing = body.requires_grad_(False), tokens, size, preprocessing
+        self.leave, self.width = _feature_map_output(size, width)
+        self.train()
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.body.eval()  # a frozen network uses no dropout either
+        return self
+
+    @torch.no_grad()
+    def features(self, image: Tensor) -> Tensor:
+        """Return what the frozen network computes.
+
+        Args:
+            image: (N, C, h, w) with values in [0, 1].
+
+        Returns:
+            (N, tokens, size), without gradient.
+        """
+        return self.body(image)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Apply the layer that is trained.
+
+        Args:
+            features: What `features` returned, (N, tokens, size).
+
+        Returns:
+            (N, tokens, width).
+        """
+        return self.leave(features)
+
+    def forward(self, image):
+        return self.project(self.features(image))
+
+    def digest(self) -> str:
+        """Return hex digits that identify the weights and the preprocessing."""
+        found = hashlib.sha256(json.dumps(self.preprocessing, sort_keys=True).encode())
+        for name, tensor in self.body.state_dict().items():
+            array = tensor.detach().cpu().contiguous()
+            found.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+            found.update(array.reshape(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
 
 def _feature_map_output(size: int, width: int | None) -> tuple[nn.Module, int]:
@@ -128,6 +192,7 @@ class ResNet18(VisionEncoder):
         pool: ``"keypoints"`` (spatial soft-argmax) and ``"mean"`` give one token per image, ``"grid"`` one per cell of
             32 x 32 pixels (for attention, as in ACT).
         keypoints: Number of keypoints, for ``pool="keypoints"``.
+        frozen: Do not train the convolutions, only the layer after them. Needs ``pool="mean"`` or ``"grid"``.
 
     References:
         He et al. (2016), Deep Residual Learning for Image Recognition, arXiv:1512.03385.
@@ -138,24 +203,47 @@ class ResNet18(VisionEncoder):
     weights: str | None = None
     pool: Literal["keypoints", "mean", "grid"] = "keypoints"
     keypoints: int = 32
+    frozen: bool = False
 
     def build(self, shape, width=None):
-        net = _ResNet18(self, shape, width)
+        if self.frozen and self.pool == "keypoints":
+            raise UserError("Keypoints come from a convolution that is trained, so this network cannot be frozen.",
+                            where="ResNet18.pool", hint='Use pool="mean" or pool="grid".')
+        net = _ResNet18(self, shape, None if self.frozen else width)
         net.body.load_pretrained(self.weights)
-        return net
+        if not self.frozen:
+            return net
+        return FrozenVisionNet(net, net.tokens, net.width, width, ["resnet18", self.pool, self.weights is not None])
 
 
-_weights_given: ContextVar[bool] = ContextVar("the weights come from a checkpoint", default=False)
+@dataclass(frozen=True)
+class GivenWeights:
+    """All weights come from a checkpoint."""
+
+    folder: Path | None
+
+
+_weights_given: ContextVar[GivenWeights | None] = ContextVar("the weights come from a checkpoint", default=None)
 
 
 @contextmanager
-def without_downloads() -> Iterator[None]:
-    """Context manager in which no pretrained weights are read, because a checkpoint supplies all weights."""
-    token = _weights_given.set(True)
+def without_downloads(folder: Path | str | None = None) -> Iterator[None]:
+    """Context manager in which no pretrained weights are read, because a checkpoint supplies all weights.
+
+    Args:
+        folder: The folder of the checkpoint, if there is one. It has the other files of pretrained networks, such as
+            their configuration (see `nets.pretrained`).
+    """
+    token = _weights_given.set(GivenWeights(None if folder is None else Path(folder)))
     try:
         yield
     finally:
         _weights_given.reset(token)
+
+
+def given_weights() -> GivenWeights | None:
+    """Return what `without_downloads` set. None if networks read their pretrained weights themselves."""
+    return _weights_given.get()
 
 
 class _ResNet18(VisionNet):
@@ -255,7 +343,7 @@ class ResNet18Body(nn.Module):
         Raises:
             UserError: If the file is missing or damaged, or has no ResNet-18.
         """
-        if weights is None or _weights_given.get():
+        if weights is None or given_weights() is not None:
             return
         path = _weights_file(weights)
         try:

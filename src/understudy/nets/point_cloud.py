@@ -1,0 +1,92 @@
+"""Encoders of point clouds: sets of points to one token."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..core import Schema, UserError, role
+from .linear import Linear
+
+
+class PointEncoder(ABC):
+    """Config of an encoder of point clouds. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def build(self, channels: int, width: int) -> nn.Module:
+        """Build the module.
+
+        Args:
+            channels: Numbers per point: 3 for positions, 6 with colors.
+            width: Width of the output.
+
+        Returns:
+            A module from point clouds (N, points, channels) to (N, width). The order of the points does not matter.
+        """
+
+
+@dataclass(frozen=True)
+class PointNet(PointEncoder):
+    """The encoder of 3D Diffusion Policy: an MLP for each point, and the maximum of each feature over the points.
+
+    Each linear layer of the MLP is followed by LayerNorm and ReLU. With colors there is one more linear layer, twice
+    as wide as the last. After the maximum, a linear layer with LayerNorm gives the token. Points that are repeated to
+    fill a cloud of fixed size change nothing.
+
+    Args:
+        widths: Widths of the layers of the MLP.
+
+    References:
+        Ze et al. (2024), 3D Diffusion Policy: Generalizable Visuomotor Policy Learning via Simple 3D Representations,
+        arXiv:2403.03954.
+        Qi et al. (2017), PointNet: Deep Learning on Point Sets for 3D Classification and Segmentation,
+        arXiv:1612.00593.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 256)
+
+    def build(self, channels, width):
+        return _PointNet(self, channels, width)
+
+
+class _PointNet(nn.Module):
+    def __init__(self, config, channels, width):
+        super().__init__()
+        sizes = (channels, *config.widths)
+        layers = [part for a, b in zip(sizes, sizes[1:], strict=False)
+                  for part in (Linear(a, b), nn.LayerNorm(b), nn.ReLU())]
+        size = sizes[-1]
+        if channels > 3:
+            layers, size = [*layers, Linear(size, 2 * size)], 2 * size
+        self.body = nn.Sequential(*layers)
+        self.leave = nn.Sequential(Linear(size, width), nn.LayerNorm(width))
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.leave(self.body(points).amax(1))
+
+
+def point_cloud_columns(features: Schema | None) -> tuple[str, ...]:
+    """Return the observations that have the shape of point clouds: (points, 3) or (points, 6).
+
+    Args:
+        features: The columns of the data. None if they are not known yet.
+    """
+    return tuple(name for name, f in (features or {}).items() if role(name) == "observation" and f.kind == "vector"
+                 and len(f.shape) == 2 and f.shape[1] in (3, 6))
+
+
+def check_point_cloud(shape: tuple[int, ...], name: str) -> None:
+    """Check that the shape of a column is that of a point cloud.
+
+    Args:
+        shape: Shape of one row.
+        name: Name of the column.
+
+    Raises:
+        UserError: It is not (points, channels).
+    """
+    if len(shape) != 2 or shape[1] < 2:
+        raise UserError(f"A point cloud has the shape (points, 3), or (points, 6) with colors, and this is {shape}.",
+                        where=f"column {name!r}", hint="Leave the column out of TokenEncoder.point_clouds.")

@@ -50,6 +50,7 @@ from .out_of_dynamics import MixedDynamicsDemonstrations
 from .preemptive_restart import RestartMethod
 from .pretrained_behavior import MultiTaskDemonstrations
 from .records import fingerprint, missing_requirements, probe_path, provenance, record_path
+from .return_commands import RandomControllers
 from .vinn_few_demonstrations import VisualMethod
 
 RELATIVE = 1e-4  # tolerance relative to an entry
@@ -74,6 +75,7 @@ REDUCED: dict[type, dict[str, int]] = {
     RestartMethod: {"n_learning_episodes": 20, "n_calibration_episodes": 20},
     GridLearner: {"n_updates": 60},
     PegDemonstrations: {"episodes": 8},
+    RandomControllers: {"episodes": 20},
     SidedDemonstrations: {"episodes": 10},
     ErrandDemonstrations: {"n_episodes": 8},
     FineTuning: {"n_base_episodes": 20},

@@ -40,6 +40,7 @@ from .behavior_entropy import N_REPEATS, SidedDemonstrations, success_and_entrop
 from .critical_steps import ErrandDemonstrations, FineTuning
 from .dataset_quality import GridDatasets
 from .dataset_quality import GridLearner as GridLearner
+from .dichotomy_of_control import BanditEpisodes
 from .ema_oscillation import AgentDemonstrations, WatchedMethod
 from .filter_like_you_test import FramedDemonstrations
 from .generalization_gap import MazeDemonstrations
@@ -76,6 +77,7 @@ REDUCED: dict[type, dict[str, int]] = {
     GridLearner: {"n_updates": 60},
     PegDemonstrations: {"episodes": 8},
     RandomControllers: {"episodes": 20},
+    BanditEpisodes: {"episodes": 200},
     SidedDemonstrations: {"episodes": 10},
     ErrandDemonstrations: {"n_episodes": 8},
     FineTuning: {"n_base_episodes": 20},

@@ -61,6 +61,7 @@ class DichotomyOfControl(LearnerConfig):
         n_negatives: Number of rewards and observations of other windows that the energy compares with each.
         energy_updates: Updates of the energy per update of the policy.
         column: Column in which the policy reads the latent.
+        extra: The column of the rewards.
         steps: Number of updates.
         batch_size: Windows per batch.
         optimizer: Optimizer of all modules.
@@ -81,6 +82,7 @@ class DichotomyOfControl(LearnerConfig):
     n_negatives: int = 16
     energy_updates: int = 1
     column: str = FUTURE
+    extra: tuple[str, ...] = (REWARD,)
     steps: int = 5000
     batch_size: int = 128
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -23,7 +23,7 @@ from .common import (
     trust_options,
     unused_path,
 )
-from .conditions import given_conditions, refuse_unused_conditions
+from .conditions import given_conditions
 
 if TYPE_CHECKING:
     from ..evaluate.comparison import Comparison
@@ -154,7 +154,7 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
     from ..core import UserError
     from ..envs import make
     from ..files import file_name
-    from .policies import evaluate_run
+    from .policies import evaluate_run, refuse_unused_conditions
 
     found = {run: _read_evaluation(run, o) for run in runs if _is_saved_rollouts(run)}
     acting = [run for run in runs if run not in found]

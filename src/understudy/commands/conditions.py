@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from .policies import is_exported, load_policy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,30 +51,6 @@ def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor
             raise ConfigError(f"the environment shows {name!r} itself", where="--condition", hint="leave it out")
         found[name] = torch.tensor(numbers)
     return found
-
-
-def refuse_unused_conditions(runs: Sequence[Path], o: RolloutOptions) -> None:
-    """Refuses --task and --condition if no policy reads them.
-
-    Args:
-        runs: The runs.
-        o: The options of the command.
-
-    Raises:
-        UserError: What was given is read by none of the policies.
-    """
-    from ..core import UserError
-    from ..learn.method import Method
-    from .method import task_relabel
-
-    if o.task is not None and not any(task_relabel(Method.load(r, o.trust)) for r in runs if not is_exported(r)):
-        raise UserError("this policy was trained without words", where="--task",
-                        hint="train it with --language, on data of several tasks")
-    if o.condition:
-        read = {name for run in runs for name in load_policy(run, o, None)[0].inputs}
-        if unused := [name for name in parse_conditions(o.condition, {}) if name not in read]:
-            raise UserError(f"no policy reads {unused[0]!r}; they read {', '.join(sorted(read))}", where="--condition",
-                            hint="leave it out, or train a method that reads it, such as decision-transformer")
 
 
 def given_conditions(o: RolloutOptions) -> list[str]:

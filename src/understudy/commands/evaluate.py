@@ -19,13 +19,14 @@ from .common import (
     trust_options,
     unused_path,
 )
-from .conditions import given_conditions, refuse_unused_conditions
+from .conditions import given_conditions
 from .eval_options import EvalOptions
 from .policies import (
     append_result,
     evaluate_run,
     is_exported,
     load_actor,
+    refuse_unused_conditions,
     run_folder,
     run_names,
     weights_path,

@@ -155,6 +155,34 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
     return onnx.load(run, trust=trust), onnx.load_onnx_actor(run, rows=rows, trust=trust), features
 
 
+def refuse_unused_conditions(runs: Sequence[Path], o: RolloutOptions) -> None:
+    """Refuses --task and --condition if no policy reads them.
+
+    Args:
+        runs: The runs.
+        o: The options of the command.
+
+    Raises:
+        UserError: What was given is read by none of the policies.
+    """
+    from ..core import UserError
+    from ..learn.method import Method
+    from .conditions import parse_conditions
+    from .method import task_relabel
+
+    if o.task is not None and not any(task_relabel(Method.load(r, o.trust)) for r in runs if not is_exported(r)):
+        raise UserError("this policy was trained without words", where="--task",
+                        hint="train it with --language, on data of several tasks")
+    if o.condition:
+        if exported := [run for run in runs if is_exported(run)]:
+            raise UserError(f"{exported[0]} is an exported file, which does not count rewards and steps",
+                            where="--condition", hint="evaluate the run that it was exported from")
+        read = {name for run in runs for name in load_policy(run, o, None)[0].inputs}
+        if unused := [name for name in parse_conditions(o.condition, {}) if name not in read]:
+            raise UserError(f"no policy reads {unused[0]!r}; they read {', '.join(sorted(read))}", where="--condition",
+                            hint="leave it out, or train a method that reads it, such as decision-transformer")
+
+
 def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
     """The columns of the task in words, for a policy that reads them in an environment that does not show them.
 

@@ -27,8 +27,15 @@ from .common import (
     trust_options,
     unused_path,
 )
-from .conditions import given_conditions, refuse_unused_conditions
-from .policies import is_exported, load_actor, run_folder, weights_digest, weights_path
+from .conditions import given_conditions
+from .policies import (
+    is_exported,
+    load_actor,
+    refuse_unused_conditions,
+    run_folder,
+    weights_digest,
+    weights_path,
+)
 
 if TYPE_CHECKING:
     from ..envs import shifts

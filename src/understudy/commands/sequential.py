@@ -27,8 +27,8 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
     """
     from ..envs import make
     from ..evaluate.evaluation import sequential_verdict_parts
-    from .conditions import given_conditions, refuse_unused_conditions
-    from .policies import append_result
+    from .conditions import given_conditions
+    from .policies import append_result, refuse_unused_conditions
 
     test = build_test(o)
     runs = [o.run] if o.against is None else [o.run, o.against]

@@ -30,6 +30,7 @@ from ..core import UserError
 from ..data.episode import Dataset
 from ..envs import HasExpert
 from ..evaluate.behavior.modes import RepeatedStartsEnv
+from ..evaluate.recording import UniformRandomActor
 from ..evaluate.rollout import rollout
 from ..execute.actor import NoisyActor, PolicyActor
 from ..files import read_json, write_text
@@ -369,7 +370,8 @@ class _Recorder:
 
     def look_at_env(self):
         """Records random actions to the end of an episode and, if there is an expert, its episode to success."""
-        noise = NoisyActor(None, self.env.features["action"].size)
+        action = self.env.features["action"]
+        noise = UniformRandomActor(self.env) if action.kind == "discrete" else NoisyActor(None, action.size)
         self._episodes("environment, random actions", rollout(noise, self.env, 1, STARTS_SEED))
         if isinstance(self.env, HasExpert):
             self._episodes("environment, expert", rollout(self.env.expert(), self.env, 1, STARTS_SEED))

@@ -11,7 +11,7 @@ import torch
 from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import write_dataset
+from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.relabel import ReturnToGo, TimeLeft
 from understudy.envs.tabular import Expert, Tabular
 from understudy.evaluate.rollout import rollout
@@ -19,6 +19,7 @@ from understudy.execute.actor import Actor, ObservationWrapper
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import training_data
 from understudy.methods import find_method
+from understudy.nets.encoders import TokenEncoder
 
 RETURN, TIME = "observation.return_to_go", "observation.time_left"
 LENGTH = 6
@@ -106,9 +107,12 @@ def test_udrl_gets_the_return_that_it_is_asked_for(trained):
 @pytest.mark.slow
 def test_the_decision_transformer_gets_more_if_it_is_asked_for_more():
     data = random_episodes(300)
-    method = find_method("decision-transformer", data.features(), n_obs_steps=4)
-    faster = replace(method.learner, steps=600, optimizer=replace(method.learner.optimizer, lr=1e-3, warmup_steps=50))
-    actor = fit_method(replace(method, learner=faster), data, 0).actor
+    method = find_method("decision-transformer", data.features(), n_obs_steps=3)
+    optimizer = replace(method.learner.optimizer, lr=3e-3, warmup_steps=20, grad_clip_norm=1.0)
+    faster = replace(method.learner, steps=300, batch_size=32, optimizer=optimizer)
+    trunk = replace(method.policy.trunk, width=32, dropout=0.0)
+    small = replace(method, policy=replace(method.policy, trunk=trunk, encoder=TokenEncoder(32)), learner=faster)
+    actor = fit_method(small, data, 0).actor
     means = [np.mean([e.steps["next.reward"].sum() for e in rollout(
         ObservationWrapper(actor, {RETURN: torch.tensor([value])}), rope(), 50, seed=2)]) for value in (1.0, 5.0)]
     assert means[0] < 2 and means[1] > 4, means
@@ -129,8 +133,10 @@ def evaluate(run, *options) -> int:
     return main(["eval", str(run), "tabular:tightrope", "--episodes", "3", *options])
 
 
-def test_eval_is_told_the_condition(run, capsys):
-    assert evaluate(run, "--condition", "return_to_go=4", "time_left=6") == 0
+def test_eval_is_told_the_condition(run, tmp_path, capsys):
+    saved = ("--save", str(tmp_path / "saved"))
+    assert evaluate(run, "--condition", "return_to_go=4", "time_left=6", *saved) == 0, capsys.readouterr()
+    assert open_dataset(tmp_path / "saved").features()["action"].kind == "discrete", "choices are saved as such"
     said = capsys.readouterr().out
     assert "--condition return_to_go=4 time_left=6" in said, "the next command repeats it"
     (document,) = (run / "eval").glob("*.jsonl")

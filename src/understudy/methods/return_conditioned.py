@@ -52,7 +52,7 @@ def decision_transformer(n_obs_steps: int = 20, target_return: float | None = No
     head, past = Categorical(temperature=1.0) if discrete else Regression(), n_obs_steps - 1
     trunk = Transformer(128, 1, 1, "block_causal", encoder_depth=3, dropout=0.1)
     window = Window(n_obs_steps, n_obs_steps, action_offset=-past, obs_pad_mask=True)  # a loss at every step
-    learner = BehaviorCloning(10_000, optimizer=OptimizerConfig(
+    learner = BehaviorCloning(10_000, 64, optimizer=OptimizerConfig(
         lr=1e-4, weight_decay=1e-4, warmup_steps=1000, lr_schedule="constant", grad_clip_norm=0.25))
     return Method(PolicyConfig(head, trunk, TokenEncoder(128), window=window), RecedingHorizon(1, skip=past), learner,
                   (LastAction(), ReturnToGo(discount, target=target_return)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from understudy import make
 from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
@@ -171,3 +172,13 @@ def test_training_suggests_what_the_best_episode_had(tmp_path, capsys):
     assert main(told) == 0, capsys.readouterr()
     assert "--condition" not in capsys.readouterr().out
     assert TimeLeft(length=6).open_condition is None and ReturnToGo().open_condition == RETURN
+
+
+def test_a_goal_that_the_environment_does_not_show_is_asked_for(tmp_path, capsys):
+    env = make("fork", 2)
+    write_dataset(rollout(env.expert(), env, 2, seed=1), tmp_path / "data")
+    run = str(tmp_path / "run")
+    assert main(["train", "gcbc", str(tmp_path / "data"), "--out", run, "--steps", "1"]) == 0
+    assert main(["eval", run, "fork", "--episodes", "1"]) == 2
+    assert "give it: --condition goal=NUMBER" in " ".join(capsys.readouterr().err.split())
+    assert main(["eval", run, "fork", "--episodes", "1", "--condition", "goal=1,0"]) == 0, capsys.readouterr()

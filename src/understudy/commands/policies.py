@@ -84,7 +84,7 @@ def load_actor(run: Path, env: Env, o: RolloutOptions) -> tuple[Actor, str]:
     Raises:
         UserError: The environment lacks columns that the policy reads.
     """
-    from ..core import Feature, role
+    from ..core import Feature, UserError, role
     from ..execute.actor import ObservationWrapper
     from ..policy import check_features
     from .conditions import parse_conditions
@@ -96,6 +96,11 @@ def load_actor(run: Path, env: Env, o: RolloutOptions) -> tuple[Actor, str]:
     planner, actor, shown = load_policy(run, o, ROWS, {**env.features, **given})
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
     check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns)
+    for name in (g.into for g in planner.window.goals if g.into in planner.inputs):
+        if name not in env.features and name not in conditions:
+            short = name.removeprefix("observation.")
+            raise UserError(f"{run} reads {name!r}, which {env.metadata['env']} does not show", where="--condition",
+                            hint=f"give it: --condition {short}=NUMBER,...")
     conditions = {name: value for name, value in conditions.items() if name in planner.inputs}
     by = f"policy {weights_digest(weights_path(run))}" + (f", {o.executor}" if o.executor is not None else "")
     by += (f", told {o.task!r}" if words else "") + "".join(f", {text}" for text in o.condition)

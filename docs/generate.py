@@ -13,7 +13,8 @@ HERE = Path(__file__).parent
 MADE = "<!-- made by docs/generate.py: change the source, not this page -->"
 FAMILIES = {"behavior_cloning": "Likelihood and regression", "generative": "Iterative generation",
             "chunking": "Long chunks", "retrieval": "Retrieval", "interaction": "Collecting episodes",
-            "representation": "Pretrained encoders", "skills": "Latent skills"}
+            "representation": "Pretrained encoders", "skills": "Latent skills",
+            "return_conditioned": "Conditioned on returns"}
 
 
 METHODS = """# Methods

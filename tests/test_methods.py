@@ -11,13 +11,14 @@ import torch
 
 from understudy import config, make
 from understudy.checkpoint import FromStage
+from understudy.commands.conditions import open_conditions
 from understudy.commands.train import _check_policy_fits
 from understudy.config import UntrustedCode
 from understudy.core import Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import PolicyActor
+from understudy.execute.actor import LAST_REWARD
 from understudy.execute.base import ActionConditionedExecutor
 from understudy.files import write_json
 from understudy.heads.categorical import Categorical
@@ -51,7 +52,7 @@ def with_stages(method, data):
 def test_methods_train_and_act(name):
     method = find_method(name, FEATURES)
     assert config.load(json.loads(json.dumps(config.dump(method)))) == method  # method.json
-    extra = {k: Feature("float32", ()) for k in method.learner.extra}  # what the learner reads besides
+    extra = {k: Feature("float32", ()) for k in ("next.reward", *method.learner.extra)}  # read besides observations
     data = random_dataset({**FEATURES, **extra}, episodes=3, steps=12)
     method = with_stages(method, data)
     data = training_data(data, method)
@@ -63,7 +64,8 @@ def test_methods_train_and_act(name):
     assert torch.tensor(said).isfinite().all()
     actor = build_actor(method, {**learner.modules, "policy": learner.trained_policy.eval()}, features=FEATURES)
     shown = {**FEATURES, **{g.into: policy.features[g.into] for g in policy.window.goals}}
-    obs = {k: torch.randn(3, *f.shape) for k, f in shown.items() if k != "action"}
+    obs = {k: torch.randn(3, *f.shape) for k, f in shown.items() if k != "action"} | {LAST_REWARD: torch.ones(3)}
+    obs |= {k: torch.ones(3, 1) for k in open_conditions(method, FEATURES)}
     state = actor.start(obs, keys(0, range(3)))
     for _ in range(3):
         action, state = actor.act(obs, state)
@@ -175,25 +177,35 @@ def test_descriptions():
 @pytest.mark.parametrize("name", METHODS)
 def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     able = {d["name"]: any("classes" in need for need in d["needs"]) for d in describe_methods()}
-    assert [n for n in able if able[n]] == ["bc", "bc-inverse-dynamics", "knn", "vinn"]
+    assert [n for n in able if able[n]] == ["bc", "bc-inverse-dynamics", "knn", "vinn", "udrl", "decision-transformer",
+                                            "dichotomy-of-control"]
     if not able[name]:
         with pytest.raises(UserError, match=f"{name}, column 'action': the actions are classes, but this method "
                            "learns numbers"
-                           "\n  -> bc, bc-inverse-dynamics, knn, vinn learn classes"):
+                           "\n  -> bc, bc-inverse-dynamics, knn, vinn, udrl, decision-transformer, "
+                           "dichotomy-of-control learn classes"):
             find_method(name, CHOICES)
         return
     # Which of two lights is on decides the choice, and every method that says so learns it.
-    state = np.eye(2, dtype=np.float32)[np.arange(40) % 2]
-    data = Dataset([Episode({"observation.state": state, "action": 1 + 2 * np.arange(40)[:, None] % 4})])
-    features = {"observation.state": Feature("float32", (2,)), "action": CHOICES["action"]}
+    light = np.random.default_rng(0).integers(2, size=40)  # does not depend on the last choice
+    data = Dataset([Episode({"observation.state": np.eye(2, dtype=np.float32)[light], "action": 1 + 2 * light[:, None],
+                             "next.reward": np.zeros(40, np.float32)})])
+    features = {"observation.state": Feature("float32", (2,)), "action": CHOICES["action"],
+                "next.reward": Feature("float32", ())}
     data = data.map(lambda e: replace(e, schema=features))
-    method = find_method(name, data.features())
+    shorter = {"n_obs_steps": 2} if name == "decision-transformer" else {}
+    method = find_method(name, data.features(), **shorter)
+    if warmup := getattr(getattr(method.learner, "optimizer", None), "warmup_steps", 0):  # too slow for 60 updates
+        faster = replace(method.learner.optimizer, lr=1e-3, warmup_steps=warmup // 100)
+        method = replace(method, learner=replace(method.learner, optimizer=faster))
+    data = training_data(data, method)
     policy = Policy(method.policy, data.features()).fit_statistics(data)
     learner = method.learner.build(policy, 0, 60, data)
-    windows = policy.windows(data)
+    windows = learner.batch_sampler(data)
     fit(learner, lambda n: windows.batch(32, n), min(method.learner.steps, 60))
-    actor = PolicyActor(learner.trained_policy.eval(), method.executor)
-    obs = {"observation.state": torch.eye(2)}
+    actor = build_actor(method, {**learner.modules, "policy": learner.trained_policy.eval()})
+    obs = {"observation.state": torch.eye(2), LAST_REWARD: torch.zeros(2)}
+    obs |= {k: torch.zeros(2, 1) for k in open_conditions(method, features)}
     action, _ = actor.act(obs, actor.start(obs, keys(0, range(2))))
     assert action.flatten().tolist() == [1, 3]
 

@@ -241,6 +241,27 @@ def test_transforms_see_what_those_before_them_added():
     np.testing.assert_array_equal(ran[0].steps["seen.observation.before"][:2], [[0, 0, 0, 0], [1, 1, 0, 0]])
 
 
+def test_the_last_choice_of_a_policy_is_shown_as_in_training():
+    """A policy plans classes as float32. Choices count from 1, and 0 means that there was none."""
+    choice = Feature("int64", (1,), "discrete", num_classes=(3,))
+
+    @dataclass(frozen=True)
+    class Second(Actor):
+        def start(self, obs, key):
+            return {}
+
+        def act(self, obs, state):
+            return torch.ones(2, 1), {"record": {"seen": obs[LAST]}}
+    actor = TransformedActor(Second(), (LastAction().runtime_transform(),), choice)
+    obs, seen = {STATE: torch.zeros(2, 2)}, []
+    state = actor.start(obs, keys(0, range(2)))
+    for _ in range(3):
+        _, state = actor.act(obs, state)
+        seen.append(state["record"]["seen"])
+    assert [s.flatten().tolist() for s in seen] == [[0, 0], [2, 2], [2, 2]]
+    assert all(s.dtype == torch.int64 for s in seen)
+
+
 def test_where_no_reward_is_known_the_error_says_what_to_do(data):
     actor = fit_method(method(ReturnToGo(target=1.0)), data, 0).actor
     obs, key = {STATE: torch.zeros(1, 2)}, keys(0, [0])

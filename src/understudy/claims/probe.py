@@ -30,6 +30,7 @@ from ..core import UserError
 from ..data.episode import Dataset
 from ..envs import HasExpert
 from ..evaluate.behavior.modes import RepeatedStartsEnv
+from ..evaluate.recording import UniformRandomActor
 from ..evaluate.rollout import rollout
 from ..execute.actor import NoisyActor, PolicyActor
 from ..files import read_json, write_text
@@ -40,6 +41,7 @@ from .behavior_entropy import N_REPEATS, SidedDemonstrations, success_and_entrop
 from .critical_steps import ErrandDemonstrations, FineTuning
 from .dataset_quality import GridDatasets
 from .dataset_quality import GridLearner as GridLearner
+from .dichotomy_of_control import BanditEpisodes
 from .ema_oscillation import AgentDemonstrations, WatchedMethod
 from .filter_like_you_test import FramedDemonstrations
 from .generalization_gap import MazeDemonstrations
@@ -50,6 +52,7 @@ from .out_of_dynamics import MixedDynamicsDemonstrations
 from .preemptive_restart import RestartMethod
 from .pretrained_behavior import MultiTaskDemonstrations
 from .records import fingerprint, missing_requirements, probe_path, provenance, record_path
+from .return_commands import RandomControllers
 from .vinn_few_demonstrations import VisualMethod
 
 RELATIVE = 1e-4  # tolerance relative to an entry
@@ -74,6 +77,8 @@ REDUCED: dict[type, dict[str, int]] = {
     RestartMethod: {"n_learning_episodes": 20, "n_calibration_episodes": 20},
     GridLearner: {"n_updates": 60},
     PegDemonstrations: {"episodes": 8},
+    RandomControllers: {"episodes": 20},
+    BanditEpisodes: {"episodes": 200},
     SidedDemonstrations: {"episodes": 10},
     ErrandDemonstrations: {"n_episodes": 8},
     FineTuning: {"n_base_episodes": 20},
@@ -365,7 +370,8 @@ class _Recorder:
 
     def look_at_env(self):
         """Records random actions to the end of an episode and, if there is an expert, its episode to success."""
-        noise = NoisyActor(None, self.env.features["action"].size)
+        action = self.env.features["action"]
+        noise = UniformRandomActor(self.env) if action.kind == "discrete" else NoisyActor(None, action.size)
         self._episodes("environment, random actions", rollout(noise, self.env, 1, STARTS_SEED))
         if isinstance(self.env, HasExpert):
             self._episodes("environment, expert", rollout(self.env.expert(), self.env, 1, STARTS_SEED))

@@ -41,6 +41,7 @@ IgnoredCodes = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="CODE")]
 StepCount = Annotated[int | None, arg(metavar="N")]
 SchemeName = Annotated[str | None, arg(metavar="SCHEME")]
 ColumnTexts = Annotated[tuple[str, ...], arg(metavar="NAME=COLUMN,...")]
+ConditionTexts = Annotated[tuple[str, ...], arg(metavar="NAME=NUMBER,...")]
 
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:

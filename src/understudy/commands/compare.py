@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, UseAppendAction, arg
 
 from .common import (
+    ConditionTexts,
     DeviceName,
     Output,
     PositiveCount,
@@ -22,6 +23,7 @@ from .common import (
     trust_options,
     unused_path,
 )
+from .conditions import given_conditions
 
 if TYPE_CHECKING:
     from ..evaluate.comparison import Comparison
@@ -56,6 +58,9 @@ class CompareOptions:
     """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """the task in words, for policies that were trained with --language"""
+    condition: ConditionTexts = ()
+    """what the policies read and the environment does not show: return_to_go=100 for the
+    desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal"""
     executor: SchemeName = None
     """act with another execution scheme than the policies were trained with (understudy methods lists them)"""
     save: Annotated[Path | None, arg(metavar="FOLDER")] = None
@@ -149,7 +154,7 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
     from ..core import UserError
     from ..envs import make
     from ..files import file_name
-    from .policies import evaluate_run, refuse_unused_task
+    from .policies import evaluate_run, refuse_unused_conditions
 
     found = {run: _read_evaluation(run, o) for run in runs if _is_saved_rollouts(run)}
     acting = [run for run in runs if run not in found]
@@ -160,7 +165,7 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
     asked = replace(o, episodes=episodes)
     if acting:
         assert o.env is not None
-        refuse_unused_task(acting, asked)
+        refuse_unused_conditions(acting, asked)
         env = make(o.env, min(o.rows, episodes), o.trust)
         try:
             for run in acting:
@@ -257,7 +262,7 @@ def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[s
     more = [
         *(("--env", o.env) if o.env else ()),
         *(("--seed", o.seed) if o.seed else ()),
-        *(("--task", o.task) if o.task else ()),
+        *given_conditions(o),
         *(("--executor", o.executor) if o.executor else ()),
         *trust_options(o.trust, o.env, *(r for r in runs if not _is_saved_rollouts(r))),
     ]

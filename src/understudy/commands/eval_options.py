@@ -8,7 +8,16 @@ from typing import Annotated, Protocol
 
 from tyro.conf import Positional, arg
 
-from .common import ColumnTexts, DeviceName, PositiveCount, SchemeName, StepCount, TrustedPackages, WorkerCount
+from .common import (
+    ColumnTexts,
+    ConditionTexts,
+    DeviceName,
+    PositiveCount,
+    SchemeName,
+    StepCount,
+    TrustedPackages,
+    WorkerCount,
+)
 from .robot_options import RobotOptions
 
 
@@ -43,6 +52,9 @@ class _EvalOptions:
     """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """the task in words, for a policy that was trained with --language"""
+    condition: ConditionTexts = ()
+    """what the policy reads and the environment does not show: return_to_go=100 for the
+    desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal"""
     executor: SchemeName = None
     """act with another execution scheme than the policy was trained with: real-time-chunking, temporal-ensemble, ...
     (understudy methods lists them)"""
@@ -96,6 +108,9 @@ class RolloutOptions(Protocol):
 
     @property
     def task(self) -> str | None: ...
+
+    @property
+    def condition(self) -> tuple[str, ...]: ...
 
     @property
     def executor(self) -> str | None: ...

@@ -19,13 +19,14 @@ from .common import (
     trust_options,
     unused_path,
 )
+from .conditions import given_conditions
 from .eval_options import EvalOptions
 from .policies import (
     append_result,
     evaluate_run,
     is_exported,
     load_actor,
-    refuse_unused_task,
+    refuse_unused_conditions,
     run_folder,
     run_names,
     weights_path,
@@ -102,7 +103,7 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     from ..evaluate.evaluation import verdict, verdict_parts
 
     assert o.target is not None and o.episodes is not None
-    refuse_unused_task([o.run], o)
+    refuse_unused_conditions([o.run], o)
     shown = behavior_metrics.demonstrations_of(o)
     env = make(o.target, min(o.rows, o.episodes), o.trust)
     try:
@@ -150,7 +151,7 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
 
     def again(episodes, *more):
         return command_line("eval", o.run, o.target, "--episodes", episodes, *(("--seed", o.seed) if o.seed else ()),
-                            *(("--task", o.task) if o.task else ()),
+                            *given_conditions(o),
                             *(("--executor", o.executor) if o.executor else ()),
                             *behavior_metrics.given_options(o), *more, *trust)
     told = []
@@ -189,6 +190,9 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
             where=o.target,
             hint="evaluate the run that it was exported from",
         )
+    if o.condition:
+        raise UserError("these are recorded episodes, which have their own conditions", where="--condition",
+                        hint="leave it out, or name an environment")
     if o.executor is not None:
         raise UserError("these are recorded episodes, in which no policy can act", where="--executor",
                         hint="leave it out, or name an environment")

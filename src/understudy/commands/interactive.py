@@ -377,9 +377,13 @@ def _weights_digest(run: Path, ours: bool) -> str | None:
 
 def _make_actor(run: Path, o: EvalOptions) -> Actor:
     from ..execute.actor import ObservationWrapper
+    from .conditions import parse_conditions
     from .policies import load_policy, task_columns
 
-    plays, columns = load_policy(run, o, None)[1], {} if o.task is None else task_columns(run, {}, o)
+    planner, plays, _ = load_policy(run, o, None)
+    words = {} if o.task is None else task_columns(run, {}, o)
+    conditions = {k: v for k, v in parse_conditions(o.condition, {}).items() if k in planner.inputs}
+    columns = {**words, **conditions}
     return ObservationWrapper(plays, columns) if columns else plays
 
 

@@ -85,17 +85,27 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) 
     Raises:
         UserError: The environment lacks columns that the policy reads.
     """
-    from ..core import Feature, role
+    from ..core import Feature, UserError, role
     from ..execute.actor import ObservationWrapper
     from ..policy import check_features
+    from .conditions import parse_conditions
 
     words = task_columns(run, env.features, o)
     given = {name: Feature("uint8", tuple(value.shape), "text") for name, value in words.items()}
+    conditions = parse_conditions(o.condition, env.features)
+    given |= {name: Feature("float32", tuple(value.shape)) for name, value in conditions.items()}
     planner, actor, shown = load_policy(run, o, rows, {**env.features, **given})
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
     check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns)
+    for name in (g.into for g in planner.window.goals if g.into in planner.inputs):
+        if name not in env.features and name not in conditions:
+            short = name.removeprefix("observation.")
+            raise UserError(f"{run} reads {name!r}, which {env.metadata['env']} does not show", where="--condition",
+                            hint=f"give it: --condition {short}=NUMBER,...")
+    conditions = {name: value for name, value in conditions.items() if name in planner.inputs}
     by = f"policy {weights_digest(weights_path(run))}" + (f", {o.executor}" if o.executor is not None else "")
-    return (ObservationWrapper(actor, words), f"{by}, told {o.task!r}") if words else (actor, by)
+    by += (f", told {o.task!r}" if words else "") + "".join(f", {text}" for text in o.condition)
+    return (ObservationWrapper(actor, {**words, **conditions}) if words or conditions else actor), by
 
 
 def is_exported(run: Path) -> bool:
@@ -151,23 +161,32 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
     return onnx.load(run, trust=trust), onnx.load_onnx_actor(run, rows=rows, trust=trust), features
 
 
-def refuse_unused_task(runs: Sequence[Path], o: RolloutOptions) -> None:
-    """Refuses --task if no policy reads it.
+def refuse_unused_conditions(runs: Sequence[Path], o: RolloutOptions) -> None:
+    """Refuses --task and --condition if no policy reads them.
 
     Args:
         runs: The runs.
         o: The options of the command.
 
     Raises:
-        UserError: --task was given, and none of the policies reads the task in words.
+        UserError: What was given is read by none of the policies.
     """
     from ..core import UserError
     from ..learn.method import Method
+    from .conditions import parse_conditions
     from .method import task_relabel
 
     if o.task is not None and not any(task_relabel(Method.load(r, o.trust)) for r in runs if not is_exported(r)):
         raise UserError("this policy was trained without words", where="--task",
                         hint="train it with --language, on data of several tasks")
+    if o.condition:
+        if exported := [run for run in runs if is_exported(run)]:
+            raise UserError(f"{exported[0]} is an exported file, which does not count rewards and steps",
+                            where="--condition", hint="evaluate the run that it was exported from")
+        read = {name for run in runs for name in load_policy(run, o, None)[0].inputs}
+        if unused := [name for name in parse_conditions(o.condition, {}) if name not in read]:
+            raise UserError(f"no policy reads {unused[0]!r}; they read {', '.join(sorted(read))}", where="--condition",
+                            hint="leave it out, or train a method that reads it, such as decision-transformer")
 
 
 def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
@@ -234,7 +253,8 @@ def append_result(o: EvalOptions, line: dict) -> None:
     file = run_folder(o.run) / "eval" / f"{file_name(Path(o.target).name)}.jsonl"
     about = {"checkpoint": folder.name, "mark": weights_digest(folder),
              "date": datetime.now(UTC).isoformat(timespec="seconds"),
-             **({} if o.executor is None else {"executor": o.executor})}
+             **({} if o.executor is None else {"executor": o.executor}),
+             **({"condition": list(o.condition)} if o.condition else {})}
     try:
         file.parent.mkdir(exist_ok=True)
         with open(file, "a", encoding="utf-8") as lines:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from .common import (
+    ConditionTexts,
     DeviceName,
     EnvName,
     Output,
@@ -26,7 +27,15 @@ from .common import (
     trust_options,
     unused_path,
 )
-from .policies import is_exported, load_actor, refuse_unused_task, run_folder, weights_digest, weights_path
+from .conditions import given_conditions
+from .policies import (
+    is_exported,
+    load_actor,
+    refuse_unused_conditions,
+    run_folder,
+    weights_digest,
+    weights_path,
+)
 
 if TYPE_CHECKING:
     from ..envs import shifts
@@ -68,6 +77,9 @@ class RobustnessOptions:
     """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """the task in words, for a policy that was trained with --language"""
+    condition: ConditionTexts = ()
+    """what the policy reads and the environment does not show: return_to_go=100 for the
+    desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal"""
     executor: SchemeName = None
     """act with another execution scheme than the policy was trained with (understudy methods lists them)"""
     save: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -138,8 +150,9 @@ def _load_actor(o: RobustnessOptions, env: World) -> tuple[Actor, str]:
             raise UserError("the expert plans no chunks", where="--executor", hint="leave it out, or name a run")
         return expert_actor(env), f"{SCRIPTED_ACTOR}, {__version__}"
     run = Path(o.run)
-    refuse_unused_task([run], o)
+    refuse_unused_conditions([run], o)
     scheme = "" if o.executor is None else f", {o.executor}"
+    scheme += "".join(f", {text}" for text in o.condition)
     return load_actor(run, env, o)[0], f"{weights_digest(weights_path(run))}, {o.task}, {__version__}{scheme}"
 
 
@@ -226,7 +239,7 @@ def _results_table(sweeps: Sequence[SeveritySweep]):
 def _next_commands(o: RobustnessOptions, sweeps: Sequence[SeveritySweep]) -> list[str]:
     trust = trust_options(o.trust, o.env, *(() if o.run == SCRIPTED_ACTOR else (Path(o.run),)))
     told = [*(("--shifts", *o.shifts) if o.shifts else ()), *(("--levels", *o.levels) if o.levels else ()),
-            *(("--seed", o.seed) if o.seed else ()), *(("--task", o.task) if o.task else ()),
+            *(("--seed", o.seed) if o.seed else ()), *given_conditions(o),
             *(("--executor", o.executor) if o.executor else ()), *(("--save", o.save) if o.save else ()), *trust]
     page = (
         []

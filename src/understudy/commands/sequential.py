@@ -27,12 +27,13 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
     """
     from ..envs import make
     from ..evaluate.evaluation import sequential_verdict_parts
-    from .policies import append_result, refuse_unused_task
+    from .conditions import given_conditions
+    from .policies import append_result, refuse_unused_conditions
 
     test = build_test(o)
     runs = [o.run] if o.against is None else [o.run, o.against]
     assert o.target is not None and o.episodes is not None
-    refuse_unused_task([o.run], o)
+    refuse_unused_conditions([o.run], o)
     env = make(o.target, min(o.rows, o.episodes), o.trust)
     began = time.perf_counter()
     try:
@@ -59,7 +60,8 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
         out.print(f"If all is as it was seen here, {enough:,} episodes settle it four times in five.")
         asked = ("--threshold", o.threshold) if o.against is None else ("--against", o.against)
         out.suggest(command_line("eval", o.run, o.target, "--sequential", *asked, "--episodes", enough,
-                                 *(("--seed", o.seed) if o.seed else ()), *trust_options(o.trust, o.target, *runs)))
+                                 *(("--seed", o.seed) if o.seed else ()), *given_conditions(o),
+                                 *trust_options(o.trust, o.target, *runs)))
     out.print_json(document)
 
 

@@ -140,6 +140,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     from ..learn.run import Run
     from ..learn.train import train, validation_episodes
     from ..learn.training_curves import TrainingCurves
+    from .conditions import example_conditions, open_conditions
     from .method import build_method, task_relabel
 
     if o.image_size is not None:
@@ -165,6 +166,12 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         if say is not None and words is not None and words.into not in env.features:
             raise UserError(f"the environment {o.eval} does not say its task in words", where="--eval",
                             hint="train without --eval, then: understudy eval RUN ENV --task WORDS")
+        if missing := open_conditions(method, env.features):
+            named = " and ".join(repr(name.removeprefix("observation.")) for name in missing)
+            raise UserError(f"the policy must be told {named} while it acts, and neither the method nor {o.eval} does",
+                            where="--eval", hint="give it to the method (--method.target-return 100, for example), or "
+                            "train without --eval, then: understudy eval RUN ENV --condition "
+                            + " ".join(f"{name.removeprefix('observation.')}=NUMBER" for name in missing))
         _check_policy_fits(method, data, env)
         score = _make_score(env, o.rollouts, o.seed)
     kept = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))
@@ -204,10 +211,11 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     places = Run(o.out).named_checkpoints()
     out.print(f"Written to {o.out}: " + ", ".join(f"{name} is {place}" for name, place in sorted(places.items()))
             + "; CARD.md says what it is, metrics.jsonl how it went.")
+    conditions = example_conditions(data, method)
     acts = o.eval or o.env or recorded_env(data)
     there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if acts else []
     out.suggest(
-        *(command_line("eval", run, acts, "--episodes", 100, *_task_option(data, say),
+        *(command_line("eval", run, acts, "--episodes", 100, *_task_option(data, say), *conditions,
                        *(trust_options(o.trust, acts, run) or env_trust_options(acts))) for run in there),
         *([] if stream is not None or o.map or o.max_episode_steps
           else [command_line("eval", o.out, o.data, *(("--columns", *o.columns) if o.columns else ()),

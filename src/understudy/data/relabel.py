@@ -41,6 +41,11 @@ class RuntimeRelabel(ABC):
     def runtime_transform(self) -> RuntimeTransform:
         """Return the transform that computes the same column while acting."""
 
+    @property
+    def open_condition(self) -> str | None:
+        """Column whose first value must be given while acting, such as the desired return. None if there is none."""
+        return None
+
 
 def relabeled_features(features: Schema, relabels: Iterable[Relabel]) -> dict[str, Feature]:
     """Return the columns of an environment after relabelings.
@@ -132,11 +137,15 @@ class ReturnToGo(RuntimeRelabel):
 
     While acting, it is the target return at the first step, then reduced by each reward.
 
+    What comes after a timeout is not recorded, so the return to go of an episode that was cut short is what was
+    received until then, as in the code of Chen et al. (2021).
+
     Args:
         discount: Each reward is weighted by `discount` to the power of its distance.
         column: Name of the reward column.
         into: Name of the new column.
-        target: Target return while acting. None: an `ObservationWrapper` gives it as the column `into`.
+        target: Target return while acting. None: `--condition` or an `ObservationWrapper` gives it as the column
+            `into`.
 
     References:
         Chen et al. (2021), Decision Transformer: Reinforcement Learning via Sequence Modeling, arXiv:2106.01345,
@@ -149,7 +158,9 @@ class ReturnToGo(RuntimeRelabel):
     target: float | None = None
 
     def __call__(self, episode: Episode) -> Episode:
-        reward = np.asarray(_get_column(episode, self.column)[: len(episode)], np.float64).reshape(len(episode))
+        column = _get_column(episode, self.column, "a return to go needs rewards: use data that have them, name their "
+                             "column (--columns reward=NAME), or train a method without returns, such as bc")
+        reward = np.asarray(column[: len(episode)], np.float64).reshape(len(episode))
         total = np.zeros(len(episode) + 1)
         for t in reversed(range(len(episode))):
             total[t] = reward[t] + self.discount * total[t + 1]
@@ -161,6 +172,10 @@ class ReturnToGo(RuntimeRelabel):
                               hint="use 'next.reward', which environments give")
         return ReturnToGoUpdate(self.into, self.discount, self.target)
 
+    @property
+    def open_condition(self):
+        return self.into if self.target is None else None
+
 
 @dataclass(frozen=True)
 class TimeLeft(RuntimeRelabel):
@@ -168,7 +183,8 @@ class TimeLeft(RuntimeRelabel):
 
     Args:
         into: Name of the new column.
-        length: Number of steps of an episode while acting. None: an `ObservationWrapper` gives it as the column `into`.
+        length: Number of steps of an episode while acting. None: `--condition` or an `ObservationWrapper` gives it as
+            the column `into`.
     """
 
     into: str = "observation.time_left"
@@ -179,6 +195,10 @@ class TimeLeft(RuntimeRelabel):
 
     def runtime_transform(self):
         return Countdown(self.into, self.length)
+
+    @property
+    def open_condition(self):
+        return self.into if self.length is None else None
 
 
 @dataclass(frozen=True)
@@ -391,13 +411,12 @@ def _with_column(episode: Episode, name: str, column: np.ndarray, feature: Featu
     return episode if feature is None else replace(episode, schema={**episode.schema, name: feature})
 
 
-def _check_column(episode: Episode, name: str) -> None:
+def _check_column(episode: Episode, name: str, hint: str = "name one that is there") -> None:
     if name not in episode.steps:
         raise UserError(f"there is no column {name!r}; the episode has {', '.join(sorted(episode.steps))}",
-                        where=f"episode {episode.metadata.get('number', '')}".strip(),
-                        hint="name one that is there")
+                        where=f"episode {episode.metadata.get('number', '')}".strip(), hint=hint)
 
 
-def _get_column(episode: Episode, name: str) -> np.ndarray:
-    _check_column(episode, name)
+def _get_column(episode: Episode, name: str, hint: str = "name one that is there") -> np.ndarray:
+    _check_column(episode, name, hint)
     return np.asarray(episode.steps[name])

@@ -242,8 +242,14 @@ class PaddedColumn(RuntimeTransform):
 def _first_value(obs, name: str, default: float | None, rows: int, what: str, field: str) -> Tensor:
     """(B, 1) float32: the column of the first observation, or the default."""
     if name in obs:
-        return torch.as_tensor(obs[name]).float().reshape(rows, 1)
+        value = torch.as_tensor(obs[name]).float()
+        if value.numel() != rows:
+            raise UserError(f"{what} is one number, but this is of shape {tuple(value.shape)}",
+                            where=f"observation {name!r}", hint="give one number for each row")
+        return value.reshape(rows, 1)
     if default is None:
+        short = name.removeprefix("observation.")
         raise UserError(f"{what} is not known", where=f"observation {name!r}",
-                        hint=f"set {field}, or add the column with ObservationWrapper(actor, {{{name!r}: value}})")
+                        hint=f"give it: --condition {short}=NUMBER on the command line, {field} in the method, or "
+                             f"ObservationWrapper(actor, {{{name!r}: value}})")
     return torch.full((rows, 1), float(default))

@@ -68,6 +68,8 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
         out = env.step(action)
         if clock == 0:
             _check_observation(out.obs, env, "step")
+        if env.features["action"].kind == "discrete":  # a policy plans classes as float32
+            action = action.to(getattr(torch, env.features["action"].dtype))
         record = {"action": action, "next.reward": out.reward, "next.terminated": out.terminated,
                   "next.truncated": out.truncated & ~out.terminated,
                   **({"next.success": out.info["success"]} if "success" in out.info else {}),

@@ -331,8 +331,8 @@ class TransformedActor(Actor):
             obs = {**obs, **added}
         action, inner = self.actor.act(obs, state["inner"])
         inner, last = dict(inner), {"exists": torch.ones_like(state["last"]["exists"])}
-        if self.action is not None:
-            last["action"] = action
+        if self.action is not None:  # a policy plans classes as float32
+            last["action"] = action.to(getattr(torch, self.action.dtype))
         record = {"record": inner.pop("record")} if "record" in inner else {}
         return self._actions(action)[0], {"inner": inner, "transforms": states, "last": last, **record}
 

@@ -161,13 +161,18 @@ class HierarchyConfig(PlannerConfig):
     Args:
         high: The high-level policy: one that a stage trained, or a module of the same checkpoint by its name.
         column: The column that it plans, which is an input of the policy.
+        inference: How the high-level policy plans, such as the best of several subgoals by a value.
     """
 
     high: str | FromStage | CheckpointModule
     column: str = "observation.subgoal"
+    inference: tuple[PlannerConfig, ...] = ()
 
     def build(self, planner, modules):
-        return Hierarchical(_module(self.high, Planner, modules, "HierarchyConfig.high"), planner, self.column)
+        high = _module(self.high, Planner, modules, "HierarchyConfig.high")
+        for part in self.inference:
+            high = part.build(high, modules)
+        return Hierarchical(high, planner, self.column)
 
 
 def _module(given, kind: type, modules: Mapping[str, CheckpointModule], where: str):

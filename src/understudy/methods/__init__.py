@@ -223,6 +223,23 @@ METHODS: dict[str, NamedMethod] = {
         "Visual imitation by nearest neighbors, in the features of an encoder that learns from the images by BYOL.",
         Reference("Pari et al. 2021, arXiv 2112.01511, whose network is a ResNet-50 from ImageNet", ("079",),
                   (NUMBERS, "cameras: without them BYOL has nothing to compare"))),
+    "udrl": NamedMethod(
+        "understudy.methods.return_conditioned:udrl",
+        "Upside-down reinforcement learning: clone every action, given the return and the time that were left.",
+        Reference("Srivastava et al. 2019, arXiv 1912.02877; Arulkumaran et al. 2022, arXiv 2202.11960, whose networks "
+                  "are gated by the commands and recurrent; here offline, without new episodes", ("188",),
+                  (NUMBERS_OR_CLASSES, "rewards", "a desired return and a number of steps while acting"))),
+    "decision-transformer": NamedMethod(
+        "understudy.methods.return_conditioned:decision_transformer",
+        "Decision Transformer: a causal transformer over returns to go, observations and actions predicts each action.",
+        Reference("Chen et al. 2021, arXiv 2106.01345, with 100,000 updates and an embedding of the step within the "
+                  "episode; here within the history", (),
+                  (NUMBERS_OR_CLASSES, "rewards", "a desired return while acting"))),
+    "dichotomy-of-control": NamedMethod(
+        "understudy.methods.return_conditioned:dichotomy_of_control",
+        "Dichotomy of Control: a policy reads a latent of the future that holds what actions decide, and not luck.",
+        Reference("Yang et al. 2023, arXiv 2210.13435, with a transformer over the history, and latents of the whole "
+                  "future", ("165",), (NUMBERS_OR_CLASSES, "rewards", "observations that are numbers"))),
     "dagger": NamedMethod(
         "understudy.methods.interaction:dagger",
         "DAgger: the policy acts, the supervisor says what it would have done, and the policy learns that.",

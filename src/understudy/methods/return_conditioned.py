@@ -1,0 +1,77 @@
+"""Policies that are told which return to reach, and learn from episodes of any quality."""
+
+from __future__ import annotations
+
+from ..core import Schema
+from ..data.codec import Normalizer
+from ..data.relabel import ConstantColumn, LastAction, ReturnToGo, TimeLeft
+from ..data.window import Window
+from ..execute.chunking import RecedingHorizon
+from ..execute.planner_config import BestOfNConfig, HierarchyConfig
+from ..heads.categorical import Categorical
+from ..heads.gaussian import Gaussian
+from ..heads.regression import Regression
+from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.dichotomy_of_control import FUTURE, DichotomyOfControl
+from ..learn.method import Method
+from ..learn.optimizer import OptimizerConfig
+from ..nets.encoders import ConcatEncoder, TokenEncoder
+from ..nets.feed_forward import FeedForward
+from ..nets.transformer import Transformer
+from ..policy import PolicyConfig
+
+
+def udrl(target_return: float | None = None, target_length: int | None = None, temperature: float = 1.0,
+         features: Schema | None = None) -> Method:
+    """Upside-down reinforcement learning: clone every action, given the return and the time that were left.
+
+    Args:
+        target_return: Desired return while acting. None: --condition return_to_go=NUMBER gives it.
+        target_length: Number of steps in which it shall be reached. None: --condition time_left=NUMBER gives it.
+        temperature: 1 samples actions, as the authors do, and 0 takes the most likely ones.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    head = Categorical(temperature) if discrete else Gaussian(temperature=temperature)
+    policy = PolicyConfig(head, FeedForward((128, 128)), ConcatEncoder(), window=Window(1, 1))
+    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000),
+                  (ReturnToGo(target=target_return), TimeLeft(length=target_length)))
+
+
+def decision_transformer(n_obs_steps: int = 20, target_return: float | None = None, discount: float = 1.0,
+                         features: Schema | None = None) -> Method:
+    """Decision Transformer: a causal transformer over returns to go, observations and actions predicts each action.
+
+    Args:
+        n_obs_steps: Number of steps of the history.
+        target_return: Desired return while acting. None: --condition return_to_go=NUMBER gives it.
+        discount: Discount of the return to go.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    head, past = Categorical(temperature=1.0) if discrete else Regression(), n_obs_steps - 1
+    trunk = Transformer(128, 1, 1, "block_causal", encoder_depth=3, dropout=0.1)
+    window = Window(n_obs_steps, n_obs_steps, action_offset=-past, obs_pad_mask=True)  # a loss at every step
+    learner = BehaviorCloning(10_000, 64, optimizer=OptimizerConfig(
+        lr=1e-4, weight_decay=1e-4, warmup_steps=1000, lr_schedule="constant", grad_clip_norm=0.25))
+    return Method(PolicyConfig(head, trunk, TokenEncoder(128), window=window), RecedingHorizon(1, skip=past), learner,
+                  (LastAction(), ReturnToGo(discount, target=target_return)))
+
+
+def dichotomy_of_control(lookahead: int = 1, latent_dim: int = 4, information_weight: float = 1.0, n: int = 100,
+                         features: Schema | None = None) -> Method:
+    """Dichotomy of Control: a latent of the future without what chance decides, and the latent of the highest value.
+
+    Args:
+        lookahead: Number of steps that the latent describes.
+        latent_dim: Number of components of the latent.
+        information_weight: Weight of what the latent says about rewards and transitions. 0 removes the constraint.
+        n: Number of latents that are compared while acting.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    head = Categorical(temperature=1.0) if discrete else Gaussian(temperature=1.0)
+    policy = PolicyConfig(head, FeedForward((128, 128)), ConcatEncoder(), Normalizer(unscaled=(FUTURE,)))
+    return Method(policy, RecedingHorizon(), DichotomyOfControl(lookahead, information_weight),
+                  (ConstantColumn(FUTURE, (0.0,) * latent_dim),),
+                  inference=(HierarchyConfig("prior", FUTURE, (BestOfNConfig("value", n),)),))

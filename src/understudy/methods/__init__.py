@@ -198,6 +198,11 @@ METHODS: dict[str, NamedMethod] = {
         "Visual imitation by nearest neighbors: nearer actions count more, by the features of a fixed image network.",
         Reference("Pari et al. 2021, arXiv 2112.01511, whose network was trained further on the images alone",
                   ("079",), (NUMBERS_OR_CLASSES, "for cameras the weights of a ResNet-18 (the extra hub)"))),
+    "mcnn": NamedMethod(
+        "understudy.methods.retrieval:mcnn",
+        "Memory-consistent network: near a stored example its action, farther away a bounded network.",
+        Reference("Sridhar et al. 2024, arXiv 2310.06171, which chooses the examples by growing neural gas and trains "
+                  "1,000,000 updates", ("249",), (NUMBERS, "no cameras"))),
     "opal": NamedMethod(
         "understudy.methods.skills:opal",
         "An autoencoder learns skills of ten steps, and a policy learns which skill to begin.",

@@ -1,13 +1,15 @@
-"""Retrieval: the actions of the most similar situations. Nothing is trained."""
+"""Retrieval: the actions of the most similar situations, alone or together with what is trained."""
 
 from __future__ import annotations
 
 from ..data.window import Window
 from ..execute.chunking import RecedingHorizon
+from ..heads.mcnn import MCNN
 from ..heads.neighbors import Neighbors
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method
 from ..nets.encoders import ConcatEncoder
+from ..nets.feed_forward import FeedForward
 from ..nets.vision import ResNet18
 from ..policy import PolicyConfig
 
@@ -38,3 +40,17 @@ def vinn(n_neighbors: int = 5, weights: str = "hf://timm/resnet18.a1_in1k") -> M
         Neighbors(n_neighbors), encoder=ConcatEncoder(ResNet18(weights, pool="mean")), window=Window(1, 1)
     )
     return Method(policy, RecedingHorizon(), BehaviorCloning(steps=1))
+
+
+def mcnn(memory_fraction: float = 0.1, decay: float = 10.0, n_obs_steps: int = 1, horizon: int = 1) -> Method:
+    """Memory-consistent network: near a stored example its action, farther away a bounded network.
+
+    Args:
+        memory_fraction: Number of stored examples, as a fraction of the steps of the data.
+        decay: Inverse distance at which the weight of a stored example is 1 / e.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk. All are executed before the next plan.
+    """
+    policy = PolicyConfig(MCNN(memory_fraction, decay), trunk=FeedForward(), encoder=ConcatEncoder(),
+                          window=Window(n_obs_steps, horizon))
+    return Method(policy, RecedingHorizon(horizon), BehaviorCloning(steps=5000, batch_size=256))

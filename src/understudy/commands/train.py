@@ -33,6 +33,7 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
+    from ..data.mixture import MixtureWeights
     from ..data.relabel import TaskText
     from ..envs.base import Env
     from ..execute.actor import Actor
@@ -92,6 +93,9 @@ class TrainOptions:
     """with --from: the parts whose weights are loaded; without codec, statistics are fitted to DATA"""
     freeze: Annotated[tuple[str, ...], arg(metavar="PART")] = ()
     """with --from: the parts that are not trained"""
+    prior: Annotated[Path | None, arg(metavar="DATA")] = None
+    """also learn from these episodes, such as those of other tasks: half of each batch, or what the method chooses
+    (behavior-retrieval)"""
     stage: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=RUN")] = ()
     """use this run for a stage of the method, instead of training it"""
     language: bool = False
@@ -152,6 +156,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             else stream.first_episodes(FIRST_LINE_STEP))
     if o.image_size is not None and all(f.kind != "image" for f in data.features().values()):
         print("--image-size: the data have no camera frames", file=sys.stderr)
+    data, weights = _with_prior(data, o)
     say = _task_relabel(data) if o.language else None
     method = build_method(o.method, options, changes, data.features(), o.trust, f"understudy train {o.method}", say,
                           o.executor)
@@ -188,6 +193,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             score=score,
             save_freq=o.save_freq,
             stages=stages,
+            sampling_weights=weights,
             val_fraction=o.val_fraction,
             callbacks=(said, *loggers),
             stream=stream,
@@ -220,6 +226,20 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
                     "steps": curves.last, "seconds": curves.seconds, "loss": loss and loss.values[-1],
                     "last": curves.checkpoint_json(curves.last), "best": curves.checkpoint_json(curves.best),
                     "chosen_by": curves.chosen_by})
+
+
+def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights | None]:
+    """The mixture of DATA, its part "task", and of the episodes of --prior, its part "prior"."""
+    from ..core import UserError
+    from ..data.mixture import mix
+
+    if o.prior is None:
+        return data, None
+    if o.buffer_size is not None:
+        raise UserError("a stream cannot be mixed with other episodes", where="--prior",
+                        hint="leave out --buffer-size")
+    prior = open_data(o.prior, o.image_size, o.map, o.ignore, columns=o.columns, max_episode_steps=o.max_episode_steps)
+    return mix(task=(data, 0.5), prior=(prior, 0.5))
 
 
 def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:

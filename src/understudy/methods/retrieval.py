@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from ..checkpoint import FromStage
+from ..data.codec import Normalizer
+from ..data.relabel import ConstantColumn
 from ..data.window import Window
 from ..execute.chunking import RecedingHorizon
+from ..execute.wrappers import SkillWrapper
+from ..heads.gaussian import Gaussian
+from ..heads.gmm import GMM
 from ..heads.mcnn import MCNN
 from ..heads.neighbors import Neighbors
 from ..learn.behavior_cloning import BehaviorCloning
-from ..learn.method import Method
+from ..learn.latent_labels import SKILL, LatentLabels
+from ..learn.method import Method, Stage
+from ..learn.retrieval import SAMPLING_WEIGHT, Retrieve
+from ..learn.skill_autoencoder import SkillAutoencoder
+from ..learn.state_action_vae import StateActionVAE
 from ..nets.encoders import ConcatEncoder
 from ..nets.feed_forward import FeedForward
 from ..nets.vision import ResNet18
@@ -54,3 +64,39 @@ def mcnn(memory_fraction: float = 0.1, decay: float = 10.0, n_obs_steps: int = 1
     policy = PolicyConfig(MCNN(memory_fraction, decay), trunk=FeedForward(), encoder=ConcatEncoder(),
                           window=Window(n_obs_steps, horizon))
     return Method(policy, RecedingHorizon(horizon), BehaviorCloning(steps=5000, batch_size=256))
+
+
+def behavior_retrieval(
+    fraction: float = 0.25, latent_dim: int = 14, beta: float = 1e-4, n_obs_steps: int = 1, horizon: int = 1
+) -> Method:
+    """Behavior cloning of a task's demonstrations and of the prior steps that are most like them.
+
+    Args:
+        fraction: Fraction of the prior steps to learn from.
+        latent_dim: Number of components of the embedding in which steps are compared.
+        beta: Weight of the KL divergence of the embedding.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk. All are executed before the next plan.
+    """
+    policy = PolicyConfig(GMM(), window=Window(n_obs_steps, horizon))
+    embedding = Stage("embedding", Method(policy, learner=StateActionVAE(latent_dim, beta)), dataset="prior")
+    return Method(policy, RecedingHorizon(horizon), BehaviorCloning(sampling_column=SAMPLING_WEIGHT),
+                  (Retrieve(FromStage("embedding", "embedding"), fraction=fraction),), (embedding,))
+
+
+def skill_retrieval(fraction: float = 0.1, period: int = 10, latent_dim: int = 8, beta: float = 0.1) -> Method:
+    """Skills from prior data, chosen by a policy that learns from a task and from the prior pieces most like it.
+
+    Args:
+        fraction: Fraction of the prior pieces to learn from.
+        period: Number of steps of a skill.
+        latent_dim: Number of components of a skill.
+        beta: Weight of the KL divergence of the autoencoder.
+    """
+    low = PolicyConfig(Gaussian(), codec=Normalizer(unscaled=(SKILL,)))
+    skills = Method(low, learner=SkillAutoencoder(period, beta),
+                    transforms=(ConstantColumn(SKILL, (0.0,) * latent_dim),))
+    posterior = FromStage("skills", "posterior")
+    return Method(PolicyConfig(GMM()), RecedingHorizon(), BehaviorCloning(sampling_column=SAMPLING_WEIGHT),
+                  (Retrieve(posterior, fraction=fraction), LatentLabels(posterior)),
+                  (Stage("skills", skills, dataset="prior"),), wrapper=SkillWrapper(FromStage("skills"), period))

@@ -20,7 +20,7 @@ BLOCK = 1024  # windows that are compared with the task at a time
 
 @dataclass(frozen=True)
 class Retrieve(Operation):
-    """Writes into a column how often each step is to start a window: those of the task, and prior ones that are alike.
+    """Writes sampling rates of steps into a column: those of the task, and those of prior data that are like them.
 
     The data are a mixture in which one part is called `task`, such as ``mix(task=(demos, 0.5), prior=(play, 0.5))``.
     The distance of a prior window is that of its latent to the nearest latent of the task. The nearest windows are

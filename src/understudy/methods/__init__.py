@@ -198,6 +198,11 @@ METHODS: dict[str, NamedMethod] = {
         "Visual imitation by nearest neighbors: nearer actions count more, by the features of a fixed image network.",
         Reference("Pari et al. 2021, arXiv 2112.01511, whose network was trained further on the images alone",
                   ("079",), (NUMBERS_OR_CLASSES, "for cameras the weights of a ResNet-18 (the extra hub)"))),
+    "search-bc": NamedMethod(
+        "understudy.methods.retrieval:search_bc",
+        "Search: follow the most similar demonstration, and search again when the situations differ.",
+        Reference("Malato et al. 2023, arXiv 2306.09082, and 2024, arXiv 2401.16398 (ZIP), which compare the states of "
+                  "a pretrained video model", ("262",), (NUMBERS, "no cameras"))),
     "mcnn": NamedMethod(
         "understudy.methods.retrieval:mcnn",
         "Memory-consistent network: near a stored example its action, farther away a bounded network.",

@@ -7,6 +7,7 @@ from ..data.codec import Normalizer
 from ..data.relabel import ConstantColumn
 from ..data.window import Window
 from ..execute.chunking import RecedingHorizon
+from ..execute.following import FollowDemonstration
 from ..execute.wrappers import SkillWrapper
 from ..heads.gaussian import Gaussian
 from ..heads.gmm import GMM
@@ -50,6 +51,18 @@ def vinn(n_neighbors: int = 5, weights: str = "hf://timm/resnet18.a1_in1k") -> M
         Neighbors(n_neighbors), encoder=ConcatEncoder(ResNet18(weights, pool="mean")), window=Window(1, 1)
     )
     return Method(policy, RecedingHorizon(), BehaviorCloning(steps=1))
+
+
+def search_bc(max_steps: int = 128, ratio: float = 2.0, n_obs_steps: int = 1) -> Method:
+    """Search: follow the most similar demonstration, and search again when the situations differ.
+
+    Args:
+        max_steps: Largest number of steps until the next search.
+        ratio: Largest distance of the situations while one is followed, relative to that at the search.
+        n_obs_steps: Number of observations that are compared.
+    """
+    policy = PolicyConfig(Neighbors(1), encoder=ConcatEncoder(), window=Window(n_obs_steps, horizon=2))
+    return Method(policy, FollowDemonstration(max_steps, ratio), BehaviorCloning(steps=1))
 
 
 def mcnn(memory_fraction: float = 0.1, decay: float = 10.0, n_obs_steps: int = 1, horizon: int = 1) -> Method:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 
@@ -57,7 +58,7 @@ class FollowDemonstration(Executor):
 
     def act(self, planner, obs, state):
         policy, context = _policy_of(planner), planner.context(obs)
-        head, net = policy.config.head, policy.net
+        head, net = policy.config.head, cast(Any, policy.net)  # with the buffers of the memory
         assert isinstance(head, Neighbors)
         now = (net.keys[state["row"]] - context.flat()).square().sum(-1).sqrt()
         is_far = now > (self.ratio * state["distance"].clamp(min=1e-9)).clamp(min=self.min_distance)

@@ -27,7 +27,7 @@ from understudy.learn.retrieval import SAMPLING_WEIGHT, Retrieve
 from understudy.learn.state_action_vae import StateActionVAE
 from understudy.methods import find_method
 from understudy.nets.mlp import MLP
-from understudy.policy import Policy, PolicyConfig
+from understudy.policy import Policy, PolicyConfig, find_checkpoint, read_checkpoint_json
 from understudy.testing import check_latent_encoder, check_learner, random_dataset
 
 STATE = "observation.state"
@@ -173,4 +173,6 @@ def test_the_command_line(tmp_path, monkeypatch):
     status, said = call("train", "method.json", "task", "--prior", "prior", "--out", "run")
     assert status == 0, said
     assert call("eval", "run", "fork", "--episodes", 2)[0] == 0
+    held = read_checkpoint_json(find_checkpoint(tmp_path / "run"), "provenance.json")["held_out"]
+    assert len(held) == 1 and held[0] < 6  # of the task alone
     assert set(load_modules(tmp_path / "run/stages/embedding")) == {"policy", "embedding"}

@@ -85,7 +85,7 @@ class TrainOptions:
     rollouts: Annotated[int, arg(metavar="N")] = 20
     """number of episodes of each evaluation with --eval"""
     val_fraction: Annotated[float, arg(metavar="FRACTION")] = 0.1
-    """fraction of the episodes that is held out for validation"""
+    """fraction of the episodes of DATA that is held out for validation"""
     from_run: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
     """start from the weights of this run (its last checkpoint, or RUN/best), to train on or to fine-tune on other
     data"""
@@ -156,7 +156,9 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             else stream.first_episodes(FIRST_LINE_STEP))
     if o.image_size is not None and all(f.kind != "image" for f in data.features().values()):
         print("--image-size: the data have no camera frames", file=sys.stderr)
+    n_episodes = len(data)
     data, weights = _with_prior(data, o)
+    hold = o.val_fraction if weights is None else validation_episodes(n_episodes, o.val_fraction)  # only of the task
     say = _task_relabel(data) if o.language else None
     method = build_method(o.method, options, changes, data.features(), o.trust, f"understudy train {o.method}", say,
                           o.executor)
@@ -173,14 +175,14 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         _check_policy_fits(method, data, env)
         score = _make_score(env, o.rollouts, o.seed)
     kept = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))
-    if kept and not validation_episodes(kept, o.val_fraction):
+    if kept and not validation_episodes(kept, hold):
         print(f"no episode is held out{'' if o.val_fraction == 0 else ': that takes 5 or more'}"
               ", so the error on other episodes is not measured", file=sys.stderr)
     said = ProgressPrinter(
         Run(o.out),
         (o.steps or method.learner.steps) if method.collection is None else None,
         o.save_freq,
-        bool(kept and validation_episodes(kept, o.val_fraction) or score),
+        bool(kept and validation_episodes(kept, hold) or score),
     )
     try:
         train(
@@ -194,7 +196,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             save_freq=o.save_freq,
             stages=stages,
             sampling_weights=weights,
-            val_fraction=o.val_fraction,
+            val_fraction=hold,
             callbacks=(said, *loggers),
             stream=stream,
             command=command,

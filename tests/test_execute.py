@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -11,11 +11,13 @@ import torch
 
 from understudy.checkpoint import Scorer
 from understudy.core import Feature, Unsupported, UserError, keys, normal, put, take
-from understudy.data.episode import Dataset
+from understudy.data.codec import Normalizer
+from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs.fork import SPREAD, Expert, Fork
 from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import ChunkedExecutor, RealTimeChunking, RecedingHorizon
+from understudy.execute.following import FollowDemonstration
 from understudy.execute.latency import DelayedPlan
 from understudy.execute.planners import (
     BackwardCoherence,
@@ -35,7 +37,7 @@ from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
-from understudy.nets.encoders import TokenEncoder
+from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.vision import SmallConv
 from understudy.policy import ClassifierFreeGuidance, Inpaint, LastChunk, Planner, Policy, PolicyConfig
@@ -173,6 +175,7 @@ def flow(window, times="shared"):
     (TemporalEnsemble(0.1), PolicyConfig(Regression(), trunk=SMALL, window=Window(1, 5))),
     (StreamingExecutor(), flow(Window(2, 8), "ramp")),
     (StreamingExecutor(), PolicyConfig(Diffusion(n_steps=4, times="each"), trunk=SMALL, window=Window(1, 4))),
+    (FollowDemonstration(3), PolicyConfig(Neighbors(1), trunk=SMALL, window=Window(1, 2))),
     (DelayedPlan(RecedingHorizon(2), 2), flow(Window(2, 8)))], ids=str)
 def test_executors_keep_their_contract(executor, config):
     check_executor(executor, config)
@@ -708,3 +711,45 @@ def test_what_was_not_sensed_may_hold_anything():
         obs = {"observation.a": torch.full((2, 3), value), "observation.a?": torch.tensor([sensed] * 2)}
         return actor.act(obs, actor.start(obs, key))[0]
     assert torch.equal(did(math.nan, False), did(5.0, False)) and not torch.equal(did(5.0, True), did(5.0, False))
+
+
+# -- following demonstrations -----------------------------------------------------------------------------------------
+
+
+def line(*episodes):
+    """A policy that remembers episodes with these states. The action of step t of episode e is 10 e + t."""
+    data = Dataset([Episode({"observation.state": np.array(states, np.float32)[:, None],
+                             "action": 10 * i + np.arange(len(states), dtype=np.float32)[:, None]})
+                    for i, states in enumerate(episodes)])
+    config = PolicyConfig(Neighbors(1), encoder=ConcatEncoder(), codec=Normalizer("identity", "identity"),
+                          window=Window(horizon=2))
+    return Policy(config, data.features()).fit_statistics(data).eval()
+
+
+def followed(executor, policy, *states):
+    seen = [{"observation.state": torch.tensor([[[float(s)]]])} for s in states]
+    state, out = executor.start(policy, seen[0], torch.tensor([1])), []
+    for obs in seen:
+        action, state = executor.act(policy, obs, state)
+        out.append(int(action.item()))
+    return out
+
+
+def test_a_demonstration_is_followed_until_it_no_longer_fits():
+    policy = line([0, 1, 2, 3, 4], [10, 11, 12, 13])
+    follow = FollowDemonstration(ratio=3.0, min_distance=0.0)
+    # It begins at a distance of 0.2, and 0.5 farther on still fits, although another step would be nearer.
+    assert followed(follow, policy, 0.2, 1.5, 1.55) == [0, 1, 2]
+    assert followed(follow, policy, 0.2, 1.7, 2.9) == [0, 2, 3]  # 0.7 is more than 3 * 0.2: the step at 2 is searched
+    assert followed(follow, policy, 0.2, 11.2, 12.2) == [0, 11, 12]
+    assert followed(FollowDemonstration(ratio=float("inf")), policy, 0, 12, 12) == [0, 1, 2]
+    assert followed(FollowDemonstration(2, ratio=float("inf")), policy, 0, 12, 12) == [0, 1, 12]
+    assert followed(follow, policy, 3.1, 4.1, 0) == [3, 4, 0]  # a demonstration that has ended is not left for the next
+    assert [followed(replace(follow, min_distance=d), policy, 0, 1.6) for d in (0.0, 0.7)] == [[0, 2], [0, 1]]
+
+
+def test_only_stored_demonstrations_can_be_followed():
+    with pytest.raises(Unsupported, match="not stored in the policy"):
+        FollowDemonstration().check_planner(random_batch(PolicyConfig(Regression(), trunk=SMALL))[0])
+    with pytest.raises(UserError, match="where a demonstration ends"):
+        FollowDemonstration().check_planner(random_batch(PolicyConfig(Neighbors(1), window=Window()))[0])

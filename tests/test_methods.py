@@ -16,6 +16,7 @@ from understudy.commands.train import _check_policy_fits
 from understudy.config import UntrustedCode
 from understudy.core import Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
+from understudy.data.mixture import mix
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import LAST_REWARD
@@ -54,6 +55,7 @@ def test_methods_train_and_act(name):
     assert config.load(json.loads(json.dumps(config.dump(method)))) == method  # method.json
     extra = {k: Feature("float32", ()) for k in ("next.reward", *method.learner.extra)}  # read besides observations
     data = random_dataset({**FEATURES, **extra}, episodes=3, steps=12)
+    data, _ = mix(task=(data[:1], 0.5), prior=(data[1:], 0.5))  # for methods that retrieve
     method = with_stages(method, data)
     data = training_data(data, method)
     policy = Policy(method.policy, data.features()).fit_statistics(data)

@@ -56,6 +56,7 @@ from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
 from understudy.heads.interpolant import Interpolant
 from understudy.heads.joint_diffusion import JointDiffusion
+from understudy.heads.mcnn import MCNN
 from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
@@ -88,6 +89,7 @@ CHOICES = Feature("int64", (2,), "discrete", num_classes=(3, 4))
 HEADS = {
     "regression": Regression(), "categorical": Categorical(temperature=1.0), "gaussian": Gaussian(temperature=1.0),
     "gmm": GMM(temperature=1.0), "cvae": CVAE(temperature=1.0), "mip": MIP(), "neighbors": Neighbors(),
+    "mcnn": MCNN(decay=0.3),
     "ddim": Diffusion(), "ddpm": Diffusion(solver=DDPM(), n_steps=100),
     "ddim_leading": Diffusion(5, DDIM(clipped_noise=False), 20, spacing="leading"),
     "dpmpp": Diffusion(solver=DPMSolverPP(), prediction="v"),

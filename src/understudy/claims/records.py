@@ -28,6 +28,7 @@ NON_CLAIM_MODULES = (
     "measures",
     "curation",
     "goal_directions",
+    "one_goal",
     "ledger",
     "listing_cache",
     "scheduler",

@@ -11,6 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from .common import (
+    ConditionTexts,
     DeviceName,
     Output,
     PositiveCount,
@@ -37,6 +38,9 @@ class _ActOptions:
     """record the episodes"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """the task in words, for a policy that was trained with --language"""
+    condition: ConditionTexts = ()
+    """what the policy reads and the environment does not show: return_to_go=100 for the
+    desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal"""
     executor: SchemeName = None
     """act with another execution scheme than the policy was trained with"""
     seed: Annotated[int, arg(metavar="S")] = 0

@@ -33,6 +33,7 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
+    from ..data.mixture import MixtureWeights
     from ..data.relabel import TaskText
     from ..envs.base import Env
     from ..execute.actor import Actor
@@ -84,7 +85,7 @@ class TrainOptions:
     rollouts: Annotated[int, arg(metavar="N")] = 20
     """number of episodes of each evaluation with --eval"""
     val_fraction: Annotated[float, arg(metavar="FRACTION")] = 0.1
-    """fraction of the episodes that is held out for validation"""
+    """fraction of the episodes of DATA that is held out for validation"""
     from_run: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
     """start from the weights of this run (its last checkpoint, or RUN/best), to train on or to fine-tune on other
     data"""
@@ -92,6 +93,9 @@ class TrainOptions:
     """with --from: the parts whose weights are loaded; without codec, statistics are fitted to DATA"""
     freeze: Annotated[tuple[str, ...], arg(metavar="PART")] = ()
     """with --from: the parts that are not trained"""
+    prior: Annotated[Path | None, arg(metavar="DATA")] = None
+    """also learn from these episodes, such as those of other tasks: half of each batch, or what the method chooses
+    (behavior-retrieval)"""
     stage: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=RUN")] = ()
     """use this run for a stage of the method, instead of training it"""
     language: bool = False
@@ -153,6 +157,9 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             else stream.first_episodes(FIRST_LINE_STEP))
     if o.image_size is not None and all(f.kind != "image" for f in data.features().values()):
         print("--image-size: the data have no camera frames", file=sys.stderr)
+    n_episodes = len(data)
+    data, weights = _with_prior(data, o)
+    hold = o.val_fraction if weights is None else validation_episodes(n_episodes, o.val_fraction)  # only of the task
     say = _task_relabel(data) if o.language else None
     method = build_method(o.method, options, changes, data.features(), o.trust, f"understudy train {o.method}", say,
                           o.executor)
@@ -175,14 +182,14 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         _check_policy_fits(method, data, env)
         score = _make_score(env, o.rollouts, o.seed)
     kept = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))
-    if kept and not validation_episodes(kept, o.val_fraction):
+    if kept and not validation_episodes(kept, hold):
         print(f"no episode is held out{'' if o.val_fraction == 0 else ': that takes 5 or more'}"
               ", so the error on other episodes is not measured", file=sys.stderr)
     said = ProgressPrinter(
         Run(o.out),
         (o.steps or method.learner.steps) if method.collection is None else None,
         o.save_freq,
-        bool(kept and validation_episodes(kept, o.val_fraction) or score),
+        bool(kept and validation_episodes(kept, hold) or score),
     )
     try:
         train(
@@ -195,7 +202,8 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             score=score,
             save_freq=o.save_freq,
             stages=stages,
-            val_fraction=o.val_fraction,
+            sampling_weights=weights,
+            val_fraction=hold,
             callbacks=(said, *loggers),
             stream=stream,
             command=command,
@@ -228,6 +236,20 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
                     "steps": curves.last, "seconds": curves.seconds, "loss": loss and loss.values[-1],
                     "last": curves.checkpoint_json(curves.last), "best": curves.checkpoint_json(curves.best),
                     "chosen_by": curves.chosen_by})
+
+
+def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights | None]:
+    """The mixture of DATA, its part "task", and of the episodes of --prior, its part "prior"."""
+    from ..core import UserError
+    from ..data.mixture import mix
+
+    if o.prior is None:
+        return data, None
+    if o.buffer_size is not None:
+        raise UserError("a stream cannot be mixed with other episodes", where="--prior",
+                        hint="leave out --buffer-size")
+    prior = open_data(o.prior, o.image_size, o.map, o.ignore, columns=o.columns, max_episode_steps=o.max_episode_steps)
+    return mix(task=(data, 0.5), prior=(prior, 0.5))
 
 
 def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:

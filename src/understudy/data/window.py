@@ -22,6 +22,23 @@ SamplingWeights = Callable[[Episode], np.ndarray]  # (T,) non-negative: relative
 
 
 @dataclass(frozen=True)
+class ColumnSamplingWeights:
+    """Sampling weights that are a column of the data.
+
+    Args:
+        column: A column with one number per step.
+    """
+
+    column: str
+
+    def __call__(self, episode: Episode) -> np.ndarray:
+        if self.column not in episode.steps:
+            raise UserError(f"the episodes have no column {self.column!r} with the sampling weight of each step",
+                            where="ColumnSamplingWeights", hint="add it, for example with the operation Retrieve")
+        return np.asarray(episode.steps[self.column][: len(episode)], float).reshape(len(episode))
+
+
+@dataclass(frozen=True)
 class Goal:
     """A goal column that is drawn for each window (hindsight relabeling).
 

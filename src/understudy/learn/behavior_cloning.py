@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from ..core import Batch, Unsupported, UserError
 from ..data.episode import Dataset
+from ..data.window import ColumnSamplingWeights, SamplingWeights
 from ..heads.base import TargetNetworkHead
 from ..nets.base import capture_intermediates
 from ..nets.ema import EMADecay, WarmupDecay
@@ -77,6 +78,8 @@ class BehaviorCloning(LearnerConfig):
         optimizer: Optimizer, learning-rate schedule, gradient clipping and precision.
         ema: Decay of the averaged weights, which act. `ConstantDecay(0.0)` acts with the last weights.
         sample_weights: How much each step counts.
+        sampling_column: Column with the relative rate at which each step starts a window, such as `Retrieve` writes.
+            It takes the place of the weights of a mixture. None draws all steps of each part equally often.
         auxiliary_losses: Further terms of the loss, averaged over the batch and added.
         n_noise_samples: Noise draws per encoded observation in one loss. More draws make the gradient of a denoising
             head less noisy, at little cost where the encoder is large (level-2 minibatches of Mini-Diffuser).
@@ -87,6 +90,7 @@ class BehaviorCloning(LearnerConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
     sample_weights: SampleWeights = field(default_factory=UniformWeights)
+    sampling_column: str | None = None
     auxiliary_losses: tuple[AuxiliaryLoss, ...] = ()
     n_noise_samples: int = 1
 
@@ -135,6 +139,10 @@ class BehaviorCloningLearner(GradientLearner):
             self.register("weights", self.sample_weights, self.sample_weights.optimizer)
         elif isinstance(self.sample_weights, nn.Module):
             self.register("weights", self.sample_weights)
+
+    def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
+        column = self.config.sampling_column
+        return super().batch_sampler(data, sampling_weights if column is None else ColumnSamplingWeights(column))
 
     def update(self, batch: Batch) -> dict[str, float]:
         batch = batch.to(self.device)

@@ -88,11 +88,18 @@ class LatentLabels(Operation):
         ends = np.cumsum(data.lengths)
         columns = [latents[end - n: end] for end, n in zip(ends, data.lengths, strict=True)]
         held = [column[np.arange(len(column)) // self.period * self.period] for column in columns]
-        return Dataset(_LabeledEpisodes(data, self.into, encoder.latent, held), data.metadata)
+        return Dataset(LabeledEpisodes(data, self.into, encoder.latent, held), data.metadata)
 
 
-class _LabeledEpisodes(EpisodeList):
-    """The episodes of a data set with one more column, which is in memory."""
+class LabeledEpisodes(EpisodeList):
+    """The episodes of a data set with one more column, which is in memory.
+
+    Args:
+        data: The data set.
+        name: Name of the column.
+        feature: Its feature.
+        columns: The column of each episode.
+    """
 
     def __init__(self, data: Dataset, name: str, feature: Feature, columns: list[np.ndarray]):
         self._data, self._name, self._feature, self._columns = data, name, feature, columns

@@ -208,6 +208,27 @@ METHODS: dict[str, NamedMethod] = {
         "Visual imitation by nearest neighbors: nearer actions count more, by the features of a fixed image network.",
         Reference("Pari et al. 2021, arXiv 2112.01511, whose network was trained further on the images alone",
                   ("079",), (NUMBERS_OR_CLASSES, "for cameras the weights of a ResNet-18 (the extra hub)"))),
+    "search-bc": NamedMethod(
+        "understudy.methods.retrieval:search_bc",
+        "Search: follow the most similar demonstration, and search again when the situations differ.",
+        Reference("Malato et al. 2023, arXiv 2306.09082, and 2024, arXiv 2401.16398 (ZIP), which compare the states of "
+                  "a pretrained video model", ("262",), (NUMBERS, "no cameras"))),
+    "mcnn": NamedMethod(
+        "understudy.methods.retrieval:mcnn",
+        "Memory-consistent network: near a stored example its action, farther away a bounded network.",
+        Reference("Sridhar et al. 2024, arXiv 2310.06171, which chooses the examples by growing neural gas and trains "
+                  "1,000,000 updates", ("249",), (NUMBERS, "no cameras"))),
+    "behavior-retrieval": NamedMethod(
+        "understudy.methods.retrieval:behavior_retrieval",
+        "Behavior cloning of a task's demonstrations and of the steps of prior data that are most like them.",
+        Reference("Du et al. 2023, arXiv 2304.08742, which retrieves above a threshold and has a recurrent policy",
+                  (), (NUMBERS, "prior data (--prior)", "no cameras in the embedding"))),
+    "skill-retrieval": NamedMethod(
+        "understudy.methods.retrieval:skill_retrieval",
+        "Skills from prior data, chosen by a policy that learns from a task and from the prior pieces most like it.",
+        Reference("Nasiriany et al. 2022, arXiv 2210.11435 (SAILOR), without the losses that make skills predictable "
+                  "and the input that tells retrieved pieces from the task's", ("178",),
+                  (NUMBERS, "prior data (--prior)"))),
     "opal": NamedMethod(
         "understudy.methods.skills:opal",
         "An autoencoder learns skills of ten steps, and a policy learns which skill to begin.",

@@ -1,13 +1,26 @@
-"""Retrieval: the actions of the most similar situations. Nothing is trained."""
+"""Retrieval: the actions of the most similar situations, alone or together with what is trained."""
 
 from __future__ import annotations
 
+from ..checkpoint import FromStage
+from ..data.codec import Normalizer
+from ..data.relabel import ConstantColumn
 from ..data.window import Window
 from ..execute.chunking import RecedingHorizon
+from ..execute.following import FollowDemonstration
+from ..execute.wrappers import SkillWrapper
+from ..heads.gaussian import Gaussian
+from ..heads.gmm import GMM
+from ..heads.mcnn import MCNN
 from ..heads.neighbors import Neighbors
 from ..learn.behavior_cloning import BehaviorCloning
-from ..learn.method import Method
+from ..learn.latent_labels import SKILL, LatentLabels
+from ..learn.method import Method, Stage
+from ..learn.retrieval import SAMPLING_WEIGHT, Retrieve
+from ..learn.skill_autoencoder import SkillAutoencoder
+from ..learn.state_action_vae import StateActionVAE
 from ..nets.encoders import ConcatEncoder
+from ..nets.feed_forward import FeedForward
 from ..nets.vision import ResNet18
 from ..policy import PolicyConfig
 
@@ -38,3 +51,65 @@ def vinn(n_neighbors: int = 5, weights: str = "hf://timm/resnet18.a1_in1k") -> M
         Neighbors(n_neighbors), encoder=ConcatEncoder(ResNet18(weights, pool="mean")), window=Window(1, 1)
     )
     return Method(policy, RecedingHorizon(), BehaviorCloning(steps=1))
+
+
+def search_bc(max_steps: int = 128, ratio: float = 2.0, n_obs_steps: int = 1) -> Method:
+    """Search: follow the most similar demonstration, and search again when the situations differ.
+
+    Args:
+        max_steps: Largest number of steps until the next search.
+        ratio: Largest distance of the situations while one is followed, relative to that at the search.
+        n_obs_steps: Number of observations that are compared.
+    """
+    policy = PolicyConfig(Neighbors(1), encoder=ConcatEncoder(), window=Window(n_obs_steps, horizon=2))
+    return Method(policy, FollowDemonstration(max_steps, ratio), BehaviorCloning(steps=1))
+
+
+def mcnn(memory_fraction: float = 0.1, decay: float = 10.0, n_obs_steps: int = 1, horizon: int = 1) -> Method:
+    """Memory-consistent network: near a stored example its action, farther away a bounded network.
+
+    Args:
+        memory_fraction: Number of stored examples, as a fraction of the steps of the data.
+        decay: Inverse distance at which the weight of a stored example is 1 / e.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk. All are executed before the next plan.
+    """
+    policy = PolicyConfig(MCNN(memory_fraction, decay), trunk=FeedForward(), encoder=ConcatEncoder(),
+                          window=Window(n_obs_steps, horizon))
+    return Method(policy, RecedingHorizon(horizon), BehaviorCloning(steps=5000, batch_size=256))
+
+
+def behavior_retrieval(
+    fraction: float = 0.25, latent_dim: int = 14, beta: float = 1e-4, n_obs_steps: int = 1, horizon: int = 1
+) -> Method:
+    """Behavior cloning of a task's demonstrations and of the prior steps that are most like them.
+
+    Args:
+        fraction: Fraction of the prior steps to learn from.
+        latent_dim: Number of components of the embedding in which steps are compared.
+        beta: Weight of the KL divergence of the embedding.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk. All are executed before the next plan.
+    """
+    policy = PolicyConfig(GMM(), window=Window(n_obs_steps, horizon))
+    embedding = Stage("embedding", Method(policy, learner=StateActionVAE(latent_dim, beta)), dataset="prior")
+    return Method(policy, RecedingHorizon(horizon), BehaviorCloning(sampling_column=SAMPLING_WEIGHT),
+                  (Retrieve(FromStage("embedding", "embedding"), fraction=fraction),), (embedding,))
+
+
+def skill_retrieval(fraction: float = 0.1, period: int = 10, latent_dim: int = 8, beta: float = 0.1) -> Method:
+    """Skills from prior data, chosen by a policy that learns from a task and from the prior pieces most like it.
+
+    Args:
+        fraction: Fraction of the prior pieces to learn from.
+        period: Number of steps of a skill.
+        latent_dim: Number of components of a skill.
+        beta: Weight of the KL divergence of the autoencoder.
+    """
+    low = PolicyConfig(Gaussian(), codec=Normalizer(unscaled=(SKILL,)))
+    skills = Method(low, learner=SkillAutoencoder(period, beta),
+                    transforms=(ConstantColumn(SKILL, (0.0,) * latent_dim),))
+    posterior = FromStage("skills", "posterior")
+    return Method(PolicyConfig(GMM()), RecedingHorizon(), BehaviorCloning(sampling_column=SAMPLING_WEIGHT),
+                  (Retrieve(posterior, fraction=fraction), LatentLabels(posterior)),
+                  (Stage("skills", skills, dataset="prior"),), wrapper=SkillWrapper(FromStage("skills"), period))

@@ -1,0 +1,90 @@
+"""Search-based control: follow the demonstration that was most similar, and search again when it no longer is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from ..core import ConfigError, Unsupported
+from ..heads.neighbors import Neighbors
+from ..policy import Planner, Policy
+from .base import Executor, check_alignment
+from .planners import PlannerWrapper
+
+
+@dataclass(frozen=True)
+class FollowDemonstration(Executor):
+    """Executes the recorded actions of a demonstration, step by step, from the situation that is nearest.
+
+    It runs policies with the head `Neighbors`, whose memory has every step of the demonstrations. At each step the
+    observation is compared with that of the demonstration at the same step. The memory is searched again if the
+    distance has grown to more than `ratio` times what it was when the demonstration was chosen, if `max_steps`
+    steps were executed, or if the demonstration has ended. Nothing is trained: other demonstrations are another task.
+
+    Args:
+        max_steps: Largest number of steps until the next search.
+        ratio: Largest distance of the situations while one is followed, relative to that at the search. ``math.inf``
+            only searches after `max_steps` steps and at the end of a demonstration.
+        min_distance: A distance below this, in units of the encoder, is never a divergence. Without it an exact match
+            would end the next step.
+
+    References:
+        Malato et al. (2023), Behavioral Cloning via Search in Embedded Demonstration Dataset, arXiv:2306.09082.
+        Malato et al. (2024), Zero-shot Imitation Policy via Search in Demonstration Dataset, arXiv:2401.16398.
+    """
+
+    max_steps: int = 128
+    ratio: float = 2.0
+    min_distance: float = 0.1
+
+    def __post_init__(self):
+        if self.max_steps < 1:
+            raise ConfigError(f"max_steps is {self.max_steps}, but at least 1 step is executed",
+                              where="FollowDemonstration", hint="128 as in the paper")
+
+    def check_planner(self, planner):
+        check_alignment(self, planner)
+        policy = _policy_of(planner)
+        if policy.window.horizon < 2:
+            raise ConfigError("the window has a horizon of 1, which does not tell where a demonstration ends",
+                              where="FollowDemonstration", hint="use Window(horizon=2)")
+
+    def start(self, planner, obs, key):
+        self.check_planner(planner)
+        zero = torch.zeros_like(key, device=planner.device)
+        return {"row": zero, "step": zero, "distance": zero.float(), "is_searching": zero == 0}
+
+    def act(self, planner, obs, state):
+        policy, context = _policy_of(planner), planner.context(obs)
+        head, net = policy.config.head, cast(Any, policy.net)  # with the buffers of the memory
+        assert isinstance(head, Neighbors)
+        now = (net.keys[state["row"]] - context.flat()).square().sum(-1).sqrt()
+        is_far = now > (self.ratio * state["distance"].clamp(min=1e-9)).clamp(min=self.min_distance)
+        is_searching = state["is_searching"] | (state["step"] >= self.max_steps) | is_far
+        rows, distances = head.nearest(net, context)
+        row = torch.where(is_searching, rows[:, 0], state["row"])
+        action = planner.decode(net.values[row][:, :1], obs)[:, 0]
+        has_ended = net.known[row, 1] == 0  # the row is the last of its episode
+        return action, {
+            "row": (row + 1).clamp(max=len(net.keys) - 1),
+            "step": torch.where(is_searching, 0, state["step"]) + 1,
+            "distance": torch.where(is_searching, distances[:, 0].float(), state["distance"]),
+            "is_searching": has_ended,
+        }
+
+
+def _policy_of(planner: Planner) -> Policy:
+    """The policy inside planners that change nothing of what is remembered.
+
+    Raises:
+        Unsupported: It is no policy with a memory of steps.
+    """
+    inner = planner
+    while isinstance(inner, PlannerWrapper):
+        inner = inner.planner
+    if not isinstance(inner, Policy) or not isinstance(inner.config.head, Neighbors):
+        raise Unsupported("the demonstrations are not stored in the policy", where="FollowDemonstration",
+                          hint="use a policy with the head Neighbors, or another executor")
+    return inner

@@ -91,6 +91,16 @@ METHODS: dict[str, NamedMethod] = {
         "Diffusion policy: a chunk of actions is denoised in ten DDIM steps, and half of it is carried out.",
         Reference('Chi et al. 2023, arXiv 2303.04137, which predicts the noise (prediction="epsilon") with a wider '
                   "U-Net", ("260", "175"))),
+    "streaming-diffusion-policy": NamedMethod(
+        "understudy.methods.generative:streaming_diffusion_policy",
+        "A buffer of actions, from nearly clean to noise, is denoised by a few steps whenever a part is executed.",
+        Reference("Høeg et al. 2024, arXiv 2406.04806, with a U-Net that predicts the noise", ("038",))),
+    "ptp": NamedMethod(
+        "understudy.methods.generative:ptp",
+        "Past-token prediction: a policy with a long history predicts its past actions too, and plans are chosen by "
+        "them.",
+        Reference("Torne et al. 2025, arXiv 2505.09561, which trains the encoder of images first, with two "
+                  "observations, and then freezes it", ("344",))),
     "flow-policy": NamedMethod(
         "understudy.methods.generative:flow_policy",
         "A chunk of actions by flow matching: ten steps along the straight line from noise.",

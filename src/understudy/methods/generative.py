@@ -12,9 +12,12 @@ from ..data.relabel import LastAction
 from ..data.window import Goal, Window
 from ..execute.adaptive import AdaptiveChunking, CosineAgreement
 from ..execute.chunking import RecedingHorizon
+from ..execute.past_verification import PastVerification
 from ..execute.planner_config import BidirectionalDecodingConfig, GuidanceConfig, SelfGuidanceConfig
+from ..execute.streaming import StreamingExecutor
 from ..execute.streaming_flow import StreamingFlowExecutor
 from ..heads.adaflow import AdaFlow
+from ..heads.base import RampTimes
 from ..heads.consistency import Consistency
 from ..heads.diffusion import Diffusion
 from ..heads.edm import EDM
@@ -62,6 +65,40 @@ def diffusion_policy(
     return Method(
         PolicyConfig(head, trunk=net, window=window), RecedingHorizon(n_action_steps, skip=n_obs_steps - 1), learner
     )
+
+
+def streaming_diffusion_policy(
+    n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 4, n_denoising_steps: int = 4
+) -> Method:
+    """Streaming diffusion policy: a buffer of actions, from nearly clean to noise, is denoised while it is executed.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in the buffer.
+        n_action_steps: Number of actions that are executed from each plan. Must divide the horizon.
+        n_denoising_steps: Number of network evaluations of a plan.
+    """
+    n_steps = horizon // n_action_steps * n_denoising_steps  # of an action from noise, in all the plans that it is in
+    head = Diffusion(n_steps, prediction="sample", times=RampTimes(n_action_steps))
+    policy = PolicyConfig(head, trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
+    return Method(
+        policy,
+        StreamingExecutor(n_action_steps, n_denoising_steps),
+        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
+    )
+
+
+def ptp(n_obs_steps: int = 16, horizon: int = 32, n_action_steps: int = 1, n_samples: int = 10) -> Method:
+    """Past-token prediction: a diffusion policy with a long history that also predicts the actions of this history.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk. The first n_obs_steps - 1 of them lie in the past.
+        n_action_steps: Number of actions that are executed before the next plan.
+        n_samples: Number of plans that are drawn. The one that recalls the executed actions best is executed.
+    """
+    base = diffusion_policy("transformer", n_obs_steps, horizon, n_action_steps)
+    return replace(base, executor=PastVerification(n_action_steps, n_obs_steps - 1, n_samples))
 
 
 def beso(column: str = "observation.state", scale: float = 2.0, n_steps: int = 3, n_obs_steps: int = 5) -> Method:

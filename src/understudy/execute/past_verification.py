@@ -38,8 +38,8 @@ class PastVerification(ChunkedExecutor):
 
     def __post_init__(self):
         if self.skip < 1 or self.n_samples < 2:
-            raise ConfigError(f"skip is {self.skip} and n_samples {self.n_samples}, but there must be a past action and "
-                              "two samples to compare", where="PastVerification",
+            raise ConfigError(f"skip is {self.skip} and n_samples {self.n_samples}, but there must be a past action "
+                              "and two samples to compare", where="PastVerification",
                               hint="train with Window(action_offset=-skip), such as the methods ptp and "
                                    "diffusion-policy do, or use RecedingHorizon")
 

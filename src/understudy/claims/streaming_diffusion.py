@@ -104,7 +104,7 @@ CLAIM = Claim(
     "and success needs precision. Both arms have 16 noise levels, a horizon of 16, 4 executed actions per "
     "plan, the same network (an MLP of 64 x 1 blocks that reads a time for each step), learning rate and "
     "1,000 updates of 128 windows. A whole plan denoises in 16 steps from noise. The buffer has 4 groups of "
-    "actions and is denoised by 4 steps per plan; each episode begins with a whole plan, whose evaluations "
+    "actions and is denoised by 4 steps per plan; each episode starts with a whole plan, whose evaluations "
     "are counted. As in the authors' code, four fifths of the training chunks have the noise levels of the "
     "buffer, and one fifth a single level. Nothing is tuned. The claim holds if streaming succeeds at most "
     "0.1 less often, a margin of this claim's own. A reported part counts the network evaluations per action "

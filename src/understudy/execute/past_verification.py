@@ -1,4 +1,4 @@
-"""Several plans, of which the one that recalls the executed actions best is executed."""
+"""Chooses among several plans by how well they recall the executed actions."""
 
 from __future__ import annotations
 

@@ -33,6 +33,7 @@ from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
+from understudy.heads.base import RampTimes
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
@@ -227,7 +228,7 @@ SMALL = MLP(32, 1)
         (Regression(), SMALL, TemporalEnsemble(0.3)),
         (Flow(n_steps=3), SMALL, RecedingHorizon(3)),
         (Flow(n_steps=3), SMALL, RealTimeChunking(3, 1)),
-        (Flow(n_steps=3, times="ramp"), SMALL, StreamingExecutor()),
+        (Flow(n_steps=3, times=RampTimes()), SMALL, StreamingExecutor()),
         (Diffusion(n_steps=2), Transformer(32, 1, 2), RecedingHorizon(3)),
     ],
     ids=lambda v: type(v).__name__,

@@ -33,6 +33,7 @@ from understudy.execute.planners import (
 from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.execute.wrappers import NoiseSteeringWrapper
+from understudy.heads.base import RampTimes
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
 from understudy.heads.neighbors import Neighbors
@@ -107,7 +108,7 @@ def test_chunks_that_begin_at_another_time_are_refused(executor, ahead):
 
 
 def test_streaming_takes_chunks_that_begin_now():
-    policy, _ = random_batch(PolicyConfig(Flow(n_steps=2, times="ramp"), window=Window(1, 4, action_offset=-1)))
+    policy, _ = random_batch(PolicyConfig(Flow(n_steps=2, times=RampTimes()), window=Window(1, 4, action_offset=-1)))
     with pytest.raises(UserError, match="action_offset=-1"):
         StreamingExecutor().start(policy, {}, KEY)
 
@@ -173,9 +174,10 @@ def flow(window, times="shared"):
     (RealTimeChunking(3, 2), flow(Window(2, 8))),
     (RealTimeChunking(2, 1, skip=1), flow(Window(2, 8, action_offset=-1))),
     (TemporalEnsemble(0.1), PolicyConfig(Regression(), trunk=SMALL, window=Window(1, 5))),
-    (StreamingExecutor(), flow(Window(2, 8), "ramp")),
+    (StreamingExecutor(), flow(Window(2, 8), RampTimes())),
     (StreamingExecutor(), PolicyConfig(Diffusion(n_steps=4, times="each"), trunk=SMALL, window=Window(1, 4))),
     (FollowDemonstration(3), PolicyConfig(Neighbors(1), trunk=SMALL, window=Window(1, 2))),
+    (StreamingExecutor(2, 2, "zeros"), flow(Window(2, 8), RampTimes(2, 0.0))),
     (DelayedPlan(RecedingHorizon(2), 2), flow(Window(2, 8)))], ids=str)
 def test_executors_keep_their_contract(executor, config):
     check_executor(executor, config)
@@ -211,30 +213,13 @@ def counted_encodings(policy, monkeypatch):
 
 @torch.no_grad()
 def test_streaming_encodes_an_observation_once_for_all_its_steps(monkeypatch):
-    policy, batch = random_batch(flow(Window(2, 8), "ramp"), size=3)
+    policy, batch = random_batch(flow(Window(2, 8), RampTimes()), size=3)
     sizes, executor = counted_encodings(policy, monkeypatch), StreamingExecutor()
     state = executor.start(policy, batch.obs, KEY)
-    assert sizes == [3]  # one for the seven levels from noise to the first buffer
+    assert sizes == [3]  # one for the eight steps from noise to the first chunk
     for n in range(3):
         _, state = executor.act(policy, batch.obs, state)
         assert sizes == [3] * (n + 2)
-
-
-@torch.no_grad()
-def test_the_buffer_of_streaming_follows_the_head():
-    """A head whose steps end at the time itself: buffer and actions are known."""
-    class Arrives(Flow):
-        def denoise_step(self, net, context, x, t, t_next, cost=None):
-            return t_next.unsqueeze(-1).expand_as(x)
-    policy, batch = random_batch(PolicyConfig(Arrives(times="ramp"), trunk=SMALL, window=Window(2, 4)), size=3)
-    executor = StreamingExecutor()
-    state = executor.start(policy, batch.obs, KEY)
-    assert torch.allclose(state["x"][0, :, 0], torch.tensor([3, 2, 1, 0]) / 4)
-    action, state = executor.act(policy, batch.obs, state)
-    assert torch.allclose(action, policy.decode(torch.ones(3, 4, 2), batch.obs)[:, 0])
-    noise = policy.noise(KEY, torch.ones(3).long())[:, :1]
-    left = torch.tensor([3, 2, 1]).reshape(1, 3, 1).expand(3, 3, 2) / 4
-    assert torch.allclose(state["x"], torch.cat([left, noise], 1))
 
 
 @torch.no_grad()
@@ -258,7 +243,7 @@ def test_a_fixed_batch_groups_every_call_of_the_network(monkeypatch):
 
 def test_planners_without_steps_or_encoder_say_so():
     regression, batch = random_batch(PolicyConfig(Regression(), trunk=SMALL, window=Window(1, 4)))
-    stream, _ = random_batch(flow(Window(1, 4), "ramp"))
+    stream, _ = random_batch(flow(Window(1, 4), RampTimes()))
     for planner in (regression, FixedBatch(regression), BestOfN(stream, None), Clock(4), FixedBatch(Clock(4))):
         with pytest.raises(Unsupported, match="RecedingHorizon"):
             StreamingExecutor().start(planner, batch.obs, KEY)

@@ -27,6 +27,7 @@ from understudy.execute.bidirectional import BidirectionalDecoding
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.filters import FilteredExecutor, JerkLimit, LowPassFilter
 from understudy.execute.latency import DelayedAction, DelayedPlan, MeasuredDelay, delay_actor
+from understudy.execute.past_verification import PastVerification
 from understudy.execute.planner_config import BidirectionalDecodingConfig, SelfGuidanceConfig
 from understudy.execute.planners import FixedBatch
 from understudy.execute.schemes import EXECUTION_SCHEMES
@@ -73,6 +74,8 @@ def flow(n_obs_steps=2, horizon=8, offset=0, n_steps=2):
     (TemporalEnsemble(0.1, skip=1, delay=2), flow(horizon=6, offset=-1), ()),
     (AdaptiveEnsemble(skip=1, delay=1), flow(horizon=6, offset=-1), ()),
     (MeasuredDelay(RecedingHorizon(2), period=1e9), flow(), ()),  # all plans are in time
+    (PastVerification(2, 3, n_samples=3), flow(offset=-3), ()),
+    (DelayedPlan(PastVerification(2, 3, n_samples=3), 2), flow(offset=-3), ()),
 ], ids=lambda value: "" if isinstance(value, PolicyConfig) else str(value))
 def test_executors_keep_their_contract(executor, config, inference):
     check_executor(executor, config, inference=inference)
@@ -503,6 +506,10 @@ def test_every_scheme_has_a_builder():
 @pytest.mark.parametrize("name", EXECUTION_SCHEMES)
 def test_schemes_execute_the_policy_of_any_method(name, skip):
     method = Method(flow(horizon=6, offset=-skip), RecedingHorizon(3, skip))
+    if name == "past-verification" and not skip:
+        with pytest.raises(UserError, match="there must be a past action"):
+            with_execution_scheme(method, name)
+        return
     made = with_execution_scheme(method, name)
     assert config.load(json.loads(json.dumps(config.dump(made)))) == made  # method.json
     assert made.policy == method.policy and getattr(made.executor, "n_action_steps", 3) in (1, 3)

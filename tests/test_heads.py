@@ -15,7 +15,7 @@ from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.execute.streaming import StreamingExecutor
 from understudy.heads.adaflow import AdaFlow
-from understudy.heads.base import DenoisingHead
+from understudy.heads.base import DenoisingHead, RampTimes
 from understudy.heads.behavior_transformer import BeT
 from understudy.heads.bins import Bins
 from understudy.heads.categorical import Categorical
@@ -66,7 +66,7 @@ HEADS = {h: None for h in (  # a new head joins by its line here; the first of e
     OneStepGenerator(), Flow(coupling="optimal_transport"))}
 HEADS |= {Categorical(): CHOICE, Categorical(temperature=1.0): CHOICE}
 HEADS |= {JointDiffusion(action_size=2): JOINT, JointDiffusion(action_size=2, mode="policy"): JOINT}
-STEPWISE = (Diffusion(times="each"), Diffusion(times="ramp"), Flow(times="each"), Flow(times="ramp"))
+STEPWISE = (Diffusion(times="each"), Diffusion(times=RampTimes(2)), Flow(times="each"), Flow(times=RampTimes()))
 TOKENS = (FAST(vocab_size=80, width=8), FAST(vocab_size=80, width=8, max_tokens=6, temperature=1.0))  # causal trunks
 FROZEN = (MCNN(), MCNN(0.5, decay=1.0, limit=2.0))  # their encoder must not be trained
 TRUNKS = (MLP(32, 1), UNet((8, 16), groups=4, time_width=16), Transformer(16, 1, 2))
@@ -426,7 +426,7 @@ def test_guides_pull_plans_and_no_cost_changes_nothing(head):
 
 
 def test_the_ancestral_sampler_has_no_single_steps():
-    policy, batch = random_batch(PolicyConfig(Diffusion(solver=DDPM(), times="ramp"), window=Window(2, 4)))
+    policy, batch = random_batch(PolicyConfig(Diffusion(solver=DDPM(), times=RampTimes()), window=Window(2, 4)))
     key = torch.arange(5)
     with pytest.raises(Unsupported, match="draws noise in every step"):
         StreamingExecutor().start(policy, batch.obs, key)
@@ -495,7 +495,7 @@ def test_times_of_flow_have_their_densities():
     assert torch.equal(Flow()._time_quantile(u), u)
     assert Flow(time_distribution="logit_normal")._time_quantile(torch.tensor([0.0, 1.0])).tolist() == [0, 1]
     with pytest.raises(Unsupported):
-        Flow(times="ramp", time_distribution="beta")
+        Flow(times=RampTimes(), time_distribution="beta")
 
 
 def test_loss_of_flow():

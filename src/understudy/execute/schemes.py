@@ -53,6 +53,9 @@ EXECUTION_SCHEMES: dict[str, ExecutionScheme] = {
     "real-time-chunking": ExecutionScheme(
         "Execute the old chunk while the new one is computed, and make the new one agree with it.",
         "Black et al. 2025, arXiv 2506.07339", STEPWISE),
+    "past-verification": ExecutionScheme(
+        "Draw 10 plans, and execute the one whose past steps are closest to the executed actions.",
+        "Torne et al. 2025, arXiv 2505.09561", "a head that samples, and chunks that begin in the past"),
     "low-pass": ExecutionScheme("Receding horizon with an exponential average of the executed actions."),
     "jerk-limit": ExecutionScheme(
         "Receding horizon with limits on the change, the acceleration and the jerk of the executed actions.",

@@ -3,42 +3,101 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from torch import Tensor
 
+from ..core import Context, State, Unsupported, UserError, put, take
+from ..heads.base import DenoisingHead, RampTimes
 from .base import Executor, check_alignment, require_stepwise
 
 
 @dataclass(frozen=True)
 class StreamingExecutor(Executor):
-    """Keeps a buffer of H actions whose noise level rises from the first to the last.
+    """Keeps a buffer of H actions whose noise level rises from its first group of steps to its last.
 
-    Each step denoises the whole buffer by one level, executes its first action, which is clean then, and appends
-    noise at its end. The head must be trained with `times="ramp"` or `times="each"`.
+    A plan denoises the whole buffer until its first group of `n_action_steps` actions is clean, executes that group,
+    and appends noise at the end. A plan needs `n_denoising_steps` network evaluations, where a plan from noise with
+    equally many levels needs H / n_action_steps times as many. Later groups are denoised again with newer observations.
+
+    The head must be trained with the times of such a buffer: `times=RampTimes(n_action_steps)`, or `times="each"`.
+
+    Args:
+        n_action_steps: Number of steps that are executed from each plan. Must divide the horizon.
+        n_denoising_steps: Number of denoising steps of a plan.
+        start_from: The buffer at the start of an episode. ``"denoise"``: a whole plan from noise, to which the noise of
+            the buffer is added. It costs ``n_denoising_steps * H / n_action_steps`` evaluations, once. ``"zeros"``, the
+            default of the authors' code: the code 0 with noise. It costs nothing, and the first actions are close to
+            the code 0.
 
     References:
         Høeg et al. (2024), Streaming Diffusion Policy, arXiv:2406.04806.
     """
 
+    n_action_steps: int = 1
+    n_denoising_steps: int = 1
+    start_from: Literal["denoise", "zeros"] = "denoise"
+
+    def __post_init__(self):
+        if self.n_action_steps < 1 or self.n_denoising_steps < 1:
+            raise UserError(f"n_action_steps={self.n_action_steps} and n_denoising_steps={self.n_denoising_steps} must "
+                            "be 1 or more", where="StreamingExecutor", hint="leave n_denoising_steps at 1")
+
     def check_planner(self, planner):
-        require_stepwise(planner, "StreamingExecutor")
+        head = require_stepwise(planner, "StreamingExecutor").head
         check_alignment(self, planner)
+        times = head.times
+        if not isinstance(head, DenoisingHead) or times == "shared":
+            raise Unsupported(f"the steps of a buffer have different noise levels, and {type(head).__name__} was "
+                              f"trained with one for all", where="StreamingExecutor",
+                              hint=f"train with times=RampTimes({self.n_action_steps}), or use RecedingHorizon")
+        if isinstance(times, RampTimes) and times.n_action_steps != self.n_action_steps:
+            raise UserError(f"n_action_steps is {self.n_action_steps}, but the policy was trained for a buffer with "
+                            f"{times}", where="StreamingExecutor",
+                            hint=f"use StreamingExecutor(n_action_steps={times.n_action_steps})")
+        if isinstance(times, RampTimes) and self.start_from == "denoise" and not times.shared_fraction:
+            raise UserError("start_from=\"denoise\" plans a whole chunk from noise, and shared_fraction=0 trains no "
+                            "such plans", where="StreamingExecutor",
+                            hint="use start_from=\"zeros\", or train with RampTimes(shared_fraction=0.2)")
+        self._levels(planner)
 
     def start(self, planner, obs, key):
         self.check_planner(planner)
-        zero = torch.zeros_like(key)
-        x, context = planner.noise(key, zero), planner.context(obs)
-        H, step = x.shape[1], torch.arange(x.shape[1], device=x.device)
-        # Bring the buffer from pure noise to rising noise levels, one level at a time.
-        level = [((n - step).clamp(min=0) / H).expand(x.shape[0], H) for n in range(H)]
-        for t, t_next in zip(level[:-1], level[1:], strict=True):
-            x = planner.denoise_step(context, x, t, t_next)
-        return {"key": key, "count": zero, "x": x}
+        zero, level = torch.zeros_like(key), self._levels(planner)
+        noise = planner.noise(key, zero)
+        clean = torch.zeros_like(noise)
+        if self.start_from == "denoise":
+            clean = self._denoise(planner, planner.context(obs), noise, torch.zeros_like(level), 1.0)
+        buffer = planner.head.interpolate(clean, planner.noise(key, zero + 1), level.unsqueeze(-1))
+        actions = torch.zeros(len(key), self.n_action_steps, planner.action_dim, device=key.device)
+        return {"key": key, "count": zero + 2, "cursor": zero + self.n_action_steps, "x": buffer, "actions": actions}
 
     def act(self, planner, obs, state):
-        x, H = state["x"], state["x"].shape[1]
-        t = (H - 1 - torch.arange(H, device=x.device)).expand(x.shape[0], H) / H
-        x = planner.denoise_step(planner.context(obs), x, t, t + 1 / H)
-        action = planner.decode(x, obs)[:, 0]
-        tail = planner.noise(state["key"], state["count"] + 1)[:, :1]
-        return action, {**state, "count": state["count"] + 1, "x": torch.cat([x[:, 1:], tail], 1)}
+        rows = (state["cursor"] >= self.n_action_steps).nonzero().flatten()
+        if len(rows) == len(state["cursor"]):
+            state = self._plan(planner, obs, state)
+        elif len(rows):
+            state = put(state, rows, self._plan(planner, take(obs, rows), take(state, rows)))
+        index = torch.arange(len(state["cursor"]), device=state["cursor"].device)
+        return state["actions"][index, state["cursor"]], {**state, "cursor": state["cursor"] + 1}
+
+    def _plan(self, planner, obs, state: State) -> State:
+        """The state after the first group of the buffer has become clean."""
+        level, n = self._levels(planner), self.n_action_steps
+        x = self._denoise(planner, planner.context(obs), state["x"], level, n / len(level))
+        noise = planner.noise(state["key"], state["count"])[:, :n]
+        return {**state, "count": state["count"] + 1, "cursor": torch.zeros_like(state["cursor"]),
+                "actions": planner.decode(x, obs)[:, :n], "x": torch.cat([x[:, n:], noise], 1)}
+
+    def _denoise(self, planner, context: Context, x: Tensor, level: Tensor, rise: float) -> Tensor:
+        """Raises all times by `rise`. The steps are as long as in a plan. level (H,)."""
+        n_steps = round(rise * len(level) / self.n_action_steps) * self.n_denoising_steps
+        for i in range(n_steps):
+            t, t_next = ((level + rise * j / n_steps).clamp(max=1).expand(x.shape[:2]) for j in (i, i + 1))
+            x = planner.denoise_step(context, x, t, t_next)
+        return x
+
+    def _levels(self, planner) -> Tensor:
+        """Times of the buffer before a plan, (H,)."""
+        return RampTimes(self.n_action_steps).levels(planner.window.horizon, planner.device)

@@ -10,12 +10,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Context, HeadSpec, Unsupported
+from ..core import Context, HeadSpec, Unsupported, UserError
 from ..nets.base import SharedTimeTrunk, Trunk, precomputed, time_embedding, with_time_embedding
 
 Cost = Callable[[Tensor], Tensor]  # estimate of the clean action, coded (B, H, A) -> (B,)
@@ -150,8 +151,63 @@ class TargetNetworkHead(Head):
         """
 
 
+@dataclass(frozen=True)
+class RampTimes:
+    """Times of a rolling buffer, which decrease along the chunk (streaming diffusion).
+
+    A chunk has H / n_action_steps groups of steps. All steps of a group have the same time, and each group is
+    n_action_steps / H noisier than the group before. The phase of the ramp is random. The first group is never clean
+    and the last group never pure noise. `StreamingExecutor` runs policies that are trained so.
+
+    Args:
+        n_action_steps: Number of steps that become clean, and are executed, together. Must divide the horizon.
+        shared_fraction: Fraction of the training chunks whose steps all have the same time, which is uniform. They
+            train whole plans, by which an episode can begin. The paper draws them for a fifth of the batches.
+
+    Raises:
+        UserError: If a number is out of range.
+
+    References:
+        Høeg et al. (2024), Streaming Diffusion Policy, arXiv:2406.04806.
+    """
+
+    n_action_steps: int = 1
+    shared_fraction: float = 0.2
+
+    def __post_init__(self):
+        if self.n_action_steps < 1 or not 0 <= self.shared_fraction <= 1:
+            raise UserError(f"n_action_steps={self.n_action_steps} must be 1 or more, and "
+                            f"shared_fraction={self.shared_fraction:g} between 0 and 1", where="RampTimes",
+                            hint="such as RampTimes(n_action_steps=4, shared_fraction=0.2)")
+
+    def levels(self, horizon: int, device: torch.device | None = None) -> Tensor:
+        """Returns the times of a buffer whose first group is the next to become clean, (horizon,).
+
+        Args:
+            horizon: Number of steps of a chunk.
+            device: Device of the times.
+
+        Raises:
+            UserError: If the groups do not fit into the horizon.
+        """
+        if horizon % self.n_action_steps:
+            raise UserError(f"a chunk of {horizon} steps has no whole number of groups of {self.n_action_steps} steps",
+                            where="RampTimes.n_action_steps", hint="use a horizon that is a multiple of n_action_steps")
+        group = torch.arange(horizon, device=device) // self.n_action_steps
+        return 1 - (group + 1) * self.n_action_steps / horizon
+
+
+StepTimes = Literal["shared", "each"] | RampTimes
+
+
 class StepwiseHead(Head):
-    """A head that samples in steps. Each step can be made alone, by an executor for example."""
+    """A head that samples in steps. Each step can be made alone, by an executor for example.
+
+    Attributes:
+        times: The training times of the steps of a chunk, see `sample_times`.
+    """
+
+    times: StepTimes = "shared"
 
     @abstractmethod
     def denoise_step(self, net, context: Context, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
@@ -288,12 +344,12 @@ def gumbel_noise(noise: Tensor) -> Tensor:
     return -(-uniform_noise(noise).clamp(1e-7, 1 - 1e-7).log()).log()
 
 
-def sample_times(kind: str, like: Tensor, rng: Generator) -> Tensor:
+def sample_times(kind: StepTimes, like: Tensor, rng: Generator) -> Tensor:
     """Uniform training times.
 
     Args:
-        kind: ``"shared"`` by all steps of a chunk; ``"each"`` step has its own (diffusion forcing); ``"ramp"`` is what
-            a rolling buffer holds, at a random phase (streaming diffusion).
+        kind: ``"shared"`` by all steps of a chunk; ``"each"`` step has its own (diffusion forcing); `RampTimes` are
+            those of a rolling buffer, at a random phase (streaming diffusion).
         like: Coded actions, (B, H, A).
         rng: Source of randomness.
 
@@ -304,9 +360,11 @@ def sample_times(kind: str, like: Tensor, rng: Generator) -> Tensor:
     if kind == "each":
         return torch.rand(B, H, generator=rng, device=like.device)
     row = torch.rand(B, 1, generator=rng, device=like.device)
-    if kind == "shared":
+    if not isinstance(kind, RampTimes):
         return row.expand(B, H)
-    return ((H - torch.arange(H, device=like.device) - row) / H).clamp(0, 1)
+    ramp = kind.levels(H, like.device) + (1 - row) * kind.n_action_steps / H
+    shared = torch.rand(B, 1, generator=rng, device=like.device) < kind.shared_fraction
+    return torch.where(shared, row, ramp.clamp(0, 1))
 
 
 def repeat_into_padding(action: Tensor, mask: Tensor) -> Tensor:
@@ -326,16 +384,20 @@ def repeat_into_padding(action: Tensor, mask: Tensor) -> Tensor:
     return action.gather(1, nearest.unsqueeze(-1).expand(action.shape))
 
 
-def check_trunk_times(trunk: Trunk, kind: str) -> None:
+def check_trunk_times(trunk: Trunk, kind: StepTimes, horizon: int) -> None:
     """Checks that a trunk can read the times with which a head is trained.
 
     Args:
         trunk: The trunk.
-        kind: ``"shared"``, ``"each"`` or ``"ramp"``, see `sample_times`.
+        kind: ``"shared"``, ``"each"`` or `RampTimes`, see `sample_times`.
+        horizon: Number of steps of a chunk.
 
     Raises:
         Unsupported: If the steps of a chunk have different times and the trunk reads one time per chunk.
+        UserError: If the groups of `RampTimes` do not fit into the horizon.
     """
+    if isinstance(kind, RampTimes):
+        kind.levels(horizon)
     if kind != "shared" and isinstance(trunk, SharedTimeTrunk):
         raise Unsupported(f"times={kind!r} gives each step of a chunk its own time, but {type(trunk).__name__} reads "
                           "one time per chunk", hint="use the Transformer or the MLP trunk")

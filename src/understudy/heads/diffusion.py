@@ -9,7 +9,7 @@ import torch
 
 from ..core import Unsupported, UserError
 from ..nets.base import precomputed, time_embedding, with_time_embedding
-from .base import DenoisingHead, check_trunk_times, cost_gradient, sample_times, scan
+from .base import DenoisingHead, RampTimes, check_trunk_times, cost_gradient, sample_times, scan
 from .paths import VariancePreservingPath
 from .solvers import DDIM, DenoisingSolver, DeterministicSolver
 
@@ -31,8 +31,8 @@ class Diffusion(DenoisingHead):
             ``sqrt(alpha_bar) * noise - sqrt(1 - alpha_bar) * action`` (``"v"``, Salimans and Ho 2022).
         clip_sample: Estimates of the clean action are clipped to [-clip_sample, clip_sample], which is the range of
             the codec's "minmax". 0 does not clip, as codecs without a bound ("zscore", "quantile") need it.
-        times: ``"shared"`` by all steps of a chunk, a time for ``"each"`` step (diffusion forcing), or the ``"ramp"``
-            of a rolling buffer (streaming diffusion).
+        times: ``"shared"`` by all steps of a chunk, a time for ``"each"`` step (diffusion forcing), or `RampTimes` of
+            a rolling buffer (streaming diffusion).
         spacing: Where the sampling steps begin. ``"trailing"``: at level N, the noisiest one. ``"leading"``: the last
             step begins at level 1 and the others ``N // n_steps`` levels apart, so that sampling treats its noise as if
             it came from a lower level than N. That is the default of diffusers, and what LeRobot does. The names are
@@ -56,7 +56,7 @@ class Diffusion(DenoisingHead):
     schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
     prediction: Literal["epsilon", "sample", "v"] = "epsilon"
     clip_sample: float = 1.0
-    times: Literal["shared", "each", "ramp"] = "shared"
+    times: Literal["shared", "each"] | RampTimes = "shared"
     guidance_weight: float = 1.0
     spacing: Literal["trailing", "leading"] = "trailing"
 
@@ -74,7 +74,7 @@ class Diffusion(DenoisingHead):
         return (horizon, coded_dim * self.solver.n_noises(self.n_steps))
 
     def build(self, trunk, coded_dim, spec):
-        check_trunk_times(trunk, self.times)
+        check_trunk_times(trunk, self.times, spec.horizon)
         if self.clip_sample and spec.bound is not None and self.clip_sample < spec.bound:
             raise UserError(f"clip_sample={self.clip_sample:g} would cut off larger coded actions",
                             where="Diffusion.clip_sample",

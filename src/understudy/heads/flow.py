@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..core import Context, Unsupported
-from .base import DenoisingHead, check_trunk_times, guided_velocity, sample_times
+from .base import DenoisingHead, RampTimes, check_trunk_times, guided_velocity, sample_times
 from .coupling import optimal_transport
 from .paths import LinearPath
 from .solvers import Euler, Solver, integrate
@@ -28,8 +28,8 @@ class Flow(DenoisingHead):
         time_distribution: Distribution of training times. ``"uniform"``; ``"beta"`` puts more weight on noisy
             times, ``t = 0.999 (1 - u)`` with u from Beta(1.5, 1) (pi0); ``"logit_normal"`` on the middle of the path
             (Stable Diffusion 3).
-        times: ``"shared"`` by all steps of a chunk, a time for ``"each"`` step (diffusion forcing), or the ``"ramp"``
-            of a rolling buffer (streaming diffusion).
+        times: ``"shared"`` by all steps of a chunk, a time for ``"each"`` step (diffusion forcing), or `RampTimes` of
+            a rolling buffer (streaming diffusion).
         max_guidance_weight: Upper bound of the guidance weight, which diverges as t approaches 0.
         coupling: Which noise of a batch trains with which action. ``"optimal_transport"`` pairs them so that their
             lines are short and seldom cross, and fewer steps are needed.
@@ -37,7 +37,7 @@ class Flow(DenoisingHead):
             `coupling.optimal_transport`.
 
     Raises:
-        Unsupported: If times is ``"ramp"``, whose times are uniform, and time_distribution is not.
+        Unsupported: If times are `RampTimes`, which are uniform, and time_distribution is not.
 
     References:
         Lipman et al. (2023), Flow Matching for Generative Modeling, arXiv:2210.02747.
@@ -54,7 +54,7 @@ class Flow(DenoisingHead):
     n_steps: int = 10
     solver: Solver = Euler()
     time_distribution: Literal["uniform", "beta", "logit_normal"] = "uniform"
-    times: Literal["shared", "each", "ramp"] = "shared"
+    times: Literal["shared", "each"] | RampTimes = "shared"
     max_guidance_weight: float = 5.0
     coupling: Literal["independent", "optimal_transport"] = "independent"
     condition_weight: float = 1.0
@@ -62,12 +62,12 @@ class Flow(DenoisingHead):
     path = LinearPath()
 
     def __post_init__(self):
-        if self.times == "ramp" and self.time_distribution != "uniform":
-            raise Unsupported(f"times=\"ramp\" needs uniform times, not time_distribution={self.time_distribution!r}",
+        if isinstance(self.times, RampTimes) and self.time_distribution != "uniform":
+            raise Unsupported(f"RampTimes are uniform, but time_distribution={self.time_distribution!r}",
                               where="Flow.time_distribution", hint="use time_distribution=\"uniform\"")
 
     def build(self, trunk, coded_dim, spec):
-        check_trunk_times(trunk, self.times)
+        check_trunk_times(trunk, self.times, spec.horizon)
         return trunk.build(coded_dim, coded_dim, 1, spec)
 
     def interpolate(self, action, noise, t):

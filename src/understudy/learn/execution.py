@@ -15,6 +15,7 @@ from ..execute.adaptive import AdaptiveChunking, AdaptiveHorizon, ChunkBlending
 from ..execute.base import ActionConditionedExecutor, Executor
 from ..execute.chunking import ChunkedExecutor, RealTimeChunking, RecedingHorizon
 from ..execute.filters import FilteredExecutor, JerkLimit, LowPassFilter
+from ..execute.past_verification import PastVerification
 from ..execute.planner_config import BidirectionalDecodingConfig, PlannerConfig, SelfGuidanceConfig
 from ..execute.schemes import EXECUTION_SCHEMES
 from ..execute.streaming import StreamingExecutor
@@ -31,6 +32,7 @@ BUILDERS: dict[str, Callable[[int, int], tuple[Executor, *tuple[PlannerConfig, .
     "adaptive-chunking": lambda n, skip: (AdaptiveChunking(skip=skip),),
     "self-guided-chunking": lambda n, skip: (AdaptiveChunking(skip=skip), SelfGuidanceConfig()),
     "real-time-chunking": lambda n, skip: (RealTimeChunking(n, skip=skip),),
+    "past-verification": lambda n, skip: (PastVerification(n, skip),),
     "low-pass": lambda n, skip: (FilteredExecutor(RecedingHorizon(n, skip), LowPassFilter()),),
     "jerk-limit": lambda n, skip: (FilteredExecutor(RecedingHorizon(n, skip), JerkLimit()),),
 }

@@ -140,6 +140,32 @@ class ColumnWeights(FixedWeights):
 
 
 @dataclass(frozen=True)
+class PastTargetWeights(FixedWeights):
+    """Weights of the target steps before the current one, which `Window(action_offset)` below 0 adds.
+
+    With uniform weights, the policy also learns to recall the actions that it has executed (past-token prediction).
+
+    Args:
+        weight: Weight of these steps. 0 trains the same network on the other steps alone.
+        n_steps: Number of past steps, nearest to the current one, that have this weight. Earlier ones do not count.
+            None for all.
+
+    References:
+        Torne et al. (2025), Learning Long-Context Diffusion Policies via Past-Token Prediction, arXiv:2505.09561.
+    """
+
+    weight: float = 0.0
+    n_steps: int | None = None
+
+    def __call__(self, batch, policy):
+        step = torch.arange(batch.mask.shape[1], device=batch.mask.device) + policy.window.action_offset
+        weight = torch.where(step < 0, self.weight, 1.0)
+        if self.n_steps is not None:
+            weight = weight * (step >= -self.n_steps)
+        return weight.expand(batch.mask.shape)
+
+
+@dataclass(frozen=True)
 class AdvantageWeights(FixedWeights):
     """Weights exp(beta * advantage), bounded above.
 

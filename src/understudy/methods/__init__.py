@@ -101,6 +101,16 @@ METHODS: dict[str, NamedMethod] = {
         Reference("Ze et al. 2024, arXiv 2403.03954, with the widths of its small variant (Simple DP3) and a linear "
                   "layer in place of the MLP over the state", (),
                   (NUMBERS, "point clouds: observations of shape (points, 3), or (points, 6) with colors"))),
+    "streaming-diffusion-policy": NamedMethod(
+        "understudy.methods.generative:streaming_diffusion_policy",
+        "A buffer of actions, from nearly clean to noise, is denoised by a few steps whenever a part is executed.",
+        Reference("Høeg et al. 2024, arXiv 2406.04806, with a U-Net that predicts the noise", ("038",))),
+    "ptp": NamedMethod(
+        "understudy.methods.generative:ptp",
+        "Past-token prediction: a policy with a long history predicts its past actions too, and plans are chosen by "
+        "them.",
+        Reference("Torne et al. 2025, arXiv 2505.09561, which trains the encoder of images first, with two "
+                  "observations, and then freezes it", ("344",))),
     "flow-policy": NamedMethod(
         "understudy.methods.generative:flow_policy",
         "A chunk of actions by flow matching: ten steps along the straight line from noise.",

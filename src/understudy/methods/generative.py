@@ -13,9 +13,12 @@ from ..data.relabel import LastAction
 from ..data.window import Goal, Window
 from ..execute.adaptive import AdaptiveChunking, CosineAgreement
 from ..execute.chunking import RecedingHorizon
+from ..execute.past_verification import PastVerification
 from ..execute.planner_config import BidirectionalDecodingConfig, GuidanceConfig, SelfGuidanceConfig
+from ..execute.streaming import StreamingExecutor
 from ..execute.streaming_flow import StreamingFlowExecutor
 from ..heads.adaflow import AdaFlow
+from ..heads.base import RampTimes
 from ..heads.consistency import Consistency
 from ..heads.diffusion import Diffusion
 from ..heads.edm import EDM
@@ -82,6 +85,40 @@ def dp3(features: Schema | None = None, n_obs_steps: int = 2, horizon: int = 4, 
     optimizer = OptimizerConfig(lr=1e-4, weight_decay=1e-6, betas=(0.95, 0.999), warmup_steps=500)
     return Method(policy, RecedingHorizon(n_action_steps, skip=n_obs_steps - 1),
                   BehaviorCloning(4000, batch_size=128, optimizer=optimizer))
+
+
+def streaming_diffusion_policy(
+    n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 4, n_denoising_steps: int = 4
+) -> Method:
+    """Streaming diffusion policy: a buffer of actions, from nearly clean to noise, is denoised while it is executed.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in the buffer.
+        n_action_steps: Number of actions that are executed from each plan. Must divide the horizon.
+        n_denoising_steps: Number of network evaluations of a plan.
+    """
+    n_steps = horizon // n_action_steps * n_denoising_steps  # of an action from noise, in all the plans that it is in
+    head = Diffusion(n_steps, prediction="sample", times=RampTimes(n_action_steps))
+    policy = PolicyConfig(head, trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
+    return Method(
+        policy,
+        StreamingExecutor(n_action_steps, n_denoising_steps),
+        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
+    )
+
+
+def ptp(n_obs_steps: int = 16, horizon: int = 32, n_action_steps: int = 1, n_samples: int = 10) -> Method:
+    """Past-token prediction: a diffusion policy with a long history that also predicts the actions of this history.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk. The first n_obs_steps - 1 of them lie in the past.
+        n_action_steps: Number of actions that are executed before the next plan.
+        n_samples: Number of plans that are drawn. The one that recalls the executed actions best is executed.
+    """
+    base = diffusion_policy("transformer", n_obs_steps, horizon, n_action_steps)
+    return replace(base, executor=PastVerification(n_action_steps, n_obs_steps - 1, n_samples))
 
 
 def beso(column: str = "observation.state", scale: float = 2.0, n_steps: int = 3, n_obs_steps: int = 5) -> Method:

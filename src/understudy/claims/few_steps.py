@@ -48,14 +48,16 @@ class SampledMethod:
     head: Head
 
 
-def chunk_method(head: Head, steps: int) -> Method:
-    """A method on the fork that plans 8 steps and executes 4, with an MLP of 128 x 1 blocks.
+def chunk_method(head: Head, steps: int, horizon: int) -> Method:
+    """A method on the fork that executes 4 steps of each plan, with an MLP of 128 x 1 blocks.
 
     Args:
         head: The head.
         steps: Number of updates of behavior cloning, on batches of 128.
+        horizon: Number of steps that are planned.
     """
-    policy = PolicyConfig(head, trunk=MLP(128, 1), encoder=ConcatEncoder(), window=Window(n_obs_steps=1, horizon=8))
+    window = Window(n_obs_steps=1, horizon=horizon)
+    policy = PolicyConfig(head, trunk=MLP(128, 1), encoder=ConcatEncoder(), window=window)
     learner = BehaviorCloning(steps=steps, batch_size=128, optimizer=OptimizerConfig(lr=3e-3))
     return Method(policy, RecedingHorizon(4), learner)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data.episode import Dataset
 from ..envs.fork import Expert
+from ..execute.chunking import RecedingHorizon
 from ..heads.adaflow import AdaFlow
 from ..policy import Policy
 from .base import (
@@ -90,6 +91,7 @@ def success_and_evaluations(
     like = option.like if isinstance(option, EqualSteps) else option
     policy = with_head(train_once(experiment, like.method, data, seed).policy, like.head)
     executor = like.method.executor
+    assert isinstance(executor, RecedingHorizon)
     ran = rollout_starts(policy, executor, experiment.env, episodes, starts)
     count, later = mean_evaluations(policy, ran, executor.n_action_steps, seed)
     if isinstance(option, EqualSteps):
@@ -105,7 +107,8 @@ def mean_evaluations(policy: Policy, ran: Dataset, n_action_steps: int, seed: in
     is_later = torch.cat([torch.arange(len(s)) for s in seen]) > 0
     obs = {"observation.state": torch.from_numpy(np.concatenate(seen)).unsqueeze(1)}
     noise = torch.randn(len(is_later), *policy.noise_shape, generator=torch.Generator().manual_seed(seed))
-    head: AdaFlow = policy.config.head
+    head = policy.config.head
+    assert isinstance(head, AdaFlow)
     steps: Tensor = head.count_steps(policy.net, policy.context(obs), noise)
     return float(steps.mean()), float(steps[is_later].mean())
 

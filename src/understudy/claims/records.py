@@ -27,6 +27,7 @@ NON_CLAIM_MODULES = (
     "records",
     "measures",
     "curation",
+    "few_steps",
     "goal_directions",
     "one_goal",
     "ledger",

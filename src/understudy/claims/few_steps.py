@@ -1,0 +1,163 @@
+"""Parts of claims about policies that act with few evaluations of their network: the fork, where a mean is a mistake.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+from .. import config
+from ..checkpoint import FromStage
+from ..data.episode import Dataset, Episode
+from ..data.window import Window
+from ..envs import make
+from ..envs.base import Env
+from ..evaluate.behavior.modes import ModeFunction, fork_mode, mode_counts, mode_entropy, rollout_repeated_starts
+from ..execute.actor import PolicyActor
+from ..execute.base import Executor
+from ..execute.chunking import RecedingHorizon
+from ..execute.planners import FixedBatch
+from ..heads.base import Head
+from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.fit import LearnerConfig
+from ..learn.fit_method import FitResult, fit_method
+from ..learn.method import InitializeFrom, Method, Stage
+from ..learn.optimizer import OptimizerConfig
+from ..nets.encoders import ConcatEncoder
+from ..nets.mlp import MLP
+from ..policy import Policy, PolicyConfig
+
+ROWS = 100  # environments side by side; results do not depend on it
+N_REPEATS = 10  # rollouts of each start
+N_SIDES = 2  # of the pillar
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class SampledMethod:
+    """A method whose trained weights act with a given head.
+
+    Arms that differ only in this head, or in what is trained after the same stages, share the training of each seed.
+
+    Args:
+        method: The method.
+        head: The head that acts, such as that of the method with another number of sampling steps.
+    """
+
+    method: Method
+    head: Head
+
+
+def chunk_method(head: Head, steps: int, horizon: int) -> Method:
+    """A method on the fork that executes 4 steps of each plan, with an MLP of 128 x 1 blocks.
+
+    Args:
+        head: The head.
+        steps: Number of updates of behavior cloning, on batches of 128.
+        horizon: Number of steps that are planned.
+    """
+    window = Window(n_obs_steps=1, horizon=horizon)
+    policy = PolicyConfig(head, trunk=MLP(128, 1), encoder=ConcatEncoder(), window=window)
+    learner = BehaviorCloning(steps=steps, batch_size=128, optimizer=OptimizerConfig(lr=3e-3))
+    return Method(policy, RecedingHorizon(4), learner)
+
+
+def after_teacher(teacher: Method, head: Head, learner: LearnerConfig) -> Method:
+    """A method that starts from the weights of a teacher, which is its stage `TEACHER`.
+
+    Args:
+        teacher: How the teacher is trained.
+        head: The head of the student. Its network has the shapes of the teacher's.
+        learner: How the student is trained.
+    """
+    return replace(teacher, policy=replace(teacher.policy, head=head), learner=learner,
+                   stages=(Stage(TEACHER, teacher),), initialize_from=(InitializeFrom(FromStage(TEACHER)),))
+
+
+def with_head(policy: Policy, head: Head) -> Policy:
+    """A policy with the weights of another one and a given head.
+
+    Args:
+        policy: The trained policy.
+        head: A head whose network has the same shapes.
+    """
+    made = Policy(replace(policy.config, head=head), policy.features)
+    made.load_state_dict(policy.state_dict())
+    return made.eval()
+
+
+def train_once(experiment, method: Method, data: Dataset, seed: int) -> FitResult:
+    """Trains a method and its stages, each once for each seed in this process.
+
+    Args:
+        experiment: The experiment. Its source is a part of the key under which results are cached.
+        method: The method.
+        data: The demonstrations.
+        seed: Training seed.
+    """
+    key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()), "source": experiment.source,
+                                  "seed": seed}))
+    if key not in _trained:
+        stages = {s.name: train_once(experiment, s.method, data, seed) for s in method.stages}
+        while len(_trained) > 30:
+            _trained.pop(next(iter(_trained)))
+        _trained[key] = fit_method(method, data, seed, stages=stages)
+    return _trained[key]
+
+
+_trained: dict[str, FitResult] = {}  # the newest of this process
+
+
+def success_and_sides(
+    experiment, option: SampledMethod, data: Dataset, seed: int, episodes: int, starts: int
+) -> dict[str, list[float]]:
+    """Trains a method and rolls each start out `N_REPEATS` times.
+
+    Returns:
+        What `sides` returns.
+    """
+    policy = with_head(train_once(experiment, option.method, data, seed).policy, option.head)
+    return sides(rollout_starts(policy, option.method.executor, experiment.env, episodes, starts))
+
+
+def rollout_starts(policy: Policy, executor: Executor, env: Env | str, episodes: int, starts: int) -> Dataset:
+    """Rolls each start out `N_REPEATS` times.
+
+    Args:
+        policy: The policy.
+        executor: Its executor.
+        env: The environment with `ROWS` rows, or its name.
+        episodes: Number of rollouts.
+        starts: Seed of the starts.
+    """
+    count = max(1, episodes // N_REPEATS)
+    actor = PolicyActor(FixedBatch(policy, ROWS), executor)
+    made = make(env, rows=ROWS) if isinstance(env, str) else env
+    return rollout_repeated_starts(actor, made, count, N_REPEATS, seed=starts)
+
+
+def sides(ran: Dataset) -> dict[str, list[float]]:
+    """`success_and_entropy` of rollouts on the fork. The mode is the side on which the pillar is passed."""
+    return success_and_entropy(ran, fork_mode, N_SIDES)
+
+
+def success_and_entropy(ran: Dataset, mode_of: ModeFunction, n_modes: int) -> dict[str, list[float]]:
+    """Measures rollouts.
+
+    Args:
+        ran: What `rollout_starts` returned.
+        mode_of: Mode of an episode.
+        n_modes: Number of modes.
+
+    Returns:
+        "success" of each rollout. "entropy" of each start: of the modes of its successful rollouts, in units of its
+        largest value. A start without success counts as 0.
+    """
+    by_start: dict[int, list[Episode]] = {}
+    for e in ran:
+        by_start.setdefault(e.metadata["start"], []).append(e)
+    entropy = []
+    for some in by_start.values():
+        counts = mode_counts(Dataset(some), mode_of)
+        entropy.append(mode_entropy(list(counts.values()), n_modes) if counts else 0.0)
+    return {"success": [float(e.metadata["success"]) for e in ran], "entropy": entropy}

@@ -115,15 +115,16 @@ CLAIM = Claim(
     setup="arms: two hands carry a bar, which they drop if their distance is off by 3 cm. 50 scripted demonstrations, "
     "whose actions are the positions where the hands are to be next, as in ALOHA. The same weights act in three ways: "
     "with an ensemble (m = 0.01), with the newest chunk of each step alone, and chunk after chunk. The claim holds if "
-    "the ensemble succeeds more often than the newest chunk alone: both plan at each step, so they differ in the average "
-    "alone. The paper's ablation, which is reported, compares the ensemble with chunk after chunk, and so mixes the "
-    "average with planning at each step. In the negative control the average is left out. Its two arms are then the "
-    "same, so its difference is zero by construction. Every arm has beta = 10. Jerk is reported too. The half of the statement about action chunking is not tested. The statement is quoted, and "
-    "the paper's gain of 3.3 points stated, from memory: neither was checked in the paper's text. The smallest effect "
-    "is the usual 0.05, so a gain as small as the paper's counts as negligible. Differences from the paper: scripted "
-    "demonstrations, states in place of images, an MLP of 64 x 1 blocks in place of the transformer, chunks of 20 "
-    "steps of 0.1 s in place of 100 of 0.02 s with the same m per step, so that old chunks weigh less relative to new "
-    "ones, and 1,000 updates. A chunk covers 63 % of a demonstration of 32 steps, a larger part than in the paper.",
+    "the ensemble succeeds more often than the newest chunk alone: both plan at each step, so they differ in the "
+    "average alone. The paper's ablation, which is reported, compares the ensemble with chunk after chunk, and so "
+    "mixes the average with planning at each step. In the negative control the average is left out. Its two arms are "
+    "then the same, so its difference is zero by construction. Every arm has beta = 10. Jerk is reported too. The "
+    "half of the statement about action chunking is not tested. The statement is quoted, and the paper's gain of 3.3 "
+    "points stated, from memory: neither was checked in the paper's text. The smallest effect is the usual 0.05, so a "
+    "gain as small as the paper's counts as negligible. Differences from the paper: scripted demonstrations, states "
+    "in place of images, an MLP of 64 x 1 blocks in place of the transformer, chunks of 20 steps of 0.1 s in place of "
+    "100 of 0.02 s with the same m per step, so that old chunks weigh less relative to new ones, and 1,000 updates. A "
+    "chunk covers 63 % of a demonstration of 32 steps, a larger part than in the paper.",
     parts=(
         ClaimPart("over the newest chunk", BIMANUAL, GreaterThan("success", "ensemble", "each step")),
         ClaimPart("over chunks", FIRST_SEEDS, GreaterThan("success", "ensemble", "chunks"), is_decisive=False),

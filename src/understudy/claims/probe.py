@@ -38,6 +38,7 @@ from ..learn.fit import fit
 from .base import Claim, ClaimPart, Experiment, ExpertDemonstrations, MissingRequirement
 from .behavior_entropy import N_REPEATS, SidedDemonstrations, success_and_entropy
 from .critical_steps import ErrandDemonstrations, FineTuning
+from .data_scaling_laws import ScalingMethod
 from .dataset_quality import GridDatasets
 from .dataset_quality import GridLearner as GridLearner
 from .ema_oscillation import AgentDemonstrations, WatchedMethod
@@ -67,7 +68,7 @@ WITHOUT_CONTROL = ("critical-steps", "extraneous-segments", "out-of-dynamics")
 DEMONSTRATIONS = 50  # largest number of demonstrations
 # Smaller sizes of sources, and of methods that train or attempt outside `fit`.
 REDUCED: dict[type, dict[str, int]] = {
-    GridDatasets: {"steps": 600, "online_steps": 5000},
+    GridDatasets: {"steps": 600},
     WeakAndStrongDemonstrations: {"n_base": 20, "n_more": 40, "n_held_out": 10},
     MultiTaskDemonstrations: {"n_others": 20},
     MixedDynamicsDemonstrations: {"n_groups": 2},
@@ -268,6 +269,8 @@ def _reduced(value: Any) -> tuple[Any, list[float]]:
     if isinstance(value, MazeDemonstrations):
         arms = tuple((name, mazes, min(count, DEMONSTRATIONS)) for name, mazes, count in value.arms)
         return MazeDemonstrations(arms), [count for _, _, count in value.arms]
+    if isinstance(value, ScalingMethod):
+        return replace(value, sets=_reduced(MazeDemonstrations(value.sets))[0].arms), [n for _, _, n in value.sets]
     if isinstance(value, ExpertDemonstrations):
         return replace(value, episodes=min(value.episodes, DEMONSTRATIONS)), [value.episodes]
     sizes = REDUCED.get(type(value), {})

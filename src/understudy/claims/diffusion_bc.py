@@ -36,8 +36,9 @@ def passes_left(episode) -> bool:
 
 def only_left(experiment: Experiment) -> Experiment:
     """Twice as many demonstrations are made, so that about as many pass on the left as there are otherwise in all."""
-    twice = 2 * experiment.source.episodes
-    return replace(experiment, source=replace(experiment.source, episodes=twice, filter=passes_left))
+    source = experiment.source
+    assert isinstance(source, ExpertDemonstrations)
+    return replace(experiment, source=replace(source, episodes=2 * source.episodes, filter=passes_left))
 
 
 FORK = Experiment(

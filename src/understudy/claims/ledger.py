@@ -23,6 +23,7 @@ from .spot_check import disagreement, published
 COLUMNS = ["id", "family", "core", "priority", "name", "title", "arxiv"]
 STALE_NOTE = " (stale: the code has changed since)"
 CONTROL_INCONCLUSIVE = "control inconclusive"
+FEW_DRAWS = 10  # spot checks, below which the rate of disagreement is hardly known
 TOY_SECONDS = 300  # CPU seconds that a claim on a toy is meant to take, with its control and tuning
 MADE = "<!-- made by understudy claims table: change the source, not this page -->"
 VERDICTS = ("holds", "fails", "undecided", "not run", "no claim")
@@ -284,7 +285,8 @@ def _spot_check_lines() -> list[str]:
     return ["## Spot checks", "", "`understudy claims spot-check` runs randomly drawn claims again in full. "
             f"{len(done)} so far: {sum(not c.agrees for c in done)} gave another verdict than the record, a rate of "
             f"{rate.estimate:.2f} [{rate.low:.2f}, {rate.high:.2f}]. The largest difference of a figure was "
-            f"{max(c.largest_difference for c in done):.2g} of its scale.", "",
+            f"{max(c.largest_difference for c in done):.2g} of its scale."
+            + (" So few draws say little about this rate." if len(done) < FEW_DRAWS else ""), "",
             "| claim | date | commit | recorded | found | largest difference |", "|---|---|---|---|---|--:|",
             *(f"| {c.name} | {c.date} | {(c.commit or '')[:8]} | {c.recorded} | {c.found} | "
               f"{c.largest_difference:.2g} |" for c in done), ""]

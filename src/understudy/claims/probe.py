@@ -68,7 +68,7 @@ WITHOUT_CONTROL = ("critical-steps", "extraneous-segments", "out-of-dynamics")
 DEMONSTRATIONS = 50  # largest number of demonstrations
 # Smaller sizes of sources, and of methods that train or attempt outside `fit`.
 REDUCED: dict[type, dict[str, int]] = {
-    GridDatasets: {"steps": 600},
+    GridDatasets: {"steps": 600, "online_steps": 5000},
     WeakAndStrongDemonstrations: {"n_base": 20, "n_more": 40, "n_held_out": 10},
     MultiTaskDemonstrations: {"n_others": 20},
     MixedDynamicsDemonstrations: {"n_groups": 2},

@@ -297,7 +297,8 @@ def test_a_power_law_is_told_from_others(monkeypatch, failure, exponent, excess)
     from understudy.claims import data_scaling_laws as scaling
 
     monkeypatch.setattr(scaling, "maze_success", lambda experiment, method, *rest: [[1 - failure(float(method.arm))]])
-    found = scaling.scaling_exponent(scaling.LAW, scaling.BASE, None, 110, 1000, 100)
+    monkeypatch.setattr(scaling.MazeDemonstrations, "load", lambda source, seed: None)
+    found = scaling.scaling_exponent(scaling.LAW, scaling.MAZES.options[0], None, 110, 1000, 100)
     assert found["r"][0] < -0.85  # which would tell them from nothing
     assert (found["excess"][0] < -0.01) == (excess == "below") and (found["excess"][0] > 0.01) == (excess == "above")
     if exponent is not None:

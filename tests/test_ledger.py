@@ -211,6 +211,10 @@ def test_a_page_shows_the_history_and_says_what_came_before(all_entries, monkeyp
     assert f"**Holds here.** {stands}; the smallest effects were fixed later. a note" in page(
         ("run", "holds"), ("note", "holds"))
     assert before not in page(("pilot", "holds"), ("redesign", "holds"))
+    beside = "**Holds here.** a note\n"  # a run of the same design, or a pilot of the next one, does not hide it
+    assert beside in page(("redesign", "holds"), ("note", "holds"), ("run", "holds"), ("pilot", ""))
+    assert "**Holds here.**\n" in page(("note", "holds"), ("redesign", "holds"))  # it was on the design before
+    assert "**Holds here.**\n" in page(("pilot", ""), ("note", "undecided"), ("run", "holds"))  # on another verdict
 
 
 def test_of_several_claims_the_worst_stands_for_the_row():

@@ -1,6 +1,9 @@
 """Intervals against published numbers, other implementations, exact coverage and simulated coverage."""
 
+import importlib
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -404,3 +407,17 @@ def test_more_seeds_narrow_it_and_one_is_refused():
             two_level_rate(bad)
     with pytest.raises(ValueError, match="as many seeds and episodes"):
         two_level_difference(x, x[:5])
+
+
+def test_every_name_in_the_table_of_the_page_exists():
+    """And so does every name with a module of understudy.evaluate in the rest of the page."""
+    page = (Path(__file__).parents[1] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    table = [line for line in page.split("\n## ")[0].splitlines() if line.startswith("| ")][1:]
+    names = re.findall(r"`([a-z_.A-Z]+)`", "\n".join(line.split("|")[2] for line in table))
+    assert len(names) >= len(table) >= 10
+    folder = Path(str(importlib.import_module("understudy.evaluate").__file__)).parent
+    modules = "|".join(p.stem for p in folder.glob("*.py"))
+    for name in {*names, *re.findall(rf"`((?:{modules})\.[A-Za-z_]+)`", page)}:
+        module, _, attribute = name.partition(".")
+        found = importlib.import_module(f"understudy.evaluate.{module}")
+        assert not attribute or hasattr(found, attribute), name

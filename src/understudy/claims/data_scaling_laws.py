@@ -6,7 +6,7 @@ seen among 512. It counts as a pilot; now walls decide, and the seeds that judge
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,18 +41,33 @@ from .generalization_gap import ArmMethod, MazeDemonstrations, maze_success, suc
 SIZES, DEMOS_PER_MAZE = (8, 32, 128, 512), 4  # mazes; demonstrations for each of them
 
 
+@dataclass(frozen=True)
+class ScalingMethod:
+    """A method that is trained once on each of some sets of demonstrations.
+
+    Args:
+        method: The method.
+        sets: (name, mazes, demonstrations) of each set. Names are the numbers of mazes of `MAZE_SETS`.
+    """
+
+    method: Method
+    sets: tuple[tuple[str, int, int], ...]
+
+
 def scaling_exponent(
-    experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
+    experiment, method: ScalingMethod, data: Dataset, seed: int, episodes: int, starts: int
 ) -> dict[str, list[float]]:
     """Of the failure rate in new mazes over the number of mazes, in four points: "exponent", the slope of a line
     through both logarithms, and its Pearson's "r", which is near -1 of almost anything that falls. So "excess": by how
     much the line through three points misses the log failure rate of the most mazes by more than the better of two
     other laws, an exponential and a line over the log number, fitted to the same three. success: of the largest number.
     Half a failure stands for none."""
-    sizes = np.array([mazes for _, mazes, _ in MAZE_SETS], float)
+    sizes = np.array([int(name) for name, _, _ in method.sets], float)
+    of_sets = replace(experiment, source=MazeDemonstrations(method.sets))
+    data = of_sets.source.load(seed)
     won = [
-        np.mean(maze_success(experiment, ArmMethod(method, str(int(n))), data, seed, episodes, starts)[0])
-        for n in sizes
+        np.mean(maze_success(of_sets, ArmMethod(method.method, name), data, seed, episodes, starts)[0])
+        for name, _, _ in method.sets
     ]
     failed = np.maximum(1 - np.array(won), 0.5 / episodes)
     line = linregress(np.log(sizes), np.log(failed))
@@ -66,9 +81,8 @@ def scaling_exponent(
 
 
 def same_mazes(experiment: Experiment) -> Experiment:
-    return replace(
-        experiment, source=MazeDemonstrations(tuple((name, SIZES[0], count) for name, _, count in MAZE_SETS))
-    )
+    alike = replace(SAME_MAZES, name="mazes")
+    return replace(experiment, arms=tuple(alike if a.name == "mazes" else a for a in experiment.arms))
 
 
 BASE = Method(
@@ -78,9 +92,14 @@ BASE = Method(
 )
 MAZE_SETS = tuple((str(n), n, DEMOS_PER_MAZE * n) for n in SIZES)
 SEEDS: dict[str, Any] = {"seeds": (130, 131, 132, 133, 134), "episodes": 200}
-LAW = Experiment(MazeDemonstrations(MAZE_SETS), "maze", (Arm("mazes", (BASE,)),), scaling_exponent, **SEEDS, measures=(
-    ("success", SCORE), ("exponent", Measure("real", "exponent")), ("r", REAL),
-    ("excess", Measure("real", "log ratio"))))
+MAZES = Arm("mazes", (ScalingMethod(BASE, MAZE_SETS),))
+# As many demonstrations, updates and points of the line, all in the same 8 mazes.
+SAME_MAZES = Arm("same mazes", (ScalingMethod(BASE, tuple((name, SIZES[0], n) for name, _, n in MAZE_SETS)),))
+LAW = Experiment(
+    MazeDemonstrations(MAZE_SETS), "maze", (MAZES, SAME_MAZES), scaling_exponent, **SEEDS, measures=(
+        ("success", SCORE), ("exponent", Measure("real", "exponent")), ("r", REAL),
+        ("excess", Measure("real", "log ratio"))))
+STEEPER = GreaterThan("exponent", "same mazes", "mazes")
 SPREAD_SETS = (("8 mazes", 8, 512), ("128 mazes", 128, 512))  # as many demonstrations
 MORE_DEMOS_SETS = (("128 mazes", 128, 512), ("twice as many demonstrations", 128, 1024))
 SPREAD = Experiment(
@@ -109,24 +128,30 @@ CLAIM = Claim(
     "absolute number of demonstrations; once the number of demonstrations per environment or object reaches "
     "a certain threshold, additional demonstrations have minimal effect.",
     setup="mazes of 3 x 3 cells as environments: 8, 32, 128 or 512 of them with 4 scripted demonstrations each on "
-    "average; an MLP of 128 x 2 blocks sees the walls, 2,000 updates; nothing is tuned. The rate of failure in "
-    "mazes of unseen walls falls as a power of the number of mazes: log against log the slope is below -0.1, "
-    "and a power law through three points predicts the fourth better than an exponential or a logarithmic one. "
-    "With 512 demonstrations, 128 mazes teach more than 8; and in 128 mazes twice the demonstrations change "
-    "success by less than 0.1. A maze is counted by its number, but mazes of 3 x 3 cells are few: 128 numbers "
-    "have about 105 different layouts, and 512 about 270. So the slope is that over numbers of drawn mazes, and the "
-    "number of different environments grows more slowly. The rule about the prediction does not isolate the number "
-    "of mazes: a power law also predicts better where all demonstrations are of the same 8. The control, which must "
-    "remove both rules, is therefore inconclusive. With 4 demonstrations each, mazes are short of demonstrations: "
-    "twice as many help by about 0.1. The paper recommends about 50 for each environment, scores stages of real tasks "
-    "seen by cameras, and reports the correlation of its law, which is near -1 for almost anything that falls.",
+    "average; an MLP of 128 x 2 blocks sees the walls, 2,000 updates; nothing is tuned. The exponent is the slope of "
+    "the logarithm of the rate of failure, in mazes of unseen walls, over the logarithm of the number of mazes. The "
+    "claim holds if three comparisons hold. The exponent is lower than that of an arm with as many demonstrations of "
+    "the same 8 mazes throughout, so the number of mazes matters and not that of demonstrations alone. With 512 "
+    "demonstrations, 128 mazes teach more than 8. And in 128 mazes twice the demonstrations change success by less "
+    "than 0.1. Two figures of the law are reported and do not decide: whether the exponent is below -0.1, and whether "
+    "a power law through three points predicts the fourth better than an exponential or a logarithmic one. The latter "
+    "scatters from -1.2 to 0.4 over seeds, and a power law also predicts better where all demonstrations are of the "
+    "same 8 mazes, so it does not test the statement. In the negative control both arms have the same 8 mazes, so "
+    "their difference is zero by construction. A maze is counted by its number, but mazes of 3 x 3 cells are few: 128 "
+    "numbers have about 105 different layouts, and 512 about 270. So the slope is that over numbers of drawn mazes, "
+    "and the number of different environments grows more slowly. With 4 demonstrations each, mazes are short of "
+    "demonstrations: twice as many help by about 0.1. The paper recommends about 50 for each environment, scores "
+    "stages of real tasks seen by cameras, and reports the correlation of its law, which is near -1 for almost "
+    "anything that falls. No arm has a level that it must reach. The run took 330 CPU seconds, more than the 300 that "
+    "are meant for a toy.",
     parts=(
-        ClaimPart("power law", LAW, AllOf((BelowBound("exponent", "mazes", -0.1), BelowBound("excess", "mazes", 0.0)))),
+        ClaimPart("mazes, not demonstrations", LAW, STEEPER),
+        ClaimPart("power law", LAW, AllOf((BelowBound("exponent", "mazes", -0.1), BelowBound("excess", "mazes", 0.0))),
+                  is_decisive=False),
         ClaimPart("diversity", SPREAD, GreaterThan("success", "128 mazes", "8 mazes")),
         ClaimPart("enough", MORE_DEMOS, EquivalentTo("success", "twice as many demonstrations", "128 mazes", 0.1)),
     ),
     negative_control=NegativeControl(
-        "as many demonstrations more, of the same 8 mazes", same_mazes, "power law",
-        removes=(BelowBound("exponent", "mazes", -0.1), BelowBound("excess", "mazes", 0.0)),
+        "both arms have as many demonstrations more, of the same 8 mazes", same_mazes, "mazes, not demonstrations"
     ),
 )

@@ -55,8 +55,12 @@ CLAIM = Claim(
     statement="We then propose that diffusion models are an excellent fit for imitating human behaviour, since they "
               "learn an expressive distribution over the joint action space.",
     setup="fork: 100 scripted demonstrations that pass a pillar left or right at even odds; an MLP of 256 x 2 blocks, "
-    "1,500 updates for every head. Regression to the mean collides where diffusion and flow matching do not: "
-    "their success is more than 0.3 higher, each. A Gaussian mixture is reported too.",
+    "1,500 updates for every head, and two learning rates to choose from. The claim holds if diffusion and flow "
+    "matching each succeed more often than regression to the mean, by more than 0.3. A Gaussian mixture is reported "
+    "and does not decide. It succeeds more often than diffusion (0.986 against 0.722), so what the task needs is a "
+    "distribution of several modes, of which diffusion is one. Caveats: all training seeds learn from the same 100 "
+    "demonstrations, so the interval lacks their variation. The negative control has only half of them, those that "
+    "pass on the left. No arm has a level that it must reach.",
     parts=(ClaimPart("fork", FORK, AllOf((GreaterThan("success", "diffusion", "regression", 0.3),
                                           GreaterThan("success", "flow", "regression", 0.3)))),),
     negative_control=NegativeControl(

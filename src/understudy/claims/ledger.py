@@ -23,6 +23,8 @@ from .spot_check import disagreement, published
 COLUMNS = ["id", "family", "core", "priority", "name", "title", "arxiv"]
 STALE_NOTE = " (stale: the code has changed since)"
 CONTROL_INCONCLUSIVE = "control inconclusive"
+FEW_DRAWS = 10  # spot checks, below which the rate of disagreement is hardly known
+TOY_SECONDS = 300  # CPU seconds that a claim on a toy is meant to take, with its control and tuning
 MADE = "<!-- made by understudy claims table: change the source, not this page -->"
 VERDICTS = ("holds", "fails", "undecided", "not run", "no claim")
 # of several claims of one row, the first of these stands for it
@@ -239,10 +241,17 @@ def _summary(entries: Sequence[LedgerEntry]) -> str:
         "",
         f"understudy is to hold {len(entries)} published systems. Each becomes a claim: a small experiment that can "
         "fail, on the task and scale named with it, which need not be the paper's. The training seeds that judge are "
-        "not those that tune. A claim *holds* if the interval of its effect excludes zero and reaches the smallest "
-        "effect that counts. It *fails* if the interval lies below that smallest effect. Everything else is "
-        "*undecided*. A negative control removes the mechanism, and the rule must then fail; otherwise the control is "
-        "inconclusive and the claim undecided. The page of a family shows each claim with its history.",
+        "not those that tune. A rule compares the interval of a difference or of a mean with a bound, which is zero "
+        "or a number that the claim states. It *holds* if the whole interval is on the right side of the bound and "
+        "reaches the smallest effect that counts. It *fails* if the interval lies below that smallest effect. A rule "
+        "of equivalence holds if the interval is inside its margin, and fails if it is outside. Everything else is "
+        "*undecided*. A claim with several deciding rules holds if all of them hold and fails if one fails. It is also "
+        "undecided if an arm does not reach its stated level. A negative control removes the mechanism, and the rule "
+        "that it names should then fail. If that rule does not fail, the control is inconclusive, and a claim that "
+        "would hold is undecided. A claim that fails stays failed, whatever its control shows. The page of a family "
+        "shows each claim with its history. Some records ran again in full on 2026-11-20 and 2026-11-21, after changes "
+        "of other parts of the code and with equal figures. Where the history of the repository shows it, the log says "
+        "so. A toy is meant to take at most 300 CPU seconds; where a run took longer, its page says so.",
         "",
         f"{len(entries) - total['no claim']} rows have a claim: "
         + ", ".join(f"{v} {total[v]}" for v in VERDICTS[:-1])
@@ -276,7 +285,8 @@ def _spot_check_lines() -> list[str]:
     return ["## Spot checks", "", "`understudy claims spot-check` runs randomly drawn claims again in full. "
             f"{len(done)} so far: {sum(not c.agrees for c in done)} gave another verdict than the record, a rate of "
             f"{rate.estimate:.2f} [{rate.low:.2f}, {rate.high:.2f}]. The largest difference of a figure was "
-            f"{max(c.largest_difference for c in done):.2g} of its scale.", "",
+            f"{max(c.largest_difference for c in done):.2g} of its scale."
+            + (" So few draws say little about this rate." if len(done) < FEW_DRAWS else ""), "",
             "| claim | date | commit | recorded | found | largest difference |", "|---|---|---|---|---|--:|",
             *(f"| {c.name} | {c.date} | {(c.commit or '')[:8]} | {c.recorded} | {c.found} | "
               f"{c.largest_difference:.2g} |" for c in done), ""]
@@ -364,15 +374,29 @@ def _claim_section(claim: Claim, entry: dict) -> list[str]:
                       f"{format_number(v['high'])} |" for m, v in measures.items()]
         lines += ["", f"{part['seeds']} training seeds. {seeds_caveat(part['seeds'])}", ""]
     control = record["negative_control"]
-    passed = ("The rule fails, as it must." if control["passes"] else
-              "The rule does not fail, so the control is inconclusive.")
-    lines += [f"Negative control: {control['change']}. {passed}", "", *_condition_lines(control), "",
+    lines += [f"Negative control: {control['change']}. {_control_note(record)}", "", *_condition_lines(control), "",
               "| date | | what changed | verdict |", "|---|---|---|---|"]
     for step in record["log"]:
         reason = f" ({step['reason']})" if step["reason"] else ""
         cells = (step["date"], step["kind"], _markdown_cell(step["change"]), step["verdict"] + reason)
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", f"{record['machine']}; {record['seconds']:.0f} CPU seconds; {record['date']}."]
+    above = f", more than the {TOY_SECONDS} that a toy is meant to take" if record["seconds"] > TOY_SECONDS else ""
+    return [*lines, "", f"{record['machine']}; {record['seconds']:.0f} CPU seconds{above}; {record['date']}."]
+
+
+def _control_note(record: dict) -> str:
+    """What the negative control shows. It shows little where its rule does not hold without its change."""
+    control = record["negative_control"]
+    if not control["passes"]:
+        return "The rule does not fail, so the control is inconclusive."
+    judged = {(c.label, c.side, c.bound) for c in _conditions(control)}
+    unchanged = {c.verdict for c in _conditions(record["parts"][control["part"]])
+                 if (c.label, c.side, c.bound) in judged}
+    if "fails" in unchanged:
+        return "The rule fails, as it must, but it fails without this change too, so the control shows nothing."
+    if "undecided" in unchanged:
+        return "The rule fails, as it must. Without this change it is undecided."
+    return "The rule fails, as it must."
 
 
 def _look_note(claim: Claim, part: str, seeds: int) -> str:
@@ -397,9 +421,20 @@ def _history_note(record: dict) -> str:
     before = [step["verdict"] for step in record["log"] if step["kind"] in ("pilot", "run", "redesign")][:-1]
     if record["verdict"] == "holds" and {"undecided", "fails"} & set(before):
         notes.append("An earlier run of another design did not hold.")
-    if record["log"][-1]["kind"] == "note":
-        notes.append(record["log"][-1]["change"])
+    if (explained := _explaining_note(record)) is not None:
+        notes.append(explained)
     return " ".join(notes)
+
+
+def _explaining_note(record: dict) -> str | None:
+    """The newest note on the present design and verdict. Runs of the same design and pilots may have followed it."""
+    present = record["verdict"], record["reason"]
+    for step in reversed(record["log"]):
+        if step["kind"] == "note":
+            return step["change"] if (step["verdict"], step.get("reason", "")) == present else None
+        if step["kind"] != "pilot" and (step["kind"] != "run" or (step["verdict"], step.get("reason", "")) != present):
+            return None
+    return None
 
 
 # -- the page to search ---------------------------------------------------------------------------------------------

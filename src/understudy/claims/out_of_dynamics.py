@@ -192,9 +192,11 @@ CLAIM = Claim(
     setup="without reinforcement learning: fork, 15 demonstrations each, of which only states are known, on the left, "
     "on the right, and over the pillar, which stops the imitator. Groups are found by contrast of subsampled "
     "state sequences (5 of them). A demonstration's weight is how much a discriminator takes it for a rollout "
-    "of an imitator that regresses to the demonstrations of its group, or of all. Weights by group tell the "
-    "able from the unable (area under the curve above 0.8, and above that of weights by all), and a mixture of "
-    "Gaussians trained with them succeeds more often than with weights by all, and than without.",
+    "of an imitator that regresses to the demonstrations of its group, or of all. The claim holds if weights by "
+    "group tell the demonstrations that the imitator can follow from the others (area under the curve above 0.8, "
+    "and above that of weights by all), and if a mixture of Gaussians trained with them succeeds more often than "
+    "with weights by all, and than without weights. The paper compares with several methods, this claim with one "
+    "of the same kind, weights by all. No arm has a level that it must reach.",
     parts=(ClaimPart("fork", FORK, AllOf((
         AboveBound("auroc", "of its group", 0.8), GreaterThan("auroc", "of its group", "of all"),
         GreaterThan("success", "of its group", "of all"), GreaterThan("success", "of its group", "even")))),),

@@ -164,10 +164,12 @@ CLAIM = Claim(
     "potentially short-cutting an otherwise successful operation.",
     setup="push, an MLP of 64 x 1 blocks cloned from 60 demonstrations, which succeeds in less than half of its "
     "attempts; each attempt begins from a new start, 10 steps after the last. An MLP of 64 x 1 blocks learns from "
-    "1,000 attempts how likely failure is at each step; 2,000 others say in closed form at which likelihood "
-    "to give up, if at all. To the first success it then takes fewer steps than if each attempt runs to its end, "
-    "and fewer than with the best fixed number of steps for an attempt, chosen alike from the same 2,000; and the "
-    "closed form is off by less than 10 % in the mean, giving up or not.",
+    "1,000 attempts how likely failure is at each step; 2,000 others say in closed form at which likelihood to give "
+    "up, if at all. The claim holds if it then takes fewer steps to the first success than if each attempt runs to "
+    "its end, and fewer than with the best fixed number of steps for an attempt, chosen alike from the same 2,000; "
+    "and if the closed form is off by less than 10 % in the mean, giving up or not. Attempts are independent by "
+    "construction, as the closed form assumes, and the threshold and the forecast come from the same 2,000 attempts. "
+    "No arm has a level that it must reach.",
     parts=(
         ClaimPart(
             "push",

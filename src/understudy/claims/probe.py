@@ -39,6 +39,7 @@ from ..learn.fit import fit
 from .base import Claim, ClaimPart, Experiment, ExpertDemonstrations, MissingRequirement
 from .behavior_entropy import N_REPEATS, SidedDemonstrations, success_and_entropy
 from .critical_steps import ErrandDemonstrations, FineTuning
+from .data_scaling_laws import ScalingMethod
 from .dataset_quality import GridDatasets
 from .dataset_quality import GridLearner as GridLearner
 from .dichotomy_of_control import BanditEpisodes
@@ -273,6 +274,8 @@ def _reduced(value: Any) -> tuple[Any, list[float]]:
     if isinstance(value, MazeDemonstrations):
         arms = tuple((name, mazes, min(count, DEMONSTRATIONS)) for name, mazes, count in value.arms)
         return MazeDemonstrations(arms), [count for _, _, count in value.arms]
+    if isinstance(value, ScalingMethod):
+        return replace(value, sets=_reduced(MazeDemonstrations(value.sets))[0].arms), [n for _, _, n in value.sets]
     if isinstance(value, ExpertDemonstrations):
         return replace(value, episodes=min(value.episodes, DEMONSTRATIONS)), [value.episodes]
     sizes = REDUCED.get(type(value), {})

@@ -184,11 +184,12 @@ def _judge_control(claim: Claim, figures: Measurements) -> dict:
     """Judges the negative control.
 
     It passes if every rule that it should remove fails, so that each interval lies below its smallest effect. Otherwise
-    the control is inconclusive.
+    the control is inconclusive. Intervals have the level at which its part was judged.
     """
     control = claim.negative_control
-    measures = dict(next(p for p in claim.parts if p.name == control.part).experiment.measures)
-    found = [rule.judge(figures, measures) for rule in claim.removed_rules]
+    experiment = next(p for p in claim.parts if p.name == control.part).experiment
+    measures, level = dict(experiment.measures), experiment.level(_n_seeds(figures))
+    found = [rule.judge(figures, measures, level) for rule in claim.removed_rules]
     verdicts = {f.verdict for f in found}
     passes = verdicts == {"fails"}
     return {"part": control.part, "change": control.description, "passes": passes,

@@ -297,8 +297,9 @@ CLAIM = Claim(
     "encoder trained by BYOL has a lower error than one with random weights, and if VINN and cloning have at most 0.8 "
     "of the constant's error; otherwise nothing about VINN is shown, and the verdict is undecided. Differences from "
     "the paper: no encoder starts from ImageNet, which is half of VINN, networks and pictures are small, features are "
-    "scaled so that neighbors are 1 apart, and nothing is driven. There is one recording. So seeds, also those of "
-    "tuning, share frames, and the interval does not cover other drivers or roads.",
+    "scaled so that neighbors are 1 apart, and nothing is driven. There is one recording. So seeds are splits of "
+    "the same 20 segments: they share test frames with each other and with tuning. The interval takes them for "
+    "independent and is too narrow even for this recording. It does not cover other drivers or roads.",
     parts=(ClaimPart("steering", STEERING, JudgedIf(HELPS, BETTER)),),
     negative_control=NegativeControl(
         "the encoder of retrieval is not trained: its weights stay random", without_self_supervision, "steering",

@@ -94,6 +94,13 @@ def test_edm_refuses_levels_that_do_not_fall():
         EDM(sigma_min=1.0, sigma_max=0.5)
 
 
+def test_a_single_step_of_edm_starts_at_the_highest_noise():
+    noise = torch.randn(4, 3, 2, generator=rng(), dtype=torch.float64)
+    found = EDM(1, sigma_data=0.7, sigma_min=0.1, sigma_max=8.0).sample(nothing, EMPTY, noise)
+    assert torch.allclose(found, 0.49 / (64 + 0.49) * 8 * noise)  # the mean of the actions, given 8 * noise
+
+
+
 # -- clusters ---------------------------------------------------------------------------------------------------------
 
 

@@ -77,8 +77,8 @@ class EDM(DenoisingHead):
 
     def sample(self, net, context, noise, cost=None):
         context, zero = precomputed(net, context), torch.zeros_like(noise[..., :1])
-        last = torch.tensor([1 - 1e-6], device=noise.device)  # where the path is at sigma_min
-        t = torch.cat([torch.linspace(0, 1, self.n_steps, device=noise.device)[:-1], last])
+        # At 1 - 1e-6 the path is at sigma_min. A single step starts, and ends, at sigma_max.
+        t = torch.linspace(0, 1, self.n_steps, device=noise.device).clamp(max=1 - 1e-6)
         sigma = self.path.alpha_sigma(t)[1]
         # The integration variable is -sigma, so that a solver steps forward.
         times = [self.path.time_of(-s)[:, None] for s in self.solver.evaluation_times(-sigma[:-1], -sigma[1:])]

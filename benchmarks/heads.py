@@ -60,6 +60,7 @@ from understudy.heads.flow import Flow  # noqa: E402
 from understudy.heads.gaussian import Gaussian  # noqa: E402
 from understudy.heads.gmm import GMM  # noqa: E402
 from understudy.heads.interpolant import Interpolant  # noqa: E402
+from understudy.heads.mcnn import MCNN  # noqa: E402
 from understudy.heads.mean_flow import MeanFlow  # noqa: E402
 from understudy.heads.mip import MIP  # noqa: E402
 from understudy.heads.neighbors import Neighbors  # noqa: E402
@@ -184,6 +185,8 @@ def variants(size: Size = FULL) -> dict[str, Variant]:
     found["energy"] = Variant(energy.policy.head, energy, "4 x 128")
     tokens = method(FAST(vocab_size=256), n, 1e-3, trunk=Transformer(128, 2, 4), codec=Normalizer(target="quantile"))
     found["fast"] = Variant(tokens.policy.head, tokens, "1 per token")
+    memories = method(MCNN(), n, encoder=ConcatEncoder())
+    found["mcnn"] = Variant(memories.policy.head, memories)
     nearest = method(Neighbors(1, weights="equal"), 1, encoder=ConcatEncoder())
     found["neighbors"] = Variant(nearest.policy.head, nearest, "none")
     return {name: v for name, v in found.items() if not size.heads or name in size.heads}
@@ -397,7 +400,7 @@ def aim_table(size: Size, found: Mapping[str, dict], fast: Mapping[str, dict]) -
 def pictures(size: Size, compared_on: Mapping[str, Comparison], fast: Mapping[str, dict]) -> list[str]:
     """One figure for each task: success against the speed of a plan."""
     many, one_answer = ("100", "10", "5", "4 x 128", "1 per token", "1 to 5", "8, one per action"), (
-        "mip", "regression", "gaussian", "cvae", "neighbors", "fast")
+        "mip", "regression", "gaussian", "cvae", "mcnn", "neighbors", "fast")
     kinds = {h: "one answer, no noise" if h in one_answer else "several evaluations" if v.n_evaluations in many
              else "one pass from noise" for h, v in variants(size).items()}
     parts = []

@@ -101,9 +101,10 @@ CLAIM = Claim(
     "blocks, 1,500 updates of 64 windows and one learning rate. Nothing is tuned. Reported parts compare with "
     "a chunk without past actions, which the paper does not have, and with the choice among 10 samples by "
     "the executed actions. Weight 0 must succeed in 0.25 of the starts and the chunk without past actions in "
-    "0.5, otherwise the verdict is undecided. Pilots on other seeds, of one seed each, chose task, network "
-    "and updates. They saw past targets below weight 0, and both below chunks without a past, and the rule "
-    "was not changed for that. On the toy memory all arms were at the ceiling in 400 updates. Differences "
+    "0.5, otherwise the verdict is undecided. Pilots on other seeds, of one seed for most arms and two "
+    "for weight 0, chose task, network and updates. They saw past targets below weight 0, and both below chunks "
+    "without a past, and the control at 0.06; the rule was not changed for that. They had 2,000 updates. On the "
+    "toy memory all arms were at the ceiling in 400 updates. Differences "
     "from the paper: one toy task with a state of 8 numbers, an MLP in place of a transformer, chunks of 15 "
     "in place of 32 steps, 5 deterministic sampling steps, and a hundredth of its updates or less.",
     parts=(

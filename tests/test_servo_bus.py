@@ -57,7 +57,7 @@ def test_checksums_are_those_of_the_manuals():
 def patient_sdk(monkeypatch):
     """The SDKs wait for 34 ms, which a busy machine exceeds."""
     for sdk in ("scservo_sdk", "dynamixel_sdk"):
-        monkeypatch.setattr(f"{sdk}.port_handler.LATENCY_TIMER", 500)
+        monkeypatch.setattr(f"{sdk}.port_handler.LATENCY_TIMER", 2500)
 
 
 def test_feetech_sdk_as_a_client(patient_sdk):

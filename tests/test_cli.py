@@ -1009,6 +1009,7 @@ def test_what_is_proposed_trusts_all_packages_that_a_run_names(call, place, tmp_
             assert sorted(found[1::2]) == sorted({*its, *more}), (env, run)
 
 
+@pytest.mark.slow
 def test_what_is_proposed_trusts_nothing_twice_and_nothing_needlessly(tmp_path):
     """A recipe of one's own that is made of our parts: training it takes one's code, running it does not."""
     trust = ["--trust", "elsewhere"]

@@ -334,6 +334,7 @@ def test_the_runner_executes_as_many_actions_of_a_plan_as_the_file_says(tmp_path
         np.testing.assert_allclose(found, plan[:4], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_runner_refuses_other_executors(tmp_path):
     path = tmp_path / "policy.onnx"
     robot_policy(PolicyConfig(Regression(), MLP(16), TokenEncoder(16), window=Window(1, 4)), path, TemporalEnsemble())

@@ -109,6 +109,7 @@ def test_the_demo_goes_on(follow, monkeypatch):
     assert {kind[0] for kind in seen} == {"demo", "inspect", "eval", "train"}
 
 
+@pytest.mark.slow
 def test_bags_are_read_by_the_proposed_mapping(follow, shared):
     shutil.copytree(shared / "fixtures/rosbag/ros1", "bags")
     seen = follow("inspect", "bags")
@@ -182,6 +183,7 @@ def test_training_on_nan_suggests_what_works(follow, tmp_path, capsys):
     assert "every episode has some" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_act_is_not_written(follow, capsys):
     follow("record", "fork", "--out", "demos", "--episodes", "6", depth=0)
     follow("train", "streaming-flow-policy", "demos", "--out", "run", "--steps", "2", "--device", "cpu", depth=0)

@@ -66,6 +66,7 @@ def read(tmp_path_factory):
     return {name: (open_dataset(folder / name), dict(np.load(folder / f"{name}.npz"))) for name in NAMES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_lerobot_reads_what_we_wrote(name, read):
     data, theirs = read[name]

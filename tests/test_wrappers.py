@@ -409,6 +409,7 @@ def residual_method(**fields) -> Method:
                   wrapper=ResidualWrapper(FromStage("base"), 0.3, executor=RecedingHorizon(2)), **fields)
 
 
+@pytest.mark.slow
 def test_training_converts_episodes_and_everything_that_acts_uses_the_wrapper(data, tmp_path, capsys):
     method = residual_method()
     scores = []

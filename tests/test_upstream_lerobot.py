@@ -88,6 +88,7 @@ def test_lerobot_reads_what_we_wrote(name, read):
     np.testing.assert_allclose(theirs["stats:mean:action"], actions.mean(0), 1e-6, 1e-9)
 
 
+@pytest.mark.slow
 def test_images_and_arrays_are_known_without_lerobot(read):
     """By the description in the file that `datasets` reads."""
     kinds = json.loads(str(read["png"][1]["described"]))
@@ -96,6 +97,7 @@ def test_images_and_arrays_are_known_without_lerobot(read):
     assert kinds["observation.grid"] == "Array2D" and kinds["observation.cube"] == "Array3D"
 
 
+@pytest.mark.slow
 def test_the_frames_of_the_video_are_those_that_were_filmed(read):
     for name in ("png", "video", "appended", "v2.1_video"):
         data, theirs = read[name]

@@ -594,7 +594,7 @@ def test_killed_at_any_time_it_is_the_same_run(whole, demos, tmp_path):
                               env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
             assert process.stdout.readline() == "ready\n"
             try:
-                if process.wait(rng.uniform(0.05, 0.05 + 0.08 * (1 + kills))) == 0:
+                if process.wait(rng.uniform(0.05, 0.05 + 0.08 * 1.3**kills)) == 0:
                     break
                 raise AssertionError("it failed")
             except subprocess.TimeoutExpired:

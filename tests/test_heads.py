@@ -633,7 +633,7 @@ def tensor(x):
 
 
 def mcnn_net(head, keys, values, output=0.0):
-    """A net of which `output` is the prediction of the trunk everywhere. Memories are stored as they are given."""
+    """A net whose trunk predicts `output` everywhere. Memories are stored as they are given."""
     return SimpleNamespace(trunk=lambda x, t, context: torch.full((*x.shape[:2], 1), output, dtype=torch.float64),
                            limit=head.limit, keys=tensor(keys).reshape(-1, 1),
                            values=tensor(values).reshape(-1, 1, 1))

@@ -80,7 +80,7 @@ def test_the_aim_is_decided_by_both_intervals(heads):
 
 
 def test_the_tables_are_those_of_the_seeds_of_which_all_cells_ran(heads, tmp_path):
-    """Three seeds, of which regression fails at all of 200 starts and the others at none. A fourth is not done."""
+    """Three seeds. Regression fails at all of 200 starts, and the others at none. A fourth is not done."""
     size = replace(heads.TINY, seeds=(0, 1, 2, 3))
     for seed in size.seeds:
         for head in size.heads[: None if seed < 3 else -1]:

@@ -25,7 +25,7 @@ from understudy.testing import check_learner, random_batch
 
 
 def corrupted(share: float) -> Dataset:
-    """Actions around 1, and a share of them 50, whatever is observed."""
+    """Actions around 1, and a fraction of them 50, whatever is observed."""
     rng, episodes = np.random.default_rng(0), []
     for number in range(20):
         action = 1 + 0.1 * rng.standard_normal((40, 1))

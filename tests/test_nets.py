@@ -909,7 +909,7 @@ def test_the_mixer_reads_absent_tokens_as_zeros_and_no_head_that_needs_causality
 
 @pytest.mark.parametrize("channels, parameters", [(3, 59_072), (6, 207_232)])
 def test_a_point_cloud_is_a_set_and_the_network_is_that_of_dp3(channels, parameters):
-    """A token does not depend on the order of the points, nor on how often a point is there."""
+    """A token does not depend on the order of the points, nor on the number of times that a point is there."""
     name = "observation.points"
     enc = seeded(lambda: TokenEncoder(64, point_clouds=(name,)).build({name: Feature("float32", (32, channels))}, 2))
     assert sum(p.numel() for p in enc.parameters()) == parameters

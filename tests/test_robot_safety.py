@@ -167,7 +167,7 @@ def test_an_overload_stops_after_a_while():
     limits = SafetyLimits((-90.0, -60.0), (90.0, 60.0), (50.0, 100.0), max_load=0.8, overload_time=0.29, slow_start=0.0)
     state = limits.start([0.0, 0.0], 0.0)
     for i in range(1, 10):
-        load = np.array([0.9, 0.1]) if i != 3 else np.zeros(2)  # a pause of the load starts the time anew
+        load = np.array([0.9, 0.1]) if i != 3 else np.zeros(2)  # a pause of the load starts the time again
         goal, state = limits.step(state, np.array([90.0, 0.0]), state.goal, i / 10, load)
         assert (state.fault is None) == (i < 7), i  # 0.4 s to 0.7 s
     assert "joint 0 was loaded with 90%" in state.fault and goal.tolist() == state.goal.tolist()

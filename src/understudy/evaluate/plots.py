@@ -560,7 +560,7 @@ def labeled_points(rows: Sequence[tuple[str, float, Interval, str]], x_name: str
                    guides: tuple[float, float] | None = None) -> Figure:
     """Figure of rates over a logarithmic axis: a labeled dot for each row, with its interval.
 
-    Labels do not cover each other or a dot. One that has no room beside its dot is joined to it by a line. The figure
+    Labels do not cover each other or a dot. One that has no room next to its dot is joined to it by a line. The figure
     is wider than others, because it holds many labels.
 
     Args:

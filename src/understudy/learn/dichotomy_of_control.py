@@ -37,7 +37,7 @@ class DichotomyOfControl(LearnerConfig):
     Five networks are trained together. The posterior reads the next steps of an episode and gives a distribution of
     their latent. The policy reads the observation and the latent. The energy bounds the information that the latent has
     about the reward and the next observation of a step beyond what observation and action say. The posterior makes this
-    information small, while the energy, with an optimizer of its own, makes the bound tight. The prior predicts
+    information small, while the energy, with its own optimizer, makes the bound tight. The prior predicts
     the latent from the observation, and the value predicts the return to go from observation and latent.
 
     While acting, ``HierarchyConfig("prior", FUTURE, (BestOfNConfig("value", n),))`` draws latents from the prior and

@@ -30,7 +30,7 @@ class MedianOfMeans(LearnerConfig):
     and counts less.
 
     Args:
-        n_blocks: Number of blocks of a batch, of which one trains.
+        n_blocks: Number of blocks of a batch. One of them trains.
         steps: Number of updates.
         batch_size: Windows per batch. An update learns from one block, so that more updates are needed than in
             behavior cloning.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class RobotError(UserError):
-    """A robot cannot go on: it reported a fault, or a safety limit stopped it."""
+    """A robot cannot continue: it reported a fault, or a safety limit stopped it."""
 
 
 class ConnectionLost(RobotError):

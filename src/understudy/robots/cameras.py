@@ -48,7 +48,7 @@ class Camera(ABC):
 
 
 class OpenCVCamera(Camera):
-    """A camera, or a video file, that OpenCV reads in a thread of its own.
+    """A camera, or a video file, that OpenCV reads in a separate thread.
 
     Args:
         index_or_path: Number of the camera, its device file, or a video file.

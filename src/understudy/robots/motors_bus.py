@@ -60,7 +60,7 @@ class MotorsBus(ABC):
         motors: The servos by name.
         baudrate: Bits per second.
         reply_timeout: Longest wait for a status packet (s), besides the time of its bytes on the line.
-        n_retries: How often a request is repeated.
+        n_retries: Number of times that a request is repeated.
     """
 
     name: str  # of the manufacturer, as in BAUD_RATES, and of the extra

@@ -231,7 +231,7 @@ class SafeRobot(Robot):
         watchdog: Whether a thread watches for missing commands.
 
     Attributes:
-        n_pauses: How often a command came later than `limits.timeout` after the one before.
+        n_pauses: Number of commands that came later than `limits.timeout` after the one before.
     """
 
     def __init__(self, robot: Robot, limits: SafetyLimits, clock: Callable[[], float] = time.monotonic,

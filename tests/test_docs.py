@@ -23,6 +23,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SLOW = ["CONTRIBUTING.md", *(f"docs/{n}.md" for n in (
+    "choosing", "deploy", "environments", "improving", "robustness", "runs"))]  # more than 5 s each
 NOT_CODE = {"text", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
 
 FENCE = re.compile(
@@ -125,7 +127,9 @@ def here(tmp_path, monkeypatch, demos):
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [
+    pytest.param(p, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for p in PAGES for name in [str(p.relative_to(ROOT))]])
 def test_the_page_runs(page, here):
     namespace = {"__name__": "__main__"}
     for block in blocks(page):

@@ -100,6 +100,7 @@ def test_from_a_recording_to_a_comparison(follow):
     assert ("eval", "--episodes", "--sequential", "--threshold") in seen
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_demo_goes_on(follow, monkeypatch):
     short = {name: replace(m, learner=replace(m.learner, steps=4)) for name, m in demo.METHODS.items()}
@@ -226,6 +227,7 @@ def shorter(features=None):
 '''
 
 
+@pytest.mark.slow
 def test_trust_is_part_of_what_is_suggested(follow, tmp_path):
     (tmp_path / "suggested_code.py").write_text(MINE)
     trust = ("--trust", "suggested_code")

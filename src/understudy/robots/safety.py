@@ -231,7 +231,8 @@ class SafeRobot(Robot):
         watchdog: Whether a thread watches for missing commands.
 
     Attributes:
-        n_pauses: Number of times that the robot was moving and no command came for `limits.timeout`. `stop` is no pause.
+        n_pauses: Number of times that the robot was moving and no command came for `limits.timeout`. After `stop` it
+            does not move.
     """
 
     def __init__(self, robot: Robot, limits: SafetyLimits, clock: Callable[[], float] = time.monotonic,

@@ -524,6 +524,10 @@ def test_keys_move_joints_and_commands_are_those_of_lerobot():
     assert commands.commands() == ["discard", "quit"]
     os.write(write, b"\x1b")
     assert commands.commands() == ["quit"]
+    os.write(write, b"\x1b[3~\x1bOP\x1b[1;5A\x1b[H")  # delete, F1, control and up, home
+    assert commands.commands() == []
+    os.write(write, b"\x1b[3~\x1b[Cxn\x1b[D\x1b")
+    assert keys.read().tolist() == [0, 0, -1] and keys.commands() == ["enter", "discard", "failure", "discard", "quit"]
 
 
 def test_options_are_those_of_lerobot(folder):

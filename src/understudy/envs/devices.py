@@ -36,7 +36,7 @@ class TeleopDevice(Protocol):
 _KEYS = {"w": (1, 1), "s": (1, -1), "d": (0, 1), "a": (0, -1),  # component, direction
          "\x1b[A": (1, 1), "\x1b[B": (1, -1), "\x1b[C": (0, 1), "\x1b[D": (0, -1),
          "\x1bOA": (1, 1), "\x1bOB": (1, -1), "\x1bOC": (0, 1), "\x1bOD": (0, -1)}
-_KEY = re.compile(r"\x1b[\[O][\d;]*[@-~]|.", re.DOTALL)  # one key: a character, or a sequence such as "\x1b[3~" (delete)
+_KEY = re.compile(r"\x1b[\[O][\d;]*[@-~]|.", re.DOTALL)  # a character, or a sequence such as "\x1b[3~" (delete)
 _PART_OF_KEY = re.compile(r"\x1b([\[O][\d;]*)?$")  # the rest of a sequence may be on its way, or it is escape
 _REST_SECONDS = 0.02  # in which the rest of a sequence arrives
 _COMMANDS = {"\r": "enter", "\n": "enter", "x": "discard", "y": "success", "n": "failure", "q": "quit"}
@@ -176,7 +176,7 @@ class RecordingKeys(Keyboard):
 
 @dataclass
 class JointKeyboard(RecordingKeys):
-    """Keys move one joint at a time: its number selects it, up and down (w and s) move it while they are held.
+    """Keys move one joint at a time: its number (or tab) selects it, up and down (w and s) move it while they are held.
 
     The other keys are those of `RecordingKeys`.
 
@@ -188,8 +188,8 @@ class JointKeyboard(RecordingKeys):
     selected: int = 0
 
     def _press(self, key: str, now: float) -> None:
-        if key.isdigit() and 1 <= int(key) <= self.n_joints:
-            self.selected = int(key) - 1
+        if key == "\t" or key.isdecimal() and 1 <= int(key) <= self.n_joints:
+            self.selected = (self.selected + 1) % self.n_joints if key == "\t" else int(key) - 1
             self._until.clear()
         elif _KEYS.get(key, (0, 0))[0] == 1:
             Keyboard._press(self, key, now)

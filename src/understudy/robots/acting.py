@@ -17,7 +17,8 @@ from ..execute.chunking import ChunkedExecutor
 from .base import Robot
 from .env import Pace
 from .recording import CommandKeys, NoKeys
-from .safety import SafeRobot
+
+_KEYS = "enter: end | y, n: end as success, failure | x: discard | q: quit"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class ActedEpisode:
     steps: int
     late: int
     ended: str | None
+
+    @property
+    def success(self) -> bool | None:
+        """Whether the person called it a success. None if the person did not say."""
+        return {"success": True, "failure": False}.get(self.ended or "")
 
 
 @torch.no_grad()
@@ -57,8 +63,7 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
         clock: Current time (s).
         sleep: Sleeps for some seconds.
     """
-    if isinstance(robot, SafeRobot):
-        robot.check_rate(fps)
+    robot.check_rate(fps)
 
     def observe():
         obs = robot.observe()
@@ -79,7 +84,7 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
             if recorder is not None:
                 recorder.step(obs, sent)
             steps += 1
-            show(f"step {steps}, {ends - clock():.0f} s")
+            show(f"step {steps} ({max(ends - clock(), 0):.0f} s) | {_KEYS}")
             pace.wait()
             obs, rows = observe()
             ended = next(iter(keys.commands()), None)

@@ -321,8 +321,7 @@ class SafeRobot(Robot):
             self._thread.join()
             self._thread = None
 
-    def check_rate(self, fps: float) -> None:
-        """Raises ConfigError if commands at this rate would all be too late."""
+    def check_rate(self, fps):
         if 1 / fps > self.limits.timeout:
             raise ConfigError(f"at {fps:g} steps per second every command would come after the timeout of "
                               f"{self.limits.timeout:g} s, and the robot would not move", where="fps",

@@ -271,6 +271,24 @@ def test_connecting_does_not_move_the_arm_and_limits_reach_the_servos():
         ServoFollower(ARM_TYPES["so101_follower"], emulated.port, None).connect()
 
 
+def test_a_robot_that_is_connected_again_has_one_port_and_one_watchdog():
+    with feetech() as emulated:
+        arm = patient(ServoFollower(ARM_TYPES["so101_follower"], emulated.port, CALIBRATION))
+        robot, before = SafeRobot(arm, arm.default_limits()), threading.active_count()
+        robot.connect()
+        old = arm.arm.bus._port
+        robot.connect()
+        assert not old.ser.is_open and arm.arm.bus._port.ser.is_open
+        assert threading.active_count() == before + 1
+        robot.disconnect()
+        assert threading.active_count() == before
+        leader = patient(ServoLeader(ARM_TYPES["so101_leader"], emulated.port, CALIBRATION))
+        leader.arm.set_torque = lambda on: leader.arm.bus.read("ID", "no such servo")
+        with pytest.raises(KeyError):
+            leader.connect()
+        assert not leader.arm.bus.is_connected
+
+
 def test_an_overloaded_servo_and_a_pulled_cable_stop_the_arm(folder):
     write_calibration(folder / "ours" / "so101_follower" / "so101_follower.json", CALIBRATION)
     with feetech() as emulated:

@@ -251,6 +251,7 @@ class SafeRobot(Robot):
         self._thread: threading.Thread | None = None
 
     def connect(self) -> None:
+        self._end_watchdog()
         with self._lock:
             self._error = None
             self.robot.connect()
@@ -310,13 +311,16 @@ class SafeRobot(Robot):
             return held
 
     def disconnect(self) -> None:
-        self._ended.set()
         with self._lock:
             if self.state is not None and self._error is None and not self._is_holding:
                 with suppress(RobotError):
                     self.stop()
             self.state = None
             self.robot.disconnect()
+        self._end_watchdog()
+
+    def _end_watchdog(self) -> None:
+        self._ended.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
             self._thread = None

@@ -145,6 +145,14 @@ class ServoArm:
         for name in self.kind.servos:
             self.bus.write("Torque_Enable", name, int(on))
 
+    def release(self) -> None:
+        """Switches the torque of all servos off. If this fails, the port is closed."""
+        try:
+            self.set_torque(False)
+        except BaseException:
+            self.bus.disconnect()
+            raise
+
     def stored_calibration(self) -> dict[str, MotorCalibration]:
         """The calibration that the servos have now."""
         found = {}
@@ -395,7 +403,7 @@ class ServoLeader(Teleoperator):
 
     def connect(self):
         self.arm.connect()
-        self.arm.set_torque(False)
+        self.arm.release()
 
     def read(self):
         return self.arm.positions().astype(np.float32)
@@ -473,7 +481,7 @@ class Calibrator:
 
     def connect(self) -> None:
         self.arm.bus.connect()
-        self.arm.set_torque(False)
+        self.arm.release()
 
     def disconnect(self) -> None:
         self.arm.bus.disconnect()

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from understudy.cli import main
 from understudy.data.formats import open_dataset
 from understudy.robots.emulator import emulate_arm
+from understudy.robots.motors_bus import MotorsBus
 from understudy.robots.registry import RobotConfig, make_robot
 from understudy.robots.servo_arm import ARM_TYPES
 
@@ -59,8 +61,15 @@ def typed(monkeypatch):
     return script
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """Longer waits, for a machine that does many other things."""
+    begin = MotorsBus.__init__
+    monkeypatch.setattr(MotorsBus, "__init__", lambda self, port, motors: begin(self, port, motors, 1_000_000, 0.3, 5))
+
+
 @pytest.mark.slow
-def test_an_emulated_arm_from_calibration_to_a_policy_that_acts(tmp_path, monkeypatch, capsys, typed):
+def test_an_emulated_arm_from_calibration_to_a_policy_that_acts(tmp_path, monkeypatch, capsys, typed, patient):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNDERSTUDY_CALIBRATION", str(tmp_path / "calibration"))
     kinds = ARM_TYPES["so101_follower"], ARM_TYPES["so101_leader"]
@@ -108,6 +117,10 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
             (["record", "fork", "--robot", "simulated_arm", "--out", "d", "--episodes", "1"], "robot, not both"),
             (["record", "fork", "--robot.port", "x", "--out", "d", "--episodes", "1"], "--robot.port: needs --robot"),
             (["record", "--robot", "simulated_arm", "--out", "d", "--episodes", "1"], "--teleop: is missing"),
+            (["record", "fork", "--teleop", "keyboard", "--out", "d", "--episodes", "1"], "--teleop: needs --robot"),
+            (["record", "fork", "--teleop.id", "x", "--out", "d", "--episodes", "1"], "--teleop.id: needs --robot"),
+            (["replay", "d", "fork", "--robot.use-degrees", "false"], "--robot.use-degrees: needs --robot"),
+            (["eval", "run", "--interactive", "--robot.max-load", "1"], "--robot.max-load: needs --robot"),
             (["replay", "d"], "name an environment or a robot"),
             (["robot", "calibrate", "--robot", "simulated_arm", "--robot.port", "x"], "not an arm of servos"),
             (["robot", "calibrate", "--robot", "so101_follower"], "--robot.port: is missing"),
@@ -119,9 +132,12 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
         assert message in capsys.readouterr().err, args
 
 
-def test_a_robot_of_the_user_is_recorded_by_a_teleoperator_of_the_user(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def robot(tmp_path, monkeypatch, capsys):
+    """The options of a robot of the user, with which one episode was recorded in "demos"."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_arm", raising=False)
     (tmp_path / "my_arm.py").write_text('''
 import time
 import numpy as np
@@ -129,19 +145,60 @@ from understudy.robots.base import Teleoperator
 from understudy.robots.safety import SafeRobot, SafetyLimits
 from understudy.robots.simulated import SimulatedArm
 
-def make(port):
+def make(port, joints=("shoulder", "elbow")):
     assert port == "can0"
-    return SafeRobot(SimulatedArm(clock=time.monotonic), SafetyLimits((-90,) * 2, (90,) * 2, (300,) * 2, slow_start=0))
+    n = len(joints)
+    limits = SafetyLimits((-90,) * n, (90,) * n, (300,) * n, slow_start=0, timeout=20)
+    return SafeRobot(SimulatedArm(joints, clock=time.monotonic), limits)
+
+def other(port):
+    return make(port, ("shoulder", "elbow", "wrist"))
 
 class Fixed(Teleoperator):
     def read(self):
         return np.array([500, 10], np.float32)
 ''')
-    assert main(["record", "--robot", "my_arm:make", "--robot.port", "can0", "--teleop", "my_arm:Fixed", "--trust",
-                 "my_arm", "--out", "demos", "--episodes", "1", "--fps", "50", "--warmup-time-s", "0",
-                 "--episode-time-s", "0.6", "--reset-time-s", "0"]) == 0
+    options = ["--robot", "my_arm:make", "--robot.port", "can0", "--trust", "my_arm"]
+    assert main(["record", *options, "--teleop", "my_arm:Fixed", "--out", "demos", "--episodes", "1", "--fps", "50",
+                 "--warmup-time-s", "0", "--episode-time-s", "0.6", "--reset-time-s", "0"]) == 0
+    return options
+
+
+def test_a_robot_of_the_user_is_recorded_by_a_teleoperator_of_the_user(robot, capsys):
+    replay = "understudy replay demos --episode 0 --robot my_arm:make --robot.port can0 --trust my_arm"
+    assert replay in capsys.readouterr().out
     data = open_dataset("demos")
     action = np.asarray(data[0].steps["action"])
     assert (np.diff(action[:, 0]) >= 0).all() and action.max() == 90  # not 500
     steps = np.diff(action[:, 0]) / np.diff(np.asarray(data[0].steps["timestamp"]))
     assert steps.max() < 300 * 1.5  # times are those of the observations
+
+
+@pytest.mark.slow
+def test_a_policy_that_does_not_fit_is_refused_and_keys_say_what_is_recorded(robot, monkeypatch, capsys):
+    assert main(["train", "bc", "demos", "--out", "run", "--steps", "1", "--policy.trunk.width", "8"]) == 0
+    capsys.readouterr()
+    for command in (["act", "run"], ["eval", "run", "--interactive", "--threshold", "0.5"]):
+        for options, message in ((["--task", "wave"], "--task: this policy was trained without words"),
+                                 (["--condition", "goal=1"], "no policy reads 'observation.goal'"),
+                                 (["--robot", "my_arm:other"], "but this is vector of shape (3,)")):
+            assert main([*command, *robot, *options]) == 2
+            assert message in capsys.readouterr().err, (command, options)
+    pressed = Keys([], ["success"], [], [], ["quit"])
+    monkeypatch.setattr("understudy.commands.act.command_keys", lambda: nullcontext(pressed))
+    assert main(["act", "run", *robot, "--episodes", "3", "--out", "acted", "--executor", "temporal-ensemble"]) == 0
+    said = capsys.readouterr().out
+    assert "episode 0: 1 steps" in said and "episode 1: 2 steps" in said and "ended by quit" in said
+    data = open_dataset("acted")
+    assert len(data) == 1 and data[0].metadata["success"] is True
+    assert data[0].metadata["by"].endswith(", temporal-ensemble")
+
+
+class Keys:
+    """A person who presses keys: the commands of each call."""
+
+    def __init__(self, *calls):
+        self.calls = list(calls)
+
+    def commands(self):
+        return self.calls.pop(0)

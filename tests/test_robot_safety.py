@@ -163,6 +163,23 @@ def test_the_watchdog_stops_a_robot_whose_policy_hangs():
             robot.check_rate(5)
 
 
+def test_a_stop_between_two_episodes_is_no_pause():
+    now = [0.0]
+    robot = SafeRobot(SimulatedArm(clock=lambda: now[0]), LIMITS, clock=lambda: now[0], watchdog=False)
+    robot.connect()
+    for _ in range(2):
+        for _ in range(3):
+            now[0] += 0.1
+            robot.send(np.zeros(2))
+        robot.stop()
+        now[0] += 30.0  # a person arranges the scene
+    assert robot.n_pauses == 0
+    robot.send(np.zeros(2))
+    now[0] += 30.0
+    robot.send(np.zeros(2))
+    assert robot.n_pauses == 1
+
+
 def test_an_overload_stops_after_a_while():
     limits = SafetyLimits((-90.0, -60.0), (90.0, 60.0), (50.0, 100.0), max_load=0.8, overload_time=0.29, slow_start=0.0)
     state = limits.start([0.0, 0.0], 0.0)

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import ConfigError, UserError, keys
+from understudy.core import ConfigError, Feature, UserError, keys
 from understudy.data.formats import open_dataset
+from understudy.data.runtime import GivenColumn
+from understudy.data.window import Window
 from understudy.envs.devices import JointKeyboard, RecordingKeys
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor, NonFiniteAction
+from understudy.execute.actor import Actor, NonFiniteAction, ObservationWrapper, PolicyActor, TransformedActor
+from understudy.execute.chunking import RecedingHorizon
+from understudy.policy import Planner
 from understudy.robots.acting import act_on_robot
 from understudy.robots.base import ConnectionLost, RobotError
 from understudy.robots.calibration import MotorCalibration, find_calibration, read_calibration, write_calibration
@@ -267,6 +271,24 @@ def test_connecting_does_not_move_the_arm_and_limits_reach_the_servos():
         ServoFollower(ARM_TYPES["so101_follower"], emulated.port, None).connect()
 
 
+def test_a_robot_that_is_connected_again_has_one_port_and_one_watchdog():
+    with feetech() as emulated:
+        arm = patient(ServoFollower(ARM_TYPES["so101_follower"], emulated.port, CALIBRATION))
+        robot, before = SafeRobot(arm, arm.default_limits()), threading.active_count()
+        robot.connect()
+        old = arm.arm.bus._port
+        robot.connect()
+        assert not old.ser.is_open and arm.arm.bus._port.ser.is_open
+        assert threading.active_count() == before + 1
+        robot.disconnect()
+        assert threading.active_count() == before
+        leader = patient(ServoLeader(ARM_TYPES["so101_leader"], emulated.port, CALIBRATION))
+        leader.arm.set_torque = lambda on: leader.arm.bus.read("ID", "no such servo")
+        with pytest.raises(KeyError):
+            leader.connect()
+        assert not leader.arm.bus.is_connected
+
+
 def test_an_overloaded_servo_and_a_pulled_cable_stop_the_arm(folder):
     write_calibration(folder / "ours" / "so101_follower" / "so101_follower.json", CALIBRATION)
     with feetech() as emulated:
@@ -391,6 +413,46 @@ def test_a_policy_acts_within_the_limits_and_a_person_ends_it():
         assert arm.goal.tolist() == arm.joints.tolist()
 
 
+class Slow(Planner):
+    """Plans a chunk of zeros. Plans after the first one take as long as the robot moves."""
+
+    inputs, action_dim, device = ("observation.state", "observation.task"), 2, torch.device("cpu")
+    features = {"observation.state": Feature("float32", (2,)), "observation.task": Feature("uint8", (4,), "text")}
+    window = Window(1, 4)
+
+    def __init__(self):
+        self.stopped, self.is_late = threading.Event(), []
+
+    def noise(self, key, count):
+        return count.unsqueeze(1)
+
+    def plan(self, obs, noise, guides=()):
+        assert (obs["observation.task"] == 7).all()
+        self.is_late.append(bool(noise[0, 0] > 0 and not self.stopped.wait(10)))
+        return torch.zeros(1, 4, 2)
+
+
+def test_a_policy_that_is_told_a_task_plans_in_the_background():
+    now, planner = [0.0], Slow()
+    actor = PolicyActor(planner, RecedingHorizon(2))
+    actor = TransformedActor(actor, (GivenColumn("observation.task", "say it"),), Feature("float32", (2,)))
+    actor = ObservationWrapper(actor, {"observation.task": torch.full((4,), 7, dtype=torch.uint8)})
+    robot = SafeRobot(SimulatedArm(clock=lambda: now[0]), SafetyLimits((-90.0,) * 2, (90.0,) * 2, (50.0,) * 2),
+                      lambda: now[0], watchdog=False)
+    holds = robot.stop
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    def stop():
+        planner.stopped.set()
+        return holds()
+    robot.stop = stop
+    with robot:
+        done = act_on_robot(robot, actor, keys(0, [0]), fps=20, seconds=1, clock=lambda: now[0], sleep=sleep)
+    assert done.steps == 20 and planner.is_late == [False, False]
+
+
 # -- leaders, recording, replay ---------------------------------------------------------------------------------------
 
 
@@ -480,6 +542,10 @@ def test_keys_move_joints_and_commands_are_those_of_lerobot():
     assert commands.commands() == ["discard", "quit"]
     os.write(write, b"\x1b")
     assert commands.commands() == ["quit"]
+    os.write(write, b"\x1b[3~\x1bOP\x1b[1;5A\x1b[H")  # delete, F1, control and up, home
+    assert commands.commands() == []
+    os.write(write, b"\x1b[3~\x1b[Cxn\x1b[D\x1b")
+    assert keys.read().tolist() == [0, 0, -1] and keys.commands() == ["enter", "discard", "failure", "discard", "quit"]
 
 
 def test_options_are_those_of_lerobot(folder):

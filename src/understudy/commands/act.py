@@ -21,7 +21,7 @@ from .common import (
     parse,
     trained_rate,
 )
-from .robot_options import RobotOptions, command_keys, connected, show_line
+from .robot_options import RobotOptions, command_keys, flush_input, show_line
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class _ActOptions:
 class ActOptions(RobotOptions, _ActOptions):
     """Run a trained policy on a robot, within its safety limits.
 
-    Before every episode you arrange the scene and press enter. Keys as in understudy record end an episode: right arrow
-    or enter, y and n (success and failure), x or left arrow (do not record it), q or escape (stop).
+    Before every episode you arrange the scene and press enter. Any of these keys ends an episode: the right arrow or
+    enter, y and n (it is a success or a failure), the left arrow or x (it is discarded and run again), and escape or q
+    (it is discarded, and no other follows).
     """
 
 
@@ -64,11 +65,10 @@ def main(args: list[str]) -> None:
     o = parse(ActOptions, "act", args)
     from ..core import Unsupported, keys
     from ..data.recorder import Recorder
-    from ..execute.actor import Actor
     from ..robots.acting import act_on_robot
     from ..robots.env import RobotEnv
     from ..robots.registry import make_robot
-    from .policies import load_actor, weights_digest, weights_path
+    from .policies import load_actor, refuse_unused_conditions
 
     if ":" in str(o.run) and not o.run.exists():  # pathlib makes one slash of ws://
         raise Unsupported("a policy at an address cannot act yet", where=str(o.run),
@@ -76,34 +76,35 @@ def main(args: list[str]) -> None:
     out = Output()
     robot = make_robot(o.robot_config(), o.trust)
     fps = o.fps or trained_rate(o.run) or 30.0
-    actor: Actor = load_actor(o.run, RobotEnv(robot, fps), o, rows=None)[0]
+    refuse_unused_conditions([o.run], o)
+    actor, by = load_actor(o.run, RobotEnv(robot, fps), o, rows=None)
     with ExitStack() as stack:
-        stack.enter_context(connected(robot))
+        stack.enter_context(robot)
         recorder = None
         if o.out is not None:
-            facts = {"robot": robot.name, "by": f"policy {weights_digest(weights_path(o.run))}", "seed": o.seed,
-                     **({"task": o.task} if o.task else {})}
+            facts = {"robot": robot.name, "by": by, "seed": o.seed, **({"task": o.task} if o.task else {})}
             recorder = stack.enter_context(Recorder(robot.schema, o.out, fps=fps, robot_type=robot.name,
                                                     metadata=facts))
         number, first = 0, 0 if recorder is None else recorder.count
         while number < o.episodes:
             if sys.stdin.isatty():
+                flush_input()
                 input(f"episode {number}: arrange the scene, and press enter")
             with command_keys() as pressed:
                 paused = robot.n_pauses
                 done = act_on_robot(robot, actor, keys(o.seed, [first + number]), fps=fps, seconds=o.episode_time_s,
                                     keys=pressed, recorder=recorder, show=show_line)
             if recorder is not None:
-                if done.ended == "discard":
+                if done.ended in ("discard", "quit"):
                     recorder.discard()
                 else:
-                    mark = {"success": True, "failure": False}.get(done.ended or "")
-                    recorder.end(success=mark, obs=robot.observe())
-            late = f", {done.late} of them late" if done.late else ""
+                    recorder.end(success=done.success, obs=robot.observe())
+            said = f", {done.late} of them late" if done.late else ""
+            said += f", ended by {done.ended}" if done.ended else ""
             if paused := robot.n_pauses - paused:
-                late += f"; the robot paused {paused} times, since no action came for {robot.limits.timeout:g} s"
-            out.print(f"episode {number}: {done.steps} steps{late}"
-                      + (f", ended by {done.ended}" if done.ended else ""))
+                said += (f"; the robot paused {paused} time{'s' * (paused > 1)}, because no action came for "
+                         f"{robot.limits.timeout:g} s")
+            out.print(f"episode {number}: {done.steps} steps{said}")
             if done.ended == "quit":
                 break
             number += done.ended != "discard"

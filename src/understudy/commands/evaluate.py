@@ -61,9 +61,11 @@ def main(args: list[str]) -> None:
         if o.columns and (o.interactive or not recorded):
             raise UserError("names the columns of recorded episodes, and there are none here", where="--columns",
                             hint="leave it out: an environment has the columns that it shows")
-        if odd := [*o.given_robot_options(), *(["--robot"] if o.robot and not o.interactive else [])]:
-            raise ConfigError("needs --interactive and --robot TYPE: a person judges the trials of a robot",
-                              where=odd[0], hint=command_line("eval", o.run, "--interactive", "--robot", "TYPE"))
+        on_robot = command_line("eval", o.run, "--interactive", "--robot", o.robot or "TYPE")
+        o.refuse_without_robot(on_robot)
+        if o.robot is not None and not o.interactive:
+            raise ConfigError("needs --interactive: a person judges the trials of a robot", where="--robot",
+                              hint=on_robot)
         if o.interactive:
             run_interactive(o, out)
             return

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common import Output
+from .robot_options import flush_input
 
 if TYPE_CHECKING:
     from ..evaluate.interactive import Session, Trial, TrialDesign, TrialLog
     from ..execute.actor import Actor
+    from ..robots.env import RobotEnv
     from .eval_options import EvalOptions
 
 TRIAL_LOG = Path("trials.jsonl")
@@ -51,17 +53,25 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
 
 def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesign, stack: ExitStack) -> None:
     """Runs the trials. A robot that was connected is released with `stack`."""
-    from ..core import UserError
+    from ..core import ConfigError, UserError
     from ..evaluate.interactive import TrialLog
+    from .policies import refuse_unused_conditions
 
-    loop = (_robot_loop(o, stack) if o.robot is not None else
+    robot = None if o.robot is None else _robot_env(o, runs)
+    loop = (_robot_loop(o, robot) if robot is not None else
             None if o.target is None else _load_loop(o.target, o.trust))
+    given = [f"--{name}" for name in ("task", "condition", "executor") if getattr(o, name)]
+    if loop is None and given:
+        raise ConfigError("needs --robot TYPE or a loop of your own: otherwise you run the policy", where=given[0],
+                          hint="leave it out")
     weights = [_weights_digest(run, loop is not None) for run in runs]
     if len(set(filter(None, weights))) < len([w for w in weights if w]) or len({r.resolve() for r in runs}) < len(runs):
         raise UserError(f"{' and '.join(map(str, runs))} are the same policy", where="eval",
                         hint="there is nothing to tell apart")
     # before the first trial: loading tells, too
-    actors = None if loop is None else [_make_actor(run, o) for run in runs]
+    if loop is not None:
+        refuse_unused_conditions(runs, o)
+    actors = None if loop is None else [_make_actor(run, o, robot) for run in runs]
     about = {**design.to_json(), "loop": o.target if o.robot is None else f"--robot {o.robot}", "weights": weights}
     with TrialLog.open(o.save or TRIAL_LOG, about) as journal:
         table = _TrialConsole(o, out, design, journal, loop, actors)
@@ -72,6 +82,8 @@ def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesi
             except UserError as error:
                 raise UserError(f"line {number} makes no sense: {error.problem}", where=journal.path,
                                 hint="take the file from a copy, or start again with another --save") from None
+        if robot is not None and not session.is_over:
+            stack.enter_context(robot.robot)
         session = table.run(session)
         _print_result(o, design, session, journal.path, out)
 
@@ -197,6 +209,9 @@ class _TrialConsole:
             raise UserError(f"the loop returned {said!r}, which is not None, True, False or one of "
                             f"{', '.join(self.design.labels)}", where=self.o.target,
                             hint="the same command continues, and asks about this trial")
+        if self.o.robot is not None:  # the person pressed a key
+            self._say(label)
+            return self._record_event(session, {"event": "label", "label": label})
         self._say(f"{label}, says the loop")
         return self._record_event(session, {"event": "label", "label": label, "by": "loop"})
 
@@ -269,7 +284,7 @@ class _TrialConsole:
         """
         self._say(what)
         while True:
-            _flush_input()
+            flush_input()
             try:
                 words = input(f"  {how} > ").split(maxsplit=1)
             except EOFError:
@@ -282,15 +297,6 @@ class _TrialConsole:
             if len(found) == 1:
                 return found.pop(), note
             self._say(f"  {word!r} could be {' or '.join(sorted(found))}" if found else f"  {word!r} is none of these")
-
-
-def _flush_input() -> None:
-    """Discards what was typed while the robot moved, so that it cannot start the robot again."""
-    with suppress(ImportError, OSError, ValueError):
-        import termios
-
-        if sys.stdin.isatty():
-            termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 @contextmanager
@@ -316,28 +322,32 @@ def _catch_interrupt():
 # -- the policies, and the loop ---------------------------------------------------------------------------------------
 
 
-def _robot_loop(o: EvalOptions, stack: ExitStack) -> Callable:
-    """A function that runs one trial on the robot of the options. Between trials the robot holds its pose.
-
-    Args:
-        o: The options of the command.
-        stack: Disconnects the robot at the end.
-    """
-    from ..robots.acting import act_on_robot
+def _robot_env(o: EvalOptions, runs: list[Path]) -> RobotEnv:
+    """The robot of the options, not connected, at the rate of the policies."""
+    from ..core import ConfigError
+    from ..robots.env import RobotEnv
     from ..robots.registry import make_robot
     from .common import trained_rate
-    from .robot_options import command_keys, connected, show_line
 
-    robot, fps = make_robot(o.robot_config(), o.trust), o.fps or trained_rate(o.run) or 30.0
+    rates = {rate for run in runs if (rate := trained_rate(run))}
+    if o.fps is None and len(rates) > 1:
+        said = " and ".join(f"{rate:g}" for rate in sorted(rates))
+        raise ConfigError(f"the policies were trained at different rates: {said} steps per second", where="eval",
+                          hint="choose one with --fps")
+    return RobotEnv(make_robot(o.robot_config(), o.trust), o.fps or next(iter(rates), 30.0))
+
+
+def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:
+    """A function that runs one trial on a connected robot. Between trials the robot holds its pose."""
+    from ..robots.acting import act_on_robot
+    from .robot_options import command_keys, show_line
 
     def loop(actor: Actor, trial: Trial) -> bool | None:
-        if robot.state is None:
-            stack.enter_context(connected(robot))
         with command_keys() as pressed:
-            done = act_on_robot(robot, actor, trial.key, fps=fps, seconds=o.episode_time_s, keys=pressed,
-                                show=show_line)
-        print(f"\n{done.steps} steps")  # how many were late would reveal the slower policy
-        return {"success": True, "failure": False}.get(done.ended or "")
+            done = act_on_robot(env.robot, actor, trial.key, fps=env.metadata["fps"], seconds=o.episode_time_s,
+                                keys=pressed, show=show_line)
+        print(f"{done.steps} steps")  # how many were late would reveal the slower policy
+        return done.success
 
     return loop
 
@@ -375,11 +385,13 @@ def _weights_digest(run: Path, ours: bool) -> str | None:
         return None
 
 
-def _make_actor(run: Path, o: EvalOptions) -> Actor:
+def _make_actor(run: Path, o: EvalOptions, robot: RobotEnv | None) -> Actor:
     from ..execute.actor import ObservationWrapper
     from .conditions import parse_conditions
-    from .policies import load_policy, task_columns
+    from .policies import load_actor, load_policy, task_columns
 
+    if robot is not None:
+        return load_actor(run, robot, o, rows=None)[0]
     planner, plays, _ = load_policy(run, o, None)
     words = {} if o.task is None else task_columns(run, {}, o)
     conditions = {k: v for k, v in parse_conditions(o.condition, {}).items() if k in planner.inputs}

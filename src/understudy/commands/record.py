@@ -23,7 +23,7 @@ from .common import (
     trust_options,
     unused_path,
 )
-from .robot_options import RobotOptions, TeleopOptions, command_keys, connected, show_line
+from .robot_options import RobotOptions, TeleopOptions, command_keys, show_line, show_session
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -83,8 +83,7 @@ def main(args: list[str]) -> None:
     o = parse(RecordOptions, "record", args)
     from ..core import ConfigError, UserError
 
-    if odd := o.given_robot_options():
-        raise ConfigError("needs --robot TYPE", where=odd[0], hint="understudy record --help names the robots")
+    o.refuse_without_robot("understudy record --help names the robots; in an environment, --actor keyboard is you")
     if (o.env is None) == (o.robot is None):
         raise ConfigError("name an environment or a robot" + (", not both" if o.env else ""),
                           where="understudy record", hint="understudy record ENV, or understudy record --robot TYPE "
@@ -149,20 +148,23 @@ def _record_robot(o: RecordOptions) -> None:
     config = o.robot_config()
     robot = make_robot(config, o.trust)
     teleop, keyboard = make_teleoperator(o.teleop_config(config.use_degrees), robot, o.trust)
-    with command_keys(keyboard) as keys, connected(robot, teleop):
-        data = RobotSession(robot, teleop, keys, o.fps, show_line).record(
-            o.episodes, o.out, task=o.task, by=o.teleop or "", images=o.images, on_saved=_print_saved,
+
+    def tell(number: int) -> None:
+        show_line("")
+        _print_saved(number)
+    with command_keys(keyboard) as keys, teleop, robot:  # the robot is released first
+        data = RobotSession(robot, teleop, keys, o.fps, show_session(robot, keyboard)).record(
+            o.episodes, o.out, task=o.task, by=o.teleop or "", images=o.images, on_saved=tell,
             times=RecordingTimes(o.warmup_time_s, o.episode_time_s, o.reset_time_s))
     out = Output()
     if not len(data):
         out.print(f"no episode was saved in {o.out}")
         return
     out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.out}")
-    device = ["--robot", config.type, *(["--robot.port", config.port] if config.port else []),
-              *(["--robot.id", config.id] if config.id else [])]
     out.suggest(
         command_line("inspect", o.out),
-        command_line("replay", o.out, "--episode", 0, *device),
+        command_line("replay", o.out, "--episode", 0, *o.robot_arguments(),
+                     *(part for package in o.trust for part in ("--trust", package))),
         command_line("train", recommend(data.features()), o.out, "--out", unused_path("run")),
     )
 

@@ -19,7 +19,7 @@ from .common import (
     progress_bar,
     trust_options,
 )
-from .robot_options import RobotOptions, connected
+from .robot_options import RobotOptions, show_line
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def main(args: list[str]) -> None:
     o = parse(ReplayOptions, "replay", args)
     from ..core import ConfigError
 
-    if odd := o.given_robot_options():
-        raise ConfigError("needs --robot TYPE", where=odd[0], hint="understudy replay --help names the robots")
+    o.refuse_without_robot("understudy replay --help names the robots")
     if (o.env is None) == (o.robot is None):
         raise ConfigError("name an environment or a robot" + (", not both" if o.env else ""),
                           where="understudy replay", hint="understudy replay DATA ENV, or understudy replay DATA "
@@ -98,8 +97,11 @@ def _replay_on_robot(o: ReplayOptions) -> None:
             raise UserError(f"there is no episode {number}; the last one is {len(data) - 1}", where=o.data,
                             hint="episodes are counted from 0")
         robot = make_robot(o.robot_config(), o.trust)
-        with connected(robot):
-            worst = replay_episode(robot, data[number], float(data.metadata.get("fps") or 30))
+        try:
+            with robot:
+                worst = replay_episode(robot, data[number], float(data.metadata.get("fps") or 30), show_line)
+        finally:
+            show_line("")
         names = robot.schema["action"].names or tuple(f"joint {i}" for i in range(len(worst)))
         out.print(f"Episode {number}, {len(data[number])} steps. The largest distances from the recorded positions:",
                   ", ".join(f"{n} {v:.1f}" for n, v in zip(names, worst, strict=True)))

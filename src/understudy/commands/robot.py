@@ -13,7 +13,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from .common import Output, TrustedPackages, command_line, parse
-from .robot_options import RobotOptions, TeleopOptions, command_keys, connected, show_line
+from .robot_options import RobotOptions, TeleopOptions, command_keys, show_rows, show_session
 
 SUBCOMMANDS = Literal["find-port", "find-cameras", "setup", "calibrate", "teleoperate", "emulate"]
 
@@ -129,9 +129,12 @@ def _calibrate(o: RobotCommandOptions, out: Output) -> None:
         out.print(f"Move every joint but {turning} from one end of its range to the other. Then press enter.")
         entered = threading.Thread(target=sys.stdin.readline, daemon=True)
         entered.start()
+        is_first = True
         while entered.is_alive():
             now = calibrator.update()
-            show_line(" | ".join(f"{n} {low} {at} {high}" for n, (low, at, high) in now.items()))
+            show_rows([f"{'servo':15}{'lowest':>8}{'now':>8}{'highest':>8}", *(
+                f"{n:15}{low:8}{at:8}{high:8}" for n, (low, at, high) in now.items())], is_first)
+            is_first = False
             time.sleep(0.02)
         found = calibrator.finish()
     finally:
@@ -151,11 +154,12 @@ def _teleoperate(o: RobotCommandOptions, out: Output) -> None:
     config = o.robot_config()
     robot = make_robot(config, o.trust)
     teleop, keyboard = make_teleoperator(o.teleop_config(config.use_degrees), robot, o.trust)
-    with command_keys(keyboard) as keys, connected(robot, teleop):
-        session = RobotSession(robot, teleop, keys, o.fps, show_line)
+    with command_keys(keyboard) as keys, teleop, robot:  # the robot is released first
+        session = RobotSession(robot, teleop, keys, o.fps, show_session(robot, keyboard))
         session.begin()
         began = time.perf_counter()
-        session.teleoperate(float("inf") if o.teleop_time_s is None else o.teleop_time_s, "enter or q: stop")
+        session.teleoperate(float("inf") if o.teleop_time_s is None else o.teleop_time_s, "teleoperation",
+                            "enter, q: stop")
         robot.stop()
     seconds = time.perf_counter() - began
     out.print(f"{seconds:.1f} s at {o.fps:g} steps per second, {session.pace.n_late} steps were late")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
 if TYPE_CHECKING:
-    from ..robots.base import Teleoperator
+    from ..envs.devices import JointKeyboard
+    from ..robots.base import Robot
     from ..robots.recording import CommandKeys
     from ..robots.registry import RobotConfig, TeleoperatorConfig
-    from ..robots.safety import SafeRobot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +77,34 @@ class RobotOptions:
             self.robot_max_load, self.robot_slow_start, self.robot_timeout, self.robot_left_arm_port,
             self.robot_right_arm_port)
 
-    def given_robot_options(self) -> list[str]:
-        """The first option of the robot that was given without --robot, or nothing."""
-        given = [n for n in vars(self) if n.startswith("robot_") and getattr(self, n) not in (None, (), "true")]
-        return [] if self.robot is not None else [f"--robot.{n[6:].replace('_', '-')}" for n in given[:1]]
+    def robot_arguments(self) -> list[str]:
+        """The options of the robot as they were given, to repeat them in another command."""
+        return [word for words in _given_options(self, "robot") for word in words]
+
+    def refuse_without_robot(self, hint: str) -> None:
+        """Refuses options of a robot or a teleoperator if there is no robot.
+
+        Args:
+            hint: How to fix it.
+
+        Raises:
+            ConfigError: One of them was given without --robot.
+        """
+        from ..core import ConfigError
+
+        if self.robot is None and (given := _given_options(self, "robot", "teleop")):
+            raise ConfigError("needs --robot TYPE", where=given[0][0], hint=hint)
+
+
+def _given_options(o: RobotOptions, *devices: str) -> list[list[str]]:
+    """The options of devices that differ from their defaults: --robot TYPE, --robot.port PORT, ..."""
+    given = []
+    for f in fields(o):
+        device, _, rest = f.name.partition("_")
+        if device in devices and (value := getattr(o, f.name)) != f.default:
+            name = f"--{device}" + (f".{rest.replace('_', '-')}" if rest else "")
+            given.append([name, *map(str, value if isinstance(value, tuple) else [value])])
+    return given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,19 +142,9 @@ class TeleopOptions:
 
 
 @contextmanager
-def connected(robot: SafeRobot, teleop: Teleoperator | None = None) -> Iterator[None]:
-    """Context in which a robot and a teleoperator are connected. At its end the robot stops."""
-    if teleop is None:
-        with robot:
-            yield
-        return
-    with teleop, robot:  # the robot is released first
-        yield
-
-
-@contextmanager
 def command_keys(keyboard=None) -> Iterator[CommandKeys]:
-    """Context in which a person gives commands by keys, if there is a terminal.
+    """Context in which a person gives commands by keys, if there is a terminal. At its end the line of `show_line` is
+    removed.
 
     Args:
         keyboard: The keyboard, if it also moves the robot.
@@ -137,14 +152,56 @@ def command_keys(keyboard=None) -> Iterator[CommandKeys]:
     from ..envs.devices import RecordingKeys
     from ..robots.recording import NoKeys
 
-    if keyboard is None and not sys.stdin.isatty():
-        yield NoKeys()
-        return
-    with (keyboard or RecordingKeys()).listening() as keys:
-        yield keys
+    try:
+        if keyboard is None and not sys.stdin.isatty():
+            yield NoKeys()
+            return
+        with (keyboard or RecordingKeys()).listening() as keys:
+            yield keys
+    finally:
+        show_line("")
 
 
 def show_line(text: str) -> None:
-    """Shows one line of text in a terminal, in place of the last one."""
+    """Shows one line of text in a terminal, in place of the last one. What does not fit is cut off."""
     if sys.stderr.isatty():
-        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+        print(f"\r{text[:_terminal_width() - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def show_rows(rows: Sequence[str], is_first: bool) -> None:
+    """Shows several lines of text in a terminal, in place of the last ones unless they are the first."""
+    if sys.stderr.isatty():
+        up = "" if is_first else f"\x1b[{len(rows)}A"
+        print("\r" + up + "".join(f"{row[:_terminal_width() - 1]}\x1b[K\n" for row in rows), end="", file=sys.stderr,
+              flush=True)
+
+
+def _terminal_width() -> int:
+    with suppress(OSError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    return 80
+
+
+def show_session(robot: Robot, keyboard: JointKeyboard | None) -> Callable[[str], None]:
+    """What shows the line of a `RobotSession`. If a keyboard moves the robot, its keys are explained once, and the line
+    begins with the joint that they move.
+
+    Args:
+        robot: The robot.
+        keyboard: The keyboard, if it moves the robot.
+    """
+    if keyboard is None:
+        return show_line
+    names = [n.removesuffix(".pos") for n in robot.schema["action"].names or map(str, range(1, keyboard.n_joints + 1))]
+    print("Keys: " + ", ".join(f"{i} {n}" for i, n in enumerate(names[:9], 1))
+          + "; tab: the next joint; up and down (w, s) move it; space stops.", file=sys.stderr)
+    return lambda text: show_line(f"{names[keyboard.selected]} | {text}")
+
+
+def flush_input() -> None:
+    """Discards what was typed while the robot moved, so that it cannot start the robot again."""
+    with suppress(ImportError, OSError, ValueError):
+        import termios
+
+        if sys.stdin.isatty():
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import struct
 import time
@@ -35,6 +36,9 @@ class TeleopDevice(Protocol):
 _KEYS = {"w": (1, 1), "s": (1, -1), "d": (0, 1), "a": (0, -1),  # component, direction
          "\x1b[A": (1, 1), "\x1b[B": (1, -1), "\x1b[C": (0, 1), "\x1b[D": (0, -1),
          "\x1bOA": (1, 1), "\x1bOB": (1, -1), "\x1bOC": (0, 1), "\x1bOD": (0, -1)}
+_KEY = re.compile(r"\x1b[\[O][\d;]*[@-~]|.", re.DOTALL)  # a character, or a sequence such as "\x1b[3~" (delete)
+_PART_OF_KEY = re.compile(r"\x1b([\[O][\d;]*)?$")  # the rest of a sequence may be on its way, or it is escape
+_REST_SECONDS = 0.02  # in which the rest of a sequence arrives
 _COMMANDS = {"\r": "enter", "\n": "enter", "x": "discard", "y": "success", "n": "failure", "q": "quit"}
 
 
@@ -108,16 +112,14 @@ class Keyboard:
 
     def _listen(self) -> None:
         text = ""
-        while select.select([self.handle], [], [], 0)[0]:
+        while select.select([self.handle], [], [], _REST_SECONDS if _PART_OF_KEY.search(text) else 0)[0]:
             got = os.read(self.handle, 1024)
             if not got:
                 self._commands.append("quit")  # the terminal is gone
                 break
             text += got.decode(errors="replace")
         now = self.clock()
-        while text:
-            key = next((k for k in _KEYS if len(k) > 1 and text.startswith(k)), text[0])
-            text = text[len(key):]
+        for key in _KEY.findall(text):
             self._press(key, now)
 
     def _press(self, key: str, now: float) -> None:
@@ -173,22 +175,24 @@ class RecordingKeys(Keyboard):
 
 
 @dataclass
-class JointKeyboard(Keyboard):
-    """Keys move one joint at a time: its number selects it, up and down (w and s) move it while they are held.
+class JointKeyboard(RecordingKeys):
+    """Keys move one joint at a time: its number (or tab) selects it, up and down (w and s) move it while they are held.
+
+    The other keys are those of `RecordingKeys`.
 
     Args:
         n_joints: Number of joints.
     """
 
-    low: Sequence[float] = (-1, -1)
-    high: Sequence[float] = (1, 1)
     n_joints: int = 1
     selected: int = 0
 
     def _press(self, key: str, now: float) -> None:
-        if key.isdigit() and 1 <= int(key) <= self.n_joints:
-            self.selected = int(key) - 1
+        if key == "\t" or key.isdecimal() and 1 <= int(key) <= self.n_joints:
+            self.selected = (self.selected + 1) % self.n_joints if key == "\t" else int(key) - 1
             self._until.clear()
+        elif _KEYS.get(key, (0, 0))[0] == 1:
+            Keyboard._press(self, key, now)
         else:
             super()._press(key, now)
 

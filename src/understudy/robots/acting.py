@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..data.recorder import Recorder
-from ..execute.actor import Actor, PolicyActor
+from ..execute.actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
 from ..execute.asynchronous import AsynchronousRunner
 from ..execute.chunking import ChunkedExecutor
 from .base import Robot
 from .env import Pace
 from .recording import CommandKeys, NoKeys
-from .safety import SafeRobot
+
+_KEYS = "enter: end | y, n: end as success, failure | x: discard | q: quit"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class ActedEpisode:
     steps: int
     late: int
     ended: str | None
+
+    @property
+    def success(self) -> bool | None:
+        """Whether the person called it a success. None if the person did not say."""
+        return {"success": True, "failure": False}.get(self.ended or "")
 
 
 @torch.no_grad()
@@ -57,8 +63,7 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
         clock: Current time (s).
         sleep: Sleeps for some seconds.
     """
-    if isinstance(robot, SafeRobot):
-        robot.check_rate(fps)
+    robot.check_rate(fps)
 
     def observe():
         obs = robot.observe()
@@ -66,34 +71,44 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
 
     ended, steps = None, 0
     with ExitStack() as stack:
-        stack.callback(robot.stop)
         obs, rows = observe()
-        if isinstance(actor, PolicyActor) and isinstance(actor.executor, ChunkedExecutor):
-            runner = stack.enter_context(AsynchronousRunner(actor))
-            runner.start(rows, key)
-            act = runner.act
-        else:
-            act = _SynchronousRunner(actor, rows, key).act
+        actor = _planning_in_background(actor, stack)
+        stack.callback(robot.stop)  # before the thread is waited for
+        state = actor.start(rows, key)
         keys.commands()  # what was pressed before
         pace, ends = Pace(fps, clock, sleep), clock() + seconds
         obs, rows = observe()
         while ended is None and clock() < ends:
-            sent = robot.send(act(rows)[0].double().cpu().numpy())
+            action, state = actor.act(rows, {k: v for k, v in state.items() if k != "record"})
+            sent = robot.send(action[0].double().cpu().numpy())
             if recorder is not None:
                 recorder.step(obs, sent)
             steps += 1
-            show(f"step {steps}, {ends - clock():.0f} s")
+            show(f"step {steps} ({max(ends - clock(), 0):.0f} s) | {_KEYS}")
             pace.wait()
             obs, rows = observe()
             ended = next(iter(keys.commands()), None)
     return ActedEpisode(steps, pace.n_late, ended)
 
 
-class _SynchronousRunner:
-    def __init__(self, actor: Actor, obs, key: Tensor):
-        self.actor, self.state = actor, actor.start(obs, key)
+def _planning_in_background(actor: Actor, stack: ExitStack) -> Actor:
+    """The actor, whose plans are computed in another thread if it executes chunks. `stack` ends the thread."""
+    if isinstance(actor, (ObservationWrapper, TransformedActor)):
+        return replace(actor, actor=_planning_in_background(actor.actor, stack))
+    if isinstance(actor, PolicyActor) and isinstance(actor.executor, ChunkedExecutor):
+        return _BackgroundActor(stack.enter_context(AsynchronousRunner(actor)))
+    return actor
 
-    def act(self, obs) -> Tensor:
-        action, state = self.actor.act(obs, self.state)
-        self.state = {k: v for k, v in state.items() if k != "record"}
-        return action
+
+class _BackgroundActor(Actor):
+    """An `AsynchronousRunner` as an actor of one robot. The runner keeps the state."""
+
+    def __init__(self, runner: AsynchronousRunner):
+        self.runner = runner
+
+    def start(self, obs, key):
+        self.runner.start(obs, key)
+        return {}
+
+    def act(self, obs, state):
+        return self.runner.act(obs), state

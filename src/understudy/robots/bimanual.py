@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core import Feature
 from .base import Robot, RobotError, Teleoperator
-from .cameras import Camera
+from .cameras import Camera, camera_features, read_cameras
 from .safety import SafetyLimits
 
 
@@ -29,9 +29,8 @@ class BimanualRobot(Robot):
         self.arms, self.cameras, self.name = (left, right), dict(cameras or {}), f"bi_{left.name}"
         self.sizes = tuple(arm.schema["action"].size for arm in self.arms)
         joined = {name: _joined(left.schema[name], right.schema[name]) for name in ("observation.state", "action")}
-        self.schema = {"observation.state": joined["observation.state"], **{
-            f"observation.images.{n}": Feature("uint8", (c.height, c.width, 3), "image")
-            for n, c in self.cameras.items()}, "action": joined["action"]}
+        self.schema = {"observation.state": joined["observation.state"], **camera_features(self.cameras),
+                       "action": joined["action"]}
 
     def connect(self):
         with ExitStack() as undo:
@@ -42,8 +41,7 @@ class BimanualRobot(Robot):
 
     def observe(self):
         state = [arm.observe()["observation.state"] for arm in self.arms]
-        return {"observation.state": np.concatenate(state),
-                **{f"observation.images.{n}": c.read() for n, c in self.cameras.items()}}
+        return {"observation.state": np.concatenate(state), **read_cameras(self.cameras)}
 
     def send(self, action):
         cut = self.sizes[0]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
-from ..core import UserError
+from ..core import Feature, UserError
 from .base import ConnectionLost
 
 MAX_AGE = 0.5  # s; an older frame counts as a lost connection
@@ -47,6 +49,16 @@ class Camera(ABC):
         """Closes the camera."""
 
 
+def camera_features(cameras: Mapping[str, Camera]) -> dict[str, Feature]:
+    """Columns of the frames of cameras: observation.images.NAME."""
+    return {f"observation.images.{n}": Feature("uint8", (c.height, c.width, 3), "image") for n, c in cameras.items()}
+
+
+def read_cameras(cameras: Mapping[str, Camera]) -> dict[str, np.ndarray]:
+    """The latest frame of each camera, by column."""
+    return {f"observation.images.{n}": c.read() for n, c in cameras.items()}
+
+
 class OpenCVCamera(Camera):
     """A camera, or a video file, that OpenCV reads in a separate thread.
 
@@ -69,11 +81,7 @@ class OpenCVCamera(Camera):
         self._thread: threading.Thread | None = None
 
     def connect(self):
-        try:
-            import cv2
-        except ImportError:
-            raise UserError("OpenCV is not installed", where="cameras",
-                            hint="pip install 'understudy[cameras]'") from None
+        cv2 = _opencv()
         capture = cv2.VideoCapture(self.index_or_path)
         if not capture.isOpened():
             raise ConnectionLost("the camera cannot be opened", where=f"camera {self.index_or_path}",
@@ -110,8 +118,7 @@ class OpenCVCamera(Camera):
         self._frame = None
 
     def _grab(self, capture) -> None:
-        import cv2
-
+        cv2 = _opencv()
         try:
             while not self._ended.is_set():
                 found, frame = capture.read()
@@ -126,12 +133,7 @@ class OpenCVCamera(Camera):
 
 def find_cameras(most: int = 10) -> list[dict[str, int | float | str]]:
     """The cameras that OpenCV can open: index or path, width, height and fps of each."""
-    try:
-        import cv2
-    except ImportError:
-        raise UserError("OpenCV is not installed", where="cameras", hint="pip install 'understudy[cameras]'") from None
-    from pathlib import Path
-
+    cv2 = _opencv()
     paths: list[int | str] = sorted(map(str, Path("/dev").glob("video*"))) or list(range(most))
     found = []
     for path in paths:
@@ -142,3 +144,12 @@ def find_cameras(most: int = 10) -> list[dict[str, int | float | str]]:
                           "fps": capture.get(cv2.CAP_PROP_FPS)})
         capture.release()
     return found
+
+
+def _opencv() -> ModuleType:
+    try:
+        import cv2
+    except ImportError as error:
+        raise UserError(f"OpenCV cannot be imported: {error}", where="cameras",
+                        hint="pip install 'understudy[cameras]'") from None
+    return cv2

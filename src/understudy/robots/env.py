@@ -61,10 +61,8 @@ class RobotEnv(Env):
                  sleep: Callable[[float], None] = time.sleep):
         self.robot, self.max_episode_steps, self.prepare = robot, max_episode_steps, prepare
         self.pace, self.features = Pace(fps, clock, sleep), dict(robot.schema)
-        limits = None
-        if isinstance(robot, SafeRobot):
-            robot.check_rate(fps)
-            limits = robot.limits
+        robot.check_rate(fps)
+        limits = robot.limits if isinstance(robot, SafeRobot) else None
         self.metadata = {"env": robot.name, "version": 1, "fps": fps, "limit": max_episode_steps, "success": None,
                          **({} if limits is None else {"low": limits.low, "high": limits.high})}
         self._n_steps = 0

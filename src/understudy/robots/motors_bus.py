@@ -85,7 +85,7 @@ class MotorsBus(ABC):
         return self._port is not None
 
     def connect(self, check: bool = True) -> None:
-        """Opens the port.
+        """Opens the port. If it is open, it is closed first.
 
         Args:
             check: Whether every servo must answer and be of its model.
@@ -95,6 +95,7 @@ class MotorsBus(ABC):
             RobotError: A servo is of another model.
         """
         sdk = self._sdk()
+        self.disconnect()
         port = _make_port(sdk, self.port_name, self.baudrate, self.reply_timeout)
         try:
             opened = port.openPort()

@@ -16,9 +16,8 @@ from ..data.formats import open_dataset
 from ..data.recorder import Recorder, repair, warn_of_losses
 from .base import Robot, RobotError, Teleoperator
 from .env import Pace
-from .safety import SafeRobot
 
-HELP = "right arrow, enter: end | left arrow, x: once more | y, n: success, failure | escape, q: quit"
+_EPISODE_KEYS = "enter: end | x: again | y, n: success, failure | q: quit"
 
 
 class CommandKeys(Protocol):
@@ -66,8 +65,7 @@ class RobotSession:
     def __init__(self, robot: Robot, teleop: Teleoperator, keys: CommandKeys, fps: float,
                  show: Callable[[str], None] = lambda text: None, clock: Callable[[], float] = time.perf_counter,
                  sleep: Callable[[float], None] = time.sleep):
-        if isinstance(robot, SafeRobot):
-            robot.check_rate(fps)
+        robot.check_rate(fps)
         self.robot, self.teleop, self.keys, self.show = robot, teleop, keys, show
         self.clock, self.pace = clock, Pace(fps, clock, sleep)
 
@@ -89,12 +87,14 @@ class RobotSession:
             raise
         return obs, self.robot.send(action)
 
-    def teleoperate(self, seconds: float, said: str = "", until: tuple[str, ...] = ("enter", "quit")) -> str | None:
+    def teleoperate(self, seconds: float, said: str = "", keys: str = "",
+                    until: tuple[str, ...] = ("enter", "quit")) -> str | None:
         """Moves the robot without recording.
 
         Args:
             seconds: How long, at most.
             said: What is shown.
+            keys: What is shown of the keys, after the remaining time.
             until: Commands that end it.
 
         Returns:
@@ -106,7 +106,7 @@ class RobotSession:
                 if command in until:
                     return command
             self.step()
-            self.show(f"{said}{'' if np.isinf(left) else f' ({left:.0f} s)'}")
+            self.show(f"{said}{'' if np.isinf(left) else f' ({left:.0f} s)'} | {keys}")
             self.pace.wait()
         return None
 
@@ -135,13 +135,15 @@ class RobotSession:
         with Recorder(schema, out, fps=fps, robot_type=self.robot.name, clock=self.clock, metadata=metadata,
                       images=images, on_saved=on_saved) as r:
             self.begin()
-            ended = self.teleoperate(times.warmup, f"warm-up | {HELP}") if r.count < episodes else "quit"
+            ended = "quit"
+            if r.count < episodes:
+                ended = self.teleoperate(times.warmup, "warm-up", "enter: begin | q: quit")
             while ended != "quit" and r.count < episodes:
                 ended = self._episode(r, times.episode)
                 if ended == "saved":
                     ended = self._reset(r, times.reset, r.count >= episodes)
                 elif ended == "again":
-                    ended = self.teleoperate(times.reset, "reset: arrange the scene, to record this episode again")
+                    ended = self._prepare_again(r, times.reset)
             self.robot.stop()
         return open_dataset(out)
 
@@ -164,26 +166,33 @@ class RobotSession:
                 break
             obs, sent = self.step()
             kept = r.step(obs, sent)
-            self.show(f"episode {r.count}, step {r.steps}{'' if kept else ' (dropped: the disk is behind)'} | {HELP}")
+            said = "" if mark is None else ", a success" if mark else ", a failure"
+            said += "" if kept else " (dropped: the disk is behind)"
+            self.show(f"episode {r.count}, step {r.steps}{said} | {_EPISODE_KEYS}")
             self.pace.wait()
         r.end(success=mark, obs=self.robot.observe())
         return "saved"
 
     def _reset(self, r: Recorder, seconds: float, was_last: bool) -> str | None:
         """Between two episodes. The last one can still be labeled, or recorded again."""
-        said = f"saved episode {r.count - 1} | arrange the scene"
+        said, keys = "saved", f"enter: {'finish' if was_last else 'next'} | x: again | y, n: label | q: quit"
         ends = self.clock() + (min(seconds, 3.0) if was_last else seconds)
         while (left := ends - self.clock()) > 0:
-            command = self.teleoperate(left, said, ("enter", "discard", "success", "failure", "quit"))
+            command = self.teleoperate(left, f"reset, episode {r.count - 1} {said}", keys,
+                                       ("enter", "discard", "success", "failure", "quit"))
             if command == "discard":
                 r.discard()
-                return self.teleoperate(seconds, "reset: arrange the scene, to record this episode again")
+                return self._prepare_again(r, seconds)
             if command in ("success", "failure"):
                 r.label(success=command == "success")
-                said = f"episode {r.count - 1} is labeled a {command} | arrange the scene"
+                said = f"is a {command}"
             else:
                 return command
         return None
+
+    def _prepare_again(self, r: Recorder, seconds: float) -> str | None:
+        """The reset before an episode that is recorded again."""
+        return self.teleoperate(seconds, f"reset, episode {r.count} discarded", "enter: record it again | q: quit")
 
 
 def move_to(robot: Robot, goal: np.ndarray, fps: float = 30, seconds: float = 20.0, tolerance: float = 3.0,
@@ -216,28 +225,40 @@ def move_to(robot: Robot, goal: np.ndarray, fps: float = 30, seconds: float = 20
                      hint="check that the pose is within the limits, and that nothing blocks the arm")
 
 
-def replay_episode(robot: Robot, episode: Episode, fps: float, clock: Callable[[], float] = time.perf_counter,
-                   sleep: Callable[[float], None] = time.sleep) -> np.ndarray:
+def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[str], None] = lambda text: None,
+                   clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep
+                   ) -> np.ndarray:
     """Moves to the first recorded pose, and sends the recorded actions at their rate.
 
     Args:
         robot: The robot, with safety limits.
         episode: The recorded episode, of the same kind of robot.
         fps: Steps per second.
+        show: Shows one line of text.
         clock: Current time (s).
         sleep: Sleeps for some seconds.
 
     Returns:
         The largest distance of each joint from its recorded position, (A,).
+
+    Raises:
+        UserError: The episode was not recorded with such a robot.
+        RobotError: The first pose was not reached.
     """
+    robot.check_rate(fps)
+    if missing := [name for name in ("action", "observation.state") if name not in episode.steps]:
+        raise UserError(f"the episode has no column {missing[0]!r}", where=robot.name,
+                        hint="replay data that were recorded with a robot: understudy record --robot TYPE")
     actions, states = np.asarray(episode.steps["action"]), np.asarray(episode.steps["observation.state"])
     size = robot.schema["action"].size
     if actions.shape[1] != size:
         raise UserError(f"the recorded actions have {actions.shape[1]} components, but the robot has {size}",
                         where=robot.name, hint="replay the data on the robot that they were recorded with")
-    move_to(robot, states[0, :size], clock=clock, sleep=sleep)
+    show("moving to the first pose")
+    move_to(robot, states[0, :size], fps, clock=clock, sleep=sleep)
     pace, worst = Pace(fps, clock, sleep), np.zeros(size)
-    for action, state in zip(actions, states, strict=False):
+    for step, (action, state) in enumerate(zip(actions, states, strict=False), 1):
+        show(f"step {step} of {len(actions)}")
         worst = np.maximum(worst, np.abs(robot.position(robot.observe()) - state[:size]))
         robot.send(action)
         pace.wait()

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config import UntrustedCode, load
 from ..core import ConfigError, UserError
-from ..envs.devices import Gamepad, JointKeyboard, Keyboard
+from ..envs.devices import Gamepad, JointKeyboard
 from ..files import read_json
 from ..user_code import import_module
 from .base import Robot, Teleoperator
@@ -141,7 +141,7 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
 
 
 def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Sequence[str] = ()
-                      ) -> tuple[Teleoperator, Keyboard | None]:
+                      ) -> tuple[Teleoperator, JointKeyboard | None]:
     """Makes a teleoperator for a robot. It is not connected yet.
 
     Args:

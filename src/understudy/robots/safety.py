@@ -231,7 +231,8 @@ class SafeRobot(Robot):
         watchdog: Whether a thread watches for missing commands.
 
     Attributes:
-        n_pauses: Number of commands that came later than `limits.timeout` after the one before.
+        n_pauses: Number of times that the robot was moving and no command came for `limits.timeout`. After `stop` it
+            does not move.
     """
 
     def __init__(self, robot: Robot, limits: SafetyLimits, clock: Callable[[], float] = time.monotonic,
@@ -245,11 +246,12 @@ class SafeRobot(Robot):
         self._position = np.zeros(size)
         self._error: RobotError | None = None
         self._is_holding = True
-        self.n_pauses, self._has_moved = 0, False
+        self.n_pauses = 0
         self._lock, self._ended = threading.RLock(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def connect(self) -> None:
+        self._end_watchdog()
         with self._lock:
             self._error = None
             self.robot.connect()
@@ -260,7 +262,6 @@ class SafeRobot(Robot):
                 self.robot.disconnect()
                 raise
             self.state, self._is_holding = self.limits.start(self._position, self.clock()), True
-            self._has_moved = False
         if self.watchdog:
             self._ended.clear()
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -290,7 +291,7 @@ class SafeRobot(Robot):
                 bad = int((~np.isfinite(action)).argmax())
                 raise NonFiniteAction(f"{action[bad]} was commanded, and the robot holds", 0, place=self.name,
                                       hint="a policy that computes NaN must not drive a robot")
-            self.n_pauses += now - self.state.sent > self.limits.timeout and self._has_moved
+            self.n_pauses += now - self.state.sent > self.limits.timeout and not self._is_holding
             goal, state = self.limits.step(self.state, action, self._position, now, self.robot.load())
             if state.fault is not None:
                 raise self._fail(RobotError(state.fault, where=self.name, hint="free the arm, and connect again"))
@@ -298,7 +299,7 @@ class SafeRobot(Robot):
                 sent = self.robot.send(goal)
             except RobotError as error:
                 raise self._fail(error) from error
-            self.state, self._is_holding, self._has_moved = state, False, True
+            self.state, self._is_holding = state, False
             return sent
 
     def stop(self):
@@ -310,19 +311,21 @@ class SafeRobot(Robot):
             return held
 
     def disconnect(self) -> None:
-        self._ended.set()
         with self._lock:
             if self.state is not None and self._error is None and not self._is_holding:
                 with suppress(RobotError):
                     self.stop()
             self.state = None
             self.robot.disconnect()
+        self._end_watchdog()
+
+    def _end_watchdog(self) -> None:
+        self._ended.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
             self._thread = None
 
-    def check_rate(self, fps: float) -> None:
-        """Raises ConfigError if commands at this rate would all be too late."""
+    def check_rate(self, fps):
         if 1 / fps > self.limits.timeout:
             raise ConfigError(f"at {fps:g} steps per second every command would come after the timeout of "
                               f"{self.limits.timeout:g} s, and the robot would not move", where="fps",
@@ -355,6 +358,7 @@ class SafeRobot(Robot):
             with self._lock:
                 late = self.state is not None and self.clock() - self.state.sent > self.limits.timeout
                 if late and not self._is_holding and self._error is None:
+                    self.n_pauses += 1
                     try:
                         self.stop()
                     except RobotError as error:  # the next call raises it

@@ -14,7 +14,7 @@ import numpy as np
 from ..core import ConfigError, Feature
 from .base import ConnectionLost, Robot, RobotError, Teleoperator
 from .calibration import Calibration, MotorCalibration, find_calibration, read_calibration
-from .cameras import Camera
+from .cameras import Camera, camera_features, read_cameras
 from .dynamixel import DynamixelMotorsBus
 from .feetech import FeetechMotorsBus
 from .motors_bus import Motor, MotorsBus
@@ -145,6 +145,14 @@ class ServoArm:
         for name in self.kind.servos:
             self.bus.write("Torque_Enable", name, int(on))
 
+    def release(self) -> None:
+        """Switches the torque of all servos off. If this fails, the port is closed."""
+        try:
+            self.set_torque(False)
+        except BaseException:
+            self.bus.disconnect()
+            raise
+
     def stored_calibration(self) -> dict[str, MotorCalibration]:
         """The calibration that the servos have now."""
         found = {}
@@ -261,9 +269,7 @@ class ServoFollower(Robot):
         self.disable_torque_on_disconnect = disable_torque_on_disconnect
         names = tuple(f"{n}.pos" for n in kind.motors)
         column = Feature("float32", (len(names),), names=names)
-        self.schema = {"observation.state": column, **{
-            f"observation.images.{n}": Feature("uint8", (c.height, c.width, 3), "image")
-            for n, c in self.cameras.items()}, "action": column}
+        self.schema = {"observation.state": column, **camera_features(self.cameras), "action": column}
         self._load: np.ndarray | None = None
         self._full_load = np.array([_FULL_LOAD[m.model] for m in kind.motors.values()], np.float64)
         self._is_feetech = kind.manufacturer == "feetech"
@@ -288,8 +294,7 @@ class ServoFollower(Robot):
         found = self.arm.bus.sync_read(["Present_Position", load], list(self.arm.kind.motors))
         self._load = np.array([v[1] for v in found.values()]) / self._full_load
         state = self.arm._to_units({n: v[0] for n, v in found.items()})
-        return {"observation.state": state.astype(np.float32),
-                **{f"observation.images.{n}": c.read() for n, c in self.cameras.items()}}
+        return {"observation.state": state.astype(np.float32), **read_cameras(self.cameras)}
 
     def send(self, action):
         self.arm.bus.sync_write("Goal_Position", self.arm._to_steps(action))
@@ -398,7 +403,7 @@ class ServoLeader(Teleoperator):
 
     def connect(self):
         self.arm.connect()
-        self.arm.set_torque(False)
+        self.arm.release()
 
     def read(self):
         return self.arm.positions().astype(np.float32)
@@ -476,7 +481,7 @@ class Calibrator:
 
     def connect(self) -> None:
         self.arm.bus.connect()
-        self.arm.set_torque(False)
+        self.arm.release()
 
     def disconnect(self) -> None:
         self.arm.bus.disconnect()

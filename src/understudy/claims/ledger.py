@@ -249,9 +249,8 @@ def _summary(entries: Sequence[LedgerEntry]) -> str:
         "undecided if an arm does not reach its stated level. A negative control removes the mechanism, and the rule "
         "that it names should then fail. If that rule does not fail, the control is inconclusive, and a claim that "
         "would hold is undecided. A claim that fails stays failed, whatever its control shows. The page of a family "
-        "shows each claim with its history. Some records ran again in full on 2026-11-20 and 2026-11-21, after changes "
-        "of other parts of the code and with equal figures. Where the history of the repository shows it, the log says "
-        "so. A toy is meant to take at most 300 CPU seconds; where a run took longer, its page says so.",
+        "shows each claim with its history. A toy is meant to take at most 300 CPU seconds; where a run took longer, "
+        "its page says so.",
         "",
         f"{len(entries) - total['no claim']} rows have a claim: "
         + ", ".join(f"{v} {total[v]}" for v in VERDICTS[:-1])
@@ -380,7 +379,8 @@ def _claim_section(claim: Claim, entry: dict) -> list[str]:
         reason = f" ({step['reason']})" if step["reason"] else ""
         cells = (step["date"], step["kind"], _markdown_cell(step["change"]), step["verdict"] + reason)
         lines.append(f"| {' | '.join(cells)} |")
-    above = f", more than the {TOY_SECONDS} that a toy is meant to take" if record["seconds"] > TOY_SECONDS else ""
+    is_above = record["seconds"] > TOY_SECONDS and not claim.needs  # with needs, it is no toy
+    above = f", more than the {TOY_SECONDS} that a toy is meant to take" if is_above else ""
     return [*lines, "", f"{record['machine']}; {record['seconds']:.0f} CPU seconds{above}; {record['date']}."]
 
 

@@ -564,7 +564,7 @@ def _check_acts(method: Method, learner: Learner, recorded: Schema) -> None:
         return
     features = {**build_planner(method, learner.modules).features,
                 **{k: f for k, f in recorded.items() if role(k) == "observation" and f.kind != "string"}}
-    obs = {name: torch.zeros(1, *f.shape, dtype=getattr(torch, f.dtype)) for name, f in features.items()}
+    obs = {name: torch.zeros(1, *f.shape, dtype=f.torch_dtype) for name, f in features.items()}
     obs[LAST_REWARD] = torch.zeros(1)
     build_actor(method, learner.modules, features=recorded).start(obs, torch.zeros(1, dtype=torch.int64))
 

@@ -391,7 +391,8 @@ class Policy(CheckpointModule, StepwisePlanner):
         Args:
             head: A head whose network has the same shapes, such as this policy's with another number of sampling steps.
         """
-        policy = Policy(replace(self.config, head=head), self.features)
+        with without_downloads():
+            policy = Policy(replace(self.config, head=head), self.features)
         load_tensors(policy, self.state_dict())
         return policy.eval().to(self.device)
 

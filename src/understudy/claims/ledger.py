@@ -301,8 +301,17 @@ def _claim_line(row: LedgerRow, claim: dict) -> str:
 def _verdict_words(claim: dict) -> str:
     if claim["verdict"] == "not run":
         return "not run"
-    reason = f" ({claim['reason']})" if claim["reason"] else ""
-    return f"**{claim['verdict']}**{reason}{STALE_NOTE if claim['stale'] else ''}"
+    record = read_json(record_path(claim["name"]))
+    why = claim["reason"] or ", ".join(f"part: {name}" for name in deciding_parts(record))
+    return f"**{claim['verdict']}**{f' ({why})' if why else ''}{STALE_NOTE if claim['stale'] else ''}"
+
+
+def deciding_parts(record: dict) -> list[str]:
+    """The parts that lead to a verdict other than "holds", if several parts decide."""
+    parts = {name: p["verdict"] for name, p in record["parts"].items() if p["decides"]}
+    if record["verdict"] == "holds" or len(parts) < 2:
+        return []
+    return [name for name, verdict in parts.items() if verdict == record["verdict"]]
 
 
 def _family_page(family: str, entries: Sequence[LedgerEntry]) -> str:

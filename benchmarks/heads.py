@@ -225,10 +225,8 @@ def acting(chosen: Variant, result: FitResult) -> tuple[Method, Policy]:
     policy = result.policy
     if chosen.head == policy.config.head:
         return result.method, policy
-    config = replace(policy.config, head=chosen.head)
-    other = Policy(config, policy.features)
-    other.load_state_dict(policy.state_dict())
-    return replace(result.method, policy=config), other.eval()
+    other = policy.with_head(chosen.head)
+    return replace(result.method, policy=other.config), other
 
 
 def cell_path(size: Size, task: str, seed: int, head: str) -> Path:

@@ -106,6 +106,18 @@ def test_seeds_that_tune_never_judge_and_arms_are_tuned_alike():
         build(options=(1, 2))
 
 
+def test_arms_and_options_are_replaced_by_name():
+    numbers = Experiment(None, "fork", (Arm("a", (1, 2)), Arm("b", (3, 4)), Arm("c", (5, 6))), None)
+    replaced = numbers.replace_arms(Arm("c", (7, 8)), Arm("a", (9, 10)))
+    assert replaced.arms == (Arm("a", (9, 10)), Arm("b", (3, 4)), Arm("c", (7, 8)))
+    assert numbers.change_options(lambda n: -n, "b").arms == (Arm("a", (1, 2)), Arm("b", (-3, -4)), Arm("c", (5, 6)))
+    assert numbers.change_options(lambda n: 0 * n).arms == tuple(Arm(name, (0, 0)) for name in "abc")
+    with pytest.raises(ValueError, match="no arm d"):
+        numbers.replace_arms(Arm("d", (1, 2)))
+    with pytest.raises(ValueError, match="no arm d"):
+        numbers.change_options(lambda n: n, "d")
+
+
 def test_jerk_of_known_motions():
     """The third difference of a cubic t^3 is 6 everywhere; that of a straight line is 0."""
     t = np.arange(10.0)[:, None]

@@ -21,7 +21,9 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import FitResult, fit_method
 from understudy.learn.method import FromStage, InitializeFrom, Method, Stage
 from understudy.learn.train import train
+from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
+from understudy.nets.vision import SmallConv
 from understudy.policy import PolicyConfig
 
 STATE = "observation.state"
@@ -74,6 +76,18 @@ def test_training_goes_on_from_a_policy_and_keeps_its_statistics(data):
     statistics = [k for k in kept if k.startswith("codec.")]
     assert statistics and all(torch.equal(second.state_dict()[k], kept[k]) for k in statistics)
     assert not same(first, second)
+
+
+def test_training_goes_on_from_an_average_and_leaves_frozen_networks_as_they_are():
+    rng = np.random.default_rng(0)
+    shown = Dataset([Episode({"observation.image": rng.integers(0, 256, (12, 16, 16, 3), np.uint8),
+                              "action": rng.normal(size=(12, 2)).astype(np.float32)}) for _ in range(2)])
+    encoder = ConcatEncoder(SmallConv((8, 8, 8, 8), 2))
+    seeing = Method(PolicyConfig(Regression(), MLP(16, 1), encoder), learner=BehaviorCloning(3, 8))
+    first = fit_method(seeing, shown, 0).policy
+    second = fit_method(seeing, shown, 0, policy=first).policy
+    assert same(first.encoder, second.encoder) and len(list(first.encoder.parameters()))
+    assert not any(torch.equal(a, b) for a, b in zip(first.net.parameters(), second.net.parameters(), strict=True))
 
 
 def test_weights_of_sampling_choose_the_steps(data):

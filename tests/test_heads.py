@@ -789,3 +789,15 @@ def test_two_ways(head, modes):
     assert ((out.abs() - 0.7).abs() < 0.25).all(1).float().mean() > 0.85  # on one of the ways
     assert (out[:, 0].sign() == out[:, 1].sign()).float().mean() > 0.9  # and keeps to it
     assert 0.3 < (out > 0).float().mean() < 0.7
+
+
+def test_a_policy_acts_with_another_head_and_a_copy_of_its_weights():
+    policy, batch = random_batch(PolicyConfig(Flow(n_steps=4), MLP(16, 1), window=Window(1, 3)))
+    one_step = policy.with_head(Flow(n_steps=1))
+    noise = torch.randn(len(batch), *policy.noise_shape)
+    with torch.no_grad():
+        velocity = policy.net(noise, torch.zeros_like(noise[..., :1]), policy.context(batch.obs))
+        wanted = policy.decode(noise + velocity, batch.obs)
+        for p in policy.parameters():
+            p.zero_()
+        torch.testing.assert_close(one_step.plan(batch.obs, noise), wanted)

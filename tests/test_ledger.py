@@ -110,6 +110,15 @@ def test_what_decides_is_what_fails_or_is_open_or_holds_most_narrowly():
     assert decisive_condition(record("holds", (good,), decides=False)) is None
 
 
+def test_the_parts_that_lead_to_a_verdict_are_named_where_several_decide():
+    def parts(**verdicts):
+        return {name: {"verdict": v, "decides": name != "aside"} for name, v in verdicts.items()}
+    two = parts(first="holds", second="fails", aside="fails")
+    assert ledger.deciding_parts({"verdict": "fails", "parts": two}) == ["second"]
+    assert ledger.deciding_parts({"verdict": "fails", "parts": parts(first="fails", aside="fails")}) == []
+    assert ledger.deciding_parts({"verdict": "holds", "parts": parts(first="holds", second="holds")}) == []
+
+
 def test_every_record_of_ours_has_one_and_its_verdict_follows():
     for name in records.all_claims():
         if records.record_path(name).exists():

@@ -601,6 +601,11 @@ def test_attention_in_bf16_is_that_of_fp32_to_its_digits():
             torch.testing.assert_close(a, b, rtol=0.05, atol=0.08)
 
 
+def test_channels_that_cannot_be_grouped_are_refused():
+    with pytest.raises(UserError, match="multiples of 8"):
+        SmallConv((8, 12)).build((16, 16, 3), 4)
+
+
 @pytest.mark.parametrize("spec, said", [(UNet((12,), groups=8), "multiple of groups=8"), (UNet(kernel=4), "odd")])
 def test_a_unet_that_cannot_be_is_refused(spec, said):
     with pytest.raises(UserError, match=said):

@@ -153,3 +153,9 @@ def test_the_method_takes_one_evaluation_per_action():
     method = find_method("streaming-diffusion-policy", n_action_steps=2, n_denoising_steps=2)
     assert method.policy.head.times == RampTimes(2) and method.policy.head.n_steps == 16
     assert method.executor == StreamingExecutor(2, 2)
+    policy, batch = random_batch(method.policy, size=3)
+    state, calls = method.executor.start(policy, batch.obs, KEY), []
+    policy.net.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(4):
+        _, state = method.executor.act(policy, batch.obs, state)
+    assert len(calls) == 4

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,7 @@ from .files import check_checksum, read_json, write_checksums, write_json
 
 FEATURES = "features.json"
 WEIGHTS = "weights.safetensors"
+Module = TypeVar("Module", bound=nn.Module)
 RETRAIN = "take another checkpoint of the run, or train it again"
 
 
@@ -160,6 +162,48 @@ def load_weights(module: nn.Module, folder: Path | str, hint: str, kind: str = "
     except RuntimeError as error:
         raise UserError(f"the weights do not fit this {kind}: {error}", where=folder,
                         hint=f"{kind}.json and {WEIGHTS} must come from the same run; {hint}") from None
+
+
+def save_built(module: nn.Module, folder: Path | str, kind: str, about: object, features: Schema) -> None:
+    """Writes a module with what it was built from. The folder needs no other file.
+
+    Args:
+        module: The module.
+        folder: An existing folder, or a new one.
+        kind: What the module is, such as "critic". The description is written as KIND.json.
+        about: A frozen dataclass that describes the module.
+        features: Features of the columns that it was built for.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{kind}.json", config.dump(about))
+    save_features(features, folder)
+    save_weights(module, folder)
+
+
+def load_built(build: Callable[[Any, Schema], Module], folder: Path | str, kind: str, description: type,
+               trust: tuple[str, ...] = (), device: str | torch.device = "cpu") -> Module:
+    """Reads what `save_built` wrote. The module is in evaluation mode.
+
+    Args:
+        build: Builds the module from its description and its features.
+        folder: The folder.
+        kind: What the module is, as for `save_built`.
+        description: Class of the description.
+        trust: Packages besides understudy whose code may be loaded.
+        device: Device of the weights.
+
+    Raises:
+        UserError: A file is missing or damaged, or describes something else.
+        UntrustedCode: A file names code of another package.
+    """
+    path = Path(folder) / f"{kind}.json"
+    about = config.load(read_document(path, RETRAIN), ("understudy", *trust), str(path))
+    if not isinstance(about, description):
+        raise UserError(f"the file describes no {kind}", where=path, hint=RETRAIN)
+    module = build(about, load_features(folder, RETRAIN))
+    load_weights(module, folder, RETRAIN, kind)
+    return module.eval().to(device)
 
 
 def save_features(features: Schema, folder: Path | str) -> None:

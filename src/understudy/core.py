@@ -88,6 +88,11 @@ class Feature:
         """Number of components."""
         return math.prod(self.shape)
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of tensors. A column of kind "string" has none."""
+        return getattr(torch, self.dtype)
+
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> Feature:
         """Build a feature from the fields that JSON stores, with lists in place of tuples."""

@@ -24,6 +24,7 @@ from .checkpoint import (
     find_lerobot_checkpoint,
     is_lerobot_checkpoint,
     load_features,
+    load_tensors,
     load_weights,
     read_document,
     save_features,
@@ -383,6 +384,17 @@ class Policy(CheckpointModule, StepwisePlanner):
     def device(self) -> torch.device:
         """Device of the weights."""
         return next((t.device for t in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+
+    def with_head(self, head: Head) -> Policy:
+        """Returns a policy that acts with another head, in evaluation mode, with a copy of these weights.
+
+        Args:
+            head: A head whose network has the same shapes, such as this policy's with another number of sampling steps.
+        """
+        with without_downloads():
+            policy = Policy(replace(self.config, head=head), self.features)
+        load_tensors(policy, self.state_dict())
+        return policy.eval().to(self.device)
 
     # -- data -----------------------------------------------------------------------------------------------------
 

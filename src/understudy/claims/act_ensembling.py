@@ -85,8 +85,7 @@ def make_arm(name: str, executor: Executor) -> Arm:
 
 
 def without_average(experiment: Experiment) -> Experiment:
-    newest = make_arm("ensemble", RecedingHorizon(1))
-    return replace(experiment, arms=tuple(newest if a.name == "ensemble" else a for a in experiment.arms))
+    return experiment.replace_arms(make_arm("ensemble", RecedingHorizon(1)))
 
 
 BIMANUAL = Experiment(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from .base import (
     NegativeControl,
 )
 from .curation import cached_load, successful_rollouts
-from .few_steps import SampledMethod, chunk_method, rollout_starts, sides, train_once, with_head
+from .few_steps import SampledMethod, chunk_method, measure_sides, rollout_starts, train_sampled
 
 HORIZON, UPDATES = 4, 3000
 MOST, MAX_ERROR = 20, 0.2  # steps of the finest sampler; bound of the error of a step
@@ -84,20 +84,20 @@ def success_and_evaluations(
     """Trains a method and rolls it out.
 
     Returns:
-        "success" and "entropy" as in `few_steps.sides`. Logarithms of the mean number of network evaluations of a plan
-        in these rollouts, one each: "log evaluations" of all plans, "log evaluations, later" without the first plan of
-        each rollout.
+        "success" and "entropy" as in `few_steps.measure_sides`. Logarithms of the mean number of network evaluations of
+        a plan in these rollouts, one each: "log evaluations" of all plans, "log evaluations, later" without the first
+        plan of each rollout.
     """
     like = option.like if isinstance(option, EqualSteps) else option
-    policy = with_head(train_once(experiment, like.method, data, seed).policy, like.head)
+    policy = train_sampled(experiment, like, data, seed)
     executor = like.method.executor
     assert isinstance(executor, RecedingHorizon)
     ran = rollout_starts(policy, executor, experiment.env, episodes, starts)
     count, later = mean_evaluations(policy, ran, executor.n_action_steps, seed)
     if isinstance(option, EqualSteps):
         count = later = math.ceil(count)
-        ran = rollout_starts(with_head(policy, equal_steps(count)), executor, experiment.env, episodes, starts)
-    return {**sides(ran), "log evaluations": [math.log(count)], "log evaluations, later": [math.log(later)]}
+        ran = rollout_starts(policy.with_head(equal_steps(count)), executor, experiment.env, episodes, starts)
+    return {**measure_sides(ran), "log evaluations": [math.log(count)], "log evaluations, later": [math.log(later)]}
 
 
 @torch.no_grad()
@@ -123,8 +123,7 @@ def method_with(head: AdaFlow, trained: AdaFlow | None = None) -> SampledMethod:
 
 def uninformed(experiment: Experiment) -> Experiment:
     other = method_with(UninformedAdaFlow(MOST, MAX_ERROR), UninformedAdaFlow())
-    changed = {"adaptive": Arm("adaptive", (other,)), "equal steps": Arm("equal steps", (EqualSteps(other),))}
-    return replace(experiment, arms=tuple(changed.get(a.name, a) for a in experiment.arms))
+    return experiment.replace_arms(Arm("adaptive", (other,)), Arm("equal steps", (EqualSteps(other),)))
 
 
 ADAPTIVE = method_with(AdaFlow(MOST, MAX_ERROR))

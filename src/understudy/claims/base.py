@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -202,6 +202,35 @@ class Experiment:
     def level(self, n_seeds: int) -> float:
         """The confidence level of intervals when `n_seeds` training seeds have run."""
         return 1 - dict(self.looks).get(n_seeds, 0.05)
+
+    def replace_arms(self, *arms: Arm) -> Experiment:
+        """The experiment with these arms in place of those of the same names.
+
+        Raises:
+            ValueError: The experiment has no arm of such a name.
+        """
+        self._check_names(a.name for a in arms)
+        new = {a.name: a for a in arms}
+        return replace(self, arms=tuple(new.get(a.name, a) for a in self.arms))
+
+    def change_options(self, change: Callable[[Any], Any], *names: str) -> Experiment:
+        """The experiment with `change(option)` in place of each option of some arms.
+
+        Args:
+            change: Returns the changed option.
+            names: Names of the arms. By default all.
+
+        Raises:
+            ValueError: The experiment has no arm of such a name.
+        """
+        self._check_names(names)
+        return replace(self, arms=tuple(
+            a if names and a.name not in names else replace(a, options=tuple(map(change, a.options)))
+            for a in self.arms))
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        if missing := set(names) - {a.name for a in self.arms}:
+            raise ValueError(f"the experiment has no arm {', '.join(sorted(missing))}")
 
 
 # -- the rule -----------------------------------------------------------------------------------------------------

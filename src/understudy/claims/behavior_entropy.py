@@ -9,7 +9,7 @@ from ..data.episode import Dataset, Episode
 from ..data.window import Window
 from ..envs import make
 from ..envs.fork import Expert
-from ..evaluate.behavior.modes import mode_counts, mode_entropy, rollout_repeated_starts
+from ..evaluate.behavior.modes import rollout_repeated_starts
 from ..execute.actor import PolicyActor
 from ..execute.chunking import RecedingHorizon
 from ..execute.planners import FixedBatch
@@ -36,10 +36,8 @@ from .base import (
     expert_of,
 )
 from .curation import CuratedMethod, cached_load, successful_rollouts, train_curated, with_keep_columns
+from .few_steps import N_REPEATS, N_SIDES, ROWS, measure_modes
 
-ROWS = 100  # environments side by side; results do not depend on it
-N_REPEATS = 10  # rollouts of each start
-N_SIDES = 2  # of the pillar
 SETS = ("even", "uneven", "even again")
 
 
@@ -88,18 +86,13 @@ def success_and_entropy(
     """Rolls each start out `N_REPEATS` times.
 
     Returns:
-        "success" of each rollout. "entropy" of each start: of the side on which its successful rollouts pass the
-        pillar, in units of its largest value (Jia et al. 2024, section 4). A start without success counts as 0.
+        What `measure_modes` returns. The mode is the side on which the pillar is passed (Jia et al. 2024, section 4).
     """
     env: Any = make(experiment.env, rows=min(ROWS, episodes))
     actor = expert_of(env) if isinstance(method, Demonstrator) else PolicyActor(
         FixedBatch(train_curated(method, data, seed), ROWS), method.method.executor)
     ran = rollout_repeated_starts(actor, env, episodes // N_REPEATS, N_REPEATS, seed=starts)
-    entropy = []
-    for start in range(episodes // N_REPEATS):
-        counts = mode_counts(Dataset([e for e in ran if e.metadata["start"] == start]), side)
-        entropy.append(mode_entropy(list(counts.values()), N_SIDES) if counts else 0.0)
-    return {"success": [float(e.metadata["success"]) for e in ran], "entropy": entropy}
+    return measure_modes(ran, side, N_SIDES)
 
 
 def side(episode) -> str:
@@ -123,8 +116,7 @@ def arms(options: dict[str, Any]) -> tuple[Arm, ...]:
 
 def both_even(experiment: Experiment) -> Experiment:
     """Other demonstrations at even odds in place of those at uneven odds, as many."""
-    other = Arm("uneven", (method_with(DIFFUSION, "even again"),))
-    return replace(experiment, arms=tuple(other if a.name == "uneven" else a for a in experiment.arms))
+    return experiment.replace_arms(Arm("uneven", (method_with(DIFFUSION, "even again"),)))
 
 
 # The weight of the authors' KL divergence is 59.9, of its mean over 32 dimensions. Ours is of the sum.

@@ -30,7 +30,8 @@ from .base import (
     GreaterThan,
     NegativeControl,
 )
-from .few_steps import rollout_starts, sides, train_once
+from .few_steps import measure_sides, rollout_starts
+from .measures import train_policy
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,12 @@ class CentersOnly(BeT):
         return logits, torch.zeros_like(offset)
 
 
-def success_and_entropy(
+def success_and_sides(
     experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
 ) -> dict[str, list[float]]:
-    """Trains a method and measures its rollouts as `few_steps.sides` does."""
-    policy = train_once(experiment, method, data, seed).policy
-    return sides(rollout_starts(policy, method.executor, experiment.env, episodes, starts))
+    """Trains a method and measures its rollouts as `few_steps.measure_sides` does."""
+    policy = train_policy(experiment, method, data, seed)
+    return measure_sides(rollout_starts(policy, method.executor, experiment.env, episodes, starts))
 
 
 def make_arm(name: str, head: Head) -> Arm:
@@ -73,7 +74,7 @@ FORK = Experiment(
         make_arm("regression", Regression()),
         make_arm("centers only", CentersOnly(n_clusters=16)),
     ),
-    success_and_entropy,
+    success_and_sides,
     seeds=(420, 421, 422, 423, 424),
     episodes=500,
     measures=(("entropy", SCORE),),

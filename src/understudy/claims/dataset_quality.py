@@ -272,9 +272,10 @@ CLAIM = Claim(
     "data. It does: in each seed its return is within 0.011 of TQ. So the rule asks little more than whether the TQ "
     "of each set is above 0.95. The mean over both sets is reported and does not decide. BCQ and CQL must reach 0.9 "
     "on the judged sets, and 0.8 on the mean of the paper's two sets of low quality (mixed, replay), where cloning "
-    "does worse. BCQ finds a way in every case. CQL finds none on the mixed set in one of five seeds. The sets of low "
-    "quality, on which the negative control judges, also have a higher coverage (SACo). Returns are declared as real "
-    "numbers, so that some intervals reach above 1, which no return can.",
+    "does worse. BCQ finds a way in every case. CQL finds none on the mixed set in one of five seeds. The negative "
+    "control judges the reported mean, over the two sets of low quality. It does not judge the two rules that decide, "
+    "because they name their sets. The sets of low quality also have a higher coverage (SACo). Returns are declared as "
+    "real numbers, so that some intervals reach above 1, which no return can.",
     parts=(
         ClaimPart("each set", MAZE, AllOf(ON_EACH)),
         ClaimPart("grid", MAZE, AS_GOOD_AS_THE_BEST, is_decisive=False),

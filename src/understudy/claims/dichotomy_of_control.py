@@ -117,8 +117,7 @@ def future_conditioned(information_weight: float) -> Method:
 
 
 def without_constraint(experiment: Experiment) -> Experiment:
-    return replace(experiment, arms=tuple(
-        replace(a, options=(future_conditioned(0.0),)) if a.name == "dichotomy" else a for a in experiment.arms))
+    return experiment.replace_arms(Arm("dichotomy", (future_conditioned(0.0),)))
 
 
 RETURN_CONDITIONED = replace(udrl(target_return=1.0, target_length=1, features={"action": ARM}),

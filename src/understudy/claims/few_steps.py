@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 
-from .. import config
 from ..checkpoint import FromStage
 from ..data.episode import Dataset, Episode
 from ..data.window import Window
 from ..envs import make
-from ..envs.base import Env
 from ..evaluate.behavior.modes import ModeFunction, fork_mode, mode_counts, mode_entropy, rollout_repeated_starts
 from ..execute.actor import PolicyActor
 from ..execute.base import Executor
@@ -20,12 +17,12 @@ from ..execute.planners import FixedBatch
 from ..heads.base import Head
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.fit import LearnerConfig
-from ..learn.fit_method import FitResult, fit_method
 from ..learn.method import InitializeFrom, Method, Stage
 from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import ConcatEncoder
 from ..nets.mlp import MLP
 from ..policy import Policy, PolicyConfig
+from .measures import train_policy
 
 ROWS = 100  # environments side by side; results do not depend on it
 N_REPEATS = 10  # rollouts of each start
@@ -74,38 +71,9 @@ def after_teacher(teacher: Method, head: Head, learner: LearnerConfig) -> Method
                    stages=(Stage(TEACHER, teacher),), initialize_from=(InitializeFrom(FromStage(TEACHER)),))
 
 
-def with_head(policy: Policy, head: Head) -> Policy:
-    """A policy with the weights of another one and a given head.
-
-    Args:
-        policy: The trained policy.
-        head: A head whose network has the same shapes.
-    """
-    made = Policy(replace(policy.config, head=head), policy.features)
-    made.load_state_dict(policy.state_dict())
-    return made.eval()
-
-
-def train_once(experiment, method: Method, data: Dataset, seed: int) -> FitResult:
-    """Trains a method and its stages, each once for each seed in this process.
-
-    Args:
-        experiment: The experiment. Its source is a part of the key under which results are cached.
-        method: The method.
-        data: The demonstrations.
-        seed: Training seed.
-    """
-    key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()), "source": experiment.source,
-                                  "seed": seed}))
-    if key not in _trained:
-        stages = {s.name: train_once(experiment, s.method, data, seed) for s in method.stages}
-        while len(_trained) > 30:
-            _trained.pop(next(iter(_trained)))
-        _trained[key] = fit_method(method, data, seed, stages=stages)
-    return _trained[key]
-
-
-_trained: dict[str, FitResult] = {}  # the newest of this process
+def train_sampled(experiment, option: SampledMethod, data: Dataset, seed: int) -> Policy:
+    """The trained policy of a method, with the head that acts."""
+    return train_policy(experiment, option.method, data, seed).with_head(option.head)
 
 
 def success_and_sides(
@@ -114,38 +82,37 @@ def success_and_sides(
     """Trains a method and rolls each start out `N_REPEATS` times.
 
     Returns:
-        What `sides` returns.
+        What `measure_sides` returns.
     """
-    policy = with_head(train_once(experiment, option.method, data, seed).policy, option.head)
-    return sides(rollout_starts(policy, option.method.executor, experiment.env, episodes, starts))
+    policy = train_sampled(experiment, option, data, seed)
+    return measure_sides(rollout_starts(policy, option.method.executor, experiment.env, episodes, starts))
 
 
-def rollout_starts(policy: Policy, executor: Executor, env: Env | str, episodes: int, starts: int) -> Dataset:
+def rollout_starts(policy: Policy, executor: Executor, env: str, episodes: int, starts: int) -> Dataset:
     """Rolls each start out `N_REPEATS` times.
 
     Args:
         policy: The policy.
         executor: Its executor.
-        env: The environment with `ROWS` rows, or its name.
+        env: Name of the environment.
         episodes: Number of rollouts.
         starts: Seed of the starts.
     """
     count = max(1, episodes // N_REPEATS)
     actor = PolicyActor(FixedBatch(policy, ROWS), executor)
-    made = make(env, rows=ROWS) if isinstance(env, str) else env
-    return rollout_repeated_starts(actor, made, count, N_REPEATS, seed=starts)
+    return rollout_repeated_starts(actor, make(env, rows=ROWS), count, N_REPEATS, seed=starts)
 
 
-def sides(ran: Dataset) -> dict[str, list[float]]:
-    """`success_and_entropy` of rollouts on the fork. The mode is the side on which the pillar is passed."""
-    return success_and_entropy(ran, fork_mode, N_SIDES)
+def measure_sides(ran: Dataset) -> dict[str, list[float]]:
+    """`measure_modes` of rollouts on the fork. The mode is the side on which the pillar is passed."""
+    return measure_modes(ran, fork_mode, N_SIDES)
 
 
-def success_and_entropy(ran: Dataset, mode_of: ModeFunction, n_modes: int) -> dict[str, list[float]]:
+def measure_modes(ran: Dataset, mode_of: ModeFunction, n_modes: int) -> dict[str, list[float]]:
     """Measures rollouts.
 
     Args:
-        ran: What `rollout_starts` returned.
+        ran: Rollouts of `rollout_repeated_starts`.
         mode_of: Mode of an episode.
         n_modes: Number of modes.
 

@@ -249,8 +249,7 @@ def _fraction_right(episode: Episode) -> float:
 
 
 def shuffled_skills(experiment: Experiment) -> Experiment:
-    return replace(experiment, arms=tuple(replace(a, options=tuple(
-        replace(o, shuffle_skills=o.kind == "chosen") for o in a.options)) for a in experiment.arms))
+    return experiment.change_options(lambda o: replace(o, shuffle_skills=True), "chosen")
 
 
 ASSEMBLY = Experiment(

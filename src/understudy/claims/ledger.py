@@ -249,9 +249,8 @@ def _summary(entries: Sequence[LedgerEntry]) -> str:
         "undecided if an arm does not reach its stated level. A negative control removes the mechanism, and the rule "
         "that it names should then fail. If that rule does not fail, the control is inconclusive, and a claim that "
         "would hold is undecided. A claim that fails stays failed, whatever its control shows. The page of a family "
-        "shows each claim with its history. Some records ran again in full on 2026-11-20 and 2026-11-21, after changes "
-        "of other parts of the code and with equal figures. Where the history of the repository shows it, the log says "
-        "so. A toy is meant to take at most 300 CPU seconds; where a run took longer, its page says so.",
+        "shows each claim with its history. A toy is meant to take at most 300 CPU seconds; where a run took longer, "
+        "its page says so.",
         "",
         f"{len(entries) - total['no claim']} rows have a claim: "
         + ", ".join(f"{v} {total[v]}" for v in VERDICTS[:-1])
@@ -302,8 +301,17 @@ def _claim_line(row: LedgerRow, claim: dict) -> str:
 def _verdict_words(claim: dict) -> str:
     if claim["verdict"] == "not run":
         return "not run"
-    reason = f" ({claim['reason']})" if claim["reason"] else ""
-    return f"**{claim['verdict']}**{reason}{STALE_NOTE if claim['stale'] else ''}"
+    record = read_json(record_path(claim["name"]))
+    why = claim["reason"] or ", ".join(f"part: {name}" for name in deciding_parts(record))
+    return f"**{claim['verdict']}**{f' ({why})' if why else ''}{STALE_NOTE if claim['stale'] else ''}"
+
+
+def deciding_parts(record: dict) -> list[str]:
+    """The parts that lead to a verdict other than "holds", if several parts decide."""
+    parts = {name: p["verdict"] for name, p in record["parts"].items() if p["decides"]}
+    if record["verdict"] == "holds" or len(parts) < 2:
+        return []
+    return [name for name, verdict in parts.items() if verdict == record["verdict"]]
 
 
 def _family_page(family: str, entries: Sequence[LedgerEntry]) -> str:
@@ -380,7 +388,8 @@ def _claim_section(claim: Claim, entry: dict) -> list[str]:
         reason = f" ({step['reason']})" if step["reason"] else ""
         cells = (step["date"], step["kind"], _markdown_cell(step["change"]), step["verdict"] + reason)
         lines.append(f"| {' | '.join(cells)} |")
-    above = f", more than the {TOY_SECONDS} that a toy is meant to take" if record["seconds"] > TOY_SECONDS else ""
+    is_above = record["seconds"] > TOY_SECONDS and not claim.needs  # with needs, it is no toy
+    above = f", more than the {TOY_SECONDS} that a toy is meant to take" if is_above else ""
     return [*lines, "", f"{record['machine']}; {record['seconds']:.0f} CPU seconds{above}; {record['date']}."]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -72,8 +72,7 @@ def make_arm(name: str, head: Head) -> Arm:
 
 
 def with_shuffled_memories(experiment: Experiment) -> Experiment:
-    shuffled = make_arm("memories", ShuffledMCNN(decay=DECAY))
-    return replace(experiment, arms=tuple(shuffled if a.name == "memories" else a for a in experiment.arms))
+    return experiment.replace_arms(make_arm("memories", ShuffledMCNN(decay=DECAY)))
 
 
 DECAY = 3.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,40 +12,42 @@ from ..data.episode import Dataset, Episode
 from ..envs import make
 from ..evaluate.rollout import rollout
 from ..execute.actor import PolicyActor
+from ..execute.chunking import RecedingHorizon
 from ..execute.planners import FixedBatch
-from ..learn.fit_method import fit_method
+from ..learn.fit_method import FitResult, fit_method
 from ..learn.method import Method
 from ..policy import Policy
 
 ROWS = 25  # environments side by side; results do not depend on it
 
 
-def train_policy(experiment, method: Method, data: Dataset, seed: int) -> Policy:
+def train_once(experiment, method: Method, data: Dataset, seed: int) -> FitResult:
     """Trains as `understudy train` does, on all of the data and without a folder.
 
-    Arms that differ only in their executor share the training of each seed.
+    Arms that differ only in their executor share the training of each seed, and so do those with the same stages.
 
     Args:
-        experiment: The experiment. Its source is a part of the key under which the policy is cached.
+        experiment: The experiment. Its source is a part of the key under which results are cached.
         method: The method to train.
         data: The demonstrations.
         seed: Training seed.
-
-    Returns:
-        The trained policy.
     """
-    key = json.dumps(config.dump({"policy": method.policy, "learn": method.learner, "relabel": method.transforms,
-                                  "source": experiment.source, "seed": seed}))
-    if key in _policy_cache:
-        return _policy_cache[key]
-    done = fit_method(method, data, seed).policy
-    _policy_cache[key] = done
-    while len(_policy_cache) > 20:
-        _policy_cache.pop(next(iter(_policy_cache)))
-    return done
+    key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()), "source": experiment.source,
+                                  "seed": seed}))
+    if key not in _trained:
+        stages = {s.name: train_once(experiment, s.method, data, seed) for s in method.stages}
+        while len(_trained) > 30:
+            _trained.pop(next(iter(_trained)))
+        _trained[key] = fit_method(method, data, seed, stages=stages)
+    return _trained[key]
 
 
-_policy_cache: dict[str, Policy] = {}  # the newest few of this process
+_trained: dict[str, FitResult] = {}  # the newest of this process
+
+
+def train_policy(experiment, method: Method, data: Dataset, seed: int) -> Policy:
+    """The policy that `train_once` trains."""
+    return train_once(experiment, method, data, seed).policy
 
 
 def _rollout_policy(experiment, policy: Policy, method: Method, episodes: int, starts: int) -> Dataset:

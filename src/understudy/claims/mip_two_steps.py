@@ -72,8 +72,7 @@ def make_arm(name: str, head: Head) -> Arm:
 
 
 def without_noise(experiment: Experiment) -> Experiment:
-    silent = make_arm("two-step", MIP(noise_scale=0.0))
-    return replace(experiment, arms=tuple(silent if a.name == "two-step" else a for a in experiment.arms))
+    return experiment.replace_arms(make_arm("two-step", MIP(noise_scale=0.0)))
 
 
 # Loss balance, time of the second step and targets are those of the authors' code.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..checkpoint import FromStage
 from ..heads.base import Head
 from ..heads.edm import EDM
@@ -35,8 +33,7 @@ def student_arm(name: str, n_score_updates: int = 2) -> Arm:
 
 def without_own_score(experiment: Experiment) -> Experiment:
     """Without updates, the estimates of the second network are those of the teacher, and their difference is 0."""
-    other = student_arm("onedp", n_score_updates=0)
-    return replace(experiment, arms=tuple(other if a.name == "onedp" else a for a in experiment.arms))
+    return experiment.replace_arms(student_arm("onedp", n_score_updates=0))
 
 
 FORK = Experiment(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -64,8 +64,7 @@ def make_arm(name: str, *, head: Head, n_obs_steps: int = HISTORY, n_past: int =
 
 def with_shuffled_past(experiment: Experiment) -> Experiment:
     """The past targets tell nothing about the history."""
-    shuffled = make_arm("past targets", head=ShuffledPast(DIFFUSION, PAST))
-    return replace(experiment, arms=tuple(shuffled if a.name == "past targets" else a for a in experiment.arms))
+    return experiment.replace_arms(make_arm("past targets", head=ShuffledPast(DIFFUSION, PAST)))
 
 
 DIFFUSION = Diffusion(n_steps=5, n_train_steps=50, prediction="sample")

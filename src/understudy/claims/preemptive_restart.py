@@ -125,8 +125,7 @@ def makespan(experiment, method: RestartMethod, data: Dataset, seed: int, episod
 
 
 def shuffled_outcomes(experiment: Experiment) -> Experiment:
-    return replace(experiment, arms=tuple(replace(a, options=tuple(replace(o, shuffle_outcomes=o.kind == "preempted")
-                                                                   for o in a.options)) for a in experiment.arms))
+    return experiment.change_options(lambda o: replace(o, shuffle_outcomes=o.kind == "preempted"))
 
 
 PREDICTOR = Method(

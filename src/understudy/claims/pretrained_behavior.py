@@ -94,13 +94,7 @@ def _shuffled_actions(data: Dataset, seed: int) -> Dataset:
 
 
 def shuffled_pretraining(experiment: Experiment) -> Experiment:
-    return replace(
-        experiment,
-        arms=tuple(
-            replace(a, options=tuple(replace(o, shuffle_pretraining=o.pretrained) for o in a.options))
-            for a in experiment.arms
-        ),
-    )
+    return experiment.change_options(lambda o: replace(o, shuffle_pretraining=o.pretrained))
 
 
 PUSH = Experiment(

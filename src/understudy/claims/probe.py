@@ -37,13 +37,14 @@ from ..files import read_json, write_text
 from ..improve.restart import Attempts
 from ..learn.fit import fit
 from .base import Claim, ClaimPart, Experiment, ExpertDemonstrations, MissingRequirement
-from .behavior_entropy import N_REPEATS, SidedDemonstrations, success_and_entropy
+from .behavior_entropy import SidedDemonstrations, success_and_entropy
 from .critical_steps import ErrandDemonstrations, FineTuning
 from .data_scaling_laws import ScalingMethod
 from .dataset_quality import GridDatasets
 from .dataset_quality import GridLearner as GridLearner
 from .dichotomy_of_control import BanditEpisodes
 from .ema_oscillation import AgentDemonstrations, WatchedMethod
+from .few_steps import N_REPEATS
 from .filter_like_you_test import FramedDemonstrations
 from .generalization_gap import MazeDemonstrations
 from .goal_directions import DirectedPush

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,16 +26,8 @@ from .base import (
     Measure,
     NegativeControl,
 )
-from .few_steps import (
-    TEACHER,
-    SampledMethod,
-    after_teacher,
-    chunk_method,
-    rollout_starts,
-    sides,
-    train_once,
-    with_head,
-)
+from .few_steps import TEACHER, SampledMethod, after_teacher, chunk_method, measure_sides, rollout_starts
+from .measures import train_policy
 
 HORIZON = 4
 FIRST, AGAIN = 1500, 1500  # updates of the first flow, and of the flow that is trained on its pairs
@@ -68,11 +60,11 @@ def success_and_bend(
     """Trains a method and rolls it out.
 
     Returns:
-        "success" and "entropy" as in `few_steps.sides`, and one "log bend" of the trajectories.
+        "success" and "entropy" as in `few_steps.measure_sides`, and one "log bend" of the trajectories.
     """
-    trained = train_once(experiment, option.method, data, seed).policy
-    ran = rollout_starts(with_head(trained, option.head), option.method.executor, experiment.env, episodes, starts)
-    return {**sides(ran), "log bend": [log_bend(trained, data, seed)]}
+    trained = train_policy(experiment, option.method, data, seed)
+    ran = rollout_starts(trained.with_head(option.head), option.method.executor, experiment.env, episodes, starts)
+    return {**measure_sides(ran), "log bend": [log_bend(trained, data, seed)]}
 
 
 @torch.no_grad()
@@ -108,8 +100,7 @@ def flow_arm(name: str, n_steps: int) -> Arm:
 
 
 def without_pairs(experiment: Experiment) -> Experiment:
-    unpaired = reflow_arm("reflow, 1 step", 1, UnpairedReflow)
-    return replace(experiment, arms=tuple(unpaired if a.name == unpaired.name else a for a in experiment.arms))
+    return experiment.replace_arms(reflow_arm("reflow, 1 step", 1, UnpairedReflow))
 
 
 FORK = Experiment(

@@ -45,7 +45,7 @@ class RandomRetrieve(Retrieve):
 
     seed: int = 0
 
-    def _distances(self, data, is_task):
+    def distances(self, data, is_task):
         return np.random.default_rng(self.seed).random(int((~is_task).sum()))
 
 
@@ -104,9 +104,7 @@ def success_and_precision(
 
 
 def at_random(experiment: Experiment) -> Experiment:
-    return replace(experiment, arms=tuple(
-        replace(a, options=tuple(replace(o, curation="random") for o in a.options)) if a.name == "nearest" else a
-        for a in experiment.arms))
+    return experiment.change_options(lambda o: replace(o, curation="random"), "nearest")
 
 
 ROOMS = Experiment(

@@ -16,7 +16,6 @@ from ..envs import make
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor
-from ..learn.fit_method import FitResult, fit_method
 from ..learn.method import Method, build_actor
 from ..methods.return_conditioned import udrl
 from .base import (
@@ -32,6 +31,7 @@ from .base import (
     NegativeControl,
 )
 from .curation import cached_load
+from .measures import train_once
 
 ENV, LONGEST, ROWS = "CartPole-v1", 500, 50  # ROWS: environments side by side; results do not depend on it
 UPDATES = 1000
@@ -86,7 +86,7 @@ def balanced_fraction(
     Returns:
         For each episode, "return" in units of the largest possible one, and "miss": how far it is from the request.
     """
-    trained = _train(request.method, data, seed)
+    trained = train_once(experiment, request.method, data, seed)
     asked = tuple(replace(part, target=float(request.steps)) if isinstance(part, ReturnToGo) else
                   replace(part, length=float(request.steps)) if isinstance(part, TimeLeft) else part
                   for part in request.method.transforms)
@@ -100,17 +100,6 @@ def balanced_fraction(
     return {"return": (returns / LONGEST).tolist(), "miss": (np.abs(returns - request.steps) / LONGEST).tolist()}
 
 
-def _train(method: Method, data: Dataset, seed: int) -> FitResult:
-    if (method, seed) not in _trained:
-        while len(_trained) > 3:
-            _trained.pop(next(iter(_trained)))
-        _trained[method, seed] = fit_method(method, data, seed)
-    return _trained[method, seed]
-
-
-_trained: dict[tuple, FitResult] = {}  # of this process: requests of one method share its training
-
-
 def method_with(*commands, temperature: float = 1.0) -> Method:
     """The method `udrl` for pushes to the left or right, with these columns as its commands."""
     push = Feature("int64", (1,), "discrete", num_classes=(2,))
@@ -119,8 +108,7 @@ def method_with(*commands, temperature: float = 1.0) -> Method:
 
 
 def without_commands(experiment: Experiment) -> Experiment:
-    return replace(experiment, arms=tuple(
-        replace(a, options=tuple(replace(request, method=CLONING) for request in a.options)) for a in experiment.arms))
+    return experiment.change_options(lambda request: replace(request, method=CLONING))
 
 
 COMMANDED = method_with(ReturnToGo(), TimeLeft())

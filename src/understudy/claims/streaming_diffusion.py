@@ -70,8 +70,7 @@ def make_arm(name: str, head: Diffusion, executor: Executor) -> Arm:
 def without_ramp(experiment: Experiment) -> Experiment:
     """The streaming policy never sees a buffer in training."""
     head = replace(DIFFUSION, times=RampTimes(EXECUTED, shared_fraction=1.0))
-    blind = make_arm("streaming", head, StreamingExecutor(EXECUTED, PER_PLAN))
-    return replace(experiment, arms=tuple(blind if a.name == "streaming" else a for a in experiment.arms))
+    return experiment.replace_arms(make_arm("streaming", head, StreamingExecutor(EXECUTED, PER_PLAN)))
 
 
 DIFFUSION = Diffusion(n_steps=LEVELS, prediction="sample")

@@ -225,9 +225,7 @@ def steering_error(
 
 def without_self_supervision(experiment: Experiment) -> Experiment:
     """The encoder of retrieval keeps its random weights."""
-    return replace(experiment, arms=tuple(
-        replace(a, options=tuple(replace(o, kind="untrained") for o in a.options)) if a.name == "retrieval" else a
-        for a in experiment.arms))
+    return experiment.change_options(lambda o: replace(o, kind="untrained"), "retrieval")
 
 
 @dataclass(frozen=True)

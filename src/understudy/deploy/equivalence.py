@@ -92,5 +92,5 @@ def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, T
 
 def _dtype(feature: Feature) -> torch.dtype:
     """The dtype that actors use: double precision becomes single precision."""
-    dtype = getattr(torch, feature.dtype)
+    dtype = feature.torch_dtype
     return torch.float32 if dtype == torch.float64 else dtype

@@ -69,7 +69,7 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
         if clock == 0:
             _check_observation(out.obs, env, "step")
         if env.features["action"].kind == "discrete":  # a policy plans classes as float32
-            action = action.to(getattr(torch, env.features["action"].dtype))
+            action = action.to(env.features["action"].torch_dtype)
         record = {"action": action, "next.reward": out.reward, "next.terminated": out.terminated,
                   "next.truncated": out.truncated & ~out.terminated,
                   **({"next.success": out.info["success"]} if "success" in out.info else {}),

@@ -317,7 +317,7 @@ class TransformedActor(Actor):
     def start(self, obs, key):
         last = {"exists": torch.zeros(len(key), dtype=torch.bool)}
         if self.action is not None:
-            last["action"] = torch.zeros(len(key), self.action.size, dtype=getattr(torch, self.action.dtype))
+            last["action"] = torch.zeros(len(key), self.action.size, dtype=self.action.torch_dtype)
         states, steps = {}, self._last_steps(obs, last)
         for i, (transform, step) in enumerate(zip(self.transforms, steps, strict=True)):
             states[str(i)] = transform.start(obs, key)
@@ -332,7 +332,7 @@ class TransformedActor(Actor):
         action, inner = self.actor.act(obs, state["inner"])
         inner, last = dict(inner), {"exists": torch.ones_like(state["last"]["exists"])}
         if self.action is not None:  # a policy plans classes as float32
-            last["action"] = action.to(getattr(torch, self.action.dtype))
+            last["action"] = action.to(self.action.torch_dtype)
         record = {"record": inner.pop("record")} if "record" in inner else {}
         return self._actions(action)[0], {"inner": inner, "transforms": states, "last": last, **record}
 

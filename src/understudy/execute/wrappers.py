@@ -414,13 +414,13 @@ class SkillWrapper(ActionWrapper):
     def _column_value(self, action: Tensor) -> Tensor:
         feature = self._skill()
         if not self.phrases:
-            return action.unflatten(1, feature.shape).to(getattr(torch, feature.dtype))
+            return action.unflatten(1, feature.shape).to(feature.torch_dtype)
         table = torch.from_numpy(np.stack([self._encode(text) for text in self.phrases]))
         return table[action[:, 0].long()]
 
     def _no_skill(self, rows: int) -> Tensor:
         feature = self._skill()
-        return torch.zeros(rows, *feature.shape, dtype=getattr(torch, feature.dtype))
+        return torch.zeros(rows, *feature.shape, dtype=feature.torch_dtype)
 
 
 # -- what wrappers share ----------------------------------------------------------------------------------------------

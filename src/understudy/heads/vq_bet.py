@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import UserError
-from ..nets.linear import Linear
+from ..nets.feed_forward import feed_forward_layers
 from ..nets.quantization import ResidualVQ
 from .base import TemperatureHead, gumbel_noise, repeat_into_padding
 
@@ -130,8 +130,9 @@ class ChunkAutoencoder(nn.Module):
     def __init__(self, config: VQBeT, horizon: int, coded_dim: int):
         super().__init__()
         self.shape = (horizon, coded_dim)
-        self.encoder = _layers(horizon * coded_dim, config.width, config.latent_dim)
-        self.decoder = _layers(config.latent_dim, config.width, horizon * coded_dim)
+        widths = config.width, config.width
+        self.encoder = feed_forward_layers((horizon * coded_dim, *widths, config.latent_dim))
+        self.decoder = feed_forward_layers((config.latent_dim, *widths, horizon * coded_dim))
         self.quantizer = ResidualVQ(config.n_levels, config.n_codes, config.latent_dim)
         self.requires_grad_(False)
 
@@ -179,7 +180,3 @@ class ChunkAutoencoder(nn.Module):
             if isinstance(layer, nn.Linear):
                 layer.weight.copy_(nn.init.orthogonal_(torch.empty(layer.weight.shape), generator=rng))
                 nn.init.zeros_(layer.bias)
-
-
-def _layers(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(Linear(inputs, width), nn.ReLU(), Linear(width, width), nn.ReLU(), Linear(width, outputs))

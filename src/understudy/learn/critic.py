@@ -5,20 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .. import config
-from ..checkpoint import RETRAIN, Scorer, load_features, load_weights, read_document, save_features, save_weights
-from ..core import Schema, UserError
+from ..checkpoint import Scorer, load_built, save_built
+from ..core import Schema
 from ..data.codec import Codec, CodecModule
 from ..data.window import Window
-from ..files import write_json
 from ..nets.base import Encoder
 from ..nets.encoders import ConcatEncoder
-from ..nets.linear import Linear
+from ..nets.feed_forward import feed_forward_layers
 from ..policy import Policy
 
 
@@ -89,9 +86,9 @@ class Critic(Scorer):
         encoders, layers = [], []
         for _ in range(about.networks.n_critics):
             encoder = about.networks.encoder.build({k: features[k] for k in about.inputs}, about.window.n_obs_steps)
-            sizes = (encoder.tokens * encoder.width + self.plan_size, *about.networks.hidden)
+            sizes = (encoder.tokens * encoder.width + self.plan_size, *about.networks.hidden, 1)
             encoders.append(encoder)
-            layers.append(_mlp(sizes, about.networks.layer_norm))
+            layers.append(feed_forward_layers(sizes, layer_norm=about.networks.layer_norm))
         self.encoders, self.layers = nn.ModuleList(encoders), nn.ModuleList(layers)
 
     @property
@@ -129,11 +126,7 @@ class Critic(Scorer):
         return self.scores(obs, plan).amin(0)
 
     def save(self, folder):
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "critic.json", config.dump(self.about))
-        save_features(self.features, folder)
-        save_weights(self, folder)  # the codec's statistics among them: the folder needs no other file
+        save_built(self, folder, "critic", self.about, self.features)
 
 
 class QFunction(Critic):
@@ -148,7 +141,7 @@ class QFunction(Critic):
 
     @staticmethod
     def load(folder, trust=(), device="cpu"):
-        return _load(QFunction, Path(folder), trust, device)
+        return load_built(QFunction, folder, "critic", CriticSpec, trust, device)
 
 
 class ValueFunction(Critic):
@@ -161,21 +154,4 @@ class ValueFunction(Critic):
 
     @staticmethod
     def load(folder, trust=(), device="cpu"):
-        return _load(ValueFunction, Path(folder), trust, device)
-
-
-def _load(kind: type[Critic], folder: Path, trust: tuple[str, ...], device) -> Critic:
-    path = folder / "critic.json"
-    about = config.load(read_document(path, RETRAIN), ("understudy", *trust), str(path))
-    if not isinstance(about, CriticSpec):
-        raise UserError("the file describes no critic", where=path, hint=RETRAIN)
-    critic = kind(about, load_features(folder, RETRAIN))
-    load_weights(critic, folder, RETRAIN, "critic")
-    return critic.eval().to(device)
-
-
-def _mlp(sizes: tuple[int, ...], layer_norm: bool) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for entering, leaving in zip(sizes, sizes[1:], strict=False):
-        layers += [Linear(entering, leaving), *([nn.LayerNorm(leaving)] if layer_norm else []), nn.ReLU()]
-    return nn.Sequential(*layers, Linear(sizes[-1], 1))
+        return load_built(ValueFunction, folder, "critic", CriticSpec, trust, device)

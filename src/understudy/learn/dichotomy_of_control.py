@@ -17,6 +17,7 @@ from ..data.window import SamplingWeights
 from ..heads.base import LikelihoodHead
 from ..heads.gmm import GMM
 from ..nets.encoders import ConcatEncoder
+from ..nets.feed_forward import feed_forward_layers
 from ..nets.linear import Linear
 from ..nets.mlp import MLP
 from ..policy import Policy, PolicyConfig
@@ -248,7 +249,7 @@ class _Posterior(nn.Module):
         self.columns = tuple(k for k in policy.inputs if k != config.column)
         self.width = sum(policy.features[k].size for k in self.columns)
         size = (config.lookahead + 1) * self.width + config.lookahead * (policy.codec.width + 2)
-        self.net = _mlp((size, *config.hidden, 2 * latent))
+        self.net = feed_forward_layers((size, *config.hidden, 2 * latent), "silu")
         for name in ("reward_mean", "reward_std", "return_std"):
             self.register_buffer(name, torch.ones(()))
 
@@ -286,17 +287,10 @@ class _Energy(nn.Module):
     def __init__(self, cause: int, effect: int, hidden: Sequence[int]):
         super().__init__()
         self.cause, self.effect = Linear(cause, hidden[0]), Linear(effect, hidden[0], bias=False)
-        self.net = nn.Sequential(nn.SiLU(), _mlp((*hidden, 1)))
+        self.net = nn.Sequential(nn.SiLU(), feed_forward_layers((*hidden, 1), "silu"))
 
     def forward(self, cause: Tensor, effect: Tensor) -> Tensor:
         return self.net(self.cause(cause) + self.effect(effect)).squeeze(-1)
-
-
-def _mlp(sizes: Sequence[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for entering, leaving in zip(sizes, sizes[1:], strict=False):
-        layers += [Linear(entering, leaving), nn.SiLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def _check_policy(config: DichotomyOfControl, policy: Policy) -> None:

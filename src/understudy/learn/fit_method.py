@@ -116,7 +116,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
                 trained = Policy(method.policy, data.features()).to(where)
                 fit_policy(trained, first, method.initialize_from, known)
             else:
-                trained = copy.deepcopy(policy).requires_grad_(True).to(where)
+                trained = policy.with_head(policy.config.head).to(where)  # built again: an average has no gradients
             freeze(trained, method.initialize_from)
             return method.learner.build(trained, seed, method.learner.steps, first)
 

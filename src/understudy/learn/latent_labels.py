@@ -43,6 +43,32 @@ class LatentEncoder(CheckpointModule):
             batch: Windows, as `windows` gives them.
         """
 
+    @torch.no_grad()
+    def latents(self, data: Dataset) -> Tensor:
+        """Returns the latents of all steps of the data, (N, *latent.shape).
+
+        Args:
+            data: The episodes.
+        """
+        device = next(self.parameters()).device
+        return torch.cat([self(batch.to(device)) for batch in self.windows(data).scan()])
+
+
+def check_trained(encoder: object, where: str) -> LatentEncoder:
+    """Returns a latent encoder.
+
+    Args:
+        encoder: The encoder, or a reference to a stage.
+        where: Place of the encoder, for the error.
+
+    Raises:
+        UserError: It is a reference.
+    """
+    if not isinstance(encoder, LatentEncoder):
+        raise UserError(f"{encoder} is not a trained module", where=where,
+                        hint="train a method that has this stage, or give the module itself")
+    return encoder
+
 
 @dataclass(frozen=True)
 class LatentLabels(Operation):
@@ -77,17 +103,10 @@ class LatentLabels(Operation):
                             where="LatentLabels.period", hint="1 gives each step its own latent")
 
     def apply(self, data: Dataset) -> Dataset:
-        encoder = self.encoder
-        if not isinstance(encoder, LatentEncoder):
-            raise UserError(f"{encoder} is not a trained module", where="LatentLabels.encoder",
-                            hint="train a method that has this stage, or give the module itself")
-        device = next(encoder.parameters()).device
-        with torch.no_grad():
-            latents = np.concatenate([encoder(batch.to(device)).cpu().numpy()
-                                      for batch in encoder.windows(data).scan()]).astype(encoder.latent.dtype)
-        ends = np.cumsum(data.lengths)
-        columns = [latents[end - n: end] for end, n in zip(ends, data.lengths, strict=True)]
-        held = [column[np.arange(len(column)) // self.period * self.period] for column in columns]
+        encoder = check_trained(self.encoder, "LatentLabels.encoder")
+        latents = encoder.latents(data).cpu().numpy().astype(encoder.latent.dtype)
+        held = [column[np.arange(len(column)) // self.period * self.period]
+                for column in np.split(latents, np.cumsum(data.lengths)[:-1])]
         return Dataset(LabeledEpisodes(data, self.into, encoder.latent, held), data.metadata)
 
 

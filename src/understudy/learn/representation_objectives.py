@@ -19,8 +19,7 @@ from ..heads.base import Head
 from ..heads.regression import Regression
 from ..nets.base import Trunk
 from ..nets.ema import EMA, ConstantDecay
-from ..nets.feed_forward import FeedForward
-from ..nets.linear import Linear
+from ..nets.feed_forward import FeedForward, feed_forward_layers
 from ..policy import Policy
 from .behavior_cloning import AuxiliaryLoss, LaggedAuxiliaryLoss
 
@@ -40,12 +39,8 @@ class RepresentationObjective(AuxiliaryLoss):
         """Returns the module that computes the loss of each window, (B,), and holds the networks of the objective."""
 
 
-def _mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers with LayerNorm and ReLU between them."""
-    layers: list[nn.Module] = []
-    for entering, leaving in zip(sizes[:-1], sizes[1:-1], strict=False):
-        layers += [Linear(entering, leaving), nn.LayerNorm(leaving), nn.ReLU()]
-    return nn.Sequential(*layers, Linear(sizes[-2], sizes[-1]))
+def _layers(*sizes: int) -> nn.Sequential:
+    return feed_forward_layers(sizes, layer_norm=True)
 
 
 def _flat(captured: Mapping[str, Tensor]) -> Tensor:
@@ -171,7 +166,7 @@ class _ForwardDynamicsLoss(LaggedAuxiliaryLoss):
         super().__init__()
         size = _context_size(policy)
         self.config, self.target = config, _TargetEncoder(policy, config.target_decay)
-        self.predictor = _mlp(size + policy.window.horizon * policy.codec.width, *config.hidden, size)
+        self.predictor = _layers(size + policy.window.horizon * policy.codec.width, *config.hidden, size)
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
         assert batch.next is not None
@@ -266,8 +261,8 @@ class _BYOLLoss(LaggedAuxiliaryLoss):
     def __init__(self, config: BYOL, policy: Policy):
         super().__init__()
         self.config, self.target = config, _TargetEncoder(policy, config.target_decay)
-        self.projector: nn.Module = _mlp(_context_size(policy), config.hidden, config.size)
-        self.predictor: nn.Module = _mlp(config.size, config.hidden, config.size)
+        self.projector: nn.Module = _layers(_context_size(policy), config.hidden, config.size)
+        self.predictor: nn.Module = _layers(config.size, config.hidden, config.size)
         self.average = EMA(self.projector, ConstantDecay(config.target_decay))
         self.target_projector = self.average.module
 
@@ -315,7 +310,7 @@ class _TimeContrastiveLoss(nn.Module):
     def __init__(self, config: TimeContrastive, policy: Policy):
         super().__init__()
         self.config = config
-        self.projector: nn.Module = _mlp(_context_size(policy), config.hidden, config.size)
+        self.projector: nn.Module = _layers(_context_size(policy), config.hidden, config.size)
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
         assert batch.next is not None

@@ -12,7 +12,7 @@ from ..core import DataError, Feature, UserError
 from ..data.episode import Dataset
 from ..data.mixture import DATASET_NAME
 from ..data.operations import Operation
-from .latent_labels import LabeledEpisodes, LatentEncoder
+from .latent_labels import LabeledEpisodes, LatentEncoder, check_trained
 
 SAMPLING_WEIGHT = "sampling_weight"  # the column of `Retrieve`, unless another is named
 BLOCK = 1024  # windows that are compared with the task at a time
@@ -67,9 +67,7 @@ class Retrieve(Operation):
                             where="Retrieve.task_fraction", hint="0.5 draws half of the windows from the task")
 
     def apply(self, data: Dataset) -> Dataset:
-        if not isinstance(self.encoder, LatentEncoder):
-            raise UserError(f"{self.encoder} is not a trained module", where="Retrieve.encoder",
-                            hint="train a method that has this stage, or give the module itself")
+        check_trained(self.encoder, "Retrieve.encoder")
         names = [episode.metadata.get(DATASET_NAME) for episode in data]
         if all(name is None for name in names):
             raise DataError("the episodes do not say to which part of a mixture they belong", where="Retrieve",
@@ -81,21 +79,21 @@ class Retrieve(Operation):
         if is_task.any():  # held-out episodes alone may have none
             weights[is_task] = self.task_fraction / is_task.sum()
             if not is_task.all():
-                retrieved = np.flatnonzero(~is_task)[self._retrieved(self._distances(data, is_task))]
+                retrieved = np.flatnonzero(~is_task)[self._retrieved(self.distances(data, is_task))]
                 weights[retrieved] = (1 - self.task_fraction) / max(len(retrieved), 1)
-        ends = np.cumsum(lengths)
-        columns = [weights[end - n: end, None] for end, n in zip(ends, lengths, strict=True)]
+        columns = np.split(weights[:, None], np.cumsum(lengths)[:-1])
         return Dataset(LabeledEpisodes(data, self.into, Feature("float64", (1,)), columns), data.metadata)
 
-    def _distances(self, data: Dataset, is_task: np.ndarray) -> np.ndarray:
-        """Distance of each prior window to the task, (n,)."""
-        assert isinstance(self.encoder, LatentEncoder)
-        device = next(self.encoder.parameters()).device
-        with torch.no_grad():
-            latents = torch.cat([self.encoder(batch.to(device)).flatten(1)
-                                 for batch in self.encoder.windows(data).scan()])
-            task, prior = latents[torch.from_numpy(is_task)], latents[torch.from_numpy(~is_task)]
-            return torch.cat([torch.cdist(block, task).amin(1) for block in prior.split(BLOCK)]).cpu().numpy()
+    def distances(self, data: Dataset, is_task: np.ndarray) -> np.ndarray:
+        """Returns the distance of each prior window to the nearest one of the task, (n,).
+
+        Args:
+            data: The mixture.
+            is_task: True for the windows of the task, (N,).
+        """
+        latents = check_trained(self.encoder, "Retrieve.encoder").latents(data).flatten(1)
+        task, prior = latents[torch.from_numpy(is_task)], latents[torch.from_numpy(~is_task)]
+        return torch.cat([torch.cdist(block, task).amin(1) for block in prior.split(BLOCK)]).cpu().numpy()
 
     def _retrieved(self, distances: np.ndarray) -> np.ndarray:
         """Numbers of the prior windows to retrieve. Of equally distant ones, the first are taken."""

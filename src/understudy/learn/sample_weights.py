@@ -24,13 +24,11 @@ class WeightFunction(ABC):
 
     @abstractmethod
     def __call__(self, batch: Batch, policy: Policy) -> Tensor:
-        """Return the weights.
+        """Return the weights. No gradients are computed, and networks that are read are in evaluation mode.
 
         Args:
             batch: A batch, on the policy's device. `extra` has the columns that `SampleWeights.columns` names.
             policy: The policy that trains, with its newest weights.
-
-        Networks are in evaluation mode, and no gradients are computed.
 
         Returns:
             Weight of each window, (B,) or (B, 1), or of each step, (B, H). At least 0. Padded steps never count.

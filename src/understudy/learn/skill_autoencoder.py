@@ -6,20 +6,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from .. import config
-from ..checkpoint import RETRAIN, load_features, load_weights, read_document, save_features, save_weights
-from ..core import Batch, ConfigError, HeadSpec, Schema, Unsupported, UserError
+from ..checkpoint import load_built, save_built
+from ..core import Batch, ConfigError, HeadSpec, Schema, Unsupported
 from ..data.codec import CodecModule, Normalizer
 from ..data.episode import Dataset
 from ..data.relabel import Rename
 from ..data.window import SamplingWeights, Window
-from ..files import write_json
 from ..heads.base import LikelihoodHead
 from ..heads.gaussian import Gaussian
 from ..nets.base import Trunk
@@ -269,7 +266,7 @@ class SkillPosterior(LatentEncoder):
         n, mask = self.about.policy.window.n_obs_steps, batch.mask
         present = torch.cat([mask.new_ones(len(batch), n - 1), mask], 1)
         # The codec may read any column of the policy, also those that are not read here.
-        obs = {**{k: torch.zeros(*present.shape, *f.shape, dtype=getattr(torch, f.dtype), device=mask.device)
+        obs = {**{k: torch.zeros(*present.shape, *f.shape, dtype=f.torch_dtype, device=mask.device)
                   for k, f in self.features.items() if k != self.about.policy.target}, **batch.obs}
         coded = self.codec.encode_obs(obs)
         coded = {k: coded[k] for k in self.inputs}
@@ -285,21 +282,11 @@ class SkillPosterior(LatentEncoder):
         return self.distribution(batch)[0].unflatten(1, self.latent.shape)
 
     def save(self, folder):
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "posterior.json", config.dump(self.about))
-        save_features(self.features, folder)
-        save_weights(self, folder)  # with the statistics of the codec: the folder needs no other file
+        save_built(self, folder, "posterior", self.about, self.features)
 
     @staticmethod
     def load(folder, trust=(), device="cpu"):
-        path = Path(folder) / "posterior.json"
-        about = config.load(read_document(path, RETRAIN), ("understudy", *trust), str(path))
-        if not isinstance(about, SkillPosteriorSpec):
-            raise UserError("the file describes no posterior of skills", where=path, hint=RETRAIN)
-        posterior = SkillPosterior(about, load_features(folder, RETRAIN))
-        load_weights(posterior, folder, RETRAIN, "posterior")
-        return posterior.eval().to(device)
+        return load_built(SkillPosterior, folder, "posterior", SkillPosteriorSpec, trust, device)
 
 
 def _piece_window(window: Window, length: int) -> Window:

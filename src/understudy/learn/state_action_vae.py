@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
 
-from .. import config
-from ..checkpoint import RETRAIN, load_features, load_weights, read_document, save_features, save_weights
-from ..core import Batch, Feature, Schema, Unsupported, UserError
+from ..checkpoint import load_built, save_built
+from ..core import Batch, Feature, Schema, Unsupported
 from ..data.codec import CodecModule
 from ..data.episode import Dataset
-from ..files import write_json
 from ..nets.ema import EMADecay, WarmupDecay
 from ..nets.encoders import ConcatEncoder
-from ..nets.linear import Linear
+from ..nets.feed_forward import feed_forward_layers
 from ..policy import Policy, PolicyConfig
 from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
@@ -158,8 +155,8 @@ class StateActionEmbedding(LatentEncoder):
         actions = policy.window.horizon * self.codec.width
         size = self.encoder.tokens * self.encoder.width + actions
         self.latent = Feature("float32", (about.latent_dim + actions,))
-        self.net = _mlp(size, *about.widths, 2 * about.latent_dim)
-        self.decoder = _mlp(about.latent_dim, *about.widths, size)
+        self.net = feed_forward_layers((size, *about.widths, 2 * about.latent_dim))
+        self.decoder = feed_forward_layers((about.latent_dim, *about.widths, size))
 
     def windows(self, data):
         policy = self.about.policy
@@ -182,26 +179,8 @@ class StateActionEmbedding(LatentEncoder):
         return torch.cat([self.posterior(values)[0], values[:, -actions:]], -1).float()
 
     def save(self, folder):
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "embedding.json", config.dump(self.about))
-        save_features(self.features, folder)
-        save_weights(self, folder)  # with the statistics of the codec: the folder needs no other file
+        save_built(self, folder, "embedding", self.about, self.features)
 
     @staticmethod
     def load(folder, trust=(), device="cpu"):
-        path = Path(folder) / "embedding.json"
-        about = config.load(read_document(path, RETRAIN), ("understudy", *trust), str(path))
-        if not isinstance(about, StateActionEmbeddingSpec):
-            raise UserError("the file describes no embedding of observations and actions", where=path, hint=RETRAIN)
-        embedding = StateActionEmbedding(about, load_features(folder, RETRAIN))
-        load_weights(embedding, folder, RETRAIN, "embedding")
-        return embedding.eval().to(device)
-
-
-def _mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
-    layers: list[nn.Module] = []
-    for entering, leaving in zip(sizes[:-2], sizes[1:-1], strict=True):
-        layers += [Linear(entering, leaving), nn.ReLU()]
-    return nn.Sequential(*layers, Linear(sizes[-2], sizes[-1]))
+        return load_built(StateActionEmbedding, folder, "embedding", StateActionEmbeddingSpec, trust, device)

@@ -465,7 +465,7 @@ def _held_out(data: Dataset, hold: float | Sequence[int], left_out: list[int]) -
     held = validation_episodes(len(data), hold)
     if not set(kept) - set(held):
         raise UserError(f"no episode is left to train on: {len(held)} are held out and {len(left_out)} were "
-                        "interrupted", where="hold", hint="hold out fewer, or include those that were interrupted")
+                        "interrupted", where="val_fraction", hint="hold out fewer, or include those that were interrupted")
     return held
 
 
@@ -564,7 +564,7 @@ def _check_acts(method: Method, learner: Learner, recorded: Schema) -> None:
         return
     features = {**build_planner(method, learner.modules).features,
                 **{k: f for k, f in recorded.items() if role(k) == "observation" and f.kind != "string"}}
-    obs = {name: torch.zeros(1, *f.shape, dtype=getattr(torch, f.dtype)) for name, f in features.items()}
+    obs = {name: torch.zeros(1, *f.shape, dtype=f.torch_dtype) for name, f in features.items()}
     obs[LAST_REWARD] = torch.zeros(1)
     build_actor(method, learner.modules, features=recorded).start(obs, torch.zeros(1, dtype=torch.int64))
 

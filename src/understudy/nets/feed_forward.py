@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,24 @@ from .base import Trunk, TrunkNet, check_not_causal
 from .fourier import FourierFeatures
 from .linear import Linear
 
+Activation = Literal["relu", "gelu", "silu", "tanh"]
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+def feed_forward_layers(sizes: Sequence[int], activation: Activation = "relu", layer_norm: bool = False
+                        ) -> nn.Sequential:
+    """Builds linear layers with activation functions between them.
+
+    Args:
+        sizes: Width of the input, of each hidden layer and of the output.
+        activation: Activation function after each hidden layer.
+        layer_norm: Normalize each hidden layer before its activation function.
+    """
+    layers: list[nn.Module] = []
+    for entering, leaving in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [Linear(entering, leaving), *([nn.LayerNorm(leaving)] if layer_norm else []),
+                   ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[: -2 if layer_norm else -1])
 
 
 @dataclass(frozen=True)
@@ -29,7 +47,7 @@ class FeedForward(Trunk):
     """
 
     widths: tuple[int, ...] = (256, 256)
-    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    activation: Activation = "relu"
     n_frequencies: int = 6
 
     def build(self, inputs, outputs, n_times, spec):
@@ -43,9 +61,7 @@ class _FeedForwardNet(TrunkNet):
         self.fourier = FourierFeatures(config.n_frequencies)
         self.horizon, self.outputs = spec.horizon, outputs
         size = spec.horizon * (inputs + 2 * config.n_frequencies * n_times) + spec.tokens * spec.width
-        sizes, activation = (size, *config.widths), ACTIVATIONS[config.activation]
-        hidden = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (Linear(a, b), activation())]
-        self.layers = nn.Sequential(*hidden, Linear(sizes[-1], spec.horizon * outputs))
+        self.layers = feed_forward_layers((size, *config.widths, spec.horizon * outputs), config.activation)
 
     def forward(self, x, t, context):
         h = self.layers(torch.cat([x.flatten(1), self.fourier(t).flatten(1), context.flat()], -1))

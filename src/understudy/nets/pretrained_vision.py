@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Unsupported, UserError
-from .linear import Linear
 from .pretrained import PretrainedFiles, PretrainedNet, import_extra, load_pretrained, transformers_model
-from .vision import FrozenVisionNet, VisionEncoder, VisionNet, given_weights
+from .vision import FrozenVisionNet, VisionEncoder, VisionNet, given_weights, output_layer
 
 
 @dataclass(frozen=True)
@@ -227,7 +226,7 @@ class _TrainedVisionNet(VisionNet):
     def __init__(self, body: _PretrainedBody, tokens: int, size: int, width: int | None):
         super().__init__()
         self.body, self.tokens = body, tokens
-        self.leave, self.width = (nn.Identity(), size) if width is None else (Linear(size, width), width)
+        self.leave, self.width = output_layer(size, width)
 
     def forward(self, image):
         return self.leave(self.body(image))

@@ -79,7 +79,7 @@ class FrozenVisionNet(VisionNet):
     def __init__(self, body: nn.Module, tokens: int, size: int, width: int | None, preprocessing: object):
         super().__init__()
         self.body, self.tokens, self.size, self.preprocessing = body.requires_grad_(False), tokens, size, preprocessing
-        self.leave, self.width = _feature_map_output(size, width)
+        self.leave, self.width = output_layer(size, width)
         self.train()
 
     def train(self, mode=True):
@@ -123,7 +123,13 @@ class FrozenVisionNet(VisionNet):
         return found.hexdigest()
 
 
-def _feature_map_output(size: int, width: int | None) -> tuple[nn.Module, int]:
+def output_layer(size: int, width: int | None) -> tuple[nn.Module, int]:
+    """Return the layer from features to tokens, and the width of its output.
+
+    Args:
+        size: Width of the features.
+        width: Width of the tokens. None for those of the features, without a layer.
+    """
     return (nn.Identity(), size) if width is None else (Linear(size, width), width)
 
 
@@ -147,6 +153,9 @@ def spatial_softargmax(maps: Tensor) -> Tensor:
     return torch.cat([(weight.sum(-2) * x).sum(-1), (weight.sum(-1) * y).sum(-1)], -1)
 
 
+GROUPS = 8  # of GroupNorm in `SmallConv`
+
+
 @dataclass(frozen=True)
 class SmallConv(VisionEncoder):
     """Four convolutions, then keypoints (spatial soft-argmax). Small enough for a CPU. One token per image.
@@ -160,6 +169,9 @@ class SmallConv(VisionEncoder):
     keypoints: int = 32
 
     def build(self, shape, width=None):
+        if any(channels % GROUPS for channels in self.channels):
+            raise UserError(f"The channels are {self.channels}, and not all are multiples of {GROUPS}, the number of "
+                            "groups that are normalized.", where="SmallConv.channels", hint="Use (32, 32, 64, 64).")
         return _SmallConv(self, shape, width)
 
 
@@ -171,10 +183,10 @@ class _SmallConv(VisionNet):
         layers, size = [], shape[-1]
         for i, channels in enumerate(config.channels):
             stride = 2 if i < 2 else 1
-            layers += [nn.Conv2d(size, channels, 3, stride, 1), nn.GroupNorm(8, channels), nn.SiLU()]
+            layers += [nn.Conv2d(size, channels, 3, stride, 1), nn.GroupNorm(GROUPS, channels), nn.SiLU()]
             size = channels
         self.body = nn.Sequential(*layers, nn.Conv2d(size, config.keypoints, 1))
-        self.leave, self.width = _feature_map_output(2 * config.keypoints, width)
+        self.leave, self.width = output_layer(2 * config.keypoints, width)
 
     def forward(self, image):
         return self.leave(spatial_softargmax(self.body(2 * image - 1))).unsqueeze(1)
@@ -260,7 +272,7 @@ class _ResNet18(VisionNet):
         self.body, self.pool = ResNet18Body(channels, fixed=config.weights is not None), config.pool
         self.tokens = -(-h // 32) * -(-w // 32) if config.pool == "grid" else 1
         self.points = nn.Conv2d(512, config.keypoints, 1) if config.pool == "keypoints" else None
-        self.leave, self.width = _feature_map_output(2 * config.keypoints if config.pool == "keypoints" else 512, width)
+        self.leave, self.width = output_layer(2 * config.keypoints if config.pool == "keypoints" else 512, width)
         mean, std = _imagenet_statistics(channels)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)

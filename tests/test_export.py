@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +162,69 @@ def test_both_runners_give_the_recorded_actions(head, window, executor, trunk, t
     found = json.loads(done.stdout.splitlines()[-1])
     np.testing.assert_allclose(found["actions"], wanted, rtol=1e-4, atol=1e-5)
     assert found["drawn"] == runner.rng.drawn and (runner.rng.drawn > 0) == isinstance(head, Flow)
+
+
+PAGE = """<!doctype html><script type="module">
+import * as ort from "./dist/ort.wasm.min.mjs";
+import { OnnxRunner } from "./onnx_runner.mjs";
+const send = (told) => fetch("told", { method: "POST", body: JSON.stringify(told) });
+try {
+  ort.env.wasm.numThreads = 1;
+  const { noise, episodes } = await (await fetch("recorded.json")).json(), actions = [];
+  let drawn = 0;
+  const bytes = new Uint8Array(await (await fetch("policy.onnx")).arrayBuffer());
+  const runner = await OnnxRunner.load(ort, bytes, () => noise[drawn++]);
+  for (const steps of episodes) {
+    runner.reset();
+    for (const obs of steps) actions.push(await runner.act(obs));
+  }
+  await send({ actions });
+} catch (error) {
+  await send({ error: String(error) });
+}
+</script>"""
+
+
+@pytest.mark.slow
+def test_a_browser_gives_the_recorded_actions(tmp_path):
+    browser, web = shutil.which("chromium") or shutil.which("google-chrome"), ROOT / "node_modules/onnxruntime-web/dist"
+    if browser is None:
+        pytest.skip("no browser")
+    if not web.exists():
+        pytest.skip("no onnxruntime-web")
+    recorded = recorded_episodes(tmp_path, Flow(n_steps=2), RecedingHorizon(3), Window(2, 6), MLP(16))
+    runner = OnnxRunner(recorded["file"])
+    runner.rng, wanted, told = Recorded(recorded["noise"]), [], queue.Queue()
+    for steps in recorded["episodes"]:
+        runner.reset()
+        wanted += [runner.act(obs).tolist() for obs in steps]
+    (tmp_path / "dist").symlink_to(web)
+    shutil.copy(RUNNER, tmp_path)
+    (tmp_path / "recorded.json").write_text(json.dumps(recorded))
+    (tmp_path / "index.html").write_text(PAGE)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_POST(self):
+            told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        shown = subprocess.Popen([browser, "--headless", "--no-sandbox", "--disable-gpu",
+                                  f"--user-data-dir={tmp_path / 'profile'}", "--remote-debugging-port=0",
+                                  f"http://127.0.0.1:{server.server_port}/index.html"],
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            found = told.get(timeout=120)
+        finally:
+            shown.terminate()
+            shown.wait()
+            server.shutdown()
+    assert "actions" in found, found
+    np.testing.assert_allclose(found["actions"], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_page_shows_the_runner_in_javascript():

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from tyro.conf import Positional, arg
 
-from .common import Output, TrustedPackages, command_line, parse, progress_bar, trained_rate, trust_options
+from .common import (
+    Output,
+    PositiveCount,
+    TrustedPackages,
+    command_line,
+    parse,
+    progress_bar,
+    trained_rate,
+    trust_options,
+)
 
 if TYPE_CHECKING:
     from ..learn.method import Method
@@ -36,7 +45,7 @@ class ExportOptions:
     """where to write it: FILE.onnx, FILE.pt2, FILE.aot.pt2, or a new folder for LeRobot"""
     precision: Literal["fp32", "int8"] = "fp32"
     """int8 rounds the linear layers of an ONNX file: smaller, often faster, and another policy: compare its success"""
-    inputs: Annotated[int, arg(metavar="N")] = 1000
+    inputs: PositiveCount = 1000
     """number of random inputs on which the file is compared with the policy"""
     json: bool = False
     """one JSON document on standard output"""

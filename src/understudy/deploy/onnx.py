@@ -69,7 +69,7 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
         raise UserError(f"the name must end in .onnx, but is {path.name}", where=path,
                         hint=f"such as {path.with_suffix('.onnx')}")
     obs, noise = random_observations(policy, 3), random_noise(policy, 3)
-    example = {k: v for k, v in {"noise": noise, **obs}.items() if k in argument_names(policy)}
+    example = {name: noise if name == "noise" else obs[name] for name in argument_names(policy)}
     with torch.no_grad():
         action = policy.plan(obs, noise)  # what tables hold is made now, and not by the exporter
         program = _export_program(policy, example)

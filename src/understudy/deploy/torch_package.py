@@ -70,7 +70,7 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
     if is_compiled(path):
         _check_compiler()
     obs, noise = random_observations(policy, 3), random_noise(policy, 3)
-    example = {k: v for k, v in {"noise": noise, **obs}.items() if k in argument_names(policy)}
+    example = {name: noise if name == "noise" else obs[name] for name in argument_names(policy)}
     with torch.no_grad():
         action = policy.plan(obs, noise)
         program = _program(policy, example)

@@ -122,7 +122,7 @@ def measure_parity(policy: Policy, found: Planner, inputs: int = 1000,
 
 
 def parity_report(path: Path, found: ExportedPlanner, parity: Parity, error: float) -> dict:
-    """What is written beside an exported file, as JSON data.
+    """What is written next to an exported file, as JSON data.
 
     Args:
         path: The file.

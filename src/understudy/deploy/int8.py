@@ -3,6 +3,9 @@
 Weights have one scale for each output. Inputs have one scale, from their largest and smallest value, so that no
 calibration data are needed. Convolutions over images, embeddings and attention stay in fp32.
 
+Weights are stored as unsigned numbers with the zero at 128. With signed ones, sums of two products overflow in ONNX
+Runtime on processors without VNNI, and the result depends on the processor.
+
 References:
     Jacob et al. (2018), Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
     arXiv:1712.05877.
@@ -15,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+ZERO = 128  # the number that stands for a weight of zero
+ZERO_NAME = "int8.zero"
 MIN_WEIGHTS = 4096  # smallest number of weights that are rounded: smaller layers save nothing
 
 
@@ -31,9 +36,11 @@ def quantize_file(path: Path | str, min_weights: int = MIN_WEIGHTS) -> int:
         The number of layers that were rounded.
     """
     import onnx
+    from onnx import numpy_helper
 
     model = onnx.load(path)
     weights = {x.name: x for x in model.graph.initializer}
+    model.graph.initializer.append(numpy_helper.from_array(np.array(ZERO, np.uint8), ZERO_NAME))
     rounded: dict[tuple[str, bool], tuple[str, str]] = {}
     count = 0
     for graph in reversed(list(_graphs(model.graph))):  # a graph copies the nodes that it gets, so bodies come first
@@ -86,7 +93,7 @@ def _round_weight(graph, weight, turned: bool) -> tuple[str, str]:
     exact = numpy_helper.to_array(weight)
     exact = exact.T if turned else exact
     scale = np.maximum(np.abs(exact).max(0) / 127, np.finfo(np.float32).tiny).astype(np.float32)
-    whole = np.clip(np.rint(exact / scale), -127, 127).astype(np.int8)
+    whole = (np.clip(np.rint(exact / scale), -127, 127) + ZERO).astype(np.uint8)
     names = (f"{weight.name}.int8{'.turned' if turned else ''}", f"{weight.name}.scale{'.turned' if turned else ''}")
     graph.initializer.extend(
         [numpy_helper.from_array(np.ascontiguousarray(x), name) for x, name in zip((whole, scale), names, strict=True)]
@@ -106,7 +113,7 @@ def _integer_product(node, weight: str, scale: str, name: str) -> list:
     out = node.output[0]
     return [
         made("DynamicQuantizeLinear", [x], [whole, size, zero]),
-        made("MatMulInteger", [whole, weight, zero], [product]),
+        made("MatMulInteger", [whole, weight, zero, ZERO_NAME], [product]),
         made("Cast", [product], [number], to=TensorProto.FLOAT),
         made("Mul", [size, scale], [both]),
         made("Mul", [number, both], [scaled if bias else out]),

@@ -112,7 +112,7 @@ def metadata(policy: Policy, executor: Executor | None, fps: float | None, examp
         policy: The policy.
         executor: The executor of its chunks. By default every chunk is executed for one step.
         fps: Actions per second of the data, if known.
-        example: Inputs of the file by name, (rows, ...), of which only shapes and dtypes are read.
+        example: Inputs of the file by name, (rows, ...). Only shapes and dtypes are read.
         action: What the policy plans for them, (rows, horizon, A).
         precision: Precision of the weights.
     """

@@ -2,8 +2,9 @@
 
 - `python` runs in one namespace a page. With a title ("```python title="my_env.py"") it is saved under that name.
 - `console` and `bash` run what begins with `understudy`; in `console`, lines without `$ ` are output.
-- `json`, `text` and the like are not code. A block that cannot run here has a comment above it with a reason that
-  tests/expected_skips.txt lists: <!-- not run: installs packages -->, or <!-- needs mujoco --> where it depends.
+- `json`, `text` and the like are not code; `js` runs in tests/test_export.py. A block that cannot run here has a
+  comment above it with a reason that tests/expected_skips.txt lists: <!-- not run: installs packages -->, or
+  <!-- needs mujoco --> where it depends.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SLOW = ["CONTRIBUTING.md", *(f"docs/{n}.md" for n in (
     "choosing", "deploy", "environments", "improving", "robustness", "runs"))]  # more than 5 s each
-NOT_CODE = {"text", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
+NOT_CODE = {"text", "js", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
 
 FENCE = re.compile(
     r"(?:^[ ]*<!-- (?P<kind>not run:|needs) (?P<why>[^\n]+?) -->\n+)?"

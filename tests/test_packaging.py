@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/understudy").rglob("*.py")}
 PAGE = {f"understudy/studio/inspect.{kind}" for kind in ("html", "css", "js")}
-PAGE |= {f"understudy/claims/ledger.{kind}" for kind in ("tsv", "html")}
+PAGE |= {f"understudy/claims/ledger.{kind}" for kind in ("tsv", "html")} | {"understudy/deploy/onnx_runner.mjs"}
 RESULTS = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/understudy/claims/results").glob("*.json")}
 
 
@@ -24,7 +24,7 @@ def built(tmp_path_factory):
     """(sdist, wheel), of a copy of the sources alone: no git, no make, nothing built before."""
     folder = tmp_path_factory.mktemp("package")
     copy = shutil.copytree(ROOT, folder / "sources", ignore=shutil.ignore_patterns(
-        ".*", "*.egg-info", "build", "dist", "site", "__pycache__", "shared", "understudy-demo"))
+        ".*", "*.egg-info", "build", "dist", "site", "__pycache__", "shared", "understudy-demo", "node_modules"))
     build = "import sys; from setuptools import build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
     for what in ("build_sdist", "build_wheel"):
         subprocess.run([sys.executable, "-c", build, what, folder], cwd=copy, check=True, capture_output=True)

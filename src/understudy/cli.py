@@ -64,7 +64,7 @@ COMMANDS = {
                        resume_options=("--save",)),
     "plan": Command("RATE RATE [--power P] [--episodes N]", "how many rollouts tell two policies apart"),
     "robustness": Command("RUN ENV [--shifts ...] [--html FILE]", "how it fares as the world changes", True),
-    "export": Command("RUN --out FILE.onnx|FOLDER", "a trained policy as an ONNX file or for LeRobot"),
+    "export": Command("RUN --out FILE|FOLDER", "a trained policy as a file (ONNX, PyTorch) or for LeRobot"),
     "robot": Command("find-port|setup|calibrate|teleoperate|...", "ready a robot, or emulate one"),
     "act": Command("RUN --robot TYPE [--robot.port PORT]", "a trained policy on a robot, within safety limits"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),

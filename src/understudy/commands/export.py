@@ -4,26 +4,49 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from tyro.conf import Positional, arg
 
-from .common import Output, TrustedPackages, command_line, parse, trust_options
+from .common import (
+    Output,
+    PositiveCount,
+    TrustedPackages,
+    command_line,
+    parse,
+    progress_bar,
+    trained_rate,
+    trust_options,
+)
+
+if TYPE_CHECKING:
+    from ..learn.method import Method
+    from ..policy import Policy
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a trained policy as one ONNX file: observations and noise in, a chunk of actions out, in world units.
+    """Write a trained policy as one file: observations and noise in, a chunk of actions out, in world units.
 
-    If OUT has no suffix, it becomes a folder that LeRobot loads (its pretrained_model). This needs a policy with
-    LeRobot's architecture of ACT or Diffusion Policy, such as one that was loaded from LeRobot and trained further.
+    The name of OUT decides its kind. FILE.onnx runs in ONNX Runtime, in Python, JavaScript and other languages.
+    FILE.pt2 (torch.export) runs in PyTorch, without understudy. FILE.aot.pt2 is machine code for processors like this
+    machine's (AOTInductor). It needs a C++ compiler, and takes minutes. A folder is one that LeRobot loads (its
+    pretrained_model). This needs a policy with LeRobot's architecture of ACT or Diffusion Policy, such as one that was
+    loaded from LeRobot and trained further.
+
+    A file is compared with the policy. OUT.json says how much its chunks differ, and where most, and what the file
+    takes and gives.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """a run (its last checkpoint), RUN/best, a checkpoint, or a run or checkpoint of LeRobot (ACT or Diffusion
     Policy)"""
     out: Annotated[Path, arg(metavar="OUT")]
-    """where to write it: FILE.onnx, or a new folder for LeRobot"""
+    """where to write it: FILE.onnx, FILE.pt2, FILE.aot.pt2, or a new folder for LeRobot"""
+    precision: Literal["fp32", "int8"] = "fp32"
+    """int8 rounds the linear layers of an ONNX file: smaller, often faster, and another policy: compare its success"""
+    inputs: PositiveCount = 1000
+    """number of random inputs on which the file is compared with the policy"""
     json: bool = False
     """one JSON document on standard output"""
     trust: TrustedPackages = ()
@@ -32,12 +55,18 @@ class ExportOptions:
 
 def main(args: list[str]) -> None:
     o = parse(ExportOptions, "export", args)
-    from ..core import Unsupported
-    from ..data.relabel import TaskText
-    from ..deploy.onnx import export, runs_in_onnx_runner
-    from ..learn.method import TrainedRun, runtime_relabels
+    from ..core import Unsupported, UserError
+    from ..learn.method import TrainedRun
     from ..policy import Policy
 
+    if o.inputs < 1:
+        raise UserError(f"expected 1 or more, found {o.inputs}", where="--inputs", hint="such as --inputs 1000")
+    if o.out.suffix not in ("", ".onnx", ".pt2"):
+        raise UserError(f"the name must end in .onnx or .pt2, but is {o.out.name}", where=o.out,
+                        hint=f"such as {o.out.with_suffix('.onnx')}")
+    if o.precision != "fp32" and o.out.suffix != ".onnx":
+        raise UserError(f"{o.precision} is for ONNX files, but the file is {o.out.name}", where="--precision",
+                        hint=f"such as --out {o.out.with_suffix(f'.{o.precision}.onnx')}")
     with Output(o.json) as out:
         trained = TrainedRun.load(o.run, o.trust)
         policy, method = cast(Policy, trained.modules["policy"]), trained.method
@@ -45,32 +74,65 @@ def main(args: list[str]) -> None:
             parts = [*method.inference, *([] if method.wrapper is None else [method.wrapper])]
             raise Unsupported(f"the file would hold the policy without {', '.join(type(p).__name__ for p in parts)}",
                               where=o.run, hint="run it from its checkpoint: understudy.load_actor")
-        if not o.out.suffix:
-            from ..learn.lerobot_export import write_lerobot_policy
+        if o.out.suffix:
+            _write_file(o, policy, method, out)
+        else:
+            _write_lerobot_folder(o, policy, method, out)
 
-            write_lerobot_policy(policy, method.executor, o.out)
-            out.print(f"{o.out}: a checkpoint that LeRobot loads (--policy.path={o.out}), and understudy as well.")
-            out.suggest(command_line("eval", o.out, "ENV", "--episodes", 100))
-            out.print_json({"folder": str(o.out), "inputs": list(policy.inputs), "horizon": policy.window.horizon,
-                            "executor": type(method.executor).__name__})
-            return
-        error = export(policy, o.out, method.executor, trust=("understudy", *o.trust))
-        size = o.out.stat().st_size
-        out.print(
-            f"{o.out}: {size / 1e6:,.1f} MB. Its chunks differ from those of the policy by at most {error:.1g} of the "
-            "largest action."
-        )
-        name = type(method.executor).__name__
-        if not (in_runner := runs_in_onnx_runner(method.executor)):
-            out.print(f"Its executor is {name}. The runner for robots (onnx_runner.py) runs RecedingHorizon only and "
-                      "refuses the file: load it with understudy (understudy.deploy.onnx.load_onnx_actor), or train "
-                      "a method whose executor is RecedingHorizon.")
-        runs = o.out
-        if computed := [type(r).__name__ for r in runtime_relabels(method) if not isinstance(r, TaskText)]:
-            out.print(f"The file does not compute what {', '.join(computed)} adds or changes. Evaluate the run itself, "
-                      "or compute it in your own loop.")
-            runs = o.run
+
+def _write_lerobot_folder(o: ExportOptions, policy: Policy, method: Method, out: Output) -> None:
+    from ..learn.lerobot_export import write_lerobot_policy
+
+    write_lerobot_policy(policy, method.executor, o.out)
+    out.print(f"{o.out}: a checkpoint that LeRobot loads (--policy.path={o.out}), and understudy as well.")
+    out.suggest(command_line("eval", o.out, "ENV", "--episodes", 100))
+    out.print_json({"folder": str(o.out), "inputs": list(policy.inputs), "horizon": policy.window.horizon,
+                    "executor": type(method.executor).__name__})
+
+
+def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -> None:
+    """Writes an ONNX file or a package of PyTorch, and compares it with the policy."""
+    from ..data.relabel import TaskText
+    from ..deploy import onnx, torch_package
+    from ..deploy.equivalence import measure_parity, parity_report
+    from ..deploy.onnx import runs_in_onnx_runner
+    from ..files import write_json
+    from ..learn.method import runtime_relabels
+
+    trust, fps, in_onnx = ("understudy", *o.trust), trained_rate(o.run), o.out.suffix == ".onnx"
+    if in_onnx:
+        error = onnx.export(policy, o.out, method.executor, trust=trust, precision=o.precision, fps=fps)
+        planner = onnx.load(o.out, trust=trust)
+    else:
+        error = torch_package.export_package(policy, o.out, method.executor, fps=fps, trust=trust)
+        planner = torch_package.load_package(o.out, trust=trust)
+    with progress_bar(f"comparing {o.out.name}", o.inputs) as progress:
+        parity = measure_parity(policy.cpu().float().eval(), planner, o.inputs, progress)
+    report = o.out.with_name(o.out.name + ".json")
+    write_json(report, parity_report(o.out, planner, parity, error))
+    size, name = o.out.stat().st_size, type(method.executor).__name__
+    out.print(
+        f"{o.out}: {size / 1e6:,.1f} MB. On {parity.inputs:,} inputs its chunks differ from those of the policy by at "
+        f"most {parity.largest:.1g} of the largest action, on average {parity.mean:.1g} ({report})."
+    )
+    if parity.notable and o.precision == "fp32":
+        out.print(f"{parity.notable} of them differ by more than {parity.threshold:g}: rounding changes a choice that "
+                  "the sampler makes, such as the class of the largest score, or grows in its steps.")
+    if not (in_runner := in_onnx and runs_in_onnx_runner(method.executor)) and in_onnx:
+        out.print(f"Its executor is {name}. The runners for robots (onnx_runner.py, onnx_runner.mjs) run "
+                  "RecedingHorizon only and refuse the file: load it with understudy "
+                  "(understudy.deploy.onnx.load_onnx_actor), or train a method whose executor is RecedingHorizon.")
+    runs = o.out if in_onnx else o.run
+    if computed := [type(r).__name__ for r in runtime_relabels(method) if not isinstance(r, TaskText)]:
+        out.print(f"The file does not compute what {', '.join(computed)} adds or changes. Evaluate the run itself, "
+                  "or compute it in your own loop.")
+        runs = o.run
+    if o.precision == "fp32" or runs == o.run:
         out.suggest(command_line("eval", runs, "ENV", "--episodes", 100, *trust_options(o.trust, None, o.run)))
-        out.print_json({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),
-                        "noise": list(policy.noise_shape), "horizon": policy.window.horizon, "executor": name,
-                        "runs_in_onnx_runner": in_runner})
+    else:
+        out.suggest(command_line("compare", o.run, o.out, "--env", "ENV", "--episodes", 400,
+                                 *trust_options(o.trust, None, o.run)))
+    out.print_json({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),
+                    "noise": list(policy.noise_shape), "horizon": policy.window.horizon, "executor": name,
+                    "runs_in_onnx_runner": in_runner, "precision": o.precision, "report": str(report),
+                    "parity": parity.to_json()})

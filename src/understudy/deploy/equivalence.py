@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import hashlib
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +16,7 @@ from torch import Tensor
 from ..core import Feature
 from ..nets.encoders import num_classes_of
 from ..policy import Planner, Policy
+from .program import ExportedPlanner
 
 
 def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
@@ -36,6 +42,111 @@ def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
             off = [float((p.plan(obs, noise) - wanted).abs().max() / size) for p in (found, policy)]
             worst = (max(worst[0], off[0]), max(worst[1], off[1]))
     return worst
+
+
+BATCHES = {1: 0.05, 2: 0.1, 5: 0.25, 16: 0.6}  # batch sizes of `measure_parity`, and their shares of the inputs
+NOTABLE = 1e-4  # difference, relative to the largest action, above which inputs are counted
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Differences between the plans of a policy and those of its exported file, relative to the largest action.
+
+    Args:
+        inputs: Number of inputs: observations with their noise.
+        batch_sizes: Number of inputs that were planned in batches of each size.
+        largest: The largest difference.
+        mean: The mean difference over inputs, steps and components.
+        notable: Number of inputs with a difference above `threshold`.
+        threshold: See `notable`.
+        largest_action: The largest action of the policy, in the units of the data.
+        where: The input with the largest difference: its number, the batch size, the row of the batch, the step of
+            the chunk, the component of the action, and both values.
+        ms: Median wall-clock milliseconds of one plan at batch size 1, of the file and of the policy.
+    """
+
+    inputs: int
+    batch_sizes: dict[int, int]
+    largest: float
+    mean: float
+    notable: int
+    threshold: float
+    largest_action: float
+    where: dict[str, float]
+    ms: dict[str, float]
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+@torch.no_grad()
+def measure_parity(policy: Policy, found: Planner, inputs: int = 1000,
+                   progress: Callable[[int], object] = lambda done: None) -> Parity:
+    """Compares a planner with the policy that it should equal, in fp32 and in several batch sizes.
+
+    Input number i depends on i's batch alone, so that another run finds the same numbers.
+
+    Args:
+        policy: The policy, on the CPU.
+        found: The planner.
+        inputs: Number of random observations with noise.
+        progress: Called with the number of inputs that are done.
+    """
+    off, action, batches, took = [], 0.0, {}, {"file": [], "policy": []}
+    where: dict[str, float] = {}
+    worst, done = -1.0, 0
+    for size in _batch_sizes(inputs):
+        obs, noise = random_observations(policy, size, seed=done), random_noise(policy, size, seed=done)
+        began = time.perf_counter()
+        wanted = policy.plan(obs, noise)
+        middle = time.perf_counter()
+        plan = found.plan(obs, noise)
+        if size == 1:
+            took["policy"].append(middle - began)
+            took["file"].append(time.perf_counter() - middle)
+        plan, wanted = plan.double(), wanted.double()
+        gap = torch.where(plan.isnan() & wanted.isnan(), 0.0, (plan - wanted).abs().nan_to_num(nan=torch.inf))
+        if float(gap.max()) > worst:
+            worst = float(gap.max())
+            row, step, component = (int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
+            where = {"input": done + row, "batch_size": size, "row": row, "step": step, "component": component,
+                     "policy": float(wanted[row, step, component]), "file": float(plan[row, step, component])}
+        off.append(gap.flatten(1))
+        action = max(action, float(wanted.nan_to_num(0.0, 0.0, 0.0).abs().max()))
+        batches[size] = batches.get(size, 0) + size
+        done += size
+        progress(done)
+    all_off = torch.cat(off) / (action or 1.0)
+    return Parity(done, batches, float(all_off.max()), float(all_off.mean()), int((all_off.amax(1) > NOTABLE).sum()),
+                  NOTABLE, action, where, {k: 1000 * statistics.median(v) for k, v in took.items()})
+
+
+def parity_report(path: Path, found: ExportedPlanner, parity: Parity, error: float) -> dict:
+    """What is written next to an exported file, as JSON data.
+
+    Args:
+        path: The file.
+        found: Its planner.
+        parity: Its differences from the policy.
+        error: Its largest error against the policy in double precision, of `plan_difference`.
+    """
+    content = path.read_bytes()
+    names = ("horizon", "n_action_steps", "skip", "fps", "precision", "tensors", "executor")
+    told = {k: found.metadata[k] for k in names}
+    action = found.target
+    return {"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **told,
+            "action": {"name": found.metadata["target"], "names": action.names, "unit": action.unit},
+            "parity": {**parity.to_json(), "error_against_fp64": error}}
+
+
+def _batch_sizes(inputs: int) -> list[int]:
+    """Sizes of batches with `inputs` rows in all. At least one batch has a single row."""
+    sizes, left = [], inputs
+    for size, share in BATCHES.items():
+        count = min(left // size, max(1, int(inputs * share) // size))
+        sizes += [size] * count
+        left -= size * count
+    return sizes + ([left] if left else [])
 
 
 def random_noise(policy: Policy, rows: int, seed: int = 0) -> Tensor:

@@ -1,0 +1,94 @@
+// Runs an exported policy in a browser (onnxruntime-web) or in Node.js (onnxruntime-node). This file needs no other,
+// so it can be copied and used alone.
+
+const ARRAYS = { float32: Float32Array, int64: BigInt64Array, uint8: Uint8Array, bool: Uint8Array };
+
+/** Acts from a file of `understudy export`: plans a chunk, executes its first actions, plans again. */
+export class OnnxRunner {
+  /**
+   * @param ort The module onnxruntime-web or onnxruntime-node.
+   * @param bytes The ONNX file, a Uint8Array. It contains the names of the inputs and how many actions are executed.
+   * @param normal Returns standard normal numbers, for policies that sample.
+   */
+  static async load(ort, bytes, normal = gaussian) {
+    const runner = new OnnxRunner();
+    const said = JSON.parse(metadataOf(bytes));
+    if (!said.executor.$.endsWith(":RecedingHorizon"))
+      throw new Error(`the file is executed by ${said.executor.$}, and this runner is for RecedingHorizon only`);
+    const session = await ort.InferenceSession.create(bytes);
+    Object.assign(runner, { ort, said, session, normal, nObsSteps: said.window.n_obs_steps });
+    runner.reset();
+    return runner;
+  }
+
+  /** Starts an episode. */
+  reset() {
+    this.history = [];
+    this.actions = [];
+  }
+
+  /** Returns the next action, an array, for an observation {column: value as recorded}. Call it at every step. */
+  async act(obs) {
+    this.history = [...this.history, obs].slice(-this.nObsSteps);
+    if (!this.actions.length) {
+      const feed = {};
+      for (const column of this.said.tensors.inputs) feed[column.name] = this.tensor(column);
+      const { data, dims } = (await this.session.run(feed)).action;
+      for (let i = this.said.skip; i < this.said.skip + this.said.n_action_steps; i++)
+        this.actions.push(Array.from(data.slice(i * dims[2], (i + 1) * dims[2]), Number));
+    }
+    return this.actions.shift();
+  }
+
+  tensor({ name, dtype, shape }) {
+    const missing = this.nObsSteps - this.history.length; // before an episode, its first row is repeated
+    const rows = [...Array(missing).fill(this.history[0]), ...this.history];
+    const dims = [1, ...shape.slice(1)], size = dims.reduce((a, b) => a * b);
+    let values;
+    if (name === "noise") values = Array.from({ length: size }, this.normal);
+    else if (name.endsWith("?") && !(name in this.history[0])) values = rows.map((_, i) => i >= missing);
+    else values = rows.flatMap((row) => flat(row[name]));
+    if (values.length !== size || values.includes(undefined))
+      throw new Error(`expected ${size} numbers of ${name}, found ${values.includes(undefined) ? 0 : values.length}`);
+    return new this.ort.Tensor(dtype, ARRAYS[dtype].from(values, dtype === "int64" ? BigInt : Number), dims);
+  }
+}
+
+const flat = (value) =>
+  ArrayBuffer.isView(value) ? Array.from(value) : Array.isArray(value) ? value.flatMap(flat) : [value];
+
+/** A standard normal number (Box and Muller). */
+function gaussian() {
+  return Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+}
+
+/** The entry "understudy" of the model's metadata_props: ModelProto's field 14, of pairs of strings. */
+function metadataOf(bytes) {
+  let at = 0;
+  const number = () => {
+    let value = 0, place = 1, byte;
+    do {
+      byte = bytes[at++];
+      value += (byte & 127) * place;
+      place *= 128;
+    } while (byte > 127);
+    return value;
+  };
+  const text = () => {
+    at++; // the tag of the string
+    const size = number(), value = new TextDecoder().decode(bytes.subarray(at, at + size));
+    at += size;
+    return value;
+  };
+  while (at < bytes.length) {
+    const tag = number(), size = number();
+    if (tag % 8 !== 2) continue; // a number, which was read
+    const end = at + size;
+    if (tag === 8 * 14 + 2) {
+      const key = text(), value = text();
+      if (key === "understudy") return value;
+    }
+    at = end;
+  }
+  throw new Error("this is no file of understudy export");
+}

@@ -1,0 +1,150 @@
+"""Exports a policy as a package that PyTorch runs without understudy: as a graph, or compiled for a processor.
+
+``FILE.pt2`` is a `torch.export` program, which runs wherever PyTorch does. ``FILE.aot.pt2`` is machine code that
+AOTInductor makes with a C++ compiler, for processors like that of this machine. Both take what an ONNX file takes. The
+steps of a sampler are one loop.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..core import Unsupported, UserError
+from ..execute.base import Executor
+from ..policy import Policy
+from .equivalence import plan_difference, random_noise, random_observations
+from .program import (
+    ExportedPlanner,
+    PlanModule,
+    argument_names,
+    check_runs,
+    exportable_copy,
+    metadata,
+    quiet_exporter,
+    samplers_as_loops,
+)
+
+COMPILED = ".aot.pt2"  # the end of the names of compiled packages
+METADATA = "understudy.json"
+
+
+def is_compiled(path: Path | str) -> bool:
+    """Whether a name is that of a package of machine code."""
+    return str(path).endswith(COMPILED)
+
+
+def export_package(policy: Policy, path: Path | str, executor: Executor | None = None, *, near: float = 1e-4,
+                   fps: float | None = None, trust: tuple[str, ...] = ("understudy",)) -> float:
+    """Writes `policy.plan` without guides to a package of PyTorch, for any number of rows.
+
+    Args:
+        policy: The policy.
+        path: The file: NAME.pt2, or NAME.aot.pt2 for machine code.
+        executor: The executor that runs the chunks. It is written into the file.
+        near: Largest error of a plan, relative to the largest action.
+        fps: Actions per second of the data, which is written into the file.
+        trust: Packages whose executors may be loaded.
+
+    Returns:
+        The largest error of the file's plans on random observations, against double precision and relative to the
+        largest action.
+
+    Raises:
+        Unsupported: The sampler is no fixed graph, the executor needs more than whole chunks, or there is no C++
+            compiler for machine code.
+        UserError: The error is larger than `near` and larger than 8 times the policy's own rounding error.
+    """
+    path, policy = Path(path), copy.deepcopy(policy).cpu().float().eval()
+    if path.suffix != ".pt2":
+        raise UserError(f"the name must end in .pt2, but is {path.name}", where=path,
+                        hint=f"such as {path.with_suffix('.pt2')}")
+    if is_compiled(path):
+        _check_compiler()
+    obs, noise = random_observations(policy, 3), random_noise(policy, 3)
+    example = {name: noise if name == "noise" else obs[name] for name in argument_names(policy)}
+    with torch.no_grad():
+        action = policy.plan(obs, noise)
+        program = _program(policy, example)
+    said = json.dumps(metadata(policy, executor, fps, example, action, "fp32"))
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
+        partial = Path(folder) / path.name
+        if is_compiled(path):
+            with quiet_exporter():
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(partial),
+                    inductor_configs={"aot_inductor.metadata": {"understudy": said}})
+        else:
+            program._example_inputs = None  # they would be pickled
+            torch.export.save(program, partial, extra_files={METADATA: said})
+        planner = load_package(partial, trust=trust)
+        if executor is not None:
+            check_runs(executor, planner, obs)
+        error, own = plan_difference(policy, planner)
+        if not error <= max(near, 8 * own):
+            raise UserError(f"the exported file plans otherwise than the policy: the difference is {error:.2g} of the "
+                            "largest action", where=path, hint="this is a defect of the export: please report it")
+        partial.replace(path)
+    return error
+
+
+def load_package(path: Path | str, trust: tuple[str, ...] = ("understudy",)) -> PackagePlanner:
+    """Loads a file that `export_package` wrote. It contains code: load only files whose origin you trust.
+
+    Args:
+        path: The file.
+        trust: Packages whose executors may be loaded.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    if not Path(path).is_file():
+        raise UserError("there is no such file", where=path, hint="export it: understudy export RUN --out FILE.pt2")
+    if is_compiled(path):
+        run = torch._inductor.aoti_load_package(str(path))
+        return PackagePlanner(run, json.loads(run.get_metadata()["understudy"]), str(path), trust)
+    said = {METADATA: ""}
+    run = torch.export.load(path, extra_files=said).module()
+    return PackagePlanner(run, json.loads(said[METADATA]), str(path), trust)
+
+
+class PackagePlanner(ExportedPlanner):
+    """A planner that runs a package of PyTorch on the CPU."""
+
+    def __init__(self, package, metadata: dict, where: str, trust: tuple[str, ...]):
+        super().__init__(metadata, where, trust)
+        self.package = package
+
+    @torch.no_grad()
+    def run(self, given):
+        return self.package(*given.values())
+
+
+def _program(policy: Policy, example: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
+    rows = {0: torch.export.Dim("rows", min=1)}
+    module = PlanModule(exportable_copy(policy)).requires_grad_(False)
+    try:
+        with samplers_as_loops(), quiet_exporter():
+            return torch.export.export(module, tuple(example.values()), strict=False,
+                                       dynamic_shapes=(tuple(rows for _ in example),))
+    except Exception as error:  # its kinds of error have no common base
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Unsupported(f"the sampler of {type(policy.config.head).__name__} with these parts is no fixed graph: "
+                          f"{told}", hint="run it from its checkpoint, or take other parts") from error
+
+
+def _check_compiler() -> None:
+    """Raises Unsupported if no C++ compiler is found."""
+    known = [c] if (c := os.environ.get("CXX")) else ["g++", "clang++", "cl"]
+    if not any(map(shutil.which, known)):
+        raise Unsupported(f"machine code needs a C++ compiler, and there is none ({', '.join(known)})",
+                          where=COMPILED, hint="install one (apt install g++), set CXX to the one that you have, or "
+                          "export FILE.pt2, which needs none")

@@ -87,10 +87,18 @@ class MedianOfMeansLearner(GradientLearner):
         blocks = [slice(low, high) for low, high in zip(cuts[:-1], cuts[1:], strict=True) if low < high]
         with self.evaluation():
             difference = self.window_loss(self.policy, batch) - self.window_loss(self.rival, batch)
-            chosen = blocks[median_block(torch.stack([difference[rows].mean() for rows in blocks]))]
+            chosen = blocks[self.choose_block(torch.stack([difference[rows].mean() for rows in blocks]))]
         self.minimize("policy", self.policy.loss, batch.select_rows(chosen))
         self.minimize("rival", self.rival.loss, batch.select_rows(chosen))
         return self.end_update()
+
+    def choose_block(self, differences: Tensor) -> int:
+        """Returns the index of the block that trains.
+
+        Args:
+            differences: Mean loss of the policy minus that of its rival, (n_blocks,).
+        """
+        return median_block(differences)
 
     @property
     def modules(self):

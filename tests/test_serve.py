@@ -385,27 +385,26 @@ def test_slow_inference_blocks_neither_health_checks_nor_handshakes():
 def test_what_a_client_gets_after_the_deadline(kind):
     service = policy_service()
     slow = Slow(service, 0)
-    with BackgroundServer(service, replace(ANY, deadline=0.2, fallback=kind)) as server, Client(server.url) as client:
+    with BackgroundServer(service, replace(ANY, fallback=kind)) as server, Client(server.url) as client:
         chunk = client.infer(state(0), episode=7, reset=True)["actions"]
-        slow.seconds = 0.5
+        slow.seconds = 1.0
         began = time.monotonic()
         if kind == "stop":
             with pytest.raises(RequestRefused, match="stop"):
-                client.infer(state(1), executed=3)
+                client.infer(state(1), executed=3, deadline=0.2)
         else:
-            reply = client.infer(state(1), executed=3)
+            reply = client.infer(state(1), executed=3, deadline=0.2)
+            assert time.monotonic() - began < 0.9
             want = (np.repeat(chunk[2:3], 8, 0) if kind == "hold"
                     else np.concatenate([chunk[3:], np.repeat(chunk[-1:], 3, 0)]))
             np.testing.assert_array_equal(reply["actions"], want)
             assert reply["fallback"] == kind
             slow.seconds = 0
-            time.sleep(0.6)
             late = client.infer(state(2), executed=1)  # not the reply to the request before
             assert "fallback" not in late
             planner, noise = service.served.planner, keys(0, [7])
             want = planner.plan({STATE: torch.full((1, 1, 3), 2.0)}, planner.noise(noise, torch.tensor([1])))[0]
             np.testing.assert_allclose(late["actions"], want.detach(), atol=2e-6)
-        assert time.monotonic() - began < 2
         text = http(server.url + "/metrics")[1]
         assert f'understudy_fallbacks_total{{kind="{kind}"}} 1' in text
 
@@ -439,7 +438,7 @@ def test_a_lost_link_holds_and_then_ends(fallback):
     service = policy_service()
     with BackgroundServer(service) as server:
         client = Client(server.url, timeout=0.5)
-        runner = RemoteRunner(client, deadline=0.1, fallback=fallback, patience=0.4)
+        runner = RemoteRunner(client, deadline=0.4, fallback=fallback, patience=1.2)
         first = [runner.act(state(0)) for _ in range(4)]
     time.sleep(0.01)  # the server is gone
     after = []
@@ -451,9 +450,9 @@ def test_a_lost_link_holds_and_then_ends(fallback):
     chunk = service.served.planner.plan({STATE: torch.zeros(1, 1, 3)},
                                         service.served.planner.noise(keys(0, [0]), torch.tensor([0])))[0].detach()
     np.testing.assert_allclose(first + after[:2], chunk[:6], atol=2e-6)
-    if fallback == "last-chunk":
-        np.testing.assert_allclose(after[-1], chunk[-1], atol=2e-6)
-    assert len(after) < 12 if fallback == "stop" else 12 < len(after) < 30
+    held = {"last-chunk": chunk[-1], "hold": after[-2], "stop": after[-1]}[fallback]
+    np.testing.assert_allclose(after[-1], held, atol=2e-6)
+    assert len(after) < 22 if fallback == "stop" else len(after) > 4
 
 
 def test_the_runner_comes_back_after_the_server_was_started_again():

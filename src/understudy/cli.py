@@ -66,7 +66,8 @@ COMMANDS = {
     "robustness": Command("RUN ENV [--shifts ...] [--html FILE]", "how it fares as the world changes", True),
     "export": Command("RUN --out FILE.onnx|FOLDER", "a trained policy as an ONNX file or for LeRobot"),
     "robot": Command("find-port|setup|calibrate|teleoperate|...", "ready a robot, or emulate one"),
-    "act": Command("RUN --robot TYPE [--robot.port PORT]", "a trained policy on a robot, within safety limits"),
+    "serve": Command("RUN [--port N] [--token-file FILE]", "a trained policy for clients in the network"),
+    "act": Command("RUN|URL --robot TYPE [--robot.port PORT]", "a trained policy on a robot, within safety limits"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
     "claims": Command("list | run NAME | run --all | table", "published statements, tested", True),
 }

@@ -89,6 +89,15 @@ class PolicyService(Service):
     def checkpoint(self) -> str:
         return self.served.checkpoint
 
+    def replace_policy(self, new: PolicyService) -> None:
+        """Plans with another checkpoint from the next batch on. Clients and their episodes stay.
+
+        Args:
+            new: A service whose policy reads and plans the same. See `describe.same_interface`.
+        """
+        self.metadata, self.schema = new.metadata, new.schema
+        self.served = new.served
+
     # -- in the thread of the event loop --------------------------------------------------------------------------
 
     def check(self, request):

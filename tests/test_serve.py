@@ -20,17 +20,20 @@ pytest.importorskip("websockets", reason="extra serve not installed")
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
-from understudy.core import UserError, keys  # noqa: E402
+from understudy.core import Feature, UserError, keys, put  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
 from understudy.execute.actor import PolicyActor  # noqa: E402
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon  # noqa: E402
 from understudy.execute.temporal_ensemble import TemporalEnsemble  # noqa: E402
 from understudy.heads.flow import Flow  # noqa: E402
 from understudy.policy import PolicyConfig  # noqa: E402
+from understudy.robots.acting import act_on_robot  # noqa: E402
+from understudy.robots.base import Robot  # noqa: E402
 from understudy.serve.access import is_allowed, read_tokens, tls_context  # noqa: E402
 from understudy.serve.client import Client, LinkLost, RemoteRunner, RequestRefused  # noqa: E402
 from understudy.serve.describe import policy_metadata, policy_schema  # noqa: E402
 from understudy.serve.policy_service import PolicyService, ServedPolicy  # noqa: E402
+from understudy.serve.remote import RemoteActor, RemotePlanner, remote_actor  # noqa: E402
 from understudy.serve.server import BackgroundServer, ServerOptions  # noqa: E402
 from understudy.serve.service import FunctionService  # noqa: E402
 from understudy.serve.wire import pack, unpack  # noqa: E402
@@ -470,6 +473,71 @@ def test_the_runner_comes_back_after_the_server_was_started_again():
             time.sleep(0.02)
         assert not runner.late
         runner.close(), client.close()
+
+
+class Still(Robot):
+    """A robot that does not move."""
+
+    name = "still"
+    schema = {STATE: Feature("float32", (3,)), "action": Feature("float32", (2,))}
+
+    def __init__(self, after=lambda: None):
+        self.sent, self.stopped, self.after = [], False, after
+
+    def connect(self):
+        pass
+
+    def observe(self):
+        return {STATE: np.zeros(3, np.float32)}
+
+    def send(self, action):
+        self.sent.append(action)
+        if len(self.sent) == 5:
+            self.after()
+        return action
+
+    def stop(self):
+        self.stopped = True
+        return np.zeros(2, np.float32)
+
+    def disconnect(self):
+        pass
+
+
+def test_a_robot_acts_with_a_served_policy_and_stops_when_the_link_is_lost():
+    service = policy_service(RealTimeChunking(4))
+    with BackgroundServer(service) as server:
+        robot, planner = Still(), RemotePlanner(Client(server.url, timeout=2))
+        done = act_on_robot(robot, remote_actor(planner), keys(0, [1]), fps=50, seconds=0.6)
+        assert done.steps > 5 and robot.stopped
+        local = service.served.planner
+        first = local.plan({STATE: torch.zeros(1, 1, 3)}, local.noise(keys(0, [1]), torch.tensor([0])))[0].detach()
+        np.testing.assert_allclose(robot.sent[:4], first[:4], atol=2e-6)
+        robot = Still(after=server.stop)
+        with pytest.raises(UserError, match="server: ws://"):
+            act_on_robot(robot, remote_actor(planner), keys(0, [1]), fps=50, seconds=20)
+        assert robot.stopped and len(robot.sent) < 500
+
+
+@pytest.mark.parametrize("executor", [RecedingHorizon(4), RealTimeChunking(3), TemporalEnsemble()],
+                         ids=["receding", "real-time", "ensemble"])
+def test_a_remote_planner_plans_what_the_policy_plans(executor):
+    """Executors run here, with the guides of their plans sent along, or on the server."""
+    service = policy_service(executor, Window(2, 8))
+    local = service.served.actor
+    with BackgroundServer(service) as server:
+        planner = RemotePlanner(Client(server.url))
+        actors = [PolicyActor(planner, executor), RemoteActor(planner.client)]
+        runs = [actor.start({STATE: torch.zeros(3, 3)}, keys(0, range(3))) for actor in (local, *actors)]
+        for t in range(7):
+            obs = {STATE: torch.arange(3).float()[:, None].expand(3, 3) + 0.1 * t}
+            if t == 4:  # a rollout restarts a row
+                fresh = [a.start({STATE: obs[STATE][:1]}, keys(0, [9])) for a in (local, *actors)]
+                runs = [put(run, [1], new) for run, new in zip(runs, fresh, strict=True)]
+            out = [actor.act(obs, run) for actor, run in zip((local, *actors), runs, strict=True)]
+            runs = [run for _, run in out]
+            for action, _ in out[1:]:
+                np.testing.assert_allclose(action, out[0][0], atol=1e-5)
 
 
 # -- the end of a server ----------------------------------------------------------------------------------------------

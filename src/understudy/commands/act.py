@@ -43,8 +43,8 @@ class _ActOptions:
     """what the policy reads and the environment does not show: return_to_go=100 for the
     desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal"""
     executor: SchemeName = None
-    """act with another execution scheme than the policy was trained with; `server` executes the chunks of a served policy
-    on the server"""
+    """act with another execution scheme than the policy was trained with; `server` executes the chunks of a served
+    policy on the server"""
     seed: Annotated[int, arg(metavar="S")] = 0
     """seed of the policy's randomness"""
     device: DeviceName = "auto"

@@ -139,7 +139,7 @@ class Known:
         return bool(np.allclose(actions, self.chunks[one], atol=1e-4 * np.abs(self.chunks).max()))
 
 
-# -- the parts ----------------------------------------------------------------------------------------------------------
+# -- the parts ------------------------------------------------------------------------------------------------
 
 
 def one_client(seconds: float) -> list[measure.Line]:

@@ -21,7 +21,7 @@ TOKEN_PREFIX = "token."  # of the subprotocol in which browsers, which cannot se
 
 
 def read_tokens(path: Path) -> tuple[str, ...]:
-    """Reads a file of tokens, one a line. Lines that begin with # are comments.
+    """Reads a file of tokens, one a line. Lines that start with # are comments.
 
     Args:
         path: The file.

@@ -22,7 +22,7 @@ def policy_schema(served: ServedPolicy, *, fps: float | None = None,
     Args:
         served: The policy.
         fps: Steps per second of the training data, if known.
-        action_convention: What the actions mean, in the words of whoever serves the policy, such as "absolute".
+        action_convention: What the actions mean, in the words of the person who serves the policy, such as "absolute".
     """
     features = served.planner.features
     actions = [features[n] for n in features if n == "action"]

@@ -43,7 +43,7 @@ class Metric:
 
 
 class Histogram:
-    """How often values lie below each bound.
+    """Counts of values below each bound.
 
     Args:
         name: Its name.

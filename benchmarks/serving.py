@@ -109,6 +109,11 @@ class Server:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(next(line.split()[1] for line in text.splitlines() if line.startswith("RssAnon"))) / 1024
 
+    def cpu(self) -> float:
+        """Seconds of processor time so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def __enter__(self) -> Server:
         return self.wait()
 
@@ -185,12 +190,18 @@ def many_clients(seconds: float, n: int = 64, rate: float = 10) -> list[measure.
         until = time.perf_counter() + seconds
         await asyncio.gather(*(client(url, 1 + random.random() / rate, until) for _ in range(n)))
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
+        before = server.cpu()
         asyncio.run(clients(server.url))
+        spent = 1000 * (server.cpu() - before) / len(took)
     missed = sum(t > MISSED for t in took)
     values = [1000 * t for t in took]
     return [measure.Line(f"{n} clients at {rate:g} Hz, replies after {1000 * MISSED:g} ms",
                          measure.Figure(missed, missed, missed, "missed"), bound=0,
                          note=f"of {len(took):,} ({100 * missed / len(took):.2g} %)"),
+            measure.Line(f"{n} clients, processor time of the server for a request",
+                         measure.Figure(spent, spent, spent, "ms"),
+                         note=f"with the network; {n * rate:g} requests a second fill "
+                              f"{n * rate * spent / 1000:.2f} cores"),
             _milliseconds(f"{n} clients, there and back, p50", values, 50),
             _milliseconds(f"{n} clients, there and back, p99", values, 99)]
 

@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
 from understudy.core import Feature, UserError, keys, put  # noqa: E402
+from understudy.data.relabel import TaskText  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
 from understudy.execute.actor import PolicyActor  # noqa: E402
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon  # noqa: E402
@@ -173,6 +174,32 @@ def test_a_client_may_send_its_whole_window():
         with pytest.raises(RequestRefused, match="have 3 steps, but the policy reads 2"):
             client.infer({STATE: np.zeros((3, 3), np.float32)})
     assert planner.window.n_obs_steps == 2
+
+
+def test_words_other_names_nested_columns_and_constants_reach_the_policy():
+    task, goal, text = "observation.task", "observation.goal", TaskText(8, "observation.task")
+    policy, _ = random_batch(PolicyConfig(Flow(n_steps=2), inputs=(STATE, task, goal), window=Window(1, 4)), inputs={
+        STATE: Feature("float32", (3,)), task: Feature("uint8", (8,), "text"), goal: Feature("float32", (1,))})
+    served = ServedPolicy(PolicyActor(policy, RecedingHorizon(2)), policy, "abc", {task: text.encode},
+                          {"robot.joints": STATE}, {goal: torch.tensor([0.5])})
+    schema = policy_schema(served)
+    assert list(schema["observations"]) == [STATE]
+    service = PolicyService(served, policy_metadata(served, schema, name="toy"), schema)
+    chunks = {}
+    with BackgroundServer(service) as server, Client(server.url) as client:
+        for words in ("push", "pull"):
+            ask = [{"robot": {"joints": [1.0, 2.0, 3.0]}, "prompt": words},
+                   {"observation/state": [1, 2, 3], "task": words},
+                   {STATE: np.array([1, 2, 3.0]), task: text.encode(words), goal: np.float32([0.5]), "other": "x"}]
+            chunks[words] = [client.infer(obs, reset=True, episode=4)["actions"] for obs in ask]
+            obs = {STATE: torch.tensor([[[1.0, 2, 3]]]), task: torch.tensor(text.encode(words).copy())[None, None],
+                   goal: torch.full((1, 1, 1), 0.5)}
+            want = policy.plan(obs, policy.noise(keys(0, [4]), torch.tensor([0])))[0].detach()
+            for chunk in chunks[words]:
+                np.testing.assert_allclose(chunk, want, atol=2e-6)
+        with pytest.raises(RequestRefused, match="the policy reads 'observation.task'"):
+            client.infer({STATE: np.zeros(3)})
+    assert not np.allclose(chunks["push"][0], chunks["pull"][0], atol=1e-3)
 
 
 @pytest.mark.parametrize("executor", [RecedingHorizon(3), TemporalEnsemble()], ids=["chunks", "ensemble"])
@@ -361,6 +388,7 @@ def test_pages_of_strangers_and_other_paths_are_refused():
     with BackgroundServer(policy_service(), replace(ANY, origins=("https://lab.example",))) as server:
         with connect(server.url, origin="https://lab.example") as connection:
             connection.recv()
+        assert "export class Client" in http(server.url + "/client.js")[1]
         for options in ({"origin": "https://evil.example"}, {"uri": server.url + "/other"}):
             with pytest.raises(InvalidStatus):
                 connect(**{"uri": server.url, **options})

@@ -100,7 +100,7 @@ def main(args: list[str] | None = None) -> int:
         return 0
     name = args[0]
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1, 0.65)  # evaluate is near to eval, and serve not to merge
+        near = difflib.get_close_matches(name, COMMANDS, 1, 0.65)  # evaluate is near to eval
         _print_error(f"there is no command {name!r}; there are {', '.join(COMMANDS)}\n"
                      f"  -> {'understudy ' + shlex.join([near[0], *args[1:]]) if near else 'understudy --help'}")
         return 2

@@ -367,7 +367,7 @@ def trained_rate(run: Path) -> float | None:
     from ..serve.address import served_address
 
     if (address := served_address(run)) is not None:
-        from .policies import served_client
+        from .served import served_client
 
         return served_client(address).policy.get("schema", {}).get("fps")
     if has_no_run(run) or not (file := find_checkpoint(run) / "provenance.json").exists():

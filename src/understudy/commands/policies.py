@@ -10,12 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..serve.address import served_address
 from .common import batch_rows, has_no_run, progress_bar
+from .served import served_client
 
 if TYPE_CHECKING:
     from ..core import Schema
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from ..evaluate.evaluation import Evaluation
     from ..execute.actor import Actor
     from ..policy import Planner
-    from ..serve.client import Client
     from .eval_options import EvalOptions, RolloutOptions
 
 ROWS = 16  # of every batch that the networks see, so that no result depends on --rows
@@ -113,19 +113,6 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) 
 def is_exported(run: Path) -> bool:
     """Whether this is a file of understudy export, or the address of a server, which has one policy as well."""
     return has_no_run(run)
-
-
-@cache
-def served_client(address: str) -> Client:
-    """Returns the connection of this process to a server."""
-    from ..core import UserError
-
-    try:
-        from ..serve.remote import connect_policy
-    except ImportError as error:
-        raise UserError(f"the package {error.name} is not installed", where=address,
-                        hint="pip install 'understudy[serve]'") from None
-    return connect_policy(address)
 
 
 def weights_path(run: Path) -> Path:

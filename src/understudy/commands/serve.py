@@ -87,10 +87,15 @@ class ServeOptions:
 
 def main(args: list[str]) -> None:
     o = parse(ServeOptions, "serve", args)
-    from ..core import ConfigError, Unsupported
+    from ..core import ConfigError, Unsupported, UserError
     from ..serve.access import JsonLog, read_tokens, tls_context
     from ..serve.address import served_address
-    from ..serve.server import PolicyServer, ServerOptions
+
+    try:
+        from ..serve.server import PolicyServer, ServerOptions
+    except ImportError as error:
+        raise UserError(f"the package {error.name} is not installed", where="understudy serve",
+                        hint="pip install 'understudy[serve]'") from None
 
     if served_address(o.run) is not None:
         raise Unsupported("a policy at an address is served already", where=str(o.run),

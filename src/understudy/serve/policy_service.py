@@ -180,10 +180,9 @@ class PolicyService(Service):
         if (delay := request.whole("delay", None)) is not None:
             executor = executor.with_delay(delay)
         run = {**run, "cursor": torch.full_like(run["cursor"], executed)}
-        rows, n = torch.zeros(1, dtype=torch.int64), executor.n_samples
-        noise = (planner.noise(run["key"], run["count"]) if n == 1
-                 else sample_noise(planner, run["key"], run["count"], n))
-        plan = PlanRequest(rows, windows, noise, executor.guides(executor.last_chunk(run, rows)), n)
+        rows = torch.zeros(1, dtype=torch.int64)
+        plan = PlanRequest(rows, windows, _NO_NOISE, executor.guides(executor.last_chunk(run, rows)),
+                           executor.n_samples)
 
         def finish(chunk: Tensor) -> Reply:
             after = executor.accept_plan(planner, run, plan, chunk)
@@ -196,7 +195,7 @@ class PolicyService(Service):
                 if in_time:
                     state["run"], request.session.sent = after, actions
             return Reply({"actions": actions}, commit)
-        return _Plan(plan, finish)
+        return _Plan(plan, run["key"], run["count"], finish)
 
     def _next_action(self, served: ServedPolicy, request: Request) -> _Work:
         """One action. The server executes the chunks."""
@@ -245,6 +244,9 @@ _NO_CHUNKS = ("this policy is not executed in chunks, so the server executes it:
               "(mode 'action', or serve with --reply action)")
 
 
+_NO_NOISE = torch.zeros(0)
+
+
 # -- batches ----------------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +260,11 @@ class _Done:
 
 @dataclass(frozen=True)
 class _Plan:
-    request: PlanRequest
+    """A chunk that is planned. The noise of all chunks is drawn together, which takes as long as that of one."""
+
+    request: PlanRequest  # without noise
+    key: Tensor
+    count: Tensor
     finish: Callable[[Tensor], Reply]
 
     def kind(self):
@@ -298,9 +304,8 @@ def _run_group(served: ServedPolicy, members: Sequence[_Work]) -> list[Reply | E
 def _run_together(served: ServedPolicy, members: Sequence[_Work]) -> list[Reply | Exception]:
     plans = [m for m in members if isinstance(m, _Plan)]
     if plans:
-        requests = [m.request for m in plans]
-        chunks = _merged(requests).plan(served.planner) if len(requests) > 1 else requests[0].plan(served.planner)
-        sizes = [len(r.rows) for r in requests]
+        chunks = _merged(served.planner, plans).plan(served.planner)
+        sizes = [len(m.key) for m in plans]
         return [_finished(m.finish, chunk) for m, chunk in zip(plans, chunks.split(sizes), strict=True)]
     acts = [m for m in members if isinstance(m, _Act)]
     if acts:
@@ -321,14 +326,17 @@ def _finished(finish: Callable[..., Reply], *results) -> Reply | Exception:
         return error
 
 
-def _merged(requests: Sequence[PlanRequest]) -> PlanRequest:
-    guides = []
-    for same in zip(*(r.guides for r in requests), strict=True):
-        columns = (torch.cat([getattr(g, f.name) for g in same]) for f in fields(same[0]))
-        guides.append(type(same[0])(*columns))
-    return replace(requests[0], rows=torch.arange(sum(len(r.rows) for r in requests)),
-                   obs=_joined([dict(r.obs) for r in requests]), noise=_joined([r.noise for r in requests]),
-                   guides=tuple(guides))
+def _merged(planner: Planner, plans: Sequence[_Plan]) -> PlanRequest:
+    """The requests as one, with noise."""
+    first, guides = plans[0].request, plans[0].request.guides
+    key, count = _joined([m.key for m in plans]), _joined([m.count for m in plans])
+    if len(plans) > 1:
+        guides = tuple(type(same[0])(*(torch.cat([getattr(g, f.name) for g in same]) for f in fields(same[0])))
+                       for same in zip(*(m.request.guides for m in plans), strict=True))
+    n = first.n_samples
+    noise = planner.noise(key, count) if n == 1 else sample_noise(planner, key, count, n)
+    return replace(first, rows=torch.arange(len(key)), obs=_joined([dict(m.request.obs) for m in plans]), noise=noise,
+                   guides=guides)
 
 
 def _joined(trees):
@@ -428,11 +436,11 @@ def _explicit_plan(served: ServedPolicy, request: Request) -> _Plan:
     n = len(obs[names[0]])
     if not 1 <= n <= MAX_ROWS or any(len(v) != n for v in obs.values()):
         raise RequestError(f"the windows must have the same number of rows, from 1 to {MAX_ROWS}")
-    noise = planner.noise(*(_whole_numbers(request, k, n).to(planner.device) for k in ("key", "count")))
+    key, count = (_whole_numbers(request, k, n).to(planner.device) for k in ("key", "count"))
 
     def finish(chunk: Tensor) -> Reply:
         return Reply({"actions": chunk.cpu().numpy()})
-    return _Plan(PlanRequest(torch.arange(n), obs, noise, _guides(request, planner, n)), finish)
+    return _Plan(PlanRequest(torch.arange(n), obs, _NO_NOISE, _guides(request, planner, n)), key, count, finish)
 
 
 def _guides(request: Request, planner: Planner, n: int) -> tuple[Guide, ...]:

@@ -138,7 +138,9 @@ class PolicyServer:
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if path == "/client.js":
             text = (Path(__file__).parent / "client.js").read_text(encoding="utf-8")
-            return _page(connection, text, "text/javascript; charset=utf-8")
+            response = _page(connection, text, "text/javascript; charset=utf-8")
+            response.headers["Access-Control-Allow-Origin"] = "*"  # pages elsewhere may import it
+            return response
         if path not in ("/", "/metrics"):
             return self._refuse(connection, "path", http.HTTPStatus.NOT_FOUND, "there is nothing at this path\n")
         offered = [n.strip() for n in ",".join(request.headers.get_all("Sec-WebSocket-Protocol")).split(",")]

@@ -223,6 +223,12 @@ def test_an_executor_without_chunks_is_executed_on_the_server():
         assert client.infer(state(0))["actions"].shape == (1, 2)
         with pytest.raises(RequestRefused, match="executed in chunks"):
             client.infer(state(0), mode="chunk")
+        for options, says in (({"mode": "other"}, "no mode 'other'"), ({"op": "other"}, "no operation 'other'"),
+                              ({"executed": -1}, "'executed' is -1"), ({"deadline": "x"}, "'deadline' is 'x'"),
+                              ({"other": 1}, "no option 'other'"), ({"op": "act", "rows": [7]}, "no state of row 7"),
+                              ({"op": "plan", "key": [1]}, "a window is")):
+            with pytest.raises(RequestRefused, match=says):
+                client.infer({STATE: np.zeros((1, 3))} if "op" in options else state(0), **options)
 
 
 def test_real_time_chunking_plans_for_the_delay_that_the_client_measured():

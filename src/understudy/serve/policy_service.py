@@ -104,7 +104,9 @@ class PolicyService(Service):
         op = request.options.get("op", "infer")
         if op not in OPS:
             raise RequestError(f"there is no operation {op!r}; there are {', '.join(OPS)}")
-        if self._mode(request) == "chunk" and op == "infer" and self.served.policy_actor is None:
+        if (mode := self._mode(request)) not in ("chunk", "action"):
+            raise RequestError(f"there is no mode {mode!r}; there are chunk and action")
+        if mode == "chunk" and op == "infer" and self.served.policy_actor is None:
             raise RequestError(_NO_CHUNKS)
         for name in ("executed", "delay", "seed", "episode"):
             request.whole(name, None)

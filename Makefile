@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 # PyTorch is chosen by TORCH, and what was chosen stays.
 PINS := .venv/constraints.txt
-EXTRAS := test,formats,bags,sim,cluster,onnx,feetech,dynamixel,cameras
+EXTRAS := test,formats,bags,sim,cluster,onnx,feetech,dynamixel,cameras,serve
 LEROBOT := benchmarks/peers/lerobot.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
@@ -25,6 +25,7 @@ help:
 	@echo "make lint         ruff, and the types of the package (ty)"
 	@echo "make docs         the site, into site/"
 	@echo "make bench        every benchmark beside its peers, and docs/benchmarks.md"
+	@echo "make openpi       openpi-client in an environment of its own, as a client of the server in the tests"
 	@echo "make claims       run the claims that have no valid record, and write docs/ledger.md (ARGS='--budget 2h')"
 	@echo "make clean        remove .venv and what was built"
 
@@ -50,6 +51,8 @@ lint: .venv/test
 
 bench: .venv/test
 	$(BIN)/python benchmarks/page.py --run
+
+openpi: .venv-peers/openpi/installed.txt
 
 docs: .venv/docs
 	$(BIN)/python docs/generate.py
@@ -101,4 +104,9 @@ clean:
 	.venv-newest/bin/python -m pip install -q --no-deps -r $(LEROBOT)
 	touch $@
 
-.PHONY: help demo test test-slow test-gpu test-newest lint bench docs claims constraints clean
+.venv-peers/openpi/installed.txt: benchmarks/peers/openpi.txt
+	$(PYTHON) -m venv --clear .venv-peers/openpi
+	.venv-peers/openpi/bin/python -m pip install -q --disable-pip-version-check -r $<
+	cp $< $@
+
+.PHONY: help demo test test-slow test-gpu test-newest lint bench openpi docs claims constraints clean

@@ -85,6 +85,11 @@ with the same policy at batch size 1, as most code does it. The episodes are bit
 If a simulator takes most of the time, only the second core can make it faster."""),
     "startup": ("Starting", """
 Time of the import and of the help, and size of the installation. PyTorch is imported when it is used."""),
+    "serving": ("Serving", """
+A policy server and its clients on one machine, over websockets. The policy is an MLP flow policy with 3 steps that
+reads 14 numbers and plans 16 actions. The server's own time is what it needs for a request besides the network:
+reading, queue, threads and writing. Other programs were running on the machine, with the load that the notes give, so
+latencies are upper bounds."""),
     "growth": ("Growth", """
 The same work on larger and larger data sets. "Flat" means at least half the speed with ten thousand times the
 data."""),

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import sys
 import threading
 import time
 from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +102,15 @@ def test_an_emulated_arm_from_calibration_to_a_policy_that_acts(tmp_path, monkey
         assert main(["train", "bc", "demos", "--out", "run", "--steps", "30"]) == 0
         assert main(["act", "run", *robot, "--episode-time-s", "1", "--out", "acted"]) == 0
         assert main(["act", "run", *robot, "--episode-time-s", "1", "--executor", "temporal-ensemble"]) == 0
+        if find_spec("websockets") is not None:  # the extra serve
+            from understudy.commands.serve import ServeOptions, load_service
+            from understudy.serve.server import BackgroundServer
+
+            with BackgroundServer(load_service(ServeOptions(Path("run")))) as server:
+                for executor in ([], ["--executor", "server"]):
+                    assert main(["act", server.url, *robot, "--episode-time-s", "1", *executor]) == 0
+                requests = re.search(r'requests_total{kind="plan"} (\d+)', server.server.metrics.text())
+                assert int(requests[1]) > 5
         limits = make_robot(RobotConfig("so101_follower", follower.port, "mine")).limits
         acted = np.asarray(open_dataset("acted")[0].steps["action"])
         assert len(acted) > 5 and (acted >= np.array(limits.low) - 0.1).all() and (

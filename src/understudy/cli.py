@@ -66,7 +66,8 @@ COMMANDS = {
     "robustness": Command("RUN ENV [--shifts ...] [--html FILE]", "how it fares as the world changes", True),
     "export": Command("RUN --out FILE|FOLDER", "a trained policy as a file (ONNX, PyTorch) or for LeRobot"),
     "robot": Command("find-port|setup|calibrate|teleoperate|...", "ready a robot, or emulate one"),
-    "act": Command("RUN --robot TYPE [--robot.port PORT]", "a trained policy on a robot, within safety limits"),
+    "serve": Command("RUN [--port N] [--token-file FILE]", "a trained policy for clients in the network"),
+    "act": Command("RUN|URL --robot TYPE [--robot.port PORT]", "a trained policy on a robot, within safety limits"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
     "claims": Command("list | run NAME | run --all | table", "published statements, tested", True),
 }
@@ -99,7 +100,7 @@ def main(args: list[str] | None = None) -> int:
         return 0
     name = args[0]
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1, 0.65)  # evaluate is near to eval, and serve not to merge
+        near = difflib.get_close_matches(name, COMMANDS, 1, 0.65)  # evaluate is near to eval
         _print_error(f"there is no command {name!r}; there are {', '.join(COMMANDS)}\n"
                      f"  -> {'understudy ' + shlex.join([near[0], *args[1:]]) if near else 'understudy --help'}")
         return 2

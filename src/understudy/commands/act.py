@@ -27,7 +27,8 @@ from .robot_options import RobotOptions, command_keys, flush_input, show_line
 @dataclass(frozen=True)
 class _ActOptions:
     run: Annotated[Path, Positional, arg(metavar="RUN")]
-    """a run, a checkpoint, a file of understudy export, or a run of LeRobot"""
+    """a run, a checkpoint, a file of understudy export, a run of LeRobot, or the address of understudy serve
+    (ws://HOST:PORT)"""
     episodes: PositiveCount = 1
     """number of episodes"""
     episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
@@ -42,7 +43,8 @@ class _ActOptions:
     """what the policy reads and the environment does not show: return_to_go=100 for the
     desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal"""
     executor: SchemeName = None
-    """act with another execution scheme than the policy was trained with"""
+    """act with another execution scheme than the policy was trained with; `server` executes the chunks of a served
+    policy on the server"""
     seed: Annotated[int, arg(metavar="S")] = 0
     """seed of the policy's randomness"""
     device: DeviceName = "auto"
@@ -63,16 +65,13 @@ class ActOptions(RobotOptions, _ActOptions):
 
 def main(args: list[str]) -> None:
     o = parse(ActOptions, "act", args)
-    from ..core import Unsupported, keys
+    from ..core import keys
     from ..data.recorder import Recorder
     from ..robots.acting import act_on_robot
     from ..robots.env import RobotEnv
     from ..robots.registry import make_robot
     from .policies import load_actor, refuse_unused_conditions
 
-    if ":" in str(o.run) and not o.run.exists():  # pathlib makes one slash of ws://
-        raise Unsupported("a policy at an address cannot act yet", where=str(o.run),
-                          hint="copy the run, or export it, to the machine of the robot")
     out = Output()
     robot = make_robot(o.robot_config(), o.trust)
     fps = o.fps or trained_rate(o.run) or 30.0

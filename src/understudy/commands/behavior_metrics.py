@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .common import Output, progress_bar
+from .common import Output, has_no_run, progress_bar
 from .common import demonstrations_path as no_run
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
             raise UserError("there are no demonstrations in it: it has no episode", where=o.demonstrations,
                             hint="leave out --demonstrations, or name others")
         return data
-    if o.run.suffix == ".onnx" or not (file := find_checkpoint(o.run) / "provenance.json").exists():
+    if has_no_run(o.run) or not (file := find_checkpoint(o.run) / "provenance.json").exists():
         return None
     said = read_json(file)
     words = shlex.split(str(said.get("command") or ""))

@@ -178,7 +178,7 @@ def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[
 
     first, colon, _ = (env or "").partition(":")
     makes = () if env is None or first in names() else (first.split(".")[0],) if colon else trusted
-    loads = [package for run in runs for package in (trusted if run.suffix == ".onnx" else required_packages(run))]
+    loads = [package for run in runs for package in (trusted if has_no_run(run) else required_packages(run))]
     return [part for package in dict.fromkeys((*(p for p in makes if p in trusted), *loads))
             for part in ("--trust", package)]
 
@@ -347,18 +347,30 @@ def warn_simulator_mismatch(env: Environment, run: Path) -> None:
     from ..files import read_json
     from ..policy import find_checkpoint
 
-    if run.suffix == ".onnx" or not (file := find_checkpoint(run) / "provenance.json").exists():
+    if has_no_run(run) or not (file := find_checkpoint(run) / "provenance.json").exists():
         return
     if told := version_warning(read_json(file)["data"].get("simulators") or {}, env, f"{run} was trained on data of"):
         print(f"warning: {told}", file=sys.stderr)
+
+
+def has_no_run(run: Path) -> bool:
+    """Whether this is a policy without a folder: a file of understudy export, or the address of a server."""
+    from ..serve.address import served_address
+
+    return run.suffix == ".onnx" or served_address(run) is not None
 
 
 def trained_rate(run: Path) -> float | None:
     """Steps per second of the data that a run was trained on. None if unknown."""
     from ..files import read_json
     from ..policy import find_checkpoint
+    from ..serve.address import served_address
 
-    if run.suffix == ".onnx" or not (file := find_checkpoint(run) / "provenance.json").exists():
+    if (address := served_address(run)) is not None:
+        from .served import served_client
+
+        return served_client(address).policy.get("schema", {}).get("fps")
+    if has_no_run(run) or not (file := find_checkpoint(run) / "provenance.json").exists():
         return None
     return read_json(file).get("data", {}).get("fps")
 

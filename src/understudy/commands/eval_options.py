@@ -24,8 +24,8 @@ from .robot_options import RobotOptions
 @dataclass(frozen=True)
 class _EvalOptions:
     run: Annotated[Path, Positional, arg(metavar="RUN")]
-    """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, or a run or checkpoint of
-    LeRobot (ACT or Diffusion Policy)"""
+    """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, the address of understudy
+    serve (ws://HOST:PORT), or a run or checkpoint of LeRobot (ACT or Diffusion Policy)"""
     target: Annotated[str | None, Positional, arg(metavar="ENV|DATA")] = None
     """environment in which to act, or a file or folder of recorded episodes; with --interactive module:actor_loop, or
     nothing"""
@@ -57,7 +57,7 @@ class _EvalOptions:
     desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal"""
     executor: SchemeName = None
     """act with another execution scheme than the policy was trained with: real-time-chunking, temporal-ensemble, ...
-    (understudy methods lists them)"""
+    (understudy methods lists them); `server` executes the chunks of a served policy on the server"""
     columns: ColumnTexts = ()
     """the columns of recorded episodes with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that
     numbers the episodes of a single CSV table"""

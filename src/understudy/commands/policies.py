@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .common import batch_rows, progress_bar
+from ..serve.address import served_address
+from .common import batch_rows, has_no_run, progress_bar
+from .served import served_client
 
 if TYPE_CHECKING:
     from ..core import Schema
@@ -109,8 +111,8 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) 
 
 
 def is_exported(run: Path) -> bool:
-    """Whether this is a file of understudy export."""
-    return run.suffix == ".onnx"
+    """Whether this is a file of understudy export, or the address of a server, which has one policy as well."""
+    return has_no_run(run)
 
 
 def weights_path(run: Path) -> Path:
@@ -142,6 +144,8 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
     from ..learn.method import TrainedRun, policy_features
 
     features = features or {}
+    if (address := served_address(run)) is not None:
+        return _served_policy(address, o, features)
     if o.executor is not None and is_exported(run):
         raise UserError("an exported file is executed as it was exported", where="--executor",
                         hint="evaluate the run that it was exported from")
@@ -161,6 +165,27 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
     return onnx.load(run, trust=trust), onnx.load_onnx_actor(run, rows=rows, trust=trust), features
 
 
+def _served_policy(address: str, o: RolloutOptions, features: Schema) -> tuple[Planner, Actor, Schema]:
+    from ..core import Unsupported
+    from ..heads.regression import Regression
+    from ..learn.execution import with_execution_scheme
+    from ..learn.method import Method
+    from ..policy import PolicyConfig
+    from ..serve.remote import RemoteActor, RemotePlanner, remote_actor
+
+    planner = RemotePlanner(served_client(address), ("understudy", *o.trust))
+    if o.executor == "server":
+        return planner, RemoteActor(planner.client), features
+    if o.executor is None or planner.executor is None:
+        return planner, remote_actor(planner), features
+    changed = with_execution_scheme(
+        Method(PolicyConfig(Regression(), window=planner.window), planner.executor), o.executor)
+    if changed.inference:
+        raise Unsupported(f"{o.executor} changes how the policy plans, which the server does", where="--executor",
+                          hint=f"serve it so: understudy serve RUN --executor {o.executor}")
+    return planner, remote_actor(planner, changed.executor), features
+
+
 def refuse_unused_conditions(runs: Sequence[Path], o: RolloutOptions) -> None:
     """Refuses --task and --condition if no policy reads them.
 
@@ -176,7 +201,9 @@ def refuse_unused_conditions(runs: Sequence[Path], o: RolloutOptions) -> None:
     from .conditions import parse_conditions
     from .method import task_relabel
 
-    if o.task is not None and not any(task_relabel(Method.load(r, o.trust)) for r in runs if not is_exported(r)):
+    if o.task is not None and not any(
+            served_client(a).policy.get("texts") if (a := served_address(r)) else
+            not is_exported(r) and task_relabel(Method.load(r, o.trust)) for r in runs):
         raise UserError("this policy was trained without words", where="--task",
                         hint="train it with --language, on data of several tasks")
     if o.condition:
@@ -206,10 +233,15 @@ def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
     import torch
 
     from ..core import UserError
+    from ..data.relabel import TaskText
     from ..learn.method import Method
     from .method import task_relabel
 
-    say = None if is_exported(run) else task_relabel(Method.load(run, o.trust))
+    if (address := served_address(run)) is not None:
+        said = served_client(address).policy
+        say = next((TaskText(said["features"][name]["shape"][0], name) for name in said.get("texts", ())), None)
+    else:
+        say = None if is_exported(run) else task_relabel(Method.load(run, o.trust))
     if say is None or o.task is None and say.into in features:
         return {}
     if o.task is None:
@@ -220,6 +252,8 @@ def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
 
 def weights_digest(place: Path) -> str:
     """Digest of an exported file, or of a checkpoint's weights and method: 16 hexadecimal digits."""
+    if (address := served_address(place)) is not None:
+        return str(served_client(address).policy["checkpoint"])
     from ..learn.run import Run
 
     return hashlib.sha256(place.read_bytes()).hexdigest()[:16] if place.is_file() else Run.fingerprint(place)

@@ -1,0 +1,393 @@
+"""The policy server under load, for long, with bad input, and killed: python benchmarks/serving.py [--seconds N]
+
+one client    replies one after the other: the server's own time, without that of the network
+64 clients    10 observations a second each; a reply after 100 ms counts as missed
+soak          16 clients for N seconds (3,600 if not given), that come and go: the growth of the server's memory
+malformed     frames that are damaged, random or of the wrong kind, beside a client whose replies are checked
+kills         SIGKILL of clients and of the server at random moments: every reply is compared with the policy's
+
+The policy is an MLP flow policy with observations of state that plans in about 1 ms. Server and clients share the
+machine. `--only NAME` runs one part, whose lines replace those of the last run.
+"""
+
+from __future__ import annotations
+
+import measure
+
+if __name__ == "__main__":
+    measure.one_thread()
+
+import argparse  # noqa: E402
+import asyncio  # noqa: E402
+import contextlib  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import random  # noqa: E402
+import signal  # noqa: E402
+import socket  # noqa: E402
+import statistics  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+
+from understudy.serve.client import Client, LinkLost, ServeError  # noqa: E402
+from understudy.serve.wire import pack, unpack  # noqa: E402
+
+STATE, SIZE, ACTIONS, HORIZON = "observation.state", 14, 14, 16
+MISSED = 0.1  # s
+N_ANSWERS = 64  # plans whose result is known beforehand
+
+
+# -- the policy and its server ----------------------------------------------------------------------------------------
+
+
+def make_policy():
+    from understudy.core import Feature
+    from understudy.data.window import Window
+    from understudy.heads.flow import Flow
+    from understudy.policy import PolicyConfig
+    from understudy.testing import random_batch
+
+    config = PolicyConfig(Flow(n_steps=3), inputs=(STATE,), window=Window(1, HORIZON))
+    return random_batch(config, target=Feature("float32", (ACTIONS,)), inputs={STATE: Feature("float32", (SIZE,))})[0]
+
+
+def serve(port: int, answers: Path) -> None:
+    """A server on this port. First it writes what the policy plans for known observations."""
+    import torch
+
+    from understudy.core import keys
+    from understudy.execute.actor import PolicyActor
+    from understudy.execute.chunking import RecedingHorizon
+    from understudy.serve.describe import policy_metadata, policy_schema
+    from understudy.serve.policy_service import PolicyService, ServedPolicy
+    from understudy.serve.server import PolicyServer, ServerOptions
+
+    sys.setswitchinterval(0.0005)
+    policy = make_policy()
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(N_ANSWERS, 1, SIZE)).astype(np.float32)
+    key, count = keys(0, range(N_ANSWERS)), torch.arange(N_ANSWERS)
+    with torch.no_grad():
+        chunks = policy.plan({STATE: torch.from_numpy(obs)}, policy.noise(key, count)).numpy()
+    np.savez(answers.with_suffix(".part.npz"), obs=obs, key=key.numpy(), count=count.numpy(), chunks=chunks)
+    answers.with_suffix(".part.npz").replace(answers)
+    served = ServedPolicy(PolicyActor(policy, RecedingHorizon(8)), policy, "benchmark")
+    schema = policy_schema(served, fps=10)
+    service = PolicyService(served, policy_metadata(served, schema, name="benchmark"), schema)
+    asyncio.run(PolicyServer(service, ServerOptions(port=port, max_clients=1000)).run())
+
+
+class Server:
+    """A server in a process."""
+
+    def __init__(self, folder: Path, port: int | None = None):
+        if port is None:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+        self.port, self.url, self.answers = port, f"ws://127.0.0.1:{port}", folder / "answers.npz"
+        self.process = subprocess.Popen([sys.executable, __file__, "--serve", str(port), str(self.answers)])
+
+    def wait(self) -> Server:
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            try:
+                Client(self.url, timeout=5).close()
+                return self
+            except LinkLost:
+                time.sleep(0.05)
+        raise SystemExit("the server does not start")
+
+    def memory(self) -> float:
+        """Megabytes of its own."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line.split()[1] for line in text.splitlines() if line.startswith("RssAnon"))) / 1024
+
+    def cpu(self) -> float:
+        """Seconds of processor time so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def __enter__(self) -> Server:
+        return self.wait()
+
+    def __exit__(self, *error) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@dataclass(frozen=True)
+class Known:
+    """Plans whose result is known."""
+
+    obs: np.ndarray
+    key: np.ndarray
+    count: np.ndarray
+    chunks: np.ndarray
+
+    @staticmethod
+    def load(path: Path) -> Known:
+        with np.load(path) as file:
+            return Known(*(file[name] for name in ("obs", "key", "count", "chunks")))
+
+    def ask(self, client: Client, i: int) -> bool:
+        """Whether the reply is what the policy plans."""
+        one = slice(i, i + 1)
+        options = {"op": "plan", "key": self.key[one], "count": self.count[one]}
+        actions = client.request({STATE: self.obs[one], "understudy": options})["actions"]
+        return bool(np.allclose(actions, self.chunks[one], atol=1e-4 * np.abs(self.chunks).max()))
+
+
+# -- the parts ------------------------------------------------------------------------------------------------
+
+
+def one_client(seconds: float) -> list[measure.Line]:
+    with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server, Client(server.url) as client:
+        obs, own, infer, trip = {STATE: np.zeros(SIZE, np.float32)}, [], [], []
+        until, last = time.monotonic() + seconds, None
+        for number in range(10**9):
+            if time.monotonic() > until:
+                break
+            began = time.perf_counter()
+            timing = client.infer(obs)["server_timing"]
+            if number > 50:
+                trip.append(1000 * (time.perf_counter() - began))
+                infer.append(timing["infer_ms"])
+                own.append(timing["prev_total_ms"] - last)
+            last = timing["infer_ms"]
+    return [_milliseconds("one client, server without the network, p50", own, 50, 1.0, f"{len(own):,} requests"),
+            _milliseconds("one client, server without the network, p99", own, 99),
+            _milliseconds("one client, the policy's network, p50", infer, 50),
+            _milliseconds("one client, there and back, p50", trip, 50),
+            _milliseconds("one client, there and back, p99", trip, 99)]
+
+
+def many_clients(seconds: float, n: int = 64, rate: float = 10) -> list[measure.Line]:
+    from websockets.asyncio.client import connect
+
+    took: list[float] = []
+
+    async def client(url: str, phase: float, until: float) -> None:
+        async with connect(url, compression=None, max_size=None) as connection:
+            await connection.recv()
+            message = pack({STATE: np.zeros(SIZE, np.float32), "understudy": {}})
+            due = time.perf_counter() + phase
+            while due < until:
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                began = time.perf_counter()
+                await connection.send(message)
+                unpack(await connection.recv())
+                took.append(time.perf_counter() - began)
+                due = max(due + 1 / rate, time.perf_counter() - 1 / rate)
+
+    async def clients(url: str) -> None:
+        until = time.perf_counter() + seconds
+        await asyncio.gather(*(client(url, 1 + random.random() / rate, until) for _ in range(n)))
+    with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
+        before = server.cpu()
+        asyncio.run(clients(server.url))
+        spent = 1000 * (server.cpu() - before) / len(took)
+    missed = sum(t > MISSED for t in took)
+    values = [1000 * t for t in took]
+    return [measure.Line(f"{n} clients at {rate:g} Hz, replies after {1000 * MISSED:g} ms",
+                         measure.Figure(missed, missed, missed, "missed"), bound=0,
+                         note=f"of {len(took):,} ({100 * missed / len(took):.2g} %)"),
+            measure.Line(f"{n} clients, processor time of the server for a request",
+                         measure.Figure(spent, spent, spent, "ms"),
+                         note=f"with the network; {n * rate:g} requests a second fill "
+                              f"{n * rate * spent / 1000:.2f} cores"),
+            _milliseconds(f"{n} clients, there and back, p50", values, 50),
+            _milliseconds(f"{n} clients, there and back, p99", values, 99)]
+
+
+def soak(seconds: float) -> list[measure.Line]:
+    """Clients ask as fast as 50 Hz each. Every 100 requests a client comes anew or starts an episode."""
+    from websockets.asyncio.client import connect
+
+    asked, memory = [0], []
+
+    async def client(url: str, until: float) -> None:
+        while time.monotonic() < until:
+            async with connect(url, compression=None, max_size=None) as connection:
+                await connection.recv()
+                for number in range(200):
+                    options = {"reset": number % 100 == 0, "id": number}
+                    await connection.send(pack({STATE: np.zeros(SIZE, np.float32), "understudy": options}))
+                    await connection.recv()
+                    asked[0] += 1
+                    await asyncio.sleep(0.02)
+
+    async def clients(server: Server) -> None:
+        until = time.monotonic() + seconds
+
+        async def look() -> None:
+            while time.monotonic() < until:
+                memory.append(server.memory())
+                await asyncio.sleep(seconds / 60)
+        await asyncio.gather(look(), *(client(server.url, until) for _ in range(16)))
+    with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
+        asyncio.run(clients(server))
+    early, late = memory[len(memory) // 6:len(memory) // 2], memory[-len(memory) // 3:]
+    grown = statistics.median(late) - statistics.median(early)
+    return [measure.Line(f"soak of {seconds:,.0f} s, growth of memory", measure.Figure(
+        max(grown, 0.0), min(memory), max(memory), "MB"), bound=2.0,
+        note=f"{asked[0]:,} requests; {statistics.median(early):.0f} MB in the first half, "
+             f"{statistics.median(late):.0f} MB in the last third")]
+
+
+def bad_frames(rng: random.Random):
+    """Frames that are no valid request."""
+    good = pack({STATE: np.zeros(SIZE, np.float32), "prompt": "go", "understudy": {"executed": 1, "id": 3}})
+    while True:
+        kind = rng.randrange(6)
+        if kind == 0:
+            yield rng.randbytes(rng.randrange(200))
+        elif kind == 1:
+            yield good[:rng.randrange(len(good))]
+        elif kind == 2:
+            damaged = bytearray(good)
+            for _ in range(rng.randrange(1, 8)):
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+            yield bytes(damaged)
+        elif kind == 3:
+            yield "a text"
+        elif kind == 4:
+            yield pack({STATE: np.zeros(rng.randrange(30), rng.choice(["float32", "int64", "bool", "uint8"]))})
+        else:
+            options = {rng.choice(["op", "executed", "delay", "guides", "rows", "key", "mode", "deadline", "schema"]):
+                       rng.choice([-1, 2**62, "x", None, [1], {"a": 1}, True, 1.5, [[]]])}
+            yield pack({STATE: np.zeros(SIZE, np.float32), "understudy": options})
+
+
+def malformed(frames: int) -> list[measure.Line]:
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync.client import connect
+
+    rng, wrong, right, answered, refused = random.Random(0), 0, 0, 0, 0
+    with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server, Client(server.url) as checked:
+        known, sent, bad = Known.load(server.answers), 0, bad_frames(rng)
+        while sent < frames:
+            with connect(server.url, compression=None, max_size=None) as connection:
+                connection.recv()
+                with contextlib.suppress(ConnectionClosed):
+                    while sent < frames:
+                        sent += 1
+                        connection.send(next(bad))
+                        if isinstance(connection.recv(timeout=20), str):
+                            refused += 1
+                            break
+                        answered += 1  # damage that left a valid request
+            if sent % 10 == 0:
+                good = known.ask(checked, rng.randrange(N_ANSWERS))
+                right, wrong = right + good, wrong + (not good)
+        for _ in range(100):  # no websocket at all
+            with socket.create_connection(("127.0.0.1", server.port)) as raw:
+                raw.sendall(rng.randbytes(300))
+        wrong += not known.ask(checked, 0)
+        alive = server.process.poll() is None
+    assert alive, "the server has ended"
+    return [measure.Line(f"{frames:,} malformed frames, wrong replies to another client", measure.Figure(
+        wrong, wrong, wrong, "wrong"), bound=0, note=f"{refused:,} refused, {answered:,} still a valid request; "
+        f"{right:,} replies checked; the server went on")]
+
+
+def checked_client(url: str, answers: Path, out: Path, seed: int) -> None:
+    """Asks until it is killed, and writes down what became of each request."""
+    known, rng = Known.load(answers), random.Random(seed)
+    client = None
+    with open(out, "a", buffering=1) as told:
+        while True:
+            try:
+                client = client or Client(url, timeout=5)
+                told.write("right\n" if known.ask(client, rng.randrange(N_ANSWERS)) else "WRONG\n")
+            except ServeError:
+                told.write("lost\n")
+                time.sleep(0.05)
+
+
+def kills(seconds: float) -> list[measure.Line]:
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder, killed = Path(name), {"client": 0, "server": 0}
+        server = Server(folder).wait()
+        clients: list[subprocess.Popen] = []
+
+        def start() -> None:
+            clients.append(subprocess.Popen([sys.executable, __file__, "--client", server.url, str(server.answers),
+                                             str(folder / f"{len(list(folder.glob('*.txt')))}-{rng.random()}.txt"),
+                                             str(rng.randrange(10**6))]))
+        for _ in range(4):
+            start()
+        until = time.monotonic() + seconds
+        try:
+            while time.monotonic() < until:
+                time.sleep(rng.uniform(0.2, 3.0))
+                if rng.random() < 0.3:
+                    killed["server"] += 1
+                    server.process.send_signal(signal.SIGKILL)
+                    server.process.wait()
+                    server = Server(folder, server.port).wait()
+                else:
+                    killed["client"] += 1
+                    victim = clients.pop(rng.randrange(len(clients)))
+                    victim.send_signal(signal.SIGKILL)
+                    victim.wait()
+                    start()
+        finally:
+            for process in (*clients, server.process):
+                process.kill()
+                process.wait()
+        said = [line for file in folder.glob("*.txt") for line in file.read_text().split()]
+    counts = {word: said.count(word) for word in ("right", "WRONG", "lost")}
+    assert counts["right"], "no client got a reply"
+    return [measure.Line("kills, wrong replies", measure.Figure(
+        counts["WRONG"], counts["WRONG"], counts["WRONG"], "wrong"), bound=0,
+        note=f"{killed['server']} of the server and {killed['client']} of clients in {seconds:,.0f} s; "
+             f"{counts['right']:,} right replies, {counts['lost']:,} requests without one")]
+
+
+def _milliseconds(what: str, values: list[float], percentile: float, bound: float | None = None,
+                  note: str = "") -> measure.Line:
+    """The percentile, and its least and greatest value over ten parts of the time."""
+    parts = [float(np.percentile(part, percentile)) for part in np.array_split(values, 10) if len(part)]
+    return measure.Line(what, measure.Figure(float(np.percentile(values, percentile)), min(parts), max(parts), "ms"),
+                        bound=bound, note=note)
+
+
+PARTS = {"one": lambda s: one_client(min(s, 30)), "many": lambda s: many_clients(min(s, 60)), "soak": soak,
+         "malformed": lambda s: malformed(10_000 if s >= 60 else 500), "kills": lambda s: kills(min(s, 120))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--serve", nargs=2)
+    parser.add_argument("--client", nargs=4)
+    o = parser.parse_args()
+    if o.serve:
+        serve(int(o.serve[0]), Path(o.serve[1]))
+        return
+    if o.client:
+        checked_client(o.client[0], Path(o.client[1]), Path(o.client[2]), int(o.client[3]))
+        return
+    path, done = measure.RESULTS / "serving.json", {}
+    if o.only and path.exists():
+        done = json.loads(path.read_text(encoding="utf-8")).get("parts", {})
+    for name in [o.only] if o.only else PARTS:
+        load = os.getloadavg()[0]
+        lines = PARTS[name](o.seconds)
+        done[name] = [measure.asdict(line) for line in lines]
+        done[name][0]["note"] += f"; load of the machine before: {load:.1f}"
+    measure.save("serving", [measure.restored(line) for name in PARTS for line in done.get(name, ())],
+                 packages=("torch", "numpy", "websockets", "msgpack"), more={"parts": done})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""The command understudy serve."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from .common import ConditionTexts, DeviceName, Output, SchemeName, TrustedPackages, command_line, parse, trained_rate
+
+if TYPE_CHECKING:
+    from ..serve.policy_service import PolicyService
+    from ..serve.server import PolicyServer, ServerOptions
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Serve a trained policy over websockets, to clients of understudy and of openpi.
+
+    Clients get a chunk of actions for an observation, or single actions of the executor. The health of the server is at
+    /healthz, and its metrics for Prometheus at /metrics. SIGTERM ends it after the replies that are being computed, and
+    SIGHUP loads the newest checkpoint. The log on standard error has one JSON object a line.
+    """
+
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
+    """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, or a run of LeRobot"""
+    host: str = "127.0.0.1"
+    """address to listen on; 0.0.0.0 for all, which needs --token-file or --open"""
+    port: int = 8000
+    """port; 0 for any that is free"""
+    token_file: Annotated[Path | None, arg(metavar="FILE")] = None
+    """file with one token a line; clients need one of them"""
+    open: bool = False
+    """let everybody in the network connect"""
+    tls_cert: Annotated[Path | None, arg(metavar="PEM")] = None
+    """certificate, for wss://"""
+    tls_key: Annotated[Path | None, arg(metavar="PEM")] = None
+    """private key of the certificate"""
+    origin: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="URL")] = ()
+    """a web page whose scripts may connect, such as https://lab.example"""
+    executor: SchemeName = None
+    """another execution scheme than the policy was trained with"""
+    reply: Literal["chunk", "action"] | None = None
+    """send whole chunks, or execute them here and send single actions; by default chunks if the executor has them"""
+    deadline: Annotated[float | None, arg(metavar="SECONDS")] = None
+    """when a reply is due"""
+    fallback: Literal["hold", "last-chunk", "stop"] = "stop"
+    """what a client gets if the reply is not ready by then: its last action again, the rest of its last chunk, or an
+    error, so that it stops"""
+    max_message: Annotated[float, arg(metavar="MB")] = 16.0
+    """largest message"""
+    max_rate: Annotated[float, arg(metavar="N")] = 1000.0
+    """requests per second of one client; faster ones wait"""
+    max_clients: Annotated[int, arg(metavar="N")] = 256
+    """clients at a time"""
+    max_batch: Annotated[int, arg(metavar="N")] = 64
+    """requests that are planned together"""
+    watch: bool = False
+    """load each new checkpoint of the run as soon as it is complete"""
+    rename: Annotated[tuple[str, ...], arg(metavar="NAME=COLUMN")] = ()
+    """columns that clients send under other names: observation/image=observation.images.front"""
+    action_convention: Annotated[str | None, arg(metavar="WORDS")] = None
+    """what the actions mean, such as absolute or delta; clients that say otherwise are refused"""
+    task: Annotated[str | None, arg(metavar="WORDS")] = None
+    """the task in words for clients that send none, for a policy that was trained with --language"""
+    condition: ConditionTexts = ()
+    """what the policy reads and clients do not send: return_to_go=100"""
+    seed: Annotated[int, arg(metavar="S")] = 0
+    """seed of the policy's randomness"""
+    device: DeviceName = "auto"
+    """where to compute"""
+    trust: TrustedPackages = ()
+    """a package whose code may be loaded"""
+
+    @property
+    def episodes(self) -> int | None:
+        """Rollouts have a number of episodes, and a server has none."""
+        return None
+
+
+def main(args: list[str]) -> None:
+    o = parse(ServeOptions, "serve", args)
+    from ..core import ConfigError, Unsupported, UserError
+    from ..serve.access import JsonLog, read_tokens, tls_context
+    from ..serve.address import served_address
+
+    try:
+        from ..serve.server import PolicyServer, ServerOptions
+    except ImportError as error:
+        raise UserError(f"the package {error.name} is not installed", where="understudy serve",
+                        hint="pip install 'understudy[serve]'") from None
+
+    if served_address(o.run) is not None:
+        raise Unsupported("a policy at an address is served already", where=str(o.run),
+                          hint="give the run on the machine that serves it")
+    for name in ("deadline", "max_message", "max_rate", "max_clients", "max_batch"):
+        if (value := getattr(o, name)) is not None and not value > 0:
+            raise ConfigError(f"must be positive, but is {value:g}", where="--" + name.replace("_", "-"),
+                              hint="leave it out for the usual value")
+    tokens = () if o.token_file is None else read_tokens(o.token_file)
+    if not (tokens or o.open or o.host in ("127.0.0.1", "::1", "localhost")):
+        raise ConfigError("anybody in the network could use this server", where=f"--host {o.host}",
+                          hint="give --token-file FILE, or --open if that is meant")
+    options = ServerOptions(o.host, o.port, tokens, tls_context(o.tls_cert, o.tls_key), o.origin,
+                            int(o.max_message * 2**20), o.max_rate, o.max_clients, o.max_batch, o.deadline, o.fallback)
+    service = load_service(o)
+    sys.setswitchinterval(0.0005)  # seconds until the thread of the network lets the event loop run
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve(o, service, PolicyServer(service, options, JsonLog()), options))
+
+
+async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer, options: ServerOptions) -> None:
+    from ..serve.reload import Reloader
+
+    loop, out = asyncio.get_running_loop(), Output()
+    reloader = Reloader(service, partial(load_service, o), partial(_newest, o), server.metrics, server.log)
+    running = asyncio.ensure_future(server.run())
+    started = asyncio.ensure_future(server.started.wait())
+    await asyncio.wait([running, started], return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        await _raise_start_error(running, options)
+    reloads: set[asyncio.Future] = set()
+
+    def reload() -> None:
+        reloads.add(asyncio.ensure_future(reloader.reload()))
+    with contextlib.suppress(NotImplementedError):  # on Windows
+        loop.add_signal_handler(signal.SIGTERM, server.stop)
+        loop.add_signal_handler(signal.SIGINT, server.stop)
+        loop.add_signal_handler(signal.SIGHUP, reload)
+    address = f"{'wss' if options.tls else 'ws'}://{o.host}:{server.port}"
+    out.print(f"{o.run} is served at {address}. Ctrl-C ends it.")
+    out.suggest(command_line("act", address, "--robot", "TYPE"), command_line("eval", address, "ENV"))
+    sys.stdout.flush()
+    if o.watch:
+        reloads.add(asyncio.ensure_future(reloader.watch()))
+    await running
+    for task in reloads:
+        task.cancel()
+
+
+async def _raise_start_error(running: asyncio.Future, options: ServerOptions) -> None:
+    from ..core import UserError
+
+    try:
+        await running
+    except OSError as error:
+        raise UserError(f"the server cannot listen there: {error.strerror or error}",
+                        where=f"--host {options.host} --port {options.port}",
+                        hint="another server may use the port: choose another one, or --port 0") from None
+
+
+def load_service(o: ServeOptions) -> PolicyService:
+    """Loads the policy of a run for a server.
+
+    Args:
+        o: The options of the command.
+
+    Raises:
+        UserError: There is no such policy, or an option does not fit it.
+    """
+    import torch
+
+    from ..core import ConfigError, keys
+    from ..data.runtime import GivenColumn
+    from ..deploy.equivalence import random_observations
+    from ..execute.actor import TransformedActor
+    from ..learn.method import Method
+    from ..policy import Policy
+    from ..serve.describe import policy_metadata, policy_schema
+    from ..serve.policy_service import PolicyService, ServedPolicy
+    from .conditions import parse_conditions
+    from .method import task_relabel
+    from .policies import is_exported, load_policy
+
+    name = _newest(o)
+    planner, actor, _ = load_policy(o.run, o, None)
+    computed: tuple[str, ...] = ()
+    if isinstance(actor, TransformedActor):
+        computed = tuple(getattr(t, "into", "") for t in actor.transforms if not isinstance(t, GivenColumn))
+        if not computed:  # clients give these columns
+            actor = actor.actor
+    say = None if is_exported(o.run) else task_relabel(Method.load(o.run, o.trust))
+    texts, defaults = ({} if say is None else {say.into: say.encode}), parse_conditions(o.condition, {})
+    if o.task is not None:
+        if say is None:
+            raise ConfigError("this policy was trained without words", where="--task", hint="leave it out")
+        defaults[say.into] = torch.from_numpy(say.encode(o.task).copy())
+    for name_of, given in (("--condition", defaults), ("--rename", renamed := _renamed(o))):
+        if unknown := [c for c in (given if name_of == "--condition" else renamed.values())
+                       if c not in planner.inputs]:
+            raise ConfigError(f"the policy does not read {unknown[0]!r}; it reads {', '.join(planner.inputs)}",
+                              where=name_of, hint="leave it out")
+    served = ServedPolicy(actor, planner, name, texts, renamed, defaults, computed)
+    if o.reply == "chunk" and served.policy_actor is None:
+        raise ConfigError("this policy is not executed in chunks", where="--reply chunk",
+                          hint="leave it out, or choose an executor with chunks: --executor receding-horizon")
+    schema = policy_schema(served, fps=trained_rate(o.run), action_convention=o.action_convention)
+    metadata = policy_metadata(served, schema, name=o.run.name, deadline=o.deadline, fallback=o.fallback)
+    if isinstance(planner, Policy):  # what is made at the first plan is made before the first client waits for it
+        with torch.no_grad():
+            for rows in (1, 2):
+                key = keys(0, range(rows))
+                obs = {k: v.to(planner.device) for k, v in random_observations(planner, rows).items()}
+                planner.plan(obs, planner.noise(key.to(planner.device), torch.zeros_like(key).to(planner.device)))
+    return PolicyService(served, metadata, schema, reply=o.reply, seed=o.seed)
+
+
+def _newest(o: ServeOptions) -> str:
+    from .policies import weights_digest, weights_path
+
+    return weights_digest(weights_path(o.run))
+
+
+def _renamed(o: ServeOptions) -> dict[str, str]:
+    from ..core import ConfigError
+
+    for text in o.rename:
+        if "=" not in text:
+            raise ConfigError(f"{text!r} is not NAME=COLUMN", where="--rename",
+                              hint="such as --rename observation/image=observation.images.front")
+    return dict(text.split("=", 1) for text in o.rename)

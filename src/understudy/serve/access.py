@@ -1,0 +1,117 @@
+"""Who may connect, over TLS or not, and the log of it."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from ..core import UserError
+
+MIN_TOKEN = 16  # characters
+SUBPROTOCOL = "understudy"
+TOKEN_PREFIX = "token."  # of the subprotocol in which browsers, which cannot set headers, send the token
+
+
+def read_tokens(path: Path) -> tuple[str, ...]:
+    """Reads a file of tokens, one a line. Lines that start with # are comments.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: It cannot be read, has no token, or a token is short.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the file of tokens cannot be read: {error}", where=path, hint=_MAKE_TOKEN) from None
+    tokens = tuple(line for line in lines if line and not line.startswith("#"))
+    if not tokens:
+        raise UserError("the file has no token", where=path, hint=_MAKE_TOKEN)
+    if any(len(token) < MIN_TOKEN or not token.isascii() or any(c.isspace() for c in token) for token in tokens):
+        raise UserError(f"each line must be a token of at least {MIN_TOKEN} characters without spaces", where=path,
+                        hint=_MAKE_TOKEN)
+    return tokens
+
+
+_MAKE_TOKEN = 'make one: python -c "import secrets; print(secrets.token_urlsafe(32))" > tokens.txt'
+
+
+def is_allowed(tokens: Sequence[str], header: str | None, subprotocols: Sequence[str] = ()) -> bool:
+    """Whether a request has one of the tokens. The comparison takes equally long wherever tokens differ.
+
+    Args:
+        tokens: The tokens. Without any, everybody may connect.
+        header: The header Authorization: "Api-Key TOKEN", as openpi's client sends it, or "Bearer TOKEN".
+        subprotocols: The subprotocols that the client offers. One may be "token." and the token in URL-safe base64.
+    """
+    if not tokens:
+        return True
+    scheme, _, given = (header or "").partition(" ")
+    given = given.strip() if scheme.lower() in ("api-key", "bearer") else ""
+    for name in subprotocols:
+        if name.startswith(TOKEN_PREFIX):
+            try:
+                coded = name.removeprefix(TOKEN_PREFIX)
+                given = base64.urlsafe_b64decode(coded + "=" * (-len(coded) % 4)).decode()
+            except ValueError:
+                return False
+    found = False
+    for token in tokens:  # all of them, so that the time does not tell which one was close
+        found |= hmac.compare_digest(token.encode(), given.encode())
+    return found
+
+
+def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """The TLS context of a server, or None without a certificate.
+
+    Args:
+        certificate: PEM file with the certificate and those above it.
+        key: PEM file with the private key.
+
+    Raises:
+        UserError: One of the files is missing or invalid.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise UserError("TLS needs both --tls-cert and --tls-key", where="--tls-cert" if key else "--tls-key",
+                        hint="give the files of the certificate and of its private key")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:  # ssl.SSLError is one
+        raise UserError(f"the certificate or its key cannot be used: {error}", where=certificate,
+                        hint="both are PEM files, and the key belongs to the certificate") from None
+    return context
+
+
+class JsonLog:
+    """Writes one JSON object a line.
+
+    Args:
+        stream: Where to. None for standard error.
+    """
+
+    def __init__(self, stream: TextIO | None = None):
+        self.stream = stream
+        self._lock = threading.Lock()
+
+    def __call__(self, event: str, **values: object) -> None:
+        """Writes an event with its values."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values},
+                          default=str)
+        with self._lock:
+            print(line, file=sys.stderr if self.stream is None else self.stream, flush=True)
+
+
+Log = Callable[..., None]

@@ -1,0 +1,17 @@
+"""Addresses of servers in place of runs. This module imports nothing that is large or optional."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def served_address(run: Path | str) -> str | None:
+    """Returns the address of a server, or None if `run` is a path of files.
+
+    Args:
+        run: Such as "ws://gpu:8000". A `Path` has one slash of the two.
+    """
+    text = run.as_posix() if isinstance(run, Path) else run
+    found = re.fullmatch(r"(wss?):/{1,2}([^/].*)", text)
+    return None if found is None else f"{found[1]}://{found[2]}"

@@ -1,0 +1,82 @@
+"""The handshake: what a policy reads and plans, and whether a client agrees. This module does not import PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+PROTOCOL = 1  # of the key "understudy" in messages
+FLOATS = ("float16", "float32", "float64")
+FIELDS = ("dtype", "shape", "names", "unit")  # of a column, as far as both sides give them
+COMMON = ("fps", "normalization", "action_convention")
+
+
+class SchemaMismatch(ValueError):
+    """The client and the policy do not agree. The text shows both sides of every difference."""
+
+
+def differences(served: Mapping, wanted: Mapping) -> list[str]:
+    """Compares what a policy reads and plans with what a client sends and expects.
+
+    Only what the client gives is compared, except that the client must give every column that the policy reads. The
+    policy converts between float16, float32 and float64, and it resizes images, so that these are no differences.
+
+    Args:
+        served: Schema of the policy: {"observations": {name: {"dtype", "shape", "names", "unit", "kind"}}, "action":
+            {...}, "fps", "normalization", "action_convention"}.
+        wanted: Schema of the client, the same.
+
+    Returns:
+        One line for each difference, with both sides. Empty if they agree.
+    """
+    found = []
+    if (observations := wanted.get("observations")) is not None:
+        if not isinstance(observations, Mapping):
+            return ["observations: a schema has a map from names to columns here"]
+        for name, column in served["observations"].items():
+            if name not in observations:
+                sent = ", ".join(sorted(map(str, observations))) or "no columns"
+                found.append(f"{name}: the policy reads it, the client sends {sent}")
+            else:
+                found += _column_differences(name, column, observations[name])
+    if (action := wanted.get("action")) is not None:
+        found += _column_differences("action", served["action"], action)
+    for name in COMMON:
+        if wanted.get(name) is not None and served.get(name) is not None and wanted[name] != served[name]:
+            found.append(f"{name}: the policy has {_shown(served[name])}, the client {_shown(wanted[name])}")
+    return found
+
+
+def check_schema(served: Mapping, wanted: object) -> None:
+    """Raises SchemaMismatch if a client and a policy do not agree. See `differences`."""
+    if not isinstance(wanted, Mapping):
+        raise SchemaMismatch("a schema is a map with observations, action, fps, normalization and action_convention")
+    if unknown := sorted(set(map(str, wanted)) - {"observations", "action", *COMMON}):
+        raise SchemaMismatch(f"a schema has no entry {unknown[0]!r}; it has observations, action, {', '.join(COMMON)}")
+    if found := differences(served, wanted):
+        raise SchemaMismatch("the client and the policy do not agree:\n" + "\n".join(f"  {line}" for line in found))
+
+
+def _column_differences(name: str, served: Mapping, wanted: object) -> Iterator[str]:
+    if not isinstance(wanted, Mapping):
+        yield f"{name}: the policy has {_shown(dict(served))}, the client {_shown(wanted)}"
+        return
+    for key in FIELDS:
+        mine, theirs = served.get(key), wanted.get(key)
+        if theirs is None or mine is None or _same(key, mine, theirs, served.get("kind")):
+            continue
+        yield f"{name}, {key}: the policy has {_shown(mine)}, the client {_shown(theirs)}"
+
+
+def _same(key: str, mine, theirs, kind) -> bool:
+    if key in ("shape", "names"):
+        if not isinstance(theirs, (list, tuple)):
+            return False
+        if key == "shape" and kind == "image" and len(mine) == len(theirs) == 3:
+            return mine[2] == theirs[2]
+        return list(mine) == list(theirs)
+    return mine == theirs or (mine in FLOATS and theirs in FLOATS)
+
+
+def _shown(value: object) -> str:
+    text = str(tuple(value) if isinstance(value, list) else value)
+    return text if len(text) <= 200 else text[:200] + " ..."

@@ -1,0 +1,134 @@
+"""understudy serve as a process, and the commands that run a served policy."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("websockets", reason="extra serve not installed")
+
+from understudy.cli import main  # noqa: E402
+from understudy.serve.client import Client  # noqa: E402
+
+SRC = str(Path(__file__).parents[1] / "src")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    assert main(["record", "fork", "--out", str(folder / "demos"), "--episodes", "5"]) == 0
+    for seed, name in enumerate(("run", "later")):
+        assert main(["train", "flow-policy", str(folder / "demos"), "--out", str(folder / name), "--steps", "2",
+                     "--seed", str(seed)]) == 0
+    return folder / "run"
+
+
+class Served:
+    """understudy serve in a process."""
+
+    def __init__(self, run, *options, log):
+        env = {**os.environ, "PYTHONPATH": SRC}
+        self.log = log
+        with open(log, "w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "understudy", "serve", str(run), "--port", "0", *options], env=env,
+                stdout=subprocess.PIPE, stderr=errors, text=True)
+        line = self.process.stdout.readline()
+        found = re.search(r"ws://127\.0\.0\.1:\d+", line)
+        assert found, line + Path(log).read_text()
+        self.url = found[0]
+
+    def events(self):
+        return [json.loads(line) for line in Path(self.log).read_text().splitlines()]
+
+    def first(self, event):
+        return next((e for e in self.events() if e["event"] == event), None)
+
+    def wait_for(self, event, meanwhile):
+        until = time.monotonic() + 40
+        while self.first(event) is None and time.monotonic() < until:
+            meanwhile()
+        assert self.first(event) is not None, self.events()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def test_a_served_policy_is_evaluated_like_the_run(run, tmp_path, capsys):
+    options = ["fork", "--episodes", "4", "--json"]
+    assert main(["eval", str(run), *options]) == 0
+    local = json.loads(capsys.readouterr().out)
+    with Served(run, log=tmp_path / "log") as served:
+        for executor in ([], ["--executor", "server"], ["--executor", "receding-horizon"]):
+            assert main(["eval", served.url, *options, *executor]) == 0
+            remote = json.loads(capsys.readouterr().out)
+            for name in ("success", "return"):
+                assert remote.get(name) == local.get(name), executor
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(20) == 0
+    events = [e["event"] for e in served.events()]
+    assert events[0] == "serving" and events[-1] == "stopped" and "connected" in events
+    assert main(["eval", served.url, *options]) == 2
+    assert "is it running" in capsys.readouterr().err
+
+
+def test_a_new_checkpoint_is_loaded_without_a_lost_reply(run, tmp_path):
+    """Each reply names its checkpoint, and none is lost while the checkpoint is replaced."""
+    folder = run.parent / "hot"
+    shutil.copytree(run, folder)
+    names, last = json.loads((folder / "run.json").read_text()), "000999"
+    later = run.parent / "later"
+    shutil.copytree(later / json.loads((later / "run.json").read_text())["last"], folder / "checkpoints" / last)
+    with Served(folder, "--watch", log=tmp_path / "log") as served, Client(served.url) as client:
+        seen, until = [], time.monotonic() + 60
+        obs = {"observation.state": np.zeros(2, np.float32)}
+        while time.monotonic() < until and len(set(seen)) < 2:
+            reply = client.infer(obs, reset=True, episode=0)
+            seen.append(reply["understudy"]["checkpoint"])
+            if len(seen) == 50:
+                (folder / "run.json").write_text(json.dumps({**names, "last": f"checkpoints/{last}"}))
+        assert len(set(seen)) == 2 and seen == sorted(seen, key=list(dict.fromkeys(seen)).index)
+        (folder / "checkpoints" / last / "weights.safetensors").write_bytes(b"damaged")
+        served.process.send_signal(signal.SIGHUP)
+        served.wait_for("reload_refused", lambda: client.infer(obs))
+        assert client.infer(obs)["understudy"]["checkpoint"] == seen[-1]
+
+
+def test_a_checkpoint_that_plans_something_else_is_refused(run, tmp_path):
+    """A run whose executor changed would plan for clients that were told something else."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    with Served(folder, log=tmp_path / "log") as served, Client(served.url) as client:
+        before = client.infer({"observation.state": np.zeros(2)})["understudy"]["checkpoint"]
+        for file in folder.glob("checkpoints/*/method.json"):
+            changed, n = re.subn('"n_action_steps": [0-9]+', '"n_action_steps": 1', file.read_text())
+            assert n == 1
+            file.write_text(changed)
+        served.process.send_signal(signal.SIGHUP)
+        served.wait_for("reload_refused", lambda: time.sleep(0.05))
+        assert "it has another executor" in served.first("reload_refused")["error"]
+        assert client.infer({"observation.state": np.zeros(2)})["understudy"]["checkpoint"] == before
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--host", "0.0.0.0"], "anybody in the network"), (["--tls-cert", "x.pem"], "both --tls-cert and --tls-key"),
+    (["--deadline", "0"], "must be positive"), (["--task", "go"], "trained without words"),
+    (["--rename", "a=observation.other"], "does not read 'observation.other'"),
+    (["--rename", "a"], "is not NAME=COLUMN"),
+    (["--reply", "chunk", "--executor", "temporal-ensemble"], "not executed in chunks")])
+def test_options_that_do_not_fit_are_refused(run, options, says, capsys):
+    assert main(["serve", str(run), *options]) == 2
+    assert says in capsys.readouterr().err

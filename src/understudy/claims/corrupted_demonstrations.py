@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -21,11 +22,10 @@ from ..learn.optimizer import OptimizerConfig
 from ..learn.sample_weights import ColumnWeights
 from ..nets.mlp import MLP
 from ..policy import PolicyConfig
-from .base import Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
+from .base import Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl, expert_of
 from .curation import cached_load
 from .measures import closed_loop
 
-ENV_OPTIONS = (("fully_observed", True),)
 FRACTION = 0.2  # of the actions that are wrong
 WRONG = 1.0  # what they are: the upper limit of every component
 BATCH, N_BLOCKS = 128, 42  # blocks of 3 windows: half of them have no wrong action
@@ -47,10 +47,10 @@ class CorruptedDemonstrations(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        env = make("particle", rows=min(self.episodes, 16), **dict(ENV_OPTIONS))
+        env = make("particle", rows=min(self.episodes, 16), fully_observed=True)
         rng = np.random.default_rng(seed)
         changed = []
-        for episode in rollout(env.expert(), env, self.episodes, recording_seed(seed)):
+        for episode in rollout(expert_of(env), env, self.episodes, recording_seed(seed)):
             action = np.array(episode.steps["action"])
             is_wrong = rng.random(len(action)) < self.fraction
             action[is_wrong] = WRONG
@@ -73,20 +73,19 @@ class AnyBlockLearner(MedianOfMeansLearner):
         return 0
 
 
-def make_arm(name: str, learner: LearnerConfig, loss: str = "l2") -> Arm:
+def make_arm(name: str, learner: LearnerConfig, loss: Literal["l1", "l2"] = "l2") -> Arm:
     """The same network, batches and number of updates for every arm."""
     policy = PolicyConfig(Regression(loss), MLP(64, 1), window=Window(1, 1), inputs=("observation.state",))
     return Arm(name, (Method(policy, RecedingHorizon(1), learner),))
 
 
-def cloning(name: str, loss: str = "l2", **options) -> Arm:
+def cloning(name: str, loss: Literal["l1", "l2"] = "l2", **options) -> Arm:
     return make_arm(name, BehaviorCloning(UPDATES, BATCH, OPTIMIZER, **options), loss)
 
 
 def with_any_block(experiment: Experiment) -> Experiment:
     """The block that trains does not depend on the losses."""
-    other = make_arm("median of means", AnyBlock(N_BLOCKS, UPDATES, BATCH, OPTIMIZER))
-    return replace(experiment, arms=tuple(other if a.name == other.name else a for a in experiment.arms))
+    return experiment.replace_arms(make_arm("median of means", AnyBlock(N_BLOCKS, UPDATES, BATCH, OPTIMIZER)))
 
 
 OPTIMIZER = OptimizerConfig(lr=1e-3)
@@ -101,7 +100,7 @@ PARTICLE = Experiment(
     ),
     closed_loop,
     seeds=(540, 541, 542, 543, 544),
-    env_options=ENV_OPTIONS,
+    env_options=(("fully_observed", True),),
     starts_seed=540,
     sanity=(("cloning, clean actions", "success", 0.8),),
 )

@@ -1,5 +1,6 @@
 """The commands of a robot: an emulated SO-101 is set up, recorded, and driven by the policy that was trained on it."""
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from understudy.cli import main
+from understudy.commands.robot_options import command_keys, show_line
 from understudy.data.formats import open_dataset
 from understudy.robots.emulator import emulate_arm
 from understudy.robots.motors_bus import MotorsBus
@@ -142,6 +144,16 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
             (["act", "ws://gpu:8000", "--robot", "simulated_arm"], "cannot act yet")):
         assert main(args) == 2
         assert message in capsys.readouterr().err, args
+
+
+def test_results_are_printed_on_a_line_of_their_own(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    with command_keys():
+        show_line("x" * 200)
+    assert terminal.getvalue() == f"\r{'x' * 79}\x1b[K\r\x1b[K"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from understudy.core import ConfigError, Feature, UserError, keys
+from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
 from understudy.data.runtime import GivenColumn
 from understudy.data.window import Window
@@ -508,6 +509,16 @@ def test_an_arm_is_teleoperated_recorded_and_replayed(folder):
         assert worst.max() < 40
     again = open_dataset(folder / "data")
     assert len(again) == 2
+
+
+def test_a_replay_that_cannot_work_is_refused():
+    robot = SafeRobot(SimulatedArm(clock=time.monotonic), SafetyLimits((-90.0,) * 2, (90.0,) * 2, (50.0,) * 2))
+    action = {"action": np.zeros((3, 2), np.float32)}
+    with robot:
+        with pytest.raises(UserError, match="no column 'observation.state'"):
+            replay_episode(robot, Episode(action), 30)
+        with pytest.raises(ConfigError, match="at 1 steps per second every command would come after the timeout"):
+            replay_episode(robot, Episode({**action, "observation.state": action["action"]}), 1)
 
 
 def test_a_lost_leader_stops_the_follower(folder):

@@ -465,7 +465,8 @@ def _held_out(data: Dataset, hold: float | Sequence[int], left_out: list[int]) -
     held = validation_episodes(len(data), hold)
     if not set(kept) - set(held):
         raise UserError(f"no episode is left to train on: {len(held)} are held out and {len(left_out)} were "
-                        "interrupted", where="val_fraction", hint="hold out fewer, or include those that were interrupted")
+                        "interrupted", where="val_fraction",
+                        hint="hold out fewer, or include those that were interrupted")
     return held
 
 

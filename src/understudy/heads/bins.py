@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..nets.feed_forward import feed_forward_layers
 from .base import LikelihoodHead, TemperatureHead, uniform_noise
 
 
@@ -95,7 +96,7 @@ class _BinNet(nn.Module):
         self.trunk, self.n_bins = trunk, config.n_bins
         self.register_buffer("edges", torch.linspace(-1, 1, config.n_bins + 1).repeat(coded_dim, 1))
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(config.width + i, config.width), nn.SiLU(), nn.Linear(config.width, config.n_bins))
+            feed_forward_layers((config.width + i, config.width, config.n_bins), "silu")
             for i in range(coded_dim)) if config.autoregressive else None
 
     def component_logits(self, features, chosen, i):

@@ -464,9 +464,9 @@ def _held_out(data: Dataset, hold: float | Sequence[int], left_out: list[int]) -
         return [kept[i] for i in validation_episodes(len(kept), hold)]
     held = validation_episodes(len(data), hold)
     if not set(kept) - set(held):
-        raise UserError(
-            f"no episode is left to train on: {len(held)} are held out and {len(left_out)} were interrupted",
-            where="val_fraction", hint="hold out fewer, or include those that were interrupted")
+        raise UserError(f"no episode is left to train on: {len(held)} are held out and {len(left_out)} were "
+                        "interrupted", where="val_fraction",
+                        hint="hold out fewer, or include those that were interrupted")
     return held
 
 

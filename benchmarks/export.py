@@ -4,9 +4,9 @@ Each policy is exported in all forms, with the weights and statistics that train
 `flow-policy`, `diffusion-policy` and `act` as `understudy train` builds them for the toy fork, except that the U-Net of
 the diffusion policy is of 64 and 128 channels; and a regression from one 96 x 96 camera. One chunk at batch size 1 is
 then timed. The forms take turns. The peer of every line is the policy in PyTorch. Notes give the size of the file and
-its largest and mean difference over 1,000 inputs, relative to the largest action. `success` trains `bc` and
-`flow-policy` on the fork, and compares the success of the file in 32 bits with that of the file in 8 bits on the same
-400 starts. The other lines of an earlier run are kept.
+its largest and mean difference over 1,000 inputs, relative to the largest action. `success of bc` and
+`success of flow-policy` train on the fork, and compare the success of the file in 32 bits with that of the file in 8
+bits on the same 400 starts. The other lines of an earlier run are kept.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from understudy.policy import Planner, Policy, PolicyConfig  # noqa: E402
 from understudy.testing import random_batch  # noqa: E402
 
 FORMS = {"onnx": "ONNX", "int8": "ONNX in 8 bits", "pt2": "torch.export", "aot": "AOTInductor"}
-SUCCESS, STARTS, STEPS = "success", 400, 2000
+SUCCESS, STARTS, STEPS = "success of ", 400, 2000
 METHODS = ("bc", "flow-policy", "diffusion-policy", "act")
 
 
@@ -110,7 +110,7 @@ def success(name: str, folder: Path) -> measure.Line:
     both = compare_all(judged)
     exact, rounded = both.estimates
     gap = both.pairs[0].comparison
-    return measure.Line(f"{name}: {SUCCESS} on the fork", note=(
+    return measure.Line(f"{name}: success on the fork", note=(
         f"{exact.estimate:.1%} of {STARTS} starts in 32 bits, {rounded.estimate:.1%} in 8 bits; the difference is "
         f"{100 * gap.difference:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"))
 
@@ -118,15 +118,15 @@ def success(name: str, folder: Path) -> measure.Line:
 def main(wanted: list[str]) -> None:
     torch.set_num_threads(1)
     forms = [f for f in FORMS if f"--without={f}" not in wanted]
-    names = [n for n in wanted if not n.startswith("--")] or [*POLICIES, SUCCESS]
+    names = [n for n in wanted if not n.startswith("--")] or [*POLICIES, f"{SUCCESS}bc", f"{SUCCESS}flow-policy"]
     path = measure.RESULTS / "export.json"
     known = [measure.restored({k: v for k, v in line.items() if k != "met"})
              for line in (json.loads(path.read_text())["lines"] if path.exists() else ())]
     found = {line.what: line for line in known}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            if name == SUCCESS:
-                made = [success(n, Path(folder)) for n in ("bc", "flow-policy")]
+            if name.startswith(SUCCESS):
+                made = [success(name.removeprefix(SUCCESS), Path(folder))]
             else:
                 made = lines(name, forms, Path(folder))
         found |= {line.what: line for line in made}

@@ -140,10 +140,11 @@ def recorded_episodes(tmp_path, head, executor, window, trunk):
     return {"file": str(path), "noise": noise, "episodes": [shown * 2, shown[::-1]]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head, window, executor, trunk", [
     pytest.param(Flow(n_steps=2), Window(2, 6), RecedingHorizon(3), MLP(16), id="noise"),
     pytest.param(Regression(), Window(3, 6, action_offset=-2, obs_pad_mask=True), RecedingHorizon(3, skip=2),
-                 Transformer(16, 1, 2), id="padding", marks=pytest.mark.slow)])
+                 Transformer(16, 1, 2), id="padding")])
 def test_both_runners_give_the_recorded_actions(head, window, executor, trunk, tmp_path):
     if shutil.which("node") is None:
         pytest.skip("no onnxruntime-node")
@@ -241,6 +242,7 @@ def no_pickles(path):
         assert not content.startswith((b"\x80\x02", b"PK")), f"{name} is pickled"
 
 
+@pytest.mark.slow
 def test_a_torch_package_needs_torch_alone(sampled, tmp_path):
     policy, _ = sampled
     path = tmp_path / "policy.pt2"
@@ -270,6 +272,7 @@ def test_every_head_as_a_torch_package(head, tmp_path):
     assert export_package(policy, tmp_path / "policy.pt2") < 1e-3
 
 
+@pytest.mark.slow
 def test_a_package_refuses_an_executor_that_guides(sampled, tmp_path):
     with pytest.raises(Unsupported, match="RealTimeChunking cannot run an exported policy"):
         export_package(sampled[0], tmp_path / "policy.pt2", RealTimeChunking(3, 2))
@@ -305,6 +308,7 @@ class Undecided(Regression):
         return x
 
 
+@pytest.mark.slow
 def test_a_sampler_that_is_no_fixed_graph_is_refused(tmp_path):
     policy, _ = random_batch(PolicyConfig(Undecided(), MLP(16), window=Window(1, 4)))
     with pytest.raises(Unsupported, match="the sampler of Undecided with these parts is no fixed graph"):
@@ -350,6 +354,7 @@ def test_a_product_in_8_bits_is_the_exact_product_of_what_was_rounded(tmp_path):
     assert np.abs(found - (x @ first.T + bias) @ second).max() < 0.05 * np.abs(found).max()
 
 
+@pytest.mark.slow
 def test_layers_inside_a_loop_are_rounded_and_the_file_shrinks(sampled, tmp_path):
     policy, exact = sampled
     path = tmp_path / "policy.int8.onnx"

@@ -18,6 +18,8 @@ pytest.importorskip("websockets", reason="extra serve not installed")
 from understudy.cli import main  # noqa: E402
 from understudy.serve.client import Client  # noqa: E402
 
+pytestmark = pytest.mark.slow  # a training, and servers in processes
+
 SRC = str(Path(__file__).parents[1] / "src")
 
 

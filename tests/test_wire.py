@@ -37,13 +37,13 @@ def same(a, b):
     return type(a) is type(b) and (a == b or a != a and b != b)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text(max_size=8), values, max_size=4))
 def test_what_is_written_is_read(message):
     assert same(message, unpack(pack(message)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_message_are_refused_by_name(raw):
     with contextlib.suppress(WireError):
@@ -53,7 +53,7 @@ def test_bytes_that_are_no_message_are_refused_by_name(raw):
 GOOD = pack({"observation.state": np.arange(6, dtype="<f4").reshape(2, 3), "n": np.int64(3), "prompt": "go"})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 255), st.integers(0, len(GOOD)))
 def test_a_damaged_message_is_read_as_a_message_or_refused(at, byte, cut):
     damaged = bytearray(GOOD)

@@ -26,6 +26,7 @@ PAGES = {
     "audit": ("Audit and scores", ("audit", "audit.scores")),
     "improve": ("Improvement", ("improve",)),
     "deploy": ("Deployment", ("deploy", "studio.html_page")),
+    "serve": ("Serving", ("serve",)),
     "testing": ("Contract tests", ("testing",)),
     "claims": ("Claims", ("claims.base", "claims.measures")),
 }

@@ -140,8 +140,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
             (["robot", "calibrate", "--robot", "so101_follower"], "--robot.port: is missing"),
             (["robot", "teleoperate", "--robot", "simulated_arm", "--teleop", "keybord"], "did you mean keyboard"),
             (["robot", "teleoperate", "--robot", "arm.drivers:make", "--teleop", "keyboard"], "not trusted"),
-            (["eval", "run", "fork", "--robot", "simulated_arm"], "--robot: needs --interactive"),
-            (["act", "ws://gpu:8000", "--robot", "simulated_arm"], "cannot act yet")):
+            (["eval", "run", "fork", "--robot", "simulated_arm"], "--robot: needs --interactive")):
         assert main(args) == 2
         assert message in capsys.readouterr().err, args
 

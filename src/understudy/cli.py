@@ -64,7 +64,7 @@ COMMANDS = {
                        resume_options=("--save",)),
     "plan": Command("RATE RATE [--power P] [--episodes N]", "how many rollouts tell two policies apart"),
     "robustness": Command("RUN ENV [--shifts ...] [--html FILE]", "how it fares as the world changes", True),
-    "export": Command("RUN --out FILE|FOLDER", "a trained policy as a file (ONNX, PyTorch) or for LeRobot"),
+    "export": Command("RUN --out FILE|FOLDER", "a trained policy as one file, or for LeRobot"),
     "robot": Command("find-port|setup|calibrate|teleoperate|...", "ready a robot, or emulate one"),
     "serve": Command("RUN [--port N] [--token-file FILE]", "a trained policy for clients in the network"),
     "act": Command("RUN|URL --robot TYPE [--robot.port PORT]", "a trained policy on a robot, within safety limits"),

@@ -64,9 +64,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def patient(device):
-    """Longer waits, for a machine that does many other things."""
+    """Longer waits: a pseudo-terminal takes seconds while the kernel writes much to a disk."""
     arm = (device.robot if hasattr(device, "robot") else device).arm
-    arm.bus.reply_timeout, arm.bus.n_retries = 0.3, 5
+    arm.bus.reply_timeout, arm.bus.n_retries = 3.0, 5
     return device
 
 
@@ -116,7 +116,7 @@ def test_an_emulated_arm_is_calibrated(name):
         for n, number in zip(NAMES, range(1, 7), strict=True):
             emulated.servo(number).push(at[n])
         calibrator = Calibrator(kind, emulated.port)
-        calibrator.arm.bus.reply_timeout = 0.3
+        calibrator.arm.bus.reply_timeout = 3.0
         calibrator.connect()
         calibrator.set_middle()
         assert {p for _, p, _ in calibrator.update().values()} == {2047}  # half a turn
@@ -146,7 +146,7 @@ def test_two_servos_of_a_joint_move_together_or_not_at_all():
             for servo in emulated.servos:
                 servo.push(2300 - steps if servo.number in mirror else 2000 + steps)
         calibrator = Calibrator(kind, emulated.port)
-        calibrator.arm.bus.reply_timeout = 0.3
+        calibrator.arm.bus.reply_timeout = 3.0
         calibrator.connect()
         hand(0)
         calibrator.set_middle()

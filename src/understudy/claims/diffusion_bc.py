@@ -80,6 +80,6 @@ CLAIM = Claim(
     ),
     revision="New demonstrations for each seed. Before, all seeds learned from the same 100, and the interval lacked "
     "their variation. The control has about as many demonstrations as the other arms, where it had half. New seeds and "
-    "starts, with one interim look. A smaller network (64 x 2 in place of 256 x 2) with three times the learning rates, "
-    "to save time; there was no pilot of it. The earlier design held.",
+    "starts, with one interim look. A smaller network (64 x 2 in place of 256 x 2) with three times the learning "
+    "rates, to save time; there was no pilot of it. The earlier design held.",
 )

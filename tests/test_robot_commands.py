@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from understudy.cli import main
+from understudy.commands.act import _may_begin
 from understudy.commands.robot_options import command_keys, show_line
 from understudy.data.formats import open_dataset
 from understudy.robots.emulator import emulate_arm
@@ -140,6 +141,12 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
             (["robot", "calibrate", "--robot", "so101_follower"], "--robot.port: is missing"),
             (["robot", "teleoperate", "--robot", "simulated_arm", "--teleop", "keybord"], "did you mean keyboard"),
             (["robot", "teleoperate", "--robot", "arm.drivers:make", "--teleop", "keyboard"], "not trusted"),
+            (["record", "fork", "--task", "fold", "--out", "d", "--episodes", "1"], "--task: says nothing"),
+            (["record", "--robot", "simulated_arm", "--rows", "2", "--out", "d", "--episodes", "1"], "--rows: says"),
+            (["record", "--robot", "simulated_arm", "--episode-time-s", "0", "--out", "d", "--episodes", "1"],
+             "--episode-time-s: must be above 0"),
+            (["act", "run", "--robot", "simulated_arm", "--fps", "0"], "--fps: must be above 0"),
+            (["replay", "d", "--robot", "simulated_arm", "--state"], "--state"),
             (["eval", "run", "fork", "--robot", "simulated_arm"], "--robot: needs --interactive")):
         assert main(args) == 2
         assert message in capsys.readouterr().err, args
@@ -153,6 +160,18 @@ def test_results_are_printed_on_a_line_of_their_own(monkeypatch):
     with command_keys():
         show_line("x" * 200)
     assert terminal.getvalue() == f"\r{'x' * 79}\x1b[K\r\x1b[K"
+
+
+@pytest.mark.parametrize("said", [["go", ""], ["q"], [None]])
+def test_only_enter_alone_begins_an_episode(monkeypatch, said):
+    words = iter(said)
+
+    def answer(prompt):
+        if (word := next(words)) is None:  # Ctrl-D
+            raise EOFError
+        return word
+    monkeypatch.setattr("builtins.input", answer)
+    assert _may_begin(0) is (said[-1] == "")
 
 
 @pytest.fixture

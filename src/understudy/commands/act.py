@@ -57,9 +57,9 @@ class _ActOptions:
 class ActOptions(RobotOptions, _ActOptions):
     """Run a trained policy on a robot, within its safety limits.
 
-    Before every episode you arrange the scene and press enter. Any of these keys ends an episode: the right arrow or
-    enter, y and n (it is a success or a failure), the left arrow or x (it is discarded and run again), and escape or q
-    (it is discarded, and no other follows).
+    Before every episode you arrange the scene and press enter (q and enter stop). Any of these keys ends an episode:
+    the right arrow or enter, y and n (it is a success or a failure), the left arrow or x (it is discarded and run
+    again), and escape or q (it is discarded, and no other follows).
     """
 
 
@@ -86,9 +86,8 @@ def main(args: list[str]) -> None:
                                                     metadata=facts))
         number, first = 0, 0 if recorder is None else recorder.count
         while number < o.episodes:
-            if sys.stdin.isatty():
-                flush_input()
-                input(f"episode {number}: arrange the scene, and press enter")
+            if sys.stdin.isatty() and not _may_begin(number):
+                break
             with command_keys() as pressed:
                 paused = robot.n_pauses
                 done = act_on_robot(robot, actor, keys(o.seed, [first + number]), fps=fps, seconds=o.episode_time_s,
@@ -110,3 +109,16 @@ def main(args: list[str]) -> None:
     if o.out is not None:
         out.print(f"Episodes written to {o.out}")
         out.suggest(command_line("inspect", o.out))
+
+
+def _may_begin(number: int) -> bool:
+    """Asks the person whether an episode may begin. Only enter alone moves the robot."""
+    while True:
+        flush_input()
+        try:
+            said = input(f"episode {number}: arrange the scene, and press enter (q: quit) ").strip().lower()
+        except EOFError:
+            said = "q"
+        if said in ("", "q", "quit"):
+            return not said
+        print(f"  {said!r} is neither")

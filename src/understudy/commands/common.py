@@ -84,6 +84,9 @@ EXAMPLE_COUNTS = {
     "max_episode_steps": 1000,
 }
 
+# Times and rates that must be above 0, or may be 0 where nothing is recorded, and what is usual.
+EXAMPLE_TIMES = {"fps": 30, "warmup_time_s": 5, "episode_time_s": 60, "reset_time_s": 60, "teleop_time_s": 60}
+
 
 def _invalid_options(options: Any) -> Iterator[tuple[str, str, str]]:
     """Finds invalid values of options that several commands have, before hours of work.
@@ -95,6 +98,12 @@ def _invalid_options(options: Any) -> Iterator[tuple[str, str, str]]:
         option = "--" + name.replace("_", "-")
         if type(count := getattr(options, name, None)) is int and count < 1:
             yield f"must be 1 or more, but is {count}", option, f"such as {option} {usual}"
+    for name, usual in EXAMPLE_TIMES.items():
+        option, value = "--" + name.replace("_", "-"), getattr(options, name, None)
+        may_be_0 = name in ("warmup_time_s", "reset_time_s")
+        if isinstance(value, (int, float)) and not (value > 0 or may_be_0 and value == 0):  # NaN is refused too
+            yield (f"must be {'0 or more' if may_be_0 else 'above 0'}, but is {value:g}", option,
+                   f"such as {option} {usual}")
     if (seed := getattr(options, "seed", 0)) < 0:
         yield (f"must be 0 or more, but is {seed}", "--seed",
                "negative seeds are understudy's own, so that nothing shares a start with what judges it")

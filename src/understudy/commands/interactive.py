@@ -36,10 +36,12 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
     """
     from ..core import UserError
     from ..evaluate.interactive import TrialDesign
+    from ..serve.address import served_address
     from .sequential import build_test
 
     runs = [o.run] if o.against is None else [o.run, o.against]
-    design = TrialDesign(tuple(map(str, runs)), build_test(o), o.labels, o.seed)
+    names = tuple(served_address(run) or str(run) for run in runs)  # a path has lost a slash of ws://
+    design = TrialDesign(names, build_test(o), o.labels, o.seed)
     for label in o.labels:
         if not label or label.split() != [label] or label.isdigit() or label in PROMPT_COMMANDS:
             raise UserError(f"expected labels of one word each, which mean nothing else here, found {label!r}",
@@ -201,6 +203,9 @@ class _TrialConsole:
                             hint="fix it; the same command continues, and asks about this trial") from error
         if said is None:
             return session
+        if said == "again" and self.o.robot is not None:
+            self._say("discarded; it is run again")
+            return self._record_event(session, {"event": "spoilt"})
         if isinstance(said, str) and said in self.design.labels:
             label = said
         elif isinstance(said, (bool, np.bool_)):
@@ -338,16 +343,21 @@ def _robot_env(o: EvalOptions, runs: list[Path]) -> RobotEnv:
 
 
 def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:
-    """A function that runs one trial on a connected robot. Between trials the robot holds its pose."""
+    """A function that runs one trial on a connected robot. Between trials the robot holds its pose.
+
+    It returns "again" if the person discarded the trial.
+    """
     from ..robots.acting import act_on_robot
     from .robot_options import command_keys, show_line
 
-    def loop(actor: Actor, trial: Trial) -> bool | None:
+    def loop(actor: Actor, trial: Trial) -> bool | str | None:
         with command_keys() as pressed:
             done = act_on_robot(env.robot, actor, trial.key, fps=env.metadata["fps"], seconds=o.episode_time_s,
                                 keys=pressed, show=show_line)
         print(f"{done.steps} steps")  # how many were late would reveal the slower policy
-        return done.success
+        if done.ended == "quit":  # the same command asks about this trial
+            raise KeyboardInterrupt
+        return "again" if done.ended == "discard" else done.success
 
     return loop
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -61,13 +61,17 @@ class _RecordOptions:
     """a package whose code may be loaded"""
 
 
+_ENVIRONMENT_OPTIONS = ("actor", "seed", "rows", "workers")
+_ROBOT_OPTIONS = ("fps", "task", "warmup_time_s", "episode_time_s", "reset_time_s")
+
+
 @dataclass(frozen=True)
 class RecordOptions(RobotOptions, TeleopOptions, _RecordOptions):
     """Record demonstrations as a LeRobot v3 data set, in an environment or on a robot that a person moves.
 
-    Every episode is kept and labeled with its success (next.success). `saved N` on standard error means that episode N,
-    counted from 0, would survive a power cut. After Ctrl-C or a crash the same command continues. A larger --episodes
-    adds episodes.
+    Every episode is kept. Those of an environment are labeled with their success (next.success). `saved N` on standard
+    error means that episode N, counted from 0, would survive a power cut. After Ctrl-C or a crash the same command
+    continues. A larger --episodes adds episodes.
 
     On a robot (--robot and --teleop), the right arrow or enter ends an episode or a reset, the left arrow or x records
     the episode again, y and n mark it as a success or a failure, and escape or q stops.
@@ -88,6 +92,12 @@ def main(args: list[str]) -> None:
         raise ConfigError("name an environment or a robot" + (", not both" if o.env else ""),
                           where="understudy record", hint="understudy record ENV, or understudy record --robot TYPE "
                           "--robot.port PORT --teleop TYPE --teleop.port PORT")
+    ignored = _ENVIRONMENT_OPTIONS if o.robot is not None else _ROBOT_OPTIONS
+    for f in fields(_RecordOptions):
+        if f.name in ignored and getattr(o, f.name) != f.default:
+            where = "--" + f.name.replace("_", "-")
+            raise ConfigError("says nothing " + ("on a robot" if o.robot is not None else "in an environment"),
+                              where=where, hint="leave it out")
     if o.robot is not None:
         _record_robot(o)
         return

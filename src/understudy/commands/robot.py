@@ -123,7 +123,8 @@ def _calibrate(o: RobotCommandOptions, out: Output) -> None:
     calibrator = Calibrator(kind, port)
     calibrator.connect()
     try:
-        _ask(f"Move {name} to the middle of its range, and press enter.")
+        arm = kind.name if name == kind.name else f"{kind.name} ({name})"
+        _ask(f"Move {arm} to the middle of its range, and press enter.")
         calibrator.set_middle()
         turning = ", ".join(kind.full_turn)
         out.print(f"Move every joint but {turning} from one end of its range to the other. Then press enter.")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -118,6 +120,7 @@ def main(args: list[str]) -> None:
 
 async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer, options: ServerOptions) -> None:
     from ..serve.reload import Reloader
+    from ..serve.remote import TOKEN_VARIABLE
 
     loop, out = asyncio.get_running_loop(), Output()
     reloader = Reloader(service, partial(load_service, o), partial(_newest, o), server.metrics, server.log)
@@ -134,9 +137,11 @@ async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer, 
         loop.add_signal_handler(signal.SIGTERM, server.stop)
         loop.add_signal_handler(signal.SIGINT, server.stop)
         loop.add_signal_handler(signal.SIGHUP, reload)
-    address = f"{'wss' if options.tls else 'ws'}://{o.host}:{server.port}"
+    host = socket.gethostname() if o.host in ("0.0.0.0", "::", "") else o.host  # what clients can connect to
+    address = f"{'wss' if options.tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{server.port}"
     out.print(f"{o.run} is served at {address}. Ctrl-C ends it.")
-    out.suggest(command_line("act", address, "--robot", "TYPE"), command_line("eval", address, "ENV"))
+    token = f"{TOKEN_VARIABLE}={shlex.quote(str(o.token_file))} " if o.token_file else ""
+    out.suggest(token + command_line("act", address, "--robot", "TYPE"), token + command_line("eval", address, "ENV"))
     sys.stdout.flush()
     if o.watch:
         reloads.add(asyncio.ensure_future(reloader.watch()))

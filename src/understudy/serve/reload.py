@@ -35,6 +35,7 @@ class Reloader:
             name, before = "", self.service.checkpoint
             try:
                 if (name := await asyncio.to_thread(self.newest)) == before:
+                    self.log("unchanged", checkpoint=before)  # SIGHUP gets an answer
                     return False
                 new = await asyncio.to_thread(self.load)
                 if other := same_interface(self.service.metadata, new.metadata):

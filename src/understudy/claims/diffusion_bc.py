@@ -17,6 +17,8 @@ from ..policy import PolicyConfig
 from .base import AllOf, Arm, Claim, ClaimPart, Experiment, ExpertDemonstrations, GreaterThan, NegativeControl
 from .measures import closed_loop
 
+SHOWN = 100  # demonstrations
+
 
 def make_arm(name: str, head: Head) -> Arm:
     """The same trunk, window, updates and two rates for every head."""
@@ -36,12 +38,11 @@ def passes_left(episode) -> bool:
 
 def only_left(experiment: Experiment) -> Experiment:
     """Twice as many demonstrations are made, so that about as many pass on the left as there are otherwise in all."""
-    twice = 2 * experiment.source.episodes
-    return replace(experiment, source=replace(experiment.source, episodes=twice, filter=passes_left))
+    return replace(experiment, source=ExpertDemonstrations("fork", 2 * SHOWN, passes_left))
 
 
 FORK = Experiment(
-    ExpertDemonstrations("fork", 100),
+    ExpertDemonstrations("fork", SHOWN),
     "fork",
     (
         make_arm("regression", Regression()),

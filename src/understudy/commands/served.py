@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 @cache
 def served_client(address: str) -> Client:
-    """Returns the connection of this process to a server."""
+    """Returns the connection of this process to a server. It is closed when the process ends."""
     from ..core import UserError
 
     try:
@@ -19,4 +20,6 @@ def served_client(address: str) -> Client:
     except ImportError as error:
         raise UserError(f"the package {error.name} is not installed", where=address,
                         hint="pip install 'understudy[serve]'") from None
-    return connect_policy(address)
+    client = connect_policy(address)
+    atexit.register(client.close)
+    return client

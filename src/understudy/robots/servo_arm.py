@@ -475,6 +475,7 @@ class Calibrator:
 
     def __init__(self, kind: ServoArmType, port: str):
         self.arm = ServoArm(kind, port, None)
+        self.arm.bus.n_retries = 25  # no motor has torque, so waiting half a second for a reply harms nobody
         self.offsets: dict[str, int] = {}
         self.low: dict[str, int] = {}
         self.high: dict[str, int] = {}

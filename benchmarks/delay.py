@@ -11,9 +11,9 @@ once (`TemporalEnsemble(delay=...)`). Real-time chunking knows the delay. The co
 counts as much as that of one: the axis is the delay, not the work.
 
 The cells, one for each task, seed and scheme, are kept in results/delay/: a run that was stopped continues, and trains
-at most its current policy again. All of it takes some three hours of a core; --tiny takes minutes, keeps its cells in
-results/delay-tiny/, and shows only that everything runs. --page writes the table into docs/execution.md and the
-figures from the cells that there are.
+at most its current policy again. The toys take some two hours of a core; the door has not been timed. --tiny takes
+minutes, keeps its cells in results/delay-tiny/, and shows only that everything runs. --page writes the table into
+docs/execution.md and the figures from the cells that there are.
 """
 
 from __future__ import annotations

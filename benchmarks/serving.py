@@ -1,14 +1,15 @@
 """The policy server under load, for long, with bad input, and killed: python benchmarks/serving.py [--seconds N]
 
-one client    replies one after the other: the server's own time, without that of the network
+one client    replies one after the other: the server's own time, which is all but that of the network
 64 clients    10 observations a second each; a reply after 100 ms counts as missed, and so does an observation that is
               not sent, because the client still waits
-soak          16 clients for N seconds (3,600 if not given), that come and go: the growth of the server's memory
-malformed     frames that are damaged, random or of the wrong kind, beside a client whose replies are checked
+soak          16 clients for N seconds (3,600 if not given), which also connect again: the growth of the server's memory
+malformed     frames that are damaged, random or of the wrong kind, and meanwhile a client whose replies are checked
 kills         SIGKILL of clients and of the server at random moments: every reply is compared with the policy's
 
 The policy is an MLP flow policy with observations of state that plans in about 1 ms. Server and clients share the
-machine. `--only NAME` runs one part, whose lines replace those of the last run.
+machine, and networks compute in one thread. `--only NAME` runs one part, whose lines replace those of the last run.
+The table of docs/serving.md is written too; `--table` writes only it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if __name__ == "__main__":
 import argparse  # noqa: E402
 import asyncio  # noqa: E402
 import contextlib  # noqa: E402
+import gc  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import random  # noqa: E402
@@ -51,10 +53,11 @@ def make_policy():
     from understudy.core import Feature
     from understudy.data.window import Window
     from understudy.heads.flow import Flow
+    from understudy.nets.mlp import MLP
     from understudy.policy import PolicyConfig
     from understudy.testing import random_batch
 
-    config = PolicyConfig(Flow(n_steps=3), inputs=(STATE,), window=Window(1, HORIZON))
+    config = PolicyConfig(Flow(n_steps=2), MLP(width=128, depth=1), inputs=(STATE,), window=Window(1, HORIZON))
     return random_batch(config, target=Feature("float32", (ACTIONS,)), inputs={STATE: Feature("float32", (SIZE,))})[0]
 
 
@@ -67,9 +70,9 @@ def serve(port: int, answers: Path) -> None:
     from understudy.execute.chunking import RecedingHorizon
     from understudy.serve.describe import policy_metadata, policy_schema
     from understudy.serve.policy_service import PolicyService, ServedPolicy
-    from understudy.serve.server import PolicyServer, ServerOptions
+    from understudy.serve.server import PolicyServer, ServerOptions, reduce_pauses
+    from understudy.serve.service import Reply
 
-    sys.setswitchinterval(0.0005)
     policy = make_policy()
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(N_ANSWERS, 1, SIZE)).astype(np.float32)
@@ -78,9 +81,32 @@ def serve(port: int, answers: Path) -> None:
         chunks = policy.plan({STATE: torch.from_numpy(obs)}, policy.noise(key, count)).numpy()
     np.savez(answers.with_suffix(".part.npz"), obs=obs, key=key.numpy(), count=count.numpy(), chunks=chunks)
     answers.with_suffix(".part.npz").replace(answers)
+    network: list[float] = []  # seconds of the plans of a batch, and of drawing their noise
+
+    def timed(function):
+        def call(*arguments):
+            began = time.perf_counter()
+            result = function(*arguments)
+            network.append(time.perf_counter() - began)
+            return result
+        return call
+
+    class TimedService(PolicyService):
+        """Adds the time of the network to each reply. The policy's checks and histories count as the server's own."""
+
+        def run(self, requests):
+            network.clear()
+            replies = super().run(requests)
+            for reply in replies:
+                if isinstance(reply, Reply):
+                    reply.values["network_ms"] = 1000 * sum(network)
+            return replies
+
+    policy.plan, policy.noise = timed(policy.plan), timed(policy.noise)
     served = ServedPolicy(PolicyActor(policy, RecedingHorizon(8)), policy, "benchmark")
     schema = policy_schema(served, fps=10)
-    service = PolicyService(served, policy_metadata(served, schema, name="benchmark"), schema)
+    service = TimedService(served, policy_metadata(served, schema, name="benchmark"), schema)
+    reduce_pauses()
     asyncio.run(PolicyServer(service, ServerOptions(port=port, max_clients=1000)).run())
 
 
@@ -107,7 +133,7 @@ class Server:
         raise SystemExit("the server does not start")
 
     def memory(self) -> float:
-        """Megabytes of its own."""
+        """Megabytes that it shares with no other process."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(next(line.split()[1] for line in text.splitlines() if line.startswith("RssAnon"))) / 1024
 
@@ -151,21 +177,21 @@ class Known:
 
 def one_client(seconds: float) -> list[measure.Line]:
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server, Client(server.url) as client:
-        obs, own, infer, trip = {STATE: np.zeros(SIZE, np.float32)}, [], [], []
-        until, last = time.monotonic() + seconds, None
+        obs, own, network, trip = {STATE: np.zeros(SIZE, np.float32)}, [], [], []
+        until, last = time.monotonic() + seconds, 0.0
         for number in range(10**9):
             if time.monotonic() > until:
                 break
             began = time.perf_counter()
-            timing = client.infer(obs)["server_timing"]
+            reply = client.infer(obs)
             if number > 50:
                 trip.append(1000 * (time.perf_counter() - began))
-                infer.append(timing["infer_ms"])
-                own.append(timing["prev_total_ms"] - last)
-            last = timing["infer_ms"]
+                network.append(reply["network_ms"])
+                own.append(reply["server_timing"]["prev_total_ms"] - last)
+            last = reply["network_ms"]
     return [_milliseconds("one client, server without the network, p50", own, 50, 1.0, f"{len(own):,} requests"),
             _milliseconds("one client, server without the network, p99", own, 99),
-            _milliseconds("one client, the policy's network, p50", infer, 50),
+            _milliseconds("one client, the policy's network, p50", network, 50),
             _milliseconds("one client, there and back, p50", trip, 50),
             _milliseconds("one client, there and back, p99", trip, 99)]
 
@@ -194,26 +220,45 @@ def many_clients(seconds: float, n: int = 64, rate: float = 10) -> list[measure.
     async def clients(url: str) -> None:
         until = time.perf_counter() + seconds
         await asyncio.gather(*(client(url, 1 + random.random() / rate, until) for _ in range(n)))
+    gc.collect()
+    gc.freeze()  # as the server does
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
         before = server.cpu()
+        sleeper = subprocess.Popen([sys.executable, "-c", SLEEPER, str(time.monotonic() + 1 + seconds)],
+                                   stdout=subprocess.PIPE, text=True)
         asyncio.run(clients(server.url))
         spent = 1000 * (server.cpu() - before) / len(took)
+        longest, n_long = map(float, sleeper.communicate()[0].split())
     missed = sum(t > MISSED for t in took) + skipped[0]
     values = [1000 * t for t in took]
     return [measure.Line(f"{n} clients at {rate:g} Hz, replies after {1000 * MISSED:g} ms",
                          measure.Figure(missed, missed, missed, "missed"), bound=0,
                          note=f"of {len(took) + skipped[0]:,}, {skipped[0]:,} of them not sent, because the client "
-                              "still waited"),
+                              f"still waited; meanwhile the machine held up a process that only slept by "
+                              f"{1000 * longest:.0f} ms at most, and {n_long:.0f} times by more than 50 ms"),
             measure.Line(f"{n} clients, processor time of the server for a request",
                          measure.Figure(spent, spent, spent, "ms"),
                          note=f"with the network; {n * rate:g} requests a second fill "
                               f"{n * rate * spent / 1000:.2f} cores"),
             _milliseconds(f"{n} clients, there and back, p50", values, 50),
-            _milliseconds(f"{n} clients, there and back, p99", values, 99)]
+            _milliseconds(f"{n} clients, there and back, p99", values, 99),
+            _milliseconds(f"{n} clients, there and back, longest", values, 100)]
+
+
+SLEEPER = """
+import sys, time
+pauses = []
+while time.monotonic() < float(sys.argv[1]):
+    began = time.perf_counter()
+    time.sleep(0.005)
+    pauses.append(time.perf_counter() - began - 0.005)
+print(max(pauses), sum(p > 0.05 for p in pauses))
+"""
 
 
 def soak(seconds: float) -> list[measure.Line]:
-    """Clients ask up to 10 times a second each. Every 100 requests a client comes anew or starts an episode."""
+    """Clients ask up to 10 times a second each. Each starts an episode every 100 requests and a connection every 200.
+    """
     from websockets.asyncio.client import connect
 
     asked, memory = [0], []
@@ -370,10 +415,29 @@ PARTS = {"one": lambda s: one_client(min(s, 30)), "many": lambda s: many_clients
          "malformed": lambda s: malformed(10_000 if s >= 60 else 500), "kills": lambda s: kills(min(s, 120))}
 
 
+def table(result: dict) -> str:
+    """The table of docs/serving.md."""
+    lines = ["| | measured | aim | |", "|---|--:|--:|---|"]
+    for line in result["lines"]:
+        aim = "" if line["bound"] is None else f"≤ {line['bound']:g} {line['ours']['unit']}"
+        met = {True: "met", False: "**not met**", None: ""}[line["met"]]
+        note = "; ".join(filter(None, (met, line["note"])))
+        lines.append(f"| {line['what']} | {measure.text(measure.Figure(**line['ours']))} | {aim} | {note} |")
+    machine = result["machine"]
+    return "\n".join([*lines, "", f"`python benchmarks/serving.py`, {result['date']}, {machine['cpu']}, "
+                      f"{machine['cores']} cores."])
+
+
+def write_table() -> None:
+    measure.insert("serving", table(json.loads((measure.RESULTS / "serving.json").read_text(encoding="utf-8"))),
+                   "serving.md")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--table", action="store_true")
     parser.add_argument("--serve", nargs=2)
     parser.add_argument("--client", nargs=4)
     o = parser.parse_args()
@@ -383,16 +447,21 @@ def main() -> None:
     if o.client:
         checked_client(o.client[0], Path(o.client[1]), Path(o.client[2]), int(o.client[3]))
         return
-    path, done = measure.RESULTS / "serving.json", {}
-    if o.only and path.exists():
-        done = json.loads(path.read_text(encoding="utf-8")).get("parts", {})
+    if o.table:
+        write_table()
+        return
+    measured = {}
     for name in [o.only] if o.only else PARTS:
         load = os.getloadavg()[0]
-        lines = PARTS[name](o.seconds)
-        done[name] = [measure.asdict(line) for line in lines]
-        done[name][0]["note"] += f"; load of the machine before: {load:.1f}"
+        measured[name] = [measure.asdict(line) for line in PARTS[name](o.seconds)]
+        measured[name][0]["note"] += f"; load of the machine before: {load:.1f}"
+    path, done = measure.RESULTS / "serving.json", {}
+    if o.only and path.exists():  # other parts may have been measured meanwhile
+        done = json.loads(path.read_text(encoding="utf-8")).get("parts", {})
+    done |= measured
     measure.save("serving", [measure.restored(line) for name in PARTS for line in done.get(name, ())],
                  packages=("torch", "numpy", "websockets", "msgpack"), more={"parts": done})
+    write_table()
 
 
 if __name__ == "__main__":

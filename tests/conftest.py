@@ -106,3 +106,25 @@ def demos():
 
     env = make("fork", 50)
     return rollout(env.expert(), env, 100, seed=0)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs a command of understudy in an empty folder. Returns its exit status, its output and its errors."""
+    from understudy.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def command(*args):
+        status = main([str(a) for a in args])
+        return status, *capsys.readouterr()
+    return command
+
+
+@pytest.fixture
+def train_bc(run):
+    """Trains bc on new demonstrations of the fork."""
+    def train(out, episodes, steps):
+        assert run("record", "fork", "--out", "demos", "--episodes", episodes)[0] == 0
+        assert run("train", "bc", "demos", "--out", out, "--steps", steps)[0] == 0
+    return train

@@ -64,6 +64,7 @@ def test_the_same_starts_count_once():
     assert survivors({"best": best, "many": many}, 2) == ["best"]
 
 
+@pytest.mark.slow
 def test_equal_candidates_are_rarely_dropped():
     """All tests together drop one of equals in at most 5 % of the choices (here: 3 candidates, 5 rounds)."""
     rng, wrong = np.random.default_rng(0), 0
@@ -102,6 +103,7 @@ def test_what_is_no_duration(text):
         parse_duration(text, "--budget")
 
 
+@pytest.mark.slow
 def test_an_interrupted_choice_continues(demonstrations, tmp_path, short):
     """Finished trials are read, not repeated: a changed file changes the result."""
     env, out, lines = make("fork", 10), tmp_path / "choice", []

@@ -6,16 +6,31 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.claims import critical_steps, imitation_promise, preemptive_restart, pretrained_behavior
+from understudy.claims import (
+    beso_three_steps,
+    critical_steps,
+    imitation_promise,
+    preemptive_restart,
+    pretrained_behavior,
+    self_chosen_curriculum,
+    self_guidance,
+)
 from understudy.claims import functional_manipulation as fmb
 from understudy.claims import vinn_few_demonstrations as vinn
 from understudy.claims.curation import cloning_method
 from understudy.claims.goal_directions import DirectedPush, direction_demonstrations, train_policy
 from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
 from understudy.envs.push import Expert, Push
+from understudy.evaluate.behavior.modes import fork_mode
 from understudy.evaluate.rollout import rollout
-from understudy.policy import Policy
-from understudy.testing import check_env
+from understudy.execute.self_guidance import SelfGuided
+from understudy.heads.flow import Flow
+from understudy.heads.regression import Regression
+from understudy.learn.sample_weights import CurriculumWeights
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy, PolicyConfig
+from understudy.testing import check_env, random_batch
 
 
 def directions(episodes):
@@ -290,3 +305,46 @@ def test_self_supervision_does_not_see_actions_and_moves_the_encoder():
         trained = vinn.self_supervised_encoder(images, vinn.VisualMethod("retrieval", n_updates=2), 0)
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), trained.parameters(), strict=True))
     assert not trained.training
+
+
+# -- 090 ----------------------------------------------------------------------------------------------------------
+
+
+def test_both_sides_lead_to_both_ends_and_only_the_named_end_counts():
+    env = beso_three_steps.TwoEnds(100)
+    ran = rollout(env.expert(), env, 400, seed=3)
+    ways = [(fork_mode(e), bool(e.steps["observation.goal"][0, 1] > 0)) for e in ran]
+    assert np.mean([e.metadata["success"] for e in ran]) > 0.97
+    assert min(ways.count((side, up)) for side in ("left", "right") for up in (True, False)) > 70
+    check_env(lambda rows: beso_three_steps.TwoEnds(rows))
+    env.state["goal"][:] = beso_three_steps.ENDS[0]
+    env.state["at"][:] = beso_three_steps.ENDS[1]
+    assert not env.advance(np.zeros((100, 2), np.float32))[1].any()
+
+
+def test_play_does_not_say_which_end_was_meant():
+    played = beso_three_steps.PlayEpisodes(20, ("left",)).load(3)
+    assert all("observation.goal" not in e.steps and fork_mode(e) == "left" for e in played)
+
+
+# -- 195 and 258 --------------------------------------------------------------------------------------------------
+
+
+def test_exchanged_weights_are_the_same_weights():
+    policy, batch = random_batch(PolicyConfig(Regression(), MLP(8, 1), window=Window(1, 2)))
+    mine, others = (w(0.5)(batch, policy) for w in (CurriculumWeights, self_chosen_curriculum.ExchangedWeights))
+    assert torch.equal(mine.sort()[0], others.sort()[0]) and not torch.equal(mine, others)
+
+
+def test_the_control_of_self_guidance_takes_the_movement_of_another_row():
+    """Rows that moved alike are guided as by their own movement, and others are not."""
+    policy, _ = random_batch(PolicyConfig(Flow(2), MLP(8, 1), window=Window(2, 4)))
+    own, control = SelfGuided(policy, 0.7), self_guidance.OthersMovement(policy, 0.7)
+    noise, start = torch.randn(3, *policy.noise_shape), torch.randn(3, 1, 3)
+    alike, unlike = ({k: start + torch.randn(n, 3, 3) for k in policy.inputs} for n in (1, 3))
+    torch.testing.assert_close(control.plan(alike, noise), own.plan(alike, noise))
+    assert not torch.allclose(control.plan(unlike, noise), own.plan(unlike, noise))
+    still = {k: v.clone() for k, v in unlike.items()}
+    for v in still.values():
+        v[:] = v[:, :1]
+    torch.testing.assert_close(control.plan(still, noise), policy.plan({k: v[:, 1:] for k, v in still.items()}, noise))

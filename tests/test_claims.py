@@ -140,6 +140,7 @@ def test_every_claim_stands_complete():
                 assert all(config.load(config.dump(o)) == o for o in arm.options)
 
 
+@pytest.mark.slow
 def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     claim = records.find_claim("diffusion-bc")
     before = records.fingerprint(claim)
@@ -422,10 +423,30 @@ def test_planned_looks_stop_at_the_first_that_decides(tmp_path, rates, used):
     part = claim.parts[0]
     claim = replace(claim, parts=(replace(part, experiment=replace(part.experiment, measure=at_rates)),))
     figures, _ = run_figures(claim, tmp_path, lambda text: None)
-    assert len(figures["p"]["a"]["success"]) == len(figures["negative control"]["a"]["success"]) == used
-    assert {seed for _, seed in CALLS} == set(range(100, 100 + used))
+    assert len(figures["p"]["a"]["success"]) == used
+    assert {seed for arm, seed in CALLS if arm == 2} == set(range(100, 100 + used))  # the control has arm a alone
     experiment = claim.parts[0].experiment
     assert [experiment.level(n) for n in (5, 10, 20, 7)] == pytest.approx([0.99, 0.985, 0.975, 0.95])
+
+
+def against_equals(experiment):
+    """Arm b becomes one that is as good as arm a, with draws of its own."""
+    equal = Method(PolicyConfig(Regression(), window=Window(1, 3)))
+    return replace(experiment, arms=(experiment.arms[0], replace(experiment.arms[1], options=(equal,))))
+
+
+@pytest.mark.parametrize("rates,used,control", [((0.95, 0.3, 0.95), 5, 10), ((0.95, 0.3, 0.99), 5, 5),
+                                                ((0.95, 0.3, 0.3), 5, 20), ((0.5, 0.6, 0.5), 5, 5)])
+def test_a_control_goes_on_to_later_looks_until_it_passes(tmp_path, monkeypatch, rates, used, control):
+    """Equals are told from 5 points by 10 seeds, and a control that holds never passes. Only a claim that holds needs
+    it."""
+    monkeypatch.setattr(f"{__name__}.RATES", list(rates))
+    claim = toy_claim(seeds=tuple(range(100, 120)), looks=((5, 0.01), (10, 0.015), (20, 0.025)), episodes=100)
+    part = claim.parts[0]
+    claim = replace(claim, parts=(replace(part, experiment=replace(part.experiment, measure=at_rates)),),
+                    negative_control=replace(claim.negative_control, change=against_equals))
+    figures, _ = run_figures(claim, tmp_path, lambda text: None)
+    assert [len(figures[name]["a"]["success"]) for name in ("p", "negative control")] == [used, control]
 
 
 @pytest.mark.parametrize("looks,text", [(((5, 0.03), (20, 0.03)), "at most 0.05"), (((10, 0.01), (5, 0.01)), "growing"),

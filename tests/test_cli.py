@@ -276,6 +276,8 @@ def test_help_of_a_recipe_lists_what_can_be_set(call):
 
 
 def test_record_goes_on_and_is_the_same_whatever_runs_beside(call, tmp_path, place):
+    status, out, _ = call("record", "fork", "--out", tmp_path / "d", "--episodes", 1, "--rows", 2)
+    assert status == 0 and "1 episode, " in out
     status, out, _ = call("record", "fork", "--out", tmp_path / "d", "--episodes", 5, "--rows", 2)
     assert status == 0 and "5 episodes" in out and "5 of 5 succeeded" in out
     assert call("record", "fork", "--out", tmp_path / "d", "--episodes", 12, "--rows", 3)[0] == 0
@@ -1085,6 +1087,7 @@ def test_training_that_is_interrupted_says_how_to_go_on(place, tmp_path, number)
     assert int(last[-6:]) > 0 and (tmp_path / "r" / last / "weights.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_code_is_made_is_an_interrupt_like_any_other(tmp_path):
     (tmp_path / "stops.py").write_text("def env(rows):\n    exec('raise KeyboardInterrupt')\n")
     done = subprocess.run([sys.executable, "-m", "understudy", "record", "stops:env", "--trust", "stops", "--out", "d",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -201,3 +202,40 @@ def test_the_api_reference_has_every_package():
     for package in packages - {"commands"}:  # the commands are on the page of the command line
         assert any(f"{name}.".startswith(f"{package}.") for name in named), \
             f"{package} has no page in docs/api_pages.py"
+
+
+def test_the_figures_of_the_server_are_those_of_the_last_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    serving = pytest.importorskip("serving", reason="extra serve not installed")
+    result = json.loads((ROOT / "benchmarks/results/serving.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    assert serving.table(result) in page, "python benchmarks/serving.py --table writes it"
+    assert [line["what"].split(",")[0] for line in result["lines"]] == [
+        line.split("|")[1].strip().split(",")[0] for line in serving.table(result).splitlines()[2:-2]]
+
+
+def test_the_recorded_session_is_the_page(monkeypatch):
+    """The page has the commands of the script and what the recording shows after each of them."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import real_arm_session as session
+    head, *events = (json.loads(line) for line in session.CAST.read_text(encoding="utf-8").splitlines())
+    assert head["version"] == 2 and {kind for _, kind, _ in events} == {"o"}
+    assert [at for at, _, _ in events] == sorted(at for at, _, _ in events)
+    recorded = session.shown("".join(text for _, _, text in events))
+    outputs = re.findall(r"```text\n(.*?)\n```", session.PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert session.page(outputs) == session.PAGE.read_text(encoding="utf-8")
+    for step, output in zip(session.STEPS, outputs, strict=True):
+        assert [line[2:] for line in output.splitlines() if line.startswith("$ ")] == list(step.commands)
+    assert "\n".join(outputs) == recorded.removesuffix("\n$")
+    assert "is served at ws://127.0.0.1:8123" in recorded and '"event": "stopped"' in recorded
+
+
+def test_what_a_terminal_shows_in_the_end(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import real_arm_session as session
+    assert session.shown("$ ls\r\n\x1b[1ma\x1b[0m\r\nstep 1\x1b[K\rstep 12\x1b[K\r\x1b[Kend\r\n") == "$ ls\na\nend"
+    rows = "\r{}one {}\x1b[K\r\ntwo {}\x1b[K\r\n"
+    text = rows.format("", 1, 1) + "".join(rows.format("\x1b[2A", i, i) for i in range(2, 9)) + "done"
+    assert session.shown(text) == "one 8\ntwo 8\ndone"
+    [(_, thin)] = session.thinned([(0.1, text[:40]), (0.2, text[40:])])
+    assert session.shown(thin) == session.shown(text) and len(thin) < len(text) / 2

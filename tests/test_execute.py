@@ -727,8 +727,8 @@ def test_a_demonstration_is_followed_until_it_no_longer_fits():
     assert followed(follow, policy, 0.2, 1.5, 1.55) == [0, 1, 2]
     assert followed(follow, policy, 0.2, 1.7, 2.9) == [0, 2, 3]  # 0.7 is more than 3 * 0.2: the step at 2 is searched
     assert followed(follow, policy, 0.2, 11.2, 12.2) == [0, 11, 12]
-    assert followed(FollowDemonstration(ratio=float("inf")), policy, 0, 12, 12) == [0, 1, 2]
-    assert followed(FollowDemonstration(2, ratio=float("inf")), policy, 0, 12, 12) == [0, 1, 12]
+    assert followed(FollowDemonstration(ratio=None), policy, 0, 12, 12) == [0, 1, 2]
+    assert followed(FollowDemonstration(2, ratio=None), policy, 0, 12, 12) == [0, 1, 12]
     assert followed(follow, policy, 3.1, 4.1, 0) == [3, 4, 0]  # a demonstration that has ended is not left for the next
     assert [followed(replace(follow, min_distance=d), policy, 0, 1.6) for d in (0.0, 0.7)] == [[0, 2], [0, 1]]
 

@@ -12,6 +12,7 @@ import threading
 import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,22 @@ pytest.importorskip("onnxruntime", reason="extra onnx not installed")
 pytest.importorskip("onnxscript", reason="extra onnx not installed")
 
 import onnx
-from test_onnx import CHOICES, HEADS
+from test_heads import named
+from test_onnx import HEADS, SolvesEquations, policy_with
 
 from understudy.cli import main
 from understudy.core import Feature, Unsupported, UserError
 from understudy.data.window import Window
 from understudy.deploy import onnx_runner, torch_package
-from understudy.deploy.equivalence import measure_parity, parity_report, random_noise, random_observations
-from understudy.deploy.int8 import quantize_file
+from understudy.deploy.equivalence import (
+    BATCHES,
+    NOTABLE,
+    measure_parity,
+    parity_report,
+    random_noise,
+    random_observations,
+)
+from understudy.deploy.int8 import MIN_WEIGHTS, quantize_file
 from understudy.deploy.onnx import export, load
 from understudy.deploy.onnx_runner import OnnxRunner
 from understudy.deploy.torch_package import export_package, load_package
@@ -228,6 +237,37 @@ def test_a_browser_gives_the_recorded_actions(tmp_path):
     np.testing.assert_allclose(found["actions"], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_the_runner_in_javascript_says_which_column_is_wrong():
+    if shutil.which("node") is None:
+        pytest.skip("no node")
+    code = f"""import {{ OnnxRunner }} from {json.dumps(RUNNER.as_uri())};
+const runner = Object.assign(new OnnxRunner(), {{ nObsSteps: 2, ort: {{ Tensor: class {{}} }} }});
+const column = {{ name: "observation.state", dtype: "float32", shape: ["rows", 2, 3] }};
+for (const obs of [{{ "observation.state": [1, 2] }}, {{ state: [1, 2, 3] }}, {{ "observation.state": [1, 2, 3] }}]) {{
+  runner.history = [obs];
+  try {{ runner.tensor(column); console.log("fits"); }} catch (error) {{ console.log(error.message); }}
+}}"""
+    done = subprocess.run(["node", "--input-type=module", "-e", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        *(f'the observation has {n} numbers of "observation.state", but the policy reads 3. Give act() all 3 of them, '
+          "in the order of the data." for n in (2, 0)), "fits"], done.stderr
+
+
+def test_the_figures_of_the_guide():
+    page = " ".join((ROOT / "docs/deploy.md").read_text().split())
+    sizes = [str(n) for n in BATCHES]
+    assert f"in batches of {', '.join(sizes[:-1])} and {sizes[-1]}," in page
+    assert f"layers of fewer than {MIN_WEIGHTS:,} weights" in page
+    near = signature(export).parameters["near"].default
+    assert near == NOTABLE == 1e-4 and "more than a ten-thousandth of the largest action" in page
+    assert "rollouts of `bc` with 256 of them take a fifth to a quarter less time" in page
+    lines = json.loads((ROOT / "benchmarks/results/rollouts.json").read_text())["lines"]
+    speed = {line["what"]: line["ours"]["value"] for line in lines}
+    less = [1 - speed[f"{what}: the policy as it is"] / value for name, value in speed.items()
+            if (what := name.removesuffix(": ONNX file")) != name and what.startswith("bc on ")]
+    assert 0.18 < min(less) <= max(less) < 0.27 and len(less) == 3
+
+
 def test_the_page_shows_the_runner_in_javascript():
     page = (ROOT / "docs/deploy.md").read_text()
     assert f'```js title="onnx_runner.mjs"\n{RUNNER.read_text()}```' in page
@@ -264,12 +304,9 @@ print(tuple(plan(*given).shape), "understudy" in sys.modules)"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", HEADS, ids=named)
 def test_every_head_as_a_torch_package(head, tmp_path):
-    target = {"categorical": CHOICES, "joint": Feature("float32", (6,))}.get(head)
-    trunk = Transformer(16, 1, 2) if head == "fast" else MLP(32)
-    policy, _ = random_batch(PolicyConfig(HEADS[head], trunk=trunk, window=Window(2, 8)), target=target)
-    assert export_package(policy, tmp_path / "policy.pt2") < 1e-3
+    assert export_package(policy_with(head)[0], tmp_path / "policy.pt2") < 1e-3
 
 
 @pytest.mark.slow
@@ -311,18 +348,26 @@ class Undecided(Regression):
 @pytest.mark.slow
 def test_a_sampler_that_is_no_fixed_graph_is_refused(tmp_path):
     policy, _ = random_batch(PolicyConfig(Undecided(), MLP(16), window=Window(1, 4)))
-    with pytest.raises(Unsupported, match="the sampler of Undecided with these parts is no fixed graph"):
+    with pytest.raises(Unsupported, match="Undecided with these parts cannot be exported as a fixed graph"):
         export_package(policy, tmp_path / "policy.pt2")
-    with pytest.raises(Unsupported, match="Undecided with these parts has no form in ONNX"):
+    with pytest.raises(Unsupported, match="Undecided with these parts cannot be exported to ONNX"):
         export(policy, tmp_path / "policy.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_package_has_operators_that_onnx_does_not_have(tmp_path):
+    assert export_package(policy_with(SolvesEquations())[0], tmp_path / "policy.pt2") < 1e-4
 
 
 # -- 8 bits -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_product_in_8_bits_is_the_exact_product_of_what_was_rounded(tmp_path):
-    """Against NumPy, with a weight that is turned and one that is not. Signed weights overflow here without VNNI."""
+    """Against NumPy, with a part of a weight that is turned, and one that is not.
+
+    Signed weights overflow here without VNNI.
+    """
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
@@ -330,11 +375,14 @@ def test_a_product_in_8_bits_is_the_exact_product_of_what_was_rounded(tmp_path):
     first, second, bias = rng.normal(size=(96, 64)), rng.normal(size=(96, 80)), rng.normal(size=96)
     first, second, bias = first.astype(np.float32), second.astype(np.float32), bias.astype(np.float32)
     graph = helper.make_graph(
-        [helper.make_node("Gemm", ["x", "w", "b"], ["h"], transB=1), helper.make_node("MatMul", ["h", "v"], ["y"])],
+        [helper.make_node("Slice", ["wide", "from", "to", "axis", "step"], ["w"]),
+         helper.make_node("Gemm", ["x", "w", "b"], ["h"], transB=1), helper.make_node("MatMul", ["h", "v"], ["y"])],
         "products",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
         [helper.make_tensor_value_info(k, TensorProto.FLOAT, ["n", n]) for k, n in (("h", 96), ("y", 80))],
-        [numpy_helper.from_array(a, k) for a, k in ((first, "w"), (bias, "b"), (second, "v"))])
+        [numpy_helper.from_array(a, k) for a, k in (
+            (np.pad(first, ((0, 0), (3, 2))), "wide"), (np.array([3]), "from"), (np.array([-2]), "to"),
+            (np.array([1]), "axis"), (np.array([1]), "step"), (bias, "b"), (second, "v"))])
     path = tmp_path / "g.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     assert quantize_file(path) == 2
@@ -370,14 +418,8 @@ def test_layers_inside_a_loop_are_rounded_and_the_file_shrinks(sampled, tmp_path
 
 
 @pytest.mark.slow
-def test_success_after_rounding_is_compared_on_the_same_starts(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        status = main([str(a) for a in args])
-        return status, *capsys.readouterr()
-    assert run("record", "fork", "--out", "demos", "--episodes", 40)[0] == 0
-    assert run("train", "bc", "demos", "--out", "run", "--steps", 300)[0] == 0
+def test_success_after_rounding_is_compared_on_the_same_starts(run, train_bc):
+    train_bc("run", episodes=40, steps=300)
     assert run("export", "run", "--out", "p.onnx", "--inputs", 50)[0] == 0
     status, out, _ = run("export", "run", "--out", "p.int8.onnx", "--precision", "int8", "--inputs", 50)
     assert status == 0 and "understudy compare run p.int8.onnx --env ENV" in out
@@ -390,7 +432,8 @@ def test_success_after_rounding_is_compared_on_the_same_starts(tmp_path, monkeyp
 
 @pytest.mark.parametrize("given, message", [
     (("--out", "p.pt2", "--precision", "int8"), "int8 is for ONNX files"),
-    (("--out", "p.bin"), "must end in .onnx or .pt2"), (("--out", "p.onnx", "--inputs", "0"), "expected 1 or more")])
+    (("--out", "p.bin"), "must end in .onnx or .pt2"),
+    (("--out", "p.onnx", "--inputs", "0"), "--inputs: must be 1 or more, but is 0")])
 def test_what_the_command_refuses(given, message, capsys):
     assert main(["export", "run", *given]) == 2
     assert message in capsys.readouterr().err

@@ -295,6 +295,17 @@ def test_a_loop_that_judges_itself_is_settled_and_told(call, place, tmp_path):
     assert status == 0 and "good succeeds more often than bad: 9 of 9 against 0 of 9" in out
 
 
+def test_a_server_that_changes_its_checkpoint_ends_the_evaluation(call, tmp_path, monkeypatch):
+    told = iter([None, "ws://gpu:8000 changed its checkpoint meanwhile: a, then b"])
+    monkeypatch.setattr("understudy.commands.interactive.changed_checkpoint", lambda name: next(told))
+    journal = tmp_path / "t.jsonl"
+    status, _, err = call(["", ""], "good", "robot_of_a_test:judged", "--trust", "robot_of_a_test", "--interactive",
+                          "--threshold", 0.5, "--save", journal)
+    assert status == 2 and "a, then b. Trials of several checkpoints" in err and "without --watch" in err
+    events = [json.loads(line)["event"] for line in journal.read_text().splitlines()]
+    assert events[1:] == ["begin", "label", "begin", "spoilt"]
+
+
 def test_a_person_answers_spoils_corrects_and_ends(call, tmp_path):
     args = ["good", "robot_of_a_test:silent", "--trust", "robot_of_a_test", "--interactive", "--threshold", "0.5",
             "--labels", "dropped", "grasped", "placed", "--save", tmp_path / "t.jsonl"]

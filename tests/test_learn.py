@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from understudy.core import Batch, UserError
+from understudy.core import Batch, Unsupported, UserError
 from understudy.data.augment import GaussianNoise
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
@@ -30,7 +30,7 @@ from understudy.learn.callbacks import LossCurve, ProgressBar, format_duration
 from understudy.learn.fit import fit
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.sample_weights import AdvantageWeights, ColumnWeights, UniformWeights
+from understudy.learn.sample_weights import AdvantageWeights, ColumnWeights, CurriculumWeights, UniformWeights
 from understudy.learn.train import check_method, train
 from understudy.methods.behavior_cloning import bc
 from understudy.nets.ema import ConstantDecay
@@ -433,6 +433,26 @@ def test_weights_choose_what_is_learned():
     fit(learner, lambda n: windows.gather(np.arange(64)), 200)
     plan = learner.trained_policy.plan({"observation.state": torch.zeros(1, 1, 1)}, torch.zeros(1, 1, 0))
     assert plan.item() == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_curriculum_settles_on_one_of_two_answers():
+    """With equal weights it is their mean, 2/3."""
+    answer = (np.arange(60) % 3 > 0).astype(np.float32)
+    data = Dataset([Episode({"observation.state": np.zeros((60, 1), np.float32), "action": answer[:, None]})])
+    learner = clone(data, OptimizerConfig(lr=0.01), steps=200, sample_weights=CurriculumWeights(0.2),
+                    recipe={"window": Window()})
+    windows = learner.policy.windows(data)
+    fit(learner, lambda n: windows.gather(np.arange(60)), 200)
+    policy, batch = learner.trained_policy, windows.gather(np.arange(60))
+    plan = policy.plan({"observation.state": torch.zeros(1, 1, 1)}, torch.zeros(1, 1, 0)).item()
+    assert min(abs(plan), abs(plan - 1)) < 0.05
+    weights, near = CurriculumWeights(2.0)(batch, policy), torch.from_numpy(answer == round(plan))
+    gap = policy.loss(batch, torch.Generator())[:2, 0].diff().abs().item()
+    assert (weights[near] == 1).all() and weights[~near].numpy() == pytest.approx(math.exp(-gap / 2), rel=1e-4)
+    with pytest.raises(Unsupported, match="the loss of Flow is no log-likelihood"):
+        CurriculumWeights().build(Policy(PolicyConfig(Flow(), MLP(8, 1)), data.features()), data)
+    with pytest.raises(UserError, match="temperature is 0"):
+        CurriculumWeights(0)
 
 
 # -- devices ---------------------------------------------------------------------------------------------------------

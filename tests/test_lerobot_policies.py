@@ -519,6 +519,7 @@ def test_what_lerobot_has_not_is_refused(policies, tmp_path):
         (replace(act.config, inputs=(ENV, STATE)), RecedingHorizon(4), "order"),
         (replace(diffusion.config, head=replace(head, solver=DDIM())), RecedingHorizon(4, 1), "sampler"),
         (replace(diffusion.config, head=replace(head, spacing="trailing")), RecedingHorizon(4, 1), "trailing"),
+        (replace(diffusion.config, head=replace(head, n_extra_steps=2)), RecedingHorizon(4, 1), "n_extra_steps"),
         (replace(diffusion.config, trunk=replace(diffusion.config.trunk, time_scale=100.0)), RecedingHorizon(4, 1),
          "time_scale"),
         (diffusion.config, RecedingHorizon(4), "executor"),

@@ -39,6 +39,9 @@ FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observat
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
 
 
+LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
+
+
 def with_stages(method, data):
     """The method, with stages that were trained for two updates."""
     done = {}
@@ -49,7 +52,7 @@ def with_stages(method, data):
                                        for module, found in result.modules.items()})
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in METHODS])
 def test_methods_train_and_act(name):
     method = find_method(name, FEATURES)
     assert config.load(json.loads(json.dumps(config.dump(method)))) == method  # method.json

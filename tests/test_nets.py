@@ -24,6 +24,7 @@ from understudy.heads.regression import Regression
 from understudy.nets import convolution
 from understudy.nets.act import ACTEncoder, ACTTransformer
 from understudy.nets.base import CachesContext, SharedTimeTrunk, precomputed, time_embedding, with_time_embedding
+from understudy.nets.bottleneck import BottleneckEncoder
 from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.ema import EMA, ConstantDecay, PolynomialDecay, WarmupDecay
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
@@ -80,6 +81,7 @@ ENCODERS = {
     "act": (ACTEncoder(8), SENSED), "diffusion_policy": (DiffusionPolicyEncoder((32, 36), keypoints=4), SENSED),
     "recurrent": (RecurrentEncoder(12, 2, SMALL), FEATURES),
     "recurrent_flat": (RecurrentEncoder(12, 1, ConcatEncoder()), PLAIN),
+    "bottleneck": (BottleneckEncoder(12, SMALL), FEATURES),
 }
 
 

@@ -215,6 +215,7 @@ def test_td3_bc_beats_cloning_on_data_of_mixed_quality():
     assert min(learned) > max(cloned), (cloned, learned)
 
 
+@pytest.mark.slow
 def test_dagger_learns_where_the_policy_goes():
     """Demonstrations show one corner of the states. The expert's advice covers all that are visited."""
     env = Follow(16)

@@ -107,6 +107,7 @@ def test_the_extras_have_the_names_that_were_promised():
     assert {"formats", "sim", "onnx", "cluster", "test", "docs"} <= {group for group, _ in _bounds()}
 
 
+@pytest.mark.slow
 def test_the_names_at_the_top_are_what_they_say_whatever_was_imported_before():
     """A name that is also a subpackage's would be either, by the order of imports."""
     code = ("import pkgutil, importlib, types, understudy\n"

@@ -221,6 +221,24 @@ def test_sampling_begins_at_the_noisiest_level_or_leads_to_the_lowest():
     assert every.tolist() == pytest.approx([i / 10 for i in range(11)])
 
 
+def test_extra_steps_shrink_a_plan_towards_the_mean_of_a_gaussian():
+    """At level 1, the expected clean action of N(MU, S^2) is linear in x, so that each extra step is one factor."""
+    path = VariancePreservingPath("squaredcos_cap_v2", 100)
+
+    def net(x, t, context):  # the exact noise of N(MU, S^2)
+        alpha, sigma = path.alpha_sigma(t)
+        return sigma * (x - alpha * MU) / (alpha**2 * S**2 + sigma**2)
+    noise = torch.randn(B, H, 2 * A, generator=torch.Generator().manual_seed(2)).double()
+    alpha, sigma = path.alpha_sigma(torch.tensor(0.99).double())
+    gain, before = S**2 * alpha / (alpha**2 * S**2 + sigma**2), None
+    for n in range(3):
+        head = Diffusion(2, DDPM(), clip_sample=0.0, n_extra_steps=n)
+        plan = head.sample(net, Context(torch.zeros(B, 1, 1), torch.ones(B, 1).bool(), {}), noise)
+        if before is not None:
+            torch.testing.assert_close(plan, MU + gain * (before - alpha * MU), rtol=1e-5, atol=1e-6)
+        before = plan
+
+
 def test_ancestral_steps_keep_the_marginal_distribution():
     """Each step of DDPM has the mean and the variance of q(x_next | x, clean), Ho et al. 2020, equation 7."""
     alpha, sigma = (torch.tensor(c).double().flip(0)[::10] for c in noise_schedule("squaredcos_cap_v2", 100))

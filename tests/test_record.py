@@ -292,6 +292,7 @@ def test_upstream_lerobot_opens_it(tmp_path):
                                   np.concatenate([e.steps["timestamp"] for e in open_dataset(tmp_path / "d")]))
 
 
+@pytest.mark.slow
 def test_long_recordings_are_put_into_the_files_meanwhile(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "SEGMENT_BYTES", 2000)
     with Recorder(SEEN, tmp_path / "d", fps=10, clock=None, images="png") as r:

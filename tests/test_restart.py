@@ -67,6 +67,7 @@ def test_it_keeps_the_contract():
     check_env(lambda rows: Attempts(Fork(rows, limit=8), Sometimes(0.5), restart_cost=2.0, limit=40))
 
 
+@pytest.mark.slow
 def test_an_attempt_ends_by_itself_or_is_given_up():
     """A standing attempt takes 30 steps and 5 of pause; given up after 4, it takes 4 and 5."""
     whole, cut = (

@@ -214,6 +214,24 @@ def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
     assert not policy.training
 
 
+@pytest.mark.parametrize("constant", [True, False])
+def test_more_updates_continue_a_run_if_its_learning_rate_does_not_depend_on_them(tmp_path, constant):
+    method = replace(everything(), learner=replace(everything().learner, optimizer=OptimizerConfig(
+        warmup_steps=3, lr_schedule="constant" if constant else "cosine")))
+    run(tmp_path / "more", method, made_up(image=True), steps=5)
+    if not constant:
+        with pytest.raises(UserError, match="cannot be continued to 11"):
+            run(tmp_path / "more", method, made_up(image=True))
+        return
+    run(tmp_path / "more", method, made_up(image=True))
+    run(tmp_path / "at once", method, made_up(image=True))
+    last = f"checkpoints/{STEPS:06d}"
+    more, whole = contents(tmp_path / "more" / last), contents(tmp_path / "at once" / last)
+    assert more["weights.safetensors"] == whole["weights.safetensors"]
+    assert more["train/learner.safetensors"] == whole["train/learner.safetensors"]
+    assert Method.load(tmp_path / "more") == method
+
+
 def test_the_seed_decides_the_run_and_nothing_else_does(tmp_path):
     def trained(name, seed, outer):
         torch.manual_seed(outer)
@@ -361,7 +379,8 @@ def test_another_method_data_or_seed_is_refused_and_named(tmp_path):
     before = contents(out)
     slower = replace(plain(), learner=replace(plain().learner, optimizer=OptimizerConfig(lr=0.5)))
     for options, said in (({"method": slower}, "method.learner.optimizer.lr was 0.001, is 0.5"),
-                          ({"steps": 7}, "method.learner.steps was 6, is 7"), ({"seed": 1}, "seed was 0, is 1"),
+                          ({"steps": 5}, "method.learner.steps was 6, is 5"),
+                          ({"steps": 9}, f"--from {out} --steps 3"), ({"seed": 1}, "seed was 0, is 1"),
                           ({"val_fraction": [0, 1]}, "held-out episodes was"), ({"data": other[:5]}, "data was "),
                           ({"resume": False}, "the run already exists")):
         with pytest.raises(UserError) as error:

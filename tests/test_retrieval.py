@@ -148,6 +148,7 @@ def short(method, steps):
     return replace(method, policy=policy, stages=stages, learner=replace(method.learner, steps=steps))
 
 
+@pytest.mark.slow
 def test_the_task_is_learned_from_prior_data_that_do_it():
     """The task goes one way, and of the prior data half. It is retrieved by its actions, and from all data the two ways
     could not be told apart."""

@@ -14,10 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from understudy.cli import main
+from understudy.cli import _report_interrupt, main
 from understudy.commands.act import _may_begin
+from understudy.commands.common import act_command
+from understudy.commands.inspect import _success_lines
+from understudy.commands.policies import untrained_warning
 from understudy.commands.robot_options import command_keys, show_line
+from understudy.config import dump
+from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
+from understudy.files import write_json
+from understudy.heads.flow import Flow
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.method import Method
+from understudy.learn.run import Run
+from understudy.policy import PolicyConfig
 from understudy.robots.emulator import emulate_arm
 from understudy.robots.motors_bus import MotorsBus
 from understudy.robots.registry import RobotConfig, make_robot
@@ -147,6 +158,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
              "--episode-time-s: must be above 0"),
             (["act", "run", "--robot", "simulated_arm", "--fps", "0"], "--fps: must be above 0"),
             (["replay", "d", "--robot", "simulated_arm", "--state"], "--state"),
+            (["replay", "d", "--robot", "simulated_arm", "--rows", "2"], "--rows: says nothing"),
             (["eval", "run", "fork", "--robot", "simulated_arm"], "--robot: needs --interactive")):
         assert main(args) == 2
         assert message in capsys.readouterr().err, args
@@ -162,16 +174,23 @@ def test_results_are_printed_on_a_line_of_their_own(monkeypatch):
     assert terminal.getvalue() == f"\r{'x' * 79}\x1b[K\r\x1b[K"
 
 
-@pytest.mark.parametrize("said", [["go", ""], ["q"], [None]])
+@pytest.mark.parametrize("said", [["go", ""], ["q"], [EOFError], [KeyboardInterrupt]])  # Ctrl-D, Ctrl-C
 def test_only_enter_alone_begins_an_episode(monkeypatch, said):
     words = iter(said)
 
     def answer(prompt):
-        if (word := next(words)) is None:  # Ctrl-D
-            raise EOFError
+        if not isinstance(word := next(words), str):
+            raise word
         return word
     monkeypatch.setattr("builtins.input", answer)
     assert _may_begin(0) is (said[-1] == "")
+
+
+def test_an_interrupt_says_that_the_robot_has_stopped(capsys):
+    assert _report_interrupt("act", ["act", "runs/a"]) == 130
+    said = capsys.readouterr().err
+    assert "stopped, and so is the robot" in said and "nothing was changed" not in said
+    assert said.endswith("To start again:\n  understudy act runs/a\n")
 
 
 @pytest.fixture
@@ -207,8 +226,8 @@ class Fixed(Teleoperator):
 
 
 def test_a_robot_of_the_user_is_recorded_by_a_teleoperator_of_the_user(robot, capsys):
-    replay = "understudy replay demos --episode 0 --robot my_arm:make --robot.port can0 --trust my_arm"
-    assert replay in capsys.readouterr().out
+    options, said = "--robot my_arm:make --robot.port can0 --trust my_arm", capsys.readouterr().out
+    assert f"understudy replay demos --episode 0 {options}\n" in said and f"understudy act run {options}\n" in said
     data = open_dataset("demos")
     action = np.asarray(data[0].steps["action"])
     assert (np.diff(action[:, 0]) >= 0).all() and action.max() == 90  # not 500
@@ -219,13 +238,15 @@ def test_a_robot_of_the_user_is_recorded_by_a_teleoperator_of_the_user(robot, ca
 @pytest.mark.slow
 def test_a_policy_that_does_not_fit_is_refused_and_keys_say_what_is_recorded(robot, monkeypatch, capsys):
     assert main(["train", "bc", "demos", "--out", "run", "--steps", "1", "--policy.trunk.width", "8"]) == 0
-    capsys.readouterr()
+    trained = capsys.readouterr().out
     for command in (["act", "run"], ["eval", "run", "--interactive", "--threshold", "0.5"]):
         for options, message in ((["--task", "wave"], "--task: this policy was trained without words"),
                                  (["--condition", "goal=1"], "no policy reads 'observation.goal'"),
                                  (["--robot", "my_arm:other"], "but this is vector of shape (3,)")):
             assert main([*command, *robot, *options]) == 2
             assert message in capsys.readouterr().err, (command, options)
+    assert "understudy act run --robot simulated_arm" in trained and "understudy eval run ENV" not in trained
+    assert main(["plot", "run"]) == 0 and "understudy act run" in capsys.readouterr().out
     pressed = Keys([], ["success"], [], [], ["quit"])
     monkeypatch.setattr("understudy.commands.act.command_keys", lambda: nullcontext(pressed))
     assert main(["act", "run", *robot, "--episodes", "3", "--out", "acted", "--executor", "temporal-ensemble"]) == 0
@@ -234,6 +255,43 @@ def test_a_policy_that_does_not_fit_is_refused_and_keys_say_what_is_recorded(rob
     data = open_dataset("acted")
     assert len(data) == 1 and data[0].metadata["success"] is True
     assert data[0].metadata["by"].endswith(", temporal-ensemble")
+
+
+def test_the_checkpoint_from_before_the_first_update_is_named(tmp_path):
+    def warned(path, **changes):
+        for step in ("000000", "000500"):
+            folder = tmp_path / "run" / "checkpoints" / step
+            folder.mkdir(parents=True, exist_ok=True)
+            method = Method(PolicyConfig(Flow()), learner=BehaviorCloning(**changes))
+            write_json(folder / "method.json", dump(method))
+            write_json(folder / "policy.json", dump(method.policy))
+        return untrained_warning(tmp_path / "run" / path) or ""
+
+    write_json(tmp_path / "run.json", {})
+    Path(tmp_path / "run").mkdir()
+    Run(tmp_path / "run").name_checkpoints(last=0)
+    assert warned("").endswith("the command that began the run again, which continues it")
+    assert not warned("", steps=0)
+    Run(tmp_path / "run").name_checkpoints(last=500)
+    assert not warned("")
+    assert warned("checkpoints/000000").endswith(f"not trained: use {tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize("robot, options", [
+    ("so101_follower", "so101_follower --robot.port PORT"), ("simulated_arm", "simulated_arm"), ("panda", "TYPE"),
+    ("bi_so101_follower", "bi_so101_follower --robot.left-arm-port PORT --robot.right-arm-port PORT")])
+def test_the_robot_of_the_data_is_suggested(robot, options):
+    assert act_command("run", robot) == [f"understudy act run --robot {options}"]
+    assert act_command("run", None) == act_command("run", "unknown") == []
+
+
+def test_episodes_without_an_outcome_are_counted():
+    def succeeded(*outcomes):
+        steps = {"action": np.zeros((1, 1), np.float32)}
+        return _success_lines(Dataset([Episode(steps, {} if x is None else {"success": x}) for x in outcomes]))
+    assert succeeded(True, False) == ["1 of 2 succeeded"] and succeeded(None) == []
+    assert succeeded(True, None, True) == ["2 of 2 succeeded; 1 other has no outcome"]
+    assert succeeded(None, None, False) == ["0 of 1 succeeded; 2 others have no outcome"]
 
 
 class Keys:

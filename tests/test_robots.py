@@ -195,6 +195,7 @@ def test_precomputing_keeps_the_named_columns(trunk):
     assert torch.equal(kept.named[ROBOT], context.named[ROBOT])
 
 
+@pytest.mark.slow
 def test_one_policy_drives_two_robots_of_different_width(tmp_path):
     data = both(6)
     config = PolicyConfig(Regression(), OutputPerRobot(tuple(NAMES), MLP(64, 1)), TokenEncoder(16, named=(ROBOT,)),

@@ -26,6 +26,7 @@ from understudy.data.relabel import (
     ReturnToGo,
     RuntimeRelabel,
     SelectColumns,
+    SelectComponents,
     TaskText,
     TimeLeft,
     relabeled_features,
@@ -64,7 +65,7 @@ def episodes(discrete: bool = False, count: int = 3) -> Dataset:
 
 EXAMPLES = [Hindsight(), TaskText(), ReturnToGo(), TimeLeft(), Progress(), LastAction(), InterventionPenalty(),
             ConstantColumn("observation.expert", 1.0), SelectColumns(("action",)), ColumnPadding(STATE, 3),
-            Rename(STATE, "observation.arm"), ConcatColumns(("action", STATE))]
+            Rename(STATE, "observation.arm"), ConcatColumns(("action", STATE)), SelectComponents(STATE, (1,))]
 
 # Columns that relabelings without a runtime counterpart add, and the environments that show them.
 PROVIDED = {"observation.goal": "OGBench"}

@@ -1,13 +1,16 @@
 """The policy server and its Python client: openpi's protocol, state of each client, batches, access, lost links."""
 
+import gc
 import json
 import re
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +23,9 @@ pytest.importorskip("websockets", reason="extra serve not installed")
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
+from understudy.cli import _user_error_message  # noqa: E402
+from understudy.commands.serve import ServeOptions, _newest  # noqa: E402
+from understudy.commands.served import changed_checkpoint, served_client  # noqa: E402
 from understudy.core import Feature, UserError, keys, put  # noqa: E402
 from understudy.data.relabel import TaskText  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
@@ -35,7 +41,7 @@ from understudy.serve.client import Client, LinkLost, RemoteRunner, RequestRefus
 from understudy.serve.describe import policy_metadata, policy_schema  # noqa: E402
 from understudy.serve.policy_service import PolicyService, ServedPolicy  # noqa: E402
 from understudy.serve.remote import RemoteActor, RemotePlanner, remote_actor  # noqa: E402
-from understudy.serve.server import BackgroundServer, ServerOptions  # noqa: E402
+from understudy.serve.server import BackgroundServer, ServerOptions, reduce_pauses  # noqa: E402
 from understudy.serve.service import FunctionService  # noqa: E402
 from understudy.serve.wire import pack, unpack  # noqa: E402
 from understudy.testing import random_batch  # noqa: E402
@@ -200,6 +206,16 @@ def test_words_other_names_nested_columns_and_constants_reach_the_policy():
         with pytest.raises(RequestRefused, match="the policy reads 'observation.task'"):
             client.infer({STATE: np.zeros(3)})
     assert not np.allclose(chunks["push"][0], chunks["pull"][0], atol=1e-3)
+
+
+def test_a_whole_window_begins_an_episode_that_the_server_executes():
+    service = policy_service(RecedingHorizon(4), Window(3, 8))
+    windows = np.stack([np.full(3, x, np.float32) for x in (1, 2, 3)])
+    with BackgroundServer(service) as server, Client(server.url) as client:
+        action = client.infer({STATE: windows}, mode="action", reset=True, episode=3)["actions"][0]
+    planner = service.served.planner
+    want = planner.plan({STATE: torch.from_numpy(windows)[None]}, planner.noise(keys(0, [3]), torch.tensor([0])))
+    np.testing.assert_allclose(action, want[0, 0].detach(), atol=2e-6)
 
 
 @pytest.mark.parametrize("executor", [RecedingHorizon(3), TemporalEnsemble()], ids=["chunks", "ensemble"])
@@ -549,9 +565,11 @@ def test_a_robot_acts_with_a_served_policy_and_stops_when_the_link_is_lost():
         first = local.plan({STATE: torch.zeros(1, 1, 3)}, local.noise(keys(0, [1]), torch.tensor([0])))[0].detach()
         np.testing.assert_allclose(robot.sent[:4], first[:4], atol=2e-6)
         robot = Still(after=server.stop)
-        with pytest.raises(UserError, match="server: ws://"):
+        with pytest.raises(UserError, match="server: ws://") as lost:
             act_on_robot(robot, remote_actor(planner), keys(0, [1]), fps=50, seconds=20)
         assert robot.stopped and len(robot.sent) < 500
+        assert lost.value.__notes__ == [f"{len(robot.sent)} steps of the episode were done"]
+        assert _user_error_message(lost.value, []).endswith(lost.value.__notes__[0])
 
 
 @pytest.mark.parametrize("executor", [RecedingHorizon(4), RealTimeChunking(3), TemporalEnsemble()],
@@ -596,7 +614,73 @@ def test_replies_that_are_being_computed_are_sent_before_the_server_ends():
         Client(server.url, timeout=1)
 
 
+def test_a_client_notices_another_checkpoint():
+    service, new = policy_service(), policy_service()
+    with BackgroundServer(service) as server, Client(server.url) as client:
+        client.infer(state(0))
+        assert changed_checkpoint(server.url) is None and changed_checkpoint("runs/a") is None
+        new.served = replace(new.served, checkpoint="def")
+        service.replace_policy(new)
+        client.infer(state(0)), client.infer(state(0))
+        assert client.checkpoints == ["abc", "def"]
+        served_client(server.url).infer(state(0))
+        assert changed_checkpoint(server.url) == f"{server.url} changed its checkpoint meanwhile: abc, then def"
+        served_client(server.url).close()
+    served_client.cache_clear()
+
+
+def test_weights_are_read_again_only_if_they_have_changed(tmp_path, monkeypatch):
+    """--watch asks every second."""
+    read = []
+    monkeypatch.setattr("understudy.commands.policies.weights_digest", lambda path: read.append(path) or str(len(read)))
+    (tmp_path / "policy.json").write_text("{}")
+    (tmp_path / "weights.safetensors").write_bytes(b"first")
+    o = ServeOptions(tmp_path)
+    assert _newest(o) == _newest(o) == "1"
+    (tmp_path / "weights.safetensors").write_bytes(b"second")
+    assert _newest(o) == _newest(o) == "2" and read == [tmp_path, tmp_path]
+
+
+def test_a_reply_names_the_checkpoint_that_planned_it():
+    """Also if it was replaced while the plan was computed. A fallback names none."""
+    service, new = policy_service(), policy_service()
+    new.served = replace(new.served, checkpoint="def")
+    Slow(service, 0.3)
+    with BackgroundServer(service, replace(ANY, fallback="hold")) as server, Client(server.url) as client:
+        threading.Timer(0.15, service.replace_policy, [new]).start()
+        assert client.infer(state(0))["understudy"]["checkpoint"] == "abc"
+        assert client.infer(state(0))["understudy"]["checkpoint"] == "def"
+        Slow(service, 0.3)
+        reply = client.infer(state(0), deadline=0.05)
+        assert reply["fallback"] == "hold" and "checkpoint" not in reply["understudy"]
+
+
 def test_a_port_that_is_taken_is_an_error():
     with BackgroundServer(policy_service()) as server, pytest.raises(OSError):
         BackgroundServer(policy_service(), replace(ANY, port=server.server.port)).__enter__()
 
+
+
+def test_a_process_that_serves_is_not_searched_by_the_garbage_collector():
+    """What exists is left alone, and what is made later is still collected."""
+    interval, threshold, existing = sys.getswitchinterval(), gc.get_threshold(), [[]]
+    try:
+        reduce_pauses()
+        before = gc.get_stats()[2]["collections"]
+        for _ in range(3 * threshold[0] * threshold[1]):
+            cycle = [[]]
+            cycle.append(cycle)
+        assert gc.get_stats()[2]["collections"] > before, "cycles that were made later are collected by themselves"
+        assert not any(x is existing for x in gc.get_objects()) and sys.getswitchinterval() < interval
+        later = [[]]
+        later.append(later)
+        there = weakref.ref(made := type("Made", (), {})())
+        made.itself = made
+        del made
+        assert any(x is later for x in gc.get_objects())
+        gc.collect()
+        assert there() is None
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*threshold)
+        sys.setswitchinterval(interval)

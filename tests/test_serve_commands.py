@@ -94,14 +94,21 @@ def test_a_new_checkpoint_is_loaded_without_a_lost_reply(run, tmp_path):
     names, last = json.loads((folder / "run.json").read_text()), "000999"
     later = run.parent / "later"
     shutil.copytree(later / json.loads((later / "run.json").read_text())["last"], folder / "checkpoints" / last)
+    untrained = folder / "checkpoints" / "000000"
+    shutil.copytree(folder / names["last"], untrained)
+    with Served(untrained, log=tmp_path / "untrained") as served:
+        assert served.first("warning")["message"].endswith(f"not trained: use {folder}")
     with Served(folder, "--watch", log=tmp_path / "log") as served, Client(served.url) as client:
-        seen, until = [], time.monotonic() + 60
+        seen, planned, until = [], {}, time.monotonic() + 60
         obs = {"observation.state": np.zeros(2, np.float32)}
         while time.monotonic() < until and len(set(seen)) < 2:
             reply = client.infer(obs, reset=True, episode=0)
             seen.append(reply["understudy"]["checkpoint"])
+            np.testing.assert_allclose(reply["actions"], planned.setdefault(seen[-1], reply["actions"]), atol=1e-5)
             if len(seen) == 50:
                 (folder / "run.json").write_text(json.dumps({**names, "last": f"checkpoints/{last}"}))
+        assert not np.allclose(*planned.values(), atol=1e-3)
+        assert client.checkpoints == list(planned)
         assert len(set(seen)) == 2 and seen == sorted(seen, key=list(dict.fromkeys(seen)).index)
         (folder / "checkpoints" / last / "weights.safetensors").write_bytes(b"damaged")
         served.process.send_signal(signal.SIGHUP)

@@ -29,7 +29,7 @@ def test_memory_does_not_grow():
 
 def test_latency_is_measured():
     """On a shared machine no figure is required, but the server's own time is less than a request takes."""
-    own, _, infer, trip, _ = (line.ours.value for line in serving.one_client(5))
-    assert 0 < own < trip and infer < trip
-    missed, _, median, _ = serving.many_clients(5, n=16)
+    own, _, network, trip, _ = (line.ours.value for line in serving.one_client(5))
+    assert 0 < own < trip and network < trip
+    missed, _, median, *_ = serving.many_clients(5, n=16)
     assert median.ours.value < 1000 and "of " in missed.note

@@ -71,6 +71,7 @@ def numbered(*lengths: int) -> Dataset:
                              "action": 100 + np.arange(n, dtype=np.float32)[:, None]}) for n in lengths])
 
 
+@pytest.mark.slow
 def test_the_contract_of_learners():
     inputs = (STATE, SKILL)
     check_learner(autoencoder(), (replace(low_config(), inputs=inputs), replace(low_config(Flow(n_steps=2)),
@@ -340,6 +341,7 @@ def both_ways(episodes: int = 24) -> Dataset:
     return Dataset([episode() for _ in range(episodes)])
 
 
+@pytest.mark.slow
 def test_skills_tell_the_ways_apart_and_are_kept():
     data = both_ways()
     optimizer = OptimizerConfig(lr=1e-2)

@@ -161,8 +161,10 @@ def test_a_stage_of_another_method_data_or_seed_is_refused(tmp_path, monkeypatch
         run(tmp_path / "run", tuned())
     shutil.rmtree(tmp_path / "run" / "checkpoints")  # as if it had been stopped between the two
     other = replace(tuned(), stages=(Stage("base", method(6)),))
-    for changed, data, seed in ((other, None, 0), (tuned(), episodes(seed=1), 0), (tuned(), None, 1)):
-        with pytest.raises(UserError, match="with other settings"):
+    settings, more = "with other settings", "stages/base: this run has 5 updates.* cannot be continued to 6"
+    for changed, data, seed, says in ((other, None, 0, more), (tuned(), episodes(seed=1), 0, settings),
+                                      (tuned(), None, 1, settings)):
+        with pytest.raises(UserError, match=says):
             run(tmp_path / "run", changed, data, seed=seed)
     assert not (tmp_path / "run" / "checkpoints").exists()
 

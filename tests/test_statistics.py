@@ -579,6 +579,7 @@ def test_plans_are_the_smallest_with_the_power():
     assert strict.unpaired > 1.8 * p.unpaired and strict.maximum > 1.5 * p.maximum
 
 
+@pytest.mark.slow
 def test_what_was_planned_has_the_power_in_simulation():
     rng, n = np.random.default_rng(0), plan(0.7, 0.8).paired[0.0]
     known = {}

@@ -167,6 +167,7 @@ def test_a_mean_of_normal_values_is_near_students():
     assert i == bootstrap_mean(x) and i.estimate == pytest.approx(x.mean())
 
 
+@pytest.mark.slow
 def test_a_mean_covers_about_as_promised():
     rng = np.random.default_rng(0)
     for draw, truth, n in ((lambda: rng.normal(size=20), 0.0, 20), (lambda: rng.exponential(size=50), 1.0, 50)):

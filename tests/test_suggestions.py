@@ -77,6 +77,7 @@ TINY = ("--steps", "6", "--save-freq", "6", "--device", "cpu", "--policy.trunk.w
         "1")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_from_a_recording_to_a_comparison(follow):
     seen = follow("record", "fork", "--out", "demos", "--episodes", "6")
@@ -119,6 +120,7 @@ def test_bags_are_read_by_the_proposed_mapping(follow, shared):
     assert len(open_dataset("demonstrations")) == len(open_dataset("bags", mapping="map.json"))
 
 
+@pytest.mark.slow
 def test_what_the_claims_suggest_is_accepted(follow, monkeypatch, capsys):
     """Runs of hours are left out: nothing is due, and the claim that is named runs no cell."""
     ran = []

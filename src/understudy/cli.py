@@ -34,6 +34,7 @@ class Command:
         is_resumable: Whether the same command continues after an interrupt.
         resume_options: Options without which it does not continue.
         module: Name of its file in commands/, if it is not the name of the command.
+        interrupted: What is said after an interrupt if the same command does not continue.
     """
 
     usage: str
@@ -41,6 +42,7 @@ class Command:
     is_resumable: bool = False
     resume_options: tuple[str, ...] = ()
     module: str = ""
+    interrupted: str = "stopped; nothing was changed, and the same command starts again"
 
 
 COMMANDS = {
@@ -67,7 +69,8 @@ COMMANDS = {
     "export": Command("RUN --out FILE|FOLDER", "a trained policy as one file, or for LeRobot"),
     "robot": Command("find-port|setup|calibrate|teleoperate|...", "ready a robot, or emulate one"),
     "serve": Command("RUN [--port N] [--token-file FILE]", "a trained policy for clients in the network"),
-    "act": Command("RUN|URL --robot TYPE [--robot.port PORT]", "a trained policy on a robot, within safety limits"),
+    "act": Command("RUN|URL --robot TYPE [--robot.port PORT]", "a trained policy on a robot, within safety limits",
+                   interrupted="stopped, and so is the robot. Finished episodes of --out are kept. To start again"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
     "claims": Command("list | run NAME | run --all | table", "published statements, tested", True),
 }
@@ -179,7 +182,7 @@ def _report_interrupt(name: str, args: list[str]) -> int:
     command = COMMANDS[name]
     resumes = command.is_resumable or any(a.split("=")[0] in command.resume_options for a in args)
     _print_error(("stopped; everything finished so far is kept, and the same command continues from there:"
-                  if resumes else "stopped; nothing was changed, and the same command starts again:")
+                  if resumes else f"{command.interrupted}:")
                  + f"\n  understudy {shlex.join(args)}")
     return 130
 
@@ -206,7 +209,7 @@ def _user_error_message(error: Exception, trusted: list[str]) -> str | None:
     from .user_code import locate_user_error
 
     if isinstance(error, UserError):
-        return str(error)
+        return "\n  ".join([str(error), *getattr(error, "__notes__", ())])
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return "the machine's memory is full\n  -> a smaller --learner.batch-size, or fewer --rows, takes less"
     if found := locate_user_error(error, trusted):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..data.episode import Dataset, Episode
@@ -14,7 +14,6 @@ from ..execute.actor import PolicyActor
 from ..execute.chunking import RecedingHorizon
 from ..execute.planners import FixedBatch
 from ..heads.base import Head
-from ..heads.cvae import CVAE
 from ..heads.diffusion import Diffusion
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method
@@ -33,7 +32,6 @@ from .base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    expert_of,
 )
 from .curation import CuratedMethod, cached_load, successful_rollouts, train_curated, with_keep_columns
 from .few_steps import N_REPEATS, N_SIDES, ROWS, measure_modes
@@ -73,15 +71,8 @@ class SidedDemonstrations(DemonstrationSource):
         )
 
 
-@dataclass(frozen=True)
-class Demonstrator:
-    """The expert of the environment itself, as an arm."""
-
-    name: str = "expert"
-
-
 def success_and_entropy(
-    experiment, method: CuratedMethod | Demonstrator, data: Dataset, seed: int, episodes: int, starts: int
+    experiment, method: CuratedMethod, data: Dataset, seed: int, episodes: int, starts: int
 ) -> dict[str, list[float]]:
     """Rolls each start out `N_REPEATS` times.
 
@@ -89,8 +80,7 @@ def success_and_entropy(
         What `measure_modes` returns. The mode is the side on which the pillar is passed (Jia et al. 2024, section 4).
     """
     env: Any = make(experiment.env, rows=min(ROWS, episodes))
-    actor = expert_of(env) if isinstance(method, Demonstrator) else PolicyActor(
-        FixedBatch(train_curated(method, data, seed), ROWS), method.method.executor)
+    actor = PolicyActor(FixedBatch(train_curated(method, data, seed), ROWS), method.method.executor)
     ran = rollout_repeated_starts(actor, env, episodes // N_REPEATS, N_REPEATS, seed=starts)
     return measure_modes(ran, side, N_SIDES)
 
@@ -119,26 +109,17 @@ def both_even(experiment: Experiment) -> Experiment:
     return experiment.replace_arms(Arm("uneven", (method_with(DIFFUSION, "even again"),)))
 
 
-# The weight of the authors' KL divergence is 59.9, of its mean over 32 dimensions. Ours is of the sum.
-VAE = CVAE(latent_dim=32, beta=59.9 / 32, temperature=1.0)
 DIFFUSION = Diffusion(n_steps=5, n_train_steps=50)
 FORK = Experiment(
     SidedDemonstrations(60),
     "fork",
     arms({"even": method_with(DIFFUSION, "even"), "uneven": method_with(DIFFUSION, "uneven")}),
     success_and_entropy,
-    seeds=tuple(range(210, 218)),
+    seeds=tuple(range(220, 240)),
     episodes=400,
     measures=(("entropy", SCORE),),
-    starts_seed=111,
+    starts_seed=112,
     sanity=(("even", "success", 0.5), ("uneven", "success", 0.5)),
-)
-TWO_POLICIES = replace(
-    FORK,
-    arms=arms({"diffusion": method_with(DIFFUSION, "even"), "vae": method_with(VAE, "even"),
-               "expert": Demonstrator()}),
-    seeds=FORK.seeds[:5],
-    sanity=(("diffusion", "success", 0.5), ("vae", "success", 0.5)),
 )
 EQUAL_SUCCESS = EquivalentTo("success", "even", "uneven", 0.15)
 MORE_DIVERSE = GreaterThan("entropy", "even", "uneven")
@@ -158,25 +139,17 @@ CLAIM = Claim(
           "rates differ by less than 0.15 and the entropy is higher with even odds: the metric then follows what was "
           "there to acquire, and the success rate does not. The margin of 0.15 is this claim's own. With 10 rollouts, "
           "a policy that reproduces the odds has 0.92 on average with even odds and 0.38 with 54 to 6. A "
-          "start without success counts as 0, where the paper leaves it out. Two reported parts do not decide, on five "
-          "of the seeds: diffusion against a conditional VAE with the latent size and the weight of the KL divergence "
-          "of the authors' code for their Avoiding task, on the even set, and diffusion against the demonstrator as "
-          "the yardstick. With that weight the VAE hardly uses its latent and is nearly deterministic, so its low "
-          "entropy is nearly certain; an earlier design decided by it. Differences from the paper: one pillar with two "
-          "ways instead of 24, scripted demonstrations instead of those of people, and an absolute error in the VAE's "
-          "loss, where the authors have a squared one.",
-    parts=(
-        ClaimPart("fork", FORK, AllOf((EQUAL_SUCCESS, MORE_DIVERSE))),
-        ClaimPart("two policies", TWO_POLICIES, AllOf((
-            EquivalentTo("success", "diffusion", "vae", 0.15), GreaterThan("entropy", "diffusion", "vae", 0.3))),
-            is_decisive=False),
-        ClaimPart("yardstick", TWO_POLICIES, EquivalentTo("entropy", "diffusion", "expert", 0.2), is_decisive=False),
-    ),
+          "start without success counts as 0, where the paper leaves it out. 20 seeds, no interim look. Each arm must "
+          "succeed in half of the rollouts. Planned for about 330 CPU seconds, where most claims have 300. Differences "
+          "from the paper: one pillar with two ways instead of 24, and scripted demonstrations instead of those of "
+          "people. The rule is not hard to meet: a policy that learns the odds at all has less entropy with 54 to 6.",
+    parts=(ClaimPart("fork", FORK, AllOf((EQUAL_SUCCESS, MORE_DIVERSE))),),
     negative_control=NegativeControl(
         "other demonstrations at even odds, as many, in place of those of which 54 pass on one side", both_even, "fork",
         removes=(MORE_DIVERSE,),
     ),
-    revision="One diffusion policy on demonstrations at even and at uneven odds decides, in place of diffusion against "
-    "a VAE that is nearly deterministic, which is now only reported. The negative control has even odds in both sets. "
-    "New demonstrations, seeds and starts. Earlier designs held.",
+    revision="20 new seeds in place of 8, and new starts, because the negative control was inconclusive by its width. "
+    "The two parts that were only reported, with a conditional VAE and with the demonstrator, do not run again. "
+    "Nothing else changed, and there was no pilot. The run before was undecided (control inconclusive): even - uneven "
+    "0.489 [0.341, 0.638], and 0.0249 [-0.0185, 0.0683] under the control.",
 )

@@ -64,9 +64,14 @@ def straight_flights(episodes: int, rng: np.random.Generator) -> list[Episode]:
 
 @dataclass(frozen=True)
 class MixedDynamicsDemonstrations(DemonstrationSource):
-    """`each` demonstrations that pass the pillar of fork on the left, on the right, and over it. Each is weighed by how
-    much it looks like what an imitator of its group does: of all, or of one of `groups` that are found. mixed: it is of
-    any group."""
+    """Demonstrations that pass the pillar of fork on the left, on the right, and over it. Each is weighed by how much
+    it looks like what an imitator does that cloned its group.
+
+    Args:
+        n_per_group: Number of demonstrations of each of the three.
+        n_groups: Number of groups that are found. Another weight is that of one group of all.
+        shuffle_groups: Draw the group of each demonstration at random.
+    """
 
     n_per_group: int
     n_groups: int = 5
@@ -171,7 +176,7 @@ def shuffled_groups(experiment: Experiment) -> Experiment:
 
 
 FORK = Experiment(
-    MixedDynamicsDemonstrations(15),
+    MixedDynamicsDemonstrations(30),
     "fork",
     arms(
         "even",
@@ -180,8 +185,12 @@ FORK = Experiment(
         options=tuple(cloning_method(rate, GMM(), Window(2, 8), 4, steps=600) for rate in (3e-3, 1e-3)),
     ),
     curated_success,
-    seeds=tuple(range(100, 106)),
+    seeds=tuple(range(200, 220)),
+    tuning_seeds=(910,),
     measures=(("auroc", SCORE),),
+    starts_seed=200,
+    looks=((5, 0.01), (10, 0.015), (20, 0.025)),
+    sanity=(("even", "success", 0.3), ("of all", "success", 0.5), ("of its group", "success", 0.5)),
 )
 
 CLAIM = Claim(
@@ -189,14 +198,15 @@ CLAIM = Claim(
     paper="Qiu et al. 2022, Out-of-Dynamics Imitation Learning from Multimodal Demonstrations, arXiv 2211.06839",
     statement="The proposed transferability measurement more accurately finds and down-weights non-transferable "
               "demonstrations and outperforms prior works on the final imitation learning performance.",
-    setup="without reinforcement learning: fork, 15 demonstrations each, of which only states are known, on the left, "
+    setup="without reinforcement learning: fork, 30 demonstrations each, of which only states are known, on the left, "
     "on the right, and over the pillar, which stops the imitator. Groups are found by contrast of subsampled "
     "state sequences (5 of them). A demonstration's weight is how much a discriminator takes it for a rollout "
     "of an imitator that regresses to the demonstrations of its group, or of all. The claim holds if weights by "
     "group tell the demonstrations that the imitator can follow from the others (area under the curve above 0.8, "
     "and above that of weights by all), and if a mixture of Gaussians trained with them succeeds more often than "
-    "with weights by all, and than without weights. The paper compares with several methods, this claim with one "
-    "of the same kind, weights by all. No arm has a level that it must reach.",
+    "with weights by all, and than without weights. Looks at 5, 10 and 20 seeds. Cloning with either weights must "
+    "succeed in half of the attempts, and without weights in 0.3. Planned for at most 400 CPU seconds, where most "
+    "claims have 300. The paper compares with several methods, this claim with one of the same kind, weights by all.",
     parts=(ClaimPart("fork", FORK, AllOf((
         AboveBound("auroc", "of its group", 0.8), GreaterThan("auroc", "of its group", "of all"),
         GreaterThan("success", "of its group", "of all"), GreaterThan("success", "of its group", "even")))),),
@@ -204,4 +214,8 @@ CLAIM = Claim(
         "random groups", shuffled_groups, "fork",
         removes=(GreaterThan("auroc", "of its group", "of all"),),
     ),
+    revision="30 demonstrations of each kind in place of 15, to calm the area under the curve. 20 new seeds with "
+    "planned looks in place of 6 without, new starts and tuning seed, and levels that each arm must reach. Nothing "
+    "else changed, and there was no pilot. The run before was undecided: of its group - of all -0.009 [-0.335, 0.317] "
+    "in area.",
 )

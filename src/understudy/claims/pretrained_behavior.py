@@ -43,7 +43,7 @@ class TransferMethod:
     """Learn the new task from scratch or from a policy that has learned the other tasks.
 
     Args:
-        episodes: Number of demonstrations of the new task. With 0 the pre-trained policy is judged as it is.
+        episodes: Number of demonstrations of the new task.
         pretrained: Start from the pre-trained policy.
         shuffle_pretraining: Permute the actions of all steps of the pre-training demonstrations.
     """
@@ -68,10 +68,8 @@ def new_task_success(
     policy = (
         _pretrain(method, data.filter(lambda e: e.metadata["set"] == "others"), seed) if method.pretrained else None
     )
-    if method.episodes:
-        new = data.filter(lambda e: e.metadata["set"] == "new")[: method.episodes]
-        policy = train_policy(method.training, new, seed, policy)
-    assert policy is not None  # every arm is pretrained or has episodes
+    new = data.filter(lambda e: e.metadata["set"] == "new")[: method.episodes]
+    policy = train_policy(method.training, new, seed, policy)
     ran = rollout_policy(policy, method.training, NEW_DIRECTION, episodes, starts)
     return {"success": [float(e.metadata["success"]) for e in ran]}
 
@@ -105,12 +103,11 @@ PUSH = Experiment(
         Arm("scratch, 40", (TransferMethod(40, False),)),
         Arm("pretrained, 20", (TransferMethod(20, True),)),
         Arm("pretrained, 40", (TransferMethod(40, True),)),
-        Arm("pretrained, 0", (TransferMethod(0, True),)),
     ),
     new_task_success,
-    seeds=tuple(range(310, 318)),
+    seeds=tuple(range(320, 340)),
     episodes=200,
-    starts_seed=310,
+    starts_seed=320,
     sanity=(("scratch, 40", "success", 0.2), ("pretrained, 40", "success", 0.2)),
 )
 BETTER_WITH_20 = GreaterThan("success", "pretrained, 20", "scratch, 20")
@@ -128,10 +125,11 @@ CLAIM = Claim(
     "updates, and then learns the new task in 300. The policy from scratch learns the new task in 900. All have the "
     "learning rate 0.01, which in pilots was the best of four for every arm. The claim holds if the pre-trained policy "
     "succeeds more often with 20 demonstrations, and with 40, and if with 20 it succeeds at most 0.05 less often than "
-    "the policy from scratch with 40. Without demonstrations of the new task, its success is only reported. "
-    "Differences from the paper: states instead of images and language, regression instead of diffusion, one short "
-    "task instead of long ones, and robustness to changed conditions is not tested. Success is far from 1 in every "
-    "arm, so the comparison is one of short trainings.",
+    "the policy from scratch with 40. 20 seeds, no interim look. Each arm with 40 demonstrations must succeed in 0.2 "
+    "of the attempts. Planned for about 700 CPU seconds, where most claims have 300. Differences from the paper: "
+    "states instead of images and language, regression instead of diffusion, one short task instead of long ones, and "
+    "robustness to changed conditions is not tested. Success is far from 1 in every arm, so the comparison is one of "
+    "short trainings.",
     parts=(
         ClaimPart(
             "push",
@@ -146,9 +144,8 @@ CLAIM = Claim(
         "push",
         removes=(BETTER_WITH_20, BETTER_WITH_40),
     ),
-    revision="Training from scratch makes as many updates as pre-training and fine-tuning together: 900. The learning "
-    "rate is the best of four in pilots. The negative control permutes actions over all demonstrations, no longer "
-    "within each, which left their mean directions. Twice the starts, new seeds in everything, and sanity levels. The "
-    "first design, whose policy from scratch had fewer updates, held, and then was undecided because its control was "
-    "inconclusive. A second, of 1,400 updates, was stopped before it had decided.",
+    revision="20 new seeds in place of 8, and new starts, because the negative control was inconclusive by its width. "
+    "The policy without demonstrations of the new task, which was only reported (0.0850), does not run again. Nothing "
+    "else changed, and there was no new pilot. The run before was undecided (control inconclusive): 0.321 [0.221, "
+    "0.421] with 20 demonstrations, and -0.034 [-0.136, 0.067] under the control.",
 )

@@ -73,8 +73,7 @@ def run_figures(claim: Claim, cells: Path, log: LogFunction) -> tuple[Figures, d
         chosen[part.name], figures[part.name] = _run_part(part, cells, log)
         if claim.negative_control.part == part.name:
             changed = _control_experiment(claim.negative_control.change(part.experiment), part.rule, chosen[part.name])
-            changed = replace(changed, seeds=part.experiment.seeds[: _n_seeds(figures[part.name])], looks=())
-            _, figures[CONTROL] = _run_experiment(changed, cells, f"{part.name}, {CONTROL}", log)
+            figures[CONTROL] = _run_control(claim, part, changed, figures[part.name], cells, log)
     return figures, chosen
 
 
@@ -214,6 +213,20 @@ def _run_part(part: ClaimPart, folder: Path, log: LogFunction) -> tuple[dict[str
         if _judge_part(part, figures)["verdict"] != "undecided":
             break
     return chosen, figures
+
+
+def _run_control(claim: Claim, part: ClaimPart, changed: Experiment, figures: Measurements, folder: Path,
+                 log: LogFunction) -> Measurements:
+    """Runs the control with the seeds of its part. Where the part holds, it goes on to later looks until it passes: the
+    part may be decided by few seeds, and a control of few seeds is inconclusive."""
+    used, holds = _n_seeds(figures), _judge_part(part, figures)["verdict"] == "holds"
+    later = [count for count, _ in part.experiment.looks if count > used] if holds else []
+    for count in (used, *later):
+        _, found = _run_experiment(replace(changed, seeds=part.experiment.seeds[:count], looks=()), folder,
+                                   f"{part.name}, {CONTROL}", log)
+        if _judge_control(claim, found)["passes"]:
+            break
+    return found
 
 
 def _run_experiment(

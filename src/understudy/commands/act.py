@@ -10,6 +10,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from ..serve.address import served_address
 from .common import (
     ConditionTexts,
     DeviceName,
@@ -22,6 +23,7 @@ from .common import (
     trained_rate,
 )
 from .robot_options import RobotOptions, command_keys, flush_input, show_line
+from .served import changed_checkpoint, served_client
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,15 @@ def main(args: list[str]) -> None:
     from ..robots.acting import act_on_robot
     from ..robots.env import RobotEnv
     from ..robots.registry import make_robot
-    from .policies import load_actor, refuse_unused_conditions
+    from .policies import load_actor, refuse_unused_conditions, untrained_warning
 
     out = Output()
     robot = make_robot(o.robot_config(), o.trust)
     fps = o.fps or trained_rate(o.run) or 30.0
     refuse_unused_conditions([o.run], o)
     actor, by = load_actor(o.run, RobotEnv(robot, fps), o, rows=None)
+    if told := untrained_warning(o.run, o.trust):
+        print(f"warning: {told}", file=sys.stderr)
     with ExitStack() as stack:
         stack.enter_context(robot)
         recorder = None
@@ -96,12 +100,14 @@ def main(args: list[str]) -> None:
                 if done.ended in ("discard", "quit"):
                     recorder.discard()
                 else:
-                    recorder.end(success=done.success, obs=robot.observe())
+                    recorder.end(success=done.success, obs=robot.observe(), **_checkpoints(o.run))
             said = f", {done.late} of them late" if done.late else ""
             said += f", ended by {done.ended}" if done.ended else ""
             if paused := robot.n_pauses - paused:
                 said += (f"; the robot paused {paused} time{'s' * (paused > 1)}, because no action came for "
                          f"{robot.limits.timeout:g} s")
+            if told := changed_checkpoint(o.run):
+                said += f"; {told}"
             out.print(f"episode {number}: {done.steps} steps{said}")
             if done.ended == "quit":
                 break
@@ -111,14 +117,22 @@ def main(args: list[str]) -> None:
         out.suggest(command_line("inspect", o.out))
 
 
+def _checkpoints(run: Path) -> dict[str, object]:
+    """Metadata of an episode of a server that has changed its checkpoint. Without it, `by` names the only one."""
+    if changed_checkpoint(run) is None or (address := served_address(run)) is None:
+        return {}
+    return {"checkpoints": served_client(address).checkpoints}
+
+
 def _may_begin(number: int) -> bool:
     """Asks the person whether an episode may begin. Only enter alone moves the robot."""
     while True:
         flush_input()
         try:
             said = input(f"episode {number}: arrange the scene, and press enter (q: quit) ").strip().lower()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):  # Ctrl-C here stops as q does: no robot moves
+            print()
             said = "q"
         if said in ("", "q", "quit"):
             return not said
-        print(f"  {said!r} is neither")
+        print(f"  {said!r} does not start it: press enter alone, or q and enter")

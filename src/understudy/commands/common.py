@@ -82,6 +82,7 @@ EXAMPLE_COUNTS = {
     "save_freq": 100,
     "buffer_size": 100_000,
     "max_episode_steps": 1000,
+    "inputs": 1000,
 }
 
 # Times and rates that must be above 0, or may be 0 where nothing is recorded, and what is usual.
@@ -218,6 +219,31 @@ def recorded_env_of(run: Path) -> str | None:
     file = find_checkpoint(run) / "provenance.json"
     known = read_json(file).get("data", {}).get("simulators") if file.exists() else None
     return next(iter(known)) if known and len(known) == 1 else None
+
+
+def act_command(run: Path | str, robot: str | None) -> list[str]:
+    """The command that runs a policy on the kind of robot that its data were recorded with, as a list of one or none.
+
+    Args:
+        run: The run.
+        robot: The type of the robot, as data sets have it. None for data without a robot.
+    """
+    from ..robots.registry import ROBOTS
+
+    if not robot or robot == "unknown":
+        return []
+    ports = {"bi": ("--robot.left-arm-port", "PORT", "--robot.right-arm-port", "PORT"), "simulated": ()}
+    options = (robot, *ports.get(robot.partition("_")[0], ("--robot.port", "PORT"))) if robot in ROBOTS else ("TYPE",)
+    return [command_line("act", run, "--robot", *options)]
+
+
+def recorded_robot_of(run: Path) -> str | None:
+    """The type of the robot that the data of a run were recorded with, if the data say it."""
+    from ..files import read_json
+    from ..policy import find_checkpoint
+
+    file = find_checkpoint(run) / "provenance.json"
+    return read_json(file).get("data", {}).get("robot") if file.exists() else None
 
 
 def unused_path(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from .common import (
     command_line,
     demonstrations_path,
     env_trust_options,
+    has_no_run,
     open_data,
     parse,
     recorded_env,
@@ -24,13 +26,13 @@ from .eval_options import EvalOptions
 from .policies import (
     append_result,
     evaluate_run,
-    is_exported,
     load_actor,
     refuse_unused_conditions,
     run_folder,
     run_names,
     weights_path,
 )
+from .served import changed_checkpoint
 
 if TYPE_CHECKING:
     from ..evaluate.evaluation import Evaluation
@@ -95,6 +97,9 @@ def main(args: list[str]) -> None:
                             hint="check the path")
         else:
             (run_sequential if o.sequential else _evaluate_rollouts)(o, out)
+            for run in filter(None, (o.run, o.against)):
+                if told := changed_checkpoint(run):
+                    print(f"warning: {told}; the result is of all of them", file=sys.stderr)
 
 
 # -- acting ---------------------------------------------------------------------------------------------------------
@@ -160,7 +165,7 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
     if other is not None:
         if o.against is not None and o.episodes is not None and compare(mine, other).better is None:
             told.append((again(4 * o.episodes, "--against", o.against), "More episodes, to tell the two apart:"))
-    elif not is_exported(o.run) and (second := reseeded_command(o.run)) is not None:
+    elif not has_no_run(o.run) and (second := reseeded_command(o.run)) is not None:
         told += [(second[0], "Another training seed, to see how much depends on it:"),
                  (again(o.episodes, "--against", second[1]), "And the two compared, on the same starts:")]
     against = ("--against", o.against) if o.against else ()
@@ -186,7 +191,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     if o.against is not None:
         raise UserError("these are recorded episodes, and --against needs an environment", where=o.target,
                         hint="evaluate each run on them alone: the energy scores compare")
-    if is_exported(o.run):
+    if has_no_run(o.run):
         raise UserError(
             "these are recorded episodes, and an exported file needs an environment",
             where=o.target,
@@ -246,7 +251,7 @@ def _write_report(o: EvalOptions, env, mine, other, behaved, commands, out) -> N
     if o.against is not None and other is not None:
         runs[o.against] = other
     names = dict(zip(runs, run_names(list(runs)), strict=True))
-    training = {names[run]: lines for run in runs if not is_exported(run)
+    training = {names[run]: lines for run in runs if not has_no_run(run)
                 and (lines := Run(run_folder(run)).read_metrics())}
     write_report(o.html, env=env, runs={names[run]: found for run, found in runs.items()}, training=training,
                  behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands)

@@ -59,8 +59,6 @@ def main(args: list[str]) -> None:
     from ..learn.method import TrainedRun
     from ..policy import Policy
 
-    if o.inputs < 1:
-        raise UserError(f"expected 1 or more, found {o.inputs}", where="--inputs", hint="such as --inputs 1000")
     if o.out.suffix not in ("", ".onnx", ".pt2"):
         raise UserError(f"the name must end in .onnx or .pt2, but is {o.out.name}", where=o.out,
                         hint=f"such as {o.out.with_suffix('.onnx')}")

@@ -174,5 +174,9 @@ def _topic_table(topics) -> Table:
 
 def _success_lines(data) -> list[str]:
     """The number of successful episodes, if the data contain it."""
-    ended = [e.metadata["success"] for e in data if "success" in e.metadata]
-    return [f"{sum(map(bool, ended))} of {len(ended)} succeeded"] if ended else []
+    ended = [bool(e.metadata["success"]) for e in data if "success" in e.metadata]
+    unknown = len(data) - len(ended)
+    if not ended:
+        return []
+    others = f"; {unknown} other{'s have' if unknown > 1 else ' has'} no outcome" if unknown else ""
+    return [f"{sum(ended)} of {len(ended)} succeeded{others}"]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .common import Output
 from .robot_options import flush_input
+from .served import changed_checkpoint
 
 if TYPE_CHECKING:
     from ..evaluate.interactive import Session, Trial, TrialDesign, TrialLog
@@ -201,6 +202,11 @@ class _TrialConsole:
             traceback.print_exc(file=sys.stderr)
             raise UserError(f"the loop failed with {type(error).__name__}: {error}", where=self.o.target,
                             hint="fix it; the same command continues, and asks about this trial") from error
+        if told := changed_checkpoint(self.design.policies[self.design.current_policy(session)]):
+            self._record_event(session, {"event": "spoilt"})
+            raise UserError(f"{told}. Trials of several checkpoints cannot be judged together, so this one does not "
+                            "count", where=self.journal.path, hint="serve the first one again, without --watch, and "
+                            "give the same command; or begin again with another --save")
         if said is None:
             return session
         if said == "again" and self.o.robot is not None:

@@ -8,7 +8,15 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Output, command_line, parse, recorded_env_of, required_packages
+from .common import (
+    Output,
+    act_command,
+    command_line,
+    parse,
+    recorded_env_of,
+    recorded_robot_of,
+    required_packages,
+)
 from .policies import run_names
 
 
@@ -55,13 +63,15 @@ def main(args: list[str]) -> None:
 
 def _next_commands(runs) -> list[tuple[str, str]]:
     """Useful next commands, each with a description: evaluate the run, or compare all runs."""
-    env = recorded_env_of(runs[0].folder) or "ENV"
+    env = recorded_env_of(runs[0].folder)
     trust = [part for package in dict.fromkeys(p for run in runs for p in required_packages(run.folder))
              for part in ("--trust", package)]
     if len(runs) > 1:
-        return [(command_line("compare", *(run.folder for run in runs), "--env", env, *trust),
+        return [(command_line("compare", *(run.folder for run in runs), "--env", env or "ENV", *trust),
                  "Which of them is better, on the same starts:")]
     run = runs[0]
     best = run.folder / "best" if run.best is not None else run.folder
-    return [(command_line("eval", best, env, "--episodes", 100, *trust), "How good the best checkpoint is, on new "
-             "starts:")]
+    if env is None and (commands := act_command(best, recorded_robot_of(run.folder))):
+        return [(command, "How it acts on the robot:") for command in commands]
+    return [(command_line("eval", best, env or "ENV", "--episodes", 100, *trust),
+             "How good the best checkpoint is, on new starts:")]

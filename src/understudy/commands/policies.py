@@ -110,16 +110,11 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) 
     return (ObservationWrapper(actor, {**words, **conditions}) if words or conditions else actor), by
 
 
-def is_exported(run: Path) -> bool:
-    """Whether this is a file of understudy export, or the address of a server, which has one policy as well."""
-    return has_no_run(run)
-
-
 def weights_path(run: Path) -> Path:
     """Path of the weights: the folder of a checkpoint, or the exported file."""
     from ..policy import find_checkpoint
 
-    return run if is_exported(run) else find_checkpoint(run)
+    return run if has_no_run(run) else find_checkpoint(run)
 
 
 def load_policy(run: Path, o: RolloutOptions, rows: int | None,
@@ -146,10 +141,10 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
     features = features or {}
     if (address := served_address(run)) is not None:
         return _served_policy(address, o, features)
-    if o.executor is not None and is_exported(run):
+    if o.executor is not None and has_no_run(run):
         raise UserError("an exported file is executed as it was exported", where="--executor",
                         hint="evaluate the run that it was exported from")
-    if not is_exported(run):
+    if not has_no_run(run):
         trained = TrainedRun.load(run, o.trust, choose_device(o.device))
         if o.executor is not None:
             from ..learn.execution import with_execution_scheme
@@ -159,7 +154,7 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
         shown = policy_features(trained.method, features) if features else {}
         return trained.planner(), trained.actor(rows, features=features or None), shown
     if o.device not in ("auto", "cpu"):
-        raise UserError(f"expected the CPU, where ONNX files are run, found {o.device}", where="--device",
+        raise UserError(f"ONNX files run on the CPU, not on {o.device}", where="--device",
                         hint="evaluate the run that it was exported from")
     trust = ("understudy", *o.trust)
     return onnx.load(run, trust=trust), onnx.load_onnx_actor(run, rows=rows, trust=trust), features
@@ -203,11 +198,14 @@ def refuse_unused_conditions(runs: Sequence[Path], o: RolloutOptions) -> None:
 
     if o.task is not None and not any(
             served_client(a).policy.get("texts") if (a := served_address(r)) else
-            not is_exported(r) and task_relabel(Method.load(r, o.trust)) for r in runs):
+            not has_no_run(r) and task_relabel(Method.load(r, o.trust)) for r in runs):
         raise UserError("this policy was trained without words", where="--task",
                         hint="train it with --language, on data of several tasks")
     if o.condition:
-        if exported := [run for run in runs if is_exported(run)]:
+        if served := [address for run in runs if (address := served_address(run))]:
+            raise UserError(f"{served[0]} is served by another process, which does not count rewards and steps",
+                            where="--condition", hint="give constants to understudy serve: --condition goal=0.2,0.5")
+        if exported := [run for run in runs if has_no_run(run)]:
             raise UserError(f"{exported[0]} is an exported file, which does not count rewards and steps",
                             where="--condition", hint="evaluate the run that it was exported from")
         read = {name for run in runs for name in load_policy(run, o, None)[0].inputs}
@@ -241,7 +239,7 @@ def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
         said = served_client(address).policy
         say = next((TaskText(said["features"][name]["shape"][0], name) for name in said.get("texts", ())), None)
     else:
-        say = None if is_exported(run) else task_relabel(Method.load(run, o.trust))
+        say = None if has_no_run(run) else task_relabel(Method.load(run, o.trust))
     if say is None or o.task is None and say.into in features:
         return {}
     if o.task is None:
@@ -259,6 +257,30 @@ def weights_digest(place: Path) -> str:
     return hashlib.sha256(place.read_bytes()).hexdigest()[:16] if place.is_file() else Run.fingerprint(place)
 
 
+def untrained_warning(run: Path, trust: Sequence[str] = ()) -> str | None:
+    """What to tell about the checkpoint from before the first update: which one to use. None for other checkpoints.
+
+    Args:
+        run: A run, a checkpoint, or a file of understudy export.
+        trust: Packages whose code may be loaded.
+    """
+    from ..checkpoint import is_lerobot_checkpoint
+    from ..learn.method import Method
+    from ..learn.run import Run
+
+    folder = weights_path(run)
+    if has_no_run(run) or is_lerobot_checkpoint(folder) or folder.name != "000000":
+        return None
+    method = Method.load(folder, tuple(trust))
+    if not method.learner.steps or method.initialize_from:
+        return None  # it is trained in another way, or was trained before
+    whole = Run(run_folder(run))
+    trained = {name for name, place in whole.named_checkpoints().items() if Path(place).name != folder.name}
+    advice = (f"use {whole.folder}" if "last" in trained else f"use {whole.folder / 'best'}" if trained else
+              "give the command that began the run again, which continues it")
+    return f"{folder} is the checkpoint from before the first update, so the policy is not trained: {advice}"
+
+
 def run_folder(run: Path) -> Path:
     """The folder of the run. For a checkpoint without a run, the folder of the checkpoint."""
     from ..policy import find_checkpoint
@@ -274,7 +296,7 @@ def append_result(o: EvalOptions, line: dict) -> None:
         o: The options of the command.
         line: The result as JSON data.
     """
-    if is_exported(o.run):
+    if has_no_run(o.run):
         return
     from ..checkpoint import is_lerobot_checkpoint
     from ..files import file_name, replace_nonfinite

@@ -141,12 +141,18 @@ def main(args: list[str]) -> None:
         return
     ended = [e.metadata["success"] for e in data if "success" in e.metadata]
     won = f"; {sum(ended)} of {len(ended)} succeeded" if ended else ""
-    out.print(f"{len(data)} episodes, {data.steps} steps{won}. Written to {o.out}")
+    out.print(f"{_counts(data)}{won}. Written to {o.out}")
     out.suggest(
         command_line("inspect", o.out),
         command_line("train", recommend(data.features()), o.out, "--out", unused_path("run")),
         command_line("replay", o.out, o.env, *trust_options(o.trust, o.env)),
     )
+
+
+def _counts(data: Dataset) -> str:
+    from ..audit.text import pluralize
+
+    return f"{pluralize(len(data), 'episode')}, {pluralize(data.steps, 'step')}"
 
 
 def _record_robot(o: RecordOptions) -> None:
@@ -170,12 +176,13 @@ def _record_robot(o: RecordOptions) -> None:
     if not len(data):
         out.print(f"no episode was saved in {o.out}")
         return
-    out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.out}")
+    out.print(f"{_counts(data)}. Written to {o.out}")
+    trust = [part for package in o.trust for part in ("--trust", package)]
     out.suggest(
         command_line("inspect", o.out),
-        command_line("replay", o.out, "--episode", 0, *o.robot_arguments(),
-                     *(part for package in o.trust for part in ("--trust", package))),
-        command_line("train", recommend(data.features()), o.out, "--out", unused_path("run")),
+        command_line("replay", o.out, "--episode", 0, *o.robot_arguments(), *trust),
+        command_line("train", recommend(data.features()), o.out, "--out", run := unused_path("run")),
+        command_line("act", run, *o.robot_arguments(), *trust),
     )
 
 

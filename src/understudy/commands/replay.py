@@ -58,6 +58,9 @@ def main(args: list[str]) -> None:
                           where="understudy replay", hint="understudy replay DATA ENV, or understudy replay DATA "
                           "--episode 0 --robot TYPE --robot.port PORT")
     if o.robot is not None:
+        if o.rows != ReplayOptions.rows:
+            raise ConfigError("says nothing on a robot, which repeats one episode", where="--rows",
+                              hint="leave it out")
         if o.state:
             raise ConfigError("a robot cannot be set to a recorded state", where="--state",
                               hint="leave it out; in an environment, it compares one step from each state")

@@ -184,7 +184,7 @@ def _terminal_width() -> int:
 
 def show_session(robot: Robot, keyboard: JointKeyboard | None) -> Callable[[str], None]:
     """What shows the line of a `RobotSession`. If a keyboard moves the robot, its keys are explained once, and the line
-    begins with the joint that they move.
+    starts with the joint that they move.
 
     Args:
         robot: The robot.

@@ -22,6 +22,7 @@ from .common import (
     WorkerCount,
     batch_rows,
     command_line,
+    has_no_run,
     parse,
     progress_bar,
     trust_options,
@@ -29,7 +30,6 @@ from .common import (
 )
 from .conditions import given_conditions
 from .policies import (
-    is_exported,
     load_actor,
     refuse_unused_conditions,
     run_folder,
@@ -218,7 +218,7 @@ def _results_path(o: RobustnessOptions) -> Path:
     from ..files import file_name
 
     name, run = file_name(o.env), Path(o.run)
-    if (o.run == SCRIPTED_ACTOR and not run.exists()) or is_exported(run) or is_lerobot_checkpoint(run_folder(run)):
+    if (o.run == SCRIPTED_ACTOR and not run.exists()) or has_no_run(run) or is_lerobot_checkpoint(run_folder(run)):
         return Path("robustness") / f"{run.stem}-{name}.jsonl"
     return run_folder(run) / "robustness" / f"{name}.jsonl"
 

@@ -9,13 +9,23 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import ConditionTexts, DeviceName, Output, SchemeName, TrustedPackages, command_line, parse, trained_rate
+from .common import (
+    ConditionTexts,
+    DeviceName,
+    Output,
+    SchemeName,
+    TrustedPackages,
+    command_line,
+    has_no_run,
+    parse,
+    trained_rate,
+)
 
 if TYPE_CHECKING:
     from ..serve.policy_service import PolicyService
@@ -92,9 +102,10 @@ def main(args: list[str]) -> None:
     from ..core import ConfigError, Unsupported, UserError
     from ..serve.access import JsonLog, read_tokens, tls_context
     from ..serve.address import served_address
+    from .policies import untrained_warning
 
     try:
-        from ..serve.server import PolicyServer, ServerOptions
+        from ..serve.server import PolicyServer, ServerOptions, reduce_pauses
     except ImportError as error:
         raise UserError(f"the package {error.name} is not installed", where="understudy serve",
                         hint="pip install 'understudy[serve]'") from None
@@ -113,9 +124,12 @@ def main(args: list[str]) -> None:
     options = ServerOptions(o.host, o.port, tokens, tls_context(o.tls_cert, o.tls_key), o.origin,
                             int(o.max_message * 2**20), o.max_rate, o.max_clients, o.max_batch, o.deadline, o.fallback)
     service = load_service(o)
-    sys.setswitchinterval(0.0005)  # seconds until the thread of the network lets the event loop run
+    log = JsonLog()
+    if told := untrained_warning(o.run, o.trust):
+        log("warning", message=told)
+    reduce_pauses()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(o, service, PolicyServer(service, options, JsonLog()), options))
+        asyncio.run(_serve(o, service, PolicyServer(service, options, log), options))
 
 
 async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer, options: ServerOptions) -> None:
@@ -182,16 +196,19 @@ def load_service(o: ServeOptions) -> PolicyService:
     from ..serve.policy_service import PolicyService, ServedPolicy
     from .conditions import parse_conditions
     from .method import task_relabel
-    from .policies import is_exported, load_policy
+    from .policies import load_policy
 
-    name = _newest(o)
-    planner, actor, _ = load_policy(o.run, o, None)
+    while True:
+        name = _newest(o)
+        planner, actor, _ = load_policy(o.run, o, None)
+        if _newest(o) == name:  # else a training has written another checkpoint meanwhile
+            break
     computed: tuple[str, ...] = ()
     if isinstance(actor, TransformedActor):
         computed = tuple(getattr(t, "into", "") for t in actor.transforms if not isinstance(t, GivenColumn))
         if not computed:  # clients give these columns
             actor = actor.actor
-    say = None if is_exported(o.run) else task_relabel(Method.load(o.run, o.trust))
+    say = None if has_no_run(o.run) else task_relabel(Method.load(o.run, o.trust))
     texts, defaults = ({} if say is None else {say.into: say.encode}), parse_conditions(o.condition, {})
     if o.task is not None:
         if say is None:
@@ -218,9 +235,19 @@ def load_service(o: ServeOptions) -> PolicyService:
 
 
 def _newest(o: ServeOptions) -> str:
-    from .policies import weights_digest, weights_path
+    """Digest of the newest checkpoint. Files are read only if they have changed, because --watch asks every second."""
+    from .policies import weights_path
 
-    return weights_digest(weights_path(o.run))
+    path = weights_path(o.run)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return _digest(path, tuple((str(f), s.st_mtime_ns, s.st_size) for f in files for s in [f.stat()]))
+
+
+@lru_cache(maxsize=1)
+def _digest(path: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
+    from .policies import weights_digest
+
+    return weights_digest(path)
 
 
 def _renamed(o: ServeOptions) -> dict[str, str]:

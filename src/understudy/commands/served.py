@@ -4,10 +4,28 @@ from __future__ import annotations
 
 import atexit
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..serve.address import served_address
 
 if TYPE_CHECKING:
     from ..serve.client import Client
+
+
+def changed_checkpoint(run: Path | str) -> str | None:
+    """What to tell about a server that has changed its checkpoint since this process connected.
+
+    Args:
+        run: A run or the address of a server.
+
+    Returns:
+        A sentence, or None for a run, and for a server that still has the same checkpoint.
+    """
+    if (address := served_address(run)) is None:
+        return None
+    seen = served_client(address).checkpoints
+    return None if len(set(seen)) < 2 else f"{address} changed its checkpoint meanwhile: {', then '.join(seen)}"
 
 
 @cache

@@ -21,6 +21,7 @@ from .common import (
     SchemeName,
     StepCount,
     TrustedPackages,
+    act_command,
     command_line,
     env_trust_options,
     open_data,
@@ -228,6 +229,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         *([] if stream is not None or o.map or o.max_episode_steps
           else [command_line("eval", o.out, o.data, *(("--columns", *o.columns) if o.columns else ()),
                              *trust_options((), None, o.out))]),
+        *(act_command(o.out, data.metadata.get("robot_type")) if acts is None else ()),
         command_line("plot", o.out),
     )
     curves = TrainingCurves.load(o.out)

@@ -25,6 +25,7 @@ from .runtime import (
     RenamedColumn,
     ReturnToGoUpdate,
     RuntimeTransform,
+    SelectedComponents,
 )
 
 Relabel = Callable[[Episode], Episode]  # a frozen dataclass or a module-level function
@@ -343,6 +344,38 @@ class ColumnPadding(RuntimeRelabel):
 
     def runtime_transform(self):
         return PaddedColumn(self.column, self.size, role(self.column) == "action")
+
+
+@dataclass(frozen=True)
+class SelectComponents(RuntimeRelabel):
+    """Keeps some components of a vector column, such as those that are not confounded with the action.
+
+    Args:
+        column: Name of an observation column.
+        components: Numbers of the components, in the order that they get.
+    """
+
+    column: str
+    components: tuple[int, ...]
+
+    def __call__(self, episode: Episode) -> Episode:
+        values, feature = _get_column(episode, self.column), episode.features()[self.column]
+        where = f"column {self.column!r}"
+        if feature.kind != "vector" or len(feature.shape) != 1:
+            raise UserError(f"components of vectors can be selected, and this column has kind {feature.kind!r} and "
+                            f"shape {feature.shape}", where=where, hint="remove SelectComponents from the relabelings")
+        if wrong := [i for i in self.components if not 0 <= i < feature.size]:
+            raise UserError(f"there is no component {wrong[0]}; the column has {feature.size}", where=where,
+                            hint=f"use numbers from 0 to {feature.size - 1}")
+        names = feature.names and tuple(feature.names[i] for i in self.components)
+        return _with_column(episode, self.column, values[:, list(self.components)],
+                            replace(feature, shape=(len(self.components),), names=names))
+
+    def runtime_transform(self):
+        if role(self.column) != "observation":
+            raise Unsupported(f"{self.column!r} is no observation, and actions need all components",
+                              where="SelectComponents.column", hint="name an observation")
+        return SelectedComponents(self.column, self.components)
 
 
 @dataclass(frozen=True)

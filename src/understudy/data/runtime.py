@@ -239,6 +239,29 @@ class PaddedColumn(RuntimeTransform):
         return action[:, :size]
 
 
+@dataclass(frozen=True)
+class SelectedComponents(RuntimeTransform):
+    """Keeps some components of an observation.
+
+    Args:
+        column: Name of the column.
+        components: Numbers of the components.
+    """
+
+    column: str
+    components: tuple[int, ...]
+
+    def step(self, obs, last, state):
+        if self.column not in obs:
+            return {}, state
+        value = obs[self.column]
+        if value.shape[-1] <= max(self.components, default=-1):
+            raise UserError(f"the column has {value.shape[-1]} components, but the policy reads component "
+                            f"{max(self.components)}", where=f"observation {self.column!r}",
+                            hint="act where the observations are those of the training data")
+        return {self.column: value[..., list(self.components)]}, state
+
+
 def _first_value(obs, name: str, default: float | None, rows: int, what: str, field: str) -> Tensor:
     """(B, 1) float32: the column of the first observation, or the default."""
     if name in obs:

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import Feature
+from ..core import Feature, UserError
+from ..execute.base import Executor
 from ..nets.encoders import num_classes_of
 from ..policy import Planner, Policy
-from .program import ExportedPlanner
+from .program import ExportedPlanner, argument_names, check_runs
 
 
 def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
@@ -42,6 +43,33 @@ def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
             off = [float((p.plan(obs, noise) - wanted).abs().max() / size) for p in (found, policy)]
             worst = (max(worst[0], off[0]), max(worst[1], off[1]))
     return worst
+
+
+def check_export(policy: Policy, found: ExportedPlanner, executor: Executor | None, near: float, where: Path) -> float:
+    """Checks that a file plans as its policy does, and that its executor can run it.
+
+    Args:
+        policy: The policy.
+        found: The planner of the file.
+        executor: The executor, if one is written into the file.
+        near: Largest error of a plan, relative to the largest action.
+        where: The file, for errors.
+
+    Returns:
+        The largest error of the file's plans on random observations, of `plan_difference`.
+
+    Raises:
+        Unsupported: The executor cannot run the file.
+        UserError: The error is larger than `near` and larger than 8 times the policy's own rounding error. A sampler
+            that divides by almost nothing in its first step makes rounding errors grow.
+    """
+    if executor is not None:
+        check_runs(executor, found, random_observations(policy, 3))
+    error, own = plan_difference(policy, found)
+    if not error <= max(near, 8 * own):
+        raise UserError(f"the exported file does not plan as the policy does: the difference is {error:.2g} of the "
+                        "largest action", where=where, hint="this is a defect of the export: please report it")
+    return error
 
 
 BATCHES = {1: 0.05, 2: 0.1, 5: 0.25, 16: 0.6}  # batch sizes of `measure_parity`, and their shares of the inputs
@@ -147,6 +175,24 @@ def _batch_sizes(inputs: int) -> list[int]:
         sizes += [size] * count
         left -= size * count
     return sizes + ([left] if left else [])
+
+
+@torch.no_grad()
+def example_plan(policy: Policy, rows: int = 3) -> tuple[dict[str, Tensor], Tensor]:
+    """Random inputs of an exported file by name, and the plan of the policy for them.
+
+    The plan also fills tables that parts of the policy keep, so that exporters do not trace how they are computed.
+
+    Args:
+        policy: The policy.
+        rows: Batch size.
+
+    Returns:
+        The inputs in the order of `argument_names`, (rows, ...), and the actions, (rows, H, A).
+    """
+    noise, obs = random_noise(policy, rows), random_observations(policy, rows)
+    given = {"noise": noise, **obs}
+    return {name: given[name] for name in argument_names(policy)}, policy.plan(obs, noise)
 
 
 def random_noise(policy: Policy, rows: int, seed: int = 0) -> Tensor:

@@ -40,6 +40,7 @@ def quantize_file(path: Path | str, min_weights: int = MIN_WEIGHTS) -> int:
 
     model = onnx.load(path)
     weights = {x.name: x for x in model.graph.initializer}
+    _split_weights(model.graph, weights)
     model.graph.initializer.append(numpy_helper.from_array(np.array(ZERO, np.uint8), ZERO_NAME))
     rounded: dict[tuple[str, bool], tuple[str, str]] = {}
     count = 0
@@ -73,6 +74,26 @@ def _graphs(graph) -> Iterator:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _graphs(attribute.g)
+
+
+def _split_weights(graph, weights: dict) -> None:
+    """Replaces each slice of a weight, such as the columns that read the time, by a weight of its own."""
+    from onnx import numpy_helper
+
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "Slice" or len(node.input) != 5 or not all(name in weights for name in node.input):
+            nodes.append(node)
+            continue
+        exact, *options = (numpy_helper.to_array(weights[name]) for name in node.input)
+        part = [slice(None)] * exact.ndim
+        for start, end, axis, step in zip(*(option.tolist() for option in options), strict=True):
+            part[axis] = slice(start, end, step)
+        name = node.output[0]
+        weights[name] = numpy_helper.from_array(np.ascontiguousarray(exact[tuple(part)]), name)
+        graph.initializer.append(weights[name])
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _weight_of(node, weights: dict):

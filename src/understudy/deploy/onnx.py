@@ -17,23 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Unsupported, UserError
+from ..core import UserError
 from ..execute.actor import PolicyActor
 from ..execute.base import Executor
 from ..execute.planners import FixedBatch
 from ..policy import Policy
-from .equivalence import plan_difference, random_noise, random_observations
-from .program import (
-    FORMAT,
-    ExportedPlanner,
-    PlanModule,
-    argument_names,
-    check_runs,
-    exportable_copy,
-    metadata,
-    quiet_exporter,
-    samplers_as_loops,
-)
+from .equivalence import check_export, example_plan
+from .program import FORMAT, ExportedPlanner, any_rows, export_error, first_line, metadata, traceable
 
 OPSET = 20
 Precision = Literal["fp32", "int8"]
@@ -60,19 +50,15 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
 
     Raises:
         Unsupported: The policy contains what ONNX has no operators for, or the executor cannot run the file.
-        UserError: The error is larger than `near` and larger than 8 times the policy's own rounding error. A sampler
-            that divides by almost nothing in its first step makes rounding errors grow.
+        UserError: The error is too large, see `check_export`.
     """
     path, policy = Path(path), copy.deepcopy(policy).cpu().float().eval()
     _import_package("onnx"), _import_package("onnxscript")
     if path.suffix != ".onnx":
         raise UserError(f"the name must end in .onnx, but is {path.name}", where=path,
                         hint=f"such as {path.with_suffix('.onnx')}")
-    obs, noise = random_observations(policy, 3), random_noise(policy, 3)
-    example = {name: noise if name == "noise" else obs[name] for name in argument_names(policy)}
-    with torch.no_grad():
-        action = policy.plan(obs, noise)  # what tables hold is made now, and not by the exporter
-        program = _export_program(policy, example)
+    example, action = example_plan(policy)
+    program = _export_program(policy, example)
     said = metadata(policy, executor, fps, example, action, precision)
     program.model.metadata_props["understudy"] = json.dumps(said)
     partial = path.with_name(path.name + ".part")
@@ -82,13 +68,8 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
             from .int8 import quantize_file
 
             quantize_file(partial)
-        planner = load(partial, trust=trust)
-        if executor is not None:
-            check_runs(executor, planner, obs)
-        error, own = plan_difference(policy, planner)
-        if not error <= (float("inf") if precision == "int8" else max(near, 8 * own)):
-            raise UserError(f"the exported file plans otherwise than the policy: the difference is {error:.2g} of the "
-                            "largest action", where=path, hint="this is a defect of the export: please report it")
+        near = float("inf") if precision == "int8" else near
+        error = check_export(policy, load(partial, trust=trust), executor, near, path)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -123,7 +104,7 @@ def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understu
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its kinds of error have no common base
         raise UserError(
-            f"this is not a complete ONNX file: {_first_line(error)}", where=path, hint=_EXPORT_AGAIN
+            f"this is not a complete ONNX file: {first_line(error)}", where=path, hint=_EXPORT_AGAIN
         ) from None
     said = session.get_modelmeta().custom_metadata_map.get("understudy")
     if said is None:
@@ -176,23 +157,16 @@ def _import_package(name: str):
         raise UserError(f"the package {name} is not installed", hint="pip install 'understudy[onnx]'") from None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
+@torch.no_grad()
 def _export_program(policy: Policy, example: Mapping[str, Tensor]):
-    rows = {0: torch.export.Dim("rows", min=1)}
     try:
-        with samplers_as_loops(), quiet_exporter():
-            return torch.onnx.export(
-                PlanModule(exportable_copy(policy)), tuple(example.values()), dynamo=True, opset_version=OPSET,
-                input_names=list(example), output_names=["action"], verbose=False,
-                dynamic_shapes=(tuple(rows for _ in example),))
+        with traceable(policy) as module:
+            program = torch.onnx.export(
+                module, tuple(example.values()), dynamo=True, opset_version=OPSET, input_names=list(example),
+                output_names=["action"], verbose=False, dynamic_shapes=(any_rows(example),))
     except (torch.onnx.errors.OnnxExporterError, torch.onnx.OnnxExporterError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise Unsupported(
-            f"{type(policy.config.head).__name__} with these parts has no form in ONNX: {_first_line(cause)}",
-            hint="run it from its checkpoint, or take other parts",
-        ) from error
+        raise export_error(policy, "cannot be exported to ONNX", error) from error
+    assert program is not None  # it is for a function, and not a file
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, which can be larger than the weights and name files of this machine
+    return program

@@ -14,7 +14,8 @@ export class OnnxRunner {
     const runner = new OnnxRunner();
     const said = JSON.parse(metadataOf(bytes));
     if (!said.executor.$.endsWith(":RecedingHorizon"))
-      throw new Error(`the file is executed by ${said.executor.$}, and this runner is for RecedingHorizon only`);
+      throw new Error(`the executor of the file is ${said.executor.$}, but this runner is for RecedingHorizon only. ` +
+        "Load it with understudy (understudy.deploy.onnx.load_onnx_actor), or train a method with RecedingHorizon.");
     const session = await ort.InferenceSession.create(bytes);
     Object.assign(runner, { ort, said, session, normal, nObsSteps: said.window.n_obs_steps });
     runner.reset();
@@ -47,11 +48,18 @@ export class OnnxRunner {
     let values;
     if (name === "noise") values = Array.from({ length: size }, this.normal);
     else if (name.endsWith("?") && !(name in this.history[0])) values = rows.map((_, i) => i >= missing);
-    else values = rows.flatMap((row) => flat(row[name]));
-    if (values.length !== size || values.includes(undefined))
-      throw new Error(`expected ${size} numbers of ${name}, found ${values.includes(undefined) ? 0 : values.length}`);
+    else values = rows.flatMap((row) => numbersOf(row, name, size / rows.length));
     return new this.ort.Tensor(dtype, ARRAYS[dtype].from(values, dtype === "int64" ? BigInt : Number), dims);
   }
+}
+
+/** The numbers of one column of an observation. */
+function numbersOf(obs, name, count) {
+  const values = flat(obs[name]).filter((value) => value !== undefined);
+  if (values.length !== count)
+    throw new Error(`the observation has ${values.length} numbers of "${name}", but the policy reads ${count}. ` +
+      `Give act() all ${count} of them, in the order of the data.`);
+  return values;
 }
 
 const flat = (value) =>
@@ -90,5 +98,5 @@ function metadataOf(bytes) {
     }
     at = end;
   }
-  throw new Error("this is no file of understudy export");
+  throw new Error("this is not a file of understudy export. Make one: understudy export RUN --out FILE.onnx");
 }

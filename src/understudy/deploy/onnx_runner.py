@@ -23,7 +23,9 @@ class OnnxRunner:
         metadata = json.loads(self.session.get_modelmeta().custom_metadata_map["understudy"])
         executor = metadata["executor"]
         if not executor["$"].endswith(":RecedingHorizon"):
-            raise ValueError(f"{path} is executed by {executor['$']}, and this runner is for RecedingHorizon only")
+            raise ValueError(f"{path}: its executor is {executor['$']}, but this runner is for RecedingHorizon only. "
+                             "Load it with understudy (understudy.deploy.onnx.load_onnx_actor), or train a method with "
+                             "RecedingHorizon.")
         self.executed = slice(executor["skip"], executor["skip"] + executor["n_action_steps"])
         self.n_obs_steps, self.rng = metadata["window"]["n_obs_steps"], np.random.default_rng(seed)
         self.reset()

@@ -132,13 +132,44 @@ def metadata(policy: Policy, executor: Executor | None, fps: float | None, examp
 
 
 @contextmanager
-def samplers_as_loops() -> Iterator[None]:
-    """A context in which the steps of samplers are traced as one loop."""
+def traceable(policy: Policy) -> Iterator[PlanModule]:
+    """A context in which exporters may trace the module that it gives: the steps of samplers become one loop."""
+    module = PlanModule(exportable_copy(policy)).requires_grad_(False)
     token = scan_implementation.set(_loop)
     try:
-        yield
+        with quiet_exporter():
+            yield module
     finally:
         scan_implementation.reset(token)
+
+
+def any_rows(example: Mapping[str, Tensor]) -> tuple[dict[int, torch.export.Dim], ...]:
+    """The `dynamic_shapes` of inputs that have any number of rows."""
+    rows = {0: torch.export.Dim("rows", min=1)}
+    return tuple(rows for _ in example)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def export_error(policy: Policy, problem: str, cause: BaseException) -> Unsupported:
+    """The error of a policy that cannot be exported.
+
+    Args:
+        policy: The policy.
+        problem: What is wrong with its head, such as "cannot be written as ONNX".
+        cause: What the exporter raised. If a part of the policy refused, its reason and its hint are kept.
+    """
+    chain = [cause]
+    while (inner := chain[-1].__cause__) is not None:
+        chain.append(inner)
+    refused = next((e for e in chain if isinstance(e, Unsupported)), None)
+    reason = refused.problem if refused else first_line(chain[-1])
+    return Unsupported(f"{type(policy.config.head).__name__} with these parts {problem}: {reason}",
+                       where=refused.where if refused else None,
+                       hint=refused.hint if refused else "run it from its checkpoint, or take other parts")
 
 
 @contextmanager

@@ -21,17 +21,8 @@ from torch import Tensor
 from ..core import Unsupported, UserError
 from ..execute.base import Executor
 from ..policy import Policy
-from .equivalence import plan_difference, random_noise, random_observations
-from .program import (
-    ExportedPlanner,
-    PlanModule,
-    argument_names,
-    check_runs,
-    exportable_copy,
-    metadata,
-    quiet_exporter,
-    samplers_as_loops,
-)
+from .equivalence import check_export, example_plan
+from .program import ExportedPlanner, any_rows, export_error, metadata, quiet_exporter, traceable
 
 COMPILED = ".aot.pt2"  # the end of the names of compiled packages
 METADATA = "understudy.json"
@@ -61,7 +52,7 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
     Raises:
         Unsupported: The sampler is no fixed graph, the executor needs more than whole chunks, or there is no C++
             compiler for machine code.
-        UserError: The error is larger than `near` and larger than 8 times the policy's own rounding error.
+        UserError: The error is too large, see `check_export`.
     """
     path, policy = Path(path), copy.deepcopy(policy).cpu().float().eval()
     if path.suffix != ".pt2":
@@ -69,11 +60,8 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
                         hint=f"such as {path.with_suffix('.pt2')}")
     if is_compiled(path):
         _check_compiler()
-    obs, noise = random_observations(policy, 3), random_noise(policy, 3)
-    example = {name: noise if name == "noise" else obs[name] for name in argument_names(policy)}
-    with torch.no_grad():
-        action = policy.plan(obs, noise)
-        program = _program(policy, example)
+    example, action = example_plan(policy)
+    program = _export_program(policy, example)
     said = json.dumps(metadata(policy, executor, fps, example, action, "fp32"))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
         partial = Path(folder) / path.name
@@ -85,13 +73,7 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
         else:
             program._example_inputs = None  # they would be pickled
             torch.export.save(program, partial, extra_files={METADATA: said})
-        planner = load_package(partial, trust=trust)
-        if executor is not None:
-            check_runs(executor, planner, obs)
-        error, own = plan_difference(policy, planner)
-        if not error <= max(near, 8 * own):
-            raise UserError(f"the exported file plans otherwise than the policy: the difference is {error:.2g} of the "
-                            "largest action", where=path, hint="this is a defect of the export: please report it")
+        error = check_export(policy, load_package(partial, trust=trust), executor, near, path)
         partial.replace(path)
     return error
 
@@ -128,17 +110,14 @@ class PackagePlanner(ExportedPlanner):
         return self.package(*given.values())
 
 
-def _program(policy: Policy, example: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
-    rows = {0: torch.export.Dim("rows", min=1)}
-    module = PlanModule(exportable_copy(policy)).requires_grad_(False)
+@torch.no_grad()
+def _export_program(policy: Policy, example: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
     try:
-        with samplers_as_loops(), quiet_exporter():
+        with traceable(policy) as module:
             return torch.export.export(module, tuple(example.values()), strict=False,
-                                       dynamic_shapes=(tuple(rows for _ in example),))
+                                       dynamic_shapes=(any_rows(example),))
     except Exception as error:  # its kinds of error have no common base
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Unsupported(f"the sampler of {type(policy.config.head).__name__} with these parts is no fixed graph: "
-                          f"{told}", hint="run it from its checkpoint, or take other parts") from error
+        raise export_error(policy, "cannot be exported as a fixed graph", error) from error
 
 
 def _check_compiler() -> None:

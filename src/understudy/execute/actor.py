@@ -189,7 +189,8 @@ class PolicyActor(Actor):
         assert rows is not None  # a policy reads something
         for mask in self.planner.window.pad_masks(self.planner.inputs):  # these rows are within the episode
             seen[mask] = torch.ones(rows, dtype=torch.bool)
-        return {k: v.to(self.planner.device) for k, v in seen.items()}
+        device = self.planner.device  # looks through the modules
+        return {k: v.to(device) for k, v in seen.items()}
 
     def _checked_column(self, name: str, value: Tensor) -> Tensor:
         """`value` (B, *shape) in the dtype and size that the policy was trained with."""

@@ -25,8 +25,8 @@ class FollowDemonstration(Executor):
 
     Args:
         max_steps: Largest number of steps until the next search.
-        ratio: Largest distance of the situations while one is followed, relative to that at the search. ``math.inf``
-            only searches after `max_steps` steps and at the end of a demonstration.
+        ratio: Largest distance of the situations while one is followed, relative to that at the search. None only
+            searches after `max_steps` steps and at the end of a demonstration.
         min_distance: A distance below this, in units of the encoder, is never a divergence. Without it an exact match
             would end the next step.
 
@@ -36,7 +36,7 @@ class FollowDemonstration(Executor):
     """
 
     max_steps: int = 128
-    ratio: float = 2.0
+    ratio: float | None = 2.0
     min_distance: float = 0.1
 
     def __post_init__(self):
@@ -60,9 +60,10 @@ class FollowDemonstration(Executor):
         policy, context = _policy_of(planner), planner.context(obs)
         head, net = policy.config.head, cast(Any, policy.net)  # with the buffers of the memory
         assert isinstance(head, Neighbors)
-        now = (net.keys[state["row"]] - context.flat()).square().sum(-1).sqrt()
-        is_far = now > (self.ratio * state["distance"].clamp(min=1e-9)).clamp(min=self.min_distance)
-        is_searching = state["is_searching"] | (state["step"] >= self.max_steps) | is_far
+        is_searching = state["is_searching"] | (state["step"] >= self.max_steps)
+        if self.ratio is not None:
+            now = (net.keys[state["row"]] - context.flat()).square().sum(-1).sqrt()
+            is_searching |= now > (self.ratio * state["distance"].clamp(min=1e-9)).clamp(min=self.min_distance)
         rows, distances = head.nearest(net, context)
         row = torch.where(is_searching, rows[:, 0], state["row"])
         action = planner.decode(net.values[row][:, :1], obs)[:, 0]

@@ -38,9 +38,11 @@ class Diffusion(DenoisingHead):
             it came from a lower level than N. That is the default of diffusers, and what LeRobot does. The names are
             those of Lin et al. (2023).
         guidance_weight: Weight of the guidance gradient. 1 is the pseudo-inverse guidance of Song et al. (2023).
+        n_extra_steps: Number of further steps at level 1, without noise, after the sampling steps. They move a plan
+            towards the nearest likely one (Diffusion-X).
 
     Raises:
-        UserError: If n_steps is not between 1 and n_train_steps.
+        UserError: n_steps is not between 1 and n_train_steps, or n_extra_steps is negative.
 
     References:
         Ho et al. (2020), Denoising Diffusion Probabilistic Models, arXiv:2006.11239.
@@ -48,6 +50,7 @@ class Diffusion(DenoisingHead):
         Salimans and Ho (2022), Progressive Distillation for Fast Sampling of Diffusion Models, arXiv:2202.00512.
         Lin et al. (2023), Common Diffusion Noise Schedules and Sample Steps are Flawed, arXiv:2305.08891.
         Song et al. (2023), Pseudoinverse-Guided Diffusion Models for Inverse Problems, ICLR.
+        Pearce et al. (2023), Imitating Human Behaviour with Diffusion Models, arXiv:2301.10677.
     """
 
     n_steps: int = 10
@@ -59,11 +62,15 @@ class Diffusion(DenoisingHead):
     times: Literal["shared", "each"] | RampTimes = "shared"
     guidance_weight: float = 1.0
     spacing: Literal["trailing", "leading"] = "trailing"
+    n_extra_steps: int = 0
 
     def __post_init__(self):
         if not 1 <= self.n_steps <= self.n_train_steps:
             raise UserError(f"n_steps must be 1 to n_train_steps={self.n_train_steps}, but it is {self.n_steps}",
                             where="Diffusion.n_steps", hint="sample in fewer steps, or train with more levels")
+        if self.n_extra_steps < 0:
+            raise UserError(f"n_extra_steps is {self.n_extra_steps}", where="Diffusion.n_extra_steps",
+                            hint="use 0 for none, or a few, such as 8")
 
     @property
     def path(self) -> VariancePreservingPath:
@@ -107,8 +114,18 @@ class Diffusion(DenoisingHead):
                                                             zero + t, alpha, sigma, cost)
             return self.solver.step(x, clean, last_clean, alpha, sigma, alpha_next, guidance, *coefficients,
                                     unclipped=unclipped), clean
-        return scan(step, (x, x), time_embedding(net, t[:-1, None]), t[:-1], alpha[:-1], sigma[:-1], alpha[1:],
+        plan = scan(step, (x, x), time_embedding(net, t[:-1, None]), t[:-1], alpha[:-1], sigma[:-1], alpha[1:],
                     *coefficients)[0]
+        if not self.n_extra_steps:
+            return plan
+        t = torch.full((self.n_extra_steps,), 1 - 1 / self.n_train_steps, device=noise.device)
+        alpha, sigma = self.path.alpha_sigma(t)
+
+        def extra_step(x, embedding, t, alpha, sigma):
+            clean, _, guidance = self._guided_clean(net, with_time_embedding(net, context, embedding), x, zero + t,
+                                                    alpha, sigma, cost)
+            return clean + guidance  # a step to level 0, where no noise is left
+        return scan(extra_step, plan, time_embedding(net, t[:, None]), t, alpha, sigma)
 
     def _sampling_times(self, device) -> torch.Tensor:
         """Times of the levels at which sampling stands before and after its steps, (n_steps + 1,)."""

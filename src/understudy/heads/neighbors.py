@@ -108,9 +108,27 @@ class Neighbors(MemoryHead):
         y = (values.transpose(1, 2) - mean.unsqueeze(2)) * root.unsqueeze(-1)  # (B, H, k, A)
         gram = x @ x.transpose(-1, -2)
         spread = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-        gram = gram + (self.ridge * spread + 1e-9) * torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
+        # Where no neighbor has the step, the spread is 0. Exporters leave out the addition of so small a number.
+        ridge = (self.ridge * spread).clamp(min=1e-9)
+        gram = gram + ridge * torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
         products = (x @ (query.unsqueeze(1) - center).unsqueeze(-1)).transpose(-1, -2)  # (B, H, 1, k)
-        return (products @ torch.linalg.solve(gram, y)).squeeze(2)
+        return (products @ _solve(gram, y)).squeeze(2)
+
+
+def _solve(gram, y):
+    """Solves positive definite systems: (..., k, k) and (..., k, A) to (..., k, A).
+
+    ONNX has no operator for it, so that an exported graph has the steps of Gauss-Jordan elimination. They need no
+    pivots.
+    """
+    if not torch.compiler.is_compiling():
+        return torch.linalg.solve(gram, y)
+    rows, k = torch.cat([gram, y], -1), gram.shape[-1]
+    for i in range(k):
+        pivot = rows[..., i:i + 1, :] / rows[..., i:i + 1, i:i + 1]
+        others = (torch.arange(k, device=gram.device) != i).to(gram.dtype).unsqueeze(-1)
+        rows = rows * others + pivot * (1 - others) - others * rows[..., i:i + 1] * pivot
+    return rows[..., k:]
 
 
 class _NeighborMemory(nn.Module):

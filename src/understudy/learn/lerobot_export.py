@@ -174,6 +174,8 @@ def _diffusion_settings(policy: Policy, trunk: UNet, executor: Executor) -> dict
         "sample with DDPM or DDIM(clipped_noise=False): replace config.head of the policy")
     _require(head.spacing == "leading" or head.n_steps == head.n_train_steps, f"spacing={head.spacing!r}",
              'sample with Diffusion(spacing="leading"): replace config.head of the policy')
+    _require(not head.n_extra_steps, f"n_extra_steps={head.n_extra_steps}",
+             "sample with n_extra_steps=0: replace config.head of the policy")
     _require(head.prediction != "v" and head.times == "shared" and (
         head.schedule == "squaredcos_cap_v2" or head.n_train_steps == 1000),
         f"prediction={head.prediction!r}, times={head.times!r} and schedule={head.schedule!r}")

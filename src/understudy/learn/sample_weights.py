@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Batch, UserError
+from ..core import Batch, Unsupported, UserError
 from ..data.episode import Dataset
+from ..heads.base import LikelihoodHead
+from ..heads.regression import Regression
 from ..policy import Policy
 from .optimizer import OptimizerConfig
 
@@ -185,3 +187,47 @@ class AdvantageWeights(FixedWeights):
     @torch.no_grad()
     def __call__(self, batch, policy):
         return (self.beta * self.advantage(batch)).exp().clamp(max=self.max_weight)
+
+
+@dataclass(frozen=True)
+class CurriculumWeights(SampleWeights, WeightFunction):
+    """Weights of windows that the policy can already represent, so that it may ignore the others.
+
+    The curriculum maximizes the expected log-likelihood of a window plus `temperature` times the entropy of the
+    distribution over windows: a weight is proportional to ``exp(-loss / temperature)``. Where demonstrations go two
+    ways and the policy can go only one, it settles on one of them, in place of their mean. This is Information
+    Maximizing Curriculum with a single expert. Its mixture of experts is not here.
+
+    Args:
+        temperature: In units of the loss of the head, which is a mean over the steps of a chunk. Large values weigh all
+            windows equally. Small ones also ignore windows that are merely not learned yet.
+
+    Raises:
+        UserError: The temperature is not positive.
+        Unsupported: The loss of the head is no negative log-likelihood, up to a scale and a constant.
+
+    References:
+        Blessing et al. (2023), Information Maximizing Curriculum: A Curriculum-Based Approach for Imitating Diverse
+        Skills, arXiv:2303.15349, whose code subtracts the largest log-likelihood of each window: a single expert then
+        ignores nothing. Here a constant is subtracted, which changes no weight relative to the others.
+    """
+
+    temperature: float = 0.1
+
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise UserError(f"temperature is {self.temperature}, but must be positive",
+                            where="CurriculumWeights.temperature", hint="use UniformWeights for equal weights")
+
+    def build(self, policy, data):
+        head = policy.config.head
+        if not (isinstance(head, LikelihoodHead) or (isinstance(head, Regression) and head.norm == "l2")):
+            raise Unsupported(f"the loss of {type(head).__name__} is no log-likelihood of a window",
+                              where="CurriculumWeights", hint="use Regression() or a head with a density, such as GMM")
+        return self
+
+    def __call__(self, batch, policy):
+        # These losses draw nothing at random.
+        loss = policy.loss(batch, torch.Generator(batch.action.device).manual_seed(0)).sum(1)
+        loss = loss / batch.mask.sum(1).clamp(min=1)
+        return ((loss.min() - loss) / self.temperature).exp()

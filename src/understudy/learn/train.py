@@ -86,9 +86,11 @@ def train(
     """Trains a method, and the stages it needs, into the folder of a run.
 
     The same call continues a stopped run. Its result is then bit-equal to that of a run that was never stopped, on the
-    same class of machine with the same number of threads and processes. Stages that are not finished are trained
-    first, each in `out`/stages/NAME, with the same seed and the same episodes held out. Under torchrun or accelerate
-    all processes train one policy together.
+    same class of machine with the same number of threads and processes. A call with more `steps` continues a run whose
+    learning rate does not depend on their number (`lr_schedule="constant"`). Its weights are those of a run with that
+    many steps from the start; only the updates at which checkpoints are validated differ, unless `save_freq` is given.
+    Stages that are not finished are trained first, each in `out`/stages/NAME, with the same seed and the same episodes
+    held out. Under torchrun or accelerate all processes train one policy together.
 
     Args:
         method: What to train.
@@ -603,7 +605,8 @@ def make_provenance(
     kind = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine()
     return {
         "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
-                 "format": source.get("format"), "fps": source.get("fps"), "simulators": recorded_simulators(data)},
+                 "format": source.get("format"), "fps": source.get("fps"), "robot": source.get("robot_type"),
+                 "simulators": recorded_simulators(data)},
         "episodes": episode_fingerprints(data),
         "held_out": held, "left_out": left_out, "seed": seed,
         "sampling_weights": config.dump(sampling_weights), "command": command,
@@ -639,7 +642,18 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                 "sampling_weights": p.get("sampling_weights", p.get("draw")),  # "draw" in runs of earlier versions
                 "stages": p.get("stages", {}), "environment": p.get("collected_in"),
                 "held-out episodes": p["held_out"], "left-out episodes": p["left_out"], "method": found["method.json"]}
-    if odd := list(_differences(identity(was), identity(documents))):
+    odd = list(_differences(identity(was), identity(documents)))
+    before, after = (found["method.json"]["learner"].get("steps") for found in (was, documents))
+    only_steps = [line.startswith("method.learner.steps ") for line in odd] == [True]
+    if only_steps and after > before and documents["method.json"].get("collection") is None:
+        if _ignores_number_of_updates(documents["method.json"]["learner"]):
+            return
+        raise UserError(f"this run has {before} updates, and its learning rate decreases towards the last of them, so "
+                        f"it cannot be continued to {after}", where=run.folder,
+                        hint=f"train on from its weights into another folder, with --from {run.folder} --steps "
+                             f"{after - before} and another --out, or train all {after} updates there. Runs with "
+                             "--learner.optimizer.lr-schedule constant can be continued")
+    if odd:
         commands = [found["provenance.json"].get("command") for found in (was, documents)]
         mine, now = map(_method_name, commands)
         told = [f"was {mine}, is {now}"] if mine and now and mine != now else []
@@ -647,6 +661,23 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                         + ("; ..." if len(odd) > MAX_DIFFERENCES else ""), where=run.folder,
                         hint="choose another --out, or give the command it was begun with"
                            + (f": {commands[0]}" if commands[0] else ""))
+
+
+def _ignores_number_of_updates(learner: dict[str, Any]) -> bool:
+    """Whether a learner makes the same updates whatever their total number is. Only the schedule of our optimizer
+    depends on it. What the learners of other packages do is not known."""
+    if not isinstance(name := learner.get("$"), str) or not name.startswith("understudy."):
+        return False
+    parts: list[Any] = [learner]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            if part.get("lr_schedule", "constant") != "constant":
+                return False
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+    return True
 
 
 def _method_name(command: str | None) -> str | None:

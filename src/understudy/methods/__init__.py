@@ -79,6 +79,15 @@ METHODS: dict[str, NamedMethod] = {
         "Behavior cloning with a memory: an LSTM over the last observations, then a mixture of Gaussians.",
         Reference("Mandlekar et al. 2021, arXiv 2108.03298; the history slides here, and starts again every 10 steps "
                   "there", ("047",))),
+    "keyframe-bc": NamedMethod(
+        "understudy.methods.behavior_cloning:keyframe_bc",
+        "Behavior cloning from a history in which keyframes count more: steps whose action the last ones do not tell.",
+        Reference("Wen et al. 2021, arXiv 2106.06452, with images and a larger network")),
+    "bottleneck-bc": NamedMethod(
+        "understudy.methods.behavior_cloning:bottleneck_bc",
+        "Behavior cloning from a history through a noisy code that keeps little besides what tells the action.",
+        Reference("Alemi et al. 2017, arXiv 1612.00410; as a part of Wen et al. 2020, arXiv 2010.14876, who also train "
+                  "an adversary that looks for the last action in the code")),
     "gcbc": NamedMethod(
         "understudy.methods.behavior_cloning:gcbc",
         "Goal-conditioned behavior cloning: the goal of each step is a later observation of its episode.",
@@ -95,6 +104,11 @@ METHODS: dict[str, NamedMethod] = {
         "Diffusion policy: a chunk of actions is denoised in ten DDIM steps, and half of it is carried out.",
         Reference('Chi et al. 2023, arXiv 2303.04137, which predicts the noise (prediction="epsilon") with a wider '
                   "U-Net", ("260", "175"))),
+    "diffusion-bc": NamedMethod(
+        "understudy.methods.generative:diffusion_bc",
+        "Diffusion cloning of single actions, which takes a likely one by extra steps or as the densest of many.",
+        Reference("Pearce et al. 2023 (Diffusion-X, Diffusion-KDE), arXiv 2301.10677, with another network and noise "
+                  "schedule", ("260",))),
     "dp3": NamedMethod(
         "understudy.methods.generative:dp3",
         "3D Diffusion Policy: a diffusion policy that observes point clouds, which a small PointNet encodes.",

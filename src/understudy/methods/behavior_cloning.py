@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..audit.scores.keyframes import KEYFRAME, MarkKeyframes
 from ..core import Schema
 from ..data.codec import Normalizer
 from ..data.window import Goal, Window
@@ -16,9 +17,12 @@ from ..heads.gmm import GMM
 from ..heads.regression import Regression
 from ..heads.vq_bet import VQBeT
 from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.information_bottleneck import InformationBottleneck
 from ..learn.median_of_means import MedianOfMeans
 from ..learn.method import Method
 from ..learn.optimizer import OptimizerConfig
+from ..learn.sample_weights import ColumnWeights
+from ..nets.bottleneck import BottleneckEncoder
 from ..nets.ema import ConstantDecay
 from ..nets.encoders import ConcatEncoder, TokenEncoder
 from ..nets.feed_forward import FeedForward
@@ -78,6 +82,32 @@ def bc_rnn_gmm(n_obs_steps: int = 10, width: int = 400) -> Method:
         RecedingHorizon(),
         BehaviorCloning(batch_size=100),
     )
+
+
+def keyframe_bc(n_obs_steps: int = 5, fraction: float = 0.1, weight: float = 5.0) -> Method:
+    """Behavior cloning from a history in which keyframes count more: steps whose action the last ones do not tell.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        fraction: Fraction of the steps that are keyframes.
+        weight: Weight of a keyframe. Other steps have weight 1.
+    """
+    learner = BehaviorCloning(steps=5000, sample_weights=ColumnWeights(KEYFRAME, weight))
+    return Method(PolicyConfig(Regression(), window=Window(n_obs_steps, 1)), RecedingHorizon(), learner,
+                  transforms=(MarkKeyframes(fraction),))
+
+
+def bottleneck_bc(n_obs_steps: int = 5, width: int = 32, weight: float = 0.01) -> Method:
+    """Behavior cloning from a history through a noisy code that keeps little besides what tells the action.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        width: Width of the code.
+        weight: Weight of the penalty on the information in the code.
+    """
+    policy = PolicyConfig(Regression(), encoder=BottleneckEncoder(width), window=Window(n_obs_steps, 1))
+    return Method(policy, RecedingHorizon(),
+                  BehaviorCloning(steps=5000, auxiliary_losses=(InformationBottleneck(weight),)))
 
 
 def gcbc(column: str = "observation.state") -> Method:

@@ -14,7 +14,13 @@ from ..data.window import Goal, Window
 from ..execute.adaptive import AdaptiveChunking, CosineAgreement
 from ..execute.chunking import RecedingHorizon
 from ..execute.past_verification import PastVerification
-from ..execute.planner_config import BidirectionalDecodingConfig, GuidanceConfig, SelfGuidanceConfig
+from ..execute.planner_config import (
+    BidirectionalDecodingConfig,
+    GuidanceConfig,
+    SampleSelectorConfig,
+    SelfGuidanceConfig,
+)
+from ..execute.planners import KernelDensity
 from ..execute.streaming import StreamingExecutor
 from ..execute.streaming_flow import StreamingFlowExecutor
 from ..heads.adaflow import AdaFlow
@@ -29,6 +35,7 @@ from ..heads.mip import MIP
 from ..heads.normalizing_flow import NormalizingFlow
 from ..heads.one_step import OneStepGenerator
 from ..heads.shortcut import Shortcut
+from ..heads.solvers import DDPM
 from ..heads.streaming_flow import StreamingFlow
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.distillation import ConsistencyDistillation, OneStepDistillation, Reflow
@@ -67,6 +74,21 @@ def diffusion_policy(
     return Method(
         PolicyConfig(head, trunk=net, window=window), RecedingHorizon(n_action_steps, skip=n_obs_steps - 1), learner
     )
+
+
+def diffusion_bc(choice: Literal["plain", "extra-steps", "densest"] = "extra-steps", n_obs_steps: int = 2) -> Method:
+    """Diffusion cloning of single actions, which takes a likely one by extra steps or as the densest of many.
+
+    Args:
+        choice: "plain" executes a sample, "extra-steps" moves it to a likely action by 8 more steps without noise
+            (Diffusion-X), "densest" takes that of 100 samples to which the others are nearest (Diffusion-KDE).
+        n_obs_steps: Number of observations that the policy reads.
+    """
+    head = Diffusion(50, DDPM(), 50, n_extra_steps=8 if choice == "extra-steps" else 0)
+    inference = (SampleSelectorConfig(KernelDensity(0.1), 100),) if choice == "densest" else ()
+    policy = PolicyConfig(head, trunk=MLP(512, 3), window=Window(n_obs_steps, horizon=1))
+    learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
+    return Method(policy, RecedingHorizon(), learner, inference=inference)
 
 
 def dp3(features: Schema | None = None, n_obs_steps: int = 2, horizon: int = 4, n_action_steps: int = 3) -> Method:

@@ -53,12 +53,12 @@ def vinn(n_neighbors: int = 5, weights: str = "hf://timm/resnet18.a1_in1k") -> M
     return Method(policy, RecedingHorizon(), BehaviorCloning(steps=1))
 
 
-def search_bc(max_steps: int = 128, ratio: float = 2.0, n_obs_steps: int = 1) -> Method:
+def search_bc(max_steps: int = 128, ratio: float | None = 2.0, n_obs_steps: int = 1) -> Method:
     """Search: follow the most similar demonstration, and search again when the situations differ.
 
     Args:
         max_steps: Largest number of steps until the next search.
-        ratio: Largest distance of the situations while one is followed, relative to that at the search.
+        ratio: Largest distance of the situations while one is followed, relative to that at the search. None: any.
         n_obs_steps: Number of observations that are compared.
     """
     policy = PolicyConfig(Neighbors(1), encoder=ConcatEncoder(), window=Window(n_obs_steps, horizon=2))

@@ -78,6 +78,7 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
         keys.commands()  # what was pressed before
         pace, ends = Pace(fps, clock, sleep), clock() + seconds
         obs, rows = observe()
+        stack.push(lambda kind, error, trace: _note_steps(error, steps))
         while ended is None and clock() < ends:
             action, state = actor.act(rows, {k: v for k, v in state.items() if k != "record"})
             sent = robot.send(action[0].double().cpu().numpy())
@@ -89,6 +90,12 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
             obs, rows = observe()
             ended = next(iter(keys.commands()), None)
     return ActedEpisode(steps, pace.n_late, ended)
+
+
+def _note_steps(error: BaseException | None, steps: int) -> None:
+    """Tells an error how far the episode had come."""
+    if isinstance(error, Exception):
+        error.add_note(f"{steps} steps of the episode were done")
 
 
 def _planning_in_background(actor: Actor, stack: ExitStack) -> Actor:

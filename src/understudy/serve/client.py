@@ -52,6 +52,7 @@ class Client:
 
     Attributes:
         metadata: The first message of the server.
+        checkpoints: The checkpoints that the server has planned with so far, oldest first.
 
     Raises:
         LinkLost: There is no server.
@@ -73,6 +74,7 @@ class Client:
         self._connection: ClientConnection | None = None
         self._closing = ExitStack()
         self.metadata: dict[str, object] = {}
+        self.checkpoints: list[str] = []
         with self._lock:
             self._connect()
 
@@ -141,6 +143,7 @@ class Client:
                 self.url, compression=None, max_size=None, additional_headers=self._headers, ssl=self._tls,
                 open_timeout=self.timeout, close_timeout=0.2))
             self.metadata = self._receive()
+            self._note_checkpoint(self.policy)
         except InvalidStatus as error:
             text = bytes(error.response.body or b"").decode(errors="replace").strip()
             raise RequestRefused(f"{self.url}: {text or error}") from None
@@ -165,7 +168,12 @@ class Client:
         if not isinstance(answered, dict) or answered.get("id") != number:
             self._drop()
             raise LinkLost(f"{self.url}: the reply belongs to another request")
+        self._note_checkpoint(answered)
         return reply
+
+    def _note_checkpoint(self, said: Mapping) -> None:
+        if isinstance(name := said.get("checkpoint"), str) and self.checkpoints[-1:] != [name]:
+            self.checkpoints.append(name)
 
     def _receive(self) -> dict:
         assert self._connection is not None

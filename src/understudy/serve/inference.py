@@ -29,7 +29,7 @@ class Job:
 
 
 class InferenceThread:
-    """Runs `Service.run` in a thread of its own, so that the event loop never waits for the network.
+    """Runs `Service.run` in another thread, so that the event loop never waits for the network.
 
     The requests that wait when the network becomes free are one batch.
 

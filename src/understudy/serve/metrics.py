@@ -31,9 +31,9 @@ class Metric:
             self.values[key] = self.values.get(key, 0) + amount
 
     def set(self, value: float, **labels: str) -> None:
-        """Replaces the value."""
+        """Replaces all values by one."""
         with self._lock:
-            self.values[tuple(sorted(labels.items()))] = value
+            self.values = {tuple(sorted(labels.items())): value}
 
     def lines(self) -> list[str]:
         """Its lines in the text format."""
@@ -88,8 +88,8 @@ class ServerMetrics:
         self.reloads = Metric(p + "reloads_total", "Checkpoints that were loaded while serving, by result.")
         self.clients = Metric(p + "clients", "Connected clients.", "gauge")
         self.checkpoint = Metric(p + "checkpoint_info", "The checkpoint that plans.", "gauge")
-        self.inference = Histogram(p + "inference_seconds", "Time of one batch in the network.")
-        self.overhead = Histogram(p + "overhead_seconds", "Time from a request to its reply without the network's.")
+        self.inference = Histogram(p + "inference_seconds", "Time of one batch in the policy, with its checks.")
+        self.overhead = Histogram(p + "overhead_seconds", "Time from a request to its reply without the policy's.")
         self.latency = Histogram(p + "request_seconds", "Time from a request to its reply.")
         self.batch = Histogram(p + "batch_size", "Requests that were planned together.", SIZES)
         self.delay = Histogram(p + "client_delay_steps", "Delays that clients measured, in steps.", (0, *SIZES))

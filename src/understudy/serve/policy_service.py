@@ -146,7 +146,7 @@ class PolicyService(Service):
         for numbers in groups.values():
             members = [w for i in numbers if not isinstance(w := work[i], Exception)]
             for i, reply in zip(numbers, _run_group(served, members), strict=True):
-                replies[i] = reply
+                replies[i] = replace(reply, checkpoint=served.checkpoint) if isinstance(reply, Reply) else reply
         return [reply for reply in replies if reply is not None]
 
     def _prepare(self, served: ServedPolicy, request: Request) -> _Work:
@@ -205,6 +205,9 @@ class PolicyService(Service):
         before = session.state.get("acting")
         if before is None or request.options.get("reset"):
             before = served.actor.start(steps[0], self._key(request))
+            for obs in steps[1:-1]:  # a window that the client sent as a whole
+                if isinstance(served.actor, PolicyActor):
+                    before = {**before, "seen": served.actor.next_windows(obs, before["seen"])}
 
         def finish(action: Tensor, after: State) -> Reply:
             actions = action.cpu().numpy().astype(np.float32)
@@ -218,13 +221,14 @@ class PolicyService(Service):
 
     def _remote_actor(self, served: ServedPolicy, request: Request, start: bool) -> _Work:
         """Several rows, whose states the server keeps under handles. A rollout restarts and moves rows."""
-        obs, kept = batched_columns(served, request), request.session.state.setdefault("rows", {})
+        obs, kept = batched_columns(served, request), request.session.state.get("rows", {})
         n = len(next(iter(obs.values())))
         if start:
             state, handles = served.actor.start(obs, _whole_numbers(request, "key", n)), [
                 next(self._handles) for _ in range(n)]
 
             def commit(in_time: bool) -> None:
+                kept = request.session.state.setdefault("rows", {})
                 kept.update((h, take(state, [i])) for i, h in enumerate(handles))
                 for old in list(kept)[:max(0, len(kept) - MAX_ROWS)]:
                     del kept[old]
@@ -396,7 +400,7 @@ def batched_columns(served: ServedPolicy, request: Request) -> dict[str, Tensor]
 def _columns(served: ServedPolicy, request: Request, given: bool = True) -> dict[str, Tensor]:
     found: dict[str, Tensor] = dict(served.defaults) if given else {}
     sent = dict(_flattened(request.columns))
-    for name in served.texts:  # first, so that a column of its own name counts more
+    for name in served.texts:  # first, so that a column that is sent under its name counts more
         words = sent.get("prompt", sent.get("task"))
         if isinstance(words, str):
             found[name] = torch.from_numpy(served.texts[name](words).copy())

@@ -18,7 +18,7 @@ class Reloader:
 
     Args:
         service: The service.
-        load: Loads the newest checkpoint as a service of its own.
+        load: Loads the newest checkpoint as another service.
         newest: Identifies the newest checkpoint.
         metrics: Counts the results.
         log: Gets the events.
@@ -39,7 +39,7 @@ class Reloader:
                     return False
                 new = await asyncio.to_thread(self.load)
                 if other := same_interface(self.service.metadata, new.metadata):
-                    raise ValueError(f"it has another {other[0]}: serve it as a policy of its own")
+                    raise ValueError(f"it has another {other[0]}: it needs a server for itself")
             except Exception as error:  # of a checkpoint that is being written, or of the user's code
                 self._refused = name
                 self.metrics.reloads.add(result="refused")
@@ -48,7 +48,6 @@ class Reloader:
             self.service.replace_policy(new)
             self._refused = ""
             self.metrics.reloads.add(result="loaded")
-            self.metrics.checkpoint.set(0, checkpoint=before)
             self.metrics.checkpoint.set(1, checkpoint=self.service.checkpoint)
             self.log("reloaded", before=before, checkpoint=self.service.checkpoint)
             return True
@@ -63,7 +62,7 @@ class Reloader:
             await asyncio.sleep(period)
             try:
                 name = await asyncio.to_thread(self.newest)
-            except (OSError, ValueError):  # it is being written
+            except Exception:  # it is being written
                 continue
             if name not in (self.service.checkpoint, self._refused):
                 await self.reload()

@@ -20,7 +20,8 @@ class RequestError(ValueError):
 
 @dataclass
 class Session:
-    """What the server keeps of a client. It is read and changed in the thread of the event loop only.
+    """What the server keeps of a client. It is changed in the thread of the event loop only, and none of a client's
+    requests is planned at the same time as another one.
 
     Args:
         number: The number of the client.
@@ -75,14 +76,16 @@ class Reply:
         values: What the client gets.
         commit: Called in the thread of the event loop before the reply is sent. It stores the state of the client. Its
             argument is False if the client got something else meanwhile, because its deadline had passed.
+        checkpoint: The weights that planned it. None if it was not planned, or if the weights have no name.
     """
 
     values: dict[str, object]
     commit: Callable[[bool], None] = lambda in_time: None
+    checkpoint: str | None = None
 
 
 class Service(ABC):
-    """Answers requests. `run` is called in one thread of its own, the other methods in that of the event loop.
+    """Answers requests. `run` is called in the thread of the network, the other methods in that of the event loop.
 
     Attributes:
         metadata: The first message to every client.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from ..base import Score
 from .alignment import Alignment
+from .dependence import ActionDependence, action_dependence
 from .episode_stats import (
     Brevity,
     Criticality,
@@ -24,6 +25,7 @@ from .episode_stats import (
 )
 from .influence import Datamodel, FilterLikeYouTest, Influence, ValidationWeights, soft_capped_counts
 from .information import MutualInformation
+from .keyframes import MarkKeyframes
 from .neighbors import (
     ActionConsistency,
     ActionVariance,
@@ -41,6 +43,7 @@ __all__ = [
     "NETWORK_SCORES",
     "SCORES",
     "ActionConsistency",
+    "ActionDependence",
     "ActionVariance",
     "Alignment",
     "Compatibility",
@@ -50,6 +53,7 @@ __all__ = [
     "FilterLikeYouTest",
     "Brevity",
     "Influence",
+    "MarkKeyframes",
     "Motion",
     "MutualInformation",
     "Novelty",
@@ -62,6 +66,7 @@ __all__ = [
     "LocalUnimodality",
     "Typicality",
     "Unimodality",
+    "action_dependence",
     "select_within_budget",
     "soft_capped_counts",
     "state_action_coverage",

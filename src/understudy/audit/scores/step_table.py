@@ -73,7 +73,7 @@ class StepTable:
                                  for k in actions], 1)
         followed = step + 1 < np.min([pack.columns[k].lengths for k in inputs], 0)[episode]
         whole = np.all(np.isfinite(state), 1) & np.all(np.isfinite(action), 1) & np.all(np.isfinite(after), 1)
-        units = like.scales if like is not None else (*_mean_and_std(state[whole]), *_mean_and_std(action[whole]))
+        units = like.scales if like is not None else (*mean_and_std(state[whole]), *mean_and_std(action[whole]))
         if like is not None and (state.shape[1] != len(units[0]) or action.shape[1] != len(units[2])):
             raise UserError(f"states have {state.shape[1]} numbers and actions {action.shape[1]}, but those to compare "
                             f"with have {len(units[0])} and {len(units[2])}", where=where,
@@ -133,7 +133,12 @@ def one_hot(classes: np.ndarray) -> np.ndarray:
     return np.concatenate([np.eye(int(c.max(initial=0)) + 1)[c] for c in classes.astype(int).T], 1)
 
 
-def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each component, (D,). The deviation of a constant component is infinite.
+
+    Args:
+        x: Points, (N, D).
+    """
     if not len(x):
         return np.zeros(x.shape[1]), np.ones(x.shape[1])
     spread = x.std(0)

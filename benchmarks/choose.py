@@ -1,0 +1,181 @@
+"""Does `understudy choose` recommend the best method? python benchmarks/choose.py [TASK ... | --tiny | --page]
+
+On each of six toys, every candidate is trained with all the updates that it has by default, with several seeds, and
+judged on many starts. These long runs say which method is best. `choose` then has a short budget for the same
+demonstrations, with other seeds and starts. Its recommendation counts as right if the mean success of the recommended
+method in the long runs is at most `TIED` below that of the best. The aim, set before any run: right on five of six.
+
+The candidates are those that `choose` tries by itself, without `act` and `diffusion-policy`, whose long runs would take
+hours on a CPU. Nothing is tuned. Long runs are kept in results/choose/, and so is each recommendation: a run that was
+stopped continues. A long run takes seconds to minutes, and all of them some three hours of a core. --budget 8m starts
+no cell later than that. --tiny takes minutes, keeps its cells in results/choose-tiny/, and shows only that everything
+runs. --page writes the table of docs/choosing.md from the cells that there are.
+"""
+
+from __future__ import annotations
+
+import measure
+
+measure.one_thread()
+
+import argparse  # noqa: E402
+import functools  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+from dataclasses import dataclass, replace  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from understudy.choose import FOR_NUMBERS, choose_method  # noqa: E402
+from understudy.commands.choose import parse_duration  # noqa: E402
+from understudy.data.episode import Dataset  # noqa: E402
+from understudy.envs import make  # noqa: E402
+from understudy.evaluate.evaluation import evaluate, recording_seed, validation_seed  # noqa: E402
+from understudy.evaluate.rollout import rollout  # noqa: E402
+from understudy.files import read_json, write_json  # noqa: E402
+from understudy.learn.fit_method import fit_method  # noqa: E402
+from understudy.learn.method import build_actor  # noqa: E402
+from understudy.methods import find_method  # noqa: E402
+
+CANDIDATES = tuple(name for name in FOR_NUMBERS if name not in ("act", "diffusion-policy"))
+SHOWN = {"fork": 60, "particle": 100, "memory": 60, "push": 100, "four_rooms": 60, "peg_insertion": 60}
+TIED = 0.05  # of success
+ROWS = 50
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is run. The first numbers are those of the table.
+
+    Args:
+        folder: Where the cells are kept.
+        seeds: Training seeds of the long runs.
+        episodes: Starts of a long run.
+        budget: Seconds that `choose` has.
+        judged_on: Starts on which `choose` judges.
+        updates: Most updates of a long run. None for those that the method has by default.
+        candidates: The methods.
+    """
+
+    folder: str = "choose"
+    seeds: tuple[int, ...] = (10, 11)
+    episodes: int = 400
+    budget: float = 180.0
+    judged_on: int = 100
+    updates: int | None = None
+    candidates: tuple[str, ...] = CANDIDATES
+
+
+FULL = Size()
+TINY = Size("choose-tiny", (10,), 10, 4.0, 10, 20, ("knn", "search-bc"))  # nothing is trained
+
+
+@functools.cache
+def demonstrations(task: str) -> Dataset:
+    """Successful episodes of the expert, the same ones for all."""
+    env = make(task, rows=ROWS)
+    return rollout(env.expert(), env, SHOWN[task], recording_seed(0)).filter(lambda e: e.metadata["success"])
+
+
+def long_run(size: Size, task: str, name: str, seed: int) -> Path:
+    """The file of a long run."""
+    return measure.RESULTS / size.folder / f"{task}-{seed}-{name}.json"
+
+
+def recommendation(size: Size, task: str) -> Path:
+    """The file of what `choose` recommended."""
+    return measure.RESULTS / size.folder / f"{task}-choice.json"
+
+
+def run_long(size: Size, task: str, name: str, seed: int) -> None:
+    """Trains a candidate with all its updates and judges it."""
+    began, data = time.process_time(), demonstrations(task)
+    method = find_method(name, data.features())
+    if size.updates is not None:
+        method = replace(method, learner=replace(method.learner, steps=min(method.learner.steps, size.updates)))
+    result = fit_method(method, data, seed)
+    env = make(task, rows=ROWS)
+    actor = build_actor(result.method, result.modules, features=env.features, rows=ROWS)
+    won = [int(s) for s in evaluate(actor, env, size.episodes, validation_seed(seed)).successes]
+    write_json(long_run(size, task, name, seed), {
+        "task": task, "method": name, "seed": seed, "updates": method.learner.steps, "success": won,
+        "seconds": round(time.process_time() - began, 1)})
+    print(f"{task}: {name}, seed {seed}: {sum(won) / len(won):.2f}", file=sys.stderr, flush=True)
+
+
+def run_choice(size: Size, task: str) -> None:
+    """Lets `choose` recommend a method."""
+    with tempfile.TemporaryDirectory() as folder:
+        choice = choose_method(demonstrations(task), Path(folder) / "trials", env=make(task, rows=16),
+                               budget=size.budget, methods=size.candidates, episodes=size.judged_on)
+    write_json(recommendation(size, task), choice.to_json())
+    print(f"{task}: {choice.recommended}, as good: {', '.join(choice.tied)}", file=sys.stderr, flush=True)
+
+
+def run(size: Size, tasks: list[str], until: float) -> None:
+    """Runs what is missing, task by task, until the time is over."""
+    for task in tasks:
+        for seed in size.seeds:
+            for name in size.candidates:
+                if not long_run(size, task, name, seed).exists() and time.monotonic() < until:
+                    run_long(size, task, name, seed)
+        if not recommendation(size, task).exists() and time.monotonic() < until:
+            run_choice(size, task)
+
+
+def long_success(size: Size, task: str) -> dict[str, float]:
+    """Mean success of each candidate in the long runs. Empty until all have run."""
+    files = {name: [long_run(size, task, name, seed) for seed in size.seeds] for name in size.candidates}
+    if not all(path.exists() for paths in files.values() for path in paths):
+        return {}
+    found = {name: [read_json(path)["success"] for path in paths] for name, paths in files.items()}
+    return {name: sum(map(sum, won)) / sum(map(len, won)) for name, won in found.items()}
+
+
+def page_text(size: Size) -> str:
+    """The table of the documentation."""
+    done = [task for task in SHOWN if long_success(size, task) and recommendation(size, task).exists()]
+    if not done:
+        return ""
+    rows, n_right = [], 0
+    for task in done:
+        success, choice = long_success(size, task), read_json(recommendation(size, task))
+        best = max(success, key=lambda name: success[name])
+        taken = choice["recommended"]
+        right = success[taken] >= success[best] - TIED
+        n_right += right
+        rows.append(f"| {task} | {taken} | {', '.join(choice['tied']) or 'none'} | {success[taken]:.1%} | "
+                    f"{best} {success[best]:.1%} | {'yes' if right else 'no'} |")
+    told = [f"`python benchmarks/choose.py`: {size.budget / 60:.3g} minutes for each choice among "
+            f"{', '.join(size.candidates)}. Long runs have all updates, {len(size.seeds)} training seeds and "
+            f"{size.episodes} starts each. A recommendation is right if it is at most {100 * TIED:.0f} points below "
+            f"the best method of the long runs. {n_right} of {len(done)} are right; the aim is 5 of {len(SHOWN)}."]
+    if missing := [task for task in SHOWN if task not in done]:
+        told.append(f"Not run yet: {', '.join(missing)}.")
+    if size == TINY:
+        told.insert(0, "**These numbers are from the smallest size of the benchmark, which only shows that it runs.**")
+    return "\n".join([*told, "", "| data | recommended | as good, it says | its long runs | best long runs | right |",
+                      "|---|---|---|--:|---|---|", *rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(SHOWN)}; all by default")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--page", action="store_true")
+    parser.add_argument("--budget", default="")
+    o = parser.parse_args()
+    if unknown := set(o.tasks) - set(SHOWN):
+        parser.error(f"there is no task {sorted(unknown)[0]!r}; there are {', '.join(SHOWN)}")
+    size = TINY if o.tiny else FULL
+    if not o.page:
+        limit = parse_duration(o.budget, "--budget") if o.budget else float("inf")
+        run(size, o.tasks or list(SHOWN), time.monotonic() + limit)
+    if text := page_text(size):
+        print(text)
+        if not o.tiny:
+            measure.insert("choose", text, "choosing.md")
+
+
+if __name__ == "__main__":
+    main()

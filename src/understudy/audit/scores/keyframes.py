@@ -1,0 +1,98 @@
+"""Keyframes: steps whose action cannot be told from the actions before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ...core import Feature, UserError
+from ...data.episode import Dataset
+from ...data.operations import Operation
+from ...data.packed_columns import PackedColumns
+from ...learn.latent_labels import LabeledEpisodes
+from .network_scores import fit_regression
+from .step_table import action_columns, mean_and_std, one_hot
+
+KEYFRAME = "keyframe"  # the column of `MarkKeyframes`, unless another is named
+
+
+@dataclass(frozen=True)
+class MarkKeyframes(Operation):
+    """Writes 1 at the keyframes of the data into a column, and 0 at other steps.
+
+    In many demonstrations an action is nearly the one before it. A policy that reads a history can then copy its last
+    action and have a small loss, and it misses the moments at which the demonstrator does something else. A small
+    network learns to predict each action from the `n_past` actions before it, without any observation. The steps at
+    which its error is largest are the keyframes. ``BehaviorCloning(sample_weights=ColumnWeights("keyframe", 5.0))``
+    lets them count more.
+
+    Args:
+        fraction: Fraction of all steps that are keyframes.
+        n_past: Number of earlier actions. Before the first step of an episode they are the mean action.
+        n_updates: Number of updates of the small network.
+        seed: Seed of the network and its batches.
+        into: Name of the column, (T, 1).
+
+    References:
+        Wen et al. (2021), Keyframe-Focused Visual Imitation Learning, arXiv:2106.06452.
+
+    Example:
+        >>> data = MarkKeyframes().apply(open_dataset("demos"))
+        >>> [np.flatnonzero(episode.steps["keyframe"]) for episode in data[:3]]
+    """
+
+    fraction: float = 0.1
+    n_past: int = 3
+    n_updates: int = 1000
+    seed: int = 0
+    into: str = KEYFRAME
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.fraction < 1:
+            raise UserError(f"the fraction is {self.fraction}, but it is between 0 and 1",
+                            where="MarkKeyframes.fraction", hint="0.1 marks a tenth of the steps")
+        if self.n_past < 1:
+            raise UserError(f"n_past is {self.n_past}, but a prediction needs at least one earlier action",
+                            where="MarkKeyframes.n_past", hint="use 1 or more, such as 3")
+
+    def apply(self, data: Dataset) -> Dataset:
+        error = np.concatenate(self.errors(data))
+        n_marked = max(round(self.fraction * len(error)), 1)
+        marked = np.zeros((len(error), 1), np.float32)
+        marked[np.argsort(-error, kind="stable")[:n_marked]] = 1.0
+        columns = np.split(marked, np.cumsum(data.lengths)[:-1])
+        return Dataset(LabeledEpisodes(data, self.into, Feature("float32", (1,)), columns), data.metadata)
+
+    def errors(self, data: Dataset) -> list[np.ndarray]:
+        """Returns the squared error of the prediction at each step, (T,) for each episode.
+
+        Errors are means over the components of the action, in units of their variance.
+
+        Args:
+            data: The episodes.
+        """
+        features, where = data.features(), str(data.metadata.get("path", "data set"))
+        names = action_columns(features, where)
+        pack = PackedColumns.from_episodes(data, names)
+        episode = np.repeat(np.arange(len(pack.lengths)), pack.lengths)
+        step = np.arange(len(episode)) - np.repeat(np.cumsum(pack.lengths) - pack.lengths, pack.lengths)
+        parts = []
+        for name in names:
+            rows = pack.columns[name].gather(episode, step[:, None])[:, 0].reshape(len(episode), -1)
+            parts.append(one_hot(rows) if features[name].kind == "discrete" else rows.astype(np.float64))
+        action = np.concatenate(parts, 1)
+        if not np.isfinite(action).all():
+            raise UserError("there are actions that are not finite", where=where,
+                            hint="understudy audit names the steps")
+        mean, std = mean_and_std(action)
+        action = ((action - mean) / std).astype(np.float32)
+        past = np.concatenate([np.where((step >= back)[:, None], np.roll(action, back, 0), 0)
+                               for back in range(1, self.n_past + 1)], 1).astype(np.float32)
+        net = fit_regression(past, action, 1, self.n_updates, self.seed)
+        with torch.no_grad():
+            predicted = net(torch.from_numpy(past))[0].numpy()
+        error = np.square(predicted - action).mean(1)
+        return np.split(error, np.cumsum(pack.lengths)[:-1])

@@ -200,19 +200,20 @@ def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     data = data.map(lambda e: replace(e, schema=features))
     shorter = {"n_obs_steps": 2} if name == "decision-transformer" else {}
     method = find_method(name, data.features(), **shorter)
-    if warmup := getattr(getattr(method.learner, "optimizer", None), "warmup_steps", 0):  # too slow for 60 updates
+    if warmup := getattr(getattr(method.learner, "optimizer", None), "warmup_steps", 0):  # too slow for 120 updates
         faster = replace(method.learner.optimizer, lr=1e-3, warmup_steps=warmup // 100)
         method = replace(method, learner=replace(method.learner, optimizer=faster))
     data = training_data(data, method)
     policy = Policy(method.policy, data.features()).fit_statistics(data)
-    learner = method.learner.build(policy, 0, 60, data)
+    learner = method.learner.build(policy, 0, 120, data)
     windows = learner.batch_sampler(data)
-    fit(learner, lambda n: windows.batch(32, n), min(method.learner.steps, 60))
+    fit(learner, lambda n: windows.batch(32, n), min(method.learner.steps, 120))
     actor = build_actor(method, {**learner.modules, "policy": learner.trained_policy.eval()})
-    obs = {"observation.state": torch.eye(2), LAST_REWARD: torch.zeros(2)}
-    obs |= {k: torch.zeros(2, 1) for k in open_conditions(method, features)}
-    action, _ = actor.act(obs, actor.start(obs, keys(0, range(2))))
-    assert action.flatten().tolist() == [1, 3]
+    # Some draw their choice, so one choice alone says little, and which one it is differs between processors.
+    obs = {"observation.state": torch.eye(2).repeat(50, 1), LAST_REWARD: torch.zeros(100)}
+    obs |= {k: torch.zeros(100, 1) for k in open_conditions(method, features)}
+    action, _ = actor.act(obs, actor.start(obs, keys(0, range(100))))
+    assert (action.flatten() == torch.tensor([1.0, 3.0]).repeat(50)).float().mean() > 0.9
 
 
 def test_rows_are_in_the_ledger(shared):

@@ -314,11 +314,13 @@ def percent(low: float, middle: float, high: float, sign: str = "") -> str:
 
 def judged(line: dict | None, differences: Mapping[str, tuple[float, float, float]]) -> str:
     """Whether a head reaches the aim on all tasks: the interval of the speed and those of the differences decide."""
-    ratio = line["ratio"] if line else None
-    if ratio is None or ratio["high"] < FASTER:
+    if line and line["ratio"]["high"] < FASTER:
         return "no: too slow"
     if worse := [task for task, (_, _, high) in differences.items() if high < -MARGIN]:
         return f"no: worse on {', '.join(worse)}"
+    if line is None:
+        return "cannot tell: its speed has not been measured"
+    ratio = line["ratio"]
     sure = [task for task, (low, _, _) in differences.items() if low >= -MARGIN]
     if ratio["low"] >= FASTER and len(sure) == len(differences):
         return "**yes**"

@@ -77,6 +77,7 @@ def test_the_aim_is_decided_by_both_intervals(heads):
     assert heads.judged(line(21, 25), {"a": near, "b": far}) == "no: worse on b"
     assert heads.judged(line(21, 25), {"a": near, "b": wide}) == "cannot tell on b"
     assert heads.judged(line(19, 25), {"a": near}) == "cannot tell: speed"
+    assert heads.judged(None, {"a": near}) == "cannot tell: its speed has not been measured"
 
 
 def test_the_tables_are_those_of_the_seeds_of_which_all_cells_ran(heads, tmp_path):

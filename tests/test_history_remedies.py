@@ -202,3 +202,15 @@ def test_what_cannot_be_tested_is_said():
         action_dependence(lamp_data(39))
     with pytest.raises(UserError, match="no vector column 'observation.lamp'"):
         action_dependence(lamp_data(40), column="observation.lamp")
+    with pytest.raises(UserError, match="n_steps is 0"):
+        action_dependence(lamp_data(40), n_steps=0)
+
+
+def test_a_number_that_is_constant_at_a_step_is_not_found_to_be_independent():
+    """Every episode starts with the same number, so that the first step says nothing about it."""
+    data = lamp_data(60)
+    start = np.zeros((1, 3), np.float32)
+    data = Dataset([e.replace({STATE: np.concatenate([start, e.steps[STATE][1:]])}) for e in data])
+    cause, lamp, noise = action_dependence(data)
+    assert [d.upper[0] for d in (cause, lamp, noise)] == [1.0, 1.0, 1.0]
+    assert cause.may_be_cause and lamp.may_be_cause

@@ -352,3 +352,12 @@ def test_relabelings_stand_behind_the_wrapper(data):
 class Same(Operation):
     def apply(self, *data):
         return data[0]
+
+
+def test_components_that_cannot_be_selected_are_refused():
+    with pytest.raises(UserError, match="no components are named"):
+        SelectComponents(STATE, ())
+    with pytest.raises(UserError, match="there is no component 7"):
+        SelectComponents(STATE, (7,))(episodes()[0])
+    with pytest.raises(UserError, match="has 1 components, but the policy reads component 1"):
+        SelectComponents(STATE, (1,)).runtime_transform().step({STATE: torch.zeros(2, 1)}, None, ())

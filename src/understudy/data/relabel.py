@@ -358,6 +358,11 @@ class SelectComponents(RuntimeRelabel):
     column: str
     components: tuple[int, ...]
 
+    def __post_init__(self):
+        if not self.components:
+            raise UserError("no components are named, so that nothing of the column would be left",
+                            where="SelectComponents.components", hint="name the components to keep, such as (0, 1)")
+
     def __call__(self, episode: Episode) -> Episode:
         values, feature = _get_column(episode, self.column), episode.features()[self.column]
         where = f"column {self.column!r}"

@@ -255,9 +255,9 @@ class SelectedComponents(RuntimeTransform):
         if self.column not in obs:
             return {}, state
         value = obs[self.column]
-        if value.shape[-1] <= max(self.components, default=-1):
+        if value.shape[-1] <= (last_read := max(self.components)):
             raise UserError(f"the column has {value.shape[-1]} components, but the policy reads component "
-                            f"{max(self.components)}", where=f"observation {self.column!r}",
+                            f"{last_read}", where=f"observation {self.column!r}",
                             hint="act where the observations are those of the training data")
         return {self.column: value[..., list(self.components)]}, state
 

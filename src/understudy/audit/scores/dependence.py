@@ -8,7 +8,7 @@ import numpy as np
 
 from ...core import UserError
 from ...data.episode import Dataset
-from .step_table import mean_and_std
+from .step_table import standardized
 
 _GROUPS = 20  # of episodes, for the standard error
 _Z = 1.645  # one-sided 95 %
@@ -79,6 +79,9 @@ def action_dependence(data: Dataset, column: str = "observation.state", n_steps:
         if name not in features or features[name].kind != "vector" or len(features[name].shape) != 1:
             raise UserError(f"there is no vector column {name!r} among {', '.join(sorted(features))}", where=where,
                             hint="name the columns (column=..., action=...)")
+    if n_steps < 1:
+        raise UserError(f"n_steps is {n_steps}, but a test needs at least one step", where="n_steps",
+                        hint="use 1 or more, such as 4")
     long = [i for i, length in enumerate(data.lengths) if length >= n_steps]
     if len(long) < 2 * _GROUPS:
         raise UserError(f"{len(long)} episodes have {n_steps} steps, but a test needs {2 * _GROUPS}", where=where,
@@ -88,19 +91,14 @@ def action_dependence(data: Dataset, column: str = "observation.state", n_steps:
     done = np.stack([np.asarray(steps[action][:n_steps], np.float64) for steps in read], 1)  # (n_steps, E, A)
     if not (np.isfinite(seen).all() and np.isfinite(done).all()):
         raise UserError("there are values that are not finite", where=where, hint="understudy audit names the steps")
-    acted = [_centered_distances(_standardized(a)) for a in done]
+    acted = [_centered_distances(standardized(a)) for a in done]
     found = []
     for i in range(seen.shape[2]):
-        limits = [_dependence(_centered_distances(_standardized(s[:, [i]])), a)
+        limits = [_dependence(_centered_distances(standardized(s[:, [i]])), a)
                   for s, a in zip(seen, acted, strict=True)]
         estimate, upper = np.array(limits).T
         found.append(ActionDependence(column, i, estimate, upper, floor))
     return found
-
-
-def _standardized(x: np.ndarray) -> np.ndarray:
-    mean, std = mean_and_std(x)
-    return (x - mean) / std
 
 
 def _centered_distances(x: np.ndarray) -> np.ndarray:
@@ -114,7 +112,10 @@ def _centered_distances(x: np.ndarray) -> np.ndarray:
 
 
 def _dependence(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Squared distance correlation and its upper confidence limit, by a jackknife over groups of episodes."""
+    """Squared distance correlation and its upper confidence limit, by a jackknife over groups of episodes. Nothing is
+    known of a component that does not vary: 0, and a limit of 1."""
+    if not a.any() or not b.any():
+        return 0.0, 1.0
     group = np.arange(len(a)) % _GROUPS
 
     def correlation(kept: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from ...data.operations import Operation
 from ...data.packed_columns import PackedColumns
 from ...learn.latent_labels import LabeledEpisodes
 from .network_scores import fit_regression
-from .step_table import action_columns, mean_and_std, one_hot
+from .step_table import action_columns, action_numbers, episode_and_step, standardized
 
 KEYFRAME = "keyframe"  # the column of `MarkKeyframes`, unless another is named
 
@@ -77,18 +77,12 @@ class MarkKeyframes(Operation):
         features, where = data.features(), str(data.metadata.get("path", "data set"))
         names = action_columns(features, where)
         pack = PackedColumns.from_episodes(data, names)
-        episode = np.repeat(np.arange(len(pack.lengths)), pack.lengths)
-        step = np.arange(len(episode)) - np.repeat(np.cumsum(pack.lengths) - pack.lengths, pack.lengths)
-        parts = []
-        for name in names:
-            rows = pack.columns[name].gather(episode, step[:, None])[:, 0].reshape(len(episode), -1)
-            parts.append(one_hot(rows) if features[name].kind == "discrete" else rows.astype(np.float64))
-        action = np.concatenate(parts, 1)
+        action = action_numbers(pack, names, features)
         if not np.isfinite(action).all():
             raise UserError("there are actions that are not finite", where=where,
                             hint="understudy audit names the steps")
-        mean, std = mean_and_std(action)
-        action = ((action - mean) / std).astype(np.float32)
+        action = standardized(action).astype(np.float32)
+        _, step = episode_and_step(pack.lengths)
         past = np.concatenate([np.where((step >= back)[:, None], np.roll(action, back, 0), 0)
                                for back in range(1, self.n_past + 1)], 1).astype(np.float32)
         net = fit_regression(past, action, 1, self.n_updates, self.seed)

@@ -60,20 +60,13 @@ class StepTable:
         actions = action_columns(features, where)
         pack = PackedColumns.from_episodes(data, (*inputs, *actions))
         length = pack.lengths
-        episode = np.repeat(np.arange(len(length)), length)
-        step = np.arange(len(episode)) - np.repeat(np.cumsum(length) - length, length)
-
-        def rows(name, at):
-            found = pack.columns[name].gather(episode, at[:, None])[:, 0]
-            return found.reshape(len(found), -1).astype(np.float64)
-
-        state = np.concatenate([rows(k, step) for k in inputs], 1)
-        after = np.concatenate([rows(k, step + 1) for k in inputs], 1)
-        action = np.concatenate([one_hot(rows(k, step)) if features[k].kind == "discrete" else rows(k, step)
-                                 for k in actions], 1)
+        episode, step = episode_and_step(length)
+        state = np.concatenate([_numbers(pack, k, episode, step) for k in inputs], 1)
+        after = np.concatenate([_numbers(pack, k, episode, step + 1) for k in inputs], 1)
+        action = action_numbers(pack, actions, features)
         followed = step + 1 < np.min([pack.columns[k].lengths for k in inputs], 0)[episode]
         whole = np.all(np.isfinite(state), 1) & np.all(np.isfinite(action), 1) & np.all(np.isfinite(after), 1)
-        units = like.scales if like is not None else (*mean_and_std(state[whole]), *mean_and_std(action[whole]))
+        units = like.scales if like is not None else (*_mean_and_std(state[whole]), *_mean_and_std(action[whole]))
         if like is not None and (state.shape[1] != len(units[0]) or action.shape[1] != len(units[2])):
             raise UserError(f"states have {state.shape[1]} numbers and actions {action.shape[1]}, but those to compare "
                             f"with have {len(units[0])} and {len(units[2])}", where=where,
@@ -127,13 +120,46 @@ def action_columns(features: Mapping[str, Feature], where: str) -> tuple[str, ..
                     hint="understudy view make DATA --out VIEW --rename OLD=action names a column so")
 
 
-def one_hot(classes: np.ndarray) -> np.ndarray:
-    """One-hot encoding of class numbers, because these have no distance: (N, D) -> (N, sum of the numbers of classes).
+def episode_and_step(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The number of the episode and the number within it of every step, (N,) each.
+
+    Args:
+        lengths: Numbers of steps of the episodes, (E,).
     """
+    episode = np.repeat(np.arange(len(lengths)), lengths)
+    return episode, np.arange(len(episode)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def action_numbers(pack: PackedColumns, names: Sequence[str], features: Mapping[str, Feature]) -> np.ndarray:
+    """The actions of all steps as numbers, (N, A) float64. Choices are one-hot, because classes have no distance.
+
+    Args:
+        pack: The columns of the data.
+        names: The columns of the action (`action_columns`).
+        features: What these columns are.
+    """
+    at = episode_and_step(pack.lengths)
+    return np.concatenate([_one_hot(_numbers(pack, k, *at)) if features[k].kind == "discrete"
+                           else _numbers(pack, k, *at) for k in names], 1)
+
+
+def _numbers(pack: PackedColumns, name: str, episode: np.ndarray, step: np.ndarray) -> np.ndarray:
+    found = pack.columns[name].gather(episode, step[:, None])[:, 0]
+    return found.reshape(len(found), -1).astype(np.float64)
+
+
+def _one_hot(classes: np.ndarray) -> np.ndarray:
+    """(N, D) -> (N, sum of the numbers of classes)."""
     return np.concatenate([np.eye(int(c.max(initial=0)) + 1)[c] for c in classes.astype(int).T], 1)
 
 
-def mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def standardized(x: np.ndarray) -> np.ndarray:
+    """Points (N, D) in units of the standard deviation of each component about its mean. Constant components are 0."""
+    mean, std = _mean_and_std(x)
+    return (x - mean) / std
+
+
+def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each component, (D,). The deviation of a constant component is infinite.
 
     Args:

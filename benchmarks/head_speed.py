@@ -2,7 +2,7 @@
 
 The heads, networks and windows are those of heads.py. Each head is trained for a few updates on demonstrations of the
 toy fork, since the work of AdaFlow depends on what was learned, and that of the neighbors on the data. Then the heads
-take turns: one update of a batch of 128 windows that lies ready, and one chunk at batch size 1, by the policy as it is
+take turns: one update of a batch of 256 windows that lies ready, and one chunk at batch size 1, by the policy as it is
 and by its ONNX file. The peer of every line is our own DDPM with 100 steps. A head that raises `Unsupported` at the
 export is named with its reason. The parts are `plans`, `training` and `files`, all by default. The other parts of an
 earlier run are kept.

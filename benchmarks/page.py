@@ -38,7 +38,7 @@ The ONNX file has one loop, so that weights are packed once. Packed bf16 weights
 weights takes most of the time."""),
     "head_speed": ("All policy heads", """
 One chunk at batch size 1 and one training update of the heads that [Which head](heads.md) compares, with the same
-small network (an MLP of 128 × 2 blocks). The "peer" is understudy's own DDPM with 100 steps. The heads take turns, so
+small network (an MLP of 256 × 3 blocks). The "peer" is understudy's own DDPM with 100 steps. The heads take turns, so
 that the ratios hold although the machine was busy. The aim, 20 times the speed of DDPM-100 at success not more than 5
 points lower, is judged there."""),
     "export": ("Exported files", """

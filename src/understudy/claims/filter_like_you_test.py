@@ -137,7 +137,7 @@ CLAIM = Claim(
     "curve above 0.8), and if cloning what was drawn succeeds more often than each of these: cloning the whole pool; "
     "the pool with the downstream demonstrations; those alone; the same counts, permuted over the pool; and what is "
     "drawn if each gradient of the downstream loss is replaced by a random direction of the same length. Cloning the "
-    "120 of the right frame must succeed in 60 % of cases. The share of draws from the right frame is reported. "
+    "120 of the right frame must succeed in 60 % of cases. The fraction of draws from the right frame is reported. "
     "Planned for about 380 CPU seconds, where most claims have 300. Differences from the paper: states and actions "
     "instead of pictures and text, a scoring network on the raw numbers instead of features of CLIP, a small "
     "regression instead of CLIP as the reference model, and data that are wrong in a plain way. The comparison with "
@@ -152,7 +152,7 @@ CLAIM = Claim(
         "the downstream demonstrations are in the opposite frame, so that their gradient is as coherent but asks for "
         "other data", other_downstream_task, "particle", removes=(AUROC, GAIN)),
     revision="120 demonstrations of each frame in place of 60, and 180 draws in place of 120. The drawn data then have "
-    "fewer repeats and a larger share of the right frame. The share is reported. New seeds and starts. The rules and "
-    "all else are the same. The run before failed by one comparison, with the downstream demonstrations alone, 0.004 "
+    "fewer repeats and a larger fraction of the right frame. The fraction is reported. New seeds and starts. The rules "
+    "and all else are the same. The run before failed by one comparison, with the downstream demonstrations alone, 0.004 "
     "[-0.032, 0.040], when all arms but the right frame succeeded in less than 0.1.",
 )

@@ -152,7 +152,7 @@ CLAIM = Claim(
     statement="Experimental results reveal that performance of our search-based approach is comparable to trained "
     "models, while allowing zero-shot task adaptation by changing the demonstration examples.",
     setup="Fork with gusts (a random velocity of 0.3 m/s at each step): 20 scripted demonstrations that pass a pillar "
-    "on the right, of which those that succeed are used, new ones for each seed. The search takes the most similar "
+    "on the right, new ones for each seed, and only those that succeed are used. The search takes the most similar "
     "step of the demonstrations, executes the actions that follow it, and searches again when the distance of the "
     "observations has grown to more than 2 or 4 times (tuned) that at the search. Nothing is trained. The trained "
     "policy is a regression of 64 x 64 units with 1,000 updates of 64 steps and two learning rates to tune. Three "

@@ -153,6 +153,6 @@ CLAIM = Claim(
         "other data", other_downstream_task, "particle", removes=(AUROC, GAIN)),
     revision="120 demonstrations of each frame in place of 60, and 180 draws in place of 120. The drawn data then have "
     "fewer repeats and a larger fraction of the right frame. The fraction is reported. New seeds and starts. The rules "
-    "and all else are the same. The run before failed by one comparison, with the downstream demonstrations alone, 0.004 "
-    "[-0.032, 0.040], when all arms but the right frame succeeded in less than 0.1.",
+    "and all else are the same. The run before failed by one comparison, with the downstream demonstrations alone, "
+    "0.004 [-0.032, 0.040], when all arms but the right frame succeeded in less than 0.1.",
 )

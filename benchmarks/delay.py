@@ -26,6 +26,7 @@ import sys  # noqa: E402
 from dataclasses import dataclass, replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from understudy.data.episode import Dataset  # noqa: E402
@@ -33,7 +34,7 @@ from understudy.envs import make  # noqa: E402
 from understudy.evaluate.evaluation import recording_seed  # noqa: E402
 from understudy.evaluate.plots import curves  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
-from understudy.evaluate.stats import two_level_rate  # noqa: E402
+from understudy.evaluate.stats import Interval, two_level_difference, two_level_rate  # noqa: E402
 from understudy.execute.actor import Actor, PolicyActor  # noqa: E402
 from understudy.execute.chunking import ChunkedExecutor  # noqa: E402
 from understudy.execute.latency import delay_actor  # noqa: E402
@@ -49,6 +50,7 @@ PICTURES = measure.HERE.parent / "docs" / "images"
 SCHEMES = ("receding-horizon", "temporal-ensemble", "adaptive-ensemble", "chunk-blending", "bidirectional-decoding",
            "adaptive-horizon", "adaptive-chunking", "self-guided-chunking", "real-time-chunking", "low-pass")
 DELAYS = tuple(range(9))
+REFERENCE = SCHEMES[0]
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,26 @@ def intervals(size: Size, name: str) -> dict[str, list]:
     return found
 
 
+def points(difference: Interval) -> str:
+    """A difference in points, with its interval. Bold if the interval excludes 0."""
+    middle, low, high = (f"{round(100 * v):+d}".replace("-", "−") for v in
+                         (difference.estimate, difference.low, difference.high))
+    text = f"{middle} [{low}, {high}]"
+    return f"**{text}**" if difference.low > 0 or difference.high < 0 else text
+
+
+def differences(size: Size, name: str) -> dict[str, list[Interval]]:
+    """Success of each scheme minus that of receding horizon, paired by seed and start: without delay, and as the mean
+    over all delays."""
+    seeds, first = finished_seeds(size, name), size.delays.index(0)
+    won = {scheme: np.array([[read_json(cell_path(size, name, s, scheme))["success"][str(d)] for d in size.delays]
+                             for s in seeds], float) for scheme in SCHEMES if seeds}  # (seeds, delays, starts)
+    late = [i for i in range(len(size.delays)) if i != first]
+    return {scheme: [two_level_difference(x[:, first], won[REFERENCE][:, first])[0],
+                     two_level_difference(x[:, late].mean(1), won[REFERENCE][:, late].mean(1), kind="bounded")[0]]
+            for scheme, x in won.items() if scheme != REFERENCE}
+
+
 def page_text(size: Size) -> str:
     """The tables and figures of the documentation."""
     parts = []
@@ -162,6 +184,11 @@ def page_text(size: Size) -> str:
                   "|---|" + "---|" * len(size.delays)]
         parts += [f"| {scheme} | " + " | ".join(f"{100 * r.estimate:.0f} [{100 * r.low:.0f}, {100 * r.high:.0f}]"
                                                 for r in rates) + " |" for scheme, rates in found.items()]
+        parts += ["", f"Compared with {REFERENCE}: difference in points, paired by seed and start, with its 95% interval.",
+                  "", f"| scheme | without delay | mean of delays {min(d for d in size.delays if d)} to {max(size.delays)} |",
+                  "|---|--:|--:|"]
+        parts += [f"| {scheme} | " + " | ".join(points(d) for d in found) + " |"
+                  for scheme, found in differences(size, name).items()]
         parts += ["", f"![Success on {name} against inference delay](images/delay-{name}.svg)", ""]
         delays = [float(d) for d in size.delays]
         figure = curves({scheme: (delays, [r.estimate for r in rates]) for scheme, rates in found.items()},

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from understudy import open_dataset
+from understudy import open_dataset, plugins
 from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.formats import preview_dataset
@@ -121,11 +121,18 @@ def test_a_registered_environment_and_format_are_used_like_ours(site, tmp_path):
 
 
 def test_mistakes_of_a_package_are_told_with_its_name(site, monkeypatch, tmp_path):
-    install(tmp_path / "more", "other", "[understudy.methods]\nsteady = other:mine\nlost = other:lost\n")
-    monkeypatch.syspath_prepend(tmp_path / "more")
-    with pytest.raises(UserError, match="two packages register the name 'steady'"):
-        find_plugins("methods")
-    (tmp_path / "more" / "other-1.0.dist-info" / "entry_points.txt").write_text(
-        "[understudy.methods]\nlost = other:lost\n")
+    install(tmp_path / "twice", "other", "[understudy.methods]\nsteady = other:mine\n")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "twice")
+        with pytest.raises(UserError, match="two packages register the name 'steady'"):
+            find_plugins("methods")
+    install(tmp_path / "lost", "other", "[understudy.methods]\nlost = other:lost\n")
+    monkeypatch.syspath_prepend(tmp_path / "lost")
     with pytest.raises(UserError, match="the package other registers other:lost, which cannot be loaded"):
         load_plugin("methods", "lost")
+
+
+def test_packages_are_listed_once_and_not_for_every_data_set(site, monkeypatch):
+    find_plugins("formats")
+    monkeypatch.setattr(plugins, "entry_points", lambda **group: pytest.fail("listed again"))
+    assert "tiny" in find_plugins("formats")

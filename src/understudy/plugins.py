@@ -17,6 +17,8 @@ needs no --trust. A checkpoint that names its code still does.
 
 from __future__ import annotations
 
+import functools
+import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
@@ -26,11 +28,14 @@ Kind = Literal["methods", "envs", "formats"]
 def find_plugins(kind: Kind) -> dict[str, EntryPoint]:
     """What installed packages register, by name. Nothing is imported.
 
+    The packages are listed once for each state of `sys.path`, because that takes milliseconds, and every data set that
+    is opened asks for it. What is installed while the program runs is found by the next one.
+
     Raises:
         UserError: Two packages register the same name.
     """
     found: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=f"understudy.{kind}"):
+    for entry in _registered(f"understudy.{kind}", tuple(sys.path)):
         other = found.setdefault(entry.name, entry)
         if other.value != entry.value:
             from .core import UserError  # late: a list of names needs no PyTorch
@@ -38,6 +43,11 @@ def find_plugins(kind: Kind) -> dict[str, EntryPoint]:
             raise UserError(f"two packages register the name {entry.name!r}: {other.value} and {entry.value}",
                             where=f"understudy.{kind}", hint="uninstall one of them")
     return found
+
+
+@functools.lru_cache(maxsize=16)
+def _registered(group: str, search_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=group))
 
 
 def load_plugin(kind: Kind, name: str) -> Any:

@@ -8,6 +8,7 @@ import torch
 
 from understudy.claims import (
     beso_three_steps,
+    composed_constraints,
     critical_steps,
     imitation_promise,
     preemptive_restart,
@@ -348,3 +349,57 @@ def test_the_control_of_self_guidance_takes_the_movement_of_another_row():
     for v in still.values():
         v[:] = v[:, :1]
     torch.testing.assert_close(control.plan(still, noise), policy.plan({k: v[:, 1:] for k, v in still.items()}, noise))
+
+
+# -- 222 ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_plane_keeps_the_contract_and_its_expert_does_what_is_asked():
+    check_env(composed_constraints.Plane)
+    env = composed_constraints.Plane(50)
+    ran = rollout(composed_constraints.Expert(noise=0.0), env, 200, seed=3)
+    assert all(e.metadata["success"] for e in ran)
+    asked = np.stack([np.append(e.steps["observation.side"][0], e.steps["observation.end"][0]) for e in ran])
+    _, counts = np.unique(asked, axis=0, return_counts=True)
+    assert len(counts) == 4 and counts.min() > 35
+    assert all(e.steps["next.reward"][-1] == pytest.approx(1 - len(e) / 12) for e in ran)
+
+
+def test_success_in_the_plane_is_to_go_the_way_that_was_asked_for():
+    env = composed_constraints.Plane(4)
+    state = {"observation.state": torch.tensor([[1.0, 0.4]] * 3 + [[0.5, 0.05]]),
+             "observation.side": torch.tensor([[1.0], [-1.0], [1.0], [1.0]]),
+             "observation.end": torch.tensor([[1.0], [1.0], [-1.0], [1.0]]),
+             "simulator.state": torch.tensor([[1.0], [1.0], [1.0], [0.0]])}
+    env.restore(torch.arange(4), state)
+    out = env.step(torch.tensor([[1.0, 0.0]] * 3 + [[0.5, 0.0]]))
+    assert out.info["success"].tolist() == [True, False, False, False], "the last one touches the pillar"
+    assert out.terminated.all() and out.reward.tolist() == pytest.approx([11 / 12] * 3 + [0])
+
+
+def test_demonstrations_tell_one_constraint_each():
+    data = composed_constraints.SingleLabels(40).load(1)
+    told = np.array([[e.steps[f"observation.{k}?"].mean() for k in ("side", "end")] for e in data])
+    assert np.array_equal(told.sum(1), np.ones(len(data))) and set(told[:, 0]) == {0, 1}
+    assert abs(told[:, 0].mean() - 0.5) < 0.02
+
+
+def test_episodes_of_the_plane_are_of_any_quality():
+    found = [e.steps["next.reward"].sum() for e in composed_constraints.MixedEpisodes(200).load(1)]
+    assert min(found) == 0 and 0.1 < np.mean(np.array(found) == 0) < 0.5 and 0.6 < max(found) < 0.8
+
+
+def test_a_plan_for_a_constraint_is_guided_by_it_alone():
+    """Untrained weights: the rollouts of all arms differ, and the control is that of one constraint."""
+    short = replace(composed_constraints.LEARNER, steps=2)
+    experiment = composed_constraints.PLANE
+    data, found = composed_constraints.SingleLabels(20).load(1), {}
+    for arm in experiment.arms:
+        (option,) = arm.options
+        option = replace(option, states=replace(option.states, learner=short))
+        ran = composed_constraints.roll_out(experiment, option, data, 1, 5, 1)
+        found[arm.name] = np.concatenate([e.steps["action"].ravel() for e in ran])
+    first = [v[:20].tobytes() for v in found.values()]
+    assert len(set(first)) == len(first)
+    control = composed_constraints.CLAIM.negative_control.change(experiment)
+    assert control.arms[0].options == experiment.arms[2].options and control.arms[1:] == experiment.arms[1:]

@@ -212,8 +212,9 @@ def test_keep_rename_and_constant():
 
 
 @pytest.mark.parametrize("change", [relabel.Hindsight("nothing"), relabel.ReturnToGo(column="nothing"),
-                                    relabel.LastAction("nothing"), relabel.InterventionPenalty(),
-                                    relabel.SelectColumns(("nothing",)), relabel.Rename("nothing", "x")])
+                                    relabel.NextObservation("nothing"), relabel.LastAction("nothing"),
+                                    relabel.InterventionPenalty(), relabel.SelectColumns(("nothing",)),
+                                    relabel.Rename("nothing", "x")])
 def test_a_missing_column_is_named_with_those_there_are(change):
     with pytest.raises(UserError, match="episode 3: there is no column .(nothing|intervention).; .* has action"):
         change(episode())
@@ -221,6 +222,7 @@ def test_a_missing_column_is_named_with_those_there_are(change):
 
 RELABELS = [
     relabel.Hindsight(),
+    relabel.NextObservation(),
     relabel.TaskText(),
     relabel.ReturnToGo(),
     relabel.TimeLeft(),

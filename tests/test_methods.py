@@ -17,6 +17,7 @@ from understudy.config import UntrustedCode
 from understudy.core import Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
+from understudy.data.relabel import NextObservation, relabeled_features
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import LAST_REWARD
@@ -84,7 +85,9 @@ def test_what_is_carried_out_is_what_was_meant(name):
     if method.wrapper is not None:  # its columns are known when the stages are trained
         method = with_stages(method, random_dataset(FEATURES, episodes=3, steps=12))
     window, run = method.policy.window, method.executor
-    run.check_planner(Policy(method.policy, policy_features(method, FEATURES)))
+    planned = [part for part in method.transforms if isinstance(part, NextObservation)]
+    features = relabeled_features(policy_features(method, FEATURES), planned)
+    run.check_planner(Policy(method.policy, features))
     past = 1 if isinstance(run, ActionConditionedExecutor) else getattr(run, "skip", 0)
     assert past == -window.action_offset
     assert past + getattr(run, "n_action_steps", 1) <= window.horizon

@@ -21,6 +21,7 @@ from understudy.data.relabel import (
     Hindsight,
     InterventionPenalty,
     LastAction,
+    NextObservation,
     Progress,
     Rename,
     ReturnToGo,
@@ -65,10 +66,11 @@ def episodes(discrete: bool = False, count: int = 3) -> Dataset:
 
 EXAMPLES = [Hindsight(), TaskText(), ReturnToGo(), TimeLeft(), Progress(), LastAction(), InterventionPenalty(),
             ConstantColumn("observation.expert", 1.0), SelectColumns(("action",)), ColumnPadding(STATE, 3),
-            Rename(STATE, "observation.arm"), ConcatColumns(("action", STATE)), SelectComponents(STATE, (1,))]
+            Rename(STATE, "observation.arm"), ConcatColumns(("action", STATE)), SelectComponents(STATE, (1,)),
+            NextObservation()]
 
-# Columns that relabelings without a runtime counterpart add, and the environments that show them.
-PROVIDED = {"observation.goal": "OGBench"}
+# Columns that relabelings without a runtime counterpart add, and what shows them.
+PROVIDED = {"observation.goal": "OGBench", "observation.next": "InverseDynamicsPlanner"}
 
 
 def test_there_is_an_example_of_every_relabeling():

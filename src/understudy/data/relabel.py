@@ -19,6 +19,7 @@ from .runtime import (
     ConstantColumns,
     Countdown,
     GivenColumn,
+    HeldReturn,
     LastActionColumn,
     PaddedColumn,
     ProgressCount,
@@ -95,6 +96,26 @@ class Hindsight:
 
 
 @dataclass(frozen=True)
+class NextObservation:
+    """Adds the next observation of each step, from which inverse dynamics tell the action.
+
+    While acting, a policy that plans states gives the column: see `InverseDynamicsPlanner`.
+
+    Args:
+        column: Name of an observation column.
+        into: Name of the new column. After the last observation it repeats the last one.
+    """
+
+    column: str = "observation.state"
+    into: str = "observation.next"
+
+    def __call__(self, episode: Episode) -> Episode:
+        column = _get_column(episode, self.column)
+        return _with_column(episode, self.into, np.concatenate([column[1:], column[-1:]]),
+                            episode.schema.get(self.column))
+
+
+@dataclass(frozen=True)
 class TaskText(RuntimeRelabel):
     """Adds the task as UTF-8 bytes, padded with 0.
 
@@ -147,6 +168,8 @@ class ReturnToGo(RuntimeRelabel):
         into: Name of the new column.
         target: Target return while acting. None: `--condition` or an `ObservationWrapper` gives it as the column
             `into`.
+        subtract_rewards: While acting, subtract each received reward from the target. False asks for the same return
+            at every step, as Decision Diffuser does.
 
     References:
         Chen et al. (2021), Decision Transformer: Reinforcement Learning via Sequence Modeling, arXiv:2106.01345,
@@ -157,6 +180,7 @@ class ReturnToGo(RuntimeRelabel):
     column: str = "next.reward"
     into: str = "observation.return_to_go"
     target: float | None = None
+    subtract_rewards: bool = True
 
     def __call__(self, episode: Episode) -> Episode:
         column = _get_column(episode, self.column, "a return to go needs rewards: use data that have them, name their "
@@ -168,6 +192,8 @@ class ReturnToGo(RuntimeRelabel):
         return _with_column(episode, self.into, total.astype(np.float32)[:, None])
 
     def runtime_transform(self):
+        if not self.subtract_rewards:
+            return HeldReturn(self.into, self.target)
         if self.column != "next.reward":
             raise Unsupported(f"{self.column!r} is not known while acting", where="ReturnToGo.column",
                               hint="use 'next.reward', which environments give")

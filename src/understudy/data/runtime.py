@@ -128,6 +128,26 @@ class ReturnToGoUpdate(RuntimeTransform):
 
 
 @dataclass(frozen=True)
+class HeldReturn(RuntimeTransform):
+    """The target return, the same at every step.
+
+    Args:
+        into: Name of the column, (B, 1). If the first observation has it, it is the target return.
+        target: Target return if the first observation does not have the column.
+    """
+
+    into: str
+    target: float | None = None
+
+    def start(self, obs, key):
+        return {"value": _first_value(obs, self.into, self.target, len(key), "the return that the policy shall reach",
+                                      "ReturnToGo(target=...)")}
+
+    def step(self, obs, last, state):
+        return {self.into: state["value"]}, state
+
+
+@dataclass(frozen=True)
 class Countdown(RuntimeTransform):
     """Number of steps that are left, at least 0.
 

@@ -10,7 +10,15 @@ from ..checkpoint import CheckpointModule, FromStage, Scorer
 from ..core import UserError
 from ..policy import Guide, Planner, Policy
 from .bidirectional import BidirectionalDecoding
-from .planners import BestOfN, Guided, Hierarchical, KernelDensity, SampleSelector, SetScorer
+from .planners import (
+    BestOfN,
+    Guided,
+    Hierarchical,
+    InverseDynamicsPlanner,
+    KernelDensity,
+    SampleSelector,
+    SetScorer,
+)
 from .self_guidance import SelfGuided
 from .steering import ComposedPolicies, Steered
 
@@ -173,6 +181,29 @@ class HierarchyConfig(PlannerConfig):
         for part in self.inference:
             high = part.build(high, modules)
         return Hierarchical(high, planner, self.column)
+
+
+@dataclass(frozen=True)
+class InverseDynamicsConfig(PlannerConfig):
+    """A high-level policy plans states, and the policy plans the actions that lead to them.
+
+    Args:
+        high: The high-level policy: one that a stage trained, or a module of the same checkpoint by its name.
+        column: The column of states that it plans.
+        as_key: The column in which the policy reads the next state.
+        inference: How the high-level policy plans, such as with classifier-free guidance.
+    """
+
+    high: str | FromStage | CheckpointModule
+    column: str = "observation.state"
+    as_key: str = "observation.next"
+    inference: tuple[PlannerConfig, ...] = ()
+
+    def build(self, planner, modules):
+        high = _module(self.high, Planner, modules, "InverseDynamicsConfig.high")
+        for part in self.inference:
+            high = part.build(high, modules)
+        return InverseDynamicsPlanner(high, planner, self.column, self.as_key)
 
 
 def _module(given, kind: type, modules: Mapping[str, CheckpointModule], where: str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoint import Scorer
 from ..core import Schema, Unsupported, UserError, take, tree_map
 from ..heads.neighbors import Neighbors
-from ..policy import Guide, LastChunk, Planner, Policy, StepwisePlanner
+from ..policy import Guide, LastChunk, Planner, Policy, StepwisePlanner, sampling_guides
 from .base import repeat_rows, require_stepwise, sample_noise, sample_plans
 
 
@@ -428,3 +428,81 @@ class Hierarchical(PlannerWrapper):
     def context(self, obs):
         raise Unsupported("the low-level planner reads what the high-level planner draws, so that there is no context "
                           "without noise", where="Hierarchical", hint="use an executor that plans whole chunks")
+
+
+@dataclass(frozen=True)
+class InverseDynamicsPlanner(PlannerWrapper):
+    """The high-level planner predicts the next states, and the low-level planner the actions that lead to them.
+
+    An action is planned for each predicted state: from the current state to the first, from the first to the second,
+    and so on. Both planners are trained separately on the same episodes.
+
+    Args:
+        high: Predicts the rows of `column` after the current one, with ``Window(action_offset=1)``.
+        low: The inverse dynamics: plans one action from the columns `column` and `as_key`.
+        column: The state.
+        as_key: The column in which `low` reads the next state.
+
+    Raises:
+        UserError: The windows or columns of the planners do not fit.
+
+    References:
+        Ajay et al. (2023), Is Conditional Generative Modeling All You Need for Decision-Making?, arXiv:2211.15657.
+    """
+
+    high: Planner
+    low: Planner
+    column: str = "observation.state"
+    as_key: str = "observation.next"
+
+    def __post_init__(self):
+        where = "InverseDynamicsPlanner"
+        if self.high.window.action_offset != 1:
+            raise UserError("the plans of the high-level policy must begin with the next state, but it was trained "
+                            f"with action_offset={self.high.window.action_offset}", where=where,
+                            hint="train it with Window(action_offset=1)")
+        if (self.low.window.n_obs_steps, self.low.window.horizon) != (1, 1):
+            raise UserError(f"the inverse dynamics read {self.low.window.n_obs_steps} steps and plan "
+                            f"{self.low.window.horizon}, but they must read and plan 1", where=where,
+                            hint="train them with Window(n_obs_steps=1, horizon=1)")
+        if set(self.low.inputs) != {self.column, self.as_key}:
+            raise UserError(f"the inverse dynamics read {', '.join(self.low.inputs)}, but they must read "
+                            f"{self.column} and {self.as_key}", where=where,
+                            hint=f"train them with inputs=({self.column!r}, {self.as_key!r})")
+        if self.high.action_dim != (size := self.low.features[self.column].size):
+            raise UserError(f"the high-level policy plans {self.high.action_dim} numbers, but {self.column!r} has "
+                            f"{size}", where=where, hint=f"train it with target={self.column!r}")
+
+    @property
+    def planner(self):
+        return self.low
+
+    @property
+    def inputs(self):
+        return tuple(dict.fromkeys((*self.high.inputs, self.column)))
+
+    @property
+    def features(self):
+        return {**self.high.features, **self.low.features}
+
+    @property
+    def window(self):
+        return replace(self.high.window, action_offset=0)
+
+    def noise(self, key, count):
+        low = sample_noise(self.low, key + 1, count, self.window.horizon)
+        return {"high": self.high.noise(key, count), "low": low}
+
+    def plan(self, obs, noise, guides=()):
+        if sampling_guides(guides):
+            raise Unsupported("guides of actions cannot change a plan of states", where="InverseDynamicsPlanner",
+                              hint="guide the high-level policy, with costs of states")
+        following = self.high.plan(obs, noise["high"])  # (B, H, D)
+        current = torch.cat([obs[self.column][:, -1:].to(following), following[:, :-1]], 1)
+        pairs = {self.column: current.flatten(0, 1).unsqueeze(1), self.as_key: following.flatten(0, 1).unsqueeze(1)}
+        action = self.low.plan(pairs, tree_map(lambda x: x.flatten(0, 1), noise["low"]))
+        return action.flatten(0, 1).unflatten(0, following.shape[:2])
+
+    def context(self, obs):
+        raise Unsupported("actions follow from planned states, so that there is no context for actions alone",
+                          where="InverseDynamicsPlanner", hint="use an executor that plans whole chunks")

@@ -280,6 +280,12 @@ METHODS: dict[str, NamedMethod] = {
         Reference("Chen et al. 2021, arXiv 2106.01345, with 100,000 updates and an embedding of the step within the "
                   "episode; here within the history", (),
                   (NUMBERS_OR_CLASSES, "rewards", "a desired return while acting"))),
+    "decision-diffuser": NamedMethod(
+        "understudy.methods.return_conditioned:decision_diffuser",
+        "Decision Diffuser: diffusion plans states for a desired return, and inverse dynamics tell the actions.",
+        Reference("Ajay et al. 2023, arXiv 2211.15657, with a U-Net that predicts the noise in 200 steps, plans of 100 "
+                  "states whose first one is fixed, joint training and less noise in sampling", ("222",),
+                  (NUMBERS, "rewards", "states that are numbers", "a desired return while acting"))),
     "dichotomy-of-control": NamedMethod(
         "understudy.methods.return_conditioned:dichotomy_of_control",
         "Dichotomy of Control: a policy reads a latent of the future that holds what actions decide, and not luck.",

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from ..checkpoint import FromStage
 from ..core import Schema
+from ..data.augment import ConditionDropout
 from ..data.codec import Normalizer
-from ..data.relabel import ConstantColumn, LastAction, ReturnToGo, TimeLeft
+from ..data.relabel import ConstantColumn, LastAction, NextObservation, ReturnToGo, TimeLeft
 from ..data.window import Window
 from ..execute.chunking import RecedingHorizon
-from ..execute.planner_config import BestOfNConfig, HierarchyConfig
+from ..execute.planner_config import BestOfNConfig, GuidanceConfig, HierarchyConfig, InverseDynamicsConfig
 from ..heads.categorical import Categorical
+from ..heads.diffusion import Diffusion
 from ..heads.gaussian import Gaussian
 from ..heads.regression import Regression
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.dichotomy_of_control import FUTURE, DichotomyOfControl
-from ..learn.method import Method
+from ..learn.method import Method, Stage
 from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import ConcatEncoder, TokenEncoder
 from ..nets.feed_forward import FeedForward
+from ..nets.mlp import MLP
 from ..nets.transformer import Transformer
-from ..policy import PolicyConfig
+from ..policy import ClassifierFreeGuidance, PolicyConfig
 
 
 def udrl(target_return: float | None = None, target_length: int | None = None, temperature: float = 1.0,
@@ -75,3 +79,27 @@ def dichotomy_of_control(lookahead: int = 1, latent_dim: int = 4, information_we
     return Method(policy, RecedingHorizon(), DichotomyOfControl(lookahead, information_weight),
                   (ConstantColumn(FUTURE, (0.0,) * latent_dim),),
                   inference=(HierarchyConfig("prior", FUTURE, (BestOfNConfig("value", n),)),))
+
+
+def decision_diffuser(target_return: float | None = None, scale: float = 1.2, horizon: int = 16,
+                      discount: float = 0.99, column: str = "observation.state") -> Method:
+    """Decision Diffuser: diffusion plans states for a desired return, and inverse dynamics tell the actions.
+
+    Args:
+        target_return: Desired return while acting. None: --condition return_to_go=NUMBER gives it.
+        scale: Scale of the guidance towards the return. 1 is the plain plan, 0 a plan without a return.
+        horizon: Number of planned states.
+        discount: Discount of the return to go.
+        column: The column of states. Two states in a row must tell the action between them.
+    """
+    asked = ReturnToGo(discount, target=target_return, subtract_rewards=False)
+    optimizer = OptimizerConfig(lr=1e-3, warmup_steps=100)
+    high = PolicyConfig(Diffusion(prediction="sample"), MLP(512, 3), window=Window(1, horizon, action_offset=1),
+                        target=column, augmentations=(ConditionDropout(asked.into, 0.25),))
+    following = NextObservation(column)
+    low = PolicyConfig(Regression(), FeedForward((256, 256)), ConcatEncoder(), inputs=(column, following.into))
+    guidance = GuidanceConfig((ClassifierFreeGuidance((asked.into,), scale),))
+    states = Method(high, learner=BehaviorCloning(4000, optimizer=optimizer), transforms=(asked,))
+    return Method(low, RecedingHorizon(), BehaviorCloning(2000, optimizer=optimizer), (following, asked),
+                  (Stage("states", states),),
+                  inference=(InverseDynamicsConfig(FromStage("states"), column, following.into, (guidance,)),))

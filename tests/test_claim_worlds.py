@@ -11,6 +11,7 @@ from understudy.claims import (
     composed_constraints,
     critical_steps,
     imitation_promise,
+    language_attention,
     preemptive_restart,
     pretrained_behavior,
     self_chosen_curriculum,
@@ -403,3 +404,39 @@ def test_a_plan_for_a_constraint_is_guided_by_it_alone():
     assert len(set(first)) == len(first)
     control = composed_constraints.CLAIM.negative_control.change(experiment)
     assert control.arms[0].options == experiment.arms[2].options and control.arms[1:] == experiment.arms[1:]
+
+
+def test_the_named_object_is_known_by_both_words_alone_and_new_pairs_are_new():
+    for new in (False, True):
+        table = language_attention.ShapeTable(50, limit=12, new_pairs=new)
+        check_env(lambda rows, new=new: language_attention.ShapeTable(rows, limit=12, n_names=5, new_pairs=new))
+        table.reset(torch.arange(50), torch.arange(50))
+        pairs, target = table.state["pairs"], table.state["target"]
+        named = pairs[np.arange(50), target]
+        same = pairs == named[:, None]
+        assert (same.sum(1) == 2).all() and (same.all(2).sum(1) == 1).all()  # two of each word, one of both
+        is_new = pairs[..., 0] == pairs[..., 1]
+        assert np.array_equal(is_new, (np.arange(4) == target[:, None]) & new)
+        assert np.array_equal(table.observe()["observation.task"], named)
+    ran = rollout(language_attention.Expert(noise=0), language_attention.ShapeTable(20), 40, seed=1)
+    assert all(e.metadata["success"] for e in ran)
+
+
+def test_shuffled_sentences_are_those_of_other_demonstrations_and_nothing_else_changes():
+    plain, shuffled = (language_attention.NamedObjects(40, shuffled=s).load(1) for s in (False, True))
+    task = "observation.task"
+    assert all(np.array_equal(a.steps[k], b.steps[k]) for a, b in zip(plain, shuffled, strict=True)
+               for k in a.steps if k != task)
+    sentences = [[tuple(e.steps[task][0]) for e in data] for data in (plain, shuffled)]
+    assert sorted(sentences[0]) == sorted(sentences[1]) and sentences[0] != sentences[1]
+    assert all((e.steps[task] == e.steps[task][0]).all() for e in shuffled)
+
+
+def test_attention_is_counted_where_it_is_largest_at_the_named_object():
+    shown = language_attention.NamedObjects(20).load(1)
+    method = language_attention.ARMS[0].options[0]
+    policy = Policy(method.policy, shown.features()).fit_statistics(shown)
+    with torch.no_grad():
+        policy.encoder.logit_layer.weight.zero_()  # all logits are equal, and the first is the largest
+    target = [float(e.steps["simulator.target"][0, 0] == 0) for e in shown]
+    assert language_attention.attended(policy, shown) == target

@@ -33,6 +33,7 @@ from understudy.nets.fourier import FourierFeatures
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
 from understudy.nets.mlp_mixer import MLPMixer
+from understudy.nets.object_attention import ObjectAttentionEncoder
 from understudy.nets.point_cloud import PointNet
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.sizes import TRUNK_SIZES, sized_trunk
@@ -82,6 +83,7 @@ ENCODERS = {
     "recurrent": (RecurrentEncoder(12, 2, SMALL), FEATURES),
     "recurrent_flat": (RecurrentEncoder(12, 1, ConcatEncoder()), PLAIN),
     "bottleneck": (BottleneckEncoder(12, SMALL), FEATURES),
+    "objects": (ObjectAttentionEncoder("observation.arms", hidden=8, encoder=SMALL), FEATURES),
 }
 
 

@@ -65,6 +65,7 @@ from understudy.nets.lstm import LSTM
 from understudy.nets.mixture_of_experts import MoEFeedForward
 from understudy.nets.mlp import MLP
 from understudy.nets.mlp_mixer import MLPMixer
+from understudy.nets.object_attention import ObjectAttentionEncoder
 from understudy.nets.point_cloud import PointNet
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.transformer import Transformer
@@ -97,6 +98,9 @@ INPUTS = {
     "diffusion_policy": (DiffusionPolicyEncoder((36, 40), keypoints=4), {**NUMBERS, "observation.images.front": IMAGE}),
     "recurrent": (RecurrentEncoder(16, 1), NUMBERS), "flat": (ConcatEncoder(), NUMBERS),
     "bottleneck": (BottleneckEncoder(8, ConcatEncoder()), NUMBERS),
+    "objects": (ObjectAttentionEncoder(hidden=8, encoder=TokenEncoder(16)),
+                {**NUMBERS, "observation.objects": Feature("float32", (4, 3)),
+                 "observation.task": Feature("uint8", (12,), "text")}),
 }
 
 
@@ -224,7 +228,7 @@ SLOW = {"resnet", "frozen", "recurrent", "text", "act", "diffusion_policy"}
 @pytest.mark.parametrize("inputs", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in INPUTS])
 def test_every_kind_of_observation(inputs, tmp_path):
     encoder, features = INPUTS[inputs]
-    codec = Normalizer(unscaled=encoder.point_clouds if inputs == "points" else ())
+    codec = Normalizer(unscaled=(f"observation.{inputs}",) if inputs in ("points", "objects") else ())
     config = PolicyConfig(Regression(), MLP(16), encoder, codec, Window(2, 4))
     policy, batch = random_batch(config, inputs=features)
     agrees(policy, batch, tmp_path / "policy.onnx")

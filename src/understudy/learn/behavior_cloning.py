@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Generator, Tensor, nn
@@ -33,10 +34,12 @@ class AuxiliaryLoss(ABC):
         captures: Names of activations that the function needs in `captured`. The networks offer them with
             `nets.base.record_intermediate`. Every policy records "context", the tokens of its encoder (B, N, D), and
             "context_mask", which of them are present (B, N).
+        columns: Columns that the function needs in `Batch.extra`.
         next_obs: Whether the function needs `Batch.next`.
     """
 
     captures: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     next_obs: bool = False
 
     @abstractmethod
@@ -101,7 +104,8 @@ class BehaviorCloning(LearnerConfig):
 
     @property
     def extra(self):
-        return self.sample_weights.columns
+        columns = (self.sample_weights.columns, *(loss.columns for loss in self.auxiliary_losses))
+        return tuple(dict.fromkeys(chain.from_iterable(columns)))
 
     @property
     def next_obs(self):

@@ -60,6 +60,10 @@ class RepresentationLearning(LearnerConfig):
                               where="RepresentationLearning.objectives", hint="add one, such as InverseDynamics()")
 
     @property
+    def extra(self):
+        return tuple(dict.fromkeys(column for objective in self.objectives for column in objective.columns))
+
+    @property
     def next_obs(self):
         return any(objective.next_obs for objective in self.objectives)
 

@@ -24,6 +24,8 @@ from understudy.learn.sample_weights import LearnedWeightFunction, SampleWeights
 from understudy.nets.base import capture_intermediates, record_intermediate
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
+from understudy.nets.transformer import Transformer
+from understudy.nets.unet import UNet
 from understudy.policy import Policy, PolicyConfig
 
 STATE = "observation.state"
@@ -300,6 +302,22 @@ def test_the_loss_is_the_mean_over_noise_draws_of_one_encoding(data):
         each = policy.loss(repeated, torch.Generator().manual_seed(0))
     torch.testing.assert_close(mean, each.reshape(5, 4, 3).mean(1))
     assert (mean[~batch.mask] == 0).all()
+
+
+@pytest.mark.parametrize("trunk", [
+    MLP(16, 1), Transformer(16, 1, 2), Transformer(16, 1, 2, "joint"), UNet((16, 32))])
+def test_noise_draws_of_one_observation_do_not_read_each_other(data, trunk):
+    """Changing one draw leaves the outputs of all others bit-equal, those of the same observation included."""
+    policy = new_policy(data, Flow(), trunk=trunk, window=Window(2, 4)).eval()
+    context = policy.context(policy.windows(data).batch(3, 0).obs).repeat(4)
+    x, t = torch.randn(12, 4, 2, generator=torch.Generator().manual_seed(0)), torch.full((12, 4, 1), 0.3)
+    with torch.no_grad():
+        before = policy.net(x, t, context)
+        x[5] += 1
+        t[5] = 0.9
+        after = policy.net(x, t, context)
+    others = torch.arange(12) != 5
+    assert torch.equal(before[others], after[others]) and not torch.equal(before[5], after[5])
 
 
 def test_more_noise_draws_give_a_steadier_loss(data):

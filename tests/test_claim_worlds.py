@@ -16,6 +16,7 @@ from understudy.claims import (
     pretrained_behavior,
     self_chosen_curriculum,
     self_guidance,
+    two_level_minibatch,
 )
 from understudy.claims import functional_manipulation as fmb
 from understudy.claims import vinn_few_demonstrations as vinn
@@ -440,3 +441,41 @@ def test_attention_is_counted_where_it_is_largest_at_the_named_object():
         policy.encoder.logit_layer.weight.zero_()  # all logits are equal, and the first is the largest
     target = [float(e.steps["simulator.target"][0, 0] == 0) for e in shown]
     assert language_attention.attended(policy, shown) == target
+
+
+# -- noise draws per observation ---------------------------------------------------------------------------------------
+
+
+def test_the_fork_with_images_keeps_the_contract_and_shows_the_position():
+    check_env(two_level_minibatch.ForkImages)
+    at = np.array([[0.0, 0.0], [1.0, 0.4]], np.float32)
+    images = two_level_minibatch.render(at).astype(int)
+    lines, columns = np.nonzero(np.abs(images[0] - images[1]).sum(-1))
+    position = np.stack([columns + 0.5, 40 - lines - 0.5], 1) * 1.6 / 40 + (-0.2, -0.8)
+    assert (np.linalg.norm(position[:, None] - at, axis=2).min(1) < 0.09).all()  # they differ at both, and only there
+
+
+def test_copies_with_the_same_draw_teach_what_one_draw_teaches():
+    data = two_level_minibatch.demonstrations(5, 1)
+    method = two_level_minibatch.make_method(1, images=True)
+    one = Policy(method.policy, data.features()).fit_statistics(data)
+    batch = one.windows(data).batch(6, 0)
+    losses = [one.loss(batch, torch.Generator().manual_seed(3)),
+              one.with_head(two_level_minibatch.SameDraw()).loss(batch, torch.Generator().manual_seed(3),
+                                                                 n_noise_samples=8)]
+    torch.testing.assert_close(*losses)
+
+
+def test_eight_draws_cost_little_with_images_and_eight_times_as_much_with_states():
+    data = two_level_minibatch.demonstrations(2, 1)
+    for images, ratio in ((True, 1.118), (False, 7.98)):
+        work = [two_level_minibatch.count_work(two_level_minibatch.make_method(k, images), data) for k in (1, 8)]
+        assert work[1] / work[0] == pytest.approx(ratio, rel=1e-2)
+
+
+def test_the_first_crossing_of_a_curve():
+    curve = {50: 3.0, 100: 2.0, 150: 1.0}
+    assert two_level_minibatch.first_crossing(curve, 1.5) == 125
+    assert two_level_minibatch.first_crossing(curve, 4.0) == 50
+    assert two_level_minibatch.first_crossing(curve, 1.0) == 150
+    assert two_level_minibatch.first_crossing(curve, 0.5) == float("inf")

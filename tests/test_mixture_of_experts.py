@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from understudy.core import Context, Feature, HeadSpec, Unsupported, UserError
 from understudy.data.window import Window
@@ -16,7 +17,7 @@ from understudy.learn.fit import fit
 from understudy.learn.load_balancing import LoadBalancing
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.base import capture_intermediates, precomputed, time_embedding, with_time_embedding
-from understudy.nets.mixture_of_experts import MoEFeedForward
+from understudy.nets.mixture_of_experts import MoEFeedForward, MoEFeedForwardNet
 from understudy.nets.transformer import Transformer
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_head, random_dataset
@@ -117,6 +118,47 @@ def test_the_network_routes_by_time_alone_and_the_same_with_and_without_caches(a
     for found in routing:
         torch.testing.assert_close(found, found[:1, :1].expand(found.shape))  # whatever is observed
     assert not torch.allclose(routing[0][..., 0, :], routing[1][..., 0, :], atol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["cross", "joint"])
+def test_sampling_costs_as_much_as_a_dense_network_with_the_chosen_experts_alone(attention):
+    """Counted operations of one evaluation in a sampler. Choosing the experts is small beside them."""
+    def operations(sampling, **options):
+        net = Transformer(64, 2, 2, attention, **options).build(2, 3, 1, HeadSpec(10, 4, 8)).eval()
+        with torch.no_grad():
+            context = precomputed(net, Context(torch.zeros(1, 4, 8), torch.ones(1, 4, dtype=torch.bool)))
+            if sampling:
+                context = with_time_embedding(net, context, time_embedding(net, torch.tensor([[0.3]]))[0])
+            with FlopCounterMode(display=False) as counter:
+                net(torch.zeros(1, 10, 2), torch.full((1, 10, 1), 0.3), context)
+        return counter.get_total_flops()
+
+    chosen = operations(True, feed_forward=MoEFeedForward(4, 2))
+    assert chosen < 1.05 * operations(True, feed_forward_ratio=8)
+    assert chosen < 0.7 * operations(True, feed_forward_ratio=16)
+    assert chosen < 0.7 * operations(False, feed_forward=MoEFeedForward(4, 2))
+
+
+def test_a_cache_of_experts_that_the_tokens_choose_is_found_out():
+    """The same check fails if the route depends on anything but the time."""
+    class RoutedByTokens(MoEFeedForwardNet):
+        def forward(self, x, weights):
+            return super().forward(x, weights if weights.ndim < 3 else self.weights(x))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Transformer(16, 2, 2, feed_forward=MoEFeedForward()).build(2, 3, 1, HeadSpec(5, 4, 3)).eval()
+    context = precomputed(net, Context(torch.randn(6, 4, 3, generator=rng()), torch.ones(6, 4, dtype=torch.bool)))
+    x, embedding = torch.randn(6, 5, 2, generator=rng(1)), time_embedding(net, torch.tensor([[0.3]]))[0]
+
+    def difference():
+        with torch.no_grad():
+            cached = net(x, torch.zeros(6, 5, 1), with_time_embedding(net, context, embedding))
+            return float((cached - net(x, torch.full((6, 5, 1), 0.3), context)).abs().max())
+    assert difference() < 1e-5
+    for layer in net.layers:
+        layer.feed_forward.__class__ = RoutedByTokens
+    assert difference() > 1e-2
 
 
 def test_contract():

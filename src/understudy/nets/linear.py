@@ -40,7 +40,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         (..., out).
     """
     # Sizes are checked last: in an exported graph they are symbols, not numbers.
-    if not MKL_IS_SLOW or _inside_transform() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") \
+    if not MKL_IS_SLOW or inside_transform() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") \
             or x.dtype != torch.float32 or weight.dtype != torch.float32 \
             or x.numel() * weight.shape[0] < MIN_MULTIPLICATIONS or not (_is_dense(x) and _is_dense(weight)):
         return F.linear(x, weight, bias)
@@ -54,7 +54,7 @@ def _is_dense(x: Tensor) -> bool:
     return x.is_contiguous() or x.ndim == 2 and x.t().is_contiguous()
 
 
-def _inside_transform() -> bool:
+def inside_transform() -> bool:
     """Whether this call is exported, vmapped or differentiated in forward mode, which cannot handle custom calls."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()

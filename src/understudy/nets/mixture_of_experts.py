@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import UserError
-from .linear import Linear, linear
+from .linear import Linear, inside_transform, linear
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,17 @@ class MoEFeedForwardNet(nn.Module):
         parameters = self.weight_in, self.bias_in, self.weight_out, self.bias_out
         if weights.ndim == 1:
             weights, chosen = weights.topk(self.config.top_k)
+            if weights.device.type == "cpu" and not (torch.compiler.is_compiling() or inside_transform()):
+                # Indexing by a tensor would copy the parameters, which takes about as long as the products.
+                outputs = [w * self._expert(x, i) for w, i in zip(weights, chosen.tolist(), strict=True)]
+                return torch.stack(outputs).sum(0)
             parameters = tuple(p[chosen] for p in parameters)
         weight_in, bias_in, weight_out, bias_out = parameters
         hidden = self.dropout(F.gelu(linear(x, weight_in.flatten(0, 1), bias_in.flatten())))
         hidden = hidden.unflatten(-1, (-1, weight_in.shape[1])) * weights.unsqueeze(-1)
         return linear(hidden.flatten(-2), weight_out.transpose(0, 1).flatten(1)) + weights @ bias_out
+
+    def _expert(self, x: Tensor, i: int) -> Tensor:
+        """The output of expert i."""
+        hidden = self.dropout(F.gelu(linear(x, self.weight_in[i], self.bias_in[i])))
+        return linear(hidden, self.weight_out[i], self.bias_out[i])

@@ -174,7 +174,7 @@ class _TransformerNet(CachesContext):
             mask = mask & self._causal_mask(n_memory, h)
         h = torch.cat([context.memory, h], 1)
         for layer, film in zip(self.layers, self._films(t, context, n_memory), strict=True):
-            h = layer(h, film, mask=mask)
+            h = layer(h, film, mask=mask, n_memory=n_memory)
         return self.output_layer(h[:, n_memory:])
 
     @staticmethod
@@ -229,7 +229,11 @@ class _TransformerBlock(nn.Module):
             return self.modulation(self.film.bias.new_zeros(1, self.film.in_features))
         return self.film.bias
 
-    def forward(self, h, film=None, *, mask=None, memory=None, memory_mask=None):
+    def forward(self, h, film=None, *, mask=None, memory=None, memory_mask=None, n_memory=0):
+        """Args:
+            film: The `modulation` of all tokens (W,), of each token (B, S, W), or of each place in the sequence (S, W),
+                which is the same at the first `n_memory` places and at all others.
+        """
         weights = ()
         if film is not None and isinstance(self.feed_forward, MoEFeedForwardNet):
             n_experts = self.feed_forward.config.n_experts
@@ -245,7 +249,15 @@ class _TransformerBlock(nn.Module):
             h = h + self.dropout(self.self_attention(y, self.self_attention.keys_values(y), mask))
         if self.cross_attention is not None:
             h = h + self.dropout(self.cross_attention(normalized(h), memory, memory_mask))
-        return h + self.dropout(self.feed_forward(normalized(h), *weights))
+        return h + self.dropout(self._feed_forward(normalized(h), *weights, n_memory=n_memory))
+
+    def _feed_forward(self, y, *weights, n_memory):
+        if not weights or weights[0].ndim != 2:
+            return self.feed_forward(y, *weights)
+        # Each part of the sequence has one row of weights, so that only the chosen experts are computed.
+        (of_places,) = weights
+        return torch.cat([self.feed_forward(y[:, :n_memory], of_places[0]),
+                          self.feed_forward(y[:, n_memory:], of_places[-1])], 1)
 
 
 class _Attention(nn.Module):

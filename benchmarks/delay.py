@@ -151,7 +151,7 @@ def intervals(size: Size, name: str) -> dict[str, list]:
 
 
 def points(difference: Interval) -> str:
-    """A difference in points, with its interval. Bold if the interval excludes 0."""
+    """A difference in points, with its interval, for the table."""
     middle, low, high = (f"{round(100 * v):+d}".replace("-", "−") for v in
                          (difference.estimate, difference.low, difference.high))
     text = f"{middle} [{low}, {high}]"
@@ -184,9 +184,10 @@ def page_text(size: Size) -> str:
                   "|---|" + "---|" * len(size.delays)]
         parts += [f"| {scheme} | " + " | ".join(f"{100 * r.estimate:.0f} [{100 * r.low:.0f}, {100 * r.high:.0f}]"
                                                 for r in rates) + " |" for scheme, rates in found.items()]
-        parts += ["", f"Compared with {REFERENCE}: difference in points, paired by seed and start, with its 95% interval.",
-                  "", f"| scheme | without delay | mean of delays {min(d for d in size.delays if d)} to {max(size.delays)} |",
-                  "|---|--:|--:|"]
+        late = [d for d in size.delays if d]
+        parts += ["", f"Compared with {REFERENCE}: difference in points, paired by seed and start, with its 95% "
+                  "interval. Bold: the interval excludes 0.", "",
+                  f"| scheme | without delay | mean of delays {min(late)} to {max(late)} |", "|---|--:|--:|"]
         parts += [f"| {scheme} | " + " | ".join(points(d) for d in found) + " |"
                   for scheme, found in differences(size, name).items()]
         parts += ["", f"![Success on {name} against inference delay](images/delay-{name}.svg)", ""]

@@ -45,12 +45,10 @@ points lower, is judged there."""),
 One chunk at batch size 1 from the files that `understudy export` writes, compared with the policy in PyTorch (the
 "peer"), with sizes and differences over 1,000 inputs, relative to the largest action. The policies are those of the
 methods for the toy fork before training (the U-Net of `diffusion-policy` has 64 and 128 channels), and a regression
-from one camera. Machine code of AOTInductor takes minutes to make and was measured for `bc` and `flow-policy` only. A
-program of torch.export is interpreted, and therefore no faster than the policy. ONNX files were larger when
-these sizes were measured, because they had the exporter's stack traces and, in 8 bits, layers of the U-Net in 32 bits.
-The last line compares the success of files after training, on the same starts; its difference is that of 32 bits
-minus that of 8 bits. For other methods it has not been measured yet
-(`python benchmarks/export.py "success of flow-policy"`)."""),
+from one camera.
+Machine code of AOTInductor takes minutes to make. A program of torch.export is interpreted, and therefore no faster
+than the policy. The last lines compare the success of files after training, on the same starts; their difference is
+that of 32 bits minus that of 8 bits."""),
     "writing": ("Writing episodes", """
 Episodes with one 96×96 camera. understudy's data are on disk at the end of each episode. Frames go from memory to the
 encoder, without image files in between."""),

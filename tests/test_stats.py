@@ -272,6 +272,17 @@ def test_the_interval_of_a_difference_covers_over_a_grid(seeds):
                     assert (np.abs(gap) > half).mean() <= 0.06 + slack, (episodes, spread, p)
 
 
+def test_equal_means_of_seeds_do_not_make_the_interval_of_a_rate_narrower_than_rounding():
+    """Each seed lost one other start of 100, so that the means agree by chance. The interval has a width."""
+    first, second = np.ones((2, 100)), np.ones((2, 100))
+    first[0, 14] = first[1, 55] = 0
+    found, p = two_level_difference(first, second)
+    margin = 12.7062 * math.sqrt(1 / (12 * 100) / 200)  # Student's t with one degree of freedom
+    assert (found.low, found.high) == pytest.approx((-0.01 - margin, -0.01 + margin), rel=1e-5) and p > 0.05
+    real, _ = two_level_difference(first, second, kind="real")
+    assert real.high - real.low < 1e-12, "the means of a real measure are not rounded"
+
+
 def test_the_difference_is_told_where_the_residual_counted_twice_hid_it():
     """The effective number of pairs from Var(seeds) + Var(starts) found .9 against .6 in 29 % and .8 against .7 in 3 %
     of such experiments."""

@@ -320,7 +320,7 @@ def two_level_difference(first: Sequence[Sequence[float]] | np.ndarray, second: 
         b, c, n = _ties(d)
         n *= _tail_adjustment(len(d), level)
         return tango(b * n, c * n, n, level), p
-    mean, half = float(d.mean()), float(crossed_margin(d, (1 - level) / 2))
+    mean, half = float(d.mean()), float(crossed_margin(d, (1 - level) / 2, kind))
     most = math.inf if kind == "real" else 1.0
     return Interval(mean, max(mean - half, -most), min(mean + half, most), level), p
 
@@ -338,7 +338,7 @@ def difference_p(d: np.ndarray, supposed: float, kind: Kind = "rate") -> float:
     if kind == "rate" and d.min() == d.max():
         b, c, n = _ties(d)
         return float(stats.t.sf(tango_z(b * n, c * n, n, supposed), len(d) - 1))
-    gap, (seeds, starts) = float(d.mean()) - supposed, crossed_errors(d)
+    gap, (seeds, starts) = float(d.mean()) - supposed, crossed_errors(d, kind)
     if gap == 0 or math.isnan(gap):
         return 0.5 if gap == 0 else math.nan
     if not seeds + starts > 0:
@@ -351,7 +351,7 @@ def difference_p(d: np.ndarray, supposed: float, kind: Kind = "rate") -> float:
     return tail if gap > 0 else 1 - tail
 
 
-def crossed_margin(d: np.ndarray, tail: float) -> np.ndarray:
+def crossed_margin(d: np.ndarray, tail: float, kind: Kind = "real") -> np.ndarray:
     """Half the width of the interval of a mean over crossed seeds and starts.
 
     Each standard error of `crossed_errors` is multiplied by Student's t. The two margins are added in squares. With one
@@ -360,20 +360,26 @@ def crossed_margin(d: np.ndarray, tail: float) -> np.ndarray:
     Args:
         d: Values of any number of tables, (..., seeds, episodes).
         tail: Probability left out on each side.
+        kind: What the values, or those whose differences they are, are.
 
     Returns:
         The margin, (...).
     """
-    return _margin(d.shape, *crossed_errors(d), tail)
+    return _margin(d.shape, *crossed_errors(d, kind), tail)
 
 
-def crossed_errors(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def crossed_errors(d: np.ndarray, kind: Kind = "real") -> tuple[np.ndarray, np.ndarray]:
     """Standard errors of the grand mean that seeds and starts cause, (...) each, from values (..., seeds, episodes).
 
     The error of the seeds is that of the seeds' means, which contains the residual. The error of the starts is of what
     their mean square has beyond the residual, so that the residual is not counted twice.
+
+    The means of a rate are multiples of 1 / episodes, and those of few seeds are often equal by chance. Their variance
+    then counts as that of rounding, 1 / (12 episodes^2), and not as 0.
     """
     by_seed, by_start, residual = mean_squares(d)
+    if kind == "rate":
+        by_seed = np.maximum(by_seed, 1 / (12 * d.shape[-1]))
     count = d.shape[-2] * d.shape[-1]
     return np.sqrt(by_seed / count), np.sqrt(np.maximum(by_start - residual, 0) / count)
 

@@ -242,3 +242,11 @@ def test_what_a_terminal_shows_in_the_end(monkeypatch):
     assert session.shown(text) == "one 8\ntwo 8\ndone"
     [(_, thin)] = session.thinned([(0.1, text[:40]), (0.2, text[40:])])
     assert session.shown(thin) == session.shown(text) and len(thin) < len(text) / 2
+
+
+def test_every_page_of_the_reference_is_in_the_menu():
+    menu = (ROOT / "mkdocs.yml").read_text()
+    made = ast.parse((ROOT / "docs" / "api_pages.py").read_text())
+    pages = next(ast.literal_eval(node.value) for node in made.body
+                 if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PAGES")
+    assert [name for name, (title, _) in pages.items() if f"- {title}: api/{name}.md" not in menu] == []

@@ -11,7 +11,7 @@ once (`TemporalEnsemble(delay=...)`). Real-time chunking knows the delay. The co
 counts as much as that of one: the axis is the delay, not the work.
 
 The cells, one for each task, seed and scheme, are kept in results/delay/: a run that was stopped continues, and trains
-at most its current policy again. The toys take some two hours of a core; the door has not been timed. --tiny takes
+at most its current policy again. All of it takes an hour or two of a core, by the machine. --tiny takes
 minutes, keeps its cells in results/delay-tiny/, and shows only that everything runs. --page writes the table into
 docs/execution.md and the figures from the cells that there are.
 """
@@ -141,13 +141,17 @@ def finished_seeds(size: Size, name: str) -> list[int]:
     return found if len(found) > 1 else []
 
 
-def intervals(size: Size, name: str) -> dict[str, list]:
+def outcomes(size: Size, name: str) -> dict[str, np.ndarray]:
+    """Success of each scheme, (seeds, delays, starts), of the finished seeds. Empty if there are none."""
+    cells = {scheme: [read_json(cell_path(size, name, s, scheme))["success"] for s in seeds]
+             for seeds in [finished_seeds(size, name)] if seeds for scheme in SCHEMES}
+    return {scheme: np.array([[cell[str(d)] for d in size.delays] for cell in found], float)
+            for scheme, found in cells.items()}
+
+
+def intervals(won: dict[str, np.ndarray]) -> dict[str, list[Interval]]:
     """The success of each scheme at each delay, with its interval over seeds and starts."""
-    seeds, found = finished_seeds(size, name), {}
-    for scheme in SCHEMES if seeds else ():
-        cells = [read_json(cell_path(size, name, s, scheme))["success"] for s in seeds]
-        found[scheme] = [two_level_rate([c[str(d)] for c in cells]) for d in size.delays]
-    return found
+    return {scheme: [two_level_rate(x[:, i]) for i in range(x.shape[1])] for scheme, x in won.items()}
 
 
 def points(difference: Interval) -> str:
@@ -158,15 +162,13 @@ def points(difference: Interval) -> str:
     return f"**{text}**" if difference.low > 0 or difference.high < 0 else text
 
 
-def differences(size: Size, name: str) -> dict[str, list[Interval]]:
+def differences(won: dict[str, np.ndarray], delays: tuple[int, ...]) -> dict[str, list[Interval]]:
     """Success of each scheme minus that of receding horizon, paired by seed and start: without delay, and as the mean
-    over all delays."""
-    seeds, first = finished_seeds(size, name), size.delays.index(0)
-    won = {scheme: np.array([[read_json(cell_path(size, name, s, scheme))["success"][str(d)] for d in size.delays]
-                             for s in seeds], float) for scheme in SCHEMES if seeds}  # (seeds, delays, starts)
-    late = [i for i in range(len(size.delays)) if i != first]
-    return {scheme: [two_level_difference(x[:, first], won[REFERENCE][:, first])[0],
-                     two_level_difference(x[:, late].mean(1), won[REFERENCE][:, late].mean(1), kind="bounded")[0]]
+    over the delays above 0."""
+    first, late = delays.index(0), [i for i, d in enumerate(delays) if d]
+    plain = won[REFERENCE]
+    return {scheme: [two_level_difference(x[:, first], plain[:, first])[0],
+                     two_level_difference(x[:, late].mean(1), plain[:, late].mean(1), kind="bounded")[0]]
             for scheme, x in won.items() if scheme != REFERENCE}
 
 
@@ -174,8 +176,9 @@ def page_text(size: Size) -> str:
     """The tables and figures of the documentation."""
     parts = []
     for name in TASKS:
-        if not (found := intervals(size, name)):
+        if not (won := outcomes(size, name)):
             continue
+        found = intervals(won)
         seeds, episodes = len(finished_seeds(size, name)), min(size.episodes, TASKS[name].most_episodes)
         options = "".join(f", {k}={v:g}" for k, v in TASKS[name].options)
         parts += [f"{name}{options}: {seeds} training seeds, {episodes} starts each, {size.updates:,} updates. "
@@ -188,8 +191,8 @@ def page_text(size: Size) -> str:
         parts += ["", f"Compared with {REFERENCE}: difference in points, paired by seed and start, with its 95% "
                   "interval. Bold: the interval excludes 0.", "",
                   f"| scheme | without delay | mean of delays {min(late)} to {max(late)} |", "|---|--:|--:|"]
-        parts += [f"| {scheme} | " + " | ".join(points(d) for d in found) + " |"
-                  for scheme, found in differences(size, name).items()]
+        parts += [f"| {scheme} | " + " | ".join(points(d) for d in pair) + " |"
+                  for scheme, pair in differences(won, size.delays).items()]
         parts += ["", f"![Success on {name} against inference delay](images/delay-{name}.svg)", ""]
         delays = [float(d) for d in size.delays]
         figure = curves({scheme: (delays, [r.estimate for r in rates]) for scheme, rates in found.items()},

@@ -430,7 +430,7 @@ def test_planned_looks_stop_at_the_first_that_decides(tmp_path, rates, used):
 
 
 def against_equals(experiment):
-    """Arm b becomes one that is as good as arm a, with draws of its own."""
+    """Arm b becomes one that is as good as arm a, with its own draws."""
     equal = Method(PolicyConfig(Regression(), window=Window(1, 3)))
     return replace(experiment, arms=(experiment.arms[0], replace(experiment.arms[1], options=(equal,))))
 

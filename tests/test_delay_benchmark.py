@@ -61,9 +61,13 @@ def test_the_table_has_the_mean_of_the_seeds_of_which_all_cells_ran(delay, tmp_p
         for scheme in delay.SCHEMES[: None if seed < 2 else -1]:
             won = [1] * wins + [0] * (10 - wins) if scheme == "low-pass" else [1] * 10
             write_json(delay.cell_path(size, "fork", seed, scheme), {"success": {"0": [1] * 10, "8": won}})
-    found = delay.intervals(size, "fork")
-    assert delay.finished_seeds(size, "fork") == [0, 1] and not delay.intervals(size, "push")
+    found = delay.intervals(delay.outcomes(size, "fork"))
+    assert delay.finished_seeds(size, "fork") == [0, 1] and not delay.outcomes(size, "push")
     assert found["low-pass"][1].estimate == pytest.approx(0.5) and found["low-pass"][0].estimate == 1
+    differences = delay.differences(delay.outcomes(size, "fork"), size.delays)
+    assert "receding-horizon" not in differences and differences["chunk-blending"][1].estimate == 0
+    assert [d.estimate for d in differences["low-pass"]] == pytest.approx([0, -0.5]), "the delay 0 is not in the mean"
+    assert delay.points(replace(differences["low-pass"][1], low=-0.6, high=-0.4)) == "**−50 [−60, −40]**"
     text = delay.page_text(size)
     row = next(line for line in text.splitlines() if line.startswith("| low-pass"))
     assert row.startswith("| low-pass | 100 [") and "| 50 [" in row

@@ -122,7 +122,7 @@ def test_the_network_routes_by_time_alone_and_the_same_with_and_without_caches(a
 
 @pytest.mark.parametrize("attention", ["cross", "joint"])
 def test_sampling_costs_as_much_as_a_dense_network_with_the_chosen_experts_alone(attention):
-    """Counted operations of one evaluation in a sampler. Choosing the experts is small beside them."""
+    """Counted operations of one evaluation in a sampler. Choosing the experts is small compared with them."""
     def operations(sampling, **options):
         net = Transformer(64, 2, 2, attention, **options).build(2, 3, 1, HeadSpec(10, 4, 8)).eval()
         with torch.no_grad():

@@ -156,9 +156,7 @@ def intervals(won: dict[str, np.ndarray]) -> dict[str, list[Interval]]:
 
 def points(difference: Interval) -> str:
     """A difference in points, with its interval, for the table."""
-    middle, low, high = (f"{round(100 * v):+d}".replace("-", "−") for v in
-                         (difference.estimate, difference.low, difference.high))
-    text = f"{middle} [{low}, {high}]"
+    text = measure.percent(difference.low, difference.estimate, difference.high, "+")
     return f"**{text}**" if difference.low > 0 or difference.high < 0 else text
 
 

@@ -252,6 +252,19 @@ def insert(name: str, text: str, page: str = "formats.md") -> None:
     path.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
+def percent(low: float, middle: float, high: float, sign: str = "") -> str:
+    """A share with its interval in whole percent, for tables: "90 [87, 93]".
+
+    Args:
+        low: Lower end of the interval, as a share.
+        middle: The estimate.
+        high: Upper end.
+        sign: "+" shows the sign of positive numbers as well.
+    """
+    a, b, c = (f"{round(100 * v):{sign}d}".replace("-", "−") for v in (low, middle, high))
+    return f"{b} [{a}, {c}]"
+
+
 def text(figure: Figure | None) -> str:
     return "" if figure is None else f"{_short(figure.value)} {figure.unit}"
 

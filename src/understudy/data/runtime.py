@@ -114,8 +114,7 @@ class ReturnToGoUpdate(RuntimeTransform):
     target: float | None = None
 
     def start(self, obs, key):
-        return {"value": _first_value(obs, self.into, self.target, len(key), "the return that the policy shall reach",
-                                      "ReturnToGo(target=...)")}
+        return {"value": _target_return(obs, self.into, self.target, len(key))}
 
     def step(self, obs, last, state):
         if last.reward is None:
@@ -140,8 +139,7 @@ class HeldReturn(RuntimeTransform):
     target: float | None = None
 
     def start(self, obs, key):
-        return {"value": _first_value(obs, self.into, self.target, len(key), "the return that the policy shall reach",
-                                      "ReturnToGo(target=...)")}
+        return {"value": _target_return(obs, self.into, self.target, len(key))}
 
     def step(self, obs, last, state):
         return {self.into: state["value"]}, state
@@ -296,3 +294,7 @@ def _first_value(obs, name: str, default: float | None, rows: int, what: str, fi
                         hint=f"give it: --condition {short}=NUMBER on the command line, {field} in the method, or "
                              f"ObservationWrapper(actor, {{{name!r}: value}})")
     return torch.full((rows, 1), float(default))
+
+
+def _target_return(obs, name: str, default: float | None, rows: int) -> Tensor:
+    return _first_value(obs, name, default, rows, "the return that the policy shall reach", "ReturnToGo(target=...)")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import gymnasium
@@ -29,7 +30,10 @@ def needs(*packages):
     return pytest.mark.skipif(missing, reason="simulator not installed")
 
 
+BLOCKS = [needs("pybullet"), pytest.mark.skipif("UNDERSTUDY_DIFFUSION_POLICY" not in os.environ,
+                                                reason="simulator not installed")]
 ADAPTERS = [
+    pytest.param("block_pushing/multimodal", {"limit": 12}, marks=BLOCKS),
     pytest.param("ogbench/pointmaze-medium-v0", {"max_episode_steps": 12}, marks=needs("ogbench")),
     pytest.param("ogbench/cube-single-v0", {"max_episode_steps": 5}, marks=[needs("ogbench"), pytest.mark.slow]),
     pytest.param("BabyAI-GoToLocal-v0", {"max_steps": 12}, marks=needs("minigrid")),
@@ -63,6 +67,7 @@ def test_a_name_leads_to_its_module(name):
     pytest.param("BabyAI-GoToLocl-v0", "BabyAI-GoToLocal-v0", marks=needs("minigrid")),
     pytest.param("dm_control/cartpole-swingdown", "cartpole-swingup", marks=needs("dm_control")),
     pytest.param("highway-fst-v0", "highway-fast-v0", marks=needs("highway_env")),
+    pytest.param("block_pushing/horizontal", "block_pushing/multimodal", marks=needs("pybullet")),
     pytest.param("gym_pusht/PushT-v9", "PushT-v0", marks=needs("gym_pusht")),
     pytest.param("FetchReech-v4", "FetchReach-v4", marks=needs("gymnasium_robotics"))])
 def test_a_misspelt_name_is_told_the_nearest(name, near):
@@ -112,6 +117,39 @@ def test_the_oracle_puts_the_cube_in_its_place():
     env = envs.make("ogbench/cube-single-v0", 2)
     ran = rollout(env.expert(), env, 4, seed=4)
     assert all(e.metadata["success"] for e in ran)
+
+
+# -- block pushing --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(BLOCKS[0].args[0] or BLOCKS[1].args[0], reason="simulator not installed")
+def test_the_expert_of_block_pushing_does_it_in_each_order(capfd):
+    """The reward says which stage an episode is at: 0.49 for each block that first reaches a square, 0.51 for both."""
+    env = envs.make("block_pushing/multimodal", 4)
+    ran = rollout(env.expert(), env, 16, seed=4)
+    assert all(e.metadata["success"] and e.metadata["one"] for e in ran)
+    orders = set()
+    for e in ran:
+        rewards = e.steps["next.reward"]
+        assert sorted(set(rewards.astype(float).round(2).tolist())) == [0.0, 0.49, 0.51] and rewards[-1] > 0.5
+        first = int(np.flatnonzero(rewards > 0.4)[0]) + 1
+        blocks, squares = e.steps["observation.state"][first][[[0, 1], [3, 4]]], (
+            e.steps["observation.state"][first][[[10, 11], [13, 14]]])
+        near = np.linalg.norm(blocks[:, None] - squares[None], axis=-1) < 0.05
+        assert near.sum() == 1
+        orders.add(tuple(np.argwhere(near)[0].tolist()))
+        assert np.abs(e.steps["action"]).max() <= 0.035 + 1e-6  # m: 0.35 m/s
+    assert orders == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert env.frame(0).shape == (240, 320, 3) and "argv" not in capfd.readouterr().out
+
+
+@needs("pybullet")
+def test_block_pushing_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.delenv("UNDERSTUDY_DIFFUSION_POLICY", raising=False)
+    with pytest.raises(UserError, match="UNDERSTUDY_DIFFUSION_POLICY is not set"):
+        envs.make("block_pushing/multimodal")
+    with pytest.raises(UserError, match="no diffusion_policy/env/block_pushing in it"):
+        envs.make("block_pushing/multimodal", source=str(tmp_path))
 
 
 # -- words ----------------------------------------------------------------------------------------------------------

@@ -20,15 +20,17 @@ from .physics import simulator_version
 __all__ = ["Env", "HasExpert", "Obs", "PlanarMap", "Renderable", "Restorable", "StepResult", "make", "names"]
 
 SIMULATORS = "pip install 'understudy[sim]' brings MuJoCo, Gymnasium-Robotics and Meta-World"
+# module -> the extra that brings its simulator, where that is not sim
 EXTRAS = {"ogbench": "ogbench", "dm_control": "dmcontrol", "minigrid": "minigrid", "pusht": "pusht",
-          "highway": "highway"}  # module -> the extra that brings its simulator, where that is not sim
+          "highway": "highway", "block_pushing": "blockpush"}
 ROBOSUITE_HINT = "it needs its own Python environment: see robosuite in the documents' page Environments"
 GYM_ID = re.compile(r"(\w+/)?[A-Z]\w*(-\w+)*-v\d+")
 REGISTRIES = ("gymnasium_robotics", "gym_pusht", "minigrid", "highway_env")  # name Gymnasium ids when imported
 
 # what a name starts with -> the module whose `make` makes it
 ADAPTERS = {
-    "metaworld/": "metaworld", "ogbench/": "ogbench", "dm_control/": "dm_control", "robosuite/": "robosuite",
+    "block_pushing/": "block_pushing", "metaworld/": "metaworld", "ogbench/": "ogbench",
+    "dm_control/": "dm_control", "robosuite/": "robosuite",
     "AdroitHandDoor-v1$": "adroit", "(Adroit)?Hand[A-Z]|Fetch[A-Z]|(Point|Ant)Maze_|FrankaKitchen-": "robotics",
     "(MiniGrid|BabyAI)-": "minigrid", "gym_pusht/": "pusht",
     "(highway|merge|roundabout|parking|intersection|racetrack|exit|two-way|u-turn|lane-keeping)-": "highway"}

@@ -1,4 +1,4 @@
-"""Success of all policy heads, and their latency: python benchmarks/heads.py [TASK ... | --tiny | --page]
+"""Success of all policy heads, and their latency: python benchmarks/heads.py [TASK ... | --more | --tiny | --page]
 
 Every head of the library that predicts continuous actions learns the same demonstrations with the same trunk, window,
 batch size and number of updates, and acts from the same starts. A cell may take 90 CPU seconds: heads that learn
@@ -7,6 +7,10 @@ defaults, or what the library's own method with this head sets. `variants` has t
 them. The shared network, learning rate, batch and number of updates were chosen in pilots with regression, flow, DDIM,
 MIP and mixtures on the seed 100, which is not judged. With 1,000 updates of 128 windows and a network of 128 x 128
 units, most heads had hardly learned to reach the two goals of particle.
+
+--more runs four further tasks with regression and the best eight others (`BEST`), chosen by the first seed of the first
+three tasks before any of these cells ran. They need the simulators, OGBench (`pip install 'understudy[sim,ogbench]'`)
+and the recorded demonstrations of UNDERSTUDY_DATA.
 
 The cells, one for each task, seed and head, are kept in results/heads/. All tasks and heads of a seed come before the
 next seed, so that a run can be stopped at any time: what was finished is kept, and the same command continues. The page
@@ -23,6 +27,7 @@ import measure
 measure.one_thread()
 
 import functools  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Mapping  # noqa: E402
@@ -35,6 +40,7 @@ import torch  # noqa: E402
 from understudy.checkpoint import FromStage  # noqa: E402
 from understudy.data.codec import Normalizer  # noqa: E402
 from understudy.data.episode import Dataset, Episode  # noqa: E402
+from understudy.data.formats import open_dataset  # noqa: E402
 from understudy.data.relabel import LastAction  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
 from understudy.envs import make  # noqa: E402
@@ -95,12 +101,17 @@ FEWER = {"reflow-1": 2400, "onedp-1": 2600, "streaming-flow": 2000, "mean-flow-1
 
 @dataclass(frozen=True)
 class Task:
-    """An environment, how many demonstrations of its expert a policy learns from, and how many starts it acts from."""
+    """An environment, how many demonstrations of its expert a policy learns from, and how many starts it acts from.
+
+    Attributes:
+        recorded: Demonstrations below UNDERSTUDY_DATA instead of the expert's. All seeds learn the same ones.
+    """
 
     env: str
     shown: int
     starts: int
     options: Mapping[str, int] = field(default_factory=dict)
+    recorded: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,14 @@ TASKS = {
     "particle": Task("particle", 200, 400),
     "pick-place": Task("metaworld/pick-place-v3", 25, 20, {"limit": 100}),
 }
+MORE = {
+    "block-pushing": Task("block_pushing/multimodal", 100, 30, {"limit": 200}),
+    "adroit-door": Task("AdroitHandDoor-v1", 25, 20, recorded="hand_dapg/adroit_door_human.npz"),
+    "peg-insert": Task("metaworld/peg-insert-side-v3", 25, 20, {"limit": 150}),
+    "cube": Task("ogbench/cube-single-v0", 50, 20),
+}
+BEST = ()
+ALL = TASKS | MORE
 
 
 @dataclass(frozen=True)
@@ -206,15 +225,18 @@ def variants(size: Size = FULL) -> dict[str, Variant]:
 @functools.cache
 def environment(name: str, rows: int):
     """The environment of a task."""
-    task = TASKS[name]
+    task = ALL[name]
     return make(task.env, rows=rows, **task.options)
 
 
 @functools.cache
 def demonstrations(name: str, seed: int) -> Dataset:
-    """Successful episodes of the expert: others for each training seed, the same for all heads."""
-    env = environment(name, min(TASKS[name].shown, 100))
-    return rollout(env.expert(), env, TASKS[name].shown, recording_seed(seed)).filter(lambda e: e.metadata["success"])
+    """Successful episodes of the expert: others for each training seed, the same for all heads. Or those recorded."""
+    task = ALL[name]
+    if task.recorded:
+        return open_dataset(Path(os.environ.get("UNDERSTUDY_DATA", "../shared/data")) / task.recorded)
+    env = environment(name, min(task.shown, 100))
+    return rollout(env.expert(), env, task.shown, recording_seed(seed)).filter(lambda e: e.metadata["success"])
 
 
 def train(name: str, data: Dataset, seed: int, made: dict[str, FitResult], size: Size) -> FitResult:
@@ -237,6 +259,11 @@ def acting(chosen: Variant, result: FitResult) -> tuple[Method, Policy]:
     return replace(result.method, policy=other.config), other
 
 
+def heads_of(size: Size, task: str) -> tuple[str, ...]:
+    """The heads that run on a task."""
+    return tuple(head for head in variants(size) if task in TASKS or head in (*BEST, "regression"))
+
+
 def cell_path(size: Size, task: str, seed: int, head: str) -> Path:
     """The file of a cell."""
     return measure.RESULTS / size.folder / f"{task}-{seed}-{head}.json"
@@ -253,7 +280,7 @@ def run_cell(size: Size, task: str, seed: int, head: str, made: dict[str, FitRes
     result = train(head, data, seed, made, size)
     trained = time.process_time()
     built, policy = acting(variants(size)[head], result)
-    starts = size.starts or TASKS[task].starts
+    starts = size.starts or ALL[task].starts
     env = environment(task, min(starts, 200))
     ran = rollout(build_actor(built, {"policy": policy}, features=env.features), env, starts, seed=0)
     seconds = {"recording": recorded - began, "training": trained - recorded, "acting": time.process_time() - trained}
@@ -271,7 +298,7 @@ def run(size: Size, tasks: list[str], until: float = float("inf")) -> bool:
     for seed in size.seeds:
         for task in tasks:
             made: dict[str, FitResult] = {}
-            for head in variants(size):
+            for head in heads_of(size, task):
                 if time.monotonic() > until:
                     return False
                 run_cell(size, task, seed, head, made)
@@ -283,21 +310,22 @@ def run(size: Size, tasks: list[str], until: float = float("inf")) -> bool:
 
 def finished_seeds(size: Size, task: str) -> list[int]:
     """The training seeds for which every head ran."""
-    return [s for s in size.seeds if all(cell_path(size, task, s, head).exists() for head in variants(size))]
+    return [s for s in size.seeds if all(cell_path(size, task, s, head).exists() for head in heads_of(size, task))]
 
 
 def outcomes(size: Size, task: str) -> dict[str, list[list[int]]]:
     """Success of each head: (seeds, starts), of the finished seeds. If there are none, of the heads that ran with the
     first seed, if the reference is one of them."""
     seeds = finished_seeds(size, task) or [size.seeds[0]]
-    found = {head: [read_json(cell_path(size, task, s, head))["success"] for s in seeds] for head in variants(size)
-             if all(cell_path(size, task, s, head).exists() for s in seeds)}
+    cells = {head: [cell_path(size, task, s, head) for s in seeds] for head in heads_of(size, task)}
+    found = {head: [read_json(path)["success"] for path in paths] for head, paths in cells.items()
+             if all(path.exists() for path in paths)}
     return found if len(found) > 1 and REFERENCE in found else {}
 
 
 def evaluations(task: str, won: list[list[int]]) -> list[Evaluation]:
     """The evaluations that `compare_all` compares, one for each seed."""
-    env = TASKS[task].env
+    env = ALL[task].env
     return [evaluation_of(Dataset([Episode({"next.reward": np.full(1, float(w))}, {
         "success": bool(w), "env": env, "seed": 0, "number": i}) for i, w in enumerate(row)])) for row in won]
 
@@ -316,11 +344,6 @@ def speeds() -> dict[str, dict[str, dict]]:
     return found
 
 
-def percent(low: float, middle: float, high: float, sign: str = "") -> str:
-    a, b, c = (f"{round(100 * v):{sign}d}".replace("-", "−") for v in (low, middle, high))
-    return f"{b} [{a}, {c}]"
-
-
 def judged(line: dict | None, differences: Mapping[str, tuple[float, float, float]]) -> str:
     """Whether a head reaches the aim on all tasks: the interval of the speed and those of the differences decide."""
     if line and line["ratio"]["high"] < FASTER:
@@ -337,7 +360,7 @@ def judged(line: dict | None, differences: Mapping[str, tuple[float, float, floa
         else "cannot tell: speed"
 
 
-def success_table(found: Mapping[str, dict], compared_on: Mapping[str, Comparison]) -> list[str]:
+def success_table(compared_on: Mapping[str, Comparison]) -> list[str]:
     """Success of each head on each task, best mean first, with the letters of the heads that cannot be told apart."""
     tasks = list(compared_on)
     of = {task: dict(zip(c.names, zip(c.estimates, c.letters, strict=True), strict=True))
@@ -346,7 +369,7 @@ def success_table(found: Mapping[str, dict], compared_on: Mapping[str, Compariso
     heads = sorted(of_head, key=lambda h: -sum(of_head[h]) / len(of_head[h]))
     out = ["| head | " + " | ".join(f"{task} | " for task in tasks) + " |", "|---|" + "--:|---|" * len(tasks)]
     for head in heads:
-        cells = [f"{percent(e.low, e.estimate, e.high)} | {letters}" if e else "not run |"
+        cells = [f"{measure.percent(e.low, e.estimate, e.high)} | {letters}" if e else "not run |"
                  for e, letters in (of[t].get(head, (None, "")) for t in tasks)]
         out.append(f"| {head} | " + " | ".join(cells) + " |")
     return out
@@ -395,7 +418,8 @@ def aim_table(size: Size, found: Mapping[str, dict], fast: Mapping[str, dict]) -
                 continue
             d = compare(evaluations(task, found[task][head]), evaluations(task, found[task][REFERENCE]))
             differences[task] = d.low, d.difference, d.high
-            cells.append(percent(d.low, d.difference, d.high, "+") + (" ✓" if adjusted[head, task] < 0.05 else ""))
+            text = measure.percent(d.low, d.difference, d.high, "+")
+            cells.append(text + (" ✓" if adjusted[head, task] < 0.05 else ""))
         ratio = line["ratio"] if line else None
         speed = f"{ratio['estimate']:.3g}× [{ratio['low']:.3g}, {ratio['high']:.3g}]" if ratio else ""
         verdict = judged(line, differences)
@@ -428,9 +452,17 @@ def pictures(size: Size, compared_on: Mapping[str, Comparison], fast: Mapping[st
 def page_text(size: Size) -> str:
     """The tables and figures of the documentation."""
     found = {task: of for task in TASKS if (of := outcomes(size, task))}
+    more = {task: of for task in MORE if (of := outcomes(size, task))}
     fast, parts = speeds(), [state_of(size, found)]
     if found:
-        parts += success_text(size, found, fast)
+        compared_on = {task: compared(task, won) for task, won in found.items()}
+        parts += ["### Success", "", *success_text(size, compared_on)]
+        if fast:
+            parts += ["### Success against latency", "", "Dashed: 20 times as fast as DDPM-100, and 5 points below its "
+                      "success. Vertical lines are 95% intervals.", "", *pictures(size, compared_on, fast)]
+    if more:
+        parts += ["### Success on more tasks", "", " ".join(seeds_said(size, more)), "",
+                  *success_text(size, {task: compared(task, won) for task, won in more.items()})]
     if fast:
         parts += ["### Speed", "", *speed_table(size, fast), ""]
     if refused := {h: line["ONNX file"]["note"] for h, line in fast.items() if "ONNX file" in line}:
@@ -449,15 +481,22 @@ def page_text(size: Size) -> str:
 def state_of(size: Size, found: Mapping[str, dict]) -> str:
     """How many cells there are, and of how many seeds the tables are."""
     n_heads = len(variants(size))
-    cells = sum(1 for _ in (measure.RESULTS / size.folder).glob("*.json"))
+    cells = sum(cell_path(size, task, seed, head).exists() for task in TASKS for seed in size.seeds
+                for head in variants(size))
     said = [f"There are {cells} cells of {n_heads} heads, {len(TASKS)} tasks and up to {len(size.seeds)} seeds, with "
             f"{size.updates:,} updates each"
             + (f" ({', '.join(f'{head} {most:,}' for head, most in FEWER.items() if most < size.updates)})."
                if size.updates > min(FEWER.values()) else ".")]
     if lacking := [task for task in TASKS if task not in found]:
         said.append(f"The tables lack {' and '.join(lacking)}: too few of these cells exist.")
+    return " ".join(said + seeds_said(size, found)) + "\n"
+
+
+def seeds_said(size: Size, found: Mapping[str, dict]) -> list[str]:
+    """Of how many seeds and starts the tables are."""
+    said = []
     for task in found:
-        seeds, heads = finished_seeds(size, task), len(found[task])
+        seeds, heads, n_heads = finished_seeds(size, task), len(found[task]), len(heads_of(size, task))
         starts = len(next(iter(found[task].values()))[0])
         count = f"{len(seeds)} training seeds" if len(seeds) > 1 else "1 training seed"
         told = f"The tables have {count} and {starts} starts of {task}"
@@ -466,24 +505,18 @@ def state_of(size: Size, found: Mapping[str, dict]) -> str:
         if len(seeds) < 2:
             told += ". Its intervals are about these policies, and not about other training seeds"
         said.append(told + ".")
-    return " ".join(said) + "\n"
+    return said
 
 
-def success_text(size: Size, found: Mapping[str, dict], fast: Mapping[str, dict]) -> list[str]:
-    """The table of success, what it can tell, and the figures."""
-    compared_on = {task: compared(task, won) for task, won in found.items()}
-    parts = ["### Success", "", "Percent of successful episodes, with the 95% interval. Heads that share a letter "
-             "cannot be told apart on this task (all pairs, Holm).", "", *success_table(found, compared_on), ""]
+def success_text(size: Size, compared_on: Mapping[str, Comparison]) -> list[str]:
+    """The table of success, and what it can tell."""
+    parts = ["Percent of successful episodes, with the 95% interval. Heads that share a letter cannot be told apart on "
+             "this task (all pairs, Holm).", "", *success_table(compared_on), ""]
     for task, c in compared_on.items():
         head, sure, _ = c.verdict_parts()
         parts.append(f"- {task}: {sure} {_few_names(head)}")
-    several = [len(finished_seeds(size, task)) for task in found if len(finished_seeds(size, task)) > 1]
-    parts += ["", *([seeds_caveat(min(several)), ""] if several else [])]
-    if fast:
-        parts += ["### Success against latency", "",
-                  "Dashed: 20 times as fast as DDPM-100, and 5 points below its success. Vertical lines are 95% "
-                  "intervals.", "", *pictures(size, compared_on, fast)]
-    return parts
+    several = [n for task in compared_on if (n := len(finished_seeds(size, task))) > 1]
+    return [*parts, "", *([seeds_caveat(min(several)), ""] if several else [])]
 
 
 def _few_names(text: str) -> str:
@@ -501,7 +534,7 @@ def main(wanted: list[str]) -> None:
     if "--seeds" in wanted:
         at = wanted.index("--seeds")
         size, wanted = replace(size, seeds=size.seeds[:int(wanted[at + 1])]), wanted[:at] + wanted[at + 2:]
-    tasks = [w for w in wanted if not w.startswith("--")] or list(TASKS)
+    tasks = [w for w in wanted if not w.startswith("--")] or list(MORE if "--more" in wanted else TASKS)
     if "--page" not in wanted:
         print("finished" if run(size, tasks, until) else "stopped: run again to continue", file=sys.stderr)
     if ("--page" in wanted or size == TINY) and (text := page_text(size)):

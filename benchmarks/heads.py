@@ -95,8 +95,8 @@ MARGIN, FASTER = 0.05, 20.0  # the aim: at most 5 points worse than the referenc
 OBSERVED, HORIZON, EXECUTED = 2, 8, 4  # steps
 BATCH = 256
 # The updates of heads that would otherwise take more than 90 CPU seconds, measured on one core before any run.
-FEWER = {"reflow-1": 2400, "onedp-1": 2600, "streaming-flow": 2000, "mean-flow-1": 3300, "normalizing-flow": 1800,
-         "energy": 3500, "fast": 550}
+FEWER = {"reflow-1": 2400, "reflow-sample-1": 2400, "onedp-1": 2600, "streaming-flow": 2000, "mean-flow-1": 3300,
+         "normalizing-flow": 1800, "energy": 3500, "fast": 550}
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,18 @@ def variants(size: Size = FULL) -> dict[str, Variant]:
     found["edm-10"] = Variant(edm.policy.head, edm, "10")
     found["flow-10"] = Variant(flow.policy.head, flow, "10")
     found["flow-1"] = Variant(Flow(1), flow, "1", "flow-10")
-    of_flow, of_edm = Stage("flow-10", flow), Stage("edm-10", edm)
+    of_edm = Stage("edm-10", edm)
     source, started = FromStage("edm-10"), (InitializeFrom(FromStage("edm-10")),)
-    head = Flow(1)
-    found["reflow-1"] = Variant(head, replace(
-        method(head, n), learner=Reflow(FromStage("flow-10"), 10, fewer["reflow-1"], BATCH, optimizer(n)),
-        stages=(of_flow,), initialize_from=(InitializeFrom(FromStage("flow-10")),)))
+    straight = method(Flow(prediction="sample"), n)
+    found["flow-sample-10"] = Variant(straight.policy.head, straight, "10")
+    for name, teacher in (("reflow-1", "flow-10"), ("reflow-sample-1", "flow-sample-10")):
+        first = found[teacher].method
+        head = replace(first.policy.head, n_steps=1)
+        found[name] = Variant(head, replace(
+            method(head, n), learner=Reflow(FromStage(teacher), 10, fewer[name], BATCH, optimizer(n)),
+            stages=(Stage(teacher, first),), initialize_from=(InitializeFrom(FromStage(teacher)),)))
+    found["reflow-sample-2"] = Variant(replace(head, n_steps=2), found["reflow-sample-1"].method, "2",
+                                       "reflow-sample-1")
     head = Consistency()
     found["consistency-distilled-1"] = Variant(head, replace(
         method(head, n), learner=ConsistencyDistillation(source, n, BATCH, optimizer=optimizer(n)), stages=(of_edm,),

@@ -63,7 +63,7 @@ HEADS = {h: None for h in (  # a new head joins by its line here; the first of e
     temperature=0.0), Bins(8), Bins(8, "quantile", autoregressive=False), EnergyModel(8, n_candidates=16),
     LANGEVIN, VQBeT(4, latent_dim=8, width=8, fit_steps=20), VQBeT(4, 3, offset_codes="encoded", latent_dim=8, width=8,
     fit_steps=20, temperature=0.0), Consistency(), Consistency(n_steps=3), AdaFlow(), NormalizingFlow(4),
-    OneStepGenerator(), Flow(coupling="optimal_transport"))}
+    OneStepGenerator(), Flow(coupling="optimal_transport"), Flow(prediction="sample"))}
 HEADS |= {Categorical(): CHOICE, Categorical(temperature=1.0): CHOICE}
 HEADS |= {JointDiffusion(action_size=2): JOINT, JointDiffusion(action_size=2, mode="policy"): JOINT}
 STEPWISE = (Diffusion(times="each"), Diffusion(times=RampTimes(2)), Flow(times="each"), Flow(times=RampTimes()))
@@ -467,6 +467,24 @@ def test_flow_converges_to_a_known_gaussian(solver, order):
     assert error(400) < 0.01**order * 0.5
 
 
+def clean_mean(x, t, context):
+    """E[action | x] for actions from N(MU, S^2)."""
+    return x + (1 - t) * velocity(x, t, context)
+
+
+@pytest.mark.parametrize("solver", [Euler(), Midpoint()])
+def test_flow_that_predicts_the_action_goes_the_same_way(solver):
+    """The velocity follows from the action, at all times up to 0.95."""
+    noise = torch.linspace(-3, 3, 9).double().reshape(9, 1, 1)
+    torch.testing.assert_close(Flow(10, solver, prediction="sample").sample(clean_mean, EMPTY, noise),
+                               Flow(10, solver).sample(velocity, EMPTY, noise))
+    x, t = torch.tensor([[[0.7], [-1.2]]]), torch.tensor([[0.4, 0.9]])
+    assert torch.equal(Flow(prediction="sample").predict_clean(clean_mean, EMPTY, x, t),
+                       Flow().predict_clean(velocity, EMPTY, x, t))
+    one = Flow(1, prediction="sample").sample(clean_mean, EMPTY, noise)
+    torch.testing.assert_close(one, torch.full_like(noise, MU))  # a single step ends at the mean
+
+
 def test_one_step_of_midpoint():
     x, t, to = torch.tensor([[[0.7]]]), torch.tensor([[0.2]]), torch.tensor([[0.6]])
     half = 0.7 + 0.2 * velocity(0.7, 0.2, None)
@@ -506,6 +524,9 @@ def test_loss_of_flow():
     least = (S**2 / (t**2 * S**2 + (1 - t) ** 2)).mean()
     loss = Flow().loss(velocity, EMPTY, action, mask, rng(6))
     assert float(loss.mean()) == pytest.approx(least, rel=0.03)
+    left = (S**2 * (1 - t) ** 2 / (t**2 * S**2 + (1 - t) ** 2)).mean()  # Var(action | x)
+    loss = Flow(prediction="sample").loss(clean_mean, EMPTY, action, mask, rng(6))
+    assert float(loss.mean()) == pytest.approx(left, rel=0.03)
 
 
 # -- MIP ------------------------------------------------------------------------------------------------------------

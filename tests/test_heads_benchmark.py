@@ -53,7 +53,7 @@ def test_every_head_of_continuous_actions_is_compared_on_one_footing(heads):
         assert (policy.trunk == MLP(256, 3)) == (name != "fast"), name
         assert policy.window.n_obs_steps == 2 and policy.window.horizon == (9 if name == "streaming-flow" else 8), name
         assert v.method.executor.n_action_steps == 4, name
-        steps = 1 if isinstance(v.head, Neighbors) else heads.FEWER.get(name, heads.FULL.updates)
+        steps = 1 if isinstance(v.head, Neighbors) else heads.FEWER.get(v.weights or name, heads.FULL.updates)
         assert (learner.steps, learner.batch_size) == (steps, 64 if name == "energy" else heads.BATCH), name
         if v.weights is not None:  # only sampling differs
             assert v.method == found[v.weights].method and type(v.head) is type(found[v.weights].head)

@@ -14,13 +14,15 @@ from .coupling import optimal_transport
 from .paths import LinearPath
 from .solvers import Euler, Solver, integrate
 
+NEAR_ACTION = 0.05  # the velocity of a predicted action diverges towards t = 1: times count as at most 1 minus this
+
 
 @dataclass(frozen=True)
 class Flow(DenoisingHead):
     """Flow matching head (rectified flow).
 
-    The network predicts the velocity ``action - noise`` at ``x_t = t * action + (1 - t) * noise``. Sampling
-    integrates the velocity from noise (t = 0) to the action (t = 1).
+    The network predicts the velocity ``action - noise`` at ``x_t = t * action + (1 - t) * noise``, or the action, from
+    which the velocity follows. Sampling integrates the velocity from noise (t = 0) to the action (t = 1).
 
     Args:
         n_steps: Number of integration steps per sampled chunk.
@@ -35,6 +37,8 @@ class Flow(DenoisingHead):
             lines are short and seldom cross, and fewer steps are needed.
         condition_weight: Weight of the difference of the observations in the optimal transport. See
             `coupling.optimal_transport`.
+        prediction: What the network predicts: the ``"velocity"``, or the action (``"sample"``), which leaves out the
+            noise. A small network learns precise actions in fewer updates from the action (docs/heads.md).
 
     Raises:
         Unsupported: If times are `RampTimes`, which are uniform, and time_distribution is not.
@@ -46,6 +50,8 @@ class Flow(DenoisingHead):
         Esser et al. (2024), Scaling Rectified Flow Transformers for High-Resolution Image Synthesis, arXiv:2403.03206.
         Tong et al. (2024), Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport,
         arXiv:2302.00482.
+        Li and He (2025), Back to Basics: Let Denoising Generative Models Denoise, arXiv:2511.13720, for predicting the
+        action. They weight its error like that of the velocity, and we do not.
 
     Example:
         >>> method = Method(PolicyConfig(Flow(n_steps=5), window=Window(n_obs_steps=2, horizon=16)))
@@ -58,6 +64,7 @@ class Flow(DenoisingHead):
     max_guidance_weight: float = 5.0
     coupling: Literal["independent", "optimal_transport"] = "independent"
     condition_weight: float = 1.0
+    prediction: Literal["velocity", "sample"] = "velocity"
 
     path = LinearPath()
 
@@ -74,7 +81,7 @@ class Flow(DenoisingHead):
         return self.path.interpolate(action, noise, t)
 
     def loss(self, net, context, action, mask, rng):
-        """Squared velocity error of each step, (B, H)."""
+        """Squared error of the prediction of each step, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)
         if self.coupling == "optimal_transport":
             noise = noise[optimal_transport(action, noise, mask, context.flat(), self.condition_weight)]
@@ -91,11 +98,11 @@ class Flow(DenoisingHead):
             rng: Source of the times.
 
         Returns:
-            Squared velocity error of each step, (B, H).
+            Squared error of the prediction of each step, (B, H).
         """
         t = self._time_quantile(sample_times(self.times, action, rng)).unsqueeze(-1)
         prediction = net(self.interpolate(action, noise, t), t, context)
-        target = self.path.velocity(action, noise, t)
+        target = action if self.prediction == "sample" else self.path.velocity(action, noise, t)
         return (prediction - target).square().mean(-1)
 
     def sample(self, net, context, noise, cost=None):
@@ -107,12 +114,17 @@ class Flow(DenoisingHead):
 
     def predict_clean(self, net, context, x, t):
         t = t.unsqueeze(-1)
-        return x + (1 - t) * net(x, t, context)
+        predicted = net(x, t, context)
+        return predicted if self.prediction == "sample" else x + (1 - t) * predicted
 
     def _velocity(self, net, cost):
         """The velocity (x, t, context) -> (B, H, A) that is integrated."""
+        def unguided(x, t, context):
+            predicted = net(x, t, context)
+            return (predicted - x) / (1 - t).clamp(min=NEAR_ACTION) if self.prediction == "sample" else predicted
+
         def velocity(x, t, context):
-            return guided_velocity(lambda y: net(y, t, context), x, t, cost, self.max_guidance_weight)
+            return guided_velocity(lambda y: unguided(y, t, context), x, t, cost, self.max_guidance_weight)
         return velocity
 
     def _time_quantile(self, u):

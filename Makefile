@@ -66,7 +66,7 @@ claims: .venv/test
 # Run it after changing a bound: pip resolves everything anew, and what it took is written down.
 constraints:
 	rm -rf .venv-newest && $(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install -q torch -e '.[$(EXTRAS),docs,cloud,rerun,ogbench,dmcontrol,minigrid,highway,pusht,transformers,timm]'
+	.venv-newest/bin/python -m pip install -q torch -e '.[$(EXTRAS),docs,cloud,rerun,ogbench,dmcontrol,minigrid,highway,pusht,blockpush,transformers,timm]'
 	{ sed -n '/^#/p' constraints.txt; .venv-newest/bin/python -m pip freeze --all --exclude-editable \
 		| grep -v -e ^pip= -e ^nvidia -e ^triton | sed 's/+.*//'; } > .venv-newest/constraints.txt
 	mv .venv-newest/constraints.txt constraints.txt

@@ -139,6 +139,8 @@ def test_the_expert_of_block_pushing_does_it_in_each_order(capfd):
         assert near.sum() == 1
         orders.add(tuple(np.argwhere(near)[0].tolist()))
         assert np.abs(e.steps["action"]).max() <= 0.035 + 1e-6  # m: 0.35 m/s
+    names = env.features["observation.state"].names
+    assert [names.index(n) for n in ("block.x", "block2.y", "target.x", "target2.y")] == [0, 4, 10, 14]
     assert orders == {(0, 0), (0, 1), (1, 0), (1, 1)}
     assert env.frame(0).shape == (240, 320, 3) and "argv" not in capfd.readouterr().out
 

@@ -12,6 +12,7 @@ import weakref
 from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -29,6 +30,9 @@ VARIABLE = "UNDERSTUDY_DIFFUSION_POLICY"  # names the folder of the copy
 FOLDER = "diffusion_policy/env/block_pushing"  # in it
 PACKAGE = FOLDER.replace("/", ".")
 STEPS_PER_SECOND = 10
+STATE = tuple(f"{body}.{part}" for body, parts in (
+    ("block", "x y angle"), ("block2", "x y angle"), ("effector", "x y"), ("effector_target", "x y"),
+    ("target", "x y angle"), ("target2", "x y angle")) for part in parts.split())
 
 
 def make(name: str, rows: int = 1, limit: int = 350, source: str | None = None, **options) -> ExpertVector:
@@ -61,9 +65,12 @@ def make(name: str, rows: int = 1, limit: int = 350, source: str | None = None, 
                         hint="did you mean block_pushing/multimodal?")
     simulator, oracle = _load(Path(source or os.environ.get(VARIABLE, "")))
     vec = gymnasium_adapter.vectorize(lambda: BlockPushing(simulator, oracle, limit, options), rows)
-    return ExpertVector(vec, {
+    env = ExpertVector(vec, {
         "env": name, "version": f"pybullet {metadata.version('pybullet')}", "fps": STEPS_PER_SECOND, "limit": limit,
         "success": "both blocks on different squares at any step (info \"one\": one of them on a square)"}, ("one",))
+    env.features = {**env.features,
+                    "observation.state": replace(env.features["observation.state"], names=STATE)}
+    return env
 
 
 class BlockPushing(gymnasium.Env):

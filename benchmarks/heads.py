@@ -138,7 +138,8 @@ MORE = {
     "peg-insert": Task("metaworld/peg-insert-side-v3", 25, 20, {"limit": 150}),
     "cube": Task("ogbench/cube-single-v0", 50, 20),
 }
-BEST = ()
+BEST = ("flow-sample-10", "ddpm-100", "ddim-10", "reflow-sample-2", "reflow-sample-1", "cvae", "mip",
+        "normalizing-flow")
 ALL = TASKS | MORE
 
 

@@ -147,7 +147,8 @@ def test_reflow_trains_on_what_the_teacher_makes_of_the_noise():
     torch.testing.assert_close(errors[1], torch.full_like(errors[1], 0.49), atol=1e-5, rtol=0)
 
 
-def test_reflow_makes_the_flow_to_two_points_straight():
+@pytest.mark.parametrize("prediction", ["velocity", "sample"])
+def test_reflow_makes_the_flow_to_two_points_straight(prediction):
     """The exact flow to -1 and 1, whose one-step plans are their mean 0, and a network trained on its pairs."""
     def velocity(x, t, context):
         weight = torch.tanh(t * x / (1 - t).clamp(min=1e-3) ** 2)  # E[action | x]
@@ -158,16 +159,17 @@ def test_reflow_makes_the_flow_to_two_points_straight():
     ends = Flow(n_steps=50).sample(velocity, EMPTY, pairs)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = Flow().build(MLP(64, 1), 1, HeadSpec(1, 1, 1))
+        head = Flow(n_steps=1, prediction=prediction)
+        net = head.build(MLP(64, 1), 1, HeadSpec(1, 1, 1))
     context = Context(torch.zeros(512, 1, 1), torch.ones(512, 1, dtype=torch.bool))
     optimizer, draws = torch.optim.Adam(net.parameters(), 3e-3), rng(3)
     for _ in range(300):
         rows = torch.randint(4096, (512,), generator=draws)
         optimizer.zero_grad()
-        Flow().pair_loss(net, context, ends[rows], pairs[rows], draws).mean().backward()
+        head.pair_loss(net, context, ends[rows], pairs[rows], draws).mean().backward()
         optimizer.step()
     with torch.no_grad():
-        plans = Flow(n_steps=1).sample(net, context, noise)
+        plans = head.sample(net, context, noise)
     assert ((plans.abs() - 1).abs() < 0.25).float().mean() > 0.85
     assert (plans.sign() == noise.sign()).float().mean() > 0.95
 

@@ -180,15 +180,21 @@ def mode(
     return Method(policy, RecedingHorizon(n_action_steps), learner)
 
 
-def flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+def flow_policy(
+    n_obs_steps: int = 2,
+    horizon: int = 16,
+    n_action_steps: int = 8,
+    prediction: Literal["velocity", "sample"] = "velocity",
+) -> Method:
     """A chunk of actions by flow matching: ten steps along the straight line from noise.
 
     Args:
         n_obs_steps: Number of observations that the policy reads.
         horizon: Number of actions in a chunk.
         n_action_steps: Number of actions that are executed before the next plan.
+        prediction: What the network predicts: the velocity, or the action itself. See `Flow`.
     """
-    policy = PolicyConfig(Flow(), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
+    policy = PolicyConfig(Flow(prediction=prediction), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
     return Method(
         policy,
         RecedingHorizon(n_action_steps),
@@ -348,7 +354,13 @@ def onedp(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> M
     )
 
 
-def reflow_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+def reflow_policy(
+    n_steps: int = 1,
+    n_obs_steps: int = 2,
+    horizon: int = 16,
+    n_action_steps: int = 8,
+    prediction: Literal["velocity", "sample"] = "velocity",
+) -> Method:
     """A flow that is trained again on its own noise and actions, which makes it straight: one step gives a chunk.
 
     Args:
@@ -356,11 +368,12 @@ def reflow_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, n_a
         n_obs_steps: Number of observations that the policy reads.
         horizon: Number of actions in a chunk.
         n_action_steps: Number of actions that are executed before the next plan.
+        prediction: What both networks predict: the velocity, or the action itself. See `Flow`.
     """
-    first = flow_policy(n_obs_steps, horizon, n_action_steps)
+    first = flow_policy(n_obs_steps, horizon, n_action_steps, prediction)
     return replace(
         first,
-        policy=replace(first.policy, head=Flow(n_steps)),
+        policy=replace(first.policy, head=Flow(n_steps, prediction=prediction)),
         learner=Reflow(FromStage("flow"), steps=4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
         stages=(Stage("flow", first),),
         initialize_from=(InitializeFrom(FromStage("flow")),),

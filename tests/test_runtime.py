@@ -22,6 +22,7 @@ from understudy.data.relabel import (
     InterventionPenalty,
     LastAction,
     NextObservation,
+    OptionalColumn,
     Progress,
     Rename,
     ReturnToGo,
@@ -67,7 +68,7 @@ def episodes(discrete: bool = False, count: int = 3) -> Dataset:
 EXAMPLES = [Hindsight(), TaskText(), ReturnToGo(), TimeLeft(), Progress(), LastAction(), InterventionPenalty(),
             ConstantColumn("observation.expert", 1.0), SelectColumns(("action",)), ColumnPadding(STATE, 3),
             Rename(STATE, "observation.arm"), ConcatColumns(("action", STATE)), SelectComponents(STATE, (1,)),
-            NextObservation()]
+            NextObservation(), OptionalColumn("observation.goal", like=STATE)]
 
 # Columns that relabelings without a runtime counterpart add, and what shows them.
 PROVIDED = {"observation.goal": "OGBench", "observation.next": "InverseDynamicsPlanner"}

@@ -25,7 +25,7 @@ from understudy.nets.encoders import TokenEncoder
 from understudy.nets.goal_encoder import GoalEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
-from understudy.testing import check_encoder
+from understudy.testing import check_encoder, check_learner
 
 STATE, GOAL, TASK = "observation.state", "observation.goal", "observation.task"
 FEATURES = {STATE: Feature("float32", (2,)), GOAL: Feature("float32", (2,)),
@@ -138,6 +138,14 @@ def test_alignment_reads_both_directions():
     rows = [math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))]  # goals look for words
     columns = [math.log(2), math.log(2)]  # words look for goals
     torch.testing.assert_close(loss, torch.tensor(rows) + torch.tensor(columns))
+
+
+def test_learner_contract():
+    goals = (GOAL, "observation.word")
+    policy = PolicyConfig(Regression(), MLP(8, 1), GoalEncoder(goals, TokenEncoder(8)), window=Window(2, 3),
+                          inputs=(STATE, *goals), augmentations=(ModalityDropout(goals),))
+    losses = ContrastiveAlignment(*goals), Foresight(hidden=(8,))
+    check_learner(BehaviorCloning(batch_size=8, auxiliary_losses=losses), (policy,))
 
 
 def test_alignment_of_a_column_that_the_policy_does_not_read_is_refused():

@@ -10,6 +10,7 @@ from understudy.claims import (
     beso_three_steps,
     composed_constraints,
     critical_steps,
+    few_labels,
     imitation_promise,
     language_attention,
     preemptive_restart,
@@ -479,3 +480,40 @@ def test_the_first_crossing_of_a_curve():
     assert two_level_minibatch.first_crossing(curve, 4.0) == 50
     assert two_level_minibatch.first_crossing(curve, 1.0) == 150
     assert two_level_minibatch.first_crossing(curve, 0.5) == float("inf")
+
+
+def test_a_place_is_named_by_its_word_or_by_its_position():
+    for by_goal in (False, True):
+        check_env(lambda rows, by_goal=by_goal: few_labels.NamedPlaces(rows, limit=12, by_goal=by_goal))
+        env = few_labels.NamedPlaces(20, by_goal=by_goal)
+        obs = env.reset(torch.arange(20), torch.arange(20))
+        assert (obs[few_labels.TASK + "?"] != by_goal).all()
+        if by_goal:
+            np.testing.assert_array_equal(obs[few_labels.TARGET], few_labels.PLACES[env.state["place"]])
+    ran = rollout(few_labels.Expert(noise=0), few_labels.NamedPlaces(20), 40, seed=1)
+    assert all(e.metadata["success"] for e in ran)
+
+
+def test_one_episode_of_each_place_has_words_and_half_of_the_windows_are_from_these():
+    task, known = few_labels.TASK, few_labels.TASK + "?"
+    plain, wrong = (few_labels.LabeledPlay(200, shuffled=s).load(1) for s in (False, True))
+    for data in (plain, wrong):
+        words = [int(e.steps[task][0, 0]) for e in data if e.steps[known].all()]
+        assert sorted(words) == list(range(8)) and sum(bool(e.steps[known].any()) for e in data) == 8
+        rates = [(e.steps[known][0], float(e.steps["sampling_rate"].sum())) for e in data]
+        for has_words in (True, False):
+            np.testing.assert_allclose(sum(rate for k, rate in rates if k == has_words), 0.5, rtol=1e-4)
+    for a, b in zip(plain, wrong, strict=True):
+        assert (a.steps[task] != b.steps[task]).all() == a.steps[known].all()
+        assert all(np.array_equal(a.steps[k], b.steps[k]) for k in a.steps if k != task)
+
+
+def test_arms_without_goals_learn_from_the_episodes_with_words_alone():
+    experiment = replace(few_labels.PLAY, source=few_labels.LabeledPlay(60))
+    data, found = experiment.source.load(1), {}
+    for arm in few_labels.ARMS:
+        (option,) = arm.options
+        short = replace(option, method=replace(option.method, learner=replace(option.method.learner, steps=2)))
+        found[arm.name] = few_labels.prompted_success(experiment, short, data, 1, 10, 1)
+    assert {name: set(measures) for name, measures in found.items()} == {
+        "MDT": {"success", "goal success"}, "goals and words": {"success", "goal success"}, "words alone": {"success"}}

@@ -30,6 +30,7 @@ from understudy.nets.ema import EMA, ConstantDecay, PolynomialDecay, WarmupDecay
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.fourier import FourierFeatures
+from understudy.nets.goal_encoder import GoalEncoder
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
 from understudy.nets.mlp_mixer import MLPMixer
@@ -84,6 +85,7 @@ ENCODERS = {
     "recurrent_flat": (RecurrentEncoder(12, 1, ConcatEncoder()), PLAIN),
     "bottleneck": (BottleneckEncoder(12, SMALL), FEATURES),
     "objects": (ObjectAttentionEncoder("observation.arms", hidden=8, encoder=SMALL), FEATURES),
+    "goals": (GoalEncoder(("observation.last", "observation.images.front", "observation.task"), SMALL), FEATURES),
 }
 
 

@@ -61,6 +61,7 @@ from understudy.nets.act import ACTEncoder, ACTTransformer
 from understudy.nets.bottleneck import BottleneckEncoder
 from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
+from understudy.nets.goal_encoder import GoalEncoder
 from understudy.nets.lstm import LSTM
 from understudy.nets.mixture_of_experts import MoEFeedForward
 from understudy.nets.mlp import MLP
@@ -98,6 +99,9 @@ INPUTS = {
     "diffusion_policy": (DiffusionPolicyEncoder((36, 40), keypoints=4), {**NUMBERS, "observation.images.front": IMAGE}),
     "recurrent": (RecurrentEncoder(16, 1), NUMBERS), "flat": (ConcatEncoder(), NUMBERS),
     "bottleneck": (BottleneckEncoder(8, ConcatEncoder()), NUMBERS),
+    "goals": (GoalEncoder(("observation.still", "observation.task"), TokenEncoder(16)),
+              {**NUMBERS, "observation.task": Feature("uint8", (12,), "text"),
+               "observation.task?": Feature("bool", ())}),
     "objects": (ObjectAttentionEncoder(hidden=8, encoder=TokenEncoder(16)),
                 {**NUMBERS, "observation.objects": Feature("float32", (4, 3)),
                  "observation.task": Feature("uint8", (12,), "text")}),

@@ -22,6 +22,7 @@ from understudy.data.relabel import (
     InterventionPenalty,
     LastAction,
     NextObservation,
+    OptionalColumn,
     Progress,
     Rename,
     ReturnToGo,
@@ -67,7 +68,7 @@ def episodes(discrete: bool = False, count: int = 3) -> Dataset:
 EXAMPLES = [Hindsight(), TaskText(), ReturnToGo(), TimeLeft(), Progress(), LastAction(), InterventionPenalty(),
             ConstantColumn("observation.expert", 1.0), SelectColumns(("action",)), ColumnPadding(STATE, 3),
             Rename(STATE, "observation.arm"), ConcatColumns(("action", STATE)), SelectComponents(STATE, (1,)),
-            NextObservation()]
+            NextObservation(), OptionalColumn(STATE, like=STATE)]
 
 # Columns that relabelings without a runtime counterpart add, and what shows them.
 PROVIDED = {"observation.goal": "OGBench", "observation.next": "InverseDynamicsPlanner"}
@@ -114,7 +115,7 @@ def test_named_methods_read_only_what_is_known_while_acting(name):
 
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if isinstance(e, RuntimeRelabel)
-                                     and not isinstance(e, Progress)] + [ReturnToGo(0.5)],
+                                     and not isinstance(e, Progress)] + [ReturnToGo(0.5), TaskText(optional=True)],
                          ids=lambda e: type(e).__name__)
 def test_runtime_transforms_keep_the_contract(example, discrete):
     check_runtime_transform(example, episodes(discrete))

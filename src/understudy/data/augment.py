@@ -65,6 +65,34 @@ class ConditionDropout(Augmentation):
 
 
 @dataclass(frozen=True)
+class ModalityDropout(Augmentation):
+    """Shows one of several columns in each window and hides the others by setting ``"<key>?"`` to False.
+
+    The policy then learns to act with any one of them, such as a goal that is an observation or a sentence. The column
+    is drawn among those that are present at the newest row, each with the same probability.
+
+    Args:
+        keys: The columns.
+
+    References:
+        Reuss et al. (2024), Multimodal Diffusion Transformer: Learning Versatile Behavior from Multimodal Goals,
+        arXiv:2407.05996, whose batches have one kind of goal each.
+    """
+
+    keys: tuple[str, ...]
+
+    changes_images: ClassVar[bool] = False  # only the masks
+
+    def __call__(self, obs, rng):
+        rows, device = obs[self.keys[0]].shape[:2], obs[self.keys[0]].device
+        present = torch.stack([obs.get(key + "?", torch.ones(rows, dtype=torch.bool, device=device))
+                               for key in self.keys])  # (keys, B, To)
+        draw = torch.rand(len(self.keys), rows[0], generator=rng, device=device)
+        shown = draw.masked_fill(~present[:, :, -1], -1).argmax(0)
+        return {**obs, **{key + "?": present[i] & (shown == i).unsqueeze(1) for i, key in enumerate(self.keys)}}
+
+
+@dataclass(frozen=True)
 class GaussianNoise(Augmentation):
     """Adds Gaussian noise to every row of a vector.
 

@@ -21,6 +21,8 @@ from .runtime import (
     GivenColumn,
     HeldReturn,
     LastActionColumn,
+    OptionalColumnMask,
+    OptionalText,
     PaddedColumn,
     ProgressCount,
     RenamedColumn,
@@ -125,16 +127,22 @@ class TaskText(RuntimeRelabel):
     Args:
         max_bytes: Number of bytes of the column.
         into: Name of the new column.
+        optional: Also add ``"<into>?"``, which is False where the text is empty, and act without a text if none is
+            given.
     """
 
     max_bytes: int = 64
     into: str = "observation.task"
+    optional: bool = False
 
     def __call__(self, episode: Episode) -> Episode:
         said, which = np.unique(task_texts(episode), return_inverse=True)
         rows = np.stack([self.encode(str(text)) for text in said])
         column = (np.broadcast_to(rows[0], (len(episode) + 1, self.max_bytes)) if len(said) == 1 else rows[which])
-        return _with_column(episode, self.into, column, Feature("uint8", (self.max_bytes,), "text"))
+        episode = _with_column(episode, self.into, column, Feature("uint8", (self.max_bytes,), "text"))
+        if not self.optional:
+            return episode
+        return _with_column(episode, self.into + "?", (column != 0).any(1), Feature("bool", ()))
 
     def encode(self, text: str) -> np.ndarray:
         """Return a text as the column has it, (max_bytes,) uint8."""
@@ -142,6 +150,8 @@ class TaskText(RuntimeRelabel):
         return np.frombuffer(raw.ljust(self.max_bytes, b"\0"), np.uint8)
 
     def runtime_transform(self):
+        if self.optional:
+            return OptionalText(self.into, self.max_bytes)
         return GivenColumn(self.into, "say the task: --task 'WORDS', or ObservationWrapper(actor, "
                            f"{{{self.into!r}: torch.tensor(TaskText({self.max_bytes}).encode('WORDS'))}})")
 
@@ -319,6 +329,30 @@ class ConstantColumn(RuntimeRelabel):
     def runtime_transform(self):
         value = torch.atleast_1d(torch.tensor(self.value, dtype=torch.float32))
         return ConstantColumns({self.into: value})
+
+
+@dataclass(frozen=True)
+class OptionalColumn(RuntimeRelabel):
+    """Adds ``"<column>?"``, which tells whether a column is given, so that a policy can act without it.
+
+    In the data the column is given everywhere. It may also be a goal that a `Window` draws. While acting it is given
+    where an environment or an `ObservationWrapper` provides it. If they provide ``"<column>?"`` too, they decide.
+
+    Train with `augment.ConditionDropout` or `augment.ModalityDropout`. For texts use ``TaskText(optional=True)``.
+
+    Args:
+        column: The column, such as a goal.
+        like: An observed column of the same shape and type. Zeros of this shape take the place of a missing column.
+    """
+
+    column: str
+    like: str
+
+    def __call__(self, episode: Episode) -> Episode:
+        return _with_column(episode, self.column + "?", np.ones(len(episode) + 1, bool), Feature("bool", ()))
+
+    def runtime_transform(self):
+        return OptionalColumnMask(self.column, self.like)
 
 
 @dataclass(frozen=True)

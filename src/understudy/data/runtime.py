@@ -100,6 +100,46 @@ class GivenColumn(RuntimeTransform):
 
 
 @dataclass(frozen=True)
+class OptionalColumnMask(RuntimeTransform):
+    """Tells whether a column is given. See `relabel.OptionalColumn`.
+
+    Args:
+        column: Name of the column.
+        like: A column of the same shape and type. Zeros of this shape take the place of a missing column.
+    """
+
+    column: str
+    like: str
+
+    def step(self, obs, last, state):
+        mask, given = self.column + "?", self.column in obs
+        if given and mask in obs:
+            return {}, state
+        value = obs[self.column] if given else torch.zeros_like(obs[self.like])
+        return {self.column: value, mask: torch.full((len(last.exists),), given)}, state
+
+
+@dataclass(frozen=True)
+class OptionalText(RuntimeTransform):
+    """Tells whether a text is given and not empty. See `relabel.TaskText`.
+
+    Args:
+        column: Name of the column.
+        max_bytes: Number of bytes of the column.
+    """
+
+    column: str
+    max_bytes: int
+
+    def step(self, obs, last, state):
+        mask, rows = self.column + "?", len(last.exists)
+        if mask in obs and self.column in obs:
+            return {}, state
+        text = obs.get(self.column, torch.zeros(rows, self.max_bytes, dtype=torch.uint8))
+        return {self.column: text, mask: (torch.as_tensor(text) != 0).any(1)}, state
+
+
+@dataclass(frozen=True)
 class ReturnToGoUpdate(RuntimeTransform):
     """Return to go while acting: the target return at the first step, then reduced by each reward.
 

@@ -185,6 +185,13 @@ METHODS: dict[str, NamedMethod] = {
         "Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.",
         Reference("Reuss et al. 2023, arXiv 2304.02532, with a causal transformer over the history", ("090",),
                   (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+    "mdt": NamedMethod(
+        "understudy.methods.generative:mdt",
+        "Multimodal diffusion transformer: later observations and words are goals of one policy; few words are enough.",
+        Reference("Reuss et al. 2024, arXiv 2407.05996, with images, pretrained encoders of images and words, half of "
+                  "each batch with words, and the prediction of masked patches of later images", ("375",),
+                  (NUMBERS, "a task in words for some episodes", "no column observation.goal in the data, because the "
+                   "method adds it"))),
     "mode": NamedMethod(
         "understudy.methods.generative:mode",
         "Mixture of expert denoisers: diffusion by a transformer whose experts are chosen by the noise level.",

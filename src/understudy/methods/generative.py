@@ -7,9 +7,9 @@ from typing import Literal
 
 from ..checkpoint import FromStage
 from ..core import Schema
-from ..data.augment import ConditionDropout
+from ..data.augment import ConditionDropout, ModalityDropout
 from ..data.codec import Normalizer
-from ..data.relabel import LastAction
+from ..data.relabel import LastAction, OptionalColumn, TaskText
 from ..data.window import Goal, Window
 from ..execute.adaptive import AdaptiveChunking, CosineAgreement
 from ..execute.chunking import RecedingHorizon
@@ -39,10 +39,12 @@ from ..heads.solvers import DDPM
 from ..heads.streaming_flow import StreamingFlow
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.distillation import ConsistencyDistillation, OneStepDistillation, Reflow
+from ..learn.goal_losses import ContrastiveAlignment, Foresight
 from ..learn.load_balancing import LoadBalancing
 from ..learn.method import InitializeFrom, Method, Stage
 from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import TokenEncoder
+from ..nets.goal_encoder import GoalEncoder
 from ..nets.mixture_of_experts import MoEFeedForward
 from ..nets.mlp import MLP
 from ..nets.point_cloud import point_cloud_columns
@@ -159,6 +161,27 @@ def beso(column: str = "observation.state", scale: float = 2.0, n_steps: int = 3
     learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
     guidance = GuidanceConfig((ClassifierFreeGuidance((goal,), scale),))
     return Method(policy, RecedingHorizon(1), learner, inference=(guidance,))
+
+
+def mdt(column: str = "observation.state", horizon: int = 10, n_action_steps: int = 10) -> Method:
+    """Multimodal diffusion transformer: later observations and words are goals of one policy; few words are enough.
+
+    Where an episode has no task in words, a later observation is the goal. The policy acts on either.
+
+    Args:
+        column: The column whose later values are goals.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    goals = goal, _ = "observation.goal", "observation.task"
+    window = Window(1, horizon, goals=(Goal(column, into=goal, discount=0.9),))
+    policy = PolicyConfig(EDM(10, sigma_min=0.001), Transformer(128, 4, 4, encoder_depth=2),
+                          GoalEncoder(goals, TokenEncoder(128)), window=window, augmentations=(ModalityDropout(goals),))
+    optimizer = OptimizerConfig(lr=3e-4, weight_decay=0.05, betas=(0.9, 0.9), warmup_steps=100)
+    losses = ContrastiveAlignment(*goals), Foresight(column)
+    transforms = TaskText(optional=True), OptionalColumn(goal, like=column)
+    return Method(policy, RecedingHorizon(n_action_steps), BehaviorCloning(4000, optimizer=optimizer,
+                                                                           auxiliary_losses=losses), transforms)
 
 
 def mode(

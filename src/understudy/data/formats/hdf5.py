@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,14 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 _DEEP = 16  # nested groups; a link to a group above it would have no end
 
 
+@cache
 def import_h5py():
     """Import h5py, which is optional.
 
     Raises:
         UserError: It is not installed.
     """
-    try:
-        import h5py
-    except ImportError:
-        raise UserError("HDF5 files need h5py, which is not installed",
-                        hint="pip install 'understudy[formats]'") from None
-    return h5py
+    return read_errors.import_optional("h5py", "HDF5 files need h5py", "formats")
 
 
 def hdf5_errors(where: object) -> AbstractContextManager[None]:
@@ -592,12 +588,10 @@ def is_storable(data: Dataset, name: str, f: Feature) -> bool:
 
 def _storable_metadata(data: Dataset, reserved: Collection[str]) -> frozenset[str]:
     """Keys of the metadata of episodes that attributes can store exactly."""
-    values: dict[str, list] = {}
-    for e in data:
-        for key, value in e.metadata.items():
-            values.setdefault(key, []).append(value)
-    return frozenset(k for k, found in values.items()
-                     if k not in reserved and is_storable_name(k) and all(map(_simple, found)))
+    items = [item for e in data for item in e.metadata.items()]
+    inexact = {key for key, value in items if not _simple(value)}
+    return frozenset(key for key, _ in items
+                     if key not in reserved and key not in inexact and is_storable_name(key))
 
 
 def _simple(value) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...core import Feature, UserError
 from .. import video
-from .read_errors import damaged
+from .read_errors import damaged, first_true
 
 Found = TypeVar("Found")
 END_COLUMNS = ("next.terminated", "next.truncated")
@@ -207,8 +207,7 @@ def lengths_from_ends(ends: np.ndarray, where: str, hint: str) -> np.ndarray:
     if not len(ends):
         raise UserError("there are no episodes", where=where, hint=hint)
     lengths = np.diff(ends.astype(np.int64), prepend=0)
-    if (lengths < 1).any():
-        e = int(np.argmax(lengths < 1))
+    if (e := first_true(lengths < 1)) is not None:
         raise UserError(f"the ends must increase, but {ends[e]} follows {ends[e - 1] if e else 0}",
                         where=f"{where}[{e}]", hint=hint)
     return lengths

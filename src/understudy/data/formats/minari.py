@@ -28,7 +28,7 @@ from ..sources import ChunkedSource
 from . import arrow, hdf5, sidecar
 from .column_names import sort_numbered
 from .key_map import END_COLUMNS, KeyMap, common_arrays, decoded_images, metadata, stored_feature
-from .read_errors import damaged, read_json_object
+from .read_errors import damaged, first_true, read_json_object
 from .sidecar import FormatCapability
 
 _OUTCOMES = ("rewards", "terminations", "truncations")
@@ -127,9 +127,8 @@ class _MinariSource(ChunkedSource):
         self.row_counts = {name: np.array([arrays[key][1] for arrays in found]) for name, key in self.keys.items()}
         for name, key in self.keys.items():
             more = self.row_counts[name] - self.lengths
-            wrong = np.flatnonzero((more != 0) & ((more != 1) | (not key.startswith(("observations", "infos/")))))
-            if len(wrong):
-                e = int(wrong[0])
+            has_last_row = key.startswith(("observations", "infos/"))
+            if (e := first_true((more != 0) & ((more != 1) | (not has_last_row)))) is not None:
                 raise damaged(f"it has {self.row_counts[name][e]} rows instead of {lengths[e]}, one a step",
                               f"{where(e)}, {key}")
         for what, number in (("total_episodes", len(self.lengths)), ("total_steps", int(self.lengths.sum()))):

@@ -18,7 +18,7 @@ from .column_names import FLAG_COLUMNS, are_flags, format_list
 from .key_map import END_COLUMNS, KeyMap, end_flags, metadata, stored_feature
 from .npz import column_array, is_storable_key
 from .npz_arrays import NpzArchiveSource, NpzArrays, whole_array, write_npz
-from .read_errors import damaged
+from .read_errors import damaged, first_true
 from .sidecar import ColumnEncoding, FormatCapability
 
 FORMAT_KEY = "format"
@@ -63,10 +63,9 @@ class OGBenchSource(NpzArchiveSource):
                             hint="the file is cut short, or not an OGBench file: take it from a copy")
         self._ends = ends
         self.lengths = (np.diff(ends, prepend=-1) - 1).astype(np.int64)
-        if (self.lengths < 1).any():
-            row = int(ends[np.argmax(self.lengths < 1)])
+        if (e := first_true(self.lengths < 1)) is not None:
             raise UserError("there is no action before the last observation",
-                            where=f"{where}[{row}]", hint="if terminals mark steps, save episode_ends (plain .npz)")
+                            where=f"{where}[{ends[e]}]", hint="if terminals mark steps, save episode_ends (plain .npz)")
         self._assign_arrays(len(terminals))
 
     def _assign_arrays(self, rows):

@@ -290,13 +290,7 @@ def _files(path: Path) -> dict[str, tuple]:
 
 
 def _zarr():
-    try:
-        import zarr
-        import zarr.storage
-    except ImportError:
-        raise UserError("reading zarr needs the package zarr, which is not installed",
-                        hint="pip install 'understudy[formats]'") from None
-    return zarr
+    return read_errors.import_optional("zarr", "reading zarr needs the package zarr", "formats")
 
 
 def zarr_errors(where: object) -> AbstractContextManager[None]:
@@ -359,7 +353,7 @@ def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
 
 
 def _pieces(data: Dataset, name: str) -> Iterator[np.ndarray]:
-    return (np.asarray(e.steps[name])[: len(e)] for e in data)
+    return (np.asarray(e.steps[name])[:n] for e, n in zip(data, data.lengths.tolist(), strict=True))
 
 
 def _put_array(put, node, shape, dtype, rows, pieces) -> None:

@@ -61,7 +61,7 @@ class ActSource(ChunkedSource):
             if key == "compress_len" or array.filled_marker == "all":
                 continue
             encoded = key.startswith("observations/images/") and (
-                hdf5.is_variable_bytes(array) or array.ndim == 2 and array.dtype == np.uint8)
+                hdf5.is_variable_bytes(array) or len(array.shape) == 2 and array.dtype == np.uint8)
             found[key] = _ENCODED if encoded else hdf5.array_feature(KEYS.column(key), array, f"{path}, {key}")
             hdf5.check_rows(array, steps, "as action has", f"{path}, {key}")
         hdf5.warn_of_holes(arrays, path.name, warnings)

@@ -193,10 +193,6 @@ class ArrayInfo:
         return ContiguousLayout(self.id.get_offset(), self.dtype, self.shape)
 
     @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
     def size(self) -> int:
         return math.prod(self.shape)
 
@@ -218,9 +214,6 @@ class ArrayInfo:
     @cached_property
     def values(self):
         return import_h5py().Dataset(self.id)
-
-    def __len__(self) -> int:
-        return self.shape[0]
 
     def __getitem__(self, rows):
         return self.values[rows]

@@ -229,7 +229,7 @@ class Hdf5Source(_MinariSource):
     def encoded(self, key, array) -> bool:
         if hdf5.is_variable_bytes(array):
             return True
-        if array.dtype != np.uint8 or array.ndim != 2 or not key.startswith(("observations", "actions")):
+        if array.dtype != np.uint8 or len(array.shape) != 2 or not key.startswith(("observations", "actions")):
             return False
         if (shape := self.leaf_shape(key)) is not None:
             return len(shape) > 1

@@ -116,7 +116,7 @@ class RobomimicSource(ChunkedSource):
                 if len(array.shape) != 1 or not hdf5.is_text(array):
                     raise UserError(f"it must be names of demos, but is {array.dtype} {array.shape}", where=where,
                                     hint="remove the mask, or write it again")
-                masks[key] = dict.fromkeys(hdf5.read_rows(array, 0, len(array), where).tolist())
+                masks[key] = dict.fromkeys(hdf5.read_rows(array, 0, array.shape[0], where).tolist())
                 if gone := [d for d in masks[key] if d not in self.demos]:
                     warnings.append(f"mask/{key} names {', '.join(gone[:5])}, which the file does not hold")
         return masks

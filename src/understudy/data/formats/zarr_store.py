@@ -344,7 +344,7 @@ def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
         put(f"{group}.zgroup", '{"zarr_format": 2}')
     lengths, features = data.lengths, data.features()
     for name, key in _names(data).items():
-        f, pieces = features[name], partial(_pieces, data, name)
+        f, pieces = features[name], partial(_pieces, data, name, lengths)
         dtype = stored_dtype(f, pieces).newbyteorder("<")
         rows = max(1, _CHUNK // max(f.size * dtype.itemsize, 1))
         _put_array(put, f"data/{key}", (int(lengths.sum()), *f.shape), dtype, rows, pieces())
@@ -352,8 +352,8 @@ def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
     _put_array(put, "meta/episode_ends", ends.shape, np.dtype("<i8"), len(ends), iter([ends]))
 
 
-def _pieces(data: Dataset, name: str) -> Iterator[np.ndarray]:
-    return (np.asarray(e.steps[name])[:n] for e, n in zip(data, data.lengths.tolist(), strict=True))
+def _pieces(data: Dataset, name: str, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    return (np.asarray(e.steps[name])[:n] for e, n in zip(data, lengths.tolist(), strict=True))
 
 
 def _put_array(put, node, shape, dtype, rows, pieces) -> None:

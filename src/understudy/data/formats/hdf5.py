@@ -347,8 +347,7 @@ def array_feature(name: str, array, where: str, flag: bool = False) -> Feature:
 
 
 def _unsupported_reason(array) -> str:
-    h5py = import_h5py()
-    if h5py.check_ref_dtype(array.dtype):
+    if import_h5py().check_ref_dtype(array.dtype):
         return "references"
     return {"V": "compound or opaque values", "O": "objects of varying length"}.get(array.dtype.kind,
                                                                                     f"dtype {array.dtype}")

@@ -526,10 +526,7 @@ class _LeRobotWriter:
         for name in self._parts if self._grows else ():  # a new folder is synced as a whole before it has its name
             _sync(root / f"{name}.part")
         _write_tasks(root / "meta" / "tasks.parquet", self.tasks)
-        _write_last(root / UNDERSTUDY_FOLDER / "last.parquet", self._last, self.plan)
-        _write_metadata(root / UNDERSTUDY_FOLDER / "episodes.jsonl", self._episode_metadata, info["total_episodes"])
-        if not info["total_episodes"] or not (root / UNDERSTUDY_FOLDER / "schema.json").exists():
-            write_json(root / UNDERSTUDY_FOLDER / "schema.json", self.schema())
+        self._write_understudy_folder()
         write_json(root / "meta" / "stats.json", _plain(stats))
         for name in self._parts:
             os.replace(root / f"{name}.part", root / name)
@@ -540,6 +537,13 @@ class _LeRobotWriter:
                     total_tasks=len(self.tasks), splits={**info.get("splits", {}), "train": f"0:{total}"})
         write_text(root / "meta" / "info.json", json.dumps(info, indent=4, ensure_ascii=False))
         (root / UNDERSTUDY_FOLDER / "pending.json").unlink(missing_ok=True)
+
+    def _write_understudy_folder(self) -> None:
+        ours, before = self.root / UNDERSTUDY_FOLDER, self.plan.info["total_episodes"]
+        _write_last(ours / "last.parquet", self._last, self.plan)
+        _write_metadata(ours / "episodes.jsonl", self._episode_metadata, before)
+        if not before or not (ours / "schema.json").exists():
+            write_json(ours / "schema.json", self.schema())
 
     def schema(self) -> dict:
         """Of schema.json."""

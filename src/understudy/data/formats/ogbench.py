@@ -156,11 +156,10 @@ def write(data: Dataset, path: str | Path) -> None:
         path: The new file.
     """
     path, kept = Path(path), capability(data)
-    lengths, seen = data.lengths, _observation_column(data.features(), path)
-    total, rows = int(lengths.sum()) + len(data), lengths + 1
-    arrays = [column_array(data, name, "observations" if name == seen else KEYS.key(name), total, rows)
+    rows, seen = data.lengths + 1, _observation_column(data.features(), path)
+    arrays = [column_array(data, name, "observations" if name == seen else KEYS.key(name), rows)
               for name in kept.columns if name not in END_COLUMNS]
-    terminals = np.zeros(total, bool)
+    terminals = np.zeros(int(rows.sum()), bool)
     terminals[np.cumsum(rows) - 1] = True
     arrays += [whole_array("terminals", terminals), whole_array(FORMAT_KEY, np.asarray("ogbench"))]
     with sidecar.new_file_with_sidecar(path, data, kept) as part:

@@ -490,8 +490,14 @@ def _unusable(topic: TopicSummary) -> str:
 
 
 def _only_text(message) -> str | None:
-    inside = {k: v for k, v in (_inside(message) or {}).items() if k not in _SKIPPED}
-    return next(iter(inside.values())) if len(inside) == 1 and isinstance(next(iter(inside.values())), str) else None
+    inside = _contents(message)
+    value = next(iter(inside.values()), None)
+    return value if len(inside) == 1 and isinstance(value, str) else None
+
+
+def _contents(message) -> dict[str, Any]:
+    """The fields of a message, without headers, time stamps and layouts."""
+    return {k: v for k, v in (_inside(message) or {}).items() if k not in _SKIPPED}
 
 
 def _add(topic: TopicSummary, columns: dict[str, ColumnMapping]) -> None:
@@ -505,7 +511,7 @@ def _add(topic: TopicSummary, columns: dict[str, ColumnMapping]) -> None:
     if topic.image:
         columns[free(f"observation.images.{short or 'camera'}")] = ColumnMapping(topic.name, max_age=age)
         return
-    inside = {k: v for k, v in (_inside(topic.message) or {}).items() if k not in _SKIPPED}
+    inside = _contents(topic.message)
     if (text := _only_text(topic.message)) is not None:
         task = re.search(r"task|instruction|prompt|language", topic.name, re.I)
         columns[free("task" if task else short or "text")] = ColumnMapping(

@@ -368,6 +368,7 @@ def _put_array(put, node, shape, dtype, rows, pieces) -> None:
         "filters": None, "order": "C", "fill_value": fill}, indent=4))
     sizes = [min(chunk[0], shape[0] - row) for row in range(0, shape[0], max(chunk[0], 1))]
     for number, values in enumerate(split_rows(pieces, sizes)):
-        whole = np.zeros(chunk, dtype)
-        whole[:len(values)] = values
-        put(f"{node}/{number}{'.0' * (len(shape) - 1)}", bytes(codec.encode(whole.tobytes())))
+        if missing := chunk[0] - len(values):
+            values = np.concatenate([values, np.zeros((missing, *chunk[1:]), dtype)])
+        raw = np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8)  # as bytes: Blosc shuffles by item size
+        put(f"{node}/{number}{'.0' * (len(shape) - 1)}", codec.encode(raw))

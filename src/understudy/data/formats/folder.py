@@ -343,8 +343,7 @@ class CsvFolderSource(FolderSource):
                 yield name, int(self._first[name][e]), values[name]
 
     def read_text(self, name, episode):
-        values = self._values(episode)[name]
-        return text_column(values) if values.ndim == 1 else values
+        return text_column(self._values(episode)[name])
 
     def frames(self, name, episode):
         for row, file in enumerate(self._frames[name][episode]):

@@ -111,12 +111,13 @@ def split_for_lerobot(data: Dataset) -> tuple[Dataset, FormatCapability]:
     features = data.features()
     aside: dict[str, Callable | None] = {name: None for name, f in features.items() if not _fits(name, f)}
     if INDEX_COLUMNS[0] in features and INDEX_COLUMNS[0] not in aside:
+        begins = _timestamps_start_at_zero(data)
         times = [np.asarray(e.steps[INDEX_COLUMNS[0]])[:len(e)] for e in data]
-        stored = [_from_zero(t, _timestamps_start_at_zero(data)) for t in times]
+        stored = [_from_zero(t, begins) for t in times]
         if not all(len(t) and np.isfinite(t).all() and (np.diff(t) > 0).all() for t in stored):
             aside[INDEX_COLUMNS[0]] = None
         elif any(t.astype(was.dtype).tobytes() != was.tobytes() for t, was in zip(stored, times, strict=True)):
-            aside[INDEX_COLUMNS[0]] = partial(_from_zero, begins=_timestamps_start_at_zero(data))
+            aside[INDEX_COLUMNS[0]] = partial(_from_zero, begins=begins)
 
     def own(e):
         return e.replace({n: change and change(np.asarray(e.steps[n])) for n, change in aside.items() if n in e.steps})

@@ -23,7 +23,7 @@ from .. import cache
 from ..episode import Dataset
 from ..sources import MemmapSource
 from . import read_errors, sidecar
-from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name
+from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name, text_column
 from .key_map import add_column, lengths_from_ends, metadata
 from .npz_arrays import split_rows, stored_dtype
 from .read_errors import damaged
@@ -218,9 +218,7 @@ class ZarrSource(MemmapSource):
 
     def read_text(self, name, episode):
         begin = int(self._first[name][episode])
-        values = self._rows(self._from[name], begin, begin + int(self.lengths[episode])).astype(np.str_)
-        same = values.ndim == 1 and (values == values[0]).all()
-        return np.broadcast_to(values[:1], values.shape) if same else values
+        return text_column(self._rows(self._from[name], begin, begin + int(self.lengths[episode])))
 
     def frames(self, name, episode):
         key, begin = self._from[name], int(self._first[name][episode])

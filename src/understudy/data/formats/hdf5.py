@@ -79,16 +79,16 @@ class _CheckedFile:
 
     def _walk(self, begin: int) -> None:
         """Checks a global heap (File Format Specification III.E)."""
-        at, end = begin + 16, begin + self._number(begin + 8)
+        end = int.from_bytes(os.pread(self._file, 8, begin + 8), "little")
+        heap = os.pread(self._file, min(end, os.fstat(self._file).st_size - begin), begin)
+        at = 16
         while at + 16 <= end:
-            number, size = self._number(at, 2), self._number(at + 8)
+            number = int.from_bytes(heap[at: at + 2], "little")
+            size = int.from_bytes(heap[at + 8: at + 16], "little")
             size = 16 + -(-size // 8) * 8 if number else size
             if not 16 <= size <= end - at:
                 raise OSError(f"an object of {size} bytes in the heap at byte {begin}")
             at += size
-
-    def _number(self, at: int, size: int = 8) -> int:
-        return int.from_bytes(os.pread(self._file, size, at), "little")
 
     def flush(self) -> None:
         pass

@@ -128,10 +128,11 @@ def write(data: Dataset, path: Path) -> None:
     """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)
+    features = data.features()
     with sidecar.new_folder(path, data, holds) as part:
         for i, e in enumerate(data):
             with h5py.File(part / f"episode_{i}.hdf5", "w") as file:
-                hdf5.store_column_order(file, data, holds)
+                hdf5.store_column_order(file, features, holds)
                 for name, key in keys.items():
                     hdf5.write_column(file, key, e.steps[name][:len(e)])
                 if "observations/qvel" not in file and "observations/qpos" in file and not hdf5.is_text(

@@ -478,15 +478,14 @@ def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Featu
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def store_column_order(file, data: Dataset, capability: sidecar.FormatCapability) -> None:
+def store_column_order(file, features: Mapping[str, Feature], capability: sidecar.FormatCapability) -> None:
     """Store the order and kinds of the columns in an attribute of the file.
 
     Args:
         file: The open file.
-        data: The episodes that are written.
+        features: Features of the columns that are written.
         capability: What the format stores.
     """
-    features = data.features()
     file.attrs[COLUMNS_ATTRIBUTE] = json.dumps(
         {place.name: features[n].kind for n, place in capability.columns.items()}
     )

@@ -393,14 +393,14 @@ def write(data: Dataset, path: Path) -> None:
     holds, keys, about = _plan(data)
     name = re.sub(r"-v\d+$", "", path.name) or "data"
     version = re.search(r"-v(\d+)$", path.name)
+    features = data.features()
     with sidecar.new_folder(path, data, holds) as part:
         folder = part / "data"
         folder.mkdir()
         with h5py.File(folder / "main_data.hdf5", "w", track_order=True) as file:
-            hdf5.store_column_order(file, data, holds)
+            hdf5.store_column_order(file, features, holds)
             for i, e in enumerate(data):
                 _put(file.create_group(f"episode_{i}"), i, e, keys, holds)
-        features = data.features()
         size = round((folder / "main_data.hdf5").stat().st_size / 1e6, 1)
         said = {"fps": data.fps, "robot_type": data.metadata.get("robot_type")}
         unknown = {"code_permalink": None, "author": [], "author_email": [], "algorithm_name": None, "description": "",

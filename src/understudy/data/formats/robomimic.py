@@ -267,7 +267,7 @@ def write(data: Dataset, path: Path) -> None:
     h5py = hdf5.import_h5py()
     holds, keys, demos, env = _plan(data)
     with sidecar.new_file_with_sidecar(path, data, holds) as part, h5py.File(part, "w") as file:
-        hdf5.store_column_order(file, data, holds)
+        hdf5.store_column_order(file, data.features(), holds)
         group, masks = file.create_group("data"), {}
         group.attrs["env_args"] = json.dumps(env, indent=4)
         group.attrs["total"] = data.steps

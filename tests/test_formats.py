@@ -25,7 +25,7 @@ from understudy.audit import find_problems
 from understudy.core import Feature, UserError
 from understudy.data import cache, video
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import describe, frame_cost, lerobot, open_dataset
+from understudy.data.formats import describe, frame_cost, lerobot, lerobot_write, open_dataset
 from understudy.data.packed_columns import PackedColumns
 from understudy.data.window import Window
 
@@ -473,6 +473,15 @@ def test_irregular_times_find_their_frames(tmp_path):
     for again in open_dataset(tmp_path / "out"):
         np.testing.assert_array_equal(again.steps["timestamp"], times)
         assert np.abs(again.steps[CAMERA].astype(int) - c["image"]).mean(axis=(1, 2, 3)).max() < 2.4
+
+
+def test_the_time_to_split_timestamps_grows_with_the_episodes_not_with_their_square(monkeypatch):
+    counted = []
+    whole = lerobot_write._timestamps_start_at_zero
+    monkeypatch.setattr(lerobot_write, "_timestamps_start_at_zero", lambda data: counted.append(1) or whole(data))
+    steps = {"action": np.zeros((3, 1), np.float32), "timestamp": np.arange(3) / 10}
+    lerobot_write.split_for_lerobot(Dataset([Episode(steps)] * 20, {"fps": 10}))
+    assert len(counted) == 1
 
 
 def test_a_rate_that_is_not_known_stays_unknown(tmp_path):

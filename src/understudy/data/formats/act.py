@@ -61,7 +61,7 @@ class ActSource(ChunkedSource):
             if key == "compress_len" or array.filled_marker == "all":
                 continue
             encoded = key.startswith("observations/images/") and (
-                hdf5.is_variable_bytes(array) or array.ndim == 2 and array.dtype == np.uint8)
+                hdf5.is_variable_bytes(array) or len(array.shape) == 2 and array.dtype == np.uint8)
             found[key] = _ENCODED if encoded else hdf5.array_feature(KEYS.column(key), array, f"{path}, {key}")
             hdf5.check_rows(array, steps, "as action has", f"{path}, {key}")
         hdf5.warn_of_holes(arrays, path.name, warnings)
@@ -128,10 +128,11 @@ def write(data: Dataset, path: Path) -> None:
     """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)
+    features = data.features()
     with sidecar.new_folder(path, data, holds) as part:
         for i, e in enumerate(data):
             with h5py.File(part / f"episode_{i}.hdf5", "w") as file:
-                hdf5.store_column_order(file, data, holds)
+                hdf5.store_column_order(file, features, holds)
                 for name, key in keys.items():
                     hdf5.write_column(file, key, e.steps[name][:len(e)])
                 if "observations/qvel" not in file and "observations/qpos" in file and not hdf5.is_text(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +258,6 @@ class BagSource(ColumnSource):
             *(f"{log.truncation}; what is there was read" for log in recordings if log.truncation),
             *(left or []),
         ]
-        self._metadata = [log.metadata for log in recordings]
         self._check(recordings)
         self._paths: dict[str, tuple[str, ...]] = {}  # of the numbers of each column, where a structure has them
         self.schema = self._features(recordings)
@@ -271,7 +269,8 @@ class BagSource(ColumnSource):
             self._joined.append(joined)
             parts += [(number, *p) for p in found]
         table = np.array(parts, np.int64).reshape(-1, 4)
-        self._log, self._first, self.lengths, self._has_last_row = table.T
+        self._log, self._first, self.lengths, has_last_row = table.T
+        self._longer = self.lengths + has_last_row
         kinds = list(dict.fromkeys(log.kind for log in recordings))
         types = {topic: type for log in reversed(recordings) for topic, type in log.types.items()}
         self.metadata = {
@@ -461,18 +460,15 @@ class BagSource(ColumnSource):
         apart = np.concatenate(apart) if apart else np.empty(0)
         return maps._rate(1e9 / float(np.median(apart))) if len(apart) else None
 
-    @cached_property
-    def _longer(self) -> np.ndarray:
-        return self.lengths + self._has_last_row
-
     def rows(self, name):
         return self._longer if role(name) == "observation" and name in self.mapping.columns else self.lengths
 
     def episode_metadata(self, episode):
         joined = self._joined[self._log[episode]]
-        records = self._metadata[self._log[episode]]
-        return {"file": joined.log.path.name, "began": int(joined.ticks[self._first[episode]]) / 1e9,
-                **({"metadata": {n: dict(r) for n, r in records.items()}} if records else {})}
+        found = {"file": joined.log.path.name, "began": int(joined.ticks[self._first[episode]]) / 1e9}
+        if joined.log.metadata:
+            found["metadata"] = {n: dict(r) for n, r in joined.log.metadata.items()}
+        return found
 
     def column(self, name, episode):
         joined, first = self._joined[self._log[episode]], int(self._first[episode])

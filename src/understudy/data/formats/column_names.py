@@ -59,9 +59,9 @@ def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature]
 
 
 def text_column(texts: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Return text as a column, (rows,). If all rows have the same text, it is stored once."""
+    """Return text as a column, (rows, *shape). If all rows have the same single text, it is stored once."""
     values = np.asarray(texts, np.str_)
-    same = len(values) and (values == values[0]).all()
+    same = values.ndim == 1 and len(values) and (values == values[0]).all()
     return np.broadcast_to(values[:1], values.shape) if same else values
 
 

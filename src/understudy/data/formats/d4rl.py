@@ -193,7 +193,7 @@ def write(data: Dataset, path: Path) -> None:
     steps, first = int(lengths.sum()), episode_starts(lengths)
     features = data.features()
     with sidecar.new_file_with_sidecar(path, data, holds) as part, h5py.File(part, "w") as file:
-        hdf5.store_column_order(file, data, holds)
+        hdf5.store_column_order(file, features, holds)
         for name, key in keys.items():
             f, place = features[name], holds.columns[name]
             dtype = h5py.string_dtype() if f.kind == "string" else place.dtype

@@ -29,7 +29,7 @@ from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_n
 from .episode_table import cut_table, even_rate
 from .key_map import checked_rate, common_arrays, metadata
 from .npz_arrays import NpzArrays
-from .read_errors import damaged, read_json_object
+from .read_errors import damaged, first_true, read_json_object
 from .sidecar import ColumnEncoding, FormatCapability
 
 DATASET_JSON = "dataset.json"
@@ -101,9 +101,7 @@ class FolderSource(MemmapSource):
         self._scan_files()
         self.lengths = np.min(list(self.row_counts.values()), axis=0)
         for name, rows in self.row_counts.items():
-            wrong = np.flatnonzero(rows > self.lengths + 1)
-            if len(wrong):
-                e = int(wrong[0])
+            if (e := first_true(rows > self.lengths + 1)) is not None:
                 raise UserError(f"it has {rows[e]} rows instead of {self.lengths[e]}, or one more",
                                 where=f"{self.files[e]}, {name}", hint="correct the file, or leave it out")
         if not any(n.split(".")[0] == "action" for n in self.schema):
@@ -216,12 +214,11 @@ class NpzFolderSource(FolderSource):
         self.metadata["fps"] = value
 
     def iter_chunks(self):
-        at = dict.fromkeys(self.numeric_columns, 0)
-        for arrays in self._arrays:
+        for e, arrays in enumerate(self._arrays):
             for name in self.numeric_columns:
+                first = int(self._first[name][e])
                 for row, values in arrays.iter_rows(self._keys[name]):
-                    yield name, at[name] + row, values
-                at[name] += arrays.headers[self._keys[name]][0][0]
+                    yield name, first + row, values
 
     def frames(self, name, episode):
         for row, values in self._arrays[episode].iter_rows(self._keys[name]):
@@ -340,16 +337,13 @@ class CsvFolderSource(FolderSource):
     _held: tuple[int, dict[str, np.ndarray]] = (-1, {})  # the file that was read last
 
     def iter_chunks(self):
-        at = dict.fromkeys(self.numeric_columns, 0)
         for e in range(len(self.files)):
             values = self._values(e)
             for name in self.numeric_columns:
-                yield name, at[name], values[name]
-                at[name] += len(values[name])
+                yield name, int(self._first[name][e]), values[name]
 
     def read_text(self, name, episode):
-        values = self._values(episode)[name]
-        return text_column(values) if values.ndim == 1 else values
+        return text_column(self._values(episode)[name])
 
     def frames(self, name, episode):
         for row, file in enumerate(self._frames[name][episode]):

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,14 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 _DEEP = 16  # nested groups; a link to a group above it would have no end
 
 
+@cache
 def import_h5py():
     """Import h5py, which is optional.
 
     Raises:
         UserError: It is not installed.
     """
-    try:
-        import h5py
-    except ImportError:
-        raise UserError("HDF5 files need h5py, which is not installed",
-                        hint="pip install 'understudy[formats]'") from None
-    return h5py
+    return read_errors.import_optional("h5py", "HDF5 files need h5py", "formats")
 
 
 def hdf5_errors(where: object) -> AbstractContextManager[None]:
@@ -83,16 +79,16 @@ class _CheckedFile:
 
     def _walk(self, begin: int) -> None:
         """Checks a global heap (File Format Specification III.E)."""
-        at, end = begin + 16, begin + self._number(begin + 8)
+        end = int.from_bytes(os.pread(self._file, 8, begin + 8), "little")
+        heap = os.pread(self._file, min(end, os.fstat(self._file).st_size - begin), begin)
+        at = 16
         while at + 16 <= end:
-            number, size = self._number(at, 2), self._number(at + 8)
+            number = int.from_bytes(heap[at: at + 2], "little")
+            size = int.from_bytes(heap[at + 8: at + 16], "little")
             size = 16 + -(-size // 8) * 8 if number else size
             if not 16 <= size <= end - at:
                 raise OSError(f"an object of {size} bytes in the heap at byte {begin}")
             at += size
-
-    def _number(self, at: int, size: int = 8) -> int:
-        return int.from_bytes(os.pread(self._file, size, at), "little")
 
     def flush(self) -> None:
         pass
@@ -197,10 +193,6 @@ class ArrayInfo:
         return ContiguousLayout(self.id.get_offset(), self.dtype, self.shape)
 
     @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
     def size(self) -> int:
         return math.prod(self.shape)
 
@@ -222,9 +214,6 @@ class ArrayInfo:
     @cached_property
     def values(self):
         return import_h5py().Dataset(self.id)
-
-    def __len__(self) -> int:
-        return self.shape[0]
 
     def __getitem__(self, rows):
         return self.values[rows]
@@ -358,8 +347,7 @@ def array_feature(name: str, array, where: str, flag: bool = False) -> Feature:
 
 
 def _unsupported_reason(array) -> str:
-    h5py = import_h5py()
-    if h5py.check_ref_dtype(array.dtype):
+    if import_h5py().check_ref_dtype(array.dtype):
         return "references"
     return {"V": "compound or opaque values", "O": "objects of varying length"}.get(array.dtype.kind,
                                                                                     f"dtype {array.dtype}")
@@ -490,15 +478,14 @@ def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Featu
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def store_column_order(file, data: Dataset, capability: sidecar.FormatCapability) -> None:
+def store_column_order(file, features: Mapping[str, Feature], capability: sidecar.FormatCapability) -> None:
     """Store the order and kinds of the columns in an attribute of the file.
 
     Args:
         file: The open file.
-        data: The episodes that are written.
+        features: Features of the columns that are written.
         capability: What the format stores.
     """
-    features = data.features()
     file.attrs[COLUMNS_ATTRIBUTE] = json.dumps(
         {place.name: features[n].kind for n, place in capability.columns.items()}
     )
@@ -592,12 +579,10 @@ def is_storable(data: Dataset, name: str, f: Feature) -> bool:
 
 def _storable_metadata(data: Dataset, reserved: Collection[str]) -> frozenset[str]:
     """Keys of the metadata of episodes that attributes can store exactly."""
-    values: dict[str, list] = {}
-    for e in data:
-        for key, value in e.metadata.items():
-            values.setdefault(key, []).append(value)
-    return frozenset(k for k, found in values.items()
-                     if k not in reserved and is_storable_name(k) and all(map(_simple, found)))
+    items = [item for e in data for item in e.metadata.items()]
+    inexact = {key for key, value in items if not _simple(value)}
+    return frozenset(key for key, _ in items
+                     if key not in reserved and key not in inexact and is_storable_name(key))
 
 
 def _simple(value) -> bool:

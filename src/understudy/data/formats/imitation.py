@@ -23,7 +23,7 @@ from ..sources import ChunkedSource, MemmapSource
 from . import arrow
 from .key_map import END_COLUMNS, KeyMap, end_flags, metadata, stored_feature
 from .npz_arrays import NpzArchiveSource, NpzArrays
-from .read_errors import damaged
+from .read_errors import damaged, first_true
 
 KEYS = KeyMap({"acts": "action", "rews": "next.reward"}, observation="obs")
 _MISSING_COLUMNS = "this is no data set of imitation: obs, acts and terminal, a row for each trajectory"
@@ -91,15 +91,13 @@ class ArrowFolderSource(_ImitationSource, ChunkedSource):
         for key, more in (("obs", 1), ("rews", 0), ("infos", 0)):
             if key not in table.column_names:
                 continue
-            wrong = np.flatnonzero(_counts(table, key, self.path) != self.lengths + more)
-            if len(wrong):
-                e = int(wrong[0])
-                raise UserError(f"it has {_counts(table, key, self.path)[e]} rows instead of {self.lengths[e] + more}, "
+            counts = _counts(table, key, self.path)
+            if (e := first_true(counts != self.lengths + more)) is not None:
+                raise UserError(f"it has {counts[e]} rows instead of {self.lengths[e] + more}, "
                                 f"for {self.lengths[e]} actions", where=f"{self.path}, {key}, trajectory {e}",
                                 hint="leave the trajectory out, or take the folder from a copy")
-        if (self.lengths < 1).any():
-            raise UserError("the trajectory has no actions",
-                            where=f"{self.path}, acts, trajectory {int(np.argmax(self.lengths < 1))}",
+        if (e := first_true(self.lengths < 1)) is not None:
+            raise UserError("the trajectory has no actions", where=f"{self.path}, acts, trajectory {e}",
                             hint="leave the trajectory out")
 
     @contextmanager
@@ -125,9 +123,8 @@ def _counts(table, key, path) -> np.ndarray:
     with arrow.arrow_errors(f"{path}, {key}"):
         counts = [c.value_lengths().to_numpy(zero_copy_only=False) for c in table.column(key).chunks]
         counts = np.concatenate(counts) if counts else np.zeros(0)
-    if not np.isfinite(counts).all():
-        raise UserError("the list is missing", where=f"{path}, {key}, trajectory "
-                        f"{int(np.argmin(np.isfinite(counts)))}", hint="leave the trajectory out")
+    if (e := first_true(~np.isfinite(counts))) is not None:
+        raise UserError("the list is missing", where=f"{path}, {key}, trajectory {e}", hint="leave the trajectory out")
     return counts.astype(np.int64)
 
 
@@ -152,8 +149,7 @@ class NpzFileSource(NpzArchiveSource, _ImitationSource):
             raise damaged(f"it must be {len(self.terminal) - 1} integers, one less than terminal has, but is "
                           f"{indices.dtype} {indices.shape}", f"{path}, indices")
         self.lengths = np.diff(np.concatenate([[0], indices.astype(np.int64), [steps]]))
-        if (self.lengths < 1).any():
-            e = int(np.argmax(self.lengths < 1))
+        if (e := first_true(self.lengths < 1)) is not None:
             raise damaged(f"the indices must increase up to {steps}, the rows of acts: "
                           f"{indices.tolist()[:e + 1][-3:]}", f"{path}, indices[{min(e, len(indices) - 1)}]")
         for key, rows in (("obs", steps + len(self.lengths)), ("rews", steps)):

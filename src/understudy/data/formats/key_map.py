@@ -13,7 +13,7 @@ import numpy as np
 
 from ...core import Feature, UserError
 from .. import video
-from .read_errors import damaged
+from .read_errors import damaged, first_true
 
 Found = TypeVar("Found")
 END_COLUMNS = ("next.terminated", "next.truncated")
@@ -167,9 +167,13 @@ def metadata(kind: str, path: Path, warnings: list[str], version: str = "", fps:
         fps: Steps per second. Anything but a positive number becomes None.
         robot_type: Name of the robot. Anything but text becomes None.
     """
-    is_rate = isinstance(fps, (int, float)) and not isinstance(fps, bool) and 0 < fps < float("inf")
-    return {"format": kind, "version": version, "path": str(path), "fps": float(fps) if is_rate else None,
+    return {"format": kind, "version": version, "path": str(path), "fps": float(fps) if is_rate(fps) else None,
             "robot_type": robot_type if isinstance(robot_type, str) else None, "warnings": warnings}
+
+
+def is_rate(value: Any) -> bool:
+    """Whether a value is a positive, finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def checked_rate(fps: Any, where: str) -> float:
@@ -184,7 +188,7 @@ def checked_rate(fps: Any, where: str) -> float:
     """
     if isinstance(fps, np.generic):
         fps = fps.item()
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not (math.isfinite(fps) and fps > 0):
+    if not is_rate(fps):
         raise UserError(f"the steps per second must be a number above 0, not {fps}", where=where,
                         hint="correct it, or leave it out")
     return float(fps)
@@ -207,8 +211,7 @@ def lengths_from_ends(ends: np.ndarray, where: str, hint: str) -> np.ndarray:
     if not len(ends):
         raise UserError("there are no episodes", where=where, hint=hint)
     lengths = np.diff(ends.astype(np.int64), prepend=0)
-    if (lengths < 1).any():
-        e = int(np.argmax(lengths < 1))
+    if (e := first_true(lengths < 1)) is not None:
         raise UserError(f"the ends must increase, but {ends[e]} follows {ends[e - 1] if e else 0}",
                         where=f"{where}[{e}]", hint=hint)
     return lengths

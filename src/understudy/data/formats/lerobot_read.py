@@ -22,7 +22,7 @@ from ..sources import MemmapSource, batch_ranges
 from . import arrow, remote
 from .column_names import format_list
 from .key_map import metadata
-from .read_errors import damaged, read_json_object
+from .read_errors import damaged, first_true, read_json_object
 
 INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
 UNDERSTUDY_FOLDER = Path("meta") / "understudy"
@@ -237,12 +237,10 @@ class LeRobotSource(MemmapSource):
             task = read["task_index"].to_numpy()[take]
             for index, wanted in (("episode_index", whose), ("frame_index", step)):
                 found = read[index].to_numpy()[take]
-                if (found != wanted).any():
-                    at = int(np.argmax(found != wanted))
+                if (at := first_true(found != wanted)) is not None:
                     raise damaged(f"{index} is {found[at]} instead of {wanted[at]}",
                                   f"{file}, episode {whose[at]}, frame {step[at]}")
-            if not np.isin(task, known).all():
-                at = int(np.argmin(np.isin(task, known)))
+            if (at := first_true(~np.isin(task, known))) is not None:
                 raise UserError(f"task_index {task[at]} is not among the tasks in meta ({', '.join(map(str, known))})",
                                 where=f"{file}, episode {whose[at]}, frame {step[at]}",
                                 hint="add the task to meta/tasks, or correct the row")
@@ -389,8 +387,7 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
         raise UserError(f"the {count} episodes have the numbers {format_list(number, 20)}", where=folder,
                         hint=f"number them from 0 to {count - 1}, in the tables and in the data")
     span = table["dataset_to_index"] - table["dataset_from_index"]
-    if (span != length).any() or (length < 1).any():
-        e = int(np.argmax((span != length) | (length < 1)))
+    if (e := first_true((span != length) | (length < 1))) is not None:
         raise damaged(f"it is {length[e]}, but dataset_to_index - dataset_from_index is {span[e]}",
                       f"{folder}, episode {e}, length")
 

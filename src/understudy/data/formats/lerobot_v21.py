@@ -15,19 +15,16 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from ...files import write_json, write_text
+from ...files import write_text
 from .. import video
 from ..episode import Dataset
 from . import sidecar
-from .lerobot_read import UNDERSTUDY_FOLDER
 from .lerobot_write import (
     _LeRobotWriter,
     _plain,
     _plan,
     _pool_statistics,
     _table,
-    _write_last,
-    _write_metadata,
     capability,
     check_images,
     split_for_lerobot,
@@ -93,16 +90,14 @@ class _LeRobotV21Writer(_LeRobotWriter):
         pass
 
     def _commit(self):
-        meta, ours, total = self.root / "meta", self.root / UNDERSTUDY_FOLDER, len(self._rows)
+        meta, total = self.root / "meta", len(self._rows)
         found = _pool_statistics(self._stats)
         stats = [{"episode_index": e, "stats": _plain({n: {k: s[k][e] for k in _STATS} for n, s in found.items()})}
                  for e in range(total)]
         tasks = [{"task_index": i, "task": t} for t, i in self.tasks.items()]
         for name, rows in (("tasks", tasks), ("episodes", self._rows), ("episodes_stats", stats)):
             write_text(meta / f"{name}.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-        _write_last(ours / "last.parquet", self._last, self.plan)
-        _write_metadata(ours / "episodes.jsonl", self._episode_metadata, 0)
-        write_json(ours / "schema.json", self.schema())
+        self._write_understudy_folder()
         size = self.plan.info["chunks_size"]
         info = {**self.plan.info, "total_episodes": total, "total_frames": self._steps, "total_tasks": len(tasks),
                 "total_videos": total * len(self.plan.cameras), "total_chunks": -(-total // size),

@@ -111,12 +111,13 @@ def split_for_lerobot(data: Dataset) -> tuple[Dataset, FormatCapability]:
     features = data.features()
     aside: dict[str, Callable | None] = {name: None for name, f in features.items() if not _fits(name, f)}
     if INDEX_COLUMNS[0] in features and INDEX_COLUMNS[0] not in aside:
+        begins = _timestamps_start_at_zero(data)
         times = [np.asarray(e.steps[INDEX_COLUMNS[0]])[:len(e)] for e in data]
-        stored = [_from_zero(t, _timestamps_start_at_zero(data)) for t in times]
+        stored = [_from_zero(t, begins) for t in times]
         if not all(len(t) and np.isfinite(t).all() and (np.diff(t) > 0).all() for t in stored):
             aside[INDEX_COLUMNS[0]] = None
         elif any(t.astype(was.dtype).tobytes() != was.tobytes() for t, was in zip(stored, times, strict=True)):
-            aside[INDEX_COLUMNS[0]] = partial(_from_zero, begins=_timestamps_start_at_zero(data))
+            aside[INDEX_COLUMNS[0]] = partial(_from_zero, begins=begins)
 
     def own(e):
         return e.replace({n: change and change(np.asarray(e.steps[n])) for n, change in aside.items() if n in e.steps})
@@ -333,7 +334,8 @@ class _LeRobotWriter:
         after = {}
         for name in ("data", "episodes", *plan.cameras):
             prefix = {"data": "data/", "episodes": "meta/episodes/"}.get(name, f"videos/{name}/")
-            after[name] = _following(max(_file_positions(tables[-1], prefix)), info)
+            read = open_parquet(tables[-1]).read(columns=[f"{prefix}chunk_index", f"{prefix}file_index"])
+            after[name] = _following(max(zip(*read.to_pydict().values(), strict=True)), info)
             while (root / _name(plan, name, after[name])).exists():
                 after[name] = _following(after[name], info)
         tasks = {t: i for i, t in read_tasks_v3(root).items()}
@@ -341,7 +343,6 @@ class _LeRobotWriter:
         return _LeRobotWriter(root, plan, source.metadata["fps"] is not None, tasks, after, written)
 
     def add(self, dataset: Dataset) -> None:
-        before = self.plan.info["total_episodes"]
         if self._grows:
             write_json(self.root / UNDERSTUDY_FOLDER / "pending.json", self._journal)
         try:
@@ -350,16 +351,16 @@ class _LeRobotWriter:
                 new = self._checked(episode, len(episode), f"episode {number}")
                 more = sum(column.nbytes for column in new.columns.values())
                 if held and size + more > _TOGETHER:  # a long episode is not copied together with short ones
-                    self._add(before + number - len(held), held)
+                    self._add(held)
                     held, size = [], 0
                 held.append(new)
                 size += more
                 if size >= _TOGETHER:
-                    self._add(before + number + 1 - len(held), held)
+                    self._add(held)
                     held, size = [], 0
                 del new  # free it before the next one is read
             if held:
-                self._add(before + len(dataset) - len(held), held)
+                self._add(held)
             self._close()
             self._commit()
         except BaseException:
@@ -368,11 +369,12 @@ class _LeRobotWriter:
 
     # -- some episodes ----------------------------------------------------------------------------------------------
 
-    def _add(self, number: int, held: list[_LoadedEpisode]) -> None:
+    def _add(self, held: list[_LoadedEpisode]) -> None:
         """Adds several short episodes at once, because one call for each would take longer than their data."""
         lengths = np.array([h.length for h in held], np.int64)
         starts = np.cumsum(lengths) - lengths
         steps, first = int(lengths.sum()), self.plan.info["total_frames"] + self._steps
+        number = self.plan.info["total_episodes"] + len(self._rows)
         frame = np.arange(steps) - np.repeat(starts, lengths)
         columns = {n: _concatenate([h.columns[n][:h.length] for h in held]) for n in held[0].columns
                    if n not in ("task", INDEX_COLUMNS[0])}
@@ -525,10 +527,7 @@ class _LeRobotWriter:
         for name in self._parts if self._grows else ():  # a new folder is synced as a whole before it has its name
             _sync(root / f"{name}.part")
         _write_tasks(root / "meta" / "tasks.parquet", self.tasks)
-        _write_last(root / UNDERSTUDY_FOLDER / "last.parquet", self._last, self.plan)
-        _write_metadata(root / UNDERSTUDY_FOLDER / "episodes.jsonl", self._episode_metadata, info["total_episodes"])
-        if not info["total_episodes"] or not (root / UNDERSTUDY_FOLDER / "schema.json").exists():
-            write_json(root / UNDERSTUDY_FOLDER / "schema.json", self.schema())
+        self._write_understudy_folder()
         write_json(root / "meta" / "stats.json", _plain(stats))
         for name in self._parts:
             os.replace(root / f"{name}.part", root / name)
@@ -539,6 +538,13 @@ class _LeRobotWriter:
                     total_tasks=len(self.tasks), splits={**info.get("splits", {}), "train": f"0:{total}"})
         write_text(root / "meta" / "info.json", json.dumps(info, indent=4, ensure_ascii=False))
         (root / UNDERSTUDY_FOLDER / "pending.json").unlink(missing_ok=True)
+
+    def _write_understudy_folder(self) -> None:
+        ours, before = self.root / UNDERSTUDY_FOLDER, self.plan.info["total_episodes"]
+        _write_last(ours / "last.parquet", self._last, self.plan)
+        _write_metadata(ours / "episodes.jsonl", self._episode_metadata, before)
+        if not before or not (ours / "schema.json").exists():
+            write_json(ours / "schema.json", self.schema())
 
     def schema(self) -> dict:
         """Of schema.json."""
@@ -563,12 +569,6 @@ def _name(plan: _StoragePlan, what: str, place: tuple[int, int]) -> str:
 def _following(place: tuple[int, int], info: Mapping) -> tuple[int, int]:
     chunk, file = place
     return (chunk, file + 1) if file + 1 < info["chunks_size"] else (chunk + 1, 0)
-
-
-def _file_positions(table: Path, prefix: str) -> Iterator[tuple[int, int]]:
-    names = [f"{prefix}chunk_index", f"{prefix}file_index"]
-    read = open_parquet(table).read(columns=names)
-    yield from zip(*(read[n].to_pylist() for n in names), strict=True)
 
 
 def _clean(root: Path) -> None:
@@ -796,7 +796,7 @@ def _episode_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.nd
             a, b = (x[each, :, np.minimum(k, n - 1)].astype(np.float64) for k in (below, below + 1))
             t = (place - below)[:, None]
             out[name][episodes] = np.where(t < 0.5, a + (b - a) * t, b - (b - a) * (1 - t))
-    return {"min": low.astype(np.float64), "max": high.astype(np.float64), **out, **_integer_extremes(low, high)}
+    return {"min": _stored_extreme(low), "max": _stored_extreme(high), **out}
 
 
 def _similar_length_groups(rows: np.ndarray, width: int) -> Iterator[np.ndarray]:
@@ -824,14 +824,12 @@ def _finite_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
             "std": np.nanstd(known, 0), **dict(zip(_QUANTILES, quantiles, strict=True))}
 
 
-def _integer_extremes(low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
-    """Minimum and maximum of integers, which float64 may not represent exactly."""
-    if low.dtype.kind not in "biu":
-        return {}
-    if low.dtype.kind in "iu":
-        most = min(np.iinfo(np.int64).max, np.iinfo(low.dtype).max)  # the tables of lerobot store int64
-        low, high = np.minimum(low, most).astype(np.int64), np.minimum(high, most).astype(np.int64)
-    return {"min": low, "max": high}
+def _stored_extreme(values: np.ndarray) -> np.ndarray:
+    """Minimum or maximum as it is stored. float64 may not represent integers exactly."""
+    if values.dtype.kind in "iu":
+        most = min(np.iinfo(np.int64).max, np.iinfo(values.dtype).max)  # the tables of lerobot store int64
+        return np.minimum(values, most).astype(np.int64)
+    return values if values.dtype.kind == "b" else values.astype(np.float64)
 
 
 def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:

@@ -15,7 +15,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,7 +58,6 @@ class MessageLog(ABC):
         self.counts: dict[str, int] = {}
         self.undecoded: dict[str, str] = {}
         self.metadata: dict[str, Mapping[str, str]] = {}
-        self._decoders: dict[tuple, Callable[[bytes], Any]] = {}
 
     @property
     def key(self) -> str:
@@ -130,26 +129,22 @@ def decode_image(message, where: str) -> np.ndarray:
         uint8 (H, W, C) with 1, 3 or 4 channels.
     """
     with _readable(where, "image"):
-        return _picture(message, where)
-
-
-def _picture(message, where: str) -> np.ndarray:
-    data = _data(message)
-    if (encoding := _get(message, "encoding")) is None:
-        said = str(_get(message, "format") or "")
-        if "compressedDepth" in said or "16UC1" in said or "32FC1" in said:
-            raise UserError(f"depth images are not read ({said})", where=where, hint="leave the topic out")
-        return video.decode_image(data, 3, where)
-    if encoding not in _RGB:
-        raise UserError(f"images of {encoding} are not read, only {', '.join(_RGB)}", where=where,
-                        hint="leave the topic out, or record it as rgb8")
-    (channels, order), (height, width) = _RGB[encoding], (int(_get(message, k) or 0) for k in ("height", "width"))
-    step, pixels = int(_get(message, "step") or width * channels), np.frombuffer(data, np.uint8)
-    if min(height, width) < 1 or step < width * channels or len(pixels) < height * step:
-        raise damaged(f"{height} rows of {step} bytes, with {width} pixels each, do not fit into {len(pixels)} bytes",
-                      where)
-    rows = pixels[: height * step].reshape(height, step)[:, : width * channels]
-    return np.ascontiguousarray(rows.reshape(height, width, channels)[..., order])
+        data = _data(message)
+        if (encoding := _get(message, "encoding")) is None:
+            said = str(_get(message, "format") or "")
+            if "compressedDepth" in said or "16UC1" in said or "32FC1" in said:
+                raise UserError(f"depth images are not read ({said})", where=where, hint="leave the topic out")
+            return video.decode_image(data, 3, where)
+        if encoding not in _RGB:
+            raise UserError(f"images of {encoding} are not read, only {', '.join(_RGB)}", where=where,
+                            hint="leave the topic out, or record it as rgb8")
+        (channels, order), (height, width) = _RGB[encoding], (int(_get(message, k) or 0) for k in ("height", "width"))
+        step, pixels = int(_get(message, "step") or width * channels), np.frombuffer(data, np.uint8)
+        if min(height, width) < 1 or step < width * channels or len(pixels) < height * step:
+            raise damaged(f"{height} rows of {step} bytes, with {width} pixels each, do not fit into {len(pixels)} "
+                          "bytes", where)
+        rows = pixels[: height * step].reshape(height, step)[:, : width * channels]
+        return np.ascontiguousarray(rows.reshape(height, width, channels)[..., order])
 
 
 def _data(message) -> bytes:
@@ -298,9 +293,9 @@ class McapLog(MessageLog):
         state = _McapStream()
         for schema, channel, _ in state.records(file):
             self._add(schema, channel, 1)
-        for number, channel in state.channels.items():
+        for channel in state.channels.values():
             if channel.topic not in self.types:
-                self._add(state.schemas.get(state.channels[number].schema_id), channel, 0)
+                self._add(state.schemas.get(channel.schema_id), channel, 0)
         self._keep(state.metadata)
         return state.cut
 
@@ -333,7 +328,7 @@ class McapLog(MessageLog):
                                     "which is not read (json, protobuf, ROS 1 and ROS 2 are)"
         elif encoding == "protobuf":
             try:
-                self._decoder(schema)
+                _decoder(schema.name, by, schema.data)
             except ValueError as error:
                 self.undecoded[topic] = f"messages in protobuf, and {error}"
 
@@ -353,14 +348,7 @@ class McapLog(MessageLog):
     def _decode(self, schema, channel, message):
         if channel.message_encoding == "json":
             return json.loads(message.data)
-        return self._decoder(schema)(message.data)
-
-    def _decoder(self, schema):
-        key = schema.name, schema.encoding, bytes(schema.data)
-        if key not in self._decoders:
-            self._decoders[key] = (protobuf.make_decoder(schema.name, schema.data) if schema.encoding == "protobuf" else
-                                   _decoder(schema.name, schema.encoding, schema.data.decode()))
-        return self._decoders[key]
+        return _decoder(schema.name, schema.encoding, schema.data)(message.data)
 
 
 class _McapStream:
@@ -398,11 +386,14 @@ class _McapStream:
                     ": the recording was cut short"
 
 
-def _decoder(name: str, encoding: str, text: str):
+@lru_cache(1024)  # a recording has thousands of messages of a few types
+def _decoder(name: str, encoding: str, schema: bytes) -> Callable[[bytes], Any]:
     """A function from the bytes of a message to an object of its fields."""
+    if encoding == "protobuf":
+        return protobuf.make_decoder(name, schema)
     with _extra():
         from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
-    store = get_typestore(Stores.EMPTY)
+    store, text = get_typestore(Stores.EMPTY), schema.decode()
     name = name if name.count("/") > 1 else name.replace("/", "/msg/")
     if encoding == "ros2idl":
         parts = [p.split("\n", 1)[1] for p in text.split("=" * 80 + "\n") if p.startswith("IDL: ")] or [text]
@@ -458,7 +449,7 @@ class UnindexedRosbag(MessageLog):
 
     def __init__(self, path: Path):
         super().__init__(path, [path])
-        self._connections: dict[int, tuple[str, str, str]] = {}
+        self._connections: dict[int, tuple[str, str, bytes]] = {}
         with _readable(path):
             for topic, _, _ in self._records():
                 self.counts[topic] = self.counts.get(topic, 0) + 1
@@ -471,10 +462,9 @@ class UnindexedRosbag(MessageLog):
         for topic, time, message in self._records():
             yield self.path, topic, time, partial(self._decode, *message)
 
-    def _decode(self, type: str, text: str, data: bytes):
-        if (type, text) not in self._decoders:
-            self._decoders[type, text] = _decoder(type, "ros1msg", text)
-        return self._decoders[type, text](data)
+    @staticmethod
+    def _decode(type: str, text: bytes, data: bytes):
+        return _decoder(type, "ros1msg", text)(data)
 
     def _records(self):
         with open(self.path, "rb") as handle:
@@ -487,7 +477,7 @@ class UnindexedRosbag(MessageLog):
                     if head["op"] == b"\x07":
                         about = _header(body)
                         self._connections[number] = (head.get_string("topic"), about.get_string("type"),
-                                                     about.get_string("message_definition"))
+                                                     about.get_string("message_definition").encode())
                     elif head["op"] == b"\x02":
                         topic, type, text = self._connections[number]
                         yield topic, head.get_time("time"), (type, text, body)

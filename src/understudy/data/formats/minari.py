@@ -28,7 +28,7 @@ from ..sources import ChunkedSource
 from . import arrow, hdf5, sidecar
 from .column_names import sort_numbered
 from .key_map import END_COLUMNS, KeyMap, common_arrays, decoded_images, metadata, stored_feature
-from .read_errors import damaged, read_json_object
+from .read_errors import damaged, first_true, read_json_object
 from .sidecar import FormatCapability
 
 _OUTCOMES = ("rewards", "terminations", "truncations")
@@ -127,9 +127,8 @@ class _MinariSource(ChunkedSource):
         self.row_counts = {name: np.array([arrays[key][1] for arrays in found]) for name, key in self.keys.items()}
         for name, key in self.keys.items():
             more = self.row_counts[name] - self.lengths
-            wrong = np.flatnonzero((more != 0) & ((more != 1) | (not key.startswith(("observations", "infos/")))))
-            if len(wrong):
-                e = int(wrong[0])
+            has_last_row = key.startswith(("observations", "infos/"))
+            if (e := first_true((more != 0) & ((more != 1) | (not has_last_row)))) is not None:
                 raise damaged(f"it has {self.row_counts[name][e]} rows instead of {lengths[e]}, one a step",
                               f"{where(e)}, {key}")
         for what, number in (("total_episodes", len(self.lengths)), ("total_steps", int(self.lengths.sum()))):
@@ -230,7 +229,7 @@ class Hdf5Source(_MinariSource):
     def encoded(self, key, array) -> bool:
         if hdf5.is_variable_bytes(array):
             return True
-        if array.dtype != np.uint8 or array.ndim != 2 or not key.startswith(("observations", "actions")):
+        if array.dtype != np.uint8 or len(array.shape) != 2 or not key.startswith(("observations", "actions")):
             return False
         if (shape := self.leaf_shape(key)) is not None:
             return len(shape) > 1
@@ -394,14 +393,14 @@ def write(data: Dataset, path: Path) -> None:
     holds, keys, about = _plan(data)
     name = re.sub(r"-v\d+$", "", path.name) or "data"
     version = re.search(r"-v(\d+)$", path.name)
+    features = data.features()
     with sidecar.new_folder(path, data, holds) as part:
         folder = part / "data"
         folder.mkdir()
         with h5py.File(folder / "main_data.hdf5", "w", track_order=True) as file:
-            hdf5.store_column_order(file, data, holds)
+            hdf5.store_column_order(file, features, holds)
             for i, e in enumerate(data):
                 _put(file.create_group(f"episode_{i}"), i, e, keys, holds)
-        features = data.features()
         size = round((folder / "main_data.hdf5").stat().st_size / 1e6, 1)
         said = {"fps": data.fps, "robot_type": data.metadata.get("robot_type")}
         unknown = {"code_permalink": None, "author": [], "author_email": [], "algorithm_name": None, "description": "",

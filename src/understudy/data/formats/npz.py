@@ -147,7 +147,7 @@ class NpzSource(NpzArchiveSource):
     def _episode_metadata(self) -> dict[str, list]:
         found = {key: self._file.read_array(key) for key in self._per_episode}
         if "success" in found and found["success"].dtype.kind in "biuf":
-            _check_flags(found["success"], 0, f"{self.path}, success")
+            _check_flags(found["success"], f"{self.path}, success")
         return {key: values.tolist() for key, values in found.items()}
 
     def episode_metadata(self, episode):
@@ -198,11 +198,11 @@ class NpzSource(NpzArchiveSource):
                                 hint="correct episode_ends, or leave next_observations out")
 
 
-def _check_flags(values: np.ndarray, row: int, where: str):
+def _check_flags(values: np.ndarray, where: str):
     """Raises UserError if a flag is neither 0 nor 1: 0.5 is neither a success nor a failure."""
     if not are_flags(values):
         at = np.argwhere(~((values == 0) | (values == 1)))[0]
-        raise UserError(f"a flag must be 0 or 1, not {values[tuple(at)]}", where=f"{where}[{row + int(at[0])}]",
+        raise UserError(f"a flag must be 0 or 1, not {values[tuple(at)]}", where=f"{where}[{at[0]}]",
                         hint="correct it, or save it under another name if it is no flag")
 
 
@@ -273,30 +273,27 @@ def write(data: Dataset, path: str | Path) -> None:
             raise UserError(f"there is no column of {wanted}; there are {', '.join(data.features())}", where=path,
                             hint="an .npz holds observations and actions: choose another format")
     lengths = data.lengths
-    ends, fps = np.cumsum(lengths), None if data.fps is None else np.float64(data.fps)
-    arrays = [whole_array("episode_ends", ends)]
+    arrays = [whole_array("episode_ends", np.cumsum(lengths))]
     for name, place in kept.columns.items():
-        rows = int(lengths.sum()) + len(data) * place.has_last_row
-        arrays.append(column_array(data, name, KEYS.key(name), rows, lengths + place.has_last_row))
+        arrays.append(column_array(data, name, KEYS.key(name), lengths + place.has_last_row))
     arrays += [whole_array(key, values) for key, values in _metadata_arrays(data, kept.columns).items()]
-    if fps is not None:
-        arrays.append(whole_array("fps", np.asarray(fps)))
+    if data.fps is not None:
+        arrays.append(whole_array("fps", np.asarray(np.float64(data.fps))))
     with sidecar.new_file_with_sidecar(path, data, kept) as part:
         write_npz(part, arrays)
 
 
-def column_array(data: Dataset, name: str, key: str, total: int, rows: np.ndarray) -> ArrayChunks:
+def column_array(data: Dataset, name: str, key: str, rows: np.ndarray) -> ArrayChunks:
     """Return a column of all episodes as `write_npz` takes it.
 
     Args:
         data: The episodes.
         name: Name of the column.
         key: Name of the array.
-        total: Number of rows of all episodes together.
         rows: Number of rows to write of each episode, (E,). If the column has one row less, its last row is repeated.
     """
     def pieces():
         for e, n in zip(data, rows, strict=True):
             column = np.asarray(e.steps[name])
             yield column[:n] if len(column) >= n else np.concatenate([column, column[-1:]])
-    return column_chunks(key, data.features()[name], total, pieces)
+    return column_chunks(key, data.features()[name], int(rows.sum()), pieces)

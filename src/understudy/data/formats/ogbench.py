@@ -18,7 +18,7 @@ from .column_names import FLAG_COLUMNS, are_flags, format_list
 from .key_map import END_COLUMNS, KeyMap, end_flags, metadata, stored_feature
 from .npz import column_array, is_storable_key
 from .npz_arrays import NpzArchiveSource, NpzArrays, whole_array, write_npz
-from .read_errors import damaged
+from .read_errors import damaged, first_true
 from .sidecar import ColumnEncoding, FormatCapability
 
 FORMAT_KEY = "format"
@@ -63,10 +63,9 @@ class OGBenchSource(NpzArchiveSource):
                             hint="the file is cut short, or not an OGBench file: take it from a copy")
         self._ends = ends
         self.lengths = (np.diff(ends, prepend=-1) - 1).astype(np.int64)
-        if (self.lengths < 1).any():
-            row = int(ends[np.argmax(self.lengths < 1)])
+        if (e := first_true(self.lengths < 1)) is not None:
             raise UserError("there is no action before the last observation",
-                            where=f"{where}[{row}]", hint="if terminals mark steps, save episode_ends (plain .npz)")
+                            where=f"{where}[{ends[e]}]", hint="if terminals mark steps, save episode_ends (plain .npz)")
         self._assign_arrays(len(terminals))
 
     def _assign_arrays(self, rows):
@@ -157,11 +156,10 @@ def write(data: Dataset, path: str | Path) -> None:
         path: The new file.
     """
     path, kept = Path(path), capability(data)
-    lengths, seen = data.lengths, _observation_column(data.features(), path)
-    total, rows = int(lengths.sum()) + len(data), lengths + 1
-    arrays = [column_array(data, name, "observations" if name == seen else KEYS.key(name), total, rows)
+    rows, seen = data.lengths + 1, _observation_column(data.features(), path)
+    arrays = [column_array(data, name, "observations" if name == seen else KEYS.key(name), rows)
               for name in kept.columns if name not in END_COLUMNS]
-    terminals = np.zeros(total, bool)
+    terminals = np.zeros(int(rows.sum()), bool)
     terminals[np.cumsum(rows) - 1] = True
     arrays += [whole_array("terminals", terminals), whole_array(FORMAT_KEY, np.asarray("ogbench"))]
     with sidecar.new_file_with_sidecar(path, data, kept) as part:

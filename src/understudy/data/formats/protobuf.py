@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core import UserError
-from .read_errors import first_line
+from .read_errors import first_line, import_optional
 
 
 class Message(dict):
@@ -57,11 +56,9 @@ def make_decoder(name: str, descriptors: bytes) -> Callable[[bytes], Message]:
         ValueError: The descriptors are invalid or lack the message type.
         UserError: The package protobuf is not installed.
     """
-    try:
-        from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
-    except ImportError:
-        raise UserError("reading messages in protobuf needs the package protobuf, which is not installed",
-                        hint="pip install 'understudy[bags]'") from None
+    import_optional("google.protobuf", "reading messages in protobuf needs the package protobuf", "bags")
+    from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
     try:
         files = {f.name: f for f in descriptor_pb2.FileDescriptorSet.FromString(bytes(descriptors)).file}
     except message.DecodeError:

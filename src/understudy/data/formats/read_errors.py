@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from ...core import DataError, UserError
 from ...files import read_json
@@ -43,6 +47,32 @@ def first_line(error: BaseException) -> str:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":  # a KeyError quotes its message
         text = text[1:-1]
     return text.partition("\n")[0][:200] or type(error).__name__
+
+
+def first_true(odd: np.ndarray) -> int | None:
+    """Return the index of the first True value, so that an error can name it. None if there is none.
+
+    Args:
+        odd: Whether each value is wrong, (n,) bool.
+    """
+    return int(np.argmax(odd)) if odd.any() else None
+
+
+def import_optional(module: str, need: str, extra: str) -> ModuleType:
+    """Import a module that is an optional dependency.
+
+    Args:
+        module: Name of the module.
+        need: What needs which package, such as "HDF5 files need h5py".
+        extra: The extra of understudy that installs it.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"{need}, which is not installed", hint=f"pip install 'understudy[{extra}]'") from None
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

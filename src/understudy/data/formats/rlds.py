@@ -29,7 +29,7 @@ from ..sources import MemmapSource
 from . import sidecar
 from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name, text_column
 from .key_map import add_column, metadata
-from .read_errors import damaged, read_json_object
+from .read_errors import damaged, import_optional, read_json_object
 from .sidecar import ColumnEncoding, FormatCapability
 
 _SHARD = 256 << 20  # bytes after which a new shard is begun
@@ -570,12 +570,8 @@ def _broken(where) -> DataError:
 
 def masked_crc32c(data: bytes) -> int:
     """Return the checksum of tfrecord: CRC-32C (Castagnoli), rotated by 15 bits, plus a constant."""
-    try:
-        import google_crc32c
-    except ImportError:
-        raise UserError("reading tfrecord needs the package google-crc32c, which is not installed",
-                        hint="pip install 'understudy[formats]'") from None
-    crc = google_crc32c.value(data)
+    package = "reading tfrecord needs the package google-crc32c"
+    crc = import_optional("google_crc32c", package, "formats").value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 

@@ -116,7 +116,7 @@ class RobomimicSource(ChunkedSource):
                 if len(array.shape) != 1 or not hdf5.is_text(array):
                     raise UserError(f"it must be names of demos, but is {array.dtype} {array.shape}", where=where,
                                     hint="remove the mask, or write it again")
-                masks[key] = dict.fromkeys(hdf5.read_rows(array, 0, len(array), where).tolist())
+                masks[key] = dict.fromkeys(hdf5.read_rows(array, 0, array.shape[0], where).tolist())
                 if gone := [d for d in masks[key] if d not in self.demos]:
                     warnings.append(f"mask/{key} names {', '.join(gone[:5])}, which the file does not hold")
         return masks
@@ -267,7 +267,7 @@ def write(data: Dataset, path: Path) -> None:
     h5py = hdf5.import_h5py()
     holds, keys, demos, env = _plan(data)
     with sidecar.new_file_with_sidecar(path, data, holds) as part, h5py.File(part, "w") as file:
-        hdf5.store_column_order(file, data, holds)
+        hdf5.store_column_order(file, data.features(), holds)
         group, masks = file.create_group("data"), {}
         group.attrs["env_args"] = json.dumps(env, indent=4)
         group.attrs["total"] = data.steps

@@ -98,7 +98,7 @@ def conversion_losses(data: Dataset, capability: FormatCapability) -> list[Conve
         data: The episodes.
         capability: What the format stores.
     """
-    out, declared = [], data[0].features() if len(data) else {}
+    out, declared, lengths = [], data[0].features() if len(data) else {}, data.lengths
     for name, f in data.features().items():
         place = capability.columns.get(name)
         if place is None:
@@ -110,9 +110,10 @@ def conversion_losses(data: Dataset, capability: FormatCapability) -> list[Conve
             out.append(ConversionLoss(name, f"{f.dtype} {f.shape} is stored as {place.dtype} {place.shape}"))
         if not place.is_exact:
             out.append(ConversionLoss(name, "is compressed, and not exactly the same afterwards", in_sidecar=False))
-        if not place.has_last_row and (data.rows(name) > data.lengths).any():
+        rows = data.rows(name)
+        if not place.has_last_row and (rows > lengths).any():
             out.append(ConversionLoss(name, "the row after the last action"))
-        if place.repeats_last_row and (data.rows(name) == data.lengths).any():
+        if place.repeats_last_row and (rows == lengths).any():
             out.append(ConversionLoss(name, "that no row follows the last action: its last row is written twice"))
         if f.names and not capability.component_names:
             out.append(ConversionLoss(name, "the names of its components"))

@@ -7,7 +7,6 @@ docs/formats.md describes the file. Ages and gaps are in seconds. A path names a
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from ...core import UserError, role
 from ...files import read_json
+from .key_map import is_rate
 
 JOIN_RULES = ("last", "next", "nearest", "interpolate")
 _SKIPPED = {"header", "stamp", "timestamp", "layout"}  # no numbers of the robot's
@@ -122,8 +122,7 @@ def read_mapping(source: str | Path | Mapping[str, Any]) -> TopicMapping:
     columns = {name: _column(name, c, f"{where}, features.{name}") for name, c in found.items()}
     episodes = _object(said.get("episodes") or {}, f"{where}, episodes", ("topic",))
     stamp = said.get("stamp", "header")
-    if stamp not in ("header", "log"):
-        raise UserError(f"it must be header or log, not {_shown(stamp)}", where=f"{where}, stamp", hint=_DO)
+    _require(stamp in ("header", "log"), "header or log", stamp, f"{where}, stamp")
     return TopicMapping(columns, _text(clock, "topic", f"{where}, clock"), _positive(clock, "fps", f"{where}, clock"),
                         _positive(said, "gap", where) or 1.0, stamp, _text(episodes, "topic", f"{where}, episodes"))
 
@@ -138,21 +137,17 @@ def _column(name: str, said, where: str) -> ColumnMapping:
         raise UserError("it needs exactly one of topic, metadata and value", where=where, hint=_DO)
     field = said.get("field", [])
     field = [field] if isinstance(field, str) else field
-    if not isinstance(field, list) or not all(isinstance(f, str) for f in field):
-        raise UserError(f"it must be a path or a list of paths, not {_shown(field)}", where=f"{where}.field", hint=_DO)
+    _require(_is_list_of_text(field), "a path or a list of paths", field, f"{where}.field")
     indices, names, join = said.get("indices"), said.get("names"), said.get("join", "last")
     if indices is not None and not (isinstance(indices, list) and indices and all(
             isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)):
         raise UserError(f"they must be integers from 0, not {_shown(indices)}", where=f"{where}.indices", hint=_DO)
-    if names is not None and not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
-        raise UserError(f"it must be a list of names, not {_shown(names)}", where=f"{where}.names", hint=_DO)
-    if join not in JOIN_RULES:
-        raise UserError(f"it must be {', '.join(JOIN_RULES[:-1])} or {JOIN_RULES[-1]}, not {_shown(join)}",
-                        where=f"{where}.join", hint=_DO)
+    _require(names is None or names and _is_list_of_text(names), "a list of names", names, f"{where}.names")
+    _require(join in JOIN_RULES, f"{', '.join(JOIN_RULES[:-1])} or {JOIN_RULES[-1]}", join, f"{where}.join")
     if said.get("metadata") is not None and len(field) != 1:
         raise UserError("it must be the key of the record", where=f"{where}.field", hint=_DO)
-    if not isinstance(said.get("value"), (str, int, float, list, type(None))):
-        raise UserError(f"it must be text or numbers, not {_shown(said['value'])}", where=f"{where}.value", hint=_DO)
+    value = said.get("value")
+    _require(isinstance(value, (str, int, float, list, type(None))), "text or numbers", value, f"{where}.value")
     return ColumnMapping(
         _text(said, "topic", where),
         tuple(field),
@@ -161,13 +156,21 @@ def _column(name: str, said, where: str) -> ColumnMapping:
         join,
         _positive(said, "age", where),
         _text(said, "metadata", where),
-        said.get("value"),
+        value,
     )
 
 
+def _require(is_valid: object, wanted: str, value, where: str) -> None:
+    if not is_valid:
+        raise UserError(f"it must be {wanted}, not {_shown(value)}", where=where, hint=_DO)
+
+
+def _is_list_of_text(value) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
 def _object(said, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
-    if not isinstance(said, Mapping):
-        raise UserError(f"it must be an object with {', '.join(keys)}, not {_shown(said)}", where=where, hint=_DO)
+    _require(isinstance(said, Mapping), f"an object with {', '.join(keys)}", said, where)
     for key in said:
         if key not in keys:
             near = difflib.get_close_matches(str(key), keys, 1)
@@ -177,16 +180,14 @@ def _object(said, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
 
 
 def _text(said: Mapping, key: str, where: str) -> str | None:
-    if not isinstance(value := said.get(key), (str, type(None))):
-        raise UserError(f"it must be text, not {_shown(value)}", where=f"{where}.{key}", hint=_DO)
+    value = said.get(key)
+    _require(isinstance(value, (str, type(None))), "text", value, f"{where}.{key}")
     return value
 
 
 def _positive(said: Mapping, key: str, where: str) -> float | None:
     value = said.get(key)
-    if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool)
-                                  and math.isfinite(value) and value > 0):
-        raise UserError(f"it must be a number above 0, not {_shown(value)}", where=f"{where}.{key}", hint=_DO)
+    _require(value is None or is_rate(value), "a number above 0", value, f"{where}.{key}")
     return value
 
 
@@ -489,8 +490,14 @@ def _unusable(topic: TopicSummary) -> str:
 
 
 def _only_text(message) -> str | None:
-    inside = {k: v for k, v in (_inside(message) or {}).items() if k not in _SKIPPED}
-    return next(iter(inside.values())) if len(inside) == 1 and isinstance(next(iter(inside.values())), str) else None
+    inside = _contents(message)
+    value = next(iter(inside.values()), None)
+    return value if len(inside) == 1 and isinstance(value, str) else None
+
+
+def _contents(message) -> dict[str, Any]:
+    """The fields of a message, without headers, time stamps and layouts."""
+    return {k: v for k, v in (_inside(message) or {}).items() if k not in _SKIPPED}
 
 
 def _add(topic: TopicSummary, columns: dict[str, ColumnMapping]) -> None:
@@ -504,7 +511,7 @@ def _add(topic: TopicSummary, columns: dict[str, ColumnMapping]) -> None:
     if topic.image:
         columns[free(f"observation.images.{short or 'camera'}")] = ColumnMapping(topic.name, max_age=age)
         return
-    inside = {k: v for k, v in (_inside(topic.message) or {}).items() if k not in _SKIPPED}
+    inside = _contents(topic.message)
     if (text := _only_text(topic.message)) is not None:
         task = re.search(r"task|instruction|prompt|language", topic.name, re.I)
         columns[free("task" if task else short or "text")] = ColumnMapping(

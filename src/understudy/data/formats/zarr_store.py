@@ -23,7 +23,7 @@ from .. import cache
 from ..episode import Dataset
 from ..sources import MemmapSource
 from . import read_errors, sidecar
-from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name
+from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name, text_column
 from .key_map import add_column, lengths_from_ends, metadata
 from .npz_arrays import split_rows, stored_dtype
 from .read_errors import damaged
@@ -218,9 +218,7 @@ class ZarrSource(MemmapSource):
 
     def read_text(self, name, episode):
         begin = int(self._first[name][episode])
-        values = self._rows(self._from[name], begin, begin + int(self.lengths[episode])).astype(np.str_)
-        same = values.ndim == 1 and (values == values[0]).all()
-        return np.broadcast_to(values[:1], values.shape) if same else values
+        return text_column(self._rows(self._from[name], begin, begin + int(self.lengths[episode])))
 
     def frames(self, name, episode):
         key, begin = self._from[name], int(self._first[name][episode])
@@ -290,13 +288,7 @@ def _files(path: Path) -> dict[str, tuple]:
 
 
 def _zarr():
-    try:
-        import zarr
-        import zarr.storage
-    except ImportError:
-        raise UserError("reading zarr needs the package zarr, which is not installed",
-                        hint="pip install 'understudy[formats]'") from None
-    return zarr
+    return read_errors.import_optional("zarr", "reading zarr needs the package zarr", "formats")
 
 
 def zarr_errors(where: object) -> AbstractContextManager[None]:
@@ -350,7 +342,7 @@ def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
         put(f"{group}.zgroup", '{"zarr_format": 2}')
     lengths, features = data.lengths, data.features()
     for name, key in _names(data).items():
-        f, pieces = features[name], partial(_pieces, data, name)
+        f, pieces = features[name], partial(_pieces, data, name, lengths)
         dtype = stored_dtype(f, pieces).newbyteorder("<")
         rows = max(1, _CHUNK // max(f.size * dtype.itemsize, 1))
         _put_array(put, f"data/{key}", (int(lengths.sum()), *f.shape), dtype, rows, pieces())
@@ -358,8 +350,8 @@ def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
     _put_array(put, "meta/episode_ends", ends.shape, np.dtype("<i8"), len(ends), iter([ends]))
 
 
-def _pieces(data: Dataset, name: str) -> Iterator[np.ndarray]:
-    return (np.asarray(e.steps[name])[: len(e)] for e in data)
+def _pieces(data: Dataset, name: str, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    return (np.asarray(e.steps[name])[:n] for e, n in zip(data, lengths.tolist(), strict=True))
 
 
 def _put_array(put, node, shape, dtype, rows, pieces) -> None:
@@ -374,6 +366,7 @@ def _put_array(put, node, shape, dtype, rows, pieces) -> None:
         "filters": None, "order": "C", "fill_value": fill}, indent=4))
     sizes = [min(chunk[0], shape[0] - row) for row in range(0, shape[0], max(chunk[0], 1))]
     for number, values in enumerate(split_rows(pieces, sizes)):
-        whole = np.zeros(chunk, dtype)
-        whole[:len(values)] = values
-        put(f"{node}/{number}{'.0' * (len(shape) - 1)}", bytes(codec.encode(whole.tobytes())))
+        if missing := chunk[0] - len(values):
+            values = np.concatenate([values, np.zeros((missing, *chunk[1:]), dtype)])
+        raw = np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8)  # as bytes: Blosc shuffles by item size
+        put(f"{node}/{number}{'.0' * (len(shape) - 1)}", codec.encode(raw))

@@ -70,7 +70,8 @@ EXAMPLES = [Hindsight(), TaskText(), ReturnToGo(), TimeLeft(), Progress(), LastA
             NextObservation()]
 
 # Columns that relabelings without a runtime counterpart add, and what shows them.
-PROVIDED = {"observation.goal": "OGBench", "observation.next": "InverseDynamicsPlanner"}
+PROVIDED = {"observation.goal": "OGBench", "observation.next": "InverseDynamicsPlanner",
+            "observation.procedure": "IteratedPlanner"}
 
 
 def test_there_is_an_example_of_every_relabeling():

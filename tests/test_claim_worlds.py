@@ -14,6 +14,7 @@ from understudy.claims import (
     language_attention,
     preemptive_restart,
     pretrained_behavior,
+    procedure_cloning,
     self_chosen_curriculum,
     self_guidance,
     two_level_minibatch,
@@ -23,6 +24,7 @@ from understudy.claims import vinn_few_demonstrations as vinn
 from understudy.claims.curation import cloning_method
 from understudy.claims.goal_directions import DirectedPush, direction_demonstrations, train_policy
 from understudy.data.episode import Dataset, Episode
+from understudy.data.procedure import GridSearch
 from understudy.data.window import Window
 from understudy.envs.push import Expert, Push
 from understudy.evaluate.behavior.modes import fork_mode
@@ -479,3 +481,41 @@ def test_the_first_crossing_of_a_curve():
     assert two_level_minibatch.first_crossing(curve, 4.0) == 50
     assert two_level_minibatch.first_crossing(curve, 1.0) == 150
     assert two_level_minibatch.first_crossing(curve, 0.5) == float("inf")
+
+
+# -- procedure cloning -------------------------------------------------------------------------------------------------
+
+
+def test_the_maze_of_cells_keeps_the_contract_and_the_expert_takes_the_shortest_way():
+    check_env(procedure_cloning.GridMaze)
+    env = procedure_cloning.GridMaze(50)
+    ran = rollout(env.expert(), env, 100, seed=2)
+    assert all(e.metadata["success"] for e in ran)
+    for e in list(ran)[:10]:
+        maps = GridSearch().search(e.steps["observation.grid"][0])
+        i, j = e.steps["observation.cell"][0]
+        assert len(e) == (maps[:, i, j] == 0).sum()  # the ring of the search that reaches the start
+
+
+def test_training_mazes_are_few_and_not_those_of_other_seeds_or_of_the_test():
+    def mazes(data):
+        return {(e.steps["observation.grid"][0] == procedure_cloning.WALL).tobytes() for e in data}
+    source = procedure_cloning.MazeDemonstrations(3, 8)
+    one, other = mazes(source.load(1)), mazes(source.load(2))
+    env = procedure_cloning.GridMaze(20)
+    test = mazes(rollout(env.expert(), env, 20, seed=680))
+    assert len(one) == len(other) == 3 and len(test) == 20 and not one & other and not (one | other) & test
+
+
+def test_the_control_searches_another_maze_with_the_same_goal_and_changes_nothing_else():
+    data = procedure_cloning.MazeDemonstrations(2, 2).load(1)
+    grid = data[0].steps["observation.grid"][0]
+    right, wrong, again = (search.search(grid) for search in (GridSearch(), *[procedure_cloning.OtherMaze()] * 2))
+    assert not np.array_equal(right[-1], wrong[-1]) and np.array_equal(wrong, again)
+    goal = tuple(np.argwhere(grid == procedure_cloning.GOAL)[0])
+    assert wrong[-1][goal] == 0 and (wrong[-1][::2, ::2] > 0).sum() == 24  # every other room is reached
+    experiment = procedure_cloning.MAZES
+    control = procedure_cloning.CLAIM.negative_control.change(experiment)
+    assert control.arms[1:] == experiment.arms[1:]
+    one, two = (repr(e.arms[0]) for e in (experiment, control))
+    assert two.replace("OtherMaze", "GridSearch") == one

@@ -118,6 +118,8 @@ def random_dataset(features: Schema, episodes: int = 6, steps: int = 24, seed: i
             return rng.integers(0, np.array(f.num_classes).reshape(f.shape), (rows, *f.shape)).astype(f.dtype)
         if f.kind in ("image", "text"):
             return rng.integers(0, 256, (rows, *f.shape)).astype(np.uint8)
+        if f.kind == "string":
+            return np.array(["left", "right", "up"])[rng.integers(0, 3, (rows, *f.shape))]
         walk = rng.normal(size=(rows, *f.shape)).cumsum(0) if name.startswith("observation") else rng.normal(
             size=(rows, *f.shape))
         return (walk * 3 + 1).astype(f.dtype)

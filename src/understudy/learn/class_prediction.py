@@ -27,8 +27,9 @@ class ClassPrediction(AuxiliaryLoss):
         num_classes: Number of classes of each of its components.
         trunk: The network from the tokens to the logits.
         weight: Weight of the loss.
-        captured: Activation with the tokens that are read: "context", or another that the encoder records.
-        shape: Number and width of these tokens. None for those of the encoder.
+        captured: Activation that is read, (B, N, D): "context", or another that a network records, such as "cells" of
+            `GridEncoder` and "hidden" of `FeedForward`.
+        shape: N and D of this activation. None for those of the encoder.
 
     References:
         Hu and Clune (2023), Thought Cloning, arXiv:2306.00323, whose losses of words are summed (weight 2).

@@ -298,6 +298,12 @@ METHODS: dict[str, NamedMethod] = {
                   "500,000 updates", ("068",),
                   (NUMBERS_OR_CLASSES, "a map of cells (observation.grid) and the cell of the agent "
                                        "(observation.cell)"))),
+    "thought-cloning": NamedMethod(
+        "understudy.methods.reasoning:thought_cloning",
+        "Thought cloning: one policy predicts what the expert thinks, as text, and another reads it and acts.",
+        Reference("Hu and Clune 2023, arXiv 2306.00323, which trains both policies together, on thoughts of its own in "
+                  "later epochs, with recurrent networks and words one after the other", ("272",),
+                  (NUMBERS_OR_CLASSES, "the thought of the expert at each step, as text (thought)"))),
     "dagger": NamedMethod(
         "understudy.methods.interaction:dagger",
         "DAgger: the policy acts, the supervisor says what it would have done, and the policy learns that.",

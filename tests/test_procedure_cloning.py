@@ -237,7 +237,7 @@ def test_the_method_finds_the_way_in_a_corridor_that_it_has_not_seen():
 
     env = GridMaze(20, levels=10)
     data = rollout(env.expert(), env, 20, seed=0)
-    method = find_method("procedure-cloning", data.features(), channels=(16, 16), n_steps=40)
+    method = find_method("procedure-cloning", data.features(), channels=16, n_layers=2, n_steps=40)
     (stage,) = method.stages
     fast = replace(method.learner, batch_size=16, optimizer=replace(method.learner.optimizer, lr=5e-3))
     stage = replace(stage, method=replace(stage.method, learner=replace(fast, steps=250)))

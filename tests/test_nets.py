@@ -30,6 +30,7 @@ from understudy.nets.ema import EMA, ConstantDecay, PolynomialDecay, WarmupDecay
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.fourier import FourierFeatures
+from understudy.nets.grid import GridEncoder
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
 from understudy.nets.mlp_mixer import MLPMixer
@@ -71,6 +72,8 @@ PLAIN = {k: FEATURES[k] for k in ("observation.state", "observation.arms", "obse
                                   "observation.done")}
 SEEN = {k: f for k, f in FEATURES.items() if f.kind != "text"}
 SENSED = {k: f for k, f in FEATURES.items() if f.kind in ("vector", "image")}
+CELLS = {"observation.grid": Feature("int64", (2, 3), "discrete", num_classes=(3,) * 6),
+         "observation.cell": Feature("int64", (2,), "discrete", num_classes=(2, 3))}
 SMALL = TokenEncoder(8, 4, SmallConv((8, 8), 4))
 ENCODERS = {
     "tokens": (SMALL, FEATURES),
@@ -84,6 +87,8 @@ ENCODERS = {
     "recurrent_flat": (RecurrentEncoder(12, 1, ConcatEncoder()), PLAIN),
     "bottleneck": (BottleneckEncoder(12, SMALL), FEATURES),
     "objects": (ObjectAttentionEncoder("observation.arms", hidden=8, encoder=SMALL), FEATURES),
+    "cells": (GridEncoder((8, 8)), {"observation.grid": CELLS["observation.grid"]}),
+    "cell": (GridEncoder((8, 8), "observation.cell"), CELLS),
 }
 
 

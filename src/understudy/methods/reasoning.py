@@ -20,7 +20,8 @@ from ..policy import PolicyConfig
 
 
 def procedure_cloning(grid: str = "observation.grid", cell: str = "observation.cell", n_steps: int = 100,
-                      channels: int = 64, n_layers: int = 5, features: Schema | None = None) -> Method:
+                      channels: int = 64, n_layers: int = 5, steps: int = 20_000, features: Schema | None = None
+                      ) -> Method:
     """Procedure cloning: predict each step of the expert's search over a grid, and read the action from the last one.
 
     Args:
@@ -29,12 +30,13 @@ def procedure_cloning(grid: str = "observation.grid", cell: str = "observation.c
         n_steps: Largest number of steps of the search while acting.
         channels: Channels of each convolution of the network that predicts a step of the search from the one before.
         n_layers: Number of convolutions.
+        steps: Number of updates of that network.
         features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete, search = features is not None and features["action"].kind == "discrete", GridSearch(grid)
     step = PolicyConfig(Categorical(), PerToken(FeedForward(())), GridEncoder((channels,) * n_layers),
                         inputs=(grid, PROCEDURE), target=PROCEDURE, window=Window(action_offset=1))
-    stage = Stage("procedure", Method(step, learner=BehaviorCloning(20_000, 32),
+    stage = Stage("procedure", Method(step, learner=BehaviorCloning(steps, 32),
                                       transforms=(ProcedureEpisodes(search),)))
     action = PolicyConfig(Categorical() if discrete else Regression(), FeedForward((64,)), GridEncoder((), cell),
                           inputs=(PROCEDURE, cell))

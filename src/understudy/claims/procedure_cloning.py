@@ -203,7 +203,7 @@ def solved(experiment, method: Method, data: Dataset, seed: int, episodes: int, 
 
 def clone_procedure(search: GridSearch) -> Method:
     """Procedure cloning of a search, with small networks and few updates."""
-    method = procedure_cloning(GRID, CELL, N_STEPS, CHANNELS[0], len(CHANNELS), GridMaze().features)
+    method = procedure_cloning(GRID, CELL, N_STEPS, CHANNELS[0], len(CHANNELS), features=GridMaze().features)
     stage = method.stages[0]
     step = replace(stage.method, learner=learner(STEPS - READING_STEPS), transforms=(ProcedureEpisodes(search),))
     return replace(method, learner=learner(READING_STEPS), transforms=(ProcedureResult(search),),

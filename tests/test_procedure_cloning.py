@@ -87,8 +87,8 @@ def test_each_step_of_the_data_becomes_an_episode_of_the_search():
     assert np.array_equal(thought.steps[PROCEDURE][7], thought.steps[PROCEDURE][6])
     assert (thought.steps[CELL] == [2, 1]).all() and thought.metadata["seed"] == 3
     batch = Window(action_offset=1).windows(data, (GRID, PROCEDURE), PROCEDURE).gather(np.array([8]))
-    assert torch.equal(batch.obs[PROCEDURE][0, 0], torch.from_numpy(GridSearch().search(MAZE)[1]))
-    assert torch.equal(batch.action[0, 0].reshape(3, 3), torch.from_numpy(GridSearch().search(MAZE)[2]))
+    assert torch.equal(batch.obs[PROCEDURE][0, 0], torch.tensor(GridSearch().search(MAZE)[1]))
+    assert torch.equal(batch.action[0, 0].reshape(3, 3), torch.tensor(GridSearch().search(MAZE)[2]))
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -68,22 +69,12 @@ class GridSearch(Procedure):
         return self.search(self._grid(episode)[step])
 
     def search(self, grid: np.ndarray) -> np.ndarray:
-        """Returns the maps of the search, (L + 1, W, H) int64.
+        """Returns the maps of the search, (L + 1, W, H) int64, which must not be changed.
 
         Args:
             grid: Class of each cell, (W, H).
         """
-        maps, (width, height) = [np.zeros(grid.shape, np.int64)], grid.shape
-        margin = max(abs(d) for move in self.moves for d in move)
-        while True:
-            found = np.zeros_like(maps[-1])
-            reached = np.pad((grid == self.goal) | (maps[-1] > 0), margin)
-            for number, (i, j) in reversed(list(enumerate(self.moves))):  # so that the first move counts
-                found[reached[margin + i:margin + i + width, margin + j:margin + j + height]] = 1 + number
-            new = np.where((maps[-1] == 0) & (grid != self.wall) & (grid != self.goal), found, maps[-1])
-            if (new == maps[-1]).all():
-                return np.stack(maps)
-            maps.append(new)
+        return _search(np.asarray(grid, np.int64).tobytes(), grid.shape, self.wall, self.goal, self.moves)
 
     def _grid(self, episode: Episode) -> np.ndarray:
         if self.grid not in episode.steps:
@@ -94,6 +85,25 @@ class GridSearch(Procedure):
             raise DataError(f"the column {self.grid!r} has the shape {grid.shape[1:]}, but a map of cells has (W, H)",
                             where="GridSearch.grid", hint="name a column with the class of each cell")
         return grid
+
+
+@lru_cache(maxsize=256)  # all observations of an episode usually show the same grid
+def _search(cells: bytes, shape: tuple[int, int], wall: int, goal: int, moves: tuple[tuple[int, int], ...]
+            ) -> np.ndarray:
+    """The maps of `GridSearch.search`, (L + 1, W, H), which must not be changed."""
+    grid, (width, height) = np.frombuffer(cells, np.int64).reshape(shape), shape
+    maps, margin = [np.zeros(shape, np.int64)], max(abs(d) for move in moves for d in move)
+    while True:
+        found = np.zeros_like(maps[-1])
+        reached = np.pad((grid == goal) | (maps[-1] > 0), margin)
+        for number, (i, j) in reversed(list(enumerate(moves))):  # so that the first move counts
+            found[reached[margin + i:margin + i + width, margin + j:margin + j + height]] = 1 + number
+        new = np.where((maps[-1] == 0) & (grid != wall) & (grid != goal), found, maps[-1])
+        if (new == maps[-1]).all():
+            result = np.stack(maps)
+            result.flags.writeable = False
+            return result
+        maps.append(new)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from understudy.claims import (
     language_attention,
     preemptive_restart,
     pretrained_behavior,
+    procedure_cloning,
     self_chosen_curriculum,
     self_guidance,
+    thought_cloning,
     two_level_minibatch,
 )
 from understudy.claims import functional_manipulation as fmb
@@ -24,6 +26,8 @@ from understudy.claims import vinn_few_demonstrations as vinn
 from understudy.claims.curation import cloning_method
 from understudy.claims.goal_directions import DirectedPush, direction_demonstrations, train_policy
 from understudy.data.episode import Dataset, Episode
+from understudy.data.procedure import GridSearch
+from understudy.data.relabel import ThoughtText
 from understudy.data.window import Window
 from understudy.envs.push import Expert, Push
 from understudy.evaluate.behavior.modes import fork_mode
@@ -34,7 +38,7 @@ from understudy.heads.regression import Regression
 from understudy.learn.sample_weights import CurriculumWeights
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
-from understudy.testing import check_env, random_batch
+from understudy.testing import check_env, check_runtime_transform, random_batch
 
 
 def directions(episodes):
@@ -517,3 +521,81 @@ def test_arms_without_goals_learn_from_the_episodes_with_words_alone():
         found[arm.name] = few_labels.prompted_success(experiment, short, data, 1, 10, 1)
     assert {name: set(measures) for name, measures in found.items()} == {
         "MDT": {"success", "goal success"}, "goals and words": {"success", "goal success"}, "words alone": {"success"}}
+
+
+# -- procedure cloning -------------------------------------------------------------------------------------------------
+
+
+def test_the_maze_of_cells_keeps_the_contract_and_the_expert_takes_the_shortest_way():
+    check_env(procedure_cloning.GridMaze)
+    env = procedure_cloning.GridMaze(50)
+    ran = rollout(env.expert(), env, 100, seed=2)
+    assert all(e.metadata["success"] for e in ran)
+    for e in list(ran)[:10]:
+        maps = GridSearch().search(e.steps["observation.grid"][0])
+        i, j = e.steps["observation.cell"][0]
+        assert len(e) == (maps[:, i, j] == 0).sum()  # the ring of the search that reaches the start
+
+
+def test_training_mazes_are_few_and_not_those_of_other_seeds_or_of_the_test():
+    def mazes(data):
+        return {(e.steps["observation.grid"][0] == procedure_cloning.WALL).tobytes() for e in data}
+    source = procedure_cloning.MazeDemonstrations(3, 8)
+    one, other = mazes(source.load(1)), mazes(source.load(2))
+    env = procedure_cloning.GridMaze(20)
+    test = mazes(rollout(env.expert(), env, 20, seed=680))
+    assert len(one) == len(other) == 3 and len(test) == 20 and not one & other and not (one | other) & test
+
+
+def test_the_control_searches_another_maze_with_the_same_goal_and_changes_nothing_else():
+    data = procedure_cloning.MazeDemonstrations(2, 2).load(1)
+    grid = data[0].steps["observation.grid"][0]
+    right, wrong, again = (search.search(grid) for search in (GridSearch(), *[procedure_cloning.OtherMaze()] * 2))
+    assert not np.array_equal(right[-1], wrong[-1]) and np.array_equal(wrong, again)
+    goal = tuple(np.argwhere(grid == procedure_cloning.GOAL)[0])
+    assert wrong[-1][goal] == 0 and (wrong[-1][::2, ::2] > 0).sum() == 24  # every other room is reached
+    experiment = procedure_cloning.MAZES
+    control = procedure_cloning.CLAIM.negative_control.change(experiment)
+    assert control.arms[1:] == experiment.arms[1:]
+    one, two = (repr(e.arms[0]) for e in (experiment, control))
+    assert two.replace("OtherMaze", "GridSearch") == one
+
+
+# -- thought cloning ---------------------------------------------------------------------------------------------------
+
+
+def test_thoughts_name_the_stage_whose_turn_it_is():
+    data = thought_cloning.ThinkingExpert(12).load(1)
+    for e in data:
+        said = [str(thought) for thought in e.steps["thought"]]
+        changes = [said[0], *(b for a, b in zip(said, said[1:], strict=False) if a != b)]
+        mission = bytes(e.steps["observation.task"][0]).rstrip(b"\0").decode()
+        assert [thought.split()[-1] for thought in changes] == [stage.split()[-1] for stage in mission.split(", ")]
+    orders = {tuple(thought_cloning.MissionOrder()(e).steps["observation.order"][0]) for e in data}
+    assert orders <= {thought_cloning.ORDERS[n] for n in thought_cloning.SEEN}
+
+
+def test_the_order_of_a_mission_is_the_same_while_acting():
+    check_runtime_transform(thought_cloning.MissionOrder(), thought_cloning.ThinkingExpert(4).load(1))
+
+
+def test_exchanged_thoughts_are_those_of_the_next_demonstration():
+    data = thought_cloning.ThinkingExpert(6).load(1)
+    exchanged = thought_cloning.ExchangedThoughts().apply(data)
+    for i, (one, other) in enumerate(zip(data, exchanged, strict=True)):
+        assert len(other.steps["thought"]) == len(one)
+        assert other.steps["thought"][0] == data[(i + 1) % 6].steps["thought"][0]
+        assert all(np.array_equal(one.steps[k], other.steps[k]) for k in one.steps if k != "thought")
+    assert thought_cloning.stretch(np.array([1, 2]), 5).tolist() == [1, 1, 1, 2, 2]
+
+
+def test_behavior_cloning_has_as_many_parameters_as_thought_cloning():
+    features = thought_cloning.MissionOrder()(thought_cloning.ThinkingExpert(2).load(1)[0])
+    heard = ThoughtText("thought", thought_cloning.LONGEST)(features)
+    features = ThoughtText("thought", thought_cloning.LONGEST, "thought.text")(heard).features()
+
+    def size(*policies):
+        return sum(p.numel() for policy in policies for p in Policy(policy, features).parameters())
+    method = thought_cloning.clone_thoughts()
+    thoughts = size(method.policy, method.stages[0].method.policy)
+    assert (thoughts, size(thought_cloning.MISSIONS.arms[1].options[0].policy)) == (203_077, 202_229)

@@ -17,7 +17,8 @@ from understudy.config import UntrustedCode
 from understudy.core import Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
-from understudy.data.relabel import NextObservation, relabeled_features
+from understudy.data.procedure import ProcedureResult
+from understudy.data.relabel import NextObservation, ThoughtText, relabeled_features
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import LAST_REWARD
@@ -40,6 +41,12 @@ FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observat
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
 
 
+CELLS = {"observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3,) * 9),
+         "observation.cell": Feature("int64", (2,), "discrete", num_classes=(3, 3))}
+SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # methods that read columns of their own
+           "thought-cloning": {**FEATURES, "thought": Feature("string", (), "string")}}
+
+
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
 
 
@@ -55,10 +62,11 @@ def with_stages(method, data):
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in METHODS])
 def test_methods_train_and_act(name):
-    method = find_method(name, FEATURES)
+    features = SPECIAL.get(name, FEATURES)
+    method = find_method(name, features)
     assert config.load(json.loads(json.dumps(config.dump(method)))) == method  # method.json
     extra = {k: Feature("float32", ()) for k in ("next.reward", *method.learner.extra)}  # read besides observations
-    data = random_dataset({**FEATURES, **extra}, episodes=3, steps=12)
+    data = random_dataset({**features, **extra}, episodes=3, steps=12)
     data, _ = mix(task=(data[:1], 0.5), prior=(data[1:], 0.5))  # for methods that retrieve
     method = with_stages(method, data)
     data = training_data(data, method)
@@ -68,10 +76,11 @@ def test_methods_train_and_act(name):
     said = []
     fit(learner, lambda n: sampler.batch(8, n), 2, callbacks=[lambda n, learner, seen: said.extend(seen.values())])
     assert torch.tensor(said).isfinite().all()
-    actor = build_actor(method, {**learner.modules, "policy": learner.trained_policy.eval()}, features=FEATURES)
-    shown = {**FEATURES, **{g.into: policy.features[g.into] for g in policy.window.goals}}
-    obs = {k: torch.randn(3, *f.shape) for k, f in shown.items() if k != "action"} | {LAST_REWARD: torch.ones(3)}
-    obs |= {k: torch.ones(3, 1) for k in open_conditions(method, FEATURES)}
+    actor = build_actor(method, {**learner.modules, "policy": learner.trained_policy.eval()}, features=features)
+    shown = {**features, **{g.into: policy.features[g.into] for g in policy.window.goals}}
+    obs = {k: torch.randn(3, *f.shape) if f.kind == "vector" else torch.ones(3, *f.shape, dtype=f.torch_dtype)
+           for k, f in shown.items() if k.startswith("observation.")} | {LAST_REWARD: torch.ones(3)}
+    obs |= {k: torch.ones(3, 1) for k in open_conditions(method, features)}
     state = actor.start(obs, keys(0, range(3)))
     for _ in range(3):
         action, state = actor.act(obs, state)
@@ -81,12 +90,12 @@ def test_methods_train_and_act(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_carried_out_is_what_was_meant(name):
     """The window's first action is the executor's: an offset of one plays old actions (Chi et al. 2023)."""
-    method = find_method(name)
+    method, features = find_method(name), SPECIAL.get(name, FEATURES)
     if method.wrapper is not None:  # its columns are known when the stages are trained
         method = with_stages(method, random_dataset(FEATURES, episodes=3, steps=12))
     window, run = method.policy.window, method.executor
-    planned = [part for part in method.transforms if isinstance(part, NextObservation)]
-    features = relabeled_features(policy_features(method, FEATURES), planned)
+    planned = [part for part in method.transforms if isinstance(part, (NextObservation, ProcedureResult, ThoughtText))]
+    features = relabeled_features(policy_features(method, features), planned)
     run.check_planner(Policy(method.policy, features))
     past = 1 if isinstance(run, ActionConditionedExecutor) else getattr(run, "skip", 0)
     assert past == -window.action_offset
@@ -186,12 +195,15 @@ def test_descriptions():
 def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     able = {d["name"]: any("classes" in need for need in d["needs"]) for d in describe_methods()}
     assert [n for n in able if able[n]] == ["bc", "bc-inverse-dynamics", "knn", "vinn", "udrl", "decision-transformer",
-                                            "dichotomy-of-control"]
+                                            "dichotomy-of-control", "procedure-cloning",
+                                            "thought-cloning"]
+    if name in SPECIAL:
+        return  # their own tests are about classes
     if not able[name]:
         with pytest.raises(UserError, match=f"{name}, column 'action': the actions are classes, but this method "
                            "learns numbers"
                            "\n  -> bc, bc-inverse-dynamics, knn, vinn, udrl, decision-transformer, "
-                           "dichotomy-of-control learn classes"):
+                           "dichotomy-of-control, procedure-cloning, thought-cloning learn classes"):
             find_method(name, CHOICES)
         return
     # Which of two lights is on decides the choice, and every method that says so learns it.

@@ -31,6 +31,7 @@ from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.fourier import FourierFeatures
 from understudy.nets.goal_encoder import GoalEncoder
+from understudy.nets.grid import GridEncoder
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
 from understudy.nets.mlp_mixer import MLPMixer
@@ -72,6 +73,8 @@ PLAIN = {k: FEATURES[k] for k in ("observation.state", "observation.arms", "obse
                                   "observation.done")}
 SEEN = {k: f for k, f in FEATURES.items() if f.kind != "text"}
 SENSED = {k: f for k, f in FEATURES.items() if f.kind in ("vector", "image")}
+CELLS = {"observation.grid": Feature("int64", (2, 3), "discrete", num_classes=(3,) * 6),
+         "observation.cell": Feature("int64", (2,), "discrete", num_classes=(2, 3))}
 SMALL = TokenEncoder(8, 4, SmallConv((8, 8), 4))
 ENCODERS = {
     "tokens": (SMALL, FEATURES),
@@ -86,6 +89,8 @@ ENCODERS = {
     "bottleneck": (BottleneckEncoder(12, SMALL), FEATURES),
     "objects": (ObjectAttentionEncoder("observation.arms", hidden=8, encoder=SMALL), FEATURES),
     "goals": (GoalEncoder(("observation.last", "observation.images.front", "observation.task"), SMALL), FEATURES),
+    "cells": (GridEncoder((8, 8)), {"observation.grid": CELLS["observation.grid"]}),
+    "cell": (GridEncoder((8, 8), "observation.cell"), CELLS),
 }
 
 

@@ -30,6 +30,7 @@ from understudy.data.relabel import (
     SelectColumns,
     SelectComponents,
     TaskText,
+    ThoughtText,
     TimeLeft,
     relabeled_features,
 )
@@ -52,7 +53,7 @@ from understudy.testing import ContractViolation, check_relabel, check_runtime_t
 
 STATE, LAST = "observation.state", "observation.last_action"
 FEATURES = {STATE: Feature("float32", (2,)), "action": Feature("float32", (2,)), "next.reward": Feature("float32", ()),
-            "intervention": Feature("bool", ())}
+            "intervention": Feature("bool", ()), "thought": Feature("string", (), "string")}
 
 
 def episodes(discrete: bool = False, count: int = 3) -> Dataset:
@@ -68,10 +69,11 @@ def episodes(discrete: bool = False, count: int = 3) -> Dataset:
 EXAMPLES = [Hindsight(), TaskText(), ReturnToGo(), TimeLeft(), Progress(), LastAction(), InterventionPenalty(),
             ConstantColumn("observation.expert", 1.0), SelectColumns(("action",)), ColumnPadding(STATE, 3),
             Rename(STATE, "observation.arm"), ConcatColumns(("action", STATE)), SelectComponents(STATE, (1,)),
-            NextObservation(), OptionalColumn(STATE, like=STATE)]
+            NextObservation(), OptionalColumn(STATE, like=STATE), ThoughtText()]
 
 # Columns that relabelings without a runtime counterpart add, and what shows them.
-PROVIDED = {"observation.goal": "OGBench", "observation.next": "InverseDynamicsPlanner"}
+PROVIDED = {"observation.goal": "OGBench", "observation.next": "InverseDynamicsPlanner",
+            "observation.procedure": "IteratedPlanner", "observation.thought": "Hierarchical"}
 
 
 def test_there_is_an_example_of_every_relabeling():

@@ -118,6 +118,8 @@ def random_dataset(features: Schema, episodes: int = 6, steps: int = 24, seed: i
             return rng.integers(0, np.array(f.num_classes).reshape(f.shape), (rows, *f.shape)).astype(f.dtype)
         if f.kind in ("image", "text"):
             return rng.integers(0, 256, (rows, *f.shape)).astype(np.uint8)
+        if f.kind == "string":
+            return np.array(["left", "right", "up"])[rng.integers(0, 3, (rows, *f.shape))]
         walk = rng.normal(size=(rows, *f.shape)).cumsum(0) if name.startswith("observation") else rng.normal(
             size=(rows, *f.shape))
         return (walk * 3 + 1).astype(f.dtype)
@@ -387,7 +389,7 @@ def check_codec(codec: Codec, target: Feature | None = None) -> None:
 # -- networks -------------------------------------------------------------------------------------------------------
 
 
-def check_trunk(trunk: Trunk, horizon: int = 8) -> None:
+def check_trunk(trunk: Trunk, horizon: int = 8, multiple: int = 1) -> None:
     """Checks a trunk.
 
     Outputs have the right shape for any number of inputs and times. Batch rows do not influence each other. Masked
@@ -397,9 +399,12 @@ def check_trunk(trunk: Trunk, horizon: int = 8) -> None:
     Args:
         trunk: The trunk.
         horizon: Number of action steps, at least 2.
+        multiple: The widths of inputs and outputs are multiples of this number. 4 for a trunk that divides them among
+            the tokens, of which there are 4.
     """
     B, N, D = 3, 4, 5
     for inputs, outputs, times in ((0, 3, 0), (2, 3, 0), (2, 3, 1), (2, 1, 2)):
+        inputs, outputs = inputs * multiple, outputs * multiple
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = trunk.build(inputs, outputs, times, HeadSpec(horizon, N, D, token_obs_steps=(0, 0, 1, 1)))
@@ -419,15 +424,16 @@ def check_trunk(trunk: Trunk, horizon: int = 8) -> None:
         net.eval()
         with torch.no_grad():
             _trunk_reads(trunk, net, x, t, context, outputs)
-    _trunk_is_causal(trunk, horizon)
+    _trunk_is_causal(trunk, horizon, multiple)
 
 
-def _trunk_is_causal(trunk, horizon):
+def _trunk_is_causal(trunk, horizon, multiple):
     try:
-        net = trunk.build(2, 3, 0, HeadSpec(horizon, 4, 5, token_obs_steps=(0, 0, 1, 1), causal=True))
+        net = trunk.build(2 * multiple, 3 * multiple, 0,
+                          HeadSpec(horizon, 4, 5, token_obs_steps=(0, 0, 1, 1), causal=True))
     except Unsupported:
         return
-    x = torch.randn(2, horizon, 2, generator=_rng(4), requires_grad=True)
+    x = torch.randn(2, horizon, 2 * multiple, generator=_rng(4), requires_grad=True)
     context = Context(torch.randn(2, 4, 5, generator=_rng(5)), torch.ones(2, 4, dtype=torch.bool))
     early = torch.autograd.grad(net.eval()(x, x[..., :0], context)[:, :-1].square().sum(), x)[0]
     require(not bool(early[:, -1].any()), "a step of a causal trunk must not depend on later input steps")

@@ -122,7 +122,7 @@ class Normalizer(Codec):
     A component that is constant in the data is coded as 0 and decoded as the constant.
 
     A discrete target becomes one-hot vectors, one per component, side by side. It is decoded as the class with the
-    largest entry, as float32.
+    largest entry, as float32. The bytes of a text are such classes.
 
     Args:
         obs: Scale of the observations.
@@ -167,7 +167,8 @@ class _NormalizerModule(CodecModule):
         if feature.kind == "discrete" and not feature.num_classes:
             raise UserError("The number of classes of each component is unknown.", where=target,
                             hint="Give it in the features: Feature(..., kind='discrete', num_classes=(4,)).")
-        self.num_classes = feature.num_classes or () if feature.kind == "discrete" else ()
+        self.num_classes = (256,) * feature.size if feature.kind == "text" else (
+            feature.num_classes or () if feature.kind == "discrete" else ())
         self.width = sum(self.num_classes) or feature.size
         self.bound = 1.0 if self.num_classes else {"minmax": 1.0, "identity": None}.get(config.target, math.inf)
         # "name?" is a mask and stays as it is.
@@ -313,6 +314,8 @@ class _NormalizerModule(CodecModule):
     def encode(self, action, obs):
         self._check_fitted()
         if self.num_classes:
+            if len(set(self.num_classes)) == 1:  # many components, such as the cells of a map, are coded at once
+                return F.one_hot(action.long(), self.num_classes[0]).flatten(-2).float()
             parts = (F.one_hot(a.long(), n) for a, n in zip(action.unbind(-1), self.num_classes, strict=True))
             return torch.cat(tuple(parts), -1).float()
         action = self._add_relative(action.float(), obs, -1)
@@ -321,6 +324,8 @@ class _NormalizerModule(CodecModule):
     def decode(self, coded, obs):
         self._check_fitted()
         if self.num_classes:
+            if len(set(self.num_classes)) == 1:
+                return coded.unflatten(-1, (-1, self.num_classes[0])).argmax(-1).float()
             return torch.stack([c.argmax(-1) for c in coded.split(self.num_classes, -1)], -1).float()
         action = self.action_transform.decode(coded, self._group(obs)) if self.scales_target else coded
         return self._add_relative(action, obs, 1)

@@ -156,6 +156,33 @@ class TaskText(RuntimeRelabel):
                            f"{{{self.into!r}: torch.tensor(TaskText({self.max_bytes}).encode('WORDS'))}})")
 
 
+@dataclass(frozen=True)
+class ThoughtText:
+    """Adds what the expert thought at each step as UTF-8 bytes, padded with 0.
+
+    It is read from a column of text, such as the subgoal that a scripted expert follows or that a person said. After
+    the last thought it is repeated. While acting, a policy that predicts thoughts gives the column: see
+    `execute.planners.Hierarchical`.
+
+    Args:
+        column: Name of the column of text.
+        max_bytes: Number of bytes of the new column. Longer text is cut after a complete character.
+        into: Name of the new column, (T+1, max_bytes).
+    """
+
+    column: str = "thought"
+    max_bytes: int = 64
+    into: str = "observation.thought"
+
+    def __call__(self, episode: Episode) -> Episode:
+        column = _get_column(episode, self.column, "thought cloning needs the thoughts of the expert as text: name "
+                             "their column (--columns thought=NAME)")
+        said, which = np.unique(column.astype(str).reshape(len(column)), return_inverse=True)
+        rows = np.stack([TaskText(self.max_bytes).encode(str(text)) for text in said])[which]
+        rows = np.concatenate([rows, rows[-1:]])[: len(episode) + 1]
+        return _with_column(episode, self.into, rows, Feature("uint8", (self.max_bytes,), "text"))
+
+
 def task_texts(episode: Episode) -> np.ndarray:
     """Return the task of each step, (T,), or of the whole episode, (1,)."""
     found = episode.steps["task"] if "task" in episode.steps else [episode.metadata.get("task") or ""]

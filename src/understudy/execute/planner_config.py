@@ -15,6 +15,7 @@ from .planners import (
     Guided,
     Hierarchical,
     InverseDynamicsPlanner,
+    IteratedPlanner,
     KernelDensity,
     SampleSelector,
     SetScorer,
@@ -181,6 +182,22 @@ class HierarchyConfig(PlannerConfig):
         for part in self.inference:
             high = part.build(high, modules)
         return Hierarchical(high, planner, self.column)
+
+
+@dataclass(frozen=True)
+class IterationConfig(PlannerConfig):
+    """Repeats the policy until its answer no longer changes: see `IteratedPlanner`.
+
+    Args:
+        column: The column that the policy reads and predicts.
+        n_steps: Largest number of steps.
+    """
+
+    column: str
+    n_steps: int = 100
+
+    def build(self, planner, modules):
+        return IteratedPlanner(planner, self.column, self.n_steps)
 
 
 @dataclass(frozen=True)

@@ -423,11 +423,69 @@ class Hierarchical(PlannerWrapper):
 
     def plan(self, obs, noise, guides=()):
         subgoal = self.high.plan(obs, noise["high"])
-        return self.low.plan({**obs, self.as_key: subgoal}, noise["low"], guides)
+        return self.low.plan({**obs, self.as_key: _as_column(self.low, self.as_key, subgoal)}, noise["low"], guides)
 
     def context(self, obs):
         raise Unsupported("the low-level planner reads what the high-level planner draws, so that there is no context "
                           "without noise", where="Hierarchical", hint="use an executor that plans whole chunks")
+
+
+def _as_column(planner: Planner, name: str, plan: Tensor) -> Tensor:
+    """A plan (B, H, A) in the shape (B, H, *shape) in which a planner reads a column. Classes become integers."""
+    feature = planner.features[name]
+    plan = plan.unflatten(-1, feature.shape or (1,))
+    return plan.to(feature.torch_dtype) if feature.kind in ("discrete", "text") else plan
+
+
+@dataclass(frozen=True)
+class IteratedPlanner(PlannerWrapper):
+    """Repeats a policy that predicts the next result of a computation from the last one.
+
+    The first result is zero. The computation ends when a step changes nothing, and after `n_steps` steps at the latest.
+    All steps of a plan have the same noise. With a `Hierarchical` planner, the last result is an input of another
+    policy.
+
+    Args:
+        planner: Predicts a column that it also reads, one step later: ``Window(1, 1, action_offset=1)``.
+        column: The column of results.
+        n_steps: Largest number of steps.
+
+    Raises:
+        UserError: The planner does not read the column, or its window is another one.
+
+    References:
+        Yang et al. (2022), Chain of Thought Imitation with Procedure Cloning, arXiv:2205.10816.
+    """
+
+    planner: Planner
+    column: str
+    n_steps: int = 100
+
+    def __post_init__(self):
+        window = self.planner.window
+        if (window.n_obs_steps, window.horizon, window.action_offset) != (1, 1, 1):
+            raise UserError("the policy must predict one result from the one before, but its window is "
+                            f"(n_obs_steps, horizon, action_offset) = {window.n_obs_steps}, {window.horizon}, "
+                            f"{window.action_offset}", where="IteratedPlanner",
+                            hint="train it with Window(1, 1, action_offset=1)")
+        if self.column not in self.planner.inputs:
+            raise UserError(f"the policy reads {', '.join(self.planner.inputs)}, and not the results {self.column!r}",
+                            where="IteratedPlanner.column", hint=f"add {self.column!r} to its inputs")
+
+    @property
+    def inputs(self):
+        return tuple(k for k in self.planner.inputs if k != self.column)
+
+    def plan(self, obs, noise, guides=()):
+        feature, like = self.planner.features[self.column], next(iter(obs.values()))
+        result = torch.zeros((*like.shape[:2], *feature.shape), dtype=feature.torch_dtype, device=like.device)
+        plan = result.flatten(2).float()
+        for _ in range(self.n_steps):
+            plan = self.planner.plan({**obs, self.column: result}, noise, guides)
+            last, result = result, _as_column(self.planner, self.column, plan)
+            if bool((result == last).all()):
+                break  # a result that a step does not change stays as it is, so that rows do not wait for each other
+        return plan
 
 
 @dataclass(frozen=True)

@@ -42,17 +42,33 @@ class Categorical(LikelihoodHead, TemperatureHead):
         return self._step_log_prob(net, context, action).sum(1)
 
     def sample(self, net, context, noise):
-        score = torch.cat(self._logits(net, context, noise[..., :0]), -1) + self.temperature * gumbel_noise(noise)
-        classes = [F.one_hot(s.argmax(-1), n)
-                   for s, n in zip(score.split(net.num_classes, -1), net.num_classes, strict=True)]
-        return torch.cat(classes, -1).to(noise.dtype)
+        score = self._logits(net, context, noise[..., :0]) + self.temperature * gumbel_noise(noise)
+        return _by_component(_most_likely, score, net.num_classes).to(noise.dtype)
 
     def _logits(self, net, context, like):
-        return net.trunk(like, like, context).split(net.num_classes, -1)
+        return net.trunk(like, like, context)
 
     def _step_log_prob(self, net, context, action):
-        log_probs = torch.cat([part.log_softmax(-1) for part in self._logits(net, context, action[..., :0])], -1)
+        log_probs = _by_component(_log_softmax, self._logits(net, context, action[..., :0]), net.num_classes)
         return (log_probs * action).sum(-1)
+
+
+def _log_softmax(logits):
+    return logits.log_softmax(-1)
+
+
+def _most_likely(score):
+    return F.one_hot(score.argmax(-1), score.shape[-1])
+
+
+def _by_component(function, x, num_classes: tuple[int, ...]):
+    """Applies a function to the classes of each component of (B, H, sum(num_classes)).
+
+    Components with as many classes, such as the cells of a map, are computed at once.
+    """
+    if len(set(num_classes)) == 1:
+        return function(x.unflatten(-1, (-1, num_classes[0]))).flatten(-2)
+    return torch.cat([function(part) for part in x.split(num_classes, -1)], -1)
 
 
 class _CategoricalNet(torch.nn.Module):

@@ -298,6 +298,19 @@ METHODS: dict[str, NamedMethod] = {
         "Dichotomy of Control: a policy reads a latent of the future that holds what actions decide, and not luck.",
         Reference("Yang et al. 2023, arXiv 2210.13435, with a transformer over the history, and latents of the whole "
                   "future", ("165",), (NUMBERS_OR_CLASSES, "rewards", "observations that are numbers"))),
+    "procedure-cloning": NamedMethod(
+        "understudy.methods.reasoning:procedure_cloning",
+        "Procedure cloning: predict each step of the expert's search over a grid, and read the action from the last.",
+        Reference("Yang et al. 2022, arXiv 2205.10816, whose search ends at the agent, with 128 to 256 channels and "
+                  "500,000 updates", ("068",),
+                  (NUMBERS_OR_CLASSES, "a map of cells (observation.grid) and the cell of the agent "
+                                       "(observation.cell)"))),
+    "thought-cloning": NamedMethod(
+        "understudy.methods.reasoning:thought_cloning",
+        "Thought cloning: one policy predicts what the expert thinks, as text, and another reads it and acts.",
+        Reference("Hu and Clune 2023, arXiv 2306.00323, which trains both policies together, on thoughts of its own in "
+                  "later epochs, with recurrent networks and words one after the other", ("272",),
+                  (NUMBERS_OR_CLASSES, "the thought of the expert at each step, as text (thought)"))),
     "dagger": NamedMethod(
         "understudy.methods.interaction:dagger",
         "DAgger: the policy acts, the supervisor says what it would have done, and the policy learns that.",

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from .base import Trunk, TrunkNet, check_not_causal
+from .base import Trunk, TrunkNet, check_not_causal, record_intermediate
 from .fourier import FourierFeatures
 from .linear import Linear
 
@@ -38,7 +38,7 @@ class FeedForward(Trunk):
     """Feed-forward network from the flat context, the whole chunk and its times to the whole chunk.
 
     `nets.mlp.MLP`, with residual blocks and normalized inputs, learns faster. Use this one for comparisons with
-    published numbers.
+    published numbers. The last hidden layer is recorded as "hidden" (B, 1, D), for auxiliary losses.
 
     Args:
         widths: Widths of the hidden layers.
@@ -64,5 +64,9 @@ class _FeedForwardNet(TrunkNet):
         self.layers = feed_forward_layers((size, *config.widths, spec.horizon * outputs), config.activation)
 
     def forward(self, x, t, context):
-        h = self.layers(torch.cat([x.flatten(1), self.fourier(t).flatten(1), context.flat()], -1))
-        return h.unflatten(-1, (self.horizon, self.outputs))
+        h = torch.cat([x.flatten(1), self.fourier(t).flatten(1), context.flat()], -1)
+        *hidden, output_layer = self.layers
+        for layer in hidden:
+            h = layer(h)
+        record_intermediate("hidden", h.unsqueeze(1))
+        return output_layer(h).unflatten(-1, (self.horizon, self.outputs))

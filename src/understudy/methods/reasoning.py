@@ -1,0 +1,66 @@
+"""Policies that first predict how the expert decides, and then the action."""
+
+from __future__ import annotations
+
+from ..checkpoint import FromStage
+from ..core import Schema
+from ..data.procedure import PROCEDURE, GridSearch, ProcedureEpisodes, ProcedureResult
+from ..data.relabel import ThoughtText
+from ..data.window import Window
+from ..execute.chunking import RecedingHorizon
+from ..execute.planner_config import HierarchyConfig, IterationConfig
+from ..heads.categorical import Categorical
+from ..heads.regression import Regression
+from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.method import Method, Stage
+from ..nets.encoders import TokenEncoder
+from ..nets.feed_forward import FeedForward
+from ..nets.grid import GridEncoder, PerToken
+from ..policy import PolicyConfig
+
+
+def procedure_cloning(grid: str = "observation.grid", cell: str = "observation.cell", n_steps: int = 100,
+                      channels: int = 64, n_layers: int = 5, steps: int = 20_000, features: Schema | None = None
+                      ) -> Method:
+    """Procedure cloning: predict each step of the expert's search over a grid, and read the action from the last one.
+
+    Args:
+        grid: Column with the class of each cell: 0 free, 1 wall, 2 goal.
+        cell: Column with the cell of the agent.
+        n_steps: Largest number of steps of the search while acting.
+        channels: Channels of each convolution of the network that predicts a step of the search from the one before.
+        n_layers: Number of convolutions.
+        steps: Number of updates of that network.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete, search = features is not None and features["action"].kind == "discrete", GridSearch(grid)
+    step = PolicyConfig(Categorical(), PerToken(FeedForward(())), GridEncoder((channels,) * n_layers),
+                        inputs=(grid, PROCEDURE), target=PROCEDURE, window=Window(action_offset=1))
+    stage = Stage("procedure", Method(step, learner=BehaviorCloning(steps, 32),
+                                      transforms=(ProcedureEpisodes(search),)))
+    action = PolicyConfig(Categorical() if discrete else Regression(), FeedForward((64,)), GridEncoder((), cell),
+                          inputs=(PROCEDURE, cell))
+    return Method(action, RecedingHorizon(), BehaviorCloning(1000, 32), (ProcedureResult(search),), (stage,),
+                  inference=(HierarchyConfig(FromStage("procedure"), PROCEDURE,
+                                             (IterationConfig(PROCEDURE, n_steps),)),))
+
+
+def thought_cloning(column: str = "thought", max_bytes: int = 64, width: int = 256, steps: int = 5000,
+                    features: Schema | None = None) -> Method:
+    """Thought cloning: one policy predicts what the expert thinks, as text, and another reads it and acts.
+
+    Args:
+        column: Column with the thought of the expert at each step, as text.
+        max_bytes: Number of bytes of a thought.
+        width: Width of the two hidden layers of both policies.
+        steps: Number of updates of each of them.
+        features: The columns of the data. Discrete actions get a categorical head, whose actions are sampled.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    said, heard = ThoughtText(column, max_bytes, "thought.text"), ThoughtText(column, max_bytes)
+    trunk, learner = FeedForward((width, width)), BehaviorCloning(steps, 64)
+    think = PolicyConfig(Categorical(), trunk, TokenEncoder(), target=said.into)
+    act = PolicyConfig(Categorical(temperature=1.0) if discrete else Regression(), trunk, TokenEncoder())
+    return Method(act, RecedingHorizon(), learner, (heard,),
+                  (Stage("thoughts", Method(think, learner=learner, transforms=(said,))),),
+                  inference=(HierarchyConfig(FromStage("thoughts"), heard.into),))

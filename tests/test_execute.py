@@ -319,6 +319,7 @@ def test_standing_guides_and_those_of_the_moment_add_up():
 
 class Low(Clock):
     inputs = ("observation.state", "observation.goal")
+    features = {**Clock.features, "observation.goal": Feature("float32", (1,))}
 
     def plan(self, obs, noise, guides=()):
         return obs["observation.goal"][:, -1:, :1] + noise

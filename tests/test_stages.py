@@ -497,8 +497,9 @@ def test_guidance_acts_wherever_the_checkpoint_does(demos, tmp_path):
     assert status == 0, text
     loaded = TrainedRun.load(out)
     planner, policy = loaded.planner(), loaded.modules["policy"]
-    obs = {k: torch.randn(2, 1, *policy.features[k].shape) for k in policy.inputs}
-    noise = policy.noise(keys(0, range(2)), torch.zeros(2, dtype=torch.int64))
+    rng = torch.Generator().manual_seed(0)
+    obs = {k: torch.randn(50, 1, *policy.features[k].shape, generator=rng) for k in policy.inputs}
+    noise = policy.noise(keys(0, range(50)), torch.zeros(50, dtype=torch.int64))
     plans = planner.plan(obs, noise)
     assert torch.equal(plans, policy.plan(obs, noise, guided().inference[0].guides))
     assert not torch.allclose(plans, policy.plan(obs, noise))

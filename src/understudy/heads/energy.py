@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,12 +32,13 @@ class EnergyModel(Head):
         sampler: ``"derivative_free"`` draws candidates, keeps them in proportion to ``exp(-energy)`` and perturbs them
             less and less. ``"langevin"`` moves candidates along the gradient of the energy, with noise.
         n_candidates: Number of candidates.
-        n_iterations: Number of rounds of the search, and of the Langevin chains of the negatives.
+        n_iterations: Number of rounds of the search.
         noise_std: Standard deviation of the first perturbation of the derivative-free search.
         noise_decay: Factor of the perturbation per round.
         margin: Fraction of the range of the data by which negatives and candidates may leave it.
         negatives: ``"uniform"``, or ``"langevin"`` for the ends of Langevin chains that start there. The loss has no
             gradient through the chains.
+        n_chain_iterations: Number of rounds of these chains. None for that of the search. Fewer make training cheaper.
         gradient_margin: Penalize each candidate of the loss whose energy has a gradient with a larger component than
             this, by the square of the excess. None for no penalty.
         step_size: First step of Langevin dynamics. The steps decrease to 0 with the square of the rounds that are left.
@@ -55,6 +58,7 @@ class EnergyModel(Head):
     noise_decay: float = 0.5
     margin: float = 0.05
     negatives: Literal["uniform", "langevin"] = "uniform"
+    n_chain_iterations: int | None = None
     gradient_margin: float | None = None
     step_size: float = 0.1
     langevin_noise: float = 1.0
@@ -84,6 +88,7 @@ class EnergyModel(Head):
         """Cross-entropy of the demonstrated chunk among the candidates, spread evenly over its steps, (B, H)."""
         known = mask[:, None, :, None]  # padded steps are equal in all candidates
         candidates = torch.cat([action.unsqueeze(1), self._negatives(net, context, action, known, rng)], 1) * known
+        context = context.repeat(self.n_negatives + 1)
         if self.gradient_margin is None:
             chunk = _cross_entropy(self._chunk_energy(net, context, candidates, mask))
         else:  # validation has no gradients otherwise, and fused attention has no second derivatives
@@ -100,18 +105,18 @@ class EnergyModel(Head):
         uniform = torch.rand(shape, generator=rng, device=action.device)
         x = net.low + uniform.to(action.dtype) * (net.high - net.low)
         if self.negatives == "langevin":
-            context = replace(context, tokens=context.tokens.detach())
-            for size in self._step_sizes():
+            context = replace(context, tokens=context.tokens.detach()).repeat(self.n_negatives)
+            for size in self._step_sizes(self.n_chain_iterations or self.n_iterations):
                 draw = torch.randn(shape, generator=rng, device=action.device).to(action.dtype)
                 x = self._langevin_step(net, context, x * known, size, draw)
         return x
 
     def sample(self, net, context, noise):
         noise = noise.unflatten(-1, (1 + self.n_iterations, self.n_candidates, -1)).permute(2, 0, 3, 1, 4)
-        half = _half_range(net)
+        half, context = _half_range(net), context.repeat(self.n_candidates)
         x = net.low + uniform_noise(noise[0]) * (net.high - net.low)  # (B, N, H, A)
         scale = self.noise_std
-        for draw, size in zip(noise[1:], self._step_sizes(), strict=True):
+        for draw, size in zip(noise[1:], self._step_sizes(self.n_iterations), strict=True):
             if self.sampler == "langevin":
                 x = self._langevin_step(net, context, x, size, draw)
                 continue
@@ -121,9 +126,9 @@ class EnergyModel(Head):
         best = self._energy(net, context, x).sum(-1).argmin(1)
         return x.gather(1, best[:, None, None, None].expand(-1, 1, *x.shape[2:])).squeeze(1)
 
-    def _step_sizes(self) -> list[float]:
+    def _step_sizes(self, rounds: int) -> list[float]:
         """Steps of Langevin dynamics: a polynomial of power 2 that would be 0 one round after the last."""
-        return [self.step_size * (1 - i / self.n_iterations) ** 2 for i in range(self.n_iterations)]
+        return [self.step_size * (1 - i / rounds) ** 2 for i in range(rounds)]
 
     def _langevin_step(self, net, context, x, size, draw):
         half = _half_range(net)
@@ -131,21 +136,20 @@ class EnergyModel(Head):
         return (x - change.clamp(-self.max_step, self.max_step) * half).clamp(net.low, net.high)
 
     def _energy(self, net, context, candidates):
-        """Energy of each step of candidates (B, N, H, A), (B, N, H)."""
-        n = candidates.shape[1]
+        """Energy of each step of candidates (B, N, H, A) in a context with N copies of each row, (B, N, H)."""
         flat = candidates.flatten(0, 1)
-        return net.trunk(flat, flat[..., :0], context.repeat(n)).squeeze(-1).unflatten(0, (-1, n))
+        return net.trunk(flat, flat[..., :0], context).squeeze(-1).unflatten(0, (-1, candidates.shape[1]))
 
     def _chunk_energy(self, net, context, candidates, mask):
         """Energy of each chunk without its padding, (B, N)."""
         return (self._energy(net, context, candidates) * mask.unsqueeze(1)).sum(-1)
 
     def _gradient(self, net, context, x):
-        """Gradient of the energy of candidates (B, N, H, A). Weights get none."""
+        """Gradient of the energy with respect to candidates (B, N, H, A), without those of the weights."""
         if torch.compiler.is_compiling():
             raise Unsupported("a Langevin sampler needs gradients, which an exported graph does not have",
                               where="EnergyModel.sampler", hint="use sampler=\"derivative_free\"")
-        with torch.enable_grad():
+        with torch.enable_grad(), _constant_weights(net.trunk):
             x = x.detach().requires_grad_()
             return torch.autograd.grad(self._energy(net, context, x).sum(), x)[0]
 
@@ -157,6 +161,19 @@ class EnergyModel(Head):
         wanted = (torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n
         kept = (total[:, None, :-1] < wanted[:, None]).sum(-1)  # (B, N)
         return x.gather(1, kept[..., None, None].expand(x.shape))
+
+
+@contextmanager
+def _constant_weights(net: torch.nn.Module) -> Iterator[None]:
+    """The weights need no gradient. `autograd.grad` alone would compute them all the same and drop them."""
+    trained = [p for p in net.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
 
 
 def _cross_entropy(energy):

@@ -46,7 +46,7 @@ class Size:
     dimensions: tuple[int, ...] = (2, 8, 16)
     tolerances: tuple[float, ...] = (0.03, 0.01)
     demonstrations: int = 2000  # of the particle
-    updates: tuple[int, int, int] = (3000, 3000, 2500)  # of energy, of regression, and of the heads of MIP's table
+    updates: tuple[int, int, int] = (12_000, 15_000, 2500)  # of energy, of regression, and of the heads of MIP's table
     pegs: int = 50  # demonstrations of peg_insertion
     episodes: int = 100
     peg_episodes: int = 400
@@ -87,9 +87,9 @@ def success(actor, env, episodes: int) -> list[int]:
 
 # -- the particle of Implicit Behavioral Cloning --------------------------------------------------------------------
 
-ENERGY = EnergyModel(8, "langevin", n_candidates=16, n_iterations=10, negatives="langevin", gradient_margin=1.0,
-                     step_size=0.5, langevin_noise=0.5, max_step=0.5)
-PARTICLE_HEADS: dict[str, tuple[Head, int]] = {"energy": (ENERGY, 64), "regression": (Regression(), 256)}  # and batch
+ENERGY = EnergyModel(4, "langevin", n_candidates=32, n_iterations=25, negatives="langevin", n_chain_iterations=5,
+                     gradient_margin=1.0, step_size=1.0, langevin_noise=0.25, max_step=0.5)
+PARTICLE_HEADS: dict[str, tuple[Head, int]] = {"energy": (ENERGY, 128), "regression": (Regression(), 256)}  # and batch
 
 
 def particle_cell(size: Size, dim: int, name: str, seed: int) -> dict:
@@ -98,7 +98,7 @@ def particle_cell(size: Size, dim: int, name: str, seed: int) -> dict:
     data = rollout(particle.Expert(near=0.01), env, size.demonstrations, recording_seed(seed))
     head, batch = PARTICLE_HEADS[name]
     updates = size.updates[list(PARTICLE_HEADS).index(name)]
-    _, actor, seconds = trained(head, data, seed, updates, batch, 1e-3, 1, trunk=FeedForward((256, 256)),
+    _, actor, seconds = trained(head, data, seed, updates, batch, 3e-3, 1, trunk=FeedForward((128, 128)),
                                 encoder=ConcatEncoder(), window=Window(2, 1))
     return {"success": success(actor, env, size.episodes), "updates": updates, "seconds": round(seconds, 1)}
 

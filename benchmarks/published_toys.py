@@ -32,6 +32,7 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.nets.base import Trunk
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.mlp import MLP
@@ -89,17 +90,18 @@ def success(actor, env, episodes: int) -> list[int]:
 
 ENERGY = EnergyModel(4, "langevin", n_candidates=32, n_iterations=25, negatives="langevin", n_chain_iterations=5,
                      gradient_margin=1.0, step_size=1.0, langevin_noise=0.25, max_step=0.5)
-PARTICLE_HEADS: dict[str, tuple[Head, int]] = {"energy": (ENERGY, 128), "regression": (Regression(), 256)}  # and batch
+PARTICLE_HEADS: dict[str, tuple[Head, Trunk, int]] = {  # with the network and the batch size
+    "energy": (ENERGY, FeedForward((128, 128)), 128), "regression": (Regression(), MLP(128, 1), 256)}
 
 
 def particle_cell(size: Size, dim: int, name: str, seed: int) -> dict:
     """Success of each episode of one method in `dim` dimensions."""
     env = make(f"particle:{dim}", rows=50, stay=True)
     data = rollout(particle.Expert(near=0.01), env, size.demonstrations, recording_seed(seed))
-    head, batch = PARTICLE_HEADS[name]
+    head, trunk, batch = PARTICLE_HEADS[name]
     updates = size.updates[list(PARTICLE_HEADS).index(name)]
-    _, actor, seconds = trained(head, data, seed, updates, batch, 3e-3, 1, trunk=FeedForward((128, 128)),
-                                encoder=ConcatEncoder(), window=Window(2, 1))
+    _, actor, seconds = trained(head, data, seed, updates, batch, 3e-3, 1, trunk=trunk, encoder=ConcatEncoder(),
+                                window=Window(2, 1))
     return {"success": success(actor, env, size.episodes), "updates": updates, "seconds": round(seconds, 1)}
 
 

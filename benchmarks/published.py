@@ -281,12 +281,20 @@ def _doors() -> list[str]:
 
 
 def _toy(table: str, size: toys.Size) -> dict[str, list[dict]] | None:
-    """The results of each cell of a toy's table, of the seeds with which all cells ran. None if these are too few."""
+    """The results of each cell of a toy's table, of the seeds with which all cells ran. None if these are less than 2."""
     folder, names = ALL_RESULTS / size.folder, [cell.name for cell in toys.cells(table, size)]
     seeds = [seed for seed in SEEDS if all((folder / f"{name}-{seed}.json").exists() for name in names)]
     if len(seeds) < 2:
         return None
     return {name: [read_json(folder / f"{name}-{seed}.json") for seed in seeds] for name in names}
+
+
+def _unfinished(table: str, size: toys.Size) -> str:
+    """How much of a toy's table there is."""
+    cells, folder = toys.cells(table, size), ALL_RESULTS / size.folder
+    done = sum((folder / f"{cell.name}-{seed}.json").exists() for cell in cells for seed in SEEDS)
+    return (f"The table needs two training seeds. {done} of {len(cells) * len(SEEDS)} cells have run; "
+            f"`python benchmarks/published.py {table}` continues.")
 
 
 def _column(found: list[dict], key: str) -> np.ndarray:
@@ -303,7 +311,7 @@ def _particle(size: toys.Size = toys.FULL) -> list[str]:
     lines = ["## Implicit Behavioral Cloning: a particle in N dimensions", "", PARTICLE_STATEMENT, ""]
     found = _toy("particle", size)
     if found is None:
-        return [*lines, "It has not run.", ""]
+        return [*lines, _unfinished("particle", size), ""]
     lines += ["| N | implicit, published | implicit, here | explicit, published | explicit, here | "
               "implicit minus explicit, here |", "| --- | --- | --- | --- | --- | --- |"]
     rates, differences = {}, {}
@@ -338,7 +346,7 @@ def _mip(size: toys.Size = toys.FULL) -> list[str]:
     lines = ["## The ablation of MIP", "", MIP_STATEMENT, ""]
     found = _toy("mip", size)
     if found is None:
-        return [*lines, "It has not run.", ""]
+        return [*lines, _unfinished("mip", size), ""]
     lines += ["| tolerance | method | success relative to flow, published | here | success, here | MIP minus this | "
               "error on held-out states | off-manifold norm | error off the demonstrations |",
               "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]

@@ -281,7 +281,7 @@ def _doors() -> list[str]:
 
 
 def _toy(table: str, size: toys.Size) -> dict[str, list[dict]] | None:
-    """The results of each cell of a toy's table, of the seeds with which all cells ran. None if these are less than 2."""
+    """The results of each cell of a toy's table, of the seeds with which all ran. None if these are less than two."""
     folder, names = ALL_RESULTS / size.folder, [cell.name for cell in toys.cells(table, size)]
     seeds = [seed for seed in SEEDS if all((folder / f"{name}-{seed}.json").exists() for name in names)]
     if len(seeds) < 2:

@@ -133,6 +133,25 @@ def test_the_order_of_the_goals_counts():
         assert np.mean(np.array(flags) == visited) > 0.9  # the other goal may lie on the way
 
 
+def test_a_particle_that_must_stay_succeeds_at_the_end_only():
+    @dataclass(frozen=True)
+    class Passing(Actor):
+        """Visits both goals and goes back to the first."""
+
+        def start(self, obs, key):
+            return {"step": 0}
+
+        def act(self, obs, state):
+            goals = obs["observation.state"].chunk(4, 1)[2:]
+            return goals[state["step"] // 30 % 2], {"step": state["step"] + 1}
+    for steps, succeeds in ((60, True), (90, False)):
+        ran = rollout(Passing(), Particle(20, steps, stay=True), 20, seed=0)
+        assert {len(e) for e in ran} == {steps}
+        assert sum(e.metadata["success"] for e in ran) >= 18 if succeeds else not any(
+            e.metadata["success"] and np.linalg.norm(e.steps["observation.state"][0, 4:6]
+                                                     - e.steps["observation.state"][0, 6:8]) > 0.1 for e in ran)
+
+
 def test_particles_in_many_dimensions_are_named():
     assert envs.make("particle:8").metadata["env"] == "particle:8"
     assert envs.make("particle").features["observation.state"].names[:3] == ("at.x", "at.y", "speed.x")

@@ -49,7 +49,7 @@ from understudy.testing import check_head, random_batch
 
 CHOICE = Feature("int64", (2,), "discrete", num_classes=(3, 4))
 JOINT = Feature("float32", (6,))
-LANGEVIN = EnergyModel(8, "langevin", n_candidates=4)
+LANGEVIN = EnergyModel(8, "langevin", n_candidates=4, negatives="langevin", gradient_margin=1.0)
 SOLVERS = {"ddim": DDIM(), "ddpm": DDPM(), "dpmpp": DPMSolverPP()}
 HEADS = {h: None for h in (  # a new head joins by its line here; the first of each class is tested without --slow
     Regression(), Regression("l1"), Regression("huber"), Gaussian(), Gaussian(std=0.1, temperature=1.0), GMM(),

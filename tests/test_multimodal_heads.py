@@ -238,7 +238,7 @@ class Bowl(nn.Module):
 
 @pytest.mark.parametrize("sampler, error", [("derivative_free", 0.1), ("langevin", 0.1)])
 def test_the_search_finds_the_bottom(sampler, error):
-    head = EnergyModel(sampler=sampler, n_candidates=512, n_iterations=6, noise_std=0.33 if sampler[0] == "d" else 0.1)
+    head = EnergyModel(sampler=sampler, n_candidates=512, n_iterations=6, langevin_noise=0.1, max_step=0.5)
     net = head.build(MLP(8, 1), 2, HeadSpec(1, 1, 1))
     net.trunk = Bowl(20.0)
     noise = torch.randn(3, *head.noise(1, 2), generator=rng())
@@ -246,6 +246,57 @@ def test_the_search_finds_the_bottom(sampler, error):
     assert (plan - 0.3).abs().max() < error
     net.high.fill_(0.1)  # and stays within the range of the data
     assert head.sample(net, contexts(3), noise).max() <= 0.1
+
+
+def test_langevin_dynamics_take_the_steps_of_the_paper():
+    """Half the gradient plus noise, times a step that decreases with the square of the rounds that are left."""
+    head = EnergyModel(sampler="langevin", n_candidates=1, n_iterations=2, langevin_noise=0.5, max_step=0.2)
+    net = head.build(MLP(8, 1), 1, HeadSpec(1, 1, 1))
+    net.trunk = Bowl(2.0)
+    net.low.fill_(-2.0)  # half the range is 2, and 2 (x - 0.3)^2 has the slope 4 (x - 0.3), in units of it 8 (x - 0.3)
+    net.high.fill_(2.0)
+    noise = torch.tensor([0.0, 0.6, -9.0]).view(1, 1, 3)  # starts in the middle
+    x = 0.0 - 2 * 0.1 * (4 * (0.0 - 0.3) + 0.5 * 0.6)
+    x = x + 2 * 0.025 * 0.5 * 9.0 - 2 * 0.025 * 4 * (x - 0.3)
+    assert head.sample(net, contexts(1), noise).item() == pytest.approx(x, abs=1e-6)
+    noise[..., 2] = -900.0  # the largest change is a fifth of half the range
+    first = 0.0 - 2 * 0.1 * (4 * (0.0 - 0.3) + 0.5 * 0.6)
+    assert head.sample(net, contexts(1), noise).item() == pytest.approx(first + 0.4, abs=1e-6)
+
+
+class Slope(nn.Module):
+    """Energy with the same gradient everywhere."""
+
+    def forward(self, x, t, context):
+        return (torch.tensor([0.5, -3.0]) * x).sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("margin", [1.0, 7.0])
+def test_the_penalty_is_the_squared_excess_of_the_largest_component(margin):
+    plain, penalized = EnergyModel(5), EnergyModel(5, gradient_margin=margin)
+    net = plain.build(MLP(8, 1), 2, HeadSpec(1, 1, 1))
+    net.trunk = Slope()
+    net.low.fill_(-2.0)
+    net.high.fill_(2.0)
+    action, mask = torch.zeros(4, 1, 2), torch.ones(4, 1, dtype=torch.bool)
+    with torch.no_grad():  # a validation loss has the penalty too
+        more = penalized.loss(net, contexts(4), action, mask, rng()) - plain.loss(net, contexts(4), action, mask, rng())
+    torch.testing.assert_close(more, torch.full((4, 1), max(0.0, 3.0 * 2 - margin) ** 2))
+
+
+def test_langevin_negatives_are_near_the_bottom_and_teach_an_energy_of_many_dimensions():
+    head = EnergyModel(16, "langevin", n_candidates=32, n_iterations=10, negatives="langevin", gradient_margin=1.0,
+                       step_size=0.5, langevin_noise=0.1, max_step=0.5)
+    net = head.build(MLP(8, 1), 6, HeadSpec(1, 1, 1))
+    net.trunk = Bowl(5.0)
+    known = torch.ones(1, 1, 1, 1)
+    found = head._negatives(net, contexts(3), torch.zeros(3, 1, 6), known, rng())
+    uniform = EnergyModel(16)._negatives(net, contexts(3), torch.zeros(3, 1, 6), known, rng())
+    assert (found - 0.3).abs().mean() < 0.3 * (uniform - 0.3).abs().mean()
+    point = torch.linspace(-0.7, 0.7, 6).expand(64, 1, 6)
+    net = train(head, point, steps=300)
+    plans = head.sample(net, contexts(20), torch.randn(20, *head.noise(1, 6), generator=rng()))
+    assert (plans - point[:20]).abs().mean() < 0.1
 
 
 def test_infonce_of_equal_and_of_known_energies():

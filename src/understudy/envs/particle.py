@@ -24,8 +24,8 @@ class Particle(Toy):
     has been visited, which is needed to restore a state. action (dim): target position, clipped to [0, 1]. A step is
     0.05 s.
 
-    The constants are those of the paper's code. Two rules differ: the order of the goals counts, and the episode ends
-    on arrival at the second goal (reward 1) instead of after 50 steps.
+    The constants are those of the paper's code. Unless `stay` is set, two rules differ: the order of the goals counts,
+    and the episode ends on arrival at the second goal (reward 1) instead of after 50 steps.
 
     Best possible success: 1.0, in at least up to 32 dimensions. `Expert()` attains it.
 
@@ -35,6 +35,8 @@ class Particle(Toy):
         dim: Number of dimensions.
         fully_observed: Also observe whether the first goal has been visited, as the last component of
             observation.state. Value and reward learning need a Markov observation.
+        stay: The rules of the paper's code. Each episode takes `limit` steps. It succeeds if the particle has visited
+            the first goal by then and is at the second goal after the last step.
 
     References:
         Florence et al. (2021), Implicit Behavioral Cloning, arXiv:2109.00137.
@@ -43,10 +45,11 @@ class Particle(Toy):
     low = 0.0
     state_columns = ("observation.state", "simulator.state")
 
-    def __init__(self, rows: int = 1, limit: int = 50, dim: int = 2, fully_observed: bool = False):
+    def __init__(self, rows: int = 1, limit: int = 50, dim: int = 2, fully_observed: bool = False,
+                 stay: bool = False):
         if dim < 2:
             raise UserError(f"needs at least 2 dimensions, but has {dim}", where="particle", hint="such as dim=2")
-        self.dim, self.fully_observed = dim, fully_observed
+        self.dim, self.fully_observed, self.stay = dim, fully_observed, stay
         axes = tuple("xy") if dim == 2 else tuple(f"x{i}" for i in range(dim))
         self.features = {
             "observation.state": named_vector(
@@ -56,9 +59,9 @@ class Particle(Toy):
             "simulator.state": named_vector("visited"),
             "action": Feature("float32", (dim,), names=axes),
         }
+        then = f"within {RADIUS} of the second" + " after the last step" * stay
         self.metadata = {"env": "particle" if dim == 2 else f"particle:{dim}", "version": 1, "fps": 20, "limit": limit,
-                         "optimum": 1.0,
-                         "success": f"within {RADIUS} of the first goal, and after that within {RADIUS} of the second"}
+                         "optimum": 1.0, "success": f"within {RADIUS} of the first goal, and after that {then}"}
         super().__init__(rows, limit)
 
     def initial_state(self, key):
@@ -83,6 +86,8 @@ class Particle(Toy):
             pull = STIFFNESS * (action - s["at"]) - DAMPING * s["speed"]
             s["at"], s["speed"] = s["at"] + PERIOD * s["speed"], s["speed"] + PERIOD * pull
         success = s["visited"] & (distance(s["at"], s["second"]) < RADIUS)
+        if self.stay:
+            success = success & (self.clock.numpy() >= self.limit)
         s["visited"] = s["visited"] | (distance(s["at"], s["first"]) < RADIUS)
         return success, success, np.zeros_like(success)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core import Unsupported, UserError
 from .base import Head, uniform_noise
@@ -15,19 +18,33 @@ from .base import Head, uniform_noise
 class EnergyModel(Head):
     """Implicit behavioral cloning: the network gives an energy to each pair of observation and chunk.
 
-    Training tells the demonstrated chunk from `n_negatives` random ones (InfoNCE). Sampling searches the chunk of
-    lowest energy within the range of the data, widened by `margin` of it on both sides.
+    Training tells the demonstrated chunk from `n_negatives` others (InfoNCE). Sampling searches the chunk of lowest
+    energy within the range of the data, widened by `margin` of it on both sides. Both searches start at candidates that
+    are uniform in this range. Lengths below are fractions of half the range.
+
+    The derivative-free search with uniform negatives is for few action dimensions. The paper uses it up to 3, and finds
+    that it fails above 5. For more dimensions it uses Langevin dynamics, both for the search and for the negatives,
+    with a gradient penalty: ``sampler="langevin"``, ``negatives="langevin"``, ``gradient_margin=1.0``,
+    ``n_iterations=50``. Each update then evaluates the network and its gradient 50 times for each negative.
 
     Args:
-        n_negatives: Number of random chunks that a demonstrated one is compared with.
+        n_negatives: Number of chunks that a demonstrated one is compared with.
         sampler: ``"derivative_free"`` draws candidates, keeps them in proportion to ``exp(-energy)`` and perturbs them
-            less and less. ``"langevin"`` moves candidates along the gradient of the energy with less and less noise.
+            less and less. ``"langevin"`` moves candidates along the gradient of the energy, with noise.
         n_candidates: Number of candidates.
-        n_iterations: Number of rounds.
-        noise_std: Standard deviation of the first perturbation, as a fraction of half the range; or the first step of
-            Langevin dynamics.
+        n_iterations: Number of rounds of the search.
+        noise_std: Standard deviation of the first perturbation of the derivative-free search.
         noise_decay: Factor of the perturbation per round.
         margin: Fraction of the range of the data by which negatives and candidates may leave it.
+        negatives: ``"uniform"``, or ``"langevin"`` for the ends of Langevin chains that start there. The loss has no
+            gradient through the chains.
+        n_chain_iterations: Number of rounds of these chains. None for that of the search. Fewer make training cheaper.
+        gradient_margin: Penalize each candidate of the loss whose energy has a gradient with a larger component than
+            this, by the square of the excess. None for no penalty.
+        step_size: First step of Langevin dynamics. The steps decrease to 0 with the square of the rounds that are left.
+        langevin_noise: Standard deviation of the noise of Langevin dynamics. It is added to half the gradient, and
+            multiplied by the step as well.
+        max_step: Largest change of a component in one round of Langevin dynamics.
 
     References:
         Florence et al. (2021), Implicit Behavioral Cloning, arXiv:2109.00137.
@@ -40,6 +57,12 @@ class EnergyModel(Head):
     noise_std: float = 0.33
     noise_decay: float = 0.5
     margin: float = 0.05
+    negatives: Literal["uniform", "langevin"] = "uniform"
+    n_chain_iterations: int | None = None
+    gradient_margin: float | None = None
+    step_size: float = 0.1
+    langevin_noise: float = 1.0
+    max_step: float = 0.1
 
     def __post_init__(self):
         if min(self.n_negatives, self.n_candidates, self.n_iterations) < 1:
@@ -63,45 +86,72 @@ class EnergyModel(Head):
 
     def loss(self, net, context, action, mask, rng):
         """Cross-entropy of the demonstrated chunk among the candidates, spread evenly over its steps, (B, H)."""
-        n = self.n_negatives
-        uniform = torch.rand(len(action), n, *action.shape[1:], generator=rng, device=action.device)
-        drawn = net.low + uniform.to(action.dtype) * (net.high - net.low)
-        known = mask[:, None, :, None]
-        candidates = torch.cat([action.unsqueeze(1), drawn], 1) * known  # padded steps are equal in all candidates
-        energy = (self._energy(net, context, candidates) * mask.unsqueeze(1)).sum(-1)  # (B, 1 + n)
-        chunk = energy[:, 0] + (-energy).logsumexp(1)
+        known = mask[:, None, :, None]  # padded steps are equal in all candidates
+        candidates = torch.cat([action.unsqueeze(1), self._negatives(net, context, action, known, rng)], 1) * known
+        context = context.repeat(self.n_negatives + 1)
+        if self.gradient_margin is None:
+            chunk = _cross_entropy(self._chunk_energy(net, context, candidates, mask))
+        else:  # validation has no gradients otherwise, and fused attention has no second derivatives
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+                energy = self._chunk_energy(net, context, candidates.requires_grad_(), mask)
+                slope = torch.autograd.grad(energy.sum(), candidates, create_graph=True)[0] * _half_range(net)
+            excess = slope.flatten(2).abs().amax(-1) - self.gradient_margin  # (B, 1 + n)
+            chunk = _cross_entropy(energy) + excess.clamp(min=0).square().mean(1)
         return (chunk / mask.sum(1).clamp(min=1)).unsqueeze(1).expand(mask.shape)
+
+    def _negatives(self, net, context, action, known, rng):
+        """Chunks that the demonstrated one is compared with, (B, n_negatives, H, A)."""
+        shape = (len(action), self.n_negatives, *action.shape[1:])
+        uniform = torch.rand(shape, generator=rng, device=action.device)
+        x = net.low + uniform.to(action.dtype) * (net.high - net.low)
+        if self.negatives == "langevin":
+            context = replace(context, tokens=context.tokens.detach()).repeat(self.n_negatives)
+            for size in self._step_sizes(self.n_chain_iterations or self.n_iterations):
+                draw = torch.randn(shape, generator=rng, device=action.device).to(action.dtype)
+                x = self._langevin_step(net, context, x * known, size, draw)
+        return x
 
     def sample(self, net, context, noise):
         noise = noise.unflatten(-1, (1 + self.n_iterations, self.n_candidates, -1)).permute(2, 0, 3, 1, 4)
-        half = (net.high - net.low) / 2
+        half, context = _half_range(net), context.repeat(self.n_candidates)
         x = net.low + uniform_noise(noise[0]) * (net.high - net.low)  # (B, N, H, A)
         scale = self.noise_std
-        for draw in noise[1:]:
+        for draw, size in zip(noise[1:], self._step_sizes(self.n_iterations), strict=True):
             if self.sampler == "langevin":
-                x = x - scale * half * self._gradient(net, context, x) + scale * half * draw
-            else:
-                x = self._resample(x, -self._energy(net, context, x).sum(-1)) + scale * half * draw
+                x = self._langevin_step(net, context, x, size, draw)
+                continue
+            x = self._resample(x, -self._energy(net, context, x).sum(-1)) + scale * half * draw
             x = x.clamp(net.low, net.high)
             scale = scale * self.noise_decay
         best = self._energy(net, context, x).sum(-1).argmin(1)
         return x.gather(1, best[:, None, None, None].expand(-1, 1, *x.shape[2:])).squeeze(1)
 
+    def _step_sizes(self, rounds: int) -> list[float]:
+        """Steps of Langevin dynamics: a polynomial of power 2 that would be 0 one round after the last."""
+        return [self.step_size * (1 - i / rounds) ** 2 for i in range(rounds)]
+
+    def _langevin_step(self, net, context, x, size, draw):
+        half = _half_range(net)
+        change = size * (self._gradient(net, context, x) * half / 2 + self.langevin_noise * draw)
+        return (x - change.clamp(-self.max_step, self.max_step) * half).clamp(net.low, net.high)
+
     def _energy(self, net, context, candidates):
-        """Energy of each step of candidates (B, N, H, A), (B, N, H)."""
-        n = candidates.shape[1]
+        """Energy of each step of candidates (B, N, H, A) in a context with N copies of each row, (B, N, H)."""
         flat = candidates.flatten(0, 1)
-        return net.trunk(flat, flat[..., :0], context.repeat(n)).squeeze(-1).unflatten(0, (-1, n))
+        return net.trunk(flat, flat[..., :0], context).squeeze(-1).unflatten(0, (-1, candidates.shape[1]))
+
+    def _chunk_energy(self, net, context, candidates, mask):
+        """Energy of each chunk without its padding, (B, N)."""
+        return (self._energy(net, context, candidates) * mask.unsqueeze(1)).sum(-1)
 
     def _gradient(self, net, context, x):
-        """Gradient of the energy, scaled to a norm of at most 1 per candidate."""
+        """Gradient of the energy with respect to candidates (B, N, H, A), without those of the weights."""
         if torch.compiler.is_compiling():
             raise Unsupported("a Langevin sampler needs gradients, which an exported graph does not have",
                               where="EnergyModel.sampler", hint="use sampler=\"derivative_free\"")
-        with torch.enable_grad():
+        with torch.enable_grad(), _constant_weights(net.trunk):
             x = x.detach().requires_grad_()
-            slope = torch.autograd.grad(self._energy(net, context, x).sum(), x)[0]
-        return slope / slope.flatten(2).norm(dim=-1).clamp(min=1)[..., None, None]
+            return torch.autograd.grad(self._energy(net, context, x).sum(), x)[0]
 
     @staticmethod
     def _resample(x, log_weight):
@@ -111,6 +161,29 @@ class EnergyModel(Head):
         wanted = (torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n
         kept = (total[:, None, :-1] < wanted[:, None]).sum(-1)  # (B, N)
         return x.gather(1, kept[..., None, None].expand(x.shape))
+
+
+@contextmanager
+def _constant_weights(net: torch.nn.Module) -> Iterator[None]:
+    """The weights need no gradient. `autograd.grad` alone would compute them all the same and drop them."""
+    trained = [p for p in net.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+
+
+def _cross_entropy(energy):
+    """Of the first chunk among all, (B,), from energies (B, N)."""
+    return energy[:, 0] + (-energy).logsumexp(1)
+
+
+def _half_range(net):
+    """Half of the range in which chunks are searched, (A,)."""
+    return (net.high - net.low) / 2
 
 
 class _EnergyNet(torch.nn.Module):

@@ -170,7 +170,7 @@ MISSIONS = Experiment(
     looks=((5, 0.02), (8, 0.03)),
     sanity=(("thoughts", "seen", 0.5), ("actions", "seen", 0.4), ("unread thoughts", "seen", 0.4)),
 )
-MORE = replace(MISSIONS, source=ThinkingExpert(300), arms=MISSIONS.arms[:2], seeds=MISSIONS.seeds[:3], looks=(),
+MORE = replace(MISSIONS, source=ThinkingExpert(300), arms=MISSIONS.arms[:2], seeds=MISSIONS.seeds[:5], looks=(),
                sanity=())
 OVER_ACTIONS = GreaterThan("seen", "thoughts", "actions", 0.05)
 OVER_UNREAD = GreaterThan("seen", "thoughts", "unread thoughts", 0.05)

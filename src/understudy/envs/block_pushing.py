@@ -91,7 +91,7 @@ class BlockPushing(gymnasium.Env):
             self.simulator = simulator(control_frequency=float(STEPS_PER_SECOND), **options)
         # Also before the process ends, when the client's own clean-up finds no modules any more.
         self._disconnect = weakref.finalize(self, _disconnect, self.simulator._pybullet_client)
-        # What the expert asks of its environment: the names below, of which the first two are not used.
+        # What the expert asks of its environment. It does not use the two specs.
         self.oracle = oracle(SimpleNamespace(
             time_step_spec=lambda: None, action_spec=lambda: None,
             get_control_frequency=self.simulator.get_control_frequency, _rng=np.random.RandomState()))
@@ -177,8 +177,8 @@ def _load(copy: Path) -> tuple[type, type]:
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Names that the copy imports from packages that are not needed: the old Gym, and TensorFlow's agents, of which the
-    expert uses a base class and a tuple."""
+    """Names that the copy imports from packages that are not needed: the old Gym, and TensorFlow's agents. The expert
+    uses only a base class and a tuple of the latter."""
     class Policy:
         def __init__(self, *specs):
             pass

@@ -245,7 +245,7 @@ MAZES = Experiment(
     sanity=(("procedure cloning", "demonstrated", 0.8), ("actions", "demonstrated", 0.7),
             ("actions, map as auxiliary", "demonstrated", 0.7)),
 )
-RECURRENT = replace(MAZES, seeds=MAZES.seeds[:3], looks=(), sanity=(), arms=(
+RECURRENT = replace(MAZES, looks=(), sanity=(), arms=(
     MAZES.arms[0], Arm("actions, recurrent", (clone_actions(4),))))
 OVER_ACTIONS = GreaterThan("success", "procedure cloning", "actions", 0.1)
 OVER_AUXILIARY = GreaterThan("success", "procedure cloning", "actions, map as auxiliary", 0.1)

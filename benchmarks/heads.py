@@ -442,7 +442,7 @@ def pictures(size: Size, compared_on: Mapping[str, Comparison], fast: Mapping[st
     many, one_answer = ("100", "10", "5", "4 x 128", "1 per token", "1 to 5", "8, one per action"), (
         "mip", "regression", "gaussian", "cvae", "mcnn", "neighbors", "fast")
     kinds = {h: "one answer, no noise" if h in one_answer else "several evaluations" if v.n_evaluations in many
-             else "one pass from noise" for h, v in variants(size).items()}
+             else "one or two passes from noise" for h, v in variants(size).items()}
     parts = []
     for task, c in compared_on.items():
         rate = dict(zip(c.names, c.estimates, strict=True))

@@ -439,6 +439,7 @@ def set_up_motor(kind: ServoArmType, port: str, name: str, baudrates: Sequence[i
         try:
             if not (found := bus.scan()):
                 continue
+            found |= bus.scan()  # a reply that came too late must not let two servos get the same id
             if len(found) > 1:
                 raise RobotError(f"several servos answer: ids {', '.join(map(str, found))}", where=port,
                                  hint=f"connect only the servo {name}, without the others behind it")

@@ -247,7 +247,7 @@ NOTES = (
     " Training has less than a hundredth of the updates, in batches of 128 windows instead of 1,024. Flow matching "
     "starts from noise, in 9 steps as in the paper's comparison. Two steps without noise read the demonstrated action"
     " in the second step, as the authors' code does, where the paper has 0.9 times this action. The paper's formal "
-    "definition of the off-manifold norm was not at hand. Ours follows its description in words: the error of the "
+    "definition of the off-manifold norm was not available. Ours follows its description in words: the error of the "
     "projection of an action onto the space that the actions of the expert at neighboring states span, with perturbed"
     " states of expert trajectories. The number of neighbors (5), the perturbation, the measure of neighborhood (the "
     "pose of the peg at the hole) and the chunk that is projected (the eight executed actions) are our choice. An "

@@ -122,7 +122,8 @@ def test_the_oracle_puts_the_cube_in_its_place():
 # -- block pushing --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(BLOCKS[0].args[0] or BLOCKS[1].args[0], reason="simulator not installed")
+@BLOCKS[0]
+@BLOCKS[1]
 def test_the_expert_of_block_pushing_does_it_in_each_order(capfd):
     """The reward says which stage an episode is at: 0.49 for each block that first reaches a square, 0.51 for both."""
     env = envs.make("block_pushing/multimodal", 4)

@@ -79,7 +79,7 @@ def test_held_out_states_are_moved_a_little_and_out_of_the_wall(published):
     spread = offset[:, 0].std(0) / toys.PERTURBATION
     assert (spread > 0.5).all() and (spread < 1.5).all()
     assert (moved.poses()[:, 1] > 0).all()
-    assert toys.rms(moved.actions - seen.actions).mean() < 0.5  # the expert goes on to the same hole
+    assert toys.rms(moved.actions - seen.actions).mean() < 0.5  # the expert still moves to the same hole
 
 
 def test_the_page_says_what_the_cells_show(published):

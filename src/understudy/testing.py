@@ -400,7 +400,7 @@ def check_trunk(trunk: Trunk, horizon: int = 8, multiple: int = 1) -> None:
         trunk: The trunk.
         horizon: Number of action steps, at least 2.
         multiple: The widths of inputs and outputs are multiples of this number. 4 for a trunk that divides them among
-            the tokens, of which there are 4.
+            the 4 tokens.
     """
     B, N, D = 3, 4, 5
     for inputs, outputs, times in ((0, 3, 0), (2, 3, 0), (2, 3, 1), (2, 1, 2)):

@@ -19,6 +19,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from ..core import Feature, UserCodeError, UserError
 from ..user_code import describe_place
 from .base import Env, Renderable, StepResult
+from .physics import mujoco_model
 
 FLAGS = ("success", "is_success")  # what infos call it
 NEW_API_HINT = (
@@ -245,7 +246,7 @@ def render_row(vec: VectorEnv, row: int) -> np.ndarray:
         UserError: If this machine cannot render it.
     """
     inner = vec.unwrapped
-    if _render_error:
+    if _render_error and not (isinstance(inner, SyncVectorEnv) and mujoco_model(inner.envs[row]) is None):
         raise _render_error[0]
     try:
         frame = inner.envs[row].render() if isinstance(inner, SyncVectorEnv) else vec.render()[row]

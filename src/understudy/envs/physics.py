@@ -34,7 +34,7 @@ def simulator_version(env: Env) -> str | None:
     if version is None or not hasattr(env, "vec"):
         return None if version is None else f"{str(env.metadata['env']).partition(':')[0]} of version {version}"
     single = getattr(env.vec, "envs", [None])[0]
-    if (model := _model(single)) is not None:
+    if (model := mujoco_model(single)) is not None:
         said = {k: np.asarray(getattr(model.opt, k)).tolist() for k in OPTIONS}
         said |= {k: np.asarray(getattr(model, k)).reshape(-1).tolist() for k in MODEL_FIELDS}
         said["skip"] = int(getattr(getattr(single, "unwrapped", single), "frame_skip", 0) or 0)
@@ -62,8 +62,8 @@ def digest(said: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _model(single: gymnasium.Env | None):
-    """MuJoCo's model, where it is one that simulates."""
+def mujoco_model(single: gymnasium.Env | None):
+    """MuJoCo's model of an environment. None for environments of other simulators."""
     if "mujoco" not in sys.modules or single is None:
         return None
     import mujoco

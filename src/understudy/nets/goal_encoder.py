@@ -19,7 +19,7 @@ class GoalEncoder(Encoder):
     """Tokens of all columns but the goals, and for each observation step one token of the goal.
 
     Several columns can give the goal, such as a later observation and a sentence. Each has its own encoder and its own
-    two layers, and all write the same token: the mean over the columns that are present. The trunk thus learns how to
+    two layers, and all write the same token: the mean over the columns that are present. So the trunk learns how to
     reach goals from all of them. The token is masked where no goal is present.
 
     `data.augment.ModalityDropout` trains with one goal at a time, `learn.goal_losses.ContrastiveAlignment` gives the

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..core import Batch, Schema, Unsupported, UserError
+from .one_hot import decode_classes, encode_classes
 
 
 class CodecModule(nn.Module, ABC):
@@ -314,19 +314,14 @@ class _NormalizerModule(CodecModule):
     def encode(self, action, obs):
         self._check_fitted()
         if self.num_classes:
-            if len(set(self.num_classes)) == 1:  # many components, such as the cells of a map, are coded at once
-                return F.one_hot(action.long(), self.num_classes[0]).flatten(-2).float()
-            parts = (F.one_hot(a.long(), n) for a, n in zip(action.unbind(-1), self.num_classes, strict=True))
-            return torch.cat(tuple(parts), -1).float()
+            return encode_classes(action, self.num_classes)
         action = self._add_relative(action.float(), obs, -1)
         return self.action_transform.encode(action, self._group(obs)) if self.scales_target else action
 
     def decode(self, coded, obs):
         self._check_fitted()
         if self.num_classes:
-            if len(set(self.num_classes)) == 1:
-                return coded.unflatten(-1, (-1, self.num_classes[0])).argmax(-1).float()
-            return torch.stack([c.argmax(-1) for c in coded.split(self.num_classes, -1)], -1).float()
+            return decode_classes(coded, self.num_classes).float()
         action = self.action_transform.decode(coded, self._group(obs)) if self.scales_target else coded
         return self._add_relative(action, obs, 1)
 

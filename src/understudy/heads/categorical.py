@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core import UserError
+from ..data.one_hot import map_components
 from .base import LikelihoodHead, TemperatureHead, gumbel_noise
 
 
@@ -43,13 +44,13 @@ class Categorical(LikelihoodHead, TemperatureHead):
 
     def sample(self, net, context, noise):
         score = self._logits(net, context, noise[..., :0]) + self.temperature * gumbel_noise(noise)
-        return _by_component(_most_likely, score, net.num_classes).to(noise.dtype)
+        return map_components(_most_likely, score, net.num_classes).to(noise.dtype)
 
     def _logits(self, net, context, like):
         return net.trunk(like, like, context)
 
     def _step_log_prob(self, net, context, action):
-        log_probs = _by_component(_log_softmax, self._logits(net, context, action[..., :0]), net.num_classes)
+        log_probs = map_components(_log_softmax, self._logits(net, context, action[..., :0]), net.num_classes)
         return (log_probs * action).sum(-1)
 
 
@@ -59,16 +60,6 @@ def _log_softmax(logits):
 
 def _most_likely(score):
     return F.one_hot(score.argmax(-1), score.shape[-1])
-
-
-def _by_component(function, x, num_classes: tuple[int, ...]):
-    """Applies a function to the classes of each component of (B, H, sum(num_classes)).
-
-    Components with as many classes, such as the cells of a map, are computed at once.
-    """
-    if len(set(num_classes)) == 1:
-        return function(x.unflatten(-1, (-1, num_classes[0]))).flatten(-2)
-    return torch.cat([function(part) for part in x.split(num_classes, -1)], -1)
 
 
 class _CategoricalNet(torch.nn.Module):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Context, HeadSpec
+from ..data.one_hot import encode_classes
 from ..heads.categorical import Categorical
 from ..nets.base import Trunk
 from ..nets.feed_forward import FeedForward
@@ -66,8 +67,7 @@ class _ClassPredictionLoss(nn.Module):
         tokens = captured[self.config.captured]
         mask = captured.get("context_mask") if self.config.captured == "context" else None
         context = Context(tokens, torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else mask)
-        label = batch.extra[self.config.column][:, 0].flatten(1).long()  # (B, components)
-        coded = torch.cat([nn.functional.one_hot(part, n) for part, n in zip(
-            label.unbind(1), self.config.num_classes, strict=True)], -1).unsqueeze(1).float()
+        label = batch.extra[self.config.column][:, 0].flatten(1)  # (B, components)
+        coded = encode_classes(label, self.config.num_classes).unsqueeze(1)
         loss = Categorical().loss(self.net, context, coded, batch.mask[:, :1], rng)[:, 0]
         return self.config.weight * loss * batch.mask[:, 0]

@@ -1,0 +1,59 @@
+"""One-hot coding of targets with several components, each with its own number of classes.
+
+Components with equally many classes, such as the cells of a map, are computed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def encode_classes(classes: Tensor, num_classes: Sequence[int]) -> Tensor:
+    """Code classes as one-hot vectors side by side.
+
+    Args:
+        classes: Whole numbers (..., components).
+        num_classes: Number of classes of each component.
+
+    Returns:
+        float32 (..., sum(num_classes)).
+    """
+    if len(set(num_classes)) == 1:
+        return F.one_hot(classes.long(), num_classes[0]).flatten(-2).float()
+    parts = (F.one_hot(c.long(), n) for c, n in zip(classes.unbind(-1), num_classes, strict=True))
+    return torch.cat(tuple(parts), -1).float()
+
+
+def decode_classes(scores: Tensor, num_classes: Sequence[int]) -> Tensor:
+    """The class with the largest score in each component.
+
+    Args:
+        scores: One-hot vectors, logits or probabilities (..., sum(num_classes)).
+        num_classes: Number of classes of each component.
+
+    Returns:
+        int64 (..., components).
+    """
+    if len(set(num_classes)) == 1:
+        return scores.unflatten(-1, (-1, num_classes[0])).argmax(-1)
+    return torch.stack([s.argmax(-1) for s in scores.split(tuple(num_classes), -1)], -1)
+
+
+def map_components(function: Callable[[Tensor], Tensor], x: Tensor, num_classes: Sequence[int]) -> Tensor:
+    """Apply a function to the classes of each component.
+
+    Args:
+        function: From (..., n) to (..., n), such as a softmax over the last axis.
+        x: (..., sum(num_classes)).
+        num_classes: Number of classes of each component.
+
+    Returns:
+        (..., sum(num_classes)).
+    """
+    if len(set(num_classes)) == 1:
+        return function(x.unflatten(-1, (-1, num_classes[0]))).flatten(-2)
+    return torch.cat([function(part) for part in x.split(tuple(num_classes), -1)], -1)

@@ -184,9 +184,9 @@ def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[
     Returns:
         The options, such as ["--trust", "my_package"].
     """
-    from ..envs import names
+    from ..envs import base_name, names
 
-    first, colon, _ = (env or "").partition(":")
+    first, colon, _ = base_name(env or "").partition(":")
     makes = () if env is None or first in names() else (first.split(".")[0],) if colon else trusted
     loads = [package for run in runs for package in (trusted if has_no_run(run) else required_packages(run))]
     return [part for package in dict.fromkeys((*(p for p in makes if p in trusted), *loads))

@@ -88,6 +88,7 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) 
         UserError: The environment lacks columns that the policy reads.
     """
     from ..core import Feature, UserError, role
+    from ..envs.image_obs import check_images
     from ..execute.actor import ObservationWrapper
     from ..policy import check_features
     from .conditions import parse_conditions
@@ -97,6 +98,7 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) 
     conditions = parse_conditions(o.condition, env.features)
     given |= {name: Feature("float32", tuple(value.shape)) for name, value in conditions.items()}
     planner, actor, shown = load_policy(run, o, rows, {**env.features, **given})
+    check_images({name: planner.features[name] for name in planner.inputs}, env)
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
     check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns)
     for name in (g.into for g in planner.window.goals if g.into in planner.inputs):

@@ -420,6 +420,7 @@ def _task_relabel(data: Dataset) -> TaskText:
 
 def _check_policy_fits(method: Method, data, env: Env) -> None:
     """Raises UserError before the training if the policy could not act in the environment."""
+    from ..envs.image_obs import check_images
     from ..learn.method import find_references, policy_features, training_data
     from ..nets.vision import without_downloads
     from ..policy import Policy
@@ -429,6 +430,7 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
     data = training_data(data, method)
     with without_downloads():  # nothing is fetched for this
         policy = Policy(method.policy, data.features())
+    check_images({name: policy.features[name] for name in policy.inputs}, env)
     policy.check_features(policy_features(method, env.features), str(env.metadata["env"]), resized=True)
 
 

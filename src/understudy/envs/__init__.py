@@ -15,10 +15,12 @@ from ..core import UserError
 from ..plugins import find_plugins, load_plugin
 from ..user_code import import_module
 from .base import Env, HasExpert, Obs, PlanarMap, Renderable, Restorable, StepResult
+from .headless import prefer_offscreen
 from .physics import simulator_version
 
 __all__ = ["Env", "HasExpert", "Obs", "PlanarMap", "Renderable", "Restorable", "StepResult", "make", "names"]
 
+IMAGES = "@images"  # behind a name: what cameras see is observed
 SIMULATORS = "pip install 'understudy[sim]' brings MuJoCo, Gymnasium-Robotics and Meta-World"
 # module -> the extra that brings its simulator, where that is not sim
 EXTRAS = {"ogbench": "ogbench", "dm_control": "dmcontrol", "minigrid": "minigrid", "pusht": "pusht",
@@ -61,6 +63,7 @@ def entry_point(name: str) -> tuple[str, str] | None:
     Returns:
         Import path of the module, and a name in it. None for environments of other packages.
     """
+    name = base_name(name)
     if (toy := name.partition(":")[0]) in TOYS:
         module, made = TOYS[toy]
     elif (module := _adapter(name)) is not None:
@@ -91,7 +94,9 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
               gymnasium.vector.VectorEnv. Its parameter `rows`, if it has one, is how many run side by side; a single
               gymnasium.Env is asked for once a row;
             - a name that an installed package registers under the entry points `understudy.envs`. It stands for such
-              a factory, and needs no trust.
+              a factory, and needs no trust;
+            - one of these with "@images" behind it: images of 96 x 96 pixels are observed, and what only a simulator
+              knows is hidden (see `image_obs.ImageObs`). "@images=64,corner2,gripperPOV" says the size and the cameras.
         rows: Number of copies.
         trust: Packages whose code may run.
         **options: The environment's own options.
@@ -103,10 +108,29 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
         UserError: For a name or an option that nobody knows.
         UntrustedCode: For code that is not trusted.
     """
-    env = _make(name, rows, trust, options)
+    base = base_name(name)
+    env = _make(base, rows, trust, options)
     if type(env).__module__.startswith(__name__):  # one of ours, or of Gymnasium's in ours
         env.metadata = {**env.metadata, "simulator": simulator_version(env)}
-    return env
+    return env if base == name else _with_images(env, name)
+
+
+def base_name(name: str) -> str:
+    """The name of an environment without the images that it adds: "metaworld/door-open-v3@images=64" has some."""
+    return name.partition(IMAGES)[0]
+
+
+def _with_images(env: Env, name: str) -> Env:
+    """The environment with the images that its name asks for."""
+    from .image_obs import SIZE, with_images
+
+    said = name.partition(IMAGES)[2]
+    parts = said.removeprefix("=").split(",") if said else []
+    if said and not said.startswith("=") or "" in parts:
+        raise UserError(f"{IMAGES}{said} is not understood", where=name,
+                        hint=f"such as {IMAGES}, {IMAGES}=64 or {IMAGES}=64,corner2: pixels a side, then cameras")
+    size = int(parts.pop(0)) if parts and parts[0].isdecimal() else SIZE
+    return with_images(env, size, parts)
 
 
 def _make(name, rows, trust, options) -> Env:
@@ -163,6 +187,7 @@ def _registered(gym_id, name, rows, trust, options) -> Env:
     import gymnasium
 
     from . import gymnasium_adapter
+    prefer_offscreen()
     for package in (*trust, *REGISTRIES):
         if gym_id in gymnasium.registry:
             break
@@ -260,6 +285,7 @@ def _make_with(build, factory: str, name: str, rows: int, options: dict) -> Env:
 
 def _import_quietly(module: str) -> ModuleType:
     """Simulators greet when they are imported."""
+    prefer_offscreen()
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         return importlib.import_module(module)
 

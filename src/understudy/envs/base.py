@@ -131,6 +131,31 @@ class Renderable(Env):
         """Image of one row, (H, W, 3) uint8."""
 
 
+class HasCameras(Renderable):
+    """An environment with named cameras.
+
+    Attributes:
+        cameras: Their names. The first is the usual one.
+    """
+
+    cameras: tuple[str, ...]
+
+    @abstractmethod
+    def view(self, row: int, camera: str, size: int) -> np.ndarray:
+        """What a camera sees of one row, (size, size, 3) uint8."""
+
+
+class HasProprioception(Env):
+    """An environment of a robot that knows which numbers the robot's own sensors measure.
+
+    Attributes:
+        proprioception: For each observation column with such numbers, their components. What other columns and
+            components say comes from the simulator.
+    """
+
+    proprioception: Mapping[str, tuple[int, ...]]
+
+
 class PlanarMap(Env):
     """An environment in the plane, whose trajectories can be drawn over a map."""
 

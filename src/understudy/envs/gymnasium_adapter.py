@@ -6,6 +6,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -246,10 +247,25 @@ def render_row(vec: VectorEnv, row: int) -> np.ndarray:
         UserError: If this machine cannot render it.
     """
     inner = vec.unwrapped
-    if _render_error and not (isinstance(inner, SyncVectorEnv) and mujoco_model(inner.envs[row]) is None):
+    with render_errors(not (isinstance(inner, SyncVectorEnv) and mujoco_model(inner.envs[row]) is None)):
+        frame = inner.envs[row].render() if isinstance(inner, SyncVectorEnv) else vec.render()[row]
+    return np.asarray(frame, np.uint8)
+
+
+@contextmanager
+def render_errors(mujoco: bool) -> Iterator[None]:
+    """Context in which errors of a simulator that draws become errors that say what is missing.
+
+    Args:
+        mujoco: Whether MuJoCo draws, or may draw.
+
+    Raises:
+        UserError: If this machine cannot render it.
+    """
+    if _render_error and mujoco:
         raise _render_error[0]
     try:
-        frame = inner.envs[row].render() if isinstance(inner, SyncVectorEnv) else vec.render()[row]
+        yield
     except Exception as error:  # a driver, a library, a display: each simulator says it in its own type
         problem = UserError(
             f"this machine cannot draw it ({type(error).__name__}: {error})", where="pictures of an environment",
@@ -257,7 +273,6 @@ def render_row(vec: VectorEnv, row: int) -> np.ndarray:
         if type(error).__module__.startswith("mujoco"):
             _render_error.append(problem)
         raise problem from error
-    return np.asarray(frame, np.uint8)
 
 
 def wrap_vector(vec: VectorEnv, facts: Mapping[str, Any]) -> Env:

@@ -14,8 +14,8 @@ from metaworld.policies import ENV_POLICY_MAP
 from ..core import UserError
 from ..execute.actor import Actor
 from . import gymnasium_adapter
-from .base import HasExpert, Renderable
-from .mujoco import disable_shadows
+from .base import HasExpert, HasProprioception
+from .mujoco import MujocoCameras, disable_shadows
 
 
 def make(name: str, rows: int = 1, limit: int = 500, terminate_on_success: bool = True) -> MetaWorld:
@@ -78,18 +78,30 @@ class FreshTaskEnv(gymnasium.Env):
         self.env.close()
 
 
-class MetaWorld(gymnasium_adapter.GymVector, HasExpert, Renderable):
-    """observation.state (39): hand, gripper and objects now and one step before, and the goal."""
+class MetaWorld(MujocoCameras, HasExpert, HasProprioception):
+    """observation.state (39): hand, gripper and objects now and one step before, and the goal.
+
+    The robot itself measures the position of its hand and how far the gripper is open. Images from the corners are
+    upright, as in LeRobot; those of MuJoCo are upside down.
+    """
+
+    proprioception = {"observation.state": (0, 1, 2, 3)}
 
     def __init__(self, vec, facts, task: str):
         self.task = task
         super().__init__(vec, facts)
+        self.cameras = tuple(sorted(self.cameras, key=lambda name: name != "corner2"))
 
     def expert(self):
         return Expert(self.task)
 
-    def frame(self, row):
-        return gymnasium_adapter.render_row(self.vec, row)
+    def view(self, row, camera, size):
+        image = super().view(row, camera, size)
+        return image[::-1, ::-1].copy() if camera.startswith("corner") else image
+
+    def _simulation(self, row):
+        single = self.vec.envs[row].env.unwrapped
+        return single.model, single.data
 
 
 @dataclass(frozen=True)

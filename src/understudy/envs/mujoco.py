@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from abc import abstractmethod
 
 import mujoco
@@ -9,10 +11,11 @@ import numpy as np
 import torch
 
 from ..core import Feature, UserError
-from .base import Renderable, Restorable
-from .gymnasium_adapter import GymVector, render_row
+from .base import HasCameras, Restorable
+from .gymnasium_adapter import GymVector, render_errors, render_row
 
 STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART
+FREE_CAMERA = "free"
 # observe all but the horizontal position, on which nothing depends
 HIDE_X_POSITION = ("Hopper", "Walker2d", "HalfCheetah")
 
@@ -22,7 +25,112 @@ def disable_shadows(model) -> None:
     model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
 
 
-class MujocoVector(GymVector, Renderable, Restorable):
+class SceneRenderer:
+    """Draws square images of MuJoCo models without a window.
+
+    Args:
+        model: A model. Others that are built from the same file, such as one for each episode, can be drawn too.
+        size: Width and height of the images, in pixels.
+
+    Raises:
+        UserError: If this machine cannot draw.
+    """
+
+    def __init__(self, model, size: int):
+        self.size = size
+        with render_errors(mujoco=True):
+            for side in ("offwidth", "offheight"):
+                setattr(model.vis.global_, side, max(size, getattr(model.vis.global_, side)))
+            self._gl = mujoco.GLContext(size, size)
+            self._gl.make_current()
+            self._scene = mujoco.MjvScene(model, maxgeom=10_000)
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        if not _renderers:
+            atexit.register(_close_renderers)  # later than the driver's own, and so called before it
+        _renderers.add(self)
+
+    def draw(self, model, data, camera: str) -> np.ndarray:
+        """Draws what a camera sees.
+
+        Args:
+            model: The model.
+            data: Its state.
+            camera: Name of a camera of the model, or "free" for MuJoCo's own view of the whole.
+
+        Returns:
+            (size, size, 3) uint8.
+        """
+        view = mujoco.MjvCamera()
+        if camera == FREE_CAMERA:
+            mujoco.mjv_defaultFreeCamera(model, view)
+        else:
+            view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(camera).id
+        area, image = mujoco.MjrRect(0, 0, self.size, self.size), np.empty((self.size, self.size, 3), np.uint8)
+        with render_errors(mujoco=True):
+            self._gl.make_current()
+            mujoco.mjv_updateScene(model, data, mujoco.MjvOption(), None, view, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+            mujoco.mjr_render(area, self._scene, self._context)
+            mujoco.mjr_readPixels(image, None, area, self._context)
+        return image[::-1].copy()
+
+    def close(self) -> None:
+        """Frees what the driver holds."""
+        _renderers.discard(self)
+        self._gl.make_current()
+        self._context.free()
+        self._gl.free()
+
+
+_renderers: weakref.WeakSet[SceneRenderer] = weakref.WeakSet()
+
+
+def _close_renderers() -> None:
+    for renderer in list(_renderers):
+        renderer.close()
+
+
+class MujocoCameras(GymVector, HasCameras):
+    """Rows of MuJoCo environments that are drawn from named cameras."""
+
+    def __init__(self, vec, facts, lift=()):
+        super().__init__(vec, facts, lift)
+        model, _ = self._simulation(0)
+        names = [model.camera(i).name for i in range(model.ncam)]
+        self.cameras = (*filter(None, names), FREE_CAMERA)
+        self._renderers: dict[int, SceneRenderer] = {}  # by size
+        self._drawn: dict[int, tuple] = {}  # by row, the model and a state of it for drawing
+
+    @abstractmethod
+    def _simulation(self, row: int) -> tuple:
+        """MuJoCo's model and state of one row."""
+
+    def frame(self, row):
+        return render_row(self.vec, row)
+
+    def view(self, row, camera, size):
+        model, data = self._simulation(row)
+        if size not in self._renderers:
+            self._renderers[size] = SceneRenderer(model, size)
+        if row not in self._drawn or self._drawn[row][0] is not model:
+            self._drawn[row] = model, mujoco.MjData(model)
+        # After a step MuJoCo's positions of bodies are those before its last small step. Those of the state itself are
+        # computed elsewhere, because computing them changes what follows.
+        drawn, kind = self._drawn[row][1], mujoco.mjtState.mjSTATE_INTEGRATION
+        state = np.empty(mujoco.mj_stateSize(model, kind))
+        mujoco.mj_getState(model, data, state, kind)
+        mujoco.mj_setState(model, drawn, state, kind)
+        mujoco.mj_forward(model, drawn)
+        return self._renderers[size].draw(model, drawn, camera)
+
+    def close(self):
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+        super().close()
+
+
+class MujocoVector(MujocoCameras, Restorable):
     """Several copies of a MuJoCo environment, stepped one after the other.
 
     The column `simulator.state` is MuJoCo's full physics state and the warm start of the solver. An episode that is
@@ -40,8 +148,8 @@ class MujocoVector(GymVector, Renderable, Restorable):
         states = np.stack([self._get_state(row) for row in range(self.rows)])
         return {**super()._observation(), "simulator.state": torch.from_numpy(states)}
 
-    def frame(self, row):
-        return render_row(self.vec, row)
+    def _simulation(self, row):
+        return self.models[row]
 
     def _get_state(self, row: int) -> np.ndarray:
         """simulator.state of one row."""

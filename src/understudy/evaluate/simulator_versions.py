@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..envs import entry_point
+from ..envs import base_name, entry_point
 from ..envs.base import Env
 
 
@@ -25,5 +25,6 @@ def version_warning(recorded: Mapping[str, Sequence[str]], env: Env, what: str) 
 
 
 def _base_name(name: str) -> str:
-    """The name of a built-in environment without its dimension or task."""
+    """The name of a built-in environment without its dimension or task, and without images."""
+    name = base_name(name)
     return name.partition(":")[0] if entry_point(name) is not None else name

@@ -1,0 +1,34 @@
+"""Drawing on machines without a display."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+
+
+@cache
+def prefer_offscreen() -> None:
+    """Lets MuJoCo draw without a display, if there is none and the machine can: sets MUJOCO_GL to "egl".
+
+    It has no effect once MuJoCo is imported. What the user has set stays.
+    """
+    shown = {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if sys.platform == "linux" and not shown and _egl_devices() > 0:
+        os.environ["MUJOCO_GL"] = "egl"
+
+
+def _egl_devices() -> int:
+    """Number of devices that draw without a display. A library alone is not enough: dm_control fails without one."""
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
+    except OSError:
+        return 0
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
+    if not address:
+        return 0
+    count = ctypes.c_int(0)
+    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))(address)
+    return count.value if query(0, None, ctypes.byref(count)) else 0

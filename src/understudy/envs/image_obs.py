@@ -1,0 +1,198 @@
+"""Images as observations in environments that show numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import Feature, Schema, UserError
+from ..data.episode import Episode
+from ..data.video import resize
+from ..execute.actor import Actor
+from .base import Env, EnvWrapper, HasCameras, HasExpert, HasProprioception, Obs, Renderable, Restorable
+
+SIZE = 96  # pixels a side, as in Diffusion Policy
+HIDDEN = "simulator."  # before the name of a column that only a simulator knows
+
+
+class ImageObs(EnvWrapper, Renderable):
+    """Images of cameras are observed in addition. What only the simulator knows is hidden from policies.
+
+    The columns are `observation.images.CAMERA`, or `observation.images.camera` if the environment has one view without
+    a name. If the environment says what a robot's own sensors measure (`HasProprioception`), only this is left in the
+    columns of numbers, and the whole columns stay for the expert and for restored states, as
+    `simulator.observation.state` and so on. In other environments all columns stay. Use `HiddenObs`, or
+    `PolicyConfig.inputs`, if they say too much.
+
+    `with_images` makes it.
+
+    Args:
+        env: The environment.
+        size: Width and height of the images, in pixels.
+        cameras: Names of cameras. Empty for the environment's first.
+
+    Raises:
+        UserError: If the environment cannot be drawn, or has no such camera.
+    """
+
+    def __init__(self, env: Env, size: int = SIZE, cameras: Sequence[str] = ()):
+        super().__init__(env)
+        name = env.metadata["env"]
+        if not isinstance(env, Renderable):
+            raise UserError("it cannot be drawn", where=name, hint="images need an environment with a picture")
+        if size < 8:
+            raise UserError(f"the images need at least 8 pixels a side, but size={size}", where=name,
+                            hint=f"such as {name}@images={SIZE}")
+        known = env.cameras if isinstance(env, HasCameras) else ("camera",)
+        if unknown := [camera for camera in cameras if camera not in known]:
+            raise UserError(f"there is no camera {unknown[0]!r}", where=name, hint=f"it has {', '.join(known)}")
+        self.size, self.cameras = size, tuple(dict.fromkeys(cameras)) or known[:1]
+        own = env.proprioception if isinstance(env, HasProprioception) else {}
+        self.own = {column: list(components) for column, components in own.items()}
+        self.features = self._transform_features(env.features)
+        said = [str(size)] * (size != SIZE) + list(self.cameras) * (self.cameras != known[:1])
+        self.metadata = {**env.metadata, "env": f"{name}@images" + ("=" + ",".join(said) if said else "")}
+        self._images = {c: np.zeros((self.rows, size, size, 3), np.uint8) for c in self.cameras}
+
+    def _transform_features(self, features: Schema) -> dict[str, Feature]:
+        shown = {f"observation.images.{camera}": Feature("uint8", (self.size, self.size, 3), "image")
+                 for camera in self.cameras}
+        for column, f in features.items():
+            if column in self.own:
+                names = f.names and tuple(f.names[i] for i in self.own[column])
+                shown |= {column: replace(f, shape=(len(self.own[column]),), names=names), HIDDEN + column: f}
+            else:
+                shown[column] = f
+        return shown
+
+    def _observe(self, obs: Obs, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Adds images, of which those of some rows are new."""
+        for camera, images in self._images.items():
+            for row in rows:
+                images[row] = self._view(row, camera)
+        shown = {f"observation.images.{c}": torch.from_numpy(images.copy()) for c, images in self._images.items()}
+        own = {column: obs[column][:, components] for column, components in self.own.items()}
+        return {**shown, **obs, **own, **{HIDDEN + column: obs[column] for column in own}}
+
+    def _view(self, row: int, camera: str) -> np.ndarray:
+        if isinstance(self.env, HasCameras):
+            return self.env.view(row, camera, self.size)
+        return resize(self.frame(row)[None], (self.size, self.size))[0]
+
+    def reset(self, which, key):
+        return self._observe(self.env.reset(which, key), which.tolist())
+
+    def step(self, action):
+        out = self.env.step(action)
+        return replace(out, obs=self._observe(out.obs, range(self.rows)))
+
+    def frame(self, row):
+        assert isinstance(self.env, Renderable)
+        return self.env.frame(row)
+
+
+class _WithExpert(ImageObs, HasExpert):
+    def expert(self):
+        assert isinstance(self.env, HasExpert)
+        return _ExpertOfAll(self.env.expert(), tuple(self.own))
+
+
+class _WithRestore(ImageObs, Restorable):
+    def restore(self, which, steps, key=None):
+        assert isinstance(self.env, Restorable)
+        return self._observe(self.env.restore(which, _whole_columns(steps, tuple(self.own)), key), which.tolist())
+
+    def transform_episode(self, episode: Episode) -> Episode:
+        """Draws an episode that was recorded in `env` without images.
+
+        Args:
+            episode: The episode, with what `env` can be restored from.
+
+        Returns:
+            The episode as it would have been recorded here.
+        """
+        told = {k: torch.from_numpy(np.array(v)) for k, v in episode.steps.items()
+                if k in self.env.features and k != "action"}
+        steps = max(len(v) for v in told.values())
+        told = {k: v for k, v in told.items() if len(v) == steps}
+        seen: list[Obs] = []
+        for first in range(0, steps, self.rows):
+            rows = torch.arange(min(self.rows, steps - first))
+            obs = self.restore(rows, {k: v[first:first + self.rows] for k, v in told.items()})
+            seen.append({k: v[:len(rows)] for k, v in obs.items()})
+        drawn = {k: torch.cat([obs[k] for obs in seen]).numpy() for k in seen[0]
+                 if k.startswith("observation.images.") or k.removeprefix(HIDDEN) in self.own}
+        return replace(episode.replace(drawn), schema={**episode.schema, **{k: self.features[k] for k in drawn}},
+                       metadata={**episode.metadata, "env": self.metadata["env"]})
+
+
+class _WithBoth(_WithExpert, _WithRestore):
+    pass
+
+
+def with_images(env: Env, size: int = SIZE, cameras: Sequence[str] = ()) -> ImageObs:
+    """Adds images of cameras to what is observed.
+
+    The result has an expert and can be restored if the environment does and can.
+
+    Args:
+        env: The environment.
+        size: Width and height of the images, in pixels.
+        cameras: Names of cameras. Empty for the environment's first.
+
+    Returns:
+        The environment with images. `make(f"{name}@images={size},{camera}")` makes the same.
+
+    Raises:
+        UserError: If the environment cannot be drawn, or has no such camera.
+
+    Example:
+        >>> with_images(make("metaworld/door-open-v3"), 128, ("corner2", "gripperPOV"))
+    """
+    kinds = {(False, False): ImageObs, (True, False): _WithExpert, (False, True): _WithRestore,
+             (True, True): _WithBoth}
+    return kinds[isinstance(env, HasExpert), isinstance(env, Restorable)](env, size, cameras)
+
+
+def check_images(wanted: Schema, env: Env) -> None:
+    """Checks that an environment shows the images that a policy reads.
+
+    Args:
+        wanted: The columns that the policy reads.
+        env: The environment.
+
+    Raises:
+        UserError: If it does not, but would show them under another name, which the message says.
+    """
+    missing = {k: f for k, f in wanted.items() if f.kind == "image" and k not in env.features}
+    if not missing or not isinstance(env, Renderable) or isinstance(env, ImageObs):
+        return
+    cameras = [k.removeprefix("observation.images.") for k in missing]
+    known = env.cameras if isinstance(env, HasCameras) else ("camera",)
+    if set(cameras) <= set(known):
+        said = [str(max(f.shape[0] for f in missing.values())), *(cameras if cameras != [known[0]] else [])]
+        raise UserError(f"the policy reads images ({', '.join(missing)}), and this environment shows none by itself",
+                        where=env.metadata["env"], hint=f"name it {env.metadata['env']}@images={','.join(said)}")
+
+
+@dataclass(frozen=True)
+class _ExpertOfAll(Actor):
+    """An expert that reads the whole columns, of which policies see a part."""
+
+    actor: Actor
+    columns: tuple[str, ...]
+
+    def start(self, obs, key):
+        return self.actor.start(_whole_columns(obs, self.columns), key)
+
+    def act(self, obs, state):
+        return self.actor.act(_whole_columns(obs, self.columns), state)
+
+
+def _whole_columns(steps: Mapping[str, Tensor], columns: tuple[str, ...]) -> dict[str, Tensor]:
+    """Columns with all their components. Those of data that were recorded without images have them."""
+    return {**steps, **{column: steps[HIDDEN + column] for column in columns if HIDDEN + column in steps}}

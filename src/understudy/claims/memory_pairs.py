@@ -103,13 +103,15 @@ class SignCorridor(Toy):
         return Expert()
 
     def map(self):
-        return {"x": (-0.5, N_SIGNS + 0.5), "y": (-0.7, 0.7), "path": (ANSWER, 0, 1), "shapes": []}
+        junctions = [{"kind": "circle", "at": (float(N_SIGNS), float(color)), "radius": 0.3, "role": "goal"}
+                     for color in range(N_SIGNS)]  # the corridors to junctions of different colors lie side by side
+        return {"x": (-0.5, N_SIGNS + 0.5), "y": (-0.5, N_SIGNS - 0.5), "path": (ANSWER, 0, 1), "shapes": junctions}
 
     def frame(self, row):
         from ..envs.raster import render_map
 
-        return render_map(self.map(), [{"kind": "circle", "at": (float(self.state["passed"][row]), 0.0),
-                                        "radius": 0.2, "role": "agent"}])
+        at = float(self.state["passed"][row]), float(self.state["asked"][row])
+        return render_map(self.map(), [{"kind": "circle", "at": at, "radius": 0.2, "role": "agent"}])
 
 
 @dataclass(frozen=True)

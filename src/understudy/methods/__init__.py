@@ -79,6 +79,11 @@ METHODS: dict[str, NamedMethod] = {
         "Behavior cloning with a memory: an LSTM over the last observations, then a mixture of Gaussians.",
         Reference("Mandlekar et al. 2021, arXiv 2108.03298; the history slides here, and starts again every 10 steps "
                   "there", ("047",))),
+    "attention-tuner": NamedMethod(
+        "understudy.methods.behavior_cloning:attention_tuner",
+        "Behavior cloning with a transformer whose attention learns from the data which earlier steps to recall.",
+        Reference("Yue et al. 2024 (AttentionTuner), arXiv 2411.07954, whose loss also covers the other steps",
+                  ("213",), (NUMBERS_OR_CLASSES, "a column with the distances to the recalled steps"))),
     "keyframe-bc": NamedMethod(
         "understudy.methods.behavior_cloning:keyframe_bc",
         "Behavior cloning from a history in which keyframes count more: steps whose action the last ones do not tell.",

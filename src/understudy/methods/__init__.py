@@ -275,6 +275,11 @@ METHODS: dict[str, NamedMethod] = {
         Reference("Lynch et al. 2019, arXiv 1903.01973, with pieces of 16 to 32 steps, recurrent networks and "
                   "mixtures of logistics", ("114",),
                   (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+    "groot-2": NamedMethod(
+        "understudy.methods.skills:groot_2",
+        "Follows words that few episodes have: they give places in a space of latents that all episodes teach.",
+        Reference("Cai et al. 2024 (GROOT-2), arXiv 2412.10410, with transformers and images; the form of the "
+                  "alignment is not published in code", ("309",), (NUMBERS, "a task in words for some episodes"))),
     "vinn-byol": NamedMethod(
         "understudy.methods.representation:vinn_byol",
         "Visual imitation by nearest neighbors, in the features of an encoder that learns from the images by BYOL.",

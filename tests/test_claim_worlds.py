@@ -13,6 +13,7 @@ from understudy.claims import (
     few_labels,
     imitation_promise,
     language_attention,
+    memory_pairs,
     preemptive_restart,
     pretrained_behavior,
     procedure_cloning,
@@ -446,6 +447,58 @@ def test_attention_is_counted_where_it_is_largest_at_the_named_object():
         policy.encoder.logit_layer.weight.zero_()  # all logits are equal, and the first is the largest
     target = [float(e.steps["simulator.target"][0, 0] == 0) for e in shown]
     assert language_attention.attended(policy, shown) == target
+
+
+def test_the_sign_of_the_junctions_color_tells_where_to_turn_and_arrows_are_balanced():
+    check_env(memory_pairs.SignCorridor)
+    ran = rollout(memory_pairs.Expert(), memory_pairs.SignCorridor(20), 40, seed=1)
+    n, turns = memory_pairs.N_SIGNS, []
+    for e in ran:
+        seen, action = np.asarray(e.steps[memory_pairs.SEEN]), np.asarray(e.steps["action"])[:, 0]
+        assert e.metadata["success"] and len(e) == n + 1 and (action[:-1] == memory_pairs.FORWARD).all()
+        assert sorted(seen[:n, 0]) == list(range(n)) and (seen[:n, 1] == memory_pairs.LEFT).sum() == n // 2
+        sign = memory_pairs.recalled_sign(e)
+        assert seen[sign, 0] == seen[n, 0] and seen[sign, 1] == action[-1] and seen[n, 1] == 0
+        turns.append(action[-1])
+    assert set(turns) == {memory_pairs.LEFT, memory_pairs.RIGHT}
+    assert len({memory_pairs.recalled_sign(e) for e in ran}) > n / 2
+
+
+def test_an_early_or_a_wrong_turn_ends_the_episode_without_success():
+    corridor = memory_pairs.SignCorridor(2)
+    corridor.reset(torch.arange(2), torch.arange(2))
+    out = corridor.step(torch.tensor([[memory_pairs.LEFT], [memory_pairs.FORWARD]]))
+    assert out.terminated.tolist() == [True, False] and not out.info["success"].any()
+    for _ in range(memory_pairs.N_SIGNS - 1):
+        corridor.step(torch.zeros(2, 1, dtype=torch.int64))
+    state = corridor.state
+    right = state["arrows"][1][state["colors"][1] == state["asked"][1]].item()
+    wrong = {memory_pairs.LEFT: memory_pairs.RIGHT, memory_pairs.RIGHT: memory_pairs.LEFT}[right]
+    out = corridor.step(torch.tensor([[0], [wrong]]))
+    assert out.terminated[1] and not out.info["success"][1]
+
+
+def test_pairs_name_the_right_sign_of_as_many_episodes_as_are_labeled():
+    shown, n = memory_pairs.CorridorDemonstrations(12).load(1), memory_pairs.N_SIGNS
+    plain, some, shifted = (memory_pairs.MemoryPairs(8, labeled, shift).apply(shown)
+                            for labeled, shift in ((0, 0), (3, 0), (8, 3)))
+    assert len(plain) == len(some) == len(shifted) == 8
+    for i in range(8):
+        sign, column = memory_pairs.recalled_sign(shown[i]), memory_pairs.RECALLED
+        assert (plain[i].steps[column] == -1).all() and (some[i].steps[column][:-1] == -1).all()
+        assert some[i].steps[column][-1] == (n - sign if i < 3 else -1)
+        assert shifted[i].steps[column][-1] == n - (sign - 3) % n
+
+
+def test_the_attention_that_is_measured_is_that_on_the_sign():
+    shown = memory_pairs.CorridorDemonstrations(10).load(1)
+    method = memory_pairs.CORRIDOR.arms[0].options[0]
+    policy = Policy(method.policy, shown.features()).fit_statistics(shown)
+    with torch.no_grad():
+        policy.net.trunk.encoder[0].self_attention.query_layer.weight.zero_()
+        policy.net.trunk.encoder[0].self_attention.query_layer.bias.zero_()  # equal attention to all 14 tokens
+    found = memory_pairs.attention_to_sign(policy, shown)
+    assert found == pytest.approx([1 / (memory_pairs.N_SIGNS + 2)] * 10)
 
 
 # -- noise draws per observation ---------------------------------------------------------------------------------------

@@ -44,7 +44,8 @@ CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=
 CELLS = {"observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3,) * 9),
          "observation.cell": Feature("int64", (2,), "discrete", num_classes=(3, 3))}
 SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # methods that read columns of their own
-           "thought-cloning": {**FEATURES, "thought": Feature("string", (), "string")}}
+           "thought-cloning": {**FEATURES, "thought": Feature("string", (), "string")},
+           "attention-tuner": {**FEATURES, "recalled": Feature("int64", (1,))}}
 
 
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
@@ -194,15 +195,15 @@ def test_descriptions():
 @pytest.mark.parametrize("name", METHODS)
 def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     able = {d["name"]: any("classes" in need for need in d["needs"]) for d in describe_methods()}
-    assert [n for n in able if able[n]] == ["bc", "bc-inverse-dynamics", "knn", "vinn", "udrl", "decision-transformer",
-                                            "dichotomy-of-control", "procedure-cloning",
+    assert [n for n in able if able[n]] == ["bc", "attention-tuner", "bc-inverse-dynamics", "knn", "vinn", "udrl",
+                                            "decision-transformer", "dichotomy-of-control", "procedure-cloning",
                                             "thought-cloning"]
     if name in SPECIAL:
         return  # their own tests are about classes
     if not able[name]:
         with pytest.raises(UserError, match=f"{name}, column 'action': the actions are classes, but this method "
                            "learns numbers"
-                           "\n  -> bc, bc-inverse-dynamics, knn, vinn, udrl, decision-transformer, "
+                           "\n  -> bc, attention-tuner, bc-inverse-dynamics, knn, vinn, udrl, decision-transformer, "
                            "dichotomy-of-control, procedure-cloning, thought-cloning learn classes"):
             find_method(name, CHOICES)
         return

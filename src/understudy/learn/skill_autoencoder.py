@@ -114,15 +114,35 @@ class SkillAutoencoderLearner(GradientLearner):
         posterior = SkillPosterior(
             SkillPosteriorSpec(config.posterior, config.length, config.column, policy.config), policy.features,
             policy.codec)
-        self.model = self.register("policy", _SkillModel(policy, prior, posterior), config.optimizer)
+        self.model = self.register("policy", self.build_model(policy, prior, posterior, data), config.optimizer)
         self.average_weights("policy", config.ema)
         self.parts: tuple[float, float] = (0.0, 0.0)  # reconstruction and KL divergence of the last loss
         self._codecs_checked = False
 
+    def build_model(self, policy: Policy, prior: Policy, posterior: SkillPosterior, data: Dataset) -> SkillModel:
+        """Returns all that is trained, as one module.
+
+        Args:
+            policy: The policy that carries skills out.
+            prior: The prior of skills.
+            posterior: The posterior of skills.
+            data: The data.
+        """
+        return SkillModel(policy, prior, posterior)
+
     def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
         inputs = tuple(k for k in self.policy.inputs if k != self.config.column)
         window = replace(_piece_window(self.policy.window, self.config.length), goals=self.policy.window.goals)
-        return window.windows(data, inputs, self.policy.config.target, sampling_weights=sampling_weights)
+        return window.windows(data, inputs, self.policy.config.target, extra=self.extra_columns(data),
+                              sampling_weights=sampling_weights)
+
+    def extra_columns(self, data: Dataset) -> tuple[str, ...]:
+        """Returns the columns that batches have besides what the policy reads.
+
+        Args:
+            data: The data.
+        """
+        return ()
 
     def update(self, batch: Batch) -> dict[str, float]:
         if not self._codecs_checked:
@@ -204,8 +224,14 @@ class SkillAutoencoderLearner(GradientLearner):
         return {"policy": averaged.policy, "prior": averaged.prior, "posterior": averaged.posterior}
 
 
-class _SkillModel(nn.Module):
-    """The three modules that one optimizer trains."""
+class SkillModel(nn.Module):
+    """The three modules that one optimizer trains.
+
+    Args:
+        policy: The policy that carries skills out.
+        prior: The prior of skills.
+        posterior: The posterior of skills.
+    """
 
     def __init__(self, policy: Policy, prior: Policy, posterior: SkillPosterior):
         super().__init__()

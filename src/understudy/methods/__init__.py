@@ -79,6 +79,11 @@ METHODS: dict[str, NamedMethod] = {
         "Behavior cloning with a memory: an LSTM over the last observations, then a mixture of Gaussians.",
         Reference("Mandlekar et al. 2021, arXiv 2108.03298; the history slides here, and starts again every 10 steps "
                   "there", ("047",))),
+    "attention-tuner": NamedMethod(
+        "understudy.methods.behavior_cloning:attention_tuner",
+        "Behavior cloning with a transformer whose attention learns from the data which earlier steps to recall.",
+        Reference("Yue et al. 2024 (AttentionTuner), arXiv 2411.07954, whose loss also covers the other steps",
+                  ("213",), (NUMBERS_OR_CLASSES, "a column with the distances to the recalled steps"))),
     "keyframe-bc": NamedMethod(
         "understudy.methods.behavior_cloning:keyframe_bc",
         "Behavior cloning from a history in which keyframes count more: steps whose action the last ones do not tell.",
@@ -270,6 +275,11 @@ METHODS: dict[str, NamedMethod] = {
         Reference("Lynch et al. 2019, arXiv 1903.01973, with pieces of 16 to 32 steps, recurrent networks and "
                   "mixtures of logistics", ("114",),
                   (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+    "groot-2": NamedMethod(
+        "understudy.methods.skills:groot_2",
+        "Follows words that few episodes have: they give places in a space of latents that all episodes teach.",
+        Reference("Cai et al. 2024 (GROOT-2), arXiv 2412.10410, with transformers and images; the form of the "
+                  "alignment is not published in code", ("309",), (NUMBERS, "a task in words for some episodes"))),
     "vinn-byol": NamedMethod(
         "understudy.methods.representation:vinn_byol",
         "Visual imitation by nearest neighbors, in the features of an encoder that learns from the images by BYOL.",

@@ -16,6 +16,7 @@ from ..heads.fast import FAST
 from ..heads.gmm import GMM
 from ..heads.regression import Regression
 from ..heads.vq_bet import VQBeT
+from ..learn.attention_supervision import MemorySupervision
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.information_bottleneck import InformationBottleneck
 from ..learn.median_of_means import MedianOfMeans
@@ -82,6 +83,26 @@ def bc_rnn_gmm(n_obs_steps: int = 10, width: int = 400) -> Method:
         RecedingHorizon(),
         BehaviorCloning(batch_size=100),
     )
+
+
+def attention_tuner(column: str = "recalled", n_obs_steps: int = 32, width: int = 128, depth: int = 4,
+                    weight: float = 10.0, features: Schema | None = None) -> Method:
+    """Behavior cloning with a transformer over the last observations, whose attention learns which of them to recall.
+
+    Args:
+        column: Column with the distances to the recalled steps: see `attention_supervision.steps_since_recalled`.
+        n_obs_steps: Number of observations that the transformer reads. Earlier steps cannot be recalled.
+        width: Width of its tokens.
+        depth: Number of its layers over the observations.
+        weight: Weight of the loss that trains the attention.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    trunk = Transformer(width, 1, 2, "block_causal", encoder_depth=depth)
+    window = Window(n_obs_steps, n_obs_steps, action_offset=1 - n_obs_steps, obs_pad_mask=True)
+    policy = PolicyConfig(Categorical() if discrete else Regression(), trunk, TokenEncoder(width), window=window)
+    learner = BehaviorCloning(5000, 64, auxiliary_losses=(MemorySupervision(column, weight=weight),))
+    return Method(policy, RecedingHorizon(1, n_obs_steps - 1), learner)
 
 
 def keyframe_bc(n_obs_steps: int = 5, fraction: float = 0.1, weight: float = 5.0) -> Method:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ..checkpoint import FromStage
 from ..data.codec import Normalizer
-from ..data.relabel import ConstantColumn
+from ..data.relabel import ConstantColumn, TaskText
 from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
 from ..execute.wrappers import SkillWrapper
 from ..heads.gaussian import Gaussian
 from ..heads.gmm import GMM
 from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.instructed_autoencoder import InstructedAutoencoder
 from ..learn.latent_labels import SKILL, LatentLabels
 from ..learn.method import InitializeFrom, Method, Stage
 from ..learn.skill_autoencoder import SkillAutoencoder
@@ -51,3 +52,25 @@ def play_lmp(column: str = "observation.state", period: int = 30, latent_dim: in
                   (LatentLabels(FromStage("plans", "posterior")),), (Stage("plans", plans),),
                   (InitializeFrom(FromStage("plans", "prior"), train=()),),
                   wrapper=SkillWrapper(FromStage("plans"), period))
+
+
+def groot_2(period: int = 100, latent_dim: int = 16, beta: float = 0.1, alignment: float = 0.1, max_bytes: int = 64
+            ) -> Method:
+    """An autoencoder learns latents of all episodes, and from those with words, which may be few, what words mean.
+
+    Args:
+        period: Number of steps of a piece, and while acting of a latent.
+        latent_dim: Number of components of a latent.
+        beta: Weight of the KL divergence of the autoencoder.
+        alignment: Weight of the likelihood of a piece's latent, given its words.
+        max_bytes: Number of bytes of the words.
+    """
+    words = TaskText(max_bytes, "instruction", optional=True)
+    low = PolicyConfig(GMM(10, temperature=1.0), codec=Normalizer(unscaled=(SKILL,)))
+    high = PolicyConfig(Gaussian(), codec=Normalizer(target="identity"), inputs=(words.into,))
+    latents = Method(low, learner=InstructedAutoencoder(period, beta, instruction=high, alignment=alignment),
+                     transforms=(words, ConstantColumn(SKILL, (0.0,) * latent_dim)))
+    return Method(high, RecedingHorizon(), BehaviorCloning(steps=1),  # it is trained in the stage
+                  (LatentLabels(FromStage("latents", "posterior")), words), (Stage("latents", latents),),
+                  (InitializeFrom(FromStage("latents", "instruction"), train=()),),
+                  wrapper=SkillWrapper(FromStage("latents"), period))

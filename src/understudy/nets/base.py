@@ -296,11 +296,24 @@ def record_intermediate(name: str, tensor: Tensor) -> None:
         name: Name of the activation, such as "attention".
         tensor: The activation, batch rows first.
     """
-    if torch.compiler.is_compiling():
-        return
-    capture = _capture.get()
-    if capture is not None and name in capture[0]:
-        capture[1][name] = tensor
+    captured = _captured_with(name)
+    if captured is not None:
+        captured[name] = tensor
+
+
+def is_captured(name: str) -> bool:
+    """Whether an auxiliary loss asks for an activation, so that a network computes it only then.
+
+    Args:
+        name: Name of the activation.
+    """
+    return _captured_with(name) is not None
+
+
+def _captured_with(name: str) -> dict[str, Tensor] | None:
+    """The captured activations, if this name is one of those to capture."""
+    capture = None if torch.compiler.is_compiling() else _capture.get()
+    return capture[1] if capture is not None and name in capture[0] else None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Context, HeadSpec, Unsupported, UserError
-from .base import CachesContext, Trunk, check_alignment, record_intermediate
+from .base import CachesContext, Trunk, check_alignment, is_captured, record_intermediate
 from .fourier import FourierFeatures
 from .linear import Linear
 from .mixture_of_experts import MoEFeedForward, MoEFeedForwardNet
@@ -34,7 +34,9 @@ class Transformer(Trunk):
             history: ``Window(n_obs_steps=K, horizon=K, action_offset=1 - K)``. The parameters are those of
             ``"cross"``.
         encoder_depth: Number of layers over the context alone, before the action steps read it.
-            ``Transformer(512, 1, 8, encoder_depth=4)`` is the network of ACT.
+            ``Transformer(512, 1, 8, encoder_depth=4)`` is the network of ACT. Auxiliary losses can capture the
+            attention weights of layer i as "context_attention.i": (B, heads, queries, keys), where queries and keys are
+            a token that is always present, followed by the tokens of the context.
         causal: Action step i reads only action steps 0 to i (and the whole context).
         dropout: Dropout probability.
         feed_forward_ratio: Width of the hidden layer of each block, relative to `width`.
@@ -100,7 +102,8 @@ class _TransformerNet(CachesContext):
         self.context_layer = Linear(spec.width, width) if spec.tokens else None
         self.token_embedding = nn.Parameter(0.02 * torch.randn(spec.tokens, width)) if spec.tokens else None
         self.null_token = nn.Parameter(0.02 * torch.randn(1, width))  # attended to when every token is masked
-        self.encoder = nn.ModuleList(_TransformerBlock(config, {"self"}, False) for _ in range(config.encoder_depth))
+        self.encoder = nn.ModuleList(_TransformerBlock(config, {"self"}, False, f"context_attention.{i}")
+                                     for i in range(config.encoder_depth))
         self.time = nn.Sequential(
             FourierFeatures(config.n_frequencies), Linear(2 * config.n_frequencies * n_times, width), nn.SiLU(),
             Linear(width, width), nn.SiLU()) if n_times else None
@@ -192,11 +195,14 @@ def _block_causal_masks(spec: HeadSpec) -> tuple[Tensor, Tensor]:
 
 
 class _TransformerBlock(nn.Module):
-    """Self-attention, cross-attention (each if named in `attentions`) and a feed-forward layer, all residual."""
+    """Self-attention, cross-attention (each if named in `attentions`) and a feed-forward layer, all residual.
 
-    def __init__(self, config: Transformer, attentions: set[str], has_time: bool):
+    Auxiliary losses can capture the weights of the self-attention as `name`.
+    """
+
+    def __init__(self, config: Transformer, attentions: set[str], has_time: bool, name: str = ""):
         super().__init__()
-        self.self_attention = _Attention(config) if "self" in attentions else None
+        self.self_attention = _Attention(config, name) if "self" in attentions else None
         self.cross_attention = _Attention(config) if "cross" in attentions else None
         hidden = round(config.feed_forward_ratio * config.width)
         if has_time and config.feed_forward is not None:
@@ -261,9 +267,9 @@ class _TransformerBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, config: Transformer):
+    def __init__(self, config: Transformer, name: str = ""):
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.name = config.heads, name
         self.query_layer = Linear(config.width, config.width)
         # A bias of the keys would shift all scores equally, which softmax ignores.
         self.key_layer = Linear(config.width, config.width, bias=False)
@@ -278,7 +284,10 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """`mask` broadcasts against (B, heads, queries, keys). False is not attended to."""
-        y = scaled_dot_product(self._split_heads(self.query_layer(x)), *keys_values, mask)
+        query = self._split_heads(self.query_layer(x))
+        if is_captured(self.name):
+            record_intermediate(self.name, attention_weights(query, keys_values[0], mask))
+        y = scaled_dot_product(query, *keys_values, mask)
         return self.output_layer(y.transpose(1, 2).flatten(2))
 
 
@@ -297,6 +306,20 @@ def scaled_dot_product(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor
     if query.dtype != torch.bfloat16 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
     # PyTorch's kernel for bf16 on CPUs takes 4 to 7 times as long for sequences of 16 and of 100, mostly in backward.
+    return attention_weights(query, keys, mask).to(values.dtype) @ values
+
+
+def attention_weights(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+    """Weights of the values in `scaled_dot_product`, which does not return them.
+
+    Args:
+        query: (B, heads, queries, d).
+        keys: (B, heads, keys, d).
+        mask: Broadcasts against (B, heads, queries, keys). False is not attended to. None attends to all.
+
+    Returns:
+        (B, heads, queries, keys). Each row sums to 1.
+    """
     score = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
     score = score if mask is None else score.masked_fill(~mask, -torch.inf)
-    return score.softmax(-1).to(values.dtype) @ values
+    return score.softmax(-1)

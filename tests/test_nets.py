@@ -32,6 +32,7 @@ from understudy.nets.feed_forward import FeedForward
 from understudy.nets.fourier import FourierFeatures
 from understudy.nets.goal_encoder import GoalEncoder
 from understudy.nets.grid import GridEncoder
+from understudy.nets.in_context import InContextTransformer
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
 from understudy.nets.mlp_mixer import MLPMixer
@@ -39,6 +40,7 @@ from understudy.nets.object_attention import ObjectAttentionEncoder
 from understudy.nets.point_cloud import PointNet
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.sizes import TRUNK_SIZES, sized_trunk
+from understudy.nets.small_denoiser import SmallDenoiser
 from understudy.nets.text_encoder import ByteEncoder
 from understudy.nets.transformer import Transformer, scaled_dot_product
 from understudy.nets.unet import UNet
@@ -60,6 +62,9 @@ TRUNKS = {
     "act": Transformer(16, 1, 2, encoder_depth=2), "joint_act": Transformer(16, 1, 2, "joint", encoder_depth=1),
     "block_causal": Transformer(16, 2, 2, "block_causal", encoder_depth=1), "lstm": LSTM(16, 2),
     "causal": Transformer(16, 2, 2, causal=True), "joint_causal": Transformer(16, 2, 2, "joint", causal=True),
+    "in_context": InContextTransformer(16, 2, 2), "in_context_both_ways": InContextTransformer(16, 2, 2, causal=False),
+    "small_denoiser": SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16),
+    "small_chunk_denoiser": SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16, each_step=False),
 }
 PRIMING = [name for name in TRUNKS if name not in ("plain", "mixer", "lstm")]  # those that cache the context's part
 FEATURES = {

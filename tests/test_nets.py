@@ -314,15 +314,77 @@ def test_times_are_per_step_except_where_the_trunk_says_so(trunk):
         assert not torch.allclose(two(x, torch.cat([a, b], -1), c), two(x, torch.cat([b, a], -1), c))
 
 
-@pytest.mark.parametrize("trunk", ["causal", "joint_causal", "block_causal", "lstm", "cross", "joint"])
+@pytest.mark.parametrize("trunk", ["causal", "joint_causal", "block_causal", "lstm", "in_context", "cross", "joint",
+                                   "in_context_both_ways"])
 def test_a_causal_trunk_sees_no_later_step(trunk):
     net = built(TRUNKS[trunk])
     x, t, c = arguments()
     x2, t2 = x.clone(), t.clone()
     x2[:, 3:], t2[:, 3:] = 9, 0.123
     a, b = net(x, t, c), net(x2, t2, c)
-    assert torch.allclose(a[:, :3], b[:, :3], atol=1e-6) == (trunk not in ("cross", "joint"))
+    assert torch.allclose(a[:, :3], b[:, :3], atol=1e-6) == (
+        trunk not in ("cross", "joint", "in_context_both_ways"))
     assert not torch.allclose(a[:, 3:], b[:, 3:])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_in_context_transformer_is_one_transformer_over_context_time_and_actions(causal):
+    """A second writing that runs the whole sequence at once, and keeps no keys and values."""
+    net = built(InContextTransformer(16, 3, 2, causal=causal)).double()
+    x, t, c = arguments(shared=True)
+    x, t, c = x.double(), t.double(), Context(c.tokens.double(), c.mask)
+    null = net.null_token.expand(5, 1, -1)
+    h = torch.cat([null, net.context_layer(c.tokens) + net.token_embedding, net.time(t[:, :1, :]),
+                   net.input_layer(x) + net.step_embedding], 1)
+    assert h.shape[1] == 1 + 4 + 1 + 6
+    order = torch.arange(12) if causal else torch.tensor([0] * 5 + [1] * 7)
+    seen = F.pad(c.mask, (1, 7), value=True)[:, None, None] & (order[:, None] >= order)
+    for layer in net.layers:
+        h = layer(h, mask=seen)
+    torch.testing.assert_close(net(x, t, c), net.output_layer(h[:, 6:]), rtol=1e-10, atol=1e-12)
+
+
+def test_in_context_a_causal_step_reads_earlier_steps_the_time_and_the_context():
+    mask = InContextTransformer().attention_mask(2, 3, True)
+    assert torch.equal(mask, torch.ones(6, 6, dtype=torch.bool).tril())
+    both = InContextTransformer(causal=False).attention_mask(2, 3, True)
+    assert both[2:].all() and both[:2, :2].all() and not both[:2, 2:].any()
+
+
+@pytest.mark.parametrize("each_step", [True, False])
+def test_a_small_denoiser_reads_the_context_once_and_denoises_steps_alone_or_together(each_step):
+    net = built(SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16, each_step))
+    x, t, c = arguments()
+    calls = []
+    net.backbone.register_forward_hook(lambda *_: calls.append(1))
+    once = precomputed(net, c)
+    first = net(x, t, once)
+    x2, t2 = x.clone(), t.clone()
+    x2[:, 3], t2[:, 3] = 9, 0.123
+    second = net(x2, t2, once)
+    assert len(calls) == 1
+    changed = [not torch.allclose(first[:, i], second[:, i], atol=1e-6) for i in range(6)]
+    assert changed == ([i == 3 for i in range(6)] if each_step else [True] * 6)
+
+
+def test_steps_of_a_small_denoiser_share_its_weights_and_differ_in_their_features():
+    net = built(SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16))
+    x, t, c = arguments(shared=True)
+    features = precomputed(net, c).features
+    there = torch.ones(5, 1, dtype=torch.bool)
+    for i in range(6):
+        alone = net.denoiser(x[:, i:i + 1], t[:, i:i + 1], Context(features[:, i:i + 1], there))
+        torch.testing.assert_close(net(x, t, c)[:, i:i + 1], alone)
+    assert not torch.allclose(features[:, 0], features[:, 1])
+
+
+def test_a_causal_head_may_have_a_small_denoiser_of_single_steps_only():
+    spec = HeadSpec(6, 1, 4, token_obs_steps=(0,), causal=True)
+    SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16).build(2, 2, 1, spec)
+    with pytest.raises(Unsupported, match="causal"):
+        SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16, each_step=False).build(2, 2, 1, spec)
+    with pytest.raises(UserError, match="InContextTransformer: .*multiple of heads"):
+        InContextTransformer(18, heads=4).build(2, 2, 1, spec)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)

@@ -58,6 +58,7 @@ from understudy.policy import Policy, PolicyConfig
 TRUNKS = {
     "mlp": MLP(32, 2), "mixer": MLPMixer(16, 2), "plain": FeedForward((32, 16), "gelu"),
     "unet": UNet((16, 32), 3, 4, 8), "unet5": UNet((8, 16, 24), 5, 4, 8),
+    "unet_input": UNet((16, 32), 3, 4, 8, condition="input"),
     "cross": Transformer(16, 2, 2), "joint": Transformer(16, 2, 2, "joint"),
     "act": Transformer(16, 1, 2, encoder_depth=2), "joint_act": Transformer(16, 1, 2, "joint", encoder_depth=1),
     "block_causal": Transformer(16, 2, 2, "block_causal", encoder_depth=1), "lstm": LSTM(16, 2),
@@ -325,6 +326,16 @@ def test_a_causal_trunk_sees_no_later_step(trunk):
     assert torch.allclose(a[:, :3], b[:, :3], atol=1e-6) == (
         trunk not in ("cross", "joint", "in_context_both_ways"))
     assert not torch.allclose(a[:, 3:], b[:, 3:])
+
+
+def test_a_context_as_input_of_a_u_net_is_concatenated_to_every_step_and_modulates_nothing():
+    net = built(UNet((16, 32), 3, 4, 8, condition="input"))
+    x, t, c = arguments(shared=True)
+    plain = UNet((16, 32), 3, 4, 8).build(3 + 4 * 7, 5, 1, HeadSpec(6, 0, 7)).eval()
+    plain.load_state_dict(net.state_dict())
+    nothing = Context(torch.zeros(5, 0, 7), torch.zeros(5, 0, dtype=torch.bool))
+    joined = torch.cat([x, c.flat()[:, None].expand(-1, 6, -1)], -1)
+    torch.testing.assert_close(net(x, t, c), plain(joined, t, nothing))
 
 
 @pytest.mark.parametrize("causal", [True, False])

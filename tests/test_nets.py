@@ -54,6 +54,7 @@ from understudy.nets.vision import (
     without_downloads,
 )
 from understudy.policy import Policy, PolicyConfig
+from understudy.testing import check_trunk
 
 TRUNKS = {
     "mlp": MLP(32, 2), "mixer": MLPMixer(16, 2), "plain": FeedForward((32, 16), "gelu"),
@@ -376,6 +377,11 @@ def test_a_small_denoiser_reads_the_context_once_and_denoises_steps_alone_or_tog
     assert len(calls) == 1
     changed = [not torch.allclose(first[:, i], second[:, i], atol=1e-6) for i in range(6)]
     assert changed == ([i == 3 for i in range(6)] if each_step else [True] * 6)
+
+
+@pytest.mark.parametrize("each_step", [True, False])
+def test_a_small_denoiser_keeps_the_contract_of_trunks(each_step):
+    check_trunk(SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16, each_step))
 
 
 def test_steps_of_a_small_denoiser_share_its_weights_and_differ_in_their_features():

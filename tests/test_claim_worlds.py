@@ -12,6 +12,7 @@ from understudy.claims import (
     critical_steps,
     few_labels,
     imitation_promise,
+    in_context_denoising,
     language_attention,
     memory_pairs,
     preemptive_restart,
@@ -26,6 +27,7 @@ from understudy.claims import functional_manipulation as fmb
 from understudy.claims import vinn_few_demonstrations as vinn
 from understudy.claims.curation import cloning_method
 from understudy.claims.goal_directions import DirectedPush, direction_demonstrations, train_policy
+from understudy.core import HeadSpec
 from understudy.data.episode import Dataset, Episode
 from understudy.data.procedure import GridSearch
 from understudy.data.relabel import ThoughtText
@@ -652,3 +654,22 @@ def test_behavior_cloning_has_as_many_parameters_as_thought_cloning():
     method = thought_cloning.clone_thoughts()
     thoughts = size(method.policy, method.stages[0].method.policy)
     assert (thoughts, size(thought_cloning.MISSIONS.arms[1].options[0].policy)) == (203_077, 202_229)
+
+
+def test_separate_steps_read_the_context_and_the_time_but_no_other_step():
+    mask = in_context_denoising.SeparateSteps(8, 1, 2).attention_mask(2, 3, True)
+    assert torch.equal(mask[3:, 3:], torch.eye(3, dtype=torch.bool)) and mask[3:, :3].all()
+    assert torch.equal(mask[:3], in_context_denoising.InContextTransformer().attention_mask(2, 3, True)[:3])
+    changed = in_context_denoising.with_separate_steps(in_context_denoising.FORK)
+    (first, *others), (changed_first, *same) = in_context_denoising.FORK.arms, changed.arms
+    assert same == others and changed_first != first
+
+
+def test_all_networks_that_denoise_in_context_or_with_a_head_have_as_many_parameters():
+    arms = {a.name: a.options[0].policy for e in (in_context_denoising.FORK, in_context_denoising.OTHERS)
+            for a in e.arms}
+    spec = HeadSpec(in_context_denoising.HORIZON, 1, in_context_denoising.WIDTH, token_obs_steps=(0,))
+    sizes = {name: sum(p.numel() for p in policy.head.build(policy.trunk, 2, spec).parameters())
+             for name, policy in arms.items()}
+    assert sizes == {"in context": 28290, "head of each step": 28272, "head of the chunk": 28380, "not causal": 28290,
+                     "bins": 28768, "regression": 26722}

@@ -522,6 +522,8 @@ def test_what_lerobot_has_not_is_refused(policies, tmp_path):
         (replace(diffusion.config, head=replace(head, n_extra_steps=2)), RecedingHorizon(4, 1), "n_extra_steps"),
         (replace(diffusion.config, trunk=replace(diffusion.config.trunk, time_scale=100.0)), RecedingHorizon(4, 1),
          "time_scale"),
+        (replace(diffusion.config, trunk=replace(diffusion.config.trunk, condition="input")), RecedingHorizon(4, 1),
+         "concatenated"),
         (diffusion.config, RecedingHorizon(4), "executor"),
     ):
         with pytest.raises(Unsupported, match=says):

@@ -32,6 +32,7 @@ from understudy.nets.feed_forward import FeedForward
 from understudy.nets.fourier import FourierFeatures
 from understudy.nets.goal_encoder import GoalEncoder
 from understudy.nets.grid import GridEncoder
+from understudy.nets.in_context import InContextTransformer
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
 from understudy.nets.mlp_mixer import MLPMixer
@@ -39,6 +40,7 @@ from understudy.nets.object_attention import ObjectAttentionEncoder
 from understudy.nets.point_cloud import PointNet
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.sizes import TRUNK_SIZES, sized_trunk
+from understudy.nets.small_denoiser import SmallDenoiser
 from understudy.nets.text_encoder import ByteEncoder
 from understudy.nets.transformer import Transformer, scaled_dot_product
 from understudy.nets.unet import UNet
@@ -52,14 +54,19 @@ from understudy.nets.vision import (
     without_downloads,
 )
 from understudy.policy import Policy, PolicyConfig
+from understudy.testing import check_trunk
 
 TRUNKS = {
     "mlp": MLP(32, 2), "mixer": MLPMixer(16, 2), "plain": FeedForward((32, 16), "gelu"),
     "unet": UNet((16, 32), 3, 4, 8), "unet5": UNet((8, 16, 24), 5, 4, 8),
+    "unet_input": UNet((16, 32), 3, 4, 8, condition="input"),
     "cross": Transformer(16, 2, 2), "joint": Transformer(16, 2, 2, "joint"),
     "act": Transformer(16, 1, 2, encoder_depth=2), "joint_act": Transformer(16, 1, 2, "joint", encoder_depth=1),
     "block_causal": Transformer(16, 2, 2, "block_causal", encoder_depth=1), "lstm": LSTM(16, 2),
     "causal": Transformer(16, 2, 2, causal=True), "joint_causal": Transformer(16, 2, 2, "joint", causal=True),
+    "in_context": InContextTransformer(16, 2, 2), "in_context_both_ways": InContextTransformer(16, 2, 2, causal=False),
+    "small_denoiser": SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16),
+    "small_chunk_denoiser": SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16, each_step=False),
 }
 PRIMING = [name for name in TRUNKS if name not in ("plain", "mixer", "lstm")]  # those that cache the context's part
 FEATURES = {
@@ -309,15 +316,92 @@ def test_times_are_per_step_except_where_the_trunk_says_so(trunk):
         assert not torch.allclose(two(x, torch.cat([a, b], -1), c), two(x, torch.cat([b, a], -1), c))
 
 
-@pytest.mark.parametrize("trunk", ["causal", "joint_causal", "block_causal", "lstm", "cross", "joint"])
+@pytest.mark.parametrize("trunk", ["causal", "joint_causal", "block_causal", "lstm", "in_context", "cross", "joint",
+                                   "in_context_both_ways"])
 def test_a_causal_trunk_sees_no_later_step(trunk):
     net = built(TRUNKS[trunk])
     x, t, c = arguments()
     x2, t2 = x.clone(), t.clone()
     x2[:, 3:], t2[:, 3:] = 9, 0.123
     a, b = net(x, t, c), net(x2, t2, c)
-    assert torch.allclose(a[:, :3], b[:, :3], atol=1e-6) == (trunk not in ("cross", "joint"))
+    assert torch.allclose(a[:, :3], b[:, :3], atol=1e-6) == (
+        trunk not in ("cross", "joint", "in_context_both_ways"))
     assert not torch.allclose(a[:, 3:], b[:, 3:])
+
+
+def test_a_context_as_input_of_a_u_net_is_concatenated_to_every_step_and_modulates_nothing():
+    net = built(UNet((16, 32), 3, 4, 8, condition="input"))
+    x, t, c = arguments(shared=True)
+    plain = UNet((16, 32), 3, 4, 8).build(3 + 4 * 7, 5, 1, HeadSpec(6, 0, 7)).eval()
+    plain.load_state_dict(net.state_dict())
+    nothing = Context(torch.zeros(5, 0, 7), torch.zeros(5, 0, dtype=torch.bool))
+    joined = torch.cat([x, c.flat()[:, None].expand(-1, 6, -1)], -1)
+    torch.testing.assert_close(net(x, t, c), plain(joined, t, nothing))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_in_context_transformer_is_one_transformer_over_context_time_and_actions(causal):
+    """A second writing that runs the whole sequence at once, and keeps no keys and values."""
+    net = built(InContextTransformer(16, 3, 2, causal=causal)).double()
+    x, t, c = arguments(shared=True)
+    x, t, c = x.double(), t.double(), Context(c.tokens.double(), c.mask)
+    null = net.null_token.expand(5, 1, -1)
+    h = torch.cat([null, net.context_layer(c.tokens) + net.token_embedding, net.time(t[:, :1, :]),
+                   net.input_layer(x) + net.step_embedding], 1)
+    assert h.shape[1] == 1 + 4 + 1 + 6
+    order = torch.arange(12) if causal else torch.tensor([0] * 5 + [1] * 7)
+    seen = F.pad(c.mask, (1, 7), value=True)[:, None, None] & (order[:, None] >= order)
+    for layer in net.layers:
+        h = layer(h, mask=seen)
+    torch.testing.assert_close(net(x, t, c), net.output_layer(h[:, 6:]), rtol=1e-10, atol=1e-12)
+
+
+def test_in_context_a_causal_step_reads_earlier_steps_the_time_and_the_context():
+    mask = InContextTransformer().attention_mask(2, 3, True)
+    assert torch.equal(mask, torch.ones(6, 6, dtype=torch.bool).tril())
+    both = InContextTransformer(causal=False).attention_mask(2, 3, True)
+    assert both[2:].all() and both[:2, :2].all() and not both[:2, 2:].any()
+
+
+@pytest.mark.parametrize("each_step", [True, False])
+def test_a_small_denoiser_reads_the_context_once_and_denoises_steps_alone_or_together(each_step):
+    net = built(SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16, each_step))
+    x, t, c = arguments()
+    calls = []
+    net.backbone.register_forward_hook(lambda *_: calls.append(1))
+    once = precomputed(net, c)
+    first = net(x, t, once)
+    x2, t2 = x.clone(), t.clone()
+    x2[:, 3], t2[:, 3] = 9, 0.123
+    second = net(x2, t2, once)
+    assert len(calls) == 1
+    changed = [not torch.allclose(first[:, i], second[:, i], atol=1e-6) for i in range(6)]
+    assert changed == ([i == 3 for i in range(6)] if each_step else [True] * 6)
+
+
+@pytest.mark.parametrize("each_step", [True, False])
+def test_a_small_denoiser_keeps_the_contract_of_trunks(each_step):
+    check_trunk(SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16, each_step))
+
+
+def test_steps_of_a_small_denoiser_share_its_weights_and_differ_in_their_features():
+    net = built(SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16))
+    x, t, c = arguments(shared=True)
+    features = precomputed(net, c).features
+    there = torch.ones(5, 1, dtype=torch.bool)
+    for i in range(6):
+        alone = net.denoiser(x[:, i:i + 1], t[:, i:i + 1], Context(features[:, i:i + 1], there))
+        torch.testing.assert_close(net(x, t, c)[:, i:i + 1], alone)
+    assert not torch.allclose(features[:, 0], features[:, 1])
+
+
+def test_a_causal_head_may_have_a_small_denoiser_of_single_steps_only():
+    spec = HeadSpec(6, 1, 4, token_obs_steps=(0,), causal=True)
+    SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16).build(2, 2, 1, spec)
+    with pytest.raises(Unsupported, match="causal"):
+        SmallDenoiser(Transformer(16, 1, 2), MLP(16, 1), 16, each_step=False).build(2, 2, 1, spec)
+    with pytest.raises(UserError, match="InContextTransformer: .*multiple of heads"):
+        InContextTransformer(18, heads=4).build(2, 2, 1, spec)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)

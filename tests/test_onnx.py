@@ -62,6 +62,7 @@ from understudy.nets.bottleneck import BottleneckEncoder
 from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.goal_encoder import GoalEncoder
+from understudy.nets.in_context import InContextTransformer
 from understudy.nets.lstm import LSTM
 from understudy.nets.mixture_of_experts import MoEFeedForward
 from understudy.nets.mlp import MLP
@@ -69,6 +70,7 @@ from understudy.nets.mlp_mixer import MLPMixer
 from understudy.nets.object_attention import ObjectAttentionEncoder
 from understudy.nets.point_cloud import PointNet
 from understudy.nets.recurrent import RecurrentEncoder
+from understudy.nets.small_denoiser import SmallDenoiser
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
 from understudy.nets.vision import ResNet18, SmallConv
@@ -82,7 +84,9 @@ HEADS = {head: target for head, target in HEADS.items() if head not in REFUSED}
 FROM_THE_LAST_ACTION = Interpolant("observation.last")  # needs a column that the others do not have
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1),
-          "experts": Transformer(32, 2, 4, feed_forward=MoEFeedForward()), "mixer": MLPMixer(32, 2)}
+          "experts": Transformer(32, 2, 4, feed_forward=MoEFeedForward()), "mixer": MLPMixer(32, 2),
+          "in_context": InContextTransformer(32, 2, 4),
+          "small_denoiser": SmallDenoiser(Transformer(32, 1, 4), MLP(32, 1), 32)}
 ROOT = Path(__file__).parents[1]
 IMAGE = Feature("uint8", (40, 44, 3), "image")
 NUMBERS = {"observation.state": Feature("float64", (3,)), "observation.still": Feature("float32", (2,))}

@@ -165,6 +165,8 @@ def _diffusion_settings(policy: Policy, trunk: UNet, executor: Executor) -> dict
              f"train with action_offset={1 - window.n_obs_steps}")
     _require(trunk.time_scale == head.n_train_steps, f"time_scale={trunk.time_scale:g} in a U-Net for "
              f"{head.n_train_steps} noise levels", f"train with UNet(time_scale={head.n_train_steps})")
+    _require(trunk.condition == "film", "a context that is concatenated to the input of a U-Net",
+             'train with UNet(condition="film")')
     _require((trunk.output_groups or trunk.groups) == 8, "another number of groups than 8 in the last normalization",
              "train with UNet(output_groups=8)")
     _require(window.horizon % 2 ** len(trunk.widths) == 0, f"a horizon of {window.horizon} steps, which is no multiple "

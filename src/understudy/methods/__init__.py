@@ -202,6 +202,11 @@ METHODS: dict[str, NamedMethod] = {
         "Mixture of expert denoisers: diffusion by a transformer whose experts are chosen by the noise level.",
         Reference("Reuss et al. 2025, arXiv 2412.12953, with a network eight times as wide, language goals and "
                   "log-logistic noise levels", ("307",))),
+    "dit-policy": NamedMethod(
+        "understudy.methods.generative:dit_policy",
+        "Diffusion transformer policy: context, time and noisy actions are tokens of one causal transformer.",
+        Reference("Hou et al. 2024 (Dita), arXiv 2410.15959, which predicts the noise, with a network of 12 layers of "
+                  "width 768, images, words and pretraining", ("352",))),
     "bet": NamedMethod(
         "understudy.methods.behavior_cloning:bet",
         "Behavior transformer: choose a cluster of demonstrated actions, then correct its center.",

@@ -45,6 +45,7 @@ from ..learn.method import InitializeFrom, Method, Stage
 from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import TokenEncoder
 from ..nets.goal_encoder import GoalEncoder
+from ..nets.in_context import InContextTransformer
 from ..nets.mixture_of_experts import MoEFeedForward
 from ..nets.mlp import MLP
 from ..nets.point_cloud import point_cloud_columns
@@ -201,6 +202,25 @@ def mode(
     optimizer = OptimizerConfig(lr=3e-4, weight_decay=0.05, betas=(0.9, 0.95), warmup_steps=100)
     learner = BehaviorCloning(4000, optimizer=optimizer, auxiliary_losses=(LoadBalancing(0.01),))
     return Method(policy, RecedingHorizon(n_action_steps), learner)
+
+
+def dit_policy(
+    n_obs_steps: int = 2, horizon: int = 10, n_action_steps: int = 5, causal: bool = True,
+    prediction: Literal["epsilon", "sample", "v"] = "sample",
+) -> Method:
+    """Diffusion transformer policy: context, time and noisy actions are tokens of one causal transformer.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+        causal: Each token reads only those before it. False lets the actions of a chunk read each other.
+        prediction: What the network predicts: the noise, the action itself, or the velocity.
+    """
+    policy = PolicyConfig(Diffusion(prediction=prediction), InContextTransformer(128, 4, 4, causal), TokenEncoder(128),
+                          window=Window(n_obs_steps, horizon))
+    optimizer = OptimizerConfig(lr=3e-4, weight_decay=0.05, betas=(0.9, 0.95), warmup_steps=100)
+    return Method(policy, RecedingHorizon(n_action_steps), BehaviorCloning(4000, optimizer=optimizer))
 
 
 def flow_policy(

@@ -69,12 +69,26 @@ class Transformer(Trunk):
         if self.feed_forward is not None and not n_times:
             raise Unsupported("The experts are chosen by the time of a denoising step, and this head has no time.",
                               where="Transformer.feed_forward", hint="Use a head such as EDM or Flow.")
-        if self.width % self.heads:
-            raise UserError(f"width={self.width} is not a multiple of heads={self.heads}.", where="Transformer",
-                            hint=f"Use width={-(-self.width // self.heads) * self.heads}, for example.")
+        check_heads(self.width, self.heads, "Transformer")
         if self.attention == "block_causal":
             check_alignment(self, spec)
         return _TransformerNet(self, inputs, outputs, n_times, spec)
+
+
+def check_heads(width: int, heads: int, where: str) -> None:
+    """Check that the heads of attention divide the width.
+
+    Args:
+        width: Width of the tokens.
+        heads: Number of attention heads.
+        where: Name of the trunk, for the error.
+
+    Raises:
+        UserError: They do not.
+    """
+    if width % heads:
+        raise UserError(f"width={width} is not a multiple of heads={heads}.", where=where,
+                        hint=f"Use width={-(-width // heads) * heads}, for example.")
 
 
 @dataclass(frozen=True)
@@ -102,14 +116,14 @@ class _TransformerNet(CachesContext):
         self.context_layer = Linear(spec.width, width) if spec.tokens else None
         self.token_embedding = nn.Parameter(0.02 * torch.randn(spec.tokens, width)) if spec.tokens else None
         self.null_token = nn.Parameter(0.02 * torch.randn(1, width))  # attended to when every token is masked
-        self.encoder = nn.ModuleList(_TransformerBlock(config, {"self"}, False, f"context_attention.{i}")
+        self.encoder = nn.ModuleList(TransformerBlock(config, {"self"}, False, f"context_attention.{i}")
                                      for i in range(config.encoder_depth))
         self.time = nn.Sequential(
             FourierFeatures(config.n_frequencies), Linear(2 * config.n_frequencies * n_times, width), nn.SiLU(),
             Linear(width, width), nn.SiLU()) if n_times else None
         # A single step has no other steps to attend to.
         attentions = {"self"} if self.joint else {"self", "cross"} if spec.horizon > 1 else {"cross"}
-        self.layers = nn.ModuleList(_TransformerBlock(config, attentions, n_times > 0) for _ in range(config.depth))
+        self.layers = nn.ModuleList(TransformerBlock(config, attentions, n_times > 0) for _ in range(config.depth))
         self.output_layer = nn.Sequential(nn.LayerNorm(width), Linear(width, outputs))
         if self.block_causal:
             token_to_token, step_to_token = _block_causal_masks(spec)
@@ -194,10 +208,14 @@ def _block_causal_masks(spec: HeadSpec) -> tuple[Tensor, Tensor]:
     return tokens[:, None] >= tokens, steps[:, None] >= tokens
 
 
-class _TransformerBlock(nn.Module):
+class TransformerBlock(nn.Module):
     """Self-attention, cross-attention (each if named in `attentions`) and a feed-forward layer, all residual.
 
-    Auxiliary losses can capture the weights of the self-attention as `name`.
+    Args:
+        config: Sizes, dropout and kind of the feed-forward layer.
+        attentions: ``"self"``, ``"cross"`` or both.
+        has_time: Whether the time scales and shifts the normalized tokens.
+        name: Name under which auxiliary losses can capture the weights of the self-attention.
     """
 
     def __init__(self, config: Transformer, attentions: set[str], has_time: bool, name: str = ""):
@@ -235,8 +253,14 @@ class _TransformerBlock(nn.Module):
             return self.modulation(self.film.bias.new_zeros(1, self.film.in_features))
         return self.film.bias
 
-    def forward(self, h, film=None, *, mask=None, memory=None, memory_mask=None, n_memory=0):
+    def keys_values(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of self-attention for tokens (B, S, width) of a block without times."""
+        assert self.self_attention is not None
+        return self.self_attention.keys_values(self.norms[0](h))
+
+    def forward(self, h, film=None, *, mask=None, keys_values=None, memory=None, memory_mask=None, n_memory=0):
         """Args:
+            keys_values: What self-attention reads. By default the tokens `h` themselves.
             film: The `modulation` of all tokens (W,), of each token (B, S, W), or of each place in the sequence (S, W),
                 which is the same at the first `n_memory` places and at all others.
         """
@@ -252,7 +276,8 @@ class _TransformerBlock(nn.Module):
             return y if film is None else y * (1 + next(films)) + next(films)
         if self.self_attention is not None:
             y = normalized(h)
-            h = h + self.dropout(self.self_attention(y, self.self_attention.keys_values(y), mask))
+            keys_values = self.self_attention.keys_values(y) if keys_values is None else keys_values
+            h = h + self.dropout(self.self_attention(y, keys_values, mask))
         if self.cross_attention is not None:
             h = h + self.dropout(self.cross_attention(normalized(h), memory, memory_mask))
         return h + self.dropout(self._feed_forward(normalized(h), *weights, n_memory=n_memory))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +37,14 @@ class UNet(SharedTimeTrunk):
         layout: How convolutions are computed (see `nets.convolution`). It changes the speed, not the result.
         output_groups: Number of groups of the last normalization. None for `groups`. In Diffusion Policy and LeRobot it
             is always 8.
+        condition: How the context enters. ``"film"``: it scales and shifts the channels of each block, as in Diffusion
+            Policy. ``"input"``: it is concatenated to the input of each step. The time enters by FiLM in both cases.
 
     References:
         Chi et al. (2023), Diffusion Policy: Visuomotor Policy Learning via Action Diffusion, arXiv:2303.04137.
         Janner et al. (2022), Planning with Diffusion for Flexible Behavior Synthesis, arXiv:2205.09991.
         Perez et al. (2018), FiLM: Visual Reasoning with a General Conditioning Layer, arXiv:1709.07871.
+        Yuan (2024), Unpacking the Individual Components of Diffusion Policy, arXiv:2412.00084 (FiLM or input).
     """
 
     widths: tuple[int, ...] = (64, 128, 256)
@@ -51,6 +54,7 @@ class UNet(SharedTimeTrunk):
     time_scale: float = 100.0
     layout: Layout = "auto"
     output_groups: int | None = None
+    condition: Literal["film", "input"] = "film"
 
     def build(self, inputs, outputs, n_times, spec):
         check_not_causal(self, spec)
@@ -91,11 +95,13 @@ class _UNetNet(CachesContext):
         self.time_mlp = _SinusoidalEmbedding(config.time_width, config.time_scale) if n_times else None
         # Regression has no input, but something must be convolved.
         self.input_blocks = None if inputs else nn.Parameter(torch.randn(1, 1, spec.horizon))
-        sizes = (inputs or 1, *config.widths)
+        context_width = spec.tokens * spec.width
+        self.context_as_input = config.condition == "input"
+        sizes = ((inputs or 1) + context_width * self.context_as_input, *config.widths)
         pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
 
         def block(size, out):
-            return _ResidualBlock(size, out, time_width, spec.tokens * spec.width, config)
+            return _ResidualBlock(size, out, time_width, 0 if self.context_as_input else context_width, config)
 
         self.down = nn.ModuleList(nn.ModuleDict({
             "first": block(a, b), "second": block(b, b),
@@ -116,7 +122,7 @@ class _UNetNet(CachesContext):
     def precompute(self, context):
         if isinstance(context, _UNetContext):
             return context
-        flat = F.mish(context.flat())
+        flat = context.flat()[:, :0] if self.context_as_input else F.mish(context.flat())
         return _UNetContext(context.tokens, context.mask, context.named,
                             torch.cat([b.context_film_of(flat) for b in self.blocks()], -1))
 
@@ -142,6 +148,8 @@ class _UNetNet(CachesContext):
         horizon = x.shape[1]
         film = self._films(t, context)
         x = x if self.input_blocks is None else self.input_blocks.transpose(1, 2).expand(x.shape[0], -1, -1)
+        if self.context_as_input:
+            x = torch.cat([x, context.flat().unsqueeze(1).expand(-1, horizon, -1)], -1)
         x = F.pad(x, (0, 0, 0, -horizon % self.multiple))
         skips = []
         for stage in self.down:
@@ -167,6 +175,8 @@ class _ResidualBlock(nn.Module):
         super().__init__()
         self.first, self.second = _ConvNormMish(size, out, config), _ConvNormMish(out, out, config)
         self.film = Linear(time_width + context_width, 2 * out)  # reads Mish([time, context]); scales, then shifts
+        if not time_width + context_width:  # a scale that depends on nothing begins at 1, not at 0
+            nn.init.ones_(self.film.bias[:out])
         self.skip = Convolution(size, out, 1, config.layout) if size != out else nn.Identity()
         self.time_width = time_width
 

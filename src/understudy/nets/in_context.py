@@ -1,0 +1,139 @@
+"""In-context transformer: context, time and actions are tokens of one sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Context, Unsupported
+from .base import CachesContext, SharedTimeTrunk
+from .fourier import FourierFeatures
+from .linear import Linear
+from .transformer import Transformer, TransformerBlock, check_heads
+
+
+@dataclass(frozen=True)
+class InContextTransformer(SharedTimeTrunk):
+    """Transformer over one sequence: tokens of the context, a token of the time, then one token per action step.
+
+    The network of Diffusion Transformer Policy. Nothing but attention brings context and time to the actions: no
+    layer is scaled or shifted by them, as in `nets.transformer.Transformer`. Tokens of the context read neither the
+    time nor the actions, so their keys and values are computed once per plan.
+
+    Args:
+        width: Width of the tokens.
+        depth: Number of layers.
+        heads: Number of attention heads. Must divide `width`.
+        causal: Each token reads only those before it, so that action step i reads only action steps 0 to i. False lets
+            tokens of the context read each other, and action steps read everything.
+        dropout: Dropout probability.
+        feed_forward_ratio: Width of the hidden layer of each block, relative to `width`.
+        n_frequencies: Number of Fourier frequencies that embed the time.
+
+    References:
+        Hou et al. (2024), Diffusion Transformer Policy, arXiv:2410.15959.
+        Hou et al. (2025), Dita: Scaling Diffusion Transformer for Generalist Vision-Language-Action Policy,
+        arXiv:2503.19757.
+    """
+
+    width: int = 128
+    depth: int = 3
+    heads: int = 4
+    causal: bool = True
+    dropout: float = 0.0
+    feed_forward_ratio: float = 4
+    n_frequencies: int = 6
+
+    def build(self, inputs, outputs, n_times, spec):
+        if n_times > 1:
+            raise Unsupported(f"InContextTransformer supports at most one time per batch row, and this head needs "
+                              f"{n_times}.", hint="Use the Transformer or the MLP trunk.")
+        check_heads(self.width, self.heads, "InContextTransformer")
+        return _InContextNet(self, inputs, outputs, n_times, spec)
+
+    def attention_mask(self, n_context: int, n_steps: int, has_time: bool) -> Tensor:
+        """Which tokens read which.
+
+        Args:
+            n_context: Number of tokens of the context.
+            n_steps: Number of action steps.
+            has_time: Whether there is a token of the time, after the context.
+
+        Returns:
+            (S, S) bool for all S tokens: True where the token of a row reads that of a column.
+        """
+        position = torch.arange(n_context + has_time + n_steps)
+        place = position if self.causal else (position >= n_context).long()
+        return place[:, None] >= place
+
+
+@dataclass(frozen=True)
+class _InContext(Context):
+    memory_mask: Tensor | None = None  # (B, 1, 1, 1 + N)
+    keys_values: tuple[tuple[Tensor, Tensor], ...] = ()  # of the tokens of the context, in each layer
+    time_token: Tensor | None = None  # (width,): of a time that is fixed
+
+
+class _InContextNet(CachesContext):
+    layers: Any  # nn.ModuleList of TransformerBlock
+    mask: Tensor
+
+    def __init__(self, config, inputs, outputs, n_times, spec):
+        super().__init__()
+        width, self.n_context = config.width, 1 + spec.tokens
+        self.causal = config.causal or spec.causal
+        self.input_layer = Linear(inputs, width) if inputs else None
+        self.step_embedding = nn.Parameter(0.02 * torch.randn(spec.horizon, width))
+        self.context_layer = Linear(spec.width, width) if spec.tokens else None
+        self.token_embedding = nn.Parameter(0.02 * torch.randn(spec.tokens, width)) if spec.tokens else None
+        self.null_token = nn.Parameter(0.02 * torch.randn(1, width))  # attended to when every token is masked
+        self.time = nn.Sequential(
+            FourierFeatures(config.n_frequencies), Linear(2 * config.n_frequencies, width), nn.SiLU(),
+            Linear(width, width)) if n_times else None
+        self.layers = nn.ModuleList(TransformerBlock(Transformer(
+            width, config.depth, config.heads, dropout=config.dropout, feed_forward_ratio=config.feed_forward_ratio
+        ), {"self"}, False) for _ in range(config.depth))
+        self.output_layer = nn.Sequential(nn.LayerNorm(width), Linear(width, outputs))
+        mask = replace(config, causal=self.causal).attention_mask(self.n_context, spec.horizon, bool(n_times))
+        self.register_buffer("mask", mask, persistent=False)
+
+    def precompute(self, context):
+        if isinstance(context, _InContext):
+            return context
+        h = self.null_token.expand(context.tokens.shape[0], 1, -1)
+        present = torch.ones_like(h[..., 0], dtype=torch.bool)
+        if self.context_layer is not None:
+            h = torch.cat([h, self.context_layer(context.tokens) + self.token_embedding], 1)
+            present = torch.cat([present, context.mask], 1)
+        present, keys_values = present[:, None, None], []
+        mask = present & self.mask[:self.n_context, :self.n_context]
+        for number, layer in enumerate(self.layers):
+            keys_values.append(layer.keys_values(h))
+            if number + 1 < len(self.layers):
+                h = layer(h, mask=mask, keys_values=keys_values[-1])
+        return _InContext(context.tokens, context.mask, context.named, present, tuple(keys_values))
+
+    def embed_time(self, times):
+        assert self.time is not None  # a network without time is never asked
+        return self.time(times)
+
+    def with_time_embedding(self, context, embedding):
+        return replace(self.precompute(context), time_token=embedding)
+
+    def forward(self, x, t, context):
+        context = self.precompute(context)
+        h = self.step_embedding.expand(x.shape[0], -1, -1)
+        if self.input_layer is not None:
+            h = self.input_layer(x) + self.step_embedding
+        if self.time is not None:
+            token = self.time(t[:, 0]) if context.time_token is None else context.time_token.expand(x.shape[0], -1)
+            h = torch.cat([token.unsqueeze(1), h], 1)
+        mask = F.pad(context.memory_mask, (0, h.shape[1]), value=True) & self.mask[self.n_context:]
+        for layer, (keys, values) in zip(self.layers, context.keys_values, strict=True):
+            own_keys, own_values = layer.keys_values(h)
+            h = layer(h, mask=mask, keys_values=(torch.cat([keys, own_keys], 2), torch.cat([values, own_values], 2)))
+        return self.output_layer(h[:, -x.shape[1]:])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from understudy.checkpoint import FromStage
+from understudy.commands.method import build_method
 from understudy.core import Feature, Unsupported, UserError, uniform
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
@@ -172,6 +173,15 @@ def test_what_is_missing_is_named():
 
 
 # -- the method -------------------------------------------------------------------------------------------------------
+
+
+def test_options_with_several_numbers_are_words_in_a_row():
+    def built(*options):
+        return build_method("retrieve-align-replay", options, (), None, (), "understudy train")
+    assert built("--method.step", "0.05", "0.1", "--method.frame", PEG, "--method.poses", HOLE) == find_method(
+        "retrieve-align-replay", step=(0.05, 0.1), frame=PEG, poses=(HOLE,))
+    with pytest.raises(UserError, match="'3 4' is not an integer"):
+        built("--method.first", "3", "4")
 
 
 class Wander(Actor):

@@ -18,9 +18,11 @@ from understudy.data.relabel import (
     ColumnPadding,
     ConcatColumns,
     ConstantColumn,
+    FirstObservation,
     Hindsight,
     InterventionPenalty,
     LastAction,
+    MotionToFirst,
     NextObservation,
     OptionalColumn,
     Progress,
@@ -69,7 +71,8 @@ def episodes(discrete: bool = False, count: int = 3) -> Dataset:
 EXAMPLES = [Hindsight(), TaskText(), ReturnToGo(), TimeLeft(), Progress(), LastAction(), InterventionPenalty(),
             ConstantColumn("observation.expert", 1.0), SelectColumns(("action",)), ColumnPadding(STATE, 3),
             Rename(STATE, "observation.arm"), ConcatColumns(("action", STATE)), SelectComponents(STATE, (1,)),
-            NextObservation(), OptionalColumn(STATE, like=STATE), ThoughtText()]
+            NextObservation(), OptionalColumn(STATE, like=STATE), ThoughtText(), FirstObservation(),
+            MotionToFirst()]
 
 # Columns that relabelings without a runtime counterpart add, and what shows them.
 PROVIDED = {"observation.goal": "OGBench", "observation.next": "InverseDynamicsPlanner",

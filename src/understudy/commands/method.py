@@ -69,6 +69,8 @@ def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
         if not pending or pending[0].startswith("--method."):
             raise UserError("has no value", where=f"--method.{key}",
                             hint=f"such as --method.{key} VALUE")
-        text = pending.pop(0)
-        found[key] = parse_value(hints.get(key, str), [text], f"--method.{key}", "understudy train")
+        words = [pending.pop(0)]
+        while pending and not pending[0].startswith("--"):  # of several numbers or names
+            words.append(pending.pop(0))
+        found[key] = parse_value(hints.get(key, str), words, f"--method.{key}", "understudy train")
     return found

@@ -96,7 +96,7 @@ class TrainOptions:
     """with --from: the parts that are not trained"""
     prior: Annotated[Path | None, arg(metavar="DATA")] = None
     """also learn from these episodes, such as those of other tasks: half of each batch, or what the method chooses
-    (behavior-retrieval)"""
+    (behavior-retrieval, retrieve-align-replay)"""
     stage: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=RUN")] = ()
     """use this run for a stage of the method, instead of training it"""
     language: bool = False

@@ -118,6 +118,59 @@ class NextObservation:
 
 
 @dataclass(frozen=True)
+class FirstObservation:
+    """Adds the first observation of the episode as the goal of every step.
+
+    While acting, whoever chooses the goal gives the column: see `AlignedReplay`.
+
+    Args:
+        column: Name of an observation column.
+        into: Name of the goal column.
+    """
+
+    column: str = "observation.state"
+    into: str = "observation.goal"
+
+    def __call__(self, episode: Episode) -> Episode:
+        column = _get_column(episode, self.column)
+        return _with_column(
+            episode, self.into, np.broadcast_to(column[0], column.shape), episode.schema.get(self.column)
+        )
+
+
+@dataclass(frozen=True)
+class MotionToFirst:
+    """Replaces the actions by those that lead straight back to the first pose of the episode.
+
+    A policy that reads the first observation as its goal (`FirstObservation`) learns from it to go where an observation
+    was made, from episodes in which a robot moved in any way and without anybody's labels.
+
+    Args:
+        column: Column with the pose that the actions are velocities of.
+        step: How far an action of 1 moves each component of the pose in one step.
+
+    References:
+        Di Palo and Johns (2024), On the Effectiveness of Retrieval, Alignment, and Replay in Manipulation,
+        arXiv:2312.12345.
+    """
+
+    column: str = "observation.state"
+    step: tuple[float, ...] = (1.0,)
+
+    def __call__(self, episode: Episode) -> Episode:
+        pose = _get_column(episode, self.column)[: len(episode)]
+        feature = episode.features()["action"]
+        if pose.shape != (len(episode), *feature.shape) or len(self.step) not in (1, feature.size):
+            raise UserError(f"the pose has shape {pose.shape[1:]}, the action {feature.shape}, and step "
+                            f"{len(self.step)} components", where=f"MotionToFirst, {self.column!r}",
+                            hint="name a pose with a component for each component of the action")
+        motion = (pose[0] - pose) / np.array(self.step, pose.dtype)
+        # One factor for all components, so that the direction stays, in any frame.
+        motion = motion / np.maximum(np.linalg.norm(motion, axis=1, keepdims=True), 1)
+        return _with_column(episode, "action", motion.astype(feature.dtype))
+
+
+@dataclass(frozen=True)
 class TaskText(RuntimeRelabel):
     """Adds the task as UTF-8 bytes, padded with 0.
 

@@ -46,7 +46,7 @@ class FollowDemonstration(Executor):
 
     def check_planner(self, planner):
         check_alignment(self, planner)
-        policy = _policy_of(planner)
+        policy = policy_with_memory(planner, "FollowDemonstration")
         if policy.window.horizon < 2:
             raise ConfigError("the window has a horizon of 1, which does not tell where a demonstration ends",
                               where="FollowDemonstration", hint="use Window(horizon=2)")
@@ -57,7 +57,7 @@ class FollowDemonstration(Executor):
         return {"row": zero, "step": zero, "distance": zero.float(), "is_searching": zero == 0}
 
     def act(self, planner, obs, state):
-        policy, context = _policy_of(planner), planner.context(obs)
+        policy, context = policy_with_memory(planner, "FollowDemonstration"), planner.context(obs)
         head, net = policy.config.head, cast(Any, policy.net)  # with the buffers of the memory
         assert isinstance(head, Neighbors)
         is_searching = state["is_searching"] | (state["step"] >= self.max_steps)
@@ -76,8 +76,12 @@ class FollowDemonstration(Executor):
         }
 
 
-def _policy_of(planner: Planner) -> Policy:
-    """The policy inside planners that change nothing of what is remembered.
+def policy_with_memory(planner: Planner, where: str) -> Policy:
+    """Returns the policy inside planners that change nothing of what is remembered.
+
+    Args:
+        planner: The planner.
+        where: Place of the error, such as the name of the executor.
 
     Raises:
         Unsupported: It is no policy with a memory of steps.
@@ -86,6 +90,6 @@ def _policy_of(planner: Planner) -> Policy:
     while isinstance(inner, PlannerWrapper):
         inner = inner.planner
     if not isinstance(inner, Policy) or not isinstance(inner.config.head, Neighbors):
-        raise Unsupported("the demonstrations are not stored in the policy", where="FollowDemonstration",
+        raise Unsupported("the demonstrations are not stored in the policy", where=where,
                           hint="use a policy with the head Neighbors, or another executor")
     return inner

@@ -254,6 +254,13 @@ METHODS: dict[str, NamedMethod] = {
         "Search: follow the most similar demonstration, and search again when the situations differ.",
         Reference("Malato et al. 2023, arXiv 2306.09082, and 2024, arXiv 2401.16398 (ZIP), which compare the states of "
                   "a pretrained video model", ("262",), (NUMBERS, "no cameras"))),
+    "retrieve-align-replay": NamedMethod(
+        "understudy.methods.retrieval:retrieve_align_replay",
+        "Retrieval, alignment, replay: choose a demonstration, go where it began, and repeat its motion.",
+        Reference("Di Palo and Johns 2024, arXiv 2312.12345, whose retrieval compares features of DINO, and whose "
+                  "alignment is visual servoing by a camera at the wrist", ("316",),
+                  (NUMBERS, "actions that are velocities of an observed pose", "prior data: the robot moves away from "
+                   "the start of each demonstration"))),
     "mcnn": NamedMethod(
         "understudy.methods.retrieval:mcnn",
         "Memory-consistent network: near a stored example its action, farther away a bounded network.",

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from ..checkpoint import FromStage
 from ..data.codec import Normalizer
-from ..data.relabel import ConstantColumn
+from ..data.operations import Crop, Filter
+from ..data.relabel import ConstantColumn, FirstObservation, MotionToFirst
 from ..data.window import Window
+from ..execute.aligned_replay import AlignedReplay
 from ..execute.chunking import RecedingHorizon
 from ..execute.following import FollowDemonstration
+from ..execute.planar_frame import PlanarFrame
 from ..execute.wrappers import SkillWrapper
 from ..heads.gaussian import Gaussian
 from ..heads.gmm import GMM
 from ..heads.mcnn import MCNN
 from ..heads.neighbors import Neighbors
+from ..heads.regression import Regression
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.latent_labels import SKILL, LatentLabels
 from ..learn.method import Method, Stage
+from ..learn.optimizer import OptimizerConfig
 from ..learn.retrieval import SAMPLING_WEIGHT, Retrieve
 from ..learn.skill_autoencoder import SkillAutoencoder
 from ..learn.state_action_vae import StateActionVAE
@@ -63,6 +68,38 @@ def search_bc(max_steps: int = 128, ratio: float | None = 2.0, n_obs_steps: int 
     """
     policy = PolicyConfig(Neighbors(1), encoder=ConcatEncoder(), window=Window(n_obs_steps, horizon=2))
     return Method(policy, FollowDemonstration(max_steps, ratio), BehaviorCloning(steps=1))
+
+
+def retrieve_align_replay(
+    descriptor: str = "observation.environment_state", view: str = "observation.environment_state",
+    pose: str = "observation.state", step: tuple[float, ...] = (1.0,), tolerance: float = 0.05, first: int = 0,
+    frame: str | None = None, poses: tuple[str, ...] = (),
+) -> Method:
+    """Retrieval, alignment and replay of demonstrations, from whose starts the robot moved away in the prior data.
+
+    Args:
+        descriptor: Column that tells which demonstration fits.
+        view: Column that tells where the robot is relative to the object.
+        pose: Column with the pose of the effector.
+        step: How far an action of 1 moves each component of the pose in one step.
+        tolerance: Alignment ends at actions smaller than this.
+        first: First step of a demonstration that is repeated. -6 is the sixth from the end.
+        frame: Column with the pose in whose frame the velocities are, such as that of the effector. None: the world's.
+        poses: Columns whose pose is given in that frame too. See `PlanarFrame`.
+    """
+    task = (Filter("dataset", equals=("task",)), Crop(first))
+    prior = Filter("dataset", equals=("prior",))
+    wrapper = None if frame is None else PlanarFrame(frame, poses)
+    memory = PolicyConfig(Neighbors(1, "equal"), encoder=ConcatEncoder(), window=Window(1, 2),
+                          inputs=tuple(dict.fromkeys((descriptor, view))))
+    look = PolicyConfig(Neighbors(1, "equal"), encoder=ConcatEncoder(), inputs=(descriptor,), target=view)
+    align = PolicyConfig(Regression(), FeedForward((128, 128)), ConcatEncoder(), inputs=(view, "observation.goal"))
+    retrieval = Method(look, learner=BehaviorCloning(1), transforms=(*task, Crop(0, 1)), wrapper=wrapper)
+    alignment = Method(align, learner=BehaviorCloning(2000, 256, OptimizerConfig(3e-3)), wrapper=wrapper,
+                       transforms=(MotionToFirst(pose, step), prior, FirstObservation(view)))
+    return Method(memory, AlignedReplay(FromStage("retrieval"), FromStage("alignment"), tolerance=tolerance),
+                  BehaviorCloning(1), task, wrapper=wrapper,
+                  stages=(Stage("retrieval", retrieval, "task"), Stage("alignment", alignment, "prior")))
 
 
 def mcnn(memory_fraction: float = 0.1, decay: float = 10.0, n_obs_steps: int = 1, horizon: int = 1) -> Method:

@@ -142,6 +142,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     from ..data.episode import interrupted_episodes
     from ..data.video import parse_image_size
     from ..learn.devices import choose_device
+    from ..learn.fit_method import part_of
     from ..learn.run import Run
     from ..learn.train import train, validation_episodes
     from ..learn.training_curves import TrainingCurves
@@ -165,6 +166,9 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     method = build_method(o.method, options, changes, data.features(), o.trust, f"understudy train {o.method}", say,
                           o.executor)
     method, stages = _with_runs(method, o)
+    for stage in method.stages:
+        if stage.name not in stages:
+            part_of(data, stage.dataset)  # an error about --prior, before one about what follows from its absence
     score, env, collected_in = None, None, _collection_env(method, data, o)
     if o.eval is not None:
         from ..envs import make

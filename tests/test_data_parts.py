@@ -13,7 +13,14 @@ from scipy import stats
 from understudy import config
 from understudy.core import Feature, UserError
 from understudy.data import relabel
-from understudy.data.augment import ColorJitter, ConditionDropout, GaussianNoise, ModalityDropout, RandomMasking, RandomShift
+from understudy.data.augment import (
+    ColorJitter,
+    ConditionDropout,
+    GaussianNoise,
+    ModalityDropout,
+    RandomMasking,
+    RandomShift,
+)
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.packed_columns import PackedColumns

@@ -168,6 +168,15 @@ def test_policies_that_do_not_fit_are_refused(changes, said):
         MaskedGoalPlanner(new_policy(**changes))
 
 
+def test_statistics_are_those_of_all_steps_also_of_short_episodes():
+    short = Dataset([episode(i, steps=4) for i in range(20)]).map(ConcatColumns(("action", STATE), offset=0))
+    policy = Policy(CONFIG, short.features()).fit_statistics(short)
+    steps = {k: np.concatenate([e.steps[k][:4] for e in short])[None] for k in (STATE, "action")}
+    coded = policy.codec.encode_obs({k: torch.from_numpy(v) for k, v in steps.items()})
+    for column in coded.values():
+        assert abs(float(column.mean())) < 1e-4 and abs(float(column.std(correction=0)) - 1) < 1e-3
+
+
 # -- the method -------------------------------------------------------------------------------------------------------
 
 

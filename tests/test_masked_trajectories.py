@@ -20,7 +20,8 @@ from understudy.data.window import Window
 from understudy.envs import make
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
-from understudy.execute.chunking import RealTimeChunking
+from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
+from understudy.execute.planner_config import MaskedGoalConfig
 from understudy.execute.planners import FixedBatch, MaskedGoalPlanner
 from understudy.files import write_json
 from understudy.heads.regression import Regression
@@ -32,6 +33,7 @@ from understudy.methods import find_method
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Inpaint, Policy, PolicyConfig
+from understudy.testing import check_executor
 
 STATE, GOAL, LEFT = "observation.state", "observation.goal", "observation.time_left"
 HORIZON = 6
@@ -159,6 +161,10 @@ def test_the_planner_observes_one_step_and_plans_actions():
             _, state = actor.act(now, state)
 
 
+def test_executor_contract():
+    check_executor(RecedingHorizon(1), replace(CONFIG, target="action"), inference=(MaskedGoalConfig(),))
+
+
 @pytest.mark.parametrize("changes, said", [
     ({"window": Window(HORIZON, HORIZON, action_offset=1 - HORIZON)}, "must observe the rows that it predicts"),
     ({"window": Window(1, 1)}, "at least two"),
@@ -166,6 +172,13 @@ def test_the_planner_observes_one_step_and_plans_actions():
 def test_policies_that_do_not_fit_are_refused(changes, said):
     with pytest.raises(UserError, match=said):
         MaskedGoalPlanner(new_policy(**changes))
+
+
+def test_a_target_without_an_action_is_refused():
+    wide = Dataset([e.replace({"action": np.tile(e.steps["action"], (1, 2))}) for e in DATA])
+    policy = Policy(replace(CONFIG, target=STATE), wide.features())
+    with pytest.raises(UserError, match="predicts 1 numbers, but 'action' has 2"):
+        MaskedGoalPlanner(policy)
 
 
 def test_statistics_are_those_of_all_steps_also_of_short_episodes():

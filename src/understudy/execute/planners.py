@@ -606,6 +606,11 @@ class MaskedGoalPlanner(PlannerWrapper):
             raise UserError(f"the policy reads {', '.join(self.planner.inputs)}, but it must read {self.column} and "
                             f"{self.action}", where=where,
                             hint=f"train it with inputs=({self.column!r}, {self.action!r})")
+        if self.planner.action_dim < self.action_dim:
+            raise UserError(f"the policy predicts {self.planner.action_dim} numbers, but {self.action!r} has "
+                            f"{self.action_dim}", where=where,
+                            hint="train it with a target that begins with the action, as ConcatColumns("
+                                 f"({self.action!r}, {self.column!r}), offset=0) makes it")
 
     @property
     def inputs(self):

@@ -149,6 +149,18 @@ def test_rows_before_the_start_are_marked():
     assert set(plain.obs) == {STATE, "observation.goal"} and torch.equal(plain.action, batch.action)
 
 
+def test_rows_after_the_end_are_marked():
+    """An episode of three steps with four states and three actions."""
+    data = Dataset([Episode({STATE: np.arange(4, dtype=np.float32)[:, None], "action": np.zeros((3, 1), np.float32)})])
+    window = Window(3, 3, obs_offset=2, goals=(Goal(STATE, "observation.wish"),), obs_pad_mask=True)
+    batch = next(window.windows(data, (STATE, "action", "observation.wish"), "action", next_obs=True).scan())
+    assert batch.obs[STATE + "?"].tolist() == [[True] * 3, [True] * 3, [True, True, False]]
+    assert batch.obs["action?"].tolist() == [[True] * 3, [True, True, False], [True, False, False]]
+    assert batch.obs["action?"].tolist() == batch.mask.tolist()
+    assert batch.obs["observation.wish?"].all()  # a goal has no rows
+    assert batch.next[STATE + "?"].all()
+
+
 def test_a_recorded_mask_and_the_start_are_both_respected():
     steps = {**episode(5).steps, STATE + "?": np.array([True, False, True, True, False])}
     windows = Window(2, obs_pad_mask=True).windows(Dataset([Episode(steps)]), (STATE, STATE + "?"), "action")
@@ -156,11 +168,12 @@ def test_a_recorded_mask_and_the_start_are_both_respected():
         [False, True], [True, False], [False, True], [True, True], [True, False]]
 
 
-def test_rows_on_the_device_are_marked_alike():
+@pytest.mark.parametrize("offset", [0, 1])
+def test_rows_on_the_device_are_marked_alike(offset):
     from understudy.data.device_windows import DeviceWindows
 
     steps = {**episode(9).steps, STATE + "?": np.arange(9) % 3 > 0}
-    window = Window(3, 2, goals=(Goal(STATE, "observation.wish"),), obs_pad_mask=True)
+    window = Window(3, 2, obs_offset=offset, goals=(Goal(STATE, "observation.wish"),), obs_pad_mask=True)
     host = window.windows(Dataset([Episode(steps)]), (STATE, STATE + "?", "observation.wish"), "action", next_obs=True)
     device = DeviceWindows(host, torch.device("cpu"))
     for step in range(5):

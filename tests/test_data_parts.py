@@ -13,7 +13,14 @@ from scipy import stats
 from understudy import config
 from understudy.core import Feature, UserError
 from understudy.data import relabel
-from understudy.data.augment import ColorJitter, ConditionDropout, GaussianNoise, ModalityDropout, RandomShift
+from understudy.data.augment import (
+    ColorJitter,
+    ConditionDropout,
+    GaussianNoise,
+    ModalityDropout,
+    RandomMasking,
+    RandomShift,
+)
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.packed_columns import PackedColumns
@@ -53,8 +60,8 @@ def test_noise_is_normal_of_its_width():
     assert torch.equal(GaussianNoise("x", 0.0)(obs, rng())["x"], obs["x"])
 
 
-@pytest.mark.parametrize("change", [ConditionDropout("x"), ModalityDropout(("x", "y")), GaussianNoise("x"),
-                                    ColorJitter("x"), RandomShift("x")])
+@pytest.mark.parametrize("change", [ConditionDropout("x"), ModalityDropout(("x", "y")), RandomMasking(("x", "y")),
+                                    GaussianNoise("x"), ColorJitter("x"), RandomShift("x")])
 def test_an_augmentation_draws_from_its_generator_alone(change):
     obs = {"x": torch.randint(0, 256, (6, 2, 4, 5, 3), generator=rng(9)).to(
         torch.uint8 if isinstance(change, ColorJitter | RandomShift) else torch.float32), "y": torch.zeros(6, 2, 1)}
@@ -63,7 +70,7 @@ def test_an_augmentation_draws_from_its_generator_alone(change):
     one, two, other = change(obs, rng(1)), change(obs, rng(1)), change(obs, rng(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(one[k], two[k]) for k in one) and one.keys() == two.keys()
-    if not isinstance(change, ConditionDropout | ModalityDropout):
+    if not isinstance(change, ConditionDropout | ModalityDropout | RandomMasking):
         assert not torch.equal(one["x"], other["x"])
 
 

@@ -18,7 +18,7 @@ from understudy.core import Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.procedure import ProcedureResult
-from understudy.data.relabel import NextObservation, ThoughtText, relabeled_features
+from understudy.data.relabel import ConcatColumns, NextObservation, ThoughtText, relabeled_features
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import LAST_REWARD
@@ -45,6 +45,7 @@ CELLS = {"observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3
          "observation.cell": Feature("int64", (2,), "discrete", num_classes=(3, 3))}
 SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # methods that read columns of their own
            "thought-cloning": {**FEATURES, "thought": Feature("string", (), "string")},
+           "maskdp": {**FEATURES, "observation.goal": FEATURES["observation.state"]},
            "attention-tuner": {**FEATURES, "recalled": Feature("int64", (1,))}}
 
 
@@ -95,7 +96,8 @@ def test_what_is_carried_out_is_what_was_meant(name):
     if method.wrapper is not None:  # its columns are known when the stages are trained
         method = with_stages(method, random_dataset(FEATURES, episodes=3, steps=12))
     window, run = method.policy.window, method.executor
-    planned = [part for part in method.transforms if isinstance(part, (NextObservation, ProcedureResult, ThoughtText))]
+    planned = [part for part in method.transforms
+               if isinstance(part, (ConcatColumns, NextObservation, ProcedureResult, ThoughtText))]
     features = relabeled_features(policy_features(method, features), planned)
     run.check_planner(Policy(method.policy, features))
     past = 1 if isinstance(run, ActionConditionedExecutor) else getattr(run, "skip", 0)

@@ -474,7 +474,10 @@ class Policy(CheckpointModule, StepwisePlanner):
         """
         if refit_codec:
             light = tuple(k for k in self.inputs if self.features[k].kind != "image")  # images need no statistics
-            statistics = self.config.window.windows(data, light, self.config.target)
+            window = self.config.window
+            if window.obs_pad_mask and window.obs_offset > 0:  # the newest row, which is counted, may not exist
+                window = replace(window, n_obs_steps=1, obs_offset=0)
+            statistics = window.windows(data, light, self.config.target)
             self.codec.fit_statistics(lambda: (b.to(self.device) for b in statistics.scan()))
         if refit_head and type(self.config.head).fit is not Head.fit:
             training = self.training

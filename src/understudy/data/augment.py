@@ -93,6 +93,51 @@ class ModalityDropout(Augmentation):
 
 
 @dataclass(frozen=True)
+class RandomMasking(Augmentation):
+    """Hides random entries of a window, at other rows for each column, by setting ``"<key>?"`` to False.
+
+    An entry is one column at one row, such as the state or the action at one step. Each window draws one of the ratios,
+    and then which entries to hide, all with the same probability. Entries that are absent already are hidden first. A
+    policy that predicts all entries then learns to complete a trajectory from any of them.
+
+    Args:
+        keys: The columns.
+        ratios: Fractions of hidden entries. At least one entry is shown.
+
+    Raises:
+        UserError: There is no ratio, or one is not between 0 and 1.
+
+    References:
+        He et al. (2022), Masked Autoencoders Are Scalable Vision Learners, arXiv:2111.06377.
+        Liu et al. (2022), Masked Autoencoding for Scalable and Generalizable Decision Making, arXiv:2211.12740
+        (MaskDP), which draws one ratio for each batch.
+    """
+
+    keys: tuple[str, ...]
+    ratios: tuple[float, ...] = (0.15, 0.35, 0.55, 0.75, 0.95)
+
+    changes_images: ClassVar[bool] = False  # only the masks
+
+    def __post_init__(self):
+        if not self.ratios or not all(0 <= ratio <= 1 for ratio in self.ratios):
+            raise UserError(f"The ratios are fractions of hidden entries, but they are {self.ratios}.",
+                            where="RandomMasking.ratios", hint="Use (0.15, 0.55, 0.95), for example.")
+
+    def __call__(self, obs, rng):
+        x = obs[self.keys[0]]
+        size, device = x.shape[:2], x.device
+        present = torch.cat([obs.get(key + "?", torch.ones(size, dtype=torch.bool, device=device))
+                             for key in self.keys], 1)  # (B, keys * To)
+        ratio = torch.tensor(self.ratios, device=device)[
+            torch.randint(len(self.ratios), (size[0], 1), generator=rng, device=device)]
+        n_shown = (present.shape[1] * (1 - ratio)).round().clamp(min=1)
+        draw = torch.rand(present.shape, generator=rng, device=device).masked_fill(~present, 2.0)
+        shown = present & (draw.argsort(1).argsort(1) < n_shown)
+        return {**obs, **{key + "?": mask for key, mask in
+                          zip(self.keys, shown.split(size[1], 1), strict=True)}}
+
+
+@dataclass(frozen=True)
 class GaussianNoise(Augmentation):
     """Adds Gaussian noise to every row of a vector.
 

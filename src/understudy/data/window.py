@@ -139,6 +139,7 @@ class Window:
     | a loss at every row of a history of K | ``Window(n_obs_steps=K, horizon=K, action_offset=1 - K)`` |
     | inverse dynamics | ``Window(n_obs_steps=2, obs_offset=1)`` |
     | world model (the target is an observation) | ``Window(action_offset=1)`` |
+    | masked trajectories of K steps | ``Window(n_obs_steps=K, horizon=K, obs_offset=K - 1, obs_pad_mask=True)`` |
 
     Args:
         n_obs_steps: Number of observation rows.
@@ -146,8 +147,8 @@ class Window:
         action_offset: First target row, relative to t.
         obs_offset: Last observation row, relative to t.
         goals: Columns that are drawn for each window.
-        obs_pad_mask: Mark the observation rows before the start of an episode: ``"name?"`` is False there, for every
-            input `name`, in training and when acting. Encoders then treat these rows as absent.
+        obs_pad_mask: Mark the observation rows outside an episode, before its start or after its end: ``"name?"`` is
+            False there, for every input `name`, in training and when acting. Encoders then treat these rows as absent.
     """
 
     n_obs_steps: int = 1
@@ -336,13 +337,23 @@ class Windows(BatchSampler):
         )
 
     def _mark_padding(self, batch: Batch, indices: np.ndarray) -> Batch:
-        """The batch with `name?` False in observation rows before the start of the episode."""
-        row = (indices - self.episode_bounds[self._episode_of(indices)])[:, None] + self.obs_offsets
+        """The batch with `name?` False in observation rows outside the episode.
+
+        The rows of `next` that are after the end stay: they repeat the last row, from which values are estimated.
+        """
+        episode = self._episode_of(indices)
+        row = (indices - self.episode_bounds[episode])[:, None] + self.obs_offsets
 
         def marked(obs, offset):
-            inside = torch.from_numpy(row + offset >= 0).to(batch.action.device)
-            names = [k for k in obs if not k.endswith("?")]
-            return {**obs, **{k + "?": obs[k + "?"] & inside if k + "?" in obs else inside for k in names}}
+            started = row + offset >= 0
+            marks = {}
+            for k in (k for k in obs if not k.endswith("?")):
+                inside = started
+                if offset == 0 and self.window.obs_offset > 0 and k in self.stored_inputs:
+                    inside = started & (row < self.packed.columns[k].lengths[episode][:, None])
+                mark = torch.from_numpy(inside).to(batch.action.device)
+                marks[k + "?"] = obs[k + "?"] & mark if k + "?" in obs else mark
+            return {**obs, **marks}
         return replace(batch, obs=marked(batch.obs, 0),
                        next=None if batch.next is None else marked(batch.next, self.next_offset))
 

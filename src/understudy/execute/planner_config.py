@@ -17,6 +17,7 @@ from .planners import (
     InverseDynamicsPlanner,
     IteratedPlanner,
     KernelDensity,
+    MaskedGoalPlanner,
     SampleSelector,
     SetScorer,
 )
@@ -221,6 +222,26 @@ class InverseDynamicsConfig(PlannerConfig):
         for part in self.inference:
             high = part.build(high, modules)
         return InverseDynamicsPlanner(high, planner, self.column, self.as_key)
+
+
+@dataclass(frozen=True)
+class MaskedGoalConfig(PlannerConfig):
+    """A policy that completes masked trajectories acts towards a goal: see `MaskedGoalPlanner`.
+
+    Args:
+        column: The state.
+        action: The action.
+        goal: Column of the goal.
+        time_left: Column of the number of steps in which the goal shall be reached.
+    """
+
+    column: str = "observation.state"
+    action: str = "action"
+    goal: str = "observation.goal"
+    time_left: str = "observation.time_left"
+
+    def build(self, planner, modules):
+        return MaskedGoalPlanner(planner, self.column, self.action, self.goal, self.time_left)
 
 
 def _module(given, kind: type, modules: Mapping[str, CheckpointModule], where: str):

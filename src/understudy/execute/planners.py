@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import Scorer
-from ..core import Schema, Unsupported, UserError, take, tree_map
+from ..core import Feature, Schema, Unsupported, UserError, take, tree_map
 from ..heads.neighbors import Neighbors
 from ..policy import Guide, LastChunk, Planner, Policy, StepwisePlanner, sampling_guides
 from .base import repeat_rows, require_stepwise, sample_noise, sample_plans
@@ -564,3 +564,98 @@ class InverseDynamicsPlanner(PlannerWrapper):
     def context(self, obs):
         raise Unsupported("actions follow from planned states, so that there is no context for actions alone",
                           where="InverseDynamicsPlanner", hint="use an executor that plans whole chunks")
+
+
+@dataclass(frozen=True)
+class MaskedGoalPlanner(PlannerWrapper):
+    """A policy that completes masked trajectories plans actions from the current state to a goal.
+
+    The first row of the window is given the current state, and the row at which the goal shall be reached is given the
+    goal. All other states and all actions are hidden, and the policy predicts them. With `RecedingHorizon(1)` it plans
+    again at every step, with the goal one row nearer.
+
+    Args:
+        planner: The policy. It observes the columns `column` and `action` over the rows that it predicts, and the first
+            components of its target are the action. `RandomMasking` trains it.
+        column: The state.
+        action: The action.
+        goal: Column of the goal, a value of `column`.
+        time_left: Column of the number of steps in which the goal shall be reached. Goals that are due now or earlier
+            are put into the next row, and goals beyond the window into its last row.
+
+    Raises:
+        UserError: The window or the columns of the policy do not fit.
+
+    References:
+        Liu et al. (2022), Masked Autoencoding for Scalable and Generalizable Decision Making, arXiv:2211.12740.
+    """
+
+    planner: Planner
+    column: str = "observation.state"
+    action: str = "action"
+    goal: str = "observation.goal"
+    time_left: str = "observation.time_left"
+
+    def __post_init__(self):
+        where, window = "MaskedGoalPlanner", self.planner.window
+        if not (window.n_obs_steps == window.horizon == window.obs_offset + 1 > 1 and window.action_offset == 0):
+            raise UserError(f"the policy must observe the rows that it predicts, at least two, but its window is "
+                            f"{window}", where=where,
+                            hint="train it with Window(n_obs_steps=K, horizon=K, obs_offset=K - 1)")
+        if set(self.planner.inputs) != {self.column, self.action}:
+            raise UserError(f"the policy reads {', '.join(self.planner.inputs)}, but it must read {self.column} and "
+                            f"{self.action}", where=where,
+                            hint=f"train it with inputs=({self.column!r}, {self.action!r})")
+        if self.planner.action_dim < self.action_dim:
+            raise UserError(f"the policy predicts {self.planner.action_dim} numbers, but {self.action!r} has "
+                            f"{self.action_dim}", where=where,
+                            hint="train it with a target that begins with the action, as ConcatColumns("
+                                 f"({self.action!r}, {self.column!r}), offset=0) makes it")
+
+    @property
+    def inputs(self):
+        return self.column, self.goal, self.time_left
+
+    @property
+    def features(self):
+        state = self.planner.features[self.column]
+        return {**self.planner.features, self.goal: state, self.time_left: Feature("float32", (1,))}
+
+    @property
+    def window(self):
+        return replace(self.planner.window, n_obs_steps=1, obs_offset=0, obs_pad_mask=False)
+
+    @property
+    def action_dim(self):
+        return self.planner.features[self.action].size
+
+    @property
+    def action_scale(self):
+        return self.planner.action_scale[:self.action_dim]
+
+    def goal_row(self, time_left: Tensor) -> Tensor:
+        """The row of the window that is given the goal, (B, 1) int64.
+
+        Args:
+            time_left: Number of steps in which the goal shall be reached, (B, 1).
+        """
+        return time_left.round().long().clamp(1, self.planner.window.horizon - 1)
+
+    def plan(self, obs, noise, guides=()):
+        if sampling_guides(guides):
+            raise Unsupported("guides of actions cannot change a plan of states and actions", where="MaskedGoalPlanner",
+                              hint="use an executor without guides, such as RecedingHorizon(1)")
+        now, goal, time_left = (obs[name][:, -1] for name in self.inputs)
+        step = torch.arange(self.window.horizon, device=now.device)
+        is_goal = step == self.goal_row(time_left)  # (B, H)
+        state = torch.where(is_goal.reshape(*is_goal.shape, *(1,) * (now.ndim - 1)), goal.unsqueeze(1),
+                            now.unsqueeze(1))
+        feature = self.planner.features[self.action]
+        action = torch.zeros(*is_goal.shape, *feature.shape, dtype=feature.torch_dtype, device=now.device)
+        given = {self.column: state, f"{self.column}?": is_goal | (step == 0),
+                 self.action: action, f"{self.action}?": torch.zeros_like(is_goal)}
+        return self.planner.plan(given, noise)[..., :self.action_dim]
+
+    def context(self, obs):
+        raise Unsupported("the context is that of a trajectory, so that there is none for actions alone",
+                          where="MaskedGoalPlanner", hint="use an executor that plans whole chunks")

@@ -99,6 +99,12 @@ METHODS: dict[str, NamedMethod] = {
         Reference("Lynch et al. 2019 (Play-GCBC), arXiv 1903.01973; as the baseline of Park et al. 2025, "
                   "arXiv 2410.20092", ("114",),
                   (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+    "maskdp": NamedMethod(
+        "understudy.methods.behavior_cloning:maskdp",
+        "Masked decision prediction: complete trajectories with hidden states and actions, and act towards a goal.",
+        Reference("Liu et al. 2022 (MaskDP), arXiv 2211.12740, which trains a network of width 256 on 64 steps with "
+                  "states of length 1 as targets", ("288",),
+                  (NUMBERS, "states that are numbers", "while acting: a goal, and the steps until then"))),
     "bc-inverse-dynamics": NamedMethod(
         "understudy.methods.representation:bc_inverse_dynamics",
         "Behavior cloning on a frozen encoder, which was trained to tell the action between two observations.",

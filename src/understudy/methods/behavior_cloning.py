@@ -6,9 +6,12 @@ from typing import Literal
 
 from ..audit.scores.keyframes import KEYFRAME, MarkKeyframes
 from ..core import Schema
+from ..data.augment import RandomMasking
 from ..data.codec import Normalizer
+from ..data.relabel import ConcatColumns, TimeLeft
 from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
+from ..execute.planner_config import MaskedGoalConfig
 from ..heads.behavior_transformer import BeT
 from ..heads.categorical import Categorical
 from ..heads.energy import EnergyModel
@@ -148,6 +151,25 @@ def gcbc(column: str = "observation.state") -> Method:
             optimizer=OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None),
         ),
     )
+
+
+def maskdp(horizon: int = 32, time_left: int | None = None, ratios: tuple[float, ...] = (0.15, 0.35, 0.55, 0.75, 0.95),
+           column: str = "observation.state") -> Method:
+    """Masked decision prediction: complete trajectories with hidden states and actions, and act towards a goal.
+
+    Args:
+        horizon: Number of steps of a trajectory. Goals are at most horizon - 1 steps away.
+        time_left: Number of steps in which the goal shall be reached. None: --condition time_left=NUMBER gives it.
+        ratios: Fractions of hidden states and actions. Each window draws one.
+        column: The column of states, of which goals are values.
+    """
+    entries, joint = (column, "action"), ConcatColumns(("action", column), offset=0)
+    window = Window(horizon, horizon, obs_offset=horizon - 1, obs_pad_mask=True)
+    policy = PolicyConfig(Regression(), Transformer(128, 2, 4, encoder_depth=3), TokenEncoder(128), window=window,
+                          inputs=entries, target=joint.into, augmentations=(RandomMasking(entries, ratios),))
+    learner = BehaviorCloning(20_000, 128, OptimizerConfig(lr=3e-4, warmup_steps=500))
+    return Method(policy, RecedingHorizon(), learner, (joint, TimeLeft(length=time_left)),
+                  inference=(MaskedGoalConfig(column),))
 
 
 def bet(n_obs_steps: int = 5, n_clusters: int = 24, horizon: int = 1, n_action_steps: int = 1) -> Method:

@@ -16,6 +16,9 @@ if CACHE:
 
 import pytest  # noqa: E402
 
+from understudy.envs.headless import prefer_offscreen  # noqa: E402
+
+prefer_offscreen()  # before a test imports MuJoCo
 HERE = Path(__file__).parent
 
 # Shells let what they start in the background ignore Ctrl-C, which the tests of interrupts need.

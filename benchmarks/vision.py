@@ -1,7 +1,7 @@
 """Success of image policies by encoder and augmentation: python benchmarks/vision.py [TASK ... | --tiny | --page]
 
 The same policy, a chunk by regression, learns the same demonstrations with different encoders of the image, and acts
-from the same starts. What the numbers beside the image say is the same for all: the positions of the robot itself. Two
+from the same starts. All policies with images also read the same numbers: the positions of the robot itself. Two
 references bound what the image is worth: a policy that reads the whole state of the simulator, and one that sees no
 image. An encoder is useful if it is better than the second.
 

@@ -121,7 +121,7 @@ class NextObservation:
 class FirstObservation:
     """Adds the first observation of the episode as the goal of every step.
 
-    While acting, whoever chooses the goal gives the column: see `AlignedReplay`.
+    While acting, the executor that chooses the goal gives the column: see `AlignedReplay`.
 
     Args:
         column: Name of an observation column.

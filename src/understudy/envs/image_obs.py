@@ -70,7 +70,7 @@ class ImageObs(EnvWrapper, Renderable):
         return shown
 
     def _observe(self, obs: Obs, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Adds images, of which those of some rows are new."""
+        """Adds images. Only those of some rows are drawn again."""
         for camera, images in self._images.items():
             for row in rows:
                 images[row] = self._view(row, camera)
@@ -181,7 +181,7 @@ def check_images(wanted: Schema, env: Env) -> None:
 
 @dataclass(frozen=True)
 class _ExpertOfAll(Actor):
-    """An expert that reads the whole columns, of which policies see a part."""
+    """An expert that reads the whole columns. Policies see a part of them."""
 
     actor: Actor
     columns: tuple[str, ...]

@@ -59,7 +59,6 @@ def test_it_keeps_the_contract_of_environments(build):
 
 
 def test_what_an_environment_can_do_it_can_with_images():
-    pytest.importorskip("gymnasium")
     for name, expert, restored in (("fork", True, True), ("FrozenLake-v1", False, False)):
         env = envs.make(f"{name}@images=16")
         assert isinstance(env, HasExpert) == expert and isinstance(env, Restorable) == restored
@@ -96,7 +95,6 @@ def test_the_name_says_how_to_make_it_again(name, normal):
     ("fork@image", "no environment"),
 ])
 def test_bad_names_say_what_is_wrong(name, said):
-    pytest.importorskip("gymnasium")
     with pytest.raises(UserError, match=said):
         envs.make(name)
 

@@ -1,4 +1,4 @@
-"""Skills with instructions: the losses of labeled pieces, their share of the batches, and what is learned from few."""
+"""Skills with instructions: losses of labeled pieces, their fraction of the batches, and what few labels teach."""
 
 from dataclasses import replace
 

@@ -347,7 +347,9 @@ class Windows(BatchSampler):
         def marked(obs, offset):
             started = row + offset >= 0
             marks = {}
-            for k in (k for k in obs if not k.endswith("?")):
+            for k in obs:
+                if k.endswith("?"):
+                    continue
                 inside = started
                 if offset == 0 and self.window.obs_offset > 0 and k in self.stored_inputs:
                     inside = started & (row < self.packed.columns[k].lengths[episode][:, None])

@@ -147,6 +147,7 @@ def _make(name, rows, trust, options) -> Env:
         except TypeError as error:
             raise UserError(f"the environment does not take the options {options}", where=name,
                             hint=str(error)) from error
+    prefer_offscreen()  # before any code that may import MuJoCo
     if (adapter := _adapter(name)) is not None:
         return _simulated(adapter, name, rows, options)
     if name in (plugins := find_plugins("envs")):
@@ -187,7 +188,6 @@ def _registered(gym_id, name, rows, trust, options) -> Env:
     import gymnasium
 
     from . import gymnasium_adapter
-    prefer_offscreen()
     for package in (*trust, *REGISTRIES):
         if gym_id in gymnasium.registry:
             break
@@ -285,7 +285,6 @@ def _make_with(build, factory: str, name: str, rows: int, options: dict) -> Env:
 
 def _import_quietly(module: str) -> ModuleType:
     """Simulators greet when they are imported."""
-    prefer_offscreen()
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         return importlib.import_module(module)
 

@@ -47,15 +47,14 @@ class ImageObs(EnvWrapper, Renderable):
         if size < 8:
             raise UserError(f"the images need at least 8 pixels a side, but size={size}", where=name,
                             hint=f"such as {name}@images={SIZE}")
-        known = env.cameras if isinstance(env, HasCameras) else ("camera",)
+        known = _cameras(env)
         if unknown := [camera for camera in cameras if camera not in known]:
             raise UserError(f"there is no camera {unknown[0]!r}", where=name, hint=f"it has {', '.join(known)}")
         self.size, self.cameras = size, tuple(dict.fromkeys(cameras)) or known[:1]
         own = env.proprioception if isinstance(env, HasProprioception) else {}
         self.own = {column: list(components) for column, components in own.items()}
         self.features = self._transform_features(env.features)
-        said = [str(size)] * (size != SIZE) + list(self.cameras) * (self.cameras != known[:1])
-        self.metadata = {**env.metadata, "env": f"{name}@images" + ("=" + ",".join(said) if said else "")}
+        self.metadata = {**env.metadata, "env": _name(env, size, self.cameras)}
         self._images = {c: np.zeros((self.rows, size, size, 3), np.uint8) for c in self.cameras}
 
     def _transform_features(self, features: Schema) -> dict[str, Feature]:
@@ -171,12 +170,22 @@ def check_images(wanted: Schema, env: Env) -> None:
     missing = {k: f for k, f in wanted.items() if f.kind == "image" and k not in env.features}
     if not missing or not isinstance(env, Renderable) or isinstance(env, ImageObs):
         return
-    cameras = [k.removeprefix("observation.images.") for k in missing]
-    known = env.cameras if isinstance(env, HasCameras) else ("camera",)
-    if set(cameras) <= set(known):
-        said = [str(max(f.shape[0] for f in missing.values())), *(cameras if cameras != [known[0]] else [])]
+    cameras = tuple(k.removeprefix("observation.images.") for k in missing)
+    if set(cameras) <= set(_cameras(env)):
+        size = max(f.shape[0] for f in missing.values())
         raise UserError(f"the policy reads images ({', '.join(missing)}), and this environment shows none by itself",
-                        where=env.metadata["env"], hint=f"name it {env.metadata['env']}@images={','.join(said)}")
+                        where=env.metadata["env"], hint=f"name it {_name(env, size, cameras)}")
+
+
+def _cameras(env: Env) -> tuple[str, ...]:
+    """Names of the cameras. The first is used if none is named."""
+    return env.cameras if isinstance(env, HasCameras) else ("camera",)
+
+
+def _name(env: Env, size: int, cameras: tuple[str, ...]) -> str:
+    """The shortest name by which `make` makes the environment with these images."""
+    said = [str(size)] * (size != SIZE) + list(cameras) * (cameras != _cameras(env)[:1])
+    return f"{env.metadata['env']}@images" + ("=" + ",".join(said) if said else "")
 
 
 @dataclass(frozen=True)

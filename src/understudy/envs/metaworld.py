@@ -82,7 +82,7 @@ class MetaWorld(MujocoCameras, HasExpert, HasProprioception):
     """observation.state (39): hand, gripper and objects now and one step before, and the goal.
 
     The robot itself measures the position of its hand and how far the gripper is open. Images from the corners are
-    upright, as in LeRobot; those of MuJoCo are upside down.
+    upright; those of MuJoCo are upside down. LeRobot turns "corner2" as well, and moves this camera.
     """
 
     proprioception = {"observation.state": (0, 1, 2, 3)}

@@ -609,7 +609,7 @@ class MaskedGoalPlanner(PlannerWrapper):
         if self.planner.action_dim < self.action_dim:
             raise UserError(f"the policy predicts {self.planner.action_dim} numbers, but {self.action!r} has "
                             f"{self.action_dim}", where=where,
-                            hint="train it with a target that begins with the action, as ConcatColumns("
+                            hint="train it with a target that starts with the action, as ConcatColumns("
                                  f"({self.action!r}, {self.column!r}), offset=0) makes it")
 
     @property

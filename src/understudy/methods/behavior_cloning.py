@@ -161,7 +161,7 @@ def maskdp(horizon: int = 32, time_left: int | None = None, ratios: tuple[float,
         horizon: Number of steps of a trajectory. Goals are at most horizon - 1 steps away.
         time_left: Number of steps in which the goal shall be reached. None: --condition time_left=NUMBER gives it.
         ratios: Fractions of hidden states and actions. Each window draws one.
-        column: The column of states, of which goals are values.
+        column: The column of states. Goals are values of it.
     """
     entries, joint = (column, "action"), ConcatColumns(("action", column), offset=0)
     window = Window(horizon, horizon, obs_offset=horizon - 1, obs_pad_mask=True)

@@ -531,23 +531,18 @@ def _few_names(text: str) -> str:
     return text if len(text) < 120 else text.partition(":")[0] + "."
 
 
-def main(wanted: list[str]) -> None:
+def main() -> None:
     torch.set_num_threads(1)
-    size, until = TINY if "--tiny" in wanted else FULL, float("inf")
-    if "--budget" in wanted:
-        at = wanted.index("--budget")
-        until = time.monotonic() + 60 * float(wanted[at + 1].removesuffix("m"))
-        wanted = wanted[:at] + wanted[at + 2:]
-    if "--seeds" in wanted:
-        at = wanted.index("--seeds")
-        size, wanted = replace(size, seeds=size.seeds[:int(wanted[at + 1])]), wanted[:at] + wanted[at + 2:]
-    tasks = [w for w in wanted if not w.startswith("--")] or list(MORE if "--more" in wanted else TASKS)
-    if "--page" not in wanted:
-        print("finished" if run(size, tasks, until) else "stopped: run again to continue", file=sys.stderr)
-    if ("--page" in wanted or size == TINY) and (text := page_text(size)):
+    o = measure.task_options(__doc__, ALL, flags=("more",), numbers=("seeds",))
+    size = TINY if o.tiny else FULL
+    size = replace(size, seeds=size.seeds[:o.seeds])
+    if not o.page:
+        finished = run(size, o.tasks or list(MORE if o.more else TASKS), o.until)
+        print("finished" if finished else "stopped: run again to continue", file=sys.stderr)
+    if (o.page or o.tiny) and (text := page_text(size)):
         measure.insert("heads", text, "heads.md")
         print(text)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -2,6 +2,7 @@
 
     python benchmarks/published.py            what has not run, one after another; Ctrl-C and go on
     python benchmarks/published.py particle --budget 4m    of one table, no new cell after four minutes
+    python benchmarks/published.py door --train            trains, and leaves the judging for later
     python benchmarks/published.py --page     writes docs/published.md from what has run
     python benchmarks/published.py --tiny     the toys at a size that only shows that they run
 
@@ -68,7 +69,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 import published_toys as toys  # noqa: E402
 from measure import RESULTS as ALL_RESULTS  # noqa: E402
-from measure import machine, one_thread, versions  # noqa: E402
+from measure import machine, one_thread, task_options, versions  # noqa: E402
 
 from understudy import methods  # noqa: E402
 from understudy.core import UserError  # noqa: E402
@@ -446,20 +447,17 @@ def run_table(name: str, judging: bool) -> None:
                 judge(name, seed)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     one_thread()
-    status, until = 0, float("inf")
-    if "--budget" in arguments:
-        at = arguments.index("--budget")
-        until = time.monotonic() + 60 * float(arguments[at + 1].removesuffix("m"))
-        arguments = arguments[:at] + arguments[at + 2:]
-    if "--tiny" in arguments:
-        return 0 if all(run_toys(name, toys.TINY, until) for name in TOYS) else 2
-    for name in () if "--page" in arguments else [a for a in arguments if a in (*TABLES, *TOYS)] or (*TABLES, *TOYS):
+    o = task_options(__doc__, (*TABLES, *TOYS), arguments, flags=("train",))
+    if o.tiny:
+        return 0 if all(run_toys(name, toys.TINY, o.until) for name in TOYS) else 2
+    status = 0
+    for name in () if o.page else o.tasks or (*TABLES, *TOYS):
         try:
             if name in TABLES:
-                run_table(name, "--train" not in arguments)
-            elif not run_toys(name, toys.FULL, until):
+                run_table(name, not o.train)
+            elif not run_toys(name, toys.FULL, o.until):
                 print(f"{name}: stopped, run again to continue")
         except UserError as error:
             print(f"{name}: {error}", file=sys.stderr)
@@ -470,4 +468,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

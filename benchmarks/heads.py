@@ -501,18 +501,16 @@ def state_of(size: Size, found: Mapping[str, dict]) -> str:
 
 def seeds_said(size: Size, found: Mapping[str, dict]) -> list[str]:
     """Of how many seeds and starts the tables are."""
-    said = []
+    same: dict[str, list[str]] = {}  # what is said of tasks -> the tasks, with their starts
     for task in found:
         seeds, heads, n_heads = finished_seeds(size, task), len(found[task]), len(heads_of(size, task))
-        starts = len(next(iter(found[task].values()))[0])
-        count = f"{len(seeds)} training seeds" if len(seeds) > 1 else "1 training seed"
-        told = f"The tables have {count} and {starts} starts of {task}"
+        told = f"{len(seeds)} training seeds" if len(seeds) > 1 else "1 training seed"
         if heads < n_heads:
-            told += f", with {heads} of the {n_heads} heads: the others have not run yet"
-        if len(seeds) < 2:
-            told += ". Its intervals are about these policies, and not about other training seeds"
-        said.append(told + ".")
-    return said
+            told += f" and {heads} of the {n_heads} heads (the others have not run yet)"
+        caveat = "" if len(seeds) > 1 else " Intervals are about these policies, and not about other training seeds."
+        starts = len(next(iter(found[task].values()))[0])
+        same.setdefault(f"The tables have {told} of {{}}.{caveat}", []).append(f"{task} ({starts} starts)")
+    return [told.format(" and ".join(filter(None, (", ".join(of[:-1]), of[-1])))) for told, of in same.items()]
 
 
 def success_text(size: Size, compared_on: Mapping[str, Comparison]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Row 022: is a flow in two steps as good as diffusion in sixteen, and does a marked aim let one policy reach both ends?
+"""Row 022: is a flow in two steps as good as diffusion in sixteen, and does a marked aim let one policy reach any?
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ TASKS = {
     "pick-place": Task("metaworld/pick-place-v3", 25, 20, {"limit": 100}),
 }
 MORE = {
-    "block-pushing": Task("block_pushing/multimodal", 100, 30, {"limit": 200}),
+    "block-pushing": Task("block_pushing/multimodal", 100, 30),
     "adroit-door": Task("AdroitHandDoor-v1", 25, 20, recorded="hand_dapg/adroit_door_human.npz"),
     "peg-insert": Task("metaworld/peg-insert-side-v3", 25, 20, {"limit": 150}),
     "cube": Task("ogbench/cube-single-v0", 50, 20),

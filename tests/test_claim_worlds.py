@@ -15,6 +15,7 @@ from understudy.claims import (
     in_context_denoising,
     language_attention,
     memory_pairs,
+    pooled_history,
     preemptive_restart,
     pretrained_behavior,
     procedure_cloning,
@@ -490,6 +491,43 @@ def test_pairs_name_the_right_sign_of_as_many_episodes_as_are_labeled():
         assert (plain[i].steps[column] == -1).all() and (some[i].steps[column][:-1] == -1).all()
         assert some[i].steps[column][-1] == (n - sign if i < 3 else -1)
         assert shifted[i].steps[column][-1] == n - (sign - 3) % n
+
+
+def test_a_corridor_may_have_fewer_signs():
+    check_env(lambda rows: memory_pairs.SignCorridor(rows, n_signs=8))
+    shown = pooled_history.CORRIDOR.source.load(1)[:20]
+    assert all(len(e) == 9 and e.metadata["success"] and memory_pairs.count_signs(e.steps) == 8 for e in shown)
+    assert {e.steps[memory_pairs.RATE_COLUMN][-1, 0] for e in memory_pairs.MemoryPairs(8).apply(shown)} == {8}
+
+
+def test_arms_with_a_history_differ_in_where_the_past_ends_and_in_the_tokens_of_absent_steps():
+    data, sizes, experiments = pooled_history.CORRIDOR.source.load(1)[:10], {}, (
+        pooled_history.CORRIDOR, pooled_history.ABLATIONS, pooled_history.with_repeated_step(pooled_history.CORRIDOR))
+    for number, experiment in enumerate(experiments):
+        for arm in experiment.arms:
+            policy = Policy(arm.options[0].policy, data.features())
+            sizes[arm.name, number] = sum(p.numel() for p in policy.parameters()), policy.encoder.tokens
+    whole, one, pooled = 65667, 65155, 65443  # as the claim says
+    assert set(sizes.values()) == {(whole, 9), (one, 1), (pooled, 2)}
+    assert [size for (name, _), size in sizes.items() if name == "whole history"] == [(whole, 9)] * 2
+    assert [size for (name, _), size in sizes.items() if name == "one observation"] == [(one, 1)] * 2
+
+
+def test_the_control_does_not_see_the_past_and_a_mean_of_the_signs_themselves_does_not_tell_the_way():
+    """The signs of two walkers are exchanged. The mean over all signs is the same in every corridor."""
+    data = pooled_history.CORRIDOR.source.load(1)[:10]
+    features = {memory_pairs.SEEN: data.features()[memory_pairs.SEEN]}
+    obs = {memory_pairs.SEEN: torch.from_numpy(np.stack([e.steps[memory_pairs.SEEN][:9] for e in data]))}
+    other = {k: torch.cat([x[:, :-1].flip(0), x[:, -1:]], 1) for k, x in obs.items()}
+    control = pooled_history.with_repeated_step(pooled_history.CORRIDOR).arms[0].options[0].policy.encoder
+    pooled, at_once, without = (a.options[0].policy.encoder for a in pooled_history.ABLATIONS.arms)
+
+    def changes(encoder):
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = encoder.build(features, 9)
+            return (net(obs).flat() - net(other).flat()).abs().max().item() > 1e-4
+    assert changes(pooled) and changes(without) and not changes(control) and not changes(at_once)
 
 
 def test_the_attention_that_is_measured_is_that_on_the_sign():

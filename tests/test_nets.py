@@ -40,6 +40,7 @@ from understudy.nets.mlp import MLP
 from understudy.nets.mlp_mixer import MLPMixer
 from understudy.nets.object_attention import ObjectAttentionEncoder
 from understudy.nets.point_cloud import PointNet
+from understudy.nets.pooled_history import PooledHistoryEncoder
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.sizes import TRUNK_SIZES, sized_trunk
 from understudy.nets.small_denoiser import SmallDenoiser
@@ -96,6 +97,8 @@ ENCODERS = {
     "recurrent": (RecurrentEncoder(12, 2, SMALL), FEATURES),
     "recurrent_flat": (RecurrentEncoder(12, 1, ConcatEncoder()), PLAIN),
     "bottleneck": (BottleneckEncoder(12, SMALL), FEATURES),
+    "pooled_history": (PooledHistoryEncoder(3, 1, 2, encoder=SMALL), FEATURES),
+    "whole_history": (PooledHistoryEncoder(1, None, 2, encoder=SMALL), FEATURES),
     "objects": (ObjectAttentionEncoder("observation.arms", hidden=8, encoder=SMALL), FEATURES),
     "goals": (GoalEncoder(("observation.last", "observation.images.front", "observation.task"), SMALL), FEATURES),
     "cells": (GridEncoder((8, 8)), {"observation.grid": CELLS["observation.grid"]}),

@@ -69,6 +69,7 @@ from understudy.nets.mlp import MLP
 from understudy.nets.mlp_mixer import MLPMixer
 from understudy.nets.object_attention import ObjectAttentionEncoder
 from understudy.nets.point_cloud import PointNet
+from understudy.nets.pooled_history import PooledHistoryEncoder
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.small_denoiser import SmallDenoiser
 from understudy.nets.transformer import Transformer
@@ -103,6 +104,7 @@ INPUTS = {
     "diffusion_policy": (DiffusionPolicyEncoder((36, 40), keypoints=4), {**NUMBERS, "observation.images.front": IMAGE}),
     "recurrent": (RecurrentEncoder(16, 1), NUMBERS), "flat": (ConcatEncoder(), NUMBERS),
     "bottleneck": (BottleneckEncoder(8, ConcatEncoder()), NUMBERS),
+    "pooled_history": (PooledHistoryEncoder(2, 1, 2, encoder=TokenEncoder(16)), NUMBERS),
     "goals": (GoalEncoder(("observation.still", "observation.task"), TokenEncoder(16)),
               {**NUMBERS, "observation.task": Feature("uint8", (12,), "text"),
                "observation.task?": Feature("bool", ())}),

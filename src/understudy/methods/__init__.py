@@ -219,6 +219,11 @@ METHODS: dict[str, NamedMethod] = {
         "Diffusion transformer policy: context, time and noisy actions are tokens of one causal transformer.",
         Reference("Hou et al. 2024 (Dita), arXiv 2410.15959, which predicts the noise, with a network of 12 layers of "
                   "width 768, images, words and pretraining", ("352",))),
+    "contextvla": NamedMethod(
+        "understudy.methods.generative:contextvla",
+        "A flow policy with a history: after two blocks of a transformer, all past observations become one token.",
+        Reference("Jang et al. 2025 (ContextVLA), arXiv 2510.04246, which does this in a pretrained vision-language "
+                  "model, with tokens of words that are not pooled", ("304",))),
     "bet": NamedMethod(
         "understudy.methods.behavior_cloning:bet",
         "Behavior transformer: choose a cluster of demonstrated actions, then correct its center.",

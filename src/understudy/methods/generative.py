@@ -49,6 +49,7 @@ from ..nets.in_context import InContextTransformer
 from ..nets.mixture_of_experts import MoEFeedForward
 from ..nets.mlp import MLP
 from ..nets.point_cloud import point_cloud_columns
+from ..nets.pooled_history import PooledHistoryEncoder
 from ..nets.transformer import Transformer
 from ..nets.unet import UNet
 from ..policy import ClassifierFreeGuidance, PolicyConfig
@@ -219,6 +220,25 @@ def dit_policy(
     """
     policy = PolicyConfig(Diffusion(prediction=prediction), InContextTransformer(128, 4, 4, causal), TokenEncoder(128),
                           window=Window(n_obs_steps, horizon))
+    optimizer = OptimizerConfig(lr=3e-4, weight_decay=0.05, betas=(0.9, 0.95), warmup_steps=100)
+    return Method(policy, RecedingHorizon(n_action_steps), BehaviorCloning(4000, optimizer=optimizer))
+
+
+def contextvla(
+    n_obs_steps: int = 8, horizon: int = 16, n_action_steps: int = 8, depth: int = 4, pool_after: int | None = 2,
+) -> Method:
+    """A flow policy with a history: after two blocks of a transformer, all past observations become one token.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads, one in each step.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+        depth: Number of blocks of the transformer that reads the observations.
+        pool_after: Number of blocks before the past becomes one token. None keeps all tokens in all blocks.
+    """
+    encoder = PooledHistoryEncoder(depth, pool_after, 4, encoder=TokenEncoder(128))
+    window = Window(n_obs_steps, horizon, obs_pad_mask=True)
+    policy = PolicyConfig(Flow(), Transformer(128, 2, 4), encoder, window=window)
     optimizer = OptimizerConfig(lr=3e-4, weight_decay=0.05, betas=(0.9, 0.95), warmup_steps=100)
     return Method(policy, RecedingHorizon(n_action_steps), BehaviorCloning(4000, optimizer=optimizer))
 

@@ -133,7 +133,7 @@ def test_a_detector_of_your_own_is_a_part_of_a_method():
     method = find_method("interactive-language", column=None)
     assert config.load(config.dump(method)) == method
     data = training_data(play(segments=[[0, 4, "push"]]), method)
-    assert data.lengths.tolist() == [6, 6] and bytes(data[0].steps[TASK][0]).rstrip(b"\0") == b"push"
+    assert data.lengths.tolist() == [4, 4] and bytes(data[0].steps[TASK][0]).rstrip(b"\0") == b"push"
     assert CutSegments(Halves()).apply(play())[3].steps["action"][:, 0].tolist() == [103, 104, 105]
 
 

@@ -43,7 +43,7 @@ from understudy.heads.regression import Regression
 from understudy.learn.sample_weights import CurriculumWeights
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
-from understudy.testing import check_env, check_runtime_transform, random_batch
+from understudy.testing import check_env, check_runtime_transform, check_speaker, random_batch
 
 
 def directions(episodes):
@@ -749,6 +749,10 @@ def test_a_speaker_watches_the_scene_and_another_is_late():
     held = {**obs, "observation.state": torch.tensor([[0.9, 0.8, 1.0]])}
     assert live.speak(held, {})[0] == ["blue left"]
     late = interactive_language.DelayedSpeaker(2)
+    ran = rollout(interactive_language.PlayExpert(), interactive_language.ZoneTable(3, 60, 3), 3)
+    seen = [{k: torch.stack([torch.as_tensor(e.steps[k][t]) for e in ran]) for k in obs} for t in range(0, 25, 4)]
+    for speaker in (whole, live, late):
+        check_speaker(speaker, seen)
     state, said = late.start(obs, torch.zeros(1, dtype=torch.int64)), []
     for seen in (obs, held, held, obs, obs):
         words, state = late.speak(seen, state)

@@ -19,6 +19,7 @@ from understudy.learn.fit_method import fit_method
 from understudy.learn.method import training_data
 from understudy.methods import find_method
 from understudy.policy import Policy
+from understudy.testing import ContractViolation, check_speaker
 
 STATE, TASK = "observation.state", "observation.task"
 
@@ -222,6 +223,40 @@ class Odd(Speaker):
 
     def speak(self, obs, state):
         return self.what, state
+
+
+@dataclass(frozen=True)
+class Broken(Speaker):
+    """Breaks one promise."""
+
+    about: str
+
+    def start(self, obs, key):
+        return {"step": torch.zeros_like(key)}
+
+    def speak(self, obs, state):
+        said = [f"{x:.0f}" for x in obs[STATE][:, 0].tolist()]
+        step = state["step"] + 1
+        if self.about == "counts in place":
+            step = state["step"].add_(1)
+        if self.about == "mixes rows":
+            said = [f"{obs[STATE].sum():.0f}"] * len(said)
+        if self.about == "short":
+            said = said[:1]
+        if self.about == "tells the time":
+            said = [f"{step.max()}"] * len(said)
+        return said, {"step": step.float() if self.about == "other state" else step}
+
+
+def test_the_contract_of_a_speaker():
+    seen = [{STATE: torch.arange(3.0)[:, None] + step} for step in range(3)]
+    check_speaker(ScheduledSpeaker(((0, "a"), (2, "b"))), seen)
+    check_speaker(Broken(""), seen)
+    for about, text in (("counts in place", "changed in place"), ("mixes rows", "depend on other rows"),
+                        ("short", "one text to each of 3 rows"), ("other state", "keep its structure"),
+                        ("tells the time", "a restarted row must continue")):
+        with pytest.raises(ContractViolation, match=text):
+            check_speaker(Broken(about), seen)
 
 
 @pytest.mark.parametrize("what, text", [("go", "'go' to 2 rows"), (["go"], r"\['go'\] to 2 rows"),

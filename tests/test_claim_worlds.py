@@ -13,6 +13,7 @@ from understudy.claims import (
     few_labels,
     imitation_promise,
     in_context_denoising,
+    interactive_language,
     language_attention,
     memory_pairs,
     pooled_history,
@@ -32,6 +33,7 @@ from understudy.core import HeadSpec
 from understudy.data.episode import Dataset, Episode
 from understudy.data.procedure import GridSearch
 from understudy.data.relabel import ThoughtText
+from understudy.data.segments import CutSegments
 from understudy.data.window import Window
 from understudy.envs.push import Expert, Push
 from understudy.evaluate.behavior.modes import fork_mode
@@ -42,7 +44,7 @@ from understudy.heads.regression import Regression
 from understudy.learn.sample_weights import CurriculumWeights
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
-from understudy.testing import check_env, check_runtime_transform, random_batch
+from understudy.testing import check_env, check_runtime_transform, check_speaker, random_batch
 
 
 def directions(episodes):
@@ -711,3 +713,86 @@ def test_all_networks_that_denoise_in_context_or_with_a_head_have_as_many_parame
              for name, policy in arms.items()}
     assert sizes == {"in context": 28290, "head of each step": 28272, "head of the chunk": 28380, "not causal": 28290,
                      "bins": 28768, "regression": 26722}
+
+
+# -- 280 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_named", [0, 1, 3])
+def test_the_zone_table_keeps_the_contract_and_its_expert_always_does_it(n_named):
+    table = interactive_language.ZoneTable
+    check_env(lambda rows: table(rows, limit=20, n_named=n_named))
+    ran = rollout(interactive_language.PlayExpert(noise=0, wander=0), table(20, 120, n_named), 40, seed=1)
+    assert all(e.metadata["success"] == (n_named > 0) for e in ran)
+    goal = np.stack([e.steps["simulator.goal"][0] for e in ran])
+    first = interactive_language.zones(np.stack([e.steps["observation.environment_state"][0] for e in ran]
+                                                ).reshape(-1, 3, 2))
+    assert ((goal > 0).sum(1) == n_named).all() and (goal != first).all()
+
+
+def test_sentences_say_their_goal_and_are_read_again():
+    goals = [(0, 0, 0), (1, 0, 0), (0, 2, 3), (3, 1, 2)]
+    said = ["nothing", "red left", "green middle, blue right", "red right, green left, blue middle"]
+    assert [interactive_language.sentence(g) for g in goals] == said
+    text = interactive_language.TEXT
+    assert [interactive_language.parse_sentence(bytes(text.encode(s))) for s in said] == goals
+    data = Dataset([Episode({"action": np.zeros((2, 1), np.float32), "next.reward": np.zeros(2, np.float32),
+                             text.into: np.stack([text.encode(s) for s in said[1:]])})])
+    check_runtime_transform(interactive_language.SentenceGoal(), data)
+
+
+def carried(*moves) -> Episode:
+    """A hand that carries blocks one after the other: (block, x) each. It approaches for two steps, from above."""
+    blocks, rows = np.array([[0.1, 0.2], [0.5, 0.5], [0.9, 0.8]], np.float32), []
+    for block, x in moves:
+        y = blocks[block, 1]
+        rows += [((blocks[block, 0], y + d), 0.0, blocks.copy()) for d in (0.16, 0.08, 0.0)]
+        rows.append(((blocks[block, 0], y), 1.0, blocks.copy()))
+        blocks[block, 0] = x
+        rows += [((x, y), closed, blocks.copy()) for closed in (1.0, 0.0)]
+    rows.append(((0.5, 0.0), 0.0, blocks.copy()))
+    hand, closed, at = zip(*rows, strict=True)
+    return Episode({"observation.state": np.column_stack([hand, closed]).astype(np.float32),
+                    "observation.environment_state": np.stack(at).reshape(-1, 6),
+                    "action": np.zeros((len(rows) - 1, 3), np.float32)}, {"seed": 1, "number": 0})
+
+
+def test_events_are_found_where_a_block_gets_into_another_zone():
+    episode = carried((0, 0.5), (1, 0.6), (2, 0.1), (1, 0.1), (1, 0.9), (0, 0.1))  # the second stays in its zone
+    found = interactive_language.MovedBlocks((1, 3)).detect(episode)
+    assert [(s.start, s.stop, s.task) for s in found] == [
+        (0, 5, "red middle"), (11, 17, "blue left"), (17, 23, "green left"), (24, 29, "green right"),
+        (29, 35, "red left"), (0, 23, "red middle, green left, blue left")]
+    windows = interactive_language.RandomWindows().detect(episode)
+    assert [w.stop - w.start for w in windows] == [5, 6, 6, 5, 6]
+    for w in windows:  # it tells what ended in it
+        assert any(s.task == w.task and w.start < s.stop <= w.stop for s in found[:5])
+
+
+def test_long_labels_have_as_many_words_as_short_ones():
+    play = interactive_language.PlayEpisodes(20).load(1)
+    short, long = (CutSegments(interactive_language.MovedBlocks((n,))).apply(play) for n in (1, 3))
+    assert 330 < len(short) < 400 and 0.9 < 3 * len(long) / len(short) <= 1
+    permuted = interactive_language.PermutedTasks().apply(short)
+    before, after = ([e.metadata["task"] for e in short], [str(e.steps["task"][0]) for e in permuted])
+    assert sorted(before) == sorted(after) and before != after
+
+
+def test_a_speaker_watches_the_scene_and_another_is_late():
+    obs = {"observation.state": torch.tensor([[0.1, 0.3, 0.0]]), "simulator.goal": torch.tensor([[2, 2, 1]]),
+           "observation.environment_state": torch.tensor([[0.1, 0.2, 0.5, 0.5, 0.9, 0.8]])}
+    whole, live = interactive_language.WholeGoalSpeaker(), interactive_language.WatchingSpeaker()
+    assert whole.speak(obs, {})[0] == ["red middle, green middle, blue left"]
+    assert live.speak(obs, {})[0] == ["red middle"]  # the nearest that is wrong; green is right
+    held = {**obs, "observation.state": torch.tensor([[0.9, 0.8, 1.0]])}
+    assert live.speak(held, {})[0] == ["blue left"]
+    late = interactive_language.DelayedSpeaker(2)
+    ran = rollout(interactive_language.PlayExpert(), interactive_language.ZoneTable(3, 60, 3), 3)
+    seen = [{k: torch.stack([torch.as_tensor(e.steps[k][t]) for e in ran]) for k in obs} for t in range(0, 25, 4)]
+    for speaker in (whole, live, late):
+        check_speaker(speaker, seen)
+    state, said = late.start(obs, torch.zeros(1, dtype=torch.int64)), []
+    for seen in (obs, held, held, obs, obs):
+        words, state = late.speak(seen, state)
+        said += words
+    assert said == ["red middle"] * 3 + ["blue left"] * 2

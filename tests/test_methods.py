@@ -45,10 +45,13 @@ CELLS = {"observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3
          "observation.cell": Feature("int64", (2,), "discrete", num_classes=(3, 3))}
 SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # methods that read columns of their own
            "thought-cloning": {**FEATURES, "thought": Feature("string", (), "string")},
+           "interactive-language": {**FEATURES, "subtask": Feature("string", (), "string")},
            "maskdp": {**FEATURES, "observation.goal": FEATURES["observation.state"]},
            "attention-tuner": {**FEATURES, "recalled": Feature("int64", (1,))}}
 
 
+LEARN_CLASSES = ["bc", "attention-tuner", "cec", "interactive-language", "bc-inverse-dynamics", "knn", "vinn", "udrl",
+                 "decision-transformer", "dichotomy-of-control", "procedure-cloning", "thought-cloning"]
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
 
 
@@ -84,6 +87,8 @@ def test_methods_train_and_act(name):
     obs = {k: torch.randn(3, *f.shape) if f.kind == "vector" else torch.ones(3, *f.shape, dtype=f.torch_dtype)
            for k, f in shown.items() if k.startswith("observation.")} | {LAST_REWARD: torch.ones(3)}
     obs |= {k: torch.ones(3, 1) for k in open_conditions(method, features)}
+    if "observation.task" in policy.features:
+        obs["observation.task"] = torch.ones(3, *policy.features["observation.task"].shape, dtype=torch.uint8)
     state = actor.start(obs, keys(0, range(3)))
     for _ in range(3):
         action, state = actor.act(obs, state)
@@ -198,17 +203,13 @@ def test_descriptions():
 @pytest.mark.parametrize("name", METHODS)
 def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     able = {d["name"]: any("classes" in need for need in d["needs"]) for d in describe_methods()}
-    assert [n for n in able if able[n]] == ["bc", "attention-tuner", "cec", "bc-inverse-dynamics", "knn", "vinn",
-                                            "udrl", "decision-transformer", "dichotomy-of-control", "procedure-cloning",
-                                            "thought-cloning"]
+    assert [n for n in able if able[n]] == LEARN_CLASSES
     if name in SPECIAL:
         return  # their own tests are about classes
     if not able[name]:
         with pytest.raises(UserError, match=f"{name}, column 'action': the actions are classes, but this method "
                            "learns numbers"
-                           "\n  -> bc, attention-tuner, cec, bc-inverse-dynamics, knn, vinn, udrl, "
-                           "decision-transformer, dichotomy-of-control, procedure-cloning, "
-                           "thought-cloning learn classes"):
+                           "\n  -> " + ", ".join(LEARN_CLASSES) + " learn classes"):
             find_method(name, CHOICES)
         return
     # Which of two lights is on decides the choice, and every method that says so learns it.

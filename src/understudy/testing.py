@@ -49,6 +49,7 @@ from .evaluate.recording import UniformRandomActor
 from .evaluate.rollout import rollout
 from .execute.actor import Actor, NoisyActor
 from .execute.base import ActionConditionedExecutor, Executor
+from .execute.instruction import Speaker
 from .execute.planner_config import PlannerConfig
 from .execute.wrappers import ActionWrapper, WrappedActor
 from .heads.base import DenoisingHead, LikelihoodHead, TargetNetworkHead, TemperatureHead
@@ -623,6 +624,46 @@ def _structure(tree) -> object:
     if isinstance(tree, Mapping):
         return {k: _structure(v) for k, v in tree.items()}
     return tuple(tree.shape), tree.dtype
+
+
+def check_speaker(speaker: Speaker, observations: Sequence[Mapping[str, Tensor]]) -> None:
+    """Checks the contract of a speaker whose words depend on what it sees alone.
+
+    It says one text to each row, rows do not depend on each other, no state is changed in place, and a restarted row
+    continues as a new one.
+
+    Args:
+        speaker: The speaker.
+        observations: What an environment shows at two or more steps, by column, (B, ...) each with B of 2 or more.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
+    rows = len(next(iter(observations[0].values())))
+    key = keys(0, range(rows))
+
+    def speak(which: Sequence[int], state) -> list[tuple[str, ...]]:
+        said = []
+        for obs in observations:
+            before = tree_map(Tensor.clone, state)
+            seen = take(obs, list(which))
+            words, upcoming = speaker.speak(seen, state)
+            require(not isinstance(words, str) and len(words) == len(which) and all(isinstance(w, str) for w in words),
+                    f"it must say one text to each of {len(which)} rows, and said {words!r}")
+            tree_map(lambda now, was: require_equal(now, was, "no state may be changed in place"), state, before)
+            require(_structure(upcoming) == _structure(state), "the state must keep its structure")
+            said.append(tuple(words))
+            state = upcoming
+        return said
+
+    together = speak(range(rows), speaker.start(observations[0], key))
+    for row in range(rows):
+        alone = speak([row], speaker.start(take(observations[0], [row]), key[[row]]))
+        require(alone == [(words[row],) for words in together], "what it says to a row must not depend on other rows")
+    _, state = speaker.speak(observations[0], speaker.start(observations[-1], key))
+    again = put(state, [1], speaker.start(take(observations[0], [1]), key[[1]]))
+    require([words[1] for words in speak(range(rows), again)] == [words[1] for words in together],
+            "a restarted row must continue as a new one")
 
 
 # -- environments ---------------------------------------------------------------------------------------------------

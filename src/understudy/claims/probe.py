@@ -49,6 +49,7 @@ from .filter_like_you_test import FramedDemonstrations
 from .generalization_gap import MazeDemonstrations
 from .goal_directions import DirectedPush
 from .imitation_promise import WeakAndStrongDemonstrations
+from .interactive_language import PlayEpisodes
 from .mip_two_steps import PegDemonstrations
 from .out_of_dynamics import MixedDynamicsDemonstrations
 from .preemptive_restart import RestartMethod
@@ -87,6 +88,7 @@ REDUCED: dict[type, dict[str, int]] = {
     VisualMethod: {"n_updates": 1},  # batch normalization magnifies rounding errors
     AgentDemonstrations: {"episodes": 2},
     WatchedMethod: {"n_checkpoints": 2, "interval": 2},  # among the last updates that are made
+    PlayEpisodes: {"episodes": 4},
     FramedDemonstrations: {"episodes": 10, "n_updates": UPDATES},
 }
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")

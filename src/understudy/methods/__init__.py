@@ -99,6 +99,13 @@ METHODS: dict[str, NamedMethod] = {
         "Behavior cloning from a history through a noisy code that keeps little besides what tells the action.",
         Reference("Alemi et al. 2017, arXiv 1612.00410; as a part of Wen et al. 2020, arXiv 2010.14876, who also train "
                   "an adversary that looks for the last action in the code")),
+    "interactive-language": NamedMethod(
+        "understudy.methods.behavior_cloning:interactive_language",
+        "Behavior cloning of labeled segments of long recordings, for instructions that may change at every step.",
+        Reference("Lynch et al. 2022 (Interactive Language), arXiv 2210.06407, with four images, attention from the "
+                  "words to them, frozen CLIP words and far larger networks", ("280",),
+                  (NUMBERS_OR_CLASSES, "a column of text that says what is done at each step, or segments in the "
+                   "metadata of the episodes"))),
     "gcbc": NamedMethod(
         "understudy.methods.behavior_cloning:gcbc",
         "Goal-conditioned behavior cloning: the goal of each step is a later observation of its episode.",

@@ -9,7 +9,8 @@ from ..core import Schema
 from ..data.augment import RandomMasking
 from ..data.codec import Normalizer
 from ..data.episode_concat import EpisodeConcat
-from ..data.relabel import ConcatColumns, TimeLeft
+from ..data.relabel import ConcatColumns, TaskText, TimeLeft
+from ..data.segments import ColumnSegments, CutSegments, StoredSegments
 from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
 from ..execute.planner_config import MaskedGoalConfig
@@ -154,6 +155,26 @@ def bottleneck_bc(n_obs_steps: int = 5, width: int = 32, weight: float = 0.01) -
     policy = PolicyConfig(Regression(), encoder=BottleneckEncoder(width), window=Window(n_obs_steps, 1))
     return Method(policy, RecedingHorizon(),
                   BehaviorCloning(steps=5000, auxiliary_losses=(InformationBottleneck(weight),)))
+
+
+def interactive_language(column: str | None = "subtask", max_bytes: int = 64, extra_steps: int = 0,
+                         features: Schema | None = None) -> Method:
+    """Behavior cloning of labeled segments of long recordings, for instructions that may change at every step.
+
+    Args:
+        column: Column of text that says what is done at each step. Each run of the same text is a segment. None takes
+            the segments in the metadata of each episode, which may overlap: see `StoredSegments`.
+        max_bytes: Number of bytes of an instruction.
+        extra_steps: Number of steps to keep after the end of each segment. Where another task begins at once, they
+            would show the wrong one.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    detector = StoredSegments() if column is None else ColumnSegments(column)
+    # One observation: in a longer history, an old instruction would still be read after it has changed.
+    policy = PolicyConfig(Categorical() if discrete else Regression(), MLP(), TokenEncoder(), window=Window())
+    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=10_000),
+                  (CutSegments(detector, extra_steps), TaskText(max_bytes)))
 
 
 def gcbc(column: str = "observation.state") -> Method:

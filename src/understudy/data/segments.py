@@ -1,0 +1,214 @@
+"""Labeled segments: parts of long episodes, which may overlap, with what was done in each of them in words.
+
+Long recordings without tasks and resets become episodes of single tasks, after they were made (hindsight labels).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import index
+
+import numpy as np
+
+from ..core import DataError, Feature
+from .episode import ColumnSource, Dataset, Episode
+from .operations import ConcatSource, Operation, SlicedSource
+from .sources import WrapperSource
+
+SEGMENTS = "segments"  # metadata of an episode: its segments, a list of [start, stop, task]
+_FIELD = f"metadata {SEGMENTS!r}"
+
+
+@dataclass(frozen=True)
+class LabeledSegment:
+    """A part of an episode, and what was done in it.
+
+    Args:
+        start: Its first step.
+        stop: The step after its last step.
+        task: What was done, in words.
+    """
+
+    start: int
+    stop: int
+    task: str
+
+
+def cut_segments(data: Dataset, segments: Sequence[Sequence[LabeledSegment]], extra_steps: int = 0) -> Dataset:
+    """Make an episode of each segment.
+
+    Segments may overlap, and steps in no segment are left out. Columns stay lazy. The words are the column and the
+    metadata `task`, which `TaskText` reads. The metadata `segment` tells the number of the episode, the start and the
+    stop of each segment. All else stays as it was recorded: `success`, for example, is that of the whole episode. As in
+    `Crop`, a column with a row after the last action keeps one.
+
+    Args:
+        data: The long episodes.
+        segments: The segments of each episode.
+        extra_steps: Number of steps to keep after the end of each segment, where the episode has them. They show the
+            policy what to do when it is done. Where another task begins at once, they show the wrong thing.
+
+    Returns:
+        The segments, ordered by episode and in the given order.
+
+    Raises:
+        DataError: There is no segment, one is not a part of its episode, or its task is empty.
+
+    Example:
+        >>> pushes = cut_segments(play, [[LabeledSegment(0, 40, "push red left"), LabeledSegment(25, 90, "go up")]])
+        >>> [len(e) for e in pushes]
+        [40, 65]
+    """
+    if len(segments) != len(data):
+        raise DataError(f"there are segments of {len(segments)} episodes, and {len(data)} episodes",
+                        where=data.metadata.get("path", "data set"),
+                        hint="give a list for each episode, which is empty where nothing was done")
+    lengths, found = data.lengths.tolist(), []
+    for episode, (inside, length) in enumerate(zip(segments, lengths, strict=True)):
+        for number, one in enumerate(inside):
+            _check_segment(one, length, f"episode {episode}, segment {number}")
+            found.append((episode, one))
+    if not found:
+        raise DataError("no episode has a segment", where=data.metadata.get("path", "data set"),
+                        hint="label some, or use a detector that finds what was done in these data")
+    inner = ConcatSource([(data.source, [data.indices[episode] for episode, _ in found])])
+    start = np.array([one.start for _, one in found], np.int64)
+    stop = np.array([min(one.stop + extra_steps, lengths[episode]) for episode, one in found], np.int64)
+    return Dataset(SegmentSource(SlicedSource(inner, start, stop), found), data.metadata)
+
+
+class SegmentDetector(ABC):
+    """Finds the segments of an episode. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def detect(self, episode: Episode) -> Sequence[LabeledSegment]:
+        """Return the segments of an episode. They may overlap, and there may be none.
+
+        Args:
+            episode: A long episode.
+
+        Raises:
+            DataError: A column or a metadata field is missing or malformed. The message names it.
+        """
+
+
+@dataclass(frozen=True)
+class StoredSegments(SegmentDetector):
+    """The segments in the metadata of each episode, as people or another program labeled them.
+
+    The field `segments` is a list of ``[start, stop, task]``. An empty list says that nothing was done.
+    """
+
+    def detect(self, episode):
+        if SEGMENTS not in episode.metadata:
+            raise DataError(f"it is missing; there are {', '.join(sorted(episode.metadata)) or 'none'}", where=_FIELD,
+                            hint='store a list such as [[0, 40, "push red left"]], or name a detector of segments')
+        found = episode.metadata[SEGMENTS]
+        if not isinstance(found, Sequence) or isinstance(found, str):
+            raise DataError(f"it is {found!r} and not a list", where=_FIELD,
+                            hint='such as [[0, 40, "push red left"]]')
+        for number, one in enumerate(found):
+            if not isinstance(one, Sequence) or isinstance(one, str) or len(one) != 3:
+                raise DataError(f"{one!r} is not a start, a stop and a task", where=f"{_FIELD}, segment {number}",
+                                hint='such as [0, 40, "push red left"]')
+        return [LabeledSegment(*one) for one in found]
+
+
+@dataclass(frozen=True)
+class ColumnSegments(SegmentDetector):
+    """One segment for each run of steps with the same text in a column, such as the subtask. Empty text is no segment.
+
+    Args:
+        column: Name of the column of text.
+    """
+
+    column: str = "subtask"
+
+    def detect(self, episode):
+        if self.column not in episode.steps:
+            raise DataError(f"it is missing; there are {', '.join(sorted(episode.steps))}",
+                            where=f"column {self.column!r}",
+                            hint="name a column of text that says what is done at each step")
+        text = np.asarray(episode.steps[self.column])[: len(episode)]
+        if text.dtype.kind not in "UO" or text.size != len(text):
+            raise DataError(f"it has {text.dtype} of shape {text.shape[1:]} and not a text at each step",
+                            where=f"column {self.column!r}", hint="name a column of text")
+        text = text.reshape(len(text)).astype(str)
+        changes = [0, *(np.flatnonzero(text[1:] != text[:-1]) + 1).tolist(), len(text)]
+        return [LabeledSegment(a, b, str(text[a])) for a, b in zip(changes, changes[1:], strict=False)
+                if b > a and text[a].strip()]
+
+
+@dataclass(frozen=True)
+class CutSegments(Operation):
+    """Make an episode of each segment that a detector finds: see `cut_segments`.
+
+    Args:
+        detector: Finds the segments of an episode. By default those in its metadata.
+        extra_steps: Number of steps to keep after the end of each segment.
+
+    References:
+        Lynch et al. (2022), Interactive Language: Talking to Robots in Real Time, arXiv:2210.06407: annotators choose
+        where a segment starts and ends.
+    """
+
+    detector: SegmentDetector = field(default_factory=StoredSegments)
+    extra_steps: int = 0
+
+    def apply(self, data: Dataset) -> Dataset:
+        if self.extra_steps < 0:
+            raise DataError(f"extra_steps is {self.extra_steps}", where="CutSegments", hint="use 0 or more steps")
+        found = []
+        for number, episode in enumerate(data.iterate_once()):
+            try:
+                found.append(self.detector.detect(episode))
+            except DataError as error:
+                place = f"episode {number}" + (f", {error.where}" if error.where else "")
+                raise DataError(error.problem, where=place, hint=error.hint) from None
+        return cut_segments(data, found, self.extra_steps)
+
+
+class SegmentSource(WrapperSource):
+    """The segments of another source with their tasks: see `cut_segments`.
+
+    Args:
+        inner: The other source. Its episodes are the segments.
+        segments: For each, the number of the long episode, and the segment.
+    """
+
+    def __init__(self, inner: ColumnSource, segments: Sequence[tuple[int, LabeledSegment]]):
+        super().__init__(inner, [[episode, one.start, one.stop, one.task] for episode, one in segments])
+        self._segments = segments
+        self.schema = {**inner.schema, "task": Feature("string", (), "string")}
+
+    def rows(self, name):
+        return self.lengths if name == "task" else self.inner.rows(name)
+
+    def column(self, name, episode):
+        if name != "task":
+            return self.inner.column(name, episode)
+        return np.broadcast_to(np.array([self._segments[episode][1].task]), (int(self.lengths[episode]),))
+
+    def packed_column(self, name):
+        return None if name == "task" else self.inner.packed_column(name)
+
+    def episode_metadata(self, episode):
+        number, one = self._segments[episode]
+        had: Mapping = self.inner.episode_metadata(episode)
+        return {**{k: v for k, v in had.items() if k != SEGMENTS}, "task": one.task,
+                "segment": {"episode": number, "start": int(one.start), "stop": int(one.stop)}}
+
+
+def _check_segment(one: LabeledSegment, length: int, where: str) -> None:
+    try:
+        start, stop = index(one.start), index(one.stop)
+    except TypeError:
+        raise DataError(f"start={one.start!r} and stop={one.stop!r} are not numbers of steps", where=where,
+                        hint="use whole numbers, counted from 0") from None
+    if not 0 <= start < stop <= length:
+        raise DataError(f"start={start} and stop={stop} are no part of its {length} steps", where=where,
+                        hint="start counts from 0, and stop is the step after the last")
+    if not isinstance(one.task, str) or not one.task.strip():
+        raise DataError(f"task={one.task!r} says nothing", where=where, hint="say in words what was done")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from understudy.checkpoint import FromStage
 from understudy.core import Unsupported, UserError
+from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.envs import make
 from understudy.evaluate.evaluation import evaluate, recording_seed
@@ -111,6 +113,19 @@ def test_policies_that_do_not_fit_are_refused():
                                   ((other,), (0.5, 0.5), "policy 1 has another head")):
         with pytest.raises(UserError, match=said):
             ComposedPolicies(policy, others, weights)
+    for name, change in (("offset", 5.0), ("scale", 1.0)):  # actions that are all larger, and a wider range
+        moved = copy.deepcopy(policy)
+        getattr(moved.codec.action_transform, name).add_(change)
+        with pytest.raises(UserError, match=f"policy 1 is another action .* have the {name} "):
+            ComposedPolicies(policy, (moved,), (0.5, 0.5))
+    close = copy.deepcopy(policy)
+    close.codec.action_transform.offset.add_(5e-4 * close.action_scale)
+    ComposedPolicies(policy, (close,), (0.5, 0.5))
+    for options, said in (({"target": "zscore"}, "have the"), ({"relative": "observation.state",
+                           "components": ((0, 0),)}, "coded with relative='observation.state' and not None")):
+        relative, _ = random_batch(replace(flow(), codec=Normalizer(**options)))
+        with pytest.raises(UserError, match=said):
+            ComposedPolicies(policy, (relative,), (0.5, 0.5))
     plain, _ = random_batch(flow(Regression()))
     with pytest.raises(Unsupported, match="one step"):
         ComposedPolicies(plain, (plain,), (0.5, 0.5))

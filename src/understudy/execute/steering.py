@@ -74,8 +74,8 @@ class ComposedPolicies(PlannerWrapper):
     """Samples from several policies together: at each step of sampling, their predictions are averaged.
 
     The policies may read different columns, such as a camera and words, or come from different data. A plan is likely
-    under all of them. They need the same head and the same statistics of actions, because the steps of sampling are
-    taken in coded actions.
+    under all of them. They need the same head and the same statistics of actions, scale and offset, because the steps
+    of sampling are taken in coded actions.
 
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`.
@@ -110,9 +110,9 @@ class ComposedPolicies(PlannerWrapper):
                 if a != b:
                     raise UserError(f"policy {number} has another {name}, {b}, than the first, {a}", where=where,
                                     hint="train both with the same head and window")
-            if not torch.allclose(mine.action_scale, other.action_scale, rtol=1e-3):
-                raise UserError(f"policy {number} has actions of scale {other.action_scale.tolist()}, the first of "
-                                f"{mine.action_scale.tolist()}", where=where,
+            if (difference := mine.codec.target_difference(other.codec)) is not None:
+                raise UserError(f"a code of policy {number} is another action than one of the first policy: "
+                                f"{difference}", where=where,
                                 hint="continue one policy from the other (understudy train --from), or train both on "
                                      "data with the same range of actions")
 

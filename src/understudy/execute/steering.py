@@ -137,15 +137,17 @@ class ComposedPolicies(PlannerWrapper):
 class PathCost(CostGuidance):
     """Draws the positions that a chunk leads to towards points, or towards a path through them.
 
-    The cost is half the squared distance of each position to the nearest point, as a mean over the chunk. A single
-    point holds what moves near it. A path needs points up to where the motion shall end.
+    The cost is half the squared distance of each position to the nearest point, as a mean over the steps of the chunk
+    that are still to come. A single point holds what moves near it. A path needs points up to where the motion shall
+    end.
 
     Args:
         points: Points in world units, (K, D): one for a click, several for a drawn path.
-        start: Position before the chunk, (B, D).
+        start: Current position, (B, D).
         components: The D components of the action that move the position.
         step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
         scale: Factor of the cost.
+        skip: Number of steps of the chunk that lie in the past. They have moved the position already.
     """
 
     points: Tensor
@@ -153,12 +155,13 @@ class PathCost(CostGuidance):
     components: tuple[int, ...]
     step: float | None
     scale: float
+    skip: int = 0
 
     def select_rows(self, rows):
         return replace(self, start=self.start[rows])
 
     def cost(self, coded_action, encode, decode):
-        action = decode(coded_action)[..., list(self.components)]
+        action = decode(coded_action)[:, self.skip:, list(self.components)]
         at = action if self.step is None else self.start.unsqueeze(1) + self.step * action.cumsum(1)
         gap = (at.unsqueeze(2) - self.points.to(at)).square().sum(-1).amin(2)
         return 0.5 * self.scale * gap.mean(1)
@@ -181,7 +184,8 @@ class Steered(PlannerWrapper):
         scale: Strength of the guidance.
 
     Raises:
-        UserError: The policy does not read the column, or the points have another number of components.
+        UserError: The policy does not read the column, the points have another number of components, or the chunks do
+            not contain the current step.
 
     References:
         Wang et al. (2025), Inference-Time Policy Steering through Human Interactions, arXiv:2411.16627.
@@ -205,8 +209,19 @@ class Steered(PlannerWrapper):
         if not self.points or any(len(point) != len(self.components) for point in self.points):
             raise UserError(f"every point needs {len(self.components)} numbers, but the points are {self.points}",
                             where="Steered.points", hint="give one number for each component")
+        if not 0 <= self._skip < self.planner.window.horizon:
+            window = self.planner.window
+            raise UserError("the chunks of the policy do not contain the current step, from whose position they move: "
+                            f"action_offset is {window.action_offset} and horizon {window.horizon}", where="Steered",
+                            hint="train it with an action_offset from 1 - horizon to 0")
+
+    @property
+    def _skip(self) -> int:
+        """Number of steps of a chunk that lie in the past."""
+        return -self.planner.window.action_offset
 
     def plan(self, obs, noise, guides=()):
         now = obs[self.column][:, -1, list(self.components)].float()
-        cost = PathCost(torch.tensor(self.points, device=now.device), now, self.components, self.step, self.scale)
+        points = torch.tensor(self.points, device=now.device)
+        cost = PathCost(points, now, self.components, self.step, self.scale, self._skip)
         return self.planner.plan(obs, noise, (*guides, cost))

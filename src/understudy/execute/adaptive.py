@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import UserError, put
+from .base import check_numeric_actions, check_samples
 from .chunking import ChunkedExecutor
 
 
@@ -47,6 +48,11 @@ class AdaptiveHorizon(ChunkedExecutor):
             raise UserError(f"min_action_steps is {self.min_action_steps}, but must be from 1 to n_action_steps, "
                             f"which is {self.n_action_steps}", where="AdaptiveHorizon.min_action_steps",
                             hint="leave it at 1")
+
+    def check_planner(self, planner):
+        check_numeric_actions(planner, "AdaptiveHorizon", "measures how far samples of an action are apart")
+        check_samples(planner, "AdaptiveHorizon")
+        super().check_planner(planner)
 
     def start(self, planner, obs, key):
         state = super().start(planner, obs, key)
@@ -172,6 +178,10 @@ class ChunkBlending(ChunkedExecutor):
     n_action_steps: int = 1
     skip: int = 0
     weight: float = 0.5
+
+    def check_planner(self, planner):
+        check_numeric_actions(planner, "ChunkBlending", "averages actions of two chunks")
+        super().check_planner(planner)
 
     def accept_plan(self, planner, state, request, chunk, delay=0):
         old, mask = self.last_chunk(state, request.rows, delay).aligned()

@@ -13,7 +13,7 @@ from ..checkpoint import FromStage
 from ..core import ConfigError, Unsupported
 from ..heads.neighbors import Neighbors
 from ..policy import Planner, Policy
-from .base import Executor, check_alignment
+from .base import Executor, check_alignment, check_numeric_actions
 from .following import policy_with_memory
 
 
@@ -49,6 +49,8 @@ class AlignedReplay(Executor):
 
     def check_planner(self, planner):
         check_alignment(self, planner)
+        if self.aligner is not None:
+            check_numeric_actions(planner, "AlignedReplay", "aligns until the actions are small")
         policy = policy_with_memory(planner, "AlignedReplay")
         if policy.window.horizon < 2:
             raise ConfigError("the window has a horizon of 1, which does not tell where a demonstration ends",

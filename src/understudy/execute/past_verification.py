@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError
+from .base import check_numeric_actions, check_samples
 from .chunking import ChunkedExecutor
 
 
@@ -42,6 +43,11 @@ class PastVerification(ChunkedExecutor):
                               "and two samples to compare", where="PastVerification",
                               hint="train with Window(action_offset=-skip), such as the methods ptp and "
                                    "diffusion-policy do, or use RecedingHorizon")
+
+    def check_planner(self, planner):
+        check_numeric_actions(planner, "PastVerification", "measures how far planned actions are from executed ones")
+        check_samples(planner, "PastVerification")
+        super().check_planner(planner)
 
     def start(self, planner, obs, key):
         state = super().start(planner, obs, key)

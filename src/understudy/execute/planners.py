@@ -50,6 +50,14 @@ class PlannerWrapper(Planner):
     def device(self):
         return self.planner.device
 
+    @property
+    def is_discrete(self):
+        return self.planner.is_discrete
+
+    @property
+    def is_deterministic(self):
+        return self.planner.is_deterministic
+
     def noise(self, key, count):
         return self.planner.noise(key, count)
 
@@ -329,6 +337,14 @@ class FactoredPlanner(Planner):
     def device(self):
         return self.planners[0].device
 
+    @property
+    def is_discrete(self):
+        return any(p.is_discrete for p in self.planners)
+
+    @property
+    def is_deterministic(self):
+        return all(p.is_deterministic for p in self.planners)
+
     def noise(self, key, count):
         # Keys that differ, so that equal planners draw independently.
         return {str(i): p.noise(key + i, count) for i, p in enumerate(self.planners)}
@@ -417,6 +433,10 @@ class Hierarchical(PlannerWrapper):
     @property
     def features(self):
         return {**self.high.features, **self.low.features}
+
+    @property
+    def is_deterministic(self):
+        return self.high.is_deterministic and self.low.is_deterministic
 
     def noise(self, key, count):
         return {"high": self.high.noise(key, count), "low": self.low.noise(key + 1, count)}
@@ -546,6 +566,10 @@ class InverseDynamicsPlanner(PlannerWrapper):
     @property
     def window(self):
         return replace(self.high.window, action_offset=0)
+
+    @property
+    def is_deterministic(self):
+        return self.high.is_deterministic and self.low.is_deterministic
 
     def noise(self, key, count):
         low = sample_noise(self.low, key + 1, count, self.window.horizon)

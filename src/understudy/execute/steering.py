@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..core import Context, UserError, take
 from ..policy import CostGuidance, NetworkGuidance, Planner, Policy
+from .base import check_numeric_actions
 from .planners import PlannerWrapper
 
 
@@ -186,6 +187,7 @@ class Steered(PlannerWrapper):
     Raises:
         UserError: The policy does not read the column, the points have another number of components, or the chunks do
             not contain the current step.
+        Unsupported: Actions are classes.
 
     References:
         Wang et al. (2025), Inference-Time Policy Steering through Human Interactions, arXiv:2411.16627.
@@ -199,6 +201,7 @@ class Steered(PlannerWrapper):
     scale: float = 1.0
 
     def __post_init__(self):
+        check_numeric_actions(self.planner, "Steered", "moves actions towards points")
         if self.column not in self.planner.inputs:
             raise UserError(f"the policy does not read {self.column!r}", where="Steered.column",
                             hint=f"it reads {', '.join(self.planner.inputs)}")

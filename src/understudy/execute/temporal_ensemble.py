@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import UserError
 from ..policy import Planner
-from .base import Executor, check_alignment, empty_chunks
+from .base import Executor, check_alignment, check_numeric_actions, empty_chunks
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class TemporalEnsemble(Executor):
     delay: int = 0
 
     def check_planner(self, planner):
+        check_numeric_actions(planner, type(self).__name__, "averages actions of several chunks")
         check_alignment(self, planner, self.skip)
         if not 0 <= self.delay <= (last := planner.window.horizon - self.skip - 1):
             raise UserError(f"the delay is {self.delay}, but must be from 0 to {last}, "

@@ -34,6 +34,11 @@ class GMM(LikelihoodHead, TemperatureHead):
     min_std: float = 0.01
     temperature: float = 0.0
 
+    @property
+    def ignores_noise(self):
+        """Whether the temperature is 0 and there is one component. Otherwise the noise chooses the component."""
+        return self.temperature == 0 and self.n_components == 1
+
     def noise(self, horizon, coded_dim):
         return (horizon, coded_dim + 1)  # the last column picks the component, a joint one that of the first step
 

@@ -40,6 +40,11 @@ class StreamingFlow(StepwiseHead):
     solver: Solver = field(default_factory=Euler)
     n_substeps: int = 1
 
+    @property
+    def ignores_noise(self):
+        """Whether plans start exactly at the last action."""
+        return self.sigma == 0
+
     def build(self, trunk, coded_dim, spec):
         if spec.horizon < 2:
             raise UserError("a streaming flow needs a last action and a next action, but the horizon is 1",

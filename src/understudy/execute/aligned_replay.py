@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import FromStage
-from ..core import ConfigError, Unsupported
+from ..core import ConfigError, Unsupported, check_range
 from ..heads.neighbors import Neighbors
 from ..policy import Planner, Policy
 from .base import Executor, check_alignment, check_numeric_actions
@@ -46,6 +46,9 @@ class AlignedReplay(Executor):
     goal: str = "observation.goal"
     tolerance: float = 0.05
     max_steps: int = 40
+
+    def __post_init__(self):
+        check_range(self, "tolerance", "max_steps", at_least=0)
 
     def check_planner(self, planner):
         check_alignment(self, planner)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import UserError
+from ..core import UserError, check_range
 from ..policy import Planner
 from .base import Executor, check_alignment, check_numeric_actions, empty_chunks
 
@@ -33,6 +33,9 @@ class TemporalEnsemble(Executor):
     decay: float = 0.01
     skip: int = 0
     delay: int = 0
+
+    def __post_init__(self):
+        check_range(self, "skip", "delay", at_least=0)
 
     def check_planner(self, planner):
         check_numeric_actions(planner, type(self).__name__, "averages actions of several chunks")

@@ -57,7 +57,8 @@ MAY_BE_ZERO = {  # no steps, no layers, no change: something that a user may wan
     "fit_steps", "start", "layer", "head",
 }
 ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "n_steps"), ("TokenEncoder", "crop"),
-             ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead")}
+             ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),
+             ("OneStepDistillation", "n_score_updates")}
 NEVER_ZERO = {("PastVerification", "skip")}
 
 

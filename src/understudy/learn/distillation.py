@@ -124,8 +124,8 @@ class OneStepDistillation(LearnerConfig):
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
 
     def __post_init__(self):
-        check_range(self, "steps", at_least=0)
-        check_range(self, "batch_size", "n_score_updates", at_least=1)
+        check_range(self, "steps", "n_score_updates", at_least=0)
+        check_range(self, "batch_size", at_least=1)
         check_range(self, "time_range", at_least=0, at_most=1)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> OneStepDistillationLearner:

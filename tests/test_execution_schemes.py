@@ -34,7 +34,12 @@ from understudy.execute.schemes import EXECUTION_SCHEMES
 from understudy.execute.self_guidance import SelfGuided
 from understudy.execute.streaming_flow import StreamingFlowExecutor
 from understudy.execute.temporal_ensemble import AdaptiveEnsemble, TemporalEnsemble
+from understudy.heads.categorical import Categorical
+from understudy.heads.cvae import CVAE
 from understudy.heads.flow import Flow
+from understudy.heads.gaussian import Gaussian
+from understudy.heads.mip import MIP
+from understudy.heads.regression import Regression
 from understudy.learn.execution import BUILDERS, with_execution_scheme
 from understudy.learn.method import Method, build_planner, resolve_references
 from understudy.methods import find_method
@@ -514,6 +519,54 @@ def test_schemes_execute_the_policy_of_any_method(name, skip):
     assert config.load(json.loads(json.dumps(config.dump(made)))) == made  # method.json
     assert made.policy == method.policy and getattr(made.executor, "n_action_steps", 3) in (1, 3)
     check_executor(made.executor, made.policy, steps=8, inference=made.inference)
+
+
+def planner_of(name, policy, skip=1):
+    """The executor and the planner of a scheme for a policy."""
+    method = with_execution_scheme(Method(policy.config, RecedingHorizon(3, skip)), name)
+    return method.executor, build_planner(method, {"policy": policy})
+
+
+@pytest.mark.parametrize("head", [MIP(), Regression(), Gaussian(), CVAE(4)], ids=lambda head: type(head).__name__)
+@pytest.mark.parametrize("name", ["adaptive-horizon", "bidirectional-decoding", "past-verification"])
+def test_schemes_that_compare_samples_refuse_deterministic_policies(name, head):
+    config = PolicyConfig(head, trunk=SMALL, window=Window(2, 8, action_offset=-1))
+    with pytest.raises(Unsupported, match="plans without randomness") as told:
+        executor, planner = planner_of(name, random_batch(config)[0])
+        executor.check_planner(planner)
+    assert "RecedingHorizon" in told.value.hint
+    if hasattr(head, "temperature"):
+        executor, planner = planner_of(name, random_batch(replace(config, head=replace(head, temperature=1.0)))[0])
+        executor.check_planner(planner)
+
+
+CLASSES = Feature("int64", (2,), "discrete", num_classes=(3, 4))
+REFUSES_CLASSES = {name for name, scheme in EXECUTION_SCHEMES.items() if "continuous actions" in scheme.needs}
+
+
+@pytest.mark.parametrize("name", [n for n, s in EXECUTION_SCHEMES.items() if "step by step" not in s.needs])
+def test_schemes_that_compute_with_actions_refuse_classes(name):
+    """The others execute classes that the policy planned."""
+    policy, batch = random_batch(PolicyConfig(Categorical(1.0), trunk=SMALL, window=Window(2, 8, action_offset=-1)),
+                                 target=CLASSES)
+    key = torch.arange(len(batch))
+    if name in REFUSES_CLASSES:
+        with pytest.raises(Unsupported, match="numbers of classes") as told:
+            executor, planner = planner_of(name, policy)
+            executor.start(planner, batch.obs, key)
+        assert "receding-horizon" in told.value.hint
+        return
+    executor, planner = planner_of(name, policy)
+    state = executor.start(planner, batch.obs, key)
+    for _ in range(6):
+        action, state = executor.act(planner, batch.obs, state)
+        assert torch.equal(action, action.round()) and (action < torch.tensor([3, 4])).all()
+
+
+def test_which_schemes_refuse_classes():
+    assert {
+        "temporal-ensemble", "adaptive-ensemble", "chunk-blending", "low-pass", "jerk-limit", "adaptive-horizon",
+        "bidirectional-decoding", "past-verification"} == REFUSES_CLASSES
 
 
 def test_schemes_that_do_not_exist_or_do_not_fit_are_refused():

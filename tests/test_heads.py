@@ -39,6 +39,7 @@ from understudy.heads.paths import noise_schedule
 from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
 from understudy.heads.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, Midpoint
+from understudy.heads.streaming_flow import StreamingFlow
 from understudy.heads.vq_bet import VQBeT
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
@@ -108,6 +109,31 @@ def test_contract_of_tokens(head, trunk):
 @pytest.mark.parametrize("head, trunk", list(cases(FROZEN, TRUNKS)))
 def test_contract_of_frozen_encoders(head, trunk):
     check_head(PolicyConfig(head, trunk=trunk, encoder=ConcatEncoder(), window=Window(2, 8)))
+
+
+@pytest.mark.parametrize("head, is_deterministic", [
+    (Regression(), True), (MIP(), True), (Neighbors(), True), (Flow(), False), (Diffusion(), False),
+    (EnergyModel(8, n_candidates=16), False),
+    (Gaussian(), True), (Gaussian(temperature=0.5), False), (Categorical(), True), (Categorical(1.0), False),
+    (CVAE(4), True), (CVAE(4, temperature=1.0), False), (Bins(8, temperature=0.0), True), (Bins(8), False),
+    (BeT(4, temperature=0.0), True), (BeT(4), False), (NormalizingFlow(4, temperature=0.0), True),
+    (VQBeT(4, latent_dim=8, width=8, fit_steps=2, temperature=0.0), True), (NormalizingFlow(4), False),
+    (FAST(80, width=8), True), (FAST(80, width=8, temperature=1.0), False),
+    (GMM(), False), (GMM(1), True), (GMM(joint=False), False),  # the noise also chooses the component
+    (StreamingFlow(), False), (StreamingFlow(sigma=0.0), True),
+], ids=named)
+def test_policies_say_whether_they_are_deterministic(head, is_deterministic):
+    trunk = TRUNKS[2] if isinstance(head, FAST) else TRUNKS[0]
+    policy, batch = random_batch(PolicyConfig(head, trunk=trunk, window=Window(2, 8)), target=HEADS.get(head) or (
+        CHOICE if isinstance(head, Categorical) else None))
+    assert policy.is_deterministic == is_deterministic
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in policy.parameters():  # some layers are zero at first
+            weight += 0.3 * torch.randn(weight.shape, generator=rng)
+        one, other = (policy.plan(batch.obs, torch.randn(len(batch), *policy.noise_shape, generator=rng))
+                      for _ in range(2))
+    assert torch.equal(one, other) == is_deterministic
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from understudy.data.window import Window
 from understudy.evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
 from understudy.heads.base import Head
 from understudy.heads.categorical import Categorical
+from understudy.heads.cvae import CVAE
+from understudy.heads.gmm import GMM
 from understudy.learn.validation import Validation, target_scale
 from understudy.policy import Policy, PolicyConfig
 
@@ -86,6 +88,15 @@ def test_a_constant_answer_has_the_errors_that_arithmetic_says():
     assert (
         found.coverage is None and found.uncertain_steps == () and "cannot say where it is unsure" in found.describe()
     )
+
+
+def test_a_head_at_temperature_0_gives_one_answer():
+    """It has noise, as the head of ACT has, but its plans do not depend on it."""
+    data = normal_data(4, 30)
+    for head, samples in ((CVAE(4), 1), (CVAE(4, temperature=1.0), 5), (GMM(2), 5)):
+        found = evaluate_action_prediction(policy(data, head), data, validation=Validation(8, 5))
+        assert found.samples == samples and (found.coverage is None) == (samples == 1)
+        assert ("gives one answer" in found.describe()) == (samples == 1)
 
 
 def test_a_policy_exactly_as_unsure_as_the_data_is_found_to_be():

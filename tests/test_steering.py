@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from understudy.checkpoint import FromStage
 from understudy.core import Unsupported, UserError
+from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.envs import make
 from understudy.evaluate.evaluation import evaluate, recording_seed
@@ -111,6 +113,19 @@ def test_policies_that_do_not_fit_are_refused():
                                   ((other,), (0.5, 0.5), "policy 1 has another head")):
         with pytest.raises(UserError, match=said):
             ComposedPolicies(policy, others, weights)
+    for name, change in (("offset", 5.0), ("scale", 1.0)):  # actions that are all larger, and a wider range
+        moved = copy.deepcopy(policy)
+        getattr(moved.codec.action_transform, name).add_(change)
+        with pytest.raises(UserError, match=f"policy 1 is another action .* have the {name} "):
+            ComposedPolicies(policy, (moved,), (0.5, 0.5))
+    close = copy.deepcopy(policy)
+    close.codec.action_transform.offset.add_(5e-4 * close.action_scale)
+    ComposedPolicies(policy, (close,), (0.5, 0.5))
+    for options, said in (({"target": "zscore"}, "have the"), ({"relative": "observation.state",
+                           "components": ((0, 0),)}, "coded with relative='observation.state' and not None")):
+        relative, _ = random_batch(replace(flow(), codec=Normalizer(**options)))
+        with pytest.raises(UserError, match=said):
+            ComposedPolicies(policy, (relative,), (0.5, 0.5))
     plain, _ = random_batch(flow(Regression()))
     with pytest.raises(Unsupported, match="one step"):
         ComposedPolicies(plain, (plain,), (0.5, 0.5))
@@ -131,11 +146,42 @@ def test_the_cost_of_a_path():
     assert cost.tolist() == pytest.approx([0.5 * 4 * 0.25])
     still = PathCost(points, start, (1, 2), None, 1.0).cost(action, None, lambda x: x)  # (1, 0) and (1, 1)
     assert still.tolist() == pytest.approx([0.5 * 0.5])
+    future = PathCost(points, torch.zeros(1, 2), (1, 2), 0.5, 4.0, skip=1).cost(action, None, lambda x: x)
+    # the first action has been executed, so that the second one moves from (0, 0) to (0.5, 0.5)
+    assert future.tolist() == pytest.approx([0.5 * 4 * 0.5])
     policy, _ = random_batch(flow())
     for options, said in (({"points": ((1.0,),)}, "needs 2 numbers"), ({"column": "nowhere"}, "does not read"),
                           ({"components": (0, 7)}, "share"), ({"points": ()}, "needs 2 numbers")):
         with pytest.raises(UserError, match=said):
             Steered(policy, **{"points": ((1.0, 2.0),), **options})
+
+
+@pytest.mark.parametrize("step", [0.5, None], ids=["motion", "position"])
+def test_past_actions_of_a_chunk_are_not_steered(step):
+    """The last observation is where the executed actions have led. Only later actions move from there."""
+    policy, batch = random_batch(flow(action_offset=-2))
+    obs, noise = {k: x.float() for k, x in batch.obs.items()}, torch.randn(len(batch), *policy.noise_shape)
+    seen = []
+
+    class Records(Policy):
+        def plan(self, obs, noise, guides=()):
+            seen.extend(guides)
+            return super().plan(obs, noise, guides)
+    policy.__class__ = Records
+    Steered(policy, ((1.0, 2.0),), step=step).plan(obs, noise)
+    coded = torch.randn(len(batch), 6, policy.action_dim)
+    future = policy.decode(coded, obs)[:, 2:]
+    now = obs["observation.state"][:, -1, :2].unsqueeze(1)
+    at = future if step is None else torch.stack([now[:, 0] + step * future[:, : k + 1].sum(1) for k in range(4)], 1)
+    expected = 0.5 * (at - torch.tensor([1.0, 2.0])).square().sum(-1).mean(1)
+    found = seen[0].cost(coded, None, lambda x: policy.decode(x, obs))
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("window", [{"action_offset": 1}, {"action_offset": -6}])
+def test_chunks_without_the_current_step_are_not_steered(window):
+    with pytest.raises(UserError, match="do not contain the current step"):
+        Steered(random_batch(flow(**window))[0], ((1.0, 2.0),))
 
 
 @pytest.mark.slow

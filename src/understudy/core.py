@@ -6,8 +6,9 @@ This module imports nothing else of understudy.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -52,6 +53,35 @@ class ConfigError(UserError):
 
 class Unsupported(UserError):
     """A valid component cannot do what is asked for, such as guidance for a head without denoising steps."""
+
+
+def check_range(part: object, *names: str, at_least: float | None = None, at_most: float | None = None,
+                above: float | None = None, below: float | None = None) -> None:
+    """Checks that fields of a part are numbers in a range. NaN is in no range.
+
+    Args:
+        part: A frozen dataclass, in its `__post_init__`.
+        *names: Names of the fields. None is not checked. Of a tuple or list, every number is.
+        at_least: Smallest number.
+        at_most: Largest number.
+        above: Smallest number, not included.
+        below: Largest number, not included.
+
+    Raises:
+        ConfigError: A number is out of range. The message names the field and the range.
+    """
+    bounds = [(word, holds, limit) for word, holds, limit in (
+        ("at least", operator.ge, at_least), ("above", operator.gt, above), ("at most", operator.le, at_most),
+        ("below", operator.lt, below)) if limit is not None]
+    for name in names:
+        value = getattr(part, name)
+        numbers = value if isinstance(value, (tuple, list)) else (value,)
+        if not all(holds(x, limit) for x in numbers if x is not None for _, holds, limit in bounds):
+            default = next((f.default for f in fields(part) if f.name == name), MISSING)  # ty: ignore[invalid-argument-type]
+            raise ConfigError(
+                f"{name} is {value}, but must be {' and '.join(f'{word} {limit:g}' for word, _, limit in bounds)}",
+                where=f"{type(part).__name__}.{name}",
+                hint="give a number in this range" + ("" if default is MISSING else f"; the default is {default}"))
 
 
 class UserCodeError(UserError):

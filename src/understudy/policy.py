@@ -241,6 +241,8 @@ class Planner(ABC):
         window: The windows that it reads and plans.
         action_dim: Width of one planned step, A.
         device: Device of its tensors.
+        is_discrete: Whether actions are numbers of classes, which have no order and cannot be averaged.
+        is_deterministic: Whether plans do not depend on noise, so that all samples of a plan are equal.
     """
 
     inputs: tuple[str, ...]
@@ -248,6 +250,8 @@ class Planner(ABC):
     window: Window
     action_dim: int
     device: torch.device
+    is_discrete: bool = False
+    is_deterministic: bool = False
 
     @abstractmethod
     def plan(self, obs: Mapping[str, Tensor], noise: Tensor | State, guides: tuple[Guide, ...] = ()) -> Tensor:
@@ -379,6 +383,16 @@ class Policy(CheckpointModule, StepwisePlanner):
                          self.codec.bound, self.encoder.token_obs_steps, config.window.action_start)
         self.net = config.head.build(config.trunk, self.codec.width, shape)
         self.noise_shape = config.head.noise(shape.horizon, self.codec.width)
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the target consists of classes."""
+        return bool(self.codec.num_classes)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether plans do not depend on noise: the head reads none, or ignores it with its settings."""
+        return 0 in self.noise_shape or self.config.head.ignores_noise
 
     @property
     def device(self) -> torch.device:

@@ -161,11 +161,11 @@ def random_batch(policy_config: PolicyConfig, size: int = 5, seed: int = 0, targ
 def check_head(policy_config: PolicyConfig, target: Feature | None = None) -> None:
     """Checks the contract of a head with the given trunk.
 
-    Shapes; all randomness is in the arguments; the declared noise changes plans; rows do not depend on each other;
-    padding does not matter; gradients reach all weights; files contain everything and run no untrusted code. For
-    sub-interfaces: a `DenoisingHead` ends at the action and a step of length 0 changes nothing; ``-loss`` of a
-    `LikelihoodHead` sums to `log_prob`; the temperature of a `TemperatureHead` changes plans; a `TargetNetworkHead`
-    uses its own network by default.
+    Shapes; all randomness is in the arguments; the declared noise changes plans, but not if `ignores_noise`; rows do
+    not depend on each other; padding does not matter; gradients reach all weights; files contain everything and run no
+    untrusted code. For sub-interfaces: a `DenoisingHead` ends at the action and a step of length 0 changes nothing;
+    ``-loss`` of a `LikelihoodHead` sums to `log_prob`; the temperature of a `TemperatureHead` changes plans; a
+    `TargetNetworkHead` uses its own network by default.
 
     Args:
         policy_config: Configuration of a policy with the head and a trunk.
@@ -269,6 +269,11 @@ def _head_reads_noise(policy, batch, noise):
         head = replace(head, temperature=10.0)
     context = policy.context(batch.obs)
     one, other = (head.sample(policy.net, context, x) for x in (noise, noise.flip(0) + 1))
+    cold = (replace(head, temperature=0.0),) if isinstance(head, TemperatureHead) else ()
+    for setting in (head, policy.config.head, *cold):
+        plans = [setting.sample(policy.net, context, x) for x in (noise, noise.flip(0) + 1)]
+        require(not setting.ignores_noise or torch.allclose(*plans),
+                f"ignores_noise of {setting} is True, but other noise gives other plans: override it")
     require(not torch.allclose(one, other), f"the noise of {type(head).__name__} has shape "
             f"{tuple(policy.noise_shape)} per plan, but other noise gives the same plans: use it in `sample`, or "
             "return (horizon, 0) from `noise`")

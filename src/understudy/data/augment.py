@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from ..core import Schema, UserError
+from ..core import Schema, UserError, check_range
 
 
 class Augmentation(ABC):
@@ -56,6 +56,9 @@ class ConditionDropout(Augmentation):
     p: float = 0.1
 
     changes_images: ClassVar[bool] = False  # only the masks
+
+    def __post_init__(self):
+        check_range(self, "p", at_least=0, at_most=1)
 
     def __call__(self, obs, rng):
         x = obs[self.key]
@@ -151,6 +154,9 @@ class GaussianNoise(Augmentation):
 
     changes_images: ClassVar[bool] = False
 
+    def __post_init__(self):
+        check_range(self, "std", at_least=0)
+
     def __call__(self, obs, rng):
         x = obs[self.key]
         noise = torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
@@ -174,6 +180,9 @@ class ColorJitter(Augmentation):
     brightness: float = 0.3
     contrast: float = 0.3
     saturation: float = 0.3
+
+    def __post_init__(self):
+        check_range(self, "brightness", "contrast", "saturation", at_least=0)
 
     def __call__(self, obs, rng):
         image = obs[self.key]  # (B, To, h, w, C) uint8

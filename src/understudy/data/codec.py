@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ..core import Batch, Schema, Unsupported, UserError
 from .one_hot import decode_classes, encode_classes
 
+TARGET_TOLERANCE = 1e-3  # largest difference of two values of the same code, in units of the scale of the component
+
 
 class CodecModule(nn.Module, ABC):
     """The module that a `Codec` builds.
@@ -86,6 +88,24 @@ class CodecModule(nn.Module, ABC):
 
         It is 1 for components that are constant, discrete or not scaled.
         """
+
+    def target_difference(self, other: CodecModule) -> str | None:
+        """Say how the code of the target differs from that of another codec.
+
+        By default two codecs are the same only if all their statistics are. Override it if a codec has statistics that
+        do not belong to the target.
+
+        Args:
+            other: A codec of a target with as many components, with statistics.
+
+        Returns:
+            A sentence for an error message, or None if the same code means the same value.
+        """
+        mine, theirs = self.state_dict(), other.state_dict()
+        same = type(self) is type(other) and mine.keys() == theirs.keys() and all(
+            mine[k].shape == theirs[k].shape and torch.allclose(mine[k], theirs[k].to(mine[k]), rtol=TARGET_TOLERANCE)
+            for k in mine)
+        return None if same else f"its {type(other).__name__} has other statistics than the {type(self).__name__} here"
 
 
 class Codec(ABC):
@@ -268,6 +288,23 @@ class _NormalizerModule(CodecModule):
             scale = scale.nanmean(0)
         return torch.where(scale > 0, scale, 1.0)
 
+    def target_difference(self, other):
+        self._check_fitted()
+        if not isinstance(other, _NormalizerModule):
+            return super().target_difference(other)
+        other._check_fitted()
+        a, b = self.config, other.config
+        options = {"num_classes": (self.num_classes, other.num_classes), "relative": (a.relative, b.relative),
+                   "components": (a.components, b.components), "group_by": (a.group_by, b.group_by)}
+        for name, (mine, theirs) in options.items():
+            if mine != theirs:
+                return f"its actions are coded with {name}={theirs!r} and not {mine!r}"
+        if a.group_by is not None and not torch.equal(self.groups, other.groups.to(self.groups)):
+            return (f"its statistics are those of {a.group_by} "
+                    f"{', '.join(other._group_label(g) for g in other.groups.tolist())} and not of "
+                    f"{', '.join(self._group_label(g) for g in self.groups.tolist())}")
+        return None if self.num_classes else self.action_transform.difference(other.action_transform)
+
     def _group(self, obs: Mapping[str, Tensor]) -> Tensor | None:
         """The group of each row, (B,). None without `group_by`."""
         if self.config.group_by is None:
@@ -374,6 +411,14 @@ class _Affine(nn.Module):
     def set_statistics(self, offset: Tensor, scale: Tensor) -> None:
         self.offset, self.scale = offset.to(self.offset), scale.to(self.scale)
 
+    def difference(self, other: _Affine) -> str | None:
+        """Names the statistic in which another transform differs, or None. See `TARGET_TOLERANCE`."""
+        unit = torch.where(self.scale > 0, self.scale, self.offset.abs())
+        for name, mine, theirs in (("scale", self.scale, other.scale), ("offset", self.offset, other.offset)):
+            if not ((mine - theirs.to(mine)).abs() <= TARGET_TOLERANCE * unit + 1e-6).all():
+                return f"its actions have the {name} {_short(theirs)} and not {_short(mine)}"
+        return None
+
     def _statistics(self, group: Tensor | None) -> tuple[Tensor, Tensor]:
         """Offset and scale, or those of each row's group, (B, 1, *shape). An unknown group has NaN."""
         if group is None:
@@ -389,6 +434,10 @@ class _Affine(nn.Module):
     def decode(self, x, group=None):
         offset, scale = self._statistics(group)
         return x * scale + offset
+
+
+def _short(numbers: Tensor) -> str:
+    return f"({', '.join(f'{x:.4g}' for x in numbers.flatten().tolist())})"
 
 
 class _RunningStatistics:

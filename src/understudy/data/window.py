@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Batch, UserError
+from ..core import Batch, UserError, check_range
 from .batch_sampler import BatchSampler
 from .episode import Dataset, Episode
 from .packed_columns import PackedColumns
@@ -77,6 +77,7 @@ class Goal:
     max_steps: int | None = None
 
     def __post_init__(self):
+        check_range(self, "discount", at_least=0, at_most=1)
         fractions = {name: getattr(self, name) for name in ("p_curgoal", "p_randomgoal", "p_pastgoal")}
         for name, p in fractions.items():
             if not 0 <= p <= 1:
@@ -157,6 +158,9 @@ class Window:
     obs_offset: int = 0
     goals: tuple[Goal, ...] = ()
     obs_pad_mask: bool = False
+
+    def __post_init__(self):
+        check_range(self, "n_obs_steps", "horizon", at_least=1)
 
     @property
     def action_start(self) -> int:

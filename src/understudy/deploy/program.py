@@ -63,6 +63,8 @@ class ExportedPlanner(Planner):
         self.features: Schema = {k: Feature.from_json(f) for k, f in metadata["features"].items()}
         self.target = self.features[metadata["target"]]
         self.action_dim = self.target.size
+        self.is_discrete = self.target.kind in ("discrete", "text")
+        self.is_deterministic = not math.prod(self.noise_shape)
         self.window: Window = config.load(metadata["window"], where=where)
         self.executor: Executor = config.load(metadata["executor"], trust, where=where)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Feature, State, UserError, normal
+from ..core import Feature, State, UserError, check_range, normal
 from ..data.runtime import ConstantColumns, LastStep, RuntimeTransform
 from ..data.video import resize
 from ..policy import Planner
@@ -367,6 +367,10 @@ class NoisyActor(Actor):
     actor: Actor | None
     dim: int
     std: float = 1.0
+
+    def __post_init__(self):
+        check_range(self, "dim", at_least=1)
+        check_range(self, "std", at_least=0)
 
     def start(self, obs, key):
         inner = {} if self.actor is None else self.actor.start(obs, key)

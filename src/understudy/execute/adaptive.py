@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import UserError, put
+from ..core import UserError, check_range, put
+from .base import check_numeric_actions, check_samples
 from .chunking import ChunkedExecutor
 
 
@@ -40,6 +41,8 @@ class AdaptiveHorizon(ChunkedExecutor):
     min_action_steps: int = 1
 
     def __post_init__(self):
+        super().__post_init__()
+        check_range(self, "threshold", at_least=0)
         if self.n_samples < 2:
             raise UserError(f"n_samples is {self.n_samples}, but a disagreement needs at least 2",
                             where="AdaptiveHorizon.n_samples", hint="draw 8 samples, or use RecedingHorizon")
@@ -47,6 +50,11 @@ class AdaptiveHorizon(ChunkedExecutor):
             raise UserError(f"min_action_steps is {self.min_action_steps}, but must be from 1 to n_action_steps, "
                             f"which is {self.n_action_steps}", where="AdaptiveHorizon.min_action_steps",
                             hint="leave it at 1")
+
+    def check_planner(self, planner):
+        check_numeric_actions(planner, "AdaptiveHorizon", "measures how far samples of an action are apart")
+        check_samples(planner, "AdaptiveHorizon")
+        super().check_planner(planner)
 
     def start(self, planner, obs, key):
         state = super().start(planner, obs, key)
@@ -115,6 +123,10 @@ class DistanceAgreement(Agreement):
     threshold: float = 0.3
     n_steps: int = 4
 
+    def __post_init__(self):
+        check_range(self, "threshold", at_least=0)
+        check_range(self, "n_steps", at_least=1)
+
     def agrees(self, old, new, mask):
         square = (old - new).square().mean(-1)[:, : self.n_steps]
         counts = mask[:, : self.n_steps]
@@ -172,6 +184,14 @@ class ChunkBlending(ChunkedExecutor):
     n_action_steps: int = 1
     skip: int = 0
     weight: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(self, "weight", at_least=0, at_most=1)
+
+    def check_planner(self, planner):
+        check_numeric_actions(planner, "ChunkBlending", "averages actions of two chunks")
+        super().check_planner(planner)
 
     def accept_plan(self, planner, state, request, chunk, delay=0):
         old, mask = self.last_chunk(state, request.rows, delay).aligned()

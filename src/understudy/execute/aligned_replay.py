@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import FromStage
-from ..core import ConfigError, Unsupported
+from ..core import ConfigError, Unsupported, check_range
 from ..heads.neighbors import Neighbors
 from ..policy import Planner, Policy
-from .base import Executor, check_alignment
+from .base import Executor, check_alignment, check_numeric_actions
 from .following import policy_with_memory
 
 
@@ -47,8 +47,13 @@ class AlignedReplay(Executor):
     tolerance: float = 0.05
     max_steps: int = 40
 
+    def __post_init__(self):
+        check_range(self, "tolerance", "max_steps", at_least=0)
+
     def check_planner(self, planner):
         check_alignment(self, planner)
+        if self.aligner is not None:
+            check_numeric_actions(planner, "AlignedReplay", "aligns until the actions are small")
         policy = policy_with_memory(planner, "AlignedReplay")
         if policy.window.horizon < 2:
             raise ConfigError("the window has a horizon of 1, which does not tell where a demonstration ends",

@@ -103,6 +103,40 @@ def check_alignment(executor: Executor, planner: Planner, n_past: int = 0) -> No
                         hint="an executor with skip=N runs policies trained with Window(action_offset=-N)")
 
 
+def check_numeric_actions(planner: Planner, where: str, use: str) -> None:
+    """Checks that the actions of a planner are numbers and not classes.
+
+    Args:
+        planner: The planner.
+        where: Place of the error, such as the name of the executor.
+        use: What is done with the actions, such as "averages the actions".
+
+    Raises:
+        Unsupported: If they are classes.
+    """
+    if planner.is_discrete:
+        raise Unsupported(f"it {use}, but the actions of this policy are numbers of classes, which have no order",
+                          where=where, hint="use an executor that executes planned actions as they are, such as "
+                                            "RecedingHorizon (receding-horizon) or AdaptiveChunking")
+
+
+def check_samples(planner: Planner, where: str) -> None:
+    """Checks that several plans of a planner for the same observation can differ.
+
+    Args:
+        planner: The planner.
+        where: Place of the error, such as the name of the executor.
+
+    Raises:
+        Unsupported: If they are always equal.
+    """
+    if planner.is_deterministic:
+        raise Unsupported("it compares several samples, but this policy plans without randomness, so that all its "
+                          "samples are equal", where=where,
+                          hint="use another executor, such as RecedingHorizon (receding-horizon), a policy whose head "
+                               "samples, such as Flow, or a temperature above 0 if the head has one")
+
+
 def require_stepwise(planner: Planner, where: str) -> StepwisePlanner:
     """Returns `planner` as a `StepwisePlanner`.
 

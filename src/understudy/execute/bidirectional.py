@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core import Unsupported, UserError
 from ..policy import LastChunk, Planner
-from .base import sample_noise, sample_plans
+from .base import check_numeric_actions, check_samples, sample_noise, sample_plans
 from .planners import PlannerWrapper
 
 
@@ -34,6 +34,7 @@ class BidirectionalDecoding(PlannerWrapper):
 
     Raises:
         UserError: The numbers do not fit, or the policies have different windows or actions.
+        Unsupported: All plans for an observation are equal, or actions are classes.
 
     References:
         Liu et al. (2024), Bidirectional Decoding: Improving Action Chunking via Closed-Loop Resampling,
@@ -50,6 +51,8 @@ class BidirectionalDecoding(PlannerWrapper):
         if not 2 <= self.n_kept <= self.n:
             raise UserError(f"n_kept is {self.n_kept}, but must be from 2 to n, which is {self.n}",
                             where="BidirectionalDecoding.n_kept", hint="keep a third of the plans, as in the paper")
+        check_numeric_actions(self.planner, "BidirectionalDecoding", "measures how far plans are apart")
+        check_samples(self.planner, "BidirectionalDecoding")
         if self.weak is None:
             return
         ours, theirs = (((w := p.window).n_obs_steps, w.horizon, w.action_offset, p.action_dim)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core import State, UserError, put, take
+from ..core import State, UserError, check_range, put, take
 from ..policy import Guide, Inpaint, LastChunk, Planner
 from .base import Executor, check_alignment, empty_chunks, sample_noise, sample_plans
 
@@ -65,6 +65,10 @@ class ChunkedExecutor(Executor):
     n_action_steps: int
     skip: int
     n_samples: int = 1
+
+    def __post_init__(self):
+        check_range(self, "n_action_steps", at_least=1)
+        check_range(self, "skip", at_least=0)
 
     def check_planner(self, planner):
         check_alignment(self, planner, self.skip)
@@ -202,6 +206,10 @@ class RealTimeChunking(ChunkedExecutor):
     delay: int = 1
     skip: int = 0
     schedule: Literal["exponential", "linear", "ones", "zeros"] = "exponential"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(self, "delay", at_least=0)
 
     def with_delay(self, delay):
         return replace(self, delay=delay)

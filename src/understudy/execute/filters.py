@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import State, Unsupported, UserError, tree_map
 from ..policy import Planner
-from .base import ActionConditionedExecutor, Executor
+from .base import ActionConditionedExecutor, Executor, check_numeric_actions
 
 
 class ActionFilter(ABC):
@@ -125,9 +125,11 @@ class FilteredExecutor(Executor):
                               hint="filter an executor that executes chunks, such as RecedingHorizon")
 
     def check_planner(self, planner):
+        check_numeric_actions(planner, type(self.filter).__name__, "smooths actions")
         self.executor.check_planner(planner)
 
     def start(self, planner: Planner, obs: Mapping[str, Tensor], key: Tensor) -> State:
+        self.check_planner(planner)
         nothing = torch.zeros(len(key), planner.action_dim, device=key.device)
         return {"run": self.executor.start(planner, obs, key), "filter": self.filter.start(nothing),
                 "begun": torch.zeros_like(key, dtype=torch.bool)}

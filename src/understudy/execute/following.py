@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from ..core import ConfigError, Unsupported
+from ..core import ConfigError, Unsupported, check_range
 from ..heads.neighbors import Neighbors
 from ..policy import Planner, Policy
 from .base import Executor, check_alignment
@@ -40,6 +40,7 @@ class FollowDemonstration(Executor):
     min_distance: float = 0.1
 
     def __post_init__(self):
+        check_range(self, "ratio", "min_distance", at_least=0)
         if self.max_steps < 1:
             raise ConfigError(f"max_steps is {self.max_steps}, but at least 1 step is executed",
                               where="FollowDemonstration", hint="128 as in the paper")

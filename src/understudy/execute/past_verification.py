@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import ConfigError
+from ..core import ConfigError, check_range
+from .base import check_numeric_actions, check_samples
 from .chunking import ChunkedExecutor
 
 
@@ -37,11 +38,17 @@ class PastVerification(ChunkedExecutor):
     n_samples: int = 10
 
     def __post_init__(self):
+        check_range(self, "n_action_steps", at_least=1)
         if self.skip < 1 or self.n_samples < 2:
             raise ConfigError(f"skip is {self.skip} and n_samples {self.n_samples}, but there must be a past action "
                               "and two samples to compare", where="PastVerification",
                               hint="train with Window(action_offset=-skip), such as the methods ptp and "
                                    "diffusion-policy do, or use RecedingHorizon")
+
+    def check_planner(self, planner):
+        check_numeric_actions(planner, "PastVerification", "measures how far planned actions are from executed ones")
+        check_samples(planner, "PastVerification")
+        super().check_planner(planner)
 
     def start(self, planner, obs, key):
         state = super().start(planner, obs, key)

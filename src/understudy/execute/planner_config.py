@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..checkpoint import CheckpointModule, FromStage, Scorer
-from ..core import UserError
+from ..core import UserError, check_range
 from ..policy import Guide, Planner, Policy
 from .bidirectional import BidirectionalDecoding
 from .planners import (
@@ -67,6 +67,9 @@ class BestOfNConfig(PlannerConfig):
     scorer: str | FromStage | Scorer = "critic"
     n: int = 16
 
+    def __post_init__(self):
+        check_range(self, "n", at_least=1)
+
     def build(self, planner, modules):
         return BestOfN(planner, _module(self.scorer, Scorer, modules, "BestOfNConfig.scorer"), self.n)
 
@@ -82,6 +85,9 @@ class SampleSelectorConfig(PlannerConfig):
 
     scorer: SetScorer = KernelDensity()
     n: int = 16
+
+    def __post_init__(self):
+        check_range(self, "n", at_least=1)
 
     def build(self, planner, modules):
         return SampleSelector(planner, self.scorer, self.n)
@@ -104,6 +110,10 @@ class BidirectionalDecodingConfig(PlannerConfig):
     n_kept: int = 5
     decay: float = 0.5
 
+    def __post_init__(self):
+        check_range(self, "n", "n_kept", at_least=2)
+        check_range(self, "decay", at_least=0)
+
     def build(self, planner, modules):
         weak = None if self.weak is None else _module(self.weak, Planner, modules, "BidirectionalDecodingConfig.weak")
         return BidirectionalDecoding(planner, weak, self.n, self.n_kept, self.decay)
@@ -120,6 +130,9 @@ class SelfGuidanceConfig(PlannerConfig):
 
     scale: float = 1.0
     lag: int = 1
+
+    def __post_init__(self):
+        check_range(self, "lag", at_least=1)
 
     def build(self, planner, modules):
         return SelfGuided(planner, self.scale, self.lag)
@@ -196,6 +209,9 @@ class IterationConfig(PlannerConfig):
 
     column: str
     n_steps: int = 100
+
+    def __post_init__(self):
+        check_range(self, "n_steps", at_least=1)
 
     def build(self, planner, modules):
         return IteratedPlanner(planner, self.column, self.n_steps)

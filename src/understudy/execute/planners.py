@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import Scorer
-from ..core import Feature, Schema, Unsupported, UserError, take, tree_map
+from ..core import Feature, Schema, Unsupported, UserError, check_range, take, tree_map
 from ..heads.neighbors import Neighbors
 from ..policy import Guide, LastChunk, Planner, Policy, StepwisePlanner, sampling_guides
 from .base import repeat_rows, require_stepwise, sample_noise, sample_plans
@@ -50,6 +50,14 @@ class PlannerWrapper(Planner):
     def device(self):
         return self.planner.device
 
+    @property
+    def is_discrete(self):
+        return self.planner.is_discrete
+
+    @property
+    def is_deterministic(self):
+        return self.planner.is_deterministic
+
     def noise(self, key, count):
         return self.planner.noise(key, count)
 
@@ -77,6 +85,9 @@ class FixedBatch(PlannerWrapper, StepwisePlanner):
 
     planner: Planner
     rows: int = 16
+
+    def __post_init__(self):
+        check_range(self, "rows", at_least=1)
 
     @property
     def head(self):
@@ -176,6 +187,9 @@ class BestOfN(_PlanChoice):
     scorer: Scorer
     n: int = 16
 
+    def __post_init__(self):
+        check_range(self, "n", at_least=1)
+
     def plan(self, obs, noise, guides=()):
         plans = sample_plans(self.planner, obs, noise, self.n, guides)
         scores = self.scorer(take(obs, repeat_rows(obs, self.n)), plans.flatten(0, 1))
@@ -222,6 +236,9 @@ class SampleSelector(_PlanChoice):
     scorer: SetScorer
     n: int = 16
 
+    def __post_init__(self):
+        check_range(self, "n", at_least=1)
+
     def plan(self, obs, noise, guides=()):
         plans = sample_plans(self.planner, obs, noise, self.n, guides)
         last = next((g for g in guides if isinstance(g, LastChunk)), None)
@@ -242,6 +259,9 @@ class KernelDensity(SetScorer):
 
     bandwidth: float = 0.1
 
+    def __post_init__(self):
+        check_range(self, "bandwidth", above=0)
+
     def score(self, obs, plans, scale, last):
         flat = (plans / scale).flatten(2)
         distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square() / flat.shape[-1]
@@ -261,6 +281,9 @@ class BackwardCoherence(SetScorer):
     """
 
     decay: float = 0.5
+
+    def __post_init__(self):
+        check_range(self, "decay", at_least=0)
 
     def score(self, obs, plans, scale, last):
         if last is None:
@@ -328,6 +351,14 @@ class FactoredPlanner(Planner):
     @property
     def device(self):
         return self.planners[0].device
+
+    @property
+    def is_discrete(self):
+        return any(p.is_discrete for p in self.planners)
+
+    @property
+    def is_deterministic(self):
+        return all(p.is_deterministic for p in self.planners)
 
     def noise(self, key, count):
         # Keys that differ, so that equal planners draw independently.
@@ -418,6 +449,10 @@ class Hierarchical(PlannerWrapper):
     def features(self):
         return {**self.high.features, **self.low.features}
 
+    @property
+    def is_deterministic(self):
+        return self.high.is_deterministic and self.low.is_deterministic
+
     def noise(self, key, count):
         return {"high": self.high.noise(key, count), "low": self.low.noise(key + 1, count)}
 
@@ -462,6 +497,7 @@ class IteratedPlanner(PlannerWrapper):
     n_steps: int = 100
 
     def __post_init__(self):
+        check_range(self, "n_steps", at_least=1)
         window = self.planner.window
         if (window.n_obs_steps, window.horizon, window.action_offset) != (1, 1, 1):
             raise UserError("the policy must predict one result from the one before, but its window is "
@@ -546,6 +582,10 @@ class InverseDynamicsPlanner(PlannerWrapper):
     @property
     def window(self):
         return replace(self.high.window, action_offset=0)
+
+    @property
+    def is_deterministic(self):
+        return self.high.is_deterministic and self.low.is_deterministic
 
     def noise(self, key, count):
         low = sample_noise(self.low, key + 1, count, self.window.horizon)

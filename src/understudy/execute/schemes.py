@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-NOISE = "a head that samples"
+NOISE = "a head that samples, continuous actions"
+CONTINUOUS = "continuous actions"
 STEPWISE = "a head that samples step by step, such as Flow or Diffusion"
 
 
@@ -33,13 +34,13 @@ EXECUTION_SCHEMES: dict[str, ExecutionScheme] = {
         "Execute some steps of a chunk, then plan again.", "Chi et al. 2023, arXiv 2303.04137"),
     "temporal-ensemble": ExecutionScheme(
         "Plan at every step, and average what all chunks contain for the current step.",
-        "Zhao et al. 2023, arXiv 2304.13705"),
+        "Zhao et al. 2023, arXiv 2304.13705", CONTINUOUS),
     "adaptive-ensemble": ExecutionScheme(
         "A temporal ensemble in which chunks count more if they agree in direction with the newest one.",
-        "Li et al. 2024 (CogACT), arXiv 2411.19650, whose ensemble is over the last few chunks alone"),
+        "Li et al. 2024 (CogACT), arXiv 2411.19650, whose ensemble is over the last few chunks alone", CONTINUOUS),
     "chunk-blending": ExecutionScheme(
         "Average each new chunk with the rest of the old one.",
-        "the exponential average in Liu et al. 2024, arXiv 2408.17355"),
+        "the exponential average in Liu et al. 2024, arXiv 2408.17355", CONTINUOUS),
     "bidirectional-decoding": ExecutionScheme(
         "Draw 15 plans, and take one that continues the last chunk and is typical of the policy.",
         "Liu et al. 2024, arXiv 2408.17355, here without the weak policy (the method bid-flow-policy has it)", NOISE),
@@ -55,9 +56,10 @@ EXECUTION_SCHEMES: dict[str, ExecutionScheme] = {
         "Black et al. 2025, arXiv 2506.07339", STEPWISE),
     "past-verification": ExecutionScheme(
         "Draw 10 plans, and execute the one whose past steps are closest to the executed actions.",
-        "Torne et al. 2025, arXiv 2505.09561", "a head that samples, and chunks that begin in the past"),
-    "low-pass": ExecutionScheme("Receding horizon with an exponential average of the executed actions."),
+        "Torne et al. 2025, arXiv 2505.09561", f"{NOISE}, chunks that begin in the past"),
+    "low-pass": ExecutionScheme(
+        "Receding horizon with an exponential average of the executed actions.", needs=CONTINUOUS),
     "jerk-limit": ExecutionScheme(
         "Receding horizon with limits on the change, the acceleration and the jerk of the executed actions.",
-        "averages as in Biagiotti and Melchiorri 2012, Control Engineering Practice"),
+        "averages as in Biagiotti and Melchiorri 2012, Control Engineering Practice", CONTINUOUS),
 }

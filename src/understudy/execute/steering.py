@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..core import Context, UserError, take
 from ..policy import CostGuidance, NetworkGuidance, Planner, Policy
+from .base import check_numeric_actions
 from .planners import PlannerWrapper
 
 
@@ -74,8 +75,8 @@ class ComposedPolicies(PlannerWrapper):
     """Samples from several policies together: at each step of sampling, their predictions are averaged.
 
     The policies may read different columns, such as a camera and words, or come from different data. A plan is likely
-    under all of them. They need the same head and the same statistics of actions, because the steps of sampling are
-    taken in coded actions.
+    under all of them. They need the same head and the same statistics of actions, scale and offset, because the steps
+    of sampling are taken in coded actions.
 
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`.
@@ -110,9 +111,9 @@ class ComposedPolicies(PlannerWrapper):
                 if a != b:
                     raise UserError(f"policy {number} has another {name}, {b}, than the first, {a}", where=where,
                                     hint="train both with the same head and window")
-            if not torch.allclose(mine.action_scale, other.action_scale, rtol=1e-3):
-                raise UserError(f"policy {number} has actions of scale {other.action_scale.tolist()}, the first of "
-                                f"{mine.action_scale.tolist()}", where=where,
+            if (difference := mine.codec.target_difference(other.codec)) is not None:
+                raise UserError(f"a code of policy {number} is another action than one of the first policy: "
+                                f"{difference}", where=where,
                                 hint="continue one policy from the other (understudy train --from), or train both on "
                                      "data with the same range of actions")
 
@@ -137,15 +138,17 @@ class ComposedPolicies(PlannerWrapper):
 class PathCost(CostGuidance):
     """Draws the positions that a chunk leads to towards points, or towards a path through them.
 
-    The cost is half the squared distance of each position to the nearest point, as a mean over the chunk. A single
-    point holds what moves near it. A path needs points up to where the motion shall end.
+    The cost is half the squared distance of each position to the nearest point, as a mean over the steps of the chunk
+    that are still to come. A single point holds what moves near it. A path needs points up to where the motion shall
+    end.
 
     Args:
         points: Points in world units, (K, D): one for a click, several for a drawn path.
-        start: Position before the chunk, (B, D).
+        start: Current position, (B, D).
         components: The D components of the action that move the position.
         step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
         scale: Factor of the cost.
+        skip: Number of steps of the chunk that lie in the past. They have moved the position already.
     """
 
     points: Tensor
@@ -153,12 +156,13 @@ class PathCost(CostGuidance):
     components: tuple[int, ...]
     step: float | None
     scale: float
+    skip: int = 0
 
     def select_rows(self, rows):
         return replace(self, start=self.start[rows])
 
     def cost(self, coded_action, encode, decode):
-        action = decode(coded_action)[..., list(self.components)]
+        action = decode(coded_action)[:, self.skip:, list(self.components)]
         at = action if self.step is None else self.start.unsqueeze(1) + self.step * action.cumsum(1)
         gap = (at.unsqueeze(2) - self.points.to(at)).square().sum(-1).amin(2)
         return 0.5 * self.scale * gap.mean(1)
@@ -181,7 +185,9 @@ class Steered(PlannerWrapper):
         scale: Strength of the guidance.
 
     Raises:
-        UserError: The policy does not read the column, or the points have another number of components.
+        UserError: The policy does not read the column, the points have another number of components, or the chunks do
+            not contain the current step.
+        Unsupported: Actions are classes.
 
     References:
         Wang et al. (2025), Inference-Time Policy Steering through Human Interactions, arXiv:2411.16627.
@@ -195,6 +201,7 @@ class Steered(PlannerWrapper):
     scale: float = 1.0
 
     def __post_init__(self):
+        check_numeric_actions(self.planner, "Steered", "moves actions towards points")
         if self.column not in self.planner.inputs:
             raise UserError(f"the policy does not read {self.column!r}", where="Steered.column",
                             hint=f"it reads {', '.join(self.planner.inputs)}")
@@ -205,8 +212,19 @@ class Steered(PlannerWrapper):
         if not self.points or any(len(point) != len(self.components) for point in self.points):
             raise UserError(f"every point needs {len(self.components)} numbers, but the points are {self.points}",
                             where="Steered.points", hint="give one number for each component")
+        if not 0 <= self._skip < self.planner.window.horizon:
+            window = self.planner.window
+            raise UserError("the chunks of the policy do not contain the current step, from whose position they move: "
+                            f"action_offset is {window.action_offset} and horizon {window.horizon}", where="Steered",
+                            hint="train it with an action_offset from 1 - horizon to 0")
+
+    @property
+    def _skip(self) -> int:
+        """Number of steps of a chunk that lie in the past."""
+        return -self.planner.window.action_offset
 
     def plan(self, obs, noise, guides=()):
         now = obs[self.column][:, -1, list(self.components)].float()
-        cost = PathCost(torch.tensor(self.points, device=now.device), now, self.components, self.step, self.scale)
+        points = torch.tensor(self.points, device=now.device)
+        cost = PathCost(points, now, self.components, self.step, self.scale, self._skip)
         return self.planner.plan(obs, noise, (*guides, cost))

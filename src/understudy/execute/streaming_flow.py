@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import Context, State, Unsupported, UserError, put, take
+from ..core import Context, State, Unsupported, UserError, check_range, put, take
 from ..heads.streaming_flow import StreamingFlow
 from .base import ActionConditionedExecutor, check_alignment, require_stepwise
 
@@ -28,6 +28,9 @@ class StreamingFlowExecutor(ActionConditionedExecutor):
     """
 
     n_action_steps: int = 8
+
+    def __post_init__(self):
+        check_range(self, "n_action_steps", at_least=1)
 
     def check_planner(self, planner):
         if not isinstance(head := require_stepwise(planner, "StreamingFlowExecutor").head, StreamingFlow):

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import UserError
+from ..core import UserError, check_range
 from ..policy import Planner
-from .base import Executor, check_alignment, empty_chunks
+from .base import Executor, check_alignment, check_numeric_actions, empty_chunks
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,11 @@ class TemporalEnsemble(Executor):
     skip: int = 0
     delay: int = 0
 
+    def __post_init__(self):
+        check_range(self, "skip", "delay", at_least=0)
+
     def check_planner(self, planner):
+        check_numeric_actions(planner, type(self).__name__, "averages actions of several chunks")
         check_alignment(self, planner, self.skip)
         if not 0 <= self.delay <= (last := planner.window.horizon - self.skip - 1):
             raise UserError(f"the delay is {self.delay}, but must be from 0 to {last}, "

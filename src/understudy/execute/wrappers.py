@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import FromStage
-from ..core import Feature, Schema, State, Unsupported, UserError, keys, put, role, take
+from ..core import Feature, Schema, State, Unsupported, UserError, check_range, keys, put, role, take
 from ..data.episode import Episode
 from ..data.relabel import TaskText
 from ..policy import Planner, camera_sizes
@@ -214,6 +214,10 @@ class ResidualWrapper(ActionWrapper):
     period: int = 1
     executor: Executor = field(default_factory=RecedingHorizon)
 
+    def __post_init__(self):
+        check_range(self, "period", at_least=1)
+        check_range(self, "scale", at_least=0)
+
     def features(self, features):
         action = _vector_action(features, "ResidualWrapper")
         return {**features, BASE_ACTION: replace(action, dtype="float32")}
@@ -276,6 +280,10 @@ class NoiseSteeringWrapper(ActionWrapper):
     policy: Planner | FromStage
     period: int = 4
     bound: float = 1.5
+
+    def __post_init__(self):
+        check_range(self, "period", at_least=1)
+        check_range(self, "bound", above=0)
 
     def features(self, features):
         return {**features, "action": Feature("float32", (math.prod(self._noise_shape()),))}
@@ -348,6 +356,10 @@ class SkillWrapper(ActionWrapper):
     phrases: tuple[str, ...] = ()
     executor: Executor = field(default_factory=RecedingHorizon)
     bound: float | None = None
+
+    def __post_init__(self):
+        check_range(self, "period", at_least=1)
+        check_range(self, "bound", above=0)
 
     def features(self, features):
         skill = self._skill()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import Context, UserError
+from ..core import Context, UserError, check_range
 from ..nets.base import precomputed
 from .base import DenoisingHead, guided_velocity, scan
 from .paths import LinearPath
@@ -41,6 +41,7 @@ class AdaFlow(DenoisingHead):
     path = LinearPath()
 
     def __post_init__(self):
+        check_range(self, "max_guidance_weight", at_least=0)
         if self.n_steps < 1 or self.max_error <= 0:
             raise UserError(f"n_steps={self.n_steps}, max_error={self.max_error}", where="AdaFlow",
                             hint="use at least one step, and an error above 0")

@@ -45,6 +45,11 @@ class Head(ABC):
         """
         return (horizon, coded_dim)
 
+    @property
+    def ignores_noise(self) -> bool:
+        """Whether plans do not depend on the noise with these settings. `Policy.is_deterministic` reads it."""
+        return False
+
     @abstractmethod
     def build(self, trunk: Trunk, coded_dim: int, spec: HeadSpec) -> nn.Module:
         """Builds the module whose weights `loss` trains.
@@ -127,6 +132,11 @@ class TemperatureHead(Head):
     """
 
     temperature: float
+
+    @property
+    def ignores_noise(self) -> bool:
+        """Whether the temperature is 0. Override it if plans still depend on the noise then, as those of `GMM` do."""
+        return self.temperature == 0
 
 
 class MemoryHead(Head):

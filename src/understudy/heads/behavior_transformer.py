@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..core import check_range
 from .base import TemperatureHead, gumbel_noise
 
 
@@ -36,6 +37,10 @@ class BeT(TemperatureHead):
     gamma: float = 2.0
     offset_weight: float = 10.0
     temperature: float = 1.0
+
+    def __post_init__(self):
+        check_range(self, "n_clusters", at_least=1)
+        check_range(self, "gamma", "offset_weight", "temperature", at_least=0)
 
     def noise(self, horizon, coded_dim):
         return (horizon, self.n_clusters)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..core import check_range
 from ..nets.feed_forward import feed_forward_layers
 from .base import LikelihoodHead, TemperatureHead, uniform_noise
 
@@ -40,6 +41,10 @@ class Bins(LikelihoodHead, TemperatureHead):
     autoregressive: bool = True
     width: int = 64
     temperature: float = 1.0
+
+    def __post_init__(self):
+        check_range(self, "n_bins", "width", at_least=1)
+        check_range(self, "temperature", at_least=0)
 
     def build(self, trunk, coded_dim, spec):
         outputs = self.width if self.autoregressive else coded_dim * self.n_bins

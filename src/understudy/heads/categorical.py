@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from ..core import UserError
+from ..core import UserError, check_range
 from ..data.one_hot import map_components
 from .base import LikelihoodHead, TemperatureHead, gumbel_noise
 
@@ -27,6 +27,9 @@ class Categorical(LikelihoodHead, TemperatureHead):
     """
 
     temperature: float = 0.0
+
+    def __post_init__(self):
+        check_range(self, "temperature", at_least=0)
 
     def build(self, trunk, coded_dim, spec):
         if not spec.num_classes:

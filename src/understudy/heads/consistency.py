@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import Unsupported, UserError
+from ..core import Unsupported, UserError, check_range
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import DenoisingHead, TargetNetworkHead, cost_gradient, scan
 from .paths import EDMPath, edm_scales
@@ -61,6 +61,9 @@ class Consistency(DenoisingHead, TargetNetworkHead):
     target_decay: float = 0.0
 
     def __post_init__(self):
+        check_range(self, "initial_scale", "sigma_data", "rho", "huber_constant", above=0)
+        check_range(self, "guidance_weight", at_least=0)
+        check_range(self, "target_decay", at_least=0, at_most=1)
         if self.n_steps < 1 or self.n_train_levels < 2 or not 0 < self.sigma_min < self.sigma_max:
             raise UserError(f"n_steps={self.n_steps}, n_train_levels={self.n_train_levels}, "
                             f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}", where="Consistency",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..core import check_range
 from ..nets.base import PosteriorTrunk
 from .base import TemperatureHead
 
@@ -34,6 +35,10 @@ class CVAE(TemperatureHead):
     latent_dim: int = 32
     beta: float = 10.0
     temperature: float = 0.0
+
+    def __post_init__(self):
+        check_range(self, "latent_dim", at_least=1)
+        check_range(self, "beta", "temperature", at_least=0)
 
     def noise(self, horizon, coded_dim):
         return (self.latent_dim,)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core import UserError
+from ..core import UserError, check_range
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import DenoisingHead, cost_gradient, scan
 from .paths import EDMPath, edm_scales
@@ -50,6 +50,8 @@ class EDM(DenoisingHead):
     guidance_weight: float = 1.0
 
     def __post_init__(self):
+        check_range(self, "sigma_data", "rho", above=0)
+        check_range(self, "log_sigma_std", "guidance_weight", at_least=0)
         if self.n_steps < 1 or not 0 < self.sigma_min < self.sigma_max:
             raise UserError(f"n_steps={self.n_steps}, sigma_min={self.sigma_min}, sigma_max={self.sigma_max}",
                             where="EDM", hint="use at least one step, and 0 < sigma_min < sigma_max")

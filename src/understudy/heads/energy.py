@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..core import Unsupported, UserError
+from ..core import Unsupported, UserError, check_range
 from .base import Head, uniform_noise
 
 
@@ -65,6 +65,9 @@ class EnergyModel(Head):
     max_step: float = 0.1
 
     def __post_init__(self):
+        check_range(self, "n_chain_iterations", at_least=1)
+        check_range(self, "noise_std", "noise_decay", "margin", "gradient_margin", "langevin_noise", at_least=0)
+        check_range(self, "step_size", "max_step", above=0)
         if min(self.n_negatives, self.n_candidates, self.n_iterations) < 1:
             raise UserError(f"n_negatives={self.n_negatives}, n_candidates={self.n_candidates} and "
                             f"n_iterations={self.n_iterations} must be at least 1", where="EnergyModel",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError
+from ..core import UserError, check_range
 from ..nets.base import precomputed
 from ..nets.byte_pair import PAD, BytePairEncoding
 from .base import TemperatureHead, repeat_into_padding, scan, uniform_noise
@@ -52,6 +52,11 @@ class FAST(TemperatureHead):
     max_tokens: int | None = None
     width: int = 64
     temperature: float = 0.0
+
+    def __post_init__(self):
+        check_range(self, "vocab_size", "max_tokens", "width", at_least=1)
+        check_range(self, "scale", above=0)
+        check_range(self, "temperature", at_least=0)
 
     def noise(self, horizon, coded_dim):
         return (self.max_tokens or horizon * coded_dim,)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch.nn import functional as F
 
+from ..core import check_range
 from .base import LikelihoodHead, TemperatureHead
 
 
@@ -24,6 +25,10 @@ class Gaussian(LikelihoodHead, TemperatureHead):
     std: float | None = None
     min_std: float = 0.01
     temperature: float = 0.0
+
+    def __post_init__(self):
+        check_range(self, "std", above=0)
+        check_range(self, "min_std", "temperature", at_least=0)
 
     def build(self, trunk, coded_dim, spec):
         return trunk.build(0, 2 * coded_dim if self.std is None else coded_dim, 0, spec)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from ..core import check_range
 from .base import LikelihoodHead, TemperatureHead, uniform_noise
 
 
@@ -33,6 +34,15 @@ class GMM(LikelihoodHead, TemperatureHead):
     joint: bool = True
     min_std: float = 0.01
     temperature: float = 0.0
+
+    def __post_init__(self):
+        check_range(self, "n_components", at_least=1)
+        check_range(self, "min_std", "temperature", at_least=0)
+
+    @property
+    def ignores_noise(self):
+        """Whether the temperature is 0 and there is one component. Otherwise the noise chooses the component."""
+        return self.temperature == 0 and self.n_components == 1
 
     def noise(self, horizon, coded_dim):
         return (horizon, coded_dim + 1)  # the last column picks the component, a joint one that of the first step

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import Context, UserError
+from ..core import Context, UserError, check_range
 from .base import StepwiseHead
 from .paths import StochasticInterpolant
 from .solvers import Euler, Solver, integrate
@@ -51,6 +51,8 @@ class Interpolant(StepwiseHead):
         return StochasticInterpolant(self.scale)
 
     def __post_init__(self):
+        check_range(self, "n_steps", at_least=1)
+        check_range(self, "scale", at_least=0)
         if self.source_std <= 0:
             raise UserError(f"source_std={self.source_std} adds no noise to the last action", where="Interpolant",
                             hint="use a number above 0, such as 0.2")

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ..core import UserError
+from ..core import UserError, check_range
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import Head, scan
 from .paths import LinearPath
@@ -48,6 +48,9 @@ class JointDiffusion(Head):
     n_steps: int = 10
 
     path = LinearPath()
+
+    def __post_init__(self):
+        check_range(self, "action_size", "n_steps", at_least=1)
 
     def noise(self, horizon, coded_dim):
         return (horizon, coded_dim - 1)  # of action and observation; the last component of the target is not sampled

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import ConfigError, Unsupported, UserError
+from ..core import ConfigError, Unsupported, UserError, check_range
 from .base import Head, repeat_into_padding
 
 
@@ -45,6 +45,8 @@ class MCNN(Head):
     limit: float = 1.0
 
     def __post_init__(self):
+        check_range(self, "decay", at_least=0)
+        check_range(self, "limit", above=0)
         if not 0 < self.memory_fraction <= 1:
             raise ConfigError(f"memory_fraction is {self.memory_fraction}, but it is more than 0 and at most 1",
                               where="MCNN", hint="0.1 makes every tenth window a memory")

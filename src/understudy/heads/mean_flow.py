@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..core import check_range
 from .base import DenoisingHead, guided_velocity
 from .paths import LinearPath
 
@@ -45,6 +46,12 @@ class MeanFlow(DenoisingHead):
     max_guidance_weight: float = 5.0
 
     path = LinearPath()
+
+    def __post_init__(self):
+        check_range(self, "n_steps", at_least=1)
+        check_range(self, "velocity_fraction", at_least=0, at_most=1)
+        check_range(self, "adaptive_constant", above=0)
+        check_range(self, "time_std", "adaptive_power", "max_guidance_weight", at_least=0)
 
     def build(self, trunk, coded_dim, spec):
         return trunk.build(coded_dim, coded_dim, 2, spec)

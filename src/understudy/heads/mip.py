@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ..core import check_range
 from .base import Head
 
 
@@ -39,6 +40,10 @@ class MIP(Head):
     scale_first_target: bool = False
     noise_scale: float = 1.0
     two_steps: bool = True
+
+    def __post_init__(self):
+        check_range(self, "second_time", above=0, below=1)
+        check_range(self, "noise_scale", at_least=0)
 
     def noise(self, horizon, coded_dim):
         return (horizon, 0)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError
+from ..core import UserError, check_range
 from .base import MemoryHead
 
 
@@ -39,6 +39,10 @@ class Neighbors(MemoryHead):
     local_model: Literal["mean", "linear"] = "mean"
     ridge: float = 0.01
     block_size: int = 2**16
+
+    def __post_init__(self):
+        check_range(self, "n_neighbors", "block_size", at_least=1)
+        check_range(self, "sharpness", "ridge", at_least=0)
 
     def noise(self, horizon, coded_dim):
         return (horizon, 0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError
+from ..core import UserError, check_range
 from ..nets.base import precomputed
 from .base import LikelihoodHead, TemperatureHead
 
@@ -37,6 +37,7 @@ class NormalizingFlow(LikelihoodHead, TemperatureHead):
     temperature: float = 1.0
 
     def __post_init__(self):
+        check_range(self, "temperature", at_least=0)
         if self.n_layers < 2 or not 0 < self.min_std < 1:
             raise UserError(f"n_layers={self.n_layers}, min_std={self.min_std}", where="NormalizingFlow",
                             hint="use two layers or more, and a min_std between 0 and 1")

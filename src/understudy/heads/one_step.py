@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import UserError
+from ..core import UserError, check_range
 from .base import Head
 from .paths import EDMPath, edm_scales
 
@@ -38,6 +38,7 @@ class OneStepGenerator(Head):
     rho: float = 7.0
 
     def __post_init__(self):
+        check_range(self, "sigma_data", "rho", above=0)
         if not 0 < self.sigma_min < self.sigma <= self.sigma_max:
             raise UserError(f"sigma={self.sigma}, sigma_min={self.sigma_min}, sigma_max={self.sigma_max}",
                             where="OneStepGenerator", hint="use 0 < sigma_min < sigma <= sigma_max")

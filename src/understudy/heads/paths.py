@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..core import check_range
+
 
 class ProbabilityPath(ABC):
     """A curve from noise to action for each pair of them. Subclasses are frozen dataclasses."""
@@ -101,6 +103,9 @@ class VariancePreservingPath(GaussianPath):
 
     schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
     n_train_steps: int = 100
+
+    def __post_init__(self):
+        check_range(self, "n_train_steps", at_least=1)
 
     def alpha_sigma(self, t):
         return self._table(t.device)[:, self._level(t)].unbind()
@@ -232,6 +237,9 @@ class StochasticInterpolant(ProbabilityPath):
 
     scale: float = 1.0
 
+    def __post_init__(self):
+        check_range(self, "scale", at_least=0)
+
     def interpolate(self, action, noise, t):
         source, latent = noise.chunk(2, -1)
         return t * action + (1 - t) * source + self.scale * t * (1 - t) * latent
@@ -260,6 +268,9 @@ class NarrowGaussianPath(ProbabilityPath):
 
     std: float = 0.1
     stabilization: float = 2.5
+
+    def __post_init__(self):
+        check_range(self, "std", "stabilization", at_least=0)
 
     def interpolate(self, action, noise, t):
         start, end, position = self._segment(action, t)

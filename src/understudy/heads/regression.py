@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch.nn.functional import huber_loss
 
+from ..core import check_range
 from .base import Head
 
 
@@ -28,6 +29,9 @@ class Regression(Head):
 
     norm: Literal["l1", "l2", "huber"] = "l2"
     delta: float = 0.1
+
+    def __post_init__(self):
+        check_range(self, "delta", above=0)
 
     def noise(self, horizon, coded_dim):
         return (horizon, 0)  # no randomness; the empty tensor still carries B and H

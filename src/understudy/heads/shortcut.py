@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core import UserError
+from ..core import UserError, check_range
 from .base import DenoisingHead, TargetNetworkHead, guided_velocity
 from .paths import LinearPath
 
@@ -40,6 +40,8 @@ class Shortcut(DenoisingHead, TargetNetworkHead):
     path = LinearPath()
 
     def __post_init__(self):
+        check_range(self, "self_consistency_fraction", "target_decay", at_least=0, at_most=1)
+        check_range(self, "max_guidance_weight", at_least=0)
         if any(n < 1 or n & (n - 1) for n in (self.n_steps, self.n_train_steps)) or self.n_steps > self.n_train_steps:
             raise UserError(f"n_steps={self.n_steps} and n_train_steps={self.n_train_steps} must be powers of two, and "
                             "n_steps must not be larger", where="Shortcut.n_steps", hint="use 1, 2, 4 or 8 steps")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch.nn import functional as F
 
-from ..core import UserError
+from ..core import UserError, check_range
 from .base import StepwiseHead, scan
 from .paths import NarrowGaussianPath
 from .solvers import Euler, Solver
@@ -39,6 +39,15 @@ class StreamingFlow(StepwiseHead):
     stabilization: float = 2.5
     solver: Solver = field(default_factory=Euler)
     n_substeps: int = 1
+
+    def __post_init__(self):
+        check_range(self, "n_substeps", at_least=1)
+        check_range(self, "sigma", "stabilization", at_least=0)
+
+    @property
+    def ignores_noise(self):
+        """Whether plans start exactly at the last action."""
+        return self.sigma == 0
 
     def build(self, trunk, coded_dim, spec):
         if spec.horizon < 2:

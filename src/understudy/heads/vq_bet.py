@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError
+from ..core import UserError, check_range
 from ..nets.feed_forward import feed_forward_layers
 from ..nets.quantization import ResidualVQ
 from .base import TemperatureHead, gumbel_noise, repeat_into_padding
@@ -64,6 +64,10 @@ class VQBeT(TemperatureHead):
     temperature: float = 1.0
 
     def __post_init__(self):
+        check_range(self, "latent_dim", "width", "fit_batch_size", at_least=1)
+        check_range(self, "gamma", "first_code_weight", "other_code_weight", "offset_weight", "fit_steps",
+                    "temperature", at_least=0)
+        check_range(self, "fit_lr", above=0)
         if self.n_codes < 2 or self.n_levels < 1:
             raise UserError(f"n_codes={self.n_codes} and n_levels={self.n_levels}", where="VQBeT",
                             hint="use at least two codes and one level, such as n_codes=16 and n_levels=2")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoint import FromStage
-from ..core import Schema, Unsupported, UserError
+from ..core import Schema, Unsupported, UserError, check_range
 from ..data.batch_sampler import BatchSampler, MixtureSampler
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset, write_dataset
@@ -67,6 +67,9 @@ class GaussianExploration(Exploration):
     """
 
     std: float = 0.1
+
+    def __post_init__(self):
+        check_range(self, "std", at_least=0)
 
     def build(self, actor, env):
         action = env.features["action"]

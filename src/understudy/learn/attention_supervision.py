@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import UserError
+from ..core import UserError, check_range
 from ..nets.transformer import Transformer
 from .behavior_cloning import AuxiliaryLoss
 
@@ -107,6 +107,9 @@ class MemorySupervision(AuxiliaryLoss):
     layer: int = 0
     head: int = 0
     weight: float = 10.0
+
+    def __post_init__(self):
+        check_range(self, "layer", "head", at_least=0)
 
     @property
     def captures(self):

@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Batch, Unsupported, UserError
+from ..core import Batch, Unsupported, UserError, check_range
 from ..data.episode import Dataset
 from ..data.window import ColumnSamplingWeights, SamplingWeights
 from ..heads.base import TargetNetworkHead
@@ -98,6 +98,8 @@ class BehaviorCloning(LearnerConfig):
     n_noise_samples: int = 1
 
     def __post_init__(self):
+        check_range(self, "steps", at_least=0)
+        check_range(self, "batch_size", at_least=1)
         if self.n_noise_samples < 1:
             raise UserError(f"n_noise_samples is {self.n_noise_samples}, but a loss needs at least one draw",
                             where="BehaviorCloning", hint="use n_noise_samples=1 or more")

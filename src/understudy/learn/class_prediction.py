@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..core import Context, HeadSpec
+from ..core import Context, HeadSpec, check_range
 from ..data.one_hot import encode_classes
 from ..heads.categorical import Categorical
 from ..nets.base import Trunk
@@ -42,6 +42,9 @@ class ClassPrediction(AuxiliaryLoss):
     weight: float = 1.0
     captured: str = "context"
     shape: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        check_range(self, "num_classes", "shape", at_least=1)
 
     @property
     def captures(self):

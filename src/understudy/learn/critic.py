@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Scorer, load_built, save_built
-from ..core import Schema
+from ..core import Schema, check_range
 from ..data.codec import Codec, CodecModule
 from ..data.window import Window
 from ..nets.base import Encoder
@@ -37,6 +37,9 @@ class CriticConfig:
     encoder: Encoder = field(default_factory=ConcatEncoder)
     n_critics: int = 2
     layer_norm: bool = False
+
+    def __post_init__(self):
+        check_range(self, "hidden", "n_critics", at_least=1)
 
     def build(self, policy: Policy, action: bool = True) -> Critic:
         """Builds a critic that reads what a policy reads.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Batch, ConfigError, Unsupported
+from ..core import Batch, ConfigError, Unsupported, check_range
 from ..data.codec import Normalizer
 from ..data.episode import Dataset
 from ..data.relabel import Rename, ReturnToGo
@@ -89,6 +89,8 @@ class DichotomyOfControl(LearnerConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self):
+        check_range(self, "hidden", "n_negatives", "energy_updates", "batch_size", at_least=1)
+        check_range(self, "steps", "information_weight", "prior_weight", "value_weight", at_least=0)
         if self.lookahead < 1:
             raise ConfigError(f"the lookahead is {self.lookahead}, but the future has at least 1 step",
                               where="DichotomyOfControl.lookahead", hint="such as 1, or the length of an episode")

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..checkpoint import FromStage
-from ..core import Batch, Context, Unsupported, UserError
+from ..core import Batch, Context, Unsupported, UserError, check_range
 from ..data.episode import Dataset
 from ..heads.base import DenoisingHead
 from ..heads.consistency import Consistency
@@ -48,6 +48,10 @@ class ConsistencyDistillation(LearnerConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
 
+    def __post_init__(self):
+        check_range(self, "steps", at_least=0)
+        check_range(self, "batch_size", at_least=1)
+
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ConsistencyDistillationLearner:
         return ConsistencyDistillationLearner(self, policy, seed, steps)
 
@@ -77,6 +81,10 @@ class Reflow(LearnerConfig):
     batch_size: int = 128
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
+
+    def __post_init__(self):
+        check_range(self, "steps", at_least=0)
+        check_range(self, "teacher_steps", "batch_size", at_least=1)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ReflowLearner:
         return ReflowLearner(self, policy, seed, steps)
@@ -114,6 +122,11 @@ class OneStepDistillation(LearnerConfig):
     n_score_updates: int = 1
     time_range: tuple[float, float] = (0.05, 0.98)
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
+
+    def __post_init__(self):
+        check_range(self, "steps", "n_score_updates", at_least=0)
+        check_range(self, "batch_size", at_least=1)
+        check_range(self, "time_range", at_least=0, at_most=1)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> OneStepDistillationLearner:
         return OneStepDistillationLearner(self, policy, seed, steps)

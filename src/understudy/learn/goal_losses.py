@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from ..core import Batch, Context, UserError
+from ..core import Batch, Context, UserError, check_range
 from ..nets.feed_forward import feed_forward_layers
 from ..policy import Policy
 from .behavior_cloning import AuxiliaryLoss
@@ -105,6 +105,9 @@ class Foresight(AuxiliaryLoss):
     weight: float = 1.0
     captures = ("context", "context_mask")
     next_obs = True
+
+    def __post_init__(self):
+        check_range(self, "hidden", at_least=1)
 
     def build(self, policy: Policy) -> nn.Module:
         """Returns the module that computes the loss of each window, (B,)."""

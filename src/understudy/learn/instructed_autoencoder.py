@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..core import Batch, ConfigError
+from ..core import Batch, ConfigError, check_range
 from ..data.codec import Normalizer
 from ..data.episode import Dataset, Episode
 from ..data.relabel import Rename
@@ -55,6 +55,7 @@ class InstructedAutoencoder(SkillAutoencoder):
 
     def __post_init__(self):
         super().__post_init__()
+        check_range(self, "alignment", at_least=0)
         if not isinstance(self.instruction.head, Gaussian) or not self.instruction.inputs:
             raise ConfigError("skills are drawn from a Gaussian that reads named columns",
                               where="InstructedAutoencoder.instruction",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..core import Batch, Unsupported, UserError
+from ..core import Batch, Unsupported, UserError, check_range
 from ..data.episode import Dataset
 from ..heads.base import Head, TargetNetworkHead
 from ..nets.ema import EMADecay, WarmupDecay
@@ -51,6 +51,7 @@ class MedianOfMeans(LearnerConfig):
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
 
     def __post_init__(self):
+        check_range(self, "steps", at_least=0)
         if not 3 <= self.n_blocks <= self.batch_size:
             raise UserError(f"{self.n_blocks} blocks for {self.batch_size} windows", where="MedianOfMeans",
                             hint="use at least 3 blocks, and a batch_size of at least as many windows")

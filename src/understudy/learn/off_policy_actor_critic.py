@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from ..core import Batch, Unsupported, UserError
+from ..core import Batch, Unsupported, UserError, check_range
 from ..data.episode import Dataset
 from ..policy import Policy
 from .critic import CriticConfig
@@ -60,6 +60,9 @@ class OffPolicyActorCritic(LearnerConfig):
     next_obs = True
 
     def __post_init__(self):
+        check_range(self, "batch_size", at_least=1)
+        check_range(self, "steps", "target_noise", "max_target_noise", "bc_weight", at_least=0)
+        check_range(self, "target_decay", at_least=0, at_most=1)
         if not 0 <= self.discount <= 1:
             raise UserError(f"a discount is between 0 and 1, and this is {self.discount}",
                             where="OffPolicyActorCritic.discount", hint="0.99 looks about 100 steps ahead")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Batch, ConfigError, Unsupported
+from ..core import Batch, ConfigError, Unsupported, check_range
 from ..data.episode import Dataset
 from ..heads.base import MemoryHead
 from ..nets.base import capture_intermediates, record_intermediate
@@ -55,6 +55,8 @@ class RepresentationLearning(LearnerConfig):
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
 
     def __post_init__(self):
+        check_range(self, "steps", "lookahead", at_least=0)
+        check_range(self, "batch_size", at_least=1)
         if not self.objectives:
             raise ConfigError("there are no objectives, so that nothing would train the encoder",
                               where="RepresentationLearning.objectives", hint="add one, such as InverseDynamics()")

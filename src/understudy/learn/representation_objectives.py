@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from ..core import Batch, Context, HeadSpec
+from ..core import Batch, Context, HeadSpec, check_range
 from ..heads.base import Head
 from ..heads.regression import Regression
 from ..nets.base import Trunk
@@ -157,6 +157,10 @@ class ForwardDynamics(RepresentationObjective):
 
     next_obs = True
 
+    def __post_init__(self):
+        check_range(self, "hidden", at_least=1)
+        check_range(self, "target_decay", at_least=0, at_most=1)
+
     def build(self, policy):
         return _ForwardDynamicsLoss(self, policy)
 
@@ -253,6 +257,10 @@ class BYOL(RepresentationObjective):
     target_decay: float = 0.99
     weight: float = 1.0
 
+    def __post_init__(self):
+        check_range(self, "hidden", "size", at_least=1)
+        check_range(self, "target_decay", at_least=0, at_most=1)
+
     def build(self, policy):
         return _BYOLLoss(self, policy)
 
@@ -301,6 +309,10 @@ class TimeContrastive(RepresentationObjective):
     weight: float = 1.0
 
     next_obs = True
+
+    def __post_init__(self):
+        check_range(self, "hidden", "size", at_least=1)
+        check_range(self, "temperature", above=0)
 
     def build(self, policy):
         return _TimeContrastiveLoss(self, policy)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Batch, Unsupported, UserError
+from ..core import Batch, Unsupported, UserError, check_range
 from ..data.episode import Dataset
 from ..heads.base import LikelihoodHead
 from ..heads.regression import Regression
@@ -157,6 +157,9 @@ class PastTargetWeights(FixedWeights):
     weight: float = 0.0
     n_steps: int | None = None
 
+    def __post_init__(self):
+        check_range(self, "n_steps", at_least=0)
+
     def __call__(self, batch, policy):
         step = torch.arange(batch.mask.shape[1], device=batch.mask.device) + policy.window.action_offset
         weight = torch.where(step < 0, self.weight, 1.0)
@@ -183,6 +186,9 @@ class AdvantageWeights(FixedWeights):
     advantage: Callable[[Batch], Tensor]
     beta: float = 3.0
     max_weight: float = 100.0
+
+    def __post_init__(self):
+        check_range(self, "max_weight", above=0)
 
     @torch.no_grad()
     def __call__(self, batch, policy):

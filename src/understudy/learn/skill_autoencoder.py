@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoint import load_built, save_built
-from ..core import Batch, ConfigError, HeadSpec, Schema, Unsupported
+from ..core import Batch, ConfigError, HeadSpec, Schema, Unsupported, check_range
 from ..data.codec import CodecModule, Normalizer
 from ..data.episode import Dataset
 from ..data.relabel import Rename
@@ -83,6 +83,8 @@ class SkillAutoencoder(LearnerConfig):
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
 
     def __post_init__(self):
+        check_range(self, "steps", "beta", at_least=0)
+        check_range(self, "batch_size", at_least=1)
         if self.length < 1:
             raise ConfigError(f"the length is {self.length}, but a piece has at least 1 step",
                               where="SkillAutoencoder.length", hint="10 steps are usual")

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..checkpoint import load_built, save_built
-from ..core import Batch, Feature, Schema, Unsupported
+from ..core import Batch, Feature, Schema, Unsupported, check_range
 from ..data.codec import CodecModule
 from ..data.episode import Dataset
 from ..nets.ema import EMADecay, WarmupDecay
@@ -57,6 +57,10 @@ class StateActionVAE(LearnerConfig):
     batch_size: int = 100
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
+
+    def __post_init__(self):
+        check_range(self, "latent_dim", "widths", "batch_size", at_least=1)
+        check_range(self, "steps", "beta", at_least=0)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> StateActionVAELearner:
         return StateActionVAELearner(self, policy, seed, steps)

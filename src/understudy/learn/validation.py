@@ -55,12 +55,12 @@ class Validation:
                 actions before each window's step, and the mask of the batch leaves these actions out.
 
         Yields:
-            A batch of windows and K plans for each of them, (B, K, H, A) in world units. K is 1 for heads that use no
-            noise.
+            A batch of windows and K plans for each of them, (B, K, H, A) in world units. K is 1 for a deterministic
+            policy.
         """
         windows = policy.windows(data)
         at = np.linspace(0, len(windows) - 1, min(self.n_windows, len(windows))).round().astype(np.int64)
-        K = 1 if 0 in policy.noise_shape else self.n_samples
+        K = 1 if policy.is_deterministic else self.n_samples
         for i in range(0, len(at), size):
             part = at[i:i + size]
             batch = windows.gather(part, np.random.default_rng(i)).to(policy.device)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Context, HeadSpec, Unsupported, UserError
+from ..core import Context, HeadSpec, Unsupported, UserError, check_range
 from .base import Encoder, EncoderNet, PosteriorTrunk, TrunkNet, check_not_causal
 from .encoders import observed_column
 from .linear import Linear
@@ -63,6 +63,11 @@ class ACTTransformer(PosteriorTrunk):
     grids: tuple[tuple[int, int], ...] = ()
     state: str = "observation.state"
     state_size: int = 0
+
+    def __post_init__(self):
+        check_range(self, "width", "heads", "feed_forward", "depth", "posterior_depth", at_least=1)
+        check_range(self, "encoder_depth", "state_size", at_least=0)
+        check_range(self, "dropout", at_least=0, below=1)
 
     def build(self, inputs, outputs, n_times, spec):
         check_not_causal(self, spec)
@@ -263,6 +268,9 @@ class ACTEncoder(Encoder):
 
     width: int = 512
     weights: str | None = None
+
+    def __post_init__(self):
+        check_range(self, "width", at_least=1)
 
     def build(self, features, n_obs_steps):
         return _ACTEncoderNet(self, features, n_obs_steps)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..core import Context
+from ..core import Context, check_range
 from .base import Encoder, EncoderNet, record_intermediate
 from .encoders import TokenEncoder
 from .linear import Linear
@@ -32,6 +32,9 @@ class BottleneckEncoder(Encoder):
 
     width: int = 32
     encoder: Encoder = field(default_factory=TokenEncoder)
+
+    def __post_init__(self):
+        check_range(self, "width", at_least=1)
 
     def build(self, features, n_obs_steps):
         return _BottleneckEncoderNet(self, features, n_obs_steps)

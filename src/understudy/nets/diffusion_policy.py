@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ..core import Context, UserError
+from ..core import Context, UserError, check_range
 from .base import Encoder, EncoderNet
 from .encoders import observed_column
 from .linear import Linear
@@ -40,6 +40,9 @@ class DiffusionPolicyEncoder(Encoder):
     keypoints: int = 32
     group_norm: bool = True
     shared: bool = True
+
+    def __post_init__(self):
+        check_range(self, "crop", "resize", "keypoints", at_least=1)
 
     def build(self, features, n_obs_steps):
         return _DiffusionPolicyEncoderNet(self, features, n_obs_steps)

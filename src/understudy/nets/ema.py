@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..core import check_range
+
 
 class EMADecay(ABC):
     """Schedule of the decay. Subclasses are frozen dataclasses."""
@@ -28,6 +30,9 @@ class ConstantDecay(EMADecay):
 
     decay: float = 0.999
 
+    def __post_init__(self):
+        check_range(self, "decay", at_least=0, at_most=1)
+
     def value(self, count):
         return self.decay
 
@@ -43,6 +48,9 @@ class WarmupDecay(EMADecay):
     """
 
     decay: float = 0.999
+
+    def __post_init__(self):
+        check_range(self, "decay", at_least=0, at_most=1)
 
     def value(self, count):
         return min(self.decay, (1 + count) / (10 + count))
@@ -67,6 +75,11 @@ class PolynomialDecay(EMADecay):
     power: float = 2 / 3
     minimum: float = 1e-4
     start: int = 0
+
+    def __post_init__(self):
+        check_range(self, "power", above=0)
+        check_range(self, "minimum", at_least=0, at_most=1)
+        check_range(self, "start", at_least=0)
 
     def value(self, count):
         n = count - self.start

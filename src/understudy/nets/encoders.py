@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Context, Feature, UserError
+from ..core import Context, Feature, UserError, check_range
 from ..data.codec import Normalizer
 from .base import Encoder, EncoderNet, ImageFeatures
 from .linear import Linear
@@ -55,6 +55,10 @@ class TokenEncoder(Encoder):
     cache_features: bool = False
     point_clouds: tuple[str, ...] = ()
     points: PointEncoder = field(default_factory=PointNet)
+
+    def __post_init__(self):
+        check_range(self, "width", at_least=1)
+        check_range(self, "crop", at_least=0)
 
     def build(self, features, n_obs_steps):
         if self.cache_features and self.crop:
@@ -256,6 +260,9 @@ class ConcatEncoder(Encoder):
 
     vision: VisionEncoder | None = None
     crop: int = 0
+
+    def __post_init__(self):
+        check_range(self, "crop", at_least=0)
 
     def build(self, features, n_obs_steps):
         return _ConcatEncoderNet(self, features, n_obs_steps)

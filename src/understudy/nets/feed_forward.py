@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ..core import check_range
 from .base import Trunk, TrunkNet, check_not_causal, record_intermediate
 from .fourier import FourierFeatures
 from .linear import Linear
@@ -49,6 +50,10 @@ class FeedForward(Trunk):
     widths: tuple[int, ...] = (256, 256)
     activation: Activation = "relu"
     n_frequencies: int = 6
+
+    def __post_init__(self):
+        check_range(self, "widths", at_least=1)
+        check_range(self, "n_frequencies", at_least=0)
 
     def build(self, inputs, outputs, n_times, spec):
         check_not_causal(self, spec)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ..core import Context, Unsupported, UserError
+from ..core import Context, Unsupported, UserError, check_range
 from .base import Encoder, EncoderNet, Trunk, TrunkNet, record_intermediate
 from .encoders import num_classes_of, observed_column
 
@@ -31,6 +31,9 @@ class GridEncoder(Encoder):
     channels: tuple[int, ...] = (64, 64, 64, 64, 64)
     at: str | None = None
     n_rounds: int = 1
+
+    def __post_init__(self):
+        check_range(self, "channels", "n_rounds", at_least=1)
 
     def build(self, features, n_obs_steps):
         return _GridEncoderNet(self, features, n_obs_steps)

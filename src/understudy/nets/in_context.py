@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Context, Unsupported
+from ..core import Context, Unsupported, check_range
 from .base import CachesContext, SharedTimeTrunk
 from .fourier import FourierFeatures
 from .linear import Linear
@@ -47,6 +47,12 @@ class InContextTransformer(SharedTimeTrunk):
     dropout: float = 0.0
     feed_forward_ratio: float = 4
     n_frequencies: int = 6
+
+    def __post_init__(self):
+        check_range(self, "width", "depth", "heads", at_least=1)
+        check_range(self, "dropout", at_least=0, below=1)
+        check_range(self, "feed_forward_ratio", above=0)
+        check_range(self, "n_frequencies", at_least=0)
 
     def build(self, inputs, outputs, n_times, spec):
         if n_times > 1:

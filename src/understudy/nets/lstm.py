@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core import check_range
 from .base import Trunk, TrunkNet, check_alignment, product_dtype
 from .fourier import FourierFeatures
 from .linear import Linear
@@ -38,6 +39,10 @@ class LSTM(Trunk):
     width: int = 400
     depth: int = 2
     n_frequencies: int = 6
+
+    def __post_init__(self):
+        check_range(self, "width", "depth", at_least=1)
+        check_range(self, "n_frequencies", at_least=0)
 
     def build(self, inputs, outputs, n_times, spec):
         check_alignment(self, spec)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..core import Context
+from ..core import Context, check_range
 from .base import CachesContext, Trunk, check_not_causal
 from .fourier import FourierFeatures
 from .linear import Linear, linear
@@ -34,6 +34,11 @@ class MLP(Trunk):
     depth: int = 2
     dropout: float = 0.0
     n_frequencies: int = 6
+
+    def __post_init__(self):
+        check_range(self, "width", at_least=1)
+        check_range(self, "depth", "n_frequencies", at_least=0)
+        check_range(self, "dropout", at_least=0, below=1)
 
     def build(self, inputs, outputs, n_times, spec):
         check_not_causal(self, spec)

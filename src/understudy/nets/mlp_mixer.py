@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..core import check_range
 from .base import Trunk, TrunkNet, check_not_causal
 from .fourier import FourierFeatures
 from .linear import Linear
@@ -37,6 +38,12 @@ class MLPMixer(Trunk):
     feed_forward_ratio: float = 4
     dropout: float = 0.0
     n_frequencies: int = 6
+
+    def __post_init__(self):
+        check_range(self, "width", "depth", at_least=1)
+        check_range(self, "token_ratio", "feed_forward_ratio", above=0)
+        check_range(self, "dropout", at_least=0, below=1)
+        check_range(self, "n_frequencies", at_least=0)
 
     def build(self, inputs, outputs, n_times, spec):
         check_not_causal(self, spec)

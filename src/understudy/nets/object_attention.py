@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..core import Context, UserError
+from ..core import Context, UserError, check_range
 from ..data.codec import Normalizer
 from .base import Encoder, EncoderNet, record_intermediate
 from .encoders import TokenEncoder, observed_column
@@ -40,6 +40,9 @@ class ObjectAttentionEncoder(Encoder):
     query: str = "observation.task"
     hidden: int = 64
     encoder: TokenEncoder = field(default_factory=TokenEncoder)
+
+    def __post_init__(self):
+        check_range(self, "hidden", at_least=1)
 
     def build(self, features, n_obs_steps):
         for name, column in (("objects", self.objects), ("query", self.query)):

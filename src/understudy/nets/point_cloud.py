@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..core import Schema, UserError, role
+from ..core import Schema, UserError, check_range, role
 from .linear import Linear
 
 
@@ -46,6 +46,9 @@ class PointNet(PointEncoder):
     """
 
     widths: tuple[int, ...] = (64, 128, 256)
+
+    def __post_init__(self):
+        check_range(self, "widths", at_least=1)
 
     def build(self, channels, width):
         return _PointNet(self, channels, width)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Unsupported, UserError
+from ..core import Unsupported, UserError, check_range
 from .pretrained import PretrainedFiles, PretrainedNet, import_extra, load_pretrained, transformers_model
 from .vision import FrozenVisionNet, VisionEncoder, VisionNet, given_weights, output_layer
 
@@ -45,6 +45,9 @@ class TransformersVision(VisionEncoder):
     frozen: bool = True
     image_size: tuple[int, int] | None = None
 
+    def __post_init__(self):
+        check_range(self, "image_size", at_least=1)
+
     def build(self, shape, width=None):
         _check_color(shape, "TransformersVision.weights")
         return _finish(_TransformersBody(self), self.frozen, width)
@@ -76,6 +79,9 @@ class TimmVision(VisionEncoder):
     pool: Literal["pooled", "patches"] = "pooled"
     frozen: bool = True
     image_size: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        check_range(self, "image_size", at_least=1)
 
     def build(self, shape, width=None):
         _check_color(shape, "TimmVision.weights")

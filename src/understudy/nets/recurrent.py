@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..core import Context
+from ..core import Context, check_range
 from .base import Encoder, EncoderNet, product_dtype
 from .encoders import TokenEncoder
 
@@ -30,6 +30,9 @@ class RecurrentEncoder(Encoder):
     width: int = 400
     layers: int = 2
     row_encoder: Encoder = field(default_factory=TokenEncoder)
+
+    def __post_init__(self):
+        check_range(self, "width", "layers", at_least=1)
 
     def build(self, features, n_obs_steps):
         return _RecurrentEncoderNet(self, features, n_obs_steps)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core import Context
+from ..core import Context, check_range
 from .base import CachesContext, Trunk
 from .mlp import MLP
 from .transformer import Transformer
@@ -39,6 +39,9 @@ class SmallDenoiser(Trunk):
     denoiser: Trunk = MLP(128, 3)
     width: int = 128
     each_step: bool = True
+
+    def __post_init__(self):
+        check_range(self, "width", at_least=1)
 
     def build(self, inputs, outputs, n_times, spec):
         return _SmallDenoiserNet(self, inputs, outputs, n_times, spec)

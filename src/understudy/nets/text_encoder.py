@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core import check_range
 from .linear import Linear
 
 
@@ -43,6 +44,9 @@ class ByteEncoder(TextEncoder):
 
     channels: int = 64
     kernel: int = 5
+
+    def __post_init__(self):
+        check_range(self, "channels", "kernel", at_least=1)
 
     def build(self, width):
         return _ByteEncoderNet(self, width)

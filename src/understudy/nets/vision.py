@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
-from ..core import UserError
+from ..core import UserError, check_range
 from .linear import Linear
 
 
@@ -168,6 +168,9 @@ class SmallConv(VisionEncoder):
     channels: tuple[int, ...] = (32, 32, 64, 64)
     keypoints: int = 32
 
+    def __post_init__(self):
+        check_range(self, "channels", "keypoints", at_least=1)
+
     def build(self, shape, width=None):
         if any(channels % GROUPS for channels in self.channels):
             raise UserError(f"The channels are {self.channels}, and not all are multiples of {GROUPS}, the number of "
@@ -216,6 +219,9 @@ class ResNet18(VisionEncoder):
     pool: Literal["keypoints", "mean", "grid"] = "keypoints"
     keypoints: int = 32
     frozen: bool = False
+
+    def __post_init__(self):
+        check_range(self, "keypoints", at_least=1)
 
     def build(self, shape, width=None):
         if self.frozen and self.pool == "keypoints":

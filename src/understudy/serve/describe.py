@@ -56,7 +56,8 @@ def policy_metadata(served: ServedPolicy, schema: Mapping[str, object], *, name:
         "texts": list(served.texts), "action_scale": scale,
         # for clients with PyTorch, which plan with RemotePlanner
         "inputs": list(planner.inputs), "features": {k: asdict(f) for k, f in planner.features.items()},
-        "action_dim": planner.action_dim, "window": config.dump(window),
+        "action_dim": planner.action_dim, "is_discrete": planner.is_discrete,
+        "is_deterministic": planner.is_deterministic, "window": config.dump(window),
         "executor": None if executor is None else config.dump(executor), **about}}
 
 

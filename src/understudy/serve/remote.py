@@ -51,6 +51,8 @@ class RemotePlanner(Planner):
         self.executor: Executor | None = (
             None if about["executor"] is None else config.load(about["executor"], trust, where=client.url))
         self.action_dim, self.device = int(about["action_dim"]), torch.device("cpu")
+        self.is_discrete, self.is_deterministic = bool(about.get("is_discrete")), bool(
+            about.get("is_deterministic"))
 
     @property
     def action_scale(self) -> Tensor:

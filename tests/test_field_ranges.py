@@ -1,0 +1,154 @@
+"""Counts and rates of parts are checked where they are written: `core.check_range`."""
+
+import dataclasses
+import importlib
+import inspect
+import math
+import pkgutil
+from dataclasses import dataclass, replace
+
+import pytest
+
+from understudy import config
+from understudy.checkpoint import FromStage
+from understudy.core import ConfigError, UserError, check_range
+from understudy.data.augment import ConditionDropout
+from understudy.data.window import Window
+from understudy.execute.adaptive import ChunkBlending
+from understudy.execute.aligned_replay import AlignedReplay
+from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
+from understudy.execute.latency import DelayedAction, DelayedPlan
+from understudy.execute.planner_config import IterationConfig
+from understudy.execute.temporal_ensemble import TemporalEnsemble
+from understudy.execute.wrappers import NoiseSteeringWrapper, ResidualWrapper, SkillWrapper
+from understudy.heads.bins import Bins
+from understudy.heads.flow import Flow
+from understudy.heads.gaussian import Gaussian
+from understudy.heads.joint_diffusion import JointDiffusion
+from understudy.heads.mean_flow import MeanFlow
+from understudy.heads.mip import MIP
+from understudy.learn.class_prediction import ClassPrediction
+from understudy.learn.distillation import ConsistencyDistillation, OneStepDistillation, Reflow
+from understudy.learn.latent_labels import LatentLabels
+from understudy.methods import find_method
+from understudy.nets.ema import ConstantDecay
+from understudy.nets.mlp import MLP
+from understudy.nets.pretrained_vision import TimmVision, TransformersVision
+from understudy.nets.transformer import Transformer
+
+PACKAGES = ("heads", "nets", "execute", "learn")
+COUNTS = ("int", "int | None", "tuple[int, ...]", "tuple[int, int] | None")
+NO_CONFIGS = {  # values that others make, not options of a user
+    "PlanRequest", "PathCost", "Processes", "SkillPosteriorSpec", "StateActionEmbeddingSpec", "Curve", "TrainingCurves",
+    "TransformedActor",
+}
+EXAMPLES = {type(x).__name__: x for x in (
+    JointDiffusion(action_size=2), ResidualWrapper(FromStage("base")), NoiseSteeringWrapper(FromStage("base")),
+    SkillWrapper(FromStage("low")), IterationConfig("observation.step"),
+    AlignedReplay(FromStage("first"), None), TransformersVision("weights"), TimmVision("weights"),
+    LatentLabels(FromStage("skills", "posterior")),
+    *(teach(FromStage("teacher")) for teach in (ConsistencyDistillation, Reflow, OneStepDistillation)))}
+BUILT = {  # need a planner or an actor: the configs that build them are checked here
+    "FixedBatch", "BestOfN", "SampleSelector", "IteratedPlanner", "SelfGuided", "BidirectionalDecoding", "Steered",
+    "NoisyActor", "ClassPrediction", "DelayedPlan", "DelayedAction",
+}
+MAY_BE_ZERO = {  # no steps, no layers, no change: something that a user may want
+    "skip", "delay", "state_size", "encoder_depth", "n_frequencies", "steps", "warmup_steps", "n_extra_steps",
+    "fit_steps", "start", "layer", "head",
+}
+ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "n_steps"), ("TokenEncoder", "crop"),
+             ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),
+             ("OneStepDistillation", "n_score_updates")}
+NEVER_ZERO = {("PastVerification", "skip")}
+
+
+def parts():
+    """All frozen dataclasses of the packages that have counts, and their fields."""
+    for package in PACKAGES:
+        root = importlib.import_module(f"understudy.{package}")
+        for _, name, _ in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
+            for part in vars(importlib.import_module(name)).values():
+                if not (inspect.isclass(part) and part.__module__ == name and dataclasses.is_dataclass(part)
+                        and part.__dataclass_params__.frozen) or part.__name__.startswith("_"):
+                    continue
+                for f in dataclasses.fields(part):
+                    if str(f.type) in COUNTS and f.name not in ("seed", "components"):
+                        yield part, f
+
+
+CASES = [(part, f) for part, f in parts() if part.__name__ not in NO_CONFIGS | BUILT]
+
+
+@pytest.mark.parametrize("part, field", CASES, ids=lambda x: getattr(x, "__name__", None) or x.name)
+def test_counts_are_checked(part, field):
+    example = EXAMPLES.get(part.__name__) or part()
+    name, several = field.name, field.type.startswith("tuple")
+    where = part.__name__, name
+    zero = (name in MAY_BE_ZERO or where in ALSO_ZERO) and where not in NEVER_ZERO
+    for bad in (-3,) if zero else (-3, 0):
+        with pytest.raises(UserError) as told:
+            replace(example, **{name: (bad, 1) if several else bad})
+        assert told.value.where.startswith(tuple(c.__name__ for c in part.__mro__)) and told.value.hint
+    if zero:
+        replace(example, **{name: (0,) if several else 0})
+
+
+def test_the_discovery_finds_the_parts():
+    found = {part.__name__ for part, _ in CASES}
+    assert len(CASES) > 120
+    assert {"Flow", "MeanFlow", "Neighbors", "RecedingHorizon", "TemporalEnsemble", "Transformer", "BehaviorCloning",
+            "StateActionVAE", "GridEncoder", "CriticConfig"} <= found
+    assert not (BUILT | NO_CONFIGS) & found
+
+
+@pytest.mark.parametrize("example, name, bad", [
+    (Flow(), "max_guidance_weight", -1.0), (Gaussian(), "temperature", -0.1), (Gaussian(), "std", 0.0),
+    (Gaussian(), "temperature", math.nan), (MIP(), "second_time", 1.0), (MeanFlow(), "velocity_fraction", 1.5),
+    (MLP(), "dropout", 1.0), (Transformer(), "feed_forward_ratio", 0.0), (ConstantDecay(), "decay", 1.1),
+    (ChunkBlending(), "weight", 2.0), (ConditionDropout(("a",)), "p", -0.1), (Window(), "horizon", 0),
+    (Window(), "n_obs_steps", -1), (Bins(), "n_bins", 0),
+])
+def test_rates_are_checked(example, name, bad):
+    with pytest.raises(ConfigError) as told:
+        replace(example, **{name: bad})
+    assert told.value.where == f"{type(example).__name__}.{name}"
+
+
+@dataclass(frozen=True)
+class Part:
+    several: tuple[int, ...] = (1, 2)
+    one: float | None = None
+    required: int = 3
+
+    def __post_init__(self):
+        check_range(self, "several", "required", at_least=1)
+        check_range(self, "one", above=0, below=1)
+
+
+def test_the_message_names_field_range_and_default():
+    Part(one=0.5)
+    for changes, text in (({"several": (1, 0)}, "Part.several: several is (1, 0), but must be at least 1\n"
+                           "  -> give a number in this range; the default is (1, 2)"),
+                          ({"one": 1.0}, "Part.one: one is 1.0, but must be above 0 and below 1\n"
+                           "  -> give a number in this range; the default is None")):
+        with pytest.raises(ConfigError) as told:
+            Part(**changes)
+        assert str(told.value) == text
+
+
+def test_files_and_methods_are_checked_too():
+    stored = config.dump(RealTimeChunking())
+    stored["n_action_steps"] = 0
+    with pytest.raises(UserError, match="n_action_steps is 0, but must be at least 1"):
+        config.load(stored)
+    with pytest.raises(UserError, match="n_neighbors is 0"):
+        head = find_method("knn").policy.head
+        replace(head, n_neighbors=0)
+    with pytest.raises(UserError):
+        ClassPrediction("label", (0,))
+    with pytest.raises(UserError):
+        DelayedAction(None, -1)
+    with pytest.raises(UserError, match="delay is -1"):
+        DelayedPlan(RecedingHorizon(), -1)
+    with pytest.raises(UserError, match="skip is -1"):
+        TemporalEnsemble(skip=-1)

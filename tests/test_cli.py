@@ -24,7 +24,8 @@ from understudy import Dataset, __version__, load_actor, make
 from understudy.cli import COMMANDS, main
 from understudy.commands import common
 from understudy.commands.common import split_arguments
-from understudy.commands.options import settable_fields
+from understudy.commands.options import change_fields, settable_fields
+from understudy.core import ConfigError
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
 from understudy.data.formats.lerobot import write
@@ -240,6 +241,13 @@ def test_usage_is_told_in_one_message_with_the_nearest_right_option(args, messag
     assert err.getvalue().startswith("understudy: ") and message in err.getvalue() and err.getvalue().count("\n") == 2
     out.flush()
     assert out.buffer.getvalue() == b""
+
+
+@pytest.mark.parametrize("args, inside", [(["--policy.head", "Regression"], "--policy.head.n-components"),
+                                          (["--policy.trunk=unet"], "--policy.trunk.")])
+def test_a_part_is_not_exchanged_on_the_command_line(args, inside):
+    with pytest.raises(ConfigError, match=rf"there is no option --policy.\w+: .* such as {inside}.*\n  -> to exchange"):
+        change_fields(find_method("bc-gmm"), args, "understudy train")
 
 
 def test_counts_and_seeds_that_mean_nothing(call, place, tmp_path):

@@ -144,7 +144,7 @@ def test_methods_are_compared_over_seeds_and_starts():
     found, p = two_level_difference(first, second)
     assert c.seeds == 5 and c.pairs[0].comparison.low == found.low and c.pairs[0].comparison.p_value == p
     assert c.pairs[0].better == "first" and "methods" in c.verdict_parts()[2]
-    caveat = "Even 5 of 5 good seeds do not exclude that 45% of seeds are bad."
+    caveat = "Even if 5 of 5 training seeds succeed, up to 45% of all seeds may fail (95% confidence)."
     one, two = ([evaluation(w) for w in x] for x in (first, second))
     assert (
         c.verdict_parts()[2].endswith(caveat)

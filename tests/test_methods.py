@@ -30,6 +30,7 @@ from understudy.heads.regression import Regression
 from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import build_actor, policy_features, resolve_references, training_data
+from understudy.learn.train import train
 from understudy.methods import METHODS, describe_methods, find_method, recommend
 from understudy.methods.behavior_cloning import bc
 from understudy.nets.transformer import Transformer
@@ -47,7 +48,9 @@ SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # meth
            "thought-cloning": {**FEATURES, "thought": Feature("string", (), "string")},
            "interactive-language": {**FEATURES, "subtask": Feature("string", (), "string")},
            "maskdp": {**FEATURES, "observation.goal": FEATURES["observation.state"]},
-           "attention-tuner": {**FEATURES, "recalled": Feature("int64", (1,))}}
+           "attention-tuner": {**FEATURES, "recalled": Feature("int64", (1,))},
+           "dp3": {**FEATURES, "observation.points": Feature("float32", (16, 3))},
+           "vinn-byol": {**FEATURES, "observation.images.top": Feature("uint8", (16, 16, 3), "image")}}
 
 
 LEARN_CLASSES = ["bc", "attention-tuner", "cec", "interactive-language", "bc-inverse-dynamics", "knn", "vinn", "udrl",
@@ -235,6 +238,59 @@ def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     obs |= {k: torch.zeros(100, 1) for k in open_conditions(method, features)}
     action, _ = actor.act(obs, actor.start(obs, keys(0, range(100))))
     assert (action.flatten() == torch.tensor([1.0, 3.0]).repeat(50)).float().mean() > 0.9
+
+
+STATES = {"observation.state": FEATURES["observation.state"], "action": FEATURES["action"]}
+IMAGES = {"observation.images.top": Feature("uint8", (16, 16, 3), "image"), "action": FEATURES["action"]}
+REWARD = {"next.reward": Feature("float32", ())}
+CLASSES = {**STATES, **REWARD, "observation.state": Feature("int64", (1,), "discrete", num_classes=(3,))}
+# For each need: columns without it, and what the error says. None for what is needed only while acting.
+WITHOUT = {
+    "actions that are numbers": (CHOICES, "the actions are classes"),
+    "actions that are numbers or classes": None,  # `open_data` refuses data without actions
+    "observations and actions that are numbers or classes": (IMAGES, "cannot read a column of kind 'image'"),
+    "a column with the distances to the recalled steps": (STATES, "there is no column recalled"),
+    "a field of the episodes that orders the demonstrators": (STATES, "no episode has a field 'proficiency'"),
+    "point clouds: observations of shape (points, 3), or (points, 6) with colors": (STATES, "no point cloud"),
+    "cameras: without them BYOL has nothing to compare": (STATES, "no camera"),
+    "no cameras": ({**STATES, **IMAGES}, "cannot read a column of kind 'image'"),
+    "no cameras in the embedding": (STATES, "no part 'prior'"),  # which is needed too
+    "a task in words for some episodes": (STATES, "no episode has a task in words"),
+    "states that are numbers": (CLASSES, "is not a vector of numbers|the states are of kind 'discrete'"),
+    "observations that are numbers": (CLASSES, "is of kind 'discrete'"),
+    "rewards": (STATES, "there is no column '?next.reward"),
+    "prior data (--prior)": (STATES, "no part 'prior'"),
+    "prior data: the robot moves away from the start of each demonstration": (STATES, "no episode has a field 'data"),
+    "actions that are velocities of an observed pose": (STATES, "no episode has a field 'data"),  # cannot be seen
+    "an environment": (STATES, "no environment to collect them in"),
+    "an environment with an expert, or a person": (STATES, "no environment to collect them in"),
+    "a map of cells (observation.grid) and the cell of the agent (observation.cell)": (STATES, "'observation.grid'"),
+    "the thought of the expert at each step, as text (thought)": (STATES, "there is no column 'thought'"),
+    "for cameras the weights of a ResNet-18 (the extra hub)": None,  # fetched when they are read
+}
+
+
+@pytest.mark.parametrize("name, need", [(d["name"], need) for d in describe_methods() for need in d["needs"]
+                                        if not need.startswith("while acting")])
+def test_what_a_method_needs_is_refused_where_it_is_missing(name, need, tmp_path):
+    if (case := WITHOUT[need]) is None:
+        return
+    features, words = case
+    data = random_dataset(features, episodes=3, steps=12)
+    with pytest.raises(UserError, match=words):
+        method = find_method(name, data.features())
+        env = make("fork", 1) if need == "rewards" and method.collection is not None else None
+        train(method, data, tmp_path / "run", steps=1, env=env)
+
+
+def test_a_goal_that_is_drawn_takes_the_place_of_a_goal_in_the_data():
+    given = {**STATES, "observation.goal": STATES["observation.state"]}
+    data = random_dataset(given, episodes=3, steps=12)
+    for name in ("gcbc", "beso"):
+        window = find_method(name, given).policy.window
+        batches = [window.windows(d, ("observation.goal",), "action").batch(8, 0).obs["observation.goal"]
+                   for d in (data, data.map(lambda e: e.replace({"observation.goal": None})))]
+        assert batches[0].equal(batches[1])
 
 
 def test_rows_are_in_the_ledger(shared):

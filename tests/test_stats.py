@@ -404,7 +404,7 @@ def test_what_few_seeds_do_not_exclude():
         assert (1 - seeds_not_excluded(n)) ** n == pytest.approx(0.05)
         found = scipy_stats.binomtest(0, n, alternative="less").proportion_ci(0.95, "exact").high
         assert seeds_not_excluded(n) == pytest.approx(found)
-    assert seeds_caveat(5) == "Even 5 of 5 good seeds do not exclude that 45% of seeds are bad."
+    assert seeds_caveat(5) == "Even if 5 of 5 training seeds succeed, up to 45% of all seeds may fail (95% confidence)."
     with pytest.raises(ValueError, match="at least 1"):
         seeds_not_excluded(0)
 

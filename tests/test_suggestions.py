@@ -15,8 +15,10 @@ import pytest
 from understudy import cli, demo
 from understudy.claims.probe import Confirmation
 from understudy.cli import main
+from understudy.commands.conditions import example_options
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
+from understudy.methods import find_method
 
 SMALL = {"train": ("--steps", "6", "--save-freq", "6", "--device", "cpu"), "eval": ("--episodes", "2", "--rows", "2"),
          "compare": ("--episodes", "2",), "robustness": ("--episodes", "2", "--levels", "noise=0.1")}
@@ -135,6 +137,33 @@ def test_what_the_claims_suggest_is_accepted(follow, monkeypatch, capsys):
     assert main(["claims", "check", "act-ensembling"]) == 3
     line, = suggestions(capsys.readouterr().out)
     assert main(shlex.split(line)[1:]) == 0 and ran == ["diffusion-bc", "act-ensembling"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, told", [
+    ("gcbc", ("--condition",)), ("maskdp", ("--condition",)), ("udrl", ("--condition",)), ("mdt", ("--task",))])
+def test_what_a_policy_must_be_told_is_part_of_what_is_suggested(name, told, follow):
+    follow("record", "fork", "--out", "recorded", "--episodes", "6", depth=0)
+    told_episodes = [replace(e, metadata={**e.metadata, "task": "pass the pillar"}) for e in open_dataset("recorded")]
+    write_dataset(Dataset(told_episodes, {"fps": 10}), "demos")
+    small = ("--policy.trunk.width", "16") if name in ("maskdp", "mdt") else ("--policy.trunk.widths", "16")
+    seen = follow("train", name, "demos", "--out", "run", *TINY[:6], *small)
+    assert ("eval", *sorted((*told, "--episodes", "--rows"))) in seen
+    assert ("eval", *sorted((*told, "--episodes", "--rows"))) in follow("eval", "run", "demos")
+    follow("plot", "run")
+
+
+def test_no_evaluation_is_suggested_without_an_example_of_what_it_needs():
+    """A goal that is an image cannot be written on a command line."""
+    frame = np.zeros((4, 8, 8, 3), np.uint8)
+    data = Dataset([Episode({"observation.images.top": frame, "observation.state": np.ones((4, 2), np.float32),
+                             "action": np.zeros((4, 2), np.float32)})])
+    assert example_options(data, find_method("gcbc", column="observation.images.top"), data.features()) is None
+    method = find_method("gcbc")
+    assert example_options(data, method, data.features()) == ["--condition", "goal=1,1"]
+    assert example_options(data, method, {"observation.goal": data.features()["observation.state"]}) == []
+    assert example_options(data, find_method("groot-2"), data.features()) is None
+    assert example_options(data, find_method("bc"), data.features()) == []
 
 
 def test_what_is_done_to_data_can_be_inspected(follow):

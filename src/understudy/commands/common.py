@@ -429,7 +429,7 @@ def demonstrations_path(path: Path) -> Path:
 
 
 def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mapping: Path | None = None,
-              ignore: Sequence[str] | None = None, *, decode: bool = True,
+              ignore: Sequence[str] | None = None, *, decode: bool = True, has_size_option: bool = False,
               columns: Sequence[str] = (), **options) -> Dataset:
     """Opens demonstrations to learn from, or to evaluate on.
 
@@ -440,6 +440,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mappi
         mapping: How topics become columns, for bags.
         ignore: Refuses data in which an audit finds an error, except for these codes. None for no audit.
         decode: Whether camera frames are decoded beforehand. Otherwise each is decoded when it is read.
+        has_size_option: Whether the command has the option --image-size, which the message then names.
         columns: Which columns to read, such as "state=q1,q2" (see `parse_columns`).
         options: Options of the format.
 
@@ -472,7 +473,8 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mappi
     if cost.seconds == 0:
         return decode_frames(data, size)
     high, wide = (size, size) if isinstance(size, int) else size
-    print(f"{cost.frames} camera frames are decoded once, to {high} x {wide} pixels (--image-size): "
+    note = " (--image-size)" if has_size_option else ""
+    print(f"{cost.frames} camera frames are decoded once, to {high} x {wide} pixels{note}: "
           f"{cost.bytes / 1e6:,.1f} MB in {cache.folder()}, about {format_duration(cost.seconds)}", file=sys.stderr)
     with progress_bar("decoding", cost.frames) as progress:
         return decode_frames(data, size, lambda done, total: progress(done))

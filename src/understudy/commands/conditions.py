@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from ..core import Schema
@@ -70,18 +72,78 @@ def open_conditions(method: Method, features: Schema) -> list[str]:
     return [name for part in runtime_relabels(method) if (name := part.open_condition) and name not in features]
 
 
-def example_conditions(data: Dataset, method: Method) -> list[str]:
-    """The option --condition with what the episode of the largest return had, for a method that needs conditions.
+def goal_columns(method: Method) -> dict[str, str]:
+    """The columns with a goal that a policy reads, and for each the column whose values are its goals.
+
+    A goal that the policy can act without is left out.
+
+    Args:
+        method: The method.
+    """
+    from ..data.relabel import OptionalColumn
+    from ..execute.planner_config import MaskedGoalConfig
+
+    optional = {part.column for part in method.transforms if isinstance(part, OptionalColumn)}
+    found = {goal.into: goal.column for goal in method.policy.window.goals if goal.into not in optional}
+    return found | {part.goal: part.column for part in method.inference if isinstance(part, MaskedGoalConfig)}
+
+
+def must_be_told(run: Path) -> bool:
+    """Whether the policy of a run reads a condition, a goal or a task in words that not every environment shows.
+
+    Args:
+        run: The run. Its method is loaded if it needs no code of other packages.
+    """
+    from ..core import UserError
+    from ..learn.method import Method
+    from .method import task_relabel
+
+    try:
+        method = Method.load(run)
+    except UserError:
+        return False
+    return bool(open_conditions(method, {}) or goal_columns(method) or task_relabel(method) is not None)
+
+
+def example_options(data: Dataset, method: Method, features: Schema) -> list[str] | None:
+    """The options --task and --condition with examples from the data, for a policy that acts in an environment.
+
+    Conditions and goals are those of the successful episode with the largest return.
 
     Args:
         data: The demonstrations.
         method: The method.
-    """
-    from ..learn.method import apply_transforms, runtime_relabels
+        features: The columns that the environment shows.
 
+    Returns:
+        The options. None if the policy must be told something of which the data have no example that can be written on
+        a command line, such as an image as the goal.
+    """
+    from ..data.relabel import task_texts
+    from ..learn.method import apply_transforms, runtime_relabels
+    from .method import task_relabel
+
+    options: list[str] = []
+    if (words := task_relabel(method)) is not None and words.into not in features:
+        task = next((str(text) for episode in data for text in task_texts(episode) if text), None)
+        if task is None:
+            return None
+        options = ["--task", task]
+    names = open_conditions(method, features)
+    goals = {into: column for into, column in goal_columns(method).items() if into not in features}
+    if not names and not goals:
+        return options
+    columns = data.features()
+    if any(column not in columns or columns[column].kind != "vector" or len(columns[column].shape) != 1
+           for column in goals.values()):
+        return None
     parts = [part for part in runtime_relabels(method) if part.open_condition]
-    names = open_conditions(method, {})
-    first = [[float(e.steps[name].ravel()[0]) for name in names] for e in apply_transforms(data, parts)
-             if len(e)] if names else []
-    return ["--condition", *(f"{name.removeprefix('observation.')}={value:g}"
-                             for name, value in zip(names, max(first), strict=True))] if first else []
+    first = [([float(episode.steps[name].ravel()[0]) for name in names], bool(episode.metadata.get("success")), -i)
+             for i, episode in enumerate(apply_transforms(data, parts)) if len(episode)]
+    if not first:
+        return None
+    values, _, number = max(first)
+    found = {**{name: [value] for name, value in zip(names, values, strict=True)},
+             **{into: data[-number].steps[column][-1].tolist() for into, column in goals.items()}}
+    return [*options, "--condition", *(f"{name.removeprefix('observation.')}={','.join(f'{v:g}' for v in row)}"
+                                       for name, row in found.items())]

@@ -21,7 +21,7 @@ from .common import (
     trust_options,
     unused_path,
 )
-from .conditions import given_conditions
+from .conditions import example_options, given_conditions
 from .eval_options import EvalOptions
 from .policies import (
     append_result,
@@ -210,15 +210,16 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
                      columns=o.columns)
     provenance = find_checkpoint(o.run) / "provenance.json"
     episodes, origin = episodes_to_evaluate(read_json(provenance) if provenance.exists() else {}, data)
-    data = training_data(data, method)
+    recorded, data = data, training_data(data, method)
     found = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor)
     append_result(o, found.to_json())
     out.print(found.describe(), "", _breakdown_table("component", found.by_dimension, found.unit), "",
             _breakdown_table("of the episode", found.by_time, found.unit))
     env = recorded_env(data)
     trust = trust_options(o.trust, env, o.run) or env_trust_options(env)
-    commands = [(command_line("eval", o.run, env, "--episodes", 100, *trust),
-                 "Whether it works, where it acts by itself:")] if env else []
+    given = example_options(recorded, method, recorded.features())
+    commands = [(command_line("eval", o.run, env, "--episodes", 100, *given, *trust),
+                 "Whether it works, where it acts by itself:")] if env and given is not None else []
     if o.html is None:
         again = command_line("eval", o.run, o.target, "--html", "report.html",
                              *(("--columns", *o.columns) if o.columns else ()), *trust_options((), None, o.run))

@@ -107,6 +107,11 @@ def change_fields(value: T, args: Sequence[str], prog: str) -> T:
         ConfigError: There is no such field, or a value has the wrong type.
     """
     kinds = {"--" + path.replace("_", "-"): (path, kind) for path, kind, _ in settable_fields(value)}
+    for flag in (word.partition("=")[0].replace("_", "-") for word in args if _is_option(word)):
+        if inside := [option for option in kinds if option.startswith(f"{flag}.")]:
+            raise _error(f"there is no option {flag}: a part is not exchanged on the command line, only its fields are "
+                         f"set, such as {inside[0]}", prog,
+                         "to exchange the part, write a function that returns the method, and train module:function")
     arities = {flag: (0, 1) if kind is bool else _arity(kind) for flag, (_, kind) in kinds.items()}
     loose, named = _split(args, arities, prog)
     if loose:

@@ -17,6 +17,7 @@ from .common import (
     recorded_robot_of,
     required_packages,
 )
+from .conditions import must_be_told
 from .policies import run_names
 
 
@@ -73,5 +74,7 @@ def _next_commands(runs) -> list[tuple[str, str]]:
     best = run.folder / "best" if run.best is not None else run.folder
     if env is None and (commands := act_command(best, recorded_robot_of(run.folder))):
         return [(command, "How it acts on the robot:") for command in commands]
+    if must_be_told(run.folder):  # the data with its examples are not open here
+        return []
     return [(command_line("eval", best, env or "ENV", "--episodes", 100, *trust),
              "How good the best checkpoint is, on new starts:")]

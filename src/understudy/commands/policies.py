@@ -102,7 +102,7 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) 
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
     check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns)
     for name in (g.into for g in planner.window.goals if g.into in planner.inputs):
-        if name not in env.features and name not in conditions:
+        if name not in env.features and name not in conditions and f"{name}?" not in shown:
             short = name.removeprefix("observation.")
             raise UserError(f"{run} reads {name!r}, which {env.metadata['env']} does not show", where="--condition",
                             hint=f"give it: --condition {short}=NUMBER,...")
@@ -228,7 +228,7 @@ def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
         Values by column. Empty if the policy does not read the task, or if the environment shows it.
 
     Raises:
-        UserError: The policy reads the task, and --task was not given.
+        UserError: The policy reads the task, and neither --task nor a goal in its place was given.
     """
     import torch
 
@@ -242,7 +242,7 @@ def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
         say = next((TaskText(said["features"][name]["shape"][0], name) for name in said.get("texts", ())), None)
     else:
         say = None if has_no_run(run) else task_relabel(Method.load(run, o.trust))
-    if say is None or o.task is None and say.into in features:
+    if say is None or o.task is None and (say.into in features or say.optional and o.condition):
         return {}
     if o.task is None:
         raise UserError(f"expected the task in words, which {run} reads, found none", where="--task",

@@ -146,7 +146,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     from ..learn.run import Run
     from ..learn.train import train, validation_episodes
     from ..learn.training_curves import TrainingCurves
-    from .conditions import example_conditions, open_conditions
+    from .conditions import example_options, open_conditions
     from .method import build_method, task_relabel
 
     if o.image_size is not None:
@@ -154,7 +154,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     where = choose_device(o.device)
     loggers = _loggers(o)
     stream = None if o.buffer_size is None else _open_stream(o)
-    data = (open_data(o.data, o.image_size, o.map, o.ignore, columns=o.columns,
+    data = (open_data(o.data, o.image_size, o.map, o.ignore, has_size_option=True, columns=o.columns,
                       max_episode_steps=o.max_episode_steps) if stream is None
             else stream.first_episodes(FIRST_LINE_STEP))
     if o.image_size is not None and all(f.kind != "image" for f in data.features().values()):
@@ -224,11 +224,11 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     places = Run(o.out).named_checkpoints()
     out.print(f"Written to {o.out}: " + ", ".join(f"{name} is {place}" for name, place in sorted(places.items()))
             + "; CARD.md says what it is, metrics.jsonl how it went.")
-    conditions = example_conditions(data, method)
     acts = o.eval or o.env or recorded_env(data)
-    there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if acts else []
+    given = example_options(data, method, data.features() if env is None else env.features)
+    there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if acts and given is not None else []
     out.suggest(
-        *(command_line("eval", run, acts, "--episodes", 100, *_task_option(data, say), *conditions,
+        *(command_line("eval", run, acts, "--episodes", 100, *(given or ()),
                        *(trust_options(o.trust, acts, run) or env_trust_options(acts))) for run in there),
         *([] if stream is not None or o.map or o.max_episode_steps
           else [command_line("eval", o.out, o.data, *(("--columns", *o.columns) if o.columns else ()),
@@ -254,7 +254,8 @@ def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights
     if o.buffer_size is not None:
         raise UserError("a stream cannot be mixed with other episodes", where="--prior",
                         hint="leave out --buffer-size")
-    prior = open_data(o.prior, o.image_size, o.map, o.ignore, columns=o.columns, max_episode_steps=o.max_episode_steps)
+    prior = open_data(o.prior, o.image_size, o.map, o.ignore, has_size_option=True, columns=o.columns,
+                      max_episode_steps=o.max_episode_steps)
     return mix(task=(data, 0.5), prior=(prior, 0.5))
 
 
@@ -270,14 +271,6 @@ def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:
         loggers.append(Wandb(project=o.wandb, name=o.out.name, id=sha256(name.encode()).hexdigest()[:16],
                              resume="allow", config={"method": o.method, "data": o.data.name, "seed": o.seed}))
     return loggers
-
-
-def _task_option(data: Dataset, say: TaskText | None) -> tuple[str, ...]:
-    """The option --task with the first task of the data, for a policy that reads the task in words."""
-    from ..data.relabel import task_texts
-
-    texts = (str(text) for episode in data for text in task_texts(episode)) if say is not None else iter(())
-    return next((("--task", text) for text in texts if text), ())
 
 
 def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]]:

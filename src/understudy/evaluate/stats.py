@@ -426,8 +426,9 @@ def seeds_caveat(seeds: int, level: float = LEVEL) -> str:
         seeds: Number of training seeds.
         level: Confidence level, from 0 to 1.
     """
-    bad = seeds_not_excluded(seeds, level)
-    return f"Even {seeds} of {seeds} good seeds do not exclude that {bad:.0%} of seeds are bad."
+    failing = seeds_not_excluded(seeds, level)
+    return (f"Even if {seeds} of {seeds} training seeds succeed, up to {failing:.0%} of all seeds may fail "
+            f"({level:.0%} confidence).")
 
 
 def _ties(d: np.ndarray) -> tuple[float, float, float]:

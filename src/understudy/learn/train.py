@@ -26,6 +26,7 @@ from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
+from ..data.relabel import TaskText, task_texts
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights, Windows
 from ..execute.actor import LAST_REWARD, Actor
@@ -132,6 +133,8 @@ def train(
     where = devices.choose_device(device)
     check_stages(method, stages_before(Path(out)))
     check_collection(method, env, person, sampling_weights, stream)
+    if stream is None:  # later episodes of a stream may have words
+        _check_task_texts(method, data)
     if steps is not None:
         method = replace(method, learner=replace(method.learner, steps=steps))
     steps = method.learner.steps
@@ -479,6 +482,16 @@ def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
     warnings.warn(f"{len(left_out)} of {episodes} episodes {what} left out of training: {some}. Pass "
                   "--include-interrupted (include_interrupted=True in Python) to train on "
                   f"{'it' if len(left_out) == 1 else 'them'}.", DataWarning, stacklevel=3)
+
+
+def _check_task_texts(method: Method, data: Dataset) -> None:
+    """Raises DataError if a method follows words of some episodes, and no episode has any."""
+    follows = any(isinstance(part, TaskText) and part.optional for part in method.transforms)
+    if follows and not any(str(text) for episode in data for text in task_texts(episode)):
+        raise DataError("no episode has a task in words, and the method learns to follow words",
+                        where=data.metadata.get("path", "data set"),
+                        hint="keep the words in the column or the metadata 'task' of some episodes, or choose a method "
+                             "without words, such as gcbc")
 
 
 def check_method(method: Method, data: Dataset) -> None:

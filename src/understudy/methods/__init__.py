@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..plugins import find_plugins, load_plugin, package_of
 
@@ -20,8 +20,64 @@ if TYPE_CHECKING:
     from ..core import Schema
     from ..learn.method import Method
 
-NUMBERS = "actions that are numbers"
+
+@dataclass(frozen=True)
+class Need:
+    """A requirement on the columns of the data. `find_method` checks it before anything is trained.
+
+    Args:
+        text: What the data must have, as `understudy methods` shows it.
+        check: Called with the name of the method, the columns of the data and the arguments of the method's function.
+            Raises UserError if the columns do not have it.
+    """
+
+    text: str
+    check: Callable[[str, Schema, Mapping[str, Any]], None]
+
+
+def _refuse_classes(name: str, features: Schema, options: Mapping[str, Any]) -> None:
+    from ..core import Unsupported
+
+    if (action := features.get("action")) is not None and action.kind == "discrete":
+        able = [n for n, m in METHODS.items() if NUMBERS not in m.reference.needs]
+        raise Unsupported("the actions are classes, but this method learns numbers", where=f"{name}, column 'action'",
+                          hint=f"{', '.join(able)} learn classes")
+
+
+def _require_point_clouds(name: str, features: Schema, options: Mapping[str, Any]) -> None:
+    from ..core import DataError
+    from ..nets.point_cloud import point_cloud_columns
+
+    if not point_cloud_columns(features):
+        raise DataError(f"the data have no point cloud; the columns are {', '.join(features)}", where=name,
+                        hint="store the clouds as observations of shape (points, 3), or (points, 6) with colors, or "
+                             "choose a method that reads other observations, such as diffusion-policy")
+
+
+def _require_cameras(name: str, features: Schema, options: Mapping[str, Any]) -> None:
+    from ..core import DataError, role
+
+    if not any(f.kind == "image" and role(column) == "observation" for column, f in features.items()):
+        raise DataError(f"the data have no camera; the columns are {', '.join(features)}", where=name,
+                        hint="record with a camera, or choose a method that reads other observations, such as knn")
+
+
+def _require_numeric_states(name: str, features: Schema, options: Mapping[str, Any]) -> None:
+    from ..core import DataError
+
+    column = options["column"]
+    if column in features and features[column].kind != "vector":  # the transforms refuse a column that is missing
+        raise DataError(f"the states are of kind {features[column].kind!r}, but this method plans numbers",
+                        where=f"{name}, column {column!r}", hint="name a column of numbers: --method.column COLUMN")
+
+
+NUMBERS = Need("actions that are numbers", _refuse_classes)
 NUMBERS_OR_CLASSES = "actions that are numbers or classes"
+NUMERIC_STATES = Need("states that are numbers", _require_numeric_states)
+POINT_CLOUDS = Need("point clouds: observations of shape (points, 3), or (points, 6) with colors",
+                    _require_point_clouds)
+CAMERAS = Need("cameras: without them BYOL has nothing to compare", _require_cameras)
+GIVEN_GOAL = "while acting: a goal"
 
 
 @dataclass(frozen=True)
@@ -31,12 +87,13 @@ class Reference:
     Args:
         paper: Authors, year and arXiv number, and how the method differs from the paper.
         rows: Rows of the ledger, if it is in there.
-        needs: What the data must have.
+        needs: What the data must have, and what must be given while acting. `find_method` checks each `Need`. The
+            parts of the method that read a column check the others when the training starts.
     """
 
     paper: str
     rows: tuple[str, ...] = ()
-    needs: tuple[str, ...] = (NUMBERS,)
+    needs: tuple[Need | str, ...] = (NUMBERS,)
 
 
 @dataclass(frozen=True)
@@ -111,13 +168,13 @@ METHODS: dict[str, NamedMethod] = {
         "Goal-conditioned behavior cloning: the goal of each step is a later observation of its episode.",
         Reference("Lynch et al. 2019 (Play-GCBC), arXiv 1903.01973; as the baseline of Park et al. 2025, "
                   "arXiv 2410.20092", ("114",),
-                  (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+                  (NUMBERS, GIVEN_GOAL))),
     "maskdp": NamedMethod(
         "understudy.methods.behavior_cloning:maskdp",
         "Masked decision prediction: complete trajectories with hidden states and actions, and act towards a goal.",
         Reference("Liu et al. 2022 (MaskDP), arXiv 2211.12740, which trains a network of width 256 on 64 steps with "
                   "states of length 1 as targets", ("288",),
-                  (NUMBERS, "states that are numbers", "while acting: a goal, and the steps until then"))),
+                  (NUMBERS, NUMERIC_STATES, "while acting: a goal, and the number of steps until then"))),
     "bc-inverse-dynamics": NamedMethod(
         "understudy.methods.representation:bc_inverse_dynamics",
         "Behavior cloning on a frozen encoder, which was trained to tell the action between two observations.",
@@ -138,7 +195,7 @@ METHODS: dict[str, NamedMethod] = {
         "3D Diffusion Policy: a diffusion policy that observes point clouds, which a small PointNet encodes.",
         Reference("Ze et al. 2024, arXiv 2403.03954, with the widths of its small variant (Simple DP3) and a linear "
                   "layer in place of the MLP over the state", (),
-                  (NUMBERS, "point clouds: observations of shape (points, 3), or (points, 6) with colors"))),
+                  (NUMBERS, POINT_CLOUDS))),
     "streaming-diffusion-policy": NamedMethod(
         "understudy.methods.generative:streaming_diffusion_policy",
         "A buffer of actions, from nearly clean to noise, is denoised by a few steps whenever a part is executed.",
@@ -199,7 +256,7 @@ METHODS: dict[str, NamedMethod] = {
         "A flow whose chunks start at the last executed action and some noise, and not at pure noise.",
         Reference("Albergo et al. 2023, arXiv 2303.08797; Chen et al. 2024 (BRIDGeR), arXiv 2402.16075, whose source "
                   "is another policy", (),
-                  (NUMBERS, "no column observation.last_action in the data, because the method adds it"))),
+                  (NUMBERS,))),
     "normalizing-flow-policy": NamedMethod(
         "understudy.methods.generative:normalizing_flow_policy",
         "An invertible network between noise and a chunk: exact likelihoods, and a plan in one pass.",
@@ -208,14 +265,13 @@ METHODS: dict[str, NamedMethod] = {
         "understudy.methods.generative:beso",
         "Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.",
         Reference("Reuss et al. 2023, arXiv 2304.02532, with a causal transformer over the history", ("090",),
-                  (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+                  (NUMBERS, GIVEN_GOAL))),
     "mdt": NamedMethod(
         "understudy.methods.generative:mdt",
         "Multimodal diffusion transformer: later observations and words are goals of one policy; few words are enough.",
         Reference("Reuss et al. 2024, arXiv 2407.05996, with images, pretrained encoders of images and words, half of "
                   "each batch with words, and the prediction of masked patches of later images", ("375",),
-                  (NUMBERS, "a task in words for some episodes", "no column observation.goal in the data, because the "
-                   "method adds it"))),
+                  (NUMBERS, "a task in words for some episodes", "while acting: a goal, or a task in words"))),
     "mode": NamedMethod(
         "understudy.methods.generative:mode",
         "Mixture of expert denoisers: diffusion by a transformer whose experts are chosen by the noise level.",
@@ -260,14 +316,15 @@ METHODS: dict[str, NamedMethod] = {
         Reference("Pan et al. 2025, arXiv 2512.01809", ("264",))),
     "act": NamedMethod(
         "understudy.methods.chunking:act",
-        "Action chunking transformer: a conditional autoencoder of long chunks, averaged where they overlap.",
+        "Action chunking transformer: a conditional autoencoder of long chunks, which --method.ensemble averages where "
+        "they overlap.",
         Reference("Zhao et al. 2023, arXiv 2304.13705, whose chunks are 100 steps at 50 Hz, with a network four times "
                   "as wide", ("158",))),
     "knn": NamedMethod(
         "understudy.methods.retrieval:knn",
         "Nearest neighbors: the mean chunk of the most similar situations; with one neighbor, a replay of the nearest.",
         Reference("Cover and Hart 1967; as a policy in Pari et al. 2021, arXiv 2112.01511", ("079",),
-                  (f"observations and {NUMBERS_OR_CLASSES}",))),
+                  ("observations and actions that are numbers or classes",))),
     "vinn": NamedMethod(
         "understudy.methods.retrieval:vinn",
         "Visual imitation by nearest neighbors: nearer actions count more, by the features of a fixed image network.",
@@ -310,7 +367,7 @@ METHODS: dict[str, NamedMethod] = {
         "Latent plans from play: a prior draws a plan for the goal, and a policy carries it out step by step.",
         Reference("Lynch et al. 2019, arXiv 1903.01973, with pieces of 16 to 32 steps, recurrent networks and "
                   "mixtures of logistics", ("114",),
-                  (NUMBERS, "no column observation.goal in the data, because the method adds it"))),
+                  (NUMBERS, GIVEN_GOAL))),
     "groot-2": NamedMethod(
         "understudy.methods.skills:groot_2",
         "Follows words that few episodes have: they give places in a space of latents that all episodes teach.",
@@ -320,25 +377,26 @@ METHODS: dict[str, NamedMethod] = {
         "understudy.methods.representation:vinn_byol",
         "Visual imitation by nearest neighbors, in the features of an encoder that learns from the images by BYOL.",
         Reference("Pari et al. 2021, arXiv 2112.01511, whose network is a ResNet-50 from ImageNet", ("079",),
-                  (NUMBERS, "cameras: without them BYOL has nothing to compare"))),
+                  (NUMBERS, CAMERAS))),
     "udrl": NamedMethod(
         "understudy.methods.return_conditioned:udrl",
         "Upside-down reinforcement learning: clone every action, given the return and the time that were left.",
         Reference("Srivastava et al. 2019, arXiv 1912.02877; Arulkumaran et al. 2022, arXiv 2202.11960, whose networks "
                   "are gated by the commands and recurrent; here offline, without new episodes", ("188",),
-                  (NUMBERS_OR_CLASSES, "rewards", "a desired return and a number of steps while acting"))),
+                  (NUMBERS_OR_CLASSES, "rewards", "while acting: a desired return, and the number of steps until "
+                                                  "then"))),
     "decision-transformer": NamedMethod(
         "understudy.methods.return_conditioned:decision_transformer",
         "Decision Transformer: a causal transformer over returns to go, observations and actions predicts each action.",
         Reference("Chen et al. 2021, arXiv 2106.01345, with 100,000 updates and an embedding of the step within the "
                   "episode; here within the history", (),
-                  (NUMBERS_OR_CLASSES, "rewards", "a desired return while acting"))),
+                  (NUMBERS_OR_CLASSES, "rewards", "while acting: a desired return"))),
     "decision-diffuser": NamedMethod(
         "understudy.methods.return_conditioned:decision_diffuser",
         "Decision Diffuser: diffusion plans states for a desired return, and inverse dynamics tell the actions.",
         Reference("Ajay et al. 2023, arXiv 2211.15657, with a U-Net that predicts the noise in 200 steps, plans of 100 "
                   "states whose first one is fixed, joint training and less noise in sampling", ("222",),
-                  (NUMBERS, "rewards", "states that are numbers", "a desired return while acting"))),
+                  (NUMBERS, "rewards", NUMERIC_STATES, "while acting: a desired return"))),
     "dichotomy-of-control": NamedMethod(
         "understudy.methods.return_conditioned:dichotomy_of_control",
         "Dichotomy of Control: a policy reads a latent of the future that holds what actions decide, and not luck.",
@@ -386,13 +444,15 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
         **options: Arguments of the function (horizon, ...), if `name` names a function.
 
     Raises:
-        UserError: There is no such name, the function has no such option, or the method cannot learn the actions.
+        UserError: There is no such name, the function has no such option, or the data lack what
+            the method needs.
         UntrustedCode: "module:function" names code of a package that is not trusted.
     """
     from ..core import ConfigError
 
     if (function := find_function(name, trust)) is not None:
-        _check_needs(name, features)
+        if features is not None:
+            _check_needs(name, function, features, options)
         return _build_method(function, name, features, options)
     if Path(name).exists():
         if options:
@@ -467,20 +527,17 @@ def describe_method(name: str) -> dict | None:
 def _description(name: str, method: NamedMethod) -> dict:
     reference = method.reference
     return {"name": name, "family": method.family, "rows": list(reference.rows), "paper": reference.paper,
-            "needs": list(reference.needs), "summary": method.summary}
+            "needs": [need.text if isinstance(need, Need) else need for need in reference.needs],
+            "summary": method.summary}
 
 
-def _check_needs(name: str, features: Schema | None) -> None:
-    from ..core import Unsupported
-
-    action = (features or {}).get("action")
-    name = name.replace("_", "-")
-    if action is None or action.kind != "discrete" or name not in METHODS:
-        return
-    able = [n for n, m in METHODS.items() if any(NUMBERS_OR_CLASSES in need for need in m.reference.needs)]
-    if name not in able:
-        raise Unsupported("the actions are classes, but this method learns numbers", where=f"{name}, column 'action'",
-                          hint=f"{', '.join(able)} learn classes")
+def _check_needs(name: str, function: Callable[..., Method], features: Schema, options: Mapping[str, Any]) -> None:
+    """Checks the requirements of a named method on the columns of the data."""
+    method = METHODS.get(name := name.replace("_", "-"))
+    defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
+    for need in method.reference.needs if method is not None else ():
+        if isinstance(need, Need):
+            need.check(name, features, {**defaults, **options})
 
 
 def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Method] | None:

@@ -29,9 +29,9 @@ executor that runs it, and the learner that trains it. `understudy methods NAME`
 
 ## Execution schemes
 
-`--executor NAME` of `train`, `eval`, `compare` and `robustness` replaces the executor of a method. A scheme is refused if
-the policy lacks what it needs. `streaming-flow-policy` and `streaming-diffusion-policy` have executors of their own, which
-cannot be replaced. See [Execution](execution.md).
+`--executor NAME` of `train`, `eval`, `compare` and `robustness` replaces the executor of a method. A scheme is refused
+if the policy lacks what it needs. `streaming-flow-policy` and `streaming-diffusion-policy` have executors of their own,
+which cannot be replaced. See [Execution](execution.md).
 
 {schemes}
 

@@ -51,7 +51,7 @@ def test_the_wheel_holds_nothing_else_and_nothing_large(built):
         assert not [i.filename for i in whole.infolist() if i.file_size > 1_000_000]
         assert not [n for n in whole.namelist() if n.startswith("understudy/claims/figures")]
     assert list((ROOT / "src/understudy/claims/figures").glob("*.json"))  # in the repository alone
-    assert wheel.stat().st_size < 2_000_000
+    assert wheel.stat().st_size < 2_500_000  # each claim adds some 12 kB: its module, record and probe
     assert sdist.stat().st_size < 5_000_000
 
 

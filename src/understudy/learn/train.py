@@ -502,16 +502,12 @@ def check_method(method: Method, data: Dataset) -> None:
         data: The episodes, after the method's transforms.
 
     Raises:
-        UserError: A column that the policy or the learner reads is missing, the window has no steps, a column contains
-            text instead of numbers, or the data have no observations.
+        UserError: A column that the policy or the learner reads is missing, a column contains text instead of
+            numbers, or the data have no observations.
     """
     policy_config, features = method.policy, data.features()
     path = data.metadata.get("path")
     policy_inputs(policy_config, features, path or "data set", path or "DATA")
-    for name in ("n_obs_steps", "horizon"):
-        if (found := getattr(policy_config.window, name)) < 1:
-            raise UserError(f"{name} is {found}, but must be at least 1", where=f"policy.window.{name}",
-                            hint="1 is one step" if name == "n_obs_steps" else "1 is one action at a time")
     if missing := [name for name in method.learner.extra if name not in features]:
         raise DataError(
             f"{type(method.learner).__name__} learns from {' and '.join(method.learner.extra)}, but there is no column "

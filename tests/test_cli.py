@@ -500,6 +500,10 @@ def test_frames_of_another_size_are_brought_to_the_policys(call, tmp_path):
     frames = data.steps + 2  # the last observations, too
     assert status == 0 and f"{frames} camera frames" in err
     assert f"16 x 24 pixels (--image-size): {16 * 24 * 3 * frames / 1e6:.1f} MB" in err
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        common.open_data(tmp_path / "d", 20)  # of a command without this option, such as eval
+    assert "20 x 20 pixels: " in said.getvalue()
     found = document(call("eval", tmp_path / "r", "push-images", "--episodes", 2, "--json"))
     assert found["env"] == "push-images"
     plays, key = load_actor(tmp_path / "r"), keys(0, [0, 1])

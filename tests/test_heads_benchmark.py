@@ -96,7 +96,7 @@ def test_the_tables_are_those_of_the_seeds_of_which_all_cells_ran(heads, tmp_pat
     assert heads.finished_seeds(size, "fork") == [0, 1, 2] and not heads.finished_seeds(size, "particle")
     text = heads.page_text(size)
     row = next(line for line in text.splitlines() if line.startswith("| regression | 0 ["))
-    assert "3 training seeds and 200 starts of fork." in text and row.split("|")[3].strip() == "b"
+    assert "3 training seeds of fork (200 starts)." in text and row.split("|")[3].strip() == "b"
     assert "| flow-1 | 1 | 1 | 40× [39, 41] | as flow-10 | 1 |" in text
     assert "- regression: Unsupported: made up" in text and "The tables lack particle and pick-place" in text
     assert any(line.startswith("| regression | 80× [78, 82] | −100 [") and line.endswith("no: worse on fork |")
@@ -105,7 +105,7 @@ def test_the_tables_are_those_of_the_seeds_of_which_all_cells_ran(heads, tmp_pat
     one = heads.page_text(replace(size, seeds=(0,)))  # the policies of one seed: Clopper and Pearson's interval
     assert "| regression | 0 [0, 2] | b |" in one and "not about other training seeds" in one
     part = heads.page_text(replace(size, seeds=(3,)))  # of the unfinished seed, the heads that ran
-    assert "with 3 of the 4 heads" in part and "| flow-1 | 100 [" in part and "| regression | 0 [" not in part
+    assert "and 3 of the 4 heads" in part and "| flow-1 | 100 [" in part and "| regression | 0 [" not in part
     assert (tmp_path / "heads-fork.svg").read_text().startswith("<svg")
 
 

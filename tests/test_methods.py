@@ -250,6 +250,8 @@ WITHOUT = {
     "actions that are numbers or classes": None,  # `open_data` refuses data without actions
     "observations and actions that are numbers or classes": (IMAGES, "cannot read a column of kind 'image'"),
     "a column with the distances to the recalled steps": (STATES, "there is no column recalled"),
+    "a column of text that says what is done at each step, or segments in the metadata of the episodes": (
+        STATES, "column 'subtask': it is missing"),
     "a field of the episodes that orders the demonstrators": (STATES, "no episode has a field 'proficiency'"),
     "point clouds: observations of shape (points, 3), or (points, 6) with colors": (STATES, "no point cloud"),
     "cameras: without them BYOL has nothing to compare": (STATES, "no camera"),

@@ -1,14 +1,17 @@
 """Segments of long episodes, and instructions that change while a policy acts."""
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
-from understudy import config, make, open_dataset
+from understudy import config, make, open_dataset, train
+from understudy.commands import evaluate
 from understudy.core import DataError, Feature, UserCodeError, UserError, keys
 from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import write_dataset
 from understudy.data.packed_columns import PackedColumns
 from understudy.data.relabel import TaskText
 from understudy.data.segments import ColumnSegments, CutSegments, LabeledSegment, SegmentDetector, cut_segments
@@ -136,6 +139,23 @@ def test_a_detector_of_your_own_is_a_part_of_a_method():
     data = training_data(play(segments=[[0, 4, "push"]]), method)
     assert data.lengths.tolist() == [4, 4] and bytes(data[0].steps[TASK][0]).rstrip(b"\0") == b"push"
     assert CutSegments(Halves()).apply(play())[3].steps["action"][:, 0].tolist() == [103, 104, 105]
+
+
+def test_held_out_recordings_are_judged_by_their_own_segments(tmp_path, capsys):
+    """Of six recordings of 12 steps one is held out. Its two segments have 3 and 7 steps, those of the others 5 and 6.
+    """
+    def episode(n, words):
+        steps = {STATE: np.random.default_rng(n).normal(size=(13, 2)), "action": np.full((12, 1), n, np.float32)}
+        return Episode({**steps, "subtask": np.array(words)}, {"number": n})
+    held = episode(3, ["a"] * 3 + [""] * 2 + ["b"] * 7)
+    data = [held if n == 3 else episode(n, ["a"] * 5 + [""] + ["b"] * 6) for n in range(6)]
+    write_dataset(Dataset(data), tmp_path / "play", "lerobot")
+    method = find_method("interactive-language")
+    train(replace(method, learner=replace(method.learner, steps=2)), open_dataset(tmp_path / "play"), tmp_path / "run",
+          val_fraction=[3])
+    evaluate.main([str(tmp_path / "run"), str(tmp_path / "play"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["origin"], found["episodes"], found["steps"]) == ("held out", [0, 1], 3 + 7)
 
 
 # -- speakers ---------------------------------------------------------------------------------------------------------

@@ -210,7 +210,14 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
                      columns=o.columns)
     provenance = find_checkpoint(o.run) / "provenance.json"
     episodes, origin = episodes_to_evaluate(read_json(provenance) if provenance.exists() else {}, data)
-    recorded, data = data, training_data(data, method)
+    transformed = training_data(data, method)
+    if transformed.lengths.tolist() != data.lengths.tolist():  # an operation makes several episodes of one, or none
+        others = sorted(set(range(len(data))) - set(episodes))
+        transformed = training_data(data.select(episodes), method)
+        episodes = range(len(transformed))
+        if others:
+            transformed = transformed + training_data(data.select(others), method)
+    recorded, data = data, transformed
     found = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor)
     append_result(o, found.to_json())
     out.print(found.describe(), "", _breakdown_table("component", found.by_dimension, found.unit), "",

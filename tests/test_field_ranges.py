@@ -33,6 +33,7 @@ from understudy.learn.latent_labels import LatentLabels
 from understudy.methods import find_method
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
+from understudy.nets.pooled_history import PooledHistoryEncoder
 from understudy.nets.pretrained_vision import TimmVision, TransformersVision
 from understudy.nets.transformer import Transformer
 
@@ -45,7 +46,7 @@ NO_CONFIGS = {  # values that others make, not options of a user
 EXAMPLES = {type(x).__name__: x for x in (
     JointDiffusion(action_size=2), ResidualWrapper(FromStage("base")), NoiseSteeringWrapper(FromStage("base")),
     SkillWrapper(FromStage("low")), IterationConfig("observation.step"),
-    AlignedReplay(FromStage("first"), None), TransformersVision("weights"), TimmVision("weights"),
+    AlignedReplay(FromStage("first"), None), PooledHistoryEncoder(pool_after=None), TransformersVision("weights"), TimmVision("weights"),
     LatentLabels(FromStage("skills", "posterior")),
     *(teach(FromStage("teacher")) for teach in (ConsistencyDistillation, Reflow, OneStepDistillation)))}
 BUILT = {  # need a planner or an actor: the configs that build them are checked here
@@ -58,7 +59,8 @@ MAY_BE_ZERO = {  # no steps, no layers, no change: something that a user may wan
 }
 ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "n_steps"), ("TokenEncoder", "crop"),
              ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),
-             ("OneStepDistillation", "n_score_updates")}
+             ("OneStepDistillation", "n_score_updates"), ("PooledHistoryEncoder", "depth"),
+             ("PooledHistoryEncoder", "pool_after")}
 NEVER_ZERO = {("PastVerification", "skip")}
 
 

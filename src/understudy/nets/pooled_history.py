@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Context, UserError
+from ..core import Context, UserError, check_range
 from .base import Encoder, EncoderNet
 from .encoders import TokenEncoder
 from .transformer import Transformer, TransformerBlock, check_heads
@@ -46,6 +46,14 @@ class PooledHistoryEncoder(Encoder):
     dropout: float = 0.0
     encoder: Encoder = field(default_factory=TokenEncoder)
 
+    def __post_init__(self):
+        check_range(self, "heads", at_least=1)
+        check_range(self, "depth", "pool_after", at_least=0)
+        check_range(self, "dropout", at_least=0, below=1)
+        if self.pool_after is not None and self.pool_after > self.depth:
+            raise UserError(f"pool_after is {self.pool_after}, but there are {self.depth} blocks",
+                            where="PooledHistoryEncoder.pool_after", hint="use None to keep the tokens of all steps")
+
     def build(self, features, n_obs_steps):
         """Build the module.
 
@@ -57,11 +65,8 @@ class PooledHistoryEncoder(Encoder):
             The module. Its tokens are the context token and those of the current step.
 
         Raises:
-            UserError: There are fewer blocks than `pool_after`, or the inner encoder has no tokens of the past steps.
+            UserError: The inner encoder has no tokens of the past steps.
         """
-        if self.pool_after is not None and not 0 <= self.pool_after <= self.depth:
-            raise UserError(f"pool_after={self.pool_after} is not a number of blocks from 0 to depth={self.depth}.",
-                            where="PooledHistoryEncoder.pool_after", hint="Use None to keep the tokens of all steps.")
         return _PooledHistoryNet(self, features, n_obs_steps)
 
     def check_policy(self, codec, augmentations):
@@ -95,9 +100,9 @@ class _PooledHistoryNet(EncoderNet):
         past, current = (torch.nonzero(chosen).flatten() for chosen in (steps < n_obs_steps - 1,
                                                                         steps == n_obs_steps - 1))
         if n_obs_steps > 1 and not len(past):
-            raise UserError(f"All tokens of {type(config.encoder).__name__} depend on the current step, so there is "
-                            "no past to pool.", where="PooledHistoryEncoder.encoder",
-                            hint="Use an encoder with tokens for each step, such as TokenEncoder.")
+            raise UserError(f"all tokens of {type(config.encoder).__name__} depend on the current step, so there is "
+                            "no past to pool", where="PooledHistoryEncoder.encoder",
+                            hint="use an encoder with tokens for each step, such as TokenEncoder")
         check_heads(self.width, config.heads, "PooledHistoryEncoder")
         self.pool = config.pool if config.pool_after is not None and len(past) else None
         self.n_first = config.depth if config.pool_after is None else config.pool_after

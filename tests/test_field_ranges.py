@@ -46,7 +46,8 @@ NO_CONFIGS = {  # values that others make, not options of a user
 EXAMPLES = {type(x).__name__: x for x in (
     JointDiffusion(action_size=2), ResidualWrapper(FromStage("base")), NoiseSteeringWrapper(FromStage("base")),
     SkillWrapper(FromStage("low")), IterationConfig("observation.step"),
-    AlignedReplay(FromStage("first"), None), PooledHistoryEncoder(pool_after=None), TransformersVision("weights"), TimmVision("weights"),
+    AlignedReplay(FromStage("first"), None), PooledHistoryEncoder(pool_after=None), TransformersVision("weights"),
+    TimmVision("weights"),
     LatentLabels(FromStage("skills", "posterior")),
     *(teach(FromStage("teacher")) for teach in (ConsistencyDistillation, Reflow, OneStepDistillation)))}
 BUILT = {  # need a planner or an actor: the configs that build them are checked here

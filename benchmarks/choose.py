@@ -18,7 +18,6 @@ import measure
 
 measure.one_thread()
 
-import argparse  # noqa: E402
 import functools  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
@@ -27,7 +26,6 @@ from dataclasses import dataclass, replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from understudy.choose import FOR_NUMBERS, choose_method  # noqa: E402
-from understudy.commands.choose import parse_duration  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.evaluation import evaluate, recording_seed, validation_seed  # noqa: E402
@@ -159,18 +157,10 @@ def page_text(size: Size) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(SHOWN)}; all by default")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--page", action="store_true")
-    parser.add_argument("--budget", default="")
-    o = parser.parse_args()
-    if unknown := set(o.tasks) - set(SHOWN):
-        parser.error(f"there is no task {sorted(unknown)[0]!r}; there are {', '.join(SHOWN)}")
+    o = measure.task_options(__doc__, SHOWN)
     size = TINY if o.tiny else FULL
     if not o.page:
-        limit = parse_duration(o.budget, "--budget") if o.budget else float("inf")
-        run(size, o.tasks or list(SHOWN), time.monotonic() + limit)
+        run(size, o.tasks or list(SHOWN), o.until)
     if text := page_text(size):
         print(text)
         if not o.tiny:

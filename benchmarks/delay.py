@@ -11,9 +11,9 @@ once (`TemporalEnsemble(delay=...)`). Real-time chunking knows the delay. The co
 counts as much as that of one: the axis is the delay, not the work.
 
 The cells, one for each task, seed and scheme, are kept in results/delay/: a run that was stopped continues, and trains
-at most its current policy again. All of it takes an hour or two of a core, by the machine. --tiny takes
-minutes, keeps its cells in results/delay-tiny/, and shows only that everything runs. --page writes the table into
-docs/execution.md and the figures from the cells that there are.
+at most its current policy again; --budget 30m starts no cell later than that. All of it takes an hour or two of a core,
+by the machine. --tiny takes minutes, keeps its cells in results/delay-tiny/, and shows only that everything runs.
+--page writes the table into docs/execution.md and the figures from the cells that there are.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import measure
 measure.one_thread()
 
 import sys  # noqa: E402
+import time  # noqa: E402
 from dataclasses import dataclass, replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -115,13 +116,13 @@ def cell_path(size: Size, name: str, seed: int, scheme: str) -> Path:
     return measure.RESULTS / size.folder / f"{name}-{seed}-{scheme}.json"
 
 
-def run_cells(size: Size, name: str, seed: int) -> None:
-    """Runs the cells of a task and a training seed that are missing."""
+def run_cells(size: Size, name: str, seed: int, until: float) -> None:
+    """Runs the cells of a task and a training seed that are missing. None begins after `until`."""
     task, made, policy = TASKS[name], method(size), None
     episodes = min(size.episodes, task.most_episodes)
     for scheme in SCHEMES:
         path = cell_path(size, name, seed, scheme)
-        if path.exists():
+        if path.exists() or time.monotonic() > until:
             continue
         if policy is None:
             policy = fit_method(made, demonstrations(task), seed).policy
@@ -202,17 +203,17 @@ def page_text(size: Size) -> str:
     return "\n".join(parts).rstrip()
 
 
-def main(wanted: list[str]) -> None:
+def main() -> None:
     torch.set_num_threads(1)
-    size = TINY if "--tiny" in wanted else FULL
-    names = [w for w in wanted if not w.startswith("--")] or list(TASKS)
-    for seed in size.seeds if "--page" not in wanted else ():
-        for name in names:
-            run_cells(size, name, seed)
+    o = measure.task_options(__doc__, TASKS)
+    size = TINY if o.tiny else FULL
+    for seed in () if o.page else size.seeds:
+        for name in o.tasks or TASKS:
+            run_cells(size, name, seed, o.until)
     if text := page_text(size):
         measure.insert("delay", text, "execution.md")
         print(text)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

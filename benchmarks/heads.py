@@ -133,7 +133,7 @@ TASKS = {
     "pick-place": Task("metaworld/pick-place-v3", 25, 20, {"limit": 100}),
 }
 MORE = {
-    "block-pushing": Task("block_pushing/multimodal", 100, 30, {"limit": 200}),
+    "block-pushing": Task("block_pushing/multimodal", 100, 30),
     "adroit-door": Task("AdroitHandDoor-v1", 25, 20, recorded="hand_dapg/adroit_door_human.npz"),
     "peg-insert": Task("metaworld/peg-insert-side-v3", 25, 20, {"limit": 150}),
     "cube": Task("ogbench/cube-single-v0", 50, 20),
@@ -501,18 +501,16 @@ def state_of(size: Size, found: Mapping[str, dict]) -> str:
 
 def seeds_said(size: Size, found: Mapping[str, dict]) -> list[str]:
     """Of how many seeds and starts the tables are."""
-    said = []
+    same: dict[str, list[str]] = {}  # what is said of tasks -> the tasks, with their starts
     for task in found:
         seeds, heads, n_heads = finished_seeds(size, task), len(found[task]), len(heads_of(size, task))
-        starts = len(next(iter(found[task].values()))[0])
-        count = f"{len(seeds)} training seeds" if len(seeds) > 1 else "1 training seed"
-        told = f"The tables have {count} and {starts} starts of {task}"
+        told = f"{len(seeds)} training seeds" if len(seeds) > 1 else "1 training seed"
         if heads < n_heads:
-            told += f", with {heads} of the {n_heads} heads: the others have not run yet"
-        if len(seeds) < 2:
-            told += ". Its intervals are about these policies, and not about other training seeds"
-        said.append(told + ".")
-    return said
+            told += f" and {heads} of the {n_heads} heads (the others have not run yet)"
+        caveat = "" if len(seeds) > 1 else " Intervals are about these policies, and not about other training seeds."
+        starts = len(next(iter(found[task].values()))[0])
+        same.setdefault(f"The tables have {told} of {{}}.{caveat}", []).append(f"{task} ({starts} starts)")
+    return [told.format(" and ".join(filter(None, (", ".join(of[:-1]), of[-1])))) for told, of in same.items()]
 
 
 def success_text(size: Size, compared_on: Mapping[str, Comparison]) -> list[str]:
@@ -531,23 +529,18 @@ def _few_names(text: str) -> str:
     return text if len(text) < 120 else text.partition(":")[0] + "."
 
 
-def main(wanted: list[str]) -> None:
+def main() -> None:
     torch.set_num_threads(1)
-    size, until = TINY if "--tiny" in wanted else FULL, float("inf")
-    if "--budget" in wanted:
-        at = wanted.index("--budget")
-        until = time.monotonic() + 60 * float(wanted[at + 1].removesuffix("m"))
-        wanted = wanted[:at] + wanted[at + 2:]
-    if "--seeds" in wanted:
-        at = wanted.index("--seeds")
-        size, wanted = replace(size, seeds=size.seeds[:int(wanted[at + 1])]), wanted[:at] + wanted[at + 2:]
-    tasks = [w for w in wanted if not w.startswith("--")] or list(MORE if "--more" in wanted else TASKS)
-    if "--page" not in wanted:
-        print("finished" if run(size, tasks, until) else "stopped: run again to continue", file=sys.stderr)
-    if ("--page" in wanted or size == TINY) and (text := page_text(size)):
+    o = measure.task_options(__doc__, ALL, flags=("more",), numbers=("seeds",))
+    size = TINY if o.tiny else FULL
+    size = replace(size, seeds=size.seeds[:o.seeds])
+    if not o.page:
+        finished = run(size, o.tasks or list(MORE if o.more else TASKS), o.until)
+        print("finished" if finished else "stopped: run again to continue", file=sys.stderr)
+    if (o.page or o.tiny) and (text := page_text(size)):
         measure.insert("heads", text, "heads.md")
         print(text)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -7,6 +7,7 @@ docs/benchmarks.md of these.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import math
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -133,6 +134,43 @@ def one_thread() -> None:
     wanted = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     if any(os.environ.get(k) != v for k, v in wanted.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
+
+
+def task_options(doc: str | None, tasks: Iterable[str], arguments: Sequence[str] | None = None, *,
+                 flags: Sequence[str] = (), numbers: Sequence[str] = ()) -> argparse.Namespace:
+    """The options of a benchmark that keeps its cells: TASK ... --budget 30m --tiny --page.
+
+    Args:
+        doc: The docstring of the script, shown by --help.
+        tasks: The names to choose from.
+        arguments: The command line. None for that of the process.
+        flags: Further options without a value. The docstring explains them, and also `numbers`.
+        numbers: Further options with a whole number.
+
+    Returns:
+        `tasks`, empty if none is named; `tiny`; `page`; `until`, the `time.monotonic` after which no cell begins; and
+        the further options, None or False if they are not given.
+    """
+    from understudy.commands.choose import parse_duration
+    from understudy.core import UserError
+
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = list(tasks)
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(known)}")
+    parser.add_argument("--budget", metavar="TIME", help="such as 30m: no cell begins later")
+    for name in ("tiny", "page", *flags):
+        parser.add_argument(f"--{name}", action="store_true")
+    for name in numbers:
+        parser.add_argument(f"--{name}", type=int, metavar="N")
+    found = parser.parse_args(arguments)
+    for name in found.tasks:
+        if name not in known:
+            parser.error(f"there is no task {name!r}; there are {', '.join(known)}")
+    try:
+        found.until = time.monotonic() + (parse_duration(found.budget, "--budget") if found.budget else math.inf)
+    except UserError as error:
+        parser.error(str(error))
+    return found
 
 
 # -- peers --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Two published experiments on toys of the library, for published.py, which has their protocols.
+"""Published experiments in cells, for published.py, which has their protocols: two toys, and block pushing in PyBullet.
 
 Each table has cells, one for each setting and method. A cell trains one seed, which takes one or two minutes, and
 returns the values of each episode.
@@ -9,13 +9,15 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from understudy.core import keys
 from understudy.data.episode import Dataset
+from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.window import Window
 from understudy.envs import make, particle, peg_insertion
 from understudy.evaluate.evaluation import recording_seed
@@ -32,6 +34,7 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods.behavior_cloning import bc_rnn_gmm, bet, ibc
 from understudy.nets.base import Trunk
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
@@ -52,6 +55,9 @@ class Size:
     episodes: int = 100
     peg_episodes: int = 400
     held_out: int = 40  # episodes in which the errors of actions are measured
+    pushes: int = 1000  # demonstrations of block pushing
+    push_updates: tuple[int, int, int] = (20_000, 4000, 10_000)  # of each of PUSH_METHODS
+    push_episodes: int = 100
 
 
 FULL = Size()
@@ -241,8 +247,41 @@ def mip_cell(size: Size, tolerance: float, name: str, seed: int) -> dict:
             "updates": size.updates[2], "seconds": round(seconds, 1)}
 
 
+# -- block pushing ----------------------------------------------------------------------------------------------------
+
+PUSH_METHODS: dict[str, Method] = {"bet": bet(), "lstm-gmm": bc_rnn_gmm(), "ibc": ibc()}
+PUSH_ENV, PUSH_ROWS = "block_pushing/multimodal", 20
+
+
+@functools.cache
+def push_demonstrations(episodes: int) -> Dataset:
+    """Successful episodes of the expert, the same ones for all seeds. They are kept, because they take ten minutes."""
+    path = Path("runs", "published", f"block-pushing-{episodes}")
+    if not path.exists():
+        env = make(PUSH_ENV, rows=PUSH_ROWS)
+        write_dataset(rollout(env.expert(), env, episodes, recording_seed(0)).filter(lambda e: e.metadata["success"]),
+                      path)
+    return open_dataset(path)
+
+
+def push_cell(size: Size, name: str, seed: int) -> dict:
+    """Of each episode of a method, whether one block was pushed onto a square, and whether both were."""
+    data, updates = push_demonstrations(size.pushes), size.push_updates[list(PUSH_METHODS).index(name)]
+    method = PUSH_METHODS[name]
+    method = replace(method, learner=replace(method.learner, steps=updates))
+    began = time.process_time()
+    policy = fit_method(method, data, seed).policy
+    seconds = time.process_time() - began
+    ran = rollout(PolicyActor(FixedBatch(policy, PUSH_ROWS), method.executor), make(PUSH_ENV, rows=PUSH_ROWS),
+                  size.push_episodes, seed=0)
+    return {"one": [int(e.metadata["one"]) for e in ran], "success": [int(e.metadata["success"]) for e in ran],
+            "updates": updates, "demonstrations": len(data), "seconds": round(seconds, 1)}
+
+
 def cells(table: str, size: Size = FULL) -> list[Cell]:
-    """The cells of a table, "particle" or "mip"."""
+    """The cells of a table, "particle", "mip" or "block-pushing"."""
+    if table == "block-pushing":
+        return [Cell(f"block-pushing-{name}", functools.partial(push_cell, size, name)) for name in PUSH_METHODS]
     if table == "particle":
         return [Cell(f"particle-{dim}-{name}", functools.partial(particle_cell, size, dim, name))
                 for dim in size.dimensions for name in PARTICLE_HEADS]

@@ -21,7 +21,6 @@ import measure
 
 measure.one_thread()
 
-import argparse  # noqa: E402
 import functools  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
@@ -31,7 +30,6 @@ from pathlib import Path  # noqa: E402
 import numpy as np  # noqa: E402
 
 from understudy.checkpoint import FromStage  # noqa: E402
-from understudy.commands.choose import parse_duration  # noqa: E402
 from understudy.data.augment import ColorJitter, RandomShift  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
@@ -216,18 +214,10 @@ def page_text(size: Size) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; all by default")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--page", action="store_true")
-    parser.add_argument("--budget", default="")
-    o = parser.parse_args()
-    if unknown := set(o.tasks) - set(TASKS):
-        parser.error(f"there is no task {sorted(unknown)[0]!r}; there are {', '.join(TASKS)}")
+    o = measure.task_options(__doc__, TASKS)
     size = TINY if o.tiny else FULL
     if not o.page:
-        limit = parse_duration(o.budget, "--budget") if o.budget else float("inf")
-        run(size, o.tasks or list(TASKS), time.monotonic() + limit)
+        run(size, o.tasks or list(TASKS), o.until)
     if text := page_text(size):
         print(text)
         if not o.tiny:

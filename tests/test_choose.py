@@ -14,7 +14,8 @@ from understudy.choose import (
     data_properties,
     survivors,
 )
-from understudy.commands.choose import parse_duration
+from understudy.commands.choose import _print_choice, parse_duration
+from understudy.commands.common import Output
 from understudy.config import dump
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset
@@ -80,6 +81,7 @@ def test_candidates_suit_the_actions():
     assert list(candidate_methods({"observation.state": state, "action": choice})) == ["bc", "knn"]
     assert "knn" in candidate_methods({"observation.state": state, "action": number})
     assert "knn" not in candidate_methods({"observation.image": image, "action": number})
+    assert "knn" not in candidate_methods({"observation.image": image, "observation.state": state, "action": number})
 
 
 def test_two_ways_are_seen(demonstrations):
@@ -90,6 +92,47 @@ def test_two_ways_are_seen(demonstrations):
     assert both.two_ways > 0.01 > one.two_ways
     assert "act in neither" in both.sentences()[1] and "act in neither" not in one.sentences()[1]
     assert (both.episodes, both.cameras, both.actions) == (40, 0, "numbers")
+
+
+def test_few_episodes_may_hide_two_ways(demonstrations):
+    """With 20 episodes there are fewer than 30 of them to compare with."""
+    few = data_properties(demonstrations.select(range(20)))
+    assert few.two_ways > 0.01
+    unseen = replace(few, two_ways=0.0)
+    assert unseen.sentences()[1].endswith("20 episodes may be too few to see them.")
+    assert replace(unseen, episodes=40).sentences()[1].endswith("ways.")
+    assert data_properties(demonstrations.select(range(9))).two_ways is None  # chance would look like two ways
+
+
+def test_the_same_policy_with_a_longer_chunk_has_the_same_error(demonstrations, tmp_path):
+    """Actions far ahead are hard to predict. They do not count against a candidate that predicts them."""
+    method, paths = find_method("knn"), []
+    for horizon in (1, 30):
+        policy = replace(method.policy, window=replace(method.policy.window, horizon=horizon))
+        paths.append(str(tmp_path / f"{horizon}.json"))
+        write_json(paths[-1], dump(replace(method, policy=policy, executor=replace(method.executor, n_action_steps=1))))
+    found = choose_method(demonstrations, tmp_path / "choice", budget=9.0, methods=paths)
+    first, second = found.standings
+    assert first.estimate == second.estimate and found.ahead == 1 and not first.dropped_after
+    assert "error of the next action, predicted on 8 held-out episodes" in found.verdict_parts()[2]
+
+
+def test_with_too_few_held_out_episodes_the_interval_is_unknown(demonstrations, tmp_path, capsys):
+    found = choose_method(demonstrations.select(range(9)), tmp_path / "choice", budget=9.0, methods=("knn", "vinn"))
+    assert found.judged_on < 3 and all(np.isnan(s.estimate.low) for s in found.standings)
+    assert found.to_json()["methods"][0]["low"] is None
+    with Output(False) as out:
+        _print_choice(found, out)
+    assert "unknown to unknown" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("methods", "said"), [
+    (("udrl", "knn"), "candidate udrl: .*return_to_go.*\n  -> leave udrl out"),
+    (("gcbc", "knn"), "candidate gcbc: .*goal"), (("bc-rnn-gmm", "thought-cloning"), "needs more than the data")])
+def test_what_cannot_act_is_said_before_any_trial(demonstrations, tmp_path, methods, said):
+    with pytest.raises(UserError, match=said):
+        choose_method(demonstrations, tmp_path / "a", env=make("fork", 4), methods=methods, budget=9.0)
+    assert not list((tmp_path).glob("a/*-0"))
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("1h30m", 5400), ("2h", 7200)])

@@ -70,6 +70,7 @@ def test_methods_train_and_act(name):
     assert config.load(json.loads(json.dumps(config.dump(method)))) == method  # method.json
     extra = {k: Feature("float32", ()) for k in ("next.reward", *method.learner.extra)}  # read besides observations
     data = random_dataset({**features, **extra}, episodes=3, steps=12)
+    data = data.map(lambda e: replace(e, metadata={**e.metadata, "proficiency": 1.0}))
     data, _ = mix(task=(data[:1], 0.5), prior=(data[1:], 0.5))  # for methods that retrieve
     method = with_stages(method, data)
     data = training_data(data, method)
@@ -200,17 +201,17 @@ def test_descriptions():
 @pytest.mark.parametrize("name", METHODS)
 def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     able = {d["name"]: any("classes" in need for need in d["needs"]) for d in describe_methods()}
-    assert [n for n in able if able[n]] == ["bc", "attention-tuner", "interactive-language", "bc-inverse-dynamics",
-                                            "knn", "vinn", "udrl", "decision-transformer", "dichotomy-of-control",
-                                            "procedure-cloning", "thought-cloning"]
+    assert [n for n in able if able[n]] == ["bc", "attention-tuner", "cec", "interactive-language",
+                                            "bc-inverse-dynamics", "knn", "vinn", "udrl", "decision-transformer",
+                                            "dichotomy-of-control", "procedure-cloning", "thought-cloning"]
     if name in SPECIAL:
         return  # their own tests are about classes
     if not able[name]:
         with pytest.raises(UserError, match=f"{name}, column 'action': the actions are classes, but this method "
                            "learns numbers"
-                           "\n  -> bc, attention-tuner, interactive-language, bc-inverse-dynamics, knn, vinn, udrl, "
-                           "decision-transformer, dichotomy-of-control, procedure-cloning, thought-cloning learn "
-                           "classes"):
+                           "\n  -> bc, attention-tuner, cec, interactive-language, bc-inverse-dynamics, knn, vinn, "
+                           "udrl, decision-transformer, dichotomy-of-control, procedure-cloning, thought-cloning "
+                           "learn classes"):
             find_method(name, CHOICES)
         return
     # Which of two lights is on decides the choice, and every method that says so learns it.

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from understudy.nets.fourier import FourierFeatures
 from understudy.nets.goal_encoder import GoalEncoder
 from understudy.nets.grid import GridEncoder
 from understudy.nets.in_context import InContextTransformer
+from understudy.nets.linear import Linear
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
 from understudy.nets.mlp_mixer import MLPMixer
@@ -337,6 +339,14 @@ def test_a_context_as_input_of_a_u_net_is_concatenated_to_every_step_and_modulat
     nothing = Context(torch.zeros(5, 0, 7), torch.zeros(5, 0, dtype=torch.bool))
     joined = torch.cat([x, c.flat()[:, None].expand(-1, 6, -1)], -1)
     torch.testing.assert_close(net(x, t, c), plain(joined, t, nothing))
+
+
+def test_a_linear_layer_without_inputs_is_its_bias_and_is_built_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = Linear(0, 3)
+    layer.bias.data += 2
+    assert layer(torch.zeros(4, 0)).tolist() == [[2.0] * 3] * 4
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -177,6 +177,9 @@ def test_labels_of_points_cover_nothing_and_dots_stand_at_their_values():
         assert a[0] > 0 and a[2] < plots.LABELED_WIDTH
         assert not any(a[0] < x < a[2] and a[1] < y < a[3] for x, y in dots)
         assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:i])
+    legend = {t.text: float(t.get("x")) for t in of(root, "text") if t.text in ("slow", "fast")}
+    second = float(of(root, "polygon")[0].get("points").split(",")[0])
+    assert legend["slow"] + 6.2 * len("slow") + 12 < second < legend["fast"]
     across, down = (points(p) for p in of(root, "path", **{"class": "bad"}))
     low, high = min(x for x, _ in dots), max(x for x, _ in dots)
     assert across[0, 0] == pytest.approx(low + (high - low) * math.log(5) / math.log(12), abs=0.2)

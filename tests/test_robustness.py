@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from understudy.cli import main
 from understudy.core import Feature, UserError, keys, put, take
+from understudy.data.video import resize
 from understudy.data.window import Window
 from understudy.envs import make
 from understudy.envs.base import Env, StepResult
@@ -42,6 +43,7 @@ def kinds(name, **options):
 TOYS = {"fork": {"limit": 9}, "particle": {"limit": 9}, "push": {"limit": 6}, "push-images": {"limit": 4, "size": 24}}
 OTHERS = {"blocks": ("start", "goal"), "arms": ("start", "goal"), "words": ("noise", "lag", "slow")}  # what is new
 TOYS |= {name: {"limit": 6} for name in OTHERS}
+OTHERS["fork@images=12"], TOYS["fork@images=12"] = ("start", "gust", "light"), {"limit": 6}
 EVERY = [(name, kind) for name, options in TOYS.items() for kind in OTHERS.get(name) or kinds(name, **options)]
 
 
@@ -58,6 +60,7 @@ def test_each_toy_has_the_shifts_that_it_can_have():
     assert set(kinds("fork")) == both | {"gust"}
     assert set(kinds("particle")) == set(kinds("push")) == both | {"goal"}
     assert set(kinds("push-images")) == both | {"goal", "light", "camera", "distractors"}
+    assert set(kinds("fork@images=12")) == both | {"gust", "light", "camera", "distractors"}
 
 
 def test_a_shift_that_changes_something_at_0_is_found():
@@ -199,6 +202,19 @@ def test_the_fork_starts_so_far_back(severity):
     moved = kinds("fork")["start"].world(make("fork", 40), severity).reset(*everyone)["observation.state"] - plain
     torch.testing.assert_close(moved.norm(dim=1), torch.full((40,), severity), rtol=1e-4, atol=1e-6)
     assert bool((moved[:, 0] < 0).all()) and bool((moved[:, 1].abs() <= -moved[:, 0] + 1e-6).all())
+
+
+def test_images_show_the_world_that_was_shifted():
+    shift = kinds("fork@images=16")["start"]
+    back, plain = shift.world(make("fork@images=16", 3), 0.3), make("fork", 3)
+    assert back.metadata["env"] == "fork@images=16+start:0.3"
+    obs = back.reset(torch.arange(3), keys(0, range(3)))
+    for _ in range(2):
+        plain.restore(torch.arange(3), {"observation.state": obs["observation.state"].numpy()})
+        frames = np.stack([plain.frame(row) for row in range(3)])
+        assert np.array_equal(obs["observation.images.camera"], resize(frames, (16, 16)))
+        obs = back.step(torch.tensor([[1.0, 0.2]] * 3)).obs
+    assert obs["observation.state"][:, 0].max() < 0  # 0.2 m from farther back than any start without the shift
 
 
 def test_ranges_are_wider_by_the_severity_on_every_side():

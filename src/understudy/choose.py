@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from .audit.scores.neighbors import LocalUnimodality
-from .core import Schema, UserError, role
+from .core import Schema, UserError, keys, role
 from .data.episode import Dataset
 from .envs.base import Env
 from .evaluate import stats
@@ -32,7 +33,7 @@ from .evaluate.evaluation import evaluate, sign_flip_p_value, tuning_seed
 from .evaluate.stats import Interval
 from .files import file_name, read_json, replace_nonfinite, write_json
 from .learn.fit_method import fit_method
-from .learn.method import Method, load_actor, training_data
+from .learn.method import Method, build_actor, load_actor, training_data
 from .learn.train import train, validation_episodes
 from .learn.validation import Validation, target_scale
 from .methods import find_method
@@ -46,6 +47,8 @@ TIMED_UPDATES = 24
 ROUNDS_OF_ALL = 1.5  # trials of all candidates for which the time of a trial is planned; many are dropped early
 LEAST_UPDATES = 0.05  # fraction of the default number; a candidate that has no time for these is not tried
 ROWS = 16  # rows of every batch that a network gets in rollouts
+FEW = 40  # episodes: with fewer, two ways of acting may not be seen
+LEAST_COMPARED = 10  # episodes: with fewer, chance looks like two ways
 MEASURED_STEPS = 20_000  # of large data, evenly spaced episodes are measured
 MANY = 0.01  # of the steps; toys with one way to act have at most 0.1 %
 TWO_WAYS = 0.25  # of `LocalUnimodality`: neighbors act in two clearly different ways
@@ -77,7 +80,7 @@ class DataProperties:
         cameras: Number of cameras.
         actions: "numbers" or "classes".
         two_ways: Fraction of the steps at which the nearest steps of other episodes act in two clearly different ways
-            (`LocalUnimodality`). None if it cannot be measured.
+            (`LocalUnimodality`). None if it cannot be measured, as with fewer than 10 episodes.
     """
 
     episodes: int
@@ -95,7 +98,8 @@ class DataProperties:
         if self.two_ways is not None:
             said.append(f"At {self.two_ways:.1%} of the steps, the most similar steps of other episodes act in two "
                         "clearly different ways"
-                        + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else "."))
+                        + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else
+                           f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else "."))
         return said
 
 
@@ -161,6 +165,8 @@ class MethodChoice:
         env: Name of the environment. None if the candidates were judged on held-out episodes.
         metric: What the values are. "error" is the error of predicted actions, and smaller is better.
         judged_on: Number of starts or of held-out episodes.
+        ahead: Number of steps whose predicted actions are judged, from the current one on: the same for all candidates.
+            None where they act.
         standings: The candidates, best first. Those that were dropped come last.
         skipped: Candidates that were not tried, each with the reason.
         rounds: Number of rounds.
@@ -172,6 +178,7 @@ class MethodChoice:
     env: str | None
     metric: Metric
     judged_on: int
+    ahead: int | None
     standings: tuple[Standing, ...]
     skipped: Mapping[str, str]
     rounds: int
@@ -196,11 +203,12 @@ class MethodChoice:
         sure += f" {gone} of {len(self.standings)} {'was' if gone == 1 else 'were'} dropped." if gone else ""
         short = [s.method for s in self.standings if s.updates < s.full_updates / 2]
         about = (f"{_join(short)} had less than half of {'its' if len(short) == 1 else 'their'} updates: with a longer "
-                 "--budget the order may change. " if short else "")
+                 "--budget, and another --out, the order may change. " if short else "")
+        predicted = "next action" if self.ahead == 1 else f"next {self.ahead} actions"
         about += (f"Judged in {self.env} on {self.judged_on} starts, which understudy eval never uses."
                   if self.env is not None else
-                  f"Judged by the error of predicted actions on {self.judged_on} held-out episodes, not by acting: "
-                  "with --env ENV the policies act.")
+                  f"Judged by the error of the {predicted}, predicted on {self.judged_on} held-out "
+                  f"episode{'s' * (self.judged_on > 1)}, not by acting: with --env ENV the policies act.")
         return f"{self.recommended} is recommended.", sure, about
 
     def to_json(self) -> dict[str, Any]:
@@ -211,8 +219,8 @@ class MethodChoice:
             return {"estimate": sign * i.estimate, "low": low, "high": high}
         return replace_nonfinite({
             "recommended": self.recommended, "tied": list(self.tied), "data": asdict(self.properties), "env": self.env,
-            "of": self.metric, "judged_on": self.judged_on, "rounds": self.rounds, "budget": self.budget,
-            "seconds": self.seconds, "skipped": dict(self.skipped),
+            "of": self.metric, "judged_on": self.judged_on, "ahead": self.ahead, "rounds": self.rounds,
+            "budget": self.budget, "seconds": self.seconds, "skipped": dict(self.skipped),
             "methods": [{"name": s.method, **ends(s.estimate), "seeds": s.seeds, "updates": s.updates,
                          "full_updates": s.full_updates, "seconds": s.seconds, "dropped_after": s.dropped_after}
                         for s in self.standings]})
@@ -263,7 +271,11 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
     for line in properties.sentences():
         say(line)
     built = {name: _check_candidate(find_method(name, features, trust), name) for name in candidates}
-    plan = _make_plan(out, asked, data, built, budget, device, say)
+    if len(built) < 2:
+        raise UserError(f"{_join(list(built)) or 'nothing'} has nothing to be compared with", where="--methods",
+                        hint="name two methods or more")
+    ahead = min(m.policy.window.horizon + m.policy.window.action_offset for m in built.values())
+    plan = _make_plan(out, asked, data, built, env, budget, device, say)
     full = {name: built[name] for name in plan["updates"]}
 
     def try_one(name: str, number: int) -> Trial:
@@ -275,7 +287,7 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
         began, updates = time.perf_counter(), plan["updates"][name]
         train(full[name], data, folder, steps=updates, seed=number, device=device, save_freq=updates,
               val_fraction=held or 0.0, title=f"{name}, seed {number}")
-        metric, values = (_held_out_errors(folder, full[name], data, held, device, trust) if env is None else
+        metric, values = (_held_out_errors(folder, full[name], data, held, ahead, device, trust) if env is None else
                           _rollout_values(folder, env, episodes, seed, device, trust))
         trial = Trial(name, number, updates, time.perf_counter() - began, metric, values)
         write_json(file, asdict(trial))
@@ -305,8 +317,8 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
                           float(np.mean([t.seconds for t in found])), dropped.get(name))
                  for name, found in trials.items()]
     standings.sort(key=lambda s: (-(s.dropped_after or math.inf), -s.estimate.estimate))
-    return MethodChoice(properties, asked["env"], metric, judged_on, tuple(standings), plan["skipped"], rounds, budget,
-                        spent)
+    return MethodChoice(properties, asked["env"], metric, judged_on, ahead if env is None else None, tuple(standings),
+                        plan["skipped"], rounds, budget, spent)
 
 
 def trial_run(out: Path, method: str, seed: int) -> Path:
@@ -349,8 +361,8 @@ def candidate_methods(features: Schema) -> dict[str, str]:
         features: The columns of the data.
     """
     chosen = FOR_CLASSES if features["action"].kind == "discrete" else FOR_NUMBERS
-    only_images = all(f.kind == "image" for k, f in features.items() if role(k) == "observation")
-    return {name: reason for name, reason in chosen.items() if not (only_images and name == "knn")}
+    images = any(f.kind == "image" for k, f in features.items() if role(k) == "observation")
+    return {name: reason for name, reason in chosen.items() if not (images and name == "knn")}
 
 
 def data_properties(data: Dataset) -> DataProperties:
@@ -362,18 +374,24 @@ def data_properties(data: Dataset) -> DataProperties:
     features = data.features()
     discrete = features["action"].kind == "discrete"
     two_ways = None
-    if not discrete and any(f.kind == "vector" for k, f in features.items() if role(k) == "observation"):
+    states = any(f.kind == "vector" for k, f in features.items() if role(k) == "observation")
+    if states and not discrete and len(data) >= LEAST_COMPARED:
         some = data.select(range(0, len(data), max(1, -(-data.steps // MEASURED_STEPS))))
-        found = np.concatenate([np.asarray(s, float) for s in LocalUnimodality().steps(some)])
+        score = LocalUnimodality()
+        score = replace(score, n_neighbors=min(score.n_neighbors, len(some) - 1))  # about one of each other episode
+        found = np.concatenate([np.asarray(s, float) for s in score.steps(some)])
         found = found[np.isfinite(found)]
         two_ways = float((-found > TWO_WAYS).mean()) if len(found) else None
     return DataProperties(len(data), data.steps, data.fps, sum(f.kind == "image" for f in features.values()),
                           "classes" if discrete else "numbers", two_ways)
 
 
-def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapping[str, Method], budget: float,
-               device: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """The number of updates of every candidate. It is stored, because it depends on the speed of the machine."""
+def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapping[str, Method], env: Env | None,
+               budget: float, device: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """The number of updates of every candidate. It is stored, because it depends on the speed of the machine.
+
+    Every candidate is trained for a moment and acts for a step, so that what it lacks is said before any trial.
+    """
     file = out / "plan.json"
     if file.exists():
         plan = read_json(file)
@@ -388,7 +406,7 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
     full: dict[str, tuple[int, float]] = {}  # default number of updates, and seconds for all of them
     for name, method in candidates.items():
         steps = method.learner.steps
-        each = _seconds_per_update(method, data, device) if steps > TIMED_UPDATES else 0.0
+        each = _try_out(method, name, data, env, device)
         full[name] = steps, steps * each
         if each:
             say(f"{name}: {steps} updates by default, {1000 * each:.3g} ms each")
@@ -403,7 +421,7 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
     if len(updates) < 2:
         raise UserError(f"there is time for {len(updates)} of {len(candidates)} candidates"
                         + "".join(f"; {k}: {v}" for k, v in skipped.items()), where="--budget",
-                        hint="allow more time, or name faster --methods" if skipped else "name two methods or more")
+                        hint="allow more time, or name faster --methods")
     plan = {"asked": asked, "updates": updates, "skipped": skipped, "seconds": time.perf_counter() - began}
     write_json(file, plan)
     return plan
@@ -420,11 +438,28 @@ def _check_candidate(method: Method, name: str) -> Method:
     return method
 
 
-def _seconds_per_update(method: Method, data: Dataset, device: str) -> float:
+def _try_out(method: Method, name: str, data: Dataset, env: Env | None, device: str) -> float:
+    """Trains a method for a moment, and lets it act for a step.
+
+    Returns:
+        Seconds of an update. 0 for a method that makes only a few.
+
+    Raises:
+        UserError: It cannot learn from the data, or not act in the environment.
+    """
     times: list[float] = []
-    short = replace(method, learner=replace(method.learner, steps=TIMED_UPDATES))
-    fit_method(short, data, seed=0, callbacks=[lambda *_: times.append(time.perf_counter())], device=device)
-    return max(float(np.median(np.diff(times))), 1e-6)
+    short = replace(method, learner=replace(method.learner, steps=min(method.learner.steps, TIMED_UPDATES)))
+    try:
+        result = fit_method(short, data, 0, callbacks=[lambda *_: times.append(time.perf_counter())], device=device)
+        if env is not None:
+            key = keys(0, range(env.rows))
+            obs = env.reset(torch.arange(env.rows), key)
+            actor = build_actor(result.method, result.modules, ROWS, features=env.features)
+            actor.act(obs, actor.start(obs, key))
+    except UserError as error:
+        raise UserError(f"{error.where}: {error.problem}", where=f"candidate {name}",
+                        hint=f"leave {name} out: name the candidates with --methods") from error
+    return max(float(np.median(np.diff(times))), 1e-6) if method.learner.steps > TIMED_UPDATES else 0.0
 
 
 def _rollout_values(folder: Path, env: Env, episodes: int, seed: int, device: str, trust: tuple[str, ...]
@@ -436,20 +471,26 @@ def _rollout_values(folder: Path, env: Env, episodes: int, seed: int, device: st
     return "return", tuple(float(v) for v in found.episode_returns)
 
 
-def _held_out_errors(folder: Path, method: Method, data: Dataset, held: Sequence[int], device: str,
+def _held_out_errors(folder: Path, method: Method, data: Dataset, held: Sequence[int], ahead: int, device: str,
                      trust: tuple[str, ...]) -> tuple[Metric, tuple[float, ...]]:
-    """Minus the energy score of the policy on each held-out episode."""
+    """Minus the energy score of the next `ahead` actions on each held-out episode."""
     policy = Policy.load(folder, device=device, trust=trust)
     learned = data.select(i for i in range(len(data)) if i not in held)
     scale = target_scale(training_data(learned, method), method.policy.target)
     judge = Validation(n_windows=32)
     return "error", tuple(
-        -judge.evaluate(policy, training_data(data.select([i]), method), scale, method.executor)["energy"] for i in held
+        -judge.evaluate(policy, training_data(data.select([i]), method), scale, method.executor, ahead)["energy"]
+        for i in held
     )
 
 
 def _estimate(values: np.ndarray, metric: Metric) -> Interval:
-    """Mean over training seeds and starts. With one seed, over starts alone."""
+    """Mean over training seeds and starts. With one seed, over starts alone.
+
+    The limits are NaN for numbers of fewer than three starts, whose spread cannot be known.
+    """
+    if metric != "success" and values.shape[1] < 3:
+        return Interval(float(values.mean()), math.nan, math.nan, stats.LEVEL)
     if len(values) > 1:
         return stats.two_level_rate(values, kind="rate" if metric == "success" else "real")
     if metric == "success":

@@ -142,8 +142,10 @@ def _shown_interval(c: MethodChoice, s: Standing) -> tuple[str, str, str]:
     e = s.estimate
     if c.metric == "success":
         return f"{e.estimate:.1%}", f"{e.low:.1%}", f"{e.high:.1%}"
+    if e.low != e.low:  # too few values
+        return f"{abs(e.estimate) if c.metric == 'error' else e.estimate:.4g}", "unknown", "unknown"
     if c.metric == "error":
-        return f"{-e.estimate:.4g}", f"{-e.high:.4g}", f"{-e.low:.4g}"
+        return f"{-e.estimate:.4g}", f"{max(-e.high, 0.0):.4g}", f"{-e.low:.4g}"
     return f"{e.estimate:.4g}", f"{e.low:.4g}", f"{e.high:.4g}"
 
 

@@ -48,7 +48,7 @@ def make(name: str, rows: int = 1, limit: int = 350, source: str | None = None, 
     Args:
         name: "block_pushing/multimodal".
         rows: Number of copies.
-        limit: Number of steps of an episode. Chi et al. (2023) stop after 200.
+        limit: Number of steps of an episode.
         source: Folder of the copy. None takes the environment variable UNDERSTUDY_DIFFUSION_POLICY.
         **options: Arguments of the environment's class, such as ``goal_dist_tolerance``.
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ..core import Feature, UserError, keys, put, role, take, uniform
 from ..data.episode import Dataset, Episode
+from ..data.episode_concat import NEW_TRIAL
 from .base import Env, EnvWrapper, Obs, Restorable, StepResult
-
-NEW_TRIAL = "observation.new_trial"
 
 
 class DemoStateReset(EnvWrapper):

@@ -34,27 +34,31 @@ class ImageObs(EnvWrapper, Renderable):
         env: The environment.
         size: Width and height of the images, in pixels.
         cameras: Names of cameras. Empty for the environment's first.
+        drawn: The environment inside `env` that is drawn, if `env` changes what is observed or done, and has the same
+            columns. None draws `env` itself.
 
     Raises:
         UserError: If the environment cannot be drawn, or has no such camera.
     """
 
-    def __init__(self, env: Env, size: int = SIZE, cameras: Sequence[str] = ()):
+    def __init__(self, env: Env, size: int = SIZE, cameras: Sequence[str] = (), drawn: Env | None = None):
         super().__init__(env)
-        name = env.metadata["env"]
-        if not isinstance(env, Renderable):
+        self.drawn = env if drawn is None else drawn
+        name = self.drawn.metadata["env"]
+        if not isinstance(self.drawn, Renderable):
             raise UserError("it cannot be drawn", where=name, hint="images need an environment with a picture")
         if size < 8:
             raise UserError(f"the images need at least 8 pixels a side, but size={size}", where=name,
                             hint=f"such as {name}@images={SIZE}")
-        known = _cameras(env)
+        known = _cameras(self.drawn)
         if unknown := [camera for camera in cameras if camera not in known]:
             raise UserError(f"there is no camera {unknown[0]!r}", where=name, hint=f"it has {', '.join(known)}")
         self.size, self.cameras = size, tuple(dict.fromkeys(cameras)) or known[:1]
-        own = env.proprioception if isinstance(env, HasProprioception) else {}
+        own = self.drawn.proprioception if isinstance(self.drawn, HasProprioception) else {}
         self.own = {column: list(components) for column, components in own.items()}
         self.features = self._transform_features(env.features)
-        self.metadata = {**env.metadata, "env": _name(env, size, self.cameras)}
+        change = env.metadata["env"].removeprefix(name)
+        self.metadata = {**env.metadata, "env": _name(self.drawn, size, self.cameras) + change}
         self._images = {c: np.zeros((self.rows, size, size, 3), np.uint8) for c in self.cameras}
 
     def _transform_features(self, features: Schema) -> dict[str, Feature]:
@@ -78,8 +82,8 @@ class ImageObs(EnvWrapper, Renderable):
         return {**shown, **obs, **own, **{HIDDEN + column: obs[column] for column in own}}
 
     def _view(self, row: int, camera: str) -> np.ndarray:
-        if isinstance(self.env, HasCameras):
-            return self.env.view(row, camera, self.size)
+        if isinstance(self.drawn, HasCameras):
+            return self.drawn.view(row, camera, self.size)
         return resize(self.frame(row)[None], (self.size, self.size))[0]
 
     def reset(self, which, key):
@@ -90,8 +94,16 @@ class ImageObs(EnvWrapper, Renderable):
         return replace(out, obs=self._observe(out.obs, range(self.rows)))
 
     def frame(self, row):
-        assert isinstance(self.env, Renderable)
-        return self.env.frame(row)
+        assert isinstance(self.drawn, Renderable)
+        return self.drawn.frame(row)
+
+    def shifted(self, env: Env) -> ImageObs:
+        """Returns the same images of the same simulator, which now steps in another way.
+
+        Args:
+            env: An environment around `env` with the same columns, such as a `shifts.Shifted`.
+        """
+        return ImageObs(env, self.size, self.cameras, self.drawn)
 
 
 class _WithExpert(ImageObs, HasExpert):

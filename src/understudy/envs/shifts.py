@@ -26,6 +26,7 @@ from .arms import Arms
 from .base import Env, Obs
 from .blocks import CENTRES, SPREAD, Blocks
 from .fork import Fork
+from .image_obs import ImageObs
 from .particle import Particle
 from .push import DISC, HALF, Push
 from .toy import Toy, distance
@@ -417,6 +418,8 @@ def env_shifts(env: Env) -> tuple[Shift, ...]:
     """The shifts that are specific to this environment."""
     if isinstance(env, Shiftable):
         return env.shifts()
+    if isinstance(env, ImageObs):
+        return tuple(replace(shift, world=partial(_behind_images, shift.world)) for shift in env_shifts(env.env))
     if isinstance(env, Fork):
         return (Shift("start", "starts farther back", "m", (0.1, 0.2, 0.4, 0.8),
                       lambda env, s: MovedState(env, s, "start", _move_start_back)),
@@ -496,6 +499,10 @@ def _simulator_shifts(env: Env) -> tuple[Shift, ...]:
                   lambda env, s: PhysicsShift(env, s, "friction", _scale_friction, 1.0)),
             Shift("gravity", "stronger gravity", "of it on top", (0.1, 0.2, 0.4, 0.8),
                   lambda env, s: PhysicsShift(env, s, "gravity", _scale_gravity)))
+
+
+def _behind_images(world: Callable[[Any, float], Env], env: ImageObs, severity: float) -> Env:
+    return env.shifted(world(env.env, severity))
 
 
 def available_shifts(env: Env, spread: Callable[[], Mapping[str, Tensor]]) -> dict[str, Shift]:

@@ -575,8 +575,10 @@ def labeled_points(rows: Sequence[tuple[str, float, Interval, str]], x_name: str
     axes.right = LABELED_WIDTH - 10.0
     at = {name: (axes.x(x), axes.y(rate.estimate)) for name, x, rate, _ in rows}
     parts, boxes = [], [(a - 6, b - 6, a + 6, b + 6) for a, b in at.values()]
+    x = axes.left + 6
     for i, kind in enumerate(kinds):
-        parts += [_shape((axes.left + 6 + 210 * i, 14), i), _text((axes.left + 16 + 210 * i, 18), kind)]
+        parts += [_shape((x, 14), i), _text((x + 10, 18), kind)]
+        x += 34 + 7.4 * len(kind)
     parts += [part for t in axes.y_ticks for part in (
         _path([(axes.left, axes.y(t)), (axes.right, axes.y(t))], "grid"),
         _text((axes.left - 7, axes.y(t) + 4), f"{t:.0%}", "soft", "end"))]

@@ -80,7 +80,7 @@ class Validation:
 
     @torch.no_grad()
     def evaluate(self, policy: Policy, data: Dataset, scale: Tensor | None = None,
-                 executor: Executor | None = None) -> dict[str, float]:
+                 executor: Executor | None = None, ahead: int | None = None) -> dict[str, float]:
         """Returns the action prediction error of a policy on recorded episodes.
 
         Args:
@@ -88,6 +88,8 @@ class Validation:
             data: The episodes.
             scale: Unit of each action component, (A,). See `target_scale`. None for 1.
             executor: The method's executor, see `sampled_plans`.
+            ahead: Number of steps of each plan that count, from the current one on. None for the whole plan. The errors
+                of policies with different horizons are comparable only for the same number.
 
         Returns:
             "energy" is the unbiased energy score; smaller is better. For a policy without noise it is the mean error.
@@ -104,6 +106,9 @@ class Validation:
         policy.eval()
         rows: dict[str, list[Tensor]] = {}
         for batch, plans in self.sampled_plans(policy, data, executor=executor):
+            if ahead is not None:
+                step = torch.arange(batch.mask.shape[1], device=batch.mask.device) + policy.window.action_offset
+                batch = batch.replace(mask=batch.mask & (step >= 0) & (step < ahead))
             target = batch.action.unsqueeze(1)
             if choices:
                 gap = _class_errors(target, plans)

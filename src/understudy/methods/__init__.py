@@ -84,6 +84,12 @@ METHODS: dict[str, NamedMethod] = {
         "Behavior cloning with a transformer whose attention learns from the data which earlier steps to recall.",
         Reference("Yue et al. 2024 (AttentionTuner), arXiv 2411.07954, whose loss also covers the other steps",
                   ("213",), (NUMBERS_OR_CLASSES, "a column with the distances to the recalled steps"))),
+    "cec": NamedMethod(
+        "understudy.methods.behavior_cloning:cec",
+        "Cross-episodic curriculum: a transformer over several episodes, the worst demonstrators first.",
+        Reference("Shi et al. 2023 (CEC), arXiv 2310.08549, with images, a longer context, and episodes of a level "
+                  "that were recorded one after another", ("136",),
+                  (NUMBERS_OR_CLASSES, "a field of the episodes that orders the demonstrators"))),
     "keyframe-bc": NamedMethod(
         "understudy.methods.behavior_cloning:keyframe_bc",
         "Behavior cloning from a history in which keyframes count more: steps whose action the last ones do not tell.",

@@ -8,6 +8,7 @@ from ..audit.scores.keyframes import KEYFRAME, MarkKeyframes
 from ..core import Schema
 from ..data.augment import RandomMasking
 from ..data.codec import Normalizer
+from ..data.episode_concat import EpisodeConcat
 from ..data.relabel import ConcatColumns, TaskText, TimeLeft
 from ..data.segments import ColumnSegments, CutSegments, StoredSegments
 from ..data.window import Goal, Window
@@ -107,6 +108,27 @@ def attention_tuner(column: str = "recalled", n_obs_steps: int = 32, width: int 
     policy = PolicyConfig(Categorical() if discrete else Regression(), trunk, TokenEncoder(width), window=window)
     learner = BehaviorCloning(5000, 64, auxiliary_losses=(MemorySupervision(column, weight=weight),))
     return Method(policy, RecedingHorizon(1, n_obs_steps - 1), learner)
+
+
+def cec(field: str = "proficiency", n_obs_steps: int = 64, width: int = 128, depth: int = 3, n_episodes: int = 1000,
+        features: Schema | None = None) -> Method:
+    """Cross-episodic curriculum: a transformer over several episodes, the worst demonstrators first.
+
+    Args:
+        field: Metadata field of the episodes that orders the demonstrators, worst first.
+        n_obs_steps: Number of observations that the transformer reads, over several episodes.
+        width: Width of its tokens.
+        depth: Number of its layers over the observations.
+        n_episodes: Number of sequences of episodes that it learns from.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    head = Categorical() if discrete else GMM(5, joint=False)
+    trunk = Transformer(width, 1, 1, "block_causal", encoder_depth=depth)
+    window = Window(n_obs_steps, n_obs_steps, action_offset=1 - n_obs_steps, obs_pad_mask=True)
+    return Method(PolicyConfig(head, trunk, TokenEncoder(width), window=window),
+                  RecedingHorizon(1, n_obs_steps - 1), BehaviorCloning(5000, 32),
+                  (EpisodeConcat(field, n_episodes=n_episodes, into=""),))
 
 
 def keyframe_bc(n_obs_steps: int = 5, fraction: float = 0.1, weight: float = 5.0) -> Method:

@@ -62,7 +62,13 @@ def inside_transform() -> bool:
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear`, computed by `linear`."""
+    """`torch.nn.Linear`, computed by `linear`. It may have no inputs; then it is its bias, which begins at 0."""
+
+    def reset_parameters(self) -> None:
+        if self.in_features:
+            super().reset_parameters()
+        elif self.bias is not None:  # PyTorch does the same, and warns
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)

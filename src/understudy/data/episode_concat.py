@@ -1,0 +1,129 @@
+"""Episodes joined to longer ones, so that a policy with memory learns from one trial to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..core import Feature, UserError
+from .episode import Dataset, Episode
+from .operations import Operation, Scalar, episode_values
+
+ENDS = ("next.terminated", "next.truncated", "next.success")  # which say something of the whole episode
+NEW_TRIAL = "observation.new_trial"  # 1 at the first step of each trial, also in `envs.episode_wrappers.MultiTrialEnv`
+
+
+@dataclass(frozen=True)
+class EpisodeConcat(Operation):
+    """Joins episodes to a curriculum: those of the worst demonstrators first, and those of the best last.
+
+    Each joined episode has some episodes of every group, drawn at random without replacement. A policy with a history
+    over several trials, which acts in a `MultiTrialEnv`, can then continue the improvement that it has seen.
+
+    What the last step of an episode led to is left out, because the first observation of the next one takes its place.
+    Only the last episode ends the joined one, and decides its success.
+    The metadata are those of the last episode, and "joined": the numbers of all.
+
+    Args:
+        field: Metadata field whose values are the groups, such as the proficiency of the demonstrator.
+        groups: The values, worst first. Empty for all values in increasing order.
+        n_episodes: Number of joined episodes.
+        per_group: Smallest and largest number of episodes of each group. A group with fewer gives all it has.
+        order: ``"rising"`` has the groups in their order, ``"falling"`` in the opposite one. ``"shuffled"`` mixes the
+            episodes of all groups, to compare with.
+        into: Name of a new column, (T, 1), which is 1 at the first step of each episode, as `MultiTrialEnv` shows it.
+            Empty for no such column.
+        seed: Random seed.
+
+    References:
+        Shi et al. (2023), Cross-Episodic Curriculum for Transformer Agents, arXiv:2310.08549. Their episodes of a group
+        were recorded one after another.
+
+    Example:
+        >>> policy = PolicyConfig(Regression(), Transformer(64, 1, 1, "block_causal", encoder_depth=2),
+        ...                       TokenEncoder(64), window=Window(60, 60, action_offset=-59, obs_pad_mask=True))
+        >>> method = Method(policy, RecedingHorizon(1, skip=59), BehaviorCloning(),
+        ...                 transforms=(EpisodeConcat("proficiency", n_episodes=500),))
+    """
+
+    field: str = "proficiency"
+    groups: tuple[Scalar, ...] = ()
+    n_episodes: int = 1000
+    per_group: tuple[int, ...] = (1, 4)
+    order: Literal["rising", "falling", "shuffled"] = "rising"
+    into: str = NEW_TRIAL
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.per_group) != 2 or not 1 <= self.per_group[0] <= self.per_group[1]:
+            raise UserError(f"per_group is {self.per_group}", where="episodeconcat, per_group",
+                            hint="give the smallest and the largest number, such as (1, 4)")
+        if self.n_episodes < 1:
+            raise UserError(f"n_episodes is {self.n_episodes}", where="episodeconcat, n_episodes",
+                            hint="join at least 1 episode")
+
+    def apply(self, data: Dataset) -> Dataset:
+        members = self._members(episode_values(data, self.field))
+        rng, schema = np.random.default_rng(self.seed), data.features()
+        joined = []
+        for _ in range(self.n_episodes):
+            chosen: list[int] = []
+            for group in members:
+                n = min(int(rng.integers(self.per_group[0], self.per_group[1] + 1)), len(group))
+                chosen += rng.permutation(group)[:n].tolist()
+            if self.order == "shuffled":
+                rng.shuffle(chosen)
+            joined.append(_join([data[i] for i in chosen], chosen, schema, self.into))
+        return Dataset(joined, data.metadata)
+
+    def _members(self, values: Sequence) -> list[list[int]]:
+        """The numbers of the episodes of each group, in the order of the curriculum."""
+        if (missing := next((i for i, v in enumerate(values) if v is None), None)) is not None and not self.groups:
+            raise UserError(f"the episode has no {self.field!r}", where=f"episode {missing}",
+                            hint=f"label it (understudy.data.operations.Label({self.field!r}, VALUE, EPISODES)), or "
+                            "name the groups to join")
+        try:
+            groups = self.groups or sorted(set(values))
+        except TypeError:
+            raise UserError("the values cannot be ordered", where=f"episodeconcat, {self.field}",
+                            hint="name the groups in their order: groups=(...)") from None
+        found = [[i for i, v in enumerate(values) if v == group] for group in groups]
+        if empty := [group for group, members in zip(groups, found, strict=True) if not members]:
+            known = sorted({str(v) for v in values if v is not None})
+            raise UserError(f"no episode has {self.field} {empty[0]!r}", where="episodeconcat, groups",
+                            hint=f"there are {', '.join(known) or 'none'}")
+        return found[::-1] if self.order == "falling" else found
+
+
+def _join(parts: Sequence[Episode], numbers: list[int], schema: Mapping[str, Feature], into: str) -> Episode:
+    schema = {**schema, into: Feature("float32", (1,))} if into else schema
+    return Episode(_JoinedColumns(parts, tuple(schema), into), {**parts[-1].metadata, "joined": numbers},
+                   sum(map(len, parts)), schema)
+
+
+class _JoinedColumns(Mapping):
+    """The columns of several episodes, one after another. They are joined when they are asked for."""
+
+    def __init__(self, parts: Sequence[Episode], names: tuple[str, ...], into: str):
+        self._parts, self._names, self._into = parts, names, into
+
+    def __getitem__(self, name):
+        if name == self._into:
+            new = np.zeros((sum(map(len, self._parts)) + 1, 1), np.float32)  # one more, as in recorded observations
+            new[np.cumsum([0, *(len(part) for part in self._parts[:-1])])] = 1
+            return new
+        *earlier, last = self._parts
+        columns = [part.steps[name][:len(part)] for part in earlier]
+        if name in ENDS:
+            columns = [np.zeros_like(column) for column in columns]
+        return np.concatenate([*columns, last.steps[name]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self):
+        return len(self._names)

@@ -16,7 +16,7 @@ from .transformer import Transformer, TransformerBlock, check_heads
 
 @dataclass(frozen=True)
 class PooledHistoryEncoder(Encoder):
-    """Reads all observation steps for a few blocks, then goes on with the current step and one token of the past.
+    """Reads all observation steps for a few blocks, then continues with the current step and one token of the past.
 
     The first `pool_after` blocks run over the tokens of all steps. A token reads those of its own and of earlier steps.
     Then the tokens of all past steps are replaced by their mean, the context token, which comes first, and the other

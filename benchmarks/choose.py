@@ -136,18 +136,23 @@ def page_text(size: Size) -> str:
     if not done:
         return ""
     rows, n_right = [], 0
+    always = dict.fromkeys(size.candidates, 0)  # how often a method is right that is taken for all data
     for task in done:
         success, choice = long_success(size, task), read_json(recommendation(size, task))
         best = max(success, key=lambda name: success[name])
         taken = choice["recommended"]
         right = success[taken] >= success[best] - TIED
         n_right += right
+        for name in always:
+            always[name] += success[name] >= success[best] - TIED
         rows.append(f"| {task} | {taken} | {', '.join(choice['tied']) or 'none'} | {success[taken]:.1%} | "
                     f"{best} {success[best]:.1%} | {'yes' if right else 'no'} |")
     told = [f"`python benchmarks/choose.py`: {size.budget / 60:.3g} minutes for each choice among "
             f"{', '.join(size.candidates)}. Long runs have all updates, {len(size.seeds)} training seeds and "
             f"{size.episodes} starts each. A recommendation is right if it is at most {100 * TIED:.0f} points below "
-            f"the best method of the long runs. {n_right} of {len(done)} are right; the aim is 5 of {len(SHOWN)}."]
+            f"the best method of the long runs. {n_right} of {len(done)} are right; the aim is 5 of {len(SHOWN)}. To "
+            f"take one method for all data would be right on {max(always.values())} at most "
+            f"({' or '.join(name for name, n in always.items() if n == max(always.values()))})."]
     if missing := [task for task in SHOWN if task not in done]:
         told.append(f"Not run yet: {', '.join(missing)}.")
     if size == TINY:

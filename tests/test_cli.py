@@ -1075,8 +1075,16 @@ def test_an_evaluation_that_is_interrupted(call, place, tmp_path, saved):
     while process.poll() is None and (not (tmp_path / "d" / "meta" / "info.json").exists() if saved
                                       else time.monotonic() < began + 10):
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    for _ in range(6):  # on a busy machine it may still import PyTorch, which can lose an interrupt
+        process.send_signal(signal.SIGINT)
+        try:
+            _, err = process.communicate(timeout=30)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    else:
+        process.kill()
+        pytest.fail("it does not stop")
     assert process.returncode == 130 and ("continues" if saved else "starts again") in err and "Traceback" not in err
     if saved:
         more = len(open_dataset(tmp_path / "d")) + 2

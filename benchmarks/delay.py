@@ -116,7 +116,7 @@ def cell_path(size: Size, name: str, seed: int, scheme: str) -> Path:
     return measure.RESULTS / size.folder / f"{name}-{seed}-{scheme}.json"
 
 
-def run_cells(size: Size, name: str, seed: int, until: float) -> None:
+def run_cells(size: Size, name: str, seed: int, until: float = float("inf")) -> None:
     """Runs the cells of a task and a training seed that are missing. None begins after `until`."""
     task, made, policy = TASKS[name], method(size), None
     episodes = min(size.episodes, task.most_episodes)

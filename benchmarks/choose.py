@@ -7,7 +7,7 @@ method in the long runs is at most `TIED` below that of the best. The aim, set b
 
 The candidates are those that `choose` tries by itself, without `act` and `diffusion-policy`, whose long runs would take
 hours on a CPU. Nothing is tuned. Long runs are kept in results/choose/, and so is each recommendation: a run that was
-stopped continues. A long run takes seconds to minutes, and all of them some three hours of a core. --budget 8m starts
+stopped continues. A long run takes seconds to minutes, and all of them about an hour of a core. --budget 8m starts
 no cell later than that. --tiny takes minutes, keeps its cells in results/choose-tiny/, and shows only that everything
 runs. --page writes the table of docs/choosing.md from the cells that there are.
 """

@@ -265,9 +265,9 @@ NOTES = (
     " states of expert trajectories. The number of neighbors (5), the perturbation, the measure of neighborhood (the "
     "pose of the peg at the hole) and the chunk that is projected (the eight executed actions) are our choice. An "
     "action of zero has no off-manifold norm, so we also show the error to what the expert would do.", "",
-    "*Block pushing.* The simulator, the scripted expert and the number of demonstrations (1,000, of which the "
-    "successful ones are kept) are theirs, and so are the 350 steps of an episode. The demonstrations are new ones. "
-    "The methods are those of this library with their defaults, and more updates; networks and learning rates are not "
+    "*Block pushing.* The simulator, the scripted expert and the number of demonstrations (1,000) are theirs, and so "
+    "are the 350 steps of an episode. The demonstrations are new ones, and only the successful ones are kept. The "
+    "methods are those of this library with their defaults, and more updates; networks and learning rates are not "
     "those of the paper, and training is much shorter. The last weights act in 100 episodes. The published figures "
     "are of three training seeds with 50 episodes each.")
 

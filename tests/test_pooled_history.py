@@ -53,7 +53,7 @@ def test_the_context_token_is_the_mean_of_the_observed_tokens_of_past_steps():
 
 
 def test_the_mean_is_taken_of_what_the_first_blocks_give_for_all_steps():
-    """The tokens before the mean are those of a network that goes on with all of them."""
+    """The tokens before the mean are those of a network that continues with all of them."""
     pooled, whole, obs = built(2, 2), built(2, None), observed(1)
     tokens = whole(obs).tokens.unflatten(1, (2, STEPS))  # ordered by column, then by step
     context = pooled(obs)

@@ -457,7 +457,8 @@ def _try_out(method: Method, name: str, data: Dataset, env: Env | None, device: 
             actor = build_actor(result.method, result.modules, ROWS, features=env.features)
             actor.act(obs, actor.start(obs, key))
     except UserError as error:
-        raise UserError(f"{error.where}: {error.problem}", where=f"candidate {name}",
+        place = "" if error.where is None else f"{error.where}: "
+        raise UserError(f"{place}{error.problem}", where=f"candidate {name}",
                         hint=f"leave {name} out: name the candidates with --methods") from error
     return max(float(np.median(np.diff(times))), 1e-6) if method.learner.steps > TIMED_UPDATES else 0.0
 
@@ -491,11 +492,12 @@ def _estimate(values: np.ndarray, metric: Metric) -> Interval:
     """
     if metric != "success" and values.shape[1] < 3:
         return Interval(float(values.mean()), math.nan, math.nan, stats.LEVEL)
-    if len(values) > 1:
-        return stats.two_level_rate(values, kind="rate" if metric == "success" else "real")
     if metric == "success":
-        return stats.clopper_pearson(values.sum(), values.size)
-    return stats.bootstrap_mean(values[0])
+        return stats.two_level_rate(values) if len(values) > 1 else stats.clopper_pearson(values.sum(), values.size)
+    found = stats.two_level_rate(values, kind="real") if len(values) > 1 else stats.bootstrap_mean(values[0])
+    if metric == "error":  # no true error is below 0
+        found = replace(found, high=min(found.high, max(found.estimate, 0.0)))
+    return found
 
 
 def _join(names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -142,11 +143,9 @@ def _shown_interval(c: MethodChoice, s: Standing) -> tuple[str, str, str]:
     e = s.estimate
     if c.metric == "success":
         return f"{e.estimate:.1%}", f"{e.low:.1%}", f"{e.high:.1%}"
-    if e.low != e.low:  # too few values
-        return f"{abs(e.estimate) if c.metric == 'error' else e.estimate:.4g}", "unknown", "unknown"
-    if c.metric == "error":
-        return f"{-e.estimate:.4g}", f"{max(-e.high, 0.0):.4g}", f"{-e.low:.4g}"
-    return f"{e.estimate:.4g}", f"{e.low:.4g}", f"{e.high:.4g}"
+    value, low, high = (-e.estimate, -e.high, -e.low) if c.metric == "error" else (e.estimate, e.low, e.high)
+    limits = ("unknown", "unknown") if math.isnan(low) else (f"{low:.4g}", f"{high:.4g}")  # too few values
+    return f"{value:.4g}", *limits
 
 
 def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str]]) -> None:

@@ -116,8 +116,8 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
         features: The columns that the environment shows.
 
     Returns:
-        The options. None if the policy must be told something of which the data have no example that can be written on
-        a command line, such as an image as the goal.
+        The options. None if the policy must be told something and the data have no example of it that can be written
+        on a command line, such as an image as the goal.
     """
     from ..data.relabel import task_texts
     from ..learn.method import apply_transforms, runtime_relabels

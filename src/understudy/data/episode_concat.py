@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..core import Feature, UserError
+from ..core import Feature, UserError, check_range
 from .episode import Dataset, Episode
 from .operations import Operation, Scalar, episode_values
 
@@ -62,9 +62,7 @@ class EpisodeConcat(Operation):
         if len(self.per_group) != 2 or not 1 <= self.per_group[0] <= self.per_group[1]:
             raise UserError(f"per_group is {self.per_group}", where="episodeconcat, per_group",
                             hint="give the smallest and the largest number, such as (1, 4)")
-        if self.n_episodes < 1:
-            raise UserError(f"n_episodes is {self.n_episodes}", where="episodeconcat, n_episodes",
-                            hint="join at least 1 episode")
+        check_range(self, "n_episodes", at_least=1)
 
     def apply(self, data: Dataset) -> Dataset:
         members = self._members(episode_values(data, self.field))

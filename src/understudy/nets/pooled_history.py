@@ -18,7 +18,7 @@ from .transformer import Transformer, TransformerBlock, check_heads
 class PooledHistoryEncoder(Encoder):
     """Reads all observation steps for a few blocks, then continues with the current step and one token of the past.
 
-    The first `pool_after` blocks run over the tokens of all steps. A token reads those of its own and of earlier steps.
+    The first `pool_after` blocks run over the tokens of all steps. A token reads those of its step and of earlier ones.
     Then the tokens of all past steps are replaced by their mean, the context token, which comes first, and the other
     blocks run over it and the tokens of the current step. Those blocks, and the trunk, take as long as with a history
     of one step and one more token.

@@ -296,6 +296,14 @@ def test_best_takes_the_best_plan_of_each_row():
     assert not torch.allclose(found, each[:, 0])
 
 
+@pytest.mark.parametrize("choice, scorer", [(BestOfN, Score(lambda obs, plan: plan[:, 0, 0])),
+                                            (SampleSelector, KernelDensity())])
+def test_a_choice_among_equal_plans_is_refused(choice, scorer):
+    policy, _ = random_batch(PolicyConfig(Regression(), window=Window(1, 4)))
+    with pytest.raises(Unsupported, match="all its samples are equal"):
+        choice(policy, scorer, 3)
+
+
 def test_guides_of_an_executor_reach_every_plan_of_best():
     policy, batch = random_batch(PolicyConfig(Flow(n_steps=2), window=Window(1, 4)))
     best = BestOfN(policy, Score(lambda obs, plan: -plan.abs().sum((1, 2))), n=3)

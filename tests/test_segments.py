@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from understudy import config, make, open_dataset, train
+from understudy.cli import main
 from understudy.commands import evaluate
 from understudy.core import DataError, Feature, UserCodeError, UserError, keys
 from understudy.data.episode import Dataset, Episode
@@ -15,6 +16,7 @@ from understudy.data.formats import write_dataset
 from understudy.data.packed_columns import PackedColumns
 from understudy.data.relabel import TaskText
 from understudy.data.segments import ColumnSegments, CutSegments, LabeledSegment, SegmentDetector, cut_segments
+from understudy.data.views import write_view
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, ObservationWrapper
 from understudy.execute.instruction import INSTRUCTION, InstructedActor, LiveSpeaker, ScheduledSpeaker, Speaker
@@ -284,3 +286,28 @@ def test_the_contract_of_a_speaker():
 def test_a_speaker_says_one_text_to_each_row(what, text):
     with pytest.raises(UserCodeError, match=f"Odd.speak: it said {text}\n"):
         InstructedActor(Echo(), Odd(what)).start({STATE: torch.zeros(2, 2)}, keys(0, range(2)))
+
+
+def test_a_view_of_segments_is_made_by_a_command(tmp_path, capsys):
+    data = Dataset([e.replace({"subtask": np.repeat(["a", "", "b"], (2, 4, 4))})
+                    for e in play((10,), segments=[[0, 4, "push"], [2, 6, "lift it"]])])
+    write_dataset(data, tmp_path / "play")
+    for field, found in (("segments", [("push", 4), ("lift it", 4)]), ("subtask", [("a", 2), ("b", 4)])):
+        view = tmp_path / f"{field}.json"
+        assert main(["view", "make", str(tmp_path / "play"), "--segments", field, "--out", str(view)]) == 0
+        cut = open_dataset(view)
+        assert [(e.metadata["task"], len(e)) for e in cut] == found
+        capsys.readouterr()
+        assert main(["view", "show", str(view)]) == 0 and "segments" in capsys.readouterr().out
+    missing = ["view", "make", str(tmp_path / "play"), "--segments", "words", "--out", str(tmp_path / "none.json")]
+    assert main(missing) == 2 and "column 'words'" in capsys.readouterr().err
+    document = json.loads((tmp_path / "subtask.json").read_text())
+    assert document["operations"] == [{"do": "cutsegments", "extra_steps": 0,
+                                       "detector": {"do": "columnsegments", "column": "subtask"}}]
+    document["operations"][0]["detector"]["do"] = "guess"
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="no operation 'guess'"):
+        open_dataset(tmp_path / "other.json")
+    with pytest.raises(UserError, match="a view cannot hold Halves"):
+        write_view(tmp_path / "own.json", tmp_path / "play", CutSegments(Halves()))
+    assert not (tmp_path / "own.json").exists()

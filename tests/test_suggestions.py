@@ -272,6 +272,28 @@ def test_trust_is_part_of_what_is_suggested(follow, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_choice_suggests_what_the_policy_must_be_told(follow, tmp_path):
+    (tmp_path / "goal_methods.py").write_text(
+        "from dataclasses import replace\nfrom understudy.methods.behavior_cloning import gcbc\n\n\n"
+        "def short(features=None, steps=20):\n"
+        "    method = gcbc()\n    return replace(method, learner=replace(method.learner, steps=steps))\n\n\n"
+        "def shorter(features=None):\n    return short(features, 10)\n")
+    follow("record", "fork", "--out", "demos", "--episodes", "6", depth=0)
+    seen = follow("choose", "demos", "--methods", "goal_methods:short", "goal_methods:shorter", "--budget", "20s",
+                  "--out", "found", "--trust", "goal_methods")
+    assert ("eval", "--condition", "--episodes", "--rows") in seen
+    sys.modules.pop("goal_methods", None)
+
+
+def test_an_evaluation_that_lacks_a_goal_is_refused_before_training(tmp_path, capsys):
+    assert main(["record", "fork", "--out", str(tmp_path / "demos"), "--episodes", "6"]) == 0
+    train = ["train", "gcbc", str(tmp_path / "demos"), "--out", str(tmp_path / "run"), "--eval", "fork"]
+    assert main(train) == 2 and not (tmp_path / "run").exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "must be told 'goal'" in said and "--condition goal=NUMBERS" in said
+
+
+@pytest.mark.slow
 def test_trust_is_part_of_what_a_choice_suggests(follow, tmp_path):
     (tmp_path / "suggested_code.py").write_text(MINE)
     trust = ("--trust", "suggested_code")

@@ -72,9 +72,11 @@ class ChooseOptions:
 
 def main(args: list[str]) -> None:
     o = parse(ChooseOptions, "choose", args)
-    from ..choose import ROWS, choose_method
+    from ..choose import ROWS, choose_method, trial_run
     from ..envs import make
     from ..learn.devices import choose_device
+    from ..learn.method import Method
+    from .conditions import example_options
 
     with Output(o.json) as out:
         budget, device = parse_duration(o.budget, "--budget"), str(choose_device(o.device))
@@ -89,7 +91,9 @@ def main(args: list[str]) -> None:
                 env.close()
         _print_choice(choice, out)
         acts = o.env or recorded_env(data)
-        commands = _next_commands(o, choice, acts)
+        trial = Method.load(trial_run(o.out, choice.recommended, o.seed), o.trust)
+        given = example_options(data, trial, data.features() if env is None else env.features)
+        commands = _next_commands(o, choice, acts, given)
         if o.html is not None:
             write_choice_page(choice, o.html, commands)
             out.print(f"Report written to {o.html}")
@@ -182,8 +186,16 @@ def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str
                       "on the same starts, at 5 % for all tests together.")
 
 
-def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None) -> list[tuple[str, str]]:
-    """Useful next commands, each with a description."""
+def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None,
+                   given: list[str] | None) -> list[tuple[str, str]]:
+    """Useful next commands, each with a description.
+
+    Args:
+        o: The options.
+        c: The choice.
+        acts: The environment in which the policies act, if one is known.
+        given: What the policy must be told while it acts, with examples. None if there are none.
+    """
     from ..choose import trial_run
 
     run, trial = unused_path("run"), trial_run(o.out, c.recommended, o.seed)
@@ -192,9 +204,10 @@ def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None) -> list[
                           *trust_options(o.trust, function, trial)), "Train the recommended method in full:")]
     if acts:
         trust, own = trust_options(o.trust, acts, trial), env_trust_options(acts)
-        told.append((command_line("eval", run, acts, "--episodes", 100, *trust, *_new(own, trust)),
-                     "Judge it on new starts:"))
-        if c.env is None:
+        if given is not None:
+            told.append((command_line("eval", run, acts, "--episodes", 100, *given, *trust, *_new(own, trust)),
+                         "Judge it on new starts:"))
+        if c.env is None and not given:  # a candidate must find all that it reads in the environment
             told.append((_again(o, "--env", acts, "--out", unused_path("choice"), *_new(own, o.trust)),
                          "Choose again, with policies that act:"))
     return told

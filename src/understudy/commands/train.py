@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -146,7 +146,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     from ..learn.run import Run
     from ..learn.train import train, validation_episodes
     from ..learn.training_curves import TrainingCurves
-    from .conditions import example_options, open_conditions
+    from .conditions import example_options, goal_columns, open_conditions
     from .method import build_method, task_relabel
 
     if o.image_size is not None:
@@ -170,6 +170,13 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         if stage.name not in stages:
             part_of(data, stage.dataset)  # an error about --prior, before one about what follows from its absence
     score, env, collected_in = None, None, _collection_env(method, data, o)
+
+    def refuse_eval(missing: list[str], numbers: str, hint: str = "") -> NoReturn:
+        short = [name.removeprefix("observation.") for name in missing]
+        raise UserError(f"the policy must be told {' and '.join(map(repr, short))} while it acts, and neither the "
+                        f"method nor {o.eval} does", where="--eval", hint=f"{hint}train without --eval, then: "
+                        f"understudy eval RUN ENV --condition {' '.join(name + numbers for name in short)}")
+
     if o.eval is not None:
         from ..envs import make
 
@@ -179,11 +186,9 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             raise UserError(f"the environment {o.eval} does not say its task in words", where="--eval",
                             hint="train without --eval, then: understudy eval RUN ENV --task WORDS")
         if missing := open_conditions(method, env.features):
-            named = " and ".join(repr(name.removeprefix("observation.")) for name in missing)
-            raise UserError(f"the policy must be told {named} while it acts, and neither the method nor {o.eval} does",
-                            where="--eval", hint="give it to the method (--method.target-return 100, for example), or "
-                            "train without --eval, then: understudy eval RUN ENV --condition "
-                            + " ".join(f"{name.removeprefix('observation.')}=NUMBER" for name in missing))
+            refuse_eval(missing, "=NUMBER", "give it to the method (--method.target-return 100, for example), or ")
+        if missing := [name for name in goal_columns(method) if name not in env.features]:
+            refuse_eval(missing, "=NUMBERS")
         _check_policy_fits(method, data, env)
         score = _make_score(env, o.rollouts, o.seed)
     kept = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))

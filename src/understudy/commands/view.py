@@ -56,6 +56,9 @@ class ViewOptions:
     """sort episodes by a field, the smallest first"""
     descending: bool = False
     """sort with the largest first"""
+    segments: Annotated[str | None, arg(metavar="FIELD")] = None
+    """make an episode of each labeled segment: of the metadata field "segments", or of a column of text, such as
+    "subtask", where a segment is as long as the text stays the same"""
     crop: Annotated[str | None, arg(metavar="A:B")] = None
     """keep steps A to B of every episode, as in Python: 5: leaves out the first five, :-5 the last five"""
     fps: Annotated[float | None, arg(metavar="N")] = None
@@ -128,12 +131,19 @@ def _parse_operations(o: ViewOptions) -> list[Operation | Callable[[Dataset], Op
     found += [op.Select(o.select)] if o.select else []
     found += [op.Sample(o.sample, o.seed)] if o.sample is not None else []
     found += [op.Sort(o.sort, o.descending)] if o.sort else []
+    found += [_cut(o.segments)] if o.segments else []
     found += [op.Crop(*_parse_range(o.crop))] if o.crop is not None else []
     found += [op.Resample(o.fps, o.rule)] if o.fps is not None else []
     found += [op.Rename(*_split_pair("--rename", text)) for text in o.rename]
     found += [op.Drop(o.drop)] if o.drop else []
     return found + [op.Label(name, _parse_scalar(text) if name != "task" else text)
                     for name, text in (_split_pair("--label", text) for text in o.label)]
+
+
+def _cut(field: str) -> Operation:
+    from ..data.segments import SEGMENTS, ColumnSegments, CutSegments
+
+    return CutSegments() if field == SEGMENTS else CutSegments(ColumnSegments(field))
 
 
 def _parse_condition(text: str, data) -> Operation:

@@ -18,7 +18,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,11 +31,15 @@ from .episode import Dataset
 from .formats import sidecar
 from .formats.detection import VIEW_PATTERN
 from .operations import ConcatSource, Merge, Operation
+from .segments import ColumnSegments, CutSegments, StoredSegments
 from .sources import camera_names
 
 Open = Callable[[str | Path], Dataset]  # opens a parent, whatever format it is in
-_KINDS = {name.lower(): kind for name, kind in vars(operations).items()
-          if isinstance(kind, type) and issubclass(kind, Operation) and kind is not Operation}
+_KINDS: Mapping[str, Any] = {
+    **{name.lower(): kind for name, kind in vars(operations).items()
+       if isinstance(kind, type) and issubclass(kind, Operation) and kind is not Operation},
+    "cutsegments": CutSegments}
+_PARTS: Mapping[str, Any] = {kind.__name__.lower(): kind for kind in (StoredSegments, ColumnSegments)}  # detectors
 _IGNORED_FILES = {".DS_Store", "Thumbs.db", ".cache", ".git"}  # left in folders by systems and tools
 _REMAKE_HINT = "make the view again from the data as they are now. What it was made from is not changed by that"
 
@@ -269,21 +273,25 @@ def format_view(view: View) -> str:
             f' "operations": {rows([_operation_to_json(o) for o in view.operations])},\n "made": {made}}}\n')
 
 
-def _operation_to_json(operation: Operation) -> dict[str, Any]:
-    return {"do": type(operation).__name__.lower(), **{k: v for k, v in asdict(operation).items() if v is not None}}
+def _operation_to_json(operation: Any) -> dict[str, Any]:
+    values = {f.name: getattr(operation, f.name) for f in fields(operation)}
+    return {"do": type(operation).__name__.lower(),
+            **{k: _operation_to_json(v) if is_dataclass(v) else v for k, v in values.items() if v is not None}}
 
 
-def _operation_from_json(document: Any, where: str) -> Operation:
+def _operation_from_json(document: Any, where: str, kinds: Mapping[str, Any] = _KINDS) -> Any:
     do = _check_type(document, "dict", where).get("do")
-    if not isinstance(do, str) or do not in _KINDS:
-        raise UserError(f"there is no operation {do!r}; there are {', '.join(sorted(_KINDS))}", where=f"{where}, do",
+    if not isinstance(do, str) or do not in kinds:
+        raise UserError(f"there is no operation {do!r}; there are {', '.join(sorted(kinds))}", where=f"{where}, do",
                         hint="a newer understudy may have written this: update")
-    known = [f.name for f in fields(_KINDS[do])]
+    known = [f.name for f in fields(kinds[do])]
     for key in document:
         if key not in (*known, "do"):
             raise UserError(f"{do} has no field {key!r}; it has {', '.join(known)}", where=where, hint="remove the key")
+    values = {k: _operation_from_json(v, f"{where}, {k}", _PARTS) if k == "detector" else
+              tuple(v) if isinstance(v, list) else v for k, v in document.items() if k != "do"}
     try:
-        return _KINDS[do](**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k != "do"})
+        return kinds[do](**values)
     except UserError as error:
         raise UserError(error.problem, where=f"{where}: {error.where}", hint=error.hint) from None
 
@@ -331,8 +339,15 @@ def check_operations(parents: int, what: Sequence[Operation], path: Path) -> Non
         path: The view file, for the error message.
 
     Raises:
-        UserError: There is no parent, or a `Merge` is missing or in the wrong place.
+        UserError: There is no parent, a `Merge` is missing or in the wrong place, or a view cannot name an operation.
     """
+    for operation in what:
+        known = _KINDS.get(type(operation).__name__.lower())
+        parts = [v for f in fields(operation) if is_dataclass(v := getattr(operation, f.name))]
+        if other := [o for o in (operation, *parts) if type(o) not in (known, *_PARTS.values())]:
+            raise UserError(f"a view cannot hold {type(other[0]).__name__}, which is no operation of "
+                            "understudy.data.operations", where=path,
+                            hint="apply it in Python, and write what it returns with write_dataset")
     merges = [i for i, o in enumerate(what) if isinstance(o, Merge)]
     if not parents or merges != ([0] if parents > 1 else []):
         raise UserError(

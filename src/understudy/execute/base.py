@@ -133,8 +133,9 @@ def check_samples(planner: Planner, where: str) -> None:
     if planner.is_deterministic:
         raise Unsupported("it compares several samples, but this policy plans without randomness, so that all its "
                           "samples are equal", where=where,
-                          hint="use another executor, such as RecedingHorizon (receding-horizon), a policy whose head "
-                               "samples, such as Flow, or a temperature above 0 if the head has one")
+                          hint="use a policy whose head samples, such as Flow, or a temperature above 0 if the head "
+                               "has one; or leave it out: the executor RecedingHorizon (receding-horizon) draws one "
+                               "plan")
 
 
 def require_stepwise(planner: Planner, where: str) -> StepwisePlanner:

@@ -14,7 +14,7 @@ from ..checkpoint import Scorer
 from ..core import Feature, Schema, Unsupported, UserError, check_range, take, tree_map
 from ..heads.neighbors import Neighbors
 from ..policy import Guide, LastChunk, Planner, Policy, StepwisePlanner, sampling_guides
-from .base import repeat_rows, require_stepwise, sample_noise, sample_plans
+from .base import check_samples, repeat_rows, require_stepwise, sample_noise, sample_plans
 
 
 class PlannerWrapper(Planner):
@@ -151,6 +151,10 @@ class _PlanChoice(PlannerWrapper):
     n: int
     scorer: Scorer | SetScorer
 
+    def __post_init__(self):
+        check_range(self, "n", at_least=1)
+        check_samples(self.planner, type(self).__name__)
+
     @property
     def inputs(self):
         return tuple(dict.fromkeys((*self.planner.inputs, *self.scorer.inputs)))
@@ -186,9 +190,6 @@ class BestOfN(_PlanChoice):
     planner: Planner
     scorer: Scorer
     n: int = 16
-
-    def __post_init__(self):
-        check_range(self, "n", at_least=1)
 
     def plan(self, obs, noise, guides=()):
         plans = sample_plans(self.planner, obs, noise, self.n, guides)
@@ -235,9 +236,6 @@ class SampleSelector(_PlanChoice):
     planner: Planner
     scorer: SetScorer
     n: int = 16
-
-    def __post_init__(self):
-        check_range(self, "n", at_least=1)
 
     def plan(self, obs, noise, guides=()):
         plans = sample_plans(self.planner, obs, noise, self.n, guides)

@@ -59,6 +59,13 @@ def test_every_head_of_continuous_actions_is_compared_on_one_footing(heads):
             assert v.method == found[v.weights].method and type(v.head) is type(found[v.weights].head)
 
 
+def test_a_task_may_have_more_updates(heads):
+    usual, longer = heads.variants(), heads.variants_of(heads.FULL, "block-pushing")
+    assert all(v.method.learner.steps == (1 if name == "neighbors" else 5 * usual[name].method.learner.steps)
+               for name, v in longer.items())
+    assert heads.variants_of(heads.FULL, "cube") == usual
+
+
 def test_weights_are_shared_by_heads_that_differ_in_sampling_alone(heads):
     chosen = heads.variants()["flow-1"]
     policy, _ = random_batch(chosen.method.policy)

@@ -361,8 +361,8 @@ CLAIM = Claim(
     "and 0.39 (seed 3, with a mixture), with the expert's codes 0.98 and 1.00, and with exchanged codes 0.00 and, "
     "without a memory, 0.01 (seed 3). Where places differ, codes then did 0.93 (seed 2) and flat with 10 steps 0.72 "
     "(seed 3). Differences from the paper: a toy with coordinates and classes in place of Minecraft's images and "
-    "words, pieces of 10 steps in place of 128, small networks in place of a pretrained language model, memory as past codes "
-    "and observations in place of a summary in words, no thoughts, and no comparison with goals in words.",
+    "words, pieces of 10 steps in place of 128, small networks in place of a pretrained language model, memory as past "
+    "codes and observations in place of a summary in words, no thoughts, and no comparison with goals in words.",
     parts=(
         ClaimPart("repeated places", MISSIONS, AllOf((OVER_NO_MEMORY, OVER_FLAT, OVER_ONE_STEP))),
         ClaimPart("different places", DIFFERENT, OVER_ONE_STEP, is_decisive=False),

@@ -65,7 +65,7 @@ HEADS = {h: None for h in (  # a new head joins by its line here; the first of e
     LANGEVIN, VQBeT(4, latent_dim=8, width=8, fit_steps=20), VQBeT(4, 3, offset_codes="encoded", latent_dim=8, width=8,
     fit_steps=20, temperature=0.0), Consistency(), Consistency(n_steps=3), AdaFlow(), NormalizingFlow(4),
     OneStepGenerator(), Flow(coupling="optimal_transport"), Flow(prediction="sample"))}
-HEADS |= {Categorical(): CHOICE, Categorical(temperature=1.0): CHOICE}
+HEADS |= {Categorical(): CHOICE, Categorical(temperature=1.0): CHOICE, Categorical(1.0, True, width=8): CHOICE}
 HEADS |= {JointDiffusion(action_size=2): JOINT, JointDiffusion(action_size=2, mode="policy"): JOINT}
 STEPWISE = (Diffusion(times="each"), Diffusion(times=RampTimes(2)), Flow(times="each"), Flow(times=RampTimes()))
 TOKENS = (FAST(vocab_size=80, width=8), FAST(vocab_size=80, width=8, max_tokens=6, temperature=1.0))  # causal trunks
@@ -237,7 +237,7 @@ def test_mixture_draws_modes_by_their_weights(joint):
 
 def test_categorical():
     logits = torch.tensor([0.0, 2.0, -1.0, 1.0, 1.5])
-    net = SimpleNamespace(trunk=constant(*logits.tolist()), num_classes=(3, 2))
+    net = SimpleNamespace(trunk=constant(*logits.tolist()), num_classes=(3, 2), layers=None)
     truth = [D.Categorical(logits=part) for part in logits.split((3, 2))]
     action = torch.tensor([[[0, 0, 1, 1, 0], [1, 0, 0, 0, 1]]]).float()
     each = torch.stack([truth[0].log_prob(torch.tensor([2, 0])) + truth[1].log_prob(torch.tensor([0, 1]))])

@@ -363,6 +363,32 @@ class Crop(Operation):
 
 
 @dataclass(frozen=True)
+class ShiftedStarts(Operation):
+    """Adds copies of each episode that begin 1, 2, ... steps later.
+
+    A policy that acts at every n-th step, such as the high-level policy behind a `SkillWrapper`, then learns from all
+    steps of the data, and not from every n-th alone.
+
+    Args:
+        n: Number of starts of each episode, which has itself as the first. Episodes of fewer steps have fewer.
+    """
+
+    n: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.n < 1:
+            raise UserError(f"the number of starts is {self.n}", where="ShiftedStarts.n", hint="1 adds no copies")
+
+    def apply(self, data: Dataset) -> Dataset:
+        shifted = data
+        for start in range(1, self.n):
+            if len(longer := np.flatnonzero(np.asarray(data.lengths) > start)):
+                shifted = shifted + Crop(start).apply(data.select(longer))
+        return shifted
+
+
+@dataclass(frozen=True)
 class Resample(Operation):
     """Change the number of steps per second.
 

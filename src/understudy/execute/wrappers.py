@@ -20,6 +20,7 @@ from ..checkpoint import FromStage
 from ..core import Feature, Schema, State, Unsupported, UserError, check_range, keys, put, role, take
 from ..data.episode import Episode
 from ..data.relabel import TaskText
+from ..nets.quantization import FSQ
 from ..policy import Planner, camera_sizes
 from .actor import LAST_REWARD, Actor, PolicyActor
 from .base import Executor
@@ -339,7 +340,7 @@ class SkillWrapper(ActionWrapper):
     """The action is a skill that a low-level policy reads as a column while it acts.
 
     A skill is a latent vector, a code or a phrase. It stays the same for `period` steps. If it is a code or a phrase,
-    the action is a choice.
+    the action is a choice. For a code of a quantizer it is the level of each component.
 
     Args:
         low: The low-level policy, or the stage that trained it.
@@ -348,6 +349,7 @@ class SkillWrapper(ActionWrapper):
         phrases: The phrases to choose from, if the column is text.
         executor: Executes the plans of the low-level policy.
         bound: Largest absolute value of each component of a latent skill. None if it has no limits.
+        quantizer: The quantizer of the `SkillAutoencoder`, if skills are codes.
     """
 
     low: Planner | FromStage
@@ -356,6 +358,7 @@ class SkillWrapper(ActionWrapper):
     phrases: tuple[str, ...] = ()
     executor: Executor = field(default_factory=RecedingHorizon)
     bound: float | None = None
+    quantizer: FSQ | None = None
 
     def __post_init__(self):
         check_range(self, "period", at_least=1)
@@ -365,6 +368,8 @@ class SkillWrapper(ActionWrapper):
         skill = self._skill()
         if self.phrases:
             skill = Feature("int64", (1,), "discrete", num_classes=(len(self.phrases),))
+        elif self.quantizer is not None:
+            skill = Feature("int64", skill.shape, "discrete", num_classes=self.quantizer.levels)
         return {**{k: f for k, f in features.items() if k != self.column}, "action": skill}
 
     def action_limits(self):
@@ -401,6 +406,8 @@ class SkillWrapper(ActionWrapper):
                 raise UserError(f"the skill {bytes(odd[0]).rstrip(bytes(1)).decode()!r} is not one of the phrases "
                                 f"{', '.join(self.phrases)}", where="SkillWrapper.phrases", hint="add it to them")
             skill = np.array([[codes[row.tobytes()]] for row in skill], np.int64)
+        elif self.quantizer is not None:
+            skill = self.quantizer.to_levels(torch.from_numpy(skill.copy())).numpy()
         return every_nth_step(episode, self.period, {"action": skill, self.column: None},
                               self.features(episode.features())["action"])
 
@@ -418,6 +425,10 @@ class SkillWrapper(ActionWrapper):
             raise UserError(f"the column {self.column!r} has kind {feature.kind!r}"
                             + (", but there are phrases" if self.phrases else ""), where="SkillWrapper",
                             hint="a skill is a vector, a choice, or text with `phrases` to choose from")
+        if self.quantizer is not None and (feature.kind, feature.shape) != ("vector", (len(self.quantizer.levels),)):
+            raise UserError(f"the column {self.column!r} has kind {feature.kind!r} and shape {feature.shape}, but the "
+                            f"quantizer has {len(self.quantizer.levels)} components", where="SkillWrapper.quantizer",
+                            hint="give the quantizer of the autoencoder that trained the low-level policy")
         return feature
 
     def _encode(self, text: str) -> np.ndarray:
@@ -425,6 +436,8 @@ class SkillWrapper(ActionWrapper):
 
     def _column_value(self, action: Tensor) -> Tensor:
         feature = self._skill()
+        if self.quantizer is not None:
+            return self.quantizer.from_levels(action)
         if not self.phrases:
             return action.unflatten(1, feature.shape).to(feature.torch_dtype)
         table = torch.from_numpy(np.stack([self._encode(text) for text in self.phrases]))

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..core import UserError, check_range
 from ..data.one_hot import map_components
+from ..nets.feed_forward import feed_forward_layers
 from .base import LikelihoodHead, TemperatureHead, gumbel_noise
 
 
@@ -16,27 +17,34 @@ from .base import LikelihoodHead, TemperatureHead, gumbel_noise
 class Categorical(LikelihoodHead, TemperatureHead):
     """Head for discrete targets, which the codec gives as one-hot vectors side by side.
 
-    Components and steps are independent given the observation.
+    Steps are independent given the observation.
 
     Args:
         temperature: 0 plans the most likely class, 1 samples from the distribution, as the largest sum of logit and
             Gumbel noise.
+        autoregressive: True predicts each component from those before it, such as the symbols of a code, so that
+            components are drawn jointly. False treats them as independent.
+        width: Width of the layers that join the components. For `autoregressive`.
 
     References:
         Gumbel (1954), Statistical Theory of Extreme Values and Some Practical Applications.
     """
 
     temperature: float = 0.0
+    autoregressive: bool = False
+    width: int = 64
 
     def __post_init__(self):
         check_range(self, "temperature", at_least=0)
+        check_range(self, "width", at_least=1)
 
     def build(self, trunk, coded_dim, spec):
         if not spec.num_classes:
             raise UserError("the Categorical head needs a discrete target, but this one is continuous",
                             where="Categorical", hint="use a head for continuous targets (Regression, GMM, "
                             "Diffusion, ...), or mark the target's Feature as kind=\"discrete\"")
-        return _CategoricalNet(trunk.build(0, coded_dim, 0, spec), spec.num_classes)
+        outputs = self.width if self.autoregressive else coded_dim
+        return _CategoricalNet(trunk.build(0, outputs, 0, spec), spec.num_classes, self)
 
     def loss(self, net, context, action, mask, rng):
         """Cross-entropy of each step, (B, H)."""
@@ -46,15 +54,25 @@ class Categorical(LikelihoodHead, TemperatureHead):
         return self._step_log_prob(net, context, action).sum(1)
 
     def sample(self, net, context, noise):
-        score = self._logits(net, context, noise[..., :0]) + self.temperature * gumbel_noise(noise)
-        return map_components(_most_likely, score, net.num_classes).to(noise.dtype)
+        found, gumbel = self._logits(net, context, noise[..., :0]), self.temperature * gumbel_noise(noise)
+        if net.layers is None:
+            return map_components(_most_likely, found + gumbel, net.num_classes).to(noise.dtype)
+        chosen = noise[..., :0]
+        for layer, drawn in zip(net.layers, gumbel.split(net.num_classes, -1), strict=True):
+            score = layer(torch.cat([found, chosen], -1)) + drawn
+            chosen = torch.cat([chosen, _most_likely(score).to(noise.dtype)], -1)
+        return chosen
 
     def _logits(self, net, context, like):
         return net.trunk(like, like, context)
 
     def _step_log_prob(self, net, context, action):
-        log_probs = map_components(_log_softmax, self._logits(net, context, action[..., :0]), net.num_classes)
-        return (log_probs * action).sum(-1)
+        found = self._logits(net, context, action[..., :0])
+        if net.layers is not None:
+            before = [sum(net.num_classes[:i]) for i in range(len(net.num_classes))]
+            found = torch.cat([layer(torch.cat([found, action[..., :n]], -1))
+                               for layer, n in zip(net.layers, before, strict=True)], -1)
+        return (map_components(_log_softmax, found, net.num_classes) * action).sum(-1)
 
 
 def _log_softmax(logits):
@@ -66,6 +84,9 @@ def _most_likely(score):
 
 
 class _CategoricalNet(torch.nn.Module):
-    def __init__(self, trunk, num_classes):
+    def __init__(self, trunk, num_classes, config: Categorical):
         super().__init__()
-        self.trunk, self.num_classes = trunk, num_classes
+        self.trunk, self.num_classes = trunk, tuple(num_classes)
+        self.layers = torch.nn.ModuleList(
+            feed_forward_layers((config.width + sum(num_classes[:i]), config.width, n), "silu")
+            for i, n in enumerate(num_classes)) if config.autoregressive else None

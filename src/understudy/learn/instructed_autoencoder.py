@@ -60,6 +60,9 @@ class InstructedAutoencoder(SkillAutoencoder):
             raise ConfigError("skills are drawn from a Gaussian that reads named columns",
                               where="InstructedAutoencoder.instruction",
                               hint='use PolicyConfig(Gaussian(), inputs=("observation.task",), ...)')
+        if self.quantizer is not None:
+            raise ConfigError("an instruction is a distribution of skills that are not quantized",
+                              where="InstructedAutoencoder.quantizer", hint="leave it out")
         if self.instruction.window != self.prior.window:
             raise ConfigError(f"the window of the instruction is {self.instruction.window}, and that of the prior "
                               f"{self.prior.window}", where="InstructedAutoencoder.instruction",

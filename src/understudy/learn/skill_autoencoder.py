@@ -22,6 +22,7 @@ from ..heads.gaussian import Gaussian
 from ..nets.base import Trunk
 from ..nets.ema import EMADecay, WarmupDecay
 from ..nets.mlp import MLP
+from ..nets.quantization import FSQ
 from ..policy import Policy, PolicyConfig
 from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
@@ -40,13 +41,17 @@ class SkillAutoencoder(LearnerConfig):
     skill from the first observation alone. The loss of a piece is the negative evidence lower bound: the loss of the
     policy, summed over the steps, plus `beta` times the KL divergence of the posterior from the prior.
 
+    With a `quantizer`, skills are codes instead: the posterior gives one code for each piece, there is no prior, and
+    the loss is that of the policy alone. Little about a piece fits into its code. `SkillWrapper` with the same
+    quantizer lets a high-level policy choose the level of each component.
+
     The policy reads the skill in a column, whose width is that of the skill. The data need this column with any
     values, such as those of ``ConstantColumn(SKILL, (0.0,) * 8)``. The codecs must leave skills as they are:
     ``Normalizer(unscaled=(SKILL,))`` for the policy and ``Normalizer(target="identity")`` for the prior.
 
-    A checkpoint has the modules "policy", "prior" and "posterior". Behind ``SkillWrapper(FromStage(...), period)`` the
-    prior is a high-level policy, and `LatentLabels` writes the skills of the posterior into the data, for a high-level
-    policy that learns from them.
+    A checkpoint has the modules "policy", "posterior" and, without a quantizer, "prior". Behind
+    ``SkillWrapper(FromStage(...), period)`` the prior is a high-level policy, and `LatentLabels` writes the skills of
+    the posterior into the data, for a high-level policy that learns from them.
 
     Validation plans with the skills in the column of the data. Its error says little, in contrast to the metrics
     "reconstruction" and "kl" of training.
@@ -63,12 +68,15 @@ class SkillAutoencoder(LearnerConfig):
         batch_size: Pieces per batch.
         optimizer: Optimizer of all three modules.
         ema: Decay of the averaged weights, which act.
+        quantizer: Makes skills codes. It has as many components as the skill. None for skills from a distribution.
 
     References:
         Lynch et al. (2019), Learning Latent Plans from Play, arXiv:1903.01973.
         Ajay et al. (2021), OPAL: Offline Primitive Discovery for Accelerating Offline Reinforcement Learning,
         arXiv:2010.13611.
         Pertsch et al. (2020), Accelerating Reinforcement Learning with Learned Skill Priors (SPiRL), arXiv:2010.11944.
+        Wang et al. (2024), OmniJARVIS: Unified Vision-Language-Action Tokenization Enables Open-World Instruction
+        Following Agents, arXiv:2407.00114 (`quantizer`).
     """
 
     length: int = 10
@@ -81,6 +89,7 @@ class SkillAutoencoder(LearnerConfig):
     batch_size: int = 128
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
+    quantizer: FSQ | None = None
 
     def __post_init__(self):
         check_range(self, "steps", "beta", at_least=0)
@@ -111,22 +120,24 @@ class SkillAutoencoderLearner(GradientLearner):
         _check_policy(config, policy)
         skill = policy.features[config.column]
         columns = {k: policy.features[k] for k in policy.inputs if k != config.column}
-        prior = Policy(config.prior, {**columns, "action": skill})
-        prior.fit_statistics(data.map(Rename(config.column, "action")))
+        prior = None
+        if config.quantizer is None:
+            prior = Policy(config.prior, {**columns, "action": skill})
+            prior.fit_statistics(data.map(Rename(config.column, "action")))
         posterior = SkillPosterior(
-            SkillPosteriorSpec(config.posterior, config.length, config.column, policy.config), policy.features,
-            policy.codec)
+            SkillPosteriorSpec(config.posterior, config.length, config.column, policy.config, config.quantizer),
+            policy.features, policy.codec)
         self.model = self.register("policy", self.build_model(policy, prior, posterior, data), config.optimizer)
         self.average_weights("policy", config.ema)
         self.parts: tuple[float, float] = (0.0, 0.0)  # reconstruction and KL divergence of the last loss
         self._codecs_checked = False
 
-    def build_model(self, policy: Policy, prior: Policy, posterior: SkillPosterior, data: Dataset) -> SkillModel:
+    def build_model(self, policy: Policy, prior: Policy | None, posterior: SkillPosterior, data: Dataset) -> SkillModel:
         """Returns all that is trained, as one module.
 
         Args:
             policy: The policy that carries skills out.
-            prior: The prior of skills.
+            prior: The prior of skills. None for codes.
             posterior: The posterior of skills.
             data: The data.
         """
@@ -153,19 +164,33 @@ class SkillAutoencoderLearner(GradientLearner):
         return self.end_update(reconstruction=self.parts[0], kl=self.parts[1])
 
     def skill_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the negative evidence lower bound of each piece, (B,).
+        """Returns the negative evidence lower bound of each piece, (B,). For codes it is the loss of the policy.
 
         Args:
             batch: Pieces: observations (B, length + n_obs_steps - 1, ...) and actions (B, length, A).
             rng: Source of the skills and of all other randomness but dropout.
         """
+        if self.config.quantizer is not None:
+            reconstruction = self.reconstruction(batch, self.model.posterior.code(batch), rng)
+            self.parts = float(reconstruction.detach().mean()), 0.0
+            return reconstruction
         mean, std = self.model.posterior.distribution(batch)
         skill = mean + std * torch.randn(mean.shape, generator=rng, device=mean.device)
-        steps = self.policy.loss(self.decoder_batch(batch, skill), rng)
-        reconstruction = steps.unflatten(0, batch.mask.shape).sum((1, 2))
+        reconstruction = self.reconstruction(batch, skill, rng)
         divergence = self.kl_divergence(std, skill, batch, rng)
         self.parts = float(reconstruction.detach().mean()), float(divergence.detach().mean())
         return reconstruction + self.config.beta * divergence
+
+    def reconstruction(self, batch: Batch, skill: Tensor, rng: Generator) -> Tensor:
+        """Returns the loss of the policy, summed over the steps of each piece, (B,).
+
+        Args:
+            batch: Pieces.
+            skill: Skills, (B, D).
+            rng: Source of all randomness but dropout.
+        """
+        steps = self.policy.loss(self.decoder_batch(batch, skill), rng)
+        return steps.unflatten(0, batch.mask.shape).sum((1, 2))
 
     def kl_divergence(self, std: Tensor, skill: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """Returns an unbiased estimate of the KL divergence of the posterior from the prior, (B,).
@@ -182,6 +207,7 @@ class SkillAutoencoderLearner(GradientLearner):
         n = self.policy.window.n_obs_steps
         first = {k: v[:, :n] for k, v in batch.obs.items()}
         known = torch.ones_like(batch.mask[:, :1])
+        assert self.model.prior is not None
         surprise = self.model.prior.loss(Batch(first, skill.unsqueeze(1), known), rng).sum(1)
         entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
         return surprise - entropy
@@ -211,7 +237,8 @@ class SkillAutoencoderLearner(GradientLearner):
             raise ConfigError("the codec of the policy changes the skill", where="PolicyConfig.codec",
                               hint=f"use Normalizer(unscaled=({self.config.column!r},))")
         first = {k: v[:, : self.policy.window.n_obs_steps] for k, v in batch.obs.items()}
-        if not torch.equal(self.model.prior.encode(skill.unsqueeze(1), first), skill.unsqueeze(1)):
+        prior, target = self.model.prior, skill.unsqueeze(1)
+        if prior is not None and not torch.equal(prior.encode(target, first), target):
             raise ConfigError("the codec of the prior changes the skill", where="SkillAutoencoder.prior",
                               hint='use Normalizer(target="identity")')
         self._codecs_checked = True
@@ -223,19 +250,20 @@ class SkillAutoencoderLearner(GradientLearner):
     @property
     def modules(self):
         averaged = self.averages["policy"].module
-        return {"policy": averaged.policy, "prior": averaged.prior, "posterior": averaged.posterior}
+        prior = {} if averaged.prior is None else {"prior": averaged.prior}
+        return {"policy": averaged.policy, **prior, "posterior": averaged.posterior}
 
 
 class SkillModel(nn.Module):
-    """The three modules that one optimizer trains.
+    """The modules that one optimizer trains.
 
     Args:
         policy: The policy that carries skills out.
-        prior: The prior of skills.
+        prior: The prior of skills. None for codes.
         posterior: The posterior of skills.
     """
 
-    def __init__(self, policy: Policy, prior: Policy, posterior: SkillPosterior):
+    def __init__(self, policy: Policy, prior: Policy | None, posterior: SkillPosterior):
         super().__init__()
         self.policy, self.prior, self.posterior = policy, prior, posterior
 
@@ -249,12 +277,14 @@ class SkillPosteriorSpec:
         length: Number of steps of a piece.
         column: Column of the skill.
         policy: The policy that carries skills out. The posterior has the same kinds of codec and encoder.
+        quantizer: Makes skills codes.
     """
 
     trunk: Trunk
     length: int
     column: str
     policy: PolicyConfig
+    quantizer: FSQ | None = None
 
 
 class SkillPosterior(LatentEncoder):
@@ -279,7 +309,8 @@ class SkillPosterior(LatentEncoder):
         self.encoder = policy.encoder.build({k: features[k] for k in self.inputs}, about.length + n - 1)
         spec = HeadSpec(about.length, self.encoder.tokens, self.encoder.width, (), None, self.encoder.token_obs_steps,
                         n - 1)
-        self.net = about.trunk.build(self.codec.width + 1, 2 * self.latent.size, 0, spec)
+        outputs = self.latent.size * (2 if about.quantizer is None else 1)
+        self.net = about.trunk.build(self.codec.width + 1, outputs, 0, spec)
 
     def windows(self, data):
         window = _piece_window(self.about.policy.window, self.about.length)
@@ -291,6 +322,20 @@ class SkillPosterior(LatentEncoder):
         Args:
             batch: Pieces. Columns that are not in `inputs` are not read.
         """
+        mean, raw_std = self._mean_output(batch).chunk(2, -1)
+        return mean, F.softplus(raw_std) + MIN_STD
+
+    def code(self, batch: Batch) -> Tensor:
+        """Returns the code of each piece, (B, D). Gradients pass the rounding.
+
+        Args:
+            batch: Pieces. Columns that are not in `inputs` are not read.
+        """
+        assert self.about.quantizer is not None
+        return self.about.quantizer.quantize(self._mean_output(batch))
+
+    def _mean_output(self, batch: Batch) -> Tensor:
+        """The mean of the network's outputs over the steps of each piece."""
         n, mask = self.about.policy.window.n_obs_steps, batch.mask
         present = torch.cat([mask.new_ones(len(batch), n - 1), mask], 1)
         # The codec may read any column of the policy, also those that are not read here.
@@ -302,12 +347,11 @@ class SkillPosterior(LatentEncoder):
         action = self.codec.encode(batch.action.flatten(0, 1).unsqueeze(1), _steps_of(obs, n))
         known = mask.unsqueeze(-1).float()
         x = torch.cat([action.squeeze(1).unflatten(0, mask.shape) * known, known], -1)
-        out = (self.net(x, x[..., :0], self.encoder(coded)) * known).sum(1) / known.sum(1)
-        mean, raw_std = out.chunk(2, -1)
-        return mean, F.softplus(raw_std) + MIN_STD
+        return (self.net(x, x[..., :0], self.encoder(coded)) * known).sum(1) / known.sum(1)
 
     def forward(self, batch):
-        return self.distribution(batch)[0].unflatten(1, self.latent.shape)
+        skill = self.distribution(batch)[0] if self.about.quantizer is None else self.code(batch)
+        return skill.unflatten(1, self.latent.shape)
 
     def save(self, folder):
         save_built(self, folder, "posterior", self.about, self.features)
@@ -340,6 +384,10 @@ def _check_policy(config: SkillAutoencoder, policy: Policy) -> None:
     if (window.horizon, window.action_offset, window.obs_offset) != (1, 0, 0):
         raise Unsupported(f"the policy carries a skill out step by step, but its window is {window}",
                           where="PolicyConfig.window", hint="use Window(n_obs_steps), with a horizon of 1")
-    if config.prior.window != window:
+    if config.quantizer is not None and len(config.quantizer.levels) != policy.features[name].size:
+        raise ConfigError(f"the column {name!r} has {policy.features[name].size} components, but the quantizer has "
+                          f"levels of {len(config.quantizer.levels)}", where="SkillAutoencoder.quantizer",
+                          hint=f"use ConstantColumn({name!r}, (0.0,) * {len(config.quantizer.levels)})")
+    if config.quantizer is None and config.prior.window != window:
         raise ConfigError(f"the window of the prior is {config.prior.window}, and that of the policy {window}",
                           where="SkillAutoencoder.prior", hint="give both the same window")

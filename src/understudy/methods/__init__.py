@@ -373,6 +373,12 @@ METHODS: dict[str, NamedMethod] = {
         "Follows words that few episodes have: they give places in a space of latents that all episodes teach.",
         Reference("Cai et al. 2024 (GROOT-2), arXiv 2412.10410, with transformers and images; the form of the "
                   "alignment is not published in code", ("309",), (NUMBERS, "a task in words for some episodes"))),
+    "omnijarvis": NamedMethod(
+        "understudy.methods.skills:omnijarvis",
+        "Behavior becomes codes of a few symbols, and a policy predicts the next code from words and earlier codes.",
+        Reference("Wang et al. 2024 (OmniJARVIS), arXiv 2407.00114, with a pretrained language model, thoughts and "
+                  "summaries as words, images, and codes of 128 steps", ("073",),
+                  (NUMBERS_OR_CLASSES, "a task in words"))),
     "vinn-byol": NamedMethod(
         "understudy.methods.representation:vinn_byol",
         "Visual imitation by nearest neighbors, in the features of an encoder that learns from the images by BYOL.",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from ..checkpoint import FromStage
+from ..core import Schema
 from ..data.codec import Normalizer
-from ..data.relabel import ConstantColumn, TaskText
+from ..data.operations import ShiftedStarts
+from ..data.relabel import ConstantColumn, LastAction, TaskText
 from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
 from ..execute.wrappers import SkillWrapper
+from ..heads.categorical import Categorical
 from ..heads.gaussian import Gaussian
 from ..heads.gmm import GMM
 from ..learn.behavior_cloning import BehaviorCloning
@@ -15,6 +18,7 @@ from ..learn.instructed_autoencoder import InstructedAutoencoder
 from ..learn.latent_labels import SKILL, LatentLabels
 from ..learn.method import InitializeFrom, Method, Stage
 from ..learn.skill_autoencoder import SkillAutoencoder
+from ..nets.quantization import FSQ
 from ..policy import PolicyConfig
 
 
@@ -74,3 +78,25 @@ def groot_2(period: int = 100, latent_dim: int = 16, beta: float = 0.1, alignmen
                   (LatentLabels(FromStage("latents", "posterior")), words), (Stage("latents", latents),),
                   (InitializeFrom(FromStage("latents", "instruction"), train=()),),
                   wrapper=SkillWrapper(FromStage("latents"), period))
+
+
+def omnijarvis(period: int = 20, levels: tuple[int, ...] = (8, 8, 8, 6, 5), memory: int = 8, max_bytes: int = 64,
+               features: Schema | None = None) -> Method:
+    """Behavior becomes codes of a few symbols, and a policy predicts the next code from words and the codes before.
+
+    Args:
+        period: Number of steps of a code.
+        levels: Number of levels of each symbol of a code.
+        memory: Number of periods whose observations and codes the high-level policy reads.
+        max_bytes: Number of bytes of the words.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete, quantizer = features is not None and features["action"].kind == "discrete", FSQ(levels)
+    low = PolicyConfig(Categorical(temperature=1.0) if discrete else Gaussian(), codec=Normalizer(unscaled=(SKILL,)))
+    codes = Method(low, learner=SkillAutoencoder(period, quantizer=quantizer),
+                   transforms=(ConstantColumn(SKILL, (0.0,) * len(levels)),))
+    high = PolicyConfig(Categorical(autoregressive=True), window=Window(n_obs_steps=memory))
+    return Method(high, RecedingHorizon(), BehaviorCloning(), (
+        LatentLabels(FromStage("codes", "posterior")), ShiftedStarts(period), TaskText(max_bytes), LastAction()),
+        (Stage("codes", codes),),
+        wrapper=SkillWrapper(FromStage("codes"), period, quantizer=quantizer))

@@ -1,9 +1,83 @@
-"""Vector quantization: vectors as numbers of codes in a learned codebook."""
+"""Quantization: vectors as numbers of codes in a learned codebook, or as levels of each component."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Generator, Tensor, nn
+
+from ..core import ConfigError
+
+MARGIN = 1e-3  # by which the outermost levels can be passed, so that rounding reaches them
+
+
+@dataclass(frozen=True)
+class FSQ:
+    """Finite scalar quantization: each component of a vector is rounded to one of a few levels.
+
+    A code is the vector of rounded components, which lie in [-1, 1]. There is no codebook and nothing to learn, so no
+    loss is needed to keep codes in use. If the number of levels is even, the components are shifted by half a level
+    before they are rounded. Otherwise one more level would be reached.
+
+    Args:
+        levels: Number of levels of each component. Their product is the number of codes.
+
+    References:
+        Mentzer et al. (2023), Finite Scalar Quantization: VQ-VAE Made Simple, arXiv:2309.15505.
+
+    Example:
+        >>> FSQ((3, 5, 4)).quantize(torch.tensor([0.25, 0.6, -7.0]))
+        tensor([ 0.0000,  0.5000, -1.0000])
+    """
+
+    levels: tuple[int, ...]
+
+    def __post_init__(self):
+        if not self.levels or min(self.levels) < 2:
+            raise ConfigError(f"the levels are {self.levels}, but each component has at least 2", where="FSQ.levels",
+                              hint="levels of 5 and more are usual, such as (8, 8, 8, 6, 5)")
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Bounds and rounds each component. The gradient is that of the bounded vector (straight-through).
+
+        Args:
+            x: Vectors of any size, (..., D).
+
+        Returns:
+            Codes, (..., D), from -1 to 1.
+        """
+        n = self._counts(x)
+        half, offset = (n - 1) * (1 + MARGIN) / 2, (n % 2 == 0) * 0.5
+        bounded = (x + (offset / half).atanh()).tanh() * half - offset
+        return (bounded + (bounded.round() - bounded).detach()) / n.div(2, rounding_mode="floor")
+
+    def to_levels(self, code: Tensor) -> Tensor:
+        """Returns the number of the level of each component, from 0, (..., D) int64.
+
+        Args:
+            code: Codes, (..., D).
+        """
+        middle = self._counts(code).div(2, rounding_mode="floor")
+        return (code * middle + middle).round().long()
+
+    def from_levels(self, level: Tensor) -> Tensor:
+        """Returns codes, (..., D) float32. It is the inverse of `to_levels`.
+
+        Args:
+            level: Number of the level of each component, from 0, (..., D).
+        """
+        middle = self._counts(level).div(2, rounding_mode="floor")
+        return (level - middle) / middle
+
+    @property
+    def n_codes(self) -> int:
+        """Number of codes."""
+        return math.prod(self.levels)
+
+    def _counts(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.levels, dtype=torch.float32, device=like.device)
 
 
 class ResidualVQ(nn.Module):

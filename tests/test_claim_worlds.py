@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from understudy.audit.action_motion import check_action_lag
 from understudy.claims import (
     beso_three_steps,
     composed_constraints,
@@ -15,6 +16,7 @@ from understudy.claims import (
     in_context_denoising,
     interactive_language,
     language_attention,
+    lerobot_examples,
     memory_pairs,
     pooled_history,
     preemptive_restart,
@@ -25,19 +27,22 @@ from understudy.claims import (
     thought_cloning,
     two_level_minibatch,
 )
+from understudy.claims import cross_episodic_curriculum as cross
 from understudy.claims import functional_manipulation as fmb
 from understudy.claims import vinn_few_demonstrations as vinn
 from understudy.claims.curation import cloning_method
 from understudy.claims.goal_directions import DirectedPush, direction_demonstrations, train_policy
-from understudy.core import HeadSpec
+from understudy.core import HeadSpec, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.procedure import GridSearch
 from understudy.data.relabel import ThoughtText
 from understudy.data.segments import CutSegments
 from understudy.data.window import Window
+from understudy.envs.episode_wrappers import NEW_TRIAL, MultiTrialEnv
 from understudy.envs.push import Expert, Push
 from understudy.evaluate.behavior.modes import fork_mode
 from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import Actor
 from understudy.execute.self_guidance import SelfGuided
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
@@ -796,3 +801,93 @@ def test_a_speaker_watches_the_scene_and_another_is_late():
         words, state = late.speak(seen, state)
         said += words
     assert said == ["red middle"] * 3 + ["blue left"] * 2
+
+
+def test_a_hesitant_demonstrator_waits_before_the_hand_closes():
+    source = lerobot_examples.LeRobotDemonstrations(12)
+    for pause in (0, 4):
+        for episode in replace(source, pause=pause).load(2):
+            action, closed = episode.steps["action"], episode.steps["observation.state"][:-1, 2]
+            first = int(np.flatnonzero(action[:, 2] > 0)[0])
+            still = (action[:first, :2] == 0).all(1) & (action[:first, 2] < 0)
+            assert still.sum() == pause and still[first - pause:].all() and not closed[:first + 1].any()
+            assert episode.metadata["success"]
+
+
+def test_what_lerobot_files_do_not_give_back_is_noticed(monkeypatch):
+    source = lerobot_examples.LeRobotDemonstrations(4)
+    data = source.load(3)
+    assert data.metadata["is_exact"] and lerobot_examples.read_written(data)[1]
+    one = data[0]
+    state = np.array(one.steps["observation.state"])
+    state[2, 0] = np.nextafter(state[2, 0], 2)
+    assert lerobot_examples.has_equal_steps(one, one)
+    assert not lerobot_examples.has_equal_steps(one, one.replace({"observation.state": state}))
+    wide = one.replace({"action": np.asarray(one.steps["action"], np.float64)})
+    assert not lerobot_examples.has_equal_steps(one, wide)
+    write = lerobot_examples.write_dataset
+    monkeypatch.setattr(lerobot_examples, "write_dataset", lambda data, path, kind: write(
+        data.map(lambda e: e.replace({"observation.state": np.asarray(e.steps["observation.state"]) + 1})), path, kind))
+    assert not lerobot_examples.read_written(data)[1]
+
+
+def test_late_actions_are_found_by_the_audit():
+    source = lerobot_examples.LeRobotDemonstrations(30)
+    right, late = source.load(4), replace(source, shift=1).load(4)
+    for a, b in zip(right, late, strict=True):
+        assert np.array_equal(a.steps["action"][:-1], b.steps["action"][1:])
+        assert np.array_equal(a.steps["action"][0], b.steps["action"][0])
+        assert np.array_equal(a.steps["observation.state"], b.steps["observation.state"])
+    assert not list(check_action_lag(right))
+    assert [f.code for f in check_action_lag(late) if f.severity == "warning"] == ["action-lag"]
+
+
+def test_the_goal_on_the_cross_is_seen_where_it_is_and_stays_in_all_trials():
+    check_env(cross.Cross)
+    check_env(lambda rows: MultiTrialEnv(cross.make_trial(rows), 3, redraw=False))
+    for knows, rate in ((0.0, 0.25), (0.5, 0.625), (1.0, 1.0)):
+        ran = rollout(cross.Walker(knows), cross.make_trial(50), 600, seed=1)
+        assert {len(e) for e in ran} == {cross.LIMIT}
+        assert np.mean([e.metadata["success"] for e in ran]) == pytest.approx(rate, abs=0.05)
+        for e in ran:
+            seen = np.asarray(e.steps[cross.SEEN])
+            assert (seen[2:, 2] == e.metadata["success"]).all() and not seen[:2, 2].any()
+            assert np.abs(seen[2, :2]).sum() == cross.REACH
+    trials = rollout(cross.Walker(0.0), MultiTrialEnv(cross.make_trial(50), cross.N_TRIALS, redraw=False), 50, seed=1)
+    for e in trials:
+        assert len(e) == cross.N_TRIALS * cross.LIMIT and len(set(e.steps[cross.GOAL][:, 0])) == 1
+        found = e.steps[cross.SEEN][2:-1:cross.LIMIT, 2]
+        assert cross.successes(e) == found.tolist()
+
+
+def test_a_cleared_memory_starts_again_at_each_trial():
+    class Counter(Actor):
+        """Its action is how many steps it remembers, and its state the key that it was started with."""
+
+        def start(self, obs, key):
+            return {"steps": torch.zeros_like(key), "key": key}
+
+        def act(self, obs, state):
+            return state["steps"][:, None] % 4, {**state, "steps": state["steps"] + 1}
+    env = MultiTrialEnv(cross.make_trial(3), 2, redraw=False)
+    remembers, forgets = (rollout(actor, env, 3, seed=1) for actor in (Counter(), cross.ForgetfulActor(Counter())))
+    assert [e.steps["action"][:, 0].tolist() for e in remembers] == [[0, 1, 2, 3, 0, 1]] * 3
+    assert [e.steps["action"][:, 0].tolist() for e in forgets] == [[0, 1, 2, 0, 1, 2]] * 3
+    actor, key, started = cross.ForgetfulActor(Counter()), keys(0, [0, 1]), []
+    state = actor.start({NEW_TRIAL: torch.ones(2, 1)}, key)
+    for new in ([1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [1.0, 0.0]):
+        _, state = actor.act({NEW_TRIAL: torch.tensor(new)[:, None]}, state)
+        started.append(state["inner"]["key"].tolist())
+    assert len({row[0] for row in started}) == 3 and started[0] == started[1] and len({row[1] for row in started}) == 1
+
+
+def test_the_curriculum_joins_walkers_to_the_same_goal():
+    data = cross.WalkersOfAllLevels(40).load(1)
+    for arm in cross.CROSS.arms:
+        for operation in arm.options[0].method.transforms:
+            for e in replace(operation, n_episodes=20).apply(data):
+                parts = [data[i].metadata for i in e.metadata["joined"]]
+                levels = [p["proficiency"] for p in parts]
+                assert len({p["goal"] for p in parts}) == 1 and 3 <= len(parts) <= 6
+                assert arm.name in ("shuffled", "reversed") or levels == sorted(levels)
+                assert arm.name != "reversed" or levels == sorted(levels, reverse=True)

@@ -12,6 +12,7 @@ import torch
 from understudy import envs
 from understudy.core import UserError, keys
 from understudy.data.episode import Dataset, Episode
+from understudy.envs import base_name, make
 from understudy.envs.drive import DECISIVE, HIDDEN, Drive
 from understudy.envs.episode_wrappers import NEW_TRIAL, DemoStateReset, FixedHorizonEnv, MultiTrialEnv
 from understudy.envs.fork import Expert, Fork
@@ -207,6 +208,30 @@ def test_trials_keep_the_contract():
     check_env(lambda rows: MultiTrialEnv(Fork(rows, limit=6), 3, redraw=False))
     with pytest.raises(UserError, match="at least 1 trial"):
         MultiTrialEnv(Fork(1), 0)
+
+
+@pytest.mark.parametrize(("name", "trials", "redraw"), [("fork@trials=3", 3, True), ("fork@trials=2,same", 2, False),
+                                                       ("particle:3@trials=2", 2, True)])
+def test_several_trials_by_name(name, trials, redraw):
+    env, single = make(name, 2, limit=5), make(name.partition("@")[0], 2, limit=5)
+    assert isinstance(env, MultiTrialEnv) and (env.n_trials, env.redraw, env.rows) == (trials, redraw, 2)
+    assert env.metadata["limit"] == 5 * trials and env.metadata["env"] == name
+    assert env.metadata["simulator"] == single.metadata["simulator"] and base_name(name) == single.metadata["env"]
+    assert len(rollout(Always((0.1, 0.0, 0.0)[:env.features["action"].size]), env, 2, seed=1)[0]) == 5 * trials
+
+
+def test_several_trials_with_images_by_name():
+    name = "fork@images=16@trials=2"
+    assert {NEW_TRIAL, "observation.images.camera"} <= set(make(name).features) and base_name(name) == "fork"
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("fork@trials", "@trials is not understood.*\n.*such as fork@trials=5"), ("fork@trials=x", "not understood"),
+    ("fork@trials=3,other", "not understood"), ("fork@trials=2@images", "not understood"),
+    ("fork@trials=0", "at least 1 trial"), ("frok@trials=2", "did you mean")])
+def test_names_of_trials_that_mean_nothing(name, said):
+    with pytest.raises(UserError, match=said):
+        make(name)
 
 
 # -- observations -----------------------------------------------------------------------------------------------------

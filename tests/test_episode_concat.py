@@ -60,6 +60,22 @@ def test_a_group_gives_no_more_than_it_has_and_groups_can_be_named():
     assert NEW_TRIAL not in EpisodeConcat(groups=("novice",), n_episodes=1, into="").apply(data)[0].steps
 
 
+def test_joined_episodes_share_what_is_asked_for():
+    goals = [1, 1, 2, 2, 1, 2, 1, 1, 3]
+    data = Dataset([replace(e, metadata={**e.metadata, "goal": goal})
+                    for e, goal in zip(numbered([0, 1, 0, 1, 1, 1, 0, 1, 1]), goals, strict=True)])
+    joined = EpisodeConcat(n_episodes=60, per_group=(1, 2), same="goal").apply(data)
+    drawn = [{goals[i] for i in e.metadata["joined"]} for e in joined]
+    assert all(len(some) == 1 for some in drawn)
+    assert set.union(*drawn) == {1, 2}, "nobody of group 0 went to goal 3"
+    assert 15 < sum(some == {1} for some in drawn) < 45, "both are drawn equally often"
+    for e in joined:
+        levels = [data[i].metadata["proficiency"] for i in e.metadata["joined"]]
+        assert levels == sorted(levels) and set(levels) == {0, 1}
+    with pytest.raises(UserError, match="the groups have no number in common.*\n.*every group of proficiency needs"):
+        EpisodeConcat(same="number").apply(data)
+
+
 @pytest.mark.parametrize(("options", "said"), [
     ({"per_group": (2, 1)}, r"per_group: per_group is \(2, 1\)"), ({"n_episodes": 0}, "n_episodes is 0"),
     ({"field": "skill"}, "no episode has a field 'skill'"), ({}, "episode 2: the episode has no 'proficiency'"),

@@ -37,6 +37,9 @@ class EpisodeConcat(Operation):
         into: Name of a new column, (T, 1), which is 1 at the first step of each episode, as `MultiTrialEnv` shows it.
             Empty for no such column.
         seed: Random seed.
+        same: Metadata field in which all episodes of a joined one are equal, such as the number of a goal that is not
+            observed, so that the later episodes can be understood from the earlier ones. Each joined episode draws one
+            of the values that every group has. Empty: any episodes are joined.
 
     References:
         Shi et al. (2023), Cross-Episodic Curriculum for Transformer Agents, arXiv:2310.08549. Their episodes of a group
@@ -56,6 +59,7 @@ class EpisodeConcat(Operation):
     order: Literal["rising", "falling", "shuffled"] = "rising"
     into: str = NEW_TRIAL
     seed: int = 0
+    same: str = ""
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,10 +71,11 @@ class EpisodeConcat(Operation):
     def apply(self, data: Dataset) -> Dataset:
         members = self._members(episode_values(data, self.field))
         rng, schema = np.random.default_rng(self.seed), data.features()
+        choices = self._split(members, data) if self.same else [members]
         joined = []
         for _ in range(self.n_episodes):
-            chosen: list[int] = []
-            for group in members:
+            groups, chosen = choices[int(rng.integers(len(choices))) if self.same else 0], []
+            for group in groups:
                 n = min(int(rng.integers(self.per_group[0], self.per_group[1] + 1)), len(group))
                 chosen += rng.permutation(group)[:n].tolist()
             if self.order == "shuffled":
@@ -95,6 +100,15 @@ class EpisodeConcat(Operation):
             raise UserError(f"no episode has {self.field} {empty[0]!r}", where="episodeconcat, groups",
                             hint=f"there are {', '.join(known) or 'none'}")
         return found[::-1] if self.order == "falling" else found
+
+    def _split(self, members: list[list[int]], data: Dataset) -> list[list[list[int]]]:
+        """The members of every group that have the same value, for each value that all groups have."""
+        values = episode_values(data, self.same)
+        shared = set.intersection(*({values[i] for i in group} for group in members)) - {None}
+        if not shared:
+            raise UserError(f"the groups have no {self.same} in common", where="episodeconcat, same",
+                            hint=f"every group of {self.field} needs episodes of the same {self.same}")
+        return [[[i for i in group if values[i] == value] for group in members] for value in sorted(shared, key=str)]
 
 
 def _join(parts: Sequence[Episode], numbers: list[int], schema: Mapping[str, Feature], into: str) -> Episode:

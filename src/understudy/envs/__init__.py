@@ -21,6 +21,7 @@ from .physics import simulator_version
 __all__ = ["Env", "HasExpert", "Obs", "PlanarMap", "Renderable", "Restorable", "StepResult", "make", "names"]
 
 IMAGES = "@images"  # behind a name: what cameras see is observed
+TRIALS = "@trials"  # behind a name: an episode is several trials
 SIMULATORS = "pip install 'understudy[sim]' brings MuJoCo, Gymnasium-Robotics and Meta-World"
 # module -> the extra that brings its simulator, where that is not sim
 EXTRAS = {"ogbench": "ogbench", "dm_control": "dmcontrol", "minigrid": "minigrid", "pusht": "pusht",
@@ -96,7 +97,9 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
             - a name that an installed package registers under the entry points `understudy.envs`. It stands for such
               a factory, and needs no trust;
             - one of these with "@images" behind it: images of 96 x 96 pixels are observed, and what only a simulator
-              knows is hidden (see `image_obs.ImageObs`). "@images=64,corner2,gripperPOV" says the size and the cameras.
+              knows is hidden (see `image_obs.ImageObs`). "@images=64,corner2,gripperPOV" says the size and the cameras;
+            - one of these with "@trials=5" behind it: an episode is 5 trials (see `episode_wrappers.MultiTrialEnv`),
+              each from another start. "@trials=5,same" starts all trials of an episode alike.
         rows: Number of copies.
         trust: Packages whose code may run.
         **options: The environment's own options.
@@ -108,6 +111,9 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
         UserError: For a name or an option that nobody knows.
         UntrustedCode: For code that is not trusted.
     """
+    single, *_ = name.partition(TRIALS)
+    if single != name:
+        return _with_trials(single, name, rows, trust, options)
     base = base_name(name)
     env = _make(base, rows, trust, options)
     if type(env).__module__.startswith(__name__):  # one of ours, or of Gymnasium's in ours
@@ -116,8 +122,22 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
 
 
 def base_name(name: str) -> str:
-    """The name of an environment without the images that it adds: "metaworld/door-open-v3@images=64" has some."""
-    return name.partition(IMAGES)[0]
+    """The name of an environment without what is added behind it: images, as in "metaworld/door-open-v3@images=64", or
+    trials."""
+    return name.partition(TRIALS)[0].partition(IMAGES)[0]
+
+
+def _with_trials(single: str, name: str, rows: int, trust: tuple[str, ...], options: dict) -> Env:
+    """The environment whose episodes are as many trials as its name says."""
+    from .episode_wrappers import MultiTrialEnv
+
+    said = re.fullmatch(r"=(\d+)(,same)?", name.removeprefix(single + TRIALS))
+    if said is None:
+        raise UserError(f"{name.removeprefix(single)} is not understood", where=name,
+                        hint=f"such as {single}{TRIALS}=5, or {single}{TRIALS}=5,same to start all trials alike")
+    env = MultiTrialEnv(make(single, rows, trust, **options), int(said[1]), redraw=said[2] is None)
+    env.metadata = {**env.metadata, "env": name}
+    return env
 
 
 def _with_images(env: Env, name: str) -> Env:

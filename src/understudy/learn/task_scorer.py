@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ..checkpoint import CheckpointModule, FromStage, load_built, save_built
-from ..core import Batch, ConfigError, Schema, UserError, check_range
+from ..core import Batch, ConfigError, DataError, Schema, UserError, check_range
 from ..data.codec import CodecModule
 from ..data.episode import Dataset
 from ..data.scored_return import CalibratedScorer, ObservationScorer
@@ -65,6 +66,13 @@ class TaskContrast(LearnerConfig):
         check_range(self, "temperature", above=0)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> TaskContrastLearner:
+        if self.task in data.features():
+            words = (np.asarray(episode.steps[self.task]) for episode in data)
+            first = next(words)[0]
+            if all((some == first).all() for some in words):
+                raise DataError("all episodes have the same words, so that a scorer cannot learn what they say",
+                                where=f"column {self.task!r}",
+                                hint="give the episodes their tasks in words: the column or the metadata 'task'")
         return TaskContrastLearner(self, policy, seed, steps)
 
 
@@ -82,7 +90,7 @@ class TaskContrastLearner(GradientLearner):
 
     def update(self, batch: Batch) -> dict[str, float]:
         self.minimize("scorer", self.loss, batch)
-        return self.end_update()
+        return {name.removeprefix("scorer/"): value for name, value in self.end_update().items()}
 
     def loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the contrastive loss of each window, (B,)."""

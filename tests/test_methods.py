@@ -47,6 +47,7 @@ CELLS = {"observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3
 SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # methods that read columns of their own
            "thought-cloning": {**FEATURES, "thought": Feature("string", (), "string")},
            "interactive-language": {**FEATURES, "subtask": Feature("string", (), "string")},
+           "arp": {**FEATURES, "observation.task": Feature("uint8", (8,), "text")},
            "maskdp": {**FEATURES, "observation.goal": FEATURES["observation.state"]},
            "attention-tuner": {**FEATURES, "recalled": Feature("int64", (1,))},
            "dp3": {**FEATURES, "observation.points": Feature("float32", (16, 3))},
@@ -54,7 +55,7 @@ SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # meth
 
 
 LEARN_CLASSES = ["bc", "attention-tuner", "cec", "interactive-language", "bc-inverse-dynamics", "knn", "vinn", "udrl",
-                 "decision-transformer", "dichotomy-of-control", "procedure-cloning", "thought-cloning"]
+                 "decision-transformer", "arp", "dichotomy-of-control", "procedure-cloning", "thought-cloning"]
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
 
 
@@ -258,6 +259,7 @@ WITHOUT = {
     "cameras: without them BYOL has nothing to compare": (STATES, "no camera"),
     "no cameras": ({**STATES, **IMAGES}, "cannot read a column of kind 'image'"),
     "no cameras in the embedding": (STATES, "no part 'prior'"),  # which is needed too
+    "tasks in words that differ between episodes": (STATES, "all episodes have the same words"),
     "a task in words for some episodes": (STATES, "no episode has a task in words"),
     "states that are numbers": (CLASSES, "is not a vector of numbers|the states are of kind 'discrete'"),
     "observations that are numbers": (CLASSES, "is of kind 'discrete'"),

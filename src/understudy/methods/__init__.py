@@ -397,6 +397,13 @@ METHODS: dict[str, NamedMethod] = {
         Reference("Chen et al. 2021, arXiv 2106.01345, with 100,000 updates and an embedding of the step within the "
                   "episode; here within the history", (),
                   (NUMBERS_OR_CLASSES, "rewards", "while acting: a desired return"))),
+    "arp": NamedMethod(
+        "understudy.methods.return_conditioned:arp",
+        "Adaptive return-conditioned policy: rewards are how well each observation fits the words of the task.",
+        Reference("Kim et al. 2023 (ARP), arXiv 2309.10790, whose scorer is CLIP, frozen or trained further on the "
+                  "demonstrations, and which also predicts the return. Here a scorer is trained on the demonstrations; "
+                  "take one that knows more layouts with --stage scorer=RUN", ("237",),
+                  (NUMBERS_OR_CLASSES, "tasks in words that differ between episodes"))),
     "decision-diffuser": NamedMethod(
         "understudy.methods.return_conditioned:decision_diffuser",
         "Decision Diffuser: diffusion plans states for a desired return, and inverse dynamics tell the actions.",

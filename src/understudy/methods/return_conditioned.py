@@ -6,7 +6,8 @@ from ..checkpoint import FromStage
 from ..core import Schema
 from ..data.augment import ConditionDropout
 from ..data.codec import Normalizer
-from ..data.relabel import ConstantColumn, LastAction, NextObservation, ReturnToGo, TimeLeft
+from ..data.relabel import ConstantColumn, LastAction, NextObservation, ReturnToGo, TaskText, TimeLeft
+from ..data.scored_return import ScoredReturn
 from ..data.window import Window
 from ..execute.chunking import RecedingHorizon
 from ..execute.planner_config import BestOfNConfig, GuidanceConfig, HierarchyConfig, InverseDynamicsConfig
@@ -18,6 +19,7 @@ from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.dichotomy_of_control import FUTURE, DichotomyOfControl
 from ..learn.method import Method, Stage
 from ..learn.optimizer import OptimizerConfig
+from ..learn.task_scorer import TASK, ScorerCalibration, TaskContrast
 from ..nets.encoders import ConcatEncoder, TokenEncoder
 from ..nets.feed_forward import FeedForward
 from ..nets.mlp import MLP
@@ -60,6 +62,30 @@ def decision_transformer(n_obs_steps: int = 20, target_return: float | None = No
         lr=1e-4, weight_decay=1e-4, warmup_steps=1000, lr_schedule="constant", grad_clip_norm=0.25))
     return Method(PolicyConfig(head, trunk, TokenEncoder(128), window=window), RecedingHorizon(1, skip=past), learner,
                   (LastAction(), ReturnToGo(discount, target=target_return)))
+
+
+def arp(n_obs_steps: int = 4, target_return: float | None = None, quantile: float = 0.9,
+        features: Schema | None = None) -> Method:
+    """Adaptive return-conditioned policy: clone actions, given a return of how well observations fit the task's words.
+
+    Args:
+        n_obs_steps: Number of steps of the history.
+        target_return: Desired return while acting. None: the quantile of the demonstrations.
+        quantile: Quantile of the returns of the demonstrations. 1 is the highest.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    head, past = Categorical(temperature=1.0) if discrete else Regression(), n_obs_steps - 1
+    words = () if features is not None and TASK in features else (TaskText(),)
+    trunk = Transformer(128, 1, 1, "block_causal", encoder_depth=3, dropout=0.1)
+    window = Window(n_obs_steps, n_obs_steps, action_offset=-past, obs_pad_mask=True)  # a loss at every step
+    scene, reward = PolicyConfig(head), ScorerCalibration(FromStage("scorer", "scorer"), quantile)
+    stages = (Stage("scorer", Method(scene, learner=TaskContrast(), transforms=words)),
+              Stage("reward", Method(scene, learner=reward, transforms=words)))
+    transforms = (*words, LastAction(), ScoredReturn(FromStage("reward", "reward"), target=target_return))
+    learner = BehaviorCloning(10_000, 64, optimizer=OptimizerConfig(lr=5e-4, weight_decay=5e-5, warmup_steps=500))
+    policy = PolicyConfig(head, trunk, TokenEncoder(128), window=window)
+    return Method(policy, RecedingHorizon(1, skip=past), learner, transforms, stages)
 
 
 def dichotomy_of_control(lookahead: int = 1, latent_dim: int = 4, information_weight: float = 1.0, n: int = 100,

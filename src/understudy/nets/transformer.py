@@ -226,8 +226,8 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: Transformer, attentions: set[str], has_time: bool, name: str = ""):
         super().__init__()
-        self.self_attention = _Attention(config, name) if "self" in attentions else None
-        self.cross_attention = _Attention(config) if "cross" in attentions else None
+        self.self_attention = MultiHeadAttention(config, name) if "self" in attentions else None
+        self.cross_attention = MultiHeadAttention(config) if "cross" in attentions else None
         hidden = round(config.feed_forward_ratio * config.width)
         if has_time and config.feed_forward is not None:
             self.feed_forward: nn.Module = config.feed_forward.build(config.width, hidden, config.dropout)
@@ -297,7 +297,7 @@ class TransformerBlock(nn.Module):
                           self.feed_forward(y[:, n_memory:], of_places[-1])], 1)
 
 
-class _Attention(nn.Module):
+class MultiHeadAttention(nn.Module):
     def __init__(self, config: Transformer, name: str = ""):
         super().__init__()
         self.heads, self.name = config.heads, name

@@ -268,7 +268,7 @@ NOTES = (
     "*Block pushing.* The simulator, the scripted expert and the number of demonstrations (1,000) are theirs, and so "
     "are the 350 steps of an episode. The demonstrations are new ones, and only the successful ones are kept. The "
     "methods are those of this library with their defaults, and more updates; networks and learning rates are not "
-    "those of the paper, and training is much shorter: behavior transformers had 350 epochs there, some 150,000 updates, "
+    "those of the paper, and training is much shorter: behavior transformers had 350 epochs, some 150,000 updates, "
     "with a loss at each step of the history. The last weights act in 100 episodes. The published figures are of three "
     "training seeds with 50 episodes each.")
 

@@ -77,6 +77,8 @@ def test_the_gradient_passes_the_rounding():
 def test_a_component_with_one_level_is_refused():
     with pytest.raises(ConfigError, match="at least 2"):
         FSQ((5, 1))
+    with pytest.raises(ConfigError, match="no levels"):
+        FSQ(())
 
 
 # -- symbols one after the other --------------------------------------------------------------------------------------

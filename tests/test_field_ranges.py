@@ -35,6 +35,7 @@ from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
 from understudy.nets.pooled_history import PooledHistoryEncoder
 from understudy.nets.pretrained_vision import TimmVision, TransformersVision
+from understudy.nets.quantization import FSQ
 from understudy.nets.transformer import Transformer
 
 PACKAGES = ("heads", "nets", "execute", "learn")
@@ -47,7 +48,7 @@ EXAMPLES = {type(x).__name__: x for x in (
     JointDiffusion(action_size=2), ResidualWrapper(FromStage("base")), NoiseSteeringWrapper(FromStage("base")),
     SkillWrapper(FromStage("low")), IterationConfig("observation.step"),
     AlignedReplay(FromStage("first"), None), PooledHistoryEncoder(pool_after=None), TransformersVision("weights"),
-    TimmVision("weights"),
+    TimmVision("weights"), FSQ((8, 5)),
     LatentLabels(FromStage("skills", "posterior")),
     *(teach(FromStage("teacher")) for teach in (ConsistencyDistillation, Reflow, OneStepDistillation)))}
 BUILT = {  # need a planner or an actor: the configs that build them are checked here

@@ -42,7 +42,7 @@ class SkillAutoencoder(LearnerConfig):
     policy, summed over the steps, plus `beta` times the KL divergence of the posterior from the prior.
 
     With a `quantizer`, skills are codes instead: the posterior gives one code for each piece, there is no prior, and
-    the loss is that of the policy alone. Little about a piece fits into its code. `SkillWrapper` with the same
+    the loss is that of the policy alone. A code holds little information about its piece. `SkillWrapper` with the same
     quantizer lets a high-level policy choose the level of each component.
 
     The policy reads the skill in a column, whose width is that of the skill. The data need this column with any

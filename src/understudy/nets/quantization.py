@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import ConfigError
+from ..core import ConfigError, check_range
 
 MARGIN = 1e-3  # by which the outermost levels can be passed, so that rounding reaches them
 
@@ -35,9 +35,10 @@ class FSQ:
     levels: tuple[int, ...]
 
     def __post_init__(self):
-        if not self.levels or min(self.levels) < 2:
-            raise ConfigError(f"the levels are {self.levels}, but each component has at least 2", where="FSQ.levels",
-                              hint="levels of 5 and more are usual, such as (8, 8, 8, 6, 5)")
+        check_range(self, "levels", at_least=2)
+        if not self.levels:
+            raise ConfigError("there are no levels, so a code has no components", where="FSQ.levels",
+                              hint="give the number of levels of each component, such as (8, 8, 8, 6, 5)")
 
     def quantize(self, x: Tensor) -> Tensor:
         """Bounds and rounds each component. The gradient is that of the bounded vector (straight-through).

@@ -48,14 +48,16 @@ SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # meth
            "thought-cloning": {**FEATURES, "thought": Feature("string", (), "string")},
            "interactive-language": {**FEATURES, "subtask": Feature("string", (), "string")},
            "arp": {**FEATURES, "observation.task": Feature("uint8", (8,), "text")},
+           "dualmind": {**FEATURES, "observation.task": Feature("uint8", (8,), "text")},
            "maskdp": {**FEATURES, "observation.goal": FEATURES["observation.state"]},
            "attention-tuner": {**FEATURES, "recalled": Feature("int64", (1,))},
            "dp3": {**FEATURES, "observation.points": Feature("float32", (16, 3))},
            "vinn-byol": {**FEATURES, "observation.images.top": Feature("uint8", (16, 16, 3), "image")}}
 
 
-LEARN_CLASSES = ["bc", "attention-tuner", "cec", "interactive-language", "bc-inverse-dynamics", "knn", "vinn", "udrl",
-                 "decision-transformer", "arp", "dichotomy-of-control", "procedure-cloning", "thought-cloning"]
+LEARN_CLASSES = ["bc", "attention-tuner", "cec", "interactive-language", "bc-inverse-dynamics", "dualmind", "knn",
+                 "vinn", "udrl", "decision-transformer", "arp", "dichotomy-of-control", "procedure-cloning",
+                 "thought-cloning"]
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
 
 

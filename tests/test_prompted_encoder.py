@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from understudy.core import Feature, UserError
+from understudy.data.episode import Dataset, Episode
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.fit_method import fit_method
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods import find_method
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.prompted_encoder import PromptedEncoder
 from understudy.testing import check_encoder
@@ -44,3 +52,28 @@ def test_the_trunk_of_the_first_phase_fits_the_second():
 def test_a_policy_without_the_prompt_is_refused():
     with pytest.raises(UserError, match="must read the prompt 'observation.task'"):
         CONFIG.build({"observation.state": FEATURES["observation.state"]}, 1)
+
+
+def test_a_frozen_trunk_follows_the_prompt_through_what_is_new():
+    """The action is one of four directions, and only the prompt tells which."""
+    rng, directions = np.random.default_rng(0), np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float32)
+    task = Feature("int64", (1,), "discrete", num_classes=(4,))
+
+    def episode(number):
+        state = rng.uniform(-1, 1, (11, 2)).astype("float32")
+        return Episode({"observation.state": state, "observation.task": np.full((11, 1), number % 4),
+                        "action": np.tile(directions[number % 4], (10, 1))}, schema={"observation.task": task})
+    data = Dataset([episode(number) for number in range(40)])
+    method = find_method("dualmind", data.features(), horizon=2)
+    (stage,) = method.stages
+    trunk = fit_method(replace(stage.method, learner=replace(stage.method.learner, steps=20)), data, 0)
+    learner = BehaviorCloning(150, 64, OptimizerConfig(lr=3e-3))
+    policy = fit_method(replace(method, learner=learner), data, 0, stages={"trunk": trunk}).policy
+
+    first, second = (dict(trained.named_parameters()) for trained in (trunk.policy, policy))
+    frozen = [name for name in second if name.startswith("encoder.trunk")]
+    assert frozen and all(torch.equal(second[name], first[name]) for name in frozen)
+    assert not any(name.startswith("encoder.prompt") for name in first)
+    obs = {"observation.state": torch.zeros(4, 1, 2), "observation.task": torch.arange(4).reshape(4, 1, 1)}
+    actions = policy.plan(obs, torch.zeros(4, *policy.noise_shape))[:, 0]
+    assert (actions - torch.from_numpy(directions)).abs().max() < 0.3

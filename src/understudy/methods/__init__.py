@@ -180,6 +180,12 @@ METHODS: dict[str, NamedMethod] = {
         "Behavior cloning on a frozen encoder, which was trained to tell the action between two observations.",
         Reference("Brandfonbrener et al. 2023, arXiv 2305.16985, who train the encoder on other episodes with hidden "
                   "goals: --stage encoder=RUN", ("019",), (NUMBERS_OR_CLASSES,))),
+    "dualmind": NamedMethod(
+        "understudy.methods.representation:dualmind",
+        "DualMind: a trunk learns the dynamics without tasks. Frozen, it is steered by a prompt through new layers.",
+        Reference("Wei et al. 2023, arXiv 2307.07909, with a history of six images, prompts from CLIP, and more and "
+                  "more hidden actions. The first phase takes any episodes, also without tasks: --stage trunk=RUN",
+                  ("169",), (NUMBERS_OR_CLASSES, "while acting: what to do, in words or as a column"))),
     "diffusion-policy": NamedMethod(
         "understudy.methods.generative:diffusion_policy",
         "Diffusion policy: a chunk of actions is denoised in ten DDIM steps, and half of it is carried out.",

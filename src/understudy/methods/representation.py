@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..checkpoint import FromStage
 from ..core import Schema
 from ..data.augment import camera_jitter
+from ..data.relabel import TaskText
 from ..data.window import Window
 from ..execute.chunking import RecedingHorizon
 from ..heads.categorical import Categorical
@@ -14,9 +17,10 @@ from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import InitializeFrom, Method, Stage
 from ..learn.optimizer import OptimizerConfig
 from ..learn.representation import RepresentationLearning
-from ..learn.representation_objectives import BYOL, InverseDynamics
+from ..learn.representation_objectives import BYOL, ForwardDynamics, InverseDynamics, MaskedPrediction
 from ..nets.encoders import TokenEncoder
 from ..nets.feed_forward import FeedForward
+from ..nets.prompted_encoder import PromptedEncoder
 from ..policy import PolicyConfig
 
 
@@ -36,6 +40,28 @@ def bc_inverse_dynamics(n_obs_steps: int = 1, lookahead: int = 1, features: Sche
     frozen = InitializeFrom(FromStage("encoder"), load=("codec", "encoder"), train=())
     return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000, batch_size=256),
                   stages=(Stage("encoder", Method(policy, learner=learner)),), initialize_from=(frozen,))
+
+
+def dualmind(prompt: str = "observation.task", horizon: int = 4, depth: int = 2,
+             features: Schema | None = None) -> Method:
+    """DualMind: a trunk learns the dynamics without tasks. Frozen, it is steered by a prompt through new layers.
+
+    Args:
+        prompt: Column that says what to do. By default the words of the task.
+        horizon: Number of actions in a chunk. The trunk compares observations that are as many steps apart.
+        depth: Number of blocks of the trunk.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    head = Categorical() if discrete else Regression()
+    words = (TaskText(),) if prompt == "observation.task" and features is not None and prompt not in features else ()
+    policy = PolicyConfig(head, FeedForward(), PromptedEncoder(prompt, depth=depth), window=Window(1, horizon))
+    bare = replace(policy, encoder=PromptedEncoder(prompt, prompted=False, depth=depth))
+    learner = RepresentationLearning((ForwardDynamics(), InverseDynamics(head), MaskedPrediction()),
+                                     optimizer=OptimizerConfig(lr=1e-3))
+    frozen = InitializeFrom(FromStage("trunk"), load=("codec", "encoder.trunk"), train=())
+    return Method(policy, RecedingHorizon(horizon), BehaviorCloning(steps=5000, batch_size=256), words,
+                  (Stage("trunk", Method(bare, learner=learner, transforms=words)),), (frozen,))
 
 
 def vinn_byol(n_neighbors: int = 5, crop: int = 4, features: Schema | None = None) -> Method:

@@ -218,6 +218,21 @@ def test_the_method_follows_words_and_remembers_what_it_did():
         assert np.array([path[7], path[11], path[19]]) * sign == pytest.approx([0.8, 0.8, 0.0], abs=0.25)
 
 
+def test_the_method_learns_classes_too():
+    """Which of two lights is on decides the choice."""
+    light = np.random.default_rng(0).integers(2, size=200).repeat(4)
+    schema = {STATE: Feature("float32", (2,)), "action": Feature("int64", (1,), "discrete", num_classes=(3,))}
+    data = Dataset([Episode({STATE: np.eye(2, dtype=np.float32)[light], "action": 2 * light[:, None]}, schema=schema)])
+    made = find_method("omnijarvis", data.features(), period=4, levels=(3, 3), memory=2)
+    (stage,) = made.stages
+    learner = replace(stage.method.learner, steps=60, batch_size=32, optimizer=OptimizerConfig(lr=3e-3))
+    stage = replace(stage, method=replace(stage.method, learner=learner))
+    result = fit_method(replace(made, learner=BehaviorCloning(10, 16), stages=(stage,)), data, 0)
+    words = torch.zeros(2, 64, dtype=torch.uint8)
+    obs = {STATE: torch.eye(2), TASK: words}
+    action, _ = result.actor.act(obs, result.actor.start(obs, torch.arange(2)))
+    assert action.tolist() == [[0], [2]]
+
 # -- the claim --------------------------------------------------------------------------------------------------------
 
 

@@ -384,7 +384,7 @@ METHODS: dict[str, NamedMethod] = {
         "Behavior becomes codes of a few symbols, and a policy predicts the next code from words and earlier codes.",
         Reference("Wang et al. 2024 (OmniJARVIS), arXiv 2407.00114, with a pretrained language model, thoughts and "
                   "summaries as words, images, and codes of 128 steps", ("073",),
-                  (NUMBERS_OR_CLASSES, "a task in words"))),
+                  (NUMBERS_OR_CLASSES, "while acting: the task in words"))),
     "vinn-byol": NamedMethod(
         "understudy.methods.representation:vinn_byol",
         "Visual imitation by nearest neighbors, in the features of an encoder that learns from the images by BYOL.",

@@ -62,7 +62,8 @@ MAY_BE_ZERO = {  # no steps, no layers, no change: something that a user may wan
 ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "n_steps"), ("TokenEncoder", "crop"),
              ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),
              ("OneStepDistillation", "n_score_updates"), ("PooledHistoryEncoder", "depth"),
-             ("PooledHistoryEncoder", "pool_after")}
+             ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"),
+             ("Transport", "max_frequency")}
 NEVER_ZERO = {("PastVerification", "skip")}
 
 

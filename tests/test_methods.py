@@ -51,6 +51,8 @@ SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # meth
            "dualmind": {**FEATURES, "observation.task": Feature("uint8", (8,), "text")},
            "maskdp": {**FEATURES, "observation.goal": FEATURES["observation.state"]},
            "attention-tuner": {**FEATURES, "recalled": Feature("int64", (1,))},
+           "fourier-transporter": {"observation.images.top": Feature("uint8", (24, 24, 3), "image"),
+                                   "action": Feature("float32", (5,))},
            "dp3": {**FEATURES, "observation.points": Feature("float32", (16, 3))},
            "vinn-byol": {**FEATURES, "observation.images.top": Feature("uint8", (16, 16, 3), "image")}}
 
@@ -98,7 +100,7 @@ def test_methods_train_and_act(name):
     state = actor.start(obs, keys(0, range(3)))
     for _ in range(3):
         action, state = actor.act(obs, state)
-        assert action.shape == (3, 2) and action.isfinite().all()
+        assert action.shape == (3, features["action"].size) and action.isfinite().all()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -265,6 +267,9 @@ WITHOUT = {
     "a task in words for some episodes": (STATES, "no episode has a task in words"),
     "states that are numbers": (CLASSES, "is not a vector of numbers|the states are of kind 'discrete'"),
     "observations that are numbers": (CLASSES, "is of kind 'discrete'"),
+    "only observations that are numbers": (CLASSES, "cannot read a column of kind 'discrete'"),
+    "one square camera image, and actions that are one motion: where to pick, where to place, and the turn": (
+        STATES, "0 square images"),
     "rewards": (STATES, "there is no column '?next.reward"),
     "prior data (--prior)": (STATES, "no part 'prior'"),
     "prior data: the robot moves away from the start of each demonstration": (STATES, "no episode has a field 'data"),

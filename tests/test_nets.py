@@ -26,6 +26,7 @@ from understudy.nets import convolution
 from understudy.nets.act import ACTEncoder, ACTTransformer
 from understudy.nets.base import CachesContext, SharedTimeTrunk, precomputed, time_embedding, with_time_embedding
 from understudy.nets.bottleneck import BottleneckEncoder
+from understudy.nets.component_tokens import ComponentTokenEncoder
 from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.ema import EMA, ConstantDecay, PolynomialDecay, WarmupDecay
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
@@ -82,6 +83,7 @@ FEATURES = {
 PLAIN = {k: FEATURES[k] for k in ("observation.state", "observation.arms", "observation.last", "observation.mode",
                                   "observation.done")}
 SEEN = {k: f for k, f in FEATURES.items() if f.kind != "text"}
+NUMBERS = {k: f for k, f in FEATURES.items() if f.kind == "vector"}
 SENSED = {k: f for k, f in FEATURES.items() if f.kind in ("vector", "image")}
 CELLS = {"observation.grid": Feature("int64", (2, 3), "discrete", num_classes=(3,) * 6),
          "observation.cell": Feature("int64", (2,), "discrete", num_classes=(2, 3))}
@@ -90,6 +92,8 @@ ENCODERS = {
     "tokens": (SMALL, FEATURES),
     "resnet": (TokenEncoder(8, 2, ResNet18(keypoints=4)), FEATURES),
     "grid": (TokenEncoder(8, 2, ResNet18(pool="grid")), FEATURES),
+    "components": (ComponentTokenEncoder(8, 2, 2), NUMBERS),
+    "modalities": (ComponentTokenEncoder(8, 1, 2, "modality", True, ("observation.state",)), NUMBERS),
     "points": (TokenEncoder(8, point_clouds=("observation.arms",), points=PointNet((8, 8))), PLAIN),
     "flat": (ConcatEncoder(), PLAIN),
     "flat_seen": (ConcatEncoder(SmallConv((8, 8), 4), 4), SEEN),

@@ -54,11 +54,13 @@ from understudy.heads.interpolant import Interpolant
 from understudy.heads.regression import Regression
 from understudy.heads.solvers import DDPM
 from understudy.heads.streaming_flow import StreamingFlow
+from understudy.heads.transport import Transport
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.train import train
 from understudy.nets.act import ACTEncoder, ACTTransformer
 from understudy.nets.bottleneck import BottleneckEncoder
+from understudy.nets.component_tokens import ComponentTokenEncoder
 from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.goal_encoder import GoalEncoder
@@ -68,6 +70,7 @@ from understudy.nets.mixture_of_experts import MoEFeedForward
 from understudy.nets.mlp import MLP
 from understudy.nets.mlp_mixer import MLPMixer
 from understudy.nets.object_attention import ObjectAttentionEncoder
+from understudy.nets.pixels import PixelEncoder
 from understudy.nets.point_cloud import PointNet
 from understudy.nets.pooled_history import PooledHistoryEncoder
 from understudy.nets.recurrent import RecurrentEncoder
@@ -82,6 +85,8 @@ REFUSED = {LANGEVIN: "a Langevin sampler needs gradients, which an exported grap
 MORE = (StreamingFlow(), GMM(temperature=1.0), BeT(6, joint=True))  # other contracts and samplers
 HEADS = CONTRACTS | dict.fromkeys((*STEPWISE, *TOKENS, *FROZEN, *MORE))  # with their targets
 HEADS = {head: target for head, target in HEADS.items() if head not in REFUSED}
+TRANSPORTS = (Transport(7, 8, 3, 24, hidden=(2,), features=2, kernel=3),  # read an image
+              Transport(7, 6, None, 6, equivariant=False, hidden=(4,), features=2, kernel=3))
 FROM_THE_LAST_ACTION = Interpolant("observation.last")  # needs a column that the others do not have
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1),
@@ -105,6 +110,7 @@ INPUTS = {
     "recurrent": (RecurrentEncoder(16, 1), NUMBERS), "flat": (ConcatEncoder(), NUMBERS),
     "bottleneck": (BottleneckEncoder(8, ConcatEncoder()), NUMBERS),
     "pooled_history": (PooledHistoryEncoder(2, 1, 2, encoder=TokenEncoder(16)), NUMBERS),
+    "components": (ComponentTokenEncoder(16, 2, 2), NUMBERS),
     "goals": (GoalEncoder(("observation.still", "observation.task"), TokenEncoder(16)),
               {**NUMBERS, "observation.task": Feature("uint8", (12,), "text"),
                "observation.task?": Feature("bool", ())}),
@@ -177,7 +183,7 @@ def all_heads():
 
 def test_every_head_is_tried():
     """A head that is added to the library or to the contracts is exported too, or refused with its reason."""
-    assert {type(h) for h in (*HEADS, *REFUSED, FROM_THE_LAST_ACTION)} == set(all_heads())
+    assert {type(h) for h in (*HEADS, *REFUSED, FROM_THE_LAST_ACTION, *TRANSPORTS)} == set(all_heads())
 
 
 def test_the_guide_names_what_is_exported_and_what_is_refused():
@@ -186,6 +192,15 @@ def test_the_guide_names_what_is_exported_and_what_is_refused():
     assert sorted(name for name, _, told in rows if told == "yes") == sorted(h.__name__ for h in all_heads())
     refused = {(name, told) for name, _, told in rows if told != "yes"}
     assert refused == {(type(head).__name__, f"no: {reason}") for head, reason in REFUSED.items()}
+
+
+@pytest.mark.parametrize("head", few(TRANSPORTS, TRANSPORTS[0]), ids=named)
+def test_pick_and_place_in_an_image(head, tmp_path):
+    config = PolicyConfig(head, encoder=PixelEncoder(), codec=Normalizer(target="identity"), window=Window(1, 1),
+                          inputs=("observation.images.top",))
+    policy, batch = random_batch(config, target=Feature("float32", (5,)),
+                                 inputs={"observation.images.top": Feature("uint8", (16, 16, 3), "image")})
+    agrees(policy, batch, tmp_path / "policy.onnx")
 
 
 @pytest.mark.slow

@@ -182,8 +182,10 @@ def test_every_record_has_a_probe_that_is_small():
             assert stored["claim"] == name and {"torch", "numpy", "scipy", "python"} <= set(stored["versions"])
             assert stored["cpu"] and probe.probe_path(name).stat().st_size < 80_000
             entries = [v for place in stored["numbers"].values() for v in place]
-            # Nearly all can be compared. In the control of one claim, gradients are 0 but for rounding errors.
-            assert np.mean([v is None for v in entries]) < (0.05 if name == "onedp-one-step" else 0.01)
+            # Nearly all can be compared. In the control of one claim, and of a bias under a softmax in another, the
+            # gradients are 0 but for rounding errors.
+            limit = 0.05 if name in ("onedp-one-step", "fourier-transport") else 0.01
+            assert np.mean([v is None for v in entries]) < limit
 
 
 def test_the_command_says_what_is_due_and_ends_with_status_3(tmp_path, monkeypatch, capsys):

@@ -158,7 +158,7 @@ def random_batch(policy_config: PolicyConfig, size: int = 5, seed: int = 0, targ
 # -- heads ----------------------------------------------------------------------------------------------------------
 
 
-def check_head(policy_config: PolicyConfig, target: Feature | None = None) -> None:
+def check_head(policy_config: PolicyConfig, target: Feature | None = None, inputs: Schema | None = None) -> None:
     """Checks the contract of a head with the given trunk.
 
     Shapes; all randomness is in the arguments; the declared noise changes plans, but not if `ignores_noise`; rows do
@@ -170,11 +170,12 @@ def check_head(policy_config: PolicyConfig, target: Feature | None = None) -> No
     Args:
         policy_config: Configuration of a policy with the head and a trunk.
         target: Feature of the target. By default two numbers.
+        inputs: Features of the inputs. By default numbers.
 
     Raises:
         ContractViolation: With the part of the contract that does not hold.
     """
-    policy, batch = random_batch(policy_config, target=target)
+    policy, batch = random_batch(policy_config, target=target, inputs=inputs)
     B, H, A = len(batch), policy_config.window.horizon, policy.action_dim
     noise = torch.randn(B, *policy.noise_shape, generator=_rng(0))
     context, coded = policy.context(batch.obs), policy.encode_batch(batch)

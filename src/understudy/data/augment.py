@@ -96,6 +96,35 @@ class ModalityDropout(Augmentation):
 
 
 @dataclass(frozen=True)
+class SensorDropout(Augmentation):
+    """Marks one number as missing in a fraction of the windows, at all rows, by setting its flag to 0.
+
+    The number is drawn among those that are given at the newest row. Use it with an encoder that reads flags, such as
+    `ComponentTokenEncoder`. The policy then learns to act while a sensor has failed.
+
+    Args:
+        flags: Column of flags: 1 where a number is given, 0 where it is missing.
+        p: Fraction of windows.
+    """
+
+    flags: str
+    p: float = 0.5
+
+    changes_images: ClassVar[bool] = False  # only the flags
+
+    def __post_init__(self):
+        check_range(self, "p", at_least=0, at_most=1)
+
+    def __call__(self, obs, rng):
+        flags = obs[self.flags]
+        newest = flags[:, -1].flatten(1)
+        draw = torch.rand(newest.shape, generator=rng, device=flags.device).masked_fill(newest < 0.5, -1)
+        failed = draw == draw.amax(1, keepdim=True)
+        failed &= torch.rand(len(flags), 1, generator=rng, device=flags.device) < self.p
+        return {**obs, self.flags: flags.masked_fill(failed.view(len(flags), 1, *flags.shape[2:]), 0)}
+
+
+@dataclass(frozen=True)
 class RandomMasking(Augmentation):
     """Hides random entries of a window, at other rows for each column, by setting ``"<key>?"`` to False.
 

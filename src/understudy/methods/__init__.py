@@ -62,6 +62,16 @@ def _require_cameras(name: str, features: Schema, options: Mapping[str, Any]) ->
                         hint="record with a camera, or choose a method that reads other observations, such as knn")
 
 
+def _require_one_motion(name: str, features: Schema, options: Mapping[str, Any]) -> None:
+    from ..core import DataError
+
+    images = [f for f in features.values() if f.kind == "image" and f.shape[0] == f.shape[1]]
+    if len(images) != 1 or features["action"].size != 5:
+        raise DataError(f"the data have {len(images)} square images and actions of {features['action'].size} numbers",
+                        where=name, hint="record one square image of the table, and actions pick.x, pick.y, place.x, "
+                                         "place.y and turn, from -1 to 1")
+
+
 def _require_numeric_states(name: str, features: Schema, options: Mapping[str, Any]) -> None:
     from ..core import DataError
 
@@ -76,6 +86,8 @@ NUMBERS_OR_CLASSES = "actions that are numbers or classes"
 NUMERIC_STATES = Need("states that are numbers", _require_numeric_states)
 POINT_CLOUDS = Need("point clouds: observations of shape (points, 3), or (points, 6) with colors",
                     _require_point_clouds)
+ONE_MOTION = Need("one square camera image, and actions that are one motion: where to pick, where to place, and "
+                  "the turn", _require_one_motion)
 CAMERAS = Need("cameras: without them BYOL has nothing to compare", _require_cameras)
 GIVEN_GOAL = "while acting: a goal"
 
@@ -141,6 +153,11 @@ METHODS: dict[str, NamedMethod] = {
         "Behavior cloning with a transformer whose attention learns from the data which earlier steps to recall.",
         Reference("Yue et al. 2024 (AttentionTuner), arXiv 2411.07954, whose loss also covers the other steps",
                   ("213",), (NUMBERS_OR_CLASSES, "a column with the distances to the recalled steps"))),
+    "fourier-transporter": NamedMethod(
+        "understudy.methods.behavior_cloning:fourier_transporter",
+        "Fourier transporter: picks and places in an image, by networks that turn with it, from few demonstrations.",
+        Reference("Huang et al. 2024 (FourTran), arXiv 2401.12046, here in the plane, with a gripper without an angle "
+                  "of its own", ("351",), (NUMBERS, ONE_MOTION))),
     "cec": NamedMethod(
         "understudy.methods.behavior_cloning:cec",
         "Cross-episodic curriculum: a transformer over several episodes, the worst demonstrators first.",
@@ -385,6 +402,11 @@ METHODS: dict[str, NamedMethod] = {
         Reference("Wang et al. 2024 (OmniJARVIS), arXiv 2407.00114, with a pretrained language model, thoughts and "
                   "summaries as words, images, and codes of 128 steps", ("073",),
                   (NUMBERS_OR_CLASSES, "while acting: the task in words"))),
+    "pasta": NamedMethod(
+        "understudy.methods.representation:pasta",
+        "Pretrained action-state transformer: one token per number, hidden numbers are predicted, then the actions.",
+        Reference("Boige et al. 2024 (PASTA), arXiv 2307.10936, whose numbers are classes, and which pretrains on "
+                  "several robots", ("024",), (NUMBERS, "only observations that are numbers"))),
     "vinn-byol": NamedMethod(
         "understudy.methods.representation:vinn_byol",
         "Visual imitation by nearest neighbors, in the features of an encoder that learns from the images by BYOL.",

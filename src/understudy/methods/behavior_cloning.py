@@ -20,6 +20,7 @@ from ..heads.energy import EnergyModel
 from ..heads.fast import FAST
 from ..heads.gmm import GMM
 from ..heads.regression import Regression
+from ..heads.transport import Transport
 from ..heads.vq_bet import VQBeT
 from ..learn.attention_supervision import MemorySupervision
 from ..learn.behavior_cloning import BehaviorCloning
@@ -33,9 +34,10 @@ from ..nets.ema import ConstantDecay
 from ..nets.encoders import ConcatEncoder, TokenEncoder
 from ..nets.feed_forward import FeedForward
 from ..nets.mlp import MLP
+from ..nets.pixels import PixelEncoder
 from ..nets.recurrent import RecurrentEncoder
 from ..nets.transformer import Transformer
-from ..policy import PolicyConfig
+from ..policy import PolicyConfig, camera_sizes
 
 
 def bc(horizon: int = 1, features: Schema | None = None) -> Method:
@@ -48,6 +50,21 @@ def bc(horizon: int = 1, features: Schema | None = None) -> Method:
     discrete = features is not None and features["action"].kind == "discrete"
     head = Categorical() if discrete else Regression()
     return Method(PolicyConfig(head, window=Window(1, horizon)), RecedingHorizon(horizon), BehaviorCloning(steps=5000))
+
+
+def fourier_transporter(crop: int = 17, n_angles: int = 72, features: Schema | None = None) -> Method:
+    """Pick and place in an image, with scores that turn with the scene and with what is picked.
+
+    Args:
+        crop: Width and height in pixels of the crop around the pick, odd. It contains what is picked.
+        n_angles: Number of angles by which it may be turned.
+        features: The columns of the data.
+    """
+    policy = PolicyConfig(Transport(crop, n_angles=n_angles), encoder=PixelEncoder(),
+                          codec=Normalizer(target="identity"), window=Window(1, 1),
+                          inputs=tuple(camera_sizes(features or {})))
+    learner = BehaviorCloning(steps=1000, batch_size=8, optimizer=OptimizerConfig(lr=3e-3))
+    return Method(policy, RecedingHorizon(1), learner)
 
 
 def robust_bc(horizon: int = 1, n_blocks: int = 32) -> Method:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from ..checkpoint import FromStage
 from ..core import Schema
 from ..data.augment import camera_jitter
-from ..data.relabel import TaskText
+from ..data.relabel import LastAction, TaskText
 from ..data.window import Window
 from ..execute.chunking import RecedingHorizon
 from ..heads.categorical import Categorical
@@ -18,6 +19,8 @@ from ..learn.method import InitializeFrom, Method, Stage
 from ..learn.optimizer import OptimizerConfig
 from ..learn.representation import RepresentationLearning
 from ..learn.representation_objectives import BYOL, ForwardDynamics, InverseDynamics, MaskedPrediction
+from ..learn.token_prediction import MaskedTokenPrediction, NextTokenPrediction
+from ..nets.component_tokens import ComponentTokenEncoder
 from ..nets.encoders import TokenEncoder
 from ..nets.feed_forward import FeedForward
 from ..nets.prompted_encoder import PromptedEncoder
@@ -62,6 +65,27 @@ def dualmind(prompt: str = "observation.task", horizon: int = 4, depth: int = 2,
     frozen = InitializeFrom(FromStage("trunk"), load=("codec", "encoder.trunk"), train=())
     return Method(policy, RecedingHorizon(horizon), BehaviorCloning(steps=5000, batch_size=256), words,
                   (Stage("trunk", Method(bare, learner=learner, transforms=words)),), (frozen,))
+
+
+def pasta(n_obs_steps: int = 4, width: int = 64, depth: int = 3, objective: Literal["masked", "next"] = "masked",
+          adapt: Literal["all", "last_layer", "none"] = "all") -> Method:
+    """A transformer over single numbers, which learns to predict hidden ones, and then the actions.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        width: Width of the tokens.
+        depth: Number of transformer blocks.
+        objective: Predict hidden numbers ("masked"), or each from those before it ("next").
+        adapt: What of the transformer learns with the policy: all, its last block, or nothing (probing).
+    """
+    encoder = ComponentTokenEncoder(width, depth, causal=objective == "next")
+    policy = PolicyConfig(Regression(), FeedForward(), encoder, window=Window(n_obs_steps))
+    loss = NextTokenPrediction() if objective == "next" else MaskedTokenPrediction()
+    train = {"all": ("codec", "encoder"), "last_layer": (f"encoder.blocks.{depth - 1}", "encoder.norm"), "none": ()}
+    adapted = InitializeFrom(FromStage("encoder"), load=("codec", "encoder"), train=train[adapt])
+    first = Method(policy, RecedingHorizon(), RepresentationLearning((loss,)), (LastAction(),))
+    return replace(first, learner=BehaviorCloning(steps=5000, batch_size=256), stages=(Stage("encoder", first),),
+                   initialize_from=(adapted,))
 
 
 def vinn_byol(n_neighbors: int = 5, crop: int = 4, features: Schema | None = None) -> Method:

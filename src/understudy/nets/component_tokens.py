@@ -1,0 +1,203 @@
+"""Transformer over one token per number of a history, or over one token per modality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Context, UserError, check_range
+from ..data.codec import Normalizer
+from .base import Encoder, EncoderNet, record_intermediate
+from .encoders import observed_column
+from .transformer import Transformer, TransformerBlock, check_heads
+
+
+@dataclass(frozen=True)
+class ComponentTokenEncoder(Encoder):
+    """Transformer over the observation steps with one token for each number (a component of a column).
+
+    A token is the number times a vector of its component, plus the embeddings of the component and of the observation
+    step. The tokens of the newest step, after the transformer, are the context. The objectives
+    `learn.token_prediction.MaskedTokenPrediction` and `NextTokenPrediction` train the transformer without a policy.
+
+    A component may be missing, such as that of a sensor that failed: a column of flags says which. Its token then has
+    the embeddings of component and step alone, and the transformer can infer it from the other tokens. Tokens of rows
+    and columns that are marked as not observed (``"name?"``) are masked.
+
+    Args:
+        width: Width of the tokens.
+        depth: Number of transformer blocks.
+        heads: Number of attention heads. Must divide `width`.
+        level: ``"component"``: a token for each number. ``"modality"``: a token for each column of `first` and one for
+            all other columns together. Both have the same weights: the token of a modality is the sum over its
+            components.
+        causal: Whether a token reads only itself and earlier tokens. Tokens are ordered by observation step, then by
+            column (those of `first` first), then by component. `NextTokenPrediction` needs it.
+        first: Columns whose tokens come first within a step. By default the last action, which led to the observation.
+        flags: Pairs (column, column of flags). A component is missing where its flag is below 0.5. The codec must leave
+            the flags as they are: ``Normalizer(unscaled=...)``.
+
+    References:
+        Boige et al. (2024), PASTA: Pretrained Action-State Transformer Agents, arXiv:2307.10936, which turns numbers
+        into classes by mu-law companding and shares their embeddings between the components.
+    """
+
+    width: int = 64
+    depth: int = 2
+    heads: int = 4
+    level: Literal["component", "modality"] = "component"
+    causal: bool = False
+    first: tuple[str, ...] = ("observation.last_action",)
+    flags: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self):
+        check_range(self, "width", "heads", at_least=1)
+        check_range(self, "depth", at_least=0)
+
+    def build(self, features, n_obs_steps):
+        """Build the module.
+
+        Args:
+            features: Features of the policy's inputs.
+            n_obs_steps: Number of observation rows in a window (To).
+
+        Returns:
+            The module. Its tokens are those of the newest step.
+
+        Raises:
+            UserError: A column is not made of numbers, or the flags do not fit their column.
+        """
+        check_heads(self.width, self.heads, "ComponentTokenEncoder")
+        for column, flags in self.flags:
+            for name in (column, flags):
+                if name not in features:
+                    raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(features)}.",
+                                    where="ComponentTokenEncoder.flags", hint="Name two of the policy's inputs.")
+            if features[column].size != features[flags].size:
+                raise UserError(f"{flags!r} has {features[flags].size} flags, but {column!r} has "
+                                f"{features[column].size} components.", where="ComponentTokenEncoder.flags",
+                                hint="Use a column with one flag for each component.")
+        for name, feature in features.items():
+            if feature.kind != "vector":
+                raise UserError(f"ComponentTokenEncoder cannot read a column of kind {feature.kind!r}.",
+                                where=f"column {name!r}", hint="Leave it out of inputs, or use TokenEncoder.")
+        return ComponentTokenNet(self, features, n_obs_steps)
+
+    def check_policy(self, codec, augmentations):
+        scales = isinstance(codec, Normalizer) and codec.obs != "identity"
+        if scaled := [flags for _, flags in self.flags if scales and flags not in codec.unscaled]:
+            raise UserError(f"The codec would scale the flags {scaled[0]!r}, and flags that are constant in the data "
+                            "would all become 0.", where="ComponentTokenEncoder.flags",
+                            hint=f"Use the codec Normalizer(unscaled=({scaled[0]!r},)).")
+
+
+class EncodedComponents(NamedTuple):
+    """What a `ComponentTokenNet` makes of observation windows.
+
+    Attributes:
+        tokens: Tokens after the transformer, (B, To, G, D).
+        values: The coded numbers, (B, To, C). Missing ones are 0.
+        given: Where numbers are not missing, (B, To, C) bool. Hidden ones are given.
+        mask: Whether any column of a token was observed, (B, To, G) bool.
+    """
+
+    tokens: Tensor
+    values: Tensor
+    given: Tensor
+    mask: Tensor
+
+
+class ComponentTokenNet(EncoderNet):
+    """The module of `ComponentTokenEncoder`.
+
+    Attributes:
+        n_components: Number of components of a step (C).
+        n_groups: Number of tokens of a step (G).
+        group: Token of each component, (C,).
+    """
+
+    blocks: Any  # nn.ModuleList of TransformerBlock
+    group: Tensor
+    reads: Tensor
+
+    def __init__(self, config: ComponentTokenEncoder, features, n_obs_steps: int):
+        super().__init__()
+        self.config, self.flags, self.width = config, dict(config.flags), config.width
+        values = [name for name in features if name not in self.flags.values()]
+        first = [name for name in config.first if name in values]
+        self.names = (*first, *(name for name in values if name not in first))
+        sizes = [features[name].size for name in self.names]
+        self.n_components = sum(sizes)
+        if config.level == "component":
+            group = torch.arange(self.n_components)
+        else:
+            group = torch.arange(len(sizes)).clamp(max=len(first)).repeat_interleave(torch.tensor(sizes))
+        self.n_groups = int(group[-1]) + 1
+        # The sum over a modality has the size of one number. All embeddings have similar sizes: the first normalization
+        # of a token would otherwise leave nothing but the sign of its number.
+        scale = 1 / math.sqrt(self.n_components / self.n_groups)
+        self.value_embedding = nn.Parameter(scale * torch.randn(self.n_components, self.width))
+        self.presence_embedding = nn.Parameter(0.5 * scale * torch.randn(self.n_components, self.width))
+        self.component_embedding = nn.Parameter(torch.randn(self.n_groups, self.width))
+        self.step_embedding = nn.Parameter(0.5 * torch.randn(n_obs_steps, 1, self.width))
+        block = Transformer(self.width, config.depth, config.heads)
+        self.blocks = nn.ModuleList(TransformerBlock(block, {"self"}, False) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(self.width)
+        n_tokens = n_obs_steps * self.n_groups
+        reads = torch.ones(n_tokens, n_tokens, dtype=torch.bool)
+        self.register_buffer("group", group, persistent=False)
+        self.register_buffer("reads", reads.tril() if config.causal else reads, persistent=False)
+        self.tokens, self.token_obs_steps = self.n_groups, (n_obs_steps - 1,) * self.n_groups
+
+    def forward(self, obs, rng=None):
+        encoded = self.encode(obs)
+        for name, tensor in zip(encoded._fields, encoded, strict=True):
+            record_intermediate(f"components.{name}", tensor)
+        return Context(encoded.tokens[:, -1], encoded.mask[:, -1])
+
+    def encode(self, obs: Mapping[str, Tensor], hidden: Tensor | None = None) -> EncodedComponents:
+        """Encode observation windows.
+
+        Args:
+            obs: Coded observations, as of `forward`.
+            hidden: Tokens to hide, (B, To, G) bool. All their components are treated as missing.
+
+        Returns:
+            The tokens of all steps.
+        """
+        values, given, observed = self._components(obs)
+        present = given if hidden is None else given & ~hidden[..., self.group]
+        embedded = (values.unsqueeze(-1) * self.value_embedding + self.presence_embedding) * present.unsqueeze(-1)
+        mask = observed
+        if self.config.level == "modality":
+            shape = (*embedded.shape[:2], self.n_groups, self.width)
+            embedded = embedded.new_zeros(shape).index_add(2, self.group, embedded)
+            mask = torch.zeros(shape[:3], dtype=torch.long, device=observed.device)
+            mask = mask.index_add(2, self.group, observed.long()) > 0
+        h = (embedded + self.component_embedding + self.step_embedding).flatten(1, 2)
+        # A token that is absent reads itself, because attention to nothing is not a number. No other token reads it.
+        itself = torch.eye(len(self.reads), dtype=torch.bool, device=h.device)
+        reads = (mask.flatten(1).unsqueeze(1) & self.reads | itself).unsqueeze(1)
+        for block in self.blocks:
+            h = block(h, mask=reads)
+        return EncodedComponents(self.norm(h).unflatten(1, mask.shape[1:]), values, given, mask)
+
+    def _components(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The numbers of all columns, where they are given, and where their column was observed, (B, To, C) each."""
+        values, given, observed = [], [], []
+        for name in self.names:
+            x, present = observed_column(obs, name)
+            x = x.unsqueeze(-1).flatten(2).float()
+            present = present.unsqueeze(-1).expand(x.shape)
+            observed.append(present)
+            if name in self.flags:
+                flag, known = observed_column(obs, self.flags[name])
+                present = present & ((flag.unsqueeze(-1).flatten(2) >= 0.5) | ~known.unsqueeze(-1))
+            values.append(x.masked_fill(~present, 0))
+            given.append(present)
+        return torch.cat(values, -1), torch.cat(given, -1), torch.cat(observed, -1)

@@ -41,8 +41,8 @@ from understudy.nets.transformer import Transformer
 PACKAGES = ("heads", "nets", "execute", "learn")
 COUNTS = ("int", "int | None", "tuple[int, ...]", "tuple[int, int] | None")
 NO_CONFIGS = {  # values that others make, not options of a user
-    "PlanRequest", "PathCost", "Processes", "SkillPosteriorSpec", "StateActionEmbeddingSpec", "Curve", "TrainingCurves",
-    "TransformedActor",
+    "PlanRequest", "PathCost", "Processes", "SkillPosteriorSpec", "StateActionEmbeddingSpec", "TaskSimilaritySpec",
+    "Curve", "TrainingCurves", "TransformedActor",
 }
 EXAMPLES = {type(x).__name__: x for x in (
     JointDiffusion(action_size=2), ResidualWrapper(FromStage("base")), NoiseSteeringWrapper(FromStage("base")),

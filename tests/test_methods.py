@@ -58,8 +58,8 @@ SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # meth
 
 
 LEARN_CLASSES = ["bc", "attention-tuner", "cec", "interactive-language", "bc-inverse-dynamics", "dualmind", "knn",
-                 "vinn", "omnijarvis", "udrl", "decision-transformer", "arp", "dichotomy-of-control", "procedure-cloning",
-                 "thought-cloning"]
+                 "vinn", "omnijarvis", "udrl", "decision-transformer", "arp", "dichotomy-of-control",
+                 "procedure-cloning", "thought-cloning"]
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
 
 

@@ -30,6 +30,7 @@ from understudy.heads.mip import MIP
 from understudy.learn.class_prediction import ClassPrediction
 from understudy.learn.distillation import ConsistencyDistillation, OneStepDistillation, Reflow
 from understudy.learn.latent_labels import LatentLabels
+from understudy.learn.task_scorer import ScorerCalibration
 from understudy.methods import find_method
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
@@ -49,7 +50,7 @@ EXAMPLES = {type(x).__name__: x for x in (
     SkillWrapper(FromStage("low")), IterationConfig("observation.step"),
     AlignedReplay(FromStage("first"), None), PooledHistoryEncoder(pool_after=None), TransformersVision("weights"),
     TimmVision("weights"), FSQ((8, 5)),
-    LatentLabels(FromStage("skills", "posterior")),
+    LatentLabels(FromStage("skills", "posterior")), ScorerCalibration(FromStage("scorer", "scorer")),
     *(teach(FromStage("teacher")) for teach in (ConsistencyDistillation, Reflow, OneStepDistillation)))}
 BUILT = {  # need a planner or an actor: the configs that build them are checked here
     "FixedBatch", "BestOfN", "SampleSelector", "IteratedPlanner", "SelfGuided", "BidirectionalDecoding", "Steered",

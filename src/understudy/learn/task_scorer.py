@@ -196,6 +196,8 @@ class ScorerCalibration(LearnerConfig):
 
     def __post_init__(self):
         check_range(self, "quantile", at_least=0, at_most=1)
+        check_range(self, "steps", at_least=0)
+        check_range(self, "batch_size", at_least=1)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ScorerCalibrationLearner:
         if isinstance(self.scorer, FromStage):

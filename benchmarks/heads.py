@@ -543,7 +543,7 @@ def seeds_said(size: Size, found: Mapping[str, dict]) -> list[str]:
             told += f" and {heads} of the {n_heads} heads (the others have not run yet)"
         caveat = "" if len(seeds) > 1 else " Intervals are about these policies, and not about other training seeds."
         starts = len(next(iter(found[task].values()))[0])
-        counts = "" if ALL[task].outcome == "success" else f", of which the outcome '{ALL[task].outcome}' counts"
+        counts = "" if ALL[task].outcome == "success" else f"; the outcome '{ALL[task].outcome}' counts"
         same.setdefault(f"The tables have {told} of {{}}.{caveat}", []).append(f"{task} ({starts} starts{counts})")
     return [told.format(" and ".join(filter(None, (", ".join(of[:-1]), of[-1])))) for told, of in same.items()]
 

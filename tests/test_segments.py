@@ -299,6 +299,8 @@ def test_a_view_of_segments_is_made_by_a_command(tmp_path, capsys):
         assert [(e.metadata["task"], len(e)) for e in cut] == found
         capsys.readouterr()
         assert main(["view", "show", str(view)]) == 0 and "segments" in capsys.readouterr().out
+    assert main(["view", "show", str(tmp_path / "subtask.json")]) == 0
+    assert 'cutsegments(detector=columnsegments(column="subtask")' in capsys.readouterr().out
     missing = ["view", "make", str(tmp_path / "play"), "--segments", "words", "--out", str(tmp_path / "none.json")]
     assert main(missing) == 2 and "column 'words'" in capsys.readouterr().err
     document = json.loads((tmp_path / "subtask.json").read_text())

@@ -196,12 +196,18 @@ def describe_operation(operation: Operation) -> str:
 
     Of a list with more than six items, only the number of items is given.
     """
+    return _describe(_operation_to_json(operation))
+
+
+def _describe(document: Mapping[str, Any]) -> str:
     said = []
-    for key, value in _operation_to_json(operation).items():
+    for key, value in document.items():
         if key != "do" and value is not None and value is not False:
             many = isinstance(value, tuple) and len(value) > 6
-            said.append(f"{key}={len(value)} of them" if many else f"{key}={json.dumps(value, ensure_ascii=False)}")
-    return f"{_operation_to_json(operation)['do']}({', '.join(said)})"
+            text = (f"{len(value)} of them" if many else _describe(value) if key == "detector" else
+                    json.dumps(value, ensure_ascii=False))
+            said.append(f"{key}={text}")
+    return f"{document['do']}({', '.join(said)})"
 
 
 # -- fingerprints ------------------------------------------------------------------------------------------------------

@@ -126,6 +126,8 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     out.print(verdict(mine, other, names))
     if mine.success is not None and env.metadata.get("success"):
         out.print(f"Success: {env.metadata['success']}.")
+    if mine.success is not None and (asked := [text for text in o.condition if "return" in text.partition("=")[0]]):
+        out.print(f"Mean return {mine.returns.estimate:.4g}, where {' '.join(asked)} was asked for.")
     if o.save:
         out.print(f"Episodes written to {o.save}")
     runs = [r for r in (o.run, o.against) if r is not None]

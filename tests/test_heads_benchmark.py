@@ -16,6 +16,7 @@ from understudy.heads.categorical import Categorical
 from understudy.heads.flow import Flow
 from understudy.heads.joint_diffusion import JointDiffusion
 from understudy.heads.neighbors import Neighbors
+from understudy.heads.transport import Transport
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy
 from understudy.testing import random_batch
@@ -47,7 +48,7 @@ def all_heads() -> set[type]:
 
 def test_every_head_of_continuous_actions_is_compared_on_one_footing(heads):
     found = heads.variants()
-    assert {type(v.head) for v in found.values()} == all_heads() - {Categorical, JointDiffusion}
+    assert {type(v.head) for v in found.values()} == all_heads() - {Categorical, JointDiffusion, Transport}
     for name, v in found.items():
         policy, learner = v.method.policy, v.method.learner
         assert (policy.trunk == MLP(256, 3)) == (name != "fast"), name

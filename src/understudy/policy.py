@@ -364,7 +364,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         features: Features of the data: of the inputs and the target.
 
     Raises:
-        UserError: A column is missing.
+        UserError: A column is missing, or parts of the policy do not fit.
     """
 
     def __init__(self, config: PolicyConfig, features: Schema):
@@ -377,6 +377,8 @@ class Policy(CheckpointModule, StepwisePlanner):
         self.target = features[config.target]
         self.action_dim = self.target.size
         self.codec = config.codec.build(self.features, inputs, config.target)
+        for change in config.augmentations:
+            change.check_features({k: features[k] for k in inputs})
         config.encoder.check_policy(config.codec, config.augmentations)
         self.encoder = config.encoder.build({k: features[k] for k in inputs}, config.window.n_obs_steps)
         shape = HeadSpec(config.window.horizon, self.encoder.tokens, self.encoder.width, self.codec.num_classes,

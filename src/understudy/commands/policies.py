@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..serve.address import served_address
-from .common import batch_rows, has_no_run, progress_bar
+from .common import batch_rows, has_no_run, progress_bar, recorded_env_of
 from .served import served_client
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) 
     planner, actor, shown = load_policy(run, o, rows, {**env.features, **given})
     check_images({name: planner.features[name] for name in planner.inputs}, env)
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
-    check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns)
+    check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns,
+                   hint=_environment_hint(run, env))
     for name in (g.into for g in planner.window.goals if g.into in planner.inputs):
         if name not in env.features and name not in conditions and f"{name}?" not in shown:
             short = name.removeprefix("observation.")
@@ -110,6 +111,14 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) 
     by = f"policy {weights_digest(weights_path(run))}" + (f", {o.executor}" if o.executor is not None else "")
     by += (f", told {o.task!r}" if words else "") + "".join(f", {text}" for text in o.condition)
     return (ObservationWrapper(actor, {**words, **conditions}) if words or conditions else actor), by
+
+
+def _environment_hint(run: Path, env: Env) -> str:
+    """Advice for an environment that does not fit the policy. Empty if the environment of its data is not known."""
+    known = None if has_no_run(run) else recorded_env_of(run)
+    if known is None or known == env.metadata["env"]:
+        return ""
+    return f"use the environment that its data were recorded in, {known}, or train a policy for this one"
 
 
 def weights_path(run: Path) -> Path:

@@ -158,6 +158,17 @@ def test_wrong_conditions_are_refused(run, capsys, options, message):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_window_that_fits_no_history_names_the_option_that_changes_all_parts(tmp_path, capsys):
+    write_dataset(random_episodes(3, Tabular(3, task="tightrope")), tmp_path / "data")
+    arguments = ["train", "decision-transformer", str(tmp_path / "data"), "--out", str(tmp_path / "run"),
+                 "--steps", "1"]
+    assert main([*arguments, "--policy.window.n-obs-steps", "4"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "--method.n-obs-steps 4, this changes the window and the executor together" in told
+    assert "TokenEncoder" not in told, "it has one"
+    assert main([*arguments, "--method.n-obs-steps", "4"]) == 0
+
+
 def test_training_suggests_what_the_best_episode_had(tmp_path, capsys):
     data = random_episodes(10, Tabular(10, task="tightrope"))
     write_dataset(data, tmp_path / "data")

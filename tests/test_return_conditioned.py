@@ -145,7 +145,9 @@ def test_eval_is_told_the_condition(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options, message", [
-    ((), "--condition return_to_go=NUMBER"),
+    ((), "reads 'observation.return_to_go' and 'observation.time_left', which tabular:tightrope does not show "
+         "-> give it: --condition return_to_go=NUMBER time_left=NUMBER"),
+    (("--condition", "return_to_go=-8", "time_left=-15"), "the number of steps of the episode is -15, below 0"),
     (("--condition", "return_to_go=4"), "--condition time_left=NUMBER"),
     (("--condition", "return_to_go=4", "goal=1"), "no policy reads 'observation.goal'"),
     (("--condition", "return_to_go=a"), "is not of the form NAME=NUMBER"),

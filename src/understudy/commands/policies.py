@@ -92,8 +92,9 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
     from ..core import Feature, UserError, role
     from ..envs.image_obs import check_images
     from ..execute.actor import ObservationWrapper
+    from ..learn.method import Method
     from ..policy import check_features
-    from .conditions import parse_conditions
+    from .conditions import open_conditions, parse_conditions
 
     words = task_columns(run, env.features, o)
     given = {name: Feature("uint8", tuple(value.shape), "text") for name, value in words.items()}
@@ -106,11 +107,14 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
                    hint=_environment_hint(run, env))
     if tell_scaled:
         tell_scaled_images(planner, env, run)
-    for name in (g.into for g in planner.window.goals if g.into in planner.inputs):
-        if name not in env.features and name not in conditions and f"{name}?" not in shown:
-            short = name.removeprefix("observation.")
-            raise UserError(f"{run} reads {name!r}, which {env.metadata['env']} does not show", where="--condition",
-                            hint=f"give it: --condition {short}=NUMBER,...")
+    open_names = [] if has_no_run(run) else open_conditions(Method.load(run, o.trust), {**env.features, **given})
+    numbers = {name: "NUMBER" for name in open_names} | {
+        g.into: "NUMBER,..." for g in planner.window.goals if g.into in planner.inputs
+        and g.into not in env.features and g.into not in conditions and f"{g.into}?" not in shown}
+    if numbers:
+        told = " ".join(f"{name.removeprefix('observation.')}={form}" for name, form in numbers.items())
+        raise UserError(f"{run} reads {' and '.join(map(repr, numbers))}, which {env.metadata['env']} does not show",
+                        where="--condition", hint=f"give it: --condition {told}")
     conditions = {name: value for name, value in conditions.items() if name in planner.inputs}
     by = f"policy {weights_digest(weights_path(run))}" + (f", {o.executor}" if o.executor is not None else "")
     by += (f", told {o.task!r}" if words else "") + "".join(f", {text}" for text in o.condition)

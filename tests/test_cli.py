@@ -1124,3 +1124,15 @@ def test_an_empty_path_is_not_the_folder_one_is_in(capsys, command):
 def test_a_damaged_source_has_to_be_there(tmp_path, capsys):
     assert main(["repair", str(tmp_path / "none")]) == 2
     assert "there is no recording or data set here" in capsys.readouterr().err
+
+
+def test_an_environment_that_does_not_fit_is_told_with_the_one_of_the_data(tmp_path, place, call):
+    data, run = tmp_path / "data", tmp_path / "run"
+    assert call("record", "planar_arms", "--episodes", "2", "--out", data)[0] == 0
+    assert call("train", "bc", data, "--out", run, *TINY)[0] == 0
+    status, _, err = call("eval", run, "fork", "--episodes", "2")
+    told = " ".join(err.split())
+    assert status == 2 and "did you mean" not in told
+    assert "does not show 'observation.environment_state', which the policy was trained with" in told
+    assert "use the environment that its data were recorded in, planar_arms" in told
+    refused(call("eval", place / "a", "planar_arms", "--episodes", "2"), "that its data were recorded in, fork")

@@ -20,11 +20,14 @@ from understudy.data.augment import (
     ModalityDropout,
     RandomMasking,
     RandomShift,
+    SensorDropout,
 )
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.packed_columns import PackedColumns
 from understudy.data.window import Window
+from understudy.heads.regression import Regression
+from understudy.policy import Policy, PolicyConfig
 
 
 def rng(seed=0):
@@ -88,6 +91,26 @@ def test_a_shift_is_padding_and_a_crop_at_a_place_drawn_uniformly():
     assert stats.chisquare(same.sum(1).numpy()).pvalue > 1e-3
     with pytest.raises(UserError, match="at least 1 pixel"):
         RandomShift("i", 0)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (RandomShift("observation.images.camra"), r"key: .*no column 'observation.images.camra'"
+     r".*'observation.images.camera' \(image of shape \(32, 30, 3\)\).*\n.*Did you mean 'observation.images.camera'"),
+    (RandomShift("observation.state"), r"key: RandomShift changes images, and 'observation.state' has the kind 'vector'"
+     r".*\n.*Did you mean 'observation.images.camera'"),
+    (ColorJitter("observation.state"), "key: ColorJitter changes images"),
+    (GaussianNoise("observation.images.camera"), r"changes vectors(.|\n)*Did you mean 'observation.state'"),
+    (RandomShift("observation.images.camera", 30), "pixels: A shift by up to 30 pixels.* 32 x 30 pixels"),
+    (ConditionDropout("goal"), "key: The policy reads no column 'goal'"),
+    (ModalityDropout(("observation.state", "action")), "keys: The policy reads no column 'action'"),
+    (RandomMasking(("observation.state", "action")), "keys: The policy reads no column 'action'"),
+    (SensorDropout("flags"), "flags: The policy reads no column 'flags'"),
+])
+def test_a_policy_refuses_an_augmentation_that_does_not_fit_its_columns(change, message):
+    features = {"observation.state": Feature("float32", (2,)), "action": Feature("float32", (2,)),
+                "observation.images.camera": Feature("uint8", (32, 30, 3), "image")}
+    with pytest.raises(UserError, match=message):
+        Policy(PolicyConfig(Regression(), augmentations=(change,)), features)
 
 
 def test_jitter_by_hand():

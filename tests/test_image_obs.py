@@ -120,7 +120,11 @@ def test_the_commands_record_learn_and_act_with_images(tmp_path, capsys):
     assert main(["record", "fork@images=16", "--episodes", "3", "--out", data, "--images", "png"]) == 0
     assert main(["train", "bc", data, "--steps", "2", "--out", run]) == 0
     assert main(["eval", run, "fork@images=16", "--episodes", "2"]) == 0
-    capsys.readouterr()
+    assert "scaled" not in capsys.readouterr().err
+    assert main(["eval", run, "fork@images=24", "--episodes", "2"]) == 0
+    told = ("fork@images=24 shows observation.images.camera with 24 x 24 pixels, which are scaled to the 16 x 16 that "
+            f"{run} was trained with")
+    assert capsys.readouterr().err.count(told) == 1
     assert main(["eval", run, "fork", "--episodes", "2"]) != 0
     assert "name it fork@images=16" in capsys.readouterr().err
     assert main(["replay", data, "fork@images=16"]) == 0

@@ -186,6 +186,19 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
     assert find_method("understudy.methods.behavior_cloning:bc") == bc()
 
 
+@pytest.mark.parametrize(("word", "message"), [
+    ("sailor", r"is mentioned by skill-retrieval\n.*did you mean 'skill-retrieval'"),  # in the paper
+    ("2210.11435", "is mentioned by skill-retrieval"),
+    ("autoencoder", "is mentioned by .*opal"),  # in the summary
+    ("diffusion", r"is mentioned by .*diffusion-policy.*\n.*name one of these"),  # in the name
+    ("diffusion-polici", "there are bc(.|\n)*did you mean 'diffusion-policy'"),
+    ("ailo", "there are bc"),  # part of a word
+])
+def test_an_unknown_name_suggests_the_methods_that_mention_it(word, message):
+    with pytest.raises(UserError, match=message):
+        find_method(word)
+
+
 def test_methods_from_files(tmp_path):
     write_json(tmp_path / "method.json", config.dump(bc(4)))
     assert find_method(str(tmp_path / "method.json")) == bc(4)

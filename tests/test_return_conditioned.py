@@ -145,7 +145,9 @@ def test_eval_is_told_the_condition(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options, message", [
-    ((), "--condition return_to_go=NUMBER"),
+    ((), "reads 'observation.return_to_go' and 'observation.time_left', which tabular:tightrope does not show "
+         "-> give it: --condition return_to_go=NUMBER time_left=NUMBER"),
+    (("--condition", "return_to_go=-8", "time_left=-15"), "the number of steps of the episode is -15, below 0"),
     (("--condition", "return_to_go=4"), "--condition time_left=NUMBER"),
     (("--condition", "return_to_go=4", "goal=1"), "no policy reads 'observation.goal'"),
     (("--condition", "return_to_go=a"), "is not of the form NAME=NUMBER"),
@@ -156,6 +158,17 @@ def test_eval_is_told_the_condition(run, tmp_path, capsys):
 def test_wrong_conditions_are_refused(run, capsys, options, message):
     assert evaluate(run, *options) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_window_that_fits_no_history_names_the_option_that_changes_all_parts(tmp_path, capsys):
+    write_dataset(random_episodes(3, Tabular(3, task="tightrope")), tmp_path / "data")
+    arguments = ["train", "decision-transformer", str(tmp_path / "data"), "--out", str(tmp_path / "run"),
+                 "--steps", "1"]
+    assert main([*arguments, "--policy.window.n-obs-steps", "4"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "--method.n-obs-steps 4, this changes the window and the executor together" in told
+    assert "TokenEncoder" not in told, "it has one"
+    assert main([*arguments, "--method.n-obs-steps", "4"]) == 0
 
 
 def test_training_suggests_what_the_best_episode_had(tmp_path, capsys):

@@ -364,7 +364,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         features: Features of the data: of the inputs and the target.
 
     Raises:
-        UserError: A column is missing.
+        UserError: A column is missing, or parts of the policy do not fit.
     """
 
     def __init__(self, config: PolicyConfig, features: Schema):
@@ -377,6 +377,8 @@ class Policy(CheckpointModule, StepwisePlanner):
         self.target = features[config.target]
         self.action_dim = self.target.size
         self.codec = config.codec.build(self.features, inputs, config.target)
+        for change in config.augmentations:
+            change.check_features({k: features[k] for k in inputs})
         config.encoder.check_policy(config.codec, config.augmentations)
         self.encoder = config.encoder.build({k: features[k] for k in inputs}, config.window.n_obs_steps)
         shape = HeadSpec(config.window.horizon, self.encoder.tokens, self.encoder.width, self.codec.num_classes,
@@ -688,22 +690,29 @@ class Policy(CheckpointModule, StepwisePlanner):
 
 
 def check_features(planner: Planner, features: Schema, where: str, *, resized: bool = False,
-                   columns: Iterable[str] | None = None) -> None:
+                   columns: Iterable[str] | None = None, hint: str = "") -> None:
     """Check that columns fit a planner: every column that it reads or predicts exists and has the same shape and kind.
 
     Args:
         planner: The planner.
         features: The columns of data or of an environment.
         where: What error messages call them.
-        resized: Whether camera frames will be resized to the size that the planner reads (see `PolicyActor`).
+        resized: Whether these are the columns of an environment, in which the planner will act. Its camera frames will
+            be resized to the size that the planner reads (see `PolicyActor`).
         columns: Names of the columns that are checked. By default all in `planner.features`.
+        hint: What error messages advise. By default another environment, or other data.
 
     Raises:
         UserError: A column is missing, or has another shape or kind. The message names it.
     """
     sources = {g.into: g.column for g in planner.window.goals}
+    act_hint = "use the environment it was trained for, or train a policy for this one"
     for name in planner.features if columns is None else columns:
         mine, name = planner.features[name], sources.get(name, name)
+        if resized and name not in features:  # nobody chooses the columns of an environment, so none is suggested
+            shown = ", ".join(sorted(features)) or "nothing"
+            raise UserError(f"this does not show {name!r}, which the policy was trained with; it shows {shown}",
+                            where=where, hint=hint or act_hint)
         _check_columns((name,), features, where)
         theirs = features[name]
         if resized and theirs.kind == mine.kind == "image":
@@ -713,9 +722,8 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
                 f"the policy was built for {mine.kind} of shape {mine.shape}, but this is "
                 f"{theirs.kind} of shape {theirs.shape}",
                 where=f"{where}, column {name!r}",
-                hint="use the environment it was trained for, or train a policy for this one"
-                if resized
-                else "use data with the same columns, or train a new policy on these",
+                hint=hint or (act_hint if resized else
+                              "use data with the same columns, or train a new policy on these"),
             )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..serve.address import served_address
-from .common import batch_rows, has_no_run, progress_bar
+from .common import batch_rows, has_no_run, progress_bar, recorded_env_of
 from .served import served_client
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def evaluate_run(
     from .common import trained_rate, warn_simulator_mismatch
 
     assert o.episodes is not None  # the command has filled it in
-    plays, by = load_actor(run, env, o)
+    plays, by = load_actor(run, env, o, tell_scaled=True)
     warn_simulator_mismatch(env, run)
     seat = partial(_worker_setup, run, o, name, batch_rows(env.rows, o.episodes, workers))
     began = time.perf_counter()
@@ -72,7 +72,8 @@ def _worker_setup(run: Path, o: RolloutOptions, name: str, rows: int) -> tuple[A
     return load_actor(run, env, o)[0], env
 
 
-def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) -> tuple[Actor, str]:
+def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, *,
+               tell_scaled: bool = False) -> tuple[Actor, str]:
     """Loads the actor of a run for an environment.
 
     Args:
@@ -80,6 +81,7 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) 
         env: The environment.
         o: The options of the command.
         rows: Batch size that the networks always get. None for as many rows as there are.
+        tell_scaled: Say it on standard error if images are scaled to the size that the policy reads.
 
     Returns:
         The actor, and a description of it that recordings store.
@@ -90,8 +92,9 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) 
     from ..core import Feature, UserError, role
     from ..envs.image_obs import check_images
     from ..execute.actor import ObservationWrapper
+    from ..learn.method import Method
     from ..policy import check_features
-    from .conditions import parse_conditions
+    from .conditions import open_conditions, parse_conditions
 
     words = task_columns(run, env.features, o)
     given = {name: Feature("uint8", tuple(value.shape), "text") for name, value in words.items()}
@@ -100,16 +103,47 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS) 
     planner, actor, shown = load_policy(run, o, rows, {**env.features, **given})
     check_images({name: planner.features[name] for name in planner.inputs}, env)
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
-    check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns)
-    for name in (g.into for g in planner.window.goals if g.into in planner.inputs):
-        if name not in env.features and name not in conditions and f"{name}?" not in shown:
-            short = name.removeprefix("observation.")
-            raise UserError(f"{run} reads {name!r}, which {env.metadata['env']} does not show", where="--condition",
-                            hint=f"give it: --condition {short}=NUMBER,...")
+    check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns,
+                   hint=_environment_hint(run, env))
+    if tell_scaled:
+        tell_scaled_images(planner, env, run)
+    open_names = [] if has_no_run(run) else open_conditions(Method.load(run, o.trust), {**env.features, **given})
+    numbers = {name: "NUMBER" for name in open_names} | {
+        g.into: "NUMBER,..." for g in planner.window.goals if g.into in planner.inputs
+        and g.into not in env.features and g.into not in conditions and f"{g.into}?" not in shown}
+    if numbers:
+        told = " ".join(f"{name.removeprefix('observation.')}={form}" for name, form in numbers.items())
+        raise UserError(f"{run} reads {' and '.join(map(repr, numbers))}, which {env.metadata['env']} does not show",
+                        where="--condition", hint=f"give it: --condition {told}")
     conditions = {name: value for name, value in conditions.items() if name in planner.inputs}
     by = f"policy {weights_digest(weights_path(run))}" + (f", {o.executor}" if o.executor is not None else "")
     by += (f", told {o.task!r}" if words else "") + "".join(f", {text}" for text in o.condition)
     return (ObservationWrapper(actor, {**words, **conditions}) if words or conditions else actor), by
+
+
+def tell_scaled_images(planner: Planner, env: Env, reader: object) -> None:
+    """Says it on standard error if an environment shows images of another size than the policy reads.
+
+    Args:
+        planner: The policy.
+        env: The environment.
+        reader: What the message calls the policy.
+    """
+    from ..policy import camera_sizes
+
+    shown = camera_sizes(env.features)
+    for name, (height, width) in camera_sizes({name: planner.features[name] for name in planner.inputs}).items():
+        if name in shown and shown[name] != (height, width):
+            print(f"warning: {env.metadata['env']} shows {name} with {shown[name][0]} x {shown[name][1]} pixels, which "
+                  f"are scaled to the {height} x {width} that {reader} was trained with", file=sys.stderr)
+
+
+def _environment_hint(run: Path, env: Env) -> str:
+    """Advice for an environment that does not fit the policy. Empty if the environment of its data is not known."""
+    known = None if has_no_run(run) else recorded_env_of(run)
+    if known is None or known == env.metadata["env"]:
+        return ""
+    return f"use the environment that its data were recorded in, {known}, or train a policy for this one"
 
 
 def weights_path(run: Path) -> Path:

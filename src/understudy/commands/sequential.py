@@ -132,7 +132,7 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
     from .policies import load_actor
 
     assert o.episodes is not None
-    actors = [load_actor(run, env, o) for run in runs]
+    actors = [load_actor(run, env, o, tell_scaled=True) for run in runs]
     state, won, told = test.start(), [], [env.metadata.get("success") is not None] * len(runs)
     met: list[list[bool | None]] = [[] for _ in runs]
     with progress_bar(

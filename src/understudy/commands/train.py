@@ -426,6 +426,7 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
     from ..learn.method import find_references, policy_features, training_data
     from ..nets.vision import without_downloads
     from ..policy import Policy
+    from .policies import tell_scaled_images
 
     if method.inference or method.wrapper is not None or any(find_references(method.transforms)):
         return  # what the actor reads is known when the stages are trained
@@ -434,6 +435,7 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
         policy = Policy(method.policy, data.features())
     check_images({name: policy.features[name] for name in policy.inputs}, env)
     policy.check_features(policy_features(method, env.features), str(env.metadata["env"]), resized=True)
+    tell_scaled_images(policy, env, "the policy")
 
 
 def _make_score(env: Env, episodes: int, seed: int) -> Score:

@@ -5,6 +5,7 @@ A change that inference needs as well (a crop) belongs to the encoder.
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,16 @@ class Augmentation(ABC):
             The observations, of the same shapes.
         """
 
+    def check_features(self, features: Schema) -> None:
+        """Check that this fits what a policy reads. By default it does.
+
+        Args:
+            features: The columns that the policy reads.
+
+        Raises:
+            UserError: A column is missing or cannot be changed in this way.
+        """
+
 
 @dataclass(frozen=True)
 class ConditionDropout(Augmentation):
@@ -59,6 +70,9 @@ class ConditionDropout(Augmentation):
 
     def __post_init__(self):
         check_range(self, "p", at_least=0, at_most=1)
+
+    def check_features(self, features):
+        _check_column(self, "key", self.key, features)
 
     def __call__(self, obs, rng):
         x = obs[self.key]
@@ -85,6 +99,10 @@ class ModalityDropout(Augmentation):
     keys: tuple[str, ...]
 
     changes_images: ClassVar[bool] = False  # only the masks
+
+    def check_features(self, features):
+        for key in self.keys:
+            _check_column(self, "keys", key, features)
 
     def __call__(self, obs, rng):
         rows, device = obs[self.keys[0]].shape[:2], obs[self.keys[0]].device
@@ -114,6 +132,9 @@ class SensorDropout(Augmentation):
 
     def __post_init__(self):
         check_range(self, "p", at_least=0, at_most=1)
+
+    def check_features(self, features):
+        _check_column(self, "flags", self.flags, features)
 
     def __call__(self, obs, rng):
         flags = obs[self.flags]
@@ -155,6 +176,10 @@ class RandomMasking(Augmentation):
             raise UserError(f"The ratios are fractions of hidden entries, but they are {self.ratios}.",
                             where="RandomMasking.ratios", hint="Use (0.15, 0.55, 0.95), for example.")
 
+    def check_features(self, features):
+        for key in self.keys:
+            _check_column(self, "keys", key, features)
+
     def __call__(self, obs, rng):
         x = obs[self.keys[0]]
         size, device = x.shape[:2], x.device
@@ -186,6 +211,9 @@ class GaussianNoise(Augmentation):
     def __post_init__(self):
         check_range(self, "std", at_least=0)
 
+    def check_features(self, features):
+        _check_column(self, "key", self.key, features, "vector")
+
     def __call__(self, obs, rng):
         x = obs[self.key]
         noise = torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
@@ -212,6 +240,9 @@ class ColorJitter(Augmentation):
 
     def __post_init__(self):
         check_range(self, "brightness", "contrast", "saturation", at_least=0)
+
+    def check_features(self, features):
+        _check_column(self, "key", self.key, features, "image")
 
     def __call__(self, obs, rng):
         image = obs[self.key]  # (B, To, h, w, C) uint8
@@ -247,6 +278,14 @@ class RandomShift(Augmentation):
             raise UserError(f"The largest shift must be at least 1 pixel, and it is {self.pixels}.",
                             where="RandomShift.pixels", hint="Leave the augmentation out for no shift.")
 
+    def check_features(self, features):
+        _check_column(self, "key", self.key, features, "image")
+        height, width = features[self.key].shape[:2]
+        if self.pixels >= min(height, width):
+            raise UserError(f"A shift by up to {self.pixels} pixels can move the whole image out of view: the images "
+                            f"of {self.key!r} have {height} x {width} pixels.", where="RandomShift.pixels",
+                            hint="Use fewer pixels. DrQ uses 4 for images of 84 x 84 pixels.")
+
     def __call__(self, obs, rng):
         image = obs[self.key]  # (B, To, h, w, C)
         n, _, h, w, _ = image.shape
@@ -264,6 +303,21 @@ def camera_jitter(features: Schema | None) -> tuple[ColorJitter, ...]:
         features: The columns of the data. None if they are not known yet.
     """
     return tuple(ColorJitter(k) for k, f in (features or {}).items() if f.kind == "image")
+
+
+def _check_column(change: Augmentation, name: str, key: str, features: Schema, kind: str | None = None) -> None:
+    """Check that the policy reads the column `key`, the field `name` of `change`, and that it has the kind."""
+    where, usable = f"{type(change).__name__}.{name}", [k for k, f in features.items() if kind in (None, f.kind)]
+    if key in usable:
+        return
+    wanted = {"image": "images", "vector": "vectors"}.get(kind or "", "columns")
+    known = ", ".join(f"{k!r} ({f.kind} of shape {f.shape})" for k, f in sorted(features.items()))
+    near = difflib.get_close_matches(key, usable, 1) or usable[:len(usable) == 1]
+    said = f"The policy reads no column {key!r}. It" if key not in features else (
+        f"{type(change).__name__} changes {wanted}, and {key!r} has the kind {features[key].kind!r}. The policy")
+    raise UserError(f"{said} reads {known or 'nothing'}.", where=where, hint=(
+        f"Did you mean {near[0]!r}?" if near else f"Name one of these {wanted}." if usable else
+        f"Leave the augmentation out: the policy reads no {wanted}."))
 
 
 def _scale_around(x: Tensor, origin: Tensor, factor: Tensor) -> Tensor:

@@ -198,8 +198,13 @@ class Countdown(RuntimeTransform):
     length: float | None = None
 
     def start(self, obs, key):
-        return {"value": _first_value(obs, self.into, self.length, len(key), "the number of steps of the episode",
-                                      "TimeLeft(length=...)")}
+        value = _first_value(obs, self.into, self.length, len(key), "the number of steps of the episode",
+                             "TimeLeft(length=...)")
+        if (value < 0).any():
+            raise UserError(f"the number of steps of the episode is {value.min():g}, below 0",
+                            where=f"observation {self.into!r}", hint="give the number of steps that are left, such as "
+                            "the length of an episode")
+        return {"value": value}
 
     def step(self, obs, last, state):
         value = torch.where(last.exists[:, None], (state["value"] - 1).clamp(min=0), state["value"])

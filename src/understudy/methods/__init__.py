@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -502,10 +503,20 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
         from ..learn.method import Method
 
         return Method.load(name, trust)
+    if found := _methods_about(name):
+        raise ConfigError(f"there is no method {name!r}, but it is mentioned by {', '.join(found)}",
+                          hint=f"did you mean {found[0]!r}?" if len(found) == 1 else
+                          "name one of these; understudy methods describes them")
     near = difflib.get_close_matches(name, method_names(), 1)
     raise ConfigError(f"there is no method {name!r}; there are {', '.join(method_names())}",
                     hint=f"did you mean {near[0]!r}?" if near else "name one of these, a module:function, or a "
                                                                  "method.json that is there")
+
+
+def _methods_about(word: str) -> list[str]:
+    """Names of the methods whose name, summary or paper contains a word, upper or lower case."""
+    pattern = re.compile(rf"(?<![a-z0-9]){re.escape(word.replace('_', '-'))}(?![a-z0-9])", re.IGNORECASE)
+    return [m["name"] for m in _descriptions() if pattern.search(f"{m['name']} {m['summary']} {m['paper']}")]
 
 
 def recommend(features: Schema) -> str:

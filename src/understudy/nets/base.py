@@ -276,10 +276,13 @@ def check_alignment(trunk: Trunk, spec: HeadSpec) -> None:
                                           "encoder's token_obs_steps does.")
     first = min(spec.token_obs_steps, default=0)
     if spec.action_start < first:
+        hint = ("Use an encoder with tokens for each observation step (TokenEncoder), or a window whose actions begin "
+                "later (Window.action_offset)." if first > 0 else
+                "The window begins to predict before its oldest observation: change Window.n_obs_steps and "
+                "Window.action_offset together. If the method has an option for it, such as --method.n-obs-steps 4, "
+                "this changes the window and the executor together.")
         raise UserError(f"Action step 0 happens at observation step {spec.action_start}, and the first token depends "
-                        f"on observation step {first}. The first actions would see nothing.", where=where,
-                        hint="Use an encoder with tokens for each observation step (TokenEncoder), or a window whose "
-                             "actions begin later (Window.action_offset).")
+                        f"on observation step {first}. The first actions would see nothing.", where=where, hint=hint)
 
 
 _capture: ContextVar[tuple[Collection[str], dict[str, Tensor]] | None] = ContextVar("activations to capture",

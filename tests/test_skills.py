@@ -31,6 +31,7 @@ from understudy.learn.latent_labels import SKILL, LatentLabels
 from understudy.learn.method import InitializeFrom, Method, Stage, TrainedRun, load_actor
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.skill_autoencoder import SkillAutoencoder, SkillAutoencoderLearner, SkillPosterior
+from understudy.learn.train import train
 from understudy.methods import find_method
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.encoders import TokenEncoder
@@ -283,6 +284,11 @@ def test_a_run_learns_from_labels_and_acts(whole):
     for _ in range(4):
         action, state = actor.act(obs, state)
         assert action.shape == (2, 2) and action.isfinite().all()
+
+
+def test_a_run_learns_from_labels_where_no_episode_is_held_out(tmp_path):
+    train(labeled_skills((1, 1)), random_dataset(FEATURES, 3, 20), tmp_path / "run", val_fraction=0.0, device="cpu")
+    assert load_actor(tmp_path / "run") is not None
 
 
 @pytest.mark.parametrize("at", [2, 5])

@@ -202,7 +202,8 @@ def train(
         transform = partial(training_data, method=resolved)
         recorded = data.features()
         training = transform(data.select(i for i in range(len(data)) if i not in gone))
-        test, data = transform(data.select(held)), transform(data)
+        test = transform(data.select(held)) if held else data.select([])  # some operations take no empty data
+        data = transform(data)
         check_method(method, data)
 
         def build_learner(first: Dataset) -> Learner:

@@ -387,6 +387,8 @@ def test_one_command_learns_skills_and_evaluates(tmp_path):
     command = ("train", "test_skills:short_skills", demos, "--trust", "test_skills", "--out", out, "--device", "cpu")
     status, text = call(*command)
     assert status == 0, text
+    assert "stage skills: update 1 of 3, loss " in text and "stage skills: update 3 of 3, loss " in text
+    assert text.index("stage skills: update 3") < text.index("\nupdate 3: ")
     assert Method.load(out) == short_skills()
     status, text = call("eval", out, "particle", "--episodes", 2, "--device", "cpu")
     assert status == 0, text

@@ -399,6 +399,13 @@ def test_one_command_learns_skills_and_evaluates(tmp_path):
     assert "latent[0]" in text and "latent[0]" in page and "By component of the latent" in page
 
 
+@pytest.mark.parametrize("name", ["opal", "play-lmp", "groot-2", "skill-retrieval", "dichotomy-of-control"])
+@pytest.mark.parametrize("latent_dim", [0, -1])
+def test_a_latent_without_components_is_refused(name, latent_dim):
+    with pytest.raises(ConfigError, match=r"0 components, but must have at least 1(.|\n)*latent-dim"):
+        find_method(name, latent_dim=latent_dim)
+
+
 @pytest.mark.parametrize("name", ["opal", "play-lmp"])
 def test_named_methods_train_and_act(name):
     made = find_method(name, FEATURES, period=5)

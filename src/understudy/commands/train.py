@@ -169,7 +169,9 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     method, stages = _with_runs(method, o)
     for stage in method.stages:
         if stage.name not in stages:
-            part_of(data, stage.dataset)  # an error about --prior, before one about what follows from its absence
+            if stage.dataset in ("task", "prior") and o.prior is None:
+                _refuse_without_prior(data, stage.dataset, o, command)
+            part_of(data, stage.dataset)  # an error about parts, before one about what follows from their absence
     score, env, collected_in = None, None, _collection_env(method, data, o)
 
     def refuse_eval(missing: list[str], numbers: str, hint: str = "") -> NoReturn:
@@ -264,6 +266,16 @@ def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights
     prior = open_data(o.prior, o.image_size, o.map, o.ignore, has_size_option=True, columns=o.columns,
                       max_episode_steps=o.max_episode_steps)
     return mix(task=(data, 0.5), prior=(prior, 0.5))
+
+
+def _refuse_without_prior(data: Dataset, part: str, o: TrainOptions, command: str) -> None:
+    """Raises UserError if the episodes are no mixture with a part that a stage is trained on."""
+    from ..core import UserError
+
+    if all(episode.metadata.get("dataset") != part for episode in data):
+        raise UserError(f"{o.method} learns from two sets of episodes: {o.data}, which show the task, and prior "
+                        "episodes, such as those of other tasks", where="--prior",
+                        hint=f"name a file or folder of prior episodes: {command} --prior DATA")
 
 
 def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:

@@ -406,7 +406,7 @@ class ConstantColumn(RuntimeRelabel):
         if np.size(self.value) == 0:
             raise ConfigError(f"the column {self.into!r} has 0 components, but must have at least 1",
                               where="ConstantColumn.value",
-                              hint="give at least one number; a method makes it of latent_dim (--method.latent-dim)")
+                              hint="give one number or more; a method has one per --method.latent-dim")
 
     def __call__(self, episode: Episode) -> Episode:
         value = np.atleast_1d(np.asarray(self.value, np.float32))

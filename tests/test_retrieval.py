@@ -167,10 +167,11 @@ def test_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, seed in (("task", 0), ("prior", 1)):
         assert call("record", "fork", "--out", name, "--episodes", 6, "--seed", seed)[0] == 0
-    status, said = call("train", "behavior-retrieval", "task", "--out", "run", "--steps", 5)
-    assert status == 2 and "the data have no part 'prior'" in said and "--prior" in said
-    status, said = call("train", "retrieve-align-replay", "task", "--out", "run2", "--steps", 5)
-    assert status == 2 and "the data have no part 'task'" in said and "--prior" in said
+    for name in ("behavior-retrieval", "skill-retrieval", "retrieve-align-replay"):
+        status, said = call("train", name, "task", "--out", "run", "--steps", 5)
+        assert status == 2 and f"{name} learns from two sets of episodes: task, which show the task, and prior" in said
+        assert f"understudy train {name} task --out run --steps 5 --prior DATA" in said
+        assert "Stage" not in said and "mix(" not in said
     method = short(find_method("behavior-retrieval"), 5)
     write_json(tmp_path / "method.json", config.dump(method))
     status, said = call("train", "method.json", "task", "--prior", "prior", "--out", "run")

@@ -31,6 +31,7 @@ from understudy.learn.latent_labels import SKILL, LatentLabels
 from understudy.learn.method import InitializeFrom, Method, Stage, TrainedRun, load_actor
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.skill_autoencoder import SkillAutoencoder, SkillAutoencoderLearner, SkillPosterior
+from understudy.learn.train import train
 from understudy.methods import find_method
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.encoders import TokenEncoder
@@ -285,6 +286,11 @@ def test_a_run_learns_from_labels_and_acts(whole):
         assert action.shape == (2, 2) and action.isfinite().all()
 
 
+def test_a_run_learns_from_labels_where_no_episode_is_held_out(tmp_path):
+    train(labeled_skills((1, 1)), random_dataset(FEATURES, 3, 20), tmp_path / "run", val_fraction=0.0, device="cpu")
+    assert load_actor(tmp_path / "run") is not None
+
+
 @pytest.mark.parametrize("at", [2, 5])
 def test_a_stopped_stage_is_the_same_run_bit_by_bit(whole, tmp_path, monkeypatch, at):
     out, left, before = tmp_path / "run", [at], SkillAutoencoderLearner.update
@@ -381,9 +387,23 @@ def test_one_command_learns_skills_and_evaluates(tmp_path):
     command = ("train", "test_skills:short_skills", demos, "--trust", "test_skills", "--out", out, "--device", "cpu")
     status, text = call(*command)
     assert status == 0, text
+    assert "stage skills: update 1 of 3, loss " in text and "stage skills: update 3 of 3, loss " in text
+    assert text.index("stage skills: update 3") < text.index("\nupdate 3: ")
     assert Method.load(out) == short_skills()
     status, text = call("eval", out, "particle", "--episodes", 2, "--device", "cpu")
     assert status == 0, text
+    status, text = call("eval", out, demos, "--device", "cpu", "--html", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert status == 0 and "foretold" not in text + page and "action[0]" not in text + page
+    assert "Latents of skills, and not actions, judged on" in text and "no comparison with other runs" in text
+    assert "latent[0]" in text and "latent[0]" in page and "By component of the latent" in page
+
+
+@pytest.mark.parametrize("name", ["opal", "play-lmp", "groot-2", "skill-retrieval", "dichotomy-of-control"])
+@pytest.mark.parametrize("latent_dim", [0, -1])
+def test_a_latent_without_components_is_refused(name, latent_dim):
+    with pytest.raises(ConfigError, match=r"0 components, but must have at least 1(.|\n)*latent-dim"):
+        find_method(name, latent_dim=latent_dim)
 
 
 @pytest.mark.parametrize("name", ["opal", "play-lmp"])

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ..envs.base import Env
     from ..execute.actor import Actor
     from ..learn.callbacks import TensorBoard, Wandb
-    from ..learn.method import Method
+    from ..learn.method import Method, Stage
     from ..learn.run import Run
     from ..learn.train import Score
 
@@ -68,7 +68,8 @@ class TrainOptions:
     out: Annotated[Path, arg(metavar="RUN")]
     """the folder of the run"""
     steps: Annotated[int | None, arg(metavar="N")] = None
-    """number of updates, instead of the method's"""
+    """number of updates, instead of the method's; each stage of the method keeps its own number
+    (--stages.0.method.learner.steps N sets that of the first)"""
     seed: Annotated[int, arg(metavar="S")] = 0
     """seed of the weights, the order of the data, and noise"""
     device: DeviceName = "auto"
@@ -168,7 +169,9 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     method, stages = _with_runs(method, o)
     for stage in method.stages:
         if stage.name not in stages:
-            part_of(data, stage.dataset)  # an error about --prior, before one about what follows from its absence
+            if stage.dataset in ("task", "prior") and o.prior is None:
+                _refuse_without_prior(data, stage.dataset, o, command)
+            part_of(data, stage.dataset)  # an error about parts, before one about what follows from their absence
     score, env, collected_in = None, None, _collection_env(method, data, o)
 
     def refuse_eval(missing: list[str], numbers: str, hint: str = "") -> NoReturn:
@@ -212,6 +215,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             score=score,
             save_freq=o.save_freq,
             stages=stages,
+            stage_callbacks=lambda stage, run: (_stage_printer(stage, run),),
             sampling_weights=weights,
             val_fraction=hold,
             callbacks=(said, *loggers),
@@ -262,6 +266,16 @@ def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights
     prior = open_data(o.prior, o.image_size, o.map, o.ignore, has_size_option=True, columns=o.columns,
                       max_episode_steps=o.max_episode_steps)
     return mix(task=(data, 0.5), prior=(prior, 0.5))
+
+
+def _refuse_without_prior(data: Dataset, part: str, o: TrainOptions, command: str) -> None:
+    """Raises UserError if the episodes are no mixture with a part that a stage is trained on."""
+    from ..core import UserError
+
+    if all(episode.metadata.get("dataset") != part for episode in data):
+        raise UserError(f"{o.method} learns from two sets of episodes: {o.data}, which show the task, and prior "
+                        "episodes, such as those of other tasks", where="--prior",
+                        hint=f"name a file or folder of prior episodes: {command} --prior DATA")
 
 
 def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:
@@ -342,18 +356,29 @@ def _open_stream(o: TrainOptions):
 class ProgressPrinter:
     """A callback that prints one line per checkpoint, with its validation result if there is one, and the mean loss
     since the last line. While episodes are collected it prints one line per round.
+
+    Args:
+        run: The run that is trained.
+        steps: Number of updates. None if it is unknown.
+        every: Updates between lines. None for a tenth of all.
+        has_validation: Whether checkpoints are evaluated.
+        stage: Name of the stage that is trained. Only its loss is printed, because the validation of a stage may judge
+            a part that is not trained alone.
     """
 
-    def __init__(self, run: Run, steps: int | None, every: int | None, has_validation: bool):
+    def __init__(self, run: Run, steps: int | None, every: int | None, has_validation: bool, stage: str | None = None):
         from ..learn.train import default_save_freq
 
         self.run, self.steps, self.has_validation = run, steps, has_validation
         self.every = every or (None if steps is None else default_save_freq(steps))
         self.losses: list[float] = []
+        self.stage = stage
 
     def __call__(self, step, learner, seen) -> None:
         if "round" in seen:
             self._print_round(step, seen)
+            return
+        if self.stage is not None and "loss" not in seen:
             return
         if "loss" in seen:
             self.losses.append(seen["loss"])
@@ -364,8 +389,10 @@ class ProgressPrinter:
         losses = self.losses or self._logged_losses(step)
         if losses:
             found.append(f"loss {sum(losses) / len(losses):.4g}")
-        if found:
+        if found and self.stage is None:
             print(f"update {step}: {', '.join(found)}", file=sys.stderr)
+        elif found:
+            print(f"stage {self.stage}: update {step} of {self.steps}, {', '.join(found)}", file=sys.stderr)
         self.losses.clear()
 
     def _print_round(self, step, seen) -> None:
@@ -373,8 +400,9 @@ class ProgressPrinter:
                  if key in seen]
         if self.losses:
             found.append(f"loss {sum(self.losses) / len(self.losses):.4g}")
-        print(f"update {step}: round {seen['round']} has {seen['round/episodes']} episodes, {seen['round/steps']} steps"
-              + "".join(f", {part}" for part in found), file=sys.stderr)
+        where = "" if self.stage is None else f"stage {self.stage}: "
+        print(f"{where}update {step}: round {seen['round']} has {seen['round/episodes']} episodes, "
+              f"{seen['round/steps']} steps" + "".join(f", {part}" for part in found), file=sys.stderr)
         self.losses.clear()
 
     def _logged_losses(self, step: int) -> list[float]:
@@ -384,6 +412,12 @@ class ProgressPrinter:
             return []
         return [line["loss"] for line in self.run.read_metrics()
                 if (step - 1) // self.every * self.every < line["step"] <= step and line.get("loss") is not None]
+
+
+def _stage_printer(stage: Stage, run: Run) -> ProgressPrinter:
+    """A callback that prints the progress of a stage."""
+    steps = stage.method.learner.steps if stage.method.collection is None else None
+    return ProgressPrinter(run, steps, None, has_validation=False, stage=stage.name)
 
 
 def _print_help(own: list[str], options: list[str]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..core import Feature, Schema, Unsupported, UserError, role
+from ..core import ConfigError, Feature, Schema, Unsupported, UserError, role
 from .episode import Episode
 from .runtime import (
     ConstantColumns,
@@ -396,11 +396,17 @@ class ConstantColumn(RuntimeRelabel):
 
     Args:
         into: Name of the new column, (T+1, D).
-        value: The number, or one number per component.
+        value: The number, or one number per component. At least one.
     """
 
     into: str
     value: float | tuple[float, ...]
+
+    def __post_init__(self):
+        if np.size(self.value) == 0:
+            raise ConfigError(f"the column {self.into!r} has 0 components, but must have at least 1",
+                              where="ConstantColumn.value",
+                              hint="give one number or more; a method has one per --method.latent-dim")
 
     def __call__(self, episode: Episode) -> Episode:
         value = np.atleast_1d(np.asarray(self.value, np.float32))

@@ -98,6 +98,7 @@ class ActionPrediction:
         coverage: Fraction of recorded values between the lowest and the highest sample. None for deterministic policies
             and for discrete actions.
         expected_coverage: The coverage of a policy whose uncertainty is exactly right.
+        of_latents: Whether the errors are those of latents (see `evaluate_action_prediction`).
     """
 
     name: str  # of the data
@@ -118,6 +119,12 @@ class ActionPrediction:
     by_time: tuple[ErrorBreakdown, ...]  # by tenths of the episode
     uncertain_steps: tuple[UncertainStep, ...]  # the widest first
     plan_samples: tuple[EpisodePlanSamples, ...]
+    of_latents: bool = False
+
+    @property
+    def note(self) -> str:
+        """What the result does not say."""
+        return LATENT_NOTE if self.of_latents else NOTE
 
     def to_json(self) -> dict[str, Any]:
         """Everything except the sampled chunks. NaN and infinite numbers become null."""
@@ -146,7 +153,8 @@ class ActionPrediction:
                 "time": parts(self.by_time),
                 "unsure": [vars(m) for m in self.uncertain_steps],
                 "success": None,
-                "note": NOTE,
+                "latents": self.of_latents,
+                "note": self.note,
             }
         )
 
@@ -160,8 +168,9 @@ class ActionPrediction:
                                "recorded (if they are cut from its training data, this is no test)"}[self.origin]
         e = self.energy_score
         sure = f" ({e.level:.0%} interval over episodes {e.low:.3g} to {e.high:.3g})" if np.isfinite(e.low) else ""
+        judged = "Latents of skills, and not actions, judged" if self.of_latents else "Judged"
         text = (
-            f"Judged on {which}: {self.steps:,} steps, {self.windows} of them looked at, {self.samples} "
+            f"{judged} on {which}: {self.steps:,} steps, {self.windows} of them looked at, {self.samples} "
             f"sample{'s' * (self.samples != 1)} each. The energy score is {e.estimate:.3g}{sure}, in units of each "
             f"component's spread in the data; always doing the average would get {self.baseline_error:.3g}, and less "
             f"is "
@@ -181,11 +190,14 @@ class ActionPrediction:
                     f"{self.expected_coverage:.0%} "
                     "would if it were as unsure as it should be. "
                 )
-        return text + NOTE
+        return text + self.note
 
 
 NOTE = ("This is not a success rate: it says how well recorded actions are foretold, not whether the policy works when "
         "its own actions decide what it sees next. For that it must act: understudy eval RUN ENV.")
+LATENT_NOTE = ("This policy chooses latents of skills, which the run's own autoencoder turns into actions. The errors "
+               "are of these latents, compared with those that the autoencoder finds in the episodes. They say nothing "
+               "about actions, and are no comparison with other runs. For that each must act: understudy eval RUN ENV.")
 
 
 @torch.no_grad()
@@ -199,6 +211,7 @@ def evaluate_action_prediction(
     validation: Validation | None = None,
     n_examples: int = 3,
     level: float = LEVEL,
+    of_latents: bool = False,
 ) -> ActionPrediction:
     """Compares the plans of a policy with the recorded actions of episodes.
 
@@ -213,6 +226,7 @@ def evaluate_action_prediction(
         n_examples: Number of episodes whose plans are kept for a figure: the one with the median error, the worst and
             the best.
         level: Confidence level of the intervals.
+        of_latents: The actions of the policy are latents of skills, as with a `SkillWrapper`. The result then says so.
 
     Raises:
         UserError: If the data does not fit the policy or contains NaN or infinity.
@@ -247,7 +261,7 @@ def evaluate_action_prediction(
                                       for x in (square, spread)))
 
     dimensions = tuple(
-        over(_component_names(policy)[a], slice(None), slice(a, a + 1)) for a in range(policy.action_dim)
+        over(_component_names(policy, of_latents)[a], slice(None), slice(a, a + 1)) for a in range(policy.action_dim)
     )
     chunk = tuple(over(str(h), slice(None), slice(None), slice(h, h + 1)) for h in range(mask.shape[1])
                   if mask[:, h].any())
@@ -275,7 +289,8 @@ def evaluate_action_prediction(
         tuple(numbers), test.steps, len(whose), K, interval(all_["energy"]), interval(all_["mean"]),
         interval(all_["best"]), float(all_["average"].mean()), inside, None if inside is None else (K - 1) / (K + 1),
         dimensions, policy.target.unit, chunk, time,
-        tuple(UncertainStep(numbers[int(whose[i])], int(when[i]), float(all_["apart"][i])) for i in widest), fans)
+        tuple(UncertainStep(numbers[int(whose[i])], int(when[i]), float(all_["apart"][i])) for i in widest), fans,
+        of_latents)
 
 
 def _batch_errors(
@@ -318,7 +333,9 @@ def _baseline_action(data: Dataset, target: str, is_discrete: bool) -> Tensor:
     return torch.from_numpy(x.astype(np.float64).mean(0)).float()
 
 
-def _component_names(policy: Policy) -> list[str]:
+def _component_names(policy: Policy, of_latents: bool) -> list[str]:
+    if of_latents:
+        return [f"latent[{i}]" for i in range(policy.action_dim)]
     return list(policy.target.names or (f"{policy.config.target}[{i}]" for i in range(policy.action_dim)))
 
 

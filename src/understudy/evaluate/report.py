@@ -20,7 +20,7 @@ from ..envs.base import Env, PlanarMap
 from ..files import write_text
 from ..learn.training_curves import HELD_OUT_ERROR, LOSS, SCORE, Curve, read_curves
 from . import plots
-from .action_prediction import NOTE, ActionPrediction, EpisodePlanSamples, ErrorBreakdown
+from .action_prediction import ActionPrediction, EpisodePlanSamples, ErrorBreakdown
 from .behavior_metrics import BehaviorMetrics, BehaviorModes
 from .comparison import Comparison
 from .episode_video import film_strip
@@ -585,20 +585,21 @@ def write_prediction_report(prediction: ActionPrediction, path: Path | str, titl
     Returns:
         The file.
     """
-    text = prediction.describe().replace(NOTE, "").strip()
+    text = prediction.describe().replace(prediction.note, "").strip()
     head = (f"Energy score {prediction.energy_score.estimate:.3g}, where always doing the average would get "
             f"{prediction.baseline_error:.3g}.")
     sections = prediction_sections(prediction)
     if commands:
         sections.append(Section("What to do next", (Commands(tuple(commands)),)))
     return write_page(path, title or f"Judged on recorded episodes of {Path(prediction.name).name}", sections,
-                      verdict=(head, NOTE, text), footer="Intervals: bootstrap over episodes.")
+                      verdict=(head, prediction.note, text), footer="Intervals: bootstrap over episodes.")
 
 
 def prediction_sections(prediction: ActionPrediction) -> list[Section]:
     """Fans of predicted chunks over what was recorded, error by dimension and by time, and where it is unsure."""
     unit = f" ({prediction.unit})" if prediction.unit else ""
     unsure = prediction.samples > 1
+    predicted = "latent" if prediction.of_latents else "action"
     kinds = ("middling", "largest", "smallest")
     shown = tuple(
         item
@@ -621,7 +622,7 @@ def prediction_sections(prediction: ActionPrediction) -> list[Section]:
             by(prediction.by_time, "percent of the episode", lambda t: float(t.split("-")[0]) + 5),
             "",
         ),
-        ("By component of the action", dimensions, "Root mean squares over steps and samples."),
+        (f"By component of the {predicted}", dimensions, "Root mean squares over steps and samples."),
     ]
     sections = [Section("Where it is off, and where unsure", (Figures(tuple(items)),),
                         "Error: of one sample. Spread: how far its samples are from their mean. Where a policy is as "

@@ -252,7 +252,7 @@ def part_of(data: Dataset, name: str | None) -> list[int]:
         known = ", ".join(sorted({str(p) for p in parts if p is not None})) or "no named parts"
         raise UserError(f"the data have no part {name!r}; they have {known}", where="Stage.dataset",
                         hint="name the parts of a mixture: mix(demos=(data, 0.5), play=(more, 0.5)); understudy train "
-                             "DATA --prior MORE names them task and prior")
+                             "METHOD DATA --prior MORE names them task and prior")
     return [i for i, part in enumerate(parts) if part == name]
 
 

@@ -80,6 +80,7 @@ def train(
     command: str | None = None,
     include_interrupted: bool = False,
     stages: Mapping[str, Path | str] = MappingProxyType({}),
+    stage_callbacks: Callable[[Stage, Run], Iterable[Callback]] | None = None,
     env: Any = None,
     person: Actor | None = None,
     title: str = "training",
@@ -118,6 +119,8 @@ def train(
             a warning that names them. Of a stream, those among `data` are known and left out.
         stages: Existing runs that take the place of stages, by the stage's name. They are copied into `out` and not
             trained. `stages.use_run` gives the method of such a stage.
+        stage_callbacks: Returns the callbacks of a stage that is trained, given the stage and its run. `callbacks` are
+            not called during stages.
         env: The environment (`understudy.envs.Env`) in which the method collects episodes. Its number of rows does not
             change the result. Only for a method with `collection`.
         person: The actor through which a person takes part in collecting.
@@ -189,6 +192,7 @@ def train(
                     device=where, val_fraction=[i for i, n in enumerate(part) if n in held], validation=validation,
                     sampling_weights=sampling_weights if stage.dataset is None else None, stream=stream,
                     progress=progress, include_interrupted=include_interrupted, env=env, person=person,
+                    stage_callbacks=stage_callbacks,
                 )
         documents["provenance.json"]["stages"] = {
             stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
@@ -202,7 +206,8 @@ def train(
         transform = partial(training_data, method=resolved)
         recorded = data.features()
         training = transform(data.select(i for i in range(len(data)) if i not in gone))
-        test, data = transform(data.select(held)), transform(data)
+        test = transform(data.select(held)) if held else data.select([])  # some operations take no empty data
+        data = transform(data)
         check_method(method, data)
 
         def build_learner(first: Dataset) -> Learner:
@@ -544,14 +549,16 @@ def check_method(method: Method, data: Dataset) -> None:
             )
 
 
-def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None, *, seed: int, **options) -> None:
+def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None, *, seed: int, stage_callbacks,
+                 **options) -> None:
     """Trains a stage, or continues it. Does nothing if it is finished.
 
     Raises:
         UserError: The run is that of another stage.
     """
     if not is_finished(run, stage.method):
-        train(stage.method, data, run.folder, seed=seed, title=f"stage {stage.name}", **options)
+        train(stage.method, data, run.folder, seed=seed, title=f"stage {stage.name}", stage_callbacks=stage_callbacks,
+              callbacks=() if stage_callbacks is None else stage_callbacks(stage, run), **options)
         return
     last = max(run.saved_steps())
     was, now = {"method": run.read_checkpoint_json(last, "method.json")}, {"method": config.dump(stage.method)}

@@ -235,6 +235,9 @@ def refuse_unused_conditions(runs: Sequence[Path], o: RolloutOptions) -> None:
     if o.task is not None and not any(
             served_client(a).policy.get("texts") if (a := served_address(r)) else
             not has_no_run(r) and task_relabel(Method.load(r, o.trust)) for r in runs):
+        if any("observation.task" in load_policy(run, o, None)[0].inputs for run in runs):
+            raise UserError("the policy reads the words that the environment shows, 'observation.task'",
+                            where="--task", hint="leave it out")
         raise UserError("this policy was trained without words", where="--task",
                         hint="train it with --language, on data of several tasks")
     if o.condition:
@@ -262,7 +265,8 @@ def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
         Values by column. Empty if the policy does not read the task, or if the environment shows it.
 
     Raises:
-        UserError: The policy reads the task, and neither --task nor a goal in its place was given.
+        UserError: A task was given although the environment shows it, or the policy reads the task, and neither --task
+            nor a goal in its place was given.
     """
     import torch
 
@@ -276,6 +280,9 @@ def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
         say = next((TaskText(said["features"][name]["shape"][0], name) for name in said.get("texts", ())), None)
     else:
         say = None if has_no_run(run) else task_relabel(Method.load(run, o.trust))
+    if say is not None and o.task is not None and say.into in features:
+        raise UserError(f"the environment shows {say.into!r} itself, and success is judged by it", where="--task",
+                        hint="leave it out")
     if say is None or o.task is None and (say.into in features or say.optional and o.condition):
         return {}
     if o.task is None:

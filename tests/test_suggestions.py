@@ -16,6 +16,7 @@ from understudy import cli, demo
 from understudy.claims.probe import Confirmation
 from understudy.cli import main
 from understudy.commands.conditions import example_options
+from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.methods import find_method
@@ -164,6 +165,10 @@ def test_no_evaluation_is_suggested_without_an_example_of_what_it_needs():
     assert example_options(data, method, {"observation.goal": data.features()["observation.state"]}) == []
     assert example_options(data, find_method("groot-2"), data.features()) is None
     assert example_options(data, find_method("bc"), data.features()) == []
+    told = Dataset([replace(data[0], metadata={"task": "go home"})])
+    assert example_options(told, find_method("groot-2"), told.features()) == ["--task", "go home"]
+    shows = {**told.features(), "observation.task": Feature("uint8", (8,))}  # each episode has its own
+    assert example_options(told, find_method("groot-2"), shows) is None
 
 
 def test_what_is_done_to_data_can_be_inspected(follow):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..learn.method import Method
     from .eval_options import RolloutOptions
 
+SHOWN_TASK = "observation.task"  # an environment whose episodes have tasks of their own shows them here
 EXAMPLE = "such as --condition return_to_go=100 goal=0.2,0.5"
 
 
@@ -117,7 +118,7 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
 
     Returns:
         The options. None if the policy must be told something and the data have no example of it that can be written
-        on a command line, such as an image as the goal.
+        on a command line, such as an image as the goal, or if each episode of the environment has its own task.
     """
     from ..data.relabel import task_texts
     from ..learn.method import apply_transforms, runtime_relabels
@@ -125,6 +126,8 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
 
     options: list[str] = []
     if (words := task_relabel(method)) is not None and words.into not in features:
+        if SHOWN_TASK in features:
+            return None  # one sentence would be wrong: each episode has its own
         task = next((str(text) for episode in data for text in task_texts(episode) if text), None)
         if task is None:
             return None

@@ -283,6 +283,9 @@ def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
     if say is not None and o.task is not None and say.into in features:
         raise UserError(f"the environment shows {say.into!r} itself, and success is judged by it", where="--task",
                         hint="leave it out")
+    if say is not None and o.task is not None and SHOWN_TASK in features:
+        print(f"warning: every episode is told --task, but each has a task of its own, {SHOWN_TASK!r}, by which success "
+              "is judged", file=sys.stderr)
     if say is None or o.task is None and (say.into in features or say.optional and o.condition):
         return {}
     if o.task is None:

@@ -273,6 +273,7 @@ def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
     from ..core import UserError
     from ..data.relabel import TaskText
     from ..learn.method import Method
+    from .conditions import SHOWN_TASK
     from .method import task_relabel
 
     if (address := served_address(run)) is not None:
@@ -284,8 +285,8 @@ def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
         raise UserError(f"the environment shows {say.into!r} itself, and success is judged by it", where="--task",
                         hint="leave it out")
     if say is not None and o.task is not None and SHOWN_TASK in features:
-        print(f"warning: every episode is told --task, but each has a task of its own, {SHOWN_TASK!r}, by which success "
-              "is judged", file=sys.stderr)
+        print(f"warning: every episode is told --task, but success is judged by its own task, {SHOWN_TASK!r}",
+              file=sys.stderr)
     if say is None or o.task is None and (say.into in features or say.optional and o.condition):
         return {}
     if o.task is None:

@@ -14,11 +14,11 @@ from understudy.checkpoint import FromStage
 from understudy.commands.conditions import open_conditions
 from understudy.commands.train import _check_policy_fits
 from understudy.config import UntrustedCode
-from understudy.core import Feature, UserError, keys
+from understudy.core import DataError, Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.procedure import ProcedureResult
-from understudy.data.relabel import ConcatColumns, NextObservation, ThoughtText, relabeled_features
+from understudy.data.relabel import ConcatColumns, NextObservation, TaskText, ThoughtText, relabeled_features
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import LAST_REWARD
@@ -276,7 +276,10 @@ WITHOUT = {
     "cameras: without them BYOL has nothing to compare": (STATES, "no camera"),
     "no cameras": ({**STATES, **IMAGES}, "cannot read a column of kind 'image'"),
     "no cameras in the embedding": (STATES, "no part 'prior'"),  # which is needed too
-    "tasks in words that differ between episodes": (STATES, "all episodes have the same words"),
+    "tasks in words that differ between episodes": (STATES, "no episode has a task in words"),
+    "a task in words": (STATES, "no episode has a task in words"),
+    "a task in words, or another column that says what to do (--method.prompt)": (
+        STATES, "no episode has a task in words"),
     "a task in words for some episodes": (STATES, "no episode has a task in words"),
     "states that are numbers": (CLASSES, "is not a vector of numbers|the states are of kind 'discrete'"),
     "observations that are numbers": (CLASSES, "is of kind 'discrete'"),
@@ -306,6 +309,33 @@ def test_what_a_method_needs_is_refused_where_it_is_missing(name, need, tmp_path
         method = find_method(name, data.features())
         env = make("fork", 1) if need == "rewards" and method.collection is not None else None
         train(method, data, tmp_path / "run", steps=1, env=env)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_reads_words_says_that_it_needs_them(name):
+    method = find_method(name, FEATURES if name in ("arp", "dualmind") else SPECIAL.get(name, FEATURES))
+    reads = any(isinstance(part, TaskText) for part in method.transforms)
+    says = any("in words" in need or "in the metadata of the episodes" in need for need in METHODS[name].reference.needs
+               if isinstance(need, str) and not need.startswith("while acting"))
+    assert reads == says
+
+
+def test_words_that_are_missing_are_asked_for_with_the_command_that_adds_them(tmp_path):
+    data = random_dataset(STATES, episodes=3, steps=12)
+    data = Dataset(list(data), {"path": "demos"})
+    method = find_method("omnijarvis", data.features())
+    with pytest.raises(DataError, match="demos: no episode has a task in words") as refused:
+        train(method, data, tmp_path / "run", steps=1)
+    assert "view make demos --out told.json --label 'task=WORDS'" in str(refused.value)
+    assert not list(tmp_path.iterdir())
+    (stage,) = find_method("dualmind", data.features()).stages  # a representation is learned without words
+    short = replace(stage.method, learner=replace(stage.method.learner, steps=1))
+    train(short, data, tmp_path / "trunk")
+    with pytest.raises(DataError, match="no episode has a task in words"):
+        train(find_method("dualmind", data.features()), data, tmp_path / "run", stages={"trunk": tmp_path / "trunk"})
+    same = data.map(lambda e: replace(e, metadata={**e.metadata, "task": "go"}))
+    with pytest.raises(DataError, match="all episodes have the same words"):
+        train(find_method("arp", data.features()), same, tmp_path / "run", steps=1)
 
 
 def test_a_goal_that_is_drawn_takes_the_place_of_a_goal_in_the_data():

@@ -27,6 +27,7 @@ from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.relabel import TaskText, task_texts
+from ..data.segments import CutSegments
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights, Windows
 from ..execute.actor import LAST_REWARD, Actor
@@ -50,6 +51,7 @@ from .method import (
     training_data,
 )
 from .model_card import write_model_card
+from .representation import RepresentationLearning
 from .run import Run
 from .stages import check_stages, copy_run, freeze, is_finished, packages_of, stages_before
 from .validation import Validation, check_training_data, target_scale
@@ -490,13 +492,23 @@ def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
 
 
 def _check_task_texts(method: Method, data: Dataset) -> None:
-    """Raises DataError if a method follows words of some episodes, and no episode has any."""
-    follows = any(isinstance(part, TaskText) and part.optional for part in method.transforms)
-    if follows and not any(str(text) for episode in data for text in task_texts(episode)):
-        raise DataError("no episode has a task in words, and the method learns to follow words",
-                        where=data.metadata.get("path", "data set"),
-                        hint="keep the words in the column or the metadata 'task' of some episodes, or choose a method "
-                             "without words, such as gcbc")
+    """Raises DataError if a method follows words, and no episode has any.
+
+    A representation is learned without tasks, and `CutSegments` makes the tasks of segments from other labels.
+    """
+    reads_words = any(isinstance(part, TaskText) for part in method.transforms)
+    has_other_labels = any(isinstance(part, CutSegments) for part in method.transforms)
+    if not reads_words or has_other_labels or isinstance(method.learner, RepresentationLearning):
+        return
+    if not any(str(text) for episode in data for text in task_texts(episode)):
+        path = data.metadata.get("path")
+        raise DataError(
+            "no episode has a task in words (the column or the metadata 'task'), and the method learns to follow words",
+            where=path or "data set",
+            hint=f"give all episodes the same words: understudy view make {path or 'DATA'} --out told.json --label "
+                 "'task=WORDS'; or each its own, in a column 'task' (--columns task=NAME for one with another name); "
+                 "or choose a method without words, such as gcbc",
+        )
 
 
 def check_method(method: Method, data: Dataset) -> None:

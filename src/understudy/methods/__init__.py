@@ -90,6 +90,7 @@ POINT_CLOUDS = Need("point clouds: observations of shape (points, 3), or (points
 ONE_MOTION = Need("one square camera image, and actions that are one motion: where to pick, where to place, and "
                   "the turn", _require_one_motion)
 CAMERAS = Need("cameras: without them BYOL has nothing to compare", _require_cameras)
+TASK = "a task in words"
 GIVEN_GOAL = "while acting: a goal"
 
 
@@ -203,7 +204,8 @@ METHODS: dict[str, NamedMethod] = {
         "DualMind: a trunk learns the dynamics without tasks. Frozen, it is steered by a prompt through new layers.",
         Reference("Wei et al. 2023, arXiv 2307.07909, with a history of six images, prompts from CLIP, and more and "
                   "more hidden actions. The first phase takes any episodes, also without tasks: --stage trunk=RUN",
-                  ("169",), (NUMBERS_OR_CLASSES, "while acting: what to do, in words or as a column"))),
+                  ("169",), (NUMBERS_OR_CLASSES, f"{TASK}, or another column that says what to do (--method.prompt)",
+                             "while acting: what to do, in words or as a column"))),
     "diffusion-policy": NamedMethod(
         "understudy.methods.generative:diffusion_policy",
         "Diffusion policy: a chunk of actions is denoised in ten DDIM steps, and half of it is carried out.",
@@ -402,7 +404,7 @@ METHODS: dict[str, NamedMethod] = {
         "Behavior becomes codes of a few symbols, and a policy predicts the next code from words and earlier codes.",
         Reference("Wang et al. 2024 (OmniJARVIS), arXiv 2407.00114, with a pretrained language model, thoughts and "
                   "summaries as words, images, and codes of 128 steps", ("073",),
-                  (NUMBERS_OR_CLASSES, "while acting: the task in words"))),
+                  (NUMBERS_OR_CLASSES, TASK, "while acting: the task in words"))),
     "pasta": NamedMethod(
         "understudy.methods.representation:pasta",
         "Pretrained action-state transformer: one token per number, hidden numbers are predicted, then the actions.",

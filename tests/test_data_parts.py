@@ -25,6 +25,7 @@ from understudy.data.augment import (
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.packed_columns import PackedColumns
+from understudy.data.runtime import LastStep
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
 from understudy.policy import Policy, PolicyConfig
@@ -230,6 +231,30 @@ def test_words_as_bytes():
     assert [bytes(r).rstrip(b"\0") for r in changing] == [b"go", b"go", b"stop"]
     assert said(task=np.array(["go"] * 3)).steps["observation.task"].strides[0] == 0
     assert bytes(relabel.TaskText(6).encode("abc")) == b"abc\0\0\0"
+
+
+def test_words_that_the_environment_showed_are_the_task():
+    rows = np.stack([relabel.TaskText(12).encode(text) for text in ("go", "go", "stop here", "stop here")])
+    shown = episode(3).replace({relabel.SHOWN_TASK: rows})
+    shown = dataclasses.replace(shown, schema={relabel.SHOWN_TASK: Feature("uint8", (12,), "text")})
+    assert relabel.task_texts(shown).tolist() == ["go", "go", "stop here", "stop here"]
+    found = relabel.TaskText(4)(shown).steps[relabel.SHOWN_TASK]
+    assert [bytes(row).rstrip(b"\0") for row in found] == [b"go", b"go", b"stop", b"stop"]
+    named = dataclasses.replace(shown, metadata={"task": "wait"})  # what a person wrote comes first
+    assert relabel.task_texts(named).tolist() == ["wait"]
+    classes = episode(3).replace({relabel.SHOWN_TASK: np.ones((4, 1), np.int64)})
+    assert relabel.task_texts(classes).tolist() == [""]
+
+
+@pytest.mark.parametrize("optional", [False, True])
+@pytest.mark.parametrize("text", ["stop here", "1234567é9", "12345€7", "1234😀", "12345678", "7"])
+def test_longer_words_are_cut_while_acting_as_in_training(text, optional):
+    say = relabel.TaskText(8, optional=optional)
+    shown = torch.from_numpy(np.stack([relabel.TaskText(16).encode(text), relabel.TaskText(16).encode("go")]))
+    last = LastStep(torch.zeros(2, dtype=torch.bool))
+    found, _ = say.runtime_transform().step({say.into: shown}, last, {})
+    assert bytes(found[say.into][0].numpy()).ljust(16, b"\0")[:8] == bytes(say.encode(text))
+    assert bytes(found[say.into][1].numpy()).rstrip(b"\0") == b"go"
 
 
 def test_keep_rename_and_constant():

@@ -9,7 +9,7 @@ import torch
 from understudy.core import ConfigError, Feature
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
-from understudy.data.relabel import ConstantColumn, TaskText
+from understudy.data.relabel import SHOWN_TASK, ConstantColumn, TaskText
 from understudy.data.window import Window
 from understudy.execute.actor import ObservationWrapper
 from understudy.heads.gaussian import Gaussian
@@ -152,22 +152,32 @@ def test_two_labeled_episodes_name_what_many_others_show():
     assert action.tolist() == pytest.approx([-1.0, 1.0], abs=0.3)
 
 
-def test_the_method_follows_words_that_two_episodes_have():
+@pytest.mark.parametrize("shown", [False, True])
+def test_the_method_follows_words_that_two_episodes_have(shown):
+    """The words are told, or the environment shows them in more bytes. Then only the instruction reads them."""
+    task = SHOWN_TASK if shown else TASK
+
     def described(i):
-        episode = walk(i % 2, False, length=8, seed=i)
+        episode, word = walk(i % 2, False, length=8, seed=i), ("down", "up")[i] if i < 2 else ""
         steps = {k: v for k, v in episode.steps.items() if k in (STATE, "action")}
-        return Episode(steps, {"task": ("down", "up")[i]} if i < 2 else {})
-    made = find_method("groot-2", period=8, latent_dim=2, max_bytes=8)
+        if not shown:
+            return Episode(steps, {"task": word})
+        return Episode({**steps, SHOWN_TASK: np.tile(TaskText(12).encode(word), (9, 1))},
+                       schema={SHOWN_TASK: Feature("uint8", (12,), "text")})
+    columns = described(0).features() if shown else None
+    made = find_method("groot-2", columns, period=8, latent_dim=2, max_bytes=8)
     (stage,) = made.stages
     learner = replace(stage.method.learner, steps=200, batch_size=32, posterior=MLP(32, 1),
                       optimizer=OptimizerConfig(lr=3e-3))
     low = replace(stage.method.policy, head=Gaussian(std=0.5), trunk=MLP(32, 1))
     stage = replace(stage, method=replace(stage.method, policy=low, learner=learner))
     result = fit_method(replace(made, stages=(stage,)), Dataset([described(i) for i in range(40)]), 0)
+    low = result.actor.wrapper.low
+    assert set(low.inputs) == {STATE, SKILL}
     found = {}
     for word in ("down", "up"):
-        text = torch.tensor(TaskText(8).encode(word))
-        actor, state = ObservationWrapper(result.actor, {TASK: text}), torch.tensor([[0.3]])
+        text = torch.tensor(TaskText(12 if shown else 8).encode(word))
+        actor, state = ObservationWrapper(result.actor, {task: text}), torch.tensor([[0.3]])
         action, _ = actor.act({STATE: state}, actor.start({STATE: state}, torch.zeros(1, dtype=torch.int64)))
         found[word] = action.item()
     assert found == pytest.approx({"down": -1.0, "up": 1.0}, abs=0.3)

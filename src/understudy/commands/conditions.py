@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..learn.method import Method
     from .eval_options import RolloutOptions
 
-SHOWN_TASK = "observation.task"  # an environment whose episodes have tasks of their own shows them here
 EXAMPLE = "such as --condition return_to_go=100 goal=0.2,0.5"
 
 
@@ -120,7 +119,7 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
         The options. None if the policy must be told something and the data have no example of it that can be written
         on a command line, such as an image as the goal, or if each episode of the environment has its own task.
     """
-    from ..data.relabel import task_texts
+    from ..data.relabel import SHOWN_TASK, task_texts
     from ..learn.method import apply_transforms, runtime_relabels
     from .method import task_relabel
 

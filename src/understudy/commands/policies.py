@@ -271,9 +271,8 @@ def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
     import torch
 
     from ..core import UserError
-    from ..data.relabel import TaskText
+    from ..data.relabel import SHOWN_TASK, TaskText
     from ..learn.method import Method
-    from .conditions import SHOWN_TASK
     from .method import task_relabel
 
     if (address := served_address(run)) is not None:

@@ -31,6 +31,7 @@ from .runtime import (
     SelectedComponents,
 )
 
+SHOWN_TASK = "observation.task"  # an environment whose episodes have tasks of their own shows them here
 Relabel = Callable[[Episode], Episode]  # a frozen dataclass or a module-level function
 
 
@@ -174,8 +175,9 @@ class MotionToFirst:
 class TaskText(RuntimeRelabel):
     """Adds the task as UTF-8 bytes, padded with 0.
 
-    It is read from the column "task", whose text may change within the episode, or from the metadata "task". Without a
-    task the text is empty. Longer text is cut after a complete character.
+    It is read from the column "task", whose text may change within the episode, from the metadata "task", or from the
+    text that the environment showed (`observation.task`). Without a task the text is empty. Longer text is cut after a
+    complete character, also while acting.
 
     Args:
         max_bytes: Number of bytes of the column.
@@ -185,7 +187,7 @@ class TaskText(RuntimeRelabel):
     """
 
     max_bytes: int = 64
-    into: str = "observation.task"
+    into: str = SHOWN_TASK
     optional: bool = False
 
     def __call__(self, episode: Episode) -> Episode:
@@ -206,7 +208,8 @@ class TaskText(RuntimeRelabel):
         if self.optional:
             return OptionalText(self.into, self.max_bytes)
         return GivenColumn(self.into, "say the task: --task 'WORDS', or ObservationWrapper(actor, "
-                           f"{{{self.into!r}: torch.tensor(TaskText({self.max_bytes}).encode('WORDS'))}})")
+                           f"{{{self.into!r}: torch.tensor(TaskText({self.max_bytes}).encode('WORDS'))}})",
+                           self.max_bytes)
 
 
 @dataclass(frozen=True)
@@ -237,9 +240,30 @@ class ThoughtText:
 
 
 def task_texts(episode: Episode) -> np.ndarray:
-    """Return the task of each step, (T,), or of the whole episode, (1,)."""
-    found = episode.steps["task"] if "task" in episode.steps else [episode.metadata.get("task") or ""]
+    """Return the task of each step, (T,) or (T+1,), or of the whole episode, (1,)."""
+    if "task" in episode.steps:
+        found = episode.steps["task"]
+    elif task := episode.metadata.get("task"):
+        found = [task]
+    else:
+        found = shown_texts(episode) or [""]
     return np.asarray(found, dtype=str).reshape(len(found))
+
+
+def shown_texts(episode: Episode) -> list[str]:
+    """Return the task of each observation as the environment showed it. Empty if it showed none in words."""
+    feature = episode.features().get(SHOWN_TASK)
+    if feature is None or feature.kind != "text":
+        return []
+    rows = np.asarray(episode.steps[SHOWN_TASK])
+    if len(rows) and (rows == rows[0]).all():  # most tasks stay the same
+        return [decode_text(rows[0])] * len(rows)
+    return [decode_text(row) for row in rows]
+
+
+def decode_text(row: np.ndarray) -> str:
+    """Return the text of UTF-8 bytes that are padded with 0."""
+    return bytes(row).rstrip(b"\0").decode(errors="replace")
 
 
 @dataclass(frozen=True)

@@ -87,16 +87,18 @@ class GivenColumn(RuntimeTransform):
     Args:
         column: Name of the column.
         hint: How to give it, for the error message.
+        max_bytes: Longest text, where the column is a text. Longer text is cut. None for other columns.
     """
 
     column: str
     hint: str
+    max_bytes: int | None = None
 
     def step(self, obs, last, state):
         if self.column not in obs:
             raise UserError(f"nothing gives the column {self.column!r}, which the policy reads", where="obs",
                             hint=self.hint)
-        return {}, state
+        return ({} if self.max_bytes is None else {self.column: _cut_text(obs[self.column], self.max_bytes)}), state
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,11 @@ class OptionalText(RuntimeTransform):
 
     def step(self, obs, last, state):
         mask, rows = self.column + "?", len(last.exists)
-        if mask in obs and self.column in obs:
-            return {}, state
-        text = obs.get(self.column, torch.zeros(rows, self.max_bytes, dtype=torch.uint8))
-        return {self.column: text, mask: (torch.as_tensor(text) != 0).any(1)}, state
+        if self.column not in obs:
+            return {self.column: torch.zeros(rows, self.max_bytes, dtype=torch.uint8),
+                    mask: torch.zeros(rows, dtype=torch.bool)}, state
+        text = _cut_text(obs[self.column], self.max_bytes)
+        return {self.column: text, **({} if mask in obs else {mask: (text != 0).any(1)})}, state
 
 
 @dataclass(frozen=True)
@@ -323,6 +326,24 @@ class SelectedComponents(RuntimeTransform):
                             f"{last_read}", where=f"observation {self.column!r}",
                             hint="act where the observations are those of the training data")
         return {self.column: value[..., list(self.components)]}, state
+
+
+def _cut_text(text, max_bytes: int) -> Tensor:
+    """Texts as the training data had them: those of more bytes are cut after a complete character, (B, max_bytes)."""
+    text = torch.as_tensor(text)
+    if text.dim() != 2 or text.shape[1] <= max_bytes:
+        return text
+    kept, is_cut = text[:, :max_bytes].clone(), _continues_character(text[:, max_bytes])
+    for i in reversed(range(max(max_bytes - 3, 0), max_bytes)):  # a character has at most 4 bytes
+        is_first = ~_continues_character(kept[:, i])
+        kept[is_cut, i] = 0
+        is_cut = is_cut & ~is_first
+    return kept
+
+
+def _continues_character(byte: Tensor) -> Tensor:
+    """Whether each byte of UTF-8 is not the first of its character."""
+    return (byte & 0xC0) == 0x80
 
 
 def _first_value(obs, name: str, default: float | None, rows: int, what: str, field: str) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from ..core import UserError, uniform
@@ -15,6 +14,7 @@ from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..data.formats.detection import READABLE_FORMATS
 from ..data.recorder import Recorder, repair, warn_of_losses
+from ..data.relabel import shown_texts
 from ..envs.base import Env, HasExpert
 from ..execute.actor import Actor
 from .rollout import rollout
@@ -94,10 +94,8 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
 
 def _task_metadata(episode: Episode) -> dict[str, str]:
     """The text that an environment shows (as `TaskText` writes it) is the task of the episode."""
-    said = episode.steps.get("observation.task")
-    if said is None or episode.features()["observation.task"].kind != "text":
-        return {}
-    return {"task": bytes(np.asarray(said)[0]).rstrip(b"\0").decode(errors="replace")}
+    texts = shown_texts(episode)
+    return {"task": texts[0]} if texts else {}
 
 
 def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:

@@ -12,10 +12,10 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoint import load_built, save_built
-from ..core import Batch, ConfigError, HeadSpec, Schema, Unsupported, check_range
+from ..core import Batch, ConfigError, HeadSpec, Schema, Unsupported, check_range, role
 from ..data.codec import CodecModule, Normalizer
 from ..data.episode import Dataset
-from ..data.relabel import Rename
+from ..data.relabel import SHOWN_TASK, Rename
 from ..data.window import SamplingWeights, Window
 from ..heads.base import LikelihoodHead
 from ..heads.gaussian import Gaussian
@@ -103,6 +103,18 @@ class SkillAutoencoder(LearnerConfig):
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> SkillAutoencoderLearner:
         return SkillAutoencoderLearner(self, policy, seed, steps, data)
+
+
+def inputs_without_words(features: Schema | None) -> tuple[str, ...]:
+    """Returns the inputs of a policy that carries skills out: all observations but the task in words, and the skill.
+
+    Args:
+        features: The columns of the data. None for all observations (an empty tuple).
+    """
+    if features is None:
+        return ()
+    seen = {k for k, f in features.items() if role(k) == "observation" and f.kind != "string"}
+    return tuple(sorted({*seen, SKILL} - {SHOWN_TASK, SHOWN_TASK + "?"}))
 
 
 class SkillAutoencoderLearner(GradientLearner):

@@ -6,7 +6,7 @@ from ..checkpoint import FromStage
 from ..core import Schema
 from ..data.codec import Normalizer
 from ..data.operations import ShiftedStarts
-from ..data.relabel import ConstantColumn, LastAction, TaskText
+from ..data.relabel import SHOWN_TASK, ConstantColumn, LastAction, TaskText
 from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
 from ..execute.wrappers import SkillWrapper
@@ -17,7 +17,7 @@ from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.instructed_autoencoder import InstructedAutoencoder
 from ..learn.latent_labels import SKILL, LatentLabels
 from ..learn.method import InitializeFrom, Method, Stage
-from ..learn.skill_autoencoder import SkillAutoencoder
+from ..learn.skill_autoencoder import SkillAutoencoder, inputs_without_words
 from ..nets.quantization import FSQ
 from ..policy import PolicyConfig
 
@@ -58,8 +58,8 @@ def play_lmp(column: str = "observation.state", period: int = 30, latent_dim: in
                   wrapper=SkillWrapper(FromStage("plans"), period))
 
 
-def groot_2(period: int = 100, latent_dim: int = 16, beta: float = 0.1, alignment: float = 0.1, max_bytes: int = 64
-            ) -> Method:
+def groot_2(period: int = 100, latent_dim: int = 16, beta: float = 0.1, alignment: float = 0.1, max_bytes: int = 64,
+            features: Schema | None = None) -> Method:
     """An autoencoder learns latents of all episodes, and from those with words, which may be few, what words mean.
 
     Args:
@@ -68,9 +68,11 @@ def groot_2(period: int = 100, latent_dim: int = 16, beta: float = 0.1, alignmen
         beta: Weight of the KL divergence of the autoencoder.
         alignment: Weight of the likelihood of a piece's latent, given its words.
         max_bytes: Number of bytes of the words.
+        features: The columns of the data. None: the words are the column "instruction", which no environment shows.
     """
-    words = TaskText(max_bytes, "instruction", optional=True)
-    low = PolicyConfig(GMM(10, temperature=1.0), codec=Normalizer(unscaled=(SKILL,)))
+    words = TaskText(max_bytes, "instruction" if features is None else SHOWN_TASK, optional=True)
+    low = PolicyConfig(GMM(10, temperature=1.0), codec=Normalizer(unscaled=(SKILL,)),
+                       inputs=inputs_without_words(features))
     high = PolicyConfig(Gaussian(), codec=Normalizer(target="identity"), inputs=(words.into,))
     latents = Method(low, learner=InstructedAutoencoder(period, beta, instruction=high, alignment=alignment),
                      transforms=(words, ConstantColumn(SKILL, (0.0,) * latent_dim)))
@@ -92,7 +94,8 @@ def omnijarvis(period: int = 20, levels: tuple[int, ...] = (8, 8, 8, 6, 5), memo
         features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete, quantizer = features is not None and features["action"].kind == "discrete", FSQ(levels)
-    low = PolicyConfig(Categorical(temperature=1.0) if discrete else Gaussian(), codec=Normalizer(unscaled=(SKILL,)))
+    low = PolicyConfig(Categorical(temperature=1.0) if discrete else Gaussian(), codec=Normalizer(unscaled=(SKILL,)),
+                       inputs=inputs_without_words(features))
     codes = Method(low, learner=SkillAutoencoder(period, quantizer=quantizer),
                    transforms=(ConstantColumn(SKILL, (0.0,) * len(levels)),))
     high = PolicyConfig(Categorical(autoregressive=True), window=Window(n_obs_steps=memory))

@@ -27,7 +27,7 @@ from understudy.commands.common import split_arguments
 from understudy.commands.options import change_fields, settable_fields
 from understudy.core import ConfigError
 from understudy.data.episode import Episode
-from understudy.data.formats import open_dataset
+from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.formats.lerobot import write
 from understudy.data.operations import Drop
 from understudy.data.relabel import TaskText
@@ -36,9 +36,11 @@ from understudy.evaluate.evaluation import evaluate, recording_seed, validation_
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper
 from understudy.execute.adaptive import ChunkBlending
+from understudy.files import read_json
 from understudy.learn.method import Method
 from understudy.learn.train import train
 from understudy.methods import METHODS, find_method
+from understudy.policy import find_checkpoint
 
 TINY = [
     "--steps",
@@ -732,6 +734,38 @@ def test_words_decide_what_is_done(call, told):
     )
     assert by_hand.successes.all() and all(e.steps["observation.state"][:, 1].mean() < -0.1 for e in by_hand.episodes)
     assert call("eval", told / "run", told / "two.npz")[0] == 0
+
+
+def test_words_that_were_never_trained_are_told(call, told):
+    run, few = told / "run", ("--episodes", 2, "--device", "cpu")
+    assert read_json(find_checkpoint(run) / "provenance.json")["data"]["tasks"] == sorted([LEFT, RIGHT])
+    assert "not trained on" not in call("eval", run, "fork", "--task", LEFT, *few)[2]
+    status, out, err = call("eval", run, "fork", "--task", "fly to the moon " * 9, *few, "--json")
+    warned, = [line for line in err.splitlines() if "not trained on" in line]
+    assert status == 0 and out.startswith("{") and f"'{'fly to the moon ' * 3}" in warned and len(warned) < 400
+    assert warned.startswith("warning: ") and LEFT in warned and RIGHT in warned
+    assert "not trained on" in call("robustness", run, "fork", "--task", "fly", "--episodes", 2, "--shifts", "noise",
+                                    "--levels", "noise=0.1", "--device", "cpu")[2]
+
+
+def test_tasks_of_an_environment_that_were_never_trained_are_told(call, tmp_path):
+    assert call("record", "gridworld_tasks", "--out", tmp_path / "all", "--episodes", 40)[0] == 0
+    data = open_dataset(tmp_path / "all")
+    first = sorted({e.metadata["task"] for e in data})
+    some = data.filter(lambda e: e.metadata["task"] in first[:4])
+    write_dataset(some, tmp_path / "some")
+    train = ("train", "bc", tmp_path / "some", "--out", tmp_path / "run", *TINY)
+    assert call(*train)[0] == 0
+    known = read_json(find_checkpoint(tmp_path / "run") / "provenance.json")["data"]["tasks"]
+    assert set(known) <= set(first[:4])
+    status, _, err = call("eval", tmp_path / "run", "gridworld_tasks", "--episodes", 20, "--save", tmp_path / "saved")
+    tasks = [e.metadata["task"] for e in open_dataset(tmp_path / "saved")]
+    n = sum(task not in known for task in tasks)
+    assert status == 0 and 0 < n < 20
+    assert f"warning: {n} of 20 episodes have a task that {tmp_path / 'run'} was not trained on, such as" in err
+    assert f"It was trained on {len(known)} tasks, such as" in err
+    held_out = call("eval", tmp_path / "run", tmp_path / "all")[2]
+    assert "episodes have a task" in held_out
 
 
 def test_words_that_are_missing_or_too_many(call, told, place, tmp_path):

@@ -78,7 +78,7 @@ def main(args: list[str]) -> None:
     robot = make_robot(o.robot_config(), o.trust)
     fps = o.fps or trained_rate(o.run) or 30.0
     refuse_unused_conditions([o.run], o)
-    actor, by = load_actor(o.run, RobotEnv(robot, fps), o, rows=None)
+    actor, by = load_actor(o.run, RobotEnv(robot, fps), o, rows=None, tell=True)
     if told := untrained_warning(o.run, o.trust):
         print(f"warning: {told}", file=sys.stderr)
     with ExitStack() as stack:

@@ -30,6 +30,7 @@ from .policies import (
     refuse_unused_conditions,
     run_folder,
     run_names,
+    tell_untrained_episodes,
     weights_path,
 )
 from .served import changed_checkpoint
@@ -221,6 +222,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
         if others:
             transformed = transformed + training_data(data.select(others), method)
     recorded, data = data, transformed
+    tell_untrained_episodes(o.run, data.select(episodes), o.trust)
     found = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor,
                                        of_latents=isinstance(method.wrapper, SkillWrapper))
     append_result(o, found.to_json())

@@ -404,12 +404,14 @@ def _weights_digest(run: Path, ours: bool) -> str | None:
 def _make_actor(run: Path, o: EvalOptions, robot: RobotEnv | None) -> Actor:
     from ..execute.actor import ObservationWrapper
     from .conditions import parse_conditions
-    from .policies import load_actor, load_policy, task_columns
+    from .policies import load_actor, load_policy, task_columns, tell_untrained_task
 
     if robot is not None:
-        return load_actor(run, robot, o, rows=None)[0]
+        return load_actor(run, robot, o, rows=None, tell=True)[0]
     planner, plays, _ = load_policy(run, o, None)
     words = {} if o.task is None else task_columns(run, {}, o)
+    if words:
+        tell_untrained_task(run, str(o.task), o.trust)
     conditions = {k: v for k, v in parse_conditions(o.condition, {}).items() if k in planner.inputs}
     columns = {**words, **conditions}
     return ObservationWrapper(plays, columns) if columns else plays

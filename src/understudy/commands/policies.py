@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,8 @@ from .served import served_client
 
 if TYPE_CHECKING:
     from ..core import Schema
+    from ..data.episode import Dataset
+    from ..data.relabel import TaskText
     from ..envs.base import Env
     from ..evaluate.evaluation import Evaluation
     from ..execute.actor import Actor
@@ -48,7 +50,7 @@ def evaluate_run(
     from .common import trained_rate, warn_simulator_mismatch
 
     assert o.episodes is not None  # the command has filled it in
-    plays, by = load_actor(run, env, o, tell_scaled=True)
+    plays, by = load_actor(run, env, o, tell=True)
     warn_simulator_mismatch(env, run)
     seat = partial(_worker_setup, run, o, name, batch_rows(env.rows, o.episodes, workers))
     began = time.perf_counter()
@@ -61,6 +63,8 @@ def evaluate_run(
         else:
             data = record_episodes(env, plays, o.episodes, save_path, o.seed, actor_name=by, watch=watch, workers=crew,
                                    fps=trained_rate(run))[:o.episodes]
+        if o.task is None:
+            tell_untrained_episodes(run, data, o.trust)
         return evaluation_of(data, time.perf_counter() - began)
 
 
@@ -73,7 +77,7 @@ def _worker_setup(run: Path, o: RolloutOptions, name: str, rows: int) -> tuple[A
 
 
 def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, *,
-               tell_scaled: bool = False) -> tuple[Actor, str]:
+               tell: bool = False) -> tuple[Actor, str]:
     """Loads the actor of a run for an environment.
 
     Args:
@@ -81,7 +85,8 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
         env: The environment.
         o: The options of the command.
         rows: Batch size that the networks always get. None for as many rows as there are.
-        tell_scaled: Say it on standard error if images are scaled to the size that the policy reads.
+        tell: Say it on standard error if images are scaled to the size that the policy reads, or if it was never
+            trained on the words of --task.
 
     Returns:
         The actor, and a description of it that recordings store.
@@ -105,8 +110,10 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
     check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns,
                    hint=_environment_hint(run, env))
-    if tell_scaled:
+    if tell:
         tell_scaled_images(planner, env, run)
+        if words:
+            tell_untrained_task(run, str(o.task), o.trust)
     open_names = [] if has_no_run(run) else open_conditions(Method.load(run, o.trust), {**env.features, **given})
     numbers = {name: "NUMBER" for name in open_names} | {
         g.into: "NUMBER,..." for g in planner.window.goals if g.into in planner.inputs
@@ -136,6 +143,82 @@ def tell_scaled_images(planner: Planner, env: Env, reader: object) -> None:
         if name in shown and shown[name] != (height, width):
             print(f"warning: {env.metadata['env']} shows {name} with {shown[name][0]} x {shown[name][1]} pixels, which "
                   f"are scaled to the {height} x {width} that {reader} was trained with", file=sys.stderr)
+
+
+def tell_untrained_task(run: Path, text: str, trust: Sequence[str] = ()) -> None:
+    """Says it on standard error if a policy was never trained on the words that it is told.
+
+    Args:
+        run: The run.
+        text: The words.
+        trust: Packages whose code may be loaded.
+    """
+    known = _trained_tasks(run, trust)
+    if known is not None and not known.has(text):
+        print(f"warning: {run} was not trained on the task {_shortened(text)}. {known.describe()}", file=sys.stderr)
+
+
+def tell_untrained_episodes(run: Path, data: Dataset, trust: Sequence[str] = ()) -> None:
+    """Says it on standard error if episodes had tasks, in words, that a policy was never trained on.
+
+    Args:
+        run: The run.
+        data: The episodes.
+        trust: Packages whose code may be loaded.
+    """
+    from ..data.relabel import task_texts
+
+    known = _trained_tasks(run, trust)
+    if known is None:
+        return
+    odd = [new for episode in data if (new := [t for t in map(str, task_texts(episode)) if t and not known.has(t)])]
+    if odd:
+        print(f"warning: {len(odd)} of {len(data)} episodes have a task that {run} was not trained on, such as "
+              f"{_shortened(odd[0][0])}. {known.describe()}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class _TrainedTasks:
+    """The tasks in words on which a policy was trained.
+
+    Args:
+        texts: The tasks.
+        relabel: Cuts them as the policy reads them. None if it reads them as they are.
+    """
+
+    texts: Sequence[str]
+    relabel: TaskText | None
+
+    def has(self, text: str) -> bool:
+        """Whether the policy was trained on these words, as it reads them."""
+        return self._read(text) in set(map(self._read, self.texts))
+
+    def describe(self, some: int = 3) -> str:
+        """The tasks in a sentence, of which at most `some` are named."""
+        named = ", ".join(map(_shortened, self.texts[:some]))
+        if len(self.texts) > some:
+            return f"It was trained on {len(self.texts)} tasks, such as {named}."
+        return f"It was trained on {named}."
+
+    def _read(self, text: str) -> bytes:
+        return text.encode() if self.relabel is None else bytes(self.relabel.encode(text))
+
+
+def _trained_tasks(run: Path, trust: Sequence[str]) -> _TrainedTasks | None:
+    """The tasks in words on which the policy of a run was trained. None if they are not known, or if it reads none."""
+    from ..files import read_json
+    from ..learn.method import Method
+    from ..policy import find_checkpoint
+    from .method import task_relabel
+
+    if has_no_run(run) or not (file := find_checkpoint(run) / "provenance.json").exists():
+        return None
+    texts = read_json(file).get("data", {}).get("tasks")
+    return _TrainedTasks(texts, task_relabel(Method.load(run, tuple(trust)))) if texts else None
+
+
+def _shortened(text: str, length: int = 80) -> str:
+    return repr(text if len(text) <= length else text[: length - 3] + "...")
 
 
 def _environment_hint(run: Path, env: Env) -> str:

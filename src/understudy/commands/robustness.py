@@ -103,7 +103,7 @@ def main(args: list[str]) -> None:
     with Output(o.json) as out:
         env = build(min(o.rows, o.episodes))
         try:
-            actor, by = _load_actor(o, env)
+            actor, by = _load_actor(o, env, tell=True)
             shifts = _selected_shifts(o, robustness.available_shifts(env), actor, build)
             file = o.save or _results_path(o)
             total = o.episodes * (1 + sum(len(s.levels) for s in shifts))
@@ -139,8 +139,8 @@ def main(args: list[str]) -> None:
                         "shifts": robustness.sweeps_to_json(climbs)})
 
 
-def _load_actor(o: RobustnessOptions, env: World) -> tuple[Actor, str]:
-    """The actor, and the name under which its results are stored."""
+def _load_actor(o: RobustnessOptions, env: World, tell: bool = False) -> tuple[Actor, str]:
+    """The actor, and the name under which its results are stored. See `policies.load_actor`."""
     from .. import __version__
     from ..core import UserError
     from ..evaluate.recording import expert_actor
@@ -153,7 +153,8 @@ def _load_actor(o: RobustnessOptions, env: World) -> tuple[Actor, str]:
     refuse_unused_conditions([run], o)
     scheme = "" if o.executor is None else f", {o.executor}"
     scheme += "".join(f", {text}" for text in o.condition)
-    return load_actor(run, env, o)[0], f"{weights_digest(weights_path(run))}, {o.task}, {__version__}{scheme}"
+    actor, _ = load_actor(run, env, o, tell=tell)
+    return actor, f"{weights_digest(weights_path(run))}, {o.task}, {__version__}{scheme}"
 
 
 def _worker_setup(o: RobustnessOptions, name: str | None, severity: float) -> tuple[Actor, World]:

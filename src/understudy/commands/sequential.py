@@ -129,10 +129,10 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
         For each episode up to the one that decides, whether each of the policies succeeded.
     """
     from ..core import UserError
-    from .policies import load_actor
+    from .policies import load_actor, tell_untrained_episodes
 
     assert o.episodes is not None
-    actors = [load_actor(run, env, o, tell_scaled=True) for run in runs]
+    actors = [load_actor(run, env, o, tell=True) for run in runs]
     state, won, told = test.start(), [], [env.metadata.get("success") is not None] * len(runs)
     met: list[list[bool | None]] = [[] for _ in runs]
     with progress_bar(
@@ -143,6 +143,8 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
             group = min(env.rows, o.episodes - first)  # rows may idle at its end: more would be run for nothing
             for i, (actor, by) in enumerate(actors):
                 data = _rollout_or_load(actor, env, o, first, group, by, o.save if i == 0 else None)
+                if first == 0 and o.task is None:
+                    tell_untrained_episodes(runs[i], data, o.trust)
                 met[i] += [e.metadata.get("success") for e in data]
                 told[i] |= any(s is not None for s in met[i])
             progress(len(met[0]))

@@ -26,7 +26,7 @@ from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
-from ..data.relabel import TaskText, task_texts
+from ..data.relabel import SHOWN_TASK, TaskText, task_texts
 from ..data.segments import CutSegments
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights, Windows
@@ -209,6 +209,8 @@ def train(
         recorded = data.features()
         training = transform(data.select(i for i in range(len(data)) if i not in gone))
         test = transform(data.select(held)) if held else data.select([])  # some operations take no empty data
+        if stream is None and method.collection is None:  # otherwise there are more episodes than these
+            documents["provenance.json"]["data"]["tasks"] = trained_tasks(method, training)
         data = transform(data)
         check_method(method, data)
 
@@ -658,6 +660,33 @@ def recorded_simulators(data: Dataset, most: int = 1000) -> dict[str, list[str]]
         if isinstance(facts.get("env"), str) and isinstance(facts.get("simulator"), str):
             found.setdefault(facts["env"], set()).add(facts["simulator"])
     return {env: sorted(said) for env, said in sorted(found.items())}
+
+
+def trained_tasks(method: Method, data: Dataset, most: int = 1000) -> list[str] | None:
+    """Returns the tasks in words on which a policy is trained, in alphabetical order.
+
+    Args:
+        method: The method.
+        data: The episodes that it is trained on, after its transforms.
+        most: Largest number of tasks.
+
+    Returns:
+        The tasks. None if the policy reads no words, or if there are more tasks.
+    """
+    words, features = task_column(method), data.features()
+    if words not in policy_inputs(method.policy, features) or features[words].kind != "text":
+        return None
+    found: set[str] = set()
+    for episode in data:
+        found.update(str(text) for text in task_texts(episode) if text)
+        if len(found) > most:
+            return None
+    return sorted(found)
+
+
+def task_column(method: Method) -> str:
+    """Returns the column in which a policy reads its task in words, if it reads one."""
+    return next((part.into for part in method.transforms if isinstance(part, TaskText)), SHOWN_TASK)
 
 
 def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:

@@ -237,9 +237,11 @@ class ThoughtText:
 
 
 def task_texts(episode: Episode) -> np.ndarray:
-    """Return the task of each step, (T,), or of the whole episode, (1,)."""
-    found = episode.steps["task"] if "task" in episode.steps else [episode.metadata.get("task") or ""]
-    return np.asarray(found, dtype=str).reshape(len(found))
+    """Return the task of each step, (T,), or of the whole episode, (1,). Without a task the text is empty."""
+    if "task" in episode.steps and (column := np.asarray(episode.steps["task"])).size == len(column):
+        column = column.reshape(len(column))
+        return (column[:1] if column.strides == (0,) else column).astype(str)  # the same text in all rows
+    return np.array([str(episode.metadata.get("task") or "")])
 
 
 @dataclass(frozen=True)

@@ -292,7 +292,11 @@ def test_record_goes_on_and_is_the_same_whatever_runs_beside(call, tmp_path, pla
     grown, whole = open_dataset(tmp_path / "d"), open_dataset(place / "demos")
     assert grown.fingerprint() == whole.fingerprint()
     assert [e.metadata["number"] for e in grown] == list(range(12))
-    assert call("record", "fork", "--out", tmp_path / "d", "--episodes", 3)[0] == 0
+    for episodes in (3, 12):
+        status, out, err = call("record", "fork", "--out", tmp_path / "d", "--episodes", episodes)
+        assert status == 0 and "saved" not in err and "Written to" not in out
+        assert f"{tmp_path / 'd'} already has 12 episodes, " in out and f"--episodes {episodes} is the total" in out
+        assert f"--episodes {12 + episodes}, to add" in out
     assert len(open_dataset(tmp_path / "d")) == 12  # never fewer
     refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 20, "--actor", "random"), "'random'",
             "'scripted'", "episode 0")

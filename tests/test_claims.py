@@ -1,12 +1,13 @@
 """Rules decide from intervals; a record goes stale with its code and with nothing else; a run goes on where it was."""
 
 import subprocess
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
-from understudy import config
+from understudy import claims, cli, config
 from understudy.claims import records
 from understudy.claims.base import (
     RATE,
@@ -225,6 +226,28 @@ def test_a_commit_says_whether_the_code_is_that_of_the_commit(tmp_path, monkeypa
 def test_an_unknown_claim_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'diffusion-bc'"):
         records.find_claim("difusion-bc")
+
+
+@pytest.mark.parametrize("text,place,problem", [
+    ("CLAIN = 1", "", "the module does not define CLAIM"),
+    ("CLAIM = 'a claim'", "", "CLAIM is of type str, not Claim"),
+    ("import not_there", ", line 1", "cannot be imported: ModuleNotFoundError: No module named 'not_there'"),
+    ("x = 1\n\nCLAIM = Claim()", ", line 3", "cannot be imported: NameError"),
+    ("x = 1\nCLAIM = (", ", line 2", "cannot be imported: SyntaxError"),
+    ("from .diffusion_bc import CLAIM", "", "'diffusion-bc', which does not match the file"),
+])
+def test_a_module_that_is_no_claim_is_named(tmp_path, monkeypatch, capsys, text, place, problem):
+    file = tmp_path / "odd_claim.py"
+    file.write_text(text)
+    monkeypatch.setattr(records, "CLAIMS_FOLDER", tmp_path)
+    monkeypatch.setattr(claims, "__path__", [*claims.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "understudy.claims.odd_claim", raising=False)
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    for subcommand in ("list", "table"):
+        assert cli.main(["claims", subcommand, *(["--html", str(tmp_path / "x.html")] * (subcommand == "table"))]) == 2
+        err = " ".join(capsys.readouterr().err.split())
+        assert f"{file}{place}" in err and problem in err and "Traceback" not in err
+    sys.modules.pop("understudy.claims.odd_claim", None)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.formats.lerobot import write
 from understudy.data.operations import Drop
-from understudy.data.relabel import TaskText
+from understudy.data.relabel import TaskText, task_texts
 from understudy.envs.fork import Expert
 from understudy.evaluate.evaluation import evaluate, recording_seed, validation_seed
 from understudy.evaluate.rollout import rollout
@@ -294,7 +294,11 @@ def test_record_goes_on_and_is_the_same_whatever_runs_beside(call, tmp_path, pla
     grown, whole = open_dataset(tmp_path / "d"), open_dataset(place / "demos")
     assert grown.fingerprint() == whole.fingerprint()
     assert [e.metadata["number"] for e in grown] == list(range(12))
-    assert call("record", "fork", "--out", tmp_path / "d", "--episodes", 3)[0] == 0
+    for episodes in (3, 12):
+        status, out, err = call("record", "fork", "--out", tmp_path / "d", "--episodes", episodes)
+        assert status == 0 and "saved" not in err and "Written to" not in out
+        assert f"{tmp_path / 'd'} already has 12 episodes, " in out and f"--episodes {episodes} is the total" in out
+        assert f"--episodes {12 + episodes}, to add" in out
     assert len(open_dataset(tmp_path / "d")) == 12  # never fewer
     refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 20, "--actor", "random"), "'random'",
             "'scripted'", "episode 0")
@@ -339,6 +343,42 @@ def test_inspect_says_the_ranges(call, tmp_path):
     assert "1 episode, 12 steps\n" in out and "1 component of 2 never changes: 0" in out
     out = call("inspect", save(tmp_path / "e.npz", actions=np.ones((12, 2), np.float32)))[1]
     assert "2 components of 2 never change: 0, 1" in out
+
+
+def episode_with_words(place: str, *words: str, n: int = 4) -> Episode:
+    """An episode whose task in words is where some kind of data keeps it. Several tasks share its steps evenly."""
+    each = [words[i * len(words) // n] for i in range(n)]
+    columns = {"observation.state": np.arange(2.0 * n, dtype=np.float32).reshape(n, 2),
+               "action": np.linspace(0, 1, n, dtype=np.float32)[:, None]}
+    segments = [[i * n // len(words), (i + 1) * n // len(words), w] for i, w in enumerate(words)]
+    columns |= {"column": {"task": np.array(each)},
+                "observation": {"observation.task": np.stack([TaskText(16).encode(w) for w in each])}}.get(place, {})
+    return Episode(columns, {"metadata": {"task": words[0]}, "segments": {"segments": segments}}.get(place, {}))
+
+
+@pytest.mark.parametrize("where", ["column", "metadata", "observation", "segments"])
+def test_inspect_shows_the_tasks_wherever_the_words_are(call, tmp_path, where):
+    said = [("open",), ("push", "open") if where != "metadata" else ("push",), ("open",), ("",)]
+    data = Dataset([episode_with_words(where, *words) for words in said], {"fps": 10.0})
+    write(data, tmp_path / "d")
+    assert document(call("inspect", tmp_path / "d", "--json"))["tasks"] == ["open", "push"]
+    out = call("inspect", tmp_path / "d")[1]
+    both = 2 if where == "metadata" else 3
+    assert f"\n2 tasks:\n  {both} episodes: open\n  1 episode: push\n" in out
+    assert "1 episode without a task in words: 3" in call("audit", tmp_path / "d")[1]
+
+
+def test_inspect_shows_the_most_frequent_tasks(call, tmp_path):
+    words = ["rare"] + [f"task {i % 11}" for i in range(22)]
+    write(Dataset([episode_with_words("metadata", w) for w in words], {"fps": 10.0}), tmp_path / "d")
+    out = call("inspect", tmp_path / "d")[1]
+    assert "\n12 tasks, of which the 10 most frequent are:\n  2 episodes: task 0\n" in out
+    assert "task 9\n\n" in out and "rare" not in out and "task 10" not in out
+
+
+def test_a_task_of_several_numbers_is_no_text():
+    one_hot = episode_with_words("metadata", "open").replace({"task": np.eye(3, dtype=np.float32)[[1] * 4]})
+    assert task_texts(one_hot).tolist() == ["open"]
 
 
 def test_inspect_proposes_no_training_that_would_be_refused(call, tmp_path):

@@ -17,6 +17,7 @@ from understudy import envs
 from understudy.core import UserError, keys
 from understudy.data.formats import open_dataset
 from understudy.envs.gymnasium_adapter import vectorize, wrap_vector
+from understudy.envs.image_obs import with_images
 from understudy.evaluate.evaluation import evaluate
 from understudy.evaluate.recording import UniformRandomActor, record_episodes
 from understudy.evaluate.rollout import rollout
@@ -94,6 +95,46 @@ def test_all_ways_of_resetting_give_the_same_episodes(cls, mode):
         assert episode.steps["next.terminated"][-1] == terminated != episode.steps["next.truncated"][-1]
         np.testing.assert_array_equal(episode.steps["next.success"], [i == len(seen) - 3 for i in range(len(seen) - 1)])
         assert episode.metadata["success"] is True
+
+
+@pytest.mark.parametrize("cls", [SyncVectorEnv, AsyncVectorEnv])
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_the_last_image_of_an_episode_is_its_own(cls, mode):
+    env = wrap_vector(cls([partial(Many, render_mode="rgb_array")] * 2, autoreset_mode=mode), {"env": "many"})
+    try:
+        if mode is AutoresetMode.SAME_STEP:  # the next episode has started when the last image could be drawn
+            with pytest.raises(UserError, match="SAME_STEP the last image of an episode cannot be rendered"):
+                rollout(UniformRandomActor(env), with_images(env, 8), 3, seed=5)
+            return
+        for episode in rollout(UniformRandomActor(env), with_images(env, 8), 3, seed=5):
+            images = episode.steps["observation.images.camera"]
+            assert images[:, 0, 0, 0].tolist() == list(range(len(episode) + 1))
+    finally:
+        env.close()
+
+
+class Reused(Many):
+    """Overwrites the array that it returned before."""
+
+    def _seen(self):
+        if not hasattr(self, "arm"):
+            self.arm = np.zeros((2, 2), np.float32)
+        self.arm[:] = self.clock
+        return {**super()._seen(), "arm": self.arm}
+
+
+def test_a_last_observation_that_the_reset_overwrites_is_refused():
+    def ran(cls, mode):
+        env = wrap_vector(cls([Reused] * 2, autoreset_mode=mode), {"env": "reused"})
+        try:
+            return rollout(UniformRandomActor(env), env, 3, seed=5)
+        finally:
+            env.close()
+    for cls, mode in ((SyncVectorEnv, AutoresetMode.DISABLED), (AsyncVectorEnv, AutoresetMode.DISABLED)):
+        for episode in ran(cls, mode):
+            assert episode.steps["observation.arm"][:, 0].tolist() == list(range(len(episode) + 1))
+    with pytest.raises(UserError, match="reset and step return the same array as observation.arm"):
+        ran(SyncVectorEnv, AutoresetMode.SAME_STEP)
 
 
 def test_every_space_has_its_column():

@@ -143,6 +143,23 @@ def test_dp3_reads_clouds_as_sets_and_other_columns_as_vectors():
     torch.testing.assert_close(policy.plan(shuffled, noise), policy.plan(obs, noise), rtol=1e-4, atol=1e-5)
 
 
+def test_dp3_reads_clouds_with_further_channels_by_their_names():
+    with_intensity, poses = Feature("float32", (16, 4)), {"observation.poses": Feature("float32", (4, 4))}
+
+    def clouds(name, **options):
+        return find_method("dp3", {**FEATURES, **poses, name: with_intensity}, **options).policy.encoder.point_clouds
+    for name in ("observation.point_cloud", "observation.front.pointcloud", "observation.points"):
+        assert clouds(name) == (name,)
+    for name in ("observation.lidar", "observation.waypoints", "observation.keypoints"):
+        with pytest.raises(UserError, match=rf"--method.point-clouds COLUMN: .*{name} \(16, 4\)"):
+            clouds(name)
+        assert clouds(name, point_clouds=(name,)) == (name,)
+    with pytest.raises(UserError, match="no column 'lidar'; .*: observation.poses, observation.lidar"):
+        clouds("observation.lidar", point_clouds=("lidar",))
+    with pytest.raises(UserError, match=r"column 'observation.state': A point cloud has the shape"):
+        clouds("observation.lidar", point_clouds=("observation.state",))
+
+
 def test_bc_looks_at_the_actions():
     assert isinstance(find_method("bc", FEATURES).policy.head, Regression)
     assert isinstance(find_method("bc", CHOICES).policy.head, Categorical)
@@ -272,7 +289,8 @@ WITHOUT = {
     "a column of text that says what is done at each step, or segments in the metadata of the episodes": (
         STATES, "column 'subtask': it is missing"),
     "a field of the episodes that orders the demonstrators": (STATES, "no episode has a field 'proficiency'"),
-    "point clouds: observations of shape (points, 3), or (points, 6) with colors": (STATES, "no point cloud"),
+    "point clouds: observations of shape (points, 3), or more channels with colors or intensities": (
+        STATES, "no point cloud"),
     "cameras: without them BYOL has nothing to compare": (STATES, "no camera"),
     "no cameras": ({**STATES, **IMAGES}, "cannot read a column of kind 'image'"),
     "no cameras in the embedding": (STATES, "no part 'prior'"),  # which is needed too

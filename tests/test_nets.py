@@ -1024,7 +1024,7 @@ def test_the_mixer_reads_absent_tokens_as_zeros_and_no_head_that_needs_causality
 # -- points ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels, parameters", [(3, 59_072), (6, 207_232)])
+@pytest.mark.parametrize("channels, parameters", [(3, 59_072), (6, 207_232), (4, 207_104)])
 def test_a_point_cloud_is_a_set_and_the_network_is_that_of_dp3(channels, parameters):
     """A token does not depend on the order of the points, nor on the number of times that a point is there."""
     name = "observation.points"
@@ -1050,7 +1050,7 @@ def test_a_codec_that_scales_points_one_by_one_is_refused():
         Policy(PolicyConfig(Regression(), encoder=encoder), features)
     with pytest.raises(UserError, match="point_clouds: The policy does not read a column 'points'"):
         TokenEncoder(8, point_clouds=("points",)).build(features, 1)
-    with pytest.raises(UserError, match=r"column 'action': A point cloud has the shape \(points, 3\)"):
+    with pytest.raises(UserError, match=r"column 'action': A point cloud has the shape \(points, channels\)"):
         TokenEncoder(8, point_clouds=("action",)).build(features, 1)
 
 

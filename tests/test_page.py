@@ -91,6 +91,13 @@ def test_it_holds_every_value(tmp_path, folder, monkeypatch):
                                   "episode": 2, "step": 3, "feature": "action"}]
 
 
+def test_the_tasks_are_those_of_the_metadata_where_there_is_no_column(tmp_path):
+    steps = {STATE: np.zeros((3, 2), np.float32), "action": np.zeros((3, 1), np.float32)}
+    data = Dataset([Episode(steps, {"task": task} if task else {}) for task in ("put", "", "away", "put")])
+    facts, _ = read(html_page.write_dataset_page(tmp_path / "look.html", data, AuditReport(()), title="Words"))
+    assert facts["tasks"] == ["put", "away"] and facts["task"] == [0, -1, 1, 0]
+
+
 @settings(max_examples=60, deadline=None)
 @given(hnp.arrays(st.sampled_from(["?", "u1", "i1", "i4", "f2", "f4", "f8", ">f4"]), st.tuples(
     st.integers(0, 4), st.integers(1, 3))))

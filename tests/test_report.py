@@ -37,6 +37,7 @@ from understudy.evaluate.report import (
     Section,
     StatTiles,
     Table,
+    demonstrations_section,
     training_figures,
     write_page,
     write_prediction_report,
@@ -224,6 +225,13 @@ def test_a_run_has_the_same_color_in_all_figures_of_training():
     of_b = {(p.get("stroke"), p.get("stroke-dasharray")) for p in score}
     assert of_b == {(loss[1].get("stroke"), loss[1].get("stroke-dasharray"))}
     assert loss[0].get("stroke") != loss[1].get("stroke")
+
+
+def test_the_tasks_of_demonstrations_are_counted_wherever_they_are():
+    steps = {"observation.state": np.zeros((3, 2), np.float32), "action": np.zeros((3, 1), np.float32)}
+    data = Dataset([Episode(steps, {"task": task}) for task in ("put", "away", "put")])
+    tiles = demonstrations_section(data).contents[0]
+    assert ("tasks", "2") in tiles.items
 
 
 def test_a_histogram_has_all_values():

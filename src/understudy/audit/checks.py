@@ -18,6 +18,7 @@ import numpy as np
 from ..core import UserError, role
 from ..data import video
 from ..data.episode import Dataset, EpisodeList, interrupted_episodes
+from ..data.formats.describe import episode_tasks
 from ..data.sources import camera_names
 from ..policy import column_naming_hint
 from . import action_motion, lerobot_checks
@@ -484,9 +485,7 @@ def check_idle(data: Dataset) -> Iterator[Finding]:
 
 def check_tasks(data: Dataset) -> Iterator[Finding]:
     """Finds episodes without a task in data in which other episodes have one."""
-    if "task" not in data[0].steps:
-        return
-    empty = [e for e, episode in enumerate(data) if not any(str(t).strip() for t in episode.steps["task"][:1])]
+    empty = [e for e, episode in enumerate(data) if not episode_tasks(episode)]
     if empty and len(empty) < len(data):
         yield Finding("task-missing", "warning", f"{pluralize(len(empty), 'episode')} without a task in words: "
                       f"{format_list(empty)}", "store the task", Location(episode=empty[0], feature="task"))

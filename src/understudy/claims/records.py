@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import subprocess
+import traceback
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -40,10 +41,38 @@ NON_CLAIM_MODULES = (
 
 
 def all_claims() -> dict[str, Claim]:
-    """All claims by name, from the modules of this folder."""
-    stems = sorted(p.stem for p in CLAIMS_FOLDER.glob("*.py") if p.stem not in NON_CLAIM_MODULES)
-    claims = [importlib.import_module(f"{__package__}.{stem}").CLAIM for stem in stems]
-    return {c.name: c for c in claims}
+    """All claims by name, from the modules of this folder.
+
+    Raises:
+        UserError: A module cannot be imported, or does not define a `CLAIM` with the name of the module.
+    """
+    files = sorted(p for p in CLAIMS_FOLDER.glob("*.py") if p.stem not in NON_CLAIM_MODULES)
+    return {c.name: c for c in map(_load_claim, files)}
+
+
+def _load_claim(file: Path) -> Claim:
+    try:
+        module = importlib.import_module(f"{__package__}.{file.stem}")
+    except Exception as error:
+        lines = [line for frame, line in traceback.walk_tb(error.__traceback__)
+                 if Path(frame.f_code.co_filename) == file]
+        if isinstance(error, SyntaxError) and error.filename == str(file) and error.lineno:
+            lines = [error.lineno]
+        raise UserError(f"the module cannot be imported: {type(error).__name__}: {error}",
+                        where=str(file) + (f", line {lines[-1]}" if lines else ""),
+                        hint="correct the module, or remove it") from error
+    if not hasattr(module, "CLAIM"):
+        raise UserError("the module does not define CLAIM", where=file,
+                        hint="define CLAIM = Claim(...). If the module is not a claim, add its name to "
+                             "NON_CLAIM_MODULES in claims/records.py")
+    claim = module.CLAIM
+    if not isinstance(claim, Claim):
+        raise UserError(f"CLAIM is of type {type(claim).__name__}, not Claim", where=file,
+                        hint="define CLAIM = Claim(...)")
+    if module_of(claim) != file.stem:
+        raise UserError(f"the name of the claim is {claim.name!r}, which does not match the file", where=file,
+                        hint=f"use name={file.stem.replace('_', '-')!r}, or rename the file to {module_of(claim)}.py")
+    return claim
 
 
 def find_claim(name: str) -> Claim:

@@ -24,7 +24,11 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..core import UserError
+
+_SHOWN_TASKS = 10
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def main(args: list[str]) -> None:
     from ..core import role
     from ..data.column_selection import open_columns, parse_columns
     from ..data.formats import preview_dataset
-    from ..data.formats.describe import dataset_features, describe
+    from ..data.formats.describe import dataset_features, describe, task_counts
     from ..methods import recommend
 
     with Output(o.json) as out:
@@ -84,9 +88,8 @@ def main(args: list[str]) -> None:
             table.add_row(name, role(name), f.dtype, " x ".join(map(str, f.shape)), ", ".join(f.names or ()),
                           f.unit or "")
         out.print(table, *(["", _range_table(data)] if len(data) else []))
-        if found["tasks"]:
-            out.print(f"\ntasks ({len(found['tasks'])}): " + "; ".join(found["tasks"][:10])
-                    + ("; ..." if len(found["tasks"]) > 10 else ""))
+        if tasks := task_counts(data):
+            out.print("", *_task_lines(tasks))
         out.print("", *([f"{f.severity}: {f.message}" for f in odd] or ["no warnings"]))
         if not len(data) or "action" not in data.features():
             if len(data) and (actions := [n for n in data.features() if role(n) == "action"]):
@@ -163,6 +166,16 @@ def _range_table(data) -> Table:
         for row, *numbers in rows:
             table.add_row(row, *(f"{n:.4g}" for n in numbers))
     return table
+
+
+def _task_lines(tasks: Mapping[str, int]) -> list[str]:
+    """The most frequent tasks, each with its number of episodes."""
+    from ..audit.text import pluralize
+
+    most = sorted(tasks.items(), key=lambda item: -item[1])[:_SHOWN_TASKS]
+    others = len(tasks) - len(most)
+    return [f"{pluralize(len(tasks), 'task')}" + (f", of which the {len(most)} most frequent are:" if others else ":"),
+            *(f"  {pluralize(count, 'episode')}: {' '.join(text.split())}" for text, count in most)]
 
 
 def _topic_table(topics) -> Table:

@@ -78,9 +78,15 @@ class RecordOptions(RobotOptions, TeleopOptions, _RecordOptions):
     """
 
 
-def _print_saved(number: int) -> None:
-    """Prints the line that scripts wait for: the episode would survive a power cut."""
-    print(f"saved {number}", file=sys.stderr, flush=True)
+class _SavedEpisodes:
+    """Prints the line that scripts wait for: the episode would survive a power cut. Counts these episodes."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, number: int) -> None:
+        self.count += 1
+        print(f"saved {number}", file=sys.stderr, flush=True)
 
 
 def main(args: list[str]) -> None:
@@ -112,11 +118,12 @@ def main(args: list[str]) -> None:
     if o.actor == "keyboard" and o.workers != 1:
         raise UserError(f"expected one worker, since you are one, found {o.workers}", where="--workers",
                         hint="leave it out")
-    out, rows = Output(), 1 if o.actor == "keyboard" or o.workers != 1 else min(o.rows, o.episodes)
+    out, saved = Output(), _SavedEpisodes()
+    rows = 1 if o.actor == "keyboard" or o.workers != 1 else min(o.rows, o.episodes)
     env = make(o.env, rows, o.trust)
     try:
         if o.actor == "keyboard":
-            data = _record_keyboard(o, env)
+            data = _record_keyboard(o, env, saved)
         else:
             actor = _make_actor(o, env)
             there = len(open_dataset(o.out)) if (o.out / "meta" / "info.json").exists() else 0
@@ -131,7 +138,7 @@ def main(args: list[str]) -> None:
                     actor_name=o.actor,
                     images=o.images,
                     watch=lambda number, episode: progress(number + 1),
-                    on_saved=_print_saved,
+                    on_saved=saved,
                     workers=crew,
                 )
     finally:
@@ -141,7 +148,7 @@ def main(args: list[str]) -> None:
         return
     ended = [e.metadata["success"] for e in data if "success" in e.metadata]
     won = f"; {sum(ended)} of {len(ended)} succeeded" if ended else ""
-    out.print(f"{_counts(data)}{won}. Written to {o.out}")
+    out.print(_result(o, data, saved, won))
     out.suggest(
         command_line("inspect", o.out),
         command_line("train", recommend(data.features()), o.out, "--out", unused_path("run")),
@@ -149,10 +156,15 @@ def main(args: list[str]) -> None:
     )
 
 
-def _counts(data: Dataset) -> str:
+def _result(o: RecordOptions, data: Dataset, saved: _SavedEpisodes, succeeded: str = "") -> str:
+    """What the data set contains, and whether anything was added to it."""
     from ..audit.text import pluralize
 
-    return f"{pluralize(len(data), 'episode')}, {pluralize(data.steps, 'step')}"
+    counts = f"{pluralize(len(data), 'episode')}, {pluralize(data.steps, 'step')}{succeeded}"
+    if saved.count or len(data) < o.episodes:
+        return f"{counts}. Written to {o.out}"
+    return (f"{o.out} already has {counts}. Nothing was recorded, because --episodes {o.episodes} is the total number. "
+            f"Pass a larger one, such as --episodes {len(data) + o.episodes}, to add episodes, or choose another --out")
 
 
 def _record_robot(o: RecordOptions) -> None:
@@ -165,9 +177,11 @@ def _record_robot(o: RecordOptions) -> None:
     robot = make_robot(config, o.trust)
     teleop, keyboard = make_teleoperator(o.teleop_config(config.use_degrees), robot, o.trust)
 
+    saved = _SavedEpisodes()
+
     def tell(number: int) -> None:
         show_line("")
-        _print_saved(number)
+        saved(number)
     with command_keys(keyboard) as keys, teleop, robot:  # the robot is released first
         data = RobotSession(robot, teleop, keys, o.fps, show_session(robot, keyboard)).record(
             o.episodes, o.out, task=o.task, by=o.teleop or "", images=o.images, on_saved=tell,
@@ -176,7 +190,7 @@ def _record_robot(o: RecordOptions) -> None:
     if not len(data):
         out.print(f"no episode was saved in {o.out}")
         return
-    out.print(f"{_counts(data)}. Written to {o.out}")
+    out.print(_result(o, data, saved))
     trust = [part for package in o.trust for part in ("--trust", package)]
     out.suggest(
         command_line("inspect", o.out),
@@ -201,7 +215,7 @@ def _worker_setup(o: RecordOptions):
     return _make_actor(o, env), env
 
 
-def _record_keyboard(o: RecordOptions, env) -> Dataset:
+def _record_keyboard(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
     """Records episodes in which a person acts at the keyboard. The environment is shown as text."""
     import numpy as np
 
@@ -224,7 +238,7 @@ def _record_keyboard(o: RecordOptions, env) -> Dataset:
             o.out,
             recording_seed(o.seed),
             images=o.images,
-            on_saved=_print_saved,
+            on_saved=saved,
             show=show,
             lines=max(8, min(24, shutil.get_terminal_size().lines - 4)),
         )

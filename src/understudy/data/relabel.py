@@ -240,14 +240,13 @@ class ThoughtText:
 
 
 def task_texts(episode: Episode) -> np.ndarray:
-    """Return the task of each step, (T,) or (T+1,), or of the whole episode, (1,)."""
-    if "task" in episode.steps:
-        found = episode.steps["task"]
-    elif task := episode.metadata.get("task"):
-        found = [task]
-    else:
-        found = shown_texts(episode) or [""]
-    return np.asarray(found, dtype=str).reshape(len(found))
+    """Return the task of each step, (T,) or (T+1,), or of the whole episode, (1,). Without a task the text is empty."""
+    if "task" in episode.steps and (column := np.asarray(episode.steps["task"])).size == len(column):
+        column = column.reshape(len(column))
+        return (column[:1] if column.strides == (0,) else column).astype(str)  # the same text in all rows
+    if task := episode.metadata.get("task"):
+        return np.array([str(task)])
+    return np.array(shown_texts(episode) or [""], dtype=str)
 
 
 def shown_texts(episode: Episode) -> list[str]:

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from importlib import metadata
 from typing import Any
 
@@ -116,6 +117,7 @@ class GymVector(Env):
         if self.mode is AutoresetMode.SAME_STEP and self.finished.any():
             last = info.get("final_info", {})
             for row in self.finished.nonzero()[0]:  # what it shows already belongs to the next episode
+                self._check_last_observation(info["final_obs"][row], row)
                 for name, value in self._to_columns(_add_batch_axis(info["final_obs"][row]), 1).items():
                     self.seen[name][row] = value[0]
                 for k in facts:
@@ -126,6 +128,20 @@ class GymVector(Env):
             facts["success"] = torch.from_numpy(success)
         return StepResult(self._observation(), torch.as_tensor(np.asarray(reward, np.float32)),
                        torch.from_numpy(np.array(terminated, bool)), torch.from_numpy(np.array(truncated, bool)), facts)
+
+    def _check_last_observation(self, last, row) -> None:
+        """Raises UserCodeError if `reset` has overwritten the arrays of the last observation."""
+        inner = self.vec.unwrapped
+        if not isinstance(inner, SyncVectorEnv):
+            return  # other processes send copies, which do not show it
+        for name, (path, _) in self.columns.items():
+            old, new = (reduce(lambda value, key: value[key], path, seen) for seen in (last, inner._env_obs[row]))
+            if isinstance(old, np.ndarray) and isinstance(new, np.ndarray) and np.shares_memory(old, new):
+                raise UserCodeError(
+                    f"reset and step return the same array as {name}, so with AutoresetMode.SAME_STEP the last "
+                    "observation of an episode is lost", where=self.metadata["env"],
+                    hint="return a copy of the array, or build the vector environment with "
+                         "autoreset_mode=AutoresetMode.DISABLED")
 
     def close(self):
         self.vec.close()
@@ -230,6 +246,15 @@ class RenderableGymVector(GymVector, Renderable):
     """An environment with render_mode "rgb_array"."""
 
     def frame(self, row):
+        """Image of one row, (H, W, 3) uint8.
+
+        Raises:
+            UserError: The vector environment has `AutoresetMode.SAME_STEP`, or this machine cannot render it.
+        """
+        if self.mode is AutoresetMode.SAME_STEP:
+            raise UserError("with AutoresetMode.SAME_STEP the last image of an episode cannot be rendered, because the "
+                            "next episode has started by then", where=self.metadata["env"],
+                            hint="build the vector environment with autoreset_mode=AutoresetMode.DISABLED")
         return render_row(self.vec, row)
 
 

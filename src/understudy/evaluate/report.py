@@ -16,6 +16,7 @@ import numpy as np
 from .. import __version__
 from ..core import Feature, role
 from ..data.episode import Dataset
+from ..data.formats.describe import task_counts
 from ..envs.base import Env, PlanarMap
 from ..files import write_text
 from ..learn.training_curves import HELD_OUT_ERROR, LOSS, SCORE, Curve, read_curves
@@ -506,7 +507,7 @@ def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
     well = [w for e in data if (w := plots._outcome(e)) is not None]
     if len(well) == len(data):
         tiles.append(("succeed", f"{sum(well)} of {len(well)}"))
-    if tasks := sorted({str(e.steps["task"][0]) for e in data if "task" in e.steps and len(e)}):
+    if tasks := task_counts(data):
         tiles.append(("tasks", str(len(tasks))))
     figures = []
     if isinstance(env, PlanarMap) and env.map()["path"][0] in features:

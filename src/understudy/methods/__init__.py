@@ -46,13 +46,24 @@ def _refuse_classes(name: str, features: Schema, options: Mapping[str, Any]) -> 
 
 
 def _require_point_clouds(name: str, features: Schema, options: Mapping[str, Any]) -> None:
-    from ..core import DataError
-    from ..nets.point_cloud import point_cloud_columns
+    from ..core import DataError, role
+    from ..nets.point_cloud import check_point_cloud, point_cloud_columns
 
-    if not point_cloud_columns(features):
-        raise DataError(f"the data have no point cloud; the columns are {', '.join(features)}", where=name,
-                        hint="store the clouds as observations of shape (points, 3), or (points, 6) with colors, or "
-                             "choose a method that reads other observations, such as diffusion-policy")
+    possible = [n for n, f in features.items() if role(n) == "observation" and f.kind == "vector" and len(f.shape) == 2]
+    for column in options["point_clouds"]:
+        if column not in features:
+            raise DataError(f"the data have no column {column!r}; observations that can be point clouds: "
+                            f"{', '.join(possible) or 'none'}", where=f"{name}, point_clouds",
+                            hint="name one of them: --method.point-clouds COLUMN")
+        check_point_cloud(features[column].shape, column)
+    if options["point_clouds"] or point_cloud_columns(features):
+        return
+    shapes = ", ".join(f"{column} {features[column].shape}" for column in possible)
+    raise DataError(
+        f"the data have no point cloud; the columns are {', '.join(features)}", where=name,
+        hint=(f"if one of these is a point cloud, name it with --method.point-clouds COLUMN: {shapes}" if possible else
+              "store the clouds as observations of shape (points, 3), or (points, channels) with colors or intensities")
+             + ". Or choose a method that reads other observations, such as diffusion-policy")
 
 
 def _require_cameras(name: str, features: Schema, options: Mapping[str, Any]) -> None:
@@ -85,7 +96,7 @@ def _require_numeric_states(name: str, features: Schema, options: Mapping[str, A
 NUMBERS = Need("actions that are numbers", _refuse_classes)
 NUMBERS_OR_CLASSES = "actions that are numbers or classes"
 NUMERIC_STATES = Need("states that are numbers", _require_numeric_states)
-POINT_CLOUDS = Need("point clouds: observations of shape (points, 3), or (points, 6) with colors",
+POINT_CLOUDS = Need("point clouds: observations of shape (points, 3), or more channels with colors or intensities",
                     _require_point_clouds)
 ONE_MOTION = Need("one square camera image, and actions that are one motion: where to pick, where to place, and "
                   "the turn", _require_one_motion)

@@ -95,16 +95,19 @@ def diffusion_bc(choice: Literal["plain", "extra-steps", "densest"] = "extra-ste
     return Method(policy, RecedingHorizon(), learner, inference=inference)
 
 
-def dp3(features: Schema | None = None, n_obs_steps: int = 2, horizon: int = 4, n_action_steps: int = 3) -> Method:
+def dp3(features: Schema | None = None, n_obs_steps: int = 2, horizon: int = 4, n_action_steps: int = 3,
+        point_clouds: tuple[str, ...] = ()) -> Method:
     """3D Diffusion Policy: the observations are point clouds, encoded by a small PointNet.
 
     Args:
-        features: The columns of the data. Observations of shape (points, 3) or (points, 6) are point clouds.
+        features: The columns of the data.
         n_obs_steps: Number of observations that the policy reads.
         horizon: Number of actions in a chunk.
         n_action_steps: Number of actions that are executed before the next plan.
+        point_clouds: Columns of shape (points, channels) that are point clouds. By default those of shape (points, 3)
+            or (points, 6), and those with more channels that are named like `observation.point_cloud`.
     """
-    clouds = point_cloud_columns(features)
+    clouds = tuple(point_clouds) or point_cloud_columns(features)
     policy = PolicyConfig(
         Diffusion(prediction="sample"), UNet((128, 256, 384)), TokenEncoder(point_clouds=clouds),
         Normalizer(obs="minmax", unscaled=clouds), Window(n_obs_steps, horizon, action_offset=1 - n_obs_steps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from ..core import Schema, UserError, check_range, role
 from .linear import Linear
+
+_CLOUD_NAME = re.compile(r"(?<![a-z])(point_?clouds?|points)(?![a-z])")
 
 
 class PointEncoder(ABC):
@@ -19,7 +22,7 @@ class PointEncoder(ABC):
         """Build the module.
 
         Args:
-            channels: Numbers per point: 3 for positions, 6 with colors.
+            channels: Numbers per point: 3 for positions, more with colors, intensities or normals.
             width: Width of the output.
 
         Returns:
@@ -31,9 +34,10 @@ class PointEncoder(ABC):
 class PointNet(PointEncoder):
     """The encoder of 3D Diffusion Policy: an MLP for each point, and the maximum of each feature over the points.
 
-    Each linear layer of the MLP is followed by LayerNorm and ReLU. With colors there is one more linear layer, twice
-    as wide as the last. After the maximum, a linear layer with LayerNorm gives the token. Points that are repeated to
-    fill a cloud of fixed size change nothing.
+    Each linear layer of the MLP is followed by LayerNorm and ReLU. With more channels than positions, such as colors,
+    there is one more linear layer, twice as wide as the last. After the maximum, a linear layer with LayerNorm gives
+    the token. Points that are repeated to fill a cloud of fixed size change nothing. The channels are read as they are,
+    so they should be of similar size: positions in m, and colors or intensities from 0 to 1.
 
     Args:
         widths: Widths of the layers of the MLP.
@@ -71,13 +75,17 @@ class _PointNet(nn.Module):
 
 
 def point_cloud_columns(features: Schema | None) -> tuple[str, ...]:
-    """Return the observations that have the shape of point clouds: (points, 3) or (points, 6).
+    """Return the observations that look like point clouds.
+
+    They have the shape (points, 3) or (points, 6), or (points, 3 or more) and a name such as `observation.point_cloud`
+    or `observation.points`. Other matrices, such as poses, do not look different from clouds with further channels.
 
     Args:
         features: The columns of the data. None if they are not known yet.
     """
     return tuple(name for name, f in (features or {}).items() if role(name) == "observation" and f.kind == "vector"
-                 and len(f.shape) == 2 and f.shape[1] in (3, 6))
+                 and len(f.shape) == 2
+                 and (f.shape[1] in (3, 6) or f.shape[1] > 3 and _CLOUD_NAME.search(name) is not None))
 
 
 def check_point_cloud(shape: tuple[int, ...], name: str) -> None:
@@ -91,5 +99,5 @@ def check_point_cloud(shape: tuple[int, ...], name: str) -> None:
         UserError: It is not (points, channels).
     """
     if len(shape) != 2 or shape[1] < 2:
-        raise UserError(f"A point cloud has the shape (points, 3), or (points, 6) with colors, and this is {shape}.",
+        raise UserError(f"A point cloud has the shape (points, channels), and this is {shape}.",
                         where=f"column {name!r}", hint="Leave the column out of TokenEncoder.point_clouds.")

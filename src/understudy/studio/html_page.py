@@ -27,6 +27,7 @@ from ..audit.base import AuditReport, Finding
 from ..core import Feature, UserError, role
 from ..data import video
 from ..data.episode import Dataset, Episode
+from ..data.formats.describe import episode_tasks
 from ..evaluate import plots
 from ..files import replace_nonfinite, whole_folder, write_text
 
@@ -210,8 +211,12 @@ class _EpisodePages:
                 out["unread"][name] = error.problem
         if out["unread"]:
             self.unread.append(e)
-        if "task" in out["text"] and out["text"]["task"]:
-            self.task[e] = self.tasks.setdefault(out["text"]["task"][0][1], len(self.tasks))
+        try:
+            tasks = episode_tasks(episode)
+        except UserError:  # a column that cannot be read is named above
+            tasks = []
+        if tasks:
+            self.task[e] = self.tasks.setdefault(tasks[0], len(self.tasks))
         self.success[e] = episode_success(episode)
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 
 from ...core import Feature, UserError, role
 from .. import video
-from ..episode import Dataset
+from ..episode import Dataset, Episode
+from ..relabel import task_texts
+from ..segments import SEGMENTS
 
 
 def describe(data: Dataset) -> dict[str, Any]:
@@ -25,7 +28,7 @@ def describe(data: Dataset) -> dict[str, Any]:
         "episodes": len(data), "steps": data.steps, "fps": data.fps,
         "features": {name: {"dtype": f.dtype, "shape": list(f.shape), "names": list(f.names) if f.names else None}
                      for name, f in features.items()},
-        "tasks": list(dict.fromkeys(t for e in data for t in _tasks(e))),
+        "tasks": list(task_counts(data)),
         "warnings": list(data.metadata.get("warnings", ())),
         **{key: data.metadata[key] for key in ("mapping", "topics") if key in data.metadata},
     }
@@ -81,11 +84,29 @@ def check_finite(data: Dataset, columns: Iterable[str] = ("action",)) -> None:
                     hint="correct the value, or leave the episode out")
 
 
-def _tasks(episode) -> list[str]:
-    if "task" not in episode.steps:
+def task_counts(data: Dataset) -> dict[str, int]:
+    """Return the number of episodes with each task, in the order in which the tasks first appear."""
+    return dict(Counter(task for episode in data for task in episode_tasks(episode)))
+
+
+def episode_tasks(episode: Episode) -> list[str]:
+    """Return the different tasks of an episode in words, in their order.
+
+    They are read from the first place that has words: the column or the metadata "task" (see `data.relabel.TaskText`),
+    the column "observation.task" of UTF-8 bytes, which some environments show, or the metadata "segments" (see
+    `data.segments.StoredSegments`).
+    """
+    for texts in (task_texts(episode), _segment_tasks(episode)):
+        if found := [text for text in dict.fromkeys(map(str, texts)) if text.strip()]:
+            return found
+    return []
+
+
+def _segment_tasks(episode: Episode) -> list[str]:
+    segments = episode.metadata.get(SEGMENTS)
+    if not isinstance(segments, (list, tuple)):
         return []
-    column = episode.steps["task"]
-    return [str(column[0])] if column.strides == (0,) else list(dict.fromkeys(map(str, column)))
+    return [str(s[2]) for s in segments if isinstance(s, (list, tuple)) and len(s) == 3]
 
 
 def lerobot_source(data: Dataset):

@@ -16,12 +16,11 @@ from .common import (
     has_no_run,
     open_data,
     parse,
-    recorded_env,
     reseeded_command,
     trust_options,
     unused_path,
 )
-from .conditions import example_options, given_conditions
+from .conditions import example_evaluation, given_conditions
 from .eval_options import EvalOptions
 from .policies import (
     append_result,
@@ -248,11 +247,10 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     append_result(o, found.to_json())
     out.print(found.describe(), "", _breakdown_table("component", found.by_dimension, found.unit), "",
             _breakdown_table("of the episode", found.by_time, found.unit))
-    env = recorded_env(data)
+    env, given = example_evaluation(recorded, method) or (None, [])
     trust = trust_options(o.trust, env, o.run) or env_trust_options(env)
-    given = example_options(recorded, method, recorded.features())
     commands = [(command_line("eval", o.run, env, "--episodes", 100, *given, *trust),
-                 "Whether it works, where it acts by itself:")] if env and given is not None else []
+                 "Whether it works, where it acts by itself:")] if env is not None else []
     if o.html is None:
         again = command_line("eval", o.run, o.target, "--html", "report.html",
                              *(("--columns", *o.columns) if o.columns else ()), *trust_options((), None, o.run))

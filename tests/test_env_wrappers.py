@@ -19,7 +19,10 @@ from understudy.envs.fork import Expert, Fork
 from understudy.envs.memory import MemoryCorridor
 from understudy.envs.observation_wrappers import HiddenObs, RandomFeatureObs, RotatedFrame
 from understudy.envs.particle import Particle
+from understudy.evaluate.evaluation import evaluation_of
+from understudy.evaluate.report import write_report
 from understudy.evaluate.rollout import rollout
+from understudy.evaluate.stats import clopper_pearson
 from understudy.execute.actor import Actor
 from understudy.testing import ContractViolation, check_env
 
@@ -182,7 +185,7 @@ def test_an_episode_is_several_trials():
     assert len(np.unique(same[0].steps[STATE][[0, 5, 10]], axis=0)) == 1
 
 
-def test_success_is_that_of_the_last_trial():
+def test_success_is_that_of_the_last_trial(tmp_path):
     expert = rollout(Expert(noise=0.0), MultiTrialEnv(Fork(2), 2), 4, seed=0)
     assert all(e.metadata["success"] and e.metadata["successful_trials"] == 2 for e in expert)
     assert all(e.steps["next.success"].sum() == 1 and e.steps["next.success"][-1] for e in expert)
@@ -201,6 +204,27 @@ def test_success_is_that_of_the_last_trial():
             return torch.where(trial[:, None] > 1, torch.tensor([1.0, 0.0]), action), {"expert": expert, "trial": trial}
     ran = rollout(OnlyFirst(), MultiTrialEnv(Fork(2), 2), 4, seed=0)
     assert not any(e.metadata["success"] for e in ran) and {e.metadata["successful_trials"] for e in ran} == {1}
+    assert all((e.metadata["trial_1_success"], e.metadata["trial_2_success"]) == (True, False) for e in ran)
+    found = evaluation_of(ran)
+    assert found.trial_successes.tolist() == [[True, False]] * 4 and [r.estimate for r in found.trials] == [1, 0]
+    assert (found.trial_gain.difference, found.trial_gain.p_value) == (-1, 2 * 0.5**4)
+    assert found.trials[0] == clopper_pearson(4, 4) and found.trial_gain.high < 0
+    page = write_report(tmp_path / "report.html", runs={"a": found}).read_text()
+    assert "The last trial minus the first: \u2212100.0 points" in page and "<th>trial</th>" in page
+    assert evaluation_of(rollout(Expert(), Fork(2), 2)).trials is None
+
+
+class SucceedsOnTheWay(Fork):
+    """Success is reported at the second step alone, and every episode goes on until its limit."""
+
+    def step(self, action):
+        out = super().step(action)
+        return replace(out, info={**out.info, "success": self.clock == 2}, terminated=torch.zeros_like(out.terminated))
+
+
+def test_success_at_any_step_of_a_trial_counts():
+    ran = rollout(Always((0.0, 0.0)), MultiTrialEnv(SucceedsOnTheWay(2, limit=4), 3), 2, seed=0)
+    assert all(e.metadata["successful_trials"] == 3 and e.metadata["success"] for e in ran)
 
 
 def test_trials_keep_the_contract():

@@ -291,7 +291,8 @@ def test_an_evaluation_counts_what_happened():
 def test_the_json_is_the_published_document():
     a, b = evaluate(Lucky(0.9), Fork(10), 40, seed=1), evaluate(Lucky(0.3), Fork(10), 40, seed=1)
     doc = json.loads(json.dumps(a.to_json(b, "runs/other"), allow_nan=False))
-    assert list(doc) == ["env", "episodes", "successes", "success", "return", "seconds", "paired"]
+    assert list(doc) == ["env", "episodes", "successes", "success", "return", "seconds", "paired", "trials",
+                         "trial_gain"]
     assert list(doc["success"]) == ["estimate", "low", "high", "level"]
     assert list(doc["return"]) == ["mean", "low", "high", "level"]
     assert list(doc["paired"]) == ["against", "difference", "low", "high", "p"]

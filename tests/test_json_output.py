@@ -103,7 +103,10 @@ def test_convert(call, place, tmp_path):
 def test_eval_in_an_environment(call, place):
     alone = call("eval", place / "a", "fork", "--episodes", 12, "--json")
     both = call("eval", place / "a", "fork", "--episodes", 12, "--json", "--against", place / "b", "--repeats", 2)
-    check("understudy eval RUN ENV", alone, both)
+    trials = call("eval", place / "a", "fork@trials=2", "--episodes", 4, "--json")
+    check("understudy eval RUN ENV", alone, both, trials)
+    assert alone["trials"] is alone["trial_gain"] is None and len(trials["trials"]) == 2
+    assert trials["trials"][-1]["successes"] == trials["successes"]
     assert alone["behavior"]["against"] is None
     assert set(both["behavior"]["against"]) == set(alone["behavior"]) - {"against"}
 

@@ -15,7 +15,7 @@ import pytest
 from understudy import cli, demo
 from understudy.claims.probe import Confirmation
 from understudy.cli import main
-from understudy.commands.conditions import example_options
+from understudy.commands.conditions import example_evaluation, example_options, is_judged
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
@@ -169,6 +169,41 @@ def test_no_evaluation_is_suggested_without_an_example_of_what_it_needs():
     assert example_options(told, find_method("groot-2"), told.features()) == ["--task", "go home"]
     shows = {**told.features(), "observation.task": Feature("uint8", (8,))}  # each episode has its own
     assert example_options(told, find_method("groot-2"), shows) is None
+
+
+PLAY = ("--stages.0.method.learner.steps", "4", "--stages.0.method.learner.batch-size", "4", "--method.period", "4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, options", [("play-lmp", PLAY), ("gcbc", ("--policy.trunk.widths", "16"))])
+def test_a_goal_is_judged_where_the_environment_shows_goals(name, options, follow, capsys):
+    follow("record", "four_rooms:play", "--out", "play", "--episodes", "6", depth=0)
+    assert main(["train", name, "play", "--out", "run", *TINY[:6], *options]) == 0
+    assert suggestions(capsys.readouterr().out)[0] == "understudy eval run four_rooms --episodes 100"
+    assert main(["eval", "run", "play"]) == 0
+    assert suggestions(capsys.readouterr().out)[0] == "understudy eval run four_rooms --episodes 100"
+    assert main(["eval", "run", "four_rooms", "--episodes", "2", "--rows", "2"]) == 0
+
+
+def test_no_evaluation_is_suggested_where_nothing_is_judged(follow, capsys):
+    follow("record", "four_rooms:play", "--out", "play", "--episodes", "6", depth=0)
+    data = open_dataset("play")
+    assert not is_judged(data) and example_evaluation(data, find_method("bc")) is None
+    assert example_evaluation(data, find_method("gcbc")) == ("four_rooms", [])
+    assert example_evaluation(data, find_method("bc"), "four_rooms") == ("four_rooms", [])
+    pictured = data.map(lambda e: replace(e, metadata={**e.metadata, "env": "four_rooms:play@images=16"}))
+    assert example_evaluation(pictured, find_method("gcbc"))[0] == "four_rooms@images=16"
+    rewarded = data.map(lambda e: e.replace({"next.reward": np.ones(len(e), np.float32)}))
+    assert is_judged(rewarded) and example_evaluation(rewarded, find_method("bc")) == ("four_rooms:play", [])
+    assert is_judged(data.map(lambda e: e.replace({"next.reward": None})))
+    capsys.readouterr()
+    assert main(["inspect", "play"]) == 0
+    assert "--eval" not in capsys.readouterr().out
+    assert main(["train", "bc", "play", "--out", "run", *TINY]) == 0
+    assert [line.split()[1:4] for line in suggestions(capsys.readouterr().out)] == [
+        ["eval", "run", "play"], ["plot", "run"]]
+    assert main(["plot", "run"]) == 0
+    assert suggestions(capsys.readouterr().out) == ["understudy eval run/best ENV --episodes 100"]
 
 
 def test_what_is_done_to_data_can_be_inspected(follow):

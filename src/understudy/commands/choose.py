@@ -23,7 +23,6 @@ from .common import (
     env_trust_options,
     open_data,
     parse,
-    recorded_env,
     trust_options,
     unused_path,
 )
@@ -76,7 +75,7 @@ def main(args: list[str]) -> None:
     from ..envs import make
     from ..learn.devices import choose_device
     from ..learn.method import Method
-    from .conditions import example_options
+    from .conditions import example_evaluation
 
     with Output(o.json) as out:
         budget, device = parse_duration(o.budget, "--budget"), str(choose_device(o.device))
@@ -90,9 +89,8 @@ def main(args: list[str]) -> None:
             if env is not None:
                 env.close()
         _print_choice(choice, out)
-        acts = o.env or recorded_env(data)
         trial = Method.load(trial_run(o.out, choice.recommended, o.seed), o.trust)
-        given = example_options(data, trial, data.features() if env is None else env.features)
+        acts, given = example_evaluation(data, trial, o.env, env) or (None, None)
         commands = _next_commands(o, choice, acts, given)
         if o.html is not None:
             write_choice_page(choice, o.html, commands)

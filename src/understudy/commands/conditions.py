@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .common import recorded_env
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from ..core import Schema
     from ..data.episode import Dataset
+    from ..envs.base import Env
     from ..learn.method import Method
     from .eval_options import RolloutOptions
 
@@ -103,6 +106,53 @@ def must_be_told(run: Path) -> bool:
     except UserError:
         return False
     return bool(open_conditions(method, {}) or goal_columns(method) or task_relabel(method) is not None)
+
+
+def example_evaluation(data: Dataset, method: Method, name: str | None = None, env: Env | None = None
+                       ) -> tuple[str, list[str]] | None:
+    """An evaluation that a command can suggest: an environment, and the options with examples from the data.
+
+    Args:
+        data: The demonstrations.
+        method: The method.
+        name: The environment that the user named. None for the one in which the data were recorded. If nothing is
+            judged there, it is the same world with goals, for a policy that reads goals.
+        env: The environment that the user named, if it was made.
+
+    Returns:
+        Name and options (see `example_options`). None if no such evaluation is known.
+    """
+    from ..envs import IMAGES, WITH_GOALS, base_name, make
+
+    features = data.features() if env is None else env.features
+    if name is None and (name := recorded_env(data)) is not None and not is_judged(data):
+        shown = WITH_GOALS.get(base_name(name))
+        if shown is None or not goal_columns(method):
+            return None
+        name = shown + (name[len(base_name(name)):] if IMAGES in name else "")
+        (made := make(name)).close()
+        features = made.features
+    given = None if name is None else example_options(data, method, features)
+    return None if name is None or given is None else (name, given)
+
+
+def is_judged(data: Dataset, most: int = 100) -> bool:
+    """Whether the environment of recorded episodes says what is good: success, or a reward that is not always 0.
+
+    Data without success and rewards say nothing about their environment, which may judge all the same.
+
+    Args:
+        data: The episodes.
+        most: Largest number of episodes to look at.
+    """
+    import numpy as np
+
+    for episode in data[:most]:
+        reward = episode.steps.get("next.reward")
+        tells_success = "success" in episode.metadata or "next.success" in episode.steps
+        if tells_success or reward is None or np.any(reward[: len(episode)]):
+            return True
+    return False
 
 
 def example_options(data: Dataset, method: Method, features: Schema) -> list[str] | None:

@@ -16,12 +16,11 @@ from .common import (
     has_no_run,
     open_data,
     parse,
-    recorded_env,
     reseeded_command,
     trust_options,
     unused_path,
 )
-from .conditions import example_options, given_conditions
+from .conditions import example_evaluation, given_conditions
 from .eval_options import EvalOptions
 from .policies import (
     append_result,
@@ -129,9 +128,10 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
         out.print(f"Success: {env.metadata['success']}.")
     if mine.success is not None and (asked := [text for text in o.condition if "return" in text.partition("=")[0]]):
         out.print(f"Mean return {mine.returns.estimate:.4g}, where {' '.join(asked)} was asked for.")
+    runs = [r for r in (o.run, o.against) if r is not None]
+    _print_trials(dict(zip(run_names(runs), (e for e in (mine, other) if e is not None), strict=True)), out)
     if o.save:
         out.print(f"Episodes written to {o.save}")
-    runs = [r for r in (o.run, o.against) if r is not None]
     behavior_metrics.print_metrics(dict(zip(run_names(runs), behaved, strict=True)), out)
     append_result(
         o,
@@ -149,6 +149,25 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     out.suggest(*(command for command, _ in commands))
     out.print_json({**mine.to_json(other, str(o.against)), "behavior": {
         **behaved[0].to_json(), "against": behaved[1].to_json() if other else None}})
+
+
+def _print_trials(evaluations: dict[str, Evaluation], out: Output) -> None:
+    """Prints the success rate in each trial, if episodes are several trials."""
+    from rich.table import Table
+
+    from ..evaluate.evaluation import describe_trial_gain
+
+    rates = [e.trials for e in evaluations.values()]
+    if any(found is None for found in rates):
+        return
+    names = list(evaluations) if len(evaluations) > 1 else ["success"]
+    table = Table("trial", *names, box=None, pad_edge=False)
+    for number, row in enumerate(zip(*filter(None, rates), strict=True), 1):
+        table.add_row(str(number), *(f"{r.estimate:.1%} [{r.low:.1%}, {r.high:.1%}]" for r in row))
+    out.print("", table)
+    for name, e in evaluations.items():
+        if told := describe_trial_gain(e):
+            out.print(told if len(evaluations) == 1 else f"{name}: {told}")
 
 
 def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -> list[tuple[str, str]]:
@@ -228,11 +247,10 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     append_result(o, found.to_json())
     out.print(found.describe(), "", _breakdown_table("component", found.by_dimension, found.unit), "",
             _breakdown_table("of the episode", found.by_time, found.unit))
-    env = recorded_env(data)
+    env, given = example_evaluation(recorded, method) or (None, [])
     trust = trust_options(o.trust, env, o.run) or env_trust_options(env)
-    given = example_options(recorded, method, recorded.features())
     commands = [(command_line("eval", o.run, env, "--episodes", 100, *given, *trust),
-                 "Whether it works, where it acts by itself:")] if env and given is not None else []
+                 "Whether it works, where it acts by itself:")] if env is not None else []
     if o.html is None:
         again = command_line("eval", o.run, o.target, "--html", "report.html",
                              *(("--columns", *o.columns) if o.columns else ()), *trust_options((), None, o.run))

@@ -61,6 +61,7 @@ def main(args: list[str]) -> None:
     from ..data.formats import preview_dataset
     from ..data.formats.describe import dataset_features, describe, task_counts
     from ..methods import recommend
+    from .conditions import is_judged
 
     with Output(o.json) as out:
         columns = parse_columns(o.columns)
@@ -108,7 +109,8 @@ def main(args: list[str]) -> None:
             out.suggest(command_line("train", method, o.data, *(("--map", o.map) if o.map else ()),
                                      *(("--columns", *o.columns) if o.columns else ()),
                                      *(("--max-episode-steps", o.max_episode_steps) if o.max_episode_steps else ()),
-                                     "--out", unused_path("run"), *(("--eval", env, "--save-freq", 500) if env else ()),
+                                     "--out", unused_path("run"),
+                                     *(("--eval", env, "--save-freq", 500) if env and is_judged(data) else ()),
                                      *env_trust_options(env)),
                         *([command_line("replay", o.data, env, *env_trust_options(env))]
                           if env and not o.columns else []))

@@ -64,7 +64,12 @@ def main(args: list[str]) -> None:
 
 def _next_commands(runs) -> list[tuple[str, str]]:
     """Useful next commands, each with a description: evaluate the run, or compare all runs."""
+    from ..envs import WITH_GOALS, base_name
+
     env = recorded_env_of(runs[0].folder)
+    is_recorded = env is not None
+    if env is not None and base_name(env) in WITH_GOALS:  # nothing is a success there
+        env = None
     trust = [part for package in dict.fromkeys(p for run in runs for p in required_packages(run.folder))
              for part in ("--trust", package)]
     if len(runs) > 1:
@@ -72,7 +77,7 @@ def _next_commands(runs) -> list[tuple[str, str]]:
                  "Which of them is better, on the same starts:")]
     run = runs[0]
     best = run.folder / "best" if run.best is not None else run.folder
-    if env is None and (commands := act_command(best, recorded_robot_of(run.folder))):
+    if not is_recorded and (commands := act_command(best, recorded_robot_of(run.folder))):
         return [(command, "How it acts on the robot:") for command in commands]
     if must_be_told(run.folder):  # the data with its examples are not open here
         return []

@@ -147,7 +147,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     from ..learn.run import Run
     from ..learn.train import train, validation_episodes
     from ..learn.training_curves import TrainingCurves
-    from .conditions import example_options, goal_columns, open_conditions
+    from .conditions import example_evaluation, goal_columns, open_conditions
     from .method import build_method, task_relabel
 
     if o.image_size is not None:
@@ -234,11 +234,11 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     out.print(f"Written to {o.out}: " + ", ".join(f"{name} is {place}" for name, place in sorted(places.items()))
             + "; CARD.md says what it is, metrics.jsonl how it went.")
     acts = o.eval or o.env or recorded_env(data)
-    given = example_options(data, method, data.features() if env is None else env.features)
-    there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if acts and given is not None else []
+    judged, given = example_evaluation(data, method, o.eval or o.env, env) or (None, [])
+    there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if judged is not None else []
     out.suggest(
-        *(command_line("eval", run, acts, "--episodes", 100, *(given or ()),
-                       *(trust_options(o.trust, acts, run) or env_trust_options(acts))) for run in there),
+        *(command_line("eval", run, judged, "--episodes", 100, *given,
+                       *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in there),
         *([] if stream is not None or o.map or o.max_episode_steps
           else [command_line("eval", o.out, o.data, *(("--columns", *o.columns) if o.columns else ()),
                              *trust_options((), None, o.out))]),

@@ -48,6 +48,8 @@ TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": 
 # toy -> the option that stands behind its name after ":", and its type
 VARIANTS = {"particle": ("dim", int), "tabular": ("task", str), "four_rooms": ("style", str),
             "planar_arms": ("task", str), "tabletop": ("control", str)}
+# what is recorded here has no goal, so that nothing is a success -> the same world with goals
+WITH_GOALS = {f"four_rooms:{style}": "four_rooms" for style in ("play", "stitch", "noisy")}
 
 
 def names() -> tuple[str, ...]:

@@ -121,7 +121,8 @@ class MultiTrialEnv(EnvWrapper):
 
     The column `observation.new_trial` (1) is 1 at the first step of each trial. What the last step of a trial led to is
     not shown, since the first observation of the next trial takes its place. Success is that of the last trial. The
-    metadata `successful_trials` counts the successful ones.
+    metadata `trial_1_success`, `trial_2_success`, ... tell whether there was success at any step of each trial, and
+    `successful_trials` counts the successful ones.
 
     Args:
         env: The environment.
@@ -142,12 +143,12 @@ class MultiTrialEnv(EnvWrapper):
         self.metadata = {**self.metadata, "limit": limit and limit * n_trials,
                          "success": success and f"{success}, in the last trial"}
         self.key = torch.zeros(self.rows, dtype=torch.int64)
-        self.trial, self.successes = torch.zeros_like(self.key), torch.zeros_like(self.key)
+        self.trial, self.successes = torch.zeros_like(self.key), torch.zeros(self.rows, n_trials, dtype=torch.bool)
         self.is_new = torch.zeros(self.rows, dtype=torch.bool)
 
     def reset(self, which, key):
         self.key, self.trial, self.successes = self.key.clone(), self.trial.clone(), self.successes.clone()
-        self.key[which], self.trial[which], self.successes[which] = key, 0, 0
+        self.key[which], self.trial[which], self.successes[which] = key, 0, False
         self.is_new = self.is_new.clone()
         self.is_new[which] = True
         return self._show(self._start_trial(which))
@@ -157,8 +158,10 @@ class MultiTrialEnv(EnvWrapper):
         ended, is_last = out.terminated | out.truncated, self.trial + 1 >= self.n_trials
         info, obs = dict(out.info), out.obs
         if "success" in info:
-            self.successes = self.successes + (info["success"] & ended)
-            info |= {"success": info["success"] & is_last, "successful_trials": self.successes}
+            self.successes = self.successes.clone()
+            self.successes[torch.arange(self.rows), self.trial] |= info["success"]
+            info |= {"success": info["success"] & is_last, "successful_trials": self.successes.sum(1)}
+            info |= {trial_success_key(i): self.successes[:, i] for i in range(self.n_trials)}
         self.is_new = ended & ~is_last
         self.trial = self.trial + self.is_new
         if len(which := self.is_new.nonzero().flatten()):
@@ -174,6 +177,15 @@ class MultiTrialEnv(EnvWrapper):
 
     def _show(self, obs: Obs) -> Obs:
         return {**obs, NEW_TRIAL: self.is_new[:, None].float()}
+
+
+def trial_success_key(trial: int) -> str:
+    """The metadata of an episode that tells whether a trial succeeded.
+
+    Args:
+        trial: Number of the trial, from 0 on.
+    """
+    return f"trial_{trial + 1}_success"
 
 
 def _where(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:

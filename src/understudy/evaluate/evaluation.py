@@ -14,6 +14,7 @@ from scipy import stats as scipy_stats
 from ..core import UserError
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env
+from ..envs.episode_wrappers import trial_success_key
 from ..execute.actor import Actor
 from ..files import replace_nonfinite
 from . import stats
@@ -66,6 +67,34 @@ class Evaluation:
         return None if self.success is None else np.array([bool(e.metadata["success"]) for e in self.episodes])
 
     @property
+    def trial_successes(self) -> np.ndarray | None:
+        """Success of each trial of each episode, (episodes, trials) bool. None if episodes are no several trials."""
+        first, n = self.episodes[0].metadata, 0
+        while trial_success_key(n) in first:
+            n += 1
+        if self.success is None or not n:
+            return None
+        return np.array([[bool(e.metadata[trial_success_key(i)]) for i in range(n)] for e in self.episodes])
+
+    @property
+    def trials(self) -> list[Interval] | None:
+        """Success rate in each trial. None if episodes are no several trials (see `MultiTrialEnv`)."""
+        if (k := self.trial_successes) is None:
+            return None
+        assert self.success is not None
+        return [stats.clopper_pearson(int(one.sum()), len(one), self.success.level) for one in k.T]
+
+    @property
+    def trial_gain(self) -> PairedComparison | None:
+        """Success in the last trial minus success in the first, of the same episodes. None if there are no several
+        trials.
+        """
+        if (k := self.trial_successes) is None or k.shape[1] == 1:
+            return None
+        assert self.success is not None
+        return _compare_successes(k[:, -1], k[:, 0], self.success.level)
+
+    @property
     def episode_returns(self) -> np.ndarray:
         """Return of each episode, (episodes,) float64."""
         return np.array([_episode_return(e) for e in self.episodes])
@@ -82,7 +111,13 @@ class Evaluation:
         out = {
             "env": self.env, "episodes": len(self.episodes), "successes": None if k is None else int(k.sum()),
             "success": None if self.success is None else _interval_to_json(self.success, "estimate"),
-            "return": _interval_to_json(self.returns, "mean"), "seconds": self.seconds, "paired": None}
+            "return": _interval_to_json(self.returns, "mean"), "seconds": self.seconds, "paired": None,
+            "trials": None, "trial_gain": None}
+        if (trials := self.trials) is not None and (each := self.trial_successes) is not None:
+            out["trials"] = [{"successes": int(n), "success": _interval_to_json(rate, "estimate")}
+                             for n, rate in zip(each.sum(0), trials, strict=True)]
+        if (g := self.trial_gain) is not None:
+            out["trial_gain"] = {"difference": g.difference, "low": g.low, "high": g.high, "p": g.p_value}
         if other is not None:
             p = compare(self, other)
             out["paired"] = {"against": name, "difference": p.difference, "low": p.low, "high": p.high, "p": p.p_value}
@@ -211,11 +246,9 @@ def compare(
         raise UserError(f"{first[0].env} defines no success", where="compare", hint='compare the return: of="return"')
     if metric == "success":
         x, y = np.array([r.successes for r in first]), np.array([r.successes for r in second])
-        if len(x) > 1:
-            found, p = stats.two_level_difference(x, y, level)
-        else:
-            only, other = int((x & ~y).sum()), int((y & ~x).sum())
-            found, p = stats.tango(only, other, x.size, level), stats.mcnemar(only, other)
+        if len(x) == 1:
+            return _compare_successes(x[0], y[0], level)
+        found, p = stats.two_level_difference(x, y, level)
     else:
         x, y = np.array([r.episode_returns for r in first]), np.array([r.episode_returns for r in second])
         if len(x) > 1:
@@ -223,6 +256,21 @@ def compare(
         else:
             found, p = stats.bootstrap_mean((x - y)[0], level), sign_flip_p_value((x - y)[0])
     return PairedComparison(metric, found.estimate, found.low, found.high, p, level, len(first))
+
+
+def _compare_successes(x: np.ndarray, y: np.ndarray, level: float) -> PairedComparison:
+    """Compares successes of the same episodes, first minus second: Tango's interval and McNemar's exact test."""
+    only, other = int((x & ~y).sum()), int((y & ~x).sum())
+    found = stats.tango(only, other, x.size, level)
+    return PairedComparison("success", found.estimate, found.low, found.high, stats.mcnemar(only, other), level, 1)
+
+
+def describe_trial_gain(e: Evaluation) -> str:
+    """Success in the last trial minus that in the first, in words. Empty if episodes are no several trials."""
+    if (gain := e.trial_gain) is None:
+        return ""
+    return (f"The last trial minus the first: {_format_difference(gain.difference, 'success')}, "
+            f"{_format_interval(gain, lambda v: _format_difference(v, 'success'))}, {_format_p_value(gain.p_value)}.")
 
 
 def verdict(

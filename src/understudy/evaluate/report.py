@@ -25,7 +25,7 @@ from .action_prediction import ActionPrediction, EpisodePlanSamples, ErrorBreakd
 from .behavior_metrics import BehaviorMetrics, BehaviorModes
 from .comparison import Comparison
 from .episode_video import film_strip
-from .evaluation import Evaluation, capitalize_name, compare, verdict_parts
+from .evaluation import Evaluation, capitalize_name, compare, describe_trial_gain, verdict_parts
 from .failures import FailurePictures
 from .plots import Figure
 from .stats import Interval
@@ -298,6 +298,16 @@ def _method_notes(judged: Sequence[Evaluation]) -> str:
     return " ".join(used)
 
 
+def _trial_contents(runs: Mapping[str, Evaluation]) -> tuple[Content, ...]:
+    """A table of the success in each trial, and the gain from the first to the last. Empty without several trials."""
+    found = {capitalize_name(name): e for name, e in runs.items() if e.trials is not None}
+    rates = zip(*(e.trials or () for e in found.values()), strict=True)
+    rows = tuple((str(number), *row) for number, row in enumerate(rates, 1))
+    gains = tuple(Paragraph(_unicode_minus(f"{name}: {told}")) for name, e in found.items()
+                  if (told := describe_trial_gain(e)))
+    return (Table(("trial", *found), rows), *gains) if rows else ()
+
+
 def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) -> Section:
     """Section on what the policies did: trajectories, success rates, and the paired difference.
 
@@ -334,7 +344,7 @@ def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) 
             )
         )
     rows = ((*ways, *figures),) if len(runs) == 1 else (ways, figures)
-    contents = (*(Figures(tuple(r)) for r in rows if r), *table)
+    contents = (*(Figures(tuple(r)) for r in rows if r), *table, *_trial_contents(runs))
     facts = env.metadata if env is not None else {}
     what = f" Success: {facts['success']}." if facts.get("success") else ""
     if facts.get("optimum") is not None:

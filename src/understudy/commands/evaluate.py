@@ -182,10 +182,9 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
 def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     from ..core import UserError
     from ..evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
-    from ..execute.wrappers import SkillWrapper
     from ..files import read_json
     from ..learn.devices import choose_device
-    from ..learn.method import TrainedRun, training_data
+    from ..learn.method import TrainedRun, has_latent_actions, training_data
     from ..policy import find_checkpoint
 
     if o.demonstrations is not None or o.repeats:
@@ -222,7 +221,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
             transformed = transformed + training_data(data.select(others), method)
     recorded, data = data, transformed
     found = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor,
-                                       of_latents=isinstance(method.wrapper, SkillWrapper))
+                                       of_latents=has_latent_actions(method))
     append_result(o, found.to_json())
     out.print(found.describe(), "", _breakdown_table("component", found.by_dimension, found.unit), "",
             _breakdown_table("of the episode", found.by_time, found.unit))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -461,13 +461,14 @@ def training_section(runs: Mapping[str, Lines]) -> Section:
     return Section("Training", (Figures(tuple(items)),) if items else (Paragraph("Nothing was measured."),))
 
 
-def training_figures(runs: Mapping[str, Mapping[str, Curve]], best: Mapping[str, int] | None = None
-                     ) -> list[tuple[str, Figure, str]]:
+def training_figures(runs: Mapping[str, Mapping[str, Curve]], best: Mapping[str, int] | None = None,
+                     of_latents: Collection[str] = ()) -> list[tuple[str, Figure, str]]:
     """(title, figure, caption) of the loss, the held-out error and the score, as far as they were measured.
 
     Args:
         runs: Name -> curves of a run.
         best: Name -> step of the run's best checkpoint, which gets a ring.
+        of_latents: Names of the runs whose held-out errors are those of latents.
     """
     ring = " A ring marks the best checkpoint." if best else ""
 
@@ -484,7 +485,9 @@ def training_figures(runs: Mapping[str, Mapping[str, Curve]], best: Mapping[str,
     if held := series(HELD_OUT_ERROR):
         items.append(("Error on held-out episodes", plots.curves(held, "updates", "energy score", dots=True, low=0.0,
                                                                  marks=best, x_low=0, names=list(runs)),
-                      f"Energy score, comparable between heads; less is better.{ring}"))
+                      "Energy score, comparable between heads; less is better."
+                      + "".join(f" The errors of {name} are of latents, and cannot be compared." for name in of_latents)
+                      + ring))
     if score := series(SCORE):
         values = [v for _, ys in score.values() for v in ys]
         ends: dict[str, Any] = {"low": 0.0, "high": 1.0} if min(values) >= 0 and max(values) <= 1 else {}

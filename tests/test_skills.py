@@ -402,8 +402,8 @@ def test_one_command_learns_skills_and_evaluates(tmp_path):
     same = TrainingCurves.load(out)
     head, _, _ = training_verdict({"a": same, "b": same})
     assert head == "2 trainings."  # errors of different latents do not compare
-    status, text = call("eval", out, "particle", "--episodes", 2, "--device", "cpu")
-    assert status == 0, text
+    status, text = call("eval", out, "particle", "--episodes", 2, "--device", "cpu", "--html", tmp_path / "acts.html")
+    assert status == 0 and "The errors of run are of latents" in (tmp_path / "acts.html").read_text(), text
     status, text = call("eval", out, demos, "--device", "cpu", "--html", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert status == 0 and "foretold" not in text + page and "action[0]" not in text + page

@@ -288,6 +288,7 @@ def _write_report(o: EvalOptions, env, mine, other, behaved, commands, out) -> N
         return
     from ..evaluate.report import write_report
     from ..learn.run import Run
+    from ..learn.training_curves import TrainingCurves
 
     runs = {o.run: mine}
     if o.against is not None and other is not None:
@@ -296,7 +297,9 @@ def _write_report(o: EvalOptions, env, mine, other, behaved, commands, out) -> N
     training = {names[run]: lines for run in runs if not has_no_run(run)
                 and (lines := Run(run_folder(run)).read_metrics())}
     write_report(o.html, env=env, runs={names[run]: found for run, found in runs.items()}, training=training,
-                 behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands)
+                 behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands,
+                 of_latents=[names[run] for run in runs if names[run] in training
+                             and TrainingCurves.load(run_folder(run)).of_latents])
     out.print(f"Report written to {o.html}")
 
 

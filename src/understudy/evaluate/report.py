@@ -258,7 +258,7 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
 def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
                  training: Mapping[str, Lines] | None = None, data: Dataset | None = None,
                  behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
-                 title: str | None = None) -> Path:
+                 title: str | None = None, of_latents: Collection[str] = ()) -> Path:
     """Write a page about one or two policies.
 
     Args:
@@ -270,6 +270,7 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
         behavior: Behavior metrics, by the policy's name.
         commands: What to do next: pairs of a command and what it does.
         title: Title of the page. None for one made of the names.
+        of_latents: Names of the policies whose held-out errors in `training` are those of latents.
 
     Returns:
         The file.
@@ -281,7 +282,7 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
     if behavior:
         sections += [*failure_sections(behavior), behavior_section(behavior)]
     if training:
-        sections.append(training_section(training))
+        sections.append(training_section(training, of_latents))
     if data is not None:
         sections.append(demonstrations_section(data, env))
     sections += next_step_section(behavior or {}, commands)
@@ -455,9 +456,9 @@ def _is_positive(series) -> bool:
     return all(value > 0 for _, values in series.values() for value in values)
 
 
-def training_section(runs: Mapping[str, Lines]) -> Section:
+def training_section(runs: Mapping[str, Lines], of_latents: Collection[str] = ()) -> Section:
     """Loss, error on held-out episodes and, if it was measured, success during training."""
-    items = training_figures({name: read_curves(lines) for name, lines in runs.items()})
+    items = training_figures({name: read_curves(lines) for name, lines in runs.items()}, of_latents=of_latents)
     return Section("Training", (Figures(tuple(items)),) if items else (Paragraph("Nothing was measured."),))
 
 

@@ -29,8 +29,9 @@ from understudy.core import ConfigError
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.formats.lerobot import write
-from understudy.data.operations import Drop
+from understudy.data.operations import Crop, Drop, Sort
 from understudy.data.relabel import TaskText, task_texts
+from understudy.data.segments import ColumnSegments, CutSegments
 from understudy.envs.fork import Expert
 from understudy.evaluate.evaluation import evaluate, recording_seed, validation_seed
 from understudy.evaluate.rollout import rollout
@@ -38,6 +39,7 @@ from understudy.execute.actor import ObservationWrapper
 from understudy.execute.adaptive import ChunkBlending
 from understudy.files import read_json
 from understudy.learn.method import Method
+from understudy.learn.run import Run
 from understudy.learn.train import train
 from understudy.methods import METHODS, find_method
 from understudy.policy import find_checkpoint
@@ -468,6 +470,35 @@ def test_eval_on_recorded_episodes_applies_operations_on_data_sets(call, place, 
     train(method, demos, tmp_path / "run", steps=2, seed=0, progress=False, device="cpu")
     found = document(call("eval", tmp_path / "run", place / "demos", "--json"))
     assert found["origin"] == "held out" and found["success"] is None
+
+
+@pytest.mark.parametrize("operation,n_judged", [(Sort("rank"), 2), (CutSegments(ColumnSegments()), 4)],
+                         ids=["order", "number"])
+def test_eval_applies_operations_as_training_does(call, tmp_path, monkeypatch, operation, n_judged):
+    """The error of the last checkpoint is the one that training measured on the same held-out episodes."""
+    rng = np.random.default_rng(0)
+
+    def episode(rank):
+        state = rng.normal(size=(12, 2)).astype(np.float32)
+        return Episode({"observation.state": state, "action": -state * (1 + rank),
+                        "subtask": np.array(["left"] * 6 + ["right"] * 6)}, {"rank": rank})
+    write(Dataset([episode(i * 7 % 20) for i in range(20)], {"fps": 10.0}), tmp_path / "d")
+    data, run = open_dataset(tmp_path / "d"), tmp_path / "run"
+    method = replace(find_method("bc"), transforms=(operation,))
+    train(method, data, run, steps=5, seed=0, progress=False, device="cpu")
+    measured = [line["validation/energy"] for line in Run(run).read_metrics() if "validation/energy" in line][-1]
+    sizes, apply = [], type(operation).apply
+    monkeypatch.setattr(type(operation), "apply", lambda self, data: (sizes.append(len(data)), apply(self, data))[1])
+    found = document(call("eval", f"{run}/last", tmp_path / "d", "--json"))
+    assert found["origin"] == "held out" and len(found["episodes"]) == n_judged and sizes == [2, 18]
+    assert found["energy"]["estimate"] == pytest.approx(measured, rel=1e-5)
+
+
+def test_eval_keeps_the_numbers_of_episodes_that_an_operation_keeps(call, tmp_path, place):
+    method = replace(find_method("bc"), transforms=(Crop(start=1),))
+    train(method, open_dataset(place / "demos"), tmp_path / "run", steps=2, seed=0, progress=False, device="cpu",
+          val_fraction=[3, 7])
+    assert document(call("eval", tmp_path / "run", place / "demos", "--json"))["episodes"] == [3, 7]
 
 
 def test_eval_on_numbers_that_are_none_is_refused(call, place, tmp_path):

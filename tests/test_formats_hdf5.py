@@ -2,6 +2,7 @@
 read by their own libraries, and what is damaged is refused by name."""
 
 import json
+import os
 import shutil
 import subprocess
 from multiprocessing import get_context
@@ -20,7 +21,7 @@ from test_format_contract import demonstrations
 from understudy import Window
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import conversion_losses, format_of, open_dataset, sidecar, write_dataset
+from understudy.data.formats import conversion_losses, format_of, hdf5, open_dataset, sidecar, write_dataset
 from understudy.testing import check_format
 
 ROOT = Path(__file__).parents[1]
@@ -351,6 +352,41 @@ def test_the_limit_is_an_option_of_commands(files, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["episodes"] == 5
     assert main(["convert", path, str(tmp_path / "out"), "--max-episode-steps", "5"]) == 0
     assert [len(e) for e in open_dataset(tmp_path / "out")] == [5, 5, 5, 5, 2]
+
+
+@pytest.mark.parametrize("chunks", [None, (64,)])
+def test_the_cost_of_text_in_d4rl_is_proportional_to_the_rows(tmp_path, monkeypatch, chunks):
+    """Counts the reads of the file, their bytes, and the bytes of the heaps that are checked. A heap has 64 KB, so that
+    reading each episode alone would read most of a small file again.
+    """
+    counts = np.zeros(3, np.int64)
+    readinto, walk = hdf5._CheckedFile.readinto, hdf5._CheckedFile._walk
+
+    def counted_read(file, buffer):
+        counts[:2] += 1, len(buffer)
+        return readinto(file, buffer)
+
+    def counted_walk(file, begin):
+        counts[2] += int.from_bytes(os.pread(file._file, 8, begin + 8), "little")
+        return walk(file, begin)
+    monkeypatch.setattr(hdf5._CheckedFile, "readinto", counted_read)
+    monkeypatch.setattr(hdf5._CheckedFile, "_walk", counted_walk)
+    costs = []
+    for steps in (1000, 4000):
+        with h5py.File(path := tmp_path / f"{steps}.hdf5", "w") as file:
+            file["observations"], file["actions"] = np.zeros((steps, 2), np.float32), np.zeros((steps, 1), np.float32)
+            file["rewards"], file["terminals"] = np.zeros(steps, np.float32), np.arange(steps) % 50 == 49
+            file["timeouts"] = np.zeros(steps, bool)
+            words = np.array([f"push block {i}" for i in range(steps)], object)
+            file.create_dataset("infos/words", data=words, dtype=h5py.string_dtype(), chunks=chunks)
+        counts[:] = 0
+        data = open_dataset(path)
+        episodes = [np.asarray(e.steps["infos.words"]) for e in data]
+        for e in (7, 3, 4, 0):  # in any order
+            np.testing.assert_array_equal(data[e].steps["infos.words"], words[50 * e: 50 * (e + 1)])
+        assert np.concatenate(episodes).tolist() == words.tolist() and counts.all()
+        costs.append(counts.copy())
+    assert (costs[1] <= 4.4 * costs[0]).all()
 
 
 def test_d4rl_flags_in_columns_and_an_unfinished_end(tmp_path):

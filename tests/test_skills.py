@@ -17,6 +17,7 @@ from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.relabel import ConstantColumn
 from understudy.data.window import Goal, Window
+from understudy.evaluate.training_report import training_verdict
 from understudy.execute.planner_config import HierarchyConfig
 from understudy.execute.wrappers import SkillWrapper
 from understudy.heads.categorical import Categorical
@@ -32,6 +33,7 @@ from understudy.learn.method import InitializeFrom, Method, Stage, TrainedRun, l
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.skill_autoencoder import SkillAutoencoder, SkillAutoencoderLearner, SkillPosterior
 from understudy.learn.train import train
+from understudy.learn.training_curves import TrainingCurves
 from understudy.methods import find_method
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.encoders import TokenEncoder
@@ -389,9 +391,19 @@ def test_one_command_learns_skills_and_evaluates(tmp_path):
     assert status == 0, text
     assert "stage skills: update 1 of 3, loss " in text and "stage skills: update 3 of 3, loss " in text
     assert text.index("stage skills: update 3") < text.index("\nupdate 3: ")
+    assert "update 3: error of latents on held-out episodes " in text
+    assert "error on" not in text and "recorded actions" not in text
+    card = (out / "CARD.md").read_text()
+    assert "energy score of latents on held-out episodes" in card and "of the latents' standard deviation" in card
     assert Method.load(out) == short_skills()
-    status, text = call("eval", out, "particle", "--episodes", 2, "--device", "cpu")
-    assert status == 0, text
+    status, text = call("plot", out, "--html", tmp_path / "curves.html")
+    assert status == 0 and "error of latents on held-out episodes" in text and "recorded actions" not in text
+    assert "The errors of run are of latents" in (tmp_path / "curves.html").read_text()
+    same = TrainingCurves.load(out)
+    head, _, _ = training_verdict({"a": same, "b": same})
+    assert head == "2 trainings."  # errors of different latents do not compare
+    status, text = call("eval", out, "particle", "--episodes", 2, "--device", "cpu", "--html", tmp_path / "acts.html")
+    assert status == 0 and "The errors of run are of latents" in (tmp_path / "acts.html").read_text(), text
     status, text = call("eval", out, demos, "--device", "cpu", "--html", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert status == 0 and "foretold" not in text + page and "action[0]" not in text + page

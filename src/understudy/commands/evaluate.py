@@ -35,7 +35,11 @@ from .policies import (
 from .served import changed_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..data.episode import Dataset
     from ..evaluate.evaluation import Evaluation
+    from ..learn.method import Method
 
 def main(args: list[str]) -> None:
     o = parse(EvalOptions, "eval", args)
@@ -202,10 +206,9 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
 def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     from ..core import UserError
     from ..evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
-    from ..execute.wrappers import SkillWrapper
     from ..files import read_json
     from ..learn.devices import choose_device
-    from ..learn.method import TrainedRun, training_data
+    from ..learn.method import TrainedRun, has_latent_actions
     from ..policy import find_checkpoint
 
     if o.demonstrations is not None or o.repeats:
@@ -233,17 +236,11 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
                      columns=o.columns)
     provenance = find_checkpoint(o.run) / "provenance.json"
     episodes, origin = episodes_to_evaluate(read_json(provenance) if provenance.exists() else {}, data)
-    transformed = training_data(data, method)
-    if transformed.lengths.tolist() != data.lengths.tolist():  # an operation makes several episodes of one, or none
-        others = sorted(set(range(len(data))) - set(episodes))
-        transformed = training_data(data.select(episodes), method)
-        episodes = range(len(transformed))
-        if others:
-            transformed = transformed + training_data(data.select(others), method)
-    recorded, data = data, transformed
+    recorded = data
+    data, episodes = _transform_parts(data, method, episodes)
     tell_untrained_episodes(o.run, data.select(episodes), o.trust)
     found = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor,
-                                       of_latents=isinstance(method.wrapper, SkillWrapper))
+                                       of_latents=has_latent_actions(method))
     append_result(o, found.to_json())
     out.print(found.describe(), "", _breakdown_table("component", found.by_dimension, found.unit), "",
             _breakdown_table("of the episode", found.by_time, found.unit))
@@ -264,6 +261,39 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     out.print_json(found.to_json())
 
 
+def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> tuple[Dataset, list[int]]:
+    """The data as the policy learns from them, and which of their episodes are evaluated.
+
+    An operation may change the order and the number of the episodes. It is therefore applied to the evaluated episodes
+    and to the others separately, as in training, and once to each.
+
+    Args:
+        data: Recorded episodes.
+        method: The method, without references in its transforms.
+        episodes: Numbers of the episodes to evaluate.
+    """
+    import numpy as np
+
+    from ..core import DataError
+    from ..data.operations import Operation
+    from ..learn.method import training_data
+
+    if not any(isinstance(part, Operation) for part in method.transforms):
+        return training_data(data, method), list(episodes)
+    others = sorted(set(range(len(data))) - set(episodes))
+    numbers = [part for part in (list(episodes), others) if part]
+    parts = [training_data(data.select(part), method) for part in numbers]
+    first, whole = parts[0], sum(parts[1:], parts[0])
+    if not len(first):
+        raise DataError("the operations of the method leave none of the episodes to evaluate",
+                        where=data.metadata.get("path", "data set"),
+                        hint="name episodes such as those that it was trained on")
+    recorded = [i for part in numbers for i in part]
+    if [e.metadata for e in whole] == [data[i].metadata for i in recorded]:  # the same episodes: keep their numbers
+        return whole.select(np.argsort(recorded)), list(episodes)
+    return whole, list(range(len(first)))
+
+
 def _breakdown_table(name, parts, unit):
     from rich.table import Table
 
@@ -278,6 +308,7 @@ def _write_report(o: EvalOptions, env, mine, other, behaved, commands, out) -> N
         return
     from ..evaluate.report import write_report
     from ..learn.run import Run
+    from ..learn.training_curves import TrainingCurves
 
     runs = {o.run: mine}
     if o.against is not None and other is not None:
@@ -286,7 +317,9 @@ def _write_report(o: EvalOptions, env, mine, other, behaved, commands, out) -> N
     training = {names[run]: lines for run in runs if not has_no_run(run)
                 and (lines := Run(run_folder(run)).read_metrics())}
     write_report(o.html, env=env, runs={names[run]: found for run, found in runs.items()}, training=training,
-                 behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands)
+                 behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands,
+                 of_latents=[names[run] for run in runs if names[run] in training
+                             and TrainingCurves.load(run_folder(run)).of_latents])
     out.print(f"Report written to {o.html}")
 
 

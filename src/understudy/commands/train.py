@@ -144,6 +144,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     from ..data.video import parse_image_size
     from ..learn.devices import choose_device
     from ..learn.fit_method import part_of
+    from ..learn.method import has_latent_actions
     from ..learn.run import Run
     from ..learn.train import train, validation_episodes
     from ..learn.training_curves import TrainingCurves
@@ -203,6 +204,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         (o.steps or method.learner.steps) if method.collection is None else None,
         o.save_freq,
         bool(kept and validation_episodes(kept, hold) or score),
+        of_latents=has_latent_actions(method),
     )
     try:
         train(
@@ -364,11 +366,15 @@ class ProgressPrinter:
         has_validation: Whether checkpoints are evaluated.
         stage: Name of the stage that is trained. Only its loss is printed, because the validation of a stage may judge
             a part that is not trained alone.
+        of_latents: Whether the held-out error is that of latents, and not of actions.
     """
 
-    def __init__(self, run: Run, steps: int | None, every: int | None, has_validation: bool, stage: str | None = None):
+    def __init__(self, run: Run, steps: int | None, every: int | None, has_validation: bool, stage: str | None = None,
+                 of_latents: bool = False):
         from ..learn.train import default_save_freq
+        from ..learn.training_curves import held_out_name
 
+        self.names = {"score": "score in rollouts", "validation/energy": held_out_name(of_latents)}
         self.run, self.steps, self.has_validation = run, steps, has_validation
         self.every = every or (None if steps is None else default_save_freq(steps))
         self.losses: list[float] = []
@@ -384,8 +390,7 @@ class ProgressPrinter:
             self.losses.append(seen["loss"])
             if self.has_validation or self.every is None or step != self.steps and step % self.every:
                 return
-        names = {"score": "score in rollouts", "validation/energy": "error on held-out episodes"}
-        found = [f"{name} {seen[key]:.4g}" for key, name in names.items() if key in seen]
+        found = [f"{name} {seen[key]:.4g}" for key, name in self.names.items() if key in seen]
         losses = self.losses or self._logged_losses(step)
         if losses:
             found.append(f"loss {sum(losses) / len(losses):.4g}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -258,7 +258,7 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
 def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
                  training: Mapping[str, Lines] | None = None, data: Dataset | None = None,
                  behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
-                 title: str | None = None) -> Path:
+                 title: str | None = None, of_latents: Collection[str] = ()) -> Path:
     """Write a page about one or two policies.
 
     Args:
@@ -270,6 +270,7 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
         behavior: Behavior metrics, by the policy's name.
         commands: What to do next: pairs of a command and what it does.
         title: Title of the page. None for one made of the names.
+        of_latents: Names of the policies whose held-out errors in `training` are those of latents.
 
     Returns:
         The file.
@@ -281,7 +282,7 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
     if behavior:
         sections += [*failure_sections(behavior), behavior_section(behavior)]
     if training:
-        sections.append(training_section(training))
+        sections.append(training_section(training, of_latents))
     if data is not None:
         sections.append(demonstrations_section(data, env))
     sections += next_step_section(behavior or {}, commands)
@@ -465,19 +466,20 @@ def _is_positive(series) -> bool:
     return all(value > 0 for _, values in series.values() for value in values)
 
 
-def training_section(runs: Mapping[str, Lines]) -> Section:
+def training_section(runs: Mapping[str, Lines], of_latents: Collection[str] = ()) -> Section:
     """Loss, error on held-out episodes and, if it was measured, success during training."""
-    items = training_figures({name: read_curves(lines) for name, lines in runs.items()})
+    items = training_figures({name: read_curves(lines) for name, lines in runs.items()}, of_latents=of_latents)
     return Section("Training", (Figures(tuple(items)),) if items else (Paragraph("Nothing was measured."),))
 
 
-def training_figures(runs: Mapping[str, Mapping[str, Curve]], best: Mapping[str, int] | None = None
-                     ) -> list[tuple[str, Figure, str]]:
+def training_figures(runs: Mapping[str, Mapping[str, Curve]], best: Mapping[str, int] | None = None,
+                     of_latents: Collection[str] = ()) -> list[tuple[str, Figure, str]]:
     """(title, figure, caption) of the loss, the held-out error and the score, as far as they were measured.
 
     Args:
         runs: Name -> curves of a run.
         best: Name -> step of the run's best checkpoint, which gets a ring.
+        of_latents: Names of the runs whose held-out errors are those of latents.
     """
     ring = " A ring marks the best checkpoint." if best else ""
 
@@ -494,7 +496,9 @@ def training_figures(runs: Mapping[str, Mapping[str, Curve]], best: Mapping[str,
     if held := series(HELD_OUT_ERROR):
         items.append(("Error on held-out episodes", plots.curves(held, "updates", "energy score", dots=True, low=0.0,
                                                                  marks=best, x_low=0, names=list(runs)),
-                      f"Energy score, comparable between heads; less is better.{ring}"))
+                      "Energy score, comparable between heads; less is better."
+                      + "".join(f" The errors of {name} are of latents, and cannot be compared." for name in of_latents)
+                      + ring))
     if score := series(SCORE):
         values = [v for _, ys in score.values() for v in ys]
         ends: dict[str, Any] = {"low": 0.0, "high": 1.0} if min(values) >= 0 and max(values) <= 1 else {}

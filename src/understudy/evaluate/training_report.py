@@ -33,15 +33,16 @@ def _verdict_of_one(name: str, run: TrainingCurves) -> tuple[str, str, str]:
         head = f"The loss of {name} went from {loss.values[0]:.3g} to {loss.values[-1]:.3g}." if loss else (
             f"No loss was measured in {name}.")
         return head, "No episode was held out and nothing was rolled out, so no checkpoint is known to be better.", ""
-    what = "score in rollouts" if key == SCORE else "error on held-out episodes"
+    what = "score in rollouts" if key == SCORE else run.held_out_name
     head = f"The best checkpoint of {name} is that of update {run.best:,}: {what} {run.curves[key].at(run.best):.3g}."
     sure = ("It was chosen by this score, which is therefore too good. Judge it on new starts." if key == SCORE else
-            "An error on recorded actions is not a success rate. Roll the policy out to know whether it works.")
+            f"An error {'of latents' if run.of_latents else 'on recorded actions'} is not a success rate. "
+            "Roll the policy out to know whether it works.")
     least = min(held.values) if held else math.nan
     more = ""
     if held and held.values[-1] > OVERFIT_RATIO * least > 0:
         at = held.steps[held.values.index(least)]
-        more = (f"The error on held-out episodes was lowest at update {at:,} and is {held.values[-1] / least - 1:.0%} "
+        more = (f"The {run.held_out_name} was lowest at update {at:,} and is {held.values[-1] / least - 1:.0%} "
                 "higher at the end: the policy overfits. Train for fewer updates, or on more data.")
     return head, sure, more
 
@@ -54,7 +55,7 @@ def _verdict_of_several(runs: Mapping[str, TrainingCurves]) -> tuple[str, str, s
                 f"{', the same' * (len(top) > 1)}: {best[top[0]]:.3g}.")
         sure = ("These scores chose the checkpoints, and they come from few episodes. They do not show which run is "
                 "better. To know, roll the policies out on the same new starts.")
-    elif same_data(runs) and all(HELD_OUT_ERROR in run.curves for run in runs.values()):
+    elif same_data(runs) and all(HELD_OUT_ERROR in run.curves and not run.of_latents for run in runs.values()):
         best = {name: min(run.curves[HELD_OUT_ERROR].values) for name, run in runs.items()}
         top = min(best, key=best.__getitem__)
         head = f"{top} has the lowest error on held-out episodes: {best[top]:.3g}."
@@ -90,7 +91,8 @@ def write_training_report(path: Path | str, runs: Mapping[str, TrainingCurves],
     """
     curves = {name: run.curves for name, run in runs.items()}
     best = {name: run.best for name, run in runs.items() if run.best is not None}
-    sections = [Section("Curves", (Figures(tuple(training_figures(curves, best))), run_table(runs)))]
+    figures = training_figures(curves, best, [name for name, run in runs.items() if run.of_latents])
+    sections = [Section("Curves", (Figures(tuple(figures)), run_table(runs)))]
     if further := _further_figures(runs):
         sections.append(Section("Everything else that was measured", (Figures(tuple(further)),)))
     if evaluations := _evaluations(runs):

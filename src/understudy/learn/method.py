@@ -21,7 +21,7 @@ from ..execute.base import Executor
 from ..execute.chunking import RecedingHorizon
 from ..execute.planner_config import PlannerConfig
 from ..execute.planners import FixedBatch
-from ..execute.wrappers import ActionWrapper, WrappedActor, is_wrapped
+from ..execute.wrappers import ActionWrapper, SkillWrapper, WrappedActor, is_wrapped
 from ..files import read_json
 from ..policy import Planner, Policy, PolicyConfig, camera_sizes, find_checkpoint, read_checkpoint_json
 from .behavior_cloning import BehaviorCloning
@@ -318,6 +318,17 @@ def _with_fixed_batches(wrapper: ActionWrapper, rows: int) -> ActionWrapper:
     planners = {f.name: FixedBatch(value, rows) for f in fields(wrapper) if f.init
                 and isinstance(value := getattr(wrapper, f.name), Planner)}
     return replace(wrapper, **planners)
+
+
+def has_latent_actions(method: Method) -> bool:
+    """Returns whether the policy chooses skills, such as latents or codes, which a low-level policy turns into actions.
+
+    Its errors on recorded episodes are then those of skills, and not of actions.
+
+    Args:
+        method: The method.
+    """
+    return isinstance(method.wrapper, SkillWrapper)
 
 
 def policy_features(method: Method, features: Schema) -> dict[str, Feature]:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from ..files import write_text
-from .method import Method
+from .method import Method, has_latent_actions
 from .run import Run, disk_space_errors
 from .stages import packages_of
 
@@ -37,6 +37,7 @@ def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> No
         chosen = "The score chose the best checkpoint, so it is no judgement of it: evaluate on other seeds.\n"
     else:
         chosen = "The energy score chose the best checkpoint.\n" if lines else ""
+    of, unit = ("of latents ", "latents") if has_latent_actions(method) else ("", "actions")
     text = f"""# {type(method.policy.head).__name__} policy on {data["name"] or "a data set"}
 
 Trained by understudy {versions["understudy"]} (PyTorch {versions["torch"]}) on {device["name"]} ({device["type"]}), \
@@ -51,11 +52,11 @@ seed {provenance["seed"]}, {max(run.saved_steps())} updates.
 
 ## Figures
 
-| checkpoint | update | score in training | energy score on held-out episodes |
+| checkpoint | update | score in training | energy score {of}on held-out episodes |
 |---|---|---|---|
 {chr(10).join(figures)}
 
-{chosen}The energy score is an error in units of the actions' standard deviation, not a success rate.
+{chosen}The energy score is an error {of}in units of the {unit}' standard deviation, not a success rate.
 
 ## Method
 

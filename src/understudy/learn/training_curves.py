@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..execute.wrappers import SkillWrapper
 from ..files import read_json
 from ..policy import find_checkpoint
 from .run import Run
@@ -53,6 +54,7 @@ class TrainingCurves:
         seconds: Time that the training took so far.
         data: Which data and held-out episodes the run has. Held-out errors can be compared if this is equal.
         evaluations: Lines of RUN/eval/*.jsonl, oldest first. Each has the key "where" in addition.
+        of_latents: Whether held-out errors are those of latents, and not of actions (see `method.has_latent_actions`).
     """
 
     folder: Path
@@ -62,6 +64,7 @@ class TrainingCurves:
     seconds: float | None
     data: str
     evaluations: tuple[Mapping[str, Any], ...] = ()
+    of_latents: bool = False
 
     @classmethod
     def load(cls, folder: Path | str) -> TrainingCurves:
@@ -83,7 +86,12 @@ class TrainingCurves:
         steps = {name: int(Path(place).name) for name, place in places.items() if Path(place).name.isdigit()}
         return cls(run.folder, read_curves(lines), steps.get("last"), steps.get("best"),
                    max((line["seconds"] for line in lines if line.get("seconds") is not None), default=None), data,
-                   tuple(_evaluations(run.folder / "eval")))
+                   tuple(_evaluations(run.folder / "eval")), _has_latent_actions(checkpoint / "method.json"))
+
+    @property
+    def held_out_name(self) -> str:
+        """What the held-out error is called."""
+        return held_out_name(self.of_latents)
 
     @property
     def chosen_by(self) -> str | None:
@@ -107,6 +115,21 @@ class TrainingCurves:
             "curves": {key: {"steps": list(c.steps), "values": list(c.values)} for key, c in self.curves.items()},
             "evaluations": [dict(e) for e in self.evaluations],
         }
+
+
+def held_out_name(of_latents: bool) -> str:
+    """Returns what the error on held-out episodes is called.
+
+    Args:
+        of_latents: Whether it is the error of latents, and not of actions.
+    """
+    return f"error {'of latents ' if of_latents else ''}on held-out episodes"
+
+
+def _has_latent_actions(path: Path) -> bool:
+    """Whether the policy of a method.json chooses skills. No code of the method is loaded."""
+    wrapper = (read_json(path) if path.exists() else {}).get("wrapper") or {}
+    return wrapper.get("$") == f"{SkillWrapper.__module__}:{SkillWrapper.__qualname__}"
 
 
 def read_curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:

@@ -28,6 +28,7 @@ KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "terminals": "next
                                   "rewards", "terminals", "timeouts"}))
 _FLAGS = ("terminals", "timeouts")
 _LOOKED = 4096  # rows in which next_observations is compared with observations
+_TEXT_ROWS = 8192  # rows of text that are read at a time
 _SMALL = 1000  # largest number of values of an array that is kept as metadata
 
 
@@ -56,6 +57,7 @@ class D4rlSource(ChunkedSource):
             if "next_observations" in arrays:
                 self._check_next_observations(arrays, steps, warnings)
             self.schema = hdf5.restore_column_order(self.schema, file)
+        self._texts: dict[str, tuple[int, int, np.ndarray]] = {}  # column: its first row, the next row, rows
         self.metadata = metadata("d4rl", path, warnings, fps=self._episode_metadata.pop("fps", None),
                                  robot_type=self._episode_metadata.pop("robot_type", None))
         self._episode_metadata |= {"metadata": told} if told else {}
@@ -147,11 +149,31 @@ class D4rlSource(ChunkedSource):
 
     def read_rows(self, files, name, episode, first, stop):
         begin, steps, where = int(self._begin[episode]), int(self.lengths[episode]), self.location(name, episode)
-        values = files.read_rows(self.path, self._keys[name], begin + first, begin + min(stop, steps), where)
+        if self.schema[name].kind == "string":
+            values = self._read_text(files, name, begin + first, begin + min(stop, steps), where)
+        else:
+            values = files.read_rows(self.path, self._keys[name], begin + first, begin + min(stop, steps), where)
         if stop <= steps:
             return values
         last = files.read_rows(self.path, "next_observations", begin + steps - 1, begin + steps, where)
         return np.concatenate([values, last]) if len(values) else last
+
+    def _read_text(self, files, name, first, stop, where) -> np.ndarray:
+        """Rows of text. If episodes are read in their order, many rows are read at a time.
+
+        HDF5 stores texts in heaps of some 64 KB. To read one text, a whole heap is read and checked.
+        """
+        key, total = self._keys[name], int(self.lengths.sum())
+        begin, following, texts = self._texts.get(name, (0, 0, np.empty(0, object)))
+        if not begin <= first <= stop <= begin + len(texts):
+            ahead = max(stop, min(total, first + _TEXT_ROWS)) if first == following else stop
+            begin = first
+            try:
+                texts = files.read_rows(self.path, key, first, ahead, where)
+            except UserError:  # perhaps the damage is in a later episode
+                texts = files.read_rows(self.path, key, first, stop, where)
+        self._texts[name] = begin, stop, texts
+        return texts[first - begin: stop - begin]
 
     def read_episodes(self, files, name, first, stop):
         # The file has all episodes in one array, so they are read at once.

@@ -39,6 +39,7 @@ from .core import (
     State,
     Unsupported,
     UserError,
+    check_range,
     normal,
     role,
     suggested_names,
@@ -196,6 +197,9 @@ class ClassifierFreeGuidance(NetworkGuidance):
 
     keys: tuple[str, ...]
     scale: float = 2.0
+
+    def __post_init__(self):
+        check_range(self, "scale")
 
     def guided_net(self, net, without):
         bare = without(*self.keys)

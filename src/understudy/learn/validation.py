@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Batch, UserError, keys
+from ..core import Batch, UserError, check_range, keys
 from ..data.episode import Dataset
 from ..data.formats import check_finite
 from ..execute.base import ActionConditionedExecutor, Executor
@@ -39,6 +39,7 @@ class Validation:
     n_samples: int = 8
 
     def __post_init__(self):
+        check_range(self, "n_windows", "n_samples")
         if self.n_windows < 1 or self.n_samples < 2:
             raise UserError(f"at least 1 window and 2 samples are needed, not {self.n_windows} and {self.n_samples}",
                             where="Validation", hint="such as n_windows=128, n_samples=8")

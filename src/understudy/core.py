@@ -136,7 +136,7 @@ def _suggest(value: object, choices: list[Any], default: object) -> str:
 @functools.cache
 def choice_fields(part: type) -> dict[str, Any]:
     """The type of each field of a dataclass that has choices: a `Literal`, or a union or tuple with one."""
-    kinds = {f.name: _field_type(part, f.name) for f in fields(part)}
+    kinds = {f.name: _field_type(part, f.name) for f in fields(part)}  # ty: ignore[invalid-argument-type]
     return {name: kind for name, kind in kinds.items() if _members(kind)[0]}
 
 

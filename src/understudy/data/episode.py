@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -402,8 +403,9 @@ class Dataset(Sequence[Episode]):
         features = self[0].features()
         for name, f in features.items():
             if role(name) in ("action", "observation") and f.kind == "discrete" and f.num_classes is None:
-                columns = [np.asarray(e.steps[name]) for e in self]
-                most = np.max([c.reshape(len(c), -1).max(0) for c in columns], axis=0)
+                columns = [np.asarray(e.steps[name]) for e in self if name in e.steps]
+                most = np.max([c.reshape(len(c), f.size).max(0, initial=0) for c in columns
+                               if c.shape[1:] == f.shape], axis=0)  # training refuses other shapes
                 features[name] = replace(f, num_classes=tuple(int(m) + 1 for m in most))
         return features
 
@@ -442,9 +444,12 @@ def episode_fingerprints(data: Dataset, columns: Sequence[str] | None = None) ->
     for episode in data:
         digest = hashlib.sha256()
         for name in sorted(columns):
+            if name not in episode.steps:
+                digest.update(f"no {name}".encode())
+                continue
             column = np.asarray(episode.steps[name])[:len(episode)]
             with np.errstate(over="ignore"):
-                numbers = np.ascontiguousarray(column.reshape(len(column), -1), np.float32)
+                numbers = np.ascontiguousarray(column.reshape(len(column), math.prod(column.shape[1:])), np.float32)
             digest.update(f"{name}{numbers.shape}".encode())
             digest.update(numbers.data)
         digests.append(digest.hexdigest()[:16])

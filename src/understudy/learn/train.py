@@ -21,15 +21,16 @@ import torch
 
 from .. import __version__, config
 from ..checkpoint import CheckpointModule
-from ..core import DataError, DataWarning, Schema, UserError, role
+from ..core import DataError, DataWarning, Schema, UserError
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
+from ..data.packed_columns import check_columns
 from ..data.relabel import TaskText, task_texts
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights, Windows
-from ..execute.actor import LAST_REWARD, Actor
+from ..execute.actor import Actor
 from ..heads.base import MemoryHead
 from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
@@ -37,12 +38,11 @@ from .callbacks import LossCurve, ProgressBar
 from .data_collection import Training
 from .devices import Processes
 from .fit import Callback, Learner, fit
-from .fit_method import ROWS, acting_policy, check_collection, fit_policy, part_of
+from .fit_method import ROWS, acting_policy, check_actor, check_arguments, check_collection, fit_policy, part_of
 from .method import (
     Method,
     Stage,
     build_actor,
-    build_planner,
     find_references,
     load_references,
     resolve_references,
@@ -133,6 +133,10 @@ def train(
         UserError: The run in `out` is of another method, data or seed, or the method does not fit the data.
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
     """
+    check_arguments(method, data, seed)
+    if save_freq is not None and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
+        raise UserError(f"save_freq is {save_freq!r}, but must be a whole number of updates, 1 or more", where="train",
+                        hint="leave it out for a tenth of all updates")
     where = devices.choose_device(device)
     check_stages(method, stages_before(Path(out)))
     check_collection(method, env, person, sampling_weights, stream)
@@ -220,7 +224,7 @@ def train(
                 return resolved.learner.build(policy, seed, steps, first)
         collection = resolved.collection
         learner = build_learner(training if collection is None else collection.initial_data(training))
-        _check_acts(resolved, learner, recorded)
+        check_actor(resolved, learner, recorded)
         judge = _CheckpointEvaluation(
             run, resolved, test, validation or Validation(), target_scale(training, method.policy.target), score,
             recorded,
@@ -512,7 +516,7 @@ def check_method(method: Method, data: Dataset) -> None:
     """
     policy_config, features = method.policy, data.features()
     path = data.metadata.get("path")
-    policy_inputs(policy_config, features, path or "data set", path or "DATA")
+    inputs = policy_inputs(policy_config, features, path or "data set", path or "DATA")
     if missing := [name for name in method.learner.extra if name not in features]:
         raise DataError(
             f"{type(method.learner).__name__} learns from {' and '.join(method.learner.extra)}, but there is no column "
@@ -522,6 +526,8 @@ def check_method(method: Method, data: Dataset) -> None:
                  "writes next.reward and next.terminated; in an .npz they are rewards and terminals",
         )
     drawn = {g.into: g.column for g in policy_config.window.goals}
+    read = [drawn.get(name, name) for name in (*inputs, policy_config.target, *method.learner.extra)]
+    check_columns(data, [name for name in read if name in features])
     for name in (*policy_config.inputs, policy_config.target):
         if (f := features.get(drawn.get(name, name))) is not None and f.kind == "string":
             raise UserError(f"column {drawn.get(name, name)!r} contains text, not numbers",
@@ -569,23 +575,6 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None,
     if odd := list(_differences(was, now)):
         raise UserError("this stage was trained with other settings: " + "; ".join(odd[:MAX_DIFFERENCES]),
                         where=run.folder, hint="choose another --out, or give the command it was begun with")
-
-
-def _check_acts(method: Method, learner: Learner, recorded: Schema) -> None:
-    """Raises UserError now, and not after the training, if the method's actor cannot act.
-
-    Args:
-        method: The method.
-        learner: Has the modules.
-        recorded: The columns of the data before the method's transforms.
-    """
-    if role(method.policy.target) != "action":  # a model of something else does not act
-        return
-    features = {**build_planner(method, learner.modules).features,
-                **{k: f for k, f in recorded.items() if role(k) == "observation" and f.kind != "string"}}
-    obs = {name: torch.zeros(1, *f.shape, dtype=f.torch_dtype) for name, f in features.items()}
-    obs[LAST_REWARD] = torch.zeros(1)
-    build_actor(method, learner.modules, features=recorded).start(obs, torch.zeros(1, dtype=torch.int64))
 
 
 def make_provenance(

@@ -1,11 +1,13 @@
-"""What `train` and `fit_method` refuse before they train, and that their messages count episodes as the user does."""
+"""What `train`, `fit_method` and other entries refuse at once, and that messages count episodes as the user does."""
 
 import numpy as np
 import pytest
 
-from understudy.core import UserError
+from understudy.core import ConfigError, UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
+from understudy.envs import make
+from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
@@ -93,3 +95,44 @@ def test_the_executor_is_checked_before_the_training(tmp_path):
     with pytest.raises(UserError) as in_memory:
         fit_method(long, episodes(), seed=0)
     assert str(told.value) == str(in_memory.value)
+
+
+def test_texts_are_no_observations(tmp_path):
+    for column in (np.array(["near", "far", "near"]), np.array([None, 1, "x"], object)):
+        data = Dataset([Episode({"observation.state": column, "action": np.zeros((3, 2), np.float32)})])
+        with pytest.raises(UserError, match="column 'observation.state' contains text or objects, not numbers") as told:
+            run_train(data, tmp_path / "run")
+        assert "--rename" not in str(told.value)
+        with pytest.raises(UserError, match="contains text or objects"):
+            fit_method(METHOD, data, seed=0)
+
+
+@pytest.mark.parametrize("fields, text", [
+    ({"head": "flow"}, "PolicyConfig.head: head is 'flow', but must be an object of a class of Head"),
+    ({"head": Regression}, r"head is Regression, but must be an .*\n  -> Regression\(\) makes one"),
+    ({"head": Regression(), "trunk": MLP}, r"PolicyConfig.trunk: .*\n  -> MLP\(\) makes one"),
+    ({"head": Regression(), "window": 8}, "PolicyConfig.window: window is 8"),
+    ({"head": Regression(), "inputs": "observation.state"}, r"inputs=\('observation.state',\)"),
+])
+def test_parts_of_a_policy_are_checked(fields, text):
+    with pytest.raises(ConfigError, match=text):
+        PolicyConfig(**fields)
+
+
+def test_keys_and_rollouts_are_checked():
+    for bad in (0.5, None, "0", True):
+        with pytest.raises(UserError, match=f"the seed is {bad!r}, but must be an int"):
+            keys(bad, [0])
+    with pytest.raises(UserError, match=r"are 3, but must be a list\n  -> such as keys\(0, \[3\]\)"):
+        keys(0, 3)
+    env = make("fork", rows=2)
+    for bad in (-3, 2.5, None, True):
+        with pytest.raises(UserError, match=f"the number of episodes is {bad!r}, but must be an int"):
+            rollout(env.expert(), env, bad)
+
+
+def test_the_export_of_a_folder_is_refused(tmp_path):
+    from understudy.deploy.onnx import export
+
+    with pytest.raises(UserError, match=r"the policy is 'runs/x', but must be a Policy\n.*load_policy\('runs/x'\)"):
+        export("runs/x", tmp_path / "x.onnx")

@@ -461,9 +461,17 @@ def keys(seed: int, episode_numbers) -> Tensor:
         seed: Random seed.
         episode_numbers: Numbers of the episodes, (n,).
 
+    Raises:
+        UserError: The seed is not an int, or there is a single number in place of several.
+
     References:
         Steele et al. (2014), Fast Splittable Pseudorandom Number Generators.
     """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UserError(f"the seed is {seed!r}, but must be an int", where="seed", hint="such as seed=0")
+    if not np.ndim(episode_numbers):
+        raise UserError(f"the numbers of the episodes are {episode_numbers!r}, but must be a list", where="keys",
+                        hint=f"such as keys(0, [{episode_numbers}])")
     with np.errstate(over="ignore"):
         z = np.asarray(episode_numbers, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z = _splitmix(z + _splitmix(np.uint64(seed % 2**64) + np.uint64(0x632BE59BD9B4E019)))

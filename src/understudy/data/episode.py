@@ -50,7 +50,7 @@ class Episode:
                 raise DataError(f"the column {name!r} is {_describe_column(column)}, but must be an array of numbers, "
                                 "flags or text with one row per step", where="Episode", hint=_array_hint(column))
         n = len(self)
-        shortest = min(self.steps, key=lambda name: len(self.steps[name]))
+        _, shortest = min((len(column), name) for name, column in self.steps.items())
         for name, column in self.steps.items():
             if not n <= len(column) <= n + 1:
                 other = f"the column {shortest!r} has {n}" if self.rows is None else f"the episode has {n} steps"

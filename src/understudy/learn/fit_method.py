@@ -17,7 +17,7 @@ from ..data.episode import Dataset
 from ..data.packed_columns import check_steps
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights
-from ..execute.actor import LAST_REWARD, Actor
+from ..execute.actor import Actor
 from ..heads.base import MemoryHead
 from ..policy import Policy
 from . import devices
@@ -129,7 +129,8 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
         loop = _MemoryTraining(method, data, seed, env, person, build_learner, tuple(callbacks), recorded)
         if method.collection is None:
             loop.build_learner(data)
-            check_actor(method, loop.learner, recorded if env is None else env.features)
+            if role(method.policy.target) == "action":  # a model of something else does not act
+                method.executor.check_planner(build_planner(method, loop.learner.modules))
             loop.update(loop.learner.batch_sampler(data, sampling_weights), method.learner.steps)
         else:
             loop.build_learner(method.collection.initial_data(data))
@@ -206,26 +207,6 @@ def _describe_kind(value: object) -> str:
     if isinstance(value, str):
         return f"the text {value!r}"
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-
-
-def check_actor(method: Method, learner: Learner, recorded: Schema) -> None:
-    """Checks before the training, and not after it, that the method's actor can act.
-
-    Args:
-        method: The method.
-        learner: Has the modules.
-        recorded: The columns of the data before the method's transforms.
-
-    Raises:
-        UserError: The actor cannot act, such as with an executor that needs longer chunks.
-    """
-    if role(method.policy.target) != "action":  # a model of something else does not act
-        return
-    features = {**build_planner(method, learner.modules).features,
-                **{k: f for k, f in recorded.items() if role(k) == "observation" and f.kind != "string"}}
-    obs = {name: torch.zeros(1, *f.shape, dtype=f.torch_dtype) for name, f in features.items()}
-    obs[LAST_REWARD] = torch.zeros(1)
-    build_actor(method, learner.modules, features=recorded).start(obs, torch.zeros(1, dtype=torch.int64))
 
 
 def check_collection(method: Method, env: Any, person: Actor | None, sampling_weights: SamplingWeights | None = None,

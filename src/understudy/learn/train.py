@@ -21,7 +21,7 @@ import torch
 
 from .. import __version__, config
 from ..checkpoint import CheckpointModule
-from ..core import DataError, DataWarning, Schema, UserError
+from ..core import DataError, DataWarning, Schema, UserError, role
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
@@ -30,7 +30,7 @@ from ..data.packed_columns import check_columns
 from ..data.relabel import TaskText, task_texts
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights, Windows
-from ..execute.actor import Actor
+from ..execute.actor import LAST_REWARD, Actor
 from ..heads.base import MemoryHead
 from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
@@ -38,11 +38,12 @@ from .callbacks import LossCurve, ProgressBar
 from .data_collection import Training
 from .devices import Processes
 from .fit import Callback, Learner, fit
-from .fit_method import ROWS, acting_policy, check_actor, check_arguments, check_collection, fit_policy, part_of
+from .fit_method import ROWS, acting_policy, check_arguments, check_collection, fit_policy, part_of
 from .method import (
     Method,
     Stage,
     build_actor,
+    build_planner,
     find_references,
     load_references,
     resolve_references,
@@ -224,7 +225,7 @@ def train(
                 return resolved.learner.build(policy, seed, steps, first)
         collection = resolved.collection
         learner = build_learner(training if collection is None else collection.initial_data(training))
-        check_actor(resolved, learner, recorded)
+        _check_acts(resolved, learner, recorded)
         judge = _CheckpointEvaluation(
             run, resolved, test, validation or Validation(), target_scale(training, method.policy.target), score,
             recorded,
@@ -575,6 +576,23 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None,
     if odd := list(_differences(was, now)):
         raise UserError("this stage was trained with other settings: " + "; ".join(odd[:MAX_DIFFERENCES]),
                         where=run.folder, hint="choose another --out, or give the command it was begun with")
+
+
+def _check_acts(method: Method, learner: Learner, recorded: Schema) -> None:
+    """Raises UserError now, and not after the training, if the method's actor cannot act.
+
+    Args:
+        method: The method.
+        learner: Has the modules.
+        recorded: The columns of the data before the method's transforms.
+    """
+    if role(method.policy.target) != "action":  # a model of something else does not act
+        return
+    features = {**build_planner(method, learner.modules).features,
+                **{k: f for k, f in recorded.items() if role(k) == "observation" and f.kind != "string"}}
+    obs = {name: torch.zeros(1, *f.shape, dtype=f.torch_dtype) for name, f in features.items()}
+    obs[LAST_REWARD] = torch.zeros(1)
+    build_actor(method, learner.modules, features=recorded).start(obs, torch.zeros(1, dtype=torch.int64))
 
 
 def make_provenance(

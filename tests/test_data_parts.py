@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from understudy import config
-from understudy.core import Feature, UserError
+from understudy.core import DataError, Feature, UserError
 from understudy.data import relabel
 from understudy.data.augment import (
     ColorJitter,
@@ -354,3 +354,27 @@ def test_parts_at_different_rates_are_noted():
     assert any("different rates" in w for w in mix((sized(3, path="a"), 1), (other, 1))[0].metadata["warnings"])
     assert "old" in mix((sized(3, path="a"), 1), (other, 1))[0].metadata["warnings"]
     assert mix((sized(3, path="a"), 1), (sized(2, path="c"), 1))[0].metadata["warnings"] == []
+
+
+@pytest.mark.parametrize("column, text", [
+    ([[0.0]] * 5, "is a list, .*\n.*np.asarray"), (torch.zeros(5, 2), r"is a Tensor, .*\n.*column.numpy\(\)"),
+    (3.0, "is a float, "), (np.float32(3), "is a float32, "), (np.array(3.0), "is an array without rows, "),
+    (np.zeros((5, 2), complex), "is an array of complex128, .*\n.*imaginary"),
+])
+def test_an_episode_refuses_what_is_not_an_array(column, text):
+    with pytest.raises(DataError, match=f"the column 'action' {text}"):
+        Episode({"observation.state": np.zeros((5, 3), np.float32), "action": column})
+
+
+def test_an_episode_refuses_columns_of_other_lengths():
+    state = np.zeros((12, 3), np.float32)
+    assert len(Episode({"observation.state": state, "action": np.zeros((11, 2), np.float32)})) == 11
+    assert len(Episode({"observation.state": state, "action": np.zeros((12, 2), np.float32)})) == 12
+    assert len(Episode({"observation.state": state}, rows=11)) == 11
+    for n, text in ((7, "'observation.state' has 12 rows, but the column 'action' has 7"),
+                    (14, "'action' has 14 rows, but the column 'observation.state' has 12")):
+        with pytest.raises(DataError, match=text):
+            Episode({"observation.state": state, "action": np.zeros((n, 2), np.float32)})
+    for rows in (10, 13):
+        with pytest.raises(DataError, match=f"'observation.state' has 12 rows, but the episode has {rows} steps"):
+            Episode({"observation.state": state}, rows=rows)

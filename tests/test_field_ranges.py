@@ -14,7 +14,7 @@ from understudy.checkpoint import FromStage
 from understudy.core import ConfigError, UserError, check_range
 from understudy.data.augment import ConditionDropout
 from understudy.data.window import Window
-from understudy.execute.adaptive import ChunkBlending
+from understudy.execute.adaptive import ChunkBlending, CosineAgreement
 from understudy.execute.aligned_replay import AlignedReplay
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedAction, DelayedPlan
@@ -27,9 +27,11 @@ from understudy.heads.gaussian import Gaussian
 from understudy.heads.joint_diffusion import JointDiffusion
 from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
+from understudy.learn.attention_supervision import AttentionSupervision
 from understudy.learn.class_prediction import ClassPrediction
 from understudy.learn.distillation import ConsistencyDistillation, OneStepDistillation, Reflow
 from understudy.learn.latent_labels import LatentLabels
+from understudy.learn.sample_weights import AdvantageWeights
 from understudy.learn.task_scorer import ScorerCalibration
 from understudy.methods import find_method
 from understudy.nets.ema import ConstantDecay
@@ -38,6 +40,7 @@ from understudy.nets.pooled_history import PooledHistoryEncoder
 from understudy.nets.pretrained_vision import TimmVision, TransformersVision
 from understudy.nets.quantization import FSQ
 from understudy.nets.transformer import Transformer
+from understudy.policy import ClassifierFreeGuidance
 
 PACKAGES = ("heads", "nets", "execute", "learn")
 COUNTS = ("int", "int | None", "tuple[int, ...]", "tuple[int, int] | None")
@@ -50,11 +53,16 @@ EXAMPLES = {type(x).__name__: x for x in (
     SkillWrapper(FromStage("low")), IterationConfig("observation.step"),
     AlignedReplay(FromStage("first"), None), PooledHistoryEncoder(pool_after=None), TransformersVision("weights"),
     TimmVision("weights"), FSQ((8, 5)),
-    LatentLabels(FromStage("skills", "posterior")), ScorerCalibration(FromStage("scorer", "scorer")),
+    LatentLabels(FromStage("skills", "posterior")), AttentionSupervision("mask"),
+    AdvantageWeights(advantage=len), ScorerCalibration(FromStage("scorer", "scorer")),
     *(teach(FromStage("teacher")) for teach in (ConsistencyDistillation, Reflow, OneStepDistillation)))}
 BUILT = {  # need a planner or an actor: the configs that build them are checked here
     "FixedBatch", "BestOfN", "SampleSelector", "IteratedPlanner", "SelfGuided", "BidirectionalDecoding", "Steered",
     "NoisyActor", "ClassPrediction", "DelayedPlan", "DelayedAction",
+}
+OTHERS = {  # need other parts, or are written by code only
+    "PastObservationGuidance", "ComposedConditions", "ComposedPolicies", "MeasuredDelay", "DroppedObservation",
+    "CompositionConfig", "SteeringConfig", "Retrieve",
 }
 MAY_BE_ZERO = {  # no steps, no layers, no change: something that a user may want
     "skip", "delay", "state_size", "encoder_depth", "n_frequencies", "steps", "warmup_steps", "n_extra_steps",
@@ -68,8 +76,8 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
 NEVER_ZERO = {("PastVerification", "skip")}
 
 
-def parts():
-    """All frozen dataclasses of the packages that have counts, and their fields."""
+def parts(kinds=COUNTS):
+    """All frozen dataclasses of the packages that have counts, or fields of other types, and these fields."""
     for package in PACKAGES:
         root = importlib.import_module(f"understudy.{package}")
         for _, name, _ in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
@@ -78,11 +86,13 @@ def parts():
                         and part.__dataclass_params__.frozen) or part.__name__.startswith("_"):
                     continue
                 for f in dataclasses.fields(part):
-                    if str(f.type) in COUNTS and f.name not in ("seed", "components"):
+                    if str(f.type) in kinds and f.name not in ("seed", "components"):
                         yield part, f
 
 
 CASES = [(part, f) for part, f in parts() if part.__name__ not in NO_CONFIGS | BUILT]
+FLOATS = [(part, f) for part, f in parts(("float", "float | None", "tuple[float, ...]", "tuple[float, float]"))
+          if part.__name__ not in NO_CONFIGS | BUILT | OTHERS]
 
 
 @pytest.mark.parametrize("part, field", CASES, ids=lambda x: getattr(x, "__name__", None) or x.name)
@@ -107,6 +117,22 @@ def test_the_discovery_finds_the_parts():
     assert not (BUILT | NO_CONFIGS) & found
 
 
+@pytest.mark.parametrize("part, field", CASES, ids=lambda x: getattr(x, "__name__", None) or x.name)
+@pytest.mark.parametrize("bad", (2.5, 3.0, True, math.nan))
+def test_counts_are_whole_numbers(part, field, bad):
+    example = EXAMPLES.get(part.__name__) or part()
+    with pytest.raises(UserError, match=f"{field.name} is .*, but must be a whole number|is not an integer"):
+        replace(example, **{field.name: (bad, 1) if field.type.startswith("tuple") else bad})
+
+
+@pytest.mark.parametrize("part, field", FLOATS, ids=lambda x: getattr(x, "__name__", None) or x.name)
+def test_nan_is_refused(part, field):
+    example = EXAMPLES.get(part.__name__) or part()
+    replace(example, **{field.name: getattr(example, field.name)})
+    with pytest.raises(UserError, match="nan"):
+        replace(example, **{field.name: (math.nan, 1.0) if field.type.startswith("tuple") else math.nan})
+
+
 @pytest.mark.parametrize("example, name, bad", [
     (Flow(), "max_guidance_weight", -1.0), (Gaussian(), "temperature", -0.1), (Gaussian(), "std", 0.0),
     (Gaussian(), "temperature", math.nan), (MIP(), "second_time", 1.0), (MeanFlow(), "velocity_fraction", 1.5),
@@ -129,6 +155,15 @@ class Part:
     def __post_init__(self):
         check_range(self, "several", "required", at_least=1)
         check_range(self, "one", above=0, below=1)
+
+
+def test_parts_without_limits_refuse_nan_and_words():
+    for example, name, bad in ((TemporalEnsemble(), "decay", math.nan), (CosineAgreement(), "threshold", math.nan),
+                               (ClassifierFreeGuidance(("a",)), "scale", math.nan), (Window(), "n_obs_steps", "2")):
+        with pytest.raises(ConfigError, match=f"{name} is {bad!r}, but must be a .*number"):
+            replace(example, **{name: bad})
+    with pytest.raises(ConfigError, match=r"RecedingHorizon.n_action_steps: .* is 1.5, but must be a whole number at "):
+        RecedingHorizon(1.5)
 
 
 def test_the_message_names_field_range_and_default():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from unittest import mock
 
 import numpy as np
@@ -449,7 +450,7 @@ def test_a_constant_column_is_kept_once():
 
 
 def test_rows_beyond_one_more_are_not_read():
-    data = Dataset([Episode({"x": np.arange(9.0), "action": np.zeros((4, 1))})])
+    data = Dataset([Episode(MappingProxyType({"x": np.arange(9.0), "action": np.zeros((4, 1))}))])  # a cut recording
     assert PackedColumns.from_episodes(data, ("x",)).columns["x"].gather(
         np.array([0]), np.array([[3, 4, 5, 8]])
     ).tolist() == [[3, 4, 4, 4]]

@@ -5,11 +5,16 @@ This module imports nothing else of understudy.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+import numbers
 import operator
+import sys
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -57,7 +62,9 @@ class Unsupported(UserError):
 
 def check_range(part: object, *names: str, at_least: float | None = None, at_most: float | None = None,
                 above: float | None = None, below: float | None = None) -> None:
-    """Checks that fields of a part are numbers in a range. NaN is in no range.
+    """Checks that fields of a part are numbers in a range. NaN is in no range, also without limits.
+
+    Fields whose type is `int` must be whole numbers: neither 2.5 nor 2.0 nor True.
 
     Args:
         part: A frozen dataclass, in its `__post_init__`.
@@ -75,13 +82,106 @@ def check_range(part: object, *names: str, at_least: float | None = None, at_mos
         ("below", operator.lt, below)) if limit is not None]
     for name in names:
         value = getattr(part, name)
-        numbers = value if isinstance(value, (tuple, list)) else (value,)
-        if not all(holds(x, limit) for x in numbers if x is not None for _, holds, limit in bounds):
+        whole = _is_whole(type(part), name)
+        kind = numbers.Integral if whole else numbers.Real
+        for x in value if isinstance(value, (tuple, list)) else (value,):
+            if x is None or (isinstance(x, kind) and not isinstance(x, bool) and x == x
+                             and all(holds(x, limit) for _, holds, limit in bounds)):
+                continue
+            limits = " and ".join(f"{word} {limit:g}" for word, _, limit in bounds)
+            is_number = isinstance(x, kind) and not isinstance(x, bool)
+            must = limits if is_number and limits else " ".join(
+                ("a whole number" if whole else "a number", limits)).strip()
             default = next((f.default for f in fields(part) if f.name == name), MISSING)  # ty: ignore[invalid-argument-type]
-            raise ConfigError(
-                f"{name} is {value}, but must be {' and '.join(f'{word} {limit:g}' for word, _, limit in bounds)}",
-                where=f"{type(part).__name__}.{name}",
-                hint="give a number in this range" + ("" if default is MISSING else f"; the default is {default}"))
+            raise ConfigError(f"{name} is {value!r}, but must be {must}", where=f"{type(part).__name__}.{name}",
+                              hint=("give a number in this range" if limits else "give a number")
+                              + ("" if default is MISSING else f"; the default is {default}"))
+
+
+def check_choices(part: object) -> None:
+    """Checks that each field of a part whose type is a `Literal` has one of its values.
+
+    A part calls it in its `__post_init__`. A word that is misspelled is then refused where it is given, also in a
+    file, and does not silently choose something else.
+
+    Args:
+        part: A frozen dataclass. Types such as `Literal[...] | None` and `tuple[Literal[...], ...]` are checked too.
+
+    Raises:
+        ConfigError: A value is not among the choices. The message names them and the nearest.
+    """
+    for name, kind in choice_fields(type(part)).items():
+        value = getattr(part, name)
+        if _is_of_kind(value, kind):
+            continue
+        choices, others = _members(kind)
+        *first, last = [*map(repr, choices), *(f"a {c.__name__}" for c in others if c is not type(None)),
+                        *(["None"] if type(None) in others else [])]
+        default = next((f.default for f in fields(part) if f.name == name), MISSING)  # ty: ignore[invalid-argument-type]
+        raise ConfigError(f"{name} is {value!r}, but must be {', '.join(first)}{' or ' if first else ''}{last}",
+                          where=f"{type(part).__name__}.{name}", hint=_suggest(value, choices, default))
+
+
+def _suggest(value: object, choices: list[Any], default: object) -> str:
+    import difflib  # late: only errors need it
+
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    wrong = next((v for v in values if v not in choices), value)
+    near = difflib.get_close_matches(str(wrong).lower(), list(map(str, choices)), 1, 0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"the default is {default!r}" if default is not MISSING else "choose one of them"
+
+
+@functools.cache
+def choice_fields(part: type) -> dict[str, Any]:
+    """The type of each field of a dataclass that has choices: a `Literal`, or a union or tuple with one."""
+    kinds = {f.name: _field_type(part, f.name) for f in fields(part)}  # ty: ignore[invalid-argument-type]
+    return {name: kind for name, kind in kinds.items() if _members(kind)[0]}
+
+
+@functools.cache
+def _is_whole(part: type, name: str) -> bool:
+    others = _members(_field_type(part, name))[1]
+    return int in others and float not in others
+
+
+def _field_type(part: type, name: str) -> Any:
+    """The type of a field. None if it names something that is imported for type checkers only."""
+    owner = next(c for c in part.__mro__ if name in inspect.get_annotations(c))
+    # One field at a time, because `get_type_hints` reads all fields of a class or none.
+    alone = types.SimpleNamespace(__annotations__={name: inspect.get_annotations(owner)[name]})
+    try:
+        return get_type_hints(alone, vars(sys.modules[owner.__module__]))[name]
+    except NameError:
+        return None
+
+
+def _members(kind: Any) -> tuple[list[Any], list[type]]:
+    """The values of the `Literal`s in a type, and its other classes."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind)), []
+    if get_origin(kind) in (Union, types.UnionType, tuple):
+        parts = [_members(k) for k in get_args(kind)]
+        return [c for choices, _ in parts for c in choices], [c for _, classes in parts for c in classes]
+    return [], [kind] if isinstance(kind, type) else []
+
+
+def _is_of_kind(value: object, kind: Any) -> bool:
+    """Whether a value is of a type. Types that are not made of classes, `Literal`s and tuples are not checked."""
+    origin, members = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in members)
+    if origin in (Union, types.UnionType):
+        return any(_is_of_kind(value, k) for k in members)
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            return False
+        several = members[:1] * len(value) if members[1:] == (Ellipsis,) else members
+        return len(value) == len(several) and all(map(_is_of_kind, value, several))
+    if kind is float:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return not isinstance(kind, type) or isinstance(value, kind)
 
 
 class UserCodeError(UserError):
@@ -112,6 +212,9 @@ class Feature:
     names: tuple[str, ...] | None = None
     unit: str | None = None
     num_classes: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        check_choices(self)
 
     @property
     def size(self) -> int:
@@ -359,9 +462,17 @@ def keys(seed: int, episode_numbers) -> Tensor:
         seed: Random seed.
         episode_numbers: Numbers of the episodes, (n,).
 
+    Raises:
+        UserError: The seed is not an int, or there is a single number in place of several.
+
     References:
         Steele et al. (2014), Fast Splittable Pseudorandom Number Generators.
     """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UserError(f"the seed is {seed!r}, but must be an int", where="seed", hint="such as seed=0")
+    if not np.ndim(episode_numbers):
+        raise UserError(f"the numbers of the episodes are {episode_numbers!r}, but must be a list", where="keys",
+                        hint=f"such as keys(0, [{episode_numbers}])")
     with np.errstate(over="ignore"):
         z = np.asarray(episode_numbers, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z = _splitmix(z + _splitmix(np.uint64(seed % 2**64) + np.uint64(0x632BE59BD9B4E019)))

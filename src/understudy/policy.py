@@ -32,6 +32,7 @@ from .checkpoint import (
 )
 from .core import (
     Batch,
+    ConfigError,
     Context,
     Feature,
     HeadSpec,
@@ -39,6 +40,7 @@ from .core import (
     State,
     Unsupported,
     UserError,
+    check_range,
     normal,
     role,
     suggested_names,
@@ -84,6 +86,18 @@ class PolicyConfig:
     inputs: tuple[str, ...] = ()
     target: str = "action"
     augmentations: tuple[Augmentation, ...] = ()
+
+    def __post_init__(self):
+        for name, kind in (("head", Head), ("trunk", Trunk), ("encoder", Encoder), ("codec", Codec),
+                           ("window", Window)):
+            if not isinstance(part := getattr(self, name), kind):
+                is_class = isinstance(part, type)
+                raise ConfigError(f"{name} is {part.__name__ if is_class else repr(part)}, but must be an object of a "
+                                  f"class of {kind.__name__}", where=f"PolicyConfig.{name}",
+                                  hint=f"{part.__name__}() makes one" if is_class else "such as PolicyConfig(Flow())")
+        if isinstance(self.inputs, str):
+            raise ConfigError(f"inputs is {self.inputs!r}, but must be a tuple of names", where="PolicyConfig.inputs",
+                              hint=f"write inputs=({self.inputs!r},)")
 
 
 class NetworkGuidance(ABC):
@@ -196,6 +210,9 @@ class ClassifierFreeGuidance(NetworkGuidance):
 
     keys: tuple[str, ...]
     scale: float = 2.0
+
+    def __post_init__(self):
+        check_range(self, "scale")
 
     def guided_net(self, net, without):
         bare = without(*self.keys)
@@ -743,11 +760,16 @@ def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Pa
         data: Name of the data in the command that the hint suggests.
 
     Raises:
-        UserError: No column is an observation. The hint suggests names for columns that look like one.
+        UserError: No column is an observation that consists of numbers. The hint suggests names for columns that look
+            like one.
     """
     if inputs := policy_config.inputs or tuple(sorted(k for k, f in _add_goal_features(policy_config, features).items()
                                                       if role(k) == "observation" and f.kind != "string")):
         return inputs
+    if texts := sorted(k for k in features if role(k) == "observation"):  # all of them: numbers would be inputs
+        raise UserError(f"no policy can read these data: column {texts[0]!r} contains text or objects, not numbers, "
+                        "and there is no other observation", where=where,
+                        hint="store numbers there, such as float32; instructions belong in the column 'task'")
     raise UserError("no policy can read these data: no column is an observation (the columns are "
                     f"{', '.join(sorted(features)) or 'none'})", where=where, hint=column_naming_hint(features, data))
 

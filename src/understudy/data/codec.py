@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import Batch, Schema, Unsupported, UserError
+from ..core import Batch, Schema, Unsupported, UserError, check_choices, check_range
 from .one_hot import decode_classes, encode_classes
 
 TARGET_TOLERANCE = 1e-3  # largest difference of two values of the same code, in units of the scale of the component
@@ -169,6 +169,10 @@ class Normalizer(Codec):
     min_scale: float = 1e-4
     group_by: str | None = None
     unscaled: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        check_choices(self)
+        check_range(self, "min_scale")
 
     def build(self, features, inputs, target):
         return _NormalizerModule(self, features, inputs, target)

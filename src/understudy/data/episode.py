@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,12 +31,32 @@ class Episode:
         metadata: Metadata of the whole episode ("seed", "number", "success", ...), plain JSON values.
         rows: Number of steps, if it is known without reading. By default the length of the shortest column.
         schema: Features of the columns that are known without reading.
+
+    Raises:
+        DataError: A column is not an array of numbers, flags or text, or the lengths do not fit. The columns of a lazy
+            mapping are not read here.
     """
 
     steps: Mapping[str, np.ndarray]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     rows: int | None = None
     schema: Mapping[str, Feature] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if type(self.steps) is not dict or not self.steps:
+            return
+        for name, column in self.steps.items():
+            if not isinstance(column, np.ndarray) or not column.ndim or column.dtype.kind not in "biufUOS":
+                raise DataError(f"the column {name!r} is {_describe_column(column)}, but must be an array of numbers, "
+                                "flags or text with one row per step", where="Episode", hint=_array_hint(column))
+        n = len(self)
+        _, shortest = min((len(column), name) for name, column in self.steps.items())
+        for name, column in self.steps.items():
+            if not n <= len(column) <= n + 1:
+                other = f"the column {shortest!r} has {n}" if self.rows is None else f"the episode has {n} steps"
+                raise DataError(f"the column {name!r} has {len(column)} rows, but {other}", where="Episode",
+                                hint="a column has one row per step, or one more: the observation after the last "
+                                     "action")
 
     def __repr__(self) -> str:
         columns = ", ".join(f"{n} {f.dtype} {f.shape}" for n, f in self.features().items()) or "none"
@@ -62,6 +83,21 @@ class Episode:
     def features(self) -> dict[str, Feature]:
         """Return the feature of each column. A column that is not in `schema` is read."""
         return {k: self.schema.get(k) or Feature.from_array(self.steps[k]) for k in self.steps}
+
+
+def _describe_column(column: object) -> str:
+    if isinstance(column, np.ndarray):
+        return f"an array of {column.dtype}" if column.ndim else "an array without rows"
+    return f"a {type(column).__name__}"
+
+
+def _array_hint(column: object) -> str:
+    if isinstance(column, np.ndarray) and column.ndim:
+        return "store the real and the imaginary parts as components" if column.dtype.kind == "c" else (
+            "convert it to float32")
+    if type(column).__module__ == "torch":
+        return "column.numpy() makes an array of a tensor"
+    return "np.asarray(values) makes an array of a list. A number that is the same at all steps belongs in the metadata"
 
 
 def _many(n: int, what: str) -> str:
@@ -402,8 +438,9 @@ class Dataset(Sequence[Episode]):
         features = self[0].features()
         for name, f in features.items():
             if role(name) in ("action", "observation") and f.kind == "discrete" and f.num_classes is None:
-                columns = [np.asarray(e.steps[name]) for e in self]
-                most = np.max([c.reshape(len(c), -1).max(0) for c in columns], axis=0)
+                columns = [np.asarray(e.steps[name]) for e in self if name in e.steps]
+                most = np.max([c.reshape(len(c), f.size).max(0, initial=0) for c in columns
+                               if c.shape[1:] == f.shape], axis=0)  # training refuses other shapes
                 features[name] = replace(f, num_classes=tuple(int(m) + 1 for m in most))
         return features
 
@@ -442,9 +479,12 @@ def episode_fingerprints(data: Dataset, columns: Sequence[str] | None = None) ->
     for episode in data:
         digest = hashlib.sha256()
         for name in sorted(columns):
+            if name not in episode.steps:
+                digest.update(f"no {name}".encode())
+                continue
             column = np.asarray(episode.steps[name])[:len(episode)]
             with np.errstate(over="ignore"):
-                numbers = np.ascontiguousarray(column.reshape(len(column), -1), np.float32)
+                numbers = np.ascontiguousarray(column.reshape(len(column), math.prod(column.shape[1:])), np.float32)
             digest.update(f"{name}{numbers.shape}".encode())
             digest.update(numbers.data)
         digests.append(digest.hexdigest()[:16])

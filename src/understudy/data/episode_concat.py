@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..core import Feature, UserError, check_range
+from ..core import Feature, UserError, check_choices, check_range
 from .episode import Dataset, Episode
 from .operations import Operation, Scalar, episode_values
 
@@ -62,6 +62,7 @@ class EpisodeConcat(Operation):
     same: str = ""
 
     def __post_init__(self):
+        check_choices(self)
         super().__post_init__()
         if len(self.per_group) != 2 or not 1 <= self.per_group[0] <= self.per_group[1]:
             raise UserError(f"per_group is {self.per_group}", where="episodeconcat, per_group",

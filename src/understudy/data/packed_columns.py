@@ -6,13 +6,13 @@ relabeling made are copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..core import UserError
-from .episode import Dataset
+from .episode import Dataset, Episode
 
 
 @dataclass(frozen=True)
@@ -98,21 +98,15 @@ class PackedColumns:
             UserError: There are no episodes, an episode lacks a column, or the shape of a column differs between
                 episodes.
         """
-        if not len(data):
-            raise UserError("there are no episodes", where=data.metadata.get("path", "data set"),
-                            hint="record some (understudy record ENV --out DATA --episodes 20)")
+        if not len(data) or not data.lengths.any():
+            check_steps(data)
         length, columns = data.lengths, {}
         for name in dict.fromkeys(names):
             if (lies := data.column(name)) is not None:
                 columns[name] = PackedColumn(*lies)
                 continue
-            parts = [_episode_column(data, i, name) for i in range(len(data))]
-            shapes = {p.shape[1:] for p in parts}
-            if len(shapes) > 1:
-                odd = next(i for i, p in enumerate(parts) if p.shape[1:] != parts[0].shape[1:])
-                raise UserError(f"the shape is {parts[odd].shape[1:]}, but {parts[0].shape[1:]} in episode 0",
-                                where=f"{data.metadata.get('path', 'data set')}, episode {odd}, column {name!r}",
-                                hint="leave the odd episodes out, or name a column that is alike in all")
+            parts = [_episode_column(data, episode, i, name) for i, episode in enumerate(data)]
+            _check_shapes(data, name, [p.shape[1:] for p in parts])
             columns[name] = _pack_column(parts, length)
         places = [length]
         return PackedColumns(
@@ -122,6 +116,61 @@ class PackedColumns:
             },
             length,
         )
+
+
+def check_columns(data: Dataset, names: Iterable[str]) -> None:
+    """Check that all episodes have some columns, with one shape and a row for each step. Nothing is copied.
+
+    A training checks all of its episodes before it divides them, so that messages count the episodes as the user does.
+
+    Args:
+        data: The episodes.
+        names: Names of the columns.
+
+    Raises:
+        UserError: A column is missing in an episode, or its shape or its number of rows does not fit. The message names
+            episode and column.
+    """
+    names = [name for name in dict.fromkeys(names) if data.column(name) is None]
+    if not names:
+        return
+    shapes = [[_step_shape(data, episode, i, name) for name in names] for i, episode in enumerate(data)]
+    for name, found in zip(names, zip(*shapes, strict=True), strict=True):
+        _check_shapes(data, name, found)
+
+
+def check_steps(data: Dataset) -> None:
+    """Check that there are episodes, and that every episode has steps.
+
+    Raises:
+        UserError: There are no episodes, or an episode is empty.
+    """
+    if not len(data):
+        raise UserError("there are no episodes", where=data.metadata.get("path", "data set"),
+                        hint="record some (understudy record ENV --out DATA --episodes 20)")
+    if (empty := np.flatnonzero(data.lengths == 0)).size:
+        raise UserError("the episode has no steps",
+                        where=f"{data.metadata.get('path', 'data set')}, episode {empty[0]}",
+                        hint="leave empty episodes out, in Python with data.filter(len)")
+
+
+def _check_shapes(data: Dataset, name: str, shapes: Sequence[tuple[int, ...]]) -> None:
+    if (odd := next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)) is not None:
+        raise UserError(f"the shape is {shapes[odd]}, but {shapes[0]} in episode 0",
+                        where=f"{data.metadata.get('path', 'data set')}, episode {odd}, column {name!r}",
+                        hint="leave the odd episodes out, or name a column that is alike in all")
+
+
+def _step_shape(data: Dataset, episode: Episode, i: int, name: str) -> tuple[int, ...]:
+    """The shape of a column of episode i at one step. A column whose feature is known is not read."""
+    if name in episode.schema:
+        return tuple(episode.schema[name].shape)
+    column = _episode_column(data, episode, i, name)
+    if not len(episode) <= len(column) <= len(episode) + 1:
+        raise UserError(f"there are {len(column)} rows, but the episode has {len(episode)} steps",
+                        where=f"{data.metadata.get('path', 'data set')}, episode {i}, column {name!r}",
+                        hint="a column has one row per step, or one more: the observation after the last action")
+    return column.shape[1:]
 
 
 def _deduplicate(array: np.ndarray, known: list[np.ndarray]) -> np.ndarray:
@@ -134,11 +183,11 @@ def _deduplicate(array: np.ndarray, known: list[np.ndarray]) -> np.ndarray:
     return array
 
 
-def _episode_column(data, i, name):
+def _episode_column(data, episode, i, name):
     try:
-        return np.asarray(data[i].steps[name])
+        return np.asarray(episode.steps[name])
     except KeyError:
-        have = ", ".join(sorted(data[i].steps))
+        have = ", ".join(sorted(episode.steps))
         raise UserError(f"there is no column {name!r}; the episode has {have}",
                         where=f"{data.metadata.get('path', 'data set')}, episode {i}",
                         hint="name a column that every episode has, or leave this episode out") from None

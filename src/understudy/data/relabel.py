@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..core import ConfigError, Feature, Schema, Unsupported, UserError, role
+from ..core import ConfigError, Feature, Schema, Unsupported, UserError, check_range, role
 from .episode import Episode
 from .runtime import (
     ConstantColumns,
@@ -158,6 +158,9 @@ class MotionToFirst:
     column: str = "observation.state"
     step: tuple[float, ...] = (1.0,)
 
+    def __post_init__(self):
+        check_range(self, "step")
+
     def __call__(self, episode: Episode) -> Episode:
         pose = _get_column(episode, self.column)[: len(episode)]
         feature = episode.features()["action"]
@@ -295,6 +298,9 @@ class ReturnToGo(RuntimeRelabel):
     target: float | None = None
     subtract_rewards: bool = True
 
+    def __post_init__(self):
+        check_range(self, "discount", "target")
+
     def __call__(self, episode: Episode) -> Episode:
         column = _get_column(episode, self.column, "a return to go needs rewards: use data that have them, name their "
                              "column (--columns reward=NAME), or train a method without returns, such as bc")
@@ -329,6 +335,9 @@ class TimeLeft(RuntimeRelabel):
 
     into: str = "observation.time_left"
     length: float | None = None
+
+    def __post_init__(self):
+        check_range(self, "length")
 
     def __call__(self, episode: Episode) -> Episode:
         return _with_column(episode, self.into, np.arange(len(episode), -1, -1, dtype=np.float32)[:, None])
@@ -426,6 +435,7 @@ class ConstantColumn(RuntimeRelabel):
     value: float | tuple[float, ...]
 
     def __post_init__(self):
+        check_range(self, "value")
         if np.size(self.value) == 0:
             raise ConfigError(f"the column {self.into!r} has 0 components, but must have at least 1",
                               where="ConstantColumn.value",

@@ -52,6 +52,10 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
         Unsupported: The policy contains what ONNX has no operators for, or the executor cannot run the file.
         UserError: The error is too large, see `check_export`.
     """
+    if not isinstance(policy, Policy):
+        raise UserError(f"the policy is {policy!r}, but must be a Policy", where="export",
+                        hint=f"load it first: understudy.load_policy({str(policy)!r})"
+                             if isinstance(policy, (str, Path)) else "understudy.load_policy(run) loads that of a run")
     path, policy = Path(path), copy.deepcopy(policy).cpu().float().eval()
     _import_package("onnx"), _import_package("onnxscript")
     if path.suffix != ".onnx":

@@ -41,11 +41,15 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
         The episodes, in the order of their numbers.
 
     Raises:
-        UserError: The actor does not fit the environment, an action is NaN or infinite, or an episode never ends.
+        UserError: The number of episodes is negative, the actor does not fit the environment, an action is NaN or
+            infinite, or an episode never ends.
     """
     if not isinstance(actor, Actor):
         raise UserError(f"{type(actor).__name__} is not an actor", where="rollout",
                         hint="PolicyActor(policy, executor) makes one of a policy")
+    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 0:
+        raise UserError(f"the number of episodes is {episodes!r}, but must be an int, 0 or more", where="rollout",
+                        hint="such as rollout(actor, env, 50)")
     last = first + episodes
     rows = min(env.rows, episodes)
     number = list(range(first, first + rows)) + [-1] * (env.rows - rows)

@@ -41,6 +41,7 @@ class AdaptiveHorizon(ChunkedExecutor):
     min_action_steps: int = 1
 
     def __post_init__(self):
+        check_range(self, "min_action_steps", "n_samples")
         super().__post_init__()
         check_range(self, "threshold", at_least=0)
         if self.n_samples < 2:
@@ -104,6 +105,9 @@ class CosineAgreement(Agreement):
     """
 
     threshold: float = 0.97
+
+    def __post_init__(self):
+        check_range(self, "threshold")
 
     def agrees(self, old, new, mask):
         similarity = F.cosine_similarity(old[:, 0], new[:, 0], dim=-1)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core import State, UserError, check_range, put, take
+from ..core import State, UserError, check_choices, check_range, put, take
 from ..policy import Guide, Inpaint, LastChunk, Planner
 from .base import Executor, check_alignment, empty_chunks, sample_noise, sample_plans
 
@@ -208,6 +208,7 @@ class RealTimeChunking(ChunkedExecutor):
     schedule: Literal["exponential", "linear", "ones", "zeros"] = "exponential"
 
     def __post_init__(self):
+        check_choices(self)
         super().__post_init__()
         check_range(self, "delay", at_least=0)
 

@@ -40,6 +40,7 @@ class FollowDemonstration(Executor):
     min_distance: float = 0.1
 
     def __post_init__(self):
+        check_range(self, "max_steps")
         check_range(self, "ratio", "min_distance", at_least=0)
         if self.max_steps < 1:
             raise ConfigError(f"max_steps is {self.max_steps}, but at least 1 step is executed",

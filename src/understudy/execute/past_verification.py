@@ -38,6 +38,7 @@ class PastVerification(ChunkedExecutor):
     n_samples: int = 10
 
     def __post_init__(self):
+        check_range(self, "n_samples", "skip")
         check_range(self, "n_action_steps", at_least=1)
         if self.skip < 1 or self.n_samples < 2:
             raise ConfigError(f"skip is {self.skip} and n_samples {self.n_samples}, but there must be a past action "

@@ -132,6 +132,7 @@ class SelfGuidanceConfig(PlannerConfig):
     lag: int = 1
 
     def __post_init__(self):
+        check_range(self, "scale")
         check_range(self, "lag", at_least=1)
 
     def build(self, planner, modules):

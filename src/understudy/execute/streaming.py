@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core import Context, State, Unsupported, UserError, put, take
+from ..core import Context, State, Unsupported, UserError, check_choices, check_range, put, take
 from ..heads.base import DenoisingHead, RampTimes
 from .base import Executor, check_alignment, require_stepwise
 
@@ -40,6 +40,8 @@ class StreamingExecutor(Executor):
     start_from: Literal["denoise", "zeros"] = "denoise"
 
     def __post_init__(self):
+        check_choices(self)
+        check_range(self, "n_action_steps", "n_denoising_steps")
         if self.n_action_steps < 1 or self.n_denoising_steps < 1:
             raise UserError(f"n_action_steps={self.n_action_steps} and n_denoising_steps={self.n_denoising_steps} must "
                             "be 1 or more", where="StreamingExecutor", hint="leave n_denoising_steps at 1")

@@ -35,6 +35,7 @@ class TemporalEnsemble(Executor):
     delay: int = 0
 
     def __post_init__(self):
+        check_range(self, "decay")
         check_range(self, "skip", "delay", at_least=0)
 
     def check_planner(self, planner):
@@ -94,6 +95,10 @@ class AdaptiveEnsemble(TemporalEnsemble):
 
     decay: float = 0.0
     alpha: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(self, "alpha")
 
     def weights(self, planner, obs, actions, arrived):
         coded = planner.encode(actions, obs)

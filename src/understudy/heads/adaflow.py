@@ -41,8 +41,9 @@ class AdaFlow(DenoisingHead):
     path = LinearPath()
 
     def __post_init__(self):
+        check_range(self, "n_steps")
         check_range(self, "max_guidance_weight", at_least=0)
-        if self.n_steps < 1 or self.max_error <= 0:
+        if self.n_steps < 1 or not self.max_error > 0:
             raise UserError(f"n_steps={self.n_steps}, max_error={self.max_error}", where="AdaFlow",
                             hint="use at least one step, and an error above 0")
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Context, HeadSpec, Unsupported, UserError
+from ..core import Context, HeadSpec, Unsupported, UserError, check_range
 from ..nets.base import SharedTimeTrunk, Trunk, precomputed, time_embedding, with_time_embedding
 
 Cost = Callable[[Tensor], Tensor]  # estimate of the clean action, coded (B, H, A) -> (B,)
@@ -185,6 +185,7 @@ class RampTimes:
     shared_fraction: float = 0.2
 
     def __post_init__(self):
+        check_range(self, "n_action_steps")
         if self.n_action_steps < 1 or not 0 <= self.shared_fraction <= 1:
             raise UserError(f"n_action_steps={self.n_action_steps} must be 1 or more, and "
                             f"shared_fraction={self.shared_fraction:g} between 0 and 1", where="RampTimes",

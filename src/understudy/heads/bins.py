@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import check_range
+from ..core import check_choices, check_range
 from ..nets.feed_forward import feed_forward_layers
 from .base import LikelihoodHead, TemperatureHead, uniform_noise
 
@@ -43,6 +43,7 @@ class Bins(LikelihoodHead, TemperatureHead):
     temperature: float = 1.0
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "n_bins", "width", at_least=1)
         check_range(self, "temperature", at_least=0)
 

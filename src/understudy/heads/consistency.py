@@ -61,6 +61,7 @@ class Consistency(DenoisingHead, TargetNetworkHead):
     target_decay: float = 0.0
 
     def __post_init__(self):
+        check_range(self, "n_steps", "n_train_levels")
         check_range(self, "initial_scale", "sigma_data", "rho", "huber_constant", above=0)
         check_range(self, "guidance_weight", at_least=0)
         check_range(self, "target_decay", at_least=0, at_most=1)

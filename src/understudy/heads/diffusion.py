@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ..core import Unsupported, UserError, check_range
+from ..core import Unsupported, UserError, check_choices, check_range
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import DenoisingHead, RampTimes, check_trunk_times, cost_gradient, sample_times, scan
 from .paths import VariancePreservingPath
@@ -65,6 +65,8 @@ class Diffusion(DenoisingHead):
     n_extra_steps: int = 0
 
     def __post_init__(self):
+        check_choices(self)
+        check_range(self, "n_steps", "n_train_steps", "n_extra_steps")
         check_range(self, "clip_sample", "guidance_weight", at_least=0)
         if not 1 <= self.n_steps <= self.n_train_steps:
             raise UserError(f"n_steps must be 1 to n_train_steps={self.n_train_steps}, but it is {self.n_steps}",

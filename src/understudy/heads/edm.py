@@ -50,6 +50,8 @@ class EDM(DenoisingHead):
     guidance_weight: float = 1.0
 
     def __post_init__(self):
+        check_range(self, "n_steps")
+        check_range(self, "log_sigma_mean")
         check_range(self, "sigma_data", "rho", above=0)
         check_range(self, "log_sigma_std", "guidance_weight", at_least=0)
         if self.n_steps < 1 or not 0 < self.sigma_min < self.sigma_max:

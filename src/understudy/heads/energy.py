@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..core import Unsupported, UserError, check_range
+from ..core import Unsupported, UserError, check_choices, check_range
 from .base import Head, uniform_noise
 
 
@@ -65,6 +65,8 @@ class EnergyModel(Head):
     max_step: float = 0.1
 
     def __post_init__(self):
+        check_choices(self)
+        check_range(self, "n_candidates", "n_iterations", "n_negatives")
         check_range(self, "n_chain_iterations", at_least=1)
         check_range(self, "noise_std", "noise_decay", "margin", "gradient_margin", "langevin_noise", at_least=0)
         check_range(self, "step_size", "max_step", above=0)

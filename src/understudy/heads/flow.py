@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from ..core import Context, Unsupported, check_range
+from ..core import Context, Unsupported, check_choices, check_range
 from .base import DenoisingHead, RampTimes, check_trunk_times, guided_velocity, sample_times
 from .coupling import optimal_transport
 from .paths import LinearPath
@@ -70,6 +70,7 @@ class Flow(DenoisingHead):
     path = LinearPath()
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "n_steps", at_least=1)
         check_range(self, "max_guidance_weight", "condition_weight", at_least=0)
         if isinstance(self.times, RampTimes) and self.time_distribution != "uniform":

@@ -53,7 +53,7 @@ class Interpolant(StepwiseHead):
     def __post_init__(self):
         check_range(self, "n_steps", at_least=1)
         check_range(self, "scale", at_least=0)
-        if self.source_std <= 0:
+        if not self.source_std > 0:
             raise UserError(f"source_std={self.source_std} adds no noise to the last action", where="Interpolant",
                             hint="use a number above 0, such as 0.2")
 

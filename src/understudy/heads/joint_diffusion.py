@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ..core import UserError, check_range
+from ..core import UserError, check_choices, check_range
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import Head, scan
 from .paths import LinearPath
@@ -50,6 +50,7 @@ class JointDiffusion(Head):
     path = LinearPath()
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "action_size", "n_steps", at_least=1)
 
     def noise(self, horizon, coded_dim):

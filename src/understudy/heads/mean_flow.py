@@ -48,6 +48,7 @@ class MeanFlow(DenoisingHead):
     path = LinearPath()
 
     def __post_init__(self):
+        check_range(self, "time_mean")
         check_range(self, "n_steps", at_least=1)
         check_range(self, "velocity_fraction", at_least=0, at_most=1)
         check_range(self, "adaptive_constant", above=0)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..core import check_range
+from ..core import check_choices, check_range
 from .base import Head
 
 
@@ -42,6 +42,7 @@ class MIP(Head):
     two_steps: bool = True
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "second_time", above=0, below=1)
         check_range(self, "noise_scale", at_least=0)
 

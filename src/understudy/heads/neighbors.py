@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError, check_range
+from ..core import UserError, check_choices, check_range
 from .base import MemoryHead
 
 
@@ -41,6 +41,7 @@ class Neighbors(MemoryHead):
     block_size: int = 2**16
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "n_neighbors", "block_size", at_least=1)
         check_range(self, "sharpness", "ridge", at_least=0)
 

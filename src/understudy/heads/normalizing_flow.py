@@ -37,6 +37,7 @@ class NormalizingFlow(LikelihoodHead, TemperatureHead):
     temperature: float = 1.0
 
     def __post_init__(self):
+        check_range(self, "n_layers")
         check_range(self, "temperature", at_least=0)
         if self.n_layers < 2 or not 0 < self.min_std < 1:
             raise UserError(f"n_layers={self.n_layers}, min_std={self.min_std}", where="NormalizingFlow",

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core import check_range
+from ..core import check_choices, check_range
 
 
 class ProbabilityPath(ABC):
@@ -105,6 +105,7 @@ class VariancePreservingPath(GaussianPath):
     n_train_steps: int = 100
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "n_train_steps", at_least=1)
 
     def alpha_sigma(self, t):
@@ -173,6 +174,9 @@ class EDMPath(GaussianPath):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+
+    def __post_init__(self):
+        check_range(self, "sigma_min", "sigma_max", "rho")
 
     def alpha_sigma(self, t):
         return torch.ones_like(t), torch.where(t < 1, self._root(t) ** self.rho, 0.0)

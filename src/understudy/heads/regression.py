@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch.nn.functional import huber_loss
 
-from ..core import check_range
+from ..core import check_choices, check_range
 from .base import Head
 
 
@@ -31,6 +31,7 @@ class Regression(Head):
     delta: float = 0.1
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "delta", above=0)
 
     def noise(self, horizon, coded_dim):

@@ -40,6 +40,7 @@ class Shortcut(DenoisingHead, TargetNetworkHead):
     path = LinearPath()
 
     def __post_init__(self):
+        check_range(self, "n_steps", "n_train_steps")
         check_range(self, "self_consistency_fraction", "target_decay", at_least=0, at_most=1)
         check_range(self, "max_guidance_weight", at_least=0)
         if any(n < 1 or n & (n - 1) for n in (self.n_steps, self.n_train_steps)) or self.n_steps > self.n_train_steps:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError, check_range
+from ..core import UserError, check_choices, check_range
 from ..nets.feed_forward import feed_forward_layers
 from ..nets.quantization import ResidualVQ
 from .base import TemperatureHead, gumbel_noise, repeat_into_padding
@@ -64,6 +64,8 @@ class VQBeT(TemperatureHead):
     temperature: float = 1.0
 
     def __post_init__(self):
+        check_choices(self)
+        check_range(self, "n_codes", "n_levels")
         check_range(self, "latent_dim", "width", "fit_batch_size", at_least=1)
         check_range(self, "gamma", "first_code_weight", "other_code_weight", "offset_weight", "fit_steps",
                     "temperature", at_least=0)

@@ -38,6 +38,9 @@ class AttentionSupervision(AuxiliaryLoss):
     weight: float = 1.0
     captures = ("object_attention",)
 
+    def __post_init__(self):
+        check_range(self, "weight")
+
     @property
     def columns(self):
         return (self.column,)
@@ -109,6 +112,7 @@ class MemorySupervision(AuxiliaryLoss):
     weight: float = 10.0
 
     def __post_init__(self):
+        check_range(self, "weight")
         check_range(self, "layer", "head", at_least=0)
 
     @property

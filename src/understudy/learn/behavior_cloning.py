@@ -98,6 +98,7 @@ class BehaviorCloning(LearnerConfig):
     n_noise_samples: int = 1
 
     def __post_init__(self):
+        check_range(self, "n_noise_samples")
         check_range(self, "steps", at_least=0)
         check_range(self, "batch_size", at_least=1)
         if self.n_noise_samples < 1:

@@ -44,6 +44,7 @@ class ClassPrediction(AuxiliaryLoss):
     shape: tuple[int, int] | None = None
 
     def __post_init__(self):
+        check_range(self, "weight")
         check_range(self, "num_classes", "shape", at_least=1)
 
     @property

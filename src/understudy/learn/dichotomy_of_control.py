@@ -89,6 +89,7 @@ class DichotomyOfControl(LearnerConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self):
+        check_range(self, "lookahead")
         check_range(self, "hidden", "n_negatives", "energy_updates", "batch_size", at_least=1)
         check_range(self, "steps", "information_weight", "prior_weight", "value_weight", at_least=0)
         if self.lookahead < 1:

@@ -12,8 +12,9 @@ from typing import Any, cast
 import torch
 
 from ..checkpoint import CheckpointModule, FromStage
-from ..core import Schema, Unsupported, UserError
+from ..core import Schema, Unsupported, UserError, role
 from ..data.episode import Dataset
+from ..data.packed_columns import check_steps
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights
 from ..execute.actor import Actor
@@ -27,12 +28,14 @@ from .method import (
     InitializeFrom,
     Method,
     build_actor,
+    build_planner,
     find_references,
     load_modules,
     resolve_references,
     training_data,
 )
 from .stages import check_stages, freeze, load_weights_from, packages_of
+from .validation import check_training_data
 
 ROWS = 16  # of every batch that the networks see while episodes are collected or a checkpoint is scored
 
@@ -96,6 +99,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
         >>> result = fit_method(method, data, seed=0)
         >>> evaluate(result.actor, make("fork", rows=50), episodes=100)
     """
+    check_arguments(method, data, seed)
     check_collection(method, env, person, sampling_weights)
     where = devices.choose_device(device)
     stages = dict(stages or {})
@@ -114,6 +118,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
         with devices.seeded(seed, where):
             if policy is None:
                 trained = Policy(method.policy, data.features()).to(where)
+                check_training_data(trained, data)
                 fit_policy(trained, first, method.initialize_from, known)
             else:
                 trained = policy.with_head(policy.config.head).to(where)  # built again: an average has no gradients
@@ -124,6 +129,8 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
         loop = _MemoryTraining(method, data, seed, env, person, build_learner, tuple(callbacks), recorded)
         if method.collection is None:
             loop.build_learner(data)
+            if role(method.policy.target) == "action":  # a model of something else does not act
+                method.executor.check_planner(build_planner(method, loop.learner.modules))
             loop.update(loop.learner.batch_sampler(data, sampling_weights), method.learner.steps)
         else:
             loop.build_learner(method.collection.initial_data(data))
@@ -168,6 +175,38 @@ class _MemoryTraining(Training):
     def log(self, **metrics):
         for look in self.callbacks:
             look(self.n_updates, self.learner, metrics)
+
+
+def check_arguments(method: Method, data: Dataset, seed: int) -> None:
+    """Checks the kinds of what a training is given.
+
+    Args:
+        method: The method.
+        data: The episodes, which must have steps.
+        seed: The seed.
+
+    Raises:
+        UserError: Something is of another kind, or an episode is empty.
+    """
+    if not isinstance(method, Method):
+        hint = (f"find_method({method!r}) of understudy.methods finds a method by its name" if isinstance(method, str)
+                else "Method(config) makes a method of a PolicyConfig")
+        raise UserError(f"the method is {_describe_kind(method)}, but must be a Method", where="method", hint=hint)
+    if not isinstance(data, Dataset):
+        hint = (f"open the data first: understudy.open_dataset({str(data)!r})" if isinstance(data, (str, Path))
+                else "Dataset(episodes) makes a data set of a list of episodes")
+        raise UserError(f"the data are {_describe_kind(data)}, but must be a Dataset", where="data", hint=hint)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -2**63 <= seed < 2**63:
+        raise UserError(f"the seed is {seed!r}, but must be an int below 2**63", where="seed",
+                        hint="such as seed=0")
+    check_steps(data)
+
+
+def _describe_kind(value: object) -> str:
+    """What somebody gave, in words: "the text 'bc'", "a list"."""
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def check_collection(method: Method, env: Any, person: Actor | None, sampling_weights: SamplingWeights | None = None,

@@ -40,6 +40,9 @@ class ContrastiveAlignment(AuxiliaryLoss):
     second: str = "observation.task"
     weight: float = 1.0
 
+    def __post_init__(self):
+        check_range(self, "weight")
+
     def build(self, policy: Policy) -> nn.Module:
         """Returns the module that computes the loss of each window, (B,)."""
         for name in (self.first, self.second):
@@ -107,6 +110,7 @@ class Foresight(AuxiliaryLoss):
     next_obs = True
 
     def __post_init__(self):
+        check_range(self, "weight")
         check_range(self, "hidden", at_least=1)
 
     def build(self, policy: Policy) -> nn.Module:

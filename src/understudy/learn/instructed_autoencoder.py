@@ -54,6 +54,7 @@ class InstructedAutoencoder(SkillAutoencoder):
     labeled_fraction: float | None = 0.5
 
     def __post_init__(self):
+        check_range(self, "length")
         super().__post_init__()
         check_range(self, "alignment", at_least=0)
         if not isinstance(self.instruction.head, Gaussian) or not self.instruction.inputs:

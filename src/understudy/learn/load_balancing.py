@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..core import check_range
 from .behavior_cloning import AuxiliaryLoss
 
 
@@ -30,6 +31,9 @@ class LoadBalancing(AuxiliaryLoss):
 
     weight: float = 0.01
     captures = ("routing",)
+
+    def __post_init__(self):
+        check_range(self, "weight")
 
     def build(self, policy):
         def loss(policy, batch, rng, captured: Mapping[str, Tensor]) -> Tensor:

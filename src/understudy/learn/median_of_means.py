@@ -51,6 +51,7 @@ class MedianOfMeans(LearnerConfig):
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
 
     def __post_init__(self):
+        check_range(self, "batch_size", "n_blocks")
         check_range(self, "steps", at_least=0)
         if not 3 <= self.n_blocks <= self.batch_size:
             raise UserError(f"{self.n_blocks} blocks for {self.batch_size} windows", where="MedianOfMeans",

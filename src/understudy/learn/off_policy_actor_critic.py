@@ -60,6 +60,7 @@ class OffPolicyActorCritic(LearnerConfig):
     next_obs = True
 
     def __post_init__(self):
+        check_range(self, "policy_delay")
         check_range(self, "batch_size", at_least=1)
         check_range(self, "steps", "target_noise", "max_target_noise", "bc_weight", at_least=0)
         check_range(self, "target_decay", at_least=0, at_most=1)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError
+from ..core import UserError, check_choices, check_range
 from ..nets.base import EncoderNet, TrunkNet
 
 
@@ -47,14 +47,14 @@ class OptimizerConfig:
     compile: bool = False
 
     def __post_init__(self):
+        check_choices(self)
+        check_range(self, "betas", "warmup_steps", "accumulation_steps")
         for name, right, wanted in (
             ("lr", self.lr > 0, "above 0"),
             ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
             ("accumulation_steps", self.accumulation_steps >= 1, "1 or more"),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("grad_clip_norm", self.grad_clip_norm is None or self.grad_clip_norm > 0, "above 0, or None"),
-            ("lr_schedule", self.lr_schedule in ("cosine", "constant"), "cosine or constant"),
-            ("precision", self.precision in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16"),
         ):
             if not right:
                 raise UserError(f"{name} is {getattr(self, name)!r}, but must be {wanted}", where="OptimizerConfig",

@@ -116,6 +116,9 @@ class InverseDynamics(RepresentationObjective):
 
     next_obs = True
 
+    def __post_init__(self):
+        check_range(self, "weight")
+
     def build(self, policy):
         return _InverseDynamicsLoss(self, policy)
 
@@ -158,6 +161,7 @@ class ForwardDynamics(RepresentationObjective):
     next_obs = True
 
     def __post_init__(self):
+        check_range(self, "weight")
         check_range(self, "hidden", at_least=1)
         check_range(self, "target_decay", at_least=0, at_most=1)
 
@@ -202,6 +206,9 @@ class MaskedPrediction(RepresentationObjective):
     weight: float = 1.0
 
     next_obs = True
+
+    def __post_init__(self):
+        check_range(self, "weight")
 
     def build(self, policy):
         return _MaskedPredictionLoss(self, policy)
@@ -258,6 +265,7 @@ class BYOL(RepresentationObjective):
     weight: float = 1.0
 
     def __post_init__(self):
+        check_range(self, "weight")
         check_range(self, "hidden", "size", at_least=1)
         check_range(self, "target_decay", at_least=0, at_most=1)
 
@@ -311,6 +319,7 @@ class TimeContrastive(RepresentationObjective):
     next_obs = True
 
     def __post_init__(self):
+        check_range(self, "weight")
         check_range(self, "hidden", "size", at_least=1)
         check_range(self, "temperature", above=0)
 

@@ -124,6 +124,9 @@ class ColumnWeights(FixedWeights):
     weight: float = 3.0
     other_weight: float = 1.0
 
+    def __post_init__(self):
+        check_range(self, "weight", "other_weight")
+
     @property
     def columns(self):
         return (self.column,)
@@ -158,6 +161,7 @@ class PastTargetWeights(FixedWeights):
     n_steps: int | None = None
 
     def __post_init__(self):
+        check_range(self, "weight")
         check_range(self, "n_steps", at_least=0)
 
     def __call__(self, batch, policy):
@@ -188,6 +192,7 @@ class AdvantageWeights(FixedWeights):
     max_weight: float = 100.0
 
     def __post_init__(self):
+        check_range(self, "beta")
         check_range(self, "max_weight", above=0)
 
     @torch.no_grad()

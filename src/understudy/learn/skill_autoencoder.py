@@ -92,6 +92,7 @@ class SkillAutoencoder(LearnerConfig):
     quantizer: FSQ | None = None
 
     def __post_init__(self):
+        check_range(self, "length")
         check_range(self, "steps", "beta", at_least=0)
         check_range(self, "batch_size", at_least=1)
         if self.length < 1:

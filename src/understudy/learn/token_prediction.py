@@ -70,6 +70,7 @@ class MaskedTokenPrediction(_TokenObjective):
     captures = ()
 
     def __post_init__(self):
+        check_range(self, "weight")
         check_range(self, "fraction", above=0, at_most=1)
 
     def build_loss(self, encoder):
@@ -110,6 +111,9 @@ class NextTokenPrediction(_TokenObjective):
     weight: float = 1.0
 
     captures = tuple(f"components.{name}" for name in EncodedComponents._fields)
+
+    def __post_init__(self):
+        check_range(self, "weight")
 
     def build_loss(self, encoder):
         if not encoder.config.causal:

@@ -26,6 +26,7 @@ from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
+from ..data.packed_columns import check_columns
 from ..data.relabel import SHOWN_TASK, TaskText, task_texts
 from ..data.segments import CutSegments
 from ..data.stream import ShardStream
@@ -38,7 +39,7 @@ from .callbacks import LossCurve, ProgressBar
 from .data_collection import Training
 from .devices import Processes
 from .fit import Callback, Learner, fit
-from .fit_method import ROWS, acting_policy, check_collection, fit_policy, part_of
+from .fit_method import ROWS, acting_policy, check_arguments, check_collection, fit_policy, part_of
 from .method import (
     Method,
     Stage,
@@ -135,6 +136,10 @@ def train(
         UserError: The run in `out` is of another method, data or seed, or the method does not fit the data.
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
     """
+    check_arguments(method, data, seed)
+    if save_freq is not None and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
+        raise UserError(f"save_freq is {save_freq!r}, but must be a whole number of updates, 1 or more", where="train",
+                        hint="leave it out for a tenth of all updates")
     where = devices.choose_device(device)
     check_stages(method, stages_before(Path(out)))
     check_collection(method, env, person, sampling_weights, stream)
@@ -526,7 +531,7 @@ def check_method(method: Method, data: Dataset) -> None:
     """
     policy_config, features = method.policy, data.features()
     path = data.metadata.get("path")
-    policy_inputs(policy_config, features, path or "data set", path or "DATA")
+    inputs = policy_inputs(policy_config, features, path or "data set", path or "DATA")
     if missing := [name for name in method.learner.extra if name not in features]:
         raise DataError(
             f"{type(method.learner).__name__} learns from {' and '.join(method.learner.extra)}, but there is no column "
@@ -536,6 +541,8 @@ def check_method(method: Method, data: Dataset) -> None:
                  "writes next.reward and next.terminated; in an .npz they are rewards and terminals",
         )
     drawn = {g.into: g.column for g in policy_config.window.goals}
+    read = [drawn.get(name, name) for name in (*inputs, policy_config.target, *method.learner.extra)]
+    check_columns(data, [name for name in read if name in features])
     for name in (*policy_config.inputs, policy_config.target):
         if (f := features.get(drawn.get(name, name))) is not None and f.kind == "string":
             raise UserError(f"column {drawn.get(name, name)!r} contains text, not numbers",

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Batch, UserError, keys
+from ..core import Batch, UserError, check_range, keys
 from ..data.episode import Dataset
 from ..data.formats import check_finite
+from ..data.packed_columns import check_columns
 from ..execute.base import ActionConditionedExecutor, Executor
 from ..heads.base import LikelihoodHead
 from ..policy import Policy
@@ -39,6 +40,7 @@ class Validation:
     n_samples: int = 8
 
     def __post_init__(self):
+        check_range(self, "n_windows", "n_samples")
         if self.n_windows < 1 or self.n_samples < 2:
             raise UserError(f"at least 1 window and 2 samples are needed, not {self.n_windows} and {self.n_samples}",
                             where="Validation", hint="such as n_windows=128, n_samples=8")
@@ -132,16 +134,20 @@ class Validation:
 
 
 def check_training_data(policy: Policy, data: Dataset) -> None:
-    """Checks that the columns that a policy reads or predicts are finite. Images are not checked.
+    """Checks that all episodes have the columns that a policy reads or predicts, of one shape and finite.
+
+    Images are not read.
 
     Args:
         policy: The policy.
         data: The episodes.
 
     Raises:
-        UserError: A column contains NaN or infinity. The message names the first.
+        UserError: A column is missing in an episode or has another shape, or it contains NaN or infinity. The message
+            names the first episode.
     """
     goals = {g.into: g.column for g in policy.window.goals}
+    check_columns(data, [goals.get(k, k) for k in policy.features])
     check_finite(data, {goals.get(k, k): None for k, f in policy.features.items() if f.kind != "image"})
 
 

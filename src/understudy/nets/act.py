@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Context, HeadSpec, Unsupported, UserError, check_range
+from ..core import Context, HeadSpec, Unsupported, UserError, check_choices, check_range
 from .base import Encoder, EncoderNet, PosteriorTrunk, TrunkNet, check_not_causal
 from .encoders import observed_column
 from .linear import Linear
@@ -65,6 +65,7 @@ class ACTTransformer(PosteriorTrunk):
     state_size: int = 0
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "width", "heads", "feed_forward", "depth", "posterior_depth", at_least=1)
         check_range(self, "encoder_depth", "state_size", at_least=0)
         check_range(self, "dropout", at_least=0, below=1)

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core import Context, UserError, check_range
+from ..core import Context, UserError, check_choices, check_range
 from ..data.codec import Normalizer
 from .base import Encoder, EncoderNet, record_intermediate
 from .encoders import observed_column
@@ -56,6 +56,7 @@ class ComponentTokenEncoder(Encoder):
     flags: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "width", "heads", at_least=1)
         check_range(self, "depth", at_least=0)
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..core import check_range
+from ..core import check_choices, check_range
 from .base import Trunk, TrunkNet, check_not_causal, record_intermediate
 from .fourier import FourierFeatures
 from .linear import Linear
@@ -52,6 +52,7 @@ class FeedForward(Trunk):
     n_frequencies: int = 6
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "widths", at_least=1)
         check_range(self, "n_frequencies", at_least=0)
 

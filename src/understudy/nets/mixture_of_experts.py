@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import UserError
+from ..core import UserError, check_range
 from .linear import Linear, inside_transform, linear
 
 
@@ -36,6 +36,7 @@ class MoEFeedForward:
     top_k: int = 2
 
     def __post_init__(self):
+        check_range(self, "n_experts", "top_k")
         if not 1 <= self.top_k <= self.n_experts:
             raise UserError(f"top_k={self.top_k} of n_experts={self.n_experts}", where="MoEFeedForward",
                             hint="use 1 <= top_k <= n_experts, such as 2 of 4")

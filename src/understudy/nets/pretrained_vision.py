@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Unsupported, UserError, check_range
+from ..core import Unsupported, UserError, check_choices, check_range
 from .pretrained import PretrainedFiles, PretrainedNet, import_extra, load_pretrained, transformers_model
 from .vision import FrozenVisionNet, VisionEncoder, VisionNet, given_weights, output_layer
 
@@ -46,6 +46,7 @@ class TransformersVision(VisionEncoder):
     image_size: tuple[int, int] | None = None
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "image_size", at_least=1)
 
     def build(self, shape, width=None):
@@ -81,6 +82,7 @@ class TimmVision(VisionEncoder):
     image_size: tuple[int, int] | None = None
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "image_size", at_least=1)
 
     def build(self, shape, width=None):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Context, HeadSpec, Unsupported, UserError, check_range
+from ..core import Context, HeadSpec, Unsupported, UserError, check_choices, check_range
 from .base import CachesContext, Trunk, check_alignment, is_captured, record_intermediate
 from .fourier import FourierFeatures
 from .linear import Linear
@@ -66,6 +66,7 @@ class Transformer(Trunk):
     feed_forward: MoEFeedForward | None = None
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "width", "heads", at_least=1)
         check_range(self, "depth", "encoder_depth", "n_frequencies", at_least=0)
         check_range(self, "dropout", at_least=0, below=1)

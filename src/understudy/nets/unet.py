@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Context, Unsupported, UserError, check_range
+from ..core import Context, Unsupported, UserError, check_choices, check_range
 from .base import CachesContext, SharedTimeTrunk, check_not_causal
 from .convolution import Convolution, Down, GroupNormMish, Layout, Up
 from .linear import Linear, linear
@@ -57,6 +57,7 @@ class UNet(SharedTimeTrunk):
     condition: Literal["film", "input"] = "film"
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "widths", "kernel", "groups", "time_width", "output_groups", at_least=1)
         check_range(self, "time_scale", above=0)
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
-from ..core import UserError, check_range
+from ..core import UserError, check_choices, check_range
 from .linear import Linear
 
 
@@ -221,6 +221,7 @@ class ResNet18(VisionEncoder):
     frozen: bool = False
 
     def __post_init__(self):
+        check_choices(self)
         check_range(self, "keypoints", at_least=1)
 
     def build(self, shape, width=None):

@@ -1,0 +1,104 @@
+"""Words that choose something are checked where they are written: `core.check_choices`."""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import pytest
+from test_field_ranges import EXAMPLES
+
+from understudy import config
+from understudy.core import ConfigError, Feature, check_choices, choice_fields
+from understudy.data.codec import Normalizer
+from understudy.data.operations import Resample
+from understudy.execute.chunking import RealTimeChunking
+from understudy.heads.base import RampTimes
+from understudy.heads.diffusion import Diffusion
+from understudy.heads.flow import Flow
+from understudy.methods import find_method
+
+PACKAGES = ("core", "policy", "heads", "nets", "execute", "learn", "data", "improve")
+NO_CONFIGS = {"_Preprocessing", "TfdsFeature"}  # values that others make, not options of a user
+MORE = {"Feature": Feature("float32", (2,)), "Resample": Resample(5.0)}
+
+
+def parts():
+    """All frozen dataclasses of the packages."""
+    for package in PACKAGES:
+        root = importlib.import_module(f"understudy.{package}")
+        names = [name for _, name, _ in pkgutil.walk_packages(getattr(root, "__path__", ()), f"{root.__name__}.")]
+        for name in (root.__name__, *names):
+            for part in vars(importlib.import_module(name)).values():
+                if (inspect.isclass(part) and part.__module__ == name and dataclasses.is_dataclass(part)
+                        and part.__dataclass_params__.frozen):
+                    yield part
+
+
+CASES = [(part, name) for part in parts() if part.__name__ not in NO_CONFIGS for name in choice_fields(part)]
+
+
+@pytest.mark.parametrize("part, name", CASES, ids=lambda x: getattr(x, "__name__", x))
+def test_choices_are_checked(part, name):
+    example = {**EXAMPLES, **MORE}.get(part.__name__) or part()
+    for bad in ("no such choice", None, 0):
+        with pytest.raises(ValueError, match="no such choice|None|0") as told:
+            replace(example, **{name: bad})
+        assert name in told.value.where and told.value.hint
+
+
+def test_the_discovery_finds_the_parts():
+    found = {(part.__name__, name) for part, name in CASES}
+    assert len(CASES) > 35
+    assert {("Flow", "prediction"), ("Flow", "times"), ("Diffusion", "schedule"), ("Normalizer", "obs"),
+            ("UNet", "layout"), ("OptimizerConfig", "precision"), ("Feature", "kind")} <= found
+    for part in parts():  # a type that cannot be read would not be checked
+        for f in dataclasses.fields(part):
+            assert "Literal" not in str(f.type) or f.name in choice_fields(part), (part, f.name)
+
+
+@dataclass(frozen=True)
+class Part:
+    one: Literal["up", "down"] = "up"
+    optional: Literal["left", "right"] | None = None
+    several: tuple[Literal["a", "b"], ...] = ()
+    mixed: Literal["shared"] | RampTimes = "shared"
+    number: int = 3
+
+    def __post_init__(self):
+        check_choices(self)
+
+
+def test_the_message_names_field_choices_and_the_nearest():
+    Part("down", "left", ("b", "a", "b"), RampTimes(2))
+    for changes, text in (
+            ({"one": "Down"}, "Part.one: one is 'Down', but must be 'up' or 'down'\n  -> did you mean 'down'?"),
+            ({"one": "xyz"}, "Part.one: one is 'xyz', but must be 'up' or 'down'\n  -> the default is 'up'"),
+            ({"optional": "rigth"}, "Part.optional: optional is 'rigth', but must be 'left', 'right' or None\n"
+             "  -> did you mean 'right'?"),
+            ({"several": ("a", "c")}, "Part.several: several is ('a', 'c'), but must be 'a' or 'b'\n"
+             "  -> the default is ()"),
+            ({"mixed": 3}, "Part.mixed: mixed is 3, but must be 'shared' or a RampTimes\n"
+             "  -> the default is 'shared'")):
+        with pytest.raises(ConfigError) as told:
+            Part(**changes)
+        assert str(told.value) == text
+    with pytest.raises(ConfigError, match="several is 'a'"):
+        Part(several="a")
+
+
+def test_files_and_methods_are_checked_too():
+    stored = config.dump(Flow())
+    stored["prediction"] = "velocities"
+    with pytest.raises(ConfigError, match="did you mean 'velocity'"):
+        config.load(stored)
+    with pytest.raises(ConfigError, match="RealTimeChunking.schedule"):
+        RealTimeChunking(schedule="exp")
+    with pytest.raises(ConfigError, match="did you mean 'minmax'"):
+        Normalizer(target="min-max")
+    with pytest.raises(ConfigError, match="must be 'epsilon', 'sample' or 'v'"):
+        Diffusion(prediction="noise")
+    with pytest.raises(ConfigError, match="did you mean 'linear'"):
+        replace(find_method("knn").policy.head, local_model="Linear")

@@ -1,0 +1,138 @@
+"""What `train`, `fit_method` and other entries refuse at once, and that messages count episodes as the user does."""
+
+import numpy as np
+import pytest
+
+from understudy.core import ConfigError, UserError, keys
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.envs import make
+from understudy.evaluate.rollout import rollout
+from understudy.execute.chunking import RecedingHorizon
+from understudy.heads.regression import Regression
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method
+from understudy.learn.train import train
+from understudy.nets.mlp import MLP
+from understudy.policy import PolicyConfig
+
+METHOD = Method(PolicyConfig(Regression(), trunk=MLP(8, 1), window=Window(2, 4)), RecedingHorizon(2),
+                BehaviorCloning(steps=2, batch_size=4))
+
+
+def episode(steps=12, width=3, **more):
+    rng = np.random.default_rng(steps)
+    return Episode({"observation.state": rng.normal(size=(steps, width)).astype(np.float32),
+                    "action": rng.normal(size=(steps, 2)).astype(np.float32), **more})
+
+
+def episodes(odd=None, place=7, n=10):
+    return Dataset([odd if odd is not None and i == place else episode() for i in range(n)])
+
+
+def run_train(data, folder, **options):
+    return train(METHOD, data, folder, device="cpu", progress=False, **options)
+
+
+@pytest.mark.parametrize("val_fraction", [0.1, 0.4, [0, 1, 2]])
+def test_messages_count_the_episodes_of_the_user(tmp_path, val_fraction):
+    for odd, text in ((episode(width=2), r"episode 7, column 'observation.state': the shape is \(2,\)"),
+                      (episode().replace({"action": np.zeros((9, 2), np.float32)}),
+                       "episode 7, column 'observation.state': there are 12 rows, but the episode has 9 steps"),
+                      (Episode({"action": episode().steps["action"]}), "episode 7: there is no column 'observation.s"),
+                      (episode(0), "episode 7: the episode has no steps")):
+        with pytest.raises(UserError, match=text):
+            run_train(episodes(odd), tmp_path / "run", val_fraction=val_fraction)
+        with pytest.raises(UserError, match="episode 7"):
+            fit_method(METHOD, episodes(odd), seed=0)
+
+
+def test_nan_is_located_in_memory_too():
+    odd = episode()
+    odd.steps["action"][5, 1] = np.nan
+    with pytest.raises(UserError, match=r"data set, episode 2, step 5, action\[1\]: the value is not finite"):
+        fit_method(METHOD, episodes(odd, 2), seed=0)
+
+
+def test_data_without_steps_are_refused(tmp_path):
+    for data, text in ((Dataset([episode(0)] * 3), "episode 0: the episode has no steps"),
+                       (Dataset([]), "there are no episodes")):
+        with pytest.raises(UserError, match=text):
+            run_train(data, tmp_path / "run")
+        with pytest.raises(UserError, match=text):
+            fit_method(METHOD, data, seed=0)
+        with pytest.raises(UserError, match=text):
+            Window(2, 4).windows(data, ("observation.state",), "action")
+
+
+def test_save_freq_is_a_number_of_updates(tmp_path):
+    for bad in (-1, 0, 0.5, True):
+        with pytest.raises(UserError, match=f"save_freq is {bad}, but must be a whole number of updates, 1 or more"):
+            run_train(episodes(), tmp_path / "run", save_freq=bad)
+
+
+def test_what_is_not_a_method_data_or_seed_is_refused(tmp_path):
+    path = tmp_path / "mine.npz"
+    for method, data, seed, text in (
+            ("bc", episodes(), 0, r"the method is the text 'bc', but must be a Method\n  -> find_method\('bc'\)"),
+            (METHOD.policy, episodes(), 0, r"the method is a PolicyConfig.*\n  -> Method\(config\)"),
+            (METHOD, "mine.npz", 0, r"text 'mine.npz', but must be a Dataset\n.*open_dataset\('mine.npz'\)"),
+            (METHOD, path, 0, "open_dataset"),
+            (METHOD, list(episodes()), 0, r"the data are a list, but must be a Dataset\n  -> Dataset\(episodes\)"),
+            *((METHOD, episodes(), bad, "the seed is .*, but must be an int below")
+              for bad in (None, 1.5, 2**70, True, "0", np.int64(3)))):
+        with pytest.raises(UserError, match=text):
+            train(method, data, tmp_path / "run", seed=seed, device="cpu", progress=False)
+        with pytest.raises(UserError, match=text):
+            fit_method(method, data, seed)
+
+
+def test_the_executor_is_checked_before_the_training(tmp_path):
+    long = Method(METHOD.policy, RecedingHorizon(9), METHOD.learner)
+    with pytest.raises(UserError, match="9") as told:
+        train(long, episodes(), tmp_path / "run", device="cpu", progress=False)
+    with pytest.raises(UserError) as in_memory:
+        fit_method(long, episodes(), seed=0)
+    assert str(told.value) == str(in_memory.value)
+
+
+def test_texts_are_no_observations(tmp_path):
+    for column in (np.array(["near", "far", "near"]), np.array([None, 1, "x"], object)):
+        data = Dataset([Episode({"observation.state": column, "action": np.zeros((3, 2), np.float32)})])
+        with pytest.raises(UserError, match="column 'observation.state' contains text or objects, not numbers") as told:
+            run_train(data, tmp_path / "run")
+        assert "--rename" not in str(told.value)
+        with pytest.raises(UserError, match="contains text or objects"):
+            fit_method(METHOD, data, seed=0)
+
+
+@pytest.mark.parametrize("fields, text", [
+    ({"head": "flow"}, "PolicyConfig.head: head is 'flow', but must be an object of a class of Head"),
+    ({"head": Regression}, r"head is Regression, but must be an .*\n  -> Regression\(\) makes one"),
+    ({"head": Regression(), "trunk": MLP}, r"PolicyConfig.trunk: .*\n  -> MLP\(\) makes one"),
+    ({"head": Regression(), "window": 8}, "PolicyConfig.window: window is 8"),
+    ({"head": Regression(), "inputs": "observation.state"}, r"inputs=\('observation.state',\)"),
+])
+def test_parts_of_a_policy_are_checked(fields, text):
+    with pytest.raises(ConfigError, match=text):
+        PolicyConfig(**fields)
+
+
+def test_keys_and_rollouts_are_checked():
+    for bad in (0.5, None, "0", True):
+        with pytest.raises(UserError, match=f"the seed is {bad!r}, but must be an int"):
+            keys(bad, [0])
+    with pytest.raises(UserError, match=r"are 3, but must be a list\n  -> such as keys\(0, \[3\]\)"):
+        keys(0, 3)
+    env = make("fork", rows=2)
+    for bad in (-3, 2.5, None, True):
+        with pytest.raises(UserError, match=f"the number of episodes is {bad!r}, but must be an int"):
+            rollout(env.expert(), env, bad)
+
+
+def test_the_export_of_a_folder_is_refused(tmp_path):
+    from understudy.deploy.onnx import export
+
+    with pytest.raises(UserError, match=r"the policy is 'runs/x', but must be a Policy\n.*load_policy\('runs/x'\)"):
+        export("runs/x", tmp_path / "x.onnx")

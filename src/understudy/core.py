@@ -14,7 +14,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -150,10 +150,9 @@ def _field_type(part: type, name: str) -> Any:
     """The type of a field. None if it names something that is imported for type checkers only."""
     owner = next(c for c in part.__mro__ if name in inspect.get_annotations(c))
     kind = inspect.get_annotations(owner)[name]
-    if not isinstance(kind, str):
-        return kind
-    try:  # one field at a time: `typing.get_type_hints` reads all fields or none
-        return eval(kind, vars(sys.modules[owner.__module__]))
+    alone = types.SimpleNamespace(__annotations__={name: kind})  # of all fields, those of type checkers would raise
+    try:
+        return get_type_hints(alone, vars(sys.modules[owner.__module__]))[name]
     except NameError:
         return None
 

@@ -46,6 +46,7 @@ from .core import (
 from .data.augment import Augmentation
 from .data.codec import Codec, Normalizer
 from .data.episode import Dataset
+from .data.image_layout import check_image_layout
 from .data.window import Window, Windows
 from .files import read_json, write_json
 from .heads.base import DenoisingHead, Head, StepwiseHead, TargetNetworkHead
@@ -372,6 +373,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         features = _add_goal_features(config, features)
         inputs = policy_inputs(config, features)
         _check_columns((*inputs, config.target), features)
+        check_image_layout(features, inputs)
         self.config, self.window, self.inputs = config, config.window, inputs
         self.features = {k: features[k] for k in (*inputs, config.target)}
         self.target = features[config.target]

@@ -49,7 +49,7 @@ from .data.episode import Dataset
 from .data.image_layout import check_image_layout
 from .data.window import Window, Windows
 from .files import read_json, write_json
-from .heads.base import DenoisingHead, Head, StepwiseHead, TargetNetworkHead
+from .heads.base import DenoisingHead, Head, LimitedCost, StepwiseHead, TargetNetworkHead
 from .nets.base import Encoder, Trunk, record_intermediate
 from .nets.encoders import TokenEncoder
 from .nets.feature_cache import with_cached_features
@@ -133,6 +133,14 @@ class CostGuidance(ABC):
             encode: Converts actions in world units to coded actions, for the current observation.
             decode: Converts coded actions to world units, for the current observation.
         """
+
+
+class LimitedCostGuidance(CostGuidance):
+    """Guidance whose cost is at least 0, and whose strength saturates.
+
+    No sampling step is guided past the point where the cost would be 0, however large the cost is: see
+    `heads.base.LimitedCost`. Costs of other guides that act at the same time are limited together with it.
+    """
 
 
 @dataclass(frozen=True)
@@ -616,6 +624,8 @@ class Policy(CheckpointModule, StepwisePlanner):
             net = guide.guided_net(net, without) if isinstance(guide, NetworkGuidance) else net
         pulls = [g for g in guides if isinstance(g, CostGuidance)]
         cost = (lambda x: cast(Tensor, sum(g.cost(x, encode, decode) for g in pulls))) if pulls else None
+        if cost is not None and any(isinstance(g, LimitedCostGuidance) for g in pulls):
+            cost = LimitedCost(cost)
         return decode(head.sample(net, context, noise, cost))
 
     @property

@@ -22,7 +22,7 @@ from .planners import (
     SetScorer,
 )
 from .self_guidance import SelfGuided
-from .steering import ComposedPolicies, Steered
+from .steering import ComposedPolicies, Steered, check_steering
 
 
 class PlannerConfig(ABC):
@@ -164,7 +164,7 @@ class SteeringConfig(PlannerConfig):
         column: The observed column with the position of what moves.
         components: Which components of the column are the position, and which of the action move it.
         step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
-        scale: Strength of the guidance.
+        scale: Strength of the guidance, at least 0. It saturates: large scales do not lead past the points.
     """
 
     points: tuple[tuple[float, ...], ...]
@@ -172,6 +172,9 @@ class SteeringConfig(PlannerConfig):
     components: tuple[int, ...] = (0, 1)
     step: float | None = None
     scale: float = 1.0
+
+    def __post_init__(self):
+        check_steering(self)
 
     def build(self, planner, modules):
         return Steered(planner, self.points, self.column, self.components, self.step, self.scale)

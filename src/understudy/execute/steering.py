@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core import Context, UserError, take
-from ..policy import CostGuidance, NetworkGuidance, Planner, Policy
+from ..core import ConfigError, Context, UserError, check_range, take
+from ..policy import LimitedCostGuidance, NetworkGuidance, Planner, Policy
 from .base import check_numeric_actions
 from .planners import PlannerWrapper
 
@@ -135,7 +137,7 @@ class ComposedPolicies(PlannerWrapper):
 
 
 @dataclass(frozen=True)
-class PathCost(CostGuidance):
+class PathCost(LimitedCostGuidance):
     """Draws the positions that a chunk leads to towards points, or towards a path through them.
 
     The cost is half the squared distance of each position to the nearest point, as a mean over the steps of the chunk
@@ -168,13 +170,28 @@ class PathCost(CostGuidance):
         return 0.5 * self.scale * gap.mean(1)
 
 
+def check_steering(part: Any) -> None:
+    """Checks `points`, `step` and `scale` of `Steered` or its config.
+
+    Raises:
+        UserError: A number is not finite, or the scale is negative.
+    """
+    name = type(part).__name__
+    check_range(part, "scale", at_least=0, below=math.inf)
+    check_range(part, "step", above=-math.inf, below=math.inf)
+    if not all(math.isfinite(x) for point in part.points for x in point):
+        raise ConfigError(f"every number must be finite, but the points are {part.points}", where=f"{name}.points",
+                          hint="give the points in the units of the observed position")
+
+
 @dataclass(frozen=True)
 class Steered(PlannerWrapper):
     """Draws the plans of a policy towards points that a person gives, by a click or a drawn path.
 
     The policy stays as it was trained. Where its demonstrations go two ways, a path chooses the way. A small `scale`
-    does not reach it, and a large one leaves what was demonstrated. A single point holds what moves near it, so it
-    suits a place to go to, and a path of several points suits a way to take.
+    does not reach it, and a large one leaves what was demonstrated. The effect saturates: no sampling step is guided
+    past the points, however large `scale` is. A single point holds what moves near it, so it suits a place to go to,
+    and a path of several points suits a way to take.
 
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`.
@@ -182,11 +199,11 @@ class Steered(PlannerWrapper):
         column: The observed column with the position of what moves.
         components: Which components of the column are the position, and which of the action move it.
         step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
-        scale: Strength of the guidance.
+        scale: Strength of the guidance, at least 0. 0 is the plain policy.
 
     Raises:
-        UserError: The policy does not read the column, the points have another number of components, or the chunks do
-            not contain the current step.
+        UserError: The policy does not read the column, the points have another number of components or are not finite,
+            the scale is out of range, or the chunks do not contain the current step.
         Unsupported: Actions are classes.
 
     References:
@@ -202,6 +219,7 @@ class Steered(PlannerWrapper):
 
     def __post_init__(self):
         check_numeric_actions(self.planner, "Steered", "moves actions towards points")
+        check_steering(self)
         if self.column not in self.planner.inputs:
             raise UserError(f"the policy does not read {self.column!r}", where="Steered.column",
                             hint=f"it reads {', '.join(self.planner.inputs)}")

@@ -18,7 +18,7 @@ from understudy.envs.fork import SPREAD, Expert, Fork
 from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import ChunkedExecutor, RealTimeChunking, RecedingHorizon
 from understudy.execute.following import FollowDemonstration
-from understudy.execute.latency import DelayedPlan
+from understudy.execute.latency import DelayedPlan, MeasuredDelay
 from understudy.execute.planners import (
     BackwardCoherence,
     BestOfN,
@@ -166,6 +166,13 @@ SMALL = MLP(16, 1)
 
 def flow(window, times="shared"):
     return PolicyConfig(Flow(n_steps=2, times=times), trunk=SMALL, window=window)
+
+
+@pytest.mark.parametrize("late", [DelayedPlan, MeasuredDelay])
+def test_only_chunks_can_go_on_until_a_late_plan_arrives(late):
+    with pytest.raises(Unsupported, match=rf"{late.__name__}.executor: TemporalEnsemble .* no chunk .*\n.*delay_actor"):
+        late(TemporalEnsemble(), 1)
+    late(RecedingHorizon(2), 1)
 
 
 @pytest.mark.parametrize("executor, config", [

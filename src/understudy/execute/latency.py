@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core import State, UserError, put, take, uniform
+from ..core import State, Unsupported, UserError, put, take, uniform
 from ..policy import Planner
 from .actor import LAST_REWARD, Actor, ObservationWrapper, PolicyActor, TransformedActor
 from .base import Executor, empty_chunks
@@ -120,14 +120,20 @@ class DelayedPlan(LatePlan):
     """A plan that is requested at step t arrives at step t + `delay`. See `LatePlan`.
 
     Args:
-        executor: The executor whose plans are delayed.
+        executor: The executor whose plans are delayed. It executes chunks, as `RecedingHorizon` does. `delay_actor`
+            delays any actor.
         delay: Number of steps.
+
+    Raises:
+        Unsupported: The executor executes no chunks.
+        UserError: The delay is not a whole number of 0 or more.
     """
 
     executor: ChunkedExecutor
     delay: int = 1
 
     def __post_init__(self):
+        _check_chunked(self)
         _check_whole(self.delay)
 
     def timed_plan(self, planner, request):
@@ -143,10 +149,11 @@ class MeasuredDelay(LatePlan):
     (`--rows 1`). Results depend on the machine and on what else runs on it.
 
     Args:
-        executor: The executor whose plans are late.
+        executor: The executor whose plans are late. It executes chunks, as `RecedingHorizon` does.
         period: Seconds from one step to the next.
 
     Raises:
+        Unsupported: The executor executes no chunks.
         UserError: The period is not positive.
     """
 
@@ -154,6 +161,7 @@ class MeasuredDelay(LatePlan):
     period: float = 0.02
 
     def __post_init__(self):
+        _check_chunked(self)
         if not self.period > 0:
             raise UserError(f"the period is {self.period:g} s, but must be positive", where="MeasuredDelay.period",
                             hint="give the seconds of one control step, such as 0.02 for 50 Hz")
@@ -228,6 +236,15 @@ def _pass_record(state: State, inner: State) -> State:
     inner = dict(inner)
     record = {"record": inner.pop("record")} if "record" in inner else {}
     return {**state, "inner": inner, **record}
+
+
+def _check_chunked(late: LatePlan) -> None:
+    if not isinstance(late.executor, ChunkedExecutor):
+        raise Unsupported(f"{type(late.executor).__name__} executes no chunk that could go on until a plan arrives",
+                          where=f"{type(late).__name__}.executor",
+                          hint="use an executor of chunks, such as RecedingHorizon or RealTimeChunking; "
+                               "execute.latency.delay_actor(actor, delay) delays any actor, a filter's plans and "
+                               "otherwise the actions")
 
 
 def _check_whole(delay: int) -> int:

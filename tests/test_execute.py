@@ -18,7 +18,7 @@ from understudy.envs.fork import SPREAD, Expert, Fork
 from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import ChunkedExecutor, RealTimeChunking, RecedingHorizon
 from understudy.execute.following import FollowDemonstration
-from understudy.execute.latency import DelayedPlan, MeasuredDelay
+from understudy.execute.latency import DelayedAction, DelayedPlan, MeasuredDelay, delay_actor
 from understudy.execute.planners import (
     BackwardCoherence,
     BestOfN,
@@ -166,6 +166,16 @@ SMALL = MLP(16, 1)
 
 def flow(window, times="shared"):
     return PolicyConfig(Flow(n_steps=2, times=times), trunk=SMALL, window=window)
+
+
+@pytest.mark.parametrize("build, where", [
+    (lambda delay: DelayedPlan(RecedingHorizon(2), delay), "DelayedPlan.delay"),
+    (lambda delay: DelayedAction(None, delay), "DelayedAction.delay"),
+    (lambda delay: delay_actor(None, delay), r"delay_actor \(shift 'slow'\)")], ids=["plan", "action", "actor"])
+def test_a_wrong_delay_is_named_by_what_was_given(build, where):
+    for delay in (-1, 1.5, math.nan):
+        with pytest.raises(UserError, match=f"^{where}: the delay is {delay:g}, "):
+            build(delay)
 
 
 @pytest.mark.parametrize("late", [DelayedPlan, MeasuredDelay])

@@ -31,7 +31,7 @@ def delay_actor(actor: Actor, delay: int) -> Actor:
         actor: The actor to delay.
         delay: Number of steps. With 0 the actor is returned unchanged.
     """
-    if not (delay := _check_whole(delay)):
+    if not (delay := _check_whole(delay, "delay_actor (shift 'slow')")):
         return actor
     if isinstance(actor, (ObservationWrapper, TransformedActor)):
         return replace(actor, actor=delay_actor(actor.actor, delay))
@@ -134,7 +134,7 @@ class DelayedPlan(LatePlan):
 
     def __post_init__(self):
         _check_chunked(self)
-        _check_whole(self.delay)
+        _check_whole(self.delay, "DelayedPlan.delay")
 
     def timed_plan(self, planner, request):
         return request.plan(planner), self.delay
@@ -189,7 +189,7 @@ class DelayedAction(Actor):
     delay: int = 1
 
     def __post_init__(self):
-        _check_whole(self.delay)
+        _check_whole(self.delay, "DelayedAction.delay")
 
     def start(self, obs, key):
         inner = self.actor.start(obs, key)
@@ -247,9 +247,9 @@ def _check_chunked(late: LatePlan) -> None:
                                "otherwise the actions")
 
 
-def _check_whole(delay: int) -> int:
+def _check_whole(delay: int, where: str) -> int:
     """Returns `delay` as an int, since a severity may be a float. Raises UserError if it is not a whole number."""
     if not delay >= 0 or delay % 1:
-        raise UserError(f"the delay is {delay:g}, which is not a whole number of 0 or more", where="shift 'slow'",
+        raise UserError(f"the delay is {delay:g}, which is not a whole number of 0 or more", where=where,
                         hint="give a number of steps; 0 is no delay")
     return int(delay)

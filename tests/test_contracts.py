@@ -41,6 +41,10 @@ class Odd(Head):
         error = (net(action[..., :0], action[..., :0], context) - action).square().mean(-1)
         if self.about == "reduces":
             return error.mean(1)
+        if self.about == "compares rows":
+            return error - error.mean(0)
+        if self.about == "detaches":
+            return error.detach()
         return error / 0 if self.about == "infinite" else error
 
     def sample(self, net, context, noise):
@@ -60,6 +64,7 @@ class Odd(Head):
     ("reduces", "must be .B, H., not reduced"), ("infinite", "loss must be finite"),
     ("draws", "same rng must give the same loss"), ("random", "same arguments must give the same plan"),
     ("mixes rows", "must not depend on the other rows"),
+    ("compares rows", "a row's loss must not depend on the other rows"), ("detaches", "the loss has no gradient"),
     ("wrong dtype", "float64 out"), ("idle", r"no gradient reaches \['net.idle'\]"), ("short", "finite and .B, H, A."),
     ("forgets", "what was loaded must act alike"),
     ("ignores its noise", r"noise of Odd has shape \(4, 2\).*return .horizon, 0. from `noise`")])

@@ -161,11 +161,11 @@ def random_batch(policy_config: PolicyConfig, size: int = 5, seed: int = 0, targ
 def check_head(policy_config: PolicyConfig, target: Feature | None = None, inputs: Schema | None = None) -> None:
     """Checks the contract of a head with the given trunk.
 
-    Shapes; all randomness is in the arguments; the declared noise changes plans, but not if `ignores_noise`; rows do
-    not depend on each other; padding does not matter; gradients reach all weights; files contain everything and run no
-    untrusted code. For sub-interfaces: a `DenoisingHead` ends at the action and a step of length 0 changes nothing;
-    ``-loss`` of a `LikelihoodHead` sums to `log_prob`; the temperature of a `TemperatureHead` changes plans; a
-    `TargetNetworkHead` uses its own network by default.
+    Shapes; all randomness is in the arguments; the declared noise changes plans, but not if `ignores_noise`; plans and
+    losses of a row do not depend on other rows; padding does not matter; gradients reach all weights; files contain
+    everything and run no untrusted code. For sub-interfaces: a `DenoisingHead` ends at the action and a step of length
+    0 changes nothing; ``-loss`` of a `LikelihoodHead` sums to `log_prob`; the temperature of a `TemperatureHead`
+    changes plans; a `TargetNetworkHead` uses its own network by default.
 
     Args:
         policy_config: Configuration of a policy with the head and a trunk.
@@ -186,6 +186,7 @@ def check_head(policy_config: PolicyConfig, target: Feature | None = None, input
         plan = policy.plan(batch.obs, noise)
     require(plan.shape == (B, H, A) and bool(plan.isfinite().all()), "a plan must be finite and (B, H, A)")
     _head_draws_nothing(policy, batch, noise, plan)
+    _head_loss_of_each_row(policy, context, coded, batch.mask)
     _head_ignores_padding(policy, batch)
     _head_reads_noise(_head_learns(policy, batch), batch, noise)
     _head_saves(policy, batch, noise, plan)
@@ -225,6 +226,17 @@ def _head_draws_nothing(policy, batch, noise, plan):
     require_equal(one[0], plan[2], "a row's plan must not depend on the other rows", 1e-4)
 
 
+@torch.no_grad()
+def _head_loss_of_each_row(policy, context, coded, mask):
+    head = policy.config.head
+    if isinstance(head, Flow) and head.coupling != "independent":  # it assigns noises to the rows of a batch
+        return
+    others = [0, 0, 2, *[0] * (len(mask) - 3)]  # other rows, but the same draws for row 2
+    loss, alone = (head.loss(policy.net, take(context, rows), coded[rows], mask[rows], _rng(1))
+                   for rows in (list(range(len(mask))), others))
+    require_equal(alone[2], loss[2], "a row's loss must not depend on the other rows", 1e-4)
+
+
 def _head_ignores_padding(policy, batch):
     if policy.window.horizon == 1:
         return
@@ -242,7 +254,9 @@ def _head_ignores_padding(policy, batch):
 def _head_learns(policy, batch) -> Policy:
     """Returns a copy of the policy after a few updates."""
     if not _batch_loss(policy, batch).requires_grad:
-        return policy
+        weights = [n for n, p in policy.net.named_parameters() if p.requires_grad and p.numel()]
+        require(not weights, f"the loss has no gradient, but the head has weights to train: {weights}")
+        return policy  # a head that only fits its data, such as nearest neighbors
     trained = copy.deepcopy(policy)
     weights = [p for p in trained.parameters() if p.requires_grad and p.numel()]
     optimizer = torch.optim.Adam(weights, 1e-3)

@@ -764,3 +764,21 @@ def test_only_stored_demonstrations_can_be_followed():
         FollowDemonstration().check_planner(random_batch(PolicyConfig(Regression(), trunk=SMALL))[0])
     with pytest.raises(UserError, match="where a demonstration ends"):
         FollowDemonstration().check_planner(random_batch(PolicyConfig(Neighbors(1), window=Window()))[0])
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda obs, noise: (None, noise), "obs is a NoneType, and not a dict of columns"),
+    (lambda obs, noise: ({}, noise), "there is no column 'observation.environment_state'; there are no columns"),
+    (lambda obs, noise: ({k: x[:, 0] for k, x in obs.items()}, noise), r"must be a tensor of shape \(rows, 2, 3\)"),
+    (lambda obs, noise: ({k: x[..., :2] for k, x in obs.items()}, noise), r"but is a tensor of shape \(5, 2, 2\)"),
+    (lambda obs, noise: ({k: x.numpy() for k, x in obs.items()}, noise), "but is a ndarray"),
+    (lambda obs, noise: ({**obs, STATE: obs[STATE][:3]}, noise), r"shape \(5, 2, 3\), but is .* \(3, 2, 3\)"),
+    (lambda obs, noise: (obs, None), r"noise must be a tensor of shape \(5, 4, 2\), but is a NoneType"),
+    (lambda obs, noise: (obs, noise[:1]), r"noise must be .* \(5, 4, 2\), but is a tensor of shape \(1, 4, 2\)"),
+    (lambda obs, noise: (obs, noise[:, :3]), r"noise must be .* but is a tensor of shape \(5, 3, 2\)")])
+def test_a_plan_of_wrong_arguments_says_what_is_wrong(change, said):
+    policy, batch = random_batch(flow(Window(2, 4)))
+    noise = torch.randn(len(batch), *policy.noise_shape)
+    obs, noise = change(dict(batch.obs), noise)
+    with pytest.raises(UserError, match=f"Policy.plan.*{said}"):
+        policy.plan(obs, noise)

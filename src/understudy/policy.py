@@ -602,6 +602,14 @@ class Policy(CheckpointModule, StepwisePlanner):
         return loss * batch.mask
 
     def plan(self, obs, noise, guides=()):
+        """Plan a chunk: see `Planner.plan`.
+
+        Raises:
+            UserError: A column is missing or has another shape, or the noise has another shape.
+            Unsupported: The head answers in one step, and cannot be guided.
+        """
+        if not torch.compiler.is_compiling():  # sizes are symbols while a program is exported
+            self._check_plan_arguments(obs, noise)
         context, head, net = self.context(obs), self.config.head, self.net
         if not (guides := sampling_guides(guides)):
             return self.codec.decode(head.sample(net, context, noise), obs)
@@ -627,6 +635,31 @@ class Policy(CheckpointModule, StepwisePlanner):
         if cost is not None and any(isinstance(g, LimitedCostGuidance) for g in pulls):
             cost = LimitedCost(cost)
         return decode(head.sample(net, context, noise, cost))
+
+    def _check_plan_arguments(self, obs, noise) -> None:
+        where, window = "Policy.plan", self.window
+        if not isinstance(obs, Mapping):
+            raise UserError(f"obs is {_describe(obs)}, and not a dict of columns", where=where,
+                            hint=f"give {{{', '.join(f'{k!r}: ...' for k in self.inputs)}}}")
+        rows = None
+        for name in self.inputs:
+            if name not in obs:
+                raise UserError(f"there is no column {name!r}; there are {', '.join(sorted(obs)) or 'no columns'}",
+                                where=f"{where}, obs", hint=f"the policy reads {', '.join(self.inputs)}")
+            x, shape = obs[name], self.features[name].shape
+            if self.features[name].kind == "text":  # any amount of padding
+                shape = tuple(x.shape[2:]) if isinstance(x, Tensor) and x.ndim == 3 else shape
+            wanted = (window.n_obs_steps, *shape)
+            if not isinstance(x, Tensor) or tuple(x.shape[1:]) != wanted or rows not in (None, len(x)):
+                raise UserError(f"{name!r} must be a tensor of shape {_shape_text(rows, wanted)}, but is "
+                                f"{_describe(x)}", where=f"{where}, obs",
+                                hint="a window has rows first, then the observed steps, oldest first. PolicyActor.act "
+                                "takes single observations and keeps the windows")
+            rows = len(x)
+        if not isinstance(noise, Tensor) or tuple(noise.shape) != (rows, *self.noise_shape):
+            raise UserError(f"noise must be a tensor of shape {_shape_text(rows, self.noise_shape)}, but is "
+                            f"{_describe(noise)}", where=where,
+                            hint="policy.noise(keys(seed, episodes), count) draws it, a row for each key")
 
     @property
     def head(self) -> StepwiseHead:
@@ -742,6 +775,14 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
 def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:
     """Return the height and width in pixels of the frames of each camera."""
     return {k: (f.shape[0], f.shape[1]) for k, f in features.items() if f.kind == "image"}
+
+
+def _describe(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _shape_text(rows: int | None, shape: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, ('rows' if rows is None else rows, *shape)))})"
 
 
 def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Path = "data set",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from understudy.checkpoint import FromStage
 from understudy.core import ConfigError, Unsupported, UserError
+from understudy.data.augment import ConditionDropout, ModalityDropout, RandomMasking
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.envs import make
@@ -136,6 +138,32 @@ def test_policies_that_do_not_fit_are_refused():
         ComposedPolicies(plain, (plain,), (0.5, 0.5))
     with pytest.raises(UserError, match="has no module 'weak'"):
         CompositionConfig(("weak",), (0.5, 0.5)).build(policy, {"policy": policy})
+
+
+@pytest.mark.parametrize("weights, hint", [((1.0, 1.0), r"use \(0.5, 0.5\)"), ((3.0, 1.0), r"use \(0.75, 0.25\)"),
+                                           ((math.nan, 1.0), "two policies"), ((1.0, -1.0), "two policies")])
+def test_weights_that_are_no_average_are_refused(weights, hint):
+    policy, _ = random_batch(flow())
+    with pytest.raises(ConfigError, match=hint):
+        CompositionConfig(("policy",), weights).build(policy, {"policy": policy})
+
+
+@pytest.mark.parametrize("guide", [ClassifierFreeGuidance(("observation.goal",), 2.0),
+                                   ComposedConditions((("observation.goal",),), (2.0,))], ids=["free", "composed"])
+def test_guidance_needs_a_policy_that_was_trained_without_the_column(guide):
+    inputs = ("observation.state", "observation.goal")
+    plain, batch = random_batch(replace(flow(), inputs=inputs))
+    noise = plain.noise(torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64))
+    with pytest.warns(UserWarning, match="not trained without observation.goal"):
+        plain.plan(batch.obs, noise, (guide,))
+    for change in (ConditionDropout("observation.goal"), ModalityDropout(inputs), RandomMasking(inputs)):
+        policy, _ = random_batch(replace(flow(), inputs=inputs, augmentations=(change,)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            policy.plan(batch.obs, noise, (guide,))
+    blind, batch = random_batch(replace(flow(), inputs=("observation.state",)))
+    with pytest.raises(UserError, match="does not read the column 'observation.goal'"):
+        blind.plan(batch.obs, noise, (guide,))
 
 
 @pytest.mark.parametrize("config", [CompositionConfig(("policy",), (0.5, 0.5)), SteeringConfig(((0.3, 0.4),))])

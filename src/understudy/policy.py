@@ -7,6 +7,7 @@ subgoal planner or a reward model.
 from __future__ import annotations
 
 import shlex
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -619,6 +620,7 @@ class Policy(CheckpointModule, StepwisePlanner):
                                                          "all heads")
 
         def without(*keys):
+            self._check_hidden(keys)
             absent = {k + "?": torch.zeros(obs[k].shape[:2], dtype=torch.bool, device=obs[k].device) for k in keys}
             return self.context({**obs, **absent})
 
@@ -635,6 +637,18 @@ class Policy(CheckpointModule, StepwisePlanner):
         if cost is not None and any(isinstance(g, LimitedCostGuidance) for g in pulls):
             cost = LimitedCost(cost)
         return decode(head.sample(net, context, noise, cost))
+
+    def _check_hidden(self, keys: tuple[str, ...]) -> None:
+        """Checks the columns that a guide hides. Warns of those that training never hides."""
+        for key in keys:
+            if key not in self.inputs:
+                raise UserError(f"the policy does not read the column {key!r} that guidance hides", where="guidance",
+                                hint=f"it reads {', '.join(self.inputs)}")
+        hidden = {k for change in self.config.augmentations for k in change.hides}
+        hidden |= {k for k in self.inputs if k + "?" in self.features}  # the data say where a value is missing
+        if never := [k for k in keys if k not in hidden]:
+            warnings.warn(f"the policy was not trained without {', '.join(never)}, so that guidance may lead anywhere: "
+                          f"train it with augmentations=(ConditionDropout({never[0]!r}),)", UserWarning, stacklevel=3)
 
     def _check_plan_arguments(self, obs, noise) -> None:
         where, window = "Policy.plan", self.window

@@ -144,7 +144,7 @@ class CompositionConfig(PlannerConfig):
 
     Args:
         others: The other policies: ones that stages trained, or modules of the same checkpoint by their names.
-        weights: Weight of each policy, that of the method's own policy first.
+        weights: Weight of each policy, that of the method's own policy first. They sum to 1.
     """
 
     others: tuple[str | FromStage | CheckpointModule, ...]

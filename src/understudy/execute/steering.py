@@ -83,10 +83,10 @@ class ComposedPolicies(PlannerWrapper):
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`.
         others: The other policies.
-        weights: Weight of each policy, that of `planner` first.
+        weights: Weight of each policy, that of `planner` first. They sum to 1.
 
     Raises:
-        UserError: The policies do not fit each other, or the number of weights is wrong.
+        UserError: The policies do not fit each other, or the weights are no average of them.
         Unsupported: The head answers in one step.
 
     References:
@@ -102,6 +102,11 @@ class ComposedPolicies(PlannerWrapper):
         if len(self.weights) != len(policies):
             raise UserError(f"there are {len(policies)} policies but {len(self.weights)} weights", where=where,
                             hint="give one weight for each policy, that of the first one first")
+        if not math.isclose(total := sum(self.weights), 1, abs_tol=1e-3):  # NaN is not close
+            average = tuple(round(w / total, 3) for w in self.weights) if math.isfinite(total) and total else ()
+            raise ConfigError(f"the weights are {self.weights} and sum to {total:g}, but an average needs a sum of 1",
+                              where=f"{where}.weights",
+                              hint=f"use {average}" if average else "give (0.5, 0.5) for two policies")
         mine = self.planner
         if not isinstance(mine, Policy):
             raise UserError(f"the first policy is a {type(mine).__name__}", where=where,

@@ -100,6 +100,20 @@ def require_equal(one: Tensor, other: Tensor, what: str, near: float = 0.0) -> N
         raise ContractViolation(str(error)) from None
 
 
+def require_finite(x: Tensor, shape: tuple[int, ...], what: str, axes: str) -> None:
+    """Raises ContractViolation if a tensor has another shape, or a number that is NaN or infinite.
+
+    Args:
+        x: The tensor.
+        shape: The shape that it should have.
+        what: What it is, for the message.
+        axes: The names of its axes, such as "(B, H, A)".
+    """
+    require(tuple(x.shape) == shape, f"{what} must have shape {axes} = {shape}, but has {tuple(x.shape)}")
+    wrong = int((~x.isfinite()).sum())
+    require(not wrong, f"{what} must be finite, but {wrong} of {x.numel()} numbers are NaN or infinite")
+
+
 # -- made-up data ---------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +198,7 @@ def check_head(policy_config: PolicyConfig, target: Feature | None = None, input
     require(bool(_batch_loss(policy, batch).isfinite().all()), "loss must be finite")
     with torch.no_grad():
         plan = policy.plan(batch.obs, noise)
-    require(plan.shape == (B, H, A) and bool(plan.isfinite().all()), "a plan must be finite and (B, H, A)")
+    require_finite(plan, (B, H, A), "a plan", "(B, H, A)")
     _head_draws_nothing(policy, batch, noise, plan)
     _head_loss_of_each_row(policy, context, coded, batch.mask)
     _head_ignores_padding(policy, batch)
@@ -335,7 +349,7 @@ def _head_in_other_numbers(policy, batch, noise):
 def _head_likelihood(policy, batch, context, coded):
     head, complete = policy.config.head, batch.mask.all(1)
     log_prob = head.log_prob(policy.net, context, coded)
-    require(log_prob.shape == (len(batch),) and bool(log_prob.isfinite().all()), "log_prob must be finite and (B,)")
+    require_finite(log_prob, (len(batch),), "log_prob", "(B,)")
     require(bool(complete.any()), "the example has chunks without padding")
     loss = head.loss(policy.net, context, coded, batch.mask, _rng(1))
     require_equal(-loss[complete].sum(1), log_prob[complete], "-loss of a chunk without padding must sum to log_prob",
@@ -350,7 +364,7 @@ def _head_times(policy, context, coded):
     )
     t = torch.full(coded.shape[:2], 0.5)
     clean = head.predict_clean(policy.net, context, noise, t)
-    require(clean.shape == coded.shape and bool(clean.isfinite().all()), "predict_clean must be finite and (B, H, A)")
+    require_finite(clean, tuple(coded.shape), "predict_clean", "(B, H, A)")
     try:
         same = head.denoise_step(policy.net, precomputed(policy.net, context), noise, t, t)
     except Unsupported:  # a sampler that draws in every step

@@ -1,5 +1,6 @@
 """The contracts catch what they are for: parts that break one promise each."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -240,6 +241,8 @@ class Loose(Executor):
             inner["count"] = put(inner["count"], slice(None), inner["count"].max().expand(inner["count"].shape))
         if self.about == "ignores plans":
             action = torch.zeros_like(action)
+        if self.about == "plans NaN":
+            action, inner["chunk"] = action * math.nan, inner["chunk"] * math.nan
         more = {"late": action} if self.about == "grows" else {}
         return action, {**inner, "mean": state["mean"], **more}
 
@@ -247,7 +250,8 @@ class Loose(Executor):
 @pytest.mark.parametrize("about, said", [
     ("mixes rows", "must not depend on the other rows"), ("random", "same keys must give the same actions"),
     ("writes", "must not change a state in place"), ("grows", "structure must never change"),
-    ("one clock", "other rows must not notice"), ("ignores plans", "must execute what its planner plans")])
+    ("one clock", "other rows must not notice"), ("ignores plans", "must execute what its planner plans"),
+    ("plans NaN", "the actions of step 0 must be finite, but 6 of 6 numbers are NaN or infinite")])
 def test_executors_that_break_a_promise(about, said):
     config = PolicyConfig(Flow(n_steps=2), trunk=MLP(16, 1), window=Window(2, 8))
     check_executor(Loose(), config)

@@ -614,8 +614,9 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12,
                 state = put(state, alone, executor.start(policy, take(seen, alone), new))
             before, copied = state, tree_map(torch.clone, state)
             action, state = executor.act(policy, take(seen, rows), before)
+            # NaN is not equal to itself, so that a state with NaN would seem to have changed
+            require_finite(action, (len(key), policy.action_dim), f"the actions of step {since + n}", "(B, A)")
             tree_map(_require_unchanged, before, copied)
-            require(action.shape == (len(key), policy.action_dim), "an executor gives (B, A)")
             require(_structure(state) == structure, "a state's structure must never change")
             out.append(action)
         return torch.stack(out)

@@ -1,5 +1,6 @@
 """The contracts catch what they are for: parts that break one promise each."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -41,6 +42,10 @@ class Odd(Head):
         error = (net(action[..., :0], action[..., :0], context) - action).square().mean(-1)
         if self.about == "reduces":
             return error.mean(1)
+        if self.about == "compares rows":
+            return error - error.mean(0)
+        if self.about == "detaches":
+            return error.detach()
         return error / 0 if self.about == "infinite" else error
 
     def sample(self, net, context, noise):
@@ -53,6 +58,8 @@ class Odd(Head):
             return out.float()
         if self.about == "forgets":
             return out + net.offset
+        if self.about == "plans nothing":
+            return out / 0 * 0
         return out[:, :-1] if self.about == "short" else out
 
 
@@ -60,7 +67,10 @@ class Odd(Head):
     ("reduces", "must be .B, H., not reduced"), ("infinite", "loss must be finite"),
     ("draws", "same rng must give the same loss"), ("random", "same arguments must give the same plan"),
     ("mixes rows", "must not depend on the other rows"),
-    ("wrong dtype", "float64 out"), ("idle", r"no gradient reaches \['net.idle'\]"), ("short", "finite and .B, H, A."),
+    ("compares rows", "a row's loss must not depend on the other rows"), ("detaches", "the loss has no gradient"),
+    ("wrong dtype", "float64 out"), ("idle", r"no gradient reaches \['net.idle'\]"),
+    ("short", r"a plan must have shape \(B, H, A\) = \(5, 4, 2\), but has \(5, 3, 2\)"),
+    ("plans nothing", "a plan must be finite, but 40 of 40 numbers are NaN or infinite"),
     ("forgets", "what was loaded must act alike"),
     ("ignores its noise", r"noise of Odd has shape \(4, 2\).*return .horizon, 0. from `noise`")])
 def test_heads_that_break_a_promise(about, said):
@@ -231,6 +241,8 @@ class Loose(Executor):
             inner["count"] = put(inner["count"], slice(None), inner["count"].max().expand(inner["count"].shape))
         if self.about == "ignores plans":
             action = torch.zeros_like(action)
+        if self.about == "plans NaN":
+            action, inner["chunk"] = action * math.nan, inner["chunk"] * math.nan
         more = {"late": action} if self.about == "grows" else {}
         return action, {**inner, "mean": state["mean"], **more}
 
@@ -238,7 +250,8 @@ class Loose(Executor):
 @pytest.mark.parametrize("about, said", [
     ("mixes rows", "must not depend on the other rows"), ("random", "same keys must give the same actions"),
     ("writes", "must not change a state in place"), ("grows", "structure must never change"),
-    ("one clock", "other rows must not notice"), ("ignores plans", "must execute what its planner plans")])
+    ("one clock", "other rows must not notice"), ("ignores plans", "must execute what its planner plans"),
+    ("plans NaN", "the actions of step 0 must be finite, but 6 of 6 numbers are NaN or infinite")])
 def test_executors_that_break_a_promise(about, said):
     config = PolicyConfig(Flow(n_steps=2), trunk=MLP(16, 1), window=Window(2, 8))
     check_executor(Loose(), config)

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from understudy import envs
-from understudy.core import UserError, keys
+from understudy.core import UserCodeError, UserError, keys
 from understudy.data.formats import open_dataset
 from understudy.envs.gymnasium_adapter import vectorize, wrap_vector
 from understudy.envs.image_obs import with_images
@@ -374,3 +374,49 @@ def test_a_recording_goes_on_whatever_has_been_told_by_then(theirs, tmp_path):
     on(2, (), "late")
     late = on(20, (4,), "late")
     assert [e.metadata.get("success", False) for e in late] == [False, False, *lucky[2:]]
+
+
+class Fails(gymnasium.Env):
+    """Raises an error, or returns another shape, in a step or reset."""
+
+    observation_space = spaces.Dict({"state": spaces.Box(-9, 9, (3,), np.float32)})
+    action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, when="step", at=3):
+        self.when, self.at, self.calls = when, at, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if self.when == "reset":
+            raise LookupError("no bus")
+        return {"state": np.zeros(3, np.float32)}, {}
+
+    def step(self, action):
+        self.calls += 1
+        if self.when == "step" and self.calls > self.at:  # the first call looks for a flag of success
+            raise RuntimeError("the arm is off")
+        size = 2 if self.when == "shape" and self.calls > self.at else 3
+        return {"state": np.zeros(size, np.float32)}, 0.0, False, self.calls > 20, {}
+
+
+@pytest.mark.parametrize("when, problem, cause", [
+    ("step", "RuntimeError: the arm is off", RuntimeError), ("shape", "ValueError: ", ValueError),
+    ("reset", "LookupError: no bus", LookupError)])
+def test_errors_of_an_environment_name_it_and_the_step(when, problem, cause):
+    with pytest.raises(UserCodeError) as caught:
+        env = wrap_vector(vectorize(partial(Fails, when), 2), {"env": "theirs/Fails-v0"})
+        rollout(UniformRandomActor(env), env, 2)
+    error = caught.value
+    assert error.problem.startswith(problem) and isinstance(error.__cause__, cause)
+    place = "reset" if when == "reset" else "step 3"
+    assert str(error.where).startswith(f"theirs/Fails-v0, {place}")
+    if when != "shape":
+        assert "test_envs_gym.py, line " in str(error.where) and str(error.where).endswith(f"in {when}")
+
+
+def test_a_full_memory_is_no_error_of_the_environment():
+    class Full(Fails):
+        def step(self, action):
+            raise MemoryError
+    with pytest.raises(MemoryError):
+        wrap_vector(vectorize(Full, 1), {"env": "theirs/Full-v0"})

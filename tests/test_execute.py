@@ -18,7 +18,7 @@ from understudy.envs.fork import SPREAD, Expert, Fork
 from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import ChunkedExecutor, RealTimeChunking, RecedingHorizon
 from understudy.execute.following import FollowDemonstration
-from understudy.execute.latency import DelayedPlan
+from understudy.execute.latency import DelayedAction, DelayedPlan, MeasuredDelay, delay_actor
 from understudy.execute.planners import (
     BackwardCoherence,
     BestOfN,
@@ -166,6 +166,23 @@ SMALL = MLP(16, 1)
 
 def flow(window, times="shared"):
     return PolicyConfig(Flow(n_steps=2, times=times), trunk=SMALL, window=window)
+
+
+@pytest.mark.parametrize("build, where", [
+    (lambda delay: DelayedPlan(RecedingHorizon(2), delay), "DelayedPlan.delay"),
+    (lambda delay: DelayedAction(None, delay), "DelayedAction.delay"),
+    (lambda delay: delay_actor(None, delay), r"delay_actor \(shift 'slow'\)")], ids=["plan", "action", "actor"])
+def test_a_wrong_delay_is_named_by_what_was_given(build, where):
+    for delay in (-1, 1.5, math.nan):
+        with pytest.raises(UserError, match=f"^{where}: the delay is {delay:g}, "):
+            build(delay)
+
+
+@pytest.mark.parametrize("late", [DelayedPlan, MeasuredDelay])
+def test_only_chunks_can_go_on_until_a_late_plan_arrives(late):
+    with pytest.raises(Unsupported, match=rf"{late.__name__}.executor: TemporalEnsemble .* no chunk .*\n.*delay_actor"):
+        late(TemporalEnsemble(), 1)
+    late(RecedingHorizon(2), 1)
 
 
 @pytest.mark.parametrize("executor, config", [
@@ -747,3 +764,21 @@ def test_only_stored_demonstrations_can_be_followed():
         FollowDemonstration().check_planner(random_batch(PolicyConfig(Regression(), trunk=SMALL))[0])
     with pytest.raises(UserError, match="where a demonstration ends"):
         FollowDemonstration().check_planner(random_batch(PolicyConfig(Neighbors(1), window=Window()))[0])
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda obs, noise: (None, noise), "obs is a NoneType, and not a dict of columns"),
+    (lambda obs, noise: ({}, noise), "there is no column 'observation.environment_state'; there are no columns"),
+    (lambda obs, noise: ({k: x[:, 0] for k, x in obs.items()}, noise), r"must be a tensor of shape \(rows, 2, 3\)"),
+    (lambda obs, noise: ({k: x[..., :2] for k, x in obs.items()}, noise), r"but is a tensor of shape \(5, 2, 2\)"),
+    (lambda obs, noise: ({k: x.numpy() for k, x in obs.items()}, noise), "but is a ndarray"),
+    (lambda obs, noise: ({**obs, STATE: obs[STATE][:3]}, noise), r"shape \(5, 2, 3\), but is .* \(3, 2, 3\)"),
+    (lambda obs, noise: (obs, None), r"noise must be a tensor of shape \(5, 4, 2\), but is a NoneType"),
+    (lambda obs, noise: (obs, noise[:1]), r"noise must be .* \(5, 4, 2\), but is a tensor of shape \(1, 4, 2\)"),
+    (lambda obs, noise: (obs, noise[:, :3]), r"noise must be .* but is a tensor of shape \(5, 3, 2\)")])
+def test_a_plan_of_wrong_arguments_says_what_is_wrong(change, said):
+    policy, batch = random_batch(flow(Window(2, 4)))
+    noise = torch.randn(len(batch), *policy.noise_shape)
+    obs, noise = change(dict(batch.obs), noise)
+    with pytest.raises(UserError, match=f"Policy.plan.*{said}"):
+        policy.plan(obs, noise)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 
 from understudy.checkpoint import FromStage
-from understudy.core import Unsupported, UserError
+from understudy.core import ConfigError, Unsupported, UserError
+from understudy.data.augment import ConditionDropout, ModalityDropout, RandomMasking
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.envs import make
@@ -19,9 +22,13 @@ from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planner_config import CompositionConfig, SteeringConfig
 from understudy.execute.planners import FixedBatch
 from understudy.execute.steering import ComposedConditions, ComposedPolicies, PathCost, Steered
+from understudy.heads.adaflow import AdaFlow
+from understudy.heads.base import LimitedCost, cost_gradient
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
+from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.regression import Regression
+from understudy.heads.shortcut import Shortcut
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage, build_actor, build_planner, load_actor
@@ -133,6 +140,32 @@ def test_policies_that_do_not_fit_are_refused():
         CompositionConfig(("weak",), (0.5, 0.5)).build(policy, {"policy": policy})
 
 
+@pytest.mark.parametrize("weights, hint", [((1.0, 1.0), r"use \(0.5, 0.5\)"), ((3.0, 1.0), r"use \(0.75, 0.25\)"),
+                                           ((math.nan, 1.0), "two policies"), ((1.0, -1.0), "two policies")])
+def test_weights_that_are_no_average_are_refused(weights, hint):
+    policy, _ = random_batch(flow())
+    with pytest.raises(ConfigError, match=hint):
+        CompositionConfig(("policy",), weights).build(policy, {"policy": policy})
+
+
+@pytest.mark.parametrize("guide", [ClassifierFreeGuidance(("observation.goal",), 2.0),
+                                   ComposedConditions((("observation.goal",),), (2.0,))], ids=["free", "composed"])
+def test_guidance_needs_a_policy_that_was_trained_without_the_column(guide):
+    inputs = ("observation.state", "observation.goal")
+    plain, batch = random_batch(replace(flow(), inputs=inputs))
+    noise = plain.noise(torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64))
+    with pytest.warns(UserWarning, match="not trained without observation.goal"):
+        plain.plan(batch.obs, noise, (guide,))
+    for change in (ConditionDropout("observation.goal"), ModalityDropout(inputs), RandomMasking(inputs)):
+        policy, _ = random_batch(replace(flow(), inputs=inputs, augmentations=(change,)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            policy.plan(batch.obs, noise, (guide,))
+    blind, batch = random_batch(replace(flow(), inputs=("observation.state",)))
+    with pytest.raises(UserError, match="does not read the column 'observation.goal'"):
+        blind.plan(batch.obs, noise, (guide,))
+
+
 @pytest.mark.parametrize("config", [CompositionConfig(("policy",), (0.5, 0.5)), SteeringConfig(((0.3, 0.4),))])
 def test_they_keep_the_contract(config):
     check_executor(RecedingHorizon(2), flow(), inference=(config,))
@@ -154,6 +187,49 @@ def test_the_cost_of_a_path():
                           ({"components": (0, 7)}, "share"), ({"points": ()}, "needs 2 numbers")):
         with pytest.raises(UserError, match=said):
             Steered(policy, **{"points": ((1.0, 2.0),), **options})
+
+
+@pytest.mark.parametrize("head", [Flow(10), Flow(3), Flow(1), Shortcut(), MeanFlow(), AdaFlow(), Diffusion()],
+                         ids=lambda head: f"{type(head).__name__}-{head.n_steps}")
+def test_the_strength_of_steering_saturates(head):
+    """The guidance goes to the point at most. A network that enlarges what it is given made each step overshoot more
+    than the one before, up to actions of 600000 where the demonstrations are near 1."""
+    policy, batch = random_batch(flow(head))
+
+    class Enlarges(torch.nn.Module):
+        def forward(self, x, t, context):
+            out = 2.0 * x  # the estimate of the clean action moves three times as far as the noisy one
+            return torch.cat([out, torch.zeros_like(x[..., :1])], -1) if isinstance(head, AdaFlow) else out
+    policy.net = Enlarges() if not isinstance(head, Diffusion) else policy.net
+    obs, noise = {k: x.float() for k, x in batch.obs.items()}, torch.randn(len(batch), *policy.noise_shape)
+    point = policy.decode(torch.full((1, 6, 2), 0.5), obs)[0, 0].tolist()
+    errors = []
+    for scale in (0.0, 20.0, 1e3, 1e6):
+        coded = policy.encode(Steered(policy, (tuple(point),), scale=scale).plan(obs, noise), obs)
+        errors.append((coded - 0.5).square().mean().sqrt().item())
+    assert max(errors[1:]) < errors[0], errors
+    assert errors[3] == pytest.approx(errors[2], rel=1e-2), errors
+
+
+def test_a_weak_cost_is_not_limited():
+    x, far = torch.ones(2, 3, 2), torch.tensor([1.0, 5.0]).reshape(2, 1, 1)
+
+    def cost(scale):
+        return lambda action: 0.5 * scale * action.square().sum((1, 2))
+    for scale, factor in ((0.1, 0.1), (1.0, 1.0), (20.0, 1.0)):  # a factor of 1 leads to the cost 0
+        limited = cost_gradient(LimitedCost(cost(scale)), lambda y: y, far * x)
+        assert torch.allclose(limited, factor * far * x)
+    assert torch.allclose(cost_gradient(cost(20.0), lambda y: y, x), 20 * x)
+    assert not cost_gradient(LimitedCost(cost(1.0)), lambda y: y, 0 * x).any()
+
+
+@pytest.mark.parametrize("options", [{"scale": -1.0}, {"scale": math.nan}, {"scale": math.inf}, {"step": math.nan},
+                                     {"points": ((math.nan, 0.0),)}, {"points": ((0.0, math.inf),)}])
+def test_numbers_that_cannot_steer_are_refused(options):
+    policy, _ = random_batch(flow())
+    for build in (SteeringConfig, lambda **given: Steered(policy, **given)):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            build(**{"points": ((0.5, 0.5),), **options})
 
 
 @pytest.mark.parametrize("step", [0.5, None], ids=["motion", "position"])

@@ -7,6 +7,7 @@ subgoal planner or a reward model.
 from __future__ import annotations
 
 import shlex
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -48,9 +49,10 @@ from .core import (
 from .data.augment import Augmentation
 from .data.codec import Codec, Normalizer
 from .data.episode import Dataset
+from .data.image_layout import check_image_layout
 from .data.window import Window, Windows
 from .files import read_json, write_json
-from .heads.base import DenoisingHead, Head, StepwiseHead, TargetNetworkHead
+from .heads.base import DenoisingHead, Head, LimitedCost, StepwiseHead, TargetNetworkHead
 from .nets.base import Encoder, Trunk, record_intermediate
 from .nets.encoders import TokenEncoder
 from .nets.feature_cache import with_cached_features
@@ -146,6 +148,14 @@ class CostGuidance(ABC):
             encode: Converts actions in world units to coded actions, for the current observation.
             decode: Converts coded actions to world units, for the current observation.
         """
+
+
+class LimitedCostGuidance(CostGuidance):
+    """Guidance whose cost is at least 0, and whose strength saturates.
+
+    No sampling step is guided past the point where the cost would be 0, however large the cost is: see
+    `heads.base.LimitedCost`. Costs of other guides that act at the same time are limited together with it.
+    """
 
 
 @dataclass(frozen=True)
@@ -389,6 +399,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         features = _add_goal_features(config, features)
         inputs = policy_inputs(config, features)
         _check_columns((*inputs, config.target), features)
+        check_image_layout(features, inputs)
         self.config, self.window, self.inputs = config, config.window, inputs
         self.features = {k: features[k] for k in (*inputs, config.target)}
         self.target = features[config.target]
@@ -609,6 +620,14 @@ class Policy(CheckpointModule, StepwisePlanner):
         return loss * batch.mask
 
     def plan(self, obs, noise, guides=()):
+        """Plan a chunk: see `Planner.plan`.
+
+        Raises:
+            UserError: A column is missing or has another shape, or the noise has another shape.
+            Unsupported: The head answers in one step, and cannot be guided.
+        """
+        if not torch.compiler.is_compiling():  # sizes are symbols while a program is exported
+            self._check_plan_arguments(obs, noise)
         context, head, net = self.context(obs), self.config.head, self.net
         if not (guides := sampling_guides(guides)):
             return self.codec.decode(head.sample(net, context, noise), obs)
@@ -618,6 +637,7 @@ class Policy(CheckpointModule, StepwisePlanner):
                                                          "all heads")
 
         def without(*keys):
+            self._check_hidden(keys)
             absent = {k + "?": torch.zeros(obs[k].shape[:2], dtype=torch.bool, device=obs[k].device) for k in keys}
             return self.context({**obs, **absent})
 
@@ -631,7 +651,46 @@ class Policy(CheckpointModule, StepwisePlanner):
             net = guide.guided_net(net, without) if isinstance(guide, NetworkGuidance) else net
         pulls = [g for g in guides if isinstance(g, CostGuidance)]
         cost = (lambda x: cast(Tensor, sum(g.cost(x, encode, decode) for g in pulls))) if pulls else None
+        if cost is not None and any(isinstance(g, LimitedCostGuidance) for g in pulls):
+            cost = LimitedCost(cost)
         return decode(head.sample(net, context, noise, cost))
+
+    def _check_hidden(self, keys: tuple[str, ...]) -> None:
+        """Checks the columns that a guide hides. Warns of those that training never hides."""
+        for key in keys:
+            if key not in self.inputs:
+                raise UserError(f"the policy does not read the column {key!r} that guidance hides", where="guidance",
+                                hint=f"it reads {', '.join(self.inputs)}")
+        hidden = {k for change in self.config.augmentations for k in change.hides}
+        hidden |= {k for k in self.inputs if k + "?" in self.features}  # the data say where a value is missing
+        if never := [k for k in keys if k not in hidden]:
+            warnings.warn(f"the policy was not trained without {', '.join(never)}, so that guidance may lead anywhere: "
+                          f"train it with augmentations=(ConditionDropout({never[0]!r}),)", UserWarning, stacklevel=3)
+
+    def _check_plan_arguments(self, obs, noise) -> None:
+        where, window = "Policy.plan", self.window
+        if not isinstance(obs, Mapping):
+            raise UserError(f"obs is {_describe(obs)}, and not a dict of columns", where=where,
+                            hint=f"give {{{', '.join(f'{k!r}: ...' for k in self.inputs)}}}")
+        rows = None
+        for name in self.inputs:
+            if name not in obs:
+                raise UserError(f"there is no column {name!r}; there are {', '.join(sorted(obs)) or 'no columns'}",
+                                where=f"{where}, obs", hint=f"the policy reads {', '.join(self.inputs)}")
+            x, shape = obs[name], self.features[name].shape
+            if self.features[name].kind == "text":  # any amount of padding
+                shape = tuple(x.shape[2:]) if isinstance(x, Tensor) and x.ndim == 3 else shape
+            wanted = (window.n_obs_steps, *shape)
+            if not isinstance(x, Tensor) or tuple(x.shape[1:]) != wanted or rows not in (None, len(x)):
+                raise UserError(f"{name!r} must be a tensor of shape {_shape_text(rows, wanted)}, but is "
+                                f"{_describe(x)}", where=f"{where}, obs",
+                                hint="a window has rows first, then the observed steps, oldest first. PolicyActor.act "
+                                "takes single observations and keeps the windows")
+            rows = len(x)
+        if not isinstance(noise, Tensor) or tuple(noise.shape) != (rows, *self.noise_shape):
+            raise UserError(f"noise must be a tensor of shape {_shape_text(rows, self.noise_shape)}, but is "
+                            f"{_describe(noise)}", where=where,
+                            hint="policy.noise(keys(seed, episodes), count) draws it, a row for each key")
 
     @property
     def head(self) -> StepwiseHead:
@@ -747,6 +806,14 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
 def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:
     """Return the height and width in pixels of the frames of each camera."""
     return {k: (f.shape[0], f.shape[1]) for k, f in features.items() if f.kind == "image"}
+
+
+def _describe(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _shape_text(rows: int | None, shape: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, ('rows' if rows is None else rows, *shape)))})"
 
 
 def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Path = "data set",

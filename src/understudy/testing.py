@@ -100,6 +100,20 @@ def require_equal(one: Tensor, other: Tensor, what: str, near: float = 0.0) -> N
         raise ContractViolation(str(error)) from None
 
 
+def require_finite(x: Tensor, shape: tuple[int, ...], what: str, axes: str) -> None:
+    """Raises ContractViolation if a tensor has another shape, or a number that is NaN or infinite.
+
+    Args:
+        x: The tensor.
+        shape: The shape that it should have.
+        what: What it is, for the message.
+        axes: The names of its axes, such as "(B, H, A)".
+    """
+    require(tuple(x.shape) == shape, f"{what} must have shape {axes} = {shape}, but has {tuple(x.shape)}")
+    wrong = int((~x.isfinite()).sum())
+    require(not wrong, f"{what} must be finite, but {wrong} of {x.numel()} numbers are NaN or infinite")
+
+
 # -- made-up data ---------------------------------------------------------------------------------------------------
 
 
@@ -161,11 +175,11 @@ def random_batch(policy_config: PolicyConfig, size: int = 5, seed: int = 0, targ
 def check_head(policy_config: PolicyConfig, target: Feature | None = None, inputs: Schema | None = None) -> None:
     """Checks the contract of a head with the given trunk.
 
-    Shapes; all randomness is in the arguments; the declared noise changes plans, but not if `ignores_noise`; rows do
-    not depend on each other; padding does not matter; gradients reach all weights; files contain everything and run no
-    untrusted code. For sub-interfaces: a `DenoisingHead` ends at the action and a step of length 0 changes nothing;
-    ``-loss`` of a `LikelihoodHead` sums to `log_prob`; the temperature of a `TemperatureHead` changes plans; a
-    `TargetNetworkHead` uses its own network by default.
+    Shapes; all randomness is in the arguments; the declared noise changes plans, but not if `ignores_noise`; plans and
+    losses of a row do not depend on other rows; padding does not matter; gradients reach all weights; files contain
+    everything and run no untrusted code. For sub-interfaces: a `DenoisingHead` ends at the action and a step of length
+    0 changes nothing; ``-loss`` of a `LikelihoodHead` sums to `log_prob`; the temperature of a `TemperatureHead`
+    changes plans; a `TargetNetworkHead` uses its own network by default.
 
     Args:
         policy_config: Configuration of a policy with the head and a trunk.
@@ -184,8 +198,9 @@ def check_head(policy_config: PolicyConfig, target: Feature | None = None, input
     require(bool(_batch_loss(policy, batch).isfinite().all()), "loss must be finite")
     with torch.no_grad():
         plan = policy.plan(batch.obs, noise)
-    require(plan.shape == (B, H, A) and bool(plan.isfinite().all()), "a plan must be finite and (B, H, A)")
+    require_finite(plan, (B, H, A), "a plan", "(B, H, A)")
     _head_draws_nothing(policy, batch, noise, plan)
+    _head_loss_of_each_row(policy, context, coded, batch.mask)
     _head_ignores_padding(policy, batch)
     _head_reads_noise(_head_learns(policy, batch), batch, noise)
     _head_saves(policy, batch, noise, plan)
@@ -225,6 +240,17 @@ def _head_draws_nothing(policy, batch, noise, plan):
     require_equal(one[0], plan[2], "a row's plan must not depend on the other rows", 1e-4)
 
 
+@torch.no_grad()
+def _head_loss_of_each_row(policy, context, coded, mask):
+    head = policy.config.head
+    if isinstance(head, Flow) and head.coupling != "independent":  # it assigns noises to the rows of a batch
+        return
+    others = [0, 0, 2, *[0] * (len(mask) - 3)]  # other rows, but the same draws for row 2
+    loss, alone = (head.loss(policy.net, take(context, rows), coded[rows], mask[rows], _rng(1))
+                   for rows in (list(range(len(mask))), others))
+    require_equal(alone[2], loss[2], "a row's loss must not depend on the other rows", 1e-4)
+
+
 def _head_ignores_padding(policy, batch):
     if policy.window.horizon == 1:
         return
@@ -242,7 +268,9 @@ def _head_ignores_padding(policy, batch):
 def _head_learns(policy, batch) -> Policy:
     """Returns a copy of the policy after a few updates."""
     if not _batch_loss(policy, batch).requires_grad:
-        return policy
+        weights = [n for n, p in policy.net.named_parameters() if p.requires_grad and p.numel()]
+        require(not weights, f"the loss has no gradient, but the head has weights to train: {weights}")
+        return policy  # a head that only fits its data, such as nearest neighbors
     trained = copy.deepcopy(policy)
     weights = [p for p in trained.parameters() if p.requires_grad and p.numel()]
     optimizer = torch.optim.Adam(weights, 1e-3)
@@ -321,7 +349,7 @@ def _head_in_other_numbers(policy, batch, noise):
 def _head_likelihood(policy, batch, context, coded):
     head, complete = policy.config.head, batch.mask.all(1)
     log_prob = head.log_prob(policy.net, context, coded)
-    require(log_prob.shape == (len(batch),) and bool(log_prob.isfinite().all()), "log_prob must be finite and (B,)")
+    require_finite(log_prob, (len(batch),), "log_prob", "(B,)")
     require(bool(complete.any()), "the example has chunks without padding")
     loss = head.loss(policy.net, context, coded, batch.mask, _rng(1))
     require_equal(-loss[complete].sum(1), log_prob[complete], "-loss of a chunk without padding must sum to log_prob",
@@ -336,7 +364,7 @@ def _head_times(policy, context, coded):
     )
     t = torch.full(coded.shape[:2], 0.5)
     clean = head.predict_clean(policy.net, context, noise, t)
-    require(clean.shape == coded.shape and bool(clean.isfinite().all()), "predict_clean must be finite and (B, H, A)")
+    require_finite(clean, tuple(coded.shape), "predict_clean", "(B, H, A)")
     try:
         same = head.denoise_step(policy.net, precomputed(policy.net, context), noise, t, t)
     except Unsupported:  # a sampler that draws in every step
@@ -586,8 +614,9 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12,
                 state = put(state, alone, executor.start(policy, take(seen, alone), new))
             before, copied = state, tree_map(torch.clone, state)
             action, state = executor.act(policy, take(seen, rows), before)
+            # NaN is not equal to itself, so that a state with NaN would seem to have changed
+            require_finite(action, (len(key), policy.action_dim), f"the actions of step {since + n}", "(B, A)")
             tree_map(_require_unchanged, before, copied)
-            require(action.shape == (len(key), policy.action_dim), "an executor gives (B, A)")
             require(_structure(state) == structure, "a state's structure must never change")
             out.append(action)
         return torch.stack(out)

@@ -19,6 +19,7 @@ from ..core import UserError, role
 from ..data import video
 from ..data.episode import Dataset, EpisodeList, interrupted_episodes
 from ..data.formats.describe import episode_tasks
+from ..data.image_layout import image_layout_problem
 from ..data.sources import camera_names
 from ..policy import column_naming_hint
 from . import action_motion, lerobot_checks
@@ -432,6 +433,23 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
                               Location(feature=name))
 
 
+def check_image_layouts(data: Dataset) -> Iterator[Finding]:
+    """Finds observations that hold images in another layout than uint8 (height, width, channels)."""
+    for name, f in data[0].features().items():
+        if role(name) != "observation":
+            continue
+        is_image = False
+        if len(f.shape) == 3 and f.dtype != "uint8" and len(data[0]) and f.size:
+            values = np.asarray(data[0].steps[name])
+            low, high = values.min(), values.max()
+            if f.kind == "discrete":
+                f = replace(f, num_classes=(int(high) + 1,))
+            elif f.dtype.startswith("float"):  # pixels, whatever the column is called
+                is_image = bool(0 <= low < high <= 1) and "depth" not in name.lower()
+        if (found := image_layout_problem(name, f, is_image)) is not None:
+            yield Finding("image-layout", "warning", *found, Location(feature=name))
+
+
 def check_saturation(data: Dataset) -> Iterator[Finding]:
     """Finds actions that are often at the same limit. They were probably clipped there."""
     for name, f in data[0].features().items():
@@ -570,6 +588,7 @@ QUALITY_CHECKS: tuple[Check, ...] = (
     check_constant,
     check_duplicates,
     check_dtypes,
+    check_image_layouts,
     check_saturation,
     check_idle,
     check_tasks,

@@ -38,6 +38,11 @@ class Augmentation(ABC):
             The observations, of the same shapes.
         """
 
+    @property
+    def hides(self) -> tuple[str, ...]:
+        """Columns that are hidden in some windows, so that a policy also learns to act without them."""
+        return ()
+
     def check_features(self, features: Schema) -> None:
         """Check that this fits what a policy reads. By default it does.
 
@@ -71,6 +76,10 @@ class ConditionDropout(Augmentation):
     def __post_init__(self):
         check_range(self, "p", at_least=0, at_most=1)
 
+    @property
+    def hides(self):
+        return (self.key,)
+
     def check_features(self, features):
         _check_column(self, "key", self.key, features)
 
@@ -99,6 +108,10 @@ class ModalityDropout(Augmentation):
     keys: tuple[str, ...]
 
     changes_images: ClassVar[bool] = False  # only the masks
+
+    @property
+    def hides(self):
+        return self.keys
 
     def check_features(self, features):
         for key in self.keys:
@@ -175,6 +188,10 @@ class RandomMasking(Augmentation):
         if not self.ratios or not all(0 <= ratio <= 1 for ratio in self.ratios):
             raise UserError(f"The ratios are fractions of hidden entries, but they are {self.ratios}.",
                             where="RandomMasking.ratios", hint="Use (0.15, 0.55, 0.95), for example.")
+
+    @property
+    def hides(self):
+        return self.keys
 
     def check_features(self, features):
         for key in self.keys:

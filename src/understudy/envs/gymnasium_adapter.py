@@ -19,7 +19,7 @@ from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ..core import Feature, UserCodeError, UserError
-from ..user_code import describe_place
+from ..user_code import describe_place, locate_user_error
 from .base import Env, Renderable, StepResult
 from .physics import mujoco_model
 
@@ -51,6 +51,7 @@ class GymVector(Env):
 
     Raises:
         UserError: If a space or the autoreset mode is not supported.
+        UserCodeError: If the environment raises an error while it is reset or stepped. The original error is its cause.
     """
 
     def __init__(self, vec: VectorEnv, facts: Mapping[str, Any], lift: tuple[str, ...] = ()):
@@ -62,7 +63,7 @@ class GymVector(Env):
         }
         self.features = {k: _feature(space, f"{name}, {k}") for k, (_, space) in self.columns.items()}
         self.features["action"] = _action_feature(vec.single_action_space, name)
-        self.started, self.finished = False, np.zeros(self.rows, bool)
+        self.started, self.finished, self.n_steps = False, np.zeros(self.rows, bool), 0
         self.metadata = {"success": None, **_action_limits(vec.single_action_space), **facts}
         self.reports_success = False
         self._probe_success()
@@ -71,8 +72,8 @@ class GymVector(Env):
         """One step: most environments tell of success at every one."""
         self.reset(torch.arange(self.rows), torch.zeros(self.rows, dtype=torch.int64))
         still = torch.zeros(self.rows, *self.features["action"].shape)
-        self._detect_success_flag(self.vec.step(self._to_native(still))[4])
-        self.started = False
+        self._detect_success_flag(self._step(still)[4])
+        self.started, self.n_steps = False, 0
 
     def _detect_success_flag(self, info) -> None:
         known = {**info, **info.get("final_info", {})}
@@ -86,14 +87,16 @@ class GymVector(Env):
         for row, k in zip(which.tolist(), key.tolist(), strict=True):
             seeds[row] = k % 2**31  # what every generator takes
         if not self.started:  # the others need some state too
-            seen, _ = self.vec.reset(seed=seeds)
+            with self._named_errors("reset"):
+                seen, _ = self.vec.reset(seed=seeds)
             self.seen, self.started, self.finished = self._to_columns(seen, self.rows), True, np.zeros(self.rows, bool)
         else:
             self._restart(mask, seeds)
         return self._observation()
 
     def _restart(self, mask, seeds):
-        seen, _ = self.vec.reset(seed=seeds, options={"reset_mask": mask.copy()})
+        with self._named_errors("reset"):
+            seen, _ = self.vec.reset(seed=seeds, options={"reset_mask": mask.copy()})
         for name, new in self._to_columns(seen, self.rows).items():
             self.seen[name][mask] = new[mask]
         self.finished[mask] = False
@@ -110,7 +113,7 @@ class GymVector(Env):
         action = torch.where(over.unsqueeze(1), torch.zeros_like(action), action)
         if self.mode is AutoresetMode.DISABLED and self.finished.any():  # such rows have to be somewhere to be stepped
             self._restart(self.finished.copy(), [0] * self.rows)
-        seen, reward, terminated, truncated, info = self.vec.step(self._to_native(action))
+        seen, reward, terminated, truncated, info = self._step(action)
         self.seen, self.finished = self._to_columns(seen, self.rows), np.asarray(terminated | truncated, bool)
         self._detect_success_flag(info)
         facts = {k: _info_column(info, k, self.rows) for k in (*self.info_flags, *FLAGS)}
@@ -145,6 +148,26 @@ class GymVector(Env):
 
     def close(self):
         self.vec.close()
+
+    def _step(self, action: torch.Tensor):
+        native, self.n_steps = self._to_native(action), self.n_steps + 1
+        with self._named_errors(f"step {self.n_steps}"):
+            return self.vec.step(native)
+
+    @contextmanager
+    def _named_errors(self, when: str) -> Iterator[None]:
+        """Names the environment, and the step counted from its creation, in errors that it raises."""
+        try:
+            yield
+        except (UserError, MemoryError, OSError):  # these are reported as they are
+            raise
+        except Exception as error:
+            found = locate_user_error(error)
+            place = f"{self.metadata['env']}, {when}"
+            raise UserCodeError(
+                f"{type(error).__name__}: {error}", where=place if found is None else f"{place}: {found.where}",
+                hint="correct the environment. gymnasium.utils.env_checker.check_env finds what does not fit its spaces"
+            ) from error
 
     def _observation(self):
         return {k: torch.from_numpy(v.copy()) for k, v in self.seen.items()}

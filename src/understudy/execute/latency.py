@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core import State, UserError, put, take, uniform
+from ..core import State, Unsupported, UserError, put, take, uniform
 from ..policy import Planner
 from .actor import LAST_REWARD, Actor, ObservationWrapper, PolicyActor, TransformedActor
 from .base import Executor, empty_chunks
@@ -31,7 +31,7 @@ def delay_actor(actor: Actor, delay: int) -> Actor:
         actor: The actor to delay.
         delay: Number of steps. With 0 the actor is returned unchanged.
     """
-    if not (delay := _check_whole(delay)):
+    if not (delay := _check_whole(delay, "delay_actor (shift 'slow')")):
         return actor
     if isinstance(actor, (ObservationWrapper, TransformedActor)):
         return replace(actor, actor=delay_actor(actor.actor, delay))
@@ -120,15 +120,21 @@ class DelayedPlan(LatePlan):
     """A plan that is requested at step t arrives at step t + `delay`. See `LatePlan`.
 
     Args:
-        executor: The executor whose plans are delayed.
+        executor: The executor whose plans are delayed. It executes chunks, as `RecedingHorizon` does. `delay_actor`
+            delays any actor.
         delay: Number of steps.
+
+    Raises:
+        Unsupported: The executor executes no chunks.
+        UserError: The delay is not a whole number of 0 or more.
     """
 
     executor: ChunkedExecutor
     delay: int = 1
 
     def __post_init__(self):
-        _check_whole(self.delay)
+        _check_chunked(self)
+        _check_whole(self.delay, "DelayedPlan.delay")
 
     def timed_plan(self, planner, request):
         return request.plan(planner), self.delay
@@ -143,10 +149,11 @@ class MeasuredDelay(LatePlan):
     (`--rows 1`). Results depend on the machine and on what else runs on it.
 
     Args:
-        executor: The executor whose plans are late.
+        executor: The executor whose plans are late. It executes chunks, as `RecedingHorizon` does.
         period: Seconds from one step to the next.
 
     Raises:
+        Unsupported: The executor executes no chunks.
         UserError: The period is not positive.
     """
 
@@ -154,6 +161,7 @@ class MeasuredDelay(LatePlan):
     period: float = 0.02
 
     def __post_init__(self):
+        _check_chunked(self)
         if not self.period > 0:
             raise UserError(f"the period is {self.period:g} s, but must be positive", where="MeasuredDelay.period",
                             hint="give the seconds of one control step, such as 0.02 for 50 Hz")
@@ -181,7 +189,7 @@ class DelayedAction(Actor):
     delay: int = 1
 
     def __post_init__(self):
-        _check_whole(self.delay)
+        _check_whole(self.delay, "DelayedAction.delay")
 
     def start(self, obs, key):
         inner = self.actor.start(obs, key)
@@ -230,9 +238,18 @@ def _pass_record(state: State, inner: State) -> State:
     return {**state, "inner": inner, **record}
 
 
-def _check_whole(delay: int) -> int:
+def _check_chunked(late: LatePlan) -> None:
+    if not isinstance(late.executor, ChunkedExecutor):
+        raise Unsupported(f"{type(late.executor).__name__} executes no chunk that could go on until a plan arrives",
+                          where=f"{type(late).__name__}.executor",
+                          hint="use an executor of chunks, such as RecedingHorizon or RealTimeChunking; "
+                               "execute.latency.delay_actor(actor, delay) delays any actor, a filter's plans and "
+                               "otherwise the actions")
+
+
+def _check_whole(delay: int, where: str) -> int:
     """Returns `delay` as an int, since a severity may be a float. Raises UserError if it is not a whole number."""
     if not delay >= 0 or delay % 1:
-        raise UserError(f"the delay is {delay:g}, which is not a whole number of 0 or more", where="shift 'slow'",
+        raise UserError(f"the delay is {delay:g}, which is not a whole number of 0 or more", where=where,
                         hint="give a number of steps; 0 is no delay")
     return int(delay)

@@ -22,7 +22,7 @@ from .planners import (
     SetScorer,
 )
 from .self_guidance import SelfGuided
-from .steering import ComposedPolicies, Steered
+from .steering import ComposedPolicies, Steered, check_steering
 
 
 class PlannerConfig(ABC):
@@ -145,7 +145,7 @@ class CompositionConfig(PlannerConfig):
 
     Args:
         others: The other policies: ones that stages trained, or modules of the same checkpoint by their names.
-        weights: Weight of each policy, that of the method's own policy first.
+        weights: Weight of each policy, that of the method's own policy first. They sum to 1.
     """
 
     others: tuple[str | FromStage | CheckpointModule, ...]
@@ -165,7 +165,7 @@ class SteeringConfig(PlannerConfig):
         column: The observed column with the position of what moves.
         components: Which components of the column are the position, and which of the action move it.
         step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
-        scale: Strength of the guidance.
+        scale: Strength of the guidance, at least 0. It saturates: large scales do not lead past the points.
     """
 
     points: tuple[tuple[float, ...], ...]
@@ -173,6 +173,9 @@ class SteeringConfig(PlannerConfig):
     components: tuple[int, ...] = (0, 1)
     step: float | None = None
     scale: float = 1.0
+
+    def __post_init__(self):
+        check_steering(self)
 
     def build(self, planner, modules):
         return Steered(planner, self.points, self.column, self.components, self.step, self.scale)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core import Context, UserError, take
-from ..policy import CostGuidance, NetworkGuidance, Planner, Policy
+from ..core import ConfigError, Context, UserError, check_range, take
+from ..policy import LimitedCostGuidance, NetworkGuidance, Planner, Policy
 from .base import check_numeric_actions
 from .planners import PlannerWrapper
 
@@ -81,10 +83,10 @@ class ComposedPolicies(PlannerWrapper):
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`.
         others: The other policies.
-        weights: Weight of each policy, that of `planner` first.
+        weights: Weight of each policy, that of `planner` first. They sum to 1.
 
     Raises:
-        UserError: The policies do not fit each other, or the number of weights is wrong.
+        UserError: The policies do not fit each other, or the weights are no average of them.
         Unsupported: The head answers in one step.
 
     References:
@@ -100,6 +102,11 @@ class ComposedPolicies(PlannerWrapper):
         if len(self.weights) != len(policies):
             raise UserError(f"there are {len(policies)} policies but {len(self.weights)} weights", where=where,
                             hint="give one weight for each policy, that of the first one first")
+        if not math.isclose(total := sum(self.weights), 1, abs_tol=1e-3):  # NaN is not close
+            average = tuple(round(w / total, 3) for w in self.weights) if math.isfinite(total) and total else ()
+            raise ConfigError(f"the weights are {self.weights} and sum to {total:g}, but an average needs a sum of 1",
+                              where=f"{where}.weights",
+                              hint=f"use {average}" if average else "give (0.5, 0.5) for two policies")
         mine = self.planner
         if not isinstance(mine, Policy):
             raise UserError(f"the first policy is a {type(mine).__name__}", where=where,
@@ -135,7 +142,7 @@ class ComposedPolicies(PlannerWrapper):
 
 
 @dataclass(frozen=True)
-class PathCost(CostGuidance):
+class PathCost(LimitedCostGuidance):
     """Draws the positions that a chunk leads to towards points, or towards a path through them.
 
     The cost is half the squared distance of each position to the nearest point, as a mean over the steps of the chunk
@@ -168,13 +175,28 @@ class PathCost(CostGuidance):
         return 0.5 * self.scale * gap.mean(1)
 
 
+def check_steering(part: Any) -> None:
+    """Checks `points`, `step` and `scale` of `Steered` or its config.
+
+    Raises:
+        UserError: A number is not finite, or the scale is negative.
+    """
+    name = type(part).__name__
+    check_range(part, "scale", at_least=0, below=math.inf)
+    check_range(part, "step", above=-math.inf, below=math.inf)
+    if not all(math.isfinite(x) for point in part.points for x in point):
+        raise ConfigError(f"every number must be finite, but the points are {part.points}", where=f"{name}.points",
+                          hint="give the points in the units of the observed position")
+
+
 @dataclass(frozen=True)
 class Steered(PlannerWrapper):
     """Draws the plans of a policy towards points that a person gives, by a click or a drawn path.
 
     The policy stays as it was trained. Where its demonstrations go two ways, a path chooses the way. A small `scale`
-    does not reach it, and a large one leaves what was demonstrated. A single point holds what moves near it, so it
-    suits a place to go to, and a path of several points suits a way to take.
+    does not reach it, and a large one leaves what was demonstrated. The effect saturates: no sampling step is guided
+    past the points, however large `scale` is. A single point holds what moves near it, so it suits a place to go to,
+    and a path of several points suits a way to take.
 
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`.
@@ -182,11 +204,11 @@ class Steered(PlannerWrapper):
         column: The observed column with the position of what moves.
         components: Which components of the column are the position, and which of the action move it.
         step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
-        scale: Strength of the guidance.
+        scale: Strength of the guidance, at least 0. 0 is the plain policy.
 
     Raises:
-        UserError: The policy does not read the column, the points have another number of components, or the chunks do
-            not contain the current step.
+        UserError: The policy does not read the column, the points have another number of components or are not finite,
+            the scale is out of range, or the chunks do not contain the current step.
         Unsupported: Actions are classes.
 
     References:
@@ -202,6 +224,7 @@ class Steered(PlannerWrapper):
 
     def __post_init__(self):
         check_numeric_actions(self.planner, "Steered", "moves actions towards points")
+        check_steering(self)
         if self.column not in self.planner.inputs:
             raise UserError(f"the policy does not read {self.column!r}", where="Steered.column",
                             hint=f"it reads {', '.join(self.planner.inputs)}")

@@ -105,7 +105,7 @@ class AdaFlow(DenoisingHead):
         if cost is None:
             return out
         return guided_velocity(lambda y: self._velocity_log_std(net(y, t, context))[0], x, t, cost,
-                               self.max_guidance_weight), out[1]
+                               self.max_guidance_weight, 1 - t), out[1]
 
     def _velocity_log_std(self, out: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity (B, H, A) and logarithm of the standard deviation (B, H), of any size below about 1000."""

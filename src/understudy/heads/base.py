@@ -414,11 +414,34 @@ def check_trunk_times(trunk: Trunk, kind: StepTimes, horizon: int) -> None:
                           "one time per chunk", hint="use the Transformer or the MLP trunk")
 
 
+@dataclass(frozen=True)
+class LimitedCost:
+    """A cost whose gradient is limited to the step that leads to a cost of 0, however large the cost is scaled.
+
+    Without a limit, a large cost makes each sampling step overshoot further than the one before. The limit is the step
+    of Newton's method along the gradient for a squared distance, which is twice the step of Polyak.
+
+    Args:
+        cost: The cost, at least 0, (B, H, A) -> (B,).
+
+    References:
+        Polyak (1969), Minimization of Unsmooth Functionals, USSR Computational Mathematics and Mathematical Physics.
+        Chung et al. (2023), Diffusion Posterior Sampling for General Noisy Inverse Problems, arXiv:2209.14687, whose
+        step is divided by the distance.
+        Carvalho et al. (2023), Motion Planning Diffusion, arXiv:2308.01557, whose gradients are clipped by their norm.
+    """
+
+    cost: Cost
+
+    def __call__(self, action: Tensor) -> Tensor:
+        return self.cost(action)
+
+
 def cost_gradient(cost: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Gradient of ``cost(estimate(x))`` with respect to x. It works under `torch.inference_mode` too.
 
     Args:
-        cost: Cost of the clean action, (B, H, A) -> (B,).
+        cost: Cost of the clean action, (B, H, A) -> (B,). The gradient of a `LimitedCost` is limited.
         estimate: Estimate of the clean action, (B, H, A) -> (B, H, A).
         x: Noisy actions, (B, H, A).
 
@@ -427,11 +450,16 @@ def cost_gradient(cost: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor) -
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(cost(estimate(x)).sum(), x)[0]
+        value = cost(estimate(x))
+        gradient = torch.autograd.grad(value.sum(), x)[0]
+    if not isinstance(cost, LimitedCost):
+        return gradient
+    square = gradient.square().sum((1, 2)).clamp(min=torch.finfo(gradient.dtype).tiny)
+    return gradient * (2 * value.detach() / square).clamp(max=1.0)[:, None, None]
 
 
 def guided_velocity(velocity: Callable[[Tensor], Tensor], x: Tensor, t: Tensor, cost: Cost | None,
-                    max_weight: float) -> Tensor:
+                    max_weight: float, step: Tensor | float) -> Tensor:
     """Velocity along a straight path from noise to action, turned towards a lower cost of the clean action.
 
     Args:
@@ -440,6 +468,8 @@ def guided_velocity(velocity: Callable[[Tensor], Tensor], x: Tensor, t: Tensor, 
         t: Time, (B, H, 1).
         cost: Cost of the estimated clean action; None for no guidance.
         max_weight: Upper bound of the guidance weight, which diverges as t approaches 0.
+        step: Length of the step that follows, (B, H, 1), or an upper bound of it. A `LimitedCost` leads no further than
+            to a cost of 0 in it.
 
     References:
         Song et al. (2023), Pseudoinverse-Guided Diffusion Models for Inverse Problems, ICLR.
@@ -450,4 +480,6 @@ def guided_velocity(velocity: Callable[[Tensor], Tensor], x: Tensor, t: Tensor, 
         return unguided
     # The pseudo-inverse weight is (1 - t) / (t r^2) with r^2 = (1 - t)^2 / (t^2 + (1 - t)^2).
     weight = ((t**2 + (1 - t) ** 2) / (t * (1 - t)).clamp(min=1e-6)).clamp(max=max_weight)
+    if isinstance(cost, LimitedCost):
+        weight = torch.minimum(weight, 1 / torch.as_tensor(step, device=x.device, dtype=x.dtype).clamp(min=1e-6))
     return unguided - weight * cost_gradient(cost, lambda y: y + (1 - t) * velocity(y), x)

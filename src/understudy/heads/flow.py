@@ -128,7 +128,8 @@ class Flow(DenoisingHead):
             return (predicted - x) / (1 - t).clamp(min=NEAR_ACTION) if self.prediction == "sample" else predicted
 
         def velocity(x, t, context):
-            return guided_velocity(lambda y: unguided(y, t, context), x, t, cost, self.max_guidance_weight)
+            return guided_velocity(lambda y: unguided(y, t, context), x, t, cost, self.max_guidance_weight,
+                                   1 / self.n_steps)
         return velocity
 
     def _time_quantile(self, u):

@@ -79,7 +79,7 @@ class MeanFlow(DenoisingHead):
     def denoise_step(self, net, context, x, t, t_next, cost=None):
         t, r = t.unsqueeze(-1), t_next.unsqueeze(-1)
         return x + (r - t) * guided_velocity(lambda y: self._average_velocity(net, context, y, t, r), x, t, cost,
-                                             self.max_guidance_weight)
+                                             self.max_guidance_weight, r - t)
 
     def predict_clean(self, net, context, x, t):
         t = t.unsqueeze(-1)

@@ -71,7 +71,7 @@ class Shortcut(DenoisingHead, TargetNetworkHead):
     def denoise_step(self, net, context, x, t, t_next, cost=None):
         t, t_next = t.unsqueeze(-1), t_next.unsqueeze(-1)
         return x + (t_next - t) * guided_velocity(lambda y: self._velocity(net, context, y, t, t_next), x, t, cost,
-                                                  self.max_guidance_weight)
+                                                  self.max_guidance_weight, t_next - t)
 
     def predict_clean(self, net, context, x, t):
         t = t.unsqueeze(-1)

@@ -196,11 +196,11 @@ def test_workers_tell_where_the_users_code_failed(call):
 
 
 def test_an_error_of_understudy_is_no_users_error(call):
-    try:
-        rollout(Expert(), make("fork", 2), episodes="many")
-    except TypeError as error:
-        inner = error.__traceback__.tb_next  # without the frame of this file
-        assert locate_user_error(error) is not None and locate_user_error(error.with_traceback(inner)) is None
+    with pytest.raises(TypeError) as told:
+        make("fork", 2).advance("right")
+    error = told.value
+    inner = error.__traceback__.tb_next  # without the frame of this file
+    assert locate_user_error(error) is not None and locate_user_error(error.with_traceback(inner)) is None
 
 
 def test_installed_packages_count_when_they_are_trusted():

@@ -18,6 +18,7 @@ from ..data.packed_columns import check_steps
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights
 from ..execute.actor import Actor
+from ..execute.chunking import RecedingHorizon
 from ..heads.base import MemoryHead
 from ..policy import Policy
 from . import devices
@@ -129,7 +130,8 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
         loop = _MemoryTraining(method, data, seed, env, person, build_learner, tuple(callbacks), recorded)
         if method.collection is None:
             loop.build_learner(data)
-            if role(method.policy.target) == "action":  # a model of something else does not act
+            # A model of something else does not act, and who chose no executor may want the policy alone.
+            if role(method.policy.target) == "action" and method.executor != RecedingHorizon():
                 method.executor.check_planner(build_planner(method, loop.learner.modules))
             loop.update(loop.learner.batch_sampler(data, sampling_weights), method.learner.steps)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Context, HeadSpec, Unsupported, UserError, check_range
-from .base import CachesContext, Trunk, check_alignment, is_captured, record_intermediate
+from .base import CachesContext, FusesTimes, Trunk, check_alignment, is_captured, record_intermediate
 from .fourier import FourierFeatures
 from .linear import Linear
 from .mixture_of_experts import MoEFeedForward, MoEFeedForwardNet
@@ -78,7 +79,8 @@ class Transformer(Trunk):
         check_heads(self.width, self.heads, "Transformer")
         if self.attention == "block_causal":
             check_alignment(self, spec)
-        return _TransformerNet(self, inputs, outputs, n_times, spec)
+        net = _TransformerNet if self.feed_forward is None else ExpertTransformerNet
+        return net(self, inputs, outputs, n_times, spec)
 
 
 def check_heads(width: int, heads: int, where: str) -> None:
@@ -205,6 +207,21 @@ class _TransformerNet(CachesContext):
         """(n_memory + H, n_memory + H): True where a row may read a column. Memory tokens read no action step."""
         position = torch.arange(n_memory + steps.shape[1], device=steps.device).clamp(min=max(n_memory - 1, 0))
         return position[:, None] >= position
+
+
+class ExpertTransformerNet(_TransformerNet, FusesTimes):
+    """The module of a `Transformer` with experts."""
+
+    def fuse(self, times):
+        assert self.time is not None
+        with torch.no_grad():
+            time = self.time(times)
+        if self.joint:  # tokens of the context have no time, whose embedding is 0
+            time = F.pad(time, (0, 0, 0, 1))
+        fused = copy.deepcopy(self).eval().requires_grad_(False)
+        for layer in fused.layers:
+            layer.feed_forward = layer.feed_forward.fuse(time)
+        return fused
 
 
 def _block_causal_masks(spec: HeadSpec) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from understudy.claims import (
     composed_constraints,
     critical_steps,
     few_labels,
+    fused_experts,
     imitation_promise,
     in_context_denoising,
     interactive_language,
@@ -38,6 +39,7 @@ from understudy.data.procedure import GridSearch
 from understudy.data.relabel import ThoughtText
 from understudy.data.segments import CutSegments
 from understudy.data.window import Window
+from understudy.deploy.fused_experts import fuse_experts
 from understudy.envs.episode_wrappers import NEW_TRIAL, MultiTrialEnv
 from understudy.envs.push import Expert, Push
 from understudy.evaluate.behavior.modes import fork_mode
@@ -891,3 +893,26 @@ def test_the_curriculum_joins_walkers_to_the_same_goal():
                 assert len({p["goal"] for p in parts}) == 1 and 3 <= len(parts) <= 6
                 assert arm.name in ("shuffled", "reversed") or levels == sorted(levels)
                 assert arm.name != "reversed" or levels == sorted(levels, reverse=True)
+
+
+def test_fused_experts_are_as_many_as_the_claim_says_and_the_control_cannot_be_fused():
+    data = fused_experts.FORK.source.load(1)[:10]
+    control = fused_experts.routed_by_observation(fused_experts.FORK).arms[0]
+    operations, errors = {}, {}
+    for name, option in [(a.name, a.options[0]) for a in (*fused_experts.FORK.arms, *fused_experts.SMALL.arms[:1])] + [
+            ("control", control.options[0])]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            policy = Policy(option.policy, data.features()).fit_statistics(data).eval()
+        has_experts = name in ("experts", "control")
+        if has_experts:
+            with torch.no_grad():
+                for layer in policy.net.layers:  # routes that differ
+                    layer.feed_forward.router[0].weight.mul_(10)
+                    layer.feed_forward.router[2].weight.mul_(10)
+        found = fuse_experts(policy) if has_experts else policy
+        operations[name] = fused_experts.count_operations(found, data)
+        errors[name] = fused_experts.plan_error(policy, found, data)
+    assert operations["experts"] == operations["control"] == operations["same active size"]
+    assert 0.55 < operations["experts"] / operations["same total size"] < 0.65
+    assert errors["control"] > 1e-2 and max(e for n, e in errors.items() if n != "control") < 1e-6

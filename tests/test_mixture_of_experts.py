@@ -1,6 +1,8 @@
 """Experts that the noise level chooses: routing, weighting and balancing in closed form, and the trunk around them."""
 
+import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from understudy.core import Context, Feature, HeadSpec, Unsupported, UserError
 from understudy.data.window import Window
+from understudy.deploy.equivalence import random_noise
+from understudy.deploy.fused_experts import fuse_experts
+from understudy.deploy.packed_weights import pack_weights
 from understudy.heads.edm import EDM
 from understudy.heads.flow import Flow
+from understudy.heads.mip import MIP
 from understudy.heads.regression import Regression
+from understudy.heads.solvers import Heun
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit
 from understudy.learn.load_balancing import LoadBalancing
@@ -19,8 +26,8 @@ from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.base import capture_intermediates, precomputed, time_embedding, with_time_embedding
 from understudy.nets.mixture_of_experts import MoEFeedForward, MoEFeedForwardNet
 from understudy.nets.transformer import Transformer
-from understudy.policy import Policy, PolicyConfig
-from understudy.testing import check_head, random_dataset
+from understudy.policy import Inpaint, Policy, PolicyConfig
+from understudy.testing import check_head, check_trunk, random_batch, random_dataset
 
 
 def experts(n_experts=4, top_k=2, width=6, hidden=5):
@@ -159,6 +166,110 @@ def test_a_cache_of_experts_that_the_tokens_choose_is_found_out():
     for layer in net.layers:
         layer.feed_forward.__class__ = RoutedByTokens
     assert difference() > 1e-2
+
+
+@pytest.mark.parametrize("attention", ["cross", "joint", "block_causal"])
+def test_trunk_contract(attention):
+    check_trunk(Transformer(16, 2, 2, attention, feed_forward=MoEFeedForward()))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_fused_experts_are_one_dense_layer_for_each_time(top_k):
+    net = experts(top_k=top_k).eval()
+    x, time = torch.randn(3, 7, 6, generator=rng()), torch.randn(5, 6, generator=rng(1))
+    before = torch.get_rng_state()
+    fused = net.fuse(time)
+    assert torch.equal(before, torch.get_rng_state())  # nothing is drawn
+    assert fused.weight_in.shape == (5, top_k * 5, 6) and fused.weight_out.shape == (5, 6, top_k * 5)
+    assert torch.equal(fused.weights(time), torch.eye(5))
+    assert torch.equal(fused.weights(time.flip(0) + 1e-7), torch.eye(5).flip(0))  # known up to rounding
+    for row in range(5):
+        alone = experts(top_k=top_k).eval().fuse(time[row:row + 1])
+        expected = net(x, net.weights(time[row]))
+        torch.testing.assert_close(fused(x, fused.weights(time)[row]), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(alone(x, torch.ones(1)), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(Unsupported, match="this time is none of them"):
+        fused.weights(time + 1e-3)
+    with pytest.raises(Unsupported, match="each step has its own time"):
+        fused.weights(time.expand(2, 5, 6))
+
+
+def mixture(head, attention="cross", **options):
+    """A policy whose experts differ from time to time, and a batch of its data."""
+    trunk = Transformer(16, 2, 2, attention, feed_forward=MoEFeedForward(), **options)
+    policy, batch = random_batch(PolicyConfig(head, trunk, window=Window(2, 4)))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for layer in policy.net.layers:
+            layer.feed_forward.router[0].weight.normal_()
+            layer.feed_forward.router[2].weight.normal_()
+    return policy.eval(), batch
+
+
+def chosen_experts(policy, n_times=10):
+    with torch.no_grad():
+        time = policy.net.time(torch.linspace(0, 1, n_times)[:, None])
+        weights = torch.stack([layer.feed_forward.weights(time) for layer in policy.net.layers], 1)
+    return {tuple(row.flatten().nonzero().flatten().tolist()) for row in weights}
+
+
+@pytest.mark.parametrize("attention", ["cross", "joint", "block_causal"])
+@pytest.mark.parametrize("head", [EDM(10), EDM(1), EDM(5, solver=Heun()), Flow(n_steps=4)], ids=str)
+def test_a_policy_with_fused_experts_plans_the_same(head, attention):
+    policy, batch = mixture(head, attention)
+    assert len(chosen_experts(policy)) > 2
+    before = copy.deepcopy(policy.state_dict())
+    fused, noise = fuse_experts(policy), random_noise(policy, len(batch))
+    with torch.no_grad():
+        wanted = policy.plan(batch.obs, noise)
+        torch.testing.assert_close(fused.plan(batch.obs, noise), wanted, rtol=1e-5, atol=1e-5)
+        again = copy.deepcopy(fused).plan(batch.obs, noise)
+    assert torch.equal(again, fused.plan(batch.obs, noise))
+    assert all(torch.equal(v, before[k]) for k, v in policy.state_dict().items())
+    assert all(p.requires_grad for p in policy.net.parameters()) and "embed_time" not in vars(policy.net)
+    assert not any(p.requires_grad for p in fused.net.parameters())
+
+
+def test_fused_experts_guide_and_pack_as_the_policy_does():
+    policy, batch = mixture(EDM(5))
+    noise, guides = random_noise(policy, len(batch)), (Inpaint(batch.action, torch.ones(len(batch), 4)),)
+    packed = pack_weights(fuse_experts(policy), "fp32")
+    torch.testing.assert_close(packed.plan(batch.obs, noise, guides), policy.plan(batch.obs, noise, guides),
+                               rtol=1e-4, atol=1e-4)
+
+
+def test_fused_experts_keep_the_weights_of_their_moment_and_are_fused_again():
+    policy, batch = mixture(EDM(5))
+    fused, noise = fuse_experts(policy), random_noise(policy, len(batch))
+    with torch.no_grad():
+        before = fused.plan(batch.obs, noise)
+        for parameter in policy.net.parameters():
+            parameter.mul_(1.1)
+        assert torch.equal(fused.plan(batch.obs, noise), before)
+        changed = policy.plan(batch.obs, noise)
+        assert (changed - before).abs().max() > 1e-3
+        torch.testing.assert_close(fuse_experts(policy).plan(batch.obs, noise), changed, rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError, match="feed_forward"):  # not another policy's weights into fused experts
+        fused.load_state_dict(policy.state_dict())
+
+
+def test_a_fused_policy_refuses_what_its_experts_do_not_know():
+    policy, batch = mixture(EDM(5))
+    fused, noise = fuse_experts(policy), random_noise(policy, len(batch))
+    fused.config = replace(fused.config, head=EDM(6))
+    with pytest.raises(Unsupported, match="this time is none of them.*\n.*Fuse the experts again"):
+        fused.plan(batch.obs, noise)
+    fused = fuse_experts(policy)
+    times = torch.full((len(batch), 4), 0.5)
+    with pytest.raises(Unsupported, match="each step has its own time"):
+        fused.denoise_step(fused.context(batch.obs), noise, times, times + 0.1)
+    with pytest.raises(Unsupported, match="each step has its own time"):
+        fused.loss(batch, rng())
+    with pytest.raises(Unsupported, match="no experts"):
+        fuse_experts(random_batch(PolicyConfig(EDM()))[0])
+    with pytest.raises(Unsupported, match="MIP does not embed the times of its sampler beforehand"):
+        fuse_experts(random_batch(PolicyConfig(MIP(), policy.config.trunk))[0])
+    torch.testing.assert_close(fuse_experts(fused).plan(batch.obs, noise), fused.plan(batch.obs, noise))  # twice
 
 
 def test_contract():

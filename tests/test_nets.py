@@ -1151,3 +1151,21 @@ def test_an_average_is_apart_and_learns_nothing():
         assert config.load(json.loads(json.dumps(config.dump(decay)))) == decay
         assert all(0 <= decay.value(n) < 1 for n in range(1, 1000))
     assert dataclasses.replace(PolynomialDecay(), minimum=1e-3).value(10**9) == 1 - 1e-3
+
+
+@pytest.mark.parametrize("times", [0, 1])
+def test_a_memory_that_reads_no_action_step_is_computed_once_per_plan_with_the_same_result(times):
+    net = built(Transformer(16, 3, 2, "joint", causal=True, encoder_depth=1), times=times).double()
+    x, t, context = arguments(times=times)
+    x, t, context = x.double(), t.double(), Context(context.tokens.double(), context.mask)
+    whole = net.train()(x, t, context)  # without dropout. In training, one sequence has all tokens
+    assert not net.precompute(context).keys_values
+    net.eval()
+    torch.testing.assert_close(net(x, t, context), whole, rtol=1e-9, atol=1e-12)
+    once, calls = net.precompute(context), []
+    assert len(once.keys_values) == 3
+    keys = net.layers[0].self_attention.key_layer
+    keys.register_forward_hook(lambda module, inputs, _: calls.append(inputs[0].shape[1]))
+    torch.testing.assert_close(net(x, t, once), whole, rtol=1e-9, atol=1e-12)
+    assert calls == [6]  # the action steps alone
+    assert not built(Transformer(16, 3, 2, "joint"), times=times).precompute(arguments()[2]).keys_values

@@ -62,7 +62,7 @@ from .learn.method import Method
 from .learn.run import Run
 from .learn.stages import packages_of
 from .learn.train import train
-from .nets.base import CachesContext, Encoder, SharedTimeTrunk, Trunk, precomputed
+from .nets.base import CachesContext, Encoder, FusesTimes, SharedTimeTrunk, Trunk, precomputed
 from .nets.mlp import MLP
 from .policy import Planner, Policy, PolicyConfig
 from .robots.base import Robot, RobotError
@@ -429,7 +429,8 @@ def check_trunk(trunk: Trunk, horizon: int = 8, multiple: int = 1) -> None:
 
     Outputs have the right shape for any number of inputs and times. Batch rows do not influence each other. Masked
     tokens change nothing. Context, inputs and times matter. Gradients reach all weights. For a causal head, output
-    step i depends on input steps 0 to i only, or `build` raises `Unsupported`.
+    step i depends on input steps 0 to i only, or `build` raises `Unsupported`. A trunk may refuse heads without times
+    in the same way. A network that `FusesTimes` gives the same when it is fused for a time, and refuses other times.
 
     Args:
         trunk: The trunk.
@@ -442,7 +443,12 @@ def check_trunk(trunk: Trunk, horizon: int = 8, multiple: int = 1) -> None:
         inputs, outputs = inputs * multiple, outputs * multiple
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            net = trunk.build(inputs, outputs, times, HeadSpec(horizon, N, D, token_obs_steps=(0, 0, 1, 1)))
+            try:
+                net = trunk.build(inputs, outputs, times, HeadSpec(horizon, N, D, token_obs_steps=(0, 0, 1, 1)))
+            except Unsupported:
+                if times:
+                    raise
+                continue  # the trunk needs times
         rng = _rng(1)
         x, t = torch.randn(B, horizon, inputs, generator=rng), torch.rand(B, 1, times, generator=rng)
         t = t.expand(-1, horizon, -1)
@@ -490,6 +496,8 @@ def _trunk_reads(trunk, net, x, t, context, outputs):
         once = net.with_time_embedding(net.precompute(context), net.embed_time(t[0, :1])[0])
         plain = net(x, t[:1, :1].expand_as(t), context)
         require_equal(net(x, t, once), plain, "a context at one time must give the same", 1e-4)
+        if isinstance(net, FusesTimes):
+            _trunk_fuses(net, x, t[0, :1], context, plain)
     if x.shape[-1]:
         require(not torch.allclose(net(x + 1, t, context), out, atol=1e-6), "the inputs must matter")
     if t.shape[-1]:
@@ -498,6 +506,18 @@ def _trunk_reads(trunk, net, x, t, context, outputs):
         later[:, -1] = 1 - later[:, -1]
         if not isinstance(trunk, SharedTimeTrunk):
             require(not torch.allclose(net(x, later, context), out, atol=1e-6), "each step's own time must matter")
+
+
+def _trunk_fuses(net, x, time, context, wanted):
+    """`wanted`: outputs at one time for all rows and steps, (1, K)."""
+    fused = net.fuse(time)
+    once = fused.with_time_embedding(fused.precompute(context), fused.embed_time(time)[0])
+    require_equal(fused(x, x[..., :0], once), wanted, "a network that is fused for a time must give the same", 1e-4)
+    try:
+        fused.embed_time(1 - time)
+    except Unsupported:
+        return
+    require(False, "a network that is fused for some times must refuse others")
 
 
 def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:

@@ -212,6 +212,22 @@ class CachesContext(TrunkNet):
         """
 
 
+class FusesTimes(CachesContext):
+    """A trunk that a cheaper network can replace at a few times that are known beforehand, as those of a sampler."""
+
+    @abstractmethod
+    def fuse(self, times: Tensor) -> CachesContext:
+        """Make a network for these times alone.
+
+        Args:
+            times: Times that all batch rows and steps share, (S, K).
+
+        Returns:
+            A copy for inference with the weights of this moment. With the result of `with_time_embedding` it gives the
+            same outputs up to rounding. It raises `Unsupported` for other times, and for contexts without a time.
+        """
+
+
 def precomputed(net, context: Context) -> Context:
     """Return `net.precompute(context)`, or `context` if the network does not cache.
 

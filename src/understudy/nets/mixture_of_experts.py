@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import UserError, check_range
+from ..core import Unsupported, UserError, check_range
 from .linear import Linear, inside_transform, linear
 
 
@@ -58,7 +58,7 @@ class MoEFeedForwardNet(nn.Module):
     def __init__(self, config: MoEFeedForward, width: int, hidden: int, dropout: float):
         super().__init__()
         self.config = config
-        self.router = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, config.n_experts))
+        self.router: nn.Module = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, config.n_experts))
         # The initial weights are those of linear layers.
         layers = [(nn.Linear(width, hidden), nn.Linear(hidden, width)) for _ in range(config.n_experts)]
         self.weight_in = nn.Parameter(torch.stack([first.weight.detach() for first, _ in layers]))  # (E, hidden, width)
@@ -113,14 +113,61 @@ class MoEFeedForwardNet(nn.Module):
             if weights.device.type == "cpu" and not (torch.compiler.is_compiling() or inside_transform()):
                 # Indexing by a tensor would copy the parameters, which takes about as long as the products.
                 outputs = [w * self._expert(x, i) for w, i in zip(weights, chosen.tolist(), strict=True)]
-                return torch.stack(outputs).sum(0)
+                return torch.stack(outputs).sum(0) if len(outputs) > 1 else outputs[0]
             parameters = tuple(p[chosen] for p in parameters)
         weight_in, bias_in, weight_out, bias_out = parameters
         hidden = self.dropout(F.gelu(linear(x, weight_in.flatten(0, 1), bias_in.flatten())))
         hidden = hidden.unflatten(-1, (-1, weight_in.shape[1])) * weights.unsqueeze(-1)
         return linear(hidden.flatten(-2), weight_out.transpose(0, 1).flatten(1)) + weights @ bias_out
 
+    @torch.no_grad()
+    def fuse(self, time: Tensor) -> MoEFeedForwardNet:
+        """Fuse the experts of each of a few times into one dense layer.
+
+        The hidden layers of the chosen experts are put side by side, and the output layer includes their weights. The
+        result is a mixture of these dense layers, of which each time uses one. It has the weights of this moment, is
+        for inference alone, and refuses other times and times that differ from step to step.
+
+        Args:
+            time: Embedded times, (S, width).
+
+        Returns:
+            The fused layer.
+        """
+        probabilities, chosen = self.probabilities(time).topk(self.config.top_k)  # (S, top_k)
+        weights = probabilities / probabilities.sum(-1, keepdim=True)
+        with torch.device("meta"):  # the initial weights are not needed, and would be drawn
+            fused = MoEFeedForward(len(time), 1).build(time.shape[-1], self.config.top_k * self.weight_in.shape[1], 0.0)
+        weight_out = self.weight_out[chosen] * weights[..., None, None]  # (S, top_k, width, hidden)
+        fused.weight_in = nn.Parameter(self.weight_in[chosen].flatten(1, 2), requires_grad=False)
+        fused.bias_in = nn.Parameter(self.bias_in[chosen].flatten(1), requires_grad=False)
+        fused.weight_out = nn.Parameter(weight_out.transpose(1, 2).flatten(2), requires_grad=False)
+        fused.bias_out = nn.Parameter((self.bias_out[chosen] * weights[..., None]).sum(1), requires_grad=False)
+        fused.router = _KnownTimes(time)
+        return fused.eval()
+
     def _expert(self, x: Tensor, i: int) -> Tensor:
         """The output of expert i."""
         hidden = self.dropout(F.gelu(linear(x, self.weight_in[i], self.bias_in[i])))
         return linear(hidden, self.weight_out[i], self.bias_out[i])
+
+
+class _KnownTimes(nn.Module):
+    """The router of fused experts: the expert of a time is the one that was made for it."""
+
+    time: Tensor
+
+    def __init__(self, time: Tensor):
+        super().__init__()
+        self.register_buffer("time", time)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Logits (N, S) of embedded times (N, width): 0 for the expert of the time, and minus infinity for others."""
+        if time.ndim != 2:
+            raise Unsupported("The experts are fused for a few times that all steps of a chunk share, and here each "
+                              "step has its own time.", where="MoEFeedForward", hint="Use the policy that was fused.")
+        distance, nearest = (time.unsqueeze(1) - self.time).abs().amax(-1).min(-1, keepdim=True)
+        if not inside_transform() and bool((distance > 1e-5 * self.time.abs().max().clamp(min=1)).any()):
+            raise Unsupported("The experts are fused for the times of the sampler, and this time is none of them.",
+                              where="MoEFeedForward", hint="Fuse the experts again after changing the sampler.")
+        return torch.full_like(distance.expand(-1, len(self.time)), -torch.inf).scatter(-1, nearest, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Context, HeadSpec, Unsupported, UserError, check_choices, check_range
-from .base import CachesContext, Trunk, check_alignment, is_captured, record_intermediate
+from .base import CachesContext, FusesTimes, Trunk, check_alignment, is_captured, record_intermediate
 from .fourier import FourierFeatures
 from .linear import Linear
 from .mixture_of_experts import MoEFeedForward, MoEFeedForwardNet
@@ -28,7 +29,8 @@ class Transformer(Trunk):
         heads: Number of attention heads. Must divide `width`.
         attention: How action steps read the context.
             ``"cross"``: by cross-attention. Keys and values are computed once per plan.
-            ``"joint"``: action steps and context form one sequence.
+            ``"joint"``: action steps and context form one sequence. If `causal`, the context reads no action step, and
+            its keys and values are computed once per plan too.
             ``"block_causal"``: as ``"cross"``, but action step i reads only action steps 0 to i and tokens of
             observation steps up to its own, ``spec.action_start + i``. This trains a loss at every position of a
             history: ``Window(n_obs_steps=K, horizon=K, action_offset=1 - K)``. The parameters are those of
@@ -79,7 +81,8 @@ class Transformer(Trunk):
         check_heads(self.width, self.heads, "Transformer")
         if self.attention == "block_causal":
             check_alignment(self, spec)
-        return _TransformerNet(self, inputs, outputs, n_times, spec)
+        net = _TransformerNet if self.feed_forward is None else ExpertTransformerNet
+        return net(self, inputs, outputs, n_times, spec)
 
 
 def check_heads(width: int, heads: int, where: str) -> None:
@@ -102,7 +105,7 @@ def check_heads(width: int, heads: int, where: str) -> None:
 class _TransformerContext(Context):
     memory: Tensor | None = None  # (B, 1 + N, width): the null token, then one per context token
     memory_mask: Tensor | None = None  # (B, 1, 1, 1 + N), or (B, 1, H, 1 + N) for block-causal attention
-    keys_values: tuple[tuple[Tensor, Tensor], ...] = ()  # of each layer's cross-attention
+    keys_values: tuple[tuple[Tensor, Tensor], ...] = ()  # of the memory, for each layer; () if it reads the steps
     time_film: Tensor | None = None  # (W,): what all layers take from a time that all steps share
 
 
@@ -148,10 +151,25 @@ class _TransformerNet(CachesContext):
         mask = mask[:, None, None]
         for layer in self.encoder:
             memory = layer(memory, mask=mask & self.token_to_token if self.block_causal else mask)
-        keys_values = () if self.joint else tuple(layer.cross_attention.keys_values(memory) for layer in self.layers)
+        if self.joint:
+            # The memory is the same in all steps of a sampler if it reads no action step. In training, the experts of
+            # a row are drawn for its memory and its steps together.
+            keys_values = self._memory_keys_values(memory, mask) if self.causal and not self.training else ()
+        else:
+            keys_values = tuple(layer.cross_attention.keys_values(memory) for layer in self.layers)
         if self.block_causal:
             mask = mask & self.step_to_token
         return _TransformerContext(context.tokens, context.mask, context.named, memory, mask, keys_values)
+
+    def _memory_keys_values(self, memory: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values of the memory for the self-attention of each layer, if it reads no action step."""
+        keys_values = []
+        for layer in self.layers:
+            film = None if self.time is None else layer.timeless_modulation().flatten()
+            keys_values.append(layer.keys_values(memory, film))
+            if len(keys_values) < len(self.layers):
+                memory = layer(memory, film, mask=mask, keys_values=keys_values[-1])
+        return tuple(keys_values)
 
     def embed_time(self, times):
         assert self.time is not None  # a network without time is never asked
@@ -196,6 +214,12 @@ class _TransformerNet(CachesContext):
         mask = F.pad(context.memory_mask, (0, h.shape[1]), value=True)
         if self.causal:
             mask = mask & self._causal_mask(n_memory, h)
+        if context.keys_values:
+            mask = mask[:, :, n_memory:]
+            for layer, film, keys_values in zip(self.layers, self._films(t, context, 0), context.keys_values,
+                                                strict=True):
+                h = layer(h, film, mask=mask, earlier=keys_values)
+            return self.output_layer(h)
         h = torch.cat([context.memory, h], 1)
         for layer, film in zip(self.layers, self._films(t, context, n_memory), strict=True):
             h = layer(h, film, mask=mask, n_memory=n_memory)
@@ -206,6 +230,21 @@ class _TransformerNet(CachesContext):
         """(n_memory + H, n_memory + H): True where a row may read a column. Memory tokens read no action step."""
         position = torch.arange(n_memory + steps.shape[1], device=steps.device).clamp(min=max(n_memory - 1, 0))
         return position[:, None] >= position
+
+
+class ExpertTransformerNet(_TransformerNet, FusesTimes):
+    """The module of a `Transformer` with experts."""
+
+    def fuse(self, times):
+        assert self.time is not None
+        with torch.no_grad():
+            time = self.time(times)
+        if self.joint:  # tokens of the context have no time, whose embedding is 0
+            time = F.pad(time, (0, 0, 0, 1))
+        fused = copy.deepcopy(self).eval().requires_grad_(False)
+        for layer in fused.layers:
+            layer.feed_forward = layer.feed_forward.fuse(time)
+        return fused
 
 
 def _block_causal_masks(spec: HeadSpec) -> tuple[Tensor, Tensor]:
@@ -260,14 +299,20 @@ class TransformerBlock(nn.Module):
             return self.modulation(self.film.bias.new_zeros(1, self.film.in_features))
         return self.film.bias
 
-    def keys_values(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of self-attention for tokens (B, S, width) of a block without times."""
+    def keys_values(self, h: Tensor, film: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of self-attention for tokens (B, S, width). `film` is as in `forward`."""
         assert self.self_attention is not None
-        return self.self_attention.keys_values(self.norms[0](h))
+        y = self.norms[0](h)
+        if film is not None:
+            scale, shift = film[..., :2 * h.shape[-1]].chunk(2, -1)
+            y = y * (1 + scale) + shift
+        return self.self_attention.keys_values(y)
 
-    def forward(self, h, film=None, *, mask=None, keys_values=None, memory=None, memory_mask=None, n_memory=0):
+    def forward(self, h, film=None, *, mask=None, keys_values=None, memory=None, memory_mask=None, n_memory=0,
+                earlier=None):
         """Args:
             keys_values: What self-attention reads. By default the tokens `h` themselves.
+            earlier: Keys and values of tokens before `h`, which self-attention reads too.
             film: The `modulation` of all tokens (W,), of each token (B, S, W), or of each place in the sequence (S, W),
                 which is the same at the first `n_memory` places and at all others.
         """
@@ -284,6 +329,8 @@ class TransformerBlock(nn.Module):
         if self.self_attention is not None:
             y = normalized(h)
             keys_values = self.self_attention.keys_values(y) if keys_values is None else keys_values
+            if earlier is not None:
+                keys_values = tuple(torch.cat(both, 2) for both in zip(earlier, keys_values, strict=True))
             h = h + self.dropout(self.self_attention(y, keys_values, mask))
         if self.cross_attention is not None:
             h = h + self.dropout(self.cross_attention(normalized(h), memory, memory_mask))

@@ -37,7 +37,7 @@ def corrupted(share: float) -> Dataset:
 
 
 def planned(learner, data) -> float:
-    codec = Normalizer(target="none")
+    codec = Normalizer(target="identity")
     policy = PolicyConfig(Regression(), MLP(16, 1), codec=codec, window=Window(1, 1))
     trained = fit_method(Method(policy, learner=learner), data, 0).policy
     batch = trained.windows(data).gather(np.arange(200))

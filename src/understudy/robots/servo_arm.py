@@ -444,7 +444,7 @@ def set_up_motor(kind: ServoArmType, port: str, name: str, baudrates: Sequence[i
                 raise RobotError(f"several servos answer: ids {', '.join(map(str, found))}", where=port,
                                  hint=f"connect only the servo {name}, without the others behind it")
             (number, _), = found.items()
-            bus.motors, bus.reply_timeout = {name: Motor(number, motor.model)}, 0.05
+            bus.motors, bus.reply_timeout = {name: Motor(number, motor.model)}, 0.5  # after the search it may wait
             bus.check_motors()
             bus.write("Torque_Enable", name, 0)
             if kind.manufacturer == "feetech":

@@ -240,7 +240,7 @@ def _pass_record(state: State, inner: State) -> State:
 
 def _check_chunked(late: LatePlan) -> None:
     if not isinstance(late.executor, ChunkedExecutor):
-        raise Unsupported(f"{type(late.executor).__name__} executes no chunk that could go on until a plan arrives",
+        raise Unsupported(f"{type(late.executor).__name__} executes no chunk that could continue until a plan arrives",
                           where=f"{type(late).__name__}.executor",
                           hint="use an executor of chunks, such as RecedingHorizon or RealTimeChunking; "
                                "execute.latency.delay_actor(actor, delay) delays any actor, a filter's plans and "

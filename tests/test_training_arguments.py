@@ -1,9 +1,12 @@
 """What `train`, `fit_method` and other entries refuse at once, and that messages count episodes as the user does."""
 
+import warnings
+
 import numpy as np
 import pytest
+import torch
 
-from understudy.core import ConfigError, UserError, keys
+from understudy.core import ConfigError, DataWarning, UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs import make
@@ -81,11 +84,21 @@ def test_what_is_not_a_method_data_or_seed_is_refused(tmp_path):
             (METHOD, path, 0, "open_dataset"),
             (METHOD, list(episodes()), 0, r"the data are a list, but must be a Dataset\n  -> Dataset\(episodes\)"),
             *((METHOD, episodes(), bad, "the seed is .*, but must be an int below")
-              for bad in (None, 1.5, 2**70, True, "0", np.int64(3)))):
+              for bad in (None, 1.5, 2**70, True, "0", np.float64(3)))):
         with pytest.raises(UserError, match=text):
             train(method, data, tmp_path / "run", seed=seed, device="cpu", progress=False)
         with pytest.raises(UserError, match=text):
             fit_method(method, data, seed)
+
+
+def test_a_seed_may_be_a_number_of_numpy(tmp_path):
+    env, weights = make("fork", rows=2), []
+    for seed in (3, np.int64(3)):
+        weights.append(fit_method(METHOD, episodes(), seed).policy.state_dict())
+        train(METHOD, episodes(), tmp_path / "run", seed=seed, device="cpu", progress=False)  # the second continues it
+        assert type(rollout(env.expert(), env, np.int64(1), seed)[0].metadata["seed"]) is int
+        assert torch.equal(keys(seed, [0, 1]), keys(3, [0, 1]))
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
 def test_the_executor_is_checked_before_the_training(tmp_path):
@@ -105,6 +118,25 @@ def test_texts_are_no_observations(tmp_path):
         assert "--rename" not in str(told.value)
         with pytest.raises(UserError, match="contains text or objects"):
             fit_method(METHOD, data, seed=0)
+
+
+def integer_actions(dtype, top):
+    action = np.linspace(0, top, 24).reshape(12, 2).astype(dtype)
+    return Dataset([Episode({"observation.state": np.zeros((12, 3), np.float32), "action": action}) for _ in range(4)])
+
+
+def test_integers_that_are_hardly_choices_are_told():
+    with pytest.warns(DataWarning, match=r"'action' has whole numbers \(type int64\).*512 choices.*float32"):
+        fit_method(METHOD, integer_actions(np.int64, 511), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_method(METHOD, integer_actions(np.int64, 17), 0)
+        fit_method(METHOD, integer_actions(np.float32, 511), 0)
+
+
+def test_bytes_are_no_actions():
+    with pytest.raises(UserError, match="'action' has values of type uint8, which are read as text.*\n  -> .*float32"):
+        fit_method(METHOD, integer_actions(np.uint8, 200), 0)
 
 
 @pytest.mark.parametrize("fields, text", [

@@ -453,6 +453,20 @@ def put(tree, rows, new):
 # -- random numbers of a row -----------------------------------------------------------------------------
 
 
+def as_seed(seed: int | np.integer) -> int:
+    """Return a seed as an int, also one of `np.arange`: it is written into files and given to several generators.
+
+    Args:
+        seed: Random seed, a whole number from -2**63 to 2**63 - 1.
+
+    Raises:
+        UserError: It is no such number.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not -2**63 <= seed < 2**63:
+        raise UserError(f"the seed is {seed!r}, but must be an int below 2**63", where="seed", hint="such as seed=0")
+    return int(seed)
+
+
 def keys(seed: int, episode_numbers) -> Tensor:
     """Return one random key for each episode of a seed, (n,) int64.
 
@@ -468,8 +482,7 @@ def keys(seed: int, episode_numbers) -> Tensor:
     References:
         Steele et al. (2014), Fast Splittable Pseudorandom Number Generators.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise UserError(f"the seed is {seed!r}, but must be an int", where="seed", hint="such as seed=0")
+    seed = as_seed(seed)
     if not np.ndim(episode_numbers):
         raise UserError(f"the numbers of the episodes are {episode_numbers!r}, but must be a list", where="keys",
                         hint=f"such as keys(0, [{episode_numbers}])")

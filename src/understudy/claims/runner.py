@@ -141,7 +141,8 @@ def log_entry(date: str, kind: str, change: str, judged: dict) -> dict:
 
 
 def write_figures(name: str, figures: Figures) -> None:
-    """Writes the measurements of a claim to its file, one line per measure.
+    """Writes the measurements of a claim to its file, one line per measure, in as few characters as possible: most are
+    successes of single episodes, 0 or 1.
 
     Args:
         name: Name of the claim.
@@ -151,10 +152,23 @@ def write_figures(name: str, figures: Figures) -> None:
     for part, arms in figures.items():
         lines = []
         for arm, found in arms.items():
-            measures = ",\n".join(f"   {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items())
+            measures = ",\n".join(f"   {json.dumps(k)}: {_compact(v)}" for k, v in found.items())
             lines.append(f"  {json.dumps(arm)}: {{\n{measures}\n  }}")
         parts.append(f" {json.dumps(part)}: {{\n" + ",\n".join(lines) + "\n }")
     write_text(figures_path(name), "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def _compact(value) -> str:
+    """JSON without spaces, with whole numbers as such."""
+    return json.dumps(_whole_as_int(value), separators=(",", ":"))
+
+
+def _whole_as_int(value):
+    if isinstance(value, dict):
+        return {k: _whole_as_int(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_whole_as_int(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _continued_log(claim: Claim, date: str, judged: dict) -> list[dict]:

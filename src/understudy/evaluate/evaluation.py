@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats as scipy_stats
 
-from ..core import UserError
+from ..core import UserError, as_seed
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env
 from ..envs.episode_wrappers import trial_success_key
@@ -43,6 +43,7 @@ def tuning_seed(seed: int) -> int:
 
 
 def _check_seed(seed: int) -> int:
+    seed = as_seed(seed)
     if seed < 0:
         raise UserError(f"the seed must be 0 or larger, not {seed}", hint="negative seeds are reserved for training")
     return seed
@@ -243,7 +244,8 @@ def compare(
     defined = all(r.success is not None for r in (*first, *second))
     metric = metric or ("success" if defined else "return")
     if metric == "success" and not defined:
-        raise UserError(f"{first[0].env} defines no success", where="compare", hint='compare the return: of="return"')
+        raise UserError(f"{first[0].env} defines no success", where="compare",
+                        hint='compare the return: metric="return"')
     if metric == "success":
         x, y = np.array([r.successes for r in first]), np.array([r.successes for r in second])
         if len(x) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import UserCodeError, UserError, keys, put, take
+from ..core import UserCodeError, UserError, as_seed, keys, put, take
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env
 from ..execute.actor import LAST_REWARD, Actor, NonFiniteAction, check_action
@@ -47,10 +48,10 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     if not isinstance(actor, Actor):
         raise UserError(f"{type(actor).__name__} is not an actor", where="rollout",
                         hint="PolicyActor(policy, executor) makes one of a policy")
-    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 0:
+    if isinstance(episodes, bool) or not isinstance(episodes, numbers.Integral) or episodes < 0:
         raise UserError(f"the number of episodes is {episodes!r}, but must be an int, 0 or more", where="rollout",
                         hint="such as rollout(actor, env, 50)")
-    last = first + episodes
+    seed, last = as_seed(seed), first + episodes
     rows = min(env.rows, episodes)
     number = list(range(first, first + rows)) + [-1] * (env.rows - rows)
     key = keys(seed, range(first, first + env.rows))

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from ..checkpoint import CheckpointModule, FromStage
-from ..core import Schema, Unsupported, UserError, role
+from ..core import Schema, Unsupported, UserError, as_seed, role
 from ..data.episode import Dataset
 from ..data.packed_columns import check_steps
 from ..data.stream import ShardStream
@@ -100,7 +100,8 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
         >>> result = fit_method(method, data, seed=0)
         >>> evaluate(result.actor, make("fork", rows=50), episodes=100)
     """
-    check_arguments(method, data, seed)
+    check_arguments(method, data)
+    seed = as_seed(seed)
     check_collection(method, env, person, sampling_weights)
     where = devices.choose_device(device)
     stages = dict(stages or {})
@@ -179,13 +180,12 @@ class _MemoryTraining(Training):
             look(self.n_updates, self.learner, metrics)
 
 
-def check_arguments(method: Method, data: Dataset, seed: int) -> None:
+def check_arguments(method: Method, data: Dataset) -> None:
     """Checks the kinds of what a training is given.
 
     Args:
         method: The method.
         data: The episodes, which must have steps.
-        seed: The seed.
 
     Raises:
         UserError: Something is of another kind, or an episode is empty.
@@ -198,9 +198,6 @@ def check_arguments(method: Method, data: Dataset, seed: int) -> None:
         hint = (f"open the data first: understudy.open_dataset({str(data)!r})" if isinstance(data, (str, Path))
                 else "Dataset(episodes) makes a data set of a list of episodes")
         raise UserError(f"the data are {_describe_kind(data)}, but must be a Dataset", where="data", hint=hint)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -2**63 <= seed < 2**63:
-        raise UserError(f"the seed is {seed!r}, but must be an int below 2**63", where="seed",
-                        hint="such as seed=0")
     check_steps(data)
 
 

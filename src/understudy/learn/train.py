@@ -21,7 +21,7 @@ import torch
 
 from .. import __version__, config
 from ..checkpoint import CheckpointModule
-from ..core import DataError, DataWarning, Schema, UserError, role
+from ..core import DataError, DataWarning, Schema, UserError, as_seed, role
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
@@ -136,7 +136,8 @@ def train(
         UserError: The run in `out` is of another method, data or seed, or the method does not fit the data.
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
     """
-    check_arguments(method, data, seed)
+    check_arguments(method, data)
+    seed = as_seed(seed)
     if save_freq is not None and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
         raise UserError(f"save_freq is {save_freq!r}, but must be a whole number of updates, 1 or more", where="train",
                         hint="leave it out for a tenth of all updates")

@@ -6,6 +6,7 @@ measured by running it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Batch, UserError, check_range, keys
+from ..core import Batch, DataWarning, UserError, check_range, keys, role
 from ..data.episode import Dataset
 from ..data.formats import check_finite
 from ..data.packed_columns import check_columns
 from ..execute.base import ActionConditionedExecutor, Executor
 from ..heads.base import LikelihoodHead
 from ..policy import Policy
+
+MANY_CLASSES = 100  # more choices than keyboards and gamepads have; actions with more are probably quantities
 
 
 @dataclass(frozen=True)
@@ -144,11 +147,26 @@ def check_training_data(policy: Policy, data: Dataset) -> None:
 
     Raises:
         UserError: A column is missing in an episode or has another shape, or it contains NaN or infinity. The message
-            names the first episode.
+            names the first episode. Or actions are no numbers.
     """
+    _check_target(policy)
     goals = {g.into: g.column for g in policy.window.goals}
     check_columns(data, [goals.get(k, k) for k in policy.features])
     check_finite(data, {goals.get(k, k): None for k, f in policy.features.items() if f.kind != "image"})
+
+
+def _check_target(policy: Policy) -> None:
+    """Refuse actions that are no numbers, and warn of whole numbers that are hardly numbers of choices."""
+    name, target = policy.config.target, policy.target
+    if role(name) == "action" and target.kind not in ("vector", "discrete"):
+        read = "are read as text" if target.kind == "text" else f"have the kind {target.kind!r}"
+        raise UserError(f"Column {name!r} has values of type {target.dtype}, which {read}. A policy predicts numbers.",
+                        where="train", hint="Store actions as float32, or numbers of choices as int64.")
+    most = max(target.num_classes or (0,)) if target.kind == "discrete" else 0
+    if most > MANY_CLASSES:
+        warnings.warn(f"Column {name!r} has whole numbers (type {target.dtype}), which are read as numbers of choices: "
+                      f"{most:,} choices that have no order. If they are quantities, such as pixels, store them as "
+                      "float32.", DataWarning, stacklevel=3)
 
 
 def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = False) -> Tensor:

@@ -116,6 +116,7 @@ class Task:
         times: How many times as many updates as on the first three tasks.
         executed: Steps of a chunk that are executed before the next plan.
         outcome: What counts: the success of the environment, or another part of its metadata.
+        counts: The outcome in words, if it is not success.
         rows: Most environments side by side.
     """
 
@@ -128,6 +129,7 @@ class Task:
     times: float = 1
     executed: int = EXECUTED
     outcome: str = "success"
+    counts: str = ""
     rows: int = 200
 
 
@@ -150,7 +152,8 @@ TASKS = {
     "pick-place": Task("metaworld/pick-place-v3", 25, 20, {"limit": 100}),
 }
 MORE = {
-    "block-pushing": Task("block_pushing/multimodal", 1000, 30, kept=True, times=5, outcome="one", rows=15),
+    "block-pushing": Task("block_pushing/multimodal", 1000, 30, kept=True, times=5, outcome="one",
+                          counts="one block on a square counts", rows=15),
     "adroit-door": Task("AdroitHandDoor-v1", 25, 20, recorded="hand_dapg/adroit_door_human.npz"),
     "peg-insert": Task("metaworld/peg-insert-side-v3", 25, 20, {"limit": 150}),
     "cube": Task("ogbench/cube-single-v0", 50, 20, rows=10),
@@ -543,7 +546,7 @@ def seeds_said(size: Size, found: Mapping[str, dict]) -> list[str]:
             told += f" and {heads} of the {n_heads} heads (the others have not run yet)"
         caveat = "" if len(seeds) > 1 else " Intervals are about these policies, and not about other training seeds."
         starts = len(next(iter(found[task].values()))[0])
-        counts = "" if ALL[task].outcome == "success" else f"; the outcome '{ALL[task].outcome}' counts"
+        counts = f"; {ALL[task].counts}" if ALL[task].counts else ""
         same.setdefault(f"The tables have {told} of {{}}.{caveat}", []).append(f"{task} ({starts} starts{counts})")
     return [told.format(" and ".join(filter(None, (", ".join(of[:-1]), of[-1])))) for told, of in same.items()]
 

@@ -27,7 +27,7 @@ from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
 from understudy.nets.encoders import TokenEncoder  # noqa: E402
 from understudy.nets.mlp import MLP  # noqa: E402
 from understudy.nets.pretrained_vision import TransformersVision  # noqa: E402
-from understudy.nets.vision import ResNet18  # noqa: E402
+from understudy.nets.vision import ResNet  # noqa: E402
 from understudy.policy import Policy, PolicyConfig  # noqa: E402
 
 UPDATES, CAMERA = 5, "observation.images.front"
@@ -80,7 +80,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         os.environ["UNDERSTUDY_CACHE"] = str(Path(folder) / "cache")
         data = demonstrations()
-        compare("ResNet-18", ResNet18(pool="mean", frozen=True), data)
+        compare("ResNet-18", ResNet(pool="mean", frozen=True), data)
         if importlib.util.find_spec("transformers") is not None:
             (weights := Path(folder) / "dinov2").mkdir()
             compare("DINOv2-S, 98 x 98 pixels", dinov2_small(weights), data)

@@ -48,7 +48,7 @@ from understudy.learn.representation import RepresentationLearning  # noqa: E402
 from understudy.learn.representation_objectives import InverseDynamics  # noqa: E402
 from understudy.nets.encoders import TokenEncoder  # noqa: E402
 from understudy.nets.mlp import MLP  # noqa: E402
-from understudy.nets.vision import ResNet18, SmallConv  # noqa: E402
+from understudy.nets.vision import ResNet, SmallConv  # noqa: E402
 from understudy.policy import PolicyConfig  # noqa: E402
 
 STATE = "observation.state"
@@ -122,8 +122,8 @@ def methods(task: Task, updates: int) -> dict[str, Method]:
         (InverseDynamics(),), steps=updates // 2, batch_size=32)))
     frozen = replace(method(conv(), steps=updates // 2), stages=(pretrained,), initialize_from=(
         InitializeFrom(FromStage("encoder"), load=("codec", "encoder"), train=("net",)),))
-    resnet = TokenEncoder(64, vision=ResNet18())
-    random = TokenEncoder(64, vision=ResNet18(pool="mean", frozen=True), cache_features=True)
+    resnet = TokenEncoder(64, vision=ResNet())
+    random = TokenEncoder(64, vision=ResNet(pool="mean", frozen=True), cache_features=True)
     return {
         "state": method(TokenEncoder(64), inputs=(task.whole,)),
         "no-image": method(TokenEncoder(64), inputs=(STATE,)),

@@ -18,7 +18,7 @@ from understudy.learn.method import Method
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.recurrent import RecurrentEncoder
-from understudy.nets.vision import FrozenVisionNet, ResNet18, VisionEncoder
+from understudy.nets.vision import FrozenVisionNet, ResNet, VisionEncoder
 from understudy.policy import Policy, PolicyConfig
 
 CAMERA = "observation.images.front"
@@ -139,7 +139,7 @@ def test_windows_have_the_features_of_their_rows(calls):
 
 
 @pytest.mark.parametrize("config, said", [
-    ({"encoder": replace(CACHED, vision=ResNet18(pool="mean"))}, "ResNet18 is trained with the policy"),
+    ({"encoder": replace(CACHED, vision=ResNet(pool="mean"))}, "ResNet is trained with the policy"),
     ({"encoder": TokenEncoder()}, None),
     ({"encoder": CACHED, "augmentations": (ColorJitter(CAMERA),)}, "ColorJitter changes the images"),
     ({"encoder": RecurrentEncoder(8, 1, CACHED), "augmentations": (ColorJitter(CAMERA),)}, "ColorJitter changes"),

@@ -43,14 +43,15 @@ from understudy.nets.object_attention import ObjectAttentionEncoder
 from understudy.nets.point_cloud import PointNet
 from understudy.nets.pooled_history import PooledHistoryEncoder
 from understudy.nets.recurrent import RecurrentEncoder
-from understudy.nets.sizes import TRUNK_SIZES, sized_trunk
+from understudy.nets.sizes import TRUNK_SIZES, sized_encoder, sized_trunk
 from understudy.nets.small_denoiser import SmallDenoiser
 from understudy.nets.text_encoder import ByteEncoder
 from understudy.nets.transformer import Transformer, scaled_dot_product
 from understudy.nets.unet import UNet
 from understudy.nets.vision import (
     FixedBatchNorm,
-    ResNet18,
+    ResNet,
+    ResNetBody,
     SmallConv,
     crop,
     crop_to,
@@ -90,8 +91,8 @@ CELLS = {"observation.grid": Feature("int64", (2, 3), "discrete", num_classes=(3
 SMALL = TokenEncoder(8, 4, SmallConv((8, 8), 4))
 ENCODERS = {
     "tokens": (SMALL, FEATURES),
-    "resnet": (TokenEncoder(8, 2, ResNet18(keypoints=4)), FEATURES),
-    "grid": (TokenEncoder(8, 2, ResNet18(pool="grid")), FEATURES),
+    "resnet": (TokenEncoder(8, 2, ResNet(keypoints=4)), FEATURES),
+    "grid": (TokenEncoder(8, 2, ResNet(pool="grid")), FEATURES),
     "components": (ComponentTokenEncoder(8, 2, 2), NUMBERS),
     "modalities": (ComponentTokenEncoder(8, 1, 2, "modality", True, ("observation.state",)), NUMBERS),
     "points": (TokenEncoder(8, point_clouds=("observation.arms",), points=PointNet((8, 8))), PLAIN),
@@ -815,7 +816,7 @@ def test_flat_is_the_numbers_themselves():
 
 def test_flat_sees_by_the_features_of_a_network_that_does_not_train():
     f = {"observation.images.front": FEATURES["observation.images.front"]}
-    enc = seeded(lambda: ConcatEncoder(ResNet18(pool="mean"), 2).build(f, 2)).train()
+    enc = seeded(lambda: ConcatEncoder(ResNet(pool="mean"), 2).build(f, 2)).train()
     obs = observed(f)
     image = obs["observation.images.front"][1, 1, 2:-2, 2:-2].permute(2, 0, 1).float()[None] / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -823,7 +824,7 @@ def test_flat_sees_by_the_features_of_a_network_that_does_not_train():
     torch.testing.assert_close(enc(obs, rng()).tokens[1, 0, 512:], maps.mean((2, 3))[0], rtol=1e-4, atol=1e-5)
     assert enc.width == 1024 and not any(p.requires_grad for p in enc.parameters())
     assert not any(m.training for m in enc.modules())
-    grid = ConcatEncoder(ResNet18(pool="grid")).build({"i": Feature("uint8", (64, 33, 3), "image")}, 1)
+    grid = ConcatEncoder(ResNet(pool="grid")).build({"i": Feature("uint8", (64, 33, 3), "image")}, 1)
     assert grid.width == 4 * 512 == grid({"i": torch.zeros(2, 1, 64, 33, 3, dtype=torch.uint8)}).tokens.shape[-1]
 
 
@@ -902,16 +903,41 @@ def test_training_crops_at_random_and_inference_does_not():
     assert torch.equal(enc(obs).tokens, still), "it is the generator that says training, nothing hidden"
 
 
+@pytest.mark.parametrize("depth, parameters, tensors", [(18, 11_689_512, 102), (34, 21_797_672, 182),
+                                                        (50, 25_557_032, 267)])
+def test_a_resnet_has_the_tensors_of_torchvision(depth, parameters, tensors):
+    """The parameters that torchvision publishes, and its tensors without the counts of batches, with the last layer."""
+    with torch.device("meta"):
+        body = ResNetBody(depth=depth, fixed=True)
+    width, weights = body.width, body.state_dict()
+    statistics = sum(v.numel() for k, v in weights.items() if "running" in k)
+    assert sum(v.numel() for v in weights.values()) - statistics + 1000 * width + 1000 == parameters
+    assert len(weights) + 2 == tensors
+    if depth == 50:
+        shapes = {k: tuple(weights[k].shape) for k in ("layer1.0.downsample.0.weight", "layer2.0.conv2.weight",
+                                                       "layer3.5.conv1.weight", "layer4.2.conv3.weight")}
+        assert list(shapes.values()) == [(256, 64, 1, 1), (128, 128, 3, 3), (256, 1024, 1, 1), (2048, 512, 1, 1)]
+        assert (body.layer2[0].conv1.stride, body.layer2[0].conv2.stride) == ((1, 1), (2, 2))
+
+
+@pytest.mark.parametrize("depth", [34, 50])
+def test_deeper_resnets_have_smaller_maps_and_their_own_name(depth, tmp_path):
+    net = ResNet(pool="grid", depth=depth).build((64, 33, 3), 8)
+    assert net(torch.zeros(1, 3, 64, 33)).shape == (1, 4, 8)
+    save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "cut.safetensors")
+    with pytest.raises(UserError, match=f"'bn1.weight'.* is missing.*\n.*ResNet-{depth}"):
+        ResNet(str(tmp_path / "cut.safetensors"), depth=depth).build((64, 64, 3), 8)
+
+
 def test_the_size_of_a_resnet():
-    """torchvision's resnet18 has 11,689,512 parameters, of which 513,000 are the layer that is left out here."""
-    body = ResNet18().build((64, 64, 3), 8).body
+    body = ResNet().build((64, 64, 3), 8).body
     assert sum(p.numel() for p in body.parameters()) == 11_689_512 - 513_000
     assert not any(isinstance(m, nn.BatchNorm2d) for m in body.modules())
     assert body(torch.zeros(1, 3, 65, 128)).shape == (1, 512, 3, 4)
     for size in ((32, 32, 3), (65, 128, 1), (96, 130, 3)):
-        net = ResNet18(pool="grid").build(size, 8)
+        net = ResNet(pool="grid").build(size, 8)
         assert net(torch.zeros(1, size[2], *size[:2])).shape == (1, net.tokens, 8)
-    assert ResNet18(pool="mean").build((65, 128, 1), 8)(torch.zeros(2, 1, 65, 128)).shape == (2, 1, 8)
+    assert ResNet(pool="mean").build((65, 128, 1), 8)(torch.zeros(2, 1, 65, 128)).shape == (2, 1, 8)
 
 
 def test_fixed_batch_norm_is_batch_norm_at_inference():
@@ -930,7 +956,7 @@ def test_fixed_batch_norm_is_batch_norm_at_inference():
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A file as torchvision would write it: the last layer, and how many batches each norm has seen."""
-    net = seeded(lambda: ResNet18("unread", pool="mean"), 5)
+    net = seeded(lambda: ResNet("unread", pool="mean"), 5)
     with without_downloads():
         body = seeded(lambda: net.build((64, 64, 3), 8), 5).body
     weights = {k: torch.rand(v.shape, generator=rng(1)) + 0.5 if "running_var" in k else v.clone()
@@ -944,31 +970,31 @@ def pretrained(tmp_path_factory):
 
 def test_pretrained_weights_are_read_from_a_file(pretrained):
     path, weights = pretrained
-    body = ResNet18(str(path)).build((64, 64, 3), 8).body
+    body = ResNet(str(path)).build((64, 64, 3), 8).body
     assert len(weights) == 100 and all(torch.equal(v, weights[k]) for k, v in body.state_dict().items())
     assert not any("bn" in n for n, _ in body.named_parameters()), "norms stay as they were"
 
 
 def test_pretrained_weights_that_are_not_there_are_named(pretrained, tmp_path):
     with pytest.raises(UserError, match="nothing.safetensors"):
-        ResNet18(str(tmp_path / "nothing.safetensors")).build((64, 64, 3), 8)
+        ResNet(str(tmp_path / "nothing.safetensors")).build((64, 64, 3), 8)
     save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"'conv1.weight' of shape \(64, 3, 7, 7\) has shape \(3,\)"):
-        ResNet18(str(tmp_path / "other.safetensors")).build((64, 64, 3), 8)
+        ResNet(str(tmp_path / "other.safetensors")).build((64, 64, 3), 8)
     (tmp_path / "cut.safetensors").write_bytes(pretrained[0].read_bytes()[:1000])
     with pytest.raises(UserError, match="cut.safetensors.*cannot be read as safetensors"):
-        ResNet18(str(tmp_path / "cut.safetensors")).build((64, 64, 3), 8)
+        ResNet(str(tmp_path / "cut.safetensors")).build((64, 64, 3), 8)
     with pytest.raises(UserError, match="hf://OWNER/NAME"):
-        ResNet18("hf://resnet18").build((64, 64, 3), 8)
+        ResNet("hf://resnet18").build((64, 64, 3), 8)
     with pytest.raises(UserError, match="3 channels"):
-        ResNet18(str(pretrained[0])).build((64, 64, 1), 8)
+        ResNet(str(pretrained[0])).build((64, 64, 1), 8)
 
 
 def test_a_checkpoint_needs_no_pretrained_file(pretrained, tmp_path):
     path = tmp_path / "gone.safetensors"
     path.write_bytes(pretrained[0].read_bytes())
     features = {"observation.images.front": Feature("uint8", (40, 40, 3), "image"), "action": Feature("float32", (2,))}
-    recipe = PolicyConfig(Regression(), encoder=TokenEncoder(8, 4, ResNet18(str(path))), window=Window(1, 2))
+    recipe = PolicyConfig(Regression(), encoder=TokenEncoder(8, 4, ResNet(str(path))), window=Window(1, 2))
     data = Dataset([Episode({"observation.images.front": np.zeros((3, 40, 40, 3), np.uint8),
                              "action": np.eye(3, 2, dtype=np.float32)})])
     policy = Policy(recipe, features).fit_statistics(data).eval()
@@ -1010,6 +1036,26 @@ def test_sizes_grow_and_can_be_built(kind):
         sized_trunk(kind, "huge")
     with pytest.raises(UserError, match="no kind 'cnn'"):
         sized_trunk("cnn")
+
+
+def test_encoders_of_published_sizes():
+    """Exact sizes of three of their networks, and all grow."""
+    features = {"observation.state": Feature("float32", (7,)),
+                "observation.image": Feature("uint8", (64, 64, 3), "image"),
+                "observation.text": Feature("uint8", (16,), "text"), "observation.points": Feature("float32", (32, 3))}
+    counts = []
+    for size, width in (("small", 384), ("base", 768), ("large", 1024)):
+        encoder = dataclasses.replace(sized_encoder(size), point_clouds=("observation.points",))
+        with torch.device("meta"):
+            net = encoder.build(features, 1)
+        assert (net.tokens, net.width) == (4, width)
+        counts.append([sum(p.numel() for p in m.parameters()) for m in net.maps])
+    assert all(a < b < c for a, b, c in zip(*counts, strict=True))
+    state, image, _, points = counts[0]
+    assert state == 8 * 384 and image == 11_176_512 + (512 + 1) * 32 + (64 + 1) * 384
+    assert points == 42_496 + (256 + 1) * 384 + 768  # three layers and the token, each with LayerNorm
+    with pytest.raises(UserError, match="no size 'huge'"):
+        sized_encoder("huge")
 
 
 def test_the_mixer_reads_absent_tokens_as_zeros_and_no_head_that_needs_causality():

@@ -77,7 +77,7 @@ from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.small_denoiser import SmallDenoiser
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
-from understudy.nets.vision import ResNet18, SmallConv
+from understudy.nets.vision import ResNet, SmallConv
 from understudy.policy import Policy, PolicyConfig, check_features
 from understudy.testing import random_batch, random_dataset
 
@@ -98,8 +98,8 @@ IMAGE = Feature("uint8", (40, 44, 3), "image")
 NUMBERS = {"observation.state": Feature("float64", (3,)), "observation.still": Feature("float32", (2,))}
 INPUTS = {
     "image": (TokenEncoder(16, 2, SmallConv((8, 8), 8)), {**NUMBERS, "observation.images.front": IMAGE}),
-    "resnet": (TokenEncoder(16, 2, ResNet18()), {"observation.images.front": IMAGE}),
-    "frozen": (TokenEncoder(16, 2, ResNet18(pool="grid", frozen=True)), {"observation.images.front": IMAGE}),
+    "resnet": (TokenEncoder(16, 2, ResNet()), {"observation.images.front": IMAGE}),
+    "frozen": (TokenEncoder(16, 2, ResNet(pool="grid", frozen=True)), {"observation.images.front": IMAGE}),
     "points": (TokenEncoder(16, point_clouds=("observation.points",), points=PointNet((8, 16))),
                {**NUMBERS, "observation.points": Feature("float32", (12, 6))}),
     "text": (TokenEncoder(16), {**NUMBERS, "observation.task": Feature("uint8", (12,), "text"),

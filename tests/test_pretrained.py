@@ -16,7 +16,7 @@ from understudy.learn.method import Method
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.pretrained_vision import TimmVision, TransformersVision
-from understudy.nets.vision import ResNet18
+from understudy.nets.vision import ResNet
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_encoder, random_dataset
 
@@ -273,11 +273,11 @@ def test_a_missing_extra_is_named(monkeypatch, config):
 def test_a_frozen_resnet_is_one_without_its_training():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        plain = ResNet18(pool="mean").build((32, 32, 3))
+        plain = ResNet(pool="mean").build((32, 32, 3))
     torch.manual_seed(0)
-    frozen = ResNet18(pool="mean", frozen=True).build((32, 32, 3))
+    frozen = ResNet(pool="mean", frozen=True).build((32, 32, 3))
     image = images(size=32)
     assert torch.equal(frozen(image), plain(image)) and not any(p.requires_grad for p in frozen.parameters())
-    assert len(list(ResNet18(pool="mean", frozen=True).build((32, 32, 3), 4).leave.parameters())) == 2
+    assert len(list(ResNet(pool="mean", frozen=True).build((32, 32, 3), 4).leave.parameters())) == 2
     with pytest.raises(UserError, match="cannot be frozen"):
-        ResNet18(frozen=True).build((32, 32, 3))
+        ResNet(frozen=True).build((32, 32, 3))

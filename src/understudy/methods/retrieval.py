@@ -26,7 +26,7 @@ from ..learn.skill_autoencoder import SkillAutoencoder
 from ..learn.state_action_vae import StateActionVAE
 from ..nets.encoders import ConcatEncoder
 from ..nets.feed_forward import FeedForward
-from ..nets.vision import ResNet18
+from ..nets.vision import ResNet
 from ..policy import PolicyConfig
 
 
@@ -53,7 +53,7 @@ def vinn(n_neighbors: int = 5, weights: str = "hf://timm/resnet18.a1_in1k") -> M
         weights: The weights of the image network, a ResNet-18.
     """
     policy = PolicyConfig(
-        Neighbors(n_neighbors), encoder=ConcatEncoder(ResNet18(weights, pool="mean")), window=Window(1, 1)
+        Neighbors(n_neighbors), encoder=ConcatEncoder(ResNet(weights, pool="mean")), window=Window(1, 1)
     )
     return Method(policy, RecedingHorizon(), BehaviorCloning(steps=1))
 

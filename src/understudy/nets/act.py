@@ -15,7 +15,7 @@ from ..core import Context, HeadSpec, Unsupported, UserError, check_choices, che
 from .base import Encoder, EncoderNet, PosteriorTrunk, TrunkNet, check_not_causal
 from .encoders import observed_column
 from .linear import Linear
-from .vision import PixelNormalizer, ResNet18Body
+from .vision import PixelNormalizer, ResNetBody
 
 _FEED_FORWARD: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
@@ -261,7 +261,7 @@ class ACTEncoder(Encoder):
 
     Args:
         width: Width of the tokens: that of the trunk.
-        weights: Pretrained weights of the ResNet-18, see `nets.vision.ResNet18`. None for random weights.
+        weights: Pretrained weights of the ResNet-18, see `nets.vision.ResNet`. None for random weights.
 
     References:
         Zhao et al. (2023), Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware, arXiv:2304.13705.
@@ -293,7 +293,7 @@ class _ACTEncoderNet(EncoderNet):
                 raise UserError(f"The cameras share one network, but have {sorted(channels)} channels.",
                                 where="ACTEncoder", hint="Use cameras of the same kind, or TokenEncoder.")
             self.pixels = nn.ModuleList(PixelNormalizer(*channels) for _ in self.images)
-            self.backbone = ResNet18Body(*channels, fixed=True)
+            self.backbone = ResNetBody(*channels, fixed=True)
             self.backbone.load_pretrained(config.weights)
             self.image_layer = nn.Conv2d(512, config.width, 1)
         cells = [-(-features[k].shape[0] // 32) * -(-features[k].shape[1] // 32) for k in self.images]

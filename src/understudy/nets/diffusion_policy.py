@@ -12,7 +12,7 @@ from ..core import Context, UserError, check_range
 from .base import Encoder, EncoderNet
 from .encoders import observed_column
 from .linear import Linear
-from .vision import PixelNormalizer, ResNet18Body, crop_to, spatial_softargmax
+from .vision import PixelNormalizer, ResNetBody, crop_to, spatial_softargmax
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class _CameraNet(nn.Module):
     def __init__(self, config, channels):
         super().__init__()
         self.resize, self.crop = config.resize, config.crop
-        self.backbone = ResNet18Body(channels, fixed=not config.group_norm)
+        self.backbone = ResNetBody(channels, fixed=not config.group_norm)
         self.points = nn.Conv2d(512, config.keypoints, 1)
         self.output_layer = Linear(2 * config.keypoints, 2 * config.keypoints)
 

@@ -1,15 +1,22 @@
-"""Named sizes of trunks, from the papers that they come from."""
+"""Named sizes of trunks and encoders, from the papers that they come from."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ..core import ConfigError
 from .base import Trunk
+from .encoders import TokenEncoder
 from .mlp import MLP
 from .mlp_mixer import MLPMixer
+from .point_cloud import PointNet
+from .text_encoder import ByteEncoder
 from .transformer import Transformer
 from .unet import UNet
+from .vision import ResNet
+
+Size = Literal["small", "base", "large"]
+T = TypeVar("T")
 
 TRUNK_SIZES: dict[str, dict[str, Trunk]] = {
     # IDQL (Hansen-Estruch et al. 2023, arXiv:2304.10573) has one size, the smallest here. The others double its width.
@@ -28,8 +35,18 @@ TRUNK_SIZES: dict[str, dict[str, Trunk]] = {
     "mlp_mixer": {"small": MLPMixer(512, 8), "base": MLPMixer(768, 12), "large": MLPMixer(1024, 24)},
 }
 
+ENCODER_SIZES: dict[str, TokenEncoder] = {
+    # The widths are those of DiT-S, DiT-B and DiT-L, of which the first two are also Octo's. ResNet-18, -34 and -50 (He
+    # et al. 2016, arXiv:1512.03385): Diffusion Policy has the first, VINN the last. PointNet: that of DP3, twice as
+    # wide, and the original (Qi et al. 2017, arXiv:1612.00593). The encoder of bytes is our own, and doubles.
+    "small": TokenEncoder(384, vision=ResNet(), text=ByteEncoder(64), points=PointNet()),
+    "base": TokenEncoder(768, vision=ResNet(depth=34), text=ByteEncoder(128), points=PointNet((128, 256, 512))),
+    "large": TokenEncoder(1024, vision=ResNet(depth=50), text=ByteEncoder(256),
+                          points=PointNet((64, 64, 64, 128, 1024))),
+}
 
-def sized_trunk(kind: str, size: Literal["small", "base", "large"] = "small") -> Trunk:
+
+def sized_trunk(kind: str, size: Size = "small") -> Trunk:
     """Return a trunk of a published size.
 
     The sizes suit large data sets. For the toys and a CPU, the defaults of the trunks are better.
@@ -48,7 +65,28 @@ def sized_trunk(kind: str, size: Literal["small", "base", "large"] = "small") ->
     if kind not in TRUNK_SIZES:
         raise ConfigError(f"There is no kind {kind!r} of trunk.", where="sized_trunk",
                           hint=f"Use one of {', '.join(TRUNK_SIZES)}.")
-    if size not in TRUNK_SIZES[kind]:
-        raise ConfigError(f"There is no size {size!r}.", where="sized_trunk",
-                          hint=f"Use one of {', '.join(TRUNK_SIZES[kind])}.")
-    return TRUNK_SIZES[kind][size]
+    return _of_size(TRUNK_SIZES[kind], size, "sized_trunk")
+
+
+def sized_encoder(size: Size = "small") -> TokenEncoder:
+    """Return an encoder of tokens of a published size: for vectors, classes, images, texts and point clouds.
+
+    Point clouds are those columns that `TokenEncoder.point_clouds` names. The sizes suit large data sets, and go with
+    those of `sized_trunk` for transformers. For the toys and a CPU, the defaults of `TokenEncoder` are better.
+
+    Args:
+        size: ``"small"``, ``"base"`` or ``"large"``.
+
+    Raises:
+        ConfigError: There is no such size.
+
+    Example:
+        >>> encoder = replace(sized_encoder("base"), point_clouds=("observation.point_cloud",))
+    """
+    return _of_size(ENCODER_SIZES, size, "sized_encoder")
+
+
+def _of_size(sizes: dict[str, T], size: str, where: str) -> T:
+    if size not in sizes:
+        raise ConfigError(f"There is no size {size!r}.", where=where, hint=f"Use one of {', '.join(sizes)}.")
+    return sizes[size]

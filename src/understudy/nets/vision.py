@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -196,8 +196,9 @@ class _SmallConv(VisionNet):
 
 
 @dataclass(frozen=True)
-class ResNet18(VisionEncoder):
-    """ResNet-18 without its last layer: 11,176,512 parameters for three channels.
+class ResNet(VisionEncoder):
+    """A residual network without its last layer. For three channels ResNet-18 has 11,176,512 parameters, ResNet-34
+    21,284,672 and ResNet-50 23,508,032.
 
     Args:
         weights: None trains from random weights, with GroupNorm (16 channels per group) in place of BatchNorm, as
@@ -208,6 +209,8 @@ class ResNet18(VisionEncoder):
             32 x 32 pixels (for attention, as in ACT).
         keypoints: Number of keypoints, for ``pool="keypoints"``.
         frozen: Do not train the convolutions, only the layer after them. Needs ``pool="mean"`` or ``"grid"``.
+        depth: Number of layers, 18, 34 or 50. That with 50 has bottlenecks, with the stride in their second
+            convolution as in torchvision.
 
     References:
         He et al. (2016), Deep Residual Learning for Image Recognition, arXiv:1512.03385.
@@ -219,6 +222,7 @@ class ResNet18(VisionEncoder):
     pool: Literal["keypoints", "mean", "grid"] = "keypoints"
     keypoints: int = 32
     frozen: bool = False
+    depth: Literal[18, 34, 50] = 18
 
     def __post_init__(self):
         check_choices(self)
@@ -227,12 +231,13 @@ class ResNet18(VisionEncoder):
     def build(self, shape, width=None):
         if self.frozen and self.pool == "keypoints":
             raise UserError("Keypoints come from a convolution that is trained, so this network cannot be frozen.",
-                            where="ResNet18.pool", hint='Use pool="mean" or pool="grid".')
-        net = _ResNet18(self, shape, None if self.frozen else width)
+                            where="ResNet.pool", hint='Use pool="mean" or pool="grid".')
+        net = _ResNet(self, shape, None if self.frozen else width)
         net.body.load_pretrained(self.weights)
         if not self.frozen:
             return net
-        return FrozenVisionNet(net, net.tokens, net.width, width, ["resnet18", self.pool, self.weights is not None])
+        preprocessing = [f"resnet{self.depth}", self.pool, self.weights is not None]
+        return FrozenVisionNet(net, net.tokens, net.width, width, preprocessing)
 
 
 @dataclass(frozen=True)
@@ -265,7 +270,7 @@ def given_weights() -> GivenWeights | None:
     return _weights_given.get()
 
 
-class _ResNet18(VisionNet):
+class _ResNet(VisionNet):
     mean: Tensor
     std: Tensor
 
@@ -274,12 +279,13 @@ class _ResNet18(VisionNet):
         h, w, channels = shape
         if config.weights is not None and channels != 3:
             raise UserError(f"The pretrained weights are for images of 3 channels, and these have {channels}.",
-                            where="ResNet18.weights", hint="Train from random weights (weights=None), or use color "
+                            where="ResNet.weights", hint="Train from random weights (weights=None), or use color "
                                                            "images.")
-        self.body, self.pool = ResNet18Body(channels, fixed=config.weights is not None), config.pool
+        self.body, self.pool = ResNetBody(channels, config.weights is not None, config.depth), config.pool
         self.tokens = -(-h // 32) * -(-w // 32) if config.pool == "grid" else 1
-        self.points = nn.Conv2d(512, config.keypoints, 1) if config.pool == "keypoints" else None
-        self.leave, self.width = output_layer(2 * config.keypoints if config.pool == "keypoints" else 512, width)
+        size = self.body.width
+        self.points = nn.Conv2d(size, config.keypoints, 1) if config.pool == "keypoints" else None
+        self.leave, self.width = output_layer(2 * config.keypoints if config.pool == "keypoints" else size, width)
         mean, std = _imagenet_statistics(channels)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
@@ -329,12 +335,16 @@ def _imagenet_statistics(channels: int) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-class ResNet18Body(nn.Module):
-    """The convolutions of ResNet-18: (N, C, h, w) -> (N, 512, h / 32, w / 32), rounded up.
+class ResNetBody(nn.Module):
+    """The convolutions of a residual network: (N, C, h, w) -> (N, width, h / 32, w / 32), rounded up.
 
     Args:
         channels: Channels of the images (C).
         fixed: Use BatchNorm with fixed statistics, for pretrained weights. Otherwise GroupNorm.
+        depth: Number of layers: 18, 34 or 50.
+
+    Attributes:
+        width: Channels of the output: 512, or 2048 with 50 layers.
     """
 
     layer1: nn.Sequential
@@ -342,12 +352,18 @@ class ResNet18Body(nn.Module):
     layer3: nn.Sequential
     layer4: nn.Sequential
 
-    def __init__(self, channels: int = 3, fixed: bool = False):
+    def __init__(self, channels: int = 3, fixed: bool = False, depth: int = 18):
         super().__init__()
         norm = FixedBatchNorm if fixed else _norm_groups
+        block, blocks = _RESNETS[depth]
+        self.depth, self.width = depth, 64
         self.conv1, self.bn1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False), norm(64)
-        for i, (a, b) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512)), start=1):
-            setattr(self, f"layer{i}", nn.Sequential(_Residual(a, b, norm, 1 if a == b else 2), _Residual(b, b, norm)))
+        for i, n in enumerate(blocks):
+            layers = []
+            for k in range(n):
+                layers.append(block(self.width, 64 * 2**i, norm, 2 if i and not k else 1))
+                self.width = 64 * 2**i * block.expansion
+            setattr(self, f"layer{i + 1}", nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
@@ -357,10 +373,10 @@ class ResNet18Body(nn.Module):
         """Load pretrained weights, unless a checkpoint supplies them.
 
         Args:
-            weights: A safetensors file or an address on the hub (see `ResNet18`). None changes nothing.
+            weights: A safetensors file or an address on the hub (see `ResNet`). None changes nothing.
 
         Raises:
-            UserError: If the file is missing or damaged, or has no ResNet-18.
+            UserError: If the file is missing or damaged, or has no ResNet of this depth.
         """
         if weights is None or given_weights() is not None:
             return
@@ -369,26 +385,52 @@ class ResNet18Body(nn.Module):
             found = load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"The file cannot be read as safetensors: {error}.", where=path,
-                            hint="Give the safetensors file of a ResNet-18, or download it again.") from None
+                            hint=f"Give the safetensors file of a ResNet-{self.depth}, or download it again.") from None
         own = self.state_dict()
         for name, tensor in own.items():
             if name not in found or found[name].shape != tensor.shape:
                 problem = f"has shape {tuple(found[name].shape)}" if name in found else "is missing"
                 raise UserError(f"The tensor {name!r} of shape {tuple(tensor.shape)} {problem}.", where=path,
-                                hint="Give the weights of a ResNet-18 with torchvision's names.")
+                                hint=f"Give the weights of a ResNet-{self.depth} with torchvision's names.")
         self.load_state_dict({k: found[k].to(torch.float32) for k in own})
 
 
 class _Residual(nn.Module):
-    def __init__(self, size, out, norm, stride=1):
+    expansion = 1  # channels of the output, as a multiple of those inside
+
+    def __init__(self, size, inner, norm, stride):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(size, out, 3, stride, 1, bias=False), norm(out)
-        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), norm(out)
-        self.downsample = nn.Identity() if size == out else nn.Sequential(
-            nn.Conv2d(size, out, 1, stride, bias=False), norm(out))
+        self.conv1, self.bn1 = nn.Conv2d(size, inner, 3, stride, 1, bias=False), norm(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 3, 1, 1, bias=False), norm(inner)
+        self.downsample = _shortcut(size, inner, norm, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.downsample(x))
+
+
+class _Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, size, inner, norm, stride):
+        super().__init__()
+        out = inner * self.expansion
+        self.conv1, self.bn1 = nn.Conv2d(size, inner, 1, bias=False), norm(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False), norm(inner)
+        self.conv3, self.bn3 = nn.Conv2d(inner, out, 1, bias=False), norm(out)
+        self.downsample = _shortcut(size, out, norm, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return F.relu(self.bn3(self.conv3(h)) + self.downsample(x))
+
+
+_RESNETS = {18: (_Residual, (2, 2, 2, 2)), 34: (_Residual, (3, 4, 6, 3)), 50: (_Bottleneck, (3, 4, 6, 3))}
+
+
+def _shortcut(size: int, out: int, norm: Callable[[int], nn.Module], stride: int) -> nn.Module:
+    if size == out and stride == 1:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(size, out, 1, stride, bias=False), norm(out))
 
 
 def _norm_groups(channels: int) -> nn.GroupNorm:

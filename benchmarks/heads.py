@@ -33,6 +33,7 @@ import measure
 measure.one_thread()
 
 import functools  # noqa: E402
+import itertools  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
@@ -41,6 +42,7 @@ from dataclasses import dataclass, field, replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
+import scipy.stats  # noqa: E402
 import torch  # noqa: E402
 from published_toys import push_demonstrations  # noqa: E402
 
@@ -53,7 +55,7 @@ from understudy.data.window import Window  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.comparison import Comparison, compare_all  # noqa: E402
 from understudy.evaluate.evaluation import Evaluation, compare, evaluation_of, recording_seed  # noqa: E402
-from understudy.evaluate.multiple_comparisons import holm  # noqa: E402
+from understudy.evaluate.multiple_comparisons import compact_letter_display, holm  # noqa: E402
 from understudy.evaluate.noninferiority import noninferiority_p_value  # noqa: E402
 from understudy.evaluate.plots import labeled_points  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
@@ -402,16 +404,40 @@ def judged(line: dict | None, differences: Mapping[str, tuple[float, float, floa
         else "cannot tell: speed"
 
 
-def success_table(compared_on: Mapping[str, Comparison]) -> list[str]:
+def letters_of_policies(won: Mapping[str, list[list[int]]], level: float = 0.95) -> tuple[list[str], int]:
+    """Letters of the policies that were trained, over new starts alone, and the number of pairs that differ.
+
+    Student's t of the differences of each start, averaged over the seeds, with Holm's adjustment for all pairs.
+
+    Args:
+        won: Success of each head, (seeds, starts).
+        level: Confidence level.
+    """
+    of_start = [np.mean(rows, 0) for rows in won.values()]
+    pairs = list(itertools.combinations(range(len(of_start)), 2))
+    found = []
+    for i, j in pairs:
+        d = of_start[i] - of_start[j]
+        found.append(float(scipy.stats.ttest_1samp(d, 0).pvalue) if d.std() > 0 else float(d[0] == 0))
+    is_different = np.zeros((len(of_start),) * 2, bool)
+    for (i, j), p in zip(pairs, holm(found), strict=True):
+        is_different[i, j] = is_different[j, i] = p < 1 - level
+    best_first = sorted(range(len(of_start)), key=lambda i: -of_start[i].mean())
+    return compact_letter_display(is_different, best_first), int(is_different.sum()) // 2
+
+
+def success_table(compared_on: Mapping[str, Comparison], won: Mapping[str, Mapping[str, list[list[int]]]]) -> list[str]:
     """Success of each head on each task, best mean first, with the letters of the heads that cannot be told apart."""
     tasks = list(compared_on)
-    of = {task: dict(zip(c.names, zip(c.estimates, c.letters, strict=True), strict=True))
+    of = {task: dict(zip(c.names, zip(c.estimates, map(" | ".join, zip(
+        c.letters, letters_of_policies(won[task])[0], strict=True)), strict=True), strict=True))
           for task, c in compared_on.items()}
     of_head = {h: [of[t][h][0].estimate for t in tasks if h in of[t]] for t in tasks for h in of[t]}
     heads = sorted(of_head, key=lambda h: -sum(of_head[h]) / len(of_head[h]))
-    out = ["| head | " + " | ".join(f"{task} | " for task in tasks) + " |", "|---|" + "--:|---|" * len(tasks)]
+    out = ["| head | " + " | ".join(f"{task} | methods | policies" for task in tasks) + " |",
+           "|---|" + "--:|---|---|" * len(tasks)]
     for head in heads:
-        cells = [f"{measure.percent(e.low, e.estimate, e.high)} | {letters}" if e else "not run |"
+        cells = [f"{measure.percent(e.low, e.estimate, e.high)} | {letters}" if e else "not run | |"
                  for e, letters in (of[t].get(head, (None, "")) for t in tasks)]
         out.append(f"| {head} | " + " | ".join(cells) + " |")
     return out
@@ -498,13 +524,13 @@ def page_text(size: Size) -> str:
     fast, parts = speeds(), [state_of(size, found)]
     if found:
         compared_on = {task: compared(task, won) for task, won in found.items()}
-        parts += ["### Success", "", *success_text(size, compared_on)]
+        parts += ["### Success", "", *success_text(size, compared_on, found)]
         if fast:
             parts += ["### Success against latency", "", "Dashed: 20 times as fast as DDPM-100, and 5 points below its "
                       "success. Vertical lines are 95% intervals.", "", *pictures(size, compared_on, fast)]
     if more:
         parts += ["### Success on more tasks", "", " ".join(seeds_said(size, more)), "",
-                  *success_text(size, {task: compared(task, won) for task, won in more.items()})]
+                  *success_text(size, {task: compared(task, won) for task, won in more.items()}, more)]
     if fast:
         parts += ["### Speed", "", *speed_table(size, fast), ""]
     if refused := {h: line["ONNX file"]["note"] for h, line in fast.items() if "ONNX file" in line}:
@@ -570,13 +596,17 @@ def seeds_said(size: Size, found: Mapping[str, dict]) -> list[str]:
     return [told.format(" and ".join(filter(None, (", ".join(of[:-1]), of[-1])))) for told, of in same.items()]
 
 
-def success_text(size: Size, compared_on: Mapping[str, Comparison]) -> list[str]:
+def success_text(size: Size, compared_on: Mapping[str, Comparison], won: Mapping[str, Mapping[str, list[list[int]]]],
+                 ) -> list[str]:
     """The table of success, and what it can tell."""
     parts = ["Percent of successful episodes, with the 95% interval. Heads that share a letter cannot be told apart on "
-             "this task (all pairs, Holm).", "", *success_table(compared_on), ""]
+             "this task (all pairs, Holm): in the column *methods* over training seeds and starts, in the column "
+             "*policies* over starts alone, which is about the policies that were trained here and not about other "
+             "training seeds.", "", *success_table(compared_on, won), ""]
     for task, c in compared_on.items():
         head, sure, _ = c.verdict_parts()
-        parts.append(f"- {task}: {sure} {_few_names(head)}")
+        parts.append(f"- {task}: {sure} {_few_names(head)} Of the policies, {letters_of_policies(won[task])[1]} pairs "
+                     "can be told apart.")
     several = [n for task in compared_on if (n := len(finished_seeds(size, task))) > 1]
     return [*parts, "", *([seeds_caveat(min(several)), ""] if several else [])]
 

@@ -17,6 +17,7 @@ from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit
+from understudy.methods.behavior_cloning import bet
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.lstm import LSTM
@@ -242,3 +243,23 @@ def test_a_history_with_a_loss_at_every_row_remembers_the_cue(trunk):
     played = rollout(actor, env, episodes=50, seed=2)
     success = np.mean([np.asarray(e.steps["next.success"]).any() for e in played])
     assert success > 0.8
+
+
+def test_bet_with_a_loss_at_every_step_reads_no_later_observation_and_executes_the_newest():
+    method, data = bet(4, n_clusters=3, every_step=True), Dataset([episode(12, i) for i in range(3)])
+    policy = seeded(lambda: Policy(method.policy, data.features())).fit_statistics(data).eval()
+    batch = policy.windows(data).gather(np.array([7, 20]))
+    obs = {k: v.clone().requires_grad_(v.is_floating_point()) for k, v in batch.obs.items()}
+    loss = policy.loss(dataclasses.replace(batch, obs=obs), torch.Generator().manual_seed(0))
+    assert loss.shape == (2, 4) and batch.mask.all()
+    for i in range(4):
+        slope, = torch.autograd.grad(loss[:, i].sum(), obs[STATE], retain_graph=True)
+        assert (slope != 0).any(-1).all(0).tolist() == [row <= i for row in range(4)]
+    key = keys(0, [0, 1])
+    first = {k: v[:, 0] for k, v in batch.obs.items() if not k.endswith("?")}
+    action, _ = (actor := PolicyActor(policy, method.executor)).act(first, actor.start(first, key))
+    start = {k: v.unsqueeze(1).expand(-1, 4, -1) for k, v in first.items()}
+    shown = {f"{k}?": torch.tensor([[False] * 3 + [True]] * 2) for k in first}
+    torch.testing.assert_close(action, policy.plan({**start, **shown}, policy.noise(key, torch.zeros(2).long()))[:, -1])
+    with pytest.raises(UserError, match="horizon is 3(?s:.*)leave both at 1"):
+        bet(horizon=3, every_step=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..audit.scores.keyframes import KEYFRAME, MarkKeyframes
-from ..core import Schema
+from ..core import ConfigError, Schema
 from ..data.augment import RandomMasking
 from ..data.codec import Normalizer
 from ..data.episode_concat import EpisodeConcat
@@ -232,7 +232,8 @@ def maskdp(horizon: int = 32, time_left: int | None = None, ratios: tuple[float,
                   inference=(MaskedGoalConfig(column),))
 
 
-def bet(n_obs_steps: int = 5, n_clusters: int = 24, horizon: int = 1, n_action_steps: int = 1) -> Method:
+def bet(n_obs_steps: int = 5, n_clusters: int = 24, horizon: int = 1, n_action_steps: int = 1,
+        every_step: bool = False) -> Method:
     """Behavior transformer: choose a cluster of demonstrated actions, then correct its center.
 
     Args:
@@ -240,11 +241,21 @@ def bet(n_obs_steps: int = 5, n_clusters: int = 24, horizon: int = 1, n_action_s
         n_clusters: Number of clusters.
         horizon: Number of actions in a chunk. More than one are clustered as chunks.
         n_action_steps: Number of actions that are executed before the next plan.
+        every_step: As in the paper, predict an action from each observation of the history and those before it: as many
+            losses for a window as it has observations. Only the action for the newest one is executed.
+
+    Raises:
+        ConfigError: Chunks are longer than one action, and `every_step` is set.
     """
-    policy = PolicyConfig(BeT(n_clusters, joint=True), trunk=Transformer(72, 4, 4), encoder=TokenEncoder(72),
-                          window=Window(n_obs_steps, horizon))
+    if every_step and (horizon, n_action_steps) != (1, 1):
+        raise ConfigError(f"every_step predicts one action for each observation, and horizon is {horizon}, "
+                          f"n_action_steps {n_action_steps}", where="bet.every_step", hint="leave both at 1")
+    past = n_obs_steps - 1 if every_step else 0
+    window = Window(n_obs_steps, past + horizon, action_offset=-past, obs_pad_mask=every_step)
+    trunk = Transformer(72, 4, 4, "block_causal") if every_step else Transformer(72, 4, 4)
+    policy = PolicyConfig(BeT(n_clusters, joint=not every_step), trunk, TokenEncoder(72), window=window)
     learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=3e-4, weight_decay=0.1, warmup_steps=100))
-    return Method(policy, RecedingHorizon(n_action_steps), learner)
+    return Method(policy, RecedingHorizon(n_action_steps, skip=past), learner)
 
 
 def vq_bet(n_obs_steps: int = 5, horizon: int = 5, n_action_steps: int = 1,

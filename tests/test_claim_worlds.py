@@ -11,6 +11,7 @@ from understudy.claims import (
     beso_three_steps,
     composed_constraints,
     critical_steps,
+    dual_phase,
     few_labels,
     fused_experts,
     imitation_promise,
@@ -48,7 +49,9 @@ from understudy.execute.actor import Actor
 from understudy.execute.self_guidance import SelfGuided
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
-from understudy.learn.sample_weights import CurriculumWeights
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.fit_method import fit_method
+from understudy.learn.sample_weights import ColumnWeights, CurriculumWeights
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_env, check_runtime_transform, check_speaker, random_batch
@@ -916,3 +919,54 @@ def test_fused_experts_are_as_many_as_the_claim_says_and_the_control_cannot_be_f
     assert operations["experts"] == operations["control"] == operations["same active size"]
     assert 0.55 < operations["experts"] / operations["same total size"] < 0.65
     assert errors["control"] > 1e-2 and max(e for n, e in errors.items() if n != "control") < 1e-6
+
+
+def test_crowded_places_keep_the_contract_of_environments():
+    check_env(lambda rows: dual_phase.CrowdedPlaces(rows, limit=12))
+    check_env(dual_phase.seen_places)
+    ran = rollout(dual_phase.Straight(noise=0.0), dual_phase.CrowdedPlaces(20), 40, seed=1)
+    assert all(e.metadata["success"] for e in ran)
+
+
+def test_few_episodes_of_each_place_have_words_and_half_of_the_sampling_rate():
+    data = dual_phase.PlayAndDemonstrations(20, per_place=2).load(0)
+    given = [bool(e.steps[few_labels.TASK + "?"][0]) for e in data]
+    words = [int(e.steps[few_labels.TASK][0, 0]) for e in data]
+    assert given == [False] * 20 + [True] * 16 and words == [0] * 20 + sorted([*range(8)] * 2)
+    assert all(bool(e.steps[dual_phase.LABELED].all()) == word for e, word in zip(data, given, strict=True))
+    rates = [sum(e.steps[few_labels.RATE_COLUMN].sum() for e in some) for some in (data[:20], data[20:])]
+    assert rates == pytest.approx([0.5, 0.5], rel=1e-5)
+
+
+def test_the_first_phase_of_the_control_has_the_same_steps_in_another_order():
+    data = dual_phase.PlayAndDemonstrations(20, per_place=2).load(0)
+    shuffled = dual_phase.shuffled_in_time(data, 0)
+    for before, after in zip(data, shuffled, strict=True):
+        views = [np.sort(e.steps[dual_phase.VIEW], 0) for e in (before, after)]
+        assert np.array_equal(views[0], views[1]) and np.array_equal(before.steps["action"], after.steps["action"])
+    assert sum(np.array_equal(a.steps[dual_phase.VIEW], b.steps[dual_phase.VIEW])
+               for a, b in zip(data, shuffled, strict=True)) < 3
+
+
+def test_the_second_phase_trains_the_trunk_only_where_it_says():
+    data = dual_phase.PlayAndDemonstrations(20, per_place=1).load(0)
+    for trunk in ("frozen", "train"):
+        method = dual_phase.Phases(3, 3, trunk).method
+        first = fit_method(method.stages[0].method, data, 0)
+        second = fit_method(method, data, 0, stages={"trunk": first})
+        before, after = (dict(result.policy.named_parameters()) for result in (first, second))
+        equal = [torch.equal(after[name], value) for name, value in before.items() if "encoder.trunk" in name]
+        assert all(equal) if trunk == "frozen" else not any(equal)
+        assert any(name.startswith("encoder.prompt") for name in after.keys() - before.keys())
+
+
+def test_one_phase_learns_to_act_from_episodes_with_words_alone():
+    data = dual_phase.PlayAndDemonstrations(20, per_place=1).load(0)
+    learner = dual_phase.Phases(0, 3, "joint").method.learner
+    assert isinstance(learner, BehaviorCloning) and isinstance(learner.sample_weights, ColumnWeights)
+    assert len(learner.auxiliary_losses) == 3 and learner.sampling_column == few_labels.RATE_COLUMN
+    fitted = fit_method(dual_phase.Phases(0, 3, "joint").method, data, 0)
+    batch = fitted.policy.windows(data, extra=(dual_phase.LABELED,)).batch(64, 0, 0)
+    weights = learner.sample_weights(batch, fitted.policy)
+    words = batch.obs[few_labels.TASK + "?"][:, -1]
+    assert torch.equal(weights, words[:, None].expand(weights.shape).float()) and 0 < words.float().mean() < 1

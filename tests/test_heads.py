@@ -60,9 +60,10 @@ HEADS = {h: None for h in (  # a new head joins by its line here; the first of e
     Flow(solver=Heun()), Flow(time_distribution="logit_normal"), MIP(), MIP(scale_first_target=True,
     loss_balance="equal"), Neighbors(), Neighbors(local_model="linear", weights="equal"), CVAE(latent_dim=4),
     CVAE(latent_dim=4, temperature=1.0), Shortcut(), Shortcut(n_steps=4, self_consistency_fraction=0.5), MeanFlow(),
-    MeanFlow(n_steps=2, velocity_fraction=0.0), EDM(), EDM(n_steps=4, solver=Heun()), BeT(6), BeT(4, joint=True,
-    temperature=0.0), Bins(8), Bins(8, "quantile", autoregressive=False), EnergyModel(8, n_candidates=16),
-    LANGEVIN, VQBeT(4, latent_dim=8, width=8, fit_steps=20), VQBeT(4, 3, offset_codes="encoded", latent_dim=8, width=8,
+    MeanFlow(n_steps=2, velocity_fraction=0.0), EDM(), EDM(n_steps=4, solver=Heun()),
+    EDM(n_steps=4, solver=DPMSolverPP()), BeT(6), BeT(4, joint=True, temperature=0.0), Bins(8),
+    Bins(8, "quantile", autoregressive=False), EnergyModel(8, n_candidates=16), LANGEVIN,
+    VQBeT(4, latent_dim=8, width=8, fit_steps=20), VQBeT(4, 3, offset_codes="encoded", latent_dim=8, width=8,
     fit_steps=20, temperature=0.0), Consistency(), Consistency(n_steps=3), AdaFlow(), NormalizingFlow(4),
     OneStepGenerator(), Flow(coupling="optimal_transport"), Flow(prediction="sample"))}
 HEADS |= {Categorical(): CHOICE, Categorical(temperature=1.0): CHOICE, Categorical(1.0, True, width=8): CHOICE}

@@ -12,7 +12,7 @@ from understudy.heads.behavior_transformer import BeT
 from understudy.heads.bins import Bins
 from understudy.heads.edm import EDM
 from understudy.heads.energy import EnergyModel
-from understudy.heads.solvers import Euler, Heun
+from understudy.heads.solvers import DDIM, DPMSolverPP, Euler, Heun
 from understudy.nets.mlp import MLP
 
 EMPTY = Context(torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.bool))
@@ -54,7 +54,7 @@ def nothing(x, t, context):
     return torch.zeros_like(x)
 
 
-@pytest.mark.parametrize("solver, order", [(Euler(), 1), (Heun(), 2)])
+@pytest.mark.parametrize("solver, order", [(Euler(), 1), (Heun(), 2), (DPMSolverPP(), 2)])
 def test_edm_follows_the_flow_of_a_gaussian(solver, order):
     noise = torch.randn(4, 3, 2, generator=rng(), dtype=torch.float64)
 
@@ -65,6 +65,18 @@ def test_edm_follows_the_flow_of_a_gaussian(solver, order):
         exact = 8 * noise * spread * 0.49 / (0.49 + 0.1**2)
         return float((head.sample(nothing, EMPTY, noise) - exact).abs().max())
     assert error(80) < 0.03 and math.log2(error(40) / error(80)) == pytest.approx(order, abs=0.3)
+
+
+def test_ddim_along_the_noise_levels_is_euler():
+    noise = torch.randn(4, 3, 2, generator=rng(), dtype=torch.float64)
+
+    def plan(solver, cost=None):
+        return EDM(6, solver, sigma_data=0.7).sample(nothing, EMPTY, noise, cost)
+
+    def cost(action):
+        return 0.3 * (action - 1).square().sum((1, 2))
+    torch.testing.assert_close(plan(DDIM(), cost), plan(Euler(), cost))
+    assert (plan(DDIM(), cost) - plan(DDIM())).abs().max() > 0.05
 
 
 def test_edm_targets_have_variance_one_at_every_level():

@@ -11,7 +11,7 @@ from ..core import Unsupported, UserError, check_choices, check_range
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import DenoisingHead, RampTimes, check_trunk_times, cost_gradient, sample_times, scan
 from .paths import VariancePreservingPath
-from .solvers import DDIM, DenoisingSolver, DeterministicSolver
+from .solvers import DDIM, DenoisingSolver, DeterministicSolver, check_solver
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Diffusion(DenoisingHead):
 
     def __post_init__(self):
         check_choices(self)
+        check_solver(self, DenoisingSolver)
         check_range(self, "n_steps", "n_train_steps", "n_extra_steps")
         check_range(self, "clip_sample", "guidance_weight", at_least=0)
         if not 1 <= self.n_steps <= self.n_train_steps:

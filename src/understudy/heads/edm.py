@@ -8,7 +8,7 @@ import torch
 
 from ..core import UserError, check_range
 from ..nets.base import precomputed, time_embedding, with_time_embedding
-from .base import DenoisingHead, cost_gradient, scan
+from .base import DenoisingHead, cost_gradient, energy_shift, scan, split_energy
 from .paths import EDMPath, edm_scales
 from .solvers import DeterministicSolver, Euler, Solver, check_solver
 
@@ -140,7 +140,13 @@ class EDM(DenoisingHead):
 
     def _guided_clean(self, net, context, x, sigma, t, cost):
         """Estimate of the clean action, and what guidance adds to the velocity."""
-        clean = self._clean(net, context, x, sigma, t)
+        energy, cost = split_energy(cost)
+
+        def estimate(y):
+            return self._clean(net, context, y, sigma, t)
+        clean = estimate(x)
+        if energy is not None:
+            clean = clean + energy_shift(energy, estimate, x, torch.ones_like(sigma), sigma)
         if cost is None:
             return clean, 0.0
-        return clean, -self.guidance_weight * cost_gradient(cost, lambda y: self._clean(net, context, y, sigma, t), x)
+        return clean, -self.guidance_weight * cost_gradient(cost, estimate, x)

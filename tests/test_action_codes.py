@@ -270,6 +270,16 @@ def test_the_cosine_transform_is_scipys_and_orthonormal():
     torch.testing.assert_close(matrix.T @ matrix, torch.eye(7, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("horizon", [4, 16, 50])
+def test_rounded_coefficients_are_exactly_scipys(horizon):
+    """In float32, about one of a million is rounded to the other side."""
+    chunk = torch.randn(2_000_000 // horizon, horizon, 1, generator=rng())
+    expected = np.around(FAST().scale * dct(chunk.double().numpy(), axis=1, norm="ortho"))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ChunkTokenizer(FAST(vocab_size=256), horizon, 1).coefficients(chunk)
+    np.testing.assert_array_equal(found.numpy(), expected[..., 0])
+
+
 def test_low_frequencies_of_all_components_come_first():
     tokenizer = ChunkTokenizer(FAST(), 4, 3)
     constant = torch.tensor([0.0, 1.0, -0.5]).expand(1, 4, 3)

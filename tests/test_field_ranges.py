@@ -58,6 +58,7 @@ EXAMPLES = {type(x).__name__: x for x in (
     *(teach(FromStage("teacher")) for teach in (ConsistencyDistillation, Reflow, OneStepDistillation)))}
 BUILT = {  # need a planner or an actor: the configs that build them are checked here
     "FixedBatch", "BestOfN", "SampleSelector", "IteratedPlanner", "SelfGuided", "BidirectionalDecoding", "Steered",
+    "ScorerGuided", "ScorerGuidance",
     "NoisyActor", "ClassPrediction", "DelayedPlan", "DelayedAction",
 }
 OTHERS = {  # need other parts, or are written by code only

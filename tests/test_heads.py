@@ -23,7 +23,7 @@ from understudy.heads.consistency import Consistency
 from understudy.heads.cvae import CVAE
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.edm import EDM
-from understudy.heads.energy import EnergyModel
+from understudy.heads.energy import AutoregressiveEnergy, EnergyModel
 from understudy.heads.fast import FAST
 from understudy.heads.flow import Flow
 from understudy.heads.gaussian import Gaussian
@@ -60,9 +60,11 @@ HEADS = {h: None for h in (  # a new head joins by its line here; the first of e
     Flow(solver=Heun()), Flow(time_distribution="logit_normal"), MIP(), MIP(scale_first_target=True,
     loss_balance="equal"), Neighbors(), Neighbors(local_model="linear", weights="equal"), CVAE(latent_dim=4),
     CVAE(latent_dim=4, temperature=1.0), Shortcut(), Shortcut(n_steps=4, self_consistency_fraction=0.5), MeanFlow(),
-    MeanFlow(n_steps=2, velocity_fraction=0.0), EDM(), EDM(n_steps=4, solver=Heun()), BeT(6), BeT(4, joint=True,
-    temperature=0.0), Bins(8), Bins(8, "quantile", autoregressive=False), EnergyModel(8, n_candidates=16),
-    LANGEVIN, VQBeT(4, latent_dim=8, width=8, fit_steps=20), VQBeT(4, 3, offset_codes="encoded", latent_dim=8, width=8,
+    MeanFlow(n_steps=2, velocity_fraction=0.0), EDM(), EDM(n_steps=4, solver=Heun()),
+    EDM(n_steps=4, solver=DPMSolverPP()), BeT(6), BeT(4, joint=True, temperature=0.0), Bins(8),
+    Bins(8, "quantile", autoregressive=False), EnergyModel(8, n_candidates=16), LANGEVIN,
+    AutoregressiveEnergy(8, n_candidates=16, width=8),
+    VQBeT(4, latent_dim=8, width=8, fit_steps=20), VQBeT(4, 3, offset_codes="encoded", latent_dim=8, width=8,
     fit_steps=20, temperature=0.0), Consistency(), Consistency(n_steps=3), AdaFlow(), NormalizingFlow(4),
     OneStepGenerator(), Flow(coupling="optimal_transport"), Flow(prediction="sample"))}
 HEADS |= {Categorical(): CHOICE, Categorical(temperature=1.0): CHOICE, Categorical(1.0, True, width=8): CHOICE}
@@ -113,7 +115,7 @@ def test_contract_of_frozen_encoders(head, trunk):
 
 @pytest.mark.parametrize("head, is_deterministic", [
     (Regression(), True), (MIP(), True), (Neighbors(), True), (Flow(), False), (Diffusion(), False),
-    (EnergyModel(8, n_candidates=16), False),
+    (EnergyModel(8, n_candidates=16), False), (AutoregressiveEnergy(8, n_candidates=16), False),
     (Gaussian(), True), (Gaussian(temperature=0.5), False), (Categorical(), True), (Categorical(1.0), False),
     (CVAE(4), True), (CVAE(4, temperature=1.0), False), (Bins(8, temperature=0.0), True), (Bins(8), False),
     (BeT(4, temperature=0.0), True), (BeT(4), False), (NormalizingFlow(4, temperature=0.0), True),

@@ -18,7 +18,7 @@ from understudy.heads.edm import EDM
 from understudy.heads.flow import Flow
 from understudy.heads.mip import MIP
 from understudy.heads.regression import Regression
-from understudy.heads.solvers import Heun
+from understudy.heads.solvers import DPMSolverPP, Heun
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit
 from understudy.learn.load_balancing import LoadBalancing
@@ -214,7 +214,8 @@ def chosen_experts(policy, n_times=10):
 
 
 @pytest.mark.parametrize("attention", ["cross", "joint", "block_causal"])
-@pytest.mark.parametrize("head", [EDM(10), EDM(1), EDM(5, solver=Heun()), Flow(n_steps=4)], ids=str)
+@pytest.mark.parametrize("head", [EDM(10), EDM(1), EDM(5, solver=Heun()), EDM(5, solver=DPMSolverPP()),
+                                  Flow(n_steps=4)], ids=str)
 def test_a_policy_with_fused_experts_plans_the_same(head, attention):
     policy, batch = mixture(head, attention)
     assert len(chosen_experts(policy)) > 2

@@ -11,8 +11,8 @@ from understudy.core import Context, HeadSpec, UserError
 from understudy.heads.behavior_transformer import BeT
 from understudy.heads.bins import Bins
 from understudy.heads.edm import EDM
-from understudy.heads.energy import EnergyModel
-from understudy.heads.solvers import Euler, Heun
+from understudy.heads.energy import AutoregressiveEnergy, EnergyModel
+from understudy.heads.solvers import DDIM, DPMSolverPP, Euler, Heun
 from understudy.nets.mlp import MLP
 
 EMPTY = Context(torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.bool))
@@ -54,7 +54,7 @@ def nothing(x, t, context):
     return torch.zeros_like(x)
 
 
-@pytest.mark.parametrize("solver, order", [(Euler(), 1), (Heun(), 2)])
+@pytest.mark.parametrize("solver, order", [(Euler(), 1), (Heun(), 2), (DPMSolverPP(), 2)])
 def test_edm_follows_the_flow_of_a_gaussian(solver, order):
     noise = torch.randn(4, 3, 2, generator=rng(), dtype=torch.float64)
 
@@ -65,6 +65,18 @@ def test_edm_follows_the_flow_of_a_gaussian(solver, order):
         exact = 8 * noise * spread * 0.49 / (0.49 + 0.1**2)
         return float((head.sample(nothing, EMPTY, noise) - exact).abs().max())
     assert error(80) < 0.03 and math.log2(error(40) / error(80)) == pytest.approx(order, abs=0.3)
+
+
+def test_ddim_along_the_noise_levels_is_euler():
+    noise = torch.randn(4, 3, 2, generator=rng(), dtype=torch.float64)
+
+    def plan(solver, cost=None):
+        return EDM(6, solver, sigma_data=0.7).sample(nothing, EMPTY, noise, cost)
+
+    def cost(action):
+        return 0.3 * (action - 1).square().sum((1, 2))
+    torch.testing.assert_close(plan(DDIM(), cost), plan(Euler(), cost))
+    assert (plan(DDIM(), cost) - plan(DDIM())).abs().max() > 0.05
 
 
 def test_edm_targets_have_variance_one_at_every_level():
@@ -318,3 +330,62 @@ def test_energies_learn_two_ways():
     plans = head.sample(net, contexts(100), torch.randn(100, *head.noise(2, 1), generator=rng()))[..., 0]
     near = (plans.abs() - 0.8).abs().amax(1) < 0.15
     assert near.float().mean() > 0.9 and (plans[near, 0].sign() == plans[near, 1].sign()).all()
+
+
+class ChainEnergy(nn.Module):
+    """20 (y - 0.3)^2 for the first component, and 20 (y - half of the one before)^2 for the others."""
+
+    def forward(self, x):
+        before = x[..., -2:-1] / 2 if x.shape[-1] > 4 else 0.3  # 3 features, the components before, and y
+        return 20 * (x[..., -1:] - before).square()
+
+
+def chain(head, horizon, width):
+    net = head.build(MLP(8, 1), width, HeadSpec(horizon, 1, 1))
+    net.layers = nn.ModuleList([ChainEnergy()] * (horizon * width))
+    return net
+
+
+def test_the_autoregressive_search_takes_the_lowest_energy_given_the_components_before():
+    head = AutoregressiveEnergy(n_candidates=512, n_iterations=6, width=3)
+    net = chain(head, 2, 2)
+    plan = head.sample(net, contexts(3), torch.randn(3, *head.noise(2, 2), generator=rng()))
+    torch.testing.assert_close(plan, torch.tensor([[0.3, 0.15], [0.075, 0.0375]]).expand(3, 2, 2), atol=5e-3, rtol=0)
+    net.high[0] = 0.1  # each component stays within its own range, and later ones follow the chosen value
+    plan = head.sample(net, contexts(3), torch.randn(3, *head.noise(2, 2), generator=rng()))
+    torch.testing.assert_close(plan[:, 0], torch.tensor([0.1, 0.05]).expand(3, 2), atol=5e-3, rtol=0)
+
+
+def test_the_autoregressive_loss_is_that_of_each_component_after_the_demonstrated_ones():
+    head = AutoregressiveEnergy(n_negatives=4000, width=3)
+    net = chain(head, 1, 2)
+    action, mask = torch.tensor([[[0.5, 0.1]]]).repeat(50, 1, 1), torch.ones(50, 1, dtype=torch.bool)
+    # with many negatives: minus the log-density of N(before, 1 / 40), over that of a negative, plus log n
+    density = torch.distributions.Normal(torch.tensor([0.3, 0.25]), math.sqrt(1 / 40))
+    expected = 2 * math.log(4000 / 2) - density.log_prob(action[0, 0]).sum()
+    loss = head.loss(net, contexts(50), action, mask, rng()).detach()
+    assert loss.mean() == pytest.approx(expected.item(), abs=0.02)
+    net.layers = nn.ModuleList([Same(), Same()])
+    torch.testing.assert_close(head.loss(net, contexts(50), action, mask, rng()),
+                               torch.full((50, 1), 2 * math.log(4001)))
+
+
+class Same(nn.Module):
+    """The same energy for every value."""
+
+    def forward(self, x):
+        return 0 * x[..., :1]
+
+
+def test_autoregressive_energies_learn_two_ways_in_many_dimensions():
+    """In 8 dimensions, where the search of `EnergyModel` over all components finds neither way."""
+    point = torch.tensor([0.8, -0.4, 0.6, -0.7]).repeat(2).view(1, 4, 2)
+    way = point * torch.tensor([1.0, -1.0]).repeat(32)[:, None, None]
+
+    def fraction_near(head, steps, lr):
+        net = train(head, way, steps, lr)
+        plans = head.sample(net, contexts(100), torch.randn(100, *head.noise(4, 2), generator=rng()))
+        gaps = torch.stack([(plans - side * point).abs().amax((1, 2)) for side in (1, -1)])
+        return (gaps.amin(0) < 0.2).float().mean()
+    assert fraction_near(AutoregressiveEnergy(32, width=32), 250, 1e-2) > 0.9
+    assert fraction_near(EnergyModel(32, n_candidates=128), 400, 3e-3) < 0.5

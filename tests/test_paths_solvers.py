@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import Context, HeadSpec
+from understudy.core import ConfigError, Context, HeadSpec
 from understudy.heads.diffusion import Diffusion
+from understudy.heads.edm import EDM
+from understudy.heads.flow import Flow
+from understudy.heads.interpolant import Interpolant
 from understudy.heads.paths import (
     EDMPath,
     LinearPath,
@@ -17,6 +20,7 @@ from understudy.heads.paths import (
     noise_schedule,
 )
 from understudy.heads.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, Midpoint, integrate
+from understudy.heads.streaming_flow import StreamingFlow
 from understudy.nets.mlp import MLP
 
 B, H, A = 3, 5, 2
@@ -159,6 +163,15 @@ def test_integration_of_a_network_equals_a_plain_loop(solver):
     out = integrate(solver, lambda x, t, context: net(x, t, context), net, context, noise, 4)
     torch.testing.assert_close(out, plain)
     assert not torch.allclose(out, noise, atol=0.1)
+
+
+@pytest.mark.parametrize("head, solver, fitting", [
+    (Flow, DPMSolverPP(), "Euler, Midpoint or Heun"), (Interpolant, DDIM(), "Euler, Midpoint or Heun"),
+    (StreamingFlow, DDPM(), "Euler, Midpoint or Heun"), (Diffusion, Heun(), "DDIM, DDPM or DPMSolverPP"),
+    (EDM, DDPM(), "Euler, Midpoint, Heun, DDIM or DPMSolverPP"), (Flow, Heun, "Euler, Midpoint or Heun")])
+def test_a_head_refuses_a_solver_of_another_kind_and_names_those_that_fit(head, solver, fitting):
+    with pytest.raises(ConfigError, match=rf"{head.__name__}.solver: solver is .* but must be {fitting}\n"):
+        head(solver=solver)
 
 
 # -- solvers that step from estimates of the clean action -----------------------------------------------------------

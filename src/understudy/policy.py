@@ -52,7 +52,7 @@ from .data.episode import Dataset
 from .data.image_layout import check_image_layout
 from .data.window import Window, Windows
 from .files import read_json, write_json
-from .heads.base import DenoisingHead, Head, LimitedCost, StepwiseHead, TargetNetworkHead
+from .heads.base import Cost, DenoisingHead, EnergyCost, Head, LimitedCost, StepwiseHead, TargetNetworkHead
 from .nets.base import Encoder, Trunk, record_intermediate
 from .nets.encoders import TokenEncoder
 from .nets.feature_cache import with_cached_features
@@ -155,6 +155,14 @@ class LimitedCostGuidance(CostGuidance):
 
     No sampling step is guided past the point where the cost would be 0, however large the cost is: see
     `heads.base.LimitedCost`. Costs of other guides that act at the same time are limited together with it.
+    """
+
+
+class EnergyGuidance(CostGuidance):
+    """Guidance whose cost is an energy: plans are drawn from the density of the policy times ``exp(-cost)``.
+
+    The effect does not depend on the number of sampling steps: see `heads.base.EnergyCost`. Costs of other guides that
+    act at the same time keep their own strength.
     """
 
 
@@ -649,10 +657,16 @@ class Policy(CheckpointModule, StepwisePlanner):
 
         for guide in guides:
             net = guide.guided_net(net, without) if isinstance(guide, NetworkGuidance) else net
-        pulls = [g for g in guides if isinstance(g, CostGuidance)]
-        cost = (lambda x: cast(Tensor, sum(g.cost(x, encode, decode) for g in pulls))) if pulls else None
+
+        def total(parts) -> Cost | None:
+            return (lambda x: cast(Tensor, sum(g.cost(x, encode, decode) for g in parts))) if parts else None
+        energies = [g for g in guides if isinstance(g, EnergyGuidance)]
+        pulls = [g for g in guides if isinstance(g, CostGuidance) and not isinstance(g, EnergyGuidance)]
+        cost = total(pulls)
         if cost is not None and any(isinstance(g, LimitedCostGuidance) for g in pulls):
             cost = LimitedCost(cost)
+        if (energy := total(energies)) is not None:
+            cost = EnergyCost(energy, cost)
         return decode(head.sample(net, context, noise, cost))
 
     def _check_hidden(self, keys: tuple[str, ...]) -> None:

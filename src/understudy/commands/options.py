@@ -157,16 +157,15 @@ class PartChoice:
 
 
 def _part_choice(kind: Any) -> PartChoice | None:
-    """The choice of an abstract class whose module has several dataclasses without fields that implement it."""
-    if not inspect.isclass(kind) or not inspect.isabstract(kind):
+    """The choice of abstract classes whose module has several dataclasses without fields that implement them."""
+    if not all(inspect.isclass(k) and inspect.isabstract(k) for k in _members(kind)):
         return None
     found: list[type] = []
-    pending = list(kind.__subclasses__())
+    pending = [(part, k.__module__) for k in _members(kind) for part in k.__subclasses__()]
     while pending:
-        part = pending.pop(0)
-        pending += part.__subclasses__()
-        if part.__module__ == kind.__module__ and not inspect.isabstract(part) and is_dataclass(part) and not fields(
-                part):
+        part, module = pending.pop(0)
+        pending += [(p, module) for p in part.__subclasses__()]
+        if part.__module__ == module and not inspect.isabstract(part) and is_dataclass(part) and not fields(part):
             found.append(part)
     return PartChoice(tuple(found)) if len(found) > 1 else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from .planners import (
     SetScorer,
 )
 from .self_guidance import SelfGuided
-from .steering import ComposedPolicies, Steered, check_steering
+from .steering import ComposedPolicies, ScorerGuided, Steered, check_steering
 
 
 class PlannerConfig(ABC):
@@ -179,6 +180,25 @@ class SteeringConfig(PlannerConfig):
 
     def build(self, planner, modules):
         return Steered(planner, self.points, self.column, self.components, self.step, self.scale)
+
+
+@dataclass(frozen=True)
+class ScorerGuidanceConfig(PlannerConfig):
+    """Guides plans towards a higher score of a classifier, a critic or another scorer: see `ScorerGuided`.
+
+    Args:
+        scorer: The scorer: a module of the same checkpoint by its name, or one that a stage trained.
+        scale: Factor of the score.
+    """
+
+    scorer: str | FromStage | Scorer = "critic"
+    scale: float = 1.0
+
+    def __post_init__(self):
+        check_range(self, "scale", above=-math.inf, below=math.inf)
+
+    def build(self, planner, modules):
+        return ScorerGuided(planner, _module(self.scorer, Scorer, modules, "ScorerGuidanceConfig.scorer"), self.scale)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
-"""Steering while acting: several conditions or policies together, and points or paths that a person gives."""
+"""Steering while acting: conditions or policies together, a learned scorer, and points or paths that a person gives."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import Scorer
 from ..core import ConfigError, Context, UserError, check_range, take
-from ..policy import LimitedCostGuidance, NetworkGuidance, Planner, Policy
+from ..policy import EnergyGuidance, LimitedCostGuidance, NetworkGuidance, Planner, Policy
 from .base import check_numeric_actions
 from .planners import PlannerWrapper
 
@@ -139,6 +141,70 @@ class ComposedPolicies(PlannerWrapper):
         seen = tuple(p.context({k: obs[k] for k in p.inputs}) for p in self.others)
         together = _OtherPolicies(tuple(p.net for p in self.others), seen, self.weights)
         return self.planner.plan({k: obs[k] for k in self.planner.inputs}, noise, (*guides, together))
+
+
+@dataclass(frozen=True)
+class ScorerGuidance(EnergyGuidance):
+    """Multiplies the density of plans by ``exp(scale * score)``, along the gradient of the score.
+
+    Args:
+        scorer: Scores plans in world units, differentiably.
+        obs: Observation windows with the columns that the scorer reads, (B, To, ...).
+        scale: Factor of the score.
+    """
+
+    scorer: Scorer
+    obs: Mapping[str, Tensor]
+    scale: float
+
+    def select_rows(self, rows):
+        return replace(self, obs=take(self.obs, rows))
+
+    def cost(self, coded_action, encode, decode):
+        return -self.scale * self.scorer(self.obs, decode(coded_action))
+
+
+@dataclass(frozen=True)
+class ScorerGuided(PlannerWrapper):
+    """Guides the plans of a policy towards a higher score, by the gradient of the scorer.
+
+    With the log-probability of a classifier as the score, this is classifier guidance: at `scale` 1, plans are drawn
+    from what the policy does, given the class. With a critic it is guidance by a value, and `scale` says how much a
+    value counts. The policy stays as it was trained. Classifiers of images are trained on noisy inputs, and so is the
+    value of Diffuser. Here the scorer reads the policy's estimate of the clean plan, so that any scorer of plans will
+    do. A large `scale` leaves what was demonstrated.
+
+    Args:
+        planner: A policy whose head samples step by step, such as `Diffusion`, `EDM` or `Flow`.
+        scorer: Scores plans, differentiably, such as a critic.
+        scale: Factor of the score. 0 is the plain policy, and a negative one avoids what scores high.
+
+    Raises:
+        Unsupported: Actions are classes.
+
+    References:
+        Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis, arXiv:2105.05233.
+        Janner et al. (2022), Planning with Diffusion for Flexible Behavior Synthesis, arXiv:2205.09991.
+    """
+
+    planner: Planner
+    scorer: Scorer
+    scale: float = 1.0
+
+    def __post_init__(self):
+        check_numeric_actions(self.planner, "ScorerGuided", "moves actions along the gradient of a score")
+        check_range(self, "scale", above=-math.inf, below=math.inf)
+
+    @property
+    def inputs(self):
+        return tuple(dict.fromkeys((*self.planner.inputs, *self.scorer.inputs)))
+
+    @property
+    def features(self):
+        return {**self.scorer.features, **self.planner.features}
+
+    def plan(self, obs, noise, guides=()):
+        return self.planner.plan(obs, noise, (*guides, ScorerGuidance(self.scorer, obs, self.scale)))
 
 
 @dataclass(frozen=True)

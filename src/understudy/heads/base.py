@@ -437,6 +437,62 @@ class LimitedCost:
         return self.cost(action)
 
 
+MAX_NOISE_RATIO = 10.0  # noise per action, beyond which a network's estimate says too little about the action to guide
+
+
+@dataclass(frozen=True)
+class EnergyCost:
+    """An energy, by which plans are reweighted, and possibly a cost.
+
+    Guidance by an energy multiplies the density of plans by ``exp(-energy)``. It has this strength for any number of
+    steps and for any solver. Guidance by a cost moves each step, and has a stronger effect in more steps. A head that
+    does not tell them apart lowers the sum.
+
+    Args:
+        energy: The energy, (B, H, A) -> (B,). It may be minus a log-likelihood, or minus a scaled value.
+        cost: The cost, if there is one.
+
+    References:
+        Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis, arXiv:2105.05233, equation 14.
+    """
+
+    energy: Cost
+    cost: Cost | None = None
+
+    def __call__(self, action: Tensor) -> Tensor:
+        return self.energy(action) if self.cost is None else self.energy(action) + self.cost(action)
+
+
+def split_energy(cost: Cost | None) -> tuple[Cost | None, Cost | None]:
+    """Returns the energy by which plans are reweighted, and the cost that moves each step."""
+    return (cost.energy, cost.cost) if isinstance(cost, EnergyCost) else (None, cost)
+
+
+def energy_shift(energy: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor,
+                 sigma: Tensor) -> Tensor:
+    """What an energy adds to the estimate of the clean action.
+
+    The gradient of the log-density of ``x = alpha * action + sigma * noise`` determines the mean of the action, by
+    Tweedie's formula. The energy of the estimate takes the place of the energy of x, which nothing has learned. The
+    two gradients are equal for a Gaussian policy and an energy that is linear in the action.
+
+    Args:
+        energy: The energy, (B, H, A) -> (B,).
+        estimate: Estimate of the clean action, (B, H, A) -> (B, H, A).
+        x: Noisy actions, (B, H, A).
+        alpha: Scale of the action in x.
+        sigma: Scale of the noise in x.
+
+    Returns:
+        Shift, (B, H, A).
+
+    References:
+        Chung et al. (2023), Diffusion Posterior Sampling for General Noisy Inverse Problems, arXiv:2209.14687.
+    """
+    ratio = (sigma / alpha.clamp(min=1e-9)).clamp(max=MAX_NOISE_RATIO)
+    return -alpha * ratio.square() * cost_gradient(energy, estimate, x)
+
+
 def cost_gradient(cost: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Gradient of ``cost(estimate(x))`` with respect to x. It works under `torch.inference_mode` too.
 
@@ -475,11 +531,16 @@ def guided_velocity(velocity: Callable[[Tensor], Tensor], x: Tensor, t: Tensor, 
         Song et al. (2023), Pseudoinverse-Guided Diffusion Models for Inverse Problems, ICLR.
         Black et al. (2025), Real-Time Execution of Action Chunking Flow Policies, arXiv:2506.07339.
     """
-    unguided = velocity(x)
+    unguided, (energy, cost) = velocity(x), split_energy(cost)
+
+    def clean(y):
+        return y + (1 - t) * velocity(y)
+    if energy is not None:
+        unguided = unguided + energy_shift(energy, clean, x, t, 1 - t) / (1 - t).clamp(min=1e-6)
     if cost is None:
         return unguided
     # The pseudo-inverse weight is (1 - t) / (t r^2) with r^2 = (1 - t)^2 / (t^2 + (1 - t)^2).
     weight = ((t**2 + (1 - t) ** 2) / (t * (1 - t)).clamp(min=1e-6)).clamp(max=max_weight)
     if isinstance(cost, LimitedCost):
         weight = torch.minimum(weight, 1 / torch.as_tensor(step, device=x.device, dtype=x.dtype).clamp(min=1e-6))
-    return unguided - weight * cost_gradient(cost, lambda y: y + (1 - t) * velocity(y), x)
+    return unguided - weight * cost_gradient(cost, clean, x)

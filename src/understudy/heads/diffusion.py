@@ -9,9 +9,18 @@ import torch
 
 from ..core import Unsupported, UserError, check_choices, check_range
 from ..nets.base import precomputed, time_embedding, with_time_embedding
-from .base import DenoisingHead, RampTimes, check_trunk_times, cost_gradient, sample_times, scan
+from .base import (
+    DenoisingHead,
+    RampTimes,
+    check_trunk_times,
+    cost_gradient,
+    energy_shift,
+    sample_times,
+    scan,
+    split_energy,
+)
 from .paths import VariancePreservingPath
-from .solvers import DDIM, DenoisingSolver, DeterministicSolver
+from .solvers import DDIM, DenoisingSolver, DeterministicSolver, check_solver
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class Diffusion(DenoisingHead):
 
     def __post_init__(self):
         check_choices(self)
+        check_solver(self, DenoisingSolver)
         check_range(self, "n_steps", "n_train_steps", "n_extra_steps")
         check_range(self, "clip_sample", "guidance_weight", at_least=0)
         if not 1 <= self.n_steps <= self.n_train_steps:
@@ -164,12 +174,15 @@ class Diffusion(DenoisingHead):
     def _guided_clean(self, net, context, x, t, alpha, sigma, cost):
         """Estimate of the clean action, the same before it is clipped, and what guidance adds to the step."""
         predicted = self._predict_clean(net, context, x, t, alpha, sigma)
-        clean = self._clip(predicted)
-        if cost is None:
-            return clean, predicted, 0.0
+        energy, cost = split_energy(cost)
 
         def straight_through(y):
             # Early estimates are far outside the clip: the cost is evaluated inside it, its gradient as if not clipped.
             unclipped = self._predict_clean(net, context, y, t, alpha, sigma)
             return unclipped + (self._clip(unclipped) - unclipped).detach()
+        if energy is not None:
+            predicted = predicted + energy_shift(energy, straight_through, x, alpha, sigma)
+        clean = self._clip(predicted)
+        if cost is None:
+            return clean, predicted, 0.0
         return clean, predicted, -self.guidance_weight * alpha * cost_gradient(cost, straight_through, x)

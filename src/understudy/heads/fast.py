@@ -147,8 +147,8 @@ class ChunkTokenizer(nn.Module):
 
     def coefficients(self, chunk: Tensor) -> Tensor:
         """Rounded coefficients of chunks (B, H, A), low frequencies first, (B, H * A), int64."""
-        with torch.autocast(chunk.device.type, enabled=False):
-            return (self.scale * (self.transform @ chunk.to(self.transform.dtype))).round().long().flatten(1)
+        transform = cosine_transform(self.shape[0]).to(chunk.device)  # float32 would round some to the other side
+        return (self.scale * (transform @ chunk.double())).round().long().flatten(1)
 
     def encode(self, chunk: Tensor) -> Tensor:
         """Tokens of chunks (B, H, A), (B, H * A) with `PAD` after the last token of each."""

@@ -12,7 +12,7 @@ from ..core import Context, Unsupported, check_choices, check_range
 from .base import DenoisingHead, RampTimes, check_trunk_times, guided_velocity, sample_times
 from .coupling import optimal_transport
 from .paths import LinearPath
-from .solvers import Euler, Solver, integrate
+from .solvers import Euler, Solver, check_solver, integrate
 
 NEAR_ACTION = 0.05  # the velocity of a predicted action diverges towards t = 1: times count as at most 1 minus this
 
@@ -71,6 +71,7 @@ class Flow(DenoisingHead):
 
     def __post_init__(self):
         check_choices(self)
+        check_solver(self, Solver)
         check_range(self, "n_steps", at_least=1)
         check_range(self, "max_guidance_weight", "condition_weight", at_least=0)
         if isinstance(self.times, RampTimes) and self.time_distribution != "uniform":

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core import Context, UserError, check_range
 from .base import StepwiseHead
 from .paths import StochasticInterpolant
-from .solvers import Euler, Solver, integrate
+from .solvers import Euler, Solver, check_solver, integrate
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Interpolant(StepwiseHead):
         return StochasticInterpolant(self.scale)
 
     def __post_init__(self):
+        check_solver(self, Solver)
         check_range(self, "n_steps", at_least=1)
         check_range(self, "scale", at_least=0)
         if not self.source_std > 0:

@@ -9,16 +9,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 
 import torch
 from torch import Tensor
 
-from ..core import Context
+from ..core import ConfigError, Context
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import scan
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x (B, H, A), t (B, H, 1) -> (B, H, A)
+
+
+def check_solver(head: object, *kinds: type) -> None:
+    """Checks that the field `solver` of a head is of a kind that its sampler calls.
+
+    Args:
+        head: A frozen dataclass, in its `__post_init__`.
+        *kinds: `Solver`, `DenoisingSolver` or `DeterministicSolver`.
+
+    Raises:
+        ConfigError: The solver is of another kind. The message names those that fit.
+    """
+    solver = getattr(head, "solver")  # noqa: B009 (any dataclass with this field)
+    if not isinstance(solver, kinds):
+        *first, last = (name for name, part in globals().items()
+                        if isinstance(part, type) and issubclass(part, kinds) and is_dataclass(part))
+        raise ConfigError(f"solver is {solver!r}, but must be {', '.join(first)} or {last}",
+                          where=f"{type(head).__name__}.solver", hint=f"such as solver={first[0]}()")
 
 
 class Solver(ABC):

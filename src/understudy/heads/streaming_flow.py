@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..core import UserError, check_range
 from .base import StepwiseHead, scan
 from .paths import NarrowGaussianPath
-from .solvers import Euler, Solver
+from .solvers import Euler, Solver, check_solver
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class StreamingFlow(StepwiseHead):
     n_substeps: int = 1
 
     def __post_init__(self):
+        check_solver(self, Solver)
         check_range(self, "n_substeps", at_least=1)
         check_range(self, "sigma", "stabilization", at_least=0)
 

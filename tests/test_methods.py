@@ -366,6 +366,30 @@ def test_a_goal_that_is_drawn_takes_the_place_of_a_goal_in_the_data():
         assert batches[0].equal(batches[1])
 
 
+def test_gcbc_reaches_goals_that_are_images():
+    """Which side of the image is bright tells the action where the goal differs, and numbers are read as before."""
+    assert find_method("gcbc", STATES) == find_method("gcbc")  # nothing changes for numbers
+    rng = np.random.default_rng(0)
+    side = rng.integers(2, size=(60, 2))
+    frames = np.zeros((60, 2, 16, 16, 3), np.uint8)
+    for e, (now, later) in enumerate(side):
+        frames[e, 0, :, 8 * now:8 * now + 8] = frames[e, 1, :, 8 * later:8 * later + 8] = 255
+    move = (side[:, 1] - side[:, 0]).astype(np.float32)  # from the image of the first step to the goal, the second
+    data = Dataset([Episode({"observation.images.top": np.repeat(frames[e], (1, 3), axis=0),
+                             "action": np.array([[move[e]], [0], [0], [0]], np.float32)},
+                            schema={"observation.images.top": IMAGES["observation.images.top"],
+                                    "action": Feature("float32", (1,))}) for e in range(60)])
+    method = find_method("gcbc", data.features(), column="observation.images.top")
+    method = replace(method, learner=replace(method.learner, steps=150, batch_size=64))
+    policy = fit_method(method, data, 0).policy
+    now, goal = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]).T
+    bright = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    bright[0, :, :8] = bright[1, :, 8:] = 255
+    obs = {"observation.images.top": bright[now][:, None], "observation.goal": bright[goal][:, None]}
+    plan = policy.plan(obs, policy.noise(torch.arange(4), torch.zeros(4, dtype=torch.int64)))
+    assert (plan.flatten() - (goal - now)).abs().max() < 0.3
+
+
 def test_rows_are_in_the_ledger(shared):
     known = {line.split("\t")[0] for line in (shared / "ledger/ledger.tsv").read_text().splitlines()[1:]}
     assert {r for d in describe_methods() for r in d["rows"]} <= known

@@ -31,7 +31,7 @@ from ..learn.optimizer import OptimizerConfig
 from ..learn.sample_weights import ColumnWeights
 from ..nets.bottleneck import BottleneckEncoder
 from ..nets.ema import ConstantDecay
-from ..nets.encoders import ConcatEncoder, TokenEncoder
+from ..nets.encoders import TokenEncoder, simplest_encoder
 from ..nets.feed_forward import FeedForward
 from ..nets.mlp import MLP
 from ..nets.pixels import PixelEncoder
@@ -194,13 +194,14 @@ def interactive_language(column: str | None = "subtask", max_bytes: int = 64, ex
                   (CutSegments(detector, extra_steps), TaskText(max_bytes)))
 
 
-def gcbc(column: str = "observation.state") -> Method:
+def gcbc(column: str = "observation.state", features: Schema | None = None) -> Method:
     """Goal-conditioned behavior cloning: the goal of each step is a later observation of its episode.
 
     Args:
         column: The column whose later values are goals.
+        features: The columns of the data. Images and text are encoded as tokens.
     """
-    policy = PolicyConfig(Regression(), trunk=FeedForward((512, 512, 512), "gelu"), encoder=ConcatEncoder(),
+    policy = PolicyConfig(Regression(), trunk=FeedForward((512, 512, 512), "gelu"), encoder=simplest_encoder(features),
                           window=Window(goals=(Goal(column),)))
     return Method(
         policy,

@@ -25,7 +25,7 @@ import time  # noqa: E402
 from dataclasses import dataclass, replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from understudy.choose import FOR_NUMBERS, choose_method  # noqa: E402
+from understudy.choose import choose_method  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.evaluation import evaluate, recording_seed, validation_seed  # noqa: E402
@@ -35,7 +35,7 @@ from understudy.learn.fit_method import fit_method  # noqa: E402
 from understudy.learn.method import build_actor  # noqa: E402
 from understudy.methods import find_method  # noqa: E402
 
-CANDIDATES = tuple(name for name in FOR_NUMBERS if name not in ("act", "diffusion-policy"))
+CANDIDATES = ("bc", "bc-gmm", "bc-rnn-gmm", "knn", "mip", "flow-policy")
 SHOWN = {"fork": 60, "particle": 100, "memory": 60, "push": 100, "four_rooms": 60, "peg_insertion": 60}
 TIED = 0.05  # of success
 ROWS = 50

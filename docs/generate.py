@@ -25,6 +25,10 @@ A named method is a function of at most twenty lines. It returns a frozen datacl
 executor that runs it, and the learner that trains it. `understudy methods NAME` prints the parts of a method, and
 `understudy train NAME --help` lists every field with its default. The row numbers refer to the [ledger](ledger.md).
 
+The costs are {cost_note}, or on the columns that a method needs (images have
+64 x 64 pixels). `python benchmarks/method_cost.py` measured them on a core that was busy with other work at times, so
+differences of a third say little. With larger observations, other settings or a GPU they differ. No method needs a GPU.
+
 {methods}
 
 ## Execution schemes
@@ -81,6 +85,7 @@ With `--json`, a command prints one JSON document on standard output and nothing
 
 
 def methods() -> str:
+    from understudy.commands.methods import COST_NOTE
     from understudy.methods import METHODS as named
     from understudy.methods import describe_methods, find_method
 
@@ -88,7 +93,7 @@ def methods() -> str:
     for family in dict.fromkeys(f["family"] for f in facts):
         out.append(f"## {FAMILIES.get(family, family.capitalize())}")
         out += [_method(f, find_method(f["name"])) for f in facts if f["family"] == family]
-    return METHODS.format(made=MADE, methods="\n\n".join(out), schemes=schemes())
+    return METHODS.format(made=MADE, cost_note=COST_NOTE, methods="\n\n".join(out), schemes=schemes())
 
 
 def schemes() -> str:
@@ -99,6 +104,9 @@ def schemes() -> str:
 
 
 def _method(f, method) -> str:
+    from understudy.commands.methods import cost_texts
+
+    weights, training, plan = cost_texts(f["cost"])
     policy, window = method.policy, method.policy.window
     parts = {"head": policy.head, "trunk": policy.trunk, "encoder": policy.encoder, "executor": method.executor,
              "learner": method.learner}
@@ -111,9 +119,10 @@ def _method(f, method) -> str:
     table += [f"| stage {stage.name} | `{_brief(stage.method.learner)}` |" for stage in method.stages]
     seen = (f"{window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, "
             f"{window.horizon} action{'s' * (window.horizon > 1)}")
-    return "\n".join([f"### {f['name']}", "", f["summary"], "",
+    return "\n".join([f"### {f['name']}", "", f["summary"], "", f"Choose it {f['when']}", "",
                       f"Paper: {f['paper']}. Needs: {'; '.join(f['needs'])}."
-                      + (f" Ledger: {', '.join(f['rows'])}." if f["rows"] else ""), "",
+                      + (f" Ledger: {', '.join(f['rows'])}." if f["rows"] else "")
+                      + f" Costs: {weights} weights, {training} of training, {plan} for a plan.", "",
                       "| part | |", "|---|---|", *table, f"| window | {seen} |"])
 
 

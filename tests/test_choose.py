@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from understudy import demo
 from understudy.choose import (
     MAX_ROUNDS,
+    DataProperties,
     candidate_methods,
     choose_method,
     data_properties,
@@ -24,8 +26,9 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import expert_actor
 from understudy.evaluate.rollout import rollout
 from understudy.files import write_json
-from understudy.methods import find_method
+from understudy.methods import METHODS, find_method
 from understudy.policy import Policy
+from understudy.testing import random_dataset
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +78,71 @@ def test_equal_candidates_are_rarely_dropped():
     assert wrong <= 4  # binomial with 30 and 0.05: more than 4 has probability 0.02
 
 
-def test_candidates_suit_the_actions():
-    state, image = Feature("float32", (2,)), Feature("uint8", (8, 8, 3), "image")
-    number, choice = Feature("float32", (2,)), Feature("int64", (1,), "discrete", num_classes=(3,))
-    assert list(candidate_methods({"observation.state": state, "action": choice})) == ["bc", "knn"]
-    assert "knn" in candidate_methods({"observation.state": state, "action": number})
-    assert "knn" not in candidate_methods({"observation.image": image, "action": number})
-    assert "knn" not in candidate_methods({"observation.image": image, "observation.state": state, "action": number})
+NUMBERS = ["bc", "bc-gmm", "bc-rnn-gmm", "knn", "mip", "flow-policy", "act", "diffusion-policy"]
+ORDINARY = DataProperties(episodes=100, steps=4000, fps=10, cameras=0, actions="numbers", two_ways=0.0)
+
+
+def test_ordinary_data_have_all_candidates_with_the_sentences_of_the_methods():
+    chosen, dropped = candidate_methods(ORDINARY)
+    assert chosen == {name: METHODS[name].when for name in NUMBERS} and not dropped
+    assert list(candidate_methods(replace(ORDINARY, actions="classes", two_ways=None))[0]) == ["bc", "knn"]
+
+
+# What differs from ordinary data, the methods that are added and dropped, and the reason of one of them.
+@pytest.mark.parametrize(("change", "added", "gone", "name", "reason"), [
+    ({"episodes": 12}, {"search-bc"}, set(), "knn", "12 episodes"),
+    ({"episodes": 12}, {"search-bc"}, set(), "search-bc", "12 episodes"),
+    ({"episodes": 39}, {"search-bc"}, set(), "search-bc", "39 episodes"),
+    ({"episodes": 40}, set(), set(), "knn", METHODS["knn"].when),
+    ({"two_ways": 0.02}, set(), set(), "flow-policy", "two ways at 2.0% of the steps"),
+    ({"two_ways": 0.02}, set(), set(), "bc-rnn-gmm",
+     "two ways at 2.0% of the steps, which earlier observations may tell apart"),
+    ({"two_ways": 0.1}, set(), {"mip"}, "mip", "it gives one answer, and there are two ways at 10.0% of the steps"),
+    ({"episodes": 200}, set(), {"diffusion-policy"}, "diffusion-policy",
+     "it is slow, and 200 episodes show one way to act"),
+    ({"episodes": 199}, set(), set(), "diffusion-policy", METHODS["diffusion-policy"].when),
+    ({"episodes": 200, "two_ways": None}, set(), set(), "diffusion-policy", METHODS["diffusion-policy"].when),
+    ({"episodes": 200, "two_ways": 0.02}, set(), set(), "diffusion-policy", "two ways at 2.0% of the steps"),
+    ({"fps": 50}, set(), {"bc-rnn-gmm"}, "act", "long chunks for 50 steps a second"),
+    ({"fps": 30}, set(), {"bc-rnn-gmm"}, "bc-rnn-gmm", "at 30 steps a second its ten observations tell little"),
+    ({"fps": 50, "two_ways": 0.02}, set(), set(), "act", "long chunks for 50 steps a second"),
+    ({"fps": None}, set(), set(), "act", METHODS["act"].when),
+    ({"cameras": 2, "two_ways": None}, set(), {"knn"}, "knn", "it cannot read images"),
+    ({"cameras": 1, "episodes": 12, "two_ways": None}, {"vinn-byol"}, {"knn"}, "vinn-byol", "12 episodes with images"),
+])
+def test_each_rule_about_numbers(change, added, gone, name, reason):
+    chosen, dropped = candidate_methods(replace(ORDINARY, **change))
+    assert set(chosen) == set(NUMBERS) - gone | added and gone <= set(dropped)
+    assert {**chosen, **dropped}[name] == reason
+
+
+@pytest.mark.parametrize("change", [{"episodes": 12}, {"fps": 50}, {"episodes": 500}])
+def test_the_rules_about_classes(change):
+    """A method that learns numbers is never a candidate for classes, and none that cannot read images for cameras."""
+    given = replace(ORDINARY, actions="classes", two_ways=None, **change)
+    assert set(candidate_methods(given)[0]) == {"bc", "knn"}
+    assert set(candidate_methods(replace(given, cameras=1))[0]) == {"bc"}
+
+
+def test_the_recorded_choices_had_these_candidates():
+    """Those of docs/choosing.md, which leaves two out because they are slow."""
+    folder = Path(__file__).parents[1] / "benchmarks" / "results" / "choose"
+    recorded = [json.loads(path.read_text()) for path in folder.glob("*-choice.json")]
+    assert len(recorded) == 6
+    for choice in recorded:
+        chosen, dropped = candidate_methods(DataProperties(**choice["data"]))
+        assert list(chosen) == NUMBERS and not dropped
+        assert {m["name"] for m in choice["methods"]} | set(choice["skipped"]) == set(NUMBERS) - {
+            "act", "diffusion-policy"}
+
+
+def test_candidates_read_the_images_of_few_episodes():
+    image = {"observation.images.top": Feature("uint8", (16, 16, 3), "image"), "action": Feature("float32", (2,))}
+    data = random_dataset(image, episodes=12, steps=10)
+    properties = data_properties(data)
+    assert (properties.cameras, properties.two_ways) == (1, None)
+    for name in candidate_methods(properties)[0]:
+        Policy(find_method(name, data.features()).policy, data.features())
 
 
 def test_two_ways_are_seen(demonstrations):

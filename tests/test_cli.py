@@ -629,11 +629,17 @@ def test_methods(call):
     found = document(call("methods", "--json"))
     assert [m["name"] for m in found] == list(METHODS)
     for m in found:
-        assert list(m) == ["name", "family", "rows", "paper", "needs", "summary"]
+        assert list(m) == ["name", "family", "rows", "paper", "needs", "summary", "when", "cost"]
+        assert list(m["cost"]) == ["weights", "train_seconds", "plan_ms"]
         assert isinstance(m["needs"], list) and all(isinstance(r, str) and len(r) == 3 for r in m["rows"])
     assert document(call("methods", "act", "--json")) == [m for m in found if m["name"] == "act"]
     status, out, _ = call("methods", "diffusion-policy")
     assert status == 0 and "--method.trunk" in out and "--policy.head.n_steps" in out
+    described = next(m for m in found if m["name"] == "diffusion-policy")
+    assert f"Choose it: {described['when']}" in out and "of training and" in out
+    status, out, _ = call("methods")
+    assert status == 0 and all(len(line) <= 120 for line in out.splitlines())
+    assert " ".join(out.split()).count("Choose it if") >= len(METHODS) - 3  # some are wrapped in between
     refused(call("methods", "difusion-policy"), "did you mean 'diffusion-policy'")
 
 

@@ -1,9 +1,11 @@
 """Every named method: found by its name, plain data, and able to train and act."""
 
+import importlib.util
 import json
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from understudy import config, make
 from understudy.checkpoint import FromStage
 from understudy.commands.conditions import open_conditions
+from understudy.commands.methods import cost_texts
 from understudy.commands.train import _check_policy_fits
 from understudy.config import UntrustedCode
 from understudy.core import DataError, Feature, UserError, keys
@@ -19,11 +22,12 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.procedure import ProcedureResult
 from understudy.data.relabel import ConcatColumns, NextObservation, TaskText, ThoughtText, relabeled_features
-from understudy.evaluate.evaluation import recording_seed
+from understudy.evaluate.evaluation import recording_seed, tuning_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import LAST_REWARD
 from understudy.execute.base import ActionConditionedExecutor
 from understudy.files import write_json
+from understudy.heads.bins import Bins
 from understudy.heads.categorical import Categorical
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.regression import Regression
@@ -31,12 +35,13 @@ from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import build_actor, policy_features, resolve_references, training_data
 from understudy.learn.train import train
-from understudy.methods import METHODS, describe_methods, find_method, recommend
+from understudy.methods import METHODS, describe_methods, find_method, method_costs, recommend
 from understudy.methods.behavior_cloning import bc
 from understudy.nets.transformer import Transformer
 from understudy.policy import Policy
 from understudy.testing import random_dataset
 
+ROOT = Path(__file__).parents[1]
 FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observation.state": Feature("float32", (2,)),
             "action": Feature("float32", (2,))}
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
@@ -231,11 +236,32 @@ def test_descriptions():
     assert set(found) >= {"bc", "bc-gmm", "bc-rnn-gmm", "gcbc", "diffusion-policy", "flow-policy", "mip", "act", "knn",
                           "vinn"}
     for d in found.values():
-        assert list(d) == ["name", "family", "rows", "paper", "needs", "summary"]
+        assert list(d) == ["name", "family", "rows", "paper", "needs", "summary", "when", "cost"]
+        assert d["when"].startswith("if ") and d["when"].endswith(".") and len(d["when"]) < 160
+        assert d["cost"]["weights"] >= 0 and d["cost"]["train_seconds"] > 0 and d["cost"]["plan_ms"] > 0, (
+            f"run python benchmarks/method_cost.py {d['name']}")
         assert all(re.fullmatch(r"\d{3}", r) for r in d["rows"])  # a method outside the ledger has none
         assert re.search(r"\b(19|20)\d\d\b", d["paper"]) and d["summary"].endswith(".") and all(d["needs"])
     assert found["mip"]["rows"] == ["264"] and "2512.01809" in found["mip"]["paper"]
     assert found["act"]["rows"] == ["158"] and found["act"]["family"] == "chunking"
+
+
+@pytest.mark.parametrize("name", ["bc", "gcbc", "act", "knn", "reflow-policy"])
+def test_costs_are_those_of_the_methods_as_they_are(name):
+    """The number of weights tells whether a method was measured again after its networks changed."""
+    spec = importlib.util.spec_from_file_location("method_cost", ROOT / "benchmarks" / "method_cost.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    method = find_method(name, features := bench.columns(name))
+    policies = [Policy(m.policy, policy_features(m, features)) for m in (method, *(s.method for s in method.stages))]
+    assert sum(p.numel() for policy in policies for p in policy.parameters()) == method_costs()[name]["weights"]
+
+
+def test_a_cost_is_told_in_units_of_its_size():
+    assert cost_texts(None) is None
+    cost = {"weights": 2_340_000, "train_seconds": 90.0, "plan_ms": 0.123}
+    assert cost_texts(cost) == ("2.3 M", "1.5 min", "0.12 ms")
+    assert cost_texts({"weights": 45_600, "train_seconds": 5400.0, "plan_ms": 123.4}) == ("46 k", "1.5 h", "123 ms")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -364,6 +390,44 @@ def test_a_goal_that_is_drawn_takes_the_place_of_a_goal_in_the_data():
         batches = [window.windows(d, ("observation.goal",), "action").batch(8, 0).obs["observation.goal"]
                    for d in (data, data.map(lambda e: e.replace({"observation.goal": None})))]
         assert batches[0].equal(batches[1])
+
+
+def test_bc_bins_goes_one_of_two_ways():
+    """Demonstrations of fork pass a pillar left or right. Their mean is the pillar."""
+    head = find_method("bc-bins", n_bins=8, edges="quantile", autoregressive=False).policy.head
+    assert head == Bins(8, "quantile", False)
+    env = make("fork", 50)
+    data = rollout(env.expert(), env, 60, recording_seed(0))
+    method = find_method("bc-bins")
+    found = fit_method(replace(method, learner=replace(method.learner, steps=300)), data, 0)
+    done = rollout(found.actor, env, 100, tuning_seed(0))
+    assert np.mean([e.steps["next.success"].any() for e in done]) > 0.7
+    side = np.array([e.steps["observation.state"][:, 1].mean() > 0 for e in done])
+    assert 0.1 < side.mean() < 0.9  # both ways
+
+
+def test_gcbc_reaches_goals_that_are_images():
+    """Which side of the image is bright tells the action where the goal differs, and numbers are read as before."""
+    assert find_method("gcbc", STATES) == find_method("gcbc")  # nothing changes for numbers
+    rng = np.random.default_rng(0)
+    side = rng.integers(2, size=(60, 2))
+    frames = np.zeros((60, 2, 16, 16, 3), np.uint8)
+    for e, (now, later) in enumerate(side):
+        frames[e, 0, :, 8 * now:8 * now + 8] = frames[e, 1, :, 8 * later:8 * later + 8] = 255
+    move = (side[:, 1] - side[:, 0]).astype(np.float32)  # from the image of the first step to the goal, the second
+    data = Dataset([Episode({"observation.images.top": np.repeat(frames[e], (1, 3), axis=0),
+                             "action": np.array([[move[e]], [0], [0], [0]], np.float32)},
+                            schema={"observation.images.top": IMAGES["observation.images.top"],
+                                    "action": Feature("float32", (1,))}) for e in range(60)])
+    method = find_method("gcbc", data.features(), column="observation.images.top")
+    method = replace(method, learner=replace(method.learner, steps=150, batch_size=64))
+    policy = fit_method(method, data, 0).policy
+    now, goal = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]).T
+    bright = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    bright[0, :, :8] = bright[1, :, 8:] = 255
+    obs = {"observation.images.top": bright[now][:, None], "observation.goal": bright[goal][:, None]}
+    plan = policy.plan(obs, policy.noise(torch.arange(4), torch.zeros(4, dtype=torch.int64)))
+    assert (plan.flatten() - (goal - now)).abs().max() < 0.3
 
 
 def test_rows_are_in_the_ledger(shared):

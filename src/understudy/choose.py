@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from .audit.scores.neighbors import LocalUnimodality
-from .core import Schema, UserError, keys, role
+from .core import UserError, keys, role
 from .data.episode import Dataset
 from .envs.base import Env
 from .evaluate import stats
@@ -36,7 +36,7 @@ from .learn.fit_method import fit_method
 from .learn.method import Method, build_actor, load_actor, training_data
 from .learn.train import train, validation_episodes
 from .learn.validation import Validation, target_scale
-from .methods import find_method
+from .methods import METHODS, find_method
 from .policy import Policy
 
 MAX_ROUNDS = 5
@@ -48,25 +48,15 @@ ROUNDS_OF_ALL = 1.5  # trials of all candidates for which the time of a trial is
 LEAST_UPDATES = 0.05  # fraction of the default number; a candidate that has no time for these is not tried
 ROWS = 16  # rows of every batch that a network gets in rollouts
 FEW = 40  # episodes: with fewer, two ways of acting may not be seen
+PLENTY = 200  # episodes: with as many, a second way would have been seen
+FAST = 30  # steps a second: ten observations are a third of a second
 LEAST_COMPARED = 10  # episodes: with fewer, chance looks like two ways
 MEASURED_STEPS = 20_000  # of large data, evenly spaced episodes are measured
 MANY = 0.01  # of the steps; toys with one way to act have at most 0.1 %
+MOST = 0.1  # of the steps, so that one answer is wrong at many of them
 TWO_WAYS = 0.25  # of `LocalUnimodality`: neighbors act in two clearly different ways
 
 Metric = Literal["success", "return", "error"]
-
-# Methods to try, and when each is good.
-FOR_NUMBERS = {
-    "bc": "one way to act; the smallest and fastest",
-    "bc-gmm": "several ways to act, with one network evaluation",
-    "bc-rnn-gmm": "what to do depends on earlier observations",
-    "knn": "very few demonstrations; nothing is trained",
-    "mip": "precise motions, with two network evaluations",
-    "flow-policy": "several ways to act, smooth chunks",
-    "act": "long and smooth chunks",
-    "diffusion-policy": "several ways to act; slow without a GPU",
-}
-FOR_CLASSES = {"bc": FOR_NUMBERS["bc"], "knn": FOR_NUMBERS["knn"]}
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class DataProperties:
         episodes: Number of episodes.
         steps: Number of steps.
         fps: Steps per second. None if unknown.
-        cameras: Number of cameras.
+        cameras: Number of cameras that are observed.
         actions: "numbers" or "classes".
         two_ways: Fraction of the steps at which the nearest steps of other episodes act in two clearly different ways
             (`LocalUnimodality`). None if it cannot be measured, as with fewer than 10 episodes.
@@ -101,6 +91,59 @@ class DataProperties:
                         + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else
                            f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else "."))
         return said
+
+
+@dataclass(frozen=True)
+class CandidateRule:
+    """What a property of the data says about candidates.
+
+    Args:
+        applies: Whether the rule applies to data with these properties.
+        methods: Names of the methods that it adds, or drops.
+        reason: Why, with the properties in braces. Empty for the sentence in `understudy methods`.
+        adds: False drops the methods.
+    """
+
+    applies: Callable[[DataProperties], bool]
+    methods: tuple[str, ...]
+    reason: str = ""
+    adds: bool = True
+
+
+def _is_few(p: DataProperties) -> bool:
+    return p.episodes < FEW
+
+
+def _has_ways(p: DataProperties, least: float = MANY) -> bool:
+    return p.two_ways is not None and p.two_ways >= least
+
+
+def _is_fast(p: DataProperties) -> bool:
+    return p.actions == "numbers" and (p.fps or 0) >= FAST
+
+
+# Later rules change what earlier ones chose. Only many episodes without a second way drop a method that can represent
+# several: on four_rooms no second way is seen in 60 episodes, and flow-policy is best.
+CANDIDATE_RULES = (
+    CandidateRule(lambda p: p.actions == "classes", ("bc", "knn")),
+    CandidateRule(lambda p: p.actions == "numbers",
+                  ("bc", "bc-gmm", "bc-rnn-gmm", "knn", "mip", "flow-policy", "act", "diffusion-policy")),
+    CandidateRule(_is_few, ("knn",), "{episodes} episodes"),
+    CandidateRule(lambda p: _is_few(p) and p.actions == "numbers", ("search-bc",), "{episodes} episodes"),
+    CandidateRule(_has_ways, ("bc-gmm", "flow-policy", "diffusion-policy"), "two ways at {two_ways:.1%} of the steps"),
+    CandidateRule(_has_ways, ("bc-rnn-gmm",),
+                  "two ways at {two_ways:.1%} of the steps, which earlier observations may tell apart"),
+    CandidateRule(_is_fast, ("act",), "long chunks for {fps:g} steps a second"),
+    CandidateRule(lambda p: _is_fast(p) and not _has_ways(p), ("bc-rnn-gmm",),
+                  "at {fps:g} steps a second its ten observations tell little", adds=False),
+    CandidateRule(lambda p: _has_ways(p, MOST), ("mip",),
+                  "it gives one answer, and there are two ways at {two_ways:.1%} of the steps", adds=False),
+    CandidateRule(lambda p: p.two_ways is not None and not _has_ways(p) and p.episodes >= PLENTY, ("diffusion-policy",),
+                  "it is slow, and {episodes} episodes show one way to act", adds=False),
+    CandidateRule(lambda p: p.cameras > 0, ("knn", "search-bc"), "it cannot read images", adds=False),
+    CandidateRule(lambda p: _is_few(p) and p.cameras > 0 and p.actions == "numbers", ("vinn-byol",),
+                  "{episodes} episodes with images"),
+)
 
 
 @dataclass(frozen=True)
@@ -137,7 +180,7 @@ class Standing:
 
     Args:
         method: Name of the method.
-        reason: When the method is good.
+        reason: Why the method is a candidate. Empty if it was named.
         estimate: Mean value with its interval over training seeds and starts. With one seed, over starts alone.
         seeds: Number of training seeds.
         updates: Number of updates of each trial.
@@ -221,8 +264,9 @@ class MethodChoice:
             "recommended": self.recommended, "tied": list(self.tied), "data": asdict(self.properties), "env": self.env,
             "of": self.metric, "judged_on": self.judged_on, "ahead": self.ahead, "rounds": self.rounds,
             "budget": self.budget, "seconds": self.seconds, "skipped": dict(self.skipped),
-            "methods": [{"name": s.method, **ends(s.estimate), "seeds": s.seeds, "updates": s.updates,
-                         "full_updates": s.full_updates, "seconds": s.seconds, "dropped_after": s.dropped_after}
+            "methods": [{"name": s.method, "reason": s.reason, **ends(s.estimate), "seeds": s.seeds,
+                         "updates": s.updates, "full_updates": s.full_updates, "seconds": s.seconds,
+                         "dropped_after": s.dropped_after}
                         for s in self.standings]})
 
 
@@ -239,7 +283,7 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
         env: Environment in which the policies are judged. None to judge them by the error of predicted actions on
             held-out episodes, which is weaker evidence.
         budget: Seconds for all trials. The first round is always finished.
-        methods: Names of the candidates. By default those that suit the actions.
+        methods: Names of the candidates. By default those that suit the data.
         episodes: Number of starts on which every trial is judged.
         seed: First seed of the trainings, and of the starts.
         device: Where to compute.
@@ -264,10 +308,10 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
                         where=data.metadata.get("path", "data set"),
                         hint="name an environment to judge them in (--env ENV), or record 5 episodes or more")
     features = data.features()
-    candidates = {name: "" for name in methods} or candidate_methods(features)
+    properties = data_properties(data)
+    candidates, dropped = ({name: "" for name in methods}, {}) if methods else candidate_methods(properties)
     asked = {"data": data.fingerprint(), "env": None if env is None else env.metadata["env"], "budget": budget,
              "methods": list(candidates), "episodes": episodes, "seed": seed}
-    properties = data_properties(data)
     for line in properties.sentences():
         say(line)
     built = {name: _check_candidate(find_method(name, features, trust), name) for name in candidates}
@@ -294,7 +338,7 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
         return trial
 
     trials: dict[str, list[Trial]] = {name: [] for name in full}
-    left, dropped, rounds = list(full), {}, 0
+    left, dropped_after, rounds = list(full), {}, 0
     spent = float(plan["seconds"])
     while rounds < MAX_ROUNDS and (rounds == 0 or len(left) > 1):
         if rounds and spent + sum(trials[name][-1].seconds for name in left) > budget:
@@ -309,16 +353,16 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
         stay = survivors({name: np.array([t.values for t in trials[name]]) for name in left}, len(full))
         for name in left:
             if name not in stay:
-                dropped[name] = rounds
+                dropped_after[name] = rounds
                 say(f"round {rounds}: {name} is dropped")
         left = stay
     standings = [Standing(name, candidates[name], _estimate(np.array([t.values for t in found]), metric),
                           len(found), found[0].updates, full[name].learner.steps,
-                          float(np.mean([t.seconds for t in found])), dropped.get(name))
+                          float(np.mean([t.seconds for t in found])), dropped_after.get(name))
                  for name, found in trials.items()]
     standings.sort(key=lambda s: (-(s.dropped_after or math.inf), -s.estimate.estimate))
     return MethodChoice(properties, asked["env"], metric, judged_on, ahead if env is None else None, tuple(standings),
-                        plan["skipped"], rounds, budget, spent)
+                        {**dropped, **plan["skipped"]}, rounds, budget, spent)
 
 
 def trial_run(out: Path, method: str, seed: int) -> Path:
@@ -354,15 +398,26 @@ def survivors(values: Mapping[str, np.ndarray], n_candidates: int) -> list[str]:
     return [name for name in values if not is_worse(name)]
 
 
-def candidate_methods(features: Schema) -> dict[str, str]:
-    """Returns the names of the methods to try, and when each is good.
+def candidate_methods(properties: DataProperties) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns the methods to try, and those that `CANDIDATE_RULES` dropped.
 
     Args:
-        features: The columns of the data.
+        properties: The properties of the data.
+
+    Returns:
+        The reason of each candidate, and that of each method that was dropped, by name.
     """
-    chosen = FOR_CLASSES if features["action"].kind == "discrete" else FOR_NUMBERS
-    images = any(f.kind == "image" for k, f in features.items() if role(k) == "observation")
-    return {name: reason for name, reason in chosen.items() if not (images and name == "knn")}
+    chosen: dict[str, str] = {}
+    dropped: dict[str, str] = {}
+    for rule in CANDIDATE_RULES:
+        if rule.applies(properties):
+            for name in rule.methods:
+                reason = rule.reason.format(**asdict(properties)) or METHODS[name].when
+                if rule.adds:
+                    chosen[name] = reason
+                elif chosen.pop(name, None):
+                    dropped[name] = reason
+    return chosen, dropped
 
 
 def data_properties(data: Dataset) -> DataProperties:
@@ -382,8 +437,8 @@ def data_properties(data: Dataset) -> DataProperties:
         found = np.concatenate([np.asarray(s, float) for s in score.steps(some)])
         found = found[np.isfinite(found)]
         two_ways = float((-found > TWO_WAYS).mean()) if len(found) else None
-    return DataProperties(len(data), data.steps, data.fps, sum(f.kind == "image" for f in features.values()),
-                          "classes" if discrete else "numbers", two_ways)
+    cameras = sum(f.kind == "image" and role(name) == "observation" for name, f in features.items())
+    return DataProperties(len(data), data.steps, data.fps, cameras, "classes" if discrete else "numbers", two_ways)
 
 
 def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapping[str, Method], env: Env | None,

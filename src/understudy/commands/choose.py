@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 class ChooseOptions:
     """Choose a method for demonstrations: which suits them, and how certain is that?
 
-    Methods that suit the data are trained for a short time each, with the same seeds, and judged on the same starts of
-    ENV. Methods that are worse are dropped, the others get further training seeds, until one is left or the time is
-    over. Without ENV the methods are judged by the error of the actions that they predict in held-out episodes, which
-    is weaker evidence. After Ctrl-C the same command continues.
+    Methods that suit what is measured in the data are trained for a short time each, with the same seeds, and judged on
+    the same starts of ENV. Methods that are worse are dropped, the others get further training seeds, until one is left
+    or the time is over. Without ENV the methods are judged by the error of the actions that they predict in held-out
+    episodes, which is weaker evidence. After Ctrl-C the same command continues.
     """
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
@@ -50,7 +50,7 @@ class ChooseOptions:
     out: Annotated[Path, arg(metavar="DIR")] = Path("choice")
     """the folder of the trials; each is an ordinary run"""
     methods: Annotated[tuple[str, ...], arg(metavar="METHOD")] = ()
-    """the methods to compare; by default those that suit the actions"""
+    """the methods to compare; by default those that suit the data"""
     episodes: PositiveCount = 100
     """number of starts on which every trial is judged"""
     seed: Annotated[int, arg(metavar="S")] = 0
@@ -167,7 +167,7 @@ def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str
         left = "" if s.dropped_after is None else f"round {s.dropped_after}"
         rows.append((s.method, value, f"{low} to {high}", str(s.seeds), f"{s.updates} of {s.full_updates}",
                      f"{s.seconds:.3g} s", left, s.reason))
-    table = Table(("", _value_name(c), "95% interval", "seeds", "updates", "a trial", "dropped after", "good for"),
+    table = Table(("", _value_name(c), "95% interval", "seeds", "updates", "a trial", "dropped after", "tried because"),
                   tuple(rows))
     shown: list[Content] = [table]
     if c.metric == "success":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MethodsOptions:
-    """List the methods that can be trained by name. With a name: the parts of the method and everything that can be
-    set.
+    """List the methods that can be trained by name, with what each needs and costs, and when to choose it. With a
+    name: the parts of the method and everything that can be set.
     """
 
     name: Annotated[str | None, Positional, arg(metavar="[NAME]")] = None
@@ -37,10 +38,14 @@ def main(args: list[str]) -> None:
             from ..execute.schemes import EXECUTION_SCHEMES
 
             known = describe_methods()
-            table = Table("method", "what it is", "paper", "needs", box=None, pad_edge=False)
+            table = Table("method", "what it is, when to choose it, and what it needs", "training", "plan", box=None,
+                          pad_edge=False)
             for m in known:
-                table.add_row(m["name"], m["summary"], m["paper"], "; ".join(m["needs"]))
-            out.print(table)
+                needs = "; ".join(m["needs"])
+                told = [m["summary"], m["when"] and f"Choose it {m['when']}", needs and f"Needs {needs}."]
+                _, *costs = cost_texts(m["cost"]) or ("", "", "")
+                table.add_row(m["name"], "\n".join(filter(None, told)), *costs)
+            out.print(table, "", f"training, plan: {COST_NOTE}")
             schemes = Table("execution scheme", "what it does", "paper", "needs", box=None, pad_edge=False)
             for name, s in EXECUTION_SCHEMES.items():
                 schemes.add_row(name, s.summary, s.paper, s.needs)
@@ -52,14 +57,34 @@ def main(args: list[str]) -> None:
 
         method, described = find_method(o.name, trust=o.trust), describe_method(o.name)
         if described is not None:
-            told = {"Paper": described["paper"], "Ledger": ", ".join(described["rows"]),
-                    "Needs": "; ".join(described["needs"])}
+            told = {"Choose it": described["when"], "Paper": described["paper"],
+                    "Ledger": ", ".join(described["rows"]), "Needs": "; ".join(described["needs"])}
+            if costs := cost_texts(described["cost"]):
+                told["Costs"] = "{} weights, {} of training and {} for a plan: {}".format(*costs, COST_NOTE)
             out.print(f"{described['name']}: {described['summary']}",
                       *(f"{name}: {text}" for name, text in told.items() if text), "")
         out.print(settings_table(o.name, method, o.trust))
         trusted = "".join(f" --trust {package}" for package in o.trust)
         out.suggest(f"understudy train {o.name} DATA --out RUN{trusted}", f"understudy train {o.name} --help{trusted}")
         out.print_json([] if described is None else [described])
+
+
+COST_NOTE = "CPU time on one core, on observations of 20 numbers"
+
+
+def cost_texts(cost: Mapping[str, float] | None) -> tuple[str, str, str] | None:
+    """The number of weights, the time of a training and that of a plan, as text.
+
+    Args:
+        cost: The costs of a method: see `method_costs`. None if they are not known.
+    """
+    if cost is None:
+        return None
+    weights, seconds, plan = cost["weights"], cost["train_seconds"], cost["plan_ms"]
+    size = f"{weights / 1e6:.2g} M" if weights >= 1e6 else f"{weights / 1e3:.0f} k"
+    took = (f"{seconds / 3600:.2g} h" if seconds >= 3600 else f"{seconds / 60:.2g} min" if seconds >= 60 else
+            f"{seconds:.2g} s")
+    return size, took, f"{plan:.2g} ms" if plan < 100 else f"{plan:.0f} ms"
 
 
 def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Table:

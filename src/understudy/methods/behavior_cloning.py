@@ -15,6 +15,7 @@ from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
 from ..execute.planner_config import MaskedGoalConfig
 from ..heads.behavior_transformer import BeT
+from ..heads.bins import Bins
 from ..heads.categorical import Categorical
 from ..heads.energy import EnergyModel
 from ..heads.fast import FAST
@@ -31,7 +32,7 @@ from ..learn.optimizer import OptimizerConfig
 from ..learn.sample_weights import ColumnWeights
 from ..nets.bottleneck import BottleneckEncoder
 from ..nets.ema import ConstantDecay
-from ..nets.encoders import ConcatEncoder, TokenEncoder
+from ..nets.encoders import TokenEncoder, simplest_encoder
 from ..nets.feed_forward import FeedForward
 from ..nets.mlp import MLP
 from ..nets.pixels import PixelEncoder
@@ -91,6 +92,20 @@ def bc_gmm(horizon: int = 8, n_obs_steps: int = 2, n_action_steps: int = 4) -> M
         RecedingHorizon(n_action_steps),
         BehaviorCloning(steps=5000),
     )
+
+
+def bc_bins(n_bins: int = 32, edges: Literal["uniform", "quantile"] = "uniform", autoregressive: bool = True,
+            n_obs_steps: int = 2) -> Method:
+    """Behavior cloning with a distribution over intervals of each action component, one action at a time.
+
+    Args:
+        n_bins: Number of intervals of each component.
+        edges: Intervals of equal width ("uniform"), or with equally many demonstrated values ("quantile").
+        autoregressive: True predicts each component from those before it. False treats them as independent.
+        n_obs_steps: Number of observations that the policy reads.
+    """
+    head = Bins(n_bins, edges, autoregressive)
+    return Method(PolicyConfig(head, window=Window(n_obs_steps, 1)), RecedingHorizon(), BehaviorCloning(steps=5000))
 
 
 def bc_rnn_gmm(n_obs_steps: int = 10, width: int = 400) -> Method:
@@ -194,13 +209,14 @@ def interactive_language(column: str | None = "subtask", max_bytes: int = 64, ex
                   (CutSegments(detector, extra_steps), TaskText(max_bytes)))
 
 
-def gcbc(column: str = "observation.state") -> Method:
+def gcbc(column: str = "observation.state", features: Schema | None = None) -> Method:
     """Goal-conditioned behavior cloning: the goal of each step is a later observation of its episode.
 
     Args:
         column: The column whose later values are goals.
+        features: The columns of the data. Images and text are encoded as tokens.
     """
-    policy = PolicyConfig(Regression(), trunk=FeedForward((512, 512, 512), "gelu"), encoder=ConcatEncoder(),
+    policy = PolicyConfig(Regression(), trunk=FeedForward((512, 512, 512), "gelu"), encoder=simplest_encoder(features),
                           window=Window(goals=(Goal(column),)))
     return Method(
         policy,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Context, Feature, UserError, check_range
+from ..core import Context, Feature, Schema, UserError, check_range, role
 from ..data.codec import Normalizer
 from .base import Encoder, EncoderNet, ImageFeatures
 from .linear import Linear
@@ -266,6 +266,16 @@ class ConcatEncoder(Encoder):
 
     def build(self, features, n_obs_steps):
         return _ConcatEncoderNet(self, features, n_obs_steps)
+
+
+def simplest_encoder(features: Schema | None) -> ConcatEncoder | TokenEncoder:
+    """Returns a `ConcatEncoder` for observations that are numbers or classes, and a `TokenEncoder` for images or text.
+
+    Args:
+        features: The columns of the data. None if they are not known yet.
+    """
+    observed = [f.kind for name, f in (features or {}).items() if role(name) == "observation"]
+    return ConcatEncoder() if {"vector", "discrete"}.issuperset(observed) else TokenEncoder()
 
 
 class _ConcatEncoderNet(EncoderNet):

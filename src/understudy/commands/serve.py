@@ -89,7 +89,7 @@ class ServeOptions:
     """what the policy reads and clients do not send: return_to_go=100"""
     steer: Annotated[str | None, arg(metavar="ENV")] = None
     """serve a page on which the policy acts in this environment (fork, particle, push) and is steered by clicks"""
-    steer_scale: Annotated[float, arg(metavar="X")] = 20.0
+    steer_scale: Annotated[float, arg(metavar="X")] = 100.0
     """with --steer: strength of the steering"""
     seed: Annotated[int, arg(metavar="S")] = 0
     """seed of the policy's randomness"""

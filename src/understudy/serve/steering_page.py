@@ -56,7 +56,7 @@ class SteeringPage:
         UserError: The policy cannot be steered.
     """
 
-    def __init__(self, actor: Actor, env: Env, scale: float = 20.0, seed: int = 0, title: str = "Steering"):
+    def __init__(self, actor: Actor, env: Env, scale: float = 100.0, seed: int = 0, title: str = "Steering"):
         plane = env.map() if isinstance(env, PlanarMap) else {}
         if "control" not in plane or not isinstance(env, Renderable):
             raise Unsupported("the environment does not say which position a click on its picture means, and how "

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from understudy import envs
 from understudy.config import UntrustedCode
@@ -357,7 +358,25 @@ def test_a_stage_before_its_turn_fails_and_a_slip_must_be_tried_again():
     env = GridworldTasks(200, slip=0.5)
     used = [int((e.steps["action"] == 4).sum()) for e in rollout(replace(env.expert(), noise=0.0), env, 200)]
     assert 7.3 < np.mean(used) < 8.7  # four stages at 1/2: 8 on average, with standard error 0.2
-    assert GridworldTasks(1, limit=88, slip=0.5).metadata["optimum"] == 0.5**4  # no time for a second try
+
+
+@pytest.mark.parametrize("options", [{"limit": 22, "slip": 0.5}, {"limit": 20},
+                                     {"limit": 18, "slip": 0.5, "missions": (5,)},
+                                     {"limit": 26, "slip": 0.3, "missions": (0, 1)}])
+def test_the_optimum_of_missions_in_little_time_is_what_the_expert_reaches(options):
+    env = GridworldTasks(2000, **options)
+    successes = sum(e.metadata["success"] for e in rollout(replace(env.expert(), noise=0.0), env, 4000))
+    interval = binomtest(successes, 4000).proportion_ci(0.999)
+    assert interval.low < env.metadata["optimum"] < interval.high and interval.high - interval.low < 0.06
+    assert 0.1 < env.metadata["optimum"] < 0.9
+
+
+def test_the_optimum_of_missions_is_1_where_there_is_time():
+    longest = max(np.flatnonzero(gridworld_tasks._walk_distribution(m)).max() for m in range(6)) + 4
+    for limit in (gridworld_tasks.FARTHEST + 4, gridworld_tasks.FARTHEST + 3, longest):
+        assert GridworldTasks(1, limit=limit).metadata["optimum"] == 1.0
+    assert GridworldTasks(1, limit=longest - 8).metadata["optimum"] < 1.0
+    assert GridworldTasks(1, limit=4, slip=0.5).metadata["optimum"] == 0.0  # the walker begins elsewhere
 
 
 def test_a_mission_in_other_words_is_refused():

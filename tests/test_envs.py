@@ -561,6 +561,26 @@ def test_a_block_counts_when_it_is_let_go_in_the_right_bin():
         assert (out.terminated[0], out.reward[0]) == (done, float(done))
 
 
+def test_the_second_camera_shows_heights_and_hides_what_is_behind():
+    env = Tabletop(1, blocks=2, camera_size=64)
+    top, side = "observation.images.top", "observation.images.side"
+
+    def middle(image, color):
+        """Mean (line, column) of the pixels of a color. None if there are none."""
+        found = np.argwhere((np.abs(image[0].numpy().astype(int) - COLORS[color]) < 3).all(2))
+        return found.mean(0) if len(found) else None
+    lies, hangs = (table(env, (0.5, 0.4), [(0.5, 0.4), (0.2, 0.6)], 0, held=held, closed=1.0) for held in (-1, 0))
+    assert torch.equal(lies[top], hangs[top]) and not torch.equal(lies[side], hangs[side])
+    lifted = middle(lies[side], "red") - middle(hangs[side], "red")
+    assert lifted == pytest.approx([64 * (tabletop.HAND - tabletop.TABLE - 2 * tabletop.BLOCK), 0], abs=2)
+    assert (middle(lies[side], "green") == middle(hangs[side], "green")).all()
+    for green, shown, hidden in ((0.6, "red", "green"), (0.2, "green", "red")):
+        seen = table(env, (0.9, 0.9), [(0.5, 0.4), (0.5, green)], 0)
+        assert middle(seen[side], shown) is not None and middle(seen[side], hidden) is None
+        assert middle(seen[top], hidden) is not None
+    assert not any("images" in name for name in Tabletop(1).features)
+
+
 def test_a_click_says_the_same_as_the_words():
     words, click = Tabletop(20), Tabletop(20, instruction="click")
     told, clicked = (e.reset(torch.arange(20), keys(0, range(20))) for e in (words, click))

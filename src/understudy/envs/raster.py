@@ -39,14 +39,15 @@ class Canvas:
         """
         self._paint(at, radius, lambda x, y: np.sqrt(x * x + y * y) - radius, color)
 
-    def box(self, at: np.ndarray, heading: np.ndarray, half: tuple[float, float], color: tuple[int, int, int]) -> None:
+    def box(self, at: np.ndarray, heading: np.ndarray, half: tuple[float, float],
+            color: tuple[int, int, int] | np.ndarray) -> None:
         """Paints one rectangle into each image.
 
         Args:
             at: Centers, (rows, 2).
             heading: Cosine and sine of the angle, (rows, 2).
             half: Half of the width and of the height.
-            color: Red, green and blue, 0 to 255.
+            color: Red, green and blue, 0 to 255: of all boxes, or of each, (rows, 3).
         """
         cos, sin = heading[:, 0, None, None], heading[:, 1, None, None]
 
@@ -67,7 +68,8 @@ class Canvas:
         cover = np.clip(0.5 - distance(x[:, None, :], y[:, :, None]) / self.pixel, 0, 1)[..., None]
         where = np.arange(len(at))[:, None, None], self.size - 1 - line[:, :, None], column[:, None, :]
         under = self.image[where].astype(np.float32)
-        self.image[where] = np.rint(under + cover * (np.array(color, np.float32) - under)).astype(np.uint8)
+        paint = np.array(color, np.float32).reshape(-1, 1, 1, 3)
+        self.image[where] = np.rint(under + cover * (paint - under)).astype(np.uint8)
 
 
 def render_map(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], size: int = 256) -> np.ndarray:

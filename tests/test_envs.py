@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from understudy import envs
 from understudy.config import UntrustedCode
@@ -357,7 +358,25 @@ def test_a_stage_before_its_turn_fails_and_a_slip_must_be_tried_again():
     env = GridworldTasks(200, slip=0.5)
     used = [int((e.steps["action"] == 4).sum()) for e in rollout(replace(env.expert(), noise=0.0), env, 200)]
     assert 7.3 < np.mean(used) < 8.7  # four stages at 1/2: 8 on average, with standard error 0.2
-    assert GridworldTasks(1, limit=88, slip=0.5).metadata["optimum"] == 0.5**4  # no time for a second try
+
+
+@pytest.mark.parametrize("options", [{"limit": 22, "slip": 0.5}, {"limit": 20},
+                                     {"limit": 18, "slip": 0.5, "missions": (5,)},
+                                     {"limit": 26, "slip": 0.3, "missions": (0, 1)}])
+def test_the_optimum_of_missions_in_little_time_is_what_the_expert_reaches(options):
+    env = GridworldTasks(2000, **options)
+    successes = sum(e.metadata["success"] for e in rollout(replace(env.expert(), noise=0.0), env, 4000))
+    interval = binomtest(successes, 4000).proportion_ci(0.999)
+    assert interval.low < env.metadata["optimum"] < interval.high and interval.high - interval.low < 0.06
+    assert 0.1 < env.metadata["optimum"] < 0.9
+
+
+def test_the_optimum_of_missions_is_1_where_there_is_time():
+    longest = max(np.flatnonzero(gridworld_tasks._walk_distribution(m)).max() for m in range(6)) + 4
+    for limit in (gridworld_tasks.FARTHEST + 4, gridworld_tasks.FARTHEST + 3, longest):
+        assert GridworldTasks(1, limit=limit).metadata["optimum"] == 1.0
+    assert GridworldTasks(1, limit=longest - 8).metadata["optimum"] < 1.0
+    assert GridworldTasks(1, limit=4, slip=0.5).metadata["optimum"] == 0.0  # the walker begins elsewhere
 
 
 def test_a_mission_in_other_words_is_refused():
@@ -540,6 +559,26 @@ def test_a_block_counts_when_it_is_let_go_in_the_right_bin():
         assert not env.step(torch.tensor([[0.0, 0.0, 1.0]])).terminated[0]
         out = env.step(torch.tensor([[0.0, 0.0, -1.0]]))
         assert (out.terminated[0], out.reward[0]) == (done, float(done))
+
+
+def test_the_second_camera_shows_heights_and_hides_what_is_behind():
+    env = Tabletop(1, blocks=2, camera_size=64)
+    top, side = "observation.images.top", "observation.images.side"
+
+    def middle(image, color):
+        """Mean (line, column) of the pixels of a color. None if there are none."""
+        found = np.argwhere((np.abs(image[0].numpy().astype(int) - COLORS[color]) < 3).all(2))
+        return found.mean(0) if len(found) else None
+    lies, hangs = (table(env, (0.5, 0.4), [(0.5, 0.4), (0.2, 0.6)], 0, held=held, closed=1.0) for held in (-1, 0))
+    assert torch.equal(lies[top], hangs[top]) and not torch.equal(lies[side], hangs[side])
+    lifted = middle(lies[side], "red") - middle(hangs[side], "red")
+    assert lifted == pytest.approx([64 * (tabletop.HAND - tabletop.TABLE - 2 * tabletop.BLOCK), 0], abs=2)
+    assert (middle(lies[side], "green") == middle(hangs[side], "green")).all()
+    for green, shown, hidden in ((0.6, "red", "green"), (0.2, "green", "red")):
+        seen = table(env, (0.9, 0.9), [(0.5, 0.4), (0.5, green)], 0)
+        assert middle(seen[side], shown) is not None and middle(seen[side], hidden) is None
+        assert middle(seen[top], hidden) is not None
+    assert not any("images" in name for name in Tabletop(1).features)
 
 
 def test_a_click_says_the_same_as_the_words():

@@ -407,6 +407,43 @@ def test_the_weights_of_real_time_chunking_are_those_of_the_paper():
         assert torch.allclose(found, torch.tensor(weights).expand(2, 8), atol=1e-6), schedule
 
 
+def authors_plan(policy, obs, noise, old, delay, n_action_steps):
+    """`FlowPolicy.realtime_action` of the authors' code (real-time-chunking-kinetix, src/model.py), in coded actions.
+
+    `old` (B, H, A) begins at the first step of the new chunk, and its last `n_action_steps` steps are not used.
+    """
+    context, n, horizon = policy.context(obs), policy.config.head.n_steps, noise.shape[1]
+    step, end = torch.arange(horizon), horizon - n_action_steps
+    w = ((delay - 1 - step) / (end - delay + 1) + 1).clamp(0, 1)
+    w = torch.where(step >= end, 0.0, w * torch.expm1(w) / (math.e - 1))
+    x = noise
+    for i in range(n):
+        t = i / n
+
+        def velocity(x_t, t=t):
+            return policy.net(x_t, torch.full((*x_t.shape[:2], 1), t), context)
+        clean, pullback = torch.func.vjp(lambda x_t, t=t, velocity=velocity: x_t + velocity(x_t) * (1 - t), x)
+        correction = pullback((old - clean) * w[:, None])[0]
+        weight = 5.0 if t == 0 else min((1 - t) / t * (t**2 + (1 - t) ** 2) / (1 - t) ** 2, 5.0)
+        x = x + (velocity(x) + weight * correction) / n
+    return x.detach()
+
+
+@pytest.mark.parametrize("delay", [0, 1, 2])
+def test_plans_of_real_time_chunking_are_those_of_the_authors_code(delay):
+    policy, batch = random_batch(flow(n_steps=5))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in policy.net.parameters():  # far from the identity
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    obs, n = {k: x.float() for k, x in batch.obs.items()}, len(batch)
+    noise, old = (torch.randn(n, *policy.noise_shape, generator=generator) for _ in range(2))
+    last = LastChunk(policy.decode(old, obs), torch.full((n,), 2), torch.ones(n, dtype=torch.bool))
+    found = policy.encode(policy.plan(obs, noise, RealTimeChunking(2, delay).guides(last)), obs)
+    expected = authors_plan(policy, obs, noise, torch.cat([old[:, 2:], old[:, :2]], 1), delay, 2)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(policy.encode(policy.plan(obs, noise), obs), expected, atol=0.05)
+
+
 @pytest.mark.parametrize("period, arrives", [(1.0, 0), (0.1, 2), (0.06, 4)])
 def test_a_measured_delay_is_the_time_of_the_computation_in_steps(monkeypatch, period, arrives):
     """By the clock, every plan takes 0.25 s. The second one is asked for at step 2 and has the opposite sign."""

@@ -18,12 +18,22 @@ from understudy.data.augment import ConditionDropout, ModalityDropout, RandomMas
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.envs import make
+from understudy.envs.raster import COLOR_OF_ROLE, map_point
 from understudy.evaluate.evaluation import evaluate, recording_seed
 from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import ObservationWrapper, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planner_config import CompositionConfig, ScorerGuidanceConfig, SteeringConfig
 from understudy.execute.planners import FixedBatch
-from understudy.execute.steering import ComposedConditions, ComposedPolicies, PathCost, ScorerGuided, Steered
+from understudy.execute.steering import (
+    ComposedConditions,
+    ComposedPolicies,
+    LivePoints,
+    PathCost,
+    ScorerGuided,
+    Steered,
+    steer_actor,
+)
 from understudy.heads.adaflow import AdaFlow
 from understudy.heads.base import EnergyCost, LimitedCost, cost_gradient
 from understudy.heads.diffusion import Diffusion
@@ -403,6 +413,55 @@ def test_a_classifier_of_the_side_chooses_the_way_around_the_pillar():
     assert 0.2 < sides["none"][0] < 0.8
     assert sides["left"][0] > 0.9 and sides["right"][0] < 0.1
     assert min(s for _, s in sides.values()) > 0.8
+
+
+def test_live_points_steer_from_the_next_plan_on_until_they_are_cleared():
+    policy, batch = random_batch(flow())
+    obs, noise = {k: x.float() for k, x in batch.obs.items()}, torch.randn(len(batch), *policy.noise_shape)
+    points = LivePoints()
+    live = Steered(policy, points, scale=20.0)
+    plain = policy.plan(obs, noise)
+    assert torch.equal(live.plan(obs, noise), plain)
+    for drawn in (((1.0, 2.0),), ((0.0, 0.0), (1.0, -1.0))):
+        points.set(*drawn)
+        steered = live.plan(obs, noise)
+        assert torch.equal(steered, Steered(policy, drawn, scale=20.0).plan(obs, noise))
+        assert not torch.allclose(steered, plain, atol=1e-3)
+    points.clear()
+    assert torch.equal(live.plan(obs, noise), plain)
+    for wrong, said in (((1.0,), "needs 2 numbers"), ((math.nan, 0.0), "must be finite")):
+        points.set(wrong)
+        with pytest.raises(UserError, match=said):
+            live.plan(obs, noise)
+
+
+def test_an_actor_is_steered_inside_what_wraps_it():
+    policy, _ = random_batch(flow())
+    actor = ObservationWrapper(PolicyActor(policy, RecedingHorizon(2)), {"observation.extra": torch.zeros(1)})
+    points = LivePoints()
+    steered = steer_actor(actor, points, scale=3.0).actor.planner
+    assert isinstance(steered, Steered) and steered.points is points and steered.scale == 3.0
+    with pytest.raises(Unsupported, match="does not plan"):
+        steer_actor(make("fork").expert(), points)
+
+
+@pytest.mark.parametrize("name", ["fork", "particle", "push", "push-images"])
+def test_a_click_on_what_an_action_moves_is_its_position(name):
+    """The picture and the map agree, and the map says which components move and how far."""
+    env = make(name, 1)
+    for number in range(3):
+        obs = env.reset(torch.tensor([0]), torch.tensor([number]))
+        control = env.map()["control"]
+        at = obs[control["column"]][0, list(control["components"])]
+        image = env.frame(0).astype(int)
+        down, across = np.nonzero((np.abs(image - COLOR_OF_ROLE["agent"]) < 3).all(2))
+        found = map_point(env.map(), (across.mean() + 0.5) / image.shape[1], (down.mean() + 0.5) / image.shape[0])
+        assert found == pytest.approx(at.tolist(), abs=0.01)
+        if control["step"] is not None:
+            action = torch.zeros(1, *env.features["action"].shape)
+            action[0, control["components"][0]] = 0.2 if at[0] < 0.5 else -0.2
+            moved = env.step(action).obs[control["column"]][0, list(control["components"])] - at
+            assert moved.tolist() == pytest.approx((control["step"] * action[0]).tolist(), abs=1e-5)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import shlex
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -39,6 +39,9 @@ class ServeOptions:
     Clients get a chunk of actions for an observation, or single actions of the executor. The health of the server is at
     /healthz, and its metrics for Prometheus at /metrics. SIGTERM ends it after the replies that are being computed, and
     SIGHUP loads the newest checkpoint. The log on standard error has one JSON object a line.
+
+    With --steer ENV, a page takes the place of the clients. The policy acts in this environment, and goes where you
+    click.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
@@ -84,6 +87,10 @@ class ServeOptions:
     """the task in words for clients that send none, for a policy that was trained with --language"""
     condition: ConditionTexts = ()
     """what the policy reads and clients do not send: return_to_go=100"""
+    steer: Annotated[str | None, arg(metavar="ENV")] = None
+    """serve a page on which the policy acts in this environment (fork, particle, push) and is steered by clicks"""
+    steer_scale: Annotated[float, arg(metavar="X")] = 100.0
+    """with --steer: strength of the steering"""
     seed: Annotated[int, arg(metavar="S")] = 0
     """seed of the policy's randomness"""
     device: DeviceName = "auto"
@@ -121,6 +128,8 @@ def main(args: list[str]) -> None:
     if not (tokens or o.open or o.host in ("127.0.0.1", "::1", "localhost")):
         raise ConfigError("anybody in the network could use this server", where=f"--host {o.host}",
                           hint="give --token-file FILE, or --open if that is meant")
+    if o.steer is not None:
+        return _serve_steering(o)
     options = ServerOptions(o.host, o.port, tokens, tls_context(o.tls_cert, o.tls_key), o.origin,
                             int(o.max_message * 2**20), o.max_rate, o.max_clients, o.max_batch, o.deadline, o.fallback)
     service = load_service(o)
@@ -130,6 +139,40 @@ def main(args: list[str]) -> None:
     reduce_pauses()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(o, service, PolicyServer(service, options, log), options))
+
+
+STEERING_OPTIONS = {"run", "host", "port", "open", "executor", "task", "condition", "steer", "steer_scale", "seed",
+                    "device", "trust"}  # that --steer reads
+
+
+def _serve_steering(o: ServeOptions) -> None:
+    """Serves the page of --steer."""
+    from ..core import ConfigError, UserError
+    from ..envs import make
+    from ..serve.steering_page import SteeringPage
+    from .policies import load_actor
+
+    for field in fields(o):
+        if field.name not in STEERING_OPTIONS and getattr(o, field.name) != field.default:
+            raise ConfigError("has no effect with --steer", where="--" + field.name.replace("_", "-"),
+                              hint="leave it out")
+    assert o.steer is not None
+    env = make(o.steer, 1, o.trust)
+    actor, _ = load_actor(o.run, env, o, rows=None, tell=True)
+    page = SteeringPage(actor, env, o.steer_scale, o.seed, f"{o.run} in {o.steer}")
+    family = socket.AF_INET6 if ":" in o.host else socket.AF_INET
+    try:
+        listening = socket.create_server((o.host, o.port), family=family)
+    except OSError as error:
+        raise UserError(f"the server cannot listen there: {error.strerror or error}",
+                        where=f"--host {o.host} --port {o.port}", hint="choose another --port") from None
+    port = listening.getsockname()[1]
+    names = ["localhost", "127.0.0.1", "[::1]", f"[{o.host}]" if ":" in o.host else o.host]
+    Output().print(f"Open http://{names[-1] if o.host not in ('0.0.0.0', '::') else socket.gethostname()}:{port} and "
+                   "click on the picture. Ctrl-C ends it.")
+    sys.stdout.flush()
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(page.run(listening, None if o.open else [f"http://{name}:{port}" for name in names]))
 
 
 async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer, options: ServerOptions) -> None:

@@ -167,5 +167,9 @@ class PlanarMap(Env):
             "x" and "y": ranges of the axes, (low, high). "shapes": a list such as ``{"kind": "circle", "at": (x, y),
             "radius": r, "role": "obstacle" | "goal" | "start"}``. "path": ``(column, i, j)``, the components of an
             observation column that are the position to draw. "marks", optional: shapes that differ from episode to
-            episode, with ``"column": (column, i, j)`` instead of "at".
+            episode, with ``"column": (column, i, j)`` instead of "at". "control", optional: ``{"column": column,
+            "components": (i, j), "step": s}``, the components of a column that are the position which the same
+            components of the action move, and how far an action of 1 moves it in a step. "step" is None for actions
+            that are positions. The image of `Renderable.frame` then shows the map as `raster.render_map` does, so
+            that a click on it is a point of the map.
         """

@@ -61,7 +61,8 @@ class Fork(Toy):
         return Expert()
 
     def map(self):
-        return {"x": (-0.2, 1.4), "y": (-0.8, 0.8), "path": ("observation.state", 0, 1), "shapes": [
+        return {"x": (-0.2, 1.4), "y": (-0.8, 0.8), "path": ("observation.state", 0, 1),
+                "control": {"column": "observation.state", "components": (0, 1), "step": 0.1}, "shapes": [
             {"kind": "circle", "at": PILLAR, "radius": PILLAR_RADIUS, "role": "obstacle"},
             {"kind": "circle", "at": GOAL, "radius": GOAL_RADIUS, "role": "goal"},
             {"kind": "circle", "at": (0.0, 0.0), "radius": 2 * SPREAD, "role": "start"}]}

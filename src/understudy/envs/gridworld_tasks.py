@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import permutations
+from functools import lru_cache
+from itertools import pairwise, permutations
 
 import numpy as np
 import torch
@@ -37,8 +38,8 @@ class GridworldTasks(Toy):
     2 left, 3 down, 4 use. Use acts on what lies in the same cell, or on the door from the cell to its left.
     info["mission"]: its number in `MISSIONS`.
 
-    Best possible success: 1.0 without `slip`. With it, `metadata["optimum"]` is what is reached at least, wherever
-    things lie. `Expert(noise=0)` attains it.
+    Best possible success: `metadata["optimum"]`, the exact mean over all places of things and all slips. It is 1.0
+    without `slip` if there is time for the farthest ways. `Expert(noise=0)` attains it.
 
     Args:
         rows: Number of copies.
@@ -64,11 +65,8 @@ class GridworldTasks(Toy):
             "simulator.subgoal": Feature("int64", (1,), "discrete", num_classes=(len(STAGES),)),
             "simulator.state": named_vector("chance", "clock"),
             "action": Feature("int64", (1,), "discrete", num_classes=(USE + 1,))}
-        from scipy.special import nbdtr
-
-        tries = max(limit - FARTHEST - len(STAGES), 0)  # failed uses that the time allows for, wherever things lie
         self.metadata = {"env": "gridworld_tasks", "version": 1, "fps": 5, "limit": limit,
-                         "optimum": round(float(nbdtr(tries, len(STAGES), 1 - slip)), 6),
+                         "optimum": _best_success(limit, slip, tuple(missions)),
                          "success": "all four stages are done in the order of the mission"}
         self.low, self.high = 0.0, float(USE)
         super().__init__(rows, limit)
@@ -194,6 +192,56 @@ def _places(things: np.ndarray, door: np.ndarray) -> np.ndarray:
     """(n, stages, 2): where each stage is done."""
     before = np.stack([np.full_like(door, WALL - 1), door], 1)
     return np.stack([things[:, 0], before, things[:, 1], things[:, 2]], 1)
+
+
+def _best_success(limit: int, slip: float, missions: tuple[int, ...]) -> float:
+    """Probability that shortest ways, and uses that are tried until they succeed, take at most `limit` steps."""
+    from scipy.special import nbdtr
+
+    if not slip and limit >= FARTHEST + len(STAGES):
+        return 1.0
+    failures = limit - len(STAGES) - np.arange(FARTHEST + 1)  # that there is time for, by the length of the way
+    in_time = np.where(failures >= 0, nbdtr(np.maximum(failures, 0), len(STAGES), 1 - slip), 0.0)
+    return round(float(np.mean([_walk_distribution(mission) @ in_time for mission in missions])), 6)
+
+
+@lru_cache
+def _walk_distribution(mission: int) -> np.ndarray:
+    """(FARTHEST + 1,): probability of each length of the shortest way, over where walker, things and door are."""
+    order, x, y = ORDERS[mission], *np.divmod(np.arange(WIDTH * HEIGHT), HEIGHT)
+    found = np.zeros(FARTHEST + 1)
+    for door in range(HEIGHT // 2):  # the others are their mirror images
+        to_door = np.abs(x - WALL) + np.abs(y - door)
+        apart = np.abs(x[:, None] - x) + np.abs(y[:, None] - y)
+        apart = np.where((x[:, None] < WALL) == (x < WALL), apart, to_door[:, None] + to_door).astype(np.int8)
+        before = (WALL - 1) * HEIGHT + door
+        near = np.flatnonzero((x < WALL) & (np.arange(len(x)) != before))
+        far = np.flatnonzero(x > WALL)
+        late = [order.index(thing) > order.index(DOOR) for thing in (BALL, PAD)]
+        for sides, probability in _side_probabilities(*late, len(near), len(far)).items():
+            walker, key, ball, pad = things = np.ix_(near, near, *(far if side else near for side in sides))
+            place = {KEY: key, DOOR: np.int64(before), BALL: ball, PAD: pad}
+            length = sum(apart[a, b] for a, b in pairwise((walker, *(place[stage] for stage in order))))
+            distinct = np.logical_and.reduce(np.broadcast_arrays(
+                *(things[i] != things[j] for i in range(4) for j in range(i))))
+            count = np.bincount(length[distinct], minlength=len(found))
+            found += probability * count / count.sum() / (HEIGHT // 2)
+    return found
+
+
+def _side_probabilities(ball_late: bool, pad_late: bool, near: int, far: int) -> dict[tuple[bool, bool], float]:
+    """Probability that ball and pad lie behind the door, where a thing can if its stage comes after the door.
+
+    `initial_state` gives every cell a number. Walker and key take the cells with the largest ones before the door, then
+    ball and pad take the largest of those that are left. So they lie behind the door more often than not.
+    """
+    three, four = (np.prod([(near - i) / (near + far - i) for i in range(n)]) for n in (3, 4))  # the first n are near
+    if not pad_late:
+        return {(False, False): 1.0}
+    if not ball_late:
+        return {(False, False): four, (False, True): 1 - four}
+    one = 3 * three * far / (near + far - 3)  # exactly one far cell comes before the third near one
+    return {(False, False): four, (False, True): three - four, (True, False): one, (True, True): 1 - three - one}
 
 
 @dataclass(frozen=True)

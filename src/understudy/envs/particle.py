@@ -96,7 +96,8 @@ class Particle(Toy):
 
     def map(self):
         mark = {"kind": "circle", "radius": RADIUS}
-        return {"x": (0.0, 1.0), "y": (0.0, 1.0), "path": ("observation.state", 0, 1), "shapes": [], "marks": [
+        return {"x": (0.0, 1.0), "y": (0.0, 1.0), "path": ("observation.state", 0, 1), "shapes": [],
+                "control": {"column": "observation.state", "components": (0, 1), "step": None}, "marks": [
             {**mark, "column": ("observation.state", 2 * self.dim, 2 * self.dim + 1), "role": "waypoint"},
             {**mark, "column": ("observation.state", 3 * self.dim, 3 * self.dim + 1), "role": "goal"}]}
 

@@ -105,8 +105,9 @@ class Push(Toy):
 
     def map(self):
         whole = self.state_columns[0]
-        return {"x": (0.0, SIDE), "y": (0.0, SIDE), "path": (whole, 2, 3), "shapes": [], "marks": [
-            {"kind": "circle", "column": (whole, 6, 7), "radius": RADIUS, "role": "goal"}]}
+        return {"x": (0.0, SIDE), "y": (0.0, SIDE), "path": (whole, 2, 3), "shapes": [],
+                "control": {"column": "observation.state", "components": (0, 1), "step": 0.1},
+                "marks": [{"kind": "circle", "column": (whole, 6, 7), "radius": RADIUS, "role": "goal"}]}
 
     def frame(self, row):
         return self._render(256, slice(row, row + 1))[0]

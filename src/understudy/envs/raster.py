@@ -39,14 +39,15 @@ class Canvas:
         """
         self._paint(at, radius, lambda x, y: np.sqrt(x * x + y * y) - radius, color)
 
-    def box(self, at: np.ndarray, heading: np.ndarray, half: tuple[float, float], color: tuple[int, int, int]) -> None:
+    def box(self, at: np.ndarray, heading: np.ndarray, half: tuple[float, float],
+            color: tuple[int, int, int] | np.ndarray) -> None:
         """Paints one rectangle into each image.
 
         Args:
             at: Centers, (rows, 2).
             heading: Cosine and sine of the angle, (rows, 2).
             half: Half of the width and of the height.
-            color: Red, green and blue, 0 to 255.
+            color: Red, green and blue, 0 to 255: of all boxes, or of each, (rows, 3).
         """
         cos, sin = heading[:, 0, None, None], heading[:, 1, None, None]
 
@@ -67,7 +68,8 @@ class Canvas:
         cover = np.clip(0.5 - distance(x[:, None, :], y[:, :, None]) / self.pixel, 0, 1)[..., None]
         where = np.arange(len(at))[:, None, None], self.size - 1 - line[:, :, None], column[:, None, :]
         under = self.image[where].astype(np.float32)
-        self.image[where] = np.rint(under + cover * (np.array(color, np.float32) - under)).astype(np.uint8)
+        paint = np.array(color, np.float32).reshape(-1, 1, 1, 3)
+        self.image[where] = np.rint(under + cover * (paint - under)).astype(np.uint8)
 
 
 def render_map(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], size: int = 256) -> np.ndarray:
@@ -81,10 +83,7 @@ def render_map(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], si
     Returns:
         The image, (size, size, 3) uint8.
     """
-    (left, right), (bottom, top) = plane["x"], plane["y"]
-    side = max(right - left, top - bottom)
-    low = ((left + right - side) / 2, (bottom + top - side) / 2)
-    canvas = Canvas(1, size, low, side)
+    canvas = Canvas(1, size, *_map_square(plane))
     for shape in (*plane["shapes"], *shapes):
         at, color = np.array([shape["at"]], np.float32), COLOR_OF_ROLE[shape["role"]]
         if shape["kind"] == "circle":
@@ -92,3 +91,22 @@ def render_map(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], si
         else:
             canvas.box(at, np.array([shape.get("heading", (1, 0))], np.float32), shape["half"], color)
     return canvas.image[0]
+
+
+def map_point(plane: Mapping[str, Any], across: float, down: float) -> tuple[float, float]:
+    """Returns the position on a map that its image shows at a point, the inverse of `render_map`.
+
+    Args:
+        plane: The map, see `envs.base.PlanarMap.map`.
+        across: Distance of the point from the left edge of the image, from 0 to 1.
+        down: Distance from the upper edge, from 0 to 1.
+    """
+    (x, y), side = _map_square(plane)
+    return x + across * side, y + (1 - down) * side
+
+
+def _map_square(plane: Mapping[str, Any]) -> tuple[tuple[float, float], float]:
+    """The lower left corner and the side of the smallest square around the middle of a map that contains it."""
+    (left, right), (bottom, top) = plane["x"], plane["y"]
+    side = max(right - left, top - bottom)
+    return ((left + right - side) / 2, (bottom + top - side) / 2), side

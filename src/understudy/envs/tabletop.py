@@ -19,6 +19,7 @@ CENTERS = np.array([[0.17, 0.9], [0.5, 0.9], [0.83, 0.9]], np.float32)  # m, of 
 BIN = np.array([0.15, 0.09], np.float32)  # m, half of a bin's width and depth
 BLOCK = 0.045  # m, half of a side
 GRASP = 0.04  # m: as near as this the hand takes a block
+TABLE, HAND = 0.2, 0.45  # m: height of the table and of the hand in the picture from the side
 SPEED = 0.08  # m: how far the hand goes in one step at most
 MISSIONS = tuple(f"put the {color} block into the {side} bin" for color in COLORS for side in BINS)
 LENGTH = max(map(len, MISSIONS))
@@ -31,9 +32,10 @@ class Tabletop(Toy):
 
     observation.state (3): position of the hand, m, and 1 if it is closed. observation.environment_state (2 a block):
     positions of the blocks, in the order of `COLORS`, m. The instruction is observation.task, as text, or
-    observation.click (4): where to take and where to put, m. observation.images.top: a picture, if `camera_size` is
-    not 0. simulator.state (2): number of the mission, and of the held block (-1 if none), which are needed to restore a
-    state.
+    observation.click (4): where to take and where to put, m. observation.images.top and observation.images.side:
+    pictures from above and from the front edge, if `camera_size` is not 0. Only the second one shows heights: whether a
+    block hangs in the hand or lies under it. Near blocks hide those behind them. simulator.state (2): number of the
+    mission, and of the held block (-1 if none), which are needed to restore a state.
 
     action: with control="velocity" (3) the velocity of the hand, where 1 is 0.08 m in a step of 0.1 s, and above 0 to
     close it. A hand that closes within 0.04 m of a block takes it, and opens to let go. With control="pick_and_place"
@@ -48,7 +50,7 @@ class Tabletop(Toy):
         control: One of `CONTROLS`.
         instruction: One of `INSTRUCTIONS`.
         blocks: Number of blocks, from 1 to 6.
-        camera_size: Width and height of the picture. 0 for none.
+        camera_size: Width and height of the pictures. 0 for none.
     """
 
     state_columns = ("observation.state", "observation.environment_state", "simulator.state")
@@ -72,7 +74,8 @@ class Tabletop(Toy):
             "simulator.state": named_vector("mission", "held"),
             "action": named_vector(*parts)}
         if camera_size:
-            self.features["observation.images.top"] = Feature("uint8", (camera_size, camera_size, 3), "image")
+            self.features |= {f"observation.images.{view}": Feature("uint8", (camera_size, camera_size, 3), "image")
+                              for view in ("top", "side")}
         self.metadata = {"env": "tabletop" if control == "velocity" else f"tabletop:{control}", "version": 1, "fps": 10,
                          "limit": limit, "optimum": 1.0, "success": "the named block lies in the named bin"}
         super().__init__(rows, limit)
@@ -98,7 +101,8 @@ class Tabletop(Toy):
                 "observation.environment_state": s["blocks"].reshape(self.rows, -1),
                 "simulator.state": np.stack([s["mission"], s["held"]], 1).astype(np.float32)}
         if self.camera_size:
-            seen["observation.images.top"] = self._picture(self.camera_size)
+            seen |= {"observation.images.top": self._picture(self.camera_size),
+                     "observation.images.side": self._side_picture(self.camera_size)}
         return seen
 
     def state_from_columns(self, steps):
@@ -159,6 +163,26 @@ class Tabletop(Toy):
         for side in (-1, 1):
             reach = np.where(s["closed"], 0.03, 0.055)[:, None] * np.array([side, 0], np.float32)
             canvas.box((s["hand"] + reach).astype(np.float32), flat, (0.01, 0.035), (70, 74, 88))
+        return canvas.image
+
+    def _side_picture(self, size: int) -> np.ndarray:
+        """(rows, size, size, 3) uint8: x to the right, height upwards, seen along y."""
+        s, rows = self.state, np.arange(self.rows)
+        canvas, flat = Canvas(self.rows, size, (0.0, 0.0), 1.0), np.tile(np.array([1, 0], np.float32), (self.rows, 1))
+
+        def box(x, height, half, color):
+            canvas.box(np.stack(np.broadcast_arrays(x, height), 1).astype(np.float32), flat, half, color)
+        every = np.full(self.rows, 0.5)
+        box(every, TABLE / 2, (0.5, TABLE / 2), COLOR_OF_ROLE["waypoint"])
+        for at in CENTERS:
+            box(np.full(self.rows, at[0]), TABLE + 0.02, (float(BIN[0]), 0.02), COLOR_OF_ROLE["start"])
+        palette = np.array([COLORS[color] for color in self.colors])
+        for block in np.argsort(-s["blocks"][:, :, 1], axis=1, kind="stable").T:  # far ones first
+            height = np.where(block == s["held"], HAND - BLOCK, TABLE + BLOCK)
+            box(s["blocks"][rows, block, 0], height, (BLOCK, BLOCK), palette[block])
+        for side in (-1, 1):
+            reach = np.where(s["closed"], 0.03, 0.055) * side
+            box(s["hand"][:, 0] + reach, HAND + 0.02, (0.01, 0.06), (70, 74, 88))
         return canvas.image
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Scorer
-from ..core import ConfigError, Context, UserError, check_range, take
+from ..core import ConfigError, Context, Unsupported, UserError, check_range, take
 from ..policy import EnergyGuidance, LimitedCostGuidance, NetworkGuidance, Planner, Policy
+from .actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
 from .base import check_numeric_actions
 from .planners import PlannerWrapper
+
+Points = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,33 @@ class PathCost(LimitedCostGuidance):
         return 0.5 * self.scale * gap.mean(1)
 
 
+class LivePoints:
+    """Points that a person changes while a policy acts, such as by a click.
+
+    There are none at first. Any thread may change them.
+
+    Example:
+        >>> points = LivePoints()
+        >>> actor = steer_actor(actor, points, step=0.1, scale=100.0)  # acts in another thread
+        >>> points.set((0.6, 0.45))  # the next plan is drawn to this point
+        >>> points.clear()
+    """
+
+    def __init__(self) -> None:
+        self._points: Points = ()
+
+    def __call__(self) -> Points:
+        return self._points
+
+    def set(self, *points: tuple[float, ...]) -> None:
+        """Replaces the points. Each is in the units of the observed position."""
+        self._points = points
+
+    def clear(self) -> None:
+        """Removes all points. The policy is no longer steered."""
+        self._points = ()
+
+
 def check_steering(part: Any) -> None:
     """Checks `points`, `step` and `scale` of `Steered` or its config.
 
@@ -250,8 +280,13 @@ def check_steering(part: Any) -> None:
     name = type(part).__name__
     check_range(part, "scale", at_least=0, below=math.inf)
     check_range(part, "step", above=-math.inf, below=math.inf)
-    if not all(math.isfinite(x) for point in part.points for x in point):
-        raise ConfigError(f"every number must be finite, but the points are {part.points}", where=f"{name}.points",
+    if isinstance(part.points, tuple):
+        _check_finite(part.points, name)
+
+
+def _check_finite(points: Points, name: str) -> None:
+    if not all(math.isfinite(x) for point in points for x in point):
+        raise ConfigError(f"every number must be finite, but the points are {points}", where=f"{name}.points",
                           hint="give the points in the units of the observed position")
 
 
@@ -266,7 +301,8 @@ class Steered(PlannerWrapper):
 
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`.
-        points: The points in world units, each with D numbers.
+        points: The points in world units, each with D numbers. Or a function that returns them, such as `LivePoints`.
+            It is called before each plan. While it returns no point, the policy is not steered.
         column: The observed column with the position of what moves.
         components: Which components of the column are the position, and which of the action move it.
         step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
@@ -282,7 +318,7 @@ class Steered(PlannerWrapper):
     """
 
     planner: Planner
-    points: tuple[tuple[float, ...], ...]
+    points: Points | Callable[[], Points]
     column: str = "observation.state"
     components: tuple[int, ...] = (0, 1)
     step: float | None = None
@@ -298,14 +334,26 @@ class Steered(PlannerWrapper):
         if not self.components or max(self.components) >= width or min(self.components) < 0:
             raise UserError(f"the components are {self.components}, but column and action share {width}",
                             where="Steered.components", hint=f"name components from 0 to {width - 1}")
-        if not self.points or any(len(point) != len(self.components) for point in self.points):
-            raise UserError(f"every point needs {len(self.components)} numbers, but the points are {self.points}",
-                            where="Steered.points", hint="give one number for each component")
+        if isinstance(self.points, tuple):
+            self._check_widths(self.points, bool(self.points))
         if not 0 <= self._skip < self.planner.window.horizon:
             window = self.planner.window
             raise UserError("the chunks of the policy do not contain the current step, from whose position they move: "
                             f"action_offset is {window.action_offset} and horizon {window.horizon}", where="Steered",
                             hint="train it with an action_offset from 1 - horizon to 0")
+
+    def _check_widths(self, points: Points, enough: bool = True) -> None:
+        if not enough or any(len(point) != len(self.components) for point in points):
+            raise UserError(f"every point needs {len(self.components)} numbers, but the points are {points}",
+                            where="Steered.points", hint="give one number for each component")
+
+    def _current_points(self) -> Points:
+        if isinstance(self.points, tuple):
+            return self.points
+        points = self.points()
+        self._check_widths(points)
+        _check_finite(points, "Steered")
+        return points
 
     @property
     def _skip(self) -> int:
@@ -313,7 +361,29 @@ class Steered(PlannerWrapper):
         return -self.planner.window.action_offset
 
     def plan(self, obs, noise, guides=()):
+        if not (points := self._current_points()):
+            return self.planner.plan(obs, noise, guides)
         now = obs[self.column][:, -1, list(self.components)].float()
-        points = torch.tensor(self.points, device=now.device)
-        cost = PathCost(points, now, self.components, self.step, self.scale, self._skip)
+        cost = PathCost(torch.tensor(points, device=now.device), now, self.components, self.step, self.scale,
+                        self._skip)
         return self.planner.plan(obs, noise, (*guides, cost))
+
+
+def steer_actor(actor: Actor, points: Points | Callable[[], Points], **options: Any) -> Actor:
+    """Returns the actor of a policy with its plans drawn towards points.
+
+    Args:
+        actor: The actor.
+        points: The points, or a function that returns them, such as `LivePoints`.
+        **options: Further arguments of `Steered`, such as ``step=0.1, scale=100.0``.
+
+    Raises:
+        UserError: As in `Steered`.
+        Unsupported: The actor is no policy.
+    """
+    if isinstance(actor, (ObservationWrapper, TransformedActor)):
+        return replace(actor, actor=steer_actor(actor.actor, points, **options))
+    if not isinstance(actor, PolicyActor):
+        raise Unsupported(f"{type(actor).__name__} does not plan with a policy", where="steer_actor",
+                          hint="steer a PolicyActor")
+    return replace(actor, planner=Steered(actor.planner, points, **options))

@@ -19,6 +19,7 @@ from understudy.claims import (
     interactive_language,
     language_attention,
     lerobot_examples,
+    masked_trajectories,
     memory_pairs,
     pooled_history,
     preemptive_restart,
@@ -51,6 +52,7 @@ from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
+from understudy.learn.method import training_data
 from understudy.learn.sample_weights import ColumnWeights, CurriculumWeights
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -970,3 +972,55 @@ def test_one_phase_learns_to_act_from_episodes_with_words_alone():
     weights = learner.sample_weights(batch, fitted.policy)
     words = batch.obs[few_labels.TASK + "?"][:, -1]
     assert torch.equal(weights, words[:, None].expand(weights.shape).float()) and 0 < words.float().mean() < 1
+def test_cut_episodes_end_at_their_goals():
+    episode = Episode({"observation.state": np.arange(62.0, dtype=np.float32).reshape(31, 2),
+                       "action": np.arange(30.0, dtype=np.float32)[:, None]})
+    pieces = masked_trajectories.CutAtGoals(repeats=2).apply(Dataset([episode]))
+    assert np.array_equal(np.concatenate([p.steps["action"] for p in pieces]), np.tile(episode.steps["action"], (2, 1)))
+    assert len({len(p) for p in pieces}) > 3 and all(1 <= len(p) <= 9 for p in pieces)
+    for piece in pieces:
+        state, left = piece.steps["observation.state"], piece.steps["observation.time_left"]
+        assert (piece.steps["observation.goal"] == state[-1]).all()
+        assert np.array_equal(left[:, 0], np.arange(len(piece), -1, -1))
+        assert state[0, 0] == 2 * piece.steps["action"][0, 0]  # the state and the action are of the same step
+
+
+@pytest.mark.parametrize("n_goals", [1, 3])
+def test_goals_of_masked_trajectories_are_reached_in_time_only_if_they_are_given_in_time(monkeypatch, n_goals):
+    """In place of the network, straight lines through the states that are given."""
+    def interpolate(obs, noise, guides=()):
+        state, known = obs["observation.state"].numpy(), obs["observation.state?"].numpy()
+        seen.append([k.nonzero()[0].tolist() for k in known])
+        assert not obs["action?"].any()
+        lines = np.stack([[np.interp(np.arange(11), k.nonzero()[0], s[k, i]) for i in (0, 1)]
+                          for s, k in zip(state, known, strict=True)])
+        return torch.from_numpy(10 * np.diff(lines, axis=2).transpose(0, 2, 1)).float()
+    data, method, seen = masked_trajectories.strolls(2, 1), masked_trajectories.masked(0.5), []
+    policy = Policy(method.policy, training_data(data, method).features())
+    monkeypatch.setattr(policy, "plan", interpolate)
+    pace = np.array([[0.05, 0.0], [0.02, 0.05]], np.float32)
+    path = 0.5 + pace[:, None] * np.arange(10, dtype=np.float32)[:, None]
+    steps = np.array([[3, 6, 9], [2, 4, 7]])[:, -n_goals:]
+    walked = masked_trajectories.complete_trajectory(policy, path, steps, steps)
+    rows = np.arange(2)[:, None]
+    assert np.allclose(walked[rows, steps], path[rows, steps], atol=1e-5)
+    early = masked_trajectories.complete_trajectory(policy, path, steps, np.ceil(steps / 3).astype(int))
+    assert np.allclose(early[rows, [[3]]][:, 0], path[rows, steps[:, -1:]][:, 0], atol=1e-5)  # both are due at step 3
+    assert seen == [[[0, *s] for s in steps.tolist()], [[0, *[1, 2, 3][-n_goals:]]] * 2]
+
+
+def test_cloning_is_given_the_next_goal_and_the_steps_until_it(monkeypatch):
+    data, method, seen = masked_trajectories.strolls(2, 1), masked_trajectories.cloning(), []
+
+    def go(obs, noise, guides=()):
+        seen.append((obs["observation.goal"][:, 0, 0].tolist(), obs["observation.time_left"][:, 0, 0].tolist()))
+        now, goal, left = (obs[f"observation.{k}"] for k in ("state", "goal", "time_left"))
+        return 10 * (goal - now) / left
+    policy = Policy(method.policy, training_data(data, method).features())
+    monkeypatch.setattr(policy, "plan", go)
+    path = np.linspace(0.5, 1.4, 10, dtype=np.float32)[None, :, None].repeat(2, 2)
+    steps = np.array([[3, 6, 8]])
+    walked = masked_trajectories.follow_goals(policy, path, steps, steps)
+    assert np.allclose(walked[0, :9], path[0, :9], atol=1e-5)
+    assert np.allclose([g for (g,), _ in seen], path[0, [3, 3, 3, 6, 6, 6, 8, 8, 8], 0])
+    assert [n for _, (n,) in seen] == [3, 2, 1, 3, 2, 1, 2, 1, 1]

@@ -29,6 +29,7 @@ from understudy.claims import (
     self_guidance,
     thought_cloning,
     two_level_minibatch,
+    weakly_labeled_skills,
 )
 from understudy.claims import cross_episodic_curriculum as cross
 from understudy.claims import functional_manipulation as fmb
@@ -1024,3 +1025,74 @@ def test_cloning_is_given_the_next_goal_and_the_steps_until_it(monkeypatch):
     assert np.allclose(walked[0, :9], path[0, :9], atol=1e-5)
     assert np.allclose([g for (g,), _ in seen], path[0, [3, 3, 3, 6, 6, 6, 8, 8, 8], 0])
     assert [n for _, (n,) in seen] == [3, 2, 1, 3, 2, 1, 2, 1, 1]
+# -- 309 ----------------------------------------------------------------------------------------------------------
+
+
+def test_named_things_keep_the_contract_and_touching_another_fails():
+    check_env(lambda rows: weakly_labeled_skills.NamedThings(rows, limit=12))
+    env = weakly_labeled_skills.NamedThings(50)
+    ran = rollout(weakly_labeled_skills.Expert(noise=0), env, 400, seed=1)
+    assert all(e.metadata["success"] for e in ran)
+    env = weakly_labeled_skills.NamedThings(2)
+    env.reset(torch.arange(2), torch.arange(2))
+    env.state["named"] = np.array([3, 4])
+    env.state["at"] = env.state["things"][:, 3].copy()  # both hands touch the thing 3
+    out = env.step(torch.zeros(2, 2))
+    assert out.info["success"].tolist() == [True, False] and out.terminated.tolist() == [True, True]
+
+
+def test_two_episodes_of_each_word_have_it_and_the_control_makes_all_wrong():
+    task = weakly_labeled_skills.TASK
+    plain, wrong = (weakly_labeled_skills.FewWords(120, 2, shuffled).load(1) for shuffled in (False, True))
+    known = weakly_labeled_skills.has_words(plain)
+    assert np.array_equal(known, weakly_labeled_skills.has_words(wrong))
+    words = [int(e.steps[task][0, 0]) for e in plain.select(np.flatnonzero(known))]
+    assert sorted(words) == sorted(2 * list(range(6)))
+    for a, b, labeled in zip(plain, wrong, known, strict=True):
+        assert (a.steps[task] != b.steps[task]).all() == labeled
+        assert all(np.array_equal(a.steps[k], b.steps[k]) for k in a.steps if k != task)
+
+
+def test_a_latent_is_that_of_the_most_similar_episode_with_the_word():
+    nearest = weakly_labeled_skills.NearestLatent(
+        torch.tensor([0, 0, 1]), torch.tensor([[0.0, 0], [1, 0], [0.9, 0]]), torch.tensor([[1.0], [2], [3]]))
+    state = torch.tensor([[0.9], [0.2], [0.9]])
+    obs = {weakly_labeled_skills.STATE: state, weakly_labeled_skills.AROUND: torch.zeros(3, 1),
+           weakly_labeled_skills.TASK: torch.tensor([[0], [0], [1]])}
+    assert nearest.act(obs, {})[0].flatten().tolist() == [2, 1, 3]
+
+
+def test_a_classifier_of_few_episodes_names_most_of_the_others():
+    data = weakly_labeled_skills.FewWords(120, 2).load(1)
+    known = weakly_labeled_skills.has_words(data)
+    found = weakly_labeled_skills.predicted_words(data.select(np.flatnonzero(known)), data, 0)
+    right = found[:, 0] == [int(e.steps[weakly_labeled_skills.TASK][0, 0]) for e in data]
+    assert right[~known].mean() > 0.8
+
+
+def test_arms_learn_from_the_episodes_that_they_name(monkeypatch):
+    experiment = replace(weakly_labeled_skills.FEW, source=weakly_labeled_skills.FewWords(40, 2))
+    data, seen, measures = experiment.source.load(1), {}, {}
+    train = weakly_labeled_skills.train_once
+    for part in weakly_labeled_skills.CLAIM.parts:
+        for arm in part.experiment.arms:
+            option, name = arm.options[0], arm.name
+
+            def train_shortly(experiment, method, learned_from, seed, name=name):
+                known = weakly_labeled_skills.has_words(learned_from)
+                seen[name] = (len(learned_from), int(known.sum()))
+                return train(experiment, method, learned_from, seed)
+            monkeypatch.setattr(weakly_labeled_skills, "train_once", train_shortly)
+            stages = tuple(replace(s, method=replace(s.method, learner=replace(s.method.learner, steps=2)))
+                           for s in option.method.stages)
+            learner = replace(option.method.learner, steps=1)
+            short = replace(option, method=replace(option.method, stages=stages, learner=learner))
+            found = weakly_labeled_skills.instruction_success(experiment, short, data, 1, 10, 1)
+            measures[name] = set(found)
+    n, words = len(data), {"success"}
+    assert seen == {"GROOT-2": (n, 12), "labeled": (12, 12), "all words": (n, n), "nearest latents": (n, 0),
+                    "pseudo-labels": (n, n), "GROOT-2, labeled": (12, 12), "GROOT-2, beta 1": (n, 12)}
+    assert measures == {
+        "GROOT-2": {*words, "demonstration success"}, "labeled": words, "all words": words, "nearest latents": words,
+        "pseudo-labels": {*words, "right words"}, "GROOT-2, labeled": {*words, "demonstration success"},
+        "GROOT-2, beta 1": {*words, "demonstration success"}}

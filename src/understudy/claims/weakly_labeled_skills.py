@@ -1,0 +1,392 @@
+"""Row 309: do episodes without words raise how often instructions are followed, if few episodes have words?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ..core import Feature, normal, uniform
+from ..data.episode import Dataset
+from ..data.relabel import ConstantColumn
+from ..envs.toy import Toy, distance, named_vector
+from ..evaluate.evaluation import recording_seed
+from ..evaluate.rollout import rollout
+from ..execute.actor import Actor
+from ..execute.chunking import RecedingHorizon
+from ..execute.wrappers import WrappedActor
+from ..heads.categorical import Categorical
+from ..heads.gaussian import Gaussian
+from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.fit_method import fit_method
+from ..learn.instructed_autoencoder import InstructedAutoencoder
+from ..learn.latent_labels import SKILL, LatentLabels
+from ..learn.method import Method, build_actor
+from ..learn.optimizer import OptimizerConfig
+from ..methods.skills import groot_2
+from ..nets.encoders import TokenEncoder
+from ..nets.mlp import MLP
+from ..policy import PolicyConfig
+from .base import RATE, SCORE, Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
+from .curation import cached_load
+from .measures import train_once
+
+ROWS, N_THINGS = 100, 6  # environments side by side; things on the table
+REACH, SPEED = 0.12, 0.1  # m; m a step
+STATE, AROUND, TASK = "observation.state", "observation.environment_state", "observation.task"
+ANGLES = 2 * np.pi * np.arange(N_THINGS) / N_THINGS
+PLACES = 0.75 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1).astype(np.float32)
+
+
+class NamedThings(Toy):
+    """A hand goes to the one of six things on a table that a word names, and must touch no other thing.
+
+    Each thing lies near its own place on a circle. observation.state (2): position of the hand, m, from -1 to 1.
+    observation.environment_state (12): positions of the things, m. observation.task (1): the word, a class.
+    observation.task? (1): whether it is given. action (2): velocity, where 1 is 0.1 m in a step of 0.1 s, clipped to
+    [-1, 1]. Touching a thing ends the episode, with success if it is the named one.
+
+    Best possible success: 1.0. `Expert(noise=0)` attains it.
+
+    Args:
+        rows: Number of copies.
+        limit: Number of steps of an episode.
+        shift: Largest distance of a thing from its place along each axis, m.
+    """
+
+    state_columns = (STATE, AROUND, TASK)
+
+    def __init__(self, rows: int = 1, limit: int = 30, shift: float = 0.2):
+        self.shift = shift
+        self.features = {
+            STATE: named_vector("x", "y", unit="m"),
+            AROUND: named_vector(*(f"{i}.{axis}" for i in range(N_THINGS) for axis in "xy"), unit="m"),
+            TASK: Feature("int64", (1,), "discrete", num_classes=(N_THINGS,)), TASK + "?": Feature("bool", ()),
+            "action": named_vector("x", "y")}
+        self.metadata = {"env": "named_things", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0,
+                         "success": f"within {REACH} m of the thing that is named, and of no other before"}
+        super().__init__(rows, limit)
+
+    def initial_state(self, key):
+        zero = torch.zeros_like(key)
+        drawn = uniform(key, zero, (3,)).numpy()
+        shift = self.shift * (2 * uniform(key, zero, (N_THINGS, 2), stream=1).numpy() - 1)
+        return {"at": (0.6 * drawn[:, :2] - 0.3).astype(np.float32), "things": (PLACES + shift).astype(np.float32),
+                "named": (N_THINGS * drawn[:, 2]).astype(np.int64)}
+
+    def observe(self):
+        s = self.state
+        return {STATE: s["at"], AROUND: s["things"].reshape(self.rows, -1), TASK: s["named"][:, None],
+                TASK + "?": np.ones(self.rows, bool)}
+
+    def state_from_columns(self, steps):
+        return {"at": steps[STATE], "things": steps[AROUND].reshape(len(steps[STATE]), -1, 2),
+                "named": steps[TASK][:, 0]}
+
+    def advance(self, action):
+        s = self.state
+        s["at"] = np.clip(s["at"] + np.float32(SPEED) * action, -1, 1)
+        touched = distance(s["things"], s["at"][:, None]) < REACH
+        success = touched[np.arange(self.rows), s["named"]]
+        return success, success, touched.any(1) & ~success
+
+    def expert(self):
+        return Expert()
+
+    def map(self):
+        things = [{"kind": "circle", "at": tuple(map(float, at)), "radius": REACH, "role": "goal"} for at in PLACES]
+        return {"x": (-1.0, 1.0), "y": (-1.0, 1.0), "path": (STATE, 0, 1), "shapes": things}
+
+    def frame(self, row):
+        from ..envs.raster import render_map
+
+        things = [{"kind": "circle", "at": tuple(at), "radius": REACH, "role": "goal"}
+                  for at in self.state["things"][row]]
+        hand = {"kind": "circle", "at": tuple(self.state["at"][row]), "radius": 0.03, "role": "agent"}
+        return render_map({**self.map(), "shapes": things}, [hand])
+
+
+@dataclass(frozen=True)
+class Expert(Actor):
+    """Goes straight to the named thing.
+
+    Args:
+        noise: Standard deviation of Gaussian noise on the action.
+    """
+
+    noise: float = 0.2
+
+    def start(self, obs, key):
+        return {"key": key, "count": torch.zeros_like(key)}
+
+    def act(self, obs, state):
+        things = obs[AROUND].unflatten(1, (N_THINGS, 2))
+        ahead = things[torch.arange(len(things)), obs[TASK][:, 0]] - obs[STATE]
+        action = ahead / ahead.norm(dim=1, keepdim=True).clamp(min=SPEED)
+        action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
+        return action.float(), {**state, "count": state["count"] + 1}
+
+
+@dataclass(frozen=True)
+class FewWords(DemonstrationSource):
+    """Successful episodes of the expert, of which some have words.
+
+    Args:
+        episodes: Number of episodes to roll out.
+        per_word: Number of episodes with words for each word. None gives words to all.
+        shuffled: The words are exchanged between the episodes that have them, so that all are wrong.
+    """
+
+    episodes: int
+    per_word: int | None
+    shuffled: bool = False
+
+    @cached_load
+    def load(self, seed):
+        env = NamedThings(ROWS)
+        shown = rollout(env.expert(), env, self.episodes, recording_seed(seed)).filter(lambda e: e.metadata["success"])
+        words = np.array([e.steps[TASK][0] for e in shown])
+        labeled = np.concatenate([np.flatnonzero(words[:, 0] == w)[:self.per_word] for w in range(N_THINGS)])
+        if self.shuffled:
+            assert self.per_word is not None
+            shift = np.random.default_rng(seed).integers(self.per_word, len(labeled) - self.per_word + 1)
+            words[labeled] = words[np.roll(labeled, shift)]
+        return with_words(shown, words, np.isin(np.arange(len(shown)), labeled))
+
+
+def with_words(data: Dataset, words: np.ndarray, has_words: np.ndarray) -> Dataset:
+    """The episodes with other words, (n, 1), and whether they are given, (n,)."""
+    return Dataset([e.replace({TASK: np.tile(words[i], (len(e) + 1, 1)), TASK + "?": np.full(len(e) + 1, has_words[i])})
+                    for i, e in enumerate(data)])
+
+
+def has_words(data: Dataset) -> np.ndarray:
+    """Whether each episode has words, (n,)."""
+    return np.array([bool(e.steps[TASK + "?"][0]) for e in data])
+
+
+@dataclass(frozen=True)
+class NearestLatent(Actor):
+    """Chooses the latent of the most similar episode with the same word, by the squared distance of its first
+    observation.
+
+    Args:
+        words: The words of the episodes, (n,).
+        first: First observations of the episodes, (n, D).
+        latents: Latents of the episodes, (n, L).
+    """
+
+    words: torch.Tensor = field(compare=False)
+    first: torch.Tensor = field(compare=False)
+    latents: torch.Tensor = field(compare=False)
+
+    def start(self, obs, key):
+        return {}
+
+    def act(self, obs, state):
+        gap = (torch.cat([obs[STATE], obs[AROUND]], 1).unsqueeze(1) - self.first).square().sum(2)
+        gap = gap.where(obs[TASK] == self.words, torch.inf)
+        return self.latents[gap.argmin(1)], state
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A method, what it learns from, and how it is told what to do.
+
+    Args:
+        method: The method.
+        episodes: ``"all"``, where few have words; only those with words (``"labeled"``); all with the words that a
+            classifier gives to those without (``"pseudo"``); or all with their true words (``"true"``).
+        prompt: The words, or the latents of episodes with the same word (``"nearest"``). These are latents of an
+            autoencoder that has seen no words.
+    """
+
+    method: Method
+    episodes: Literal["all", "labeled", "pseudo", "true"] = "all"
+    prompt: Literal["words", "nearest"] = "words"
+
+
+def instruction_success(experiment, option: Trained, data: Dataset, seed: int, episodes: int, starts: int
+                        ) -> dict[str, list[float]]:
+    """Trains a method and instructs it.
+
+    Returns:
+        "success": 0 or 1 per start. With latents that words prompt also "demonstration success": the same if an episode
+        without words is the prompt, which shows the task from another start. With pseudo-labels also one "right
+        words": the fraction of the episodes without words that get the right ones.
+    """
+    words, labeled = np.array([e.steps[TASK][0] for e in data]), has_words(data)
+    learned_from, measures = data, {}
+    if option.episodes == "labeled":
+        learned_from = data.select(np.flatnonzero(labeled))
+    elif option.episodes == "true":
+        learned_from = with_words(data, words, np.ones_like(labeled))
+    elif option.episodes == "pseudo":
+        found = predicted_words(learned_from.select(np.flatnonzero(labeled)), data, seed)
+        measures["right words"] = [float((found == words)[~labeled].mean())]
+        learned_from = with_words(data, np.where(labeled[:, None], words, found), np.ones_like(labeled))
+    if option.prompt == "nearest":
+        learned_from = with_words(data, words, np.zeros_like(labeled))
+    # What is learned from is a part of the key of the training.
+    named = replace(experiment, source=(experiment.source, option.episodes, option.prompt))
+    trained = train_once(named, option.method, learned_from, seed)
+    actor, env = build_actor(trained.method, trained.modules, ROWS, features=trained.features), experiment.env_options
+    prompts = {"success": actor}
+    if isinstance(actor, WrappedActor):
+        posterior = next(t.encoder for t in trained.method.transforms if isinstance(t, LatentLabels))
+        if option.prompt == "nearest":
+            prompts = {"success": replace(actor, actor=nearest_latent(posterior, data.select(np.flatnonzero(labeled))))}
+        elif not labeled.all():
+            shown = nearest_latent(posterior, data.select(np.flatnonzero(~labeled)))
+            prompts["demonstration success"] = replace(actor, actor=shown)
+    for name, prompted in prompts.items():
+        ran = rollout(prompted, NamedThings(ROWS, **dict(env)), episodes, seed=starts)
+        measures[name] = [float(e.metadata["success"]) for e in ran]
+    return measures
+
+
+def nearest_latent(posterior, data: Dataset) -> NearestLatent:
+    """Looks up the latents of the first 10 steps of episodes."""
+    latents = posterior.latents(data.map(ConstantColumn(SKILL, (0.0,) * LATENT)))
+    first = [np.concatenate([e.steps[STATE][0], e.steps[AROUND][0]]) for e in data]
+    return NearestLatent(torch.tensor([int(e.steps[TASK][0, 0]) for e in data]), torch.tensor(np.stack(first)),
+                         latents[np.cumsum([0, *data.lengths[:-1]])])
+
+
+def predicted_words(labeled: Dataset, data: Dataset, seed: int) -> np.ndarray:
+    """The words that a classifier gives to the last steps of episodes, (n, 1). It learns from all steps of the episodes
+    with words.
+    """
+    classifier = fit_method(CLASSIFIER, labeled, seed).policy
+    obs = {k: torch.from_numpy(np.stack([e.steps[k][len(e) - 1:len(e)] for e in data])) for k in classifier.inputs}
+    key = torch.zeros(len(data), dtype=torch.int64)
+    with torch.no_grad():
+        return classifier.plan(obs, classifier.noise(key, key))[:, 0].numpy()
+
+
+def learner(steps: int, batch_size: int) -> BehaviorCloning:
+    return BehaviorCloning(steps, batch_size, OPTIMIZER)
+
+
+def acting_policy(last: str, **fields) -> PolicyConfig:
+    """The same head and networks in all arms. They read the word or the latent in the column `last`."""
+    return PolicyConfig(Gaussian(std=0.1), MLP(128, 1), TokenEncoder(32), inputs=(STATE, AROUND, last), **fields)
+
+
+def words_to_actions() -> Method:
+    return Method(acting_policy(TASK), RecedingHorizon(), learner(UPDATES, PIECES * LENGTH))
+
+
+def words_to_latents(beta: float = 0.1) -> Method:
+    """The method groot-2, with the columns of the toy and small networks."""
+    method = groot_2(LENGTH, LATENT, beta)
+    (stage,) = method.stages
+    low = stage.method
+    assert isinstance(low.learner, InstructedAutoencoder) and method.wrapper is not None
+    instruction = replace(method.policy, trunk=MLP(64, 1), encoder=TokenEncoder(32), inputs=(TASK,))
+    autoencoder = replace(
+        low.learner, steps=UPDATES, batch_size=PIECES, optimizer=OPTIMIZER, posterior=MLP(64, 1),
+        prior=replace(low.learner.prior, trunk=MLP(64, 1), encoder=TokenEncoder(32)), instruction=instruction)
+    low = Method(acting_policy(SKILL, codec=low.policy.codec), learner=autoencoder,
+                 transforms=(ConstantColumn(SKILL, (0.0,) * LATENT),))
+    labels = tuple(t for t in method.transforms if isinstance(t, LatentLabels))
+    return replace(method, policy=instruction, stages=(replace(stage, method=low),), transforms=labels,
+                   wrapper=replace(method.wrapper, period=100))  # longer than an episode
+
+
+SHOWN, PER_WORD = 240, 2
+UPDATES, PIECES, LENGTH, LATENT = 800, 64, 10, 8
+OPTIMIZER = OptimizerConfig(lr=2e-3, warmup_steps=100)
+CLASSIFIER = Method(PolicyConfig(Categorical(), MLP(64, 1), TokenEncoder(32), target=TASK, inputs=(STATE,)),
+                    learner=learner(300, 128))
+GROOT = Arm("GROOT-2", (Trained(words_to_latents()),))
+LABELED = Arm("labeled", (Trained(words_to_actions(), "labeled"),))
+ALL_WORDS = Arm("all words", (Trained(words_to_actions(), "true"),))
+NEAREST = Arm("nearest latents", (Trained(words_to_latents(), prompt="nearest"),))
+PSEUDO = Arm("pseudo-labels", (Trained(words_to_actions(), "pseudo"),))
+ALONE = Arm("GROOT-2, labeled", (Trained(words_to_latents(), "labeled"),))
+BETA = Arm("GROOT-2, beta 1", (Trained(words_to_latents(beta=1.0)),))
+FEW = Experiment(
+    FewWords(SHOWN, PER_WORD),
+    "named_things",
+    (GROOT, LABELED, ALL_WORDS),
+    instruction_success,
+    seeds=tuple(range(940, 948)),
+    episodes=400,
+    measures=(("demonstration success", RATE), ("right words", SCORE)),
+    starts_seed=940,
+    looks=((5, 0.02), (8, 0.03)),
+    sanity=(("GROOT-2", "success", 0.45), ("labeled", "success", 0.2), ("all words", "success", 0.8)),
+)
+
+
+def reported(name: str, arms: tuple[Arm, Arm], margin: float = 0.0, per_word: int | None = PER_WORD) -> ClaimPart:
+    """A part that does not decide: the first arm succeeds more often than the second."""
+    experiment = replace(FEW, source=FewWords(SHOWN, per_word), seeds=FEW.seeds[:5],
+                         arms=arms, looks=(), sanity=())
+    return ClaimPart(name, experiment, GreaterThan("success", arms[0].name, arms[1].name, margin), is_decisive=False)
+
+
+def with_wrong_words(experiment: Experiment) -> Experiment:
+    return replace(experiment, source=replace(experiment.source, shuffled=True), sanity=())
+
+
+CLAIM = Claim(
+    name="weakly-labeled-skills",
+    rows=("309",),
+    paper="Cai et al. 2024, GROOT-2: Weakly Supervised Multi-Modal Instruction Following Agents, arXiv 2412.10410",
+    statement="To address this issue, we frame the problem as a semi-supervised learning task and introduce GROOT-2, a "
+    "multimodal instructable agent trained using a novel approach that combines weak supervision with latent variable "
+    "models. Our method consists of two key components: constrained self-imitating, which utilizes large amounts of "
+    "unlabeled demonstrations to enable the policy to learn diverse behaviors, and human intention alignment, which "
+    "uses a smaller set of labeled demonstrations to ensure the latent space reflects human intentions.",
+    setup="A hand on a table goes to one of six things and must touch no other. Each thing lies near its own place on "
+    "a circle, up to 0.2 m from it along each axis. 240 scripted episodes, new ones for each seed, of about 8 steps. "
+    "Two episodes for each word, 5 %, have the word that names the thing. In evaluation the word is given. GROOT-2 is"
+    " the method groot-2. An autoencoder turns up to 10 steps into a Gaussian latent of 8 components, from which a "
+    "policy repeats the actions. Its loss is the negative log-likelihood of the actions, summed over the steps, plus "
+    "0.1 times the KL divergence from a prior that reads the first observation, summed over the components. Pieces "
+    "with words, half of each batch, add the same loss of the actions with a latent that is drawn from a Gaussian, "
+    "given the word, plus 0.1 times the negative log-likelihood of the piece's latent under it. While acting, the "
+    "mean of this Gaussian is the latent. Labeled clones actions, given the word, and learns from the episodes with "
+    "words alone. It corresponds to the paper's ablation without the loss of the episodes without words, and has no "
+    "latent. All words learns from all episodes with their words. All arms have the same head (a Gaussian with a "
+    "fixed standard deviation of 0.1), trunk (an MLP of 128 x 1 blocks), optimizer, 800 updates and 640 steps per "
+    "batch, of which some of GROOT-2's lie after the end of an episode. The rule: GROOT-2 succeeds more often than "
+    "labeled. GROOT-2 must succeed in 0.45 of the starts (a hand that goes to any thing would in 0.17), labeled in "
+    "0.2 and all words in 0.8, or the verdict is undecided. In the negative control the words are exchanged between "
+    "the episodes that have them, so that all are wrong. The paper's ablation without the loss of the words does not "
+    "decide: words then have no latent by construction. Reported: GROOT-2 against the latent of the nearest episode "
+    "with the same word, of an autoencoder without words; against pseudo-labels, where a classifier that reads the "
+    "last position of the hand gives words to the other episodes (a rival that a reviewer asked for); against GROOT-2"
+    " that learns from the episodes with words alone (the paper's 0 % of unlabeled trajectories); with a weight of "
+    "the KL divergence of 1; and where all episodes have words, where GROOT-2 should be at most 0.1 better than "
+    "labeled. Demonstration success is that of prompts by the latent of the nearest episode without words that shows "
+    "the named thing. Nothing is tuned by the claim. Eight seeds are planned, with one look after five. Earlier "
+    "pilots on three other toys showed GROOT-2 above labeled or above nearest latents, never both, and pseudo-labels "
+    "were better in three of four. Two more designs were left: the tabletop with six missions, where GROOT-2 did 0.04"
+    " to 0.09 of them in 1,000 to 1,500 updates, labeled 0.02 to 0.05 and all words 0.95 to 0.97, and things at "
+    "places in random order, where all words reached 0.42 and GROOT-2 0.03. Both had a head with a standard deviation"
+    " of 0.3, with which latents held next to nothing (0.06 in this toy), so that it is 0.1 now. As weights of the "
+    "alignment, 1 and more made the latents shrink. In pilots of this design on the seeds 1 to 3 GROOT-2 succeeded in"
+    " 0.53, 0.59 and 0.50 of the starts and labeled in 0.29, 0.44 and 0.43 (with 300 updates 0.33 and 0.36, seeds 1 "
+    "and 3), all words in 0.92, GROOT-2 from the episodes with words alone in 0.03 (seed 1), pseudo-labels in 0.64, "
+    "and in the control both in 0.00 (seed 3). A classifier that reads the things as well gave 0.38 of the right "
+    "words, the present one 0.97. With 700 updates on 32 pieces GROOT-2 reached 0.48, nearest latents 0.38, and "
+    "GROOT-2 with words in all episodes 0.77 (seed 1). Differences from the paper: a toy with coordinates and classes"
+    " in place of images, video and sentences, pieces of 10 steps in place of 128, small networks in place of "
+    "transformers, and an alignment whose form is not published in code. If the paper's losses are means over time, "
+    "its weights of 0.1 would be about 0.8 here.",
+    parts=(
+        ClaimPart("few words", FEW, GreaterThan("success", "GROOT-2", "labeled")),
+        reported("nearest latents", (GROOT, NEAREST)),
+        reported("pseudo-labels", (GROOT, PSEUDO)),
+        reported("episodes with words alone", (GROOT, ALONE)),
+        reported("beta", (BETA, LABELED)),
+        reported("all words", (LABELED, GROOT), margin=-0.1, per_word=None),
+    ),
+    negative_control=NegativeControl(
+        "the words are exchanged between the episodes, so that all are wrong", with_wrong_words, "few words"),
+)

@@ -1,0 +1,277 @@
+"""Row 024: does a token for each number help a pretrained policy to act while a sensor has failed?"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ..checkpoint import FromStage
+from ..core import Feature, put, uniform
+from ..data.codec import Normalizer
+from ..data.episode import Dataset, Episode
+from ..data.relabel import LastAction
+from ..data.window import Window
+from ..envs.base import EnvWrapper
+from ..envs.planar_arms import ARMS, PlanarArms
+from ..evaluate.evaluation import recording_seed
+from ..evaluate.rollout import rollout
+from ..execute.chunking import RecedingHorizon
+from ..heads.regression import Regression
+from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.fit_method import fit_method
+from ..learn.method import InitializeFrom, Method, Stage, build_actor
+from ..learn.optimizer import OptimizerConfig
+from ..learn.representation import RepresentationLearning
+from ..learn.token_prediction import MaskedTokenPrediction, NextTokenPrediction
+from ..nets.component_tokens import ComponentTokenEncoder, ComponentTokenNet
+from ..nets.ema import ConstantDecay
+from ..nets.feed_forward import FeedForward
+from ..policy import Policy, PolicyConfig
+from .base import (
+    RATE,
+    AllOf,
+    Arm,
+    Claim,
+    ClaimPart,
+    DemonstrationSource,
+    EquivalentTo,
+    Experiment,
+    GreaterThan,
+    NegativeControl,
+)
+from .curation import cached_load
+from .measures import train_once
+
+Level = Literal["component", "modality"]
+ROWS = 100  # environments side by side; results do not depend on it
+LINKS = 4  # of the longest arm; the numbers of others are padded
+STATE, SENSORS, TARGET = "observation.state", "observation.sensors", "observation.environment_state"
+BODIES, NEW_BODY = ("two", "three", "four"), "human"
+WIDTH, DEPTH, FRACTION = 32, 2, 0.3  # of the transformer; of tokens that are hidden
+PRETRAINING_STEPS, STEPS, BATCH = 1200, 300, 64
+OPTIMIZER, EMA = OptimizerConfig(lr=3e-3), ConstantDecay(0.99)
+
+
+class FrontArm(PlanarArms):
+    """`PlanarArms` that begins bent to one side, with the target in front of it."""
+
+    def initial_state(self, key):
+        drawn = uniform(key, torch.zeros_like(key), (3 + len(self.lengths),)).numpy().astype(np.float32)
+        angle, radius = 1.2 * (drawn[:, 0] - 0.5), 0.5 + 0.4 * drawn[:, 1]
+        joints = 2.0 / len(self.lengths) + 0.6 * (drawn[:, 3:] - 0.5)
+        joints[:, 0] = -1.0 + 1.0 * (drawn[:, 2] - 0.5)
+        return {"joints": joints, "target": np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)}
+
+
+class ArmSensors(EnvWrapper):
+    """Arms of two to four links with the same columns, and with flags of which sensors work.
+
+    observation.state (6): four angles, and the position of the tip. observation.sensors (6): 1 where the number is
+    given, 0 where the arm has no such joint or the sensor has failed. Missing numbers are 0. action (4).
+
+    Args:
+        env: The arm.
+        dead: Whether one of the arm's own sensors fails for the whole episode.
+    """
+
+    def __init__(self, env: PlanarArms, dead: bool):
+        super().__init__(env)
+        self.dead, self.links = dead, len(env.lengths)
+        self.failed = torch.zeros(env.rows, dtype=torch.int64)
+        self.features = {**env.features, STATE: Feature("float32", (LINKS + 2,)),
+                         SENSORS: Feature("float32", (LINKS + 2,)), "action": Feature("float32", (LINKS,))}
+
+    def reset(self, which, key):
+        drawn = uniform(key, torch.zeros_like(key), (1,), stream=9)[:, 0]
+        self.failed = put(self.failed, which, (drawn * (self.links + 2)).long())
+        return self._observed(self.env.reset(which, key), self.failed)
+
+    def step(self, action):
+        out = self.env.step(action[:, : self.links])
+        return replace(out, obs=self._observed(out.obs, self.failed))
+
+    def _observed(self, obs, failed):
+        return {**obs, **columns(obs[STATE], self.links, failed if self.dead else None)}
+
+
+def columns(state: torch.Tensor, links: int, failed: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The padded state and its flags, (rows, 6) each."""
+    own = [*range(links), LINKS, LINKS + 1]
+    padded, flags = (state.new_zeros(len(state), LINKS + 2) for _ in range(2))
+    flags[:, own] = 1
+    if failed is not None:
+        flags[torch.arange(len(state)), torch.tensor(own)[failed]] = 0
+    padded[:, own] = state
+    return {STATE: padded * flags, SENSORS: flags}
+
+
+def padded_episode(episode: Episode, links: int) -> Episode:
+    """A recorded episode with the columns of `ArmSensors`, without a failure."""
+    found = {k: v.numpy() for k, v in columns(torch.from_numpy(np.array(episode.steps[STATE])), links, None).items()}
+    action = np.asarray(episode.steps["action"])
+    found["action"] = np.concatenate([action, np.zeros((len(action), LINKS - links), action.dtype)], 1)
+    episode = episode.replace(found)
+    features = {k: Feature("float32", v.shape[1:]) for k, v in found.items()}
+    return replace(episode, schema={**episode.schema, **features})
+
+
+@dataclass(frozen=True)
+class ArmDemonstrations(DemonstrationSource):
+    """Demonstrations of several arms to pretrain on, and few of another one. All reach."""
+
+    n_prior: int = 100  # of each arm
+    n_task: int = 10
+
+    @cached_load
+    def load(self, seed):
+        found = []
+        for part, names, episodes in (("prior", BODIES, self.n_prior), ("task", (NEW_BODY,), self.n_task)):
+            for i, arm in enumerate(names):
+                env = FrontArm(min(episodes, 25), arm=arm)
+                ran = rollout(env.expert(), env, episodes, recording_seed(seed), first=1000 * i)
+                same = (padded_episode(e, len(ARMS[arm])) for e in ran)
+                found += [replace(e, metadata={**e.metadata, "dataset": part}) for e in same]
+        return Dataset(found)
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A policy for the new arm, on a transformer that was trained on the others.
+
+    Args:
+        method: The method with its stage.
+        is_permuted: The components exchange their embeddings before the adaptation, in random order.
+    """
+
+    method: Method
+    is_permuted: bool = False
+
+
+def make_method(level: Level = "component", objective: str = "masked", adapt: str = "full") -> Method:
+    """Both levels have the same networks, number of steps in a window, batches and numbers of updates."""
+    encoder = ComponentTokenEncoder(WIDTH, DEPTH, 4, level, causal=objective == "next", flags=((STATE, SENSORS),))
+    policy = PolicyConfig(Regression(), FeedForward((128,)), encoder, Normalizer(unscaled=(SENSORS,)), Window(2, 1),
+                          inputs=("observation.last_action", STATE, SENSORS, TARGET))
+    loss = NextTokenPrediction() if objective == "next" else MaskedTokenPrediction(FRACTION)
+    pretraining = RepresentationLearning((loss,), PRETRAINING_STEPS, BATCH, optimizer=OPTIMIZER, ema=EMA)
+    stage = Stage("encoder", Method(policy, RecedingHorizon(1), pretraining, (LastAction(),)))
+    load = ("codec",) if adapt == "scratch" else ("codec", "encoder")
+    adapted = InitializeFrom(FromStage("encoder"), load, () if adapt == "probing" else load)
+    return replace(stage.method, learner=BehaviorCloning(STEPS, BATCH, OPTIMIZER, ema=EMA), stages=(stage,),
+                   initialize_from=(adapted,))
+
+
+def make_arm(name: str, *options) -> Arm:
+    return Arm(name, (Adaptation(make_method(*options)),))
+
+
+def adapted_success(
+    experiment, option: Adaptation, data: Dataset, seed: int, episodes: int, starts: int
+) -> dict[str, list[float]]:
+    """Trains the transformer and the policy, and rolls the policy out.
+
+    Returns:
+        "success" of each episode with all sensors, and "failed sensor": success of each with one that has failed.
+    """
+    prior, task = (data.filter(lambda e, part=part: e.metadata["dataset"] == part) for part in ("prior", "task"))
+    stage = train_once(experiment, option.method.stages[0].method, prior, seed)
+    if option.is_permuted:
+        stage = replace(stage, modules={"policy": permuted(stage.policy, seed)})
+    trained = fit_method(option.method, task, seed, stages={"encoder": stage})
+    actor = build_actor(trained.method, trained.modules, ROWS)
+    found = {}
+    for name, dead in (("success", False), ("failed sensor", True)):
+        ran = rollout(actor, ArmSensors(FrontArm(ROWS, arm=NEW_BODY), dead), episodes, seed=starts)
+        found[name] = [float(e.metadata["success"]) for e in ran]
+    return found
+
+
+def permuted(policy: Policy, seed: int) -> Policy:
+    """A copy of a policy whose components have each other's embeddings."""
+    policy = deepcopy(policy)
+    net = policy.encoder
+    assert isinstance(net, ComponentTokenNet)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(net.n_components))
+    with torch.no_grad():
+        for weights in (net.value_embedding, net.presence_embedding, net.component_embedding):
+            weights.copy_(weights[order])
+    return policy
+
+
+def with_permuted_components(experiment: Experiment) -> Experiment:
+    """The components of pretrained encoders with a token for each number exchange their embeddings."""
+    return experiment.change_options(lambda o: replace(o, is_permuted=True), "component")
+
+
+REACH = Experiment(
+    ArmDemonstrations(),
+    "planar_arms",
+    (
+        make_arm("component"),
+        make_arm("modality", "modality"),
+        make_arm("scratch", "component", "masked", "scratch"),
+        make_arm("component, next token", "component", "next"),
+        make_arm("component, probing", "component", "masked", "probing"),
+        make_arm("modality, probing", "modality", "masked", "probing"),
+    ),
+    adapted_success,
+    seeds=(2400, 2401, 2402, 2403, 2404),
+    episodes=200,
+    measures=(("failed sensor", RATE),),
+    starts_seed=2400,
+    sanity=(("modality", "success", 0.6), ("component", "success", 0.4)),
+)
+FAILED_SENSOR = GreaterThan("failed sensor", "component", "modality")
+FEW_DEMONSTRATIONS = GreaterThan("success", "component", "scratch")
+
+CLAIM = Claim(
+    name="component-tokens",
+    rows=("024",),
+    paper="Boige et al. 2024, PASTA: Pretrained Action-State Transformer Agents, Reinforcement Learning Journal 3, "
+    "arXiv 2307.10936",
+    statement="Key findings highlight improved performance of component-level tokenization, the use of fundamental "
+    "pretraining objectives such as next token prediction or masked language modeling, and simultaneous training of "
+    "models across multiple domains.",
+    setup="planar_arms, reach: arms of two, three and four links, which begin bent to one side with the target in "
+    "front, 100 demonstrations each to pretrain on, and 10 of a fourth arm (human, three links) to clone, all "
+    "new for each seed. States and actions are padded to four joints, and flags say which numbers are given, at "
+    "both levels. A transformer (2 blocks of width 32) reads two steps of last actions, joints, tip and target, "
+    "with one token for each number (component) or with one for the last action and one for all else (modality): "
+    "the same weights but for the embeddings of the positions. It is pretrained in 1,200 updates of 64 windows "
+    "to predict hidden tokens (a random 0.3 of them, all numbers of each), by the squared error. A policy (one "
+    "hidden layer of 128) on the tokens of the newest step then learns 300 updates, together with the "
+    "transformer. From scratch, the transformer is not pretrained. The learning rate is 0.003 everywhere. Two "
+    "rules decide, each in 200 starts. With a sensor that has failed for the whole episode (one of the arm's "
+    "five numbers, at even odds; its flag is 0, and no failure was seen in training), component tokens succeed "
+    "more often than modality tokens. With all sensors, the pretrained transformer of component tokens succeeds "
+    "more often than the same one from scratch. Modality tokens must succeed in 0.6 of the starts with all "
+    "sensors, and component tokens in 0.4, or the verdict is undecided. In the negative control, the components "
+    "of the pretrained transformer exchange their embeddings at random before the adaptation. Two parts are "
+    "reported: masked against next-token prediction (within 0.1), and both levels with a frozen transformer, "
+    "with a failed sensor. Nothing is tuned. The figures of pilots are success with all sensors and with a "
+    "failed one. Two designs on the seeds 1 to 6: next-token prediction, with failed sensors in the adaptation "
+    "and 10 demonstrations, gave 0.51 and 0.47 for component tokens, 0.71 and 0.62 for modality tokens, and from "
+    "scratch 0.41 and 0.34, and 0.35 and 0.45. On another seed 0.51 and 0.45, 0.76 and 0.64, from scratch 0.49 "
+    "and 0.50, and 0.60 and 0.56. These had embeddings whose size the first normalization removed. Masked "
+    "prediction with 30 demonstrations gave 0.78 and 0.72 for component tokens, 0.97 and 0.69 for modality "
+    "tokens, 0.83 and 0.68 for component tokens from scratch, and with a frozen transformer 0.90 and 0.75, and "
+    "0.97 and 0.76. With 10 demonstrations: 0.53 and 0.52, 0.75 and 0.57, from scratch 0.48 and 0.40. These "
+    "pilots led to expect that the first rule fails, before it was written. It stands because it is the "
+    "published comparison, and the last pilot has the objective and the number of demonstrations of this claim. "
+    "Differences from the paper: a toy with five sensors, small networks, two steps of history, squared errors "
+    "of numbers in place of classes, one task, and no offline reinforcement learning.",
+    parts=(
+        ClaimPart("few demonstrations", REACH, AllOf((FAILED_SENSOR, FEW_DEMONSTRATIONS))),
+        ClaimPart("objectives", REACH, EquivalentTo("success", "component", "component, next token", 0.1),
+                  is_decisive=False),
+        ClaimPart("probing", REACH, GreaterThan("failed sensor", "component, probing", "modality, probing"),
+                  is_decisive=False),
+    ),
+    negative_control=NegativeControl(
+        "the components of the pretrained transformer exchange their embeddings before the adaptation",
+        with_permuted_components, "few demonstrations", removes=(FAILED_SENSOR, FEW_DEMONSTRATIONS)),
+)

@@ -93,6 +93,16 @@ def _require_numeric_states(name: str, features: Schema, options: Mapping[str, A
                         where=f"{name}, column {column!r}", hint="name a column of numbers: --method.column COLUMN")
 
 
+def _require_prompts(name: str, features: Schema, options: Mapping[str, Any]) -> None:
+    from ..core import DataError
+
+    for option in ("objects", "words", "prompt_objects"):
+        if options[option] not in features:
+            raise DataError(f"the data have no column {options[option]!r}; the columns are {', '.join(features)}",
+                            where=f"{name}, {option}",
+                            hint=f"name one of them: --method.{option.replace('_', '-')} COLUMN")
+
+
 NUMBERS = Need("actions that are numbers", _refuse_classes)
 NUMBERS_OR_CLASSES = "actions that are numbers or classes"
 NUMERIC_STATES = Need("states that are numbers", _require_numeric_states)
@@ -102,6 +112,8 @@ ONE_MOTION = Need("one square camera image, and actions that are one motion: whe
                   "the turn", _require_one_motion)
 CAMERAS = Need("cameras: without them BYOL has nothing to compare", _require_cameras)
 TASK = "a task in words"
+PROMPTS = Need("objects of shape (objects, features), and prompts: a class of words and an object at each position",
+               _require_prompts)
 GIVEN_GOAL = "while acting: a goal"
 
 
@@ -217,6 +229,12 @@ METHODS: dict[str, NamedMethod] = {
                   "more hidden actions. The first phase takes any episodes, also without tasks: --stage trunk=RUN",
                   ("169",), (NUMBERS_OR_CLASSES, f"{TASK}, or another column that says what to do (--method.prompt)",
                              "while acting: what to do, in words or as a column"))),
+    "midas": NamedMethod(
+        "understudy.methods.representation:midas",
+        "MIDAS: learn to follow the motion that a prompt shows, then to follow prompts of words and objects.",
+        Reference("Li et al. 2024, arXiv 2310.09676, with a history, images of objects, and a pretrained language "
+                  "model that reads the prompt", ("172",),
+                  (NUMBERS_OR_CLASSES, PROMPTS, "while acting: a prompt, as columns"))),
     "diffusion-policy": NamedMethod(
         "understudy.methods.generative:diffusion_policy",
         "Diffusion policy: a chunk of actions is denoised in ten DDIM steps, and half of it is carried out.",

@@ -97,7 +97,8 @@ class _MultimodalPromptNet(EncoderNet):
         n_words = max(num_classes_of(features[config.words], config.words))
         n_positions, (n_objects, size) = features[config.words].size, features[config.objects].shape
         # All embeddings have similar sizes, so that the first normalization of a token keeps each of them.
-        self.object_layers = feed_forward_layers((size, 2 * config.width, config.width), "gelu")
+        self.object_layers = nn.Sequential(feed_forward_layers((size, 2 * config.width, config.width), "gelu"),
+                                           nn.LayerNorm(config.width))
         self.word_embedding = nn.Embedding(n_words + 1, config.width, padding_idx=n_words)
         self.position = nn.Parameter(0.5 * torch.randn(n_positions, config.width))
         self.scene_position = nn.Parameter(0.5 * torch.randn(n_obs_steps, n_objects, config.width))

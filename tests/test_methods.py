@@ -49,11 +49,14 @@ CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=
 
 CELLS = {"observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3,) * 9),
          "observation.cell": Feature("int64", (2,), "discrete", num_classes=(3, 3))}
+PROMPTS = {"observation.objects": Feature("float32", (2, 3)), "observation.prompt.objects": Feature("float32", (7, 3)),
+           "observation.prompt.words": Feature("int64", (7,), "discrete", num_classes=(4,) * 7)}
 SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # methods that read columns of their own
            "thought-cloning": {**FEATURES, "thought": Feature("string", (), "string")},
            "interactive-language": {**FEATURES, "subtask": Feature("string", (), "string")},
            "arp": {**FEATURES, "observation.task": Feature("uint8", (8,), "text")},
            "dualmind": {**FEATURES, "observation.task": Feature("uint8", (8,), "text")},
+           "midas": {**PROMPTS, "action": FEATURES["action"]},
            "maskdp": {**FEATURES, "observation.goal": FEATURES["observation.state"]},
            "attention-tuner": {**FEATURES, "recalled": Feature("int64", (1,))},
            "fourier-transporter": {"observation.images.top": Feature("uint8", (24, 24, 3), "image"),
@@ -62,8 +65,8 @@ SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # meth
            "vinn-byol": {**FEATURES, "observation.images.top": Feature("uint8", (16, 16, 3), "image")}}
 
 
-LEARN_CLASSES = ["bc", "attention-tuner", "cec", "interactive-language", "bc-inverse-dynamics", "dualmind", "knn",
-                 "vinn", "omnijarvis", "udrl", "decision-transformer", "arp", "dichotomy-of-control",
+LEARN_CLASSES = ["bc", "attention-tuner", "cec", "interactive-language", "bc-inverse-dynamics", "dualmind",
+                 "midas", "knn", "vinn", "omnijarvis", "udrl", "decision-transformer", "arp", "dichotomy-of-control",
                  "procedure-cloning", "thought-cloning"]
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
 
@@ -338,6 +341,8 @@ WITHOUT = {
     "an environment with an expert, or a person": (STATES, "no environment to collect them in"),
     "a map of cells (observation.grid) and the cell of the agent (observation.cell)": (STATES, "'observation.grid'"),
     "the thought of the expert at each step, as text (thought)": (STATES, "there is no column 'thought'"),
+    "objects of shape (objects, features), and prompts: a class of words and an object at each position": (
+        STATES, "no column 'observation.objects'"),
     "for cameras the weights of a ResNet-18 (the extra hub)": None,  # fetched when they are read
 }
 

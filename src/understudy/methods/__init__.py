@@ -95,6 +95,16 @@ def _require_numeric_states(name: str, features: Schema, options: Mapping[str, A
                         where=f"{name}, column {column!r}", hint="name a column of numbers: --method.column COLUMN")
 
 
+def _require_prompts(name: str, features: Schema, options: Mapping[str, Any]) -> None:
+    from ..core import DataError
+
+    for option in ("objects", "words", "prompt_objects"):
+        if options[option] not in features:
+            raise DataError(f"the data have no column {options[option]!r}; the columns are {', '.join(features)}",
+                            where=f"{name}, {option}",
+                            hint=f"name one of them: --method.{option.replace('_', '-')} COLUMN")
+
+
 NUMBERS = Need("actions that are numbers", _refuse_classes)
 NUMBERS_OR_CLASSES = "actions that are numbers or classes"
 NUMERIC_STATES = Need("states that are numbers", _require_numeric_states)
@@ -104,6 +114,8 @@ ONE_MOTION = Need("one square camera image, and actions that are one motion: whe
                   "the turn", _require_one_motion)
 CAMERAS = Need("cameras: without them BYOL has nothing to compare", _require_cameras)
 TASK = "a task in words"
+PROMPTS = Need("objects of shape (objects, features), and prompts: a class of words and an object at each position",
+               _require_prompts)
 GIVEN_GOAL = "while acting: a goal"
 
 
@@ -203,14 +215,15 @@ METHODS: dict[str, NamedMethod] = {
         "understudy.methods.behavior_cloning:keyframe_bc",
         "Behavior cloning from a history in which keyframes count more: steps whose action the last ones do not tell.",
         Reference("Wen et al. 2021, arXiv 2106.06452, with images and a larger network"),
-        when="if a policy with a history repeats its last action instead of reacting; no claim has tested it here."),
+        when="if a policy with a history repeats its last action instead of reacting; it did not help in the toy of "
+             "docs/history.md."),
     "bottleneck-bc": NamedMethod(
         "understudy.methods.behavior_cloning:bottleneck_bc",
         "Behavior cloning from a history through a noisy code that keeps little besides what tells the action.",
         Reference("Alemi et al. 2017, arXiv 1612.00410; as a part of Wen et al. 2020, arXiv 2010.14876, who also train "
                   "an adversary that looks for the last action in the code"),
-        when="if a policy with a history repeats its last action and no steps shall be marked; no claim has tested "
-             "it here."),
+        when="if a policy with a history repeats its last action and no steps shall be marked; it did not help in "
+             "the toy of docs/history.md."),
     "interactive-language": NamedMethod(
         "understudy.methods.behavior_cloning:interactive_language",
         "Behavior cloning of labeled segments of long recordings, for instructions that may change at every step.",
@@ -233,7 +246,8 @@ METHODS: dict[str, NamedMethod] = {
         Reference("Liu et al. 2022 (MaskDP), arXiv 2211.12740, which trains a network of width 256 on 64 steps with "
                   "states of length 1 as targets", ("288",),
                   (NUMBERS, NUMERIC_STATES, "while acting: a goal, and the number of steps until then")),
-        when="if a goal is given with the number of steps until then; no claim has tested it here."),
+        when="if goals are given with the number of steps until then; cloning with a goal was better in a toy (claim "
+             "masked-trajectories)."),
     "bc-inverse-dynamics": NamedMethod(
         "understudy.methods.representation:bc_inverse_dynamics",
         "Behavior cloning on a frozen encoder, which was trained to tell the action between two observations.",
@@ -248,7 +262,15 @@ METHODS: dict[str, NamedMethod] = {
                   "more hidden actions. The first phase takes any episodes, also without tasks: --stage trunk=RUN",
                   ("169",), (NUMBERS_OR_CLASSES, f"{TASK}, or another column that says what to do (--method.prompt)",
                              "while acting: what to do, in words or as a column")),
-        when="if one network shall serve many tasks, named in words or by a column; no claim has tested it here."),
+        when="if one network shall serve many tasks, named in words or by a column; its first phase is better than a "
+             "random trunk, but could not be told from cloning (claim dual-phase)."),
+    "midas": NamedMethod(
+        "understudy.methods.representation:midas",
+        "MIDAS: learn to follow the motion that a prompt shows, then to follow prompts of words and objects.",
+        Reference("Li et al. 2024, arXiv 2310.09676, with a history, images of objects, and a pretrained language "
+                  "model that reads the prompt", ("172",),
+                  (NUMBERS_OR_CLASSES, PROMPTS, "while acting: a prompt, as columns")),
+        when="if prompts mix words and objects; no claim has tested it here."),
     "diffusion-policy": NamedMethod(
         "understudy.methods.generative:diffusion_policy",
         "Diffusion policy: a chunk of actions is denoised in ten DDIM steps, and half of it is carried out.",
@@ -494,7 +516,8 @@ METHODS: dict[str, NamedMethod] = {
         "Follows words that few episodes have: they give places in a space of latents that all episodes teach.",
         Reference("Cai et al. 2024 (GROOT-2), arXiv 2412.10410, with transformers and images; the form of the "
                   "alignment is not published in code", ("309",), (NUMBERS, "a task in words for some episodes")),
-        when="if few of many episodes are described in words; no claim has tested it here."),
+        when="if few of many episodes are described in words: better than cloning these few (claim "
+             "weakly-labeled-skills), where naming the others by a classifier may do as well."),
     "omnijarvis": NamedMethod(
         "understudy.methods.skills:omnijarvis",
         "Behavior becomes codes of a few symbols, and a policy predicts the next code from words and earlier codes.",
@@ -507,8 +530,8 @@ METHODS: dict[str, NamedMethod] = {
         "Pretrained action-state transformer: one token per number, hidden numbers are predicted, then the actions.",
         Reference("Boige et al. 2024 (PASTA), arXiv 2307.10936, whose numbers are classes, and which pretrains on "
                   "several robots", ("024",), (NUMBERS, "only observations that are numbers")),
-        when="if observations are many single numbers and their dynamics say more than few actions; no claim has "
-             "tested it here."),
+        when="if observations are many single numbers and their dynamics say more than few actions; in a toy, one "
+             "token for each vector was better than one for each number (claim component-tokens)."),
     "vinn-byol": NamedMethod(
         "understudy.methods.representation:vinn_byol",
         "Visual imitation by nearest neighbors, in the features of an encoder that learns from the images by BYOL.",

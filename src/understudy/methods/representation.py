@@ -8,9 +8,12 @@ from typing import Literal
 from ..checkpoint import FromStage
 from ..core import Schema
 from ..data.augment import camera_jitter
+from ..data.codec import Normalizer
+from ..data.motion_prompt import MotionPrompt
 from ..data.relabel import LastAction, TaskText
 from ..data.window import Window
 from ..execute.chunking import RecedingHorizon
+from ..heads.bins import Bins
 from ..heads.categorical import Categorical
 from ..heads.neighbors import Neighbors
 from ..heads.regression import Regression
@@ -23,6 +26,8 @@ from ..learn.token_prediction import MaskedTokenPrediction, NextTokenPrediction
 from ..nets.component_tokens import ComponentTokenEncoder
 from ..nets.encoders import TokenEncoder
 from ..nets.feed_forward import FeedForward
+from ..nets.in_context import InContextTransformer
+from ..nets.multimodal_prompt import MultimodalPromptEncoder
 from ..nets.prompted_encoder import PromptedEncoder
 from ..policy import PolicyConfig
 
@@ -65,6 +70,34 @@ def dualmind(prompt: str = "observation.task", horizon: int = 4, depth: int = 2,
     frozen = InitializeFrom(FromStage("trunk"), load=("codec", "encoder.trunk"), train=())
     return Method(policy, RecedingHorizon(horizon), BehaviorCloning(steps=5000, batch_size=256), words,
                   (Stage("trunk", Method(bare, learner=learner, transforms=words)),), (frozen,))
+
+
+def midas(objects: str = "observation.objects", words: str = "observation.prompt.words",
+          prompt_objects: str = "observation.prompt.objects", follow: int = 1, n_frames: int = 3, width: int = 128,
+          depth: int = 3, steps: int = 10_000, features: Schema | None = None) -> Method:
+    """MIDAS: inverse dynamics as "follow this motion", then prompts of words and objects, with the same policy.
+
+    Args:
+        objects: Column with the objects of the scene, of shape (objects, features).
+        words: Column with the class of the word at each position of the prompt. 0 for no word.
+        prompt_objects: Column with the object at each position of the prompt, of shape (positions, features).
+        follow: The word before the frames of a motion.
+        n_frames: Number of frames of a motion.
+        width: Width of all tokens.
+        depth: Number of blocks of the transformer that acts.
+        steps: Number of updates of each of the two stages.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    head = Categorical(autoregressive=True) if discrete else Bins(50, temperature=0)
+    encoder = MultimodalPromptEncoder(objects, words, prompt_objects, width=width)
+    policy = PolicyConfig(head, InContextTransformer(width, depth, causal=False), encoder, inputs=encoder.columns,
+                          codec=Normalizer(unscaled=(objects, prompt_objects)))
+    learner = BehaviorCloning(steps, 64, OptimizerConfig(lr=1e-3, warmup_steps=100))
+    motion = MotionPrompt(objects, words, prompt_objects, follow, n_frames)
+    first = Method(policy, RecedingHorizon(), learner, (motion,))
+    return replace(first, transforms=(), stages=(Stage("inverse_dynamics", first),),
+                   initialize_from=(InitializeFrom(FromStage("inverse_dynamics")),))
 
 
 def pasta(n_obs_steps: int = 4, width: int = 64, depth: int = 3, objective: Literal["masked", "next"] = "masked",

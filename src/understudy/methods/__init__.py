@@ -262,8 +262,8 @@ METHODS: dict[str, NamedMethod] = {
                   "more hidden actions. The first phase takes any episodes, also without tasks: --stage trunk=RUN",
                   ("169",), (NUMBERS_OR_CLASSES, f"{TASK}, or another column that says what to do (--method.prompt)",
                              "while acting: what to do, in words or as a column")),
-        when="if one network shall serve many tasks, named in words or by a column; its first phase is better than a "
-             "random trunk, but could not be told from cloning (claim dual-phase)."),
+        when="if one network shall serve many named tasks; its first phase is better than a random trunk, but the "
+             "whole could not be told from cloning (claim dual-phase)."),
     "midas": NamedMethod(
         "understudy.methods.representation:midas",
         "MIDAS: learn to follow the motion that a prompt shows, then to follow prompts of words and objects.",
@@ -516,8 +516,8 @@ METHODS: dict[str, NamedMethod] = {
         "Follows words that few episodes have: they give places in a space of latents that all episodes teach.",
         Reference("Cai et al. 2024 (GROOT-2), arXiv 2412.10410, with transformers and images; the form of the "
                   "alignment is not published in code", ("309",), (NUMBERS, "a task in words for some episodes")),
-        when="if few of many episodes are described in words: better than cloning these few (claim "
-             "weakly-labeled-skills), where naming the others by a classifier may do as well."),
+        when="if few of many episodes are described in words: it was better than cloning these few in a toy (claim "
+             "weakly-labeled-skills)."),
     "omnijarvis": NamedMethod(
         "understudy.methods.skills:omnijarvis",
         "Behavior becomes codes of a few symbols, and a policy predicts the next code from words and earlier codes.",
@@ -530,8 +530,8 @@ METHODS: dict[str, NamedMethod] = {
         "Pretrained action-state transformer: one token per number, hidden numbers are predicted, then the actions.",
         Reference("Boige et al. 2024 (PASTA), arXiv 2307.10936, whose numbers are classes, and which pretrains on "
                   "several robots", ("024",), (NUMBERS, "only observations that are numbers")),
-        when="if observations are many single numbers and their dynamics say more than few actions; in a toy, one "
-             "token for each vector was better than one for each number (claim component-tokens)."),
+        when="if observations are many single numbers; in a toy, one token for each vector was better than one for "
+             "each number (claim component-tokens)."),
     "vinn-byol": NamedMethod(
         "understudy.methods.representation:vinn_byol",
         "Visual imitation by nearest neighbors, in the features of an encoder that learns from the images by BYOL.",

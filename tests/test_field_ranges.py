@@ -73,7 +73,7 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
              ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),
              ("OneStepDistillation", "n_score_updates"), ("PooledHistoryEncoder", "depth"),
              ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"),
-             ("Transport", "max_frequency")}
+             ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth")}
 NEVER_ZERO = {("PastVerification", "skip")}
 
 

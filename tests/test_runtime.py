@@ -110,7 +110,9 @@ def test_a_relabeling_that_nothing_computes_while_acting_is_rejected():
 @pytest.mark.parametrize("name", METHODS)
 def test_named_methods_read_only_what_is_known_while_acting(name):
     shown = {**FEATURES, "observation.images.front": Feature("uint8", (96, 96, 3), "image"),
-             "observation.points": Feature("float32", (8, 3))}
+             "observation.points": Feature("float32", (8, 3)), "observation.objects": Feature("float32", (2, 3)),
+             "observation.prompt.words": Feature("int64", (7,), "discrete", num_classes=(4,) * 7),
+             "observation.prompt.objects": Feature("float32", (7, 3))}
     if name == "fourier-transporter":  # its actions are two places and an angle
         shown["action"] = Feature("float32", (5,))
     for part in find_method(name, shown).transforms:

@@ -453,17 +453,20 @@ def put(tree, rows, new):
 # -- random numbers of a row -----------------------------------------------------------------------------
 
 
-def as_seed(seed: int | np.integer) -> int:
+def as_seed(seed: int | np.integer, bits: int | None = None) -> int:
     """Return a seed as an int, also one of `np.arange`: it is written into files and given to several generators.
 
     Args:
-        seed: Random seed, a whole number from -2**63 to 2**63 - 1.
+        seed: Random seed, a whole number.
+        bits: It must be from -2**bits to 2**bits - 1. None allows all.
 
     Raises:
         UserError: It is no such number.
     """
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not -2**63 <= seed < 2**63:
-        raise UserError(f"the seed is {seed!r}, but must be an int below 2**63", where="seed", hint="such as seed=0")
+    is_whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not is_whole or (bits is not None and not -2**bits <= seed < 2**bits):
+        raise UserError(f"the seed is {seed!r}, but must be an int" + (f" below 2**{bits}" if bits else ""),
+                        where="seed", hint="such as seed=0")
     return int(seed)
 
 

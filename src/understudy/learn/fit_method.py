@@ -101,7 +101,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
         >>> evaluate(result.actor, make("fork", rows=50), episodes=100)
     """
     check_arguments(method, data)
-    seed = as_seed(seed)
+    seed = as_seed(seed, bits=63)
     check_collection(method, env, person, sampling_weights)
     where = devices.choose_device(device)
     stages = dict(stages or {})

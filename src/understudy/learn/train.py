@@ -137,7 +137,7 @@ def train(
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
     """
     check_arguments(method, data)
-    seed = as_seed(seed)
+    seed = as_seed(seed, bits=63)
     if save_freq is not None and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
         raise UserError(f"save_freq is {save_freq!r}, but must be a whole number of updates, 1 or more", where="train",
                         hint="leave it out for a tenth of all updates")

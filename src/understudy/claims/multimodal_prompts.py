@@ -52,7 +52,7 @@ FOLLOW, PUT, INTO, ARRANGE = 1, 2, 3, 4  # words
 TASKS = ("put", "arrange", "follow")
 MOTION = MotionPrompt(OBJECTS, WORDS, PROMPT, FOLLOW, FRAMES)
 EPISODES, WIDTH, DEPTH, BATCH, LR = 4000, 48, 2, 64, 5e-3
-PRETRAINING_STEPS, STEPS = 400, 1200
+PRETRAINING_STEPS, STEPS = 800, 1500
 
 
 class PromptedTabletop(Toy):
@@ -342,16 +342,15 @@ CLAIM = Claim(
     "multi-task finetuning. To facilitate multimodal understanding, we design our multimodal prompt encoder by "
     "augmenting a pretrained LM with a residual connection to the visual input and model the dependencies among action "
     "dimensions. [...] Moreover, we demonstrate that our model exhibits remarkable in-context learning ability.",
-    setup="DRAFT: the last design has no finished pilot, so the sizes below may change before the rule is fixed. Three "
-    "objects lie on a table of 3 x 3 cells. Each is described by its kind, column and row, as one-hot vectors. An "
+    setup="Three objects lie on a table of 3 x 3 cells. Each is described by its kind, column and row, as one-hot vectors. An "
     "action is the cell where the hand takes an object and the cell where it puts it, four classes of three each. "
     "4,000 scripted demonstrations, new ones for each seed, are of two tasks: 'put A into B', where A and B are "
     "objects in the prompt, and 'arrange' with the three objects where they should lie, where two of them must be "
     "moved and each may be the first. Prompts of words and objects go through one block of a transformer with the "
     "residual on objects, and a transformer of two blocks of width 48 reads them with the objects of the scene. The "
-    "full method has 400 updates on the demonstrations with the prompt 'follow' and the frames of the same "
-    "demonstration, and then 1,200 on their own prompts, of 64 windows each, with Adam at 5e-3 in both. Without "
-    "pretraining there are 1,600 updates on the own prompts. The independent arm has both stages, and a head that "
+    "full method has 800 updates on the demonstrations with the prompt 'follow' and the frames of the same "
+    "demonstration, and then 1,500 on their own prompts, of 64 windows each, with Adam at 5e-3 in both. Without "
+    "pretraining there are 2,300 updates on the own prompts. The independent arm has both stages, and a head that "
     "predicts the four classes of an action independently. All arms take the most likely classes. 200 starts test "
     "each task. Two rules decide, with this claim's own margins. On 'follow' with two moves, which is in no prompt "
     "of the second stage, the full method succeeds over 0.1 more often than without pretraining. On 'arrange' it "
@@ -368,8 +367,10 @@ CLAIM = Claim(
     "drawn twice as often as 'arrange', 600 and 2,000 updates gave 0.06 and 0 of 'follow', and 0.26 of the "
     "demonstrated tasks, and 2,000 without pretraining 0.38. Matching kinds was the slow part, so that objects in "
     "'put' now have their place. With 3 x 3 cells, 700 updates without pretraining succeeded in 0.60 of the "
-    "demonstrated tasks. In this design, on the seed 2, the first stage succeeded in 0.39 of 'follow' after 400 "
-    "updates, which is too few, and the pilot was stopped in the second. Differences from the paper: small networks "
+    "demonstrated tasks. On the seed 2 the first stage succeeded in 0.39 of 'follow' after 400 updates. In the "
+    "settings of this claim, on the seed 2, it succeeded in 0.98 of 'follow' and the full method in 0.01, in 1.0 of "
+    "'put' and in 0.48 of 'arrange', and the independent arm in 1.0 of 'put' and 0.35 of 'arrange'. The first rule is "
+    "thus expected to fail, and stands because it is the published comparison. Differences from the paper: small networks "
     "in place of a pretrained language model and of images, no history, the residual is not ablated, and cells in "
     "place of poses.",
     parts=(

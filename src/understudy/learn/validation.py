@@ -147,7 +147,7 @@ def check_training_data(policy: Policy, data: Dataset) -> None:
 
     Raises:
         UserError: A column is missing in an episode or has another shape, or it contains NaN or infinity. The message
-            names the first episode. Or actions are no numbers.
+            names the first episode. Or actions are not numbers.
     """
     _check_target(policy)
     goals = {g.into: g.column for g in policy.window.goals}
@@ -156,7 +156,7 @@ def check_training_data(policy: Policy, data: Dataset) -> None:
 
 
 def _check_target(policy: Policy) -> None:
-    """Refuse actions that are no numbers, and warn of whole numbers that are hardly numbers of choices."""
+    """Refuse actions that are not numbers, and warn of whole numbers that are hardly numbers of choices."""
     name, target = policy.config.target, policy.target
     if role(name) == "action" and target.kind not in ("vector", "discrete"):
         read = "are read as text" if target.kind == "text" else f"have the kind {target.kind!r}"

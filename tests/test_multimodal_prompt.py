@@ -11,7 +11,7 @@ import torch
 from understudy.core import DataError, Feature, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
-from understudy.data.motion_prompt import MotionPrompt
+from understudy.data.motion_prompt import AddMotionPrompts, MotionPrompt
 from understudy.heads.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.methods import find_method
@@ -149,6 +149,18 @@ def test_a_prompt_that_does_not_fit_is_refused():
         MotionPrompt()(episode())
     with pytest.raises(DataError, match="no column 'observation.scene'"):
         MotionPrompt("observation.scene")(episode())
+
+
+def test_episodes_are_added_with_the_prompt_of_their_own_motion():
+    data = Dataset([episode(), episode()])
+    both = AddMotionPrompts(MotionPrompt(n_frames=2)).apply(data)
+    assert len(both) == 4 and both.steps == 2 * data.steps
+    for i in range(2):
+        assert np.array_equal(both[i].steps[WORDS], data[i].steps[WORDS])
+        assert np.array_equal(both[2 + i].steps[PROMPT], MotionPrompt(n_frames=2)(data[i]).steps[PROMPT])
+    made = find_method("midas", data.features(), keep_motions=True)
+    assert made.transforms == (AddMotionPrompts(made.stages[0].method.transforms[0]),)
+    assert find_method("midas", data.features()).transforms == ()
 
 
 # -- the method ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..core import DataError, Feature, check_range
 from .episode import Episode
+from .operations import Operation
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,22 @@ class MotionPrompt:
         said, seen = np.zeros(words.shape, words.dtype), np.zeros(shown.shape, shown.dtype)
         said[0], seen[1:1 + len(frames)] = self.word, frames
         return _with_prompt(episode, {self.words: (said, words), self.prompt_objects: (seen, shown)})
+
+
+@dataclass(frozen=True)
+class AddMotionPrompts(Operation):
+    """Adds each episode a second time, with a prompt that shows its motion.
+
+    A policy that has learned to follow motions forgets it when it is trained on other prompts alone.
+
+    Args:
+        motion: How the prompt is made.
+    """
+
+    motion: MotionPrompt = MotionPrompt()
+
+    def apply(self, data):
+        return data + data.map(self.motion)
 
 
 def _with_prompt(episode: Episode, columns: dict[str, tuple[np.ndarray, Feature]]) -> Episode:

@@ -9,7 +9,7 @@ from ..checkpoint import FromStage
 from ..core import Schema
 from ..data.augment import camera_jitter
 from ..data.codec import Normalizer
-from ..data.motion_prompt import MotionPrompt
+from ..data.motion_prompt import AddMotionPrompts, MotionPrompt
 from ..data.relabel import LastAction, TaskText
 from ..data.window import Window
 from ..execute.chunking import RecedingHorizon
@@ -74,7 +74,7 @@ def dualmind(prompt: str = "observation.task", horizon: int = 4, depth: int = 2,
 
 def midas(objects: str = "observation.objects", words: str = "observation.prompt.words",
           prompt_objects: str = "observation.prompt.objects", follow: int = 1, n_frames: int = 3, width: int = 128,
-          depth: int = 3, steps: int = 10_000, features: Schema | None = None) -> Method:
+          depth: int = 3, steps: int = 10_000, keep_motions: bool = False, features: Schema | None = None) -> Method:
     """MIDAS: inverse dynamics as "follow this motion", then prompts of words and objects, with the same policy.
 
     Args:
@@ -86,6 +86,8 @@ def midas(objects: str = "observation.objects", words: str = "observation.prompt
         width: Width of all tokens.
         depth: Number of blocks of the transformer that acts.
         steps: Number of updates of each of the two stages.
+        keep_motions: In the second stage, train each episode also with the motion as its prompt. Without it, following
+            motions is unlearned.
         features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
@@ -96,7 +98,8 @@ def midas(objects: str = "observation.objects", words: str = "observation.prompt
     learner = BehaviorCloning(steps, 64, OptimizerConfig(lr=1e-3, warmup_steps=100))
     motion = MotionPrompt(objects, words, prompt_objects, follow, n_frames)
     first = Method(policy, RecedingHorizon(), learner, (motion,))
-    return replace(first, transforms=(), stages=(Stage("inverse_dynamics", first),),
+    added = (AddMotionPrompts(motion),) if keep_motions else ()
+    return replace(first, transforms=added, stages=(Stage("inverse_dynamics", first),),
                    initialize_from=(InitializeFrom(FromStage("inverse_dynamics")),))
 
 

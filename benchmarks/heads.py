@@ -71,7 +71,7 @@ from understudy.heads.consistency import Consistency  # noqa: E402
 from understudy.heads.cvae import CVAE  # noqa: E402
 from understudy.heads.diffusion import Diffusion  # noqa: E402
 from understudy.heads.edm import EDM  # noqa: E402
-from understudy.heads.energy import EnergyModel  # noqa: E402
+from understudy.heads.energy import AutoregressiveEnergy, EnergyModel  # noqa: E402
 from understudy.heads.fast import FAST  # noqa: E402
 from understudy.heads.flow import Flow  # noqa: E402
 from understudy.heads.gaussian import Gaussian  # noqa: E402
@@ -104,9 +104,10 @@ MARGIN, FASTER = 0.05, 20.0  # the aim: at most 5 points worse than the referenc
 OBSERVED, HORIZON, EXECUTED = 2, 8, 4  # steps
 BATCH = 256
 CELL_SECONDS = 90  # CPU seconds that a cell may take
+SEARCHES = "1, and a search for each number"
 # The updates of heads that would otherwise take longer, measured on one core before any run.
 FEWER = {"reflow-1": 2400, "reflow-sample-1": 2400, "onedp-1": 2600, "streaming-flow": 2000, "mean-flow-1": 3300,
-         "normalizing-flow": 1800, "energy": 3500, "fast": 550}
+         "normalizing-flow": 1800, "energy": 3500, "energy-autoregressive": 2400, "fast": 550}
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Task:
         recorded: Demonstrations below UNDERSTUDY_DATA instead of the expert's. All seeds learn the same ones.
         kept: Whether the demonstrations are recorded once, for all seeds, and kept: those of published.py.
         times: How many times as many updates as on the first three tasks.
+        fewer: Updates that differ from `FEWER`, because actions with more components take these heads longer.
         executed: Steps of a chunk that are executed before the next plan.
         outcome: What counts: the success of the environment, or another part of its metadata.
         counts: The outcome in words, if it is not success.
@@ -130,6 +132,7 @@ class Task:
     recorded: str = ""
     kept: bool = False
     times: float = 1
+    fewer: Mapping[str, int] = field(default_factory=dict)
     executed: int = EXECUTED
     outcome: str = "success"
     counts: str = ""
@@ -152,7 +155,8 @@ TINY = Size("heads-tiny", (0, 1), 40, 4, ("ddpm-100", "flow-1", "consistency-dis
 TASKS = {
     "fork": Task("fork", 100, 400),
     "particle": Task("particle", 200, 400),
-    "pick-place": Task("metaworld/pick-place-v3", 25, 20, {"limit": 100}),
+    "pick-place": Task("metaworld/pick-place-v3", 25, 20, {"limit": 100},
+                       fewer={"fast": 300, "energy-autoregressive": 1100}),
 }
 MORE = {
     "block-pushing": Task("block_pushing/multimodal", 1000, 30, kept=True, times=5, outcome="one",
@@ -194,16 +198,11 @@ def _method(head: Head, updates: int, lr: float = 3e-3, batch: int = BATCH, exec
     return Method(policy, RecedingHorizon(executed), BehaviorCloning(updates, batch, optimizer=optimizer(updates, lr)))
 
 
-def variants(size: Size = FULL, times: float = 1, executed: int = EXECUTED) -> dict[str, Variant]:
-    """All heads, by the names of the table.
-
-    Args:
-        size: How much is run.
-        times: Factor of the number of updates.
-        executed: Steps of a chunk that are executed.
-    """
+def variants(size: Size = FULL, task: str = "fork") -> dict[str, Variant]:
+    """All heads, by the names of the table, with the settings of a task."""
+    times, executed = ALL[task].times, ALL[task].executed
     n, method = round(size.updates * times), functools.partial(_method, executed=executed)
-    fewer = {head: min(n, round(most * times)) for head, most in FEWER.items()}
+    fewer = {head: min(n, round(most * times)) for head, most in (FEWER | ALL[task].fewer).items()}
     diffusion, flow, edm = (method(h, n) for h in (Diffusion(100, DDPM(), prediction="sample"), Flow(), EDM()))
     found = {REFERENCE: Variant(diffusion.policy.head, diffusion, "100")}
     found["ddim-10"] = Variant(Diffusion(prediction="sample"), diffusion, "10", REFERENCE)
@@ -246,6 +245,8 @@ def variants(size: Size = FULL, times: float = 1, executed: int = EXECUTED) -> d
     found |= {name: Variant(head, method(head, fewer.get(name, n)), told) for name, (head, told) in few.items()}
     energy = method(EnergyModel(n_negatives=16, n_candidates=128), fewer["energy"], batch=64)
     found["energy"] = Variant(energy.policy.head, energy, "4 x 128")
+    numbers = method(AutoregressiveEnergy(), fewer["energy-autoregressive"], batch=64)
+    found["energy-autoregressive"] = Variant(numbers.policy.head, numbers, SEARCHES)
     tokens = method(FAST(vocab_size=256), fewer["fast"], 1e-3, trunk=Transformer(128, 2, 4),
                     codec=Normalizer(target="quantile"))
     found["fast"] = Variant(tokens.policy.head, tokens, "1 per token")
@@ -257,11 +258,6 @@ def variants(size: Size = FULL, times: float = 1, executed: int = EXECUTED) -> d
 
 
 # -- cells --------------------------------------------------------------------------------------------------------
-
-
-def variants_of(size: Size, task: str) -> dict[str, Variant]:
-    """All heads with the settings of a task."""
-    return variants(size, ALL[task].times, ALL[task].executed)
 
 
 @functools.cache
@@ -285,7 +281,7 @@ def demonstrations(name: str, seed: int) -> Dataset:
 
 def train(task: str, name: str, data: Dataset, seed: int, made: dict[str, FitResult], size: Size) -> FitResult:
     """The trained weights of a variant, from `made` or into it."""
-    chosen = variants_of(replace(size, heads=()), task)[name]
+    chosen = variants(replace(size, heads=()), task)[name]
     if chosen.weights is not None:
         return train(task, chosen.weights, data, seed, made, size)
     if name not in made:
@@ -323,7 +319,7 @@ def run_cell(size: Size, task: str, seed: int, head: str, made: dict[str, FitRes
     recorded = time.process_time()
     result = train(task, head, data, seed, made, size)
     trained = time.process_time()
-    built, policy = acting(variants_of(size, task)[head], result)
+    built, policy = acting(variants(size, task)[head], result)
     starts = size.starts or ALL[task].starts
     env = environment(task, min(starts, 200))
     ran = rollout(build_actor(built, {"policy": policy}, features=env.features), env, starts, seed=0)
@@ -500,7 +496,7 @@ def aim_table(size: Size, found: Mapping[str, dict], fast: Mapping[str, dict]) -
 
 def pictures(size: Size, compared_on: Mapping[str, Comparison], fast: Mapping[str, dict]) -> list[str]:
     """One figure for each task: success against the speed of a plan."""
-    many, one_answer = ("100", "10", "5", "4 x 128", "1 per token", "1 to 5", "8, one per action"), (
+    many, one_answer = ("100", "10", "5", "4 x 128", SEARCHES, "1 per token", "1 to 5", "8, one per action"), (
         "mip", "regression", "gaussian", "cvae", "mcnn", "neighbors", "fast")
     kinds = {h: "one answer, no noise" if h in one_answer else "several evaluations" if v.n_evaluations in many
              else "one or two passes from noise" for h, v in variants(size).items()}
@@ -555,12 +551,17 @@ def state_of(size: Size, found: Mapping[str, dict]) -> str:
     cells = sum(cell_path(size, task, seed, head).exists() for task in TASKS for seed in size.seeds
                 for head in variants(size))
     said = [f"There are {cells} cells of {n_heads} heads, {len(TASKS)} tasks and up to {len(size.seeds)} seeds, with "
-            f"{size.updates:,} updates each"
-            + (f" ({', '.join(f'{head} {most:,}' for head, most in FEWER.items() if most < size.updates)})."
-               if size.updates > min(FEWER.values()) else ".")]
+            f"{size.updates:,} updates each{_fewer_said(size)}."]
     if lacking := [task for task in TASKS if task not in found]:
         said.append(f"The tables lack {' and '.join(lacking)}: too few of these cells exist.")
     return " ".join(said + time_said(size) + seeds_said(size, found)) + "\n"
+
+
+def _fewer_said(size: Size) -> str:
+    """The heads with fewer updates, in brackets."""
+    told = [f"{head} {most:,}" + "".join(f", on {name} {task.fewer[head]:,}" for name, task in TASKS.items()
+                                         if head in task.fewer) for head, most in FEWER.items() if most < size.updates]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def time_said(size: Size) -> list[str]:

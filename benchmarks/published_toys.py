@@ -56,7 +56,6 @@ class Size:
     peg_episodes: int = 400
     held_out: int = 40  # episodes in which the errors of actions are measured
     pushes: int = 1000  # demonstrations of block pushing
-    push_updates: tuple[int, int, int] = (20_000, 4000, 10_000)  # of each of PUSH_METHODS
     push_episodes: int = 100
 
 
@@ -249,7 +248,17 @@ def mip_cell(size: Size, tolerance: float, name: str, seed: int) -> dict:
 
 # -- block pushing ----------------------------------------------------------------------------------------------------
 
-PUSH_METHODS: dict[str, Method] = {"bet": bet(), "lstm-gmm": bc_rnn_gmm(), "ibc": ibc()}
+def _longer(method: Method, updates: int, lr: float | None = None) -> Method:
+    """The method with other updates, and another learning rate unless it is None."""
+    learner = replace(method.learner, steps=updates)
+    if lr is not None:
+        learner = replace(learner, optimizer=replace(learner.optimizer, lr=lr))
+    return replace(method, learner=learner)
+
+
+PUSH_METHODS: dict[str, Method] = {
+    "bet": _longer(bet(), 20_000), "bet-every-step": _longer(bet(every_step=True), 100_000, 1e-3),
+    "lstm-gmm": _longer(bc_rnn_gmm(), 4000), "ibc": _longer(ibc(), 10_000)}
 PUSH_ENV, PUSH_ROWS = "block_pushing/multimodal", 20
 
 
@@ -266,16 +275,14 @@ def push_demonstrations(episodes: int) -> Dataset:
 
 def push_cell(size: Size, name: str, seed: int) -> dict:
     """Of each episode of a method, whether one block was pushed onto a square, and whether both were."""
-    data, updates = push_demonstrations(size.pushes), size.push_updates[list(PUSH_METHODS).index(name)]
-    method = PUSH_METHODS[name]
-    method = replace(method, learner=replace(method.learner, steps=updates))
+    data, method = push_demonstrations(size.pushes), PUSH_METHODS[name]
     began = time.process_time()
     policy = fit_method(method, data, seed).policy
     seconds = time.process_time() - began
     ran = rollout(PolicyActor(FixedBatch(policy, PUSH_ROWS), method.executor), make(PUSH_ENV, rows=PUSH_ROWS),
                   size.push_episodes, seed=0)
     return {"one": [int(e.metadata["one"]) for e in ran], "success": [int(e.metadata["success"]) for e in ran],
-            "updates": updates, "demonstrations": len(data), "seconds": round(seconds, 1)}
+            "updates": method.learner.steps, "demonstrations": len(data), "seconds": round(seconds, 1)}
 
 
 def cells(table: str, size: Size = FULL) -> list[Cell]:

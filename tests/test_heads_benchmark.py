@@ -13,7 +13,6 @@ import understudy.heads
 from understudy.files import write_json
 from understudy.heads.base import Head
 from understudy.heads.categorical import Categorical
-from understudy.heads.energy import AutoregressiveEnergy
 from understudy.heads.flow import Flow
 from understudy.heads.joint_diffusion import JointDiffusion
 from understudy.heads.neighbors import Neighbors
@@ -49,24 +48,26 @@ def all_heads() -> set[type]:
 
 def test_every_head_of_continuous_actions_is_compared_on_one_footing(heads):
     found = heads.variants()
-    assert {type(v.head) for v in found.values()} == all_heads() - {AutoregressiveEnergy, Categorical, JointDiffusion,
-                                                                      Transport}
+    assert {type(v.head) for v in found.values()} == all_heads() - {Categorical, JointDiffusion, Transport}
     for name, v in found.items():
         policy, learner = v.method.policy, v.method.learner
         assert (policy.trunk == MLP(256, 3)) == (name != "fast"), name
         assert policy.window.n_obs_steps == 2 and policy.window.horizon == (9 if name == "streaming-flow" else 8), name
         assert v.method.executor.n_action_steps == 4, name
         steps = 1 if isinstance(v.head, Neighbors) else heads.FEWER.get(v.weights or name, heads.FULL.updates)
-        assert (learner.steps, learner.batch_size) == (steps, 64 if name == "energy" else heads.BATCH), name
+        assert (learner.steps, learner.batch_size) == (steps, 64 if "energy" in name else heads.BATCH), name
         if v.weights is not None:  # only sampling differs
             assert v.method == found[v.weights].method and type(v.head) is type(found[v.weights].head)
 
 
-def test_a_task_may_have_more_updates(heads):
-    usual, longer = heads.variants(), heads.variants_of(heads.FULL, "block-pushing")
+def test_a_task_may_have_more_updates_and_a_head_fewer_on_a_task(heads):
+    usual, longer = heads.variants(), heads.variants(heads.FULL, "block-pushing")
     assert all(v.method.learner.steps == (1 if name == "neighbors" else 5 * usual[name].method.learner.steps)
                for name, v in longer.items())
-    assert heads.variants_of(heads.FULL, "cube") == usual
+    assert heads.variants(heads.FULL, "cube") == usual
+    differ = {name: v.method.learner.steps for name, v in heads.variants(heads.FULL, "pick-place").items()
+              if v != usual[name]}
+    assert differ == {"fast": 300, "energy-autoregressive": 1100} and usual["fast"].method.learner.steps == 550
 
 
 def test_weights_are_shared_by_heads_that_differ_in_sampling_alone(heads):

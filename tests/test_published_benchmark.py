@@ -103,15 +103,16 @@ def test_the_page_says_what_the_cells_show(published):
     assert page.count("lower off-manifold norm than regression: **reproduced**") == 2
     assert "larger at the higher precision: +0 [" in page
     assert f"Updates: {size.updates[2]:,}" in page
-    assert "0 of 9 cells have run" in page
-    for name, both in {"bet": 70, "lstm-gmm": 5, "ibc": 70}.items():
+    assert "0 of 12 cells have run" in page
+    for name, both in {"bet": 70, "bet-every-step": 30, "lstm-gmm": 5, "ibc": 70}.items():
         for seed in published.SEEDS:
             write_json(published.ALL_RESULTS / size.folder / f"block-pushing-{name}-{seed}.json", {
                 "one": [1] * 90 + [0] * 10, "success": [1] * both + [0] * (100 - both), "updates": 10, "seconds": 1.0})
     page = published.page()
     assert "| bet | 96 % | 90 % [" in page and "| 71 % | 70 % [" in page
-    assert "BeT above lstm-gmm, both blocks: **reproduced**" in page
-    assert "BeT above ibc, both blocks: **undecided**" in page
+    assert "- bet above lstm-gmm, both blocks: **reproduced**" in page
+    assert "- bet above ibc, both blocks: **undecided**" in page
+    assert "- bet-every-step above ibc, both blocks: **not reproduced**" in page
 
 
 @pytest.mark.slow

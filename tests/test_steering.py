@@ -199,7 +199,7 @@ def test_the_cost_of_a_path():
     assert future.tolist() == pytest.approx([0.5 * 4 * 0.5])
     policy, _ = random_batch(flow())
     for options, said in (({"points": ((1.0,),)}, "needs 2 numbers"), ({"column": "nowhere"}, "does not read"),
-                          ({"components": (0, 7)}, "share"), ({"points": ()}, "needs 2 numbers")):
+                          ({"components": (0, 7)}, "share"), ({"points": ()}, "there are no points")):
         with pytest.raises(UserError, match=said):
             Steered(policy, **{"points": ((1.0, 2.0),), **options})
 

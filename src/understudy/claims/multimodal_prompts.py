@@ -11,7 +11,7 @@ from ..checkpoint import FromStage
 from ..core import Feature, uniform
 from ..data.codec import Normalizer
 from ..data.episode import Dataset, Episode
-from ..data.motion_prompt import MotionPrompt
+from ..data.motion_prompt import AddMotionPrompts, MotionPrompt
 from ..data.operations import Operation
 from ..envs.raster import Canvas
 from ..envs.toy import Toy
@@ -271,14 +271,6 @@ def hold(column: np.ndarray, rows: int) -> np.ndarray:
     return np.broadcast_to(column[0], (rows, *column.shape[1:]))
 
 
-@dataclass(frozen=True)
-class WithMotions(Operation):
-    """Adds each episode a second time, with the prompt that shows its motion."""
-
-    def apply(self, data):
-        return data + data.map(MOTION)
-
-
 def prompted(head: Categorical, residual: bool = True) -> PolicyConfig:
     """The policy of `methods.representation.midas`, with small networks."""
     return PolicyConfig(head, InContextTransformer(WIDTH, DEPTH, causal=False, feed_forward_ratio=2),
@@ -331,7 +323,7 @@ TABLETOP = Experiment(
 PRETRAINING = GreaterThan("motion", "full", "no pretraining", 0.1)
 DEPENDENCE = GreaterThan("arrange", "full", "independent", 0.1)
 ADDED = replace(TABLETOP, sanity=(), arms=(FULL, Arm("motions added", (
-    pretrain(JOINT, MOTION, also=(WithMotions(),)),))))
+    pretrain(JOINT, MOTION, also=(AddMotionPrompts(MOTION),)),))))
 
 CLAIM = Claim(
     name="multimodal-prompts",

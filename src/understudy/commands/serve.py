@@ -28,6 +28,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from ..core import UserError
     from ..serve.policy_service import PolicyService
     from ..serve.server import PolicyServer, ServerOptions
 
@@ -147,7 +148,7 @@ STEERING_OPTIONS = {"run", "host", "port", "open", "executor", "task", "conditio
 
 def _serve_steering(o: ServeOptions) -> None:
     """Serves the page of --steer."""
-    from ..core import ConfigError, UserError
+    from ..core import ConfigError
     from ..envs import make
     from ..serve.steering_page import SteeringPage
     from .policies import load_actor
@@ -160,19 +161,30 @@ def _serve_steering(o: ServeOptions) -> None:
     env = make(o.steer, 1, o.trust)
     actor, _ = load_actor(o.run, env, o, rows=None, tell=True)
     page = SteeringPage(actor, env, o.steer_scale, o.seed, f"{o.run} in {o.steer}")
-    family = socket.AF_INET6 if ":" in o.host else socket.AF_INET
     try:
-        listening = socket.create_server((o.host, o.port), family=family)
+        listening = socket.create_server((o.host, o.port), family=socket.AF_INET6 if ":" in o.host else socket.AF_INET)
     except OSError as error:
-        raise UserError(f"the server cannot listen there: {error.strerror or error}",
-                        where=f"--host {o.host} --port {o.port}", hint="choose another --port") from None
-    port = listening.getsockname()[1]
-    names = ["localhost", "127.0.0.1", "[::1]", f"[{o.host}]" if ":" in o.host else o.host]
-    Output().print(f"Open http://{names[-1] if o.host not in ('0.0.0.0', '::') else socket.gethostname()}:{port} and "
-                   "click on the picture. Ctrl-C ends it.")
+        raise _cannot_listen(error, o.host, o.port) from None
+    port, host = listening.getsockname()[1], _host_in_address(o.host)
+    Output().print(f"Open http://{host}:{port} and click on the picture. Ctrl-C ends it.")
     sys.stdout.flush()
+    origins = None if o.open else [f"http://{name}:{port}" for name in ("localhost", "127.0.0.1", "[::1]", host)]
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(page.run(listening, None if o.open else [f"http://{name}:{port}" for name in names]))
+        asyncio.run(page.run(listening, origins))
+
+
+def _host_in_address(host: str) -> str:
+    """The host as part of an address that others can connect to."""
+    if host in ("0.0.0.0", "::", ""):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def _cannot_listen(error: OSError, host: str, port: int) -> UserError:
+    from ..core import UserError
+
+    return UserError(f"the server cannot listen there: {error.strerror or error}", where=f"--host {host} --port {port}",
+                     hint="another server may use the port: choose another one, or --port 0")
 
 
 async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer, options: ServerOptions) -> None:
@@ -194,8 +206,7 @@ async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer, 
         loop.add_signal_handler(signal.SIGTERM, server.stop)
         loop.add_signal_handler(signal.SIGINT, server.stop)
         loop.add_signal_handler(signal.SIGHUP, reload)
-    host = socket.gethostname() if o.host in ("0.0.0.0", "::", "") else o.host  # what clients can connect to
-    address = f"{'wss' if options.tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{server.port}"
+    address = f"{'wss' if options.tls else 'ws'}://{_host_in_address(o.host)}:{server.port}"
     out.print(f"{o.run} is served at {address}. Ctrl-C ends it.")
     token = f"{TOKEN_VARIABLE}={shlex.quote(str(o.token_file))} " if o.token_file else ""
     out.suggest(token + command_line("act", address, "--robot", "TYPE"), token + command_line("eval", address, "ENV"))
@@ -208,14 +219,10 @@ async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer, 
 
 
 async def _raise_start_error(running: asyncio.Future, options: ServerOptions) -> None:
-    from ..core import UserError
-
     try:
         await running
     except OSError as error:
-        raise UserError(f"the server cannot listen there: {error.strerror or error}",
-                        where=f"--host {options.host} --port {options.port}",
-                        hint="another server may use the port: choose another one, or --port 0") from None
+        raise _cannot_listen(error, options.host, options.port) from None
 
 
 def load_service(o: ServeOptions) -> PolicyService:

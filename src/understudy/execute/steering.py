@@ -335,15 +335,18 @@ class Steered(PlannerWrapper):
             raise UserError(f"the components are {self.components}, but column and action share {width}",
                             where="Steered.components", hint=f"name components from 0 to {width - 1}")
         if isinstance(self.points, tuple):
-            self._check_widths(self.points, bool(self.points))
+            if not self.points:
+                raise UserError("there are no points", where="Steered.points",
+                                hint="give at least one, or a function that returns them later")
+            self._check_widths(self.points)
         if not 0 <= self._skip < self.planner.window.horizon:
             window = self.planner.window
             raise UserError("the chunks of the policy do not contain the current step, from whose position they move: "
                             f"action_offset is {window.action_offset} and horizon {window.horizon}", where="Steered",
                             hint="train it with an action_offset from 1 - horizon to 0")
 
-    def _check_widths(self, points: Points, enough: bool = True) -> None:
-        if not enough or any(len(point) != len(self.components) for point in points):
+    def _check_widths(self, points: Points) -> None:
+        if any(len(point) != len(self.components) for point in points):
             raise UserError(f"every point needs {len(self.components)} numbers, but the points are {points}",
                             where="Steered.points", hint="give one number for each component")
 

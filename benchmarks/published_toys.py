@@ -1,4 +1,5 @@
-"""Published experiments in cells, for published.py, which has their protocols: two toys, and block pushing in PyBullet.
+"""Published experiments in cells, for published.py, which has their protocols: two toys, and block pushing in PyBullet
+and in the plane.
 
 Each table has cells, one for each setting and method. A cell trains one seed, which takes one or two minutes, and
 returns the values of each episode.
@@ -256,39 +257,50 @@ def _longer(method: Method, updates: int, lr: float | None = None) -> Method:
     return replace(method, learner=learner)
 
 
-PUSH_METHODS: dict[str, Method] = {
-    "bet": _longer(bet(), 20_000), "bet-every-step": _longer(bet(every_step=True), 100_000, 1e-3),
-    "lstm-gmm": _longer(bc_rnn_gmm(), 4000), "ibc": _longer(ibc(), 10_000)}
-PUSH_ENV, PUSH_ROWS = "block_pushing/multimodal", 20
+PUSH_METHODS: dict[str, dict[str, Method]] = {
+    "block-pushing": {"bet": _longer(bet(), 20_000), "bet-every-step": _longer(bet(every_step=True), 100_000, 1e-3),
+                      "lstm-gmm": _longer(bc_rnn_gmm(), 4000), "ibc": _longer(ibc(), 10_000)},
+    "blocks": {"bet": _longer(bet(every_step=True), 20_000, 1e-3), "lstm-gmm": _longer(bc_rnn_gmm(), 4000),
+               "ibc": _longer(ibc(), 10_000)}}
+PUSH_ENVS = {"block-pushing": "block_pushing/multimodal", "blocks": "blocks"}
+PUSH_ROWS = 20
 
 
 @functools.cache
 def push_demonstrations(episodes: int) -> Dataset:
-    """Successful episodes of the expert, the same ones for all seeds. They are kept, because they take ten minutes."""
+    """Successful episodes of the expert in PyBullet, the same ones for all seeds. They are kept, because they take ten
+    minutes."""
     path = Path("runs", "published", f"block-pushing-{episodes}")
     if not path.exists():
-        env = make(PUSH_ENV, rows=PUSH_ROWS)
-        write_dataset(rollout(env.expert(), env, episodes, recording_seed(0)).filter(lambda e: e.metadata["success"]),
-                      path)
+        write_dataset(_pushed("block-pushing", episodes, 0), path)
     return open_dataset(path)
 
 
-def push_cell(size: Size, name: str, seed: int) -> dict:
-    """Of each episode of a method, whether one block was pushed onto a square, and whether both were."""
-    data, method = push_demonstrations(size.pushes), PUSH_METHODS[name]
+def _pushed(table: str, episodes: int, seed: int) -> Dataset:
+    """Successful episodes of the expert."""
+    env = make(PUSH_ENVS[table], rows=PUSH_ROWS)
+    return rollout(env.expert(), env, episodes, recording_seed(seed)).filter(lambda e: e.metadata["success"])
+
+
+def push_cell(size: Size, table: str, name: str, seed: int) -> dict:
+    """Of each episode of a method, whether one block was pushed onto a target, and whether both were."""
+    in_pybullet, method = table == "block-pushing", PUSH_METHODS[table][name]
+    data = push_demonstrations(size.pushes) if in_pybullet else _pushed(table, size.pushes, seed)
     began = time.process_time()
     policy = fit_method(method, data, seed).policy
     seconds = time.process_time() - began
-    ran = rollout(PolicyActor(FixedBatch(policy, PUSH_ROWS), method.executor), make(PUSH_ENV, rows=PUSH_ROWS),
+    ran = rollout(PolicyActor(FixedBatch(policy, PUSH_ROWS), method.executor), make(PUSH_ENVS[table], rows=PUSH_ROWS),
                   size.push_episodes, seed=0)
-    return {"one": [int(e.metadata["one"]) for e in ran], "success": [int(e.metadata["success"]) for e in ran],
+    one = [e.metadata["one"] if in_pybullet else e.metadata["mode"] >= 0 for e in ran]
+    return {"one": [int(o) for o in one], "success": [int(e.metadata["success"]) for e in ran],
             "updates": method.learner.steps, "demonstrations": len(data), "seconds": round(seconds, 1)}
 
 
 def cells(table: str, size: Size = FULL) -> list[Cell]:
-    """The cells of a table, "particle", "mip" or "block-pushing"."""
-    if table == "block-pushing":
-        return [Cell(f"block-pushing-{name}", functools.partial(push_cell, size, name)) for name in PUSH_METHODS]
+    """The cells of a table: "particle", "mip", "block-pushing" or "blocks"."""
+    if table in PUSH_METHODS:
+        return [Cell(f"{table}-{name}", functools.partial(push_cell, size, table, name))
+                for name in PUSH_METHODS[table]]
     if table == "particle":
         return [Cell(f"particle-{dim}-{name}", functools.partial(particle_cell, size, dim, name))
                 for dim in size.dimensions for name in PARTICLE_HEADS]

@@ -113,6 +113,14 @@ def test_the_page_says_what_the_cells_show(published):
     assert "- bet above lstm-gmm, both blocks: **reproduced**" in page
     assert "- bet above ibc, both blocks: **undecided**" in page
     assert "- bet-every-step above ibc, both blocks: **not reproduced**" in page
+    assert "0 of 9 cells have run; `python benchmarks/published.py blocks`" in page
+    for name, one in {"bet": 60, "lstm-gmm": 20, "ibc": 90}.items():
+        for seed in published.SEEDS:
+            write_json(published.ALL_RESULTS / size.folder / f"blocks-{name}-{seed}.json", {
+                "one": [1] * one + [0] * (100 - one), "success": [1] * 10 + [0] * 90, "updates": 10, "seconds": 1.0})
+    page = published.page()
+    assert "| bet | 60 % [" in page and "- bet above lstm-gmm, one block: **reproduced** (+40 [" in page
+    assert "- bet above ibc, one block: **not reproduced** (-30 [" in page
 
 
 @pytest.mark.slow

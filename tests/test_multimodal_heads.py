@@ -1,6 +1,7 @@
 """Heads that choose among modes: EDM, clusters, bins and energies, each against closed forms."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from understudy.heads.bins import Bins
 from understudy.heads.edm import EDM
 from understudy.heads.energy import AutoregressiveEnergy, EnergyModel
 from understudy.heads.solvers import DDIM, DPMSolverPP, Euler, Heun
+from understudy.methods.behavior_cloning import ibc
 from understudy.nets.mlp import MLP
 
 EMPTY = Context(torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.bool))
@@ -387,5 +389,6 @@ def test_autoregressive_energies_learn_two_ways_in_many_dimensions():
         plans = head.sample(net, contexts(100), torch.randn(100, *head.noise(4, 2), generator=rng()))
         gaps = torch.stack([(plans - side * point).abs().amax((1, 2)) for side in (1, -1)])
         return (gaps.amin(0) < 0.2).float().mean()
-    assert fraction_near(AutoregressiveEnergy(32, width=32), 250, 1e-2) > 0.9
+    head = ibc(4, n_negatives=32, autoregressive=True).policy.head
+    assert fraction_near(replace(head, width=32), 250, 1e-2) > 0.9
     assert fraction_near(EnergyModel(32, n_candidates=128), 400, 3e-3) < 0.5

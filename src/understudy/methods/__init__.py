@@ -430,8 +430,8 @@ METHODS: dict[str, NamedMethod] = {
         "understudy.methods.behavior_cloning:ibc",
         "Implicit behavioral cloning: learn an energy of observation and action, and search its minimum.",
         Reference("Florence et al. 2021, arXiv 2109.00137, with 256 negatives and 16,384 candidates"),
-        when="if single actions of few components jump between observations that are alike; its search over chunks "
-             "was among the worst heads here."),
+        when="if single actions of few components jump between observations that are alike; for chunks only with "
+             "--method.autoregressive (docs/heads.md)."),
     "streaming-flow-policy": NamedMethod(
         "understudy.methods.generative:streaming_flow_policy",
         "A flow in action space: each integration step from the last executed action gives the next action.",

@@ -17,7 +17,7 @@ from ..execute.planner_config import MaskedGoalConfig
 from ..heads.behavior_transformer import BeT
 from ..heads.bins import Bins
 from ..heads.categorical import Categorical
-from ..heads.energy import EnergyModel
+from ..heads.energy import AutoregressiveEnergy, EnergyModel
 from ..heads.fast import FAST
 from ..heads.gmm import GMM
 from ..heads.regression import Regression
@@ -305,13 +305,16 @@ def fast(horizon: int = 16, n_action_steps: int = 8, max_tokens: int | None = No
     return Method(policy, RecedingHorizon(n_action_steps), learner)
 
 
-def ibc(horizon: int = 1, n_negatives: int = 64) -> Method:
+def ibc(horizon: int = 1, n_negatives: int = 64, autoregressive: bool = False) -> Method:
     """Implicit behavioral cloning: learn an energy of observation and action, and search its minimum.
 
     Args:
         horizon: Number of actions in a chunk. All of them are executed.
         n_negatives: Number of random actions that a demonstrated one is compared with in training.
+        autoregressive: Search one number of the chunk after the other, each with an energy of its own, instead of all
+            at once. It takes longer to train, and suits chunks and actions of many components.
     """
-    policy = PolicyConfig(EnergyModel(n_negatives), trunk=MLP(256, 3), window=Window(2, horizon))
+    head = AutoregressiveEnergy(n_negatives) if autoregressive else EnergyModel(n_negatives)
+    policy = PolicyConfig(head, trunk=MLP(256, 3), window=Window(2, horizon))
     learner = BehaviorCloning(4000, 64, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
     return Method(policy, RecedingHorizon(horizon), learner)

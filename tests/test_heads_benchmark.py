@@ -120,6 +120,17 @@ def test_the_tables_are_those_of_the_seeds_of_which_all_cells_ran(heads, tmp_pat
     assert (tmp_path / "heads-fork.svg").read_text().startswith("<svg")
 
 
+def test_the_aim_is_judged_again_with_new_seeds(heads):
+    """One candidate fails at one of 800 starts more than the reference, the other at a fifth of them."""
+    for seed in heads.AGAIN.seeds:
+        for head, lost in (("ddpm-100", 5), ("reflow-sample-1", 45), ("reflow-sample-2", 5 + (seed == 5))):
+            write_json(heads.cell_path(heads.AGAIN, "fork", seed, head), {"success": [0] * lost + [1] * (200 - lost)})
+    assert not set(heads.AGAIN.seeds) & set(heads.FULL.seeds) and set(heads.AGAIN.heads) <= set(heads.variants())
+    table = heads.aim_table(heads.AGAIN, {"fork": heads.outcomes(heads.AGAIN, "fork")}, {})
+    assert "| reflow-sample-1 |  | −20 [" in table[2] and "no: worse on fork" in table[2]
+    assert "| reflow-sample-2 |  | +0 [−1, +0] ✓ | cannot tell: its speed" in table[3] and len(table) == 4
+
+
 def test_a_cell_that_ran_is_not_run_again_and_a_budget_stops_between_cells(heads, monkeypatch):
     monkeypatch.setattr(heads, "demonstrations", None)  # nothing may be recorded or trained
     size = replace(heads.TINY, seeds=(0,))

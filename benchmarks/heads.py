@@ -541,7 +541,8 @@ def page_text(size: Size) -> str:
                   "column *aim* compares each interval with 5 points and each interval of the speed with 20, without "
                   "an adjustment for the number of entries. ✓ is stricter: not inferior by 5 points after Holm's "
                   "adjustment for all entries of the table. So a task without ✓ may still count as reached in the "
-                  "column *aim*.", "",
+                  "column *aim*. If two heads have the same outcome at every start, no spread between seeds is "
+                  "visible, and a wider interval (Tango's) stands in.", "",
                   *aim_table(size, found, fast), ""]
     if size == FULL and (again := {task: of for task in TASKS if (of := outcomes(AGAIN, task))}):
         parts += ["### The aim, judged again", "", "The two heads that this table leaves as candidates, with "

@@ -62,8 +62,8 @@ The protocols, fixed before the first run, three training seeds each, nothing tu
   both in 6.
 
 - blocks: the order of the same methods on `blocks`, with 1,000 demonstrations of each training seed: `bet` with a loss
-  at every step, 20,000 updates and rate 1e-3, the others with their defaults, 4,000 updates (`bc-rnn-gmm`) and 10,000
-  (`ibc`), in 100 episodes. The verdicts are those of block-pushing.
+  at every step, 10,000 updates and rate 1e-3, the others with their defaults and 2,500 updates, which takes each of
+  them some three minutes, in 100 episodes. The verdicts are those of block-pushing.
 
 Recorded demonstrations are looked for in UNDERSTUDY_DATA.
 """

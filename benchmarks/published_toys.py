@@ -260,8 +260,8 @@ def _longer(method: Method, updates: int, lr: float | None = None) -> Method:
 PUSH_METHODS: dict[str, dict[str, Method]] = {
     "block-pushing": {"bet": _longer(bet(), 20_000), "bet-every-step": _longer(bet(every_step=True), 100_000, 1e-3),
                       "lstm-gmm": _longer(bc_rnn_gmm(), 4000), "ibc": _longer(ibc(), 10_000)},
-    "blocks": {"bet": _longer(bet(every_step=True), 20_000, 1e-3), "lstm-gmm": _longer(bc_rnn_gmm(), 4000),
-               "ibc": _longer(ibc(), 10_000)}}
+    "blocks": {"bet": _longer(bet(every_step=True), 10_000, 1e-3), "lstm-gmm": _longer(bc_rnn_gmm(), 2500),
+               "ibc": _longer(ibc(), 2500)}}
 PUSH_ENVS = {"block-pushing": "block_pushing/multimodal", "blocks": "blocks"}
 PUSH_ROWS = 20
 

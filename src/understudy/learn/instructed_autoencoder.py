@@ -40,7 +40,8 @@ class InstructedAutoencoder(SkillAutoencoder):
     Args:
         instruction: The distribution of the skill, given the instruction: a `Gaussian` that reads these inputs. The
             codec must leave skills as they are.
-        alignment: Weight of the negative log-likelihood of the posterior's skill, given the instruction.
+        alignment: Weight of the negative log-likelihood of the posterior's skill, given the instruction. A weight near
+            1 can pull all skills together, which makes them likely, too.
         labeled_fraction: Fraction of labeled pieces in the batches. None draws all pieces equally often.
 
     References:

@@ -24,6 +24,7 @@ from understudy import Dataset, __version__, load_actor, make
 from understudy.cli import COMMANDS, main
 from understudy.commands import common
 from understudy.commands.common import split_arguments
+from understudy.commands.method import build_method
 from understudy.commands.options import change_fields, settable_fields
 from understudy.core import ConfigError
 from understudy.data.episode import Episode
@@ -742,6 +743,16 @@ def test_overrides_reach_the_method(call, place, tmp_path):
     }
     assert made["policy"]["head"]["solver"] == {"$": "understudy.heads.solvers:Heun"}
     assert made["policy"]["trunk"]["width"] == 32 and made["learner"]["steps"] == 2
+
+
+@pytest.mark.parametrize("given", [
+    ["--method.every-step"], ["--method.every-step", "true"], ["--method.every-step=true"]])
+def test_a_flag_of_a_method_needs_no_value(given):
+    """`--method.every-step` alone is true, like a flag of a field, whatever option follows."""
+    for args in (given, [*given, "--method.n-clusters", "8"]):
+        assert build_method("bet", args, [], None, (), "understudy train").policy.window.horizon == 5
+    made = build_method("bet", ["--method.every-step", "false"], [], None, (), "understudy train")
+    assert made.policy.window.horizon == 1
 
 
 @pytest.mark.parametrize(("change", "words"), [

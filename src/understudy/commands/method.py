@@ -66,11 +66,11 @@ def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
     found, pending = {}, [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
     while pending:
         key = pending.pop(0).removeprefix("--method.").replace("-", "_")
-        if not pending or pending[0].startswith("--method."):
-            raise UserError("has no value", where=f"--method.{key}",
-                            hint=f"such as --method.{key} VALUE")
-        words = [pending.pop(0)]
+        words = []
         while pending and not pending[0].startswith("--"):  # of several numbers or names
             words.append(pending.pop(0))
+        if not words and hints.get(key) is not bool:  # --method.every-step alone is true
+            option = f"--method.{key.replace('_', '-')}"
+            raise UserError("has no value", where=option, hint=f"such as {option} VALUE")
         found[key] = parse_value(hints.get(key, str), words, f"--method.{key}", "understudy train")
     return found

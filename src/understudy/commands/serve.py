@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import shlex
 import signal
 import socket
@@ -125,6 +126,15 @@ def main(args: list[str]) -> None:
         if (value := getattr(o, name)) is not None and not value > 0:
             raise ConfigError(f"must be positive, but is {value:g}", where="--" + name.replace("_", "-"),
                               hint="leave it out for the usual value")
+    if not 0 <= o.port <= 65535:
+        raise ConfigError(f"must be from 0 to 65535, but is {o.port}", where="--port",
+                          hint="choose another one, or 0 for any that is free")
+    if not 0 <= o.steer_scale < math.inf:
+        raise ConfigError(f"must be at least 0 and finite, but is {o.steer_scale:g}", where="--steer-scale",
+                          hint="leave it out for the usual value")
+    if o.steer is None and o.steer_scale != ServeOptions.steer_scale:
+        raise ConfigError("has no effect without --steer ENV", where="--steer-scale",
+                          hint="leave it out, or add --steer")
     tokens = () if o.token_file is None else read_tokens(o.token_file)
     if not (tokens or o.open or o.host in ("127.0.0.1", "::1", "localhost")):
         raise ConfigError("anybody in the network could use this server", where=f"--host {o.host}",

@@ -637,7 +637,7 @@ def test_methods(call):
     status, out, _ = call("methods", "diffusion-policy")
     assert status == 0 and "--method.trunk" in out and "--policy.head.n_steps" in out
     described = next(m for m in found if m["name"] == "diffusion-policy")
-    assert f"Choose it: {described['when']}" in out and "of training and" in out
+    assert f"Choose it {described['when']}" in out and "of training and" in out
     status, out, _ = call("methods")
     assert status == 0 and all(len(line) <= 120 for line in out.splitlines())
     assert " ".join(out.split()).count("Choose it if") >= len(METHODS) - 3  # some are wrapped in between

@@ -36,6 +36,7 @@ from understudy.execute.steering import (
 )
 from understudy.heads.adaflow import AdaFlow
 from understudy.heads.base import EnergyCost, LimitedCost, cost_gradient
+from understudy.heads.bins import Bins
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.edm import EDM
 from understudy.heads.flow import Flow
@@ -202,6 +203,16 @@ def test_the_cost_of_a_path():
                           ({"components": (0, 7)}, "share"), ({"points": ()}, "there are no points")):
         with pytest.raises(UserError, match=said):
             Steered(policy, **{"points": ((1.0, 2.0),), **options})
+    with pytest.raises(UserError, match="Bins answers at once"):  # and not at the first click
+        Steered(random_batch(PolicyConfig(Bins(3)))[0], LivePoints())
+
+
+@pytest.mark.parametrize("points", [(0.6, 0.45), ("ab",), (None,), ((0.6, math.nan),), (((0.1, 0.2), (0.3, 0.4)),)])
+def test_what_are_no_points_is_refused(points):
+    with pytest.raises(UserError, match="every (point|number)"):
+        LivePoints().set(*points)
+    with pytest.raises(UserError, match="every (point|number)"):
+        Steered(random_batch(flow())[0], points)
 
 
 @pytest.mark.parametrize("head", [Flow(10), Flow(3), Flow(1), Shortcut(), MeanFlow(), AdaFlow(), Diffusion()],
@@ -429,10 +440,11 @@ def test_live_points_steer_from_the_next_plan_on_until_they_are_cleared():
         assert not torch.allclose(steered, plain, atol=1e-3)
     points.clear()
     assert torch.equal(live.plan(obs, noise), plain)
-    for wrong, said in (((1.0,), "needs 2 numbers"), ((math.nan, 0.0), "must be finite")):
-        points.set(wrong)
-        with pytest.raises(UserError, match=said):
-            live.plan(obs, noise)
+    points.set((1.0,))
+    with pytest.raises(UserError, match="needs 2 numbers"):
+        live.plan(obs, noise)
+    with pytest.raises(UserError, match="must be finite"):
+        replace(live, points=lambda: ((math.nan, 0.0),)).plan(obs, noise)
 
 
 def test_an_actor_is_steered_inside_what_wraps_it():

@@ -127,8 +127,8 @@ def _suggest(value: object, choices: list[Any], default: object) -> str:
 
     values = value if isinstance(value, (tuple, list)) else (value,)
     wrong = next((v for v in values if v not in choices), value)
-    near = difflib.get_close_matches(str(wrong).lower(), list(map(str, choices)), 1, 0.5)
-    if near:
+    words = [choice for choice in choices if isinstance(choice, str)]
+    if near := difflib.get_close_matches(str(wrong).lower(), words, 1, 0.5):
         return f"did you mean {near[0]!r}?"
     return f"the default is {default!r}" if default is not MISSING else "choose one of them"
 

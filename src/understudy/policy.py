@@ -636,13 +636,10 @@ class Policy(CheckpointModule, StepwisePlanner):
         """
         if not torch.compiler.is_compiling():  # sizes are symbols while a program is exported
             self._check_plan_arguments(obs, noise)
-        context, head, net = self.context(obs), self.config.head, self.net
+        context, net = self.context(obs), self.net
         if not (guides := sampling_guides(guides)):
-            return self.codec.decode(head.sample(net, context, noise), obs)
-        if not isinstance(head, DenoisingHead):
-            raise Unsupported(f"{type(head).__name__} answers at once; only heads that move noise to action step by "
-                              "step can be guided", hint="BestOfN, which takes the best of several plans, works for "
-                                                         "all heads")
+            return self.codec.decode(self.config.head.sample(net, context, noise), obs)
+        head = self.guided_head
 
         def without(*keys):
             self._check_hidden(keys)
@@ -712,6 +709,19 @@ class Policy(CheckpointModule, StepwisePlanner):
         if not isinstance(self.config.head, StepwiseHead):
             raise Unsupported(f"{type(self.config.head).__name__} answers in one step", hint="use a head that samples "
                               "step by step, such as Flow or Diffusion, or another executor, such as RecedingHorizon")
+        return self.config.head
+
+    @property
+    def guided_head(self) -> DenoisingHead:
+        """The head of a policy whose plans can be guided.
+
+        Raises:
+            Unsupported: The head answers in one step.
+        """
+        if not isinstance(self.config.head, DenoisingHead):
+            raise Unsupported(f"{type(self.config.head).__name__} answers at once; only heads that move noise to "
+                              "action step by step can be guided",
+                              hint="BestOfN, which takes the best of several plans, works for all heads")
         return self.config.head
 
     def denoise_step(self, context, x, t, t_next):

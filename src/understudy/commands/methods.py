@@ -57,11 +57,11 @@ def main(args: list[str]) -> None:
 
         method, described = find_method(o.name, trust=o.trust), describe_method(o.name)
         if described is not None:
-            told = {"Choose it": described["when"], "Paper": described["paper"],
+            told = {"Paper": described["paper"],
                     "Ledger": ", ".join(described["rows"]), "Needs": "; ".join(described["needs"])}
             if costs := cost_texts(described["cost"]):
                 told["Costs"] = "{} weights, {} of training and {} for a plan: {}".format(*costs, COST_NOTE)
-            out.print(f"{described['name']}: {described['summary']}",
+            out.print(f"{described['name']}: {described['summary']}", f"Choose it {described['when']}",
                       *(f"{name}: {text}" for name, text in told.items() if text), "")
         out.print(settings_table(o.name, method, o.trust))
         trusted = "".join(f" --trust {package}" for package in o.trust)

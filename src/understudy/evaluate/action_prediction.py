@@ -193,8 +193,8 @@ class ActionPrediction:
         return text + self.note
 
 
-NOTE = ("This is not a success rate: it says how well recorded actions are foretold, not whether the policy works when "
-        "its own actions decide what it sees next. For that it must act: understudy eval RUN ENV.")
+NOTE = ("This is not a success rate: it says how well recorded actions are predicted, not whether the policy works "
+        "when its own actions decide what it sees next. For that it must act: understudy eval RUN ENV.")
 LATENT_NOTE = ("This policy chooses latents of skills, which the run's own autoencoder turns into actions. The errors "
                "are of these latents, compared with those that the autoencoder finds in the episodes. They say nothing "
                "about actions, and are no comparison with other runs. For that each must act: understudy eval RUN ENV.")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -183,7 +183,7 @@ class ScorerGuided(PlannerWrapper):
         scale: Factor of the score. 0 is the plain policy, and a negative one avoids what scores high.
 
     Raises:
-        Unsupported: Actions are classes.
+        Unsupported: Actions are classes, or the head answers in one step.
 
     References:
         Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis, arXiv:2105.05233.
@@ -196,6 +196,7 @@ class ScorerGuided(PlannerWrapper):
 
     def __post_init__(self):
         check_numeric_actions(self.planner, "ScorerGuided", "moves actions along the gradient of a score")
+        _check_guidable(self.planner)
         check_range(self, "scale", above=-math.inf, below=math.inf)
 
     @property
@@ -263,12 +264,23 @@ class LivePoints:
         return self._points
 
     def set(self, *points: tuple[float, ...]) -> None:
-        """Replaces the points. Each is in the units of the observed position."""
-        self._points = points
+        """Replaces the points. Each is in the units of the observed position.
+
+        Raises:
+            ConfigError: They are not points, or a number is not finite.
+        """
+        self._points = _as_points(points, "LivePoints.set")
 
     def clear(self) -> None:
         """Removes all points. The policy is no longer steered."""
         self._points = ()
+
+
+def _check_guidable(planner: Planner) -> None:
+    while isinstance(planner, PlannerWrapper):
+        planner = planner.planner
+    if isinstance(planner, Policy):
+        _ = planner.guided_head  # raises Unsupported for a head that answers in one step
 
 
 def check_steering(part: Any) -> None:
@@ -280,14 +292,21 @@ def check_steering(part: Any) -> None:
     name = type(part).__name__
     check_range(part, "scale", at_least=0, below=math.inf)
     check_range(part, "step", above=-math.inf, below=math.inf)
-    if isinstance(part.points, tuple):
-        _check_finite(part.points, name)
+    if not callable(part.points):
+        _as_points(part.points, f"{name}.points")
 
 
-def _check_finite(points: Points, name: str) -> None:
-    if not all(math.isfinite(x) for point in points for x in point):
-        raise ConfigError(f"every number must be finite, but the points are {points}", where=f"{name}.points",
+def _as_points(points: Iterable[Iterable[float]], where: str) -> Points:
+    """The points as tuples of numbers."""
+    try:
+        found = tuple(tuple(float(x) for x in point) for point in points)
+    except (TypeError, ValueError):
+        raise ConfigError(f"every point is a list of numbers, but the points are {points!r}", where=where,
+                          hint="such as ((0.6, 0.45),) for one point in the plane") from None
+    if not all(math.isfinite(x) for point in found for x in point):
+        raise ConfigError(f"every number must be finite, but the points are {points}", where=where,
                           hint="give the points in the units of the observed position")
+    return found
 
 
 @dataclass(frozen=True)
@@ -311,7 +330,7 @@ class Steered(PlannerWrapper):
     Raises:
         UserError: The policy does not read the column, the points have another number of components or are not finite,
             the scale is out of range, or the chunks do not contain the current step.
-        Unsupported: Actions are classes.
+        Unsupported: Actions are classes, or the head answers in one step.
 
     References:
         Wang et al. (2025), Inference-Time Policy Steering through Human Interactions, arXiv:2411.16627.
@@ -326,6 +345,7 @@ class Steered(PlannerWrapper):
 
     def __post_init__(self):
         check_numeric_actions(self.planner, "Steered", "moves actions towards points")
+        _check_guidable(self.planner)
         check_steering(self)
         if self.column not in self.planner.inputs:
             raise UserError(f"the policy does not read {self.column!r}", where="Steered.column",
@@ -334,7 +354,7 @@ class Steered(PlannerWrapper):
         if not self.components or max(self.components) >= width or min(self.components) < 0:
             raise UserError(f"the components are {self.components}, but column and action share {width}",
                             where="Steered.components", hint=f"name components from 0 to {width - 1}")
-        if isinstance(self.points, tuple):
+        if not callable(self.points):
             if not self.points:
                 raise UserError("there are no points", where="Steered.points",
                                 hint="give at least one, or a function that returns them later")
@@ -351,11 +371,10 @@ class Steered(PlannerWrapper):
                             where="Steered.points", hint="give one number for each component")
 
     def _current_points(self) -> Points:
-        if isinstance(self.points, tuple):
+        if not callable(self.points):
             return self.points
-        points = self.points()
+        points = _as_points(cast(Points, self.points()), "Steered.points")
         self._check_widths(points)
-        _check_finite(points, "Steered")
         return points
 
     @property

@@ -44,7 +44,8 @@ class Bins(LikelihoodHead, TemperatureHead):
 
     def __post_init__(self):
         check_choices(self)
-        check_range(self, "n_bins", "width", at_least=1)
+        check_range(self, "n_bins", at_least=2)
+        check_range(self, "width", at_least=1)
         check_range(self, "temperature", at_least=0)
 
     def build(self, trunk, coded_dim, spec):

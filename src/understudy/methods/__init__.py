@@ -270,8 +270,8 @@ METHODS: dict[str, NamedMethod] = {
         Reference("Li et al. 2024, arXiv 2310.09676, with a history, images of objects, and a pretrained language "
                   "model that reads the prompt", ("172",),
                   (NUMBERS_OR_CLASSES, PROMPTS, "while acting: a prompt, as columns")),
-        when="if prompts mix words and objects; --method.keep-motions or the first stage is unlearned (claim "
-             "multimodal-prompts)."),
+        when="if prompts mix words and objects; set --method.keep-motions, or the second stage unlearns the first "
+             "(claim multimodal-prompts)."),
     "diffusion-policy": NamedMethod(
         "understudy.methods.generative:diffusion_policy",
         "Diffusion policy: a chunk of actions is denoised in ten DDIM steps, and half of it is carried out.",

@@ -65,12 +65,11 @@ def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
     hints = typing.get_type_hints(function) if function is not None else {}
     found, pending = {}, [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
     while pending:
-        key = pending.pop(0).removeprefix("--method.").replace("-", "_")
-        words = []
+        name = pending.pop(0).removeprefix("--method.").replace("_", "-")
+        key, option, words = name.replace("-", "_"), f"--method.{name}", []
         while pending and not pending[0].startswith("--"):  # of several numbers or names
             words.append(pending.pop(0))
         if not words and hints.get(key) is not bool:  # --method.every-step alone is true
-            option = f"--method.{key.replace('_', '-')}"
             raise UserError("has no value", where=option, hint=f"such as {option} VALUE")
-        found[key] = parse_value(hints.get(key, str), words, f"--method.{key}", "understudy train")
+        found[key] = parse_value(hints.get(key, str), words, option, "understudy train")
     return found

@@ -18,7 +18,7 @@ chunk, and regression did not. On the other tasks the pilots with 4,000 updates 
 regression .55 and flow .80 on peg-insert, .90 and .90 on cube, .05 and .20 on the door (MIP .35; 10,000 updates: 0 and
 .20).
 
---again judges the aim again for the two heads that the seeds 0 to 2 left as candidates, `reflow-sample-1` and
+--again judges the aim again for two of the heads that the seeds 0 to 2 left open, `reflow-sample-1` and
 `reflow-sample-2`: four new training seeds, and 200 starts on each task.
 
 The cells, one for each task, seed and head, are kept in results/heads/. All tasks and heads of a seed come before the
@@ -545,7 +545,7 @@ def page_text(size: Size) -> str:
                   "visible, and a wider interval (Tango's) stands in.", "",
                   *aim_table(size, found, fast), ""]
     if size == FULL and (again := {task: of for task in TASKS if (of := outcomes(AGAIN, task))}):
-        parts += ["### The aim, judged again", "", "The two heads that this table leaves as candidates, with "
+        parts += ["### The aim, judged again", "", "Two of the heads that this table leaves open, with "
                   f"{len(finished_seeds(AGAIN, next(iter(again))))} training seeds that had no part in choosing them, "
                   f"and {AGAIN.starts} starts on each task.", "", *aim_table(AGAIN, again, fast)]
     if size == TINY:

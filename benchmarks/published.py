@@ -63,7 +63,7 @@ The protocols, fixed before the first run, three training seeds each, nothing tu
 
 - blocks: the order of the same methods on `blocks`, with 1,000 demonstrations of each training seed: `bet` with a loss
   at every step, 10,000 updates and rate 1e-3, the others with their defaults and 2,500 updates, which takes each of
-  them some three minutes, in 100 episodes. The verdicts are those of block-pushing.
+  them four to six minutes, in 100 episodes. The verdicts are those of block-pushing.
 
 Recorded demonstrations are looked for in UNDERSTUDY_DATA.
 """
@@ -235,7 +235,7 @@ PUSHING_STATEMENT = (
 
 BLOCKS_STATEMENT = (
     "The order of the same methods on our own toy `blocks`, where a disc pushes two round blocks onto two targets in "
-    "the plane. No figure is published for it. Each training seed has 1,000 demonstrations of its own. One block "
+    "the plane. No figure is published for it. Each training seed has other demonstrations, 1,000 each. One block "
     "counts if it lies on a target at the end, or both do.")
 PARTICLE_DIFFERENCES = (
     "Implicit: 12,000 updates of 128 with 4 negatives from chains of 5 rounds, where the appendix has 50,000 updates "

@@ -1,8 +1,8 @@
 """Published experiments in cells, for published.py, which has their protocols: two toys, and block pushing in PyBullet
 and in the plane.
 
-Each table has cells, one for each setting and method. A cell trains one seed, which takes one or two minutes, and
-returns the values of each episode.
+Each table has cells, one for each setting and method. A cell trains one seed, which takes minutes, or an hour for
+`bet-every-step`, and returns the values of each episode.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def mip_cell(size: Size, tolerance: float, name: str, seed: int) -> dict:
 
 # -- block pushing ----------------------------------------------------------------------------------------------------
 
-def _longer(method: Method, updates: int, lr: float | None = None) -> Method:
+def _with_updates(method: Method, updates: int, lr: float | None = None) -> Method:
     """The method with other updates, and another learning rate unless it is None."""
     learner = replace(method.learner, steps=updates)
     if lr is not None:
@@ -258,10 +258,11 @@ def _longer(method: Method, updates: int, lr: float | None = None) -> Method:
 
 
 PUSH_METHODS: dict[str, dict[str, Method]] = {
-    "block-pushing": {"bet": _longer(bet(), 20_000), "bet-every-step": _longer(bet(every_step=True), 100_000, 1e-3),
-                      "lstm-gmm": _longer(bc_rnn_gmm(), 4000), "ibc": _longer(ibc(), 10_000)},
-    "blocks": {"bet": _longer(bet(every_step=True), 10_000, 1e-3), "lstm-gmm": _longer(bc_rnn_gmm(), 2500),
-               "ibc": _longer(ibc(), 2500)}}
+    "block-pushing": {"bet": _with_updates(bet(), 20_000),
+                      "bet-every-step": _with_updates(bet(every_step=True), 100_000, 1e-3),
+                      "lstm-gmm": _with_updates(bc_rnn_gmm(), 4000), "ibc": _with_updates(ibc(), 10_000)},
+    "blocks": {"bet": _with_updates(bet(every_step=True), 10_000, 1e-3), "lstm-gmm": _with_updates(bc_rnn_gmm(), 2500),
+               "ibc": _with_updates(ibc(), 2500)}}
 PUSH_ENVS = {"block-pushing": "block_pushing/multimodal", "blocks": "blocks"}
 PUSH_ROWS = 20
 

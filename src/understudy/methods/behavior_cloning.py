@@ -311,7 +311,7 @@ def ibc(horizon: int = 1, n_negatives: int = 64, autoregressive: bool = False) -
     Args:
         horizon: Number of actions in a chunk. All of them are executed.
         n_negatives: Number of random actions that a demonstrated one is compared with in training.
-        autoregressive: Search one number of the chunk after the other, each with an energy of its own, instead of all
+        autoregressive: Search one number of the chunk after the other, each with its own energy, instead of all
             at once. It takes longer to train, and suits chunks and actions of many components.
     """
     head = AutoregressiveEnergy(n_negatives) if autoregressive else EnergyModel(n_negatives)

@@ -30,6 +30,7 @@ import torch  # noqa: E402
 from understudy.core import Feature, Schema, keys  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.data.mixture import mix  # noqa: E402
+from understudy.data.shown_demonstration import DEMONSTRATION  # noqa: E402
 from understudy.execute.actor import LAST_REWARD, Actor  # noqa: E402
 from understudy.files import read_json, write_json  # noqa: E402
 from understudy.learn.fit_method import FitResult, fit_method  # noqa: E402
@@ -123,8 +124,8 @@ def cost(name: str) -> dict[str, float]:
     weights = {id(p): p.numel() for r in (*stages.values(), result) for m in r.modules.values()
                for p in m.parameters()}
     goals = {g.into: result.policy.features[g.into] for g in result.policy.window.goals}
-    words = {k: f for k, f in result.policy.features.items() if k == "observation.task"}
-    plan = slowest_step(result.actor, {**schema, **goals, **words}, open_conditions(result.method, schema))
+    told = {k: f for k, f in result.policy.features.items() if k == "observation.task" or k.startswith(DEMONSTRATION)}
+    plan = slowest_step(result.actor, {**schema, **goals, **told}, open_conditions(result.method, schema))
     return {"weights": sum(weights.values()), "train_seconds": float(f"{seconds + took:.2g}"),
             "plan_ms": float(f"{1000 * plan:.2g}")}
 

@@ -22,6 +22,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.procedure import ProcedureResult
 from understudy.data.relabel import ConcatColumns, NextObservation, TaskText, ThoughtText, relabeled_features
+from understudy.data.shown_demonstration import DEMONSTRATION, ShowDemonstration
 from understudy.evaluate.evaluation import recording_seed, tuning_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import LAST_REWARD
@@ -65,7 +66,7 @@ SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # meth
            "vinn-byol": {**FEATURES, "observation.images.top": Feature("uint8", (16, 16, 3), "image")}}
 
 
-LEARN_CLASSES = ["bc", "attention-tuner", "cec", "interactive-language", "bc-inverse-dynamics", "dualmind",
+LEARN_CLASSES = ["bc", "attention-tuner", "cec", "interactive-language", "one-shot", "bc-inverse-dynamics", "dualmind",
                  "midas", "knn", "vinn", "omnijarvis", "udrl", "decision-transformer", "arp", "dichotomy-of-control",
                  "procedure-cloning", "thought-cloning"]
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
@@ -88,7 +89,7 @@ def test_methods_train_and_act(name):
     assert config.load(json.loads(json.dumps(config.dump(method)))) == method  # method.json
     extra = {k: Feature("float32", ()) for k in ("next.reward", *method.learner.extra)}  # read besides observations
     data = random_dataset({**features, **extra}, episodes=3, steps=12)
-    data = data.map(lambda e: replace(e, metadata={**e.metadata, "proficiency": 1.0}))
+    data = data.map(lambda e: replace(e, metadata={**e.metadata, "proficiency": 1.0, "task": "move"}))
     data, _ = mix(task=(data[:1], 0.5), prior=(data[1:], 0.5))  # for methods that retrieve
     method = with_stages(method, data)
     data = training_data(data, method)
@@ -105,6 +106,7 @@ def test_methods_train_and_act(name):
     obs |= {k: torch.ones(3, 1) for k in open_conditions(method, features)}
     if "observation.task" in policy.features:
         obs["observation.task"] = torch.ones(3, *policy.features["observation.task"].shape, dtype=torch.uint8)
+    obs |= {k: torch.ones(3, *f.shape) for k, f in policy.features.items() if k.startswith(DEMONSTRATION)}
     state = actor.start(obs, keys(0, range(3)))
     for _ in range(3):
         action, state = actor.act(obs, state)
@@ -121,6 +123,8 @@ def test_what_is_carried_out_is_what_was_meant(name):
     planned = [part for part in method.transforms
                if isinstance(part, (ConcatColumns, NextObservation, ProcedureResult, ThoughtText))]
     features = relabeled_features(policy_features(method, features), planned)
+    features |= {k: show.feature(features) for show in method.transforms if isinstance(show, ShowDemonstration)
+                 for k in show.into}
     run.check_planner(Policy(method.policy, features))
     past = 1 if isinstance(run, ActionConditionedExecutor) else getattr(run, "skip", 0)
     assert past == -window.action_offset
@@ -282,7 +286,7 @@ def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     # Which of two lights is on decides the choice, and every method that says so learns it.
     light = np.random.default_rng(0).integers(2, size=40)  # does not depend on the last choice
     data = Dataset([Episode({"observation.state": np.eye(2, dtype=np.float32)[light], "action": 1 + 2 * light[:, None],
-                             "next.reward": np.zeros(40, np.float32)}, {"proficiency": 1})])
+                             "next.reward": np.zeros(40, np.float32)}, {"proficiency": 1, "task": "look"})])
     features = {"observation.state": Feature("float32", (2,)), "action": CHOICES["action"],
                 "next.reward": Feature("float32", ())}
     data = data.map(lambda e: replace(e, schema=features))
@@ -301,6 +305,7 @@ def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     # Some draw their choice, so one choice alone says little, and which one it is differs between processors.
     obs = {"observation.state": torch.eye(2).repeat(50, 1), LAST_REWARD: torch.zeros(100)}
     obs |= {k: torch.zeros(100, 1) for k in open_conditions(method, features)}
+    obs |= {k: torch.zeros(100, *f.shape) for k, f in policy.features.items() if k.startswith(DEMONSTRATION)}
     action, _ = actor.act(obs, actor.start(obs, keys(0, range(100))))
     assert (action.flatten() == torch.tensor([1.0, 3.0]).repeat(50)).float().mean() > 0.9
 
@@ -329,7 +334,8 @@ WITHOUT = {
         STATES, "no episode has a task in words"),
     "a task in words for some episodes": (STATES, "no episode has a task in words"),
     "states that are numbers": (CLASSES, "is not a vector of numbers|the states are of kind 'discrete'"),
-    "observations that are numbers": (CLASSES, "is of kind 'discrete'"),
+    "observations that are numbers": (CLASSES, "is of kind 'discrete'|no column of numbers"),
+    "several episodes of each of many tasks, which have a name": (STATES, "the episode has no task"),
     "only observations that are numbers": (CLASSES, "cannot read a column of kind 'discrete'"),
     "one square camera image, and actions that are one motion: where to pick, where to place, and the turn": (
         STATES, "0 square images"),

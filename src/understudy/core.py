@@ -514,7 +514,7 @@ def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0)
         shape: Shape of the numbers of one row.
         stream: Keeps the random numbers of parts with the same key independent. 0 and 1 are environments, 2 the noise
             of experts, 3 uniform actions, 4 plans, 5 exploration, 6 decisions that an expert makes once, 7 to 9 shifts
-            (envs.shifts, execute.latency), 10 gates.
+            (envs.shifts, execute.latency), 10 gates, 11 which demonstration is shown.
 
     Returns:
         (B, *shape) float64, on the device of `key`.

@@ -1,29 +1,31 @@
-"""Conditions on the command line: a desired return, a number of steps, a goal, a task in words."""
+"""Conditions on the command line: a desired return, a number of steps, a goal, a task in words, a demonstration."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .common import recorded_env
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
     from ..core import Schema
     from ..data.episode import Dataset
+    from ..data.shown_demonstration import ShowDemonstration
     from ..envs.base import Env
     from ..learn.method import Method
     from .eval_options import RolloutOptions
 
 EXAMPLE = "such as --condition return_to_go=100 goal=0.2,0.5"
+DEMONSTRATION = "demonstration="
+SHOW = "--condition demonstration=DATA, or demonstration=DATA:3 for its episode 3"
 
 
 def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor]:
-    """Parses the arguments of --condition.
+    """Parses the arguments of --condition that are numbers.
 
     Args:
         texts: One text per column: its name with or without "observation.", "=", and its numbers with commas.
@@ -41,6 +43,8 @@ def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor
 
     found: dict[str, Tensor] = {}
     for text in texts:
+        if text.startswith(DEMONSTRATION):
+            continue  # see `shown_demonstrations`
         name, _, rest = text.partition("=")
         try:
             numbers = [float(part) for part in rest.split(",")]
@@ -56,6 +60,50 @@ def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor
             raise ConfigError(f"the environment shows {name!r} itself", where="--condition", hint="leave it out")
         found[name] = torch.tensor(numbers)
     return found
+
+
+def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...] = ()
+                         ) -> tuple[ShowDemonstration, Dataset] | None:
+    """Opens the demonstrations of --condition demonstration=DATA[:EPISODE].
+
+    Args:
+        run: A run.
+        texts: The arguments of --condition.
+        trust: Packages whose code may be loaded.
+
+    Returns:
+        How they become columns, and the demonstrations. None if the policy of the run does not read one.
+
+    Raises:
+        UserError: The policy reads a demonstration, but none or more than one source was given, or it does not fit.
+    """
+    from ..core import ConfigError, UserError
+    from ..learn.method import Method
+    from .common import has_no_run, open_data
+
+    show = None if has_no_run(run) else demonstration_part(Method.load(run, trust))
+    if show is None:
+        return None
+    given = [text.removeprefix(DEMONSTRATION) for text in texts if text.startswith(DEMONSTRATION)]
+    if len(given) != 1:
+        raise ConfigError(f"{run} does what a demonstration shows, and {len(given) or 'none'} "
+                          f"{'are' if given else 'is'} given", where="--condition", hint=f"give one: {SHOW}")
+    path, colon, number = given[0].rpartition(":")
+    one = bool(colon and number.isdecimal() and not Path(given[0]).exists())
+    data = open_data(Path(path if one else given[0]))
+    if one and int(number) >= len(data):
+        raise UserError(f"there is no episode {number}; the last one is {len(data) - 1}", where=f"--condition {path}",
+                        hint="episodes are counted from 0")
+    data = data.select([int(number)]) if one else data
+    show.feature(data.features())
+    return show, data
+
+
+def demonstration_part(method: Method) -> ShowDemonstration | None:
+    """The part that shows demonstrations to the policy of a method. None if there is none."""
+    from ..data.shown_demonstration import ShowDemonstration
+
+    return next((part for part in method.transforms if isinstance(part, ShowDemonstration)), None)
 
 
 def given_conditions(o: RolloutOptions) -> list[str]:
@@ -105,7 +153,8 @@ def must_be_told(run: Path) -> bool:
         method = Method.load(run)
     except UserError:
         return False
-    return bool(open_conditions(method, {}) or goal_columns(method) or task_relabel(method) is not None)
+    return bool(open_conditions(method, {}) or goal_columns(method) or task_relabel(method) is not None
+                or demonstration_part(method) is not None)
 
 
 def example_evaluation(data: Dataset, method: Method, name: str | None = None, env: Env | None = None
@@ -183,8 +232,12 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
         options = ["--task", task]
     names = open_conditions(method, features)
     goals = {into: column for into, column in goal_columns(method).items() if into not in features}
-    if not names and not goals:
+    if not names and not goals and demonstration_part(method) is None:
         return options
+    if demonstration_part(method) is not None:
+        if (path := data.metadata.get("path")) is None:
+            return None
+        return [*options, "--condition", DEMONSTRATION + str(path)]
     columns = data.features()
     if any(column not in columns or columns[column].kind != "vector" or len(columns[column].shape) != 1
            for column in goals.values()):

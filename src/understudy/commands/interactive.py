@@ -403,7 +403,8 @@ def _weights_digest(run: Path, ours: bool) -> str | None:
 
 def _make_actor(run: Path, o: EvalOptions, robot: RobotEnv | None) -> Actor:
     from ..execute.actor import ObservationWrapper
-    from .conditions import parse_conditions
+    from ..execute.demonstrated import DemonstratedActor
+    from .conditions import parse_conditions, shown_demonstrations
     from .policies import load_actor, load_policy, task_columns, tell_untrained_task
 
     if robot is not None:
@@ -414,7 +415,9 @@ def _make_actor(run: Path, o: EvalOptions, robot: RobotEnv | None) -> Actor:
         tell_untrained_task(run, str(o.task), o.trust)
     conditions = {k: v for k, v in parse_conditions(o.condition, {}).items() if k in planner.inputs}
     columns = {**words, **conditions}
-    return ObservationWrapper(plays, columns) if columns else plays
+    plays = ObservationWrapper(plays, columns) if columns else plays
+    demonstrated = shown_demonstrations(run, o.condition, o.trust)
+    return plays if demonstrated is None else DemonstratedActor(plays, demonstrated[1], demonstrated[0])
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------

@@ -97,14 +97,18 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
     from ..core import Feature, UserError, role
     from ..envs.image_obs import check_images
     from ..execute.actor import ObservationWrapper
+    from ..execute.demonstrated import DemonstratedActor
     from ..learn.method import Method
     from ..policy import check_features
-    from .conditions import open_conditions, parse_conditions
+    from .conditions import open_conditions, parse_conditions, shown_demonstrations
 
     words = task_columns(run, env.features, o)
     given = {name: Feature("uint8", tuple(value.shape), "text") for name, value in words.items()}
     conditions = parse_conditions(o.condition, env.features)
     given |= {name: Feature("float32", tuple(value.shape)) for name, value in conditions.items()}
+    if demonstrated := shown_demonstrations(run, o.condition, o.trust):
+        show, demonstrations = demonstrated
+        given |= dict.fromkeys(show.into, show.feature(demonstrations.features()))
     planner, actor, shown = load_policy(run, o, rows, {**env.features, **given})
     check_images({name: planner.features[name] for name in planner.inputs}, env)
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
@@ -125,7 +129,8 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
     conditions = {name: value for name, value in conditions.items() if name in planner.inputs}
     by = f"policy {weights_digest(weights_path(run))}" + (f", {o.executor}" if o.executor is not None else "")
     by += (f", told {o.task!r}" if words else "") + "".join(f", {text}" for text in o.condition)
-    return (ObservationWrapper(actor, {**words, **conditions}) if words or conditions else actor), by
+    actor = ObservationWrapper(actor, {**words, **conditions}) if words or conditions else actor
+    return (actor if demonstrated is None else DemonstratedActor(actor, demonstrations, show)), by
 
 
 def tell_scaled_images(planner: Planner, env: Env, reader: object) -> None:
@@ -312,7 +317,7 @@ def refuse_unused_conditions(runs: Sequence[Path], o: RolloutOptions) -> None:
     """
     from ..core import UserError
     from ..learn.method import Method
-    from .conditions import parse_conditions
+    from .conditions import DEMONSTRATION, demonstration_part, parse_conditions
     from .method import task_relabel
 
     if o.task is not None and not any(
@@ -330,6 +335,10 @@ def refuse_unused_conditions(runs: Sequence[Path], o: RolloutOptions) -> None:
         if exported := [run for run in runs if has_no_run(run)]:
             raise UserError(f"{exported[0]} is an exported file, which does not count rewards and steps",
                             where="--condition", hint="evaluate the run that it was exported from")
+        asked = any(text.startswith(DEMONSTRATION) for text in o.condition)
+        if asked and not any(demonstration_part(Method.load(run, o.trust)) for run in runs):
+            raise UserError("no policy does what a demonstration shows", where=f"--condition {DEMONSTRATION}",
+                            hint="leave it out, or train a method that reads one, such as one-shot")
         read = {name for run in runs for name in load_policy(run, o, None)[0].inputs}
         if unused := [name for name in parse_conditions(o.condition, {}) if name not in read]:
             raise UserError(f"no policy reads {unused[0]!r}; they read {', '.join(sorted(read))}", where="--condition",

@@ -88,7 +88,8 @@ class ServeOptions:
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """the task in words for clients that send none, for a policy that was trained with --language"""
     condition: ConditionTexts = ()
-    """what the policy reads and clients do not send: return_to_go=100"""
+    """what the policy reads and clients do not send: return_to_go=100, or demonstration=DATA:3 for what episode 3 of
+    DATA shows"""
     steer: Annotated[str | None, arg(metavar="ENV")] = None
     """serve a page on which the policy acts in this environment (fork, particle, push) and is steered by clicks"""
     steer_scale: Annotated[float, arg(metavar="X")] = 100.0
@@ -254,7 +255,7 @@ def load_service(o: ServeOptions) -> PolicyService:
     from ..policy import Policy
     from ..serve.describe import policy_metadata, policy_schema
     from ..serve.policy_service import PolicyService, ServedPolicy
-    from .conditions import parse_conditions
+    from .conditions import DEMONSTRATION, parse_conditions, shown_demonstrations
     from .method import task_relabel
     from .policies import load_policy
 
@@ -274,6 +275,14 @@ def load_service(o: ServeOptions) -> PolicyService:
         if say is None:
             raise ConfigError("this policy was trained without words", where="--task", hint="leave it out")
         defaults[say.into] = torch.from_numpy(say.encode(o.task).copy())
+    if any(text.startswith(DEMONSTRATION) for text in o.condition):  # otherwise clients send it
+        if (demonstrated := shown_demonstrations(o.run, o.condition, o.trust)) is None:
+            raise ConfigError("this policy does not read a demonstration", where="--condition", hint="leave it out")
+        show, data = demonstrated
+        if len(data) != 1:
+            raise ConfigError(f"there are {len(data)} episodes, but a server shows one", where="--condition",
+                              hint="name it: --condition demonstration=DATA:3")
+        defaults |= dict(zip(show.into, torch.from_numpy(show.frames(data[0])), strict=True))
     for name_of, given in (("--condition", defaults), ("--rename", renamed := _renamed(o))):
         if unknown := [c for c in (given if name_of == "--condition" else renamed.values())
                        if c not in planner.inputs]:

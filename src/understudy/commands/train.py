@@ -148,7 +148,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     from ..learn.run import Run
     from ..learn.train import train, validation_episodes
     from ..learn.training_curves import TrainingCurves
-    from .conditions import example_evaluation, goal_columns, open_conditions
+    from .conditions import demonstration_part, example_evaluation, goal_columns, open_conditions
     from .method import build_method, task_relabel
 
     if o.image_size is not None:
@@ -193,6 +193,8 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             refuse_eval(missing, "=NUMBER", "give it to the method (--method.target-return 100, for example), or ")
         if missing := [name for name in goal_columns(method) if name not in env.features]:
             refuse_eval(missing, "=NUMBERS")
+        if demonstration_part(method) is not None:
+            refuse_eval(["demonstration"], "=DATA")
         _check_policy_fits(method, data, env)
         score = _make_score(env, o.rollouts, o.seed)
     kept = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,7 @@ from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.packed_columns import check_columns
 from ..data.relabel import SHOWN_TASK, TaskText, task_texts
 from ..data.segments import CutSegments
+from ..data.shown_demonstration import ShowDemonstration, task_of
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights, Windows
 from ..execute.actor import LAST_REWARD, Actor
@@ -146,6 +148,7 @@ def train(
     check_collection(method, env, person, sampling_weights, stream)
     if stream is None:  # later episodes of a stream may have words
         _check_task_texts(method, data)
+        _check_demonstrations(method, data)
     if steps is not None:
         method = replace(method, learner=replace(method.learner, steps=steps))
     steps = method.learner.steps
@@ -517,6 +520,17 @@ def _check_task_texts(method: Method, data: Dataset) -> None:
                  "'task=WORDS'; or each its own, in a column 'task' (--columns task=NAME for one with another name); "
                  "or choose a method without words, such as gcbc",
         )
+
+
+def _check_demonstrations(method: Method, data: Dataset) -> None:
+    """Raises DataError if a method does what another demonstration shows, and there is none for any episode."""
+    if not any(isinstance(part, ShowDemonstration) for part in method.transforms):
+        return
+    tasks = Counter(map(task_of, data.iterate_once()))
+    if "" not in tasks and max(tasks.values(), default=0) < 2:
+        raise DataError(f"the {len(data)} episodes show {len(tasks)} tasks, and no two of them the same",
+                        where=data.metadata.get("path") or "data set",
+                        hint="record several episodes of each task, or name equal tasks with equal words")
 
 
 def check_method(method: Method, data: Dataset) -> None:

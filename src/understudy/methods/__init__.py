@@ -233,6 +233,14 @@ METHODS: dict[str, NamedMethod] = {
                    "metadata of the episodes")),
         when="if long recordings are labeled piece by piece, and a person gives new instructions while the robot "
              "acts."),
+    "one-shot": NamedMethod(
+        "understudy.methods.behavior_cloning:one_shot",
+        "One-shot imitation: a transformer that does what one given demonstration shows.",
+        Reference("Duan et al. 2017, arXiv 1703.07326, with a network that attends to all steps of a demonstration and "
+                  "to blocks, and with many more tasks; here it reads a few frames",
+                  needs=(NUMBERS_OR_CLASSES, "observations that are numbers", "several episodes of each of many tasks, "
+                         "which have a name", "while acting: a demonstration")),
+        when="if there are many tasks with several demonstrations each, and what to do shall be shown and not told."),
     "gcbc": NamedMethod(
         "understudy.methods.behavior_cloning:gcbc",
         "Goal-conditioned behavior cloning: the goal of each step is a later observation of its episode.",

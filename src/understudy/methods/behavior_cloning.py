@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from ..audit.scores.keyframes import KEYFRAME, MarkKeyframes
-from ..core import ConfigError, Schema
+from ..core import ConfigError, Schema, role
 from ..data.augment import RandomMasking
 from ..data.codec import Normalizer
 from ..data.episode_concat import EpisodeConcat
 from ..data.relabel import ConcatColumns, TaskText, TimeLeft
 from ..data.segments import ColumnSegments, CutSegments, StoredSegments
+from ..data.shown_demonstration import ShowDemonstration
 from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
 from ..execute.planner_config import MaskedGoalConfig
@@ -19,6 +20,7 @@ from ..heads.bins import Bins
 from ..heads.categorical import Categorical
 from ..heads.energy import AutoregressiveEnergy, EnergyModel
 from ..heads.fast import FAST
+from ..heads.flow import Flow
 from ..heads.gmm import GMM
 from ..heads.regression import Regression
 from ..heads.transport import Transport
@@ -207,6 +209,28 @@ def interactive_language(column: str | None = "subtask", max_bytes: int = 64, ex
     policy = PolicyConfig(Categorical() if discrete else Regression(), MLP(), TokenEncoder(), window=Window())
     return Method(policy, RecedingHorizon(), BehaviorCloning(steps=10_000),
                   (CutSegments(detector, extra_steps), TaskText(max_bytes)))
+
+
+def one_shot(columns: tuple[str, ...] = (), n_frames: int = 8, horizon: int = 8, width: int = 128,
+             features: Schema | None = None) -> Method:
+    """One-shot imitation: a transformer that does what one given demonstration shows.
+
+    Args:
+        columns: Observed columns of numbers that the policy reads, also of the demonstration. Empty for all that the
+            data have.
+        n_frames: Number of frames of the demonstration.
+        horizon: Number of actions in a chunk. Half of them are executed.
+        width: Width of the tokens.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    observed = {k: f for k, f in (features or {}).items() if role(k) == "observation"}
+    columns = columns or tuple(k for k, f in observed.items() if f.kind == "vector") or ("observation.state",)
+    show = ShowDemonstration(columns, n_frames)
+    # The policy does not read the task: it could ignore the demonstration then.
+    policy = PolicyConfig(Categorical() if discrete else Flow(), Transformer(width, 1, encoder_depth=2),
+                          TokenEncoder(width), window=Window(1, horizon), inputs=(*columns, *show.into))
+    return Method(policy, RecedingHorizon(max(horizon // 2, 1)), BehaviorCloning(steps=10_000), (show,))
 
 
 def gcbc(column: str = "observation.state", features: Schema | None = None) -> Method:

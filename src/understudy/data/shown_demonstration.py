@@ -1,0 +1,137 @@
+"""Demonstrations as conditions: each step is shown another episode of the same task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..core import DataError, Feature, Schema, check_range, keys
+from .episode import Dataset, Episode, EpisodeList
+from .operations import Operation
+from .relabel import task_texts
+
+DEMONSTRATION = "observation.demonstration"
+
+
+@dataclass(frozen=True)
+class ShowDemonstration(Operation):
+    """Adds frames of another episode of the same task, which a policy reads as the description of what to do.
+
+    The frames are evenly spaced from the first to the last observation. Frame i is the column
+    ``observation.demonstration.<i>``, so that it has statistics and weights of its own. Each step is shown another
+    episode, drawn at random, because a policy that always saw the same one with an episode could remember the pair. Let
+    the policy read one observation: in a history the demonstration would change.
+
+    The task of an episode is that of `task_texts`: its column or metadata "task", or the text that the environment
+    showed. An episode without others of its task is shown itself, which only teaches to follow a motion.
+
+    While acting, `execute.demonstrated.DemonstratedActor` adds the same columns.
+
+    Args:
+        columns: Observed columns of numbers that a frame has, one after the other.
+        n_frames: Number of frames.
+        seed: Random seed.
+
+    References:
+        Duan et al. (2017), One-Shot Imitation Learning, arXiv:1703.07326, whose network reads the whole demonstration.
+    """
+
+    columns: tuple[str, ...] = ("observation.state",)
+    n_frames: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(self, "n_frames", at_least=1)
+
+    @property
+    def into(self) -> tuple[str, ...]:
+        """Names of the columns that are added, one for each frame."""
+        return tuple(f"{DEMONSTRATION}.{i}" for i in range(self.n_frames))
+
+    def feature(self, features: Schema) -> Feature:
+        """Returns the feature of a frame.
+
+        Args:
+            features: The columns of the demonstrations.
+
+        Raises:
+            DataError: A column is not there, is not observed, or has no numbers.
+        """
+        observed = [name for name, f in features.items() if name.startswith("observation.") and f.kind == "vector"]
+        for name in self.columns:
+            if name not in observed:
+                raise DataError(f"there is no column of numbers {name!r}", where="ShowDemonstration.columns",
+                                hint=f"name some of {', '.join(sorted(observed))}")
+        if not self.columns:
+            raise DataError("a frame has no columns", where="ShowDemonstration.columns",
+                            hint=f"name some of {', '.join(sorted(observed))}")
+        return Feature("float32", (sum(features[name].size for name in self.columns),))
+
+    def frames(self, episode: Episode) -> np.ndarray:
+        """Returns the frames of an episode, (n_frames, D) float32.
+
+        Args:
+            episode: The demonstration.
+        """
+        self.feature(episode.features())
+        rows = [np.asarray(episode.steps[name]) for name in self.columns]
+        at = np.linspace(0, len(rows[0]) - 1, self.n_frames).round().astype(int)
+        return np.concatenate([column[at].reshape(self.n_frames, -1) for column in rows], 1).astype(np.float32)
+
+    def apply(self, data: Dataset) -> Dataset:
+        feature, frames, tasks = self.feature(data.features()), [], []
+        for number, episode in enumerate(data.iterate_once()):
+            frames.append(self.frames(episode))
+            tasks.append(task_of(episode))
+            if not tasks[-1]:
+                raise DataError("the episode has no task, so there is no telling which others show the same one",
+                                where=f"episode {number}", hint="name it, as the metadata or the column 'task' (--columns task=NAME for "
+                                                        "one with another name)")
+        return Dataset(_ShownEpisodes(data, self, feature, np.stack(frames), tasks), data.metadata)
+
+
+def task_of(episode: Episode) -> str:
+    """Returns the task of an episode, or the first of its tasks. Empty if it has none."""
+    return str(task_texts(episode)[0]).strip()
+
+
+class _ShownEpisodes(EpisodeList):
+    """The episodes of a data set, with a demonstration at each step.
+
+    Args:
+        data: The data set.
+        show: What is shown.
+        feature: The feature of a frame.
+        frames: The frames of all episodes, (N, n_frames, D).
+        tasks: The task of each episode.
+    """
+
+    def __init__(self, data: Dataset, show: ShowDemonstration, feature: Feature, frames: np.ndarray,
+                 tasks: Sequence[str]):
+        self._data, self._show, self._feature, self._frames = data, show, feature, frames
+        self.metadata = data.metadata
+        _, task = np.unique(tasks, return_inverse=True)
+        self._same = [np.flatnonzero(task == t) for t in task]  # the episodes of the same task
+        self._same = [same[same != i] if len(same) > 1 else same for i, same in enumerate(self._same)]
+
+    def __len__(self):
+        return len(self._same)
+
+    def episode(self, number, read=None):
+        episode, same = self._data[number], self._same[number]
+        key = int(keys(self._show.seed, [number]))
+        drawn = same[keys(key, range(len(episode) + 1)).numpy() % len(same)]  # (T+1,)
+        columns = {name: self._frames[drawn, i] for i, name in enumerate(self._show.into)}
+        episode = episode.replace(columns)
+        return replace(episode, schema={**episode.schema, **dict.fromkeys(columns, self._feature)})
+
+    def select(self, indices):
+        return self, indices
+
+    def contiguous(self, name, indices):
+        if name in self._show.into:
+            return None
+        return self._data.source.contiguous(name, [self._data.indices[i] for i in indices])

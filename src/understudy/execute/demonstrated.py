@@ -1,0 +1,84 @@
+"""Acting from a demonstration: what to do is shown instead of told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import DataError, uniform
+from ..data.episode import Dataset
+from ..data.relabel import SHOWN_TASK, decode_text
+from ..data.shown_demonstration import ShowDemonstration, task_of
+from .actor import Actor
+
+SHOWN = "demonstration"  # recorded column: number of the demonstration
+
+
+@dataclass(frozen=True)
+class DemonstratedActor(Actor):
+    """An actor that is shown one demonstration from the first step of an episode to the last.
+
+    It is drawn at random. If the environment shows tasks of its own, `observation.task`, it is a demonstration of this
+    task. The number of the demonstration is recorded as the column `demonstration`.
+
+    Args:
+        actor: The actor that reads the demonstration.
+        demonstrations: Recorded episodes.
+        show: How a demonstration becomes columns. It is a transform of the policy's method.
+
+    Example:
+        >>> episodes = rollout(DemonstratedActor(actor, open_dataset("new_task"), ShowDemonstration()), env, 10)
+    """
+
+    actor: Actor
+    demonstrations: Dataset
+    show: ShowDemonstration
+
+    def start(self, obs, key):
+        if not len(self.demonstrations):
+            raise DataError("there is no demonstration", where="DemonstratedActor.demonstrations",
+                            hint="give at least one episode")
+        drawn = uniform(key, torch.zeros_like(key), (1,), stream=11)[:, 0]
+        of = [self._shows(bytes(row)) for row in obs[SHOWN_TASK].numpy()] if self._told(obs) else [self._all] * len(key)
+        shown = torch.tensor([int(same[int(u * len(same))]) for same, u in zip(of, drawn.tolist(), strict=True)])
+        return {"actor": self.actor.start({**obs, **self._columns(shown)}, key), "shown": shown}
+
+    def act(self, obs, state):
+        action, inner = self.actor.act({**obs, **self._columns(state["shown"])}, state["actor"])
+        inner = dict(inner)
+        record = {**inner.pop("record", {}), SHOWN: state["shown"][:, None]}
+        return action, {"actor": inner, "shown": state["shown"], "record": record}
+
+    def _told(self, obs) -> bool:
+        return SHOWN_TASK in obs and obs[SHOWN_TASK].dtype == torch.uint8
+
+    def _shows(self, said: bytes) -> np.ndarray:
+        """The numbers of the demonstrations of a task."""
+        task = decode_text(np.frombuffer(said, np.uint8)).strip()
+        if not len(found := np.flatnonzero(self._tasks == task)):
+            known = ", ".join(map(repr, np.unique(self._tasks).tolist()[:4]))
+            raise DataError(f"no demonstration shows the task {task!r}", where="DemonstratedActor.demonstrations",
+                            hint=f"they show {known}; record one of this task")
+        return found
+
+    def _columns(self, shown: Tensor) -> dict[str, Tensor]:
+        frames = self._frames[shown]
+        return {name: frames[:, i] for i, name in enumerate(self.show.into)}
+
+    @cached_property
+    def _all(self) -> np.ndarray:
+        return np.arange(len(self.demonstrations))
+
+    @cached_property
+    def _tasks(self) -> np.ndarray:
+        return np.array([task_of(episode) for episode in self.demonstrations.iterate_once()])
+
+    @cached_property
+    def _frames(self) -> Tensor:
+        """(N, n_frames, D)."""
+        frames = [self.show.frames(episode) for episode in self.demonstrations.iterate_once()]
+        return torch.from_numpy(np.stack(frames))

@@ -1,0 +1,172 @@
+"""Demonstrations as conditions: what a policy is shown in training, and while it acts."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from understudy import make, rollout
+from understudy.commands import evaluate
+from understudy.commands.serve import ServeOptions, load_service
+from understudy.core import ConfigError, DataError, Feature, UserError, keys
+from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import write_dataset
+from understudy.data.shown_demonstration import ShowDemonstration
+from understudy.execute.demonstrated import DemonstratedActor
+from understudy.heads.regression import Regression
+from understudy.learn.fit_method import fit_method
+from understudy.learn.train import train
+from understudy.methods import find_method
+
+
+def line(number, task, steps=9):
+    """An episode whose state counts from 100 * its number."""
+    at = 100 * number + np.arange(steps + 1, dtype=np.float32)[:, None]
+    return Episode({"observation.state": at, "action": np.ones((steps, 1), np.float32)}, metadata={"task": task})
+
+
+def lines(tasks):
+    return Dataset([line(i, task) for i, task in enumerate(tasks)])
+
+
+def shown(episode, i=0):
+    """The number of the episode that each step is shown."""
+    return np.asarray(episode.steps[f"observation.demonstration.{i}"])[:, 0] // 100
+
+
+def test_frames_are_evenly_spaced_from_the_first_to_the_last_observation():
+    show = ShowDemonstration(n_frames=4)
+    np.testing.assert_array_equal(show.frames(line(2, "a", steps=9)), [[200], [203], [206], [209]])
+    np.testing.assert_array_equal(show.frames(line(0, "a", steps=1)), [[0], [0], [1], [1]])  # shorter than the frames
+    both = line(1, "a").replace({"observation.goal": np.full((10, 2, 2), 7.0)})
+    frames = ShowDemonstration(("observation.goal", "observation.state"), n_frames=2).frames(both)
+    np.testing.assert_array_equal(frames, [[7, 7, 7, 7, 100], [7, 7, 7, 7, 109]])
+
+
+def test_each_step_is_shown_another_episode_of_its_task():
+    tasks = ["a", "b", "a", "a", "b", "c", "a"]
+    data = ShowDemonstration(n_frames=3).apply(lines(tasks))
+    assert len(data) == len(tasks) and data.features()["observation.demonstration.2"] == Feature("float32", (1,))
+    for number, task in enumerate(tasks):
+        seen = {int(n) for n in shown(data[number])}
+        others = {i for i, t in enumerate(tasks) if t == task and i != number}
+        assert seen <= (others or {number}), number
+        np.testing.assert_array_equal(shown(data[number], 0), shown(data[number], 2))  # all frames of one episode
+    assert {int(n) for n in shown(data[0])} == {2, 3, 6}  # all others within ten observations
+    first, again, other = (ShowDemonstration(n_frames=1, seed=s).apply(lines(["a"] * 9)) for s in (0, 0, 1))
+    assert any((shown(a) != shown(b)).any() for a, b in zip(first, other, strict=True))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(shown(a), shown(b))
+    np.testing.assert_array_equal(shown(first.select([4])[0]), shown(first[4]))
+
+
+def test_data_that_cannot_be_shown_are_refused():
+    with pytest.raises(DataError, match="episode 1: the episode has no task"):
+        ShowDemonstration().apply(lines(["a", "", "a"]))
+    for columns in (("observation.stat",), ("action",), ()):
+        with pytest.raises(DataError, match=r"ShowDemonstration.columns.*\n.*name some of observation.state"):
+            ShowDemonstration(columns).apply(lines(["a", "a"]))
+    with pytest.raises(UserError, match="n_frames"):
+        ShowDemonstration(n_frames=0)
+
+
+def test_tasks_of_one_episode_each_are_refused_before_the_training(tmp_path):
+    data = lines("abcde")
+    with pytest.raises(DataError, match="the 5 episodes show 5 tasks, and no two of them the same"):
+        train(find_method("one-shot", data.features()), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def turns(n):
+    """Episodes that go up or down from random places, as their task says. The first observation does not tell."""
+    rng, episodes = np.random.default_rng(0), []
+    for i in range(n):
+        way = 1 if i % 2 else -1
+        at = rng.uniform(-1, 1) + 0.3 * way * np.arange(11)[:, None]
+        episodes.append(Episode({"observation.state": at.astype(np.float32),
+                                 "action": np.full((10, 1), way, np.float32)}, metadata={"task": "ud"[i % 2]}))
+    return Dataset(episodes)
+
+
+def test_a_policy_does_what_it_is_shown():
+    data = turns(40)
+    method = find_method("one-shot", data.features(), n_frames=3, horizon=2, width=32)
+    assert method.policy.inputs == ("observation.state", *(f"observation.demonstration.{i}" for i in range(3)))
+    method = replace(method, policy=replace(method.policy, head=Regression()),
+                     learner=replace(method.learner, steps=150, batch_size=64))
+    actor = fit_method(method, data, seed=0).actor
+    obs = {"observation.state": torch.zeros(8, 1)}
+    for number, way in ((0, -1), (1, 1)):
+        acting = DemonstratedActor(actor, data.select([number]), method.transforms[0])
+        action, state = acting.act(obs, acting.start(obs, keys(0, range(8))))
+        assert (action * way > 0.8).all()
+        assert state["record"]["demonstration"].tolist() == [[0]] * 8
+    acting = DemonstratedActor(actor, data, method.transforms[0])
+    start = acting.start(obs, keys(0, range(8)))
+    assert len(set(start["shown"].tolist())) > 2
+    alone = acting.start({"observation.state": torch.zeros(2, 1)}, keys(0, range(3, 5)))
+    assert alone["shown"].tolist() == start["shown"].tolist()[3:5]  # a draw belongs to its episode, not to its row
+
+
+def test_the_task_of_the_environment_chooses_the_demonstration():
+    env = make("tabletop", rows=20)
+    demonstrations = rollout(env.expert(), env, 60, seed=1)
+    show, seen = ShowDemonstration(n_frames=1), []
+
+    class Watcher:
+        def start(self, obs, key):
+            return {}
+
+        def act(self, obs, state):
+            seen.append(obs["observation.demonstration.0"])
+            return torch.zeros(len(seen[-1]), 3), {}
+
+    episodes = rollout(DemonstratedActor(Watcher(), demonstrations, show), env, 20, seed=2)
+    tasks = [bytes(e.steps["observation.task"][0]) for e in demonstrations]
+    drawn = [set(e.steps["demonstration"].ravel().tolist()) for e in episodes]
+    assert all(len(numbers) == 1 for numbers in drawn)  # the same one throughout an episode
+    for episode, (number,) in zip(episodes, drawn, strict=True):
+        assert tasks[number] == bytes(episode.steps["observation.task"][0])
+    first = torch.from_numpy(np.stack([show.frames(demonstrations[n])[0] for (n,) in drawn]))
+    torch.testing.assert_close(seen[0], first)
+    assert len({n for (n,) in drawn}) > 5
+    few = demonstrations.filter(lambda e: bytes(e.steps["observation.task"][0]) == tasks[0])
+    with pytest.raises(DataError, match=r"no demonstration shows the task 'put .*\n.*they show 'put"):
+        rollout(DemonstratedActor(Watcher(), few, show), env, 20, seed=2)
+    with pytest.raises(DataError, match="there is no demonstration"):
+        rollout(DemonstratedActor(Watcher(), few.select([]), show), env, 1)
+
+
+def test_a_demonstration_is_shown_on_the_command_line(tmp_path, capsys):
+    env = make("particle", rows=10)
+    data = rollout(env.expert(), env, 10, seed=1)
+    data = Dataset([replace(e, metadata={**e.metadata, "task": "visit"}) for e in data], data.metadata)
+    write_dataset(data, tmp_path / "demos")
+    method = find_method("one-shot", data.features(), n_frames=2, horizon=2, width=16)
+    train(replace(method, learner=replace(method.learner, steps=2)), data, tmp_path / "run", val_fraction=0)
+    plain = find_method("bc", data.features())
+    train(replace(plain, learner=replace(plain.learner, steps=2)), data, tmp_path / "plain", val_fraction=0)
+
+    def run(*options, policy="run"):
+        evaluate.main([str(tmp_path / policy), "particle", "--episodes", "2", "--json", *options])
+        return json.loads(capsys.readouterr().out)
+
+    with pytest.raises(ConfigError, match=r"and none is given\n.*demonstration=DATA"):
+        run()
+    for text in ("demos", "demos:9"):
+        saved = tmp_path / f"saved-{text[-1]}"
+        run("--condition", f"demonstration={tmp_path / text}", "--save", str(saved))
+    with pytest.raises(UserError, match="there is no episode 10; the last one is 9"):
+        run("--condition", f"demonstration={tmp_path / 'demos'}:10")
+    with pytest.raises(UserError, match="no policy does what a demonstration shows"):
+        run("--condition", f"demonstration={tmp_path / 'demos'}", policy="plain")
+
+    served = load_service(ServeOptions(tmp_path / "run", condition=(f"demonstration={tmp_path / 'demos'}:3",)))
+    torch.testing.assert_close(served.served.defaults["observation.demonstration.1"],
+                               torch.from_numpy(data[3].steps["observation.state"][-1]))
+    with pytest.raises(ConfigError, match="there are 10 episodes, but a server shows one"):
+        load_service(ServeOptions(tmp_path / "run", condition=(f"demonstration={tmp_path / 'demos'}",)))
+    with pytest.raises(ConfigError, match="does not read a demonstration"):
+        load_service(ServeOptions(tmp_path / "plain", condition=(f"demonstration={tmp_path / 'demos'}:3",)))

@@ -88,8 +88,9 @@ class ShowDemonstration(Operation):
             tasks.append(task_of(episode))
             if not tasks[-1]:
                 raise DataError("the episode has no task, so there is no telling which others show the same one",
-                                where=f"episode {number}", hint="name it, as the metadata or the column 'task' (--columns task=NAME for "
-                                                        "one with another name)")
+                                where=f"episode {number}",
+                                hint="name it, as the metadata or the column 'task' (--columns task=NAME for one with "
+                                     "another name)")
         return Dataset(_ShownEpisodes(data, self, feature, np.stack(frames), tasks), data.metadata)
 
 

@@ -22,8 +22,8 @@ SHOWN = "demonstration"  # recorded column: number of the demonstration
 class DemonstratedActor(Actor):
     """An actor that is shown one demonstration from the first step of an episode to the last.
 
-    It is drawn at random. If the environment shows tasks of its own, `observation.task`, it is a demonstration of this
-    task. The number of the demonstration is recorded as the column `demonstration`.
+    It is drawn at random. If the environment shows tasks of its own in words, `observation.task`, it is a demonstration
+    of this task. The number of the demonstration is recorded as the column `demonstration`.
 
     Args:
         actor: The actor that reads the demonstration.

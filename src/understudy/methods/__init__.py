@@ -240,7 +240,8 @@ METHODS: dict[str, NamedMethod] = {
                   "to blocks, and with many more tasks; here it reads a few frames",
                   needs=(NUMBERS_OR_CLASSES, "observations that are numbers", "several episodes of each of many tasks, "
                          "which have a name", "while acting: a demonstration")),
-        when="if there are many tasks with several demonstrations each, and what to do shall be shown and not told."),
+        when="if many tasks have several demonstrations each, and a new task is easier to show than to say; words were "
+             "a little better in the toy of docs/language.md."),
     "gcbc": NamedMethod(
         "understudy.methods.behavior_cloning:gcbc",
         "Goal-conditioned behavior cloning: the goal of each step is a later observation of its episode.",

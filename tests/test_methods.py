@@ -17,7 +17,7 @@ from understudy.commands.conditions import open_conditions
 from understudy.commands.methods import cost_texts
 from understudy.commands.train import _check_policy_fits
 from understudy.config import UntrustedCode
-from understudy.core import DataError, Feature, UserError, keys
+from understudy.core import ConfigError, DataError, Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.procedure import ProcedureResult
@@ -216,12 +216,21 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
     ("2210.11435", "is mentioned by skill-retrieval"),
     ("autoencoder", "is mentioned by .*opal"),  # in the summary
     ("diffusion", r"is mentioned by .*diffusion-policy.*\n.*name one of these"),  # in the name
-    ("diffusion-polici", "there are bc(.|\n)*did you mean 'diffusion-policy'"),
-    ("ailo", "there are bc"),  # part of a word
+    ("diffusion-polici", "there is no method 'diffusion-polici'\n.*did you mean 'diffusion-policy'"),
+    ("ailo", "there is no method 'ailo'\n"),  # part of a word
 ])
 def test_an_unknown_name_suggests_the_methods_that_mention_it(word, message):
     with pytest.raises(UserError, match=message):
         find_method(word)
+
+
+def test_an_unknown_name_shows_the_few_nearest_and_how_to_list_all():
+    listing = "understudy methods lists all; a module:function, a method.json or a run can be named too"
+    for name, near in (("nope", ""), ("arXiv", ""), ("GCBX", "did you mean 'gcbc'? "),
+                       ("vinn-byo", "did you mean 'vinn-byol', 'vinn'? ")):
+        with pytest.raises(ConfigError) as told:
+            find_method(name)
+        assert str(told.value) == f"there is no method {name!r}\n  -> {near}{listing}"
 
 
 def test_methods_from_files(tmp_path):

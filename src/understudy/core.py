@@ -12,7 +12,7 @@ import numbers
 import operator
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -131,6 +131,22 @@ def _suggest(value: object, choices: list[Any], default: object) -> str:
     if near := difflib.get_close_matches(str(wrong).lower(), words, 1, 0.5):
         return f"did you mean {near[0]!r}?"
     return f"the default is {default!r}" if default is not MISSING else "choose one of them"
+
+
+def nearest_names(name: str, known: Iterable[str]) -> str:
+    """Return the start of a hint about an unknown name, for names that are too many to list.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+
+    Returns:
+        "did you mean 'a', 'b'? " with the three nearest names at most, or "" if none is near.
+    """
+    import difflib  # late: only errors need it
+
+    near = difflib.get_close_matches(name.lower(), list(known), 3)
+    return f"did you mean {', '.join(map(repr, near))}? " if near else ""
 
 
 @functools.cache

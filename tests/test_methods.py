@@ -406,6 +406,16 @@ def test_a_goal_that_is_drawn_takes_the_place_of_a_goal_in_the_data():
         assert batches[0].equal(batches[1])
 
 
+@pytest.mark.parametrize("name", ["gcbc", "beso", "mdt", "play-lmp", "maskdp"])
+def test_goals_are_values_of_an_observed_column(name):
+    data = random_dataset(FEATURES, episodes=3, steps=12).map(lambda e: replace(e, metadata={"task": "go"}))
+    listed = r"the observed columns are observation\.environment_state.* observation\.state.*\n  -> name one of them"
+    with pytest.raises(ConfigError, match=f"column: the column 'action' is not observed; {listed}"):
+        method = find_method(name, data.features(), column="action")
+        first = method.stages[0].method if method.stages else method
+        fit_method(replace(first, learner=replace(first.learner, steps=1)), data, 0)
+
+
 def test_bc_bins_goes_one_of_two_ways():
     """Demonstrations of fork pass a pillar left or right. Their mean is the pillar."""
     head = find_method("bc-bins", n_bins=8, edges="quantile", autoregressive=False).policy.head

@@ -278,6 +278,23 @@ def role(name: str) -> Literal["observation", "action", "outcome", "task", "inde
     return "index" if name in {"timestamp", "frame_index", "episode_index", "index", "task_index"} else "other"
 
 
+def check_observed(column: str, features: Schema, where: str) -> None:
+    """Check that a column is an observation, as the columns of goals and of planned states must be.
+
+    Args:
+        column: Name of the column.
+        features: The columns of the data, which the error lists.
+        where: What the error calls the field that names the column.
+
+    Raises:
+        ConfigError: The column is not an observation.
+    """
+    if role(column) != "observation":
+        observed = ", ".join(sorted(k for k in features if role(k) == "observation" and k[-1] != "?")) or "none"
+        raise ConfigError(f"the column {column!r} is not observed; the observed columns are {observed}", where=where,
+                          hint="name one of them: --method.column COLUMN, or column=COLUMN in Python")
+
+
 _SUGGESTED_NAMES = {"reward": "next.reward", "rewards": "next.reward", "terminated": "next.terminated",
                     "truncated": "next.truncated", "success": "next.success", "actions": "action",
                     "object": "observation.environment_state", "environment_state": "observation.environment_state",

@@ -88,10 +88,12 @@ def _require_one_motion(name: str, features: Schema, options: Mapping[str, Any])
 
 
 def _require_numeric_states(name: str, features: Schema, options: Mapping[str, Any]) -> None:
-    from ..core import DataError
+    from ..core import DataError, check_observed
 
-    column = options["column"]
-    if column in features and features[column].kind != "vector":  # the transforms refuse a column that is missing
+    if (column := options["column"]) not in features:  # the transforms refuse it
+        return
+    check_observed(column, features, f"{name}, column")
+    if features[column].kind != "vector":
         raise DataError(f"the states are of kind {features[column].kind!r}, but this method plans numbers",
                         where=f"{name}, column {column!r}", hint="name a column of numbers: --method.column COLUMN")
 

@@ -17,7 +17,7 @@ from understudy.commands.conditions import open_conditions
 from understudy.commands.methods import cost_texts
 from understudy.commands.train import _check_policy_fits
 from understudy.config import UntrustedCode
-from understudy.core import DataError, Feature, UserError, keys
+from understudy.core import ConfigError, DataError, Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.procedure import ProcedureResult
@@ -220,12 +220,21 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
     ("2210.11435", "is mentioned by skill-retrieval"),
     ("autoencoder", "is mentioned by .*opal"),  # in the summary
     ("diffusion", r"is mentioned by .*diffusion-policy.*\n.*name one of these"),  # in the name
-    ("diffusion-polici", "there are bc(.|\n)*did you mean 'diffusion-policy'"),
-    ("ailo", "there are bc"),  # part of a word
+    ("diffusion-polici", "there is no method 'diffusion-polici'\n.*did you mean 'diffusion-policy'"),
+    ("ailo", "there is no method 'ailo'\n"),  # part of a word
 ])
 def test_an_unknown_name_suggests_the_methods_that_mention_it(word, message):
     with pytest.raises(UserError, match=message):
         find_method(word)
+
+
+def test_an_unknown_name_shows_the_few_nearest_and_how_to_list_all():
+    listing = "understudy methods lists all; a module:function, a method.json or a run can be named too"
+    for name, near in (("nope", ""), ("arXiv", ""), ("GCBX", "did you mean 'gcbc'? "),
+                       ("vinn-byo", "did you mean 'vinn-byol', 'vinn'? ")):
+        with pytest.raises(ConfigError) as told:
+            find_method(name)
+        assert str(told.value) == f"there is no method {name!r}\n  -> {near}{listing}"
 
 
 def test_methods_from_files(tmp_path):
@@ -401,6 +410,16 @@ def test_a_goal_that_is_drawn_takes_the_place_of_a_goal_in_the_data():
         batches = [window.windows(d, ("observation.goal",), "action").batch(8, 0).obs["observation.goal"]
                    for d in (data, data.map(lambda e: e.replace({"observation.goal": None})))]
         assert batches[0].equal(batches[1])
+
+
+@pytest.mark.parametrize("name", ["gcbc", "beso", "mdt", "play-lmp", "maskdp"])
+def test_goals_are_values_of_an_observed_column(name):
+    data = random_dataset(FEATURES, episodes=3, steps=12).map(lambda e: replace(e, metadata={"task": "go"}))
+    listed = r"the observed columns are observation\.environment_state.* observation\.state.*\n  -> name one of them"
+    with pytest.raises(ConfigError, match=f"column: the column 'action' is not observed; {listed}"):
+        method = find_method(name, data.features(), column="action")
+        first = method.stages[0].method if method.stages else method
+        fit_method(replace(first, learner=replace(first.learner, steps=1)), data, 0)
 
 
 def test_bc_bins_goes_one_of_two_ways():

@@ -31,6 +31,7 @@ from understudy.learn.run import Run
 from understudy.policy import PolicyConfig
 from understudy.robots.emulator import emulate_arm
 from understudy.robots.motors_bus import MotorsBus
+from understudy.robots.recording import RobotSession
 from understudy.robots.registry import RobotConfig, make_robot
 from understudy.robots.servo_arm import ARM_TYPES
 
@@ -195,22 +196,39 @@ def test_an_interrupt_says_that_the_robot_has_stopped(capsys):
 
 @pytest.fixture
 def robot(tmp_path, monkeypatch, capsys):
-    """The options of a robot of the user, with which one episode was recorded in "demos"."""
+    """The options of a robot of the user, with which one episode was recorded in "demos".
+
+    Its clock moves only while the recording sleeps, so nothing depends on the speed of the machine.
+    """
+    def session(*args):
+        clock = sys.modules["my_arm"].clock
+        return RobotSession(*args, clock=clock, sleep=clock.sleep)
+    monkeypatch.setattr("understudy.robots.recording.RobotSession", session)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_arm", raising=False)
     (tmp_path / "my_arm.py").write_text('''
-import time
 import numpy as np
 from understudy.robots.base import Teleoperator
 from understudy.robots.safety import SafeRobot, SafetyLimits
 from understudy.robots.simulated import SimulatedArm
 
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += 1.3 * seconds  # a machine wakes up late
+
+clock = Clock()
+
 def make(port, joints=("shoulder", "elbow")):
     assert port == "can0"
     n = len(joints)
     limits = SafetyLimits((-90,) * n, (90,) * n, (300,) * n, slow_start=0, timeout=20)
-    return SafeRobot(SimulatedArm(joints, clock=time.monotonic), limits)
+    return SafeRobot(SimulatedArm(joints, clock=clock), limits, clock)
 
 def other(port):
     return make(port, ("shoulder", "elbow", "wrist"))
@@ -231,8 +249,10 @@ def test_a_robot_of_the_user_is_recorded_by_a_teleoperator_of_the_user(robot, ca
     data = open_dataset("demos")
     action = np.asarray(data[0].steps["action"])
     assert (np.diff(action[:, 0]) >= 0).all() and action.max() == 90  # not 500
-    steps = np.diff(action[:, 0]) / np.diff(np.asarray(data[0].steps["timestamp"]))
-    assert steps.max() < 300 * 1.5  # times are those of the observations
+    times = np.asarray(data[0].steps["timestamp"], np.float64)
+    speeds = np.diff(action[:, 0]) / np.diff(times)
+    assert speeds.max() == pytest.approx(300, rel=1e-3)  # the limit: times are measured
+    assert times[-1] == pytest.approx(0.6, abs=0.03) and np.ptp(np.diff(times)) > 0.005
 
 
 @pytest.mark.slow

@@ -307,7 +307,7 @@ def test_a_reference_in_a_field_is_the_stages_module(tmp_path):
 def test_references_are_resolved_wherever_they_stand():
     made = replace(hierarchy(), initialize_from=(InitializeFrom(FromStage("high")),))
     assert list(find_references(made)) == [FromStage("high")]
-    marker = QFunction.__new__(QFunction)
+    marker = Policy.__new__(Policy)
     resolved = resolve_references(made, {FromStage("high"): marker})
     assert resolved.inference[0].high is marker and not list(find_references(resolved))
     assert resolved.stages == made.stages and resolved.initialize_from == made.initialize_from

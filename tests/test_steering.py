@@ -23,7 +23,15 @@ from understudy.evaluate.evaluation import evaluate, recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
-from understudy.execute.planner_config import CompositionConfig, ScorerGuidanceConfig, SteeringConfig
+from understudy.execute.planner_config import (
+    BestOfNConfig,
+    BidirectionalDecodingConfig,
+    CompositionConfig,
+    HierarchyConfig,
+    InverseDynamicsConfig,
+    ScorerGuidanceConfig,
+    SteeringConfig,
+)
 from understudy.execute.planners import FixedBatch
 from understudy.execute.steering import (
     ComposedConditions,
@@ -391,6 +399,21 @@ def test_scorers_that_cannot_guide_are_refused():
         ScorerGuidanceConfig().build(policy, {"policy": policy})
     with pytest.raises(ConfigError, match="scale"):
         ScorerGuidanceConfig(scale=math.inf)
+
+
+@pytest.mark.parametrize(("build", "field", "kind"), [
+    (ScorerGuidanceConfig, "scorer", "Scorer"), (BestOfNConfig, "scorer", "Scorer"),
+    (HierarchyConfig, "high", "Planner"), (InverseDynamicsConfig, "high", "Planner"),
+    (BidirectionalDecodingConfig, "weak", "Planner"),
+    (lambda other: CompositionConfig((other,), (0.5, 0.5)), "others", "Policy")])
+def test_configs_refuse_what_is_no_module_when_they_are_made(build, field, kind):
+    for good in ("name", FromStage("stage")):
+        build(good)
+    for bad, name in ((3, "int"), (None, "None")):
+        if build is BidirectionalDecodingConfig and bad is None:  # without a weaker policy
+            continue
+        with pytest.raises(ConfigError, match=rf"Config\.{field}: {name} is no {kind}\n  -> name a {kind}"):
+            build(bad)
 
 
 @pytest.mark.slow

@@ -1,13 +1,16 @@
 """What `train`, `fit_method` and other entries refuse at once, and that messages count episodes as the user does."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from understudy.cli import main
 from understudy.core import ConfigError, DataWarning, UserError, keys
 from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import write_dataset
 from understudy.data.window import Window
 from understudy.envs import make
 from understudy.evaluate.rollout import rollout
@@ -132,6 +135,30 @@ def test_integers_that_are_hardly_choices_are_told():
         warnings.simplefilter("error")
         fit_method(METHOD, integer_actions(np.int64, 17), 0)
         fit_method(METHOD, integer_actions(np.float32, 511), 0)
+
+
+def test_windows_of_which_most_is_padding_are_told():
+    def sized(**window):
+        return replace(METHOD, policy=replace(METHOD.policy, window=replace(METHOD.policy.window, **window)))
+    for window, text in (({"horizon": 37}, "horizon=37, but no episode has more than 12 steps.* --method.horizon "),
+                         ({"n_obs_steps": 40}, "n_obs_steps=40, but .* --method.n-obs-steps "),
+                         ({"n_obs_steps": 40, "horizon": 40}, "horizon=40 and n_obs_steps=40, but")):
+        with pytest.warns(DataWarning, match=f"longer than the longest episode: {text}") as told:
+            fit_method(sized(**window), episodes(episode(5)), 0)
+        assert len(told) == 1
+    with warnings.catch_warnings():  # no more than two thirds of each window are padding
+        warnings.simplefilter("error")
+        fit_method(sized(n_obs_steps=36, horizon=36), episodes(episode(5)), 0)
+        fit_method(sized(horizon=37), episodes(episode(13)), 0)
+
+
+def test_train_tells_once_of_windows_of_which_most_is_padding(tmp_path, capsys):
+    write_dataset(episodes(), tmp_path / "data.npz")
+    train_it = ["train", "bc", str(tmp_path / "data.npz"), "--steps", "2", "--out"]
+    assert main([*train_it, str(tmp_path / "run"), "--method.horizon", "37"]) == 0
+    assert capsys.readouterr().err.count("warning: The window is longer than the longest episode: horizon=37") == 1
+    assert main([*train_it, str(tmp_path / "other")]) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_bytes_are_no_actions():

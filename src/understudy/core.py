@@ -12,7 +12,7 @@ import numbers
 import operator
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -131,6 +131,22 @@ def _suggest(value: object, choices: list[Any], default: object) -> str:
     if near := difflib.get_close_matches(str(wrong).lower(), words, 1, 0.5):
         return f"did you mean {near[0]!r}?"
     return f"the default is {default!r}" if default is not MISSING else "choose one of them"
+
+
+def nearest_names(name: str, known: Iterable[str]) -> str:
+    """Return the start of a hint about an unknown name, for names that are too many to list.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+
+    Returns:
+        "did you mean 'a', 'b'? " with the three nearest names at most, or "" if none is near.
+    """
+    import difflib  # late: only errors need it
+
+    near = difflib.get_close_matches(name.lower(), list(known), 3)
+    return f"did you mean {', '.join(map(repr, near))}? " if near else ""
 
 
 @functools.cache
@@ -260,6 +276,23 @@ def role(name: str) -> Literal["observation", "action", "outcome", "task", "inde
     if name == "task":
         return "task"
     return "index" if name in {"timestamp", "frame_index", "episode_index", "index", "task_index"} else "other"
+
+
+def check_observed(column: str, features: Schema, where: str) -> None:
+    """Check that a column is an observation, as the columns of goals and of planned states must be.
+
+    Args:
+        column: Name of the column.
+        features: The columns of the data, which the error lists.
+        where: What the error calls the field that names the column.
+
+    Raises:
+        ConfigError: The column is not an observation.
+    """
+    if role(column) != "observation":
+        observed = ", ".join(sorted(k for k in features if role(k) == "observation" and k[-1] != "?")) or "none"
+        raise ConfigError(f"the column {column!r} is not observed; the observed columns are {observed}", where=where,
+                          hint="name one of them: --method.column COLUMN, or column=COLUMN in Python")
 
 
 _SUGGESTED_NAMES = {"reward": "next.reward", "rewards": "next.reward", "terminated": "next.terminated",

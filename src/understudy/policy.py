@@ -41,6 +41,7 @@ from .core import (
     State,
     Unsupported,
     UserError,
+    check_observed,
     check_range,
     normal,
     role,
@@ -971,12 +972,13 @@ def _training_command(folder: Path | None, run: Path) -> str:
 
 
 def _add_goal_features(policy_config: PolicyConfig, features: Schema) -> dict[str, Feature]:
-    features = dict(features)
+    found = dict(features)
     for g in policy_config.window.goals:
-        if g.into not in features:
+        if g.into not in found:
             _check_columns((g.column,), features)
-            features[g.into] = features[g.column]
-    return features
+            found[g.into] = features[g.column]
+        check_observed(g.column, features, "Goal.column")
+    return found
 
 
 def _check_columns(names, features: Schema, where: str = "data set") -> None:

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from .. import envs
-from ..core import UserError
+from ..core import UserError, nearest_names
 from ..files import read_json
 from .base import Claim
 
@@ -79,15 +79,12 @@ def find_claim(name: str) -> Claim:
     """The claim of this name.
 
     Raises:
-        UserError: There is no such claim. The message has the nearest name.
+        UserError: There is no such claim. The message has the nearest names.
     """
-    import difflib
-
     claims = all_claims()
     if name not in claims:
-        near = difflib.get_close_matches(name, claims, 1)
-        raise UserError(f"There is no claim {name!r}. Claims: {', '.join(claims)}", where="claims",
-                        hint=f"did you mean {near[0]!r}?" if near else "see understudy claims list")
+        raise UserError(f"There is no claim {name!r}.", where="claims",
+                        hint=f"{nearest_names(name, claims)}understudy claims list shows all")
     return claims[name]
 
 

@@ -53,7 +53,7 @@ class Goal:
     An actor and a critic that need different goals use two of these.
 
     Args:
-        column: Column whose rows are the goals.
+        column: The observation whose rows are the goals.
         into: Name of the goal column.
         p_curgoal: Fraction of windows whose goal is the current row.
         p_randomgoal: Fraction of windows whose goal is any other row of any episode, drawn uniformly. `max_steps` does

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..checkpoint import CheckpointModule, FromStage, Scorer
-from ..core import UserError, check_range
+from ..core import ConfigError, UserError, check_range
 from ..policy import Guide, Planner, Policy
 from .bidirectional import BidirectionalDecoding
 from .planners import (
@@ -70,6 +70,7 @@ class BestOfNConfig(PlannerConfig):
 
     def __post_init__(self):
         check_range(self, "n", at_least=1)
+        _check_module(self.scorer, Scorer, "BestOfNConfig.scorer")
 
     def build(self, planner, modules):
         return BestOfN(planner, _module(self.scorer, Scorer, modules, "BestOfNConfig.scorer"), self.n)
@@ -114,6 +115,8 @@ class BidirectionalDecodingConfig(PlannerConfig):
     def __post_init__(self):
         check_range(self, "n", "n_kept", at_least=2)
         check_range(self, "decay", at_least=0)
+        if self.weak is not None:
+            _check_module(self.weak, Planner, "BidirectionalDecodingConfig.weak")
 
     def build(self, planner, modules):
         weak = None if self.weak is None else _module(self.weak, Planner, modules, "BidirectionalDecodingConfig.weak")
@@ -151,6 +154,10 @@ class CompositionConfig(PlannerConfig):
 
     others: tuple[str | FromStage | CheckpointModule, ...]
     weights: tuple[float, ...]
+
+    def __post_init__(self):
+        for other in self.others:
+            _check_module(other, Policy, "CompositionConfig.others")
 
     def build(self, planner, modules):
         others = tuple(_module(other, Policy, modules, "CompositionConfig.others") for other in self.others)
@@ -196,6 +203,7 @@ class ScorerGuidanceConfig(PlannerConfig):
 
     def __post_init__(self):
         check_range(self, "scale", above=-math.inf, below=math.inf)
+        _check_module(self.scorer, Scorer, "ScorerGuidanceConfig.scorer")
 
     def build(self, planner, modules):
         return ScorerGuided(planner, _module(self.scorer, Scorer, modules, "ScorerGuidanceConfig.scorer"), self.scale)
@@ -214,6 +222,9 @@ class HierarchyConfig(PlannerConfig):
     high: str | FromStage | CheckpointModule
     column: str = "observation.subgoal"
     inference: tuple[PlannerConfig, ...] = ()
+
+    def __post_init__(self):
+        _check_module(self.high, Planner, "HierarchyConfig.high")
 
     def build(self, planner, modules):
         high = _module(self.high, Planner, modules, "HierarchyConfig.high")
@@ -257,6 +268,9 @@ class InverseDynamicsConfig(PlannerConfig):
     as_key: str = "observation.next"
     inference: tuple[PlannerConfig, ...] = ()
 
+    def __post_init__(self):
+        _check_module(self.high, Planner, "InverseDynamicsConfig.high")
+
     def build(self, planner, modules):
         high = _module(self.high, Planner, modules, "InverseDynamicsConfig.high")
         for part in self.inference:
@@ -284,13 +298,23 @@ class MaskedGoalConfig(PlannerConfig):
         return MaskedGoalPlanner(planner, self.column, self.action, self.goal, self.time_left)
 
 
+def _check_module(given, kind: type, where: str) -> None:
+    """Checks that a field names a module, refers to one of a stage, or holds one of a kind."""
+    if not isinstance(given, (str, FromStage)):
+        _check_kind(given, kind, "None" if given is None else type(given).__name__, where)
+
+
 def _module(given, kind: type, modules: Mapping[str, CheckpointModule], where: str):
     """The module that a field names or holds, checked to be of a kind."""
     if isinstance(given, str) and given not in modules:
         raise UserError(f"the checkpoint has no module {given!r}; it has {', '.join(modules)}", where=where,
                         hint="name one of these, or train one with a learner that has it")
     found = modules[given] if isinstance(given, str) else given
-    if not isinstance(found, kind):
-        raise UserError(f"{given if isinstance(given, str) else type(given).__name__} is no {kind.__name__}",
-                        where=where, hint=f"name a {kind.__name__} that a learner or a stage has trained")
+    _check_kind(found, kind, str(given), where)
     return found
+
+
+def _check_kind(module, kind: type, name: str, where: str) -> None:
+    if not isinstance(module, kind):
+        raise ConfigError(f"{name} is no {kind.__name__}", where=where,
+                          hint=f"name a {kind.__name__} that a learner has trained, or give FromStage(STAGE, MODULE)")

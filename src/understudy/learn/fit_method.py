@@ -36,7 +36,7 @@ from .method import (
     training_data,
 )
 from .stages import check_stages, freeze, load_weights_from, packages_of
-from .validation import check_training_data
+from .validation import check_training_data, warn_of_padding
 
 ROWS = 16  # of every batch that the networks see while episodes are collected or a checkpoint is scored
 
@@ -115,6 +115,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
     known = _known_modules(method, stages, where)
     method = resolve_references(method, known)
     recorded, data = data.features(), training_data(data, method)
+    warn_of_padding(method.policy.window, data)
 
     def build_learner(first: Dataset) -> Learner:
         with devices.seeded(seed, where):

@@ -57,7 +57,7 @@ from .model_card import write_model_card
 from .representation import RepresentationLearning
 from .run import Run
 from .stages import check_stages, copy_run, freeze, is_finished, packages_of, stages_before
-from .validation import Validation, check_training_data, target_scale
+from .validation import Validation, check_training_data, target_scale, warn_of_padding
 
 Score = Callable[[Actor], float]  # higher is better
 CURVE_POINTS = 500  # of a training curve
@@ -222,6 +222,8 @@ def train(
             documents["provenance.json"]["data"]["tasks"] = trained_tasks(method, training)
         data = transform(data)
         check_method(method, data)
+        if processes.first:
+            warn_of_padding(window, data)
 
         def build_learner(first: Dataset) -> Learner:
             with devices.seeded(seed, where):

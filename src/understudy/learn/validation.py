@@ -18,6 +18,7 @@ from ..core import Batch, DataWarning, UserError, check_range, keys, role
 from ..data.episode import Dataset
 from ..data.formats import check_finite
 from ..data.packed_columns import check_columns
+from ..data.window import Window
 from ..execute.base import ActionConditionedExecutor, Executor
 from ..heads.base import LikelihoodHead
 from ..policy import Policy
@@ -167,6 +168,27 @@ def _check_target(policy: Policy) -> None:
         warnings.warn(f"Column {name!r} has whole numbers (type {target.dtype}), which are read as numbers of choices: "
                       f"{most:,} choices that have no order. If they are quantities, such as pixels, store them as "
                       "float32.", DataWarning, stacklevel=3)
+
+
+def warn_of_padding(window: Window, data: Dataset) -> None:
+    """Warns if a window is so much longer than the episodes that more than two thirds of it are always padding.
+
+    Args:
+        window: The window of a policy.
+        data: The episodes that it is trained on, after the method's transforms.
+    """
+    # Episodes of the toy fork have 15 steps, and windows of 32 rows are the defaults of some methods. Training on half
+    # of padding costs little. Most often the first episode is long enough, and no other is read.
+    rows = max(window.n_obs_steps, window.horizon)
+    if any(3 * len(episode) >= rows for episode in data):
+        return
+    longest = max(data.lengths, default=0)
+    too_long = {name: n for name in ("horizon", "n_obs_steps") if (n := getattr(window, name)) > 3 * longest}
+    told = " and ".join(f"{name}={n}" for name, n in too_long.items())
+    options = " or ".join(f"--method.{name.replace('_', '-')}" for name in too_long)
+    warnings.warn(f"The window is longer than the longest episode: {told}, but no episode has more than {longest} "
+                  f"steps. More than two thirds of every window are padding. Choose a smaller {options} (in Python, "
+                  "another Window).", DataWarning, stacklevel=3)
 
 
 def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = False) -> Tensor:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..learn.method import Method
 
 COSTS = Path(__file__).with_name("costs.json")  # written by benchmarks/method_cost.py
+MAX_MENTIONS = 20  # a word that more methods mention, such as "arXiv", tells nothing
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,12 @@ def _require_one_motion(name: str, features: Schema, options: Mapping[str, Any])
 
 
 def _require_numeric_states(name: str, features: Schema, options: Mapping[str, Any]) -> None:
-    from ..core import DataError
+    from ..core import DataError, check_observed
 
-    column = options["column"]
-    if column in features and features[column].kind != "vector":  # the transforms refuse a column that is missing
+    if (column := options["column"]) not in features:  # the transforms refuse it
+        return
+    check_observed(column, features, f"{name}, column")
+    if features[column].kind != "vector":
         raise DataError(f"the states are of kind {features[column].kind!r}, but this method plans numbers",
                         where=f"{name}, column {column!r}", hint="name a column of numbers: --method.column COLUMN")
 
@@ -639,7 +642,7 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
             the method needs.
         UntrustedCode: "module:function" names code of a package that is not trusted.
     """
-    from ..core import ConfigError
+    from ..core import ConfigError, nearest_names
 
     if (function := find_function(name, trust)) is not None:
         if features is not None:
@@ -652,14 +655,12 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
         from ..learn.method import Method
 
         return Method.load(name, trust)
-    if found := _methods_about(name):
+    if 0 < len(found := _methods_about(name)) <= MAX_MENTIONS:
         raise ConfigError(f"there is no method {name!r}, but it is mentioned by {', '.join(found)}",
                           hint=f"did you mean {found[0]!r}?" if len(found) == 1 else
                           "name one of these; understudy methods describes them")
-    near = difflib.get_close_matches(name, method_names(), 1)
-    raise ConfigError(f"there is no method {name!r}; there are {', '.join(method_names())}",
-                    hint=f"did you mean {near[0]!r}?" if near else "name one of these, a module:function, or a "
-                                                                 "method.json that is there")
+    raise ConfigError(f"there is no method {name!r}", hint=nearest_names(name, method_names()) +
+                      "understudy methods lists all; a module:function, a method.json or a run can be named too")
 
 
 def _methods_about(word: str) -> list[str]:

@@ -110,6 +110,7 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
     cameras = {name: _make_camera(name, settings, trust) for name, settings in (config.cameras or {}).items()}
     robot: Robot
     limits: SafetyLimits | None
+    kept: dict[str, Any] = {}  # of a robot that already has limits
     if config.type in FOLLOWERS:
         robot = _follower(config, config.type, config.port, config.id, "--robot.port", cameras)
         limits = robot.default_limits()
@@ -124,10 +125,10 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
     else:
         robot = _from_factory(config.type, ROBOTS, "--robot", trust, {"port": config.port, "id": config.id,
                                                                        "cameras": cameras})
+        limits = None
         if isinstance(robot, SafeRobot):
+            kept = {"clock": robot.clock, "watchdog": robot.watchdog}
             robot, limits = robot.robot, robot.limits
-        else:
-            limits = None
     if config.limits is not None:
         limits = _read_limits(config.limits)
     if limits is None:
@@ -137,7 +138,7 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
     changes = {name: _per_joint(value, size, name) if isinstance(value, tuple) else value for name in (
         "max_velocity", "max_relative_target", "max_torque", "max_load", "slow_start", "timeout")
         if (value := getattr(config, name)) is not None}
-    return SafeRobot(robot, replace(limits, **changes))
+    return SafeRobot(robot, replace(limits, **changes), **kept)
 
 
 def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Sequence[str] = ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..core import DataError, Feature, Schema, check_range, keys
+from ..core import DataError, Feature, Schema, check_range, keys, role
 from .episode import Dataset, Episode, EpisodeList
 from .operations import Operation
 from .relabel import task_texts
@@ -60,7 +60,7 @@ class ShowDemonstration(Operation):
         Raises:
             DataError: A column is not there, is not observed, or has no numbers.
         """
-        observed = [name for name, f in features.items() if name.startswith("observation.") and f.kind == "vector"]
+        observed = numeric_observations(features)
         for name in self.columns:
             if name not in observed:
                 raise DataError(f"there is no column of numbers {name!r}", where="ShowDemonstration.columns",
@@ -92,6 +92,11 @@ class ShowDemonstration(Operation):
                                 hint="name it, as the metadata or the column 'task' (--columns task=NAME for one with "
                                      "another name)")
         return Dataset(_ShownEpisodes(data, self, feature, np.stack(frames), tasks), data.metadata)
+
+
+def numeric_observations(features: Schema) -> tuple[str, ...]:
+    """Returns the observed columns of numbers."""
+    return tuple(name for name, f in features.items() if role(name) == "observation" and f.kind == "vector")
 
 
 def task_of(episode: Episode) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from ..audit.scores.keyframes import KEYFRAME, MarkKeyframes
-from ..core import ConfigError, Schema, role
+from ..core import ConfigError, Schema
 from ..data.augment import RandomMasking
 from ..data.codec import Normalizer
 from ..data.episode_concat import EpisodeConcat
 from ..data.relabel import ConcatColumns, TaskText, TimeLeft
 from ..data.segments import ColumnSegments, CutSegments, StoredSegments
-from ..data.shown_demonstration import ShowDemonstration
+from ..data.shown_demonstration import ShowDemonstration, numeric_observations
 from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
 from ..execute.planner_config import MaskedGoalConfig
@@ -224,8 +224,7 @@ def one_shot(columns: tuple[str, ...] = (), n_frames: int = 8, horizon: int = 8,
         features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
-    observed = {k: f for k, f in (features or {}).items() if role(k) == "observation"}
-    columns = columns or tuple(k for k, f in observed.items() if f.kind == "vector") or ("observation.state",)
+    columns = columns or numeric_observations(features or {}) or ("observation.state",)
     show = ShowDemonstration(columns, n_frames)
     # The policy does not read the task: it could ignore the demonstration then.
     policy = PolicyConfig(Categorical() if discrete else Flow(), Transformer(width, 1, encoder_depth=2),

@@ -79,8 +79,8 @@ class RobustnessOptions:
     """the task in words, for a policy that was trained with --language"""
     condition: ConditionTexts = ()
     """what the policy reads and the environment does not show: return_to_go=100 for the
-    desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal, demonstration=DATA:3 for what
-    episode 3 of DATA shows"""
+    desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal,
+    demonstration=DATA:3 for what episode 3 of DATA shows"""
     executor: SchemeName = None
     """act with another execution scheme than the policy was trained with (understudy methods lists them)"""
     save: Annotated[Path | None, arg(metavar="FILE")] = None

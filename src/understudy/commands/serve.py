@@ -88,8 +88,8 @@ class ServeOptions:
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """the task in words for clients that send none, for a policy that was trained with --language"""
     condition: ConditionTexts = ()
-    """what the policy reads and clients do not send: return_to_go=100, or demonstration=DATA:3 for what episode 3 of
-    DATA shows"""
+    """what the policy reads and clients do not send: return_to_go=100, or
+    demonstration=DATA:3 for what episode 3 of DATA shows"""
     steer: Annotated[str | None, arg(metavar="ENV")] = None
     """serve a page on which the policy acts in this environment (fork, particle, push) and is steered by clicks"""
     steer_scale: Annotated[float, arg(metavar="X")] = 100.0

@@ -164,12 +164,48 @@ def test_a_difference_is_drawn_on_its_side_of_none():
     svg(plots.difference_bar("a", "b", float("nan"), float("nan"), float("nan"), 0.95))
 
 
+# Advance of each character in DejaVu Sans, the widest of the usual fonts, in 1/2048 of the font size.
+ADVANCES = {**dict.fromkeys("bdgpq", 1300), **dict.fromkeys("hnu", 1298), **dict.fromkeys("vxy", 1212),
+            **dict.fromkeys("0123456789", 1303), **dict.fromkeys("ijl", 569), "a": 1255, "c": 1126, "e": 1260, "f": 721,
+            "k": 1186, "m": 1995, "o": 1253, "r": 842, "s": 1067, "t": 803, "w": 1675, "z": 1075, "-": 739, " ": 651}
+
+
+def label_boxes(root):
+    """Left, top, right and bottom of each label of `labeled_points`, in a font of 13 pixels."""
+    boxes = []
+    for t in of(root, "text", **{"class": "over"}):
+        width, x, y = 13 / 2048 * sum(ADVANCES[c] for c in t.text), float(t.get("x")), float(t.get("y"))
+        left = x - width if t.get("text-anchor") == "end" else x
+        boxes.append((left, y - 10, left + width, y + 3))
+    return boxes
+
+
+@pytest.mark.parametrize("names", [
+    [f"{kind}-{n}" for kind in ("ddim", "energy", "one", "normalizing-flow") for n in (1, 11, 10, 111, 101)],
+    [f"head-{n}" for n in range(101, 131)]])
+def test_labels_of_dense_points_do_not_touch(names):
+    rows = [(name, 30.0 + 4 * math.sin(i), wilson(96 + i % 5, 100), "head") for i, name in enumerate(names)]
+    root = svg(plots.labeled_points([*rows, ("slow", 1.0, wilson(90, 100), "head")], "speed", "success"))
+    boxes, view = label_boxes(root), [float(v) for v in root.get("viewBox").split()]
+    dots = [(float(c.get("cx")), float(c.get("cy"))) for c in of(root, "circle", r="5")[1:]]
+    assert len(boxes) == len(dots) == len(names) + 1
+    for i, a in enumerate(boxes):
+        assert not any(a[0] - 1 < b[2] and b[0] < a[2] + 1 and a[1] < b[3] and b[1] < a[3] for b in boxes[:i])
+        assert a[0] > 0 and a[1] > 20 and a[2] < view[2] and a[3] < view[3]  # below the legend
+    assert not any(a[0] - 5 < x < a[2] + 5 and a[1] - 4 < y < a[3] + 4 for a in boxes for x, y in dots)
+    lines = [points(p) for p in root.iter("path") if p.get("stroke-width") == "0.8"]
+    far = [a for a in boxes if not any(a[0] - 20 < x < a[2] + 20 and a[1] - 20 < y < a[3] + 20 for x, y in dots)]
+    assert 3 < len(far) <= len(lines) <= len(names)
+    for dot, end in lines:  # from a dot to a label
+        assert min(math.dist(dot, d) for d in dots) < 0.1
+        assert any(a[0] - 5 < end[0] < a[2] + 5 and a[1] - 5 < end[1] < a[3] + 5 for a in boxes)
+
+
 def test_labels_of_points_cover_nothing_and_dots_stand_at_their_values():
     rows = [(f"head number {i}", 10.0 + i % 3, wilson(90 + i % 4, 100), ("slow", "fast")[i % 2]) for i in range(20)]
     rows.append(("the slowest", 1.0, wilson(50, 100), "slow"))
     root = svg(figure := plots.labeled_points(rows, "speed", "success", guides=(5.0, 0.5)))
-    boxes = [(float(t.get("x")), float(t.get("y")) - 11, float(t.get("x")) + 6.2 * len(t.text), float(t.get("y")) + 3)
-             for t in of(root, "text", **{"class": "over"})]
+    boxes = label_boxes(root)
     assert len(boxes) == len(rows)
     shapes = of(root, "circle", r="5")[1:]  # the first is the legend's
     dots = [(float(c.get("cx")), float(c.get("cy"))) for c in shapes]

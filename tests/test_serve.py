@@ -29,7 +29,7 @@ from understudy.commands.served import changed_checkpoint, served_client  # noqa
 from understudy.core import Feature, UserError, keys, put  # noqa: E402
 from understudy.data.relabel import TaskText  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
-from understudy.execute.actor import PolicyActor  # noqa: E402
+from understudy.execute.actor import ObservationWrapper, PolicyActor  # noqa: E402
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon  # noqa: E402
 from understudy.execute.temporal_ensemble import TemporalEnsemble  # noqa: E402
 from understudy.heads.flow import Flow  # noqa: E402
@@ -591,6 +591,28 @@ def test_a_remote_planner_plans_what_the_policy_plans(executor):
             runs = [run for _, run in out]
             for action, _ in out[1:]:
                 np.testing.assert_allclose(action, out[0][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("obs_pad_mask", [False, True])
+def test_what_the_server_gives_is_not_asked_of_a_remote_planner(obs_pad_mask):
+    window, features = Window(2, 8, obs_pad_mask=obs_pad_mask), {STATE: Feature("float32", (3,)),
+                                                                 "observation.goal": Feature("float32", (2,))}
+    policy, _ = random_batch(PolicyConfig(Flow(n_steps=3), window=window), inputs=features)
+    executor, goal = RecedingHorizon(4), {"observation.goal": torch.tensor([0.2, -0.5])}
+    served = ServedPolicy(PolicyActor(policy, executor), policy, "abc", defaults=goal)
+    schema = policy_schema(served)
+    local = ObservationWrapper(served.actor, goal)
+    with BackgroundServer(PolicyService(served, policy_metadata(served, schema, name="toy"), schema)) as server:
+        planner = RemotePlanner(Client(server.url))
+        assert planner.inputs == (STATE,) and set(schema["observations"]) == {STATE}
+        actors = [local, PolicyActor(planner, executor), RemoteActor(planner.client)]
+        obs, found = {STATE: torch.arange(9.0).reshape(3, 3) / 9}, []
+        for actor in actors:
+            run = actor.start(obs, keys(0, range(3)))
+            first, run = actor.act(obs, run)
+            found.append(torch.stack([first, actor.act({STATE: obs[STATE] + 1}, run)[0]]))
+        for actions in found[1:]:
+            np.testing.assert_allclose(actions, found[0], atol=1e-5)
 
 
 # -- the end of a server ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from understudy import make, rollout
 from understudy.commands import evaluate
 from understudy.commands.serve import ServeOptions, load_service
-from understudy.core import ConfigError, DataError, Feature, UserError, keys
+from understudy.core import ConfigError, DataError, DataWarning, Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import write_dataset
 from understudy.data.shown_demonstration import ShowDemonstration
@@ -48,12 +48,13 @@ def test_frames_are_evenly_spaced_from_the_first_to_the_last_observation():
 def test_each_step_is_shown_another_episode_of_its_task():
     tasks = ["a", "b", "a", "a", "b", "c", "a"]
     data = ShowDemonstration(n_frames=3).apply(lines(tasks))
-    assert len(data) == len(tasks) and data.features()["observation.demonstration.2"] == Feature("float32", (1,))
-    for number, task in enumerate(tasks):
-        seen = {int(n) for n in shown(data[number])}
-        others = {i for i, t in enumerate(tasks) if t == task and i != number}
-        assert seen <= (others or {number}), number
-        np.testing.assert_array_equal(shown(data[number], 0), shown(data[number], 2))  # all frames of one episode
+    assert data.features()["observation.demonstration.2"] == Feature("float32", (1,))
+    kept = [int(e.steps["observation.state"][0, 0]) // 100 for e in data]
+    assert kept == [0, 1, 2, 3, 4, 6]  # the only one of its task is left out
+    for number, episode in zip(kept, data, strict=True):
+        seen = {int(n) for n in shown(episode)}
+        assert seen <= {i for i, t in enumerate(tasks) if t == tasks[number]} - {number}
+        np.testing.assert_array_equal(shown(episode, 0), shown(episode, 2))  # all frames of one episode
     assert {int(n) for n in shown(data[0])} == {2, 3, 6}  # all others within ten observations
     first, again, other = (ShowDemonstration(n_frames=1, seed=s).apply(lines(["a"] * 9)) for s in (0, 0, 1))
     assert any((shown(a) != shown(b)).any() for a, b in zip(first, other, strict=True))
@@ -65,6 +66,10 @@ def test_each_step_is_shown_another_episode_of_its_task():
 def test_data_that_cannot_be_shown_are_refused():
     with pytest.raises(DataError, match="episode 1: the episode has no task"):
         ShowDemonstration().apply(lines(["a", "", "a"]))
+    broken = line(1, "a")
+    broken = broken.replace({"observation.state": np.where(np.arange(10)[:, None] == 9, np.nan, 1.0)})
+    with pytest.raises(DataError, match="episode 1, column 'observation.state': it is not a finite number at step 9"):
+        ShowDemonstration().apply(Dataset([line(0, "a"), broken]))
     for columns in (("observation.stat",), ("action",), ()):
         with pytest.raises(DataError, match=r"ShowDemonstration.columns.*\n.*name some of observation.state"):
             ShowDemonstration(columns).apply(lines(["a", "a"]))
@@ -77,6 +82,10 @@ def test_tasks_of_one_episode_each_are_refused_before_the_training(tmp_path):
     with pytest.raises(DataError, match="the 5 episodes show 5 tasks, and no two of them the same"):
         train(find_method("one-shot", data.features()), data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    method = find_method("one-shot", data.features(), n_frames=1, horizon=1, width=16)
+    method = replace(method, learner=replace(method.learner, steps=1))
+    with pytest.warns(DataWarning, match="2 of 5 episodes are the only ones of their task. They are left out"):
+        train(method, lines("abcaa"), tmp_path / "run", val_fraction=0)
 
 
 def turns(n):
@@ -133,8 +142,11 @@ def test_the_task_of_the_environment_chooses_the_demonstration():
     torch.testing.assert_close(seen[0], first)
     assert len({n for (n,) in drawn}) > 5
     few = demonstrations.filter(lambda e: bytes(e.steps["observation.task"][0]) == tasks[0])
-    with pytest.raises(DataError, match=r"no demonstration shows the task 'put .*\n.*they show 'put"):
+    with pytest.raises(DataError, match=r"no demonstration shows the task 'put .*; they show 'put"):
         rollout(DemonstratedActor(Watcher(), few, show), env, 20, seed=2)
+    seen.clear()
+    rollout(DemonstratedActor(Watcher(), few.select([0]), show), env, 20, seed=2)  # a single one for all
+    torch.testing.assert_close(seen[0], torch.from_numpy(show.frames(few[0])).expand(20, -1))
     with pytest.raises(DataError, match="there is no demonstration"):
         rollout(DemonstratedActor(Watcher(), few.select([]), show), env, 1)
 
@@ -160,6 +172,15 @@ def test_a_demonstration_is_shown_on_the_command_line(tmp_path, capsys):
         run("--condition", f"demonstration={tmp_path / text}", "--save", str(saved))
     with pytest.raises(UserError, match="there is no episode 10; the last one is 9"):
         run("--condition", f"demonstration={tmp_path / 'demos'}:10")
+    for texts, words in ((["demonstration="], "and none is given"), (["demonstration=a", "demonstration=b"], "several"),
+                         ([f"demonstration={tmp_path / 'demos'}:x"], "'x' is not the number of an episode"),
+                         (["demonstration=a", "demonstration.0=1"], "names a frame of the demonstration")):
+        with pytest.raises(ConfigError, match=words):
+            run("--condition", *texts)
+    other = make("fork", rows=2)
+    write_dataset(rollout(other.expert(), other, 2), tmp_path / "fork")
+    with pytest.raises(DataError, match=r"reads 'observation.state' of shape \(8,\) of a demonstration, and"):
+        run("--condition", f"demonstration={tmp_path / 'fork'}")
     with pytest.raises(UserError, match="no policy does what a demonstration shows"):
         run("--condition", f"demonstration={tmp_path / 'demos'}", policy="plain")
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .eval_options import RolloutOptions
 
 EXAMPLE = "such as --condition return_to_go=100 goal=0.2,0.5"
-DEMONSTRATION = "demonstration="
 SHOW = "--condition demonstration=DATA, or demonstration=DATA:3 for its episode 3"
 
 
@@ -43,7 +42,7 @@ def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor
 
     found: dict[str, Tensor] = {}
     for text in texts:
-        if text.startswith(DEMONSTRATION):
+        if demonstration_source(text) is not None:
             continue  # see `shown_demonstrations`
         name, _, rest = text.partition("=")
         try:
@@ -60,6 +59,16 @@ def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor
             raise ConfigError(f"the environment shows {name!r} itself", where="--condition", hint="leave it out")
         found[name] = torch.tensor(numbers)
     return found
+
+
+def demonstration_source(text: str) -> str | None:
+    """What demonstration=DATA[:EPISODE] names. None for another argument of --condition.
+
+    Args:
+        text: An argument of --condition.
+    """
+    name, _, source = text.partition("=")
+    return source if name.removeprefix("observation.") == "demonstration" else None
 
 
 def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...] = ()
@@ -84,19 +93,41 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
     show = None if has_no_run(run) else demonstration_part(Method.load(run, trust))
     if show is None:
         return None
-    given = [text.removeprefix(DEMONSTRATION) for text in texts if text.startswith(DEMONSTRATION)]
-    if len(given) != 1:
-        raise ConfigError(f"{run} does what a demonstration shows, and {len(given) or 'none'} "
-                          f"{'are' if given else 'is'} given", where="--condition", hint=f"give one: {SHOW}")
+    given = [source for text in texts if (source := demonstration_source(text)) is not None]
+    if len(given) != 1 or not given[0]:
+        raise ConfigError(f"{run} does what a demonstration shows, and {'several' if len(given) > 1 else 'none'} "
+                          f"{'are' if len(given) > 1 else 'is'} given", where="--condition", hint=f"give one: {SHOW}")
+    if columns := [text for text in texts if text.partition("=")[0].startswith((*show.into, "demonstration."))]:
+        raise ConfigError(f"{columns[0]!r} names a frame of the demonstration", where="--condition",
+                          hint="leave it out: demonstration=DATA gives all frames")
     path, colon, number = given[0].rpartition(":")
-    one = bool(colon and number.isdecimal() and not Path(given[0]).exists())
+    one = bool(colon) and not Path(given[0]).exists()
+    if one and not number.isdecimal():
+        raise ConfigError(f"{number!r} is not the number of an episode", where=f"--condition demonstration={given[0]}",
+                          hint=f"a whole number from 0: {SHOW}")
     data = open_data(Path(path if one else given[0]))
     if one and int(number) >= len(data):
-        raise UserError(f"there is no episode {number}; the last one is {len(data) - 1}", where=f"--condition {path}",
-                        hint="episodes are counted from 0")
+        raise UserError(f"there is no episode {number}; the last one is {len(data) - 1}",
+                        where=f"--condition demonstration={given[0]}", hint="episodes are counted from 0")
     data = data.select([int(number)]) if one else data
-    show.feature(data.features())
+    _check_demonstrations(run, show, data)
     return show, data
+
+
+def _check_demonstrations(run: Path, show: ShowDemonstration, data: Dataset) -> None:
+    """Raises DataError if demonstrations do not have the columns that a policy reads of them."""
+    from ..core import DataError
+    from ..policy import find_checkpoint, load_features
+
+    features, trained = data.features(), load_features(find_checkpoint(run), "train it again")
+    for name in show.columns:
+        wanted = trained[name].shape if name in trained else None
+        if name not in features or wanted not in (None, features[name].shape):
+            found = f"of shape {features[name].shape}" if name in features else "missing"
+            raise DataError(f"the policy reads {name!r}{f' of shape {wanted}' if wanted else ''} of a demonstration, "
+                            f"and here it is {found}", where=data.metadata.get("path", "the demonstrations"),
+                            hint="show episodes of the robot or environment that it was trained for")
+    show.feature(features)
 
 
 def demonstration_part(method: Method) -> ShowDemonstration | None:
@@ -230,14 +261,15 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
         if task is None:
             return None
         options = ["--task", task]
-    names = open_conditions(method, features)
-    goals = {into: column for into, column in goal_columns(method).items() if into not in features}
-    if not names and not goals and demonstration_part(method) is None:
-        return options
+    conditions: list[str] = []
     if demonstration_part(method) is not None:
         if (path := data.metadata.get("path")) is None:
             return None
-        return [*options, "--condition", DEMONSTRATION + str(path)]
+        conditions = [f"demonstration={path}"]
+    names = open_conditions(method, features)
+    goals = {into: column for into, column in goal_columns(method).items() if into not in features}
+    if not names and not goals:
+        return [*options, *(("--condition", *conditions) if conditions else ())]
     columns = data.features()
     if any(column not in columns or columns[column].kind != "vector" or len(columns[column].shape) != 1
            for column in goals.values()):
@@ -250,5 +282,6 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
     values, _, number = max(first)
     found = {**{name: [value] for name, value in zip(names, values, strict=True)},
              **{into: data[-number].steps[column][-1].tolist() for into, column in goals.items()}}
-    return [*options, "--condition", *(f"{name.removeprefix('observation.')}={','.join(f'{v:g}' for v in row)}"
-                                       for name, row in found.items())]
+    conditions += [f"{name.removeprefix('observation.')}={','.join(f'{v:g}' for v in row)}"
+                   for name, row in found.items()]
+    return [*options, "--condition", *conditions]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..core import Schema, UserError
+from ..core import ConfigError, Schema, UserError
 from ..data.relabel import TaskText
 from ..learn.method import Method
 from ..methods import find_function, find_method
@@ -35,6 +35,9 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
     """
     method = find_method(name, features, trust, **_parse_options(find_function(name, trust), options))
     if say is not None and task_relabel(method) is None:
+        if method.policy.inputs and say.into not in method.policy.inputs:
+            raise ConfigError(f"{name} reads {', '.join(method.policy.inputs)}, and no words", where="--language",
+                              hint="leave it out, or train a method that reads all observations, such as bc-gmm")
         method = replace(method, transforms=(*method.transforms, say))
     if executor is not None:
         from ..learn.execution import with_execution_scheme

@@ -100,7 +100,7 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
     from ..execute.demonstrated import DemonstratedActor
     from ..learn.method import Method
     from ..policy import check_features
-    from .conditions import open_conditions, parse_conditions, shown_demonstrations
+    from .conditions import demonstration_source, open_conditions, parse_conditions, shown_demonstrations
 
     words = task_columns(run, env.features, o)
     given = {name: Feature("uint8", tuple(value.shape), "text") for name, value in words.items()}
@@ -128,7 +128,10 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
                         where="--condition", hint=f"give it: --condition {told}")
     conditions = {name: value for name, value in conditions.items() if name in planner.inputs}
     by = f"policy {weights_digest(weights_path(run))}" + (f", {o.executor}" if o.executor is not None else "")
-    by += (f", told {o.task!r}" if words else "") + "".join(f", {text}" for text in o.condition)
+    by += (f", told {o.task!r}" if words else "") + "".join(
+        f", {text}" for text in o.condition if demonstration_source(text) is None)
+    if demonstrated:
+        by += f", shown {demonstrations.fingerprint()[:16]}"
     actor = ObservationWrapper(actor, {**words, **conditions}) if words or conditions else actor
     return (actor if demonstrated is None else DemonstratedActor(actor, demonstrations, show)), by
 
@@ -317,7 +320,7 @@ def refuse_unused_conditions(runs: Sequence[Path], o: RolloutOptions) -> None:
     """
     from ..core import UserError
     from ..learn.method import Method
-    from .conditions import DEMONSTRATION, demonstration_part, parse_conditions
+    from .conditions import demonstration_part, demonstration_source, parse_conditions
     from .method import task_relabel
 
     if o.task is not None and not any(
@@ -330,16 +333,17 @@ def refuse_unused_conditions(runs: Sequence[Path], o: RolloutOptions) -> None:
                         hint="train it with --language, on data of several tasks")
     if o.condition:
         if served := [address for run in runs if (address := served_address(run))]:
-            raise UserError(f"{served[0]} is served by another process, which does not count rewards and steps",
-                            where="--condition", hint="give constants to understudy serve: --condition goal=0.2,0.5")
+            raise UserError(f"{served[0]} is served by another process, which takes no conditions from here",
+                            where="--condition", hint="give constants and demonstrations to understudy serve, by its "
+                                                      "option --condition")
         if exported := [run for run in runs if has_no_run(run)]:
-            raise UserError(f"{exported[0]} is an exported file, which does not count rewards and steps",
+            raise UserError(f"{exported[0]} is an exported file, which takes no conditions",
                             where="--condition", hint="evaluate the run that it was exported from")
-        asked = any(text.startswith(DEMONSTRATION) for text in o.condition)
-        if asked and not any(demonstration_part(Method.load(run, o.trust)) for run in runs):
-            raise UserError("no policy does what a demonstration shows", where=f"--condition {DEMONSTRATION}",
-                            hint="leave it out, or train a method that reads one, such as one-shot")
         read = {name for run in runs for name in load_policy(run, o, None)[0].inputs}
+        asked = any(demonstration_source(text) is not None for text in o.condition)
+        if asked and not any(demonstration_part(Method.load(run, o.trust)) for run in runs):
+            raise UserError("no policy does what a demonstration shows", where="--condition",
+                            hint="leave it out, or train a method that reads one, such as one-shot")
         if unused := [name for name in parse_conditions(o.condition, {}) if name not in read]:
             raise UserError(f"no policy reads {unused[0]!r}; they read {', '.join(sorted(read))}", where="--condition",
                             hint="leave it out, or train a method that reads it, such as decision-transformer")

@@ -255,7 +255,7 @@ def load_service(o: ServeOptions) -> PolicyService:
     from ..policy import Policy
     from ..serve.describe import policy_metadata, policy_schema
     from ..serve.policy_service import PolicyService, ServedPolicy
-    from .conditions import DEMONSTRATION, parse_conditions, shown_demonstrations
+    from .conditions import demonstration_source, parse_conditions, shown_demonstrations
     from .method import task_relabel
     from .policies import load_policy
 
@@ -275,7 +275,7 @@ def load_service(o: ServeOptions) -> PolicyService:
         if say is None:
             raise ConfigError("this policy was trained without words", where="--task", hint="leave it out")
         defaults[say.into] = torch.from_numpy(say.encode(o.task).copy())
-    if any(text.startswith(DEMONSTRATION) for text in o.condition):  # otherwise clients send it
+    if any(demonstration_source(text) is not None for text in o.condition):  # otherwise clients send it
         if (demonstrated := shown_demonstrations(o.run, o.condition, o.trust)) is None:
             raise ConfigError("this policy does not read a demonstration", where="--condition", hint="leave it out")
         show, data = demonstrated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,7 @@ class ShowDemonstration(Operation):
     the policy read one observation: in a history the demonstration would change.
 
     The task of an episode is that of `task_texts`: its column or metadata "task", or the text that the environment
-    showed. An episode without others of its task is shown itself, which only teaches to follow a motion.
+    showed. Tasks are the same if their words are equal. An episode without others of its task is left out.
 
     While acting, `execute.demonstrated.DemonstratedActor` adds the same columns.
 
@@ -61,13 +62,12 @@ class ShowDemonstration(Operation):
             DataError: A column is not there, is not observed, or has no numbers.
         """
         observed = numeric_observations(features)
+        hint = f"name some of {', '.join(observed)}" if observed else "the data have no numbers that are observed"
         for name in self.columns:
             if name not in observed:
-                raise DataError(f"there is no column of numbers {name!r}", where="ShowDemonstration.columns",
-                                hint=f"name some of {', '.join(sorted(observed))}")
+                raise DataError(f"there is no column of numbers {name!r}", where="ShowDemonstration.columns", hint=hint)
         if not self.columns:
-            raise DataError("a frame has no columns", where="ShowDemonstration.columns",
-                            hint=f"name some of {', '.join(sorted(observed))}")
+            raise DataError("a frame has no columns", where="ShowDemonstration.columns", hint=hint)
         return Feature("float32", (sum(features[name].size for name in self.columns),))
 
     def frames(self, episode: Episode) -> np.ndarray:
@@ -75,23 +75,50 @@ class ShowDemonstration(Operation):
 
         Args:
             episode: The demonstration.
+
+        Raises:
+            DataError: A column does not fit, or has NaN or infinite numbers.
         """
         self.feature(episode.features())
         rows = [np.asarray(episode.steps[name]) for name in self.columns]
         at = np.linspace(0, len(rows[0]) - 1, self.n_frames).round().astype(int)
+        for name, column in zip(self.columns, rows, strict=True):
+            if not (ok := np.isfinite(column[at].reshape(self.n_frames, -1)).all(1)).all():
+                raise DataError(f"it is not a finite number at step {at[ok.argmin()]}", where=f"column {name!r}",
+                                hint="leave the episode out: understudy view make DATA --delete")
         return np.concatenate([column[at].reshape(self.n_frames, -1) for column in rows], 1).astype(np.float32)
 
-    def apply(self, data: Dataset) -> Dataset:
-        feature, frames, tasks = self.feature(data.features()), [], []
+    def all_frames(self, data: Dataset) -> tuple[np.ndarray, list[str]]:
+        """Returns the frames of all episodes, (N, n_frames, D) float32, and their tasks. Each episode is read once.
+
+        Args:
+            data: The demonstrations.
+
+        Raises:
+            DataError: An episode does not fit.
+        """
+        frames, tasks = [], []
         for number, episode in enumerate(data.iterate_once()):
-            frames.append(self.frames(episode))
+            try:
+                frames.append(self.frames(episode))
+            except DataError as error:
+                raise DataError(error.problem, where=f"{data.metadata.get('path', 'demonstrations')}, episode {number}"
+                                f", {error.where}", hint=error.hint) from None
             tasks.append(task_of(episode))
-            if not tasks[-1]:
-                raise DataError("the episode has no task, so there is no telling which others show the same one",
-                                where=f"episode {number}",
-                                hint="name it, as the metadata or the column 'task' (--columns task=NAME for one with "
-                                     "another name)")
-        return Dataset(_ShownEpisodes(data, self, feature, np.stack(frames), tasks), data.metadata)
+        return np.stack(frames), tasks
+
+    def apply(self, data: Dataset) -> Dataset:
+        feature = self.feature(data.features())
+        frames, tasks = self.all_frames(data)
+        if "" in tasks:
+            raise DataError("the episode has no task, so there is no telling which others show the same one",
+                            where=f"episode {tasks.index('')}",
+                            hint="name it, as the metadata or the column 'task' (--columns task=NAME for one with "
+                                 "another name)")
+        times = Counter(tasks)
+        kept = [i for i, task in enumerate(tasks) if times[task] > 1]
+        shown = _ShownEpisodes(data.select(kept), self, feature, frames[kept], [tasks[i] for i in kept])
+        return Dataset(shown, data.metadata)
 
 
 def numeric_observations(features: Schema) -> tuple[str, ...]:
@@ -119,17 +146,18 @@ class _ShownEpisodes(EpisodeList):
                  tasks: Sequence[str]):
         self._data, self._show, self._feature, self._frames = data, show, feature, frames
         self.metadata = data.metadata
-        _, task = np.unique(tasks, return_inverse=True)
-        self._same = [np.flatnonzero(task == t) for t in task]  # the episodes of the same task
-        self._same = [same[same != i] if len(same) > 1 else same for i, same in enumerate(self._same)]
+        groups: dict[str, list[int]] = {}
+        for i, task in enumerate(tasks):
+            groups.setdefault(task, []).append(i)
+        self._same = [groups[task] for task in tasks]  # the episodes of the same task
 
     def __len__(self):
         return len(self._same)
 
     def episode(self, number, read=None):
-        episode, same = self._data[number], self._same[number]
+        episode, others = self._data[number], np.array([i for i in self._same[number] if i != number])
         key = int(keys(self._show.seed, [number]))
-        drawn = same[keys(key, range(len(episode) + 1)).numpy() % len(same)]  # (T+1,)
+        drawn = others[keys(key, range(len(episode) + 1)).numpy() % len(others)]  # (T+1,)
         columns = {name: self._frames[drawn, i] for i, name in enumerate(self._show.into)}
         episode = episode.replace(columns)
         return replace(episode, schema={**episode.schema, **dict.fromkeys(columns, self._feature)})

@@ -12,18 +12,19 @@ from torch import Tensor
 from ..core import DataError, uniform
 from ..data.episode import Dataset
 from ..data.relabel import SHOWN_TASK, decode_text
-from ..data.shown_demonstration import ShowDemonstration, task_of
+from ..data.shown_demonstration import ShowDemonstration
 from .actor import Actor
 
-SHOWN = "demonstration"  # recorded column: number of the demonstration
+NUMBER = "demonstration"  # recorded column: number of the demonstration
 
 
 @dataclass(frozen=True)
 class DemonstratedActor(Actor):
     """An actor that is shown one demonstration from the first step of an episode to the last.
 
-    It is drawn at random. If the environment shows tasks of its own in words, `observation.task`, it is a demonstration
-    of this task. The number of the demonstration is recorded as the column `demonstration`.
+    It is drawn at random. If there are several, and the environment shows tasks of its own in words
+    (`observation.task`), it is a demonstration of this task: of equal words. Its number is recorded as the column
+    `demonstration`.
 
     Args:
         actor: The actor that reads the demonstration.
@@ -50,19 +51,20 @@ class DemonstratedActor(Actor):
     def act(self, obs, state):
         action, inner = self.actor.act({**obs, **self._columns(state["shown"])}, state["actor"])
         inner = dict(inner)
-        record = {**inner.pop("record", {}), SHOWN: state["shown"][:, None]}
+        record = {**inner.pop("record", {}), NUMBER: state["shown"][:, None]}
         return action, {"actor": inner, "shown": state["shown"], "record": record}
 
     def _told(self, obs) -> bool:
-        return SHOWN_TASK in obs and obs[SHOWN_TASK].dtype == torch.uint8
+        return len(self.demonstrations) > 1 and SHOWN_TASK in obs and obs[SHOWN_TASK].dtype == torch.uint8
 
     def _shows(self, said: bytes) -> np.ndarray:
         """The numbers of the demonstrations of a task."""
         task = decode_text(np.frombuffer(said, np.uint8)).strip()
         if not len(found := np.flatnonzero(self._tasks == task)):
             known = ", ".join(map(repr, np.unique(self._tasks).tolist()[:4]))
-            raise DataError(f"no demonstration shows the task {task!r}", where="DemonstratedActor.demonstrations",
-                            hint=f"they show {known}; record one of this task")
+            raise DataError(f"no demonstration shows the task {task!r} of the environment; they show {known}",
+                            where="DemonstratedActor.demonstrations",
+                            hint="show one of each task, named with equal words, or a single one for all")
         return found
 
     def _columns(self, shown: Tensor) -> dict[str, Tensor]:
@@ -74,11 +76,15 @@ class DemonstratedActor(Actor):
         return np.arange(len(self.demonstrations))
 
     @cached_property
-    def _tasks(self) -> np.ndarray:
-        return np.array([task_of(episode) for episode in self.demonstrations.iterate_once()])
+    def _read(self) -> tuple[Tensor, np.ndarray]:
+        frames, tasks = self.show.all_frames(self.demonstrations)
+        return torch.from_numpy(frames), np.array(tasks)
 
-    @cached_property
+    @property
     def _frames(self) -> Tensor:
         """(N, n_frames, D)."""
-        frames = [self.show.frames(episode) for episode in self.demonstrations.iterate_once()]
-        return torch.from_numpy(np.stack(frames))
+        return self._read[0]
+
+    @property
+    def _tasks(self) -> np.ndarray:
+        return self._read[1]

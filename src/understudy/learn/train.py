@@ -22,7 +22,7 @@ import torch
 
 from .. import __version__, config
 from ..checkpoint import CheckpointModule
-from ..core import DataError, DataWarning, Schema, UserError, as_seed, role
+from ..core import DataError, DataWarning, Schema, Unsupported, UserError, as_seed, role
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
@@ -146,9 +146,9 @@ def train(
     where = devices.choose_device(device)
     check_stages(method, stages_before(Path(out)))
     check_collection(method, env, person, sampling_weights, stream)
+    _check_demonstrations(method, data, stream)
     if stream is None:  # later episodes of a stream may have words
         _check_task_texts(method, data)
-        _check_demonstrations(method, data)
     if steps is not None:
         method = replace(method, learner=replace(method.learner, steps=steps))
     steps = method.learner.steps
@@ -524,15 +524,26 @@ def _check_task_texts(method: Method, data: Dataset) -> None:
         )
 
 
-def _check_demonstrations(method: Method, data: Dataset) -> None:
-    """Raises DataError if a method does what another demonstration shows, and there is none for any episode."""
+def _check_demonstrations(method: Method, data: Dataset, stream: ShardStream | None) -> None:
+    """Raises UserError if a method does what another demonstration shows, and there is none for any episode. Warns if
+    there is none for some.
+    """
     if not any(isinstance(part, ShowDemonstration) for part in method.transforms):
         return
-    tasks = Counter(map(task_of, data.iterate_once()))
-    if "" not in tasks and max(tasks.values(), default=0) < 2:
-        raise DataError(f"the {len(data)} episodes show {len(tasks)} tasks, and no two of them the same",
-                        where=data.metadata.get("path") or "data set",
+    if stream is not None:
+        raise Unsupported("demonstrations of the same task are looked for among all episodes, and a stream has only "
+                          "some in memory", where="ShowDemonstration", hint="train without a stream (--buffer-size)")
+    times = Counter(tasks := [task_of(episode) for episode in data.iterate_once()])
+    alone = sum(times[task] < 2 for task in tasks)
+    if "" in times:  # the transform says which episode
+        return
+    path = data.metadata.get("path") or "data set"
+    if alone == len(tasks):
+        raise DataError(f"the {len(tasks)} episodes show {len(times)} tasks, and no two of them the same", where=path,
                         hint="record several episodes of each task, or name equal tasks with equal words")
+    if alone:
+        warnings.warn(f"{path}: {alone} of {len(tasks)} episodes are the only ones of their task. They are left out, "
+                      "because there is no other to show.", DataWarning, stacklevel=3)
 
 
 def check_method(method: Method, data: Dataset) -> None:

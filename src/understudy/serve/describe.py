@@ -55,7 +55,8 @@ def policy_metadata(served: ServedPolicy, schema: Mapping[str, object], *, name:
         "n_obs_steps": window.n_obs_steps, **steps, "chunks": served.policy_actor is not None,
         "texts": list(served.texts), "action_scale": scale,
         # for clients with PyTorch, which plan with RemotePlanner
-        "inputs": list(planner.inputs), "features": {k: asdict(f) for k, f in planner.features.items()},
+        "inputs": list(planner.inputs), "defaults": [n for n in served.defaults if n not in served.texts],
+        "features": {k: asdict(f) for k, f in planner.features.items()},
         "action_dim": planner.action_dim, "is_discrete": planner.is_discrete,
         "is_deterministic": planner.is_deterministic, "window": config.dump(window),
         "executor": None if executor is None else config.dump(executor), **about}}

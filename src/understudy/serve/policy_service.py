@@ -427,8 +427,11 @@ def _flattened(columns: Mapping[str, object], place: str = ""):
 def _explicit_plan(served: ServedPolicy, request: Request) -> _Plan:
     """The plan of explicit windows, as a planner gets them."""
     planner, obs = served.planner, {}
-    names = (*planner.inputs, *planner.window.pad_masks(planner.inputs))
+    names = (*planner.inputs, *(masks := planner.window.pad_masks(planner.inputs)))
+    constant = {name for name in names if name.removesuffix("?") in served.defaults} - {*request.columns}
     for name in names:
+        if name in constant:
+            continue
         if name not in request.columns:
             raise RequestError(f"the windows lack {name!r}; the client sent {', '.join(sorted(request.columns))}")
         value = torch.from_numpy(as_array(request.columns[name], name))
@@ -439,9 +442,16 @@ def _explicit_plan(served: ServedPolicy, request: Request) -> _Plan:
         if value.is_floating_point() and name + "?" not in names and not value.isfinite().all():
             raise RequestError(f"{name!r} is not finite")
         obs[name] = (value.float() if value.is_floating_point() else value).to(planner.device)
-    n = len(obs[names[0]])
-    if not 1 <= n <= MAX_ROWS or any(len(v) != n for v in obs.values()):
+    sizes = {len(value) for value in obs.values()}
+    if len(sizes) != 1 or not 1 <= (n := sizes.pop()) <= MAX_ROWS:
         raise RequestError(f"the windows must have the same number of rows, from 1 to {MAX_ROWS}")
+    given = next((obs[name] for name in masks if name in obs), None)  # where the history has begun: the same for all
+    for name in constant:
+        if name in masks and given is not None:
+            obs[name] = given
+        else:
+            value = served.defaults[name]
+            obs[name] = value.to(planner.device).expand(n, planner.window.n_obs_steps, *value.shape)
     key, count = (_whole_numbers(request, k, n).to(planner.device) for k in ("key", "count"))
 
     def finish(chunk: Tensor) -> Reply:

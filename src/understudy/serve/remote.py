@@ -45,7 +45,7 @@ class RemotePlanner(Planner):
         if about.get("protocol") != PROTOCOL:
             raise UserError(f"the server does not say what its policy reads in protocol {PROTOCOL}", where=client.url,
                             hint="serve it with the same version of understudy serve, or use Client.infer")
-        self.inputs = tuple(about["inputs"])
+        self.inputs = tuple(name for name in about["inputs"] if name not in about.get("defaults", ()))
         self.features: Schema = {k: Feature.from_json(f) for k, f in about["features"].items()}
         self.window: Window = config.load(about["window"], where=client.url)
         self.executor: Executor | None = (

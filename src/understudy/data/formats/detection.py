@@ -207,7 +207,7 @@ def _parquet_format(path: Path) -> str:
     import pyarrow.parquet as pq
 
     with suppress(pa.ArrowInvalid, OSError):
-        if set(pq.read_schema(path).names) >= overcooked.COLUMNS:
+        if set(pq.read_schema(path.absolute()).names) >= overcooked.COLUMNS:
             return "overcooked"
     return "a single parquet file; a LeRobot data set is the folder that holds meta/ and data/"
 

@@ -484,7 +484,8 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     if not local.exists():
         raise damaged("the file is missing", file)
     with arrow.arrow_errors(file, "the Parquet file"):
-        return pq.ParquetFile(local, pre_buffer=False)  # what is buffered stays until the file is closed
+        # What is buffered stays until the file is closed. A relative path with a colon would be an address to pyarrow.
+        return pq.ParquetFile(local.absolute(), pre_buffer=False)
 
 
 def _check_column(source: pq.ParquetFile, name: str, file: Path) -> None:

@@ -72,7 +72,8 @@ class _LeRobotV21Writer(_LeRobotWriter):
     def _write_data(self, columns, lengths, first):
         table = _table(self.plan, self._schema, columns)
         for at, n in zip(np.cumsum(lengths) - lengths, lengths, strict=True):
-            pq.write_table(table.slice(at, n), self._file_path(DATA_PATH, int(columns["episode_index"][at])))
+            file = self._file_path(DATA_PATH, int(columns["episode_index"][at]))
+            pq.write_table(table.slice(at, n), file.absolute())
         return [{} for _ in lengths]
 
     def _write_video(self, camera, number, frames, times):

@@ -517,7 +517,7 @@ class _LeRobotWriter:
                 raise UserError(f"the other episode tables have a column {missing[0]!r}, which cannot be computed",
                                 where=self.root / "meta/episodes", hint="write the data set again, then append")
             table = table.select(self._table_columns)
-        pq.write_table(table, self._part("episodes"), use_dictionary=["tasks"])
+        pq.write_table(table, self._part("episodes").absolute(), use_dictionary=["tasks"])
 
     def _commit(self) -> None:
         info, root = dict(self.plan.info), self.root
@@ -620,7 +620,7 @@ def _write_tasks(path: Path, tasks: Mapping[str, int]) -> None:
         "pandas_version": "2.2.0"}
     table = pa.table({"task_index": pa.array(list(tasks.values()), pa.int64()), "task": pa.array(list(tasks))})
     with _replacing(path) as part:
-        pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), part)
+        pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), part.absolute())
 
 
 def _write_last(path: Path, rows: list[dict], plan: _StoragePlan) -> None:
@@ -634,7 +634,7 @@ def _write_last(path: Path, rows: list[dict], plan: _StoragePlan) -> None:
     table = pa.table({n: pa.array([r.get(n) for r in (*old, *rows)], kind)
                       for n, kind in {"episode_index": pa.int64(), **types}.items()})
     with _replacing(path) as part:
-        pq.write_table(table, part)
+        pq.write_table(table, part.absolute())
 
 
 def _write_metadata(path: Path, rows: list[dict], before: int) -> None:

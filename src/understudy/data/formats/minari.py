@@ -303,7 +303,7 @@ class TablesSource(_MinariSource):
         file = self.episode_folder(e)
         with arrow.arrow_errors(file):
             if self.kind == "parquet":
-                schema = pq.read_schema(file)
+                schema = pq.read_schema(file.absolute())
             else:
                 with pa.memory_map(str(file)) as mapped:
                     schema = pa.ipc.open_file(mapped).schema
@@ -351,7 +351,8 @@ class TablesSource(_MinariSource):
 
     def _table(self, episode) -> pa.Table:
         file = self.episode_folder(episode)
-        table = pq.read_table(file) if self.kind == "parquet" else pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        table = (pq.read_table(file.absolute()) if self.kind == "parquet" else
+                 pa.ipc.open_file(pa.memory_map(str(file))).read_all())
         steps = self.stored_metadata[episode]["total_steps"]
         if table.num_rows != steps + 1:
             raise damaged(f"it has {table.num_rows} rows instead of {steps + 1}, for {steps} steps", file)

@@ -120,7 +120,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix.lower() != ".csv":
         import pyarrow.parquet as pq
 
-        yield from pq.read_table(path).to_pylist()
+        yield from pq.read_table(path.absolute()).to_pylist()
         return
     csv.field_size_limit(1 << 24)
     with open(path, encoding="utf-8-sig", newline="") as handle:

@@ -243,8 +243,8 @@ METHODS: dict[str, NamedMethod] = {
                   "to blocks, and with many more tasks; here it reads a few frames",
                   needs=(NUMBERS_OR_CLASSES, "observations that are numbers", "several episodes of each of many tasks, "
                          "which have a name", "while acting: a demonstration")),
-        when="if many tasks have several demonstrations each, and a new task is easier to show than to say; words were "
-             "a little better in the toy of docs/language.md."),
+        when="if a task is easier to show than to say, and hundreds of demonstrations of many tasks exist; new tasks "
+             "succeed half as often in docs/language.md."),
     "gcbc": NamedMethod(
         "understudy.methods.behavior_cloning:gcbc",
         "Goal-conditioned behavior cloning: the goal of each step is a later observation of its episode.",

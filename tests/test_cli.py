@@ -1034,6 +1034,8 @@ def test_checkpoints_of_another_schema(call, place, tmp_path):
     import shutil
 
     refused(call("eval", tmp_path / "no", "fork"), "not a trained run")
+    (tmp_path / "policy.pt2").touch()
+    refused(call("eval", tmp_path / "policy.pt2", "fork"), "name the run it was exported from")
 
     def changed(name, change):
         run = tmp_path / name

@@ -26,6 +26,7 @@ from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.formats import lerobot, open_dataset, remote
 from understudy.data.stream import ShardStream, _chunk_episodes, _expand_braces
+from understudy.data.views import write_view
 from understudy.data.window import Goal
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
@@ -261,6 +262,14 @@ def test_shards_that_are_odd(tmp_path):
             ShardStream(tmp_path / name).first_episodes(1)
     with pytest.raises(UserError, match="buffer needs at least one step"):
         ShardStream(good, buffer_size=0)
+
+
+def test_a_view_is_no_shard(tmp_path, demos):
+    lerobot.write(demos[:5], tmp_path / "demos")
+    write_view(tmp_path / "few", tmp_path / "demos")
+    with pytest.raises(UserError, match="few: a view is no shard") as told:
+        ShardStream(tmp_path / "few")
+    assert f"understudy view materialize {tmp_path / 'few'}" in str(told.value)
 
 
 def test_a_recorded_data_set_is_a_stream(tmp_path, demos):

@@ -918,6 +918,8 @@ def find_checkpoint(folder: Path | str) -> Path:
     raise UserError(f"this is not a trained run or a checkpoint: {_describe_path(folder)}", where=folder, hint=(
         f"name one of these: {', '.join(map(str, found))}" if (found := _saved_checkpoints(folder)) else
         f"name the folder: {folder.parent}" if (folder.parent / "policy.json").exists() else
+        "name the run it was exported from, or export it as FILE.onnx; a .pt2 file is for programs without understudy"
+        if folder.suffix == ".pt2" and folder.exists() else
         f"train on them: understudy train METHOD {folder} --out RUN" if (folder / "meta" / "info.json").exists() else
         "check the path, or train one: understudy train METHOD DATA --out RUN"))
 

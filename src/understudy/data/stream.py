@@ -19,6 +19,7 @@ import copy
 import io
 import json
 import re
+import shlex
 import tarfile
 import threading
 import zipfile
@@ -40,6 +41,7 @@ from . import cache, video
 from .batch_sampler import BatchSampler
 from .episode import Dataset, Episode
 from .formats import remote
+from .view_file import is_view
 from .window import Windows
 
 _SUFFIXES = (".tar", ".parquet")
@@ -277,6 +279,9 @@ def _shard_urls(name: str) -> list[str]:
         path = Path(name).expanduser() if at is None else remote.local_path(name)
         if not path.exists():
             raise UserError("there is no shard and no folder here", where=path, hint="check the path")
+        if is_view(path):
+            raise UserError("a view is no shard: its operations need all of its data", where=path,
+                            hint=f"write it out first: understudy view materialize {shlex.quote(str(path))} --out DST")
         if (path / "meta" / "info.json").exists():  # a LeRobot data set, where tables are next to the data
             path = path / "data"
         return [str(p) for p in sorted(path.rglob("*")) if p.suffix in _SUFFIXES and p.is_file()] if path.is_dir() \

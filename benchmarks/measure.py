@@ -290,6 +290,17 @@ def insert(name: str, text: str, page: str = "formats.md") -> None:
     path.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
+def publish(name: str, text: str, page: str, tiny: bool) -> None:
+    """Prints the tables of a benchmark, and inserts them into docs/PAGE unless they are of the smallest size."""
+    if not text:
+        return
+    if tiny:
+        print("**These numbers are from the smallest size of the benchmark, which only shows that it runs.**\n")
+    print(text)
+    if not tiny:
+        insert(name, text, page)
+
+
 def percent(low: float, middle: float, high: float, sign: str = "") -> str:
     """A share with its interval in whole percent, for tables: "90 [87, 93]".
 

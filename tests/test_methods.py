@@ -343,7 +343,7 @@ WITHOUT = {
         STATES, "no episode has a task in words"),
     "a task in words for some episodes": (STATES, "no episode has a task in words"),
     "states that are numbers": (CLASSES, "is not a vector of numbers|the states are of kind 'discrete'"),
-    "observations that are numbers": (CLASSES, "is of kind 'discrete'|no column of numbers"),
+    "observations that are numbers": (CLASSES, "is of kind 'discrete'"),
     "several episodes of each of many tasks, which have a name": (STATES, "the episode has no task"),
     "only observations that are numbers": (CLASSES, "cannot read a column of kind 'discrete'"),
     "one square camera image, and actions that are one motion: where to pick, where to place, and the turn": (

@@ -86,6 +86,21 @@ def test_tasks_of_one_episode_each_are_refused_before_the_training(tmp_path):
     method = replace(method, learner=replace(method.learner, steps=1))
     with pytest.warns(DataWarning, match="2 of 5 episodes are the only ones of their task. They are left out"):
         train(method, lines("abcaa"), tmp_path / "run", val_fraction=0)
+    with pytest.warns(DataWarning, match="1 of 4 episodes are the only ones .* Held-out episodes do not count"):
+        train(method, lines("aabba"), tmp_path / "held", val_fraction=[3])
+    with pytest.raises(DataError, match="the 2 episodes that are trained on show 2 tasks, and no two"):
+        train(method, lines("aabb"), tmp_path / "too-few", val_fraction=[1, 3])
+    assert not (tmp_path / "too-few/checkpoints").exists()
+
+
+def test_training_in_memory_also_says_which_episodes_are_alone():
+    data = lines("abcaa")
+    method = find_method("one-shot", data.features(), n_frames=1, horizon=1, width=16)
+    method = replace(method, learner=replace(method.learner, steps=1))
+    with pytest.warns(DataWarning, match="2 of 5 episodes are the only ones of their task"):
+        fit_method(method, data, seed=0)
+    with pytest.raises(DataError, match="the 3 episodes show 3 tasks, and no two of them the same"):
+        fit_method(method, data[:3], seed=0)
 
 
 def turns(n):

@@ -72,7 +72,7 @@ def demonstration_source(text: str) -> str | None:
 
 
 def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...] = ()
-                         ) -> tuple[ShowDemonstration, Dataset] | None:
+                         ) -> tuple[Dataset, ShowDemonstration] | None:
     """Opens the demonstrations of --condition demonstration=DATA[:EPISODE].
 
     Args:
@@ -81,7 +81,7 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
         trust: Packages whose code may be loaded.
 
     Returns:
-        How they become columns, and the demonstrations. None if the policy of the run does not read one.
+        The demonstrations, and how they become columns. None if the policy of the run does not read one.
 
     Raises:
         UserError: The policy reads a demonstration, but none or more than one source was given, or it does not fit.
@@ -101,7 +101,7 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
         raise ConfigError(f"{columns[0]!r} names a frame of the demonstration", where="--condition",
                           hint="leave it out: demonstration=DATA gives all frames")
     path, colon, number = given[0].rpartition(":")
-    one = bool(colon) and not Path(given[0]).exists()
+    one = bool(colon) and not Path(given[0]).exists()  # names may have a colon
     if one and not number.isdecimal():
         raise ConfigError(f"{number!r} is not the number of an episode", where=f"--condition demonstration={given[0]}",
                           hint=f"a whole number from 0: {SHOW}")
@@ -111,7 +111,7 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
                         where=f"--condition demonstration={given[0]}", hint="episodes are counted from 0")
     data = data.select([int(number)]) if one else data
     _check_demonstrations(run, show, data)
-    return show, data
+    return data, show
 
 
 def _check_demonstrations(run: Path, show: ShowDemonstration, data: Dataset) -> None:

@@ -417,7 +417,7 @@ def _make_actor(run: Path, o: EvalOptions, robot: RobotEnv | None) -> Actor:
     columns = {**words, **conditions}
     plays = ObservationWrapper(plays, columns) if columns else plays
     demonstrated = shown_demonstrations(run, o.condition, o.trust)
-    return plays if demonstrated is None else DemonstratedActor(plays, demonstrated[1], demonstrated[0])
+    return plays if demonstrated is None else DemonstratedActor(plays, *demonstrated)
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
     conditions = parse_conditions(o.condition, env.features)
     given |= {name: Feature("float32", tuple(value.shape)) for name, value in conditions.items()}
     if demonstrated := shown_demonstrations(run, o.condition, o.trust):
-        show, demonstrations = demonstrated
+        demonstrations, show = demonstrated
         given |= dict.fromkeys(show.into, show.feature(demonstrations.features()))
     planner, actor, shown = load_policy(run, o, rows, {**env.features, **given})
     check_images({name: planner.features[name] for name in planner.inputs}, env)
@@ -130,10 +130,10 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
     by = f"policy {weights_digest(weights_path(run))}" + (f", {o.executor}" if o.executor is not None else "")
     by += (f", told {o.task!r}" if words else "") + "".join(
         f", {text}" for text in o.condition if demonstration_source(text) is None)
-    if demonstrated:
-        by += f", shown {demonstrations.fingerprint()[:16]}"
     actor = ObservationWrapper(actor, {**words, **conditions}) if words or conditions else actor
-    return (actor if demonstrated is None else DemonstratedActor(actor, demonstrations, show)), by
+    if demonstrated:
+        return DemonstratedActor(actor, *demonstrated), f"{by}, shown {demonstrated[0].fingerprint()}"
+    return actor, by
 
 
 def tell_scaled_images(planner: Planner, env: Env, reader: object) -> None:

@@ -278,7 +278,7 @@ def load_service(o: ServeOptions) -> PolicyService:
     if any(demonstration_source(text) is not None for text in o.condition):  # otherwise clients send it
         if (demonstrated := shown_demonstrations(o.run, o.condition, o.trust)) is None:
             raise ConfigError("this policy does not read a demonstration", where="--condition", hint="leave it out")
-        show, data = demonstrated
+        data, show = demonstrated
         if len(data) != 1:
             raise ConfigError(f"there are {len(data)} episodes, but a server shows one", where="--condition",
                               hint="name it: --condition demonstration=DATA:3")

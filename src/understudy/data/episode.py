@@ -312,6 +312,43 @@ class EpisodeList(ColumnSource):
         return map(self.episode, indices)
 
 
+class LabeledEpisodes(EpisodeList):
+    """The episodes of a data set with further columns.
+
+    Args:
+        data: The data set.
+        features: The features of the further columns, which the episodes have after their own.
+        columns: Returns the further columns of an episode by its number in the data set. Each has a row for each step.
+    """
+
+    def __init__(self, data: Dataset, features: Mapping[str, Feature],
+                 columns: Callable[[int], Mapping[str, np.ndarray]]):
+        self._data, self._features, self._columns = data, features, columns
+        self.metadata = data.metadata
+
+    def __len__(self):
+        return len(self._data)
+
+    def episode(self, number, read=None):
+        episode = self._data[number].replace(self._columns(number))
+        return replace(episode, schema={**episode.schema, **self._features})
+
+    def lengths_of(self, indices):
+        return self._data.source.lengths_of(self._theirs(indices))
+
+    def select(self, indices):
+        return self, indices
+
+    def contiguous(self, name, indices):
+        return None if name in self._features else self._data.source.contiguous(name, self._theirs(indices))
+
+    def frames(self, name, episode):
+        return self._data.frames(name, episode)
+
+    def _theirs(self, indices: Indices) -> list[int]:
+        return [self._data.indices[i] for i in indices]
+
+
 class _LazyMap(EpisodeList):
     """The episodes of another source. The function is applied when an episode is asked for."""
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..core import DataError, Feature, Schema, check_range, keys, role
-from .episode import Dataset, Episode, EpisodeList
+from .episode import Dataset, Episode, LabeledEpisodes
 from .operations import Operation
 from .relabel import task_texts
 
@@ -21,9 +19,9 @@ class ShowDemonstration(Operation):
     """Adds frames of another episode of the same task, which a policy reads as the description of what to do.
 
     The frames are evenly spaced from the first to the last observation. Frame i is the column
-    ``observation.demonstration.<i>``, so that it has statistics and weights of its own. Each step is shown another
+    ``observation.demonstration.<i>``, so that it has its own statistics and weights. Each step is shown another
     episode, drawn at random, because a policy that always saw the same one with an episode could remember the pair. Let
-    the policy read one observation: in a history the demonstration would change.
+    the policy read one observation, because a history would show several demonstrations.
 
     The task of an episode is that of `task_texts`: its column or metadata "task", or the text that the environment
     showed. Tasks are the same if their words are equal. An episode without others of its task is left out.
@@ -59,15 +57,18 @@ class ShowDemonstration(Operation):
             features: The columns of the demonstrations.
 
         Raises:
-            DataError: A column is not there, is not observed, or has no numbers.
+            DataError: A column is missing, is not observed, or is not numeric.
         """
-        observed = numeric_observations(features)
-        hint = f"name some of {', '.join(observed)}" if observed else "the data have no numbers that are observed"
+        where, observed = "ShowDemonstration.columns", numeric_observations(features)
+        hint = f"name some of {', '.join(observed)}" if observed else "no observation of the data is numeric"
         for name in self.columns:
+            if role(name) == "observation" and name in features and name not in observed:
+                raise DataError(f"the column {name!r} is of kind {features[name].kind!r}, but a frame is numeric",
+                                where=where, hint=hint)
             if name not in observed:
-                raise DataError(f"there is no column of numbers {name!r}", where="ShowDemonstration.columns", hint=hint)
+                raise DataError(f"there is no observed column {name!r}", where=where, hint=hint)
         if not self.columns:
-            raise DataError("a frame has no columns", where="ShowDemonstration.columns", hint=hint)
+            raise DataError("a frame has no columns", where=where, hint=hint)
         return Feature("float32", (sum(features[name].size for name in self.columns),))
 
     def frames(self, episode: Episode) -> np.ndarray:
@@ -115,10 +116,16 @@ class ShowDemonstration(Operation):
                             where=f"episode {tasks.index('')}",
                             hint="name it, as the metadata or the column 'task' (--columns task=NAME for one with "
                                  "another name)")
-        times = Counter(tasks)
-        kept = [i for i, task in enumerate(tasks) if times[task] > 1]
-        shown = _ShownEpisodes(data.select(kept), self, feature, frames[kept], [tasks[i] for i in kept])
-        return Dataset(shown, data.metadata)
+        names, task = np.unique(tasks, return_inverse=True)
+        same = [np.flatnonzero(task == n) for n in range(len(names))]  # the episodes of each task
+        kept = [i for i, n in enumerate(task) if len(same[n]) > 1]
+        steps, drawn = data.lengths, []  # for each episode, which one its steps are shown, (T+1,)
+        for i, key in zip(kept, keys(self.seed, range(len(kept))).tolist(), strict=True):
+            others = np.delete(same[task[i]], np.searchsorted(same[task[i]], i))
+            drawn.append(others[keys(key, range(steps[i] + 1)).numpy() % len(others)])
+        columns = LabeledEpisodes(data.select(kept), dict.fromkeys(self.into, feature), lambda number: {
+            name: frames[drawn[number], i] for i, name in enumerate(self.into)})
+        return Dataset(columns, data.metadata)
 
 
 def numeric_observations(features: Schema) -> tuple[str, ...]:
@@ -129,43 +136,3 @@ def numeric_observations(features: Schema) -> tuple[str, ...]:
 def task_of(episode: Episode) -> str:
     """Returns the task of an episode, or the first of its tasks. Empty if it has none."""
     return str(task_texts(episode)[0]).strip()
-
-
-class _ShownEpisodes(EpisodeList):
-    """The episodes of a data set, with a demonstration at each step.
-
-    Args:
-        data: The data set.
-        show: What is shown.
-        feature: The feature of a frame.
-        frames: The frames of all episodes, (N, n_frames, D).
-        tasks: The task of each episode.
-    """
-
-    def __init__(self, data: Dataset, show: ShowDemonstration, feature: Feature, frames: np.ndarray,
-                 tasks: Sequence[str]):
-        self._data, self._show, self._feature, self._frames = data, show, feature, frames
-        self.metadata = data.metadata
-        groups: dict[str, list[int]] = {}
-        for i, task in enumerate(tasks):
-            groups.setdefault(task, []).append(i)
-        self._same = [groups[task] for task in tasks]  # the episodes of the same task
-
-    def __len__(self):
-        return len(self._same)
-
-    def episode(self, number, read=None):
-        episode, others = self._data[number], np.array([i for i in self._same[number] if i != number])
-        key = int(keys(self._show.seed, [number]))
-        drawn = others[keys(key, range(len(episode) + 1)).numpy() % len(others)]  # (T+1,)
-        columns = {name: self._frames[drawn, i] for i, name in enumerate(self._show.into)}
-        episode = episode.replace(columns)
-        return replace(episode, schema={**episode.schema, **dict.fromkeys(columns, self._feature)})
-
-    def select(self, indices):
-        return self, indices
-
-    def contiguous(self, name, indices):
-        if name in self._show.into:
-            return None
-        return self._data.source.contiguous(name, [self._data.indices[i] for i in indices])

@@ -22,7 +22,7 @@ NUMBER = "demonstration"  # recorded column: number of the demonstration
 class DemonstratedActor(Actor):
     """An actor that is shown one demonstration from the first step of an episode to the last.
 
-    It is drawn at random. If there are several, and the environment shows tasks of its own in words
+    It is drawn at random. If there are several, and the environment shows a task in words
     (`observation.task`), it is a demonstration of this task: of equal words. Its number is recorded as the column
     `demonstration`.
 
@@ -44,8 +44,11 @@ class DemonstratedActor(Actor):
             raise DataError("there is no demonstration", where="DemonstratedActor.demonstrations",
                             hint="give at least one episode")
         drawn = uniform(key, torch.zeros_like(key), (1,), stream=11)[:, 0]
-        of = [self._shows(bytes(row)) for row in obs[SHOWN_TASK].numpy()] if self._told(obs) else [self._all] * len(key)
-        shown = torch.tensor([int(same[int(u * len(same))]) for same, u in zip(of, drawn.tolist(), strict=True)])
+        if len(self.demonstrations) > 1 and SHOWN_TASK in obs and obs[SHOWN_TASK].dtype == torch.uint8:
+            fitting = [self._of_task(bytes(row)) for row in obs[SHOWN_TASK].numpy()]
+        else:
+            fitting = [np.arange(len(self.demonstrations))] * len(key)
+        shown = torch.tensor([int(of[int(u * len(of))]) for of, u in zip(fitting, drawn.tolist(), strict=True)])
         return {"actor": self.actor.start({**obs, **self._columns(shown)}, key), "shown": shown}
 
     def act(self, obs, state):
@@ -54,37 +57,22 @@ class DemonstratedActor(Actor):
         record = {**inner.pop("record", {}), NUMBER: state["shown"][:, None]}
         return action, {"actor": inner, "shown": state["shown"], "record": record}
 
-    def _told(self, obs) -> bool:
-        return len(self.demonstrations) > 1 and SHOWN_TASK in obs and obs[SHOWN_TASK].dtype == torch.uint8
-
-    def _shows(self, said: bytes) -> np.ndarray:
+    def _of_task(self, said: bytes) -> np.ndarray:
         """The numbers of the demonstrations of a task."""
-        task = decode_text(np.frombuffer(said, np.uint8)).strip()
-        if not len(found := np.flatnonzero(self._tasks == task)):
-            known = ", ".join(map(repr, np.unique(self._tasks).tolist()[:4]))
+        task, tasks = decode_text(np.frombuffer(said, np.uint8)).strip(), self._read[1]
+        if not len(found := np.flatnonzero(tasks == task)):
+            known = ", ".join(map(repr, np.unique(tasks).tolist()[:4]))
             raise DataError(f"no demonstration shows the task {task!r} of the environment; they show {known}",
                             where="DemonstratedActor.demonstrations",
                             hint="show one of each task, named with equal words, or a single one for all")
         return found
 
     def _columns(self, shown: Tensor) -> dict[str, Tensor]:
-        frames = self._frames[shown]
+        frames = self._read[0][shown]
         return {name: frames[:, i] for i, name in enumerate(self.show.into)}
 
     @cached_property
-    def _all(self) -> np.ndarray:
-        return np.arange(len(self.demonstrations))
-
-    @cached_property
     def _read(self) -> tuple[Tensor, np.ndarray]:
+        """The frames of all demonstrations, (N, n_frames, D), and their tasks."""
         frames, tasks = self.show.all_frames(self.demonstrations)
         return torch.from_numpy(frames), np.array(tasks)
-
-    @property
-    def _frames(self) -> Tensor:
-        """(N, n_frames, D)."""
-        return self._read[0]
-
-    @property
-    def _tasks(self) -> np.ndarray:
-        return self._read[1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,9 +14,10 @@ from typing import Any, cast
 import torch
 
 from ..checkpoint import CheckpointModule, FromStage
-from ..core import Schema, Unsupported, UserError, as_seed, role
+from ..core import DataError, DataWarning, Schema, Unsupported, UserError, as_seed, role
 from ..data.episode import Dataset
 from ..data.packed_columns import check_steps
+from ..data.shown_demonstration import ShowDemonstration, task_of
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights
 from ..execute.actor import Actor
@@ -103,6 +106,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
     check_arguments(method, data)
     seed = as_seed(seed, bits=63)
     check_collection(method, env, person, sampling_weights)
+    check_demonstrations(method, data)
     where = devices.choose_device(device)
     stages = dict(stages or {})
     check_stages(method, tuple(stages))
@@ -207,6 +211,44 @@ def _describe_kind(value: object) -> str:
     if isinstance(value, str):
         return f"the text {value!r}"
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int] = (),
+                         stream: ShardStream | None = None) -> None:
+    """Checks that there is another demonstration of its task for each episode, if a method shows one.
+
+    Warns if some episodes have none. `ShowDemonstration` leaves them out, and refuses episodes without a task.
+
+    Args:
+        method: The method.
+        data: All episodes.
+        left_out: Numbers of the episodes that are held out, or not trained on for another reason.
+        stream: The stream of which `data` are the first episodes.
+
+    Raises:
+        Unsupported: There is a stream.
+        DataError: There is no other demonstration for any episode.
+    """
+    if not any(isinstance(part, ShowDemonstration) for part in method.transforms):
+        return
+    if stream is not None:
+        raise Unsupported("demonstrations of the same task are looked for among all episodes, and a stream has only "
+                          "some in memory", where="ShowDemonstration", hint="train without a stream (--buffer-size)")
+    tasks, path = [task_of(episode) for episode in data.iterate_once()], data.metadata.get("path") or "data set"
+    if not tasks or "" in tasks:
+        return
+    if len(set(tasks)) == len(tasks):
+        raise DataError(f"the {len(tasks)} episodes show {len(tasks)} tasks, and no two of them the same", where=path,
+                        hint="record several episodes of each task, or name equal tasks with equal words")
+    trained = [task for i, task in enumerate(tasks) if i not in left_out]
+    alone = sum(n for n in Counter(trained).values() if n == 1)
+    if alone == len(trained):
+        raise DataError(f"the {alone} episodes that are trained on show {alone} tasks, and no two of them the same",
+                        where=path, hint="hold out fewer episodes (--val-fraction), or record more of each task")
+    if alone:
+        warnings.warn(f"{path}: {alone} of {len(trained)} episodes are the only ones of their task. They are left out, "
+                      "because there is no other to show."
+                      + (" Held-out episodes do not count." if left_out else ""), DataWarning, stacklevel=3)
 
 
 def check_collection(method: Method, env: Any, person: Actor | None, sampling_weights: SamplingWeights | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointModule, FromStage
 from ..core import Batch, Feature, UserError
-from ..data.episode import Dataset, EpisodeList
+from ..data.episode import Dataset, LabeledEpisodes
 from ..data.operations import Operation
 from ..data.window import Windows
 
@@ -107,37 +107,5 @@ class LatentLabels(Operation):
         latents = encoder.latents(data).cpu().numpy().astype(encoder.latent.dtype)
         held = [column[np.arange(len(column)) // self.period * self.period]
                 for column in np.split(latents, np.cumsum(data.lengths)[:-1])]
-        return Dataset(LabeledEpisodes(data, self.into, encoder.latent, held), data.metadata)
-
-
-class LabeledEpisodes(EpisodeList):
-    """The episodes of a data set with one more column, which is in memory.
-
-    Args:
-        data: The data set.
-        name: Name of the column.
-        feature: Its feature.
-        columns: The column of each episode.
-    """
-
-    def __init__(self, data: Dataset, name: str, feature: Feature, columns: list[np.ndarray]):
-        self._data, self._name, self._feature, self._columns = data, name, feature, columns
-        self.metadata = data.metadata
-
-    def __len__(self):
-        return len(self._columns)
-
-    def episode(self, number, read=None):
-        episode = self._data[number].replace({self._name: self._columns[number]})
-        return replace(episode, schema={**episode.schema, self._name: self._feature})
-
-    def select(self, indices):
-        return self, indices
-
-    def contiguous(self, name, indices):
-        if name == self._name:
-            return None
-        return self._data.source.contiguous(name, [self._data.indices[i] for i in indices])
-
-    def frames(self, name, episode):
-        return self._data.frames(name, episode)
+        labeled = LabeledEpisodes(data, {self.into: encoder.latent}, lambda i: {self.into: held[i]})
+        return Dataset(labeled, data.metadata)

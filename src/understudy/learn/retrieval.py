@@ -9,10 +9,10 @@ import torch
 
 from ..checkpoint import FromStage
 from ..core import DataError, Feature, UserError
-from ..data.episode import Dataset
+from ..data.episode import Dataset, LabeledEpisodes
 from ..data.mixture import DATASET_NAME
 from ..data.operations import Operation
-from .latent_labels import LabeledEpisodes, LatentEncoder, check_trained
+from .latent_labels import LatentEncoder, check_trained
 
 SAMPLING_WEIGHT = "sampling_weight"  # the column of `Retrieve`, unless another is named
 BLOCK = 1024  # windows that are compared with the task at a time
@@ -82,7 +82,8 @@ class Retrieve(Operation):
                 retrieved = np.flatnonzero(~is_task)[self._retrieved(self.distances(data, is_task))]
                 weights[retrieved] = (1 - self.task_fraction) / max(len(retrieved), 1)
         columns = np.split(weights[:, None], np.cumsum(lengths)[:-1])
-        return Dataset(LabeledEpisodes(data, self.into, Feature("float64", (1,)), columns), data.metadata)
+        labeled = LabeledEpisodes(data, {self.into: Feature("float64", (1,))}, lambda i: {self.into: columns[i]})
+        return Dataset(labeled, data.metadata)
 
     def distances(self, data: Dataset, is_task: np.ndarray) -> np.ndarray:
         """Returns the distance of each prior window to the nearest one of the task, (n,).

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +21,7 @@ import torch
 
 from .. import __version__, config
 from ..checkpoint import CheckpointModule
-from ..core import DataError, DataWarning, Schema, Unsupported, UserError, as_seed, role
+from ..core import DataError, DataWarning, Schema, UserError, as_seed, role
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
@@ -30,7 +29,6 @@ from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.packed_columns import check_columns
 from ..data.relabel import SHOWN_TASK, TaskText, task_texts
 from ..data.segments import CutSegments
-from ..data.shown_demonstration import ShowDemonstration, task_of
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights, Windows
 from ..execute.actor import LAST_REWARD, Actor
@@ -41,7 +39,15 @@ from .callbacks import LossCurve, ProgressBar
 from .data_collection import Training
 from .devices import Processes
 from .fit import Callback, Learner, fit
-from .fit_method import ROWS, acting_policy, check_arguments, check_collection, fit_policy, part_of
+from .fit_method import (
+    ROWS,
+    acting_policy,
+    check_arguments,
+    check_collection,
+    check_demonstrations,
+    fit_policy,
+    part_of,
+)
 from .method import (
     Method,
     Stage,
@@ -146,7 +152,6 @@ def train(
     where = devices.choose_device(device)
     check_stages(method, stages_before(Path(out)))
     check_collection(method, env, person, sampling_weights, stream)
-    _check_demonstrations(method, data, stream)
     if stream is None:  # later episodes of a stream may have words
         _check_task_texts(method, data)
     if steps is not None:
@@ -179,6 +184,7 @@ def train(
         if left_out and processes.first:
             _warn_of_left_out(left_out, len(data))
         gone = {*held, *left_out}
+        check_demonstrations(method, data, gone, stream)
         if method.wrapper is None and not any(find_references(method.transforms)):  # before stages train for hours
             check_method(method, training_data(data, method))
         documents = {"method.json": config.dump(method), "provenance.json": make_provenance(
@@ -522,28 +528,6 @@ def _check_task_texts(method: Method, data: Dataset) -> None:
                  "'task=WORDS'; or each its own, in a column 'task' (--columns task=NAME for one with another name); "
                  "or choose a method without words, such as gcbc",
         )
-
-
-def _check_demonstrations(method: Method, data: Dataset, stream: ShardStream | None) -> None:
-    """Raises UserError if a method does what another demonstration shows, and there is none for any episode. Warns if
-    there is none for some.
-    """
-    if not any(isinstance(part, ShowDemonstration) for part in method.transforms):
-        return
-    if stream is not None:
-        raise Unsupported("demonstrations of the same task are looked for among all episodes, and a stream has only "
-                          "some in memory", where="ShowDemonstration", hint="train without a stream (--buffer-size)")
-    times = Counter(tasks := [task_of(episode) for episode in data.iterate_once()])
-    alone = sum(times[task] < 2 for task in tasks)
-    if "" in times:  # the transform says which episode
-        return
-    path = data.metadata.get("path") or "data set"
-    if alone == len(tasks):
-        raise DataError(f"the {len(tasks)} episodes show {len(times)} tasks, and no two of them the same", where=path,
-                        hint="record several episodes of each task, or name equal tasks with equal words")
-    if alone:
-        warnings.warn(f"{path}: {alone} of {len(tasks)} episodes are the only ones of their task. They are left out, "
-                      "because there is no other to show.", DataWarning, stacklevel=3)
 
 
 def check_method(method: Method, data: Dataset) -> None:

@@ -180,9 +180,9 @@ def warn_of_padding(window: Window, data: Dataset) -> None:
     # Episodes of the toy fork have 15 steps, and windows of 32 rows are the defaults of some methods. Training on half
     # of padding costs little. Most often the first episode is long enough, and no other is read.
     rows = max(window.n_obs_steps, window.horizon)
-    if any(3 * len(episode) >= rows for episode in data):
+    if not len(data) or any(3 * len(episode) >= rows for episode in data):
         return
-    longest = max(data.lengths, default=0)
+    longest = max(data.lengths)
     too_long = {name: n for name in ("horizon", "n_obs_steps") if (n := getattr(window, name)) > 3 * longest}
     told = " and ".join(f"{name}={n}" for name, n in too_long.items())
     options = " or ".join(f"--method.{name.replace('_', '-')}" for name in too_long)

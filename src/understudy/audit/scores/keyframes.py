@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from ...core import Feature, UserError
-from ...data.episode import Dataset
+from ...data.episode import Dataset, LabeledEpisodes
 from ...data.operations import Operation
 from ...data.packed_columns import PackedColumns
-from ...learn.latent_labels import LabeledEpisodes
 from .network_scores import fit_regression
 from .step_table import action_columns, action_numbers, episode_and_step, standardized
 
@@ -64,7 +63,8 @@ class MarkKeyframes(Operation):
         marked = np.zeros((len(error), 1), np.float32)
         marked[np.argsort(-error, kind="stable")[:n_marked]] = 1.0
         columns = np.split(marked, np.cumsum(data.lengths)[:-1])
-        return Dataset(LabeledEpisodes(data, self.into, Feature("float32", (1,)), columns), data.metadata)
+        labeled = LabeledEpisodes(data, {self.into: Feature("float32", (1,))}, lambda i: {self.into: columns[i]})
+        return Dataset(labeled, data.metadata)
 
     def errors(self, data: Dataset) -> list[np.ndarray]:
         """Returns the squared error of the prediction at each step, (T,) for each episode.

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from understudy.execute.actor import ObservationWrapper, PolicyActor  # noqa: E4
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon  # noqa: E402
 from understudy.execute.temporal_ensemble import TemporalEnsemble  # noqa: E402
 from understudy.heads.flow import Flow  # noqa: E402
-from understudy.policy import PolicyConfig  # noqa: E402
+from understudy.policy import Inpaint, PolicyConfig  # noqa: E402
 from understudy.robots.acting import act_on_robot  # noqa: E402
 from understudy.robots.base import Robot  # noqa: E402
 from understudy.serve.access import is_allowed, read_tokens, tls_context  # noqa: E402
@@ -265,6 +265,34 @@ def test_real_time_chunking_plans_for_the_delay_that_the_client_measured():
     guides = executor.guides(executor.last_chunk(run, torch.tensor([0])))
     want = replace(request, guides=guides).plan(planner)[0].detach()
     np.testing.assert_allclose(new[2:], want[2:], atol=2e-6)
+
+
+@dataclass(frozen=True)
+class Reaches(RecedingHorizon):
+    """Asks that the last step of each chunk is 5, in its requests and not in `guides`."""
+
+    n_action_steps: int = 4
+
+    def request_plan(self, planner, obs, state, rows=None):
+        request = super().request_plan(planner, obs, state, rows)
+        if request is None:
+            return None
+        action = torch.full((len(request.rows), planner.window.horizon, planner.action_dim), 5.0)
+        weight = torch.zeros(action.shape[:2])
+        weight[:, -1] = 1
+        return replace(request, guides=(Inpaint(action, weight), *request.guides))
+
+
+def test_a_chunk_is_requested_as_the_executor_requests_it():
+    service, executor = policy_service(Reaches()), Reaches()
+    planner, obs = service.served.planner, {STATE: torch.full((1, 1, 3), 0.1)}
+    run = executor.start(planner, obs, keys(0, [0]))
+    _, run = executor.act(planner, obs, run)
+    assert (run["chunk"][0, -1] - 5).abs().max() < 0.5  # else this test would show nothing
+    with BackgroundServer(service) as server, Client(server.url) as client:
+        for executed in (0, 2, 4):  # a client may ask before its chunk has been executed
+            chunk = client.infer(state(0.1), reset=True, episode=0, executed=executed)["actions"]
+            np.testing.assert_allclose(chunk, run["chunk"][0].detach(), atol=2e-6)
 
 
 class Slow:

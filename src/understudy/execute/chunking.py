@@ -82,15 +82,17 @@ class ChunkedExecutor(Executor):
         zero = torch.zeros_like(key)
         return {"key": key, "count": zero, "cursor": zero + self.n_action_steps, "chunk": empty_chunks(planner, key)}
 
-    def request_plan(self, planner: Planner, obs: Mapping[str, Tensor], state: State) -> PlanRequest | None:
+    def request_plan(self, planner: Planner, obs: Mapping[str, Tensor], state: State,
+                     rows: Tensor | None = None) -> PlanRequest | None:
         """Returns the plans that are needed before the next action, or None.
 
         Args:
             planner: The planner that will be asked.
             obs: Observation windows, (B, To, ...).
             state: The current state.
+            rows: Which rows get a plan, (R,), as when the client of a server asks for one. None for those that are due.
         """
-        if (rows := self.rows_due(state)) is None:
+        if rows is None and (rows := self.rows_due(state)) is None:
             return None
         due_obs = obs if len(rows) == len(state["key"]) else take(obs, rows)
         key, count, n = state["key"][rows], state["count"][rows], self.n_samples

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..core import State, UserError, keys, take, tree_map
 from ..execute.actor import Actor, PolicyActor
-from ..execute.base import sample_noise
 from ..execute.chunking import ChunkedExecutor, PlanRequest
 from ..policy import Guide, Inpaint, LastChunk, Planner
 from .service import Reply, Request, RequestError, Service
@@ -182,9 +181,10 @@ class PolicyService(Service):
         if (delay := request.whole("delay", None)) is not None:
             executor = executor.with_delay(delay)
         run = {**run, "cursor": torch.full_like(run["cursor"], executed)}
-        rows = torch.zeros(1, dtype=torch.int64)
-        plan = PlanRequest(rows, windows, _NO_NOISE, executor.guides(executor.last_chunk(run, rows)),
-                           executor.n_samples)
+        plan = executor.request_plan(planner, windows, run, torch.zeros(1, dtype=torch.int64))
+        if plan is None:
+            raise RequestError(f"{type(executor).__name__} plans at times of its own, so the server executes it: ask "
+                               "for single actions (mode 'action', or serve with --reply action)")
 
         def finish(chunk: Tensor) -> Reply:
             after = executor.accept_plan(planner, run, plan, chunk)
@@ -197,7 +197,7 @@ class PolicyService(Service):
                 if in_time:
                     state["run"], request.session.sent = after, actions
             return Reply({"actions": actions}, commit)
-        return _Plan(plan, run["key"], run["count"], finish)
+        return _Plan(plan, finish)
 
     def _next_action(self, served: ServedPolicy, request: Request) -> _Work:
         """One action. The server executes the chunks."""
@@ -250,9 +250,6 @@ _NO_CHUNKS = ("this policy is not executed in chunks, so the server executes it:
               "(mode 'action', or serve with --reply action)")
 
 
-_NO_NOISE = torch.zeros(0)
-
-
 # -- batches ----------------------------------------------------------------------------------------------------------
 
 
@@ -266,17 +263,13 @@ class _Done:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A chunk that is planned. The noise of all chunks is drawn together, which takes as long as that of one."""
-
-    request: PlanRequest  # without noise
-    key: Tensor
-    count: Tensor
+    request: PlanRequest
     finish: Callable[[Tensor], Reply]
 
     def kind(self):
         """Requests of one kind are planned together."""
         guides = tuple(type(g) for g in self.request.guides)
-        if not set(guides) <= {LastChunk, Inpaint}:
+        if type(self.request) is not PlanRequest or not set(guides) <= {LastChunk, Inpaint}:
             return self
         return ("plan", guides, self.request.n_samples, _signature(self.request.obs))
 
@@ -310,8 +303,8 @@ def _run_group(served: ServedPolicy, members: Sequence[_Work]) -> list[Reply | E
 def _run_together(served: ServedPolicy, members: Sequence[_Work]) -> list[Reply | Exception]:
     plans = [m for m in members if isinstance(m, _Plan)]
     if plans:
-        chunks = _merged(served.planner, plans).plan(served.planner)
-        sizes = [len(m.key) for m in plans]
+        chunks = _merged(plans).plan(served.planner)
+        sizes = [len(m.request.rows) for m in plans]
         return [_finished(m.finish, chunk) for m, chunk in zip(plans, chunks.split(sizes), strict=True)]
     acts = [m for m in members if isinstance(m, _Act)]
     if acts:
@@ -332,16 +325,15 @@ def _finished(finish: Callable[..., Reply], *results) -> Reply | Exception:
         return error
 
 
-def _merged(planner: Planner, plans: Sequence[_Plan]) -> PlanRequest:
-    """The requests as one, with noise."""
-    first, guides = plans[0].request, plans[0].request.guides
-    key, count = _joined([m.key for m in plans]), _joined([m.count for m in plans])
-    if len(plans) > 1:
-        guides = tuple(type(same[0])(*(torch.cat([getattr(g, f.name) for g in same]) for f in fields(same[0])))
-                       for same in zip(*(m.request.guides for m in plans), strict=True))
-    n = first.n_samples
-    noise = planner.noise(key, count) if n == 1 else sample_noise(planner, key, count, n)
-    return replace(first, rows=torch.arange(len(key)), obs=_joined([dict(m.request.obs) for m in plans]), noise=noise,
+def _merged(plans: Sequence[_Plan]) -> PlanRequest:
+    """The requests as one."""
+    requests = [m.request for m in plans]
+    if len(requests) == 1:
+        return requests[0]
+    guides = tuple(type(same[0])(*(torch.cat([getattr(g, f.name) for g in same]) for f in fields(same[0])))
+                   for same in zip(*(r.guides for r in requests), strict=True))
+    obs, noise = _joined([dict(r.obs) for r in requests]), _joined([r.noise for r in requests])
+    return replace(requests[0], rows=torch.arange(sum(len(r.rows) for r in requests)), obs=obs, noise=noise,
                    guides=guides)
 
 
@@ -456,7 +448,7 @@ def _explicit_plan(served: ServedPolicy, request: Request) -> _Plan:
 
     def finish(chunk: Tensor) -> Reply:
         return Reply({"actions": chunk.cpu().numpy()})
-    return _Plan(PlanRequest(torch.arange(n), obs, _NO_NOISE, _guides(request, planner, n)), key, count, finish)
+    return _Plan(PlanRequest(torch.arange(n), obs, planner.noise(key, count), _guides(request, planner, n)), finish)
 
 
 def _guides(request: Request, planner: Planner, n: int) -> tuple[Guide, ...]:

@@ -42,7 +42,8 @@ def check(data, rows, episodes=3, steps=8):
 def test_names_of_columns():
     assert parse_columns(["state=a,b", "action=c", "gripper=d", "reward=e", "episode=run"]) == {
         STATE: ("a", "b"), ACTION: ("c",), "observation.gripper": ("d",), "next.reward": ("e",), "episode": ("run",)}
-    for bad in ("state", "state=", "=a", "state=a,,b"):
+    assert parse_columns(["state = a, b", " episode= run "]) == {STATE: ("a", "b"), "episode": ("run",)}
+    for bad in ("state", "state=", " =a", "=a", "state=a,,b"):
         with pytest.raises(ConfigError, match="--columns state=q1,q2"):
             parse_columns([bad])
     with pytest.raises(ConfigError, match="observation.state is given twice"):

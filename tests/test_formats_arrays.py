@@ -573,8 +573,9 @@ GOOD = "state_0,state_1,action,note\n1,2,0.5,a\n3,4,1,b\n"
     ("state,observation,action\n1,2,3\n", ["line 1", "observation is a second column observation.state"]),
     ("state,state,action\n1,2,3\n", ["line 1", "a column has no name, or that of another column: 'state'"]),
     ("state,action\n1,2\n3\n", ["line 3", "there are 1 values for 2 names"]),
-    ("state,action\n1,2\n,3\n4,5\n", ["row 2, state", "this is not a number: ''"]),
-    ("state_0,state_1,action\n1,2,3\n4,five,6\n", ["row 2, state_1", "this is not a number: 'five'"]),
+    ("state,action\n1,2\n,3\n4,5\n", ["line 3, column state", "the cell is empty", "write the number there"]),
+    ("state_0,state_1,action\n1,2,3\n\n4,,6\n7,,8\n9,,\n", ["line 4, column state_1", "is empty (so are 2 others)"]),
+    ("state_0,state_1,action\n1,2,3\n4,five,6\n", ["line 3, column state_1", "this is not a number: 'five'"]),
     ("state,action,terminated\n1,2,0\n1,2,3\n", ["next.terminated", "a flag must be 0 or 1, not 3"]),
     ("state,action\n1,\x002\n", ["control characters"]),
     ("state,action\n", ["there is no line of values"]),
@@ -582,6 +583,18 @@ GOOD = "state_0,state_1,action,note\n1,2,0.5,a\n3,4,1,b\n"
 def test_tables_that_make_no_sense(text, parts, tmp_path):
     refused(_csv(tmp_path / "d", text), "episode_0.csv" if "3\n1,2,3" in text or "terminated" not in text else "d",
             *parts)
+
+
+@pytest.mark.parametrize("encoding, text, parts", [
+    ("latin-1", "state,angle°,action\n1,2,3\n", ["line 1, column angle°", "byte 0xb0, which is '°' in Latin-1"]),
+    ("latin-1", "state,note,action\n1,a,3\n1,für,3\n", ["line 3, column note", "byte 0xfc", "-f LATIN1 -t UTF-8"]),
+    ("utf-16", "state,action\n1,2\n", ["line 1", "it is UTF-16", "-f UTF-16 -t UTF-8"])])
+def test_a_table_that_is_not_utf8_is_named_with_its_cure(encoding, text, parts, tmp_path):
+    (tmp_path / "d").mkdir()
+    for path in (tmp_path / "a.csv", tmp_path / "d" / "episode_0.csv"):
+        path.write_bytes(text.encode(encoding))
+        assert "damaged" not in refused(path, path.name, *parts)
+        refused(path.parent if path.parent.name == "d" else path, path.name, *parts)
 
 
 def test_tables_that_disagree_with_each_other(tmp_path):

@@ -44,7 +44,7 @@ def parse_columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for text in texts:
         name, equals, columns = text.partition("=")
-        parts = tuple(part.strip() for part in columns.split(","))
+        name, parts = name.strip(), tuple(part.strip() for part in columns.split(","))
         if not (name and equals and all(parts)):
             raise ConfigError(f"{text!r} does not say which columns to read", where="--columns",
                               hint="such as --columns state=q1,q2 action=u1,u2")

@@ -192,7 +192,7 @@ def _table_format(path: Path) -> str:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             names = [name.strip() for name in handle.readline(1 << 16).split(",")]
     except UnicodeDecodeError:
-        return "a file of an unknown kind, called .csv"
+        raise folder.not_utf8(path) from None
     if set(names) >= overcooked.COLUMNS:
         return "overcooked"
     if any(_is_action(re.sub(r"_\d+$", "", name)) for name in folder.underscored(names)):

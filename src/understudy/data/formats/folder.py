@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core import Feature, UserError
+from ...core import DataError, Feature, UserError
 from ...files import write_json
 from .. import cache, video
 from ..episode import Dataset
@@ -66,6 +67,25 @@ def open_csv(path: Path, episode: str | None = None) -> Dataset:
     """
     source = CsvFolderSource(path)
     return Dataset(source) if path.is_dir() else cut_table(source, path, episode)
+
+
+def not_utf8(file: Path) -> DataError:
+    """Return the error for a table that is not UTF-8. It names the line and the column of the first wrong byte."""
+    text = file.read_bytes()
+    try:
+        text.decode("utf-8")
+        at = 0
+    except UnicodeDecodeError as error:
+        at = error.start
+    names = text.split(b"\n", 1)[0].decode("latin-1").strip().split(",")
+    line, column = text.count(b"\n", 0, at) + 1, text[text.rfind(b"\n", 0, at) + 1: at].count(b",")
+    problem = f"byte 0x{text[at]:02x}, which is {text[at:at + 1].decode('latin-1')!r} in Latin-1"
+    where, encoding = f"line {line}, column {names[min(column, len(names) - 1)]}", "LATIN1"
+    if text[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        problem, where, encoding = "it is UTF-16", "line 1", "UTF-16"
+    command = shlex.join(["iconv", "-f", encoding, "-t", "UTF-8", str(file)])
+    return DataError(f"the text is not UTF-8: {problem}", where=f"{file}, {where}",
+                     hint=f"save the table as UTF-8 (in a spreadsheet: CSV UTF-8), or convert it: {command} > NEW.csv")
 
 
 def other_separator(names: Sequence[str]) -> str | None:
@@ -238,12 +258,11 @@ class CsvFolderSource(FolderSource):
         """Reads every file once: whether a column is whole numbers is known only at its end."""
         kinds, times, cut, rows = [], [], [], []
         for file in self.files:
-            header, cells = self._cells(file)
-            table = _Table(file, header, cells)
+            table = _Table(file, *self._cells(file))
             kinds.append({name: (table.kind(name), len(keys)) for name, keys in table.columns.items()})
             rows.append({name: table.rows(name) for name in table.columns})
             if "timestamp" in table.columns and table.kind("timestamp") != "text":
-                times.append(table.values("timestamp", "float64")[: len(cells)].reshape(-1))
+                times.append(table.values("timestamp", "float64").reshape(-1))
             if not _ends(file):
                 cut.append(file.name)
             self._episode_metadata.append({})
@@ -301,14 +320,17 @@ class CsvFolderSource(FolderSource):
         order = list(self._dataset_json.get("features", {}))
         self.schema = {n: self.schema[n] for n in (*order, *(n for n in self.schema if n not in order))}
 
-    def _cells(self, file: Path) -> tuple[list[str], list[list[str]]]:
+    def _cells(self, file: Path) -> tuple[list[str], list[list[str]], list[int]]:
+        """The names, the cells of each row, and the line on which each row ends."""
         csv.field_size_limit(_CELL)
         try:
             with open(file, encoding="utf-8-sig", newline="") as handle:
                 reader = csv.reader(handle, strict=True)
                 header = [name.strip() for name in next(reader, [])]
                 cells = [(reader.line_num, row) for row in reader if row]
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError:
+            raise not_utf8(file) from None
+        except csv.Error as error:
             raise damaged(f"this is not comma-separated text ({error})", file) from None
         if separator := other_separator(header):
             raise UserError(f"the columns are separated by {separator!r} instead of commas", where=f"{file}, line 1",
@@ -324,7 +346,7 @@ class CsvFolderSource(FolderSource):
         for line, row in cells:
             if len(row) != len(header):
                 raise damaged(f"there are {len(row)} values for {len(header)} names", f"{file}, line {line}")
-        return header, [row for _, row in cells]
+        return header, [row for _, row in cells], [line for line, _ in cells]
 
     def _values(self, e) -> dict[str, np.ndarray]:
         """The numbers and the text of a file, by column."""
@@ -362,8 +384,8 @@ class _Table:
         vectors: Columns with components, and their names in the file if these are not NAME_0, NAME_1, ...
     """
 
-    def __init__(self, file: Path, header: list[str], cells: list[list[str]]):
-        self.file, self.header, self.cells = file, header, cells
+    def __init__(self, file: Path, header: list[str], cells: list[list[str]], lines: list[int]):
+        self.file, self.header, self.cells, self._lines = file, header, cells, lines
         self.columns, self.vectors = self._gather()
         last_two = zip(*cells[-2:], strict=True) if len(cells) > 1 else ()
         self._last = any(before.strip() and not last.strip() for before, last in last_two)  # seen after the last action
@@ -408,11 +430,19 @@ class _Table:
         if odd == kinds or odd == {"text"} and len(self.columns[name]) == 1:
             return "text"
         if odd:
-            line, p = next((i, p) for i, row in enumerate(self.cells) for p in self.columns[name]
-                           if _kind(row[p]) in odd)
-            raise damaged(f"this is not a number: {self.cells[line][p]!r}",
-                          f"{self.file}, row {line + 1}, {self.header[p]}")
+            raise self._no_number(name, odd)
         return max(kinds, key=list(_NUMBERS).index)
+
+    def _no_number(self, name: str, kinds: set[str]) -> DataError:
+        """The error for the first cell of these kinds, in a column of numbers."""
+        cells = [(line, self.header[p], row[p]) for line, row in zip(self._lines, self.cells, strict=True)
+                 for p in self.columns[name] if _kind(row[p]) in kinds]
+        line, column, cell = cells[0]
+        more = f" (so are {len(cells) - 1} others)" if len(cells) > 1 else ""
+        problem = f"the cell is empty{more}" if not cell.strip() else f"this is not a number: {cell!r}"
+        return DataError(problem, where=f"{self.file}, line {line}, column {column}",
+                         hint="write the number there, or remove the row. Only the last row of an episode may have "
+                              "empty cells: it is then the last observation")
 
     def values(self, name, dtype: str) -> np.ndarray:
         """(rows, components)"""

@@ -27,6 +27,7 @@ help:
 	@echo "make bench        every benchmark beside its peers, and docs/benchmarks.md"
 	@echo "make openpi       openpi-client in an environment of its own, as a client of the server in the tests"
 	@echo "make claims       run the claims that have no valid record, and write docs/ledger.md (ARGS='--budget 2h')"
+	@echo "make same         what a move of code must not change, compared with a commit (BASE=COMMIT)"
 	@echo "make clean        remove .venv and what was built"
 
 demo: .venv/core
@@ -71,6 +72,9 @@ constraints:
 		| grep -v -e ^pip= -e ^nvidia -e ^triton | sed 's/+.*//'; } > .venv-newest/constraints.txt
 	mv .venv-newest/constraints.txt constraints.txt
 
+same: .venv/test
+	$(BIN)/python tests/same.py $(BASE) $(JOBS)
+
 clean:
 	rm -rf .venv .venv-newest build dist site
 
@@ -109,4 +113,4 @@ clean:
 	.venv-peers/openpi/bin/python -m pip install -q --disable-pip-version-check -r $<
 	cp $< $@
 
-.PHONY: help demo test test-slow test-gpu test-newest lint bench openpi docs claims constraints clean
+.PHONY: help demo test test-slow test-gpu test-newest lint bench openpi docs claims constraints same clean

@@ -11,6 +11,7 @@ import sys
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TypeVar
 
+from . import moved
 from .core import ConfigError, UserError
 from .user_code import import_module
 
@@ -78,6 +79,7 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
         return data
     if "$" not in data:
         return {k: load(v, trust, f"{where}.{k}") for k, v in data.items()}
+    data = moved.current_document(data)
     path, found = _find(data["$"], trust, where)
     if data.get("call") is False:
         # Only functions defined at the top of that very module: what a module merely imports is not its own.
@@ -124,7 +126,7 @@ def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",
 
 def _find(name: str, trust: tuple[str, ...], where: str):
     """The module path of "package.module:name", and the object or None, if the package is trusted."""
-    path, _, attribute = name.partition(":")
+    path, _, attribute = moved.current_name(name).partition(":")
     package = path.split(".")[0]
     if package not in trust:
         raise UntrustedCode(f"names {name}, which is outside the trusted packages ({', '.join(trust)})",

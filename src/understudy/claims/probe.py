@@ -60,6 +60,7 @@ from .vinn_few_demonstrations import VisualMethod
 
 RELATIVE = 1e-4  # tolerance relative to an entry
 FLOOR = 1e-5  # tolerance relative to the largest entry of its list: entries near zero are rounding errors
+ABSOLUTE = 1e-8  # absolute tolerance: a gradient that is zero but for rounding differs between processors
 ENTRIES = 64  # largest number of stored entries of a list of weights, actions or observations
 EPISODES = 2  # rollouts per cell
 ROUNDING = 2e-7  # relative error of a weight in single precision
@@ -169,7 +170,7 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
 def compare(stored: Mapping, now: Mapping) -> list[str]:
     """Compares two probes.
 
-    An entry is equal if it differs by at most 1e-4 of itself plus 1e-5 of the largest entry of its list.
+    An entry is equal if it differs by at most 1e-4 of itself plus 1e-5 of the largest entry of its list plus 1e-8.
 
     Args:
         stored: A probe as `take` returned it.
@@ -478,7 +479,7 @@ def _first_difference(old: Sequence[float | None], new: Sequence[float | None]) 
 
 
 def _equal(old: Sequence[float | None], new: Sequence[float | None]) -> list[bool]:
-    floor = FLOOR * max((abs(v) for v in old if v is not None), default=0.0)
+    floor = ABSOLUTE + FLOOR * max((abs(v) for v in old if v is not None), default=0.0)
     return [a is None or b is not None and abs(a - b) <= RELATIVE * abs(a) + floor
             for a, b in zip(old, new, strict=True)]
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -47,14 +48,19 @@ def check_stages(method: Method, before: tuple[str, ...] = ()) -> None:
 
 def packages_of(method: Method) -> tuple[str, ...]:
     """The packages whose code a method value uses. The caller who made the value trusts them."""
-    def named(document):
-        if isinstance(document, dict):
-            if isinstance(path := document.get("$"), str):
+    return packages_named(config.dump(method))
+
+
+def packages_named(document: Any) -> tuple[str, ...]:
+    """The packages whose code a JSON document names."""
+    def named(part):
+        if isinstance(part, dict):
+            if isinstance(path := part.get("$"), str):
                 yield path.partition(":")[0].split(".")[0]
-            document = list(document.values())
-        for part in document if isinstance(document, list) else ():
-            yield from named(part)
-    return tuple(sorted(set(named(config.dump(method)))))
+            part = list(part.values())
+        for nested in part if isinstance(part, list) else ():
+            yield from named(nested)
+    return tuple(sorted(set(named(document))))
 
 
 def stages_before(run: Path) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ from .method import (
 from .model_card import write_model_card
 from .representation import RepresentationLearning
 from .run import Run
-from .stages import check_stages, copy_run, freeze, is_finished, packages_of, stages_before
+from .stages import check_stages, copy_run, freeze, is_finished, packages_named, packages_of, stages_before
 from .validation import Validation, check_training_data, target_scale, warn_of_padding
 
 Score = Callable[[Actor], float]  # higher is better
@@ -594,7 +594,8 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None,
               callbacks=() if stage_callbacks is None else stage_callbacks(stage, run), **options)
         return
     last = max(run.saved_steps())
-    was, now = {"method": run.read_checkpoint_json(last, "method.json")}, {"method": config.dump(stage.method)}
+    was = {"method": _present_document(run.read_checkpoint_json(last, "method.json"), packages_of(stage.method))}
+    now = {"method": config.dump(stage.method)}
     if (run.checkpoint_path(last) / "train").is_dir():  # it was trained here, and not copied
         trained = run.read_checkpoint_json(last, "provenance.json")
         was |= {"seed": trained["seed"], "data": trained["data"]["fingerprint"]}
@@ -717,7 +718,9 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
         return {"seed": p["seed"], "data": p["data"]["fingerprint"],
                 "sampling_weights": p.get("sampling_weights", p.get("draw")),  # "draw" in runs of earlier versions
                 "stages": p.get("stages", {}), "environment": p.get("collected_in"),
-                "held-out episodes": p["held_out"], "left-out episodes": p["left_out"], "method": found["method.json"]}
+                "held-out episodes": p["held_out"], "left-out episodes": p["left_out"],
+                "method": _present_document(found["method.json"], trust)}
+    trust = packages_named(documents["method.json"])
     odd = list(_differences(identity(was), identity(documents)))
     before, after = (found["method.json"]["learner"].get("steps") for found in (was, documents))
     only_steps = [line.startswith("method.learner.steps ") for line in odd] == [True]
@@ -760,6 +763,14 @@ def _method_name(command: str | None) -> str | None:
     """The method that a training command names. None if it does not name one first."""
     found = re.match(r"""understudy train ([^\s'"-]\S*)""", command or "")
     return found and found[1]
+
+
+def _present_document(document: dict[str, Any], trust: tuple[str, ...]) -> dict[str, Any]:
+    """The JSON of a value as this version writes it. Unchanged if this version cannot load it."""
+    try:
+        return config.dump(config.load(document, trust))
+    except UserError:
+        return document
 
 
 def _differences(was, now, at: str = ""):

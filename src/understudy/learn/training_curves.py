@@ -12,6 +12,7 @@ import numpy as np
 
 from ..execute.wrappers import SkillWrapper
 from ..files import read_json
+from ..moved import current_name
 from ..policy import find_checkpoint
 from .run import Run
 
@@ -129,7 +130,7 @@ def held_out_name(of_latents: bool) -> str:
 def _has_latent_actions(path: Path) -> bool:
     """Whether the policy of a method.json chooses skills. No code of the method is loaded."""
     wrapper = (read_json(path) if path.exists() else {}).get("wrapper") or {}
-    return wrapper.get("$") == f"{SkillWrapper.__module__}:{SkillWrapper.__qualname__}"
+    return current_name(wrapper.get("$", "")) == f"{SkillWrapper.__module__}:{SkillWrapper.__qualname__}"
 
 
 def read_curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:

@@ -1,0 +1,28 @@
+"""Import paths and fields of earlier versions, so that old checkpoints and runs keep loading.
+
+A file names code by its import path. Whoever moves, renames or changes the fields of something that a file can name
+adds an entry here. Entries name the present place, never another old one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+MODULES: dict[str, str] = {}  # old module: new module
+NAMES: dict[str, str] = {}  # old "module:Name": new "module:Name"
+# Old "module:Name": function of its JSON, without "$", that returns the present fields.
+UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {}
+
+
+def current_name(name: str) -> str:
+    """Returns the present "module:Name" of a class or function that may have moved."""
+    module, _, attribute = name.partition(":")
+    return NAMES.get(name) or f"{MODULES.get(module, module)}:{attribute}"
+
+
+def current_document(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the JSON of a dataclass with its present name and fields. Nested dataclasses stay as they are."""
+    old = document["$"]
+    fields = {k: v for k, v in document.items() if k != "$"}
+    return {"$": current_name(old), **UPGRADES.get(old, dict)(fields)}

@@ -17,7 +17,7 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
-from .wire import WireError, pack, unpack
+from .wire import WireError, as_array, pack, unpack
 
 Fallback = Literal["hold", "last-chunk", "stop"]
 
@@ -32,6 +32,33 @@ class RequestRefused(ServeError):
 
 class LinkLost(ServeError, ConnectionError):
     """The connection was lost, or a reply did not come in time. No reply to an older request will be returned."""
+
+
+class MalformedReply(ServeError):
+    """The server sent a reply that cannot be used."""
+
+
+def reply_array(reply: Mapping[str, object], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Returns an array of a reply.
+
+    Args:
+        reply: The reply.
+        name: Its entry, such as "actions".
+        shape: The shape that it must have. None for a dimension of any size but 0.
+
+    Raises:
+        MalformedReply: There is no array of numbers of this shape.
+    """
+    try:
+        array = as_array(reply.get(name), name)
+    except WireError as error:
+        raise MalformedReply(f"the reply cannot be used: {error}") from None
+    if len(array.shape) != len(shape) or any(n != m and (m is not None or n == 0)
+                                             for n, m in zip(array.shape, shape, strict=True)):
+        expected = ", ".join("any" if n is None else str(n) for n in shape)
+        raise MalformedReply(f"the reply cannot be used: {name!r} has shape {array.shape}, but ({expected}) was asked "
+                             "for")
+    return array
 
 
 class Client:
@@ -147,11 +174,11 @@ class Client:
         except InvalidStatus as error:
             text = bytes(error.response.body or b"").decode(errors="replace").strip()
             raise RequestRefused(f"{self.url}: {text or error}") from None
-        except InvalidURI as error:
-            raise RequestRefused(f"{self.url}: this is not an address of a server ({error})") from None
-        except (OSError, TimeoutError, InvalidHandshake) as error:
+        except (OSError, InvalidHandshake) as error:
             self._drop()
             raise LinkLost(f"{self.url}: no connection ({error or type(error).__name__})") from None
+        except (InvalidURI, ValueError) as error:  # a ValueError, such as of a port that is no number
+            raise RequestRefused(f"{self.url}: this is not an address of a server ({error})") from None
         if self.schema is not None:
             number = next(self._numbers)
             self._exchange(pack({"understudy": {"op": "hello", "schema": self.schema, "id": number}}), number)
@@ -251,6 +278,7 @@ class RemoteRunner:
         Raises:
             LinkLost: The link is lost, and the fallback is "stop" or the patience has ended.
             RequestRefused: The server says that the request is wrong.
+            MalformedReply: The reply has no actions.
         """
         obs = {**obs, **self.prompt}
         if self._chunk is None:
@@ -302,5 +330,5 @@ class RemoteRunner:
         self._accept(reply, self._since)
 
     def _accept(self, reply: Mapping[str, object], delay: int) -> None:
-        self._chunk, self._cursor = np.asarray(reply["actions"]), delay
+        self._chunk, self._cursor = reply_array(reply, "actions", (None, None)), delay
         self._asked_at, self.late = None, False

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +20,9 @@ from ..data.window import Window
 from ..execute.actor import Actor, PolicyActor, check_action
 from ..execute.base import Executor
 from ..policy import Inpaint, LastChunk, Planner, camera_sizes
-from .client import Client, LinkLost, ServeError
+from .client import Client, LinkLost, MalformedReply, ServeError, reply_array
 from .schema import PROTOCOL
+from .wire import as_array
 
 TOKEN_VARIABLE = "UNDERSTUDY_TOKEN_FILE"  # environment variable with a file whose first token is sent
 
@@ -33,39 +37,47 @@ class RemotePlanner(Planner):
         client: The connection.
         trust: Packages whose executors may be loaded.
 
-    Attributes:
-        executor: The executor of the served method.
-
     Raises:
         UserError: The server does not serve a policy of understudy.
     """
 
     def __init__(self, client: Client, trust: tuple[str, ...] = ("understudy",)):
-        self.client, about = client, client.policy
+        self.client, self._trust, about = client, trust, client.policy
         if about.get("protocol") != PROTOCOL:
             raise UserError(f"the server does not say what its policy reads in protocol {PROTOCOL}", where=client.url,
                             hint="serve it with the same version of understudy serve, or use Client.infer")
-        self.inputs = tuple(name for name in about["inputs"] if name not in about.get("defaults", ()))
-        self.features: Schema = {k: Feature.from_json(f) for k, f in about["features"].items()}
-        self.window: Window = config.load(about["window"], where=client.url)
-        self.executor: Executor | None = (
-            None if about["executor"] is None else config.load(about["executor"], trust, where=client.url))
-        self.action_dim, self.device = int(about["action_dim"]), torch.device("cpu")
-        self.is_discrete, self.is_deterministic = bool(about.get("is_discrete")), bool(
-            about.get("is_deterministic"))
+        with _reading_description(client.url):
+            self.inputs = tuple(str(name) for name in about["inputs"] if name not in about.get("defaults", ()))
+            self.features: Schema = {k: Feature.from_json(f) for k, f in about["features"].items()}
+            self.window: Window = config.load(about["window"], where=client.url)
+            self.action_dim, self.device = int(about["action_dim"]), torch.device("cpu")
+            self.is_discrete, self.is_deterministic = bool(about.get("is_discrete")), bool(
+                about.get("is_deterministic"))
+            scale = about.get("action_scale")
+            self._action_scale = None if scale is None else torch.from_numpy(
+                as_array(scale, "action_scale").reshape(self.action_dim))
+            _check_description(about, self)
+
+    @cached_property
+    def executor(self) -> Executor | None:
+        """The executor of the served method."""
+        stored = self.client.policy.get("executor")
+        with _reading_description(self.client.url):
+            executor = None if stored is None else config.load(stored, self._trust, where=self.client.url)
+            if not (executor is None or isinstance(executor, Executor)):
+                raise ValueError(f"the executor {executor!r}")
+        return executor
 
     @property
     def action_scale(self) -> Tensor:
-        if (scale := self.client.policy.get("action_scale")) is None:
-            return super().action_scale
-        return torch.as_tensor(scale)
+        return super().action_scale if self._action_scale is None else self._action_scale
 
     def plan(self, obs, noise, guides=()):
         sent = {name: value.cpu().numpy() for name, value in obs.items()}
         options = {"op": "plan", "key": noise[:, 0].numpy(), "count": noise[:, 1].numpy(),
                    "guides": [self._guide(g) for g in guides]}
-        reply = _asked(lambda: self.client.request({**sent, "understudy": options}))
-        return torch.from_numpy(np.asarray(reply["actions"]))
+        shape = len(noise), self.window.horizon, self.action_dim
+        return _request_array(self.client, {**sent, "understudy": options}, "actions", shape)
 
     def noise(self, key, count):
         """The server draws the noise, so this is what it depends on, (B, 2)."""
@@ -94,19 +106,19 @@ class RemoteActor(Actor):
     client: Client
 
     def start(self, obs, key):
-        reply = self._request("start", obs, key=key.numpy())
-        return {"row": torch.from_numpy(np.asarray(reply["rows"]))}
+        return {"row": self._request("start", obs, "rows", (len(key),), key=key.numpy())}
 
     def act(self, obs, state: State):
-        reply = self._request("act", obs, rows=state["row"].numpy())
-        action = torch.from_numpy(np.asarray(reply["actions"]))
+        shape = len(state["row"]), int(self.client.policy["action_dim"])
+        action = self._request("act", obs, "actions", shape, rows=state["row"].numpy())
         check_action(action)
         return action, state
 
-    def _request(self, op: str, obs: Mapping[str, Tensor], **options: object) -> dict:
+    def _request(self, op: str, obs: Mapping[str, Tensor], reply: str, shape: tuple[int, ...],
+                 **options: object) -> Tensor:
         names = {*self.client.policy["schema"]["observations"], *self.client.policy["inputs"]}
         sent = {k: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in obs.items() if k in names}
-        return _asked(lambda: self.client.request({**sent, "understudy": {"op": op, **options}}))
+        return _request_array(self.client, {**sent, "understudy": {"op": op, **options}}, reply, shape)
 
 
 def connect_policy(address: str, timeout: float = 10.0) -> Client:
@@ -117,13 +129,15 @@ def connect_policy(address: str, timeout: float = 10.0) -> Client:
         timeout: Seconds to wait for a connection or a reply.
 
     Raises:
-        UserError: There is no server, or it refuses the token.
+        UserError: There is no server, it refuses the token, or it serves no policy of understudy.
     """
     from .access import read_tokens
 
     path = os.environ.get(TOKEN_VARIABLE)
     token = None if path is None else read_tokens(Path(path))[0]
-    return _asked(lambda: Client(address, token=token, timeout=timeout))
+    client = _asked(lambda: Client(address, token=token, timeout=timeout))
+    RemotePlanner(client)  # refuses what is no policy of understudy
+    return client
 
 
 def remote_actor(planner: RemotePlanner, executor: Executor | None = None) -> Actor:
@@ -141,12 +155,46 @@ def remote_actor(planner: RemotePlanner, executor: Executor | None = None) -> Ac
     return PolicyActor(planner, executor, camera_sizes({n: planner.features[n] for n in planner.inputs}))
 
 
+@contextmanager
+def _reading_description(url: str) -> Iterator[None]:
+    """Context that reads what a server says of its policy. It may say anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the server's description of its policy cannot be read ({type(error).__name__}: {error})",
+                        where=url, hint="serve it with the same version of understudy serve") from error
+
+
+def _check_description(about: Mapping, planner: RemotePlanner) -> None:
+    """Raises ValueError or the like for entries that cannot be what a server says of its policy."""
+    kinds = {"schema": dict, "inputs": list, "checkpoint": str, "chunks": bool}
+    if invalid := [name for name, kind in kinds.items() if not isinstance(about[name], kind)]:
+        raise TypeError(f"{invalid[0]} is {about[invalid[0]]!r}"[:100])
+    if not isinstance(planner.window, Window) or not isinstance(about["schema"]["observations"], dict):
+        raise TypeError("the window or the observations")
+    if any(len(planner.features[name].shape) != 1 for name in about.get("texts", ())) or any(
+            name not in planner.features for name in about["inputs"]):
+        raise ValueError("the columns that it reads")
+    if (fps := about["schema"].get("fps")) is not None and not 0 < fps < math.inf:
+        raise ValueError(f"{fps!r} steps per second")
+
+
+def _request_array(client: Client, message: Mapping[str, object], name: str, shape: tuple[int, ...]) -> Tensor:
+    """An array of the reply to a request."""
+    return torch.from_numpy(_asked(lambda: reply_array(client.request(message), name, shape)))
+
+
 def _asked(request: Callable):
     try:
         return request()
     except LinkLost as error:
         raise UserError(str(error), where="server",
                         hint="is it running, and is this its address? understudy serve RUN --port N") from error
+    except MalformedReply as error:
+        raise UserError(str(error), where="server",
+                        hint="serve the policy with the same version of understudy serve") from error
     except ServeError as error:
         raise UserError(str(error), where="server", hint="the server's log has the request; a token comes from the "
                         f"file that {TOKEN_VARIABLE} names") from error

@@ -35,7 +35,8 @@ RIGHT = np.zeros((1, 8, 2), np.float32)
 
 
 def description(**changes):
-    policy, _ = random_batch(PolicyConfig(Flow(n_steps=3), inputs=(STATE,), window=Window(1, 8)), inputs={STATE: Feature("float32", (2,))})
+    config = PolicyConfig(Flow(n_steps=3), inputs=(STATE,), window=Window(1, 8))
+    policy, _ = random_batch(config, inputs={STATE: Feature("float32", (2,))})
     served = ServedPolicy(PolicyActor(policy, RecedingHorizon(4)), policy, "abc")
     metadata = policy_metadata(served, policy_schema(served), name="toy")
     return {**metadata, "understudy": {**metadata["understudy"], **changes}}
@@ -102,15 +103,15 @@ def test_a_malformed_reply_of_a_server_that_executes_chunks(kind):
         state = actor.start({STATE: torch.zeros(1, 2)}, keys(0, [0]))
         with pytest.raises(UserError, match=f"{GARBAGE[kind][1]}|has shape"):  # one action has another shape
             actor.act({STATE: torch.zeros(1, 2)}, state)
-    with server(description(), lambda number, id: GARBAGE[kind][0](id)) as url, Client(url, timeout=2) as client:
-        with pytest.raises(UserError, match="reply|read|map|Traceback"):
-            RemoteActor(client).start({STATE: torch.zeros(1, 2)}, keys(0, [0]))
+    with (server(description(), lambda number, id: GARBAGE[kind][0](id)) as url, Client(url, timeout=2) as client,
+          pytest.raises(UserError, match="reply|read|map|Traceback")):
+        RemoteActor(client).start({STATE: torch.zeros(1, 2)}, keys(0, [0]))
 
 
 def test_a_program_of_the_user_gets_one_kind_of_error():
-    with server(description(), lambda number, id: reply(id, actions="forward")) as url, Client(url) as client:
-        with RemoteRunner(client) as runner, pytest.raises(MalformedReply, match="'actions' is not an array of numbers"):
-            runner.act({STATE: np.zeros(2, np.float32)})
+    with (server(description(), lambda number, id: reply(id, actions="forward")) as url, Client(url) as client,
+          RemoteRunner(client) as runner, pytest.raises(MalformedReply, match="'actions' is not an array of numbers")):
+        runner.act({STATE: np.zeros(2, np.float32)})
 
 
 NO_DESCRIPTIONS = {"garbage": b"\xc1garbage", "a text": "no policy today", "nothing": {},
@@ -118,8 +119,9 @@ NO_DESCRIPTIONS = {"garbage": b"\xc1garbage", "a text": "no policy today", "noth
 WRONG_ENTRIES = {
     "inputs": 3, "inputs not described": ["observation.pose"], "features": {STATE: {"dtype": "float33"}},
     "features in a list": [1], "window": {"$": "understudy.data.window:Window", "n_obs_steps": -1},
-    "window in a list": [], "executor": {"$": "os:system"}, "executor of no kind": {"$": "understudy.data.window:Window"},
-    "executor as a number": 7, "action_dim": "six", "action_scale": "wide", "schema": None,
+    "window in a list": [], "executor": {"$": "os:system"},
+    "executor of no kind": {"$": "understudy.data.window:Window"}, "executor as a number": 7,
+    "action_dim": "six", "action_scale": "wide", "schema": None,
     "schema with a rate": {"observations": {}, "fps": "fast"}, "texts": ["observation.task"], "checkpoint": None,
     "chunks": "yes"}
 

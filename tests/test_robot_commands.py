@@ -153,6 +153,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
             (["robot", "calibrate", "--robot", "so101_follower"], "--robot.port: is missing"),
             (["robot", "teleoperate", "--robot", "simulated_arm", "--teleop", "keybord"], "did you mean keyboard"),
             (["robot", "teleoperate", "--robot", "arm.drivers:make", "--teleop", "keyboard"], "not trusted"),
+            (["record", "fork", "--yes", "--out", "d", "--episodes", "1"], "--yes: needs --robot"),
             (["record", "fork", "--task", "fold", "--out", "d", "--episodes", "1"], "--task: says nothing"),
             (["record", "--robot", "simulated_arm", "--rows", "2", "--out", "d", "--episodes", "1"], "--rows: says"),
             (["record", "--robot", "simulated_arm", "--episode-time-s", "0", "--out", "d", "--episodes", "1"],

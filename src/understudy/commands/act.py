@@ -11,6 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ..serve.address import served_address
+from .arms import prepare_robot
 from .common import (
     ConditionTexts,
     DeviceName,
@@ -72,11 +73,10 @@ def main(args: list[str]) -> None:
     from ..data.recorder import Recorder
     from ..robots.acting import act_on_robot
     from ..robots.env import RobotEnv
-    from ..robots.registry import make_robot
     from .policies import load_actor, refuse_unused_conditions, untrained_warning
 
     out = Output()
-    robot = make_robot(o.robot_config(), o.trust)
+    robot = prepare_robot(o.robot_config(), o.trust, o.yes)
     fps = o.fps or trained_rate(o.run) or 30.0
     refuse_unused_conditions([o.run], o)
     actor, by = load_actor(o.run, RobotEnv(robot, fps), o, rows=None, tell=True)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arms import prepare_robot
 from .common import Output
 from .robot_options import flush_input
 from .served import changed_checkpoint
@@ -337,7 +338,6 @@ def _robot_env(o: EvalOptions, runs: list[Path]) -> RobotEnv:
     """The robot of the options, not connected, at the rate of the policies."""
     from ..core import ConfigError
     from ..robots.env import RobotEnv
-    from ..robots.registry import make_robot
     from .common import trained_rate
 
     rates = {rate for run in runs if (rate := trained_rate(run))}
@@ -345,7 +345,7 @@ def _robot_env(o: EvalOptions, runs: list[Path]) -> RobotEnv:
         said = " and ".join(f"{rate:g}" for rate in sorted(rates))
         raise ConfigError(f"the policies were trained at different rates: {said} steps per second", where="eval",
                           hint="choose one with --fps")
-    return RobotEnv(make_robot(o.robot_config(), o.trust), o.fps or next(iter(rates), 30.0))
+    return RobotEnv(prepare_robot(o.robot_config(), o.trust, o.yes), o.fps or next(iter(rates), 30.0))
 
 
 def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:

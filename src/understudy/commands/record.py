@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from .arms import prepare_session
 from .common import (
     Output,
     PositiveCount,
@@ -171,12 +172,9 @@ def _record_robot(o: RecordOptions) -> None:
     """Records episodes in which a person moves a robot."""
     from ..methods import recommend
     from ..robots.recording import RecordingTimes, RobotSession
-    from ..robots.registry import make_robot, make_teleoperator
 
     config = o.robot_config()
-    robot = make_robot(config, o.trust)
-    teleop, keyboard = make_teleoperator(o.teleop_config(config.use_degrees), robot, o.trust)
-
+    robot, teleop, keyboard = prepare_session(config, o.teleop_config(config.use_degrees), o.trust, o.yes)
     saved = _SavedEpisodes()
 
     def tell(number: int) -> None:

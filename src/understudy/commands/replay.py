@@ -9,6 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from .arms import prepare_robot
 from .common import (
     Output,
     PositiveCount,
@@ -95,14 +96,13 @@ def _replay_on_robot(o: ReplayOptions) -> None:
     from ..core import UserError
     from ..data.formats import open_dataset
     from ..robots.recording import replay_episode
-    from ..robots.registry import make_robot
 
     with Output(o.json) as out:
         data, number = open_dataset(demonstrations_path(o.data)), o.episode or 0
         if not 0 <= number < len(data):
             raise UserError(f"there is no episode {number}; the last one is {len(data) - 1}", where=o.data,
                             hint="episodes are counted from 0")
-        robot = make_robot(o.robot_config(), o.trust)
+        robot = prepare_robot(o.robot_config(), o.trust, o.yes)
         try:
             with robot:
                 worst = replay_episode(robot, data[number], float(data.metadata.get("fps") or 30), show_line)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from .arms import confirm, prepare_session, suggest_stable_port
 from .common import Output, TrustedPackages, command_line, parse
 from .robot_options import RobotOptions, TeleopOptions, command_keys, show_rows, show_session
 
@@ -66,12 +67,14 @@ def serial_ports() -> list[str]:
 
 def _find_port(o: RobotCommandOptions, out: Output) -> None:
     from ..core import UserError
+    from ..robots.ports import stable_port
 
     before = serial_ports()
     out.print_json({"ports": before})
     if o.json or not sys.stdin.isatty():
         out.print(*(before or ["there is no serial port"]))
         return
+    stable = {port: stable_port(port) for port in before}
     out.print(f"ports: {', '.join(before) or 'none'}")
     input("Pull the USB cable of the arm, and press enter.")
     time.sleep(0.5)
@@ -79,7 +82,9 @@ def _find_port(o: RobotCommandOptions, out: Output) -> None:
     if len(gone) != 1:
         raise UserError(f"{len(gone) or 'no'} ports are gone", where="find-port",
                         hint="plug the arm in, start again, and pull only its cable")
-    out.print(f"The port is {gone[0]}. Plug the cable in again.")
+    name = stable[gone[0]]
+    out.print(f"The port is {gone[0]}. " + (f"{name} stays the same after a restart. " if name else "")
+              + "Plug the cable in again.")
 
 
 def _find_cameras(o: RobotCommandOptions, out: Output) -> None:
@@ -116,14 +121,26 @@ def _set_up(o: RobotCommandOptions, out: Output) -> None:
 
 
 def _calibrate(o: RobotCommandOptions, out: Output) -> None:
-    from ..robots.calibration import calibration_folder, write_calibration
+    from ..core import UserError
+    from ..robots.calibration import calibration_folder, is_leader_folder, keep_old_calibration, write_calibration
     from ..robots.servo_arm import Calibrator
 
-    kind, port, name, folder, _ = _arm_of(o)
+    kind, port, name, folder, device = _arm_of(o)
+    arm = kind.name if name == kind.name else f"{kind.name} ({name})"
+    path = (folder or calibration_folder() / kind.name) / f"{name}.json"
+    suggest_stable_port(port)
+    if path.exists():
+        confirm(o.yes, f"There is a calibration of this arm: {path}. Replace it?", UserError(
+            "there is a calibration of this arm", where=path,
+            hint=f"--yes replaces it, and keeps the old one next to it. --{device}.id NAME calibrates another arm"))
     calibrator = Calibrator(kind, port)
     calibrator.connect()
     try:
-        arm = kind.name if name == kind.name else f"{kind.name} ({name})"
+        if (owner := calibrator.owner()) is not None and (owner.stem, is_leader_folder(owner.parent.name)) != (
+                name, kind.is_leader):
+            confirm(o.yes, f"The servos at {port} hold the calibration of {owner}. Calibrate them as {arm}?", UserError(
+                f"this is another arm: its servos hold the calibration of {owner}", where=calibrator.arm.place,
+                hint="name the port of this arm. If it is this arm, --yes calibrates it"))
         _ask(f"Move {arm} to the middle of its range, and press enter.")
         calibrator.set_middle()
         turning = ", ".join(kind.full_turn)
@@ -140,21 +157,19 @@ def _calibrate(o: RobotCommandOptions, out: Output) -> None:
         found = calibrator.finish()
     finally:
         calibrator.disconnect()
-    path = (folder or calibration_folder() / kind.name) / f"{name}.json"
+    old = keep_old_calibration(path)
     write_calibration(path, found)
     table = Table("servo", "id", "homing_offset", "range_min", "range_max", box=None, pad_edge=False)
     for motor, each in found.items():
         table.add_row(motor, *(str(v) for v in (each.id, each.homing_offset, each.range_min, each.range_max)))
-    out.print(table, f"Calibration written to {path}")
+    out.print(table, f"Calibration written to {path}" + (f". The old one is {old}" if old else ""))
 
 
 def _teleoperate(o: RobotCommandOptions, out: Output) -> None:
     from ..robots.recording import RobotSession
-    from ..robots.registry import make_robot, make_teleoperator
 
     config = o.robot_config()
-    robot = make_robot(config, o.trust)
-    teleop, keyboard = make_teleoperator(o.teleop_config(config.use_degrees), robot, o.trust)
+    robot, teleop, keyboard = prepare_session(config, o.teleop_config(config.use_degrees), o.trust, o.yes)
     with command_keys(keyboard) as keys, teleop, robot:  # the robot is released first
         session = RobotSession(robot, teleop, keys, o.fps, show_session(robot, keyboard))
         session.begin()

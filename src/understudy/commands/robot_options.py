@@ -57,6 +57,8 @@ class RobotOptions:
     """duration of the slow start after connecting and after every pause"""
     robot_timeout: Annotated[float | None, arg(name="robot.timeout", metavar="SECONDS")] = None
     """longest time between two commands, after which the robot holds"""
+    yes: bool = False
+    """replace another calibration without a question: in the servos, or the file of robot calibrate"""
 
     def robot_config(self) -> RobotConfig:
         """The robot of these options.
@@ -92,7 +94,7 @@ class RobotOptions:
         """
         from ..core import ConfigError
 
-        if self.robot is None and (given := _given_options(self, "robot", "teleop")):
+        if self.robot is None and (given := _given_options(self, "robot", "teleop", "yes")):
             raise ConfigError("needs --robot TYPE", where=given[0][0], hint=hint)
 
 
@@ -103,7 +105,8 @@ def _given_options(o: RobotOptions, *devices: str) -> list[list[str]]:
         device, _, rest = f.name.partition("_")
         if device in devices and (value := getattr(o, f.name)) != f.default:
             name = f"--{device}" + (f".{rest.replace('_', '-')}" if rest else "")
-            given.append([name, *map(str, value if isinstance(value, tuple) else [value])])
+            values = () if value is True else value if isinstance(value, tuple) else (value,)
+            given.append([name, *map(str, values)])
     return given
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 
 from ..core import UserError
 from ..files import read_json, write_json
+
+MAX_STEPS = 4095  # highest position of a servo within one turn
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,14 @@ class MotorCalibration:
     homing_offset: int
     range_min: int
     range_max: int
+
+    @property
+    def is_factory(self) -> bool:
+        """Whether these are the values of a new servo."""
+        return (self.drive_mode, self.homing_offset, self.range_min, self.range_max) == (0, 0, 0, MAX_STEPS)
+
+    def __str__(self) -> str:
+        return f"offset {self.homing_offset}, {self.range_min} to {self.range_max}" + ", inverted" * self.drive_mode
 
     def to_unit(self, steps: float, unit: str, resolution: int) -> float:
         """Position in the units of the arm.
@@ -72,6 +85,26 @@ def lerobot_folder() -> Path:
     return Path(os.environ.get("HF_LEROBOT_CALIBRATION") or lerobot / "calibration").expanduser()
 
 
+def known_calibrations() -> Iterator[tuple[Path, dict[str, MotorCalibration]]]:
+    """All calibrations in understudy's and in LeRobot's folder. The folder of each file is the type of the arm."""
+    for folder, pattern in ((calibration_folder(), "*/*.json"), (lerobot_folder(), "*/*/*.json")):
+        for path in sorted(folder.glob(pattern)):
+            with suppress(UserError, TypeError, AttributeError):  # other files do not matter here
+                yield path, {name: MotorCalibration(**values) for name, values in read_json(path).items()}
+
+
+def same_values(first: Calibration, second: Calibration) -> bool:
+    """Whether servos with these calibrations hold the same offsets and ranges."""
+    values, others = ({name: (c.id, c.homing_offset, c.range_min, c.range_max) for name, c in calibration.items()}
+                      for calibration in (first, second))
+    return values == others
+
+
+def is_leader_folder(kind: str) -> bool:
+    """Whether a folder of calibrations is of a kind of arm that a person moves."""
+    return "leader" in kind or kind == "widowx"
+
+
 def find_calibration(kind: str, name: str, folder: Path | None = None) -> Path | None:
     """Finds the calibration of an arm, made by understudy or by LeRobot.
 
@@ -82,18 +115,19 @@ def find_calibration(kind: str, name: str, folder: Path | None = None) -> Path |
     """
     if folder is not None:
         return path if (path := folder / f"{name}.json").is_file() else None
-    role = "teleoperators" if "leader" in kind or kind == "widowx" else "robots"
+    role = "teleoperators" if is_leader_folder(kind) else "robots"
     kinds = [kind, *([f"so_{kind.split('_')[1]}"] if kind.startswith("so1") else [])]  # LeRobot's names since 0.4
     places = [calibration_folder() / kind, *(lerobot_folder() / role / k for k in kinds)]
     return next((path for place in places if (path := place / f"{name}.json").is_file()), None)
 
 
-def read_calibration(path: Path, motors: Mapping[str, int]) -> dict[str, MotorCalibration]:
+def read_calibration(path: Path, motors: Mapping[str, int], max_offset: int = 2047) -> dict[str, MotorCalibration]:
     """Reads a calibration.
 
     Args:
         path: The JSON file.
         motors: Ids of the servos by name.
+        max_offset: Largest homing offset that the servos store (steps).
 
     Raises:
         UserError: A servo is missing, has another id, or its values make no sense.
@@ -112,10 +146,37 @@ def read_calibration(path: Path, motors: Mapping[str, int]) -> dict[str, MotorCa
         if each.range_min >= each.range_max:
             raise UserError(f"the range of the servo {name!r} is empty: {each.range_min} to {each.range_max}",
                             where=path, hint="calibrate the arm again, and move every joint through its range")
+        if problem := _problem(each, max_offset):
+            raise UserError(f"the servo {name!r} has {problem}", where=path,
+                            hint="calibrate the arm again: understudy robot calibrate")
         found[name] = each
     return found
+
+
+def _problem(each: MotorCalibration, max_offset: int) -> str | None:
+    """Why a servo cannot store a calibration. None if it can."""
+    if abs(each.homing_offset) > max_offset:
+        return f"the homing_offset {each.homing_offset}, but it must be from {-max_offset} to {max_offset}"
+    if each.range_min < 0 or each.range_max > MAX_STEPS:
+        return f"the range {each.range_min} to {each.range_max}, but it must be within 0 to {MAX_STEPS}"
+    if each.drive_mode not in (0, 1):
+        return f"the drive_mode {each.drive_mode}, but it must be 0 or 1"
+    return None
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
     """Writes a calibration, in LeRobot's format."""
     write_json(path, {name: asdict(each) for name, each in calibration.items()})
+
+
+def keep_old_calibration(path: Path) -> Path | None:
+    """Copies a calibration that is about to be replaced to NAME.1.json, NAME.2.json, ... next to it.
+
+    Returns:
+        The copy. `--robot.id NAME.1` names it. None if there was none.
+    """
+    if not path.exists():
+        return None
+    old = next(p for i in count(1) if not (p := path.with_name(f"{path.stem}.{i}.json")).exists())
+    shutil.copy2(path, old)
+    return old

@@ -18,10 +18,11 @@ from ..files import read_json
 from ..user_code import import_module
 from .base import Robot, Teleoperator
 from .bimanual import BimanualRobot, BimanualTeleoperator, join_limits
-from .calibration import Calibration
+from .calibration import MotorCalibration, find_calibration, read_calibration
 from .cameras import Camera, OpenCVCamera
+from .ports import refuse_shared_ports
 from .safety import SafeRobot, SafetyLimits
-from .servo_arm import ARM_TYPES, ServoFollower, ServoLeader, load_calibration
+from .servo_arm import ARM_TYPES, ServoArm, ServoFollower, ServoLeader
 from .simulated import SimulatedArm
 from .teleoperators import VelocityTeleoperator
 
@@ -72,6 +73,10 @@ class RobotConfig:
     left_arm_port: str | None = None
     right_arm_port: str | None = None
 
+    def ports(self) -> dict[str, str | None]:
+        """The serial ports by the options that gave them."""
+        return _ports(self, "robot")
+
 
 @dataclass(frozen=True)
 class TeleoperatorConfig:
@@ -95,6 +100,15 @@ class TeleoperatorConfig:
     left_arm_port: str | None = None
     right_arm_port: str | None = None
 
+    def ports(self) -> dict[str, str | None]:
+        """The serial ports by the options that gave them."""
+        return _ports(self, "teleop")
+
+
+def _ports(config: RobotConfig | TeleoperatorConfig, device: str) -> dict[str, str | None]:
+    return {f"--{device}.port": config.port, f"--{device}.left-arm-port": config.left_arm_port,
+            f"--{device}.right-arm-port": config.right_arm_port}
+
 
 def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
     """Makes a robot with safety limits. It is not connected yet.
@@ -107,6 +121,7 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
         UserError: There is no such robot, an option is missing, or the arm is not calibrated.
         UntrustedCode: The factory is in a package that is not trusted.
     """
+    refuse_shared_ports(config.ports())
     cameras = {name: _make_camera(name, settings, trust) for name, settings in (config.cameras or {}).items()}
     robot: Robot
     limits: SafetyLimits | None
@@ -153,6 +168,10 @@ def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Seque
     Returns:
         The teleoperator, and the keyboard if it is one. Its context `listening` reads the keys.
     """
+    arms = servo_arms(robot)
+    options = ("--robot.port",) if len(arms) < 2 else ("--robot.left-arm-port", "--robot.right-arm-port")
+    refuse_shared_ports({**{option: arm.bus.port_name for option, arm in zip(options, arms, strict=False)},
+                         **config.ports()})
     if config.type in LEADERS:
         return _leader(config, config.type, config.port, config.id, "--teleop.port"), None
     if (one := config.type.removeprefix("bi_")) in LEADERS:
@@ -171,32 +190,53 @@ def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Seque
     return _from_factory(config.type, TELEOPERATORS, "--teleop", trust, {"port": config.port, "id": config.id}), None
 
 
+def servo_arms(*devices: Robot | Teleoperator) -> list[ServoArm]:
+    """The arms of servos in robots and teleoperators."""
+    arms = []
+    for device in devices:
+        robot = device.robot if isinstance(device, SafeRobot) else device
+        parts = (robot.arms if isinstance(robot, BimanualRobot) else
+                 robot.parts if isinstance(robot, BimanualTeleoperator) else (robot,))
+        arms += [part.arm for part in parts if isinstance(part, (ServoFollower, ServoLeader))]
+    return arms
+
+
 def _follower(config: RobotConfig, kind: str, port: str | None, name: str | None, option: str,
               cameras: Mapping[str, Camera]) -> ServoFollower:
     port = _required(port, option, "understudy robot find-port finds it")
-    calibration = _calibration(kind, port, name, config.calibration_dir, "robot")
-    return ServoFollower(ARM_TYPES[kind], port, calibration, cameras, config.disable_torque_on_disconnect,
-                         config.use_degrees)
+    path = _calibration_file(kind, port, name, config.calibration_dir, "robot")
+    robot = ServoFollower(ARM_TYPES[kind], port, read_arm_calibration(kind, path), cameras,
+                          config.disable_torque_on_disconnect, config.use_degrees)
+    robot.arm.calibration_file = path
+    return robot
 
 
 def _leader(config: TeleoperatorConfig, kind: str, port: str | None, name: str | None, option: str) -> ServoLeader:
     port = _required(port, option, "understudy robot find-port finds it")
-    return ServoLeader(ARM_TYPES[kind], port, _calibration(kind, port, name, config.calibration_dir, "teleop"),
-                       config.use_degrees)
+    path = _calibration_file(kind, port, name, config.calibration_dir, "teleop")
+    leader = ServoLeader(ARM_TYPES[kind], port, read_arm_calibration(kind, path), config.use_degrees)
+    leader.arm.calibration_file = path
+    return leader
 
 
-def _calibration(kind: str, port: str, name: str | None, folder: Path | None, option: str) -> Calibration:
-    """The calibration of an arm.
+def read_arm_calibration(kind: str, path: Path) -> dict[str, MotorCalibration]:
+    """Reads the calibration of a type of arm."""
+    arm = ARM_TYPES[kind]
+    return read_calibration(path, {name: motor.id for name, motor in arm.servos.items()}, arm.max_offset)
+
+
+def _calibration_file(kind: str, port: str, name: str | None, folder: Path | None, option: str) -> Path:
+    """The file with the calibration of an arm.
 
     Raises:
         UserError: There is none.
     """
-    found = load_calibration(ARM_TYPES[kind], name, folder)
-    if found is None:
+    path = find_calibration(kind, name or kind, folder)
+    if path is None:
         raise UserError(f"there is no calibration of the arm {name or kind!r}", where=kind,
                         hint=f"understudy robot calibrate --{option} {kind} --{option}.port {port}"
                              + (f" --{option}.id {name}" if name else ""))
-    return found
+    return path
 
 
 def parse_cameras(text: str) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core import ConfigError, Feature
 from .base import ConnectionLost, Robot, RobotError, Teleoperator
-from .calibration import Calibration, MotorCalibration, find_calibration, read_calibration
+from .calibration import Calibration, MotorCalibration, known_calibrations, same_values
 from .cameras import Camera, camera_features, read_cameras
 from .dynamixel import DynamixelMotorsBus
 from .feetech import FeetechMotorsBus
@@ -65,6 +65,11 @@ class ServoArmType:
         """Servos whose Drive_Mode is inverted: `inverted`, and second servos of joints that are not."""
         return (*self.inverted, *(n for n, (first, _) in self.shadows.items() if first not in self.inverted))
 
+    @property
+    def max_offset(self) -> int:
+        """Largest homing offset that the servos store (steps)."""
+        return 2047 if self.manufacturer == "feetech" else 1_044_479
+
     def bus(self, port: str) -> MotorsBus:
         """The bus of these servos, not yet connected."""
         return (FeetechMotorsBus if self.manufacturer == "feetech" else DynamixelMotorsBus)(port, self.servos)
@@ -108,29 +113,37 @@ class ServoArm:
         port: Serial port.
         calibration: Its calibration. None if there is none yet.
         use_degrees: Units of the joints: degrees, or -100 to 100 over the calibrated range.
+
+    Attributes:
+        calibration_file: Where the calibration was read, for messages.
     """
 
     def __init__(self, kind: ServoArmType, port: str, calibration: Calibration | None, use_degrees: bool = True):
         self.kind, self.calibration, self.bus = kind, calibration, kind.bus(port)
+        self.calibration_file: Path | None = None
         self.units = {n: m.range if use_degrees or m.range == "percent" else "signed_percent"
                       for n, m in kind.motors.items()}
 
     def connect(self) -> None:
-        """Opens the port, checks the servos, and writes the calibration into those that have another one.
+        """Opens the port, checks the servos, and writes the calibration into new ones.
 
         Raises:
-            RobotError: There is no calibration, or a servo is of another kind.
+            RobotError: There is no calibration, a servo is of another kind, or the servos hold another calibration.
             ConnectionLost: A servo does not answer.
         """
         if self.calibration is None:
-            raise RobotError("the arm is not calibrated", where=f"{self.kind.name}, {self.bus.port_name}",
-                             hint="understudy robot calibrate")
+            raise RobotError("the arm is not calibrated", where=self.place, hint="understudy robot calibrate")
         self.bus.connect()
         try:
             self._write_calibration()
         except BaseException:
             self.bus.disconnect()
             raise
+
+    @property
+    def place(self) -> str:
+        """Type and port, for messages."""
+        return f"{self.kind.name}, {self.bus.port_name}"
 
     def positions(self) -> np.ndarray:
         """Measured positions in the units of the arm, (A,) float64."""
@@ -163,6 +176,20 @@ class ServoArm:
             found[name] = MotorCalibration(motor.id, mode, offset, low, high)
         return found
 
+    def calibration_differences(self) -> dict[str, MotorCalibration]:
+        """What those servos hold whose values differ from the calibration."""
+        assert self.calibration is not None
+        return {name: each for name, each in self.stored_calibration().items()
+                if self.servo_values(each) != self.servo_values(self.calibration[name])}
+
+    def mismatch(self, differences: Calibration) -> RobotError:
+        """The error for servos that hold another calibration, which may be that of another arm."""
+        assert self.calibration is not None
+        rows = "".join(f"\n  {n}: servo {each} | file {self.calibration[n]}" for n, each in differences.items())
+        return RobotError(f"the servos hold another calibration than {self.calibration_file or 'the given one'}:{rows}",
+                          where=self.place, hint="name the port of this arm. If it is this arm, --yes writes the "
+                                                 "calibration of the file into its servos")
+
     def write_servo_calibration(self, calibration: Calibration) -> None:
         """Writes offsets and ranges into the servos, whose torque is switched off for it."""
         self.set_torque(False)
@@ -193,15 +220,16 @@ class ServoArm:
         for name, (first, _) in shadows.items():
             if abs(gap := found[name] - found[first]) > _MAX_SHADOW_STEPS:
                 raise RobotError(f"{name} is {gap} steps away from {first}, although they move the same joint",
-                                 where=f"{self.kind.name}, {self.bus.port_name}",
+                                 where=self.place,
                                  hint="calibrate the arm again: understudy robot calibrate")
 
     def _write_calibration(self) -> None:
         assert self.calibration is not None
-        now = self.stored_calibration()
-        different = {n: c for n, c in self.calibration.items() if self._servo_values(c) != self._servo_values(now[n])}
-        if different:
-            self.write_servo_calibration(different)
+        differences = self.calibration_differences()
+        if not all(each.is_factory for each in differences.values()):
+            raise self.mismatch(differences)
+        if differences:
+            self.write_servo_calibration({name: self.calibration[name] for name in differences})
         if self.kind.shadows:
             self.set_torque(False)
             self.set_shadows(True)
@@ -239,7 +267,8 @@ class ServoArm:
                  "signed_percent": 200.0}[self.units[name]]
         return (each.range_max - each.range_min) / width
 
-    def _servo_values(self, c: MotorCalibration) -> tuple[int, ...]:
+    def servo_values(self, c: MotorCalibration) -> tuple[int, ...]:
+        """The part of a calibration that the servo stores."""
         mode = c.drive_mode if self.kind.manufacturer == "dynamixel" else 0
         return mode, c.homing_offset, c.range_min, c.range_max
 
@@ -488,6 +517,11 @@ class Calibrator:
     def disconnect(self) -> None:
         self.arm.bus.disconnect()
 
+    def owner(self) -> Path | None:
+        """The known calibration that the servos hold. None if they are new, or no file has their values."""
+        stored = self.arm.stored_calibration()
+        return next((path for path, each in known_calibrations() if same_values(stored, each)), None)
+
     def set_middle(self) -> None:
         """Makes the present pose half a turn of every servo. The arm must be in the middle of its range."""
         kind, bus = self.arm.kind, self.arm.bus
@@ -534,9 +568,3 @@ class Calibrator:
                  for name, motor in kind.servos.items()}
         self.arm.write_servo_calibration(found)
         return found
-
-
-def load_calibration(kind: ServoArmType, name: str | None, folder: Path | None = None) -> Calibration | None:
-    """The calibration of an arm with this id, if there is one."""
-    path = find_calibration(kind.name, name or kind.name, folder)
-    return None if path is None else read_calibration(path, {n: m.id for n, m in kind.servos.items()})

@@ -1,0 +1,134 @@
+"""Robots and teleoperators of commands. No arm gets the calibration of another one without a question."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from .robot_options import flush_input
+
+if TYPE_CHECKING:
+    from ..core import UserError
+    from ..envs.devices import JointKeyboard
+    from ..robots.base import Robot, Teleoperator
+    from ..robots.calibration import Calibration
+    from ..robots.registry import RobotConfig, TeleoperatorConfig
+    from ..robots.safety import SafeRobot
+    from ..robots.servo_arm import ServoArm
+
+
+def prepare_robot(config: RobotConfig, trust: Sequence[str], yes: bool) -> SafeRobot:
+    """Makes a robot, which is not connected yet, and asks about the calibration in its servos."""
+    from ..robots.registry import make_robot
+
+    robot = make_robot(config, trust)
+    confirm_calibrations(yes, robot)
+    return robot
+
+
+def prepare_session(config: RobotConfig, teleop_config: TeleoperatorConfig, trust: Sequence[str], yes: bool
+                    ) -> tuple[SafeRobot, Teleoperator, JointKeyboard | None]:
+    """Makes a robot and a teleoperator (and the keyboard, if it is one), and asks about their calibrations."""
+    from ..robots.ports import refuse_shared_ports
+    from ..robots.registry import make_robot, make_teleoperator
+
+    refuse_shared_ports({**config.ports(), **teleop_config.ports()})
+    robot = make_robot(config, trust)
+    teleop, keyboard = make_teleoperator(teleop_config, robot, trust)
+    confirm_calibrations(yes, robot, teleop)
+    return robot, teleop, keyboard
+
+
+def confirm_calibrations(yes: bool, *devices: Robot | Teleoperator) -> None:
+    """Asks before servos that hold another calibration get that of the file.
+
+    Args:
+        yes: Whether the answer is yes, without a question.
+
+    Raises:
+        RobotError: The answer is no, nobody can be asked, or a leader and a follower are swapped.
+    """
+    from ..robots.registry import servo_arms
+
+    arms = servo_arms(*devices)
+    for arm in arms:
+        suggest_stable_port(arm.bus.port_name)
+    foreign = [(arm, differences) for arm in arms if (differences := _foreign_values(arm))]
+    for arm, differences in foreign:  # before the first question
+        _refuse_swapped(arm, differences, arms)
+    for arm, differences in foreign:
+        assert arm.calibration is not None
+        if not yes:
+            _ask_about(arm, differences)
+        arm.bus.connect()
+        try:
+            arm.write_servo_calibration({name: arm.calibration[name] for name in differences})
+        finally:
+            arm.bus.disconnect()
+
+
+def _foreign_values(arm: ServoArm) -> Calibration:
+    """What servos hold that is neither their calibration nor that of new servos. All that differs, if one does."""
+    arm.bus.connect()
+    try:
+        differences = arm.calibration_differences()
+    finally:
+        arm.bus.disconnect()
+    return {} if all(each.is_factory for each in differences.values()) else differences
+
+
+def _refuse_swapped(arm: ServoArm, differences: Calibration, arms: Sequence[ServoArm]) -> None:
+    """Refuses the port of another arm of this command, and that of a leader for a follower: it would get torque."""
+    from ..robots.base import RobotError
+    from ..robots.calibration import is_leader_folder, known_calibrations, same_values
+
+    assert arm.calibration is not None
+    stored = {**arm.calibration, **differences}
+    others = [(other.calibration_file, other.calibration) for other in arms if other is not arm]
+    others += [(path, each) for path, each in known_calibrations()
+               if is_leader_folder(path.parent.name) != arm.kind.is_leader]
+    for path, calibration in others:
+        if calibration is not None and same_values(stored, calibration):
+            raise RobotError(f"this is another arm: its servos hold the calibration of {path}", where=arm.place,
+                             hint="the ports are swapped. understudy robot find-port finds the port of each arm")
+
+
+def _ask_about(arm: ServoArm, differences: Calibration) -> None:
+    """Shows what the servos and the file hold, and asks whether the file is written into the servos."""
+    assert arm.calibration is not None
+    if sys.stdin.isatty():
+        table = Table("joint", "servo", "file", box=None, pad_edge=False)
+        for name, each in differences.items():
+            table.add_row(name, str(each), str(arm.calibration[name]))
+        Console(stderr=True, highlight=False).print(
+            f"{arm.place}: the servos hold another calibration than {arm.calibration_file}:", table)
+    confirm(False, "Is this the right arm? Then its servos get the calibration of the file.", arm.mismatch(differences))
+
+
+def confirm(yes: bool, question: str, error: UserError) -> None:
+    """Asks whether to go on.
+
+    Args:
+        yes: Whether the answer is yes, without a question.
+        error: Raised if the answer is no, or nobody can be asked.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise error
+    flush_input()
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise error
+
+
+def suggest_stable_port(port: str) -> None:
+    """Names the port by its USB adapter, if it was named by a number that changes."""
+    from ..robots.ports import stable_port
+
+    if name := stable_port(port):
+        print(f"note: {port} can be another arm after a restart. {name} stays the same", file=sys.stderr)

@@ -1,0 +1,277 @@
+"""No arm gets the calibration of another one, and no leader gets torque, with emulated arms and real processes."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from understudy.cli import main
+from understudy.core import ConfigError, UserError
+from understudy.robots import ports
+from understudy.robots.base import RobotError
+from understudy.robots.calibration import MotorCalibration, read_calibration, write_calibration
+from understudy.robots.emulator import emulate_arm
+from understudy.robots.motors_bus import MotorsBus
+from understudy.robots.registers import DYNAMIXEL, FEETECH
+from understudy.robots.registry import RobotConfig, TeleoperatorConfig, make_robot, make_teleoperator
+from understudy.robots.servo_arm import ARM_TYPES, ServoFollower
+
+pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
+pytest.importorskip("dynamixel_sdk", reason="extra dynamixel not installed")
+
+KIND = ARM_TYPES["so101_follower"]
+
+
+def calibration(shift, kind=KIND):
+    return {n: MotorCalibration(m.id, 0, shift + m.id, 1000 + shift, 3000 + shift) for n, m in kind.servos.items()}
+
+
+def hold(bus, values):
+    """Puts a calibration into emulated servos."""
+    for each in values.values():
+        servo = bus.servo(each.id)
+        for register, value in (("Homing_Offset", each.homing_offset), ("Min_Position_Limit", each.range_min),
+                                ("Max_Position_Limit", each.range_max)):
+            servo.set(register, value)
+
+
+def held(bus):
+    return [tuple(s.get(r) for r in ("Homing_Offset", "Min_Position_Limit", "Max_Position_Limit")) for s in bus.servos]
+
+
+def had_torque(bus):
+    """Whether a servo was ever told to switch its torque on."""
+    registers = FEETECH if bus.servos[0].registers is FEETECH else DYNAMIXEL
+    address = registers["Torque_Enable"].address
+    return any(at == address and data == b"\x01" for servo in bus.servos for _, at, data in servo.writes)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder with calibrations of a follower and a leader, and longer waits for a busy machine."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNDERSTUDY_CALIBRATION", str(tmp_path / "calibration"))
+    monkeypatch.setenv("HF_LEROBOT_CALIBRATION", str(tmp_path / "lerobot"))
+    for kind, shift in (("so101_follower", 10), ("so101_leader", 500)):
+        write_calibration(tmp_path / "calibration" / kind / "mine.json", calibration(shift))
+    begin = MotorsBus.__init__
+    monkeypatch.setattr(MotorsBus, "__init__", lambda self, port, motors: begin(self, port, motors, 1_000_000, 0.3, 5))
+    return tmp_path
+
+
+@pytest.fixture
+def arms(folder):
+    """A follower and a leader, both calibrated."""
+    with emulate_arm(KIND) as follower, emulate_arm(KIND) as leader:
+        hold(follower, calibration(10))
+        hold(leader, calibration(500))
+        yield follower, leader
+
+
+def options(follower, leader):
+    return ["--robot", "so101_follower", "--robot.port", follower.port, "--robot.id", "mine",
+            "--teleop", "so101_leader", "--teleop.port", leader.port, "--teleop.id", "mine"]
+
+
+# -- calibrations ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [[], ["--yes"]])
+def test_swapped_arms_are_refused_before_anything_is_written(arms, answer, capsys):
+    follower, leader = arms
+    before = held(follower), held(leader)
+    assert main(["record", *options(leader, follower), "--out", "demos", "--episodes", "1", *answer]) == 2
+    error = capsys.readouterr().err
+    assert "this is another arm: its servos hold the calibration of" in error and "the ports are swapped" in error
+    assert "so101_leader/mine.json" in error and leader.port in error
+    assert (held(follower), held(leader)) == before and not had_torque(leader) and not had_torque(follower)
+    assert main(["robot", "teleoperate", *options(follower, leader), "--teleop-time-s", "0.2"]) == 0
+    assert had_torque(follower) and not had_torque(leader)
+
+
+def test_a_leader_gets_no_torque_from_a_command_without_a_teleoperator(arms, capsys):
+    _, leader = arms
+    assert main(["record", "fork", "--out", "demos", "--episodes", "1"]) == 0
+    assert main(["replay", "demos", *options(leader, leader)[:6], "--yes"]) == 2
+    assert "so101_leader/mine.json" in capsys.readouterr().err and not leader.servos[0].writes
+
+
+def test_another_calibration_is_written_only_after_a_yes(arms, capsys):
+    follower, leader = arms
+    hold(follower, unknown := calibration(77))
+    with pytest.raises(RobotError, match=r"shoulder_pan: servo offset 78, 1077 to 3077 \| file offset 11, 1010 to"):
+        ServoFollower(KIND, follower.port, calibration(10)).connect()
+    command = ["robot", "teleoperate", *options(follower, leader), "--teleop-time-s", "0.2"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "the servos hold another calibration than" in error and "so101_follower/mine.json" in error
+    assert "gripper: servo offset 83, 1077 to 3077 | file offset 16, 1010 to 3010" in error and "--yes" in error
+    assert held(follower) == [(c.homing_offset, c.range_min, c.range_max) for c in unknown.values()]
+    assert not any(s.writes for s in follower.servos)
+    assert main([*command, "--yes"]) == 0
+    assert held(follower)[5] == (16, 1010, 3010)
+    assert main(command) == 0  # nothing differs any more
+
+
+def test_new_servos_get_the_calibration_of_the_file(arms):
+    follower, leader = arms
+    hold(follower, {n: MotorCalibration(m.id, 0, 0, 0, 4095) for n, m in KIND.servos.items()})
+    assert main(["robot", "teleoperate", *options(follower, leader), "--teleop-time-s", "0.2"]) == 0
+    assert held(follower)[0] == (11, 1010, 3010)
+
+
+def test_left_and_right_arms_that_are_swapped_are_refused(folder, capsys):
+    for side, shift in (("left", 30), ("right", 60)):
+        write_calibration(folder / "calibration" / "so101_follower" / f"duo_{side}.json", calibration(shift))
+    with emulate_arm(KIND) as left, emulate_arm(KIND) as right:
+        hold(left, calibration(30))
+        hold(right, calibration(60))
+        assert main(["robot", "teleoperate", "--robot", "bi_so101_follower", "--robot.id", "duo",
+                     "--robot.left-arm-port", right.port, "--robot.right-arm-port", left.port, "--teleop", "keyboard",
+                     "--yes"]) == 2
+        assert "duo_right.json" in capsys.readouterr().err
+        assert not had_torque(left) and not had_torque(right)
+
+
+class Person:
+    """A command in a terminal of its own."""
+
+    def __init__(self, *args):
+        self.terminal, inner = pty.openpty()
+        self.process = subprocess.Popen([sys.executable, "-m", "understudy", *args], stdin=inner, stdout=inner,
+                                        stderr=inner, start_new_session=True)
+        os.close(inner)
+        self.text = ""
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        while True:
+            try:
+                self.text += os.read(self.terminal, 4096).decode(errors="replace")
+            except OSError:
+                return
+
+    def wait_for(self, text, seconds=30):
+        ends = time.monotonic() + seconds
+        while text not in self.text:
+            assert time.monotonic() < ends and self.process.poll() is None, self.text
+            time.sleep(0.02)
+
+    def answer(self, text):
+        os.write(self.terminal, text.encode())
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_a_person_is_shown_both_calibrations_and_asked(arms, answer):
+    follower, leader = arms
+    hold(follower, calibration(77))
+    person = Person("robot", "teleoperate", *options(follower, leader), "--teleop-time-s", "0.2")
+    person.wait_for("Is this the right arm? Then its servos get the calibration of the file. [y/N]")
+    assert "joint" in person.text and "offset 78, 1077 to 3077" in person.text
+    person.answer(f"{answer}\n")
+    assert person.process.wait(30) == (0 if answer == "y" else 2)
+    assert held(follower)[0] == ((11, 1010, 3010) if answer == "y" else (78, 1077, 3077))
+
+
+def test_calibrating_again_is_asked_for_and_keeps_the_old_file(arms, folder, capsys, monkeypatch):
+    follower, leader = arms
+    path, original = folder / "calibration" / "so101_follower" / "mine.json", calibration(10)
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115
+    device = options(follower, leader)[:6]
+    assert main(["robot", "calibrate", *device]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error and "--yes replaces it, and keeps the old one next to it" in error
+    assert not any(s.writes for s in follower.servos)
+    assert main(["robot", "calibrate", *device[:3], leader.port, "--robot.id", "new"]) == 2  # it is the leader
+    error = capsys.readouterr().err
+    assert "this is another arm: its servos hold the calibration of" in error and "so101_leader/mine.json" in error
+    assert held(leader)[0] == (501, 1500, 3500)
+
+    def calibrate():
+        read, write = os.pipe()
+        with os.fdopen(read) as lines:
+            monkeypatch.setattr(sys, "stdin", lines)
+            thread = threading.Thread(target=play, args=(write,), daemon=True)
+            thread.start()
+            assert main(["robot", "calibrate", *device, "--yes"]) == 0
+            thread.join()
+
+    def play(keyboard):
+        os.write(keyboard, b"\n")  # the arm is in the middle
+        for position in (2048, 1300, 2900):
+            time.sleep(1.5 if position == 2048 else 0.5)
+            with follower.lock:
+                for servo in follower.servos:
+                    servo.push(position)
+        time.sleep(0.5)
+        os.write(keyboard, b"\n")
+        os.close(keyboard)
+    calibrate()
+    assert "The old one is" in capsys.readouterr().out
+    ids = {n: m.id for n, m in KIND.servos.items()}
+    assert read_calibration(path.with_name("mine.1.json"), ids) == original != read_calibration(path, ids)
+    calibrate()
+    assert path.with_name("mine.2.json").exists() and read_calibration(path.with_name("mine.1.json"), ids) == original
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"homing_offset": 2048}, "'elbow_flex' has the homing_offset 2048, but it must be from -2047 to 2047"),
+    ({"range_max": 5000}, "'elbow_flex' has the range 1010 to 5000, but it must be within 0 to 4095"),
+    ({"drive_mode": 3}, "'elbow_flex' has the drive_mode 3")])
+def test_values_that_servos_cannot_store_name_the_joint_and_the_file(folder, change, message, capsys):
+    path = folder / "calibration" / "so101_follower" / "mine.json"
+    stored = json.loads(path.read_text())
+    stored["elbow_flex"].update(change)
+    path.write_text(json.dumps(stored))
+    assert main(["robot", "teleoperate", "--robot", "so101_follower", "--robot.port", "/dev/null", "--robot.id", "mine",
+                 "--teleop", "keyboard"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and str(path) in error
+
+
+def test_dynamixel_servos_store_larger_offsets(tmp_path):
+    write_calibration(tmp_path / "a.json", {"x": MotorCalibration(1, 0, 3000, 0, 4095)})
+    with pytest.raises(UserError, match="homing_offset 3000"):
+        read_calibration(tmp_path / "a.json", {"x": 1})
+    assert read_calibration(tmp_path / "a.json", {"x": 1}, ARM_TYPES["viperx"].max_offset)["x"].homing_offset == 3000
+
+
+# -- ports -------------------------------------------------------------------------------------------------------------
+
+
+def test_one_port_for_two_arms_is_refused(arms, folder, capsys):
+    follower, _ = arms
+    (folder / "alias").symlink_to(follower.port)
+    for port in (follower.port, "alias"):
+        assert main(["record", *options(follower, follower)[:9], port, "--teleop.id", "mine", "--out", "d",
+                     "--episodes", "1"]) == 2
+        error = capsys.readouterr().err
+        assert "--teleop.port: is the same port as --robot.port" in error and follower.port in error
+    assert not any(s.writes for s in follower.servos)
+    config = RobotConfig("so101_follower", follower.port, "mine")
+    with pytest.raises(ConfigError, match="--teleop.port: is the same port as --robot.port"):
+        make_teleoperator(TeleoperatorConfig("so101_leader", str(folder / "alias"), "mine"), make_robot(config))
+    with pytest.raises(ConfigError, match="--robot.right-arm-port: is the same port as --robot.left-arm-port"):
+        make_robot(RobotConfig("bi_so101_follower", id="duo", left_arm_port=follower.port, right_arm_port="alias"))
+    with pytest.raises(ConfigError, match="--teleop.right-arm-port: is the same port as --teleop.left-arm-port"):
+        make_teleoperator(TeleoperatorConfig("bi_so101_leader", left_arm_port="COM3", right_arm_port="COM3"),
+                          make_robot(RobotConfig("simulated_arm")))
+    ports.refuse_shared_ports({"--robot.port": "/dev/null", "--teleop.port": "/dev/zero", "other": None})
+
+
+def test_a_port_with_a_number_has_a_stable_name(arms, folder, capsys, monkeypatch):
+    follower, leader = arms
+    (folder / "by-id").mkdir()
+    (folder / "ttyACM0").symlink_to(follower.port)
+    (folder / "by-id" / "usb-1a86_USB_Single_Serial_5A46-if00").symlink_to(folder / "ttyACM0")
+    monkeypatch.setattr(ports, "BY_ID", folder / "by-id")
+    assert main(["robot", "teleoperate", "--robot", "so101_follower", "--robot.port", str(folder / "ttyACM0"),
+                 *options(follower, leader)[4:], "--teleop-time-s", "0.2"]) == 0
+    error = capsys.readouterr().err
+    assert error.count("note: ") == 1 and "ttyACM0 can be another arm after a restart" in error
+    assert f"{folder}/by-id/usb-1a86_USB_Single_Serial_5A46-if00 stays the same" in error

@@ -236,8 +236,8 @@ def test_another_data_set_is_not_called_unseen():
     provenance = {"episodes": episode_fingerprints(data), "held_out": [2, 5]}
     numbers, origin = episodes_to_evaluate(provenance, cut)
     said = evaluate_action_prediction(policy(data, Draws()), cut, numbers, origin).describe()
-    assert said.startswith("Judged on 1 episode of a data set that it was not trained on, as far as is recorded (if "
-                           "they are cut from its training data, this is no test): ")
+    assert said.startswith("On 1 episode of a data set that it was not trained on, as far as is recorded (if they are "
+                           "cut from its training data, this is no test), the predicted actions are off by ")
 
 
 def test_a_converted_copy_is_recognized_and_its_frames_stay_closed(tmp_path, monkeypatch, capsys):
@@ -259,3 +259,84 @@ def test_a_converted_copy_is_recognized_and_its_frames_stay_closed(tmp_path, mon
         out, err = capsys.readouterr()
         assert (json.loads(out)["origin"], json.loads(out)["episodes"]) == ("held out", held), copy
         assert "decoded" not in err
+
+
+# -- next to predictions without a policy -----------------------------------------------------------------------------
+
+
+def line_data(columns, episodes=4, unit=None):
+    """Episodes whose action columns are the given functions of the step."""
+    steps = np.arange(20.0)
+    action = np.stack([column(steps) for column in columns], 1).astype(np.float32)
+    return Dataset([Episode({"observation.state": np.zeros((20, 1), np.float32), "action": action + e},
+                            schema={"action": Feature("float32", action.shape[1:], unit=unit)})
+                    for e in range(episodes)])
+
+
+def test_the_error_stands_next_to_always_the_average_and_the_last_action():
+    """A ramp of one per step: the mean is 9.5 + e, the last action is off by 1 but at the first step."""
+    data = line_data([lambda t: t], episodes=2, unit="m")
+    found = evaluate_action_prediction(policy(data, Draws(10.0, 0.0), 1), data, [1], validation=Validation(10**6, 2))
+    steps = np.arange(20) + 1.0
+    (error,), (all_, interval) = found.by_component, found.prediction_error
+    assert error.policy == pytest.approx(np.abs(10 - steps).mean()) == interval.estimate == all_.policy
+    assert error.average == pytest.approx(np.abs(9.5 - steps).mean())
+    assert error.last_action == pytest.approx((19 * 1 + (9.5 - 1)) / 20)
+    assert error.r2 == pytest.approx(1 - ((10 - steps) ** 2).sum() / ((9.5 - steps) ** 2).sum())
+    text = found.describe()
+    assert text.startswith("On 1 episode of a data set") and "are off by 5 m on average" in text
+    assert f"Always the average: {error.average:.3g} m. Repeating the last one: 1.38 m." in text
+    assert "It is no better than repeating the last one." in text
+    assert text.index("off by") < text.index("not a success rate") < text.index("energy score")
+
+
+def test_a_chunk_that_begins_in_the_past_is_compared_from_now_on():
+    data = line_data([lambda t: t], episodes=1)
+    late = Policy(PolicyConfig(Draws(0.0, 0.0), codec=Normalizer(target="identity"),
+                               window=Window(2, 3, action_offset=-1)), data.features()).fit_statistics(data)
+    (error,) = evaluate_action_prediction(late, data, validation=Validation(10**6, 2)).by_component
+    repeated = [abs(t - 9.5) if not t else 1 for t in range(20)] + [abs(1 - 9.5)] + [2] * 18  # this step, and the next
+    assert error.last_action == pytest.approx(np.mean(repeated))
+    assert "on average over the next 2 steps" in evaluate_action_prediction(late, data).headline()
+
+
+def test_a_constant_component_is_named_and_does_not_count():
+    data = line_data([lambda t: t, np.zeros_like], episodes=1)
+    found = evaluate_action_prediction(policy(data, Draws(0.0, 0.0), 1), data, validation=Validation(10**6, 2))
+    assert [c.is_constant for c in found.by_component] == [False, True] and found.by_component[1].r2 is None
+    assert found.prediction_error[0].policy == found.by_component[0].policy == pytest.approx(9.5)
+    assert "Left out, because they never change in the data: action[1]." in found.describe()
+
+
+def test_actions_that_never_change_are_no_perfect_result():
+    data = line_data([np.ones_like], episodes=1)
+    found = evaluate_action_prediction(policy(data, Draws(1.0, 0.0), 1), data, validation=Validation(10**6, 2))
+    assert found.energy_score.estimate == 0 and found.prediction_error is None and found.to_json()["error"] is None
+    assert found.describe().startswith("This data cannot show how good the policy is: every component of its actions "
+                                       "has the same value at all steps (action[0]).")
+
+
+def test_choices_stand_next_to_the_most_frequent_one_and_the_last():
+    action = np.array([0, 0, 0, 1, 1, 2] * 5)[:, None]
+    data = Dataset([Episode({"observation.state": np.zeros((30, 1), np.float32), "action": action})])
+    p = Policy(PolicyConfig(Categorical(), window=Window(1, 1)), data.features()).fit_statistics(data)
+    for parameter in p.net.parameters():
+        nn.init.zeros_(parameter)  # always class 0
+    found = evaluate_action_prediction(p, data, validation=Validation(10**6, 8))
+    (error,) = found.by_component
+    assert error.policy == error.average == 0.5 and error.r2 is None
+    assert error.last_action == pytest.approx((1 + 1 + 1) * 5 / 30 - 1 / 30)  # the first step is the most frequent one
+    assert "50.0% of the predicted actions are wrong" in found.describe()
+    assert "It is no better than the most frequent action or repeating the last one." in found.describe()
+
+
+def test_the_answer_ends_with_the_next_step_on_a_robot(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_dataset(normal_data(6, 20), "my demos.npz")
+    assert main(["train", "bc", "my demos.npz", "--out", "my run", "--steps", "2", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(["eval", "my run", "my demos.npz", "--html", "page.html"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("On ") and "understudy eval 'my run' --interactive --robot TYPE --robot.port PORT\n" in out
+    page = Path("page.html").read_text()
+    assert page.index("off by") < page.index("energy score")

@@ -25,6 +25,7 @@ from understudy.evaluate.action_prediction import (
     EpisodePlanSamples,
     ErrorBreakdown,
     PlanSamples,
+    PredictionError,
     UncertainStep,
 )
 from understudy.evaluate.behavior_metrics import measure_behavior
@@ -527,9 +528,12 @@ def test_the_report_on_recorded_episodes_says_what_it_is_not(tmp_path):
         tenths,
         (UncertainStep(3, 18, 1.2),),
         (fans,),
+        (error := PredictionError("all", 0.02, 0.3, 0.1, 0.9, False), replace(some, estimate=0.02)),
+        (replace(error, name="lift"), replace(error, name=EVIL, r2=None, is_constant=True)),
     )
     page_ = checked(write_prediction_report(found, tmp_path / "r.html"))
-    assert "This is not a success rate" in page_.text and "Energy score 0.4" in page_.text and "70%" in page_.text
+    assert "This is not a success rate" in page_.text and "energy score is 0.4" in page_.text and "70%" in page_.text
+    assert "off by 0.02 rad on average" in page_.text and "never changes" in page_.text
     assert page_.seen.count("svg") == 5 and EVIL in page_.text
     certain = replace(found, samples=1, coverage=None, expected_coverage=None, uncertain_steps=())
     assert "cannot say where it is unsure" in checked(write_prediction_report(certain, tmp_path / "c.html")).text

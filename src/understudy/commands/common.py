@@ -228,13 +228,23 @@ def act_command(run: Path | str, robot: str | None) -> list[str]:
         run: The run.
         robot: The type of the robot, as data sets have it. None for data without a robot.
     """
+    options = robot_arguments(robot)
+    return [command_line("act", run, *options)] if options else []
+
+
+def robot_arguments(robot: str | None) -> list[str]:
+    """The options that name a robot, such as ["--robot", "so101_follower", "--robot.port", "PORT"]. Empty for none.
+
+    Args:
+        robot: The type of the robot, as data sets have it.
+    """
     from ..robots.registry import ROBOTS
 
     if not robot or robot == "unknown":
         return []
     ports = {"bi": ("--robot.left-arm-port", "PORT", "--robot.right-arm-port", "PORT"), "simulated": ()}
     options = (robot, *ports.get(robot.partition("_")[0], ("--robot.port", "PORT"))) if robot in ROBOTS else ("TYPE",)
-    return [command_line("act", run, "--robot", *options)]
+    return ["--robot", *options]
 
 
 def recorded_robot_of(run: Path) -> str | None:

@@ -17,6 +17,7 @@ from .common import (
     open_data,
     parse,
     reseeded_command,
+    robot_arguments,
     trust_options,
     unused_path,
 )
@@ -37,7 +38,10 @@ from .served import changed_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.table import Table
+
     from ..data.episode import Dataset
+    from ..evaluate.action_prediction import ActionPrediction
     from ..evaluate.evaluation import Evaluation
     from ..learn.method import Method
 
@@ -242,12 +246,16 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     found = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor,
                                        of_latents=has_latent_actions(method))
     append_result(o, found.to_json())
-    out.print(found.describe(), "", _breakdown_table("component", found.by_dimension, found.unit), "",
-            _breakdown_table("of the episode", found.by_time, found.unit))
+    out.print(found.headline(), "", _component_table(found), "", found.describe_distribution(), "",
+              _breakdown_table("of the episode", found.by_time, found.unit), "", found.note)
     env, given = example_evaluation(recorded, method) or (None, [])
     trust = trust_options(o.trust, env, o.run) or env_trust_options(env)
     commands = [(command_line("eval", o.run, env, "--episodes", 100, *given, *trust),
                  "Whether it works, where it acts by itself:")] if env is not None else []
+    if env is None:
+        robot = robot_arguments(data.metadata.get("robot_type")) or ["--robot", "TYPE", "--robot.port", "PORT"]
+        commands.append((command_line("eval", o.run, "--interactive", *robot, *trust_options((), None, o.run)),
+                         "Whether it works, on the robot, where you judge the trials:"))
     if o.html is None:
         again = command_line("eval", o.run, o.target, "--html", "report.html",
                              *(("--columns", *o.columns) if o.columns else ()), *trust_options((), None, o.run))
@@ -292,6 +300,20 @@ def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> 
     if [e.metadata for e in whole] == [data[i].metadata for i in recorded]:  # the same episodes: keep their numbers
         return whole.select(np.argsort(recorded)), list(episodes)
     return whole, list(range(len(first)))
+
+
+def _component_table(found: ActionPrediction) -> Table:
+    """Errors of each component next to those of predictions without a policy."""
+    from rich.table import Table
+
+    error = "wrong" if found.is_discrete else f"off by{f' ({found.unit})' if found.unit else ''}"
+    table = Table("component", error, "average", "last action", *([] if found.is_discrete else ["R²"]),
+                  "spread of its samples", box=None, pad_edge=False)
+    for c, part in zip(found.by_component, found.by_dimension, strict=True):
+        r2 = "never changes" if c.is_constant else "" if c.r2 is None else f"{c.r2:.3g}"
+        table.add_row(c.name, f"{c.policy:.3g}", f"{c.average:.3g}", f"{c.last_action:.3g}",
+                      *([] if found.is_discrete else [r2]), f"{part.spread:.3g}")
+    return table
 
 
 def _breakdown_table(name, parts, unit):

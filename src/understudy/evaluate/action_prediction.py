@@ -63,6 +63,31 @@ class ErrorBreakdown:
 
 
 @dataclass(frozen=True)
+class PredictionError:
+    """Error of the predicted action, next to the errors of two predictions that need no policy.
+
+    The predicted action is the mean of the samples. Only steps from the current one on count.
+
+    Attributes:
+        name: The component.
+        policy: Mean absolute error, in the unit of the component. For discrete actions, the fraction of wrong ones.
+        average: The same of always predicting the mean action of the other episodes (the most frequent class).
+        last_action: The same of repeating the last recorded action. At the first step of an episode there is none, and
+            the average takes its place.
+        r2: 1 - (squared error of the policy) / (squared error of the average). None for discrete actions, and where the
+            average has no error.
+        is_constant: The component has one value in all of the data, so that predicting it means nothing.
+    """
+
+    name: str
+    policy: float
+    average: float
+    last_action: float
+    r2: float | None
+    is_constant: bool
+
+
+@dataclass(frozen=True)
 class UncertainStep:
     episode: int
     step: int
@@ -98,6 +123,11 @@ class ActionPrediction:
         coverage: Fraction of recorded values between the lowest and the highest sample. None for deterministic policies
             and for discrete actions.
         expected_coverage: The coverage of a policy whose uncertainty is exactly right.
+        prediction_error: Error of the predicted action over all components that are not constant, and its interval.
+            None if all are constant.
+        by_component: The same for each component.
+        steps_ahead: Number of steps of a chunk over which this error is the mean, from the current one on.
+        is_discrete: Whether actions are classes.
         of_latents: Whether the errors are those of latents (see `evaluate_action_prediction`).
     """
 
@@ -119,6 +149,10 @@ class ActionPrediction:
     by_time: tuple[ErrorBreakdown, ...]  # by tenths of the episode
     uncertain_steps: tuple[UncertainStep, ...]  # the widest first
     plan_samples: tuple[EpisodePlanSamples, ...]
+    prediction_error: tuple[PredictionError, Interval] | None
+    by_component: tuple[PredictionError, ...]
+    steps_ahead: int = 1
+    is_discrete: bool = False
     of_latents: bool = False
 
     @property
@@ -148,6 +182,11 @@ class ActionPrediction:
                 "inside": self.coverage,
                 "expected": self.expected_coverage,
                 "unit": self.unit,
+                "ahead": self.steps_ahead,
+                "error": None if self.prediction_error is None else {
+                    "policy": interval(self.prediction_error[1]), **_baselines_json(self.prediction_error[0])},
+                "components": [{"name": c.name, "policy": c.policy, **_baselines_json(c), "constant": c.is_constant}
+                               for c in self.by_component],
                 "dimensions": parts(self.by_dimension),
                 "chunk": parts(self.by_chunk_step),
                 "time": parts(self.by_time),
@@ -159,45 +198,83 @@ class ActionPrediction:
         )
 
     def describe(self) -> str:
-        """The result in words."""
-        n = len(self.episodes)
+        """The result in words: what the error means, then how sure the policy is."""
+        return f"{self.headline()} {self.note}\n\n{self.describe_distribution()}"
+
+    def headline(self) -> str:
+        """How far the predicted actions are from the recorded ones, next to predictions that need no policy."""
+        n, what = len(self.episodes), "latents" if self.of_latents else "actions"
         which = {"held out": f"{n} episode{'s' * (n != 1)} that it was not trained on",
                  "trained on": f"{n} episode{'s' * (n != 1)} that it was trained on (none was held out, so expect "
                                "figures that are too good)",
                  "other data": f"{n} episode{'s' * (n != 1)} of a data set that it was not trained on, as far as is "
                                "recorded (if they are cut from its training data, this is no test)"}[self.origin]
+        constant = [c.name for c in self.by_component if c.is_constant]
+        if self.prediction_error is None:
+            return (f"This data cannot show how good the policy is: every component of its {what} has the same value "
+                    f"at all steps ({', '.join(constant)}). An error of 0 means nothing here. Compared on {which}.")
+        error, interval = self.prediction_error
+        show = "{:.1%}".format if self.is_discrete else f"{{:.3g}}{f' {self.unit}' if self.unit else ''}".format
+        sure = (f" ({interval.level:.0%} interval over episodes {show(interval.low)} to {show(interval.high)})"
+                if np.isfinite(interval.low) else "")
+        ahead = "" if self.steps_ahead == 1 else f" over the next {self.steps_ahead} steps"
+        if self.is_discrete:
+            text = (f"On {which}, {show(error.policy)} of the predicted {what}{ahead} are wrong{sure}. Always the most "
+                    f"frequent one: {show(error.average)}. Repeating the last action: {show(error.last_action)}.")
+        else:
+            in_units = "" if self.unit else f", in the units of the {what}"
+            r2 = "" if error.r2 is None else f" R² is {error.r2:.3g} (1 is perfect, 0 is always the average)."
+            text = (f"On {which}, the predicted {what} are off by {show(error.policy)} on average{ahead}{sure}"
+                    f"{in_units}. Always the average: {show(error.average)}. Repeating the last one: {show(error.last_action)}."
+                    f"{r2}")
+        text += f" {_compare_with_baselines(error, self.is_discrete)}"
+        if self.of_latents:
+            text = f"Latents of skills, and not actions, are compared. {text}"
+        return text + (f" Left out, because they never change in the data: {', '.join(constant)}." if constant else "")
+
+    def describe_distribution(self) -> str:
+        """The energy score, and where the policy is wrong and uncertain."""
         e = self.energy_score
         sure = f" ({e.level:.0%} interval over episodes {e.low:.3g} to {e.high:.3g})" if np.isfinite(e.low) else ""
-        judged = "Latents of skills, and not actions, judged" if self.of_latents else "Judged"
         text = (
-            f"{judged} on {which}: {self.steps:,} steps, {self.windows} of them looked at, {self.samples} "
-            f"sample{'s' * (self.samples != 1)} each. The energy score is {e.estimate:.3g}{sure}, in units of each "
-            f"component's spread in the data; always doing the average would get {self.baseline_error:.3g}, and less "
-            f"is "
-            f"better. "
+            f"{self.steps:,} steps, {self.windows} of them compared, {self.samples} sample{'s' * (self.samples != 1)} "
+            f"each. The energy score is {e.estimate:.3g}{sure}, in units of each component's spread in the data. "
+            f"Always the average would get {self.baseline_error:.3g}. Less is better, and a policy that predicts "
+            "several ways is not punished for the ways that were not recorded. "
         )
-        far = max(self.by_dimension, key=lambda p: p.error)
-        late = max(self.by_time, key=lambda p: p.error)
-        text += f"It is furthest off in {far.name}, and at {late.name} of the episode. "
+        largest = max(self.by_dimension, key=lambda p: p.error)
+        latest = max(self.by_time, key=lambda p: p.error)
+        text += f"The error is largest in {largest.name}, and at {latest.name} of the episode. "
         if self.samples == 1:
-            text += "This policy gives one answer, so it cannot say where it is unsure. "
+            text += "This policy gives one answer, so it cannot say where it is unsure."
         elif self.uncertain_steps:
             m = self.uncertain_steps[0]
             text += f"It is least sure in episode {m.episode} at step {m.step}. "
             if self.coverage is not None:
-                text += (
-                    f"{self.coverage:.0%} of the recorded values lie within its samples, where "
-                    f"{self.expected_coverage:.0%} "
-                    "would if it were as unsure as it should be. "
-                )
-        return text + self.note
+                text += (f"{self.coverage:.0%} of the recorded values lie within its samples, where "
+                         f"{self.expected_coverage:.0%} would if it were as unsure as it should be.")
+        return text.strip()
 
 
+def _baselines_json(error: PredictionError) -> dict[str, Any]:
+    return {"average": error.average, "last_action": error.last_action, "r2": error.r2}
+
+
+def _compare_with_baselines(error: PredictionError, is_discrete: bool) -> str:
+    """Which of the two predictions without a policy the policy beats, in a sentence."""
+    names = {"the most frequent action" if is_discrete else "the average": error.average,
+             "repeating the last one": error.last_action}
+    as_good = [name for name, baseline in names.items() if not error.policy < baseline]
+    return f"It is no better than {' or '.join(as_good)}." if as_good else "It is better than both."
+
+
+_ACT = ("in a simulator (understudy eval RUN ENV) or on a robot, where you judge the trials (understudy eval RUN "
+        "--interactive --robot TYPE).")
 NOTE = ("This is not a success rate: it says how well recorded actions are predicted, not whether the policy works "
-        "when its own actions decide what it sees next. For that it must act: understudy eval RUN ENV.")
+        f"when its own actions decide what it sees next. For that it must act: {_ACT}")
 LATENT_NOTE = ("This policy chooses latents of skills, which the run's own autoencoder turns into actions. The errors "
                "are of these latents, compared with those that the autoencoder finds in the episodes. They say nothing "
-               "about actions, and are no comparison with other runs. For that each must act: understudy eval RUN ENV.")
+               f"about actions, and are no comparison with other runs. For that each must act: {_ACT}")
 
 
 @torch.no_grad()
@@ -260,9 +337,8 @@ def evaluate_action_prediction(
         return ErrorBreakdown(name, *(_root_mean(x[rows][:, steps][..., columns], mask[rows][:, steps], choices)
                                       for x in (square, spread)))
 
-    dimensions = tuple(
-        over(_component_names(policy, of_latents)[a], slice(None), slice(a, a + 1)) for a in range(policy.action_dim)
-    )
+    names = _component_names(policy, of_latents)
+    dimensions = tuple(over(name, slice(None), slice(a, a + 1)) for a, name in enumerate(names))
     chunk = tuple(over(str(h), slice(None), slice(None), slice(h, h + 1)) for h in range(mask.shape[1])
                   if mask[:, h].any())
     time = tuple(
@@ -273,11 +349,20 @@ def evaluate_action_prediction(
     widest = np.argsort(-all_["apart"], kind="stable")[:10] if K > 1 else []
     inside = None if K == 1 or choices else float(all_["inside"][mask].mean())
 
-    def interval(x):
-        count = np.bincount(whose, minlength=len(test))
+    def interval(x, episode_of=whose):
+        count = np.bincount(episode_of, minlength=len(test))
         there = count > 0
-        each = np.bincount(whose, x, minlength=len(test))[there] / count[there]
+        each = np.bincount(episode_of, x, minlength=len(test))[there] / count[there]
         return stats.bootstrap_mean(each, level, weights=count[there])
+
+    current = mask & (np.arange(mask.shape[1]) + policy.window.action_offset >= 0)
+    average = common.double().numpy()
+    constant = _constant_components(data, target)
+    errors, components = _prediction_errors(all_, current, _last_actions(test, target, average)[all_["index"]],
+                                            average, names, constant, choices)
+    changing = [c for c in components if not c.is_constant]
+    prediction_error = None if not changing else (
+        _mean_of_components(changing), interval(errors[:, ~constant].mean(1), whose[np.nonzero(current)[0]]))
     error = np.bincount(whose, all_["energy"], minlength=len(test)) / np.maximum(np.bincount(
         whose, minlength=len(test)), 1)
     order = np.argsort(error, kind="stable")
@@ -290,7 +375,7 @@ def evaluate_action_prediction(
         interval(all_["best"]), float(all_["average"].mean()), inside, None if inside is None else (K - 1) / (K + 1),
         dimensions, policy.target.unit, chunk, time,
         tuple(UncertainStep(numbers[int(whose[i])], int(when[i]), float(all_["apart"][i])) for i in widest), fans,
-        of_latents)
+        prediction_error, components, int(current.any(0).sum()), choices, of_latents)
 
 
 def _batch_errors(
@@ -313,10 +398,62 @@ def _batch_errors(
     average = ((off.square() * mask[:, 0]).sum((1, 2)) / count[:, 0]).sqrt()
     inside = ((plans.amin(1) <= batch.action) & (batch.action <= plans.amax(1))).float().mean(-1)
     kept = {"index": batch.extra["index"][:, 0], "mask": batch.mask, "square": gap.square().mean(1), "spread": spread,
+            "prediction": gap.mean(1) if is_discrete else plans.mean(1), "target": batch.action,
             "energy": score, "mean": error.mean(1), "best": error.amin(1), "apart": 2 * (error.mean(1) - score),
             "average": average, "inside": inside}
     real = batch.mask.any(1)  # a window may lie beyond its episode's end altogether
     return {k: (v.double() if v.is_floating_point() else v)[real].cpu().numpy() for k, v in kept.items()}
+
+
+def _prediction_errors(rows: Mapping[str, np.ndarray], current: np.ndarray, last_action: np.ndarray,
+                       average: np.ndarray, names: Sequence[str], constant: np.ndarray,
+                       is_discrete: bool) -> tuple[np.ndarray, tuple[PredictionError, ...]]:
+    """Errors of the predicted action and of two predictions without a policy.
+
+    Args:
+        rows: What `_batch_errors` returns, of all windows.
+        current: True for steps that count, (N, H).
+        last_action: The last recorded action before each window, (N, A).
+        average: (A,).
+        names: Names of the components.
+        constant: Whether a component never changes, (A,).
+        is_discrete: Actions are classes.
+
+    Returns:
+        Errors of the policy at the steps that count, (M, A), and the mean errors of each component.
+    """
+    target = rows["target"][current]
+    repeated = np.broadcast_to(last_action[:, None], rows["target"].shape)[current]
+    if is_discrete:  # the prediction is the fraction of wrong samples
+        errors = np.stack([rows["prediction"][current], average != target, repeated != target])
+    else:
+        predictions = np.stack([rows["prediction"][current], np.broadcast_to(average, target.shape), repeated])
+        errors = np.abs(predictions - target)
+    squares = np.square(errors).sum(1)  # (3, A)
+    components = tuple(PredictionError(
+        name, *errors[..., a].mean(1).tolist(),
+        None if is_discrete or constant[a] or not squares[1, a] else 1 - float(squares[0, a] / squares[1, a]),
+        bool(constant[a])) for a, name in enumerate(names))
+    return errors[0], components
+
+
+def _mean_of_components(components: Sequence[PredictionError]) -> PredictionError:
+    r2 = [c.r2 for c in components if c.r2 is not None]
+    policy, average, last_action = np.mean([(c.policy, c.average, c.last_action) for c in components], 0).tolist()
+    return PredictionError("all", policy, average, last_action, float(np.mean(r2)) if r2 else None, False)
+
+
+def _last_actions(data: Dataset, target: str, average: np.ndarray) -> np.ndarray:
+    """The recorded action before each step, (T, A). Before the first step of an episode, the average."""
+    before = [np.concatenate([average[None], np.asarray(e.steps[target], np.float64).reshape(
+        len(e.steps[target]), -1)[:len(e) - 1]])[:len(e)] for e in data]
+    return np.concatenate(before)
+
+
+def _constant_components(data: Dataset, target: str) -> np.ndarray:
+    """(A,): whether a component has the same value at every step, up to rounding."""
+    x = np.concatenate([np.asarray(e.steps[target], np.float64).reshape(len(e.steps[target]), -1) for e in data])
+    return np.ptp(x, axis=0) <= 1e-6 * np.maximum(np.abs(x).max(0), 1e-6)
 
 
 def _root_mean(x: np.ndarray, mask: np.ndarray, is_discrete: bool) -> float:

@@ -600,14 +600,12 @@ def write_prediction_report(prediction: ActionPrediction, path: Path | str, titl
     Returns:
         The file.
     """
-    text = prediction.describe().replace(prediction.note, "").strip()
-    head = (f"Energy score {prediction.energy_score.estimate:.3g}, where always doing the average would get "
-            f"{prediction.baseline_error:.3g}.")
     sections = prediction_sections(prediction)
     if commands:
         sections.append(Section("What to do next", (Commands(tuple(commands)),)))
     return write_page(path, title or f"Judged on recorded episodes of {Path(prediction.name).name}", sections,
-                      verdict=(head, prediction.note, text), footer="Intervals: bootstrap over episodes.")
+                      verdict=(prediction.headline(), prediction.note, prediction.describe_distribution()),
+                      footer="Intervals: bootstrap over episodes.")
 
 
 def prediction_sections(prediction: ActionPrediction) -> list[Section]:
@@ -676,6 +674,12 @@ def prediction_sections(prediction: ActionPrediction) -> list[Section]:
         "mean distance of a sample": prediction.mean_error,
         "of the nearest one": prediction.best_error,
     }
+    errors = Table(("component", "off by", "always the average", "repeating the last one", "R²"), tuple(
+        (c.name, c.policy, c.average, c.last_action, "never changes" if c.is_constant else math.nan if c.r2 is None else
+         c.r2) for c in prediction.by_component))
+    lead = (f"The fraction of wrong {predicted}s." if prediction.is_discrete else
+            f"Mean absolute error{unit}. R² is 1 for a perfect prediction and 0 for always the average.")
+    sections.insert(0, Section(f"How far the predicted {predicted}s are off", (errors,), lead))
     table = Table(("", "estimate", "low", "high"), tuple((n, v.estimate, v.low, v.high) for n, v in figures.items()))
     rest = () if prediction.coverage is None else (Paragraph(
         f"{prediction.coverage:.0%} of the recorded values lie between the lowest and the highest sample; "

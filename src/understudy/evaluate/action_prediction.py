@@ -225,8 +225,8 @@ class ActionPrediction:
             in_units = "" if self.unit else f", in the units of the {what}"
             r2 = "" if error.r2 is None else f" R² is {error.r2:.3g} (1 is perfect, 0 is always the average)."
             text = (f"On {which}, the predicted {what} are off by {show(error.policy)} on average{ahead}{sure}"
-                    f"{in_units}. Always the average: {show(error.average)}. Repeating the last one: {show(error.last_action)}."
-                    f"{r2}")
+                    f"{in_units}. Always the average: {show(error.average)}. Repeating the last one: "
+                    f"{show(error.last_action)}.{r2}")
         text += f" {_compare_with_baselines(error, self.is_discrete)}"
         if self.of_latents:
             text = f"Latents of skills, and not actions, are compared. {text}"

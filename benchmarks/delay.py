@@ -107,7 +107,7 @@ def late_actor(policy: Policy, made: Method, scheme: str, delay: int, rows: int)
     planner = build_planner(made, {"policy": policy}, rows)
     if isinstance(made.executor, TemporalEnsemble):
         return PolicyActor(planner, replace(made.executor, delay=delay))
-    executor = made.executor.with_delay(delay) if isinstance(made.executor, ChunkedExecutor) else made.executor
+    executor = made.executor.with_delay(delay, planner) if isinstance(made.executor, ChunkedExecutor) else made.executor
     return delay_actor(PolicyActor(planner, executor), delay)
 
 

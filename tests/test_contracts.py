@@ -1,7 +1,7 @@
 """The contracts catch what they are for: parts that break one promise each."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -14,9 +14,18 @@ from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.base import DenoisingHead, Head
 from understudy.heads.flow import Flow
 from understudy.nets.base import Encoder, EncoderNet, Trunk, TrunkNet
+from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
-from understudy.testing import STATE, check_codec, check_encoder, check_executor, check_head, check_trunk
+from understudy.testing import (
+    STATE,
+    ContractViolation,
+    check_codec,
+    check_encoder,
+    check_executor,
+    check_head,
+    check_trunk,
+)
 
 
 @dataclass(frozen=True)
@@ -257,3 +266,29 @@ def test_executors_that_break_a_promise(about, said):
     check_executor(Loose(), config)
     with pytest.raises(AssertionError, match=said):
         check_executor(Loose(about), config)
+
+
+@dataclass(frozen=True)
+class Scaled(Encoder):
+    """An encoder of this module, which no package but this one has."""
+
+    inner: Encoder = field(default_factory=TokenEncoder)
+
+    def build(self, features, n_obs_steps):
+        return self.inner.build(features, n_obs_steps)
+
+
+@pytest.mark.parametrize("parts", [{"trunk": Leaky()}, {"encoder": Scaled()}, {"trunk": Leaky(), "encoder": Scaled()}],
+                         ids=["trunk", "encoder", "both"])
+def test_a_bundled_head_is_checked_with_parts_from_outside(parts):
+    """All modules that the caller's configuration names are trusted, not only that of the head."""
+    check_head(PolicyConfig(Flow(2), **{"trunk": MLP(16, 1), **parts}, window=Window(2, 4)))
+
+
+def test_a_part_that_no_file_can_hold_is_refused():
+    @dataclass(frozen=True)
+    class Local(Leaky):
+        pass
+    with pytest.raises(ContractViolation, match="must be a frozen dataclass at the top of its module"):
+        check_trunk(Local())
+    check_encoder(Scaled(), {STATE: Feature("float32", (3,))})

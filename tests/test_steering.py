@@ -79,10 +79,10 @@ def net_of(values):
 def test_composed_conditions_add_what_each_changes():
     net, without = net_of({"base": torch.tensor(1.0), "goal": torch.tensor(10.0), "word": torch.tensor(100.0)})
     x = torch.randn(2, 3, 1)
-    both = ComposedConditions((("goal",), ("word",)), (2.0, -0.5)).guided_net(net, without)
+    both = ComposedConditions((("goal",), ("word",)), (2.0, -0.5)).guided_net(net, without, None)
     assert torch.equal(both(x, None, None), x + (x + 1 + 2 * 10 - 0.5 * 100) - x)
-    one = ComposedConditions((("goal",),), (3.0,)).guided_net(net, without)
-    free = ClassifierFreeGuidance(("goal",), 3.0).guided_net(net, without)
+    one = ComposedConditions((("goal",),), (3.0,)).guided_net(net, without, None)
+    free = ClassifierFreeGuidance(("goal",), 3.0).guided_net(net, without, None)
     assert torch.equal(one(x, None, without()), free(x, None, without()))
     with pytest.raises(UserError, match="2 conditions but 1 scales"):
         ComposedConditions((("goal",), ("word",)), (1.0,))

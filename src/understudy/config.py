@@ -61,6 +61,20 @@ def _is_top_level(value) -> bool:
     return module is not None and getattr(module, getattr(value, "__qualname__", "."), None) is value
 
 
+def packages_in(data) -> tuple[str, ...]:
+    """Returns the packages whose code JSON data name, in alphabetical order."""
+    pending, packages = [data], set()
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            if isinstance(path := part.get("$"), str):
+                packages.add(path.partition(":")[0].split(".")[0])
+            pending += part.values()
+        elif isinstance(part, list):
+            pending += part
+    return tuple(sorted(packages))
+
+
 def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
     """Converts JSON data that `dump` wrote to the value.
 

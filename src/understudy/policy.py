@@ -53,7 +53,16 @@ from .data.episode import Dataset
 from .data.image_layout import check_image_layout
 from .data.window import Window, Windows
 from .files import read_json, write_json
-from .heads.base import Cost, DenoisingHead, EnergyCost, Head, LimitedCost, StepwiseHead, TargetNetworkHead
+from .heads.base import (
+    Cost,
+    DenoisingHead,
+    EnergyCost,
+    Head,
+    LimitedCost,
+    PreconditionedHead,
+    StepwiseHead,
+    TargetNetworkHead,
+)
 from .nets.base import Encoder, Trunk, record_intermediate
 from .nets.encoders import TokenEncoder
 from .nets.feature_cache import with_cached_features
@@ -114,14 +123,33 @@ class NetworkGuidance(ABC):
         """Return the guidance of a policy that plans only some components of the action."""
         return self
 
+    def for_head(self, head: DenoisingHead) -> NetworkGuidance:
+        """Return the guidance for a policy with this head. By default it is the same for all heads.
+
+        Raises:
+            Unsupported: The guidance cannot wrap the network of this head.
+        """
+        return self
+
     @abstractmethod
-    def guided_net(self, net: Callable, without: Callable[..., Context]) -> Callable:
+    def guided_net(self, net: Callable, without: Callable[..., Context],
+                   encode: Callable[[Tensor], Tensor]) -> Callable:
         """Return the network that is used instead of `net`.
 
         Args:
             net: Called as `net(x, t, context)`.
             without: `without(*keys)` encodes the same observation without these columns.
+            encode: Converts actions in world units to coded actions, for the current observation.
         """
+
+    def fixed(self, coded_action: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return a clean chunk with the entries that this guidance fixes. By default none.
+
+        Args:
+            coded_action: Coded actions, (B, H, A): the plan, or an estimate of it whose cost other guides compute.
+            encode: See `guided_net`.
+        """
+        return coded_action
 
 
 class CostGuidance(ABC):
@@ -233,13 +261,71 @@ class ClassifierFreeGuidance(NetworkGuidance):
     def __post_init__(self):
         check_range(self, "scale")
 
-    def guided_net(self, net, without):
+    def guided_net(self, net, without, encode):
         bare = without(*self.keys)
 
         def wrapped(x, t, context):
             plain = net(x, t, bare)
             return plain + self.scale * (net(x, t, context) - plain)
         return wrapped
+
+
+@dataclass(frozen=True)
+class Clamp(NetworkGuidance):
+    """Fixes entries of a chunk, and lets the policy complete the others.
+
+    At every denoising step the network reads the given entries in place of noisy ones, and the plan has them unchanged.
+    `Inpaint` draws a plan towards known actions instead, and can leave them. A policy completes given entries best if
+    it was trained so, as with `Flow(times=PrefixTimes(...))` or ``times="each"``.
+
+    Args:
+        action: Actions in world units, (B, H, A). Values that are not given do not matter.
+        given: True where an entry is given, (B, H, A), or (B, H, 1) for whole steps.
+        clean_times: Whether the network reads the time 1, that of clean actions, at steps that are given as a whole.
+            None if the head was trained with times that differ from step to step.
+
+    References:
+        Ajay et al. (2023), Is Conditional Generative Modeling All You Need for Decision-Making?, arXiv:2211.15657,
+        whose plans of states begin with the current state.
+        Black et al. (2025), Training-Time Action Conditioning for Efficient Real-Time Chunking, arXiv:2512.05964.
+    """
+
+    action: Tensor
+    given: Tensor
+    clean_times: bool | None = None
+
+    def select_rows(self, rows):
+        return replace(self, action=self.action[rows], given=self.given[rows])
+
+    def select_components(self, components):
+        given = self.given if self.given.shape[-1] == 1 else self.given[..., components]
+        return replace(self, action=self.action[..., components], given=given)
+
+    def for_head(self, head):
+        if isinstance(head, PreconditionedHead):
+            raise Unsupported(f"the network of {type(head).__name__} reads noisy actions divided by their scale, so "
+                              "that no entry can be fixed there", where="Clamp",
+                              hint="use a policy with Flow or Diffusion, or the guide Inpaint")
+        return self if self.clean_times is not None else replace(self, clean_times=head.times != "shared")
+
+    def guided_net(self, net, without, encode):
+        coded, clean = self._coded(encode), self.given.all(-1, keepdim=True)
+
+        def clamped(x, t, context):
+            time = torch.where(clean, 1.0, t) if self.clean_times else t
+            return net(torch.where(self.given, coded, x), time, context)
+        return clamped
+
+    def fixed(self, coded_action, encode):
+        return torch.where(self.given, self._coded(encode), coded_action)
+
+    def _coded(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        coded = encode(self.action)
+        if self.given.shape[-1] not in (1, coded.shape[-1]):
+            raise Unsupported(f"some of {self.given.shape[-1]} components are given, but the codec turns them into "
+                              f"{coded.shape[-1]} others", where="Clamp.given",
+                              hint="give whole steps, (B, H, 1), or use a codec that keeps the components apart")
+        return coded
 
 
 @dataclass(frozen=True)
@@ -653,11 +739,17 @@ class Policy(CheckpointModule, StepwisePlanner):
         def decode(coded):
             return self.decode(coded, obs)
 
-        for guide in guides:
-            net = guide.guided_net(net, without) if isinstance(guide, NetworkGuidance) else net
+        wraps = [guide.for_head(head) for guide in guides if isinstance(guide, NetworkGuidance)]
+        for guide in wraps:
+            net = guide.guided_net(net, without, encode)
+
+        def fixed(coded) -> Tensor:
+            for guide in wraps:
+                coded = guide.fixed(coded, encode)
+            return coded
 
         def total(parts) -> Cost | None:
-            return (lambda x: cast(Tensor, sum(g.cost(x, encode, decode) for g in parts))) if parts else None
+            return (lambda x: cast(Tensor, sum(g.cost(fixed(x), encode, decode) for g in parts))) if parts else None
         energies = [g for g in guides if isinstance(g, EnergyGuidance)]
         pulls = [g for g in guides if isinstance(g, CostGuidance) and not isinstance(g, EnergyGuidance)]
         cost = total(pulls)
@@ -665,7 +757,7 @@ class Policy(CheckpointModule, StepwisePlanner):
             cost = LimitedCost(cost)
         if (energy := total(energies)) is not None:
             cost = EnergyCost(energy, cost)
-        return decode(head.sample(net, context, noise, cost))
+        return decode(fixed(head.sample(net, context, noise, cost)))
 
     def _check_hidden(self, keys: tuple[str, ...]) -> None:
         """Checks the columns that a guide hides. Warns of those that training never hides."""

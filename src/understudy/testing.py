@@ -64,10 +64,11 @@ from .learn.stages import packages_of
 from .learn.train import train
 from .nets.base import CachesContext, Encoder, FusesTimes, SharedTimeTrunk, Trunk, precomputed
 from .nets.mlp import MLP
-from .policy import Planner, Policy, PolicyConfig
+from .policy import CostGuidance, NetworkGuidance, Planner, Policy, PolicyConfig
 from .robots.base import Robot, RobotError
 
 STATE = "observation.state"
+Guidance = NetworkGuidance | CostGuidance
 
 
 class ContractViolation(AssertionError):
@@ -310,10 +311,10 @@ def _head_reads_noise(policy, batch, noise):
 
 @torch.no_grad()
 def _head_saves(policy, batch, noise, plan):
-    package = type(policy.config.head).__module__.split(".")[0]
+    packages = packages_of(policy.config)
     with tempfile.TemporaryDirectory() as folder:
         policy.save(folder)
-        again = Policy.load(folder, trust=(package,))
+        again = Policy.load(folder, trust=packages)
         require(again.config == policy.config, "the config must survive its file")
         require_equal(again.plan(batch.obs, noise), plan, "what was loaded must act alike")
         path = Path(folder) / "policy.json"
@@ -321,7 +322,7 @@ def _head_saves(policy, batch, noise, plan):
         text["head"]["$"] = "nobody_trusts_this:Head"
         path.write_text(json.dumps(text))
         try:
-            Policy.load(folder, trust=(package,))
+            Policy.load(folder, trust=packages)
         except UntrustedCode:
             return
         raise ContractViolation("a file that names untrusted code must be refused before that code is imported")
@@ -421,7 +422,55 @@ def check_codec(codec: Codec, target: Feature | None = None) -> None:
     require_equal(twin.encode(batch.action, batch.obs), coded, "statistics must be saved with the weights")
 
 
+# -- guides ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def check_guide(guide: Guidance | Callable[[Policy, Batch], Guidance], policy_config: PolicyConfig,
+                inputs: Schema | None = None) -> None:
+    """Checks the contract of a guide.
+
+    It changes plans, and nothing else does: nothing is random, and rows do not depend on each other, also where
+    `select_rows` repeats them. Costs are one finite number for each row.
+
+    Args:
+        guide: The guide. If it contains tensors with rows, a function that makes it for the rows of a batch.
+        policy_config: Configuration of a policy whose head samples step by step.
+        inputs: Features of the inputs. By default numbers.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
+    policy, batch = random_batch(policy_config, inputs=inputs)
+    with torch.enable_grad():
+        policy = _head_learns(policy, batch).eval()  # layers that are initialized to zero cannot be guided
+    if not isinstance(guide, (NetworkGuidance, CostGuidance)):
+        guide = guide(policy, batch)
+    obs, noise = batch.obs, torch.randn(len(batch), *policy.noise_shape, generator=_rng(0))
+    state = torch.random.get_rng_state()
+    plain, guided = policy.plan(obs, noise), policy.plan(obs, noise, (guide,))
+    require_finite(guided, tuple(plain.shape), "a guided plan", "(B, H, A)")
+    require(not torch.allclose(guided, plain), f"{type(guide).__name__} changes no plan")
+    require_equal(policy.plan(obs, noise, (guide,)), guided, "the same arguments must give the same guided plan")
+    require(torch.equal(torch.random.get_rng_state(), state), "a guide must not draw from torch's generator")
+    rows = torch.tensor([2, 0, 2])
+    some = policy.plan(take(obs, rows), noise[rows], (guide.select_rows(rows),))
+    require_equal(some, guided[rows], "a row's guided plan must not depend on the other rows; if the guide contains "
+                  "tensors with rows, select_rows must select from each", 1e-3)
+    if isinstance(guide, CostGuidance):
+        cost = guide.cost(policy.encode(plain, obs), lambda x: policy.encode(x, obs), lambda x: policy.decode(x, obs))
+        require_finite(cost, (len(batch),), "a cost", "(B,)")
+
+
 # -- networks -------------------------------------------------------------------------------------------------------
+
+
+def _part_saves(part: Trunk | Encoder) -> None:
+    try:
+        again = config.load(json.loads(json.dumps(config.dump(part))), ("understudy", *packages_of(part)))
+    except (TypeError, UserError) as error:
+        raise ContractViolation(str(error)) from None
+    require(again == part, f"{type(part).__name__} must survive its file")
 
 
 def check_trunk(trunk: Trunk, horizon: int = 8, multiple: int = 1) -> None:
@@ -438,6 +487,7 @@ def check_trunk(trunk: Trunk, horizon: int = 8, multiple: int = 1) -> None:
         multiple: The widths of inputs and outputs are multiples of this number. 4 for a trunk that divides them among
             the 4 tokens.
     """
+    _part_saves(trunk)
     B, N, D = 3, 4, 5
     for inputs, outputs, times in ((0, 3, 0), (2, 3, 0), (2, 3, 1), (2, 1, 2)):
         inputs, outputs = inputs * multiple, outputs * multiple
@@ -532,6 +582,7 @@ def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
         features: Features of the inputs.
         rows: Number of observation rows (To), at least 2.
     """
+    _part_saves(encoder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = encoder.build(features, rows).eval()
@@ -1228,6 +1279,10 @@ def _converts(wrapper, one: Episode, other: Episode) -> None:
         require(near, f"{name!r} of a converted episode must be that of the wrapped environment")
 
 
+def _packages_in_files(folder: Path | str) -> tuple[str, ...]:
+    return config.packages_in([json.loads(file.read_text()) for file in Path(folder).rglob("*.json")])
+
+
 # -- scorers --------------------------------------------------------------------------------------------------------
 
 
@@ -1259,7 +1314,7 @@ def check_scorer(scorer: Scorer, obs: Mapping[str, Tensor], plan: Tensor) -> Non
     require_equal(one[0], score[1], "a row's score must not depend on the other rows", 1e-4)
     with tempfile.TemporaryDirectory() as folder:
         save_module(scorer, folder)
-        again = load_module(folder, trust=(type(scorer).__module__.split(".")[0],))
+        again = load_module(folder, _packages_in_files(folder))
         require(type(again) is type(scorer), "what was saved must be loaded as the same class")
         require_equal(again(read, plan), score, "what was loaded must score alike")
 
@@ -1292,7 +1347,7 @@ def check_latent_encoder(encoder: LatentEncoder, data: Dataset) -> None:
                       "a window's latent must not depend on the other windows", 1e-4)
         with tempfile.TemporaryDirectory() as folder:
             save_module(encoder, folder)
-            again = load_module(folder, trust=(type(encoder).__module__.split(".")[0],))
+            again = load_module(folder, _packages_in_files(folder))
             if not isinstance(again, LatentEncoder) or type(again) is not type(encoder):
                 raise ContractViolation("what was saved must be loaded as the same class")
             require_equal(again(again.windows(data).gather(np.arange(data.steps))), latents,
@@ -1436,7 +1491,7 @@ def check_collection(method: Method, data: Dataset, build_env: Callable[[int], E
         whole = run("whole", 2)
         wanted, rounds = _run_contents(whole), sorted((whole / "collection").glob("[0-9]*"))
         require(len(rounds) >= 2, f"the collection must have two rounds or more, and has {len(rounds)}")
-        policy = Policy.load(whole)
+        policy = Policy.load(whole, packages_of(method))
         for path in rounds:
             policy.windows(open_dataset(path / "episodes.npz"), extra=method.learner.extra)
         require(_run_contents(run("rows", 3)) == wanted,

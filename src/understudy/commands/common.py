@@ -154,6 +154,7 @@ def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str], list[str
 def required_packages(run: Path) -> tuple[str, ...]:
     """The packages besides understudy whose code a checkpoint names. Loading it needs --trust for each."""
     from ..checkpoint import is_lerobot_checkpoint
+    from ..config import packages_in
     from ..files import read_json
     from ..policy import find_checkpoint
 
@@ -161,16 +162,8 @@ def required_packages(run: Path) -> tuple[str, ...]:
     if is_lerobot_checkpoint(folder):
         return ()
     files = [folder / "method.json", *folder.glob("modules/*/module.json")]
-    return tuple(sorted(set(_packages_in([read_json(file) for file in files])) - {"understudy"}))
-
-
-def _packages_in(document) -> Iterator[str]:
-    if isinstance(document, dict):
-        if isinstance(named := document.get("$"), str):
-            yield named.partition(":")[0].split(".")[0]
-        document = list(document.values())
-    for value in document if isinstance(document, list) else ():
-        yield from _packages_in(value)
+    packages = packages_in([read_json(file) for file in files])
+    return tuple(package for package in packages if package != "understudy")
 
 
 def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[str]:

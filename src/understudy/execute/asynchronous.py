@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -98,8 +99,7 @@ class AsynchronousRunner:
         self._seen = self.actor.next_windows(obs, self._seen)
         self._accept_arrived(planner)
         if self._pending is None:
-            executor = self.executor.with_delay(max(self.delays)) if self.delays else self.executor
-            request = executor.request_plan(planner, self._seen, self._run)
+            request = self._expecting_executor(planner).request_plan(planner, self._seen, self._run)
             if request is not None and self._run["count"][0] == 0:
                 self._run = self.executor.accept_plan(planner, self._run, request, request.plan(planner))
             elif request is not None:
@@ -109,6 +109,15 @@ class AsynchronousRunner:
         action = action.cpu()
         check_action(action)
         return action
+
+    def _expecting_executor(self, planner: Planner) -> ChunkedExecutor:
+        """The executor for the largest of the last delays, or for the largest delay that the policy was trained for."""
+        for delay in sorted(self.delays, reverse=True):
+            try:
+                return self.executor.with_delay(delay, planner)
+            except Unsupported as error:  # a robot in motion is not left alone because one plan was late
+                warnings.warn(str(error), UserWarning, stacklevel=3)
+        return self.executor
 
     def _accept_arrived(self, planner: Planner) -> None:
         if self._pending is None or not self._pending[1].done():

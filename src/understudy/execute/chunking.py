@@ -99,10 +99,17 @@ class ChunkedExecutor(Executor):
         noise = planner.noise(key, count) if n == 1 else sample_noise(planner, key, count, n)
         return PlanRequest(rows, due_obs, noise, self.guides(self.last_chunk(state, rows)), n)
 
-    def with_delay(self, delay: int) -> ChunkedExecutor:
+    def with_delay(self, delay: int, planner: Planner) -> ChunkedExecutor:
         """Returns the executor for chunks that are expected `delay` steps after their observation.
 
         By default it is the same executor. `RealTimeChunking` plans ahead for the delay.
+
+        Args:
+            delay: Number of steps.
+            planner: The planner of the chunks.
+
+        Raises:
+            Unsupported: The planner was not trained for such a delay.
         """
         return self
 
@@ -214,7 +221,7 @@ class RealTimeChunking(ChunkedExecutor):
         super().__post_init__()
         check_range(self, "delay", at_least=0)
 
-    def with_delay(self, delay):
+    def with_delay(self, delay, planner):
         return replace(self, delay=delay)
 
     def guides(self, last):

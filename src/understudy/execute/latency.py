@@ -35,17 +35,17 @@ def delay_actor(actor: Actor, delay: int) -> Actor:
         return actor
     if isinstance(actor, (ObservationWrapper, TransformedActor)):
         return replace(actor, actor=delay_actor(actor.actor, delay))
-    if isinstance(actor, PolicyActor) and (executor := _delay_plans(actor.executor, delay)) is not None:
+    if isinstance(actor, PolicyActor) and (executor := _delay_plans(actor.executor, actor.planner, delay)) is not None:
         return replace(actor, executor=executor)
     return DelayedAction(actor, delay)
 
 
-def _delay_plans(executor: Executor, delay: int) -> Executor | None:
+def _delay_plans(executor: Executor, planner: Planner, delay: int) -> Executor | None:
     """The executor with late plans. None if it executes no chunks."""
     if isinstance(executor, FilteredExecutor):
-        inner = _delay_plans(executor.executor, delay)
+        inner = _delay_plans(executor.executor, planner, delay)
         return None if inner is None else replace(executor, executor=inner)
-    return DelayedPlan(executor.with_delay(delay), delay) if isinstance(executor, ChunkedExecutor) else None
+    return DelayedPlan(executor.with_delay(delay, planner), delay) if isinstance(executor, ChunkedExecutor) else None
 
 
 class LatePlan(Executor):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -27,7 +27,7 @@ class PastObservationGuidance(NetworkGuidance):
     def select_rows(self, rows):
         return replace(self, past=take(self.past, rows))
 
-    def guided_net(self, net: Callable, without: Callable[..., Context]) -> Callable:
+    def guided_net(self, net, without, encode):
         def wrapped(x, t, context):
             plain = net(x, t, context)
             return plain + self.scale * (plain - net(x, t, self.past))

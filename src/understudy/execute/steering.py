@@ -47,7 +47,7 @@ class ComposedConditions(NetworkGuidance):
             raise UserError(f"there are {len(self.conditions)} conditions but {len(self.scales)} scales",
                             where="ComposedConditions", hint="give one scale for each condition")
 
-    def guided_net(self, net, without):
+    def guided_net(self, net, without, encode):
         every = {key for keys in self.conditions for key in keys}
         bare = without(*sorted(every))
         alone = [without(*sorted(every.difference(keys))) for keys in self.conditions]
@@ -70,7 +70,7 @@ class _OtherPolicies(NetworkGuidance):
     def select_rows(self, rows):
         return replace(self, contexts=tuple(take(c, rows) for c in self.contexts))
 
-    def guided_net(self, net, without):
+    def guided_net(self, net, without, encode):
         def wrapped(x, t, context):
             others = zip(self.weights[1:], self.nets, self.contexts, strict=True)
             return self.weights[0] * net(x, t, context) + sum(w * other(x, t, seen) for w, other, seen in others)

@@ -312,6 +312,10 @@ class DenoisingHead(StepwiseHead):
         return scan(step, noise, time_embedding(net, self.network_times(t, t_next)), t, t_next)
 
 
+class PreconditionedHead(DenoisingHead):
+    """A head whose network reads noisy actions divided by their scale, and not the actions themselves (EDM)."""
+
+
 def python_scan(step: Callable, carried, *columns: Tensor):
     """Runs ``carried = step(carried, *row)`` for each row of the columns, in order.
 
@@ -494,7 +498,8 @@ def energy_shift(energy: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor, 
 
 
 def cost_gradient(cost: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Gradient of ``cost(estimate(x))`` with respect to x. It works under `torch.inference_mode` too.
+    """Gradient of ``cost(estimate(x))`` with respect to x. It works under `torch.no_grad`, and not under
+    `torch.inference_mode`.
 
     Args:
         cost: Cost of the clean action, (B, H, A) -> (B,). The gradient of a `LimitedCost` is limited.

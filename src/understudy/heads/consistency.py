@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..core import Unsupported, UserError, check_range
 from ..nets.base import precomputed, time_embedding, with_time_embedding
-from .base import DenoisingHead, TargetNetworkHead, cost_gradient, scan
+from .base import PreconditionedHead, TargetNetworkHead, cost_gradient, scan
 from .paths import EDMPath, edm_scales
 
 
 @dataclass(frozen=True)
-class Consistency(DenoisingHead, TargetNetworkHead):
+class Consistency(PreconditionedHead, TargetNetworkHead):
     """Consistency head, trained without a teacher (improved consistency training).
 
     All points of a trajectory of the probability flow have the same end. The network is trained to give the same

@@ -8,13 +8,13 @@ import torch
 
 from ..core import UserError, check_range
 from ..nets.base import precomputed, time_embedding, with_time_embedding
-from .base import DenoisingHead, cost_gradient, energy_shift, scan, split_energy
+from .base import PreconditionedHead, cost_gradient, energy_shift, scan, split_energy
 from .paths import EDMPath, edm_scales
 from .solvers import DeterministicSolver, Euler, Solver, check_solver
 
 
 @dataclass(frozen=True)
-class EDM(DenoisingHead):
+class EDM(PreconditionedHead):
     """Diffusion head with the preconditioning of Karras et al.
 
     The network sees ``c_in * x`` with ``x = action + sigma * noise``, and the estimate of the clean action is

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -46,21 +45,9 @@ def check_stages(method: Method, before: tuple[str, ...] = ()) -> None:
                             hint=f"add Stage({reference.stage!r}, method) to the stages of the method")
 
 
-def packages_of(method: Method) -> tuple[str, ...]:
-    """The packages whose code a method value uses. The caller who made the value trusts them."""
-    return packages_named(config.dump(method))
-
-
-def packages_named(document: Any) -> tuple[str, ...]:
-    """The packages whose code a JSON document names."""
-    def named(part):
-        if isinstance(part, dict):
-            if isinstance(path := part.get("$"), str):
-                yield path.partition(":")[0].split(".")[0]
-            part = list(part.values())
-        for nested in part if isinstance(part, list) else ():
-            yield from named(nested)
-    return tuple(sorted(set(named(document))))
+def packages_of(part: object) -> tuple[str, ...]:
+    """The packages whose code a value of configuration uses, such as a method. Who made the value trusts them."""
+    return config.packages_in(config.dump(part))
 
 
 def stages_before(run: Path) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ from .method import (
 from .model_card import write_model_card
 from .representation import RepresentationLearning
 from .run import Run
-from .stages import check_stages, copy_run, freeze, is_finished, packages_named, packages_of, stages_before
+from .stages import check_stages, copy_run, freeze, is_finished, packages_of, stages_before
 from .validation import Validation, check_training_data, target_scale, warn_of_padding
 
 Score = Callable[[Actor], float]  # higher is better
@@ -720,7 +720,7 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                 "stages": p.get("stages", {}), "environment": p.get("collected_in"),
                 "held-out episodes": p["held_out"], "left-out episodes": p["left_out"],
                 "method": _present_document(found["method.json"], trust)}
-    trust = packages_named(documents["method.json"])
+    trust = config.packages_in(documents["method.json"])
     odd = list(_differences(identity(was), identity(documents)))
     before, after = (found["method.json"]["learner"].get("steps") for found in (was, documents))
     only_steps = [line.startswith("method.learner.steps ") for line in odd] == [True]

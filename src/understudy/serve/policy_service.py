@@ -179,7 +179,7 @@ class PolicyService(Service):
             windows = seen = actor.next_windows(obs, seen)
         executed = request.whole("executed", executor.n_action_steps) or 0
         if (delay := request.whole("delay", None)) is not None:
-            executor = executor.with_delay(delay)
+            executor = executor.with_delay(delay, planner)
         run = {**run, "cursor": torch.full_like(run["cursor"], executed)}
         plan = executor.request_plan(planner, windows, run, torch.zeros(1, dtype=torch.int64))
         if plan is None:

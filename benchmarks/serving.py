@@ -5,6 +5,8 @@ one client    replies one after the other: the server's own time, which is all b
               not sent, because the client still waits
 soak          16 clients for N seconds (3,600 if not given), which also connect again: the growth of the server's memory
 malformed     frames that are damaged, random or of the wrong kind, and meanwhile a client whose replies are checked
+half-open     200 connections that never finish their handshake, to a server with 128 descriptors: /healthz, its log,
+              and a client whose replies are checked
 kills         SIGKILL of clients and of the server at random moments: every reply is compared with the policy's
 
 The policy is an MLP flow policy with observations of state that plans in about 1 ms. Server and clients share the
@@ -26,6 +28,7 @@ import gc  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import random  # noqa: E402
+import resource  # noqa: E402
 import signal  # noqa: E402
 import socket  # noqa: E402
 import statistics  # noqa: E402
@@ -33,6 +36,8 @@ import subprocess  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
+import urllib.error  # noqa: E402
+import urllib.request  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -68,6 +73,7 @@ def serve(port: int, answers: Path) -> None:
     from understudy.core import keys
     from understudy.execute.actor import PolicyActor
     from understudy.execute.chunking import RecedingHorizon
+    from understudy.serve.access import JsonLog
     from understudy.serve.describe import policy_metadata, policy_schema
     from understudy.serve.policy_service import PolicyService, ServedPolicy
     from understudy.serve.server import PolicyServer, ServerOptions, reduce_pauses
@@ -107,19 +113,24 @@ def serve(port: int, answers: Path) -> None:
     schema = policy_schema(served, fps=10)
     service = TimedService(served, policy_metadata(served, schema, name="benchmark"), schema)
     reduce_pauses()
-    asyncio.run(PolicyServer(service, ServerOptions(port=port, max_clients=1000)).run())
+    asyncio.run(PolicyServer(service, ServerOptions(port=port, max_clients=1000), JsonLog()).run())
 
 
 class Server:
-    """A server in a process."""
+    """A server in a process, whose log is in a file."""
 
-    def __init__(self, folder: Path, port: int | None = None):
+    def __init__(self, folder: Path, port: int | None = None, descriptors: int | None = None):
         if port is None:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
         self.port, self.url, self.answers = port, f"ws://127.0.0.1:{port}", folder / "answers.npz"
-        self.process = subprocess.Popen([sys.executable, __file__, "--serve", str(port), str(self.answers)])
+        self.log = folder / "log"
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, "--serve", str(port), str(self.answers)], stderr=log,
+                preexec_fn=lambda: None if descriptors is None else resource.setrlimit(
+                    resource.RLIMIT_NOFILE, (descriptors, descriptors)))
 
     def wait(self) -> Server:
         until = time.monotonic() + 300
@@ -348,6 +359,37 @@ def malformed(frames: int) -> list[measure.Line]:
         f"{right:,} replies checked; the server went on")]
 
 
+def half_open(seconds: float, n: int = 200, descriptors: int = 128) -> list[measure.Line]:
+    """Connections that are opened again whenever the server drops them."""
+    with tempfile.TemporaryDirectory() as folder, Server(Path(folder), None, descriptors) as server:
+        known, rng = Known.load(server.answers), random.Random(0)
+        answered, failed, right, wrong = [], 0, 0, 0
+        with Client(server.url) as checked, contextlib.ExitStack() as stack:
+            for _ in range(n):
+                stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                began = time.perf_counter()
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=5) as page:
+                        failed += page.status != 200
+                    answered.append(1000 * (time.perf_counter() - began))
+                except (urllib.error.URLError, TimeoutError, ConnectionError):
+                    failed += 1
+                good = known.ask(checked, rng.randrange(N_ANSWERS))
+                right, wrong = right + good, wrong + (not good)
+                stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))  # and one more
+                time.sleep(0.05)
+        lines = server.log.read_text(encoding="utf-8").splitlines()
+    tracebacks = sum(not line.startswith("{") for line in lines)
+    return [measure.Line(f"{n} half-open connections, {descriptors} descriptors: /healthz without an answer",
+                         measure.Figure(failed, failed, failed, "missed"), bound=0,
+                         note=f"of {len(answered) + failed:,}, the slowest after {max(answered, default=0):.0f} ms; "
+                              f"{right:,} right and {wrong:,} wrong replies to a client; the log has "
+                              f"{sum(map(len, lines)) / 1000:.1f} kB, {tracebacks:,} of {len(lines):,} lines are not "
+                              "JSON")]
+
+
 def checked_client(url: str, answers: Path, out: Path, seed: int) -> None:
     """Asks until it is killed, and writes down what became of each request."""
     known, rng = Known.load(answers), random.Random(seed)
@@ -412,7 +454,8 @@ def _milliseconds(what: str, values: list[float], percentile: float, bound: floa
 
 
 PARTS = {"one": lambda s: one_client(min(s, 30)), "many": lambda s: many_clients(min(s, 60)), "soak": soak,
-         "malformed": lambda s: malformed(10_000 if s >= 60 else 500), "kills": lambda s: kills(min(s, 120))}
+         "malformed": lambda s: malformed(10_000 if s >= 60 else 500),
+         "half-open": lambda s: half_open(min(s, 20)), "kills": lambda s: kills(min(s, 120))}
 
 
 def table(result: dict) -> str:

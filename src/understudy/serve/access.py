@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import json
@@ -115,3 +116,32 @@ class JsonLog:
 
 
 Log = Callable[..., None]
+
+
+class SummarizedLog:
+    """Logs events that may come in large numbers: one line a second for each kind of event, with their count.
+
+    Args:
+        log: Gets the lines.
+    """
+
+    def __init__(self, log: Log):
+        self.log = log
+        self._events: dict[str, tuple[int, dict[str, object]]] = {}  # number, and values of the first one
+
+    def __call__(self, event: str, **values: object) -> None:
+        """Notes an event. Call it in the thread of the event loop."""
+        if event not in self._events:
+            asyncio.get_running_loop().call_later(1.0, self._write, event)
+        number, first = self._events.get(event, (0, values))
+        self._events[event] = number + 1, first
+
+    def flush(self) -> None:
+        """Writes what is not written yet."""
+        for event in list(self._events):
+            self._write(event)
+
+    def _write(self, event: str) -> None:
+        if event in self._events:
+            number, values = self._events.pop(event)
+            self.log(event, count=number, **values)

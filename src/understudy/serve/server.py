@@ -11,6 +11,7 @@ import gc
 import http
 import itertools
 import logging
+import socket
 import ssl
 import sys
 import threading
@@ -18,7 +19,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
@@ -27,7 +30,8 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 from websockets.typing import Origin, Subprotocol
 
-from .access import SUBPROTOCOL, Log, is_allowed
+from .access import SUBPROTOCOL, Log, SummarizedLog, is_allowed
+from .handshakes import ACCEPTED_AT_ONCE, CountedConnection, PendingHandshakes, connection_limits
 from .inference import InferenceThread, Job
 from .metrics import ServerMetrics
 from .policy_service import describe_error
@@ -110,6 +114,7 @@ class PolicyServer:
         self.started, self._stopping = asyncio.Event(), asyncio.Event()
         self._numbers = itertools.count()
         self._idle: dict[ServerConnection, bool] = {}
+        self._summarized = SummarizedLog(log)
         logging.getLogger("websockets").setLevel(logging.CRITICAL)  # events are in our own log
 
     async def run(self) -> None:
@@ -117,10 +122,23 @@ class PolicyServer:
         o = self.options
         self._inference = InferenceThread(self.service, self.metrics, o.max_batch)
         self.metrics.checkpoint.set(1, checkpoint=self.service.checkpoint)
+        loop = asyncio.get_running_loop()
+        handler = loop.get_exception_handler()
+        loop.set_exception_handler(self._report)
+        n_pending, self._max_clients = connection_limits(o.max_clients)
+        if self._max_clients < o.max_clients:
+            self.log("warning", message=f"the limit of open files (ulimit -n) allows {self._max_clients} clients at a "
+                     f"time, not {o.max_clients}")
+        self._pending = PendingHandshakes(n_pending, self.metrics, self._summarized)
         server = await serve(
-            self._handle, o.host, o.port, ssl=o.tls, compression=None, max_size=o.max_message,
+            self._handle, o.host, o.port, compression=None, max_size=o.max_message, backlog=ACCEPTED_AT_ONCE,
+            create_connection=cast(type[ServerConnection],
+                                   partial(CountedConnection, pending=self._pending, tls=o.tls)),
             process_request=self._process_request, origins=[None, *map(Origin, o.origins)],
             select_subprotocol=_select_subprotocol, server_header=None, ping_interval=20, ping_timeout=20)
+        for listening in server.sockets:  # so many are accepted at once, but more may wait
+            with socket.fromfd(listening.fileno(), listening.family, listening.type) as same:
+                same.listen(1024)
         self.port = next(iter(server.sockets)).getsockname()[1]
         self.log("serving", host=o.host, port=self.port, tls=o.tls is not None, tokens=len(o.tokens),
                  checkpoint=self.service.checkpoint)
@@ -129,6 +147,7 @@ class PolicyServer:
             await self._stopping.wait()
         finally:
             await self._close(server)
+            loop.set_exception_handler(handler)
 
     def stop(self) -> None:
         """Ends the server. Call it in the thread of the event loop, such as from a signal handler."""
@@ -137,6 +156,7 @@ class PolicyServer:
     async def _close(self, server: Server) -> None:
         self.log("stopping", clients=len(self._idle))
         server.close(close_connections=False)
+        self._pending.close()
         for connection, idle in list(self._idle.items()):
             if idle:  # the others close after their reply
                 asyncio.ensure_future(connection.close(GOING_AWAY, "the server ends"))
@@ -146,7 +166,13 @@ class PolicyServer:
         server.close()
         await server.wait_closed()
         self._inference.close()
+        self._summarized.flush()
         self.log("stopped")
+
+    def _report(self, loop: asyncio.AbstractEventLoop, context: dict) -> None:
+        """Logs an error that nobody has caught, as a line without a traceback."""
+        error = context.get("exception")
+        self._summarized("error", message=context["message"], error=None if error is None else describe_error(error))
 
     # -- connections ------------------------------------------------------------------------------------------------
 
@@ -168,7 +194,7 @@ class PolicyServer:
             return response
         if path == "/metrics":
             return _page(connection, self.metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
-        if self._stopping.is_set() or len(self._idle) >= self.options.max_clients:
+        if self._stopping.is_set() or len(self._idle) >= self._max_clients:
             return self._refuse(connection, "busy", http.HTTPStatus.SERVICE_UNAVAILABLE,
                                 f"there are {len(self._idle)} clients, as many as this server takes\n")
         return None
@@ -179,6 +205,7 @@ class PolicyServer:
         return connection.respond(status, text)
 
     async def _handle(self, connection: ServerConnection) -> None:
+        self._pending.remove(connection)
         session = Session(next(self._numbers), _address(connection))
         self._idle[connection] = True
         self.metrics.clients.set(len(self._idle))

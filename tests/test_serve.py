@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -417,6 +418,22 @@ def test_tls(tmp_path):
     with pytest.raises(UserError, match="both"):
         tls_context(cert, None)
     assert isinstance(tls_context(cert, key), ssl.SSLContext)
+
+
+def test_a_token_that_others_could_read_is_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match="sent without TLS"), pytest.raises(LinkLost):
+        Client("ws://gpu.invalid:8000", token="secret-of-16-chars", timeout=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for url in ("wss://gpu.invalid:8000", "ws://[::1]:1", "ws://localhost:1"):
+            with pytest.raises(LinkLost):
+                Client(url, token="secret-of-16-chars", timeout=2)
+        with pytest.raises(LinkLost):
+            Client("ws://gpu.invalid:8000", timeout=2)  # nothing secret is sent
+        cert, key = certificate(tmp_path)
+        options = replace(ANY, tokens=("secret-of-16-chars",), tls=tls_context(cert, key))
+        with BackgroundServer(policy_service(), options) as server:
+            Client(server.url, token="secret-of-16-chars", ca=cert).close()
 
 
 def test_limits_of_size_rate_and_clients():

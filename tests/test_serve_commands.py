@@ -44,7 +44,7 @@ class Served:
                 [sys.executable, "-m", "understudy", "serve", str(run), "--port", "0", *options], env=env,
                 stdout=subprocess.PIPE, stderr=errors, text=True)
         line = self.process.stdout.readline()
-        found = re.search(r"ws://127\.0\.0\.1:\d+", line)
+        found = re.search(r"ws://[^ ]+:\d+", line)
         assert found, line + Path(log).read_text()
         self.url = found[0]
 
@@ -130,6 +130,15 @@ def test_a_checkpoint_that_plans_something_else_is_refused(run, tmp_path):
         served.wait_for("reload_refused", lambda: time.sleep(0.05))
         assert "it has another executor" in served.first("reload_refused")["error"]
         assert client.infer({"observation.state": np.zeros(2)})["understudy"]["checkpoint"] == before
+
+
+@pytest.mark.parametrize("host, warns", [("0.0.0.0", True), ("127.0.0.2", False)])
+def test_tokens_beyond_this_machine_need_tls(run, tmp_path, host, warns):
+    (tmp_path / "tokens.txt").write_text("secret-of-16-chars\n")
+    with Served(run, "--host", host, "--token-file", str(tmp_path / "tokens.txt"), log=tmp_path / "log") as server:
+        server.wait_for("serving", lambda: time.sleep(0.1))
+        warnings = [e["message"] for e in server.events() if e["event"] == "warning"]
+    assert any("sent without TLS" in text for text in warnings) is warns
 
 
 @pytest.mark.parametrize("options, says", [

@@ -128,10 +128,11 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _show_warning(otherwise, message, category, *where) -> None:
-    """A warning about the data is printed without the line of code that it came from."""
+    """A warning of ours is printed without the line of code that it came from."""
     from .core import DataWarning
 
-    if issubclass(category, DataWarning):
+    in_package = issubclass(category, UserWarning) and os.path.dirname(__file__) in where[0]
+    if in_package or issubclass(category, DataWarning):
         print(f"warning: {message}", file=sys.stderr)
     else:
         otherwise(message, category, *where)

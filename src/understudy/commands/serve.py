@@ -111,7 +111,7 @@ def main(args: list[str]) -> None:
     o = parse(ServeOptions, "serve", args)
     from ..core import ConfigError, Unsupported, UserError
     from ..serve.access import JsonLog, read_tokens, tls_context
-    from ..serve.address import served_address
+    from ..serve.address import is_this_machine, served_address
     from .policies import untrained_warning
 
     try:
@@ -137,7 +137,7 @@ def main(args: list[str]) -> None:
         raise ConfigError("has no effect without --steer ENV", where="--steer-scale",
                           hint="leave it out, or add --steer")
     tokens = () if o.token_file is None else read_tokens(o.token_file)
-    if not (tokens or o.open or o.host in ("127.0.0.1", "::1", "localhost")):
+    if not (tokens or o.open or is_this_machine(o.host)):
         raise ConfigError("anybody in the network could use this server", where=f"--host {o.host}",
                           hint="give --token-file FILE, or --open if that is meant")
     if o.steer is not None:
@@ -148,6 +148,9 @@ def main(args: list[str]) -> None:
     log = JsonLog()
     if told := untrained_warning(o.run, o.trust):
         log("warning", message=told)
+    if tokens and options.tls is None and not is_this_machine(o.host):
+        log("warning", message="tokens are sent without TLS, so others in the network can read them: give "
+            "--tls-cert and --tls-key")
     reduce_pauses()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(o, service, PolicyServer(service, options, log), options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 
@@ -15,3 +16,11 @@ def served_address(run: Path | str) -> str | None:
     text = run.as_posix() if isinstance(run, Path) else run
     found = re.fullmatch(r"(wss?):/{1,2}([^/].*)", text)
     return None if found is None else f"{found[1]}://{found[2]}"
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host is this machine, so that what is sent to it cannot be read on the network."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -6,17 +6,20 @@ import itertools
 import ssl
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
+from .address import is_this_machine
 from .wire import WireError, as_array, pack, unpack
 
 Fallback = Literal["hold", "last-chunk", "stop"]
@@ -166,6 +169,10 @@ class Client:
 
     def _connect(self) -> None:
         try:
+            parts = urlsplit(self.url)
+            if self._headers and parts.scheme == "ws" and not is_this_machine(parts.hostname or ""):
+                warnings.warn(f"{self.url}: the token is sent without TLS, so others in the network can read it. "
+                              "Serve with --tls-cert and --tls-key, and connect to wss://", stacklevel=4)
             self._connection = self._closing.enter_context(connect(
                 self.url, compression=None, max_size=None, additional_headers=self._headers, ssl=self._tls,
                 open_timeout=self.timeout, close_timeout=0.2))

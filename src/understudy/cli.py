@@ -9,12 +9,14 @@ from __future__ import annotations
 import _thread
 import difflib
 import errno
+import math
 import os
 import re
 import shlex
 import signal
 import sys
 import threading
+import time
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +24,7 @@ from importlib import import_module
 from typing import Any
 
 from . import __version__
+from .interrupts import INTERRUPTS, leave_closed_terminal
 
 
 @dataclass(frozen=True)
@@ -139,24 +142,32 @@ def _show_warning(otherwise, message, category, *where) -> None:
 
 
 class _InterruptGuard:
-    """Ctrl-C and a polite kill (a scheduler's notice) both raise KeyboardInterrupt, and it is known that they came.
-    While modules are imported they wait: C++ libraries swallow an interrupt there, or abort the process."""
+    """Ctrl-C, a polite kill (a scheduler's notice) and a closed terminal all raise KeyboardInterrupt, and it is known
+    that they came. While modules are imported they wait: C++ libraries swallow an interrupt there, or abort the
+    process."""
+
+    ECHO_SECONDS = 2.0  # a closed terminal sends SIGHUP twice, and often SIGTERM too
 
     def __enter__(self):
         self.seen, self.before, self.later = False, {}, None
+        self.raised = -math.inf
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in INTERRUPTS:
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                     self.before[number] = signal.signal(number, self.interrupt)
         return self
 
     def interrupt(self, number, frame):
+        leave_closed_terminal(number)
+        if number != signal.SIGINT and time.monotonic() - self.raised < self.ECHO_SECONDS:
+            return  # the command is stopping
         self.seen = True
         if _is_importing(frame):
             self.later = threading.Timer(0.05, _raise_signal_again, (number,))
             self.later.daemon = True
             self.later.start()
         else:
+            self.raised = time.monotonic()
             raise KeyboardInterrupt
 
     def __exit__(self, *error):

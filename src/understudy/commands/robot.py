@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.table import Table
 from tyro.conf import Positional, arg
@@ -16,13 +16,16 @@ from .arms import confirm, prepare_session, suggest_stable_port
 from .common import Output, TrustedPackages, command_line, parse
 from .robot_options import RobotOptions, TeleopOptions, command_keys, show_rows, show_session
 
-SUBCOMMANDS = Literal["find-port", "find-cameras", "setup", "calibrate", "teleoperate", "emulate"]
+if TYPE_CHECKING:
+    from ..robots.servo_arm import ServoArmType
+
+SUBCOMMANDS = Literal["find-port", "find-cameras", "setup", "calibrate", "teleoperate", "release", "emulate"]
 
 
 @dataclass(frozen=True)
 class _RobotCommandOptions:
     subcommand: Annotated[SUBCOMMANDS, Positional, arg(
-        metavar="find-port|find-cameras|setup|calibrate|teleoperate|emulate")]
+        metavar="find-port|find-cameras|setup|calibrate|teleoperate|release|emulate")]
     """what to do"""
     fps: Annotated[float, arg(metavar="N")] = 60.0
     """teleoperate: steps per second"""
@@ -42,7 +45,8 @@ class RobotCommandOptions(RobotOptions, TeleopOptions, _RobotCommandOptions):
 
     find-port: find the serial port of an arm, by pulling its cable. find-cameras: list the cameras. setup: give each
     servo of a new arm its id. calibrate: calibrate the arm of --robot or --teleop. teleoperate: move the robot without
-    recording. emulate: emulate the servos of an arm on a pseudo-terminal, to try the other commands without hardware.
+    recording. release: switch the torque of the arms of --robot and --teleop off. emulate: emulate the servos of an arm
+    on a pseudo-terminal, to try the other commands without hardware.
 
     No command has been tried on real hardware yet, only on emulated servos.
     """
@@ -52,7 +56,7 @@ def main(args: list[str]) -> None:
     o = parse(RobotCommandOptions, "robot", args)
     with Output(o.json) as out:
         {"find-port": _find_port, "find-cameras": _find_cameras, "setup": _set_up, "calibrate": _calibrate,
-         "teleoperate": _teleoperate, "emulate": _emulate}[o.subcommand](o, out)
+         "teleoperate": _teleoperate, "release": _release, "emulate": _emulate}[o.subcommand](o, out)
 
 
 def serial_ports() -> list[str]:
@@ -98,26 +102,60 @@ def _find_cameras(o: RobotCommandOptions, out: Output) -> None:
     out.print_json({"cameras": found})
 
 
-def _arm_of(o: RobotCommandOptions):
-    """The arm of --robot or --teleop: its kind, port, id, folder, and the name of the option."""
+@dataclass(frozen=True)
+class _NamedArm:
+    """An arm that the options name.
+
+    Args:
+        device: The option that names it: "robot" or "teleop".
+    """
+
+    kind: ServoArmType
+    port: str
+    id: str
+    folder: Path | None
+    device: str
+
+
+def _arm_of(o: RobotCommandOptions) -> _NamedArm:
+    """The single arm of --robot or --teleop."""
     from ..core import ConfigError
 
-    kind, given = _kind_of(o), "teleop" if o.robot is None else "robot"
-    port = getattr(o, f"{given}_port")
-    if port is None:
-        raise ConfigError("is missing", where=f"--{given}.port", hint="understudy robot find-port finds it")
-    return kind, port, getattr(o, f"{given}_id") or kind.name, getattr(o, f"{given}_calibration_dir"), given
+    device = "teleop" if o.robot is None else "robot"
+    if len(arms := _arms_of(o, device)) > 1:
+        raise ConfigError("is two arms, which are calibrated one by one", where=f"--{device}",
+                          hint=f"--{device} {arms[0].kind.name} --{device}.port PORT --{device}.id {arms[0].id}")
+    return arms[0]
+
+
+def _arms_of(o: RobotCommandOptions, *devices: str) -> list[_NamedArm]:
+    """The arms of --robot, of --teleop, or of both."""
+    from ..core import ConfigError
+
+    arms = []
+    for device in devices:
+        if (name := getattr(o, device)) is None and len(devices) > 1:
+            continue
+        kind, name_of_both = _kind_of(name and name.removeprefix("bi_")), getattr(o, f"{device}_id") or name
+        sides = ("left", "right") if name.startswith("bi_") else (None,)
+        for side in sides:
+            option = f"{device}.{side}-arm-port" if side else f"{device}.port"
+            if (port := getattr(o, option.replace(".", "_").replace("-", "_"))) is None:
+                raise ConfigError("is missing", where=f"--{option}", hint="understudy robot find-port finds it")
+            arm_id = f"{name_of_both}_{side}" if side else name_of_both
+            arms.append(_NamedArm(kind, port, arm_id, getattr(o, f"{device}_calibration_dir"), device))
+    return arms or _arms_of(o, "robot")
 
 
 def _set_up(o: RobotCommandOptions, out: Output) -> None:
     from ..robots.servo_arm import set_up_motor
 
-    kind, port, _, _, given = _arm_of(o)
-    for name in reversed(kind.servos):
+    arm = _arm_of(o)
+    for name in reversed(arm.kind.servos):
         _ask(f"Connect only the servo {name} to the controller, and press enter.")
-        number, rate = set_up_motor(kind, port, name)
-        out.print(f"{name}: id {kind.servos[name].id} (it had id {number} at {rate} bits per second)")
-    out.suggest(command_line("robot", "calibrate", f"--{given}", kind.name, f"--{given}.port", port))
+        number, rate = set_up_motor(arm.kind, arm.port, name)
+        out.print(f"{name}: id {arm.kind.servos[name].id} (it had id {number} at {rate} bits per second)")
+    out.suggest(command_line("robot", "calibrate", f"--{arm.device}", arm.kind.name, f"--{arm.device}.port", arm.port))
 
 
 def _calibrate(o: RobotCommandOptions, out: Output) -> None:
@@ -125,23 +163,24 @@ def _calibrate(o: RobotCommandOptions, out: Output) -> None:
     from ..robots.calibration import calibration_folder, is_leader_folder, keep_old_calibration, write_calibration
     from ..robots.servo_arm import Calibrator
 
-    kind, port, name, folder, device = _arm_of(o)
-    arm = kind.name if name == kind.name else f"{kind.name} ({name})"
-    path = (folder or calibration_folder() / kind.name) / f"{name}.json"
-    suggest_stable_port(port)
+    arm = _arm_of(o)
+    kind, name = arm.kind, arm.kind.name if arm.id == arm.kind.name else f"{arm.kind.name} ({arm.id})"
+    path = (arm.folder or calibration_folder() / kind.name) / f"{arm.id}.json"
+    suggest_stable_port(arm.port)
     if path.exists():
         confirm(o.yes, f"There is a calibration of this arm: {path}. Replace it?", UserError(
-            "there is a calibration of this arm", where=path,
-            hint=f"--yes replaces it, and keeps the old one next to it. --{device}.id NAME calibrates another arm"))
-    calibrator = Calibrator(kind, port)
+            "there is a calibration of this arm", where=path, hint="--yes replaces it, and keeps the old one next to "
+            f"it. --{arm.device}.id NAME calibrates another arm"))
+    calibrator = Calibrator(kind, arm.port)
     calibrator.connect()
     try:
         if (owner := calibrator.owner()) is not None and (owner.stem, is_leader_folder(owner.parent.name)) != (
-                name, kind.is_leader):
-            confirm(o.yes, f"The servos at {port} hold the calibration of {owner}. Calibrate them as {arm}?", UserError(
-                f"this is another arm: its servos hold the calibration of {owner}", where=calibrator.arm.place,
-                hint="name the port of this arm. If it is this arm, --yes calibrates it"))
-        _ask(f"Move {arm} to the middle of its range, and press enter.")
+                arm.id, kind.is_leader):
+            confirm(o.yes, f"The servos at {arm.port} hold the calibration of {owner}. Calibrate them as {name}?",
+                    UserError(f"this is another arm: its servos hold the calibration of {owner}",
+                              where=calibrator.arm.place,
+                              hint="name the port of this arm. If it is this arm, --yes calibrates it"))
+        _ask(f"Move {name} to the middle of its range, and press enter.")
         calibrator.set_middle()
         turning = ", ".join(kind.full_turn)
         out.print(f"Move every joint but {turning} from one end of its range to the other. Then press enter.")
@@ -181,11 +220,30 @@ def _teleoperate(o: RobotCommandOptions, out: Output) -> None:
     out.print(f"{seconds:.1f} s at {o.fps:g} steps per second, {session.pace.n_late} steps were late")
 
 
+def _release(o: RobotCommandOptions, out: Output) -> None:
+    from ..robots.base import ConnectionLost
+    from ..robots.servo_arm import release_arm
+
+    problems = []
+    for arm in _arms_of(o, "robot", "teleop"):
+        try:
+            silent = release_arm(arm.kind, arm.port)
+        except ConnectionLost as error:  # the other arm may still be reached
+            problems.append(f"{arm.port}: {error.problem}")
+            continue
+        if silent:
+            problems.append(f"{arm.port}: no answer from {', '.join(silent)}")
+        else:
+            out.print(f"{arm.kind.name}, {arm.port}: the torque is off")
+    if problems:
+        raise ConnectionLost(f"servos may still have torque. {'; '.join(problems)}", where="robot release",
+                             hint="support the arm, which falls, and switch its power off")
+
+
 def _emulate(o: RobotCommandOptions, out: Output) -> None:
     from ..robots.emulator import emulate_arm, wave
 
-    kind = _kind_of(o)
-    with emulate_arm(kind) as bus:
+    with emulate_arm(_kind_of(o.robot or o.teleop)) as bus:
         print(f"port: {bus.port}", flush=True)
         began = time.monotonic()
         while True:
@@ -194,15 +252,14 @@ def _emulate(o: RobotCommandOptions, out: Output) -> None:
             time.sleep(0.01)
 
 
-def _kind_of(o: RobotCommandOptions):
+def _kind_of(name: str | None) -> ServoArmType:
     from ..core import ConfigError
     from ..robots.servo_arm import ARM_TYPES
 
-    name = o.robot or o.teleop
-    if name not in ARM_TYPES:
+    if name is None or (kind := ARM_TYPES.get(name)) is None:
         raise ConfigError(f"{name!r} is not an arm of servos" if name else "is missing", where="--robot",
                           hint=f"one of {', '.join(ARM_TYPES)}")
-    return ARM_TYPES[name]
+    return kind
 
 
 def _ask(text: str) -> None:

@@ -33,6 +33,7 @@ from ..data.stream import ShardStream
 from ..data.window import SamplingWeights, Windows
 from ..execute.actor import LAST_REWARD, Actor
 from ..heads.base import MemoryHead
+from ..interrupts import INTERRUPTS, leave_closed_terminal
 from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
 from .callbacks import LossCurve, ProgressBar
@@ -791,7 +792,8 @@ def _describe_value(value) -> str:
 
 
 class DeferredInterrupts:
-    """Delays Ctrl-C and the signal of a scheduler until the current work is complete. A second signal is not delayed.
+    """Delays Ctrl-C and the signals of a scheduler and of a closed terminal until the current work is complete. A
+    second signal is not delayed.
 
     Launchers forward what the terminal has already sent, so a signal that follows immediately is the same one.
     """
@@ -803,12 +805,13 @@ class DeferredInterrupts:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in INTERRUPTS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self.before[number] = signal.signal(number, self._on_signal)
         return self
 
     def _on_signal(self, number, frame):
+        leave_closed_terminal(number)
         if not self.seen:
             self.seen, self.since = True, time.monotonic()
         elif time.monotonic() - self.since > self.ECHO_SECONDS:

@@ -189,9 +189,18 @@ class MotorsBus(ABC):
 
     def sync_write(self, register: str, values: Mapping[str, int]) -> None:
         """Sets a register of several servos in one packet, which nobody confirms."""
+        self._request(self._sync_write(register, values), [], 0, "the servos")
+
+    def sync_write_packet(self, register: str, values: Mapping[str, int]) -> bytes:
+        """The bytes that `sync_write` sends. The port must be open."""
+        line = _PacketLine()
+        self._packets.txPacket(line, self._sync_write(register, values))
+        return line.packet
+
+    def _sync_write(self, register: str, values: Mapping[str, int]) -> list[int]:
         r = self.registers[register]
-        data = b"".join(bytes([self.motors[n].id]) + r.encode(v) for n, v in values.items())
-        self._request(self._sync_write_packet(r.address, r.size, data), [], 0, "the servos")
+        parts = b"".join(bytes([self.motors[n].id]) + r.encode(v) for n, v in values.items())
+        return self._sync_write_packet(r.address, r.size, parts)
 
     # -- packets -----------------------------------------------------------------------------------------------------
 
@@ -302,6 +311,19 @@ class MotorsBus(ABC):
 
 class _NoReply(Exception):
     """A request got no valid reply."""
+
+
+class _PacketLine:
+    """A port that keeps the packet that an SDK writes."""
+
+    is_using, packet = False, b""
+
+    def clearPort(self) -> None:  # noqa: N802 a method of the SDK
+        pass
+
+    def writePort(self, packet: list[int]) -> int:  # noqa: N802
+        self.packet = bytes(packet)
+        return len(packet)
 
 
 def _make_port(sdk: ModuleType, name: str, baudrate: int, reply_timeout: float) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -133,7 +134,7 @@ class RobotSession:
         metadata = {"robot": self.robot.name, "by": by, **({"task": task} if task else {})}
         schema: dict[str, Feature] = dict(self.robot.schema)
         with Recorder(schema, out, fps=fps, robot_type=self.robot.name, clock=self.clock, metadata=metadata,
-                      images=images, on_saved=on_saved) as r:
+                      images=images, on_saved=on_saved) as r, _stopped_at_end(self.robot):
             self.begin()
             ended = "quit"
             if r.count < episodes:
@@ -144,7 +145,6 @@ class RobotSession:
                     ended = self._reset(r, times.reset, r.count >= episodes)
                 elif ended == "again":
                     ended = self._prepare_again(r, times.reset)
-            self.robot.stop()
         return open_dataset(out)
 
     def _episode(self, r: Recorder, seconds: float) -> str:
@@ -193,6 +193,18 @@ class RobotSession:
     def _prepare_again(self, r: Recorder, seconds: float) -> str | None:
         """The reset before an episode that is recorded again."""
         return self.teleoperate(seconds, f"reset, episode {r.count} discarded", "enter: record it again | q: quit")
+
+
+@contextmanager
+def _stopped_at_end(robot: Robot) -> Iterator[None]:
+    """Stops the robot, also after an interrupt: before the recording is written, which takes a while."""
+    try:
+        yield
+    except BaseException:
+        with suppress(RobotError):
+            robot.stop()
+        raise
+    robot.stop()
 
 
 def move_to(robot: Robot, goal: np.ndarray, fps: float = 30, seconds: float = 20.0, tolerance: float = 3.0,

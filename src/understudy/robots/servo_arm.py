@@ -19,6 +19,7 @@ from .dynamixel import DynamixelMotorsBus
 from .feetech import FeetechMotorsBus
 from .motors_bus import Motor, MotorsBus
 from .safety import SafetyLimits
+from .torque_guard import TorqueGuard
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 # Units of the load register for the largest torque; XL430 reports per mille, the others mA.
@@ -300,10 +301,14 @@ class ServoFollower(Robot):
         column = Feature("float32", (len(names),), names=names)
         self.schema = {"observation.state": column, **camera_features(self.cameras), "action": column}
         self._load: np.ndarray | None = None
+        self._guard: TorqueGuard | None = None
         self._full_load = np.array([_FULL_LOAD[m.model] for m in kind.motors.values()], np.float64)
         self._is_feetech = kind.manufacturer == "feetech"
 
     def connect(self):
+        if self._guard is not None:  # of a connection that was lost
+            self._guard.abandon()
+            self._guard = None
         self.arm.connect()
         opened = []
         try:
@@ -311,11 +316,13 @@ class ServoFollower(Robot):
             for name, camera in self.cameras.items():
                 camera.connect()
                 opened.append(name)
+            if self.disable_torque_on_disconnect:
+                self._guard = TorqueGuard(self.arm.bus, self.arm.place)
             self._enable_torque()
         except BaseException:
             for name in opened:
                 self.cameras[name].disconnect()
-            self.arm.bus.disconnect()
+            self._release()
             raise
 
     def observe(self):
@@ -335,17 +342,29 @@ class ServoFollower(Robot):
         return self.arm._to_units(present)
 
     def disconnect(self):
-        bus = self.arm.bus
-        for name in self.arm.kind.servos if self.disable_torque_on_disconnect else ():
-            if not bus.is_connected:
-                break
-            try:
-                bus.write("Torque_Enable", name, 0)
-            except RobotError:
-                continue  # the next servo may still answer
-        bus.disconnect()
+        if self.disable_torque_on_disconnect:
+            self._release()
+        else:
+            self.arm.bus.disconnect()
         for camera in self.cameras.values():
             camera.disconnect()
+
+    def _release(self) -> None:
+        """Switches the torque off and closes the port. If a servo does not answer, the guard tries again."""
+        bus, released = self.arm.bus, True
+        for name in self.arm.kind.servos:
+            try:
+                bus.write("Torque_Enable", name, 0)
+            except ConnectionLost:
+                released = False
+                if not bus.is_connected:
+                    break
+            except RobotError:
+                continue  # it answered, with a fault
+        bus.disconnect()
+        if self._guard is not None:
+            self._guard.end(released)
+            self._guard = None if released else self._guard
 
     def load(self):
         return self._load
@@ -439,6 +458,28 @@ class ServoLeader(Teleoperator):
 
     def disconnect(self):
         self.arm.bus.disconnect()
+
+
+def release_arm(kind: ServoArmType, port: str) -> list[str]:
+    """Switches the torque of all servos off that answer. Returns the names of the others.
+
+    Raises:
+        ConnectionLost: The port cannot be opened.
+    """
+    bus, silent = kind.bus(port), []
+    bus.connect(check=False)
+    try:
+        bus.sync_write("Torque_Enable", dict.fromkeys(kind.servos, 0))  # all at once, which nobody confirms
+        for name in kind.servos:
+            try:
+                bus.write("Torque_Enable", name, 0)
+            except ConnectionLost:
+                silent.append(name)
+            except RobotError:
+                continue  # it answered, with a fault
+    finally:
+        bus.disconnect()
+    return silent
 
 
 # -- setting up -----------------------------------------------------------------------------------------------------

@@ -163,6 +163,164 @@ def test_folders_and_arrays_of_any_names(tmp_path):
         open_columns(tmp_path / "all.npz", parse_columns(["state=qq", "action=u"]))
 
 
+def lengths_of(data) -> list[int]:
+    return [len(e) for e in data]
+
+
+LENGTHS = [6, 8, 10]
+
+
+def arrays() -> dict[str, np.ndarray]:
+    rows = table()
+    return {"q": rows[:, 2:4], "u": rows[:, 4:6], "ep": np.repeat([4, 5, 6], LENGTHS), "seconds": np.arange(24) / 20,
+            "ep_len": np.array(LENGTHS)}
+
+
+def write_arrays(folder, kind, without=()):
+    import h5py
+
+    path, stored = folder / f"own.{kind}", {k: v for k, v in arrays().items() if k not in without}
+    if kind == "npz":
+        np.savez(path, **stored)
+    elif kind == "h5":
+        with h5py.File(path, "w") as file:
+            for key, values in stored.items():
+                file[key] = values
+    else:
+        rows = np.column_stack([stored[k] for k in ("ep", "seconds", "q", "u")])
+        path.write_text("ep,seconds,q_0,q_1,u_0,u_1\n" + "\n".join(
+            ",".join([str(int(r[0])), *map(repr, map(float, r[1:]))]) for r in rows) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv", "h5"])
+def test_columns_mean_the_same_in_every_format(tmp_path, kind):
+    path = write_arrays(tmp_path, kind, ["ep_len"])
+    data = open_columns(path, parse_columns(["state=q", "action=u", "episode=ep", "timestamp=seconds"]))
+    assert lengths_of(data) == LENGTHS and data.fps == 20 and "ep" not in data.features()
+    for name, key in ((STATE, "q"), (ACTION, "u")):
+        np.testing.assert_array_equal(np.concatenate([e.steps[name] for e in data]), arrays()[key])
+    for wrong, near in (("epp", "ep"), ("eq", "q"), ("second", "seconds")):
+        columns = {"epp": ["state=q", "action=u", "episode=epp"], "eq": ["state=q", "action=u", "goal=eq"],
+                   "second": ["state=q", "action=u", "timestamp=second"]}[wrong]
+        with pytest.raises(UserError, match=f"there is no (column|array) '{wrong}'(.|\n)*did you mean {near}"):
+            open_columns(path, parse_columns(columns))
+    with pytest.raises(UserError, match="one column tells episodes apart"):
+        open_columns(path, parse_columns(["state=q", "action=u", "episode=ep", "episode_lengths=ep_len"]))
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5"])
+def test_an_array_of_lengths_says_where_episodes_end(tmp_path, kind):
+    path = write_arrays(tmp_path, kind, ["ep"])
+    columns = ["state=q", "action=u"]
+    data = open_columns(path, parse_columns([*columns, "episode_lengths=ep_len"]))
+    assert lengths_of(data) == LENGTHS
+    np.testing.assert_array_equal(data[1].steps[STATE], arrays()["q"][6:14])
+    with pytest.raises(UserError, match="no column 'ep_lens'(.|\n)*did you mean ep_len"):
+        open_columns(path, parse_columns([*columns, "episode_lengths=ep_lens"]))
+    assert lengths_of(open_columns(write_arrays(tmp_path, kind), parse_columns([*columns, "episode=ep"]))) == LENGTHS
+
+
+def test_lengths_that_do_not_add_up_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", **{**arrays(), "ep_len": np.array([6, 8, 11])})
+    with pytest.raises(DataError, match="the lengths add up to 25 steps, but there are 24"):
+        open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u", "episode_lengths=ep_len"]))
+    with pytest.raises(DataError, match="whole numbers from 1"):
+        open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u", "episode_lengths=q"]))
+
+
+def test_episodes_without_ends_are_told_which_array_has_them(tmp_path):
+    stored = arrays()
+    both = {"observations": stored["q"], "actions": stored["u"]}
+    for name, hint in (("ep_len", "--columns episode_lengths=ep_len, or save episode_ends=np.cumsum(ep_len)"),
+                       ("ep", "--columns episode=ep")):
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, **both, **{name: stored[name]})
+        with pytest.raises(UserError) as error:
+            open_columns(path)
+        assert "an .npz without episode_ends; it holds" in str(error.value) and hint in str(error.value)
+        assert "no column has a name" not in str(error.value)
+        option = hint.split()[1].rstrip(",")
+        assert lengths_of(open_columns(path, parse_columns([option]))) == LENGTHS
+    np.savez(tmp_path / "bare.npz", **both)
+    with pytest.raises(UserError, match="episode_ends has the exclusive end of each episode"):
+        open_columns(tmp_path / "bare.npz")
+    own = write_arrays(tmp_path, "npz", ["ep"])
+    with pytest.raises(UserError, match="there are q, u, seconds, ep_len(.|\n)*--columns episode_lengths=ep_len"):
+        open_columns(own)
+    single = open_columns(write_arrays(tmp_path, "h5"), parse_columns(["state=q", "action=u"]))
+    assert any("is read as one episode" in w and "episode_lengths=ep_len" in w for w in single.metadata["warnings"])
+
+
+def test_formats_that_know_their_episodes_are_not_cut_again(tmp_path, shared):
+    rows = table()
+    np.savez(tmp_path / "e0.npz", q=rows[:, 2:4], u=rows[:, 4:6], run=rows[:, 0])
+    for path, text in ((tmp_path, "each of the 1 files is an episode"),
+                       (shared / "fixtures/minari/closed/dict-v0", "minari data say themselves")):
+        with pytest.raises(ConfigError, match=text):
+            open_columns(path, parse_columns(["state=q", "action=u", "episode=run"]))
+    again = open_columns(shared / "fixtures/ogbench/closed-v0.npz", parse_columns(["state=observation.state"]))
+    assert len(again) == len(open_dataset(shared / "fixtures/ogbench/closed-v0.npz")) > 1
+
+
+def test_hdf5_of_ones_own_layout(tmp_path):
+    import h5py
+
+    rows, ends = table(), np.cumsum(LENGTHS)
+    (tmp_path / "files").mkdir()
+    with h5py.File(tmp_path / "groups.h5", "w") as file:
+        for i, (end, n) in enumerate(zip(ends, LENGTHS, strict=True)):
+            part = rows[end - n:end]
+            group = file.create_group(f"runs/traj_{i + 8}")
+            group["obs/q"], group["u"], group["time"] = part[:, 2:4], part[:, 4:6], np.arange(n) / 25
+            group["obs/image"], group["note"] = np.full((n, 4, 5, 3), i, np.uint8), np.arange(3)
+            group.attrs["operator"] = "Ada"
+            with h5py.File(tmp_path / "files" / f"run{i + 8}.hdf5", "w") as one:
+                file.copy(group, one, "all")
+                for key in ("obs", "u", "time"):
+                    one.move(f"all/{key}", key)
+    columns = parse_columns(["state=obs/q[1],obs/q_0", "action=u", "timestamp=time", "images.front=obs/image"])
+    for path in (tmp_path / "groups.h5", tmp_path / "files"):
+        data = open_columns(path, columns)
+        assert lengths_of(data) == LENGTHS and data.fps == 25, path
+        np.testing.assert_array_equal(np.concatenate([e.steps[STATE] for e in data]), rows[:, [3, 2]])
+        assert (data[2].steps["observation.images.front"] == 2).all()
+        with pytest.raises(DataError, match="no array 'obs/qq'(.|\n)*did you mean obs/q"):
+            open_columns(path, parse_columns(["state=obs/qq", "action=u"]))
+        with pytest.raises(UserError, match="3 episodes already"):
+            open_columns(path, parse_columns(["state=obs/q", "action=u", "episode=time"]))
+    assert open_columns(tmp_path / "groups.h5", columns)[1].metadata == {"operator": "Ada"}
+    with pytest.raises(UserError, match=r"there are note, obs/image, obs/q, time, u\n(.|\n)*--columns state=A,B"):
+        open_columns(tmp_path / "groups.h5")
+
+
+def test_whole_numbers_of_text_are_quantities_unless_the_user_says_classes(tmp_path, capsys):
+    path = tmp_path / "servo.csv"
+    path.write_text("ep,angle,grip\n" + "".join(f"{i // 10},{i * 7 % 180},{i % 3}\n" for i in range(60)))
+    options = ["state=angle", "action=grip", "episode=ep"]
+    f = open_columns(path, parse_columns(options)).features()
+    assert (f[STATE].kind, f[ACTION].kind, f[ACTION].dtype) == ("vector", "vector", "float64")
+    data = open_columns(path, parse_columns(["state=angle", "action=grip:classes", "episode=ep"]))
+    f = data.features()
+    assert (f[ACTION].kind, f[ACTION].dtype, f[ACTION].num_classes) == ("discrete", "int64", (3,))
+    np.testing.assert_array_equal(np.concatenate([e.steps[ACTION] for e in data]), np.arange(60) % 3)
+    np.testing.assert_array_equal(data.column(ACTION)[0], np.arange(60) % 3)
+    two = open_columns(path, parse_columns(["state=angle", "action=grip,angle:classes", "episode=ep"]))
+    assert two.features()[ACTION].num_classes == (3, 178)
+    for column, reading, classes in (("grip", "quantities", None), ("grip:classes", "3 classes", [3])):
+        command = ["inspect", str(path), "--columns", "state=angle", f"action={column}", "episode=ep"]
+        assert main(command) == 0
+        row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("action "))
+        assert reading in row
+        assert main([*command, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["features"]["action"].get("classes") == classes
+    np.savez(tmp_path / "a.npz", q=np.zeros((6, 2)), u=np.arange(6) - 2, episode_ends=[3, 6])
+    f = open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u:quantities"])).features()
+    assert (f[ACTION].kind, f[ACTION].dtype) == ("vector", "float64")
+    with pytest.raises(DataError, match="a.npz, action, episode 0, step 0: -2 is not a class"):
+        open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u:classes"]))
+
+
 def test_other_formats_stack_their_columns(shared):
     path = shared / "fixtures/minari/closed/dict-v0"
     plain, data = open_dataset(path), open_columns(path, parse_columns(["action=action.arm,action.grip"]))

@@ -35,7 +35,7 @@ class AuditOptions:
     """a mapping of topics to columns for bags, instead of the proposed one"""
     columns: ColumnTexts = ()
     """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
-    episodes of a single CSV table"""
+    episodes, episode_lengths=NAME for an array of their lengths; action=u:classes where whole numbers are classes"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """write a page of the audit, with the best and the worst episodes"""
 

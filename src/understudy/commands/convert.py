@@ -46,7 +46,7 @@ class ConvertOptions:
     """a mapping of topics to columns for MCAP and ROS bags: the proposal of `understudy inspect --json`, corrected"""
     columns: ColumnTexts = ()
     """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
-    episodes of a single CSV table"""
+    episodes, episode_lengths=NAME for an array of their lengths; action=u:classes where whole numbers are classes"""
     ignore: IgnoredCodes = ()
     """convert although the audit finds an error with this code"""
     max_episode_steps: StepCount = None

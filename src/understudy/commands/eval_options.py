@@ -60,8 +60,7 @@ class _EvalOptions:
     """act with another execution scheme than the policy was trained with: real-time-chunking, temporal-ensemble, ...
     (understudy methods lists them); `server` executes the chunks of a served policy on the server"""
     columns: ColumnTexts = ()
-    """the columns of recorded episodes with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that
-    numbers the episodes of a single CSV table"""
+    """the columns of recorded episodes with other names, as for `understudy train`; by default those of the run"""
     save: Annotated[Path | None, arg(metavar="EPISODES")] = None
     """write the rollouts as a data set; an interrupted evaluation then continues where it stopped. With --interactive:
     the file of the answers (trials.jsonl)"""

@@ -26,7 +26,7 @@ from .common import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..core import UserError
+    from ..core import Feature, UserError
 
 _SHOWN_TASKS = 10
 
@@ -47,7 +47,7 @@ class InspectOptions:
     """a mapping of topics to columns for MCAP and ROS bags; by default the proposed one"""
     columns: ColumnTexts = ()
     """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
-    episodes of a single CSV table"""
+    episodes, episode_lengths=NAME for an array of their lengths; action=u:classes where whole numbers are classes"""
     max_episode_steps: StepCount = None
     """length at which episodes of a D4RL file without timeouts were cut"""
 
@@ -84,10 +84,10 @@ def main(args: list[str]) -> None:
         if "topics" in found:
             out.print("", _topic_table(found["topics"]))
         out.print(*_success_lines(data), "")
-        table = Table("column", "role", "dtype", "shape", "components", "unit", box=None, pad_edge=False)
+        table = Table("column", "role", "read as", "dtype", "shape", "components", "unit", box=None, pad_edge=False)
         for name, f in dataset_features(data).items():
-            table.add_row(name, role(name), f.dtype, " x ".join(map(str, f.shape)), ", ".join(f.names or ()),
-                          f.unit or "")
+            table.add_row(name, role(name), _reading(f), f.dtype, " x ".join(map(str, f.shape)),
+                          ", ".join(f.names or ()), f.unit or "")
         out.print(table, *(["", _range_table(data)] if len(data) else []))
         if tasks := task_counts(data):
             out.print("", *_task_lines(tasks))
@@ -115,6 +115,13 @@ def main(args: list[str]) -> None:
                         *([command_line("replay", o.data, env, *env_trust_options(env))]
                           if env and not o.columns else []))
         out.print_json(found)
+
+
+def _reading(f: Feature) -> str:
+    """What the values of a column are for a policy."""
+    if f.kind == "discrete":
+        return "classes" if f.num_classes is None else f"{max(f.num_classes)} classes"
+    return "flags" if f.dtype == "bool" else {"vector": "quantities", "string": "text"}.get(f.kind, f.kind)
 
 
 def _write_views(data, report, o: InspectOptions, out: Output) -> None:

@@ -111,7 +111,7 @@ class TrainOptions:
     """a mapping of topics to columns for MCAP and ROS bags: the proposal of `understudy inspect --json`, corrected"""
     columns: ColumnTexts = ()
     """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
-    episodes of a single CSV table"""
+    episodes, episode_lengths=NAME for an array of their lengths; action=u:classes where whole numbers are classes"""
     ignore: IgnoredCodes = ()
     """train although an audit finds an error with this code"""
     include_interrupted: bool = False

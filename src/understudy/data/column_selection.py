@@ -6,23 +6,26 @@ their columns are.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ..core import ConfigError, DataError, Feature, UserError
+from ..core import ConfigError, DataError, Feature, UserError, role
 from .episode import ColumnSource, Dataset, EpisodeList
-from .formats import open_dataset, remote
-from .formats.column_names import format_list, standard_name
-from .formats.detection import UnknownFormat
-from .formats.episode_table import even_rate
+from .formats import format_of, open_dataset, remote
+from .formats.column_names import format_list, near_name_hint, standard_name
+from .formats.detection import UnknownFormat, detect_format
+from .formats.episode_table import EPISODE_COLUMNS, cut_table, frame_rate
 from .formats.folder import NpzFolderSource, episode_files, open_csv
-from .formats.npz import NpzSource
+from .formats.hdf5_arrays import array_names, hdf5_files, open_arrays
+from .formats.npz import NpzSource, episodes_hint
 from .formats.npz_arrays import NpzArrays
 from .sources import WrapperSource
 
+_BOUNDARIES = ("episode", "episode_lengths")  # which say where episodes end
+_READINGS = ("classes", "quantities")
 _NUMERIC_COLUMNS = ("observation.state", "action", "next.reward", "timestamp")
 Selection = Mapping[str, tuple[str, ...]]
 
@@ -32,8 +35,9 @@ def parse_columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
     Args:
         texts: One text for each new column: its name, "=", and the columns that it is made of. "state" stands for
-            `observation.state`, "reward" for `next.reward`, and an unknown NAME for `observation.NAME`. "episode" names
-            the column that tells episodes apart in a single table.
+            `observation.state`, "reward" for `next.reward`, and an unknown NAME for `observation.NAME`. A last column
+            that ends in ":classes" or ":quantities" says what the whole numbers of the new column are. "episode" names
+            the column that tells episodes apart, and "episode_lengths" an array of their numbers of steps.
 
     Returns:
         The columns that each new column is made of, by its name.
@@ -48,7 +52,7 @@ def parse_columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
         if not (name and equals and all(parts)):
             raise ConfigError(f"{text!r} does not say which columns to read", where="--columns",
                               hint="such as --columns state=q1,q2 action=u1,u2")
-        name = name if name == "episode" else standard_name(name, others="observation.")
+        name = name if name in _BOUNDARIES else standard_name(name, others="observation.")
         if name in found:
             raise ConfigError(f"{name} is given twice", where="--columns", hint="name all of its columns once")
         found[name] = parts
@@ -76,19 +80,25 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
         >>> data = open_columns("runs.csv", {"observation.state": ("q1", "q2"), "action": ("u1", "u2")})
     """
     selection = dict(columns or {})
-    by = selection.pop("episode", None)
-    if by is not None and len(by) != 1:
-        raise ConfigError(f"one column tells episodes apart, not {len(by)}", where="--columns episode=",
-                          hint="name one column")
-    options |= {} if by is None else {"episode": by[0]}
-    data = _open_plain(Path(remote.local_path(path)), by and by[0]) if selection else None
+    boundary = {name: parts for name in _BOUNDARIES if (parts := selection.pop(name, None)) is not None}
+    if sum(map(len, boundary.values())) > 1:
+        raise ConfigError("one column tells episodes apart, not several", where="--columns",
+                          hint="name one, with episode= or episode_lengths=")
+    named = {name: parts[0] for name, parts in boundary.items()}
+    local = Path(remote.local_path(path))
+    data = _open_plain(local, named, [_split_reading(parts)[0] for parts in selection.values()]) if columns else None
+    if data is None and named:
+        raise ConfigError(f"{format_of(local)} data say themselves where their episodes end",
+                          where=f"--columns {next(iter(named))}=", hint="leave it out")
     try:
         data = open(path, **options) if data is None else data
-    except UserError as error:
-        if (names := _unknown_names(path, error)) is None:
+    except UnknownFormat as error:
+        if (names := _unknown_names(local)) is None:
             raise
         raise DataError(f"no column has a name that policies read; there are {names}", where=path,
-                        hint="say what they are: --columns state=A,B action=C,D with these names") from error
+                        hint="say what they are: --columns state=A,B action=C,D with these names, and where episodes "
+                             "end: episode=E, a column that numbers them, or episode_lengths=L, an array"
+                             + (f". {hint}" if (hint := _episodes_hint(local)) else "")) from error
     if not selection:
         return data
     if isinstance(data.source, EpisodeList):
@@ -99,11 +109,19 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
     return Dataset(source, {**data.metadata, "warnings": warnings, "fps": fps}, data.indices)
 
 
+def _split_reading(parts: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """The columns, and what their whole numbers are: "classes", "quantities", or "" if it is not said."""
+    last, colon, reading = parts[-1].rpartition(":")
+    if colon and reading in _READINGS:
+        return (*parts[:-1], last.strip()), reading
+    return tuple(parts), ""
+
+
 def _rate(source: ColumnSource) -> float | None:
     """Steps per second from the column timestamp, if it has even numbers."""
     if source.schema["timestamp"].kind == "string":
         return None
-    return even_rate([np.asarray(source.column("timestamp", e), float) for e in range(len(source.lengths))])
+    return frame_rate([np.asarray(source.column("timestamp", e), float) for e in range(len(source.lengths))])
 
 
 class SelectedColumns(WrapperSource):
@@ -118,26 +136,50 @@ class SelectedColumns(WrapperSource):
 
     def __init__(self, inner: ColumnSource, selection: Selection, where: str):
         super().__init__(inner, {name: list(parts) for name, parts in selection.items()})
-        self._parts = {name: [_find_part(part, inner, where) for part in parts] for name, parts in selection.items()}
+        self._parts, self._reading = {}, {}
+        for name, parts in selection.items():
+            columns, self._reading[name] = _split_reading(parts)
+            self._parts[name] = [_find_part(part, inner, where) for part in columns]
         used = {column for parts in self._parts.values() for column, _ in parts}
         self.schema = {**{name: f for name, f in inner.schema.items() if name not in used | set(selection)},
                        **{name: self._feature(name, where) for name in selection}}
 
     def _feature(self, name: str, where: str) -> Feature:
+        f = self._stacked_feature(name, where)
+        if self._reading[name] == "classes":
+            self._check_classes(name, f, where)
+            return replace(f, dtype="int64", kind="discrete")
+        return replace(f, dtype="float64", kind="vector") if self._reading[name] else f
+
+    def _stacked_feature(self, name: str, where: str) -> Feature:
         found = [self.inner.schema[column] for column, _ in self._parts[name]]
-        if not self._is_renamed(name) or name in _NUMERIC_COLUMNS:
+        if not self._is_whole(name) or name in _NUMERIC_COLUMNS or self._reading[name]:
             for (column, _), f in zip(self._parts[name], found, strict=True):
                 if f.kind == "string":
                     self._check_numbers(column, where)
-        if self._is_renamed(name):
+        odd = [c for (c, _), f in zip(self._parts[name], found, strict=True) if f.kind in ("image", "string")]
+        if odd and self._reading[name]:
+            raise DataError(f"{odd[0]} is not numeric, and has no {self._reading[name]}", where=where,
+                            hint=f"leave out :{self._reading[name]}, or number the classes from 0")
+        if self._is_whole(name):
             return found[0]
-        if odd := [c for (c, _), f in zip(self._parts[name], found, strict=True) if f.kind in ("image", "string")]:
+        if odd:
             raise DataError(f"{odd[0]} is not numeric, and {name} is made of several columns", where=where,
                             hint="give images and texts a column of their own")
         names = tuple(n for part in self._parts[name] for n in self._component_names(*part))
         dtype = np.result_type(*(f.dtype for f in found))
         kind = Feature.from_array(np.empty((0, len(names)), dtype)).kind
         return Feature(dtype.name, (len(names),), "vector" if kind == "text" else kind, names)
+
+    def _check_classes(self, name: str, f: Feature, where: str) -> None:
+        """Raises DataError for the first value that is not the number of a class."""
+        for episode in range(len(self.lengths)):
+            values = np.asarray(self._stack(name, episode), np.float64).reshape(-1, max(f.size, 1))
+            if (odd := ~((values >= 0) & (values == np.round(values)))).any():
+                step, component = np.argwhere(odd)[0]
+                raise DataError(f"{values[step, component]:g} is not a class: classes are whole numbers from 0",
+                                where=f"{where}, {name}, episode {episode}, step {step}",
+                                hint="leave out :classes if these are quantities")
 
     def _check_numbers(self, column: str, where: str) -> None:
         """Raises DataError for the first cell of text in a column that is mostly numbers."""
@@ -160,7 +202,7 @@ class SelectedColumns(WrapperSource):
         names = [column] if not f.shape else list(f.names or (f"{column}_{i}" for i in range(f.size)))
         return names if index is None else [names[index]]
 
-    def _is_renamed(self, name: str) -> bool:
+    def _is_whole(self, name: str) -> bool:
         return len(self._parts[name]) == 1 and self._parts[name][0][1] is None
 
     def rows(self, name):
@@ -171,13 +213,17 @@ class SelectedColumns(WrapperSource):
     def column(self, name, episode):
         if name not in self._parts:
             return self.inner.column(name, episode)
+        values = self._stack(name, episode)
+        return values.astype(self.schema[name].dtype) if self._reading[name] else values
+
+    def _stack(self, name, episode) -> np.ndarray:
         found = [self.inner.column(column, episode) for column, _ in self._parts[name]]
-        if self._is_renamed(name):
+        if self._is_whole(name):
             return found[0]
         rows = min(map(len, found))
         flat = [np.asarray(c[:rows]).reshape(rows, -1) for c in found]
         some = [c if i is None else c[:, i:i + 1] for c, (_, i) in zip(flat, self._parts[name], strict=True)]
-        return np.concatenate(some, 1).astype(self.schema[name].dtype)
+        return np.concatenate(some, 1)
 
     def frames(self, name, episode):
         return self.inner.frames(self._parts[name][0][0] if name in self._parts else name, episode)
@@ -185,7 +231,8 @@ class SelectedColumns(WrapperSource):
     def packed_column(self, name):
         if name not in self._parts:
             return self.inner.packed_column(name)
-        return self.inner.packed_column(self._parts[name][0][0]) if self._is_renamed(name) else self.gather_rows(name)
+        same = self._is_whole(name) and not self._reading[name]
+        return self.inner.packed_column(self._parts[name][0][0]) if same else self.gather_rows(name)
 
 
 def _find_part(part: str, source: ColumnSource, where: str) -> tuple[str, int | None]:
@@ -196,11 +243,11 @@ def _find_part(part: str, source: ColumnSource, where: str) -> tuple[str, int | 
     names = {**{n: at for n, at in own if [n for n, _ in own].count(n) == 1}, **names}
     for name, f in vectors.items():
         names |= {n: (name, i) for i in range(f.size) for n in (f"{name}_{i}", f"{name}[{i}]") if n not in names}
-    if part in names:
-        return names[part]
-    near = difflib.get_close_matches(part, names, 1)
+    for text in (part, part.replace("/", "."), standard_name(part)):  # the column may have its name in the file
+        if text in names:
+            return names[text]
     raise DataError(f"there is no column {part!r} among {format_list(source.schema, 20)}", where=where,
-                    hint=f"did you mean {near[0]}?" if near else "name one of these after --columns NAME=")
+                    hint=near_name_hint(part, names, "name one of these after --columns NAME="))
 
 
 # -- tables of plain names ---------------------------------------------------------------------------------------------
@@ -216,26 +263,74 @@ class _PlainNpzSource(NpzSource):
         pass
 
 
-def _unknown_names(path: str | Path, error: UserError) -> str | None:
-    """The columns of a CSV or .npz file that was refused for their names. None if it was refused for another reason."""
-    if not isinstance(error, UnknownFormat):
-        return None
+def _unknown_names(path: Path) -> str | None:
+    """The columns of a file in no known format, if it can be opened by naming its columns. None if they have the names
+    that policies read, so that something else is missing.
+    """
     try:
-        data = _open_plain(Path(remote.local_path(path)), None)
+        if hdf5_files(path):
+            names = array_names(path)
+        elif path.is_file() and path.suffix.lower() == ".npz":
+            names = list(NpzArrays(path).headers)
+        elif (data := _open_plain(path, {}, [])) is None:
+            return None
+        else:
+            names = list(data.features())
     except UserError:
         return None
-    return None if data is None else format_list(data.features(), 20)
+    roles = {role(standard_name(name)) for name in names}
+    return None if {"observation", "action"} <= roles else format_list(names, 20)
 
 
-def _open_plain(path: Path, episode: str | None) -> Dataset | None:
-    """A CSV or .npz file, or a folder of them, whatever the columns are called. None for all else."""
-    if path.is_dir():
-        tables, arrays = episode_files(path, ".csv"), episode_files(path, ".npz")
-        return open_csv(path) if tables else Dataset(NpzFolderSource(path)) if arrays else None
-    if path.suffix.lower() == ".csv" and path.is_file():
-        return open_csv(path, episode)
-    if path.suffix.lower() != ".npz" or not path.is_file():
+def _episodes_hint(path: Path) -> str:
+    return episodes_hint(path) if path.is_file() and path.suffix.lower() == ".npz" else ""
+
+
+def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequence[str]]) -> Dataset | None:
+    """A CSV, .npz or HDF5 file, or a folder of them, whatever the columns are called. None for all other formats.
+
+    Args:
+        path: The file or folder.
+        boundary: The column or array that tells episodes apart, as `episode` or `episode_lengths`.
+        selected: The columns that the user named.
+    """
+    try:
+        path, kind = detect_format(path)
+    except UserError:  # with other names it may still be read
+        kind = ""
+    if kind in ("act", "d4rl") and boundary:
+        kind = ""
+    if kind not in ("", "npz", "npz-folder", "csv") or not path.exists():
         return None
-    if "episode_ends" not in NpzArrays(path).headers:
-        return Dataset(NpzFolderSource(path))
-    return Dataset(_PlainNpzSource(path))
+    tables, arrays = _files(path, ".csv"), _files(path, ".npz")
+    if boundary and path.is_dir() and (tables or arrays):
+        raise ConfigError(f"each of the {len(tables or arrays)} files is an episode",
+                          where=f"--columns {next(iter(boundary))}=", hint="leave it out, or name a single file")
+    if tables and "episode_lengths" in boundary:
+        raise ConfigError("a table has no array of lengths", where="--columns episode_lengths=",
+                          hint="name the column that numbers the episodes: --columns episode=COLUMN")
+    if tables:
+        return open_csv(path, **boundary)
+    if arrays:
+        return Dataset(NpzFolderSource(path)) if path.is_dir() else _open_npz(path, boundary)
+    return open_arrays(path, [n for parts in selected for n in parts], **boundary) if hdf5_files(path) else None
+
+
+def _files(path: Path, ending: str) -> list[Path]:
+    """The files of a folder with this ending, or the file itself if it has it."""
+    return episode_files(path, ending) if path.is_dir() else [path] if path.suffix.lower() == ending else []
+
+
+def _open_npz(path: Path, boundary: Mapping[str, str]) -> Dataset:
+    headers = NpzArrays(path).headers
+    if not boundary and "episode_ends" not in headers:
+        numbers = next((name for name in EPISODE_COLUMNS if name in headers), None)
+        boundary = {} if numbers is None else {"episode": numbers}
+    if boundary or "episode_ends" in headers:
+        return Dataset(_PlainNpzSource(path, **boundary))
+    try:
+        return cut_table(NpzFolderSource(path), path)
+    except DataError:
+        raise
+    except UserError as error:  # an array has a row for each episode, perhaps
+        raise DataError(error.problem, where=error.where, hint=episodes_hint(path) or error.hint) from None

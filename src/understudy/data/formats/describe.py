@@ -20,13 +20,15 @@ def describe(data: Dataset) -> dict[str, Any]:
 
     Returns:
         {"format", "version", "episodes", "steps", "fps", "features": {name: {"dtype", "shape", "names"}}, "tasks",
-        "warnings"}. The warnings are those of the reader.
+        "warnings"}. Columns of classes also have "classes", their number by component. The warnings are those of the
+        reader.
     """
     features = dataset_features(data)
     return {
         "format": data.metadata.get("format", "memory"), "version": data.metadata.get("version", ""),
         "episodes": len(data), "steps": data.steps, "fps": data.fps,
-        "features": {name: {"dtype": f.dtype, "shape": list(f.shape), "names": list(f.names) if f.names else None}
+        "features": {name: {"dtype": f.dtype, "shape": list(f.shape), "names": list(f.names) if f.names else None,
+                            **({"classes": list(f.num_classes)} if f.num_classes else {})}
                      for name, f in features.items()},
         "tasks": list(task_counts(data)),
         "warnings": list(data.metadata.get("warnings", ())),

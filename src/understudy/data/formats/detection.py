@@ -10,7 +10,7 @@ from pathlib import Path
 from ...core import UserError, role
 from . import folder, message_logs, overcooked, read_errors, sidecar
 from .column_names import format_list, number_sort_key, standard_name
-from .npz import EPISODE_ENDS_HINT, rename_hint
+from .npz import EPISODE_ENDS_HINT, episodes_hint, rename_hint
 from .npz_arrays import NpzArrays, zip_errors
 from .ogbench import is_ogbench
 
@@ -83,8 +83,9 @@ def _how_to_read(path: Path, kind: str) -> str:
         return (f"say what its columns are: understudy convert {path} DATA --columns state=A,B action=C,D, and also "
                 "episode=E if a column E numbers the episodes")
     if kind.startswith(_ARRAYS):
-        return ("save observations, actions and episode_ends with numpy.savez. episode_ends has the exclusive end of "
-                "each episode, counted in steps; for a single episode it is [number of steps]")
+        return episodes_hint(path) or (
+            "save observations, actions and episode_ends with numpy.savez. episode_ends has the exclusive end of "
+            "each episode, counted in steps; for a single episode it is [number of steps]")
     return _CONVERT
 
 
@@ -241,9 +242,9 @@ def _zip_format(path: Path) -> str:
     hint = rename_hint(keys)
     if {"observations", "actions", "terminals"} <= keys:
         hint = ("terminals do not say where episodes are cut off, nor whether their row is a step: "
-                f"{EPISODE_ENDS_HINT}, in a copy; or save qpos as well if it is of OGBench")
+                f"{episodes_hint(path) or f'{EPISODE_ENDS_HINT}, in a copy'}; or save qpos as well if it is of OGBench")
     elif hint and "episode_ends" not in hint:
-        hint += f", and {EPISODE_ENDS_HINT}"
+        hint += f", and {episodes_hint(path) or EPISODE_ENDS_HINT}"
     if hint:
         raise UserError(f"there is no array episode_ends; there are {', '.join(sorted(keys))}", where=path, hint=hint)
     if keys:

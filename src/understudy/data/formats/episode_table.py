@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ...core import ConfigError, DataError
-from ..episode import ColumnSource, Dataset
+from ...core import ConfigError, DataError, role
+from ..episode import ColumnSource, Dataset, episode_starts
+from .column_names import format_list, near_name_hint
 
 EPISODE_COLUMNS = ("episode", "episode_index", "episode_id")
 
@@ -26,11 +27,8 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
         DataError: The rows of an episode are in two places, or some cells are empty.
         ConfigError: There is no column of that name.
     """
-    from ..operations import ConcatSource, SlicedSource
-
     if name is not None and name not in source.schema:
-        raise ConfigError(f"there is no column {name!r}; there are {', '.join(source.schema)}",
-                          where="--columns episode=", hint="name the column that numbers the episodes")
+        raise unknown_boundary("episode", name, source.schema)
     name = name or next((n for n in EPISODE_COLUMNS if n in source.schema and not source.schema[n].shape), None)
     if name is None:
         warnings = [*source.metadata.get("warnings", ()), *_several_episodes(source)]
@@ -39,34 +37,121 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
     if any(int(source.rows(n)[0]) != steps for n in source.schema):
         raise DataError("the last row has empty cells, which a table of several episodes must not have", where=path,
                         hint="fill the cells, or leave out the row")
-    values = np.asarray(source.column(name, 0)).reshape(steps)
+    return cut_source(source, lengths_from_numbers(np.asarray(source.column(name, 0)), f"{path}, {name}"), [name])
+
+
+def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[str] = ()) -> Dataset:
+    """Split the only episode of a source into episodes of these lengths.
+
+    Args:
+        source: The steps as one episode.
+        lengths: Number of steps of each new episode, (E,).
+        leave_out: Columns to leave out.
+    """
+    from ..operations import ConcatSource, SlicedSource
+
+    table = ConcatSource([(source, [0] * len(lengths))], leave_out=leave_out)
+    cut = SlicedSource(table, episode_starts(lengths), np.cumsum(lengths))
+    rate = source.metadata.get("fps")
+    if not rate and "timestamp" in source.schema and source.schema["timestamp"].kind != "string":
+        rate = frame_rate([np.asarray(cut.column("timestamp", e), float) for e in range(len(cut))])
+    return Dataset(cut, {**source.metadata, "fps": rate})
+
+
+def lengths_from_numbers(values: np.ndarray, where: str) -> np.ndarray:
+    """Return the number of steps of each episode, (E,), from a column whose value changes where an episode begins.
+
+    Args:
+        values: The column, (N,) or (N, 1).
+        where: File and column, for error messages.
+
+    Raises:
+        DataError: The column has several components, or the rows of an episode are in two places.
+    """
+    if values.size != len(values):
+        raise DataError(f"it has {values.size // max(len(values), 1)} components, and not one number or text a step",
+                        where=where, hint="name the column that numbers the episodes: --columns episode=COLUMN")
+    values = values.reshape(-1)
     starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
     if len(np.unique(values[starts])) < len(starts):
         again = next(row for i, row in enumerate(starts) if values[row] in values[starts[:i]])
-        raise DataError(f"rows of episode {values[again]} are in two places; the second begins in row {again + 1}",
-                        where=f"{path}, {name}", hint="sort the rows by episode")
-    table = ConcatSource([(source, [0] * len(starts))], leave_out=[name])
-    cut = SlicedSource(table, starts, np.append(starts[1:], steps))
-    rate = source.metadata.get("fps")
-    if not rate and "timestamp" in source.schema and source.schema["timestamp"].kind != "string":
-        rate = even_rate([np.asarray(cut.column("timestamp", e), float) for e in range(len(cut))])
-    return Dataset(cut, {**source.metadata, "fps": rate})
+        number = f"{values[again]:g}" if values.dtype.kind == "f" else values[again]
+        raise DataError(f"rows of episode {number} are in two places; the second begins in row {again + 1}",
+                        where=where, hint="sort the rows by episode")
+    return np.diff(np.append(starts, len(values)))
+
+
+def check_lengths(lengths: np.ndarray, steps: int, where: str) -> np.ndarray:
+    """Check lengths of episodes that the user named, and return them, (E,) int64.
+
+    Args:
+        lengths: The array.
+        steps: Number of steps of all episodes.
+        where: File and array, for error messages.
+
+    Raises:
+        DataError: They are not whole numbers from 1 that add up to the number of steps.
+    """
+    whole = lengths.ndim == 1 and len(lengths) and lengths.dtype.kind in "iuf" and (lengths == lengths.round()).all()
+    if not whole or lengths.min() < 1:
+        raise DataError(f"lengths of episodes must be whole numbers from 1, (episodes,), but this is {lengths.dtype} "
+                        f"{lengths.shape}", where=where,
+                        hint="name the array of lengths: --columns episode_lengths=ARRAY")
+    if (total := int(lengths.sum())) != steps:
+        raise DataError(f"the lengths add up to {total:,} steps, but there are {steps:,}", where=where,
+                        hint="correct the lengths, or name another array")
+    return lengths.astype(np.int64)
+
+
+def boundary_hint(arrays: Mapping[str, np.ndarray], steps: int, ends: str = "") -> str:
+    """Return how to read the episodes of arrays that lie end to end, if an array says where they end. Else "".
+
+    Args:
+        arrays: The one-dimensional arrays of whole numbers or text, by name.
+        steps: Number of steps of all episodes.
+        ends: Name of the array of ends that the format reads. "" if it reads none.
+    """
+    for name, values in arrays.items():
+        if values.dtype.kind in "iu" and len(values) < steps and values.min() > 0 and int(values.sum()) == steps:
+            return (f"{name} adds up to the {steps:,} steps, as lengths of episodes do. If it is that, read it with "
+                    f"--columns episode_lengths={name}" + (f", or save {ends}=np.cumsum({name})" if ends else ""))
+    for name, values in arrays.items():
+        starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+        if len(values) == steps and 1 < len(starts) <= steps // 2 and len(np.unique(values[starts])) == len(starts):
+            return (f"{name} has {len(starts)} values, one after the other. If it numbers the episodes, read it with "
+                    f"--columns episode={name}")
+    return ""
+
+
+def unknown_boundary(option: str, name: str, names: Iterable[str]) -> ConfigError:
+    """Return the error for a column or array that the user named and that does not exist.
+
+    Args:
+        option: "episode" or "episode_lengths".
+        name: The name.
+        names: The names that exist.
+    """
+    kind = "column that numbers the episodes" if option == "episode" else "array of the lengths of the episodes"
+    return ConfigError(f"there is no column {name!r}; there are {format_list(names, 20)}",
+                       where=f"--columns {option}=", hint=near_name_hint(name, names, f"name the {kind}"))
 
 
 def _several_episodes(source: ColumnSource) -> Iterator[str]:
     """Yield a warning if a table that is read as one episode looks like several.
 
-    It does if a column of integers or text keeps a value for some rows that never comes back, or if a time starts
+    It does if a column of whole numbers or text keeps a value for some rows that never comes back, or if a time starts
     again.
     """
     steps, numbers, restarts = int(source.lengths[0]), [], []
     for name, f in source.schema.items():
         if f.shape or f.kind == "image" or int(source.rows(name)[0]) != steps or steps < 4:
             continue
+        if role(name) in ("observation", "action", "outcome"):
+            continue
         values = np.asarray(source.column(name, 0)).reshape(steps)
         starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
-        if f.dtype != "bool" and not f.dtype.startswith("float") and 1 < len(starts) <= steps // 2 and \
-                len(np.unique(values[starts])) == len(starts):
+        whole = f.kind == "string" or f.dtype != "bool" and bool((values == np.round(values)).all())
+        if whole and 1 < len(starts) <= steps // 2 and len(np.unique(values[starts])) == len(starts):
             numbers.append((name, len(starts)))
         if f.kind == "vector" and (back := np.flatnonzero(np.diff(values) <= 0)).size and \
                 len(back) <= steps // 4 and np.isin(values[back + 1], values[0]).all():
@@ -81,9 +166,15 @@ def _several_episodes(source: ColumnSource) -> Iterator[str]:
                "name the column that numbers them: --columns episode=COLUMN")
 
 
-def even_rate(times: list[np.ndarray]) -> float | None:
-    """Return the steps per second from the timestamps (s) of each episode. None if they are not evenly spaced."""
-    gaps = np.concatenate([[], *(np.diff(t.reshape(-1)) for t in times)])
+def frame_rate(times: list[np.ndarray]) -> float | None:
+    """Return the steps per second from the timestamps (s) of each episode. None if the rate differs between episodes.
+
+    If single steps come early or late, the rate is that of the usual step, to three digits.
+    """
+    steps = [gaps for t in times if len(gaps := np.diff(t.reshape(-1)))]
+    gaps = np.concatenate([[], *steps])
     typical = float(np.median(gaps)) if len(gaps) else 0.0
-    even = typical > 0 and bool(np.isfinite(gaps).all() and (np.abs(gaps - typical) < 0.01 * typical).all())
-    return round(1 / typical, 3) if even else None
+    if not typical > 0 or any(abs(np.median(each) - typical) > 0.1 * typical for each in steps):
+        return None
+    even = bool(np.isfinite(gaps).all() and (np.abs(gaps - typical) < 0.01 * typical).all())
+    return round(1 / typical, 3) if even else float(f"{1 / typical:.3g}")

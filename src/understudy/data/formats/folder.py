@@ -1,9 +1,10 @@
 """Folders of one .npz or .csv file per episode, with an optional dataset.json.
 
 Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vector, which may also be written NAME.0 or
-NAME[0], or start at 1. A `timestamp` is in seconds. Cells of the last row may be empty: columns that have a value there
-have a row after the last action. Camera frames are in <stem>/<camera>/*.png. dataset.json is {"episodes": number of
-episodes, "fps", "robot_type", "features": {column: {"dtype", "shape", "names", "unit"}}}.
+NAME[0], or start at 1. Numbers are quantities, float64, whole or not. A `timestamp` is in seconds. Cells of the last
+row may be empty: columns that have a value there have a row after the last action. Camera frames are in
+<stem>/<camera>/*.png. dataset.json is {"episodes": number of episodes, "fps", "robot_type", "features": {column:
+{"dtype", "shape", "names", "unit"}}}.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ..episode import Dataset
 from ..sources import MemmapSource
 from . import sidecar
 from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name, text_column
-from .episode_table import cut_table, even_rate
+from .episode_table import cut_table, frame_rate
 from .key_map import checked_rate, common_arrays, metadata
 from .npz_arrays import NpzArrays
 from .read_errors import damaged, first_true, read_json_object
@@ -42,6 +43,7 @@ _BRACKETED = re.compile(r"(.+?)(?:\.(\d+)|\[(\d+)\])")
 COMMAS_HINT = ("convert it to commas between the columns and points in numbers (1.5), such as with "
                "pandas.read_csv(FILE, sep=None, engine='python', decimal=',').to_csv(NEW, index=False)")
 _NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numbers; each can represent those before it
+_EXACT = 2**53  # larger whole numbers, such as times in nanoseconds, are not exact in float64
 _CAMERA = "observation.images."
 _CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
 
@@ -286,7 +288,7 @@ class CsvFolderSource(FolderSource):
             self.metadata["warnings"].append(warning)
         self._look_for_frames()
         if self.metadata["fps"] is None:
-            self.metadata["fps"] = even_rate(times)
+            self.metadata["fps"] = frame_rate(times)
 
     def _feature(self, name, kind, size) -> Feature:
         shape = (size,) if name in self._vectors else ()
@@ -492,7 +494,7 @@ def _kind(cell: str) -> str:
     if cell.lower() in _WORDS:
         return "bool"
     if _INT.fullmatch(cell):
-        return "int" if -2**63 <= int(cell) < 2**63 else "float"
+        return "int" if _EXACT < abs(int(cell)) < 2**63 else "float"
     try:
         float(cell)
     except ValueError:

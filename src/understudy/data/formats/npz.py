@@ -10,7 +10,7 @@ objects are refused.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from ...core import Feature, UserError, role
 from .. import cache
 from ..episode import Dataset, episode_starts
 from . import sidecar
-from .column_names import FLAG_COLUMNS, are_flags, is_plain_flag
+from .column_names import FLAG_COLUMNS, are_flags, is_plain_flag, standard_name
+from .episode_table import boundary_hint, check_lengths, lengths_from_numbers, unknown_boundary
 from .key_map import KeyMap, checked_rate, lengths_from_ends, metadata, stored_feature
 from .npz_arrays import ArrayChunks, NpzArchiveSource, NpzArrays, column_chunks, split_rows, whole_array, write_npz
 from .sidecar import ColumnEncoding, FormatCapability
@@ -43,22 +44,36 @@ class NpzSource(NpzArchiveSource):
 
     Args:
         path: The file.
+        episode: Array of all steps whose value changes where an episode begins, in place of episode_ends.
+        episode_lengths: Array of the number of steps of each episode, in place of episode_ends.
     """
 
     flags = frozenset(FLAG_COLUMNS)
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, episode: str | None = None, episode_lengths: str | None = None):
         self.path, self._file = path, NpzArrays(path)
-        self.key = self._file.key
-        if "episode_ends" not in self._file.headers:
-            raise UserError(f"there is no array episode_ends; there are {', '.join(self._file.headers)}", where=path,
-                            hint=rename_hint(self._file.headers) or EPISODE_ENDS_HINT)
-        ends = self._file.read_array("episode_ends")
-        self.lengths = lengths_from_ends(ends, f"{path}, episode_ends", EPISODE_ENDS_HINT)
+        self._not_columns = {"episode_ends", "next_observations", "fps", episode, episode_lengths}
+        self.key = cache.json_digest(self._file.key, episode, episode_lengths)
+        self.lengths = self._find_lengths(episode, episode_lengths)
         self._check_names()
         self._check_last(int(self.lengths.sum()))
         self._assign_arrays()
         self.metadata = metadata("npz", path, list(self._doubts()), fps=self._fps())
+
+    def _find_lengths(self, episode, episode_lengths) -> np.ndarray:
+        headers = self._file.headers
+        for option, name in (("episode", episode), ("episode_lengths", episode_lengths)):
+            if name is not None and name not in headers:
+                raise unknown_boundary(option, name, headers)
+        if episode is not None:
+            return lengths_from_numbers(self._file.read_array(episode), f"{self.path}, {episode}")
+        if episode_lengths is not None:
+            steps = count_steps({k: v for k, v in headers.items() if k != episode_lengths})
+            return check_lengths(self._file.read_array(episode_lengths), steps, f"{self.path}, {episode_lengths}")
+        if "episode_ends" not in headers:
+            raise UserError(f"there is no array episode_ends; there are {', '.join(headers)}", where=self.path,
+                            hint=rename_hint(headers) or EPISODE_ENDS_HINT)
+        return lengths_from_ends(self._file.read_array("episode_ends"), f"{self.path}, episode_ends", EPISODE_ENDS_HINT)
 
     def _check_names(self):
         for name, key in (("observation", "observations"), ("action", "actions")):
@@ -105,7 +120,7 @@ class NpzSource(NpzArchiveSource):
         features: dict[str, Feature] = {}
         self._per_episode: list[str] = []
         for key, (shape, dtype) in self._file.headers.items():
-            if key in ("episode_ends", "next_observations", "fps"):
+            if key in self._not_columns:
                 continue
             rows = shape[0] if shape else None
             if 0 in shape[1:]:
@@ -196,6 +211,28 @@ class NpzSource(NpzArchiveSource):
                                 f"{out[to][tuple(at)]}", where=f"{self.path}, next_observations, episode {e}, step "
                                 f"{step - int(episode_starts(self.lengths)[e])}, component {tuple(map(int, at[1:]))}",
                                 hint="correct episode_ends, or leave next_observations out")
+
+
+def count_steps(headers: Mapping[str, tuple[tuple[int, ...], str]]) -> int:
+    """Return the number of steps: the rows of the actions, or else of most arrays.
+
+    Args:
+        headers: Shape and dtype of each array.
+    """
+    rows = {key: shape[0] for key, (shape, _) in headers.items() if shape}
+    actions = [n for key, n in rows.items() if role(standard_name(key)) == "action"]
+    return actions[0] if actions else max(rows.values(), key=lambda n: ([*rows.values()].count(n), n), default=0)
+
+
+def episodes_hint(path: Path) -> str:
+    """Return how to read the episodes of a file without episode_ends, if an array says where they end. Else ""."""
+    try:
+        file = NpzArrays(path)
+        lists = {key: file.read_array(key) for key, (shape, dtype) in file.headers.items()
+                 if len(shape) == 1 and shape[0] > 1 and np.dtype(dtype).kind in "iuU"}
+    except UserError:  # reading the file reports what is damaged
+        return ""
+    return boundary_hint(lists, count_steps(file.headers), "episode_ends")
 
 
 def _check_flags(values: np.ndarray, where: str):

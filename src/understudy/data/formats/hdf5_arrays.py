@@ -1,0 +1,194 @@
+"""HDF5 files of one's own layout, of which the user says which arrays are the state, the action, and so on.
+
+The arrays hold all steps of all episodes, or each episode has a group of its own in the file, or a file of its own in
+the folder. A column is called like its array, with "." for "/".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core import DataError, Feature, UserError
+from .. import cache
+from ..episode import Dataset
+from ..sources import ChunkedSource
+from . import hdf5
+from .column_names import format_list, near_name_hint, number_sort_key
+from .episode_table import boundary_hint, check_lengths, cut_source, cut_table, unknown_boundary
+from .key_map import KeyMap, common_arrays, metadata
+
+KEYS = KeyMap({"actions": "action", "rewards": "next.reward"})
+_LEVELS = 3  # levels of groups at which episodes are looked for
+_SMALL = 1 << 20  # rows of an array that is read to see whether it says where episodes end
+
+
+def hdf5_files(path: Path) -> list[Path]:
+    """Return an HDF5 file, or those of a folder in the order of their numbers."""
+    if path.is_file():
+        with open(path, "rb") as handle:
+            return [path] if handle.read(8) == hdf5.MAGIC else []
+    files = (p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and not p.name.startswith("."))
+    return sorted(files, key=lambda p: number_sort_key(p.stem))
+
+
+def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
+                episode_lengths: str | None = None) -> Dataset:
+    """Open HDF5 of one's own layout.
+
+    Args:
+        path: A file, or a folder of one file per episode.
+        names: The arrays that the user named, which have a row for each step.
+        episode: Array of all steps whose value changes where an episode begins.
+        episode_lengths: Array of the number of steps of each episode.
+
+    Raises:
+        UserError: There are no such arrays, or they do not have the same rows.
+    """
+    source = Hdf5ArraysSource(path, [*names, *([] if episode is None else [episode])])
+    if episode is None and episode_lengths is None:
+        if len(source) > 1:
+            return Dataset(source)
+        data = cut_table(source, path)
+        hint = boundary_hint(source.lists, int(source.lengths[0])) if len(data) == 1 else ""
+        warnings = [*data.metadata["warnings"], *([f"the file is read as one episode, but {hint}"] if hint else [])]
+        return Dataset(data.source, {**data.metadata, "warnings": warnings})
+    if len(source) > 1:
+        raise UserError(f"there are {len(source)} episodes already, each in a group or file of its own", where=path,
+                        hint=f"leave out {'episode' if episode else 'episode_lengths'}=")
+    if episode is not None:
+        return cut_table(source, path, KEYS.column(str(array_key(episode, source.keys.values()))))
+    if (key := array_key(str(episode_lengths), source.lists)) is None:
+        raise unknown_boundary("episode_lengths", str(episode_lengths), {**source.lists, **source.schema})
+    return cut_source(source, check_lengths(source.lists[key], int(source.lengths[0]), f"{path}, {key}"))
+
+
+def array_names(path: Path) -> list[str]:
+    """Return the names of the arrays of the first file. If each episode has a numbered group, they are those in it."""
+    with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
+        file = hdf5_files(path)[0]
+        names = list(hdf5.arrays(files[file], str(file)))
+    within = list(dict.fromkeys(re.sub(r"^(\w+/)?\w*\d+/", "", name) for name in names))
+    return within if 2 * len(within) <= len(names) else names
+
+
+def array_key(name: str, keys: Iterable[str]) -> str | None:
+    """Return the key of the array that a name means. It may have "." for "/", and the number of a component."""
+    keys = list(keys)
+    for text in (name, re.sub(r"\[\d+\]$|_\d+$", "", name)):
+        for key in keys:
+            if text in (key, key.replace("/", ".")) or text.strip("/") == key:
+                return key
+    return None
+
+
+class Hdf5ArraysSource(ChunkedSource):
+    """Arrays of one file, of groups of one file, or of the files of a folder.
+
+    Args:
+        path: The file or folder.
+        names: The arrays that the user named.
+
+    Attributes:
+        keys: Path of the array of each column, in its file or group.
+        lists: Whole numbers or text of arrays of one dimension, if there is one episode.
+    """
+
+    def __init__(self, path: Path, names: list[str]):
+        self.path, self.files = path, hdf5_files(path)
+        self.key, warnings = cache.files_digest(self.files, "hdf5 arrays", names), []
+        with hdf5.OpenFiles() as files:
+            self._parts = [part for file in self.files for part in self._find_parts(files[file], file, names)]
+            columns = [self._columns(*part, names, warnings) for part in self._parts]
+            self.lengths = np.array([steps for steps, _ in columns], np.int64)
+            self._build_schema([arrays for _, arrays in columns], names, warnings)
+            attributes = hdf5.read_attributes(files[self.files[0]], str(self.files[0]))
+            self._episode_metadata = [self._attributes(files[file], file, prefix) for file, prefix, _ in self._parts]
+            self.lists = self._read_lists() if len(self._parts) == 1 else {}
+        self._parts = [(file, prefix, {}) for file, prefix, _ in self._parts]  # the arrays are of files that are closed
+        self.metadata = metadata("hdf5", path, list(dict.fromkeys(warnings)), fps=attributes.get("fps"))
+
+    def _find_parts(self, file, path: Path, names) -> list[tuple[Path, str, Mapping[str, hdf5.ArrayInfo]]]:
+        """The groups of a file that have the named arrays: the file itself, or one for each episode."""
+        with hdf5.hdf5_errors(path):
+            everything = hdf5.arrays(file, str(path))
+        levels: list[dict[str, dict[str, hdf5.ArrayInfo]]] = [{} for _ in range(_LEVELS)]
+        for key, array in everything.items():
+            pieces = key.split("/")
+            for level in range(min(_LEVELS, len(pieces))):
+                prefix = "".join(f"{piece}/" for piece in pieces[:level])
+                levels[level].setdefault(prefix, {})["/".join(pieces[level:])] = array
+        matches = [max((sum(array_key(n, arrays) is not None for n in names) for arrays in groups.values()), default=0)
+                   for groups in levels]
+        level = int(np.argmax(matches))
+        missing = next((n for n in names if not any(array_key(n, arrays) for arrays in levels[level].values())), None)
+        if missing is not None:
+            known = dict.fromkeys(key for arrays in levels[level if matches[level] else 0].values() for key in arrays)
+            raise DataError(f"there is no array {missing!r}; there are {format_list(known, 20)}", where=path,
+                            hint=near_name_hint(missing, known, "name one of these after --columns NAME="))
+        groups = {p: arrays for p, arrays in levels[level].items() if any(array_key(n, arrays) for n in names)}
+        return [(path, prefix, groups[prefix]) for prefix in sorted(groups, key=number_sort_key)]
+
+    def _build_schema(self, columns: list[dict[str, tuple[Feature, int]]], names, warnings) -> None:
+        """The columns that all episodes have."""
+        common = common_arrays(columns, lambda column: (column[0].dtype, column[0].shape),
+                               lambda e, key: f"{self.location_of(e)}, {key}",
+                               lambda key: not any(array_key(n, [key]) for n in names),
+                               lambda key, e: warnings.append(f"{key}: {self.location_of(e)} has none: left out"))
+        self.schema, self.keys = KEYS.schema({key: f for key, (f, _) in common.items()}, self.path)
+        self.row_counts = {name: np.array([arrays[key][1] for arrays in columns], np.int64)
+                           for name, key in self.keys.items()}
+
+    def _columns(self, file, prefix, arrays, names, warnings) -> tuple[int, dict[str, tuple[Feature, int]]]:
+        """Steps, and the feature and the rows of each array that has a row for each step."""
+        named = {key for n in names if (key := array_key(n, arrays)) is not None}
+        steps = min(arrays[key].shape[0] if arrays[key].shape else 0 for key in named)
+        if steps < 1:
+            raise DataError("there are no steps", where=f"{file}, {prefix}", hint="remove the episode")
+        columns = {}
+        for key, array in arrays.items():
+            rows = array.shape[0] if array.shape else 0
+            where = f"{file}, {prefix}{key}"
+            if rows not in (steps, steps + 1):
+                if key in named:
+                    raise DataError(f"it has {rows} rows instead of {steps}, or one more", where=where,
+                                    hint="name arrays that have a row for each step")
+                warnings.append(f"{key}: {array.shape}, not a row for each step: left out")
+                continue
+            try:
+                columns[key] = hdf5.array_feature(KEYS.column(key), array, where), rows
+            except UserError as error:
+                if key in named:
+                    raise
+                warnings.append(f"{key}: {error.problem}: left out")
+        return steps, columns
+
+    def _attributes(self, file, path: Path, prefix: str) -> dict[str, Any]:
+        """Metadata of an episode."""
+        node = file[prefix] if prefix else file
+        return hdf5.read_attributes(node, f"{path}, {prefix}", ("fps",)) if len(self._parts) > 1 else {}
+
+    def _read_lists(self) -> dict[str, np.ndarray]:
+        file, prefix, arrays = self._parts[0]
+        return {key: hdf5.read_rows(array, 0, array.shape[0], f"{file}, {prefix}{key}") for key, array in arrays.items()
+                if len(array.shape) == 1 and 1 < array.shape[0] < _SMALL and array.dtype.kind in "iuf"}
+
+    open_files = staticmethod(hdf5.OpenFiles)
+
+    def location_of(self, episode: int) -> str:
+        file, prefix, _ = self._parts[episode]
+        return f"{file}, {prefix}".removesuffix(", ").rstrip("/")
+
+    def location(self, name, episode):
+        return f"{self.location_of(episode)}, {self.keys[name]}"
+
+    def read_rows(self, files, name, episode, first, stop):
+        file, prefix, _ = self._parts[episode]
+        return files.read_rows(file, f"{prefix}{self.keys[name]}", first, stop, self.location(name, episode))
+
+    def episode_metadata(self, episode):
+        return self._episode_metadata[episode]

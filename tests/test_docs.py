@@ -145,6 +145,29 @@ def test_the_page_runs(page, here):
                 raise AssertionError(f"{block.name}: {type(error).__name__}: {error}") from error
 
 
+@pytest.mark.slow
+def test_the_lesson_of_the_tutorial_is_true_in_its_own_run(tmp_path, monkeypatch, capsys):
+    """A method that represents several ways is better than the mean, by intervals that do not touch, without cuts."""
+    from understudy.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    page = blocks(ROOT / "docs" / "tutorial.md")
+    exec(compile(page[0].text, "tutorial.md", "exec"), {})
+    lines = [c for b in page if b.language == "console" for c in commands(b) if "tasks" not in c]
+    (judged,) = (i for i, line in enumerate(lines) if line.endswith("--against runs/mine") and "runs/plain" in line)
+    for line in lines[:judged + 1]:
+        capsys.readouterr()
+        assert main(shlex.split(line)[1:]) == 0, line
+
+    def limits(text):
+        return {run: (float(low), float(high)) for run, low, high in re.findall(
+            r"^(runs/\w+): [\d.]+%, 95% interval ([\d.]+)% to ([\d.]+)%\.$", text, re.MULTILINE)}
+    out = capsys.readouterr().out
+    for text in (out, (ROOT / "docs" / "tutorial.md").read_text()):
+        assert limits(text)["runs/mine"][0] > limits(text)["runs/plain"][1]
+        assert "The policy in runs/mine succeeds more often than the policy in runs/plain" in text
+
+
 @pytest.mark.parametrize("block", [b for p in PAGES for b in blocks(p) if b.skip is not None], ids=lambda b: b.name)
 def test_a_block_that_is_not_run_has_a_listed_reason(block):
     pytest.skip(block.skip)

@@ -54,7 +54,7 @@ FIGURES = {"good": {"success": flags(0.9), "time": (np.full((5, 1), 3.0) + np.ar
 @pytest.mark.parametrize("rule,verdict", [
     (GreaterThan("success", "good", "bad"), "holds"), (GreaterThan("success", "good", "bad", 0.3), "holds"),
     (GreaterThan("success", "bad", "good"), "fails"), (GreaterThan("success", "good", "bad", 0.45), "undecided"),
-    (GreaterThan("success", "good", "bad", 0.5), "fails"),
+    (GreaterThan("success", "good", "bad", 0.5), "undecided"), (GreaterThan("success", "good", "bad", 0.6), "fails"),
     (GreaterThan("success", "good", "twin"), "undecided"), (GreaterThan("success", "good", "twin", -0.1), "holds"),
     (GreaterThan("time", "good", "bad", 0.9), "holds"), (GreaterThan("time", "good", "bad", 1.2), "fails"),
     (EquivalentTo("success", "good", "twin", 0.1), "holds"), (EquivalentTo("success", "good", "bad", 0.1), "fails"),
@@ -364,6 +364,15 @@ def test_an_effect_below_the_smallest_is_none(low, high, verdict):
     assert Condition("d", 0.0, low, high, "above", 0.0, 0.05).verdict == verdict
     assert Condition("d", 0.0, low + 0.25, high + 0.25, "above", 0.25, 0.05).verdict == verdict or low in (0.0, 0.01)
     assert Condition("d", 0.0, -high, -low, "below", 0.0, 0.05).verdict == verdict
+
+
+def test_a_stated_bound_is_the_bound():
+    """The smallest effect, 0.05 for a success rate, is for bounds of 0 only."""
+    for rule, least in ((GreaterThan("success", "good", "bad"), 0.05), (GreaterThan("success", "good", "bad", 0.3), 0.0),
+                        (GreaterThan("success", "good", "twin", -0.1), 0.0), (AboveBound("success", "bad", 0.3), 0.0)):
+        condition, = rule.judge(FIGURES).conditions
+        assert condition.smallest_effect == least
+        assert str(condition).endswith(f"above {condition.bound:.3g}" + (" by at least 0.05" if least else ""))
 
 
 def test_under_a_true_null_a_rule_can_fail():

@@ -247,8 +247,7 @@ class Condition:
         high: Upper limit.
         side: On which side of `bound` it must be: "above", "below", or "within" (of 0).
         bound: The bound.
-        smallest_effect: The smallest distance from the bound that counts. Not used by "within", whose bound is the
-            margin of equivalence.
+        smallest_effect: The smallest difference that counts, where the bound is 0. A stated bound counts as it is.
     """
 
     label: str
@@ -289,7 +288,7 @@ class Condition:
 
     def __str__(self):
         interval = f"{format_number(self.estimate)} [{format_number(self.low)}, {format_number(self.high)}]"
-        least = "" if self.side == "within" else f" by at least {self.smallest_effect:.3g}"
+        least = f" by at least {self.smallest_effect:.3g}" if self.smallest_effect else ""
         return f"{self.label} = {interval}, must be {self.side} {self.bound:.3g}{least}"
 
 
@@ -340,23 +339,29 @@ def _compare_arms(rule_measure, first, second, side, bound, measurements, measur
     measure = measure_of(rule_measure, measures)
     d = difference(measurements[first][rule_measure], measurements[second][rule_measure], measure.kind, level)
     condition = Condition(f"{rule_measure}: {first} - {second}", d.estimate, d.low, d.high, side, bound,
-                          0.0 if side == "within" else smallest_effect(rule_measure, measures))
+                          _least_difference(rule_measure, side, bound, measures))
     return RuleResult(condition.verdict, (condition,))
 
 
 def _compare_with_bound(rule_measure, arm, side, bound, measurements, measures, level) -> RuleResult:
     d = two_level_rate(measurements[arm][rule_measure], level, kind=measure_of(rule_measure, measures).kind)
     condition = Condition(f"{rule_measure}: {arm}", d.estimate, d.low, d.high, side, bound,
-                          smallest_effect(rule_measure, measures))
+                          _least_difference(rule_measure, side, bound, measures))
     return RuleResult(condition.verdict, (condition,))
+
+
+def _least_difference(name: str, side: str, bound: float, measures: MeasureTable) -> float:
+    """The smallest effect of a measure where the bound is 0. A stated bound is the bound."""
+    least = smallest_effect(name, measures)  # a rule is only about measures that have one
+    return 0.0 if bound or side == "within" else least
 
 
 @dataclass(frozen=True)
 class GreaterThan(Rule):
     """The mean of a measure under one arm is more than `margin` higher than under another.
 
-    It is judged by the two-level interval of the difference (training seed, then episode; paired in both) and the
-    smallest effect of the measure.
+    It is judged by the two-level interval of the difference (training seed, then episode; paired in both) and, where
+    `margin` is 0, the smallest effect of the measure.
 
     Args:
         measure: The measure.

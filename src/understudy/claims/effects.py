@@ -1,8 +1,8 @@
 """The smallest effect that counts, for each kind of measure. One table for all claims.
 
 A difference below its smallest effect is treated as no difference, however precisely it is measured. The values follow
-one principle: 5 % of the scale of a measure that has one, 10 % for ratios. They were fixed before any stored record
-was judged by them.
+one principle: 5 % of the scale of a measure that has one, 10 % for ratios. They are for rules whose bound is 0; a bound
+that a claim states counts as it is.
 
 References:
     Lakens (2017), Equivalence Tests, Social Psychological and Personality Science 8:355.

@@ -242,8 +242,9 @@ def _summary(entries: Sequence[LedgerEntry]) -> str:
         f"understudy is to hold {len(entries)} published systems. Each becomes a claim: a small experiment that can "
         "fail, on the task and scale named with it, which need not be the paper's. The training seeds that judge are "
         "not those that tune. A rule compares the interval of a difference or of a mean with a bound, which is zero "
-        "or a number that the claim states. It *holds* if the whole interval is on the right side of the bound and "
-        "reaches the smallest effect that counts. It *fails* if the interval lies below that smallest effect. A rule "
+        "or a number that the claim states. It *holds* if the whole interval is on the right side of the bound, and "
+        "*fails* if the whole interval is on the other side. Where the bound is zero, the smallest effect that counts "
+        "makes no effect a possible answer: the interval must reach it for *holds*, and one below it *fails*. A rule "
         "of equivalence holds if the interval is inside its margin, and fails if it is outside. Everything else is "
         "*undecided*. A claim with several deciding rules holds if all of them hold and fails if one fails. It is also "
         "undecided if an arm does not reach its stated level. A negative control removes the mechanism, and the rule "
@@ -423,10 +424,7 @@ def _condition_lines(judged: dict) -> list[str]:
 
 def _history_note(record: dict) -> str:
     """A note on how the verdict came about."""
-    kinds = {step["kind"] for step in record["log"]}
     notes = []
-    if not kinds & {"pilot", "redesign"}:
-        notes.append("The rule and its bounds stood before the first run; the smallest effects were fixed later.")
     before = [step["verdict"] for step in record["log"] if step["kind"] in ("pilot", "run", "redesign")][:-1]
     if record["verdict"] == "holds" and {"undecided", "fails"} & set(before):
         notes.append("An earlier run of another design did not hold.")

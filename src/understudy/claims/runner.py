@@ -196,8 +196,8 @@ def _judge_part(part: ClaimPart, figures: Measurements) -> dict:
 def _judge_control(claim: Claim, figures: Measurements) -> dict:
     """Judges the negative control.
 
-    It passes if every rule that it should remove fails, so that each interval lies below its smallest effect. Otherwise
-    the control is inconclusive. Intervals have the level at which its part was judged.
+    It passes if every rule that it should remove fails, so that each interval lies below its bound or smallest effect.
+    Otherwise the control is inconclusive. Intervals have the level at which its part was judged.
     """
     control = claim.negative_control
     experiment = next(p for p in claim.parts if p.name == control.part).experiment

@@ -368,8 +368,10 @@ def test_an_effect_below_the_smallest_is_none(low, high, verdict):
 
 def test_a_stated_bound_is_the_bound():
     """The smallest effect, 0.05 for a success rate, is for bounds of 0 only."""
-    for rule, least in ((GreaterThan("success", "good", "bad"), 0.05), (GreaterThan("success", "good", "bad", 0.3), 0.0),
-                        (GreaterThan("success", "good", "twin", -0.1), 0.0), (AboveBound("success", "bad", 0.3), 0.0)):
+    for rule, least in ((GreaterThan("success", "good", "bad"), 0.05),
+                        (GreaterThan("success", "good", "bad", 0.3), 0.0),
+                        (GreaterThan("success", "good", "twin", -0.1), 0.0),
+                        (AboveBound("success", "bad", 0.3), 0.0)):
         condition, = rule.judge(FIGURES).conditions
         assert condition.smallest_effect == least
         assert str(condition).endswith(f"above {condition.bound:.3g}" + (" by at least 0.05" if least else ""))

@@ -17,10 +17,12 @@ from understudy.robots.emulator import (
     Faults,
     FeetechServo,
     crc16,
+    emulate_arm,
 )
 from understudy.robots.feetech import FeetechMotorsBus
 from understudy.robots.motors_bus import Motor
 from understudy.robots.registers import DYNAMIXEL, FEETECH, Register
+from understudy.robots.servo_arm import ARM_TYPES
 
 scs = pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
 dxl = pytest.importorskip("dynamixel_sdk", reason="extra dynamixel not installed")
@@ -171,6 +173,36 @@ def test_no_fault_of_the_line_gives_a_wrong_value(kind, faults):
             except ConnectionLost:
                 continue
         assert n_read > 0 and (bus.n_repeated > 0 or faults.split or faults.noise)
+
+
+def test_lost_packets_do_not_end_a_run():
+    """300 observations of an arm with 6 % lost packets. With two repetitions, 9 of them would fail."""
+    arm = ARM_TYPES["so101_follower"]
+    with emulate_arm(arm, faults=Faults(lost=0.06)) as emulated:
+        bus = arm.bus(emulated.port)
+        bus.connect()
+        for _ in range(300):
+            assert set(bus.sync_read(["Present_Position"])) == set(arm.motors)
+        assert bus.n_repeated > 60
+
+
+def test_repetitions_are_bounded_in_number_and_time(kind):
+    emulated, driver = line(kind, 1000, n_retries=50, reply_timeout=0.05)
+    with emulated:
+        bus = driver()
+        bus.connect()
+        emulated.servos.clear()
+        began = time.monotonic()
+        with pytest.raises(ConnectionLost, match=r"no reply to [2-6] requests"):  # 0.07 s each
+            bus.read("Torque_Enable", "j1")
+        assert 0.3 < time.monotonic() - began < 1.5
+        bus.n_retries, before = 1, bus.n_repeated
+        with pytest.raises(ConnectionLost, match="no reply to 2 requests"):
+            bus.read("Torque_Enable", "j1")
+        bus.n_retries = 0
+        with pytest.raises(ConnectionLost, match="no reply\\n"):
+            bus.read("Torque_Enable", "j1")
+        assert bus.n_repeated == before + 1
 
 
 def test_a_servo_that_does_not_answer_is_named(kind):

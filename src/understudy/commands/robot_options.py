@@ -77,7 +77,7 @@ class RobotOptions:
             self.robot_use_degrees == "true", self.robot_disable_torque_on_disconnect == "true", self.robot_limits,
             self.robot_max_velocity or None, self.robot_max_relative_target or None, self.robot_max_torque,
             self.robot_max_load, self.robot_slow_start, self.robot_timeout, self.robot_left_arm_port,
-            self.robot_right_arm_port)
+            self.robot_right_arm_port, _retries(self.robot_retries, "--robot.retries"))
 
     def robot_arguments(self) -> list[str]:
         """The options of the robot as they were given, to repeat them in another command."""
@@ -127,6 +127,8 @@ class TeleopOptions:
     """name of this leader arm, under which its calibration is stored; by default its type"""
     teleop_calibration_dir: Annotated[Path | None, arg(name="teleop.calibration-dir", metavar="DIR")] = None
     """folder of the calibration of the leader arm"""
+    teleop_retries: Annotated[int | None, arg(name="teleop.retries", metavar="N")] = None
+    """number of times that a request to the servos of the leader arm is repeated; by default 10"""
 
     def teleop_config(self, use_degrees: bool) -> TeleoperatorConfig:
         """The teleoperator of these options.
@@ -141,7 +143,16 @@ class TeleopOptions:
             raise ConfigError("is missing", where="--teleop",
                               hint=f"one of {', '.join(TELEOPERATORS)}, or module:factory")
         return TeleoperatorConfig(self.teleop, self.teleop_port, self.teleop_id, self.teleop_calibration_dir,
-                                  use_degrees, self.teleop_left_arm_port, self.teleop_right_arm_port)
+                                  use_degrees, self.teleop_left_arm_port, self.teleop_right_arm_port,
+                                  _retries(self.teleop_retries, "--teleop.retries"))
+
+
+def _retries(number: int | None, option: str) -> int | None:
+    from ..core import ConfigError
+
+    if number is not None and number < 0:
+        raise ConfigError(f"must be 0 or more, but is {number}", where=option, hint="0 never repeats a request")
+    return number
 
 
 @contextmanager

@@ -36,6 +36,11 @@ class Robot(ABC):
     name: str
     schema: Schema
 
+    @property
+    def n_retries(self) -> int:
+        """Number of requests to its devices that were repeated so far, because no valid reply came."""
+        return 0
+
     @abstractmethod
     def connect(self) -> None:
         """Opens the connection. The robot does not move.

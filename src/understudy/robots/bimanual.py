@@ -32,6 +32,10 @@ class BimanualRobot(Robot):
         self.schema = {"observation.state": joined["observation.state"], **camera_features(self.cameras),
                        "action": joined["action"]}
 
+    @property
+    def n_retries(self):
+        return sum(arm.n_retries for arm in self.arms)
+
     def connect(self):
         with ExitStack() as undo:
             for part in (*self.arms, *self.cameras.values()):

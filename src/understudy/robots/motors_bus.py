@@ -8,6 +8,7 @@ requests are repeated, and a line with late replies is silent before it is used 
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import select
 import threading
@@ -31,6 +32,8 @@ try:
 except ImportError:  # Windows
     _LINE_ERRORS = (OSError, TypeError)
 
+N_RETRIES = 10  # with 2 % lost packets, none of 20,000 observations of six servos needed more than 5
+RETRY_SECONDS = 0.3  # longest time of the repetitions of a request, less than the timeout of a robot
 QUIET_SECONDS = 0.02  # the line must be silent for so long before it is used again after a missing reply
 
 
@@ -60,7 +63,8 @@ class MotorsBus(ABC):
         motors: The servos by name.
         baudrate: Bits per second.
         reply_timeout: Longest wait for a status packet (s), besides the time of its bytes on the line.
-        n_retries: Number of times that a request is repeated.
+        n_retries: Largest number of times that a request is repeated.
+        retry_seconds: Time (s) since the first missing reply after which a request is not repeated any more.
     """
 
     name: str  # of the manufacturer, as in BAUD_RATES, and of the extra
@@ -69,9 +73,10 @@ class MotorsBus(ABC):
     resolution = 4096  # steps of a turn
 
     def __init__(self, port: str, motors: Mapping[str, Motor], baudrate: int = 1_000_000, reply_timeout: float = 0.02,
-                 n_retries: int = 2):
+                 n_retries: int = N_RETRIES, retry_seconds: float = RETRY_SECONDS):
         self.port_name, self.motors = port, dict(motors)
-        self.baudrate, self.reply_timeout, self.n_retries = baudrate, reply_timeout, n_retries
+        self.baudrate, self.reply_timeout = baudrate, reply_timeout
+        self.n_retries, self.retry_seconds = n_retries, retry_seconds
         self.errors: dict[str, int] = {}  # error bits of the last reply of each servo
         self.n_repeated = 0  # requests that were repeated so far
         self._port: Any = None
@@ -210,22 +215,27 @@ class MotorsBus(ABC):
 
     def _request(self, packet: list[int], replies: list[tuple[int, int]], n_retries: int, who: str) -> list[bytes]:
         """Sends a packet, and receives a status packet from each (id, number of bytes) in order."""
-        problem = ""
+        problem, attempt, ends = "", 0, math.inf
         with self._lock:
-            for attempt in range(n_retries + 1):
+            while True:
                 if self._port is None:
                     raise ConnectionLost("the port is closed", where=self.port_name, hint="connect again")
                 try:
                     return self._exchange(list(packet), replies)
                 except _NoReply as error:
                     problem = str(error)
-                    self.n_repeated += attempt < n_retries
+                    ends = min(ends, time.monotonic() + self.retry_seconds)
                     self._wait_until_quiet()
+                    if attempt >= n_retries or time.monotonic() > ends:
+                        break
+                    attempt += 1
+                    self.n_repeated += 1
                 except _LINE_ERRORS as error:
                     self.disconnect()
                     raise ConnectionLost(f"the connection is gone: {error}", where=self.port_name,
                                          hint="plug the cable in, and connect again") from None
-            raise ConnectionLost(f"{who}: {problem}", where=self.port_name,
+            repeated = f" to {attempt + 1} requests" if attempt else ""
+            raise ConnectionLost(f"{who}: {problem}{repeated}", where=self.port_name,
                                  hint="check the power, the cables and the baud rate")
 
     def _exchange(self, packet: list[int], replies: list[tuple[int, int]]) -> list[bytes]:

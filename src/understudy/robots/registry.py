@@ -41,6 +41,7 @@ class RobotConfig:
         port: Serial port.
         left_arm_port: Serial port of the left arm of a robot with two arms.
         right_arm_port: Serial port of its right arm.
+        retries: Largest number of times that a request to the servos is repeated, within 0.3 s.
         id: Name of this arm, under which its calibration is stored. By default the type. The arms of a robot with two
             arms are ID_left and ID_right.
         calibration_dir: Folder of the calibration. By default understudy's folder, and then LeRobot's.
@@ -72,6 +73,7 @@ class RobotConfig:
     timeout: float | None = None
     left_arm_port: str | None = None
     right_arm_port: str | None = None
+    retries: int | None = None
 
     def ports(self) -> dict[str, str | None]:
         """The serial ports by the options that gave them."""
@@ -90,6 +92,7 @@ class TeleoperatorConfig:
         id: Name of this arm, under which its calibration is stored. By default the type.
         calibration_dir: Folder of the calibration.
         use_degrees: As for the robot.
+        retries: As for the robot.
     """
 
     type: str
@@ -99,6 +102,7 @@ class TeleoperatorConfig:
     use_degrees: bool = True
     left_arm_port: str | None = None
     right_arm_port: str | None = None
+    retries: int | None = None
 
     def ports(self) -> dict[str, str | None]:
         """The serial ports by the options that gave them."""
@@ -208,6 +212,7 @@ def _follower(config: RobotConfig, kind: str, port: str | None, name: str | None
     robot = ServoFollower(ARM_TYPES[kind], port, read_arm_calibration(kind, path), cameras,
                           config.disable_torque_on_disconnect, config.use_degrees)
     robot.arm.calibration_file = path
+    _set_retries(robot.arm, config.retries)
     return robot
 
 
@@ -216,7 +221,13 @@ def _leader(config: TeleoperatorConfig, kind: str, port: str | None, name: str |
     path = _calibration_file(kind, port, name, config.calibration_dir, "teleop")
     leader = ServoLeader(ARM_TYPES[kind], port, read_arm_calibration(kind, path), config.use_degrees)
     leader.arm.calibration_file = path
+    _set_retries(leader.arm, config.retries)
     return leader
+
+
+def _set_retries(arm: ServoArm, retries: int | None) -> None:
+    if retries is not None:
+        arm.bus.n_retries = retries
 
 
 def read_arm_calibration(kind: str, path: Path) -> dict[str, MotorCalibration]:

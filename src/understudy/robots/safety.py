@@ -250,6 +250,10 @@ class SafeRobot(Robot):
         self._lock, self._ended = threading.RLock(), threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def n_retries(self):
+        return self.robot.n_retries
+
     def connect(self) -> None:
         self._end_watchdog()
         with self._lock:

@@ -369,6 +369,10 @@ class ServoFollower(Robot):
     def load(self):
         return self._load
 
+    @property
+    def n_retries(self):
+        return self.arm.bus.n_repeated
+
     def apply_limits(self, limits: SafetyLimits):
         """Limits velocity and torque in the servos too, so that late goals that arrive together do no harm."""
         for name, fastest in zip(self.arm.units, limits.max_velocity, strict=True):
@@ -546,7 +550,7 @@ class Calibrator:
 
     def __init__(self, kind: ServoArmType, port: str):
         self.arm = ServoArm(kind, port, None)
-        self.arm.bus.n_retries = 25  # no motor has torque, so waiting half a second for a reply harms nobody
+        self.arm.bus.n_retries, self.arm.bus.retry_seconds = 25, 1.0  # no motor has torque, so waiting harms nobody
         self.offsets: dict[str, int] = {}
         self.low: dict[str, int] = {}
         self.high: dict[str, int] = {}

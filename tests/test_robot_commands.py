@@ -159,6 +159,8 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
             (["record", "--robot", "simulated_arm", "--episode-time-s", "0", "--out", "d", "--episodes", "1"],
              "--episode-time-s: must be above 0"),
             (["act", "run", "--robot", "simulated_arm", "--fps", "0"], "--fps: must be above 0"),
+            (["robot", "teleoperate", "--robot", "simulated_arm", "--teleop", "keyboard", "--robot.retries", "-1"],
+             "--robot.retries: must be 0 or more"),
             (["replay", "d", "--robot", "simulated_arm", "--state"], "--state"),
             (["replay", "d", "--robot", "simulated_arm", "--rows", "2"], "--rows: says nothing"),
             (["eval", "run", "fork", "--robot", "simulated_arm"], "--robot: needs --interactive")):

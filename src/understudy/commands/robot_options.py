@@ -57,6 +57,8 @@ class RobotOptions:
     """duration of the slow start after connecting and after every pause"""
     robot_timeout: Annotated[float | None, arg(name="robot.timeout", metavar="SECONDS")] = None
     """longest time between two commands, after which the robot holds"""
+    robot_retries: Annotated[int | None, arg(name="robot.retries", metavar="N")] = None
+    """number of times that a request to the servos is repeated, within 0.3 s, when its reply is lost; by default 10"""
     yes: bool = False
     """replace another calibration without a question: in the servos, or the file of robot calibrate"""
 

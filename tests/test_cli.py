@@ -1217,7 +1217,8 @@ def test_an_evaluation_that_is_interrupted(call, place, tmp_path, saved):
         assert found["successes"] == document(call(*args[:4], more, "--json"))["successes"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+                                    pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_training_that_is_interrupted_says_how_to_go_on(place, tmp_path, number):
     args = ["train", "bc", place / "demos", "--out", "r", "--steps", "100000", *TINY[4:], "--save-freq", "100000"]
     process = start(*args, cwd=tmp_path)

@@ -8,10 +8,12 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from understudy.cli import main
-from understudy.core import ConfigError, UserError
+from understudy.core import ConfigError, Feature, UserError
+from understudy.data.recorder import Recorder
 from understudy.robots import ports
 from understudy.robots.base import RobotError
 from understudy.robots.calibration import MotorCalibration, read_calibration, write_calibration
@@ -275,3 +277,105 @@ def test_a_port_with_a_number_has_a_stable_name(arms, folder, capsys, monkeypatc
     error = capsys.readouterr().err
     assert error.count("note: ") == 1 and "ttyACM0 can be another arm after a restart" in error
     assert f"{folder}/by-id/usb-1a86_USB_Single_Serial_5A46-if00 stays the same" in error
+
+
+# -- understudy robot check --------------------------------------------------------------------------------------------
+
+
+def write_recording(path, names, low, high):
+    """Two episodes whose positions go from `low` to `high`."""
+    column = Feature("float32", (len(names),), names=names)
+    with Recorder({"observation.state": column, "action": column}, path, fps=10, clock=None) as recorder:
+        for part in (0.0, 1.0):
+            for _ in range(2):
+                at = np.asarray(low) + part * (np.asarray(high) - np.asarray(low))
+                recorder.step({"observation.state": at.astype(np.float32)}, at.astype(np.float32))
+            recorder.end()
+
+
+def test_check_tells_how_far_a_calibration_has_moved(arms, capsys):
+    follower, leader = arms
+    check = ["robot", "check", *options(follower, leader)]
+    assert main(check) == 0
+    assert "nothing differs" in capsys.readouterr().out
+    servo = follower.servo(3)
+    servo.set("Homing_Offset", servo.get("Homing_Offset") + 91)  # 8 degrees; the limits moved by 2 degrees less
+    servo.set("Min_Position_Limit", servo.get("Min_Position_Limit") - 23)
+    servo.set("Max_Position_Limit", servo.get("Max_Position_Limit") - 23)
+    before = held(follower)
+    assert main([*check, "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    (text,) = found["differences"]
+    assert text.startswith("so101_follower, elbow_flex: the servo holds offset 104, 987 to 2987, but the file "
+                           "offset 13, 1010 to 3010")
+    assert found["arms"][0]["servos"]["elbow_flex"]["drift"] == pytest.approx(68 * 360 / 4096)
+    assert found["arms"][1]["type"] == "so101_leader" and found["arms"][0]["file"].endswith("mine.json")
+    assert main(check) == 3
+    assert "moved by (deg)" in (shown := capsys.readouterr().out) and "6.0" in shown
+    assert held(follower) == before and not any(s.writes for s in (*follower.servos, *leader.servos))
+
+
+def test_check_sees_a_joint_that_cannot_be_where_it_is(arms, capsys):
+    follower, leader = arms
+    follower.servo(2).push(3010 + 12 + 114)  # 10 degrees beyond the end of its range
+    assert main(["robot", "check", *options(follower, leader)]) == 3
+    assert "so101_follower, shoulder_lift: the joint is 10.0 degrees outside" in capsys.readouterr().out
+
+
+def test_check_compares_recorded_data_with_what_the_arm_reaches(arms, folder, capsys):
+    """The calibrated range is 2000 steps: 87.9 degrees to both sides, and 0 to 100 for the gripper."""
+    follower, leader = arms
+    names = tuple(f"{n}.pos" for n in KIND.motors)
+    low, high = [-80.0] * 5 + [0.0], [80.0] * 5 + [100.0]
+    write_recording(folder / "good", names, low, high)
+    check = ["robot", "check", *options(follower, leader)]
+    assert main([*check, "--data", "good"]) == 0
+    assert "-87.9 to 87.9" in capsys.readouterr().out
+    high[3] = 100.0
+    write_recording(folder / "moved", names, low, high)
+    assert main([*check, "--data", "moved"]) == 3
+    assert ("wrist_flex.pos: recorded from -80.0 to 100.0, but this arm reaches -87.9 to 87.9: 12.1 outside"
+            in capsys.readouterr().out)
+    servo = follower.servo(1)  # the arm was calibrated again after the recording: its zero is 20 degrees away
+    servo.set("Homing_Offset", servo.get("Homing_Offset") + 228)
+    assert main([*check, "--data", "good", "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["allowed"]["shoulder_pan.pos"] == pytest.approx([-87.91 + 20.04, 87.91], abs=0.01)
+    assert any("shoulder_pan.pos: recorded from -80.0 to 80.0" in text for text in found["differences"])
+    write_recording(folder / "other", ("x", "y"), [0, 0], [1, 1])
+    for data, message in (("other", "observation.state has x, y, but the robot has shoulder_pan.pos"),
+                          ("missing", "missing")):
+        assert main([*check, "--data", data]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_check_knows_two_arms_by_their_names(folder, capsys):
+    for side, shift in (("left", 30), ("right", 60)):
+        write_calibration(folder / "calibration" / "so101_follower" / f"duo_{side}.json", calibration(shift))
+    names = tuple(f"{side}_{n}.pos" for side in ("left", "right") for n in KIND.motors)
+    write_recording(folder / "demos", names, [0.0] * 12, [50.0] * 11 + [110.0])
+    with emulate_arm(KIND) as left, emulate_arm(KIND) as right:
+        hold(left, calibration(30))
+        hold(right, calibration(60))
+        pair = ["robot", "check", "--robot", "bi_so101_follower", "--robot.id", "duo", "--data", "demos",
+                "--robot.left-arm-port"]
+        assert main([*pair, left.port, "--robot.right-arm-port", right.port]) == 3
+        text = capsys.readouterr().out
+        assert "right_gripper.pos: recorded from 0.0 to 110.0" in text and "left_gripper.pos: rec" not in text
+        assert main([*pair, right.port, "--robot.right-arm-port", left.port]) == 3  # the cables are swapped
+        assert "so101_follower, left_elbow_flex: the servo holds offset 63" in capsys.readouterr().out
+
+
+def test_check_of_dynamixel_servos_has_the_right_sign(folder, capsys):
+    kind = ARM_TYPES["koch_follower"]
+    write_calibration(folder / "calibration" / "koch_follower" / "koch_follower.json", calibration(10, kind))
+    with emulate_arm(kind) as bus:
+        hold(bus, calibration(10, kind))
+        arm = ["robot", "check", "--robot", "koch_follower", "--robot.port", bus.port, "--json"]
+        assert main(arm) == 0
+        servo = bus.servo(2)  # the same turned shaft: Dynamixel adds the offset
+        for register in ("Homing_Offset", "Min_Position_Limit", "Max_Position_Limit"):
+            servo.set(register, servo.get(register) + 50)
+        capsys.readouterr()
+        assert main(arm) == 3
+        assert json.loads(capsys.readouterr().out)["arms"][0]["servos"]["shoulder_lift"]["drift"] == 0

@@ -19,13 +19,14 @@ from .robot_options import RobotOptions, TeleopOptions, command_keys, show_rows,
 if TYPE_CHECKING:
     from ..robots.servo_arm import ServoArmType
 
-SUBCOMMANDS = Literal["find-port", "find-cameras", "setup", "calibrate", "teleoperate", "release", "emulate"]
+SUBCOMMANDS = Literal["find-port", "find-cameras", "setup", "calibrate", "teleoperate", "check", "release",
+                      "emulate"]
 
 
 @dataclass(frozen=True)
 class _RobotCommandOptions:
     subcommand: Annotated[SUBCOMMANDS, Positional, arg(
-        metavar="find-port|find-cameras|setup|calibrate|teleoperate|release|emulate")]
+        metavar="find-port|find-cameras|setup|calibrate|teleoperate|check|release|emulate")]
     """what to do"""
     fps: Annotated[float, arg(metavar="N")] = 60.0
     """teleoperate: steps per second"""
@@ -33,8 +34,10 @@ class _RobotCommandOptions:
     """teleoperate: how long; by default until you stop it"""
     wave: bool = False
     """emulate: move all joints as a hand would"""
+    recording: Annotated[Path | None, arg(name="data", metavar="DATA")] = None
+    """check: recorded data of --robot, whose positions must be within reach"""
     json: bool = False
-    """find-port and find-cameras: one JSON document on standard output"""
+    """find-port, find-cameras and check: one JSON document on standard output"""
     trust: TrustedPackages = ()
     """a package whose code may be loaded"""
 
@@ -45,8 +48,9 @@ class RobotCommandOptions(RobotOptions, TeleopOptions, _RobotCommandOptions):
 
     find-port: find the serial port of an arm, by pulling its cable. find-cameras: list the cameras. setup: give each
     servo of a new arm its id. calibrate: calibrate the arm of --robot or --teleop. teleoperate: move the robot without
-    recording. release: switch the torque of the arms of --robot and --teleop off. emulate: emulate the servos of an arm
-    on a pseudo-terminal, to try the other commands without hardware.
+    recording. check: compare the calibration in the servos with its file, and with the positions that were recorded;
+    exit status 3 if something differs. release: switch the torque of the arms of --robot and --teleop off. emulate:
+    emulate the servos of an arm on a pseudo-terminal, to try the other commands without hardware.
 
     No command has been tried on real hardware yet, only on emulated servos.
     """
@@ -56,7 +60,8 @@ def main(args: list[str]) -> None:
     o = parse(RobotCommandOptions, "robot", args)
     with Output(o.json) as out:
         {"find-port": _find_port, "find-cameras": _find_cameras, "setup": _set_up, "calibrate": _calibrate,
-         "teleoperate": _teleoperate, "release": _release, "emulate": _emulate}[o.subcommand](o, out)
+         "teleoperate": _teleoperate, "check": _check,
+         "release": _release, "emulate": _emulate}[o.subcommand](o, out)
 
 
 def serial_ports() -> list[str]:
@@ -108,6 +113,7 @@ class _NamedArm:
 
     Args:
         device: The option that names it: "robot" or "teleop".
+        side: "left" or "right", of two arms.
     """
 
     kind: ServoArmType
@@ -115,6 +121,7 @@ class _NamedArm:
     id: str
     folder: Path | None
     device: str
+    side: str | None
 
 
 def _arm_of(o: RobotCommandOptions) -> _NamedArm:
@@ -143,7 +150,8 @@ def _arms_of(o: RobotCommandOptions, *devices: str) -> list[_NamedArm]:
             if (port := getattr(o, option.replace(".", "_").replace("-", "_"))) is None:
                 raise ConfigError("is missing", where=f"--{option}", hint="understudy robot find-port finds it")
             arm_id = f"{name_of_both}_{side}" if side else name_of_both
-            arms.append(_NamedArm(kind, port, arm_id, getattr(o, f"{device}_calibration_dir"), device))
+            arms.append(_NamedArm(kind, port, arm_id, getattr(o, f"{device}_calibration_dir"), device,
+                                  side))
     return arms or _arms_of(o, "robot")
 
 
@@ -218,6 +226,24 @@ def _teleoperate(o: RobotCommandOptions, out: Output) -> None:
         robot.stop()
     seconds = time.perf_counter() - began
     out.print(f"{seconds:.1f} s at {o.fps:g} steps per second, {session.pace.n_late} steps were late")
+
+
+def _check(o: RobotCommandOptions, out: Output) -> None:
+    from ..core import ConfigError
+    from ..robots.registry import arm_calibration
+    from ..robots.servo_arm import ServoArm
+    from .robot_check import check_arms
+
+    if o.recording is not None and o.robot is None:
+        raise ConfigError("needs --robot TYPE", where="--data", hint="name the robot that the data were recorded with")
+    arms = []
+    for each in _arms_of(o, "robot", "teleop"):
+        calibration, path = arm_calibration(each.kind.name, each.port, each.id, each.folder, each.device)
+        arm = ServoArm(each.kind, each.port, calibration, o.robot_use_degrees == "true")
+        arm.calibration_file = path
+        arms.append((f"{each.side}_" if each.side else "", arm))
+    if not check_arms(arms, o.recording, out):
+        raise SystemExit(3)
 
 
 def _release(o: RobotCommandOptions, out: Output) -> None:

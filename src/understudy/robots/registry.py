@@ -208,9 +208,9 @@ def servo_arms(*devices: Robot | Teleoperator) -> list[ServoArm]:
 def _follower(config: RobotConfig, kind: str, port: str | None, name: str | None, option: str,
               cameras: Mapping[str, Camera]) -> ServoFollower:
     port = _required(port, option, "understudy robot find-port finds it")
-    path = _calibration_file(kind, port, name, config.calibration_dir, "robot")
-    robot = ServoFollower(ARM_TYPES[kind], port, read_arm_calibration(kind, path), cameras,
-                          config.disable_torque_on_disconnect, config.use_degrees)
+    calibration, path = arm_calibration(kind, port, name, config.calibration_dir, "robot")
+    robot = ServoFollower(ARM_TYPES[kind], port, calibration, cameras, config.disable_torque_on_disconnect,
+                          config.use_degrees)
     robot.arm.calibration_file = path
     _set_retries(robot.arm, config.retries)
     return robot
@@ -218,8 +218,8 @@ def _follower(config: RobotConfig, kind: str, port: str | None, name: str | None
 
 def _leader(config: TeleoperatorConfig, kind: str, port: str | None, name: str | None, option: str) -> ServoLeader:
     port = _required(port, option, "understudy robot find-port finds it")
-    path = _calibration_file(kind, port, name, config.calibration_dir, "teleop")
-    leader = ServoLeader(ARM_TYPES[kind], port, read_arm_calibration(kind, path), config.use_degrees)
+    calibration, path = arm_calibration(kind, port, name, config.calibration_dir, "teleop")
+    leader = ServoLeader(ARM_TYPES[kind], port, calibration, config.use_degrees)
     leader.arm.calibration_file = path
     _set_retries(leader.arm, config.retries)
     return leader
@@ -230,14 +230,16 @@ def _set_retries(arm: ServoArm, retries: int | None) -> None:
         arm.bus.n_retries = retries
 
 
-def read_arm_calibration(kind: str, path: Path) -> dict[str, MotorCalibration]:
-    """Reads the calibration of a type of arm."""
-    arm = ARM_TYPES[kind]
-    return read_calibration(path, {name: motor.id for name, motor in arm.servos.items()}, arm.max_offset)
+def arm_calibration(kind: str, port: str, name: str | None, folder: Path | None, device: str
+                    ) -> tuple[dict[str, MotorCalibration], Path]:
+    """The calibration of an arm, and its file.
 
-
-def _calibration_file(kind: str, port: str, name: str | None, folder: Path | None, option: str) -> Path:
-    """The file with the calibration of an arm.
+    Args:
+        kind: Type of the arm.
+        port: Its serial port, for messages.
+        name: Its id. None if it is the type.
+        folder: Folder of the calibration. None for the usual ones.
+        device: The option that names it, "robot" or "teleop", for messages.
 
     Raises:
         UserError: There is none.
@@ -245,9 +247,10 @@ def _calibration_file(kind: str, port: str, name: str | None, folder: Path | Non
     path = find_calibration(kind, name or kind, folder)
     if path is None:
         raise UserError(f"there is no calibration of the arm {name or kind!r}", where=kind,
-                        hint=f"understudy robot calibrate --{option} {kind} --{option}.port {port}"
-                             + (f" --{option}.id {name}" if name else ""))
-    return path
+                        hint=f"understudy robot calibrate --{device} {kind} --{device}.port {port}"
+                             + (f" --{device}.id {name}" if name else ""))
+    arm = ARM_TYPES[kind]
+    return read_calibration(path, {servo: motor.id for servo, motor in arm.servos.items()}, arm.max_offset), path
 
 
 def parse_cameras(text: str) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,88 @@
+"""understudy robot check: the calibration in the servos, that of the file, and the range of recorded data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from .common import Output, demonstrations_path
+
+if TYPE_CHECKING:
+    from ..robots.drift import Range, ServoState
+    from ..robots.servo_arm import ServoArm
+
+
+def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out: Output) -> bool:
+    """Prints what the arms hold. Returns whether nothing differs.
+
+    Args:
+        arms: The arms, each with the prefix of its joints in recorded data ("left_", or nothing).
+        recording: Recorded data of the followers, if they are to be compared.
+    """
+    from ..robots.drift import allowed_ranges
+
+    documents, problems, ranges = [], [], {}
+    for prefix, arm in arms:
+        states = _read_states(arm)
+        out.print(f"{arm.place}, {arm.calibration_file}", _servo_table(states))
+        problems += [f"{arm.kind.name}, {prefix}{name}: {text}" for name, state in states.items()
+                     if (text := state.describe())]
+        documents.append({"type": arm.kind.name, "port": arm.bus.port_name, "file": str(arm.calibration_file),
+                          "servos": {name: asdict(state) for name, state in states.items()}})
+        if not arm.kind.is_leader:
+            ranges |= {f"{prefix}{name}.pos": allowed for name, allowed in allowed_ranges(arm, states).items()}
+    recorded = {} if recording is None else _recorded(recording, list(ranges))
+    if recorded:
+        out.print(f"recorded in {recording}", _range_table(recorded, ranges))
+        problems += _range_problems(recorded, ranges)
+    out.print(*problems or ["nothing differs"])
+    out.print_json({"arms": documents, "recorded": recorded, "allowed": ranges, "differences": problems})
+    return not problems
+
+
+def _read_states(arm: ServoArm) -> dict[str, ServoState]:
+    from ..robots.drift import servo_states
+
+    arm.bus.connect()
+    try:
+        return servo_states(arm)
+    finally:
+        arm.bus.disconnect()
+
+
+def _recorded(recording: Path, joints: Sequence[str]) -> dict[str, Range]:
+    from ..data.formats import open_dataset
+    from ..robots.drift import recorded_ranges
+
+    return recorded_ranges(open_dataset(demonstrations_path(recording)), joints)
+
+
+def _range_problems(recorded: Mapping[str, Range], allowed: Mapping[str, Range]) -> Iterator[str]:
+    from ..robots.drift import TOLERANCE, excess
+
+    for joint, (low, high) in recorded.items():
+        if (outside := excess((low, high), allowed[joint])) > TOLERANCE:
+            yield (f"{joint}: recorded from {low:.1f} to {high:.1f}, but this arm reaches {allowed[joint][0]:.1f} to "
+                   f"{allowed[joint][1]:.1f}: {outside:.1f} outside. The data were recorded with another calibration")
+
+
+def _servo_table(states: Mapping[str, ServoState]) -> Table:
+    table = Table("servo", "in the servo", "in the file", "moved by (deg)", box=None, pad_edge=False)
+    for name, state in states.items():
+        table.add_row(name, str(state.stored), str(state.expected), f"{state.drift:.1f}")
+    return table
+
+
+def _range_table(recorded: Mapping[str, Range], allowed: Mapping[str, Range]) -> Table:
+    from ..robots.drift import excess
+
+    table = Table("joint", "recorded", "reachable", "outside", box=None, pad_edge=False)
+    for joint, (low, high) in recorded.items():
+        first, last = allowed[joint]
+        table.add_row(joint, f"{low:.1f} to {high:.1f}", f"{first:.1f} to {last:.1f}",
+                      f"{excess((low, high), allowed[joint]):.1f}")
+    return table

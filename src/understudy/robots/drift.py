@@ -1,0 +1,119 @@
+"""Whether servos still hold their calibration, and whether recorded data fit what the arm can do now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core import DataError
+from ..data.episode import Dataset
+from .calibration import MotorCalibration
+from .servo_arm import ServoArm
+
+TOLERANCE = 3.0  # degrees, or percent: joints have play, and overshoot their goals
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ServoState:
+    """What a servo holds and shows.
+
+    Args:
+        stored: Its calibration.
+        expected: Its calibration in the file.
+        is_same: Whether both are the same.
+        drift: How far the middle of the range has moved since the file was written (degrees).
+        outside: How far the joint is outside the range that the servo holds (degrees).
+    """
+
+    stored: MotorCalibration
+    expected: MotorCalibration
+    is_same: bool
+    drift: float
+    outside: float
+
+    def describe(self) -> str | None:
+        """What is wrong. None if nothing is."""
+        if not self.is_same:
+            return (f"the servo holds {self.stored}, but the file {self.expected}. The middle of its range has moved "
+                    f"by {self.drift:.1f} degrees")
+        if self.outside > TOLERANCE:
+            return (f"the joint is {self.outside:.1f} degrees outside its calibrated range, which it cannot reach "
+                    "unless its horn or its magnet has slipped")
+        return None
+
+
+def servo_states(arm: ServoArm) -> dict[str, ServoState]:
+    """The state of each servo of a connected arm. Nothing is written."""
+    assert arm.calibration is not None
+    degrees = 360 / arm.bus.resolution
+    positions = {name: steps for name, (steps,) in arm.bus.sync_read(["Present_Position"]).items()}
+    states = {}
+    for name, stored in arm.stored_calibration().items():
+        expected, steps = arm.calibration[name], positions[name]
+        shift = _turned_steps(arm, stored) - _turned_steps(arm, expected)
+        shift = (shift + arm.bus.resolution / 2) % arm.bus.resolution - arm.bus.resolution / 2
+        outside = max(stored.range_min - steps, steps - stored.range_max, 0)
+        states[name] = ServoState(stored, expected, arm.servo_values(stored) == arm.servo_values(expected),
+                                  degrees * shift, degrees * outside)
+    return states
+
+
+def allowed_ranges(arm: ServoArm, states: Mapping[str, ServoState]) -> dict[str, Range]:
+    """Positions that the file and the servos allow, in the units of the arm."""
+    ranges = {}
+    for name, unit in arm.units.items():
+        stored, expected = states[name].stored, states[name].expected
+        offset = _offset(arm, stored) - _offset(arm, expected)
+        low = max(stored.range_min + offset, expected.range_min)
+        high = min(stored.range_max + offset, expected.range_max)
+        ranges[name] = (expected.to_unit(low, unit, arm.bus.resolution),
+                        expected.to_unit(high, unit, arm.bus.resolution))
+    return ranges
+
+
+def recorded_ranges(dataset: Dataset, joints: Sequence[str]) -> dict[str, Range]:
+    """The smallest and the largest recorded position of each joint, in observation.state and action.
+
+    Args:
+        dataset: The recording.
+        joints: Names of the components, such as "shoulder_pan.pos", in the order of the robot.
+
+    Raises:
+        DataError: There is no such column, or it has other components.
+    """
+    low, high = np.full(len(joints), np.inf), np.full(len(joints), -np.inf)
+    features = dataset.features()
+    for column in ("observation.state", "action"):
+        if (feature := features.get(column)) is None:
+            raise DataError(f"there is no column {column}", where="--data", hint="name a recording of this robot")
+        names = list(feature.names or ())
+        if set(joints) <= set(names):
+            places = [names.index(joint) for joint in joints]
+        elif feature.size == len(joints):
+            places = list(range(len(joints)))
+        else:
+            raise DataError(f"{column} has {', '.join(names) or feature.size}, but the robot has "
+                            f"{', '.join(joints)}", where="--data", hint="name a recording of this robot")
+        for episode in dataset:
+            steps = np.asarray(episode.steps[column], np.float64)[:, places]
+            low, high = np.minimum(low, steps.min(0)), np.maximum(high, steps.max(0))
+    return {joint: (float(a), float(b)) for joint, a, b in zip(joints, low, high, strict=True)}
+
+
+def excess(recorded: Range, allowed: Range) -> float:
+    """How far a recorded range is outside the allowed one."""
+    return max(allowed[0] - recorded[0], recorded[1] - allowed[1], 0.0)
+
+
+def _offset(arm: ServoArm, each: MotorCalibration) -> int:
+    """Steps between a position that the servo shows and the turned shaft. Feetech subtracts them, Dynamixel adds them.
+    """
+    return each.homing_offset if arm.kind.manufacturer == "feetech" else -each.homing_offset
+
+
+def _turned_steps(arm: ServoArm, each: MotorCalibration) -> float:
+    """The middle of the range, as the shaft is turned."""
+    return (each.range_min + each.range_max) / 2 + _offset(arm, each)

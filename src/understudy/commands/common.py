@@ -23,7 +23,8 @@ from typing import (
 from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .options import parse_options
+from .options import options_of, parse_options
+from .robot_options import name_lerobot_fields
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -62,6 +63,7 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
                         hint="check the variable that it came from")
     if "-h" in args or "--help" in args:
         print_help(options, f"understudy {command}")
+    args = name_lerobot_fields([o.flag for o in options_of(options)], args)
     found = parse_options(options, args, f"understudy {command}")
     if getattr(found, "trust", ()) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # finds modules of the user in the current folder; last

@@ -107,7 +107,7 @@ def change_fields(value: T, args: Sequence[str], prog: str) -> T:
         ConfigError: There is no such field, or a value has the wrong type.
     """
     kinds = {"--" + path.replace("_", "-"): (path, kind) for path, kind, _ in settable_fields(value)}
-    for flag in (word.partition("=")[0].replace("_", "-") for word in args if _is_option(word)):
+    for flag in (word.partition("=")[0].replace("_", "-") for word in args if is_option(word)):
         if inside := [option for option in kinds if option.startswith(f"{flag}.")]:
             raise _error(f"there is no option {flag}: a part is not exchanged on the command line, only its fields are "
                          f"set, such as {inside[0]}", prog,
@@ -330,7 +330,7 @@ def _split(args: Sequence[str], arities: dict[str, tuple[int, int | None]],
     pending = list(args)
     while pending:
         word = pending.pop(0)
-        if not _is_option(word):
+        if not is_option(word):
             loose.append(word)
             continue
         name, equals, value = word.partition("=")
@@ -340,11 +340,11 @@ def _split(args: Sequence[str], arities: dict[str, tuple[int, int | None]],
             raise _error(f"there is no option {name}", prog,
                          (f"did you mean {near[0]}? " if near else "") + _help_hint(prog))
         words, most = [value] if equals else [], arities[flag][1]
-        while pending and not equals and (most is None or len(words) < most) and not _is_option(pending[0]):
+        while pending and not equals and (most is None or len(words) < most) and not is_option(pending[0]):
             words.append(pending.pop(0))
         named.append((flag, words))
     return loose, named
 
 
-def _is_option(word: str) -> bool:
+def is_option(word: str) -> bool:
     return word.startswith("-") and len(word) > 1 and not _NEGATIVE_NUMBER.match(word)

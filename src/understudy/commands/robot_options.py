@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
+
+LEROBOT = "lerobot/"  # before the type of a device of LeRobot
 
 if TYPE_CHECKING:
     from ..envs.devices import JointKeyboard
@@ -25,7 +28,7 @@ class RobotOptions:
 
     robot: Annotated[str | None, arg(metavar="TYPE")] = None
     """so100_follower, so101_follower, koch_follower, viperx; two of them: bi_so101_follower, ...;
-    simulated_arm, or module:factory"""
+    simulated_arm; lerobot/TYPE, a robot of LeRobot, or module:factory"""
     robot_port: Annotated[str | None, arg(name="robot.port", metavar="PORT")] = None
     """serial port of the robot; understudy robot find-port finds it"""
     robot_left_arm_port: Annotated[str | None, arg(name="robot.left-arm-port", metavar="PORT")] = None
@@ -59,6 +62,8 @@ class RobotOptions:
     """longest time between two commands, after which the robot holds"""
     robot_retries: Annotated[int | None, arg(name="robot.retries", metavar="N")] = None
     """number of times that a request to the servos is repeated, within 0.3 s, when its reply is lost; by default 10"""
+    robot_lerobot: Annotated[UseAppendAction[tuple[str, ...]], arg(name="robot.NAME", metavar="VALUE")] = ()
+    """of lerobot/TYPE: any field of LeRobot's config, such as --robot.remote-ip 10.0.0.2"""
     yes: bool = False
     """replace another calibration without a question: in the servos, or the file of robot calibrate"""
 
@@ -72,14 +77,18 @@ class RobotOptions:
         from ..robots.registry import ROBOTS, RobotConfig, parse_cameras
 
         if self.robot is None:
-            raise ConfigError("is missing", where="--robot", hint=f"one of {', '.join(ROBOTS)}, or module:factory")
+            raise ConfigError("is missing", where="--robot",
+                              hint=f"one of {', '.join(ROBOTS)}, lerobot/TYPE, or module:factory")
+        options, cameras = dict(word.partition("=")[::2] for word in self.robot_lerobot), self.robot_cameras
+        if cameras is not None and self.robot.startswith(LEROBOT):  # LeRobot reads them itself
+            options, cameras = {"cameras": cameras, **options}, None
         return RobotConfig(
             self.robot, self.robot_port, self.robot_id, self.robot_calibration_dir,
-            None if self.robot_cameras is None else parse_cameras(self.robot_cameras),
+            None if cameras is None else parse_cameras(cameras),
             self.robot_use_degrees == "true", self.robot_disable_torque_on_disconnect == "true", self.robot_limits,
             self.robot_max_velocity or None, self.robot_max_relative_target or None, self.robot_max_torque,
             self.robot_max_load, self.robot_slow_start, self.robot_timeout, self.robot_left_arm_port,
-            self.robot_right_arm_port, _retries(self.robot_retries, "--robot.retries"))
+            self.robot_right_arm_port, _retries(self.robot_retries, "--robot.retries"), options)
 
     def robot_arguments(self) -> list[str]:
         """The options of the robot as they were given, to repeat them in another command."""
@@ -106,6 +115,9 @@ def _given_options(o: RobotOptions, *devices: str) -> list[list[str]]:
     for f in fields(o):
         device, _, rest = f.name.partition("_")
         if device in devices and (value := getattr(o, f.name)) != f.default:
+            if rest == "lerobot":
+                given += [[f"--{device}.{name}", text] for name, _, text in (word.partition("=") for word in value)]
+                continue
             name = f"--{device}" + (f".{rest.replace('_', '-')}" if rest else "")
             values = () if value is True else value if isinstance(value, tuple) else (value,)
             given.append([name, *map(str, values)])
@@ -117,8 +129,8 @@ class TeleopOptions:
     """A teleoperator."""
 
     teleop: Annotated[str | None, arg(metavar="TYPE")] = None
-    """so100_leader, so101_leader, koch_leader, widowx; two of them: bi_so101_leader, ...; keyboard, gamepad, or
-    module:factory"""
+    """so100_leader, so101_leader, koch_leader, widowx; two of them: bi_so101_leader, ...; keyboard, gamepad;
+    lerobot/TYPE, a teleoperator of LeRobot, or module:factory"""
     teleop_port: Annotated[str | None, arg(name="teleop.port", metavar="PORT")] = None
     """serial port of the leader arm"""
     teleop_left_arm_port: Annotated[str | None, arg(name="teleop.left-arm-port", metavar="PORT")] = None
@@ -131,6 +143,8 @@ class TeleopOptions:
     """folder of the calibration of the leader arm"""
     teleop_retries: Annotated[int | None, arg(name="teleop.retries", metavar="N")] = None
     """number of times that a request to the servos of the leader arm is repeated; by default 10"""
+    teleop_lerobot: Annotated[UseAppendAction[tuple[str, ...]], arg(name="teleop.NAME", metavar="VALUE")] = ()
+    """of lerobot/TYPE: any field of LeRobot's config, such as --teleop.gripper-open-pos 50"""
 
     def teleop_config(self, use_degrees: bool) -> TeleoperatorConfig:
         """The teleoperator of these options.
@@ -143,10 +157,11 @@ class TeleopOptions:
 
         if self.teleop is None:
             raise ConfigError("is missing", where="--teleop",
-                              hint=f"one of {', '.join(TELEOPERATORS)}, or module:factory")
+                              hint=f"one of {', '.join(TELEOPERATORS)}, lerobot/TYPE, or module:factory")
         return TeleoperatorConfig(self.teleop, self.teleop_port, self.teleop_id, self.teleop_calibration_dir,
                                   use_degrees, self.teleop_left_arm_port, self.teleop_right_arm_port,
-                                  _retries(self.teleop_retries, "--teleop.retries"))
+                                  _retries(self.teleop_retries, "--teleop.retries"),
+                                  dict(word.partition("=")[::2] for word in self.teleop_lerobot))
 
 
 def _retries(number: int | None, option: str) -> int | None:
@@ -155,6 +170,41 @@ def _retries(number: int | None, option: str) -> int | None:
     if number is not None and number < 0:
         raise ConfigError(f"must be 0 or more, but is {number}", where=option, hint="0 never repeats a request")
     return number
+
+
+def name_lerobot_fields(flags: Sequence[str], args: Sequence[str]) -> list[str]:
+    """Writes fields of LeRobot's devices as values of one option: --robot.NAME remote_ip=10.0.0.2.
+
+    Args:
+        flags: The options that the command has. Others that begin with --robot. or --teleop. are fields, if the device
+            is one of LeRobot.
+        args: The arguments of the command.
+
+    Raises:
+        ConfigError: A field has no value.
+    """
+    from .options import is_option
+
+    words = [part for word in args for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    theirs = {device for device, kind in pairwise(words) if kind.startswith(LEROBOT)} & {"--robot", "--teleop"}
+    own, pending = [], list(args)
+    while pending:
+        word = pending.pop(0)
+        option, equals, value = word.partition("=")
+        device, dot, name = option.partition(".")
+        if not dot or device not in theirs or option.replace("_", "-") in flags:
+            own.append(word)
+            continue
+        values = [value] if equals else []
+        while pending and not equals and not is_option(pending[0]):
+            values.append(pending.pop(0))
+        if not values:
+            from ..core import ConfigError
+
+            raise ConfigError("needs a value, but has none", where=option, hint=f"such as {option} true")
+        text = values[0] if len(values) == 1 else f"[{', '.join(values)}]"
+        own += [f"{device}.NAME", f"{name.replace('-', '_')}={text}"]
+    return own
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class Robot(ABC):
     """A robot that is observed and commanded at a fixed rate.
 
     The first components of `observation.state` are the measured positions of the components of the action, in the
-    same order and units. `SafeRobot` and slow starts need them.
+    same order and units, unless `position` finds them elsewhere. `SafeRobot` and slow starts need them.
 
     Attributes:
         name: Type of the robot, such as "so101_follower".

@@ -267,11 +267,12 @@ def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[s
         raise UserError(f"the recorded actions have {actions.shape[1]} components, but the robot has {size}",
                         where=robot.name, hint="replay the data on the robot that they were recorded with")
     show("moving to the first pose")
-    move_to(robot, states[0, :size], fps, clock=clock, sleep=sleep)
+    poses = [robot.position({"observation.state": state}) for state in states]
+    move_to(robot, poses[0], fps, clock=clock, sleep=sleep)
     pace, worst = Pace(fps, clock, sleep), np.zeros(size)
-    for step, (action, state) in enumerate(zip(actions, states, strict=False), 1):
+    for step, (action, pose) in enumerate(zip(actions, poses, strict=False), 1):
         show(f"step {step} of {len(actions)}")
-        worst = np.maximum(worst, np.abs(robot.position(robot.observe()) - state[:size]))
+        worst = np.maximum(worst, np.abs(robot.position(robot.observe()) - pose))
         robot.send(action)
         pace.wait()
     robot.stop()

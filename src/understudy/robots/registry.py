@@ -20,6 +20,7 @@ from .base import Robot, Teleoperator
 from .bimanual import BimanualRobot, BimanualTeleoperator, join_limits
 from .calibration import MotorCalibration, find_calibration, read_calibration
 from .cameras import Camera, OpenCVCamera
+from .lerobot import PREFIX, LeRobotRobot, make_lerobot_robot, make_lerobot_teleoperator
 from .ports import refuse_shared_ports
 from .safety import SafeRobot, SafetyLimits
 from .servo_arm import ARM_TYPES, ServoArm, ServoFollower, ServoLeader
@@ -37,7 +38,8 @@ class RobotConfig:
     """A robot and its limits.
 
     Args:
-        type: One of `ROBOTS`, or module:factory, a function that returns a `Robot`.
+        type: One of `ROBOTS`, lerobot/TYPE for a robot of LeRobot, or module:factory, a function that returns a
+            `Robot`.
         port: Serial port.
         left_arm_port: Serial port of the left arm of a robot with two arms.
         right_arm_port: Serial port of its right arm.
@@ -55,6 +57,7 @@ class RobotConfig:
         max_load: Fraction of the largest torque at which the robot stops, if it lasts.
         slow_start: Duration of the slow start (s).
         timeout: Longest time between two commands (s).
+        options: Further fields of the config of a robot of LeRobot, as text.
     """
 
     type: str
@@ -74,6 +77,7 @@ class RobotConfig:
     left_arm_port: str | None = None
     right_arm_port: str | None = None
     retries: int | None = None
+    options: Mapping[str, str] | None = None
 
     def ports(self) -> dict[str, str | None]:
         """The serial ports by the options that gave them."""
@@ -85,7 +89,8 @@ class TeleoperatorConfig:
     """A teleoperator.
 
     Args:
-        type: One of `TELEOPERATORS`, or module:factory, a function that returns a `Teleoperator`.
+        type: One of `TELEOPERATORS`, lerobot/TYPE for a teleoperator of LeRobot, or module:factory, a function that
+            returns a `Teleoperator`.
         port: Serial port of a leader arm.
         left_arm_port: Serial port of the left one of two leader arms.
         right_arm_port: Serial port of the right one.
@@ -93,6 +98,7 @@ class TeleoperatorConfig:
         calibration_dir: Folder of the calibration.
         use_degrees: As for the robot.
         retries: As for the robot.
+        options: Further fields of the config of a teleoperator of LeRobot, as text.
     """
 
     type: str
@@ -103,6 +109,7 @@ class TeleoperatorConfig:
     left_arm_port: str | None = None
     right_arm_port: str | None = None
     retries: int | None = None
+    options: Mapping[str, str] | None = None
 
     def ports(self) -> dict[str, str | None]:
         """The serial ports by the options that gave them."""
@@ -126,7 +133,9 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
         UntrustedCode: The factory is in a package that is not trusted.
     """
     refuse_shared_ports(config.ports())
-    cameras = {name: _make_camera(name, settings, trust) for name, settings in (config.cameras or {}).items()}
+    is_lerobot = config.type.startswith(PREFIX)  # with cameras of its own
+    cameras = {} if is_lerobot else {
+        name: _make_camera(name, settings, trust) for name, settings in (config.cameras or {}).items()}
     robot: Robot
     limits: SafetyLimits | None
     kept: dict[str, Any] = {}  # of a robot that already has limits
@@ -141,6 +150,9 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
     elif config.type == "simulated_arm":
         robot = SimulatedArm(clock=time.monotonic)
         limits = SafetyLimits((-90.0, -90.0), (90.0, 90.0), (120.0, 120.0))
+    elif is_lerobot:
+        robot = make_lerobot_robot(config.type.removeprefix(PREFIX), _lerobot_options(config))
+        limits = robot.default_limits()
     else:
         robot = _from_factory(config.type, ROBOTS, "--robot", trust, {"port": config.port, "id": config.id,
                                                                        "cameras": cameras})
@@ -151,8 +163,10 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
     if config.limits is not None:
         limits = _read_limits(config.limits)
     if limits is None:
-        raise UserError("this robot has no limits", where=config.type,
-                        hint="let the factory return SafeRobot(robot, SafetyLimits(...)), or use --robot.limits FILE")
+        names = robot.schema["action"].names or ()
+        raise UserError("this robot has no limits" + (f"; its action is {', '.join(names)}" if names else ""),
+                        where=config.type, hint="give them in a file, --robot.limits FILE (docs/robots.md shows one)"
+                        + ("" if is_lerobot else ", or let the factory return SafeRobot(robot, SafetyLimits(...))"))
     size = robot.schema["action"].size
     changes = {name: _per_joint(value, size, name) if isinstance(value, tuple) else value for name in (
         "max_velocity", "max_relative_target", "max_torque", "max_load", "slow_start", "timeout")
@@ -174,7 +188,8 @@ def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Seque
     """
     arms = servo_arms(robot)
     options = ("--robot.port",) if len(arms) < 2 else ("--robot.left-arm-port", "--robot.right-arm-port")
-    refuse_shared_ports({**{option: arm.bus.port_name for option, arm in zip(options, arms, strict=False)},
+    lerobot = {"--robot.port": robot.robot.port} if isinstance(robot.robot, LeRobotRobot) else {}
+    refuse_shared_ports({**{option: arm.bus.port_name for option, arm in zip(options, arms, strict=False)}, **lerobot,
                          **config.ports()})
     if config.type in LEADERS:
         return _leader(config, config.type, config.port, config.id, "--teleop.port"), None
@@ -191,6 +206,8 @@ def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Seque
         axes = tuple(range(min(len(limits.low), 6)))
         pad = Gamepad(axes=axes, scale=tuple(1.0 if i % 2 == 0 else -1.0 for i in axes))
         return VelocityTeleoperator(pad, _half(limits.max_velocity), limits.low, limits.high), None
+    if config.type.startswith(PREFIX):
+        return make_lerobot_teleoperator(config.type.removeprefix(PREFIX), _lerobot_options(config), robot.robot), None
     return _from_factory(config.type, TELEOPERATORS, "--teleop", trust, {"port": config.port, "id": config.id}), None
 
 
@@ -203,6 +220,13 @@ def servo_arms(*devices: Robot | Teleoperator) -> list[ServoArm]:
                  robot.parts if isinstance(robot, BimanualTeleoperator) else (robot,))
         arms += [part.arm for part in parts if isinstance(part, (ServoFollower, ServoLeader))]
     return arms
+
+
+def _lerobot_options(config: RobotConfig | TeleoperatorConfig) -> dict[str, Any]:
+    """Fields of LeRobot's config that were given."""
+    names = ("port", "id", "calibration_dir", "use_degrees", "left_arm_port", "right_arm_port",
+             "retries", *(("disable_torque_on_disconnect", "cameras") if isinstance(config, RobotConfig) else ()))
+    return {**{n: value for n in names if (value := getattr(config, n)) is not None}, **(config.options or {})}
 
 
 def _follower(config: RobotConfig, kind: str, port: str | None, name: str | None, option: str,
@@ -317,7 +341,8 @@ def _from_factory(name: str, known: Sequence[str], where: str, trust: Sequence[s
     module, colon, function = name.partition(":")
     if not colon:
         near = difflib.get_close_matches(name, known, 1)
-        raise ConfigError(f"there is no {name!r}; there are {', '.join(known)}, and module:factory", where=where,
+        names = ", ".join((*known, *(["lerobot/TYPE"] if where.startswith("--") else [])))
+        raise ConfigError(f"there is no {name!r}; there are {names}, and module:factory", where=where,
                           hint=f"did you mean {near[0]}?" if near else "check the name")
     package = module.split(".")[0]
     if package not in trust:

@@ -26,8 +26,8 @@ JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_ro
 _FULL_LOAD = {"sts3215": 1000, "sts3250": 1000, "xl430-w250": 1000, "xc430-w150": 1400, "xl330-m077": 1750,
               "xl330-m288": 1750, "xm430-w350": 1193, "xm540-w270": 2047}
 _PWM_FULL = 885  # Goal_PWM of the X series at 100 %
-_MAX_VELOCITY = {"degrees": 120.0, "percent": 125.0, "signed_percent": 120.0}  # per second
-_MAX_RELATIVE_TARGET = {"degrees": 30.0, "percent": 50.0, "signed_percent": 30.0}
+MAX_VELOCITY = {"degrees": 120.0, "percent": 125.0, "signed_percent": 120.0}  # per second
+MAX_RELATIVE_TARGET = {"degrees": 30.0, "percent": 50.0, "signed_percent": 30.0}
 _NO_ID = 255
 _MAX_SHADOW_STEPS = 57  # 5 degrees between the two servos of a joint
 _CONNECT_STEPS = 341  # steps/s: 30 deg/s, until `apply_limits` sets another limit
@@ -389,8 +389,8 @@ class ServoFollower(Robot):
             changes: Other values of the fields of `SafetyLimits`.
         """
         (low, high), units = self.arm.ranges(), self.arm.units.values()
-        limits = SafetyLimits(tuple(low.tolist()), tuple(high.tolist()), tuple(_MAX_VELOCITY[u] for u in units),
-                              tuple(_MAX_RELATIVE_TARGET[u] for u in units))
+        limits = SafetyLimits(tuple(low.tolist()), tuple(high.tolist()), tuple(MAX_VELOCITY[u] for u in units),
+                              tuple(MAX_RELATIVE_TARGET[u] for u in units))
         return replace(limits, **changes)
 
     def _set_velocity(self, name: str, steps: float) -> None:

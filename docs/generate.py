@@ -33,9 +33,10 @@ differences of a third say little. With larger observations, other settings or a
 
 ## Execution schemes
 
-`--executor NAME` of `train`, `eval`, `compare` and `robustness` replaces the executor of a method. A scheme is refused
-if the policy lacks what it needs. `streaming-flow-policy` and `streaming-diffusion-policy` have executors of their own,
-which cannot be replaced. See [Execution](execution.md).
+`--executor NAME` of `train`, `eval`, `compare`, `robustness`, `export`, `act` and `serve` replaces the executor of a
+method, and `--executor module:Class` takes an executor of your own. A scheme is refused if the policy lacks what it
+needs. `streaming-flow-policy` and `streaming-diffusion-policy` have executors of their own, which cannot be replaced.
+See [Execution](execution.md).
 
 {schemes}
 

@@ -796,6 +796,58 @@ def test_a_policy_acts_with_another_execution_scheme(call, place, tmp_path):
     assert status == 0 and Method.load(tmp_path / "run").executor == ChunkBlending(1, weight=0.25)
 
 
+EXECUTOR = """
+from dataclasses import dataclass, field
+from understudy.execute.chunking import ChunkedExecutor
+
+@dataclass(frozen=True)
+class Slowed(ChunkedExecutor):
+    n_action_steps: int = 7
+    skip: int = 0
+    factor: float = 0.5
+
+    def accept_plan(self, planner, state, request, chunk, delay=0):
+        return self.replace_chunk(state, request.rows, self.factor * chunk, delay)
+
+@dataclass(frozen=True)
+class Demanding(Slowed):
+    pace: int = field(kw_only=True)
+
+class Loose(ChunkedExecutor):
+    pass
+"""
+
+
+def test_an_executor_from_outside_replaces_that_of_the_method(call, place, tmp_path, monkeypatch):
+    """Its options follow --executor, and the number of executed steps stays that of the method."""
+    (tmp_path / "slowed.py").write_text(EXECUTOR)
+    monkeypatch.chdir(tmp_path)
+    name = ["--executor", "slowed:Slowed", "--executor.factor", "0.25"]
+    shared = ("eval", place / "a", "fork", "--episodes", "3", "--save")
+    assert call(*shared, tmp_path / "plain")[0] == 0
+    refused(call(*shared, tmp_path / "no", *name), "names slowed:Slowed", "add --trust slowed")
+    status, out, _ = call(*shared, tmp_path / "slow", *name, "--trust", "slowed", "--workers", "2")
+    assert status == 0 and "--executor slowed:Slowed --executor.factor 0.25 --trust slowed" in out
+    plain, slow = (open_dataset(tmp_path / folder) for folder in ("plain", "slow"))
+    for one, other in zip(plain, slow, strict=True):
+        assert np.allclose(0.25 * one.steps["action"][0], other.steps["action"][0], atol=1e-6)
+    refused(call(*shared, tmp_path / "no", *name[:2], "--executor.facto", "1", "--trust", "slowed"),
+            "no option --executor.facto", "did you mean --executor.factor?")
+    refused(call(*shared, tmp_path / "no", *name[2:]), "none is named")
+    refused(call(*shared, tmp_path / "no", "--executor", "slowed:Demanding", "--trust", "slowed"), "needs pace")
+    refused(call(*shared, tmp_path / "no", "--executor", "slowed:Missing", "--trust", "slowed"), "slowed:Missing")
+    refused(call(*shared, tmp_path / "no", "--executor", "slowed:Loose", "--trust", "slowed"), "frozen dataclass")
+    for command in (["compare", place / "a", tmp_path / "plain", "--env", "fork"],
+                    ["robustness", place / "a", "fork", "--shifts", "noise", "--levels", "noise=0.1"]):
+        assert call(*command, "--episodes", "3", *name, "--trust", "slowed")[0] == 0
+    status, _, _ = call("train", "bc", place / "demos", "--out", tmp_path / "run", *name, "--trust", "slowed", *TINY)
+    made = Method.load(tmp_path / "run", ("slowed",)).executor
+    assert status == 0 and type(made).__name__ == "Slowed" and (made.n_action_steps, made.factor) == (1, 0.25)
+    status, out, _ = call("export", place / "a", "--out", tmp_path / "a.onnx", *name, "--trust", "slowed",
+                          "--inputs", "5", "--json")
+    assert status == 0 and json.loads(out)["executor"] == "Slowed"
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory) -> Path:
     """Two tasks that nothing but their words tells apart ("two.npz"), and a run that was told them ("run")."""

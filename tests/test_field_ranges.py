@@ -66,8 +66,8 @@ OTHERS = {  # need other parts, or are written by code only
     "CompositionConfig", "SteeringConfig", "Retrieve",
 }
 MAY_BE_ZERO = {  # no steps, no layers, no change: something that a user may want
-    "skip", "delay", "state_size", "encoder_depth", "n_frequencies", "steps", "warmup_steps", "n_extra_steps",
-    "fit_steps", "start", "layer", "head",
+    "skip", "delay", "max_delay", "state_size", "encoder_depth", "n_frequencies", "steps", "warmup_steps",
+    "n_extra_steps", "fit_steps", "start", "layer", "head",
 }
 ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "n_steps"), ("TokenEncoder", "crop"),
              ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),

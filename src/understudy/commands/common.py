@@ -64,6 +64,8 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     if "-h" in args or "--help" in args:
         print_help(options, f"understudy {command}")
     args = name_lerobot_fields([o.flag for o in options_of(options)], args)
+    if any(option.name == "executor" for option in options_of(options)):
+        args = _join_executor_options(args)
     found = parse_options(options, args, f"understudy {command}")
     if getattr(found, "trust", ()) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # finds modules of the user in the current folder; last
@@ -72,6 +74,37 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
 
         raise UserError(what, where=where, hint=do)
     return found
+
+
+def _join_executor_options(args: Sequence[str]) -> list[str]:
+    """The arguments with options of the executor (--executor.delay 3) in the value of --executor."""
+    from ..core import UserError
+
+    own, of_executor = [], []
+    into = own
+    for word in args:
+        if word.startswith("--"):
+            into = of_executor if word.startswith("--executor.") else own
+        into.append(word)
+    if not of_executor:
+        return own
+    for i, word in enumerate(own):
+        if word == "--executor" and i + 1 < len(own):
+            return [*own[:i + 1], f"{own[i + 1]} {shlex.join(of_executor)}", *own[i + 2:]]
+        if word.startswith("--executor="):
+            return [*own[:i], f"{word} {shlex.join(of_executor)}", *own[i + 1:]]
+    raise UserError("is an option of an executor, and none is named", where=of_executor[0],
+                    hint=f"such as --executor real-time-chunking {of_executor[0]} ...")
+
+
+def executor_options(executor: str | None) -> list[str]:
+    """The options with which a follow-up command has the same executor."""
+    if executor is None:
+        return []
+    name, *options = shlex.split(executor)
+    package = name.split(".")[0].partition(":")[0]
+    trust = ["--trust", package] if ":" in name and package != "understudy" else []
+    return ["--executor", name, *options, *trust]
 
 
 # What no command takes fewer than one of, and how many are usual.

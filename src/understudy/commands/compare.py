@@ -19,6 +19,7 @@ from .common import (
     TrustedPackages,
     WorkerCount,
     command_line,
+    executor_options,
     parse,
     trust_options,
     unused_path,
@@ -63,7 +64,8 @@ class CompareOptions:
     desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal,
     demonstration=DATA:3 for what episode 3 of DATA shows"""
     executor: SchemeName = None
-    """act with another execution scheme than the policies were trained with (understudy methods lists them)"""
+    """act with another execution scheme than the policies were trained with (understudy methods lists them), or an
+    executor module:Class; --executor.FIELD VALUE sets one of its fields"""
     save: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """write each policy's rollouts there as a data set; an interrupted comparison then continues where it stopped"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -264,7 +266,7 @@ def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[s
         *(("--env", o.env) if o.env else ()),
         *(("--seed", o.seed) if o.seed else ()),
         *given_conditions(o),
-        *(("--executor", o.executor) if o.executor else ()),
+        *executor_options(o.executor),
         *trust_options(o.trust, o.env, *(r for r in runs if not _is_saved_rollouts(r))),
     ]
 

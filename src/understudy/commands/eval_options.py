@@ -58,7 +58,8 @@ class _EvalOptions:
     demonstration=DATA:3 for what episode 3 of DATA shows"""
     executor: SchemeName = None
     """act with another execution scheme than the policy was trained with: real-time-chunking, temporal-ensemble, ...
-    (understudy methods lists them); `server` executes the chunks of a served policy on the server"""
+    (understudy methods lists them), or an executor module:Class; --executor.FIELD VALUE sets one of its fields;
+    `server` executes the chunks of a served policy on the server"""
     columns: ColumnTexts = ()
     """the columns of recorded episodes with other names, as for `understudy train`; by default those of the run"""
     save: Annotated[Path | None, arg(metavar="EPISODES")] = None

@@ -13,6 +13,7 @@ from .common import (
     command_line,
     demonstrations_path,
     env_trust_options,
+    executor_options,
     has_no_run,
     open_data,
     parse,
@@ -189,7 +190,7 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
     def again(episodes, *more):
         return command_line("eval", o.run, o.target, "--episodes", episodes, *(("--seed", o.seed) if o.seed else ()),
                             *given_conditions(o),
-                            *(("--executor", o.executor) if o.executor else ()),
+                            *executor_options(o.executor),
                             *behavior_metrics.given_options(o), *more, *trust)
     told = []
     if other is not None:

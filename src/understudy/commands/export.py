@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from .common import (
     Output,
     PositiveCount,
+    SchemeName,
     TrustedPackages,
     command_line,
     parse,
@@ -43,6 +44,9 @@ class ExportOptions:
     Policy)"""
     out: Annotated[Path, arg(metavar="OUT")]
     """where to write it: FILE.onnx, FILE.pt2, FILE.aot.pt2, or a new folder for LeRobot"""
+    executor: SchemeName = None
+    """store another execution scheme than the policy was trained with (understudy methods lists them), or an executor
+    module:Class; --executor.FIELD VALUE sets one of its fields"""
     precision: Literal["fp32", "int8"] = "fp32"
     """int8 rounds the linear layers of an ONNX file: smaller, often faster, and another policy: compare its success"""
     inputs: PositiveCount = 1000
@@ -58,6 +62,7 @@ def main(args: list[str]) -> None:
     from ..core import Unsupported, UserError
     from ..learn.method import TrainedRun
     from ..policy import Policy
+    from .method import with_executor
 
     if o.out.suffix not in ("", ".onnx", ".pt2"):
         raise UserError(f"the name must end in .onnx or .pt2, but is {o.out.name}", where=o.out,
@@ -68,6 +73,9 @@ def main(args: list[str]) -> None:
     with Output(o.json) as out:
         trained = TrainedRun.load(o.run, o.trust)
         policy, method = cast(Policy, trained.modules["policy"]), trained.method
+        if o.executor is not None:
+            method = with_executor(method, o.executor, o.trust)
+            method.executor.check_planner(policy)
         if method.inference or method.wrapper is not None:
             parts = [*method.inference, *([] if method.wrapper is None else [method.wrapper])]
             raise Unsupported(f"the file would hold the policy without {', '.join(type(p).__name__ for p in parts)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import typing
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
         trust: Packages besides understudy whose code may be loaded.
         command: The command as the user writes it.
         say: Gives the method the task in words.
-        executor: Name of an execution scheme that takes the place of the method's executor.
+        executor: What takes the place of the method's executor: see `with_executor`.
 
     Raises:
         UserError: There is no such method, scheme, option or field. The message has the nearest name.
@@ -40,10 +41,27 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
                               hint="leave it out, or train a method that reads all observations, such as bc-gmm")
         method = replace(method, transforms=(*method.transforms, say))
     if executor is not None:
-        from ..learn.execution import with_execution_scheme
-
-        method = with_execution_scheme(method, executor)
+        method = with_executor(method, executor, trust)
     return change_fields(method, changes, command) if changes else method
+
+
+def with_executor(method: Method, text: str, trust: tuple[str, ...] = ()) -> Method:
+    """A method with another executor.
+
+    Args:
+        method: The method.
+        text: Name of an execution scheme or "module:Class", and possibly options of the executor after it, such as
+            "real-time-chunking --executor.delay 3".
+        trust: Packages besides understudy whose code may be loaded.
+
+    Raises:
+        UserError: There is no such scheme, class or field, or the policy is trained for its own executor.
+    """
+    from ..learn.execution import with_execution_scheme
+
+    name, *changes = shlex.split(text)
+    method = with_execution_scheme(method, name, trust)
+    return change_fields(method, changes, f"--executor {name}") if changes else method
 
 
 def task_relabel(method: Method) -> TaskText | None:

@@ -274,9 +274,9 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
     if not has_no_run(run):
         trained = TrainedRun.load(run, o.trust, choose_device(o.device))
         if o.executor is not None:
-            from ..learn.execution import with_execution_scheme
+            from .method import with_executor
 
-            trained = replace(trained, method=with_execution_scheme(trained.method, o.executor))
+            trained = replace(trained, method=with_executor(trained.method, o.executor, o.trust))
             trained.method.executor.check_planner(trained.planner())
         shown = policy_features(trained.method, features) if features else {}
         return trained.planner(), trained.actor(rows, features=features or None), shown
@@ -290,18 +290,18 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
 def _served_policy(address: str, o: RolloutOptions, features: Schema) -> tuple[Planner, Actor, Schema]:
     from ..core import Unsupported
     from ..heads.regression import Regression
-    from ..learn.execution import with_execution_scheme
     from ..learn.method import Method
     from ..policy import PolicyConfig
     from ..serve.remote import RemoteActor, RemotePlanner, remote_actor
+    from .method import with_executor
 
     planner = RemotePlanner(served_client(address), ("understudy", *o.trust))
     if o.executor == "server":
         return planner, RemoteActor(planner.client), features
     if o.executor is None or planner.executor is None:
         return planner, remote_actor(planner), features
-    changed = with_execution_scheme(
-        Method(PolicyConfig(Regression(), window=planner.window), planner.executor), o.executor)
+    changed = with_executor(
+        Method(PolicyConfig(Regression(), window=planner.window), planner.executor), o.executor, o.trust)
     if changed.inference:
         raise Unsupported(f"{o.executor} changes how the policy plans, which the server does", where="--executor",
                           hint=f"serve it so: understudy serve RUN --executor {o.executor}")

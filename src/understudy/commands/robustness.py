@@ -22,6 +22,7 @@ from .common import (
     WorkerCount,
     batch_rows,
     command_line,
+    executor_options,
     has_no_run,
     parse,
     progress_bar,
@@ -82,7 +83,8 @@ class RobustnessOptions:
     desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal,
     demonstration=DATA:3 for what episode 3 of DATA shows"""
     executor: SchemeName = None
-    """act with another execution scheme than the policy was trained with (understudy methods lists them)"""
+    """act with another execution scheme than the policy was trained with (understudy methods lists them), or an
+    executor module:Class; --executor.FIELD VALUE sets one of its fields"""
     save: Annotated[Path | None, arg(metavar="FILE")] = None
     """file of the results; by default in RUN/robustness, or in ./robustness for an exported file or the expert"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -242,7 +244,7 @@ def _next_commands(o: RobustnessOptions, sweeps: Sequence[SeveritySweep]) -> lis
     trust = trust_options(o.trust, o.env, *(() if o.run == SCRIPTED_ACTOR else (Path(o.run),)))
     told = [*(("--shifts", *o.shifts) if o.shifts else ()), *(("--levels", *o.levels) if o.levels else ()),
             *(("--seed", o.seed) if o.seed else ()), *given_conditions(o),
-            *(("--executor", o.executor) if o.executor else ()), *(("--save", o.save) if o.save else ()), *trust]
+            *executor_options(o.executor), *(("--save", o.save) if o.save else ()), *trust]
     page = (
         []
         if o.html

@@ -75,7 +75,7 @@ class TrainOptions:
     device: DeviceName = "auto"
     """where to compute; auto takes a GPU if there is one"""
     executor: SchemeName = None
-    """the execution scheme, instead of the method's (understudy methods lists them)"""
+    """the execution scheme, instead of the method's (understudy methods lists them), or an executor module:Class"""
     eval: Annotated[str | None, arg(metavar="ENV")] = None
     """roll out in this environment during training, on starts that `understudy eval` never uses; the best checkpoint is
     kept"""

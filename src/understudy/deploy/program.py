@@ -98,7 +98,7 @@ def check_runs(executor: Executor, planner: ExportedPlanner, obs: Mapping[str, T
     except Unsupported as error:
         raise Unsupported(f"{type(executor).__name__} cannot run an exported policy, which plans whole chunks and "
                           "takes no guides", hint="run the policy from its checkpoint (understudy.load_actor), or "
-                          "train it with another executor, such as RecedingHorizon") from error
+                          "export it with another executor: --executor receding-horizon") from error
 
 
 def argument_names(policy: Policy | ExportedPlanner) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import Context, State, Unsupported, UserError, check_choices, check_range, put, take
-from ..heads.base import DenoisingHead, RampTimes
+from ..heads.base import DenoisingHead, PrefixTimes, RampTimes
 from .base import Executor, check_alignment, require_stepwise
 
 
@@ -50,7 +50,7 @@ class StreamingExecutor(Executor):
         head = require_stepwise(planner, "StreamingExecutor").head
         check_alignment(self, planner)
         times = head.times
-        if not isinstance(head, DenoisingHead) or times == "shared":
+        if not isinstance(head, DenoisingHead) or times == "shared" or isinstance(times, PrefixTimes):
             raise Unsupported(f"the steps of a buffer have different noise levels, and {type(head).__name__} was "
                               f"trained with one for all", where="StreamingExecutor",
                               hint=f"train with times=RampTimes({self.n_action_steps}), or use RecedingHorizon")

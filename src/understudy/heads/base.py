@@ -208,7 +208,40 @@ class RampTimes:
         return 1 - (group + 1) * self.n_action_steps / horizon
 
 
-StepTimes = Literal["shared", "each"] | RampTimes
+@dataclass(frozen=True)
+class PrefixTimes:
+    """Times of chunks whose first steps are given: the actions that are executed before the chunk arrives.
+
+    For each training chunk, the number of given steps is drawn from 0 to `max_delay`. Given steps are clean, at time 1,
+    and have no loss. The other steps share a time. `PrefixChunking` runs policies that are trained so.
+
+    Args:
+        max_delay: Largest number of given steps.
+
+    References:
+        Black et al. (2025), Training-Time Action Conditioning for Efficient Real-Time Chunking, arXiv:2512.05964.
+    """
+
+    max_delay: int = 4
+
+    def __post_init__(self):
+        check_range(self, "max_delay", at_least=0)
+
+    def draw_given(self, like: Tensor, rng: Generator) -> Tensor:
+        """Draws which steps are given.
+
+        Args:
+            like: Coded actions, (B, H, A).
+            rng: Source of randomness.
+
+        Returns:
+            True where a step is given, (B, H).
+        """
+        delay = torch.randint(self.max_delay + 1, (like.shape[0], 1), generator=rng, device=like.device)
+        return torch.arange(like.shape[1], device=like.device) < delay
+
+
+StepTimes = Literal["shared", "each"] | RampTimes | PrefixTimes
 
 
 class StepwiseHead(Head):
@@ -364,7 +397,8 @@ def sample_times(kind: StepTimes, like: Tensor, rng: Generator) -> Tensor:
 
     Args:
         kind: ``"shared"`` by all steps of a chunk; ``"each"`` step has its own (diffusion forcing); `RampTimes` are
-            those of a rolling buffer, at a random phase (streaming diffusion).
+            those of a rolling buffer, at a random phase (streaming diffusion). `PrefixTimes` are shared by the steps
+            that are not given.
         like: Coded actions, (B, H, A).
         rng: Source of randomness.
 
@@ -404,15 +438,18 @@ def check_trunk_times(trunk: Trunk, kind: StepTimes, horizon: int) -> None:
 
     Args:
         trunk: The trunk.
-        kind: ``"shared"``, ``"each"`` or `RampTimes`, see `sample_times`.
+        kind: ``"shared"``, ``"each"``, `RampTimes` or `PrefixTimes`, see `sample_times`.
         horizon: Number of steps of a chunk.
 
     Raises:
         Unsupported: If the steps of a chunk have different times and the trunk reads one time per chunk.
-        UserError: If the groups of `RampTimes` do not fit into the horizon.
+        UserError: If the groups of `RampTimes`, or the steps of `PrefixTimes`, do not fit into the horizon.
     """
     if isinstance(kind, RampTimes):
         kind.levels(horizon)
+    if isinstance(kind, PrefixTimes) and kind.max_delay >= horizon:
+        raise UserError(f"max_delay={kind.max_delay} gives all {horizon} steps of a chunk, so that none is left to "
+                        "learn", where="PrefixTimes.max_delay", hint="use a longer horizon or a smaller delay")
     if kind != "shared" and isinstance(trunk, SharedTimeTrunk):
         raise Unsupported(f"times={kind!r} gives each step of a chunk its own time, but {type(trunk).__name__} reads "
                           "one time per chunk", hint="use the Transformer or the MLP trunk")

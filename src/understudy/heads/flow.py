@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..core import Context, Unsupported, check_choices, check_range
-from .base import DenoisingHead, RampTimes, check_trunk_times, guided_velocity, sample_times
+from .base import DenoisingHead, PrefixTimes, RampTimes, check_trunk_times, guided_velocity, sample_times
 from .coupling import optimal_transport
 from .paths import LinearPath
 from .solvers import Euler, Solver, check_solver, integrate
@@ -31,7 +31,8 @@ class Flow(DenoisingHead):
             times, ``t = 0.999 (1 - u)`` with u from Beta(1.5, 1) (pi0); ``"logit_normal"`` on the middle of the path
             (Stable Diffusion 3).
         times: ``"shared"`` by all steps of a chunk, a time for ``"each"`` step (diffusion forcing), or `RampTimes` of
-            a rolling buffer (streaming diffusion).
+            a rolling buffer (streaming diffusion), or `PrefixTimes` of chunks whose first steps are given
+            (training-time action conditioning).
         max_guidance_weight: Upper bound of the guidance weight, which diverges as t approaches 0.
         coupling: Which noise of a batch trains with which action. ``"optimal_transport"`` pairs them so that their
             lines are short and seldom cross, and fewer steps are needed.
@@ -61,7 +62,7 @@ class Flow(DenoisingHead):
     n_steps: int = 10
     solver: Solver = Euler()
     time_distribution: Literal["uniform", "beta", "logit_normal"] = "uniform"
-    times: Literal["shared", "each"] | RampTimes = "shared"
+    times: Literal["shared", "each"] | RampTimes | PrefixTimes = "shared"
     max_guidance_weight: float = 5.0
     coupling: Literal["independent", "optimal_transport"] = "independent"
     condition_weight: float = 1.0
@@ -103,12 +104,17 @@ class Flow(DenoisingHead):
             rng: Source of the times.
 
         Returns:
-            Squared error of the prediction of each step, (B, H).
+            Squared error of the prediction of each step, (B, H). 0 at steps that are given.
         """
         t = self._time_quantile(sample_times(self.times, action, rng)).unsqueeze(-1)
+        given = None
+        if isinstance(self.times, PrefixTimes):
+            given = self.times.draw_given(action, rng)
+            t = torch.where(given.unsqueeze(-1), 1.0, t)
         prediction = net(self.interpolate(action, noise, t), t, context)
         target = action if self.prediction == "sample" else self.path.velocity(action, noise, t)
-        return (prediction - target).square().mean(-1)
+        error = (prediction - target).square().mean(-1)
+        return error if given is None else error.masked_fill(given, 0.0)
 
     def sample(self, net, context, noise, cost=None):
         return integrate(self.solver, self._velocity(net, cost), net, context, noise, self.n_steps)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 
-from ..core import ConfigError, Unsupported
+from ..config import find_class
+from ..core import ConfigError, Unsupported, UserError
 from ..execute.adaptive import AdaptiveChunking, AdaptiveHorizon, ChunkBlending
 from ..execute.base import ActionConditionedExecutor, Executor
 from ..execute.chunking import ChunkedExecutor, RealTimeChunking, RecedingHorizon
@@ -38,21 +39,23 @@ BUILDERS: dict[str, Callable[[int, int], tuple[Executor, *tuple[PlannerConfig, .
 }
 
 
-def with_execution_scheme(method: Method, name: str) -> Method:
+def with_execution_scheme(method: Method, name: str, trust: tuple[str, ...] = ()) -> Method:
     """Returns a method with the executor of a scheme, and its way to plan after those that the method has.
 
     The number of steps that are executed from each chunk stays that of the method.
 
     Args:
         method: The method.
-        name: Name of the scheme.
+        name: Name of the scheme, or "module:Class" of an executor. Its other fields have their defaults.
+        trust: Packages besides understudy whose code may be loaded.
 
     Raises:
-        ConfigError: There is no such scheme.
+        ConfigError: There is no such scheme, or a field of the executor has no default.
         Unsupported: The policy is trained for its own executor.
+        UntrustedCode: The class is in a package that is not trusted.
     """
     known, own = name.replace("_", "-"), method.executor
-    if known not in EXECUTION_SCHEMES:
+    if ":" not in name and known not in EXECUTION_SCHEMES:
         near = difflib.get_close_matches(known, EXECUTION_SCHEMES, 1)
         raise ConfigError(f"there is no execution scheme {name!r}; there are {', '.join(EXECUTION_SCHEMES)}",
                           where="--executor", hint=f"did you mean {near[0]!r}?" if near else "name one of these")
@@ -63,5 +66,27 @@ def with_execution_scheme(method: Method, name: str) -> Method:
     window = method.policy.window
     skip = max(0, -window.action_offset)
     n_action_steps = inner.n_action_steps if isinstance(inner, ChunkedExecutor) else (window.horizon - skip + 1) // 2
+    if ":" in name:
+        return replace(method, executor=_build_executor(name, n_action_steps, skip, trust))
     executor, *inference = BUILDERS[known](n_action_steps, skip)
     return replace(method, executor=executor, inference=(*method.inference, *inference))
+
+
+def _build_executor(name: str, n_action_steps: int, skip: int, trust: tuple[str, ...]) -> Executor:
+    """The executor "module:Class" with the numbers of steps of a method, as far as it has such fields."""
+    where = f"--executor {name}"
+    try:
+        found = find_class(name, Executor, ("understudy", *trust), where)
+    except UserError as error:
+        raise type(error)(error.problem, where=where, hint=error.hint or "name a class of that module that derives "
+                          "from understudy.execute.base.Executor") from None
+    if not is_dataclass(found):
+        raise ConfigError(f"{found.__name__} is no frozen dataclass", where=where,
+                          hint="write @dataclass(frozen=True) above it")
+    numbers = {"n_action_steps": n_action_steps, "skip": skip}
+    known = {f.name: numbers[f.name] for f in fields(found) if f.name in numbers}
+    if open_fields := [f.name for f in fields(found) if f.init and f.name not in known and
+                       f.default is MISSING and f.default_factory is MISSING]:
+        raise ConfigError(f"{found.__name__} needs {' and '.join(open_fields)}", where=where,
+                          hint="give the field a default")
+    return found(**known)

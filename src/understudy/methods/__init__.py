@@ -321,6 +321,12 @@ METHODS: dict[str, NamedMethod] = {
         "A chunk of actions by flow matching: ten steps along the straight line from noise.",
         Reference("Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003", ("028",)),
         when="if demonstrations act in several ways; with --method.prediction sample also if motions are precise."),
+    "training-time-rtc": NamedMethod(
+        "understudy.methods.generative:training_time_rtc",
+        "Training-time RTC: flow matching that learns to continue the actions that are executed while it plans.",
+        Reference("Black et al. 2025, arXiv 2512.05964, with a transformer; delays are drawn uniformly, as for its "
+                  "robots", (), (NUMBERS,)),
+        when="if a plan takes several steps on the robot, and how many at most is known before the training."),
     "bid-flow-policy": NamedMethod(
         "understudy.methods.generative:bid_flow_policy",
         "A flow policy with bidirectional decoding: 15 plans, compared with the last chunk and with a weak policy.",

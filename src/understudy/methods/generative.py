@@ -21,10 +21,11 @@ from ..execute.planner_config import (
     SelfGuidanceConfig,
 )
 from ..execute.planners import KernelDensity
+from ..execute.prefix_chunking import PrefixChunking
 from ..execute.streaming import StreamingExecutor
 from ..execute.streaming_flow import StreamingFlowExecutor
 from ..heads.adaflow import AdaFlow
-from ..heads.base import RampTimes
+from ..heads.base import PrefixTimes, RampTimes
 from ..heads.consistency import Consistency
 from ..heads.diffusion import Diffusion
 from ..heads.edm import EDM
@@ -135,6 +136,19 @@ def streaming_diffusion_policy(
         StreamingExecutor(n_action_steps, n_denoising_steps),
         BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
     )
+
+
+def training_time_rtc(horizon: int = 16, n_action_steps: int = 4, max_delay: int = 8) -> Method:
+    """Training-time RTC: flow matching that learns to continue the actions that are executed while it plans.
+
+    Args:
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+        max_delay: Largest number of steps that a plan may take.
+    """
+    base = flow_policy(horizon=horizon, n_action_steps=n_action_steps)
+    head = Flow(times=PrefixTimes(max_delay))
+    return replace(base, policy=replace(base.policy, head=head), executor=PrefixChunking(n_action_steps))
 
 
 def ptp(n_obs_steps: int = 16, horizon: int = 32, n_action_steps: int = 1, n_samples: int = 10) -> Method:

@@ -12,6 +12,7 @@ from understudy.cli import main
 from understudy.core import ConfigError, DataError, UserError
 from understudy.data.column_selection import open_columns, parse_columns
 from understudy.data.formats import open_dataset
+from understudy.data.formats.episode_table import frame_rate
 
 STATE, ACTION = "observation.state", "action"
 COLUMNS = ("state=q1,q2", "action=u1,u2")
@@ -319,6 +320,78 @@ def test_whole_numbers_of_text_are_quantities_unless_the_user_says_classes(tmp_p
     assert (f[ACTION].kind, f[ACTION].dtype) == ("vector", "float64")
     with pytest.raises(DataError, match="a.npz, action, episode 0, step 0: -2 is not a class"):
         open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u:classes"]))
+
+
+def own_table(path, steps=10, episodes=20, **columns):
+    """A CSV of episodes end to end, with two random components of state, and these columns."""
+    rng, n = np.random.default_rng(0), steps * episodes
+    columns = {"run": np.repeat(np.arange(episodes), steps), "q1": rng.normal(size=n), "q2": rng.normal(size=n),
+               "u": rng.normal(size=n), **columns}
+    rows = zip(*columns.values(), strict=True)
+    path.write_text("\n".join([",".join(columns), *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return path
+
+
+TRAIN = ("--steps", "1", "--device", "cpu")
+OWN = ("--columns", "state=q1,q2", "action=u", "episode=run")
+
+
+def times(*rates, steps=10):
+    return np.concatenate([np.arange(steps) / rate for rate in rates])
+
+
+@pytest.mark.parametrize(("columns", "options", "text"), [
+    ({"t": times(*[10] * 12, *[20] * 8)}, ["timestamp=t"],
+     "the frame rate differs: 10 Hz in 12 episodes and 20 Hz in 8"),
+    ({"t": times(*[1 / 100] * 20)}, ["timestamp=t"], "timestamps are 100 apart, and are read as seconds"),
+    ({"q1": np.append(np.zeros(199), 1e30)}, [], "observation.state: values as large as 1e+30"),
+    ({"u": np.full(200, 1.5)}, [], "action: 1 component of 1 never changes"),
+    ({"u": np.arange(200) % 3}, [],
+     "action has the whole numbers 0, 1, 2, which are read as quantities: a policy may answer with numbers between "
+     "them. If they are classes: --columns action=u:classes")])
+def test_training_warns_of_what_the_audit_sees(tmp_path, monkeypatch, capsys, columns, options, text):
+    monkeypatch.chdir(tmp_path)
+    path = own_table(tmp_path / "own.csv", **columns)
+    assert main(["train", "bc", path.name, *OWN, *options, "--out", "run", *TRAIN]) == 0
+    assert f"own.csv: {'' if 'whole' in text else 'warning: '}{text}" in capsys.readouterr().err
+    assert main(["inspect", path.name, *OWN, *options]) == 0
+    shown = capsys.readouterr().out
+    assert ("quantities" if "whole" in text else text) in shown and "jitter" not in shown
+
+
+def test_training_says_nothing_of_plain_data_and_warns_of_one_episode(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_table(tmp_path / "own.csv", t=times(*[10] * 20))
+    assert main(["train", "bc", "own.csv", *OWN, "timestamp=t", "--out", "run", *TRAIN]) == 0
+    assert "own.csv:" not in capsys.readouterr().err
+    assert main(["train", "bc", "own.csv", *OWN[:-1], "--out", "one", *TRAIN]) == 0
+    assert "the table is read as one episode, but run has 20 values" in capsys.readouterr().err
+
+
+def test_classes_and_quantities_name_each_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_table(tmp_path / "own.csv", u=np.arange(200) % 3)
+    q, u, ends = np.random.default_rng(0).normal(size=(200, 2)), np.arange(200) % 3, np.arange(10, 201, 10)
+    np.savez(tmp_path / "own.npz", observations=q, actions=u, episode_ends=ends)
+    assert main(["train", "bc", "own.npz", "--out", "classes", *TRAIN]) == 0
+    assert ("action has the whole numbers 0, 1, 2, which are read as classes, without an order. If they are "
+            "quantities: --columns action=action:quantities") in capsys.readouterr().err
+    assert main(["train", "bc", "own.npz", "--out", "quantities", *TRAIN, "--columns", "action=action:quantities"]) == 0
+    capsys.readouterr()
+    assert main(["eval", "classes", "own.csv", *OWN]) == 2
+    err = capsys.readouterr().err
+    assert "the policy was trained on classes, and here are quantities" in err
+    assert "--columns action=COLUMN:quantities" in err
+    assert main(["eval", "quantities", "own.csv", *OWN]) == 0
+    assert main(["eval", "classes", "own.csv", *OWN[:2], "action=u:classes", "episode=run"]) == 0
+
+
+@pytest.mark.parametrize(("gaps", "rate"), [
+    ([np.full(9, 0.1)] * 3, 10), ([np.full(9, 0.105)] * 2, 9.524),
+    ([np.array([0.1, 0.102, 0.098, 0.13, 0.1, 0.2, 0.1])], 10),
+    ([np.full(9, 0.1), np.full(9, 0.05)], None), ([np.zeros(3)], None), ([], None)])
+def test_a_column_of_times_gives_the_rate(gaps, rate):
+    assert frame_rate([np.append(0, np.cumsum(g)) for g in gaps]) == rate
 
 
 def test_other_formats_stack_their_columns(shared):

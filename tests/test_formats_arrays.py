@@ -474,8 +474,8 @@ def _npz(path, **changes):
 def test_integers_as_actions_are_choices_and_that_is_said(tmp_path):
     data = read_all(_npz(tmp_path / "d.npz", actions=np.arange(22) % 3))
     assert data.features()[ACTION].kind == "discrete"
-    assert data.metadata["warnings"] == ["actions: int64 is read as choices, numbered from 0; save it as float32 if it "
-                                         "holds numbers"]
+    assert data.metadata["warnings"] == ["actions: int64 is read as classes, numbered from 0; if it holds "
+                                         "quantities: --columns action=actions:quantities, or save it as float32"]
     assert not read_all(_npz(tmp_path / "e.npz")).metadata["warnings"]
 
 

@@ -278,6 +278,11 @@ def role(name: str) -> Literal["observation", "action", "outcome", "task", "inde
     return "index" if name in {"timestamp", "frame_index", "episode_index", "index", "task_index"} else "other"
 
 
+def short_name(name: str) -> str:
+    """Return the shortest name that ``--columns`` knows a column by: "state" for `observation.state`."""
+    return name.removeprefix("observation.").removeprefix("next.")
+
+
 def check_observed(column: str, features: Schema, where: str) -> None:
     """Check that a column is an observation, as the columns of goals and of planned states must be.
 

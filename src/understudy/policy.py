@@ -45,6 +45,7 @@ from .core import (
     check_range,
     normal,
     role,
+    short_name,
     suggested_names,
 )
 from .data.augment import Augmentation
@@ -911,6 +912,8 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
         if resized and theirs.kind == mine.kind == "image":
             theirs = replace(theirs, shape=(*mine.shape[:2], *theirs.shape[2:]))
         if (theirs.shape, theirs.kind) != (mine.shape, mine.kind):
+            if theirs.shape == mine.shape and {theirs.kind, mine.kind} == {"vector", "discrete"}:
+                raise _reading_error(name, mine, where)
             raise UserError(
                 f"the policy was built for {mine.kind} of shape {mine.shape}, but this is "
                 f"{theirs.kind} of shape {theirs.shape}",
@@ -918,6 +921,16 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
                 hint=hint or (act_hint if resized else
                               "use data with the same columns, or train a new policy on these"),
             )
+
+
+def _reading_error(name: str, trained: Feature, where: str) -> UserError:
+    """The error for numbers that are classes to the policy and quantities here, or the other way round."""
+    readings = ["classes", "quantities"] if trained.kind == "discrete" else ["quantities", "classes"]
+    option = f"--columns {short_name(name)}=COLUMN:{readings[1]}"
+    return UserError(f"the policy was trained on {readings[0]}, and here are {readings[1]}",
+                     where=f"{where}, column {name!r}",
+                     hint=f"if the training data have {readings[1]}, train on them as such: understudy train METHOD "
+                          f"DATA {option} --out RUN")
 
 
 def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:

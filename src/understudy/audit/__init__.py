@@ -3,6 +3,6 @@
 The package is above `evaluate`, because some scores need a policy.
 """
 
-from .runner import audit, check_usable, find_problems, raise_on_errors
+from .runner import audit, check_usable, find_problems, raise_on_errors, training_warnings
 
-__all__ = ["audit", "check_usable", "find_problems", "raise_on_errors"]
+__all__ = ["audit", "check_usable", "find_problems", "raise_on_errors", "training_warnings"]

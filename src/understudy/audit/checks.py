@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import UserError, role
+from ..core import UserError, role, short_name
 from ..data import video
 from ..data.episode import Dataset, EpisodeList, interrupted_episodes
 from ..data.formats.describe import episode_tasks
@@ -30,6 +30,8 @@ Check = Callable[[Dataset], Iterator[Finding]]
 _LEAVE_OUT = "leave the episode out, or take the data from a copy"
 _CHUNK = 64  # frames held at a time
 _AT_ONCE = 1 << 22  # numbers that are checked together
+_SECONDS = 10  # between steps: times that are farther apart are hardly seconds
+_FEW_VALUES = 20  # of an action, which may then be classes or quantities
 
 
 # -- whole: contradictions in the data ---------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
     if "timestamp" not in data[0].steps:
         return
     fps, defined = data.fps, lerobot_checks.is_foreign(data)
-    steps, uneven, late, back = [], [], [], []
+    steps, uneven, late, back = [], [], [], []  # the steps of each episode, and what is wrong with them
     for e, episode in enumerate(data):
         time = np.asarray(episode.steps["timestamp"], np.float64).reshape(-1)[:len(episode)]
         if not np.isfinite(time).all() or not len(time):
@@ -198,6 +200,15 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
             yield Finding("timestamps-backwards", "warning", "most timestamps are equal",
                           "store the time of each step, or leave the column out", Location(feature="timestamp"))
         return
+    if len(rates := _frame_rates(steps)) > 1 and not defined:
+        described = " and ".join(f"{1 / step:.3g} Hz in {pluralize(count, 'episode')}" for step, count in rates)
+        yield Finding("rates-differ", "warning", f"the frame rate differs: {described}",
+                      "resample all episodes to one rate: understudy view make DATA --out VIEW --fps HZ",
+                      Location(feature="timestamp"))
+        return
+    if typical >= _SECONDS:
+        yield Finding("timestamps-unit", "warning", f"timestamps are {typical:.4g} apart, and are read as seconds",
+                      "if they are milliseconds or nanoseconds, divide them first", Location(feature="timestamp"))
     within = between[between <= 1.75 * typical]
     # relative to the usual step, if times jitter
     doubt = 0.01 + 5 * float(np.std(within)) / typical / np.sqrt(len(within))
@@ -230,6 +241,22 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
     if (spread := float(np.std(within)) / typical) > 0.1:
         yield Finding("timestamps-uneven", "warning", f"timestamps jitter by {spread:.0%} of a step",
                       "resample to a fixed rate, if your method expects one", Location(feature="timestamp"))
+
+
+def _frame_rates(steps: list[tuple[int, np.ndarray]]) -> list[tuple[float, int]]:
+    """The usual times between steps (s) that differ by more than a fifth, and the number of episodes with each.
+
+    Args:
+        steps: The number of each episode, and the times between its steps. Episodes whose times jitter are left out.
+    """
+    groups: list[tuple[float, int]] = []
+    quartiles = [np.percentile(between, (25, 50, 75)) for _, between in steps if len(between)]
+    for step in sorted((float(q[1]) for q in quartiles if q[2] - q[0] < 0.1 * q[1]), reverse=True):
+        if groups and groups[-1][0] <= 1.2 * step:
+            groups[-1] = groups[-1][0], groups[-1][1] + 1
+        else:
+            groups.append((step, 1))
+    return groups
 
 
 def check_success(data: Dataset) -> Iterator[Finding]:
@@ -421,17 +448,45 @@ def check_duplicates(data: Dataset) -> Iterator[Finding]:
 def check_dtypes(data: Dataset) -> Iterator[Finding]:
     """Finds numbers whose type makes a reader misread them, and numbers that are implausibly large."""
     for name, f in data[0].features().items():
-        if role(name) == "action" and f.kind in ("discrete", "text") and f.size:
+        if role(name) in ("observation", "action") and f.kind in ("discrete", "text") and f.size:
             low, high = _value_range(data, name)
+            if role(name) == "observation" and f.kind == "text":
+                continue
             if low.min() < 0 or high.max() > 255:
                 yield Finding("dtype", "warning", f"{name}: integers from {low.min():g} to {high.max():g}, which are "
-                              "read as choices", "store quantities as floating-point numbers", Location(feature=name))
+                              "read as classes", "if they are quantities: --columns "
+                              f"{short_name(name)}={own_columns(data, name)}:quantities", Location(feature=name))
         elif f.kind == "vector" and f.dtype.startswith("float") and role(name) in ("observation", "action") and f.size:
             low, high = _value_range(data, name)
             if (size := np.nanmax(np.abs([low, high]))) > 1e6:
                 yield Finding("range", "warning", f"{name}: values as large as {size:.3g}",
                               "check for a placeholder for missing values, or another unit",
                               Location(feature=name))
+
+
+def own_columns(data: Dataset, name: str) -> str:
+    """Return the columns that a column was made of, as the user named them, or its own name."""
+    parts = data.metadata.get("columns", {}).get(name, (name,))
+    return ",".join(parts).removesuffix(":classes").removesuffix(":quantities")
+
+
+def action_reading(data: Dataset) -> str | None:
+    """Return how an action of few whole numbers is read, and how to read it otherwise. None for other actions."""
+    f = data.features().get("action")
+    if f is None or f.kind not in ("vector", "discrete") or f.dtype == "bool" or not f.size:
+        return None
+    values: set[float] = set()
+    for episode in data:
+        column = np.unique(episode.steps["action"])
+        values.update(column.tolist())
+        if len(values) > _FEW_VALUES or not (column == np.round(column)).all():
+            return None
+    described, columns = format_list((f"{v:g}" for v in sorted(values)), _FEW_VALUES), own_columns(data, "action")
+    if f.kind == "discrete":
+        return (f"action has the whole numbers {described}, which are read as classes, without an order. If they are "
+                f"quantities: --columns action={columns}:quantities")
+    return (f"action has the whole numbers {described}, which are read as quantities: a policy may answer with numbers "
+            f"between them. If they are classes: --columns action={columns}:classes")
 
 
 def check_image_layouts(data: Dataset) -> Iterator[Finding]:
@@ -601,6 +656,8 @@ QUALITY_CHECKS: tuple[Check, ...] = (
     action_motion.check_units,
 )
 FRAME_CHECKS: tuple[Check, ...] = (check_images,)
+# Their warnings are shown before training: what a policy learns from such data is not what was meant.
+TRAINING_CHECKS: tuple[Check, ...] = (reader_warnings, check_timestamps, check_constant, check_dtypes)
 
 
 def _numeric_columns(data) -> list[str]:

@@ -107,6 +107,14 @@ def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collecti
     return [code for code in ignore if code not in {f.code for f in found}]
 
 
+def training_warnings(data: Dataset) -> list[str]:
+    """What a user should know before training on data that `check_usable` accepts."""
+    findings = _run_checks(data, checks.TRAINING_CHECKS, Path(data.metadata.get("path", ".")))
+    texts = [f"warning: {f.message}" + ("" if f.code == "reader" else f" ({f.remedy})")
+             for f in findings if f.severity == "warning"]
+    return [*texts, *([reading] if (reading := checks.action_reading(data)) else [])]
+
+
 def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collection[str] = (), *,
                     training_data: Dataset | None = None) -> None:
     """Raises DataError if an error is among these findings, except for codes in `ignore`.

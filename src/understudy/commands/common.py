@@ -485,7 +485,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mappi
     Raises:
         DataError: There is no action, or the audit finds an error.
     """
-    from ..audit import check_usable
+    from ..audit import check_usable, training_warnings
     from ..core import DataError, role
     from ..data import cache
     from ..data.column_selection import open_columns, parse_columns
@@ -499,6 +499,8 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mappi
                              + (",".join(n for n in data.features() if role(n) == "action") or "U1,U2"))
     if ignore is not None:
         warn_unused_ignores(check_usable(data, data.metadata["path"], ignore, training=True))
+        for text in training_warnings(data):
+            print(f"{path}: {text}", file=sys.stderr)
     sizes = {(f.shape[0], f.shape[1]) for f in data.features().values() if f.kind == "image"}
     if not sizes or not decode:
         return data

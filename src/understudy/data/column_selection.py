@@ -99,6 +99,9 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
                         hint="say what they are: --columns state=A,B action=C,D with these names, and where episodes "
                              "end: episode=E, a column that numbers them, or episode_lengths=L, an array"
                              + (f". {hint}" if (hint := _episodes_hint(local)) else "")) from error
+    if columns:
+        named_columns = {name: list(parts) for name, parts in columns.items()}
+        data = Dataset(data.source, {**data.metadata, "columns": named_columns}, data.indices)
     if not selection:
         return data
     if isinstance(data.source, EpisodeList):

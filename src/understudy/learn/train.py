@@ -568,7 +568,8 @@ def check_method(method: Method, data: Dataset) -> None:
             raise DataError(
                 f"{target} has integers from {lowest} on, and integers are read as classes, numbered from 0",
                 where=path or "data set",
-                hint="save them as float32 if they are quantities, or number the classes from 0",
+                hint=f"if they are quantities: --columns {target}=COLUMN:quantities, or save them as float32; "
+                     "otherwise number the classes from 0",
             )
     if target in features and (window.action_offset > 0 or window.action_offset + window.horizon <= 0):
         def reached(episode):  # whether any step of its windows' targets lies in it

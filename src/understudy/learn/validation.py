@@ -167,7 +167,7 @@ def _check_target(policy: Policy) -> None:
     if most > MANY_CLASSES:
         warnings.warn(f"Column {name!r} has whole numbers (type {target.dtype}), which are read as numbers of choices: "
                       f"{most:,} choices that have no order. If they are quantities, such as pixels, store them as "
-                      "float32.", DataWarning, stacklevel=3)
+                      f"float32, or add --columns {name}=COLUMN:quantities.", DataWarning, stacklevel=3)
 
 
 def warn_of_padding(window: Window, data: Dataset) -> None:

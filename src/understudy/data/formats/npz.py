@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import Feature, UserError, role
+from ...core import Feature, UserError, role, short_name
 from .. import cache
 from ..episode import Dataset, episode_starts
 from . import sidecar
@@ -107,9 +107,9 @@ class NpzSource(NpzArchiveSource):
     def _doubts(self):
         """Warnings about arrays that are read under their own name but may be meant to have another role."""
         for name, f in self.schema.items():
-            if f.kind == "discrete" and role(name) == "action":
-                yield (f"{self.keys[name]}: {f.dtype} is read as choices, numbered from 0; save it as float32 if it "
-                       "holds numbers")
+            if f.kind == "discrete" and role(name) in ("action", "observation"):
+                yield (f"{self.keys[name]}: {f.dtype} is read as classes, numbered from 0; if it holds quantities: "
+                       f"--columns {short_name(name)}={self.keys[name]}:quantities, or save it as float32")
         for key in (*self.keys.values(), *self._per_episode):
             if _OTHERS.get(key) in (*KEYS.columns, "next_observations") and _OTHERS[key] not in self._file.headers:
                 yield f"{key} is kept under that name; save it as {_OTHERS[key]} if that is what it is"

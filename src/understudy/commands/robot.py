@@ -263,7 +263,8 @@ def _release(o: RobotCommandOptions, out: Output) -> None:
             out.print(f"{arm.kind.name}, {arm.port}: the torque is off")
     if problems:
         raise ConnectionLost(f"servos may still have torque. {'; '.join(problems)}", where="robot release",
-                             hint="support the arm, which falls, and switch its power off")
+                             hint="understudy robot find-port finds ports. Otherwise support the arm, and switch "
+                                  "its power off")
 
 
 def _emulate(o: RobotCommandOptions, out: Output) -> None:

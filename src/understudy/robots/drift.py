@@ -40,8 +40,8 @@ class ServoState:
             return (f"the servo holds {self.stored}, but the file {self.expected}. The middle of its range has moved "
                     f"by {self.drift:.1f} degrees")
         if self.outside > TOLERANCE:
-            return (f"the joint is {self.outside:.1f} degrees outside its calibrated range, which it cannot reach "
-                    "unless its horn or its magnet has slipped")
+            return (f"the joint is {self.outside:.1f} degrees outside its calibrated range. It was not moved to its "
+                    "end when it was calibrated, or its horn has slipped")
         return None
 
 

@@ -33,14 +33,18 @@ class TorqueGuard:
                                          stdout=subprocess.PIPE, start_new_session=True)
         assert self._process.stdin is not None and self._process.stdout is not None
         task = {"port": bus.port_name, "baudrate": bus.baudrate, "packet": packet.hex(), "place": place}
-        with suppress(OSError):
-            self._process.stdin.write(json.dumps(task).encode() + b"\n")
-            self._process.stdin.flush()
-        with self._process.stdout as ready:
-            if not ready.readline():
-                raise RobotError("the process that releases the arm after a crash cannot be started", where=place,
-                                 hint="see the messages above. Without it, use "
-                                      "--robot.disable-torque-on-disconnect false")
+        try:
+            with suppress(OSError):
+                self._process.stdin.write(json.dumps(task).encode() + b"\n")
+                self._process.stdin.flush()
+            with self._process.stdout as ready:
+                if not ready.readline():
+                    raise RobotError("the process that releases the arm after a crash cannot be started", where=place,
+                                     hint="see the messages above. --robot.disable-torque-on-disconnect false does "
+                                          "without it")
+        except BaseException:
+            self.abandon()
+            raise
 
     def end(self, released: bool) -> None:
         """Ends the guard, after the port was closed.
@@ -54,9 +58,12 @@ class TorqueGuard:
                 self._process.stdin.write(torque_guard_process.GOODBYE)
             self._process.stdin.close()
         if released:
-            self._process.wait()
+            try:
+                self._process.wait(timeout=2)
+            except subprocess.TimeoutExpired:
+                self.abandon()
 
     def abandon(self) -> None:
-        """Ends the guard at once, before the port is opened again."""
+        """Ends the guard at once. This process goes on to use the port."""
         self._process.kill()
         self._process.wait()

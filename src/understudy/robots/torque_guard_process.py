@@ -28,7 +28,10 @@ def main() -> None:
     if task is None:
         return
     parent = os.getppid()
-    os.write(1, b"ready\n")
+    try:
+        os.write(1, b"ready\n")
+    except OSError:
+        return  # the parent ended before it switched the torque on
     os.close(1)
     received: list[bytes] = []
     reader = threading.Thread(target=lambda: received.append(sys.stdin.buffer.read()), daemon=True)

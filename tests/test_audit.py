@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -17,9 +18,10 @@ import defects  # noqa: E402
 
 from understudy import UserError, cli  # noqa: E402
 from understudy.audit import audit, check_usable, checks, find_problems  # noqa: E402
-from understudy.audit.base import Finding, Location, finding_from_error  # noqa: E402
+from understudy.audit.base import AuditReport, Finding, Location, finding_from_error  # noqa: E402
+from understudy.audit.purposes import rank_episodes, robust_deviations, typical_episodes  # noqa: E402
 from understudy.data.episode import Dataset, Episode  # noqa: E402
-from understudy.data.formats import _READERS, lerobot, open_dataset  # noqa: E402
+from understudy.data.formats import _READERS, lerobot, open_dataset, write_dataset  # noqa: E402
 
 BROKEN = {  # of the fixtures: what the audit must say, and where
     "lerobot_truncated_mp4": ("frames-missing", {"file": "videos/observation.images.top/chunk-000/file-000.mp4"}),
@@ -183,13 +185,13 @@ def test_no_episode_is_no_error():
 def test_json_and_exit_status(saved, shared, tmp_path, capsys):
     status, out, _ = run(capsys, "audit", saved, "--json")
     said = json.loads(out)
-    assert status == 0 and said["ok"] is True and set(said) == {"ok", "findings", "scores"}
+    assert status == 0 and said["ok"] is True and set(said) == {"ok", "findings", "scores", "purposes"}
     assert all(len(values) == 6 for values in said["scores"].values())
     status, out, _ = run(capsys, "audit", shared / "fixtures/broken/lerobot_nan_action", "--json")
     said = json.loads(out)
     assert status == 3 and said["ok"] is False
     first = said["findings"][0]
-    assert set(first) == {"code", "severity", "where", "message", "remedy"} and first["severity"] == "error"
+    assert set(first) == {"code", "severity", "where", "message", "remedy", "episodes"} and first["severity"] == "error"
     assert first["where"] == {"file": None, "episode": 2, "step": 1, "feature": "action"}
     (tmp_path / "note.txt").write_text("no data")
     for name, problem in (("nowhere", "there is no such file or folder"), ("note.txt", "this is not a data set")):
@@ -236,6 +238,102 @@ def test_page(shared, tmp_path, capsys):
     assert status == 3 and "frame-damaged" in text and "Episode 0" in text and "<script" not in text
     assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org", "")
     assert run(capsys, "audit", shared / "fixtures/lerobot/v3.0/images", "--html", page)[0] == 2  # nothing is lost
+
+
+# -- episodes to look at ------------------------------------------------------------------------------------------------
+
+
+def fork_with(*changes):
+    """36 clean demonstrations, of which some are replaced: (number, function of the episode)."""
+    whole = defects.toy("fork", 36)
+    episodes = [Episode({k: e.steps[k] for k in ("observation.state", "action")}, e.metadata) for e in whole]
+    for e, change in changes:
+        episodes[e] = change(episodes[e])
+    return Dataset(episodes, whole.metadata)
+
+
+def with_action(change):
+    return lambda e: e.replace({**e.steps, "action": change(np.array(e.steps["action"]))})
+
+
+def shaken(action):
+    return action + np.random.default_rng(0).normal(0, 0.8, action.shape).astype(action.dtype)
+
+
+def with_nan(action):
+    action[3, 1] = np.nan
+    return action
+
+
+def rankings_of(data, path):
+    write_dataset(data, path)
+    return {r.name: r for r in rank_episodes(audit(path), path)}
+
+
+def test_clean_demonstrations_are_listed_for_no_purpose(tmp_path):
+    assert rankings_of(fork_with(), tmp_path / "d") == {}
+
+
+def test_episodes_are_listed_for_one_purpose_with_evidence(tmp_path):
+    found = rankings_of(fork_with((13, with_action(shaken)), (5, with_action(with_nan))), tmp_path / "d")
+    faulty, unlike = found["remove as faulty"], found["unlike the others"]
+    assert [e.episode for e in faulty.episodes] == [5, 13]  # errors first; the actions of 13 have no effect
+    assert (faulty.episodes[0].evidence[0].source, faulty.episodes[0].evidence[0].step) == ("not-finite", 3)
+    assert 13 in [e.episode for e in unlike.episodes]
+    (evidence, *_) = next(e for e in unlike.episodes if e.episode == 13).evidence
+    assert evidence.source == "typicality" and evidence.value < evidence.usual and evidence.deviations < -3.5
+    assert f"typicality {evidence.value:.3g}, usually {evidence.usual:.3g}" in evidence.text and evidence.step >= 0
+    assert [e.episode for e in found["jerky"].episodes] == [13]
+    assert not any(name in " ".join(found) for name in ("best", "worst"))
+
+
+def test_the_command_of_a_purpose_leaves_out_exactly_its_episodes(tmp_path, monkeypatch, capsys):
+    """Its score may be NaN in other episodes; curate would leave these out too."""
+    monkeypatch.chdir(tmp_path)
+    short = lambda e: Episode({k: np.asarray(v)[:3] for k, v in e.steps.items()}, e.metadata)  # noqa: E731
+    for name, changes in (("one", [(13, with_action(shaken)), (20, with_action(shaken))]),
+                          ("with a short one", [(13, with_action(shaken)), (2, short)])):
+        found = rankings_of(fork_with(*changes), name)
+        assert "jerky" in found
+        for ranking in found.values():
+            assert cli.main(shlex.split(ranking.command)[1:]) == 0, ranking.command
+            view = shlex.split(ranking.command)[shlex.split(ranking.command).index("--out") + 1]
+            listed, whole = {e.episode for e in ranking.episodes}, open_dataset(name)
+            expected = [i for i in range(36) if i not in listed]
+            for mine, i in zip(open_dataset(view), expected, strict=True):
+                np.testing.assert_array_equal(mine.steps["action"], whole[i].steps["action"])
+            Path(view).unlink()
+
+
+def test_what_opposing_scores_say_does_not_cancel_out():
+    """The most novel episode is the least typical: it is unlike the others, whatever other scores think of it."""
+    typical = np.array([*np.linspace(-1.1, -0.9, 11), -9.0])
+    report = AuditReport((), {"typicality": typical, "novelty": -typical, "brevity": np.full(12, -20.0)}, n_episodes=12)
+    (ranking,) = rank_episodes(report, "my demos")
+    assert ranking.name == "unlike the others" and [e.episode for e in ranking.episodes] == [11]
+    assert ranking.command == ("understudy curate 'my demos' --score typicality --keep 0.916667 --out "
+                               "without-unlike-the-others.json")
+    assert typical_episodes(report.scores, 1) == [10]
+
+
+def test_robust_deviations_are_those_of_a_normal_distribution():
+    values = np.random.default_rng(0).normal(3, 2, 100_000)
+    np.testing.assert_allclose(robust_deviations(values), (values - 3) / 2, atol=0.05)
+    assert robust_deviations(np.array([1.0] * 7)).tolist() == [0] * 7  # too few
+    few = robust_deviations(np.array([1.0] * 9 + [0.0]))  # more than half are equal
+    assert few[:9].tolist() == [0] * 9 and few[9] == pytest.approx(-10 / 1.2533)
+    assert np.isnan(robust_deviations(np.array([np.nan, *range(9)]))[0])
+
+
+def test_the_audit_prints_purposes_and_writes_them_to_its_page(tmp_path, capsys):
+    write_dataset(fork_with((13, with_action(shaken))), tmp_path / "d")
+    status, out, _ = run(capsys, "audit", tmp_path / "d", "--html", tmp_path / "a.html")
+    text = (tmp_path / "a.html").read_text()
+    assert status == 0 and "\njerky: 1 episode: 13\n" in out and "episode 13: smoothness" in out
+    assert "Unlike the others" in text and "Most like the others" in text and "understudy curate" in text
+    assert "Worst" not in text and "mean rank" not in text
+    report = json.loads(run(capsys, "audit", tmp_path / "d", "--json")[1])
+    assert {"name", "meaning", "episodes", "command"} == report["purposes"][0].keys()
 
 
 # -- small things ---------------------------------------------------------------------------------------------------

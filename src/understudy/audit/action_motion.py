@@ -76,6 +76,7 @@ def check_jumps(data: Dataset) -> Iterator[Finding]:
             "error of a linear model in the other steps",
             "a frame may be missing, something was moved by hand, or the episode should have ended there",
             Location(None, e, t),
+            tuple(dict.fromkeys(e for _, e, _ in found)),
         )
 
 
@@ -104,6 +105,7 @@ def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
             f"effect as elsewhere: {format_list(odd)}",
             "check that the actions belong to this episode and to this robot",
             Location(episode=odd[0], feature="action"),
+            tuple(odd),
         )
 
 
@@ -372,6 +374,7 @@ def check_action_convention(data: Dataset) -> Iterator[Finding]:
         f"{explained[0]:.0%} of what the state leaves open of their motion, and {explained[1]:.0%} in these",
         "compare the actions with the states in one episode of each group before you convert any",
         Location(episode=few[0], feature="action"),
+        tuple(few),
     )
 
 
@@ -474,7 +477,7 @@ def check_units(data: Dataset) -> Iterator[Finding]:
         if odd:
             yield Finding("scale", "warning", f"{name}: {pluralize(len(odd), 'episode')} of another magnitude than the "
                           f"others: {format_list(odd)}", "check for degrees and radians, or millimeters and meters",
-                          Location(episode=odd[0], feature=name))
+                          Location(episode=odd[0], feature=name), tuple(odd))
 
 
 # -- small things ---------------------------------------------------------------------------------------------------

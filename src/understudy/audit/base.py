@@ -47,7 +47,8 @@ class Finding:
             "warning" and "note": judgments of quality.
         message: What was found.
         remedy: How to fix it.
-        where: Where it was found.
+        where: Where it was found; the first place if there are several.
+        episodes: All episodes with this problem, if there are several.
     """
 
     code: str
@@ -55,6 +56,7 @@ class Finding:
     message: str
     remedy: str
     where: Location = field(default_factory=Location)
+    episodes: tuple[int, ...] = ()
 
 
 def finding_from_error(
@@ -113,7 +115,11 @@ class StepScore(Score):
         """
 
     def __call__(self, data: Dataset) -> np.ndarray:
-        return np.array([np.nanmean(s) if np.isfinite(s).any() else np.nan for s in self.steps(data)])
+        return self.of_episodes(self.steps(data))
+
+    def of_episodes(self, steps: Sequence[np.ndarray]) -> np.ndarray:
+        """The score of each episode, (E,), from those of its steps."""
+        return np.array([np.nanmean(s) if np.isfinite(s).any() else np.nan for s in steps])
 
 
 @dataclass(frozen=True)
@@ -123,9 +129,13 @@ class AuditReport:
     Attributes:
         findings: All findings, errors first.
         scores: Values of each score by its name, one per episode, (E,).
+        lowest_steps: The step of each episode at which a score is lowest, (E,), for scores of steps. -1 for none.
+        n_episodes: Number of episodes. None if not all of them can be read.
     """
     findings: tuple[Finding, ...]
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> (E,)
+    lowest_steps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    n_episodes: int | None = None
 
     @property
     def ok(self) -> bool:

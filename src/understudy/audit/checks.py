@@ -88,12 +88,13 @@ def check_finite(data: Dataset) -> Iterator[Finding]:
     for name in _numeric_columns(data):
         if _is_column_finite(data, name):
             continue
-        bad, first = 0, None
+        bad, first, episodes = 0, None, []
         for e, episode in enumerate(data):
             values = episode.steps[name]
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 wrong = np.argwhere(~np.isfinite(values))
                 bad, first = bad + len(wrong), first or (e, wrong[0])
+                episodes.append(e)
         if first is not None:
             e, at = first
             part = name + "".join(f"[{i}]" for i in at[1:])
@@ -103,6 +104,7 @@ def check_finite(data: Dataset) -> Iterator[Finding]:
                 f"{name}: {pluralize(bad, 'value')} not finite, the first is {part} of episode {e}, step {at[0]}",
                 "correct the value, or leave the episode out",
                 Location(None, e, int(at[0]), name),
+                tuple(episodes),
             )
 
 
@@ -368,7 +370,7 @@ def check_short_episodes(data: Dataset) -> Iterator[Finding]:
     if early:
         yield Finding("early-end", "warning", f"{pluralize(len(early), 'episode')} shorter than a quarter of the usual "
                       f"{np.median(lengths):g} steps, without having reached an end: {format_list(early)}",
-                      "leave it out if the recording stopped too early", Location(episode=early[0]))
+                      "leave it out if the recording stopped too early", Location(episode=early[0]), tuple(early))
 
 
 def interrupted(data: Dataset) -> Iterator[Finding]:
@@ -377,7 +379,7 @@ def interrupted(data: Dataset) -> Iterator[Finding]:
         said = [f"{e} ({pluralize(len(data[e]), 'step')})" for e in found]
         yield Finding("interrupted", "warning", f"{pluralize(len(found), 'episode')} whose recording was interrupted "
                       f"before the end: {format_list(said)}", "training leaves them out; understudy train "
-                      "--include-interrupted trains on them", Location(episode=found[0]))
+                      "--include-interrupted trains on them", Location(episode=found[0]), tuple(found))
 
 
 def check_constant(data: Dataset) -> Iterator[Finding]:
@@ -416,6 +418,7 @@ def check_duplicates(data: Dataset) -> Iterator[Finding]:
             f"{format_list(f'{b} = {a}' for a, b in twice)}",
             "leave it out: it counts twice in training, and may be in the held-out data too",
             Location(episode=twice[0][1]),
+            tuple(e for _, e in twice),
         )
     copies: dict[bytes, list[str]] = {}
     for name in names:
@@ -546,7 +549,7 @@ def check_idle(data: Dataset) -> Iterator[Finding]:
             slow.append(e)
     if still:
         yield Finding("no-motion", "warning", f"{pluralize(len(still), 'episode')} in which no observation changes: "
-                      f"{format_list(still)}", "leave it out", Location(episode=still[0]))
+                      f"{format_list(still)}", "leave it out", Location(episode=still[0]), tuple(still))
     if slow:
         yield Finding(
             "idle",
@@ -554,6 +557,7 @@ def check_idle(data: Dataset) -> Iterator[Finding]:
             f"{pluralize(len(slow), 'episode')} in which nothing moves for most of the time: {format_list(slow)}",
             "crop the start and the end, or check for a sensor that stopped",
             Location(episode=slow[0]),
+            tuple(slow),
         )
 
 

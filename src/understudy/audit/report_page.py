@@ -1,7 +1,8 @@
-"""An audit as one HTML page that opens from disk: the findings, the scores, the best and the worst episodes."""
+"""An audit as one HTML page that opens from disk: the findings, the episodes to look at, and the scores."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from ..data.episode import Dataset, Episode
 from ..data.formats import preview_dataset
 from ..evaluate.episode_video import film_strip
 from ..evaluate.plots import Figure, curves, histogram
-from ..evaluate.report import Content, Figures, Paragraph, Section, Table, write_page
+from ..evaluate.report import Commands, Content, Figures, Paragraph, Section, Table, write_page
 from .base import AuditReport
+from .purposes import Ranking, typical_episodes
 from .text import format_list, pluralize
 
 _MAX_FINDINGS = 200  # findings of one severity that are listed
@@ -21,8 +23,8 @@ _N_EXAMPLES = 3  # episodes at each end
 _COMPONENTS = 4
 
 
-def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, mapping: Path | None = None,
-                     **options) -> Path:
+def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, mapping: Path | None = None, *,
+                     rankings: Sequence[Ranking] = (), **options) -> Path:
     """Writes an audit as an HTML page.
 
     Args:
@@ -30,6 +32,7 @@ def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, ma
         path: The data set that was audited.
         report: The result of `audit`.
         mapping: For bags, a mapping of topics to columns instead of the proposed one.
+        rankings: Episodes to look at, of `rank_episodes`.
         options: columns (see `open_columns`), and options of the format, as for `audit`.
 
     Returns:
@@ -49,7 +52,8 @@ def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, ma
     if not report.findings:
         sections.append(Section("Findings", (Paragraph("None: no check found anything."),)))
     if len(data):
-        sections += [*_extreme_episode_sections(data, report), _scores_section(data, report)]
+        sections += [*(_ranking_section(data, ranking) for ranking in rankings), *_typical_section(data, report),
+                     _scores_section(data, report)]
     told = "No errors were found." if report.ok else "Errors were found."
     about = (
         f"{pluralize(len(data), 'episode')}, {pluralize(data.steps, 'step')}"
@@ -96,30 +100,22 @@ def _scores_section(data, report) -> Section:
                    if len(each) > 1 else "")
 
 
-def _extreme_episode_sections(data, report) -> list[Section]:
-    """The episodes that findings name, and the best and the worst by their mean rank over the scores."""
-    ranks = [_ranks(np.asarray(v, float)) for v in report.scores.values()
-             if np.isfinite(np.asarray(v, float)).any() and np.nanmin(v) < np.nanmax(v)]
-    odd = list(dict.fromkeys(f.where.episode for f in report.findings
-                             if f.where.episode is not None and f.where.episode < len(data)))[:2 * _N_EXAMPLES]
-    out = []
-    if odd:
-        out.append(Section("Episodes that findings name", _episode_figures(data, odd)))
-    if ranks and len(data) > 1:
-        order = np.argsort(np.nanmean(ranks, axis=0), kind="stable")
-        n = min(_N_EXAMPLES, len(data) // 2)
-        out.append(Section("Best", _episode_figures(data, order[::-1][:n]), "By the mean rank over all scores."))
-        out.append(Section("Worst", _episode_figures(data, order[:n]), "By the mean rank over all scores."))
-    return out
+def _ranking_section(data: Dataset, ranking: Ranking) -> Section:
+    """The episodes that are listed for a purpose: why, what they look like, and the command that leaves them out."""
+    rows = tuple((episode.episode, evidence.source, "" if evidence.step is None else evidence.step, evidence.text)
+                 for episode in ranking.episodes for evidence in episode.evidence)
+    shown = [e.episode for e in ranking.episodes if e.episode < len(data)][:_N_EXAMPLES]
+    return Section(ranking.name.capitalize(), (
+        Table(("episode", "by", "step", "evidence"), rows[:_MAX_FINDINGS]), *_episode_figures(data, shown),
+        *([Commands(((ranking.command, "A view without these episodes:"),))] if ranking.command else [])),
+        ranking.meaning)
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0 (lowest) to 1. NaN stays NaN."""
-    out, there = np.full(len(values), np.nan), np.isfinite(values)
-    _, which, many = np.unique(values[there], return_inverse=True, return_counts=True)
-    middle = np.cumsum(many) - (many + 1) / 2  # equal values share a rank
-    out[there] = middle[which] / max(there.sum() - 1, 1)
-    return out
+def _typical_section(data: Dataset, report: AuditReport) -> list[Section]:
+    """Episodes that are most like the others, to compare the listed ones with."""
+    typical = typical_episodes(report.scores, min(_N_EXAMPLES, len(data) // 2))
+    return [Section("Most like the others", _episode_figures(data, typical), "To compare with. Highest typicality.")
+            ] if typical else []
 
 
 def _episode_figures(data, numbers) -> tuple[Content, ...]:

@@ -14,7 +14,7 @@ from ..data.episode import Dataset
 from ..data.formats import preview_dataset, remote
 from ..data.formats.detection import format_of
 from . import checks
-from .base import AuditReport, Finding, Location, finding_from_error
+from .base import AuditReport, Finding, Location, StepScore, finding_from_error
 from .file_checks import check_files
 from .text import pluralize
 
@@ -57,8 +57,10 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
     path = Path(data.metadata.get("path", path))  # the folder may contain exactly one data set
     found = list(check_files(path))
     found += find_problems(data, path, frames=frames, include_files=False, progress=progress)
-    whole = not {f.code for f in found} & _ERROR_CODES and 0 < data.steps <= _MAX_SCORED_STEPS
-    return AuditReport(_sort_findings(found), _scores(data) if scores and whole else {})
+    if {f.code for f in found} & _ERROR_CODES:
+        return AuditReport(_sort_findings(found))
+    values, lowest = _scores(data) if scores and 0 < data.steps <= _MAX_SCORED_STEPS else ({}, {})
+    return AuditReport(_sort_findings(found), values, lowest, len(data))
 
 
 def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False, include_files: bool = True,
@@ -193,19 +195,27 @@ def _sort_findings(found: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda f: _ORDER.index(f.severity)))
 
 
-def _scores(data: Dataset) -> dict:
-    """The scores that need no training, without those that have no meaning for these data."""
+def _scores(data: Dataset) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The scores that need no training, without those that have no meaning for these data, and the steps at which they
+    are lowest.
+    """
     from .scores import NETWORK_SCORES, SCORES
 
     roles = {role(n) for n, f in data.features().items() if f.kind in ("vector", "discrete", "image")}
     if not {"observation", "action"} <= roles:
-        return {}  # a finding says so
-    found = {}
+        return {}, {}  # a finding says so
+    found, lowest = {}, {}
     for name, make in SCORES.items():
         if name in NETWORK_SCORES:
             continue
         try:
-            found[name] = make()(data)
+            score = make()
+            if isinstance(score, StepScore):
+                steps = score.steps(data)
+                found[name] = score.of_episodes(steps)
+                lowest[name] = np.array([np.nanargmin(s) if np.isfinite(s).any() else -1 for s in steps])
+            else:
+                found[name] = score(data)
         except UserError:
             continue
-    return found
+    return found, lowest

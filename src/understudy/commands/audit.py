@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -17,6 +17,12 @@ from .common import (
     parse,
     progress_bar,
 )
+
+
+if TYPE_CHECKING:
+    from ..audit.purposes import Ranking
+
+MAX_SHOWN = 3  # episodes of a purpose whose evidence is printed; --json has all
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,14 @@ class AuditOptions:
     """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
     episodes, episode_lengths=NAME for an array of their lengths; action=u:classes where whole numbers are classes"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
-    """write a page of the audit, with the best and the worst episodes"""
+    """write a page of the audit, with the episodes to look at"""
 
 
 def main(args: list[str]) -> None:
     o = parse(AuditOptions, "audit", args)
     from ..audit import audit
     from ..audit.checks import FRAME_CHECKS, INTEGRITY_CHECKS, QUALITY_CHECKS
+    from ..audit.purposes import rank_episodes
     from ..audit.text import pluralize
     from ..data.column_selection import parse_columns
 
@@ -54,12 +61,17 @@ def main(args: list[str]) -> None:
         for f in report.findings:
             out.print(f"{f.severity}  {f.code}" + (f"  ({f.where})" if str(f.where) else ""), f"  {f.message}",
                     *([f"  -> {f.remedy}"] if f.severity != "note" else []))
+        rankings = rank_episodes(report, o.data, o.map is None and not o.columns)
         kinds = {s: sum(f.severity == s for f in report.findings) for s in ("error", "warning", "note")}
         out.print(*([""] if report.findings else []), ", ".join(pluralize(n, s) for s, n in kinds.items()))
+        for ranking in rankings:
+            out.print("", *_ranking_lines(ranking))
+        if report.scores and not rankings:
+            out.print("No episode is far from the others by any score.")
         if o.html is not None:
             from ..audit.report_page import write_audit_page
 
-            write_audit_page(o.html, path, report, o.map, columns=parse_columns(o.columns))
+            write_audit_page(o.html, path, report, o.map, rankings=rankings, columns=parse_columns(o.columns))
             out.print(f"Written to {o.html}")
         if not report.ok:
             if _can_be_inspected(path, o):
@@ -68,9 +80,20 @@ def main(args: list[str]) -> None:
             else:
                 out.print(f"It cannot be opened as it is. {command_line('repair', o.data, '--out', 'DST')} saves what "
                           "can be read, if anything can.")
-        out.print_json(report.to_json())
+        out.print_json({**report.to_json(), "purposes": [ranking.to_json() for ranking in rankings]})
     if not report.ok:
         raise SystemExit(3)
+
+
+def _ranking_lines(ranking: Ranking) -> list[str]:
+    """Episodes that are listed for a purpose, with their evidence and the command that leaves them out."""
+    from ..audit.text import format_list, pluralize
+
+    numbers = format_list(e.episode for e in ranking.episodes)
+    lines = [f"{ranking.name}: {pluralize(len(ranking.episodes), 'episode')}: {numbers}", f"  {ranking.meaning}"]
+    lines += [f"  episode {e.episode}: " + "; ".join(reason.text for reason in e.evidence)
+              for e in ranking.episodes[:MAX_SHOWN]]
+    return lines + ([f"  -> {ranking.command}"] if ranking.command else [])
 
 
 def _can_be_inspected(path: Path, o: AuditOptions) -> bool:

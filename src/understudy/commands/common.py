@@ -23,6 +23,7 @@ from typing import (
 from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
+from ..hints import command_line
 from .options import options_of, parse_options
 from .robot_options import name_lerobot_fields
 
@@ -219,11 +220,6 @@ def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[
     loads = [package for run in runs for package in (trusted if has_no_run(run) else required_packages(run))]
     return [part for package in dict.fromkeys((*(p for p in makes if p in trusted), *loads))
             for part in ("--trust", package)]
-
-
-def command_line(*parts: object) -> str:
-    """Joins the parts of a command, quoted for a shell."""
-    return shlex.join(["understudy", *map(str, parts)])
 
 
 def recorded_env(data: Dataset) -> str | None:

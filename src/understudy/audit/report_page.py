@@ -102,11 +102,10 @@ def _scores_section(data, report) -> Section:
 
 def _ranking_section(data: Dataset, ranking: Ranking) -> Section:
     """The episodes that are listed for a purpose: why, what they look like, and the command that leaves them out."""
-    rows = tuple((episode.episode, evidence.source, "" if evidence.step is None else evidence.step, evidence.text)
-                 for episode in ranking.episodes for evidence in episode.evidence)
+    rows = tuple((episode.episode, evidence.text) for episode in ranking.episodes for evidence in episode.evidence)
     shown = [e.episode for e in ranking.episodes if e.episode < len(data)][:_N_EXAMPLES]
     return Section(ranking.name.capitalize(), (
-        Table(("episode", "by", "step", "evidence"), rows[:_MAX_FINDINGS]), *_episode_figures(data, shown),
+        Table(("episode", "evidence"), rows[:_MAX_FINDINGS]), *_episode_figures(data, shown),
         *([Commands(((ranking.command, "A view without these episodes:"),))] if ranking.command else [])),
         ranking.meaning)
 

@@ -240,7 +240,7 @@ def test_page(shared, tmp_path, capsys):
     assert run(capsys, "audit", shared / "fixtures/lerobot/v3.0/images", "--html", page)[0] == 2  # nothing is lost
 
 
-# -- episodes to look at ------------------------------------------------------------------------------------------------
+# -- episodes to look at ----------------------------------------------------------------------------------------------
 
 
 def fork_with(*changes):

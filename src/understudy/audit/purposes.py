@@ -40,8 +40,8 @@ class Purpose:
 FAULTY = "remove as faulty"
 FAULTY_MEANING = "Checks found a defect in these episodes. Repair it as the finding says, or leave them out."
 PURPOSES = (
-    Purpose("unlike the others", "typicality", "No other episode has such states and actions. That is a mistake, or the "
-            "only demonstration of something rare: look at them before you leave any out.",
+    Purpose("unlike the others", "typicality", "No other episode has such states and actions. That is a mistake, or "
+            "the only demonstration of something rare: look at them before you leave any out.",
             ("state-similarity", "action-consistency")),
     Purpose("acts differently", "action-consistency", "Other episodes act differently where these "
             "were. That is a mistake, or another way of doing the task, which some methods can represent.",
@@ -124,8 +124,8 @@ def rank_episodes(report: AuditReport, path: Path | str, has_commands: bool = Tr
         low = [e for e in low if usual - values[e] >= purpose.min_change * abs(usual)]
         if not 0 < len(low) <= MAX_FRACTION * len(values):
             continue
-        episodes = tuple(RankedEpisode(e, tuple(_score_evidence(report, name, e) for name in _sources(report, purpose, e))
-                                       ) for e in low)
+        episodes = tuple(RankedEpisode(
+            e, tuple(_score_evidence(report, name, e) for name in _sources(report, purpose, e))) for e in low)
         out.append(Ranking(purpose.name, purpose.meaning, episodes, _curation(path, purpose, values, low, n_episodes)))
     return tuple(out)
 

@@ -18,7 +18,6 @@ from .common import (
     progress_bar,
 )
 
-
 if TYPE_CHECKING:
     from ..audit.purposes import Ranking
 

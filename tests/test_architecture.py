@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "understudy"
 ORDER = ["interrupts", "hints", "core", "user_code", "moved", "config", "files", "checkpoint", "plugins", "data",
-         "nets", "heads", "policy", "execute", "learn", "envs", "robots", "evaluate", "audit", "improve", "deploy", "serve",
-         "methods", "choose", "claims", "testing", "demo", "commands", "cli"]
+         "nets", "heads", "policy", "execute", "learn", "envs", "robots", "evaluate", "audit", "improve", "deploy",
+         "serve", "methods", "choose", "claims", "testing", "demo", "commands", "cli"]
 ALONE = {"__init__", "__main__", "studio"}  # the package itself, which finds names late, and the page
 PEERS = {"lerobot", "robomimic", "imitation", "d3rlpy", "stable_baselines3", "diffusers", "diffusion_policy",
          "tianshou", "minari", "openpi", "skrl", "cleanrl", "torchrl", "robosuite"}

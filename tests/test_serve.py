@@ -605,7 +605,7 @@ def test_a_robot_acts_with_a_served_policy_and_stops_when_the_link_is_lost():
     with BackgroundServer(service) as server:
         robot, planner = Still(), RemotePlanner(Client(server.url, timeout=2))
         done = act_on_robot(robot, remote_actor(planner), keys(0, [1]), fps=50, seconds=0.6)
-        assert done.steps > 5 and robot.stopped
+        assert done.counts.steps > 5 and robot.stopped
         local = service.served.planner
         first = local.plan({STATE: torch.zeros(1, 1, 3)}, local.noise(keys(0, [1]), torch.tensor([0])))[0].detach()
         np.testing.assert_allclose(robot.sent[:4], first[:4], atol=2e-6)

@@ -20,7 +20,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, NonFiniteAction, ObservationWrapper, PolicyActor, TransformedActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.policy import Planner
-from understudy.robots.acting import act_on_robot
+from understudy.robots.acting import StepCounts, act_on_robot
 from understudy.robots.base import ConnectionLost, RobotError
 from understudy.robots.calibration import MotorCalibration, find_calibration, read_calibration, write_calibration
 from understudy.robots.emulator import (
@@ -406,12 +406,50 @@ def test_a_policy_acts_within_the_limits_and_a_person_ends_it():
     with robot:
         done = act_on_robot(robot, Constant(torch.tensor([[500.0, -20.0]])), keys(0, [0]), fps=20, seconds=60,
                             keys=Script(_30="success"), clock=lambda: now[0], sleep=sleep)
-        assert (done.steps, done.late, done.ended) == (29, 0, "success")
+        assert (done.counts.steps, done.counts.late, done.ended) == (29, 0, "success")
         assert arm.goal.tolist() == arm.joints.tolist()  # it was stopped
         with pytest.raises(NonFiniteAction):
             act_on_robot(robot, Constant(torch.tensor([[np.nan, 0.0]])), keys(0, [0]), fps=20, seconds=60,
                          clock=lambda: now[0], sleep=sleep)
         assert arm.goal.tolist() == arm.joints.tolist()
+
+
+@pytest.mark.parametrize("action, counts", [
+    ([10.0, -10.0], StepCounts(steps=100)),
+    ([90.5, -91.7], StepCounts(steps=100)),  # 1 % of the range is not counted
+    ([10.0, 92.0], StepCounts(steps=100, clipped=80, bad=80))])  # the first second is a slow start
+def test_clipped_steps_are_counted(action, counts):
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+    limits = SafetyLimits((-90.0, -90.0), (90.0, 90.0), (500.0, 500.0), slow_start=0.97)
+    with SafeRobot(SimulatedArm(clock=lambda: now[0]), limits, lambda: now[0], watchdog=False) as robot:
+        done = act_on_robot(robot, Constant(torch.tensor([action])), keys(0, [0]), fps=20, seconds=4.97,
+                            clock=lambda: now[0], sleep=sleep)
+    assert done.counts == counts
+
+
+def test_late_and_missed_steps_are_counted_once_each():
+    """Every tenth action takes 3.5 periods: its step is late, two more periods pass, and the next one is late too."""
+    now, shown = [0.0], []
+
+    class Sometimes(Constant):
+        def act(self, obs, state):
+            state = {"n": state.get("n", 0) + 1}
+            now[0] += 3.5 / 20 if state["n"] % 10 == 0 else 0
+            return self.action, state
+
+    def sleep(seconds):
+        now[0] += seconds
+    limits = SafetyLimits((-90.0, -90.0), (90.0, 90.0), (500.0, 500.0), slow_start=0)
+    with SafeRobot(SimulatedArm(clock=lambda: now[0]), limits, lambda: now[0], watchdog=False) as robot:
+        done = act_on_robot(robot, Sometimes(torch.tensor([[1.0, 1.0]])), keys(0, [0]), fps=20, seconds=6.24,
+                            show=shown.append, clock=lambda: now[0], sleep=sleep)
+    assert done.counts == StepCounts(steps=100, late=10, missed=20, bad=30)
+    assert done.counts.bad_share == 30 / 120 and str(done.counts) == "100 steps, 20 stale, 10 late"
+    assert shown[-1].startswith("100 steps, 20 stale, 10 late (")
+    assert done.counts + StepCounts(1, 1, bad=1) == StepCounts(101, 1, 0, 10, 20, 31)
 
 
 class Slow(Planner):
@@ -451,7 +489,9 @@ def test_a_policy_that_is_told_a_task_plans_in_the_background():
     robot.stop = stop
     with robot:
         done = act_on_robot(robot, actor, keys(0, [0]), fps=20, seconds=1, clock=lambda: now[0], sleep=sleep)
-    assert done.steps == 20 and planner.is_late == [False, False]
+    assert planner.is_late == [False, False]
+    assert done.counts == StepCounts(steps=20, repeated=16, bad=16)  # a chunk has 4 actions, and no other came
+    assert (done.counts.stale, done.counts.bad_share, str(done.counts)) == (16, 0.8, "20 steps, 16 stale")
 
 
 # -- leaders, recording, replay ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -25,6 +25,10 @@ from .common import (
 )
 from .robot_options import RobotOptions, command_keys, flush_input, show_line
 from .served import changed_checkpoint, served_client
+
+if TYPE_CHECKING:
+    from ..robots.acting import ActedEpisode
+    from ..robots.safety import SafeRobot
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class _ActOptions:
     executor: SchemeName = None
     """act with another execution scheme than the policy was trained with; `server` executes the chunks of a served
     policy on the server"""
+    max_bad_share: Annotated[float, arg(metavar="FRACTION")] = 0.2
+    """largest fraction of steps that may be clipped, stale or late; the exit status is 3 if there are more"""
     seed: Annotated[int, arg(metavar="S")] = 0
     """seed of the policy's randomness"""
     device: DeviceName = "auto"
@@ -64,18 +70,26 @@ class ActOptions(RobotOptions, _ActOptions):
     Before every episode you arrange the scene and press enter (q and enter stop). Any of these keys ends an episode:
     the right arrow or enter, y and n (it is a success or a failure), the left arrow or x (it is discarded and run
     again), and escape or q (it is discarded, and no other follows).
+
+    Three kinds of steps are counted, shown, and stored with recorded episodes. Clipped: a safety limit changed the
+    action by more than 1 % of a joint's range, other than in a slow start. Stale: there was no new plan, so the last
+    action was repeated, or the robot held. Late: the step took longer than its time. The exit status is 3 if more than
+    --max-bad-share of all steps were of these kinds.
     """
 
 
 def main(args: list[str]) -> None:
     o = parse(ActOptions, "act", args)
-    from ..core import keys
+    from ..core import ConfigError, keys
     from ..data.recorder import Recorder
-    from ..robots.acting import act_on_robot
+    from ..robots.acting import StepCounts, act_on_robot
     from ..robots.env import RobotEnv
     from .policies import load_actor, refuse_unused_conditions, untrained_warning
 
-    out = Output()
+    if not 0 <= o.max_bad_share <= 1:
+        raise ConfigError(f"must be from 0 to 1, but is {o.max_bad_share:g}", where="--max-bad-share",
+                          hint="1 allows every step to be clipped, stale or late")
+    out, total, n_counted = Output(), StepCounts(), 0
     robot = prepare_robot(o.robot_config(), o.trust, o.yes)
     fps = o.fps or trained_rate(o.run) or 30.0
     refuse_unused_conditions([o.run], o)
@@ -101,21 +115,34 @@ def main(args: list[str]) -> None:
                 if done.ended in ("discard", "quit"):
                     recorder.discard()
                 else:
-                    recorder.end(success=done.success, obs=robot.observe(), **_checkpoints(o.run))
-            said = f", {done.late} of them late" if done.late else ""
-            said += f", ended by {done.ended}" if done.ended else ""
-            if paused := robot.n_pauses - paused:
-                said += (f"; the robot paused {paused} time{'s' * (paused > 1)}, because no action came for "
-                         f"{robot.limits.timeout:g} s")
-            if told := changed_checkpoint(o.run):
-                said += f"; {told}"
-            out.print(f"episode {number}: {done.steps} steps{said}")
+                    recorder.end(success=done.success, obs=robot.observe(), execution=done.counts.metadata(),
+                                 **_checkpoints(o.run))
+            out.print(f"episode {number}: {done.counts}{_circumstances(o, robot, done, robot.n_pauses - paused)}")
+            if done.ended not in ("discard", "quit"):
+                total, n_counted = total + done.counts, n_counted + 1
             if done.ended == "quit":
                 break
             number += done.ended != "discard"
+    if n_counted > 1:
+        out.print(f"{n_counted} episodes: {total}")
     if o.out is not None:
         out.print(f"Episodes written to {o.out}")
         out.suggest(command_line("inspect", o.out))
+    if total.bad_share > o.max_bad_share:
+        print(f"{total.bad_share:.0%} of the steps were clipped, stale or late, and --max-bad-share allows "
+              f"{o.max_bad_share:.0%}: this was not the policy alone", file=sys.stderr)
+        raise SystemExit(3)
+
+
+def _circumstances(o: ActOptions, robot: SafeRobot, done: ActedEpisode, n_pauses: int) -> str:
+    """What to tell about an episode besides its steps."""
+    text = f", ended by {done.ended}" if done.ended else ""
+    if n_pauses:
+        text += (f"; the robot paused {n_pauses} time{'s' * (n_pauses > 1)}, because no action came for "
+                 f"{robot.limits.timeout:g} s")
+    if told := changed_checkpoint(o.run):
+        text += f"; {told}"
+    return text
 
 
 def _checkpoints(run: Path) -> dict[str, object]:

@@ -360,7 +360,7 @@ def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:
         with command_keys() as pressed:
             done = act_on_robot(env.robot, actor, trial.key, fps=env.metadata["fps"], seconds=o.episode_time_s,
                                 keys=pressed, show=show_line)
-        print(f"{done.steps} steps")  # how many were late would reveal the slower policy
+        print(f"{done.counts.steps} steps")  # how many were late would reveal the slower policy
         if done.ended == "quit":  # the same command asks about this trial
             raise KeyboardInterrupt
         return "again" if done.ended == "discard" else done.success

@@ -37,6 +37,7 @@ class AsynchronousRunner:
         delays: The last delays in steps, oldest first.
         plan_seconds: The times of the last computations in seconds, oldest first. The first plans of episodes are not
             among them, because they include the warm-up.
+        n_stale: Number of actions of the episode that repeated the last one of a chunk, because the next was not there.
 
     Raises:
         Unsupported: The executor does not execute chunks.
@@ -64,7 +65,7 @@ class AsynchronousRunner:
         self._pending: tuple[PlanRequest, Future[tuple[Tensor, float]], int] | None = None
         self._seen: Mapping[str, Tensor] | None = None
         self._run: State = {}
-        self._n_actions = 0
+        self._n_actions = self.n_stale = 0
 
     @torch.no_grad()
     def start(self, obs: Mapping[str, Tensor], key: Tensor) -> None:
@@ -79,7 +80,7 @@ class AsynchronousRunner:
             self._pending = None
         first, self._seen = self.actor.first_windows(obs, key)
         self._run = self.executor.start(self.actor.planner, first, key.to(self.actor.planner.device))
-        self._n_actions = 0
+        self._n_actions = self.n_stale = 0
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor]) -> Tensor:
@@ -104,6 +105,7 @@ class AsynchronousRunner:
                 self._run = self.executor.accept_plan(planner, self._run, request, request.plan(planner))
             elif request is not None:
                 self._pending = request, self._thread.submit(_timed_plan, planner, request), self._n_actions
+        self.n_stale += bool(self._run["cursor"][0] >= self._run["chunk"].shape[1] - self.executor.skip)
         action, self._run = continued_action(self.executor, self._run)
         self._n_actions += 1
         action = action.cpu()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -22,23 +22,84 @@ _KEYS = "enter: end | y, n: end as success, failure | x: discard | q: quit"
 
 
 @dataclass(frozen=True)
+class StepCounts:
+    """How many steps of a policy on a robot did not go as planned.
+
+    Args:
+        steps: Actions that were sent.
+        clipped: Actions that safety limits changed. See `SafeRobot.n_clipped`.
+        repeated: Actions that repeated the last one of a chunk, because no new plan had come.
+        late: Steps that took longer than a period.
+        missed: Further periods that late steps took. Meanwhile the robot held its last goal.
+        bad: Steps of these kinds. One that is of two kinds counts once.
+        retries: Requests to the devices of the robot that were repeated.
+    """
+
+    steps: int = 0
+    clipped: int = 0
+    repeated: int = 0
+    late: int = 0
+    missed: int = 0
+    bad: int = 0
+    retries: int = 0
+
+    @property
+    def stale(self) -> int:
+        """Periods without a new plan: the last action was repeated, or the robot held its last goal."""
+        return self.repeated + self.missed
+
+    @property
+    def bad_share(self) -> float:
+        """Fraction of the periods that were clipped, stale or late."""
+        return self.bad / max(self.steps + self.missed, 1)
+
+    def __add__(self, other: StepCounts) -> StepCounts:
+        return StepCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __str__(self) -> str:
+        kinds = {name: getattr(self, name) for name in ("clipped", "stale", "late", "retries")}
+        return ", ".join([f"{self.steps} steps", *(f"{n} {name}" for name, n in kinds.items() if n)])
+
+    def metadata(self) -> dict[str, int]:
+        """What is stored with a recorded episode."""
+        return {name: getattr(self, name) for name in ("steps", "clipped", "stale", "late", "retries")}
+
+
+@dataclass(frozen=True)
 class ActedEpisode:
     """What happened in an episode.
 
     Args:
-        steps: Number of steps.
-        late: Number of steps that took longer than a period.
+        counts: Its steps.
         ended: The command that ended it: enter, discard, success, failure or quit. None if the time was over.
     """
 
-    steps: int
-    late: int
+    counts: StepCounts
     ended: str | None
 
     @property
     def success(self) -> bool | None:
         """Whether the person called it a success. None if the person did not say."""
         return {"success": True, "failure": False}.get(self.ended or "")
+
+
+class _StepCounter:
+    """Counts the steps of an episode."""
+
+    def __init__(self, robot: Robot, pace: Pace, runners: Sequence[AsynchronousRunner]):
+        self.robot, self.pace, self.runners = robot, pace, runners
+        self.counts, self._before = StepCounts(), self._read()
+
+    def _read(self) -> tuple[int, ...]:
+        return (self.robot.n_clipped, sum(r.n_stale for r in self.runners), self.pace.n_late, self.pace.n_missed,
+                self.robot.n_retries)
+
+    def step(self) -> None:
+        """Counts what happened since the last call as one step."""
+        now = self._read()
+        clipped, repeated, late, missed, retries = (n - before for n, before in zip(now, self._before, strict=True))
+        bad = missed + bool(clipped or repeated or late)
+        self.counts, self._before = self.counts + StepCounts(1, clipped, repeated, late, missed, bad, retries), now
 
 
 @torch.no_grad()
@@ -69,27 +130,30 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
         obs = robot.observe()
         return obs, {name: torch.as_tensor(value)[None] for name, value in obs.items()}
 
-    ended, steps = None, 0
+    ended, runners = None, []
     with ExitStack() as stack:
         obs, rows = observe()
-        actor = _planning_in_background(actor, stack)
+        actor = _planning_in_background(actor, stack, runners)
         stack.callback(robot.stop)  # before the thread is waited for
         state = actor.start(rows, key)
         keys.commands()  # what was pressed before
         pace, ends = Pace(fps, clock, sleep), clock() + seconds
         obs, rows = observe()
-        stack.push(lambda kind, error, trace: _note_steps(error, steps))
+        counter = _StepCounter(robot, pace, runners)
+        stack.push(lambda kind, error, trace: _note_steps(error, counter.counts.steps))
         while ended is None and clock() < ends:
             action, state = actor.act(rows, {k: v for k, v in state.items() if k != "record"})
+            if not counter.counts.steps:  # the first plan is waited for, while the robot rests
+                pace.restart()
             sent = robot.send(action[0].double().cpu().numpy())
             if recorder is not None:
                 recorder.step(obs, sent)
-            steps += 1
-            show(f"step {steps} ({max(ends - clock(), 0):.0f} s) | {_KEYS}")
             pace.wait()
+            counter.step()
+            show(f"{counter.counts} ({max(ends - clock(), 0):.0f} s) | {_KEYS}")
             obs, rows = observe()
             ended = next(iter(keys.commands()), None)
-    return ActedEpisode(steps, pace.n_late, ended)
+    return ActedEpisode(counter.counts, ended)
 
 
 def _note_steps(error: BaseException | None, steps: int) -> None:
@@ -98,12 +162,14 @@ def _note_steps(error: BaseException | None, steps: int) -> None:
         error.add_note(f"{steps} steps of the episode were done")
 
 
-def _planning_in_background(actor: Actor, stack: ExitStack) -> Actor:
-    """The actor, whose plans are computed in another thread if it executes chunks. `stack` ends the thread."""
+def _planning_in_background(actor: Actor, stack: ExitStack, runners: list[AsynchronousRunner]) -> Actor:
+    """The actor, whose plans are computed in another thread if it executes chunks. `stack` ends the thread, and the
+    runner that has it is added to `runners`."""
     if isinstance(actor, (ObservationWrapper, TransformedActor)):
-        return replace(actor, actor=_planning_in_background(actor.actor, stack))
+        return replace(actor, actor=_planning_in_background(actor.actor, stack, runners))
     if isinstance(actor, PolicyActor) and isinstance(actor.executor, ChunkedExecutor):
-        return _BackgroundActor(stack.enter_context(AsynchronousRunner(actor)))
+        runners.append(stack.enter_context(AsynchronousRunner(actor)))
+        return _BackgroundActor(runners[-1])
     return actor
 
 

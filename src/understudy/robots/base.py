@@ -31,10 +31,12 @@ class Robot(ABC):
     Attributes:
         name: Type of the robot, such as "so101_follower".
         schema: Columns of an observation, and "action".
+        n_clipped: Number of actions so far that safety limits changed noticeably. See `SafeRobot`.
     """
 
     name: str
     schema: Schema
+    n_clipped = 0
 
     @property
     def n_retries(self) -> int:

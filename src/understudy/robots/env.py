@@ -25,6 +25,7 @@ class Pace:
                  sleep: Callable[[float], None] = time.sleep):
         self.period, self.clock, self.sleep = 1 / fps, clock, sleep
         self.n_late = 0  # turns that took longer than a period
+        self.n_missed = 0  # whole periods that late turns took in addition
         self._due = clock()
 
     def restart(self) -> None:
@@ -39,6 +40,7 @@ class Pace:
             self.sleep(left)
         else:
             self.n_late += 1
+            self.n_missed += int(-left / self.period)
             self._due = self.clock()
 
 

@@ -18,6 +18,7 @@ from ..core import ConfigError
 from ..execute.actor import NonFiniteAction
 from .base import ConnectionLost, Robot, RobotError
 
+_CLIPPED = 0.01  # of the range of a joint: a smaller change of an action is not counted
 _BISECTIONS = 20  # of a step that would leave the workspace
 
 
@@ -233,6 +234,8 @@ class SafeRobot(Robot):
     Attributes:
         n_pauses: Number of times that the robot was moving and no command came for `limits.timeout`. After `stop` it
             does not move.
+        n_clipped: Number of actions of which a limit changed a joint by more than 1 % of its range. Those of slow
+            starts do not count.
     """
 
     def __init__(self, robot: Robot, limits: SafetyLimits, clock: Callable[[], float] = time.monotonic,
@@ -244,9 +247,10 @@ class SafeRobot(Robot):
         self.name, self.schema = robot.name, robot.schema
         self.state: SafetyState | None = None
         self._position = np.zeros(size)
+        self._noticeable = _CLIPPED * np.subtract(limits.high, limits.low)
         self._error: RobotError | None = None
         self._is_holding = True
-        self.n_pauses = 0
+        self.n_pauses = self.n_clipped = 0
         self._lock, self._ended = threading.RLock(), threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -304,6 +308,8 @@ class SafeRobot(Robot):
             except RobotError as error:
                 raise self._fail(error) from error
             self.state, self._is_holding = state, False
+            if now - state.began >= self.limits.slow_start:
+                self.n_clipped += bool((np.abs(goal - action) > self._noticeable).any())
             return sent
 
     def stop(self):

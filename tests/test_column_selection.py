@@ -394,6 +394,35 @@ def test_a_column_of_times_gives_the_rate(gaps, rate):
     assert frame_rate([np.append(0, np.cumsum(g)) for g in gaps]) == rate
 
 
+def test_a_run_remembers_how_its_data_were_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_table(tmp_path / "cart.csv", u=np.arange(200) % 3, t=times(*[10] * 20))
+    own_table(tmp_path / "other.csv", u=(np.arange(200) // 2) % 3, t=times(*[10] * 20))
+    columns = [*OWN[:2], "action=u:classes", "episode=run", "timestamp=t"]
+    train = ["train", "bc", "cart.csv", "--out", "run", *TRAIN]
+    assert main([*train, *columns]) == 0
+    reading = json.loads((tmp_path / "run/checkpoints/000001/provenance.json").read_text())["data"]["reading"]
+    assert reading == {"columns": {STATE: ["q1", "q2"], ACTION: ["u:classes"], "episode": ["run"], "timestamp": ["t"]}}
+    capsys.readouterr()
+    assert main(["eval", "run", "other.csv", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["episodes"]) == 20
+    again = "--columns state=q1,q2 action=u:classes episode=run timestamp=t"
+    assert f"other.csv: read as the data of run were: {again}" in err
+    assert main(["eval", "run", "other.csv", *OWN]) == 2  # what is given wins
+    assert "trained on classes, and here are quantities" in capsys.readouterr().err
+    assert main(train) == 0  # the same run, which is complete
+    assert main(["train", "bc", "other.csv", "--from", "run", "--out", "more", *TRAIN]) == 0
+    assert again in capsys.readouterr().err
+    provenance = json.loads((tmp_path / "more/checkpoints/000001/provenance.json").read_text())
+    assert len(provenance["episodes"]["digests"]) == 20
+    (tmp_path / "short.csv").write_text("run,q1,u,t\n0,1,1,0\n0,2,1,0.1\n")
+    assert main(["eval", "run", "short.csv"]) == 2
+    assert "there is no column 'q2'" in capsys.readouterr().err
+    assert main(["eval", "run", "fork", "--demonstrations", "other.csv"]) == 2
+    assert "no column has a name" not in capsys.readouterr().err
+
+
 def test_other_formats_stack_their_columns(shared):
     path = shared / "fixtures/minari/closed/dict-v0"
     plain, data = open_dataset(path), open_columns(path, parse_columns(["action=action.arm,action.grip"]))
@@ -445,11 +474,12 @@ def test_the_commands_take_columns(tmp_path, monkeypatch, capsys):
     check(open_dataset("demos"), rows, 6)
     assert main(["train", "bc", "runs.csv", "--out", "run", "--steps", "4", "--val-fraction", "0", "--device", "cpu",
                  *columns]) == 0
-    assert f"understudy eval run runs.csv {' '.join(columns)}\n" in capsys.readouterr().out
+    assert "understudy eval run runs.csv\n" in capsys.readouterr().out
     assert main(["eval", "run", "demos", "--json"]) == 0
     converted = json.loads(capsys.readouterr().out)
     assert converted["origin"] == "trained on"
-    assert main(["eval", "run", "runs.csv", "--json", *columns]) == 0
-    assert json.loads(capsys.readouterr().out) == {**converted, "data": "runs.csv"}
+    for given in ((), columns):
+        assert main(["eval", "run", "runs.csv", "--json", *given]) == 0
+        assert json.loads(capsys.readouterr().out) == {**converted, "data": "runs.csv"}
     assert main(["eval", "run", "fork", *columns]) == 2
     assert "--columns: names the columns of recorded episodes, and there are none here" in capsys.readouterr().err

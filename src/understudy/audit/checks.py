@@ -469,7 +469,7 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
 
 def own_columns(data: Dataset, name: str) -> str:
     """Return the columns that a column was made of, as the user named them, or its own name."""
-    parts = data.metadata.get("columns", {}).get(name, (name,))
+    parts = data.metadata.get("reading", {}).get("columns", {}).get(name, (name,))
     return ",".join(parts).removesuffix(":classes").removesuffix(":quantities")
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .common import Output, has_no_run, progress_bar
+from .common import Output, has_no_run, open_trained, progress_bar
 from .common import demonstrations_path as no_run
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
     their place, unchanged, without cameras, and not too large.
     """
     from ..core import UserError
-    from ..data.formats import open_dataset
+    from ..data.column_selection import open_as_read
     from ..files import read_json
     from ..policy import find_checkpoint
 
     if o.demonstrations is not None:
-        data = open_dataset(no_run(o.demonstrations))
+        data = open_trained(no_run(o.demonstrations), o.run)
         if not len(data):
             raise UserError("there are no demonstrations in it: it has no episode", where=o.demonstrations,
                             hint="leave out --demonstrations, or name others")
@@ -100,7 +100,7 @@ def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
     try:
         if not (path := Path(words[3])).exists():
             return None
-        data = open_dataset(path)
+        data = open_as_read(path, {}, known.get("reading") or {})[0]
         if any(f.kind == "image" for f in data.features().values()):
             return None
         return data if data.fingerprint() == known.get("fingerprint") else None

@@ -444,6 +444,38 @@ def trained_rate(run: Path) -> float | None:
     return read_json(file).get("data", {}).get("fps")
 
 
+def trained_reading(run: Path) -> dict[str, Any]:
+    """The options of `open_columns` with which the data of a run were read: columns, mapping, max_episode_steps."""
+    from ..core import UserError
+    from ..files import read_json
+    from ..policy import find_checkpoint
+
+    try:
+        if has_no_run(run) or not (file := find_checkpoint(run) / "provenance.json").exists():
+            return {}
+    except UserError:  # there is no checkpoint yet
+        return {}
+    return read_json(file).get("data", {}).get("reading") or {}
+
+
+def open_trained(path: Path, run: Path | None, **given) -> Dataset:
+    """Opens demonstrations as the data of a run were read, unless the user gives other options.
+
+    Args:
+        path: A file or folder.
+        run: The run. None for no run.
+        given: Options of `open_columns`, or None.
+    """
+    from ..data.column_selection import describe_columns, open_as_read
+
+    stored = {} if run is None else trained_reading(run)
+    data, used = open_as_read(demonstrations_path(path), given, stored)
+    if used and not given.get("columns") and "columns" in stored:
+        print(f"{path}: read as the data of {run} were: --columns {describe_columns(stored['columns'])}",
+              file=sys.stderr)
+    return data
+
+
 def demonstrations_path(path: Path) -> Path:
     """Returns a path of demonstrations unchanged.
 
@@ -464,7 +496,7 @@ def demonstrations_path(path: Path) -> Path:
 
 def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mapping: Path | None = None,
               ignore: Sequence[str] | None = None, *, decode: bool = True, has_size_option: bool = False,
-              columns: Sequence[str] = (), **options) -> Dataset:
+              columns: Sequence[str] = (), run: Path | None = None, **options) -> Dataset:
     """Opens demonstrations to learn from, or to evaluate on.
 
     Args:
@@ -476,6 +508,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mappi
         decode: Whether camera frames are decoded beforehand. Otherwise each is decoded when it is read.
         has_size_option: Whether the command has the option --image-size, which the message then names.
         columns: Which columns to read, such as "state=q1,q2" (see `parse_columns`).
+        run: A run. What is not given here is read as its data were.
         options: Options of the format.
 
     Raises:
@@ -484,11 +517,11 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mappi
     from ..audit import check_usable, training_warnings
     from ..core import DataError, role
     from ..data import cache
-    from ..data.column_selection import open_columns, parse_columns
+    from ..data.column_selection import parse_columns
     from ..data.formats import decode_frames, frame_cost
     from ..learn.callbacks import format_duration
 
-    data = open_columns(demonstrations_path(path), parse_columns(columns), mapping=mapping, **options)
+    data = open_trained(path, run, columns=parse_columns(columns), mapping=mapping, **options)
     if "action" not in data.features():
         raise DataError(f"there is no column action to learn among {', '.join(data.features())}", where=path,
                         hint="name the columns that it is made of: --columns action="

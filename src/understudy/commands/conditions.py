@@ -105,7 +105,7 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
     if one and not number.isdecimal():
         raise ConfigError(f"{number!r} is not the number of an episode", where=f"--condition demonstration={given[0]}",
                           hint=f"a whole number from 0: {SHOW}")
-    data = open_data(Path(path if one else given[0]))
+    data = open_data(Path(path if one else given[0]), run=run)
     if one and int(number) >= len(data):
         raise UserError(f"there is no episode {number}; the last one is {len(data) - 1}",
                         where=f"--condition demonstration={given[0]}", hint="episodes are counted from 0")

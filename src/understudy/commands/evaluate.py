@@ -238,7 +238,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     policy, method = trained.policy, trained.method
     assert o.target is not None
     data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
-                     columns=o.columns)
+                     columns=o.columns, run=o.run)
     provenance = find_checkpoint(o.run) / "provenance.json"
     episodes, origin = episodes_to_evaluate(read_json(provenance) if provenance.exists() else {}, data)
     recorded = data

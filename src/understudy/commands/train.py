@@ -157,7 +157,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     loggers = _loggers(o)
     stream = None if o.buffer_size is None else _open_stream(o)
     data = (open_data(o.data, o.image_size, o.map, o.ignore, has_size_option=True, columns=o.columns,
-                      max_episode_steps=o.max_episode_steps) if stream is None
+                      run=o.from_run or o.out, max_episode_steps=o.max_episode_steps) if stream is None
             else stream.first_episodes(FIRST_LINE_STEP))
     if o.image_size is not None and all(f.kind != "image" for f in data.features().values()):
         print("--image-size: the data have no camera frames", file=sys.stderr)
@@ -243,9 +243,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     out.suggest(
         *(command_line("eval", run, judged, "--episodes", 100, *given,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in there),
-        *([] if stream is not None or o.map or o.max_episode_steps
-          else [command_line("eval", o.out, o.data, *(("--columns", *o.columns) if o.columns else ()),
-                             *trust_options((), None, o.out))]),
+        *([] if stream is not None else [command_line("eval", o.out, o.data, *trust_options((), None, o.out))]),
         *(act_command(o.out, data.metadata.get("robot_type")) if acts is None else ()),
         command_line("plot", o.out),
     )
@@ -268,7 +266,7 @@ def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights
         raise UserError("a stream cannot be mixed with other episodes", where="--prior",
                         hint="leave out --buffer-size")
     prior = open_data(o.prior, o.image_size, o.map, o.ignore, has_size_option=True, columns=o.columns,
-                      max_episode_steps=o.max_episode_steps)
+                      run=o.from_run or o.out, max_episode_steps=o.max_episode_steps)
     return mix(task=(data, 0.5), prior=(prior, 0.5))
 
 

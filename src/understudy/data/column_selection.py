@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..core import ConfigError, DataError, Feature, UserError, role
+from ..core import ConfigError, DataError, Feature, UserError, role, short_name
 from .episode import ColumnSource, Dataset, EpisodeList
 from .formats import format_of, open_dataset, remote
 from .formats.column_names import format_list, near_name_hint, standard_name
@@ -27,7 +28,7 @@ from .sources import WrapperSource
 _BOUNDARIES = ("episode", "episode_lengths")  # which say where episodes end
 _READINGS = ("classes", "quantities")
 _NUMERIC_COLUMNS = ("observation.state", "action", "next.reward", "timestamp")
-Selection = Mapping[str, tuple[str, ...]]
+Selection = Mapping[str, Sequence[str]]
 
 
 def parse_columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -99,9 +100,11 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
                         hint="say what they are: --columns state=A,B action=C,D with these names, and where episodes "
                              "end: episode=E, a column that numbers them, or episode_lengths=L, an array"
                              + (f". {hint}" if (hint := _episodes_hint(local)) else "")) from error
+    reading: dict[str, Any] = {name: value for name, value in options.items() if isinstance(value, (int, str))}
     if columns:
-        named_columns = {name: list(parts) for name, parts in columns.items()}
-        data = Dataset(data.source, {**data.metadata, "columns": named_columns}, data.indices)
+        reading["columns"] = {name: list(parts) for name, parts in columns.items()}
+    if reading:  # a run keeps it, so that other data are read alike
+        data = Dataset(data.source, {**data.metadata, "reading": reading}, data.indices)
     if not selection:
         return data
     if isinstance(data.source, EpisodeList):
@@ -110,6 +113,41 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
     source = SelectedColumns(data.source, selection, str(path))
     fps = data.fps or (_rate(source) if "timestamp" in selection else None)
     return Dataset(source, {**data.metadata, "warnings": warnings, "fps": fps}, data.indices)
+
+
+def open_as_read(path: str | Path, given: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[Dataset, bool]:
+    """Open a data set as other data were read, if it can be read so.
+
+    Args:
+        path: A file or folder of demonstrations.
+        given: Options of `open_columns` that the user gave. They win over those that are stored.
+        stored: The options with which other data were read.
+
+    Returns:
+        The data set, and whether stored options were used.
+
+    Raises:
+        UserError: It cannot be opened.
+    """
+    given = {name: value for name, value in given.items() if value}
+    extra = {name: value for name, value in stored.items() if name not in given}
+    if not extra:
+        return open_columns(path, **given), False
+    try:
+        return open_columns(path, **given, **extra), True
+    except UserError as error:  # perhaps its columns have the names of policies
+        try:
+            data = open_columns(path, **given)
+        except UserError:
+            raise error from None
+        if "action" not in data.features():
+            raise error from None
+        return data, False
+
+
+def describe_columns(columns: Selection) -> str:
+    """Return a selection as the arguments of ``--columns``."""
+    return " ".join(f"{short_name(name)}={','.join(parts)}" for name, parts in columns.items())
 
 
 def _split_reading(parts: Sequence[str]) -> tuple[tuple[str, ...], str]:

@@ -658,7 +658,9 @@ def make_provenance(
     return {
         "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
                  "format": source.get("format"), "fps": source.get("fps"), "robot": source.get("robot_type"),
-                 "simulators": recorded_simulators(data)},
+                 "simulators": recorded_simulators(data),
+                 "reading": {**source.get("reading", {}),
+                             **({"mapping": source["mapping"]} if "mapping" in source else {})}},
         "episodes": episode_fingerprints(data),
         "held_out": held, "left_out": left_out, "seed": seed,
         "sampling_weights": config.dump(sampling_weights), "command": command,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -277,6 +278,21 @@ def test_a_port_with_a_number_has_a_stable_name(arms, folder, capsys, monkeypatc
     error = capsys.readouterr().err
     assert error.count("note: ") == 1 and "ttyACM0 can be another arm after a restart" in error
     assert f"{folder}/by-id/usb-1a86_USB_Single_Serial_5A46-if00 stays the same" in error
+
+
+def test_find_port_tells_the_name_that_stays(folder, capsys, monkeypatch):
+    (folder / "by-id").mkdir()
+    (folder / "ttyACM1").touch()
+    (folder / "by-id" / "usb-leader").symlink_to(folder / "ttyACM1")
+    monkeypatch.setattr(ports, "BY_ID", folder / "by-id")
+    plugged = [str(folder / "ttyACM0"), str(folder / "ttyACM1")]
+    monkeypatch.setattr("understudy.commands.robot.serial_ports", lambda: list(plugged))
+    terminal = StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal)
+    monkeypatch.setattr("builtins.input", lambda prompt: plugged.pop())
+    assert main(["robot", "find-port"]) == 0
+    assert f"The port is {folder}/ttyACM1. {folder}/by-id/usb-leader stays the same" in capsys.readouterr().out
 
 
 # -- understudy robot check --------------------------------------------------------------------------------------------

@@ -9,11 +9,14 @@ import threading
 import time
 from contextlib import contextmanager
 
+import numpy as np
 import psutil
 import pytest
 
 from understudy.cli import main
+from understudy.core import Feature
 from understudy.data.formats import open_dataset
+from understudy.data.recorder import Recorder
 from understudy.robots.calibration import MotorCalibration, write_calibration
 from understudy.robots.emulator import emulate_arm
 from understudy.robots.registers import FEETECH
@@ -295,6 +298,32 @@ def test_a_closed_terminal_stops_the_robot_and_keeps_the_episode(folder):
         guard.wait(5)
     data = open_dataset(folder / "demos")
     assert len(data) == 1 and data[0].metadata["interrupted"] and len(data[0]) >= 15
+
+
+@pytest.mark.slow
+def test_a_policy_that_acts_is_stopped_and_its_episode_is_kept(folder):
+    names = tuple(f"{n}.pos" for n in ARM_TYPES["so101_follower"].motors)
+    column = Feature("float32", (6,), names=names)
+    with Recorder({"observation.state": column, "action": column}, "demos", fps=20, clock=None) as recorder:
+        for step in range(30):
+            at = np.full(6, step / 10, np.float32)
+            recorder.step({"observation.state": at}, at)
+        recorder.end()
+    assert main(["train", "bc", "demos", "--out", "run", "--steps", "1", "--policy.trunk.width", "8"]) == 0
+    with emulate_arm(ARM_TYPES["so101_follower"]) as bus:
+        for number in (signal.SIGHUP, signal.SIGKILL):
+            bus.servos[0].writes.clear()
+            with subprocess.Popen([sys.executable, "-m", "understudy", "act", "run", "--robot", "so101_follower",
+                                   "--robot.port", bus.port, "--out", f"acted{number}"], stdin=subprocess.DEVNULL
+                                  ) as process:
+                wait_until(lambda: n_goals(bus) > 15, 60)
+                process.send_signal(number)
+                wait_until(lambda: not any(torques(bus)), 20)
+                assert process.wait(30) == (130 if number == signal.SIGHUP else -number)
+    acted = open_dataset(f"acted{signal.SIGHUP}")
+    assert len(acted) == 1 and acted[0].metadata["interrupted"] and len(acted[0]) >= 10
+    assert main(["repair", f"acted{signal.SIGKILL}"]) == 0
+    assert len(open_dataset(f"acted{signal.SIGKILL}")[0]) >= 1
 
 
 # -- understudy robot release ------------------------------------------------------------------------------------------

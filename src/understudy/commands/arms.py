@@ -94,7 +94,8 @@ def _refuse_swapped(arm: ServoArm, differences: Calibration, arms: Sequence[Serv
     for path, calibration in others:
         if calibration is not None and same_values(stored, calibration):
             raise RobotError(f"this is another arm: its servos hold the calibration of {path}", where=arm.place,
-                             hint="the ports are swapped. understudy robot find-port finds the port of each arm")
+                             hint="the ports are swapped. understudy robot find-port finds the port of each arm. If "
+                                  "this is the right port, calibrate this arm again")
 
 
 def _ask_about(arm: ServoArm, differences: Calibration) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from understudy.commands.inspect import _success_lines
 from understudy.commands.policies import untrained_warning
 from understudy.commands.robot_options import command_keys, show_line
 from understudy.config import dump
+from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
 from understudy.files import write_json
@@ -32,7 +34,7 @@ from understudy.policy import PolicyConfig
 from understudy.robots.emulator import emulate_arm
 from understudy.robots.motors_bus import MotorsBus
 from understudy.robots.recording import RobotSession
-from understudy.robots.registry import RobotConfig, make_robot
+from understudy.robots.registry import RobotConfig, make_robot, parse_cameras
 from understudy.robots.servo_arm import ARM_TYPES
 
 pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
@@ -306,8 +308,16 @@ def test_the_checkpoint_from_before_the_first_update_is_named(tmp_path):
     ("so101_follower", "so101_follower --robot.port PORT"), ("simulated_arm", "simulated_arm"), ("panda", "TYPE"),
     ("bi_so101_follower", "bi_so101_follower --robot.left-arm-port PORT --robot.right-arm-port PORT")])
 def test_the_robot_of_the_data_is_suggested(robot, options):
-    assert act_command("run", robot) == [f"understudy act run --robot {options}"]
-    assert act_command("run", None) == act_command("run", "unknown") == []
+    state = {"observation.state": Feature("float32", (6,)), "observation.image": Feature("uint8", (8, 8, 3), "image")}
+    assert act_command("run", robot, state, 30) == [f"understudy act run --robot {options}"]
+    assert act_command("run", None, state, 30) == act_command("run", "unknown", state, 30) == []
+    seen = {**state, "observation.images.front": Feature("uint8", (480, 640, 3), "image"),
+            "observation.images.wrist": Feature("uint8", (240, 320, 3), "image")}
+    (command,) = act_command("run", robot, seen, 30.0)
+    assert command.startswith(f"understudy act run --robot {options} --robot.cameras ")
+    assert parse_cameras(shlex.split(command)[-1]) == {
+        "front": {"type": "opencv", "index_or_path": "INDEX", "width": 640, "height": 480, "fps": 30},
+        "wrist": {"type": "opencv", "index_or_path": "INDEX", "width": 320, "height": 240, "fps": 30}}
 
 
 def test_episodes_without_an_outcome_are_counted():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import ConfigError, Feature, UserError, keys
+from understudy.core import ConfigError, DataWarning, Feature, UserError, keys
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
 from understudy.data.runtime import GivenColumn
@@ -21,7 +21,7 @@ from understudy.execute.actor import Actor, NonFiniteAction, ObservationWrapper,
 from understudy.execute.chunking import RecedingHorizon
 from understudy.policy import Planner
 from understudy.robots.acting import StepCounts, act_on_robot
-from understudy.robots.base import ConnectionLost, RobotError
+from understudy.robots.base import ConnectionLost, RobotError, Teleoperator
 from understudy.robots.calibration import MotorCalibration, find_calibration, read_calibration, write_calibration
 from understudy.robots.emulator import (
     DynamixelServo,
@@ -549,6 +549,39 @@ def test_an_arm_is_teleoperated_recorded_and_replayed(folder):
         assert worst.max() < 40
     again = open_dataset(folder / "data")
     assert len(again) == 2
+
+
+def test_an_interrupted_episode_does_not_count(folder):
+    """The cable is pulled in the second of three episodes. The same call then records two more."""
+    clock = [0.0]
+
+    def sleep(seconds):
+        clock[0] += seconds
+
+    def record(arm):
+        limits = SafetyLimits((-90.0,) * 2, (90.0,) * 2, (50.0,) * 2)
+        robot = SafeRobot(arm, limits, lambda: clock[0], watchdog=False)
+        with robot:
+            return RobotSession(robot, Still(), NoKeys(), 20, clock=lambda: clock[0], sleep=sleep).record(
+                3, folder / "demos", times=RecordingTimes(0, 1, 0))
+
+    class Still(Teleoperator):
+        def read(self):
+            return np.zeros(2, np.float32)
+
+    class Cut(SimulatedArm):
+        sends = 0
+
+        def send(self, action):
+            self.sends += 1
+            self.is_broken = self.sends > 30
+            return super().send(action)
+    with pytest.warns(DataWarning), pytest.raises(ConnectionLost):
+        record(Cut(clock=lambda: clock[0]))
+    lengths = [(len(e), bool(e.metadata.get("interrupted"))) for e in open_dataset(folder / "demos")]
+    assert [cut for _, cut in lengths] == [False, True]
+    data = record(SimulatedArm(clock=lambda: clock[0]))
+    assert [bool(e.metadata.get("interrupted")) for e in data] == [False, True, False, False]
 
 
 def test_a_replay_that_cannot_work_is_refused():

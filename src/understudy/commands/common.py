@@ -28,6 +28,7 @@ from .options import options_of, parse_options
 from .robot_options import name_lerobot_fields
 
 if TYPE_CHECKING:
+    from ..core import Schema
     from ..data.episode import Dataset
     from ..envs.base import Env as Environment
 
@@ -245,15 +246,22 @@ def recorded_env_of(run: Path) -> str | None:
     return next(iter(known)) if known and len(known) == 1 else None
 
 
-def act_command(run: Path | str, robot: str | None) -> list[str]:
+def act_command(run: Path | str, robot: str | None, features: Schema, fps: float | None) -> list[str]:
     """The command that runs a policy on the kind of robot that its data were recorded with, as a list of one or none.
 
     Args:
         run: The run.
         robot: The type of the robot, as data sets have it. None for data without a robot.
+        features: The columns of the data, with those of its cameras.
+        fps: Frames per second.
     """
-    options = robot_arguments(robot)
-    return [command_line("act", run, *options)] if options else []
+    if not (options := robot_arguments(robot)):
+        return []
+    prefix, rate = "observation.images.", f", fps: {fps:g}" if fps else ""
+    cameras = [f"{name.removeprefix(prefix)}: {{type: opencv, index_or_path: INDEX, width: {f.shape[1]}, "
+               f"height: {f.shape[0]}{rate}}}" for name, f in features.items()
+               if f.kind == "image" and name.startswith(prefix)]
+    return [command_line("act", run, *options, *(("--robot.cameras", f"{{{', '.join(cameras)}}}") if cameras else ()))]
 
 
 def robot_arguments(robot: str | None) -> list[str]:

@@ -16,6 +16,7 @@ from .common import (
     recorded_env_of,
     recorded_robot_of,
     required_packages,
+    trained_rate,
 )
 from .conditions import must_be_told
 from .policies import run_names
@@ -64,7 +65,9 @@ def main(args: list[str]) -> None:
 
 def _next_commands(runs) -> list[tuple[str, str]]:
     """Useful next commands, each with a description: evaluate the run, or compare all runs."""
+    from ..checkpoint import load_features
     from ..envs import WITH_GOALS, base_name
+    from ..policy import find_checkpoint
 
     env = recorded_env_of(runs[0].folder)
     is_recorded = env is not None
@@ -77,8 +80,10 @@ def _next_commands(runs) -> list[tuple[str, str]]:
                  "Which of them is better, on the same starts:")]
     run = runs[0]
     best = run.folder / "best" if run.best is not None else run.folder
-    if not is_recorded and (commands := act_command(best, recorded_robot_of(run.folder))):
-        return [(command, "How it acts on the robot:") for command in commands]
+    if not is_recorded and (robot := recorded_robot_of(run.folder)):
+        features = load_features(find_checkpoint(run.folder), "train it again")
+        if commands := act_command(best, robot, features, trained_rate(run.folder)):
+            return [(command, "How it acts on the robot:") for command in commands]
     if must_be_told(run.folder):  # the data with its examples are not open here
         return []
     return [(command_line("eval", best, env or "ENV", "--episodes", 100, *trust),

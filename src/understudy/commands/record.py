@@ -160,9 +160,12 @@ def main(args: list[str]) -> None:
 def _result(o: RecordOptions, data: Dataset, saved: _SavedEpisodes, succeeded: str = "") -> str:
     """What the data set contains, and whether anything was added to it."""
     from ..audit.text import pluralize
+    from ..robots.recording import n_interrupted
 
     counts = f"{pluralize(len(data), 'episode')}, {pluralize(data.steps, 'step')}{succeeded}"
-    if saved.count or len(data) < o.episodes:
+    if interrupted := n_interrupted(data):
+        counts += f"; {interrupted} of them interrupted, which --episodes does not count"
+    if saved.count or len(data) - interrupted < o.episodes:
         return f"{counts}. Written to {o.out}"
     return (f"{o.out} already has {counts}. Nothing was recorded, because --episodes {o.episodes} is the total number. "
             f"Pass a larger one, such as --episodes {len(data) + o.episodes}, to add episodes, or choose another --out")

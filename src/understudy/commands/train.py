@@ -244,7 +244,8 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         *(command_line("eval", run, judged, "--episodes", 100, *given,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in there),
         *([] if stream is not None else [command_line("eval", o.out, o.data, *trust_options((), None, o.out))]),
-        *(act_command(o.out, data.metadata.get("robot_type")) if acts is None else ()),
+        *(act_command(o.out, data.metadata.get("robot_type"), data.features(), data.metadata.get("fps"))
+          if acts is None else ()),
         command_line("plot", o.out),
     )
     curves = TrainingCurves.load(o.out)

@@ -120,7 +120,7 @@ class RobotSession:
         to its last step and marked as interrupted.
 
         Args:
-            episodes: Total number of episodes.
+            episodes: Total number of episodes. Interrupted ones do not count.
             out: Folder of the data set.
             task: The task in words.
             times: Times of the recording.
@@ -131,6 +131,7 @@ class RobotSession:
         out, fps = Path(out), 1 / self.pace.period
         if (out / "meta" / "info.json").exists():
             warn_of_losses(out, repair(out))
+            episodes += n_interrupted(open_dataset(out))
         metadata = {"robot": self.robot.name, "by": by, **({"task": task} if task else {})}
         schema: dict[str, Feature] = dict(self.robot.schema)
         with Recorder(schema, out, fps=fps, robot_type=self.robot.name, clock=self.clock, metadata=metadata,
@@ -193,6 +194,11 @@ class RobotSession:
     def _prepare_again(self, r: Recorder, seconds: float) -> str | None:
         """The reset before an episode that is recorded again."""
         return self.teleoperate(seconds, f"reset, episode {r.count} discarded", "enter: record it again | q: quit")
+
+
+def n_interrupted(data: Dataset) -> int:
+    """Number of episodes that were interrupted, such as by a lost connection."""
+    return sum(bool(episode.metadata.get("interrupted")) for episode in data)
 
 
 @contextmanager

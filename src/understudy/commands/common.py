@@ -255,20 +255,17 @@ def act_command(run: Path | str, robot: str | None, features: Schema, fps: float
         features: The columns of the data, with those of its cameras.
         fps: Frames per second.
     """
-    if not (options := robot_arguments(robot)):
-        return []
-    prefix, rate = "observation.images.", f", fps: {fps:g}" if fps else ""
-    cameras = [f"{name.removeprefix(prefix)}: {{type: opencv, index_or_path: INDEX, width: {f.shape[1]}, "
-               f"height: {f.shape[0]}{rate}}}" for name, f in features.items()
-               if f.kind == "image" and name.startswith(prefix)]
-    return [command_line("act", run, *options, *(("--robot.cameras", f"{{{', '.join(cameras)}}}") if cameras else ()))]
+    options = robot_arguments(robot, features, fps)
+    return [command_line("act", run, *options)] if options else []
 
 
-def robot_arguments(robot: str | None) -> list[str]:
+def robot_arguments(robot: str | None, features: Schema | None = None, fps: float | None = None) -> list[str]:
     """The options that name a robot, such as ["--robot", "so101_follower", "--robot.port", "PORT"]. Empty for none.
 
     Args:
         robot: The type of the robot, as data sets have it.
+        features: The columns of its data, with those of its cameras.
+        fps: Frames per second.
     """
     from ..robots.registry import ROBOTS
 
@@ -276,7 +273,11 @@ def robot_arguments(robot: str | None) -> list[str]:
         return []
     ports = {"bi": ("--robot.left-arm-port", "PORT", "--robot.right-arm-port", "PORT"), "simulated": ()}
     options = (robot, *ports.get(robot.partition("_")[0], ("--robot.port", "PORT"))) if robot in ROBOTS else ("TYPE",)
-    return ["--robot", *options]
+    prefix, rate = "observation.images.", f", fps: {fps:g}" if fps else ""
+    cameras = [f"{name.removeprefix(prefix)}: {{type: opencv, index_or_path: INDEX, width: {f.shape[1]}, "
+               f"height: {f.shape[0]}{rate}}}" for name, f in (features or {}).items()
+               if f.kind == "image" and name.startswith(prefix)]
+    return ["--robot", *options, *(("--robot.cameras", f"{{{', '.join(cameras)}}}") if cameras else ())]
 
 
 def recorded_robot_of(run: Path) -> str | None:

@@ -31,6 +31,7 @@ from .policies import (
     refuse_unused_conditions,
     run_folder,
     run_names,
+    tell_checkpoint,
     tell_untrained_episodes,
     weights_path,
 )
@@ -234,6 +235,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     if o.executor is not None:
         raise UserError("these are recorded episodes, in which no policy can act", where="--executor",
                         hint="leave it out, or name an environment")
+    tell_checkpoint(o.run)
     trained = TrainedRun.load(o.run, o.trust, choose_device(o.device), transforms=True)
     policy, method = trained.policy, trained.method
     assert o.target is not None

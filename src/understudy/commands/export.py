@@ -63,6 +63,7 @@ def main(args: list[str]) -> None:
     from ..learn.method import TrainedRun
     from ..policy import Policy
     from .method import with_executor
+    from .policies import tell_checkpoint
 
     if o.out.suffix not in ("", ".onnx", ".pt2"):
         raise UserError(f"the name must end in .onnx or .pt2, but is {o.out.name}", where=o.out,
@@ -71,6 +72,7 @@ def main(args: list[str]) -> None:
         raise UserError(f"{o.precision} is for ONNX files, but the file is {o.out.name}", where="--precision",
                         hint=f"such as --out {o.out.with_suffix(f'.{o.precision}.onnx')}")
     with Output(o.json) as out:
+        tell_checkpoint(o.run)
         trained = TrainedRun.load(o.run, o.trust)
         policy, method = cast(Policy, trained.modules["policy"]), trained.method
         if o.executor is not None:

@@ -405,10 +405,11 @@ def _make_actor(run: Path, o: EvalOptions, robot: RobotEnv | None) -> Actor:
     from ..execute.actor import ObservationWrapper
     from ..execute.demonstrated import DemonstratedActor
     from .conditions import parse_conditions, shown_demonstrations
-    from .policies import load_actor, load_policy, task_columns, tell_untrained_task
+    from .policies import load_actor, load_policy, task_columns, tell_checkpoint, tell_untrained_task
 
     if robot is not None:
         return load_actor(run, robot, o, rows=None, tell=True)[0]
+    tell_checkpoint(run)
     planner, plays, _ = load_policy(run, o, None)
     words = {} if o.task is None else task_columns(run, {}, o)
     if words:

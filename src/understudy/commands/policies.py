@@ -85,8 +85,8 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
         env: The environment.
         o: The options of the command.
         rows: Batch size that the networks always get. None for as many rows as there are.
-        tell: Say it on standard error if images are scaled to the size that the policy reads, or if it was never
-            trained on the words of --task.
+        tell: Say on standard error which checkpoint is loaded, if images are scaled to the size that the policy reads,
+            and if it was never trained on the words of --task.
 
     Returns:
         The actor, and a description of it that recordings store.
@@ -115,6 +115,7 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
     check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns,
                    hint=_environment_hint(run, env))
     if tell:
+        tell_checkpoint(run)
         tell_scaled_images(planner, env, run)
         if words:
             tell_untrained_task(run, str(o.task), o.trust)
@@ -134,6 +135,18 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
     if demonstrated:
         return DemonstratedActor(actor, *demonstrated), f"{by}, shown {demonstrated[0].fingerprint()}"
     return actor, by
+
+
+def tell_checkpoint(run: Path) -> None:
+    """Says on standard error which checkpoint the name of a run stands for, and why.
+
+    Args:
+        run: A run, a checkpoint, or a file of understudy export.
+    """
+    from ..learn.training_curves import describe_checkpoint
+
+    if not has_no_run(run) and (line := describe_checkpoint(run)) is not None:
+        print(line, file=sys.stderr)
 
 
 def tell_scaled_images(planner: Planner, env: Env, reader: object) -> None:

@@ -202,6 +202,7 @@ def _cannot_listen(error: OSError, host: str, port: int) -> UserError:
 
 
 async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer, options: ServerOptions) -> None:
+    from ..learn.training_curves import describe_checkpoint
     from ..serve.reload import Reloader
     from ..serve.remote import TOKEN_VARIABLE
 
@@ -212,6 +213,8 @@ async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer, 
     await asyncio.wait([running, started], return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         await _raise_start_error(running, options)
+    if not has_no_run(o.run) and (line := describe_checkpoint(o.run)) is not None:
+        server.log("policy", message=line)
     reloads: set[asyncio.Future] = set()
 
     def reload() -> None:

@@ -28,11 +28,14 @@ from .common import (
     parse,
     print_help,
     recorded_env,
+    robot_arguments,
     split_arguments,
     trust_options,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..data.episode import Dataset
     from ..data.mixture import MixtureWeights
     from ..data.relabel import TaskText
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from ..learn.method import Method, Stage
     from ..learn.run import Run
     from ..learn.train import Score
+    from ..learn.training_curves import TrainingCurves
 
 
 COLLECTION_ROWS = 8  # environments that run side by side while episodes are collected; results do not depend on it
@@ -240,20 +244,44 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     acts = o.eval or o.env or recorded_env(data)
     judged, given = example_evaluation(data, method, o.eval or o.env, env) or (None, [])
     there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if judged is not None else []
+    curves = TrainingCurves.load(o.out)
     out.suggest(
         *(command_line("eval", run, judged, "--episodes", 100, *given,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in there),
         *([] if stream is not None else [command_line("eval", o.out, o.data, *trust_options((), None, o.out))]),
         *(act_command(o.out, data.metadata.get("robot_type"), data.features(), data.metadata.get("fps"))
           if acts is None else ()),
+        *_compare_checkpoints(curves, o, judged, given, [] if acts else robot_arguments(
+            data.metadata.get("robot_type"), data.features(), data.metadata.get("fps"))),
         command_line("plot", o.out),
     )
-    curves = TrainingCurves.load(o.out)
     loss = curves.curves.get("loss")
     out.print_json({"run": str(o.out), "method": o.method, "seed": o.seed, "device": str(where),
                     "steps": curves.last, "seconds": curves.seconds, "loss": loss and loss.values[-1],
                     "last": curves.checkpoint_json(curves.last), "best": curves.checkpoint_json(curves.best),
                     "chosen_by": curves.chosen_by})
+
+
+def _compare_checkpoints(curves: TrainingCurves, o: TrainOptions, env: str | None, options: Sequence[object],
+                         robot: Sequence[str]) -> list[str]:
+    """The command that compares the last checkpoint with the best one if the held-out error has risen since its least
+    value, as a list of one or none.
+
+    Args:
+        curves: What the run has measured.
+        o: The options of the command.
+        env: The environment in which the policy can be judged, if there is one.
+        options: What the policy must be told there.
+        robot: The options that name the robot of the data, if a person has to judge.
+    """
+    if not curves.has_rising_error or curves.best in (None, curves.last):
+        return []
+    last, best = o.out / "last", o.out / "best"
+    if env is not None:
+        trust = trust_options(o.trust, env, o.out) or env_trust_options(env)
+        return [command_line("compare", last, best, "--env", env, *options, *trust)]
+    return [command_line("eval", last, "--against", best, "--interactive", *robot,
+                         *trust_options((), None, o.out))] if robot else []
 
 
 def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights | None]:
@@ -300,6 +328,7 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
     from ..core import UserError
     from ..learn.method import InitializeFrom
     from ..learn.stages import continue_from, use_run
+    from .policies import tell_checkpoint
 
     stages: dict[str, Path] = {}
     for text in o.stage:
@@ -307,6 +336,7 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
         if not (name and equals and run):
             raise UserError(f"{text!r} is not of the form NAME=RUN", where="--stage",
                             hint="such as --stage base=runs/base")
+        tell_checkpoint(Path(run))
         method, stages[name] = use_run(method, name, run, o.trust), Path(run)
     if o.from_run is None:
         if o.freeze or o.load != TrainOptions.load:
@@ -316,6 +346,7 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
     if odd := [part for part in o.freeze if part not in InitializeFrom.train]:
         raise UserError(f"expected codec, encoder or net, found {odd[0]!r}", where="--freeze",
                         hint="parts inside these are frozen by InitializeFrom(train=...) of a method")
+    tell_checkpoint(o.from_run)
     train = tuple(part for part in InitializeFrom.train if part not in o.freeze)
     return continue_from(method, o.from_run, o.load, train, o.trust), {**stages, "from": o.from_run}
 

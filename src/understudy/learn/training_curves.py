@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoint import is_lerobot_checkpoint
 from ..execute.wrappers import SkillWrapper
 from ..files import read_json
 from ..moved import current_name
@@ -99,6 +100,12 @@ class TrainingCurves:
         """The measurement that chose the best checkpoint."""
         return next((key for key in (SCORE, HELD_OUT_ERROR) if key in self.curves), None)
 
+    @property
+    def has_rising_error(self) -> bool:
+        """Whether the error on held-out episodes is higher at the end than it was before."""
+        held_out = self.curves.get(HELD_OUT_ERROR)
+        return held_out is not None and held_out.values[-1] > min(held_out.values)
+
     def checkpoint_json(self, step: int | None) -> dict[str, Any] | None:
         """Where a checkpoint is, its held-out error and its score."""
         if step is None:
@@ -116,6 +123,37 @@ class TrainingCurves:
             "curves": {key: {"steps": list(c.steps), "values": list(c.values)} for key, c in self.curves.items()},
             "evaluations": [dict(e) for e in self.evaluations],
         }
+
+
+def describe_checkpoint(run: Path) -> str | None:
+    """Returns which checkpoint the name of a run stands for, and why, in one line.
+
+    Args:
+        run: A run, RUN/last or RUN/best.
+
+    Returns:
+        The line. None for a path that is a checkpoint itself.
+
+    Raises:
+        UserError: There is no checkpoint.
+    """
+    checkpoint = find_checkpoint(run)
+    if checkpoint == run:
+        return None
+    if is_lerobot_checkpoint(checkpoint):
+        return f"{run}: {checkpoint.relative_to(run)}, the last checkpoint"
+    curves = TrainingCurves.load(run)
+    step = int(checkpoint.name)
+    merit = "the highest score in rollouts" if curves.chosen_by == SCORE else f"the lowest {curves.held_out_name}"
+    if step != curves.last:
+        reason = f"with {merit}; the last one is {curves.folder / 'last'}"
+    elif step == curves.best:
+        reason = f"the last one, which also has {merit}"
+    elif curves.best is None:
+        reason = "the last one"
+    else:
+        reason = f"the last one; {curves.folder / 'best'} has {merit}"
+    return f"{run}: checkpoint {checkpoint.name}, {reason}"
 
 
 def held_out_name(of_latents: bool) -> str:

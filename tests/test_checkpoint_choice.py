@@ -94,8 +94,8 @@ def test_commands_that_load_a_run_say_which_checkpoint_on_standard_error(place, 
         out, err = capsys.readouterr()
         line = f"{name}: checkpoint {find_checkpoint(name).name}, {ends[name]}"
         assert status == 0 and err.count(line) == 1 and line not in out, command
-        if "--json" in command:
-            json.loads(out)
+        if command[0] == "eval" and "--json" in command:
+            assert json.loads(out)["checkpoint"] == str(find_checkpoint(name))
     assert main(["compare", str(run / "last"), str(run / "best"), "--env", "fork", *episodes]) == 0
     err = capsys.readouterr().err
     assert f"{run / 'last'}: checkpoint 000200" in err and f"{run / 'best'}: checkpoint" in err

@@ -157,7 +157,7 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     commands = _next_commands(o, mine, other)
     _write_report(o, env, mine, other, behaved, commands, out)
     out.suggest(*(command for command, _ in commands))
-    out.print_json({**mine.to_json(other, str(o.against)), "behavior": {
+    out.print_json({**mine.to_json(other, str(o.against)), "checkpoint": str(weights_path(o.run)), "behavior": {
         **behaved[0].to_json(), "against": behaved[1].to_json() if other else None}})
 
 
@@ -269,7 +269,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
         write_prediction_report(found, o.html, commands=commands)
         out.print(f"Report written to {o.html}")
     out.suggest(*(command for command, _ in commands))
-    out.print_json(found.to_json())
+    out.print_json({**found.to_json(), "checkpoint": str(weights_path(o.run))})
 
 
 def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> tuple[Dataset, list[int]]:

@@ -39,7 +39,7 @@ act shorter, for their time alone.
 
 The cells, one for each data set, seed and method, are kept in results/checkpoints/. --half 0 and --half 1 divide them
 between two processes. --budget 60m starts no cell later. --tiny shows only that everything runs. --page writes the
-tables of docs/checkpoints.md from the cells that there are, of the seeds that are complete.
+tables and the figure of docs/checkpoints.md from the cells that there are.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ import functools  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
+from collections.abc import Mapping, Sequence  # noqa: E402
 from dataclasses import dataclass, replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -63,9 +64,11 @@ from understudy.core import normal, uniform  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.evaluation import recording_seed, tuning_seed  # noqa: E402
+from understudy.evaluate.plots import differences  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
+from understudy.evaluate.stats import Interval, two_level_difference  # noqa: E402
 from understudy.execute.actor import Actor  # noqa: E402
-from understudy.files import write_json  # noqa: E402
+from understudy.files import read_json, write_json, write_text  # noqa: E402
 from understudy.learn.fit_method import acting_policy  # noqa: E402
 from understudy.learn.method import Method, build_actor  # noqa: E402
 from understudy.learn.run import Run  # noqa: E402
@@ -76,6 +79,7 @@ from understudy.nets.ema import EMA, PolynomialDecay  # noqa: E402
 from understudy.nets.mlp import MLP  # noqa: E402
 from understudy.policy import Policy  # noqa: E402
 
+PICTURES = measure.HERE.parent / "docs" / "images"
 CHOICES = ("last", "least error", "rollouts", "averaged", "unaveraged")
 KINDS = {"regression": ("bc", "act"), "mixture": ("bc-gmm",), "categorical": ("bc-bins",),
          "denoising": ("flow-policy", "diffusion-policy")}
@@ -237,11 +241,105 @@ def run(size: Size, tasks: list[str], half: int | None, until: float) -> None:
                       flush=True)
 
 
+# -- the page -----------------------------------------------------------------------------------------------------
+
+
+def cells_of(sizes: Sequence[Size]) -> list[dict]:
+    """All finished cells."""
+    paths = [cell_path(size, task, seed, name) for size in sizes for seed in size.seeds for name in METHODS
+             for task in TASKS]
+    return [read_json(path) for path in paths if path.exists()]
+
+
+def difference(cells: Sequence[Mapping], choice: str) -> Interval:
+    """Success with a choice minus that with the last checkpoint. Each training is a row of the table."""
+    first, last = ([cell["success"][key] for cell in cells] for key in (choice, "last"))
+    return two_level_difference(first, last)[0]
+
+
+def least_difference(cells: Sequence[Mapping], choice: str) -> tuple[float, str]:
+    """The mean difference on the data set where it is least, and the name of that data set."""
+    of = {task: [c for c in cells if c["task"] == task] for task in TASKS}
+    return min((float(np.mean([np.mean(c["success"][choice]) - np.mean(c["success"]["last"]) for c in some])), task)
+               for task, some in of.items() if some)
+
+
+def is_better(cells: Sequence[Mapping], choice: str) -> bool:
+    """The rule: whether a choice takes the place of the last checkpoint."""
+    return difference(cells, choice).low > 0 and least_difference(cells, choice)[0] >= -MARGIN
+
+
+def _row(name: str, cells: Sequence[Mapping]) -> str:
+    columns = [name, str(len(cells)), f"{100 * np.mean([c['success']['last'] for c in cells]):.0f}"]
+    for choice in CHOICES[1:]:
+        d = difference(cells, choice)
+        columns.append(measure.percent(d.low, d.estimate, d.high, "+"))
+    return f"| {' | '.join(columns)} |"
+
+
+def difference_table(title: str, groups: Mapping[str, Sequence[Mapping]]) -> list[str]:
+    """Success with the last checkpoint, and how much more each choice has."""
+    header = [f"| {title} | trainings | last, % | {' | '.join(CHOICES[1:])} |", "|---|--:|--:|--:|--:|--:|--:|"]
+    return header + [_row(name, some) for name, some in groups.items() if len(some) > 1]
+
+
+def rule_table(groups: Mapping[str, Sequence[Mapping]]) -> list[str]:
+    """What the rule says of each kind of head."""
+    rows = ["| kind of head | least error: worst data set | rollouts: worst data set | `RUN` means | "
+            "`RUN` with rollouts means |", "|---|---|---|---|---|"]
+    for kind, some in groups.items():
+        worst = [least_difference(some, choice) for choice in ("least error", "rollouts")]
+        told = [f"{task} {measure.percent(d, d, d, '+').partition(' ')[0]}" for d, task in worst]
+        means = ["`RUN/best`" if is_better(some, choice) else "`RUN/last`" for choice in ("least error", "rollouts")]
+        rows.append(f"| {' | '.join((kind, *told, *means))} |")
+    return rows
+
+
+def summary(cells: Sequence[Mapping]) -> str:
+    """How many trainings there are, and how often the choices differ."""
+    n = len(cells)
+    planned = sum(len(size.seeds) for size in (FULL, LONG)) * len(METHODS) * len(TASKS)
+    risen = [c for c in cells if c["curve"][-1][1] > min(error for _, error, _ in c["curve"])]
+    early = [c["chosen"]["least error"] / c["updates"] for c in risen]
+    of = [f"{sum(c['seed'] in size.seeds for c in cells)} with {words}" for size, words in (
+        (FULL, "2,000 updates"), (LONG, "the updates of the method (4,000 or 5,000)"))]
+    hours = sum(c["seconds"]["all"] for c in cells) / 3600
+    return (f"{n} of {planned} trainings are finished, {of[0]} and {of[1]}; they took {hours:.1f} CPU hours. In "
+            f"{len(risen)} of them the held-out error had risen at the end, and was lowest after "
+            f"{np.median(early):.0%} of the updates (median).")
+
+
+def page_text(sizes: Sequence[Size]) -> str:
+    """The tables and the figure of the documentation."""
+    cells = cells_of(sizes)
+    if len(cells) < 2:
+        return ""
+    kinds = {kind: [c for c in cells if c["method"] in of] for kind, of in KINDS.items()}
+    methods = {name: [c for c in cells if c["method"] == name] for name in METHODS}
+    tasks = {task: [c for c in cells if c["task"] == task] for task in TASKS}
+    rose = [c for c in cells if c["curve"][-1][1] > 1.1 * min(error for _, error, _ in c["curve"])]
+    rows = [(f"{name}: {choice}", d.estimate, d.low, d.high, d.low > 0 or d.high < 0)
+            for choice in ("least error", "rollouts") for name, some in methods.items() if len(some) > 1
+            for d in [difference(some, choice)]]
+    if FULL in sizes:
+        write_text(PICTURES / "checkpoints.svg", differences(rows).standalone_svg())
+    all_of = {"all": cells} | ({"held-out error risen by a tenth": rose} if len(rose) > 1 else {})
+    lengths = {f"{updates:,} updates": [c for c in cells if c["updates"] == updates]
+               for updates in sorted({c["updates"] for c in cells})}
+    return "\n".join([summary(cells), "", *difference_table("kind of head", kinds | all_of), "", *rule_table(
+        {kind: some for kind, some in kinds.items() if len(some) > 1} | {"others": cells}), "",
+        "![Success of two choices minus that of the last checkpoint](images/checkpoints.svg)", "",
+        *difference_table("method", methods), "", *difference_table("data set", tasks), "",
+        *difference_table("length", lengths)])
+
+
 def main() -> None:
     o = measure.task_options(__doc__, TASKS, flags=("long",), numbers=("half",))
     size = TINY if o.tiny else LONG if o.long else FULL
     if not o.page:
         run(size, o.tasks or list(TASKS), o.half, o.until)
+    if o.page or o.tiny:
+        measure.publish("checkpoints", page_text([TINY] if o.tiny else [FULL, LONG]), "checkpoints.md", o.tiny)
 
 
 if __name__ == "__main__":

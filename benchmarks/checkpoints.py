@@ -1,4 +1,4 @@
-"""Which checkpoint of a training acts best: python benchmarks/checkpoints.py [TASK ... | --long | --tiny | --page]
+"""Which checkpoint of a training acts best: python benchmarks/checkpoints.py [TASK ... | --tiny | --page]
 
 A training stores ten checkpoints, validates each on held-out demonstrations, and may roll each out. This compares what
 a user can choose, from the same starts:
@@ -15,13 +15,9 @@ and for three networks that would take most of the time: act, flow-policy and di
 and 3 blocks, as in heads.py, and act has chunks of 10 steps. `people` is a planar arm with three joints that reaches a
 target, shown as people show it: unsteady, slower in some episodes than in others, with pauses, and a step late.
 
---long does the same with as many updates as each method has by default (4,000 or 5,000), and with other seeds: an error
-that rises does so late. It was added after the first ten of 108 cells, which took less time than planned.
-
-The rule was written before any judged cell ran (that both lengths are pooled, after those ten). For each kind of head
-all its trainings (methods, data sets, seeds, lengths) are pooled: the difference of success to `last`, paired by start,
-with the interval of `two_level_difference`, where each training is a row. `RUN` means another checkpoint than the last
-one for a kind of head if
+The rule was written before any judged cell ran. For each kind of head all its trainings (methods, data sets, seeds) are
+pooled: the difference of success to `last`, paired by start, with the interval of `two_level_difference`, where each
+training is a row. `RUN` means another checkpoint than the last one for a kind of head if
 
 1. the interval of that difference lies above 0, and
 2. on no data set the kind's mean difference is below -5 points.
@@ -106,11 +102,11 @@ class Size:
 
     folder: str = "checkpoints"
     seeds: tuple[int, ...] = (0, 1, 2)
-    updates: int | None = 2000  # None: as many as the method has by default
+    updates: int = 2000
     starts: int = 300
 
 
-FULL, LONG, TINY = Size(), Size(seeds=(3, 4, 5), updates=None), Size("checkpoints-tiny", (0, 1), 20, 10)
+FULL, TINY = Size(), Size("checkpoints-tiny", (0, 1), 20, 10)
 
 
 @dataclass(frozen=True)
@@ -195,15 +191,14 @@ def run_cell(size: Size, task: str, seed: int, name: str) -> dict:
     """Trains, and judges what each choice gives."""
     data, began = demonstrations(task, seed), time.process_time()
     chosen, env = method(name, data), environment(task, min(size.starts, 100))
-    updates = size.updates or chosen.learner.steps
     few = environment(task, ROLLOUTS)
 
     def score(actor: Actor) -> float:
         return float(np.mean([e.metadata["success"] for e in rollout(actor, few, ROLLOUTS, tuning_seed(seed))]))
 
-    watch = Watch(data, -(-updates // 10), updates)
+    watch = Watch(data, -(-size.updates // 10), size.updates)
     with tempfile.TemporaryDirectory() as folder:
-        train(chosen, data, Path(folder) / "run", steps=updates, seed=seed, score=score, device="cpu",
+        train(chosen, data, Path(folder) / "run", steps=size.updates, seed=seed, score=score, device="cpu",
               callbacks=[watch], progress=False)
         lines = Run(Path(folder) / "run").read_metrics()
     trained = time.process_time() - began
@@ -217,7 +212,7 @@ def run_cell(size: Size, task: str, seed: int, name: str) -> dict:
         for key, policy in policies.items()}
     success = {key: won[choice.get(key, key)] for key in CHOICES}
     curve = [[line["step"], line["validation/energy"], line["score"]] for line in lines if "score" in line]
-    return {"task": task, "seed": seed, "method": name, "updates": updates, "demonstrations": len(data),
+    return {"task": task, "seed": seed, "method": name, "updates": size.updates, "demonstrations": len(data),
             "chosen": choice, "curve": curve, "success": success,
             "seconds": {"training": round(trained, 1), "all": round(time.process_time() - began, 1)}}
 
@@ -244,10 +239,9 @@ def run(size: Size, tasks: list[str], half: int | None, until: float) -> None:
 # -- the page -----------------------------------------------------------------------------------------------------
 
 
-def cells_of(sizes: Sequence[Size]) -> list[dict]:
+def cells_of(size: Size) -> list[dict]:
     """All finished cells."""
-    paths = [cell_path(size, task, seed, name) for size in sizes for seed in size.seeds for name in METHODS
-             for task in TASKS]
+    paths = [cell_path(size, task, seed, name) for seed in size.seeds for name in METHODS for task in TASKS]
     return [read_json(path) for path in paths if path.exists()]
 
 
@@ -295,24 +289,22 @@ def rule_table(groups: Mapping[str, Sequence[Mapping]]) -> list[str]:
     return rows
 
 
-def summary(cells: Sequence[Mapping]) -> str:
-    """How many trainings there are, and how often the choices differ."""
-    n = len(cells)
-    planned = sum(len(size.seeds) for size in (FULL, LONG)) * len(METHODS) * len(TASKS)
+def summary(size: Size, cells: Sequence[Mapping]) -> str:
+    """How many trainings there are, and in how many the held-out error has risen."""
+    planned, hours = len(size.seeds) * len(METHODS) * len(TASKS), sum(c["seconds"]["all"] for c in cells) / 3600
+    finished = {name: sum(c["method"] == name for c in cells) for name in METHODS}
+    by_method = ", ".join(f"{name} {count}" for name, count in finished.items())
     risen = [c for c in cells if c["curve"][-1][1] > min(error for _, error, _ in c["curve"])]
-    early = [c["chosen"]["least error"] / c["updates"] for c in risen]
-    of = [f"{sum(c['seed'] in size.seeds for c in cells)} with {words}" for size, words in (
-        (FULL, "2,000 updates"), (LONG, "the updates of the method (4,000 or 5,000)"))]
-    hours = sum(c["seconds"]["all"] for c in cells) / 3600
-    return (f"{n} of {planned} trainings are finished, {of[0]} and {of[1]}; they took {hours:.1f} CPU hours. In "
-            f"{len(risen)} of them the held-out error had risen at the end, and was lowest after "
-            f"{np.median(early):.0%} of the updates (median).")
+    early = np.median([c["chosen"]["least error"] / c["updates"] for c in risen])
+    return (f"{len(cells)} of {planned} planned trainings of {size.updates:,} updates are finished ({by_method}); they "
+            f"took {hours:.1f} CPU hours. In {len(risen)} of them the held-out error had risen at the end, and was "
+            f"lowest after {early:.0%} of the updates (median).")
 
 
-def page_text(sizes: Sequence[Size]) -> str:
+def page_text(size: Size) -> str:
     """The tables and the figure of the documentation."""
-    cells = cells_of(sizes)
-    if len(cells) < 2:
+    cells = cells_of(size)
+    if len(cells) < 2:  # an interval needs two
         return ""
     kinds = {kind: [c for c in cells if c["method"] in of] for kind, of in KINDS.items()}
     methods = {name: [c for c in cells if c["method"] == name] for name in METHODS}
@@ -321,25 +313,23 @@ def page_text(sizes: Sequence[Size]) -> str:
     rows = [(f"{name}: {choice}", d.estimate, d.low, d.high, d.low > 0 or d.high < 0)
             for choice in ("least error", "rollouts") for name, some in methods.items() if len(some) > 1
             for d in [difference(some, choice)]]
-    if FULL in sizes:
+    if size == FULL:
         write_text(PICTURES / "checkpoints.svg", differences(rows).standalone_svg())
-    all_of = {"all": cells} | ({"held-out error risen by a tenth": rose} if len(rose) > 1 else {})
-    lengths = {f"{updates:,} updates": [c for c in cells if c["updates"] == updates]
-               for updates in sorted({c["updates"] for c in cells})}
-    return "\n".join([summary(cells), "", *difference_table("kind of head", kinds | all_of), "", *rule_table(
-        {kind: some for kind, some in kinds.items() if len(some) > 1} | {"others": cells}), "",
+    all_of = {"all": cells, "all whose held-out error rose by a tenth": rose}
+    return "\n".join([
+        summary(size, cells), "", *difference_table("kind of head", kinds | all_of), "", *rule_table(
+            {kind: some for kind, some in kinds.items() if len(some) > 1} | {"others": cells}), "",
         "![Success of two choices minus that of the last checkpoint](images/checkpoints.svg)", "",
-        *difference_table("method", methods), "", *difference_table("data set", tasks), "",
-        *difference_table("length", lengths)])
+        *difference_table("method", methods), "", *difference_table("data set", tasks)])
 
 
 def main() -> None:
-    o = measure.task_options(__doc__, TASKS, flags=("long",), numbers=("half",))
-    size = TINY if o.tiny else LONG if o.long else FULL
+    o = measure.task_options(__doc__, TASKS, numbers=("half",))
+    size = TINY if o.tiny else FULL
     if not o.page:
         run(size, o.tasks or list(TASKS), o.half, o.until)
     if o.page or o.tiny:
-        measure.publish("checkpoints", page_text([TINY] if o.tiny else [FULL, LONG]), "checkpoints.md", o.tiny)
+        measure.publish("checkpoints", page_text(size), "checkpoints.md", o.tiny)
 
 
 if __name__ == "__main__":

@@ -417,7 +417,7 @@ def interval(value, name):
 def test_eval(call, place):
     found = document(call("eval", place / "a", "fork", "--episodes", 30, "--json"))
     assert list(found) == ["env", "episodes", "successes", "success", "return", "seconds", "paired", "trials",
-                           "trial_gain", "behavior"]
+                           "trial_gain", "checkpoint", "behavior"]
     assert (found["env"], found["episodes"], found["paired"]) == ("fork", 30, None)
     assert found["success"]["estimate"] == found["successes"] / 30
     interval(found["success"], "estimate")

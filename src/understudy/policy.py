@@ -990,7 +990,8 @@ def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
 def find_checkpoint(folder: Path | str) -> Path:
     """Return the folder with the weights: the last checkpoint of a run, or the folder itself.
 
-    "RUN/best" and "RUN/last" choose a checkpoint of a run. Runs and checkpoints of LeRobot are found too: see
+    "RUN/best" and "RUN/last" choose a checkpoint of a run. The best one is not the default, because it does not act
+    better on average (`benchmarks/checkpoints.py`). Runs and checkpoints of LeRobot are found too: see
     `checkpoint.is_lerobot_checkpoint`.
 
     Raises:

@@ -55,6 +55,9 @@ encoder, without image files in between."""),
     "recording": ("Recording", """
 Wall-clock time that one recorded step takes from a control loop at 100 Hz. A step copies its arrays. A thread writes
 them to a journal, and another process makes the video files."""),
+    "cameras": ("Recording with two cameras", """
+`understudy record` with an emulated SO-101 and two emulated cameras. The video of an episode is encoded while the next
+one is recorded. A step is late by the time that is missing from its period."""),
     "video": ("Windows from video", """
 Windows at random places, decoded each time unless the line says otherwise. The file stays open, the packets of a small
 file stay in memory, and decoding starts at the last key frame before the window."""),

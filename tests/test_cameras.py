@@ -1,14 +1,24 @@
-"""Cameras of OpenCV, for which video files stand in."""
+"""Cameras of OpenCV, for which video files stand in, and emulated ones."""
 
 import time
+from itertools import pairwise
 
 import av
 import numpy as np
 import pytest
 
-from understudy.core import UserError
+from understudy.core import Feature, UserError
 from understudy.robots.base import ConnectionLost
-from understudy.robots.cameras import OpenCVCamera
+from understudy.robots.cameras import (
+    CameraStatus,
+    EmulatedCamera,
+    OpenCVCamera,
+    ThreadedCamera,
+    camera_features,
+    frame_number,
+    read_cameras,
+)
+from understudy.robots.registry import RobotConfig, make_robot, parse_cameras
 
 pytest.importorskip("cv2", reason="extra cameras not installed")
 
@@ -51,3 +61,110 @@ def test_wrong_sizes_and_missing_cameras_are_named(video, tmp_path):
         OpenCVCamera(video).connect()
     with pytest.raises(UserError, match="the camera cannot be opened"):
         OpenCVCamera(str(tmp_path / "none.mp4")).connect()
+
+
+def test_frames_are_rotated_clockwise_and_sizes_are_those_after_the_rotation(tmp_path):
+    path = tmp_path / "halves.mp4"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        frame = np.zeros((48, 64, 3), np.uint8)
+        frame[:, :32] = 255  # the left half is white
+        for _ in range(5):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")):
+                file.mux(packet)
+        for packet in stream.encode():
+            file.mux(packet)
+    for rotation, (width, height), white in ((90, (48, 64), np.s_[:30]), (180, (64, 48), np.s_[:, 34:]),
+                                             (270, (48, 64), np.s_[34:]), (-90, (48, 64), np.s_[34:])):
+        camera = OpenCVCamera(str(path), width, height, rotation=rotation, max_age=60)
+        camera.connect()
+        frame = camera.read()
+        camera.disconnect()
+        assert frame.shape == (height, width, 3) and frame[white].min() > 200 and frame.mean() < 140
+
+
+def test_a_format_that_the_camera_does_not_have_is_named(video):
+    with pytest.raises(ConnectionLost, match=r"it sends 'FMP4' and not 'MJPG' at 64 x 48 pixels\n.*leave fourcc out"):
+        OpenCVCamera(video, 64, 48, fourcc="MJPG").connect()
+    camera = OpenCVCamera(video, 64, 48, fourcc="FMP4", max_age=60)
+    camera.connect()
+    assert camera.read().shape == (48, 64, 3)
+    camera.disconnect()
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ("type: emulated, rotation: 45", "rotation is 45, but must be 0, 90, 180 or 270"),
+    ("type: emulated, rotation: true", "rotation is True"),
+    ("type: emulated, width: 0", "width is 0, but must be a whole number from 1 to 8192"),
+    ("type: emulated, width: 6.5", "width is 6.5"),
+    ("type: emulated, fps: 0", "fps is 0, but must be above 0"),
+    ("type: emulated, fps: fast", "fps is 'fast'"),
+    ("type: emulated, depth: 3", "depth is 3, but must be true or false"),
+    ("type: emulated, width: 8, height: 8", "16 x 16 is the smallest"),
+    ("type: emulated, index_or_path: 0", "type emulated takes depth, fps, height, max_age, rotation, width"),
+    ("type: opencv", "it needs index_or_path, and takes fourcc, fps, height, index_or_path"),
+    ("index_or_path: 0, fourcc: JPEG2000", "fourcc is 'JPEG2000', but must have four letters"),
+    ("index_or_path: 0, fourcc: 5", "fourcc is 5, but must have four letters"),
+    ("type: emulatd", "did you mean emulated"),
+])
+def test_wrong_settings_name_the_camera_and_the_cure(settings, message):
+    cameras = parse_cameras(f"{{front: {{{settings}}}}}")
+    with pytest.raises(UserError, match="camera front") as told:
+        make_robot(RobotConfig("so101_follower", "none", cameras=cameras))
+    assert message in str(told.value)
+
+
+def test_an_emulated_camera_shows_the_number_of_each_frame_and_its_depth():
+    camera = EmulatedCamera(96, 64, fps=200, depth=True)
+    assert camera_features({"top": camera}) == {
+        "observation.images.top": Feature("uint8", (64, 96, 3), "image"),
+        "observation.depth.top": Feature("uint16", (64, 96, 1), "depth", unit="mm")}
+    turned = EmulatedCamera(64, 96, fps=200, rotation=90)
+    camera.connect()
+    turned.connect()
+    frames, until = {}, time.monotonic() + 10
+    while len(frames) < 20 and time.monotonic() < until:
+        both = read_cameras({"top": camera})
+        frames[frame_number(both["observation.images.top"])] = both
+        time.sleep(0.001)
+    unturned = np.rot90(turned.read())
+    camera.disconnect()
+    turned.disconnect()
+    y, x = np.mgrid[:64, :96]
+    assert list(frames) == sorted(frames) and len(frames) == 20
+    for number, both in frames.items():
+        np.testing.assert_array_equal(both["observation.depth.top"][..., 0], 400 + x + y + number)
+    pictures = [both["observation.images.top"][8:] for both in frames.values()]
+    assert all((a != b).mean() > 0.5 for a, b in pairwise(pictures))  # it moves
+    assert frame_number(unturned) < 2000 and unturned.shape == (64, 96, 3)
+
+
+class _Scripted(ThreadedCamera):
+    """A camera whose frames come at given times."""
+
+    def __init__(self, times, fps):
+        self.times, self.now = list(times), 0.0
+        super().__init__("scripted", 2, 2, fps, 0, 0.5, lambda: self.now)
+
+    def _open(self):
+        for now in self.times:
+            self.now = now
+            yield np.zeros((2, 2, 3), np.uint8), None
+
+
+@pytest.mark.parametrize(("times", "dropped", "rate"), [
+    (np.arange(60) / 30, 0, 30),
+    (np.delete(np.arange(60) / 30, [10, 20, 21, 22]), 4, 30),  # one frame and three frames do not come
+    (np.arange(60) / 30 + 0.01 * np.sin(np.arange(60)), 0, 30),  # jitter of 10 ms
+    (np.arange(300) / 29.97, 0, 29.97),
+    (np.arange(60) / 15, 59, 15),  # half the rate that was asked for: one is missing in each gap
+])
+def test_frames_that_do_not_come_are_counted(times, dropped, rate):
+    camera = _Scripted(times, 30)
+    assert camera.status() == CameraStatus(0, 0.0, 0)
+    camera.connect()
+    camera._thread.join()
+    status = camera.status()
+    assert status.frames == len(times) and status.dropped == pytest.approx(dropped, abs=1)
+    assert status.rate == pytest.approx(rate, rel=0.03)

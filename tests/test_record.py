@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from understudy.core import Feature, UserError
-from understudy.data import journal
+from understudy.data import encoder, journal
 from understudy.data import recorder as recording
 from understudy.data.episode import Episode
 from understudy.data.formats import lerobot, open_dataset
@@ -295,11 +295,12 @@ def test_upstream_lerobot_opens_it(tmp_path):
 @pytest.mark.slow
 def test_long_recordings_are_put_into_the_files_meanwhile(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "SEGMENT_BYTES", 2000)
+    monkeypatch.setattr(encoder, "yield_processor", lambda pid: None)
     with Recorder(SEEN, tmp_path / "d", fps=10, clock=None, images="png") as r:
         for number in range(8):
             show(r, number, 3, True)
             _settled(r)
-        worker = r._worker
+        worker = r._encoder._process
         began = time.monotonic()
         while len(journal.segment_files(tmp_path / "d" / journal.JOURNAL_FOLDER)) > 1 and time.monotonic() < began + 60:
             time.sleep(0.05)

@@ -215,8 +215,8 @@ class Feature:
     Args:
         dtype: NumPy name ("float32", "uint8", "int64", "bool"), or "string" for text that stays text.
         shape: Shape of one step. Images are (H, W, C).
-        kind: "vector" (numbers), "image" (uint8), "text" (UTF-8 bytes padded with 0, which networks read), "discrete"
-            (integers), or "string".
+        kind: "vector" (numbers), "image" (uint8), "depth" (uint16 (H, W, 1), which no network reads by default), "text"
+            (UTF-8 bytes padded with 0, which networks read), "discrete" (integers), or "string".
         names: Names of the components of a vector.
         unit: Unit of all components ("rad", "m"), if known.
         num_classes: For a discrete column, the number of classes of each component, if known.
@@ -224,7 +224,7 @@ class Feature:
 
     dtype: str
     shape: tuple[int, ...]
-    kind: Literal["vector", "image", "text", "discrete", "string"] = "vector"
+    kind: Literal["vector", "image", "depth", "text", "discrete", "string"] = "vector"
     names: tuple[str, ...] | None = None
     unit: str | None = None
     num_classes: tuple[int, ...] | None = None
@@ -281,6 +281,11 @@ def role(name: str) -> Literal["observation", "action", "outcome", "task", "inde
 def short_name(name: str) -> str:
     """Return the shortest name that ``--columns`` knows a column by: "state" for `observation.state`."""
     return name.removeprefix("observation.").removeprefix("next.")
+
+
+def is_read_by_default(name: str, feature: Feature) -> bool:
+    """Whether a policy reads a column if its config names none: an observation, but no text and no depth."""
+    return role(name) == "observation" and feature.kind not in ("string", "depth")
 
 
 def check_observed(column: str, features: Schema, where: str) -> None:

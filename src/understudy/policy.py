@@ -43,6 +43,7 @@ from .core import (
     UserError,
     check_observed,
     check_range,
+    is_read_by_default,
     normal,
     role,
     short_name,
@@ -948,7 +949,7 @@ def _shape_text(rows: int | None, shape: tuple[int, ...]) -> str:
 
 def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Path = "data set",
                   data: str | Path = "DATA") -> tuple[str, ...]:
-    """Return the columns that a policy reads: those that its config names, or every observation that is not text.
+    """Return the columns that a policy reads: those that its config names, or all observations but text and depth.
 
     Args:
         policy_config: The config of the policy.
@@ -960,12 +961,14 @@ def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Pa
         UserError: No column is an observation that consists of numbers. The hint suggests names for columns that look
             like one.
     """
-    if inputs := policy_config.inputs or tuple(sorted(k for k, f in _add_goal_features(policy_config, features).items()
-                                                      if role(k) == "observation" and f.kind != "string")):
+    if inputs := policy_config.inputs or tuple(sorted(
+            k for k, f in _add_goal_features(policy_config, features).items() if is_read_by_default(k, f))):
         return inputs
     if texts := sorted(k for k in features if role(k) == "observation"):  # all of them: numbers would be inputs
-        raise UserError(f"no policy can read these data: column {texts[0]!r} contains text or objects, not numbers, "
-                        "and there is no other observation", where=where,
+        what = "depth, which policies read only if --method.inputs names it," if features[texts[0]].kind == "depth" \
+            else "text or objects, not numbers,"
+        raise UserError(f"no policy can read these data: column {texts[0]!r} contains {what} and there is no other "
+                        "observation", where=where,
                         hint="store numbers there, such as float32; instructions belong in the column 'task'")
     raise UserError("no policy can read these data: no column is an observation (the columns are "
                     f"{', '.join(sorted(features)) or 'none'})", where=where, hint=column_naming_hint(features, data))

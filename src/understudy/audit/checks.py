@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import UserError, role, short_name
+from ..core import UserError, is_read_by_default, role, short_name
 from ..data import video
 from ..data.episode import Dataset, EpisodeList, interrupted_episodes
 from ..data.formats.describe import episode_tasks
@@ -328,7 +328,7 @@ def check_metadata(data: Dataset) -> Iterator[Finding]:
             len(data[0].steps[n]) > len(data[0]) for n in seen):
         yield Finding("no-last-observation", "note", "no observation after the last action: methods that need the next "
                       "observation skip the last step of each episode", "record it if you use such a method")
-    if not any(role(n) == "observation" and f.kind != "string" for n, f in features.items()):
+    if not any(is_read_by_default(n, f) for n, f in features.items()):
         yield Finding(
             "no-observations",
             "warning",

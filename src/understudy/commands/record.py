@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -75,7 +76,8 @@ class RecordOptions(RobotOptions, TeleopOptions, _RecordOptions):
     continues. A larger --episodes adds episodes.
 
     On a robot (--robot and --teleop), the right arrow or enter ends an episode or a reset, the left arrow or x records
-    the episode again, y and n mark it as a success or a failure, and escape or q stops.
+    the episode again, y and n mark it as a success or a failure, and escape or q stops. Video is encoded beside the
+    recording. If that falls behind, at most 32 GB of finished episodes wait on the disk, and then the reset goes on.
     """
 
 
@@ -183,9 +185,11 @@ def _record_robot(o: RecordOptions) -> None:
     def tell(number: int) -> None:
         show_line("")
         saved(number)
-    with command_keys(keyboard) as keys, teleop, robot:  # the robot is released first
+    with command_keys(keyboard) as keys, ExitStack() as devices:
+        devices.enter_context(teleop)
+        devices.enter_context(robot)  # released first
         data = RobotSession(robot, teleop, keys, o.fps, show_session(robot, keyboard)).record(
-            o.episodes, o.out, task=o.task, by=o.teleop or "", images=o.images, on_saved=tell,
+            o.episodes, o.out, task=o.task, by=o.teleop or "", images=o.images, on_saved=tell, release=devices.close,
             times=RecordingTimes(o.warmup_time_s, o.episode_time_s, o.reset_time_s))
     out = Output()
     if not len(data):

@@ -40,7 +40,8 @@ class RobotOptions:
     robot_calibration_dir: Annotated[Path | None, arg(name="robot.calibration-dir", metavar="DIR")] = None
     """folder of the calibration; by default understudy's folder, and then LeRobot's"""
     robot_cameras: Annotated[str | None, arg(name="robot.cameras", metavar="CAMERAS")] = None
-    """cameras by name: '{front: {type: opencv, index_or_path: 0, width: 640, height: 480, fps: 30}}'"""
+    """cameras by name: '{front: {type: opencv, index_or_path: 0, width: 640, height: 480, fps: 30}}'; also rotation: 90
+    and fourcc: MJPG. type: emulated needs no camera"""
     robot_use_degrees: Annotated[Literal["true", "false"], arg(name="robot.use-degrees")] = "true"
     """joints in degrees, or from -100 to 100 over their calibrated range"""
     robot_disable_torque_on_disconnect: Annotated[

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import struct
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -38,6 +38,8 @@ JOURNAL_FOLDER = Path("meta") / "understudy" / "journal"
 _MAGIC = b"\xd5uj1"
 _RECORD_HEADER = struct.Struct("<4scQI")  # mark, kind, length, CRC
 _LENGTH = struct.Struct("<I")
+_WINDOW = 1 << 16  # bytes; shorter values are read together
+_PIECE = 1 << 20  # bytes of a record that are read at once to check it
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -180,6 +182,59 @@ def episode_record(episode: Episode) -> list:
 # -- reading --------------------------------------------------------------------------------------------------------
 
 
+class _SegmentBytes:
+    """The bytes of a segment. They stay readable if the file is removed meanwhile.
+
+    They are read and not mapped, because mapped pages count as memory of the process: an episode has gigabytes.
+    """
+
+    def __init__(self, path: Path):
+        self._handle = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)  # with the last episode that needs it
+        self.size = os.fstat(self._handle).st_size
+        self._window = 0, b""  # first position, and the bytes there
+
+    def read(self, at: int, size: int) -> bytes:
+        if size > _WINDOW:
+            return os.pread(self._handle, size, at)
+        first, window = self._window
+        if not first <= at <= at + size <= first + len(window):
+            first, window = self._window = at, os.pread(self._handle, _WINDOW, at)
+        return window[at - first: at - first + size]
+
+    def find(self, mark: bytes, at: int) -> int:
+        """Position of the first `mark` from `at` on, or -1."""
+        while at < self.size:
+            if (place := self.read(at, _PIECE).find(mark)) >= 0:
+                return at + place
+            at += _PIECE - len(mark) + 1
+        return -1
+
+    def unpack(self, layout: struct.Struct, at: int) -> tuple:
+        return layout.unpack(self.read(at, layout.size))
+
+
+class JournalFrames:
+    """Frames of an episode in a journal, (rows, H, W, C). They are read when the column is sliced."""
+
+    def __init__(self, episode: JournalEpisode, name: str):
+        self._episode, self._name, f = episode, name, episode.schema[name]
+        self.dtype, self.shape = np.dtype(f.dtype), (episode.rows(name), *f.shape)
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self._episode.column(self._name, rows)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i:i + 1][0] for i in range(len(self)))
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self[:], dtype)
+
+
 @dataclass
 class JournalEpisode:
     """An episode in a segment. A column is assembled when it is asked for.
@@ -193,7 +248,7 @@ class JournalEpisode:
         arrays: Dtype, shape and position of each column, for an episode that was added as a whole.
     """
 
-    bytes: mmap.mmap | bytes
+    bytes: _SegmentBytes
     schema: dict[str, Feature]
     metadata: dict[str, Any]
     steps: list[int] = field(default_factory=list)  # position of each step
@@ -211,15 +266,18 @@ class JournalEpisode:
             return self.arrays[name][1][0]
         return len(self.steps) + (self.last_row is not None and name in self.last_row[0])
 
-    def column(self, name: str) -> np.ndarray:
-        """Return a column, (rows, *shape)."""
+    def column(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """Return some rows of a column, (n, *shape). By default all of them."""
+        begin, stop, _ = rows.indices(self.rows(name))
         if self.arrays is not None:
             dtype, shape, at = self.arrays[name]
-            return np.frombuffer(self.bytes, dtype, math.prod(shape), at).reshape(shape)
+            size = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+            flat = self.bytes.read(at + begin * size, max(stop - begin, 0) * size)
+            return np.frombuffer(flat, dtype).reshape(-1, *shape[1:])
         places = [(list(self.schema), at) for at in self.steps]
         if self.last_row is not None and self.rows(name) > len(self.steps):
             places.append(self.last_row)
-        values = [self._read_value(name, names, at) for names, at in places]
+        values = [self._read_value(name, names, at) for names, at in places[begin:stop]]
         f = self.schema[name]
         if f.kind == "string":
             return np.array(values, np.str_)
@@ -229,18 +287,18 @@ class JournalEpisode:
         for n in names:
             f = self.schema[n]
             if f.kind == "string":
-                (size,), at = _LENGTH.unpack_from(self.bytes, at), at + _LENGTH.size
+                (size,), at = self.bytes.unpack(_LENGTH, at), at + _LENGTH.size
                 if n == name:
-                    return self.bytes[at: at + size].decode()
+                    return self.bytes.read(at, size).decode()
             else:
                 size = f.size * np.dtype(f.dtype).itemsize
                 if n == name:
-                    return np.frombuffer(self.bytes, f.dtype, f.size, at).reshape(f.shape)
+                    return np.frombuffer(self.bytes.read(at, size), f.dtype).reshape(f.shape)
             at += size
         raise KeyError(name)
 
     def episode(self) -> Episode:
-        """Return the episode, whose columns are read when they are asked for."""
+        """Return the episode, whose columns are read when they are asked for. Those of cameras are `JournalFrames`."""
         return Episode(_JournalColumns(self), self.metadata, rows=len(self), schema=self.schema)
 
 
@@ -251,6 +309,8 @@ class _JournalColumns(Mapping):
     def __getitem__(self, name):
         if name not in self._episode.schema:
             raise KeyError(name)
+        if self._episode.schema[name].kind in ("image", "depth"):
+            return JournalFrames(self._episode, name)
         return self._episode.column(name)
 
     def __iter__(self):
@@ -291,9 +351,7 @@ def segment_files(folder: Path) -> list[Path]:
 
 def read_segment(path: Path) -> Segment:
     """Read all complete records of a segment. They stay readable if the file is removed meanwhile."""
-    with open(path, "rb") as handle:
-        size = os.fstat(handle.fileno()).st_size
-        data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    data = _SegmentBytes(path)
     found = Segment(path, {}, [], None, [])
     hole = False  # whether a part of the current episode is missing
 
@@ -316,64 +374,64 @@ def read_segment(path: Path) -> Segment:
         if kind == b"?":  # damage: in an unfinished episode, later steps do not follow the earlier ones
             hole = True
         elif kind == b"H":
-            found.header = json.loads(data[at: at + length])
+            found.header = json.loads(data.read(at, length))
         elif kind == b"E":
             found.episodes.append(_decode_episode(data, at))
         elif kind == b"B":
             if found.unfinished is not None:
                 ended({}, None)
-            hole, told = False, json.loads(data[at: at + length])
+            hole, told = False, json.loads(data.read(at, length))
             found.unfinished = JournalEpisode(data, _schema(told["columns"]), told["metadata"])
         elif kind == b"S":
             if found.unfinished is not None and not hole:
                 found.unfinished.steps.append(at)
         elif kind == b"L":
             if found.unfinished is not None and not hole:
-                (size,) = _LENGTH.unpack_from(data, at)
+                (size,) = data.unpack(_LENGTH, at)
                 at += _LENGTH.size
-                found.unfinished.last_row = json.loads(data[at: at + size]), at + size
+                found.unfinished.last_row = json.loads(data.read(at, size)), at + size
         elif kind == b"F":
-            metadata = json.loads(data[at: at + length])
+            metadata = json.loads(data.read(at, length))
             ended(metadata, metadata.pop("steps"))
         elif kind == b"T" and found.episodes:
-            found.episodes[-1].metadata.update(json.loads(data[at: at + length]))
+            found.episodes[-1].metadata.update(json.loads(data.read(at, length)))
         elif kind == b"D":
-            if data[at: at + length] == b"running":
+            if data.read(at, length) == b"running":
                 found.unfinished = None
             elif found.episodes:
                 found.episodes.pop()
     return found
 
 
-def _valid_records(data, losses: list[str], path: Path) -> Iterator[tuple[bytes, int, int]]:
+def _valid_records(data: _SegmentBytes, losses: list[str], path: Path) -> Iterator[tuple[bytes, int, int]]:
     """(kind, start of the payload, its length) of each valid record; kind "?" for damage."""
-    at, end = 0, len(data)
-    while at < end:
-        if (found := _record_at(data, at, end)) is not None:
+    at = 0
+    while at < data.size:
+        if (found := _record_at(data, at)) is not None:
             yield found
             at = found[1] + found[2]
             continue
         start, at = at, data.find(_MAGIC, at + 1)
-        while at >= 0 and _record_at(data, at, end) is None:
+        while at >= 0 and _record_at(data, at) is None:
             at = data.find(_MAGIC, at + 1)
         if at < 0:
-            losses.append(f"{path}: {end - start} bytes at its end, of a record that was not finished")
+            losses.append(f"{path}: {data.size - start} bytes at its end, of a record that was not finished")
             return
         losses.append(f"{path}: {at - start} bytes that cannot be read, from byte {start}")
         yield b"?", start, at - start
 
 
-def _record_at(data, at: int, end: int) -> tuple[bytes, int, int] | None:
-    if at + _RECORD_HEADER.size > end:
+def _record_at(data: _SegmentBytes, at: int) -> tuple[bytes, int, int] | None:
+    if at + _RECORD_HEADER.size > data.size:
         return None
-    mark, kind, length, check = _RECORD_HEADER.unpack_from(data, at)
+    mark, kind, length, check = data.unpack(_RECORD_HEADER, at)
     begin = at + _RECORD_HEADER.size
-    if mark != _MAGIC or begin + length > end:
+    if mark != _MAGIC or begin + length > data.size:
         return None
-    found = zlib.crc32(kind + length.to_bytes(8, "little"))
-    with memoryview(data) as view:
-        found = zlib.crc32(view[begin: begin + length], found)
-    return (kind, begin, length) if found == check else None
+    computed = zlib.crc32(kind + length.to_bytes(8, "little"))
+    for first in range(begin, begin + length, _PIECE):
+        computed = zlib.crc32(data.read(first, min(_PIECE, begin + length - first)), computed)
+    return (kind, begin, length) if computed == check else None
 
 
 def _schema(columns: Mapping[str, Mapping]) -> dict[str, Feature]:
@@ -384,10 +442,10 @@ def _schema(columns: Mapping[str, Mapping]) -> dict[str, Feature]:
     return {n: feature(f) for n, f in columns.items()}
 
 
-def _decode_episode(data, at: int) -> JournalEpisode:
-    (size,) = _LENGTH.unpack_from(data, at)
+def _decode_episode(data: _SegmentBytes, at: int) -> JournalEpisode:
+    (size,) = data.unpack(_LENGTH, at)
     at += _LENGTH.size
-    told = json.loads(data[at: at + size])
+    told = json.loads(data.read(at, size))
     at, arrays = at + size, {}
     for name, c in told["columns"].items():
         arrays[name] = c["dtype"], tuple(c["shape"]), at

@@ -1,8 +1,9 @@
 """Crash-safe recording: episodes go into a journal as they happen, and from there into LeRobot files.
 
 At any moment the folder is a LeRobot v3.0 data set with the episodes that are in its files. meta/understudy/journal has
-the rest: finished episodes, and the current one up to its last second. A thread writes the journal, and a process of
-low priority makes the files (encoding video takes time), so that the control loop waits for neither. After a crash,
+the rest: finished episodes, and the current one up to its last second. A thread writes the journal, and the encoder, a
+process that gets only processor time that nobody else wants, makes the files (encoding video takes time), so that the
+control loop waits for neither. If the encoder falls behind, finished episodes wait in the journal. After a crash,
 `publish` moves the rest of the journal into the files. `understudy repair` calls it.
 """
 
@@ -10,9 +11,8 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import queue
-import subprocess
+import shutil
 import sys
 import threading
 import time
@@ -25,9 +25,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core import DataWarning, Feature, Schema, UserError, role, suggested_names
+from ..core import DataWarning, Feature, Schema, UserError, is_read_by_default, role, suggested_names
 from ..files import sync_folder, write_json
 from . import cache, journal
+from .encoder import WAIT, Backlog, Encoder, Report
 from .episode import Dataset, Episode
 from .formats import interrupted_recording, lerobot, open_dataset
 from .formats.lerobot_read import read_info
@@ -35,6 +36,9 @@ from .formats.lerobot_read import read_info
 SYNC_SECONDS = 0.5  # s between two syncs during an episode, so that a power cut costs less than a second of it
 SEGMENT_BYTES = 64 * 2**20  # bytes of the journal that are moved into the files together
 MIN_FREE_BYTES = 512 * 2**20  # bytes that may wait in memory for a disk that is slow
+MAX_BACKLOG_BYTES = 32 * 2**30  # bytes of finished episodes that may wait for the encoder
+MIN_FREE_DISK = 512 * 2**20  # bytes of the disk that stay free: `repair` needs some of them
+ENCODER_THREADS = 1  # for each camera; cameras are encoded together
 _OPTIONAL_COLUMNS = ("task", "timestamp", "next.success")  # columns that not every episode has
 _LATE_FACTOR = 1.5  # a step is late after this many periods
 
@@ -47,6 +51,9 @@ class Recorder:
     A step costs the control loop a copy of its arrays. If the disk is so slow that `min_free_bytes` are waiting, steps
     are dropped: `step` returns False, the timestamps show the gap, and the metadata "dropped" of the episode counts the
     lost steps. "late" counts the steps that were late by more than half a period.
+
+    The encoder may fall behind. If finished episodes of more than `max_backlog_bytes` wait for it, `end` waits too. If
+    less than `MIN_FREE_DISK` of the disk is free, the next step raises a UserError, and the episode is kept up to it.
 
     Policies read columns that are named observation.* (`core.role`). A schema without such a column is refused before
     anything is recorded. Other columns that look like observations cause a warning. With require_observation=False, any
@@ -74,6 +81,8 @@ class Recorder:
             survive a power cut.
         min_free_bytes: Bytes that may wait in memory for the disk.
         require_observation: Refuse a schema without an observation.
+        max_backlog_bytes: Bytes of finished episodes that may wait on the disk for the encoder.
+        show: Shows one line of text, about twice a second, while something waits for the encoder.
 
     Raises:
         UserError: Something else is at `path`, another recorder works there, its columns differ, or, at the next call,
@@ -91,7 +100,8 @@ class Recorder:
                  clock: Callable[[], float] | None = time.perf_counter, metadata: Mapping[str, Any] | None = None,
                  images: Literal["video", "av1", "h264", "png"] = "video",
                  on_saved: Callable[[int], None] = lambda number: None, min_free_bytes: int = MIN_FREE_BYTES,
-                 require_observation: bool = True):
+                 require_observation: bool = True, max_backlog_bytes: int = MAX_BACKLOG_BYTES,
+                 show: Callable[[str], None] = lambda text: None):
         self.path, self.fps, self.clock, self.metadata = Path(path), fps, clock, dict(metadata or {})
         self.schema = {n: replace(f, kind="string") if f.dtype == "string" else f
                        for n, f in schema.items() if n != "timestamp"}
@@ -103,6 +113,7 @@ class Recorder:
         whole = {**self.schema, **({"timestamp": Feature("float32", ())} if clock is not None else {})}
         self._written_schema = {**self.schema, **({"timestamp": Feature("float64", ())} if clock is not None else {})}
         self._on_saved, self._min_free_bytes = on_saved, min_free_bytes
+        self.max_backlog_bytes, self._show = max_backlog_bytes, show
         self._create_dataset(whole, robot_type, images)
         self._lock = _lock_recording(self.path)
         try:
@@ -124,7 +135,7 @@ class Recorder:
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         header = {"fps": fps, "robot_type": robot_type, "images": images}
         self._journal = journal.JournalWriter(self.path / journal.JOURNAL_FOLDER, header)
-        self._worker: subprocess.Popen | None = None
+        self._encoder = Encoder(self.path)
         self._thread = threading.Thread(target=self._writer_loop, name="recorder", daemon=True)
         self._thread.start()
 
@@ -207,6 +218,7 @@ class Recorder:
         number, steps, self._steps = self.count, self._steps, -1
         self.count, self._last_obs = self.count + 1, True
         self._put(b"F", [json.dumps({**metadata, "steps": steps}, default=_to_json_value).encode()], saved=number)
+        self.wait_for_encoder(self.max_backlog_bytes)
         return number
 
     def discard(self) -> None:
@@ -295,13 +307,38 @@ class Recorder:
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
+    def backlog(self) -> Backlog:
+        """What waits for the encoder."""
+        return self._encoder.backlog()
+
+    def wait_for_encoder(self, max_bytes: int = 0) -> None:
+        """Wait until at most `max_bytes` of finished episodes wait for the encoder.
+
+        Raises:
+            UserError: The encoder has failed. What it did not encode stays in the journal.
+        """
+        while (backlog := self.backlog()).bytes > max_bytes:
+            self.check_encoder()
+            self._show(str(backlog))
+            time.sleep(WAIT)
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes in the journal of episodes that the encoder gets when the next one begins."""
+        return self._journal.n_bytes
+
+    def check_encoder(self) -> None:
+        """Raises a UserError if the encoder has failed."""
+        self._encoder.check()
+
     def flush(self) -> None:
         """Wait until every finished episode is in the LeRobot files."""
         if self._steps >= 0:
             raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
         self._run_in_thread("rotate")
         self._last_obs = False
-        warn_of_losses(self.path, publish(self.path))
+        warn_of_losses(self.path, publish(self.path, progress=self._show_progress))
+        self._encoder.forget()
 
     def close(self) -> None:
         """Stop recording, and wait as `flush` does.
@@ -314,16 +351,15 @@ class Recorder:
         try:
             self._queue.put(("stop", threading.Event()))
             self._thread.join()
-            if self._worker is not None:
-                assert self._worker.stdin is not None
-                with suppress(OSError):
-                    self._worker.stdin.close()
-                self._worker.wait()
+            self._encoder.close(self._show)
             if self._error is not None:
                 self._raise_error()
-            warn_of_losses(self.path, publish(self.path))
+            warn_of_losses(self.path, publish(self.path, progress=self._show_progress))
         finally:
             self._lock.close()
+
+    def _show_progress(self, n_frames: int, total: int) -> None:
+        self._show(f"encoding: {n_frames:,} of {total:,} frames")
 
     def __enter__(self) -> Recorder:
         return self
@@ -335,7 +371,7 @@ class Recorder:
             if error is None:  # else that is what happened first
                 raise
 
-    # -- the writer thread and the publishing process ------------------------------------------------------------------
+    # -- the writer thread -------------------------------------------------------------------------------------------
 
     def _put(self, kind: bytes, parts: list, size: int = 0, saved: int | None = None) -> None:
         if self._error is not None:
@@ -365,6 +401,7 @@ class Recorder:
         """The thread: writes everything that waits, then syncs once."""
         unsynced: list[int] = []
         since, stop = None, False  # time of the first step that is not synced
+        n_steps = 0  # of the segment
         while not stop:
             items, asked = [], []
             with suppress(queue.Empty):
@@ -384,10 +421,13 @@ class Recorder:
                     since = when if since is None else since
                     if kind in (b"B", b"E") and self._journal.n_bytes >= SEGMENT_BYTES:
                         self._sync_journal(unsynced)
+                        backlog = Backlog(self._journal.n_bytes, n_steps)
                         segment = self._journal.rotate()
                         assert segment is not None  # it has bytes
-                        self._start_publishing(segment)
+                        self._encoder.encode(segment.name, backlog)
+                        n_steps = 0
                     self._journal.append(kind, *parts, first_episode=first)
+                    n_steps += kind == b"S"
                     if kind == b"D" and first in unsynced:  # discarded before it was reported
                         unsynced.remove(first)
                     if saved is not None:
@@ -409,24 +449,14 @@ class Recorder:
 
     def _sync_journal(self, unsynced: list[int]) -> None:
         self._journal.sync()
+        if self._error is None and shutil.disk_usage(self.path).free < MIN_FREE_DISK:
+            self._error = UserError(f"less than {MIN_FREE_DISK / 2**20:.0f} MB of the disk are free; every episode "
+                                    "that was saved is kept, and the running one up to its last step", where=self.path,
+                                    hint=f"make room, then understudy repair {self.path}")
         told = [number for number in unsynced if number >= 0]
         unsynced.clear()
         for number in told:
             self._on_saved(number)
-
-    def _start_publishing(self, segment: Path) -> None:
-        """Passes complete segments to a process of low priority. If the process cannot be started, `close` does its
-        work.
-        """
-        with suppress(OSError):
-            if self._worker is None:
-                self._worker = subprocess.Popen(
-                    [sys.executable, "-m", "understudy.data.recorder", str(self.path)], stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"})
-            assert self._worker.stdin is not None
-            self._worker.stdin.write(f"{segment.name}\n")
-            self._worker.stdin.flush()
 
     # -- an existing data set ------------------------------------------------------------------------------------------
 
@@ -482,13 +512,15 @@ class PublishResult:
     problems: tuple[str, ...] = ()
 
 
-def publish(path: str | Path, *, stop_segment: str | None = None) -> PublishResult:
+def publish(path: str | Path, *, stop_segment: str | None = None,
+            progress: Callable[[int, int], None] = lambda n_frames, total: None) -> PublishResult:
     """Move the contents of a journal into the LeRobot files, and remove them from the journal.
 
     Args:
         path: Folder of the data set.
         stop_segment: Name of the last segment that a working recorder has finished. Without it, an episode that was
             running is kept up to its last step, with the metadata "interrupted".
+        progress: Called with the number of frames that are encoded and the number of all frames.
     """
     path = Path(path)
     folder = path / journal.JOURNAL_FOLDER
@@ -516,6 +548,7 @@ def publish(path: str | Path, *, stop_segment: str | None = None) -> PublishResu
             if there:
                 told = "next.success" in read_info(path)["features"]
             header = next((s.header for s in found if s.header), {})
+            n_frames = sum(len(e) for e in taken for f in e.schema.values() if f.kind in ("image", "depth"))
             write_json(folder / interrupted_recording.PUBLISHING_FILE, {"segments": [s.path.name for s in found],
                                                                         "total": there + len(taken)})
             lerobot.append(
@@ -523,6 +556,8 @@ def publish(path: str | Path, *, stop_segment: str | None = None) -> PublishResu
                 Dataset([_match_success_column(e.episode(), told) for e in taken], {"fps": header.get("fps")}),
                 robot_type=header.get("robot_type"),
                 images=header.get("images", "video"),
+                threads=ENCODER_THREADS,
+                progress=lambda n: progress(n, n_frames),
             )
         else:
             lerobot.append(path, Dataset([]))  # removes what an interrupted one left
@@ -586,7 +621,7 @@ def _lock_recording(path: Path):
 
 def _check_readable(schema: Schema, required: bool) -> None:
     """Raises a UserError if no policy could read anything, and warns about columns that no policy will read."""
-    readable = [n for n, f in schema.items() if role(n) == "observation" and f.kind != "string"]
+    readable = [n for n, f in schema.items() if is_read_by_default(n, f)]
     names = suggested_names(schema)
     told = ", ".join(f"{old} -> {new}" for old, new in names.items())
     if not readable and required:
@@ -627,12 +662,14 @@ def _to_json_value(value):
 
 
 def _publish_worker(path: Path) -> None:
-    """The separate process: each line on standard input is a task, and its end ends the process."""
-    with suppress(OSError, AttributeError):
-        os.nice(10)
-    for name in sys.stdin:
-        with suppress(UserError, OSError):  # a full disk: the journal keeps its contents
-            publish(path, stop_segment=name.strip())
+    """The encoder's process: each line on standard input names a finished segment, and its end ends the process."""
+    for line in sys.stdin:
+        report = Report(line.strip())
+        try:
+            publish(path, stop_segment=line.strip(), progress=report)
+            report.send(1)
+        except (UserError, OSError) as error:  # a full disk: the journal keeps its contents
+            report.send(0, str(error).splitlines()[0])
 
 
 if __name__ == "__main__":

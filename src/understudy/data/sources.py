@@ -164,7 +164,7 @@ class MemmapSource(ColumnSource):
         f = self.schema[name]
         if f.kind == "string":
             return self.read_text(name, episode)
-        out = np.empty((int(rows), *f.shape), np.uint8)
+        out = np.empty((int(rows), *f.shape), f.dtype)
         for row, image in self.frames(name, episode):
             out[row] = image
         return out
@@ -286,12 +286,12 @@ class WrapperSource(ColumnSource):
         return self.gather_rows(name)
 
     def gather_rows(self, name: str) -> np.ndarray | None:
-        """Return all rows of a column, copied once into the cache. None for images, text, empty columns and data in
-        memory.
+        """Return all rows of a column, copied once into the cache. None for images, depth, text, empty columns and
+        data in memory.
         """
         f, rows = self.schema[name], self.rows(name)
         shape = (int(rows.sum()), *f.shape)
-        if not self.key or f.kind in ("string", "image") or not np.prod(shape):
+        if not self.key or f.kind in ("string", "image", "depth") or not np.prod(shape):
             return None
 
         def fill(out):

@@ -94,25 +94,27 @@ def _resize_weights(old: int, new: int) -> np.ndarray:
 
 
 def encode_png(frame: np.ndarray) -> bytes:
-    """Encode a frame as PNG, without loss. The frame is uint8 (H, W, C) with 1, 3 or 4 channels."""
+    """Encode a frame as PNG, without loss: uint8 (H, W, C) with 1, 3 or 4 channels, or uint16 (H, W, 1)."""
     height, width, channels = frame.shape
+    pixels = _FORMATS[channels] if frame.dtype == np.uint8 else "gray16be"
     codec = av.CodecContext.create("png", "w")
-    codec.width, codec.height, codec.pix_fmt, codec.time_base = width, height, _FORMATS[channels], Fraction(1, 1)
+    codec.width, codec.height, codec.pix_fmt, codec.time_base = width, height, pixels, Fraction(1, 1)
     picture = frame[..., 0] if channels == 1 else frame
-    image = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=_FORMATS[channels])
+    image = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=pixels)
     return b"".join(bytes(p) for p in (*codec.encode(image), *codec.encode(None)))
 
 
-def decode_image(data: bytes | None, channels: int, where: str) -> np.ndarray:
+def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "uint8") -> np.ndarray:
     """Decode a PNG or JPEG image.
 
     Args:
         data: The encoded image.
         channels: Number of channels (C) of the result: 1 for gray, 3 for RGB, 4 for RGBA.
         where: What error messages call the image.
+        dtype: "uint8", or "uint16" for depth.
 
     Returns:
-        uint8 (H, W, C).
+        (H, W, C).
 
     Raises:
         UserError: The bytes are not an image, or the image is damaged.
@@ -133,24 +135,27 @@ def decode_image(data: bytes | None, channels: int, where: str) -> np.ndarray:
     if not frames:
         raise UserError(f"the {kind} image is not complete", where=where,
                         hint="the image is damaged: leave the episode out, or take the file from a copy")
+    if dtype == "uint16":
+        return frames[0].to_ndarray(format="gray16le")[..., None]
     return _frame_to_array(frames[0].reformat(format=_FORMATS[channels]), channels)
 
 
-def decode_frame(data: bytes | None, shape: tuple[int, ...], where: str) -> np.ndarray:
+def decode_frame(data: bytes | None, shape: tuple[int, ...], where: str, dtype: str = "uint8") -> np.ndarray:
     """Decode a PNG or JPEG image of a known shape.
 
     Args:
         data: The encoded image.
         shape: Shape that the image must have, (H, W, C).
         where: What error messages call the image.
+        dtype: "uint8", or "uint16" for depth.
 
     Returns:
-        uint8 (H, W, C).
+        (H, W, C).
 
     Raises:
         UserError: The bytes are not an image, the image is damaged, or it has another shape.
     """
-    image = decode_image(data, shape[2], where)
+    image = decode_image(data, shape[2], where, dtype)
     if image.shape != shape:
         raise UserError(f"the image has the shape {image.shape} instead of {shape}", where=where,
                         hint="correct the shape in the metadata, or take the file from a copy")
@@ -327,10 +332,15 @@ def can_encode(codec: str, shape: tuple[int, int, int]) -> bool:
     return False
 
 
-def _configure_encoder(context, codec, height, width, fps):
+def _configure_encoder(context, codec, height, width, fps, threads=None):
     context.width, context.height, context.pix_fmt = width, height, "yuv420p"
     context.time_base, context.framerate = _TICK, Fraction(fps).limit_denominator(1001)
     context.options = {"g": "2", "crf": "30", **({"bf": "0"} if codec == "libx264" else {})}
+    if threads is not None:
+        context.thread_count = threads
+        if codec == "libsvtav1":
+            # FFmpeg does not pass the number on. Looking ahead needs memory, and is useless with so many key frames.
+            context.options |= {"svtav1-params": f"lp={threads}:lookahead=0:enable-tf=0"}
 
 
 def _silence_logs():
@@ -346,14 +356,16 @@ class VideoWriter:
         codec: Name of the encoder in FFmpeg: "libsvtav1" (AV1) or "libx264" (H.264).
         shape: Shape of the frames, (H, W, 3).
         fps: Nominal frames per second.
+        threads: Number of threads that encode. By default that of the codec, which is about the number of processors.
+            AV1 starts more of them, most of which wait.
     """
 
-    def __init__(self, path: Path, codec: str, shape: tuple[int, int, int], fps: float):
+    def __init__(self, path: Path, codec: str, shape: tuple[int, int, int], fps: float, threads: int | None = None):
         _silence_logs()
         self._container = av.open(str(path), "w", format="mp4")
         stream = self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         self._stream = cast(av.VideoStream, stream)
-        _configure_encoder(self._stream.codec_context, codec, shape[0], shape[1], fps)
+        _configure_encoder(self._stream.codec_context, codec, shape[0], shape[1], fps, threads)
         self._stream.time_base = _TICK
         self._convert = VideoReformatter().reformat
         self.bytes = 0  # written so far

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ import numpy as np
 from ..core import Feature, UserError
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
-from ..data.recorder import Recorder, repair, warn_of_losses
+from ..data.recorder import MIN_FREE_DISK, Recorder, repair, warn_of_losses
 from .base import Robot, RobotError, Teleoperator
 from .env import Pace
 
@@ -113,11 +114,12 @@ class RobotSession:
 
     def record(self, episodes: int, out: Path | str, *, task: str = "", times: RecordingTimes = RecordingTimes(),  # noqa: B008
                by: str = "teleoperation", images: Literal["video", "png"] = "video",
-               on_saved: Callable[[int], None] = lambda n: None) -> Dataset:
+               on_saved: Callable[[int], None] = lambda n: None, release: Callable[[], None] = lambda: None) -> Dataset:
         """Records episodes of a person. An existing recording continues.
 
         The recorded action is what was sent, after the safety limits. If the connection is lost, the episode is kept up
-        to its last step and marked as interrupted.
+        to its last step and marked as interrupted. If the encoder is too far behind for another episode, the reset goes
+        on until it has caught up.
 
         Args:
             episodes: Total number of episodes. Interrupted ones do not count.
@@ -127,6 +129,7 @@ class RobotSession:
             by: Who acts, stored in every episode.
             images: How frames are stored.
             on_saved: Called with the number of each episode that would survive a power cut.
+            release: Called when the robot is no longer needed. After that the rest is encoded, which may take minutes.
         """
         out, fps = Path(out), 1 / self.pace.period
         if (out / "meta" / "info.json").exists():
@@ -135,18 +138,32 @@ class RobotSession:
         metadata = {"robot": self.robot.name, "by": by, **({"task": task} if task else {})}
         schema: dict[str, Feature] = dict(self.robot.schema)
         with Recorder(schema, out, fps=fps, robot_type=self.robot.name, clock=self.clock, metadata=metadata,
-                      images=images, on_saved=on_saved) as r, _stopped_at_end(self.robot):
+                      images=images, on_saved=on_saved, show=self.show) as r, _stopped_at_end(self.robot, release):
             self.begin()
             ended = "quit"
             if r.count < episodes:
                 ended = self.teleoperate(times.warmup, "warm-up", "enter: begin | q: quit")
             while ended != "quit" and r.count < episodes:
-                ended = self._episode(r, times.episode)
+                ended = self._catch_up(r, times.episode)
+                if ended != "quit":
+                    ended = self._episode(r, times.episode)
                 if ended == "saved":
                     ended = self._reset(r, times.reset, r.count >= episodes)
                 elif ended == "again":
                     ended = self._prepare_again(r, times.reset)
         return open_dataset(out)
+
+    def _catch_up(self, r: Recorder, seconds: float) -> str | None:
+        """Waits while the encoder is so far behind that an episode could exceed the limit or fill the disk."""
+        step = sum(f.size * np.dtype(f.dtype).itemsize for f in r.schema.values() if f.kind != "string")
+        episode = step * seconds / self.pace.period
+        while (backlog := r.backlog()).bytes and (
+                backlog.bytes + r.open_bytes + episode > r.max_backlog_bytes
+                or shutil.disk_usage(r.path).free < episode + MIN_FREE_DISK):
+            r.check_encoder()
+            if self.teleoperate(1.0, f"waiting for the encoder: {backlog}", "q: quit", ("quit",)) == "quit":
+                return "quit"
+        return None
 
     def _episode(self, r: Recorder, seconds: float) -> str:
         """Records one episode. Returns "saved", "again" or "quit"."""
@@ -169,7 +186,7 @@ class RobotSession:
             kept = r.step(obs, sent)
             said = "" if mark is None else ", a success" if mark else ", a failure"
             said += "" if kept else " (dropped: the disk is behind)"
-            self.show(f"episode {r.count}, step {r.steps}{said} | {_EPISODE_KEYS}")
+            self.show(f"episode {r.count}, step {r.steps}{said}{_backlog_text(r)} | {_EPISODE_KEYS}")
             self.pace.wait()
         r.end(success=mark, obs=self.robot.observe())
         return "saved"
@@ -179,7 +196,7 @@ class RobotSession:
         said, keys = "saved", f"enter: {'finish' if was_last else 'next'} | x: again | y, n: label | q: quit"
         ends = self.clock() + (min(seconds, 3.0) if was_last else seconds)
         while (left := ends - self.clock()) > 0:
-            command = self.teleoperate(left, f"reset, episode {r.count - 1} {said}", keys,
+            command = self.teleoperate(left, f"reset, episode {r.count - 1} {said}{_backlog_text(r)}", keys,
                                        ("enter", "discard", "success", "failure", "quit"))
             if command == "discard":
                 r.discard()
@@ -202,15 +219,21 @@ def n_interrupted(data: Dataset) -> int:
 
 
 @contextmanager
-def _stopped_at_end(robot: Robot) -> Iterator[None]:
-    """Stops the robot, also after an interrupt: before the recording is written, which takes a while."""
+def _stopped_at_end(robot: Robot, release: Callable[[], None]) -> Iterator[None]:
+    """Stops and releases the robot, also after an interrupt: before the recording is written, which takes a while."""
     try:
         yield
     except BaseException:
         with suppress(RobotError):
             robot.stop()
+        release()
         raise
     robot.stop()
+    release()
+
+
+def _backlog_text(r: Recorder) -> str:
+    return f" | {backlog}" if (backlog := r.backlog()).bytes else ""
 
 
 def move_to(robot: Robot, goal: np.ndarray, fps: float = 30, seconds: float = 20.0, tolerance: float = 3.0,

@@ -19,7 +19,7 @@ from ..user_code import import_module
 from .base import Robot, Teleoperator
 from .bimanual import BimanualRobot, BimanualTeleoperator, join_limits
 from .calibration import MotorCalibration, find_calibration, read_calibration
-from .cameras import Camera, OpenCVCamera
+from .cameras import Camera, EmulatedCamera, OpenCVCamera
 from .lerobot import PREFIX, LeRobotRobot, make_lerobot_robot, make_lerobot_teleoperator
 from .ports import refuse_shared_ports
 from .safety import SafeRobot, SafetyLimits
@@ -30,6 +30,7 @@ from .teleoperators import VelocityTeleoperator
 FOLLOWERS = tuple(n for n, t in ARM_TYPES.items() if not t.is_leader)
 LEADERS = tuple(n for n, t in ARM_TYPES.items() if t.is_leader)
 ROBOTS = (*FOLLOWERS, *(f"bi_{n}" for n in FOLLOWERS), "simulated_arm")
+_CAMERAS = {"opencv": OpenCVCamera, "emulated": EmulatedCamera}
 TELEOPERATORS = (*LEADERS, *(f"bi_{n}" for n in LEADERS), "keyboard", "gamepad")
 
 
@@ -47,7 +48,7 @@ class RobotConfig:
         id: Name of this arm, under which its calibration is stored. By default the type. The arms of a robot with two
             arms are ID_left and ID_right.
         calibration_dir: Folder of the calibration. By default understudy's folder, and then LeRobot's.
-        cameras: Settings of each camera by its name: type, index_or_path, width, height, fps.
+        cameras: Settings of each camera by its name: type, index_or_path, width, height, fps, rotation, fourcc.
         use_degrees: Whether joints are in degrees. Otherwise they are from -100 to 100 over their calibrated range.
         disable_torque_on_disconnect: Switch the torque off at the end.
         limits: A JSON file of `SafetyLimits` (`understudy.config.dump`). The fields below replace its values.
@@ -148,7 +149,7 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
         right = _follower(config, one, config.right_arm_port, f"{name}_right", "--robot.right-arm-port", {})
         robot, limits = BimanualRobot(left, right, cameras), join_limits(left.default_limits(), right.default_limits())
     elif config.type == "simulated_arm":
-        robot = SimulatedArm(clock=time.monotonic)
+        robot = SimulatedArm(clock=time.monotonic, cameras=cameras)
         limits = SafetyLimits((-90.0, -90.0), (90.0, 90.0), (120.0, 120.0))
     elif is_lerobot:
         robot = make_lerobot_robot(config.type.removeprefix(PREFIX), _lerobot_options(config))
@@ -313,9 +314,11 @@ def _mapping(tokens: list[str]) -> dict[str, Any]:
     return found
 
 
-def _scalar(word: str) -> int | float | str:
+def _scalar(word: str) -> int | float | bool | str:
     if word in "{}:,":
         raise ValueError
+    if word in ("true", "false"):
+        return word == "true"
     for kind in (int, float):
         try:
             return kind(word)
@@ -327,13 +330,19 @@ def _scalar(word: str) -> int | float | str:
 def _make_camera(name: str, settings: Mapping[str, Any], trust: Sequence[str]) -> Camera:
     options = dict(settings)
     kind = options.pop("type", "opencv")
-    if kind != "opencv":
-        return _from_factory(str(kind), ("opencv",), f"camera {name}", trust, options)
-    known = set(inspect.signature(OpenCVCamera).parameters) - {"clock"}
-    if "index_or_path" not in options or not options.keys() <= known:
+    if kind not in _CAMERAS:
+        return _from_factory(str(kind), tuple(_CAMERAS), f"camera {name}", trust, options)
+    parameters = inspect.signature(_CAMERAS[kind]).parameters
+    takes = parameters.keys() - {"clock"}
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
+    if missing or not options.keys() <= takes:
         raise ConfigError(f"the camera has the settings {', '.join(options) or 'none'}", where=f"camera {name}",
-                          hint=f"it needs index_or_path, and takes {', '.join(sorted(known))}")
-    return OpenCVCamera(**options)
+                          hint=(f"it needs {', '.join(missing)}, and" if missing else f"type {kind}")
+                          + f" takes {', '.join(sorted(takes))}")
+    try:
+        return _CAMERAS[kind](**options)
+    except ConfigError as error:
+        raise ConfigError(error.problem, where=f"camera {name}", hint=error.hint) from None
 
 
 def _from_factory(name: str, known: Sequence[str], where: str, trust: Sequence[str], options: Mapping[str, Any]) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core import Feature
 from .base import ConnectionLost, Robot
+from .cameras import Camera, camera_features, read_cameras
 from .safety import SafetyLimits
 
 
@@ -40,15 +42,17 @@ class SimulatedArm(Robot):
         position: Initial position of each joint (deg).
         servo_velocity: Velocity of the servos, until `apply_limits` sets it (deg/s).
         clock: Current time (s).
+        cameras: Its cameras by name, which are not simulated.
     """
 
     name = "simulated_arm"
 
     def __init__(self, joints: tuple[str, ...] = ("shoulder", "elbow"), link: Connection = Connection(), seed: int = 0,  # noqa: B008
                  position: tuple[float, ...] | None = None, servo_velocity: float = 1000.0,
-                 clock: Callable[[], float] = lambda: 0.0):
+                 clock: Callable[[], float] = lambda: 0.0, cameras: Mapping[str, Camera] | None = None):
         column = Feature("float32", (len(joints),), names=tuple(f"{j}.pos" for j in joints), unit="deg")
-        self.schema = {"observation.state": column, "action": column}
+        self.cameras = dict(cameras or {})
+        self.schema = {"observation.state": column, **camera_features(self.cameras), "action": column}
         self.link, self.clock = link, clock
         self.is_connected = self.is_broken = False
         self.joints = np.zeros(len(joints)) if position is None else np.array(position, np.float64)
@@ -59,6 +63,11 @@ class SimulatedArm(Robot):
         self._readings: list[tuple[float, np.ndarray]] = [(self._now, self.joints.copy())]
 
     def connect(self):
+        with ExitStack() as stack:
+            for camera in self.cameras.values():
+                camera.connect()
+                stack.callback(camera.disconnect)
+            stack.pop_all()
         self.is_connected, self.is_broken = True, False
 
     def observe(self):
@@ -66,7 +75,7 @@ class SimulatedArm(Robot):
         if (delay := self._delay()) is not None:
             self._readings.append((self.clock() + delay, self.joints.copy()))
         arrived = [reading for at, reading in self._readings if at <= self.clock()]
-        return {"observation.state": arrived[-1].astype(np.float32)}
+        return {"observation.state": arrived[-1].astype(np.float32), **read_cameras(self.cameras)}
 
     def send(self, action):
         self._exchange()
@@ -83,6 +92,8 @@ class SimulatedArm(Robot):
 
     def disconnect(self):
         self.is_connected = False
+        for camera in self.cameras.values():
+            camera.disconnect()
 
     def apply_limits(self, limits: SafetyLimits):
         self.velocity = np.array(limits.max_velocity)

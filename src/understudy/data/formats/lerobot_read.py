@@ -108,7 +108,9 @@ class LeRobotSource(MemmapSource):
             dtype, shape = f["dtype"], tuple(f["shape"])
             depth = any((f.get(k) or {}).get(f"{v}is_depth_map") for k in ("info", "video_info") for v in
                         ("", "video."))
-            if dtype == "language" or depth:
+            if dtype == "image" and self._extra_metadata.get("columns", {}).get(name, {}).get("kind") == "depth":
+                schema[name], stored[name] = Feature("uint16", shape, "depth"), "image"
+            elif dtype == "language" or depth:
                 kind = "depth video" if depth else "a language column"
                 self._warnings.append(f"{name}: {kind} cannot be read yet; the column is left out")
             elif dtype in ("image", "video"):
@@ -278,7 +280,8 @@ class LeRobotSource(MemmapSource):
         return [values[int(np.argmax(episodes == episode))].as_py()]
 
     def frames(self, name, episode) -> Iterator[tuple[Any, np.ndarray]]:
-        shape, length = self.schema[name].shape, int(self.lengths[episode])
+        shape, dtype = self.schema[name].shape, self.schema[name].dtype
+        length = int(self.lengths[episode])
         if self._stored[name] == "video":
             files, begin = self.index.videos[name]
             file, where = self.path / files[episode], f"episode {episode}"
@@ -291,10 +294,10 @@ class LeRobotSource(MemmapSource):
             file = self.path / self.index.files[self.index.file[episode]]
             for row, image in enumerate(self._stored_rows(name, episode)):
                 where = f"{file}, episode {episode}, frame {row}, {name}"
-                yield row, video.decode_frame((image.as_py() or {}).get("bytes"), shape, where)
+                yield row, video.decode_frame((image.as_py() or {}).get("bytes"), shape, where, dtype)
         for image in self._last_of(name, episode):
             where = f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, episode {episode}, {name}"
-            yield length, video.decode_frame(image["bytes"], shape, where)
+            yield length, video.decode_frame(image["bytes"], shape, where, dtype)
 
     def _times(self, episode) -> np.ndarray:
         """Time of each frame in s since the episode began, (T,). Regular times are exact instead of float32."""

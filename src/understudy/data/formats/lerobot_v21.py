@@ -24,7 +24,6 @@ from .lerobot_write import (
     _plain,
     _plan,
     _pool_statistics,
-    _table,
     capability,
     check_images,
     split_for_lerobot,
@@ -69,22 +68,25 @@ class _LeRobotV21Writer(_LeRobotWriter):
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _write_data(self, columns, lengths, first):
-        table = _table(self.plan, self._schema, columns)
-        for at, n in zip(np.cumsum(lengths) - lengths, lengths, strict=True):
+    def _write_data(self, columns, frames, lengths, first):
+        starts = np.cumsum(lengths) - lengths
+        for at, tables in zip(starts, self._row_groups(columns, frames, lengths), strict=True):
             file = self._file_path(DATA_PATH, int(columns["episode_index"][at]))
-            pq.write_table(table.slice(at, n), file.absolute())
+            with pq.ParquetWriter(file.absolute(), self._schema) as writer:
+                for table in tables:
+                    writer.write_table(table)
         return [{} for _ in lengths]
 
-    def _write_video(self, camera, number, frames, times):
-        file = self._file_path(VIDEO_PATH, number, video_key=camera)
-        writer = video.VideoWriter(file, self.plan.codec, frames.shape[1:], self.plan.fps)
-        try:
-            writer.add(frames, times)
-            writer.close()
-        except BaseException:
-            writer.abort()
-            raise
+    def _write_videos(self, number, films, times):
+        for camera, frames in films.items():
+            file = self._file_path(VIDEO_PATH, number, video_key=camera)
+            writer = video.VideoWriter(file, self.plan.codec, frames.shape[1:], self.plan.fps)
+            try:
+                writer.add(frames[:len(times)], times)
+                writer.close()
+            except BaseException:
+                writer.abort()
+                raise
         return {}
 
     def _close(self):

@@ -19,6 +19,7 @@ from ...core import Feature, UserError
 from ...files import read_json, sync_folder, whole_folder, write_json, write_text
 from .. import cache, video
 from ..episode import Dataset, Episode
+from ..journal import JournalFrames
 from . import sidecar
 from .lerobot_read import (
     INDEX_COLUMNS,
@@ -39,6 +40,7 @@ _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 _SAMPLED = 100  # frames per episode that the statistics of images are computed from
 _ACROSS = 150  # pixels along the longer side of such a frame
 _TOGETHER = 1 << 22  # bytes of numbers for which statistics and tables are computed at once
+_FRAMES_TOGETHER = 1 << 25  # bytes of frames that are in memory at once
 _PIECE = 1 << 18  # numbers that are sorted at once: they fit into the cache of the processor
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _NO_TASK = np.broadcast_to("", (1,))
@@ -150,14 +152,17 @@ def _from_zero(times: np.ndarray, begins: bool) -> np.ndarray:
     return (times if begins else times - times[0]).astype(np.float32)
 
 
-def append(path: str | Path, dataset: Dataset, **options) -> None:
+def append(path: str | Path, dataset: Dataset, *, threads: int | None = None,
+           progress: Callable[[int], None] = lambda n_frames: None, **options) -> None:
     """Add episodes to a data set. Finished files are never rewritten, and info.json is replaced last.
 
     An append that is interrupted leaves the data set as it was. The next one removes the files that it left.
 
     Args:
         path: The folder. If there is none, a data set is written.
-        dataset: The episodes to add.
+        dataset: The episodes to add. Columns of cameras may be `JournalFrames`, which are read frame by frame.
+        threads: As in `VideoWriter`.
+        progress: Called with the number of frames that are written, also those that become images.
         **options: Options of `write`, for a new data set.
 
     Raises:
@@ -173,11 +178,13 @@ def append(path: str | Path, dataset: Dataset, **options) -> None:
             return
         info = read_info(path)
         if info["total_episodes"] or not (path / UNDERSTUDY_FOLDER).is_dir():
-            _LeRobotWriter.open(path, info).add(dataset)
+            writer = _LeRobotWriter.open(path, info)
         else:  # as `create` left it: its columns are now those of its first episodes
             given = {"fps": dataset.fps, "robot_type": info.get("robot_type"), "images": "video"}
             given |= {name: value for name, value in options.items() if value is not None}
-            _LeRobotWriter.create(path, dataset.features(), **given).add(dataset)
+            writer = _LeRobotWriter.create(path, dataset.features(), **given)
+        writer.threads, writer.progress = threads, progress
+        writer.add(dataset)
 
 
 def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
@@ -239,7 +246,10 @@ def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: 
             raise UserError("LeRobot needs names without '/'", where=f"column {name!r}", hint="rename the column")
         if name in ("task", INDEX_COLUMNS[0]):
             continue
-        if f.kind == "image" and f.shape[2] in (1, 3, 4):
+        if f.kind == "depth":  # without loss, in PNG of 16 bits
+            features[name] = {"dtype": "image", "shape": list(f.shape), "names": ["height", "width", "channels"],
+                              "info": {"is_depth_map": True}}
+        elif f.kind == "image" and f.shape[2] in (1, 3, 4):
             size = cast(tuple[int, int, int], f.shape)
             able = [c for c, name in _CODECS.items() if images in ("video", name) and video.can_encode(c, size)]
             if images in _CODECS.values() and not able:
@@ -276,7 +286,7 @@ class _LoadedEpisode:
     """An episode whose columns have been read."""
 
     length: int
-    columns: dict[str, np.ndarray]
+    columns: dict[str, np.ndarray | JournalFrames]
     metadata: dict
     location: str
 
@@ -316,6 +326,9 @@ class _LeRobotWriter:
         self._last: list[dict] = []
         self._episode_metadata: list[dict] = []
         self._grows = (root / "meta" / "info.json").exists()  # else: a new folder
+        self.threads: int | None = None
+        self.progress: Callable[[int], None] = lambda n_frames: None
+        self._n_frames = 0
 
     @staticmethod
     def create(root: Path, schema, fps, robot_type, images) -> _LeRobotWriter:
@@ -376,8 +389,9 @@ class _LeRobotWriter:
         steps, first = int(lengths.sum()), self.plan.info["total_frames"] + self._steps
         number = self.plan.info["total_episodes"] + len(self._rows)
         frame = np.arange(steps) - np.repeat(starts, lengths)
-        columns = {n: _concatenate([h.columns[n][:h.length] for h in held]) for n in held[0].columns
-                   if n not in ("task", INDEX_COLUMNS[0])}
+        names = [n for n in held[0].columns if n not in ("task", INDEX_COLUMNS[0])]
+        frames = {n: [h.columns[n] for h in held] for n in names if self.plan.stored(n) in ("image", "video")}
+        columns = {n: _concatenate([h.columns[n][:h.length] for h in held]) for n in names if n not in frames}
         times = frame / self.plan.fps
         for h, at in zip(held, starts, strict=True):
             if INDEX_COLUMNS[0] in h.columns:
@@ -393,18 +407,21 @@ class _LeRobotWriter:
         columns |= numbers
         rows = [{"episode_index": number + i, "tasks": tasks, "length": h.length}
                 for i, (h, (tasks, _)) in enumerate(zip(held, said, strict=True))]
-        for row, place in zip(rows, self._write_data(columns, lengths, first), strict=True):
+        for row, place in zip(rows, self._write_data(columns, frames, lengths, first), strict=True):
             row |= place
-        for camera in self.plan.cameras:
-            for row, at, n in zip(rows, starts, lengths, strict=True):
-                row |= self._write_video(camera, row["episode_index"], columns[camera][at: at + n], times[at: at + n])
-        self._stats.append(_stats_of({n: (columns[n], f["dtype"]) for n, f in
-                                      self.plan.info["features"].items() if f["dtype"] != "string"}, lengths))
+        for i, (row, at, n) in enumerate(zip(rows, starts, lengths, strict=True)):
+            films = {camera: frames[camera][i] for camera in self.plan.cameras}
+            row |= self._write_videos(row["episode_index"], films, times[at: at + n])
+        statistics = _stats_of({n: columns[n] for n, f in self.plan.info["features"].items() if n in columns
+                                and f["dtype"] != "string"}, lengths)
+        for name, each in frames.items():
+            statistics[name] = _stacked([_image_statistics(c, int(n)) for c, n in zip(each, lengths, strict=True)])
+        self._stats.append({n: statistics[n] for n in self.plan.info["features"] if n in statistics})
         self._rows += rows
         self._steps += steps
         for row, h in zip(rows, held, strict=True):
-            last = {n: self._last_value(n, c[h.length]) for n, c in h.columns.items() if len(c) > h.length
-                    and n not in ("task", *INDEX_COLUMNS)}
+            last = {n: self._last_value(n, c[h.length:h.length + 1][0]) for n, c in h.columns.items()
+                    if len(c) > h.length and n not in ("task", *INDEX_COLUMNS)}
             if last:
                 self._last.append({"episode_index": row["episode_index"], **last})
             self._episode_metadata.append({"episode_index": row["episode_index"], "facts": h.metadata})
@@ -412,6 +429,7 @@ class _LeRobotWriter:
     def _tasks(self, held: _LoadedEpisode) -> tuple[list[str], np.ndarray]:
         """The tasks of an episode, and the number of the task of each step."""
         said = held.columns.get("task", _NO_TASK)
+        assert isinstance(said, np.ndarray)
         if said.strides == (0,):
             distinct = [str(said[0])]
         else:  # in the order of first use, so that reading and writing again gives the same numbers
@@ -435,7 +453,9 @@ class _LeRobotWriter:
         for name in have:
             if name not in self.plan.columns:
                 continue  # task or timestamp, which this data set makes itself
-            feature, column = self.plan.columns[name], np.asarray(episode.steps[name])
+            feature, column = self.plan.columns[name], episode.steps[name]
+            if not isinstance(column, JournalFrames):
+                column = np.asarray(column)
             if (column.dtype, column.shape[1:]) != (self._dtypes.get(name), feature.shape):
                 found = Feature.from_array(column)
                 if (found.dtype, found.shape) != (feature.dtype, feature.shape):
@@ -450,16 +470,16 @@ class _LeRobotWriter:
             raise _unordered(where)
         return _LoadedEpisode(length, columns, dict(episode.metadata), where)
 
-    def _write_data(self, columns, lengths, first) -> list[dict]:
-        """Writes one row group per episode, and returns the position of each."""
-        table = _table(self.plan, self._schema, columns)
+    def _write_data(self, columns, frames, lengths, first) -> list[dict]:
+        """Writes the row groups of each episode, and returns its position."""
         at, places = 0, []
-        for length in lengths.tolist():
+        for length, tables in zip(lengths.tolist(), self._row_groups(columns, frames, lengths), strict=True):
             if self._data is None:
                 sink = pa.OSFile(str(self._part("data")), "wb")
                 self._data = pq.ParquetWriter(sink, self._schema, use_dictionary=self._repeating), sink
             writer, sink = self._data
-            writer.write_table(table.slice(at, length), row_group_size=length)
+            for table in tables:
+                writer.write_table(table, row_group_size=len(table))
             chunk, file = self._at["data"]
             places.append({"data/chunk_index": chunk, "data/file_index": file, "dataset_from_index": first + at,
                            "dataset_to_index": first + at + length})
@@ -469,19 +489,52 @@ class _LeRobotWriter:
                 self._at["data"] = _following(self._at["data"], self.plan.info)
         return places
 
+    def _row_groups(self, columns, frames, lengths) -> Iterator[Iterator[pa.Table]]:
+        """For each episode, its tables: one, or several if it has images, so that few of them are in memory."""
+        starts = (np.cumsum(lengths) - lengths).tolist()
+        images = [n for n in frames if self.plan.stored(n) == "image"]
+        if not images:
+            table = _table(self.plan, self._schema, columns)
+            yield from (iter([table.slice(at, n)]) for at, n in zip(starts, lengths.tolist(), strict=True))
+            return
+        step = max(1, _FRAMES_TOGETHER // sum(frames[n][0].nbytes // len(frames[n][0]) for n in images))
+
+        def pieces(episode: int, at: int, length: int) -> Iterator[pa.Table]:
+            for begin in range(0, length, step):
+                stop = min(begin + step, length)
+                numbers = {n: c[at + begin: at + stop] for n, c in columns.items()}
+                pictures = {n: frames[n][episode][begin:stop] for n in images}
+                yield _table(self.plan, self._schema, numbers | pictures)
+                self._report(len(images) * (stop - begin))
+        for episode, (at, length) in enumerate(zip(starts, lengths.tolist(), strict=True)):
+            yield pieces(episode, at, length)
+
     def _end_data(self) -> None:
         for file in self._data or ():
             file.close()
         self._data = None
 
-    def _write_video(self, camera, number, frames, times) -> dict:
-        if camera not in self._videos:
-            self._videos[camera] = video.VideoWriter(self._part(camera), self.plan.codec, frames.shape[1:],
-                                                     self.plan.fps)
-            self._filmed[camera] = 0.0
+    def _write_videos(self, number, films, times) -> dict:
+        """Writes the frames of an episode by camera. The cameras take turns, so that their encoders work together."""
+        for camera, frames in films.items():
+            if camera not in self._videos:
+                self._videos[camera] = video.VideoWriter(self._part(camera), self.plan.codec, frames.shape[1:],
+                                                         self.plan.fps, self.threads)
+                self._filmed[camera] = 0.0
+        step = max(1, _FRAMES_TOGETHER // max(sum(f.nbytes // len(f) for f in films.values()), 1))
+        for first in range(0, len(times), step) if films else ():
+            some = times[first: first + step]
+            pieces = {camera: frames[first: first + len(some)] for camera, frames in films.items()}
+            for i, time in enumerate(some):
+                for camera, piece in pieces.items():
+                    self._videos[camera].add(piece[i:i + 1], [self._filmed[camera] + time])
+            self._report(len(films) * len(some))
+        return {key: value for camera in films for key, value in self._end_of_film(camera, times).items()}
+
+    def _end_of_film(self, camera, times) -> dict:
+        """The position of an episode in its video. A large file ends here."""
         begin = self._filmed[camera]
-        self._videos[camera].add(frames, begin + times)
-        self._filmed[camera] = begin + max(len(frames) / self.plan.fps, float(times[-1]) + 1 / self.plan.fps)
+        self._filmed[camera] = begin + max(len(times) / self.plan.fps, float(times[-1]) + 1 / self.plan.fps)
         chunk, file = self._at[camera]
         if self._videos[camera].bytes >= self.plan.info["video_files_size_in_mb"] * 2**20:
             self._videos.pop(camera).close()
@@ -489,6 +542,10 @@ class _LeRobotWriter:
         at = f"videos/{camera}"
         return {f"{at}/chunk_index": chunk, f"{at}/file_index": file, f"{at}/from_timestamp": begin,
                 f"{at}/to_timestamp": self._filmed[camera]}
+
+    def _report(self, n_frames: int) -> None:
+        self._n_frames += n_frames
+        self.progress(self._n_frames)
 
     def _last_value(self, name, value):
         if self.plan.stored(name) in ("image", "video"):
@@ -723,28 +780,30 @@ def _episodes_table(rows: list[dict], stats: list[dict]) -> pa.Table:
 # -- statistics -----------------------------------------------------------------------------------------------------
 
 
-def _stats_of(columns: Mapping[str, tuple[np.ndarray, str]], lengths: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """Statistics of every episode by column, (E, ...) each, as compute_stats of lerobot gives them.
+def _stats_of(columns: Mapping[str, np.ndarray], lengths: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """Statistics of every episode by column of numbers, (E, ...) each, as compute_stats of lerobot gives them.
 
-    They are computed over all axes but the last of a feature, and by channel in [0, 1] for images. Quantiles are exact.
-    Values that are not finite are left out of all statistics but count.
+    They are computed over all axes but the last of a feature. Quantiles are exact. Values that are not finite are left
+    out of all statistics but count.
     """
-    out, ends = {}, np.cumsum(lengths)
-    for name, (column, stored) in columns.items():
-        if stored in ("image", "video"):
-            each = [_image_statistics(column[end - n: end]) for end, n in zip(ends, lengths, strict=True)]
-            out[name] = {statistic: np.stack([one[statistic] for one in each]) for statistic in each[0]}
-            continue
+    out = {}
+    for name, column in columns.items():
         values = column.reshape(-1, column.shape[-1] if column.ndim > 1 else 1)
         out[name] = {**_episode_statistics(values, lengths * (len(values) // len(column))), "count": lengths[:, None]}
     return out
 
 
-def _image_statistics(column: np.ndarray) -> dict[str, np.ndarray]:
-    frames = np.unique(np.linspace(0, len(column) - 1, min(len(column), _SAMPLED)).astype(int))
+def _stacked(statistics: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([each[name] for each in statistics]) for name in statistics[0]}
+
+
+def _image_statistics(column: np.ndarray | JournalFrames, length: int) -> dict[str, np.ndarray]:
+    """Statistics of the frames of one episode, by channel: in [0, 1] for images, and in mm for depth."""
+    rows = np.unique(np.linspace(0, length - 1, min(length, _SAMPLED)).astype(int)).tolist()
     apart = max(1, max(column.shape[1:3]) // _ACROSS)
-    found = _pixel_statistics(column[frames, ::apart, ::apart])
-    return {**{k: v[:, None, None] for k, v in found.items()}, "count": np.array([len(frames)])}
+    sample = np.stack([column[row: row + 1][0, ::apart, ::apart] for row in rows])
+    statistics = _finite_statistics(sample.reshape(-1, 1)) if sample.dtype != np.uint8 else _pixel_statistics(sample)
+    return {**{k: v[:, None, None] for k, v in statistics.items()}, "count": np.array([len(rows)])}
 
 
 def _pixel_statistics(sample: np.ndarray) -> dict[str, np.ndarray]:
@@ -767,8 +826,7 @@ def _episode_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.nd
     Several episodes of similar length are sorted at once, with the values of a component adjacent in memory.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        each = [_finite_statistics(part) for part in np.split(values, np.cumsum(rows)[:-1])]
-        return {statistic: np.stack([one[statistic] for one in each]) for statistic in each[0]}
+        return _stacked([_finite_statistics(part) for part in np.split(values, np.cumsum(rows)[:-1])])
     values = values.astype(np.float32) if values.dtype == np.float16 else values  # whose differences overflow
     first, width = np.cumsum(rows) - rows, values.shape[1]
     out = {name: np.empty((len(rows), width)) for name in ("mean", "std", *_QUANTILES)}

@@ -390,6 +390,45 @@ def test_resetting_the_learner_is_training_from_scratch(demos, tmp_path):
                            kept.policy.codec.encode_obs({STATE: torch.ones(1, 1, 2)})[STATE])  # statistics of all
 
 
+def metrics_of_rounds(out: Path) -> list[dict]:
+    return [line for line in Run(out).read_metrics() if "round" in line]
+
+
+@pytest.mark.parametrize("keep", [AllEpisodes(), LastRounds(1)], ids=["all", "last"])
+def test_a_new_learner_makes_updates_for_all_stored_steps(demos, tmp_path, keep):
+    """One that continues has learned from the stored steps already, and makes updates for the collected ones."""
+    for reset in (True, False):
+        out = tmp_path / f"{reset}"
+        run(out, method(rounds(3, reset_learner=reset, retention=keep, updates_per_step=0.5)), demos, val_fraction=0.0)
+        lines, stored, start = metrics_of_rounds(out), demos.steps, 3
+        for line in lines:
+            assert line["step"] == start
+            collected = line["round/steps"]
+            stored = stored + collected if isinstance(keep, AllEpisodes) else collected
+            start += int(0.5 * (stored if reset else collected))
+        assert Run(out).saved_steps()[-1] == start
+
+
+def test_the_best_checkpoint_is_that_of_the_policy_which_did_best_alone(demos, tmp_path):
+    """Episodes in which the supervisor acted are no success of the policy. Of equals the latest is best."""
+    out = tmp_path / "run"
+    alone = RolloutCollector(4, None, "expert", RandomGate(0.9, 0.0))  # the expert acts in the first round only
+    made = method(rounds(4, collector=alone, updates_per_step=4.0), Regression())
+    made = replace(made, learner=replace(made.learner, batch_size=64, optimizer=OptimizerConfig(lr=3e-3)))
+    run(out, made, demos, make("fork", 4, limit=60))
+    lines, episodes = metrics_of_rounds(out), collected(out)
+    scores = [float(np.mean([e.metadata["success"] and not e.steps["intervention"].any() for e in data]))
+              for data in episodes]
+    assert [line["score"] for line in lines] == scores
+    assert lines[0]["round/success"] > 0 and scores[0] == 0
+    best = max(range(4), key=lambda n: (scores[n], n))
+    assert Run(out).named_checkpoints()["best"] == f"checkpoints/{lines[best]['step']:06d}"
+    assert best > 0 and "The score chose the best checkpoint" in (out / "CARD.md").read_text()
+    judged = tmp_path / "judged"
+    run(judged, method(rounds(2)), demos, score=lambda actor: 0.25)
+    assert not any("score" in line for line in metrics_of_rounds(judged))
+
+
 def test_a_policy_of_a_stage_can_supervise(demos, tmp_path):
     base = Method(PolicyConfig(Regression(), MLP(8, 1), window=Window(1, 1)), learner=BehaviorCloning(4, 8))
     made = method(rounds(1, collector=RolloutCollector(2, supervisor=FromStage("teacher"))),

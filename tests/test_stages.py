@@ -41,11 +41,14 @@ from understudy.learn.method import (
     find_references,
     load_actor,
     resolve_references,
+    with_steps,
 )
+from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.run import Run
 from understudy.learn.stages import check_stages, continue_from, use_run
 from understudy.learn.train import train
 from understudy.learn.validation import Validation
+from understudy.methods import find_method
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
 from understudy.policy import ClassifierFreeGuidance, Policy, PolicyConfig
@@ -486,6 +489,46 @@ def test_one_command_pretrains_fine_tunes_and_evaluates(demos, tmp_path):
                         (["--stage", f"rest={out}"], "no stage 'rest'")):
         status, text = call("train", "bc", demos, "--out", tmp_path / "none", *wrong)
         assert status == 2 and says in text
+
+
+def test_steps_change_the_updates_of_all_stages_and_rounds_by_one_factor():
+    onedp, half = find_method("onedp"), with_steps(find_method("onedp"), find_method("onedp").learner.steps // 2)
+    assert half.stages[0].method.learner.steps == onedp.stages[0].method.learner.steps // 2
+    assert replace(half, learner=onedp.learner, stages=onedp.stages) == onedp
+    kept = with_steps(onedp, 2, {onedp.stages[0].name})
+    assert kept.stages == onedp.stages and kept.learner.steps == 2
+    assert with_steps(onedp, 2).stages[0].method.learner.steps == max(round(
+        onedp.stages[0].method.learner.steps * 2 / onedp.learner.steps), 1)
+    nested = method(8, stages=(Stage("outer", method(40, stages=(Stage("inner", method(400)),))),))
+    scaled = with_steps(nested, 2).stages[0].method
+    assert (scaled.learner.steps, scaled.stages[0].method.learner.steps) == (10, 100)
+    offline = find_method("td3-bc")
+    tried = with_steps(offline, 10)
+    factor = 10 / offline.learner.steps
+    assert tried.collection.initial_updates == max(round(offline.collection.initial_updates * factor), 1)
+    assert tried.collection.updates_per_step == offline.collection.updates_per_step * factor
+    assert with_steps(method(0), 5).learner.steps == 5
+
+
+def test_a_method_with_stages_is_tried_in_a_few_updates(demos, tmp_path):
+    """The plan is printed before the training, and an option of a stage wins over the factor."""
+    command = ("train", "test_stages:pretrained", demos, "--trust", "test_stages", "--device", "cpu", "--steps", "6")
+    status, text = call(*command, "--out", tmp_path / "run")
+    assert status == 0 and "plan: stage base: 6 updates; then the method: 6 updates" in text
+    assert [Run(tmp_path / f).saved_steps()[-1] for f in ("run", "run/stages/base")] == [6, 6]
+    status, text = call(*command, "--out", tmp_path / "set", "--stages.0.method.learner.steps", "2")
+    assert status == 0 and "plan: stage base: 2 updates; then the method: 6 updates" in text
+    status, text = call(*command, "--out", tmp_path / "given", "--stage", f"base={tmp_path / 'set/stages/base'}")
+    assert status == 0 and "plan: stage base: taken from its run; then the method: 6 updates" in text
+
+
+def test_more_updates_continue_a_run_whose_stages_are_finished(tmp_path):
+    constant = replace(tuned(), learner=replace(tuned().learner, optimizer=OptimizerConfig(lr_schedule="constant")))
+    run(tmp_path / "run", constant, steps=4)
+    stage = contents(tmp_path / "run/stages")
+    run(tmp_path / "run", constant, steps=8)
+    assert Run(tmp_path / "run").saved_steps()[-1] == 8
+    assert contents(tmp_path / "run/stages") == stage
 
 
 def test_guidance_acts_wherever_the_checkpoint_does(demos, tmp_path):

@@ -11,14 +11,14 @@ from typing import Any
 
 from ..core import ConfigError, Schema, UserError
 from ..data.relabel import TaskText
-from ..learn.method import Method
+from ..learn.method import Method, with_steps
 from ..methods import find_function, find_method
 from .options import change_fields, parse_value
 
 
 def build_method(name: str, options: Sequence[str], changes: Sequence[str], features: Schema | None,
                  trust: tuple[str, ...], command: str, say: TaskText | None = None,
-                 executor: str | None = None) -> Method:
+                 executor: str | None = None, steps: int | None = None) -> Method:
     """Builds the method that a command names.
 
     Args:
@@ -30,6 +30,7 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
         command: The command as the user writes it.
         say: Gives the method the task in words.
         executor: What takes the place of the method's executor: see `with_executor`.
+        steps: Number of updates, in place of the method's: see `learn.method.with_steps`.
 
     Raises:
         UserError: There is no such method, scheme, option or field. The message has the nearest name.
@@ -42,6 +43,8 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
         method = replace(method, transforms=(*method.transforms, say))
     if executor is not None:
         method = with_executor(method, executor, trust)
+    if steps is not None:
+        method = with_steps(method, steps)
     return change_fields(method, changes, command) if changes else method
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+from collections.abc import Container
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -72,8 +73,8 @@ class TrainOptions:
     out: Annotated[Path, arg(metavar="RUN")]
     """the folder of the run"""
     steps: Annotated[int | None, arg(metavar="N")] = None
-    """number of updates, instead of the method's; each stage of the method keeps its own number
-    (--stages.0.method.learner.steps N sets that of the first)"""
+    """number of updates, instead of the method's; those of its stages and of its data collection change by the same
+    factor (--stages.0.method.learner.steps N sets that of the first stage)"""
     seed: Annotated[int, arg(metavar="S")] = 0
     """seed of the weights, the order of the data, and noise"""
     device: DeviceName = "auto"
@@ -170,7 +171,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     hold = o.val_fraction if weights is None else validation_episodes(n_episodes, o.val_fraction)  # only of the task
     say = _task_relabel(data) if o.language else None
     method = build_method(o.method, options, changes, data.features(), o.trust, f"understudy train {o.method}", say,
-                          o.executor)
+                          o.executor, o.steps)
     method, stages = _with_runs(method, o)
     for stage in method.stages:
         if stage.name not in stages:
@@ -205,9 +206,11 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     if kept and not validation_episodes(kept, hold):
         print(f"no episode is held out{'' if o.val_fraction == 0 else ': that takes 5 or more'}"
               ", so the error on other episodes is not measured", file=sys.stderr)
+    if plan := training_plan(method, stages):
+        print(f"plan: {plan}", file=sys.stderr)
     said = ProgressPrinter(
         Run(o.out),
-        (o.steps or method.learner.steps) if method.collection is None else None,
+        method.learner.steps if method.collection is None else None,
         o.save_freq,
         bool(kept and validation_episodes(kept, hold) or score),
         of_latents=has_latent_actions(method),
@@ -217,7 +220,6 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             method,
             data,
             o.out,
-            steps=o.steps,
             seed=o.seed,
             device=where,
             score=score,
@@ -387,6 +389,28 @@ def _open_stream(o: TrainOptions):
     return stream
 
 
+def training_plan(method: Method, given: Container[str] = ()) -> str:
+    """The stages of a method and its data collection, with their numbers of updates. Empty if it has none.
+
+    Args:
+        method: The method.
+        given: Names of the stages that are not trained, because there is a run for them.
+    """
+    if not method.stages and method.collection is None:
+        return ""
+    own = f"{method.learner.steps:,} updates" if method.collection is None else method.collection.describe()
+    if not method.stages:
+        return own
+    parts = [f"stage {stage.name}: {'taken from its run' if stage.name in given else _stage_plan(stage.method)}"
+             for stage in method.stages]
+    return "; then ".join([*parts, f"the method: {own}"])
+
+
+def _stage_plan(method: Method) -> str:
+    plan = training_plan(method) or f"{method.learner.steps:,} updates"
+    return f"({plan})" if method.stages else plan
+
+
 class ProgressPrinter:
     """A callback that prints one line per checkpoint, with its validation result if there is one, and the mean loss
     since the last line. While episodes are collected it prints one line per round.
@@ -433,8 +457,8 @@ class ProgressPrinter:
         self.losses.clear()
 
     def _print_round(self, step, seen) -> None:
-        found = [f"{name} {seen[key]:.4g}" for key, name in (("round/success", "success"), ("round/return", "return"))
-                 if key in seen]
+        names = {"round/success": "success", "round/return": "return", "score": "score of the policy alone"}
+        found = [f"{name} {seen[key]:.4g}" for key, name in names.items() if key in seen]
         if self.losses:
             found.append(f"loss {sum(self.losses) / len(self.losses):.4g}")
         where = "" if self.stage is None else f"stage {self.stage}: "

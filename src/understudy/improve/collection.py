@@ -34,7 +34,7 @@ from ..files import read_json, whole_folder, write_json
 from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
 from ..policy import Policy, camera_sizes
-from .gates import SUPERVISOR_ACTION, Gate, GatedActor
+from .gates import INTERVENTION, SUPERVISOR_ACTION, Gate, GatedActor
 from .retention import ROUND, AllEpisodes, RetentionRule
 
 FIRST_EPISODE = 1_000_000  # number of the first collected episode; recorded demonstrations have the numbers below
@@ -105,6 +105,11 @@ class EpisodeCollector(ABC):
         """Whether a person takes part, so that a round cannot be collected again."""
         return False
 
+    @property
+    def shows_policy(self) -> bool:
+        """Whether its episodes show what the policy does, so that their success is a score of it."""
+        return False
+
     def check(self, env: Env | None, person: Actor | None) -> None:
         """Raises UserError if something that collecting needs is missing. By default nothing is checked.
 
@@ -160,6 +165,10 @@ class RolloutCollector(EpisodeCollector):
     @property
     def uses_person(self):
         return self.supervisor == "person"
+
+    @property
+    def shows_policy(self):
+        return True
 
     def check(self, env, person):
         if env is None:
@@ -291,7 +300,8 @@ class CollectionRounds(DataCollection):
         retention: Which episodes stay.
         mixture_weights: Fractions of each batch that come from the episodes that were there before the first round,
             and from collected ones: (0.5, 0.5) for symmetric sampling (RLPD). Empty to draw all steps equally often.
-        updates_per_step: Gradient updates per collected step. A round makes at least one update.
+        updates_per_step: Gradient updates per collected step, or, with `reset_learner`, per step of all episodes that
+            stay, since a new learner has seen none of them. A round makes at least one update.
         reset_learner: Build the learner again in each round, with the statistics of all episodes that stay.
         initial_updates: Updates on the given episodes before the first round.
 
@@ -328,6 +338,15 @@ class CollectionRounds(DataCollection):
     def check(self, env, person):
         self.collector.check(env, person)
 
+    def describe(self):
+        first = f"{self.initial_updates:,} updates, then " if self.initial_updates else ""
+        steps = "step of all episodes" if self.reset_learner else "collected step"
+        return f"{first}{self.n_rounds} rounds with {self.updates_per_step:g} updates per {steps}"
+
+    def scaled(self, factor):
+        initial = max(round(self.initial_updates * factor), min(self.initial_updates, 1))
+        return replace(self, initial_updates=initial, updates_per_step=self.updates_per_step * factor)
+
     def initial_data(self, data):
         return self.collector.initial_data(data, self.n_rounds)
 
@@ -335,7 +354,7 @@ class CollectionRounds(DataCollection):
         data = ReplayBuffer.of(self.initial_data(training.data).map(_forget_round))
         rounds = _StoredRounds(training.folder)
         if training.processes.first:
-            rounds.drop_after(training.n_updates, self)
+            rounds.drop_after(training.n_updates, self, data)
         training.processes.wait()
         every = max(self.n_rounds // EVALUATIONS, 1)
         if not self.reset_learner or training.n_updates <= self.initial_updates:
@@ -348,15 +367,15 @@ class CollectionRounds(DataCollection):
                 rounds.store(number, self._collect(number, training))
             training.processes.wait()
             episodes = rounds[number]
-            data = ReplayBuffer.of(self.retention.keep(data.extend(episodes)))
+            data = self._extended(data, episodes)
             if not len(data):
                 raise UserError(f"no episode is left after round {number}", where="CollectionRounds.retention",
                                 hint="keep more episodes")
-            start, end = end, end + self._updates(episodes.steps)
+            start, end = end, end + self._updates(episodes.steps, data.steps)
             if training.n_updates > end:
                 continue
             if training.n_updates == start:
-                training.log(**_summary(number, episodes))
+                training.log(**_summary(number, episodes), **self._policy_score(episodes))
             if self.reset_learner:
                 training.build_learner(data)
                 if training.n_updates > start:  # it resumes within this round
@@ -381,9 +400,27 @@ class CollectionRounds(DataCollection):
         parts = [data.select(i for i, c in enumerate(collected) if c == wanted) for wanted in (False, True)]
         return MixtureSampler([learner.batch_sampler(part) for part in parts], self.mixture_weights)
 
-    def _updates(self, steps: int) -> int:
-        """Number of updates of a round in which this many steps were collected."""
-        return max(int(self.updates_per_step * steps), 1)
+    def _extended(self, data: ReplayBuffer, episodes: Dataset) -> ReplayBuffer:
+        """The episodes that stay when those of a round are added."""
+        return ReplayBuffer.of(self.retention.keep(data.extend(episodes)))
+
+    def _updates(self, collected: int, stored: int) -> int:
+        """Number of updates of a round, from the steps that were collected in it and those of all episodes that stay.
+        """
+        return max(int(self.updates_per_step * (stored if self.reset_learner else collected)), 1)
+
+    def _policy_score(self, episodes: Dataset) -> dict[str, float]:
+        """The score of the policy that collected a round: the fraction of the episodes in which it succeeded without a
+        supervisor, or the mean return if no supervisor acted. Empty if the round does not show it.
+        """
+        if not self.collector.shows_policy:
+            return {}
+        aided = [bool(np.any(e.steps[INTERVENTION])) if INTERVENTION in e.steps else False for e in episodes]
+        if all("success" in e.metadata for e in episodes):
+            alone = [bool(e.metadata["success"]) and not a for e, a in zip(episodes, aided, strict=True)]
+            return {"score": float(np.mean(alone))}
+        returns = _summary(0, episodes).get("round/return")
+        return {} if returns is None or any(aided) else {"score": returns}
 
 
 def _mark_round(number: int, episode: Episode) -> Episode:
@@ -436,9 +473,15 @@ class _StoredRounds:
             write_dataset(episodes, part / "episodes.npz", "npz")
             write_json(part / "round.json", {"round": number, "episodes": len(episodes), "steps": episodes.steps})
 
-    def drop_after(self, n_updates: int, config: CollectionRounds) -> None:
-        """Removes the rounds that were collected after this many updates, so that they are collected again."""
-        start, whole = config.initial_updates, 0
+    def drop_after(self, n_updates: int, config: CollectionRounds, first: ReplayBuffer) -> None:
+        """Removes the rounds that were collected after this many updates, so that they are collected again.
+
+        Args:
+            n_updates: Number of updates of the checkpoint.
+            config: Says how many updates each round makes.
+            first: The episodes before the first round.
+        """
+        start, whole, stored = config.initial_updates, 0, ReplayBuffer(first) if config.reset_learner else first
         for number in self.numbers():
             if start > n_updates or number != whole:
                 if config.collector.uses_person:
@@ -451,4 +494,6 @@ class _StoredRounds:
                 shutil.rmtree(part)
             else:
                 whole = number + 1
-                start += config._updates(read_json(self.path(number) / "round.json")["steps"])
+                if config.reset_learner:
+                    stored = config._extended(stored, self[number])
+                start += config._updates(read_json(self.path(number) / "round.json")["steps"], stored.steps)

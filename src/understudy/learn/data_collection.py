@@ -89,6 +89,14 @@ class DataCollection(ABC):
             UserError: Something is missing.
         """
 
+    def scaled(self, factor: float) -> DataCollection:
+        """Return the collection with the numbers of updates multiplied by a factor. By default it has none."""
+        return self
+
+    def describe(self) -> str:
+        """Return how many updates and rounds there are, in words."""
+        return "collects episodes"
+
     @abstractmethod
     def initial_data(self, data: Dataset) -> Dataset:
         """Return the training episodes that are there before any is collected."""

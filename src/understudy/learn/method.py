@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -90,6 +90,30 @@ class Method:
             raise UserError(f"the file holds a {type(method).__name__} instead of a Method", where=path,
                             hint="give a method.json as training writes it")
         return method
+
+
+def with_steps(method: Method, steps: int, unchanged: Collection[str] = ()) -> Method:
+    """Returns a method that makes another number of updates.
+
+    The updates of its stages, and those of its data collection, change by the same factor, but to no fewer than 1.
+
+    Args:
+        method: The method.
+        steps: Number of updates of the method itself. If it collects episodes, it is compared with `learner.steps`.
+        unchanged: Names of the stages that keep their numbers, because they are not trained.
+    """
+    factor = steps / method.learner.steps if method.learner.steps else 1.0
+    scaled = _scale_steps(method, factor, unchanged)
+    return replace(scaled, learner=replace(method.learner, steps=steps))
+
+
+def _scale_steps(method: Method, factor: float, unchanged: Collection[str]) -> Method:
+    steps = method.learner.steps
+    stages = tuple(stage if stage.name in unchanged else replace(stage, method=_scale_steps(stage.method, factor, ()))
+                   for stage in method.stages)
+    collection = None if method.collection is None else method.collection.scaled(factor)
+    learner = replace(method.learner, steps=max(round(steps * factor), min(steps, 1)))
+    return replace(method, learner=learner, stages=stages, collection=collection)
 
 
 @dataclass(frozen=True)

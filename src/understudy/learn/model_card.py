@@ -21,9 +21,10 @@ def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> No
     """
     data, versions, device = provenance["data"], provenance["versions"], provenance["device"]
     places = run.named_checkpoints()
-    lines = {
-        line["step"]: line for line in run.read_metrics() if any(k in line for k in ("score", "validation/energy"))
-    }
+    lines: dict[int, dict[str, Any]] = {}
+    for line in run.read_metrics():
+        if any(k in line for k in ("score", "validation/energy")):
+            lines[line["step"]] = {**lines.get(line["step"], {}), **line}
     figures = [f"| {which} | {step} | {_metric_of(lines.get(step, {}), 'score')} | "
                f"{_metric_of(lines.get(step, {}), 'validation/energy')} |"
                for which, step in ((k, int(v.rsplit('/', 1)[-1])) for k, v in sorted(places.items()))]

@@ -10,7 +10,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -59,6 +58,7 @@ from .method import (
     resolve_references,
     stage_folder,
     training_data,
+    with_steps,
 )
 from .model_card import write_model_card
 from .representation import RepresentationLearning
@@ -110,11 +110,12 @@ def train(
         method: What to train.
         data: The episodes.
         out: The folder of the run.
-        steps: Number of updates, in place of the method's.
+        steps: Number of updates, in place of the method's: see `method.with_steps`.
         seed: Seed of the first weights, the order of the data, noise and dropout.
         device: Where to compute. "auto" takes a GPU if there is one.
         score: Scores the method's actor (its success over rollouts, for example). The best checkpoint is chosen by it,
-            or else by the validation error; of equals the later. Its seeds must not be those of the final evaluation.
+            or else by the rollouts of the policy in the rounds of a collection, or else by the validation error; of
+            equals the later. Its seeds must not be those of the final evaluation.
         save_freq: Updates between checkpoints. Each checkpoint is validated and scored. By default a tenth of all, or,
             if the method collects episodes, a tenth of its rounds.
         val_fraction: Fraction of the episodes held out for validation (at least one of 5 or more), or their numbers.
@@ -156,7 +157,7 @@ def train(
     if stream is None:  # later episodes of a stream may have words
         _check_task_texts(method, data)
     if steps is not None:
-        method = replace(method, learner=replace(method.learner, steps=steps))
+        method = with_steps(method, steps, stages)
     steps = method.learner.steps
     run = Run(Path(out))
     window = method.policy.window
@@ -217,6 +218,9 @@ def train(
             for stage in method.stages
         }
         if last is not None:
+            stored = run.read_checkpoint_json(last, "method.json")
+            if stored["learner"].get("steps") != steps:  # the stages are finished, with their own numbers of updates
+                documents["method.json"]["stages"] = stored.get("stages", [])
             _check_same_run(run, last, documents)
         references = {*find_references(method), *(part.source for part in method.initialize_from)}
         known = load_references(references, run.folder, packages_of(method), where)
@@ -352,8 +356,12 @@ class _RunTraining(Training):
     def log(self, **metrics: float) -> None:
         if not self.processes.first:
             return
+        if self.judge.score is not None:  # it judges every checkpoint on the same starts
+            metrics = {name: value for name, value in metrics.items() if name != "score"}
         if not any(all(line.get(k) == v for k, v in metrics.items()) for line in self.run.read_metrics()):
             self._log(step=self.n_updates, **metrics)
+        if "score" in metrics:
+            self.judge.choose(self.n_updates)
         for look in self.watches:
             look(self.n_updates, self.learner, metrics)
 
@@ -427,10 +435,14 @@ class _CheckpointEvaluation:
                 self.run.log_metrics(step=step, **seen, seconds=loop.elapsed())
                 for look in loop.watches:
                     look(step, loop.learner, seen)
-        found = best_step(
-            self.run.read_metrics(), self.run.saved_steps(), "score" if self.score else "validation/energy"
-        )
-        self.run.name_checkpoints(last=step, **({} if found is None else {"best": found}))
+        self.choose(step)
+
+    def choose(self, last: int) -> None:
+        """Names the last and the best checkpoint. The others are removed."""
+        lines = self.run.read_metrics()
+        scored = self.score is not None or any("score" in line for line in lines)
+        found = best_step(lines, self.run.saved_steps(), "score" if scored else "validation/energy")
+        self.run.name_checkpoints(last=last, **({} if found is None else {"best": found}))
 
 
 def is_evaluation(line: dict[str, Any]) -> bool:

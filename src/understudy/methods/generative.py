@@ -138,7 +138,7 @@ def streaming_diffusion_policy(
     )
 
 
-def training_time_rtc(horizon: int = 16, n_action_steps: int = 4, max_delay: int = 8) -> Method:
+def training_time_rtc(horizon: int = 16, n_action_steps: int = 4, max_delay: int = 4) -> Method:
     """Training-time RTC: flow matching that learns to continue the actions that are executed while it plans.
 
     Args:

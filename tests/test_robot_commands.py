@@ -246,7 +246,8 @@ class Fixed(Teleoperator):
     options = ["--robot", "my_arm:make", "--robot.port", "can0", "--trust", "my_arm"]
     assert main(["record", *options, "--teleop", "my_arm:Fixed", "--out", "demos", "--episodes", "1", "--fps", "50",
                  "--warmup-time-s", "0", "--episode-time-s", "0.6", "--reset-time-s", "0"]) == 0
-    return options
+    yield options
+    del sys.modules["my_arm"]  # the documents have a module of this name
 
 
 def test_a_robot_of_the_user_is_recorded_by_a_teleoperator_of_the_user(robot, capsys):

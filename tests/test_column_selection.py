@@ -394,6 +394,47 @@ def test_a_column_of_times_gives_the_rate(gaps, rate):
     assert frame_rate([np.append(0, np.cumsum(g)) for g in gaps]) == rate
 
 
+def test_mistakes_that_glue_or_cut_episodes_are_told(tmp_path):
+    stored, ends = arrays(), np.isin(np.arange(24), np.cumsum(LENGTHS) - 1)
+    flags = tmp_path / "done.csv"
+    flags.write_text("q,u,done\n" + "".join(f"{i / 7},{i / 9},{int(end)}\n" for i, end in enumerate(ends)))
+    assert any("done is 1 in 3 rows" in w for w in open_columns(
+        flags, parse_columns(["state=q", "action=u"])).metadata["warnings"])
+    np.savez(tmp_path / "t1.npz", q=np.zeros((27, 2)), u=stored["u"], n=np.array(LENGTHS))
+    data = open_columns(tmp_path / "t1.npz", parse_columns(["state=q", "action=u", "episode_lengths=n"]))
+    assert lengths_of(data) == LENGTHS and [len(e.steps[STATE]) for e in data] == [7, 9, 11]
+    with pytest.raises(UserError, match="--columns episode_lengths=n"):
+        open_columns(tmp_path / "t1.npz", parse_columns(["state=q", "action=u"]))
+    np.savez(tmp_path / "floats.npz", observations=stored["q"], actions=stored["u"], ep=stored["ep"].astype(float))
+    with pytest.raises(UserError, match="--columns episode=ep"):
+        open_columns(tmp_path / "floats.npz")
+    np.savez(tmp_path / "index.npz", obs=stored["q"], act=stored["u"], episode_index=stored["ep"])
+    with pytest.raises(UserError) as error:
+        open_columns(tmp_path / "index.npz")
+    assert "as episode_ends" not in str(error.value) and "--columns episode=episode_index" in str(error.value)
+    np.savez(tmp_path / "batched.npz", observations=np.zeros((3, 8, 2)), actions=np.arange(48.).reshape(3, 8, 2),
+             episode_ends=[1, 2, 3])
+    assert any("action has 8 x 2 numbers in each step" in f.message for f in audit(tmp_path / "batched.npz").findings)
+    nanoseconds = own_table(tmp_path / "ns.csv", t=np.arange(200) * 10**8 + 17 * 10**17)
+    data = open_columns(nanoseconds, parse_columns([*OWN[1:], "timestamp=t"]))
+    assert data.fps is None
+
+
+def test_hdf5_that_looks_like_a_known_layout_is_read_with_lengths(tmp_path):
+    import h5py
+
+    stored = arrays()
+    for name, keys in (("d4rl", ("observations", "actions")), ("act", ("observations/qpos", "action"))):
+        path = tmp_path / f"{name}.h5"
+        with h5py.File(path, "w") as file:
+            file[keys[0]], file[keys[1]], file["n"] = stored["q"], stored["u"], np.array(LENGTHS)
+        with pytest.raises(UserError, match="--columns episode_lengths=ARRAY"):
+            open_dataset(path)
+        data = open_columns(path, parse_columns([f"state={keys[0]}", "episode_lengths=n"]))
+        assert lengths_of(data) == LENGTHS and {STATE, ACTION} <= set(data.features())
+    assert lengths_of(open_columns(tmp_path / "d4rl.h5", parse_columns(["episode_lengths=n"]))) == LENGTHS
+
+
 def test_a_run_remembers_how_its_data_were_read(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     own_table(tmp_path / "cart.csv", u=np.arange(200) % 3, t=times(*[10] * 20))

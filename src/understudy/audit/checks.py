@@ -459,7 +459,11 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
                 yield Finding("dtype", "warning", f"{name}: integers from {low.min():g} to {high.max():g}, which are "
                               "read as classes", "if they are quantities: --columns "
                               f"{short_name(name)}={own_columns(data, name)}:quantities", Location(feature=name))
-        elif f.kind == "vector" and f.dtype.startswith("float") and role(name) in ("observation", "action") and f.size:
+        if role(name) == "action" and f.kind == "vector" and len(f.shape) > 1:
+            yield Finding("dtype", "warning", f"{name} has {' x '.join(map(str, f.shape))} numbers in each step",
+                          "lay arrays of (episodes, steps, components) end to end: array.reshape(-1, components)",
+                          Location(feature=name))
+        if f.kind == "vector" and f.dtype.startswith("float") and role(name) in ("observation", "action") and f.size:
             low, high = _value_range(data, name)
             if (size := np.nanmax(np.abs([low, high]))) > 1e6:
                 yield Finding("range", "warning", f"{name}: values as large as {size:.3g}",

@@ -78,7 +78,8 @@ class D4rlSource(ChunkedSource):
         """Sets the schema and returns the number of steps."""
         if "terminals" not in arrays:
             raise UserError(f"there is no array terminals; there are {', '.join(arrays) or 'no arrays'}",
-                            where=self.path, hint="add the array, or take the file from a copy")
+                            where=self.path, hint="add the array, or take the file from a copy. If the layout is your "
+                            "own, say where episodes end: --columns episode_lengths=ARRAY or episode=ARRAY")
         steps, found = hdf5.count_steps(arrays, "actions", str(self.path)), {}
         for key, array in arrays.items():
             where = f"{self.path}, {key}"

@@ -11,6 +11,7 @@ from ...core import ConfigError, DataError, role
 from ..episode import ColumnSource, Dataset, episode_starts
 from .column_names import format_list, near_name_hint
 
+_NOT_SECONDS = 60  # between steps: times that are farther apart are milliseconds or nanoseconds
 EPISODE_COLUMNS = ("episode", "episode_index", "episode_id")
 
 
@@ -77,7 +78,8 @@ def lengths_from_numbers(values: np.ndarray, where: str) -> np.ndarray:
         again = next(row for i, row in enumerate(starts) if values[row] in values[starts[:i]])
         number = f"{values[again]:g}" if values.dtype.kind == "f" else values[again]
         raise DataError(f"rows of episode {number} are in two places; the second begins in row {again + 1}",
-                        where=where, hint="sort the rows by episode")
+                        where=where,
+                        hint="give each episode a number of its own, or sort the rows if they are mixed up")
     return np.diff(np.append(starts, len(values)))
 
 
@@ -107,12 +109,13 @@ def boundary_hint(arrays: Mapping[str, np.ndarray], steps: int, ends: str = "") 
     """Return how to read the episodes of arrays that lie end to end, if an array says where they end. Else "".
 
     Args:
-        arrays: The one-dimensional arrays of whole numbers or text, by name.
+        arrays: The one-dimensional arrays, by name.
         steps: Number of steps of all episodes.
         ends: Name of the array of ends that the format reads. "" if it reads none.
     """
+    arrays = {k: v for k, v in arrays.items() if len(v) and (v.dtype.kind in "iuU" or (v == np.round(v)).all())}
     for name, values in arrays.items():
-        if values.dtype.kind in "iu" and len(values) < steps and values.min() > 0 and int(values.sum()) == steps:
+        if values.dtype.kind != "U" and len(values) < steps and values.min() > 0 and int(values.sum()) == steps:
             return (f"{name} adds up to the {steps:,} steps, as lengths of episodes do. If it is that, read it with "
                     f"--columns episode_lengths={name}" + (f", or save {ends}=np.cumsum({name})" if ends else ""))
     for name, values in arrays.items():
@@ -142,7 +145,7 @@ def _several_episodes(source: ColumnSource) -> Iterator[str]:
     It does if a column of whole numbers or text keeps a value for some rows that never comes back, or if a time starts
     again.
     """
-    steps, numbers, restarts = int(source.lengths[0]), [], []
+    steps, numbers, restarts, flags = int(source.lengths[0]), [], [], []
     for name, f in source.schema.items():
         if f.shape or f.kind == "image" or int(source.rows(name)[0]) != steps or steps < 4:
             continue
@@ -153,6 +156,8 @@ def _several_episodes(source: ColumnSource) -> Iterator[str]:
         whole = f.kind == "string" or f.dtype != "bool" and bool((values == np.round(values)).all())
         if whole and 1 < len(starts) <= steps // 2 and len(np.unique(values[starts])) == len(starts):
             numbers.append((name, len(starts)))
+        if f.kind == "vector" and np.isin(values, (0, 1)).all() and values[-1] and 1 < values.sum() <= steps // 4:
+            flags.append((name, int(values.sum())))
         if f.kind == "vector" and (back := np.flatnonzero(np.diff(values) <= 0)).size and \
                 len(back) <= steps // 4 and np.isin(values[back + 1], values[0]).all():
             restarts.append((name, int(back[0]) + 2))
@@ -160,6 +165,10 @@ def _several_episodes(source: ColumnSource) -> Iterator[str]:
         name, count = max(numbers, key=lambda found: found[1])
         yield (f"the table is read as one episode, but {name} has {count} values, one after the other. If it numbers "
                f"the episodes, say so: --columns episode={name}")
+    elif flags:
+        name, count = flags[0]
+        yield (f"the table is read as one episode, but {name} is 1 in {count} rows, of which one is the last. If it "
+               "marks the ends of episodes, add a column that numbers them, and name it: --columns episode=COLUMN")
     elif restarts:
         name, row = restarts[0]
         yield (f"the table is read as one episode, but {name} starts again in row {row}. If it has several episodes, "
@@ -174,7 +183,7 @@ def frame_rate(times: list[np.ndarray]) -> float | None:
     steps = [gaps for t in times if len(gaps := np.diff(t.reshape(-1)))]
     gaps = np.concatenate([[], *steps])
     typical = float(np.median(gaps)) if len(gaps) else 0.0
-    if not typical > 0 or any(abs(np.median(each) - typical) > 0.1 * typical for each in steps):
+    if not 0 < typical < _NOT_SECONDS or any(abs(np.median(each) - typical) > 0.1 * typical for each in steps):
         return None
     even = bool(np.isfinite(gaps).all() and (np.abs(gaps - typical) < 0.01 * typical).all())
     return round(1 / typical, 3) if even else float(f"{1 / typical:.3g}")

@@ -347,7 +347,9 @@ class CsvFolderSource(FolderSource):
                             hint="give each column its own name")
         for line, row in cells:
             if len(row) != len(header):
-                raise damaged(f"there are {len(row)} values for {len(header)} names", f"{file}, line {line}")
+                raise DataError(f"there are {len(row)} values for {len(header)} names", where=f"{file}, line {line}",
+                                hint="line 1 must have the name of each column, and each row a value for each; a value "
+                                     "with a comma needs quotes")
         return header, [row for _, row in cells], [line for line, _ in cells]
 
     def _values(self, e) -> dict[str, np.ndarray]:

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from ...core import Feature, UserError
+from ...core import DataError, Feature, UserError
 from ..episode import Dataset, Episode
 from . import read_errors, sidecar
 from .key_map import KeyMap, stored_feature
-from .read_errors import damaged
+from .read_errors import DAMAGED_HINT, damaged
 
 FILLED_ATTRIBUTE = "understudy_filled"
 COLUMNS_ATTRIBUTE = "understudy_columns"  # their order and kinds, in files that we wrote
@@ -296,7 +296,9 @@ def check_rows(array: ArrayInfo, rows: int, what: str, where: str) -> None:
         UserError: It has another number of rows.
     """
     if array.shape[0] != rows:
-        raise damaged(f"it has {array.shape[0]} rows instead of {rows}, {what}", where)
+        raise DataError(f"it has {array.shape[0]} rows instead of {rows}, {what}", where=where,
+                        hint=f"{DAMAGED_HINT}. If the layout is your own, say where episodes end: --columns "
+                             "episode_lengths=ARRAY or episode=ARRAY")
 
 
 def warn_of_holes(arrays: Mapping[str, ArrayInfo], episode: str, warnings: list[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core import DataError, Feature, UserError
+from ...core import DataError, Feature, UserError, role
 from .. import cache
 from ..episode import Dataset
 from ..sources import ChunkedSource
@@ -22,7 +22,7 @@ from .column_names import format_list, near_name_hint, number_sort_key
 from .episode_table import boundary_hint, check_lengths, cut_source, cut_table, unknown_boundary
 from .key_map import KeyMap, common_arrays, metadata
 
-KEYS = KeyMap({"actions": "action", "rewards": "next.reward"})
+KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward"})
 _LEVELS = 3  # levels of groups at which episodes are looked for
 _SMALL = 1 << 20  # rows of an array that is read to see whether it says where episodes end
 
@@ -49,6 +49,7 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
     Raises:
         UserError: There are no such arrays, or they do not have the same rows.
     """
+    names = list(names) or [n for n in array_names(path) if role(KEYS.column(n)) in ("observation", "action")]
     source = Hdf5ArraysSource(path, [*names, *([] if episode is None else [episode])])
     if episode is None and episode_lengths is None:
         if len(source) > 1:

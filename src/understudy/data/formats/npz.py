@@ -21,7 +21,7 @@ from .. import cache
 from ..episode import Dataset, episode_starts
 from . import sidecar
 from .column_names import FLAG_COLUMNS, are_flags, is_plain_flag, standard_name
-from .episode_table import boundary_hint, check_lengths, lengths_from_numbers, unknown_boundary
+from .episode_table import EPISODE_COLUMNS, boundary_hint, check_lengths, lengths_from_numbers, unknown_boundary
 from .key_map import KeyMap, checked_rate, lengths_from_ends, metadata, stored_feature
 from .npz_arrays import ArrayChunks, NpzArchiveSource, NpzArrays, column_chunks, split_rows, whole_array, write_npz
 from .sidecar import ColumnEncoding, FormatCapability
@@ -68,8 +68,9 @@ class NpzSource(NpzArchiveSource):
         if episode is not None:
             return lengths_from_numbers(self._file.read_array(episode), f"{self.path}, {episode}")
         if episode_lengths is not None:
-            steps = count_steps({k: v for k, v in headers.items() if k != episode_lengths})
-            return check_lengths(self._file.read_array(episode_lengths), steps, f"{self.path}, {episode_lengths}")
+            lengths, rows = self._file.read_array(episode_lengths), {shape[0] for shape, _ in headers.values() if shape}
+            steps = next((n for n in rows if n == lengths.sum()), count_steps(headers))
+            return check_lengths(lengths, steps, f"{self.path}, {episode_lengths}")
         if "episode_ends" not in headers:
             raise UserError(f"there is no array episode_ends; there are {', '.join(headers)}", where=self.path,
                             hint=rename_hint(headers) or EPISODE_ENDS_HINT)
@@ -229,10 +230,11 @@ def episodes_hint(path: Path) -> str:
     try:
         file = NpzArrays(path)
         lists = {key: file.read_array(key) for key, (shape, dtype) in file.headers.items()
-                 if len(shape) == 1 and shape[0] > 1 and np.dtype(dtype).kind in "iuU"}
+                 if len(shape) == 1 and shape[0] > 1 and np.dtype(dtype).kind in "iufU"}
     except UserError:  # reading the file reports what is damaged
         return ""
-    return boundary_hint(lists, count_steps(file.headers), "episode_ends")
+    rows = dict.fromkeys([count_steps(file.headers), *(shape[0] for shape, _ in file.headers.values() if shape)])
+    return next(filter(None, (boundary_hint(lists, steps, "episode_ends") for steps in rows)), "")
 
 
 def _check_flags(values: np.ndarray, where: str):
@@ -248,7 +250,7 @@ def rename_hint(keys: Iterable[str]) -> str:
     keys, right = sorted(keys), (*KEYS.columns, "episode_ends", "next_observations")
     missing = [name for name in right if name not in keys]
     near = {key: _OTHERS.get(key) or next(iter(difflib.get_close_matches(key, missing, 1, 0.8)), None)
-            for key in keys if key not in right}
+            for key in keys if key not in (*right, *EPISODE_COLUMNS)}
     near = {key: name for key, name in near.items() if name in missing}
     return f"save {', '.join(f'{key} as {name}' for key, name in near.items())}" if near else ""
 

@@ -17,6 +17,7 @@ import numpy as np
 from ...core import DataError, UserError
 from ...files import read_json
 
+DAMAGED_HINT = "the file is damaged or incomplete: take it from a copy"
 ExceptionTypes = tuple[type[BaseException], ...]
 
 # What zipfile raises. RuntimeError: an entry that is marked as encrypted, or has an unknown compression.
@@ -38,7 +39,7 @@ def damaged(problem: str, where: object) -> DataError:
         problem: What is wrong.
         where: The file, and the key or row in it.
     """
-    return DataError(problem, where=where, hint="the file is damaged or incomplete: take it from a copy")
+    return DataError(problem, where=where, hint=DAMAGED_HINT)
 
 
 def first_line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from .common import (
     parse,
     trained_rate,
 )
-from .robot_options import RobotOptions, command_keys, flush_input, show_line
+from .robot_options import RobotOptions, ViewOptions, command_keys, flush_input, live_view, show_line
 from .served import changed_checkpoint, served_client
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class _ActOptions:
 
 
 @dataclass(frozen=True)
-class ActOptions(RobotOptions, _ActOptions):
+class ActOptions(RobotOptions, ViewOptions, _ActOptions):
     """Run a trained policy on a robot, within its safety limits.
 
     Before every episode you arrange the scene and press enter (q and enter stop). Any of these keys ends an episode:
@@ -97,6 +97,7 @@ def main(args: list[str]) -> None:
     if told := untrained_warning(o.run, o.trust):
         print(f"warning: {told}", file=sys.stderr)
     with ExitStack() as stack:
+        show = stack.enter_context(live_view(o, robot, fps, show_line))
         stack.enter_context(robot)
         recorder = None
         if o.out is not None:
@@ -110,7 +111,7 @@ def main(args: list[str]) -> None:
             with command_keys() as pressed:
                 paused = robot.n_pauses
                 done = act_on_robot(robot, actor, keys(o.seed, [first + number]), fps=fps, seconds=o.episode_time_s,
-                                    keys=pressed, recorder=recorder, show=show_line)
+                                    keys=pressed, recorder=recorder, show=show)
             if recorder is not None:
                 if done.ended in ("discard", "quit"):
                     recorder.discard()

@@ -25,7 +25,15 @@ from .common import (
     trust_options,
     unused_path,
 )
-from .robot_options import RobotOptions, TeleopOptions, command_keys, show_line, show_session
+from .robot_options import (
+    RobotOptions,
+    TeleopOptions,
+    ViewOptions,
+    command_keys,
+    live_view,
+    show_line,
+    show_session,
+)
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -64,11 +72,11 @@ class _RecordOptions:
 
 
 _ENVIRONMENT_OPTIONS = ("actor", "seed", "rows", "workers")
-_ROBOT_OPTIONS = ("fps", "task", "warmup_time_s", "episode_time_s", "reset_time_s")
+_ROBOT_OPTIONS = ("fps", "task", "warmup_time_s", "episode_time_s", "reset_time_s", "view", "view_address", "rerun")
 
 
 @dataclass(frozen=True)
-class RecordOptions(RobotOptions, TeleopOptions, _RecordOptions):
+class RecordOptions(RobotOptions, TeleopOptions, ViewOptions, _RecordOptions):
     """Record demonstrations as a LeRobot v3 data set, in an environment or on a robot that a person moves.
 
     Every episode is kept. Those of an environment are labeled with their success (next.success). `saved N` on standard
@@ -102,7 +110,7 @@ def main(args: list[str]) -> None:
                           where="understudy record", hint="understudy record ENV, or understudy record --robot TYPE "
                           "--robot.port PORT --teleop TYPE --teleop.port PORT")
     ignored = _ENVIRONMENT_OPTIONS if o.robot is not None else _ROBOT_OPTIONS
-    for f in fields(_RecordOptions):
+    for f in fields(o):
         if f.name in ignored and getattr(o, f.name) != f.default:
             where = "--" + f.name.replace("_", "-")
             raise ConfigError("says nothing " + ("on a robot" if o.robot is not None else "in an environment"),
@@ -185,10 +193,11 @@ def _record_robot(o: RecordOptions) -> None:
     def tell(number: int) -> None:
         show_line("")
         saved(number)
-    with command_keys(keyboard) as keys, ExitStack() as devices:
+    with (command_keys(keyboard) as keys, live_view(o, robot, o.fps, show_session(robot, keyboard)) as show,
+          ExitStack() as devices):
         devices.enter_context(teleop)
         devices.enter_context(robot)  # released first
-        data = RobotSession(robot, teleop, keys, o.fps, show_session(robot, keyboard)).record(
+        data = RobotSession(robot, teleop, keys, o.fps, show).record(
             o.episodes, o.out, task=o.task, by=o.teleop or "", images=o.images, on_saved=tell, release=devices.close,
             times=RecordingTimes(o.warmup_time_s, o.episode_time_s, o.reset_time_s))
     out = Output()

@@ -14,7 +14,15 @@ from tyro.conf import Positional, arg
 
 from .arms import confirm, prepare_session, suggest_stable_port
 from .common import Output, TrustedPackages, command_line, parse
-from .robot_options import RobotOptions, TeleopOptions, command_keys, show_rows, show_session
+from .robot_options import (
+    RobotOptions,
+    TeleopOptions,
+    ViewOptions,
+    command_keys,
+    live_view,
+    show_rows,
+    show_session,
+)
 
 if TYPE_CHECKING:
     from ..robots.servo_arm import ServoArmType
@@ -43,7 +51,7 @@ class _RobotCommandOptions:
 
 
 @dataclass(frozen=True)
-class RobotCommandOptions(RobotOptions, TeleopOptions, _RobotCommandOptions):
+class RobotCommandOptions(RobotOptions, TeleopOptions, ViewOptions, _RobotCommandOptions):
     """Set up a robot: find its port and cameras, give servos their ids, calibrate it, and move it.
 
     find-port: find the serial port of an arm, by pulling its cable. find-cameras: list the cameras. setup: give each
@@ -217,8 +225,9 @@ def _teleoperate(o: RobotCommandOptions, out: Output) -> None:
 
     config = o.robot_config()
     robot, teleop, keyboard = prepare_session(config, o.teleop_config(config.use_degrees), o.trust, o.yes)
-    with command_keys(keyboard) as keys, teleop, robot:  # the robot is released first
-        session = RobotSession(robot, teleop, keys, o.fps, show_session(robot, keyboard))
+    with (command_keys(keyboard) as keys, live_view(o, robot, o.fps, show_session(robot, keyboard)) as show, teleop,
+          robot):  # the robot is released first
+        session = RobotSession(robot, teleop, keys, o.fps, show)
         session.begin()
         began = time.perf_counter()
         session.teleoperate(float("inf") if o.teleop_time_s is None else o.teleop_time_s, "teleoperation",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ..robots.base import Robot
     from ..robots.recording import CommandKeys
     from ..robots.registry import RobotConfig, TeleoperatorConfig
+    from ..robots.safety import SafeRobot
+    from ..serve.live_rerun import RerunView
+    from ..serve.live_view import LiveView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +209,75 @@ def name_lerobot_fields(flags: Sequence[str], args: Sequence[str]) -> list[str]:
         text = values[0] if len(values) == 1 else f"[{', '.join(values)}]"
         own += [f"{device}.NAME", f"{name.replace('-', '_')}={text}"]
     return own
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """A live view."""
+
+    view: bool = False
+    """show cameras, joints and the state of the episode in the browser, at the address that is printed"""
+    view_address: Annotated[str, arg(metavar="HOST:PORT")] = "127.0.0.1:0"
+    """where the page of --view is served; 0.0.0.0 for all who have the printed address, port 0 for any free port"""
+    rerun: bool = False
+    """show the same in the Rerun viewer, which needs the extra rerun"""
+
+
+@contextmanager
+def live_view(o: ViewOptions, robot: SafeRobot, fps: float, show: Callable[[str], None]
+              ) -> Iterator[Callable[[str], None]]:
+    """Context in which a robot is shown as the options say.
+
+    Args:
+        o: The options.
+        robot: The robot.
+        fps: Steps per second.
+        show: Shows one line of text in the terminal.
+
+    Yields:
+        What shows the line in the terminal and in the view.
+
+    Raises:
+        UserError: The address is in use, or an extra is not installed.
+    """
+    from ..core import ConfigError, UserError
+
+    host, colon, port = o.view_address.rpartition(":")
+    if not (colon and host and port.isdecimal() and int(port) < 65536):
+        raise ConfigError(f"{o.view_address!r} is not a host and a port", where="--view-address",
+                          hint="such as --view-address 127.0.0.1:8080")
+    views: list[LiveView | RerunView] = []
+    with ExitStack() as stack:
+        if o.view:
+            try:
+                from ..serve.address import is_this_machine
+                from ..serve.live_view import LiveView
+            except ImportError:
+                raise UserError("websockets is not installed", where="--view",
+                                hint="pip install 'understudy[serve]'") from None
+            view = LiveView(robot, fps, host.strip("[]"), int(port))
+            views.append(stack.enter_context(view))
+            print(f"view: {view.address}", file=sys.stderr, flush=True)
+            if not is_this_machine(host.strip("[]")):
+                print("warning: the view is sent without TLS, so others in the network can read it", file=sys.stderr)
+        if o.rerun:
+            from ..serve.live_rerun import RerunView
+
+            views.append(stack.enter_context(RerunView(robot)))
+
+        def step(obs, command, sent) -> None:
+            for view in views:
+                view.step(obs, command, sent)
+
+        def show_everywhere(text: str) -> None:
+            for view in views:
+                view.show(text)
+            show(text)
+        robot.on_step = step if views else None
+        try:
+            yield show_everywhere
+        finally:
+            robot.on_step = None
 
 
 @contextmanager

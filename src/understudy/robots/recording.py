@@ -168,7 +168,7 @@ class RobotSession:
     def _episode(self, r: Recorder, seconds: float) -> str:
         """Records one episode. Returns "saved", "again" or "quit"."""
         r.begin()
-        mark, ends = None, self.clock() + seconds
+        mark, ends, late = None, self.clock() + seconds, self.pace.n_late
         self.pace.restart()
         while self.clock() < ends:
             for command in self.keys.commands():
@@ -185,6 +185,7 @@ class RobotSession:
             obs, sent = self.step()
             kept = r.step(obs, sent)
             said = "" if mark is None else ", a success" if mark else ", a failure"
+            said += "" if self.pace.n_late == late else f", {self.pace.n_late - late} late"
             said += "" if kept else " (dropped: the disk is behind)"
             self.show(f"episode {r.count}, step {r.steps}{said}{_backlog_text(r)} | {_EPISODE_KEYS}")
             self.pace.wait()

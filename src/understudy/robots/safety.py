@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -236,6 +236,7 @@ class SafeRobot(Robot):
             does not move.
         n_clipped: Number of actions of which a limit changed a joint by more than 1 % of its range. Those of slow
             starts do not count.
+        on_step: Called after each command with the last observation, the action and what was sent. It must not wait.
     """
 
     def __init__(self, robot: Robot, limits: SafetyLimits, clock: Callable[[], float] = time.monotonic,
@@ -246,8 +247,9 @@ class SafeRobot(Robot):
         self.robot, self.limits, self.clock, self.watchdog = robot, limits, clock, watchdog
         self.name, self.schema = robot.name, robot.schema
         self.state: SafetyState | None = None
-        self._position = np.zeros(size)
         self._noticeable = _CLIPPED * np.subtract(limits.high, limits.low)
+        self.on_step: Callable[[Mapping[str, np.ndarray], np.ndarray, np.ndarray], None] | None = None
+        self._position, self._obs = np.zeros(size), {}
         self._error: RobotError | None = None
         self._is_holding = True
         self.n_pauses = self.n_clipped = 0
@@ -282,7 +284,7 @@ class SafeRobot(Robot):
                 obs = self.robot.observe()
             except RobotError as error:
                 raise self._fail(error) from error
-            self._position = self.robot.position(obs)
+            self._position, self._obs = self.robot.position(obs), obs
             return obs
 
     def send(self, action):
@@ -310,6 +312,8 @@ class SafeRobot(Robot):
             self.state, self._is_holding = state, False
             if now - state.began >= self.limits.slow_start:
                 self.n_clipped += bool((np.abs(goal - action) > self._noticeable).any())
+            if self.on_step is not None and self._obs:
+                self.on_step(self._obs, action, sent)
             return sent
 
     def stop(self):

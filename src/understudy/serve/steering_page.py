@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import http
 import json
 import logging
@@ -13,12 +12,9 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from html import escape
-from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection, broadcast, serve
-from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 from websockets.typing import Origin
 
@@ -26,10 +22,10 @@ from ..core import Unsupported
 from ..data.video import encode_png
 from ..envs.base import Env, PlanarMap, Renderable, StepResult
 from ..envs.raster import map_point
-from ..evaluate import plots
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor
 from ..execute.steering import LivePoints, steer_actor
+from .page import page_response
 
 POLICY_VIOLATION = 1008
 PAUSE = 1.0  # s, for which the last picture of an episode stays
@@ -155,12 +151,7 @@ class SteeringPage:
             return None
         if request.path != "/":
             return connection.respond(http.HTTPStatus.NOT_FOUND, "there is nothing at this path\n")
-        text, policy = _html(self.title)
-        response = connection.respond(http.HTTPStatus.OK, text)
-        headers = Headers(response.headers)
-        del headers["Content-Type"]
-        headers["Content-Type"], headers["Content-Security-Policy"] = "text/html; charset=utf-8", policy
-        return Response(response.status_code, response.reason_phrase, headers, response.body)
+        return page_response(connection, "steering", self.title)
 
 
 class _Stopped(Exception):
@@ -193,16 +184,3 @@ class _LiveEnv(Env):
     def _show(self) -> None:
         self.page.update(step=self.step_number, frame=base64.b64encode(encode_png(self.env.frame(0))).decode())
 
-
-def _html(title: str) -> tuple[str, str]:
-    """The page, and its content security policy."""
-    parts = {kind: Path(__file__).with_name(f"steering.{kind}").read_text(encoding="utf-8")
-             for kind in ("html", "css", "js")}
-    digest = base64.b64encode(hashlib.sha256(parts["js"].encode()).digest()).decode()
-    policy = (f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
-              f"script-src 'sha256-{digest}'")
-    style = f"{plots.STYLE}\n{parts['css'].replace('FONT', plots.FONT)}"
-    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f"<title>{escape(title)}</title><style>{style}</style></head>\n<body>\n"
-            f"{parts['html'].replace('TITLE', escape(title))}<script>{parts['js']}</script></body></html>\n"), policy

@@ -452,6 +452,17 @@ def test_late_and_missed_steps_are_counted_once_each():
     assert done.counts + StepCounts(1, 1, bad=1) == StepCounts(101, 1, 0, 10, 20, 31)
 
 
+@pytest.mark.slow
+def test_a_run_of_a_minute_survives_2_percent_lost_packets(folder):
+    write_calibration(folder / "ours" / "so101_follower" / "f.json", CALIBRATION)
+    with feetech(Faults(lost=0.02)) as emulated, make_robot(RobotConfig("so101_follower", emulated.port, "f")) as robot:
+        before = robot.n_retries
+        done = act_on_robot(robot, Constant(torch.zeros(1, 6)), keys(0, [0]), fps=30, seconds=60)
+        assert robot.n_retries - before >= done.counts.retries > 100
+    assert done.counts.steps > 1000 and done.ended is None and "retries" in str(done.counts)
+    print(done.counts)
+
+
 class Slow(Planner):
     """Plans a chunk of zeros. Plans after the first one take as long as the robot moves."""
 

@@ -234,7 +234,7 @@ class MotorsBus(ABC):
                     self.disconnect()
                     raise ConnectionLost(f"the connection is gone: {error}", where=self.port_name,
                                          hint="plug the cable in, and connect again") from None
-            repeated = f" to {attempt + 1} requests" if attempt else ""
+            repeated = f", after {attempt + 1} requests" if attempt else ""
             raise ConnectionLost(f"{who}: {problem}{repeated}", where=self.port_name,
                                  hint="check the power, the cables and the baud rate")
 

@@ -47,6 +47,10 @@ def test_names_of_columns():
     for bad in ("state", "state=", " =a", "=a", "state=a,,b"):
         with pytest.raises(ConfigError, match="--columns state=q1,q2"):
             parse_columns([bad])
+    for near in ("episodes=run", "episode_length=n"):
+        with pytest.raises(ConfigError, match="did you mean episode"):
+            parse_columns(["state=a", near])
+    assert parse_columns(["observation.episodes=run"]) == {"observation.episodes": ("run",)}
     with pytest.raises(ConfigError, match="observation.state is given twice"):
         parse_columns(["state=a", "observation.state=b"])
 
@@ -392,6 +396,14 @@ def test_classes_and_quantities_name_each_other(tmp_path, monkeypatch, capsys):
     ([np.full(9, 0.1), np.full(9, 0.05)], None), ([np.zeros(3)], None), ([], None)])
 def test_a_column_of_times_gives_the_rate(gaps, rate):
     assert frame_rate([np.append(0, np.cumsum(g)) for g in gaps]) == rate
+
+
+def test_near_names_ignore_case_and_name_the_readings(tmp_path):
+    path = write_csv(tmp_path / "runs.csv", table())
+    for columns, hint in ((["state=Q1", "action=u1"], "did you mean q1"),
+                          (["state=q1", "action=u1:class"], "did you mean u1. :classes and :quantities may follow")):
+        with pytest.raises(DataError, match=hint):
+            open_columns(path, parse_columns(columns))
 
 
 def test_mistakes_that_glue_or_cut_episodes_are_told(tmp_path):

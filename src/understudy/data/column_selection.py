@@ -6,6 +6,7 @@ their columns are.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,9 @@ def parse_columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
         if not (name and equals and all(parts)):
             raise ConfigError(f"{text!r} does not say which columns to read", where="--columns",
                               hint="such as --columns state=q1,q2 action=u1,u2")
+        if name not in _BOUNDARIES and (near := difflib.get_close_matches(name, _BOUNDARIES, 1, 0.85)):
+            raise ConfigError(f"{text!r} would make the observation {name!r}", where="--columns",
+                              hint=f"did you mean {near[0]}=? For the observation: observation.{name}={columns}")
         name = name if name in _BOUNDARIES else standard_name(name, others="observation.")
         if name in found:
             raise ConfigError(f"{name} is given twice", where="--columns", hint="name all of its columns once")
@@ -288,7 +292,8 @@ def _find_part(part: str, source: ColumnSource, where: str) -> tuple[str, int | 
         if text in names:
             return names[text]
     raise DataError(f"there is no column {part!r} among {format_list(source.schema, 20)}", where=where,
-                    hint=near_name_hint(part, names, "name one of these after --columns NAME="))
+                    hint=near_name_hint(part.partition(":")[0], names, "name one of these after --columns NAME=")
+                    + (" :classes and :quantities may follow the last column" if ":" in part else ""))
 
 
 # -- tables of plain names ---------------------------------------------------------------------------------------------

@@ -106,8 +106,9 @@ def near_name_hint(name: str, names: Iterable[str], otherwise: str) -> str:
         names: The known names.
         otherwise: The hint if none is near.
     """
-    near = difflib.get_close_matches(name, list(names), 1)
-    return f"did you mean {near[0]}?" if near else otherwise
+    lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), lower, 1)
+    return f"did you mean {lower[near[0]]}?" if near else otherwise
 
 
 def sort_numbered(names: Iterable[str], prefix: str) -> list[str]:

@@ -112,6 +112,8 @@ class Encoder:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
+                if not line.endswith("\n"):  # the process was killed
+                    return
                 report = json.loads(line)
                 with self._lock:
                     self._progress = report["segment"], report["fraction"]

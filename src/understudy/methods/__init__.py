@@ -326,7 +326,7 @@ METHODS: dict[str, NamedMethod] = {
         "Training-time RTC: flow matching that learns to continue the actions that are executed while it plans.",
         Reference("Black et al. 2025, arXiv 2512.05964, with a transformer; delays are drawn uniformly, as for its "
                   "robots", (), (NUMBERS,)),
-        when="if plans are late on the robot and there are updates enough; in two toys here it was no better than "
+        when="if plans are late on a robot and there are updates enough; in two toys it was no better than "
              "real-time-chunking, which needs no training (docs/execution.md)."),
     "bid-flow-policy": NamedMethod(
         "understudy.methods.generative:bid_flow_policy",

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -196,3 +197,12 @@ def test_the_rules_can_fail(tmp_path):
     assert found == {("understudy", "policy", "Policy"), ("understudy", "heads", "base"), ("pickle",)}
     names = {name for _, name in calls(ast.parse("eval('1'); yaml.load(x); torch.load(f)"))}
     assert names == {"eval", "yaml.load", "torch.load"}
+
+
+def test_every_file_of_a_page_is_in_the_wheel():
+    project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["understudy"]
+    packed = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    pages = {path for kind in ("html", "css", "js", "mjs") for path in ROOT.rglob(f"*.{kind}")}
+    assert {p.name for p in pages} >= {"live.html", "page.css", "inspect.js"}
+    assert not pages - packed, "name them in package-data of pyproject.toml"

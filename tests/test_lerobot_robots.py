@@ -72,6 +72,10 @@ def test_fields_of_lerobots_config_are_options_of_its_devices_alone():
     for words in (["--robot", "so101_follower", "--robot.remote-ip", "x"], ["--robot", "lerobot/a", "--teleop.b", "1"]):
         with pytest.raises(ConfigError, match="there is no option"):
             parse(RecordOptions, "record", ["--out", "d", "--episodes", "1", *words])
+    from understudy.commands.robot import main as robot_command
+
+    with pytest.raises(ConfigError, match="lerobot-calibrate and lerobot-setup-motors set up LeRobot's devices"):
+        robot_command(["calibrate", "--robot", "lerobot/so101_follower", "--robot.port", "x"])
     with pytest.raises(ConfigError, match=r"--robot.remote-ip: needs a value"):
         name_lerobot_fields([], [*common, "--robot.remote-ip"])
 

@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 from .arms import confirm, prepare_session, suggest_stable_port
 from .common import Output, TrustedPackages, command_line, parse
 from .robot_options import (
+    LEROBOT,
     RobotOptions,
     TeleopOptions,
     ViewOptions,
@@ -293,8 +294,10 @@ def _kind_of(name: str | None) -> ServoArmType:
     from ..robots.servo_arm import ARM_TYPES
 
     if name is None or (kind := ARM_TYPES.get(name)) is None:
+        lerobot = "lerobot-calibrate and lerobot-setup-motors set up LeRobot's devices; " if (
+            name or "").startswith(LEROBOT) else ""
         raise ConfigError(f"{name!r} is not an arm of servos" if name else "is missing", where="--robot",
-                          hint=f"one of {', '.join(ARM_TYPES)}")
+                          hint=f"{lerobot}one of {', '.join(ARM_TYPES)}")
     return kind
 
 

@@ -180,7 +180,7 @@ def name_lerobot_fields(flags: Sequence[str], args: Sequence[str]) -> list[str]:
     """Writes fields of LeRobot's devices as values of one option: --robot.NAME remote_ip=10.0.0.2.
 
     Args:
-        flags: The options that the command has. Others that begin with --robot. or --teleop. are fields, if the device
+        flags: The options that the command has. Others that start with --robot. or --teleop. are fields, if the device
             is one of LeRobot.
         args: The arguments of the command.
 

@@ -206,3 +206,23 @@ def test_every_file_of_a_page_is_in_the_wheel():
     pages = {path for kind in ("html", "css", "js", "mjs") for path in ROOT.rglob(f"*.{kind}")}
     assert {p.name for p in pages} >= {"live.html", "page.css", "inspect.js"}
     assert not pages - packed, "name them in package-data of pyproject.toml"
+
+
+def test_commands_in_messages_are_quoted():
+    """A path with a space in a hint must be one word in a shell: `hints.command_line` makes it so."""
+    from understudy.cli import COMMANDS
+
+    begun = re.compile(rf"understudy ({'|'.join(COMMANDS)})( [^;:,]*)? $|understudy ({'|'.join(COMMANDS)}) [^;:,()]* $")
+    names = {"method", "subcommand", "name", "fps", "task", "command"}  # words of the program or of a fixed list
+    unquoted = []
+    for path, tree in trees():
+        if parts(path)[0] == "claims":
+            continue
+        for node in (n for n in nodes(tree) if isinstance(n, ast.JoinedStr)):
+            for text, value in zip(node.values, node.values[1:], strict=False):
+                if not (isinstance(text, ast.Constant) and isinstance(value, ast.FormattedValue)
+                        and begun.search(text.value)):
+                    continue
+                if not (isinstance(value.value, ast.Attribute) and value.value.attr in names):
+                    unquoted.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not unquoted, f"write these with hints.command_line: {unquoted}"

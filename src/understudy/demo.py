@@ -24,6 +24,7 @@ from .files import write_json
 from .heads.base import Head
 from .heads.flow import Flow
 from .heads.regression import Regression
+from .hints import command_line
 from .learn.behavior_cloning import BehaviorCloning
 from .learn.method import Method, load_actor
 from .learn.run import Run
@@ -100,7 +101,7 @@ def _run_demo(out, device, say, bar):
     for number, (run, chosen) in enumerate(METHODS.items(), 3):
         say(f"{number}/5  Training: {NAMES[run]}, which learns {PURPOSES[run]}; {STEPS} updates of the same network")
         train(chosen, data, out / run, seed=SEED, device=device, save_freq=STEPS // 4,
-              command=f"understudy demo --out {out.name}")
+              command=command_line("demo", "--out", out.name))
     say(f"5/5  Both in {TASK!r}, closed loop, from the same {EPISODES} starts, which no demonstration has")
     found = {}
     for run, name in NAMES.items():
@@ -121,10 +122,10 @@ def _run_demo(out, device, say, bar):
 def commands(out: Path) -> list[tuple[str, str]]:
     """Commands to try next, and a description of each."""
     data = out / "demonstrations"
-    return [(f"understudy inspect {data}", "What is in the demonstrations"),
-            (f"understudy eval {out / 'flow'} {TASK} --episodes 100 --against {out / 'regression'} --seed 1",
+    return [(command_line("inspect", data), "What is in the demonstrations"),
+            (command_line("eval", out / "flow", TASK, "--episodes", 100, "--against", out / "regression", "--seed", 1),
              "Both again, from other starts"),
-            (f"understudy train diffusion-policy {data} --out {out / 'mine'} --eval {TASK} --save-freq 400",
+            (command_line("train", "diffusion-policy", data, "--out", out / "mine", "--eval", TASK, "--save-freq", 400),
              "A third method on the same demonstrations, looked at while it trains")]
 
 

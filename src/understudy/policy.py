@@ -6,7 +6,6 @@ subgoal planner or a reward model.
 
 from __future__ import annotations
 
-import shlex
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -65,6 +64,7 @@ from .heads.base import (
     StepwiseHead,
     TargetNetworkHead,
 )
+from .hints import command_line
 from .nets.base import Encoder, Trunk, record_intermediate
 from .nets.encoders import TokenEncoder
 from .nets.feature_cache import with_cached_features
@@ -927,11 +927,11 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
 def _reading_error(name: str, trained: Feature, where: str) -> UserError:
     """The error for numbers that are classes to the policy and quantities here, or the other way round."""
     readings = ["classes", "quantities"] if trained.kind == "discrete" else ["quantities", "classes"]
-    option = f"--columns {short_name(name)}=COLUMN:{readings[1]}"
+    command = command_line("train", "METHOD", "DATA", "--columns", f"{short_name(name)}=COLUMN:{readings[1]}", "--out",
+                           "RUN")
     return UserError(f"the policy was trained on {readings[0]}, and here are {readings[1]}",
                      where=f"{where}, column {name!r}",
-                     hint=f"if the training data have {readings[1]}, train on them as such: understudy train METHOD "
-                          f"DATA {option} --out RUN")
+                     hint=f"if the training data have {readings[1]}, train on them as such: {command}")
 
 
 def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:
@@ -983,11 +983,10 @@ def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
     """
     names = {k: v for k, v in suggested_names(features).items() if role(v) == "observation"}
     told = ", ".join(f"{old} -> {new}" for old, new in names.items())
-    options = " ".join(f"--rename {shlex.quote(f'{old}={new}')}" for old, new in (
-        names or {"OLD": "observation.state"}).items())
+    options = [w for old, new in (names or {"OLD": "observation.state"}).items() for w in ("--rename", f"{old}={new}")]
     return (f"policies read columns called observation.* (observation.state, observation.images.NAME)"
-            f"{': ' + told if told else ''}; a view renames them: understudy view make {shlex.quote(str(data))} --out "
-            f"VIEW {options}")
+            f"{': ' + told if told else ''}; a view renames them: "
+            + command_line("view", "make", data, "--out", "VIEW", *options))
 
 
 def find_checkpoint(folder: Path | str) -> Path:
@@ -1029,7 +1028,8 @@ def find_checkpoint(folder: Path | str) -> Path:
         f"name the folder: {folder.parent}" if (folder.parent / "policy.json").exists() else
         "name the run it was exported from, or export it as FILE.onnx; a .pt2 file is for programs without understudy"
         if folder.suffix == ".pt2" and folder.exists() else
-        f"train on them: understudy train METHOD {folder} --out RUN" if (folder / "meta" / "info.json").exists() else
+        f"train on them: {command_line('train', 'METHOD', folder, '--out', 'RUN')}"
+        if (folder / "meta" / "info.json").exists() else
         "check the path, or train one: understudy train METHOD DATA --out RUN"))
 
 
@@ -1079,7 +1079,7 @@ def _training_command(folder: Path | None, run: Path) -> str:
     with suppress(UserError, AttributeError):
         if folder is not None and (said := read_json(folder / "provenance.json").get("command")):
             return str(said)
-    return f"understudy train METHOD DATA --out {run if (run / 'checkpoints').exists() else 'RUN'}"
+    return command_line("train", "METHOD", "DATA", "--out", run if (run / "checkpoints").exists() else "RUN")
 
 
 def _add_goal_features(policy_config: PolicyConfig, features: Schema) -> dict[str, Feature]:

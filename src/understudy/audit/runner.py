@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ..data.column_selection import open_columns
 from ..data.episode import Dataset
 from ..data.formats import preview_dataset, remote
 from ..data.formats.detection import format_of
+from ..hints import command_line
 from . import checks
 from .base import AuditReport, Finding, Location, StepScore, finding_from_error
 from .file_checks import check_files
@@ -144,9 +144,9 @@ def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collect
             + "\n".join(lines)
             + ("\n  ..." if len(wrong) > 10 else ""),
             where=where,
-            hint=f"understudy audit {where} explains them; "
+            hint=f"{command_line('audit', where)} explains them; "
             + (
-                f"understudy repair {where} --out DST saves what can be read"
+                f"{command_line('repair', where, '--out', 'DST')} saves what can be read"
                 if set(codes) & set(_UNREADABLE_CODES)
                 else "to accept them: " + " ".join(f"--ignore {code}" for code in codes)
             ),
@@ -160,8 +160,7 @@ def _deletion_hint(data: Dataset, where: Path | str) -> str:
            and not np.isfinite(episode.steps[name]).all()}
     if len(bad) == len(data):
         return "correct the values: every episode has some"
-    command = shlex.join(["understudy", "view", "make", str(where), "--out", "finite.json", "--delete",
-                          *map(str, sorted(bad))])
+    command = command_line("view", "make", where, "--out", "finite.json", "--delete", *sorted(bad))
     return f"correct the values, or leave out {'this episode' if len(bad) == 1 else 'these episodes'}: {command}"
 
 

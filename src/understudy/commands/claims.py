@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Output, WorkerCount, parse
+from .common import Output, WorkerCount, command_line, parse
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
 LEDGER = Path("docs/ledger.md")
@@ -190,7 +190,7 @@ def _check(o: ClaimsOptions, out: Output) -> None:
         if o.save and found.status == "confirmed":
             save_confirmation(claim)
     due = [entry["name"] for entry in answer if entry["status"] == "due"]
-    out.suggest(*(f"understudy claims run {name}" for name in due))
+    out.suggest(*(command_line("claims", "run", name) for name in due))
     out.print_json(answer)
     if due:
         raise SystemExit(3)

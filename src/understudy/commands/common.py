@@ -496,7 +496,7 @@ def demonstrations_path(path: Path) -> Path:
 
     if (path / "run.json").exists() or (path / "weights.safetensors").exists():
         raise UserError("this is a run, not demonstrations", where=path,
-                        hint=f"understudy eval {path} ENV judges it")
+                        hint=f"{command_line('eval', path, 'ENV')} judges it")
     if not path.exists() and str(path) in method_names():
         raise UserError("this is the name of a method, not demonstrations", where=path,
                         hint="the order is understudy train METHOD DATA --out RUN")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..serve.address import served_address
-from .common import batch_rows, has_no_run, progress_bar, recorded_env_of
+from .common import batch_rows, command_line, has_no_run, progress_bar, recorded_env_of
 from .served import served_client
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ def _served_policy(address: str, o: RolloutOptions, features: Schema) -> tuple[P
         Method(PolicyConfig(Regression(), window=planner.window), planner.executor), o.executor, o.trust)
     if changed.inference:
         raise Unsupported(f"{o.executor} changes how the policy plans, which the server does", where="--executor",
-                          hint=f"serve it so: understudy serve RUN --executor {o.executor}")
+                          hint=f"serve it so: {command_line('serve', 'RUN', '--executor', o.executor)}")
     return planner, remote_actor(planner, changed.executor), features
 
 

@@ -184,7 +184,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         short = [name.removeprefix("observation.") for name in missing]
         raise UserError(f"the policy must be told {' and '.join(map(repr, short))} while it acts, and neither the "
                         f"method nor {o.eval} does", where="--eval", hint=f"{hint}train without --eval, then: "
-                        f"understudy eval RUN ENV --condition {' '.join(name + numbers for name in short)}")
+                        + command_line("eval", "RUN", "ENV", "--condition", *(name + numbers for name in short)))
 
     if o.eval is not None:
         from ..envs import make

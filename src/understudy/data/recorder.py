@@ -27,6 +27,7 @@ import numpy as np
 
 from ..core import DataWarning, Feature, Schema, UserError, is_read_by_default, role, suggested_names
 from ..files import sync_folder, write_json
+from ..hints import command_line
 from . import cache, journal
 from .encoder import WAIT, Backlog, Encoder, Report
 from .episode import Dataset, Episode
@@ -394,7 +395,7 @@ class Recorder:
         assert self._error is not None
         if isinstance(self._error, OSError) and self._error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError("the disk is full; every episode that was saved is kept", where=self.path,
-                            hint=f"make room, then understudy repair {self.path}") from self._error
+                            hint=f"make room, then {command_line('repair', self.path)}") from self._error
         raise self._error
 
     def _writer_loop(self) -> None:
@@ -526,7 +527,8 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
     folder = path / journal.JOURNAL_FOLDER
     if not folder.is_dir():
         return PublishResult(0)
-    with cache.disk_errors(path, f"make room, then understudy repair {path}"), cache.locked(folder / ".publishing"):
+    hint = f"make room, then {command_line('repair', path)}"
+    with cache.disk_errors(path, hint), cache.locked(folder / ".publishing"):
         there = int(read_info(path)["total_episodes"])
         all_of_it = [f for f in journal.segment_files(folder) if stop_segment is None or f.name <= stop_segment]
         found = interrupted_recording.unpublished_segments(

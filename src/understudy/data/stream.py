@@ -19,7 +19,6 @@ import copy
 import io
 import json
 import re
-import shlex
 import tarfile
 import threading
 import zipfile
@@ -37,6 +36,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ..core import Batch, UserError
+from ..hints import command_line
 from . import cache, video
 from .batch_sampler import BatchSampler
 from .episode import Dataset, Episode
@@ -281,7 +281,7 @@ def _shard_urls(name: str) -> list[str]:
             raise UserError("there is no shard and no folder here", where=path, hint="check the path")
         if is_view(path):
             raise UserError("a view is no shard: its operations need all of its data", where=path,
-                            hint=f"write it out first: understudy view materialize {shlex.quote(str(path))} --out DST")
+                            hint="write it out first: " + command_line("view", "materialize", path, "--out", "DST"))
         if (path / "meta" / "info.json").exists():  # a LeRobot data set, where tables are next to the data
             path = path / "data"
         return [str(p) for p in sorted(path.rglob("*")) if p.suffix in _SUFFIXES and p.is_file()] if path.is_dir() \

@@ -12,6 +12,7 @@ import torch
 from ..core import UserError, keys
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env, Restorable, StepResult
+from ..hints import command_line
 
 TOLERANCE = 1e-4
 
@@ -167,7 +168,7 @@ def _check_shapes(data: Dataset, env: Env) -> None:
                 f"{recorded[name].shape}",
                 where=path or "data set",
                 hint="replay it in the environment it was recorded in"
-                + (f": understudy replay {path or 'DATA'} {made}" if made and made != env.metadata["env"] else ""),
+                + (f": {command_line('replay', path or 'DATA', made)}" if made and made != env.metadata["env"] else ""),
             )
 
 
@@ -229,8 +230,8 @@ def _reset_to_start(data, env, group) -> Mapping[str, torch.Tensor]:
     odd, meta = next((n, m) for n, m in zip(group, metas, strict=True)
                      if not {"seed", "number"} <= m.keys() or m.get("env") != name)
     if other := meta.get("env", name) != name:
-        began, do = f"began in {meta['env']}", ("replay it in the environment it was recorded in: understudy replay "
-                                                f"{path or 'DATA'} {meta['env']}")
+        began, do = f"began in {meta['env']}", ("replay it in the environment it was recorded in: "
+                                                + command_line("replay", path or "DATA", meta["env"]))
     else:
         lacks = [f"'{k}'" for k in ("env", "seed", "number") if k not in meta]
         began, do = f"does not say how it began in {name} (no {', '.join(lacks)})", (

@@ -32,6 +32,7 @@ from ..data.stream import ShardStream
 from ..data.window import SamplingWeights, Windows
 from ..execute.actor import LAST_REWARD, Actor
 from ..heads.base import MemoryHead
+from ..hints import command_line
 from ..interrupts import INTERRUPTS, leave_closed_terminal
 from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
@@ -537,8 +538,9 @@ def _check_task_texts(method: Method, data: Dataset) -> None:
         raise DataError(
             "no episode has a task in words (the column or the metadata 'task'), and the method learns to follow words",
             where=path or "data set",
-            hint=f"give all episodes the same words: understudy view make {path or 'DATA'} --out told.json --label "
-                 "'task=WORDS'; or each its own, in a column 'task' (--columns task=NAME for one with another name); "
+            hint="give all episodes the same words: "
+                 + command_line("view", "make", path or "DATA", "--out", "told.json", "--label", "task=WORDS")
+                 + "; or each its own, in a column 'task' (--columns task=NAME for one with another name); "
                  "or choose a method without words, such as gcbc",
         )
 

@@ -15,6 +15,7 @@ from ..config import UntrustedCode, load
 from ..core import ConfigError, UserError
 from ..envs.devices import Gamepad, JointKeyboard
 from ..files import read_json
+from ..hints import command_line
 from ..user_code import import_module
 from .base import Robot, Teleoperator
 from .bimanual import BimanualRobot, BimanualTeleoperator, join_limits
@@ -272,8 +273,8 @@ def arm_calibration(kind: str, port: str, name: str | None, folder: Path | None,
     path = find_calibration(kind, name or kind, folder)
     if path is None:
         raise UserError(f"there is no calibration of the arm {name or kind!r}", where=kind,
-                        hint=f"understudy robot calibrate --{device} {kind} --{device}.port {port}"
-                             + (f" --{device}.id {name}" if name else ""))
+                        hint=command_line("robot", "calibrate", f"--{device}", kind, f"--{device}.port", port,
+                                          *((f"--{device}.id", name) if name else ())))
     arm = ARM_TYPES[kind]
     return read_calibration(path, {servo: motor.id for servo, motor in arm.servos.items()}, arm.max_offset), path
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError, role
+from ...hints import command_line
 from .. import cache
 from ..episode import ColumnSource, Dataset
 from . import message_logs as streams
@@ -48,8 +49,8 @@ def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None)
     path = Path(path)
     if mapping is None:
         raise UserError("a recording of messages needs a mapping from topics to columns", where=path,
-                        hint=f"understudy inspect {path} --json > map.json proposes one; correct it, and give it with "
-                        "--map map.json, or as open_dataset(path, mapping=...)")
+                        hint=f"{command_line('inspect', path, '--json')} > map.json proposes one; correct it, and "
+                        "give it with --map map.json, or as open_dataset(path, mapping=...)")
     recordings, warnings = _open_recordings(path)
     source = BagSource(path, recordings, maps.read_mapping(mapping), warnings)
     if not len(source.lengths):

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...core import UserError, role
+from ...hints import command_line
 from . import folder, message_logs, overcooked, read_errors, sidecar
 from .column_names import format_list, number_sort_key, standard_name
 from .npz import EPISODE_ENDS_HINT, episodes_hint, rename_hint
@@ -80,8 +81,8 @@ def _how_to_read(path: Path, kind: str) -> str:
     if kind.startswith(_OTHER_SEPARATOR):
         return folder.COMMAS_HINT
     if kind.startswith(_TABLE):
-        return (f"say what its columns are: understudy convert {path} DATA --columns state=A,B action=C,D, and also "
-                "episode=E if a column E numbers the episodes")
+        return (f"say what its columns are: {command_line('convert', path, 'DATA', '--columns')} state=A,B "
+                "action=C,D, and also episode=E if a column E numbers the episodes")
     if kind.startswith(_ARRAYS):
         return episodes_hint(path) or (
             "save observations, actions and episode_ends with numpy.savez. episode_ends has the exclusive end of "

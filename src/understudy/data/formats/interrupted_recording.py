@@ -8,6 +8,7 @@ import numpy as np
 
 from ...core import UserError
 from ...files import read_json
+from ...hints import command_line
 from .. import cache, journal
 from ..episode import ColumnSource
 from .lerobot_read import LeRobotSource
@@ -90,7 +91,7 @@ class InterruptedRecordingSource(ColumnSource):
             return f"it is being recorded: {new} not in the files yet"
         running = any(s.unfinished is not None and len(s.unfinished) for s in segments)
         return (f"the recording was interrupted: {new} in its journal{', and one that was not finished' * running}; "
-                f"understudy repair {path} puts all into the files")
+                f"{command_line('repair', path)} puts all into the files")
 
     def rows(self, name):
         old = self.files.rows(name) if name in self.files.schema else np.zeros(self._n_published, np.int64)

@@ -218,13 +218,14 @@ def _report_failure(error: Exception, debug: bool, trusted: list[str]) -> int:
 
 def _user_error_message(error: Exception, trusted: list[str]) -> str | None:
     """What to print if the user can fix the error."""
-    from .core import UserError
+    from .core import UserError, is_out_of_memory
     from .user_code import locate_user_error
 
     if isinstance(error, UserError):
         return "\n  ".join([str(error), *getattr(error, "__notes__", ())])
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
-        return "the machine's memory is full\n  -> a smaller --learner.batch-size, or fewer --rows, takes less"
+    if is_out_of_memory(error):
+        return ("memory is full\n  -> a smaller --learner.batch-size or --image-size takes less in training, and fewer "
+                "--rows or --workers in rollouts")
     if found := locate_user_error(error, trusted):
         return str(found)
     if not isinstance(error, OSError):

@@ -6,9 +6,12 @@ A checkpoint names code, so loading one may import only from packages that the c
 from __future__ import annotations
 
 import difflib
+import json
 import math
+import re
 import sys
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from . import moved
@@ -145,7 +148,32 @@ def _find(name: str, trust: tuple[str, ...], where: str):
     if package not in trust:
         raise UntrustedCode(f"names {name}, which is outside the trusted packages ({', '.join(trust)})",
                             where=where or None, hint=f"add --trust {package} if you trust that code to run")
-    return path, getattr(_import_module(path, where), attribute, None)
+    try:
+        found = getattr(_import_module(path, where), attribute, None)
+    except UserError:
+        if package != "understudy":
+            raise
+        found = None
+    if found is None:
+        raise ConfigError(f"names {name}, which does not exist", where=where or None,
+                          hint=_version_hint(package, where))
+    return path, found
+
+
+def _version_hint(package: str, where: str) -> str:
+    """How to load a file that names code which is gone: the version that wrote it, if it is known, and this one."""
+    from . import __version__
+
+    file = re.match(r".*?\.json", where)
+    folders = () if file is None else (Path(file[0]).parent, Path(file[0]).parent.parent.parent)  # modules/NAME/
+    written = next((json.loads((f / "provenance.json").read_text(encoding="utf-8")).get("versions", {})
+                    for f in folders if (f / "provenance.json").is_file()), {})
+    if package != "understudy":
+        return f"install the version of {package} with which it was written, or correct the name"
+    if (version := written.get("understudy")) and version != __version__:
+        return (f"it was written by understudy {version}, and this is {__version__}: install {version} "
+                f"(pip install understudy=={version}), or train it again")
+    return f"this is understudy {__version__}: install the version that wrote the file, or correct the name"
 
 
 def _import_module(path: str, where: str):

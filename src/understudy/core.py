@@ -42,6 +42,12 @@ class UserError(ValueError):
         return _rebuild_error, (type(self), str(self), state)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is full: of Python, of a GPU, or of the CPU in PyTorch, which has no class."""
+    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            or isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
 def _rebuild_error(kind: type[UserError], text: str, state: dict[str, Any]) -> UserError:
     error = kind.__new__(kind, text)
     error.__dict__.update(state)

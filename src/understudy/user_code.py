@@ -5,6 +5,7 @@ Errors inside such code are told with the user's file and line, so that they are
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import sysconfig
@@ -67,6 +68,38 @@ def locate_user_error(error: BaseException, trusted: Sequence[str] = ()) -> User
             return UserCodeError(f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__,
                                  where=place if name == "<module>" else f"{place}, in {name}", hint=hint)
     return None
+
+
+def refuse_python_file(name: str, command: str, option: str = "") -> None:
+    """Refuses a file of Python code where the name of a function is expected, and says how to name one.
+
+    The file is parsed and not run.
+
+    Args:
+        name: What the user wrote.
+        command: The command up to this name, for the hint.
+        option: The option that has the name, for the error.
+
+    Raises:
+        UserError: `name` is an existing file of Python code.
+    """
+    path = Path(name)
+    if path.suffix != ".py" or not path.is_file():
+        return
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise UserCodeError(f"the Python file cannot be parsed: {error}", where=path, hint="correct the line") from None
+    functions = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+                 and not node.name.startswith("_")]
+    function = next((f for f in functions if f.startswith("make")), functions[0] if functions else "FUNCTION")
+    parts = path.resolve().relative_to(Path.cwd()).with_suffix("").parts if path.resolve().is_relative_to(Path.cwd()
+                                                                                                       ) else ()
+    module = ".".join(parts) or path.stem
+    elsewhere = "" if parts else f", in the folder {path.resolve().parent}"
+    names = f"; it has {', '.join(functions)}" if len(functions) > 1 else ""
+    raise UserError(f"this is Python code: name a function in it, as module:function{names}", where=option or name,
+                    hint=f"{command} {module}:{function} --trust {module.partition('.')[0]}{elsewhere}")
 
 
 def describe_place(function: Callable) -> str:

@@ -52,6 +52,7 @@ def main(args: list[str]) -> None:
     from ..core import ConfigError, UserError
     from ..data.formats.remote import url_of
     from ..envs import names
+    from ..user_code import refuse_python_file
     from .interactive import run_interactive
     from .sequential import run_sequential
 
@@ -68,6 +69,7 @@ def main(args: list[str]) -> None:
             raise UserError("needs --interactive, where a person says how a trial went", where="--labels",
                             hint="leave it out: an environment decides itself what is a success")
         behavior_metrics.check_options(o)
+        refuse_python_file(o.target or "", command_line("eval", o.run, *(("--interactive",) if o.interactive else ())))
         recorded = o.target is not None and bool(Path(o.target).exists() or url_of(o.target)) and (
             o.target not in names())
         if o.columns and (o.interactive or not recorded):

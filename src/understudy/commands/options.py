@@ -63,6 +63,21 @@ def options_of(owner: Any) -> list[Option]:
     return found
 
 
+def find_field(flag: str, names: Sequence[str]) -> str | None:
+    """The option whose last part is what the user wrote without its parts: "--learner.batch-size" for "--batch_size".
+
+    Args:
+        flag: What the user wrote.
+        names: Options with dots in their names, such as "--learner.batch_size".
+
+    Returns:
+        The option with the fewest parts, or None.
+    """
+    asked = flag.lstrip("-").replace("-", "_")
+    matches = [name for name in names if name.replace("-", "_").rpartition(".")[2] == asked]
+    return min(matches, key=lambda name: name.count("."), default=None)
+
+
 def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
     """Parses the arguments of a command.
 

@@ -454,7 +454,9 @@ def append_result(o: EvalOptions, line: dict) -> None:
     if has_no_run(o.run):
         return
     from ..checkpoint import is_lerobot_checkpoint
+    from ..core import UserError
     from ..files import file_name, replace_nonfinite
+    from ..learn.callbacks import log_evaluation
     from ..policy import find_checkpoint
 
     assert o.target is not None
@@ -472,6 +474,10 @@ def append_result(o: EvalOptions, line: dict) -> None:
             lines.write(json.dumps(replace_nonfinite({**about, **line}), allow_nan=False) + "\n")
             lines.flush()
             os.fsync(lines.fileno())
+        step = int(folder.name) if folder.name.isdigit() else None
+        log_evaluation(run_folder(o.run), Path(o.target).name, step, line)
+    except UserError as error:
+        print(f"this evaluation is not logged to Weights & Biases: {error}", file=sys.stderr)
     except OSError as error:  # somebody else's run, say: what was found is worth telling all the same
         print(f"this evaluation could not be written down: {file}: {error.strerror}", file=sys.stderr)
 

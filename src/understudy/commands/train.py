@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from .. import __version__
 from .common import (
     ColumnTexts,
     DeviceName,
@@ -138,6 +139,7 @@ def main(args: list[str]) -> None:
     command = "understudy train " + shlex.join(args)
     if "-h" in own or "--help" in own:
         _print_help([a for a in own if a not in ("-h", "--help")], options)
+    _refuse_fields_without_part(own, options)
     o = parse(TrainOptions, "train", own)
     with Output(o.json) as out:
         _train(o, options, changes, command, out)
@@ -147,6 +149,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     from ..core import UserError
     from ..data.episode import interrupted_episodes
     from ..data.video import parse_image_size
+    from ..learn.callbacks import Wandb
     from ..learn.devices import choose_device
     from ..learn.fit_method import part_of
     from ..learn.method import has_latent_actions
@@ -173,6 +176,9 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     method = build_method(o.method, options, changes, data.features(), o.trust, f"understudy train {o.method}", say,
                           o.executor, o.steps)
     method, stages = _with_runs(method, o)
+    for logger in loggers:
+        if isinstance(logger, Wandb):
+            logger.add_config(_logged_config(o, method))
     for stage in method.stages:
         if stage.name not in stages:
             if stage.dataset in ("task", "prior") and o.prior is None:
@@ -286,6 +292,28 @@ def _compare_checkpoints(curves: TrainingCurves, o: TrainOptions, env: str | Non
                          *trust_options((), None, o.out))] if robot else []
 
 
+def _refuse_fields_without_part(own: list[str], options: list[str]) -> None:
+    """Refuses an option that is a field of the method without its part, such as --batch-size, and names the field."""
+    from ..core import ConfigError
+    from .method import build_method, method_options
+    from .options import find_field, options_of, settable_fields
+
+    flags = {option.flag for option in options_of(TrainOptions)}
+    unknown = [name for word in own if word.startswith("--") and (name := word.partition("=")[0]).replace("_", "-")
+               not in flags]
+    if not unknown or not own or own[0].startswith("-"):
+        return
+    trust = tuple(_trusted_packages(own))
+    method = build_method(own[0], options, [], None, trust, "")
+    fields = [*(f"--method.{key}" for key in method_options(own[0], trust)),
+              *(f"--{path}" for path, _, _ in settable_fields(method))]
+    for name in unknown:
+        if (field := find_field(name, fields)) is not None:
+            raise ConfigError(f"there is no option {name}. It is a field of the method: {field.replace('_', '-')}",
+                              where="understudy train", hint=f"write {field.replace('_', '-')} instead; understudy "
+                              f"train {own[0]} --help lists all fields")
+
+
 def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights | None]:
     """The mixture of DATA, its part "task", and of the episodes of --prior, its part "prior"."""
     from ..core import UserError
@@ -320,9 +348,19 @@ def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:
         loggers.append(TensorBoard(o.out / "tensorboard"))
     if o.wandb is not None:
         name = str(o.out.resolve())  # the same run continues in the same place
-        loggers.append(Wandb(project=o.wandb, name=o.out.name, id=sha256(name.encode()).hexdigest()[:16],
-                             resume="allow", config={"method": o.method, "data": o.data.name, "seed": o.seed}))
+        loggers.append(Wandb(folder=o.out, project=o.wandb, name=o.out.name, resume="allow",
+                             id=sha256(name.encode()).hexdigest()[:16]))
     return loggers
+
+
+def _logged_config(o: TrainOptions, method: Method) -> dict:
+    """The whole configuration of a training, for Weights & Biases: the options, and every field of the method."""
+    from ..config import dump
+
+    options = {k: [*map(str, v)] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
+               for k, v in vars(o).items() if k not in ("method", "data", "seed", "json")}
+    return {"method": o.method, "data": o.data.name, "seed": o.seed, "understudy": __version__, "options": options,
+            "configuration": dump(method)}
 
 
 def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]]:
@@ -349,8 +387,40 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
         raise UserError(f"expected codec, encoder or net, found {odd[0]!r}", where="--freeze",
                         hint="parts inside these are frozen by InitializeFrom(train=...) of a method")
     tell_checkpoint(o.from_run)
+    _refuse_other_network(method, o)
     train = tuple(part for part in InitializeFrom.train if part not in o.freeze)
     return continue_from(method, o.from_run, o.load, train, o.trust), {**stages, "from": o.from_run}
+
+
+def _refuse_other_network(method: Method, o: TrainOptions) -> None:
+    """Refuses --from a run whose network was trained for another head or trunk, before anything is trained."""
+    from ..checkpoint import is_lerobot_checkpoint
+    from ..core import ConfigError
+    from ..files import read_json
+    from ..learn.method import Method
+    from ..policy import find_checkpoint
+
+    assert o.from_run is not None
+    folder = find_checkpoint(o.from_run)
+    if not any(part.partition(".")[0] == "net" for part in o.load) or is_lerobot_checkpoint(folder):
+        return
+    other = Method.load(o.from_run, o.trust).policy
+    parts = [(kind, type(getattr(other, kind)).__name__, type(getattr(method.policy, kind)).__name__)
+             for kind in ("head", "trunk")]
+    if not (differing := [part for part in parts if part[1] != part[2]]):
+        return
+    about = read_json(folder / "provenance.json") if (folder / "provenance.json").exists() else {}
+    command = shlex.split(about.get("command") or "")
+    name = f" ({command[2]})" if command[:2] == ["understudy", "train"] else ""
+    version = about.get("versions", {}).get("understudy")
+    was = " and ".join(f"the {kind} {theirs}" for kind, theirs, _ in differing)
+    now = " and ".join(f"the {kind} {mine}" for kind, _, mine in differing)
+    raise ConfigError(
+        f"was trained with another method{name}: its network is for {was}, and {o.method} has {now}"
+        + (f". It was written by understudy {version}, and this is {__version__}" if version not in (None, __version__)
+           else ""), where=f"--from {o.from_run}",
+        hint=f"train {command[2] if name else 'the same method'}, or take over only what does not depend on the "
+             "method: --load codec encoder")
 
 
 def _collection_env(method: Method, data: Dataset, o: TrainOptions) -> Env | None:

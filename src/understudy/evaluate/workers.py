@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..core import UserError
+from ..core import UserError, is_out_of_memory
 from ..data.episode import Dataset, Episode
 from ..envs import make
 from ..envs.base import Env
@@ -288,7 +288,7 @@ def _picklable_error(error: Exception) -> Exception:
     """The error in a form that can be sent to another process. The command line treats both alike."""
     if isinstance(error, UserError):
         return error
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return MemoryError()
     if (found := locate_user_error(error)) is not None:
         return found

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..core import UserError
+from ..files import read_json, write_json
 from .fit import Learner
 
 LONG_SECONDS = 15 * 60  # seconds; longer trainings announce their duration
@@ -132,33 +135,94 @@ class TensorBoard:
             self.writer.close()
 
 
+WANDB_FILE = "wandb.json"  # in the folder of a run: where in Weights & Biases it is
+
+
 class Wandb:
-    """Logs to Weights & Biases. Needs the package wandb.
+    """Logs to Weights & Biases. Needs the package wandb, and a login unless wandb is offline or disabled.
 
     Args:
         every: Updates between logged losses. Validation and scores are always logged.
+        folder: The folder of the run. The project and the id are kept in it, so that evaluations are logged there too.
         **options: Arguments of wandb.init.
 
     Raises:
-        UserError: wandb is not installed.
+        UserError: wandb is not installed, or there is no login.
     """
 
-    def __init__(self, every: int = 10, **options):
+    def __init__(self, every: int = 10, folder: Path | None = None, **options):
         try:
             import wandb
         except ImportError:
             raise UserError("the package wandb is not installed", where="Wandb",
                             hint="pip install 'understudy[wandb]'; metrics.jsonl has the same numbers") from None
-        self.start, self.options, self.every, self.run = wandb.init, options, every, None
+        _check_wandb_login(wandb)
+        self.start, self.options, self.every, self.folder, self.run = wandb.init, options, every, folder, None
+
+    def add_config(self, config: dict) -> None:
+        """Adds to the configuration that the run shows.
+
+        Args:
+            config: JSON data.
+        """
+        self.options["config"] = {**self.options.get("config", {}), **config}
 
     def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
         if step % self.every == 0 or "loss" not in seen:
             if self.run is None:  # only the process that logs begins a run
                 self.run = self.start(**self.options)
                 self.run.define_metric("*", step_metric="step")
+                if self.folder is not None:
+                    write_json(self.folder / WANDB_FILE, {k: self.options.get(k) for k in ("project", "name", "id")})
             self.run.log({**seen, "step": step})
 
     def close(self) -> None:
         """Ends the run and uploads what is left."""
         if self.run is not None:
             self.run.finish()
+
+
+def _check_wandb_login(wandb) -> None:
+    """Raises UserError if wandb would ask for a login, or fail for want of one, after the first update."""
+    if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
+        return
+    hint = ("wandb login, or set WANDB_API_KEY. WANDB_MODE=offline logs into the folder wandb, for wandb sync later. "
+            "metrics.jsonl has the same numbers")
+    prompt = {"prompt": False} if "prompt" in inspect.signature(wandb.login).parameters else {}  # wandb 0.31
+    try:
+        has_login = wandb.login(**prompt)
+    except wandb.Error as error:
+        raise UserError(f"Weights & Biases refuses the login: {error}", where="Wandb", hint=hint) from None
+    if not has_login:
+        raise UserError("there is no login for Weights & Biases", where="Wandb", hint=hint)
+
+
+def log_evaluation(folder: Path, env: str, step: int | None, result: dict) -> None:
+    """Logs the numbers of an evaluation to the run in Weights & Biases that training logged to, if it did.
+
+    Args:
+        folder: The folder of the run.
+        env: The environment or the data.
+        step: The update of the checkpoint. None if it is unknown.
+        result: The result as JSON data. Lists and texts are left out.
+
+    Raises:
+        UserError: wandb is not installed any more, or there is no login.
+    """
+    if not (folder / WANDB_FILE).exists():
+        return
+    logger = Wandb(resume="allow", **read_json(folder / WANDB_FILE))
+    numbers = {f"eval/{env}/{name}": value for name, value in _numbers(result)}
+    logger.run = logger.start(**logger.options)
+    logger.run.define_metric("*", step_metric="step")
+    logger.run.log(numbers if step is None else {**numbers, "step": step})
+    logger.close()
+
+
+def _numbers(document: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers in nested dictionaries, by the path to each."""
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            yield f"{prefix}{key}", value

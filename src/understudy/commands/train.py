@@ -310,8 +310,8 @@ def _refuse_fields_without_part(own: list[str], options: list[str]) -> None:
     for name in unknown:
         if (field := find_field(name, fields)) is not None:
             raise ConfigError(f"there is no option {name}. It is a field of the method: {field.replace('_', '-')}",
-                              where="understudy train", hint=f"write {field.replace('_', '-')} instead; understudy "
-                              f"train {own[0]} --help lists all fields")
+                              where="understudy train", hint=f"write {field.replace('_', '-')} instead; "
+                              f"{command_line('train', own[0], '--help')} lists all fields")
 
 
 def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights | None]:

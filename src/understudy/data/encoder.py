@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import UserError
+from ..hints import command_line
 
 WAIT = 0.5  # s between two looks at the encoder
 
@@ -84,7 +85,7 @@ class Encoder:
         if self._failure is not None or self._process is None or self._process.poll() is not None:
             raise UserError(f"the encoder failed: {self._failure or 'its process has ended'}. Every episode that was "
                             "saved is kept", where=self._path,
-                            hint=f"make room on the disk and in memory, then understudy repair {self._path}")
+                            hint=f"make room on the disk and in memory, then {command_line('repair', self._path)}")
 
     def forget(self) -> None:
         """Somebody else has encoded everything."""

@@ -453,7 +453,7 @@ class Recorder:
         if self._error is None and shutil.disk_usage(self.path).free < MIN_FREE_DISK:
             self._error = UserError(f"less than {MIN_FREE_DISK / 2**20:.0f} MB of the disk are free; every episode "
                                     "that was saved is kept, and the running one up to its last step", where=self.path,
-                                    hint=f"make room, then understudy repair {self.path}")
+                                    hint=f"make room, then {command_line('repair', self.path)}")
         told = [number for number in unsynced if number >= 0]
         unsynced.clear()
         for number in told:

@@ -569,6 +569,7 @@ def test_metrics_for_others(monkeypatch):
     assert told == [("logs", 2), ("loss", 2.0, 2), "flush", ("score", 1.0, 3), "flush", "close"]
 
     biases = types.ModuleType("wandb")
+    biases.setup = lambda: types.SimpleNamespace(settings=types.SimpleNamespace(mode="offline"))
     biases.init = lambda **options: types.SimpleNamespace(
         define_metric=lambda name, step_metric: told.append((name, step_metric)),
         log=lambda line: told.append((options, line)), finish=lambda: told.append("finish"))

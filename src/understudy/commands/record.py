@@ -84,8 +84,8 @@ class RecordOptions(RobotOptions, TeleopOptions, ViewOptions, _RecordOptions):
     continues. A larger --episodes adds episodes.
 
     On a robot (--robot and --teleop), the right arrow or enter ends an episode or a reset, the left arrow or x records
-    the episode again, y and n mark it as a success or a failure, and escape or q stops. Video is encoded beside the
-    recording. If that falls behind, at most 32 GB of finished episodes wait on the disk, and then the reset goes on.
+    the episode again, y and n mark it as a success or a failure, and escape or q stops. Video is encoded during the
+    recording. If that falls behind, at most 32 GB of finished episodes wait on the disk, and then the reset continues.
     """
 
 

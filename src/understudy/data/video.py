@@ -357,7 +357,7 @@ class VideoWriter:
         shape: Shape of the frames, (H, W, 3).
         fps: Nominal frames per second.
         threads: Number of threads that encode. By default that of the codec, which is about the number of processors.
-            AV1 starts more of them, most of which wait.
+            AV1 starts more of them, but most only wait.
     """
 
     def __init__(self, path: Path, codec: str, shape: tuple[int, int, int], fps: float, threads: int | None = None):

@@ -83,6 +83,8 @@ def test_a_served_policy_is_evaluated_like_the_run(run, tmp_path, capsys):
         assert served.process.wait(20) == 0
     events = [e["event"] for e in served.events()]
     assert events[0] == "serving" and events[-1] == "stopped" and "connected" in events
+    (policy,) = (e["message"] for e in served.events() if e["event"] == "policy")
+    assert policy == f"{run}: checkpoint 000002, the last one, which also has the lowest error on held-out episodes"
     assert main(["eval", served.url, *options]) == 2
     assert "is it running" in capsys.readouterr().err
 

@@ -517,6 +517,24 @@ def test_an_asynchronous_runner_acts_on_while_a_plan_is_computed(executor):
         AsynchronousRunner(PolicyActor(planner, TemporalEnsemble()))
 
 
+def test_a_policy_of_single_actions_is_waited_for_and_never_repeats_one():
+    """Without patience, each action is one step old. With a plan that takes longer, the last action is repeated."""
+    obs = {STATE: torch.zeros(1, 1)}
+    planner = Scripted([[float(n)] for n in range(5)])
+    with AsynchronousRunner(PolicyActor(planner, RecedingHorizon(1)), patience=60) as runner:
+        runner.start(obs, KEY[:1])
+        assert [runner.act(obs).item() for _ in range(5)] == [0, 1, 2, 3, 4]
+        assert runner.n_stale == 0 and set(runner.delays) == {0}
+    gated = Gated([[0.0], [1.0], [2.0]])
+    with AsynchronousRunner(PolicyActor(gated, RecedingHorizon(1)), patience=0.01) as runner:
+        runner.start(obs, KEY[:1])
+        assert [runner.act(obs).item() for _ in range(3)] == [0, 0, 0] and runner.n_stale == 2
+        gated.gate.release(2)
+        wait_until_done(runner)  # late: it is replaced by the plan of the present observation
+        runner.patience = 60
+        assert runner.act(obs).item() == 2 and runner.n_stale == 2
+
+
 def test_an_error_in_the_background_is_raised_by_act():
     @dataclass
     class Broken(Exception):

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ class AsynchronousRunner:
     """Acts with a policy whose plans are computed in a background thread, so that the robot never waits.
 
     `act` returns at once. A new chunk is used from the first call of `act` after it is ready, without the steps whose
-    time has passed. Until then the old chunk continues, and its last action is repeated at its end. Only the first plan
-    of an episode is waited for.
+    time has passed. Until then the old chunk continues, and its last action is repeated at its end. The first plan of
+    an episode is waited for, and later ones for `patience` when no action is left, as policies of single actions need.
 
     How late plans are is measured: the number of actions that were returned between an observation and the arrival of
     its plan. `RealTimeChunking` expects the largest of the last delays, and its own `delay` at first. All results
@@ -32,6 +32,7 @@ class AsynchronousRunner:
     Args:
         actor: The policy with an executor of chunks, such as `load_actor("runs/flow")`.
         n_delays: Number of last delays whose maximum is expected of the next plan.
+        patience: Longest wait for a plan, in seconds, when the chunk has no action left.
 
     Attributes:
         delays: The last delays in steps, oldest first.
@@ -52,13 +53,13 @@ class AsynchronousRunner:
         Black et al. (2025), Real-Time Execution of Action Chunking Flow Policies, arXiv:2506.07339.
     """
 
-    def __init__(self, actor: PolicyActor, n_delays: int = 10):
+    def __init__(self, actor: PolicyActor, n_delays: int = 10, patience: float = 0.0):
         if not isinstance(actor, PolicyActor) or not isinstance(actor.executor, ChunkedExecutor):
             what = type(actor.executor if isinstance(actor, PolicyActor) else actor).__name__
             raise Unsupported(f"{what} does not execute chunks, so nothing can be executed while a plan is computed",
                               where="AsynchronousRunner", hint="use a PolicyActor with RecedingHorizon or "
                               "RealTimeChunking")
-        self.actor, self.executor = actor, actor.executor
+        self.actor, self.executor, self.patience = actor, actor.executor, patience
         self.delays: deque[int] = deque(maxlen=n_delays)
         self.plan_seconds: deque[float] = deque(maxlen=n_delays)
         self._thread = ThreadPoolExecutor(max_workers=1)
@@ -105,12 +106,19 @@ class AsynchronousRunner:
                 self._run = self.executor.accept_plan(planner, self._run, request, request.plan(planner))
             elif request is not None:
                 self._pending = request, self._thread.submit(_timed_plan, planner, request), self._n_actions
-        self.n_stale += bool(self._run["cursor"][0] >= self._run["chunk"].shape[1] - self.executor.skip)
+        if self._has_ended() and self._pending is not None:
+            wait((self._pending[1],), self.patience)
+            self._accept_arrived(planner)
+        self.n_stale += self._has_ended()
         action, self._run = continued_action(self.executor, self._run)
         self._n_actions += 1
         action = action.cpu()
         check_action(action)
         return action
+
+    def _has_ended(self) -> bool:
+        """Whether the chunk has no action left."""
+        return bool(self._run["cursor"][0] >= self._run["chunk"].shape[1] - self.executor.skip)
 
     def _expecting_executor(self, planner: Planner) -> ChunkedExecutor:
         """The executor for the largest of the last delays, or for the largest delay that the policy was trained for."""

@@ -38,7 +38,7 @@ from understudy.data.episode import Dataset, Episode  # noqa: E402
 from understudy.data.relabel import SHOWN_TASK  # noqa: E402
 from understudy.data.shown_demonstration import task_of  # noqa: E402
 from understudy.envs import make  # noqa: E402
-from understudy.envs.tabletop import MISSIONS  # noqa: E402
+from understudy.envs.toys.tabletop import MISSIONS  # noqa: E402
 from understudy.evaluate.evaluation import recording_seed  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import two_level_difference, two_level_rate  # noqa: E402

@@ -149,7 +149,7 @@ def mazes(acting, looks) -> dict:
 
 def doors(acting, looks) -> dict:
     """D4RL's scores, one an episode: of the last weights, of each look's ten, and of the best look's in others."""
-    from understudy.envs.adroit import score
+    from understudy.envs.simulators.adroit import score
 
     env = make("AdroitHandDoor-v1", rows=10, limit=200)
 

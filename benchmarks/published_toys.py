@@ -20,7 +20,8 @@ from understudy.core import keys
 from understudy.data.episode import Dataset
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.window import Window
-from understudy.envs import make, particle, peg_insertion
+from understudy.envs import make
+from understudy.envs.toys import particle, peg_insertion
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor

@@ -110,7 +110,7 @@ def extra(task: str, found) -> dict:
     """What a task is judged by beside the flag of its environment."""
     if task != "door":
         return {}
-    from understudy.envs.adroit import score
+    from understudy.envs.simulators.adroit import score
 
     opened = clopper_pearson(sum(e.metadata["opened"] for e in found.episodes), len(found.episodes))
     scores = bootstrap_mean([score(e.steps["next.reward"]) for e in found.episodes])
@@ -127,7 +127,7 @@ def shown(task: str) -> dict:
     returns = [float(np.asarray(e.steps["next.reward"]).sum()) for e in data]
     line = {"episodes": len(data), "return": float(np.mean(returns))}
     if task == "door":
-        from understudy.envs.adroit import HINGE, score
+        from understudy.envs.simulators.adroit import HINGE, score
         hinge = [np.asarray(e.steps["observation.state"])[:, HINGE].max() for e in data]
         early = [np.asarray(e.steps["observation.state"])[:300, HINGE].max() for e in data]
         line |= {"flag": sum(h >= 1.35 for h in early) / len(data), "opened": sum(h > 1.0 for h in early) / len(data),

@@ -20,7 +20,7 @@ PAGES = {
     "execute": ("Execution", ("execute",)),
     "learn": ("Learning", ("learn",)),
     "methods": ("Methods", ("methods",)),
-    "envs": ("Environments", ("envs",)),
+    "envs": ("Environments", ("envs", "envs.toys", "envs.simulators")),
     "robots": ("Robots", ("robots",)),
     "evaluate": ("Evaluation", ("evaluate", "evaluate.behavior", "choose")),
     "audit": ("Audit and scores", ("audit", "audit.scores")),

@@ -19,7 +19,7 @@ from understudy.data.operations import Crop
 from understudy.data.relabel import FirstObservation, MotionToFirst
 from understudy.data.window import Window
 from understudy.envs.episode_wrappers import DemoStateReset
-from understudy.envs.peg_insertion import STEP, PegInsertion
+from understudy.envs.toys.peg_insertion import STEP, PegInsertion
 from understudy.evaluate.evaluation import evaluate
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor

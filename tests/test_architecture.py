@@ -63,6 +63,25 @@ def test_imports_go_downward():
     assert not upward, upward
 
 
+def test_rooms_of_environments():
+    """Worlds and simulators know the base, and nothing but the registry and the shifts knows them."""
+    allowed = {"toys": {"", "toys"}, "simulators": {"", "external"}, "": {""}, "registry": {"", "toys", "simulators"},
+               "shifts": {"", "toys"}}
+    wrong = []
+    for path, tree in trees():
+        folder, *inside = parts(path)
+        if folder != "envs":
+            continue
+        own = inside[0] if inside[0] in allowed else ""
+        for line, name in imported(path, tree):
+            if name[:2] == ("understudy", "envs") and len(name) > 3:
+                room = name[2] if name[2] in ("toys", "simulators") else ""
+                room = "external" if name[2:4] == ("simulators", "external") else room
+                if room not in allowed[own]:
+                    wrong.append(f"{path.relative_to(ROOT)}:{line} imports {'.'.join(name)}")
+    assert not wrong, wrong
+
+
 def files_imported(path, tree):
     """The files of the package that a file imports, those inside functions too."""
     modules = {parts(p)[:-1] if p.stem == "__init__" else parts(p): p for p in FILES}

@@ -15,7 +15,7 @@ from understudy.core import Feature, UserError, normal
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs.base import Env, Renderable, StepResult
-from understudy.envs.fork import Expert, Fork
+from understudy.envs.toys.fork import Expert, Fork
 from understudy.evaluate.behavior import clearance, modes, motion
 from understudy.evaluate.behavior.clusters import find_clusters, silhouette
 from understudy.evaluate.behavior.demo_distance import DemonstrationIndex, discriminator_accuracy, distribution_distance

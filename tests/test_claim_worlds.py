@@ -44,7 +44,7 @@ from understudy.data.segments import CutSegments
 from understudy.data.window import Window
 from understudy.deploy.fused_experts import fuse_experts
 from understudy.envs.episode_wrappers import NEW_TRIAL, MultiTrialEnv
-from understudy.envs.push import Expert, Push
+from understudy.envs.toys.push import Expert, Push
 from understudy.evaluate.behavior.modes import fork_mode
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor

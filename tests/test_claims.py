@@ -175,10 +175,11 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(records, "_module_file", lambda module: seen.append(module) or original(module))
     records.fingerprint(claim)
-    assert {"understudy.heads.flow", "understudy.evaluate.rollout", "understudy.envs.fork"} <= set(seen)
+    assert {"understudy.heads.flow", "understudy.evaluate.rollout", "understudy.envs.toys.fork"} <= set(seen)
     assert "understudy.claims.ema_oscillation" not in seen and "understudy.cli" not in seen
     assert "understudy.data.episode" in seen and "understudy.data.formats.detection" not in seen
-    assert "understudy.envs.particle" not in seen  # what it names by a string is followed, and no other environment
+    # What it names by a string is followed, and no other environment.
+    assert "understudy.envs.toys.particle" not in seen
 
 
 def test_recorded_data_is_looked_for_where_the_variable_says_and_nowhere_else(tmp_path, monkeypatch):

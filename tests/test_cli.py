@@ -33,7 +33,7 @@ from understudy.data.formats.lerobot import write
 from understudy.data.operations import Crop, Drop, Sort
 from understudy.data.relabel import TaskText, task_texts
 from understudy.data.segments import ColumnSegments, CutSegments
-from understudy.envs.fork import Expert
+from understudy.envs.toys.fork import Expert
 from understudy.evaluate.evaluation import evaluate, recording_seed, validation_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper

@@ -23,7 +23,7 @@ from understudy.claims.dataset_quality import (
 from understudy.claims.extraneous_segments import DetourExpert, _f1_score
 from understudy.claims.out_of_dynamics import infer_actions, sharpen
 from understudy.data.episode import Episode
-from understudy.envs.fork import Expert
+from understudy.envs.toys.fork import Expert
 
 
 def test_marks_are_of_episodes_or_of_steps():

@@ -16,7 +16,7 @@ from understudy.data.formats import write_dataset
 from understudy.data.relabel import NextObservation, ReturnToGo
 from understudy.data.runtime import LastStep
 from understudy.data.window import Window
-from understudy.envs.fork import Fork
+from understudy.envs.toys.fork import Fork
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper, PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon

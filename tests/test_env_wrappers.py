@@ -13,12 +13,12 @@ from understudy import envs
 from understudy.core import UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.envs import base_name, make
-from understudy.envs.drive import DECISIVE, HIDDEN, Drive
 from understudy.envs.episode_wrappers import NEW_TRIAL, DemoStateReset, FixedHorizonEnv, MultiTrialEnv
-from understudy.envs.fork import Expert, Fork
-from understudy.envs.memory import MemoryCorridor
 from understudy.envs.observation_wrappers import HiddenObs, RandomFeatureObs, RotatedFrame
-from understudy.envs.particle import Particle
+from understudy.envs.toys.drive import DECISIVE, HIDDEN, Drive
+from understudy.envs.toys.fork import Expert, Fork
+from understudy.envs.toys.memory import MemoryCorridor
+from understudy.envs.toys.particle import Particle
 from understudy.evaluate.evaluation import evaluation_of
 from understudy.evaluate.report import write_report
 from understudy.evaluate.rollout import rollout

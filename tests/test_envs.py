@@ -14,15 +14,15 @@ from scipy.stats import binomtest
 from understudy import envs
 from understudy.config import UntrustedCode
 from understudy.core import UserError, keys
-from understudy.envs import four_rooms, gridworld_tasks, maze, peg_insertion, planar_arms, push, tabletop
-from understudy.envs.fork import Expert, Fork
-from understudy.envs.gridworld_tasks import GridworldTasks
-from understudy.envs.particle import Particle
-from understudy.envs.peg_insertion import PegInsertion
-from understudy.envs.planar_arms import ARMS, TASKS, PlanarArms
-from understudy.envs.push import Push
 from understudy.envs.raster import Canvas
-from understudy.envs.tabletop import BINS, COLORS, CONTROLS, MISSIONS, Tabletop
+from understudy.envs.toys import four_rooms, gridworld_tasks, maze, peg_insertion, planar_arms, push, tabletop
+from understudy.envs.toys.fork import Expert, Fork
+from understudy.envs.toys.gridworld_tasks import GridworldTasks
+from understudy.envs.toys.particle import Particle
+from understudy.envs.toys.peg_insertion import PegInsertion
+from understudy.envs.toys.planar_arms import ARMS, TASKS, PlanarArms
+from understudy.envs.toys.push import Push
+from understudy.envs.toys.tabletop import BINS, COLORS, CONTROLS, MISSIONS, Tabletop
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.testing import check_env
@@ -611,7 +611,7 @@ def test_unknown_names_and_options_say_what_there_is():
 
 def test_a_factory_outside_needs_trust(tmp_path, monkeypatch):
     (tmp_path / "stranger_envs.py").write_text(
-        "from understudy.envs.fork import Fork\n"
+        "from understudy.envs.toys.fork import Fork\n"
         "import gymnasium\n"
         "def fork(rows, limit=7): return Fork(rows, limit=limit)\n"
         "def pole(rows): return gymnasium.make('CartPole-v1')\n"

@@ -242,7 +242,7 @@ def test_what_was_trained_elsewhere_is_warned_of(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert main(judge) == main(again) == 0
     assert "warning" not in capsys.readouterr().err
-    from understudy.envs.fork import Fork
+    from understudy.envs.toys.fork import Fork
 
     plain = Fork.__init__
 
@@ -280,7 +280,7 @@ def test_physics_decides_the_digest():
 
 def test_an_expert_of_single_environments_acts_in_all_rows():
     from understudy.envs import gymnasium_adapter
-    from understudy.envs.external import ExpertVector
+    from understudy.envs.simulators.external import ExpertVector
 
     class Balanced(gymnasium.Wrapper):
         """Pushes towards the side that the pole falls to."""
@@ -295,7 +295,7 @@ def test_an_expert_of_single_environments_acts_in_all_rows():
 
 def test_environments_with_an_expert_say_what_it_does():
     """Simulators that are not installed here cannot be asked."""
-    root = Path(envs.__file__).parent
+    root = Path(envs.__file__).parent / "simulators"
     users = [path for path in root.glob("*.py") if "ExpertVector" in path.read_text() and path.stem != "external"]
     assert {path.stem for path in users} >= {"ogbench", "minigrid", "highway"}
     for path in users:

@@ -11,7 +11,7 @@ pytest.importorskip("metaworld", reason="simulator not installed")
 from understudy import envs  # noqa: E402
 from understudy.core import UserError, keys  # noqa: E402
 from understudy.data.formats import open_dataset
-from understudy.envs import adroit  # noqa: E402
+from understudy.envs.simulators import adroit  # noqa: E402
 from understudy.evaluate.recording import UniformRandomActor  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.testing import check_env  # noqa: E402

@@ -10,7 +10,7 @@ from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.episode_concat import NEW_TRIAL, EpisodeConcat
 from understudy.envs.episode_wrappers import MultiTrialEnv
-from understudy.envs.fork import Fork
+from understudy.envs.toys.fork import Fork
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 

@@ -15,7 +15,7 @@ from understudy.data.formats import open_dataset
 from understudy.data.window import Window
 from understudy.envs import make
 from understudy.envs.base import Env, StepResult
-from understudy.envs.fork import Fork
+from understudy.envs.toys.fork import Fork
 from understudy.evaluate.evaluation import (
     aggregate_seeds,
     compare,

@@ -14,7 +14,7 @@ from understudy.core import Feature, Unsupported, UserError, keys, normal, put, 
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.envs.fork import SPREAD, Expert, Fork
+from understudy.envs.toys.fork import SPREAD, Expert, Fork
 from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import ChunkedExecutor, RealTimeChunking, RecedingHorizon
 from understudy.execute.following import FollowDemonstration

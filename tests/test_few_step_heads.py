@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from understudy.core import Context, UserError
-from understudy.envs.fork import Fork
+from understudy.envs.toys.fork import Fork
 from understudy.evaluate.evaluation import evaluate, recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.heads.mean_flow import MeanFlow

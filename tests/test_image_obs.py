@@ -14,7 +14,7 @@ from understudy.data.video import resize
 from understudy.envs import headless
 from understudy.envs.base import HasExpert, HasProprioception, Renderable, Restorable
 from understudy.envs.image_obs import check_images, with_images
-from understudy.envs.push import Push
+from understudy.envs.toys.push import Push
 from understudy.evaluate.rollout import rollout
 from understudy.testing import check_env
 

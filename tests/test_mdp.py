@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from understudy import envs
 from understudy.core import UserError, keys
-from understudy.envs import mdp
-from understudy.envs.tabular import TASKS, Tabular
+from understudy.envs.toys import mdp
+from understudy.envs.toys.tabular import TASKS, Tabular
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.testing import check_env

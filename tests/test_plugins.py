@@ -28,7 +28,7 @@ import numpy as np
 
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import RegisteredFormat
-from understudy.envs.fork import Fork
+from understudy.envs.toys.fork import Fork
 from understudy.methods import NamedMethod, Reference
 from understudy.methods.behavior_cloning import bc
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from understudy.envs import peg_insertion
+from understudy.envs.toys import peg_insertion
 from understudy.files import write_json
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

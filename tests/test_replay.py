@@ -11,8 +11,8 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
 from understudy.envs import make
 from understudy.envs.base import Env, StepResult
-from understudy.envs.fork import Fork
-from understudy.envs.push import Push
+from understudy.envs.toys.fork import Fork
+from understudy.envs.toys.push import Push
 from understudy.evaluate.evaluation import compare, evaluation_of, recording_seed
 from understudy.evaluate.recording import record_episodes
 from understudy.evaluate.replay import replay

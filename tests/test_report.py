@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.envs.fork import Fork
-from understudy.envs.push import Push
+from understudy.envs.toys.fork import Fork
+from understudy.envs.toys.push import Push
 from understudy.evaluate import plots
 from understudy.evaluate.action_prediction import (
     ActionPrediction,

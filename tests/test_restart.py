@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from understudy.core import UserError, uniform
 from understudy.data.episode import Episode
 from understudy.data.window import Window
-from understudy.envs.fork import Expert, Fork
+from understudy.envs.toys.fork import Expert, Fork
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.heads.regression import Regression

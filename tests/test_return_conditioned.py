@@ -14,7 +14,7 @@ from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.relabel import ReturnToGo, TimeLeft
-from understudy.envs.tabular import Expert, Tabular
+from understudy.envs.toys.tabular import Expert, Tabular
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, ObservationWrapper
 from understudy.learn.fit_method import fit_method

@@ -38,7 +38,7 @@ from understudy.data.relabel import (
 )
 from understudy.data.runtime import LastActionColumn, ReturnToGoUpdate
 from understudy.data.window import Window
-from understudy.envs.fork import Fork
+from understudy.envs.toys.fork import Fork
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import LAST_REWARD, Actor, ObservationWrapper, TransformedActor
 from understudy.execute.latency import delay_actor

@@ -268,7 +268,7 @@ def test_a_file_that_cannot_act_is_not_written(follow, capsys):
 MINE = '''
 from dataclasses import dataclass
 
-from understudy.envs.fork import Fork
+from understudy.envs.toys.fork import Fork
 from understudy.execute.chunking import RecedingHorizon
 from understudy.methods.behavior_cloning import bc
 

@@ -17,7 +17,8 @@ from understudy import envs
 from understudy.core import UserError, keys
 from understudy.data.relabel import TaskText
 from understudy.data.window import Window
-from understudy.envs import blocks, grid, maze, memory, words
+from understudy.envs import grid
+from understudy.envs.toys import blocks, maze, memory, words
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import record_episodes
 from understudy.evaluate.rollout import rollout

@@ -16,8 +16,8 @@ from understudy import make
 from understudy.cli import main
 from understudy.core import ConfigError, DataError, Unsupported, UserCodeError, UserError
 from understudy.envs.base import Env, StepResult
-from understudy.envs.fork import Expert, Fork
 from understudy.envs.gymnasium_adapter import CheckedEnv
+from understudy.envs.toys.fork import Expert, Fork
 from understudy.evaluate.rollout import rollout
 from understudy.user_code import locate_user_error
 

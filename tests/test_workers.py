@@ -24,7 +24,7 @@ from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
 from understudy.data.window import Window
 from understudy.envs import make
-from understudy.envs.fork import Fork
+from understudy.envs.toys.fork import Fork
 from understudy.evaluate import evaluation
 from understudy.evaluate.rollout import rollout
 from understudy.evaluate.workers import WorkerPool, _split_episodes, _Worker, evaluate_parallel
@@ -269,7 +269,7 @@ if __name__ == "__main__":
 """
 SLOW = """
 import os, time
-from understudy.envs.fork import Fork
+from understudy.envs.toys.fork import Fork
 
 
 class Slow(Fork):

@@ -18,7 +18,7 @@ from understudy.data.operations import Operation
 from understudy.data.relabel import LastAction, TaskText
 from understudy.data.window import Window
 from understudy.envs.base import Env, StepResult
-from understudy.envs.fork import Expert, Fork
+from understudy.envs.toys.fork import Expert, Fork
 from understudy.envs.wrappers import WrappedEnv
 from understudy.evaluate.evaluation import evaluate
 from understudy.evaluate.recording import UniformRandomActor

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MODULES: dict[str, str] = {}  # old module: new module
+_TOYS = ("arms", "blocks", "drive", "fork", "four_rooms", "gridworld_tasks", "maze", "mdp", "memory", "particle",
+         "peg_insertion", "planar_arms", "push", "tabletop", "tabular", "words")
+_SIMULATORS = ("adroit", "block_pushing", "dm_control", "external", "highway", "metaworld", "minigrid", "ogbench",
+               "pusht", "robosuite", "robotics")
+
+MODULES: dict[str, str] = {  # old module: new module
+    **{f"understudy.envs.{name}": f"understudy.envs.toys.{name}" for name in _TOYS},
+    **{f"understudy.envs.{name}": f"understudy.envs.simulators.{name}" for name in _SIMULATORS},
+}
 NAMES: dict[str, str] = {}  # old "module:Name": new "module:Name"
 # Old "module:Name": function of its JSON, without "$", that returns the present fields.
 UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {}

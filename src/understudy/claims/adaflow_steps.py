@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.episode import Dataset
-from ..envs.fork import Expert
+from ..envs.toys.fork import Expert
 from ..execute.chunking import RecedingHorizon
 from ..heads.adaflow import AdaFlow
 from ..policy import Policy

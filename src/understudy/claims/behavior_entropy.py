@@ -8,7 +8,7 @@ from typing import Any
 from ..data.episode import Dataset, Episode
 from ..data.window import Window
 from ..envs import make
-from ..envs.fork import Expert
+from ..envs.toys.fork import Expert
 from ..evaluate.behavior.modes import rollout_repeated_starts
 from ..execute.actor import PolicyActor
 from ..execute.chunking import RecedingHorizon

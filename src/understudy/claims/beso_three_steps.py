@@ -10,8 +10,8 @@ import torch
 from ..core import normal, uniform
 from ..data.episode import Dataset
 from ..data.window import Goal, Window
-from ..envs.fork import GOAL_RADIUS, PILLAR, PILLAR_RADIUS, Expert, Fork
 from ..envs.toy import distance, named_vector
+from ..envs.toys.fork import GOAL_RADIUS, PILLAR, PILLAR_RADIUS, Expert, Fork
 from ..evaluate.behavior.modes import fork_mode, rollout_repeated_starts
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..audit.scores import Compatibility
 from ..data.episode import Dataset
-from ..envs.fork import Expert
+from ..envs.toys.fork import Expert
 from .base import (
     SCORE,
     AboveBound,

@@ -16,7 +16,7 @@ from ..data.episode import Dataset, Episode
 from ..data.relabel import LastAction
 from ..data.window import Window
 from ..envs.base import EnvWrapper
-from ..envs.planar_arms import ARMS, PlanarArms
+from ..envs.toys.planar_arms import ARMS, PlanarArms
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.chunking import RecedingHorizon

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..audit.scores import ActionVariance
 from ..data.episode import Dataset, Episode
-from ..envs.fork import Expert
+from ..envs.toys.fork import Expert
 from .base import AllOf, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, Measure, NegativeControl
 from .curation import arms, cached_load, curated_success, successful_rollouts, with_keep_columns
 

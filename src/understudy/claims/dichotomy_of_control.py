@@ -10,7 +10,7 @@ import torch
 from ..core import Feature, uniform
 from ..data.episode import Dataset
 from ..data.relabel import ReturnToGo
-from ..envs.tabular import Tabular
+from ..envs.toys.tabular import Tabular
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor

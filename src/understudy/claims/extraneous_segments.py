@@ -12,7 +12,7 @@ import torch
 
 from ..audit.scores import Alignment
 from ..core import uniform
-from ..envs.fork import Expert
+from ..envs.toys.fork import Expert
 from ..execute.actor import Actor
 from .base import (
     SCORE,

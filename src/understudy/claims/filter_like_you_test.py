@@ -13,7 +13,7 @@ import torch
 
 from ..audit.scores import FilterLikeYouTest, soft_capped_counts
 from ..data.episode import Dataset, Episode
-from ..envs.particle import Expert
+from ..envs.toys.particle import Expert
 from .base import (
     SCORE,
     AboveBound,

@@ -9,7 +9,7 @@ import torch
 
 from ..core import keys
 from ..data.episode import Dataset, Episode
-from ..envs.push import Push
+from ..envs.toys.push import Push
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor, PolicyActor

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..data.episode import Dataset
-from ..envs.push import Expert
+from ..envs.toys.push import Expert
 from ..learn.method import Method
 from ..policy import Policy
 from .base import (

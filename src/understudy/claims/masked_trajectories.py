@@ -13,9 +13,9 @@ from ..data.episode import Dataset, Episode
 from ..data.operations import Operation
 from ..data.relabel import ConcatColumns
 from ..data.window import Window
-from ..envs.four_rooms import SHUT, SPEED, Expert, FourRooms
-from ..envs.maze import walk
 from ..envs.toy import distance
+from ..envs.toys.four_rooms import SHUT, SPEED, Expert, FourRooms
+from ..envs.toys.maze import walk
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..data.episode import Dataset
-from ..envs.four_rooms import FourRooms
+from ..envs.toys.four_rooms import FourRooms
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import PolicyActor

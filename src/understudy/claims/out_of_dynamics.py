@@ -16,7 +16,7 @@ from ..audit.scores.network_scores import NetworkEnsemble
 from ..data.episode import Episode
 from ..data.window import Window
 from ..envs import make
-from ..envs.fork import GOAL, Expert
+from ..envs.toys.fork import GOAL, Expert
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import PolicyActor

@@ -16,7 +16,7 @@ import numpy as np
 from ..data.episode import Dataset
 from ..data.window import Window
 from ..envs import make
-from ..envs.push import Expert
+from ..envs.toys.push import Expert
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import PolicyActor

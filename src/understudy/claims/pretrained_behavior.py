@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..data.episode import Dataset
-from ..envs.push import Expert
+from ..envs.toys.push import Expert
 from ..learn.method import Method
 from ..policy import Policy
 from .base import AllOf, Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl

@@ -11,9 +11,9 @@ import torch
 from ..core import Feature, keys, uniform
 from ..data.episode import Dataset
 from ..data.procedure import PROCEDURE, GridSearch, ProcedureEpisodes, ProcedureResult
-from ..envs.maze import LAYOUTS, layout, sides
 from ..envs.raster import COLOR_OF_ROLE, Canvas
 from ..envs.toy import Toy
+from ..envs.toys.maze import LAYOUTS, layout, sides
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor

@@ -17,7 +17,7 @@ from ..data.operations import Crop, Filter
 from ..envs.base import Env
 from ..envs.episode_wrappers import DemoStateReset
 from ..envs.observation_wrappers import ObservationTransform, RandomFeatureObs
-from ..envs.peg_insertion import OUTLINES, STEP, PegInsertion
+from ..envs.toys.peg_insertion import OUTLINES, STEP, PegInsertion
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor

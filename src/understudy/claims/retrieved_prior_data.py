@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data.episode import Dataset
 from ..data.mixture import mix
-from ..envs.four_rooms import Expert, FourRooms
+from ..envs.toys.four_rooms import Expert, FourRooms
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..heads.regression import Regression

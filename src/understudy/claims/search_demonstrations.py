@@ -10,7 +10,7 @@ import torch
 from ..data.episode import Dataset
 from ..data.window import Window
 from ..envs import make
-from ..envs.fork import Expert
+from ..envs.toys.fork import Expert
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import PolicyActor

@@ -12,7 +12,7 @@ from ..data.episode import Dataset, Episode
 from ..data.operations import Operation
 from ..data.relabel import RuntimeRelabel, ThoughtText
 from ..data.runtime import RuntimeTransform
-from ..envs.gridworld_tasks import ORDERS, GridworldTasks, parse_missions
+from ..envs.toys.gridworld_tasks import ORDERS, GridworldTasks, parse_missions
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.chunking import RecedingHorizon

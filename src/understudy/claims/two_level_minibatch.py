@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..core import Feature
 from ..data.episode import Dataset
 from ..data.window import Window
-from ..envs.fork import GOAL, GOAL_RADIUS, PILLAR, PILLAR_RADIUS, Expert, Fork
 from ..envs.raster import COLOR_OF_ROLE, Canvas
+from ..envs.toys.fork import GOAL, GOAL_RADIUS, PILLAR, PILLAR_RADIUS, Expert, Fork
 from ..evaluate.rollout import rollout
 from ..execute.actor import PolicyActor
 from ..execute.chunking import RecedingHorizon

@@ -234,7 +234,7 @@ def _record_keyboard(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
     import numpy as np
 
     from ..envs.devices import DiscreteKeyboard, Keyboard
-    from ..envs.words import Words
+    from ..envs.toys.words import Words
     from ..evaluate.evaluation import recording_seed
     from ..evaluate.teleoperate import teleoperate
 

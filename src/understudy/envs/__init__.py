@@ -30,7 +30,7 @@ ROBOSUITE_HINT = "it needs its own Python environment: see robosuite in the docu
 GYM_ID = re.compile(r"(\w+/)?[A-Z]\w*(-\w+)*-v\d+")
 REGISTRIES = ("gymnasium_robotics", "gym_pusht", "minigrid", "highway_env")  # name Gymnasium ids when imported
 
-# what a name starts with -> the module whose `make` makes it
+# what a name starts with -> the module of simulators/ whose `make` makes it
 ADAPTERS = {
     "block_pushing/": "block_pushing", "metaworld/": "metaworld", "ogbench/": "ogbench",
     "dm_control/": "dm_control", "robosuite/": "robosuite",
@@ -38,7 +38,7 @@ ADAPTERS = {
     "(MiniGrid|BabyAI)-": "minigrid", "gym_pusht/": "pusht",
     "(highway|merge|roundabout|parking|intersection|racetrack|exit|two-way|u-turn|lane-keeping)-": "highway"}
 
-# name -> module and definition in it, called with rows and options
+# name -> module of toys/ and definition in it, called with rows and options
 TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": ("push", "Push"),
         "push-images": ("push", "push_images"), "blocks": ("blocks", "Blocks"), "memory": ("memory", "MemoryCorridor"),
         "maze": ("maze", "Maze"), "arms": ("arms", "Arms"), "drive": ("drive", "Drive"), "words": ("words", "Words"),
@@ -69,13 +69,10 @@ def entry_point(name: str) -> tuple[str, str] | None:
     name = base_name(name)
     if (toy := name.partition(":")[0]) in TOYS:
         module, made = TOYS[toy]
-    elif (module := _adapter(name)) is not None:
-        made = "make"
-    elif GYM_ID.fullmatch(name):
-        module, made = "mujoco", "Mujoco"
-    else:
-        return None
-    return f"{__name__}.{module}", made
+        return f"{__name__}.toys.{module}", made
+    if (module := _adapter(name)) is not None:
+        return f"{__name__}.simulators.{module}", "make"
+    return (f"{__name__}.mujoco", "Mujoco") if GYM_ID.fullmatch(name) else None
 
 
 def _adapter(name: str) -> str | None:
@@ -190,7 +187,7 @@ def _variant(toy: str, text: str) -> dict:
 
 def _simulated(module, name, rows, options) -> Env:
     try:
-        adapter = _import_quietly(f"{__name__}.{module}")
+        adapter = _import_quietly(f"{__name__}.simulators.{module}")
     except ImportError as error:
         brings = (ROBOSUITE_HINT if module == "robosuite" else SIMULATORS if module not in EXTRAS
                   else f"pip install 'understudy[{EXTRAS[module]}]' brings it")

@@ -22,14 +22,14 @@ from torch import Tensor
 from ..core import UserError, normal, put, role, uniform
 from ..execute.actor import Actor
 from ..execute.latency import DroppedObservation, delay_actor
-from .arms import Arms
 from .base import Env, Obs
-from .blocks import CENTRES, SPREAD, Blocks
-from .fork import Fork
 from .image_obs import ImageObs
-from .particle import Particle
-from .push import DISC, HALF, Push
 from .toy import Toy, distance
+from .toys.arms import Arms
+from .toys.blocks import CENTRES, SPREAD, Blocks
+from .toys.fork import Fork
+from .toys.particle import Particle
+from .toys.push import DISC, HALF, Push
 
 if TYPE_CHECKING:
     from .gymnasium_adapter import GymVector

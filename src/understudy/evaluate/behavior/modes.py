@@ -26,7 +26,7 @@ ModeFunction = Callable[[Episode], str | None]  # which way this episode went; N
 
 def fork_mode(episode: Episode) -> str | None:
     """The side of the pillar on which an episode of the fork passed it: "left" is above it on the map."""
-    from ...envs.fork import PILLAR
+    from ...envs.toys.fork import PILLAR
 
     x, y = np.asarray(episode.steps["observation.state"], float).T
     past = np.flatnonzero(x >= PILLAR[0])

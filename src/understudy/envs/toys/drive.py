@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core import normal, uniform
-from ..execute.actor import Actor
-from .raster import COLOR_OF_ROLE, Canvas
-from .toy import Toy, named_vector
+from ...core import normal, uniform
+from ...execute.actor import Actor
+from ..raster import COLOR_OF_ROLE, Canvas
+from ..toy import Toy, named_vector
 
 CRUISE = 10.0  # m/s
 FORCE = 5.0  # m/s^2, at full throttle or brake

@@ -11,9 +11,9 @@ from dm_control import suite
 from dm_env import specs
 from gymnasium import spaces
 
-from ..core import UserError
-from . import gymnasium_adapter
-from .mujoco import MujocoVector
+from ...core import UserError
+from .. import gymnasium_adapter
+from ..mujoco import MujocoVector
 
 CAMERA = {"height": 240, "width": 320, "camera_id": 0}
 
@@ -31,7 +31,7 @@ def make(name: str, rows: int = 1, limit: int | None = None) -> DmControlVector:
     """
     domain, _, task = name.removeprefix("dm_control/").partition("-")
     if (domain, task) not in suite.ALL_TASKS:
-        from . import suggestion
+        from .. import suggestion
 
         raise UserError(f"the control suite has no domain and task {domain}-{task}", where=name,
                         hint=suggestion(f"{domain}-{task}", ["-".join(known) for known in suite.ALL_TASKS]))

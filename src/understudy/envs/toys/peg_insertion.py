@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..core import UserError, normal, uniform
-from ..execute.actor import Actor
-from .toy import Toy, named_vector
+from ...core import UserError, normal, uniform
+from ...execute.actor import Actor
+from ..toy import Toy, named_vector
 
 DEPTH = 0.1  # m that the peg must go in
 ARM = 0.2  # m: a peg turned by an angle needs ARM times that angle more room
@@ -102,7 +102,7 @@ class PegInsertion(Toy):
             {"kind": "circle", "column": ("observation.environment_state", 0, 1), "radius": 0.04, "role": "goal"}]}
 
     def frame(self, row):
-        from .raster import render_map
+        from ..raster import render_map
 
         peg, hole, outline = (self.state[k][row] for k in ("peg", "hole", "outline"))
 

@@ -8,8 +8,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from ..core import UserError
-from . import gymnasium_adapter
+from ...core import UserError
+from .. import gymnasium_adapter
 
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 import robosuite  # noqa: E402  (greets)
@@ -32,7 +32,7 @@ def make(
     """
     task = name.removeprefix("robosuite/")
     if task not in robosuite.ALL_ENVIRONMENTS:
-        from . import suggestion
+        from .. import suggestion
 
         raise UserError(f"robosuite has no environment {task!r}", where=name,
                         hint=suggestion(task, robosuite.ALL_ENVIRONMENTS))

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..core import Feature, UserError, uniform
-from ..execute.actor import Actor
-from .grid import MOVES, cost_by_move, cost_to_go
-from .raster import COLOR_OF_ROLE, Canvas
-from .toy import Toy, named_vector
+from ...core import Feature, UserError, uniform
+from ...execute.actor import Actor
+from ..grid import MOVES, cost_by_move, cost_to_go
+from ..raster import COLOR_OF_ROLE, Canvas
+from ..toy import Toy, named_vector
 
 SIZE, THINGS = 6, 4  # cells along each side; how many things lie there
 COLOURS = {"red": (214, 84, 72), "green": (104, 174, 110), "blue": (88, 120, 190), "yellow": (232, 190, 80)}

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import UserError, normal, uniform
-from ..execute.actor import Actor
-from .grid import MOVES, cost_by_move, cost_to_go
+from ...core import UserError, normal, uniform
+from ...execute.actor import Actor
+from ..grid import MOVES, cost_by_move, cost_to_go
+from ..toy import Toy, distance, named_vector
 from .maze import RADIUS, SPEED, cell_of, closed, sides, walk, wall_shapes
-from .toy import Toy, distance, named_vector
 
 CELLS, HALF = 8, 4  # along each side; where the rooms part
 DOORS = ((3, 1, 0), (3, 6, 0), (1, 3, 1), (6, 3, 1))  # openings, as `maze.sides` names walls
@@ -84,7 +84,7 @@ class FourRooms(Toy):
                           for column in self.state_columns[1:]]}
 
     def frame(self, row):
-        from .raster import render_map
+        from ..raster import render_map
 
         at, goal = (tuple(self.state[k][row]) for k in ("at", "goal"))
         seen = [{"kind": "circle", "at": goal, "radius": RADIUS, "role": "goal"}] if self.solvable else []

@@ -6,9 +6,9 @@ import gymnasium
 import gymnasium_robotics
 from gymnasium import spaces
 
-from ..core import UserError
-from . import gymnasium_adapter
-from .gymnasium_adapter import RenderableGymVector
+from ...core import UserError
+from .. import gymnasium_adapter
+from ..gymnasium_adapter import RenderableGymVector
 
 gymnasium.register_envs(gymnasium_robotics)
 FAMILIES = ("Fetch", "Hand", "PointMaze", "AntMaze", "FrankaKitchen", "Adroit")
@@ -27,7 +27,7 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
         UserError: There is no such environment.
     """
     if name not in gymnasium.registry:
-        from . import suggestion
+        from .. import suggestion
 
         raise UserError(f"Gymnasium-Robotics has no environment {name!r}", where=name,
                         hint=suggestion(name, [i for i in gymnasium.registry if i.startswith(FAMILIES)]))

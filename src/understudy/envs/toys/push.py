@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core import Feature, UserError, normal, uniform
-from ..execute.actor import Actor
-from .raster import COLOR_OF_ROLE, Canvas
-from .toy import Toy, distance, named_vector
+from ...core import Feature, UserError, normal, uniform
+from ...execute.actor import Actor
+from ..raster import COLOR_OF_ROLE, Canvas
+from ..toy import Toy, distance, named_vector
 
 SIDE = 1.0  # m, of the table
 DISC, HALF = 0.035, 0.08  # m: radius of the disc; half the side of the block

@@ -8,11 +8,11 @@ import numpy as np
 import ogbench  # noqa: F401  (names the environments)
 import torch
 
-from ..core import UserError
-from . import gymnasium_adapter
+from ...core import UserError
+from .. import gymnasium_adapter
+from ..gymnasium_adapter import RenderableGymVector
+from ..mujoco import MujocoVector
 from .external import ExpertVector, IsolatedNumpyRandom
-from .gymnasium_adapter import RenderableGymVector
-from .mujoco import MujocoVector
 
 TASKS = 5
 
@@ -32,7 +32,7 @@ def make(name: str, rows: int = 1, task: int | None = None, **options) -> GoalVe
     """
     gym_id, colon, number = name.removeprefix("ogbench/").partition(":")
     if gym_id not in gymnasium.registry or not _is_goal_env(gym_id):
-        from . import suggestion
+        from .. import suggestion
 
         raise UserError(f"OGBench has no environment {gym_id!r}", where=name,
                         hint=suggestion(gym_id, [i for i in gymnasium.registry if _is_goal_env(i)]))

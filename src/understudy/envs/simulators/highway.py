@@ -7,10 +7,10 @@ import highway_env  # noqa: F401  (names the environments)
 from highway_env.envs.common.action import DiscreteMetaAction
 from highway_env.vehicle.behavior import IDMVehicle
 
-from ..core import UserError
-from . import gymnasium_adapter
+from ...core import UserError
+from .. import gymnasium_adapter
+from ..gymnasium_adapter import RenderableGymVector
 from .external import ExpertVector
-from .gymnasium_adapter import RenderableGymVector
 
 WITH_EXPERT = ("highway-", "merge-", "roundabout-")
 
@@ -34,7 +34,7 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
         Kesting et al. (2007), General Lane-Changing Model MOBIL for Car-Following Models.
     """
     if name not in gymnasium.registry:
-        from . import suggestion
+        from .. import suggestion
 
         raise UserError(f"highway-env has no environment {name!r}", where=name, hint=suggestion(
             name, [i for i, s in gymnasium.registry.items() if str(s.entry_point).startswith("highway_env.")]))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core import Feature, UserError, normal, uniform
-from ..execute.actor import Actor
-from .raster import COLOR_OF_ROLE, Canvas
-from .toy import Toy, distance, named_vector, push_apart
+from ...core import Feature, UserError, normal, uniform
+from ...execute.actor import Actor
+from ..raster import COLOR_OF_ROLE, Canvas
+from ..toy import Toy, distance, named_vector, push_apart
 
 # Lengths of the links, m. All arms reach 1 m.
 ARMS: dict[str, tuple[float, ...]] = {

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import UserError
-from .grid import MOVES
+from ...core import UserError
+from ..grid import MOVES
 
 
 @dataclass(frozen=True, eq=False)

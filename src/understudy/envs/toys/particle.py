@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core import Feature, UserError, normal, uniform
-from ..execute.actor import Actor
-from .toy import Toy, distance, named_vector
+from ...core import Feature, UserError, normal, uniform
+from ...execute.actor import Actor
+from ..toy import Toy, distance, named_vector
 
 PERIOD, SUBSTEPS = 0.005, 10  # s: integrated at 200 Hz, controlled at 20 Hz
 STIFFNESS, DAMPING = 10.0, 5.0  # of the controller that follows the target, 1/s^2 and 1/s
@@ -102,7 +102,7 @@ class Particle(Toy):
             {**mark, "column": ("observation.state", 3 * self.dim, 3 * self.dim + 1), "role": "goal"}]}
 
     def frame(self, row):
-        from .raster import render_map
+        from ..raster import render_map
 
         s = {k: v[row] for k, v in self.state.items()}
         return render_map(self.map(), [

@@ -12,10 +12,10 @@ from gymnasium import spaces
 from minigrid import wrappers
 from minigrid.utils.baby_ai_bot import BabyAIBot
 
-from ..core import UserError
-from . import gymnasium_adapter
+from ...core import UserError
+from .. import gymnasium_adapter
+from ..gymnasium_adapter import RenderableGymVector
 from .external import ExpertVector
-from .gymnasium_adapter import RenderableGymVector
 
 MAX_MISSION_BYTES = 128  # bytes of a mission
 CELL = (11, 6, 4)  # kinds of object, colors, and states of a door or directions of the agent
@@ -39,7 +39,7 @@ def make(
         UserError: There is no such environment or view.
     """
     if name not in gymnasium.registry:
-        from . import suggestion
+        from .. import suggestion
 
         raise UserError(
             f"MiniGrid has no environment {name!r}",

@@ -11,11 +11,11 @@ import torch
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as GOALS
 from metaworld.policies import ENV_POLICY_MAP
 
-from ..core import UserError
-from ..execute.actor import Actor
-from . import gymnasium_adapter
-from .base import HasExpert, HasProprioception
-from .mujoco import MujocoCameras, disable_shadows
+from ...core import UserError
+from ...execute.actor import Actor
+from .. import gymnasium_adapter
+from ..base import HasExpert, HasProprioception
+from ..mujoco import MujocoCameras, disable_shadows
 
 
 def make(name: str, rows: int = 1, limit: int = 500, terminate_on_success: bool = True) -> MetaWorld:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Feature, UserError, uniform
-from ..execute.actor import Actor
+from ...core import Feature, UserError, uniform
+from ...execute.actor import Actor
+from ..toy import Toy, named_vector
 from .mdp import MDP, bandit, combination_lock, hidden_grid, object_world, slippery_grid, tightrope
-from .toy import Toy, named_vector
 
 TASKS = {"slippery-grid": slippery_grid, "bandit": bandit, "tightrope": tightrope,
          "combination-lock": combination_lock, "object-world": object_world, "hidden-grid": hidden_grid}
@@ -31,7 +31,7 @@ class Tabular(Toy):
         limit: Number of steps of an episode.
         task: A name of `TASKS`, or the process itself.
         discount: Factor per step of the return that the expert maximizes.
-        **options: Options of the task, such as `slip=0.2`. See the functions of `understudy.envs.mdp`.
+        **options: Options of the task, such as `slip=0.2`. See the functions of `understudy.envs.toys.mdp`.
     """
 
     state_columns = ("simulator.state",)
@@ -97,7 +97,7 @@ class Tabular(Toy):
                            for at, role in zip(self.mdp.places, roles, strict=True)]}
 
     def frame(self, row):
-        from .raster import render_map
+        from ..raster import render_map
 
         at = self.mdp.places[self.state["number"][row]]
         return render_map(self.map(), [{"kind": "circle", "at": tuple(at), "radius": 0.3, "role": "agent"}])

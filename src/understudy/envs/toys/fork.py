@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core import normal
-from ..execute.actor import Actor
-from .toy import Toy, distance, named_vector
+from ...core import normal
+from ...execute.actor import Actor
+from ..toy import Toy, distance, named_vector
 
 PILLAR, PILLAR_RADIUS = (0.6, 0.0), 0.25
 GOAL, GOAL_RADIUS = (1.2, 0.0), 0.1
@@ -68,7 +68,7 @@ class Fork(Toy):
             {"kind": "circle", "at": (0.0, 0.0), "radius": 2 * SPREAD, "role": "start"}]}
 
     def frame(self, row):
-        from .raster import render_map
+        from ..raster import render_map
 
         at = self.state["at"][row]
         return render_map(self.map(), [{"kind": "circle", "at": tuple(at), "radius": 0.03, "role": "agent"}])

@@ -22,8 +22,8 @@ import numpy as np
 import pybullet  # noqa: F401  (else its lack is first noticed inside the copy of diffusion_policy)
 from gymnasium import spaces
 
-from ..core import UserError
-from . import gymnasium_adapter
+from ...core import UserError
+from .. import gymnasium_adapter
 from .external import ExpertVector
 
 VARIABLE = "UNDERSTUDY_DIFFUSION_POLICY"  # names the folder of the copy

@@ -9,11 +9,11 @@ from itertools import pairwise, permutations
 import numpy as np
 import torch
 
-from ..core import Feature, UserError, uniform
-from ..execute.actor import Actor
-from .grid import MOVES
-from .raster import COLOR_OF_ROLE, Canvas
-from .toy import Toy, named_vector
+from ...core import Feature, UserError, uniform
+from ...execute.actor import Actor
+from ..grid import MOVES
+from ..raster import COLOR_OF_ROLE, Canvas
+from ..toy import Toy, named_vector
 
 WIDTH, HEIGHT, WALL = 9, 6, 4  # cells; the column of the wall, which has one door
 KEY, DOOR, BALL, PAD = range(4)

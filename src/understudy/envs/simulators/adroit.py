@@ -7,9 +7,9 @@ import gymnasium_robotics  # noqa: F401  (names the environment)
 import mujoco
 import numpy as np
 
-from ..core import UserError
-from . import gymnasium_adapter
-from .mujoco import MujocoVector
+from ...core import UserError
+from .. import gymnasium_adapter
+from ..mujoco import MujocoVector
 
 OPEN_ANGLE = 1.0  # rad, of the hinge: what all people of the recorded demonstrations pass
 RANDOM, EXPERT = -56.512833, 2880.5693087298737  # returns that D4RL (Fu et al. 2020) counts as 0 and 100

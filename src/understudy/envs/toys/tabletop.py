@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core import Feature, UserError, normal, uniform
-from ..execute.actor import Actor
-from .raster import COLOR_OF_ROLE, Canvas
-from .toy import Toy, distance, named_vector
+from ...core import Feature, UserError, normal, uniform
+from ...execute.actor import Actor
+from ..raster import COLOR_OF_ROLE, Canvas
+from ..toy import Toy, distance, named_vector
 
 COLORS = {"red": (205, 70, 62), "green": (92, 160, 96), "blue": (70, 112, 190), "yellow": (226, 182, 70),
           "purple": (142, 98, 170), "orange": (226, 132, 60)}

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..core import Feature, UserError, keys, normal, uniform
-from ..execute.actor import Actor
-from .grid import MOVES, cost_by_move, cost_to_go
-from .toy import Toy, distance, named_vector
+from ...core import Feature, UserError, keys, normal, uniform
+from ...execute.actor import Actor
+from ..grid import MOVES, cost_by_move, cost_to_go
+from ..toy import Toy, distance, named_vector
 
 MARGIN = 0.1  # m: as near to a wall the point comes
 RADIUS = 0.25  # m, of the goal
@@ -100,7 +100,7 @@ class Maze(Toy):
             {"kind": "circle", "column": ("observation.state", 2, 3), "radius": RADIUS, "role": "goal"}]}
 
     def frame(self, row):
-        from .raster import render_map
+        from ..raster import render_map
 
         s = {k: v[row] for k, v in self.state.items()}
         return render_map(self.map(), [

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core import normal, uniform
-from ..execute.actor import Actor
-from .raster import COLOR_OF_ROLE, Canvas
-from .toy import Toy, distance, named_vector
+from ...core import normal, uniform
+from ...execute.actor import Actor
+from ..raster import COLOR_OF_ROLE, Canvas
+from ..toy import Toy, distance, named_vector
 
 WIDE, HIGH = 2.0, 1.2  # m, of the space seen from the side
 LENGTH = 0.6  # m, of the bar

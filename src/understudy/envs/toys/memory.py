@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core import UserError, normal, uniform
-from ..execute.actor import Actor
-from .toy import Toy, named_vector
+from ...core import UserError, normal, uniform
+from ...execute.actor import Actor
+from ..toy import Toy, named_vector
 
 ARM = 0.5  # m: from the corridor to the end of either arm
 GOAL = 0.1  # m: as near to it is there
@@ -92,7 +92,7 @@ class MemoryCorridor(Toy):
             {**arm, "at": (end, ARM)}, {**arm, "at": (end, -ARM)}]}
 
     def frame(self, row):
-        from .raster import render_map
+        from ..raster import render_map
 
         x, y = self.state["at"][row]
         light = float(self.state["cue"][row]) if self.state["left"][row] > 0 else 0.0

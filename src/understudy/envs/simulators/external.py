@@ -11,10 +11,10 @@ import gymnasium
 import numpy as np
 import torch
 
-from ..core import UserError
-from ..execute.actor import Actor
-from .base import HasExpert
-from .gymnasium_adapter import GymVector, RenderableGymVector
+from ...core import UserError
+from ...execute.actor import Actor
+from ..base import HasExpert
+from ..gymnasium_adapter import GymVector, RenderableGymVector
 
 
 class IsolatedNumpyRandom(gymnasium.Wrapper):

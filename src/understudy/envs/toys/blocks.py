@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core import UserError, normal, uniform
-from ..execute.actor import Actor
-from .raster import COLOR_OF_ROLE, Canvas
-from .toy import MultimodalToy, distance, named_vector, push_apart
+from ...core import UserError, normal, uniform
+from ...execute.actor import Actor
+from ..raster import COLOR_OF_ROLE, Canvas
+from ..toy import MultimodalToy, distance, named_vector, push_apart
 
 SIDE = 1.0  # m, of the table
 DISC, BLOCK = 0.035, 0.06  # m, radii

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gym_pusht  # noqa: F401  (names the environment)
 import gymnasium
 
-from ..core import UserError
-from . import gymnasium_adapter
-from .gymnasium_adapter import RenderableGymVector
+from ...core import UserError
+from .. import gymnasium_adapter
+from ..gymnasium_adapter import RenderableGymVector
 
 
 def make(name: str, rows: int = 1, limit: int = 300, **options) -> RenderableGymVector:

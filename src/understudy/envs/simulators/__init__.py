@@ -1,0 +1,1 @@
+"""Adapters to simulators of other packages, one for each extra."""

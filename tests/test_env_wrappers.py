@@ -12,9 +12,9 @@ import torch
 from understudy import envs
 from understudy.core import UserError, keys
 from understudy.data.episode import Dataset, Episode
-from understudy.envs import base_name, make
 from understudy.envs.episode_wrappers import NEW_TRIAL, DemoStateReset, FixedHorizonEnv, MultiTrialEnv
 from understudy.envs.observation_wrappers import HiddenObs, RandomFeatureObs, RotatedFrame
+from understudy.envs.registry import base_name, make
 from understudy.envs.toys.drive import DECISIVE, HIDDEN, Drive
 from understudy.envs.toys.fork import Expert, Fork
 from understudy.envs.toys.memory import MemoryCorridor

@@ -57,7 +57,7 @@ def test_every_adapter_keeps_the_contract(name, options):
 @pytest.mark.parametrize("name", [p.values[0] for p in ADAPTERS])
 def test_a_name_leads_to_its_module(name):
     """Claims follow it; no simulator has to be installed for that."""
-    module, made = envs.entry_point(name)
+    module, made = envs.registry.entry_point(name)
     assert made == "make" and importlib.util.find_spec(module) is not None
 
 

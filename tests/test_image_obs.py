@@ -86,7 +86,7 @@ def test_recorded_episodes_are_drawn_as_if_recorded_with_images(build):
 def test_the_name_says_how_to_make_it_again(name, normal):
     env = envs.make(name)
     assert env.metadata["env"] == normal and envs.make(normal).features == env.features
-    assert envs.entry_point(name) == envs.entry_point(name.partition("@")[0]) is not None
+    assert envs.registry.entry_point(name) == envs.entry_point(name.partition("@")[0]) is not None
 
 
 @pytest.mark.parametrize(("name", "said"), [

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from .. import envs
 from ..core import UserError, nearest_names
+from ..envs import registry
 from ..files import read_json
 from .base import Claim
 
@@ -209,7 +209,7 @@ class _ModuleSource:
             elif (
                 isinstance(part, ast.Constant)
                 and isinstance(part.value, str)
-                and (home := envs.entry_point(part.value))
+                and (home := registry.entry_point(part.value))
             ):
                 used.append(home)
         return used

@@ -214,7 +214,7 @@ def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[
     Returns:
         The options, such as ["--trust", "my_package"].
     """
-    from ..envs import base_name, names
+    from ..envs.registry import base_name, names
 
     first, colon, _ = base_name(env or "").partition(":")
     makes = () if env is None or first in names() else (first.split(".")[0],) if colon else trusted

@@ -202,7 +202,7 @@ def example_evaluation(data: Dataset, method: Method, name: str | None = None, e
     Returns:
         Name and options (see `example_options`). None if no such evaluation is known.
     """
-    from ..envs import IMAGES, WITH_GOALS, base_name, make
+    from ..envs.registry import IMAGES, WITH_GOALS, base_name, make
 
     features = data.features() if env is None else env.features
     if name is None and (name := recorded_env(data)) is not None and not is_judged(data):

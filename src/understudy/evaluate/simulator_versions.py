@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..envs import base_name, entry_point
 from ..envs.base import Env
+from ..envs.registry import base_name, entry_point
 
 
 def version_warning(recorded: Mapping[str, Sequence[str]], env: Env, what: str) -> str | None:

@@ -31,7 +31,7 @@ def make(name: str, rows: int = 1, limit: int | None = None) -> DmControlVector:
     """
     domain, _, task = name.removeprefix("dm_control/").partition("-")
     if (domain, task) not in suite.ALL_TASKS:
-        from .. import suggestion
+        from ..registry import suggestion
 
         raise UserError(f"the control suite has no domain and task {domain}-{task}", where=name,
                         hint=suggestion(f"{domain}-{task}", ["-".join(known) for known in suite.ALL_TASKS]))

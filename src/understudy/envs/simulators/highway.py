@@ -34,7 +34,7 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
         Kesting et al. (2007), General Lane-Changing Model MOBIL for Car-Following Models.
     """
     if name not in gymnasium.registry:
-        from .. import suggestion
+        from ..registry import suggestion
 
         raise UserError(f"highway-env has no environment {name!r}", where=name, hint=suggestion(
             name, [i for i, s in gymnasium.registry.items() if str(s.entry_point).startswith("highway_env.")]))

@@ -39,7 +39,7 @@ def make(
         UserError: There is no such environment or view.
     """
     if name not in gymnasium.registry:
-        from .. import suggestion
+        from ..registry import suggestion
 
         raise UserError(
             f"MiniGrid has no environment {name!r}",

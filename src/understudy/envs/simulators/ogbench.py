@@ -32,7 +32,7 @@ def make(name: str, rows: int = 1, task: int | None = None, **options) -> GoalVe
     """
     gym_id, colon, number = name.removeprefix("ogbench/").partition(":")
     if gym_id not in gymnasium.registry or not _is_goal_env(gym_id):
-        from .. import suggestion
+        from ..registry import suggestion
 
         raise UserError(f"OGBench has no environment {gym_id!r}", where=name,
                         hint=suggestion(gym_id, [i for i in gymnasium.registry if _is_goal_env(i)]))

@@ -32,7 +32,7 @@ def make(
     """
     task = name.removeprefix("robosuite/")
     if task not in robosuite.ALL_ENVIRONMENTS:
-        from .. import suggestion
+        from ..registry import suggestion
 
         raise UserError(f"robosuite has no environment {task!r}", where=name,
                         hint=suggestion(task, robosuite.ALL_ENVIRONMENTS))

@@ -27,7 +27,7 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
         UserError: There is no such environment.
     """
     if name not in gymnasium.registry:
-        from .. import suggestion
+        from ..registry import suggestion
 
         raise UserError(f"Gymnasium-Robotics has no environment {name!r}", where=name,
                         hint=suggestion(name, [i for i in gymnasium.registry if i.startswith(FAMILIES)]))

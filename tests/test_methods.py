@@ -390,7 +390,7 @@ def test_words_that_are_missing_are_asked_for_with_the_command_that_adds_them(tm
     method = find_method("omnijarvis", data.features())
     with pytest.raises(DataError, match="demos: no episode has a task in words") as refused:
         train(method, data, tmp_path / "run", steps=1)
-    assert "view make demos --out told.json --label 'task=WORDS'" in str(refused.value)
+    assert "view make demos --out told.json --label task=WORDS" in str(refused.value)
     assert not list(tmp_path.iterdir())
     (stage,) = find_method("dualmind", data.features()).stages  # a representation is learned without words
     short = replace(stage.method, learner=replace(stage.method.learner, steps=1))

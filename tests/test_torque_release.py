@@ -17,6 +17,7 @@ from understudy.cli import main
 from understudy.core import Feature
 from understudy.data.formats import open_dataset
 from understudy.data.recorder import Recorder
+from understudy.robots import torque_guard_process
 from understudy.robots.calibration import MotorCalibration, write_calibration
 from understudy.robots.emulator import emulate_arm
 from understudy.robots.registers import FEETECH
@@ -216,18 +217,19 @@ def test_the_guard_does_not_touch_the_port_while_the_program_lives(folder):
         assert bus.instructions == before
 
 
-def test_an_interrupt_while_the_guard_starts_leaves_no_second_user_of_the_port(folder):
+def test_an_interrupt_while_the_guard_starts_leaves_no_second_user_of_the_port(folder, monkeypatch):
+    slow = folder / "slow.py"
+    slow.write_text("import time; time.sleep(600)")  # it has not said that it is ready when the interrupt comes
+    monkeypatch.setattr(torque_guard_process, "__file__", str(slow))
     kind = ARM_TYPES["so101_follower"]
     with emulate_arm(kind) as bus:
         servo_bus = kind.bus(bus.port)
-        servo_bus.reply_timeout, servo_bus.n_retries = 0.3, 5
         servo_bus.connect()
         before, children = bus.instructions, set(psutil.Process().children())
-        timer = threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT))  # a Python needs longer to start
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             TorqueGuard(servo_bus, "an arm")
-            time.sleep(1)
         wait_until(lambda: set(psutil.Process().children()) <= children)
         servo_bus.disconnect()
         assert bus.instructions == before

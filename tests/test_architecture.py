@@ -16,7 +16,7 @@ ALONE = {"__init__", "__main__", "studio"}  # the package itself, which finds na
 PEERS = {"lerobot", "robomimic", "imitation", "d3rlpy", "stable_baselines3", "diffusers", "diffusion_policy",
          "tianshou", "minari", "openpi", "skrl", "cleanrl", "torchrl", "robosuite"}
 # Adapters of software that the user installs, each imported by one file.
-ADAPTERS = {("envs/robosuite.py", "robosuite"), ("robots/lerobot.py", "lerobot")}
+ADAPTERS = {("envs/simulators/robosuite.py", "robosuite"), ("robots/lerobot.py", "lerobot")}
 UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FILES = sorted(ROOT.rglob("*.py"))
 

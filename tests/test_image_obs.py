@@ -11,7 +11,7 @@ from understudy import envs
 from understudy.cli import main
 from understudy.core import UserError, keys
 from understudy.data.video import resize
-from understudy.envs import headless
+from understudy.envs import headless, registry
 from understudy.envs.base import HasExpert, HasProprioception, Renderable, Restorable
 from understudy.envs.image_obs import check_images, with_images
 from understudy.envs.toys.push import Push
@@ -86,7 +86,7 @@ def test_recorded_episodes_are_drawn_as_if_recorded_with_images(build):
 def test_the_name_says_how_to_make_it_again(name, normal):
     env = envs.make(name)
     assert env.metadata["env"] == normal and envs.make(normal).features == env.features
-    assert envs.registry.entry_point(name) == envs.entry_point(name.partition("@")[0]) is not None
+    assert registry.entry_point(name) == registry.entry_point(name.partition("@")[0]) is not None
 
 
 @pytest.mark.parametrize(("name", "said"), [

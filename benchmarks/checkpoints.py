@@ -46,6 +46,7 @@ measure.one_thread()
 
 import copy  # noqa: E402
 import functools  # noqa: E402
+import json  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
@@ -64,7 +65,7 @@ from understudy.evaluate.plots import differences  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import Interval, two_level_difference  # noqa: E402
 from understudy.execute.actor import Actor  # noqa: E402
-from understudy.files import read_json, write_json, write_text  # noqa: E402
+from understudy.files import read_json, write_text  # noqa: E402
 from understudy.learn.fit_method import acting_policy  # noqa: E402
 from understudy.learn.method import Method, build_actor  # noqa: E402
 from understudy.learn.run import Run  # noqa: E402
@@ -230,7 +231,7 @@ def run(size: Size, tasks: list[str], half: int | None, until: float) -> None:
             path = cell_path(size, task, seed, name)
             if not path.exists() and time.monotonic() < until:
                 cell = run_cell(size, task, seed, name)
-                write_json(path, cell)
+                write_text(path, json.dumps(cell) + "\n")
                 rates = ", ".join(f"{key} {np.mean(won):.2f}" for key, won in cell["success"].items())
                 print(f"{task} seed {seed} {name}: {rates}; {cell['chosen']}; {cell['seconds']}", file=sys.stderr,
                       flush=True)

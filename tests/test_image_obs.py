@@ -125,6 +125,10 @@ def test_the_commands_record_learn_and_act_with_images(tmp_path, capsys):
     told = ("fork@images=24 shows observation.images.camera with 24 x 24 pixels, which are scaled to the 16 x 16 that "
             f"{run} was trained with")
     assert capsys.readouterr().err.count(told) == 1
+    scaled = str(tmp_path / "scaled")
+    assert main(["train", "bc", data, "--steps", "2", "--out", scaled, "--image-size", "12"]) == 0
+    assert main(["eval", scaled, "fork@images=16", "--episodes", "2"]) == 0
+    assert "which are scaled" not in capsys.readouterr().err  # as those of the training were
     assert main(["eval", run, "fork", "--episodes", "2"]) != 0
     assert "name it fork@images=16" in capsys.readouterr().err
     assert main(["replay", data, "fork@images=16"]) == 0

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shlex
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ import pytest
 
 from understudy.cli import _report_interrupt, main
 from understudy.commands.act import _may_begin
-from understudy.commands.common import act_command
+from understudy.commands.common import robot_arguments
 from understudy.commands.inspect import _success_lines
 from understudy.commands.policies import untrained_warning
 from understudy.commands.robot_options import command_keys, show_line
@@ -25,6 +24,7 @@ from understudy.config import dump
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
+from understudy.data.recorder import Recorder
 from understudy.files import write_json
 from understudy.heads.flow import Flow
 from understudy.learn.behavior_cloning import BehaviorCloning
@@ -310,15 +310,32 @@ def test_the_checkpoint_from_before_the_first_update_is_named(tmp_path):
     ("bi_so101_follower", "bi_so101_follower --robot.left-arm-port PORT --robot.right-arm-port PORT")])
 def test_the_robot_of_the_data_is_suggested(robot, options):
     state = {"observation.state": Feature("float32", (6,)), "observation.image": Feature("uint8", (8, 8, 3), "image")}
-    assert act_command("run", robot, state, 30) == [f"understudy act run --robot {options}"]
-    assert act_command("run", None, state, 30) == act_command("run", "unknown", state, 30) == []
+    assert robot_arguments({"robot_type": robot, "fps": 30}, state) == ["--robot", *options.split()]
+    assert robot_arguments({"robot_type": None}, state) == robot_arguments({"robot_type": "unknown"}, state) == []
     seen = {**state, "observation.images.front": Feature("uint8", (480, 640, 3), "image"),
             "observation.images.wrist": Feature("uint8", (240, 320, 3), "image")}
-    (command,) = act_command("run", robot, seen, 30.0)
-    assert command.startswith(f"understudy act run --robot {options} --robot.cameras ")
-    assert parse_cameras(shlex.split(command)[-1]) == {
+    *words, cameras = robot_arguments({"robot_type": robot, "fps": 30.0}, seen)
+    assert words == ["--robot", *options.split(), "--robot.cameras"]
+    assert parse_cameras(cameras) == {
         "front": {"type": "opencv", "index_or_path": "INDEX", "width": 640, "height": 480, "fps": 30},
         "wrist": {"type": "opencv", "index_or_path": "INDEX", "width": 320, "height": 240, "fps": 30}}
+
+
+def test_suggested_cameras_have_the_size_of_the_recording(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = Feature("float32", (2,), names=("shoulder.pos", "elbow.pos"))
+    schema = {"observation.state": state, "observation.images.front": Feature("uint8", (160, 200, 3), "image"),
+              "action": state}
+    with Recorder(schema, "demos", fps=10, robot_type="simulated_arm", clock=None, images="png") as r:
+        for episode in range(2):
+            for step in range(12):
+                r.step({"observation.state": np.full(2, step / 10, np.float32),
+                        "observation.images.front": np.full((160, 200, 3), step, np.uint8)}, np.full(2, episode + step))
+            r.end()
+    camera = "--robot.cameras '{front: {type: opencv, index_or_path: INDEX, width: 200, height: 160, fps: 10}}'"
+    for command in ("train bc demos --out run --steps 2", "plot run", "eval run demos"):
+        assert main(command.split()) == 0
+        assert f"--robot simulated_arm {camera}" in capsys.readouterr().out
 
 
 def test_episodes_without_an_outcome_are_counted():

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -246,47 +246,37 @@ def recorded_env_of(run: Path) -> str | None:
     return next(iter(known)) if known and len(known) == 1 else None
 
 
-def act_command(run: Path | str, robot: str | None, features: Schema, fps: float | None) -> list[str]:
-    """The command that runs a policy on the kind of robot that its data were recorded with, as a list of one or none.
+def robot_arguments(recorded: Mapping[str, Any], features: Schema) -> list[str]:
+    """The options that name the kind of robot that data were recorded with, such as ["--robot", "so101_follower",
+    "--robot.port", "PORT"]. Empty for data without a robot.
 
     Args:
-        run: The run.
-        robot: The type of the robot, as data sets have it. None for data without a robot.
+        recorded: What is recorded of the data: robot_type, fps, and camera_sizes if their frames were scaled since.
         features: The columns of the data, with those of its cameras.
-        fps: Frames per second.
     """
-    options = robot_arguments(robot, features, fps)
-    return [command_line("act", run, *options)] if options else []
-
-
-def robot_arguments(robot: str | None, features: Schema | None = None, fps: float | None = None) -> list[str]:
-    """The options that name a robot, such as ["--robot", "so101_follower", "--robot.port", "PORT"]. Empty for none.
-
-    Args:
-        robot: The type of the robot, as data sets have it.
-        features: The columns of its data, with those of its cameras.
-        fps: Frames per second.
-    """
+    from ..policy import camera_sizes
     from ..robots.registry import ROBOTS
 
+    robot, fps = recorded.get("robot_type"), recorded.get("fps")
     if not robot or robot == "unknown":
         return []
     ports = {"bi": ("--robot.left-arm-port", "PORT", "--robot.right-arm-port", "PORT"), "simulated": ()}
     options = (robot, *ports.get(robot.partition("_")[0], ("--robot.port", "PORT"))) if robot in ROBOTS else ("TYPE",)
     prefix, rate = "observation.images.", f", fps: {fps:g}" if fps else ""
-    cameras = [f"{name.removeprefix(prefix)}: {{type: opencv, index_or_path: INDEX, width: {f.shape[1]}, "
-               f"height: {f.shape[0]}{rate}}}" for name, f in (features or {}).items()
-               if f.kind == "image" and name.startswith(prefix)]
+    sizes = {**camera_sizes(features), **(recorded.get("camera_sizes") or {})}
+    cameras = [f"{name.removeprefix(prefix)}: {{type: opencv, index_or_path: INDEX, width: {width}, height: {height}"
+               f"{rate}}}" for name, (height, width) in sizes.items() if name.startswith(prefix) and name in features]
     return ["--robot", *options, *(("--robot.cameras", f"{{{', '.join(cameras)}}}") if cameras else ())]
 
 
-def recorded_robot_of(run: Path) -> str | None:
-    """The type of the robot that the data of a run were recorded with, if the data say it."""
+def recorded_data_of(run: Path) -> dict[str, Any]:
+    """What a run says of its data, with the robot type as data sets name it."""
     from ..files import read_json
     from ..policy import find_checkpoint
 
     file = find_checkpoint(run) / "provenance.json"
-    return read_json(file).get("data", {}).get("robot") if file.exists() else None
+    facts = read_json(file).get("data", {}) if file.exists() else {}
+    return {**facts, "robot_type": facts.get("robot")}
 
 
 def unused_path(name: str) -> str:

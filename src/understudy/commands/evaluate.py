@@ -258,7 +258,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     commands = [(command_line("eval", o.run, env, "--episodes", 100, *given, *trust),
                  "Whether it works, where it acts by itself:")] if env is not None else []
     if env is None:
-        robot = robot_arguments(data.metadata.get("robot_type")) or ["--robot", "TYPE", "--robot.port", "PORT"]
+        robot = robot_arguments(recorded.metadata, recorded.features()) or ["--robot", "TYPE", "--robot.port", "PORT"]
         commands.append((command_line("eval", o.run, "--interactive", *robot, *trust_options((), None, o.run)),
                          "Whether it works, on the robot, where you judge the trials:"))
     if o.html is None:

@@ -10,13 +10,12 @@ from tyro.conf import Positional, arg
 
 from .common import (
     Output,
-    act_command,
     command_line,
     parse,
+    recorded_data_of,
     recorded_env_of,
-    recorded_robot_of,
     required_packages,
-    trained_rate,
+    robot_arguments,
 )
 from .conditions import must_be_told
 from .policies import run_names
@@ -80,10 +79,11 @@ def _next_commands(runs) -> list[tuple[str, str]]:
                  "Which of them is better, on the same starts:")]
     run = runs[0]
     best = run.folder / "best" if run.best is not None else run.folder
-    if not is_recorded and (robot := recorded_robot_of(run.folder)):
+    recorded = recorded_data_of(run.folder)
+    if not is_recorded and recorded["robot_type"]:
         features = load_features(find_checkpoint(run.folder), "train it again")
-        if commands := act_command(best, robot, features, trained_rate(run.folder)):
-            return [(command, "How it acts on the robot:") for command in commands]
+        if robot := robot_arguments(recorded, features):
+            return [(command_line("act", best, *robot), "How it acts on the robot:")]
     if must_be_told(run.folder):  # the data with its examples are not open here
         return []
     return [(command_line("eval", best, env or "ENV", "--episodes", 100, *trust),

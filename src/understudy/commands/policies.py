@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..serve.address import served_address
-from .common import batch_rows, command_line, has_no_run, progress_bar, recorded_env_of
+from .common import batch_rows, command_line, has_no_run, progress_bar, recorded_data_of, recorded_env_of
 from .served import served_client
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, 
                    hint=_environment_hint(run, env))
     if tell:
         tell_checkpoint(run)
-        tell_scaled_images(planner, env, run)
+        tell_scaled_images(planner, env, None if has_no_run(run) else recorded_data_of(run).get("camera_sizes"),
+                           served_address(run) or run)
         if words:
             tell_untrained_task(run, str(o.task), o.trust)
     open_names = [] if has_no_run(run) else open_conditions(Method.load(run, o.trust), {**env.features, **given})
@@ -149,19 +150,22 @@ def tell_checkpoint(run: Path) -> None:
         print(line, file=sys.stderr)
 
 
-def tell_scaled_images(planner: Planner, env: Env, reader: object) -> None:
-    """Says it on standard error if an environment shows images of another size than the policy reads.
+def tell_scaled_images(planner: Planner, env: Env, recorded: Mapping[str, Sequence[int]] | None, reader: object
+                       ) -> None:
+    """Says it on standard error if an environment shows images of another size than the policy reads and than those
+    that were scaled for its training.
 
     Args:
         planner: The policy.
         env: The environment.
+        recorded: Height and width of the cameras in the recording, if they were scaled.
         reader: What the message calls the policy.
     """
     from ..policy import camera_sizes
 
     shown = camera_sizes(env.features)
     for name, (height, width) in camera_sizes({name: planner.features[name] for name in planner.inputs}).items():
-        if name in shown and shown[name] != (height, width):
+        if name in shown and shown[name] not in ((height, width), tuple((recorded or {}).get(name, ()))):
             print(f"warning: {env.metadata['env']} shows {name} with {shown[name][0]} x {shown[name][1]} pixels, which "
                   f"are scaled to the {height} x {width} that {reader} was trained with", file=sys.stderr)
 

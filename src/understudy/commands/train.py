@@ -23,7 +23,6 @@ from .common import (
     SchemeName,
     StepCount,
     TrustedPackages,
-    act_command,
     command_line,
     env_trust_options,
     open_data,
@@ -249,7 +248,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     places = Run(o.out).named_checkpoints()
     out.print(f"Written to {o.out}: " + ", ".join(f"{name} is {place}" for name, place in sorted(places.items()))
             + "; CARD.md says what it is, metrics.jsonl how it went.")
-    acts = o.eval or o.env or recorded_env(data)
+    robot = [] if o.eval or o.env or recorded_env(data) else robot_arguments(data.metadata, data.features())
     judged, given = example_evaluation(data, method, o.eval or o.env, env) or (None, [])
     there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if judged is not None else []
     curves = TrainingCurves.load(o.out)
@@ -257,10 +256,8 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         *(command_line("eval", run, judged, "--episodes", 100, *given,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in there),
         *([] if stream is not None else [command_line("eval", o.out, o.data, *trust_options((), None, o.out))]),
-        *(act_command(o.out, data.metadata.get("robot_type"), data.features(), data.metadata.get("fps"))
-          if acts is None else ()),
-        *_compare_checkpoints(curves, o, judged, given, [] if acts else robot_arguments(
-            data.metadata.get("robot_type"), data.features(), data.metadata.get("fps"))),
+        *([command_line("act", o.out, *robot)] if robot else ()),
+        *_compare_checkpoints(curves, o, judged, given, robot),
         command_line("plot", o.out),
     )
     loss = curves.curves.get("loss")
@@ -600,7 +597,7 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
         policy = Policy(method.policy, data.features())
     check_images({name: policy.features[name] for name in policy.inputs}, env)
     policy.check_features(policy_features(method, env.features), str(env.metadata["env"]), resized=True)
-    tell_scaled_images(policy, env, "the policy")
+    tell_scaled_images(policy, env, data.metadata.get("camera_sizes"), "the policy")
 
 
 def _make_score(env: Env, episodes: int, seed: int) -> Score:

@@ -672,7 +672,7 @@ def make_provenance(
     return {
         "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
                  "format": source.get("format"), "fps": source.get("fps"), "robot": source.get("robot_type"),
-                 "simulators": recorded_simulators(data),
+                 "camera_sizes": source.get("camera_sizes"), "simulators": recorded_simulators(data),
                  "reading": {**source.get("reading", {}),
                              **({"mapping": source["mapping"]} if "mapping" in source else {})}},
         "episodes": episode_fingerprints(data),

@@ -230,13 +230,19 @@ def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Pr
         image_size: Side, or (height, width), in pixels.
         progress: Called with the number of decoded frames and the number of all frames.
 
+    Returns:
+        The data. Their metadata have the recorded (height, width) of each camera, `camera_sizes`.
+
     Raises:
         UserError: The data set was changed after it was opened.
     """
-    if not camera_names(_column_source(data).schema):
+    schema = _column_source(data).schema
+    sizes = {name: schema[name].shape[:2] for name in camera_names(schema)}
+    if not sizes:
         return data
     size, path = video.parse_image_size(image_size), data.metadata["path"]
-    return Dataset(DecodedFramesSource(_column_source(data), size, path, progress), data.metadata, data.indices)
+    metadata = {**data.metadata, "camera_sizes": sizes}
+    return Dataset(DecodedFramesSource(_column_source(data), size, path, progress), metadata, data.indices)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,23 @@
+"""What every part promises. Shipped, so that someone else's head, codec or trunk can be held to it as well.
+
+Each function raises AssertionError saying which promise was broken. None of them needs data.
+"""
+
+from .base import STATE, ContractViolation, require, require_equal, require_finite
+from .data import check_codec, check_format, check_relabel, check_runtime_transform
+from .envs import check_env, check_shift
+from .execute import check_executor, check_speaker, check_wrapper
+from .guides import Guidance, check_guide
+from .heads import check_head
+from .improve import check_collection
+from .learn import check_latent_encoder, check_learner, check_scorer
+from .nets import check_encoder, check_trunk
+from .random_data import random_batch, random_dataset
+from .robots import check_robot
+
+__all__ = [
+    "ContractViolation", "Guidance", "STATE", "check_codec", "check_collection", "check_encoder", "check_env",
+    "check_executor", "check_format", "check_guide", "check_head", "check_latent_encoder", "check_learner",
+    "check_relabel", "check_robot", "check_runtime_transform", "check_scorer", "check_shift", "check_speaker",
+    "check_trunk", "check_wrapper", "random_batch", "random_dataset", "require", "require_equal", "require_finite",
+]

@@ -1,0 +1,84 @@
+"""Violations, and comparisons that all contracts use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import config
+
+STATE = "observation.state"
+
+
+class ContractViolation(AssertionError):
+    """A part does not keep its contract."""
+
+
+def require(promise: bool, what: str) -> None:
+    """Raises ContractViolation if a condition is False, also if Python runs with -O, unlike `assert`.
+
+    Args:
+        promise: The condition.
+        what: The message.
+    """
+    if not promise:
+        raise ContractViolation(what)
+
+
+def require_equal(one: Tensor, other: Tensor, what: str, near: float = 0.0) -> None:
+    """Raises ContractViolation if two tensors differ.
+
+    Args:
+        one: A tensor.
+        other: The tensor that should be equal.
+        what: The message.
+        near: Relative tolerance. The absolute tolerance is a tenth of it.
+    """
+    try:
+        torch.testing.assert_close(one, other, rtol=near, atol=near / 10, msg=lambda m: f"{what}\n{m}")
+    except AssertionError as error:
+        raise ContractViolation(str(error)) from None
+
+
+def require_finite(x: Tensor, shape: tuple[int, ...], what: str, axes: str) -> None:
+    """Raises ContractViolation if a tensor has another shape, or a number that is NaN or infinite.
+
+    Args:
+        x: The tensor.
+        shape: The shape that it should have.
+        what: What it is, for the message.
+        axes: The names of its axes, such as "(B, H, A)".
+    """
+    require(tuple(x.shape) == shape, f"{what} must have shape {axes} = {shape}, but has {tuple(x.shape)}")
+    wrong = int((~x.isfinite()).sum())
+    require(not wrong, f"{what} must be finite, but {wrong} of {x.numel()} numbers are NaN or infinite")
+
+
+def _rng(seed, device="cpu"):
+    return torch.Generator(device).manual_seed(seed)
+
+
+def _structure(tree) -> object:
+    if isinstance(tree, Mapping):
+        return {k: _structure(v) for k, v in tree.items()}
+    return tuple(tree.shape), tree.dtype
+
+
+def _same_column(one, other, what):
+    one, other = np.asarray(one), np.asarray(other)
+    same = one.shape == other.shape and (one.tolist() == other.tolist() if one.dtype.kind in "UO" else
+                                         one.dtype == other.dtype and one.tobytes() == other.tobytes())
+    require(same, f"{what} is the same, bit by bit")
+
+
+def _metadata_as_json(meta):
+    return json.dumps(dict(meta), sort_keys=True, default=lambda v: v.tolist())
+
+
+def _packages_in_files(folder: Path | str) -> tuple[str, ...]:
+    return config.packages_in([json.loads(file.read_text()) for file in Path(folder).rglob("*.json")])

@@ -1,0 +1,204 @@
+"""Contracts of codecs, formats and relabelings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..core import Feature, Schema, UserError, keys, role
+from ..data.codec import Codec
+from ..data.episode import Dataset
+from ..data.formats import open_dataset
+from ..data.relabel import Relabel, RuntimeRelabel, relabeled_features
+from ..data.runtime import LastStep
+from ..data.window import Window
+from .base import STATE, ContractViolation, _metadata_as_json, _same_column, _structure, require, require_equal
+from .random_data import random_dataset
+
+
+def check_codec(codec: Codec, target: Feature | None = None) -> None:
+    """Checks the contract of a codec.
+
+    `decode` undoes `encode`. Columns without numeric values are left alone. The codec cannot be used before it is
+    fitted.
+
+    Args:
+        codec: The codec.
+        target: Feature of the target. By default two numbers.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
+    features = {STATE: Feature("float32", (2,)), "observation.images.front": Feature("uint8", (4, 4, 3), "image"),
+                "observation.words": Feature("uint8", (9,), "text"),
+                "observation.mode": Feature("int64", (1,), "discrete", num_classes=(3,)),
+                "action": target or Feature("float32", (2,))}
+    inputs = tuple(k for k in features if k != "action")
+    data = random_dataset(features)
+    windows = Window(2, 4).windows(data, inputs, "action")
+    batch = windows.gather(np.arange(0, len(windows), 5))
+    coder = codec.build(features, inputs, "action")
+    if coder.state_dict() and not getattr(coder, "fitted", True):
+        for use in (lambda: coder.encode(batch.action, batch.obs), lambda: coder.encode_obs(batch.obs)):
+            try:
+                use()
+            except UserError:
+                continue
+            raise ContractViolation("statistics that were never taken must not be used")
+    coder.fit_statistics(windows.scan)
+    coded = coder.encode(batch.action, batch.obs)
+    require(coded.shape == (*batch.action.shape[:2], coder.width), "coded actions must be (B, H, width)")
+    back = coder.decode(coded, batch.obs)
+    here = batch.mask.unsqueeze(-1)
+    require_equal(back * here, batch.action.to(back.dtype) * here, "decode must undo encode", 1e-4)
+    seen = coder.encode_obs(batch.obs)
+    require(set(seen) == set(batch.obs), "a codec must keep every observation")
+    for name in inputs:
+        require(seen[name].shape == batch.obs[name].shape, f"{name} must keep its shape")
+        if features[name].kind != "vector":
+            require_equal(seen[name], batch.obs[name], f"{name} is not numeric and must be left alone")
+    twin = codec.build(features, inputs, "action")
+    twin.load_state_dict(coder.state_dict())
+    require_equal(twin.encode(batch.action, batch.obs), coded, "statistics must be saved with the weights")
+
+
+def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
+    """Checks the contract of a format that is written.
+
+    Everything is read again with the side file, except for what the format declares as lost. Without the side file,
+    columns are read again as the format's capability declares. Writing does not change the data.
+
+    Args:
+        to: Name of the format.
+        data: The episodes to write.
+        folder: An existing folder for the files.
+        options: Options of the writer.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
+    from ..data.formats import _format_module as module
+    from ..data.formats import conversion_losses, sidecar, write_dataset
+
+    said, before = conversion_losses(data, to, **options), data.fingerprint()
+    places = module(to).capability(data, **options).columns
+    path = folder / f"written-{to}"
+    write_dataset(data, path, to, **options)
+    require(data.fingerprint() == before, f"{to}: the data that were written are as they were")
+    lost = {loss.subject for loss in said if not loss.in_sidecar}
+    again = open_dataset(path)
+    features = again.features()
+    require(len(again) == len(data) and list(features) == list(data.features()),
+            f"{to}: has {list(features)}, {len(again)} episodes")
+    for e, (one, other) in enumerate(zip(data, again, strict=True)):
+        for name, f in data.features().items():
+            if name not in lost:
+                require(features[name] == f, f"{to}: {name} must be {f}, and is {features[name]}")
+                _same_column(one.steps[name], other.steps[name], f"{to}: {name} of episode {e}")
+        require(_metadata_as_json(one.metadata) == _metadata_as_json(other.metadata),
+                f"{to}: the metadata of episode {e}")
+    require(again.fps == data.fps, f"{to}: fps must be {data.fps}, and is {again.fps}")
+    beside = sidecar.sidecar_path(path)
+    if not beside.exists():
+        return
+    beside.unlink()
+    alone = open_dataset(path)
+    for name, place in places.items():
+        for e, (one, other) in enumerate(zip(data, alone, strict=True)):
+            found, f = np.asarray(other.steps[place.name]), data.features()[name]
+            rows = len(one) + 1 if place.repeats_last_row else len(one.steps[name]) if place.has_last_row else len(one)
+            require((found.dtype.kind in "UO" if f.kind == "string" else found.dtype.name == place.dtype)
+                    and found.shape == (rows, *place.shape),
+                    f"{to}: {name} of episode {e} must be {place} without the side file, and is {found.dtype} "
+                    f"{found.shape}")
+            if place.is_exact:
+                wanted = np.asarray(one.steps[name])
+                wanted = np.concatenate([wanted, wanted[-1:]])[:rows].reshape(found.shape)
+                _same_column(wanted if f.kind == "string" else wanted.astype(place.dtype), found,
+                             f"{to}: {name} of episode {e}, without the side file")
+
+
+def check_relabel(relabel: Relabel, features: Schema, provided: Sequence[str] = ()) -> None:
+    """Checks that every observation that a relabeling adds is known while acting.
+
+    Args:
+        relabel: The relabeling.
+        features: The columns of episodes that it fits.
+        provided: Columns that environments show themselves, such as "observation.goal".
+
+    Raises:
+        ContractViolation: If it adds an `observation.*` column that is not in `provided`, and it is no
+            `RuntimeRelabel`.
+    """
+    added = [k for k in relabeled_features(features, [relabel]) if k.startswith("observation.") and k not in features]
+    unknown = [] if isinstance(relabel, RuntimeRelabel) else [k for k in added if k not in provided]
+    require(not unknown, f"{type(relabel).__name__} adds {', '.join(unknown)}, which no environment shows: make it a "
+            "RuntimeRelabel, so that a policy that reads it can act")
+
+
+def check_runtime_transform(relabel: RuntimeRelabel, data: Dataset) -> None:
+    """Checks that a relabeling and its runtime transform give the same columns.
+
+    The transform sees the recorded observations, actions and rewards one by one. In the first observation it also finds
+    the first value of the column, as an `ObservationWrapper` would give it. Its state must keep its structure, and rows
+    must not depend on each other.
+
+    Args:
+        relabel: The relabeling.
+        data: Two or more episodes of different columns, without the added ones. Lengths may differ.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
+    together = _runtime_columns(relabel, list(data))
+    for episode, columns in zip(data, together, strict=True):
+        relabeled = relabel(episode)
+        added = [k for k, v in relabeled.steps.items() if role(k) == "observation"
+                 and (k not in episode.steps or v is not episode.steps[k])]
+        for name in added:
+            require(name in columns, f"the runtime transform does not give {name!r}")
+            want = np.asarray(relabeled.steps[name])
+            have = columns[name][: len(want)]
+            require(have.shape == want.shape and have.dtype.kind == want.dtype.kind,
+                    f"{name!r} is {have.dtype} {have.shape[1:]} while acting, but {want.dtype} {want.shape[1:]} in "
+                    "training")
+            near = np.allclose(have, want, rtol=1e-4, atol=1e-4) if want.dtype.kind == "f" else np.array_equal(
+                have, want)
+            require(near, f"{name!r} must have the same values while acting as in training")
+    for episode, columns in zip(data, together, strict=True):
+        alone = _runtime_columns(relabel, [episode])[0]
+        for name, column in columns.items():
+            require(np.array_equal(column[: len(alone[name])], alone[name]),
+                    f"{name!r} must not depend on the other rows")
+
+
+def _runtime_columns(relabel, episodes) -> list[dict[str, np.ndarray]]:
+    """What the runtime transform adds along episodes that run side by side, (T + 1 rows each)."""
+    transform, rows = relabel.runtime_transform(), torch.arange(len(episodes))
+    actions = [np.asarray(e.steps["action"]).reshape(len(e.steps["action"]), -1) for e in episodes]
+    rewards = [np.asarray(e.steps["next.reward"], np.float32).reshape(-1) for e in episodes]
+
+    def at(columns, t):
+        return torch.from_numpy(np.stack([c[min(t, len(c) - 1)] for c in columns]))
+    observed = [k for k in episodes[0].steps if role(k) == "observation"]
+    seen = {k: [np.asarray(e.steps[k]) for e in episodes] for k in observed}
+    firsts = [{k: np.asarray(v[0]) for k, v in relabel(e).steps.items()
+               if role(k) == "observation" and k not in observed} for e in episodes]
+    given = {k: torch.from_numpy(np.stack([first[k] for first in firsts])) for k in firsts[0]}
+    lengths = [len(e) for e in episodes]
+    state, found = None, []
+    for t in range(max(lengths) + 1):
+        obs = {**{k: at(v, t) for k, v in seen.items()}, **given}
+        last = LastStep(torch.full((len(rows),), t > 0), at(actions, max(t - 1, 0)) * (t > 0),
+                        at(rewards, max(t - 1, 0)) * (t > 0))
+        if t == 0:
+            state = transform.start(obs, keys(0, range(len(rows))))
+        added, after = transform.step(obs, last, state)
+        require(_structure(after) == _structure(state), "the state must keep its names, shapes and dtypes")
+        state = after
+        found.append({**given, **added})
+    return [{k: np.stack([step[k][row].numpy() for step in found])[: lengths[row] + 1] for k in found[0]}
+            for row in rows.tolist()]

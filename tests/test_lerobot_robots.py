@@ -204,7 +204,7 @@ from understudy.core import ConfigError, UserError
 from understudy.files import write_json
 from understudy.robots.base import ConnectionLost, RobotError
 from understudy.robots.registry import RobotConfig, make_robot
-from understudy.robots.safety import SafetyLimits
+from understudy.robots.limits import SafetyLimits
 from understudy.testing import check_robot
 
 write_json("limits.json", dump(SafetyLimits((-1, 0, -1), (1, 10, 1), (9, 9, 9), slow_start=0)))

@@ -18,7 +18,8 @@ from understudy.data import video
 from understudy.robots.base import Robot
 from understudy.robots.cameras import EmulatedCamera
 from understudy.robots.env import Pace
-from understudy.robots.safety import SafeRobot, SafetyLimits
+from understudy.robots.limits import SafetyLimits
+from understudy.robots.safety import SafeRobot
 from understudy.robots.simulated import SimulatedArm
 
 websockets = pytest.importorskip("websockets", reason="extra serve not installed")

@@ -21,7 +21,8 @@ from understudy.execute.chunking import RecedingHorizon  # noqa: E402
 from understudy.heads.flow import Flow  # noqa: E402
 from understudy.policy import PolicyConfig  # noqa: E402
 from understudy.robots.acting import act_on_robot  # noqa: E402
-from understudy.robots.safety import SafeRobot, SafetyLimits  # noqa: E402
+from understudy.robots.limits import SafetyLimits  # noqa: E402
+from understudy.robots.safety import SafeRobot  # noqa: E402
 from understudy.robots.simulated import SimulatedArm  # noqa: E402
 from understudy.serve.client import Client, MalformedReply, RemoteRunner  # noqa: E402
 from understudy.serve.describe import policy_metadata, policy_schema  # noqa: E402

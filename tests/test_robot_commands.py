@@ -216,7 +216,8 @@ def robot(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_arm.py").write_text('''
 import numpy as np
 from understudy.robots.base import Teleoperator
-from understudy.robots.safety import SafeRobot, SafetyLimits
+from understudy.robots.limits import SafetyLimits
+from understudy.robots.safety import SafeRobot
 from understudy.robots.simulated import SimulatedArm
 
 class Clock:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from understudy.core import ConfigError, Feature
 from understudy.execute.actor import NonFiniteAction
 from understudy.robots.base import ConnectionLost, RobotError
-from understudy.robots.safety import Link, SafeRobot, SafetyLimits, Workspace
+from understudy.robots.limits import Link, SafetyLimits, Workspace
+from understudy.robots.safety import SafeRobot
 from understudy.robots.simulated import Connection, SimulatedArm
 
 ARM = (Link((0, 1, 0), (0.2, 0, 0)), Link((0, 1, 0), (0.1, 0, 0)))  # two links of 20 and 10 cm in a vertical plane

@@ -32,9 +32,10 @@ from understudy.robots.emulator import (
     emulate_arm,
 )
 from understudy.robots.env import RobotEnv
+from understudy.robots.limits import SafetyLimits
 from understudy.robots.recording import NoKeys, RecordingTimes, RobotSession, replay_episode
 from understudy.robots.registry import RobotConfig, TeleoperatorConfig, make_robot, make_teleoperator, parse_cameras
-from understudy.robots.safety import SafeRobot, SafetyLimits
+from understudy.robots.safety import SafeRobot
 from understudy.robots.servo_arm import ARM_TYPES, Calibrator, ServoFollower, ServoLeader, set_up_motor
 from understudy.robots.simulated import SimulatedArm
 from understudy.testing import check_robot

@@ -18,7 +18,10 @@ MODULES: dict[str, str] = {  # old module: new module
     **{f"understudy.envs.{name}": f"understudy.envs.toys.{name}" for name in _TOYS},
     **{f"understudy.envs.{name}": f"understudy.envs.simulators.{name}" for name in _SIMULATORS},
 }
-NAMES: dict[str, str] = {}  # old "module:Name": new "module:Name"
+NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
+    f"understudy.robots.safety:{name}": f"understudy.robots.limits:{name}"
+    for name in ("Link", "SafetyLimits", "SafetyState", "Workspace")
+}
 # Old "module:Name": function of its JSON, without "$", that returns the present fields.
 UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {}
 

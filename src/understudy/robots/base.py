@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..core import Schema, UserError
-
-if TYPE_CHECKING:
-    from .safety import SafetyLimits
+from .limits import SafetyLimits
 
 
 class RobotError(UserError):

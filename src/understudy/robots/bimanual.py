@@ -11,7 +11,7 @@ import numpy as np
 from ..core import Feature
 from .base import Robot, RobotError, Teleoperator
 from .cameras import Camera, camera_features, read_cameras
-from .safety import SafetyLimits
+from .limits import SafetyLimits
 
 
 class BimanualRobot(Robot):

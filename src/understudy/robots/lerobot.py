@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core import ConfigError, Feature, Unsupported, UserError
 from .base import ConnectionLost, Robot, RobotError, Teleoperator
-from .safety import SafetyLimits
+from .limits import SafetyLimits
 from .servo_arm import MAX_RELATIVE_TARGET, MAX_VELOCITY, ServoFollower
 
 PREFIX = "lerobot/"

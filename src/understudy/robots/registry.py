@@ -22,8 +22,9 @@ from .bimanual import BimanualRobot, BimanualTeleoperator, join_limits
 from .calibration import MotorCalibration, find_calibration, read_calibration
 from .cameras import Camera, EmulatedCamera, OpenCVCamera
 from .lerobot import PREFIX, LeRobotRobot, make_lerobot_robot, make_lerobot_teleoperator
+from .limits import SafetyLimits
 from .ports import refuse_shared_ports
-from .safety import SafeRobot, SafetyLimits
+from .safety import SafeRobot
 from .servo_arm import ARM_TYPES, ServoArm, ServoFollower, ServoLeader
 from .simulated import SimulatedArm
 from .teleoperators import VelocityTeleoperator

@@ -17,8 +17,8 @@ from .calibration import Calibration, MotorCalibration, known_calibrations, same
 from .cameras import Camera, camera_features, read_cameras
 from .dynamixel import DynamixelMotorsBus
 from .feetech import FeetechMotorsBus
+from .limits import SafetyLimits
 from .motors_bus import Motor, MotorsBus
-from .safety import SafetyLimits
 from .torque_guard import TorqueGuard
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")

@@ -11,7 +11,7 @@ import numpy as np
 from ..core import Feature
 from .base import ConnectionLost, Robot
 from .cameras import Camera, camera_features, read_cameras
-from .safety import SafetyLimits
+from .limits import SafetyLimits
 
 
 @dataclass(frozen=True)

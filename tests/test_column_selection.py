@@ -536,3 +536,79 @@ def test_the_commands_take_columns(tmp_path, monkeypatch, capsys):
         assert json.loads(capsys.readouterr().out) == {**converted, "data": "runs.csv"}
     assert main(["eval", "run", "fork", *columns]) == 2
     assert "--columns: names the columns of recorded episodes, and there are none here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv", "h5"])
+def test_episodes_that_are_numbered_otherwise_are_told(tmp_path, kind, monkeypatch):
+    columns = parse_columns(["state=q", "action=u", "episode=ep"])
+    data = open_columns(write_arrays(tmp_path, kind, ["ep_len"]), columns)
+    note = "ep is not 0, 1, 2, ...: episode {} of this data set is the one that is {} there"
+    assert data.metadata["warnings"] == [note.format(0, 4)]
+    stored = arrays()
+    for numbers, notes in (([0, 1, 2], []), ([0, 1, 3], [note.format(2, 3)])):
+        monkeypatch.setitem(globals(), "arrays", lambda n=numbers: {**stored, "ep": np.repeat(n, LENGTHS)})
+        assert open_columns(write_arrays(tmp_path, kind, ["ep_len"]), columns).metadata["warnings"] == notes
+
+
+def test_what_the_user_has_answered_is_not_asked_again(tmp_path):
+    path = write_arrays(tmp_path, "h5", ["ep"])
+    data = open_columns(path, parse_columns(["state=q", "action=u", "episode_lengths=ep_len"]))
+    assert not data.metadata["warnings"]
+    np.savez(tmp_path / "whole.npz", observations=np.zeros((6, 2), int), actions=np.arange(6) - 2, episode_ends=[3, 6])
+    path = tmp_path / "whole.npz"
+    assert [w.split(":")[0] for w in open_columns(path).metadata["warnings"]] == ["observations", "actions"]
+    for columns, asked in ((["action=actions:quantities"], ["observations"]),
+                           (["action=action:quantities", "state=observations:quantities"], [])):
+        data = open_columns(path, parse_columns(columns))
+        assert [w.split(":")[0] for w in data.metadata["warnings"]] == asked
+    own = {**arrays(), "ep_len": np.array(LENGTHS)}
+    np.savez(tmp_path / "own.npz", **{key: own[key] for key in ("q", "u", "ep_len")})
+    with pytest.raises(DataError, match="nothing says where its episodes end(.|\n)*episode_lengths=ep_len"):
+        open_columns(tmp_path / "own.npz", parse_columns(["state=q", "action=u"]))
+
+
+def test_an_audit_of_own_columns_names_the_cell_and_the_way_to_leave_episodes_out(tmp_path, capsys):
+    path = own_table(tmp_path / "own.csv", u=np.where(np.arange(200) // 10 == 7, 50, 1) * np.sin(np.arange(200)))
+    assert main(["audit", str(path), *OWN]) == 0
+    out = capsys.readouterr().out
+    assert ": 1 episode: 7\n" in out
+    assert f"understudy convert {path} DST --columns state=q1,q2 action=u episode=run" in out
+    path.write_text("run,q1,q2,u\n0,1,2,3\n0,,2,3\n0,1,2,3\n")
+    assert main(["audit", str(path), *OWN]) == 2
+    assert "own.csv, line 3, column q1: the cell is empty" in capsys.readouterr().err
+
+
+def test_observations_below_zero_are_no_classes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    q, u = np.arange(200).reshape(100, 2) - 90, np.random.default_rng(0).normal(size=(100, 2))
+    np.savez("own.npz", observations=q, actions=u, episode_ends=np.arange(10, 101, 10))
+    assert main(["train", "bc", "own.npz", "--out", "run", *TRAIN]) == 2
+    err = capsys.readouterr().err
+    assert "observation.state has integers from -90 on" in err and "--columns state=COLUMN:quantities" in err
+    assert main(["train", "bc", "own.npz", "--out", "run", *TRAIN, "--columns", "state=observations:quantities"]) == 0
+
+
+def test_data_that_do_not_fit_the_columns_of_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_table(tmp_path / "cart.csv")
+    assert main(["train", "bc", "cart.csv", "--out", "run", *TRAIN, *OWN]) == 0
+    text = (tmp_path / "cart.csv").read_text()
+    (tmp_path / "other.csv").write_text(text.replace("run,", "trial,", 1))
+    capsys.readouterr()
+    assert main(["eval", "run", "other.csv"]) == 2
+    err = capsys.readouterr().err
+    assert "there is no column 'run'" in err
+    assert "read as the data of the run were: --columns state=q1,q2 action=u episode=run" in err
+    assert main(["eval", "run", "other.csv", *OWN[:3]]) == 0
+    assert "is read as one episode, but trial has 20 values" in capsys.readouterr().err
+
+
+def test_converting_several_rates_does_not_ask_for_the_times(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_table(tmp_path / "own.csv", t=times(*[10] * 12, *[20] * 8))
+    assert main(["convert", "own.csv", "demos", *OWN, "timestamp=t"]) == 0
+    out = capsys.readouterr().out
+    assert "not the same everywhere" in out and "--columns timestamp" not in out
+    assert main(["view", "make", "demos", "--out", "even.json", "--fps", "10"]) == 0
+    data = open_dataset("even.json")
+    assert data.fps == 10 and len(data) == 20

@@ -52,7 +52,10 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
             raise
         found = list(check_files(path))
         if not any(f.severity == "error" for f in found):
-            format_of(path)  # raises if this is no data set at all
+            try:
+                format_of(path)
+            except UserError:  # this is no data set at all, or the user names its columns
+                raise error from None
         return AuditReport(_sort_findings([*found, finding_from_error(error, path)]))
     path = Path(data.metadata.get("path", path))  # the folder may contain exactly one data set
     found = list(check_files(path))

@@ -65,6 +65,9 @@ def main(args: list[str]) -> None:
         out.print(*([""] if report.findings else []), ", ".join(pluralize(n, s) for s, n in kinds.items()))
         for ranking in rankings:
             out.print("", *_ranking_lines(ranking))
+        if rankings and o.columns:
+            out.print("", "To leave episodes out, give the columns the names of policies first: "
+                      + command_line("convert", o.data, "DST", "--columns", *o.columns))
         if report.scores and not rankings:
             out.print("No episode is far from the others by any score.")
         if o.html is not None:

@@ -514,6 +514,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mappi
         DataError: There is no action, or the audit finds an error.
     """
     from ..audit import check_usable, training_warnings
+    from ..audit.checks import reader_warnings
     from ..core import DataError, role
     from ..data import cache
     from ..data.column_selection import parse_columns
@@ -529,6 +530,9 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mappi
         warn_unused_ignores(check_usable(data, data.metadata["path"], ignore, training=True))
         for text in training_warnings(data):
             print(f"{path}: {text}", file=sys.stderr)
+    else:
+        for doubt in (f for f in reader_warnings(data) if f.severity == "warning"):
+            print(f"{path}: warning: {doubt.message}", file=sys.stderr)
     sizes = {(f.shape[0], f.shape[1]) for f in data.features().values() if f.kind == "image"}
     if not sizes or not decode:
         return data

@@ -84,8 +84,11 @@ def _convert(o: ConvertOptions, out: Output) -> None:
     if data.fps is None and to.startswith("lerobot"):
         from ..data.formats.lerobot_write import SAFE_FPS
 
-        out.print(f"The rate of these data is not known, and LeRobot needs one: {SAFE_FPS} steps per second is written."
-                  " If a column has the seconds, name it: --columns timestamp=COLUMN")
+        known, cure = ("not the same everywhere", "To resample afterwards: understudy view make DST --out VIEW --fps HZ"
+                       ) if "timestamp" in data.features() else (
+            "not known", "If a column has the seconds, name it: --columns timestamp=COLUMN")
+        out.print(f"The rate of these data is {known}, and LeRobot needs one: {SAFE_FPS} steps per second is written. "
+                  + cure)
     write_dataset(data, o.dst, to, **options)
     out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")
     out.suggest(command_line("inspect", o.dst))

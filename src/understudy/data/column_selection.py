@@ -113,8 +113,9 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
         return data
     if isinstance(data.source, EpisodeList):
         raise DataError("columns of this format cannot be selected", where=path, hint="leave out --columns")
-    warnings = [w for w in data.metadata.get("warnings", ()) if not w.startswith("no column is called action")]
     source = SelectedColumns(data.source, selection, str(path))
+    answered = ("no column is called action", *(f"{key}: " for key in source.keys_with_reading()))
+    warnings = [w for w in data.metadata.get("warnings", ()) if not w.startswith(answered)]
     fps = data.fps or (_rate(source) if "timestamp" in selection else None)
     return Dataset(source, {**data.metadata, "warnings": warnings, "fps": fps}, data.indices)
 
@@ -143,9 +144,13 @@ def open_as_read(path: str | Path, given: Mapping[str, Any], stored: Mapping[str
         try:
             data = open_columns(path, **given)
         except UserError:
-            raise error from None
-        if "action" not in data.features():
-            raise error from None
+            data = None
+        if data is None or "action" not in data.features():
+            if "columns" not in extra or not Path(path).exists():
+                raise error from None
+            raise DataError(error.problem, where=error.where, hint=f"{error.hint or 'check the data'}. It was read as "
+                            f"the data of the run were: --columns {describe_columns(extra['columns'])}. If its columns "
+                            "differ, add --columns that fit it") from None
         return data, False
 
 
@@ -188,6 +193,12 @@ class SelectedColumns(WrapperSource):
         used = {column for parts in self._parts.values() for column, _ in parts}
         self.schema = {**{name: f for name, f in inner.schema.items() if name not in used | set(selection)},
                        **{name: self._feature(name, where) for name in selection}}
+
+    def keys_with_reading(self) -> list[str]:
+        """The arrays of the file of which the user said whether they are classes or quantities."""
+        keys = getattr(self.inner, "keys", {})
+        return [keys.get(column, column) for name, parts in self._parts.items() if self._reading[name]
+                for column, _ in parts]
 
     def _feature(self, name: str, where: str) -> Feature:
         f = self._stacked_feature(name, where)
@@ -378,5 +389,7 @@ def _open_npz(path: Path, boundary: Mapping[str, str]) -> Dataset:
         return cut_table(NpzFolderSource(path), path)
     except DataError:
         raise
-    except UserError as error:  # an array has a row for each episode, perhaps
-        raise DataError(error.problem, where=error.where, hint=episodes_hint(path) or error.hint) from None
+    except UserError:  # an array has a row for each episode, perhaps
+        if not (hint := episodes_hint(path)):
+            raise
+        raise DataError("nothing says where its episodes end", where=path, hint=hint) from None

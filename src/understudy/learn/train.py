@@ -20,7 +20,7 @@ import torch
 
 from .. import __version__, config
 from ..checkpoint import CheckpointModule
-from ..core import DataError, DataWarning, Schema, UserError, as_seed, role
+from ..core import DataError, DataWarning, Schema, UserError, as_seed, role, short_name
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
@@ -576,14 +576,16 @@ def check_method(method: Method, data: Dataset) -> None:
                             where=data.metadata.get("path", "data set"),
                             hint="store numbers there; instructions belong in the column 'task'")
     window, target = policy_config.window, policy_config.target
-    if target in features and features[target].kind == "discrete":
-        lowest = min((int(np.min(e.steps[target], initial=0)) for e in data), default=0)
+    for name in read:
+        if name not in features or features[name].kind != "discrete":
+            continue
+        lowest = min((int(np.min(e.steps[name], initial=0)) for e in data), default=0)
         if lowest < 0:
             raise DataError(
-                f"{target} has integers from {lowest} on, and integers are read as classes, numbered from 0",
+                f"{name} has integers from {lowest} on, and integers are read as classes, numbered from 0",
                 where=path or "data set",
-                hint=f"if they are quantities: --columns {target}=COLUMN:quantities, or save them as float32; "
-                     "otherwise number the classes from 0",
+                hint=f"if they are quantities: --columns {short_name(name)}=COLUMN:quantities, or save them as "
+                     "float32; otherwise number the classes from 0",
             )
     if target in features and (window.action_offset > 0 or window.action_offset + window.horizon <= 0):
         def reached(episode):  # whether any step of its windows' targets lies in it

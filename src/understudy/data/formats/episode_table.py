@@ -38,7 +38,10 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
     if any(int(source.rows(n)[0]) != steps for n in source.schema):
         raise DataError("the last row has empty cells, which a table of several episodes must not have", where=path,
                         hint="fill the cells, or leave out the row")
-    return cut_source(source, lengths_from_numbers(np.asarray(source.column(name, 0)), f"{path}, {name}"), [name])
+    values = np.asarray(source.column(name, 0))
+    data = cut_source(source, lengths_from_numbers(values, f"{path}, {name}"), [name])
+    return Dataset(data.source, {**data.metadata, "warnings": [*source.metadata.get("warnings", ()),
+                                                               *numbering_notes(values, name)]})
 
 
 def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[str] = ()) -> Dataset:
@@ -81,6 +84,19 @@ def lengths_from_numbers(values: np.ndarray, where: str) -> np.ndarray:
                         where=where,
                         hint="give each episode a number of its own, or sort the rows if they are mixed up")
     return np.diff(np.append(starts, len(values)))
+
+
+def numbering_notes(values: np.ndarray, name: str) -> Iterator[str]:
+    """Yield a note if a column numbers the episodes in another way than from 0 on without gaps.
+
+    Args:
+        values: The column, with a row for each step.
+        name: Its name.
+    """
+    numbers = list(dict.fromkeys(values.reshape(-1).tolist()))
+    if values.dtype.kind in "iuf" and numbers != list(range(len(numbers))):
+        i = next(i for i, number in enumerate(numbers) if number != i)
+        yield f"{name} is not 0, 1, 2, ...: episode {i} of this data set is the one that is {numbers[i]:g} there"
 
 
 def check_lengths(lengths: np.ndarray, steps: int, where: str) -> np.ndarray:

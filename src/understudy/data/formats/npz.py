@@ -21,7 +21,14 @@ from .. import cache
 from ..episode import Dataset, episode_starts
 from . import sidecar
 from .column_names import FLAG_COLUMNS, are_flags, is_plain_flag, standard_name
-from .episode_table import EPISODE_COLUMNS, boundary_hint, check_lengths, lengths_from_numbers, unknown_boundary
+from .episode_table import (
+    EPISODE_COLUMNS,
+    boundary_hint,
+    check_lengths,
+    lengths_from_numbers,
+    numbering_notes,
+    unknown_boundary,
+)
 from .key_map import KeyMap, checked_rate, lengths_from_ends, metadata, stored_feature
 from .npz_arrays import ArrayChunks, NpzArchiveSource, NpzArrays, column_chunks, split_rows, whole_array, write_npz
 from .sidecar import ColumnEncoding, FormatCapability
@@ -58,7 +65,8 @@ class NpzSource(NpzArchiveSource):
         self._check_names()
         self._check_last(int(self.lengths.sum()))
         self._assign_arrays()
-        self.metadata = metadata("npz", path, list(self._doubts()), fps=self._fps())
+        notes = [] if episode is None else numbering_notes(self._file.read_array(episode), episode)
+        self.metadata = metadata("npz", path, [*self._doubts(), *notes], fps=self._fps())
 
     def _find_lengths(self, episode, episode_lengths) -> np.ndarray:
         headers = self._file.headers

@@ -612,3 +612,43 @@ def test_converting_several_rates_does_not_ask_for_the_times(tmp_path, monkeypat
     assert main(["view", "make", "demos", "--out", "even.json", "--fps", "10"]) == 0
     data = open_dataset("even.json")
     assert data.fps == 10 and len(data) == 20
+
+
+def test_times_of_text_are_refused_with_the_cure(tmp_path):
+    clock = [f"2026-11-23T10:00:{i % 10:02d}" for i in range(200)]
+    named = own_table(tmp_path / "named.csv", timestamp=clock, state=np.arange(200.0), action=np.arange(200.0))
+    other = own_table(tmp_path / "other.csv", when=clock)
+    for path, columns in ((named, ()), (named, ("episode=run",)), (other, (*OWN[1:], "timestamp=when"))):
+        with pytest.raises(DataError, match="the times are text, such as '2026-11-23T10:00:00'(.|\n)*total_seconds"):
+            open_columns(path, parse_columns(columns))
+    (tmp_path / "thousands.csv").write_text('q,u\n"1,000",2\n"1,001",2\n')
+    with pytest.raises(DataError, match="thousands.csv, q, episode 0, step 0: this is not a number: '1,000'"):
+        open_columns(tmp_path / "thousands.csv", parse_columns(["state=q", "action=u"]))
+
+
+def test_small_integers_are_no_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = np.frombuffer(b"left\0\0right\0", np.uint8).reshape(2, 6).repeat([100, 100], 0)
+    stored = {"actions": np.random.default_rng(0).normal(size=(200, 2)), "episode_ends": np.arange(10, 201, 10)}
+    numbers = np.random.default_rng(0).integers(0, 256, (200, 6), dtype=np.uint8)
+    for name, values, warned in (("words", words, False), ("numbers", numbers, True)):
+        np.savez(f"{name}.npz", observations=values, **stored)
+        assert main(["inspect", f"{name}.npz"]) == 0
+        assert ("uint8 is read as the bytes of a text" in capsys.readouterr().out) == warned
+    assert main(["train", "bc", "numbers.npz", "--out", "run", *TRAIN]) == 0
+    assert "--columns state=observation.state:quantities" in capsys.readouterr().err
+    data = open_columns("numbers.npz", parse_columns(["state=observation.state:quantities"]))
+    assert data.features()[STATE].kind == "vector"
+    np.testing.assert_array_equal(np.concatenate([e.steps[STATE] for e in data]), numbers)
+
+
+def test_actions_of_flags_are_trained_and_evaluated(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    q = np.random.default_rng(0).normal(size=(200, 2))
+    np.savez("flags.npz", observations=q, actions=q > 0, episode_ends=np.arange(10, 201, 10))
+    assert main(["train", "bc", "flags.npz", "--out", "run", *TRAIN]) == 0
+    capsys.readouterr()
+    assert main(["eval", "run", "flags.npz", "--json"]) == 0
+    components = json.loads(capsys.readouterr().out)["components"]
+    # p of the flags are on, and always p is off by 2 p (1 - p)
+    assert [c["average"] for c in components] == [pytest.approx(0.5, abs=0.05)] * 2

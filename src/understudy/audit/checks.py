@@ -454,6 +454,10 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
         if role(name) in ("observation", "action") and f.kind in ("discrete", "text") and f.size:
             low, high = _value_range(data, name)
             if role(name) == "observation" and f.kind == "text":
+                if not _is_text(data, name):
+                    yield Finding("dtype", "warning", f"{name}: uint8 is read as the bytes of a text, and these are no text",
+                                  "if they are quantities: --columns "
+                                  f"{short_name(name)}={own_columns(data, name)}:quantities", Location(feature=name))
                 continue
             if low.min() < 0 or high.max() > 255:
                 yield Finding("dtype", "warning", f"{name}: integers from {low.min():g} to {high.max():g}, which are "
@@ -469,6 +473,15 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
                 yield Finding("range", "warning", f"{name}: values as large as {size:.3g}",
                               "check for a placeholder for missing values, or another unit",
                               Location(feature=name))
+
+
+def _is_text(data: Dataset, name: str) -> bool:
+    """Whether the bytes at the first step of every episode are UTF-8 text, padded with 0."""
+    try:
+        return all(bytes(np.ravel(e.steps[name][0])).rstrip(b"\0").decode().replace("\n", " ").isprintable()
+                   for e in data if len(e))
+    except UnicodeDecodeError:
+        return False
 
 
 def own_columns(data: Dataset, name: str) -> str:

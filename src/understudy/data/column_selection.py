@@ -20,7 +20,7 @@ from .formats import format_of, open_dataset, remote
 from .formats.column_names import format_list, near_name_hint, standard_name
 from .formats.detection import UnknownFormat, detect_format
 from .formats.episode_table import EPISODE_COLUMNS, cut_table, frame_rate
-from .formats.folder import NpzFolderSource, episode_files, open_csv
+from .formats.folder import NpzFolderSource, episode_files, not_seconds, open_csv
 from .formats.hdf5_arrays import array_names, hdf5_files, open_arrays
 from .formats.npz import NpzSource, episodes_hint
 from .formats.npz_arrays import NpzArrays
@@ -212,7 +212,7 @@ class SelectedColumns(WrapperSource):
         if not self._is_whole(name) or name in _NUMERIC_COLUMNS or self._reading[name]:
             for (column, _), f in zip(self._parts[name], found, strict=True):
                 if f.kind == "string":
-                    self._check_numbers(column, where)
+                    self._check_numbers(name, column, where)
         odd = [c for (c, _), f in zip(self._parts[name], found, strict=True) if f.kind in ("image", "string")]
         if odd and self._reading[name]:
             raise DataError(f"{odd[0]} is not numeric, and has no {self._reading[name]}", where=where,
@@ -237,8 +237,8 @@ class SelectedColumns(WrapperSource):
                                 where=f"{where}, {name}, episode {episode}, step {step}",
                                 hint="leave out :classes if these are quantities")
 
-    def _check_numbers(self, column: str, where: str) -> None:
-        """Raises DataError for the first cell of text in a column that is mostly numbers."""
+    def _check_numbers(self, name: str, column: str, where: str) -> None:
+        """Raises DataError for the first cell of text in a column that is mostly numbers, or must be numbers."""
         texts, numbers = {}, 0  # (episode, step) -> text
         for episode in range(len(self.lengths)):
             for step, cell in enumerate(np.asarray(self.inner.column(column, episode)).reshape(-1).tolist()):
@@ -247,7 +247,9 @@ class SelectedColumns(WrapperSource):
                     numbers += 1
                 except ValueError:
                     texts[episode, step] = cell
-        if numbers > len(texts) > 0:
+        if texts and name == "timestamp" and not numbers:
+            raise not_seconds(next(iter(texts.values())), f"{where}, {column}")
+        if texts and (numbers > len(texts) or name in _NUMERIC_COLUMNS):
             (episode, step), cell = next(iter(texts.items()))
             others = f", and {len(texts) - 1} others like it" if len(texts) > 1 else ""
             raise DataError(f"this is not a number: {cell!r}", hint=f"correct the cell{others}",

@@ -70,6 +70,8 @@ class Validation:
         for i in range(0, len(at), size):
             part = at[i:i + size]
             batch = windows.gather(part, np.random.default_rng(i)).to(policy.device)
+            if batch.action.dtype == torch.bool:  # errors are differences
+                batch = batch.replace(action=batch.action.float())
             key = keys(0, part).to(policy.device)
             with torch.no_grad():
                 noises = [policy.noise(key, torch.full_like(key, k)) for k in range(K)]

@@ -90,6 +90,13 @@ def not_utf8(file: Path) -> DataError:
                      hint=f"save the table as UTF-8 (in a spreadsheet: CSV UTF-8), or convert it: {command} > NEW.csv")
 
 
+def not_seconds(text: str, where: str) -> DataError:
+    """Return the error for a column of times that are text."""
+    return DataError(f"the times are text, such as {str(text)!r}, and not numbers of seconds", where=where,
+                     hint="write seconds, such as with pandas: t = pd.to_datetime(table[NAME]); table[NAME] = "
+                          "(t - t[0]).dt.total_seconds(); or give the column a name other than timestamp")
+
+
 def other_separator(names: Sequence[str]) -> str | None:
     """Return the separator of a table whose columns are not separated by commas. Its header is then read as a single
     name.
@@ -122,6 +129,9 @@ class FolderSource(MemmapSource):
         self._check_files()
         self._scan_files()
         self.lengths = np.min(list(self.row_counts.values()), axis=0)
+        if "timestamp" in self.schema and self.schema["timestamp"].kind == "string":
+            text = np.asarray(self.read_text("timestamp", 0)).reshape(-1)[0]
+            raise not_seconds(text, f"{self.files[0]}, timestamp")
         for name, rows in self.row_counts.items():
             if (e := first_true(rows > self.lengths + 1)) is not None:
                 raise UserError(f"it has {rows[e]} rows instead of {self.lengths[e]}, or one more",

@@ -65,8 +65,9 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
         return cut_table(source, path, KEYS.column(str(array_key(episode, source.keys.values()))))
     if (key := array_key(str(episode_lengths), source.lists)) is None:
         raise unknown_boundary("episode_lengths", str(episode_lengths), {**source.lists, **source.schema})
-    source.metadata["warnings"] = [w for w in source.metadata["warnings"] if not w.startswith(f"{key}: ")]
-    return cut_source(source, check_lengths(source.lists[key], int(source.lengths[0]), f"{path}, {key}"))
+    data = cut_source(source, check_lengths(source.lists[key], int(source.lengths[0]), f"{path}, {key}"))
+    warnings = [w for w in data.metadata["warnings"] if not w.startswith(f"{key}: ")]  # that it is no column
+    return Dataset(data.source, {**data.metadata, "warnings": warnings})
 
 
 def array_names(path: Path) -> list[str]:

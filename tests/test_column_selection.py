@@ -608,7 +608,8 @@ def test_converting_several_rates_does_not_ask_for_the_times(tmp_path, monkeypat
     own_table(tmp_path / "own.csv", t=times(*[10] * 12, *[20] * 8))
     assert main(["convert", "own.csv", "demos", *OWN, "timestamp=t"]) == 0
     out = capsys.readouterr().out
-    assert "not the same everywhere" in out and "--columns timestamp" not in out
+    assert "understudy audit demos says why" in out and "--columns timestamp" not in out
+    assert main(["audit", "demos"]) == 0 and "the frame rate differs" in capsys.readouterr().out
     assert main(["view", "make", "demos", "--out", "even.json", "--fps", "10"]) == 0
     data = open_dataset("even.json")
     assert data.fps == 10 and len(data) == 20

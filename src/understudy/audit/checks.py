@@ -455,8 +455,8 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
             low, high = _value_range(data, name)
             if role(name) == "observation" and f.kind == "text":
                 if not _is_text(data, name):
-                    yield Finding("dtype", "warning", f"{name}: uint8 is read as the bytes of a text, and these are no text",
-                                  "if they are quantities: --columns "
+                    yield Finding("dtype", "warning",
+                                  f"{name}: uint8 is read as the bytes of a text, and these are no text", "if they are quantities: --columns "
                                   f"{short_name(name)}={own_columns(data, name)}:quantities", Location(feature=name))
                 continue
             if low.min() < 0 or high.max() > 255:

@@ -84,10 +84,10 @@ def _convert(o: ConvertOptions, out: Output) -> None:
     if data.fps is None and to.startswith("lerobot"):
         from ..data.formats.lerobot_write import SAFE_FPS
 
-        known, cure = ("not the same everywhere", "To resample afterwards: understudy view make DST --out VIEW --fps HZ"
-                       ) if "timestamp" in data.features() else (
-            "not known", "If a column has the seconds, name it: --columns timestamp=COLUMN")
-        out.print(f"The rate of these data is {known}, and LeRobot needs one: {SAFE_FPS} steps per second is written. "
+        cure = (f"The column timestamp does not tell it: {command_line('audit', o.dst)} says why."
+                if "timestamp" in data.features() else
+                "If a column has the seconds, name it: --columns timestamp=COLUMN")
+        out.print(f"The rate of these data is not known, and LeRobot needs one: {SAFE_FPS} steps per second is written. "
                   + cure)
     write_dataset(data, o.dst, to, **options)
     out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")

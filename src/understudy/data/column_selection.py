@@ -195,7 +195,7 @@ class SelectedColumns(WrapperSource):
                        **{name: self._feature(name, where) for name in selection}}
 
     def keys_with_reading(self) -> list[str]:
-        """The arrays of the file of which the user said whether they are classes or quantities."""
+        """The arrays of the file that the user called classes or quantities."""
         keys = getattr(self.inner, "keys", {})
         return [keys.get(column, column) for name, parts in self._parts.items() if self._reading[name]
                 for column, _ in parts]
@@ -252,7 +252,8 @@ class SelectedColumns(WrapperSource):
         if texts and (numbers > len(texts) or name in _NUMERIC_COLUMNS):
             (episode, step), cell = next(iter(texts.items()))
             others = f", and {len(texts) - 1} others like it" if len(texts) > 1 else ""
-            raise DataError(f"this is not a number: {cell!r}", hint=f"correct the cell{others}",
+            hint = f"correct the cell{others}" if numbers else "write numbers; classes are numbered from 0"
+            raise DataError(f"this is not a number: {cell!r}", hint=hint,
                             where=f"{where}, {column}, episode {episode}, step {step}")
 
     def _component_names(self, column: str, index: int | None) -> list[str]:

@@ -453,16 +453,15 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
     for name, f in data[0].features().items():
         if role(name) in ("observation", "action") and f.kind in ("discrete", "text") and f.size:
             low, high = _value_range(data, name)
+            remedy = f"if they are quantities: --columns {short_name(name)}={own_columns(data, name)}:quantities"
             if role(name) == "observation" and f.kind == "text":
                 if not _is_text(data, name):
-                    yield Finding("dtype", "warning",
-                                  f"{name}: uint8 is read as the bytes of a text, and these are no text", "if they are quantities: --columns "
-                                  f"{short_name(name)}={own_columns(data, name)}:quantities", Location(feature=name))
+                    yield Finding("dtype", "warning", f"{name}: uint8 is read as the bytes of a text, and these are "
+                                  "no text", remedy, Location(feature=name))
                 continue
             if low.min() < 0 or high.max() > 255:
                 yield Finding("dtype", "warning", f"{name}: integers from {low.min():g} to {high.max():g}, which are "
-                              "read as classes", "if they are quantities: --columns "
-                              f"{short_name(name)}={own_columns(data, name)}:quantities", Location(feature=name))
+                              "read as classes", remedy, Location(feature=name))
         if role(name) == "action" and f.kind == "vector" and len(f.shape) > 1:
             yield Finding("dtype", "warning", f"{name} has {' x '.join(map(str, f.shape))} numbers in each step",
                           "lay arrays of (episodes, steps, components) end to end: array.reshape(-1, components)",

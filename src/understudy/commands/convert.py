@@ -87,8 +87,8 @@ def _convert(o: ConvertOptions, out: Output) -> None:
         cure = (f"The column timestamp does not tell it: {command_line('audit', o.dst)} says why."
                 if "timestamp" in data.features() else
                 "If a column has the seconds, name it: --columns timestamp=COLUMN")
-        out.print(f"The rate of these data is not known, and LeRobot needs one: {SAFE_FPS} steps per second is written. "
-                  + cure)
+        out.print("The rate of these data is not known, and LeRobot needs one: "
+                  f"{SAFE_FPS} steps per second is written. {cure}")
     write_dataset(data, o.dst, to, **options)
     out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")
     out.suggest(command_line("inspect", o.dst))

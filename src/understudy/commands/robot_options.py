@@ -65,7 +65,8 @@ class RobotOptions:
     robot_timeout: Annotated[float | None, arg(name="robot.timeout", metavar="SECONDS")] = None
     """longest time between two commands, after which the robot holds"""
     robot_retries: Annotated[int | None, arg(name="robot.retries", metavar="N")] = None
-    """number of times that a request to the servos is repeated, within 0.3 s, when its reply is lost; by default 10"""
+    """number of times that a request to the servos is repeated when its reply is lost, after the third only within
+    0.3 s; by default 10"""
     robot_lerobot: Annotated[UseAppendAction[tuple[str, ...]], arg(name="robot.NAME", metavar="VALUE")] = ()
     """of lerobot/TYPE: any field of LeRobot's config, such as --robot.remote-ip 10.0.0.2"""
     yes: bool = False

@@ -34,6 +34,7 @@ except ImportError:  # Windows
 
 N_RETRIES = 10  # with 2 % lost packets, none of 20,000 observations of six servos needed more than 5
 RETRY_SECONDS = 0.3  # longest time of the repetitions of a request, less than the timeout of a robot
+UNTIMED_RETRIES = 3  # that do not end by time: a busy computer can take all of it for one
 QUIET_SECONDS = 0.02  # the line must be silent for so long before it is used again after a missing reply
 
 
@@ -64,7 +65,7 @@ class MotorsBus(ABC):
         baudrate: Bits per second.
         reply_timeout: Longest wait for a status packet (s), besides the time of its bytes on the line.
         n_retries: Largest number of times that a request is repeated.
-        retry_seconds: Time (s) since the first missing reply after which a request is not repeated any more.
+        retry_seconds: Time (s) since the first missing reply after which a request is not repeated a fourth time.
     """
 
     name: str  # of the manufacturer, as in BAUD_RATES, and of the extra
@@ -226,7 +227,7 @@ class MotorsBus(ABC):
                     problem = str(error)
                     ends = min(ends, time.monotonic() + self.retry_seconds)
                     self._wait_until_quiet()
-                    if attempt >= n_retries or time.monotonic() > ends:
+                    if attempt >= n_retries or attempt >= UNTIMED_RETRIES and time.monotonic() > ends:
                         break
                     attempt += 1
                     self.n_repeated += 1

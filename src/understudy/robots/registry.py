@@ -46,7 +46,7 @@ class RobotConfig:
         port: Serial port.
         left_arm_port: Serial port of the left arm of a robot with two arms.
         right_arm_port: Serial port of its right arm.
-        retries: Largest number of times that a request to the servos is repeated, within 0.3 s.
+        retries: Largest number of times that a request to the servos is repeated.
         id: Name of this arm, under which its calibration is stored. By default the type. The arms of a robot with two
             arms are ID_left and ID_right.
         calibration_dir: Folder of the calibration. By default understudy's folder, and then LeRobot's.

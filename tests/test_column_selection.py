@@ -653,3 +653,15 @@ def test_actions_of_flags_are_trained_and_evaluated(tmp_path, monkeypatch, capsy
     components = json.loads(capsys.readouterr().out)["components"]
     # p of the flags are on, and always p is off by 2 p (1 - p)
     assert [c["average"] for c in components] == [pytest.approx(0.5, abs=0.05)] * 2
+
+
+def test_hints_about_values_that_are_not_finite_can_be_followed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_table(tmp_path / "own.csv", u=np.where(np.arange(200) == 15, np.nan, np.sin(np.arange(200))))
+    assert main(["convert", "own.csv", "DST", *OWN]) == 2
+    assert "understudy audit own.csv --columns state=q1,q2 action=u episode=run explains" in capsys.readouterr().err
+    assert main(["train", "bc", "own.csv", "--out", "run", *TRAIN, *OWN]) == 2
+    hint = capsys.readouterr().err.split("leave out this episode: ")[1].splitlines()[0]
+    for command in hint.split(" and then "):
+        assert main(command.split()[1:]) == 0
+    assert main(["train", "bc", "finite.json", "--out", "run", *TRAIN]) == 0

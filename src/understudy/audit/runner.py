@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import DataError, UserError, role
-from ..data.column_selection import open_columns
+from ..data.column_selection import column_options, open_columns
 from ..data.episode import Dataset
 from ..data.formats import preview_dataset, remote
 from ..data.formats.detection import format_of
@@ -108,7 +108,7 @@ def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collecti
         *(check_files(where, checksums=False) if path is not None else ()),
         *_run_checks(data, checks.INTEGRITY_CHECKS, where),
     ]
-    raise_on_errors(found, where, ignore, training_data=data if training else None)
+    raise_on_errors(found, where, ignore, training_data=data if training else None, columns=column_options(data))
     return [code for code in ignore if code not in {f.code for f in found}]
 
 
@@ -121,7 +121,7 @@ def training_warnings(data: Dataset) -> list[str]:
 
 
 def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collection[str] = (), *,
-                    training_data: Dataset | None = None) -> None:
+                    training_data: Dataset | None = None, columns: Collection[str] = ()) -> None:
     """Raises DataError if an error is among these findings, except for codes in `ignore`.
 
     Args:
@@ -129,6 +129,7 @@ def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collect
         where: The data, for the message.
         ignore: Codes of errors to accept.
         training_data: The data, if they are trained on. Then values that are not finite are refused in any case.
+        columns: The option with which the data were opened: see `column_options`.
 
     Raises:
         DataError: There is an error.
@@ -147,7 +148,7 @@ def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collect
             + "\n".join(lines)
             + ("\n  ..." if len(wrong) > 10 else ""),
             where=where,
-            hint=f"{command_line('audit', where)} explains them; "
+            hint=f"{command_line('audit', where, *columns)} explains them; "
             + (
                 f"{command_line('repair', where, '--out', 'DST')} saves what can be read"
                 if set(codes) & set(_UNREADABLE_CODES)
@@ -163,7 +164,10 @@ def _deletion_hint(data: Dataset, where: Path | str) -> str:
            and not np.isfinite(episode.steps[name]).all()}
     if len(bad) == len(data):
         return "correct the values: every episode has some"
-    command = command_line("view", "make", where, "--out", "finite.json", "--delete", *sorted(bad))
+    columns, source, before = column_options(data), where, ""
+    if columns:  # views are of data that open without them
+        source, before = "DST", command_line("convert", where, "DST", *columns, "--ignore", "not-finite") + " and then "
+    command = before + command_line("view", "make", source, "--out", "finite.json", "--delete", *sorted(bad))
     return f"correct the values, or leave out {'this episode' if len(bad) == 1 else 'these episodes'}: {command}"
 
 

@@ -156,7 +156,17 @@ def open_as_read(path: str | Path, given: Mapping[str, Any], stored: Mapping[str
 
 def describe_columns(columns: Selection) -> str:
     """Return a selection as the arguments of ``--columns``."""
-    return " ".join(f"{short_name(name)}={','.join(parts)}" for name, parts in columns.items())
+    return " ".join(_column_texts(columns))
+
+
+def column_options(data: Dataset) -> list[str]:
+    """Return the option --columns with which a data set was opened. Empty if it was opened without."""
+    columns = data.metadata.get("reading", {}).get("columns", {})
+    return ["--columns", *_column_texts(columns)] if columns else []
+
+
+def _column_texts(columns: Selection) -> list[str]:
+    return [f"{short_name(name)}={','.join(parts)}" for name, parts in columns.items()]
 
 
 def _split_reading(parts: Sequence[str]) -> tuple[tuple[str, ...], str]:

@@ -251,7 +251,8 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     found = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor,
                                        of_latents=has_latent_actions(method))
     append_result(o, found.to_json())
-    out.print(found.headline(), "", _component_table(found), "", found.describe_distribution(), "",
+    out.print(f"{found.headline()}{found.baselines()}", "", _component_table(found), "",
+              found.describe_distribution(), "",
               _breakdown_table("of the episode", found.by_time, found.unit), "", found.note)
     env, given = example_evaluation(recorded, method) or (None, [])
     trust = trust_options(o.trust, env, o.run) or env_trust_options(env)

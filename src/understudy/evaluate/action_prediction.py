@@ -199,10 +199,10 @@ class ActionPrediction:
 
     def describe(self) -> str:
         """The result in words: what the error means, then how sure the policy is."""
-        return f"{self.headline()} {self.note}\n\n{self.describe_distribution()}"
+        return f"{self.headline()}{self.baselines()} {self.note}\n\n{self.describe_distribution()}"
 
     def headline(self) -> str:
-        """How far the predicted actions are from the recorded ones, next to predictions that need no policy."""
+        """How far the predicted actions are from the recorded ones."""
         n, what = len(self.episodes), "latents" if self.of_latents else "actions"
         which = {"held out": f"{n} episode{'s' * (n != 1)} that it was not trained on",
                  "trained on": f"{n} episode{'s' * (n != 1)} that it was trained on (none was held out, so expect "
@@ -214,23 +214,36 @@ class ActionPrediction:
             return (f"This data cannot show how good the policy is: every component of its {what} has the same value "
                     f"at all steps ({', '.join(constant)}). An error of 0 means nothing here. Compared on {which}.")
         error, interval = self.prediction_error
-        show = "{:.1%}".format if self.is_discrete else f"{{:.3g}}{f' {self.unit}' if self.unit else ''}".format
+        show = self._show_error
         sure = (f" ({interval.level:.0%} interval over episodes {show(interval.low)} to {show(interval.high)})"
                 if np.isfinite(interval.low) else "")
         ahead = "" if self.steps_ahead == 1 else f" over the next {self.steps_ahead} steps"
         if self.is_discrete:
-            text = (f"On {which}, {show(error.policy)} of the predicted {what}{ahead} are wrong{sure}. Always the most "
-                    f"frequent one: {show(error.average)}. Repeating the last action: {show(error.last_action)}.")
+            text = f"On {which}, {show(error.policy)} of the predicted {what}{ahead} are wrong{sure}."
         else:
             in_units = "" if self.unit else f", in the units of the {what}"
-            r2 = "" if error.r2 is None else f" R² is {error.r2:.3g} (1 is perfect, 0 is always the average)."
             text = (f"On {which}, the predicted {what} are off by {show(error.policy)} on average{ahead}{sure}"
-                    f"{in_units}. Always the average: {show(error.average)}. Repeating the last one: "
-                    f"{show(error.last_action)}.{r2}")
-        text += f" {_compare_with_baselines(error, self.is_discrete)}"
-        if self.of_latents:
-            text = f"Latents of skills, and not actions, are compared. {text}"
-        return text + (f" Left out, because they never change in the data: {', '.join(constant)}." if constant else "")
+                    f"{in_units}.")
+        return f"Latents of skills, and not actions, are compared. {text}" if self.of_latents else text
+
+    def baselines(self) -> str:
+        """The sentences after the headline: errors of predictions that need no policy, and the comparison."""
+        if self.prediction_error is None:
+            return ""
+        error, show = self.prediction_error[0], self._show_error
+        if self.is_discrete:
+            text = (f"Always the most frequent one: {show(error.average)}. Repeating the last action: "
+                    f"{show(error.last_action)}.")
+        else:
+            r2 = "" if error.r2 is None else f" R² is {error.r2:.3g} (1 is perfect, 0 is always the average)."
+            text = (f"Always the average: {show(error.average)}. Repeating the last one: {show(error.last_action)}."
+                    f"{r2}")
+        constant = [c.name for c in self.by_component if c.is_constant]
+        return f" {text} {_compare_with_baselines(error, self.is_discrete)}" + (
+            f" Left out, because they never change in the data: {', '.join(constant)}." if constant else "")
+
+    def _show_error(self, error: float) -> str:
+        return f"{error:.1%}" if self.is_discrete else f"{error:.3g}" + (f" {self.unit}" if self.unit else "")
 
     def describe_distribution(self) -> str:
         """The energy score, and where the policy is wrong and uncertain."""

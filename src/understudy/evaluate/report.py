@@ -604,7 +604,8 @@ def write_prediction_report(prediction: ActionPrediction, path: Path | str, titl
     if commands:
         sections.append(Section("What to do next", (Commands(tuple(commands)),)))
     return write_page(path, title or f"Judged on recorded episodes of {Path(prediction.name).name}", sections,
-                      verdict=(prediction.headline(), prediction.note, prediction.describe_distribution()),
+                      verdict=(prediction.headline(), f"{prediction.baselines()} {prediction.note}".strip(),
+                               prediction.describe_distribution()),
                       footer="Intervals: bootstrap over episodes.")
 
 

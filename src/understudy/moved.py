@@ -1,6 +1,6 @@
 """Import paths and fields of earlier versions, so that old checkpoints and runs keep loading.
 
-A file names code by its import path. Whoever moves, renames or changes the fields of something that a file can name
+A file names code by its import path. Anyone who moves, renames or changes the fields of something that a file can name
 adds an entry here. Entries name the present place, never another old one.
 """
 

@@ -127,7 +127,7 @@ def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = 
     waiting = [(module, name) for name in claim_module.definitions] + [(f"{__package__}.runner", "run_claim")]
     while waiting:
         at = waiting.pop()
-        if at in found or at[0] == ENVS_MODULE or at[0].startswith(FORMATS_MODULE):
+        if at in found or at[0].startswith(NOT_FOLLOWED):
             continue
         if at[0] not in sources:
             sources[at[0]] = _ModuleSource.load(at[0])
@@ -142,8 +142,8 @@ def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = 
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# named, not followed
-FORMATS_MODULE, ENVS_MODULE = (f"{__name__.rsplit('.', 2)[0]}.{part}" for part in ("data.formats", "envs"))
+# They hold names of environments and formats, and old names of everything.
+NOT_FOLLOWED = tuple(f"{__name__.rsplit('.', 2)[0]}.{part}" for part in ("data.formats", "envs.registry", "moved"))
 
 
 class _ModuleSource:

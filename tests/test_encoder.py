@@ -258,14 +258,27 @@ def test_depth_is_stored_without_loss_and_no_policy_reads_it_by_default(tmp_path
         policy_inputs(PolicyConfig(Regression()), {name: schema[name], "action": schema["action"]})
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="needs Linux")
+def test_an_encoder_never_has_real_time_threads(tmp_path):
+    """SVT-AV1 makes them where it may: then cameras stood still for 0.5 s, and the recording ended."""
+    def schedulings():
+        return {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")}
+    before, size = schedulings(), (64, 64, 3)
+    assert video.can_encode("libsvtav1", size) and schedulings() == before
+    writer = video.VideoWriter(tmp_path / "a.mp4", "libsvtav1", size, 30, threads=1)
+    writer.add([np.zeros(size, np.uint8)] * 4, [n / 30 for n in range(4)])
+    assert schedulings() == before and len(os.listdir("/proc/self/task")) > 10
+    writer.close()
+
+
 @pytest.mark.slow
 def test_two_cameras_are_recorded_while_the_episode_before_is_encoded(tmp_path):
     """What benchmarks/cameras.py measures, with shorter episodes, and with a simulated arm: emulated servos do not
     answer in time on a machine that does many other things.
 
     Before, the recording ended in its first or second episode, with 61 runnable threads and 7.7 GB. The benchmark asks
-    that no step is 20 ms late. Here other programs run on the same cores. They delay the emulated cameras too, which may
-    therefore pause longer than by default, and steps may be up to a second late.
+    that no step is 20 ms late. Here other programs run on the same cores. They delay the emulated cameras too, which
+    may therefore pause longer than by default, and steps may be up to a second late.
     """
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     import cameras

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -327,7 +328,7 @@ def can_encode(codec: str, shape: tuple[int, int, int]) -> bool:
         context = av.CodecContext.create(codec, "w")
         _configure_encoder(context, codec, height, width, 10)
         _silence_logs()
-        context.open()
+        _open_encoder(context)
         return True
     return False
 
@@ -341,6 +342,22 @@ def _configure_encoder(context, codec, height, width, fps, threads=None):
         if codec == "libsvtav1":
             # FFmpeg does not pass the number on. Looking ahead needs memory, and is useless with so many key frames.
             context.options |= {"svtav1-params": f"lp={threads}:lookahead=0:enable-tf=0"}
+
+
+def _open_encoder(context) -> None:
+    """Opens an encoder, and gives its threads the scheduling of this one.
+
+    With the rights of root, SVT-AV1 makes this thread and its own real-time threads of the highest priority. Nothing
+    else on the same cores would run then, such as the control loop of a robot.
+    """
+    if sys.platform != "linux":
+        context.open()
+        return
+    scheduling, before = (os.sched_getscheduler(0), os.sched_getparam(0)), set(os.listdir("/proc/self/task"))
+    context.open()
+    for thread in (set(os.listdir("/proc/self/task")) - before) | {"0"}:
+        with contextlib.suppress(OSError):  # it has ended
+            os.sched_setscheduler(int(thread), *scheduling)
 
 
 def _silence_logs():
@@ -367,6 +384,7 @@ class VideoWriter:
         self._stream = cast(av.VideoStream, stream)
         _configure_encoder(self._stream.codec_context, codec, shape[0], shape[1], fps, threads)
         self._stream.time_base = _TICK
+        _open_encoder(self._stream.codec_context)
         self._convert = VideoReformatter().reformat
         self.bytes = 0  # written so far
 

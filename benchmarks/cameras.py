@@ -152,7 +152,7 @@ def environment(folder: Path) -> dict[str, str]:
             "PYTHONPATH": os.pathsep.join([str(measure.HERE.parent / "src"), str(folder)])}
 
 
-def record(folder: Path, episodes: int, seconds: float, devices: Sequence[str], **camera) -> Trial:
+def record(folder: Path, episodes: int, seconds: float, devices: Sequence[str]) -> Trial:
     """Records with two cameras.
 
     Args:
@@ -160,10 +160,9 @@ def record(folder: Path, episodes: int, seconds: float, devices: Sequence[str], 
         episodes: Number of episodes.
         seconds: Length of each.
         devices: Options of `record` for the robot and the teleoperator.
-        camera: Further settings of each camera.
     """
     ours, _ = cores()
-    cameras = {name: {"type": "emulated", "width": 640, "height": 480, "fps": RATE, **camera} for name in CAMERAS}
+    cameras = {name: {"type": "emulated", "width": 640, "height": 480, "fps": RATE} for name in CAMERAS}
     idle = worst_of(idle_loop(min(10, seconds), ours))
     process = subprocess.Popen(
         [sys.executable, "-m", "understudy", "record", "--out", str(folder / "demos"), *devices, "--robot.cameras",

@@ -276,9 +276,8 @@ def test_two_cameras_are_recorded_while_the_episode_before_is_encoded(tmp_path):
     """What benchmarks/cameras.py measures, with shorter episodes, and with a simulated arm: emulated servos do not
     answer in time on a machine that does many other things.
 
-    Before, the recording ended in its first or second episode, with 61 runnable threads and 7.7 GB. The benchmark asks
-    that no step is 20 ms late. Here other programs run on the same cores. They delay the emulated cameras too, which
-    may therefore pause longer than by default, and steps may be up to a second late.
+    Before, steps were up to 0.9 s late, with 61 runnable threads and 7.7 GB. The benchmark demands 20 ms. Other
+    programs on the same cores were seen to delay a loop that does nothing else by up to 200 ms, so the bound is 300 ms.
     """
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     import cameras
@@ -294,8 +293,9 @@ def test_two_cameras_are_recorded_while_the_episode_before_is_encoded(tmp_path):
         def make():
             return Still()
     """))
-    trial = cameras.record(tmp_path, 2, 15, ["--robot", "simulated_arm", "--teleop", "still:make", "--trust", "still"],
-                           max_age=5)
+    trial = cameras.record(tmp_path, 2, 15, ["--robot", "simulated_arm", "--teleop", "still:make", "--trust", "still"])
     assert trial.memory < cameras.MOST_MEMORY and trial.threads < 70, trial
-    assert trial.dropped == 0 and max(trial.late) < 1000, trial
+    assert trial.dropped == 0 and max(trial.late) < 300, trial
+    # Nothing is lost on the way from the camera to the file: gaps come only from late steps.
+    assert max(trial.missing) <= cameras.MOST_FRAMES_MISSING + max(trial.late) * cameras.RATE / 1000, trial
     assert min(trial.episodes) > 0.9 * 15 * cameras.RATE, trial

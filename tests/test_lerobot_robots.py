@@ -2,9 +2,9 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -266,13 +266,19 @@ def test_lerobots_calibration_driver_and_leader_from_calibration_to_a_replay(chi
             for arm in (["--robot.type=so101_follower", f"--robot.port={follower.port}", "--robot.id=mine"],
                         ["--teleop.type=so101_leader", f"--teleop.port={leader.port}", "--teleop.id=mine"]):
                 process, shown = child("python", tmp_path / "calibrate.py", *arm), ""
-                for question in ("press ENTER", "Press ENTER to stop"):
-                    while question not in shown:
-                        shown += (read := process.stdout.read(1))
-                        assert read, process.stderr.read()
-                    time.sleep(3)
-                    process.stdin.write("\n")
-                    process.stdin.flush()
+                while "press ENTER" not in shown:
+                    shown += (read := process.stdout.read(1))
+                    assert read, process.stderr.read()
+                process.stdin.write("\n")
+                process.stdin.flush()
+                ranges = {}
+                while len(ranges) < 5 or min(ranges.values()) < 1100:  # the hand moves them by 1,200
+                    line = process.stdout.readline()
+                    assert line, process.stderr.read()
+                    if row := re.match(r"(\w+) +\| +(\d+) \| +\d+ \| +(\d+)", line):
+                        ranges[row[1]] = int(row[3]) - int(row[2])
+                process.stdin.write("\n")
+                process.stdin.flush()
                 status, _, err = finish(process)
                 assert status == 0, err
         robot = ["--robot", "lerobot/so101_follower", "--robot.port", follower.port, "--robot.id", "mine"]

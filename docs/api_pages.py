@@ -1,15 +1,16 @@
-"""MkDocs hook: one API page per package, made when the site is built, so that every new module is in the reference."""
+"""MkDocs hook: API pages made when the site is built. A group has a list of its names and a page for each module."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 from mkdocs.structure.files import File
 
 SOURCE = Path(__file__).parents[1] / "src" / "understudy"
 
-# Page -> title, and the packages or modules on it. Modules of a package are added by themselves.
+# Folder of the group -> title, and its packages or modules. Modules of a package are added by themselves.
 PAGES = {
     "core": ("Core", ("core", "config", "checkpoint", "plugins", "files")),
     "data": ("Data", ("data",)),
@@ -35,27 +36,86 @@ INTERNAL = {f"methods.{name}" for name in (  # see methods.md
     "chunking", "generative", "retrieval", "behavior_cloning", "representation", "skills")}
 
 
+def on_config(config):
+    """Puts the pages of the modules below the entry of their group in the menu."""
+    config.nav = list(map(_with_modules, config.nav))
+    return config
+
+
+def _with_modules(entry):
+    if not isinstance(entry, dict):
+        return entry
+    (title, target), = entry.items()
+    if isinstance(target, list):
+        return {title: list(map(_with_modules, target))}
+    group = target.removeprefix("api/").removesuffix("/index.md")
+    if group not in PAGES or not target.startswith("api/"):
+        return entry
+    return {title: [target, *({_menu_label(group, m): _page(group, m)} for m in group_modules(group))]}
+
+
 def on_files(files, config):
-    for page, (title, names) in PAGES.items():
-        text = f"# {title}\n\n" + "\n".join(f"::: understudy.{m}\n" for name in names for m in modules(name))
-        files.append(File.generated(config, f"api/{page}.md", content=text))
+    for group, (title, _) in PAGES.items():
+        files.append(File.generated(config, f"api/{group}/index.md", content=group_page(group, title)))
+        for module in group_modules(group):
+            text = f"# understudy.{module}\n\n::: understudy.{module}\n"
+            files.append(File.generated(config, _page(group, module), content=text))
     return files
 
 
+def group_modules(group: str) -> list[str]:
+    return [m for name in PAGES[group][1] for m in modules(name)]
+
+
+def group_page(group: str, title: str) -> str:
+    """Modules with their public names, one line each. Anchors are those that the names had on this page before."""
+    lines = ["---", "search: {exclude: true}", "---", f"# {title}", ""]
+    for module in group_modules(group):
+        page = _page(group, module).removeprefix(f"api/{group}/")
+        tree = ast.parse(source_file(module).read_text("utf-8"))
+        lines += [f"## [{module}]({page})", "", summary(tree), ""]
+        if members := {f"understudy.{module}.{node.name}": node for node in public_members(tree)}:
+            lines += ["| name | what it is or does |", "|---|---|", *(
+                f'| <a id="{path}"></a>[`{node.name}`]({page}#{path}) | {summary(node)} |'
+                for path, node in members.items()), ""]
+    return "\n".join(lines)
+
+
 def modules(name: str) -> list[str]:
-    """The module itself and, for a package, its modules with public members."""
+    """The module itself if it has public members, and, for a package, its modules that have."""
     path = SOURCE.joinpath(*name.split("."))
-    if not path.is_dir():
+    if not path.is_dir() or name in WITHOUT_MODULES:
         return [name]
-    if name in WITHOUT_MODULES:
-        return [name]
-    found = (f"{name}.{file.stem}" for file in sorted(path.glob("*.py")) if has_public_members(file))
-    return [name, *(m for m in found if m not in INTERNAL)]
+    package = [name] if has_public_members(path / "__init__.py") else []
+    found = (f"{name}.{file.stem}" for file in sorted(path.glob("*.py"))
+             if not file.stem.startswith("_") and has_public_members(file))
+    return [*package, *(m for m in found if m not in INTERNAL)]
+
+
+def source_file(module: str) -> Path:
+    path = SOURCE.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def has_public_members(file: Path) -> bool:
-    if file.stem.startswith("_"):
-        return False
-    definitions = (node for node in ast.parse(file.read_text("utf-8")).body
-                   if isinstance(node, ast.FunctionDef | ast.ClassDef))
-    return any(not node.name.startswith("_") for node in definitions)
+    return any(public_members(ast.parse(file.read_text("utf-8"))))
+
+
+def public_members(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+
+
+def summary(node: ast.Module | ast.FunctionDef | ast.ClassDef) -> str:
+    """First paragraph of the docstring, as a cell of a table."""
+    text = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
+    return text.replace("|", r"\|")
+
+
+def _menu_label(group: str, module: str) -> str:
+    return module.removeprefix(f"{group}.")
+
+
+def _page(group: str, module: str) -> str:
+    return f"api/{group}/{module.removeprefix(f'{group}.')}.md"

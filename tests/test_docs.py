@@ -272,4 +272,4 @@ def test_every_page_of_the_reference_is_in_the_menu():
     made = ast.parse((ROOT / "docs" / "api_pages.py").read_text())
     pages = next(ast.literal_eval(node.value) for node in made.body
                  if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PAGES")
-    assert [name for name, (title, _) in pages.items() if f"- {title}: api/{name}.md" not in menu] == []
+    assert [name for name, (title, _) in pages.items() if f"- {title}: api/{name}/index.md" not in menu] == []

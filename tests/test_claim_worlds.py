@@ -36,6 +36,7 @@ from understudy.claims import functional_manipulation as fmb
 from understudy.claims import vinn_few_demonstrations as vinn
 from understudy.claims.curation import cloning_method
 from understudy.claims.goal_directions import DirectedPush, direction_demonstrations, train_policy
+from understudy.claims.memo import empty_memos
 from understudy.core import HeadSpec, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.procedure import GridSearch
@@ -207,12 +208,11 @@ def test_pretraining_never_sees_the_new_task_and_its_twin_sees_other_actions(mon
     monkeypatch.setattr(claim, "train_policy",
                         lambda method, data, seed, policy=None: seen.append((data, policy)) or len(seen))
     monkeypatch.setattr(claim, "rollout_policy", lambda policy, *rest: [])
-    claim._pretrained_policies.clear()
     data = claim.MultiTaskDemonstrations(12, 6).load(1)
-    for method in (claim.TransferMethod(2, False), claim.TransferMethod(2, True),
-                   claim.TransferMethod(2, True, shuffle_pretraining=True)):
-        claim.new_task_success(None, method, data, 1, 5, 0)
-    claim._pretrained_policies.clear()
+    with empty_memos():
+        for method in (claim.TransferMethod(2, False), claim.TransferMethod(2, True),
+                       claim.TransferMethod(2, True, shuffle_pretraining=True)):
+            claim.new_task_success(None, method, data, 1, 5, 0)
     (scratch, none), (before, _), (after, began), (mixed, _), _ = seen
     assert none is None and began == 2 and len(scratch) == len(after) == 2
     assert (np.abs(directions(scratch) - 202.5) <= 22.5).all()

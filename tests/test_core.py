@@ -1,9 +1,11 @@
 """Randomness that belongs to a row, nested state, recipes as JSON, files that are whole."""
 
 import dataclasses
+import inspect
 import json
 import math
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ from understudy.core import (
     keys,
     normal,
     put,
+    replaceable,
+    replaced,
     role,
     take,
     uniform,
@@ -289,3 +293,45 @@ def test_a_fingerprint_is_of_words_and_not_of_where_they_lie():
     assert data(object).fingerprint() == data("U").fingerprint() == data("U40").fingerprint()
     other = Dataset([Episode({"action": np.zeros(2), "task": np.array(["put it down", "offne"], object)})])
     assert other.fingerprint() != data(object).fingerprint()
+
+
+# -- functions that can be replaced -------------------------------------------------------------------------------
+
+
+@replaceable
+def half(x: float, *, above: float = 0.0) -> float:
+    """Half of a number."""
+    return x / 2 + above
+
+
+def test_a_replacement_is_called_with_the_same_arguments_until_the_context_ends():
+    def negative(x, *, above=0.0):
+        return -inspect.unwrap(half)(x, above=above)
+    assert half(4.0, above=1.0) == 3.0
+    with replaced({half: negative}):
+        assert half(4.0, above=1.0) == -3.0
+        with replaced({half: lambda x: 7.0}):
+            assert half(4.0) == 7.0
+        assert half(4.0) == -2.0
+    with pytest.raises(KeyError), replaced({half: lambda x: {}[x]}):
+        half(4.0)
+    assert half(4.0) == 2.0
+
+
+def test_a_replaceable_function_is_documented_and_sent_as_itself():
+    assert half.__doc__ == "Half of a number." and list(inspect.signature(half).parameters) == ["x", "above"]
+    assert pickle.loads(pickle.dumps(half)) is half
+
+
+def test_what_trains_and_rolls_out_is_replaced_wherever_it_was_imported():
+    from understudy import fit
+    from understudy.audit.scores import keyframes, network_scores
+    from understudy.claims import measures
+    from understudy.evaluate import rollout
+    from understudy.learn import fit_method
+
+    names = {fit: (fit_method, "fit"), rollout: (measures, "rollout"),
+             network_scores.fit_regression: (keyframes, "fit_regression")}
+    with replaced({function: lambda *args: (args, "replaced") for function in names}):
+        for function, (module, name) in names.items():
+            assert function(1) == getattr(module, name)(1) == ((1,), "replaced")

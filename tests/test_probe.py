@@ -2,20 +2,21 @@
 
 import json
 from dataclasses import fields, is_dataclass, replace
-from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 
 from understudy import cli
-from understudy.claims import measures, probe, records
+from understudy.claims import probe, records
 from understudy.claims.base import Arm, Claim, ClaimPart, Experiment, ExpertDemonstrations, GreaterThan, NegativeControl
-from understudy.claims.measures import closed_loop
+from understudy.claims.measures import closed_loop, train_once
 from understudy.claims.probe import compare, confirm, take, updates_to_probe
+from understudy.core import replaced
 from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
 from understudy.files import write_json
+from understudy.learn.fit import fit
 from understudy.learn.optimizer import OptimizerConfig
 
 
@@ -148,13 +149,17 @@ def test_rounding_errors_do_not_matter():
 
 
 def test_real_runs_never_meet_what_a_probe_trained():
-    training = import_module("understudy.learn.fit_method")
-    functions = training.fit, measures.rollout, measures._trained
-    step = torch.optim.Adam.step
-    trained = dict(measures._trained)  # another test may have trained in this process
-    take(first_arm("diffusion-bc"))
-    assert (training.fit, measures.rollout) == functions[:2] and measures._trained is functions[2]
-    assert torch.optim.Adam.step is step and measures._trained == trained
+    """Nothing is left of a probe: neither the recorder nor policies of few updates."""
+    step, calls = torch.optim.Adam.step, []
+    claim = first_arm("diffusion-bc")
+    experiment = claim.parts[0].experiment
+    with replaced({fit: lambda learner, batch, steps, **options: calls.append(steps)}):
+        method = experiment.arms[0].options[0]
+        before = train_once(experiment, method, experiment.source.load(0), 0)
+        take(claim)
+        assert train_once(experiment, method, experiment.source.load(0), 0) is before and len(calls) == 1
+        train_once(experiment, method, experiment.source.load(0), 1)
+    assert len(calls) == 2 and torch.optim.Adam.step is step
 
 
 def test_names_in_code_are_no_part_of_a_probe():

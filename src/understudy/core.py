@@ -12,14 +12,18 @@ import numbers
 import operator
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+R = TypeVar("R")
 State = dict[str, Any]  # nested dicts of tensors whose first axis is the row (one row = one environment)
 
 
@@ -497,6 +501,39 @@ def put(tree, rows, new):
     out = tree.clone()
     out[rows] = new.to(out.dtype)
     return out
+
+
+# -- functions that can be replaced -------------------------------------------------------------------------
+
+
+_replacements: ContextVar[Mapping[Callable, Callable]] = ContextVar(
+    "functions to call instead", default=types.MappingProxyType({}))
+
+
+def replaceable(function: Callable[P, R]) -> Callable[P, R]:
+    """Marks a function that `replaced` can replace, whichever module calls it. `inspect.unwrap` gives it as it is."""
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return _replacements.get().get(call, function)(*args, **kwargs)
+    return call
+
+
+@contextmanager
+def replaced(replacements: Mapping[Callable, Callable]) -> Iterator[None]:
+    """A context in which other functions are called in place of replaceable ones, in this thread.
+
+    Args:
+        replacements: What is called by the function marked with `replaceable`.
+
+    Example:
+        >>> with replaced({fit: lambda learner, batch, steps, **options: None}):
+        ...     trained = fit_method(method, data)  # builds everything and makes no update
+    """
+    token = _replacements.set({**_replacements.get(), **replacements})
+    try:
+        yield
+    finally:
+        _replacements.reset(token)
 
 
 # -- random numbers of a row -----------------------------------------------------------------------------

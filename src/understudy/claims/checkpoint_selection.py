@@ -28,6 +28,7 @@ from ..policy import PolicyConfig
 from .base import SCORE, Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl, expert_of
 from .curation import cached_load
 from .measures import ROWS
+from .memo import Memo
 
 CHECKPOINTS = 10
 HELD_OUT = 20  # demonstrations for the validation loss
@@ -58,18 +59,16 @@ class SelectedCheckpoint:
 def best_checkpoint(experiment, method: SelectedCheckpoint, data: Dataset, seed: int, episodes: int,
                     starts: int) -> dict[str, list[float]]:
     """success, of the checkpoint that was chosen. step: its number, from 0 to 1."""
-    ran = _train_and_score(experiment, method.method, data, seed, episodes, starts)
+    key = experiment.source, method.method, seed, episodes, starts
+    ran = _runs.get(key, lambda: _train_and_score(experiment, method.method, data, seed, episodes, starts))
     chosen = int(np.argmin(ran["loss"])) if method.criterion == "loss" else int(np.argmax(ran["rollouts"]))
     return {"success": ran["success"][chosen], "step": [(chosen + 1) / CHECKPOINTS]}
 
 
-_run_cache: dict = {}  # what choosers look at is one training
+_runs = Memo()  # what choosers look at is one training
 
 
 def _train_and_score(experiment, method, data, seed, episodes, starts):
-    key = experiment.source, method, seed, episodes, starts
-    if key in _run_cache:
-        return _run_cache[key]
     held, shown = data.select(range(HELD_OUT)), data.select(range(HELD_OUT, len(data)))
     env = make(experiment.env, rows=ROWS)
     seen: dict[str, list] = {"loss": [], "rollouts": [], "success": []}
@@ -88,7 +87,6 @@ def _train_and_score(experiment, method, data, seed, episodes, starts):
         seen["success"].append([float(e.metadata["success"]) for e in rollout(actor, env, episodes, starts)])
 
     fit_method(method, shown, seed, callbacks=(look,))
-    _run_cache[key] = seen
     return seen
 
 

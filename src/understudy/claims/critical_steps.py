@@ -42,6 +42,7 @@ from .base import (
     NegativeControl,
 )
 from .curation import cached_load, with_keep_columns
+from .memo import Memo
 
 ROWS = 250
 SIZE = 7  # cells along each side; those with two odd coordinates may be walls
@@ -283,19 +284,18 @@ class FineTuning:
         return Method(config, RecedingHorizon(), BehaviorCloning(steps=steps, optimizer=OptimizerConfig(lr=lr)))
 
 
-_bases: dict[tuple, Policy] = {}  # of this process: all arms of a seed start from the same one
+_bases = Memo()  # all arms of a seed start from the same one
 
 
 def trained_base(method: FineTuning, seed: int) -> Policy:
     """The policy before it is fine-tuned."""
     key = method.n_base_episodes, method.base_steps, seed
-    if key not in _bases:
+
+    def train() -> Policy:
         n = method.n_base_episodes
         data = rollout(Script(is_expert=False), Errand(min(ROWS, n)), n, recording_seed(seed), first=100_000)
-        _bases[key] = fit_method(method.method(3e-3, method.base_steps), data, seed).policy
-        while len(_bases) > 24:
-            _bases.pop(next(iter(_bases)))
-    return _bases[key]
+        return fit_method(method.method(3e-3, method.base_steps), data, seed).policy
+    return _bases.get(key, train)
 
 
 def errand_success(

@@ -31,6 +31,7 @@ from ..nets.mlp import MLP
 from ..policy import Policy, PolicyConfig
 from .base import Arm
 from .measures import ROWS
+from .memo import Memo
 
 
 @dataclass(frozen=True)
@@ -108,17 +109,13 @@ def with_keep_columns(
     return Dataset(out, metadata if metadata is not None else getattr(data, "metadata", {}))
 
 
-_loaded_datasets: dict = {}  # (source, seed) -> what the source loaded in this process
+_loaded_datasets = Memo(12)
 
 
 def cached_load(load_function: Callable[[Any, int], Dataset]) -> Callable[[Any, int], Dataset]:
     """Wraps the `load` of a source in a cache, because every arm loads the same seeds."""
     def load(self, seed):
-        if (self, seed) not in _loaded_datasets:
-            while len(_loaded_datasets) > 12:
-                _loaded_datasets.pop(next(iter(_loaded_datasets)))
-            _loaded_datasets[self, seed] = load_function(self, seed)
-        return _loaded_datasets[self, seed]
+        return _loaded_datasets.get((self, seed), lambda: load_function(self, seed))
     return load
 
 

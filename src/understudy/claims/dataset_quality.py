@@ -27,6 +27,7 @@ from .base import (
     NegativeControl,
 )
 from .curation import cached_load
+from .memo import Memo
 
 SIZE, LIMIT, DISCOUNT = 7, 60, 0.95
 WALLS = {(3, y) for y in range(SIZE) if y not in (1, 5)} | {(x, 3) for x in range(SIZE) if x not in (1, 5)}
@@ -193,7 +194,7 @@ def train_preferences(method: GridLearner, data: Dataset, seed: int):
     return found.reshape(len(LEARNED), SIZE, SIZE, 4).numpy()
 
 
-_trained: dict[tuple, np.ndarray] = {}  # the negative control judges the same training on other sets
+_trained = Memo()  # the negative control judges the same training on other sets
 
 
 def normalized_returns(
@@ -206,12 +207,11 @@ def normalized_returns(
         replay. "TQ", "SACo": means of these two figures over the judged sets.
     """
     source = replace(experiment.source, judged=HIGH_QUALITY)
-    if (source, method, seed) not in _trained:
-        _trained[source, method, seed] = train_preferences(method, data, seed)
+    learned = _trained.get((source, method, seed), lambda: train_preferences(method, data, seed))
     rng = np.random.default_rng([seed, abs(starts)])
     low, best = data.metadata["random"], data.metadata["best"]
     got = {}
-    for name, likes in zip(LEARNED, _trained[source, method, seed], strict=True):
+    for name, likes in zip(LEARNED, learned, strict=True):
         def act(at, likes=likes):
             if method.kind != "cloning":
                 return likes[at].argmax()

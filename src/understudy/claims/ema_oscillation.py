@@ -53,6 +53,7 @@ from .base import (
     NegativeControl,
 )
 from .curation import cached_load
+from .memo import Memo
 
 # -- demonstrations -----------------------------------------------------------------------------------------------
 
@@ -128,7 +129,7 @@ class WatchedMethod:
     interval: int = 200
 
 
-_watched: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # what one training showed, for both arms
+_watched = Memo()  # what one training showed, for both arms
 
 
 def checkpoint_swings(experiment, watched: WatchedMethod, data: Dataset, seed: int, episodes: int,
@@ -144,9 +145,8 @@ def checkpoint_swings(experiment, watched: WatchedMethod, data: Dataset, seed: i
     """
     key = json.dumps(config.dump([watched.method, watched.n_checkpoints, watched.interval, experiment.source,
                                   experiment.env_options, seed, episodes, starts]))
-    if key not in _watched:
-        _watched[key] = _watch(experiment, watched, data, seed, episodes, starts)
-    returns, losses = (found[int(watched.averaged)] for found in _watched[key])
+    both = _watched.get(key, lambda: _watch(experiment, watched, data, seed, episodes, starts))
+    returns, losses = (found[int(watched.averaged)] for found in both)
     limit = dict(experiment.env_options)["max_episode_steps"]
     table = returns / np.mean([e.steps["next.reward"][:limit].sum() for e in data])
     change = np.diff(table, axis=0)

@@ -41,6 +41,7 @@ from .base import (
     expert_of,
 )
 from .curation import cached_load
+from .memo import Memo
 
 ROWS, MAZE_CELLS = 100, 3  # side by side; along a side of a maze
 # mazes of other numbers than any arm's, some of them alike all the same
@@ -86,7 +87,7 @@ def success_and_gap(experiment, method: ArmMethod, data: Dataset, seed: int, epi
     return {"success": judged, "gap": [float(np.mean(inside) - np.mean(outside))]}
 
 
-_rate_cache: dict = {}  # the negative control uses the same trainings
+_rates = Memo()  # the negative control uses the same trainings
 
 
 def maze_success(
@@ -94,21 +95,24 @@ def maze_success(
 ) -> list[list[float]]:
     """Success of each episode in new mazes, and in the arm's own."""
     key = experiment.source, method, seed, episodes, starts
-    if key not in _rate_cache:
-        mine, inner = data.filter(lambda e: e.metadata["of"] == method.arm), method.method
-        policy = fit_method(inner, mine, seed).policy
-        actor = PolicyActor(FixedBatch(policy, ROWS), inner.executor)
-        mazes = next(n for name, n, _ in experiment.source.arms if name == method.arm)
-        seen = {maze_key(e) for e in data}  # by any arm: all are judged in the same mazes
-        _rate_cache[key] = []
-        for levels, tries in ((NEW_MAZE_OPTIONS, N_ATTEMPTS * episodes), (own_mazes(mazes, seed), episodes)):
-            env = make(experiment.env, ROWS, cells=MAZE_CELLS, limit=40, **levels)
-            ran = rollout(actor, env, tries, starts)
-            kept = [e for e in ran if levels is not NEW_MAZE_OPTIONS or maze_key(e) not in seen][:episodes]
-            if len(kept) < episodes:
-                raise RuntimeError(f"hardly any maze is new: {len(kept)} of {tries}")
-            _rate_cache[key].append([float(e.metadata["success"]) for e in kept])
-    return _rate_cache[key]
+    return _rates.get(key, lambda: _maze_success(experiment, method, data, seed, episodes, starts))
+
+
+def _maze_success(experiment, method, data, seed, episodes, starts):
+    mine, inner = data.filter(lambda e: e.metadata["of"] == method.arm), method.method
+    policy = fit_method(inner, mine, seed).policy
+    actor = PolicyActor(FixedBatch(policy, ROWS), inner.executor)
+    mazes = next(n for name, n, _ in experiment.source.arms if name == method.arm)
+    known_mazes = {maze_key(e) for e in data}  # by any arm: all are judged in the same mazes
+    rates = []
+    for levels, tries in ((NEW_MAZE_OPTIONS, N_ATTEMPTS * episodes), (own_mazes(mazes, seed), episodes)):
+        env = make(experiment.env, ROWS, cells=MAZE_CELLS, limit=40, **levels)
+        ran = rollout(actor, env, tries, starts)
+        kept = [e for e in ran if levels is not NEW_MAZE_OPTIONS or maze_key(e) not in known_mazes][:episodes]
+        if len(kept) < episodes:
+            raise RuntimeError(f"hardly any maze is new: {len(kept)} of {tries}")
+        rates.append([float(e.metadata["success"]) for e in kept])
+    return rates
 
 
 def maze_key(episode: Episode) -> bytes:

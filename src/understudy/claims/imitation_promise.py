@@ -31,6 +31,7 @@ from .base import (
 )
 from .curation import cached_load, cloning_method
 from .goal_directions import direction_demonstrations, rollout_policy, train_policy
+from .memo import Memo
 
 # the half of the directions about the x axis, and the other
 SEEN_DIRECTIONS, UNSEEN_DIRECTIONS = (6, 7, 0, 1), (2, 3, 4, 5)
@@ -70,7 +71,7 @@ class FineTunedMethod:
     method: Method
 
 
-_base_policies: dict[tuple, Policy] = {}  # of this process, by set and seed
+_base_policies = Memo()  # by set and seed
 
 
 def success_and_agreement(experiment, method: FineTunedMethod, data: Dataset, seed: int, episodes: int, starts: int
@@ -80,9 +81,7 @@ def success_and_agreement(experiment, method: FineTunedMethod, data: Dataset, se
     sets = {name: data.filter(lambda e, name=name: e.metadata["set"] == name) for name in (
         "base", "broader", "imitation", "held")}
     key = sets["base"].fingerprint(), seed
-    if key not in _base_policies:
-        _base_policies[key] = train_policy(BASE_METHOD, sets["base"], seed)
-    policy = _base_policies[key]
+    policy = _base_policies.get(key, lambda: train_policy(BASE_METHOD, sets["base"], seed))
     if method.kind != "base":
         policy = train_policy(method.method, sets[method.kind], seed, policy)
     return {

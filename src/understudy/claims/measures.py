@@ -17,6 +17,7 @@ from ..execute.planners import FixedBatch
 from ..learn.fit_method import FitResult, fit_method
 from ..learn.method import Method
 from ..policy import Policy
+from .memo import Memo
 
 ROWS = 25  # environments side by side; results do not depend on it
 
@@ -34,15 +35,14 @@ def train_once(experiment, method: Method, data: Dataset, seed: int) -> FitResul
     """
     key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()), "source": experiment.source,
                                   "seed": seed}))
-    if key not in _trained:
+
+    def train() -> FitResult:
         stages = {s.name: train_once(experiment, s.method, data, seed) for s in method.stages}
-        while len(_trained) > 30:
-            _trained.pop(next(iter(_trained)))
-        _trained[key] = fit_method(method, data, seed, stages=stages)
-    return _trained[key]
+        return fit_method(method, data, seed, stages=stages)
+    return _trained.get(key, train)
 
 
-_trained: dict[str, FitResult] = {}  # the newest of this process
+_trained = Memo(30)
 
 
 def train_policy(experiment, method: Method, data: Dataset, seed: int) -> Policy:

@@ -55,6 +55,7 @@ from .base import (
     NegativeControl,
 )
 from .curation import cached_load, cloning_method, successful_rollouts
+from .memo import Memo
 
 ROWS = 200  # environments side by side; results do not depend on it
 RESTART_COST = 10.0  # steps from one attempt to the next
@@ -83,19 +84,18 @@ class RestartMethod:
     shuffle_outcomes: bool = False
 
 
-_attempt_cache: dict = {}  # (policy, seed) -> the actor and its attempts, which all arms share
+_attempts = Memo(6)  # an actor and its attempts, which all arms share
 
 
 def run_attempts(method: RestartMethod, data: Dataset, seed: int):
     key = method.policy, method.n_learning_episodes, method.n_calibration_episodes, seed
-    if key not in _attempt_cache:
-        while len(_attempt_cache) > 6:
-            _attempt_cache.pop(next(iter(_attempt_cache)))
+
+    def make_attempts():
         actor = PolicyActor(FixedBatch(fit_method(method.policy, data, seed).policy, ROWS), method.policy.executor)
         count = method.n_learning_episodes + method.n_calibration_episodes
         ran = rollout(actor, make("push", rows=min(ROWS, count)), count, recording_seed(seed), first=500_000)
-        _attempt_cache[key] = actor, ran.map(label_attempt)
-    return _attempt_cache[key]
+        return actor, ran.map(label_attempt)
+    return _attempts.get(key, make_attempts)
 
 
 def makespan(experiment, method: RestartMethod, data: Dataset, seed: int, episodes: int, starts: int

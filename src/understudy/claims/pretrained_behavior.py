@@ -18,6 +18,7 @@ from ..policy import Policy
 from .base import AllOf, Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
 from .curation import cached_load, cloning_method
 from .goal_directions import direction_demonstrations, rollout_policy, train_policy
+from .memo import Memo
 
 OTHER_DIRECTIONS, NEW_DIRECTION = (6, 7, 0, 1, 2), (4,)  # directions: to the right and half to the sides; to the left
 PRETRAINING_STEPS, FINETUNING_STEPS = 600, 300  # updates; from scratch as many as both together
@@ -58,7 +59,7 @@ class TransferMethod:
         return cloning_method(LEARNING_RATE, steps=FINETUNING_STEPS + (0 if self.pretrained else PRETRAINING_STEPS))
 
 
-_pretrained_policies: dict[tuple, Policy] = {}  # of this process, by what was learned from
+_pretrained_policies = Memo()  # by what was learned from
 
 
 def new_task_success(
@@ -76,12 +77,11 @@ def new_task_success(
 
 def _pretrain(method: TransferMethod, others: Dataset, seed: int) -> Policy:
     key = others.fingerprint(), method.shuffle_pretraining, seed
-    if key not in _pretrained_policies:
-        if method.shuffle_pretraining:
-            others = _shuffled_actions(others, seed)
-        pretraining = cloning_method(LEARNING_RATE, steps=PRETRAINING_STEPS)
-        _pretrained_policies[key] = train_policy(pretraining, others, seed)
-    return _pretrained_policies[key]
+
+    def train() -> Policy:
+        learned = _shuffled_actions(others, seed) if method.shuffle_pretraining else others
+        return train_policy(cloning_method(LEARNING_RATE, steps=PRETRAINING_STEPS), learned, seed)
+    return _pretrained_policies.get(key, train)
 
 
 def _shuffled_actions(data: Dataset, seed: int) -> Dataset:

@@ -9,13 +9,13 @@ A probe sees code, data and packages that change any of these numbers. It does n
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import platform
-import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -26,7 +26,7 @@ import torch
 
 from .. import config
 from ..audit.scores.network_scores import fit_regression
-from ..core import UserError
+from ..core import UserError, replaced
 from ..data.episode import Dataset
 from ..envs import HasExpert
 from ..evaluate.behavior.modes import RepeatedStartsEnv
@@ -50,6 +50,7 @@ from .generalization_gap import MazeDemonstrations
 from .goal_directions import DirectedPush
 from .imitation_promise import WeakAndStrongDemonstrations
 from .interactive_language import PlayEpisodes
+from .memo import empty_memos
 from .mip_two_steps import PegDemonstrations
 from .out_of_dynamics import MixedDynamicsDemonstrations
 from .preemptive_restart import RestartMethod
@@ -65,6 +66,7 @@ ENTRIES = 64  # largest number of stored entries of a list of weights, actions o
 EPISODES = 2  # rollouts per cell
 ROUNDING = 2e-7  # relative error of a weight in single precision
 ADAM_STEP = torch.optim.Adam.step
+ROLLOUT, FIT_REGRESSION = inspect.unwrap(rollout), inspect.unwrap(fit_regression)  # never replaced
 STEPS = 16  # recorded steps of each rollout
 STARTS_SEED = 100  # seed of the rollouts that record an environment
 UPDATES = 20  # updates of a network that a score trains
@@ -339,7 +341,7 @@ class _Recorder:
 
     def regress(self, state, action, members, steps, seed, **options):
         self.regressions += 1
-        nets = fit_regression(state, action, members, min(steps, UPDATES), seed, **options)
+        nets = FIT_REGRESSION(state, action, members, min(steps, UPDATES), seed, **options)
         self.numbers[f"regression {self.regressions} / size"] = [*state.shape, *action.shape, members, steps]
         self._weights(f"regression {self.regressions}", nets.parameters())
         return nets
@@ -352,7 +354,7 @@ class _Recorder:
         if limit is not None:  # the same, and the first steps tell as much as all
             env.limit = min(limit, 2 * STEPS)
             self.numbers[f"rollout {self.rollouts} / limit"] = [limit]
-        ran = rollout(actor, env, episodes, seed, **options)
+        ran = ROLLOUT(actor, env, episodes, seed, **options)
         if limit is not None:
             env.limit = limit
         self.env = env.env if isinstance(env, RepeatedStartsEnv) else env  # which knows the starts of one seed alone
@@ -379,9 +381,9 @@ class _Recorder:
         """Records random actions to the end of an episode and, if there is an expert, its episode to success."""
         action = self.env.features["action"]
         noise = UniformRandomActor(self.env) if action.kind == "discrete" else NoisyActor(None, action.size)
-        self._episodes("environment, random actions", rollout(noise, self.env, 1, STARTS_SEED))
+        self._episodes("environment, random actions", ROLLOUT(noise, self.env, 1, STARTS_SEED))
         if isinstance(self.env, HasExpert):
-            self._episodes("environment, expert", rollout(self.env.expert(), self.env, 1, STARTS_SEED))
+            self._episodes("environment, expert", ROLLOUT(self.env.expert(), self.env, 1, STARTS_SEED))
 
     @torch.no_grad()
     def _round(self, parameters: Iterable[torch.Tensor]) -> None:
@@ -432,30 +434,19 @@ def _repeatable() -> Iterator[None]:
 
 @contextmanager
 def _recorded(rounding: float) -> Iterator[_Recorder]:
-    """A context in which `fit`, `rollout` and `regress` are those of a recorder, in every module that imported them.
+    """A context in which `fit`, `rollout` and `fit_regression` are those of a recorder.
 
-    The caches that claims keep between cells are empty in it, so that no real run uses a policy of few updates.
+    Memos are empty in it, so that no real run uses a policy of few updates.
     """
-    recorder, before = _Recorder(rounding), []
-    package = __name__.partition(".")[0]
-    instead = {id(fit): recorder.fit, id(rollout): recorder.rollout, id(fit_regression): recorder.regress}
+    recorder = _Recorder(rounding)
+    instead: dict[Callable, Callable] = {fit: recorder.fit, rollout: recorder.rollout, fit_regression: recorder.regress}
     torch.optim.Adam.step = lambda *args, **kwargs: recorder.adam_step(*args, **kwargs)
     try:
-        for name, module in list(sys.modules.items()):
-            if name.partition(".")[0] != package or name == __name__ or module is None:
-                continue
-            for variable, value in list(vars(module).items()):
-                kept = (type(value) is dict and variable.startswith("_") and not variable.startswith("__")
-                        and name.startswith(f"{__package__}"))
-                if id(value) in instead or kept:
-                    before.append((module, variable, value))
-                    setattr(module, variable, {} if kept else instead[id(value)])
-        yield recorder
+        with replaced(instead), empty_memos():
+            yield recorder
         recorder.finish()
     finally:
         torch.optim.Adam.step = ADAM_STEP
-        for module, variable, value in before:
-            setattr(module, variable, value)
 
 
 # -- numbers ------------------------------------------------------------------------------------------------------

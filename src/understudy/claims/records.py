@@ -33,6 +33,7 @@ NON_CLAIM_MODULES = (
     "one_goal",
     "ledger",
     "listing_cache",
+    "memo",
     "scheduler",
     "effects",
     "probe",

@@ -44,6 +44,7 @@ from .base import (
     NegativeControl,
 )
 from .curation import cached_load, successful_rollouts
+from .memo import Memo
 
 ROWS = 100  # environments side by side; results do not depend on it
 IMAGE, SIZE = "observation.images.top", 40  # pixels
@@ -157,18 +158,19 @@ def train(method: Method, data: Dataset, seed: int, n_updates: int) -> tuple[Fit
         The result, and the validation loss of the policy that acts by the number of updates.
     """
     key = method, data.fingerprint(), seed, n_updates
-    if key not in _trained:
+
+    def fit_and_watch() -> tuple[FitResult, dict[int, float]]:
         held_out, curve = demonstrations(HELD_OUT, seed, split=1), {}
 
         def look(step: int, learner: Learner, metrics: dict[str, float]) -> None:
             if step % EVERY == 0 or step == n_updates:
                 curve[step] = validation_loss(learner.trained_policy, held_out)
         changed = replace(method, learner=replace(method.learner, steps=n_updates))
-        _trained[key] = fit_method(changed, data, seed, callbacks=[look]), curve
-    return _trained[key]
+        return fit_method(changed, data, seed, callbacks=[look]), curve
+    return _trained.get(key, fit_and_watch)
 
 
-_trained: dict = {}  # of this process
+_trained = Memo()
 
 
 def success_and_work(

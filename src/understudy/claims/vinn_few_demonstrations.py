@@ -35,6 +35,7 @@ from .base import (
     RuleResult,
 )
 from .curation import cached_load
+from .memo import Memo
 
 HEIGHT, WIDTH = 16, 32  # pixels: the lower two thirds of a picture, averaged over squares of 5
 SEGMENTS, SEGMENT_LENGTH, GAP = 20, 50, 15  # frames; the last of each segment are left out, since neighbors look alike
@@ -43,22 +44,20 @@ FEATURES, BATCH = 128, 64
 Images = Tensor  # (B, 1, HEIGHT, WIDTH), gray, with mean 0 and standard deviation 1 in each picture
 
 
-_frames: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by path, of this process
-
-
 def read_frames(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Gray pictures (T, HEIGHT, WIDTH) and steering angles (T,) of a recording below UNDERSTUDY_DATA."""
-    if path not in _frames:
-        file = Path(os.environ.get("UNDERSTUDY_DATA", ""), path)
-        if not file.exists():
-            raise MissingRequirement("The recorded demonstrations are not on this machine.", where=file,
-                                     hint="set UNDERSTUDY_DATA to the folder that holds them")
-        table = pq.read_table(file, columns=["jpeg", "angle"])
-        frames = [decode_image(v.as_py(), 3, f"{file}, row {i}") for i, v in enumerate(table["jpeg"])]
-        squares = np.stack(frames).mean(3).reshape(len(frames), -1, 5, WIDTH, 5).mean((2, 4))[:, -HEIGHT:]
-        gray = (squares - squares.mean((1, 2), keepdims=True)) / squares.std((1, 2), keepdims=True)
-        _frames[path] = gray, np.array(table["angle"])
-    return _frames[path]
+    file = Path(os.environ.get("UNDERSTUDY_DATA", ""), path)
+    if not file.exists():
+        raise MissingRequirement("The recorded demonstrations are not on this machine.", where=file,
+                                 hint="set UNDERSTUDY_DATA to the folder that holds them")
+    table = pq.read_table(file, columns=["jpeg", "angle"])
+    frames = [decode_image(v.as_py(), 3, f"{file}, row {i}") for i, v in enumerate(table["jpeg"])]
+    squares = np.stack(frames).mean(3).reshape(len(frames), -1, 5, WIDTH, 5).mean((2, 4))[:, -HEIGHT:]
+    gray = (squares - squares.mean((1, 2), keepdims=True)) / squares.std((1, 2), keepdims=True)
+    return gray, np.array(table["angle"])
+
+
+_frames = Memo()  # by path
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class SteeringSegments(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        gray, angle = read_frames(self.path)
+        gray, angle = _frames.get(self.path, lambda: read_frames(self.path))
         learned = np.random.default_rng(seed).permutation(SEGMENTS) < N_TRAINING
         parts = [slice(i * SEGMENT_LENGTH, (i + 1) * SEGMENT_LENGTH - GAP) for i in range(SEGMENTS)]
         return Dataset([Episode({"observation.images.front": gray[p].astype(np.float32),
@@ -152,7 +151,7 @@ def self_supervised_encoder(images: Images, method: VisualMethod, seed: int) -> 
     return online[0].eval()
 
 
-_encoders: dict[tuple, nn.Module] = {}  # of this process: the trials of a seed that differ in neighbors alone share one
+_encoders = Memo(4)  # the trials of a seed that differ in neighbors alone share one
 
 
 def trained_encoder(images: Images, method: VisualMethod, seed: int) -> nn.Module:
@@ -160,11 +159,7 @@ def trained_encoder(images: Images, method: VisualMethod, seed: int) -> nn.Modul
     if method.kind == "untrained":
         return small_encoder()
     key = method.crop, method.n_updates, seed
-    if key not in _encoders:
-        while len(_encoders) > 4:
-            _encoders.pop(next(iter(_encoders)))
-        _encoders[key] = self_supervised_encoder(images, method, seed)
-    return _encoders[key]
+    return _encoders.get(key, lambda: self_supervised_encoder(images, method, seed))
 
 
 def train_regression(net: nn.Module, images: Images, action: Tensor, method: VisualMethod, seed: int) -> nn.Module:

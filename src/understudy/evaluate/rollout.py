@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import UserCodeError, UserError, as_seed, keys, put, take
+from ..core import UserCodeError, UserError, as_seed, keys, put, replaceable, take
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env
 from ..execute.actor import LAST_REWARD, Actor, NonFiniteAction, check_action
@@ -21,6 +21,7 @@ from ..user_code import describe_place
 MAX_EPISODE_STEPS = 100_000  # steps; without a time limit, an idle policy may never end an episode
 
 
+@replaceable
 def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int = 0,
             watch: Callable[[int, Episode], None] = lambda n, e: None) -> Dataset:
     """Runs episodes number first to first+episodes-1. The key of each determines it, whatever `env.rows` is.

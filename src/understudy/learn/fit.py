@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..checkpoint import CheckpointModule
-from ..core import Batch
+from ..core import Batch, replaceable
 from ..data.batch_sampler import BatchSampler
 from ..data.episode import Dataset
 from ..data.window import SamplingWeights
@@ -122,6 +122,7 @@ class Learner(ABC):
 Callback = Callable[[int, Learner, dict[str, float]], None]  # called with (updates made, learner, metrics)
 
 
+@replaceable
 def fit(learner: Learner, batch: Callable[[int], Batch], steps: int, *, start: int = 0,
         callbacks: Iterable[Callback] = ()) -> None:
     """Make the updates number `start` to `steps - 1`.

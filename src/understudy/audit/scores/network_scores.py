@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from ...core import UserError
+from ...core import UserError, replaceable
 from ...data.episode import Dataset
 from ..base import StepScore
 from .step_table import StepTable
@@ -38,6 +38,7 @@ class NetworkEnsemble(nn.Module):
         return x
 
 
+@replaceable
 def fit_regression(
     state: np.ndarray, action: np.ndarray, members: int, steps: int, seed: int, batch: int = 128
 ) -> NetworkEnsemble:

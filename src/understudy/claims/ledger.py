@@ -17,7 +17,7 @@ from ..evaluate.plots import COLORS, STYLE
 from ..evaluate.stats import seeds_caveat
 from ..files import read_json, write_text
 from .base import Claim, Condition, format_number
-from .records import CLAIMS_FOLDER, all_claims, list_claims, record_path
+from .records import CLAIMS_FOLDER, all_claims, is_redesigned, list_claims, record_path
 from .spot_check import disagreement, published
 
 COLUMNS = ["id", "family", "core", "priority", "name", "title", "arxiv"]
@@ -366,13 +366,15 @@ def _claim_section(claim: Claim, entry: dict) -> list[str]:
     found = decisive_condition(record)
     reason = f" ({record['reason']})" if record["reason"] else ""
     lines += [f"**{record['verdict'].capitalize()} here{reason}.** {_history_note(record)}".rstrip(), ""]
+    if is_redesigned(claim, record):
+        lines += [f"The design has changed since this record, and its run is due. {claim.revision}", ""]
     if found is not None:
         lines += [f"![{_markdown_cell(str(found))}](../images/claims/{claim.name}.svg)", ""]
     shown: list[dict] = []
     for name, part in record["parts"].items():
         aside = "" if part["decides"] else " (does not decide)"
         why = f" {part['reason']}." if part["reason"] else ""
-        lines += [f"*{name}*{aside}: {part['verdict']}.{why}{_look_note(claim, name, part['seeds'])}", "",
+        lines += [f"*{name}*{aside}: {part['verdict']}.{why}{_look_note(claim, name, record)}", "",
                   *_condition_lines(part), ""]
         if part["summary"] in shown:  # several rules about one experiment
             continue
@@ -409,10 +411,11 @@ def _control_note(record: dict) -> str:
     return "The rule fails, as it must."
 
 
-def _look_note(claim: Claim, part: str, seeds: int) -> str:
+def _look_note(claim: Claim, part: str, record: dict) -> str:
     """Says at which of its planned looks a part was judged, and the level of its intervals there."""
     experiment = next((p.experiment for p in claim.parts if p.name == part), None)
-    if experiment is None or seeds not in dict(experiment.looks):
+    seeds = record["parts"][part]["seeds"]
+    if experiment is None or is_redesigned(claim, record) or seeds not in dict(experiment.looks):
         return ""
     return (f" Judged after {seeds} of {len(experiment.seeds)} planned seeds, as planned; the intervals of its rule "
             f"have a level of {100 * experiment.level(seeds):g} %.")

@@ -282,6 +282,11 @@ def list_claims() -> list[dict]:
     return entries
 
 
+def is_redesigned(claim: Claim, record: dict) -> bool:
+    """Whether the design of a claim has changed since its record. The run of the new design is then due."""
+    return bool(claim.revision) and claim.revision not in {entry["change"] for entry in record.get("log", [])}
+
+
 def confirmation(name: str) -> dict:
     """When a probe last confirmed the record of this claim: "commit", "date", "fingerprint". Empty if none has."""
     return read_json(probe_path(name)).get("confirmed", {}) if probe_path(name).exists() else {}

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from .. import config
+from ..core import UserError
 from ..data.cache import folder as cache
 from ..evaluate.evaluation import tuning_seed
 from ..evaluate.stats import seeds_caveat
 from ..files import read_json, write_json, write_text
 from .base import Claim, ClaimPart, Condition, Experiment, Measurements, Rule, summarize, worst_verdict
-from .records import figures_path, fingerprint, provenance, record_path
+from .records import figures_path, fingerprint, is_redesigned, provenance, record_path
 
 LogFunction = Callable[[str], None]
 Figures = dict[str, Measurements]  # part -> measurements; those of the negative control are under CONTROL
@@ -112,8 +113,15 @@ def judge_again(claim: Claim, date: str, why: str) -> dict:
         claim: A claim with a record.
         date: Today, such as "2026-11-21".
         why: What changed in the rules or statistics, for the log.
+
+    Raises:
+        UserError: The design has changed since the figures were measured. Its rule would judge figures that were known
+            before.
     """
     old = read_json(record_path(claim.name))
+    if is_redesigned(claim, old):
+        raise UserError(f"The design of {claim.name} has changed since its record.", where="understudy claims judge",
+                        hint=f"run it: understudy claims run {claim.name}")
     judged = judge_figures(claim, read_json(figures_path(claim.name)))
     for name, part in judged["parts"].items():
         part["chosen"] = old["parts"][name]["chosen"]
@@ -173,11 +181,11 @@ def _whole_as_int(value):
 
 def _continued_log(claim: Claim, date: str, judged: dict) -> list[dict]:
     path = record_path(claim.name)
-    old = read_json(path).get("log", []) if path.exists() else []
-    done = {entry["change"] for entry in old}
+    record = read_json(path) if path.exists() else {}
+    old = record.get("log", [])
     if not old:
         return [log_entry(date, "run", claim.revision or "First run.", judged)]
-    if claim.revision and claim.revision not in done:
+    if is_redesigned(claim, record):
         return [*old, log_entry(date, "redesign", claim.revision, judged)]
     return [*old, log_entry(date, "run", "Run again, with the same design.", judged)]
 

@@ -201,7 +201,7 @@ def _verdict_text(judged: dict) -> str:
 
 
 def _judge(o: ClaimsOptions, out: Output) -> None:
-    from ..claims.records import all_claims, find_claim, record_path
+    from ..claims.records import all_claims, find_claim, is_redesigned, record_path
     from ..claims.runner import judge_again
     from ..core import UserError
     from ..files import read_json
@@ -214,6 +214,9 @@ def _judge(o: ClaimsOptions, out: Output) -> None:
                                 hint=f"run it first: understudy claims run {claim.name}")
             continue
         before = read_json(record_path(claim.name))
+        if is_redesigned(claim, before) and not o.name:
+            out.print(f"{claim.name}: not judged, because its design has changed; a run is due")
+            continue
         record = judge_again(claim, datetime.now(UTC).date().isoformat(), "Rules or statistics changed.")
         answer.append({"name": claim.name, "verdict": record["verdict"], "reason": record["reason"],
                        "before": before["verdict"]})

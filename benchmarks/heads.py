@@ -1,4 +1,4 @@
-"""Success of all policy heads, and their latency: python benchmarks/heads.py [TASK ... | --more | --told-apart | --tiny | --page]
+"""Success of all policy heads, and their latency: python benchmarks/heads.py [TASK ... | OPTION]
 
 Every head of the library that predicts continuous actions learns the same demonstrations with the same trunk, window,
 batch size and number of updates, and acts from the same starts. A cell may take 90 CPU seconds: heads that learn
@@ -24,8 +24,8 @@ regression .55 and flow .80 on peg-insert, .90 and .90 on cube, .05 and .20 on t
 --told-apart runs ten heads on fork and particle with ten new training seeds, so that the spread between seeds can be
 judged. The network is as small as these tasks allow, so that many seeds are cheap: in pilots with the seed 100, six
 heads, 200 starts, 4,000 updates and batches of 128, the best of 64 x 2 units reached .99 on fork and .92 on particle,
-and of 128 x 2 units 1.00 and .95. MIP reached .08 on particle with 64 units and .62 with 128, so 128 were taken. No head
-has fewer updates. The heads are those that most users would choose from, one or two of a kind.
+and of 128 x 2 units 1.00 and .95. MIP reached .08 on particle with 64 units and .62 with 128, so 128 were taken. No
+head has fewer updates. The heads are those that most users would choose from, one or two of a kind.
 
 The cells, one for each task, seed and head, are kept in results/heads/. All tasks and heads of a seed come before the
 next seed, so that a run can be stopped at any time: what was finished is kept, and the same command continues. The page

@@ -1,8 +1,9 @@
-"""Write the pages that are made from the program: methods.md and command-line.md. `make docs` runs it."""
+"""Write the pages that are made from the program: methods.md, methods/ and command-line.md. `make docs` runs it."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -11,25 +12,73 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 MADE = "<!-- made by docs/generate.py: change the source, not this page -->"
-FAMILIES = {"behavior_cloning": "Likelihood and regression", "generative": "Iterative generation",
-            "chunking": "Long chunks", "retrieval": "Retrieval", "interaction": "Collecting episodes",
-            "representation": "Pretrained encoders", "skills": "Latent skills",
-            "return_conditioned": "Conditioned on returns"}
+# Family -> title of its page, and what its methods have in common.
+FAMILIES = {
+    "behavior_cloning": ("Likelihood and regression", "predict the action, or a distribution over it, at once"),
+    "generative": ("Iterative generation", "make a chunk of actions from noise, in one step or in many"),
+    "chunking": ("Long chunks", "predict long chunks and average where they overlap"),
+    "retrieval": ("Retrieval", "look up similar situations in the demonstrations"),
+    "interaction": ("Collecting episodes", "collect new episodes in an environment or with a person while they train"),
+    "representation": ("Pretrained encoders", "train an encoder first and a policy on top of it"),
+    "skills": ("Latent skills", "learn pieces of behavior and a policy that chooses among them"),
+    "return_conditioned": ("Conditioned on returns", "are asked for a return and act as the data that reached it"),
+    "reasoning": ("Reasoning", "imitate how the expert found its action, as well as the action"),
+}
+
+# If the data ... -> names of methods, and what to know first.
+CHOICES = (
+    ("show one way to act, or you want a fast baseline", ("bc",), "It trains in half a minute."),
+    ("show several ways to act, such as left and right of an obstacle", ("flow-policy", "diffusion-policy", "bc-gmm"),
+     "A mean of two ways is neither. [Which head](heads.md) compares them."),
+    ("need precise motions", ("flow-policy", "bc"),
+     "With `--method.prediction sample`. See the task *particle* in [Which head](heads.md)."),
+    ("come from a fast robot, and a plan may take one network evaluation",
+     ("bc-gmm", "reflow-policy", "shortcut-policy"), "The speeds are in [Which head](heads.md)."),
+    ("tell only in earlier steps what to do now", ("bc-rnn-gmm", "attention-tuner"),
+     "[Reading a history](history.md) says when a history harms."),
+    ("are fewer than 40 episodes", ("knn", "search-bc", "mcnn"), "The first two train nothing."),
+    ("are one episode", ("retrieve-align-replay",), "The robot first goes to where it began."),
+    ("are few episodes of this task and many of others", ("behavior-retrieval", "skill-retrieval",
+                                                         "bc-inverse-dynamics"), "Their gain is not shown here yet."),
+    ("have wrong actions in unknown places", ("robust-bc",), "[Audit](audit.md) finds some of them first."),
+    ("have cameras", ("diffusion-policy", "act", "vinn"), "[Encoders and trunks](encoders.md) lists image networks."),
+    ("have point clouds", ("dp3",), "[Encoders and trunks](encoders.md) explains the columns."),
+    ("are single picks and places, seen from above", ("fourier-transporter",), "Its networks turn with the image."),
+    ("have actions that are classes", ("bc", "knn"), "`understudy methods` shows what the others need."),
+    ("have a task in words", ("interactive-language", "omnijarvis", "groot-2"),
+     "[Instructions in words](language.md) explains the columns."),
+    ("lead to many goals, and a goal is given while acting", ("gcbc", "beso", "mdt"),
+     "`gcbc` is the simplest; `mdt` also takes words."),
+    ("are of mixed quality and have rewards", ("udrl", "decision-transformer", "td3-bc"),
+     "The last one also needs an environment."),
+    ("can be extended: an expert or a person says what to do", ("dagger",), "See [Improving](improving.md)."),
+)
 
 
 METHODS = """# Methods
 
 {made}
 
-A named method is a function of at most twenty lines. It returns a frozen dataclass with the parts of the policy, the
-executor that runs it, and the learner that trains it. `understudy methods NAME` prints the parts of a method, and
-`understudy train NAME --help` lists every field with its default. The row numbers refer to the [ledger](ledger.md).
+A named method is a policy, an executor that runs it, and a learner that trains it. Begin with this table. If you are
+not sure, `understudy choose DATA` [tries several](choosing.md) and says which is best.
 
-The costs are {cost_note}, or on the columns that a method needs (images have
-64 x 64 pixels). `python benchmarks/method_cost.py` measured them on a core that was busy with other work at times, so
-differences of a third say little. With larger observations, other settings or a GPU they differ. No method needs a GPU.
+| If your data ... | choose | know first |
+|---|---|---|
+{choices}
 
-{methods}
+`understudy methods NAME` prints the parts of a method, and `understudy train NAME --help` lists every field with its
+default.
+
+## All methods
+
+{families}
+
+## Costs
+
+The pages give the costs of each method: {cost_note}, or on the columns that a method needs (images have
+64 x 64 pixels).
+`python benchmarks/method_cost.py` measured them on a core that was busy with other work at times, so differences of a
+third say little. With larger observations, other settings or a GPU they differ. No method needs a GPU.
 
 ## Execution schemes
 
@@ -42,27 +91,20 @@ See [Execution](execution.md).
 
 ## Your own method
 
-Write a function that returns a `Method` into a file. The parameters of the function become options of the command line,
-and so do all fields of the method that it returns.
+[A method of your own](own-method.md) is a function that returns a `Method`.
+"""
 
-```python title="mine.py"
-from understudy import Method, RecedingHorizon, PolicyConfig, Window
-from understudy.heads.gmm import GMM
-from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.optimizer import OptimizerConfig
+FAMILY = """# {title}
 
+{made}
 
-def steady(horizon: int = 8) -> Method:
-    \"""A mixture of Gaussians over short chunks. Half of each chunk is executed.\"""
-    policy = PolicyConfig(GMM(), window=Window(n_obs_steps=1, horizon=horizon))
-    optimizer = OptimizerConfig(lr=3e-4, warmup_steps=200)
-    return Method(policy, RecedingHorizon(horizon // 2), BehaviorCloning(steps=3000, optimizer=optimizer))
-```
+These methods {summary}. [All methods](../methods.md). Numbers such as 047 are rows of the [ledger](../ledger.md).
 
-```console
-$ understudy record fork --out demos --episodes 20
-$ understudy train mine:steady demos --trust mine --out runs/steady --steps 500
-```
+| method | choose it |
+|---|---|
+{choices}
+
+{methods}
 """
 
 COMMAND_LINE = """# Command line
@@ -87,14 +129,62 @@ With `--json`, a command prints one JSON document on standard output and nothing
 
 def methods() -> str:
     from understudy.commands.methods import COST_NOTE
-    from understudy.methods import METHODS as named
-    from understudy.methods import describe_methods, find_method
 
-    out, facts = [], [f for f in describe_methods() if f["name"] in named]
-    for family in dict.fromkeys(f["family"] for f in facts):
-        out.append(f"## {FAMILIES.get(family, family.capitalize())}")
-        out += [_method(f, find_method(f["name"])) for f in facts if f["family"] == family]
-    return METHODS.format(made=MADE, cost_note=COST_NOTE, methods="\n\n".join(out), schemes=schemes())
+    families = "\n\n".join(_family_entry(family, described) for family, described in by_family().items())
+    choices = "\n".join(f"| {data} | {', '.join(map(_method_link, names))} | {note} |" for data, names, note in CHOICES)
+    return METHODS.format(made=MADE, choices=choices, families=families, cost_note=COST_NOTE, schemes=schemes())
+
+
+def family_pages() -> dict[str, str]:
+    """Text by file name below docs/."""
+    return {_family_file(family): _family_page(family, described) for family, described in by_family().items()}
+
+
+@functools.cache
+def by_family() -> dict[str, list[dict]]:
+    """What `understudy methods --json` says of the methods of understudy itself, by family."""
+    from understudy.methods import METHODS as named
+    from understudy.methods import describe_methods
+
+    families: dict[str, list[dict]] = {}
+    for description in describe_methods():
+        if description["name"] in named:
+            families.setdefault(description["family"], []).append(description)
+    return families
+
+
+def _family_file(family: str) -> str:
+    return f"methods/{family.replace('_', '-')}.md"
+
+
+def _family_title(family: str) -> tuple[str, str]:
+    return FAMILIES.get(family, (family.replace("_", " ").capitalize(), "have no summary in docs/generate.py"))
+
+
+def _family_entry(family: str, described: list[dict]) -> str:
+    """Links to a family and its methods. The anchors are those that the methods had on this page before."""
+    title, summary = _family_title(family)
+    links = ", ".join(f'<a id="{d["name"]}"></a>{_method_link(d["name"])}' for d in described)
+    return f"**[{title}]({_family_file(family)})**: they {summary}.\n{links}"
+
+
+def _method_link(name: str) -> str:
+    (family,) = (family for family, described in by_family().items() if any(d["name"] == name for d in described))
+    return f"[`{name}`]({_family_file(family)}#{name})"
+
+
+def _family_page(family: str, described: list[dict]) -> str:
+    from understudy.methods import find_method
+
+    title, summary = _family_title(family)
+    choices = "\n".join(f"| [`{d['name']}`](#{d['name']}) | {_from_folder(d['when'])} |" for d in described)
+    return FAMILY.format(made=MADE, title=title, summary=summary, choices=choices,
+                         methods="\n\n".join(_method(d, find_method(d["name"])) for d in described))
+
+
+def _from_folder(text: str) -> str:
+    """The same, with links to pages of the documents, as seen from docs/methods/."""
+    return re.sub(r"docs/([\w-]+\.md)", r"[\1](../\1)", text)
 
 
 def schemes() -> str:
@@ -115,16 +205,15 @@ def _method(f, method) -> str:
         parts["collection"] = method.collection
     if method.wrapper is not None:
         parts["wrapper"] = method.wrapper
-    table = [f"| {name} | `{_brief(part)}` |" for name, part in parts.items()]
-    table += [f"| inference | `{_brief(part)}` |" for part in method.inference]
-    table += [f"| stage {stage.name} | `{_brief(stage.method.learner)}` |" for stage in method.stages]
-    seen = (f"{window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, "
-            f"{window.horizon} action{'s' * (window.horizon > 1)}")
-    return "\n".join([f"### {f['name']}", "", f["summary"], "", f"Choose it {f['when']}", "",
-                      f"Paper: {f['paper']}. Needs: {'; '.join(f['needs'])}."
-                      + (f" Ledger: {', '.join(f['rows'])}." if f["rows"] else "")
-                      + f" Costs: {weights} weights, {training} of training, {plan} for a plan.", "",
-                      "| part | |", "|---|---|", *table, f"| window | {seen} |"])
+    rows = {"paper": f["paper"], "needs": "; ".join(f["needs"]), "ledger": ", ".join(f["rows"]),
+            "costs": f"{weights} weights, {training} of training, {plan} for a plan",
+            **{name: f"`{_brief(part)}`" for name, part in parts.items()},
+            "inference": ", ".join(f"`{_brief(part)}`" for part in method.inference),
+            **{f"stage {stage.name}": f"`{_brief(stage.method.learner)}`" for stage in method.stages},
+            "window": f"{window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, "
+                      f"{window.horizon} action{'s' * (window.horizon > 1)}"}
+    return "\n".join([f"## {f['name']}", "", f["summary"], "", f"Choose it {_from_folder(f['when'])}", "",
+                      "| part | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items() if text)])
 
 
 def _brief(part) -> str:
@@ -178,12 +267,19 @@ def picture(name: str, episode: int = 1) -> bytes:
     return encode_png(np.concatenate(frames, 1)[:, :-8])
 
 
-PAGES = {"methods.md": methods, "command-line.md": command_line}
+def pages() -> dict[str, str]:
+    """Text of each page that is made from the program, by its file below docs/."""
+    return {"methods.md": methods(), **family_pages(), "command-line.md": command_line()}
+
+
 TOYS = ("fork", "particle", "push", "blocks", "maze", "memory", "arms", "drive", "words")
 EPISODES = {"drive": 0}  # where somebody crosses
 
 if __name__ == "__main__":
-    for name, make in PAGES.items():
-        (HERE / name).write_text(make(), encoding="utf-8")
+    (HERE / "methods").mkdir(exist_ok=True)
+    for page in (HERE / "methods").glob("*.md"):
+        page.unlink()
+    for name, text in pages().items():
+        (HERE / name).write_text(text, encoding="utf-8")
     for toy in TOYS:
         (HERE / "images" / f"{toy}.png").write_bytes(picture(toy, EPISODES.get(toy, 1)))

@@ -198,8 +198,11 @@ def generate(monkeypatch):
     return generate
 
 
-def test_the_page_of_methods_is_what_the_program_says(generate):
-    assert (ROOT / "docs/methods.md").read_text(encoding="utf-8") == generate.methods(), "make docs writes it anew"
+def test_the_pages_of_methods_are_what_the_program_says(generate):
+    pages = {"methods.md": generate.methods(), **generate.family_pages()}
+    for name, text in pages.items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, "make docs writes it anew"
+    assert {f"methods/{p.name}" for p in (ROOT / "docs/methods").glob("*.md")} == set(pages) - {"methods.md"}
 
 
 def test_the_page_of_commands_has_every_option(generate):

@@ -647,7 +647,8 @@ def test_methods(call):
 def test_claims(call, tmp_path):
     found = document(call("claims", "list", "--json"))
     for claim in found:
-        assert list(claim) == ["name", "rows", "statement", "verdict", "reason", "stale", "date", "seconds", "command"]
+        assert list(claim) == ["name", "rows", "statement", "advice", "verdict", "reason", "stale", "date", "seconds",
+                               "command"]
         assert claim["verdict"] in ("holds", "fails", "undecided", "not run") and isinstance(claim["stale"], bool)
         assert claim["command"] == f"understudy claims run {claim['name']}"
         assert all(isinstance(r, str) and len(r) == 3 for r in claim["rows"])

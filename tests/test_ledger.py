@@ -67,9 +67,10 @@ def test_a_row_is_three_digits_and_stands_once(tmp_path, monkeypatch):
 
 
 def test_claims_are_of_rows_and_cite_their_papers():
+    texts = records.all_texts()
     for name, claim in records.all_claims().items():
         for number in claim.rows:
-            known, cited = find_row(number, name).arxiv, re.findall(r"\d{4}\.\d{4,5}", claim.paper)
+            known, cited = find_row(number, name).arxiv, re.findall(r"\d{4}\.\d{4,5}", texts[name].paper)
             assert not known or not cited or known in cited
     with pytest.raises(UserError, match="the claim x: The ledger has no row '999'"):
         find_row("999", "x")
@@ -341,13 +342,13 @@ def test_what_a_claim_needs_is_looked_for_before_it_runs(monkeypatch, tmp_path):
 
 
 def test_an_attempt_tells_what_is_absent_from_what_fails(monkeypatch):
-    def absent(claim, log):
+    def absent(claim, **options):
         raise MissingRequirement("expected data, found none")
 
-    def wrong(claim, log):
+    def wrong(claim, **options):
         raise UserError("expected the data that the claim was made for")
 
-    def defect(claim, log):
+    def defect(claim, **options):
         raise ZeroDivisionError
     for function, kind, text in ((absent, "absent", "found none"), (wrong, "failed", "was made for"),
                                  (defect, "failed", "ZeroDivisionError")):
@@ -357,7 +358,7 @@ def test_an_attempt_tells_what_is_absent_from_what_fails(monkeypatch):
         assert found[0] == kind and text in found[1]
     assert try_claim("no-such-claim")[0] == "failed"
     stored = []
-    monkeypatch.setattr(due_module, "run_claim", lambda claim, log: {"verdict": "holds"})
+    monkeypatch.setattr(due_module, "run_claim", lambda claim, **options: {"verdict": "holds"})
     monkeypatch.setattr(due_module, "store", lambda claim: stored.append(claim.name))
     assert try_claim("diffusion-bc") == ("done", {"verdict": "holds"}) and stored == ["diffusion-bc"]
 

@@ -250,6 +250,6 @@ def test_a_confirmed_record_is_not_stale_until_its_code_changes_again(tmp_path, 
 
 def test_a_claim_without_a_record_is_not_run():
     experiment = Experiment(ExpertDemonstrations("fork", 5), "fork", (Arm("a", ()),), closed_loop)
-    claim = Claim("never-run", (), "", "", "", (ClaimPart("p", experiment, GreaterThan("success", "a", "a")),),
-                  NegativeControl("", lambda e: e, "p"))
+    claim = Claim("never-run", (), (ClaimPart("p", experiment, GreaterThan("success", "a", "a")),),
+                  NegativeControl(lambda e: e, "p"))
     assert confirm(claim).status == "not run"

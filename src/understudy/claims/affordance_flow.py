@@ -102,29 +102,6 @@ MARK_HELPS = GreaterThan("success", "2 steps", "without mark", 0.3)
 CLAIM = Claim(
     name="affordance-flow",
     rows=("022",),
-    paper="Zhang and Gienger 2024, Affordance-based Robot Manipulation with Flow Matching, arXiv 2409.01083",
-    statement="Learning multi-task robot trajectories with a single flow matching policy also leads to consistently "
-    "better performance than alternative behavior cloning methods, especially given multimodal robot action "
-    "distributions. Flow matching yields more stable training and faster inference, while maintaining comparable "
-    "generalization performance to diffusion policy.",
-    setup="A fork with two ends: a pillar is passed on the left or on the right, and behind it are two ends, 0.5 m "
-    "apart. Each of about 200 scripted episodes, new ones for each seed, goes to one end on a random side. The "
-    "affordance is the position of this end, which is observed as a column. In evaluation only the marked end counts. "
-    "All policies have the same network (an MLP of 128 x 1 blocks), 4,000 updates of 128 windows, and learning rate. "
-    "They plan 16 steps and execute 8, as the authors' policy for PushT does. Three rules decide, those of the "
-    "published tables, in which two steps of a flow are as good as 16 of DDIM. A flow in 2 Euler steps succeeds at "
-    "most 0.05 less often than diffusion in 16 DDIM steps (trained with 100 levels), more often than regression, and "
-    "by over 0.3 more often than a flow in 2 steps that does not observe the mark. DDIM must succeed in half of the "
-    "starts, or the verdict is undecided. A reported part asks the first rule of the same flow in 4 and in 16 steps. "
-    "Another one starts the flow from uniform noise, as the authors' released test of PushT does by mistake: it must "
-    "succeed less often. The margins of 0.05 and 0.3 are this project's own. Pilots on the seeds 1 to 4, each with its "
-    "own 300 starts, had 100 or 200 episodes, 2,000 or 4,000 updates, plans of 8 or 16 steps, and 4 or 8 executed. Two "
-    "steps had 0.66, 0.74, 0.75 and 0.55; 4 steps 0.82, 0.90, 0.90 and 0.84; 16 steps 0.93, 0.96, 0.98 and 0.96; DDIM "
-    "in 16 steps 0.79, 0.90, 0.70 and 0.78; regression 0.43, 0.13, 0.13 and 0.03; and 2 steps without the mark 0.20, "
-    "0.32, 0.35 and 0.21. The first rule was thus expected to fail before it was written, and stands because it is the "
-    "published comparison. The last pilot has the settings of this claim, which are the authors' lengths of plans. "
-    "Differences from the paper: a toy, an MLP in place of a U-Net, and an affordance that is given and not predicted "
-    "by a vision model.",
     parts=(
         ClaimPart("two steps", ENDS, AllOf((AS_SIXTEEN, OVER_REGRESSION, MARK_HELPS))),
         ClaimPart("more steps", MORE_STEPS, AllOf((GreaterThan("success", "4 steps", "DDIM, 16 steps", -0.05),
@@ -133,6 +110,5 @@ CLAIM = Claim(
         ClaimPart("uniform noise", UNIFORM, GreaterThan("success", "2 steps", "2 steps, uniform noise"),
                   is_decisive=False),
     ),
-    negative_control=NegativeControl("each episode has the mark of another one", shuffled_marks, "two steps",
-                                     removes=(MARK_HELPS,)),
+    negative_control=NegativeControl(shuffled_marks, "two steps", removes=(MARK_HELPS,)),
 )

@@ -497,13 +497,11 @@ class NegativeControl:
     """A change of an experiment that removes the mechanism and nothing else. The rule that decides must then fail.
 
     Args:
-        description: The change, in words.
         change: Returns the changed experiment.
         part: Name of the part that it changes.
         removes: If the part's rule is a conjunction, those of its rules that must fail under the control.
     """
 
-    description: str
     change: Callable[[Experiment], Experiment]
     part: str
     removes: tuple[Rule, ...] = ()
@@ -511,29 +509,21 @@ class NegativeControl:
 
 @dataclass(frozen=True)
 class Claim:
-    """A published statement as an experiment that can fail.
+    """A published statement as an experiment that can fail. Its text is in the Markdown file beside its module.
 
     Args:
         name: Name of the claim.
         rows: Ids of the rows of the ledger that it tests.
-        paper: The paper.
-        statement: The paper's own sentence.
-        setup: The task and the scale at which it is tested.
         parts: Experiments with their rules.
         negative_control: The change under which the statement must fail.
         needs: Extras and data that the claim needs.
-        revision: What changed in the design since the previous run, for the log of the next run.
     """
 
     name: str
     rows: tuple[str, ...]
-    paper: str
-    statement: str
-    setup: str
     parts: tuple[ClaimPart, ...]
     negative_control: NegativeControl
     needs: tuple[str, ...] = ()
-    revision: str = ""
 
     def __post_init__(self):
         for part in self.parts:

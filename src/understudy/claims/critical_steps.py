@@ -352,39 +352,10 @@ def compared(*names: Any) -> Experiment:
 CLAIM = Claim(
     name="critical-steps",
     rows=("301",),
-    paper="Chen et al. 2025, ATLaS: Agent Tuning via Learning Critical Steps, arXiv 2503.02197",
-    statement="In extensive experiments, an LLM finetuned on only 30% critical steps selected by ATLaS outperforms "
-    "the LLM finetuned on all steps and recent open-source LLM agents.",
-    setup="Not with language models. An agent on a grid of 7 x 7 cells fetches a key, opens one of two chests with it, "
-    "the other if the first is empty, and delivers what it finds. Each step is a subgoal, which stays written down, "
-    "and a move or the handling of a thing. The base, an MLP of 64 x 1 blocks, learns from 400 episodes of an agent "
-    "that walks and handles things well and draws its subgoals by lot. It is fine-tuned on 30 demonstrations: on all "
-    "steps, or on the critical ones (about 0.3 of them), with the same number of sampled steps per update. Each arm "
-    "chooses its number of updates from the same six (15, 30, 60, 120, "
-    "240, 480; learning rate 1e-3) on three tuning seeds with 200 starts each. In the earlier run, with three learning "
-    "rates, arms did as well wherever rate times updates was alike, so one rate is used. Success is measured on 12 "
-    "seeds in 400 other layouts. The rule: critical steps give more success than all steps. If the number of updates "
-    "chosen for either arm is the smallest or the largest, the verdict is undecided. Two comparisons are reported and "
-    "do not decide: with as many random steps of each demonstration, and with as many random steps that have each of "
-    "the 20 actions as often (balanced). If the rule fails, the negative control shows nothing, since the rule fails "
-    "without its change too. Differences from the paper: the selector is the definition itself (plan creation, "
-    "critical action, critical observation, self-correction), computed from what happened, so GPT-4o's reading of a "
-    "trajectory is not tested, and neither are other open-source agents. The base knows the routine before "
-    "fine-tuning. It is no generalist of the size of a language model, and it forgets more easily. The critical steps "
-    "of an errand are other actions than most of its routine, so selecting them also changes the rate of each "
-    "action.",
     parts=(
         ClaimPart("errand", ERRAND, GreaterThan("success", "critical", "all")),
         ClaimPart("random", compared("critical", "random"), GreaterThan("success", "critical", "random"), False),
         ClaimPart("balanced", compared("critical", "balanced"), GreaterThan("success", "critical", "balanced"), False),
     ),
-    negative_control=NegativeControl(
-        "which steps are critical, exchanged within each demonstration: as many steps, drawn at random",
-        shuffled_steps, "errand"),
-    revision="The trial chosen for critical, 60 updates at 1e-3, was at the edge of the grid of learning rates and "
-    "updates, and the one chosen for all, 200 updates at 1e-3, too. Their success depended on rate times updates "
-    "alone. So the grid is now of this product: one learning rate and six numbers of updates from 15 to 480. On the "
-    "earlier tuning seeds the best products lie inside it. Three tuning seeds in place of two; all 12 seeds run, "
-    "without an interim look; new tuning seeds, seeds, demonstrations and starts. The earlier design was undecided for "
-    "the edge (critical - all -0.099 [-0.150, -0.048], a 97 % interval).",
+    negative_control=NegativeControl(shuffled_steps, "errand"),
 )

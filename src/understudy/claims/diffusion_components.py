@@ -246,41 +246,6 @@ NETWORKS = experiment_of(1750, (make_unet("U-Net, FiLM", "film"), make_unet("U-N
 CLAIM = Claim(
     name="diffusion-components",
     rows=("175",),
-    paper="Yuan 2024, Unpacking the Individual Components of Diffusion Policy, arXiv 2412.00084",
-    statement="This paper summarizes five key components of Diffusion Policy: 1) observation sequence input; 2) action "
-    "sequence execution; 3) receding horizon; 4) U-Net or Transformer network architecture; and 5) FiLM conditioning. "
-    "By conducting experiments across ManiSkill and Adroit benchmarks, this study aims to elucidate the contribution "
-    "of each component to the success of Diffusion Policy in various scenarios.",
-    setup="The paper switches off one component at a time, and what this costs depends on the task. Here two such "
-    "dependencies decide, both about the execution of action sequences, which in the paper helps on seven of eight "
-    "tasks and hurts on the one that needs reactions (Hammer, success 17 to 27 per cent). A hand takes a block and "
-    "lets it go over one of three bins. Its state is observed, but not for how long it has been closed. All policies "
-    "are diffusion policies that predict the action and sample it in 10 steps of DDIM. They read two observations, "
-    "plan 16 steps, and have a small network (an MLP of 128 x 1 blocks), 200 scripted demonstrations, new ones for "
-    "each training seed, and 2,000 updates of 128 windows. The compared policies have the same weights and execute 8 "
-    "steps of each plan or 1. Three rules decide. (1) With a slow hand, which holds the block after 4 steps and must "
-    "not move before, demonstrations pause for these steps. There executing 8 steps succeeds more than 0.1 more often. "
-    "(2) With a fast hand and a bin that changes in half of the episodes, while the block is carried, executing 1 step "
-    "succeeds more than 0.1 more often. (3) With a fast hand and a fixed bin, executing 1 step succeeds at most 0.1 "
-    "less often, so that without pauses the effect of (1) is gone. In the negative control the bin of (2) is fixed, in "
-    "the demonstrations too, which is the experiment of (3). Executing 8 must succeed in 0.5 of the starts of (1) and "
-    "(2) and in 0.8 of those of (3), and executing 1 in 0.8 of those of (2) and (3). The other parts have the slow "
-    "hand and are reported, with margins of 0.05 or 0.1: six observations in place of two where 1 step is executed; "
-    "two observations in place of one, with velocities and with positions as actions (in the paper the latter gain "
-    "from history and the former do not); plans of 16 steps in place of 8; U-Net against MLP, and FiLM against "
-    "concatenation to the input, with similar numbers of parameters (a measure of these parts) and 800 updates of 64 "
-    "windows. An effect that is not seen there is a result. Nothing is tuned. Pilots on the seeds 1 to 6 chose the toy "
-    "in one setting after the other. At first mistakes did not end an episode, and the hand took blocks within 0.04 "
-    "and then 0.06 m. A slow hand of 3 steps gave 0.67 for executing 8 steps and 0.31 for 1, but 0.83 and 0.99 with "
-    "the larger reach, since the hand tried again. With neither pauses nor changes, executing 8 already lost up to "
-    "0.37, since planned grasps missed. In this toy it lost 0.01 to 0.05. With a bin that changes in every episode, "
-    "executing 1 was 0.15 better, because plans then wait for the change, and 0.3 better if it changes in half of them "
-    "(1.0 against 0.70). With the slow hand, executing 8 had 0.68 to 0.75 and executing 1 had 0.13 to 0.41, six "
-    "observations 1.0 while executing 1, plans of 8 steps 0.79, one observation 0.69. A U-Net with FiLM had 0.36 and "
-    "0.42, one with input 0.73 and an MLP 0.40 after 800 to 1,000 updates of 64 windows. Differences from the paper: a "
-    "toy with states in place of eight simulated tasks, scripted demonstrations, the prediction of the action in place "
-    "of the noise, an MLP in place of a U-Net except where they are compared, plans that begin at the last "
-    "observation, few updates, and no results with a transformer.",
     parts=(
         ClaimPart("pauses", PAUSES, GreaterThan("success", "execute 8", "execute 1", 0.1)),
         ClaimPart("changing bin", CHANGES, GreaterThan("success", "execute 1", "execute 8", 0.1)),
@@ -296,6 +261,5 @@ CLAIM = Claim(
         ClaimPart("U-Net", NETWORKS, GreaterThan("success", "U-Net, FiLM", "MLP", 0.1), is_decisive=False),
         ClaimPart("FiLM", NETWORKS, GreaterThan("success", "U-Net, FiLM", "U-Net, input", 0.1), is_decisive=False),
     ),
-    negative_control=NegativeControl(
-        "the bin never changes, in the demonstrations and afterwards", with_fixed_bin, "changing bin"),
+    negative_control=NegativeControl(with_fixed_bin, "changing bin"),
 )

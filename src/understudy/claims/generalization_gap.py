@@ -141,22 +141,12 @@ MAZES = Experiment(
 )
 
 CLAIM = Claim(
-    name="generalization-gap", rows=("274",),
-    paper="Mediratta et al. 2023, The Generalization Gap in Offline Reinforcement Learning, arXiv 2312.05742",
-    statement="Finally, we find that increasing the diversity of the data, rather than its size, improves performance "
-              "on new environments for all offline learning algorithms.",
-    setup="cloning alone: mazes of 3 x 3 cells; 250 demonstrations in 8 mazes, 1,000 in the same 8, or 250 in mazes "
-         "drawn from 250 numbers. An MLP of 64 x 1 blocks sees the walls; 600 updates on 64 steps for each; nothing is "
-         "tuned. All are judged in mazes whose walls no arm saw. The claim holds if the arm with many mazes succeeds "
-         "there more often than each of the two arms with 8 mazes, also the one with four times as many "
-         "demonstrations, and if the arm with 250 demonstrations in 8 mazes succeeds more than 0.1 more often in its "
-         "own mazes than in new ones. Mazes are drawn with replacement, and mazes of so few cells are often alike: the "
-         "250 demonstrations of the arm with many mazes show fewer layouts than 250 (133 on seed 120).",
+    name="generalization-gap",
+    rows=("274",),
     parts=(ClaimPart("mazes", MAZES, AllOf((GreaterThan("success", "more mazes", "few"),
                                             GreaterThan("success", "more mazes", "more demonstrations"),
                                             AboveBound("gap", "few", 0.1)))),),
     negative_control=NegativeControl(
-        "judged in the mazes that each arm was shown", in_own_mazes, "mazes",
-        removes=(GreaterThan("success", "more mazes", "more demonstrations"),),
+        in_own_mazes, "mazes", removes=(GreaterThan("success", "more mazes", "more demonstrations"),)
     ),
 )

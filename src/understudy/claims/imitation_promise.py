@@ -122,20 +122,6 @@ PUSH = Experiment(
 CLAIM = Claim(
     name="imitation-promise",
     rows=("055",),
-    paper="Gudibande et al. 2023, The False Promise of Imitating Proprietary LLMs, arXiv 2305.15717",
-    statement="When conducting more targeted automatic evaluations, we find that imitation models close little to none "
-    "of the gap from the base LM to ChatGPT on tasks that are not heavily supported in the imitation data.",
-    setup="not with language models: push, whose tasks are the directions to the goal. The base, an MLP of 64 x 1 "
-    "blocks, learns from 40 demonstrations of all directions by an unsteady expert. The imitator is the base, trained "
-    "on with 160 demonstrations by a steady expert in half of the directions. The claim holds if four comparisons "
-    "hold. The imitator looks more like the steady expert in these directions than the base does: of the variance of "
-    "the actions in demonstrations held back it explains more by 0.1. It succeeds more often than the base in these "
-    "directions, by 0.2. In the other directions it gains less than 0.1. And the base, trained on as long with 160 "
-    "demonstrations of all directions by the unsteady expert, succeeds more often than the imitator in these other "
-    "directions, by 0.1. The margins are this claim's own. Caveats: the base succeeds in only a fifth of the attempts, "
-    "and no arm has a level that it must reach. The base itself is not trained on. So a gain in the other directions "
-    "may come from the further updates and not from what the steady expert showed. How alike policies are is "
-    "measured only in the directions that were shown.",
     parts=(
         ClaimPart(
             "push",
@@ -151,7 +137,6 @@ CLAIM = Claim(
         ),
     ),
     negative_control=NegativeControl(
-        "the steady expert shows all directions", all_directions, "push",
-        removes=(GreaterThan("success outside", "base", "imitation", -0.1),),
+        all_directions, "push", removes=(GreaterThan("success outside", "base", "imitation", -0.1),)
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -17,8 +18,9 @@ from ..evaluate.plots import COLORS, STYLE
 from ..evaluate.stats import seeds_caveat
 from ..files import read_json, write_text
 from .base import Claim, Condition, format_number
-from .records import CLAIMS_FOLDER, all_claims, is_redesigned, list_claims, record_path
+from .records import CLAIMS_FOLDER, all_claims, all_texts, is_redesigned, list_claims, record_path
 from .spot_check import disagreement, published
+from .text import ClaimText
 
 COLUMNS = ["id", "family", "core", "priority", "name", "title", "arxiv"]
 STALE_NOTE = " (stale: the code has changed since)"
@@ -331,13 +333,11 @@ def _family_page(family: str, entries: Sequence[LedgerEntry]) -> str:
         lines += ["<details markdown>", f"<summary>{len(without)} systems without a claim yet</summary>", "",
                   "| row | system |", "|---|---|", *(f"| {e.row.id} | {_system(e.row)} |" for e in without), "",
                   "</details>", ""]
-    claims, shown = all_claims() if with_claims else {}, []
-    for e in with_claims:
-        for c in e.claims:
-            if c["name"] not in shown:
-                shown.append(c["name"])
-                lines += [*_claim_section(claims[c["name"]], c), ""]
-    return "\n".join(lines).rstrip() + "\n"
+    claims, texts = (all_claims(), all_texts()) if with_claims else ({}, {})
+    sections: dict[str, list[str]] = {}
+    for c in (c for e in with_claims for c in e.claims):
+        sections.setdefault(c["name"], _claim_section(claims[c["name"]], texts[c["name"]], c))
+    return "\n\n".join("\n".join(part).rstrip() for part in (lines, *sections.values())) + "\n"
 
 
 def _system(row: LedgerRow) -> str:
@@ -355,45 +355,74 @@ def _markdown_cell(text: str) -> str:
     return re.sub(r"([|\\`*_\[\]<>])", r"\\\1", " ".join(text.split()))
 
 
-def _claim_section(claim: Claim, entry: dict) -> list[str]:
+def _claim_section(claim: Claim, text: ClaimText, entry: dict) -> list[str]:
+    """Advice and what speaks against it, the figure, a table of the design, the results, and how it was tested."""
     systems = "; ".join(f"{n} {find_row(n, claim.name).name}" for n in claim.rows)
-    lines = [f"## {claim.name}", "", f"{systems}. {claim.paper}", "", f"> {claim.statement}", "",
-             f"Tested here: {claim.setup}", "", f"Command: `{entry['command']}`", ""]
+    lines = [f"## {claim.name}", "", text.advice, "", f"**Against it:** {text.against}", ""]
+    design = [("system", systems), ("paper", text.paper), ("statement", f"“{text.statement}”")]
+    setup = ["**How it was tested.** " + text.setup[0], *text.setup[1:]]
+    paragraphs = [line for paragraph in setup for line in (paragraph, "")]
+    command = ("command", f"`{entry['command']}`")
     if entry["verdict"] == "not run":
         needs = f" It needs {', '.join(claim.needs)}." if claim.needs else ""
-        return [*lines, f"Not run yet.{needs}"]
+        return [*lines, f"Not run yet.{needs}", "", *_design_table([*design, command]), "", *paragraphs[:-1]]
     record = read_json(record_path(claim.name))
     found = decisive_condition(record)
     reason = f" ({record['reason']})" if record["reason"] else ""
-    lines += [f"**{record['verdict'].capitalize()} here{reason}.** {_history_note(record)}".rstrip(), ""]
-    if is_redesigned(claim, record):
-        lines += [f"The design has changed since this record, and its run is due. {claim.revision}", ""]
     if found is not None:
         lines += [f"![{_markdown_cell(str(found))}](../images/claims/{claim.name}.svg)", ""]
-    shown: list[dict] = []
-    for name, part in record["parts"].items():
-        aside = "" if part["decides"] else " (does not decide)"
-        why = f" {part['reason']}." if part["reason"] else ""
-        lines += [f"*{name}*{aside}: {part['verdict']}.{why}{_look_note(claim, name, record)}", "",
-                  *_condition_lines(part), ""]
-        if part["summary"] in shown:  # several rules about one experiment
-            continue
-        shown.append(part["summary"])
-        lines += ["| arm | measure | mean | 95 % interval (training seeds, then episodes) |", "|---|---|---|---|"]
-        for arm, measures in part["summary"].items():
-            lines += [f"| {arm} | {m} | {format_number(v['estimate'])} | {format_number(v['low'])} to "
-                      f"{format_number(v['high'])} |" for m, v in measures.items()]
-        lines += ["", f"{part['seeds']} training seeds. {seeds_caveat(part['seeds'])}", ""]
-    control = record["negative_control"]
-    lines += [f"Negative control: {control['change']}. {_control_note(record)}", "", *_condition_lines(control), "",
+    lines += [f"**{record['verdict'].capitalize()} here{reason}.** {_history_note(record)}".rstrip(), ""]
+    if is_redesigned(text.revision, record):
+        lines += [f"The design has changed since this record, and its run is due. {text.revision}", ""]
+    design += [(f"{'rule' if part['decides'] else 'reported'}, {name}",
+                _judged_cell(part) + ("" if is_redesigned(text.revision, record) else _look_note(claim, name, part)))
+               for name, part in record["parts"].items()]
+    design += [("negative control",
+                f"{text.control}. {_control_note(record)} {_judged_cell(record['negative_control'])}"),
+               ("run", f"{record['machine']}; {_cost_note(claim, record)}; {record['date']}"), command]
+    lines += [*_design_table(design), "", *_summary_tables(record), *paragraphs,
               "| date | | what changed | verdict |", "|---|---|---|---|"]
     for step in record["log"]:
         reason = f" ({step['reason']})" if step["reason"] else ""
         cells = (step["date"], step["kind"], _markdown_cell(step["change"]), step["verdict"] + reason)
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _design_table(rows: Iterable[tuple[str, str]]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {' '.join(cell.replace('|', chr(92) + '|').split())} |"
+                                    for name, cell in rows)]
+
+
+def _judged_cell(judged: dict) -> str:
+    """The comparisons of a part or control, each with its verdict."""
+    verdict = f"**{judged['verdict']}**" if "decides" in judged else ""
+    why = f" ({judged['reason']})" if judged.get("reason") else ""
+    return f"{verdict}{why}{'<br>' * bool(verdict)}" + "<br>".join(f"{c}: {c.verdict}" for c in _conditions(judged))
+
+
+def _summary_tables(record: dict) -> list[str]:
+    """Means and intervals of all arms. Parts about one experiment share a table."""
+    tables: dict[str, list[str]] = {}
+    for name, part in record["parts"].items():
+        tables.setdefault(json.dumps(part["summary"]), []).append(name)
+    lines = []
+    for names in tables.values():
+        part = record["parts"][names[0]]
+        lines += [f"{', '.join(f'*{name}*' for name in names)}: {part['seeds']} training seeds. "
+                  f"{seeds_caveat(part['seeds'])}", "",
+                  "| arm | measure | mean | 95 % interval (training seeds, then episodes) |", "|---|---|---|---|"]
+        for arm, measures in part["summary"].items():
+            lines += [f"| {arm} | {m} | {format_number(v['estimate'])} | {format_number(v['low'])} to "
+                      f"{format_number(v['high'])} |" for m, v in measures.items()]
+        lines.append("")
+    return lines
+
+
+def _cost_note(claim: Claim, record: dict) -> str:
     is_above = record["seconds"] > TOY_SECONDS and not claim.needs  # with needs, it is no toy
     above = f", more than the {TOY_SECONDS} that a toy is meant to take" if is_above else ""
-    return [*lines, "", f"{record['machine']}; {record['seconds']:.0f} CPU seconds{above}; {record['date']}."]
+    return f"{record['seconds']:.0f} CPU seconds{above}"
 
 
 def _control_note(record: dict) -> str:
@@ -411,18 +440,13 @@ def _control_note(record: dict) -> str:
     return "The rule fails, as it must."
 
 
-def _look_note(claim: Claim, part: str, record: dict) -> str:
+def _look_note(claim: Claim, name: str, part: dict) -> str:
     """Says at which of its planned looks a part was judged, and the level of its intervals there."""
-    experiment = next((p.experiment for p in claim.parts if p.name == part), None)
-    seeds = record["parts"][part]["seeds"]
-    if experiment is None or is_redesigned(claim, record) or seeds not in dict(experiment.looks):
+    experiment, seeds = next((p.experiment for p in claim.parts if p.name == name), None), part["seeds"]
+    if experiment is None or seeds not in dict(experiment.looks):
         return ""
-    return (f" Judged after {seeds} of {len(experiment.seeds)} planned seeds, as planned; the intervals of its rule "
+    return (f"<br>Judged after {seeds} of {len(experiment.seeds)} planned seeds, as planned; the intervals of its rule "
             f"have a level of {100 * experiment.level(seeds):g} %.")
-
-
-def _condition_lines(judged: dict) -> list[str]:
-    return [f"- {c}: {c.verdict}" for c in _conditions(judged)]
 
 
 def _history_note(record: dict) -> str:
@@ -510,5 +534,6 @@ def _claim_html(c: dict) -> str:
     stale = ' <span class="soft">stale: the code has changed since</span>' if c["stale"] else ""
     shown = "" if found is None else f'<div class="shown">{interval_svg(found)}<p>{escape(str(found))}</p></div>'
     ran = f'{c["date"]} · {c["seconds"]:.0f} CPU seconds · ' if c["date"] else ""
-    return (f'<section><p class="said">“{escape(c["statement"])}”</p><p>{chip}{stale}</p>{shown}'
+    return (f'<section><p>{escape(c["advice"])}</p><p class="said">“{escape(c["statement"])}”</p>'
+            f'<p>{chip}{stale}</p>{shown}'
             f'<p class="soft">{ran}<code>{escape(c["command"])}</code></p></section>')

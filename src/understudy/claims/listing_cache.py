@@ -37,7 +37,7 @@ def _source_digest() -> str:
     """Digest of all that the list is made from, and of Python's version, because syntax trees differ."""
     mark = hashlib.sha256(sys.version.encode())
     records = (file for folder in ("results", "probes") for file in PACKAGE.glob(f"claims/{folder}/*.json"))
-    for file in sorted((*PACKAGE.rglob("*.py"), *records)):
+    for file in sorted((*PACKAGE.rglob("*.py"), *PACKAGE.glob("claims/*.md"), *records)):
         text = file.read_bytes()
         mark.update(f"{file.relative_to(PACKAGE)} {len(text)} ".encode() + text)
     return mark.hexdigest()

@@ -256,33 +256,6 @@ FIFTH = replace(CORRIDOR, arms=(Arm("a fifth of the pairs", (make_method(MemoryP
 CLAIM = Claim(
     name="memory-pairs",
     rows=("213",),
-    paper="Yue et al. 2024, Learning Memory Mechanisms for Decision Making through Demonstrations, arXiv 2411.07954",
-    statement="To capture memory processes as demonstrations, we introduce the concept of memory dependency pairs "
-    "(p, q) indicating that events at time p are recalled for decision-making at time q. We introduce AttentionTuner "
-    "to leverage memory dependency pairs in Transformers and find significant improvements across several tasks "
-    "compared to standard Transformers when evaluated on Memory Gym and the Long-term Memory Benchmark.",
-    setup="A walker passes twelve signs of different colors, each with an arrow to the left or to the right, six of "
-    "each. At the junction behind them it sees one of the colors and must turn to where the sign of this color "
-    "pointed. Guessing succeeds in 0.5 of the starts. The policy is a transformer that reads all rows of the episode "
-    "so far (2 layers over the observations and 1 of the action's token, 2 heads, width 64) and predicts the action "
-    "of the newest one. The arm with pairs learns from 50 scripted demonstrations, new ones for each seed, of which "
-    "each says which sign the junction recalls. The auxiliary loss is the paper's: the binary cross-entropy of the "
-    "attention of the first head of the first layer, with weight 10. The plain arm learns from the same "
-    "demonstrations without it. All arms have 500 updates on 64 windows, half of which end at the junction. The rule: "
-    "with pairs the policy succeeds more than 0.2 more often than without. The margin is this claim's own. Both "
-    "must arrive at the junction in 0.95 of the starts, and the plain transformer must succeed in 0.65 of the starts "
-    "with 400 demonstrations, otherwise the verdict is undecided. Eight seeds are planned, with one look after five. "
-    "In the negative control the pairs name the sign three places before the right one. Reported: 50 demonstrations "
-    "with pairs against 400 without, and ten pairs among 50 demonstrations against none, with five seeds. Nothing is "
-    "tuned. Pilots on the seeds 1 to 3 chose the number of signs and of demonstrations. With eight signs, the plain "
-    "transformer succeeded in 0.99 of the starts with 300 demonstrations, 0.83 and 0.82 with 100, and 0.62 with 50, "
-    "where pairs gave 1.00 and 0.92. With twelve signs and 100 demonstrations, the plain one succeeded in 0.70 and "
-    "0.66 (0.69 after 1,500 updates), 20 pairs gave 0.97, all pairs 1.00 and shifted pairs 0.73. In the "
-    "final design, plain succeeded in 0.57 and 0.68, pairs in 1.00 and 0.93, a fifth of the pairs in 0.83 and 0.77, "
-    "shifted pairs in 0.53, and plain with 400 demonstrations in 0.81. Differences from the paper: the loss is "
-    "averaged over the steps with a pair, not over all, whose attention it would push towards 0; only the newest "
-    "action of a window is predicted, and past actions are not read; the layers are normalized before and not after "
-    "attention; two layers in place of four; and one toy in place of six tasks.",
     parts=(
         ClaimPart("50 demonstrations", CORRIDOR, GreaterThan("success", "pairs", "plain", 0.2)),
         ClaimPart("against 400 demonstrations", replace(CORRIDOR, seeds=CORRIDOR.seeds[:5], looks=(), sanity=()),
@@ -290,6 +263,5 @@ CLAIM = Claim(
         ClaimPart("a fifth of the pairs", FIFTH, GreaterThan("success", "a fifth of the pairs", "plain"),
                   is_decisive=False),
     ),
-    negative_control=NegativeControl(
-        "the pairs name the sign three places before the right one", with_shifted_pairs, "50 demonstrations"),
+    negative_control=NegativeControl(with_shifted_pairs, "50 demonstrations"),
 )

@@ -103,39 +103,11 @@ OVER_NO_NOISE = GreaterThan("success", "two-step", "no noise")
 CLAIM = Claim(
     name="mip-two-steps",
     rows=("264",),
-    paper="Pan et al. 2025, Much Ado About Noising, arXiv 2512.01809",
-    statement="We find that their advantage stems from iterative computation, as long as intermediate steps are "
-    "supervised during training and this supervision is paired with a suitable level of stochasticity. As a "
-    "validation of our findings, we show that a minimum iterative policy (MIP), a lightweight two-step "
-    "regression-based policy, essentially matches the performance of flow GCPs.",
-    setup="peg_insertion with one outline and a tolerance of 10 mm: 50 scripted demonstrations of about 13 steps. The "
-    "expert's action is a function of the state plus a small Gaussian noise, so at a state there is one way to act, "
-    "and success needs precision. Three arms of the paper's ablation decide. The two-step policy, with the loss "
-    "balance, time and targets of the authors' code, succeeds more often than regression, more often than two steps "
-    "trained without noise, and at most 0.1 less often than flow matching in 9 steps from noise. All arms have the "
-    "same network (an MLP of 128 x 1 blocks that also reads a chunk and a time), learning rate, 1,500 updates of 128 "
-    "windows, and chunks of 16 steps of which 8 are executed. Nothing is tuned. Pilots chose the chunks and the "
-    "network: flow matching was to have an advantage of 0.1 over regression. Of the two-step policies they looked "
-    "only at the starts of the demonstrations. Each arm must work: flow matching succeeds in half of the new starts, "
-    "regression in a fifth, and both two-step policies in 0.75 of the starts of the demonstrations, nearly the level "
-    "of regression. Otherwise the verdict is undecided. This last level was raised from 0.5 after the figures were "
-    "known. The two-step policy does not reach it, so it has not fitted its demonstrations. The advantage of flow "
-    "matching over regression is a reported part. Another shows the two-step policy with equal weights of both steps: "
-    "the authors' balance gives the second step 81 times the weight of the first, which a short training may not "
-    "afford. Differences from the paper: one toy task with a state of 14 numbers, a small network, and less than a "
-    "hundredth of its updates.",
     parts=(
         ClaimPart("ablation", PEG, AllOf((OVER_REGRESSION, OVER_NO_NOISE, MATCHES))),
         ClaimPart("flow over regression", PEG, GreaterThan("success", "flow", "regression"), is_decisive=False),
         ClaimPart("equal weights", EQUAL_WEIGHTS, GreaterThan("success", "equal weights", "two-step"),
                   is_decisive=False),
     ),
-    negative_control=NegativeControl(
-        "no noise in the input of the second step, in training", without_noise, "ablation", removes=(OVER_REGRESSION,)
-    ),
-    revision="A task of one mode that needs precision, on which pilots showed an advantage of flow matching over "
-    "regression and regression above its floor. The earlier task had two modes. The two-step policies must succeed on "
-    "the starts of their demonstrations. 1,500 updates of 128 windows, a network of 128 x 1. New demonstrations, seeds "
-    "and starts. The three rules and the control are unchanged. An earlier design held, with a loss balance that is "
-    "not the authors'.",
+    negative_control=NegativeControl(without_noise, "ablation", removes=(OVER_REGRESSION,)),
 )

@@ -299,38 +299,10 @@ SAME_IN_TRAINING = EquivalentTo("training success", "ARP", "text cloning", 0.05)
 CLAIM = Claim(
     name="moved-goals",
     rows=("237",),
-    paper="Kim et al. 2023, Guide Your Agent with Adaptive Multimodal Rewards, arXiv 2309.10790",
-    statement="Because the multimodal rewards provide adaptive signals at each timestep, our ARP effectively mitigates "
-    "the goal misgeneralization. This results in superior generalization performances even when faced with unseen text "
-    "instructions, compared to existing text-conditioned policies.",
-    setup="A walker goes along an aisle of twelve cells between two full shelves and takes the one box of the color "
-    "that a word names. It sees the boxes of three cells. In the 300 demonstrations, new ones for each seed, the named "
-    "box is always on the right. In the test it is on any side. A frozen scorer compares each view with the word: 1 if "
-    "a box of the color is beside the walker, 1/e a cell ahead, 0 out of sight. ARP clones each action from the last "
-    "four views, words, actions and returns to go of these rewards minus their lowest value. While acting, the return "
-    "begins at the 90 % quantile of the demonstrations and is reduced by the scorer. Text cloning has a constant in "
-    "place of the return, and the clock the number of steps that are left, which begins at that of the longest. "
-    "All have the same network (two layers of 128), 600 updates on 128 windows, learning rate 0.001 and most likely "
-    "actions. Nothing is tuned. Three rules decide: on any side ARP succeeds more often than text cloning and than the "
-    "clock, and on the right ARP and text cloning differ by less than 0.05. On the right both must succeed in 0.9 of "
-    "the starts. So must the clock, if it begins at the true number of steps. In the negative control the scorer is "
-    "told another color than the policy while acting. Reported: a contrastive scorer that was trained on 4,000 random "
-    "views with a word for one of the boxes, near ones more often. Pilots on the seeds 1 to 5. In this aisle ARP "
-    "succeeded in 0.94 to 0.98 of the starts, text cloning in 0.48 to 0.50 and the clock in 0.17 to 0.22; in the "
-    "control 0.01; with the contrastive scorer 0.21 to 0.28, and 0.32 to 0.50 on the right: the rewards of boxes that "
-    "do not matter add up to returns that differ between layouts. Three toys before this one did not show a gain, "
-    "since there the policy did not need the return in training: a walk to a named thing in a room of 7 x 7 cells "
-    "(ARP 0.30, text cloning 0.42), taking it in a corridor whose cells are told apart (0.44 and 0.29, all of it on "
-    "the side of the demonstrations), and this aisle with few boxes, where an empty cell on the right tells that "
-    "nothing is to be taken (0.10 and 0 on the left). Differences from the paper: a view of numbers and a word of a "
-    "closed vocabulary in place of images, sentences and CLIP, an MLP in place of a transformer, no prediction of the "
-    "return, and no unseen instructions.",
     parts=(
         ClaimPart("any side", MOVED, AllOf((OVER_CLONING, OVER_CLOCK, SAME_IN_TRAINING))),
         ClaimPart("learned scorer", LEARNED, GreaterThan("success", "ARP, learned scorer", "text cloning"),
                   is_decisive=False),
     ),
-    negative_control=NegativeControl(
-        "while acting, the scorer is told another color than the policy", with_wrong_words, "any side",
-        removes=(OVER_CLONING, OVER_CLOCK)),
+    negative_control=NegativeControl(with_wrong_words, "any side", removes=(OVER_CLONING, OVER_CLOCK)),
 )

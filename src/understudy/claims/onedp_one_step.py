@@ -58,33 +58,6 @@ AS_TEACHER = GreaterThan("success", "onedp", "teacher, 10 steps", -0.1)
 CLAIM = Claim(
     name="onedp-one-step",
     rows=("285",),
-    paper="Wang et al. 2025, One-Step Diffusion Policy: Fast Visuomotor Policies via Diffusion Distillation, "
-    "arXiv 2410.21257",
-    statement="We ensure the distilled generator closely aligns with the original policy distribution by minimizing "
-    "the Kullback-Leibler (KL) divergence along the diffusion chain, requiring only 2%-10% additional pre-training "
-    "cost for convergence. We evaluated OneDP on 6 challenging simulation tasks as well as 4 self-designed real-world "
-    "tasks using the Franka robot. The results demonstrate that OneDP not only achieves state-of-the-art success rates "
-    "but also delivers an order-of-magnitude improvement in inference speed, boosting action prediction frequency from "
-    "1.5 Hz to 62 Hz, establishing its potential for dynamic and computationally constrained robotic applications.",
-    setup="Fork: a pillar is passed on the left or on the right, at even odds. The teacher is a diffusion policy (EDM) "
-    "with 10 network evaluations per plan. It learns from 100 scripted demonstrations in 1,500 updates, plans 4 steps "
-    "of 0.1 s and executes them. The student is the stochastic OneDP-S: it starts from the weights of the teacher, has "
-    "one evaluation per plan, from noise of the level 2.5, and makes 800 updates, each after two updates of the "
-    "network that estimates its own score. All networks are MLPs of 128 x 1 blocks, and batches have 128 windows. Two "
-    "rules decide. The student succeeds at most 0.1 less often than its teacher, which has 10 times as many "
-    "evaluations. It succeeds more often than one step of the teacher from the same noise, which is the student before "
-    "distillation. The margin of 0.1 is this claim's own. In the paper the loss is 0.05 on PushT, and there is none on "
-    "average over its tasks. Success and entropy of the side are those of 10 rollouts from each of 50 starts. Entropy, "
-    "and the teacher with 3 steps, are reported. The half of the statement about the cost is not tested: 800 updates "
-    "are more than a tenth of the teacher's. Speed is not measured, only evaluations are counted. Pilots on the seeds "
-    "20 to 22 had plans of 8 steps. After 800 updates of distillation, the student succeeded in 0.79 of the rollouts, "
-    "with an entropy of 0.83. Before, it had 0.43, and the teacher 0.95 and 0.91. With learning rates of a third, the "
-    "student had 0.76. With 300 updates of smaller networks and noise levels up to 80, it had 0.56. Shorter plans were "
-    "chosen without a pilot of distillation on them. Differences from the paper: a toy with states, small networks, "
-    "EDM with 10 steps in place of DDPM with 100, and the learning rates.",
     parts=(ClaimPart("fork", FORK, AllOf((OVER_ONE_STEP, AS_TEACHER))),),
-    negative_control=NegativeControl(
-        "the network that estimates the student's own score is not updated and stays that of the teacher, so that the "
-        "gradient of the divergence is 0", without_own_score, "fork", removes=(OVER_ONE_STEP,),
-    ),
+    negative_control=NegativeControl(without_own_score, "fork", removes=(OVER_ONE_STEP,)),
 )

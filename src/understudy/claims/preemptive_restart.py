@@ -156,19 +156,6 @@ PUSH = Experiment(
 CLAIM = Claim(
     name="preemptive-restart",
     rows=("397",),
-    paper="Watson and Correll 2023, Optimal decision making in robotic assembly and other trial-and-error tasks, arXiv "
-    "2301.10846",
-    statement="The ability to restart after predicting failure early, versus simply running to failure, can "
-    "significantly decrease the makespan, that is, the total time to completion, with the drawback of "
-    "potentially short-cutting an otherwise successful operation.",
-    setup="push, an MLP of 64 x 1 blocks cloned from 60 demonstrations, which succeeds in less than half of its "
-    "attempts; each attempt begins from a new start, 10 steps after the last. An MLP of 64 x 1 blocks learns from "
-    "1,000 attempts how likely failure is at each step; 2,000 others say in closed form at which likelihood to give "
-    "up, if at all. The claim holds if it then takes fewer steps to the first success than if each attempt runs to "
-    "its end, and fewer than with the best fixed number of steps for an attempt, chosen alike from the same 2,000; "
-    "and if the closed form is off by less than 10 % in the mean, giving up or not. Attempts are independent by "
-    "construction, as the closed form assumes, and the threshold and the forecast come from the same 2,000 attempts. "
-    "No arm has a level that it must reach.",
     parts=(
         ClaimPart(
             "push",
@@ -187,7 +174,6 @@ CLAIM = Claim(
         ),
     ),
     negative_control=NegativeControl(
-        "the predictor learns from outcomes exchanged between attempts", shuffled_outcomes, "push",
-        removes=(GreaterThan("makespan", "to the end", "preempted"),),
+        shuffled_outcomes, "push", removes=(GreaterThan("makespan", "to the end", "preempted"),)
     ),
 )

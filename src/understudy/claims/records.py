@@ -18,6 +18,7 @@ from ..core import UserError, nearest_names
 from ..envs import registry
 from ..files import read_json
 from .base import Claim
+from .text import ClaimText, read_texts
 
 CLAIMS_FOLDER = Path(__file__).parent
 # Modules of this folder that are not claims.
@@ -38,6 +39,7 @@ NON_CLAIM_MODULES = (
     "effects",
     "probe",
     "spot_check",
+    "text",
 )
 
 
@@ -87,6 +89,16 @@ def find_claim(name: str) -> Claim:
         raise UserError(f"There is no claim {name!r}.", where="claims",
                         hint=f"{nearest_names(name, claims)}understudy claims list shows all")
     return claims[name]
+
+
+def all_texts() -> dict[str, ClaimText]:
+    """The texts of all claims by name."""
+    return {name: text for file in sorted(CLAIMS_FOLDER.glob("*.md")) for name, text in read_texts(file).items()}
+
+
+def find_text(name: str) -> ClaimText:
+    """The text of the claim `name`."""
+    return read_texts(CLAIMS_FOLDER / f"{name.replace('-', '_')}.md")[name]
 
 
 def module_of(claim: Claim) -> str:
@@ -263,14 +275,15 @@ def _commit() -> str | None:
 def list_claims() -> list[dict]:
     """One entry per claim.
 
-    Each has "name", "rows", "statement", "verdict" ("not run" without a record), "reason", "stale", "date", "seconds"
-    and "command". A record is stale if the source code differs from that of its run and from that of its last
+    Each has "name", "rows", "statement", "advice", "verdict" ("not run" without a record), "reason", "stale", "date",
+    "seconds" and "command". A record is stale if the source code differs from that of its run and from that of its last
     confirmation by a probe.
     """
-    entries, sources = [], {}
+    entries, sources, texts = [], {}, all_texts()
     for claim in all_claims().values():
-        entry = {"name": claim.name, "rows": list(claim.rows), "statement": claim.statement, "verdict": "not run",
-                 "reason": "", "stale": False, "date": None, "seconds": None,
+        text = texts[claim.name]
+        entry = {"name": claim.name, "rows": list(claim.rows), "statement": text.statement, "advice": text.advice,
+                 "verdict": "not run", "reason": "", "stale": False, "date": None, "seconds": None,
                  "command": f"understudy claims run {claim.name}"}
         if record_path(claim.name).exists():
             record = read_json(record_path(claim.name))
@@ -282,9 +295,9 @@ def list_claims() -> list[dict]:
     return entries
 
 
-def is_redesigned(claim: Claim, record: dict) -> bool:
+def is_redesigned(revision: str, record: dict) -> bool:
     """Whether the design of a claim has changed since its record. The run of the new design is then due."""
-    return bool(claim.revision) and claim.revision not in {entry["change"] for entry in record.get("log", [])}
+    return bool(revision) and revision not in {entry["change"] for entry in record.get("log", [])}
 
 
 def confirmation(name: str) -> dict:

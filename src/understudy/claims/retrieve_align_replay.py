@@ -222,37 +222,6 @@ OVER_UNALIGNED = GreaterThan("success", "replay", "no alignment")
 CLAIM = Claim(
     name="retrieve-align-replay",
     rows=("316",),
-    paper="Di Palo and Johns 2024, On the Effectiveness of Retrieval, Alignment, and Replay in Manipulation, arXiv "
-    "2312.12345",
-    statement="Through a series of real-world experiments on everyday tasks, such as grasping, pouring, and inserting "
-    "objects, we show that this decomposition brings unprecedented learning efficiency, and effective inter- and "
-    "intra-class generalisation.",
-    setup="Learning efficiency alone, as success with one demonstration of each object. peg_insertion with five "
-    "outlines, which decide how the peg must be turned, and a hole with a tolerance of 2 mm that stands anywhere "
-    "and at any angle. The robot sees the outline, and the hole from the peg: the relative pose through a fixed "
-    "random network with 64 outputs, in place of a camera. The method retrieves the demonstration with the most "
-    "similar outline, goes where the last 6 steps of it began, and repeats their velocities in the frame of the "
-    "peg. Alignment is learned: a regression to the motion back to the first pose, from 100 episodes of play in "
-    "which the robot moves away from the starts of the demonstrations without anybody's help. Cloning has the "
-    "same network (128 x 128), the same updates of 256 windows and the same choice of their number (500 or "
-    "2,000, tuned), but no play, and learns from all steps of its demonstrations. Four rules decide, all with "
-    "one demonstration of each outline. The method succeeds more often than cloning from the same views in the "
-    "same frame of the peg, more often than cloning in the frame of the hole, where the pose is given and not "
-    "seen, more often than with a demonstration chosen at random, and more often than without alignment. If "
-    "cloning in the frame of the hole ties, the gain comes from the frame. In the negative control the "
-    "velocities are repeated as they were in the world; retrieval and alignment stay. Reported parts compare the "
-    "method with cloning from three and from ten demonstrations of each outline, and from ten in the frame of "
-    "the world. The paper compares one demonstration with ten; that rule does not decide here, because pilots "
-    "showed that cloning from ten always succeeds on this task, in either moving frame. Pilots on the seeds 1, 2 "
-    "and 3 with 200 starts chose the tolerance. At 10 mm and with the pose in place of the view (seed 1) the "
-    "method succeeded in 0.96, cloning from one demonstration in 0.90 and in the hole's frame in 0.98, and "
-    "cloning from ten in 1.00, or in 0.12 in the frame of the world. With the view: the method 0.98, cloning "
-    "from one 0.79 and from ten 1.00. At 3 and at 1 mm with the view (seed 1): 0.84 and 0.82, 0.46 and 0.37, "
-    "0.62 and 0.36, and 1.00. At 2 mm with the better number of updates (seeds 2 and 3): the method 0.96 and "
-    "0.85, cloning from one 0.41 and 0.19, in the hole's frame 0.99 and 0.25, from three 0.60 and 0.99. "
-    "Differences from the paper: a toy whose outlines are all known, so that nothing is said about new objects, "
-    "retrieval by an outline that is given, numbers in place of pictures, demonstrations by a script, a task "
-    "that ignores small errors along the wall, and alignment begins again after a replay that failed.",
     parts=(
         ClaimPart("one demonstration", PEGS, AllOf((OVER_CLONING, OVER_FRAME, OVER_RANDOM, OVER_UNALIGNED))),
         ClaimPart("against three", MORE, GreaterThan("success", "replay", "cloning 3"), is_decisive=False),
@@ -260,6 +229,5 @@ CLAIM = Claim(
         ClaimPart("against ten in the world's frame", MORE, GreaterThan("success", "replay", "world frame 10"),
                   is_decisive=False),
     ),
-    negative_control=NegativeControl("velocities are repeated in the frame of the world", in_the_world,
-                                     "one demonstration", removes=(OVER_CLONING, OVER_FRAME)),
+    negative_control=NegativeControl(in_the_world, "one demonstration", removes=(OVER_CLONING, OVER_FRAME)),
 )

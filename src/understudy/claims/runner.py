@@ -18,20 +18,21 @@ from ..evaluate.evaluation import tuning_seed
 from ..evaluate.stats import seeds_caveat
 from ..files import read_json, write_json, write_text
 from .base import Claim, ClaimPart, Condition, Experiment, Measurements, Rule, summarize, worst_verdict
-from .records import figures_path, fingerprint, is_redesigned, provenance, record_path
+from .records import figures_path, find_text, fingerprint, is_redesigned, provenance, record_path
 
 LogFunction = Callable[[str], None]
 Figures = dict[str, Measurements]  # part -> measurements; those of the negative control are under CONTROL
 CONTROL = "negative control"
 
 
-def run_claim(claim: Claim, *, log: LogFunction = lambda text: None) -> dict:
+def run_claim(claim: Claim, *, revision: str = "", log: LogFunction = lambda text: None) -> dict:
     """Runs a claim and writes its measurements and its record.
 
     Finished cells are kept in the cache under the claim's fingerprint, so that an interrupted run continues.
 
     Args:
         claim: The claim.
+        revision: What changed in the design since the previous run, for the log of the record.
         log: Called with a line per cell and per verdict.
 
     Returns:
@@ -46,12 +47,13 @@ def run_claim(claim: Claim, *, log: LogFunction = lambda text: None) -> dict:
         log(f"{name}: {part['verdict']} here ({_text(part)}). {seeds_caveat(part['seeds'])}")
     log(f"{CONTROL}: {judged['negative_control']['verdict']} ({_text(judged['negative_control'])})")
     record = {
-        **describe(claim),
+        "name": claim.name,
+        "rows": list(claim.rows),
         **judged,
         "fingerprint": mark,
         "seconds": round(sum(read_json(f)["seconds"] for f in cells.glob("*.json")), 1),
         **origin,
-        "log": _continued_log(claim, origin["date"], judged),
+        "log": _continued_log(claim.name, origin["date"], revision, judged),
     }
     write_figures(claim.name, figures)
     write_json(record_path(claim.name), record)
@@ -76,12 +78,6 @@ def run_figures(claim: Claim, cells: Path, log: LogFunction) -> tuple[Figures, d
             changed = _control_experiment(claim.negative_control.change(part.experiment), part.rule, chosen[part.name])
             figures[CONTROL] = _run_control(claim, part, changed, figures[part.name], cells, log)
     return figures, chosen
-
-
-def describe(claim: Claim) -> dict:
-    """The description of a claim that its record contains."""
-    return {"name": claim.name, "rows": list(claim.rows), "paper": claim.paper, "statement": claim.statement,
-            "setup": claim.setup}
 
 
 def judge_figures(claim: Claim, figures: Figures) -> dict:
@@ -119,7 +115,7 @@ def judge_again(claim: Claim, date: str, why: str) -> dict:
             before.
     """
     old = read_json(record_path(claim.name))
-    if is_redesigned(claim, old):
+    if is_redesigned(find_text(claim.name).revision, old):
         raise UserError(f"The design of {claim.name} has changed since its record.", where="understudy claims judge",
                         hint=f"run it: understudy claims run {claim.name}")
     judged = judge_figures(claim, read_json(figures_path(claim.name)))
@@ -129,7 +125,7 @@ def judge_again(claim: Claim, date: str, why: str) -> dict:
     if (old["verdict"], old.get("reason", "")) != (judged["verdict"], judged["reason"]):
         log.append(log_entry(date, "judged again", why, judged))
     kept = {k: old[k] for k in ("fingerprint", "seconds", "commit", "date", "versions", "machine")}
-    record = {**describe(claim), **judged, **kept, "log": log}
+    record = {"name": claim.name, "rows": list(claim.rows), **judged, **kept, "log": log}
     write_json(record_path(claim.name), record)
     return record
 
@@ -179,14 +175,13 @@ def _whole_as_int(value):
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _continued_log(claim: Claim, date: str, judged: dict) -> list[dict]:
-    path = record_path(claim.name)
-    record = read_json(path) if path.exists() else {}
+def _continued_log(name: str, date: str, revision: str, judged: dict) -> list[dict]:
+    record = read_json(record_path(name)) if record_path(name).exists() else {}
     old = record.get("log", [])
     if not old:
-        return [log_entry(date, "run", claim.revision or "First run.", judged)]
-    if is_redesigned(claim, record):
-        return [*old, log_entry(date, "redesign", claim.revision, judged)]
+        return [log_entry(date, "run", revision or "First run.", judged)]
+    if is_redesigned(revision, record):
+        return [*old, log_entry(date, "redesign", revision, judged)]
     return [*old, log_entry(date, "run", "Run again, with the same design.", judged)]
 
 
@@ -213,7 +208,7 @@ def _judge_control(claim: Claim, figures: Measurements) -> dict:
     found = [rule.judge(figures, measures, level) for rule in claim.removed_rules]
     verdicts = {f.verdict for f in found}
     passes = verdicts == {"fails"}
-    return {"part": control.part, "change": control.description, "passes": passes,
+    return {"part": control.part, "passes": passes,
             "verdict": "fails" if passes else "holds" if "holds" in verdicts else "undecided",
             "conditions": [asdict(c) for f in found for c in f.conditions],
             "summary": summarize(figures, measures)}

@@ -19,7 +19,7 @@ from ..evaluate.workers import WorkerCount, connect_ray, exit_reason, watch_pare
 from ..files import write_json
 from .base import MissingRequirement
 from .probe import confirm, save_confirmation, store
-from .records import find_claim, list_claims, record_path
+from .records import find_claim, find_text, list_claims, record_path
 from .runner import run_claim
 
 LogFunction = Callable[[str], None]
@@ -98,7 +98,7 @@ def try_claim(name: str, log: LogFunction = lambda text: None) -> tuple[str, Any
     torch.set_num_threads(1)
     try:
         claim = find_claim(name)
-        record = run_claim(claim, log=log)
+        record = run_claim(claim, revision=find_text(name).revision, log=log)
         store(claim)
         return "done", record
     except MissingRequirement as error:

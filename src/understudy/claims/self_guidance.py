@@ -126,33 +126,6 @@ GUSTS = replace(CHUNKING, env_options=(("gust", GUST),), sanity=(),
 CLAIM = Claim(
     name="self-guidance",
     rows=("258",),
-    paper="So et al. 2025, Improving Generative Behavior Cloning via Self-Guidance and Adaptive Chunking, arXiv "
-    "2510.12392",
-    statement="To address these limitations, we propose two novel techniques to enhance the consistency and reactivity "
-    "of diffusion policies: (1) self-guidance, which improves action fidelity by leveraging past observations and "
-    "implicitly promoting future-aware behavior; and (2) adaptive chunking, which selectively updates action sequences "
-    "when the benefits of reactivity outweigh the need for temporal consistency.",
-    setup="The first technique decides; the second is reported. Fork: a pillar is passed on the left or on the "
-    "right. A diffusion policy (EDM with 4 network evaluations, an MLP of 128 x 1 blocks, two observations, plans of "
-    "8 steps) learns from 100 scripted demonstrations, new ones for each seed, in 1,000 updates of 128 windows. All "
-    "arms of a seed have the same weights and differ in how they act. The claim holds if a policy that plans at each "
-    "step succeeds more often with self-guidance, at scale 1, than without. Nothing is tuned; the paper tunes the "
-    "scale for each task, from 0.6 to 4.4. Without guidance it must succeed in 0.6 of the starts, or the verdict is "
-    "undecided. In the negative control, the last movement of another of 100 parallel episodes takes the place of the "
-    "policy's own: the earlier observation lies as far from the present one, but does not say where this episode came "
-    "from. Reported parts: guidance away from the whole earlier observation of another episode, which may be far from "
-    "the present one; adaptive chunking (threshold 0.97) against planning at each step, alone and with self-guidance; "
-    "and gusts of 0.3 m/s that the demonstrations do not have. Pilots on the seeds 1 to 3 chose the scale and the "
-    "control. On the seed 1, of 400 starts, no guidance succeeded in 0.79, and the scales 0.5, 1, 2 and 4 in 0.89, "
-    "0.91, 0.75 and 0.37; adaptive chunking in 0.77, with scale 1 in 0.82, and chunks of 8 steps in 0.64. With gusts, "
-    "no guidance succeeded in 0.66, scale 1 in 0.70, adaptive chunking in 0.62 and chunks in 0.38. So adaptive "
-    "chunking was no better than planning at each step, which costs no consistency in this task, and does not decide. "
-    "On the seeds 2 and 3, no guidance succeeded in 0.79 and 0.82, and scale 1 in 0.89 and 0.91. Guidance by "
-    "another's earlier observation succeeded in 0.96 and 0.95, so the gain does not need the policy's own past. This "
-    "was first meant as the control, and would have made the verdict undecided. It is reported, because it also "
-    "changes how far the two observations lie apart. Another's movement, which does not, succeeded in 0.85 on the "
-    "seed 3 and became the control. Differences from the paper: a toy with states, an MLP in place of a U-Net, 4 "
-    "steps in place of 30 or 100, and gusts in place of a drifting object.",
     parts=(
         ClaimPart("calm", CALM, GreaterThan("success", "self-guided", "plain")),
         ClaimPart("another's past", OTHERS, GreaterThan("success", "self-guided", "another's past"),
@@ -160,7 +133,5 @@ CLAIM = Claim(
         ClaimPart("adaptive chunking", CHUNKING, GreaterThan("success", "adaptive", "plain"), is_decisive=False),
         ClaimPart("gusts", GUSTS, GreaterThan("success", "self-guided", "plain"), is_decisive=False),
     ),
-    negative_control=NegativeControl(
-        "the last movement of another episode in place of the policy's own", with_others_movement, "calm",
-    ),
+    negative_control=NegativeControl(with_others_movement, "calm"),
 )

@@ -132,11 +132,11 @@ def _list_claims(o: ClaimsOptions, out: Output) -> None:
 
 def _run_claim(o: ClaimsOptions, out: Output) -> None:
     from ..claims.probe import store
-    from ..claims.records import find_claim
+    from ..claims.records import find_claim, find_text
     from ..claims.runner import run_claim
 
     claim = find_claim(o.name[0])
-    record = run_claim(claim, log=lambda text: print(text, file=sys.stderr))
+    record = run_claim(claim, revision=find_text(claim.name).revision, log=lambda text: print(text, file=sys.stderr))
     store(claim)
     out.print(f"\n{record['name']}: {_verdict_text(record)} here")
     out.suggest("understudy claims table")
@@ -201,7 +201,7 @@ def _verdict_text(judged: dict) -> str:
 
 
 def _judge(o: ClaimsOptions, out: Output) -> None:
-    from ..claims.records import all_claims, find_claim, is_redesigned, record_path
+    from ..claims.records import all_claims, find_claim, find_text, is_redesigned, record_path
     from ..claims.runner import judge_again
     from ..core import UserError
     from ..files import read_json
@@ -214,7 +214,7 @@ def _judge(o: ClaimsOptions, out: Output) -> None:
                                 hint=f"run it first: understudy claims run {claim.name}")
             continue
         before = read_json(record_path(claim.name))
-        if is_redesigned(claim, before) and not o.name:
+        if is_redesigned(find_text(claim.name).revision, before) and not o.name:
             out.print(f"{claim.name}: not judged, because its design has changed; a run is due")
             continue
         record = judge_again(claim, datetime.now(UTC).date().isoformat(), "Rules or statistics changed.")

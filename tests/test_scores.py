@@ -1,5 +1,8 @@
 """Each score against a case whose answer is known beforehand."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torch.func import functional_call
 from understudy.audit.base import AuditReport, Score, StepScore
 from understudy.audit.scores import (
     NETWORK_SCORES,
+    SCORE_MEANINGS,
     SCORES,
     ActionConsistency,
     ActionVariance,
@@ -530,3 +534,9 @@ def test_every_score_stands_by_the_interface():
             assert [len(s) for s in score.steps(env)] == [12] * 5, name
     assert env.fingerprint() == before
     AuditReport((), {"brevity": SCORES["brevity"]()(env)}).to_json()
+
+
+def test_the_page_of_scores_says_what_a_high_score_means():
+    page = (Path(__file__).parents[1] / "docs/scores.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([\w-]+)(?: \*)? \| `\w+` \| ([^|]+) \|", page, re.MULTILINE))
+    assert rows == SCORE_MEANINGS and SCORE_MEANINGS.keys() == SCORES.keys()

@@ -13,9 +13,10 @@ from ..data.episode import Dataset, Episode
 from ..data.formats import preview_dataset
 from ..evaluate.episode_video import film_strip
 from ..evaluate.plots import Figure, curves, histogram
-from ..evaluate.report import Commands, Content, Figures, Paragraph, Section, Table, write_page
+from ..evaluate.report import Commands, Content, Details, Figures, Paragraph, Remedies, Section, Table, write_page
 from .base import AuditReport
 from .purposes import Ranking, typical_episodes
+from .scores import SCORE_MEANINGS
 from .text import format_list, pluralize
 
 _MAX_FINDINGS = 200  # findings of one severity that are listed
@@ -54,32 +55,44 @@ def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, ma
     if len(data):
         sections += [*(_ranking_section(data, ranking) for ranking in rankings), *_typical_section(data, report),
                      _scores_section(data, report)]
-    told = "No errors were found." if report.ok else "Errors were found."
+    head = _headline(kinds, rankings)
     about = (
         f"{pluralize(len(data), 'episode')}, {pluralize(data.steps, 'step')}"
         if len(data)
         else "It could not be opened."
     )
     return write_page(file, f"Audit of {Path(path).name or path}", sections, verdict=(
-        told, ", ".join(pluralize(len(found), kind) for kind, found in kinds.items()), about))
+        head, ", ".join(pluralize(len(found), kind) for kind, found in kinds.items()), about))
+
+
+def _headline(kinds, rankings: Sequence[Ranking]) -> str:
+    """Whether the data can be trained on, and what to look at first."""
+    if kinds["error"]:
+        return "Errors were found. Repair these data before you train on them."
+    if kinds["warning"]:
+        return "No errors were found. Read the warnings before you train on these data."
+    if rankings:
+        return "No errors were found. Look at the episodes below before you train on these data."
+    return "No errors were found, and no episode is far from the others: you can train on these data."
 
 
 def _findings_section(kind, found) -> Section:
     lead = {"error": "The files contradict themselves, or a reader would return what was never recorded.",
             "warning": "What deserves a second look before anything is learned from it.",
             "note": "What is good to know."}[kind]
-    rows = tuple((f.code, str(f.where), f.message, f.remedy) for f in found[:_MAX_FINDINGS])
+    items = tuple((f.message, f"What to do: {f.remedy}", ", ".join(filter(None, (str(f.where), f.code))))
+                  for f in found[:_MAX_FINDINGS])
     more = (
         (Paragraph(f"And {len(found) - _MAX_FINDINGS} more: understudy audit --json lists all."),)
         if len(found) > _MAX_FINDINGS
         else ()
     )
-    table = Table(("code", "where", "what was found", "what to do"), rows)
-    return Section(f"{kind.capitalize()}s", (table, *more), lead)
+    return Section(f"{kind.capitalize()}s", (Remedies(items), *more), lead)
 
 
 def _scores_section(data, report) -> Section:
-    each, equal = [("Steps", histogram(data.lengths, "steps of an episode"), "")], []
+    """The lengths of the episodes, and a table of the scores, whose histograms the reader opens."""
+    rows, figures, equal = [], [], []
     for name, values in report.scores.items():
         values = np.asarray(values, float)
         if np.isfinite(values).any() and np.nanmin(values) == np.nanmax(values):
@@ -87,17 +100,17 @@ def _scores_section(data, report) -> Section:
         elif np.isfinite(values).any():
             order = np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")
             order = order[:int(np.isfinite(values).sum())]
-            each.append(
-                (
-                    name,
-                    histogram(values, name),
-                    f"lowest: episodes {format_list(order[:_N_EXAMPLES])}; highest: "
-                    f"{format_list(order[::-1][:_N_EXAMPLES])}",
-                )
-            )
+            rows.append((name, SCORE_MEANINGS.get(name, ""), format_list(order[:_N_EXAMPLES]),
+                         format_list(order[::-1][:_N_EXAMPLES])))
+            figures.append((name, histogram(values, name), ""))
+    lengths = Figures((("How long the episodes are", histogram(data.lengths, "steps of an episode"), ""),))
+    if not rows:
+        return Section("Episodes", (lengths,))
     words = (Paragraph(f"The same for all episodes: {', '.join(equal)}."),) if equal else ()
-    return Section("Scores", (Figures(tuple(each)), *words), "One number an episode; higher is better."
-                   if len(each) > 1 else "")
+    table = Table(("score", "a high score means", "lowest", "highest"), tuple(rows))
+    return Section("Scores", (lengths, table, *words, Details("Show the scores of all episodes", (
+        Figures(tuple(figures)),))), "A score rates each episode in one respect; the table has the episodes with the "
+        "lowest and the highest ones. No score is the truth: look at these episodes before you leave any out.")
 
 
 def _ranking_section(data: Dataset, ranking: Ranking) -> Section:
@@ -112,9 +125,9 @@ def _ranking_section(data: Dataset, ranking: Ranking) -> Section:
 
 def _typical_section(data: Dataset, report: AuditReport) -> list[Section]:
     """Episodes that are most like the others, to compare the listed ones with."""
+    lead = "Usual episodes, to compare others with. Their states and actions are close to those of other episodes."
     typical = typical_episodes(report.scores, min(_N_EXAMPLES, len(data) // 2))
-    return [Section("Most like the others", _episode_figures(data, typical), "To compare with. Highest typicality.")
-            ] if typical else []
+    return [Section("Most like the others", _episode_figures(data, typical), lead)] if typical else []
 
 
 def _episode_figures(data, numbers) -> tuple[Content, ...]:

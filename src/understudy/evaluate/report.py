@@ -49,8 +49,8 @@ p{margin:0 0 10px;max-width:74ch} .soft{color:var(--soft)}
  margin-bottom:10px;text-wrap:pretty}
 .verdict .sure{color:var(--ink);font-variant-numeric:tabular-nums;margin-bottom:4px}
 section{margin:46px 0 0} section>p{color:var(--soft);margin-bottom:18px}
-.row{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:34px 44px;margin:0 0 30px}
-figure{margin:0;min-width:0} figcaption{color:var(--soft);font-size:14px;margin-top:8px}
+.row{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:34px 44px;margin:0 0 30px}
+figure{margin:0;min-width:0;max-width:560px} figcaption{color:var(--soft);font-size:14px;margin-top:8px}
 .single{max-width:480px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:12px;margin:0 0 30px;padding:0}
 .tile{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:12px 16px;margin:0}
@@ -60,12 +60,14 @@ figure{margin:0;min-width:0} figcaption{color:var(--soft);font-size:14px;margin-
  --shade:color-mix(in srgb,var(--ink) 26%,transparent);background:
  linear-gradient(to left,var(--paper) 20px,transparent) right/60px 100% no-repeat local,
  linear-gradient(to left,var(--shade),transparent) right/14px 100% no-repeat scroll}
-table{border-collapse:separate;border-spacing:0;font-size:14px;font-variant-numeric:tabular-nums;min-width:60%}
+table{border-collapse:separate;border-spacing:0;font-size:14px;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:7px 22px 7px 0;border-bottom:1px solid var(--line);vertical-align:baseline}
 th{white-space:nowrap} td.n{white-space:nowrap}
 th:first-child,td:first-child{position:sticky;left:0;background:var(--paper);max-width:38vw;white-space:normal;
  overflow-wrap:break-word}
 th{font-weight:600;color:var(--soft)} td.n,th.n{text-align:right}
+.findings{list-style:none;margin:0 0 26px;padding:0} .findings li{padding:14px 0;border-bottom:1px solid var(--line)}
+.findings p{margin:0 0 4px;overflow-wrap:anywhere} .findings .what{font-weight:600} .findings .soft{font-size:14px}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:26px 44px}
 .columns>div{min-width:0} .columns>div>h3{font-size:16px;padding-bottom:8px;border-bottom:1px solid var(--line);
  margin-bottom:16px}
@@ -83,7 +85,8 @@ code,pre{font-family:ui-monospace,"SF Mono",SFMono-Regular,Menlo,Consolas,"Liber
 footer{color:var(--soft);font-size:13px;margin-top:56px;padding-top:16px;padding-bottom:40px}
 footer p{max-width:none}
 @media (max-width:560px){main,header,footer{padding-left:16px;padding-right:16px}header{padding-top:26px}
- h1{font-size:26px}.verdict{padding:18px 18px 14px}.verdict .head{font-size:20px}section{margin-top:36px}}
+ h1{font-size:26px}.verdict{padding:18px 18px 14px}.verdict .head{font-size:20px}section{margin-top:36px}
+ th,td{padding-right:12px}.plot{font-size:max(13px,21px - 1.6vw)} .plot .soft{font-size:max(12px,20.3px - 1.6vw)}}
 @media print{body{background:#fff}.verdict,.tile,figure,pre{break-inside:avoid}}
 """.strip().replace("FONT", plots.FONT)
 
@@ -205,6 +208,18 @@ class Commands(Content):
         return '<ol class="commands">' + "".join(
             f"<li><span>{escape(what)}</span><pre>{escape(command)}</pre></li>"
             for command, what in self.items) + "</ol>"
+
+
+@dataclass(frozen=True)
+class Remedies(Content):
+    """(what was found, what to do, where) each, below each other, so that a narrow page cuts none of them."""
+
+    items: tuple[tuple[str, str, str], ...]
+
+    def html(self) -> str:
+        return '<ul class="findings">' + "".join(
+            f'<li><p class="what">{escape(what)}</p><p>{escape(remedy)}</p><p class="soft">{escape(where)}</p></li>'
+            for what, remedy, where in self.items) + "</ul>"
 
 
 @dataclass(frozen=True)
@@ -394,14 +409,17 @@ def behavior_section(runs: Mapping[str, BehaviorMetrics]) -> Section:
     contents.extend(words[0] if len(runs) == 1 else [Columns(tuple(zip(names, words, strict=True)))])
     return Section("Behavior metrics", tuple(contents),
                    "In brackets: the 95% interval, by bootstrap over episodes. Deviations are standard deviations of "
-                   "the demonstrations, where they are known, else of these episodes.")
+                   "the demonstrations, where they are known, else of these episodes. SPARC and LDLJ measure "
+                   "how smooth a movement is: every halt and tremble lowers SPARC (about −1.4 at best), and abrupt "
+                   "changes of the speed lower LDLJ (−5.3 at best).")
 
 
 def _modes_figure(name: str, m: BehaviorModes) -> tuple[str, Figure, str]:
     theirs, total = m.demonstrations, max(sum(m.counts.values()), 1)
     ways = sorted({*m.counts, *(theirs or ())})
-    figure = plots.bars([(w, m.counts.get(w, 0) / total, theirs.get(w, 0) / sum(theirs.values()) if theirs else None)
-                         for w in ways], "fraction of its successes", "of the demonstrations" if theirs else "")
+    figure = plots.bars([(w, 100 * m.counts.get(w, 0) / total,
+                          100 * theirs.get(w, 0) / sum(theirs.values()) if theirs else None) for w in ways],
+                        "percent of its successes", "percent of the demonstrations" if theirs else "")
     return f"Ways {name} goes" if name else "Ways it goes", figure, f"As told by {m.source}."
 
 
@@ -561,7 +579,8 @@ def write_comparison_report(c: Comparison, path: Path | str, title: str | None =
         for i in c.ranking)
     table = Table(("", "success (%)" if success else "mean return", "low", "high", "letters", "rank"), rows)
     figures = [("Success rate of each", plots.success_bars(each), f"Fraction of {c.episodes} episodes; the line is the "
-                f"{c.level:.0%} interval. Those who share a letter cannot be told apart.")] if success else []
+                f"{c.level:.0%} interval. Two that share a letter cannot be told apart: the data do not show "
+                "which is better.")] if success else []
     said = {"first": lambda p: f"{c.names[p.a]} is better", "second": lambda p: f"{c.names[p.b]} is better",
             None: lambda p: "cannot tell"}
     pairs = [(f"{c.names[p.a]} minus {c.names[p.b]}", p.comparison.difference, p.comparison.low, p.comparison.high,
@@ -575,8 +594,10 @@ def write_comparison_report(c: Comparison, path: Path | str, title: str | None =
         for (name, d, low, high, _), p in zip(pairs, c.pairs, strict=True)))
     sections = [Section("On the same starts", (Figures(tuple(figures)), table), f"{c.episodes} episodes in {c.env}"
                         f"{f', {c.seeds} training seeds of each' if c.seeds > 1 else ''}."),
-                Section("Who can be told apart", (numbers,), "Intervals are of each pair alone; the adjusted p counts "
-                        "all pairs together. Told apart: where both say so.")]
+                Section("Which differences are certain", (numbers,), "An interval is about its pair alone. With many "
+                        "pairs, some differ by chance, so the p of each pair is raised to allow for all of them: the "
+                        "adjusted p (Holm's method). Two are told apart where the interval leaves out 0 and the "
+                        f"adjusted p is below {1 - c.level:.2g}.")]
     if more := c.next_steps():
         sections.append(Section("What it would take to tell the others apart", tuple(map(Paragraph, more)),
                                 "So that the difference is found four times in five."))
@@ -604,90 +625,82 @@ def write_prediction_report(prediction: ActionPrediction, path: Path | str, titl
     if commands:
         sections.append(Section("What to do next", (Commands(tuple(commands)),)))
     return write_page(path, title or f"Judged on recorded episodes of {Path(prediction.name).name}", sections,
-                      verdict=(prediction.headline(), f"{prediction.baselines()} {prediction.note}".strip(),
-                               prediction.describe_distribution()),
+                      verdict=(prediction.headline(), prediction.baselines().strip(), prediction.note),
                       footer="Intervals: bootstrap over episodes.")
 
 
 def prediction_sections(prediction: ActionPrediction) -> list[Section]:
-    """Fans of predicted chunks over what was recorded, error by dimension and by time, and where it is unsure."""
-    unit = f" ({prediction.unit})" if prediction.unit else ""
-    unsure = prediction.samples > 1
+    """Errors next to those of simple guesses, fans of predicted chunks, where it is off, and figures to compare."""
+    return [_component_section(prediction), *_plan_section(prediction), _error_section(prediction),
+            _distance_section(prediction)]
+
+
+def _component_section(prediction: ActionPrediction) -> Section:
     predicted = "latent" if prediction.of_latents else "action"
+    unit = f" ({prediction.unit})" if prediction.unit else ""
+    rows = tuple((c.name, c.policy, c.average, c.last_action, "never changes" if c.is_constant else math.nan
+                  if c.r2 is None else c.r2) for c in prediction.by_component)
+    lead = (f"The fraction of wrong {predicted}s" if prediction.is_discrete else f"Mean absolute error{unit}")
+    return Section(f"How far the predicted {predicted}s are off",
+                   (Table(("component", "off by", "average", "last one", "R²"), rows),),
+                   f"{lead} of the policy, of always predicting the average, and of repeating the last one. R² is 1 "
+                   "for a perfect prediction and 0 for always the average.")
+
+
+def _plan_section(prediction: ActionPrediction) -> list[Section]:
     kinds = ("middling", "largest", "smallest")
-    shown = tuple(
-        item
-        for f, kind in zip(prediction.plan_samples, kinds, strict=False)
-        for item in _plan_fan_figures(f, kind, prediction.by_dimension)
-    )
+    items = tuple(item for fans, kind in zip(prediction.plan_samples, kinds, strict=False)
+                  for item in _plan_fan_figures(fans, kind, prediction.by_dimension))
+    if not items:
+        return []
+    has_dots = all(plots.is_single_step([(f.step, f.plans) for f in fans.plan_samples])
+                   for fans in prediction.plan_samples)
+    return [Section("What it would do", (Figures(items),), "The strong line is what was recorded; " + (
+        "the dots are what the policy might do at the circles." if has_dots else
+        "the fans are what the policy might do from the circles on."))]
+
+
+def _error_section(prediction: ActionPrediction) -> Section:
+    """Error and spread by step ahead, by time and by component, and the steps at which the policy is least sure."""
+    predicted = "latent" if prediction.of_latents else "action"
+    unit = f" ({prediction.unit})" if prediction.unit else ""
+    has_spread, spread = prediction.samples > 1, "spread of its samples"
 
     def by(parts: Sequence[ErrorBreakdown], x_name: str, middle) -> Figure:
         at = [middle(p.name) for p in parts]
         series = {"error": (at, [p.error for p in parts])}
-        if unsure:
-            series["spread of its samples"] = (at, [p.spread for p in parts])
+        if has_spread:
+            series[spread] = (at, [p.spread for p in parts])
         return plots.curves(series, x_name, f"error{unit}", dots=True, low=0.0)
-    dimensions = plots.bars([(p.name, p.error, p.spread if unsure else None) for p in prediction.by_dimension],
-                            f"error{unit}", "spread of its samples" if unsure else "")
-    items = [
+    by_component = plots.bars([(p.name, p.error, p.spread if has_spread else None) for p in prediction.by_dimension],
+                              f"error{unit}", spread if has_spread else "")
+    figures = Figures((
         ("By step ahead in the chunk", by(prediction.by_chunk_step, "steps ahead", float), ""),
-        (
-            "By time in the episode",
-            by(prediction.by_time, "percent of the episode", lambda t: float(t.split("-")[0]) + 5),
-            "",
-        ),
-        (f"By component of the {predicted}", dimensions, "Root mean squares over steps and samples."),
-    ]
-    sections = [Section("Where it is off, and where unsure", (Figures(tuple(items)),),
-                        "Error: of one sample. Spread: how far its samples are from their mean. Where a policy is as "
-                        "unsure as it should be, the error is 1.4 times the spread." if unsure else
-                        "This policy gives one answer, so it cannot say where it is unsure.")]
-    if prediction.uncertain_steps:
-        rows = tuple((m.episode, m.step, m.spread) for m in prediction.uncertain_steps)
-        sections[0] = Section(
-            sections[0].title,
-            (
-                *sections[0].contents,
-                Paragraph("The moments where it is least sure:"),
-                Table(("episode", "step", "spread"), rows),
-            ),
-            sections[0].lead,
-        )
-    if shown:
-        sections.insert(
-            0,
-            Section(
-                "What it would do",
-                (Figures(shown),),
-                "The strong line is what was recorded; "
-                + (
-                    "the dots are what the policy might do at the circles."
-                    if all(
-                        plots.is_single_step([(f.step, f.plans) for f in fans.plan_samples])
-                        for fans in prediction.plan_samples
-                    )
-                    else "the fans are what the policy might do from the circles on."
-                ),
-            ),
-        )
-    figures = {
-        "energy score": prediction.energy_score,
-        "mean distance of a sample": prediction.mean_error,
-        "of the nearest one": prediction.best_error,
-    }
-    errors = Table(("component", "off by", "always the average", "repeating the last one", "R²"), tuple(
-        (c.name, c.policy, c.average, c.last_action, "never changes" if c.is_constant else math.nan if c.r2 is None else
-         c.r2) for c in prediction.by_component))
-    lead = (f"The fraction of wrong {predicted}s." if prediction.is_discrete else
-            f"Mean absolute error{unit}. R² is 1 for a perfect prediction and 0 for always the average.")
-    sections.insert(0, Section(f"How far the predicted {predicted}s are off", (errors,), lead))
-    table = Table(("", "estimate", "low", "high"), tuple((n, v.estimate, v.low, v.high) for n, v in figures.items()))
-    rest = () if prediction.coverage is None else (Paragraph(
+        ("By time in the episode", by(prediction.by_time, "percent of the episode",
+                                      lambda t: float(t.split("-")[0]) + 5), ""),
+        (f"By component of the {predicted}", by_component, "Root mean squares over steps and samples.")))
+    rows = tuple((m.episode, m.step, m.spread) for m in prediction.uncertain_steps)
+    steps = (Details("Show where it is least sure", (Table(("episode", "step", "spread"), rows),)),) if rows else ()
+    return Section("Where it is off, and where unsure", (figures, *steps),
+                   "Error: of one sample. Spread: how far its samples are from their mean. Where a policy is as unsure "
+                   "as it should be, the error is 1.4 times the spread." if has_spread else
+                   "This policy gives one answer, so it cannot say where it is unsure.")
+
+
+def _distance_section(prediction: ActionPrediction) -> Section:
+    """The energy score and what it is made of, for comparing policies that predict a distribution."""
+    distances = {"of a sample, on average": prediction.mean_error, "of the nearest sample": prediction.best_error,
+                 "energy score": prediction.energy_score}
+    table = Table(("distance from the recorded chunk", "estimate", "low", "high"),
+                  tuple((name, v.estimate, v.low, v.high) for name, v in distances.items()))
+    coverage = () if prediction.coverage is None else (Paragraph(
         f"{prediction.coverage:.0%} of the recorded values lie between the lowest and the highest sample; "
         f"{prediction.expected_coverage:.0%} would, if the policy were exactly as unsure as it should be."),)
-    sections.append(Section("Figures", (table, *rest), "Distances are root mean squares over a chunk, in units of each "
-                                                       "component's standard deviation in the data."))
-    return sections
+    return Section("To compare with other policies", (table, *coverage, Details(
+        "Show this in words", (Paragraph(prediction.describe_distribution()),))),
+        "Distances are root mean squares over a chunk, in units of each component's standard deviation in the data. "
+        "The energy score is the first line minus half of the distance between two samples. Less is better, and a "
+        "policy that knows several ways is not punished for those that were not recorded.")
 
 
 def _plan_fan_figures(fans: EpisodePlanSamples, kind: str, dimensions: Sequence[ErrorBreakdown], most: int = 4):

@@ -42,6 +42,7 @@ from .selection import select_within_budget
 __all__ = [
     "NETWORK_SCORES",
     "SCORES",
+    "SCORE_MEANINGS",
     "ActionConsistency",
     "ActionDependence",
     "ActionVariance",
@@ -91,5 +92,25 @@ SCORES: dict[str, Callable[[], Score]] = {
     "compatibility": Compatibility,
     "expertise": Expertise,
     "alignment": Alignment,
+}
+SCORE_MEANINGS = {
+    "action-variance": "all episodes act alike in this state",
+    "action-consistency": "this episode acts like the others in this state",
+    "state-diversity": "no other episode visits this state",
+    "state-similarity": "many episodes visit this state",
+    "transition-diversity": "the same action led to different states: noise of the system",
+    "mutual-information": "varied states, predictable actions",
+    "typicality": "the episode is not an outlier",
+    "local-unimodality": "there is one way of acting in this state, not two, after a linear function of the state was "
+                         "subtracted",
+    "unimodality": "there is one way of acting in this state, not two",
+    "novelty": "pairs of state and action that no other episode has",
+    "return": "high reward",
+    "brevity": "few steps",
+    "smoothness": "little jerk",
+    "motion": "something moves in most steps",
+    "compatibility": "acts like a base policy, or where the base policy is uncertain",
+    "expertise": "the demonstrator acts like the experts, learned without labels",
+    "alignment": "other episodes have similar steps in the same order",
 }
 NETWORK_SCORES = frozenset({"compatibility", "expertise", "alignment"})  # seconds to minutes each

@@ -20,7 +20,7 @@ PRECISIONS = ("bf16", "fp32")
 
 
 def method(precision: str):
-    from understudy.methods.generative import diffusion_policy
+    from understudy.methods.generative.diffusion_policy import diffusion_policy
 
     made = diffusion_policy()
     optimizer = replace(made.learner.optimizer, precision=precision, warmup_steps=50)

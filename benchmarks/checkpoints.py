@@ -71,7 +71,7 @@ from understudy.learn.method import Method, build_actor  # noqa: E402
 from understudy.learn.run import Run  # noqa: E402
 from understudy.learn.train import best_step, train  # noqa: E402
 from understudy.methods import find_method  # noqa: E402
-from understudy.methods.chunking import act  # noqa: E402
+from understudy.methods.chunking.act import act  # noqa: E402
 from understudy.nets.ema import EMA, PolynomialDecay  # noqa: E402
 from understudy.nets.mlp import MLP  # noqa: E402
 from understudy.policy import Policy  # noqa: E402

@@ -44,7 +44,7 @@ from understudy.files import read_json, write_json, write_text  # noqa: E402
 from understudy.learn.execution import with_execution_scheme  # noqa: E402
 from understudy.learn.fit_method import fit_method  # noqa: E402
 from understudy.learn.method import Method, build_planner  # noqa: E402
-from understudy.methods.generative import flow_policy  # noqa: E402
+from understudy.methods.generative.flow_policy import flow_policy  # noqa: E402
 from understudy.policy import Policy  # noqa: E402
 
 PICTURES = measure.HERE.parent / "docs" / "images"

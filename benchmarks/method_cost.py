@@ -35,7 +35,8 @@ from understudy.execute.actor import LAST_REWARD, Actor  # noqa: E402
 from understudy.files import read_json, write_json  # noqa: E402
 from understudy.learn.fit_method import FitResult, fit_method  # noqa: E402
 from understudy.learn.method import Method  # noqa: E402
-from understudy.methods import COSTS, METHODS, find_method  # noqa: E402
+from understudy.methods import find_method, method_files  # noqa: E402
+from understudy.methods.registry import COSTS  # noqa: E402
 from understudy.testing import random_dataset  # noqa: E402
 
 EPISODES, STEPS = 20, 100
@@ -136,11 +137,11 @@ def main(names: list[str]) -> None:
 
     torch.set_num_threads(1)
     known = read_json(COSTS) if COSTS.exists() else {"methods": {}}
-    for name in names or [n for n in METHODS if n not in known["methods"]]:
+    for name in names or [n for n in method_files() if n not in known["methods"]]:
         known["methods"][name] = cost(name)
         print(name, known["methods"][name], file=sys.stderr, flush=True)
         known["machine"] = measure.machine()["cpu"]
-        known["methods"] = {n: known["methods"][n] for n in METHODS if n in known["methods"]}
+        known["methods"] = {n: known["methods"][n] for n in method_files() if n in known["methods"]}
         write_json(COSTS, known)
 
 

@@ -36,7 +36,9 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.methods.behavior_cloning import bc_rnn_gmm, bet, ibc
+from understudy.methods.behavior_cloning.bc_rnn_gmm import bc_rnn_gmm
+from understudy.methods.behavior_cloning.bet import bet
+from understudy.methods.behavior_cloning.ibc import ibc
 from understudy.nets.base import Trunk
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward

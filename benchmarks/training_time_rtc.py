@@ -28,7 +28,7 @@ from understudy.execute.chunking import RealTimeChunking, RecedingHorizon  # noq
 from understudy.execute.latency import delay_actor  # noqa: E402
 from understudy.execute.prefix_chunking import PrefixChunking  # noqa: E402
 from understudy.learn.fit_method import fit_method  # noqa: E402
-from understudy.methods.generative import training_time_rtc  # noqa: E402
+from understudy.methods.generative.training_time_rtc import training_time_rtc  # noqa: E402
 
 DELAYS, SEEDS = (0, 2, 4, 8), (0, 1, 2)
 SCHEMES = {"receding-horizon": RecedingHorizon(4), "real-time-chunking": RealTimeChunking(4, 0),

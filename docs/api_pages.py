@@ -32,8 +32,6 @@ PAGES = {
     "claims": ("Claims", ("claims.base", "claims.measures")),
 }
 WITHOUT_MODULES = {"data.formats"}  # its readers and writers are called through open_dataset and write_dataset
-INTERNAL = {f"methods.{name}" for name in (  # see methods.md
-    "chunking", "generative", "retrieval", "behavior_cloning", "representation", "skills")}
 
 
 def on_config(config):
@@ -89,7 +87,7 @@ def modules(name: str) -> list[str]:
     package = [name] if has_public_members(path / "__init__.py") else []
     found = (f"{name}.{file.stem}" for file in sorted(path.glob("*.py"))
              if not file.stem.startswith("_") and has_public_members(file))
-    return [*package, *(m for m in found if m not in INTERNAL)]
+    return [*package, *found]
 
 
 def source_file(module: str) -> Path:

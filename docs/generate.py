@@ -143,12 +143,11 @@ def family_pages() -> dict[str, str]:
 @functools.cache
 def by_family() -> dict[str, list[dict]]:
     """What `understudy methods --json` says of the methods of understudy itself, by family."""
-    from understudy.methods import METHODS as named
-    from understudy.methods import describe_methods
+    from understudy.methods import describe_methods, method_files
 
     families: dict[str, list[dict]] = {}
     for description in describe_methods():
-        if description["name"] in named:
+        if description["name"] in method_files():
             families.setdefault(description["family"], []).append(description)
     return families
 

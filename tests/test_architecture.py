@@ -181,7 +181,7 @@ def test_capabilities_are_interfaces():
     assert not bad, bad
 
 
-METHODS = [(path, node) for path in sorted((ROOT / "methods").glob("*.py")) if path.stem != "__init__"
+METHODS = [(path, node) for path in sorted((ROOT / "methods").glob("*/*.py")) if path.stem != "__init__"
            for node in ast.parse(path.read_text(encoding="utf-8")).body]
 
 

@@ -17,7 +17,7 @@ from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit
-from understudy.methods.behavior_cloning import bet
+from understudy.methods.behavior_cloning.bet import bet
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.lstm import LSTM

@@ -26,7 +26,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import expert_actor
 from understudy.evaluate.rollout import rollout
 from understudy.files import write_json
-from understudy.methods import METHODS, find_method
+from understudy.methods import find_method, read_info
 from understudy.policy import Policy
 from understudy.testing import random_dataset
 
@@ -84,7 +84,7 @@ ORDINARY = DataProperties(episodes=100, steps=4000, fps=10, cameras=0, actions="
 
 def test_ordinary_data_have_all_candidates_with_the_sentences_of_the_methods():
     chosen, dropped = candidate_methods(ORDINARY)
-    assert chosen == {name: METHODS[name].when for name in NUMBERS} and not dropped
+    assert chosen == {name: read_info(name)[1].when for name in NUMBERS} and not dropped
     assert list(candidate_methods(replace(ORDINARY, actions="classes", two_ways=None))[0]) == ["bc", "knn"]
 
 
@@ -93,20 +93,20 @@ def test_ordinary_data_have_all_candidates_with_the_sentences_of_the_methods():
     ({"episodes": 12}, {"search-bc"}, set(), "knn", "12 episodes"),
     ({"episodes": 12}, {"search-bc"}, set(), "search-bc", "12 episodes"),
     ({"episodes": 39}, {"search-bc"}, set(), "search-bc", "39 episodes"),
-    ({"episodes": 40}, set(), set(), "knn", METHODS["knn"].when),
+    ({"episodes": 40}, set(), set(), "knn", read_info("knn")[1].when),
     ({"two_ways": 0.02}, set(), set(), "flow-policy", "two ways at 2.0% of the steps"),
     ({"two_ways": 0.02}, set(), set(), "bc-rnn-gmm",
      "two ways at 2.0% of the steps, which earlier observations may tell apart"),
     ({"two_ways": 0.1}, set(), {"mip"}, "mip", "it gives one answer, and there are two ways at 10.0% of the steps"),
     ({"episodes": 200}, set(), {"diffusion-policy"}, "diffusion-policy",
      "it is slow, and 200 episodes show one way to act"),
-    ({"episodes": 199}, set(), set(), "diffusion-policy", METHODS["diffusion-policy"].when),
-    ({"episodes": 200, "two_ways": None}, set(), set(), "diffusion-policy", METHODS["diffusion-policy"].when),
+    ({"episodes": 199}, set(), set(), "diffusion-policy", read_info("diffusion-policy")[1].when),
+    ({"episodes": 200, "two_ways": None}, set(), set(), "diffusion-policy", read_info("diffusion-policy")[1].when),
     ({"episodes": 200, "two_ways": 0.02}, set(), set(), "diffusion-policy", "two ways at 2.0% of the steps"),
     ({"fps": 50}, set(), {"bc-rnn-gmm"}, "act", "long chunks for 50 steps a second"),
     ({"fps": 30}, set(), {"bc-rnn-gmm"}, "bc-rnn-gmm", "at 30 steps a second its ten observations tell little"),
     ({"fps": 50, "two_ways": 0.02}, set(), set(), "act", "long chunks for 50 steps a second"),
-    ({"fps": None}, set(), set(), "act", METHODS["act"].when),
+    ({"fps": None}, set(), set(), "act", read_info("act")[1].when),
     ({"cameras": 2, "two_ways": None}, set(), {"knn"}, "knn", "it cannot read images"),
     ({"cameras": 1, "episodes": 12, "two_ways": None}, {"vinn-byol"}, {"knn"}, "vinn-byol", "12 episodes with images"),
 ])

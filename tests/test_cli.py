@@ -42,7 +42,7 @@ from understudy.files import read_json
 from understudy.learn.method import Method
 from understudy.learn.run import Run
 from understudy.learn.train import train
-from understudy.methods import METHODS, find_method
+from understudy.methods import find_method, method_files
 from understudy.policy import find_checkpoint
 
 TINY = [
@@ -628,7 +628,7 @@ def test_what_is_proposed_next_can_be_pasted(call, tmp_path, monkeypatch):
 
 def test_methods(call):
     found = document(call("methods", "--json"))
-    assert [m["name"] for m in found] == list(METHODS)
+    assert [m["name"] for m in found] == list(method_files())
     for m in found:
         assert list(m) == ["name", "family", "rows", "paper", "needs", "summary", "when", "cost"]
         assert list(m["cost"]) == ["weights", "train_seconds", "plan_ms"]
@@ -640,7 +640,7 @@ def test_methods(call):
     assert f"Choose it {described['when']}" in out and "of training and" in out
     status, out, _ = call("methods")
     assert status == 0 and all(len(line) <= 120 for line in out.splitlines())
-    assert " ".join(out.split()).count("Choose it if") >= len(METHODS) - 3  # some are wrapped in between
+    assert " ".join(out.split()).count("Choose it if") >= len(method_files()) - 3  # some are wrapped in between
     refused(call("methods", "difusion-policy"), "did you mean 'diffusion-policy'")
 
 

@@ -32,7 +32,7 @@ from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import AdvantageWeights, ColumnWeights, CurriculumWeights, UniformWeights
 from understudy.learn.train import check_method, train
-from understudy.methods.behavior_cloning import bc
+from understudy.methods.behavior_cloning.bc import bc
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
 from understudy.nets.unet import UNet

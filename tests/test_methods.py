@@ -1,8 +1,10 @@
 """Every named method: found by its name, plain data, and able to train and act."""
 
+import ast
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +38,18 @@ from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import build_actor, policy_features, resolve_references, training_data
 from understudy.learn.train import train
-from understudy.methods import METHODS, describe_methods, find_method, method_costs, recommend
-from understudy.methods.behavior_cloning import bc
+from understudy.methods import (
+    describe_method,
+    describe_methods,
+    find_function,
+    find_method,
+    method_costs,
+    method_files,
+    needs,
+    read_info,
+    recommend,
+)
+from understudy.methods.behavior_cloning.bc import bc
 from understudy.nets.transformer import Transformer
 from understudy.policy import Policy
 from understudy.testing import random_dataset
@@ -66,9 +78,9 @@ SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # meth
            "vinn-byol": {**FEATURES, "observation.images.top": Feature("uint8", (16, 16, 3), "image")}}
 
 
-LEARN_CLASSES = ["bc", "attention-tuner", "cec", "interactive-language", "one-shot", "bc-inverse-dynamics", "dualmind",
-                 "midas", "knn", "vinn", "omnijarvis", "udrl", "decision-transformer", "arp", "dichotomy-of-control",
-                 "procedure-cloning", "thought-cloning"]
+LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "procedure-cloning",
+                 "thought-cloning", "bc-inverse-dynamics", "dualmind", "midas", "knn", "vinn", "arp",
+                 "decision-transformer", "dichotomy-of-control", "udrl", "omnijarvis"]
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
 
 
@@ -82,7 +94,7 @@ def with_stages(method, data):
                                        for module, found in result.modules.items()})
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in METHODS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in method_files()])
 def test_methods_train_and_act(name):
     features = SPECIAL.get(name, FEATURES)
     method = find_method(name, features)
@@ -113,7 +125,7 @@ def test_methods_train_and_act(name):
         assert action.shape == (3, features["action"].size) and action.isfinite().all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_files())
 def test_what_is_carried_out_is_what_was_meant(name):
     """The window's first action is the executor's: an offset of one plays old actions (Chi et al. 2023)."""
     method, features = find_method(name), SPECIAL.get(name, FEATURES)
@@ -192,9 +204,8 @@ def test_names():
 def test_methods_from_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "elsewhere.py").write_text(
         "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
-        "from understudy.methods.behavior_cloning import bc\ndef mine(horizon: int = 5): return bc(horizon)\n"
-        "def wrong(): return 3\nnumber = 3\nBC = bc(2)\nPOLICY = BC.policy\n"
-        "from understudy.methods import METHODS\nNAMED = METHODS['act']\n")
+        "from understudy.methods.behavior_cloning.bc import bc\ndef mine(horizon: int = 5): return bc(horizon)\n"
+        "def wrong(): return 3\nnumber = 3\nBC = bc(2)\nPOLICY = BC.policy\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UntrustedCode, match="--trust elsewhere"):
         find_method("elsewhere:mine")
@@ -205,14 +216,14 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
                         ("elsewhere:number", "this is an int, and not a function\n  -> name a function"),
                         ("elsewhere:BC", r"this is a Method, and not a function\n  -> .* def bc_method.*: return BC$"),
                         ("elsewhere:POLICY", r"this is a PolicyConfig, .*\n.* return Method.POLICY.$"),
-                        ("elsewhere:NAMED", "this is a NamedMethod.*\n  -> .*: understudy.methods.chunking:act"),
                         ("elsewhere:min", "no 'min' in the module elsewhere\n  -> did you mean elsewhere:mine"),
                         ("elsewhere:absent", "there is no 'absent' in the module elsewhere")):
         with pytest.raises(UserError, match=words):
             find_method(name, trust=("elsewhere",))
     with pytest.raises(UserError, match="there is no module 'nowhere_at_all"):
         find_method("nowhere_at_all:mine", trust=("nowhere_at_all",))
-    assert find_method("understudy.methods.behavior_cloning:bc") == bc()
+    assert find_method("understudy.methods.behavior_cloning.bc:bc") == bc()
+    assert find_method("understudy.methods.behavior_cloning:bc") == bc()  # as it was named before
 
 
 @pytest.mark.parametrize(("word", "message"), [
@@ -248,7 +259,7 @@ def test_methods_from_files(tmp_path):
 
 def test_descriptions():
     found = {d["name"]: d for d in describe_methods()}
-    assert list(found) == list(METHODS)
+    assert list(found) == list(method_files())
     assert set(found) >= {"bc", "bc-gmm", "bc-rnn-gmm", "gcbc", "diffusion-policy", "flow-policy", "mip", "act", "knn",
                           "vinn"}
     for d in found.values():
@@ -260,6 +271,27 @@ def test_descriptions():
         assert re.search(r"\b(19|20)\d\d\b", d["paper"]) and d["summary"].endswith(".") and all(d["needs"])
     assert found["mip"]["rows"] == ["264"] and "2512.01809" in found["mip"]["paper"]
     assert found["act"]["rows"] == ["158"] and found["act"]["family"] == "chunking"
+
+
+@pytest.mark.parametrize("name", method_files())
+def test_what_is_listed_is_what_is_imported(name):
+    function = find_function(name)
+    assert read_info(name)[1] == function.info
+    assert read_info(name)[0] == " ".join(function.__doc__.split("\n\n")[0].split())
+    assert function.__module__.split(".")[-2:] == [describe_method(name)["family"], name.replace("-", "_")]
+
+
+def test_the_decorator_of_a_method_is_read_without_running_code():
+    constants = {k for k in vars(needs) if k.isupper()}
+    for path in method_files().values():
+        functions = [n for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.FunctionDef)]
+        (call,) = next(f for f in functions if f.name == path.stem).decorator_list
+        arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+        others = [ast.unparse(n) for a in arguments for n in ast.walk(a) if not (
+            isinstance(n, (ast.Constant, ast.Tuple, ast.Load)) or isinstance(n, ast.Name) and n.id in constants)]
+        assert not others, f"{path.name}: write literals and constants of methods/needs.py in place of {others}"
+    code = "import sys, understudy.methods as m; m.describe_methods(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize("name", ["bc", "gcbc", "act", "knn", "reflow-policy"])
@@ -280,7 +312,7 @@ def test_a_cost_is_told_in_units_of_its_size():
     assert cost_texts({"weights": 45_600, "train_seconds": 5400.0, "plan_ms": 123.4}) == ("46 k", "1.5 h", "123 ms")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_files())
 def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     able = {d["name"]: any("classes" in need for need in d["needs"]) for d in describe_methods()}
     assert [n for n in able if able[n]] == LEARN_CLASSES
@@ -375,12 +407,12 @@ def test_what_a_method_needs_is_refused_where_it_is_missing(name, need, tmp_path
         train(method, data, tmp_path / "run", steps=1, env=env)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_files())
 def test_a_method_that_reads_words_says_that_it_needs_them(name):
     method = find_method(name, FEATURES if name in ("arp", "dualmind") else SPECIAL.get(name, FEATURES))
     reads = any(isinstance(part, TaskText) for part in method.transforms)
-    says = any("in words" in need or "in the metadata of the episodes" in need for need in METHODS[name].reference.needs
-               if isinstance(need, str) and not need.startswith("while acting"))
+    needed = [need for need in describe_method(name)["needs"] if not need.startswith("while acting")]
+    says = any("in words" in need or "in the metadata of the episodes" in need for need in needed)
     assert reads == says
 
 

@@ -14,7 +14,7 @@ from understudy.heads.bins import Bins
 from understudy.heads.edm import EDM
 from understudy.heads.energy import AutoregressiveEnergy, EnergyModel
 from understudy.heads.solvers import DDIM, DPMSolverPP, Euler, Heun
-from understudy.methods.behavior_cloning import ibc
+from understudy.methods.behavior_cloning.ibc import ibc
 from understudy.nets.mlp import MLP
 
 EMPTY = Context(torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.bool))

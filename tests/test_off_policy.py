@@ -26,7 +26,7 @@ from understudy.learn.method import Method
 from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.train import train
-from understudy.methods.interaction import td3_bc
+from understudy.methods.interaction.td3_bc import td3_bc
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_env, check_learner

@@ -13,11 +13,11 @@ import pytest
 
 from understudy import open_dataset, plugins
 from understudy.cli import main
-from understudy.core import UserError
+from understudy.core import Feature, UserError
 from understudy.data.formats import preview_dataset
 from understudy.envs import make
 from understudy.methods import describe_method, describe_methods, find_method, method_names
-from understudy.methods.behavior_cloning import bc
+from understudy.methods.behavior_cloning.bc import bc
 from understudy.plugins import find_plugins, load_plugin
 
 CODE = '''"""A method, an environment and a format."""
@@ -29,8 +29,8 @@ import numpy as np
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import RegisteredFormat
 from understudy.envs.toys.fork import Fork
-from understudy.methods import NamedMethod, Reference
-from understudy.methods.behavior_cloning import bc
+from understudy.methods import method
+from understudy.methods.behavior_cloning.bc import bc
 
 Path(__file__).with_name("imported").touch()
 
@@ -40,7 +40,15 @@ def steady(horizon: int = 3):
     return bc(horizon)
 
 
-NAMED = NamedMethod("tiny_robot:steady", "The same with a reference.", Reference("Somebody 2026"))
+@method("Somebody 2026", when="if it shall be steady.")
+def named_steady(horizon: int = 3):
+    """The same with
+    a reference.
+
+    Args:
+        horizon: Number of actions.
+    """
+    return bc(horizon)
 
 
 def world(rows: int = 1):
@@ -57,7 +65,7 @@ FORMAT = RegisteredFormat(detect=lambda path: path.suffix == ".tiny", open=read)
 '''
 ENTRIES = """[understudy.methods]
 steady = tiny_robot:steady
-named-steady = tiny_robot:NAMED
+named-steady = tiny_robot:named_steady
 
 [understudy.envs]
 tiny-world = tiny_robot:world
@@ -99,7 +107,11 @@ def test_a_registered_method_is_found_by_its_name_and_imported_only_then(site):
     assert find_method("steady", horizon=5) == bc(5) and (site / "imported").exists()
     assert find_method("named-steady") == bc(3)
     assert describe_method("steady")["summary"] == "Steady cloning."
-    assert describe_method("named-steady")["paper"] == "Somebody 2026" and describe_method("absent") is None
+    described = describe_method("named-steady")
+    assert described["summary"] == "The same with a reference." and described["paper"] == "Somebody 2026"
+    assert described["needs"] == ["actions that are numbers"] and describe_method("absent") is None
+    with pytest.raises(UserError, match="named-steady, column 'action': the actions are classes"):
+        find_method("named-steady", {"action": Feature("int64", (1,), "discrete", num_classes=(4,))})
     status, text = call("methods", "named-steady")
     assert status == 0 and "Somebody 2026" in text and "--method.horizon" in text
     with pytest.raises(UserError, match="did you mean 'steady'"):

@@ -48,7 +48,7 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, TrainedRun, build_actor, load_actor, policy_features, training_data
 from understudy.learn.train import train
-from understudy.methods import METHODS, find_method
+from understudy.methods import find_method, method_files
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 from understudy.testing import ContractViolation, check_relabel, check_runtime_transform, random_dataset
@@ -107,7 +107,7 @@ def test_a_relabeling_that_nothing_computes_while_acting_is_rejected():
     check_relabel(Mean(), FEATURES, provided=("observation.mean",))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_files())
 def test_named_methods_read_only_what_is_known_while_acting(name):
     shown = {**FEATURES, "observation.images.front": Feature("uint8", (96, 96, 3), "image"),
              "observation.points": Feature("float32", (8, 3)), "observation.objects": Feature("float32", (2, 3)),

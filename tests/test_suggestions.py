@@ -270,7 +270,7 @@ from dataclasses import dataclass
 
 from understudy.envs.toys.fork import Fork
 from understudy.execute.chunking import RecedingHorizon
-from understudy.methods.behavior_cloning import bc
+from understudy.methods.behavior_cloning.bc import bc
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ def test_trust_is_part_of_what_is_suggested(follow, tmp_path):
 @pytest.mark.slow
 def test_a_choice_suggests_what_the_policy_must_be_told(follow, tmp_path):
     (tmp_path / "goal_methods.py").write_text(
-        "from dataclasses import replace\nfrom understudy.methods.behavior_cloning import gcbc\n\n\n"
+        "from dataclasses import replace\nfrom understudy.methods.behavior_cloning.gcbc import gcbc\n\n\n"
         "def short(features=None, steps=20):\n"
         "    method = gcbc()\n    return replace(method, learner=replace(method.learner, steps=steps))\n\n\n"
         "def shorter(features=None):\n    return short(features, 10)\n")

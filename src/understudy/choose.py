@@ -36,7 +36,7 @@ from .learn.fit_method import fit_method
 from .learn.method import Method, build_actor, load_actor, training_data
 from .learn.train import train, validation_episodes
 from .learn.validation import Validation, target_scale
-from .methods import METHODS, find_method
+from .methods import find_method, read_info
 from .policy import Policy
 
 MAX_ROUNDS = 5
@@ -412,7 +412,7 @@ def candidate_methods(properties: DataProperties) -> tuple[dict[str, str], dict[
     for rule in CANDIDATE_RULES:
         if rule.applies(properties):
             for name in rule.methods:
-                reason = rule.reason.format(**asdict(properties)) or METHODS[name].when
+                reason = rule.reason.format(**asdict(properties)) or read_info(name)[1].when
                 if rule.adds:
                     chosen[name] = reason
                 elif chosen.pop(name, None):

@@ -13,6 +13,23 @@ _TOYS = ("arms", "blocks", "drive", "fork", "four_rooms", "gridworld_tasks", "ma
          "peg_insertion", "planar_arms", "push", "tabletop", "tabular", "words")
 _SIMULATORS = ("adroit", "block_pushing", "dm_control", "external", "highway", "metaworld", "minigrid", "ogbench",
                "pusht", "robosuite", "robotics")
+_METHODS = {  # when each family was one file
+    "behavior_cloning": (
+        "attention_tuner bc bc_bins bc_gmm bc_rnn_gmm bet bottleneck_bc cec fast fourier_transporter gcbc ibc "
+        "interactive_language keyframe_bc maskdp one_shot robust_bc vq_bet"),
+    "chunking": "act",
+    "generative": (
+        "adaflow beso bid_flow_policy consistency_policy consistency_training contextvla diffusion_bc "
+        "diffusion_policy dit_policy dp3 flow_policy interpolant_policy mdt mean_flow_policy mip mode "
+        "normalizing_flow_policy onedp ptp reflow_policy sgac shortcut_policy streaming_diffusion_policy "
+        "streaming_flow_policy training_time_rtc"),
+    "interaction": "dagger td3_bc",
+    "reasoning": "procedure_cloning thought_cloning",
+    "representation": "bc_inverse_dynamics dualmind midas pasta vinn_byol",
+    "retrieval": "behavior_retrieval knn mcnn retrieve_align_replay search_bc skill_retrieval vinn",
+    "return_conditioned": "arp decision_diffuser decision_transformer dichotomy_of_control udrl",
+    "skills": "groot_2 omnijarvis opal play_lmp",
+}
 
 MODULES: dict[str, str] = {  # old module: new module
     **{f"understudy.envs.{name}": f"understudy.envs.toys.{name}" for name in _TOYS},
@@ -21,6 +38,9 @@ MODULES: dict[str, str] = {  # old module: new module
 NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     f"understudy.robots.safety:{name}": f"understudy.robots.limits:{name}"
     for name in ("Link", "SafetyLimits", "SafetyState", "Workspace")
+} | {
+    f"understudy.methods.{family}:{name}": f"understudy.methods.{family}.{name}:{name}"
+    for family, names in _METHODS.items() for name in names.split()
 }
 # Old "module:Name": function of its JSON, without "$", that returns the present fields.
 UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {}

@@ -24,7 +24,7 @@ from ..learn.latent_labels import SKILL, LatentLabels
 from ..learn.method import Method, build_actor
 from ..learn.optimizer import OptimizerConfig
 from ..learn.skill_autoencoder import SkillPosterior
-from ..methods.skills import omnijarvis
+from ..methods.skills.omnijarvis import omnijarvis
 from ..nets.encoders import TokenEncoder
 from ..nets.mlp import MLP
 from ..nets.quantization import FSQ

@@ -22,7 +22,7 @@ from ..heads.categorical import Categorical
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method
 from ..learn.optimizer import OptimizerConfig
-from ..methods.behavior_cloning import cec
+from ..methods.behavior_cloning.cec import cec
 from .base import (
     RATE,
     SCORE,

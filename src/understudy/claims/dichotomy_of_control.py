@@ -20,7 +20,8 @@ from ..learn.critic import Critic
 from ..learn.dichotomy_of_control import DichotomyOfControl
 from ..learn.fit_method import FitResult, fit_method
 from ..learn.method import Method
-from ..methods.return_conditioned import dichotomy_of_control, udrl
+from ..methods.return_conditioned.dichotomy_of_control import dichotomy_of_control
+from ..methods.return_conditioned.udrl import udrl
 from ..policy import Policy
 from .base import (
     SCORE,

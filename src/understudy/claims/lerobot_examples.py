@@ -19,9 +19,9 @@ from ..execute.actor import Actor
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method
 from ..learn.optimizer import OptimizerConfig
-from ..methods.behavior_cloning import bc
-from ..methods.chunking import act
-from ..methods.generative import diffusion_policy
+from ..methods.behavior_cloning.bc import bc
+from ..methods.chunking.act import act
+from ..methods.generative.diffusion_policy import diffusion_policy
 from ..nets.mlp import MLP
 from .base import (
     SCORE,

@@ -23,7 +23,7 @@ from ..learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ..learn.class_prediction import ClassPrediction
 from ..learn.method import Method, build_actor
 from ..learn.optimizer import OptimizerConfig
-from ..methods.reasoning import procedure_cloning
+from ..methods.reasoning.procedure_cloning import procedure_cloning
 from ..nets.feed_forward import FeedForward
 from ..nets.grid import GridEncoder, PerToken
 from ..policy import PolicyConfig

@@ -29,7 +29,7 @@ from ..heads.regression import Regression
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method, build_actor, resolve_references
 from ..learn.optimizer import OptimizerConfig
-from ..methods.retrieval import retrieve_align_replay
+from ..methods.retrieval.retrieve_align_replay import retrieve_align_replay
 from ..nets.encoders import ConcatEncoder
 from ..nets.feed_forward import FeedForward
 from ..policy import PolicyConfig

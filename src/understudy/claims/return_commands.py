@@ -17,7 +17,7 @@ from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor
 from ..learn.method import Method, build_actor
-from ..methods.return_conditioned import udrl
+from ..methods.return_conditioned.udrl import udrl
 from .base import (
     AllOf,
     Arm,

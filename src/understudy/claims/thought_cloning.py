@@ -21,7 +21,7 @@ from ..learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ..learn.class_prediction import ClassPrediction
 from ..learn.method import Method, build_actor
 from ..learn.optimizer import OptimizerConfig
-from ..methods.reasoning import thought_cloning
+from ..methods.reasoning.thought_cloning import thought_cloning
 from ..nets.encoders import TokenEncoder
 from ..nets.feed_forward import FeedForward
 from ..nets.text_encoder import ByteEncoder

@@ -25,7 +25,7 @@ from ..learn.instructed_autoencoder import InstructedAutoencoder
 from ..learn.latent_labels import SKILL, LatentLabels
 from ..learn.method import Method, build_actor
 from ..learn.optimizer import OptimizerConfig
-from ..methods.skills import groot_2
+from ..methods.skills.groot_2 import groot_2
 from ..nets.encoders import TokenEncoder
 from ..nets.mlp import MLP
 from ..policy import PolicyConfig

@@ -1,0 +1,1 @@
+"""Likelihood and regression: one network evaluation per plan."""

@@ -1,0 +1,1 @@
+"""Long chunks of actions."""

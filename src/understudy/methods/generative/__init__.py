@@ -1,0 +1,1 @@
+"""Iterative generation: a chunk of actions is made from noise in a few steps."""

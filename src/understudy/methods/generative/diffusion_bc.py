@@ -1,0 +1,32 @@
+from typing import Literal
+
+from ...data.window import Window
+from ...execute.chunking import RecedingHorizon
+from ...execute.planner_config import SampleSelectorConfig
+from ...execute.planners import KernelDensity
+from ...heads.diffusion import Diffusion
+from ...heads.solvers import DDPM
+from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.method import Method
+from ...learn.optimizer import OptimizerConfig
+from ...nets.mlp import MLP
+from ...policy import PolicyConfig
+from ..registry import method
+
+
+@method("Pearce et al. 2023 (Diffusion-X, Diffusion-KDE), arXiv 2301.10677, with another network and noise schedule",
+        rows=("260",),
+        when="if demonstrations act in several ways and the robot must look after every action.")
+def diffusion_bc(choice: Literal["plain", "extra-steps", "densest"] = "extra-steps", n_obs_steps: int = 2) -> Method:
+    """Diffusion cloning of single actions, which takes a likely one by extra steps or as the densest of many.
+
+    Args:
+        choice: "plain" executes a sample, "extra-steps" moves it to a likely action by 8 more steps without noise
+            (Diffusion-X), "densest" takes that of 100 samples to which the others are nearest (Diffusion-KDE).
+        n_obs_steps: Number of observations that the policy reads.
+    """
+    head = Diffusion(50, DDPM(), 50, n_extra_steps=8 if choice == "extra-steps" else 0)
+    inference = (SampleSelectorConfig(KernelDensity(0.1), 100),) if choice == "densest" else ()
+    policy = PolicyConfig(head, trunk=MLP(512, 3), window=Window(n_obs_steps, horizon=1))
+    learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
+    return Method(policy, RecedingHorizon(), learner, inference=inference)

@@ -1,0 +1,29 @@
+from ...data.window import Window
+from ...execute.chunking import RecedingHorizon
+from ...heads.shortcut import Shortcut
+from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.method import Method
+from ...learn.optimizer import OptimizerConfig
+from ...nets.mlp import MLP
+from ...policy import PolicyConfig
+from ..registry import method
+
+
+@method("Frans et al. 2024, arXiv 2410.12557, whose smallest step is 1/128, with 800,000 updates",
+        when="if a plan must take one network evaluation and several ways are needed without training a teacher.")
+def shortcut_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+    """A flow that is asked for large steps: one network evaluation gives a chunk, and more give a better one.
+
+    Args:
+        n_steps: Number of steps from noise to a chunk: 1, 2, 4, 8 or 16.
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    head = Shortcut(n_steps, n_train_steps=16)  # each halving of the step is learned from the next smaller step
+    policy = PolicyConfig(head, trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
+    return Method(
+        policy,
+        RecedingHorizon(n_action_steps),
+        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
+    )

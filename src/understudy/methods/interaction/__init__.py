@@ -1,0 +1,1 @@
+"""Methods that collect episodes while they train."""

@@ -1,0 +1,33 @@
+from ...data.window import Window
+from ...execute.chunking import RecedingHorizon
+from ...heads.regression import Regression
+from ...improve.collection import CollectionRounds, RolloutCollector, SupervisorLabels
+from ...improve.gates import RandomGate
+from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.method import Method
+from ...learn.optimizer import OptimizerConfig
+from ...policy import PolicyConfig
+from ..needs import NUMBERS
+from ..registry import method
+
+
+@method("Ross et al. 2011, arXiv 1011.0686, where each round trains a new policy (reset_learner)",
+        needs=(NUMBERS, "an environment with an expert, or a person"),
+        when="if a policy drifts away from the demonstrations, and an expert or a person can say what to do there.")
+def dagger(n_rounds: int = 10, n_episodes: int = 5, probability: float = 0.5, supervisor: str = "expert") -> Method:
+    """DAgger: the policy acts, the supervisor says what it would have done, and the policy learns that.
+
+    Args:
+        n_rounds: Number of collection rounds.
+        n_episodes: Number of episodes in each round.
+        probability: Probability that the supervisor acts at a step of the first round. It halves after each round.
+        supervisor: "expert" for the environment's own, or "person".
+    """
+    collector = RolloutCollector(n_episodes, supervisor=supervisor, gate=RandomGate(probability, decay=0.5))
+    return Method(
+        PolicyConfig(Regression(), window=Window(1, 1)),
+        RecedingHorizon(),
+        BehaviorCloning(steps=10_000, optimizer=OptimizerConfig(lr_schedule="constant")),
+        collection=CollectionRounds(
+            n_rounds, collector, relabel=(SupervisorLabels(),), updates_per_step=5.0, initial_updates=2000),
+    )

@@ -1,0 +1,31 @@
+from ...data.window import Window
+from ...execute.chunking import RecedingHorizon
+from ...heads.regression import Regression
+from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
+from ...learn.method import Method
+from ...learn.off_policy_actor_critic import OffPolicyActorCritic
+from ...nets.mlp import MLP
+from ...policy import PolicyConfig
+from ..needs import NUMBERS, REWARDS
+from ..registry import method
+
+
+@method("Fujimoto and Gu 2021, arXiv 2106.06860; Fujimoto et al. 2018, arXiv 1802.09477", rows=("200",),
+        needs=(NUMBERS, REWARDS, "an environment"),
+        when="if there are rewards and an environment, and the policy shall become better than the demonstrations.")
+def td3_bc(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, bc_weight: float = 0.4) -> Method:
+    """TD3+BC: an actor-critic that stays close to stored actions, on demonstrations and then on its own episodes.
+
+    Args:
+        n_rounds: Number of collection rounds.
+        n_episodes: Number of episodes in each round.
+        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
+        bc_weight: Weight of the distance to stored actions. 0 is TD3.
+    """
+    return Method(
+        PolicyConfig(Regression(), MLP(256, 2), window=Window(1, 1)),
+        RecedingHorizon(),
+        OffPolicyActorCritic(bc_weight=bc_weight),
+        collection=CollectionRounds(
+            n_rounds, RolloutCollector(n_episodes, GaussianExploration(noise)), initial_updates=5000),
+    )

@@ -1,0 +1,138 @@
+"""What methods need. The decorator of a method names these constants, which are read without importing PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..core import Schema
+
+Others = Callable[[], list[str]]  # names of the bundled methods that do not have the need
+Example = Mapping[str, Mapping[str, Any]]  # columns, as the JSON of a `Feature` each
+
+
+@dataclass(frozen=True)
+class Need:
+    """A requirement on the columns of the data.
+
+    Args:
+        text: What the data must have, as `understudy methods` shows it.
+        example: Columns that satisfy it. A column named `observation.*` takes the place of the observations that
+            `testing.check_method` makes up.
+        check: Called with the name of the method, the columns of the data, the arguments of the method's function and
+            `Others`, before anything is trained. Raises UserError if the columns do not have it. None: the parts of
+            the method that read the columns check them when the training starts.
+    """
+
+    text: str
+    example: Example
+    check: Callable[[str, Schema, Mapping[str, Any], Others], None] | None = None
+
+
+def _refuse_classes(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
+    from ..core import Unsupported
+
+    if (action := features.get("action")) is not None and action.kind == "discrete":
+        raise Unsupported("the actions are classes, but this method learns numbers", where=f"{name}, column 'action'",
+                          hint=f"{', '.join(others())} learn classes")
+
+
+def _require_point_clouds(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
+    from ..core import DataError, role
+    from ..nets.point_cloud import check_point_cloud, point_cloud_columns
+
+    possible = [n for n, f in features.items() if role(n) == "observation" and f.kind == "vector" and len(f.shape) == 2]
+    for column in options["point_clouds"]:
+        if column not in features:
+            raise DataError(f"the data have no column {column!r}; observations that can be point clouds: "
+                            f"{', '.join(possible) or 'none'}", where=f"{name}, point_clouds",
+                            hint="name one of them: --method.point-clouds COLUMN")
+        check_point_cloud(features[column].shape, column)
+    if options["point_clouds"] or point_cloud_columns(features):
+        return
+    shapes = ", ".join(f"{column} {features[column].shape}" for column in possible)
+    raise DataError(
+        f"the data have no point cloud; the columns are {', '.join(features)}", where=name,
+        hint=(f"if one of these is a point cloud, name it with --method.point-clouds COLUMN: {shapes}" if possible else
+              "store the clouds as observations of shape (points, 3), or (points, channels) with colors or intensities")
+             + ". Or choose a method that reads other observations, such as diffusion-policy")
+
+
+def _require_cameras(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
+    from ..core import DataError, role
+
+    if not any(f.kind == "image" and role(column) == "observation" for column, f in features.items()):
+        raise DataError(f"the data have no camera; the columns are {', '.join(features)}", where=name,
+                        hint="record with a camera, or choose a method that reads other observations, such as knn")
+
+
+def _require_one_motion(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
+    from ..core import DataError
+
+    images = [f for f in features.values() if f.kind == "image" and f.shape[0] == f.shape[1]]
+    if len(images) != 1 or features["action"].size != 5:
+        raise DataError(f"the data have {len(images)} square images and actions of {features['action'].size} numbers",
+                        where=name, hint="record one square image of the table, and actions pick.x, pick.y, place.x, "
+                                         "place.y and turn, from -1 to 1")
+
+
+def _require_numeric_states(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
+    from ..core import DataError, check_observed
+
+    if (column := options["column"]) not in features:  # the transforms refuse it
+        return
+    check_observed(column, features, f"{name}, column")
+    if features[column].kind != "vector":
+        raise DataError(f"the states are of kind {features[column].kind!r}, but this method plans numbers",
+                        where=f"{name}, column {column!r}", hint="name a column of numbers: --method.column COLUMN")
+
+
+def _require_prompts(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
+    from ..core import DataError
+
+    for option in ("objects", "words", "prompt_objects"):
+        if options[option] not in features:
+            raise DataError(f"the data have no column {options[option]!r}; the columns are {', '.join(features)}",
+                            where=f"{name}, {option}",
+                            hint=f"name one of them: --method.{option.replace('_', '-')} COLUMN")
+
+
+def _vector(*shape: int) -> dict[str, Any]:
+    return {"dtype": "float32", "shape": shape}
+
+
+def _classes(*shape: int, n: int) -> dict[str, Any]:
+    return {"dtype": "int64", "shape": shape, "kind": "discrete", "num_classes": (n,) * math.prod(shape)}
+
+
+def _image(size: int) -> dict[str, Any]:
+    return {"dtype": "uint8", "shape": (size, size, 3), "kind": "image"}
+
+
+TEXT = {"dtype": "string", "shape": (), "kind": "string"}
+
+NUMBERS = Need("actions that are numbers", {"action": _vector(2)}, _refuse_classes)
+NUMBERS_OR_CLASSES = "actions that are numbers or classes"
+OBSERVED_NUMBERS = Need("observations that are numbers", {"observation.state": _vector(2)})
+NUMERIC_STATES = Need("states that are numbers", {"observation.state": _vector(2)}, _require_numeric_states)
+POINT_CLOUDS = Need("point clouds: observations of shape (points, 3), or more channels with colors or intensities",
+                    {"observation.points": _vector(16, 3)}, _require_point_clouds)
+CAMERAS = Need("cameras: without them BYOL has nothing to compare", {"observation.images.top": _image(16)},
+               _require_cameras)
+ONE_MOTION = Need("one square camera image, and actions that are one motion: where to pick, where to place, and "
+                  "the turn", {"observation.images.top": _image(24), "action": _vector(5)}, _require_one_motion)
+PROMPTS = Need("objects of shape (objects, features), and prompts: a class of words and an object at each position",
+               {"observation.objects": _vector(2, 3), "observation.prompt.objects": _vector(7, 3),
+                "observation.prompt.words": _classes(7, n=4)}, _require_prompts)
+CELLS = Need("a map of cells (observation.grid) and the cell of the agent (observation.cell)",
+             {"observation.grid": _classes(3, 3, n=3), "observation.cell": _classes(2, n=3)})
+REWARDS = Need("rewards", {"next.reward": _vector()})
+THOUGHTS = Need("the thought of the expert at each step, as text (thought)", {"thought": TEXT})
+SUBTASKS = Need("a column of text that says what is done at each step, or segments in the metadata of the episodes",
+                {"subtask": TEXT})
+RECALLED_STEPS = Need("a column with the distances to the recalled steps",
+                      {"recalled": {"dtype": "int64", "shape": (1,)}})
+GIVEN_GOAL = "while acting: a goal"

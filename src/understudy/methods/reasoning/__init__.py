@@ -1,0 +1,1 @@
+"""Policies that first predict how the expert decides, and then the action."""

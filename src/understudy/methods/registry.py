@@ -1,0 +1,308 @@
+"""The names of methods, and what is known about each. Methods are listed without importing them."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..moved import current_name
+from ..plugins import find_plugins, load_plugin, package_of
+from . import needs as all_needs
+from .needs import NUMBERS, Need
+
+if TYPE_CHECKING:
+    from ..core import Schema
+    from ..learn.method import Method
+
+FOLDER = Path(__file__).parent
+COSTS = FOLDER / "costs.json"  # written by benchmarks/method_cost.py
+MAX_MENTIONS = 20  # a word that more methods mention, such as "arXiv", tells nothing
+Function = TypeVar("Function", bound="Callable[..., Method]")
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """Where a method was published, when to choose it, and what it needs.
+
+    Args:
+        paper: Authors, year and arXiv number, and how the method differs from the paper.
+        when: When to choose the method: the rest of a sentence that starts with "Choose it". It says what claims and
+            benchmarks found, also if it speaks against the method.
+        rows: Rows of the ledger, if it is in there.
+        needs: What the data must have, and what must be given while acting. `find_method` checks each `Need` that has
+            a check. The parts of the method that read a column check the others when the training starts.
+    """
+
+    paper: str
+    when: str
+    rows: tuple[str, ...] = ()
+    needs: tuple[Need | str, ...] = (NUMBERS,)
+
+
+def method(paper: str, *, when: str, rows: tuple[str, ...] = (),
+           needs: tuple[Need | str, ...] = (NUMBERS,)) -> Callable[[Function], Function]:
+    """Decorator of a function that returns a `Method`. Stores a `MethodInfo` on it; see there for the arguments.
+
+    In understudy itself each argument is a literal or a constant of `methods/needs.py`, because `read_info` reads it
+    from the source.
+    """
+    info = MethodInfo(paper, when, rows, needs)
+
+    def store(function: Function) -> Function:
+        function.info = info  # ty: ignore[missing-attribute]
+        return function
+
+    return store
+
+
+@functools.cache
+def method_files() -> Mapping[str, Path]:
+    """The files of all bundled methods, by the names of the methods. Folders are families."""
+    return {path.stem.replace("_", "-"): path for path in sorted(FOLDER.glob("*/*.py")) if path.stem != "__init__"}
+
+
+@functools.cache
+def read_info(name: str) -> tuple[str, MethodInfo]:
+    """Returns the summary of a bundled method and the arguments of its decorator. Imports nothing."""
+    path = method_files()[name]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == path.stem)
+    (call,) = function.decorator_list
+    assert isinstance(call, ast.Call)
+    arguments = {str(keyword.arg): _constant(keyword.value) for keyword in call.keywords}
+    return _summary(ast.get_docstring(function) or ""), MethodInfo(*map(_constant, call.args), **arguments)
+
+
+def _constant(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return getattr(all_needs, node.id)
+    return tuple(map(_constant, node.elts)) if isinstance(node, ast.Tuple) else ast.literal_eval(node)
+
+
+def _summary(docstring: str) -> str:
+    return docstring.partition("\n\n")[0].replace("\n", " ")
+
+
+def method_names() -> list[str]:
+    """The names of all methods: understudy's, then those that installed packages register."""
+    bundled = method_files()
+    return [*bundled, *(name for name in find_plugins("methods") if name not in bundled)]
+
+
+def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...] = (), **options) -> Method:
+    """Returns a method by its name, from "module:function", or from a method.json, run or checkpoint.
+
+    Args:
+        name: Name of a method, "module:function", the path of a method.json, or the folder of a run or checkpoint.
+        features: The columns of the data that it will be trained on.
+        trust: Packages besides understudy whose code may be loaded. A name that an installed package registers needs
+            none.
+        **options: Arguments of the function (horizon, ...), if `name` names a function.
+
+    Raises:
+        UserError: There is no such name, the function has no such option, or the data lack what
+            the method needs.
+        UntrustedCode: "module:function" names code of a package that is not trusted.
+    """
+    from ..core import ConfigError, nearest_names
+
+    if (function := find_function(name, trust)) is not None:
+        if features is not None:
+            _check_needs(name.replace("_", "-"), function, features, options)
+        return _build_method(function, name, features, options)
+    if Path(name).exists():
+        if options:
+            raise ConfigError(f"{name} is a method already and takes no options", where="--" + next(iter(options)),
+                              hint="leave it out: any field can be set, such as --learner.steps 500")
+        from ..learn.method import Method
+
+        return Method.load(name, trust)
+    if 0 < len(found := _methods_about(name)) <= MAX_MENTIONS:
+        raise ConfigError(f"there is no method {name!r}, but it is mentioned by {', '.join(found)}",
+                          hint=f"did you mean {found[0]!r}?" if len(found) == 1 else
+                          "name one of these; understudy methods describes them")
+    raise ConfigError(f"there is no method {name!r}", hint=nearest_names(name, method_names()) +
+                      "understudy methods lists all; a module:function, a method.json or a run can be named too")
+
+
+def _methods_about(word: str) -> list[str]:
+    """Names of the methods whose name, summary or paper contains a word, upper or lower case."""
+    pattern = re.compile(rf"(?<![a-z0-9]){re.escape(word.replace('_', '-'))}(?![a-z0-9])", re.IGNORECASE)
+    return [m["name"] for m in _descriptions() if pattern.search(f"{m['name']} {m['summary']} {m['paper']}")]
+
+
+def recommend(features: Schema) -> str:
+    """Name of the method to start with: "bc" for discrete actions, else "bc-gmm".
+
+    "bc-gmm" does not average different ways of doing the same thing, plans in one step, and trains in a minute on a
+    CPU. Other methods can be better, above all `bc` where several steps must not be executed without looking (Hopper
+    and Walker2d in docs/real-input.md). Compare them.
+
+    Args:
+        features: The columns of the data.
+    """
+    return "bc" if features["action"].kind == "discrete" else "bc-gmm"
+
+
+def describe_methods() -> list[dict]:
+    """Describes all methods as JSON values.
+
+    Methods of other packages are listed and not loaded.
+
+    Returns:
+        For each method "name", "family", "rows" of the ledger, "paper", "needs" (requirements of the data),
+        "summary", "when" to choose it, and "cost" (see `method_costs`; None if it was not measured).
+    """
+    return list(_descriptions())
+
+
+def method_costs() -> dict[str, dict[str, float]]:
+    """What methods cost on one CPU core, as measured by benchmarks/method_cost.py on columns of numbers.
+
+    Returns:
+        By the name of a method: "weights" (number of weights of all networks that are trained), "train_seconds" (CPU
+        time of all updates) and "plan_ms" (CPU milliseconds of a step at which it plans).
+    """
+    return json.loads(COSTS.read_text(encoding="utf-8"))["methods"]
+
+
+def _descriptions() -> Iterator[dict]:
+    bundled, costs = method_files(), method_costs()
+    for name, path in bundled.items():
+        yield _description(name, path.parent.name, *read_info(name), costs.get(name))
+    for name, entry in find_plugins("methods").items():
+        if name not in bundled:
+            package = package_of(entry)
+            yield _description(name, package, f"Registered by the package {package}.", None)
+
+
+def describe_method(name: str) -> dict | None:
+    """Describes one method, with the keys of `describe_methods`.
+
+    A method that another package registers is loaded.
+
+    Args:
+        name: Name of the method.
+
+    Returns:
+        The description. None if there is no such name.
+    """
+    name = name.replace("_", "-")
+    if name in method_files():
+        return next(d for d in _descriptions() if d["name"] == name)
+    entry = find_plugins("methods").get(name)
+    if entry is None:
+        return None
+    function, package = load_plugin("methods", name), package_of(entry)
+    summary = _summary(inspect.getdoc(function) or "") or f"Registered by the package {package}."
+    return _description(name, package, summary, getattr(function, "info", None))
+
+
+def _description(name: str, family: str, summary: str, info: MethodInfo | None,
+                 cost: dict[str, float] | None = None) -> dict:
+    info = info or MethodInfo("", "", needs=())
+    return {"name": name, "family": family, "rows": list(info.rows), "paper": info.paper,
+            "needs": [need.text if isinstance(need, Need) else need for need in info.needs],
+            "summary": summary, "when": info.when, "cost": cost}
+
+
+def _check_needs(name: str, function: Callable[..., Method], features: Schema, options: Mapping[str, Any]) -> None:
+    """Checks the requirements of a method on the columns of the data."""
+    info = getattr(function, "info", None)
+    defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
+    for need in info.needs if info is not None else ():
+        if isinstance(need, Need) and need.check is not None:
+            need.check(name, features, {**defaults, **options}, lambda need=need: _methods_without(need))
+
+
+def _methods_without(need: Need) -> list[str]:
+    return [name for name in method_files() if need not in read_info(name)[1].needs]
+
+
+def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Method] | None:
+    """Returns the function that builds a method.
+
+    Args:
+        name: Name of a method, or "module:function".
+        trust: Packages besides understudy whose code may be loaded.
+
+    Returns:
+        The function. None if `name` is the path of a file or folder, or unknown.
+
+    Raises:
+        UserError: There is no such module or function.
+        UntrustedCode: It is code of a package that is not trusted.
+    """
+    known = name.replace("_", "-")
+    if (path := method_files().get(known)) is not None:
+        return _import_function(f"{__package__}.{path.parent.name}.{path.stem}:{path.stem}", name)
+    if known in find_plugins("methods"):
+        return _callable(load_plugin("methods", known), name)
+    if ":" not in name or Path(name).exists():
+        return None
+    from ..config import UntrustedCode
+
+    package = name.partition(":")[0].split(".")[0]
+    if package not in ("understudy", *trust):
+        raise UntrustedCode(f"{name} is outside the trusted packages ({', '.join(('understudy', *trust))})",
+                            hint=f"add --trust {package} if you trust that code to run")
+    return _import_function(current_name(name), name)
+
+
+def _import_function(path: str, name: str) -> Callable[..., Method]:
+    from ..core import ConfigError
+    from ..user_code import import_module
+
+    module, _, attribute = path.partition(":")
+    imported = import_module(module, name)
+    try:
+        found = getattr(imported, attribute)
+    except AttributeError:
+        near = difflib.get_close_matches(attribute, dir(imported), 1)
+        raise ConfigError(f"there is no {attribute!r} in the module {module}", where=name,
+                          hint=f"did you mean {module}:{near[0]}?" if near else "check the name after the colon"
+                          ) from None
+    return _callable(found, name)
+
+
+def _callable(found, name: str) -> Callable[..., Method]:
+    """The function, or an error that says what stands in its place."""
+    from ..core import ConfigError
+    from ..learn.method import Method
+    from ..policy import PolicyConfig
+
+    if callable(found):
+        return found
+    attribute = name.rpartition(":")[2].replace("-", "_")
+    value = f"Method({attribute})" if isinstance(found, PolicyConfig) else attribute
+    is_part = isinstance(found, (Method, PolicyConfig))
+    article = "an" if type(found).__name__[0] in "aeiou" else "a"
+    raise ConfigError(
+        f"this is {article} {type(found).__name__}, and not a function", where=name,
+        hint=f"write a function that returns it, and name the function: def {attribute.lower()}_method(): return "
+             f"{value}" if is_part else "name a function in that module")
+
+
+def _build_method(function: Callable[..., Method], name: str, features: Schema | None, options: dict) -> Method:
+    from ..core import ConfigError
+    from ..learn.method import Method
+
+    known = inspect.signature(function).parameters
+    for key in options:
+        if key not in known or key == "features":
+            near = difflib.get_close_matches(key, known, 1)
+            raise ConfigError(f"{name} has no option {key!r}; it has {', '.join(k for k in known if k != 'features')}",
+                              hint=f"did you mean {near[0]!r}?" if near else "leave it out")
+    method = function(**options, **({"features": features} if "features" in known else {}))
+    if not isinstance(method, Method):
+        raise ConfigError(f"the function returned {type(method).__name__} instead of a Method", where=name,
+                          hint="return understudy.Method(...) from it")
+    return method

@@ -1,0 +1,1 @@
+"""Pretraining: an encoder is trained first, then a policy learns on it."""

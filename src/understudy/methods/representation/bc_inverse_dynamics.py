@@ -1,0 +1,37 @@
+from ...checkpoint import FromStage
+from ...core import Schema
+from ...data.window import Window
+from ...execute.chunking import RecedingHorizon
+from ...heads.categorical import Categorical
+from ...heads.regression import Regression
+from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.method import InitializeFrom, Method, Stage
+from ...learn.optimizer import OptimizerConfig
+from ...learn.representation import RepresentationLearning
+from ...learn.representation_objectives import InverseDynamics
+from ...nets.feed_forward import FeedForward
+from ...policy import PolicyConfig
+from ..needs import NUMBERS_OR_CLASSES
+from ..registry import method
+
+
+@method("Brandfonbrener et al. 2023, arXiv 2305.16985, who train the encoder on other episodes with hidden goals: "
+        "--stage encoder=RUN", rows=("019",), needs=(NUMBERS_OR_CLASSES,),
+        when="if there are many episodes of other tasks to train the encoder on, and few of this one; no claim has "
+             "tested it here.")
+def bc_inverse_dynamics(n_obs_steps: int = 1, lookahead: int = 1, features: Schema | None = None) -> Method:
+    """Behavior cloning on a frozen encoder, which was trained to tell the action between two observations.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        lookahead: Number of steps between the two observations.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    head = Categorical() if discrete else Regression()
+    policy = PolicyConfig(head, trunk=FeedForward(), window=Window(n_obs_steps))
+    learner = RepresentationLearning((InverseDynamics(head),), lookahead=lookahead,
+                                     optimizer=OptimizerConfig(lr=1e-3))
+    frozen = InitializeFrom(FromStage("encoder"), load=("codec", "encoder"), train=())
+    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000, batch_size=256),
+                  stages=(Stage("encoder", Method(policy, learner=learner)),), initialize_from=(frozen,))

@@ -1,0 +1,37 @@
+from ...checkpoint import FromStage
+from ...data.codec import Normalizer
+from ...data.relabel import ConstantColumn
+from ...execute.chunking import RecedingHorizon
+from ...execute.wrappers import SkillWrapper
+from ...heads.gaussian import Gaussian
+from ...heads.gmm import GMM
+from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.latent_labels import SKILL, LatentLabels
+from ...learn.method import Method, Stage
+from ...learn.retrieval import SAMPLING_WEIGHT, Retrieve
+from ...learn.skill_autoencoder import SkillAutoencoder
+from ...policy import PolicyConfig
+from ..needs import NUMBERS
+from ..registry import method
+
+
+@method("Nasiriany et al. 2022, arXiv 2210.11435 (SAILOR), without the losses that make skills predictable and the "
+        "input that tells retrieved pieces from the task's", rows=("178",), needs=(NUMBERS, "prior data (--prior)"),
+        when="if the task is long, has few demonstrations, and shares pieces with prior data; no claim has tested its "
+             "skills here.")
+def skill_retrieval(fraction: float = 0.1, period: int = 10, latent_dim: int = 8, beta: float = 0.1) -> Method:
+    """Skills from prior data, chosen by a policy that learns from a task and from the prior pieces most like it.
+
+    Args:
+        fraction: Fraction of the prior pieces to learn from.
+        period: Number of steps of a skill.
+        latent_dim: Number of components of a skill.
+        beta: Weight of the KL divergence of the autoencoder.
+    """
+    low = PolicyConfig(Gaussian(), codec=Normalizer(unscaled=(SKILL,)))
+    skills = Method(low, learner=SkillAutoencoder(period, beta),
+                    transforms=(ConstantColumn(SKILL, (0.0,) * latent_dim),))
+    posterior = FromStage("skills", "posterior")
+    return Method(PolicyConfig(GMM()), RecedingHorizon(), BehaviorCloning(sampling_column=SAMPLING_WEIGHT),
+                  (Retrieve(posterior, fraction=fraction), LatentLabels(posterior)),
+                  (Stage("skills", skills, dataset="prior"),), wrapper=SkillWrapper(FromStage("skills"), period))

@@ -1,0 +1,35 @@
+from ...core import Schema
+from ...data.relabel import ReturnToGo, TimeLeft
+from ...data.window import Window
+from ...execute.chunking import RecedingHorizon
+from ...heads.categorical import Categorical
+from ...heads.gaussian import Gaussian
+from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.method import Method
+from ...nets.encoders import ConcatEncoder
+from ...nets.feed_forward import FeedForward
+from ...policy import PolicyConfig
+from ..needs import NUMBERS_OR_CLASSES, REWARDS
+from ..registry import method
+
+
+@method("Srivastava et al. 2019, arXiv 1912.02877; Arulkumaran et al. 2022, arXiv 2202.11960, whose networks are gated "
+        "by the commands and recurrent; here offline, without new episodes", rows=("188",),
+        needs=(NUMBERS_OR_CLASSES, REWARDS, "while acting: a desired return, and the number of steps until then"),
+        when="if the data are of mixed quality with rewards, and both a return and a time limit are given while "
+             "acting.")
+def udrl(target_return: float | None = None, target_length: int | None = None, temperature: float = 1.0,
+         features: Schema | None = None) -> Method:
+    """Upside-down reinforcement learning: clone every action, given the return and the time that were left.
+
+    Args:
+        target_return: Desired return while acting. None: --condition return_to_go=NUMBER gives it.
+        target_length: Number of steps in which it shall be reached. None: --condition time_left=NUMBER gives it.
+        temperature: 1 samples actions, as the authors do, and 0 takes the most likely ones.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    head = Categorical(temperature) if discrete else Gaussian(temperature=temperature)
+    policy = PolicyConfig(head, FeedForward((128, 128)), ConcatEncoder(), window=Window(1, 1))
+    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000),
+                  (ReturnToGo(target=target_return), TimeLeft(length=target_length)))

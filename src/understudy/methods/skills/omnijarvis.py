@@ -1,0 +1,45 @@
+from ...checkpoint import FromStage
+from ...core import Schema
+from ...data.codec import Normalizer
+from ...data.operations import ShiftedStarts
+from ...data.relabel import ConstantColumn, LastAction, TaskText
+from ...data.window import Window
+from ...execute.chunking import RecedingHorizon
+from ...execute.wrappers import SkillWrapper
+from ...heads.categorical import Categorical
+from ...heads.gaussian import Gaussian
+from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.latent_labels import SKILL, LatentLabels
+from ...learn.method import Method, Stage
+from ...learn.skill_autoencoder import SkillAutoencoder, inputs_without_words
+from ...nets.quantization import FSQ
+from ...policy import PolicyConfig
+from ..needs import NUMBERS_OR_CLASSES
+from ..registry import method
+
+
+@method("Wang et al. 2024 (OmniJARVIS), arXiv 2407.00114, with a pretrained language model, thoughts and summaries as "
+        "words, images, and codes of 128 steps", rows=("073",),
+        needs=(NUMBERS_OR_CLASSES, "a task in words", "while acting: the task in words"),
+        when="if a task in words takes many steps, and what to do depends on what was done before.")
+def omnijarvis(period: int = 20, levels: tuple[int, ...] = (8, 8, 8, 6, 5), memory: int = 8, max_bytes: int = 64,
+               features: Schema | None = None) -> Method:
+    """Behavior becomes codes of a few symbols, and a policy predicts the next code from words and earlier codes.
+
+    Args:
+        period: Number of steps of a code.
+        levels: Number of levels of each symbol of a code.
+        memory: Number of periods whose observations and codes the high-level policy reads.
+        max_bytes: Number of bytes of the words.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete, quantizer = features is not None and features["action"].kind == "discrete", FSQ(levels)
+    low = PolicyConfig(Categorical(temperature=1.0) if discrete else Gaussian(), codec=Normalizer(unscaled=(SKILL,)),
+                       inputs=inputs_without_words(features))
+    codes = Method(low, learner=SkillAutoencoder(period, quantizer=quantizer),
+                   transforms=(ConstantColumn(SKILL, (0.0,) * len(levels)),))
+    high = PolicyConfig(Categorical(autoregressive=True), window=Window(n_obs_steps=memory))
+    return Method(high, RecedingHorizon(), BehaviorCloning(), (
+        LatentLabels(FromStage("codes", "posterior")), ShiftedStarts(period), TaskText(max_bytes), LastAction()),
+        (Stage("codes", codes),),
+        wrapper=SkillWrapper(FromStage("codes"), period, quantizer=quantizer))

@@ -1,0 +1,31 @@
+from ...checkpoint import FromStage
+from ...data.codec import Normalizer
+from ...data.relabel import ConstantColumn
+from ...execute.chunking import RecedingHorizon
+from ...execute.wrappers import SkillWrapper
+from ...heads.gaussian import Gaussian
+from ...heads.gmm import GMM
+from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.latent_labels import SKILL, LatentLabels
+from ...learn.method import Method, Stage
+from ...learn.skill_autoencoder import SkillAutoencoder
+from ...policy import PolicyConfig
+from ..registry import method
+
+
+@method("Ajay et al. 2021, arXiv 2010.13611, its imitation learning, whose networks are recurrent",
+        when="if episodes are long and made of pieces that return; no claim has tested it here.")
+def opal(period: int = 10, latent_dim: int = 8, beta: float = 0.1) -> Method:
+    """An autoencoder learns skills of ten steps, and a policy learns which skill to begin.
+
+    Args:
+        period: Number of steps of a skill.
+        latent_dim: Number of components of a skill.
+        beta: Weight of the KL divergence of the autoencoder.
+    """
+    low = PolicyConfig(Gaussian(), codec=Normalizer(unscaled=(SKILL,)))
+    skills = Method(low, learner=SkillAutoencoder(period, beta),
+                    transforms=(ConstantColumn(SKILL, (0.0,) * latent_dim),))
+    return Method(PolicyConfig(GMM()), RecedingHorizon(), BehaviorCloning(), (
+        LatentLabels(FromStage("skills", "posterior")),), (Stage("skills", skills),),
+        wrapper=SkillWrapper(FromStage("skills"), period))

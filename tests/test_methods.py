@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import json
 import re
 import subprocess
 import sys
@@ -14,21 +13,17 @@ import pytest
 import torch
 
 from understudy import config, make
-from understudy.checkpoint import FromStage
 from understudy.commands.conditions import open_conditions
 from understudy.commands.methods import cost_texts
 from understudy.commands.train import _check_policy_fits
 from understudy.config import UntrustedCode
 from understudy.core import ConfigError, DataError, Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
-from understudy.data.mixture import mix
-from understudy.data.procedure import ProcedureResult
-from understudy.data.relabel import ConcatColumns, NextObservation, TaskText, ThoughtText, relabeled_features
-from understudy.data.shown_demonstration import DEMONSTRATION, ShowDemonstration
+from understudy.data.relabel import TaskText
+from understudy.data.shown_demonstration import DEMONSTRATION
 from understudy.evaluate.evaluation import recording_seed, tuning_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import LAST_REWARD
-from understudy.execute.base import ActionConditionedExecutor
 from understudy.files import write_json
 from understudy.heads.bins import Bins
 from understudy.heads.categorical import Categorical
@@ -36,7 +31,7 @@ from understudy.heads.diffusion import Diffusion
 from understudy.heads.regression import Regression
 from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method
-from understudy.learn.method import build_actor, policy_features, resolve_references, training_data
+from understudy.learn.method import build_actor, policy_features, training_data
 from understudy.learn.train import train
 from understudy.methods import (
     describe_method,
@@ -52,95 +47,57 @@ from understudy.methods import (
 from understudy.methods.behavior_cloning.bc import bc
 from understudy.nets.transformer import Transformer
 from understudy.policy import Policy
-from understudy.testing import random_dataset
+from understudy.testing import ContractViolation, check_method, example_columns, random_dataset
 
 ROOT = Path(__file__).parents[1]
 FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observation.state": Feature("float32", (2,)),
             "action": Feature("float32", (2,))}
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
-
-
-CELLS = {"observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3,) * 9),
-         "observation.cell": Feature("int64", (2,), "discrete", num_classes=(3, 3))}
-PROMPTS = {"observation.objects": Feature("float32", (2, 3)), "observation.prompt.objects": Feature("float32", (7, 3)),
-           "observation.prompt.words": Feature("int64", (7,), "discrete", num_classes=(4,) * 7)}
-SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # methods that read columns of their own
-           "thought-cloning": {**FEATURES, "thought": Feature("string", (), "string")},
-           "interactive-language": {**FEATURES, "subtask": Feature("string", (), "string")},
-           "arp": {**FEATURES, "observation.task": Feature("uint8", (8,), "text")},
-           "dualmind": {**FEATURES, "observation.task": Feature("uint8", (8,), "text")},
-           "midas": {**PROMPTS, "action": FEATURES["action"]},
-           "maskdp": {**FEATURES, "observation.goal": FEATURES["observation.state"]},
-           "attention-tuner": {**FEATURES, "recalled": Feature("int64", (1,))},
-           "fourier-transporter": {"observation.images.top": Feature("uint8", (24, 24, 3), "image"),
-                                   "action": Feature("float32", (5,))},
-           "dp3": {**FEATURES, "observation.points": Feature("float32", (16, 3))},
-           "vinn-byol": {**FEATURES, "observation.images.top": Feature("uint8", (16, 16, 3), "image")}}
-
-
 LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "procedure-cloning",
                  "thought-cloning", "bc-inverse-dynamics", "dualmind", "midas", "knn", "vinn", "arp",
                  "decision-transformer", "dichotomy-of-control", "udrl", "omnijarvis"]
+LEARN_CLASSES_ELSEWHERE = [  # they need other columns, and have own tests of classes
+    "attention-tuner", "interactive-language", "procedure-cloning", "thought-cloning", "dualmind", "midas", "arp",
+    "omnijarvis"]
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
 
 
-def with_stages(method, data):
-    """The method, with stages that were trained for two updates."""
-    done = {}
-    for stage in method.stages:
-        short = replace(stage.method, learner=replace(stage.method.learner, steps=2))
-        done[stage.name] = fit_method(short, data, 0, stages=done)
-    return resolve_references(method, {FromStage(name, module): found for name, result in done.items()
-                                       for module, found in result.modules.items()})
-
-
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in method_files()])
-def test_methods_train_and_act(name):
-    features = SPECIAL.get(name, FEATURES)
-    method = find_method(name, features)
-    assert config.load(json.loads(json.dumps(config.dump(method)))) == method  # method.json
-    extra = {k: Feature("float32", ()) for k in ("next.reward", *method.learner.extra)}  # read besides observations
-    data = random_dataset({**features, **extra}, episodes=3, steps=12)
-    data = data.map(lambda e: replace(e, metadata={**e.metadata, "proficiency": 1.0, "task": "move"}))
-    data, _ = mix(task=(data[:1], 0.5), prior=(data[1:], 0.5))  # for methods that retrieve
-    method = with_stages(method, data)
-    data = training_data(data, method)
-    policy = Policy(method.policy, data.features()).fit_statistics(data)
-    learner = method.learner.build(policy, 0, 2, data)
-    sampler = learner.batch_sampler(data)
-    said = []
-    fit(learner, lambda n: sampler.batch(8, n), 2, callbacks=[lambda n, learner, seen: said.extend(seen.values())])
-    assert torch.tensor(said).isfinite().all()
-    actor = build_actor(method, {**learner.modules, "policy": learner.trained_policy.eval()}, features=features)
-    shown = {**features, **{g.into: policy.features[g.into] for g in policy.window.goals}}
-    obs = {k: torch.randn(3, *f.shape) if f.kind == "vector" else torch.ones(3, *f.shape, dtype=f.torch_dtype)
-           for k, f in shown.items() if k.startswith("observation.")} | {LAST_REWARD: torch.ones(3)}
-    obs |= {k: torch.ones(3, 1) for k in open_conditions(method, features)}
-    if "observation.task" in policy.features:
-        obs["observation.task"] = torch.ones(3, *policy.features["observation.task"].shape, dtype=torch.uint8)
-    obs |= {k: torch.ones(3, *f.shape) for k, f in policy.features.items() if k.startswith(DEMONSTRATION)}
-    state = actor.start(obs, keys(0, range(3)))
-    for _ in range(3):
-        action, state = actor.act(obs, state)
-        assert action.shape == (3, features["action"].size) and action.isfinite().all()
+def test_contract(name):
+    check_method(name)
 
 
-@pytest.mark.parametrize("name", method_files())
+@pytest.mark.parametrize(("function", "message"), [
+    ("looping(horizon: int = 1):\n    for _ in range(2):\n        pass\n    return bc(horizon)", "without For"),
+    ("long(horizon: int = 1):\n" + "    horizon = 1\n" * 20 + "    return bc(horizon)", "at most 20 lines"),
+    ("untyped(horizon=1):\n    return bc(horizon)", "horizon needs a type"),
+    ("required(horizon: int):\n    return bc(horizon)", "horizon needs a default"),
+    ("late():\n    return replace(bc(4), executor=RecedingHorizon(2, skip=1))", "chunks that begin 1 steps before"),
+    ("lax():\n    return bc()", "data without rewards must be refused"),
+])
+def test_the_contract_can_fail(function, message, tmp_path, monkeypatch):
+    (tmp_path / "bad_methods.py").write_text(
+        "from dataclasses import replace\nfrom understudy import RecedingHorizon\n"
+        "from understudy.methods import method\nfrom understudy.methods.behavior_cloning.bc import bc\n"
+        "from understudy.methods.needs import NUMBERS, REWARDS\n\n\n"
+        f"@method('Somebody 2026', when='if it must fail.', needs=(NUMBERS, REWARDS))\ndef {function}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad_methods", raising=False)
+    with pytest.raises((ContractViolation, UserError), match=message):
+        check_method(f"bad_methods:{function.partition('(')[0]}", trust=("bad_methods",))
+
+
+@pytest.mark.parametrize("name", ["arp", "dualmind"])
+def test_words_may_be_a_column_of_the_data(name):
+    check_method(name, {**FEATURES, "observation.task": Feature("uint8", (8,), "text")})
+
+
+@pytest.mark.parametrize("name", LARGE)
 def test_what_is_carried_out_is_what_was_meant(name):
-    """The window's first action is the executor's: an offset of one plays old actions (Chi et al. 2023)."""
-    method, features = find_method(name), SPECIAL.get(name, FEATURES)
-    if method.wrapper is not None:  # its columns are known when the stages are trained
-        method = with_stages(method, random_dataset(FEATURES, episodes=3, steps=12))
-    window, run = method.policy.window, method.executor
-    planned = [part for part in method.transforms
-               if isinstance(part, (ConcatColumns, NextObservation, ProcedureResult, ThoughtText))]
-    features = relabeled_features(policy_features(method, features), planned)
-    features |= {k: show.feature(features) for show in method.transforms if isinstance(show, ShowDemonstration)
-                 for k in show.into}
-    run.check_planner(Policy(method.policy, features))
-    past = 1 if isinstance(run, ActionConditionedExecutor) else getattr(run, "skip", 0)
-    assert past == -window.action_offset
-    assert past + getattr(run, "n_action_steps", 1) <= window.horizon
+    method = find_method(name, FEATURES)
+    window, executor = method.policy.window, method.executor
+    executor.check_planner(Policy(method.policy, FEATURES))
+    assert executor.skip == -window.action_offset and executor.skip + executor.n_action_steps <= window.horizon
 
 
 def test_diffusion_policy_is_the_five_million_u_net():
@@ -316,13 +273,13 @@ def test_a_cost_is_told_in_units_of_its_size():
 def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     able = {d["name"]: any("classes" in need for need in d["needs"]) for d in describe_methods()}
     assert [n for n in able if able[n]] == LEARN_CLASSES
-    if name in (*SPECIAL, "omnijarvis"):
-        return  # their own tests are about classes
     if not able[name]:
         with pytest.raises(UserError, match=f"{name}, column 'action': the actions are classes, but this method "
                            "learns numbers"
                            "\n  -> " + ", ".join(LEARN_CLASSES) + " learn classes"):
             find_method(name, CHOICES)
+        return
+    if name in LEARN_CLASSES_ELSEWHERE:
         return
     # Which of two lights is on decides the choice, and every method that says so learns it.
     light = np.random.default_rng(0).integers(2, size=40)  # does not depend on the last choice
@@ -409,7 +366,7 @@ def test_what_a_method_needs_is_refused_where_it_is_missing(name, need, tmp_path
 
 @pytest.mark.parametrize("name", method_files())
 def test_a_method_that_reads_words_says_that_it_needs_them(name):
-    method = find_method(name, FEATURES if name in ("arp", "dualmind") else SPECIAL.get(name, FEATURES))
+    method = find_method(name, example_columns(name))
     reads = any(isinstance(part, TaskText) for part in method.transforms)
     needed = [need for need in describe_method(name)["needs"] if not need.startswith("while acting")]
     says = any("in words" in need or "in the metadata of the episodes" in need for need in needed)

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_methods import FEATURES, SPECIAL
 from test_resume import everything, made_up
 
 from understudy import config, moved
-from understudy.core import ConfigError, UserError, keys
+from understudy.core import ConfigError, Feature, UserError, keys
 from understudy.heads.regression import Regression
 from understudy.learn.method import load_actor
 from understudy.learn.train import train
@@ -25,6 +24,24 @@ from understudy.policy import find_checkpoint
 
 BEFORE = Path(__file__).parent / "fixtures" / "before_moves"
 METHODS = json.loads((BEFORE / "methods.json").read_text())
+FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observation.state": Feature("float32", (2,)),
+            "action": Feature("float32", (2,))}
+CELLS = {"observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3,) * 9),
+         "observation.cell": Feature("int64", (2,), "discrete", num_classes=(3, 3))}
+PROMPTS = {"observation.objects": Feature("float32", (2, 3)), "observation.prompt.objects": Feature("float32", (7, 3)),
+           "observation.prompt.words": Feature("int64", (7,), "discrete", num_classes=(4,) * 7)}
+SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # the columns of the fixtures
+           "thought-cloning": {**FEATURES, "thought": Feature("string", (), "string")},
+           "interactive-language": {**FEATURES, "subtask": Feature("string", (), "string")},
+           "arp": {**FEATURES, "observation.task": Feature("uint8", (8,), "text")},
+           "dualmind": {**FEATURES, "observation.task": Feature("uint8", (8,), "text")},
+           "midas": {**PROMPTS, "action": FEATURES["action"]},
+           "maskdp": {**FEATURES, "observation.goal": FEATURES["observation.state"]},
+           "attention-tuner": {**FEATURES, "recalled": Feature("int64", (1,))},
+           "fourier-transporter": {"observation.images.top": Feature("uint8", (24, 24, 3), "image"),
+                                   "action": Feature("float32", (5,))},
+           "dp3": {**FEATURES, "observation.points": Feature("float32", (16, 3))},
+           "vinn-byol": {**FEATURES, "observation.images.top": Feature("uint8", (16, 16, 3), "image")}}
 
 
 def resolve(name):

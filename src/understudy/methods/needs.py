@@ -20,8 +20,7 @@ class Need:
 
     Args:
         text: What the data must have, as `understudy methods` shows it.
-        example: Columns that satisfy it. A column named `observation.*` takes the place of the observations that
-            `testing.check_method` makes up.
+        example: Columns that satisfy it, on which `testing.check_method` trains.
         check: Called with the name of the method, the columns of the data, the arguments of the method's function and
             `Others`, before anything is trained. Raises UserError if the columns do not have it. None: the parts of
             the method that read the columns check them when the training starts.

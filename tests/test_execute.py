@@ -261,7 +261,7 @@ def test_a_fixed_batch_groups_every_call_of_the_network(monkeypatch):
 def test_planners_without_steps_or_encoder_say_so():
     regression, batch = random_batch(PolicyConfig(Regression(), trunk=SMALL, window=Window(1, 4)))
     stream, _ = random_batch(flow(Window(1, 4), RampTimes()))
-    for planner in (regression, FixedBatch(regression), BestOfN(stream, None), Clock(4), FixedBatch(Clock(4))):
+    for planner in (regression, FixedBatch(regression), BestOfN(stream, Score(None)), Clock(4), FixedBatch(Clock(4))):
         with pytest.raises(Unsupported, match="RecedingHorizon"):
             StreamingExecutor().start(planner, batch.obs, KEY)
     for call in (Clock(4).context, lambda obs: Clock(4).encode(torch.zeros(1, 4, 1), obs),

@@ -28,7 +28,6 @@ from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.filters import FilteredExecutor, JerkLimit, LowPassFilter
 from understudy.execute.latency import DelayedAction, DelayedPlan, MeasuredDelay, delay_actor
 from understudy.execute.past_verification import PastVerification
-from understudy.execute.planner_config import BidirectionalDecodingConfig, SelfGuidanceConfig
 from understudy.execute.planners import FixedBatch
 from understudy.execute.schemes import EXECUTION_SCHEMES
 from understudy.execute.self_guidance import SelfGuided
@@ -60,17 +59,17 @@ def flow(n_obs_steps=2, horizon=8, offset=0, n_steps=2):
 
 
 @pytest.mark.parametrize("executor, config, inference", [
-    (RecedingHorizon(2), flow(), (BidirectionalDecodingConfig(n=4, n_kept=2),)),
-    (RecedingHorizon(2, skip=1), flow(offset=-1), (BidirectionalDecodingConfig("policy", n=4, n_kept=2),)),
-    (RealTimeChunking(3, 2), flow(), (BidirectionalDecodingConfig(n=4, n_kept=3),)),
-    (DelayedPlan(RecedingHorizon(2), 2), flow(), (BidirectionalDecodingConfig(n=4, n_kept=2),)),
+    (RecedingHorizon(2), flow(), (BidirectionalDecoding(n=4, n_kept=2),)),
+    (RecedingHorizon(2, skip=1), flow(offset=-1), (BidirectionalDecoding(weak="policy", n=4, n_kept=2),)),
+    (RealTimeChunking(3, 2), flow(), (BidirectionalDecoding(n=4, n_kept=3),)),
+    (DelayedPlan(RecedingHorizon(2), 2), flow(), (BidirectionalDecoding(n=4, n_kept=2),)),
     (AdaptiveHorizon(6, n_samples=3, threshold=1.0), flow(), ()),
     (DelayedPlan(AdaptiveHorizon(5, 1, n_samples=3, threshold=1.0), 2), flow(offset=-1), ()),
     (AdaptiveChunking(1), flow(), ()),
     (AdaptiveChunking(2, 1, DistanceAgreement(1.0)), flow(offset=-1), ()),
     (DelayedPlan(AdaptiveChunking(1), 3), flow(), ()),
-    (AdaptiveChunking(1), flow(), (SelfGuidanceConfig(0.5),)),
-    (RecedingHorizon(2), flow(), (SelfGuidanceConfig(0.5, lag=2),)),
+    (AdaptiveChunking(1), flow(), (SelfGuided(scale=0.5),)),
+    (RecedingHorizon(2), flow(), (SelfGuided(scale=0.5, lag=2),)),
     (ChunkBlending(2, weight=0.3), flow(), ()),
     (FilteredExecutor(RecedingHorizon(3)), flow(), ()),
     (FilteredExecutor(TemporalEnsemble(), JerkLimit(0.5, 3)), flow(), ()),
@@ -640,11 +639,11 @@ def test_the_weak_policy_is_a_stage_or_a_module():
     weak = random_batch(flow(), seed=3)[0]
     policy = random_batch(flow())[0]
     modules = {"policy": policy, "early": weak}
-    assert BidirectionalDecodingConfig("early").build(policy, modules).weak is weak
+    assert BidirectionalDecoding(weak="early").over(policy, modules).weak is weak
     method = find_method("bid-flow-policy")
     assert method.stages[0].method.learner.steps == method.learner.steps // 3
     resolved = resolve_references(method, {FromStage("weak"): weak})
     built = build_planner(resolved, {"policy": policy})
     assert isinstance(built, BidirectionalDecoding) and built.weak is weak and (built.n, built.n_kept) == (15, 5)
     with pytest.raises(UserError, match="no module 'late'"):
-        BidirectionalDecodingConfig("late").build(policy, modules)
+        BidirectionalDecoding(weak="late").over(policy, modules)

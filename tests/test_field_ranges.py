@@ -18,7 +18,7 @@ from understudy.execute.adaptive import ChunkBlending, CosineAgreement
 from understudy.execute.aligned_replay import AlignedReplay
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedAction, DelayedPlan
-from understudy.execute.planner_config import IterationConfig
+from understudy.execute.steering import Steered
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.execute.wrappers import NoiseSteeringWrapper, ResidualWrapper, SkillWrapper
 from understudy.heads.bins import Bins
@@ -49,21 +49,19 @@ NO_CONFIGS = {  # values that others make, not options of a user
     "Curve", "TrainingCurves", "TransformedActor",
 }
 EXAMPLES = {type(x).__name__: x for x in (
-    JointDiffusion(action_size=2), ResidualWrapper(FromStage("base")), NoiseSteeringWrapper(FromStage("base")),
-    SkillWrapper(FromStage("low")), IterationConfig("observation.step"),
+    JointDiffusion(action_size=2), Steered(points=((0.0, 0.0),)), ResidualWrapper(FromStage("base")),
+    NoiseSteeringWrapper(FromStage("base")), SkillWrapper(FromStage("low")),
     AlignedReplay(FromStage("first"), None), PooledHistoryEncoder(pool_after=None), TransformersVision("weights"),
     TimmVision("weights"), FSQ((8, 5)),
     LatentLabels(FromStage("skills", "posterior")), AttentionSupervision("mask"),
     AdvantageWeights(advantage=len), ScorerCalibration(FromStage("scorer", "scorer")),
     *(teach(FromStage("teacher")) for teach in (ConsistencyDistillation, Reflow, OneStepDistillation)))}
 BUILT = {  # need a planner or an actor: the configs that build them are checked here
-    "FixedBatch", "BestOfN", "SampleSelector", "IteratedPlanner", "SelfGuided", "BidirectionalDecoding", "Steered",
-    "ScorerGuided", "ScorerGuidance",
-    "NoisyActor", "ClassPrediction", "DelayedPlan", "DelayedAction",
+    "FixedBatch", "ScorerGuidance", "NoisyActor", "ClassPrediction", "DelayedPlan", "DelayedAction",
 }
 OTHERS = {  # need other parts, or are written by code only
     "PastObservationGuidance", "ComposedConditions", "ComposedPolicies", "MeasuredDelay", "DroppedObservation",
-    "CompositionConfig", "SteeringConfig", "Retrieve",
+    "Retrieve",
 }
 MAY_BE_ZERO = {  # no steps, no layers, no change: something that a user may want
     "skip", "delay", "max_delay", "state_size", "encoder_depth", "n_frequencies", "steps", "warmup_steps",

@@ -21,7 +21,6 @@ from understudy.envs import make
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
-from understudy.execute.planner_config import MaskedGoalConfig
 from understudy.execute.planners import FixedBatch, MaskedGoalPlanner
 from understudy.files import write_json
 from understudy.heads.regression import Regression
@@ -162,7 +161,7 @@ def test_the_planner_observes_one_step_and_plans_actions():
 
 
 def test_executor_contract():
-    check_executor(RecedingHorizon(1), replace(CONFIG, target="action"), inference=(MaskedGoalConfig(),))
+    check_executor(RecedingHorizon(1), replace(CONFIG, target="action"), inference=(MaskedGoalPlanner(),))
 
 
 @pytest.mark.parametrize("changes, said", [

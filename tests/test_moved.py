@@ -13,14 +13,28 @@ from safetensors.torch import load_file
 from test_resume import everything, made_up
 
 from understudy import config, moved
+from understudy.checkpoint import FromStage
 from understudy.core import ConfigError, Feature, UserError, keys
+from understudy.execute.bidirectional import BidirectionalDecoding
+from understudy.execute.planners import (
+    BestOfN,
+    Guided,
+    Hierarchical,
+    InverseDynamicsPlanner,
+    IteratedPlanner,
+    KernelDensity,
+    MaskedGoalPlanner,
+    SampleSelector,
+)
+from understudy.execute.self_guidance import SelfGuided
+from understudy.execute.steering import ComposedPolicies, ScorerGuided, Steered
 from understudy.heads.regression import Regression
 from understudy.learn.method import load_actor
 from understudy.learn.train import train
 from understudy.learn.training_curves import TrainingCurves
 from understudy.learn.validation import Validation
 from understudy.methods import find_method
-from understudy.policy import find_checkpoint
+from understudy.policy import ClassifierFreeGuidance, find_checkpoint
 
 BEFORE = Path(__file__).parent / "fixtures" / "before_moves"
 METHODS = json.loads((BEFORE / "methods.json").read_text())
@@ -42,6 +56,8 @@ SPECIAL = {"procedure-cloning": {**CELLS, "action": FEATURES["action"]},  # the 
                                    "action": Feature("float32", (5,))},
            "dp3": {**FEATURES, "observation.points": Feature("float32", (16, 3))},
            "vinn-byol": {**FEATURES, "observation.images.top": Feature("uint8", (16, 16, 3), "image")}}
+OLD_PLANNERS, GUIDE = "understudy.execute.planner_config", ClassifierFreeGuidance(("observation.goal",), 2.0)
+CRITIC = {"$": "understudy.checkpoint:FromStage", "stage": "critic", "module": "critic"}
 
 
 def resolve(name):
@@ -82,6 +98,41 @@ def test_a_run_that_was_stopped_before_is_continued(tmp_path):
     assert weights.keys() == expected.keys()
     for name, weight in weights.items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-5)
+
+
+PLANNER_DOCUMENTS = {  # as version 0.1 wrote them
+    "GuidanceConfig": ({"guides": [config.dump(GUIDE)]}, Guided(guides=(GUIDE,))),
+    "BestOfNConfig": ({"scorer": CRITIC, "n": 3}, BestOfN(scorer=FromStage("critic", "critic"), n=3)),
+    "SampleSelectorConfig": ({"scorer": config.dump(KernelDensity(0.2)), "n": 3},
+                             SampleSelector(scorer=KernelDensity(0.2), n=3)),
+    "BidirectionalDecodingConfig": ({"weak": "early", "n": 9, "n_kept": 3, "decay": 0.1},
+                                    BidirectionalDecoding(weak="early", n=9, n_kept=3, decay=0.1)),
+    "SelfGuidanceConfig": ({"scale": 0.5, "lag": 2}, SelfGuided(scale=0.5, lag=2)),
+    "CompositionConfig": ({"others": ["other", CRITIC], "weights": [0.5, 0.25, 0.25]},
+                          ComposedPolicies(others=("other", FromStage("critic", "critic")), weights=(0.5, 0.25, 0.25))),
+    "SteeringConfig": ({"points": [[0.1, 0.2]], "column": "observation.at", "components": [1, 0], "step": 0.1,
+                        "scale": 2.0}, Steered(None, ((0.1, 0.2),), "observation.at", (1, 0), 0.1, 2.0)),
+    "ScorerGuidanceConfig": ({"scorer": "value", "scale": -1.0}, ScorerGuided(scorer="value", scale=-1.0)),
+    "HierarchyConfig": ({"high": "prior", "column": "observation.goal", "inference": [
+        {"$": f"{OLD_PLANNERS}:GuidanceConfig", "guides": [config.dump(GUIDE)]},
+        {"$": f"{OLD_PLANNERS}:BestOfNConfig", "scorer": "value", "n": 3}]},
+        Hierarchical(BestOfN(Guided("prior", (GUIDE,)), "value", 3), as_key="observation.goal")),
+    "IterationConfig": ({"column": "observation.count", "n_steps": 3},
+                        IteratedPlanner(column="observation.count", n_steps=3)),
+    "InverseDynamicsConfig": ({"high": CRITIC, "column": "observation.at", "as_key": "observation.then",
+                               "inference": []},
+                              InverseDynamicsPlanner(FromStage("critic", "critic"), None, "observation.at",
+                                                     "observation.then")),
+    "MaskedGoalConfig": ({"column": "observation.at", "action": "action", "goal": "observation.g", "time_left": "t"},
+                         MaskedGoalPlanner(None, "observation.at", "action", "observation.g", "t")),
+}
+
+
+@pytest.mark.parametrize("name", PLANNER_DOCUMENTS)
+def test_planner_configs_of_before_are_planners(name):
+    fields, planner = PLANNER_DOCUMENTS[name]
+    assert config.load({"$": f"{OLD_PLANNERS}:{name}", **fields}) == planner
+    assert config.load(json.loads(json.dumps(config.dump(planner)))) == planner
 
 
 # -- entries ------------------------------------------------------------------------------------------------------

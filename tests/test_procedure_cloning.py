@@ -243,7 +243,7 @@ def test_the_method_finds_the_way_in_a_corridor_that_it_has_not_seen():
     stage = replace(stage, method=replace(stage.method, learner=replace(fast, steps=250)))
     method = replace(method, stages=(stage,), learner=replace(fast, steps=150))
     found = fit_method(method, data, 0)
-    planner = found.method.inference[0].build(found.policy, found.modules)
+    planner = found.method.inference[0].over(found.policy, found.modules)
     assert isinstance(planner, Hierarchical) and isinstance(planner.high, IteratedPlanner)
     ran = rollout(found.actor, GridMaze(20), 20, seed=5)
     assert np.mean([e.metadata["success"] for e in ran]) >= 0.6  # an untrained one succeeds in 0.05

@@ -18,7 +18,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.relabel import ConstantColumn
 from understudy.data.window import Goal, Window
 from understudy.evaluate.training_report import training_verdict
-from understudy.execute.planner_config import HierarchyConfig
+from understudy.execute.planners import Hierarchical
 from understudy.execute.wrappers import SkillWrapper
 from understudy.heads.categorical import Categorical
 from understudy.heads.flow import Flow
@@ -329,7 +329,7 @@ def test_a_latent_can_be_planned_at_every_step():
                   transforms=(labels,))
     low = Method(PolicyConfig(Regression(), **SMALL), learner=learner, transforms=(labels,),
                  stages=(*labeled_skills().stages, Stage("high", high)),
-                 inference=(HierarchyConfig(FromStage("high"), SKILL),))
+                 inference=(Hierarchical(FromStage("high"), as_key=SKILL),))
     result = fit_method(low, random_dataset(FEATURES), 0)
     assert result.policy.inputs == (SKILL, STATE)
     obs = {STATE: torch.randn(2, 3, generator=torch.Generator().manual_seed(0))}

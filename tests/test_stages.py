@@ -25,8 +25,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.relabel import Hindsight
 from understudy.data.window import Window
 from understudy.execute.actor import PolicyActor
-from understudy.execute.planner_config import BestOfNConfig, GuidanceConfig, HierarchyConfig
-from understudy.execute.planners import BestOfN, Hierarchical
+from understudy.execute.planners import BestOfN, Guided, Hierarchical
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
 from understudy.heads.neighbors import Neighbors
@@ -285,7 +284,7 @@ def hierarchy() -> Method:
                        inputs=(STATE, "observation.subgoal"))
     return Method(low, learner=BehaviorCloning(3, 8), transforms=(Hindsight(into="observation.subgoal"),),
                   stages=(Stage("high", high),),
-                  inference=(HierarchyConfig(FromStage("high"), "observation.subgoal"),))
+                  inference=(Hierarchical(FromStage("high")),))
 
 
 def test_a_reference_in_a_field_is_the_stages_module(tmp_path):
@@ -345,7 +344,7 @@ def test_a_stage_may_use_the_one_before_it(tmp_path):
 
 def test_methods_with_everything_survive_their_file():
     made = replace(hierarchy(), initialize_from=(InitializeFrom(FromStage("high"), ("encoder",)),),
-                   inference=(*hierarchy().inference, BestOfNConfig("critic", 4)))
+                   inference=(*hierarchy().inference, BestOfN(n=4)))
     assert config.load(json.loads(json.dumps(config.dump(made)))) == made
 
 
@@ -378,7 +377,7 @@ class CriticLearner(BehaviorCloningLearner):
 
 
 def test_a_checkpoint_holds_named_modules_and_best_of_n_uses_them(tmp_path):
-    made = replace(method(), learner=WithCritic(4, 8), inference=(BestOfNConfig("critic", 5),))
+    made = replace(method(), learner=WithCritic(4, 8), inference=(BestOfN(scorer="critic", n=5),))
     seen = []
     run(tmp_path / "run", made, score=lambda actor: seen.append(actor) or 0.0)
     folder = tmp_path / "run/checkpoints/000004/modules/critic"
@@ -395,7 +394,7 @@ def test_a_checkpoint_holds_named_modules_and_best_of_n_uses_them(tmp_path):
     assert torch.allclose(chosen, plans[torch.arange(3), score.argmax(1)], atol=1e-6)
     assert len(set(score.argmax(1).tolist())) > 0 and isinstance(seen[0].planner.planner, BestOfN), "scored as it acts"
     with pytest.raises(UserError, match="no module 'value'; it has policy, critic"):
-        replace(loaded, method=replace(made, inference=(BestOfNConfig("value"),))).planner()
+        replace(loaded, method=replace(made, inference=(BestOfN(scorer="value"),))).planner()
     weights = folder / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match="damaged"):
@@ -463,7 +462,7 @@ def guided() -> Method:
     config = PolicyConfig(Diffusion(n_steps=2), trunk=MLP(width=8, depth=1), window=Window(1, 2),
                           augmentations=(ConditionDropout(seen, 0.5),))
     return Method(config, learner=BehaviorCloning(3, 8),
-                  inference=(GuidanceConfig((ClassifierFreeGuidance((seen,), 3.0),)),))
+                  inference=(Guided(guides=(ClassifierFreeGuidance((seen,), 3.0),)),))
 
 
 def test_one_command_pretrains_fine_tunes_and_evaluates(demos, tmp_path):
@@ -547,4 +546,4 @@ def test_guidance_acts_wherever_the_checkpoint_does(demos, tmp_path):
     assert torch.equal(plans, policy.plan(obs, noise, guided().inference[0].guides))
     assert not torch.allclose(plans, policy.plan(obs, noise))
     status, text = call("export", out, "--out", tmp_path / "policy.onnx")
-    assert status == 2 and "without GuidanceConfig" in text
+    assert status == 2 and "without Guided" in text

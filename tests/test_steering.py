@@ -22,17 +22,9 @@ from understudy.envs.raster import COLOR_OF_ROLE, map_point
 from understudy.evaluate.evaluation import evaluate, recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper, PolicyActor
+from understudy.execute.bidirectional import BidirectionalDecoding
 from understudy.execute.chunking import RecedingHorizon
-from understudy.execute.planner_config import (
-    BestOfNConfig,
-    BidirectionalDecodingConfig,
-    CompositionConfig,
-    HierarchyConfig,
-    InverseDynamicsConfig,
-    ScorerGuidanceConfig,
-    SteeringConfig,
-)
-from understudy.execute.planners import FixedBatch
+from understudy.execute.planners import BestOfN, FixedBatch, Hierarchical, InverseDynamicsPlanner
 from understudy.execute.steering import (
     ComposedConditions,
     ComposedPolicies,
@@ -161,7 +153,7 @@ def test_policies_that_do_not_fit_are_refused():
     with pytest.raises(Unsupported, match="one step"):
         ComposedPolicies(plain, (plain,), (0.5, 0.5))
     with pytest.raises(UserError, match="has no module 'weak'"):
-        CompositionConfig(("weak",), (0.5, 0.5)).build(policy, {"policy": policy})
+        ComposedPolicies(others=("weak",), weights=(0.5, 0.5)).over(policy, {"policy": policy})
 
 
 @pytest.mark.parametrize("weights, hint", [((1.0, 1.0), r"use \(0.5, 0.5\)"), ((3.0, 1.0), r"use \(0.75, 0.25\)"),
@@ -169,7 +161,7 @@ def test_policies_that_do_not_fit_are_refused():
 def test_weights_that_are_no_average_are_refused(weights, hint):
     policy, _ = random_batch(flow())
     with pytest.raises(ConfigError, match=hint):
-        CompositionConfig(("policy",), weights).build(policy, {"policy": policy})
+        ComposedPolicies(others=("policy",), weights=weights).over(policy, {"policy": policy})
 
 
 @pytest.mark.parametrize("guide", [ClassifierFreeGuidance(("observation.goal",), 2.0),
@@ -190,7 +182,8 @@ def test_guidance_needs_a_policy_that_was_trained_without_the_column(guide):
         blind.plan(batch.obs, noise, (guide,))
 
 
-@pytest.mark.parametrize("config", [CompositionConfig(("policy",), (0.5, 0.5)), SteeringConfig(((0.3, 0.4),))])
+@pytest.mark.parametrize("config", [ComposedPolicies(others=("policy",), weights=(0.5, 0.5)),
+                                    Steered(points=((0.3, 0.4),))])
 def test_they_keep_the_contract(config):
     check_executor(RecedingHorizon(2), flow(), inference=(config,))
 
@@ -261,7 +254,7 @@ def test_a_weak_cost_is_not_limited():
                                      {"points": ((math.nan, 0.0),)}, {"points": ((0.0, math.inf),)}])
 def test_numbers_that_cannot_steer_are_refused(options):
     policy, _ = random_batch(flow())
-    for build in (SteeringConfig, lambda **given: Steered(policy, **given)):
+    for build in (Steered, lambda **given: Steered(policy, **given)):
         with pytest.raises(ConfigError, match=next(iter(options))):
             build(**{"points": ((0.5, 0.5),), **options})
 
@@ -396,24 +389,43 @@ def test_scorers_that_cannot_guide_are_refused():
     with pytest.raises(Unsupported, match="answers at once"):
         ScorerGuided(policy, Classifier(horizon=6)).plan(batch.obs, torch.zeros(len(batch), *policy.noise_shape))
     with pytest.raises(UserError, match="no module 'critic'"):
-        ScorerGuidanceConfig().build(policy, {"policy": policy})
+        ScorerGuided().over(policy, {"policy": policy})
     with pytest.raises(ConfigError, match="scale"):
-        ScorerGuidanceConfig(scale=math.inf)
+        ScorerGuided(scale=math.inf)
 
 
 @pytest.mark.parametrize(("build", "field", "kind"), [
-    (ScorerGuidanceConfig, "scorer", "Scorer"), (BestOfNConfig, "scorer", "Scorer"),
-    (HierarchyConfig, "high", "Planner"), (InverseDynamicsConfig, "high", "Planner"),
-    (BidirectionalDecodingConfig, "weak", "Planner"),
-    (lambda other: CompositionConfig((other,), (0.5, 0.5)), "others", "Policy")])
-def test_configs_refuse_what_is_no_module_when_they_are_made(build, field, kind):
+    (ScorerGuided, "scorer", "Scorer"), (BestOfN, "scorer", "Scorer"),
+    (Hierarchical, "high", "Planner"), (InverseDynamicsPlanner, "high", "Planner"),
+    (BidirectionalDecoding, "weak", "Planner"), (ComposedPolicies, "others", "Policy")])
+def test_planners_refuse_what_is_no_module_when_they_are_made(build, field, kind):
+    def holds(module):
+        return build(others=(module,), weights=(0.5, 0.5)) if field == "others" else build(**{field: module})
     for good in ("name", FromStage("stage")):
-        build(good)
+        holds(good)
     for bad, name in ((3, "int"), (None, "None")):
-        if build is BidirectionalDecodingConfig and bad is None:  # without a weaker policy
+        if build is BidirectionalDecoding and bad is None:  # without a weaker policy
             continue
-        with pytest.raises(ConfigError, match=rf"Config\.{field}: {name} is no {kind}\n  -> name a {kind}"):
-            build(bad)
+        with pytest.raises(ConfigError, match=rf"{build.__name__}\.{field}: {name} is no {kind}\n  -> name a {kind}"):
+            holds(bad)
+
+
+def test_planners_in_planners_are_filled_in():
+    """Each name is looked up once. What is missing is said before anything is planned."""
+    policy, high = (random_batch(replace(flow(), window=Window(2, n)))[0] for n in (6, 2))
+    modules = {"policy": policy, "high": high, "value": Classifier(horizon=2)}
+    built = Hierarchical(BestOfN("high", "value", 3), as_key="observation.still").over(policy, modules)
+    assert built == Hierarchical(BestOfN(high, modules["value"], 3), policy, "observation.still")
+    with pytest.raises(UserError, match="BestOfN.planner: the checkpoint has no module 'low'; it has policy, high"):
+        Hierarchical(BestOfN("low", "value")).over(policy, modules)
+    with pytest.raises(ConfigError, match="Hierarchical.high: there is no module"):
+        Hierarchical(FromStage("high")).over(policy, modules)
+    with pytest.raises(ConfigError, match="BestOfN.planner: there is no module"):
+        Hierarchical(BestOfN(scorer="value")).over(policy, modules)
+    with pytest.raises(ConfigError, match="BestOfN.planner: it changes another planner already"):
+        BestOfN("high", "value").over(policy, modules)
+    with pytest.raises(ConfigError, match="BestOfN.scorer: Policy is no Scorer"):
+        BestOfN(scorer="high").over(policy, modules)
 
 
 @pytest.mark.slow
@@ -440,7 +452,7 @@ def test_a_classifier_of_the_side_chooses_the_way_around_the_pillar():
     sides = {}
     for name, side in (("none", 0.0), ("left", 1.0), ("right", -1.0)):
         classifier.side = side
-        made = replace(method, inference=(ScorerGuidanceConfig(classifier, 4.0),) if side else ())
+        made = replace(method, inference=(ScorerGuided(scorer=classifier, scale=4.0),) if side else ())
         found = evaluate(build_actor(made, {"policy": policy}), env, 50)
         ways = [float(e.steps["observation.state"][len(e) // 2, 1]) > 0 for e in found.episodes]
         sides[name] = sum(ways) / len(ways), float(found.successes.mean())
@@ -510,7 +522,7 @@ def test_a_drawn_path_chooses_the_way_around_the_pillar():
     sides = {}
     for name, side in (("none", 0.0), ("left", 1.0), ("right", -1.0)):
         drawn = ((0.3, 0.25 * side), (0.6, 0.45 * side), (0.9, 0.25 * side), (1.2, 0.0))
-        steering = (SteeringConfig(drawn, step=0.1, scale=20.0),) if side else ()
+        steering = (Steered(points=drawn, step=0.1, scale=20.0),) if side else ()
         made = replace(method, inference=steering)
         found = evaluate(build_actor(made, {"policy": policy}), env, 50)
         ways = [float(e.steps["observation.state"][len(e) // 2, 1]) > 0 for e in found.episodes]
@@ -526,7 +538,7 @@ def test_a_stage_trains_the_other_policy(tmp_path):
     data = rollout(env.expert(), env, 6, recording_seed(0))
     alone = Method(flow(), RecedingHorizon(2), BehaviorCloning(3))
     composed = replace(alone, stages=(Stage("other", alone),),
-                       inference=(CompositionConfig((FromStage("other"),), (0.5, 0.5)),))
+                       inference=(ComposedPolicies(others=(FromStage("other"),), weights=(0.5, 0.5)),))
     train(composed, data, tmp_path / "run", device="cpu", progress=False, val_fraction=0.0)
     planner = load_actor(tmp_path / "run").planner
     assert isinstance(planner, ComposedPolicies) and planner.weights == (0.5, 0.5)

@@ -99,7 +99,7 @@ def test_the_method_thinks_and_then_acts(discrete):
     method = find_method("thought-cloning", data.features(), max_bytes=8, width=32, steps=150)
     (stage,) = method.stages
     found = fit_method(method, data, 0)
-    planner = found.method.inference[0].build(found.policy, found.modules)
+    planner = found.method.inference[0].over(found.policy, found.modules)
     assert isinstance(planner, Hierarchical) and stage.method.policy.target == "thought.text"
     obs = {STATE: torch.eye(2).unsqueeze(1)}
     noise = planner.noise(keys(0, range(2)), torch.zeros(2, dtype=torch.int64))

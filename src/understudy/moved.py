@@ -35,15 +35,51 @@ MODULES: dict[str, str] = {  # old module: new module
     **{f"understudy.envs.{name}": f"understudy.envs.toys.{name}" for name in _TOYS},
     **{f"understudy.envs.{name}": f"understudy.envs.simulators.{name}" for name in _SIMULATORS},
 }
+_PLANNERS = {
+    "GuidanceConfig": "planners:Guided",
+    "BestOfNConfig": "planners:BestOfN",
+    "SampleSelectorConfig": "planners:SampleSelector",
+    "HierarchyConfig": "planners:Hierarchical",
+    "IterationConfig": "planners:IteratedPlanner",
+    "InverseDynamicsConfig": "planners:InverseDynamicsPlanner",
+    "MaskedGoalConfig": "planners:MaskedGoalPlanner",
+    "BidirectionalDecodingConfig": "bidirectional:BidirectionalDecoding",
+    "SelfGuidanceConfig": "self_guidance:SelfGuided",
+    "CompositionConfig": "steering:ComposedPolicies",
+    "SteeringConfig": "steering:Steered",
+    "ScorerGuidanceConfig": "steering:ScorerGuided",
+}
 NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     f"understudy.robots.safety:{name}": f"understudy.robots.limits:{name}"
     for name in ("Link", "SafetyLimits", "SafetyState", "Workspace")
 } | {
     f"understudy.methods.{family}:{name}": f"understudy.methods.{family}.{name}:{name}"
     for family, names in _METHODS.items() for name in names.split()
+} | {
+    f"understudy.execute.planner_config:{old}": f"understudy.execute.{new}" for old, new in _PLANNERS.items()
 }
+
+
+def _hierarchy(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The high-level policy of a hierarchy is a planner, and no longer a policy with an `inference`."""
+    high = fields["high"]
+    for part in fields.get("inference", ()):
+        high = {**current_document(part), "planner": high}
+    column = {"as_key": fields["column"]} if "column" in fields else {}
+    return {"high": high, **column}
+
+
+def _inverse_dynamics(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """As `_hierarchy`, with the column of states and that of the next state."""
+    own = {k: v for k, v in fields.items() if k in ("column", "as_key")}
+    return {"high": _hierarchy(fields)["high"], **own}
+
+
 # Old "module:Name": function of its JSON, without "$", that returns the present fields.
-UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {}
+UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "understudy.execute.planner_config:HierarchyConfig": _hierarchy,
+    "understudy.execute.planner_config:InverseDynamicsConfig": _inverse_dynamics,
+}
 
 
 def current_name(name: str) -> str:

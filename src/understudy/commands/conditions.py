@@ -163,11 +163,11 @@ def goal_columns(method: Method) -> dict[str, str]:
         method: The method.
     """
     from ..data.relabel import OptionalColumn
-    from ..execute.planner_config import MaskedGoalConfig
+    from ..execute.planners import MaskedGoalPlanner
 
     optional = {part.column for part in method.transforms if isinstance(part, OptionalColumn)}
     found = {goal.into: goal.column for goal in method.policy.window.goals if goal.into not in optional}
-    return found | {part.goal: part.column for part in method.inference if isinstance(part, MaskedGoalConfig)}
+    return found | {part.goal: part.column for part in method.inference if isinstance(part, MaskedGoalPlanner)}
 
 
 def must_be_told(run: Path) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from ..core import Unsupported, UserError
+from ..core import Unsupported, UserError, check_range
 from ..policy import LastChunk, Planner
 from .base import check_numeric_actions, check_samples, sample_noise, sample_plans
-from .planners import PlannerWrapper
+from .planners import PlannerWrapper, Unresolved
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,24 @@ class BidirectionalDecoding(PlannerWrapper):
         arXiv:2408.17355.
     """
 
-    planner: Planner
-    weak: Planner | None = None
+    planner: Planner | Unresolved = None
+    weak: Planner | Unresolved | None = None
     n: int = 15
     n_kept: int = 5
     decay: float = 0.5
 
+    module_types = MappingProxyType({"weak": Planner})
+
     def __post_init__(self):
+        check_range(self, "n", at_least=2)
+        check_range(self, "n_kept")
+        check_range(self, "decay", at_least=0)
         if not 2 <= self.n_kept <= self.n:
             raise UserError(f"n_kept is {self.n_kept}, but must be from 2 to n, which is {self.n}",
                             where="BidirectionalDecoding.n_kept", hint="keep a third of the plans, as in the paper")
+        super().__post_init__()
+
+    def check_modules(self):
         check_numeric_actions(self.planner, "BidirectionalDecoding", "measures how far plans are apart")
         check_samples(self.planner, "BidirectionalDecoding")
         if self.weak is None:

@@ -3,28 +3,92 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import Scorer
-from ..core import Feature, Schema, Unsupported, UserError, check_range, take, tree_map
+from ..checkpoint import FromStage, Scorer
+from ..core import ConfigError, Feature, Schema, Unsupported, UserError, check_range, take, tree_map
 from ..heads.neighbors import Neighbors
 from ..policy import Guide, LastChunk, Planner, Policy, StepwisePlanner, sampling_guides
 from .base import check_samples, repeat_rows, require_stepwise, sample_noise, sample_plans
+
+Unresolved: TypeAlias = Any  # what a field holds in place of a module until `PlannerWrapper.over`
 
 
 class PlannerWrapper(Planner):
     """A planner that changes another planner. Attributes that it does not change are those of the other planner.
 
+    In a `Method`, the planner that is changed is None. Other fields for planners and scorers hold a `FromStage`, the
+    name of a module of the same checkpoint, or a `PlannerWrapper` around one of these. `over` fills in the modules.
+
     Args:
         planner: The planner that is changed.
+
+    Attributes:
+        inner: Name of the field with the planner that is changed.
+        module_types: Type of the modules in each other field that holds modules.
     """
 
-    planner: Planner
+    planner: Planner | Unresolved
+    inner: ClassVar[str] = "planner"
+    module_types: ClassVar[Mapping[str, type]] = MappingProxyType({})
+
+    def __post_init__(self):
+        for name, kind, module in self._modules():
+            if not isinstance(module, (str, FromStage, kind)):
+                raise ConfigError(f"{'None' if module is None else type(module).__name__} is no {kind.__name__}",
+                                  where=f"{type(self).__name__}.{name}",
+                                  hint=f"name a {kind.__name__} that a learner has trained, or give FromStage(STAGE, "
+                                       "MODULE)")
+        if self.missing is None:
+            self.check_modules()
+
+    def check_modules(self) -> None:
+        """Checks that the modules fit each other. It is called once all of them are filled in."""
+
+    @property
+    def missing(self) -> str | None:
+        """The first field whose module is not filled in, such as "BestOfN.scorer". None if all are."""
+        if getattr(self, self.inner) is None:
+            return f"{type(self).__name__}.{self.inner}"
+        for name, _, module in self._modules():
+            if isinstance(module, PlannerWrapper) and module.missing:
+                return module.missing
+            if isinstance(module, (str, FromStage)):
+                return f"{type(self).__name__}.{name}"
+        return None
+
+    def over(self, planner: Planner, modules: Mapping[str, Any]) -> PlannerWrapper:
+        """Fills in the planner that is changed, and the modules that fields name.
+
+        Args:
+            planner: The planner that is changed.
+            modules: The modules of the checkpoint by name, "policy" among them. References to stages are resolved.
+
+        Raises:
+            ConfigError: A module is missing or of another type, or the planner is filled in already.
+        """
+        where = type(self).__name__
+        if getattr(self, self.inner) is not None:
+            raise ConfigError("it changes another planner already", where=f"{where}.{self.inner}",
+                              hint="leave this field out in Method.inference")
+        filled = _filled(replace(self, **{self.inner: planner}), modules, where)  # ty: ignore[invalid-argument-type]
+        if filled.missing:
+            raise ConfigError("there is no module", where=filled.missing,
+                              hint="give the name of a module of the checkpoint, or FromStage(STAGE, MODULE)")
+        return filled
+
+    def _modules(self) -> Iterator[tuple[str, type, Any]]:
+        """Name of the field, type and value of each module. None is left out where it is the default."""
+        for name, kind in {self.inner: Planner, **self.module_types}.items():
+            value = getattr(self, name)
+            if value is not None or getattr(type(self), name, "required") is not None:
+                yield from ((name, kind, module) for module in (value if isinstance(value, tuple) else (value,)))
 
     @property
     def inputs(self):
@@ -69,6 +133,21 @@ class PlannerWrapper(Planner):
 
     def decode(self, coded, obs):
         return self.planner.decode(coded, obs)
+
+
+def _filled(value: Any, modules: Mapping[str, Any], where: str) -> Any:
+    """A field of a planner, with modules in place of their names."""
+    if isinstance(value, tuple):
+        return tuple(_filled(part, modules, where) for part in value)
+    if isinstance(value, PlannerWrapper) and value.missing:
+        return replace(value, **{name: _filled(getattr(value, name), modules, f"{type(value).__name__}.{name}")
+                                 for name in (value.inner, *value.module_types)})
+    if not isinstance(value, str):
+        return value
+    if value not in modules:
+        raise UserError(f"the checkpoint has no module {value!r}; it has {', '.join(modules)}", where=where,
+                        hint="name one of these, or train one with a learner that has it")
+    return modules[value]
 
 
 @dataclass(frozen=True)
@@ -138,8 +217,8 @@ class Guided(PlannerWrapper):
         guides: The guidance of every plan.
     """
 
-    planner: Planner
-    guides: tuple[Guide, ...]
+    planner: Planner | Unresolved = None
+    guides: tuple[Guide, ...] = ()
 
     def plan(self, obs, noise, guides=()):
         return self.planner.plan(obs, noise, self.guides + guides)
@@ -149,10 +228,13 @@ class _PlanChoice(PlannerWrapper):
     """A planner that draws `n` plans and takes one of them."""
 
     n: int
-    scorer: Scorer | SetScorer
+    scorer: Any
 
     def __post_init__(self):
         check_range(self, "n", at_least=1)
+        super().__post_init__()
+
+    def check_modules(self):
         check_samples(self.planner, type(self).__name__)
 
     @property
@@ -187,9 +269,11 @@ class BestOfN(_PlanChoice):
         Hansen-Estruch et al. (2023), IDQL: Implicit Q-Learning as an Actor-Critic Method, arXiv:2304.10573.
     """
 
-    planner: Planner
-    scorer: Scorer
+    planner: Planner | Unresolved = None
+    scorer: Scorer | Unresolved = "critic"
     n: int = 16
+
+    module_types = MappingProxyType({"scorer": Scorer})
 
     def plan(self, obs, noise, guides=()):
         plans = sample_plans(self.planner, obs, noise, self.n, guides)
@@ -221,26 +305,6 @@ class SetScorer(ABC):
         Returns:
             Scores, (B, n). Higher is better.
         """
-
-
-@dataclass(frozen=True)
-class SampleSelector(_PlanChoice):
-    """Draws `n` plans and takes the one that a `SetScorer` scores highest among them.
-
-    Args:
-        planner: The planner that draws the plans.
-        scorer: Scores all plans together.
-        n: Number of plans.
-    """
-
-    planner: Planner
-    scorer: SetScorer
-    n: int = 16
-
-    def plan(self, obs, noise, guides=()):
-        plans = sample_plans(self.planner, obs, noise, self.n, guides)
-        last = next((g for g in guides if isinstance(g, LastChunk)), None)
-        return _take_best(plans, self.scorer.score(obs, plans, self.action_scale, last))
 
 
 @dataclass(frozen=True)
@@ -291,6 +355,26 @@ class BackwardCoherence(SetScorer):
         weight = mask * self.decay ** torch.arange(mask.shape[1], device=mask.device)
         distance = ((plans - old.unsqueeze(1)) / scale).square().sum(-1)
         return -(distance * weight.unsqueeze(1)).sum(-1)
+
+
+@dataclass(frozen=True)
+class SampleSelector(_PlanChoice):
+    """Draws `n` plans and takes the one that a `SetScorer` scores highest among them.
+
+    Args:
+        planner: The planner that draws the plans.
+        scorer: Scores all plans together.
+        n: Number of plans.
+    """
+
+    planner: Planner | Unresolved = None
+    scorer: SetScorer = KernelDensity()
+    n: int = 16
+
+    def plan(self, obs, noise, guides=()):
+        plans = sample_plans(self.planner, obs, noise, self.n, guides)
+        last = next((g for g in guides if isinstance(g, LastChunk)), None)
+        return _take_best(plans, self.scorer.score(obs, plans, self.action_scale, last))
 
 
 @dataclass(frozen=True)
@@ -422,11 +506,14 @@ class Hierarchical(PlannerWrapper):
         as_key: The column that `low` reads.
     """
 
-    high: Planner
-    low: Planner
-    as_key: str
+    high: Planner | Unresolved
+    low: Planner | Unresolved = None
+    as_key: str = "observation.subgoal"
 
-    def __post_init__(self):
+    inner = "low"
+    module_types = MappingProxyType({"high": Planner})
+
+    def check_modules(self):
         horizon, n_obs_steps = self.high.window.horizon, self.high.window.n_obs_steps
         if not n_obs_steps == self.low.window.n_obs_steps == horizon:
             raise UserError("the horizon of the high-level policy and the observation windows of both policies must be "
@@ -490,12 +577,15 @@ class IteratedPlanner(PlannerWrapper):
         Yang et al. (2022), Chain of Thought Imitation with Procedure Cloning, arXiv:2205.10816.
     """
 
-    planner: Planner
-    column: str
+    planner: Planner | Unresolved = None
+    column: str = "observation.procedure"
     n_steps: int = 100
 
     def __post_init__(self):
         check_range(self, "n_steps", at_least=1)
+        super().__post_init__()
+
+    def check_modules(self):
         window = self.planner.window
         if (window.n_obs_steps, window.horizon, window.action_offset) != (1, 1, 1):
             raise UserError("the policy must predict one result from the one before, but its window is "
@@ -542,12 +632,15 @@ class InverseDynamicsPlanner(PlannerWrapper):
         Ajay et al. (2023), Is Conditional Generative Modeling All You Need for Decision-Making?, arXiv:2211.15657.
     """
 
-    high: Planner
-    low: Planner
+    high: Planner | Unresolved
+    low: Planner | Unresolved = None
     column: str = "observation.state"
     as_key: str = "observation.next"
 
-    def __post_init__(self):
+    inner = "low"
+    module_types = MappingProxyType({"high": Planner})
+
+    def check_modules(self):
         where = "InverseDynamicsPlanner"
         if self.high.window.action_offset != 1:
             raise UserError("the plans of the high-level policy must begin with the next state, but it was trained "
@@ -628,13 +721,13 @@ class MaskedGoalPlanner(PlannerWrapper):
         Liu et al. (2022), Masked Autoencoding for Scalable and Generalizable Decision Making, arXiv:2211.12740.
     """
 
-    planner: Planner
+    planner: Planner | Unresolved = None
     column: str = "observation.state"
     action: str = "action"
     goal: str = "observation.goal"
     time_left: str = "observation.time_left"
 
-    def __post_init__(self):
+    def check_modules(self):
         where, window = "MaskedGoalPlanner", self.planner.window
         if not (window.n_obs_steps == window.horizon == window.obs_offset + 1 > 1 and window.action_offset == 0):
             raise UserError(f"the policy must observe the rows that it predicts, at least two, but its window is "

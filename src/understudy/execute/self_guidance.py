@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..core import Context, UserError, take
+from ..core import Context, UserError, check_range, take
 from ..policy import NetworkGuidance, Planner
-from .planners import PlannerWrapper
+from .planners import PlannerWrapper, Unresolved
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,16 @@ class SelfGuided(PlannerWrapper):
         arXiv:2510.12392.
     """
 
-    planner: Planner
+    planner: Planner | Unresolved = None
     scale: float = 1.0
     lag: int = 1
 
     def __post_init__(self):
-        if self.lag < 1:
-            raise UserError(f"lag is {self.lag}, but must be at least 1", where="SelfGuided.lag",
-                            hint="without a lag, guidance has no effect")
+        check_range(self, "scale")
+        check_range(self, "lag", at_least=1)
+        super().__post_init__()
+
+    def check_modules(self):
         if self.planner.window.obs_pad_mask:
             raise UserError("the policy reads which of its observations are before the start of the episode, so that "
                             "shifted observations are not what it was trained on", where="SelfGuided.planner",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from ..core import ConfigError, Context, Unsupported, UserError, check_range, ta
 from ..policy import EnergyGuidance, LimitedCostGuidance, NetworkGuidance, Planner, Policy
 from .actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
 from .base import check_numeric_actions
-from .planners import PlannerWrapper
+from .planners import PlannerWrapper, Unresolved
 
 Points = tuple[tuple[float, ...], ...]
 
@@ -98,21 +99,26 @@ class ComposedPolicies(PlannerWrapper):
         Wang et al. (2024), PoCo: Policy Composition from and for Heterogeneous Robot Learning, arXiv:2402.02511.
     """
 
-    planner: Planner
-    others: tuple[Policy, ...]
-    weights: tuple[float, ...]
+    planner: Planner | Unresolved = None
+    others: tuple[Policy | Unresolved, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    module_types = MappingProxyType({"others": Policy})
 
     def __post_init__(self):
-        where, policies = "ComposedPolicies", (self.planner, *self.others)
-        if len(self.weights) != len(policies):
-            raise UserError(f"there are {len(policies)} policies but {len(self.weights)} weights", where=where,
+        where, n_policies = "ComposedPolicies", 1 + len(self.others)
+        if len(self.weights) != n_policies:
+            raise UserError(f"there are {n_policies} policies but {len(self.weights)} weights", where=where,
                             hint="give one weight for each policy, that of the first one first")
         if not math.isclose(total := sum(self.weights), 1, abs_tol=1e-3):  # NaN is not close
             average = tuple(round(w / total, 3) for w in self.weights) if math.isfinite(total) and total else ()
             raise ConfigError(f"the weights are {self.weights} and sum to {total:g}, but an average needs a sum of 1",
                               where=f"{where}.weights",
                               hint=f"use {average}" if average else "give (0.5, 0.5) for two policies")
-        mine = self.planner
+        super().__post_init__()
+
+    def check_modules(self):
+        mine, where = self.planner, "ComposedPolicies"
         if not isinstance(mine, Policy):
             raise UserError(f"the first policy is a {type(mine).__name__}", where=where,
                             hint="compose policies first, then wrap the composition")
@@ -190,14 +196,19 @@ class ScorerGuided(PlannerWrapper):
         Janner et al. (2022), Planning with Diffusion for Flexible Behavior Synthesis, arXiv:2205.09991.
     """
 
-    planner: Planner
-    scorer: Scorer
+    planner: Planner | Unresolved = None
+    scorer: Scorer | Unresolved = "critic"
     scale: float = 1.0
 
+    module_types = MappingProxyType({"scorer": Scorer})
+
     def __post_init__(self):
+        check_range(self, "scale", above=-math.inf, below=math.inf)
+        super().__post_init__()
+
+    def check_modules(self):
         check_numeric_actions(self.planner, "ScorerGuided", "moves actions along the gradient of a score")
         _check_guidable(self.planner)
-        check_range(self, "scale", above=-math.inf, below=math.inf)
 
     @property
     def inputs(self):
@@ -283,19 +294,6 @@ def _check_guidable(planner: Planner) -> None:
         _ = planner.guided_head  # raises Unsupported for a head that answers in one step
 
 
-def check_steering(part: Any) -> None:
-    """Checks `points`, `step` and `scale` of `Steered` or its config.
-
-    Raises:
-        UserError: A number is not finite, or the scale is negative.
-    """
-    name = type(part).__name__
-    check_range(part, "scale", at_least=0, below=math.inf)
-    check_range(part, "step", above=-math.inf, below=math.inf)
-    if not callable(part.points):
-        _as_points(part.points, f"{name}.points")
-
-
 def _as_points(points: Iterable[Iterable[float]], where: str) -> Points:
     """The points as tuples of numbers."""
     try:
@@ -336,17 +334,26 @@ class Steered(PlannerWrapper):
         Wang et al. (2025), Inference-Time Policy Steering through Human Interactions, arXiv:2411.16627.
     """
 
-    planner: Planner
-    points: Points | Callable[[], Points]
+    planner: Planner | Unresolved = None
+    points: Points | Callable[[], Points] = ()
     column: str = "observation.state"
     components: tuple[int, ...] = (0, 1)
     step: float | None = None
     scale: float = 1.0
 
     def __post_init__(self):
+        check_range(self, "scale", at_least=0, below=math.inf)
+        check_range(self, "step", above=-math.inf, below=math.inf)
+        if not callable(self.points):
+            if not _as_points(self.points, "Steered.points"):
+                raise UserError("there are no points", where="Steered.points",
+                                hint="give at least one, or a function that returns them later")
+            self._check_widths(self.points)
+        super().__post_init__()
+
+    def check_modules(self):
         check_numeric_actions(self.planner, "Steered", "moves actions towards points")
         _check_guidable(self.planner)
-        check_steering(self)
         if self.column not in self.planner.inputs:
             raise UserError(f"the policy does not read {self.column!r}", where="Steered.column",
                             hint=f"it reads {', '.join(self.planner.inputs)}")
@@ -354,11 +361,6 @@ class Steered(PlannerWrapper):
         if not self.components or max(self.components) >= width or min(self.components) < 0:
             raise UserError(f"the components are {self.components}, but column and action share {width}",
                             where="Steered.components", hint=f"name components from 0 to {width - 1}")
-        if not callable(self.points):
-            if not self.points:
-                raise UserError("there are no points", where="Steered.points",
-                                hint="give at least one, or a function that returns them later")
-            self._check_widths(self.points)
         if not 0 <= self._skip < self.planner.window.horizon:
             window = self.planner.window
             raise UserError("the chunks of the policy do not contain the current step, from whose position they move: "

@@ -41,7 +41,7 @@ class DichotomyOfControl(LearnerConfig):
     information small, while the energy, with its own optimizer, makes the bound tight. The prior predicts
     the latent from the observation, and the value predicts the return to go from observation and latent.
 
-    While acting, ``HierarchyConfig("prior", FUTURE, (BestOfNConfig("value", n),))`` draws latents from the prior and
+    While acting, ``Hierarchical(BestOfN("prior", "value", n), as_key=FUTURE)`` draws latents from the prior and
     takes the one of the highest value. The value is an estimate of the return that will be reached. A latent that
     holds luck promises more, as policies that are conditioned on returns do.
 

@@ -14,24 +14,26 @@ from ..config import find_class
 from ..core import ConfigError, Unsupported, UserError
 from ..execute.adaptive import AdaptiveChunking, AdaptiveHorizon, ChunkBlending
 from ..execute.base import ActionConditionedExecutor, Executor
+from ..execute.bidirectional import BidirectionalDecoding
 from ..execute.chunking import ChunkedExecutor, RealTimeChunking, RecedingHorizon
 from ..execute.filters import FilteredExecutor, JerkLimit, LowPassFilter
 from ..execute.past_verification import PastVerification
-from ..execute.planner_config import BidirectionalDecodingConfig, PlannerConfig, SelfGuidanceConfig
+from ..execute.planners import PlannerWrapper
 from ..execute.schemes import EXECUTION_SCHEMES
+from ..execute.self_guidance import SelfGuided
 from ..execute.streaming import StreamingExecutor
 from ..execute.temporal_ensemble import AdaptiveEnsemble, TemporalEnsemble
 from .method import Method
 
-BUILDERS: dict[str, Callable[[int, int], tuple[Executor, *tuple[PlannerConfig, ...]]]] = {
+BUILDERS: dict[str, Callable[[int, int], tuple[Executor, *tuple[PlannerWrapper, ...]]]] = {
     "receding-horizon": lambda n, skip: (RecedingHorizon(n, skip),),
     "temporal-ensemble": lambda n, skip: (TemporalEnsemble(skip=skip),),
     "adaptive-ensemble": lambda n, skip: (AdaptiveEnsemble(skip=skip),),
     "chunk-blending": lambda n, skip: (ChunkBlending(n, skip),),
-    "bidirectional-decoding": lambda n, skip: (RecedingHorizon(n, skip), BidirectionalDecodingConfig()),
+    "bidirectional-decoding": lambda n, skip: (RecedingHorizon(n, skip), BidirectionalDecoding()),
     "adaptive-horizon": lambda n, skip: (AdaptiveHorizon(n, skip),),
     "adaptive-chunking": lambda n, skip: (AdaptiveChunking(skip=skip),),
-    "self-guided-chunking": lambda n, skip: (AdaptiveChunking(skip=skip), SelfGuidanceConfig()),
+    "self-guided-chunking": lambda n, skip: (AdaptiveChunking(skip=skip), SelfGuided()),
     "real-time-chunking": lambda n, skip: (RealTimeChunking(n, skip=skip),),
     "past-verification": lambda n, skip: (PastVerification(n, skip),),
     "low-pass": lambda n, skip: (FilteredExecutor(RecedingHorizon(n, skip), LowPassFilter()),),

@@ -78,7 +78,7 @@ class LatentLabels(Operation):
     latents are computed once. Columns of the data stay where they are stored.
 
     The column is not computed while acting. A policy that reads it gets it from a policy that plans it
-    (`HierarchyConfig`, `SkillWrapper`), or from an `ObservationWrapper` with the latent of a demonstration to follow.
+    (`Hierarchical`, `SkillWrapper`), or from an `ObservationWrapper` with the latent of a demonstration to follow.
 
     Args:
         encoder: The module, or the stage that trained it.

@@ -19,8 +19,7 @@ from ..data.relabel import Relabel, RuntimeRelabel, relabeled_features
 from ..execute.actor import Actor, PolicyActor, TransformedActor
 from ..execute.base import Executor
 from ..execute.chunking import RecedingHorizon
-from ..execute.planner_config import PlannerConfig
-from ..execute.planners import FixedBatch
+from ..execute.planners import FixedBatch, PlannerWrapper
 from ..execute.wrappers import ActionWrapper, SkillWrapper, WrappedActor, is_wrapped
 from ..files import read_json
 from ..policy import Planner, Policy, PolicyConfig, camera_sizes, find_checkpoint, read_checkpoint_json
@@ -42,7 +41,8 @@ class Method:
         stages: Training runs that are finished before the method's own run starts, in order. Fields of a stage's
             method may refer to stages before it.
         initialize_from: Initial weights from stages.
-        inference: How the method plans: guidance, best of n, hierarchies. Applied in order to the policy.
+        inference: How the method plans: guidance, best of n, hierarchies. Applied in order to the policy, with
+            `PlannerWrapper.over`.
         wrapper: What the policy's actions mean, where they are not those of the environment. Recorded episodes are
             converted for training (`ActionWrapper.transform_episode`) after the operations of `transforms` and before
             the relabelings that follow them. Episodes that were recorded in `WrappedEnv` stay as they are.
@@ -60,7 +60,7 @@ class Method:
     transforms: tuple[Relabel | Operation, ...] = ()
     stages: tuple[Stage, ...] = ()
     initialize_from: tuple[InitializeFrom, ...] = ()
-    inference: tuple[PlannerConfig, ...] = ()
+    inference: tuple[PlannerWrapper, ...] = ()
     wrapper: ActionWrapper | None = None
     collection: DataCollection | None = None
 
@@ -306,7 +306,7 @@ def build_planner(method: Method, modules: Mapping[str, CheckpointModule], rows:
     """
     planner: Planner = cast(Policy, modules["policy"])
     for part in method.inference:
-        planner = part.build(planner, modules)
+        planner = part.over(planner, modules)
     return planner if rows is None else FixedBatch(planner, rows)
 
 

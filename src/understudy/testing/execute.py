@@ -16,7 +16,7 @@ from ..evaluate.rollout import rollout
 from ..execute.actor import Actor
 from ..execute.base import ActionConditionedExecutor, Executor
 from ..execute.instruction import Speaker
-from ..execute.planner_config import PlannerConfig
+from ..execute.planners import PlannerWrapper
 from ..execute.wrappers import ActionWrapper, WrappedActor
 from ..policy import Planner, Policy, PolicyConfig
 from .base import _rng, _structure, require, require_equal, require_finite
@@ -26,7 +26,7 @@ from .random_data import random_batch
 
 @torch.no_grad()
 def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12,
-                   inference: tuple[PlannerConfig, ...] = ()) -> None:
+                   inference: tuple[PlannerWrapper, ...] = ()) -> None:
     """Checks the contract of an executor.
 
     Its actions depend on the planner, its state keeps its structure, rows do not influence each other, one row can be
@@ -45,7 +45,7 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12,
     def built(policy: Policy) -> Planner:
         planner: Planner = policy
         for part in inference:
-            planner = part.build(planner, {"policy": policy})
+            planner = part.over(planner, {"policy": policy})
         return planner
 
     plain, other = (random_batch(config, seed=seed)[0] for seed in range(2))

@@ -2,7 +2,7 @@ from ...data.augment import RandomMasking
 from ...data.relabel import ConcatColumns, TimeLeft
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...execute.planner_config import MaskedGoalConfig
+from ...execute.planners import MaskedGoalPlanner
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
@@ -35,4 +35,4 @@ def maskdp(horizon: int = 32, time_left: int | None = None, ratios: tuple[float,
                           inputs=entries, target=joint.into, augmentations=(RandomMasking(entries, ratios),))
     learner = BehaviorCloning(20_000, 128, OptimizerConfig(lr=3e-4, warmup_steps=500))
     return Method(policy, RecedingHorizon(), learner, (joint, TimeLeft(length=time_left)),
-                  inference=(MaskedGoalConfig(column),))
+                  inference=(MaskedGoalPlanner(column=column),))

@@ -1,7 +1,7 @@
 from ...data.augment import ConditionDropout
 from ...data.window import Goal, Window
 from ...execute.chunking import RecedingHorizon
-from ...execute.planner_config import GuidanceConfig
+from ...execute.planners import Guided
 from ...heads.edm import EDM
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
@@ -30,5 +30,5 @@ def beso(column: str = "observation.state", scale: float = 2.0, n_steps: int = 3
     window = Window(n_obs_steps, horizon=1, goals=(Goal(column, into=goal),))
     policy = PolicyConfig(head, trunk=MLP(512, 3), window=window, augmentations=(ConditionDropout(goal, 0.1),))
     learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
-    guidance = GuidanceConfig((ClassifierFreeGuidance((goal,), scale),))
-    return Method(policy, RecedingHorizon(1), learner, inference=(guidance,))
+    guided = Guided(guides=(ClassifierFreeGuidance((goal,), scale),))
+    return Method(policy, RecedingHorizon(1), learner, inference=(guided,))

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from ...checkpoint import FromStage
-from ...execute.planner_config import BidirectionalDecodingConfig
+from ...execute.bidirectional import BidirectionalDecoding
 from ...learn.method import Method, Stage
 from ..registry import method
 from .flow_policy import flow_policy
@@ -23,5 +23,5 @@ def bid_flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int
     """
     strong = flow_policy(n_obs_steps, horizon, n_action_steps)
     weak = replace(strong, learner=replace(strong.learner, steps=strong.learner.steps // 3))
-    decoding = BidirectionalDecodingConfig(FromStage("weak"), n, n_kept=max(2, n // 3))
+    decoding = BidirectionalDecoding(weak=FromStage("weak"), n=n, n_kept=max(2, n // 3))
     return replace(strong, stages=(Stage("weak", weak),), inference=(decoding,))

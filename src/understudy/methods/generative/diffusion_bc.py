@@ -2,8 +2,7 @@ from typing import Literal
 
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...execute.planner_config import SampleSelectorConfig
-from ...execute.planners import KernelDensity
+from ...execute.planners import KernelDensity, SampleSelector
 from ...heads.diffusion import Diffusion
 from ...heads.solvers import DDPM
 from ...learn.behavior_cloning import BehaviorCloning
@@ -26,7 +25,7 @@ def diffusion_bc(choice: Literal["plain", "extra-steps", "densest"] = "extra-ste
         n_obs_steps: Number of observations that the policy reads.
     """
     head = Diffusion(50, DDPM(), 50, n_extra_steps=8 if choice == "extra-steps" else 0)
-    inference = (SampleSelectorConfig(KernelDensity(0.1), 100),) if choice == "densest" else ()
+    inference = (SampleSelector(scorer=KernelDensity(0.1), n=100),) if choice == "densest" else ()
     policy = PolicyConfig(head, trunk=MLP(512, 3), window=Window(n_obs_steps, horizon=1))
     learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
     return Method(policy, RecedingHorizon(), learner, inference=inference)

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from ...execute.adaptive import AdaptiveChunking, CosineAgreement
-from ...execute.planner_config import SelfGuidanceConfig
+from ...execute.self_guidance import SelfGuided
 from ...learn.method import Method
 from ..registry import method
 from .diffusion_policy import diffusion_policy
@@ -20,4 +20,4 @@ def sgac(n_action_steps: int = 1, scale: float = 1.0, threshold: float = 0.97) -
     base = diffusion_policy()
     executor = AdaptiveChunking(n_action_steps, skip=1, agreement=CosineAgreement(threshold))
     policy = replace(base.policy, head=replace(base.policy.head, n_steps=30))
-    return replace(base, policy=policy, executor=executor, inference=(SelfGuidanceConfig(scale),))
+    return replace(base, policy=policy, executor=executor, inference=(SelfGuided(scale=scale),))

@@ -3,7 +3,7 @@ from ...core import Schema
 from ...data.procedure import PROCEDURE, GridSearch, ProcedureEpisodes, ProcedureResult
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...execute.planner_config import HierarchyConfig, IterationConfig
+from ...execute.planners import Hierarchical, IteratedPlanner
 from ...heads.categorical import Categorical
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
@@ -40,5 +40,5 @@ def procedure_cloning(grid: str = "observation.grid", cell: str = "observation.c
     action = PolicyConfig(Categorical() if discrete else Regression(), FeedForward((64,)), GridEncoder((), cell),
                           inputs=(PROCEDURE, cell))
     return Method(action, RecedingHorizon(), BehaviorCloning(1000, 32), (ProcedureResult(search),), (stage,),
-                  inference=(HierarchyConfig(FromStage("procedure"), PROCEDURE,
-                                             (IterationConfig(PROCEDURE, n_steps),)),))
+                  inference=(Hierarchical(IteratedPlanner(FromStage("procedure"), PROCEDURE, n_steps),
+                                          as_key=PROCEDURE),))

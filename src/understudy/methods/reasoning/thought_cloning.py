@@ -2,7 +2,7 @@ from ...checkpoint import FromStage
 from ...core import Schema
 from ...data.relabel import ThoughtText
 from ...execute.chunking import RecedingHorizon
-from ...execute.planner_config import HierarchyConfig
+from ...execute.planners import Hierarchical
 from ...heads.categorical import Categorical
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
@@ -36,4 +36,4 @@ def thought_cloning(column: str = "thought", max_bytes: int = 64, width: int = 2
     act = PolicyConfig(Categorical(temperature=1.0) if discrete else Regression(), trunk, TokenEncoder())
     return Method(act, RecedingHorizon(), learner, (heard,),
                   (Stage("thoughts", Method(think, learner=learner, transforms=(said,))),),
-                  inference=(HierarchyConfig(FromStage("thoughts"), heard.into),))
+                  inference=(Hierarchical(FromStage("thoughts"), as_key=heard.into),))

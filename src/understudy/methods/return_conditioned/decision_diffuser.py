@@ -3,7 +3,7 @@ from ...data.augment import ConditionDropout
 from ...data.relabel import NextObservation, ReturnToGo
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...execute.planner_config import GuidanceConfig, InverseDynamicsConfig
+from ...execute.planners import Guided, InverseDynamicsPlanner
 from ...heads.diffusion import Diffusion
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
@@ -39,8 +39,8 @@ def decision_diffuser(target_return: float | None = None, scale: float = 1.2, ho
                         target=column, augmentations=(ConditionDropout(asked.into, 0.25),))
     following = NextObservation(column)
     low = PolicyConfig(Regression(), FeedForward((256, 256)), ConcatEncoder(), inputs=(column, following.into))
-    guidance = GuidanceConfig((ClassifierFreeGuidance((asked.into,), scale),))
+    guided = Guided(FromStage("states"), (ClassifierFreeGuidance((asked.into,), scale),))
     states = Method(high, learner=BehaviorCloning(4000, optimizer=optimizer), transforms=(asked,))
     return Method(low, RecedingHorizon(), BehaviorCloning(2000, optimizer=optimizer), (following, asked),
                   (Stage("states", states),),
-                  inference=(InverseDynamicsConfig(FromStage("states"), column, following.into, (guidance,)),))
+                  inference=(InverseDynamicsPlanner(guided, column=column, as_key=following.into),))

@@ -2,7 +2,7 @@ from ...core import Schema
 from ...data.codec import Normalizer
 from ...data.relabel import ConstantColumn
 from ...execute.chunking import RecedingHorizon
-from ...execute.planner_config import BestOfNConfig, HierarchyConfig
+from ...execute.planners import BestOfN, Hierarchical
 from ...heads.categorical import Categorical
 from ...heads.gaussian import Gaussian
 from ...learn.dichotomy_of_control import FUTURE, DichotomyOfControl
@@ -33,4 +33,4 @@ def dichotomy_of_control(lookahead: int = 1, latent_dim: int = 4, information_we
     policy = PolicyConfig(head, FeedForward((128, 128)), ConcatEncoder(), Normalizer(unscaled=(FUTURE,)))
     return Method(policy, RecedingHorizon(), DichotomyOfControl(lookahead, information_weight),
                   (ConstantColumn(FUTURE, (0.0,) * latent_dim),),
-                  inference=(HierarchyConfig("prior", FUTURE, (BestOfNConfig("value", n),)),))
+                  inference=(Hierarchical(BestOfN("prior", "value", n), as_key=FUTURE),))

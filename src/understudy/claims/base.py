@@ -22,6 +22,7 @@ from ..evaluate.stats import LEVEL, Interval, Kind, two_level_difference, two_le
 from ..execute.actor import Actor
 from .effects import SMALLEST_EFFECTS
 
+PROBE_DEMONSTRATIONS = 50  # largest number of an expert's demonstrations in a probe
 Verdict = Literal["holds", "fails", "undecided"]
 Measurements = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]  # arm -> measure -> training seed -> values
 
@@ -66,6 +67,18 @@ class DemonstrationSource(ABC):
     def load(self, seed: int) -> Dataset:
         """The demonstrations that training seed `seed` learns from."""
 
+    def for_probe(self) -> tuple[Any, list[float]]:
+        """A smaller copy, with which a probe takes seconds, and the full sizes. By default the source itself.
+
+        A method that trains in its own way, without `fit`, can have this function too.
+        """
+        return smaller(self)
+
+
+def smaller(part: Any, **sizes: Any) -> tuple[Any, list[float]]:
+    """A copy of a source or method with these sizes, and its full sizes."""
+    return replace(part, **sizes), [getattr(part, name) for name in sizes]
+
 
 def expert_of(env: Env) -> Actor:
     """The environment's own expert."""
@@ -95,6 +108,9 @@ class ExpertDemonstrations(DemonstrationSource):
         ran = rollout(expert_of(env), env, self.episodes, recording_seed(seed if self.resample else 0))
         shown = ran.filter(lambda e: e.metadata["success"])
         return shown if self.filter is None else shown.filter(self.filter)
+
+    def for_probe(self):
+        return smaller(self, episodes=min(self.episodes, PROBE_DEMONSTRATIONS))
 
 
 @dataclass(frozen=True)
@@ -500,11 +516,14 @@ class NegativeControl:
         change: Returns the changed experiment.
         part: Name of the part that it changes.
         removes: If the part's rule is a conjunction, those of its rules that must fail under the control.
+        probed: Whether the claim's probe runs it. False for a control that trains scores again, which takes long, and
+            changes only what they are applied to.
     """
 
     change: Callable[[Experiment], Experiment]
     part: str
     removes: tuple[Rule, ...] = ()
+    probed: bool = True
 
 
 @dataclass(frozen=True)

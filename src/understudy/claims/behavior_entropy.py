@@ -32,6 +32,7 @@ from .base import (
     Experiment,
     GreaterThan,
     NegativeControl,
+    smaller,
 )
 from .curation import CuratedMethod, cached_load, successful_rollouts, train_curated, with_keep_columns
 from .few_steps import N_REPEATS, N_SIDES, ROWS, measure_modes
@@ -69,6 +70,9 @@ class SidedDemonstrations(DemonstrationSource):
         return with_keep_columns(
             [e for some in sets.values() for e in some], {name: [float(o == name) for o in owner] for name in SETS}
         )
+
+    def for_probe(self):
+        return smaller(self, episodes=10)
 
 
 def success_and_entropy(

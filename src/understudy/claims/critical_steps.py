@@ -40,6 +40,7 @@ from .base import (
     Experiment,
     GreaterThan,
     NegativeControl,
+    smaller,
 )
 from .curation import cached_load, with_keep_columns
 from .memo import Memo
@@ -239,6 +240,9 @@ class ErrandDemonstrations(DemonstrationSource):
         return with_keep_columns(data, {"all": [1.0] * len(data), "critical": critical, "random": lot,
                                         "balanced": balanced})
 
+    def for_probe(self):
+        return smaller(self, n_episodes=8)
+
 
 def balanced_steps(
     actions: list[np.ndarray], chosen: list[np.ndarray], rng: np.random.Generator
@@ -282,6 +286,9 @@ class FineTuning:
     def method(self, lr: float, steps: int) -> Method:
         config = PolicyConfig(Categorical(), trunk=MLP(64, 1), encoder=ConcatEncoder(), inputs=("observation.state",))
         return Method(config, RecedingHorizon(), BehaviorCloning(steps=steps, optimizer=OptimizerConfig(lr=lr)))
+
+    def for_probe(self):
+        return smaller(self, n_base_episodes=20)
 
 
 _bases = Memo()  # all arms of a seed start from the same one
@@ -357,5 +364,5 @@ CLAIM = Claim(
         ClaimPart("random", compared("critical", "random"), GreaterThan("success", "critical", "random"), False),
         ClaimPart("balanced", compared("critical", "balanced"), GreaterThan("success", "critical", "balanced"), False),
     ),
-    negative_control=NegativeControl(shuffled_steps, "errand"),
+    negative_control=NegativeControl(shuffled_steps, "errand", probed=False),
 )

@@ -53,6 +53,10 @@ class ScalingMethod:
     method: Method
     sets: tuple[tuple[str, int, int], ...]
 
+    def for_probe(self):
+        source, sizes = MazeDemonstrations(self.sets).for_probe()
+        return replace(self, sets=source.arms), sizes
+
 
 def scaling_exponent(
     experiment, method: ScalingMethod, data: Dataset, seed: int, episodes: int, starts: int

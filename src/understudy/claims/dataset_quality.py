@@ -25,6 +25,7 @@ from .base import (
     Experiment,
     Measure,
     NegativeControl,
+    smaller,
 )
 from .curation import cached_load
 from .memo import Memo
@@ -112,6 +113,9 @@ class GridDatasets(DemonstrationSource):
             found.append(run_episode(act, name))
         return found
 
+    def for_probe(self):
+        return smaller(self, steps=600, online_steps=5000)
+
 
 def _truncate_to_steps(episodes, steps):
     ends = np.cumsum([len(e) for e in episodes])
@@ -135,6 +139,9 @@ class GridLearner:
     lr: float = 1e-3
     n_updates: int = 1500
     min_likelihood: float = 0.3
+
+    def for_probe(self):
+        return smaller(self, n_updates=60)
 
 
 def train_preferences(method: GridLearner, data: Dataset, seed: int):

@@ -36,6 +36,7 @@ from .base import (
     GreaterThan,
     Measure,
     NegativeControl,
+    smaller,
 )
 from .curation import cached_load
 
@@ -69,6 +70,9 @@ class BanditEpisodes(DemonstrationSource):
     @cached_load
     def load(self, seed):
         return rollout(Gambler(), bandit(), self.episodes, recording_seed(seed))
+
+    def for_probe(self):
+        return smaller(self, episodes=200)
 
 
 def bandit() -> Tabular:

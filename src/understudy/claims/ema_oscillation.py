@@ -51,6 +51,7 @@ from .base import (
     Measure,
     MissingRequirement,
     NegativeControl,
+    smaller,
 )
 from .curation import cached_load
 from .memo import Memo
@@ -108,6 +109,9 @@ class AgentDemonstrations(DemonstrationSource):
         finally:
             made.close()
 
+    def for_probe(self):
+        return smaller(self, episodes=2)
+
 
 # -- training -----------------------------------------------------------------------------------------------------
 
@@ -127,6 +131,9 @@ class WatchedMethod:
     averaged: bool
     n_checkpoints: int = 8
     interval: int = 200
+
+    def for_probe(self):
+        return smaller(self, n_checkpoints=2, interval=2)  # among the last updates that are made
 
 
 _watched = Memo()  # what one training showed, for both arms

@@ -108,5 +108,7 @@ CLAIM = Claim(
         ),
         ClaimPart("found", FORK, AboveBound("f1", "aligned", 0.8), is_decisive=False),
     ),
-    negative_control=NegativeControl(shuffled_scores, "fork", removes=(GreaterThan("success", "aligned", "random"),)),
+    negative_control=NegativeControl(
+        shuffled_scores, "fork", removes=(GreaterThan("success", "aligned", "random"),), probed=False
+    ),
 )

@@ -24,6 +24,7 @@ from .base import (
     Experiment,
     GreaterThan,
     NegativeControl,
+    smaller,
 )
 from .curation import arms, cached_load, cloning_method, curated_success, successful_rollouts, with_keep_columns
 
@@ -96,6 +97,9 @@ class FramedDemonstrations(DemonstrationSource):
         permuted = np.random.default_rng(seed).permutation(marks["filtered"][: len(filtered)])
         marks["filtered, permuted"] = of_pool(permuted)
         return with_keep_columns(Dataset([*filtered, *downstream], downstream.metadata), marks, {"figures": figures})
+
+    def for_probe(self):
+        return smaller(self, episodes=10, n_updates=20)
 
 
 def other_downstream_task(experiment: Experiment) -> Experiment:

@@ -28,6 +28,7 @@ from ..nets.encoders import ConcatEncoder
 from ..nets.mlp import MLP
 from ..policy import PolicyConfig
 from .base import (
+    PROBE_DEMONSTRATIONS,
     AboveBound,
     AllOf,
     Arm,
@@ -64,6 +65,10 @@ class MazeDemonstrations(DemonstrationSource):
             ran = rollout(expert_of(env), env, count, recording_seed(seed)).filter(lambda e: e.metadata["success"])
             episodes += [replace(e, metadata={**e.metadata, "of": name}) for e in ran]
         return Dataset(episodes)
+
+    def for_probe(self):
+        arms = tuple((name, mazes, min(count, PROBE_DEMONSTRATIONS)) for name, mazes, count in self.arms)
+        return MazeDemonstrations(arms), [count for _, _, count in self.arms]
 
 
 def own_mazes(mazes: int, seed: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from .base import (
     Experiment,
     GreaterThan,
     NegativeControl,
+    smaller,
 )
 from .curation import cached_load, cloning_method
 from .goal_directions import direction_demonstrations, rollout_policy, train_policy
@@ -61,6 +62,9 @@ class WeakAndStrongDemonstrations(DemonstrationSource):
             "held": direction_demonstrations(STRONG_EXPERT, SEEN_DIRECTIONS, self.n_held_out, seed, 3),
         }
         return Dataset([replace(e, metadata={**e.metadata, "set": name}) for name, some in sets.items() for e in some])
+
+    def for_probe(self):
+        return smaller(self, n_base=20, n_more=40, n_held_out=10)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from .base import (
     Experiment,
     GreaterThan,
     NegativeControl,
+    smaller,
 )
 from .curation import cached_load
 from .measures import train_once
@@ -337,6 +338,9 @@ class PlayEpisodes(DemonstrationSource):
     def load(self, seed):
         env = ZoneTable(min(ROWS, self.episodes), self.length, n_named=0)
         return rollout(env.expert(), env, self.episodes, recording_seed(seed))
+
+    def for_probe(self):
+        return smaller(self, episodes=4)
 
 
 # -- who speaks -----------------------------------------------------------------------------------------------------

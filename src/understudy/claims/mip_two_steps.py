@@ -29,6 +29,7 @@ from .base import (
     GreaterThan,
     NegativeControl,
     expert_of,
+    smaller,
 )
 from .curation import cached_load, successful_rollouts
 from .measures import closed_loop
@@ -49,6 +50,9 @@ class PegDemonstrations(DemonstrationSource):
     def load(self, seed):
         options: dict[str, Any] = {"tolerance": self.tolerance, "outlines": self.outlines}
         return successful_rollouts(expert_of(make(ENV, **options)), ENV, self.episodes, seed, **options)
+
+    def for_probe(self):
+        return smaller(self, episodes=8)
 
 
 def success_on_new_and_training_starts(

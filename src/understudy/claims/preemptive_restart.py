@@ -53,6 +53,7 @@ from .base import (
     GreaterThan,
     Measure,
     NegativeControl,
+    smaller,
 )
 from .curation import cached_load, cloning_method, successful_rollouts
 from .memo import Memo
@@ -82,6 +83,9 @@ class RestartMethod:
     n_learning_episodes: int = 1000
     n_calibration_episodes: int = 2000
     shuffle_outcomes: bool = False
+
+    def for_probe(self):
+        return smaller(self, n_learning_episodes=20, n_calibration_episodes=20)
 
 
 _attempts = Memo(6)  # an actor and its attempts, which all arms share

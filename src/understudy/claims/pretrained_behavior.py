@@ -15,7 +15,7 @@ from ..data.episode import Dataset
 from ..envs.toys.push import Expert
 from ..learn.method import Method
 from ..policy import Policy
-from .base import AllOf, Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
+from .base import AllOf, Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl, smaller
 from .curation import cached_load, cloning_method
 from .goal_directions import direction_demonstrations, rollout_policy, train_policy
 from .memo import Memo
@@ -37,6 +37,9 @@ class MultiTaskDemonstrations(DemonstrationSource):
         sets = {"others": direction_demonstrations(Expert(), OTHER_DIRECTIONS, self.n_others, seed, 0),
                 "new": direction_demonstrations(Expert(), NEW_DIRECTION, self.n_new, seed, 1)}
         return Dataset([replace(e, metadata={**e.metadata, "set": name}) for name, some in sets.items() for e in some])
+
+    def for_probe(self):
+        return smaller(self, n_others=20)
 
 
 @dataclass(frozen=True)

@@ -36,28 +36,12 @@ from ..execute.actor import NoisyActor, PolicyActor
 from ..files import read_json, write_text
 from ..improve.restart import Attempts
 from ..learn.fit import fit
-from .base import Claim, ClaimPart, Experiment, ExpertDemonstrations, MissingRequirement
-from .behavior_entropy import SidedDemonstrations, success_and_entropy
-from .critical_steps import ErrandDemonstrations, FineTuning
-from .data_scaling_laws import ScalingMethod
-from .dataset_quality import GridDatasets
-from .dataset_quality import GridLearner as GridLearner
-from .dichotomy_of_control import BanditEpisodes
-from .ema_oscillation import AgentDemonstrations, WatchedMethod
+from .base import Claim, ClaimPart, Experiment, MissingRequirement
+from .behavior_entropy import success_and_entropy
 from .few_steps import N_REPEATS
-from .filter_like_you_test import FramedDemonstrations
-from .generalization_gap import MazeDemonstrations
 from .goal_directions import DirectedPush
-from .imitation_promise import WeakAndStrongDemonstrations
-from .interactive_language import PlayEpisodes
 from .memo import empty_memos
-from .mip_two_steps import PegDemonstrations
-from .out_of_dynamics import MixedDynamicsDemonstrations
-from .preemptive_restart import RestartMethod
-from .pretrained_behavior import MultiTaskDemonstrations
 from .records import fingerprint, missing_requirements, probe_path, provenance, record_path
-from .return_commands import RandomControllers
-from .vinn_few_demonstrations import VisualMethod
 
 RELATIVE = 1e-4  # tolerance relative to an entry
 FLOOR = 1e-5  # tolerance relative to the largest entry of its list: entries near zero are rounding errors
@@ -70,30 +54,6 @@ ROLLOUT, FIT_REGRESSION = inspect.unwrap(rollout), inspect.unwrap(fit_regression
 STEPS = 16  # recorded steps of each rollout
 STARTS_SEED = 100  # seed of the rollouts that record an environment
 UPDATES = 20  # updates of a network that a score trains
-# Negative controls that train their scores again and differ only in what is shuffled afterwards, or in whose clean data
-# the score sees: too slow for what they add.
-WITHOUT_CONTROL = ("critical-steps", "extraneous-segments", "out-of-dynamics")
-DEMONSTRATIONS = 50  # largest number of demonstrations
-# Smaller sizes of sources, and of methods that train or attempt outside `fit`.
-REDUCED: dict[type, dict[str, int]] = {
-    GridDatasets: {"steps": 600, "online_steps": 5000},
-    WeakAndStrongDemonstrations: {"n_base": 20, "n_more": 40, "n_held_out": 10},
-    MultiTaskDemonstrations: {"n_others": 20},
-    MixedDynamicsDemonstrations: {"n_groups": 2},
-    RestartMethod: {"n_learning_episodes": 20, "n_calibration_episodes": 20},
-    GridLearner: {"n_updates": 60},
-    PegDemonstrations: {"episodes": 8},
-    RandomControllers: {"episodes": 20},
-    BanditEpisodes: {"episodes": 200},
-    SidedDemonstrations: {"episodes": 10},
-    ErrandDemonstrations: {"n_episodes": 8},
-    FineTuning: {"n_base_episodes": 20},
-    VisualMethod: {"n_updates": 1},  # batch normalization magnifies rounding errors
-    AgentDemonstrations: {"episodes": 2},
-    WatchedMethod: {"n_checkpoints": 2, "interval": 2},  # among the last updates that are made
-    PlayEpisodes: {"episodes": 4},
-    FramedDemonstrations: {"episodes": 10, "n_updates": UPDATES},
-}
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
 
 Numbers = dict[str, list[float | None]]  # place in the claim -> entries; None is not compared
@@ -150,7 +110,7 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
     with _repeatable():
         for name, experiment, arms in _experiments(claim, chosen):
             numbers[f"{name} / seeds and episodes"] = [*map(float, (*experiment.seeds, experiment.episodes))]
-            source, sizes = _reduced(experiment.source)
+            source, sizes = _smaller(experiment.source)
             experiment = replace(experiment, source=source)
             for arm, method in arms:
                 key = json.dumps(config.dump([method, experiment.source, experiment.env, experiment.env_options,
@@ -162,7 +122,7 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
                     loaded[source] = _load(experiment, rounding)
                     _put(numbers, f"{name} / demonstrations", {**loaded[source][1], "full sizes": sizes})
                 env = f"env {experiment.env} {experiment.env_options}"
-                method, sizes = _reduced(method)
+                method, sizes = _smaller(method)
                 found = _cell(experiment, method, loaded[source][0], env not in done, rounding)
                 _put(numbers, f"{name} / {arm}", {**found, "full sizes": sizes})
                 done.add(env)
@@ -269,23 +229,15 @@ def _experiments(claim: Claim, chosen: Mapping) -> Iterator[tuple[str, Experimen
     for part in claim.parts:
         yield part.name, part.experiment, options(part, part.experiment)
     for part in claim.parts:
-        if part.name == claim.negative_control.part and claim.name not in WITHOUT_CONTROL:
+        if part.name == claim.negative_control.part and claim.negative_control.probed:
             changed = claim.negative_control.change(part.experiment)
             judged = [(arm, method) for arm, method in options(part, changed) if arm in part.rule.arms]
             yield "negative control", changed, judged
 
 
-def _reduced(value: Any) -> tuple[Any, list[float]]:
-    """A source or method of a smaller size if the full one takes more than seconds, and the full sizes."""
-    if isinstance(value, MazeDemonstrations):
-        arms = tuple((name, mazes, min(count, DEMONSTRATIONS)) for name, mazes, count in value.arms)
-        return MazeDemonstrations(arms), [count for _, _, count in value.arms]
-    if isinstance(value, ScalingMethod):
-        return replace(value, sets=_reduced(MazeDemonstrations(value.sets))[0].arms), [n for _, _, n in value.sets]
-    if isinstance(value, ExpertDemonstrations):
-        return replace(value, episodes=min(value.episodes, DEMONSTRATIONS)), [value.episodes]
-    sizes = REDUCED.get(type(value), {})
-    return replace(value, **sizes) if sizes else value, [getattr(value, name) for name in sizes]
+def _smaller(part: Any) -> tuple[Any, list[float]]:
+    """A source or method as the probe uses it, and its full sizes."""
+    return part.for_probe() if hasattr(part, "for_probe") else (part, [])
 
 
 def _load(experiment: Experiment, rounding: float) -> tuple[Dataset, Numbers]:

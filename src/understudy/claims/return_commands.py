@@ -29,6 +29,7 @@ from .base import (
     GreaterThan,
     Measure,
     NegativeControl,
+    smaller,
 )
 from .curation import cached_load
 from .measures import train_once
@@ -68,6 +69,9 @@ class RandomControllers(DemonstrationSource):
             return rollout(RandomController(), env, self.episodes, recording_seed(seed))
         finally:
             env.close()
+
+    def for_probe(self):
+        return smaller(self, episodes=20)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def test_texts_stand_once():
             assert not {"paper", "statement", "setup"} & record.keys() and "change" not in record["negative_control"]
 
 
-HEAD = """paper = "p"
+HEAD = """decision = "memory"
+paper = "p"
 statement = "s"
 control = "c"
 advice = "a"
@@ -66,7 +67,8 @@ def test_claims_of_one_file_share_what_stands_before_the_first_heading(tmp_path)
 
 @pytest.mark.parametrize("text,problem", [
     ("no head\n", "no TOML head"), (f"+++\n[one\n{HEAD}+++\n", "The head is not TOML"),
-    ("+++\n[one]\npaper = 'p'\n+++\n", r"\[one\] lacks statement, control, advice, against"),
+    ("+++\n[one]\npaper = 'p'\n+++\n", r"\[one\] lacks decision, statement, control, advice, against"),
+    (f"+++\n[one]\n{HEAD}+++\n".replace("memory", "memories"), "unknown decision 'memories'"),
     (f"+++\n[one]\n{HEAD}papr = 'p'\n+++\n", "unknown key papr")])
 def test_a_head_that_is_wrong_is_told_with_its_file(tmp_path, text, problem):
     file = tmp_path / "one.md"

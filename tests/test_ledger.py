@@ -25,6 +25,7 @@ from understudy.claims.ledger import (
 from understudy.claims.listing_cache import cached_listing as kept_listing
 from understudy.claims.probe import Confirmation
 from understudy.claims.scheduler import due_claims, run_all, try_claim
+from understudy.claims.text import DECISIONS
 from understudy.cli import main
 from understudy.commands.claims import parse_duration
 from understudy.core import UserError
@@ -187,7 +188,20 @@ def test_the_pages_have_every_row_once_and_fold_away_those_without_a_claim(all_e
     total = re.search(r"\| \*\*all\*\* \|(.*)\|", summary)[1].replace("*", "").split("|")
     systems, core, *each = map(int, total)
     assert systems == 296 == sum(each) and core == 145 and each[-1] == sum(not e.claims for e in all_entries)
-    assert len(summary.splitlines()) < 120
+    rows = [line[2:5] for line in summary.splitlines() if re.match(r"\| \d{3} \|", line)]
+    assert rows == list(ledger_rows())
+
+
+def test_the_summary_begins_with_advice_and_has_each_claim_under_its_decision(all_entries):
+    advice, rest = ledger.ledger_pages(all_entries)[ledger.SUMMARY].split("\n## How to read a verdict\n")
+    texts = records.all_texts()
+    head, *sections = re.split(r"^## (.+)$", advice, flags=re.MULTILINE)
+    assert len(head.split()) < 120 and "\n## All 296 systems\n" in rest
+    assert [title.lower() for title in sections[::2]] == list(DECISIONS)
+    for title, section in zip(sections[::2], sections[1::2], strict=True):
+        rows = {row[1]: line for line in section.splitlines() if (row := re.search(r"\| \[([\w-]+)\]\(ledger/", line))}
+        assert rows.keys() == {name for name, text in texts.items() if text.decision == title.lower()}
+        assert all(line.startswith(f"| {texts[name].advice} |") for name, line in rows.items())
 
 
 def test_the_committed_pages_are_what_the_records_say(all_entries):

@@ -14,13 +14,14 @@ from html import escape
 from pathlib import Path
 
 from ..core import UserError
+from ..evaluate.planning import plan
 from ..evaluate.plots import COLORS, STYLE
 from ..evaluate.stats import seeds_caveat
 from ..files import read_json, write_text
 from .base import Claim, Condition, format_number
 from .records import CLAIMS_FOLDER, all_claims, all_texts, is_redesigned, list_claims, record_path
 from .spot_check import disagreement, published
-from .text import ClaimText
+from .text import DECISIONS, ClaimText
 
 COLUMNS = ["id", "family", "core", "priority", "name", "title", "arxiv"]
 STALE_NOTE = " (stale: the code has changed since)"
@@ -235,48 +236,96 @@ def ledger_pages(entries: Sequence[LedgerEntry] | None = None) -> dict[str, str]
 
 
 def _summary(entries: Sequence[LedgerEntry]) -> str:
-    by_family, total = entries_by_family(entries), verdict_counts(entries)
+    total = verdict_counts(entries)
     lines = [
-        "# The ledger of claims",
+        "---", "hide: [toc]", "---", "# The ledger of claims", "", MADE, "",
+        f"What {len(entries) - total['no claim']} small experiments say, by what you want to decide. Each repeats the "
+        "statement of a paper on a task of its own, which may *hold*, *fail* or stay *undecided* here. A picture shows "
+        "the interval of the comparison that decides. It must be on the shaded side of the dashed bound.",
         "",
-        MADE,
-        "",
-        f"understudy is to hold {len(entries)} published systems. Each becomes a claim: a small experiment that can "
-        "fail, on the task and scale named with it, which need not be the paper's. The training seeds that judge are "
-        "not those that tune. A rule compares the interval of a difference or of a mean with a bound, which is zero "
-        "or a number that the claim states. It *holds* if the whole interval is on the right side of the bound, and "
-        "*fails* if the whole interval is on the other side. Where the bound is zero, the smallest effect that counts "
-        "makes no effect a possible answer: the interval must reach it for *holds*, and one below it *fails*. A rule "
-        "of equivalence holds if the interval is inside its margin, and fails if it is outside. Everything else is "
-        "*undecided*. A claim with several deciding rules holds if all of them hold and fails if one fails. It is also "
-        "undecided if an arm does not reach its stated level. A negative control removes the mechanism, and the rule "
-        "that it names should then fail. If that rule does not fail, the control is inconclusive, and a claim that "
-        "would hold is undecided. A claim that fails stays failed, whatever its control shows. The page of a family "
-        "shows each claim with its history. A toy is meant to take at most 300 CPU seconds; where a run took longer, "
-        "its page says so.",
-        "",
-        f"{len(entries) - total['no claim']} rows have a claim: "
-        + ", ".join(f"{v} {total[v]}" for v in VERDICTS[:-1])
-        + f". {total['no claim']} have none yet. "
-        "`understudy claims table --html ledger.html` writes one page with filters.",
-        "",
-        "| family | systems | core | " + " | ".join(VERDICTS) + " |",
-        "|---|" + "--:|" * (len(VERDICTS) + 2),
-    ]
-    for family, inside in by_family.items():
+        *_advice_lines(entries),
+        *HOW_TO_READ,
+        *_family_table(entries),
+        *_row_table(entries),
+        *_spot_check_lines()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+HOW_TO_READ = (
+    "## How to read a verdict",
+    "",
+    "A claim is a small experiment that can fail, on the task and scale named with it, which need not be the paper's. "
+    "The training seeds that judge are not those that tune. A rule compares the interval of a difference or of a mean "
+    "with a bound, which is zero or a number that the claim states.",
+    "",
+    "- It **holds** if the whole interval is on the right side of the bound. Where the bound is zero, the interval "
+    "must also reach the smallest effect that counts.",
+    "- It **fails** if the whole interval is on the other side, or below that smallest effect. A rule of equivalence "
+    "holds inside its margin and fails outside.",
+    "- Everything else is **undecided**, also a claim whose arm does not reach its stated level.",
+    "",
+    "With several deciding rules, a claim holds if all hold and fails if one fails. A negative control removes the "
+    "mechanism, and the rule that it names should then fail. If it does not, the control is inconclusive, and a claim "
+    "that would hold is undecided. A claim that fails stays failed, whatever its control shows.",
+    "",
+    "Intervals have a level of 95 %, or that of a planned look, which the page of the claim names. That page also has "
+    "the history. A toy is meant to take at most 300 CPU seconds; where a run took longer, its page says so.",
+    "",
+)
+_COMPARED_RATES = ((0.7, 0.8), (0.7, 0.9), (0.5, 0.9))
+
+
+def _advice_lines(entries: Sequence[LedgerEntry]) -> list[str]:
+    """For each decision, the advice of its claims: first of those that hold, then of the others."""
+    texts = all_texts()
+    claims = {c["name"]: (e.row.family, c) for e in entries for c in e.claims}
+    order = ("holds", "undecided", "fails", "not run")
+    names = sorted(claims, key=lambda name: order.index(claims[name][1]["verdict"]))
+    lines = [" · ".join(f"[{d.capitalize()}](#{d.replace(' ', '-')})" for d in DECISIONS), ""]
+    for decision in DECISIONS:
+        lines += [f"## {decision.capitalize()}", ""]
+        if decision == "how many episodes to judge":
+            lines += [_rollouts_needed(), ""]
+        lines += ['<div class="advice" markdown>', "", "| advice | claim and verdict |", "|---|---|"]
+        for name in (n for n in names if texts[n].decision == decision):
+            family, claim = claims[name]
+            condition = _decisive_of_claim(name)
+            picture = "" if condition is None else f"<br>![{_markdown_cell(str(condition))}](images/claims/{name}.svg)"
+            lines.append(f"| {texts[name].advice.replace('|', chr(92) + '|')} | [{name}](ledger/{family}.md#{name}) "
+                         f"{_verdict_words(claim)}{picture} |")
+        lines += ["", "</div>", ""]
+    return lines
+
+
+@lru_cache(1)
+def _rollouts_needed() -> str:
+    each = [f"{first:.0%} against {second:.0%} takes {plan(first, second).paired[0.0]}"
+            for first, second in _COMPARED_RATES]
+    return (f"To find the better of two policies four times in five, {each[0]} episodes of each on the same starts, "
+            f"{', '.join(each[1:])}. `understudy plan` computes this for other rates, and "
+            "[Comparing policies](comparing.md) explains it.")
+
+
+def _family_table(entries: Sequence[LedgerEntry]) -> list[str]:
+    total = verdict_counts(entries)
+    lines = [f"## All {len(entries)} systems", "",
+             f"{len(entries) - total['no claim']} of them have a claim, {total['no claim']} have none yet. "
+             "`understudy claims table --html ledger.html` writes one page with filters.", "",
+             "| family | systems | core | " + " | ".join(VERDICTS) + " |", "|---|" + "--:|" * (len(VERDICTS) + 2)]
+    for family, inside in entries_by_family(entries).items():
         each = " | ".join(str(n or "") for n in verdict_counts(inside).values())
         core = sum(e.row.is_core for e in inside)
         lines.append(f"| [{family}](ledger/{family}.md) | {len(inside)} | {core} | {each} |")
-    lines.append(f"| **all** | **{len(entries)}** | **{sum(e.row.is_core for e in entries)}** | "
-                 + " | ".join(f"**{n}**" for n in total.values()) + " |")
-    lines += ["", *_spot_check_lines(), "## Claims", "",
-              "A picture shows the comparison that decides: its interval (95 %, or the level of a planned look, which "
-              "the page of the claim names), the bound (dashed), and, shaded, the side on which the interval must be.",
-              "",
-              "| row | claim | verdict here | what decides | date |", "|---|---|---|---|---|"]
+    return [*lines, f"| **all** | **{len(entries)}** | **{sum(e.row.is_core for e in entries)}** | "
+            + " | ".join(f"**{n}**" for n in total.values()) + " |", ""]
+
+
+def _row_table(entries: Sequence[LedgerEntry]) -> list[str]:
+    lines = ["| row | system | family | claim |", "|---|---|---|---|"]
     for e in entries:
-        lines += [_claim_line(e.row, c) for c in e.claims]
-    return "\n".join(lines) + "\n"
+        claims = "<br>".join(f"[{c['name']}](ledger/{e.row.family}.md#{c['name']}) {c['verdict']}" for c in e.claims)
+        lines.append(f"| {e.row.id} | {_markdown_cell(e.row.name)} | {e.row.family} | {claims} |")
+    return [*lines, ""]
 
 
 def _spot_check_lines() -> list[str]:
@@ -292,13 +341,6 @@ def _spot_check_lines() -> list[str]:
             "| claim | date | commit | recorded | found | largest difference |", "|---|---|---|---|---|--:|",
             *(f"| {c.name} | {c.date} | {(c.commit or '')[:8]} | {c.recorded} | {c.found} | "
               f"{c.largest_difference:.2g} |" for c in done), ""]
-
-
-def _claim_line(row: LedgerRow, claim: dict) -> str:
-    name, found = claim["name"], _decisive_of_claim(claim["name"])
-    shown = "" if found is None else f"![{_markdown_cell(str(found))}](images/claims/{name}.svg)"
-    cells = (row.id, f"[{name}](ledger/{row.family}.md#{name})", _verdict_words(claim), shown, claim["date"] or "")
-    return f"| {' | '.join(cells)} |"
 
 
 def _verdict_words(claim: dict) -> str:

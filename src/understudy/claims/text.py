@@ -14,12 +14,17 @@ from pathlib import Path
 
 from ..core import UserError
 
+# What a reader of the ledger wants to decide, in the order of its page.
+DECISIONS = ("which head", "few demonstrations", "wrong actions in my data", "what to record", "memory",
+             "goals and words", "how to execute plans", "how many episodes to judge")
+
 
 @dataclass(frozen=True)
 class ClaimText:
     """What a Markdown file says about a claim.
 
     Args:
+        decision: The decision that the advice is about, one of `DECISIONS`.
         paper: Authors, year, title and number of the paper.
         statement: The paper's own sentence.
         control: What the negative control changes.
@@ -29,6 +34,7 @@ class ClaimText:
         revision: What changed in the design since the previous run, for the log of the next run.
     """
 
+    decision: str
     paper: str
     statement: str
     control: str
@@ -67,5 +73,8 @@ def _claim_text(file: Path, name: str, table: dict, setup: str) -> ClaimText:
     if missing or unknown:
         problem = f"lacks {', '.join(missing)}" if missing else f"has the unknown key {', '.join(unknown)}"
         raise UserError(f"The table [{name}] {problem}.", where=file, hint=f"its keys are {', '.join(KEYS)}")
+    if table["decision"] not in DECISIONS:
+        raise UserError(f"The table [{name}] has the unknown decision {table['decision']!r}.", where=file,
+                        hint=f"take one of {', '.join(DECISIONS)}")
     paragraphs = (" ".join(text.split()) for text in re.split(r"\n\s*\n", setup))
     return ClaimText(**table, setup=tuple(text for text in paragraphs if text))

@@ -410,6 +410,9 @@ def test_a_conjunction_names_the_rule_that_its_control_removes():
     assert (found["verdict"], found["reason"]) == ("undecided", "control inconclusive")
     other = replace(named, negative_control=replace(named.negative_control, removes=both.rules[1:]))
     assert judge_figures(other, alike)["reason"] == "control inconclusive"
+    unable = judge_figures(replace(named, mechanism_only="The toy has one goal."), alike)
+    assert (unable["verdict"], unable["reason"]) == ("undecided", "mechanism only")
+    assert unable["parts"]["p"]["verdict"] == "holds"  # what the part shows stays visible
 
 
 def test_the_stored_records_are_what_the_rules_say_of_the_stored_figures():
@@ -452,6 +455,11 @@ def test_judging_again_runs_nothing_and_logs_what_changed(tmp_path, monkeypatch)
                                 "verdict": "holds", "reason": ""}
     assert [record[k] for k in ("seconds", "date", "commit")] == [old[k] for k in ("seconds", "date", "commit")]
     assert len(judge_again(claim, "2026-03-03", "No change.")["log"]) == 2
+    (part,) = record["parts"].values()
+    part["conditions"][0]["bound"] -= 0.1  # another rule with the same verdict
+    write_json(tmp_path / f"{claim.name}.json", record)
+    assert [entry["change"] for entry in judge_again(claim, "2026-03-03", "Another bound.")["log"]][2:] == [
+        "Another bound."]
 
 
 @pytest.mark.parametrize("rates,used", [((0.95, 0.3), 5), ((0.5, 0.41), 10), ((0.5, 0.44), 20)])

@@ -536,6 +536,8 @@ class Claim:
         parts: Experiments with their rules.
         negative_control: The change under which the statement must fail.
         needs: Extras and data that the claim needs.
+        mechanism_only: Why this experiment cannot test the paper's statement, in one sentence. The verdict is then
+            undecided, whatever the parts show.
     """
 
     name: str
@@ -543,6 +545,7 @@ class Claim:
     parts: tuple[ClaimPart, ...]
     negative_control: NegativeControl
     needs: tuple[str, ...] = ()
+    mechanism_only: str = ""
 
     def __post_init__(self):
         for part in self.parts:

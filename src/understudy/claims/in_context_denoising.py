@@ -93,9 +93,8 @@ CLAIM = Claim(
     name="in-context-denoising",
     rows=("352",),
     parts=(
-        ClaimPart("fork", FORK, JOINT),
-        ClaimPart("head of the chunk", OTHERS, GreaterThan("success", "in context", "head of the chunk"),
-                  is_decisive=False),
+        ClaimPart("fork", FORK, JOINT, is_decisive=False),
+        ClaimPart("head of the chunk", OTHERS, GreaterThan("success", "in context", "head of the chunk")),
         ClaimPart("not causal", OTHERS, GreaterThan("success", "not causal", "in context"), is_decisive=False),
         ClaimPart("bins", OTHERS, GreaterThan("success", "in context", "bins"), is_decisive=False),
         ClaimPart("regression", OTHERS, GreaterThan("success", "in context", "regression"), is_decisive=False),

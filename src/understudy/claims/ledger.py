@@ -262,7 +262,8 @@ HOW_TO_READ = (
     "must also reach the smallest effect that counts.",
     "- It **fails** if the whole interval is on the other side, or below that smallest effect. A rule of equivalence "
     "holds inside its margin and fails outside.",
-    "- Everything else is **undecided**, also a claim whose arm does not reach its stated level.",
+    "- Everything else is **undecided**, also a claim whose arm does not reach its stated level, and one that cannot "
+    "test the paper's sentence (mechanism only), which says why.",
     "",
     "With several deciding rules, a claim holds if all hold and fails if one fails. A negative control removes the "
     "mechanism, and the rule that it names should then fail. If it does not, the control is inconclusive, and a claim "
@@ -413,7 +414,8 @@ def _claim_section(claim: Claim, text: ClaimText, entry: dict) -> list[str]:
     reason = f" ({record['reason']})" if record["reason"] else ""
     if found is not None:
         lines += [f"![{_markdown_cell(str(found))}](../images/claims/{claim.name}.svg)", ""]
-    lines += [f"**{record['verdict'].capitalize()} here{reason}.** {_history_note(record)}".rstrip(), ""]
+    notes = " ".join(filter(None, (claim.mechanism_only, _history_note(record))))
+    lines += [f"**{record['verdict'].capitalize()} here{reason}.** {notes}".rstrip(), ""]
     if is_redesigned(text.revision, record):
         lines += [f"The design has changed since this record, and its run is due. {text.revision}", ""]
     design += [(f"{'rule' if part['decides'] else 'reported'}, {name}",

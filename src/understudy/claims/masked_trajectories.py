@@ -267,14 +267,14 @@ PLAY = Experiment(
             ("ratio 0.9", "one goal", 0.5), ("cloning", "one goal", 0.5)),
 )
 OVER_SMALL, OVER_MIDDLE = (GreaterThan("tasks", "mixed ratios", f"ratio {ratio}") for ratio in ("0.15", "0.55"))
-NOT_BELOW_LARGE = GreaterThan("tasks", "mixed ratios", "ratio 0.9", -0.05)
+NOT_BELOW_LARGE = GreaterThan("tasks", "mixed ratios", "ratio 0.9", -0.02)
 
 CLAIM = Claim(
     name="masked-trajectories",
     rows=("288",),
     parts=(
         ClaimPart("one and three goals", PLAY, AllOf((OVER_SMALL, OVER_MIDDLE, NOT_BELOW_LARGE))),
-        ClaimPart("cloning", PLAY, GreaterThan("tasks", "mixed ratios", "cloning", -0.05), is_decisive=False),
+        ClaimPart("cloning", PLAY, GreaterThan("three goals", "mixed ratios", "cloning")),
     ),
     negative_control=NegativeControl(with_early_goals, "one and three goals", removes=(OVER_SMALL, OVER_MIDDLE)),
 )

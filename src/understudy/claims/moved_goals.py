@@ -300,9 +300,8 @@ CLAIM = Claim(
     name="moved-goals",
     rows=("237",),
     parts=(
-        ClaimPart("any side", MOVED, AllOf((OVER_CLONING, OVER_CLOCK, SAME_IN_TRAINING))),
-        ClaimPart("learned scorer", LEARNED, GreaterThan("success", "ARP, learned scorer", "text cloning"),
-                  is_decisive=False),
+        ClaimPart("any side", MOVED, AllOf((OVER_CLONING, OVER_CLOCK, SAME_IN_TRAINING)), is_decisive=False),
+        ClaimPart("learned scorer", LEARNED, GreaterThan("success", "ARP, learned scorer", "text cloning")),
     ),
     negative_control=NegativeControl(with_wrong_words, "any side", removes=(OVER_CLONING, OVER_CLOCK)),
 )

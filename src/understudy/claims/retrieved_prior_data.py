@@ -124,4 +124,5 @@ CLAIM = Claim(
     rows=("178",),
     parts=(ClaimPart("rooms", ROOMS, AllOf((OVER_TASK, OVER_ALL))),),
     negative_control=NegativeControl(at_random, "rooms", removes=(OVER_ALL,)),
+    mechanism_only="Actions are cloned from retrieved steps, as in Behavior Retrieval, where the paper learns skills.",
 )

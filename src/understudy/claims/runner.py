@@ -23,6 +23,7 @@ from .records import figures_path, find_text, fingerprint, is_redesigned, proven
 LogFunction = Callable[[str], None]
 Figures = dict[str, Measurements]  # part -> measurements; those of the negative control are under CONTROL
 CONTROL = "negative control"
+MECHANISM_ONLY = "mechanism only"  # the reason of a verdict if a claim cannot test its statement
 
 
 def run_claim(claim: Claim, *, revision: str = "", log: LogFunction = lambda text: None) -> dict:
@@ -97,13 +98,15 @@ def judge_figures(claim: Claim, figures: Figures) -> dict:
     reason = next((p["reason"] for p in parts.values() if p["decides"] and p["reason"]), "")
     if verdict == "holds" and not control["passes"]:
         verdict, reason = "undecided", "control inconclusive"
+    if claim.mechanism_only:
+        verdict, reason = "undecided", MECHANISM_ONLY
     return {"verdict": verdict, "reason": reason, "parts": parts, "negative_control": control}
 
 
 def judge_again(claim: Claim, date: str, why: str) -> dict:
     """Judges the stored measurements of a claim by its current rules, and writes the record. Nothing runs.
 
-    The log gets an entry if the verdict or its reason changed.
+    The log gets an entry if the verdict, its reason or the comparisons that decide changed.
 
     Args:
         claim: A claim with a record.
@@ -122,12 +125,19 @@ def judge_again(claim: Claim, date: str, why: str) -> dict:
     for name, part in judged["parts"].items():
         part["chosen"] = old["parts"][name]["chosen"]
     log = list(old.get("log", []))
-    if (old["verdict"], old.get("reason", "")) != (judged["verdict"], judged["reason"]):
+    if (old["verdict"], old.get("reason", ""), _deciding(old)) != (
+            judged["verdict"], judged["reason"], _deciding(judged)):
         log.append(log_entry(date, "judged again", why, judged))
     kept = {k: old[k] for k in ("fingerprint", "seconds", "commit", "date", "versions", "machine")}
     record = {"name": claim.name, "rows": list(claim.rows), **judged, **kept, "log": log}
     write_json(record_path(claim.name), record)
     return record
+
+
+def _deciding(judged: dict) -> list[tuple[str, str, float]]:
+    """The comparisons of the parts that decide, and their bounds."""
+    return [(c["label"], c["side"], c["bound"]) for p in judged["parts"].values() if p["decides"]
+            for c in p["conditions"]]
 
 
 def log_entry(date: str, kind: str, change: str, judged: dict) -> dict:

@@ -322,11 +322,12 @@ FEW = Experiment(
 )
 
 
-def reported(name: str, arms: tuple[Arm, Arm], margin: float = 0.0, per_word: int | None = PER_WORD) -> ClaimPart:
-    """A part that does not decide: the first arm succeeds more often than the second."""
+def comparison(name: str, arms: tuple[Arm, Arm], *, decides: bool, margin: float = 0.0,
+               per_word: int | None = PER_WORD) -> ClaimPart:
+    """A part with the first seeds: the first arm succeeds more often than the second."""
     experiment = replace(FEW, source=FewWords(SHOWN, per_word), seeds=FEW.seeds[:5],
                          arms=arms, looks=(), sanity=())
-    return ClaimPart(name, experiment, GreaterThan("success", arms[0].name, arms[1].name, margin), is_decisive=False)
+    return ClaimPart(name, experiment, GreaterThan("success", arms[0].name, arms[1].name, margin), decides)
 
 
 def with_wrong_words(experiment: Experiment) -> Experiment:
@@ -338,11 +339,11 @@ CLAIM = Claim(
     rows=("309",),
     parts=(
         ClaimPart("few words", FEW, GreaterThan("success", "GROOT-2", "labeled")),
-        reported("nearest latents", (GROOT, NEAREST)),
-        reported("pseudo-labels", (GROOT, PSEUDO)),
-        reported("episodes with words alone", (GROOT, ALONE)),
-        reported("beta", (BETA, LABELED)),
-        reported("all words", (LABELED, GROOT), margin=-0.1, per_word=None),
+        comparison("nearest latents", (GROOT, NEAREST), decides=True),
+        comparison("pseudo-labels", (GROOT, PSEUDO), decides=True),
+        comparison("episodes with words alone", (GROOT, ALONE), decides=False),
+        comparison("beta", (BETA, LABELED), decides=False),
+        comparison("all words", (LABELED, GROOT), decides=False, margin=-0.1, per_word=None),
     ),
     negative_control=NegativeControl(with_wrong_words, "few words"),
 )

@@ -552,7 +552,7 @@ def page_text(size: Size) -> str:
                   "Difference of success to DDPM-100 in points, paired by seed and start, with its 95% interval. The "
                   "column *aim* compares each interval with 5 points and each interval of the speed with 20, without "
                   "an adjustment for the number of entries. ✓ is stricter: not inferior by 5 points after Holm's "
-                  "adjustment for all entries of the table. So a task without ✓ may still count as reached in the "
+                  "adjustment for all entries of the table.\n\nSo a task without ✓ may still count as reached in the "
                   "column *aim*. If two heads have the same outcome at every start, no spread between seeds is "
                   "visible, and a wider interval (Tango's) stands in.", "",
                   *aim_table(size, found, fast), ""]
@@ -575,7 +575,7 @@ def state_of(size: Size, found: Mapping[str, dict]) -> str:
             f"{size.updates:,} updates each{_fewer_said(size)}."]
     if lacking := [task for task in TASKS if task not in found]:
         said.append(f"The tables lack {' and '.join(lacking)}: too few of these cells exist.")
-    return " ".join(said + time_said(size) + seeds_said(size, found)) + "\n"
+    return "\n\n".join((" ".join(said), " ".join(time_said(size) + seeds_said(size, found)))) + "\n"
 
 
 def _fewer_said(size: Size) -> str:

@@ -25,7 +25,9 @@ counter (seed, step), which costs nothing to set."""),
     "train_step": ("A training step", """
 Forward pass, loss, backward pass, clipping and optimizer. understudy also updates the averaged weights. The same
 weights give the same outputs to 1e-5. Convolutions over (B, T, C) are computed in the fastest way for their size: as
-images of height 1, or as one matrix product of neighboring steps. Mish computes one exponential and gets its
+images of height 1, or as one matrix product of neighboring steps.
+
+Mish computes one exponential and gets its
 derivative from it. Matrix products use bf16 if the hardware is fast at it, and the optimizer copies nothing. Linear
 layers in fp32 use oneDNN where MKL, PyTorch's default, does not use AVX-512 (AMD): 235 GFLOP/s instead of 105 on one
 core of the machine below."""),
@@ -46,6 +48,7 @@ One chunk at batch size 1 from the files that `understudy export` writes, compar
 "peer"), with sizes and differences over 1,000 inputs, relative to the largest action. The policies are those of the
 methods for the toy fork before training (the U-Net of `diffusion-policy` has 64 and 128 channels), and a regression
 from one camera.
+
 Machine code of AOTInductor takes minutes to make. A program of torch.export is interpreted, and therefore no faster
 than the policy. The last lines compare the success of files after training, on the same starts; their difference is
 that of 32 bits minus that of 8 bits."""),
@@ -66,7 +69,9 @@ Reading every row of every episode of 1 M steps of state, with a warm page cache
 scan creates the maps."""),
     "conversion": ("Converting", """
 Converting each format to LeRobot v3.0 with statistics, with an empty cache, compared with a library that only reads the
-same files. The goal, half the speed of that library, cannot be reached for npz and D4RL. Writing the rows to Parquet
+same files. The goal, half the speed of that library, cannot be reached for npz and D4RL.
+
+Writing the rows to Parquet
 alone, with one row group per episode, takes pyarrow 33 ms for these 50,000 steps. That is as long as NumPy takes to
 read the npz file, and nine times as long as h5py takes for the few arrays of D4RL. For robomimic and Minari, every
 array of every episode is checked before the conversion starts. Percentages of understudy's time:
@@ -94,7 +99,9 @@ Time of the import and of the help, and size of the installation. PyTorch is imp
     "serving": ("Serving", """
 A policy server and its clients on one machine, over websockets. The policy is an MLP flow policy with 2 steps (width
 128, 1 block) that reads 14 numbers and plans 16 actions. The server's own time is everything except the network:
-reading, queue, checks, histories, threads and writing. Other programs were running on the machine, with the load that
+reading, queue, checks, histories, threads and writing.
+
+Other programs were running on the machine, with the load that
 the notes give, so latencies are upper bounds. For the part with 64 clients, the note also says how long the machine
 held up a process that only slept."""),
     "growth": ("Growth", """
@@ -113,7 +120,9 @@ without one."""),
 No GPU was available. Nothing on this page was measured on one, and none of the following has run on one: bf16 where it
 is fast (`learn.optimizer.has_fast_bf16`), `--learner.optimizer.compile`, preparing the next batch during an update,
 keeping the data on the device if they fill at most a quarter of the free memory (`data.device_windows`), and replaying
-chunks as one CUDA graph (`deploy.cuda_graph`). The tests run the last two on the CPU, with the same code except for the
+chunks as one CUDA graph (`deploy.cuda_graph`).
+
+The tests run the last two on the CPU, with the same code except for the
 recording of the graph. A training step is not captured in a graph."""),
 }
 
@@ -123,7 +132,9 @@ HEAD = """# Benchmarks
 
 Each table is made by one command. `make bench` runs them all and writes this page. Times are CPU times in one thread.
 understudy and the other library take turns in one process. A ratio is the mean over the turns with its 95 % interval
-(Student's t on logarithms). A goal counts as met if the interval reaches it. The other numbers are medians over the
+(Student's t on logarithms).
+
+A goal counts as met if the interval reaches it. The other numbers are medians over the
 same turns. They depend on the machine; ratios depend on it less. Each benchmark installs the library that it compares
 with into a separate environment, with the same PyTorch and NumPy.
 """

@@ -224,7 +224,7 @@ PARTICLE_STATEMENT = (
 
 MIP_STATEMENT = (
     "Pan et al. 2025 (arXiv 2512.01809): flow matching is better than regression where precision counts, and a policy "
-    "of two supervised steps with noise in training (MIP) matches it. Noise or two steps alone do not. The paper's "
+    "of two supervised steps with noise in training (MIP) matches it. Noise or two steps alone do not.\n\nThe paper's "
     "figures are averages over its seven hardest tasks, relative to flow. It also says that all methods have the same "
     "error on held-out states, but that \"only MIP and Flow are able to achieve low off-manifold L2 norm\": at states "
     "off the demonstrations, their actions are nearer to what the actions of the expert at neighboring states span.")
@@ -242,7 +242,7 @@ PARTICLE_DIFFERENCES = (
     "Implicit: 12,000 updates of 128 with 4 negatives from chains of 5 rounds, where the appendix has 50,000 updates "
     "of 128 with 64 negatives from chains of 50 rounds, which is some 700 times the work. So few rounds need longer "
     "steps: the first is 1 with noise 0.25 and changes of at most 0.5, where theirs are 0.1, 1 and 0.1. The search "
-    "has 32 candidates and 25 rounds, and the code's 512 and 100. Explicit: 15,000 updates of 256, where theirs are "
+    "has 32 candidates and 25 rounds, and the code's 512 and 100.\n\nExplicit: 15,000 updates of 256, where theirs are "
     "100,000 of 512 with dropout. The networks have two layers of 128 (implicit) and one residual block of 128 "
     "(explicit), where both of theirs have 16 layers of 128, the implicit one with spectral normalization. The rate "
     "is 3e-3 with a cosine schedule instead of 1e-3 with an exponential one, and the weights that act are averages "
@@ -252,38 +252,38 @@ NOTES = (
     "## Differences from the published experiments", "",
     "*OGBench, GCBC.* The data were generated again by OGBench's own script, so they have the same distribution but "
     "other numbers. The network (three layers of 512, GELU), the learning rate, the batch size and the goals (a later "
-    "state of the same episode, uniformly) are the same. The number of updates is 2 % of the published one. "
+    "state of the same episode, uniformly) are the same. The number of updates is 2 % of the published one.\n\n"
     "Observations are standardized here and not there. The last layer is initialized like the others; theirs starts a "
     "hundred times smaller. The evaluation is the same: five goals with 50 episodes each, and the mean of three "
     "checkpoints. Almost all success is at the first and the last goal. It was not tested whether more updates would "
     "change that.", "",
     "*CORL, behavior cloning.* The demonstrations, the network, the learning rate and the batch size are the same, "
     "with a tenth of the updates. Their last layer has a tanh. Ours has none, because the environment clips actions. "
-    "The simulator is MuJoCo 3 of Gymnasium-Robotics instead of mujoco-py. The reward has the signs of the original. "
+    "The simulator is MuJoCo 3 of Gymnasium-Robotics instead of mujoco-py.\n\nThe reward has the signs of the original. "
     "*Best* is selected among 20 evaluations here and among 200 there, on the ten episodes that it is reported for. In "
     "both cases it is a maximum over noise. The row below it is the result of the same weights in 100 other episodes.",
     "",
     "*Implicit Behavioral Cloning, particle.* The dynamics, the start and goals, the rule of success (within 0.05 of "
     "the first goal at some time, and of the second after 50 steps), the scripted demonstrations (it turns to the "
     "second goal within 0.01 of the first), their number (2,000) and the kind of training (InfoNCE, negatives from "
-    "Langevin dynamics, a gradient penalty with margin 1) are the same. Training is much shorter. "
+    "Langevin dynamics, a gradient penalty with margin 1) are the same. Training is much shorter.\n\n"
     + PARTICLE_DIFFERENCES, "",
     "*MIP.* One toy task at two tolerances instead of seven tasks of robot simulators. The observation is a state of "
     "14 numbers, the demonstrations are scripted, and the network has 0.1 million weights instead of some 20 million."
     " Training has less than a hundredth of the updates, in batches of 128 windows instead of 1,024. Flow matching "
-    "starts from noise, in 9 steps as in the paper's comparison. Two steps without noise read the demonstrated action"
+    "starts from noise, in 9 steps as in the paper's comparison.\n\nTwo steps without noise read the demonstrated action"
     " in the second step, as the authors' code does, where the paper has 0.9 times this action. The paper's formal "
     "definition of the off-manifold norm was not available. Ours follows its description in words: the error of the "
     "projection of an action onto the space that the actions of the expert at neighboring states span, with perturbed"
-    " states of expert trajectories. The number of neighbors (5), the perturbation, the measure of neighborhood (the "
+    " states of expert trajectories.\n\nThe number of neighbors (5), the perturbation, the measure of neighborhood (the "
     "pose of the peg at the hole) and the chunk that is projected (the eight executed actions) are our choice. An "
     "action of zero has no off-manifold norm, so we also show the error to what the expert would do.", "",
     "*Block pushing.* The simulator, the scripted expert and the number of demonstrations (1,000) are theirs, and so "
     "are the 350 steps of an episode. The demonstrations are new ones, and only the successful ones are kept. The "
-    "methods are those of this library; networks, learning rates and the number of updates are not those of the paper. "
+    "methods are those of this library; networks, learning rates and the number of updates are not those of the paper.\n\n"
     "The authors of behavior transformers train 350 epochs of batches of 256 windows, some 150,000 updates, with a loss"
     " at each of 5 steps of the history, a learning rate of 1e-4 and dropout of 0.1, and act with the last 3 steps. "
-    "`bet` has one loss for a window, and an update reads 64 windows. `bet-every-step` has a loss at each step too, "
+    "`bet` has one loss for a window, and an update reads 64 windows.\n\n`bet-every-step` has a loss at each step too, "
     "batches of 64 at 1e-3 and no dropout, and acts with 5 steps: 6.4 million windows, and theirs are some 38 million. "
     "It was added after the other cells had run, and has more training than `lstm-gmm` and `ibc`. The last weights act "
     "in 100 episodes. The published figures are of three training seeds with 50 episodes each.")

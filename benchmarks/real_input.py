@@ -150,7 +150,7 @@ def page() -> str:
              "This page reports results on demonstrations by people and by agents that were trained elsewhere. The "
              "named methods were used with their defaults, without tuning for a task. There is one training seed "
              "per cell: every number describes *this checkpoint*, and the intervals do not cover the variation between "
-             f"training seeds. All policies of a task were evaluated on the same {EPISODES} starts. Intervals are 95 % "
+             f"training seeds.\n\nAll policies of a task were evaluated on the same {EPISODES} starts. Intervals are 95 % "
              "intervals: Clopper-Pearson for rates, bootstrap for means. Training used one CPU core. *untrained* is "
              "`bc` after a single update. It shows how easy the task is.",
              "",
@@ -169,7 +169,7 @@ def _notes(task: str) -> list[str]:
         return []
     return ["`AdroitHandDoor-v1` stops after 200 steps. Few of the people have reached its success flag (hinge at 1.35 "
             "rad) by then. Success is therefore measured within 300 steps, in two ways: by the flag, and by the hinge "
-            "passing 1.0 rad. The palm-handle term of the return has the sign of the recorded rewards. D4RL's "
+            "passing 1.0 rad.\n\nThe palm-handle term of the return has the sign of the recorded rewards. D4RL's "
             "normalized score counts the first 200 steps. The published score of behavior cloning is 2.3 for its last "
             "checkpoint, and 9.4 for its best one, which was selected on the test episodes. People reach 7.8.", ""]
 

@@ -253,7 +253,7 @@ def main(wanted: list[str]) -> None:
                 judged(name, arm, seed)
     done = [name for name in TASKS if ran(name)]
     measure.save("time_to_policy", [line for name in TASKS for line in lines(name)],
-                 more={"says": " ".join(map(said, done)), "pictures": dict(map(picture, done))})
+                 more={"says": "\n\n".join(map(said, done)), "pictures": dict(map(picture, done))})
 
 
 if __name__ == "__main__":

@@ -190,6 +190,21 @@ def test_links_between_the_files_lead_somewhere():
                 assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {link}"
 
 
+def paragraphs(text: str) -> list[str]:
+    """Paragraphs and items of lists, without code, comments, tables and headings."""
+    text = re.sub(r"^---\n.*?\n---\n|^[ ]*```.*?^[ ]*```[ ]*$|<!--.*?-->", "", text, flags=re.DOTALL | re.MULTILINE)
+    parts = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.)\s)", text)
+    return [part for part in parts if not part.lstrip().startswith(("|", "#", "<"))]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name != "ledger" and p.name != "architecture.md"],
+                         ids=lambda p: p.name)
+def test_no_paragraph_has_more_than_80_words(page):
+    """The pages of the ledger quote records; tests/test_claim_texts.py counts the words of the claims' texts."""
+    long = [part for part in paragraphs(page.read_text(encoding="utf-8")) if len(part.split()) > 80]
+    assert not long, f"split these: {[' '.join(part.split()[:12]) for part in long]}"
+
+
 @pytest.fixture
 def generate(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))

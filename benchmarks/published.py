@@ -259,7 +259,8 @@ NOTES = (
     "change that.", "",
     "*CORL, behavior cloning.* The demonstrations, the network, the learning rate and the batch size are the same, "
     "with a tenth of the updates. Their last layer has a tanh. Ours has none, because the environment clips actions. "
-    "The simulator is MuJoCo 3 of Gymnasium-Robotics instead of mujoco-py.\n\nThe reward has the signs of the original. "
+    "The simulator is MuJoCo 3 of Gymnasium-Robotics instead of mujoco-py.\n\n"
+    "The reward has the signs of the original. "
     "*Best* is selected among 20 evaluations here and among 200 there, on the ten episodes that it is reported for. In "
     "both cases it is a maximum over noise. The row below it is the result of the same weights in 100 other episodes.",
     "",
@@ -271,16 +272,19 @@ NOTES = (
     "*MIP.* One toy task at two tolerances instead of seven tasks of robot simulators. The observation is a state of "
     "14 numbers, the demonstrations are scripted, and the network has 0.1 million weights instead of some 20 million."
     " Training has less than a hundredth of the updates, in batches of 128 windows instead of 1,024. Flow matching "
-    "starts from noise, in 9 steps as in the paper's comparison.\n\nTwo steps without noise read the demonstrated action"
+    "starts from noise, in 9 steps as in the paper's comparison.\n\n"
+    "Two steps without noise read the demonstrated action"
     " in the second step, as the authors' code does, where the paper has 0.9 times this action. The paper's formal "
     "definition of the off-manifold norm was not available. Ours follows its description in words: the error of the "
     "projection of an action onto the space that the actions of the expert at neighboring states span, with perturbed"
-    " states of expert trajectories.\n\nThe number of neighbors (5), the perturbation, the measure of neighborhood (the "
+    " states of expert trajectories.\n\n"
+    "The number of neighbors (5), the perturbation, the measure of neighborhood (the "
     "pose of the peg at the hole) and the chunk that is projected (the eight executed actions) are our choice. An "
     "action of zero has no off-manifold norm, so we also show the error to what the expert would do.", "",
     "*Block pushing.* The simulator, the scripted expert and the number of demonstrations (1,000) are theirs, and so "
     "are the 350 steps of an episode. The demonstrations are new ones, and only the successful ones are kept. The "
-    "methods are those of this library; networks, learning rates and the number of updates are not those of the paper.\n\n"
+    "methods are those of this library; networks, learning rates and the number of updates are not those of the "
+    "paper.\n\n"
     "The authors of behavior transformers train 350 epochs of batches of 256 windows, some 150,000 updates, with a loss"
     " at each of 5 steps of the history, a learning rate of 1e-4 and dropout of 0.1, and act with the last 3 steps. "
     "`bet` has one loss for a window, and an update reads 64 windows.\n\n`bet-every-step` has a loss at each step too, "

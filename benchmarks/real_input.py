@@ -150,7 +150,8 @@ def page() -> str:
              "This page reports results on demonstrations by people and by agents that were trained elsewhere. The "
              "named methods were used with their defaults, without tuning for a task. There is one training seed "
              "per cell: every number describes *this checkpoint*, and the intervals do not cover the variation between "
-             f"training seeds.\n\nAll policies of a task were evaluated on the same {EPISODES} starts. Intervals are 95 % "
+             "training seeds.\n\n"
+             f"All policies of a task were evaluated on the same {EPISODES} starts. Intervals are 95 % "
              "intervals: Clopper-Pearson for rates, bootstrap for means. Training used one CPU core. *untrained* is "
              "`bc` after a single update. It shows how easy the task is.",
              "",

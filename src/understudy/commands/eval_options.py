@@ -89,9 +89,10 @@ class EvalOptions(RobotOptions, _EvalOptions):
 
     In an environment: the success rate (or return) over numbered episodes, with an interval. --against rolls out a
     second policy on the same starts and compares. With --sequential, only as many episodes run as it takes to decide
-    which of two policies is better, or whether the success rate of one is above or below --threshold. With
-    --interactive you judge trials of a real robot, which --robot or your own loop moves. On recorded episodes, if there
-    is no simulator: the prediction error of the recorded actions. This is not a success rate.
+    which of two policies is better, or whether the success rate of one is above or below --threshold.
+
+    With --interactive you judge trials of a real robot, which --robot or your own loop moves. On recorded episodes, if
+    there is no simulator: the prediction error of the recorded actions. This is not a success rate.
     """
 
 

@@ -1,9 +1,10 @@
 """The journal of a recorder: a log of records that are only appended.
 
 A journal is a folder of segments, read in the order of their names. A segment is a sequence of records. A record has a
-mark, its kind, the length of its payload, a CRC-32 of kind, length and payload, and the payload. What a crash leaves at
-the end (an incomplete record, pages of zeros) fails the check and is skipped, and everything before and after it is
-read (write-ahead logging: Mohan et al., ARIES, 1992). Numbers are little-endian. The kinds are:
+mark, its kind, the length of its payload, a CRC-32 of kind, length and payload, and the payload.
+
+What a crash leaves at the end (an incomplete record, pages of zeros) fails the check and is skipped, and everything
+before and after it is read (write-ahead logging: Mohan et al., ARIES, 1992). Numbers are little-endian. The kinds are:
 
     H  JSON: information for LeRobot ("fps", "robot_type", "images")
     B  JSON: start of an episode, with its columns and metadata

@@ -1,10 +1,12 @@
 """Crash-safe recording: episodes go into a journal as they happen, and from there into LeRobot files.
 
 At any moment the folder is a LeRobot v3.0 data set with the episodes that are in its files. meta/understudy/journal has
-the rest: finished episodes, and the current one up to its last second. A thread writes the journal, and the encoder, a
-process that gets only processor time that nobody else wants, makes the files (encoding video takes time), so that the
-control loop waits for neither. If the encoder falls behind, finished episodes wait in the journal. After a crash,
-`publish` moves the rest of the journal into the files. `understudy repair` calls it.
+the rest: finished episodes, and the current one up to its last second.
+
+A thread writes the journal, and the encoder, a process that gets only processor time that nobody else wants, makes the
+files (encoding video takes time), so that the control loop waits for neither. If the encoder falls behind, finished
+episodes wait in the journal. After a crash, `publish` moves the rest of the journal into the files. `understudy repair`
+calls it.
 """
 
 from __future__ import annotations
@@ -61,10 +63,11 @@ class Recorder:
     names are recorded without a warning, and a view can rename the columns later.
 
     NaN and infinity in actions, observations and outcomes are refused at that step, because training refuses such data
-    and a repaired value would be invented. The earlier steps are kept and the episode continues. A sensor that can fail
-    needs a second column with its name and a question mark ("observation.force?", bool), as in `Batch` and in encoders.
-    If it is False, the sensor gave no value, and NaN and infinity are stored as 0. Columns of no known role may contain
-    anything.
+    and a repaired value would be invented. The earlier steps are kept and the episode continues.
+
+    A sensor that can fail needs a second column with its name and a question mark ("observation.force?", bool), as in
+    `Batch` and in encoders. If it is False, the sensor gave no value, and NaN and infinity are stored as 0. Columns of
+    no known role may contain anything.
 
     If an interrupted recording left an unfinished episode at `path`, a DataWarning names it. The episode is kept up to
     its last step, marked as interrupted, and left out of training unless you ask for it.

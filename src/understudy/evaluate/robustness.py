@@ -94,9 +94,11 @@ def half_success_level(severities: Sequence[float], values: np.ndarray, level: f
 
     The only assumption is that the mean does not rise with the severity, and it is fitted accordingly (isotonic
     regression; Brunk 1955). `at` is where straight lines between the fitted means cross the half. The interval does not
-    assume straight lines. In each of 2,000 bootstrap draws of the starts, with all severities together, the half is
-    crossed between two neighboring tested severities. `low` and `high` are quantiles of the lower and of the upper one.
-    The interval is therefore never narrower than the distance between two tested severities.
+    assume straight lines.
+
+    In each of 2,000 bootstrap draws of the starts, with all severities together, the half is crossed between two
+    neighboring tested severities. `low` and `high` are quantiles of the lower and of the upper one. The interval is
+    therefore never narrower than the distance between two tested severities.
 
     Args:
         severities: L severities that rise from 0.

@@ -1,10 +1,11 @@
 """Anytime-valid tests (e-processes), which may be evaluated after every rollout.
 
 If a hypothesis is true, no way of betting against it makes money. The capital E starts at 1 and exceeds 20 at most once
-in twenty repetitions, *ever* (Ville 1939; Shafer 2021; Ramdas, Gruenwald, Vovk and Shafer 2023). Stopping as soon as it
-exceeds 20 is therefore wrong at most 5 % of the time, in both directions together. All values of the rate or the
-difference with a capital below 20 form a confidence sequence. It contains the truth at all times together, in 19 of 20
-repetitions (Robbins 1970; Waudby-Smith and Ramdas 2024).
+in twenty repetitions, *ever* (Ville 1939; Shafer 2021; Ramdas, Gruenwald, Vovk and Shafer 2023).
+
+Stopping as soon as it exceeds 20 is therefore wrong at most 5 % of the time, in both directions together. All values of
+the rate or the difference with a capital below 20 form a confidence sequence. It contains the truth at all times
+together, in 19 of 20 repetitions (Robbins 1970; Waudby-Smith and Ramdas 2024).
 
 The bets are not tuned to one alternative. The capital is the average over all constant bets, weighted by a Beta
 distribution worth `PRIOR_WEIGHT` outcomes. It depends only on counts. A state is a small dict of integers, which can be

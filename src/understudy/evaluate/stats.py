@@ -233,10 +233,11 @@ def two_level_rate(
     """Interval for the mean of a method over new training seeds and new starts.
 
     A rate gets the Clopper-Pearson interval with the effective number of episodes (Korn and Graubard 1998): as many
-    independent episodes as would give the grand mean the same variance. That variance is the sum of the variance due
-    to seeds and the variance due to starts (Owen 2007), which counts the residual twice and so is rather too large.
-    The number is then multiplied by (z / t)^2, because few seeds estimate their spread badly. If all episodes
-    succeeded or all failed, no spread is visible and each start counts once.
+    independent episodes as would give the grand mean the same variance. That variance is the sum of the variance due to
+    seeds and the variance due to starts (Owen 2007), which counts the residual twice and so is rather too large.
+
+    The number is then multiplied by (z / t)^2, because few seeds estimate their spread badly. If all episodes succeeded
+    or all failed, no spread is visible and each start counts once.
 
     A bounded measure gets the same interval with the effective number that its own variance gives. A real measure
     gets Student's t with seeds - 1 degrees of freedom and the same variance. Both have width zero if all values are

@@ -179,9 +179,11 @@ class ScorerGuided(PlannerWrapper):
 
     With the log-probability of a classifier as the score, this is classifier guidance: at `scale` 1, plans are drawn
     from what the policy does, given the class. With a critic it is guidance by a value, and `scale` says how much a
-    value counts. The policy stays as it was trained. Classifiers of images are trained on noisy inputs, and so is the
-    value of Diffuser. Here the scorer reads the policy's estimate of the clean plan, so that any scorer of plans will
-    do. A large `scale` leaves what was demonstrated.
+    value counts.
+
+    The policy stays as it was trained. Classifiers of images are trained on noisy inputs, and so is the value of
+    Diffuser. Here the scorer reads the policy's estimate of the clean plan, so that any scorer of plans will do. A
+    large `scale` leaves what was demonstrated.
 
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion`, `EDM` or `Flow`.

@@ -16,11 +16,12 @@ from .base import TemperatureHead
 class CVAE(TemperatureHead):
     """CVAE head (ACT).
 
-    The loss is the mean absolute error of the decoded chunk, plus `beta` times the KL divergence of
-    q(z | chunk, observation) from a standard normal, summed over the latent dimensions. The posterior reads the whole
-    context. (ACT leaves out the images to save their encoding, but here they are encoded for the decoder anyway.) A
-    `PosteriorTrunk`, such as `ACTTransformer`, has its own posterior, which says what it reads.
-    Padded steps are marked and do not contribute to the posterior's mean over steps.
+    The loss is the mean absolute error of the decoded chunk, plus `beta` times the KL divergence of q(z | chunk,
+    observation) from a standard normal, summed over the latent dimensions.
+
+    The posterior reads the whole context. (ACT leaves out the images to save their encoding, but here they are encoded
+    for the decoder anyway.) A `PosteriorTrunk`, such as `ACTTransformer`, has its own posterior, which says what it
+    reads. Padded steps are marked and do not contribute to the posterior's mean over steps.
 
     Args:
         latent_dim: Dimensions of the latent z.

@@ -162,9 +162,11 @@ class AutoregressiveEnergy(Head):
 
     Components are ordered by step. Each has a small network that reads the encoded observation, the components before
     it and its own value. Training tells the demonstrated value of each component from `n_negatives` others (InfoNCE),
-    after the demonstrated ones before it. Sampling chooses one component after the other: each is the value of lowest
-    energy that a derivative-free search in one dimension finds. More dimensions therefore cost more searches, but no
-    larger ones. Plans are nearly the same for any noise.
+    after the demonstrated ones before it.
+
+    Sampling chooses one component after the other: each is the value of lowest energy that a derivative-free search in
+    one dimension finds. More dimensions therefore cost more searches, but no larger ones. Plans are nearly the same for
+    any noise.
 
     Its weights cannot be used by `EnergyModel`, or the other way round.
 

@@ -21,11 +21,13 @@ MODES = {"joint": ((0.0, 0.0), (1.0, 1.0)), "policy": ((0.0, 0.0), (1.0, 0.0)),
 class JointDiffusion(Head):
     """Unified world model head: one network for policy, world model and inverse dynamics.
 
-    The target is the column that `ConcatColumns` makes: the action, then the later observation, then one component
-    that is 1 where the action is known and 0 where it is not. The network reads both diffusion times (K = 2) and
-    predicts the velocity of both parts. The times are drawn independently, so that any of the two can be given, be
-    marginalized (left as noise) or be sampled. Where the action is unknown, it is left as noise and has no loss. The
-    path is the straight line of flow matching; the paper uses DDPM.
+    The target is the column that `ConcatColumns` makes: the action, then the later observation, then one component that
+    is 1 where the action is known and 0 where it is not. The network reads both diffusion times (K = 2) and predicts
+    the velocity of both parts.
+
+    The times are drawn independently, so that any of the two can be given, be marginalized (left as noise) or be
+    sampled. Where the action is unknown, it is left as noise and has no loss. The path is the straight line of flow
+    matching; the paper uses DDPM.
 
     Args:
         action_size: Number of components of the action in the target.

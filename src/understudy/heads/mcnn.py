@@ -19,9 +19,10 @@ class MCNN(Head):
     """Memory-consistent head (MCNN).
 
     Some windows of the data are memories. With the distance d from the context to the nearest memory and w = exp(-decay
-    * d), the plan is ``w * action of the memory + (1 - w) * limit * clip(network, -1, 1)``. At a memory it is exactly
-    the memory's action. Everywhere it stays within ``(1 - w) * limit`` of w times that action, for all weights of the
-    network, and far from all memories it is the clipped network.
+    * d), the plan is ``w * action of the memory + (1 - w) * limit * clip(network, -1, 1)``.
+
+    At a memory it is exactly the memory's action. Everywhere it stays within ``(1 - w) * limit`` of w times that
+    action, for all weights of the network, and far from all memories it is the clipped network.
 
     The memories are the windows that are nearest to the centers of k-means. They are chosen before training, so the
     encoder must not be trained: use `ConcatEncoder`, whose context is the normalized observation, or one that a stage

@@ -37,9 +37,10 @@ class DichotomyOfControl(LearnerConfig):
 
     Five networks are trained together. The posterior reads the next steps of an episode and gives a distribution of
     their latent. The policy reads the observation and the latent. The energy bounds the information that the latent has
-    about the reward and the next observation of a step beyond what observation and action say. The posterior makes this
-    information small, while the energy, with its own optimizer, makes the bound tight. The prior predicts
-    the latent from the observation, and the value predicts the return to go from observation and latent.
+    about the reward and the next observation of a step beyond what observation and action say.
+
+    The posterior makes this information small, while the energy, with its own optimizer, makes the bound tight. The
+    prior predicts the latent from the observation, and the value predicts the return to go from observation and latent.
 
     While acting, ``Hierarchical(BestOfN("prior", "value", n), as_key=FUTURE)`` draws latents from the prior and
     takes the one of the highest value. The value is an estimate of the return that will be reached. A latent that

@@ -101,11 +101,13 @@ def train(
     """Trains a method, and the stages it needs, into the folder of a run.
 
     The same call continues a stopped run. Its result is then bit-equal to that of a run that was never stopped, on the
-    same class of machine with the same number of threads and processes. A call with more `steps` continues a run whose
-    learning rate does not depend on their number (`lr_schedule="constant"`). Its weights are those of a run with that
-    many steps from the start; only the updates at which checkpoints are validated differ, unless `save_freq` is given.
-    Stages that are not finished are trained first, each in `out`/stages/NAME, with the same seed and the same episodes
-    held out. Under torchrun or accelerate all processes train one policy together.
+    same class of machine with the same number of threads and processes.
+
+    A call with more `steps` continues a run whose learning rate does not depend on their number
+    (`lr_schedule="constant"`). Its weights are those of a run with that many steps from the start; only the updates at
+    which checkpoints are validated differ, unless `save_freq` is given. Stages that are not finished are trained first,
+    each in `out`/stages/NAME, with the same seed and the same episodes held out. Under torchrun or accelerate all
+    processes train one policy together.
 
     Args:
         method: What to train.

@@ -19,10 +19,11 @@ class LSTM(Trunk):
     """Long short-term memory over time.
 
     The sequence begins at observation step 0 and ends at the last action step. Each position reads the tokens of its
-    observation step and, from ``spec.action_start`` on, the input and the times of its action step. Output i is a
-    linear map of the hidden state at position ``spec.action_start + i``, so it depends only on observation steps up to
-    its own and on action steps 0 to i. ``Window(n_obs_steps=K, horizon=K, action_offset=1 - K)`` trains a loss at every
-    position, as BC-RNN does.
+    observation step and, from ``spec.action_start`` on, the input and the times of its action step.
+
+    Output i is a linear map of the hidden state at position ``spec.action_start + i``, so it depends only on
+    observation steps up to its own and on action steps 0 to i. ``Window(n_obs_steps=K, horizon=K, action_offset=1 -
+    K)`` trains a loss at every position, as BC-RNN does.
 
     The state is not carried from plan to plan: each plan reads the whole window.
 

@@ -36,8 +36,10 @@ class PointNet(PointEncoder):
 
     Each linear layer of the MLP is followed by LayerNorm and ReLU. With more channels than positions, such as colors,
     there is one more linear layer, twice as wide as the last. After the maximum, a linear layer with LayerNorm gives
-    the token. Points that are repeated to fill a cloud of fixed size change nothing. The channels are read as they are,
-    so they should be of similar size: positions in m, and colors or intensities from 0 to 1.
+    the token.
+
+    Points that are repeated to fill a cloud of fixed size change nothing. The channels are read as they are, so they
+    should be of similar size: positions in m, and colors or intensities from 0 to 1.
 
     Args:
         widths: Widths of the layers of the MLP.

@@ -26,9 +26,11 @@ def check_head(policy_config: PolicyConfig, target: Feature | None = None, input
 
     Shapes; all randomness is in the arguments; the declared noise changes plans, but not if `ignores_noise`; plans and
     losses of a row do not depend on other rows; padding does not matter; gradients reach all weights; files contain
-    everything and run no untrusted code. For sub-interfaces: a `DenoisingHead` ends at the action and a step of length
-    0 changes nothing; ``-loss`` of a `LikelihoodHead` sums to `log_prob`; the temperature of a `TemperatureHead`
-    changes plans; a `TargetNetworkHead` uses its own network by default.
+    everything and run no untrusted code.
+
+    For sub-interfaces: a `DenoisingHead` ends at the action and a step of length 0 changes nothing; ``-loss`` of a
+    `LikelihoodHead` sums to `log_prob`; the temperature of a `TemperatureHead` changes plans; a `TargetNetworkHead`
+    uses its own network by default.
 
     Args:
         policy_config: Configuration of a policy with the head and a trunk.

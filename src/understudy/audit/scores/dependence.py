@@ -44,9 +44,11 @@ def action_dependence(data: Dataset, column: str = "observation.state", n_steps:
     """Tests which components of an observation can be causes of the action.
 
     A cause of the action depends on it at every step. A component that is independent of the action at one step is
-    therefore none, and a policy that does not read it cannot rely on it by mistake. Demonstrations that start from
-    randomized states make such components visible: a lamp that shows the last action, for example, must show something
-    random at the first step. The test errs on the safe side. With few episodes nothing is found to be independent.
+    therefore none, and a policy that does not read it cannot rely on it by mistake.
+
+    Demonstrations that start from randomized states make such components visible: a lamp that shows the last action,
+    for example, must show something random at the first step. The test errs on the safe side. With few episodes nothing
+    is found to be independent.
 
     It assumes that each component means one thing, that episodes are independent, and that a cause already acts in
     the first steps: what matters only later (a wall) looks independent there.

@@ -1,9 +1,10 @@
 """Folders of one .npz or .csv file per episode, with an optional dataset.json.
 
 Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vector, which may also be written NAME.0 or
-NAME[0], or start at 1. Numbers are quantities, float64, whole or not. A `timestamp` is in seconds. Cells of the last
-row may be empty: columns that have a value there have a row after the last action. Camera frames are in
-<stem>/<camera>/*.png. dataset.json is {"episodes": number of episodes, "fps", "robot_type", "features": {column:
+NAME[0], or start at 1. Numbers are quantities, float64, whole or not. A `timestamp` is in seconds.
+
+Cells of the last row may be empty: columns that have a value there have a row after the last action. Camera frames are
+in <stem>/<camera>/*.png. dataset.json is {"episodes": number of episodes, "fps", "robot_type", "features": {column:
 {"dtype", "shape", "names", "unit"}}}.
 """
 

@@ -2,9 +2,10 @@
 
 It has observations (N, ...), actions (N, ...) and episode_ends (E,): exclusive ends, in steps. Optional are rewards,
 terminals, timeouts, next_observations, and fps, one number. Any array may have one row more per episode: for
-observations, the one after the last action. Arrays with one row per episode are metadata of the episodes. Other arrays
-of N rows are columns. Arrays are streamed from the file into the cache, so a file may be larger than memory. Pickled
-objects are refused.
+observations, the one after the last action.
+
+Arrays with one row per episode are metadata of the episodes. Other arrays of N rows are columns. Arrays are streamed
+from the file into the cache, so a file may be larger than memory. Pickled objects are refused.
 """
 
 from __future__ import annotations

@@ -24,10 +24,11 @@ class Drive(Toy):
     """A car drives to a crossing that a person may block for a while. A brake light makes cloning causally confused.
 
     The car must not pass while the person is on the road, and must pass afterwards. The camera shows the person as one
-    bright pixel among clutter. The dashboard has a light that shows whether the brake was on in the last step. The
-    expert brakes for many steps in a row, so that the light predicts nearly all of the braking. Only the few steps at
-    which braking begins or ends show its cause. A policy that learns from the light instead of the person repeats its
-    last action.
+    bright pixel among clutter. The dashboard has a light that shows whether the brake was on in the last step.
+
+    The expert brakes for many steps in a row, so that the light predicts nearly all of the braking. Only the few steps
+    at which braking begins or ends show its cause. A policy that learns from the light instead of the person repeats
+    its last action.
 
     observation.state (17; 16 without dashboard; 5 more if fully observed): the pixels, whether the brake was on (0 or
     1), and the first 5 components of simulator.state. simulator.state (8): distance to the crossing, m; speed, m/s;

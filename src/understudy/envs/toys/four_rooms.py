@@ -24,9 +24,11 @@ class FourRooms(Toy):
 
     The style says who records. "navigate": the expert walks to the goal of the episode. "mixed": the same, but every
     second episode walks at random. The other styles have no goal, and their episodes last until the limit, as in the
-    data of OGBench (Park et al. 2025, arXiv 2410.20092). Methods such as `gcbc` choose goals from such data. "play"
-    walks from one random place to another. The places of "stitch" lie at most four cells from where its episode began,
-    so that long ways must be put together from pieces. "noisy" is "play" with large noise.
+    data of OGBench (Park et al. 2025, arXiv 2410.20092).
+
+    Methods such as `gcbc` choose goals from such data. "play" walks from one random place to another. The places of
+    "stitch" lie at most four cells from where its episode began, so that long ways must be put together from pieces.
+    "noisy" is "play" with large noise.
 
     observation.state (2): position, m. observation.goal (2), where there is one: where to go, m. action (2): velocity,
     m/s, clipped to [-2, 2]; a step is 0.1 s. Walls stop the point. Reaching the goal ends the episode with reward 1.

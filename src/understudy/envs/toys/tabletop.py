@@ -33,14 +33,18 @@ class Tabletop(Toy):
     observation.state (3): position of the hand, m, and 1 if it is closed. observation.environment_state (2 a block):
     positions of the blocks, in the order of `COLORS`, m. The instruction is observation.task, as text, or
     observation.click (4): where to take and where to put, m. observation.images.top and observation.images.side:
-    pictures from above and from the front edge, if `camera_size` is not 0. Only the second one shows heights: whether a
-    block hangs in the hand or lies under it. Near blocks hide those behind them. simulator.state (2): number of the
-    mission, and of the held block (-1 if none), which are needed to restore a state.
+    pictures from above and from the front edge, if `camera_size` is not 0.
+
+    Only the second one shows heights: whether a block hangs in the hand or lies under it. Near blocks hide those behind
+    them. simulator.state (2): number of the mission, and of the held block (-1 if none), which are needed to restore a
+    state.
 
     action: with control="velocity" (3) the velocity of the hand, where 1 is 0.08 m in a step of 0.1 s, and above 0 to
-    close it. A hand that closes within 0.04 m of a block takes it, and opens to let go. With control="pick_and_place"
-    (4) where to take and where to put, where -1 and 1 are the edges of the table: one step is a whole motion. Actions
-    are clipped to [-1, 1]. The named block in the named bin, let go, ends the episode with reward 1.
+    close it. A hand that closes within 0.04 m of a block takes it, and opens to let go.
+
+    With control="pick_and_place" (4) where to take and where to put, where -1 and 1 are the edges of the table: one
+    step is a whole motion. Actions are clipped to [-1, 1]. The named block in the named bin, let go, ends the episode
+    with reward 1.
 
     Best possible success: 1.0. `Expert(noise=0)` attains it.
 

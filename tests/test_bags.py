@@ -393,7 +393,7 @@ def test_damage_in_the_middle_is_refused(shared, tmp_path, name):
     ({"clock": {"fps": -1}}, "clock.fps: it must be a number above 0, not -1"),
     ({"gap": "long"}, "gap: it must be a number above 0, not 'long'"),
     ({"stamp": "both"}, "stamp: it must be header or log"),
-    ({"featurs": {}}, "there is no key 'featurs', only .*\n  -> did you mean features"),
+    ({"featurs": {}}, "there is no key 'featurs'; there are .*\n  -> did you mean 'features'"),
     ({"features": {"a": {"topic": "/state", "join": "lst"}}}, "features.a.join: it must be last, next, nearest or"),
     ({"features": {"a": {"topic": "/state", "indices": [-1]}}}, "features.a.indices: they must be integers from 0"),
     ({"features": {"a": {}}}, "features.a: it needs exactly one of topic, metadata and value"),

@@ -106,7 +106,7 @@ def test_a_format_that_the_camera_does_not_have_is_named(video):
     ("type: opencv", "it needs index_or_path, and takes fourcc, fps, height, index_or_path"),
     ("index_or_path: 0, fourcc: JPEG2000", "fourcc is 'JPEG2000', but must have four letters"),
     ("index_or_path: 0, fourcc: 5", "fourcc is 5, but must have four letters"),
-    ("type: emulatd", "did you mean emulated"),
+    ("type: emulatd", "did you mean 'emulated'"),
 ])
 def test_wrong_settings_name_the_camera_and_the_cure(settings, message):
     cameras = parse_cameras(f"{{front: {{{settings}}}}}")

@@ -225,9 +225,9 @@ def test_a_commit_says_whether_the_code_is_that_of_the_commit(tmp_path, monkeypa
 
 
 def test_an_unknown_claim_names_the_nearest():
-    with pytest.raises(UserError, match="no claim 'difusion-bc'.\n.*did you mean 'diffusion-bc'.* list shows all$"):
+    with pytest.raises(UserError, match="no claim 'difusion-bc'\n.*did you mean 'diffusion-bc'.* list shows all$"):
         records.find_claim("difusion-bc")
-    with pytest.raises(UserError, match="no claim 'nothing'.\n  -> understudy claims list shows all$"):
+    with pytest.raises(UserError, match="no claim 'nothing'\n  -> understudy claims list shows all$"):
         records.find_claim("nothing")
 
 

@@ -196,7 +196,7 @@ def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
         ("claims list --out page.md", "claims list: expected --out with table only\n  -> leave --out out"),
         ("claims list --all", "expected --all with run only\n  -> leave --all out"),
         ("claims run --all --budget 1x", "--budget: expected a time such as 90s, 30m or 2h, found '1x'\n  -> such as"),
-        ("claims run nothing", "There is no claim 'nothing'"),
+        ("claims run nothing", "there is no claim 'nothing'"),
         ("plan 0.7 0.8 --episodes 99999999999999999999", "--episodes: expected at most 100,000, found 99,999,"),
         ("compare a a --env fork", "the policy a is named twice\n  -> there is nothing to tell apart"),
         (
@@ -221,17 +221,18 @@ def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize(("args", "message"), [
     (["train", "bc", "d", "--out", "r", "--image-sise", "3"],
-     "understudy train: there is no option --image-sise\n  -> did you mean --image-size? understudy train --help"),
-    (["train", "bc", "d", "--out", "r", "--image_sise=3"], "no option --image_sise\n  -> did you mean --image-size? "),
+     "understudy train: there is no option --image-sise\n  -> did you mean '--image-size'? understudy train --help"),
+    (["train", "bc", "d", "--out", "r", "--image_sise=3"],
+     "no option --image_sise\n  -> did you mean '--image-size'? "),
     (["record", "fork", "--out", "d", "--episodes", "3", "-x"],
      "understudy record: there is no option -x\n  -> understudy record --help says what can be set\n"),
     (["record", "fork", "--out", "d", "--episodes", "3", "--actor", "scriptd"],
      "--actor: 'scriptd' is not scripted, random or keyboard\n"
-     "  -> did you mean scripted? understudy record --help"),
+     "  -> did you mean 'scripted'? understudy record --help"),
     (["train", "bc", "d", "--out", "r", "--device", "gpu"],
      "--device: 'gpu' is not auto, cpu, cuda or mps\n  -> "),
     (["claims", "runn"],
-     "understudy claims: 'runn' is not list, run, check, judge, spot-check or table\n  -> did you mean run? "),
+     "understudy claims: 'runn' is not list, run, check, judge, spot-check or table\n  -> did you mean 'run'? "),
     (["train", "bc"], "understudy train: missing DATA, --out RUN\n  -> understudy train --help"),
     (["train", "bc", "d", "--out"], "--out: needs a value, but has none\n  -> "),
     (["train", "bc", "d", "--out", "r", "--steps", "--seed", "3"], "--steps: needs a value, but has none\n  -> "),
@@ -757,11 +758,11 @@ def test_a_flag_of_a_method_needs_no_value(given):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (["--policy.head.stepz", "5"], ["no option --policy.head.stepz", "did you mean --policy.head.n-steps?"]),
+    (["--policy.head.stepz", "5"], ["no option --policy.head.stepz", "did you mean '--policy.head.n-steps'?"]),
     (["--learner.optimizer.betas", "0.9"], ["--learner.optimizer.betas: needs 2 values, but has only 0.9"]),
     (["--policy.window.n-obs-steps", "1", "2"], ["understudy train flow-policy: unexpected argument '2'"]),
     (["--policy.head.n-steps", "five"], ["five"]),
-    (["--policy.head.solver", "Hein"], ["'Hein' is not Euler, Midpoint or Heun", "did you mean Heun?"]),
+    (["--policy.head.solver", "Hein"], ["'Hein' is not Euler, Midpoint or Heun", "did you mean 'Heun'?"]),
     (["--method.horizn", "5"], ["did you mean 'horizon'"]), (["--method.horizon", "x"], ["--method.horizon", "'x'"]),
     (["--method.horizon"], ["--method.horizon", "has no value"]), (["--learner.optimizer.lr", "-1"], ["lr"]),
     (["--policy.inputs", "observation.stat"], ["did you mean 'observation.state'"]), (["--steps", "0"], ["--steps"]),
@@ -833,7 +834,7 @@ def test_an_executor_from_outside_replaces_that_of_the_method(call, place, tmp_p
     for one, other in zip(plain, slow, strict=True):
         assert np.allclose(0.25 * one.steps["action"][0], other.steps["action"][0], atol=1e-6)
     refused(call(*shared, tmp_path / "no", *name[:2], "--executor.facto", "1", "--trust", "slowed"),
-            "no option --executor.facto", "did you mean --executor.factor?")
+            "no option --executor.facto", "did you mean '--executor.factor'?")
     refused(call(*shared, tmp_path / "no", *name[2:]), "none is named")
     refused(call(*shared, tmp_path / "no", "--executor", "slowed:Demanding", "--trust", "slowed"), "needs pace")
     refused(call(*shared, tmp_path / "no", "--executor", "slowed:Missing", "--trust", "slowed"), "slowed:Missing")
@@ -981,7 +982,7 @@ def test_data_policy_and_environment_must_fit(call, place, tmp_path):
     refused(call("eval", place / "a", "push", "--episodes", 2), "push", "observation.state", "(2,)", "(8,)")
     refused(call("train", "bc", wide, "--out", tmp_path / "r", *TINY, "--eval", "fork"), "fork", "(3,)", "(2,)")
     refused(call("train", "bc", place / "demos", "--out", tmp_path / "r", *TINY, "--eval", "frok"), "fork")
-    refused(call("record", "frok", "--out", tmp_path / "d", "--episodes", 2), "did you mean fork")
+    refused(call("record", "frok", "--out", tmp_path / "d", "--episodes", 2), "did you mean 'fork'")
     refused(call("eval", place / "a", "fork", "--episodes", 0), "1 or more")
     refused(call("eval", place / "a", "fork", "--seed", -1), "-1")
     refused(call("train", "difusion-policy", place / "demos", "--out", tmp_path / "r"), "diffusion-policy")

@@ -164,7 +164,7 @@ def test_folders_and_arrays_of_any_names(tmp_path):
     swapped = open_columns(tmp_path / "all.npz", parse_columns(["state=q[1],q_0", "action=u"]))
     np.testing.assert_array_equal(swapped[0].steps[STATE], rows[:8, [3, 2]])
     assert swapped.features()[STATE].names == ("q_1", "q_0")
-    with pytest.raises(DataError, match="no column 'qq'.*\n.*did you mean q"):
+    with pytest.raises(DataError, match="no column 'qq'.*\n.*did you mean 'q'"):
         open_columns(tmp_path / "all.npz", parse_columns(["state=qq", "action=u"]))
 
 
@@ -208,7 +208,7 @@ def test_columns_mean_the_same_in_every_format(tmp_path, kind):
     for wrong, near in (("epp", "ep"), ("eq", "q"), ("second", "seconds")):
         columns = {"epp": ["state=q", "action=u", "episode=epp"], "eq": ["state=q", "action=u", "goal=eq"],
                    "second": ["state=q", "action=u", "timestamp=second"]}[wrong]
-        with pytest.raises(UserError, match=f"there is no (column|array) '{wrong}'(.|\n)*did you mean {near}"):
+        with pytest.raises(UserError, match=f"there is no (column|array) '{wrong}'(.|\n)*did you mean '{near}'"):
             open_columns(path, parse_columns(columns))
     with pytest.raises(UserError, match="one column tells episodes apart"):
         open_columns(path, parse_columns(["state=q", "action=u", "episode=ep", "episode_lengths=ep_len"]))
@@ -221,7 +221,7 @@ def test_an_array_of_lengths_says_where_episodes_end(tmp_path, kind):
     data = open_columns(path, parse_columns([*columns, "episode_lengths=ep_len"]))
     assert lengths_of(data) == LENGTHS
     np.testing.assert_array_equal(data[1].steps[STATE], arrays()["q"][6:14])
-    with pytest.raises(UserError, match="no column 'ep_lens'(.|\n)*did you mean ep_len"):
+    with pytest.raises(UserError, match="no column 'ep_lens'(.|\n)*did you mean 'ep_len'"):
         open_columns(path, parse_columns([*columns, "episode_lengths=ep_lens"]))
     assert lengths_of(open_columns(write_arrays(tmp_path, kind), parse_columns([*columns, "episode=ep"]))) == LENGTHS
 
@@ -290,7 +290,7 @@ def test_hdf5_of_ones_own_layout(tmp_path):
         assert lengths_of(data) == LENGTHS and data.fps == 25, path
         np.testing.assert_array_equal(np.concatenate([e.steps[STATE] for e in data]), rows[:, [3, 2]])
         assert (data[2].steps["observation.images.front"] == 2).all()
-        with pytest.raises(DataError, match="no array 'obs/qq'(.|\n)*did you mean obs/q"):
+        with pytest.raises(DataError, match="no array 'obs/qq'(.|\n)*did you mean 'obs/q'"):
             open_columns(path, parse_columns(["state=obs/qq", "action=u"]))
         with pytest.raises(UserError, match="3 episodes already"):
             open_columns(path, parse_columns(["state=obs/q", "action=u", "episode=time"]))
@@ -400,8 +400,8 @@ def test_a_column_of_times_gives_the_rate(gaps, rate):
 
 def test_near_names_ignore_case_and_name_the_readings(tmp_path):
     path = write_csv(tmp_path / "runs.csv", table())
-    for columns, hint in ((["state=Q1", "action=u1"], "did you mean q1"),
-                          (["state=q1", "action=u1:class"], "did you mean u1. :classes and :quantities may follow")):
+    for columns, hint in ((["state=Q1", "action=u1"], "did you mean 'q1'"),
+                          (["state=q1", "action=u1:class"], "did you mean 'u1'. :classes and :quantities may follow")):
         with pytest.raises(DataError, match=hint):
             open_columns(path, parse_columns(columns))
 

@@ -200,7 +200,7 @@ def test_functions_at_the_top_of_a_module_are_data_and_lambdas_are_not():
 
 @pytest.mark.parametrize("data, said", [
     ({"$": "subprocess:Popen", "args": "true"}, "trust"),
-    ({"$": "understudy.config:difflib"}, "not a frozen dataclass"),
+    ({"$": "understudy.config:json"}, "not a frozen dataclass"),
     ({"$": "understudy.files:os", "call": False}, "not a function"),
     ({"$": "understudy.files:UserError"}, "not a frozen dataclass"),
     ({"$": "understudy.files:contextmanager", "call": False}, "not a function"),

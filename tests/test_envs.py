@@ -598,7 +598,7 @@ def test_a_click_says_the_same_as_the_words():
 
 
 def test_unknown_names_and_options_say_what_there_is():
-    with pytest.raises(UserError, match="did you mean fork"):
+    with pytest.raises(UserError, match="did you mean 'fork'"):
         envs.make("frok")
     with pytest.raises(UserError, match="CartPole-v1"):
         envs.make("cartpole-v1")
@@ -625,7 +625,7 @@ def test_a_factory_outside_needs_trust(tmp_path, monkeypatch):
     for factory in ("pole", "poles"):
         env = envs.make(f"stranger_envs:{factory}", 3, trust)
         assert env.rows == 3 and env.features["action"].num_classes == (2,)
-    for name, words in (("stranger_envs:wrong", "returned int"), ("stranger_envs:none", "there is no 'none'"),
+    for name, words in (("stranger_envs:wrong", "returned int"), ("stranger_envs:none", "has no function 'none'"),
                         ("stranger_envs.sub:f", "there is no module")):
         with pytest.raises(UserError, match=words):
             envs.make(name, 1, trust)

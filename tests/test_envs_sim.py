@@ -148,7 +148,7 @@ def test_meta_world_goes_on_after_success_if_asked():
     env = envs.make("metaworld/reach-v3", limit=80, terminate_on_success=False)
     episode = rollout(env.expert(), env, 1, seed=7)[0]
     assert len(episode) == 80 and episode.metadata["success"] and episode.steps["next.truncated"][-1]
-    with pytest.raises(UserError, match="did you mean door-open-v3"):
+    with pytest.raises(UserError, match="did you mean 'door-open-v3'"):
         envs.make("metaworld/dor-open-v3")
 
 

@@ -78,7 +78,7 @@ def test_joined_episodes_share_what_is_asked_for():
 
 @pytest.mark.parametrize(("options", "said"), [
     ({"per_group": (2, 1)}, r"per_group: per_group is \(2, 1\)"), ({"n_episodes": 0}, "n_episodes is 0"),
-    ({"field": "skill"}, "no episode has a field 'skill'"), ({}, "episode 2: the episode has no 'proficiency'"),
+    ({"field": "skill"}, "there is no field 'skill'"), ({}, "episode 2: the episode has no 'proficiency'"),
     ({"groups": (0, 5)}, "no episode has proficiency 5"), ({"order": "up"}, "order is 'up', but must")])
 def test_what_does_not_fit_is_refused(options, said):
     with pytest.raises(UserError, match=said):

@@ -438,7 +438,7 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
     assert heads and all({ledger_rows()[n].family for n in c["rows"]} == {"policy-heads"} for c in heads)
     failing = json.loads(call("list", "--json", "--verdict", "fails").out)
     assert failing == [e for e in due_now if e["verdict"] == "fails"]
-    for args, text in ((("list", "--family", "policy"), "did you mean policy-heads?"), (("run",), "found neither"),
+    for args, text in ((("list", "--family", "policy"), "did you mean 'policy-heads'?"), (("run",), "found neither"),
                        (("run", "x", "--all"), "found both"), (("run", "--all", "--budget", "soon"), "a time such as"),
                        (("table", "--stale"), "expected --stale with list only"),
                        (("run", "diffusion-bc", "--budget", "1h"), "expected --budget with run --all only"),

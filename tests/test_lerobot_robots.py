@@ -232,7 +232,7 @@ with robot.robot as inner:
     assert toy.sent[-1] == {"x.vel": 0.0, "lift.pos": 6.0, "turn.vel": 0.0}, "the joints hold although a camera is lost"
 
 for kind, options, kinds, texts in (
-    ("so101_folower", {}, ConfigError, ["LeRobot has no robot 'so101_folower'", "did you mean so101_follower"]),
+    ("so101_folower", {}, ConfigError, ["LeRobot has no robot 'so101_folower'", "did you mean 'so101_follower'"]),
     ("so101_follower", {"prt": "x"}, ConfigError, ["`prt`", "it takes --robot.calibration_dir, --robot.cameras"]),
     ("so101_follower", {"port": "x", "port.x": "1"}, ConfigError, ["--robot lerobot/so101"]),
     ("so101_follower", {"port": "x", "cameras": "{front: {type: opencv"}, ConfigError, ["--robot lerobot/so101"]),

@@ -173,8 +173,8 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
                         ("elsewhere:number", "this is an int, and not a function\n  -> name a function"),
                         ("elsewhere:BC", r"this is a Method, and not a function\n  -> .* def bc_method.*: return BC$"),
                         ("elsewhere:POLICY", r"this is a PolicyConfig, .*\n.* return Method.POLICY.$"),
-                        ("elsewhere:min", "no 'min' in the module elsewhere\n  -> did you mean elsewhere:mine"),
-                        ("elsewhere:absent", "there is no 'absent' in the module elsewhere")):
+                        ("elsewhere:min", "elsewhere has no function 'min'; it has .*\n  -> did you mean 'mine'"),
+                        ("elsewhere:absent", "elsewhere has no function 'absent'")):
         with pytest.raises(UserError, match=words):
             find_method(name, trust=("elsewhere",))
     with pytest.raises(UserError, match="there is no module 'nowhere_at_all"):
@@ -199,7 +199,7 @@ def test_an_unknown_name_suggests_the_methods_that_mention_it(word, message):
 def test_an_unknown_name_shows_the_few_nearest_and_how_to_list_all():
     listing = "understudy methods lists all; a module:function, a method.json or a run can be named too"
     for name, near in (("nope", ""), ("arXiv", ""), ("GCBX", "did you mean 'gcbc'? "),
-                       ("vinn-byo", "did you mean 'vinn-byol', 'vinn'? ")):
+                       ("vinn-byo", "did you mean 'vinn-byol' or 'vinn'? ")):
         with pytest.raises(ConfigError) as told:
             find_method(name)
         assert str(told.value) == f"there is no method {name!r}\n  -> {near}{listing}"
@@ -320,7 +320,7 @@ WITHOUT = {
     "a column with the distances to the recalled steps": (STATES, "there is no column recalled"),
     "a column of text that says what is done at each step, or segments in the metadata of the episodes": (
         STATES, "column 'subtask': it is missing"),
-    "a field of the episodes that orders the demonstrators": (STATES, "no episode has a field 'proficiency'"),
+    "a field of the episodes that orders the demonstrators": (STATES, "there is no field 'proficiency'"),
     "point clouds: observations of shape (points, 3), or more channels with colors or intensities": (
         STATES, "no point cloud"),
     "cameras: without them BYOL has nothing to compare": (STATES, "no camera"),
@@ -339,8 +339,8 @@ WITHOUT = {
         STATES, "0 square images"),
     "rewards": (STATES, "there is no column '?next.reward"),
     "prior data (--prior)": (STATES, "no part 'prior'"),
-    "prior data: the robot moves away from the start of each demonstration": (STATES, "no episode has a field 'data"),
-    "actions that are velocities of an observed pose": (STATES, "no episode has a field 'data"),  # cannot be seen
+    "prior data: the robot moves away from the start of each demonstration": (STATES, "there is no field 'data"),
+    "actions that are velocities of an observed pose": (STATES, "there is no field 'data"),  # cannot be seen
     "an environment": (STATES, "no environment to collect them in"),
     "an environment with an expert, or a person": (STATES, "no environment to collect them in"),
     "a map of cells (observation.grid) and the cell of the agent (observation.cell)": (STATES, "'observation.grid'"),

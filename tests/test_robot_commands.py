@@ -154,7 +154,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
             (["replay", "d"], "name an environment or a robot"),
             (["robot", "calibrate", "--robot", "simulated_arm", "--robot.port", "x"], "not an arm of servos"),
             (["robot", "calibrate", "--robot", "so101_follower"], "--robot.port: is missing"),
-            (["robot", "teleoperate", "--robot", "simulated_arm", "--teleop", "keybord"], "did you mean keyboard"),
+            (["robot", "teleoperate", "--robot", "simulated_arm", "--teleop", "keybord"], "did you mean 'keyboard'"),
             (["robot", "teleoperate", "--robot", "arm.drivers:make", "--teleop", "keyboard"], "not trusted"),
             (["record", "fork", "--yes", "--out", "d", "--episodes", "1"], "--yes: needs --robot"),
             (["record", "fork", "--task", "fold", "--out", "d", "--episodes", "1"], "--task: says nothing"),

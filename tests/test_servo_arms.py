@@ -653,7 +653,7 @@ def test_options_are_those_of_lerobot(folder):
     for wrong in ("front", "{front: 1}", "{front: {a: }}", "{front: {a: 1}", "{} x"):
         with pytest.raises(ConfigError, match="does not describe cameras"):
             parse_cameras(wrong)
-    with pytest.raises(ConfigError, match="did you mean so101_follower"):
+    with pytest.raises(ConfigError, match="did you mean 'so101_follower'"):
         make_robot(RobotConfig("so101_folower"))
     with pytest.raises(UserError, match="there is no calibration.*\n.*robot calibrate --robot so101_follower"):
         make_robot(RobotConfig("so101_follower", "/dev/none"))

@@ -222,8 +222,8 @@ def test_errors_keep_their_kind_on_the_way_from_a_worker():
 def test_a_misspelt_factory_is_told_what_there_is(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "spelled_env.py").write_text(files(tail="\n\ndef make():\n    return Arm()\n"))
-    with pytest.raises(UserError, match="there is no 'mkae' in spelled_env\n.*did you mean make?"):
+    with pytest.raises(UserError, match="spelled_env has no function 'mkae'.*\n.*did you mean 'make'?"):
         make("spelled_env:mkae", trust=("spelled_env",))
-    with pytest.raises(UserError, match="module:factory; there are Arm, make"):
+    with pytest.raises(UserError, match="'zzz'; it has Arm, make\n.*module:factory"):
         make("spelled_env:zzz", trust=("spelled_env",))
     sys.modules.pop("spelled_env", None)

@@ -281,9 +281,9 @@ def test_episodes_that_are_not_shown_matter_no_more(tmp_path):
 @pytest.mark.parametrize("operation, says", [
     (Select((0, 6)), "no episode 6; there are 0 to 5"), (Delete((-1,)), "no episode -1"),
     (Sample(7), "draw 7 of 6 episodes"),
-    (Crop(3), "leaves nothing of its 1 steps"), (Rename("acton", "x"), "did you mean action"),
+    (Crop(3), "leaves nothing of its 1 steps"), (Rename("acton", "x"), "did you mean 'action'"),
     (Rename(ACTION, STATE), "is taken"), (Drop(("nothing",)), "no column 'nothing'"),
-    (Filter("operater"), "did you mean operator"),
+    (Filter("operater"), "did you mean 'operator'"),
     (Filter("operator", at_least=3), "'Ada' is not a number"), (Label("success", 1), "true or false"),
     (Label("length", 1), "cannot be set"), (Resample(0.0), "above 0"), (Filter("next.reward"), "more than one value")])
 def test_an_operation_that_does_not_fit_says_so(operation, says):

@@ -8,7 +8,6 @@ not run; 130 interrupted and resumable.
 from __future__ import annotations
 
 import _thread
-import difflib
 import errno
 import math
 import os
@@ -25,6 +24,7 @@ from importlib import import_module
 from typing import Any
 
 from . import __version__
+from .hints import nearest_names
 from .interrupts import INTERRUPTS, leave_closed_terminal
 
 
@@ -107,7 +107,7 @@ def main(args: list[str] | None = None) -> int:
         return 0
     name = args[0]
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1, 0.65)  # evaluate is near to eval
+        near = nearest_names(name, COMMANDS, cutoff=0.65)  # evaluate is near to eval
         _print_error(f"there is no command {name!r}; there are {', '.join(COMMANDS)}\n"
                      f"  -> {'understudy ' + shlex.join([near[0], *args[1:]]) if near else 'understudy --help'}")
         return 2

@@ -5,7 +5,6 @@ A checkpoint names code, so loading one may import only from packages that the c
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from . import moved
-from .core import ConfigError, UserError
+from .core import ConfigError, UserError, unknown_name
 from .user_code import import_module
 
 T = TypeVar("T")
@@ -111,10 +110,8 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
     given = {k: load(v, trust, f"{where}.{k}" if where else k) for k, v in data.items() if k != "$"}
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            raise ConfigError(f"{name} has no field {key!r}; it has {', '.join(known)}",
-                              where=f"{where}.{key}" if where else key,
-                              hint=f"did you mean {near[0]!r}?" if near else "remove the key")
+            raise unknown_name("field", key, known, f"{where}.{key}" if where else key, owner=name,
+                               hint="remove the key")
     for f in fields(found):
         if f.init and f.name not in given and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{name} needs a field {f.name!r}, found {', '.join(given) or 'none'}",

@@ -1,6 +1,6 @@
 """Basic types and functions that every layer uses: errors, features, batches and random numbers.
 
-This module imports nothing else of understudy.
+This module imports nothing else of understudy but `hints`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 import numpy as np
 import torch
 from torch import Tensor
+
+from .hints import did_you_mean
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,6 +60,9 @@ def _rebuild_error(kind: type[UserError], text: str, state: dict[str, Any]) -> U
     return error
 
 
+MAX_LISTED = 20  # names that an error lists
+
+
 class DataError(UserError):
     """The demonstrations are inconsistent or incomplete. Other data would work."""
 
@@ -68,6 +73,28 @@ class ConfigError(UserError):
 
 class Unsupported(UserError):
     """A valid component cannot do what is asked for, such as guidance for a head without denoising steps."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[object], where: object = None, *, owner: str = "",
+                 hint: str = "", error: type[UserError] = ConfigError) -> UserError:
+    """Return the error about a name that does not exist, with the known names, or the nearest of more than 20.
+
+    Args:
+        kind: What is named, such as "column".
+        where: File, option or key with the name.
+        owner: What does not have it, such as "Meta-World".
+        hint: What to do if no known name is near, or they are more than 20.
+        error: Class of the error.
+    """
+    names = list(dict.fromkeys(map(str, known)))
+    problem = f"{owner} has no {kind} {name!r}" if owner else f"there is no {kind} {name!r}"
+    if len(names) <= MAX_LISTED:
+        problem += f"; {'it has' if owner else 'there are'} {', '.join(names) or 'none'}"
+        return error(problem, where=where, hint=did_you_mean(name, names) or hint or "name one of these")
+    suggestion = did_you_mean(name, names, most=3)
+    if not suggestion and not hint:
+        hint = f"there are {', '.join(names[:MAX_LISTED])} and {len(names) - MAX_LISTED} more"
+    return error(problem, where=where, hint=f"{suggestion} {hint}".strip())
 
 
 def check_range(part: object, *names: str, at_least: float | None = None, at_most: float | None = None,
@@ -133,30 +160,10 @@ def check_choices(part: object) -> None:
 
 
 def _suggest(value: object, choices: list[Any], default: object) -> str:
-    import difflib  # late: only errors need it
-
     values = value if isinstance(value, (tuple, list)) else (value,)
     wrong = next((v for v in values if v not in choices), value)
-    words = [choice for choice in choices if isinstance(choice, str)]
-    if near := difflib.get_close_matches(str(wrong).lower(), words, 1, 0.5):
-        return f"did you mean {near[0]!r}?"
-    return f"the default is {default!r}" if default is not MISSING else "choose one of them"
-
-
-def nearest_names(name: str, known: Iterable[str]) -> str:
-    """Return the start of a hint about an unknown name, for names that are too many to list.
-
-    Args:
-        name: The unknown name.
-        known: The known names.
-
-    Returns:
-        "did you mean 'a', 'b'? " with the three nearest names at most, or "" if none is near.
-    """
-    import difflib  # late: only errors need it
-
-    near = difflib.get_close_matches(name.lower(), list(known), 3)
-    return f"did you mean {', '.join(map(repr, near))}? " if near else ""
+    return did_you_mean(wrong, (choice for choice in choices if isinstance(choice, str)), cutoff=0.5) or (
+        f"the default is {default!r}" if default is not MISSING else "choose one of them")
 
 
 @functools.cache

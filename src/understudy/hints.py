@@ -1,8 +1,9 @@
-"""Commands in messages, quoted for a shell."""
+"""Hints of errors: commands that can be pasted into a shell, and the nearest of known names."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 
 
 def command_line(*parts: object) -> str:
@@ -12,3 +13,22 @@ def command_line(*parts: object) -> str:
         *parts: The arguments after `understudy`.
     """
     return shlex.join(["understudy", *map(str, parts)])
+
+
+def nearest_names(name: object, known: Iterable[object], most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Finds the known names that are nearest to a name, in upper or lower case.
+
+    Args:
+        most: Largest number of names.
+        cutoff: Least similarity, from 0 to 1 (see `difflib.get_close_matches`).
+    """
+    import difflib  # late: only errors need it
+
+    names = {str(k).lower(): str(k) for k in known}
+    return [names[n] for n in difflib.get_close_matches(str(name).lower(), names, most, cutoff)]
+
+
+def did_you_mean(name: object, known: Iterable[object], most: int = 1, cutoff: float = 0.6) -> str:
+    """The question "did you mean 'a'?", with the nearest of the known names, or "" if none is near."""
+    near = nearest_names(name, known, most, cutoff)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -47,6 +47,7 @@ from .core import (
     role,
     short_name,
     suggested_names,
+    unknown_name,
 )
 from .data.augment import Augmentation
 from .data.codec import Codec, Normalizer
@@ -1093,11 +1094,6 @@ def _add_goal_features(policy_config: PolicyConfig, features: Schema) -> dict[st
 
 
 def _check_columns(names, features: Schema, where: str = "data set") -> None:
-    import difflib
-
     for name in names:
         if name not in features:
-            near = difflib.get_close_matches(name, features, 1)
-            known = ", ".join(sorted(features)) or "none"
-            raise UserError(f"there is no column {name!r}; the columns are {known}", where=where,
-                            hint=f"did you mean {near[0]!r}?" if near else "use one of these")
+            raise unknown_name("column", name, sorted(features), where)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from ..core import UserError, nearest_names
+from ..core import UserError, unknown_name
 from ..envs import registry
 from ..files import read_json
 from .base import Claim
@@ -86,8 +86,7 @@ def find_claim(name: str) -> Claim:
     """
     claims = all_claims()
     if name not in claims:
-        raise UserError(f"There is no claim {name!r}.", where="claims",
-                        hint=f"{nearest_names(name, claims)}understudy claims list shows all")
+        raise unknown_name("claim", name, claims, "claims", hint="understudy claims list shows all")
     return claims[name]
 
 

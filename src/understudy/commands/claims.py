@@ -106,16 +106,12 @@ def _selected_claims(o: ClaimsOptions) -> list[dict]:
 def _is_in_family(family: str | None, entry: dict) -> bool:
     if family is None:
         return True
-    import difflib
-
     from ..claims.ledger import find_row, ledger_rows
-    from ..core import UserError
+    from ..core import unknown_name
 
     families = sorted({r.family for r in ledger_rows().values()})
     if family not in families:
-        near = difflib.get_close_matches(family, families, 1)
-        raise UserError(f"The ledger has no family {family!r}.", where="--family",
-                        hint=(f"did you mean {near[0]}? " if near else "") + f"There are {', '.join(families)}")
+        raise unknown_name("family", family, families, "--family", owner="the ledger")
     return family in {find_row(number, entry["name"]).family for number in entry["rows"]}
 
 

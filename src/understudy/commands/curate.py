@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from ..hints import did_you_mean
 from .common import Output, TrustedPackages, command_line, demonstrations_path, parse
 from .merge import check_absent
 
@@ -112,9 +112,8 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
             found, settings = episode_values(data, by), None
         except UserError as error:
             if by in error.problem.partition(";")[0]:
-                near = get_close_matches(by, SCORES, 1)
                 raise UserError(f"there is no score {by!r} (there are {', '.join(SCORES)}), and {error.problem}",
-                                where="--score", hint=f"did you mean {near[0]}?" if near else error.hint) from None
+                                where="--score", hint=did_you_mean(by, SCORES) or error.hint) from None
             raise
     try:
         found = np.array([np.nan if v is None else v for v in found], np.float64)

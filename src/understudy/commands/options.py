@@ -6,7 +6,6 @@ here, so that each error is a `ConfigError` in the words of the user.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import types
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, UseAppendAction, arg
+
+from ..hints import did_you_mean
 
 T = TypeVar("T")
 
@@ -242,9 +243,8 @@ def parse_value(kind: Any, words: Sequence[str], where: str, prog: str) -> Any:
     except (ValueError, KeyError):
         choices = [c for k in _members(kind) if get_origin(k) is Literal for c in get_args(k)]
         choices += kind.names if isinstance(kind, PartChoice) else ()
-        near = difflib.get_close_matches(" ".join(words), list(map(str, choices)), 1)
         raise _error(f"{' '.join(words)!r} is not {_describe(kind)}", where,
-                     (f"did you mean {near[0]}? " if near else "") + _help_hint(prog)) from None
+                     _help_hint(prog, did_you_mean(" ".join(words), choices))) from None
 
 
 def _error(problem: str, where: str, hint: str) -> Exception:
@@ -253,8 +253,8 @@ def _error(problem: str, where: str, hint: str) -> Exception:
     return ConfigError(problem, where=where, hint=hint)
 
 
-def _help_hint(prog: str) -> str:
-    return f"{prog} --help says what can be set"
+def _help_hint(prog: str, suggestion: str = "") -> str:
+    return f"{suggestion} {prog} --help says what can be set".strip()
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
@@ -351,9 +351,7 @@ def _split(args: Sequence[str], arities: dict[str, tuple[int, int | None]],
         name, equals, value = word.partition("=")
         flag = name.replace("_", "-")
         if flag not in arities:
-            near = difflib.get_close_matches(flag, arities, 1)
-            raise _error(f"there is no option {name}", prog,
-                         (f"did you mean {near[0]}? " if near else "") + _help_hint(prog))
+            raise _error(f"there is no option {name}", prog, _help_hint(prog, did_you_mean(flag, arities)))
         words, most = [value] if equals else [], arities[flag][1]
         while pending and not equals and (most is None or len(words) < most) and not is_option(pending[0]):
             words.append(pending.pop(0))

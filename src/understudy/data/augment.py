@@ -5,7 +5,6 @@ A change that inference needs as well (a crop) belongs to the encoder.
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..core import Schema, UserError, check_range
+from ..hints import nearest_names
 
 
 class Augmentation(ABC):
@@ -329,7 +329,7 @@ def _check_column(change: Augmentation, name: str, key: str, features: Schema, k
         return
     wanted = {"image": "images", "vector": "vectors"}.get(kind or "", "columns")
     known = ", ".join(f"{k!r} ({f.kind} of shape {f.shape})" for k, f in sorted(features.items()))
-    near = difflib.get_close_matches(key, usable, 1) or usable[:len(usable) == 1]
+    near = nearest_names(key, usable) or usable[:len(usable) == 1]
     said = f"The policy reads no column {key!r}. It" if key not in features else (
         f"{type(change).__name__} changes {wanted}, and {key!r} has the kind {features[key].kind!r}. The policy")
     raise UserError(f"{said} reads {known or 'nothing'}.", where=where, hint=(

@@ -6,7 +6,6 @@ their columns are.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..core import ConfigError, DataError, Feature, UserError, role, short_name
+from ..hints import did_you_mean, nearest_names
 from .episode import ColumnSource, Dataset, EpisodeList
 from .formats import format_of, open_dataset, remote
-from .formats.column_names import format_list, near_name_hint, standard_name
+from .formats.column_names import format_list, standard_name
 from .formats.detection import UnknownFormat, detect_format
 from .formats.episode_table import EPISODE_COLUMNS, cut_table, frame_rate
 from .formats.folder import NpzFolderSource, episode_files, not_seconds, open_csv
@@ -54,7 +54,7 @@ def parse_columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
         if not (name and equals and all(parts)):
             raise ConfigError(f"{text!r} does not say which columns to read", where="--columns",
                               hint="such as --columns state=q1,q2 action=u1,u2")
-        if name not in _BOUNDARIES and (near := difflib.get_close_matches(name, _BOUNDARIES, 1, 0.85)):
+        if name not in _BOUNDARIES and (near := nearest_names(name, _BOUNDARIES, cutoff=0.85)):
             raise ConfigError(f"{text!r} would make the observation {name!r}", where="--columns",
                               hint=f"did you mean {near[0]}=? For the observation: observation.{name}={columns}")
         name = name if name in _BOUNDARIES else standard_name(name, others="observation.")
@@ -316,7 +316,7 @@ def _find_part(part: str, source: ColumnSource, where: str) -> tuple[str, int | 
         if text in names:
             return names[text]
     raise DataError(f"there is no column {part!r} among {format_list(source.schema, 20)}", where=where,
-                    hint=near_name_hint(part.partition(":")[0], names, "name one of these after --columns NAME=")
+                    hint=(did_you_mean(part.partition(":")[0], names) or "name one of these after --columns NAME=")
                     + (" :classes and :quantities may follow the last column" if ":" in part else ""))
 
 

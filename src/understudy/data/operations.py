@@ -6,7 +6,6 @@ numbered from 0 in the dataset that an operation is applied to. T is the number 
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,7 +14,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 import numpy as np
 
-from ..core import Feature, UserError, keys, role
+from ..core import Feature, UserError, keys, role, unknown_name
 from . import cache
 from .episode import ColumnSource, Dataset, Episode
 from .relabel import task_texts
@@ -481,10 +480,7 @@ def episode_values(data: Dataset, field: str) -> list[Any]:
         have = sorted({"length", "episode", *(k for e in data for k in e.metadata),
                        *(n for n, f in data.source.schema.items() if f.size == 1),
                        *(["success"] if _SUCCESS in data.source.schema else [])})
-        near = difflib.get_close_matches(field, have, 1)
-        raise UserError(f"no episode has a field {field!r}; there are {', '.join(have)}",
-                        where=data.metadata.get("path", "data set"),
-                        hint=f"did you mean {near[0]}?" if near else "name one of these")
+        raise unknown_name("field", field, have, data.metadata.get("path", "data set"))
     return found
 
 
@@ -788,9 +784,7 @@ def _check_indices(numbers: Sequence[int], data: Dataset, operation: Operation) 
 
 def _check_column(name: str, source: ColumnSource, where: str) -> None:
     if name not in source.schema:
-        near = difflib.get_close_matches(name, source.schema, 1)
-        raise UserError(f"there is no column {name!r}; there are {', '.join(source.schema)}", where=where,
-                        hint=f"did you mean {near[0]}?" if near else "name one of these")
+        raise unknown_name("column", name, source.schema, where)
 
 
 def _common_feature(name: str, found: Sequence[Feature | None]) -> Feature:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import io
@@ -11,7 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from types import ModuleType
 
 from ..config import UntrustedCode
-from ..core import UserError
+from ..core import UserError, unknown_name
 from ..plugins import find_plugins, load_plugin
 from ..user_code import import_module
 from .base import Env
@@ -216,8 +215,11 @@ def _registered(gym_id, name, rows, trust, options) -> Env:
         except ImportError:
             continue
     if gym_id not in gymnasium.registry:
-        raise UserError(f"there is no environment {name!r}", where="environment",
-                        hint=_nearest(name, gymnasium.registry))
+        raise unknown_name(
+            "environment", name, [*names(), *gymnasium.registry], "environment",
+            hint=f"Known are the toys {', '.join(names())}, Gymnasium's ids, metaworld/NAME, ogbench/NAME, "
+            f"dm_control/NAME, robosuite/NAME and module:factory; {SIMULATORS}; --trust PACKAGE imports one that "
+            "registers its own ids")
     try:
         env = gymnasium_adapter.build(gym_id, **options)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
@@ -261,10 +263,12 @@ def _make_from_factory(name, rows, trust, options) -> Env:
     build = getattr(code, factory, None)
     if build is None and factory in gymnasium.registry:  # Gymnasium's own way of naming who registers an id
         return _registered(factory, name, rows, (), options)
+    if build is None:
+        raise unknown_name("function", factory, _own_callables(code), name, owner=module,
+                           hint="an environment is named module:factory")
     if not callable(build):
-        raise UserError(f"there is no {factory!r} in {module}" if build is None else
-                        f"{factory!r} in {module} is not a function or class, but {type(build).__name__}", where=name,
-                        hint=f"an environment is named module:factory; {suggestion(factory, _own_callables(code))}")
+        raise UserError(f"{factory!r} in {module} is not a function or class, but {type(build).__name__}", where=name,
+                        hint="an environment is named module:factory")
     return _make_with(build, factory, name, rows, options)
 
 
@@ -304,24 +308,3 @@ def _import_quietly(module: str) -> ModuleType:
     """Simulators greet when they are imported."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         return importlib.import_module(module)
-
-
-def suggestion(name: str, known) -> str:
-    """Hint for an error about an unknown name: the nearest known names, or all of them.
-
-    Args:
-        name: The unknown name.
-        known: The known names.
-    """
-    near = difflib.get_close_matches(name, list(known), 3, 0.4)
-    return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
-
-
-def _nearest(name, registry) -> str:
-    known = [*names(), *registry]
-    near = difflib.get_close_matches(name, known, 4, 0.5)
-    near = [n for n in known if n.lower() == name.lower()] or near
-    said = f"did you mean {', '.join(near)}? " if near else ""
-    return (f"{said}Known are the toys {', '.join(names())}, Gymnasium's ids, metaworld/NAME, "
-            "ogbench/NAME, dm_control/NAME, robosuite/NAME and module:factory; "
-            f"{SIMULATORS}; --trust PACKAGE imports one that registers its own ids")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..core import Feature, State, UserError, check_range, normal
 from ..data.runtime import ConstantColumns, LastStep, RuntimeTransform
 from ..data.video import resize
+from ..hints import did_you_mean
 from ..policy import Planner
 from .base import Executor
 from .chunking import RecedingHorizon
@@ -221,11 +221,11 @@ def _check_names(obs, names) -> None:
         raise UserError(f"observations must be a dict of columns, but this is {_describe_value(obs)}", where="obs",
                         hint=f"give {{{', '.join(f'{n!r}: ...' for n in names)}}}")
     if missing := [n for n in names if n not in obs]:
-        near = difflib.get_close_matches(missing[0], (str(k) for k in obs if k not in names), 1)
+        suggestion = did_you_mean(missing[0], (k for k in obs if k not in names))
         known = ", ".join(sorted(map(str, obs))) or "no columns"
         raise UserError(f"there is no column {missing[0]!r}; there are {known}", where="obs",
-                        hint=(f"did you mean {near[0]!r}? " if near else "")
-                        + f"The policy reads the columns it was trained with: {', '.join(names)}")
+                        hint=f"{suggestion} The policy reads the columns it was trained with: "
+                             f"{', '.join(names)}".strip())
 
 
 def _tensor(name: str, value) -> Tensor:

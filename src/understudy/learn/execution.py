@@ -6,12 +6,11 @@ past, and returns the executor and what plans in addition.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass, replace
 
 from ..config import find_class
-from ..core import ConfigError, Unsupported, UserError
+from ..core import ConfigError, Unsupported, UserError, unknown_name
 from ..execute.adaptive import AdaptiveChunking, AdaptiveHorizon, ChunkBlending
 from ..execute.base import ActionConditionedExecutor, Executor
 from ..execute.bidirectional import BidirectionalDecoding
@@ -58,9 +57,7 @@ def with_execution_scheme(method: Method, name: str, trust: tuple[str, ...] = ()
     """
     known, own = name.replace("_", "-"), method.executor
     if ":" not in name and known not in EXECUTION_SCHEMES:
-        near = difflib.get_close_matches(known, EXECUTION_SCHEMES, 1)
-        raise ConfigError(f"there is no execution scheme {name!r}; there are {', '.join(EXECUTION_SCHEMES)}",
-                          where="--executor", hint=f"did you mean {near[0]!r}?" if near else "name one of these")
+        raise unknown_name("execution scheme", name, EXECUTION_SCHEMES, "--executor")
     inner = own.executor if isinstance(own, FilteredExecutor) else own
     if isinstance(inner, (ActionConditionedExecutor, StreamingExecutor)):
         raise Unsupported(f"the policy is trained for {type(inner).__name__}, whose plans are not chunks",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import inspect
 import json
@@ -112,7 +111,7 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
             the method needs.
         UntrustedCode: "module:function" names code of a package that is not trusted.
     """
-    from ..core import ConfigError, nearest_names
+    from ..core import ConfigError, unknown_name
 
     if (function := find_function(name, trust)) is not None:
         if features is not None:
@@ -129,8 +128,8 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
         raise ConfigError(f"there is no method {name!r}, but it is mentioned by {', '.join(found)}",
                           hint=f"did you mean {found[0]!r}?" if len(found) == 1 else
                           "name one of these; understudy methods describes them")
-    raise ConfigError(f"there is no method {name!r}", hint=nearest_names(name, method_names()) +
-                      "understudy methods lists all; a module:function, a method.json or a run can be named too")
+    raise unknown_name("method", name, method_names(), hint="understudy methods lists all; a module:function, "
+                       "a method.json or a run can be named too")
 
 
 def _methods_about(word: str) -> list[str]:
@@ -258,7 +257,7 @@ def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Metho
 
 
 def _import_function(path: str, name: str) -> Callable[..., Method]:
-    from ..core import ConfigError
+    from ..core import unknown_name
     from ..user_code import import_module
 
     module, _, attribute = path.partition(":")
@@ -266,10 +265,8 @@ def _import_function(path: str, name: str) -> Callable[..., Method]:
     try:
         found = getattr(imported, attribute)
     except AttributeError:
-        near = difflib.get_close_matches(attribute, dir(imported), 1)
-        raise ConfigError(f"there is no {attribute!r} in the module {module}", where=name,
-                          hint=f"did you mean {module}:{near[0]}?" if near else "check the name after the colon"
-                          ) from None
+        raise unknown_name("function", attribute, (n for n in dir(imported) if callable(getattr(imported, n))), name,
+                           owner=module, hint="check the name after the colon") from None
     return _callable(found, name)
 
 
@@ -292,15 +289,13 @@ def _callable(found, name: str) -> Callable[..., Method]:
 
 
 def _build_method(function: Callable[..., Method], name: str, features: Schema | None, options: dict) -> Method:
-    from ..core import ConfigError
+    from ..core import ConfigError, unknown_name
     from ..learn.method import Method
 
     known = inspect.signature(function).parameters
     for key in options:
         if key not in known or key == "features":
-            near = difflib.get_close_matches(key, known, 1)
-            raise ConfigError(f"{name} has no option {key!r}; it has {', '.join(k for k in known if k != 'features')}",
-                              hint=f"did you mean {near[0]!r}?" if near else "leave it out")
+            raise unknown_name("option", key, (k for k in known if k != "features"), owner=name, hint="leave it out")
     method = function(**options, **({"features": features} if "features" in known else {}))
     if not isinstance(method, Method):
         raise ConfigError(f"the function returned {type(method).__name__} instead of a Method", where=name,

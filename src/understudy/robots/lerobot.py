@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..core import ConfigError, Feature, Unsupported, UserError
+from ..hints import did_you_mean
 from .base import ConnectionLost, Robot, RobotError, Teleoperator
 from .limits import SafetyLimits
 from .servo_arm import MAX_RELATIVE_TARGET, MAX_VELOCITY, ServoFollower
@@ -313,10 +314,9 @@ def _make_device(role: Literal["robot", "teleop"], name: str, options: Mapping[s
         _import_modules(cameras)
     register_third_party_plugins()
     if name not in choices:
-        near = difflib.get_close_matches(name, choices, 3, 0.5)
         failed = "".join(f"; its module {module} cannot be imported: {text}" for module, text in failures.items())
         raise ConfigError(f"LeRobot has no {role} {name!r}; it has {', '.join(sorted(choices))}{failed}", where=where,
-                          hint=f"did you mean {' or '.join(near)}?" if near else "check it, or install its package")
+                          hint=did_you_mean(name, choices, 3, 0.5) or "check it, or install its package")
     config = _make_config(choices[name], options, role, where)
     try:
         device = make(config)

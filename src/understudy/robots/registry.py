@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UntrustedCode, load
-from ..core import ConfigError, UserError
+from ..core import ConfigError, UserError, unknown_name
 from ..envs.devices import Gamepad, JointKeyboard
 from ..files import read_json
 from ..hints import command_line
@@ -351,10 +350,8 @@ def _from_factory(name: str, known: Sequence[str], where: str, trust: Sequence[s
     """What a function of the user returns, called with those of the options that it takes."""
     module, colon, function = name.partition(":")
     if not colon:
-        near = difflib.get_close_matches(name, known, 1)
-        names = ", ".join((*known, *(["lerobot/TYPE"] if where.startswith("--") else [])))
-        raise ConfigError(f"there is no {name!r}; there are {names}, and module:factory", where=where,
-                          hint=f"did you mean {near[0]}?" if near else "check the name")
+        others = ["lerobot/TYPE"] if where.startswith("--") else []
+        raise unknown_name("device", name, (*known, *others, "module:factory"), where, hint="check the name")
     package = module.split(".")[0]
     if package not in trust:
         raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -96,19 +95,6 @@ def format_list(items: Iterable, most: int = 5) -> str:
     """
     items = [str(i) for i in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
-
-
-def near_name_hint(name: str, names: Iterable[str], otherwise: str) -> str:
-    """Return a hint that names the known name nearest to an unknown one.
-
-    Args:
-        name: The unknown name.
-        names: The known names.
-        otherwise: The hint if none is near.
-    """
-    lower = {known.lower(): known for known in names}
-    near = difflib.get_close_matches(name.lower(), lower, 1)
-    return f"did you mean {lower[near[0]]}?" if near else otherwise
 
 
 def sort_numbered(names: Iterable[str], prefix: str) -> list[str]:

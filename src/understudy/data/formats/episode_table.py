@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import ConfigError, DataError, role
+from ...core import DataError, UserError, role, unknown_name
 from ..episode import ColumnSource, Dataset, episode_starts
-from .column_names import format_list, near_name_hint
 
 _NOT_SECONDS = 60  # between steps: times that are farther apart are milliseconds or nanoseconds
 EPISODE_COLUMNS = ("episode", "episode_index", "episode_id")
@@ -142,7 +141,7 @@ def boundary_hint(arrays: Mapping[str, np.ndarray], steps: int, ends: str = "") 
     return ""
 
 
-def unknown_boundary(option: str, name: str, names: Iterable[str]) -> ConfigError:
+def unknown_boundary(option: str, name: str, names: Iterable[str]) -> UserError:
     """Return the error for a column or array that the user named and that does not exist.
 
     Args:
@@ -151,8 +150,7 @@ def unknown_boundary(option: str, name: str, names: Iterable[str]) -> ConfigErro
         names: The names that exist.
     """
     kind = "column that numbers the episodes" if option == "episode" else "array of the lengths of the episodes"
-    return ConfigError(f"there is no column {name!r}; there are {format_list(names, 20)}",
-                       where=f"--columns {option}=", hint=near_name_hint(name, names, f"name the {kind}"))
+    return unknown_name("column", name, names, f"--columns {option}=", hint=f"name the {kind}")
 
 
 def _several_episodes(source: ColumnSource) -> Iterator[str]:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ...core import DataError, Feature, UserError, role
+from ...core import DataError, Feature, UserError, role, unknown_name
 from .. import cache
 from ..episode import Dataset
 from ..sources import ChunkedSource
 from . import hdf5
-from .column_names import format_list, near_name_hint, number_sort_key
+from .column_names import number_sort_key
 from .episode_table import boundary_hint, check_lengths, cut_source, cut_table, unknown_boundary
 from .key_map import KeyMap, common_arrays, metadata
 
@@ -131,8 +131,8 @@ class Hdf5ArraysSource(ChunkedSource):
         missing = next((n for n in names if not any(array_key(n, arrays) for arrays in levels[level].values())), None)
         if missing is not None:
             known = dict.fromkeys(key for arrays in levels[level if matches[level] else 0].values() for key in arrays)
-            raise DataError(f"there is no array {missing!r}; there are {format_list(known, 20)}", where=path,
-                            hint=near_name_hint(missing, known, "name one of these after --columns NAME="))
+            raise unknown_name("array", missing, known, path, hint="name one of these after --columns NAME=",
+                               error=DataError)
         groups = {p: arrays for p, arrays in levels[level].items() if any(array_key(n, arrays) for n in names)}
         return [(path, prefix, groups[prefix]) for prefix in sorted(groups, key=number_sort_key)]
 

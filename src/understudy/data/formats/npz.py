@@ -10,7 +10,6 @@ from the file into the cache, so a file may be larger than memory. Pickled objec
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core import Feature, UserError, role, short_name
+from ...hints import nearest_names
 from .. import cache
 from ..episode import Dataset, episode_starts
 from . import sidecar
@@ -258,7 +258,7 @@ def rename_hint(keys: Iterable[str]) -> str:
     """Return a hint to rename arrays whose names are close to known ones. Empty if there are none."""
     keys, right = sorted(keys), (*KEYS.columns, "episode_ends", "next_observations")
     missing = [name for name in right if name not in keys]
-    near = {key: _OTHERS.get(key) or next(iter(difflib.get_close_matches(key, missing, 1, 0.8)), None)
+    near = {key: _OTHERS.get(key) or next(iter(nearest_names(key, missing, cutoff=0.8)), None)
             for key in keys if key not in (*right, *EPISODE_COLUMNS)}
     near = {key: name for key, name in near.items() if name in missing}
     return f"save {', '.join(f'{key} as {name}' for key, name in near.items())}" if near else ""

@@ -6,7 +6,6 @@ docs/formats.md describes the file. Ages and gaps are in seconds. A path names a
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core import UserError, role
+from ...core import UserError, role, unknown_name
 from ...files import read_json
 from .key_map import is_rate
 
@@ -173,9 +172,7 @@ def _object(said, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
     _require(isinstance(said, Mapping), f"an object with {', '.join(keys)}", said, where)
     for key in said:
         if key not in keys:
-            near = difflib.get_close_matches(str(key), keys, 1)
-            raise UserError(f"there is no key {key!r}, only {', '.join(keys)}", where=where,
-                            hint=f"did you mean {near[0]}?" if near else _DO)
+            raise unknown_name("key", key, keys, where, hint=_DO)
     return said
 
 

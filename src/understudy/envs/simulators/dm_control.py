@@ -11,7 +11,7 @@ from dm_control import suite
 from dm_env import specs
 from gymnasium import spaces
 
-from ...core import UserError
+from ...core import UserError, unknown_name
 from .. import gymnasium_adapter
 from ..mujoco import MujocoVector
 
@@ -31,10 +31,8 @@ def make(name: str, rows: int = 1, limit: int | None = None) -> DmControlVector:
     """
     domain, _, task = name.removeprefix("dm_control/").partition("-")
     if (domain, task) not in suite.ALL_TASKS:
-        from ..registry import suggestion
-
-        raise UserError(f"the control suite has no domain and task {domain}-{task}", where=name,
-                        hint=suggestion(f"{domain}-{task}", ["-".join(known) for known in suite.ALL_TASKS]))
+        raise unknown_name("domain and task", f"{domain}-{task}", map("-".join, suite.ALL_TASKS), name,
+                           owner="the control suite")
     vec = gymnasium_adapter.vectorize(lambda: DMControlEnv(domain, task, limit), rows)
     first = vec.envs[0]
     return DmControlVector(vec, {"env": name, "version": f"dm_control {version('dm-control')}", "limit": first.limit,

@@ -7,7 +7,7 @@ import highway_env  # noqa: F401  (names the environments)
 from highway_env.envs.common.action import DiscreteMetaAction
 from highway_env.vehicle.behavior import IDMVehicle
 
-from ...core import UserError
+from ...core import unknown_name
 from .. import gymnasium_adapter
 from ..gymnasium_adapter import RenderableGymVector
 from .external import ExpertVector
@@ -34,10 +34,8 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
         Kesting et al. (2007), General Lane-Changing Model MOBIL for Car-Following Models.
     """
     if name not in gymnasium.registry:
-        from ..registry import suggestion
-
-        raise UserError(f"highway-env has no environment {name!r}", where=name, hint=suggestion(
-            name, [i for i, s in gymnasium.registry.items() if str(s.entry_point).startswith("highway_env.")]))
+        ids = (i for i, s in gymnasium.registry.items() if str(s.entry_point).startswith("highway_env."))
+        raise unknown_name("environment", name, ids, name, owner="highway-env")
     vec = gymnasium_adapter.vectorize(lambda: HighwaySuccess(gymnasium_adapter.build(name, **options)), rows)
     car = vec.envs[0].unwrapped
     config = car.config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 import gymnasium
@@ -11,7 +10,7 @@ import torch
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as GOALS
 from metaworld.policies import ENV_POLICY_MAP
 
-from ...core import UserError
+from ...core import unknown_name
 from ...execute.actor import Actor
 from .. import gymnasium_adapter
 from ..base import HasExpert, HasProprioception
@@ -32,9 +31,7 @@ def make(name: str, rows: int = 1, limit: int = 500, terminate_on_success: bool 
     """
     task = name.removeprefix("metaworld/")
     if task not in ENV_POLICY_MAP:
-        near = difflib.get_close_matches(task, ENV_POLICY_MAP, 3, 0.4)
-        raise UserError(f"Meta-World has no task {task!r}", where=name,
-                        hint=f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(ENV_POLICY_MAP)}")
+        raise unknown_name("task", task, ENV_POLICY_MAP, name, owner="Meta-World")
     vec = gymnasium_adapter.vectorize(lambda: FreshTaskEnv(task, limit, terminate_on_success), rows)
     facts = {**gymnasium_adapter.env_metadata(vec.envs[0].env, name), "limit": limit,
              "success": "info['success'] at any step, as the benchmark counts"}

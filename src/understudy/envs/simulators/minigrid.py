@@ -12,7 +12,7 @@ from gymnasium import spaces
 from minigrid import wrappers
 from minigrid.utils.baby_ai_bot import BabyAIBot
 
-from ...core import UserError
+from ...core import UserError, unknown_name
 from .. import gymnasium_adapter
 from ..gymnasium_adapter import RenderableGymVector
 from .external import ExpertVector
@@ -39,13 +39,8 @@ def make(
         UserError: There is no such environment or view.
     """
     if name not in gymnasium.registry:
-        from ..registry import suggestion
-
-        raise UserError(
-            f"MiniGrid has no environment {name!r}",
-            where=name,
-            hint=suggestion(name, [i for i in gymnasium.registry if i.startswith(("MiniGrid-", "BabyAI-"))]),
-        )
+        ids = (i for i in gymnasium.registry if i.startswith(("MiniGrid-", "BabyAI-")))
+        raise unknown_name("environment", name, ids, name, owner="MiniGrid")
     if view not in VIEWS:
         raise UserError(f"expected {', '.join(VIEWS)}, found {view!r}", where=f"{name}, view",
                         hint="such as view='partial'")

@@ -8,7 +8,7 @@ import numpy as np
 import ogbench  # noqa: F401  (names the environments)
 import torch
 
-from ...core import UserError
+from ...core import UserError, unknown_name
 from .. import gymnasium_adapter
 from ..gymnasium_adapter import RenderableGymVector
 from ..mujoco import MujocoVector
@@ -32,10 +32,7 @@ def make(name: str, rows: int = 1, task: int | None = None, **options) -> GoalVe
     """
     gym_id, colon, number = name.removeprefix("ogbench/").partition(":")
     if gym_id not in gymnasium.registry or not _is_goal_env(gym_id):
-        from ..registry import suggestion
-
-        raise UserError(f"OGBench has no environment {gym_id!r}", where=name,
-                        hint=suggestion(gym_id, [i for i in gymnasium.registry if _is_goal_env(i)]))
+        raise unknown_name("environment", gym_id, filter(_is_goal_env, gymnasium.registry), name, owner="OGBench")
     if colon:
         task = int(number) if number.isdecimal() else 0
     if task is not None and not 1 <= task <= TASKS:

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from ...core import UserError
+from ...core import unknown_name
 from .. import gymnasium_adapter
 
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
@@ -32,10 +32,7 @@ def make(
     """
     task = name.removeprefix("robosuite/")
     if task not in robosuite.ALL_ENVIRONMENTS:
-        from ..registry import suggestion
-
-        raise UserError(f"robosuite has no environment {task!r}", where=name,
-                        hint=suggestion(task, robosuite.ALL_ENVIRONMENTS))
+        raise unknown_name("environment", task, robosuite.ALL_ENVIRONMENTS, name, owner="robosuite")
     arms = robots or (["Panda", "Panda"] if task.startswith("TwoArm") else "Panda")
     vec = gymnasium_adapter.vectorize(lambda: RobosuiteArm(task, arms, limit, options), rows)
     return gymnasium_adapter.HeadlessGymVector(

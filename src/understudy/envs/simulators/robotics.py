@@ -6,7 +6,7 @@ import gymnasium
 import gymnasium_robotics
 from gymnasium import spaces
 
-from ...core import UserError
+from ...core import unknown_name
 from .. import gymnasium_adapter
 from ..gymnasium_adapter import RenderableGymVector
 
@@ -27,10 +27,8 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
         UserError: There is no such environment.
     """
     if name not in gymnasium.registry:
-        from ..registry import suggestion
-
-        raise UserError(f"Gymnasium-Robotics has no environment {name!r}", where=name,
-                        hint=suggestion(name, [i for i in gymnasium.registry if i.startswith(FAMILIES)]))
+        raise unknown_name("environment", name, (i for i in gymnasium.registry if i.startswith(FAMILIES)), name,
+                           owner="Gymnasium-Robotics")
     vec = gymnasium_adapter.vectorize(lambda: ObservationColumns(gymnasium_adapter.build(name, **options)), rows)
     kitchen = name.startswith("FrankaKitchen")
     metadata = {**gymnasium_adapter.env_metadata(vec.envs[0], name),

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from understudy import config, files
+from understudy import config, core, files
 from understudy.core import (
     Batch,
+    ConfigError,
     Context,
+    DataError,
     Feature,
     UserError,
     keys,
@@ -335,3 +338,22 @@ def test_what_trains_and_rolls_out_is_replaced_wherever_it_was_imported():
     with replaced({function: lambda *args: (args, "replaced") for function in names}):
         for function, (module, name) in names.items():
             assert function(1) == getattr(module, name)(1) == ((1,), "replaced")
+
+
+def test_an_unknown_name_is_told_the_known_ones_or_the_nearest_of_many():
+    few = core.unknown_name("column", "stat", ["state", "action"], "data")
+    assert type(few) is ConfigError
+    assert str(few) == "data: there is no column 'stat'; there are state, action\n  -> did you mean 'state'?"
+    far = core.unknown_name("task", "x", ["state"], owner="Robot", hint="leave it out", error=DataError)
+    assert type(far) is DataError and str(far) == "Robot has no task 'x'; it has state\n  -> leave it out"
+    assert core.unknown_name("task", "x", []).problem == "there is no task 'x'; there are none"
+    many = [f"door-{i}" for i in range(30)]
+    near = core.unknown_name("task", "DOOR-7", many, hint="list them")
+    assert near.problem == "there is no task 'DOOR-7'" and near.hint.startswith("did you mean 'door-7' or ")
+    assert near.hint.count(" or ") == 2 and near.hint.endswith("? list them")
+    assert core.unknown_name("task", "zzz", many).hint == f"there are {', '.join(many[:20])} and 10 more"
+
+
+def test_near_names_are_found_in_one_place():
+    for path in Path(core.__file__).parent.rglob("*.py"):
+        assert path.name == "hints.py" or "get_close_matches" not in path.read_text(), path

@@ -134,7 +134,7 @@ def test_help_speaks_of_what_is_left_out_in_words(call, monkeypatch, terminal):
             plain = re.sub(r"\x1b\[[\d;]*m", "", out)
             assert "{None}" not in plain
             assert len({len(line) for line in plain.splitlines() if line.startswith("  -")}) == 1
-    assert re.search(r"--threshold RATE +one rate against this bound \(default: None\)", re.sub(
+    assert re.search(r"--threshold RATE +distinguish one rate from this bound \(default: None\)", re.sub(
         r"\x1b\[[\d;]*m", "", call("plan", "--help")[1]))
 
 

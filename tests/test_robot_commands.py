@@ -124,7 +124,7 @@ def test_an_emulated_arm_from_calibration_to_a_policy_that_acts(tmp_path, monkey
             from understudy.commands.serve import ServeOptions, load_service
             from understudy.serve.server import BackgroundServer
 
-            with BackgroundServer(load_service(ServeOptions(Path("run")))) as server:
+            with BackgroundServer(load_service(ServeOptions(run=Path("run")))) as server:
                 for executor in ([], ["--executor", "server"]):
                     assert main(["act", server.url, *acting, *executor]) == 0
                 requests = re.search(r'requests_total{kind="plan"} (\d+)', server.server.metrics.text())

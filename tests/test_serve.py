@@ -702,7 +702,7 @@ def test_weights_are_read_again_only_if_they_have_changed(tmp_path, monkeypatch)
     monkeypatch.setattr("understudy.commands.policies.weights_digest", lambda path: read.append(path) or str(len(read)))
     (tmp_path / "policy.json").write_text("{}")
     (tmp_path / "weights.safetensors").write_bytes(b"first")
-    o = ServeOptions(tmp_path)
+    o = ServeOptions(run=tmp_path)
     assert _newest(o) == _newest(o) == "1"
     (tmp_path / "weights.safetensors").write_bytes(b"second")
     assert _newest(o) == _newest(o) == "2" and read == [tmp_path, tmp_path]

@@ -199,10 +199,10 @@ def test_a_demonstration_is_shown_on_the_command_line(tmp_path, capsys):
     with pytest.raises(UserError, match="no policy does what a demonstration shows"):
         run("--condition", f"demonstration={tmp_path / 'demos'}", policy="plain")
 
-    served = load_service(ServeOptions(tmp_path / "run", condition=(f"demonstration={tmp_path / 'demos'}:3",)))
+    served = load_service(ServeOptions(run=tmp_path / "run", condition=(f"demonstration={tmp_path / 'demos'}:3",)))
     torch.testing.assert_close(served.served.defaults["observation.demonstration.1"],
                                torch.from_numpy(data[3].steps["observation.state"][-1]))
     with pytest.raises(ConfigError, match="there are 10 episodes, but a server shows one"):
-        load_service(ServeOptions(tmp_path / "run", condition=(f"demonstration={tmp_path / 'demos'}",)))
+        load_service(ServeOptions(run=tmp_path / "run", condition=(f"demonstration={tmp_path / 'demos'}",)))
     with pytest.raises(ConfigError, match="does not read a demonstration"):
-        load_service(ServeOptions(tmp_path / "plain", condition=(f"demonstration={tmp_path / 'demos'}:3",)))
+        load_service(ServeOptions(run=tmp_path / "plain", condition=(f"demonstration={tmp_path / 'demos'}:3",)))

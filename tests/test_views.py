@@ -416,12 +416,18 @@ def document(capsys) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+def _split_options(fractions, seed):
+    from understudy.commands.split import SplitOptions
+
+    return SplitOptions(data=Path("x"), by="operator", out=Path("y"), fractions=fractions, seed=seed)
+
+
 @QUICK
 @given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=12), shares=st.integers(2, 4), seed=st.integers(0, 99))
 def test_a_split_has_every_episode_once_and_groups_whole(sizes, shares, seed):
-    from understudy.commands.split import SplitOptions, _random_parts
+    from understudy.commands.split import _random_parts
     found = [f"v{i}" for i, n in enumerate(sizes) for _ in range(n)]
-    o = SplitOptions(Path("x"), "operator", Path("y"), tuple(np.full(shares, 1 / shares)), seed=seed)
+    o = _split_options(tuple(np.full(shares, 1 / shares)), seed=seed)
     if len(sizes) < shares:
         with pytest.raises(UserError, match="at least"):
             _random_parts(o, found)
@@ -439,7 +445,7 @@ def test_a_split_has_every_episode_once_and_groups_whole(sizes, shares, seed):
 @given(sizes=st.lists(st.integers(1, 40), min_size=3, max_size=7), seed=st.integers(0, 99),
        weights=st.lists(st.integers(1, 9), min_size=2, max_size=3))
 def test_no_other_assignment_of_groups_is_closer_to_the_fractions(sizes, seed, weights):
-    from understudy.commands.split import SplitOptions, _random_parts
+    from understudy.commands.split import _random_parts
     fractions = tuple(w / sum(weights) for w in weights)
     found = [i for i, n in enumerate(sizes) for _ in range(n)]
 
@@ -448,16 +454,16 @@ def test_no_other_assignment_of_groups_is_closer_to_the_fractions(sizes, seed, w
     every = [[sum(s for s, q in zip(sizes, where, strict=True) if q == p) for p in range(len(weights))]
              for where in itertools.product(range(len(weights)), repeat=len(sizes))]
     best = min(distance(counts) for counts in every if min(counts) > 0)
-    parts = _random_parts(SplitOptions(Path("x"), "operator", Path("y"), fractions, seed=seed), found)
+    parts = _random_parts(_split_options(fractions, seed=seed), found)
     assert distance([len(n) for n, _ in parts.values()]) == pytest.approx(best, abs=1e-6)
 
 
 def test_the_larger_group_goes_to_the_larger_part():
-    from understudy.commands.split import SplitOptions, _random_parts
+    from understudy.commands.split import _random_parts
     for seed in range(20):
-        o = SplitOptions(Path("x"), "operator", Path("y"), (0.67, 0.33), seed=seed)
+        o = _split_options((0.67, 0.33), seed=seed)
         assert [len(n) for n, _ in _random_parts(o, ["a"] * 20 + ["b"] * 40).values()] == [40, 20]
-    drawn = [_random_parts(SplitOptions(Path("x"), "operator", Path("y"), (0.5, 0.5), seed=seed), list("aabbbccddd"))
+    drawn = [_random_parts(_split_options((0.5, 0.5), seed=seed), list("aabbbccddd"))
              for seed in range(20)]
     assert len({tuple(d["train"][0]) for d in drawn}) > 1  # equally close ones are drawn by the seed
     assert all([len(n) for n, _ in d.values()] == [5, 5] for d in drawn)

@@ -1,4 +1,4 @@
-"""understudy: show it, and it learns. Imitation learning from demonstrations of any origin."""
+"""understudy: imitation learning from demonstrations of any origin."""
 
 from importlib import import_module
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,17 +11,8 @@ from tyro.conf import Positional, arg
 
 from ..serve.address import served_address
 from .arms import prepare_robot
-from .common import (
-    ConditionTexts,
-    DeviceName,
-    Output,
-    PositiveCount,
-    SchemeName,
-    TrustedPackages,
-    command_line,
-    parse,
-    trained_rate,
-)
+from .common import Output, command_line, parse, trained_rate
+from .groups import ActingOptions, PositiveCount, command_options
 from .robot_options import RobotOptions, ViewOptions, command_keys, flush_input, live_view, show_line
 from .served import changed_checkpoint, served_client
 
@@ -31,40 +21,8 @@ if TYPE_CHECKING:
     from ..robots.safety import SafeRobot
 
 
-@dataclass(frozen=True)
-class _ActOptions:
-    run: Annotated[Path, Positional, arg(metavar="RUN")]
-    """a run, a checkpoint, a file of understudy export, a run of LeRobot, or the address of understudy serve
-    (ws://HOST:PORT)"""
-    episodes: PositiveCount = 1
-    """number of episodes"""
-    episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
-    """longest episode"""
-    fps: Annotated[float | None, arg(metavar="N")] = None
-    """steps per second; by default those of the training data, or 30"""
-    out: Annotated[Path | None, arg(metavar="DATA")] = None
-    """record the episodes"""
-    task: Annotated[str | None, arg(metavar="WORDS")] = None
-    """the task in words, for a policy that was trained with --language"""
-    condition: ConditionTexts = ()
-    """what the policy reads and the environment does not show: return_to_go=100 for the
-    desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal,
-    demonstration=DATA:3 for what episode 3 of DATA shows"""
-    executor: SchemeName = None
-    """act with another execution scheme than the policy was trained with; `server` executes the chunks of a served
-    policy on the server"""
-    max_bad_share: Annotated[float, arg(metavar="FRACTION")] = 0.2
-    """largest fraction of steps that may be clipped, stale or late; the exit status is 3 if there are more"""
-    seed: Annotated[int, arg(metavar="S")] = 0
-    """seed of the policy's randomness"""
-    device: DeviceName = "auto"
-    """where to compute"""
-    trust: TrustedPackages = ()
-    """a package whose code may be loaded"""
-
-
-@dataclass(frozen=True)
-class ActOptions(RobotOptions, ViewOptions, _ActOptions):
+@command_options
+class ActOptions(ActingOptions, ViewOptions, RobotOptions):
     """Run a trained policy on a robot, within its safety limits.
 
     Before every episode you arrange the scene and press enter (q and enter stop). Any of these keys ends an episode:
@@ -76,6 +34,20 @@ class ActOptions(RobotOptions, ViewOptions, _ActOptions):
     action was repeated, or the robot held. Late: the step took longer than its time. The exit status is 3 if more than
     --max-bad-share of all steps were of these kinds.
     """
+
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
+    """a run, a checkpoint, a file of understudy export, a run of LeRobot, or the address of understudy serve
+    (ws://HOST:PORT)"""
+    episodes: PositiveCount = 1
+    """number of episodes"""
+    episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    """longest duration of an episode"""
+    fps: Annotated[float | None, arg(metavar="N")] = None
+    """steps per second; by default those of the training data, or 30"""
+    out: Annotated[Path | None, arg(metavar="DATA")] = None
+    """record the episodes"""
+    max_bad_share: Annotated[float, arg(metavar="FRACTION")] = 0.2
+    """largest fraction of steps that may be clipped, stale or late; the exit status is 3 if there are more"""
 
 
 def main(args: list[str]) -> None:

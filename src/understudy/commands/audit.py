@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import (
-    ColumnTexts,
-    MappingFile,
-    Output,
-    command_line,
-    demonstrations_path,
-    parse,
-    progress_bar,
-)
+from .common import Output, command_line, demonstrations_path, parse, progress_bar
+from .groups import ColumnsOption, HtmlFile, JsonOption, MapOption, command_options
 
 if TYPE_CHECKING:
     from ..audit.purposes import Ranking
@@ -24,8 +16,8 @@ if TYPE_CHECKING:
 MAX_SHOWN = 3  # episodes of a purpose whose evidence is printed; --json has all
 
 
-@dataclass(frozen=True)
-class AuditOptions:
+@command_options
+class AuditOptions(MapOption, ColumnsOption, JsonOption):
     """Check a data set: contradictions in its files (errors), doubtful properties (warnings, notes), and a score of
     each episode.
 
@@ -34,14 +26,7 @@ class AuditOptions:
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
     """a file or folder of demonstrations"""
-    json: bool = False
-    """one JSON document on standard output"""
-    map: MappingFile = None
-    """a mapping of topics to columns for bags, instead of the proposed one"""
-    columns: ColumnTexts = ()
-    """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
-    episodes, episode_lengths=NAME for an array of their lengths; action=u:classes where whole numbers are classes"""
-    html: Annotated[Path | None, arg(metavar="FILE")] = None
+    html: HtmlFile = None
     """write a page of the audit, with the episodes to look at"""
 
 

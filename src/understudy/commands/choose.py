@@ -6,34 +6,31 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import (
-    ColumnTexts,
-    DeviceName,
+from .common import Output, command_line, env_trust_options, open_data, parse, trust_options, unused_path
+from .groups import (
+    ColumnsOption,
+    DeviceOption,
+    HtmlOption,
     IgnoredCodes,
-    Output,
+    JsonOption,
     PositiveCount,
-    TrustedPackages,
-    command_line,
-    env_trust_options,
-    open_data,
-    parse,
-    trust_options,
-    unused_path,
+    Seed,
+    TrustOption,
+    command_options,
 )
 
 if TYPE_CHECKING:
     from ..choose import MethodChoice, Standing
 
 
-@dataclass(frozen=True)
-class ChooseOptions:
-    """Choose a method for demonstrations: which suits them, and how certain is that?
+@command_options
+class ChooseOptions(DeviceOption, ColumnsOption, HtmlOption, JsonOption, TrustOption):
+    """Choose a method for demonstrations by short trials, and say how certain the choice is.
 
     Methods that suit what is measured in the data are trained for a short time each, with the same seeds, and judged on
     the same starts of ENV. Methods that are worse are dropped, the others get further training seeds, until one is left
@@ -53,20 +50,10 @@ class ChooseOptions:
     """the methods to compare; by default those that suit the data"""
     episodes: PositiveCount = 100
     """number of starts on which every trial is judged"""
-    seed: Annotated[int, arg(metavar="S")] = 0
+    seed: Seed = 0
     """first seed of the trainings"""
-    device: DeviceName = "auto"
-    """where to compute; auto takes a GPU if there is one"""
-    columns: ColumnTexts = ()
-    """the columns of data with other names: state=q1,q2 action=u1,u2"""
     ignore: IgnoredCodes = ()
     """train although an audit finds an error with this code"""
-    html: Annotated[Path | None, arg(metavar="FILE")] = None
-    """write a report"""
-    json: bool = False
-    """one JSON document on standard output"""
-    trust: TrustedPackages = ()
-    """a package whose code may be loaded"""
 
 
 def main(args: list[str]) -> None:

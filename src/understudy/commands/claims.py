@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,14 +11,15 @@ from typing import Annotated, Literal
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Output, WorkerCount, command_line, parse
+from .common import Output, command_line, parse
+from .groups import HtmlFile, JsonOption, WorkerCount, command_options
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
 LEDGER = Path("docs/ledger.md")
 
 
-@dataclass(frozen=True)
-class ClaimsOptions:
+@command_options
+class ClaimsOptions(JsonOption):
     """Test published statements with small experiments that can fail.
 
     list: all claims with their verdicts. run NAME: run one claim, from where it was stopped. run --all: run the claims
@@ -57,10 +57,8 @@ class ClaimsOptions:
     """with list: only claims whose code or data have changed since their record"""
     out: Annotated[Path, arg(metavar="FILE")] = LEDGER
     """where `table` writes the page; pages of families go to ledger/, pictures to images/claims/"""
-    html: Annotated[Path | None, arg(metavar="FILE")] = None
+    html: HtmlFile = None
     """with table: write one page to search and filter instead"""
-    json: bool = False
-    """one JSON document on standard output"""
 
 
 def main(args: list[str]) -> None:

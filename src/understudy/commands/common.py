@@ -21,7 +21,7 @@ from typing import (
 )
 
 from rich.console import Console
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
 from ..hints import command_line
 from .options import options_of, parse_options
@@ -35,16 +35,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EnvName = Annotated[str, Positional, arg(metavar="ENV")]
-TrustedPackages = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PACKAGE")]
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-PositiveCount = Annotated[int, arg(metavar="N")]
-WorkerCount = Annotated[int | Literal["ray"], arg(metavar="N|ray")]
-MappingFile = Annotated[Path | None, arg(metavar="FILE")]
-IgnoredCodes = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="CODE")]
-StepCount = Annotated[int | None, arg(metavar="N")]
-SchemeName = Annotated[str | None, arg(metavar="SCHEME")]
-ColumnTexts = Annotated[tuple[str, ...], arg(metavar="NAME=COLUMN,...")]
-ConditionTexts = Annotated[tuple[str, ...], arg(metavar="NAME=NUMBER,...")]
 
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import (
-    ConditionTexts,
-    DeviceName,
-    Output,
-    PositiveCount,
-    SchemeName,
-    StepCount,
-    TrustedPackages,
-    WorkerCount,
-    command_line,
-    executor_options,
-    parse,
-    trust_options,
-    unused_path,
-)
+from .common import Output, command_line, executor_options, parse, trust_options, unused_path
 from .conditions import given_conditions
+from .groups import RolloutOptions, StepCount, command_options
 
 if TYPE_CHECKING:
     from ..evaluate.comparison import Comparison
     from ..evaluate.evaluation import Evaluation
 
 
-@dataclass(frozen=True)
-class CompareOptions:
+@command_options
+class CompareOptions(RolloutOptions):
     """Compare two or more policies: which is better, and which differences are not significant?
 
     All policies are rolled out on the same starts. The difference between policies that share a letter is not
@@ -49,31 +36,8 @@ class CompareOptions:
     """number of episodes of each policy: by default 100, or all that were saved"""
     group: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="NAME RUN ...")] = ()
     """a method: its name, and a run of each training seed"""
-    seed: Annotated[int, arg(metavar="S")] = 0
-    """seed of the starts; training and recording never use them"""
-    device: DeviceName = "auto"
-    """where to compute"""
-    rows: PositiveCount = 16
-    """environments side by side; results do not depend on it"""
-    workers: WorkerCount = 1
-    """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
-    task: Annotated[str | None, arg(metavar="WORDS")] = None
-    """the task in words, for policies that were trained with --language"""
-    condition: ConditionTexts = ()
-    """what the policies read and the environment does not show: return_to_go=100 for the
-    desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal,
-    demonstration=DATA:3 for what episode 3 of DATA shows"""
-    executor: SchemeName = None
-    """act with another execution scheme than the policies were trained with (understudy methods lists them), or an
-    executor module:Class; --executor.FIELD VALUE sets one of its fields"""
     save: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """write each policy's rollouts there as a data set; an interrupted comparison then continues where it stopped"""
-    html: Annotated[Path | None, arg(metavar="FILE")] = None
-    """write a report"""
-    json: bool = False
-    """one JSON document on standard output"""
-    trust: TrustedPackages = ()
-    """a package whose code may be loaded"""
 
 
 def main(args: list[str]) -> None:

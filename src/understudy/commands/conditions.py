@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..data.shown_demonstration import ShowDemonstration
     from ..envs.base import Env
     from ..learn.method import Method
-    from .eval_options import RolloutOptions
+    from .groups import ActingOptions
 
 EXAMPLE = "such as --condition return_to_go=100 goal=0.2,0.5"
 SHOW = "--condition demonstration=DATA, or demonstration=DATA:3 for its episode 3"
@@ -137,7 +137,7 @@ def demonstration_part(method: Method) -> ShowDemonstration | None:
     return next((part for part in method.transforms if isinstance(part, ShowDemonstration)), None)
 
 
-def given_conditions(o: RolloutOptions) -> list[str]:
+def given_conditions(o: ActingOptions) -> list[str]:
     """The options --task and --condition as they were given, to repeat them in another command."""
     return [*(("--task", o.task) if o.task else ()), *(("--condition", *o.condition) if o.condition else ())]
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .common import (
-    ColumnTexts,
-    IgnoredCodes,
-    MappingFile,
-    Output,
-    StepCount,
-    command_line,
-    demonstrations_path,
-    parse,
-    warn_unused_ignores,
-)
+from .common import Output, command_line, demonstrations_path, parse, warn_unused_ignores
+from .groups import IgnoredCodes, JsonOption, ReadingOptions, command_options
 
 Format = Literal["lerobot", "lerobot-v2.1", "robomimic", "zarr", "act", "rlds", "minari", "d4rl", "ogbench", "npz",
                  "csv"]
 
 
-@dataclass(frozen=True)
-class ConvertOptions:
+@command_options
+class ConvertOptions(ReadingOptions, JsonOption):
     """Write demonstrations in another format. SRC is not changed.
 
     What the format has no place for is listed first. It is kept in a sidecar file (understudy.npz), which other
@@ -42,17 +32,8 @@ class ConvertOptions:
     """refuse if the format cannot hold everything without a sidecar file"""
     images: Literal["png", "video"] = "png"
     """how LeRobot stores camera frames; png is lossless, video is smaller"""
-    map: MappingFile = None
-    """a mapping of topics to columns for MCAP and ROS bags: the proposal of `understudy inspect --json`, corrected"""
-    columns: ColumnTexts = ()
-    """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
-    episodes, episode_lengths=NAME for an array of their lengths; action=u:classes where whole numbers are classes"""
     ignore: IgnoredCodes = ()
     """convert although the audit finds an error with this code"""
-    max_episode_steps: StepCount = None
-    """length at which episodes of a D4RL file without timeouts were cut"""
-    json: bool = False
-    """one JSON document on standard output"""
 
 
 def main(args: list[str]) -> None:

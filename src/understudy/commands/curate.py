@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from ..hints import did_you_mean
-from .common import Output, TrustedPackages, command_line, demonstrations_path, parse
+from .common import Output, command_line, demonstrations_path, parse
+from .groups import JsonOption, TrustOption, command_options
 from .merge import check_absent
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..data.episode import Dataset
 
 
-@dataclass(frozen=True)
-class CurateOptions:
+@command_options
+class CurateOptions(TrustOption, JsonOption):
     """Keep the best episodes by a score, as a view. The view records the score and the value of every episode."""
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
@@ -33,10 +33,6 @@ class CurateOptions:
     """where to write the view; nothing may be there"""
     lowest: bool = False
     """keep the lowest values"""
-    trust: TrustedPackages = ()
-    """a package whose code may be loaded"""
-    json: bool = False
-    """one JSON document on standard output"""
 
 
 def main(args: list[str]) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
 
-from .common import DeviceName, Output, parse, progress_bar
+from .common import Output, parse, progress_bar
+from .groups import DeviceName, DeviceOption, command_options
 
 
-@dataclass(frozen=True)
-class DemoOptions:
+@command_options
+class DemoOptions(DeviceOption):
     """Run the whole workflow on a toy task, from demonstrations to evaluated policies, in a few minutes on a CPU.
 
     Records a scripted expert that has two equally good ways around an obstacle, and trains two policies: one that

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from tyro.conf import Positional, arg
 
-from .common import (
-    Output,
-    PositiveCount,
-    SchemeName,
-    TrustedPackages,
-    command_line,
-    parse,
-    progress_bar,
-    trained_rate,
-    trust_options,
-)
+from .common import Output, command_line, parse, progress_bar, trained_rate, trust_options
+from .groups import JsonOption, PositiveCount, SchemeName, TrustOption, command_options
 
 if TYPE_CHECKING:
     from ..learn.method import Method
     from ..policy import Policy
 
 
-@dataclass(frozen=True)
-class ExportOptions:
+@command_options
+class ExportOptions(JsonOption, TrustOption):
     """Write a trained policy as one file: observations and noise in, a chunk of actions out, in world units.
 
     The name of OUT decides its kind. FILE.onnx runs in ONNX Runtime, in Python, JavaScript and other languages.
@@ -51,10 +41,6 @@ class ExportOptions:
     """int8 rounds the linear layers of an ONNX file: smaller, often faster, and another policy: compare its success"""
     inputs: PositiveCount = 1000
     """number of random inputs on which the file is compared with the policy"""
-    json: bool = False
-    """one JSON document on standard output"""
-    trust: TrustedPackages = ()
-    """a package whose code may be loaded"""
 
 
 def main(args: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +9,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from .common import (
-    ColumnTexts,
-    MappingFile,
     Output,
-    StepCount,
     command_line,
     demonstrations_path,
     env_trust_options,
@@ -22,6 +18,7 @@ from .common import (
     recorded_env,
     unused_path,
 )
+from .groups import HtmlFile, JsonOption, ReadingOptions, command_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,25 +28,16 @@ if TYPE_CHECKING:
 _SHOWN_TASKS = 10
 
 
-@dataclass(frozen=True)
-class InspectOptions:
+@command_options
+class InspectOptions(ReadingOptions, JsonOption):
     """Show the content of a data set of any format, and its doubtful properties."""
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
     """a file or folder of demonstrations"""
-    json: bool = False
-    """one JSON document on standard output"""
-    html: Annotated[Path | None, arg(metavar="FILE")] = None
+    html: HtmlFile = None
     """write a page that opens from disk; large data also need the folder FILE-data next to it"""
     rerun: Annotated[Path | None, arg(metavar="FILE.rrd")] = None
     """a recording for the viewer of rerun.io (needs the extra rerun)"""
-    map: MappingFile = None
-    """a mapping of topics to columns for MCAP and ROS bags; by default the proposed one"""
-    columns: ColumnTexts = ()
-    """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
-    episodes, episode_lengths=NAME for an array of their lengths; action=u:classes where whole numbers are classes"""
-    max_episode_steps: StepCount = None
-    """length at which episodes of a D4RL file without timeouts were cut"""
 
 
 def main(args: list[str]) -> None:

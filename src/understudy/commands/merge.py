@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import IgnoredCodes, Output, command_line, demonstrations_path, parse
+from .common import Output, command_line, demonstrations_path, parse
+from .groups import IgnoredCodes, JsonOption, command_options
 
 
-@dataclass(frozen=True)
-class MergeOptions:
+@command_options
+class MergeOptions(JsonOption):
     """Merge several data sets into one: a view of them, which copies nothing.
 
     First their columns, units, rates, normalization and the meaning of their actions are compared. Each disagreement is
@@ -25,8 +25,6 @@ class MergeOptions:
     """where to write the view; nothing may be there"""
     ignore: IgnoredCodes = ()
     """merge although an error with this code was found; columns that cannot be merged are left out"""
-    json: bool = False
-    """one JSON document on standard output"""
 
 
 def main(args: list[str]) -> None:

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Output, TrustedPackages, parse
+from .common import Output, parse
+from .groups import JsonOption, TrustOption, command_options
 
 if TYPE_CHECKING:
     from ..learn.method import Method
 
 
-@dataclass(frozen=True)
-class MethodsOptions:
+@command_options
+class MethodsOptions(TrustOption, JsonOption):
     """List the methods that can be trained by name, with what each needs and costs, and when to choose it. With a
     name: the parts of the method and everything that can be set.
     """
 
     name: Annotated[str | None, Positional, arg(metavar="[NAME]")] = None
     """a method's name; all of them if left out"""
-    trust: TrustedPackages = ()
-    """a package whose code may be loaded"""
-    json: bool = False
-    """one JSON document on standard output"""
 
 
 def main(args: list[str]) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from .common import Output, command_line, parse
+from .groups import JsonOption, command_options
 
 RateOption = Annotated[float, arg(metavar="RATE")]
 
 
-@dataclass(frozen=True)
-class PlanOptions:
+@command_options
+class PlanOptions(JsonOption):
     """Calculate how many rollouts a comparison needs.
 
     With two rates: to distinguish policies with these success rates by the test of eval --against and compare. The
@@ -24,15 +24,13 @@ class PlanOptions:
     rates: Annotated[tuple[float, ...], Positional, arg(metavar="RATE RATE")]
     """success rates that you expect, such as 0.7 0.8"""
     threshold: Annotated[float | None, arg(metavar="RATE")] = None
-    """one rate against this bound"""
+    """distinguish one rate from this bound"""
     alpha: RateOption = 0.05
-    """rate at which equal policies may be called different"""
+    """significance level: probability of calling equal policies different"""
     power: RateOption = 0.8
     """probability with which the difference must be found"""
     episodes: Annotated[int | None, arg(metavar="N")] = None
     """also print the probability that N rollouts of each find it"""
-    json: bool = False
-    """one JSON document on standard output"""
 
 
 def main(args: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +17,12 @@ from .common import (
     robot_arguments,
 )
 from .conditions import must_be_told
+from .groups import HtmlFile, JsonOption, command_options
 from .policies import run_names
 
 
-@dataclass(frozen=True)
-class PlotOptions:
+@command_options
+class PlotOptions(JsonOption):
     """Plot one or several trainings: curves of the loss, the held-out error and the score.
 
     Writes one page that needs no network. A run that is still training can be plotted too.
@@ -30,10 +30,8 @@ class PlotOptions:
 
     runs: Annotated[tuple[Path, ...], Positional, arg(metavar="RUN")]
     """one or several runs"""
-    html: Annotated[Path | None, arg(metavar="FILE")] = None
+    html: HtmlFile = None
     """the page to write; by default curves.html, or none with --json"""
-    json: bool = False
-    """one JSON document on standard output: all curves"""
 
 
 def main(args: list[str]) -> None:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ..evaluate.evaluation import Evaluation
     from ..execute.actor import Actor
     from ..policy import Planner
-    from .eval_options import EvalOptions, RolloutOptions
+    from .eval_options import EvalOptions
+    from .groups import ActingOptions, RolloutOptions
 
 ROWS = 16  # of every batch that the networks see, so that no result depends on --rows
 
@@ -68,7 +69,7 @@ def evaluate_run(
         return evaluation_of(data, time.perf_counter() - began)
 
 
-def _worker_setup(run: Path, o: RolloutOptions, name: str, rows: int) -> tuple[Actor, Env]:
+def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int) -> tuple[Actor, Env]:
     """Makes the actor and the environment of a worker."""
     from ..envs import make
 
@@ -76,7 +77,7 @@ def _worker_setup(run: Path, o: RolloutOptions, name: str, rows: int) -> tuple[A
     return load_actor(run, env, o)[0], env
 
 
-def load_actor(run: Path, env: Env, o: RolloutOptions, rows: int | None = ROWS, *,
+def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *,
                tell: bool = False) -> tuple[Actor, str]:
     """Loads the actor of a run for an environment.
 
@@ -261,7 +262,7 @@ def weights_path(run: Path) -> Path:
     return run if has_no_run(run) else find_checkpoint(run)
 
 
-def load_policy(run: Path, o: RolloutOptions, rows: int | None,
+def load_policy(run: Path, o: ActingOptions, rows: int | None,
                 features: Schema | None = None) -> tuple[Planner, Actor, Schema]:
     """Loads a run or an exported file.
 
@@ -304,7 +305,7 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None,
     return onnx.load(run, trust=trust), onnx.load_onnx_actor(run, rows=rows, trust=trust), features
 
 
-def _served_policy(address: str, o: RolloutOptions, features: Schema) -> tuple[Planner, Actor, Schema]:
+def _served_policy(address: str, o: ActingOptions, features: Schema) -> tuple[Planner, Actor, Schema]:
     from ..core import Unsupported
     from ..heads.regression import Regression
     from ..learn.method import Method
@@ -325,7 +326,7 @@ def _served_policy(address: str, o: RolloutOptions, features: Schema) -> tuple[P
     return planner, remote_actor(planner, changed.executor), features
 
 
-def refuse_unused_conditions(runs: Sequence[Path], o: RolloutOptions) -> None:
+def refuse_unused_conditions(runs: Sequence[Path], o: ActingOptions) -> None:
     """Refuses --task and --condition if no policy reads them.
 
     Args:
@@ -366,7 +367,7 @@ def refuse_unused_conditions(runs: Sequence[Path], o: RolloutOptions) -> None:
                             hint="leave it out, or train a method that reads it, such as decision-transformer")
 
 
-def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
+def task_columns(run: Path, features: Schema, o: ActingOptions) -> dict:
     """The columns of the task in words, for a policy that reads them in an environment that does not show them.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,18 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from .arms import prepare_session
-from .common import (
-    Output,
-    PositiveCount,
-    TrustedPackages,
-    WorkerCount,
-    batch_rows,
-    command_line,
-    parse,
-    progress_bar,
-    trust_options,
-    unused_path,
-)
+from .common import Output, batch_rows, command_line, parse, progress_bar, trust_options, unused_path
+from .groups import PositiveCount, Seed, TrustOption, WorkerCount, command_options
 from .robot_options import (
     RobotOptions,
     TeleopOptions,
@@ -39,8 +29,19 @@ if TYPE_CHECKING:
     from ..data.episode import Dataset
 
 
-@dataclass(frozen=True)
-class _RecordOptions:
+@command_options
+class RecordOptions(TrustOption, ViewOptions, TeleopOptions, RobotOptions):
+    """Record demonstrations as a LeRobot v3 data set, in an environment or on a robot that a person moves.
+
+    Every episode is kept. Those of an environment are labeled with their success (next.success). `saved N` on standard
+    error means that episode N, counted from 0, would survive a power cut. After Ctrl-C or a crash the same command
+    continues. A larger --episodes adds episodes.
+
+    On a robot (--robot and --teleop), the right arrow or enter ends an episode or a reset, the left arrow or x records
+    the episode again, y and n mark it as a success or a failure, and escape or q stops. Video is encoded during the
+    recording. If that falls behind, at most 32 GB of finished episodes wait on the disk, and then the reset continues.
+    """
+
     out: Annotated[Path, arg(metavar="DATA")]
     """the folder to write"""
     episodes: PositiveCount
@@ -49,7 +50,7 @@ class _RecordOptions:
     """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory; nothing with --robot"""
     actor: Literal["scripted", "random", "keyboard"] = "scripted"
     """the environment's own expert, uniformly random actions, or you, in this terminal"""
-    seed: Annotated[int, arg(metavar="S")] = 0
+    seed: Seed = 0
     """seed of the starts, which differ from those of eval"""
     images: Literal["video", "png"] = "video"
     """how camera frames are stored; png is lossless"""
@@ -64,29 +65,13 @@ class _RecordOptions:
     warmup_time_s: Annotated[float, arg(metavar="SECONDS")] = 5.0
     """teleoperation of a robot before the first episode, which is not recorded"""
     episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
-    """longest episode on a robot"""
+    """longest duration of an episode on a robot"""
     reset_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
     """time to arrange the scene of a robot between two episodes, which is not recorded"""
-    trust: TrustedPackages = ()
-    """a package whose code may be loaded"""
 
 
 _ENVIRONMENT_OPTIONS = ("actor", "seed", "rows", "workers")
 _ROBOT_OPTIONS = ("fps", "task", "warmup_time_s", "episode_time_s", "reset_time_s", "view", "view_address", "rerun")
-
-
-@dataclass(frozen=True)
-class RecordOptions(RobotOptions, TeleopOptions, ViewOptions, _RecordOptions):
-    """Record demonstrations as a LeRobot v3 data set, in an environment or on a robot that a person moves.
-
-    Every episode is kept. Those of an environment are labeled with their success (next.success). `saved N` on standard
-    error means that episode N, counted from 0, would survive a power cut. After Ctrl-C or a crash the same command
-    continues. A larger --episodes adds episodes.
-
-    On a robot (--robot and --teleop), the right arrow or enter ends an episode or a reset, the left arrow or x records
-    the episode again, y and n mark it as a success or a failure, and escape or q stops. Video is encoded during the
-    recording. If that falls behind, at most 32 GB of finished episodes wait on the disk, and then the reset continues.
-    """
 
 
 class _SavedEpisodes:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import MappingFile, Output, StepCount, command_line, demonstrations_path, parse
+from .common import Output, command_line, demonstrations_path, parse
+from .groups import MapOption, StepsOption, command_options
 
 
-@dataclass(frozen=True)
-class RepairOptions:
+@command_options
+class RepairOptions(MapOption, StepsOption):
     """Finish a recording that was interrupted, or save the readable part of a damaged data set.
 
     A recording of understudy is finished in place, by adding files. Anything else is not changed: what can be read goes
@@ -24,10 +24,6 @@ class RepairOptions:
     """a recording, or a damaged file or folder of demonstrations"""
     out: Annotated[Path | None, arg(metavar="DST")] = None
     """where to save what can be read; nothing may be there"""
-    map: MappingFile = None
-    """a mapping of topics to columns for bags, instead of the proposed one"""
-    max_episode_steps: StepCount = None
-    """length at which episodes of a D4RL file without timeouts were cut"""
 
 
 def main(args: list[str]) -> None:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from .arms import prepare_robot
-from .common import (
-    Output,
-    PositiveCount,
-    TrustedPackages,
-    command_line,
-    demonstrations_path,
-    parse,
-    progress_bar,
-    trust_options,
-)
+from .common import Output, command_line, demonstrations_path, parse, progress_bar, trust_options
+from .groups import JsonOption, PositiveCount, TrustOption, command_options
 from .robot_options import RobotOptions, show_line
 
 
-@dataclass(frozen=True)
-class _ReplayOptions:
+@command_options
+class ReplayOptions(JsonOption, TrustOption, RobotOptions):
+    """Repeat recorded actions in an environment: do they still succeed, and where do they first diverge?
+
+    With --robot, one episode is repeated on a robot, which moves to the first recorded pose before.
+    """
+
     data: Annotated[Path, Positional, arg(metavar="DATA")]
     """a file or folder of demonstrations"""
     env: Annotated[str | None, Positional, arg(metavar="ENV")] = None
@@ -35,18 +31,6 @@ class _ReplayOptions:
     """set the environment to every recorded state, and compare one step from each"""
     rows: PositiveCount = 16
     """environments side by side"""
-    json: bool = False
-    """one JSON document on standard output"""
-    trust: TrustedPackages = ()
-    """a package whose code may be loaded"""
-
-
-@dataclass(frozen=True)
-class ReplayOptions(RobotOptions, _ReplayOptions):
-    """Repeat recorded actions in an environment: do they still succeed, and where do they first diverge?
-
-    With --robot, one episode is repeated on a robot, which moves to the first recorded pose before.
-    """
 
 
 def main(args: list[str]) -> None:

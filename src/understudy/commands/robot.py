@@ -13,7 +13,8 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from .arms import confirm, prepare_session, suggest_stable_port
-from .common import Output, TrustedPackages, command_line, parse
+from .common import Output, command_line, parse
+from .groups import TrustOption, command_options
 from .robot_options import (
     LEROBOT,
     RobotOptions,
@@ -32,8 +33,19 @@ SUBCOMMANDS = Literal["find-port", "find-cameras", "setup", "calibrate", "teleop
                       "emulate"]
 
 
-@dataclass(frozen=True)
-class _RobotCommandOptions:
+@command_options
+class RobotCommandOptions(TrustOption, ViewOptions, TeleopOptions, RobotOptions):
+    """Set up a robot: find its port and cameras, give servos their ids, calibrate it, and move it.
+
+    find-port: find the serial port of an arm, by pulling its cable. find-cameras: list the cameras. setup: give each
+    servo of a new arm its id. calibrate: calibrate the arm of --robot or --teleop. teleoperate: move the robot without
+    recording. check: compare the calibration in the servos with its file, and with the positions that were recorded;
+    exit status 3 if something differs. release: switch the torque of the arms of --robot and --teleop off. emulate:
+    emulate the servos of an arm on a pseudo-terminal, to try the other commands without hardware.
+
+    No command has been tried on real hardware yet, only on emulated servos.
+    """
+
     subcommand: Annotated[SUBCOMMANDS, Positional, arg(
         metavar="find-port|find-cameras|setup|calibrate|teleoperate|check|release|emulate")]
     """what to do"""
@@ -47,22 +59,6 @@ class _RobotCommandOptions:
     """check: recorded data of --robot, whose positions must be within reach"""
     json: bool = False
     """find-port, find-cameras and check: one JSON document on standard output"""
-    trust: TrustedPackages = ()
-    """a package whose code may be loaded"""
-
-
-@dataclass(frozen=True)
-class RobotCommandOptions(RobotOptions, TeleopOptions, ViewOptions, _RobotCommandOptions):
-    """Set up a robot: find its port and cameras, give servos their ids, calibrate it, and move it.
-
-    find-port: find the serial port of an arm, by pulling its cable. find-cameras: list the cameras. setup: give each
-    servo of a new arm its id. calibrate: calibrate the arm of --robot or --teleop. teleoperate: move the robot without
-    recording. check: compare the calibration in the servos with its file, and with the positions that were recorded;
-    exit status 3 if something differs. release: switch the torque of the arms of --robot and --teleop off. emulate:
-    emulate the servos of an arm on a pseudo-terminal, to try the other commands without hardware.
-
-    No command has been tried on real hardware yet, only on emulated servos.
-    """
 
 
 def main(args: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from .common import (
-    ConditionTexts,
-    DeviceName,
     EnvName,
     Output,
-    PositiveCount,
-    SchemeName,
-    TrustedPackages,
-    WorkerCount,
     batch_rows,
     command_line,
     executor_options,
@@ -30,6 +24,7 @@ from .common import (
     unused_path,
 )
 from .conditions import given_conditions
+from .groups import PositiveCount, RolloutOptions, command_options
 from .policies import (
     load_actor,
     refuse_unused_conditions,
@@ -47,8 +42,8 @@ if TYPE_CHECKING:
 SCRIPTED_ACTOR = "scripted"  # in the place of a run
 
 
-@dataclass(frozen=True)
-class RobustnessOptions:
+@command_options
+class RobustnessOptions(RolloutOptions):
     """Measure how the success of a policy falls as the environment differs more and more from the one it was trained
     in.
 
@@ -68,31 +63,8 @@ class RobustnessOptions:
     """other levels than the default ones, in increasing order, in the unit of the shift"""
     episodes: PositiveCount = 50
     """number of episodes at each level"""
-    seed: Annotated[int, arg(metavar="S")] = 0
-    """seed of the starts; training and recording never use them"""
-    device: DeviceName = "auto"
-    """where to compute"""
-    rows: PositiveCount = 16
-    """environments side by side; results do not depend on it"""
-    workers: WorkerCount = 1
-    """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
-    task: Annotated[str | None, arg(metavar="WORDS")] = None
-    """the task in words, for a policy that was trained with --language"""
-    condition: ConditionTexts = ()
-    """what the policy reads and the environment does not show: return_to_go=100 for the
-    desired return, time_left=200 for the number of steps, goal=0.2,0.5 for a goal,
-    demonstration=DATA:3 for what episode 3 of DATA shows"""
-    executor: SchemeName = None
-    """act with another execution scheme than the policy was trained with (understudy methods lists them), or an
-    executor module:Class; --executor.FIELD VALUE sets one of its fields"""
     save: Annotated[Path | None, arg(metavar="FILE")] = None
     """file of the results; by default in RUN/robustness, or in ./robustness for an exported file or the expert"""
-    html: Annotated[Path | None, arg(metavar="FILE")] = None
-    """write a report"""
-    json: bool = False
-    """one JSON document on standard output"""
-    trust: TrustedPackages = ()
-    """a package whose code may be loaded"""
 
 
 def main(args: list[str]) -> None:

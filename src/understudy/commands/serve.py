@@ -9,24 +9,15 @@ import shlex
 import signal
 import socket
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import (
-    ConditionTexts,
-    DeviceName,
-    Output,
-    SchemeName,
-    TrustedPackages,
-    command_line,
-    has_no_run,
-    parse,
-    trained_rate,
-)
+from .common import Output, command_line, has_no_run, parse, trained_rate
+from .groups import ActingOptions, ConditionTexts, SchemeName, TaskWords, command_options
 
 if TYPE_CHECKING:
     from ..core import UserError
@@ -34,8 +25,8 @@ if TYPE_CHECKING:
     from ..serve.server import PolicyServer, ServerOptions
 
 
-@dataclass(frozen=True)
-class ServeOptions:
+@command_options
+class ServeOptions(ActingOptions):
     """Serve a trained policy over websockets, to clients of understudy and of openpi.
 
     Clients get a chunk of actions for an observation, or single actions of the executor. The health of the server is at
@@ -67,25 +58,25 @@ class ServeOptions:
     reply: Literal["chunk", "action"] | None = None
     """send whole chunks, or execute them here and send single actions; by default chunks if the executor has them"""
     deadline: Annotated[float | None, arg(metavar="SECONDS")] = None
-    """when a reply is due"""
+    """time after a request by which the reply must be ready"""
     fallback: Literal["hold", "last-chunk", "stop"] = "stop"
-    """what a client gets if the reply is not ready by then: its last action again, the rest of its last chunk, or an
-    error, so that it stops"""
+    """what a client gets if the reply is not ready by --deadline: its last action again, the rest of its last chunk, or
+    an error, so that it stops"""
     max_message: Annotated[float, arg(metavar="MB")] = 16.0
-    """largest message"""
+    """largest size of a message"""
     max_rate: Annotated[float, arg(metavar="N")] = 1000.0
-    """requests per second of one client; faster ones wait"""
+    """largest number of requests per second of one client; faster ones wait"""
     max_clients: Annotated[int, arg(metavar="N")] = 256
-    """clients at a time"""
+    """largest number of clients at a time"""
     max_batch: Annotated[int, arg(metavar="N")] = 64
-    """requests that are planned together"""
+    """largest number of requests that are planned together"""
     watch: bool = False
     """load each new checkpoint of the run as soon as it is complete"""
     rename: Annotated[tuple[str, ...], arg(metavar="NAME=COLUMN")] = ()
     """columns that clients send under other names: observation/image=observation.images.front"""
     action_convention: Annotated[str | None, arg(metavar="WORDS")] = None
     """what the actions mean, such as absolute or delta; clients that say otherwise are refused"""
-    task: Annotated[str | None, arg(metavar="WORDS")] = None
+    task: TaskWords = None
     """the task in words for clients that send none, for a policy that was trained with --language"""
     condition: ConditionTexts = ()
     """what the policy reads and clients do not send: return_to_go=100, or
@@ -94,12 +85,6 @@ class ServeOptions:
     """serve a page on which the policy acts in this environment (fork, particle, push) and is steered by clicks"""
     steer_scale: Annotated[float, arg(metavar="X")] = 100.0
     """with --steer: strength of the steering"""
-    seed: Annotated[int, arg(metavar="S")] = 0
-    """seed of the policy's randomness"""
-    device: DeviceName = "auto"
-    """where to compute"""
-    trust: TrustedPackages = ()
-    """a package whose code may be loaded"""
 
     @property
     def episodes(self) -> int | None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from .common import Output, command_line, demonstrations_path, parse
+from .groups import JsonOption, Seed, command_options
 from .merge import check_absent, print_findings
 
 _DEFAULT_NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
 
 
-@dataclass(frozen=True)
-class SplitOptions:
+@command_options
+class SplitOptions(JsonOption):
     """Split a data set into parts without a common episode. Each part is a view in one new folder.
 
     --by episode draws episodes at random. --by FIELD (task, operator, scene, any metadata of episodes, or a column
@@ -35,10 +36,8 @@ class SplitOptions:
     """fraction of the episodes for each part; they sum to 1. The default is 0.8 0.2 with --by episode"""
     names: Annotated[tuple[str, ...] | None, arg(metavar="NAME NAME ...")] = None
     """names of the parts; by default train and test, or train, validation and test"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of the random assignment"""
-    json: bool = False
-    """one JSON document on standard output"""
 
 
 def main(args: list[str]) -> None:

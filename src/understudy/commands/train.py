@@ -6,7 +6,6 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Container
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -15,14 +14,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from .. import __version__
 from .common import (
-    ColumnTexts,
-    DeviceName,
-    IgnoredCodes,
-    MappingFile,
     Output,
-    SchemeName,
-    StepCount,
-    TrustedPackages,
     command_line,
     env_trust_options,
     open_data,
@@ -32,6 +24,16 @@ from .common import (
     robot_arguments,
     split_arguments,
     trust_options,
+)
+from .groups import (
+    DeviceOption,
+    IgnoredCodes,
+    JsonOption,
+    ReadingOptions,
+    SchemeName,
+    Seed,
+    TrustOption,
+    command_options,
 )
 
 if TYPE_CHECKING:
@@ -53,8 +55,8 @@ COLLECTION_ROWS = 8  # environments that run side by side while episodes are col
 FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is trained on
 
 
-@dataclass(frozen=True)
-class TrainOptions:
+@command_options
+class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     """Train a policy on demonstrations.
 
     Every field of the method can be set after METHOD and DATA: --policy.head.n-steps 5 --learner.optimizer.lr 3e-4
@@ -75,10 +77,8 @@ class TrainOptions:
     steps: Annotated[int | None, arg(metavar="N")] = None
     """number of updates, instead of the method's; those of its stages and of its data collection change by the same
     factor (--stages.0.method.learner.steps N sets that of the first stage)"""
-    seed: Annotated[int, arg(metavar="S")] = 0
+    seed: Seed = 0
     """seed of the weights, the order of the data, and noise"""
-    device: DeviceName = "auto"
-    """where to compute; auto takes a GPU if there is one"""
     executor: SchemeName = None
     """the execution scheme, instead of the method's (understudy methods lists them), or an executor module:Class"""
     eval: Annotated[str | None, arg(metavar="ENV")] = None
@@ -112,25 +112,14 @@ class TrainOptions:
     buffer_size: Annotated[int | None, arg(metavar="STEPS")] = None
     """read DATA as a stream, shard by shard (.tar, .parquet; a folder of them, or demos-{000..099}.tar), with this many
     steps in memory at once"""
-    map: MappingFile = None
-    """a mapping of topics to columns for MCAP and ROS bags: the proposal of `understudy inspect --json`, corrected"""
-    columns: ColumnTexts = ()
-    """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
-    episodes, episode_lengths=NAME for an array of their lengths; action=u:classes where whole numbers are classes"""
     ignore: IgnoredCodes = ()
     """train although an audit finds an error with this code"""
     include_interrupted: bool = False
     """also train on episodes whose recording was interrupted"""
-    max_episode_steps: StepCount = None
-    """length at which episodes of a D4RL file without timeouts were cut"""
     tensorboard: bool = False
     """also log to RUN/tensorboard"""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
     """also log to this project of Weights & Biases"""
-    json: bool = False
-    """one JSON document on standard output"""
-    trust: TrustedPackages = ()
-    """a package whose code may be loaded"""
 
 
 def main(args: list[str]) -> None:

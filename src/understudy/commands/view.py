@@ -6,15 +6,15 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import IgnoredCodes, Output, command_line, demonstrations_path, parse
+from .common import Output, command_line, demonstrations_path, parse
 from .convert import Format
+from .groups import IgnoredCodes, JsonOption, Seed, command_options
 from .merge import check_absent
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 TextOptions = UseAppendAction[tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class ViewOptions:
+@command_options
+class ViewOptions(JsonOption):
     """Make and read views: small JSON files that name data and operations on them. The data are not changed.
 
     make DATA --out VIEW: write a new view. Its operations are applied in the order of the options below. list [DIR]:
@@ -50,7 +50,7 @@ class ViewOptions:
     """keep only these episodes, in this order"""
     sample: Annotated[int | None, arg(metavar="N")] = None
     """draw this many episodes at random"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of the draw"""
     sort: Annotated[str | None, arg(metavar="FIELD")] = None
     """sort episodes by a field, the smallest first"""
@@ -77,8 +77,6 @@ class ViewOptions:
     """materialize: refuse if the format cannot hold everything without a sidecar file"""
     ignore: IgnoredCodes = ()
     """materialize: write although the audit finds an error with this code"""
-    json: bool = False
-    """one JSON document on standard output"""
 
 
 def main(args: list[str]) -> None:

@@ -1,0 +1,129 @@
+"""Options that several commands have, as groups that the options of a command inherit."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+
+from tyro.conf import UseAppendAction, arg
+
+T = TypeVar("T")
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+PositiveCount = Annotated[int, arg(metavar="N")]
+StepCount = Annotated[int | None, arg(metavar="N")]
+Seed = Annotated[int, arg(metavar="S")]
+WorkerCount = Annotated[int | Literal["ray"], arg(metavar="N|ray")]
+MappingFile = Annotated[Path | None, arg(metavar="FILE")]
+HtmlFile = Annotated[Path | None, arg(metavar="FILE")]
+SchemeName = Annotated[str | None, arg(metavar="SCHEME")]
+TaskWords = Annotated[str | None, arg(metavar="WORDS")]
+ColumnTexts = Annotated[tuple[str, ...], arg(metavar="NAME=COLUMN,...")]
+ConditionTexts = Annotated[tuple[str, ...], arg(metavar="NAME=NUMBER,...")]
+IgnoredCodes = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="CODE")]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def command_options(cls: type[T]) -> type[T]:
+    """Makes a frozen dataclass of the options of a command. Its own options come before those of its groups."""
+    options: Any = dataclass(frozen=True, kw_only=True)(cls)
+    names = dict.fromkeys(name for c in cls.__mro__ for name in inspect.get_annotations(c))
+    declared = options.__dataclass_fields__
+    options.__dataclass_fields__ = {name: declared[name] for name in names}  # the order of `fields`
+    return options
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonOption:
+    """Output for programs."""
+
+    json: bool = False
+    """one JSON document on standard output"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustOption:
+    """Code of other packages."""
+
+    trust: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PACKAGE")] = ()
+    """a package whose code may be loaded"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOption:
+    """Where to compute."""
+
+    device: DeviceName = "auto"
+    """where to compute; auto takes a GPU if there is one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HtmlOption:
+    """A report."""
+
+    html: HtmlFile = None
+    """write a report"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsOption:
+    """Names of columns."""
+
+    columns: ColumnTexts = ()
+    """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
+    episodes, episode_lengths=NAME for an array of their lengths; action=u:classes where whole numbers are classes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapOption:
+    """Topics of bags."""
+
+    map: MappingFile = None
+    """a file that says which topics of MCAP and ROS bags become which columns; by default what `understudy inspect
+    --json` proposes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsOption:
+    """Length of episodes of D4RL."""
+
+    max_episode_steps: StepCount = None
+    """length at which episodes of a D4RL file without timeouts were cut"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions(MapOption, ColumnsOption, StepsOption):
+    """How demonstrations are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActingOptions(DeviceOption, TrustOption):
+    """How a policy is loaded and acts."""
+
+    seed: Seed = 0
+    """seed of the policy's randomness"""
+    task: TaskWords = None
+    """the task in words, for a policy that was trained with --language"""
+    condition: ConditionTexts = ()
+    """what the policy reads and the environment does not show: return_to_go=100 for the desired return, time_left=200
+    for the number of steps, goal=0.2,0.5 for a goal, demonstration=DATA:3 for what episode 3 of DATA shows"""
+    executor: SchemeName = None
+    """act with another execution scheme than the policy was trained with: real-time-chunking, temporal-ensemble, ...
+    (understudy methods lists them), or an executor module:Class; --executor.FIELD VALUE sets one of its fields;
+    `server` executes the chunks of a served policy on the server"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutOptions(ActingOptions, HtmlOption, JsonOption):
+    """How policies are rolled out in an environment."""
+
+    episodes: StepCount = None
+    """number of episodes"""
+    seed: Seed = 0
+    """seed of the starts; training and recording never use them"""
+    rows: PositiveCount = 16
+    """environments side by side; results do not depend on it"""
+    workers: WorkerCount = 1
+    """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""

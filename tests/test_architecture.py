@@ -17,11 +17,21 @@ PEERS = {"lerobot", "robomimic", "imitation", "d3rlpy", "stable_baselines3", "di
 ADAPTERS = {("envs/simulators/robosuite.py", "robosuite"), ("robots/lerobot.py", "lerobot")}
 UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FILES = sorted(ROOT.rglob("*.py"))
+CLAIMS = ROOT.parents[1] / "claims"
 
 
 @cache
 def trees():
     return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in FILES]
+
+
+@cache
+def claim_trees():
+    return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(CLAIMS.rglob("*.py"))]
+
+
+def place(path):
+    return path.relative_to(ROOT if path.is_relative_to(ROOT) else CLAIMS.parent).as_posix()
 
 
 @cache
@@ -138,9 +148,9 @@ def test_heads_do_not_know_each_other():
 
 
 def test_nothing_unsafe_and_no_peer_is_imported():
-    bad = [f"{path.relative_to(ROOT)}:{line} {'.'.join(name)}" for path, tree in trees()
+    bad = [f"{place(path)}:{line} {'.'.join(name)}" for path, tree in (*trees(), *claim_trees())
            for line, name in imported(path, tree)
-           if name[0] in UNSAFE | PEERS and (path.relative_to(ROOT).as_posix(), name[0]) not in ADAPTERS]
+           if name[0] in UNSAFE | PEERS and (place(path), name[0]) not in ADAPTERS]
     assert not bad, bad
 
 
@@ -161,15 +171,25 @@ def calls(tree):
 
 def test_no_file_can_run_code():
     bad = []
-    for path, tree in trees():
+    for path, tree in (*trees(), *claim_trees()):
         for node, name in calls(tree):
             keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
             if (name in ("eval", "exec", "compile", "__import__", "os.system", "builtins.eval", "builtins.exec")
                     or name in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.load", "torch.save")
                     or keywords.get("shell") == "True"
                     or keywords.get("allow_pickle", "False") != "False"):
-                bad.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+                bad.append(f"{place(path)}:{node.lineno} {name}")
     assert not bad, bad
+
+
+def test_claims_know_understudy_and_their_family():
+    """They share worlds. Nothing in understudy names a claim."""
+    for path, tree in claim_trees():
+        family = path.parent.name
+        for line, name in imported(path, tree):
+            assert name[0] != "claims" or name[1] in ("worlds", family), f"{place(path)}:{line} imports {name}"
+    for path, tree in trees():
+        assert not [line for line, name in imported(path, tree) if name[0] == "claims"], f"{place(path)} names a claim"
 
 
 def test_capabilities_are_interfaces():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from understudy.claims import behavior_codes as claim
+from claims.token_policies import behavior_codes as claim
 from understudy.core import ConfigError, Context, Feature, HeadSpec, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode

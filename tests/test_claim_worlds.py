@@ -6,36 +6,35 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.audit.action_motion import check_action_lag
-from understudy.claims import (
-    beso_three_steps,
+from claims.conditioning import (
     composed_constraints,
-    critical_steps,
-    dual_phase,
     few_labels,
-    fused_experts,
-    imitation_promise,
-    in_context_denoising,
     interactive_language,
     language_attention,
-    lerobot_examples,
-    masked_trajectories,
     memory_pairs,
-    pooled_history,
-    preemptive_restart,
-    pretrained_behavior,
-    procedure_cloning,
-    self_chosen_curriculum,
-    self_guidance,
     thought_cloning,
-    two_level_minibatch,
     weakly_labeled_skills,
 )
-from understudy.claims import cross_episodic_curriculum as cross
-from understudy.claims import functional_manipulation as fmb
-from understudy.claims import vinn_few_demonstrations as vinn
-from understudy.claims.curation import cloning_method
-from understudy.claims.goal_directions import DirectedPush, direction_demonstrations, train_policy
+from claims.data_curation import critical_steps
+from claims.evaluation import functional_manipulation as fmb
+from claims.evaluation import imitation_promise, pretrained_behavior
+from claims.interactive_deployment import preemptive_restart
+from claims.policy_heads import (
+    beso_three_steps,
+    fused_experts,
+    in_context_denoising,
+    lerobot_examples,
+    self_chosen_curriculum,
+    two_level_minibatch,
+)
+from claims.retrieval import vinn_few_demonstrations as vinn
+from claims.sequence_execution import pooled_history, self_guidance
+from claims.token_policies import cross_episodic_curriculum as cross
+from claims.token_policies import dual_phase, masked_trajectories, procedure_cloning
+from claims.worlds import named_places, sign_corridor
+from claims.worlds.curation import cloning_method
+from claims.worlds.directed_push import DirectedPush, direction_demonstrations, train_policy
+from understudy.audit.action_motion import check_action_lag
 from understudy.claims.memo import empty_memos
 from understudy.core import HeadSpec, keys
 from understudy.data.episode import Dataset, Episode
@@ -468,51 +467,51 @@ def test_attention_is_counted_where_it_is_largest_at_the_named_object():
 
 
 def test_the_sign_of_the_junctions_color_tells_where_to_turn_and_arrows_are_balanced():
-    check_env(memory_pairs.SignCorridor)
-    ran = rollout(memory_pairs.Expert(), memory_pairs.SignCorridor(20), 40, seed=1)
-    n, turns = memory_pairs.N_SIGNS, []
+    check_env(sign_corridor.SignCorridor)
+    ran = rollout(sign_corridor.Expert(), sign_corridor.SignCorridor(20), 40, seed=1)
+    n, turns = sign_corridor.N_SIGNS, []
     for e in ran:
-        seen, action = np.asarray(e.steps[memory_pairs.SEEN]), np.asarray(e.steps["action"])[:, 0]
-        assert e.metadata["success"] and len(e) == n + 1 and (action[:-1] == memory_pairs.FORWARD).all()
-        assert sorted(seen[:n, 0]) == list(range(n)) and (seen[:n, 1] == memory_pairs.LEFT).sum() == n // 2
-        sign = memory_pairs.recalled_sign(e)
+        seen, action = np.asarray(e.steps[sign_corridor.SEEN]), np.asarray(e.steps["action"])[:, 0]
+        assert e.metadata["success"] and len(e) == n + 1 and (action[:-1] == sign_corridor.FORWARD).all()
+        assert sorted(seen[:n, 0]) == list(range(n)) and (seen[:n, 1] == sign_corridor.LEFT).sum() == n // 2
+        sign = sign_corridor.recalled_sign(e)
         assert seen[sign, 0] == seen[n, 0] and seen[sign, 1] == action[-1] and seen[n, 1] == 0
         turns.append(action[-1])
-    assert set(turns) == {memory_pairs.LEFT, memory_pairs.RIGHT}
-    assert len({memory_pairs.recalled_sign(e) for e in ran}) > n / 2
+    assert set(turns) == {sign_corridor.LEFT, sign_corridor.RIGHT}
+    assert len({sign_corridor.recalled_sign(e) for e in ran}) > n / 2
 
 
 def test_an_early_or_a_wrong_turn_ends_the_episode_without_success():
-    corridor = memory_pairs.SignCorridor(2)
+    corridor = sign_corridor.SignCorridor(2)
     corridor.reset(torch.arange(2), torch.arange(2))
-    out = corridor.step(torch.tensor([[memory_pairs.LEFT], [memory_pairs.FORWARD]]))
+    out = corridor.step(torch.tensor([[sign_corridor.LEFT], [sign_corridor.FORWARD]]))
     assert out.terminated.tolist() == [True, False] and not out.info["success"].any()
-    for _ in range(memory_pairs.N_SIGNS - 1):
+    for _ in range(sign_corridor.N_SIGNS - 1):
         corridor.step(torch.zeros(2, 1, dtype=torch.int64))
     state = corridor.state
     right = state["arrows"][1][state["colors"][1] == state["asked"][1]].item()
-    wrong = {memory_pairs.LEFT: memory_pairs.RIGHT, memory_pairs.RIGHT: memory_pairs.LEFT}[right]
+    wrong = {sign_corridor.LEFT: sign_corridor.RIGHT, sign_corridor.RIGHT: sign_corridor.LEFT}[right]
     out = corridor.step(torch.tensor([[0], [wrong]]))
     assert out.terminated[1] and not out.info["success"][1]
 
 
 def test_pairs_name_the_right_sign_of_as_many_episodes_as_are_labeled():
-    shown, n = memory_pairs.CorridorDemonstrations(12).load(1), memory_pairs.N_SIGNS
-    plain, some, shifted = (memory_pairs.MemoryPairs(8, labeled, shift).apply(shown)
+    shown, n = sign_corridor.CorridorDemonstrations(12).load(1), sign_corridor.N_SIGNS
+    plain, some, shifted = (sign_corridor.MemoryPairs(8, labeled, shift).apply(shown)
                             for labeled, shift in ((0, 0), (3, 0), (8, 3)))
     assert len(plain) == len(some) == len(shifted) == 8
     for i in range(8):
-        sign, column = memory_pairs.recalled_sign(shown[i]), memory_pairs.RECALLED
+        sign, column = sign_corridor.recalled_sign(shown[i]), sign_corridor.RECALLED
         assert (plain[i].steps[column] == -1).all() and (some[i].steps[column][:-1] == -1).all()
         assert some[i].steps[column][-1] == (n - sign if i < 3 else -1)
         assert shifted[i].steps[column][-1] == n - (sign - 3) % n
 
 
 def test_a_corridor_may_have_fewer_signs():
-    check_env(lambda rows: memory_pairs.SignCorridor(rows, n_signs=8))
+    check_env(lambda rows: sign_corridor.SignCorridor(rows, n_signs=8))
     shown = pooled_history.CORRIDOR.source.load(1)[:20]
-    assert all(len(e) == 9 and e.metadata["success"] and memory_pairs.count_signs(e.steps) == 8 for e in shown)
-    assert {e.steps[memory_pairs.RATE_COLUMN][-1, 0] for e in memory_pairs.MemoryPairs(8).apply(shown)} == {8}
+    assert all(len(e) == 9 and e.metadata["success"] and sign_corridor.count_signs(e.steps) == 8 for e in shown)
+    assert {e.steps[sign_corridor.RATE_COLUMN][-1, 0] for e in sign_corridor.MemoryPairs(8).apply(shown)} == {8}
 
 
 def test_arms_with_a_history_differ_in_where_the_past_ends_and_in_the_tokens_of_absent_steps():
@@ -531,8 +530,8 @@ def test_arms_with_a_history_differ_in_where_the_past_ends_and_in_the_tokens_of_
 def test_the_control_does_not_see_the_past_and_a_mean_of_the_signs_themselves_does_not_tell_the_way():
     """The signs of two walkers are exchanged. The mean over all signs is the same in every corridor."""
     data = pooled_history.CORRIDOR.source.load(1)[:10]
-    features = {memory_pairs.SEEN: data.features()[memory_pairs.SEEN]}
-    obs = {memory_pairs.SEEN: torch.from_numpy(np.stack([e.steps[memory_pairs.SEEN][:9] for e in data]))}
+    features = {sign_corridor.SEEN: data.features()[sign_corridor.SEEN]}
+    obs = {sign_corridor.SEEN: torch.from_numpy(np.stack([e.steps[sign_corridor.SEEN][:9] for e in data]))}
     other = {k: torch.cat([x[:, :-1].flip(0), x[:, -1:]], 1) for k, x in obs.items()}
     control = pooled_history.with_repeated_step(pooled_history.CORRIDOR).arms[0].options[0].policy.encoder
     pooled, at_once, without = (a.options[0].policy.encoder for a in pooled_history.ABLATIONS.arms)
@@ -546,14 +545,14 @@ def test_the_control_does_not_see_the_past_and_a_mean_of_the_signs_themselves_do
 
 
 def test_the_attention_that_is_measured_is_that_on_the_sign():
-    shown = memory_pairs.CorridorDemonstrations(10).load(1)
+    shown = sign_corridor.CorridorDemonstrations(10).load(1)
     method = memory_pairs.CORRIDOR.arms[0].options[0]
     policy = Policy(method.policy, shown.features()).fit_statistics(shown)
     with torch.no_grad():
         policy.net.trunk.encoder[0].self_attention.query_layer.weight.zero_()
         policy.net.trunk.encoder[0].self_attention.query_layer.bias.zero_()  # equal attention to all 14 tokens
     found = memory_pairs.attention_to_sign(policy, shown)
-    assert found == pytest.approx([1 / (memory_pairs.N_SIGNS + 2)] * 10)
+    assert found == pytest.approx([1 / (sign_corridor.N_SIGNS + 2)] * 10)
 
 
 # -- noise draws per observation ---------------------------------------------------------------------------------------
@@ -596,18 +595,18 @@ def test_the_first_crossing_of_a_curve():
 
 def test_a_place_is_named_by_its_word_or_by_its_position():
     for by_goal in (False, True):
-        check_env(lambda rows, by_goal=by_goal: few_labels.NamedPlaces(rows, limit=12, by_goal=by_goal))
-        env = few_labels.NamedPlaces(20, by_goal=by_goal)
+        check_env(lambda rows, by_goal=by_goal: named_places.NamedPlaces(rows, limit=12, by_goal=by_goal))
+        env = named_places.NamedPlaces(20, by_goal=by_goal)
         obs = env.reset(torch.arange(20), torch.arange(20))
-        assert (obs[few_labels.TASK + "?"] != by_goal).all()
+        assert (obs[named_places.TASK + "?"] != by_goal).all()
         if by_goal:
-            np.testing.assert_array_equal(obs[few_labels.TARGET], few_labels.PLACES[env.state["place"]])
-    ran = rollout(few_labels.Expert(noise=0), few_labels.NamedPlaces(20), 40, seed=1)
+            np.testing.assert_array_equal(obs[named_places.TARGET], named_places.PLACES[env.state["place"]])
+    ran = rollout(named_places.Expert(noise=0), named_places.NamedPlaces(20), 40, seed=1)
     assert all(e.metadata["success"] for e in ran)
 
 
 def test_one_episode_of_each_place_has_words_and_half_of_the_windows_are_from_these():
-    task, known = few_labels.TASK, few_labels.TASK + "?"
+    task, known = named_places.TASK, named_places.TASK + "?"
     plain, wrong = (few_labels.LabeledPlay(200, shuffled=s).load(1) for s in (False, True))
     for data in (plain, wrong):
         words = [int(e.steps[task][0, 0]) for e in data if e.steps[known].all()]
@@ -933,11 +932,11 @@ def test_crowded_places_keep_the_contract_of_environments():
 
 def test_few_episodes_of_each_place_have_words_and_half_of_the_sampling_rate():
     data = dual_phase.PlayAndDemonstrations(20, per_place=2).load(0)
-    given = [bool(e.steps[few_labels.TASK + "?"][0]) for e in data]
-    words = [int(e.steps[few_labels.TASK][0, 0]) for e in data]
+    given = [bool(e.steps[named_places.TASK + "?"][0]) for e in data]
+    words = [int(e.steps[named_places.TASK][0, 0]) for e in data]
     assert given == [False] * 20 + [True] * 16 and words == [0] * 20 + sorted([*range(8)] * 2)
     assert all(bool(e.steps[dual_phase.LABELED].all()) == word for e, word in zip(data, given, strict=True))
-    rates = [sum(e.steps[few_labels.RATE_COLUMN].sum() for e in some) for some in (data[:20], data[20:])]
+    rates = [sum(e.steps[named_places.RATE_COLUMN].sum() for e in some) for some in (data[:20], data[20:])]
     assert rates == pytest.approx([0.5, 0.5], rel=1e-5)
 
 
@@ -967,11 +966,11 @@ def test_one_phase_learns_to_act_from_episodes_with_words_alone():
     data = dual_phase.PlayAndDemonstrations(20, per_place=1).load(0)
     learner = dual_phase.Phases(0, 3, "joint").method.learner
     assert isinstance(learner, BehaviorCloning) and isinstance(learner.sample_weights, ColumnWeights)
-    assert len(learner.auxiliary_losses) == 3 and learner.sampling_column == few_labels.RATE_COLUMN
+    assert len(learner.auxiliary_losses) == 3 and learner.sampling_column == named_places.RATE_COLUMN
     fitted = fit_method(dual_phase.Phases(0, 3, "joint").method, data, 0)
     batch = fitted.policy.windows(data, extra=(dual_phase.LABELED,)).batch(64, 0, 0)
     weights = learner.sample_weights(batch, fitted.policy)
-    words = batch.obs[few_labels.TASK + "?"][:, -1]
+    words = batch.obs[named_places.TASK + "?"][:, -1]
     assert torch.equal(weights, words[:, None].expand(weights.shape).float()) and 0 < words.float().mean() < 1
 def test_cut_episodes_end_at_their_goals():
     episode = Episode({"observation.state": np.arange(62.0, dtype=np.float32).reshape(31, 2),

@@ -1,5 +1,6 @@
 """Rules decide from intervals; a record goes stale with its code and with nothing else; a run goes on where it was."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -7,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from understudy import claims, cli, config
+from understudy import cli, config
 from understudy.claims import records
 from understudy.claims.base import (
     RATE,
@@ -30,6 +31,7 @@ from understudy.claims.base import (
     RecordedDemonstrations,
     summarize,
 )
+from understudy.claims.folder import claims_folder
 from understudy.claims.measures import log_jerk
 from understudy.claims.runner import judge_again, judge_figures, run_claim, run_figures
 from understudy.core import UserError
@@ -131,14 +133,14 @@ def test_every_claim_stands_complete():
     rows = {row for c in claims.values() for row in c.rows}
     assert {"260", "264", "158", "079", "281", "003", "007", "009", "185", "301", "308", "327"} <= rows
     for name, claim in claims.items():
-        assert records.module_of(claim) and name == claim.name
+        assert name == claim.name and records.find_file(name).with_suffix(".py").exists()
         assert claim.negative_control.part in {p.name for p in claim.parts} and any(p.is_decisive for p in claim.parts)
         for part in claim.parts:
             assert len(part.experiment.seeds) >= 5 and set(part.rule.arms) <= {a.name for a in part.experiment.arms}
             if part.name == claim.negative_control.part:
                 assert config.dump(claim.negative_control.change(part.experiment)) != config.dump(part.experiment)
             for arm in part.experiment.arms:
-                assert all(config.load(config.dump(o)) == o for o in arm.options)
+                assert all(config.load(config.dump(o), ("understudy", "claims")) == o for o in arm.options)
 
 
 @pytest.mark.slow
@@ -176,7 +178,7 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "_module_file", lambda module: seen.append(module) or original(module))
     records.fingerprint(claim)
     assert {"understudy.heads.flow", "understudy.evaluate.rollout", "understudy.envs.toys.fork"} <= set(seen)
-    assert "understudy.claims.ema_oscillation" not in seen and "understudy.cli" not in seen
+    assert "claims.evaluation.ema_oscillation" not in seen and "understudy.cli" not in seen
     assert "understudy.data.episode" in seen and "understudy.data.formats.detection" not in seen
     # What it names by a string is followed, and no other environment.
     assert "understudy.envs.toys.particle" not in seen
@@ -208,19 +210,21 @@ def test_a_commit_says_whether_the_code_is_that_of_the_commit(tmp_path, monkeypa
     def git(*args):
         return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *args], cwd=tmp_path, check=True,
                               capture_output=True, text=True).stdout.strip()
-    (tmp_path / "package/claims/results").mkdir(parents=True)
-    (tmp_path / "package/claims/one.py").write_text("1")
-    monkeypatch.setattr(records, "CLAIMS_FOLDER", tmp_path / "package/claims")
+    (tmp_path / "claims/family/records").mkdir(parents=True)
+    for name in ("ledger.tsv", "family/one.py", "family/one.md"):
+        (tmp_path / "claims" / name).write_text("1")
+    monkeypatch.chdir(tmp_path)
     git("init", "-q")
     assert records.provenance()["commit"] is None  # nothing is committed yet
     git("add", ".")
     git("commit", "-qm", "one")
     head = git("rev-parse", "HEAD")
     assert records.provenance()["commit"] == head and len(head) == 40
-    (tmp_path / "package/claims/results/one.json").write_text("{}")  # what a claim before this one wrote
+    (tmp_path / "claims/family/records/one.json").write_text("{}")  # what a claim before this one wrote
+    (tmp_path / "claims/family/one.md").write_text("another word")
     (tmp_path / "notes.md").write_text("elsewhere")
     assert records.provenance()["commit"] == head
-    (tmp_path / "package/claims/one.py").write_text("2")
+    (tmp_path / "claims/family/one.py").write_text("2")
     assert records.provenance()["commit"] == f"{head} with uncommitted changes"
 
 
@@ -231,26 +235,75 @@ def test_an_unknown_claim_names_the_nearest():
         records.find_claim("nothing")
 
 
+@pytest.fixture
+def other_claims(tmp_path, monkeypatch):
+    """The folder `claims` of another checkout, as the working directory has it."""
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    for name in [n for n in sys.modules if n.partition(".")[0] == "claims"]:
+        monkeypatch.delitem(sys.modules, name)
+    folder = tmp_path / "claims"
+    (folder / "family").mkdir(parents=True)
+    shutil.copy(claims_folder() / "ledger.tsv", folder)
+    monkeypatch.chdir(tmp_path)
+    yield folder
+    for name in [n for n in sys.modules if n.partition(".")[0] == "claims"]:
+        sys.modules.pop(name)
+
+
+TEXT = """+++
+[odd-claim]
+decision = "which head"
+paper = "p"
+statement = "s"
+control = "c"
+advice = "a"
+against = "b"
++++
+
+How.
+"""
+
+
 @pytest.mark.parametrize("text,place,problem", [
     ("CLAIN = 1", "", "the module does not define CLAIM"),
     ("CLAIM = 'a claim'", "", "CLAIM is of type str, not Claim"),
     ("import not_there", ", line 1", "cannot be imported: ModuleNotFoundError: No module named 'not_there'"),
     ("x = 1\n\nCLAIM = Claim()", ", line 3", "cannot be imported: NameError"),
     ("x = 1\nCLAIM = (", ", line 2", "cannot be imported: SyntaxError"),
-    ("from .diffusion_bc import CLAIM", "", "'diffusion-bc', which does not match the file"),
+    ("from test_claims import toy_claim\nCLAIM = toy_claim()", "", "'toy', and the head of its text has odd-claim"),
 ])
-def test_a_module_that_is_no_claim_is_named(tmp_path, monkeypatch, capsys, text, place, problem):
-    file = tmp_path / "odd_claim.py"
+def test_a_module_that_is_no_claim_is_named(other_claims, monkeypatch, tmp_path, capsys, text, place, problem):
+    file = other_claims / "family/odd_claim.py"
     file.write_text(text)
-    monkeypatch.setattr(records, "CLAIMS_FOLDER", tmp_path)
-    monkeypatch.setattr(claims, "__path__", [*claims.__path__, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "understudy.claims.odd_claim", raising=False)
-    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    file.with_suffix(".md").write_text(TEXT)
     for subcommand in ("list", "table"):
-        assert cli.main(["claims", subcommand, *(["--html", str(tmp_path / "x.html")] * (subcommand == "table"))]) == 2
+        page = ["--html", str(tmp_path / "x.html")] * (subcommand == "table")
+        assert cli.main(["claims", subcommand, "--trust", "claims", *page]) == 2
         err = " ".join(capsys.readouterr().err.split())
         assert f"{file}{place}" in err and problem in err and "Traceback" not in err
-    sys.modules.pop("understudy.claims.odd_claim", None)
+
+
+def test_claims_run_beside_their_own_understudy_or_where_they_are_trusted(other_claims, monkeypatch, capsys):
+    file = other_claims / "family/odd_claim.py"
+    file.write_text("from pathlib import Path\nPath('ran').touch()\n")
+    file.with_suffix(".md").write_text(TEXT)
+    (other_claims.parent / "pyproject.toml").write_text('[project]\nname = "understudy"\n')
+    assert cli.main(["claims", "list"]) == 2
+    err = capsys.readouterr().err
+    assert "not those of the understudy that is installed" in err and "--trust claims" in err
+    assert not (other_claims.parent / "ran").exists()
+    assert cli.main(["claims", "list", "--trust", "claims"]) == 2 and (other_claims.parent / "ran").exists()
+    assert "does not define CLAIM" in capsys.readouterr().err
+    file.unlink()
+    file.with_suffix(".md").unlink()
+    assert cli.main(["claims", "list", "--trust", "claims"]) == 0 and "no claim is like that" in capsys.readouterr().out
+
+
+def test_claims_are_in_the_repository_and_not_in_the_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["claims", "list"]) == 2
+    assert "claims are in the repository of understudy and not in the package" in " ".join(
+        capsys.readouterr().err.split())
 
 
 @dataclass(frozen=True)
@@ -332,7 +385,7 @@ def test_a_run_goes_on_where_it_was_and_its_control_must_fail(tmp_path, monkeypa
     (lambda n: 0.9 * n**-0.25, -0.25, "below"), (lambda n: 0.6 * np.exp(-n / 400), None, "above"),
     (lambda n: 0.9 - 0.1 * np.log(n), None, "above")], ids=["power", "exponential", "logarithmic"])
 def test_a_power_law_is_told_from_others(monkeypatch, failure, exponent, excess):
-    from understudy.claims import data_scaling_laws as scaling
+    from claims.evaluation import data_scaling_laws as scaling
 
     monkeypatch.setattr(scaling, "maze_success", lambda experiment, method, *rest: [[1 - failure(float(method.arm))]])
     monkeypatch.setattr(scaling.MazeDemonstrations, "load", lambda source, seed: None)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from understudy.claims.component_tokens import (
+from claims.token_policies.component_tokens import (
     LINKS,
     SENSORS,
     STATE,

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.claims.behavior_entropy import SidedDemonstrations, side
-from understudy.claims.curation import CuratedMethod, arms, cloning_method, train_curated, with_keep_columns
-from understudy.claims.dataset_quality import (
+from claims.data_curation.dataset_quality import (
     GOAL,
     HIGH_QUALITY,
     LEARNED,
@@ -20,8 +18,10 @@ from understudy.claims.dataset_quality import (
     run_episode,
     train_preferences,
 )
-from understudy.claims.extraneous_segments import DetourExpert, _f1_score
-from understudy.claims.out_of_dynamics import infer_actions, sharpen
+from claims.data_curation.extraneous_segments import DetourExpert, _f1_score
+from claims.data_curation.out_of_dynamics import infer_actions, sharpen
+from claims.evaluation.behavior_entropy import SidedDemonstrations, side
+from claims.worlds.curation import CuratedMethod, arms, cloning_method, train_curated, with_keep_columns
 from understudy.data.episode import Episode
 from understudy.envs.toys.fork import Expert
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from understudy.claims.dichotomy_of_control import (
+from claims.conditioning.dichotomy_of_control import (
     RETURN_CONDITIONED,
     BanditEpisodes,
     expected_and_promised,

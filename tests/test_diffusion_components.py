@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.claims.diffusion_components import BINS, Carry
+from claims.policy_heads.diffusion_components import BINS, Carry
 from understudy.core import keys
 from understudy.evaluate.rollout import rollout
 from understudy.testing import check_env

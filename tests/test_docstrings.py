@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1] / "src" / "understudy"
+REPOSITORY = Path(__file__).parents[1]
+ROOT = REPOSITORY / "src" / "understudy"
 SECTION = re.compile(r"^(Args|Attributes):\n((?:[ ]+.*\n|\n)+)", re.MULTILINE)
 
 
@@ -59,7 +60,8 @@ def wrong(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", [*sorted(ROOT.rglob("*.py")), *sorted((REPOSITORY / "claims").rglob("*.py"))],
+                         ids=lambda p: p.relative_to(REPOSITORY).as_posix())
 def test_documented_arguments_exist(path):
     assert wrong(path.read_text(encoding="utf-8")) == []
 

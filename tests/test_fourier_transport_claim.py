@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from understudy.claims.fourier_transport import (
+from claims.policy_heads.fourier_transport import (
     SlotTable,
     TurnedDemonstrations,
     Unrotated,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from understudy.claims import few_labels
+from claims.conditioning import few_labels
 from understudy.core import Batch, Context, Feature, UserError, keys
 from understudy.data.augment import ModalityDropout
 from understudy.data.episode import Dataset, Episode

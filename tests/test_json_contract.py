@@ -20,7 +20,7 @@ def call(capsys):
 def test_the_list_of_claims_keeps_its_keys(call, monkeypatch, tmp_path):
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
     path = records.record_path  # one claim has not run
-    monkeypatch.setattr(records, "record_path", lambda name: path("none" if name == "diffusion-bc" else name))
+    monkeypatch.setattr(records, "record_path", lambda name: tmp_path / "no" if name == "diffusion-bc" else path(name))
     monkeypatch.setattr(records, "fingerprint", lambda claim, sources=None: "0" * 16)
     status, found = call("claims", "list", "--json")
     by_name = {c["name"]: c for c in found}

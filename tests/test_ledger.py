@@ -15,13 +15,7 @@ import pytest
 from understudy.claims import ledger, records
 from understudy.claims import scheduler as due_module
 from understudy.claims.base import Condition, MissingRequirement
-from understudy.claims.ledger import (
-    LedgerEntry,
-    decisive_condition,
-    find_row,
-    interval_svg,
-    ledger_rows,
-)
+from understudy.claims.ledger import LedgerEntry, decisive_condition, find_row, interval_svg, ledger_rows
 from understudy.claims.listing_cache import cached_listing as kept_listing
 from understudy.claims.probe import Confirmation
 from understudy.claims.runner import MECHANISM_ONLY
@@ -59,13 +53,11 @@ def test_a_row_is_three_digits_and_stands_once(tmp_path, monkeypatch):
     for text, said in ((f"{head}\n{good}\n{good}\n", "line 3: The id '003' is not"),
                        (f"{head}\n{good[1:]}\n", "line 2: The id '03' is not"),
                        (f"{head}\nno\n", "has 1 columns instead of 7")):
-        (tmp_path / "ledger.tsv").write_text(text)
-        monkeypatch.setattr(ledger, "CLAIMS_FOLDER", tmp_path)
-        ledger_rows.cache_clear()
+        (tmp_path / "claims").mkdir(exist_ok=True)
+        (tmp_path / "claims/ledger.tsv").write_text(text)
+        monkeypatch.chdir(tmp_path)
         with pytest.raises(UserError, match=said):
             ledger_rows()
-    monkeypatch.undo()
-    ledger_rows.cache_clear()
 
 
 def test_claims_are_of_rows_and_cite_their_papers():
@@ -397,9 +389,13 @@ def test_no_time(text):
 
 def test_the_list_is_made_anew_when_a_file_or_a_record_changes_and_only_then(listed, tmp_path, monkeypatch):
     package, made = tmp_path / "package", []
-    (package / "claims/results").mkdir(parents=True)
+    record = tmp_path / "claims/family/records/x.json"
+    record.parent.mkdir(parents=True)
+    package.mkdir()
     (package / "core.py").write_text("A = 1")
-    (package / "claims/results/x.json").write_text("{}")
+    (tmp_path / "claims/ledger.tsv").write_text("")
+    record.write_text("{}")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("understudy.claims.listing_cache.PACKAGE", package)
     monkeypatch.setattr(records, "list_claims", lambda: made.append(1) or listed)
@@ -410,7 +406,7 @@ def test_the_list_is_made_anew_when_a_file_or_a_record_changes_and_only_then(lis
     assert (times(), times()) == (1, 1)
     (package / "core.py").write_text("A = 2")
     assert (times(), times()) == (2, 2)
-    (package / "claims/results/x.json").write_text("{ }")
+    record.write_text("{ }")
     assert (times(), times()) == (3, 3)
     (package / "core.py").rename(package / "other.py")
     assert (times(), times()) == (4, 4)

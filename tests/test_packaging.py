@@ -15,8 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/understudy").rglob("*.py")}
 PAGE = {f"understudy/studio/inspect.{kind}" for kind in ("html", "css", "js")}
-PAGE |= {f"understudy/claims/ledger.{kind}" for kind in ("tsv", "html")} | {"understudy/deploy/onnx_runner.mjs"}
-RESULTS = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/understudy/claims/results").glob("*.json")}
+PAGE |= {"understudy/claims/ledger.html", "understudy/deploy/onnx_runner.mjs"}
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +31,9 @@ def built(tmp_path_factory):
     return sdist, wheel
 
 
-def test_both_hold_all_the_code_its_types_and_the_records_of_the_claims(built):
+def test_both_hold_all_the_code_and_its_types(built):
     sdist, wheel = built
-    wanted = SOURCES | RESULTS | PAGE | {"understudy/py.typed"}
+    wanted = SOURCES | PAGE | {"understudy/py.typed"}
     with tarfile.open(sdist) as tar:
         inside = {re.sub(r"^[^/]+/src/", "", n) for n in tar.getnames()}
         assert wanted <= inside
@@ -49,9 +48,9 @@ def test_the_wheel_holds_nothing_else_and_nothing_large(built):
         strays = [n for n in whole.namelist() if not re.match(r"understudy(-[\d.]+\.dist-info)?/", n)]
         assert not strays
         assert not [i.filename for i in whole.infolist() if i.file_size > 1_000_000]
-        assert not [n for n in whole.namelist() if n.startswith("understudy/claims/figures")]
-    assert list((ROOT / "src/understudy/claims/figures").glob("*.json"))  # in the repository alone
-    assert wheel.stat().st_size < 2_500_000  # each claim adds some 12 kB: its module, record and probe
+        assert not [n for n in whole.namelist() if n.startswith("claims/") or n.endswith("ledger.tsv")]
+    assert list((ROOT / "claims").glob("*/records/*.figures.json"))  # in the repository alone
+    assert wheel.stat().st_size < 2_500_000
     assert sdist.stat().st_size < 5_000_000
 
 

@@ -9,7 +9,15 @@ import torch
 
 from understudy import cli
 from understudy.claims import probe, records
-from understudy.claims.base import Arm, Claim, ClaimPart, Experiment, ExpertDemonstrations, GreaterThan, NegativeControl
+from understudy.claims.base import (
+    Arm,
+    Claim,
+    ClaimPart,
+    Experiment,
+    ExpertDemonstrations,
+    GreaterThan,
+    NegativeControl,
+)
 from understudy.claims.measures import closed_loop, train_once
 from understudy.claims.probe import compare, confirm, take, updates_to_probe
 from understudy.core import replaced
@@ -197,6 +205,7 @@ def test_every_record_has_a_probe_that_is_small():
 def test_the_command_says_what_is_due_and_ends_with_status_3(tmp_path, monkeypatch, capsys):
     claim = first_arm("checkpoint-selection")
     monkeypatch.setattr(records, "all_claims", lambda: {claim.name: claim})
+    monkeypatch.setattr(records, "find_claim", lambda name: claim)
     monkeypatch.setattr(probe, "probe_path", lambda name: tmp_path / f"{name}.json")
 
     def check(*more) -> tuple[int, str]:
@@ -248,8 +257,10 @@ def test_a_confirmed_record_is_not_stale_until_its_code_changes_again(tmp_path, 
     assert records.list_claims()[0]["stale"]
 
 
-def test_a_claim_without_a_record_is_not_run():
+def test_a_claim_without_a_record_is_not_run(monkeypatch, tmp_path):
     experiment = Experiment(ExpertDemonstrations("fork", 5), "fork", (Arm("a", ()),), closed_loop)
+    for path in ("record_path", "probe_path"):
+        monkeypatch.setattr(probe, path, lambda name: tmp_path / f"{name}.json")
     claim = Claim("never-run", (), (ClaimPart("p", experiment, GreaterThan("success", "a", "a")),),
                   NegativeControl(lambda e: e, "p"))
     assert confirm(claim).status == "not run"

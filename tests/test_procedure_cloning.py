@@ -233,7 +233,7 @@ def test_an_auxiliary_prediction_is_the_likelihood_of_the_column_and_trains_the_
 
 
 def test_the_method_finds_the_way_in_a_corridor_that_it_has_not_seen():
-    from understudy.claims.procedure_cloning import GridMaze
+    from claims.token_policies.procedure_cloning import GridMaze
 
     env = GridMaze(20, levels=10)
     data = rollout(env.expert(), env, 20, seed=0)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from claims.conditioning import moved_goals
 from understudy.checkpoint import FromStage, load_module, save_module
-from understudy.claims import moved_goals
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.scored_return import CalibratedScorer, ScoredReturn

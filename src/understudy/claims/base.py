@@ -187,6 +187,7 @@ class Experiment:
             looks together err as rarely as one. Without looks, all seeds run and alpha is 0.05.
         sanity: (arm, measure, minimum) each. An arm whose mean is below its minimum does not work, and the part is
             then undecided.
+        probe_episodes: Rollouts of each arm in a probe.
     """
 
     source: DemonstrationSource
@@ -203,6 +204,7 @@ class Experiment:
     starts_seed: int = 100
     looks: tuple[tuple[int, float], ...] = ()
     sanity: tuple[tuple[str, str, float], ...] = ()
+    probe_episodes: int = 2
 
     def __post_init__(self):
         if min(*self.seeds, *self.tuning_seeds) < 100 or set(self.seeds) & set(self.tuning_seeds):

@@ -19,7 +19,8 @@ from ..evaluate.plots import COLORS, STYLE
 from ..evaluate.stats import seeds_caveat
 from ..files import read_json, write_text
 from .base import Claim, Condition, format_number
-from .records import CLAIMS_FOLDER, all_claims, all_texts, is_redesigned, list_claims, record_path
+from .folder import claims_folder
+from .records import all_claims, all_texts, is_redesigned, list_claims, record_path
 from .spot_check import disagreement, published
 from .text import DECISIONS, ClaimText
 
@@ -57,14 +58,18 @@ class LedgerRow:
     arxiv: str
 
 
-@lru_cache(1)
 def ledger_rows() -> dict[str, LedgerRow]:
-    """All rows by id, from ledger.tsv in this folder.
+    """All rows by id, from ledger.tsv in the folder of the claims.
 
     Raises:
         UserError: A line is malformed.
     """
-    head, *lines = (CLAIMS_FOLDER / "ledger.tsv").read_text(encoding="utf-8").splitlines()
+    return _parse_rows((claims_folder() / "ledger.tsv").read_text(encoding="utf-8"))
+
+
+@lru_cache(1)
+def _parse_rows(text: str) -> dict[str, LedgerRow]:
+    head, *lines = text.splitlines()
     found: dict[str, LedgerRow] = {}
     for number, line in enumerate(lines, 2):
         cells = line.split("\t")
@@ -95,7 +100,7 @@ def find_row(number: str, claim: str) -> LedgerRow:
     """
     if number not in ledger_rows():
         raise UserError(f"The ledger has no row {number!r}.", where=f"the claim {claim}",
-                        hint="its ids have three digits: src/understudy/claims/ledger.tsv")
+                        hint="its ids have three digits: claims/ledger.tsv")
     return ledger_rows()[number]
 
 
@@ -531,7 +536,7 @@ def write_html(path: Path | str, entries: Sequence[LedgerEntry] | None = None) -
     entries = ledger_entries() if entries is None else entries
     total = verdict_counts(entries)
     told = ", ".join(f"{v} {total[v]}" for v in VERDICTS)
-    template = (CLAIMS_FOLDER / "ledger.html").read_text(encoding="utf-8")
+    template = Path(__file__).with_name("ledger.html").read_text(encoding="utf-8")
     found = re.search(r"<script>(.*)</script>", template, re.S)
     assert found is not None
     script = found[1]

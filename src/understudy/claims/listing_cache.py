@@ -1,6 +1,6 @@
 """The list of claims as it was last made. To know which records are stale takes parsing most of understudy.
 
-The list is kept in the cache folder until a file of understudy, a record or a probe changes.
+The list is kept in the cache folder until a file of understudy, a claim, a record or a probe changes.
 """
 
 from __future__ import annotations
@@ -8,13 +8,11 @@ from __future__ import annotations
 import hashlib
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 from ..core import UserError
 from ..data import cache
 from ..files import read_json, write_json
-
-PACKAGE = Path(__file__).parents[1]
+from .folder import PACKAGE, claims_folder
 
 
 def cached_listing() -> list[dict]:
@@ -35,9 +33,9 @@ def cached_listing() -> list[dict]:
 
 def _source_digest() -> str:
     """Digest of all that the list is made from, and of Python's version, because syntax trees differ."""
-    mark = hashlib.sha256(sys.version.encode())
-    records = (file for folder in ("results", "probes") for file in PACKAGE.glob(f"claims/{folder}/*.json"))
-    for file in sorted((*PACKAGE.rglob("*.py"), *PACKAGE.glob("claims/*.md"), *records)):
+    mark, folder = hashlib.sha256(sys.version.encode()), claims_folder()
+    records = (file for file in folder.rglob("*.json") if not file.name.endswith(".figures.json"))
+    for file in sorted((*PACKAGE.rglob("*.py"), *folder.rglob("*.py"), *folder.rglob("*.md"), *records)):
         text = file.read_bytes()
-        mark.update(f"{file.relative_to(PACKAGE)} {len(text)} ".encode() + text)
+        mark.update(f"{file} {len(text)} ".encode() + text)
     return mark.hexdigest()

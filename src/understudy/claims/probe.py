@@ -37,9 +37,6 @@ from ..files import read_json, write_text
 from ..improve.restart import Attempts
 from ..learn.fit import fit
 from .base import Claim, ClaimPart, Experiment, MissingRequirement
-from .behavior_entropy import success_and_entropy
-from .few_steps import N_REPEATS
-from .goal_directions import DirectedPush
 from .memo import empty_memos
 from .records import fingerprint, missing_requirements, probe_path, provenance, record_path
 
@@ -47,7 +44,6 @@ RELATIVE = 1e-4  # tolerance relative to an entry
 FLOOR = 1e-5  # tolerance relative to the largest entry of its list: entries near zero are rounding errors
 ABSOLUTE = 1e-8  # absolute tolerance: a gradient that is zero but for rounding differs between processors
 ENTRIES = 64  # largest number of stored entries of a list of weights, actions or observations
-EPISODES = 2  # rollouts per cell
 ROUNDING = 2e-7  # relative error of a weight in single precision
 ADAM_STEP = torch.optim.Adam.step
 ROLLOUT, FIT_REGRESSION = inspect.unwrap(rollout), inspect.unwrap(fit_regression)  # never replaced
@@ -254,9 +250,9 @@ def _load(experiment: Experiment, rounding: float) -> tuple[Dataset, Numbers]:
 
 
 def _cell(experiment: Experiment, method: Any, data: Dataset, look_at_env: bool, rounding: float) -> Numbers:
-    episodes = EPISODES * N_REPEATS if experiment.measure is success_and_entropy else EPISODES
     with _recorded(rounding) as recorder:
-        measured = experiment.measure(experiment, method, data, experiment.seeds[0], episodes, experiment.starts_seed)
+        measured = experiment.measure(experiment, method, data, experiment.seeds[0], experiment.probe_episodes,
+                                      experiment.starts_seed)
         for i, values in enumerate(measured.values()):
             recorder.numbers[f"measure {i + 1}"] = _entries(np.asarray(values, float))
         if look_at_env and recorder.env is not None:
@@ -302,9 +298,9 @@ class _Recorder:
         self.rollouts += 1
         if isinstance(env, Attempts):
             env.limit = min(env.limit, 120)  # with a policy of few updates no attempt would succeed
-        limit = env.limit if isinstance(env, DirectedPush) and isinstance(actor, PolicyActor) else None
-        if limit is not None:  # the same, and the first steps tell as much as all
-            env.limit = min(limit, 2 * STEPS)
+        limit = env.limit if hasattr(env, "probe_limit") and isinstance(actor, PolicyActor) else None
+        if limit is not None:  # with a policy of few updates the first steps tell as much as all
+            env.limit = min(limit, env.probe_limit)
             self.numbers[f"rollout {self.rollouts} / limit"] = [limit]
         ran = ROLLOUT(actor, env, episodes, seed, **options)
         if limit is not None:

@@ -11,6 +11,7 @@ import re
 import subprocess
 import traceback
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -18,44 +19,72 @@ from ..core import UserError, unknown_name
 from ..envs import registry
 from ..files import read_json
 from .base import Claim
+from .folder import NAME, PACKAGE, claims_folder, open_claims
 from .text import ClaimText, read_texts
 
-CLAIMS_FOLDER = Path(__file__).parent
-# Modules of this folder that are not claims.
-NON_CLAIM_MODULES = (
-    "__init__",
-    "base",
-    "runner",
-    "records",
-    "measures",
-    "curation",
-    "few_steps",
-    "goal_directions",
-    "one_goal",
-    "ledger",
-    "listing_cache",
-    "memo",
-    "scheduler",
-    "effects",
-    "probe",
-    "spot_check",
-    "text",
-)
+
+def experiment_files() -> list[Path]:
+    """The Markdown files of all experiments. The module of an experiment has the same name."""
+    return sorted(claims_folder().glob("*/*.md"))
+
+
+def texts_of(file: Path) -> dict[str, ClaimText]:
+    """The texts of an experiment by the names of its claims."""
+    return _read_texts(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(None)
+def _read_texts(file: Path, changed: int) -> dict[str, ClaimText]:
+    return read_texts(file)
+
+
+def all_texts() -> dict[str, ClaimText]:
+    """The texts of all claims by name."""
+    return dict(sorted((name, text) for file in experiment_files() for name, text in texts_of(file).items()))
+
+
+def find_file(name: str) -> Path:
+    """The Markdown file of the experiment of a claim.
+
+    Raises:
+        UserError: There is no such claim. The message has the nearest names.
+    """
+    file = next((file for file in experiment_files() if name in texts_of(file)), None)
+    if file is None:
+        raise unknown_name("claim", name, all_texts(), "claims", hint="understudy claims list shows all")
+    return file
+
+
+def find_text(name: str) -> ClaimText:
+    """The text of the claim `name`."""
+    return texts_of(find_file(name))[name]
 
 
 def all_claims() -> dict[str, Claim]:
-    """All claims by name, from the modules of this folder.
+    """All claims by name.
 
     Raises:
-        UserError: A module cannot be imported, or does not define a `CLAIM` with the name of the module.
+        UserError: A module cannot be imported, or its claims are not those of its Markdown file.
     """
-    files = sorted(p for p in CLAIMS_FOLDER.glob("*.py") if p.stem not in NON_CLAIM_MODULES)
-    return {c.name: c for c in map(_load_claim, files)}
+    loaded = {name: claim for file in experiment_files() for name, claim in _load_experiment(file).items()}
+    return dict(sorted(loaded.items()))
 
 
-def _load_claim(file: Path) -> Claim:
+def find_claim(name: str) -> Claim:
+    """The claim of this name.
+
+    Raises:
+        UserError: There is no such claim. The message has the nearest names.
+    """
+    return _load_experiment(find_file(name))[name]
+
+
+def _load_experiment(text: Path) -> dict[str, Claim]:
+    """The claims of the module beside a Markdown file."""
+    open_claims()
+    file = text.with_suffix(".py")
     try:
-        module = importlib.import_module(f"{__package__}.{file.stem}")
+        module = importlib.import_module(_module_of(text))
     except Exception as error:
         lines = [line for frame, line in traceback.walk_tb(error.__traceback__)
                  if Path(frame.f_code.co_filename) == file]
@@ -66,58 +95,35 @@ def _load_claim(file: Path) -> Claim:
                         hint="correct the module, or remove it") from error
     if not hasattr(module, "CLAIM"):
         raise UserError("the module does not define CLAIM", where=file,
-                        hint="define CLAIM = Claim(...). If the module is not a claim, add its name to "
-                             "NON_CLAIM_MODULES in claims/records.py")
-    claim = module.CLAIM
+                        hint="define CLAIM = Claim(...), or remove the Markdown file if the module is not a claim")
+    claim, names = module.CLAIM, list(texts_of(text))
     if not isinstance(claim, Claim):
         raise UserError(f"CLAIM is of type {type(claim).__name__}, not Claim", where=file,
                         hint="define CLAIM = Claim(...)")
-    if module_of(claim) != file.stem:
-        raise UserError(f"the name of the claim is {claim.name!r}, which does not match the file", where=file,
-                        hint=f"use name={file.stem.replace('_', '-')!r}, or rename the file to {module_of(claim)}.py")
-    return claim
+    if [claim.name] != names:
+        raise UserError(f"the name of the claim is {claim.name!r}, and the head of its text has {', '.join(names)}",
+                        where=file, hint=f"use the same name in {text.name}")
+    return {claim.name: claim}
 
 
-def find_claim(name: str) -> Claim:
-    """The claim of this name.
-
-    Raises:
-        UserError: There is no such claim. The message has the nearest names.
-    """
-    claims = all_claims()
-    if name not in claims:
-        raise unknown_name("claim", name, claims, "claims", hint="understudy claims list shows all")
-    return claims[name]
-
-
-def all_texts() -> dict[str, ClaimText]:
-    """The texts of all claims by name."""
-    return {name: text for file in sorted(CLAIMS_FOLDER.glob("*.md")) for name, text in read_texts(file).items()}
-
-
-def find_text(name: str) -> ClaimText:
-    """The text of the claim `name`."""
-    return read_texts(CLAIMS_FOLDER / f"{name.replace('-', '_')}.md")[name]
-
-
-def module_of(claim: Claim) -> str:
-    """Name of the claim's module in this folder."""
-    return claim.name.replace("-", "_")
+def _module_of(text: Path) -> str:
+    """Import path of the module beside a Markdown file."""
+    return ".".join((NAME, *text.relative_to(claims_folder()).with_suffix("").parts))
 
 
 def record_path(name: str) -> Path:
     """Path of the record of the claim `name`: verdicts, intervals and history."""
-    return CLAIMS_FOLDER / "results" / f"{name}.json"
+    return find_file(name).parent / "records" / f"{name}.json"
 
 
 def figures_path(name: str) -> Path:
-    """Path of the measurements of the claim `name`. They are in the repository and not in the wheel."""
-    return CLAIMS_FOLDER / "figures" / f"{name}.json"
+    """Path of the measurements of the claim `name`."""
+    return find_file(name).parent / "records" / f"{name}.figures.json"
 
 
 def probe_path(name: str) -> Path:
     """Path of the stored probe of the claim `name`."""
-    return CLAIMS_FOLDER / "probes" / f"{name}.json"
+    return find_file(name).parent / "records" / f"{name}.probe.json"
 
 
 def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = None) -> str:
@@ -133,7 +139,7 @@ def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = 
     """
     found: dict[tuple[str, str], str] = {}
     sources = {} if sources is None else sources
-    module = f"{__package__}.{module_of(claim)}"
+    module = _module_of(find_file(claim.name))
     claim_module = sources.setdefault(module, _ModuleSource.load(module))
     assert claim_module is not None
     waiting = [(module, name) for name in claim_module.definitions] + [(f"{__package__}.runner", "run_claim")]
@@ -198,8 +204,11 @@ class _ModuleSource:
         package = self.name.split(".") if self.file.name == "__init__.py" else self.name.split(".")[:-1]
         names = {}
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                base = ".".join(package[: len(package) - node.level + 1] + ([node.module] if node.module else []))
+            if isinstance(node, ast.ImportFrom):
+                base = ".".join((package[: len(package) - node.level + 1] if node.level else [])
+                                + ([node.module] if node.module else []))
+                if base.partition(".")[0] not in (PACKAGE.name, NAME):
+                    continue
                 for alias in node.names:
                     whole = f"{base}.{alias.name}"
                     names[alias.asname or alias.name] = (whole, "") if _module_file(whole) else (base, alias.name)
@@ -237,7 +246,7 @@ def _assigned_names(node: ast.stmt) -> list[str]:
 
 
 def _module_file(module: str) -> Path | None:
-    base = CLAIMS_FOLDER.parent.joinpath(*module.split(".")[1:])
+    base = (claims_folder() if module.partition(".")[0] == NAME else PACKAGE).joinpath(*module.split(".")[1:])
     return next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.exists()), None)
 
 
@@ -257,15 +266,15 @@ def provenance() -> dict:
 
 
 def _commit() -> str | None:
-    """The commit, with a note if code has changed since. Changes of records, figures and probes do not count."""
+    """The commit, with a note if code has changed since. Changes of records, figures, probes and texts do not count."""
+    root = claims_folder().parent
+
     def git(*args):
-        return subprocess.run(
-            ["git", *args], cwd=CLAIMS_FOLDER.parent, capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True).stdout
 
     try:
-        changed = git("status", "--porcelain", "--", ".", ":(exclude)claims/results", ":(exclude)claims/figures",
-                      ":(exclude)claims/probes")
+        changed = git("status", "--porcelain", "--", NAME, *([PACKAGE] if PACKAGE.is_relative_to(root) else []),
+                      f":(exclude,glob){NAME}/**/*.json", f":(exclude,glob){NAME}/**/*.md")
         return git("rev-parse", "HEAD").strip() + (" with uncommitted changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -18,6 +18,7 @@ from ..core import UserError
 from ..evaluate.workers import WorkerCount, connect_ray, exit_reason, watch_parent
 from ..files import write_json
 from .base import MissingRequirement
+from .folder import open_claims
 from .probe import confirm, save_confirmation, store
 from .records import find_claim, find_text, list_claims, record_path
 from .runner import run_claim
@@ -83,12 +84,13 @@ class ScheduleOutcome:
         return not self.failed and not self.not_run
 
 
-def try_claim(name: str, log: LogFunction = lambda text: None) -> tuple[str, Any]:
+def try_claim(name: str, log: LogFunction = lambda text: None, trust: tuple[str, ...] = ()) -> tuple[str, Any]:
     """Runs one claim and stores its probe.
 
     Args:
         name: Name of the claim.
         log: Called with a line per cell and per verdict.
+        trust: Packages whose code may run.
 
     Returns:
         ("done", record), ("absent", what it needs) or ("failed", why).
@@ -97,6 +99,7 @@ def try_claim(name: str, log: LogFunction = lambda text: None) -> tuple[str, Any
 
     torch.set_num_threads(1)
     try:
+        open_claims(trust)
         claim = find_claim(name)
         record = run_claim(claim, revision=find_text(name).revision, log=log)
         store(claim)

@@ -17,10 +17,10 @@ from ..core import UserError
 from ..evaluate.stats import Interval, clopper_pearson
 from ..files import read_json, write_json
 from .base import Claim, MissingRequirement
-from .records import CLAIMS_FOLDER, figures_path, find_claim, missing_requirements, provenance, record_path
+from .folder import claims_folder
+from .records import figures_path, find_claim, missing_requirements, provenance, record_path
 from .runner import judge_figures, run_figures
 
-SPOT_CHECKS = CLAIMS_FOLDER / "spot_checks.json"
 LogFunction = Callable[[str], None]
 
 
@@ -136,24 +136,21 @@ def largest_difference(stored: Mapping, now: Mapping) -> float:
     return max(found)
 
 
-def save(checks: Sequence[SpotCheck], path: Path = SPOT_CHECKS) -> None:
+def save(checks: Sequence[SpotCheck], path: Path | None = None) -> None:
     """Adds checks to the published ones.
 
     Args:
         checks: The new checks.
-        path: The file.
+        path: The file. None: spot_checks.json in the folder of the claims.
     """
-    write_json(path, [*_stored(path), *map(asdict, checks)])
+    path = path or claims_folder() / "spot_checks.json"
+    write_json(path, [asdict(c) for c in (*published(path), *checks)])
 
 
-def published(path: Path = SPOT_CHECKS) -> list[SpotCheck]:
-    """All published checks."""
-    return [SpotCheck(**c) for c in _stored(path)]
-
-
-def _stored(path: Path) -> list[dict]:
+def published(path: Path | None = None) -> list[SpotCheck]:
+    """All published checks, of `path` or of the folder of the claims."""
     try:
-        return read_json(path)
+        return [SpotCheck(**c) for c in read_json(path or claims_folder() / "spot_checks.json")]
     except (UserError, OSError):
         return []
 

@@ -12,14 +12,14 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from .common import Output, command_line, parse
-from .groups import HtmlFile, JsonOption, WorkerCount, command_options
+from .groups import HtmlFile, JsonOption, TrustOption, WorkerCount, command_options
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
 LEDGER = Path("docs/ledger.md")
 
 
 @command_options
-class ClaimsOptions(JsonOption):
+class ClaimsOptions(TrustOption, JsonOption):
     """Test published statements with small experiments that can fail.
 
     list: all claims with their verdicts. run NAME: run one claim, from where it was stopped. run --all: run the claims
@@ -84,6 +84,9 @@ def main(args: list[str]) -> None:
         if given and (o.subcommand != where or where == "run" and not o.all):
             raise UserError(f"expected {option} with {where}{' --all' * (where == 'run' and option != '--all')} only",
                             where=f"understudy claims {o.subcommand}", hint=f"leave {option} out")
+    from ..claims.folder import open_claims
+
+    open_claims(o.trust)
     with Output(o.json) as out:
         {"list": _list_claims, "run": _run_all if o.all else _run_claim, "check": _check, "judge": _judge,
          "spot-check": _spot_check, "table": _write_table}[o.subcommand](o, out)
@@ -138,8 +141,10 @@ def _run_claim(o: ClaimsOptions, out: Output) -> None:
 
 
 def _run_all(o: ClaimsOptions, out: Output) -> None:
+    from functools import partial
+
     from ..claims.records import find_claim, missing_requirements
-    from ..claims.scheduler import confirm_stale, due_claims, run_all
+    from ..claims.scheduler import confirm_stale, due_claims, run_all, try_claim
 
     budget = parse_duration(o.budget)  # before anything takes time
     entries, confirmed = confirm_stale(due_claims(_selected_claims(o)), lambda text: print(text, file=sys.stderr))
@@ -148,6 +153,7 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
         budget,
         o.workers,
         log=lambda text: print(text, file=sys.stderr),
+        run_one=partial(try_claim, trust=o.trust),
     )
     if not entries:
         out.print("every claim has a record of the code as it is")

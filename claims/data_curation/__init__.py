@@ -1,0 +1,1 @@
+"""Experiments of the family data-curation of the ledger."""

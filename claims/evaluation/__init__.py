@@ -1,0 +1,1 @@
+"""Experiments of the family evaluation of the ledger."""

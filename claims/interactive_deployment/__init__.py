@@ -1,0 +1,1 @@
+"""Experiments of the family interactive-deployment of the ledger."""

@@ -1,0 +1,1 @@
+"""Experiments of the family policy-heads of the ledger."""

@@ -1,0 +1,1 @@
+"""Experiments of the family retrieval of the ledger."""

@@ -1,0 +1,1 @@
+"""Experiments of the family sequence-execution of the ledger."""

@@ -1,0 +1,1 @@
+"""Experiments of the family token-policies of the ledger."""

@@ -1,0 +1,1 @@
+"""Worlds, sources and measures that claims of several families share."""

@@ -1,0 +1,102 @@
+"""Similar tasks for claims: push, with goals only in some directions from the block."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from understudy.core import keys
+from understudy.data.episode import Dataset, Episode
+from understudy.envs.toys.push import Push
+from understudy.evaluate.evaluation import recording_seed
+from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import Actor, PolicyActor
+from understudy.execute.planners import FixedBatch
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method
+from understudy.policy import Policy
+
+ROWS, N_DIRECTIONS = 100, 8  # environments side by side; results do not depend on it
+
+
+class DirectedPush(Push):
+    """Push, with the goal in given directions as seen from the initial position of the block.
+
+    Args:
+        rows: Number of environments side by side.
+        directions: Allowed sectors of 45 degrees, 0 to 7, counterclockwise from the x axis.
+        limit: Largest number of steps of an episode.
+    """
+
+    probe_limit = 32  # steps of a policy's episodes in a probe
+
+    def __init__(self, rows: int, directions: tuple[int, ...], limit: int = 100):
+        self.directions = directions
+        super().__init__(rows, limit)
+
+    def initial_state(self, key):
+        drawn = super().initial_state(key)
+        for n in range(1, 1000):
+            ahead = drawn["goal"] - drawn["block"]
+            sector = np.floor(np.arctan2(ahead[:, 1], ahead[:, 0]) % (2 * math.pi) / (2 * math.pi / N_DIRECTIONS))
+            (others,) = (~np.isin(sector, self.directions)).nonzero()
+            if not len(others):
+                break
+            again = super().initial_state(torch.cat([keys(k, [n]) for k in key[others].tolist()]))
+            for name, value in again.items():
+                drawn[name][others] = value
+        return drawn
+
+
+def direction_demonstrations(actor: Actor, directions: tuple[int, ...], episodes: int, seed: int, split: int = 0,
+                             limit: int = 100) -> list[Episode]:
+    """Successful rollouts of an actor in `DirectedPush`.
+
+    Args:
+        actor: The actor.
+        directions: Allowed directions of the goal.
+        episodes: Number of episodes.
+        seed: Training seed.
+        split: Different numbers give independent draws with the same seed.
+        limit: Largest number of steps of an episode.
+
+    Returns:
+        The first `episodes` rollouts that succeed.
+    """
+    env, found = DirectedPush(min(ROWS, episodes), directions, limit), []
+    for more in range(20):
+        ran = rollout(actor, env, episodes, recording_seed(seed), first=100_000 * split + 1000 * more)
+        found += [e for e in ran if e.metadata["success"]]
+        if len(found) >= episodes:
+            return found[:episodes]
+    raise RuntimeError("hardly any demonstration succeeds")
+
+
+def train_policy(method: Method, data: Dataset, seed: int, policy: Policy | None = None) -> Policy:
+    """Trains a method, from scratch or from the weights of a policy.
+
+    Args:
+        method: The method.
+        data: The demonstrations.
+        seed: Training seed.
+        policy: The policy to start from. Its statistics of the data are kept.
+    """
+    return fit_method(method, data, seed, policy=policy).policy
+
+
+def rollout_policy(policy: Policy, method: Method, directions: tuple[int, ...], episodes: int, starts: int) -> Dataset:
+    """Rolls out a policy in `DirectedPush`.
+
+    Args:
+        policy: The policy.
+        method: The method, whose executor acts.
+        directions: Allowed directions of the goal.
+        episodes: Number of episodes.
+        starts: Seed of the starts.
+    """
+    rows = min(ROWS, episodes)
+    return rollout(
+        PolicyActor(FixedBatch(policy, rows), method.executor), DirectedPush(rows, directions), episodes, seed=starts
+    )

@@ -1,17 +1,17 @@
-"""Words that choose something are checked where they are written: `core.check_choices`."""
+"""Words that choose something are checked where they are written: `core.part`."""
 
 import dataclasses
 import importlib
 import inspect
 import pkgutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 from test_field_ranges import EXAMPLES
 
 from understudy import config
-from understudy.core import ConfigError, Feature, check_choices, choice_fields
+from understudy.core import ConfigError, Feature, choice_fields, part
 from understudy.data.codec import Normalizer
 from understudy.data.operations import Resample
 from understudy.execute.chunking import RealTimeChunking
@@ -31,10 +31,10 @@ def parts():
         root = importlib.import_module(f"understudy.{package}")
         names = [name for _, name, _ in pkgutil.walk_packages(getattr(root, "__path__", ()), f"{root.__name__}.")]
         for name in (root.__name__, *names):
-            for part in vars(importlib.import_module(name)).values():
-                if (inspect.isclass(part) and part.__module__ == name and dataclasses.is_dataclass(part)
-                        and part.__dataclass_params__.frozen):
-                    yield part
+            for cls in vars(importlib.import_module(name)).values():
+                if (inspect.isclass(cls) and cls.__module__ == name and dataclasses.is_dataclass(cls)
+                        and cls.__dataclass_params__.frozen):
+                    yield cls
 
 
 CASES = [(part, name) for part in parts() if part.__name__ not in NO_CONFIGS for name in choice_fields(part)]
@@ -54,21 +54,18 @@ def test_the_discovery_finds_the_parts():
     assert len(CASES) > 35
     assert {("Flow", "prediction"), ("Flow", "times"), ("Diffusion", "schedule"), ("Normalizer", "obs"),
             ("UNet", "layout"), ("OptimizerConfig", "precision"), ("Feature", "kind")} <= found
-    for part in parts():  # a type that cannot be read would not be checked
-        for f in dataclasses.fields(part):
-            assert "Literal" not in str(f.type) or f.name in choice_fields(part), (part, f.name)
+    for cls in parts():  # a type that cannot be read would not be checked
+        for f in dataclasses.fields(cls):
+            assert "Literal" not in str(f.type) or f.name in choice_fields(cls), (cls, f.name)
 
 
-@dataclass(frozen=True)
+@part
 class Part:
     one: Literal["up", "down"] = "up"
     optional: Literal["left", "right"] | None = None
     several: tuple[Literal["a", "b"], ...] = ()
     mixed: Literal["shared"] | RampTimes = "shared"
     number: int = 3
-
-    def __post_init__(self):
-        check_choices(self)
 
 
 def test_the_message_names_field_choices_and_the_nearest():

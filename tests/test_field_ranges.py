@@ -1,17 +1,19 @@
-"""Counts and rates of parts are checked where they are written: `core.check_range`."""
+"""Counts and rates of parts are checked where they are written: `core.part`."""
 
 import dataclasses
 import importlib
 import inspect
 import math
 import pkgutil
-from dataclasses import dataclass, replace
+import re
+from dataclasses import replace
+from typing import Annotated
 
 import pytest
 
 from understudy import config
 from understudy.checkpoint import FromStage
-from understudy.core import ConfigError, UserError, check_range
+from understudy.core import Above, AtLeast, Below, ConfigError, UserError, part
 from understudy.data.augment import ConditionDropout
 from understudy.data.window import Window
 from understudy.execute.adaptive import ChunkBlending, CosineAgreement
@@ -80,13 +82,18 @@ def parts(kinds=COUNTS):
     for package in PACKAGES:
         root = importlib.import_module(f"understudy.{package}")
         for _, name, _ in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
-            for part in vars(importlib.import_module(name)).values():
-                if not (inspect.isclass(part) and part.__module__ == name and dataclasses.is_dataclass(part)
-                        and part.__dataclass_params__.frozen) or part.__name__.startswith("_"):
+            for cls in vars(importlib.import_module(name)).values():
+                if not (inspect.isclass(cls) and cls.__module__ == name and dataclasses.is_dataclass(cls)
+                        and cls.__dataclass_params__.frozen) or cls.__name__.startswith("_"):
                     continue
-                for f in dataclasses.fields(part):
-                    if str(f.type) in kinds and f.name not in ("seed", "components"):
-                        yield part, f
+                for f in dataclasses.fields(cls):
+                    if written_type(f) in kinds and f.name not in ("seed", "components"):
+                        yield cls, f
+
+
+def written_type(field):
+    """The type without its limits."""
+    return re.sub(r"^Annotated\[(.*?)(, \w+\([^()]*\))+\]$", r"\1", field.type)
 
 
 CASES = [(part, f) for part, f in parts() if part.__name__ not in NO_CONFIGS | BUILT]
@@ -97,7 +104,7 @@ FLOATS = [(part, f) for part, f in parts(("float", "float | None", "tuple[float,
 @pytest.mark.parametrize("part, field", CASES, ids=lambda x: getattr(x, "__name__", None) or x.name)
 def test_counts_are_checked(part, field):
     example = EXAMPLES.get(part.__name__) or part()
-    name, several = field.name, field.type.startswith("tuple")
+    name, several = field.name, written_type(field).startswith("tuple")
     where = part.__name__, name
     zero = (name in MAY_BE_ZERO or where in ALSO_ZERO) and where not in NEVER_ZERO
     for bad in (-3,) if zero else (-3, 0):
@@ -121,7 +128,7 @@ def test_the_discovery_finds_the_parts():
 def test_counts_are_whole_numbers(part, field, bad):
     example = EXAMPLES.get(part.__name__) or part()
     with pytest.raises(UserError, match=f"{field.name} is .*, but must be a whole number|is not an integer"):
-        replace(example, **{field.name: (bad, 1) if field.type.startswith("tuple") else bad})
+        replace(example, **{field.name: (bad, 1) if written_type(field).startswith("tuple") else bad})
 
 
 @pytest.mark.parametrize("part, field", FLOATS, ids=lambda x: getattr(x, "__name__", None) or x.name)
@@ -129,7 +136,7 @@ def test_nan_is_refused(part, field):
     example = EXAMPLES.get(part.__name__) or part()
     replace(example, **{field.name: getattr(example, field.name)})
     with pytest.raises(UserError, match="nan"):
-        replace(example, **{field.name: (math.nan, 1.0) if field.type.startswith("tuple") else math.nan})
+        replace(example, **{field.name: (math.nan, 1.0) if written_type(field).startswith("tuple") else math.nan})
 
 
 @pytest.mark.parametrize("example, name, bad", [
@@ -145,15 +152,11 @@ def test_rates_are_checked(example, name, bad):
     assert told.value.where == f"{type(example).__name__}.{name}"
 
 
-@dataclass(frozen=True)
+@part
 class Part:
-    several: tuple[int, ...] = (1, 2)
-    one: float | None = None
-    required: int = 3
-
-    def __post_init__(self):
-        check_range(self, "several", "required", at_least=1)
-        check_range(self, "one", above=0, below=1)
+    several: Annotated[tuple[int, ...], AtLeast(1)] = (1, 2)
+    one: Annotated[float | None, Above(0), Below(1)] = None
+    required: Annotated[int, AtLeast(1)] = 3
 
 
 def test_parts_without_limits_refuse_nan_and_words():

@@ -16,7 +16,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 import torch
@@ -26,6 +38,7 @@ from .hints import did_you_mean
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 State = dict[str, Any]  # nested dicts of tensors whose first axis is the row (one row = one environment)
 
 
@@ -97,66 +110,128 @@ def unknown_name(kind: str, name: object, known: Iterable[object], where: object
     return error(problem, where=where, hint=f"{suggestion} {hint}".strip())
 
 
-def check_range(part: object, *names: str, at_least: float | None = None, at_most: float | None = None,
-                above: float | None = None, below: float | None = None) -> None:
-    """Checks that fields of a part are numbers in a range. NaN is in no range, also without limits.
+@dataclass(frozen=True)
+class Limit:
+    """A limit of the numbers of a field, in its type: ``Annotated[int, AtLeast(1)]``."""
 
-    Fields whose type is `int` must be whole numbers: neither 2.5 nor 2.0 nor True.
+    limit: float
+    word: ClassVar[str]
+    holds: ClassVar[Callable[[Any, Any], bool]]
 
-    Args:
-        part: A frozen dataclass, in its `__post_init__`.
-        *names: Names of the fields. None is not checked. Of a tuple or list, every number is.
-        at_least: Smallest number.
-        at_most: Largest number.
-        above: Smallest number, not included.
-        below: Largest number, not included.
+
+class AtLeast(Limit):
+    """The smallest number."""
+
+    word, holds = "at least", operator.ge
+
+
+class AtMost(Limit):
+    """The largest number."""
+
+    word, holds = "at most", operator.le
+
+
+class Above(Limit):
+    """A number that is too small. All larger ones are allowed."""
+
+    word, holds = "above", operator.gt
+
+
+class Below(Limit):
+    """A number that is too large. All smaller ones are allowed."""
+
+    word, holds = "below", operator.lt
+
+
+@dataclass_transform(frozen_default=True)
+def part(cls: type[T]) -> type[T]:
+    """Makes a frozen dataclass whose numbers and choices are checked by their types, before `__post_init__` runs.
+
+    A mistake is then refused where it is made, also in a file. A number is inside all limits of its type, such as
+    ``Annotated[float, AtLeast(0), Below(1)]``, and is not NaN. Where the type is `int`, it is whole: neither 2.5 nor
+    2.0 nor True. None is not checked. Of a tuple, every number is. A field with a `Literal` has one of its values.
+    Limits that a base class gives a field hold too.
+
+    A `ConfigError` names the field, what is allowed, and the default or the nearest choice.
+
+    Example:
+        >>> @part
+        ... class Smoothing:
+        ...     n_steps: Annotated[int, AtLeast(1)] = 4
+        ...     kind: Literal["mean", "median"] = "mean"
+        >>> Smoothing(n_steps=0)
+        Traceback (most recent call last):
+        understudy.core.ConfigError: Smoothing.n_steps: n_steps is 0, but must be at least 1
+          -> give a number in this range; the default is 4
+    """
+    own = getattr(cls, "__post_init__", None)
+    if own is None or "is_checked" not in vars(own):
+        def checked(self):
+            check_fields(self)
+            if own is not None:
+                own(self)
+
+        vars(checked)["is_checked"] = True  # subclasses inherit it
+        cls.__post_init__ = checked  # ty: ignore[missing-attribute]
+    return dataclass(frozen=True)(cls)
+
+
+def check_range(value: Any, *names: str, **limits: float) -> None:
+    kinds = {"at_least": AtLeast, "above": Above, "at_most": AtMost, "below": Below}
+    for name in names:
+        field = next(f for f in _checked_fields(type(value)) if f.name == name)
+        _check_number(value, replace(field, limits=tuple(kinds[k](x) for k, x in limits.items())))
+
+
+def check_fields(value: object) -> None:
+    """Checks the fields of a frozen dataclass as `part` does. A base class without fields calls it in `__post_init__`.
 
     Raises:
-        ConfigError: A number is out of range. The message names the field and the range.
+        ConfigError: A number is outside its limits, or a value is not among the choices.
     """
-    bounds = [(word, holds, limit) for word, holds, limit in (
-        ("at least", operator.ge, at_least), ("above", operator.gt, above), ("at most", operator.le, at_most),
-        ("below", operator.lt, below)) if limit is not None]
-    for name in names:
-        value = getattr(part, name)
-        whole = _is_whole(type(part), name)
-        kind = numbers.Integral if whole else numbers.Real
-        for x in value if isinstance(value, (tuple, list)) else (value,):
-            if x is None or (isinstance(x, kind) and not isinstance(x, bool) and x == x
-                             and all(holds(x, limit) for _, holds, limit in bounds)):
-                continue
-            limits = " and ".join(f"{word} {limit:g}" for word, _, limit in bounds)
-            is_number = isinstance(x, kind) and not isinstance(x, bool)
-            must = limits if is_number and limits else " ".join(
-                ("a whole number" if whole else "a number", limits)).strip()
-            default = next((f.default for f in fields(part) if f.name == name), MISSING)  # ty: ignore[invalid-argument-type]
-            raise ConfigError(f"{name} is {value!r}, but must be {must}", where=f"{type(part).__name__}.{name}",
-                              hint=("give a number in this range" if limits else "give a number")
-                              + ("" if default is MISSING else f"; the default is {default}"))
+    for f in _checked_fields(type(value)):
+        if f.limits is not None:
+            _check_number(value, f)
+        elif not _is_of_kind(content := getattr(value, f.name), f.kind):
+            raise ConfigError(f"{f.name} is {content!r}, but must be {_choices_text(f.kind)}",
+                              where=f"{type(value).__name__}.{f.name}",
+                              hint=_suggest(content, _members(f.kind)[0], f.default))
+
+
+def _check_number(value: object, field: _Field) -> None:
+    content = getattr(value, field.name)
+    if (must := _missed_limit(content, field)) is not None:
+        raise ConfigError(f"{field.name} is {content!r}, but must be {must}",
+                          where=f"{type(value).__name__}.{field.name}",
+                          hint=("give a number in this range" if field.limits else "give a number")
+                          + ("" if field.default is MISSING else f"; the default is {field.default}"))
 
 
 def check_choices(part: object) -> None:
-    """Checks that each field of a part whose type is a `Literal` has one of its values.
+    check_fields(part)
 
-    A part calls it in its `__post_init__`. A word that is misspelled is then refused where it is given, also in a
-    file, and does not silently choose something else.
 
-    Args:
-        part: A frozen dataclass. Types such as `Literal[...] | None` and `tuple[Literal[...], ...]` are checked too.
+def _missed_limit(content: object, field: _Field) -> str | None:
+    """What a number must be, or the first invalid one of a tuple. None if all are valid."""
+    if isinstance(content, (tuple, list)):
+        return next((must for x in content if (must := _missed_limit(x, field)) is not None), None)
+    if content is None:
+        return None
+    is_number = isinstance(content, numbers.Integral if field.is_whole else numbers.Real) and (
+        not isinstance(content, bool))
+    if is_number and content == content and all(limit.holds(content, limit.limit) for limit in field.limits or ()):
+        return None
+    limits = " and ".join(f"{limit.word} {limit.limit:g}" for limit in field.limits or ())
+    if is_number and limits:
+        return limits
+    return " ".join(("a whole number" if field.is_whole else "a number", limits)).strip()
 
-    Raises:
-        ConfigError: A value is not among the choices. The message names them and the nearest.
-    """
-    for name, kind in choice_fields(type(part)).items():
-        value = getattr(part, name)
-        if _is_of_kind(value, kind):
-            continue
-        choices, others = _members(kind)
-        *first, last = [*map(repr, choices), *(f"a {c.__name__}" for c in others if c is not type(None)),
-                        *(["None"] if type(None) in others else [])]
-        default = next((f.default for f in fields(part) if f.name == name), MISSING)  # ty: ignore[invalid-argument-type]
-        raise ConfigError(f"{name} is {value!r}, but must be {', '.join(first)}{' or ' if first else ''}{last}",
-                          where=f"{type(part).__name__}.{name}", hint=_suggest(value, choices, default))
+
+def _choices_text(kind: Any) -> str:
+    choices, classes = _members(kind)
+    *first, last = [*map(repr, choices), *(f"a {c.__name__}" for c in classes if c is not type(None)),
+                    *(["None"] if type(None) in classes else [])]
+    return f"{', '.join(first)}{' or ' if first else ''}{last}"
 
 
 def _suggest(value: object, choices: list[Any], default: object) -> str:
@@ -166,28 +241,56 @@ def _suggest(value: object, choices: list[Any], default: object) -> str:
         f"the default is {default!r}" if default is not MISSING else "choose one of them")
 
 
+@dataclass(frozen=True)
+class _Field:
+    """What `part` checks of a field. `limits` is None if its values are not numbers."""
+
+    name: str
+    kind: Any
+    limits: tuple[Limit, ...] | None
+    is_whole: bool
+    default: Any
+
+
+@functools.cache
+def _checked_fields(part: type) -> tuple[_Field, ...]:
+    """The fields of a dataclass whose values are numbers, or have choices."""
+    checked = []
+    for f in fields(part):  # ty: ignore[invalid-argument-type]
+        written = [_field_type(c, f.name) for c in part.__mro__ if f.name in inspect.get_annotations(c)]
+        limits = tuple(marker for kind in written for marker in getattr(kind, "__metadata__", ())
+                       if isinstance(marker, Limit))
+        kind = get_args(written[0])[0] if get_origin(written[0]) is Annotated else written[0]
+        if _is_numeric(kind):
+            classes = _members(kind)[1]
+            checked.append(_Field(f.name, kind, limits, float not in classes, f.default))
+        elif _members(kind)[0]:
+            checked.append(_Field(f.name, kind, None, False, f.default))
+    return tuple(checked)
+
+
 @functools.cache
 def choice_fields(part: type) -> dict[str, Any]:
     """The type of each field of a dataclass that has choices: a `Literal`, or a union or tuple with one."""
-    kinds = {f.name: _field_type(part, f.name) for f in fields(part)}  # ty: ignore[invalid-argument-type]
-    return {name: kind for name, kind in kinds.items() if _members(kind)[0]}
+    return {f.name: f.kind for f in _checked_fields(part) if f.limits is None}
 
 
-@functools.cache
-def _is_whole(part: type, name: str) -> bool:
-    others = _members(_field_type(part, name))[1]
-    return int in others and float not in others
-
-
-def _field_type(part: type, name: str) -> Any:
-    """The type of a field. None if it names something that is imported for type checkers only."""
-    owner = next(c for c in part.__mro__ if name in inspect.get_annotations(c))
+def _field_type(owner: type, name: str) -> Any:
+    """The type of a field that a class declares. None if it names something that is imported for type checkers only."""
     # One field at a time, because `get_type_hints` reads all fields of a class or none.
     alone = types.SimpleNamespace(__annotations__={name: inspect.get_annotations(owner)[name]})
     try:
-        return get_type_hints(alone, vars(sys.modules[owner.__module__]))[name]
+        return get_type_hints(alone, vars(sys.modules[owner.__module__]), include_extras=True)[name]
     except NameError:
         return None
+
+
+def _is_numeric(kind: Any) -> bool:
+    """Whether a type is made of numbers alone, which may be missing."""
+    if get_origin(kind) in (Union, types.UnionType, tuple):
+        parts = [k for k in get_args(kind) if k not in (Ellipsis, type(None))]
+        return bool(parts) and all(map(_is_numeric, parts))
+    return kind in (int, float)
 
 
 def _members(kind: Any) -> tuple[list[Any], list[type]]:
@@ -225,7 +328,7 @@ class DataWarning(UserWarning):
     """A warning about the data. The command line prints only its text."""
 
 
-@dataclass(frozen=True)
+@part
 class Feature:
     """Type and shape of one column at one step, without the time axis.
 
@@ -245,9 +348,6 @@ class Feature:
     names: tuple[str, ...] | None = None
     unit: str | None = None
     num_classes: tuple[int, ...] | None = None
-
-    def __post_init__(self):
-        check_choices(self)
 
     @property
     def size(self) -> int:

@@ -41,9 +41,9 @@ from .core import (
     Unsupported,
     UserError,
     check_observed,
-    check_range,
     is_read_by_default,
     normal,
+    part,
     role,
     short_name,
     suggested_names,
@@ -244,7 +244,7 @@ def sampling_guides(guides: tuple[Guide, ...]) -> tuple[NetworkGuidance | CostGu
     return tuple(g for g in guides if not isinstance(g, LastChunk))
 
 
-@dataclass(frozen=True)
+@part
 class ClassifierFreeGuidance(NetworkGuidance):
     """Classifier-free guidance: moves the prediction away from the one without some columns.
 
@@ -260,9 +260,6 @@ class ClassifierFreeGuidance(NetworkGuidance):
 
     keys: tuple[str, ...]
     scale: float = 2.0
-
-    def __post_init__(self):
-        check_range(self, "scale")
 
     def guided_net(self, net, without, encode):
         bare = without(*self.keys)

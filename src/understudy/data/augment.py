@@ -8,12 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from ..core import Schema, UserError, check_range
+from ..core import AtLeast, AtMost, Schema, UserError, part
 from ..hints import nearest_names
 
 
@@ -54,7 +54,7 @@ class Augmentation(ABC):
         """
 
 
-@dataclass(frozen=True)
+@part
 class ConditionDropout(Augmentation):
     """Hides a column in a fraction of the windows, all rows at once, by setting ``"<key>?"`` to False.
 
@@ -69,12 +69,9 @@ class ConditionDropout(Augmentation):
     """
 
     key: str
-    p: float = 0.1
+    p: Annotated[float, AtLeast(0), AtMost(1)] = 0.1
 
     changes_images: ClassVar[bool] = False  # only the masks
-
-    def __post_init__(self):
-        check_range(self, "p", at_least=0, at_most=1)
 
     @property
     def hides(self):
@@ -126,7 +123,7 @@ class ModalityDropout(Augmentation):
         return {**obs, **{key + "?": present[i] & (shown == i).unsqueeze(1) for i, key in enumerate(self.keys)}}
 
 
-@dataclass(frozen=True)
+@part
 class SensorDropout(Augmentation):
     """Marks one number as missing in a fraction of the windows, at all rows, by setting its flag to 0.
 
@@ -139,12 +136,9 @@ class SensorDropout(Augmentation):
     """
 
     flags: str
-    p: float = 0.5
+    p: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
 
     changes_images: ClassVar[bool] = False  # only the flags
-
-    def __post_init__(self):
-        check_range(self, "p", at_least=0, at_most=1)
 
     def check_features(self, features):
         _check_column(self, "flags", self.flags, features)
@@ -211,7 +205,7 @@ class RandomMasking(Augmentation):
                           zip(self.keys, shown.split(size[1], 1), strict=True)}}
 
 
-@dataclass(frozen=True)
+@part
 class GaussianNoise(Augmentation):
     """Adds Gaussian noise to every row of a vector.
 
@@ -221,12 +215,9 @@ class GaussianNoise(Augmentation):
     """
 
     key: str
-    std: float | tuple[float, ...] = 0.01
+    std: Annotated[float | tuple[float, ...], AtLeast(0)] = 0.01
 
     changes_images: ClassVar[bool] = False
-
-    def __post_init__(self):
-        check_range(self, "std", at_least=0)
 
     def check_features(self, features):
         _check_column(self, "key", self.key, features, "vector")
@@ -237,7 +228,7 @@ class GaussianNoise(Augmentation):
         return {**obs, self.key: x + torch.as_tensor(self.std, device=x.device, dtype=x.dtype) * noise}
 
 
-@dataclass(frozen=True)
+@part
 class ColorJitter(Augmentation):
     """Changes brightness, contrast and saturation of images, in this order, clipping to [0, 255] after each.
 
@@ -251,12 +242,9 @@ class ColorJitter(Augmentation):
     """
 
     key: str
-    brightness: float = 0.3
-    contrast: float = 0.3
-    saturation: float = 0.3
-
-    def __post_init__(self):
-        check_range(self, "brightness", "contrast", "saturation", at_least=0)
+    brightness: Annotated[float, AtLeast(0)] = 0.3
+    contrast: Annotated[float, AtLeast(0)] = 0.3
+    saturation: Annotated[float, AtLeast(0)] = 0.3
 
     def check_features(self, features):
         _check_column(self, "key", self.key, features, "image")

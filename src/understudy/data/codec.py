@@ -8,13 +8,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..core import Batch, Schema, Unsupported, UserError, check_choices, check_range
+from ..core import Batch, Schema, Unsupported, UserError, part
 from .one_hot import decode_classes, encode_classes
 
 TARGET_TOLERANCE = 1e-3  # largest difference of two values of the same code, in units of the scale of the component
@@ -128,7 +127,7 @@ class Codec(ABC):
 Scale = Literal["zscore", "minmax", "quantile", "identity"]
 
 
-@dataclass(frozen=True)
+@part
 class Normalizer(Codec):
     """Shifts and scales each component by statistics of the data.
 
@@ -169,10 +168,6 @@ class Normalizer(Codec):
     min_scale: float = 1e-4
     group_by: str | None = None
     unscaled: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "min_scale")
 
     def build(self, features, inputs, target):
         return _NormalizerModule(self, features, inputs, target)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from ..core import Feature, UserError, check_choices, check_range
+from ..core import AtLeast, Feature, UserError, part
 from .episode import Dataset, Episode
 from .operations import Operation, Scalar, episode_values
 
@@ -16,7 +15,7 @@ ENDS = ("next.terminated", "next.truncated", "next.success")  # which say someth
 NEW_TRIAL = "observation.new_trial"  # 1 at the first step of each trial, also in `envs.episode_wrappers.MultiTrialEnv`
 
 
-@dataclass(frozen=True)
+@part
 class EpisodeConcat(Operation):
     """Joins episodes to a curriculum: those of the worst demonstrators first, and those of the best last.
 
@@ -54,7 +53,7 @@ class EpisodeConcat(Operation):
 
     field: str = "proficiency"
     groups: tuple[Scalar, ...] = ()
-    n_episodes: int = 1000
+    n_episodes: Annotated[int, AtLeast(1)] = 1000
     per_group: tuple[int, ...] = (1, 4)
     order: Literal["rising", "falling", "shuffled"] = "rising"
     into: str = NEW_TRIAL
@@ -62,12 +61,10 @@ class EpisodeConcat(Operation):
     same: str = ""
 
     def __post_init__(self):
-        check_choices(self)
         super().__post_init__()
         if len(self.per_group) != 2 or not 1 <= self.per_group[0] <= self.per_group[1]:
             raise UserError(f"per_group is {self.per_group}", where="episodeconcat, per_group",
                             hint="give the smallest and the largest number, such as (1, 4)")
-        check_range(self, "n_episodes", at_least=1)
 
     def apply(self, data: Dataset) -> Dataset:
         members = self._members(episode_values(data, self.field))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from ..core import DataError, Feature, Schema, check_range, keys, role
+from ..core import AtLeast, DataError, Feature, Schema, keys, part, role
 from .episode import Dataset, Episode, LabeledEpisodes
 from .operations import Operation
 from .relabel import task_texts
@@ -14,7 +14,7 @@ from .relabel import task_texts
 DEMONSTRATION = "observation.demonstration"
 
 
-@dataclass(frozen=True)
+@part
 class ShowDemonstration(Operation):
     """Adds frames of another episode of the same task, which a policy reads as the description of what to do.
 
@@ -38,12 +38,8 @@ class ShowDemonstration(Operation):
     """
 
     columns: tuple[str, ...] = ("observation.state",)
-    n_frames: int = 8
+    n_frames: Annotated[int, AtLeast(1)] = 8
     seed: int = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_range(self, "n_frames", at_least=1)
 
     @property
     def into(self) -> tuple[str, ...]:

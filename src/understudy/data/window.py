@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Annotated, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Batch, UserError, check_range
+from ..core import AtLeast, AtMost, Batch, UserError, part
 from .batch_sampler import BatchSampler
 from .episode import Dataset, Episode
 from .packed_columns import PackedColumns
@@ -38,7 +38,7 @@ class ColumnSamplingWeights:
         return np.asarray(episode.steps[self.column][: len(episode)], float).reshape(len(episode))
 
 
-@dataclass(frozen=True)
+@part
 class Goal:
     """A goal column that is drawn for each window (hindsight relabeling).
 
@@ -72,12 +72,11 @@ class Goal:
     into: str = "observation.goal"
     p_curgoal: float = 0.0
     p_randomgoal: float = 0.0
-    discount: float | None = None
+    discount: Annotated[float | None, AtLeast(0), AtMost(1)] = None
     p_pastgoal: float = 0.0
     max_steps: int | None = None
 
     def __post_init__(self):
-        check_range(self, "discount", at_least=0, at_most=1)
         fractions = {name: getattr(self, name) for name in ("p_curgoal", "p_randomgoal", "p_pastgoal")}
         for name, p in fractions.items():
             if not 0 <= p <= 1:
@@ -125,7 +124,7 @@ class Goal:
         return np.minimum(rng.geometric(1 - self.discount, limit.shape), limit)
 
 
-@dataclass(frozen=True)
+@part
 class Window:
     """Which rows a model reads and predicts at step t.
 
@@ -152,15 +151,12 @@ class Window:
             False there, for every input `name`, in training and when acting. Encoders then treat these rows as absent.
     """
 
-    n_obs_steps: int = 1
-    horizon: int = 1
+    n_obs_steps: Annotated[int, AtLeast(1)] = 1
+    horizon: Annotated[int, AtLeast(1)] = 1
     action_offset: int = 0
     obs_offset: int = 0
     goals: tuple[Goal, ...] = ()
     obs_pad_mask: bool = False
-
-    def __post_init__(self):
-        check_range(self, "n_obs_steps", "horizon", at_least=1)
 
     @property
     def action_start(self) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Feature, State, UserError, check_range, normal
+from ..core import AtLeast, Feature, State, UserError, normal, part
 from ..data.runtime import ConstantColumns, LastStep, RuntimeTransform
 from ..data.video import resize
 from ..hints import did_you_mean
@@ -354,7 +355,7 @@ class TransformedActor(Actor):
         return [LastStep(last["exists"], action, reward) for action in actions]
 
 
-@dataclass(frozen=True)
+@part
 class NoisyActor(Actor):
     """Adds Gaussian noise to the actions of an actor, for exploration.
 
@@ -365,12 +366,8 @@ class NoisyActor(Actor):
     """
 
     actor: Actor | None
-    dim: int
-    std: float = 1.0
-
-    def __post_init__(self):
-        check_range(self, "dim", at_least=1)
-        check_range(self, "std", at_least=0)
+    dim: Annotated[int, AtLeast(1)]
+    std: Annotated[float, AtLeast(0)] = 1.0
 
     def start(self, obs, key):
         inner = {} if self.actor is None else self.actor.start(obs, key)

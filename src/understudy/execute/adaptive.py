@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import UserError, check_range, put
+from ..core import AtLeast, AtMost, UserError, part, put
 from .base import check_numeric_actions, check_samples
 from .chunking import ChunkedExecutor
 
 
-@dataclass(frozen=True)
+@part
 class AdaptiveHorizon(ChunkedExecutor):
     """Executes a chunk for as long as samples of the policy agree on it, then plans again.
 
@@ -37,13 +38,11 @@ class AdaptiveHorizon(ChunkedExecutor):
     n_action_steps: int = 8
     skip: int = 0
     n_samples: int = 8
-    threshold: float = 0.3
+    threshold: Annotated[float, AtLeast(0)] = 0.3
     min_action_steps: int = 1
 
     def __post_init__(self):
-        check_range(self, "min_action_steps", "n_samples")
         super().__post_init__()
-        check_range(self, "threshold", at_least=0)
         if self.n_samples < 2:
             raise UserError(f"n_samples is {self.n_samples}, but a disagreement needs at least 2",
                             where="AdaptiveHorizon.n_samples", hint="draw 8 samples, or use RecedingHorizon")
@@ -95,7 +94,7 @@ class Agreement(ABC):
         """
 
 
-@dataclass(frozen=True)
+@part
 class CosineAgreement(Agreement):
     """The next actions of both chunks have nearly the same direction.
 
@@ -106,16 +105,13 @@ class CosineAgreement(Agreement):
 
     threshold: float = 0.97
 
-    def __post_init__(self):
-        check_range(self, "threshold")
-
     def agrees(self, old, new, mask):
         similarity = F.cosine_similarity(old[:, 0], new[:, 0], dim=-1)
         both_zero = (old[:, 0].norm(dim=-1) < 1e-6) & (new[:, 0].norm(dim=-1) < 1e-6)
         return torch.where(both_zero, 1.0, similarity) >= self.threshold
 
 
-@dataclass(frozen=True)
+@part
 class DistanceAgreement(Agreement):
     """The next actions of both chunks are close to each other.
 
@@ -124,12 +120,8 @@ class DistanceAgreement(Agreement):
         n_steps: Number of steps that are compared. Steps that the old chunk does not have do not count.
     """
 
-    threshold: float = 0.3
-    n_steps: int = 4
-
-    def __post_init__(self):
-        check_range(self, "threshold", at_least=0)
-        check_range(self, "n_steps", at_least=1)
+    threshold: Annotated[float, AtLeast(0)] = 0.3
+    n_steps: Annotated[int, AtLeast(1)] = 4
 
     def agrees(self, old, new, mask):
         square = (old - new).square().mean(-1)[:, : self.n_steps]
@@ -169,7 +161,7 @@ class AdaptiveChunking(ChunkedExecutor):
         return self.replace_chunk(state, request.rows, chunk, delay)
 
 
-@dataclass(frozen=True)
+@part
 class ChunkBlending(ChunkedExecutor):
     """Averages each new chunk with the rest of the old one, where both have an action.
 
@@ -187,11 +179,7 @@ class ChunkBlending(ChunkedExecutor):
 
     n_action_steps: int = 1
     skip: int = 0
-    weight: float = 0.5
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_range(self, "weight", at_least=0, at_most=1)
+    weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
 
     def check_planner(self, planner):
         check_numeric_actions(planner, "ChunkBlending", "averages actions of two chunks")

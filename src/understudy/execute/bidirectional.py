@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..core import Unsupported, UserError, check_range
+from ..core import AtLeast, Unsupported, UserError, part
 from ..policy import LastChunk, Planner
 from .base import check_numeric_actions, check_samples, sample_noise, sample_plans
 from .planners import PlannerWrapper, Unresolved
 
 
-@dataclass(frozen=True)
+@part
 class BidirectionalDecoding(PlannerWrapper):
     """Draws `n` plans, and takes one that continues the last chunk and is typical of the policy.
 
@@ -44,16 +44,13 @@ class BidirectionalDecoding(PlannerWrapper):
 
     planner: Planner | Unresolved = None
     weak: Planner | Unresolved | None = None
-    n: int = 15
+    n: Annotated[int, AtLeast(2)] = 15
     n_kept: int = 5
-    decay: float = 0.5
+    decay: Annotated[float, AtLeast(0)] = 0.5
 
     module_types = MappingProxyType({"weak": Planner})
 
     def __post_init__(self):
-        check_range(self, "n", at_least=2)
-        check_range(self, "n_kept")
-        check_range(self, "decay", at_least=0)
         if not 2 <= self.n_kept <= self.n:
             raise UserError(f"n_kept is {self.n_kept}, but must be from 2 to n, which is {self.n}",
                             where="BidirectionalDecoding.n_kept", hint="keep a third of the plans, as in the paper")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from ..core import State, UserError, check_choices, check_range, put, take
+from ..core import AtLeast, State, UserError, check_fields, part, put, take
 from ..policy import Guide, Inpaint, LastChunk, Planner
 from .base import Executor, check_alignment, empty_chunks, sample_noise, sample_plans
 
@@ -62,13 +62,12 @@ class ChunkedExecutor(Executor):
         skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
     """
 
-    n_action_steps: int
-    skip: int
+    n_action_steps: Annotated[int, AtLeast(1)]
+    skip: Annotated[int, AtLeast(0)]
     n_samples: int = 1
 
     def __post_init__(self):
-        check_range(self, "n_action_steps", at_least=1)
-        check_range(self, "skip", at_least=0)
+        check_fields(self)
 
     def check_planner(self, planner):
         check_alignment(self, planner, self.skip)
@@ -189,7 +188,7 @@ class RecedingHorizon(ChunkedExecutor):
     skip: int = 0
 
 
-@dataclass(frozen=True)
+@part
 class RealTimeChunking(ChunkedExecutor):
     """Executes the old chunk while the new one is computed.
 
@@ -212,14 +211,9 @@ class RealTimeChunking(ChunkedExecutor):
     """
 
     n_action_steps: int = 4
-    delay: int = 1
+    delay: Annotated[int, AtLeast(0)] = 1
     skip: int = 0
     schedule: Literal["exponential", "linear", "ones", "zeros"] = "exponential"
-
-    def __post_init__(self):
-        check_choices(self)
-        super().__post_init__()
-        check_range(self, "delay", at_least=0)
 
     def with_delay(self, delay, planner):
         return replace(self, delay=delay)

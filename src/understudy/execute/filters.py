@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import State, Unsupported, UserError, check_range, tree_map
+from ..core import State, Unsupported, UserError, part, tree_map
 from ..policy import Planner
 from .base import ActionConditionedExecutor, Executor, check_numeric_actions
 
@@ -61,7 +61,7 @@ class LowPassFilter(ActionFilter):
         return action, {"last": action}
 
 
-@dataclass(frozen=True)
+@part
 class JerkLimit(ActionFilter):
     """Limits how fast actions change, how fast that changes, and the jerk.
 
@@ -86,7 +86,6 @@ class JerkLimit(ActionFilter):
     n_average: int = 2
 
     def __post_init__(self):
-        check_range(self, "n_average")
         for name in ("max_change", "n_average"):
             if not (value := getattr(self, name)) > 0:
                 raise UserError(f"{name} is {value:g}, but must be positive", where=f"JerkLimit.{name}",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 
-from ..core import ConfigError, Unsupported, check_range
+from ..core import AtLeast, ConfigError, Unsupported, part
 from ..heads.neighbors import Neighbors
 from ..policy import Planner, Policy
 from .base import Executor, check_alignment
 from .planners import PlannerWrapper
 
 
-@dataclass(frozen=True)
+@part
 class FollowDemonstration(Executor):
     """Executes the recorded actions of a demonstration, step by step, from the situation that is nearest.
 
@@ -36,12 +35,10 @@ class FollowDemonstration(Executor):
     """
 
     max_steps: int = 128
-    ratio: float | None = 2.0
-    min_distance: float = 0.1
+    ratio: Annotated[float | None, AtLeast(0)] = 2.0
+    min_distance: Annotated[float, AtLeast(0)] = 0.1
 
     def __post_init__(self):
-        check_range(self, "max_steps")
-        check_range(self, "ratio", "min_distance", at_least=0)
         if self.max_steps < 1:
             raise ConfigError(f"max_steps is {self.max_steps}, but at least 1 step is executed",
                               where="FollowDemonstration", hint="128 as in the paper")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, check_range
+from ..core import AtLeast, ConfigError, part
 from .base import check_numeric_actions, check_samples
 from .chunking import ChunkedExecutor
 
 
-@dataclass(frozen=True)
+@part
 class PastVerification(ChunkedExecutor):
     """Draws several chunks that begin in the past, and executes the one whose past is closest to what was executed.
 
@@ -33,13 +33,11 @@ class PastVerification(ChunkedExecutor):
         Torne et al. (2025), Learning Long-Context Diffusion Policies via Past-Token Prediction, arXiv:2505.09561.
     """
 
-    n_action_steps: int = 1
+    n_action_steps: Annotated[int, AtLeast(1)] = 1
     skip: int = 1
     n_samples: int = 10
 
     def __post_init__(self):
-        check_range(self, "n_samples", "skip")
-        check_range(self, "n_action_steps", at_least=1)
         if self.skip < 1 or self.n_samples < 2:
             raise ConfigError(f"skip is {self.skip} and n_samples {self.n_samples}, but there must be a past action "
                               "and two samples to compare", where="PastVerification",

@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..checkpoint import FromStage, Scorer
-from ..core import ConfigError, Feature, Schema, Unsupported, UserError, check_range, take, tree_map
+from ..core import Above, AtLeast, ConfigError, Feature, Schema, Unsupported, UserError, part, take, tree_map
 from ..heads.neighbors import Neighbors
 from ..policy import Guide, LastChunk, Planner, Policy, StepwisePlanner, sampling_guides
 from .base import check_samples, repeat_rows, require_stepwise, sample_noise, sample_plans
@@ -150,7 +150,7 @@ def _filled(value: Any, modules: Mapping[str, Any], where: str) -> Any:
     return modules[value]
 
 
-@dataclass(frozen=True)
+@part
 class FixedBatch(PlannerWrapper, StepwisePlanner):
     """Calls the network with batches of exactly `rows` rows, however many rows are asked for.
 
@@ -163,10 +163,7 @@ class FixedBatch(PlannerWrapper, StepwisePlanner):
     """
 
     planner: Planner
-    rows: int = 16
-
-    def __post_init__(self):
-        check_range(self, "rows", at_least=1)
+    rows: Annotated[int, AtLeast(1)] = 16
 
     @property
     def head(self):
@@ -227,12 +224,8 @@ class Guided(PlannerWrapper):
 class _PlanChoice(PlannerWrapper):
     """A planner that draws `n` plans and takes one of them."""
 
-    n: int
+    n: Annotated[int, AtLeast(1)]
     scorer: Any
-
-    def __post_init__(self):
-        check_range(self, "n", at_least=1)
-        super().__post_init__()
 
     def check_modules(self):
         check_samples(self.planner, type(self).__name__)
@@ -254,7 +247,7 @@ def _take_best(plans: Tensor, scores: Tensor) -> Tensor:
     return plans[torch.arange(scores.shape[0], device=scores.device), scores.argmax(1)]
 
 
-@dataclass(frozen=True)
+@part
 class BestOfN(_PlanChoice):
     """Draws `n` plans and takes the one with the highest score.
 
@@ -307,7 +300,7 @@ class SetScorer(ABC):
         """
 
 
-@dataclass(frozen=True)
+@part
 class KernelDensity(SetScorer):
     """Prefers the plan that is most similar to the other plans, which avoids outliers.
 
@@ -319,10 +312,7 @@ class KernelDensity(SetScorer):
         Pearce et al. (2023), Imitating Human Behaviour with Diffusion Models, arXiv:2301.10677.
     """
 
-    bandwidth: float = 0.1
-
-    def __post_init__(self):
-        check_range(self, "bandwidth", above=0)
+    bandwidth: Annotated[float, Above(0)] = 0.1
 
     def score(self, obs, plans, scale, last):
         flat = (plans / scale).flatten(2)
@@ -330,7 +320,7 @@ class KernelDensity(SetScorer):
         return (-0.5 * distance / self.bandwidth**2).logsumexp(-1)
 
 
-@dataclass(frozen=True)
+@part
 class BackwardCoherence(SetScorer):
     """Prefers the plan that is closest to the rest of the last chunk, so that one strategy is kept.
 
@@ -342,10 +332,7 @@ class BackwardCoherence(SetScorer):
         arXiv:2408.17355.
     """
 
-    decay: float = 0.5
-
-    def __post_init__(self):
-        check_range(self, "decay", at_least=0)
+    decay: Annotated[float, AtLeast(0)] = 0.5
 
     def score(self, obs, plans, scale, last):
         if last is None:
@@ -357,7 +344,7 @@ class BackwardCoherence(SetScorer):
         return -(distance * weight.unsqueeze(1)).sum(-1)
 
 
-@dataclass(frozen=True)
+@part
 class SampleSelector(_PlanChoice):
     """Draws `n` plans and takes the one that a `SetScorer` scores highest among them.
 
@@ -454,8 +441,8 @@ class FactoredPlanner(Planner):
     def _join(self, parts: list[Tensor]) -> Tensor:
         """One tensor (..., A) of the planners' parts. Each part is (..., its action_dim)."""
         out = parts[0].new_empty(*parts[0].shape[:-1], self.action_dim)
-        for part, components in zip(parts, self.slices, strict=True):
-            out[..., components] = part
+        for plan, components in zip(parts, self.slices, strict=True):
+            out[..., components] = plan
         return out
 
 
@@ -557,7 +544,7 @@ def _as_column(planner: Planner, name: str, plan: Tensor) -> Tensor:
     return plan.to(feature.torch_dtype) if feature.kind in ("discrete", "text") else plan
 
 
-@dataclass(frozen=True)
+@part
 class IteratedPlanner(PlannerWrapper):
     """Repeats a policy that predicts the next result of a computation from the last one.
 
@@ -579,11 +566,7 @@ class IteratedPlanner(PlannerWrapper):
 
     planner: Planner | Unresolved = None
     column: str = "observation.procedure"
-    n_steps: int = 100
-
-    def __post_init__(self):
-        check_range(self, "n_steps", at_least=1)
-        super().__post_init__()
+    n_steps: Annotated[int, AtLeast(1)] = 100
 
     def check_modules(self):
         window = self.planner.window

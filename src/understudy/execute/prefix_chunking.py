@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Annotated
 
 import torch
 
-from ..core import Unsupported, check_range
+from ..core import AtLeast, Unsupported, part
 from ..heads.base import PrefixTimes
 from ..policy import Clamp, Planner
 from .base import require_stepwise
 from .chunking import ChunkedExecutor
 
 
-@dataclass(frozen=True)
+@part
 class PrefixChunking(ChunkedExecutor):
     """Executes the old chunk while the new one is computed, which continues what is executed until then.
 
@@ -31,12 +32,8 @@ class PrefixChunking(ChunkedExecutor):
     """
 
     n_action_steps: int = 4
-    delay: int = 1
+    delay: Annotated[int, AtLeast(0)] = 1
     skip: int = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_range(self, "delay", at_least=0)
 
     def check_planner(self, planner):
         super().check_planner(planner)

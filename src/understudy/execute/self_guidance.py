@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from torch import Tensor
 
-from ..core import Context, UserError, check_range, take
+from ..core import AtLeast, Context, UserError, part, take
 from ..policy import NetworkGuidance, Planner
 from .planners import PlannerWrapper, Unresolved
 
@@ -34,7 +35,7 @@ class PastObservationGuidance(NetworkGuidance):
         return wrapped
 
 
-@dataclass(frozen=True)
+@part
 class SelfGuided(PlannerWrapper):
     """Guides a policy by its own prediction for an earlier observation, so that it reacts sooner to a change.
 
@@ -57,12 +58,7 @@ class SelfGuided(PlannerWrapper):
 
     planner: Planner | Unresolved = None
     scale: float = 1.0
-    lag: int = 1
-
-    def __post_init__(self):
-        check_range(self, "scale")
-        check_range(self, "lag", at_least=1)
-        super().__post_init__()
+    lag: Annotated[int, AtLeast(1)] = 1
 
     def check_modules(self):
         if self.planner.window.obs_pad_mask:

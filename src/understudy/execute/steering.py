@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Scorer
-from ..core import ConfigError, Context, Unsupported, UserError, check_range, take
+from ..core import Above, AtLeast, Below, ConfigError, Context, Unsupported, UserError, part, take
 from ..policy import EnergyGuidance, LimitedCostGuidance, NetworkGuidance, Planner, Policy
 from .actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
 from .base import check_numeric_actions
@@ -173,7 +173,7 @@ class ScorerGuidance(EnergyGuidance):
         return -self.scale * self.scorer(self.obs, decode(coded_action))
 
 
-@dataclass(frozen=True)
+@part
 class ScorerGuided(PlannerWrapper):
     """Guides the plans of a policy towards a higher score, by the gradient of the scorer.
 
@@ -200,13 +200,9 @@ class ScorerGuided(PlannerWrapper):
 
     planner: Planner | Unresolved = None
     scorer: Scorer | Unresolved = "critic"
-    scale: float = 1.0
+    scale: Annotated[float, Above(-math.inf), Below(math.inf)] = 1.0
 
     module_types = MappingProxyType({"scorer": Scorer})
-
-    def __post_init__(self):
-        check_range(self, "scale", above=-math.inf, below=math.inf)
-        super().__post_init__()
 
     def check_modules(self):
         check_numeric_actions(self.planner, "ScorerGuided", "moves actions along the gradient of a score")
@@ -309,7 +305,7 @@ def _as_points(points: Iterable[Iterable[float]], where: str) -> Points:
     return found
 
 
-@dataclass(frozen=True)
+@part
 class Steered(PlannerWrapper):
     """Draws the plans of a policy towards points that a person gives, by a click or a drawn path.
 
@@ -340,12 +336,10 @@ class Steered(PlannerWrapper):
     points: Points | Callable[[], Points] = ()
     column: str = "observation.state"
     components: tuple[int, ...] = (0, 1)
-    step: float | None = None
-    scale: float = 1.0
+    step: Annotated[float | None, Above(-math.inf), Below(math.inf)] = None
+    scale: Annotated[float, AtLeast(0), Below(math.inf)] = 1.0
 
     def __post_init__(self):
-        check_range(self, "scale", at_least=0, below=math.inf)
-        check_range(self, "step", above=-math.inf, below=math.inf)
         if not callable(self.points):
             if not _as_points(self.points, "Steered.points"):
                 raise UserError("there are no points", where="Steered.points",

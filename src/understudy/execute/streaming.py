@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..core import Context, State, Unsupported, UserError, check_choices, check_range, put, take
+from ..core import Context, State, Unsupported, UserError, part, put, take
 from ..heads.base import DenoisingHead, PrefixTimes, RampTimes
 from .base import Executor, check_alignment, require_stepwise
 
 
-@dataclass(frozen=True)
+@part
 class StreamingExecutor(Executor):
     """Keeps a buffer of H actions whose noise level rises from its first group of steps to its last.
 
@@ -40,8 +39,6 @@ class StreamingExecutor(Executor):
     start_from: Literal["denoise", "zeros"] = "denoise"
 
     def __post_init__(self):
-        check_choices(self)
-        check_range(self, "n_action_steps", "n_denoising_steps")
         if self.n_action_steps < 1 or self.n_denoising_steps < 1:
             raise UserError(f"n_action_steps={self.n_action_steps} and n_denoising_steps={self.n_denoising_steps} must "
                             "be 1 or more", where="StreamingExecutor", hint="leave n_denoising_steps at 1")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import UserError, check_range
+from ..core import AtLeast, UserError, part
 from ..policy import Planner
 from .base import Executor, check_alignment, check_numeric_actions, empty_chunks
 
 
-@dataclass(frozen=True)
+@part
 class TemporalEnsemble(Executor):
     """Plans at every step and averages what the last chunks contain for the current step.
 
@@ -31,12 +31,8 @@ class TemporalEnsemble(Executor):
     """
 
     decay: float = 0.01
-    skip: int = 0
-    delay: int = 0
-
-    def __post_init__(self):
-        check_range(self, "decay")
-        check_range(self, "skip", "delay", at_least=0)
+    skip: Annotated[int, AtLeast(0)] = 0
+    delay: Annotated[int, AtLeast(0)] = 0
 
     def check_planner(self, planner):
         check_numeric_actions(planner, type(self).__name__, "averages actions of several chunks")
@@ -75,7 +71,7 @@ class TemporalEnsemble(Executor):
         return torch.exp(self.decay * torch.arange(actions.shape[1], device=actions.device))
 
 
-@dataclass(frozen=True)
+@part
 class AdaptiveEnsemble(TemporalEnsemble):
     """A temporal ensemble in which chunks count more if their action points in the direction of the newest one.
 
@@ -95,10 +91,6 @@ class AdaptiveEnsemble(TemporalEnsemble):
 
     decay: float = 0.0
     alpha: float = 0.1
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_range(self, "alpha")
 
     def weights(self, planner, obs, actions, arrived):
         coded = planner.encode(actions, obs)

@@ -10,14 +10,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..checkpoint import FromStage
-from ..core import Feature, Schema, State, Unsupported, UserError, check_range, keys, put, role, take
+from ..core import Above, AtLeast, Feature, Schema, State, Unsupported, UserError, keys, part, put, role, take
 from ..data.episode import Episode
 from ..data.relabel import TaskText
 from ..nets.quantization import FSQ
@@ -191,7 +191,7 @@ def _without_record(state: State) -> State:
 # -- wrappers ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@part
 class ResidualWrapper(ActionWrapper):
     """The action is a correction of the action of a base policy, which is shown as `observation.base_action`.
 
@@ -211,13 +211,9 @@ class ResidualWrapper(ActionWrapper):
     """
 
     base: Planner | Actor | FromStage
-    scale: float = 0.1
-    period: int = 1
+    scale: Annotated[float, AtLeast(0)] = 0.1
+    period: Annotated[int, AtLeast(1)] = 1
     executor: Executor = field(default_factory=RecedingHorizon)
-
-    def __post_init__(self):
-        check_range(self, "period", at_least=1)
-        check_range(self, "scale", at_least=0)
 
     def features(self, features):
         action = _vector_action(features, "ResidualWrapper")
@@ -264,7 +260,7 @@ class ResidualWrapper(ActionWrapper):
         return _as_actor(self.base, self.executor, "ResidualWrapper.base")
 
 
-@dataclass(frozen=True)
+@part
 class NoiseSteeringWrapper(ActionWrapper):
     """The action is the noise from which a frozen policy samples its chunk.
 
@@ -279,12 +275,8 @@ class NoiseSteeringWrapper(ActionWrapper):
     """
 
     policy: Planner | FromStage
-    period: int = 4
-    bound: float = 1.5
-
-    def __post_init__(self):
-        check_range(self, "period", at_least=1)
-        check_range(self, "bound", above=0)
+    period: Annotated[int, AtLeast(1)] = 4
+    bound: Annotated[float, Above(0)] = 1.5
 
     def features(self, features):
         return {**features, "action": Feature("float32", (math.prod(self._noise_shape()),))}
@@ -335,7 +327,7 @@ class NoiseSteeringWrapper(ActionWrapper):
         return policy
 
 
-@dataclass(frozen=True)
+@part
 class SkillWrapper(ActionWrapper):
     """The action is a skill that a low-level policy reads as a column while it acts.
 
@@ -353,16 +345,12 @@ class SkillWrapper(ActionWrapper):
     """
 
     low: Planner | FromStage
-    period: int = 10
+    period: Annotated[int, AtLeast(1)] = 10
     column: str = "observation.skill"
     phrases: tuple[str, ...] = ()
     executor: Executor = field(default_factory=RecedingHorizon)
-    bound: float | None = None
+    bound: Annotated[float | None, Above(0)] = None
     quantizer: FSQ | None = None
-
-    def __post_init__(self):
-        check_range(self, "period", at_least=1)
-        check_range(self, "bound", above=0)
 
     def features(self, features):
         skill = self._skill()

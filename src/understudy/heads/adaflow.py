@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..core import Context, UserError, check_range
+from ..core import AtLeast, Context, UserError, part
 from ..nets.base import precomputed
 from .base import DenoisingHead, guided_velocity, scan
 from .paths import LinearPath
 
 
-@dataclass(frozen=True)
+@part
 class AdaFlow(DenoisingHead):
     """Flow matching head that chooses its step sizes.
 
@@ -36,13 +36,11 @@ class AdaFlow(DenoisingHead):
 
     n_steps: int = 5
     max_error: float = 0.1
-    max_guidance_weight: float = 5.0
+    max_guidance_weight: Annotated[float, AtLeast(0)] = 5.0
 
     path = LinearPath()
 
     def __post_init__(self):
-        check_range(self, "n_steps")
-        check_range(self, "max_guidance_weight", at_least=0)
         if self.n_steps < 1 or not self.max_error > 0:
             raise UserError(f"n_steps={self.n_steps}, max_error={self.max_error}", where="AdaFlow",
                             hint="use at least one step, and an error above 0")

@@ -11,12 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Context, HeadSpec, Unsupported, UserError, check_range
+from ..core import AtLeast, Context, HeadSpec, Unsupported, UserError, part
 from ..nets.base import SharedTimeTrunk, Trunk, precomputed, time_embedding, with_time_embedding
 
 Cost = Callable[[Tensor], Tensor]  # estimate of the clean action, coded (B, H, A) -> (B,)
@@ -161,7 +161,7 @@ class TargetNetworkHead(Head):
         """
 
 
-@dataclass(frozen=True)
+@part
 class RampTimes:
     """Times of a rolling buffer, which decrease along the chunk (streaming diffusion).
 
@@ -185,7 +185,6 @@ class RampTimes:
     shared_fraction: float = 0.2
 
     def __post_init__(self):
-        check_range(self, "n_action_steps")
         if self.n_action_steps < 1 or not 0 <= self.shared_fraction <= 1:
             raise UserError(f"n_action_steps={self.n_action_steps} must be 1 or more, and "
                             f"shared_fraction={self.shared_fraction:g} between 0 and 1", where="RampTimes",
@@ -208,7 +207,7 @@ class RampTimes:
         return 1 - (group + 1) * self.n_action_steps / horizon
 
 
-@dataclass(frozen=True)
+@part
 class PrefixTimes:
     """Times of chunks whose first steps are given: the actions that are executed before the chunk arrives.
 
@@ -222,10 +221,7 @@ class PrefixTimes:
         Black et al. (2025), Training-Time Action Conditioning for Efficient Real-Time Chunking, arXiv:2512.05964.
     """
 
-    max_delay: int = 4
-
-    def __post_init__(self):
-        check_range(self, "max_delay", at_least=0)
+    max_delay: Annotated[int, AtLeast(0)] = 4
 
     def draw_given(self, like: Tensor, rng: Generator) -> Tensor:
         """Draws which steps are given.

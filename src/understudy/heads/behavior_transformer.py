@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..core import check_range
+from ..core import AtLeast, part
 from .base import TemperatureHead, gumbel_noise
 
 
-@dataclass(frozen=True)
+@part
 class BeT(TemperatureHead):
     """Behavior transformer head: k-means clusters, and an offset for each of them.
 
@@ -32,15 +32,11 @@ class BeT(TemperatureHead):
         Shafiullah et al. (2022), Behavior Transformers: Cloning k Modes with One Stone, arXiv:2206.11251.
     """
 
-    n_clusters: int = 24
+    n_clusters: Annotated[int, AtLeast(1)] = 24
     joint: bool = False
-    gamma: float = 2.0
-    offset_weight: float = 10.0
-    temperature: float = 1.0
-
-    def __post_init__(self):
-        check_range(self, "n_clusters", at_least=1)
-        check_range(self, "gamma", "offset_weight", "temperature", at_least=0)
+    gamma: Annotated[float, AtLeast(0)] = 2.0
+    offset_weight: Annotated[float, AtLeast(0)] = 10.0
+    temperature: Annotated[float, AtLeast(0)] = 1.0
 
     def noise(self, horizon, coded_dim):
         return (horizon, self.n_clusters)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..core import check_choices, check_range
+from ..core import AtLeast, part
 from ..nets.feed_forward import feed_forward_layers
 from .base import LikelihoodHead, TemperatureHead, uniform_noise
 
 
-@dataclass(frozen=True)
+@part
 class Bins(LikelihoodHead, TemperatureHead):
     """Head that discretizes each component of a step into bins.
 
@@ -36,17 +35,11 @@ class Bins(LikelihoodHead, TemperatureHead):
         uniform bins).
     """
 
-    n_bins: int = 32
+    n_bins: Annotated[int, AtLeast(2)] = 32
     edges: Literal["uniform", "quantile"] = "uniform"
     autoregressive: bool = True
-    width: int = 64
-    temperature: float = 1.0
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "n_bins", at_least=2)
-        check_range(self, "width", at_least=1)
-        check_range(self, "temperature", at_least=0)
+    width: Annotated[int, AtLeast(1)] = 64
+    temperature: Annotated[float, AtLeast(0)] = 1.0
 
     def build(self, trunk, coded_dim, spec):
         outputs = self.width if self.autoregressive else coded_dim * self.n_bins

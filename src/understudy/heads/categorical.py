@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch.nn import functional as F
 
-from ..core import UserError, check_range
+from ..core import AtLeast, UserError, part
 from ..data.one_hot import map_components
 from ..nets.feed_forward import feed_forward_layers
 from .base import LikelihoodHead, TemperatureHead, gumbel_noise
 
 
-@dataclass(frozen=True)
+@part
 class Categorical(LikelihoodHead, TemperatureHead):
     """Head for discrete targets, which the codec gives as one-hot vectors side by side.
 
@@ -30,13 +30,9 @@ class Categorical(LikelihoodHead, TemperatureHead):
         Gumbel (1954), Statistical Theory of Extreme Values and Some Practical Applications.
     """
 
-    temperature: float = 0.0
+    temperature: Annotated[float, AtLeast(0)] = 0.0
     autoregressive: bool = False
-    width: int = 64
-
-    def __post_init__(self):
-        check_range(self, "temperature", at_least=0)
-        check_range(self, "width", at_least=1)
+    width: Annotated[int, AtLeast(1)] = 64
 
     def build(self, trunk, coded_dim, spec):
         if not spec.num_classes:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..core import Unsupported, UserError, check_range
+from ..core import Above, AtLeast, AtMost, Unsupported, UserError, part
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import PreconditionedHead, TargetNetworkHead, cost_gradient, scan
 from .paths import EDMPath, edm_scales
 
 
-@dataclass(frozen=True)
+@part
 class Consistency(PreconditionedHead, TargetNetworkHead):
     """Consistency head, trained without a teacher (improved consistency training).
 
@@ -51,20 +51,16 @@ class Consistency(PreconditionedHead, TargetNetworkHead):
 
     n_steps: int = 1
     n_train_levels: int = 80
-    initial_scale: float = 1.0
-    sigma_data: float = 0.5
+    initial_scale: Annotated[float, Above(0)] = 1.0
+    sigma_data: Annotated[float, Above(0)] = 0.5
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    rho: float = 7.0
-    huber_constant: float = 0.1
-    guidance_weight: float = 1.0
-    target_decay: float = 0.0
+    rho: Annotated[float, Above(0)] = 7.0
+    huber_constant: Annotated[float, Above(0)] = 0.1
+    guidance_weight: Annotated[float, AtLeast(0)] = 1.0
+    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
 
     def __post_init__(self):
-        check_range(self, "n_steps", "n_train_levels")
-        check_range(self, "initial_scale", "sigma_data", "rho", "huber_constant", above=0)
-        check_range(self, "guidance_weight", at_least=0)
-        check_range(self, "target_decay", at_least=0, at_most=1)
         if self.n_steps < 1 or self.n_train_levels < 2 or not 0 < self.sigma_min < self.sigma_max:
             raise UserError(f"n_steps={self.n_steps}, n_train_levels={self.n_train_levels}, "
                             f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}", where="Consistency",

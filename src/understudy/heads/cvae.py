@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
 
-from ..core import check_range
+from ..core import AtLeast, part
 from ..nets.base import PosteriorTrunk
 from .base import TemperatureHead
 
 
-@dataclass(frozen=True)
+@part
 class CVAE(TemperatureHead):
     """CVAE head (ACT).
 
@@ -33,13 +33,9 @@ class CVAE(TemperatureHead):
         Zhao et al. (2023), Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware, arXiv:2304.13705.
     """
 
-    latent_dim: int = 32
-    beta: float = 10.0
-    temperature: float = 0.0
-
-    def __post_init__(self):
-        check_range(self, "latent_dim", at_least=1)
-        check_range(self, "beta", "temperature", at_least=0)
+    latent_dim: Annotated[int, AtLeast(1)] = 32
+    beta: Annotated[float, AtLeast(0)] = 10.0
+    temperature: Annotated[float, AtLeast(0)] = 0.0
 
     def noise(self, horizon, coded_dim):
         return (self.latent_dim,)

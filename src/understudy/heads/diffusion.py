@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
-from ..core import Unsupported, UserError, check_choices, check_range
+from ..core import AtLeast, Unsupported, UserError, part
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import (
     DenoisingHead,
@@ -23,7 +22,7 @@ from .paths import VariancePreservingPath
 from .solvers import DDIM, DenoisingSolver, DeterministicSolver, check_solver
 
 
-@dataclass(frozen=True)
+@part
 class Diffusion(DenoisingHead):
     """Diffusion head (DDPM training with a choice of samplers).
 
@@ -67,17 +66,14 @@ class Diffusion(DenoisingHead):
     n_train_steps: int = 100
     schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
     prediction: Literal["epsilon", "sample", "v"] = "epsilon"
-    clip_sample: float = 1.0
+    clip_sample: Annotated[float, AtLeast(0)] = 1.0
     times: Literal["shared", "each"] | RampTimes = "shared"
-    guidance_weight: float = 1.0
+    guidance_weight: Annotated[float, AtLeast(0)] = 1.0
     spacing: Literal["trailing", "leading"] = "trailing"
     n_extra_steps: int = 0
 
     def __post_init__(self):
-        check_choices(self)
         check_solver(self, DenoisingSolver)
-        check_range(self, "n_steps", "n_train_steps", "n_extra_steps")
-        check_range(self, "clip_sample", "guidance_weight", at_least=0)
         if not 1 <= self.n_steps <= self.n_train_steps:
             raise UserError(f"n_steps must be 1 to n_train_steps={self.n_train_steps}, but it is {self.n_steps}",
                             where="Diffusion.n_steps", hint="sample in fewer steps, or train with more levels")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from ..core import UserError, check_range
+from ..core import Above, AtLeast, UserError, part
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import PreconditionedHead, cost_gradient, energy_shift, scan, split_energy
 from .paths import EDMPath, edm_scales
 from .solvers import DeterministicSolver, Euler, Solver, check_solver
 
 
-@dataclass(frozen=True)
+@part
 class EDM(PreconditionedHead):
     """Diffusion head with the preconditioning of Karras et al.
 
@@ -43,20 +43,16 @@ class EDM(PreconditionedHead):
 
     n_steps: int = 10
     solver: Solver | DeterministicSolver = Euler()
-    sigma_data: float = 0.5
+    sigma_data: Annotated[float, Above(0)] = 0.5
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    rho: float = 7.0
+    rho: Annotated[float, Above(0)] = 7.0
     log_sigma_mean: float = -1.2
-    log_sigma_std: float = 1.2
-    guidance_weight: float = 1.0
+    log_sigma_std: Annotated[float, AtLeast(0)] = 1.2
+    guidance_weight: Annotated[float, AtLeast(0)] = 1.0
 
     def __post_init__(self):
         check_solver(self, Solver, DeterministicSolver)
-        check_range(self, "n_steps")
-        check_range(self, "log_sigma_mean")
-        check_range(self, "sigma_data", "rho", above=0)
-        check_range(self, "log_sigma_std", "guidance_weight", at_least=0)
         if self.n_steps < 1 or not 0 < self.sigma_min < self.sigma_max:
             raise UserError(f"n_steps={self.n_steps}, sigma_min={self.sigma_min}, sigma_max={self.sigma_max}",
                             where="EDM", hint="use at least one step, and 0 < sigma_min < sigma_max")

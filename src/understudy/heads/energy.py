@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..core import Unsupported, UserError, check_choices, check_range
+from ..core import Above, AtLeast, Unsupported, UserError, part
 from ..nets.feed_forward import feed_forward_layers
 from .base import Head, uniform_noise
 
 
-@dataclass(frozen=True)
+@part
 class EnergyModel(Head):
     """Implicit behavioral cloning: the network gives an energy to each pair of observation and chunk.
 
@@ -56,22 +56,17 @@ class EnergyModel(Head):
     sampler: Literal["derivative_free", "langevin"] = "derivative_free"
     n_candidates: int = 256
     n_iterations: int = 3
-    noise_std: float = 0.33
-    noise_decay: float = 0.5
-    margin: float = 0.05
+    noise_std: Annotated[float, AtLeast(0)] = 0.33
+    noise_decay: Annotated[float, AtLeast(0)] = 0.5
+    margin: Annotated[float, AtLeast(0)] = 0.05
     negatives: Literal["uniform", "langevin"] = "uniform"
-    n_chain_iterations: int | None = None
-    gradient_margin: float | None = None
-    step_size: float = 0.1
-    langevin_noise: float = 1.0
-    max_step: float = 0.1
+    n_chain_iterations: Annotated[int | None, AtLeast(1)] = None
+    gradient_margin: Annotated[float | None, AtLeast(0)] = None
+    step_size: Annotated[float, Above(0)] = 0.1
+    langevin_noise: Annotated[float, AtLeast(0)] = 1.0
+    max_step: Annotated[float, Above(0)] = 0.1
 
     def __post_init__(self):
-        check_choices(self)
-        check_range(self, "n_candidates", "n_iterations", "n_negatives")
-        check_range(self, "n_chain_iterations", at_least=1)
-        check_range(self, "noise_std", "noise_decay", "margin", "gradient_margin", "langevin_noise", at_least=0)
-        check_range(self, "step_size", "max_step", above=0)
         if min(self.n_negatives, self.n_candidates, self.n_iterations) < 1:
             raise UserError(f"n_negatives={self.n_negatives}, n_candidates={self.n_candidates} and "
                             f"n_iterations={self.n_iterations} must be at least 1", where="EnergyModel",
@@ -156,7 +151,7 @@ class EnergyModel(Head):
             return torch.autograd.grad(self._energy(net, context, x).sum(), x)[0]
 
 
-@dataclass(frozen=True)
+@part
 class AutoregressiveEnergy(Head):
     """Autoregressive implicit behavioral cloning: an energy for each component of a chunk, given those before it.
 
@@ -185,17 +180,13 @@ class AutoregressiveEnergy(Head):
         Nash and Durkan (2019), Autoregressive Energy Machines, arXiv:1904.05626.
     """
 
-    n_negatives: int = 64
-    n_candidates: int = 64
-    n_iterations: int = 3
-    noise_std: float = 0.33
-    noise_decay: float = 0.5
-    margin: float = 0.05
-    width: int = 64
-
-    def __post_init__(self):
-        check_range(self, "n_negatives", "n_candidates", "n_iterations", "width", at_least=1)
-        check_range(self, "noise_std", "noise_decay", "margin", at_least=0)
+    n_negatives: Annotated[int, AtLeast(1)] = 64
+    n_candidates: Annotated[int, AtLeast(1)] = 64
+    n_iterations: Annotated[int, AtLeast(1)] = 3
+    noise_std: Annotated[float, AtLeast(0)] = 0.33
+    noise_decay: Annotated[float, AtLeast(0)] = 0.5
+    margin: Annotated[float, AtLeast(0)] = 0.05
+    width: Annotated[int, AtLeast(1)] = 64
 
     def noise(self, horizon, coded_dim):
         return (horizon, coded_dim * self.n_candidates * (1 + self.n_iterations))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError, check_range
+from ..core import Above, AtLeast, UserError, part
 from ..nets.base import precomputed
 from ..nets.byte_pair import PAD, BytePairEncoding
 from .base import TemperatureHead, repeat_into_padding, scan, uniform_noise
@@ -16,7 +17,7 @@ from .base import TemperatureHead, repeat_into_padding, scan, uniform_noise
 FORBIDDEN = -1e9  # logit of a token that does not fit into the rest of the chunk
 
 
-@dataclass(frozen=True)
+@part
 class FAST(TemperatureHead):
     """Autoregressive head over the tokens of a chunk (frequency-space action sequence tokenization).
 
@@ -47,16 +48,11 @@ class FAST(TemperatureHead):
         Pertsch et al. (2025), FAST: Efficient Action Tokenization for Vision-Language-Action Models, arXiv:2501.09747.
     """
 
-    scale: float = 10.0
-    vocab_size: int = 1024
-    max_tokens: int | None = None
-    width: int = 64
-    temperature: float = 0.0
-
-    def __post_init__(self):
-        check_range(self, "vocab_size", "max_tokens", "width", at_least=1)
-        check_range(self, "scale", above=0)
-        check_range(self, "temperature", at_least=0)
+    scale: Annotated[float, Above(0)] = 10.0
+    vocab_size: Annotated[int, AtLeast(1)] = 1024
+    max_tokens: Annotated[int | None, AtLeast(1)] = None
+    width: Annotated[int, AtLeast(1)] = 64
+    temperature: Annotated[float, AtLeast(0)] = 0.0
 
     def noise(self, horizon, coded_dim):
         return (self.max_tokens or horizon * coded_dim,)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Generator, Tensor
 
-from ..core import Context, Unsupported, check_choices, check_range
+from ..core import AtLeast, Context, Unsupported, part
 from .base import DenoisingHead, PrefixTimes, RampTimes, check_trunk_times, guided_velocity, sample_times
 from .coupling import optimal_transport
 from .paths import LinearPath
@@ -17,7 +16,7 @@ from .solvers import Euler, Solver, check_solver, integrate
 NEAR_ACTION = 0.05  # the velocity of a predicted action diverges towards t = 1: times count as at most 1 minus this
 
 
-@dataclass(frozen=True)
+@part
 class Flow(DenoisingHead):
     """Flow matching head (rectified flow).
 
@@ -59,22 +58,19 @@ class Flow(DenoisingHead):
         >>> method = Method(PolicyConfig(Flow(n_steps=5), window=Window(n_obs_steps=2, horizon=16)))
     """
 
-    n_steps: int = 10
+    n_steps: Annotated[int, AtLeast(1)] = 10
     solver: Solver = Euler()
     time_distribution: Literal["uniform", "beta", "logit_normal"] = "uniform"
     times: Literal["shared", "each"] | RampTimes | PrefixTimes = "shared"
-    max_guidance_weight: float = 5.0
+    max_guidance_weight: Annotated[float, AtLeast(0)] = 5.0
     coupling: Literal["independent", "optimal_transport"] = "independent"
-    condition_weight: float = 1.0
+    condition_weight: Annotated[float, AtLeast(0)] = 1.0
     prediction: Literal["velocity", "sample"] = "velocity"
 
     path = LinearPath()
 
     def __post_init__(self):
-        check_choices(self)
         check_solver(self, Solver)
-        check_range(self, "n_steps", at_least=1)
-        check_range(self, "max_guidance_weight", "condition_weight", at_least=0)
         if isinstance(self.times, RampTimes) and self.time_distribution != "uniform":
             raise Unsupported(f"RampTimes are uniform, but time_distribution={self.time_distribution!r}",
                               where="Flow.time_distribution", hint="use time_distribution=\"uniform\"")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 from torch.nn import functional as F
 
-from ..core import check_range
+from ..core import Above, AtLeast, part
 from .base import LikelihoodHead, TemperatureHead
 
 
-@dataclass(frozen=True)
+@part
 class Gaussian(LikelihoodHead, TemperatureHead):
     """Diagonal Gaussian head, trained by maximum likelihood.
 
@@ -22,13 +22,9 @@ class Gaussian(LikelihoodHead, TemperatureHead):
         temperature: 0 plans the mean, 1 samples from the distribution.
     """
 
-    std: float | None = None
-    min_std: float = 0.01
-    temperature: float = 0.0
-
-    def __post_init__(self):
-        check_range(self, "std", above=0)
-        check_range(self, "min_std", "temperature", at_least=0)
+    std: Annotated[float | None, Above(0)] = None
+    min_std: Annotated[float, AtLeast(0)] = 0.01
+    temperature: Annotated[float, AtLeast(0)] = 0.0
 
     def build(self, trunk, coded_dim, spec):
         return trunk.build(0, 2 * coded_dim if self.std is None else coded_dim, 0, spec)

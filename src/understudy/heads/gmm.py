@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch.nn import functional as F
 
-from ..core import check_range
+from ..core import AtLeast, part
 from .base import LikelihoodHead, TemperatureHead, uniform_noise
 
 
-@dataclass(frozen=True)
+@part
 class GMM(LikelihoodHead, TemperatureHead):
     """Head with a mixture of diagonal Gaussians (mixture density network).
 
@@ -30,14 +30,10 @@ class GMM(LikelihoodHead, TemperatureHead):
         arXiv:2108.03298.
     """
 
-    n_components: int = 5
+    n_components: Annotated[int, AtLeast(1)] = 5
     joint: bool = True
-    min_std: float = 0.01
-    temperature: float = 0.0
-
-    def __post_init__(self):
-        check_range(self, "n_components", at_least=1)
-        check_range(self, "min_std", "temperature", at_least=0)
+    min_std: Annotated[float, AtLeast(0)] = 0.01
+    temperature: Annotated[float, AtLeast(0)] = 0.0
 
     @property
     def ignores_noise(self):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..core import Context, UserError, check_range
+from ..core import AtLeast, Context, UserError, part
 from .base import StepwiseHead
 from .paths import StochasticInterpolant
 from .solvers import Euler, Solver, check_solver, integrate
 
 
-@dataclass(frozen=True)
+@part
 class Interpolant(StepwiseHead):
     """Stochastic interpolant head.
 
@@ -41,8 +41,8 @@ class Interpolant(StepwiseHead):
 
     source: str = "observation.last_action"
     source_std: float = 0.2
-    scale: float = 0.1
-    n_steps: int = 5
+    scale: Annotated[float, AtLeast(0)] = 0.1
+    n_steps: Annotated[int, AtLeast(1)] = 5
     solver: Solver = Euler()
 
     @property
@@ -52,8 +52,6 @@ class Interpolant(StepwiseHead):
 
     def __post_init__(self):
         check_solver(self, Solver)
-        check_range(self, "n_steps", at_least=1)
-        check_range(self, "scale", at_least=0)
         if not self.source_std > 0:
             raise UserError(f"source_std={self.source_std} adds no noise to the last action", where="Interpolant",
                             hint="use a number above 0, such as 0.2")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
-from ..core import UserError, check_choices, check_range
+from ..core import AtLeast, UserError, part
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import Head, scan
 from .paths import LinearPath
@@ -17,7 +16,7 @@ MODES = {"joint": ((0.0, 0.0), (1.0, 1.0)), "policy": ((0.0, 0.0), (1.0, 0.0)),
          "world_model": ((1.0, 0.0), (1.0, 1.0)), "inverse_dynamics": ((0.0, 1.0), (1.0, 1.0))}
 
 
-@dataclass(frozen=True)
+@part
 class JointDiffusion(Head):
     """Unified world model head: one network for policy, world model and inverse dynamics.
 
@@ -45,15 +44,11 @@ class JointDiffusion(Head):
         >>> world_model = replace(config.head, mode="world_model")
     """
 
-    action_size: int
+    action_size: Annotated[int, AtLeast(1)]
     mode: Literal["joint", "policy", "world_model", "inverse_dynamics"] = "joint"
-    n_steps: int = 10
+    n_steps: Annotated[int, AtLeast(1)] = 10
 
     path = LinearPath()
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "action_size", "n_steps", at_least=1)
 
     def noise(self, horizon, coded_dim):
         return (horizon, coded_dim - 1)  # of action and observation; the last component of the target is not sampled

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..core import ConfigError, Unsupported, UserError, check_range
+from ..core import Above, AtLeast, ConfigError, Unsupported, UserError, part
 from .base import Head, repeat_into_padding
 
 
-@dataclass(frozen=True)
+@part
 class MCNN(Head):
     """Memory-consistent head (MCNN).
 
@@ -42,12 +42,10 @@ class MCNN(Head):
     """
 
     memory_fraction: float = 0.1
-    decay: float = 10.0
-    limit: float = 1.0
+    decay: Annotated[float, AtLeast(0)] = 10.0
+    limit: Annotated[float, Above(0)] = 1.0
 
     def __post_init__(self):
-        check_range(self, "decay", at_least=0)
-        check_range(self, "limit", above=0)
         if not 0 < self.memory_fraction <= 1:
             raise ConfigError(f"memory_fraction is {self.memory_fraction}, but it is more than 0 and at most 1",
                               where="MCNN", hint="0.1 makes every tenth window a memory")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..core import check_range
+from ..core import Above, AtLeast, AtMost, part
 from .base import DenoisingHead, guided_velocity
 from .paths import LinearPath
 
 
-@dataclass(frozen=True)
+@part
 class MeanFlow(DenoisingHead):
     """MeanFlow head.
 
@@ -37,22 +37,15 @@ class MeanFlow(DenoisingHead):
         Geng et al. (2025), Mean Flows for One-step Generative Modeling, arXiv:2505.13447.
     """
 
-    n_steps: int = 1
-    velocity_fraction: float = 0.75
+    n_steps: Annotated[int, AtLeast(1)] = 1
+    velocity_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.75
     time_mean: float = 0.4
-    time_std: float = 1.0
-    adaptive_power: float = 1.0
-    adaptive_constant: float = 1e-3
-    max_guidance_weight: float = 5.0
+    time_std: Annotated[float, AtLeast(0)] = 1.0
+    adaptive_power: Annotated[float, AtLeast(0)] = 1.0
+    adaptive_constant: Annotated[float, Above(0)] = 1e-3
+    max_guidance_weight: Annotated[float, AtLeast(0)] = 5.0
 
     path = LinearPath()
-
-    def __post_init__(self):
-        check_range(self, "time_mean")
-        check_range(self, "n_steps", at_least=1)
-        check_range(self, "velocity_fraction", at_least=0, at_most=1)
-        check_range(self, "adaptive_constant", above=0)
-        check_range(self, "time_std", "adaptive_power", "max_guidance_weight", at_least=0)
 
     def build(self, trunk, coded_dim, spec):
         return trunk.build(coded_dim, coded_dim, 2, spec)

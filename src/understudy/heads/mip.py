@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
-from ..core import check_choices, check_range
+from ..core import Above, AtLeast, Below, part
 from .base import Head
 
 
-@dataclass(frozen=True)
+@part
 class MIP(Head):
     """Minimal iterative policy head.
 
@@ -35,16 +34,11 @@ class MIP(Head):
         Pan et al. (2025), Much Ado About Noising, arXiv:2512.01809.
     """
 
-    second_time: float = 0.9
+    second_time: Annotated[float, Above(0), Below(1)] = 0.9
     loss_balance: Literal["code", "equal"] = "code"
     scale_first_target: bool = False
-    noise_scale: float = 1.0
+    noise_scale: Annotated[float, AtLeast(0)] = 1.0
     two_steps: bool = True
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "second_time", above=0, below=1)
-        check_range(self, "noise_scale", at_least=0)
 
     def noise(self, horizon, coded_dim):
         return (horizon, 0)

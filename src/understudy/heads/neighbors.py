@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError, check_choices, check_range
+from ..core import AtLeast, UserError, part
 from .base import MemoryHead
 
 
-@dataclass(frozen=True)
+@part
 class Neighbors(MemoryHead):
     """Weighted average of the chunks of the windows whose contexts are nearest.
 
@@ -33,17 +32,12 @@ class Neighbors(MemoryHead):
         Atkeson et al. (1997), Locally Weighted Learning.
     """
 
-    n_neighbors: int = 5
+    n_neighbors: Annotated[int, AtLeast(1)] = 5
     weights: Literal["softmax", "equal"] = "softmax"
-    sharpness: float = 1.0
+    sharpness: Annotated[float, AtLeast(0)] = 1.0
     local_model: Literal["mean", "linear"] = "mean"
-    ridge: float = 0.01
-    block_size: int = 2**16
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "n_neighbors", "block_size", at_least=1)
-        check_range(self, "sharpness", "ridge", at_least=0)
+    ridge: Annotated[float, AtLeast(0)] = 0.01
+    block_size: Annotated[int, AtLeast(1)] = 2**16
 
     def noise(self, horizon, coded_dim):
         return (horizon, 0)

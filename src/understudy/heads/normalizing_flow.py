@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError, check_range
+from ..core import AtLeast, UserError, part
 from ..nets.base import precomputed
 from .base import LikelihoodHead, TemperatureHead
 
 
-@dataclass(frozen=True)
+@part
 class NormalizingFlow(LikelihoodHead, TemperatureHead):
     """Normalizing flow head of affine coupling layers, trained by maximum likelihood.
 
@@ -34,11 +34,9 @@ class NormalizingFlow(LikelihoodHead, TemperatureHead):
 
     n_layers: int = 6
     min_std: float = 0.01
-    temperature: float = 1.0
+    temperature: Annotated[float, AtLeast(0)] = 1.0
 
     def __post_init__(self):
-        check_range(self, "n_layers")
-        check_range(self, "temperature", at_least=0)
         if self.n_layers < 2 or not 0 < self.min_std < 1:
             raise UserError(f"n_layers={self.n_layers}, min_std={self.min_std}", where="NormalizingFlow",
                             hint="use two layers or more, and a min_std between 0 and 1")

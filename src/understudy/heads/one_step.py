@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..core import UserError, check_range
+from ..core import Above, UserError, part
 from .base import Head
 from .paths import EDMPath, edm_scales
 
 
-@dataclass(frozen=True)
+@part
 class OneStepGenerator(Head):
     """Head whose plan is one estimate of the clean action, from noise of one level.
 
@@ -32,13 +32,12 @@ class OneStepGenerator(Head):
     """
 
     sigma: float = 2.5
-    sigma_data: float = 0.5
+    sigma_data: Annotated[float, Above(0)] = 0.5
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    rho: float = 7.0
+    rho: Annotated[float, Above(0)] = 7.0
 
     def __post_init__(self):
-        check_range(self, "sigma_data", "rho", above=0)
         if not 0 < self.sigma_min < self.sigma <= self.sigma_max:
             raise UserError(f"sigma={self.sigma}, sigma_min={self.sigma_min}, sigma_max={self.sigma_max}",
                             where="OneStepGenerator", hint="use 0 < sigma_min < sigma <= sigma_max")

@@ -10,12 +10,12 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from ..core import check_choices, check_range
+from ..core import AtLeast, part
 
 
 class ProbabilityPath(ABC):
@@ -84,7 +84,7 @@ class GaussianPath(ProbabilityPath):
         return alpha_rate * action + sigma_rate * noise
 
 
-@dataclass(frozen=True)
+@part
 class VariancePreservingPath(GaussianPath):
     """Noise schedule of DDPM: ``alpha**2 + sigma**2 = 1`` on `n_train_steps` discrete levels.
 
@@ -102,11 +102,7 @@ class VariancePreservingPath(GaussianPath):
     """
 
     schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
-    n_train_steps: int = 100
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "n_train_steps", at_least=1)
+    n_train_steps: Annotated[int, AtLeast(1)] = 100
 
     def alpha_sigma(self, t):
         return self._table(t.device)[:, self._level(t)].unbind()
@@ -155,7 +151,7 @@ def noise_schedule(schedule: str, n_levels: int) -> tuple[tuple[float, ...], tup
     return tuple(math.sqrt(p) for p in products), tuple(math.sqrt(1 - p) for p in products)
 
 
-@dataclass(frozen=True)
+@part
 class EDMPath(GaussianPath):
     """Path of EDM: ``x_t = action + sigma(t) * noise``.
 
@@ -174,9 +170,6 @@ class EDMPath(GaussianPath):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
-
-    def __post_init__(self):
-        check_range(self, "sigma_min", "sigma_max", "rho")
 
     def alpha_sigma(self, t):
         return torch.ones_like(t), torch.where(t < 1, self._root(t) ** self.rho, 0.0)
@@ -223,7 +216,7 @@ def edm_scales(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor
     return sigma_data**2 / variance, sigma * sigma_data / variance.sqrt(), variance.rsqrt()
 
 
-@dataclass(frozen=True)
+@part
 class StochasticInterpolant(ProbabilityPath):
     """Path from a sample of any source distribution to the action, with noise in between.
 
@@ -239,10 +232,7 @@ class StochasticInterpolant(ProbabilityPath):
         arXiv:2303.08797.
     """
 
-    scale: float = 1.0
-
-    def __post_init__(self):
-        check_range(self, "scale", at_least=0)
+    scale: Annotated[float, AtLeast(0)] = 1.0
 
     def interpolate(self, action, noise, t):
         source, latent = noise.chunk(2, -1)
@@ -253,7 +243,7 @@ class StochasticInterpolant(ProbabilityPath):
         return action - source + self.scale * (1 - 2 * t) * latent
 
 
-@dataclass(frozen=True)
+@part
 class NarrowGaussianPath(ProbabilityPath):
     """Narrow Gaussian around a demonstrated trajectory, whose time is the time of the path (streaming flow).
 
@@ -270,11 +260,8 @@ class NarrowGaussianPath(ProbabilityPath):
         Jiang et al. (2025), Streaming Flow Policy, arXiv:2505.21851.
     """
 
-    std: float = 0.1
-    stabilization: float = 2.5
-
-    def __post_init__(self):
-        check_range(self, "std", "stabilization", at_least=0)
+    std: Annotated[float, AtLeast(0)] = 0.1
+    stabilization: Annotated[float, AtLeast(0)] = 2.5
 
     def interpolate(self, action, noise, t):
         start, end, position = self._segment(action, t)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch.nn.functional import huber_loss
 
-from ..core import check_choices, check_range
+from ..core import Above, part
 from .base import Head
 
 
-@dataclass(frozen=True)
+@part
 class Regression(Head):
     """Regression head.
 
@@ -28,11 +27,7 @@ class Regression(Head):
     """
 
     norm: Literal["l1", "l2", "huber"] = "l2"
-    delta: float = 0.1
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "delta", above=0)
+    delta: Annotated[float, Above(0)] = 0.1
 
     def noise(self, horizon, coded_dim):
         return (horizon, 0)  # no randomness; the empty tensor still carries B and H

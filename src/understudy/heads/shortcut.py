@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from ..core import UserError, check_range
+from ..core import AtLeast, AtMost, UserError, part
 from .base import DenoisingHead, TargetNetworkHead, guided_velocity
 from .paths import LinearPath
 
 
-@dataclass(frozen=True)
+@part
 class Shortcut(DenoisingHead, TargetNetworkHead):
     """Shortcut head: a flow that knows the size of the step it is asked for.
 
@@ -33,16 +33,13 @@ class Shortcut(DenoisingHead, TargetNetworkHead):
 
     n_steps: int = 1
     n_train_steps: int = 128
-    self_consistency_fraction: float = 0.25
-    max_guidance_weight: float = 5.0
-    target_decay: float = 0.99
+    self_consistency_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.25
+    max_guidance_weight: Annotated[float, AtLeast(0)] = 5.0
+    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
 
     path = LinearPath()
 
     def __post_init__(self):
-        check_range(self, "n_steps", "n_train_steps")
-        check_range(self, "self_consistency_fraction", "target_decay", at_least=0, at_most=1)
-        check_range(self, "max_guidance_weight", at_least=0)
         if any(n < 1 or n & (n - 1) for n in (self.n_steps, self.n_train_steps)) or self.n_steps > self.n_train_steps:
             raise UserError(f"n_steps={self.n_steps} and n_train_steps={self.n_train_steps} must be powers of two, and "
                             "n_steps must not be larger", where="Shortcut.n_steps", hint="use 1, 2, 4 or 8 steps")

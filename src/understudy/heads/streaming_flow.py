@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+from typing import Annotated
 
 import torch
 from torch.nn import functional as F
 
-from ..core import UserError, check_range
+from ..core import AtLeast, UserError, part
 from .base import StepwiseHead, scan
 from .paths import NarrowGaussianPath
 from .solvers import Euler, Solver, check_solver
 
 
-@dataclass(frozen=True)
+@part
 class StreamingFlow(StepwiseHead):
     """Streaming flow head.
 
@@ -35,15 +36,13 @@ class StreamingFlow(StepwiseHead):
         Jiang et al. (2025), Streaming Flow Policy, arXiv:2505.21851.
     """
 
-    sigma: float = 0.1
-    stabilization: float = 2.5
+    sigma: Annotated[float, AtLeast(0)] = 0.1
+    stabilization: Annotated[float, AtLeast(0)] = 2.5
     solver: Solver = field(default_factory=Euler)
-    n_substeps: int = 1
+    n_substeps: Annotated[int, AtLeast(1)] = 1
 
     def __post_init__(self):
         check_solver(self, Solver)
-        check_range(self, "n_substeps", at_least=1)
-        check_range(self, "sigma", "stabilization", at_least=0)
 
     @property
     def ignores_noise(self):

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import ConfigError, Context, HeadSpec, check_range
+from ..core import AtLeast, ConfigError, Context, HeadSpec, part
 from ..nets.rotation import RotationConvNet, conv_net, disc_mask, rotation_operators
 from .base import Head
 
 COMPONENTS = ("pick.x", "pick.y", "place.x", "place.y", "turn")
 
 
-@dataclass(frozen=True)
+@part
 class Transport(Head):
     """Head for one motion that picks an object and places it elsewhere, turned.
 
@@ -53,19 +52,17 @@ class Transport(Head):
         gripper also has an angle when it picks.
     """
 
-    crop: int = 17
-    n_copies: int = 8
-    max_frequency: int | None = 3
-    n_angles: int = 48
+    crop: Annotated[int, AtLeast(1)] = 17
+    n_copies: Annotated[int, AtLeast(1)] = 8
+    max_frequency: Annotated[int | None, AtLeast(0)] = 3
+    n_angles: Annotated[int, AtLeast(1)] = 48
     equivariant: bool = True
-    n_rotations: int = 8
-    hidden: tuple[int, ...] = (4, 4)
-    features: int = 4
-    kernel: int = 5
+    n_rotations: Annotated[int, AtLeast(1)] = 8
+    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (4, 4)
+    features: Annotated[int, AtLeast(1)] = 4
+    kernel: Annotated[int, AtLeast(1)] = 5
 
     def __post_init__(self):
-        check_range(self, "crop", "n_copies", "n_angles", "n_rotations", "hidden", "features", "kernel", at_least=1)
-        check_range(self, "max_frequency", at_least=0)
         if not self.crop % 2 or not self.kernel % 2:
             raise ConfigError(f"crop={self.crop} and kernel={self.kernel} must be odd, because they have a middle",
                               where="Transport", hint="use odd numbers")

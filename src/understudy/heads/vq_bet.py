@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError, check_choices, check_range
+from ..core import Above, AtLeast, UserError, part
 from ..nets.feed_forward import feed_forward_layers
 from ..nets.quantization import ResidualVQ
 from .base import TemperatureHead, gumbel_noise, repeat_into_padding
@@ -17,7 +16,7 @@ COMMITMENT_WEIGHT = 5.0  # of the distance between a latent and its codes
 CODE_DECAY = 0.8  # fraction of the codes' moving averages that an update keeps
 
 
-@dataclass(frozen=True)
+@part
 class VQBeT(TemperatureHead):
     """Vector-quantized behavior transformer head: residual codes of a chunk, and an offset for each of them.
 
@@ -51,25 +50,19 @@ class VQBeT(TemperatureHead):
 
     n_codes: int = 16
     n_levels: int = 2
-    gamma: float = 2.0
-    first_code_weight: float = 5.0
-    other_code_weight: float = 0.5
-    offset_weight: float = 10.0
+    gamma: Annotated[float, AtLeast(0)] = 2.0
+    first_code_weight: Annotated[float, AtLeast(0)] = 5.0
+    other_code_weight: Annotated[float, AtLeast(0)] = 0.5
+    offset_weight: Annotated[float, AtLeast(0)] = 10.0
     offset_codes: Literal["sampled", "encoded"] = "sampled"
-    latent_dim: int = 512
-    width: int = 128
-    fit_steps: int = 1000
-    fit_batch_size: int = 512
-    fit_lr: float = 1e-3
-    temperature: float = 1.0
+    latent_dim: Annotated[int, AtLeast(1)] = 512
+    width: Annotated[int, AtLeast(1)] = 128
+    fit_steps: Annotated[int, AtLeast(0)] = 1000
+    fit_batch_size: Annotated[int, AtLeast(1)] = 512
+    fit_lr: Annotated[float, Above(0)] = 1e-3
+    temperature: Annotated[float, AtLeast(0)] = 1.0
 
     def __post_init__(self):
-        check_choices(self)
-        check_range(self, "n_codes", "n_levels")
-        check_range(self, "latent_dim", "width", "fit_batch_size", at_least=1)
-        check_range(self, "gamma", "first_code_weight", "other_code_weight", "offset_weight", "fit_steps",
-                    "temperature", at_least=0)
-        check_range(self, "fit_lr", above=0)
         if self.n_codes < 2 or self.n_levels < 1:
             raise UserError(f"n_codes={self.n_codes} and n_levels={self.n_levels}", where="VQBeT",
                             hint="use at least two codes and one level, such as n_codes=16 and n_levels=2")

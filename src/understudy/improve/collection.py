@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from ..checkpoint import FromStage
-from ..core import Schema, Unsupported, UserError, check_range
+from ..core import AtLeast, Schema, Unsupported, UserError, part
 from ..data.batch_sampler import BatchSampler, MixtureSampler
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset, write_dataset
@@ -58,7 +59,7 @@ class Exploration(ABC):
         """
 
 
-@dataclass(frozen=True)
+@part
 class GaussianExploration(Exploration):
     """Adds independent Gaussian noise to each action.
 
@@ -66,10 +67,7 @@ class GaussianExploration(Exploration):
         std: Standard deviation, in the units of the action.
     """
 
-    std: float = 0.1
-
-    def __post_init__(self):
-        check_range(self, "std", at_least=0)
+    std: Annotated[float, AtLeast(0)] = 0.1
 
     def build(self, actor, env):
         action = env.features["action"]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import UserError, check_range
+from ..core import AtLeast, UserError, part
 from ..nets.transformer import Transformer
 from .behavior_cloning import AuxiliaryLoss
 
 UNKNOWN = -1
 
 
-@dataclass(frozen=True)
+@part
 class AttentionSupervision(AuxiliaryLoss):
     """Trains the attention of a `nets.object_attention.ObjectAttentionEncoder` to find the labeled object.
 
@@ -37,9 +37,6 @@ class AttentionSupervision(AuxiliaryLoss):
     column: str
     weight: float = 1.0
     captures = ("object_attention",)
-
-    def __post_init__(self):
-        check_range(self, "weight")
 
     @property
     def columns(self):
@@ -80,7 +77,7 @@ def steps_since_recalled(pairs: Iterable[tuple[int, int]], length: int) -> np.nd
     return np.array([d + [UNKNOWN] * (most - len(d)) for d in distances], np.int64).reshape(length, most)
 
 
-@dataclass(frozen=True)
+@part
 class MemorySupervision(AuxiliaryLoss):
     """Trains one attention head of a transformer to look at the earlier steps that the expert recalled.
 
@@ -107,13 +104,9 @@ class MemorySupervision(AuxiliaryLoss):
     """
 
     column: str = "recalled"
-    layer: int = 0
-    head: int = 0
+    layer: Annotated[int, AtLeast(0)] = 0
+    head: Annotated[int, AtLeast(0)] = 0
     weight: float = 10.0
-
-    def __post_init__(self):
-        check_range(self, "weight")
-        check_range(self, "layer", "head", at_least=0)
 
     @property
     def captures(self):

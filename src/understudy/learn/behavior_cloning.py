@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import chain
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Batch, Unsupported, UserError, check_range
+from ..core import AtLeast, Batch, Unsupported, UserError, part
 from ..data.episode import Dataset
 from ..data.window import ColumnSamplingWeights, SamplingWeights
 from ..heads.base import TargetNetworkHead
@@ -71,7 +72,7 @@ def update_lagged(losses: Iterable[AuxiliaryLossFunction], policy: Policy) -> No
             function.after_update(policy)
 
 
-@dataclass(frozen=True)
+@part
 class BehaviorCloning(LearnerConfig):
     """Minimize `sum(weight * loss) / sum(weight)` over the steps that are not padding, plus auxiliary losses.
 
@@ -88,8 +89,8 @@ class BehaviorCloning(LearnerConfig):
             head less noisy, at little cost where the encoder is large (level-2 minibatches of Mini-Diffuser).
     """
 
-    steps: int = 2000
-    batch_size: int = 128
+    steps: Annotated[int, AtLeast(0)] = 2000
+    batch_size: Annotated[int, AtLeast(1)] = 128
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
     sample_weights: SampleWeights = field(default_factory=UniformWeights)
@@ -98,9 +99,6 @@ class BehaviorCloning(LearnerConfig):
     n_noise_samples: int = 1
 
     def __post_init__(self):
-        check_range(self, "n_noise_samples")
-        check_range(self, "steps", at_least=0)
-        check_range(self, "batch_size", at_least=1)
         if self.n_noise_samples < 1:
             raise UserError(f"n_noise_samples is {self.n_noise_samples}, but a loss needs at least one draw",
                             where="BehaviorCloning", hint="use n_noise_samples=1 or more")

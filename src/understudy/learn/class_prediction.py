@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from ..core import Context, HeadSpec, check_range
+from ..core import AtLeast, Context, HeadSpec, part
 from ..data.one_hot import encode_classes
 from ..heads.categorical import Categorical
 from ..nets.base import Trunk
@@ -16,7 +17,7 @@ from ..nets.feed_forward import FeedForward
 from .behavior_cloning import AuxiliaryLoss
 
 
-@dataclass(frozen=True)
+@part
 class ClassPrediction(AuxiliaryLoss):
     """Predicts a column of classes from the encoded observation, such as a subgoal, a thought or a map.
 
@@ -37,15 +38,11 @@ class ClassPrediction(AuxiliaryLoss):
     """
 
     column: str
-    num_classes: tuple[int, ...]
+    num_classes: Annotated[tuple[int, ...], AtLeast(1)]
     trunk: Trunk = field(default_factory=FeedForward)
     weight: float = 1.0
     captured: str = "context"
-    shape: tuple[int, int] | None = None
-
-    def __post_init__(self):
-        check_range(self, "weight")
-        check_range(self, "num_classes", "shape", at_least=1)
+    shape: Annotated[tuple[int, int] | None, AtLeast(1)] = None
 
     @property
     def captures(self):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Scorer, load_built, save_built
-from ..core import Schema, check_range
+from ..core import AtLeast, Schema, part
 from ..data.codec import Codec, CodecModule
 from ..data.window import Window
 from ..nets.base import Encoder
@@ -19,7 +20,7 @@ from ..nets.feed_forward import feed_forward_layers
 from ..policy import Policy
 
 
-@dataclass(frozen=True)
+@part
 class CriticConfig:
     """The networks of a critic.
 
@@ -33,13 +34,10 @@ class CriticConfig:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
     """
 
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (256, 256)
     encoder: Encoder = field(default_factory=ConcatEncoder)
-    n_critics: int = 2
+    n_critics: Annotated[int, AtLeast(1)] = 2
     layer_norm: bool = False
-
-    def __post_init__(self):
-        check_range(self, "hidden", "n_critics", at_least=1)
 
     def build(self, policy: Policy, action: bool = True) -> Critic:
         """Builds a critic that reads what a policy reads.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor
 
 from ..checkpoint import FromStage
-from ..core import Batch, Context, Unsupported, UserError, check_range
+from ..core import AtLeast, AtMost, Batch, Context, Unsupported, UserError, part
 from ..data.episode import Dataset
 from ..heads.base import DenoisingHead
 from ..heads.consistency import Consistency
@@ -24,7 +25,7 @@ from .gradient_learner import GradientLearner
 from .optimizer import OptimizerConfig
 
 
-@dataclass(frozen=True)
+@part
 class ConsistencyDistillation(LearnerConfig):
     """Train a `Consistency` head so that one step of a trained `EDM` head does not change its estimate.
 
@@ -43,20 +44,16 @@ class ConsistencyDistillation(LearnerConfig):
     """
 
     teacher: Policy | FromStage
-    steps: int = 2000
-    batch_size: int = 128
+    steps: Annotated[int, AtLeast(0)] = 2000
+    batch_size: Annotated[int, AtLeast(1)] = 128
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
-
-    def __post_init__(self):
-        check_range(self, "steps", at_least=0)
-        check_range(self, "batch_size", at_least=1)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ConsistencyDistillationLearner:
         return ConsistencyDistillationLearner(self, policy, seed, steps)
 
 
-@dataclass(frozen=True)
+@part
 class Reflow(LearnerConfig):
     """Train a `Flow` head on pairs of a noise and the action that a trained policy makes of this noise.
 
@@ -76,21 +73,17 @@ class Reflow(LearnerConfig):
     """
 
     teacher: Policy | FromStage
-    teacher_steps: int = 50
-    steps: int = 2000
-    batch_size: int = 128
+    teacher_steps: Annotated[int, AtLeast(1)] = 50
+    steps: Annotated[int, AtLeast(0)] = 2000
+    batch_size: Annotated[int, AtLeast(1)] = 128
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
-
-    def __post_init__(self):
-        check_range(self, "steps", at_least=0)
-        check_range(self, "teacher_steps", "batch_size", at_least=1)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ReflowLearner:
         return ReflowLearner(self, policy, seed, steps)
 
 
-@dataclass(frozen=True)
+@part
 class OneStepDistillation(LearnerConfig):
     """Train a `OneStepGenerator` head so that its plans have the distribution of a trained `EDM` head.
 
@@ -115,18 +108,13 @@ class OneStepDistillation(LearnerConfig):
     """
 
     teacher: Policy | FromStage
-    steps: int = 2000
-    batch_size: int = 128
+    steps: Annotated[int, AtLeast(0)] = 2000
+    batch_size: Annotated[int, AtLeast(1)] = 128
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4))
     score_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    n_score_updates: int = 1
-    time_range: tuple[float, float] = (0.05, 0.98)
+    n_score_updates: Annotated[int, AtLeast(0)] = 1
+    time_range: Annotated[tuple[float, float], AtLeast(0), AtMost(1)] = (0.05, 0.98)
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
-
-    def __post_init__(self):
-        check_range(self, "steps", "n_score_updates", at_least=0)
-        check_range(self, "batch_size", at_least=1)
-        check_range(self, "time_range", at_least=0, at_most=1)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> OneStepDistillationLearner:
         return OneStepDistillationLearner(self, policy, seed, steps)

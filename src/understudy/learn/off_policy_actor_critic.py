@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor
 
-from ..core import Batch, Unsupported, UserError, check_range
+from ..core import AtLeast, AtMost, Batch, Unsupported, UserError, part
 from ..data.episode import Dataset
 from ..policy import Policy
 from .critic import CriticConfig
@@ -16,7 +17,7 @@ from .gradient_learner import GradientLearner
 from .optimizer import OptimizerConfig
 
 
-@dataclass(frozen=True)
+@part
 class OffPolicyActorCritic(LearnerConfig):
     """TD3, and with `bc_weight` TD3+BC: off-policy reinforcement learning from stored episodes.
 
@@ -44,26 +45,22 @@ class OffPolicyActorCritic(LearnerConfig):
         Fujimoto and Gu (2021), A Minimalist Approach to Offline Reinforcement Learning, arXiv:2106.06860.
     """
 
-    steps: int = 20_000
-    batch_size: int = 256
+    steps: Annotated[int, AtLeast(0)] = 20_000
+    batch_size: Annotated[int, AtLeast(1)] = 256
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
     critic: CriticConfig = field(default_factory=CriticConfig)
     discount: float = 0.99
-    target_decay: float = 0.995
+    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995
     policy_delay: int = 2
-    target_noise: float = 0.2
-    max_target_noise: float = 0.5
-    bc_weight: float = 0.4
+    target_noise: Annotated[float, AtLeast(0)] = 0.2
+    max_target_noise: Annotated[float, AtLeast(0)] = 0.5
+    bc_weight: Annotated[float, AtLeast(0)] = 0.4
 
     extra = ("next.reward", "next.terminated")
     next_obs = True
 
     def __post_init__(self):
-        check_range(self, "policy_delay")
-        check_range(self, "batch_size", at_least=1)
-        check_range(self, "steps", "target_noise", "max_target_noise", "bc_weight", at_least=0)
-        check_range(self, "target_decay", at_least=0, at_most=1)
         if not 0 <= self.discount <= 1:
             raise UserError(f"a discount is between 0 and 1, and this is {self.discount}",
                             where="OffPolicyActorCritic.discount", hint="0.99 looks about 100 steps ahead")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError, check_choices, check_range
+from ..core import UserError, part
 from ..nets.base import EncoderNet, TrunkNet
 
 
-@dataclass(frozen=True)
+@part
 class OptimizerConfig:
     """AdamW with linear warm-up and a learning-rate schedule.
 
@@ -47,8 +46,6 @@ class OptimizerConfig:
     compile: bool = False
 
     def __post_init__(self):
-        check_choices(self)
-        check_range(self, "betas", "warmup_steps", "accumulation_steps")
         for name, right, wanted in (
             ("lr", self.lr > 0, "above 0"),
             ("warmup_steps", self.warmup_steps >= 0, "0 or more"),

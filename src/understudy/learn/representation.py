@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Batch, ConfigError, Unsupported, check_range
+from ..core import AtLeast, Batch, ConfigError, Unsupported, part
 from ..data.episode import Dataset
 from ..heads.base import MemoryHead
 from ..nets.base import capture_intermediates, record_intermediate
@@ -20,7 +21,7 @@ from .optimizer import OptimizerConfig
 from .representation_objectives import InverseDynamics
 
 
-@dataclass(frozen=True)
+@part
 class RepresentationLearning(LearnerConfig):
     """Trains the encoder of a policy on a list of objectives.
 
@@ -48,15 +49,13 @@ class RepresentationLearning(LearnerConfig):
     """
 
     objectives: tuple[AuxiliaryLoss, ...] = field(default_factory=lambda: (InverseDynamics(),))
-    steps: int = 5000
-    batch_size: int = 256
-    lookahead: int = 0
+    steps: Annotated[int, AtLeast(0)] = 5000
+    batch_size: Annotated[int, AtLeast(1)] = 256
+    lookahead: Annotated[int, AtLeast(0)] = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
 
     def __post_init__(self):
-        check_range(self, "steps", "lookahead", at_least=0)
-        check_range(self, "batch_size", at_least=1)
         if not self.objectives:
             raise ConfigError("there are no objectives, so that nothing would train the encoder",
                               where="RepresentationLearning.objectives", hint="add one, such as InverseDynamics()")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from ..core import Batch, Context, HeadSpec, check_range
+from ..core import Above, AtLeast, AtMost, Batch, Context, HeadSpec, part
 from ..heads.base import Head
 from ..heads.regression import Regression
 from ..nets.base import Trunk
@@ -93,7 +94,7 @@ class _TargetEncoder(nn.Module):
         self.average.update(policy.encoder)
 
 
-@dataclass(frozen=True)
+@part
 class InverseDynamics(RepresentationObjective):
     """Predicts the actions of a chunk from the encoding before it and the encoding after it.
 
@@ -116,9 +117,6 @@ class InverseDynamics(RepresentationObjective):
 
     next_obs = True
 
-    def __post_init__(self):
-        check_range(self, "weight")
-
     def build(self, policy):
         return _InverseDynamicsLoss(self, policy)
 
@@ -135,7 +133,7 @@ class _InverseDynamicsLoss(nn.Module):
         return self.config.weight * loss.sum(1) / batch.mask.sum(1).clamp(min=1)
 
 
-@dataclass(frozen=True)
+@part
 class ForwardDynamics(RepresentationObjective):
     """Predicts the encoding after a chunk from the encoding before it and the actions of the chunk.
 
@@ -154,16 +152,11 @@ class ForwardDynamics(RepresentationObjective):
         arXiv:2307.07909, whose code uses the encoder itself as the target.
     """
 
-    hidden: tuple[int, ...] = (256,)
-    target_decay: float = 0.99
+    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (256,)
+    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
     weight: float = 1.0
 
     next_obs = True
-
-    def __post_init__(self):
-        check_range(self, "weight")
-        check_range(self, "hidden", at_least=1)
-        check_range(self, "target_decay", at_least=0, at_most=1)
 
     def build(self, policy):
         return _ForwardDynamicsLoss(self, policy)
@@ -186,7 +179,7 @@ class _ForwardDynamicsLoss(LaggedAuxiliaryLoss):
         self.target.update(policy)
 
 
-@dataclass(frozen=True)
+@part
 class MaskedPrediction(RepresentationObjective):
     """Predicts the hidden actions of a chunk from the others, the encoding before the chunk and the encoding after it.
 
@@ -206,9 +199,6 @@ class MaskedPrediction(RepresentationObjective):
     weight: float = 1.0
 
     next_obs = True
-
-    def __post_init__(self):
-        check_range(self, "weight")
 
     def build(self, policy):
         return _MaskedPredictionLoss(self, policy)
@@ -238,7 +228,7 @@ class _MaskedPredictionLoss(nn.Module):
         return -(log_probs * action).sum(-1)
 
 
-@dataclass(frozen=True)
+@part
 class BYOL(RepresentationObjective):
     """Bootstrap your own latent: predicts, from one view of an observation, what a slow copy makes of another view.
 
@@ -259,15 +249,10 @@ class BYOL(RepresentationObjective):
         Grill et al. (2020), Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning, arXiv:2006.07733.
     """
 
-    hidden: int = 256
-    size: int = 64
-    target_decay: float = 0.99
+    hidden: Annotated[int, AtLeast(1)] = 256
+    size: Annotated[int, AtLeast(1)] = 64
+    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
     weight: float = 1.0
-
-    def __post_init__(self):
-        check_range(self, "weight")
-        check_range(self, "hidden", "size", at_least=1)
-        check_range(self, "target_decay", at_least=0, at_most=1)
 
     def build(self, policy):
         return _BYOLLoss(self, policy)
@@ -293,7 +278,7 @@ class _BYOLLoss(LaggedAuxiliaryLoss):
         self.average.update(self.projector)
 
 
-@dataclass(frozen=True)
+@part
 class TimeContrastive(RepresentationObjective):
     """Finds the observation after a chunk among those of all windows of the batch (InfoNCE).
 
@@ -311,17 +296,12 @@ class TimeContrastive(RepresentationObjective):
         van den Oord et al. (2018), Representation Learning with Contrastive Predictive Coding, arXiv:1807.03748.
     """
 
-    hidden: int = 256
-    size: int = 64
-    temperature: float = 0.1
+    hidden: Annotated[int, AtLeast(1)] = 256
+    size: Annotated[int, AtLeast(1)] = 64
+    temperature: Annotated[float, Above(0)] = 0.1
     weight: float = 1.0
 
     next_obs = True
-
-    def __post_init__(self):
-        check_range(self, "weight")
-        check_range(self, "hidden", "size", at_least=1)
-        check_range(self, "temperature", above=0)
 
     def build(self, policy):
         return _TimeContrastiveLoss(self, policy)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Batch, Unsupported, UserError, check_range
+from ..core import Above, AtLeast, Batch, Unsupported, UserError, part
 from ..data.episode import Dataset
 from ..heads.base import LikelihoodHead
 from ..heads.regression import Regression
@@ -110,7 +111,7 @@ class UniformWeights(FixedWeights):
         return torch.ones(len(batch), device=batch.action.device)
 
 
-@dataclass(frozen=True)
+@part
 class ColumnWeights(FixedWeights):
     """Weights by the value of a column. In Sirius (Liu et al. 2023), for example, interventions count more.
 
@@ -123,9 +124,6 @@ class ColumnWeights(FixedWeights):
     column: str = "intervention"
     weight: float = 3.0
     other_weight: float = 1.0
-
-    def __post_init__(self):
-        check_range(self, "weight", "other_weight")
 
     @property
     def columns(self):
@@ -142,7 +140,7 @@ class ColumnWeights(FixedWeights):
         return torch.where(value[..., 0] > 0, self.weight, self.other_weight)
 
 
-@dataclass(frozen=True)
+@part
 class PastTargetWeights(FixedWeights):
     """Weights of the target steps before the current one, which `Window(action_offset)` below 0 adds.
 
@@ -158,11 +156,7 @@ class PastTargetWeights(FixedWeights):
     """
 
     weight: float = 0.0
-    n_steps: int | None = None
-
-    def __post_init__(self):
-        check_range(self, "weight")
-        check_range(self, "n_steps", at_least=0)
+    n_steps: Annotated[int | None, AtLeast(0)] = None
 
     def __call__(self, batch, policy):
         step = torch.arange(batch.mask.shape[1], device=batch.mask.device) + policy.window.action_offset
@@ -172,7 +166,7 @@ class PastTargetWeights(FixedWeights):
         return weight.expand(batch.mask.shape)
 
 
-@dataclass(frozen=True)
+@part
 class AdvantageWeights(FixedWeights):
     """Weights exp(beta * advantage), bounded above.
 
@@ -189,11 +183,7 @@ class AdvantageWeights(FixedWeights):
 
     advantage: Callable[[Batch], Tensor]
     beta: float = 3.0
-    max_weight: float = 100.0
-
-    def __post_init__(self):
-        check_range(self, "beta")
-        check_range(self, "max_weight", above=0)
+    max_weight: Annotated[float, Above(0)] = 100.0
 
     @torch.no_grad()
     def __call__(self, batch, policy):

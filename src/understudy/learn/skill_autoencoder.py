@@ -6,13 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoint import load_built, save_built
-from ..core import Batch, ConfigError, HeadSpec, Schema, Unsupported, check_range, role
+from ..core import AtLeast, Batch, ConfigError, HeadSpec, Schema, Unsupported, part, role
 from ..data.codec import CodecModule, Normalizer
 from ..data.episode import Dataset
 from ..data.relabel import SHOWN_TASK, Rename
@@ -32,7 +33,7 @@ from .optimizer import OptimizerConfig
 MIN_STD = 1e-4  # of a skill, given its piece
 
 
-@dataclass(frozen=True)
+@part
 class SkillAutoencoder(LearnerConfig):
     """Learns skills: latents of pieces of episodes, from which a policy repeats the actions of the piece.
 
@@ -80,21 +81,18 @@ class SkillAutoencoder(LearnerConfig):
     """
 
     length: int = 10
-    beta: float = 0.1
+    beta: Annotated[float, AtLeast(0)] = 0.1
     prior: PolicyConfig = field(
         default_factory=lambda: PolicyConfig(Gaussian(temperature=1.0), codec=Normalizer(target="identity")))
     posterior: Trunk = field(default_factory=MLP)
     column: str = SKILL
-    steps: int = 5000
-    batch_size: int = 128
+    steps: Annotated[int, AtLeast(0)] = 5000
+    batch_size: Annotated[int, AtLeast(1)] = 128
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
     quantizer: FSQ | None = None
 
     def __post_init__(self):
-        check_range(self, "length")
-        check_range(self, "steps", "beta", at_least=0)
-        check_range(self, "batch_size", at_least=1)
         if self.length < 1:
             raise ConfigError(f"the length is {self.length}, but a piece has at least 1 step",
                               where="SkillAutoencoder.length", hint="10 steps are usual")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Batch, DataWarning, UserError, check_range, keys, role
+from ..core import Batch, DataWarning, UserError, keys, part, role
 from ..data.episode import Dataset
 from ..data.formats import check_finite
 from ..data.packed_columns import check_columns
@@ -26,7 +25,7 @@ from ..policy import Policy
 MANY_CLASSES = 100  # more choices than keyboards and gamepads have; actions with more are probably quantities
 
 
-@dataclass(frozen=True)
+@part
 class Validation:
     """Compares sampled plans with the recorded actions.
 
@@ -44,7 +43,6 @@ class Validation:
     n_samples: int = 8
 
     def __post_init__(self):
-        check_range(self, "n_windows", "n_samples")
         if self.n_windows < 1 or self.n_samples < 2:
             raise UserError(f"at least 1 window and 2 samples are needed, not {self.n_windows} and {self.n_samples}",
                             where="Validation", hint="such as n_windows=128, n_samples=8")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Context, HeadSpec, Unsupported, UserError, check_choices, check_range
+from ..core import AtLeast, Below, Context, HeadSpec, Unsupported, UserError, part
 from .base import Encoder, EncoderNet, PosteriorTrunk, TrunkNet, check_not_causal
 from .encoders import observed_column
 from .linear import Linear
@@ -20,7 +19,7 @@ from .vision import PixelNormalizer, ResNetBody
 _FEED_FORWARD: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
-@dataclass(frozen=True)
+@part
 class ACTTransformer(PosteriorTrunk):
     """Transformer of ACT: an encoder over latent and context, and a decoder with one query per action step.
 
@@ -51,24 +50,18 @@ class ACTTransformer(PosteriorTrunk):
         Cadene et al. (2024), LeRobot: State-of-the-art Machine Learning for Real-World Robotics in PyTorch.
     """
 
-    width: int = 512
-    heads: int = 8
-    feed_forward: int = 3200
+    width: Annotated[int, AtLeast(1)] = 512
+    heads: Annotated[int, AtLeast(1)] = 8
+    feed_forward: Annotated[int, AtLeast(1)] = 3200
     activation: Literal["relu", "gelu"] = "relu"
-    encoder_depth: int = 4
-    depth: int = 1
-    posterior_depth: int = 4
+    encoder_depth: Annotated[int, AtLeast(0)] = 4
+    depth: Annotated[int, AtLeast(1)] = 1
+    posterior_depth: Annotated[int, AtLeast(1)] = 4
     pre_norm: bool = False
-    dropout: float = 0.1
+    dropout: Annotated[float, AtLeast(0), Below(1)] = 0.1
     grids: tuple[tuple[int, int], ...] = ()
     state: str = "observation.state"
-    state_size: int = 0
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "width", "heads", "feed_forward", "depth", "posterior_depth", at_least=1)
-        check_range(self, "encoder_depth", "state_size", at_least=0)
-        check_range(self, "dropout", at_least=0, below=1)
+    state_size: Annotated[int, AtLeast(0)] = 0
 
     def build(self, inputs, outputs, n_times, spec):
         check_not_causal(self, spec)
@@ -252,7 +245,7 @@ def _alternating(position: Tensor, width: int) -> Tensor:
     return torch.where(index % 2 == 0, angle.sin(), angle.cos())
 
 
-@dataclass(frozen=True)
+@part
 class ACTEncoder(Encoder):
     """One token per vector and observation step, then one per cell of 32 x 32 pixels of each image, as in ACT.
 
@@ -267,11 +260,8 @@ class ACTEncoder(Encoder):
         Zhao et al. (2023), Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware, arXiv:2304.13705.
     """
 
-    width: int = 512
+    width: Annotated[int, AtLeast(1)] = 512
     weights: str | None = None
-
-    def __post_init__(self):
-        check_range(self, "width", at_least=1)
 
     def build(self, features, n_obs_steps):
         return _ACTEncoderNet(self, features, n_obs_steps)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ..core import Context, UserError, check_range
+from ..core import AtLeast, Context, UserError, part
 from .base import Encoder, EncoderNet
 from .encoders import observed_column
 from .linear import Linear
 from .vision import PixelNormalizer, ResNetBody, crop_to, spatial_softargmax
 
 
-@dataclass(frozen=True)
+@part
 class DiffusionPolicyEncoder(Encoder):
     """One token per observation step: all vectors and the features of all images, side by side.
 
@@ -35,14 +35,11 @@ class DiffusionPolicyEncoder(Encoder):
         Cadene et al. (2024), LeRobot: State-of-the-art Machine Learning for Real-World Robotics in PyTorch.
     """
 
-    crop: tuple[int, int] | None = None
-    resize: tuple[int, int] | None = None
-    keypoints: int = 32
+    crop: Annotated[tuple[int, int] | None, AtLeast(1)] = None
+    resize: Annotated[tuple[int, int] | None, AtLeast(1)] = None
+    keypoints: Annotated[int, AtLeast(1)] = 32
     group_norm: bool = True
     shared: bool = True
-
-    def __post_init__(self):
-        check_range(self, "crop", "resize", "keypoints", at_least=1)
 
     def build(self, features, n_obs_steps):
         return _DiffusionPolicyEncoderNet(self, features, n_obs_steps)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from ..core import check_range
+from ..core import Above, AtLeast, AtMost, part
 
 
 class EMADecay(ABC):
@@ -20,7 +20,7 @@ class EMADecay(ABC):
         """Return the decay of update number `count` (the first is 1): the weight of the old average."""
 
 
-@dataclass(frozen=True)
+@part
 class ConstantDecay(EMADecay):
     """The same decay at every update.
 
@@ -28,16 +28,13 @@ class ConstantDecay(EMADecay):
         decay: Weight of the old average, between 0 and 1.
     """
 
-    decay: float = 0.999
-
-    def __post_init__(self):
-        check_range(self, "decay", at_least=0, at_most=1)
+    decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.999
 
     def value(self, count):
         return self.decay
 
 
-@dataclass(frozen=True)
+@part
 class WarmupDecay(EMADecay):
     """``min(decay, (1 + n) / (10 + n))`` at update n.
 
@@ -47,16 +44,13 @@ class WarmupDecay(EMADecay):
         decay: Largest weight of the old average.
     """
 
-    decay: float = 0.999
-
-    def __post_init__(self):
-        check_range(self, "decay", at_least=0, at_most=1)
+    decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.999
 
     def value(self, count):
         return min(self.decay, (1 + count) / (10 + count))
 
 
-@dataclass(frozen=True)
+@part
 class PolynomialDecay(EMADecay):
     """``1 - max(n ** -power, minimum)``, where n counts the updates after the first `start`.
 
@@ -72,14 +66,9 @@ class PolynomialDecay(EMADecay):
         Autoregression, arXiv:2310.11428.
     """
 
-    power: float = 2 / 3
-    minimum: float = 1e-4
-    start: int = 0
-
-    def __post_init__(self):
-        check_range(self, "power", above=0)
-        check_range(self, "minimum", at_least=0, at_most=1)
-        check_range(self, "start", at_least=0)
+    power: Annotated[float, Above(0)] = 2 / 3
+    minimum: Annotated[float, AtLeast(0), AtMost(1)] = 1e-4
+    start: Annotated[int, AtLeast(0)] = 0
 
     def value(self, count):
         n = count - self.start

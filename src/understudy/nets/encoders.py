@@ -7,14 +7,14 @@ A transform that inference needs as well (a crop) belongs here. A transform for 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Context, Feature, Schema, UserError, check_range, role
+from ..core import AtLeast, Context, Feature, Schema, UserError, part, role
 from ..data.codec import Normalizer
 from .base import Encoder, EncoderNet, ImageFeatures
 from .linear import Linear
@@ -23,7 +23,7 @@ from .text_encoder import ByteEncoder, TextEncoder
 from .vision import FrozenVisionNet, SmallConv, VisionEncoder, crop
 
 
-@dataclass(frozen=True)
+@part
 class TokenEncoder(Encoder):
     """Tokens for each column and observation step.
 
@@ -47,18 +47,14 @@ class TokenEncoder(Encoder):
         points: Encoder of point clouds.
     """
 
-    width: int = 64
-    crop: int = 0
+    width: Annotated[int, AtLeast(1)] = 64
+    crop: Annotated[int, AtLeast(0)] = 0
     vision: VisionEncoder = field(default_factory=SmallConv)
     text: TextEncoder = field(default_factory=ByteEncoder)
     named: tuple[str, ...] = ()
     cache_features: bool = False
     point_clouds: tuple[str, ...] = ()
     points: PointEncoder = field(default_factory=PointNet)
-
-    def __post_init__(self):
-        check_range(self, "width", at_least=1)
-        check_range(self, "crop", at_least=0)
 
     def build(self, features, n_obs_steps):
         if self.cache_features and self.crop:
@@ -239,7 +235,7 @@ def num_classes_of(feature: Feature, name: str) -> tuple[int, ...]:
     return feature.num_classes
 
 
-@dataclass(frozen=True)
+@part
 class ConcatEncoder(Encoder):
     """All values of the window, concatenated into one token. Nothing is trained.
 
@@ -259,10 +255,7 @@ class ConcatEncoder(Encoder):
     """
 
     vision: VisionEncoder | None = None
-    crop: int = 0
-
-    def __post_init__(self):
-        check_range(self, "crop", at_least=0)
+    crop: Annotated[int, AtLeast(0)] = 0
 
     def build(self, features, n_obs_steps):
         return _ConcatEncoderNet(self, features, n_obs_steps)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
-from ..core import check_choices, check_range
+from ..core import AtLeast, part
 from .base import Trunk, TrunkNet, check_not_causal, record_intermediate
 from .fourier import FourierFeatures
 from .linear import Linear
@@ -34,7 +33,7 @@ def feed_forward_layers(sizes: Sequence[int], activation: Activation = "relu", l
     return nn.Sequential(*layers[: -2 if layer_norm else -1])
 
 
-@dataclass(frozen=True)
+@part
 class FeedForward(Trunk):
     """Feed-forward network from the flat context, the whole chunk and its times to the whole chunk.
 
@@ -47,14 +46,9 @@ class FeedForward(Trunk):
         n_frequencies: Number of Fourier frequencies that embed each time.
     """
 
-    widths: tuple[int, ...] = (256, 256)
+    widths: Annotated[tuple[int, ...], AtLeast(1)] = (256, 256)
     activation: Activation = "relu"
-    n_frequencies: int = 6
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "widths", at_least=1)
-        check_range(self, "n_frequencies", at_least=0)
+    n_frequencies: Annotated[int, AtLeast(0)] = 6
 
     def build(self, inputs, outputs, n_times, spec):
         check_not_causal(self, spec)

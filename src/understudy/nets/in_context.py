@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Context, Unsupported, check_range
+from ..core import Above, AtLeast, Below, Context, Unsupported, part
 from .base import CachesContext, SharedTimeTrunk
 from .fourier import FourierFeatures
 from .linear import Linear
 from .transformer import Transformer, TransformerBlock, check_heads
 
 
-@dataclass(frozen=True)
+@part
 class InContextTransformer(SharedTimeTrunk):
     """Transformer over one sequence: tokens of the context, a token of the time, then one token per action step.
 
@@ -40,19 +40,13 @@ class InContextTransformer(SharedTimeTrunk):
         arXiv:2503.19757.
     """
 
-    width: int = 128
-    depth: int = 3
-    heads: int = 4
+    width: Annotated[int, AtLeast(1)] = 128
+    depth: Annotated[int, AtLeast(1)] = 3
+    heads: Annotated[int, AtLeast(1)] = 4
     causal: bool = True
-    dropout: float = 0.0
-    feed_forward_ratio: float = 4
-    n_frequencies: int = 6
-
-    def __post_init__(self):
-        check_range(self, "width", "depth", "heads", at_least=1)
-        check_range(self, "dropout", at_least=0, below=1)
-        check_range(self, "feed_forward_ratio", above=0)
-        check_range(self, "n_frequencies", at_least=0)
+    dropout: Annotated[float, AtLeast(0), Below(1)] = 0.0
+    feed_forward_ratio: Annotated[float, Above(0)] = 4
+    n_frequencies: Annotated[int, AtLeast(0)] = 6
 
     def build(self, inputs, outputs, n_times, spec):
         if n_times > 1:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import check_range
+from ..core import AtLeast, part
 from .base import Trunk, TrunkNet, check_alignment, product_dtype
 from .fourier import FourierFeatures
 from .linear import Linear
 
 
-@dataclass(frozen=True)
+@part
 class LSTM(Trunk):
     """Long short-term memory over time.
 
@@ -37,13 +37,9 @@ class LSTM(Trunk):
         Mandlekar et al. (2021), What Matters in Learning from Offline Human Demonstrations, arXiv:2108.03298.
     """
 
-    width: int = 400
-    depth: int = 2
-    n_frequencies: int = 6
-
-    def __post_init__(self):
-        check_range(self, "width", "depth", at_least=1)
-        check_range(self, "n_frequencies", at_least=0)
+    width: Annotated[int, AtLeast(1)] = 400
+    depth: Annotated[int, AtLeast(1)] = 2
+    n_frequencies: Annotated[int, AtLeast(0)] = 6
 
     def build(self, inputs, outputs, n_times, spec):
         check_alignment(self, spec)

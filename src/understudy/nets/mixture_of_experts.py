@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Unsupported, UserError, check_range
+from ..core import Unsupported, UserError, part
 from .linear import Linear, inside_transform, linear
 
 
-@dataclass(frozen=True)
+@part
 class MoEFeedForward:
     """Mixture of expert denoisers: the time of a denoising step chooses experts and weighs their outputs.
 
@@ -36,7 +34,6 @@ class MoEFeedForward:
     top_k: int = 2
 
     def __post_init__(self):
-        check_range(self, "n_experts", "top_k")
         if not 1 <= self.top_k <= self.n_experts:
             raise UserError(f"top_k={self.top_k} of n_experts={self.n_experts}", where="MoEFeedForward",
                             hint="use 1 <= top_k <= n_experts, such as 2 of 4")

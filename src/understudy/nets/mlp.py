@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from ..core import Context, check_range
+from ..core import AtLeast, Below, Context, part
 from .base import CachesContext, Trunk, check_not_causal
 from .fourier import FourierFeatures
 from .linear import Linear, linear
 
 
-@dataclass(frozen=True)
+@part
 class MLP(Trunk):
     """Residual MLP from the flat context, the whole chunk and its times to the whole chunk.
 
@@ -30,15 +31,10 @@ class MLP(Trunk):
         arXiv:2304.10573.
     """
 
-    width: int = 256
-    depth: int = 2
-    dropout: float = 0.0
-    n_frequencies: int = 6
-
-    def __post_init__(self):
-        check_range(self, "width", at_least=1)
-        check_range(self, "depth", "n_frequencies", at_least=0)
-        check_range(self, "dropout", at_least=0, below=1)
+    width: Annotated[int, AtLeast(1)] = 256
+    depth: Annotated[int, AtLeast(0)] = 2
+    dropout: Annotated[float, AtLeast(0), Below(1)] = 0.0
+    n_frequencies: Annotated[int, AtLeast(0)] = 6
 
     def build(self, inputs, outputs, n_times, spec):
         check_not_causal(self, spec)

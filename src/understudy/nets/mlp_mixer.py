@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from ..core import check_range
+from ..core import Above, AtLeast, Below, part
 from .base import Trunk, TrunkNet, check_not_causal
 from .fourier import FourierFeatures
 from .linear import Linear
 
 
-@dataclass(frozen=True)
+@part
 class MLPMixer(Trunk):
     """MLP-Mixer over the tokens of the context and of the action steps, without attention.
 
@@ -32,18 +32,12 @@ class MLPMixer(Trunk):
         Tolstikhin et al. (2021), MLP-Mixer: An all-MLP Architecture for Vision, arXiv:2105.01601.
     """
 
-    width: int = 128
-    depth: int = 3
-    token_ratio: float = 0.5
-    feed_forward_ratio: float = 4
-    dropout: float = 0.0
-    n_frequencies: int = 6
-
-    def __post_init__(self):
-        check_range(self, "width", "depth", at_least=1)
-        check_range(self, "token_ratio", "feed_forward_ratio", above=0)
-        check_range(self, "dropout", at_least=0, below=1)
-        check_range(self, "n_frequencies", at_least=0)
+    width: Annotated[int, AtLeast(1)] = 128
+    depth: Annotated[int, AtLeast(1)] = 3
+    token_ratio: Annotated[float, Above(0)] = 0.5
+    feed_forward_ratio: Annotated[float, Above(0)] = 4
+    dropout: Annotated[float, AtLeast(0), Below(1)] = 0.0
+    n_frequencies: Annotated[int, AtLeast(0)] = 6
 
     def build(self, inputs, outputs, n_times, spec):
         check_not_causal(self, spec)

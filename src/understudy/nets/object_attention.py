@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
 
 import torch
 
-from ..core import Context, UserError, check_range
+from ..core import AtLeast, Context, UserError, part
 from ..data.codec import Normalizer
 from .base import Encoder, EncoderNet, record_intermediate
 from .encoders import TokenEncoder, observed_column
 from .linear import Linear
 
 
-@dataclass(frozen=True)
+@part
 class ObjectAttentionEncoder(Encoder):
     """Tokens of all columns but the objects, and for each observation step one token of the attended object.
 
@@ -38,11 +39,8 @@ class ObjectAttentionEncoder(Encoder):
 
     objects: str = "observation.objects"
     query: str = "observation.task"
-    hidden: int = 64
+    hidden: Annotated[int, AtLeast(1)] = 64
     encoder: TokenEncoder = field(default_factory=TokenEncoder)
-
-    def __post_init__(self):
-        check_range(self, "hidden", at_least=1)
 
     def build(self, features, n_obs_steps):
         for name, column in (("objects", self.objects), ("query", self.query)):

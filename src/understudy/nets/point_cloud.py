@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor, nn
 
-from ..core import Schema, UserError, check_range, role
+from ..core import AtLeast, Schema, UserError, part, role
 from .linear import Linear
 
 _CLOUD_NAME = re.compile(r"(?<![a-z])(point_?clouds?|points)(?![a-z])")
@@ -30,7 +30,7 @@ class PointEncoder(ABC):
         """
 
 
-@dataclass(frozen=True)
+@part
 class PointNet(PointEncoder):
     """The encoder of 3D Diffusion Policy: an MLP for each point, and the maximum of each feature over the points.
 
@@ -51,10 +51,7 @@ class PointNet(PointEncoder):
         arXiv:1612.00593.
     """
 
-    widths: tuple[int, ...] = (64, 128, 256)
-
-    def __post_init__(self):
-        check_range(self, "widths", at_least=1)
+    widths: Annotated[tuple[int, ...], AtLeast(1)] = (64, 128, 256)
 
     def build(self, channels, width):
         return _PointNet(self, channels, width)

@@ -6,18 +6,18 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Unsupported, UserError, check_choices, check_range
+from ..core import AtLeast, Unsupported, UserError, part
 from .pretrained import PretrainedFiles, PretrainedNet, import_extra, load_pretrained, transformers_model
 from .vision import FrozenVisionNet, VisionEncoder, VisionNet, given_weights, output_layer
 
 
-@dataclass(frozen=True)
+@part
 class TransformersVision(VisionEncoder):
     """An image network of transformers (``AutoModel``): DINOv2, CLIP, SigLIP, ViT, ConvNeXt and others.
 
@@ -43,18 +43,14 @@ class TransformersVision(VisionEncoder):
     weights: str
     pool: Literal["pooled", "patches"] = "pooled"
     frozen: bool = True
-    image_size: tuple[int, int] | None = None
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "image_size", at_least=1)
+    image_size: Annotated[tuple[int, int] | None, AtLeast(1)] = None
 
     def build(self, shape, width=None):
         _check_color(shape, "TransformersVision.weights")
         return _finish(_TransformersBody(self), self.frozen, width)
 
 
-@dataclass(frozen=True)
+@part
 class TimmVision(VisionEncoder):
     """An image network of timm (PyTorch Image Models), which has more than a thousand of them.
 
@@ -79,11 +75,7 @@ class TimmVision(VisionEncoder):
     weights: str
     pool: Literal["pooled", "patches"] = "pooled"
     frozen: bool = True
-    image_size: tuple[int, int] | None = None
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "image_size", at_least=1)
+    image_size: Annotated[tuple[int, int] | None, AtLeast(1)] = None
 
     def build(self, shape, width=None):
         _check_color(shape, "TimmVision.weights")

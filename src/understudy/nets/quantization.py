@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import ConfigError, check_range
+from ..core import AtLeast, ConfigError, part
 
 MARGIN = 1e-3  # by which the outermost levels can be passed, so that rounding reaches them
 
 
-@dataclass(frozen=True)
+@part
 class FSQ:
     """Finite scalar quantization: each component of a vector is rounded to one of a few levels.
 
@@ -32,10 +32,9 @@ class FSQ:
         tensor([ 0.0000,  0.5000, -1.0000])
     """
 
-    levels: tuple[int, ...]
+    levels: Annotated[tuple[int, ...], AtLeast(2)]
 
     def __post_init__(self):
-        check_range(self, "levels", at_least=2)
         if not self.levels:
             raise ConfigError("there are no levels, so a code has no components", where="FSQ.levels",
                               hint="give the number of levels of each component, such as (8, 8, 8, 6, 5)")

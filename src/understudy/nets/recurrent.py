@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
 
 from torch import nn
 
-from ..core import Context, check_range
+from ..core import AtLeast, Context, part
 from .base import Encoder, EncoderNet, product_dtype
 from .encoders import TokenEncoder
 
 
-@dataclass(frozen=True)
+@part
 class RecurrentEncoder(Encoder):
     """Encodes each row on its own, then reads the rows with an LSTM. Its last output is the only token.
 
@@ -27,12 +28,9 @@ class RecurrentEncoder(Encoder):
         Mandlekar et al. (2021), What Matters in Learning from Offline Human Demonstrations, arXiv:2108.03298.
     """
 
-    width: int = 400
-    layers: int = 2
+    width: Annotated[int, AtLeast(1)] = 400
+    layers: Annotated[int, AtLeast(1)] = 2
     row_encoder: Encoder = field(default_factory=TokenEncoder)
-
-    def __post_init__(self):
-        check_range(self, "width", "layers", at_least=1)
 
     def build(self, features, n_obs_steps):
         return _RecurrentEncoderNet(self, features, n_obs_steps)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..core import Context, check_range
+from ..core import AtLeast, Context, part
 from .base import CachesContext, Trunk
 from .mlp import MLP
 from .transformer import Transformer
 
 
-@dataclass(frozen=True)
+@part
 class SmallDenoiser(Trunk):
     """A large trunk computes features of each action step from the context alone, a small one denoises given these.
 
@@ -37,11 +38,8 @@ class SmallDenoiser(Trunk):
 
     backbone: Trunk = Transformer()
     denoiser: Trunk = MLP(128, 3)
-    width: int = 128
+    width: Annotated[int, AtLeast(1)] = 128
     each_step: bool = True
-
-    def __post_init__(self):
-        check_range(self, "width", at_least=1)
 
     def build(self, inputs, outputs, n_times, spec):
         return _SmallDenoiserNet(self, inputs, outputs, n_times, spec)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import check_range
+from ..core import AtLeast, part
 from .linear import Linear
 
 
@@ -27,7 +27,7 @@ class TextEncoder(ABC):
         """
 
 
-@dataclass(frozen=True)
+@part
 class ByteEncoder(TextEncoder):
     """Embeds bytes, applies two convolutions and takes the maximum of each channel over the text.
 
@@ -42,11 +42,8 @@ class ByteEncoder(TextEncoder):
         Kim (2014), Convolutional Neural Networks for Sentence Classification, arXiv:1408.5882 (there on words).
     """
 
-    channels: int = 64
-    kernel: int = 5
-
-    def __post_init__(self):
-        check_range(self, "channels", "kernel", at_least=1)
+    channels: Annotated[int, AtLeast(1)] = 64
+    kernel: Annotated[int, AtLeast(1)] = 5
 
     def build(self, width):
         return _ByteEncoderNet(self, width)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Context, HeadSpec, Unsupported, UserError, check_choices, check_range
+from ..core import Above, AtLeast, Below, Context, HeadSpec, Unsupported, UserError, part
 from .base import CachesContext, FusesTimes, Trunk, check_alignment, is_captured, record_intermediate
 from .fourier import FourierFeatures
 from .linear import Linear
 from .mixture_of_experts import MoEFeedForward, MoEFeedForwardNet
 
 
-@dataclass(frozen=True)
+@part
 class Transformer(Trunk):
     """Pre-norm transformer with one token per action step.
 
@@ -56,23 +56,16 @@ class Transformer(Trunk):
         arXiv:2412.12953 (experts that the noise level chooses).
     """
 
-    width: int = 128
-    depth: int = 3
-    heads: int = 4
+    width: Annotated[int, AtLeast(1)] = 128
+    depth: Annotated[int, AtLeast(0)] = 3
+    heads: Annotated[int, AtLeast(1)] = 4
     attention: Literal["cross", "joint", "block_causal"] = "cross"
-    encoder_depth: int = 0
+    encoder_depth: Annotated[int, AtLeast(0)] = 0
     causal: bool = False
-    dropout: float = 0.0
-    feed_forward_ratio: float = 4
-    n_frequencies: int = 6
+    dropout: Annotated[float, AtLeast(0), Below(1)] = 0.0
+    feed_forward_ratio: Annotated[float, Above(0)] = 4
+    n_frequencies: Annotated[int, AtLeast(0)] = 6
     feed_forward: MoEFeedForward | None = None
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "width", "heads", at_least=1)
-        check_range(self, "depth", "encoder_depth", "n_frequencies", at_least=0)
-        check_range(self, "dropout", at_least=0, below=1)
-        check_range(self, "feed_forward_ratio", above=0)
 
     def build(self, inputs, outputs, n_times, spec):
         if self.feed_forward is not None and not n_times:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Context, Unsupported, UserError, check_choices, check_range
+from ..core import Above, AtLeast, Context, Unsupported, UserError, part
 from .base import CachesContext, SharedTimeTrunk, check_not_causal
 from .convolution import Convolution, Down, GroupNormMish, Layout, Up
 from .linear import Linear, linear
 
 
-@dataclass(frozen=True)
+@part
 class UNet(SharedTimeTrunk):
     """Convolutions over the chunk at increasingly coarse time, and back. Time and context modulate each block (FiLM).
 
@@ -47,19 +47,14 @@ class UNet(SharedTimeTrunk):
         Yuan (2024), Unpacking the Individual Components of Diffusion Policy, arXiv:2412.00084 (FiLM or input).
     """
 
-    widths: tuple[int, ...] = (64, 128, 256)
-    kernel: int = 5
-    groups: int = 8
-    time_width: int = 128
-    time_scale: float = 100.0
+    widths: Annotated[tuple[int, ...], AtLeast(1)] = (64, 128, 256)
+    kernel: Annotated[int, AtLeast(1)] = 5
+    groups: Annotated[int, AtLeast(1)] = 8
+    time_width: Annotated[int, AtLeast(1)] = 128
+    time_scale: Annotated[float, Above(0)] = 100.0
     layout: Layout = "auto"
-    output_groups: int | None = None
+    output_groups: Annotated[int | None, AtLeast(1)] = None
     condition: Literal["film", "input"] = "film"
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "widths", "kernel", "groups", "time_width", "output_groups", at_least=1)
-        check_range(self, "time_scale", above=0)
 
     def build(self, inputs, outputs, n_times, spec):
         check_not_causal(self, spec)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
-from ..core import UserError, check_choices, check_range
+from ..core import AtLeast, UserError, part
 from .linear import Linear
 
 
@@ -156,7 +156,7 @@ def spatial_softargmax(maps: Tensor) -> Tensor:
 GROUPS = 8  # of GroupNorm in `SmallConv`
 
 
-@dataclass(frozen=True)
+@part
 class SmallConv(VisionEncoder):
     """Four convolutions, then keypoints (spatial soft-argmax). Small enough for a CPU. One token per image.
 
@@ -165,11 +165,8 @@ class SmallConv(VisionEncoder):
         keypoints: Number of keypoints.
     """
 
-    channels: tuple[int, ...] = (32, 32, 64, 64)
-    keypoints: int = 32
-
-    def __post_init__(self):
-        check_range(self, "channels", "keypoints", at_least=1)
+    channels: Annotated[tuple[int, ...], AtLeast(1)] = (32, 32, 64, 64)
+    keypoints: Annotated[int, AtLeast(1)] = 32
 
     def build(self, shape, width=None):
         if any(channels % GROUPS for channels in self.channels):
@@ -195,7 +192,7 @@ class _SmallConv(VisionNet):
         return self.leave(spatial_softargmax(self.body(2 * image - 1))).unsqueeze(1)
 
 
-@dataclass(frozen=True)
+@part
 class ResNet(VisionEncoder):
     """A residual network without its last layer. For three channels ResNet-18 has 11,176,512 parameters, ResNet-34
     21,284,672 and ResNet-50 23,508,032.
@@ -220,13 +217,9 @@ class ResNet(VisionEncoder):
 
     weights: str | None = None
     pool: Literal["keypoints", "mean", "grid"] = "keypoints"
-    keypoints: int = 32
+    keypoints: Annotated[int, AtLeast(1)] = 32
     frozen: bool = False
     depth: Literal[18, 34, 50] = 18
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "keypoints", at_least=1)
 
     def build(self, shape, width=None):
         if self.frozen and self.pool == "keypoints":

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
@@ -209,6 +210,26 @@ def test_the_committed_pages_are_what_the_records_say(all_entries):
     for name, text in pages.items():
         found = committed[name].read_text(encoding="utf-8").replace(ledger.STALE_NOTE, "")
         assert found == text, "understudy claims table writes them again"
+
+
+def test_every_record_names_a_commit_of_this_repository():
+    def git(*args):
+        return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.split()
+
+    history = set(git("rev-list", "HEAD")) if git("rev-parse", "--is-shallow-repository") == ["false"] else None
+    for name in records.all_claims():
+        if records.record_path(name).exists():
+            commit = json.loads(records.record_path(name).read_text())["commit"].split()[0]
+            assert re.fullmatch("[0-9a-f]{40}", commit) and (history is None or commit in history), name
+
+
+def test_a_page_says_that_the_history_lacks_the_pilots_that_its_set_up_describes(all_entries):
+    everything = "\n".join(ledger.ledger_pages(all_entries).values())
+    texts = records.all_texts()
+    for name in ("adaflow-steps", "bet-modes"):  # both describe pilots, and the log of the second has one
+        assert any("ilot" in paragraph for paragraph in texts[name].setup)
+        section = everything.split(f"## {name}\n")[1].split("\n## ")[0]
+        assert ("| pilots | The history has no entry" in section) == (name == "adaflow-steps")
 
 
 def test_a_page_shows_the_history_and_says_what_came_before(all_entries, monkeypatch):

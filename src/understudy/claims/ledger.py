@@ -428,7 +428,10 @@ def _claim_section(claim: Claim, text: ClaimText, entry: dict) -> list[str]:
                for name, part in record["parts"].items()]
     design += [("negative control",
                 f"{text.control}. {_control_note(record)} {_judged_cell(record['negative_control'])}"),
-               ("run", f"{record['machine']}; {_cost_note(claim, record)}; {record['date']}"), command]
+               ("run", f"{record['machine']}; {_cost_note(claim, record)}; {record['date']}; "
+                       f"commit {record['commit'][:8]}{record['commit'][40:]}"), command]
+    if any("pilot" in p.lower() for p in text.setup) and all(step["kind"] != "pilot" for step in record["log"]):
+        design.append(("pilots", "The history has no entry of the pilots that are described below."))
     lines += [*_design_table(design), "", *_summary_tables(record), *paragraphs,
               "| date | | what changed | verdict |", "|---|---|---|---|"]
     for step in record["log"]:

@@ -33,9 +33,10 @@ class Drive(Toy):
     observation.state (17; 16 without dashboard; 5 more if fully observed): the pixels, whether the brake was on (0 or
     1), and the first 5 components of simulator.state. simulator.state (8): distance to the crossing, m; speed, m/s;
     whether a person is on the road; the distance at which the person appears (below 0: never); for how many more steps
-    the person stays; the pixel; and the number and step that decide the clutter. action (1): throttle, or brake below
-    0, clipped to [-1, 1]. It is 5 m/s^2 at 1. The speed is from 0 to 10 m/s. A step is 0.2 s. Passing the crossing ends
-    the episode, with reward 1 if it is free and -1 if it is not.
+    the person stays; the pixel; and the number and step that decide the clutter.
+
+    action (1): throttle, or brake below 0, clipped to [-1, 1]. It is 5 m/s^2 at 1. The speed is from 0 to 10 m/s. A
+    step is 0.2 s. Passing the crossing ends the episode, with reward 1 if it is free and -1 if it is not.
 
     Best possible success: 1.0. `Expert(noise=0)` attains it, from the present pixels alone.
 

@@ -33,10 +33,12 @@ class GridworldTasks(Toy):
 
     observation.task (80): the mission as UTF-8 bytes, as `TaskText` makes them of a task. observation.state (6): the
     cell, and for each stage whether it is done. observation.environment_state (7): the cells of the key, the ball and
-    the pad, and the row of the door. simulator.subgoal (1): the stage whose turn it is, which the expert follows and a
-    policy does not read. simulator.state (2): the number and step that decide the chances. action (1): 0 right, 1 up,
-    2 left, 3 down, 4 use. Use acts on what lies in the same cell, or on the door from the cell to its left.
-    info["mission"]: its number in `MISSIONS`.
+    the pad, and the row of the door.
+
+    simulator.subgoal (1): the stage whose turn it is, which the expert follows and a policy does not read.
+    simulator.state (2): the number and step that decide the chances. action (1): 0 right, 1 up, 2 left, 3 down, 4 use.
+    Use acts on what lies in the same cell, or on the door from the cell to its left. info["mission"]: its number in
+    `MISSIONS`.
 
     Best possible success: `metadata["optimum"]`, the exact mean over all places of things and all slips. It is 1.0
     without `slip` if there is time for the farthest ways. `Expert(noise=0)` attains it.

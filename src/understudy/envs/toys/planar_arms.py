@@ -37,9 +37,10 @@ class PlanarArms(Toy):
     observation.state (links + 2): angle of each joint relative to the link before it, rad, and position of the tip, m.
     observation.environment_state: position of the target, m; for "track" (5) also the center around which it moves, and
     for how many steps it has been followed; for "push" (4) also the position of the block. observation.images.top and
-    observation.images.side: two views of the scene, with `camera_size` pixels a side. action (links): how the joints
-    turn, clipped to [-1, 1], where 1 is 0.15 rad in a step of 0.1 s. A tip on the target ("reach"), 15 steps in a row
-    within 0.1 m of it ("track") or a block on it ("push") end the episode with reward 1.
+    observation.images.side: two views of the scene, with `camera_size` pixels a side.
+
+    action (links): how the joints turn, clipped to [-1, 1], where 1 is 0.15 rad in a step of 0.1 s. A tip on the target
+    ("reach"), 15 steps in a row within 0.1 m of it ("track") or a block on it ("push") end the episode with reward 1.
 
     Best possible success: 1.0. `Expert(noise=0)` attains it by inverse kinematics, with every arm and task.
 

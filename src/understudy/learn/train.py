@@ -10,9 +10,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -73,31 +72,70 @@ MAX_UNSAVED_SECONDS = 10 * 60  # seconds of work that a power cut may cost
 MAX_DIFFERENCES = 3  # differences that are listed
 
 
-def train(
-    method: Method,
-    data: Dataset,
-    out: Path | str,
-    *,
-    steps: int | None = None,
-    seed: int = 0,
-    device: str | torch.device = "auto",
-    score: Score | None = None,
-    save_freq: int | None = None,
-    val_fraction: float | Sequence[int] = 0.1,
-    validation: Validation | None = None,
-    callbacks: Iterable[Callback] = (),
-    sampling_weights: SamplingWeights | None = None,
-    stream: ShardStream | None = None,
-    progress: bool | None = None,
-    resume: bool = True,
-    command: str | None = None,
-    include_interrupted: bool = False,
-    stages: Mapping[str, Path | str] = MappingProxyType({}),
-    stage_callbacks: Callable[[Stage, Run], Iterable[Callback]] | None = None,
-    env: Any = None,
-    person: Actor | None = None,
-    title: str = "training",
-) -> Policy:
+@dataclass(frozen=True)
+class RunConfig:
+    """How `train` trains a method: its options besides the method, the data and the folder.
+
+    Args:
+        steps: Number of updates. None: those of the method (see `method.with_steps`).
+        seed: Seed of the first weights, the order of the data, noise and dropout.
+        device: Where to compute. "auto" takes a GPU if there is one.
+        score: Scores the method's actor (its success over rollouts, for example). The best checkpoint is chosen by it,
+            or else by the rollouts of the policy in the rounds of a collection, or else by the validation error; of
+            equals the later. Its seeds must not be those of the final evaluation.
+        save_freq: Updates between checkpoints. Each checkpoint is validated and scored. None: a tenth of all, or, if
+            the method collects episodes, a tenth of its rounds.
+        val_fraction: Fraction of the episodes held out for validation (at least one of 5 or more), or their numbers.
+            Which ones does not depend on `seed`, so that policies of different seeds are judged on the same.
+        validation: How held-out episodes are compared with the policy's plans.
+        callbacks: Called after every update, and after every validation with {"validation/energy": ...}.
+        sampling_weights: Relative rate at which each step starts a window (see `data.mixture`). A frozen dataclass.
+        stream: Where the windows come from, shard by shard. The data are then its first episodes: columns, statistics
+            and validation are theirs. Not for a method that keeps its data (knn), nor with `sampling_weights`.
+        progress: A progress bar on standard error. None: where that is a terminal.
+        resume: False refuses a folder that holds a run.
+        command: The command that the model card gives for training this again.
+        include_interrupted: Also train on episodes whose recording was interrupted. Without it they are left out, with
+            a warning that names them. Of a stream, those among its first episodes are known and left out.
+        stages: Existing runs that take the place of stages, by the stage's name. They are copied into the run and not
+            trained. `stages.use_run` gives the method of such a stage.
+        stage_callbacks: Returns the callbacks of a stage that is trained, given the stage and its run. `callbacks` are
+            not called during stages.
+        env: The environment (`understudy.envs.Env`) in which the method collects episodes. Its number of rows does not
+            change the result. Only for a method with `collection`.
+        person: The actor through which a person takes part in collecting.
+        title: What the progress bar calls the training.
+    """
+
+    steps: int | None = None
+    seed: int = 0
+    device: str | torch.device = "auto"
+    score: Score | None = None
+    save_freq: int | None = None
+    val_fraction: float | Sequence[int] = 0.1
+    validation: Validation | None = None
+    callbacks: Iterable[Callback] = ()
+    sampling_weights: SamplingWeights | None = None
+    stream: ShardStream | None = None
+    progress: bool | None = None
+    resume: bool = True
+    command: str | None = None
+    include_interrupted: bool = False
+    stages: Mapping[str, Path | str] = field(default_factory=dict)
+    stage_callbacks: Callable[[Stage, Run], Iterable[Callback]] | None = None
+    env: Any = None
+    person: Actor | None = None
+    title: str = "training"
+
+    def __post_init__(self):
+        object.__setattr__(self, "seed", as_seed(self.seed, bits=63))
+        freq = self.save_freq
+        if freq is not None and (isinstance(freq, bool) or not isinstance(freq, int) or freq < 1):
+            raise UserError(f"save_freq is {freq!r}, but must be a whole number of updates, 1 or more", where="train",
+                            hint="leave it out for a tenth of all updates")
+
+
+def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Policy:
     """Trains a method, and the stages it needs, into the folder of a run.
 
     The same call continues a stopped run. Its result is then bit-equal to that of a run that was never stopped, on the
@@ -110,37 +148,8 @@ def train(
     processes train one policy together.
 
     Args:
-        method: What to train.
-        data: The episodes.
         out: The folder of the run.
-        steps: Number of updates, in place of the method's: see `method.with_steps`.
-        seed: Seed of the first weights, the order of the data, noise and dropout.
-        device: Where to compute. "auto" takes a GPU if there is one.
-        score: Scores the method's actor (its success over rollouts, for example). The best checkpoint is chosen by it,
-            or else by the rollouts of the policy in the rounds of a collection, or else by the validation error; of
-            equals the later. Its seeds must not be those of the final evaluation.
-        save_freq: Updates between checkpoints. Each checkpoint is validated and scored. By default a tenth of all, or,
-            if the method collects episodes, a tenth of its rounds.
-        val_fraction: Fraction of the episodes held out for validation (at least one of 5 or more), or their numbers.
-            Which ones does not depend on `seed`, so that policies of different seeds are judged on the same.
-        validation: How held-out episodes are compared with the policy's plans.
-        callbacks: Called after every update, and after every validation with {"validation/energy": ...}.
-        sampling_weights: Relative rate at which each step starts a window (see `data.mixture`). A frozen dataclass.
-        stream: Where the windows come from, shard by shard. `data` are then its first episodes: columns, statistics
-            and validation are theirs. Not for a method that keeps its data (knn), nor with `sampling_weights`.
-        progress: A progress bar on standard error; by default where that is a terminal.
-        resume: False refuses a folder that holds a run.
-        command: The command that the model card gives for training this again.
-        include_interrupted: Also train on episodes whose recording was interrupted. Without it they are left out, with
-            a warning that names them. Of a stream, those among `data` are known and left out.
-        stages: Existing runs that take the place of stages, by the stage's name. They are copied into `out` and not
-            trained. `stages.use_run` gives the method of such a stage.
-        stage_callbacks: Returns the callbacks of a stage that is trained, given the stage and its run. `callbacks` are
-            not called during stages.
-        env: The environment (`understudy.envs.Env`) in which the method collects episodes. Its number of rows does not
-            change the result. Only for a method with `collection`.
-        person: The actor through which a person takes part in collecting.
-        title: What the progress bar calls the training.
+        **options: Fields of `RunConfig`, such as ``seed=1, device="cpu", score=score``.
 
     Returns:
         The policy after the last update.
@@ -148,21 +157,62 @@ def train(
     Raises:
         UserError: The run in `out` is of another method, data or seed, or the method does not fit the data.
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
+
+    Example:
+        >>> policy = train(find_method("bc"), open_dataset("demos"), "runs/bc", seed=1)
     """
     check_arguments(method, data)
-    seed = as_seed(seed, bits=63)
-    if save_freq is not None and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
-        raise UserError(f"save_freq is {save_freq!r}, but must be a whole number of updates, 1 or more", where="train",
-                        hint="leave it out for a tenth of all updates")
-    where = devices.choose_device(device)
-    check_stages(method, stages_before(Path(out)))
-    check_collection(method, env, person, sampling_weights, stream)
+    run_config, run = RunConfig(**options), Run(Path(out))
+    where = devices.choose_device(run_config.device)
+    _check_options(method, data, run, run_config)
+    if run_config.steps is not None:
+        method = with_steps(method, run_config.steps, run_config.stages)
+    with (devices.deterministic(where), devices.process_group(where) as processes,
+          run.locked() if processes.first else contextlib.nullcontext()):
+        prepared = _prepare(method, data, run, run_config, where, processes)
+        loop = _RunTraining(prepared)
+        if prepared.last is None:
+            processes.broadcast(list(loop.learner.state()[0].values()))
+            loop.save(0)
+        else:
+            loop.resume(prepared.last)
+        processes.wait()
+        _update(loop, prepared)
+        if processes.first:
+            write_model_card(run, method, prepared.documents["provenance.json"])
+        processes.wait()
+        return loop.acting_policy()
+
+
+def _update(loop: _RunTraining, prepared: _Preparation) -> None:
+    """Makes all updates that are left, with those of the rounds of a collection, and evaluates the last checkpoint."""
+    run_config, processes, stream = prepared.config, prepared.processes, prepared.config.stream
+    method, collection = prepared.resolved, prepared.resolved.collection
+    total = method.learner.steps if collection is None else None
+    with ProgressBar(total, loop.n_updates, bar=run_config.progress if processes.first else False,
+                     title=run_config.title) as bar:
+        loop.watches = (*run_config.callbacks, bar) if processes.first else ()
+        if collection is not None:
+            collection.run(loop)
+        else:
+            loop.restore()
+            if stream is None:
+                sampler = loop.learner.batch_sampler(prepared.training, run_config.sampling_weights)
+            else:
+                # A learner that samples in another way than by windows has no stream.
+                sampler = stream.exclude(prepared.excluded).windows(
+                    lambda part: cast(Windows, loop.learner.batch_sampler(loop.transform(part))))
+            loop.update(sampler, method.learner.steps)
+        loop.evaluate()
+
+
+def _check_options(method: Method, data: Dataset, run: Run, run_config: RunConfig) -> None:
+    """Raises UserError for options that do not fit the method, before anything is computed."""
+    weights, stream = run_config.sampling_weights, run_config.stream
+    check_stages(method, stages_before(run.folder))
+    check_collection(method, run_config.env, run_config.person, weights, stream)
     if stream is None:  # later episodes of a stream may have words
         _check_task_texts(method, data)
-    if steps is not None:
-        method = with_steps(method, steps, stages)
-    steps = method.learner.steps
-    run = Run(Path(out))
     window = method.policy.window
     if method.learner.next_obs and window.action_offset + (method.learner.lookahead or window.horizon) < 0:
         raise UserError(
@@ -171,118 +221,99 @@ def train(
             where="Window",
             hint="let action_offset + horizon be 0 or more",
         )
-    if stream is not None and (sampling_weights is not None or isinstance(method.policy.head, MemoryHead)):
+    if stream is not None and (weights is not None or isinstance(method.policy.head, MemoryHead)):
         raise UserError("a stream cannot be used with "
-                        + ("the weights of a mixture" if sampling_weights is not None
+                        + ("the weights of a mixture" if weights is not None
                            else "a method that keeps all of its data"),
                         where="stream", hint="open the data as a whole")
-    with (devices.deterministic(where), devices.process_group(where) as processes,
-          run.locked() if processes.first else contextlib.nullcontext()):
-        processes.wait()
-        last = max(run.saved_steps(), default=None)
-        processes.wait()  # before the first one saves anything: all take the same way
-        fingerprint = data.fingerprint() if stream is None else json_digest(data.fingerprint(), stream.key)
-        source = data.metadata
 
-        left_out = [] if include_interrupted else interrupted_episodes(data)
-        held = _held_out(data, val_fraction, left_out)
-        if left_out and processes.first:
-            _warn_of_left_out(left_out, len(data))
-        gone = {*held, *left_out}
-        check_demonstrations(method, data, gone, stream)
-        if method.wrapper is None and not any(find_references(method.transforms)):  # before stages train for hours
-            check_method(method, training_data(data, method))
-        documents = {"method.json": config.dump(method), "provenance.json": make_provenance(
-            source, fingerprint, data, held, left_out, seed, where, processes, command, sampling_weights)}
-        if stream is not None:
-            documents["provenance.json"]["data"] |= {"episodes": len(stream), "steps": stream.steps}
-        if method.collection is not None:
-            documents["provenance.json"]["collected_in"] = env.metadata["env"] if env is not None else None
 
-        if not resume and (last is not None or (run.folder / "stages").exists()):
-            raise UserError("the run already exists", where=run.folder, hint="choose another --out")
-        for stage in method.stages:
-            folder = run.folder / "stages" / stage.name
-            if stage.name in stages:
-                if processes.first:
-                    copy_run(stages[stage.name], folder)
-                processes.wait()
-            elif last is None:
-                part = part_of(data, stage.dataset)
-                _train_stage(
-                    stage, data.select(part), Run(folder), fingerprint if stage.dataset is None else None, seed=seed,
-                    device=where, val_fraction=[i for i, n in enumerate(part) if n in held], validation=validation,
-                    sampling_weights=sampling_weights if stage.dataset is None else None, stream=stream,
-                    progress=progress, include_interrupted=include_interrupted, env=env, person=person,
-                    stage_callbacks=stage_callbacks,
-                )
-        documents["provenance.json"]["stages"] = {
-            stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
-            for stage in method.stages
-        }
-        if last is not None:
-            stored = run.read_checkpoint_json(last, "method.json")
-            if stored["learner"].get("steps") != steps:  # the stages are finished, with their own numbers of updates
-                documents["method.json"]["stages"] = stored.get("stages", [])
-            _check_same_run(run, last, documents)
-        references = {*find_references(method), *(part.source for part in method.initialize_from)}
-        known = load_references(references, run.folder, packages_of(method), where)
-        resolved = resolve_references(method, known)
-        transform = partial(training_data, method=resolved)
-        recorded = data.features()
-        training = transform(data.select(i for i in range(len(data)) if i not in gone))
-        test = transform(data.select(held)) if held else data.select([])  # some operations take no empty data
-        if stream is None and method.collection is None:  # otherwise there are more episodes than these
-            documents["provenance.json"]["data"]["tasks"] = trained_tasks(method, training)
-        data = transform(data)
-        check_method(method, data)
-        if processes.first:
-            warn_of_padding(window, data)
+@dataclass(frozen=True)
+class _Preparation:
+    """What a run has before its next update.
 
-        def build_learner(first: Dataset) -> Learner:
-            with devices.seeded(seed, where):
-                policy = Policy(method.policy, data.features()).to(where)
-                check_training_data(policy, data)
-                if last is None or method.collection is not None:
-                    fit_policy(policy, first, method.initialize_from, known)
-                freeze(policy, method.initialize_from)
-                return resolved.learner.build(policy, seed, steps, first)
-        collection = resolved.collection
-        learner = build_learner(training if collection is None else collection.initial_data(training))
-        _check_acts(resolved, learner, recorded)
-        judge = _CheckpointEvaluation(
-            run, resolved, test, validation or Validation(), target_scale(training, method.policy.target), score,
-            recorded,
-        )
-        loop = _RunTraining(run, resolved, learner, training, documents, processes, seed, judge)
-        loop.env, loop.person, loop.build = env, person, build_learner
-        loop.save_freq = save_freq or (default_save_freq(steps) if collection is None else None)
-        if last is None:
-            processes.broadcast(list(learner.state()[0].values()))
-            loop.save(0)
-        else:
-            loop.resume(last)
-        processes.wait()
+    Args:
+        resolved: The method, with the modules of its stages.
+        data: All episodes, after the method's transforms.
+        training: The episodes to train on, after the transforms.
+        test: The episodes that are held out, after the transforms.
+        recorded: The columns of the data before the transforms.
+        excluded: Indices of the episodes that are not trained on.
+        documents: The JSON documents of each checkpoint, by file name.
+        modules: The modules that the method refers to.
+        last: Step of the checkpoint from which the run continues. None for a new run.
+    """
 
-        total, shown = (steps if collection is None else None), (progress if processes.first else False)
-        with ProgressBar(total, loop.n_updates, bar=shown, title=title) as bar:
-            loop.watches = (*callbacks, bar) if processes.first else ()
-            if collection is not None:
-                collection.run(loop)
-            else:
-                loop.restore()
-                if stream is None:
-                    sampler = loop.learner.batch_sampler(training, sampling_weights)
-                else:
-                    # A learner that samples in another way than by windows has no stream.
-                    sampler = stream.exclude(gone).windows(
-                        lambda part: cast(Windows, loop.learner.batch_sampler(transform(part))))
-                loop.update(sampler, steps)
-            loop.evaluate()
-        if processes.first:
-            write_model_card(run, method, documents["provenance.json"])
-        processes.wait()
-        return loop.acting_policy()
+    run: Run
+    config: RunConfig
+    device: torch.device
+    processes: Processes
+    resolved: Method
+    data: Dataset
+    training: Dataset
+    test: Dataset
+    recorded: Schema
+    excluded: set[int]
+    documents: dict[str, Any]
+    modules: Mapping[Any, CheckpointModule]
+    last: int | None
+
+    def build_learner(self, episodes: Dataset) -> Learner:
+        """Builds the learner, with the statistics of these episodes if the policy has none."""
+        method, seed = self.resolved, self.config.seed
+        with devices.seeded(seed, self.device):
+            policy = Policy(method.policy, self.data.features()).to(self.device)
+            check_training_data(policy, self.data)
+            if self.last is None or method.collection is not None:
+                fit_policy(policy, episodes, method.initialize_from, self.modules)
+            freeze(policy, method.initialize_from)
+            return method.learner.build(policy, seed, method.learner.steps, episodes)
+
+
+def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, device: torch.device,
+             processes: Processes) -> _Preparation:
+    """Splits the episodes, trains the stages, and checks that the run is one of this method, data and seed."""
+    processes.wait()
+    last = max(run.saved_steps(), default=None)
+    processes.wait()  # before the first one saves anything: all take the same way
+    stream, recorded = run_config.stream, data.features()
+    left_out = [] if run_config.include_interrupted else interrupted_episodes(data)
+    held = _held_out(data, run_config.val_fraction, left_out)
+    if left_out and processes.first:
+        _warn_of_left_out(left_out, len(data))
+    excluded = {*held, *left_out}
+    check_demonstrations(method, data, excluded, stream)
+    if method.wrapper is None and not any(find_references(method.transforms)):  # before stages train for hours
+        check_method(method, training_data(data, method))
+    provenance = make_provenance(data, held, left_out, run_config, device, processes)
+    if method.collection is not None:
+        env = run_config.env
+        provenance["collected_in"] = env.metadata["env"] if env is not None else None
+    if not run_config.resume and (last is not None or (run.folder / "stages").exists()):
+        raise UserError("the run already exists", where=run.folder, hint="choose another --out")
+    _prepare_stages(method, data, run, run_config, held, processes, is_new=last is None)
+    provenance["stages"] = {stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
+                            for stage in method.stages}
+    documents = {"method.json": config.dump(method), "provenance.json": provenance}
+    if last is not None:
+        stored = run.read_checkpoint_json(last, "method.json")
+        if stored["learner"].get("steps") != method.learner.steps:
+            documents["method.json"]["stages"] = stored.get("stages", [])  # finished, with their own numbers of updates
+        _check_same_run(run, last, documents)
+    references = {*find_references(method), *(part.source for part in method.initialize_from)}
+    modules = load_references(references, run.folder, packages_of(method), device)
+    resolved = resolve_references(method, modules)
+    training = training_data(data.select(i for i in range(len(data)) if i not in excluded), resolved)
+    # Some operations take no empty data.
+    test = training_data(data.select(held), resolved) if held else data.select([])
+    if stream is None and method.collection is None:  # otherwise there are more episodes than these
+        provenance["data"]["tasks"] = trained_tasks(method, training)
+    data = training_data(data, resolved)
+    check_method(method, data)
+    if processes.first:
+        warn_of_padding(method.policy.window, data)
+    return _Preparation(run, run_config, device, processes, resolved, data, training, test, recorded, excluded,
+                        documents, modules, last)
 
 
 def default_save_freq(steps: int) -> int:
@@ -295,16 +326,22 @@ class _RunTraining(Training):
 
     Attributes:
         save_freq: Updates between checkpoints that are evaluated. None for those that `update` is told to evaluate.
-        build: Builds the learner, with the statistics of the episodes that it is given.
     """
 
     save_freq: int | None
-    build: Callable[[Dataset], Learner]
 
-    def __init__(self, run: Run, method: Method, learner: Learner, data: Dataset, documents, processes: Processes,
-                 seed: int, judge: _CheckpointEvaluation):
-        self.run, self.method, self.learner, self.data, self.documents = run, method, learner, data, documents
-        self.processes, self.seed, self.judge = processes, seed, judge
+    def __init__(self, prepared: _Preparation):
+        run_config, method, run = prepared.config, prepared.resolved, prepared.run
+        self.prepared, self.run, self.method, self.data = prepared, run, method, prepared.training
+        self.processes, self.seed, self.env, self.person = (prepared.processes, run_config.seed, run_config.env,
+                                                            run_config.person)
+        collection = method.collection
+        self.learner = prepared.build_learner(
+            self.data if collection is None else collection.initial_data(self.data))
+        _check_acts(method, self.learner, prepared.recorded)
+        self.save_freq = run_config.save_freq or (default_save_freq(method.learner.steps) if collection is None
+                                                  else None)
+        self.judge = _CheckpointEvaluation(prepared)
         self.folder, self.n_updates = run.folder / "collection", 0
         self.watches: tuple[Callback, ...] = ()
         self.resumed_at: int | None = None
@@ -336,7 +373,7 @@ class _RunTraining(Training):
         self.n_updates, self.last = step, time.perf_counter()
         if self.processes.first and step not in self.run.saved_steps():
             facts = {"seconds": self.elapsed(), "curve": self.curve.state}
-            self.run.save_checkpoint(step, self.learner, self.modules(), facts, self.documents)
+            self.run.save_checkpoint(step, self.learner, self.modules(), facts, self.prepared.documents)
 
     def resume(self, step: int) -> None:
         """Continues from a checkpoint. The learner gets its state in `restore`."""
@@ -353,7 +390,7 @@ class _RunTraining(Training):
             self.run.truncate_metrics(step)
 
     def build_learner(self, data: Dataset) -> None:
-        self.learner = self.build(data)
+        self.learner = self.prepared.build_learner(data)
         self.processes.broadcast(list(self.learner.state()[0].values()))
 
     def log(self, **metrics: float) -> None:
@@ -418,10 +455,11 @@ class _Interrupted(Exception):
 class _CheckpointEvaluation:
     """Validation and score of each checkpoint, then the choice of the best one and of those to remove."""
 
-    def __init__(self, run: Run, method: Method, test: Dataset, validation: Validation, scale, score: Score | None,
-                 recorded: Schema):
-        self.run, self.method, self.test, self.recorded = run, method, test, recorded
-        self.validation, self.scale, self.score = validation, scale, score
+    def __init__(self, prepared: _Preparation):
+        self.run, self.method, self.test, self.recorded = (prepared.run, prepared.resolved, prepared.test,
+                                                           prepared.recorded)
+        self.validation, self.score = prepared.config.validation or Validation(), prepared.config.score
+        self.scale = target_scale(prepared.training, prepared.resolved.policy.target)
 
     def __call__(self, loop: _RunTraining) -> None:
         step = loop.n_updates
@@ -602,16 +640,32 @@ def check_method(method: Method, data: Dataset) -> None:
             )
 
 
-def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None, *, seed: int, stage_callbacks,
-                 **options) -> None:
+def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConfig, held: list[int],
+                    processes: Processes, is_new: bool) -> None:
+    """Copies the stages that are given, and trains the others of a new run, without the episodes that are held out."""
+    for stage in method.stages:
+        stage_run = Run(run.folder / "stages" / stage.name)
+        if stage.name in run_config.stages:
+            if processes.first:
+                copy_run(run_config.stages[stage.name], stage_run.folder)
+            processes.wait()
+        elif is_new:
+            part, callbacks = part_of(data, stage.dataset), run_config.stage_callbacks
+            _train_stage(stage, data.select(part), stage_run, replace(
+                run_config, steps=None, score=None, save_freq=None, command=None, resume=True, stages={},
+                title=f"stage {stage.name}", val_fraction=[i for i, n in enumerate(part) if n in held],
+                sampling_weights=run_config.sampling_weights if stage.dataset is None else None,
+                callbacks=() if callbacks is None else callbacks(stage, stage_run)))
+
+
+def _train_stage(stage: Stage, data: Dataset, run: Run, run_config: RunConfig) -> None:
     """Trains a stage, or continues it. Does nothing if it is finished.
 
     Raises:
         UserError: The run is that of another stage.
     """
     if not is_finished(run, stage.method):
-        train(stage.method, data, run.folder, seed=seed, title=f"stage {stage.name}", stage_callbacks=stage_callbacks,
-              callbacks=() if stage_callbacks is None else stage_callbacks(stage, run), **options)
+        train(stage.method, data, run.folder, **{f.name: getattr(run_config, f.name) for f in fields(run_config)})
         return
     last = max(run.saved_steps())
     was = {"method": _present_document(run.read_checkpoint_json(last, "method.json"), packages_of(stage.method))}
@@ -619,7 +673,7 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None,
     if (run.checkpoint_path(last) / "train").is_dir():  # it was trained here, and not copied
         trained = run.read_checkpoint_json(last, "provenance.json")
         was |= {"seed": trained["seed"], "data": trained["data"]["fingerprint"]}
-        now |= {"seed": seed, "data": fingerprint or data.fingerprint()}
+        now |= {"seed": run_config.seed, "data": _fingerprint(data, run_config.stream)}
     if odd := list(_differences(was, now)):
         raise UserError("this stage was trained with other settings: " + "; ".join(odd[:MAX_DIFFERENCES]),
                         where=run.folder, hint="choose another --out, or give the command it was begun with")
@@ -642,49 +696,39 @@ def _check_acts(method: Method, learner: Learner, recorded: Schema) -> None:
     build_actor(method, learner.modules, features=recorded).start(obs, torch.zeros(1, dtype=torch.int64))
 
 
-def make_provenance(
-    source,
-    fingerprint: str,
-    data: Dataset,
-    held: list[int],
-    left_out: list[int],
-    seed: int,
-    where: torch.device,
-    processes: Processes,
-    command: str | None,
-    sampling_weights: SamplingWeights | None,
-) -> dict[str, Any]:
+def _fingerprint(data: Dataset, stream: ShardStream | None) -> str:
+    return data.fingerprint() if stream is None else json_digest(data.fingerprint(), stream.key)
+
+
+def make_provenance(data: Dataset, held: list[int], left_out: list[int], run_config: RunConfig, device: torch.device,
+                    processes: Processes) -> dict[str, Any]:
     """Describes the origin of a policy, for provenance.json. It names no folder of this machine, except in `command`.
 
     Args:
-        source: Metadata of the data set.
-        fingerprint: Fingerprint of the data.
         data: The episodes, before the method's transforms.
         held: Indices of the episodes that are held out for validation.
         left_out: Indices of the interrupted episodes that are left out.
-        seed: Seed of the training.
-        where: The device that computes.
-        processes: The processes that train together.
-        command: Command that trains this again, if there is one.
-        sampling_weights: Relative rate at which each step starts a window.
+        device: The device that computes.
 
     Returns:
         A document of JSON values.
     """
+    source, stream = data.metadata, run_config.stream
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
-    kind = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine()
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    whole = data if stream is None else stream
     return {
-        "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
+        "data": {"name": name, "fingerprint": _fingerprint(data, stream), "episodes": len(whole), "steps": whole.steps,
                  "format": source.get("format"), "fps": source.get("fps"), "robot": source.get("robot_type"),
                  "camera_sizes": source.get("camera_sizes"), "simulators": recorded_simulators(data),
                  "reading": {**source.get("reading", {}),
                              **({"mapping": source["mapping"]} if "mapping" in source else {})}},
         "episodes": episode_fingerprints(data),
-        "held_out": held, "left_out": left_out, "seed": seed,
-        "sampling_weights": config.dump(sampling_weights), "command": command,
+        "held_out": held, "left_out": left_out, "seed": run_config.seed,
+        "sampling_weights": config.dump(run_config.sampling_weights), "command": run_config.command,
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},
-        "device": {"type": where.type, "name": kind, "threads": torch.get_num_threads(),
+        "device": {"type": device.type, "name": kind, "threads": torch.get_num_threads(),
                    "processes": processes.count},
     }
 

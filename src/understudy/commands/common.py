@@ -483,22 +483,21 @@ def demonstrations_path(path: Path) -> Path:
     return path
 
 
-def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mapping: Path | None = None,
-              ignore: Sequence[str] | None = None, *, decode: bool = True, has_size_option: bool = False,
-              columns: Sequence[str] = (), run: Path | None = None, **options) -> Dataset:
+def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ignore: Sequence[str] | None = None,
+              decode: bool = True, has_size_option: bool = False, columns: Sequence[str] = (), run: Path | None = None,
+              **options) -> Dataset:
     """Opens demonstrations to learn from, or to evaluate on.
 
     Args:
         path: A file or folder.
         image_size: Camera frames are decoded once to this size, after a message that says what that costs. By default
             to their own size, if all have the same and it is at most 128 pixels a side, and to 96 x 96 otherwise.
-        mapping: How topics become columns, for bags.
         ignore: Refuses data in which an audit finds an error, except for these codes. None for no audit.
         decode: Whether camera frames are decoded beforehand. Otherwise each is decoded when it is read.
         has_size_option: Whether the command has the option --image-size, which the message then names.
         columns: Which columns to read, such as "state=q1,q2" (see `parse_columns`).
         run: A run. What is not given here is read as its data were.
-        options: Options of the format.
+        options: Options of the format, and for bags `mapping`: how topics become columns.
 
     Raises:
         DataError: There is no action, or the audit finds an error.
@@ -511,7 +510,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mappi
     from ..data.formats import decode_frames, frame_cost
     from ..learn.callbacks import format_duration
 
-    data = open_trained(path, run, columns=parse_columns(columns), mapping=mapping, **options)
+    data = open_trained(path, run, columns=parse_columns(columns), **options)
     if "action" not in data.features():
         raise DataError(f"there is no column action to learn among {', '.join(data.features())}", where=path,
                         hint="name the columns that it is made of: --columns action="

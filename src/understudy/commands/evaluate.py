@@ -50,31 +50,12 @@ if TYPE_CHECKING:
 def main(args: list[str]) -> None:
     o = parse(EvalOptions, "eval", args)
     from ..core import ConfigError, UserError
-    from ..data.formats.remote import url_of
-    from ..envs import names
-    from ..user_code import refuse_python_file
     from .interactive import run_interactive
     from .sequential import run_sequential
 
     with Output(o.json) as out:
-        if sum(a.split("=")[0] == "--against" for a in args) > 1:
-            raise UserError("is given more than once", where="--against",
-                            hint="compare two at a time")
-        if o.episodes is None:
-            o = replace(o, episodes=1000 if o.sequential and not o.interactive else 100)
-        if o.workers != 1 and (o.interactive or o.sequential):
-            raise UserError(f"must be 1 with --sequential or --interactive, but is {o.workers}",
-                            where="--workers", hint="leave it out: these test after every episode")
-        if not o.interactive and any(a.split("=")[0] == "--labels" for a in args):
-            raise UserError("needs --interactive, where a person says how a trial went", where="--labels",
-                            hint="leave it out: an environment decides itself what is a success")
-        behavior_metrics.check_options(o)
-        refuse_python_file(o.target or "", command_line("eval", o.run, *(("--interactive",) if o.interactive else ())))
-        recorded = o.target is not None and bool(Path(o.target).exists() or url_of(o.target)) and (
-            o.target not in names())
-        if o.columns and (o.interactive or not recorded):
-            raise UserError("names the columns of recorded episodes, and there are none here", where="--columns",
-                            hint="leave it out: an environment has the columns that it shows")
+        o = _checked_options(o, args)
+        recorded = _is_recorded(o.target)
         on_robot = command_line("eval", o.run, "--interactive", "--robot", o.robot or "TYPE")
         o.refuse_without_robot(on_robot)
         if o.robot is not None and not o.interactive:
@@ -112,6 +93,42 @@ def main(args: list[str]) -> None:
             for run in filter(None, (o.run, o.against)):
                 if told := changed_checkpoint(run):
                     print(f"warning: {told}; the result is of all of them", file=sys.stderr)
+
+
+def _is_recorded(target: str | None) -> bool:
+    """Whether these are recorded episodes, and not an environment."""
+    from ..data.formats.remote import url_of
+    from ..envs import names
+
+    return target is not None and bool(Path(target).exists() or url_of(target)) and target not in names()
+
+
+def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
+    """The options with the default number of episodes.
+
+    Raises:
+        UserError: Options contradict each other.
+    """
+    from ..core import UserError
+    from ..user_code import refuse_python_file
+
+    if sum(a.split("=")[0] == "--against" for a in args) > 1:
+        raise UserError("is given more than once", where="--against",
+                        hint="compare two at a time")
+    if o.episodes is None:
+        o = replace(o, episodes=1000 if o.sequential and not o.interactive else 100)
+    if o.workers != 1 and (o.interactive or o.sequential):
+        raise UserError(f"must be 1 with --sequential or --interactive, but is {o.workers}",
+                        where="--workers", hint="leave it out: these test after every episode")
+    if not o.interactive and any(a.split("=")[0] == "--labels" for a in args):
+        raise UserError("needs --interactive, where a person says how a trial went", where="--labels",
+                        hint="leave it out: an environment decides itself what is a success")
+    behavior_metrics.check_options(o)
+    refuse_python_file(o.target or "", command_line("eval", o.run, *(("--interactive",) if o.interactive else ())))
+    if o.columns and (o.interactive or not _is_recorded(o.target)):
+        raise UserError("names the columns of recorded episodes, and there are none here", where="--columns",
+                        hint="leave it out: an environment has the columns that it shows")
+    return o
 
 
 # -- acting ---------------------------------------------------------------------------------------------------------
@@ -211,13 +228,9 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
 # -- recorded episodes ------------------------------------------------------------------------------------------------
 
 
-def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
+def _refuse_options_of_rollouts(o: EvalOptions) -> None:
+    """Raises UserError for options that say nothing about recorded episodes."""
     from ..core import UserError
-    from ..evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
-    from ..files import read_json
-    from ..learn.devices import choose_device
-    from ..learn.method import TrainedRun, has_latent_actions
-    from ..policy import find_checkpoint
 
     if o.demonstrations is not None or o.repeats:
         raise UserError("these are recorded episodes, in which no policy can act", where=o.target,
@@ -237,6 +250,16 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     if o.executor is not None:
         raise UserError("these are recorded episodes, in which no policy can act", where="--executor",
                         hint="leave it out, or name an environment")
+
+
+def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
+    from ..evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
+    from ..files import read_json
+    from ..learn.devices import choose_device
+    from ..learn.method import TrainedRun, has_latent_actions
+    from ..policy import find_checkpoint
+
+    _refuse_options_of_rollouts(o)
     tell_checkpoint(o.run)
     trained = TrainedRun.load(o.run, o.trust, choose_device(o.device), transforms=True)
     policy, method = trained.policy, trained.method

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
 from tyro.conf import Positional, arg
@@ -23,7 +23,9 @@ from .groups import HtmlFile, JsonOption, ReadingOptions, command_options
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ..audit.base import AuditReport
     from ..core import Feature, UserError
+    from ..data.episode import Dataset
 
 _SHOWN_TASKS = 10
 
@@ -44,12 +46,9 @@ def main(args: list[str]) -> None:
     o = parse(InspectOptions, "inspect", args)
     from ..audit import audit, find_problems
     from ..audit.base import AuditReport
-    from ..core import role
     from ..data.column_selection import open_columns, parse_columns
     from ..data.formats import preview_dataset
-    from ..data.formats.describe import dataset_features, describe, task_counts
-    from ..methods import recommend
-    from .conditions import is_judged
+    from ..data.formats.describe import describe
 
     with Output(o.json) as out:
         columns = parse_columns(o.columns)
@@ -61,48 +60,65 @@ def main(args: list[str]) -> None:
         else:
             report = AuditReport(find_problems(data, data.metadata["path"]))
         _write_views(data, report, o, out)  # first: what is damaged is looked at, too, and may end what follows
-        odd = report.findings
-        found = {**describe(data), "warnings": [f.message for f in odd]}
-        lengths = sorted(len(e) for e in data)
-        rate = f", {found['fps']:g} steps a second" if found["fps"] else ""
-        out.print(f"{o.data}: {found['format']} {found['version']}".rstrip(),
-                f"{found['episodes']} episode{'s' * (len(data) != 1)}, {found['steps']} steps{rate}"
-                + (f"; episodes of {lengths[0]} to {lengths[-1]} steps, half of them at least "
-                   f"{lengths[len(lengths) // 2]}" if len(data) > 1 else ""))
-        if "topics" in found:
-            out.print("", _topic_table(found["topics"]))
-        out.print(*_success_lines(data), "")
-        table = Table("column", "role", "read as", "dtype", "shape", "components", "unit", box=None, pad_edge=False)
-        for name, f in dataset_features(data).items():
-            table.add_row(name, role(name), _reading(f), f.dtype, " x ".join(map(str, f.shape)),
-                          ", ".join(f.names or ()), f.unit or "")
-        out.print(table, *(["", _range_table(data)] if len(data) else []))
-        if tasks := task_counts(data):
-            out.print("", *_task_lines(tasks))
-        out.print("", *([f"{f.severity}: {f.message}" for f in odd] or ["no warnings"]))
-        if not len(data) or "action" not in data.features():
-            if len(data) and (actions := [n for n in data.features() if role(n) == "action"]):
-                out.suggest(command_line("inspect", o.data, "--columns", *o.columns, f"action={','.join(actions)}"))
-            return out.print_json(found)
-        env, method = recorded_env(data), recommend(data.features())
-        if "topics" in found and o.map is None:
-            out.print("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and then use it:")
-            out.suggest(f"{command_line('inspect', o.data, '--json')} > map.json",
-                        command_line("convert", o.data, unused_path("demonstrations"), "--map", "map.json"),
-                        command_line("train", method, o.data, "--map", "map.json", "--out", unused_path("run")))
-            return out.print_json(found)
-        if refusal := _training_error(data, odd, method):
-            out.print("", f"It cannot be trained on as it is. {refusal}")
-        else:
-            out.suggest(command_line("train", method, o.data, *(("--map", o.map) if o.map else ()),
-                                     *(("--columns", *o.columns) if o.columns else ()),
-                                     *(("--max-episode-steps", o.max_episode_steps) if o.max_episode_steps else ()),
-                                     "--out", unused_path("run"),
-                                     *(("--eval", env, "--save-freq", 500) if env and is_judged(data) else ()),
-                                     *env_trust_options(env)),
-                        *([command_line("replay", o.data, env, *env_trust_options(env))]
-                          if env and not o.columns else []))
+        found = {**describe(data), "warnings": [f.message for f in report.findings]}
+        _print_content(o, data, found, report, out)
+        _suggest_next(o, data, found, report, out)
         out.print_json(found)
+
+
+def _print_content(o: InspectOptions, data: Dataset, found: Mapping[str, Any], report: AuditReport, out: Output
+                   ) -> None:
+    """Prints what is in the data, and the findings."""
+    from ..core import role
+    from ..data.formats.describe import dataset_features, task_counts
+
+    lengths = sorted(len(e) for e in data)
+    rate = f", {found['fps']:g} steps a second" if found["fps"] else ""
+    out.print(f"{o.data}: {found['format']} {found['version']}".rstrip(),
+            f"{found['episodes']} episode{'s' * (len(data) != 1)}, {found['steps']} steps{rate}"
+            + (f"; episodes of {lengths[0]} to {lengths[-1]} steps, half of them at least "
+               f"{lengths[len(lengths) // 2]}" if len(data) > 1 else ""))
+    if "topics" in found:
+        out.print("", _topic_table(found["topics"]))
+    out.print(*_success_lines(data), "")
+    table = Table("column", "role", "read as", "dtype", "shape", "components", "unit", box=None, pad_edge=False)
+    for name, f in dataset_features(data).items():
+        table.add_row(name, role(name), _reading(f), f.dtype, " x ".join(map(str, f.shape)),
+                      ", ".join(f.names or ()), f.unit or "")
+    out.print(table, *(["", _range_table(data)] if len(data) else []))
+    if tasks := task_counts(data):
+        out.print("", *_task_lines(tasks))
+    out.print("", *([f"{f.severity}: {f.message}" for f in report.findings] or ["no warnings"]))
+
+
+def _suggest_next(o: InspectOptions, data: Dataset, found: Mapping[str, Any], report: AuditReport, out: Output) -> None:
+    """Prints how to train on the data, or what stands against it."""
+    from ..core import role
+    from ..methods import recommend
+    from .conditions import is_judged
+
+    if not len(data) or "action" not in data.features():
+        if len(data) and (actions := [n for n in data.features() if role(n) == "action"]):
+            out.suggest(command_line("inspect", o.data, "--columns", *o.columns, f"action={','.join(actions)}"))
+        return
+    env, method = recorded_env(data), recommend(data.features())
+    if "topics" in found and o.map is None:
+        out.print("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and then use it:")
+        out.suggest(f"{command_line('inspect', o.data, '--json')} > map.json",
+                    command_line("convert", o.data, unused_path("demonstrations"), "--map", "map.json"),
+                    command_line("train", method, o.data, "--map", "map.json", "--out", unused_path("run")))
+        return
+    if refusal := _training_error(data, report.findings, method):
+        out.print("", f"It cannot be trained on as it is. {refusal}")
+    else:
+        out.suggest(command_line("train", method, o.data, *(("--map", o.map) if o.map else ()),
+                                 *(("--columns", *o.columns) if o.columns else ()),
+                                 *(("--max-episode-steps", o.max_episode_steps) if o.max_episode_steps else ()),
+                                 "--out", unused_path("run"),
+                                 *(("--eval", env, "--save-freq", 500) if env and is_judged(data) else ()),
+                                 *env_trust_options(env)),
+                    *([command_line("replay", o.data, env, *env_trust_options(env))]
+                      if env and not o.columns else []))
 
 
 def _reading(f: Feature) -> str:

@@ -17,8 +17,8 @@ from .options import change_fields, parse_value
 
 
 def build_method(name: str, options: Sequence[str], changes: Sequence[str], features: Schema | None,
-                 trust: tuple[str, ...], command: str, say: TaskText | None = None,
-                 executor: str | None = None, steps: int | None = None) -> Method:
+                 trust: tuple[str, ...], say: TaskText | None = None, executor: str | None = None,
+                 steps: int | None = None) -> Method:
     """Builds the method that a command names.
 
     Args:
@@ -27,7 +27,6 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
         changes: New values of fields of the method: ["--policy.head.n_steps", "5"].
         features: The columns of the data.
         trust: Packages besides understudy whose code may be loaded.
-        command: The command as the user writes it.
         say: Gives the method the task in words.
         executor: What takes the place of the method's executor: see `with_executor`.
         steps: Number of updates, in place of the method's: see `learn.method.with_steps`.
@@ -45,7 +44,7 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
         method = with_executor(method, executor, trust)
     if steps is not None:
         method = with_steps(method, steps)
-    return change_fields(method, changes, command) if changes else method
+    return change_fields(method, changes, f"understudy train {name}") if changes else method
 
 
 def with_executor(method: Method, text: str, trust: tuple[str, ...] = ()) -> Method:

@@ -103,53 +103,60 @@ def main(args: list[str]) -> None:
     if o.robot is not None:
         _record_robot(o)
         return
-    assert o.env is not None
-    from ..data.formats import open_dataset
-    from ..envs import make
-    from ..evaluate.evaluation import recording_seed
-    from ..evaluate.recording import record_episodes
-    from ..evaluate.workers import WorkerPool
-    from ..methods import recommend
-
     if o.actor == "keyboard" and o.workers != 1:
         raise UserError(f"expected one worker, since you are one, found {o.workers}", where="--workers",
                         hint="leave it out")
+    assert o.env is not None
+    _record_environment(o, o.env)
+
+
+def _record_environment(o: RecordOptions, name: str) -> None:
+    """Records episodes in an environment."""
+    from ..envs import make
+    from ..methods import recommend
+
     out, saved = Output(), _SavedEpisodes()
     rows = 1 if o.actor == "keyboard" or o.workers != 1 else min(o.rows, o.episodes)
-    env = make(o.env, rows, o.trust)
+    env = make(name, rows, o.trust)
     try:
-        if o.actor == "keyboard":
-            data = _record_keyboard(o, env, saved)
-        else:
-            actor = _make_actor(o, env)
-            there = len(open_dataset(o.out)) if (o.out / "meta" / "info.json").exists() else 0
-            with (progress_bar("recording", o.episodes, there) as progress,
-                  WorkerPool(partial(_worker_setup, o), o.workers, local=(actor, env)) as crew):
-                data = record_episodes(
-                    env,
-                    actor,
-                    o.episodes,
-                    o.out,
-                    recording_seed(o.seed),
-                    actor_name=o.actor,
-                    images=o.images,
-                    watch=lambda number, episode: progress(number + 1),
-                    on_saved=saved,
-                    workers=crew,
-                )
+        data = _record_keyboard(o, env, saved) if o.actor == "keyboard" else _record_actor(o, env, saved)
     finally:
         env.close()
     if not len(data):
         out.print(f"no episode was saved in {o.out}")
         return
-    ended = [e.metadata["success"] for e in data if "success" in e.metadata]
-    won = f"; {sum(ended)} of {len(ended)} succeeded" if ended else ""
-    out.print(_result(o, data, saved, won))
+    successes = [e.metadata["success"] for e in data if "success" in e.metadata]
+    out.print(_result(o, data, saved, f"; {sum(successes)} of {len(successes)} succeeded" if successes else ""))
     out.suggest(
         command_line("inspect", o.out),
         command_line("train", recommend(data.features()), o.out, "--out", unused_path("run")),
-        command_line("replay", o.out, o.env, *trust_options(o.trust, o.env)),
+        command_line("replay", o.out, name, *trust_options(o.trust, name)),
     )
+
+
+def _record_actor(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
+    """Records episodes of the environment's expert, or of random actions."""
+    from ..data.formats import open_dataset
+    from ..evaluate.evaluation import recording_seed
+    from ..evaluate.recording import record_episodes
+    from ..evaluate.workers import WorkerPool
+
+    actor = _make_actor(o, env)
+    n_before = len(open_dataset(o.out)) if (o.out / "meta" / "info.json").exists() else 0
+    with (progress_bar("recording", o.episodes, n_before) as progress,
+          WorkerPool(partial(_worker_setup, o), o.workers, local=(actor, env)) as crew):
+        return record_episodes(
+            env,
+            actor,
+            o.episodes,
+            o.out,
+            recording_seed(o.seed),
+            actor_name=o.actor,
+            images=o.images,
+            watch=lambda number, episode: progress(number + 1),
+            on_saved=saved,
+            workers=crew,
+        )
 
 
 def _result(o: RecordOptions, data: Dataset, saved: _SavedEpisodes, succeeded: str = "") -> str:

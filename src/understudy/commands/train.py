@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Container
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from ..data.episode import Dataset
     from ..data.mixture import MixtureWeights
     from ..data.relabel import TaskText
+    from ..data.stream import ShardStream
     from ..envs.base import Env
     from ..execute.actor import Actor
     from ..learn.callbacks import TensorBoard, Wandb
@@ -133,124 +135,179 @@ def main(args: list[str]) -> None:
         _train(o, options, changes, command, out)
 
 
+@dataclass(frozen=True)
+class _Training:
+    """What the command trains, and on what.
+
+    Args:
+        val_fraction: Fraction of the episodes that is held out, or, of a mixture, the numbers of those of the task.
+        words: Gives the method the task in words.
+        stages: Runs that take the place of stages.
+    """
+
+    method: Method
+    data: Dataset
+    stream: ShardStream | None
+    weights: MixtureWeights | None
+    val_fraction: float | Sequence[int]
+    words: TaskText | None
+    stages: dict[str, Path]
+
+
 def _train(o: TrainOptions, options: list[str], changes: list[str], command: str, out: Output) -> None:
-    from ..core import UserError
-    from ..data.episode import interrupted_episodes
     from ..data.video import parse_image_size
     from ..learn.callbacks import Wandb
     from ..learn.devices import choose_device
-    from ..learn.fit_method import part_of
-    from ..learn.method import has_latent_actions
-    from ..learn.run import Run
-    from ..learn.train import train, validation_episodes
-    from ..learn.training_curves import TrainingCurves
-    from .conditions import demonstration_part, example_evaluation, goal_columns, open_conditions
-    from .method import build_method, task_relabel
+    from ..learn.train import train
 
     if o.image_size is not None:
         parse_image_size(o.image_size)
-    where = choose_device(o.device)
-    loggers = _loggers(o)
-    stream = None if o.buffer_size is None else _open_stream(o)
-    data = (open_data(o.data, o.image_size, o.map, o.ignore, has_size_option=True, columns=o.columns,
-                      run=o.from_run or o.out, max_episode_steps=o.max_episode_steps) if stream is None
-            else stream.first_episodes(FIRST_LINE_STEP))
-    if o.image_size is not None and all(f.kind != "image" for f in data.features().values()):
-        print("--image-size: the data have no camera frames", file=sys.stderr)
-    n_episodes = len(data)
-    data, weights = _with_prior(data, o)
-    hold = o.val_fraction if weights is None else validation_episodes(n_episodes, o.val_fraction)  # only of the task
-    say = _task_relabel(data) if o.language else None
-    method = build_method(o.method, options, changes, data.features(), o.trust, f"understudy train {o.method}", say,
-                          o.executor, o.steps)
-    method, stages = _with_runs(method, o)
+    device, loggers = choose_device(o.device), _loggers(o)
+    training = _read_training(o, options, changes)
+    method, data = training.method, training.data
     for logger in loggers:
         if isinstance(logger, Wandb):
             logger.add_config(_logged_config(o, method))
-    for stage in method.stages:
-        if stage.name not in stages:
-            if stage.dataset in ("task", "prior") and o.prior is None:
-                _refuse_without_prior(data, stage.dataset, o, command)
-            part_of(data, stage.dataset)  # an error about parts, before one about what follows from their absence
-    score, env, collected_in = None, None, _collection_env(method, data, o)
-
-    def refuse_eval(missing: list[str], numbers: str, hint: str = "") -> NoReturn:
-        short = [name.removeprefix("observation.") for name in missing]
-        raise UserError(f"the policy must be told {' and '.join(map(repr, short))} while it acts, and neither the "
-                        f"method nor {o.eval} does", where="--eval", hint=f"{hint}train without --eval, then: "
-                        + command_line("eval", "RUN", "ENV", "--condition", *(name + numbers for name in short)))
-
-    if o.eval is not None:
-        from ..envs import make
-
-        env = make(o.eval, min(o.rollouts, 16), o.trust)
-        words = task_relabel(method)
-        if say is not None and words is not None and words.into not in env.features:
-            raise UserError(f"the environment {o.eval} does not say its task in words", where="--eval",
-                            hint="train without --eval, then: understudy eval RUN ENV --task WORDS")
-        if missing := open_conditions(method, env.features):
-            refuse_eval(missing, "=NUMBER", "give it to the method (--method.target-return 100, for example), or ")
-        if missing := [name for name in goal_columns(method) if name not in env.features]:
-            refuse_eval(missing, "=NUMBERS")
-        if demonstration_part(method) is not None:
-            refuse_eval(["demonstration"], "=DATA")
-        _check_policy_fits(method, data, env)
-        score = _make_score(env, o.rollouts, o.seed)
-    kept = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))
-    if kept and not validation_episodes(kept, hold):
-        print(f"no episode is held out{'' if o.val_fraction == 0 else ': that takes 5 or more'}"
-              ", so the error on other episodes is not measured", file=sys.stderr)
-    if plan := training_plan(method, stages):
-        print(f"plan: {plan}", file=sys.stderr)
-    said = ProgressPrinter(
-        Run(o.out),
-        method.learner.steps if method.collection is None else None,
-        o.save_freq,
-        bool(kept and validation_episodes(kept, hold) or score),
-        of_latents=has_latent_actions(method),
-    )
+    _check_stage_data(o, training, command)
+    collection_env = _collection_env(method, data, o)
+    env = None if o.eval is None else _evaluation_env(o, training, o.eval)
+    score = None if env is None else _make_score(env, o.rollouts, o.seed)
+    printer = _announce(o, training, has_score=score is not None)
     try:
         train(
             method,
             data,
             o.out,
             seed=o.seed,
-            device=where,
+            device=device,
             score=score,
             save_freq=o.save_freq,
-            stages=stages,
+            stages=training.stages,
             stage_callbacks=lambda stage, run: (_stage_printer(stage, run),),
-            sampling_weights=weights,
-            val_fraction=hold,
-            callbacks=(said, *loggers),
-            stream=stream,
+            sampling_weights=training.weights,
+            val_fraction=training.val_fraction,
+            callbacks=(printer, *loggers),
+            stream=training.stream,
             command=command,
             include_interrupted=o.include_interrupted,
-            env=collected_in,
+            env=collection_env,
         )
     finally:
-        for used in (env, collected_in):
+        for used in (env, collection_env, *loggers):
             if used is not None:
                 used.close()
-        for logger in loggers:
-            logger.close()
+    _print_result(o, training, env, str(device), out)
+
+
+def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _Training:
+    """Opens the data and builds the method."""
+    from ..learn.train import validation_episodes
+    from .method import build_method
+
+    stream = None if o.buffer_size is None else _open_stream(o)
+    data = _open(o.data, o) if stream is None else stream.first_episodes(FIRST_LINE_STEP)
+    if o.image_size is not None and all(f.kind != "image" for f in data.features().values()):
+        print("--image-size: the data have no camera frames", file=sys.stderr)
+    n_episodes = len(data)
+    data, weights = _with_prior(data, o)
+    val_fraction = o.val_fraction if weights is None else validation_episodes(n_episodes, o.val_fraction)
+    words = _task_relabel(data) if o.language else None
+    method = build_method(o.method, options, changes, data.features(), o.trust, words, o.executor, o.steps)
+    method, stages = _with_runs(method, o)
+    return _Training(method, data, stream, weights, val_fraction, words, stages)
+
+
+def _open(path: Path, o: TrainOptions) -> Dataset:
+    return open_data(path, o.image_size, ignore=o.ignore, has_size_option=True, columns=o.columns,
+                     run=o.from_run or o.out, mapping=o.map, max_episode_steps=o.max_episode_steps)
+
+
+def _check_stage_data(o: TrainOptions, training: _Training, command: str) -> None:
+    """Raises UserError if the data lack the part that a stage is trained on."""
+    from ..learn.fit_method import part_of
+
+    for stage in training.method.stages:
+        if stage.name not in training.stages:
+            if stage.dataset in ("task", "prior") and o.prior is None:
+                _refuse_without_prior(training.data, stage.dataset, o, command)
+            part_of(training.data, stage.dataset)  # before an error about what follows from its absence
+
+
+def _evaluation_env(o: TrainOptions, training: _Training, name: str) -> Env:
+    """The environment of --eval.
+
+    Raises:
+        UserError: The policy cannot act there without being told something.
+    """
+    from ..core import UserError
+    from ..envs import make
+    from .conditions import demonstration_part, goal_columns, open_conditions
+    from .method import task_relabel
+
+    def refuse(missing: list[str], numbers: str, hint: str = "") -> NoReturn:
+        short = [column.removeprefix("observation.") for column in missing]
+        raise UserError(f"the policy must be told {' and '.join(map(repr, short))} while it acts, and neither the "
+                        f"method nor {name} does", where="--eval", hint=f"{hint}train without --eval, then: "
+                        + command_line("eval", "RUN", "ENV", "--condition", *(column + numbers for column in short)))
+    method, env = training.method, make(name, min(o.rollouts, 16), o.trust)
+    words = task_relabel(method)
+    if training.words is not None and words is not None and words.into not in env.features:
+        raise UserError(f"the environment {name} does not say its task in words", where="--eval",
+                        hint="train without --eval, then: understudy eval RUN ENV --task WORDS")
+    if missing := open_conditions(method, env.features):
+        refuse(missing, "=NUMBER", "give it to the method (--method.target-return 100, for example), or ")
+    if missing := [column for column in goal_columns(method) if column not in env.features]:
+        refuse(missing, "=NUMBERS")
+    if demonstration_part(method) is not None:
+        refuse(["demonstration"], "=DATA")
+    _check_policy_fits(method, training.data, env)
+    return env
+
+
+def _announce(o: TrainOptions, training: _Training, has_score: bool) -> ProgressPrinter:
+    """Prints what will be trained. Returns what prints the progress."""
+    from ..data.episode import interrupted_episodes
+    from ..learn.method import has_latent_actions
+    from ..learn.run import Run
+    from ..learn.train import validation_episodes
+
+    method, data = training.method, training.data
+    n_episodes = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))
+    is_validated = bool(n_episodes and validation_episodes(n_episodes, training.val_fraction))
+    if n_episodes and not is_validated:
+        print(f"no episode is held out{'' if o.val_fraction == 0 else ': that takes 5 or more'}"
+              ", so the error on other episodes is not measured", file=sys.stderr)
+    if plan := training_plan(method, training.stages):
+        print(f"plan: {plan}", file=sys.stderr)
+    return ProgressPrinter(Run(o.out), method.learner.steps if method.collection is None else None, o.save_freq,
+                           is_validated or has_score, of_latents=has_latent_actions(method))
+
+
+def _print_result(o: TrainOptions, training: _Training, env: Env | None, device: str, out: Output) -> None:
+    """Prints where the run is, its measurements, and what to do next."""
+    from ..learn.run import Run
+    from ..learn.training_curves import TrainingCurves
+    from .conditions import example_evaluation
+
+    data = training.data
     places = Run(o.out).named_checkpoints()
     out.print(f"Written to {o.out}: " + ", ".join(f"{name} is {place}" for name, place in sorted(places.items()))
             + "; CARD.md says what it is, metrics.jsonl how it went.")
     robot = [] if o.eval or o.env or recorded_env(data) else robot_arguments(data.metadata, data.features())
-    judged, given = example_evaluation(data, method, o.eval or o.env, env) or (None, [])
-    there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if judged is not None else []
+    judged, conditions = example_evaluation(data, training.method, o.eval or o.env, env) or (None, [])
+    runs = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if judged is not None else []
     curves = TrainingCurves.load(o.out)
     out.suggest(
-        *(command_line("eval", run, judged, "--episodes", 100, *given,
-                       *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in there),
-        *([] if stream is not None else [command_line("eval", o.out, o.data, *trust_options((), None, o.out))]),
+        *(command_line("eval", run, judged, "--episodes", 100, *conditions,
+                       *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in runs),
+        *([] if training.stream is not None else
+          [command_line("eval", o.out, o.data, *trust_options((), None, o.out))]),
         *([command_line("act", o.out, *robot)] if robot else ()),
-        *_compare_checkpoints(curves, o, judged, given, robot),
+        *_compare_checkpoints(curves, o, judged, conditions, robot),
         command_line("plot", o.out),
     )
     loss = curves.curves.get("loss")
-    out.print_json({"run": str(o.out), "method": o.method, "seed": o.seed, "device": str(where),
+    out.print_json({"run": str(o.out), "method": o.method, "seed": o.seed, "device": device,
                     "steps": curves.last, "seconds": curves.seconds, "loss": loss and loss.values[-1],
                     "last": curves.checkpoint_json(curves.last), "best": curves.checkpoint_json(curves.best),
                     "chosen_by": curves.chosen_by})
@@ -290,7 +347,7 @@ def _refuse_fields_without_part(own: list[str], options: list[str]) -> None:
     if not unknown or not own or own[0].startswith("-"):
         return
     trust = tuple(_trusted_packages(own))
-    method = build_method(own[0], options, [], None, trust, "")
+    method = build_method(own[0], options, [], None, trust)
     fields = [*(f"--method.{key}" for key in method_options(own[0], trust)),
               *(f"--{path}" for path, _, _ in settable_fields(method))]
     for name in unknown:
@@ -310,9 +367,7 @@ def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights
     if o.buffer_size is not None:
         raise UserError("a stream cannot be mixed with other episodes", where="--prior",
                         hint="leave out --buffer-size")
-    prior = open_data(o.prior, o.image_size, o.map, o.ignore, has_size_option=True, columns=o.columns,
-                      run=o.from_run or o.out, max_episode_steps=o.max_episode_steps)
-    return mix(task=(data, 0.5), prior=(prior, 0.5))
+    return mix(task=(data, 0.5), prior=(_open(o.prior, o), 0.5))
 
 
 def _refuse_without_prior(data: Dataset, part: str, o: TrainOptions, command: str) -> None:
@@ -547,7 +602,7 @@ def _print_help(own: list[str], options: list[str]) -> None:
 
         trust = tuple(_trusted_packages(own))
         print(f"\nWhat can be set in {own[0]}, and its defaults:\n")
-        Output().print(settings_table(own[0], build_method(own[0], options, [], None, trust, ""), trust))
+        Output().print(settings_table(own[0], build_method(own[0], options, [], None, trust), trust))
     sys.exit(0)
 
 

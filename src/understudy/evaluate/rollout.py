@@ -52,70 +52,104 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     if isinstance(episodes, bool) or not isinstance(episodes, numbers.Integral) or episodes < 0:
         raise UserError(f"the number of episodes is {episodes!r}, but must be an int, 0 or more", where="rollout",
                         hint="such as rollout(actor, env, 50)")
-    seed, last = as_seed(seed), first + episodes
-    rows = min(env.rows, episodes)
-    number = list(range(first, first + rows)) + [-1] * (env.rows - rows)
-    key = keys(seed, range(first, first + env.rows))
-    obs, reward = env.reset(torch.arange(env.rows), key), torch.zeros(env.rows)
-    _check_observation(obs, env, "reset")
-    with _locate_errors(env, number, [0] * env.rows, 0):
-        state = actor.start({**obs, LAST_REWARD: reward}, key)
-    history: deque[dict[str, np.ndarray]] = deque()  # steps of all rows, from the earliest one that is still needed
-    began, clock, upcoming = [0] * env.rows, 0, first + rows
-    live, needed = torch.tensor(number) >= 0, 0  # rows with an episode; start of the earliest of them
-    done: dict[int, Episode] = {}
-    while len(done) < episodes:
-        with _locate_errors(env, number, began, clock):
-            told = {**obs, LAST_REWARD: reward}
-            action, state = actor.act(told if live.all() else _fill_idle_rows(told, live), state)
+    running, finished = _RunningEpisodes(actor, env, range(first, first + episodes), as_seed(seed)), {}
+    while len(finished) < episodes:
+        running.step()
+        for number, episode in running.take_finished():
+            finished[number] = episode
+            watch(number, episode)
+        running.begin_next()
+    is_reported = any("next.success" in e.steps for e in finished.values())
+    return Dataset([with_success_column(finished[n], is_reported) for n in range(first, first + episodes)],
+                   {"env": env.metadata["env"], "fps": env.metadata.get("fps"), "version": env.metadata.get("version")})
+
+
+class _RunningEpisodes:
+    """Episodes that run side by side, one in each row of an environment.
+
+    Attributes:
+        number: Number of the episode of each row. -1 for none.
+        began: Value of the clock when the episode of each row began.
+        clock: Number of steps so far.
+        upcoming: Number of the next episode to begin.
+        history: Steps of all rows, from the earliest one that is still needed.
+    """
+
+    def __init__(self, actor: Actor, env: Env, episodes: range, seed: int):
+        self.actor, self.env, self.episodes, self.seed = actor, env, episodes, seed
+        rows = min(env.rows, len(episodes))
+        self.number = [*episodes[:rows], *[-1] * (env.rows - rows)]
+        self.upcoming = episodes.start + rows
+        self.began, self.clock = [0] * env.rows, 0
+        self.live, self.needed = torch.tensor(self.number) >= 0, 0  # `needed`: start of the earliest live episode
+        key = keys(seed, range(episodes.start, episodes.start + env.rows))
+        self.obs, self.reward = env.reset(torch.arange(env.rows), key), torch.zeros(env.rows)
+        _check_observation(self.obs, env, "reset")
+        with _locate_errors(env, self.number, self.began, 0):
+            self.state = actor.start({**self.obs, LAST_REWARD: self.reward}, key)
+        self.history: deque[dict[str, np.ndarray]] = deque()
+        self.ended: list[int] = []
+        self.info: Mapping[str, Tensor] = {}
+
+    def step(self) -> None:
+        """Acts once in all rows. `ended` are the rows whose episodes end with it."""
+        env, live = self.env, self.live
+        with _locate_errors(env, self.number, self.began, self.clock):
+            actor_obs = {**self.obs, LAST_REWARD: self.reward}
+            action, state = self.actor.act(actor_obs if live.all() else _fill_idle_rows(actor_obs, live), self.state)
             _check_action_shape(action, env)
             check_action(torch.where(live.unsqueeze(1), action, 0.0))  # actions of rows without an episode are not used
-        state = dict(state)
-        out = env.step(action)
-        if clock == 0:
-            _check_observation(out.obs, env, "step")
+        self.state = dict(state)
+        result = env.step(action)
+        if self.clock == 0:
+            _check_observation(result.obs, env, "step")
         if env.features["action"].kind == "discrete":  # a policy plans classes as float32
             action = action.to(env.features["action"].torch_dtype)
-        record = {"action": action, "next.reward": out.reward, "next.terminated": out.terminated,
-                  "next.truncated": out.truncated & ~out.terminated,
-                  **({"next.success": out.info["success"]} if "success" in out.info else {}),
+        record = {"action": action, "next.reward": result.reward, "next.terminated": result.terminated,
+                  "next.truncated": result.truncated & ~result.terminated,
+                  **({"next.success": result.info["success"]} if "success" in result.info else {}),
                   # removed after writing, so that the structure of the state does not change
-                  **state.pop("record", {})}
-        if "next.success" in record and history and "next.success" not in history[0]:
-            for past in history:
+                  **self.state.pop("record", {})}
+        if "next.success" in record and self.history and "next.success" not in self.history[0]:
+            for past in self.history:
                 past["next.success"] = np.zeros(env.rows, bool)
-        history.append({k: v.numpy().copy() for k, v in {**obs, **record}.items()})
-        clock, obs, reward = clock + 1, out.obs, out.reward
-        if clock - needed > MAX_EPISODE_STEPS:
+        self.history.append({k: v.numpy().copy() for k, v in {**self.obs, **record}.items()})
+        self.clock, self.obs, self.reward, self.info = self.clock + 1, result.obs, result.reward, result.info
+        if self.clock - self.needed > MAX_EPISODE_STEPS:
             raise UserError(f"an episode did not end within {MAX_EPISODE_STEPS} steps",
                             where=env.metadata["env"], hint="give the environment a time limit (max_episode_steps)")
-        ended = (live & (out.terminated | out.truncated)).nonzero().flatten().tolist()
-        if not ended:
-            continue
-        for row, steps in _finished_columns(history, clock, began, ended).items():
-            for k, v in obs.items():  # the last observation: one row more
+        self.ended = (live & (result.terminated | result.truncated)).nonzero().flatten().tolist()
+
+    def take_finished(self) -> Iterator[tuple[int, Episode]]:
+        """The episodes that have ended, with their numbers. Their rows get the numbers of the next ones."""
+        for row, steps in _finished_columns(self.history, self.clock, self.began, self.ended).items():
+            for k, v in self.obs.items():  # the last observation: one row more
                 steps[k] = np.concatenate([steps[k], v[row].numpy()[None]])
-            facts = {k: v[row].item() for k, v in out.info.items() if v[row].numel() == 1}
+            metadata = {k: v[row].item() for k, v in self.info.items() if v[row].numel() == 1}
             if "next.success" in steps:  # success at any step
-                facts["success"] = bool(steps["next.success"].any())
-            n = number[row]
-            done[n] = Episode(steps, {"number": n, "seed": seed, "env": env.metadata["env"], **facts},
-                              schema={k: f for k, f in env.features.items() if k in steps})
-            watch(n, done[n])
-            number[row] = upcoming if upcoming < last else -1
-            began[row], upcoming = clock, upcoming + 1
-        if fresh := [r for r in ended if number[r] >= 0]:
-            which, new = torch.tensor(fresh), keys(seed, [number[r] for r in fresh])
-            obs, reward = env.reset(which, new), put(reward, which, torch.zeros(len(which)))
-            with _locate_errors(env, [number[r] for r in fresh], [0] * len(fresh), 0):
-                state = put(state, which, actor.start(take({**obs, LAST_REWARD: reward}, which), new))
-        live = torch.tensor(number) >= 0
-        needed = min((b for b, n in zip(began, number, strict=True) if n >= 0), default=clock)
-        while clock - len(history) < needed:
-            history.popleft()
-    told = any("next.success" in e.steps for e in done.values())
-    return Dataset([with_success_column(done[n], told) for n in range(first, last)],
-                   {"env": env.metadata["env"], "fps": env.metadata.get("fps"), "version": env.metadata.get("version")})
+                metadata["success"] = bool(steps["next.success"].any())
+            number = self.number[row]
+            yield number, Episode(
+                steps, {"number": number, "seed": self.seed, "env": self.env.metadata["env"], **metadata},
+                schema={k: f for k, f in self.env.features.items() if k in steps})
+            self.number[row] = self.upcoming if self.upcoming < self.episodes.stop else -1
+            self.began[row], self.upcoming = self.clock, self.upcoming + 1
+
+    def begin_next(self) -> None:
+        """Begins the next episodes in the rows whose episodes have ended."""
+        if not self.ended:
+            return
+        if fresh := [r for r in self.ended if self.number[r] >= 0]:
+            numbers_of_fresh = [self.number[r] for r in fresh]
+            rows, key = torch.tensor(fresh), keys(self.seed, numbers_of_fresh)
+            self.obs, self.reward = self.env.reset(rows, key), put(self.reward, rows, torch.zeros(len(rows)))
+            with _locate_errors(self.env, numbers_of_fresh, [0] * len(fresh), 0):
+                start = self.actor.start(take({**self.obs, LAST_REWARD: self.reward}, rows), key)
+                self.state = put(self.state, rows, start)
+        self.live = torch.tensor(self.number) >= 0
+        self.needed = min((b for b, n in zip(self.began, self.number, strict=True) if n >= 0), default=self.clock)
+        while self.clock - len(self.history) < self.needed:
+            self.history.popleft()
 
 
 @contextmanager

@@ -246,3 +246,43 @@ def test_commands_in_messages_are_quoted():
                 if not (isinstance(value.value, ast.Attribute) and value.value.attr in names):
                     unquoted.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not unquoted, f"write these with hints.command_line: {unquoted}"
+
+
+MAX_LINES, MAX_PARAMETERS = 60, 8  # of a function, besides its docstring
+BY_NAME = "is called by users, who give all but the first parameters by name"
+LONG = {
+    "choose.py:choose_method": BY_NAME,
+    "data/recorder.py:__init__": BY_NAME,
+    "evaluate/plots.py:curves": BY_NAME,
+    "evaluate/recording.py:record_episodes": BY_NAME,
+    "evaluate/report.py:write_report": BY_NAME,
+    "evaluate/robustness.py:sweep_severities": BY_NAME,
+    "evaluate/teleoperate.py:teleoperate": BY_NAME,
+    "heads/solvers.py:step": "what a solver gets is a contract with solvers of others",
+    "learn/fit_method.py:fit_method": BY_NAME,
+    "robots/acting.py:act_on_robot": BY_NAME,
+}
+
+
+def length_and_parameters(function):
+    has_docstring = ast.get_docstring(function) is not None
+    docstring = function.body[0].end_lineno - function.body[0].lineno + 1 if has_docstring else 0
+    arguments = function.args
+    names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    n_parameters = len(names) - (names[:1] in (["self"], ["cls"])) + bool(arguments.vararg) + bool(arguments.kwarg)
+    return function.end_lineno - function.lineno + 1 - docstring, n_parameters
+
+
+def test_functions_are_short():
+    """Functions of methods are not counted, because their parameters are options of the command line."""
+    example = ast.parse("def f(self, a, *b, c=1, **d):\n    '''One\n\n    two.'''\n    return a\n").body[0]
+    assert length_and_parameters(example) == (2, 4)
+    long = set()
+    for path, tree in trees():
+        if parts(path)[0] not in ("claims", "methods"):
+            for node in nodes(tree):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    length, n_parameters = length_and_parameters(node)
+                    if length > MAX_LINES or n_parameters > MAX_PARAMETERS:
+                        long.add(f"{path.relative_to(ROOT).as_posix()}:{node.name}")
+    assert long == LONG.keys(), f"divide {long - LONG.keys()}, and leave {LONG.keys() - long} out of the list"

@@ -320,44 +320,16 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
                         hint="name two methods or more")
     ahead = min(m.policy.window.horizon + m.policy.window.action_offset for m in built.values())
     plan = _make_plan(out, asked, data, built, env, budget, device, say)
-    full = {name: built[name] for name in plan["updates"]}
 
-    def try_one(name: str, number: int) -> Trial:
-        folder = trial_run(out, name, number)
-        file = folder.with_name(f"{folder.name}.json")
-        if file.exists():
-            found = read_json(file)
-            return Trial(name, number, found["updates"], found["seconds"], found["metric"], tuple(found["values"]))
-        began, updates = time.perf_counter(), plan["updates"][name]
-        train(full[name], data, folder, steps=updates, seed=number, device=device, save_freq=updates,
-              val_fraction=held or 0.0, title=f"{name}, seed {number}")
-        metric, values = (_held_out_errors(folder, full[name], data, held, ahead, device, trust) if env is None else
-                          _rollout_values(folder, env, episodes, seed, device, trust))
-        trial = Trial(name, number, updates, time.perf_counter() - began, metric, values)
-        write_json(file, asdict(trial))
-        return trial
-
-    trials: dict[str, list[Trial]] = {name: [] for name in full}
-    left, dropped_after, rounds = list(full), {}, 0
-    spent = float(plan["seconds"])
-    while rounds < MAX_ROUNDS and (rounds == 0 or len(left) > 1):
-        if rounds and spent + sum(trials[name][-1].seconds for name in left) > budget:
-            break
-        for name in left:
-            trial = try_one(name, seed + rounds)
-            trials[name].append(trial)
-            spent += trial.seconds
-            say(f"round {rounds + 1}: {name}, seed {trial.seed}: {trial.result}")
-        rounds += 1
-        metric, judged_on = trial.metric, len(trial.values)
-        stay = survivors({name: np.array([t.values for t in trials[name]]) for name in left}, len(full))
-        for name in left:
-            if name not in stay:
-                dropped_after[name] = rounds
-                say(f"round {rounds}: {name} is dropped")
-        left = stay
+    def judge(folder: Path, method: Method) -> tuple[Metric, tuple[float, ...]]:
+        return (_held_out_errors(folder, method, data, held, ahead, device, trust) if env is None else
+                _rollout_values(folder, env, episodes, seed, device, trust))
+    series = _Trials(data, out, {name: built[name] for name in plan["updates"]}, plan["updates"], held, judge, device)
+    trials, dropped_after, rounds, spent = series.run(seed, budget - float(plan["seconds"]), say)
+    spent += float(plan["seconds"])
+    metric, judged_on = next(iter(trials.values()))[0].metric, len(next(iter(trials.values()))[0].values)
     standings = [Standing(name, candidates[name], _estimate(np.array([t.values for t in found]), metric),
-                          len(found), found[0].updates, full[name].learner.steps,
+                          len(found), found[0].updates, series.methods[name].learner.steps,
                           float(np.mean([t.seconds for t in found])), dropped_after.get(name))
                  for name, found in trials.items()]
     standings.sort(key=lambda s: (-(s.dropped_after or math.inf), -s.estimate.estimate))
@@ -439,6 +411,68 @@ def data_properties(data: Dataset) -> DataProperties:
         two_ways = float((-found > TWO_WAYS).mean()) if len(found) else None
     cameras = sum(f.kind == "image" and role(name) == "observation" for name, f in features.items())
     return DataProperties(len(data), data.steps, data.fps, cameras, "classes" if discrete else "numbers", two_ways)
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Trials of several methods.
+
+    Args:
+        methods: The methods, by name.
+        updates: Number of updates of each trial, by the method's name.
+        held: Indices of the episodes that are held out.
+        judge: Returns the metric and the values of a trial, given its folder and method.
+    """
+
+    data: Dataset
+    out: Path
+    methods: Mapping[str, Method]
+    updates: Mapping[str, int]
+    held: Sequence[int]
+    judge: Callable[[Path, Method], tuple[Metric, tuple[float, ...]]]
+    device: str
+
+    def trial(self, name: str, seed: int) -> Trial:
+        """Trains and judges one method, unless this has been done."""
+        folder = trial_run(self.out, name, seed)
+        file = folder.with_name(f"{folder.name}.json")
+        if file.exists():
+            stored = read_json(file)
+            return Trial(name, seed, stored["updates"], stored["seconds"], stored["metric"], tuple(stored["values"]))
+        began, updates = time.perf_counter(), self.updates[name]
+        train(self.methods[name], self.data, folder, steps=updates, seed=seed, device=self.device, save_freq=updates,
+              val_fraction=self.held or 0.0, title=f"{name}, seed {seed}")
+        metric, values = self.judge(folder, self.methods[name])
+        trial = Trial(name, seed, updates, time.perf_counter() - began, metric, values)
+        write_json(file, asdict(trial))
+        return trial
+
+    def run(self, seed: int, budget: float, say: Callable[[str], None]
+            ) -> tuple[dict[str, list[Trial]], dict[str, int], int, float]:
+        """Runs rounds of trials until one method is left or the time is over.
+
+        Returns:
+            The trials of each method, the round after which each was dropped, the number of rounds, and the seconds.
+        """
+        trials: dict[str, list[Trial]] = {name: [] for name in self.methods}
+        candidates, dropped_after, rounds, spent = list(self.methods), {}, 0, 0.0
+        while rounds < MAX_ROUNDS and (rounds == 0 or len(candidates) > 1):
+            if rounds and spent + sum(trials[name][-1].seconds for name in candidates) > budget:
+                break
+            for name in candidates:
+                trial = self.trial(name, seed + rounds)
+                trials[name].append(trial)
+                spent += trial.seconds
+                say(f"round {rounds + 1}: {name}, seed {trial.seed}: {trial.result}")
+            rounds += 1
+            values = {name: np.array([t.values for t in trials[name]]) for name in candidates}
+            stay = survivors(values, len(self.methods))
+            for name in candidates:
+                if name not in stay:
+                    dropped_after[name] = rounds
+                    say(f"round {rounds}: {name} is dropped")
+            candidates = stay
+        return trials, dropped_after, rounds, spent
 
 
 def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapping[str, Method], env: Env | None,

@@ -167,6 +167,53 @@ def check_episode_ends(data: Dataset) -> Iterator[Finding]:
         )
 
 
+def _time_steps(data: Dataset, is_defined: bool
+                ) -> tuple[list[tuple[int, np.ndarray]], list[tuple[int, int]], list[tuple[int, int]]]:
+    """The time between steps.
+
+    Args:
+        is_defined: Whether times are the number of the step by `fps`, and are not measured.
+
+    Returns:
+        (episode, times between its steps) of each episode; (episode, step) where times are most uneven; and where they
+        first go back.
+    """
+    fps, steps, uneven, back = data.fps, [], [], []
+    for e, episode in enumerate(data):
+        time = np.asarray(episode.steps["timestamp"], np.float64).reshape(-1)[:len(episode)]
+        if not np.isfinite(time).all() or not len(time):
+            continue
+        step = np.diff(time)
+        steps.append((e, step))
+        back += [(e, int(t) + 1) for t in np.flatnonzero(step < 0)[:1]]
+        if fps is not None:
+            regular = np.arange(len(time)) / fps + (0 if is_defined else time[0])
+            off = np.abs(time - regular) > video.TIMESTAMP_TOLERANCE + 2 * np.spacing(np.abs(time).astype(np.float32))
+            if off.any():
+                uneven.append((e, int(np.argmax(off))))
+    return steps, uneven, back
+
+
+def _late_steps(steps: list[tuple[int, np.ndarray]], typical: float, within: np.ndarray) -> Iterator[Finding]:
+    """Finds steps that came late, and times that jitter around the typical one."""
+    late = []
+    for e, step in steps:
+        late += [(e, int(t) + 1, float(step[t])) for t in np.flatnonzero(step > 1.75 * typical)]
+    if late:
+        e, t, gap = max(late, key=lambda found: found[2])
+        yield Finding(
+            "timestamp-gap",
+            "warning",
+            f"{pluralize(len(late), 'step')} came late; the longest gap is {gap:.3g} "
+            f"s, where {typical:.3g} s is usual, at episode {e}, step {t}",
+            "frames were dropped or late: leave the stretch out, or resample",
+            Location(None, e, t, "timestamp"),
+        )
+    if (spread := float(np.std(within)) / typical) > 0.1:
+        yield Finding("timestamps-uneven", "warning", f"timestamps jitter by {spread:.0%} of a step",
+                      "resample to a fixed rate, if your method expects one", Location(feature="timestamp"))
+
+
 def check_timestamps(data: Dataset) -> Iterator[Finding]:
     """Finds timestamps that do not increase as `fps` says.
 
@@ -176,19 +223,7 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
     if "timestamp" not in data[0].steps:
         return
     fps, defined = data.fps, lerobot_checks.is_foreign(data)
-    steps, uneven, late, back = [], [], [], []  # the steps of each episode, and what is wrong with them
-    for e, episode in enumerate(data):
-        time = np.asarray(episode.steps["timestamp"], np.float64).reshape(-1)[:len(episode)]
-        if not np.isfinite(time).all() or not len(time):
-            continue
-        step = np.diff(time)
-        steps.append((e, step))
-        back += [(e, int(t) + 1) for t in np.flatnonzero(step < 0)[:1]]
-        if fps is not None:
-            regular = np.arange(len(time)) / fps + (0 if defined else time[0])
-            off = np.abs(time - regular) > video.TIMESTAMP_TOLERANCE + 2 * np.spacing(np.abs(time).astype(np.float32))
-            if off.any():
-                uneven.append((e, int(np.argmax(off))))
+    steps, uneven, back = _time_steps(data, defined)
     if back:
         e, t = back[0]
         yield Finding("timestamps-backwards", "error",
@@ -228,21 +263,7 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
             Location(None, e, t, "timestamp"),
         )
         return
-    for e, step in steps:
-        late += [(e, int(t) + 1, float(step[t])) for t in np.flatnonzero(step > 1.75 * typical)]
-    if late:
-        e, t, gap = max(late, key=lambda found: found[2])
-        yield Finding(
-            "timestamp-gap",
-            "warning",
-            f"{pluralize(len(late), 'step')} came late; the longest gap is {gap:.3g} "
-            f"s, where {typical:.3g} s is usual, at episode {e}, step {t}",
-            "frames were dropped or late: leave the stretch out, or resample",
-            Location(None, e, t, "timestamp"),
-        )
-    if (spread := float(np.std(within)) / typical) > 0.1:
-        yield Finding("timestamps-uneven", "warning", f"timestamps jitter by {spread:.0%} of a step",
-                      "resample to a fixed rate, if your method expects one", Location(feature="timestamp"))
+    yield from _late_steps(steps, typical, within)
 
 
 def _frame_rates(steps: list[tuple[int, np.ndarray]]) -> list[tuple[float, int]]:

@@ -6,7 +6,7 @@ also works if the data set cannot be opened, and continues after the first fault
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,46 @@ def _episode_file(info, key, e, **more) -> str | None:
         return None
 
 
+def _check_indices(name: str, columns: Mapping[str, np.ndarray], members: list[dict], row: int | None, tasks):
+    """Finds indices of a data file that disagree with the metadata.
+
+    Args:
+        members: The rows of its episodes in the tables.
+        row: Number of its first row among those of all files. None if it is not known.
+    """
+    if "episode_index" in columns:
+        which, counted = np.unique(columns["episode_index"], return_counts=True)
+        found = dict(zip(which.tolist(), counted.tolist(), strict=True))
+        for m in members:
+            e = m["episode_index"]
+            if found.get(e, 0) != m["length"]:
+                yield Finding("lengths-disagree", "error", f"the tables say {m['length']} rows for episode {e}, "
+                              f"but the file has {found.get(e, 0)}", _META, Location(name, e))
+                break
+    if {"episode_index", "frame_index"} <= set(columns) and len(columns["frame_index"]):
+        begins = np.diff(columns["episode_index"], prepend=columns["episode_index"][0] - 1) != 0
+        start = np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
+        off = np.flatnonzero(columns["frame_index"] != np.arange(len(begins)) - start)
+        if len(off):
+            t = int(off[0])
+            yield Finding("indices-disagree", "error", f"frame_index is {columns['frame_index'][t]} instead of "
+                          f"{t - int(start[t])}", "sort the rows, or number them again",
+                          Location(name, int(columns["episode_index"][t]), t - int(start[t]), "frame_index"))
+    if "index" in columns and row is not None:
+        off = np.flatnonzero(columns["index"] != row + np.arange(len(columns["index"])))
+        if len(off):
+            t = int(off[0])
+            yield Finding("indices-disagree", "error", f"index is {columns['index'][t]} instead of {row + t}, "
+                          "the number of the row", "number the rows of all files without gaps",
+                          Location(name, None, None, "index"))
+    if "task_index" in columns and tasks is not None:
+        unknown = np.flatnonzero(~np.isin(columns["task_index"], list(tasks)))
+        if len(unknown):
+            yield Finding("task-unknown", "error", f"task_index {columns['task_index'][unknown[0]]} is not in "
+                          "meta/tasks", "add the task, or correct the row",
+                          Location(name, None, int(unknown[0]), "task_index"))
+
+
 def _check_data_files(path, info, episodes, tasks, refused):
     """Finds data files that are missing or damaged, or whose rows disagree with the metadata."""
     within: dict[str, list[dict]] = {}
@@ -143,37 +183,7 @@ def _check_data_files(path, info, episodes, tasks, refused):
             row = None
             continue
         yield from _check_types(info, source.schema_arrow, name)
-        if "episode_index" in columns:
-            which, counted = np.unique(columns["episode_index"], return_counts=True)
-            found = dict(zip(which.tolist(), counted.tolist(), strict=True))
-            for m in members:
-                e = m["episode_index"]
-                if found.get(e, 0) != m["length"]:
-                    yield Finding("lengths-disagree", "error", f"the tables say {m['length']} rows for episode {e}, "
-                                  f"but the file has {found.get(e, 0)}", _META, Location(name, e))
-                    break
-        if {"episode_index", "frame_index"} <= set(columns) and len(columns["frame_index"]):
-            begins = np.diff(columns["episode_index"], prepend=columns["episode_index"][0] - 1) != 0
-            start = np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
-            off = np.flatnonzero(columns["frame_index"] != np.arange(len(begins)) - start)
-            if len(off):
-                t = int(off[0])
-                yield Finding("indices-disagree", "error", f"frame_index is {columns['frame_index'][t]} instead of "
-                              f"{t - int(start[t])}", "sort the rows, or number them again",
-                              Location(name, int(columns["episode_index"][t]), t - int(start[t]), "frame_index"))
-        if "index" in columns and row is not None:
-            off = np.flatnonzero(columns["index"] != row + np.arange(table.num_rows))
-            if len(off):
-                t = int(off[0])
-                yield Finding("indices-disagree", "error", f"index is {columns['index'][t]} instead of {row + t}, "
-                              "the number of the row", "number the rows of all files without gaps",
-                              Location(name, None, None, "index"))
-        if "task_index" in columns and tasks is not None:
-            unknown = np.flatnonzero(~np.isin(columns["task_index"], list(tasks)))
-            if len(unknown):
-                yield Finding("task-unknown", "error", f"task_index {columns['task_index'][unknown[0]]} is not in "
-                              "meta/tasks", "add the task, or correct the row",
-                              Location(name, None, int(unknown[0]), "task_index"))
+        yield from _check_indices(name, columns, members, row, tasks)
         row = None if row is None else row + table.num_rows
     stray = {p.relative_to(path).as_posix() for p in (path / "data").rglob("*.parquet")} - set(within)
     if stray:

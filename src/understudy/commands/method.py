@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core import ConfigError, Schema, UserError
 from ..data.relabel import TaskText
+from ..hints import command_line
 from ..learn.method import Method, with_steps
 from ..methods import find_function, find_method
 from .options import change_fields, parse_value
@@ -44,7 +45,7 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
         method = with_executor(method, executor, trust)
     if steps is not None:
         method = with_steps(method, steps)
-    return change_fields(method, changes, f"understudy train {name}") if changes else method
+    return change_fields(method, changes, command_line("train", name)) if changes else method
 
 
 def with_executor(method: Method, text: str, trust: tuple[str, ...] = ()) -> Method:

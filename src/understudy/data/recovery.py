@@ -318,6 +318,15 @@ class _AllRows(zarr_store.ZarrSource):
 # -- LeRobot --------------------------------------------------------------------------------------------------------
 
 
+def _renumber(rows: pa.Table, episode: int, first: int) -> pa.Table:
+    """The rows of an episode with another number, and another index of their first row."""
+    columns = {"episode_index": np.full(len(rows), episode), "index": first + np.arange(len(rows))}
+    for name, values in columns.items():
+        field = rows.schema.field(name)
+        rows = rows.set_column(rows.column_names.index(name), field, pa.array(values, field.type))
+    return rows
+
+
 def _repair_lerobot(path: Path, folder: Path, lose) -> Path:
     """Copies the numbers without the lost episodes and renumbers them. Videos are linked."""
     info, out = read_info(path), folder / "data"
@@ -358,11 +367,7 @@ def _repair_lerobot(path: Path, folder: Path, lose) -> Path:
             elif missing:
                 lose(f"{path / missing[0]}, episode {number}: the file is missing")
             else:
-                new = {"episode_index": np.full(length, len(kept)), "index": frames + np.arange(length)}
-                for name, values in new.items():
-                    part = part.set_column(part.column_names.index(name), part.schema.field(name),
-                                           pa.array(values, part.schema.field(name).type))
-                parts.append((part, len(kept)))
+                parts.append((_renumber(part, len(kept), frames), len(kept)))
                 kept.append({**row, "episode_index": len(kept), "length": length, "dataset_from_index": frames,
                              "dataset_to_index": frames + length})
                 numbers.append(number)

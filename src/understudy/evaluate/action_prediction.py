@@ -300,7 +300,6 @@ def evaluate_action_prediction(
     executor: Executor | None = None,
     validation: Validation | None = None,
     n_examples: int = 3,
-    level: float = LEVEL,
     of_latents: bool = False,
 ) -> ActionPrediction:
     """Compares the plans of a policy with the recorded actions of episodes.
@@ -315,7 +314,6 @@ def evaluate_action_prediction(
         validation: Number of windows and samples.
         n_examples: Number of episodes whose plans are kept for a figure: the one with the median error, the worst and
             the best.
-        level: Confidence level of the intervals.
         of_latents: The actions of the policy are latents of skills, as with a `SkillWrapper`. The result then says so.
 
     Raises:
@@ -325,70 +323,115 @@ def evaluate_action_prediction(
     check_training_data(policy, data)
     validation = validation or Validation(n_windows=512, n_samples=16)
     numbers = list(range(len(data))) if episodes is None else list(episodes)
-    test, rest = data.select(numbers), [i for i in range(len(data)) if i not in set(numbers)]
-    target, choices = policy.config.target, policy.target.kind == "discrete"
-    basis = data.select(rest) if rest else data
-    scale = torch.ones(policy.action_dim) if choices else target_scale(basis, target)
-    common = _baseline_action(basis, target, choices)
-    training = policy.training
+    test, others = data.select(numbers), [i for i in range(len(data)) if i not in set(numbers)]
+    basis = data.select(others) if others else data
+    average = _baseline_action(basis, policy.config.target, policy.target.kind == "discrete")
+    was_training = policy.training
     policy.eval()
-    seen, K = [], 1
-    for batch, plans in validation.sampled_plans(policy, test, executor=executor):
-        K = plans.shape[1]
-        seen.append(_batch_errors(batch, plans, scale.to(plans), common.to(plans), choices))
-    all_ = {k: np.concatenate([s[k] for s in seen]) for k in seen[0]}
-
-    length = np.array([len(e) for e in test])
-    ends = np.cumsum(length)
-    whose = np.searchsorted(ends, all_["index"], side="right")
-    when = all_["index"] - (ends - length)[whose]
-    part = np.minimum(when * N_TIME_BINS // length[whose], N_TIME_BINS - 1)
-
-    mask, square, spread = all_["mask"], all_["square"], all_["spread"]  # (N, H), (N, H, A), (N, H, A)
-
-    def over(name, rows, columns=slice(None), steps=slice(None)):
-        return ErrorBreakdown(name, *(_root_mean(x[rows][:, steps][..., columns], mask[rows][:, steps], choices)
-                                      for x in (square, spread)))
-
+    errors = _WindowErrors(policy, test, basis, average, validation, executor)
+    values, mean_error = errors.values, errors.per_episode("energy")
     names = _component_names(policy, of_latents)
-    dimensions = tuple(over(name, slice(None), slice(a, a + 1)) for a, name in enumerate(names))
-    chunk = tuple(over(str(h), slice(None), slice(None), slice(h, h + 1)) for h in range(mask.shape[1])
-                  if mask[:, h].any())
-    time = tuple(
-        over(f"{100 * p // N_TIME_BINS}-{100 * (p + 1) // N_TIME_BINS}%", part == p)
-        for p in range(N_TIME_BINS)
-        if (part == p).any()
-    )
-    widest = np.argsort(-all_["apart"], kind="stable")[:10] if K > 1 else []
-    inside = None if K == 1 or choices else float(all_["inside"][mask].mean())
-
-    def interval(x, episode_of=whose):
-        count = np.bincount(episode_of, minlength=len(test))
-        there = count > 0
-        each = np.bincount(episode_of, x, minlength=len(test))[there] / count[there]
-        return stats.bootstrap_mean(each, level, weights=count[there])
-
-    current = mask & (np.arange(mask.shape[1]) + policy.window.action_offset >= 0)
-    average = common.double().numpy()
-    constant = _constant_components(data, target)
-    errors, components = _prediction_errors(all_, current, _last_actions(test, target, average)[all_["index"]],
-                                            average, names, constant, choices)
-    changing = [c for c in components if not c.is_constant]
-    prediction_error = None if not changing else (
-        _mean_of_components(changing), interval(errors[:, ~constant].mean(1), whose[np.nonzero(current)[0]]))
-    error = np.bincount(whose, all_["energy"], minlength=len(test)) / np.maximum(np.bincount(
-        whose, minlength=len(test)), 1)
-    order = np.argsort(error, kind="stable")
-    chosen = list(dict.fromkeys(int(i) for i in (order[len(order) // 2], order[-1], order[0])))[:n_examples]
-    fans = tuple(_plan_samples(policy, test, i, numbers[i], validation, executor) for i in chosen)
-    policy.train(training)
+    components, prediction_error, n_current = errors.predictions(
+        names, _constant_components(data, policy.config.target))
+    order = np.argsort(mean_error, kind="stable")
+    shown = list(dict.fromkeys(int(i) for i in (order[len(order) // 2], order[-1], order[0])))[:n_examples]
+    fans = tuple(_plan_samples(policy, test, i, numbers[i], validation, executor) for i in shown)
+    policy.train(was_training)
+    K, inside = errors.n_samples, errors.fraction_inside
     return ActionPrediction(
         str(data.metadata.get("name") or data.metadata.get("path") or data.metadata.get("env") or "data"), origin,
-        tuple(numbers), test.steps, len(whose), K, interval(all_["energy"]), interval(all_["mean"]),
-        interval(all_["best"]), float(all_["average"].mean()), inside, None if inside is None else (K - 1) / (K + 1),
-        dimensions, policy.target.unit, chunk, time,
-        tuple(UncertainStep(numbers[int(whose[i])], int(when[i]), float(all_["apart"][i])) for i in widest), fans,
-        prediction_error, components, int(current.any(0).sum()), choices, of_latents)
+        tuple(numbers), test.steps, len(errors.episode), K, errors.interval(values["energy"]),
+        errors.interval(values["mean"]), errors.interval(values["best"]), float(values["average"].mean()), inside,
+        None if inside is None else (K - 1) / (K + 1), errors.by_component(names),
+        policy.target.unit, errors.by_chunk_step(), errors.by_time(), errors.widest(numbers), fans, prediction_error,
+        components, n_current, errors.is_discrete, of_latents)
+
+
+class _WindowErrors:
+    """Errors of the plans in windows of some episodes.
+
+    Attributes:
+        values: Arrays of one row for each window, by name.
+        episode: Index of the episode of each window, (N,).
+        step: Step of each window in its episode, (N,).
+    """
+
+    def __init__(self, policy: Policy, test: Dataset, basis: Dataset, average: Tensor, validation: Validation,
+                 executor: Executor | None):
+        self.policy, self.test, self.average = policy, test, average
+        self.is_discrete = policy.target.kind == "discrete"
+        scale = torch.ones(policy.action_dim) if self.is_discrete else target_scale(basis, policy.config.target)
+        batches, self.n_samples = [], 1
+        for batch, plans in validation.sampled_plans(policy, test, executor=executor):
+            self.n_samples = plans.shape[1]
+            batches.append(_batch_errors(batch, plans, scale.to(plans), average.to(plans), self.is_discrete))
+        self.values = {k: np.concatenate([errors[k] for errors in batches]) for k in batches[0]}
+        length = np.array([len(e) for e in test])
+        ends = np.cumsum(length)
+        self.episode = np.searchsorted(ends, self.values["index"], side="right")
+        self.step = self.values["index"] - (ends - length)[self.episode]
+        self.part = np.minimum(self.step * N_TIME_BINS // length[self.episode], N_TIME_BINS - 1)
+        self.mask = self.values["mask"]  # (N, H)
+
+    @property
+    def fraction_inside(self) -> float | None:
+        """Fraction of recorded actions inside the range of the samples."""
+        has_range = self.n_samples > 1 and not self.is_discrete
+        return float(self.values["inside"][self.mask].mean()) if has_range else None
+
+    def per_episode(self, name: str) -> np.ndarray:
+        """Mean of a value over the windows of each episode, (E,)."""
+        count = np.bincount(self.episode, minlength=len(self.test))
+        return np.bincount(self.episode, self.values[name], minlength=len(self.test)) / np.maximum(count, 1)
+
+    def interval(self, x: np.ndarray, episode: np.ndarray | None = None) -> Interval:
+        """Mean of values and its interval, by resampling of episodes.
+
+        Args:
+            x: The values, (N,).
+            episode: Index of the episode of each value. None: values are of windows.
+        """
+        episode = self.episode if episode is None else episode
+        count = np.bincount(episode, minlength=len(self.test))
+        there = count > 0
+        each = np.bincount(episode, x, minlength=len(self.test))[there] / count[there]
+        return stats.bootstrap_mean(each, LEVEL, weights=count[there])
+
+    def _breakdown(self, name: str, rows, columns=slice(None), steps=slice(None)) -> ErrorBreakdown:
+        return ErrorBreakdown(name, *(
+            _root_mean(self.values[k][rows][:, steps][..., columns], self.mask[rows][:, steps], self.is_discrete)
+            for k in ("square", "spread")))
+
+    def by_component(self, names: Sequence[str]) -> tuple[ErrorBreakdown, ...]:
+        return tuple(self._breakdown(name, slice(None), slice(a, a + 1)) for a, name in enumerate(names))
+
+    def by_chunk_step(self) -> tuple[ErrorBreakdown, ...]:
+        return tuple(self._breakdown(str(h), slice(None), slice(None), slice(h, h + 1))
+                     for h in range(self.mask.shape[1]) if self.mask[:, h].any())
+
+    def by_time(self) -> tuple[ErrorBreakdown, ...]:
+        return tuple(self._breakdown(f"{100 * p // N_TIME_BINS}-{100 * (p + 1) // N_TIME_BINS}%", self.part == p)
+                     for p in range(N_TIME_BINS) if (self.part == p).any())
+
+    def widest(self, numbers: Sequence[int]) -> tuple[UncertainStep, ...]:
+        """The steps whose samples are farthest apart. `numbers` are those of the episodes."""
+        apart = self.values["apart"]
+        order = np.argsort(-apart, kind="stable")[:10] if self.n_samples > 1 else []
+        return tuple(UncertainStep(numbers[int(self.episode[i])], int(self.step[i]), float(apart[i])) for i in order)
+
+    def predictions(self, names: Sequence[str], constant: np.ndarray
+                    ) -> tuple[tuple[PredictionError, ...], tuple[PredictionError, Interval] | None, int]:
+        """Errors of the predicted actions by component, their mean with its interval, and the number of steps."""
+        target, average = self.policy.config.target, self.average.double().numpy()
+        current = self.mask & (np.arange(self.mask.shape[1]) + self.policy.window.action_offset >= 0)
+        errors, components = _prediction_errors(
+            self.values, current, _last_actions(self.test, target, average)[self.values["index"]], average, names,
+            constant, self.is_discrete)
+        changing = [c for c in components if not c.is_constant]
+        mean = None if not changing else (
+            _mean_of_components(changing),
+            self.interval(errors[:, ~constant].mean(1), self.episode[np.nonzero(current)[0]]))
+        return components, mean, int(current.any(0).sum())
 
 
 def _batch_errors(

@@ -304,10 +304,10 @@ def two_level_difference(first: Sequence[Sequence[float]] | np.ndarray, second: 
         second: Values of the second method on the same seeds and starts, in the same places. Seeds are paired because
             both methods of a seed usually learn from the same demonstrations.
         level: Confidence level.
-        kind: What the values are, as in `two_level`.
+        kind: What the values are, as in `two_level_rate`.
 
     Raises:
-        ValueError: As `two_level`, or if the two shapes differ.
+        ValueError: As `two_level_rate`, or if the two shapes differ.
 
     References:
         Zou and Donner (2008), Statistics in Medicine 27:1693. Searle, Casella and McCulloch (1992), Variance

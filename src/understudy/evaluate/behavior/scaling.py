@@ -1,4 +1,4 @@
-"""What of an episode is looked at: states and actions as numbers, in units that do not depend on the robot."""
+"""States and actions of episodes as numbers, in units that do not depend on the robot."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ MAX_EPISODES = 200  # episodes of a data set that are looked at, evenly over it
 
 @dataclass(frozen=True)
 class TrajectoryScaling:
-    """columns: those of observations that are numbers; the state is their components side by side. Every component is
-    measured in its standard deviation over the data that the view was made of; what is constant there counts nothing.
-    Where actions are choices, they have no distance, and `acts` is None."""
+    """Units of states and actions: standard deviations over a data set. What is constant there counts nothing.
+
+    Args:
+        columns: Observations that are numbers. The state is their components side by side, (S,).
+        names: Names of the components of the state, (S,).
+        center: Mean of each component, (S,).
+        scale: Standard deviation of each component, (S,). Infinite where it is constant.
+        action_scale: Standard deviation of each component of the actions, (A,). Infinite where it is constant. None if
+            actions are choices, which have no distance.
+    """
 
     columns: tuple[str, ...]
-    names: tuple[str, ...]  # (S,) of the components
-    center: np.ndarray  # (S,)
-    scale: np.ndarray  # (S,) infinite where constant
-    action_scale: np.ndarray | None  # (A,) deviations of the actions, infinite where constant
+    names: tuple[str, ...]
+    center: np.ndarray
+    scale: np.ndarray
+    action_scale: np.ndarray | None
 
     @staticmethod
     def from_data(data: Dataset, *others: Dataset) -> TrajectoryScaling:
@@ -35,13 +42,13 @@ class TrajectoryScaling:
                       for k in columns for name in features[k].names or range(features[k].size))
         some = evenly_spaced(data)
         states = _stack_finite([_rows(e, columns) for e in some], len(names))
-        acts = None
+        action_scale = None
         if all("action" in f and _is_numeric(f["action"]) and f["action"].shape == features["action"].shape
                for f in (features, *shared)):
-            acts = _component_scale(_stack_finite([_rows(e, ("action",)) for e in some], features["action"].size))
-        return TrajectoryScaling(
-            columns, names, states.mean(0) if len(states) else np.zeros(len(names)), _component_scale(states), acts
-        )
+            actions = [_rows(e, ("action",)) for e in some]
+            action_scale = _component_scale(_stack_finite(actions, features["action"].size))
+        center = states.mean(0) if len(states) else np.zeros(len(names))
+        return TrajectoryScaling(columns, names, center, _component_scale(states), action_scale)
 
     def states(self, episode: Episode) -> np.ndarray:
         """(T or T + 1, S), about the mean; what was seen last is among them."""

@@ -53,6 +53,7 @@ from pathlib import Path  # noqa: E402
 import numpy as np  # noqa: E402
 import scipy.stats  # noqa: E402
 import torch  # noqa: E402
+from labeled_points import labeled_points  # noqa: E402
 from published_toys import push_demonstrations  # noqa: E402
 
 from understudy.checkpoint import FromStage  # noqa: E402
@@ -66,7 +67,6 @@ from understudy.evaluate.comparison import Comparison, compare_all  # noqa: E402
 from understudy.evaluate.evaluation import Evaluation, compare, evaluation_of, recording_seed  # noqa: E402
 from understudy.evaluate.multiple_comparisons import compact_letter_display, holm  # noqa: E402
 from understudy.evaluate.noninferiority import noninferiority_p_value  # noqa: E402
-from understudy.evaluate.plots import labeled_points  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import seeds_caveat  # noqa: E402
 from understudy.execute.chunking import RecedingHorizon  # noqa: E402

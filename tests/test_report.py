@@ -1,12 +1,14 @@
 """The report: that every line is where its number says, that nothing comes from elsewhere, and that all can read it."""
 
 import base64
+import importlib
 import io
 import math
 import re
 import xml.etree.ElementTree as xml
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import av
 import numpy as np
@@ -181,12 +183,19 @@ def label_boxes(root):
     return boxes
 
 
+@pytest.fixture
+def labeled(monkeypatch):
+    """benchmarks/labeled_points.py"""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return importlib.import_module("labeled_points")
+
+
 @pytest.mark.parametrize("names", [
     [f"{kind}-{n}" for kind in ("ddim", "energy", "one", "normalizing-flow") for n in (1, 11, 10, 111, 101)],
     [f"head-{n}" for n in range(101, 131)]])
-def test_labels_of_dense_points_do_not_touch(names):
+def test_labels_of_dense_points_do_not_touch(labeled, names):
     rows = [(name, 30.0 + 4 * math.sin(i), wilson(96 + i % 5, 100), "head") for i, name in enumerate(names)]
-    root = svg(plots.labeled_points([*rows, ("slow", 1.0, wilson(90, 100), "head")], "speed", "success"))
+    root = svg(labeled.labeled_points([*rows, ("slow", 1.0, wilson(90, 100), "head")], "speed", "success"))
     boxes, view = label_boxes(root), [float(v) for v in root.get("viewBox").split()]
     dots = [(float(c.get("cx")), float(c.get("cy"))) for c in of(root, "circle", r="5")[1:]]
     assert len(boxes) == len(dots) == len(names) + 1
@@ -202,17 +211,17 @@ def test_labels_of_dense_points_do_not_touch(names):
         assert any(a[0] - 5 < end[0] < a[2] + 5 and a[1] - 5 < end[1] < a[3] + 5 for a in boxes)
 
 
-def test_labels_of_points_cover_nothing_and_dots_stand_at_their_values():
+def test_labels_of_points_cover_nothing_and_dots_stand_at_their_values(labeled):
     rows = [(f"head number {i}", 10.0 + i % 3, wilson(90 + i % 4, 100), ("slow", "fast")[i % 2]) for i in range(20)]
     rows.append(("the slowest", 1.0, wilson(50, 100), "slow"))
-    root = svg(figure := plots.labeled_points(rows, "speed", "success", guides=(5.0, 0.5)))
+    root = svg(figure := labeled.labeled_points(rows, "speed", "success", guides=(5.0, 0.5)))
     boxes = label_boxes(root)
     assert len(boxes) == len(rows)
     shapes = of(root, "circle", r="5")[1:]  # the first is the legend's
     dots = [(float(c.get("cx")), float(c.get("cy"))) for c in shapes]
     assert len(dots) == 11
     for i, a in enumerate(boxes):
-        assert a[0] > 0 and a[2] < plots.LABELED_WIDTH
+        assert a[0] > 0 and a[2] < labeled.LABELED_WIDTH
         assert not any(a[0] < x < a[2] and a[1] < y < a[3] for x, y in dots)
         assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:i])
     legend = {t.text: float(t.get("x")) for t in of(root, "text") if t.text in ("slow", "fast")}

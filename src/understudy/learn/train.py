@@ -561,7 +561,7 @@ def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
             "were interrupted while they were recorded and are")
     warnings.warn(f"{len(left_out)} of {episodes} episodes {what} left out of training: {some}. Pass "
                   "--include-interrupted (include_interrupted=True in Python) to train on "
-                  f"{'it' if len(left_out) == 1 else 'them'}.", DataWarning, stacklevel=3)
+                  f"{'it' if len(left_out) == 1 else 'them'}.", DataWarning, stacklevel=4)  # where `train` is called
 
 
 def _check_task_texts(method: Method, data: Dataset) -> None:

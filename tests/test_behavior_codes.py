@@ -183,7 +183,7 @@ def test_shifted_starts_have_all_phases():
         [10, 11, 12, 13, 14], [10, 11], [11, 12, 13, 14], [11], [12, 13, 14]]
     assert [len(e.steps[STATE]) - len(e) for e in shifted] == [1] * 5
     assert sorted(t for e in shifted for t in e.steps[STATE][: len(e): 3, 0]) == [0, 0, 1, 1, 2, 3, 4]
-    with pytest.raises(UserError, match="1 adds no copies"):
+    with pytest.raises(UserError, match="n is 0, but must be at least 1"):
         ShiftedStarts(0)
 
 

@@ -648,13 +648,13 @@ def test_killed_at_any_time_it_is_the_same_run(whole, demos, tmp_path):
 
 def test_what_cannot_be_collected_is_refused_before_anything_is_trained(demos, tmp_path):
     for made, words in (
-            (lambda: rounds(0), "CollectionRounds.n_rounds: it must be at least 1"),
-            (lambda: rounds(updates_per_step=0), "updates_per_step: it must be above 0"),
+            (lambda: rounds(0), "CollectionRounds.n_rounds: n_rounds is 0, but must be at least 1"),
+            (lambda: rounds(updates_per_step=0), "updates_per_step is 0, but must be above 0"),
             (lambda: rounds(mixture_weights=(1.0,)), "there must be two weights"),
-            (lambda: RolloutCollector(0), "at least one episode"),
+            (lambda: RolloutCollector(0), "n_episodes is 0, but must be at least 1"),
             (lambda: RolloutCollector(1, supervisor="me"), "'me' is no supervisor"),
             (lambda: RolloutCollector(1, gate=RandomGate()), "there is no supervisor"),
-            (lambda: RandomGate(1.5), "must be between 0 and 1")):
+            (lambda: RandomGate(1.5), "probability is 1.5, but must be at least 0 and at most 1")):
         with pytest.raises(UserError, match=words):
             made()
     with pytest.raises(UserError, match="no environment to collect them in"):

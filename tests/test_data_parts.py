@@ -90,7 +90,7 @@ def test_a_shift_is_padding_and_a_crop_at_a_place_drawn_uniformly():
     same = torch.stack([(padded[:, :, i:i + 5, j:j + 7] == out).flatten(1).all(1) for i in range(5) for j in range(5)])
     assert (same.sum(0) == 1).all(), "one crop of both frames"
     assert stats.chisquare(same.sum(1).numpy()).pvalue > 1e-3
-    with pytest.raises(UserError, match="at least 1 pixel"):
+    with pytest.raises(UserError, match="pixels is 0, but must be at least 1"):
         RandomShift("i", 0)
 
 

@@ -383,7 +383,7 @@ def test_a_jerk_limit_holds_for_any_actions():
         assert wild.min() <= done.min() and done.max() <= wild.max()
         assert done.diff().abs().max() > 0.9 * limit  # and no slower than it must be
     for options in ({"max_change": 0.0}, {"n_average": 0}):
-        with pytest.raises(UserError, match="must be positive"):
+        with pytest.raises(UserError, match=f"{next(iter(options))} is .*, but must be (above 0|at least 1)"):
             JerkLimit(**options)
 
 

@@ -152,7 +152,7 @@ def test_the_interpolant_needs_the_last_action():
         HEAD.sample(velocity, contexts(1), noise)
     with pytest.raises(UserError, match="has 1 numbers, and a coded action has 2"):
         HEAD.sample(velocity, contexts(1, NAMED), noise)
-    with pytest.raises(UserError, match="adds no noise"):
+    with pytest.raises(UserError, match="source_std is 0.0, but must be above 0"):
         Interpolant(source_std=0.0)
 
 

@@ -247,6 +247,7 @@ def test_what_it_cannot_learn_is_refused():
     numbers = {STATE: Feature("float32", (1,)), "action": Feature("float32", (1,))}
     with pytest.raises(Unsupported, match="begin at the current step"):
         SMALL.build(Policy(policy_config(horizon=2, action_offset=-1), numbers), 0, 1, data)
-    for wrong, words in (({"discount": 1.5}, "between 0 and 1"), ({"policy_delay": 0}, "at least 1")):
+    for wrong, words in (({"discount": 1.5}, "discount is 1.5, but must be at least 0 and at most 1"),
+                         ({"policy_delay": 0}, "at least 1")):
         with pytest.raises(UserError, match=words):
             replace(SMALL, **wrong)

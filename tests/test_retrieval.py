@@ -84,7 +84,7 @@ def test_what_cannot_be_retrieved():
         weights_of(walks([1, 2]))
     with pytest.raises(UserError, match="is not a trained module"):
         Retrieve(FromStage("embedding", "embedding")).apply(MIXED)
-    with pytest.raises(UserError, match="more than 0 and at most 1"):
+    with pytest.raises(UserError, match="fraction is 0.0, but must be above 0 and at most 1"):
         Retrieve(Place(), fraction=0.0)
 
 

@@ -251,7 +251,7 @@ def test_steps_of_a_period_share_a_label(posterior):
 def test_labels_need_a_trained_module(posterior):
     with pytest.raises(UserError, match="is not a trained module"):
         LatentLabels(FromStage("skills", "posterior")).apply(random_dataset(FEATURES))
-    with pytest.raises(UserError, match="at least 1 step"):
+    with pytest.raises(UserError, match="period is 0, but must be at least 1"):
         LatentLabels(posterior, period=0)
 
 

@@ -327,7 +327,7 @@ def test_goals_without_new_options_are_drawn_as_before():
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"p_pastgoal": 1.2}, "between 0 and 1"), ({"p_curgoal": -0.1}, "between 0 and 1"),
+    ({"p_pastgoal": 1.2}, "at least 0 and at most 1"), ({"p_curgoal": -0.1}, "at least 0 and at most 1"),
     ({"p_curgoal": 0.6, "p_pastgoal": 0.6}, "more than 1"), ({"max_steps": 0}, "at least 1")])
 def test_goals_without_meaning_are_refused(options, words):
     with pytest.raises(UserError, match=words):

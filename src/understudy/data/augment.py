@@ -258,7 +258,7 @@ class ColorJitter(Augmentation):
         return {**obs, self.key: x.round().to(image.dtype)}
 
 
-@dataclass(frozen=True)
+@part
 class RandomShift(Augmentation):
     """Shifts images by up to some pixels in each direction. Pixels at the border are repeated where nothing is known.
 
@@ -276,12 +276,7 @@ class RandomShift(Augmentation):
     """
 
     key: str
-    pixels: int = 4
-
-    def __post_init__(self):
-        if self.pixels < 1:
-            raise UserError(f"The largest shift must be at least 1 pixel, and it is {self.pixels}.",
-                            where="RandomShift.pixels", hint="Leave the augmentation out for no shift.")
+    pixels: Annotated[int, AtLeast(1)] = 4
 
     def check_features(self, features):
         _check_column(self, "key", self.key, features, "image")

@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from ..core import Feature, UserError, keys, role, unknown_name
+from ..core import AtLeast, Feature, UserError, keys, part, role, unknown_name
 from . import cache
 from .episode import ColumnSource, Dataset, Episode
 from .relabel import task_texts
@@ -361,7 +361,7 @@ class Crop(Operation):
         return Dataset(SlicedSource(had.source, ends[:, 0], ends[:, 1]), data.metadata, had.indices)
 
 
-@dataclass(frozen=True)
+@part
 class ShiftedStarts(Operation):
     """Adds copies of each episode that begin 1, 2, ... steps later.
 
@@ -372,12 +372,7 @@ class ShiftedStarts(Operation):
         n: Number of starts of each episode, which has itself as the first. Episodes of fewer steps have fewer.
     """
 
-    n: int
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.n < 1:
-            raise UserError(f"the number of starts is {self.n}", where="ShiftedStarts.n", hint="1 adds no copies")
+    n: Annotated[int, AtLeast(1)]
 
     def apply(self, data: Dataset) -> Dataset:
         shifted = data

@@ -70,24 +70,17 @@ class Goal:
 
     column: str
     into: str = "observation.goal"
-    p_curgoal: float = 0.0
-    p_randomgoal: float = 0.0
+    p_curgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+    p_randomgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     discount: Annotated[float | None, AtLeast(0), AtMost(1)] = None
-    p_pastgoal: float = 0.0
-    max_steps: int | None = None
+    p_pastgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+    max_steps: Annotated[int | None, AtLeast(1)] = None
 
     def __post_init__(self):
         fractions = {name: getattr(self, name) for name in ("p_curgoal", "p_randomgoal", "p_pastgoal")}
-        for name, p in fractions.items():
-            if not 0 <= p <= 1:
-                raise UserError(f"A fraction must be between 0 and 1, and this is {p}.", where=f"Goal.{name}",
-                                hint="Use 0.2 for a fifth of the windows, for example.")
         if sum(fractions.values()) > 1 + 1e-9:
             raise UserError(f"{', '.join(f'{n}={p}' for n, p in fractions.items())} add up to more than 1.",
                             where="Goal", hint="The rest, up to 1, is the fraction of future goals.")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise UserError(f"max_steps must be at least 1, and it is {self.max_steps}.", where="Goal",
-                            hint="p_curgoal=1.0 makes the current row the goal.")
 
     def sample_rows(self, episode: np.ndarray, t: np.ndarray, lengths: np.ndarray, rng: np.random.Generator,
                     ) -> tuple[np.ndarray, np.ndarray]:

@@ -37,15 +37,11 @@ class AdaptiveHorizon(ChunkedExecutor):
 
     n_action_steps: int = 8
     skip: int = 0
-    n_samples: int = 8
+    n_samples: Annotated[int, AtLeast(2)] = 8
     threshold: Annotated[float, AtLeast(0)] = 0.3
     min_action_steps: int = 1
 
     def __post_init__(self):
-        super().__post_init__()
-        if self.n_samples < 2:
-            raise UserError(f"n_samples is {self.n_samples}, but a disagreement needs at least 2",
-                            where="AdaptiveHorizon.n_samples", hint="draw 8 samples, or use RecedingHorizon")
         if not 1 <= self.min_action_steps <= self.n_action_steps:
             raise UserError(f"min_action_steps is {self.min_action_steps}, but must be from 1 to n_action_steps, "
                             f"which is {self.n_action_steps}", where="AdaptiveHorizon.min_action_steps",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..core import State, Unsupported, UserError, part, tree_map
+from ..core import Above, AtLeast, Below, State, Unsupported, part, tree_map
 from ..policy import Planner
 from .base import ActionConditionedExecutor, Executor, check_numeric_actions
 
@@ -32,7 +33,7 @@ class ActionFilter(ABC):
         """
 
 
-@dataclass(frozen=True)
+@part
 class LowPassFilter(ActionFilter):
     """The exponential moving average of the actions, a low-pass filter of first order.
 
@@ -46,12 +47,7 @@ class LowPassFilter(ActionFilter):
         UserError: `decay` is outside its range.
     """
 
-    decay: float = 0.5
-
-    def __post_init__(self):
-        if not 0 <= self.decay < 1:
-            raise UserError(f"decay is {self.decay:g}, but must be at least 0 and below 1", where="LowPassFilter.decay",
-                            hint="0.5 is usual")
+    decay: Annotated[float, AtLeast(0), Below(1)] = 0.5
 
     def start(self, action):
         return {"last": action}
@@ -82,14 +78,8 @@ class JerkLimit(ActionFilter):
         Specifications, Control Engineering Practice.
     """
 
-    max_change: float = 0.5
-    n_average: int = 2
-
-    def __post_init__(self):
-        for name in ("max_change", "n_average"):
-            if not (value := getattr(self, name)) > 0:
-                raise UserError(f"{name} is {value:g}, but must be positive", where=f"JerkLimit.{name}",
-                                hint="leave it at its default")
+    max_change: Annotated[float, Above(0)] = 0.5
+    n_average: Annotated[int, AtLeast(1)] = 2
 
     def start(self, action):
         queue = action.unsqueeze(1).repeat(1, self.n_average, 1)

@@ -34,14 +34,9 @@ class FollowDemonstration(Executor):
         Malato et al. (2024), Zero-shot Imitation Policy via Search in Demonstration Dataset, arXiv:2401.16398.
     """
 
-    max_steps: int = 128
+    max_steps: Annotated[int, AtLeast(1)] = 128
     ratio: Annotated[float | None, AtLeast(0)] = 2.0
     min_distance: Annotated[float, AtLeast(0)] = 0.1
-
-    def __post_init__(self):
-        if self.max_steps < 1:
-            raise ConfigError(f"max_steps is {self.max_steps}, but at least 1 step is executed",
-                              where="FollowDemonstration", hint="128 as in the paper")
 
     def check_planner(self, planner):
         check_alignment(self, planner)

@@ -70,16 +70,13 @@ class Diffusion(DenoisingHead):
     times: Literal["shared", "each"] | RampTimes = "shared"
     guidance_weight: Annotated[float, AtLeast(0)] = 1.0
     spacing: Literal["trailing", "leading"] = "trailing"
-    n_extra_steps: int = 0
+    n_extra_steps: Annotated[int, AtLeast(0)] = 0
 
     def __post_init__(self):
         check_solver(self, DenoisingSolver)
         if not 1 <= self.n_steps <= self.n_train_steps:
             raise UserError(f"n_steps must be 1 to n_train_steps={self.n_train_steps}, but it is {self.n_steps}",
                             where="Diffusion.n_steps", hint="sample in fewer steps, or train with more levels")
-        if self.n_extra_steps < 0:
-            raise UserError(f"n_extra_steps is {self.n_extra_steps}", where="Diffusion.n_extra_steps",
-                            hint="use 0 for none, or a few, such as 8")
 
     @property
     def path(self) -> VariancePreservingPath:

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..core import AtLeast, Context, UserError, part
+from ..core import Above, AtLeast, Context, UserError, part
 from .base import StepwiseHead
 from .paths import StochasticInterpolant
 from .solvers import Euler, Solver, check_solver, integrate
@@ -40,7 +40,7 @@ class Interpolant(StepwiseHead):
     """
 
     source: str = "observation.last_action"
-    source_std: float = 0.2
+    source_std: Annotated[float, Above(0)] = 0.2
     scale: Annotated[float, AtLeast(0)] = 0.1
     n_steps: Annotated[int, AtLeast(1)] = 5
     solver: Solver = Euler()
@@ -52,9 +52,6 @@ class Interpolant(StepwiseHead):
 
     def __post_init__(self):
         check_solver(self, Solver)
-        if not self.source_std > 0:
-            raise UserError(f"source_std={self.source_std} adds no noise to the last action", where="Interpolant",
-                            hint="use a number above 0, such as 0.2")
 
     def build(self, trunk, coded_dim, spec):
         return trunk.build(coded_dim, coded_dim, 1, spec)

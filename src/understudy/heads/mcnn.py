@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import Above, AtLeast, ConfigError, Unsupported, UserError, part
+from ..core import Above, AtLeast, AtMost, ConfigError, Unsupported, UserError, part
 from .base import Head, repeat_into_padding
 
 
@@ -41,14 +41,9 @@ class MCNN(Head):
         chosen there by growing neural gas, and the slope of the clip falls to 0 in the first 100 updates.
     """
 
-    memory_fraction: float = 0.1
+    memory_fraction: Annotated[float, Above(0), AtMost(1)] = 0.1
     decay: Annotated[float, AtLeast(0)] = 10.0
     limit: Annotated[float, Above(0)] = 1.0
-
-    def __post_init__(self):
-        if not 0 < self.memory_fraction <= 1:
-            raise ConfigError(f"memory_fraction is {self.memory_fraction}, but it is more than 0 and at most 1",
-                              where="MCNN", hint="0.1 makes every tenth window a memory")
 
     def noise(self, horizon, coded_dim):
         return (horizon, 0)

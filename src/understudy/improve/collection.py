@@ -17,7 +17,7 @@ from typing import Annotated
 import numpy as np
 
 from ..checkpoint import FromStage
-from ..core import AtLeast, Schema, Unsupported, UserError, part
+from ..core import Above, AtLeast, Schema, Unsupported, UserError, part
 from ..data.batch_sampler import BatchSampler, MixtureSampler
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset, write_dataset
@@ -127,7 +127,7 @@ class EpisodeCollector(ABC):
         return data
 
 
-@dataclass(frozen=True)
+@part
 class RolloutCollector(EpisodeCollector):
     """Rolls the policy out in the environment.
 
@@ -144,15 +144,12 @@ class RolloutCollector(EpisodeCollector):
         gate: At which steps the supervisor acts in place of the policy. None for never.
     """
 
-    n_episodes: int
+    n_episodes: Annotated[int, AtLeast(1)]
     exploration: Exploration | None = None
     supervisor: str | FromStage | None = None
     gate: Gate | None = None
 
     def __post_init__(self):
-        if self.n_episodes < 1:
-            raise UserError(f"a round needs at least one episode, and this is {self.n_episodes}",
-                            where="RolloutCollector.n_episodes", hint="use 1 or more")
         if isinstance(self.supervisor, str) and self.supervisor not in ("expert", "person"):
             raise UserError(f"{self.supervisor!r} is no supervisor", where="RolloutCollector.supervisor",
                             hint='use "expert", "person" or FromStage(NAME)')
@@ -284,7 +281,7 @@ class TaskSequenceCollector(EpisodeCollector):
 # -- the loop -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@part
 class CollectionRounds(DataCollection):
     """Collects episodes in rounds and trains after each.
 
@@ -311,23 +308,16 @@ class CollectionRounds(DataCollection):
         >>> policy = train(replace(method, collection=rounds), data, "runs/dagger", env=make("fork", rows=16))
     """
 
-    n_rounds: int
+    n_rounds: Annotated[int, AtLeast(1)]
     collector: EpisodeCollector
     relabel: tuple[Relabel, ...] = ()
     retention: RetentionRule = field(default_factory=AllEpisodes)
     mixture_weights: tuple[float, ...] = ()
-    updates_per_step: float = 1.0
+    updates_per_step: Annotated[float, Above(0)] = 1.0
     reset_learner: bool = False
-    initial_updates: int = 0
+    initial_updates: Annotated[int, AtLeast(0)] = 0
 
     def __post_init__(self):
-        for name, least in (("n_rounds", 1), ("initial_updates", 0)):
-            if (value := getattr(self, name)) < least:
-                raise UserError(f"it must be at least {least}, and is {value}", where=f"CollectionRounds.{name}",
-                                hint=f"use {least} or more")
-        if not self.updates_per_step > 0:
-            raise UserError(f"it must be above 0, and is {self.updates_per_step}",
-                            where="CollectionRounds.updates_per_step", hint="1 is one update for each collected step")
         if len(self.mixture_weights) not in (0, 2):
             raise UserError(f"there must be two weights, and there are {len(self.mixture_weights)}",
                             where="CollectionRounds.mixture_weights",

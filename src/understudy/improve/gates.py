@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..core import State, UserError, uniform
+from ..core import AtLeast, AtMost, State, UserError, part, uniform
 from ..execute.actor import Actor
 
 INTERVENTION = "intervention"  # column: True where the supervisor acted
@@ -52,7 +53,7 @@ class Gate(ABC):
         """
 
 
-@dataclass(frozen=True)
+@part
 class RandomGate(Gate):
     """The supervisor acts at random steps: the mixture policy of DAgger.
 
@@ -61,14 +62,8 @@ class RandomGate(Gate):
         decay: The probability is multiplied by this after each round.
     """
 
-    probability: float = 0.5
-    decay: float = 1.0
-
-    def __post_init__(self):
-        for name in ("probability", "decay"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise UserError(f"it must be between 0 and 1, and is {value}", where=f"RandomGate.{name}",
-                                hint="use 0.5 for half of the steps, for example")
+    probability: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
+    decay: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
 
     def start(self, obs, key, number):
         probability = self.probability * self.decay**number

@@ -96,12 +96,7 @@ class BehaviorCloning(LearnerConfig):
     sample_weights: SampleWeights = field(default_factory=UniformWeights)
     sampling_column: str | None = None
     auxiliary_losses: tuple[AuxiliaryLoss, ...] = ()
-    n_noise_samples: int = 1
-
-    def __post_init__(self):
-        if self.n_noise_samples < 1:
-            raise UserError(f"n_noise_samples is {self.n_noise_samples}, but a loss needs at least one draw",
-                            where="BehaviorCloning", hint="use n_noise_samples=1 or more")
+    n_noise_samples: Annotated[int, AtLeast(1)] = 1
 
     @property
     def extra(self):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..checkpoint import CheckpointModule, FromStage
-from ..core import Batch, Feature, UserError
+from ..core import AtLeast, Batch, Feature, UserError, part
 from ..data.episode import Dataset, LabeledEpisodes
 from ..data.operations import Operation
 from ..data.window import Windows
@@ -70,7 +70,7 @@ def check_trained(encoder: object, where: str) -> LatentEncoder:
     return encoder
 
 
-@dataclass(frozen=True)
+@part
 class LatentLabels(Operation):
     """Writes the latent of each step into a column, as a `LatentEncoder` gives it.
 
@@ -94,13 +94,7 @@ class LatentLabels(Operation):
 
     encoder: FromStage | LatentEncoder
     into: str = SKILL
-    period: int = 1
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.period < 1:
-            raise UserError(f"the period is {self.period}, but latents last at least 1 step",
-                            where="LatentLabels.period", hint="1 gives each step its own latent")
+    period: Annotated[int, AtLeast(1)] = 1
 
     def apply(self, data: Dataset) -> Dataset:
         encoder = check_trained(self.encoder, "LatentLabels.encoder")

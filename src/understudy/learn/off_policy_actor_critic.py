@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Generator, Tensor
 
-from ..core import AtLeast, AtMost, Batch, Unsupported, UserError, part
+from ..core import AtLeast, AtMost, Batch, Unsupported, part
 from ..data.episode import Dataset
 from ..policy import Policy
 from .critic import CriticConfig
@@ -50,23 +50,15 @@ class OffPolicyActorCritic(LearnerConfig):
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
     critic: CriticConfig = field(default_factory=CriticConfig)
-    discount: float = 0.99
+    discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
     target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995
-    policy_delay: int = 2
+    policy_delay: Annotated[int, AtLeast(1)] = 2
     target_noise: Annotated[float, AtLeast(0)] = 0.2
     max_target_noise: Annotated[float, AtLeast(0)] = 0.5
     bc_weight: Annotated[float, AtLeast(0)] = 0.4
 
     extra = ("next.reward", "next.terminated")
     next_obs = True
-
-    def __post_init__(self):
-        if not 0 <= self.discount <= 1:
-            raise UserError(f"a discount is between 0 and 1, and this is {self.discount}",
-                            where="OffPolicyActorCritic.discount", hint="0.99 looks about 100 steps ahead")
-        if self.policy_delay < 1:
-            raise UserError(f"it must be at least 1, and is {self.policy_delay}",
-                            where="OffPolicyActorCritic.policy_delay", hint="1 updates the policy in every update")
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> OffPolicyActorCriticLearner:
         return OffPolicyActorCriticLearner(self, policy, seed, steps)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..core import UserError, part
+from ..core import Above, AtLeast, UserError, part
 from ..nets.base import EncoderNet, TrunkNet
 
 
@@ -35,27 +35,15 @@ class OptimizerConfig:
         Loshchilov and Hutter (2019), Decoupled Weight Decay Regularization, arXiv:1711.05101.
     """
 
-    lr: float = 1e-3
+    lr: Annotated[float, Above(0)] = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-6
-    warmup_steps: int = 0
+    weight_decay: Annotated[float, AtLeast(0)] = 1e-6
+    warmup_steps: Annotated[int, AtLeast(0)] = 0
     lr_schedule: Literal["cosine", "constant"] = "cosine"
-    grad_clip_norm: float | None = 1.0
-    accumulation_steps: int = 1
+    grad_clip_norm: Annotated[float | None, Above(0)] = 1.0
+    accumulation_steps: Annotated[int, AtLeast(1)] = 1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
-
-    def __post_init__(self):
-        for name, right, wanted in (
-            ("lr", self.lr > 0, "above 0"),
-            ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
-            ("accumulation_steps", self.accumulation_steps >= 1, "1 or more"),
-            ("weight_decay", self.weight_decay >= 0, "0 or more"),
-            ("grad_clip_norm", self.grad_clip_norm is None or self.grad_clip_norm > 0, "above 0, or None"),
-        ):
-            if not right:
-                raise UserError(f"{name} is {getattr(self, name)!r}, but must be {wanted}", where="OptimizerConfig",
-                                hint=f"such as {name}={getattr(OptimizerConfig, name)!r}")
 
     def lr_factor(self, update: int, steps: int) -> float:
         """Factor of the learning rate in one update, from 0 to 1.

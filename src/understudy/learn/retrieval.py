@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 
 from ..checkpoint import FromStage
-from ..core import DataError, Feature, UserError
+from ..core import Above, AtLeast, AtMost, DataError, Feature, part
 from ..data.episode import Dataset, LabeledEpisodes
 from ..data.mixture import DATASET_NAME
 from ..data.operations import Operation
@@ -18,7 +18,7 @@ SAMPLING_WEIGHT = "sampling_weight"  # the column of `Retrieve`, unless another 
 BLOCK = 1024  # windows that are compared with the task at a time
 
 
-@dataclass(frozen=True)
+@part
 class Retrieve(Operation):
     """Writes sampling rates of steps into a column: those of the task, and those of prior data that are like them.
 
@@ -52,19 +52,10 @@ class Retrieve(Operation):
 
     encoder: FromStage | LatentEncoder
     task: str = "task"
-    fraction: float = 0.25
+    fraction: Annotated[float, Above(0), AtMost(1)] = 0.25
     threshold: float | None = None
-    task_fraction: float = 0.5
+    task_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
     into: str = SAMPLING_WEIGHT
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.fraction <= 1:
-            raise UserError(f"the fraction is {self.fraction}, but it is more than 0 and at most 1",
-                            where="Retrieve.fraction", hint="0.1 retrieves a tenth of the prior windows")
-        if not 0 <= self.task_fraction <= 1:
-            raise UserError(f"task_fraction is {self.task_fraction}, but it is from 0 to 1",
-                            where="Retrieve.task_fraction", hint="0.5 draws half of the windows from the task")
 
     def apply(self, data: Dataset) -> Dataset:
         check_trained(self.encoder, "Retrieve.encoder")

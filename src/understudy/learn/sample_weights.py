@@ -190,7 +190,7 @@ class AdvantageWeights(FixedWeights):
         return (self.beta * self.advantage(batch)).exp().clamp(max=self.max_weight)
 
 
-@dataclass(frozen=True)
+@part
 class CurriculumWeights(SampleWeights, WeightFunction):
     """Weights of windows that the policy can already represent, so that it may ignore the others.
 
@@ -213,12 +213,7 @@ class CurriculumWeights(SampleWeights, WeightFunction):
         ignores nothing. Here a constant is subtracted, which changes no weight relative to the others.
     """
 
-    temperature: float = 0.1
-
-    def __post_init__(self):
-        if not self.temperature > 0:
-            raise UserError(f"temperature is {self.temperature}, but must be positive",
-                            where="CurriculumWeights.temperature", hint="use UniformWeights for equal weights")
+    temperature: Annotated[float, Above(0)] = 0.1
 
     def build(self, policy, data):
         head = policy.config.head

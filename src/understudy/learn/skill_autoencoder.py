@@ -80,7 +80,7 @@ class SkillAutoencoder(LearnerConfig):
         Following Agents, arXiv:2407.00114 (`quantizer`).
     """
 
-    length: int = 10
+    length: Annotated[int, AtLeast(1)] = 10
     beta: Annotated[float, AtLeast(0)] = 0.1
     prior: PolicyConfig = field(
         default_factory=lambda: PolicyConfig(Gaussian(temperature=1.0), codec=Normalizer(target="identity")))
@@ -93,9 +93,6 @@ class SkillAutoencoder(LearnerConfig):
     quantizer: FSQ | None = None
 
     def __post_init__(self):
-        if self.length < 1:
-            raise ConfigError(f"the length is {self.length}, but a piece has at least 1 step",
-                              where="SkillAutoencoder.length", hint="10 steps are usual")
         if not isinstance(self.prior.head, LikelihoodHead):
             raise ConfigError(f"the head of the prior is {type(self.prior.head).__name__}, which has no density",
                               where="SkillAutoencoder.prior", hint="use Gaussian or GMM")

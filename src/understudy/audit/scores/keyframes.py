@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 
-from ...core import Feature, UserError
+from ...core import Above, AtLeast, Below, Feature, UserError, part
 from ...data.episode import Dataset, LabeledEpisodes
 from ...data.operations import Operation
 from ...data.packed_columns import PackedColumns
@@ -17,7 +17,7 @@ from .step_table import action_columns, action_numbers, episode_and_step, standa
 KEYFRAME = "keyframe"  # the column of `MarkKeyframes`, unless another is named
 
 
-@dataclass(frozen=True)
+@part
 class MarkKeyframes(Operation):
     """Writes 1 at the keyframes of the data into a column, and 0 at other steps.
 
@@ -42,20 +42,11 @@ class MarkKeyframes(Operation):
         >>> [np.flatnonzero(episode.steps["keyframe"]) for episode in data[:3]]
     """
 
-    fraction: float = 0.1
-    n_past: int = 3
+    fraction: Annotated[float, Above(0), Below(1)] = 0.1
+    n_past: Annotated[int, AtLeast(1)] = 3
     n_updates: int = 1000
     seed: int = 0
     into: str = KEYFRAME
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.fraction < 1:
-            raise UserError(f"the fraction is {self.fraction}, but it is between 0 and 1",
-                            where="MarkKeyframes.fraction", hint="0.1 marks a tenth of the steps")
-        if self.n_past < 1:
-            raise UserError(f"n_past is {self.n_past}, but a prediction needs at least one earlier action",
-                            where="MarkKeyframes.n_past", hint="use 1 or more, such as 3")
 
     def apply(self, data: Dataset) -> Dataset:
         error = np.concatenate(self.errors(data))

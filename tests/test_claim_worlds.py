@@ -57,7 +57,7 @@ from understudy.learn.method import training_data
 from understudy.learn.sample_weights import ColumnWeights, CurriculumWeights
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
-from understudy.testing import check_env, check_runtime_transform, check_speaker, random_batch
+from understudy.testing import check_column_change, check_env, check_speaker, random_batch
 
 
 def directions(episodes):
@@ -683,7 +683,7 @@ def test_thoughts_name_the_stage_whose_turn_it_is():
 
 
 def test_the_order_of_a_mission_is_the_same_while_acting():
-    check_runtime_transform(thought_cloning.MissionOrder(), thought_cloning.ThinkingExpert(4).load(1))
+    check_column_change(thought_cloning.MissionOrder(), thought_cloning.ThinkingExpert(4).load(1))
 
 
 def test_exchanged_thoughts_are_those_of_the_next_demonstration():
@@ -750,7 +750,7 @@ def test_sentences_say_their_goal_and_are_read_again():
     assert [interactive_language.parse_sentence(bytes(text.encode(s))) for s in said] == goals
     data = Dataset([Episode({"action": np.zeros((2, 1), np.float32), "next.reward": np.zeros(2, np.float32),
                              text.into: np.stack([text.encode(s) for s in said[1:]])})])
-    check_runtime_transform(interactive_language.SentenceGoal(), data)
+    check_column_change(interactive_language.SentenceGoal(), data)
 
 
 def carried(*moves) -> Episode:

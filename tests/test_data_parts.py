@@ -25,7 +25,6 @@ from understudy.data.augment import (
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.packed_columns import PackedColumns
-from understudy.data.runtime import LastStep
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
 from understudy.policy import Policy, PolicyConfig
@@ -251,8 +250,8 @@ def test_words_that_the_environment_showed_are_the_task():
 def test_longer_words_are_cut_while_acting_as_in_training(text, optional):
     say = relabel.TaskText(8, optional=optional)
     shown = torch.from_numpy(np.stack([relabel.TaskText(16).encode(text), relabel.TaskText(16).encode("go")]))
-    last = LastStep(torch.zeros(2, dtype=torch.bool))
-    found, _ = say.runtime_transform().step({say.into: shown}, last, {})
+    last = relabel.LastStep(torch.zeros(2, dtype=torch.bool))
+    found, _ = say.step({say.into: shown}, last, {})
     assert bytes(found[say.into][0].numpy()).ljust(16, b"\0")[:8] == bytes(say.encode(text))
     assert bytes(found[say.into][1].numpy()).rstrip(b"\0") == b"go"
 

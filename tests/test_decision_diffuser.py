@@ -13,8 +13,7 @@ from understudy.cli import main
 from understudy.core import Unsupported, UserError, keys, take
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import write_dataset
-from understudy.data.relabel import NextObservation, ReturnToGo
-from understudy.data.runtime import LastStep
+from understudy.data.relabel import LastStep, NextObservation, ReturnToGo
 from understudy.data.window import Window
 from understudy.envs.toys.fork import Fork
 from understudy.evaluate.rollout import rollout
@@ -65,11 +64,11 @@ def test_the_next_observation_is_that_of_the_next_row():
 
 def test_the_target_return_can_stay_the_same():
     obs, last = {RETURN: torch.tensor([[4.0], [7.0]])}, LastStep(torch.tensor([True, True]), reward=torch.ones(2))
-    held = ReturnToGo(subtract_rewards=False).runtime_transform()
+    held = ReturnToGo(subtract_rewards=False)
     state = held.start(obs, torch.arange(2))
     columns, state = held.step({}, last, state)
     assert columns[RETURN].tolist() == [[4.0], [7.0]]
-    given = ReturnToGo(target=3.0, subtract_rewards=False).runtime_transform()
+    given = ReturnToGo(target=3.0, subtract_rewards=False)
     assert given.step({}, last, given.start({}, torch.arange(2)))[0][RETURN].tolist() == [[3.0], [3.0]]
     assert ReturnToGo(subtract_rewards=False)(episode()).steps[RETURN].tolist() == ReturnToGo()(
         episode()).steps[RETURN].tolist()

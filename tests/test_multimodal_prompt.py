@@ -18,7 +18,7 @@ from understudy.methods import find_method
 from understudy.nets.multimodal_prompt import MultimodalPromptEncoder
 from understudy.nets.transformer import Transformer
 from understudy.policy import Policy, PolicyConfig
-from understudy.testing import check_encoder, check_relabel
+from understudy.testing import check_column_change, check_encoder
 
 ENCODER = MultimodalPromptEncoder(width=16)
 OBJECTS, WORDS, PROMPT = ENCODER.columns
@@ -144,7 +144,7 @@ def test_frames_are_evenly_spaced_and_a_short_episode_shows_all():
 
 
 def test_a_prompt_that_does_not_fit_is_refused():
-    check_relabel(MotionPrompt(n_frames=2), FEATURES)
+    check_column_change(MotionPrompt(n_frames=2), Dataset([episode()]))
     with pytest.raises(DataError, match="3 frames of 3 objects need 10 positions, but a prompt has 7"):
         MotionPrompt()(episode())
     with pytest.raises(DataError, match="no column 'observation.scene'"):

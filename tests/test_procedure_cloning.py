@@ -22,7 +22,7 @@ from understudy.methods import find_method
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.grid import GridEncoder, PerToken
 from understudy.policy import Planner, Policy, PolicyConfig
-from understudy.testing import check_encoder, check_head, check_relabel, check_trunk, random_dataset
+from understudy.testing import check_column_change, check_encoder, check_head, check_trunk, random_dataset
 
 GRID, CELL = "observation.grid", "observation.cell"
 FEATURES = {GRID: Feature("int64", (3, 4), "discrete", num_classes=(3,) * 12),
@@ -72,7 +72,7 @@ def test_the_last_map_is_the_column_and_leads_to_the_goal():
     assert np.array_equal(relabeled.steps[PROCEDURE][1], GridSearch().search(MAZE)[-1])
     feature = relabeled.features()[PROCEDURE]
     assert (feature.shape, feature.kind, feature.num_classes) == ((3, 3), "discrete", (5,) * 9)
-    check_relabel(ProcedureResult(GridSearch()), {**FEATURES, "action": CHOICE}, (PROCEDURE,))
+    check_column_change(ProcedureResult(GridSearch()), Dataset([episode()]), (PROCEDURE,))
     with pytest.raises(UserError, match="no column 'observation.grid'"):
         ProcedureResult(GridSearch())(Episode({"action": np.zeros((2, 1))}))
     with pytest.raises(UserError, match="shape .3,., but a map of cells has .W, H."):

@@ -1,4 +1,4 @@
-"""Relabelings and their runtime counterparts: a policy sees the same columns in training and while acting."""
+"""Column changes: a policy sees the same columns in training and while acting."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 
 from understudy.cli import main
 from understudy.core import Feature, Unsupported, UserError, keys
-from understudy.data import relabel as relabelings
+from understudy.data import relabel as column_changes
 from understudy.data.episode import Dataset
 from understudy.data.operations import Operation
 from understudy.data.relabel import (
+    ColumnChange,
     ColumnPadding,
     ConcatColumns,
     ConstantColumn,
@@ -28,15 +29,13 @@ from understudy.data.relabel import (
     Progress,
     Rename,
     ReturnToGo,
-    RuntimeRelabel,
     SelectColumns,
     SelectComponents,
     TaskText,
     ThoughtText,
     TimeLeft,
-    relabeled_features,
+    changed_features,
 )
-from understudy.data.runtime import LastActionColumn, ReturnToGoUpdate
 from understudy.data.window import Window
 from understudy.envs.toys.fork import Fork
 from understudy.evaluate.rollout import rollout
@@ -46,12 +45,20 @@ from understudy.execute.wrappers import ResidualWrapper, WrappedActor
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
-from understudy.learn.method import Method, TrainedRun, build_actor, load_actor, policy_features, training_data
+from understudy.learn.method import (
+    Method,
+    TrainedRun,
+    build_actor,
+    find_references,
+    load_actor,
+    policy_features,
+    training_data,
+)
 from understudy.learn.train import train
 from understudy.methods import find_method, method_files
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
-from understudy.testing import ContractViolation, check_relabel, check_runtime_transform, random_dataset
+from understudy.testing import ContractViolation, check_column_change, random_dataset
 
 STATE, LAST = "observation.state", "observation.last_action"
 FEATURES = {STATE: Feature("float32", (2,)), "action": Feature("float32", (2,)), "next.reward": Feature("float32", ()),
@@ -65,7 +72,7 @@ def episodes(discrete: bool = False, count: int = 3) -> Dataset:
     return Dataset([replace(e, metadata={**e.metadata, "task": "push"}) for e in data])
 
 
-# -- every relabeling -------------------------------------------------------------------------------------------------
+# -- every column change ----------------------------------------------------------------------------------------------
 
 
 EXAMPLES = [Hindsight(), TaskText(), ReturnToGo(), TimeLeft(), Progress(), LastAction(), InterventionPenalty(),
@@ -74,20 +81,21 @@ EXAMPLES = [Hindsight(), TaskText(), ReturnToGo(), TimeLeft(), Progress(), LastA
             NextObservation(), OptionalColumn(STATE, like=STATE), ThoughtText(), FirstObservation(),
             MotionToFirst()]
 
-# Columns that relabelings without a runtime counterpart add, and what shows them.
+# Columns that functions of recorded episodes add, and what gives them while acting.
 PROVIDED = {"observation.goal": "OGBench", "observation.next": "InverseDynamicsPlanner",
             "observation.procedure": "IteratedPlanner", "observation.thought": "Hierarchical"}
 
 
-def test_there_is_an_example_of_every_relabeling():
-    known = {value for value in vars(relabelings).values() if isinstance(value, type)
-             and dataclasses.is_dataclass(value) and value.__module__ == relabelings.__name__}
-    assert {type(example) for example in EXAMPLES} == known
+def test_there_is_an_example_of_every_column_change():
+    classes = {value for value in vars(column_changes).values() if isinstance(value, type)
+               and dataclasses.is_dataclass(value) and value.__module__ == column_changes.__name__}
+    assert {type(example) for example in EXAMPLES} == classes - {column_changes.LastStep}
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: type(e).__name__)
-def test_what_a_relabeling_adds_is_known_while_acting(example):
-    check_relabel(example, FEATURES, tuple(PROVIDED))
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if not isinstance(e, ColumnChange)],
+                         ids=lambda e: type(e).__name__)
+def test_what_a_function_of_episodes_adds_is_known_while_acting(example):
+    check_column_change(example, random_dataset(FEATURES, 3, 5), tuple(PROVIDED))
 
 
 @dataclass(frozen=True)
@@ -99,12 +107,12 @@ class Mean:
         return episode.replace({"observation.mean": np.broadcast_to(column.mean(0), column.shape)})
 
 
-def test_a_relabeling_that_nothing_computes_while_acting_is_rejected():
+def test_a_column_that_nothing_computes_while_acting_is_rejected():
     with pytest.raises(ContractViolation, match="Mean adds observation.mean, which no environment shows"):
-        check_relabel(Mean(), FEATURES)
+        check_column_change(Mean(), episodes())
     with pytest.raises(ContractViolation, match="Hindsight adds observation.goal"):
-        check_relabel(Hindsight(), FEATURES)
-    check_relabel(Mean(), FEATURES, provided=("observation.mean",))
+        check_column_change(Hindsight(), episodes())
+    check_column_change(Mean(), episodes(), provided=("observation.mean",))
 
 
 @pytest.mark.parametrize("name", method_files())
@@ -112,70 +120,74 @@ def test_named_methods_read_only_what_is_known_while_acting(name):
     shown = {**FEATURES, "observation.images.front": Feature("uint8", (96, 96, 3), "image"),
              "observation.points": Feature("float32", (8, 3)), "observation.objects": Feature("float32", (2, 3)),
              "observation.prompt.words": Feature("int64", (7,), "discrete", num_classes=(4,) * 7),
-             "observation.prompt.objects": Feature("float32", (7, 3))}
+             "observation.prompt.objects": Feature("float32", (7, 3)),
+             "observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3,) * 9)}
     if name == "fourier-transporter":  # its actions are two places and an angle
         shown["action"] = Feature("float32", (5,))
     for part in find_method(name, shown).transforms:
-        if not isinstance(part, Operation):
-            check_relabel(part, shown, tuple(PROVIDED))
+        if any(find_references(part)):
+            assert isinstance(part, (ColumnChange, Operation))
+        elif not isinstance(part, Operation):
+            columns = {**shown, part.column: shown[part.like]} if isinstance(part, OptionalColumn) else shown
+            if isinstance(part, ReturnToGo):  # a return that stays the same is not that of the data
+                part = replace(part, subtract_rewards=True)
+            check_column_change(part, random_dataset(columns, 2, 5), tuple(PROVIDED))
 
 
 # -- the contract -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if isinstance(e, RuntimeRelabel)
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if isinstance(e, ColumnChange)
                                      and not isinstance(e, Progress)] + [ReturnToGo(0.5), TaskText(optional=True)],
                          ids=lambda e: type(e).__name__)
-def test_runtime_transforms_keep_the_contract(example, discrete):
-    check_runtime_transform(example, episodes(discrete))
+def test_column_changes_keep_the_contract(example, discrete):
+    check_column_change(example, episodes(discrete))
+
+
+def test_the_environment_gets_the_action_without_padding():
+    check_column_change(ColumnPadding("action", 4), episodes())
 
 
 def test_progress_needs_a_length():
-    check_runtime_transform(Progress(length=5), episodes()[:1] + episodes()[:1])
+    check_column_change(Progress(length=5), episodes()[:1] + episodes()[:1])
     with pytest.raises(UserError, match=r"(?s)how long the episode will be is not known.*Progress\(length=...\)"):
-        check_runtime_transform(Progress(), episodes())
+        check_column_change(Progress(), episodes())
     with pytest.raises(ContractViolation, match="same values while acting as in training"):
-        check_runtime_transform(Progress(length=9), episodes())
+        check_column_change(Progress(length=9), episodes())
 
 
 @dataclass(frozen=True)
-class Altered(RuntimeRelabel):
-    """A relabeling with the runtime transform of another."""
+class Altered(ColumnChange):
+    """A column change that acts as another."""
 
-    relabel: RuntimeRelabel
-    other: RuntimeRelabel
+    offline: ColumnChange
+    online: ColumnChange
 
     def __call__(self, episode):
-        return self.relabel(episode)
+        return self.offline(episode)
 
-    def runtime_transform(self):
-        return self.other.runtime_transform()
+    def start(self, obs, key):
+        return self.online.start(obs, key)
+
+    def step(self, obs, last, state):
+        return self.online.step(obs, last, state)
+
+    def transform_action(self, action, size):
+        return self.online.transform_action(action, size)
 
 
 @dataclass(frozen=True)
-class Leak(LastActionColumn):
+class Leaking(LastAction):
     def step(self, obs, last, state):
         return {self.into: last.action.flip(0)}, state
 
 
 @dataclass(frozen=True)
-class Leaking(LastAction):
-    def runtime_transform(self):
-        return Leak(self.into)
-
-
-@dataclass(frozen=True)
-class Forgetful(ReturnToGoUpdate):
+class OfOtherType(ReturnToGo):
     def step(self, obs, last, state):
         columns, state = super().step(obs, last, state)
         return columns, {**state, "value": state["value"].double()}
-
-
-@dataclass(frozen=True)
-class OfOtherType(ReturnToGo):
-    def runtime_transform(self):
-        return Forgetful(self.into)
 
 
 @pytest.mark.parametrize(("broken", "words"), [
@@ -183,14 +195,14 @@ class OfOtherType(ReturnToGo):
     (Altered(LastAction(), Rename(STATE, "observation.arm")), "same values"),  # the first value alone is given
     (Altered(ColumnPadding(STATE, 3), LastAction()), "does not give"),
     (Altered(ReturnToGo(), TimeLeft("observation.return_to_go")), "same values"), (Leaking(), "same values"),
-    (OfOtherType(), "names, shapes and dtypes")])
+    (Altered(ColumnPadding("action", 4), LastAction()), "recorded action"), (OfOtherType(), "names, shapes and dtypes")])
 def test_what_breaks_the_contract_is_found(broken, words):
     with pytest.raises(ContractViolation, match=words):
-        check_runtime_transform(broken, episodes())
+        check_column_change(broken, episodes())
 
 
-def test_schemas_after_relabelings():
-    found = relabeled_features(FEATURES, [LastAction(), ColumnPadding("action", 4), Rename("nothing", "observation.x")])
+def test_schemas_after_column_changes():
+    found = changed_features(FEATURES, [LastAction(), ColumnPadding("action", 4), Rename("nothing", "observation.x")])
     assert found[LAST].shape == (2,) and found["action"].shape == (4,) and "observation.x" not in found
 
 
@@ -250,7 +262,7 @@ def test_transforms_see_what_those_before_them_added():
         def act(self, obs, state):
             return torch.ones(len(state["key"]), 2), state
     chain = (LastAction(), Rename(LAST, "observation.before"), ColumnPadding("observation.before", 4))
-    actor = TransformedActor(Watched(Still()), tuple(part.runtime_transform() for part in chain), FEATURES["action"])
+    actor = TransformedActor(Watched(Still()), chain, FEATURES["action"])
     ran = rollout(actor, Fork(2, limit=4), 2)
     np.testing.assert_array_equal(ran[0].steps["seen.observation.before"][:2], [[0, 0, 0, 0], [1, 1, 0, 0]])
 
@@ -266,7 +278,7 @@ def test_the_last_choice_of_a_policy_is_shown_as_in_training():
 
         def act(self, obs, state):
             return torch.ones(2, 1), {"record": {"seen": obs[LAST]}}
-    actor = TransformedActor(Second(), (LastAction().runtime_transform(),), choice)
+    actor = TransformedActor(Second(), (LastAction(),), choice)
     obs, seen = {STATE: torch.zeros(2, 2)}, []
     state = actor.start(obs, keys(0, range(2)))
     for _ in range(3):
@@ -289,11 +301,11 @@ def test_where_no_reward_is_known_the_error_says_what_to_do(data):
                                {"observation.return_to_go": torch.tensor([2.0])})
     assert len(rollout(asked, Fork(2, limit=5), 2)) == 2
     with pytest.raises(Unsupported, match="'intervention' is not known while acting"):
-        ReturnToGo(column="intervention").runtime_transform()
+        ReturnToGo(column="intervention").check_online()
     with pytest.raises(Unsupported, match="is not an action"):
-        LastAction(STATE).runtime_transform()
+        LastAction(STATE).check_online()
     with pytest.raises(UserError, match="the last action is not known here"):
-        TransformedActor(asked, (LastAction().runtime_transform(),)).start(told, key)
+        TransformedActor(asked, (LastAction(),)).start(told, key)
 
 
 def test_words_are_given_by_the_environment_or_a_wrapper(data):
@@ -346,7 +358,7 @@ def test_runs_act_with_their_transforms(data, tmp_path, capsys):
     assert f"understudy eval {tmp_path / 'run'} ENV" in said, "and not the file"
 
 
-def test_relabelings_stand_behind_the_wrapper(data):
+def test_column_changes_stand_behind_the_wrapper(data):
     result = fit_method(replace(method(LastAction()), wrapper=ResidualWrapper(Fork(1).expert())), data, 0)
     assert isinstance(result.actor, WrappedActor) and isinstance(result.actor.actor, TransformedActor)
     inner = result.actor.actor
@@ -373,4 +385,4 @@ def test_components_that_cannot_be_selected_are_refused():
     with pytest.raises(UserError, match="there is no component 7"):
         SelectComponents(STATE, (7,))(episodes()[0])
     with pytest.raises(UserError, match="has 1 components, but the policy reads component 1"):
-        SelectComponents(STATE, (1,)).runtime_transform().step({STATE: torch.zeros(2, 1)}, None, ())
+        SelectComponents(STATE, (1,)).step({STATE: torch.zeros(2, 1)}, None, ())

@@ -21,7 +21,7 @@ from understudy.learn.task_scorer import ScorerCalibration, TaskContrast
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
-from understudy.testing import check_env, check_learner, check_runtime_transform
+from understudy.testing import check_column_change, check_env, check_learner
 
 RETURN = "observation.return_to_go"
 
@@ -51,12 +51,12 @@ def test_rewards_are_scores_minus_the_lowest_of_the_data():
 
 def test_the_return_falls_by_what_the_scorer_gives_while_acting():
     scorer = CalibratedScorer(first_number).calibrate(DATA, 1.0)
-    check_runtime_transform(ScoredReturn(scorer), DATA)
-    transform = ScoredReturn(scorer).runtime_transform()
-    asked = [transform.start({}, torch.zeros(2, dtype=torch.int64))["value"].tolist() for _ in range(2)]
-    assert asked == [[[6.0], [6.0]]] * 2 and ScoredReturn(scorer, target=4.0).runtime_transform().target == 4
+    check_column_change(ScoredReturn(scorer), DATA)
+    for change, target in ((ScoredReturn(scorer), 6.0), (ScoredReturn(scorer, target=4.0), 4.0)):
+        asked = [change.start({}, torch.zeros(2, dtype=torch.int64))["value"].tolist() for _ in range(2)]
+        assert asked == [[[target], [target]]] * 2
     with pytest.raises(UserError, match="is not a trained module"):
-        ScoredReturn(FromStage("reward", "reward")).runtime_transform()
+        ScoredReturn(FromStage("reward", "reward")).check_online()
 
 
 def test_a_checkpoint_keeps_the_scorer_and_its_calibration(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from understudy.core import ConfigError, DataWarning, Feature, UserError, keys
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
-from understudy.data.runtime import GivenColumn
+from understudy.data.relabel import TaskText
 from understudy.data.window import Window
 from understudy.envs.devices import JointKeyboard, RecordingKeys
 from understudy.evaluate.rollout import rollout
@@ -486,7 +486,7 @@ class Slow(Planner):
 def test_a_policy_that_is_told_a_task_plans_in_the_background():
     now, planner = [0.0], Slow()
     actor = PolicyActor(planner, RecedingHorizon(2))
-    actor = TransformedActor(actor, (GivenColumn("observation.task", "say it"),), Feature("float32", (2,)))
+    actor = TransformedActor(actor, (TaskText(4),), Feature("float32", (2,)))
     actor = ObservationWrapper(actor, {"observation.task": torch.full((4,), 7, dtype=torch.uint8)})
     robot = SafeRobot(SimulatedArm(clock=lambda: now[0]), SafetyLimits((-90.0,) * 2, (90.0,) * 2, (50.0,) * 2),
                       lambda: now[0], watchdog=False)

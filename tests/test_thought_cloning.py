@@ -18,7 +18,7 @@ from understudy.nets.encoders import TokenEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.text_encoder import ByteEncoder
 from understudy.policy import Planner, Policy, PolicyConfig
-from understudy.testing import check_relabel
+from understudy.testing import check_column_change
 
 STATE, THOUGHT = "observation.state", "observation.thought"
 FEATURES = {STATE: Feature("float32", (2,)), "thought": Feature("string", (), "string"),
@@ -40,7 +40,7 @@ def test_a_thought_is_bytes_at_each_step_and_repeated_after_the_last():
     assert column.dtype == np.uint8
     assert column.tolist() == [[97, 0, 0], [98, 0, 0], [195, 169, 0], [195, 169, 0]]  # cut after a whole character
     assert ThoughtText(max_bytes=3)(episode).features()[THOUGHT] == Feature("uint8", (3,), "text")
-    check_relabel(ThoughtText(), FEATURES, (THOUGHT,))
+    check_column_change(ThoughtText(), Dataset([episode]), (THOUGHT,))
     with pytest.raises(UserError, match="needs the thoughts of the expert as text"):
         ThoughtText("subtask")(episode)
 

@@ -27,8 +27,7 @@ from understudy.claims.measures import train_once
 from understudy.core import Feature, normal, uniform
 from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import Operation
-from understudy.data.relabel import RuntimeRelabel, TaskText
-from understudy.data.runtime import RuntimeTransform
+from understudy.data.relabel import ColumnChange, TaskText
 from understudy.data.segments import CutSegments, LabeledSegment, SegmentDetector
 from understudy.envs.raster import COLOR_OF_ROLE, Canvas
 from understudy.envs.toy import Toy, distance, named_vector
@@ -302,21 +301,13 @@ class PermutedTasks(Operation):
 
 
 @dataclass(frozen=True)
-class SentenceGoal(RuntimeRelabel):
+class SentenceGoal(ColumnChange):
     """Adds what a sentence says of each block, (T+1, 3) classes, in place of its words."""
 
     def __call__(self, episode):
         column = np.array([parse_sentence(bytes(row)) for row in np.asarray(episode.steps[TEXT.into])])
         episode = episode.replace({WORDS: column})
         return replace(episode, schema={**episode.schema, WORDS: ZoneTable().features[GOAL]})
-
-    def runtime_transform(self):
-        return SentenceGoalColumn()
-
-
-@dataclass(frozen=True)
-class SentenceGoalColumn(RuntimeTransform):
-    """What the sentence says of each block, while acting."""
 
     def step(self, obs, last, state):
         return {WORDS: torch.tensor([parse_sentence(bytes(row)) for row in obs[TEXT.into].numpy()])}, state

@@ -24,7 +24,7 @@ from understudy.claims.base import (
 from understudy.claims.measures import train_once
 from understudy.core import Feature, uniform
 from understudy.data.episode import Dataset, Episode
-from understudy.data.relabel import ConstantColumn, LastAction, RuntimeRelabel, TimeLeft
+from understudy.data.relabel import ColumnChange, ConstantColumn, LastAction, TimeLeft
 from understudy.data.scored_return import CalibratedScorer, ScoredReturn
 from understudy.data.window import Window
 from understudy.envs.raster import COLOR_OF_ROLE, Canvas
@@ -261,7 +261,7 @@ SCENE = replace(POLICY, window=Window(1, 1), inputs=(VIEW, TASK))
 SCORED = Stage("reward", Method(SCENE, learner=ScorerCalibration(similarity, QUANTILE)))
 
 
-def method_with(command: RuntimeRelabel, *stages: Stage) -> Method:
+def method_with(command: ColumnChange, *stages: Stage) -> Method:
     """Cloning from four views, words, last actions and values of the command, in the column of the return."""
     learner = BehaviorCloning(UPDATES, 128, OptimizerConfig(lr=1e-3))
     policy = replace(POLICY, inputs=(VIEW, TASK, "observation.last_action", COMMAND))

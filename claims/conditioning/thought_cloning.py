@@ -23,8 +23,7 @@ from understudy.claims.measures import train_once
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import Operation
-from understudy.data.relabel import RuntimeRelabel, ThoughtText
-from understudy.data.runtime import RuntimeTransform
+from understudy.data.relabel import ColumnChange, ThoughtText
 from understudy.envs.toys.gridworld_tasks import ORDERS, GridworldTasks, parse_missions
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
@@ -73,21 +72,13 @@ def think_aloud(episode: Episode) -> Episode:
 
 
 @dataclass(frozen=True)
-class MissionOrder(RuntimeRelabel):
+class MissionOrder(ColumnChange):
     """Adds the stages of the mission in their order, (T+1, 4) classes, in place of its words."""
 
     def __call__(self, episode):
         feature = Feature("int64", (4,), "discrete", num_classes=(4,) * 4)
         episode = episode.replace({ORDER: np.array(ORDERS)[parse_missions(np.asarray(episode.steps[TASK]))]})
         return replace(episode, schema={**episode.schema, ORDER: feature})
-
-    def runtime_transform(self):
-        return MissionOrderColumn()
-
-
-@dataclass(frozen=True)
-class MissionOrderColumn(RuntimeTransform):
-    """The stages of the mission in their order, while acting."""
 
     def step(self, obs, last, state):
         return {ORDER: torch.tensor(ORDERS)[torch.from_numpy(parse_missions(obs[TASK].numpy()))]}, state

@@ -149,9 +149,9 @@ def open_conditions(method: Method, features: Schema) -> list[str]:
         method: The method.
         features: The columns of the environment.
     """
-    from ..learn.method import runtime_relabels
+    from ..learn.method import online_changes
 
-    return [name for part in runtime_relabels(method) if (name := part.open_condition) and name not in features]
+    return [name for part in online_changes(method) if (name := part.open_condition) and name not in features]
 
 
 def goal_columns(method: Method) -> dict[str, str]:
@@ -250,7 +250,7 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
         on a command line, such as an image as the goal, or if each episode of the environment has its own task.
     """
     from ..data.relabel import SHOWN_TASK, task_texts
-    from ..learn.method import apply_transforms, runtime_relabels
+    from ..learn.method import apply_transforms, online_changes
     from .method import task_relabel
 
     options: list[str] = []
@@ -274,7 +274,7 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
     if any(column not in columns or columns[column].kind != "vector" or len(columns[column].shape) != 1
            for column in goals.values()):
         return None
-    parts = [part for part in runtime_relabels(method) if part.open_condition]
+    parts = [part for part in online_changes(method) if part.open_condition]
     first = [([float(episode.steps[name].ravel()[0]) for name in names], bool(episode.metadata.get("success")), -i)
              for i, episode in enumerate(apply_transforms(data, parts)) if len(episode)]
     if not first:

@@ -91,7 +91,7 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
     from ..deploy.equivalence import measure_parity, parity_report
     from ..deploy.onnx import runs_in_onnx_runner
     from ..files import write_json
-    from ..learn.method import runtime_relabels
+    from ..learn.method import online_changes
 
     trust, fps, in_onnx = ("understudy", *o.trust), trained_rate(o.run), o.out.suffix == ".onnx"
     if in_onnx:
@@ -117,7 +117,7 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
                   "RecedingHorizon only and refuse the file: load it with understudy "
                   "(understudy.deploy.onnx.load_onnx_actor), or train a method whose executor is RecedingHorizon.")
     runs = o.out if in_onnx else o.run
-    if computed := [type(r).__name__ for r in runtime_relabels(method) if not isinstance(r, TaskText)]:
+    if computed := [type(r).__name__ for r in online_changes(method) if not isinstance(r, TaskText)]:
         out.print(f"The file does not compute what {', '.join(computed)} adds or changes. Evaluate the run itself, "
                   "or compute it in your own loop.")
         runs = o.run

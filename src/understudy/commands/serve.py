@@ -239,7 +239,7 @@ def load_service(o: ServeOptions) -> PolicyService:
     import torch
 
     from ..core import ConfigError, keys
-    from ..data.runtime import GivenColumn
+    from ..data.relabel import TaskText
     from ..deploy.equivalence import random_observations
     from ..execute.actor import TransformedActor
     from ..learn.method import Method
@@ -257,9 +257,10 @@ def load_service(o: ServeOptions) -> PolicyService:
             break
     computed: tuple[str, ...] = ()
     if isinstance(actor, TransformedActor):
-        computed = tuple(getattr(t, "into", "") for t in actor.transforms if not isinstance(t, GivenColumn))
-        if not computed:  # clients give these columns
-            actor = actor.actor
+        if all(isinstance(change, TaskText) and not change.optional for change in actor.transforms):
+            actor = actor.actor  # clients give these columns
+        else:
+            computed = tuple(getattr(c, "into", "") for c in actor.transforms if not isinstance(c, TaskText))
     say = None if has_no_run(o.run) else task_relabel(Method.load(o.run, o.trust))
     texts, defaults = ({} if say is None else {say.into: say.encode}), parse_conditions(o.condition, {})
     if o.task is not None:

@@ -195,7 +195,7 @@ def _episode_column(data, episode, i, name):
 
 def _pack_column(parts: list[np.ndarray], length: np.ndarray) -> PackedColumn:
     rows = np.minimum([len(p) for p in parts], length + 1).astype(np.int64)
-    if all(p.ndim and p.strides[0] == 0 for p in parts):  # broadcast by a relabeling: one row is enough
+    if all(p.ndim and p.strides[0] == 0 for p in parts):  # broadcast by a column change: one row is enough
         return PackedColumn(np.stack([p[0] for p in parts]), np.arange(len(parts)), rows, constant=True)
     if (shared := _shared_memory(parts)) is not None:
         return PackedColumn(*shared, rows)

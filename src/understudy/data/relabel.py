@@ -1,74 +1,114 @@
-"""Relabelings: functions from an episode to an episode that add or change columns.
+"""Column changes: functions from an episode to an episode that add or change columns.
 
-A `RuntimeRelabel` also computes its column while acting. The column of another relabeling, such as the goal of
-`Hindsight`, is given by the environment or by `execute.actor.ObservationWrapper`.
+A `ColumnChange` is also computed while acting. The column of another function, such as the goal of `Hindsight`, is
+given by the environment or by `execute.actor.ObservationWrapper`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..core import ConfigError, Feature, Schema, Unsupported, UserError, check_range, role
+from ..core import ConfigError, Feature, Schema, State, Unsupported, UserError, check_range, role
 from .episode import Episode
-from .runtime import (
-    ConstantColumns,
-    Countdown,
-    GivenColumn,
-    HeldReturn,
-    LastActionColumn,
-    OptionalColumnMask,
-    OptionalText,
-    PaddedColumn,
-    ProgressCount,
-    RenamedColumn,
-    ReturnToGoUpdate,
-    RuntimeTransform,
-    SelectedComponents,
-)
 
 SHOWN_TASK = "observation.task"  # an environment whose episodes have tasks of their own shows them here
-Relabel = Callable[[Episode], Episode]  # a frozen dataclass or a module-level function
+EpisodeTransform = Callable[[Episode], Episode]  # a frozen dataclass or a module-level function
 
 
-class RuntimeRelabel(ABC):
-    """A relabeling whose column can also be computed while acting. Subclasses are frozen dataclasses."""
+@dataclass(frozen=True)
+class LastStep:
+    """The step before the current one.
 
-    @abstractmethod
-    def __call__(self, episode: Episode) -> Episode:
-        """Return the episode with the column."""
+    Attributes:
+        exists: False at the first step of an episode, (B,) bool.
+        action: The action that was executed, (B, A); zeros at the first step. None if it is not known.
+        reward: The reward, (B,); zeros at the first step. None where no reward is known, as on a robot.
+    """
 
-    @abstractmethod
-    def runtime_transform(self) -> RuntimeTransform:
-        """Return the transform that computes the same column while acting."""
+    exists: Tensor
+    action: Tensor | None = None
+    reward: Tensor | None = None
+
+
+class ColumnChange(ABC):
+    """Adds or changes columns of recorded episodes, and in the same way of observations while acting.
+
+    Subclasses are frozen dataclasses. What a policy never observes, such as a reward, needs no class: a function from
+    episode to episode is enough.
+    """
 
     @property
     def open_condition(self) -> str | None:
         """Column whose first value must be given while acting, such as the desired return. None if there is none."""
         return None
 
+    @abstractmethod
+    def __call__(self, episode: Episode) -> Episode:
+        """Return a recorded episode with the columns."""
 
-def relabeled_features(features: Schema, relabels: Iterable[Relabel]) -> dict[str, Feature]:
-    """Return the columns of an environment after relabelings.
+    def check_online(self) -> None:
+        """Check before acting that the columns can be computed while acting.
 
-    A relabeling that does not fit the columns leaves them as they are.
+        Raises:
+            UserError: A setting fits recorded episodes alone.
+        """
+
+    def start(self, obs: Mapping[str, Tensor], key: Tensor) -> State:
+        """Return the state before the first step: nested dicts of tensors, rows first.
+
+        Args:
+            obs: The first observation of each row, (B, ...). It includes columns from an `ObservationWrapper`, such as
+                the target return.
+            key: Source of all randomness of each row, (B,) int64.
+        """
+        return {}
+
+    @abstractmethod
+    def step(self, obs: Mapping[str, Tensor], last: LastStep, state: State) -> tuple[Mapping[str, Tensor], State]:
+        """Return the columns that are added or replaced while acting, and the next state.
+
+        Args:
+            obs: The current observation, (B, ...).
+            last: The step before.
+            state: What `start` or the last `step` returned. It is not changed in place.
+
+        Raises:
+            UserError: A value that is needed is not known, such as the reward on a robot.
+        """
+
+    def transform_action(self, action: Tensor, size: int | None) -> Tensor:
+        """Return the action for the environment.
+
+        Args:
+            action: The action of the policy, (B, A).
+            size: Number of action components of the environment. None if it is not known.
+        """
+        return action
+
+
+def changed_features(features: Schema, changes: Iterable[EpisodeTransform]) -> dict[str, Feature]:
+    """Return the columns of an environment after column changes.
+
+    A change that does not fit the columns leaves them as they are.
 
     Args:
         features: The columns of the environment.
-        relabels: The relabelings, in order.
+        changes: The column changes, in order.
     """
     def zeros(f: Feature, rows: int):
         return np.zeros((rows, *f.shape), "U1" if f.kind == "string" else f.dtype)
     features = {"next.reward": Feature("float32", ()), **features}
     steps = {k: zeros(f, 2 + (role(k) == "observation")) for k, f in features.items()}
     episode = Episode(steps, schema=features)
-    for relabel in relabels:
+    for change in changes:
         try:
-            episode = relabel(episode)
+            episode = change(episode)
         except UserError:
             continue
     return episode.features()
@@ -92,8 +132,8 @@ class Hindsight:
     into: str = "observation.goal"
 
     def __call__(self, episode: Episode) -> Episode:
-        column = _get_column(episode, self.column)
-        return _with_column(
+        column = get_column(episode, self.column)
+        return with_column(
             episode, self.into, np.broadcast_to(column[-1], column.shape), episode.schema.get(self.column)
         )
 
@@ -113,8 +153,8 @@ class NextObservation:
     into: str = "observation.next"
 
     def __call__(self, episode: Episode) -> Episode:
-        column = _get_column(episode, self.column)
-        return _with_column(episode, self.into, np.concatenate([column[1:], column[-1:]]),
+        column = get_column(episode, self.column)
+        return with_column(episode, self.into, np.concatenate([column[1:], column[-1:]]),
                             episode.schema.get(self.column))
 
 
@@ -133,8 +173,8 @@ class FirstObservation:
     into: str = "observation.goal"
 
     def __call__(self, episode: Episode) -> Episode:
-        column = _get_column(episode, self.column)
-        return _with_column(
+        column = get_column(episode, self.column)
+        return with_column(
             episode, self.into, np.broadcast_to(column[0], column.shape), episode.schema.get(self.column)
         )
 
@@ -162,7 +202,7 @@ class MotionToFirst:
         check_range(self, "step")
 
     def __call__(self, episode: Episode) -> Episode:
-        pose = _get_column(episode, self.column)[: len(episode)]
+        pose = get_column(episode, self.column)[: len(episode)]
         feature = episode.features()["action"]
         if pose.shape != (len(episode), *feature.shape) or len(self.step) not in (1, feature.size):
             raise UserError(f"the pose has shape {pose.shape[1:]}, the action {feature.shape}, and step "
@@ -171,11 +211,11 @@ class MotionToFirst:
         motion = (pose[0] - pose) / np.array(self.step, pose.dtype)
         # One factor for all components, so that the direction stays, in any frame.
         motion = motion / np.maximum(np.linalg.norm(motion, axis=1, keepdims=True), 1)
-        return _with_column(episode, "action", motion.astype(feature.dtype))
+        return with_column(episode, "action", motion.astype(feature.dtype))
 
 
 @dataclass(frozen=True)
-class TaskText(RuntimeRelabel):
+class TaskText(ColumnChange):
     """Adds the task as UTF-8 bytes, padded with 0.
 
     It is read from the column "task", whose text may change within the episode, from the metadata "task", or from the
@@ -197,22 +237,27 @@ class TaskText(RuntimeRelabel):
         said, which = np.unique(task_texts(episode), return_inverse=True)
         rows = np.stack([self.encode(str(text)) for text in said])
         column = (np.broadcast_to(rows[0], (len(episode) + 1, self.max_bytes)) if len(said) == 1 else rows[which])
-        episode = _with_column(episode, self.into, column, Feature("uint8", (self.max_bytes,), "text"))
+        episode = with_column(episode, self.into, column, Feature("uint8", (self.max_bytes,), "text"))
         if not self.optional:
             return episode
-        return _with_column(episode, self.into + "?", (column != 0).any(1), Feature("bool", ()))
+        return with_column(episode, self.into + "?", (column != 0).any(1), Feature("bool", ()))
 
     def encode(self, text: str) -> np.ndarray:
         """Return a text as the column has it, (max_bytes,) uint8."""
         raw = text.encode()[: self.max_bytes].decode(errors="ignore").encode()
         return np.frombuffer(raw.ljust(self.max_bytes, b"\0"), np.uint8)
 
-    def runtime_transform(self):
-        if self.optional:
-            return OptionalText(self.into, self.max_bytes)
-        return GivenColumn(self.into, "say the task: --task 'WORDS', or ObservationWrapper(actor, "
-                           f"{{{self.into!r}: torch.tensor(TaskText({self.max_bytes}).encode('WORDS'))}})",
-                           self.max_bytes)
+    def step(self, obs, last, state):
+        if self.into not in obs and not self.optional:
+            raise UserError(f"nothing gives the column {self.into!r}, which the policy reads", where="obs",
+                            hint="say the task: --task 'WORDS', or ObservationWrapper(actor, "
+                            f"{{{self.into!r}: torch.tensor(TaskText({self.max_bytes}).encode('WORDS'))}})")
+        mask, text = self.into + "?", torch.zeros(len(last.exists), self.max_bytes, dtype=torch.uint8)
+        if self.into in obs:
+            text = _cut_text(obs[self.into], self.max_bytes)
+        if not self.optional or (self.into in obs and mask in obs):
+            return {self.into: text}, state
+        return {self.into: text, mask: (text != 0).any(1)}, state
 
 
 @dataclass(frozen=True)
@@ -234,12 +279,12 @@ class ThoughtText:
     into: str = "observation.thought"
 
     def __call__(self, episode: Episode) -> Episode:
-        column = _get_column(episode, self.column, "thought cloning needs the thoughts of the expert as text: name "
+        column = get_column(episode, self.column, "thought cloning needs the thoughts of the expert as text: name "
                              "their column (--columns thought=NAME)")
         said, which = np.unique(column.astype(str).reshape(len(column)), return_inverse=True)
         rows = np.stack([TaskText(self.max_bytes).encode(str(text)) for text in said])[which]
         rows = np.concatenate([rows, rows[-1:]])[: len(episode) + 1]
-        return _with_column(episode, self.into, rows, Feature("uint8", (self.max_bytes,), "text"))
+        return with_column(episode, self.into, rows, Feature("uint8", (self.max_bytes,), "text"))
 
 
 def task_texts(episode: Episode) -> np.ndarray:
@@ -269,7 +314,7 @@ def decode_text(row: np.ndarray) -> str:
 
 
 @dataclass(frozen=True)
-class ReturnToGo(RuntimeRelabel):
+class ReturnToGo(ColumnChange):
     """Adds the return to go, (T+1, 1): the sum of this and all later rewards of the episode. After the last step it is
     0.
 
@@ -301,30 +346,41 @@ class ReturnToGo(RuntimeRelabel):
     def __post_init__(self):
         check_range(self, "discount", "target")
 
+    @property
+    def open_condition(self):
+        return self.into if self.target is None else None
+
     def __call__(self, episode: Episode) -> Episode:
-        column = _get_column(episode, self.column, "a return to go needs rewards: use data that have them, name their "
+        column = get_column(episode, self.column, "a return to go needs rewards: use data that have them, name their "
                              "column (--columns reward=NAME), or train a method without returns, such as bc")
         reward = np.asarray(column[: len(episode)], np.float64).reshape(len(episode))
         total = np.zeros(len(episode) + 1)
         for t in reversed(range(len(episode))):
             total[t] = reward[t] + self.discount * total[t + 1]
-        return _with_column(episode, self.into, total.astype(np.float32)[:, None])
+        return with_column(episode, self.into, total.astype(np.float32)[:, None])
 
-    def runtime_transform(self):
-        if not self.subtract_rewards:
-            return HeldReturn(self.into, self.target)
-        if self.column != "next.reward":
+    def check_online(self):
+        if self.subtract_rewards and self.column != "next.reward":
             raise Unsupported(f"{self.column!r} is not known while acting", where="ReturnToGo.column",
                               hint="use 'next.reward', which environments give")
-        return ReturnToGoUpdate(self.into, self.discount, self.target)
 
-    @property
-    def open_condition(self):
-        return self.into if self.target is None else None
+    def start(self, obs, key):
+        return {"value": target_return(obs, self.into, self.target, len(key))}
+
+    def step(self, obs, last, state):
+        if not self.subtract_rewards:
+            return {self.into: state["value"]}, state
+        if last.reward is None:
+            raise UserError("the reward of the last step is not known here, and the return to go depends on it",
+                            where=f"observation {self.into!r}",
+                            hint="act in an environment with rewards, or put 'last.reward' into each observation")
+        value = state["value"]
+        value = torch.where(last.exists[:, None], (value - last.reward.to(value)[:, None]) / self.discount, value)
+        return {self.into: value}, {"value": value}
 
 
 @dataclass(frozen=True)
-class TimeLeft(RuntimeRelabel):
+class TimeLeft(ColumnChange):
     """Adds the number of steps until the end of the episode, (T+1, 1): T at the first step and 0 after the last.
 
     Args:
@@ -339,19 +395,29 @@ class TimeLeft(RuntimeRelabel):
     def __post_init__(self):
         check_range(self, "length")
 
-    def __call__(self, episode: Episode) -> Episode:
-        return _with_column(episode, self.into, np.arange(len(episode), -1, -1, dtype=np.float32)[:, None])
-
-    def runtime_transform(self):
-        return Countdown(self.into, self.length)
-
     @property
     def open_condition(self):
         return self.into if self.length is None else None
 
+    def __call__(self, episode: Episode) -> Episode:
+        return with_column(episode, self.into, np.arange(len(episode), -1, -1, dtype=np.float32)[:, None])
+
+    def start(self, obs, key):
+        value = _first_value(obs, self.into, self.length, len(key), "the number of steps of the episode",
+                             "TimeLeft(length=...)")
+        if (value < 0).any():
+            raise UserError(f"the number of steps of the episode is {value.min():g}, below 0",
+                            where=f"observation {self.into!r}", hint="give the number of steps that are left, such as "
+                            "the length of an episode")
+        return {"value": value}
+
+    def step(self, obs, last, state):
+        value = torch.where(last.exists[:, None], (state["value"] - 1).clamp(min=0), state["value"])
+        return {self.into: value}, {"value": value}
+
 
 @dataclass(frozen=True)
-class Progress(RuntimeRelabel):
+class Progress(ColumnChange):
     """Adds the elapsed fraction of the episode, (T+1, 1): 0 at the first step and 1 after the last.
 
     Args:
@@ -364,14 +430,22 @@ class Progress(RuntimeRelabel):
 
     def __call__(self, episode: Episode) -> Episode:
         n = len(episode)
-        return _with_column(episode, self.into, (np.arange(n + 1) / max(n, 1)).astype(np.float32)[:, None])
+        return with_column(episode, self.into, (np.arange(n + 1) / max(n, 1)).astype(np.float32)[:, None])
 
-    def runtime_transform(self):
-        return ProgressCount(self.into, self.length)
+    def start(self, obs, key):
+        if self.length is None:
+            raise UserError("how long the episode will be is not known while acting",
+                            where=f"observation {self.into!r}", hint="set Progress(length=...), a number of steps")
+        return {"steps": torch.zeros(len(key), 1)}
+
+    def step(self, obs, last, state):
+        assert self.length is not None  # `start` refuses it
+        steps = torch.where(last.exists[:, None], state["steps"] + 1, state["steps"])
+        return {self.into: (steps / max(self.length, 1)).clamp(max=1)}, {"steps": steps}
 
 
 @dataclass(frozen=True)
-class LastAction(RuntimeRelabel):
+class LastAction(ColumnChange):
     """Adds the action of the step before, (T+1, ...). The action of the same step would reveal the target.
 
     Before the first step it is zero. For discrete actions each value is increased by one, and 0 means that there was no
@@ -386,18 +460,24 @@ class LastAction(RuntimeRelabel):
     into: str = "observation.last_action"
 
     def __call__(self, episode: Episode) -> Episode:
-        action = _get_column(episode, self.column)[: len(episode)]
+        action = get_column(episode, self.column)[: len(episode)]
         feature = episode.features()[self.column]
         if feature.kind == "discrete":
             action = action + 1
             feature = replace(feature, num_classes=feature.num_classes and tuple(n + 1 for n in feature.num_classes))
-        return _with_column(episode, self.into, np.concatenate([np.zeros_like(action[:1]), action]), feature)
+        return with_column(episode, self.into, np.concatenate([np.zeros_like(action[:1]), action]), feature)
 
-    def runtime_transform(self):
+    def check_online(self):
         if role(self.column) != "action":
             raise Unsupported(f"{self.column!r} is not an action, so that it is not known while acting",
                               where="LastAction.column", hint="use the policy's action")
-        return LastActionColumn(self.into)
+
+    def step(self, obs, last, state):
+        if last.action is None:
+            raise UserError("the last action is not known here", where=f"observation {self.into!r}",
+                            hint="act with the actor that build_actor or load_actor gives")
+        action = last.action if last.action.is_floating_point() else last.action + 1
+        return {self.into: torch.where(last.exists[:, None], action, torch.zeros_like(action))}, state
 
 
 @dataclass(frozen=True)
@@ -418,12 +498,12 @@ class InterventionPenalty:
     into: str = "next.reward"
 
     def __call__(self, episode: Episode) -> Episode:
-        taken = np.asarray(_get_column(episode, self.column)[: len(episode)]).reshape(-1) > 0
-        return _with_column(episode, self.into, -np.append(taken[1:] & ~taken[:-1], False).astype(np.float32))
+        taken = np.asarray(get_column(episode, self.column)[: len(episode)]).reshape(-1) > 0
+        return with_column(episode, self.into, -np.append(taken[1:] & ~taken[:-1], False).astype(np.float32))
 
 
 @dataclass(frozen=True)
-class ConstantColumn(RuntimeRelabel):
+class ConstantColumn(ColumnChange):
     """Adds a column with the same numbers at every step, such as an index of the data set, the robot or the operator.
 
     Args:
@@ -443,15 +523,15 @@ class ConstantColumn(RuntimeRelabel):
 
     def __call__(self, episode: Episode) -> Episode:
         value = np.atleast_1d(np.asarray(self.value, np.float32))
-        return _with_column(episode, self.into, np.broadcast_to(value, (len(episode) + 1, len(value))))
+        return with_column(episode, self.into, np.broadcast_to(value, (len(episode) + 1, len(value))))
 
-    def runtime_transform(self):
+    def step(self, obs, last, state):
         value = torch.atleast_1d(torch.tensor(self.value, dtype=torch.float32))
-        return ConstantColumns({self.into: value})
+        return {self.into: value.expand(len(last.exists), -1)}, state
 
 
 @dataclass(frozen=True)
-class OptionalColumn(RuntimeRelabel):
+class OptionalColumn(ColumnChange):
     """Adds ``"<column>?"``, which tells whether a column is given, so that a policy can act without it.
 
     In the data the column is given everywhere. It may also be a goal that a `Window` draws. While acting it is given
@@ -468,10 +548,14 @@ class OptionalColumn(RuntimeRelabel):
     like: str
 
     def __call__(self, episode: Episode) -> Episode:
-        return _with_column(episode, self.column + "?", np.ones(len(episode) + 1, bool), Feature("bool", ()))
+        return with_column(episode, self.column + "?", np.ones(len(episode) + 1, bool), Feature("bool", ()))
 
-    def runtime_transform(self):
-        return OptionalColumnMask(self.column, self.like)
+    def step(self, obs, last, state):
+        mask, is_given = self.column + "?", self.column in obs
+        if is_given and mask in obs:
+            return {}, state
+        value = obs[self.column] if is_given else torch.zeros_like(obs[self.like])
+        return {self.column: value, mask: torch.full((len(last.exists),), is_given)}, state
 
 
 @dataclass(frozen=True)
@@ -491,7 +575,7 @@ class SelectColumns:
 
 
 @dataclass(frozen=True)
-class ColumnPadding(RuntimeRelabel):
+class ColumnPadding(ColumnChange):
     """Pads a vector column with zeros, so that robots of different widths share one policy.
 
     While acting, what is observed is padded, and actions are cut back to those of the robot. With
@@ -506,11 +590,11 @@ class ColumnPadding(RuntimeRelabel):
     size: int
 
     def __call__(self, episode: Episode) -> Episode:
-        values, feature = _get_column(episode, self.column), episode.features()[self.column]
+        values, feature = get_column(episode, self.column), episode.features()[self.column]
         where = f"column {self.column!r}"
         if feature.kind != "vector" or len(feature.shape) != 1:
             raise UserError(f"Only vectors can be padded, and this column has kind {feature.kind!r} and shape "
-                            f"{feature.shape}.", where=where, hint="Remove it from the ColumnPadding relabelings.")
+                            f"{feature.shape}.", where=where, hint="Remove its ColumnPadding.")
         missing = self.size - feature.size
         if missing < 0:
             raise UserError(f"The column has {feature.size} components, more than size={self.size}.", where=where,
@@ -519,14 +603,29 @@ class ColumnPadding(RuntimeRelabel):
             return episode
         names = feature.names and (*feature.names, *(f"padding.{i}" for i in range(feature.size, self.size)))
         wide = np.concatenate([values, np.zeros((len(values), missing), values.dtype)], 1)
-        return _with_column(episode, self.column, wide, replace(feature, shape=(self.size,), names=names))
+        return with_column(episode, self.column, wide, replace(feature, shape=(self.size,), names=names))
 
-    def runtime_transform(self):
-        return PaddedColumn(self.column, self.size, role(self.column) == "action")
+    def step(self, obs, last, state):
+        if self.column not in obs:
+            return {}, state
+        value = obs[self.column]
+        if value.shape[-1] > self.size:
+            raise UserError(f"the column has {value.shape[-1]} components, but the policy reads {self.size}",
+                            where=f"observation {self.column!r}", hint="act with a robot that the policy was trained "
+                            "for")
+        return {self.column: torch.nn.functional.pad(value, (0, self.size - value.shape[-1]))}, state
+
+    def transform_action(self, action, size):
+        if role(self.column) != "action":
+            return action
+        if size is None:
+            raise UserError(f"the policy gives {self.size} padded action components, and how many the robot has is not "
+                            "known", where=f"column {self.column!r}", hint="pass features=env.features to load_actor")
+        return action[:, :size]
 
 
 @dataclass(frozen=True)
-class SelectComponents(RuntimeRelabel):
+class SelectComponents(ColumnChange):
     """Keeps some components of a vector column, such as those that are not confounded with the action.
 
     Args:
@@ -543,27 +642,36 @@ class SelectComponents(RuntimeRelabel):
                             where="SelectComponents.components", hint="name the components to keep, such as (0, 1)")
 
     def __call__(self, episode: Episode) -> Episode:
-        values, feature = _get_column(episode, self.column), episode.features()[self.column]
+        values, feature = get_column(episode, self.column), episode.features()[self.column]
         where = f"column {self.column!r}"
         if feature.kind != "vector" or len(feature.shape) != 1:
             raise UserError(f"components of vectors can be selected, and this column has kind {feature.kind!r} and "
-                            f"shape {feature.shape}", where=where, hint="remove SelectComponents from the relabelings")
+                            f"shape {feature.shape}", where=where, hint="remove its SelectComponents")
         if wrong := [i for i in self.components if not 0 <= i < feature.size]:
             raise UserError(f"there is no component {wrong[0]}; the column has {feature.size}", where=where,
                             hint=f"use numbers from 0 to {feature.size - 1}")
         names = feature.names and tuple(feature.names[i] for i in self.components)
-        return _with_column(episode, self.column, values[:, list(self.components)],
+        return with_column(episode, self.column, values[:, list(self.components)],
                             replace(feature, shape=(len(self.components),), names=names))
 
-    def runtime_transform(self):
+    def check_online(self):
         if role(self.column) != "observation":
             raise Unsupported(f"{self.column!r} is no observation, and actions need all components",
                               where="SelectComponents.column", hint="name an observation")
-        return SelectedComponents(self.column, self.components)
+
+    def step(self, obs, last, state):
+        if self.column not in obs:
+            return {}, state
+        value = obs[self.column]
+        if value.shape[-1] <= (last_read := max(self.components)):
+            raise UserError(f"the column has {value.shape[-1]} components, but the policy reads component "
+                            f"{last_read}", where=f"observation {self.column!r}",
+                            hint="act where the observations are those of the training data")
+        return {self.column: value[..., list(self.components)]}, state
 
 
 @dataclass(frozen=True)
-class Rename(RuntimeRelabel):
+class Rename(ColumnChange):
     """Renames a column.
 
     Args:
@@ -575,11 +683,11 @@ class Rename(RuntimeRelabel):
     into: str
 
     def __call__(self, episode: Episode) -> Episode:
-        column, feature = _get_column(episode, self.column), episode.schema.get(self.column)
-        return _with_column(episode.replace({self.column: None}), self.into, column, feature)
+        column, feature = get_column(episode, self.column), episode.schema.get(self.column)
+        return with_column(episode.replace({self.column: None}), self.into, column, feature)
 
-    def runtime_transform(self):
-        return RenamedColumn(self.column, self.into)
+    def step(self, obs, last, state):
+        return ({self.into: obs[self.column]} if self.column in obs else {}), state
 
 
 @dataclass(frozen=True)
@@ -614,16 +722,16 @@ class ConcatColumns:
             if features[name].kind != "vector" or len(features[name].shape) != 1:
                 raise UserError(f"column {name!r} is not a vector of numbers, so that it cannot be joined",
                                 where="ConcatColumns.columns", hint="join actions, states and poses")
-        first, *others = (_get_column(episode, name) for name in self.columns)
+        first, *others = (get_column(episode, name) for name in self.columns)
         rows = np.arange(len(first))
         later = [column[np.minimum(rows + self.offset, len(column) - 1)] for column in others]
         known = (np.ones(len(first)) if self.known is None
-                 else np.asarray(_get_column(episode, self.known))[rows].reshape(len(first)) != 0)
+                 else np.asarray(get_column(episode, self.known))[rows].reshape(len(first)) != 0)
         joined = np.concatenate([first, *later, known[:, None]], 1).astype(np.float32)
-        return _with_column(episode, self.into, joined, Feature("float32", joined.shape[1:]))
+        return with_column(episode, self.into, joined, Feature("float32", joined.shape[1:]))
 
 
-def _with_column(episode: Episode, name: str, column: np.ndarray, feature: Feature | None = None) -> Episode:
+def with_column(episode: Episode, name: str, column: np.ndarray, feature: Feature | None = None) -> Episode:
     episode = episode.replace({name: column})
     return episode if feature is None else replace(episode, schema={**episode.schema, name: feature})
 
@@ -634,6 +742,44 @@ def _check_column(episode: Episode, name: str, hint: str = "name one that is the
                         where=f"episode {episode.metadata.get('number', '')}".strip(), hint=hint)
 
 
-def _get_column(episode: Episode, name: str, hint: str = "name one that is there") -> np.ndarray:
+def get_column(episode: Episode, name: str, hint: str = "name one that is there") -> np.ndarray:
     _check_column(episode, name, hint)
     return np.asarray(episode.steps[name])
+
+
+def _cut_text(text, max_bytes: int) -> Tensor:
+    """Texts as the training data had them: those of more bytes are cut after a complete character, (B, max_bytes)."""
+    text = torch.as_tensor(text)
+    if text.dim() != 2 or text.shape[1] <= max_bytes:
+        return text
+    kept, is_cut = text[:, :max_bytes].clone(), _continues_character(text[:, max_bytes])
+    for i in reversed(range(max(max_bytes - 3, 0), max_bytes)):  # a character has at most 4 bytes
+        is_first = ~_continues_character(kept[:, i])
+        kept[is_cut, i] = 0
+        is_cut = is_cut & ~is_first
+    return kept
+
+
+def _continues_character(byte: Tensor) -> Tensor:
+    """Whether each byte of UTF-8 is not the first of its character."""
+    return (byte & 0xC0) == 0x80
+
+
+def _first_value(obs, name: str, default: float | None, rows: int, what: str, field: str) -> Tensor:
+    """(B, 1) float32: the column of the first observation, or the default."""
+    if name in obs:
+        value = torch.as_tensor(obs[name]).float()
+        if value.numel() != rows:
+            raise UserError(f"{what} is one number, but this is of shape {tuple(value.shape)}",
+                            where=f"observation {name!r}", hint="give one number for each row")
+        return value.reshape(rows, 1)
+    if default is None:
+        short = name.removeprefix("observation.")
+        raise UserError(f"{what} is not known", where=f"observation {name!r}",
+                        hint=f"give it: --condition {short}=NUMBER on the command line, {field} in the method, or "
+                             f"ObservationWrapper(actor, {{{name!r}: value}})")
+    return torch.full((rows, 1), float(default))
+
+
+def target_return(obs, name: str, default: float | None, rows: int) -> Tensor:
+    return _first_value(obs, name, default, rows, "the return that the policy shall reach", "ReturnToGo(target=...)")

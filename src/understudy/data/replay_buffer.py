@@ -74,7 +74,7 @@ class _Column:
         if values.shape[1:] != self.array.shape[1:] or len(kinds) > 1:
             raise UserError(f"it is {values.dtype} of shape {values.shape[1:]} in each step, and {self.array.dtype} of "
                             f"shape {self.array.shape[1:]} in the episodes before", where=where,
-                            hint="bring all episodes to the same shapes and types, with a relabeling for example")
+                            hint="bring all episodes to the same shapes and types, with a column change for example")
 
     def append(self, values: np.ndarray) -> None:
         dtype, end = np.result_type(self.array.dtype, values.dtype), self.used + len(values)

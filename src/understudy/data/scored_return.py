@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ from ..checkpoint import (
 from ..core import Feature, UserError, role
 from ..files import write_json
 from .episode import Dataset, Episode
-from .relabel import RuntimeRelabel
-from .runtime import RuntimeTransform, _target_return
+from .relabel import ColumnChange, target_return, with_column
 
 ObservationScorer = Callable[[Mapping[str, Tensor]], Tensor]  # {column: (B, ...)} -> (B,), higher is better
 
@@ -103,7 +102,7 @@ class CalibratedScorer(CheckpointModule):
 
 
 @dataclass(frozen=True)
-class ScoredReturn(RuntimeRelabel):
+class ScoredReturn(ColumnChange):
     """Adds the return to go of rewards that a scorer gives, (T+1, 1). Neither data nor environment need rewards.
 
     The reward of a step is the score of its observation, such as the similarity to the words of the task, minus the
@@ -128,39 +127,22 @@ class ScoredReturn(RuntimeRelabel):
         scorer = self._trained()
         reward = (scorer.scores(episode) - scorer.minimum).double().numpy()[: len(episode)]
         total = np.append(reward[::-1].cumsum()[::-1], 0).astype(np.float32)[:, None]
-        episode = episode.replace({self.into: total})
-        return replace(episode, schema={**episode.schema, self.into: Feature("float32", (1,))})
+        return with_column(episode, self.into, total, Feature("float32", (1,)))
 
-    def runtime_transform(self):
-        scorer = self._trained()
-        return ScoredReturnUpdate(scorer, self.into, float(scorer.target_return) if self.target is None else
-                                  self.target)
+    def check_online(self):
+        self._trained()
+
+    def start(self, obs, key):
+        target = float(self._trained().target_return) if self.target is None else self.target
+        return {"value": target_return(obs, self.into, target, len(key)), "reward": torch.zeros(len(key), 1)}
+
+    @torch.no_grad()
+    def step(self, obs, last, state):
+        value = torch.where(last.exists[:, None], state["value"] - state["reward"], state["value"])
+        return {self.into: value}, {"value": value, "reward": self._trained()(obs).reshape(-1, 1).to(value)}
 
     def _trained(self) -> CalibratedScorer:
         if not isinstance(self.scorer, CalibratedScorer):
             raise UserError(f"{self.scorer} is not a trained module", where="ScoredReturn.scorer",
                             hint="train a method that has this stage, or give the module itself")
         return self.scorer
-
-
-@dataclass(frozen=True)
-class ScoredReturnUpdate(RuntimeTransform):
-    """Return to go while acting: the target return at the first step, then reduced by the scorer's rewards.
-
-    Args:
-        scorer: Gives the reward of each observation.
-        into: Name of the column, (B, 1). If the first observation has it, it is the target return.
-        target: Target return if the first observation does not have the column.
-    """
-
-    scorer: CalibratedScorer
-    into: str
-    target: float
-
-    def start(self, obs, key):
-        return {"value": _target_return(obs, self.into, self.target, len(key)), "reward": torch.zeros(len(key), 1)}
-
-    @torch.no_grad()
-    def step(self, obs, last, state):
-        value = torch.where(last.exists[:, None], state["value"] - state["reward"], state["value"])
-        return {self.into: value}, {"value": value, "reward": self.scorer(obs).reshape(-1, 1).to(value)}

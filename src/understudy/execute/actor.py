@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core import AtLeast, Feature, State, UserError, normal, part
-from ..data.runtime import ConstantColumns, LastStep, RuntimeTransform
+from ..data.relabel import ColumnChange, LastStep
 from ..data.video import resize
 from ..hints import did_you_mean
 from ..policy import Planner
@@ -286,8 +286,8 @@ class ObservationWrapper(Actor):
 
     def _add_columns(self, obs):
         _check_names(obs, ())
-        rows = torch.zeros(next(iter(obs.values())).shape[0], dtype=torch.bool)
-        return {**obs, **ConstantColumns(self.columns).step(obs, LastStep(rows), {})[0]}
+        rows = len(next(iter(obs.values())))
+        return {**obs, **{name: value.expand(rows, *value.shape) for name, value in self.columns.items()}}
 
     def start(self, obs, key):
         return self.actor.start(self._add_columns(obs), key)
@@ -305,14 +305,14 @@ class TransformedActor(Actor):
 
     Args:
         actor: The actor that reads the columns.
-        transforms: The transforms, in order. Each sees the columns of those before it.
+        transforms: The column changes, in order. Each sees the columns of those before it.
         action: The feature of the actor's actions. None if no transform reads actions.
         action_size: Number of action components of the environment, for transforms that change actions. None if it is
             not known.
     """
 
     actor: Actor
-    transforms: tuple[RuntimeTransform, ...]
+    transforms: tuple[ColumnChange, ...]
     action: Feature | None = None
     action_size: int | None = None
 

@@ -21,7 +21,7 @@ class Interpolant(StepwiseHead):
     path `StochasticInterpolant`. The network predicts the velocity. The start is near the actions, so that the path is
     shorter than one from pure noise.
 
-    The last action is a column of the observation. The relabeling `LastAction` adds it, `TokenEncoder(named=...)` gives
+    The last action is a column of the observation. `LastAction` adds it, `TokenEncoder(named=...)` gives
     it to the head, and `Normalizer(obs="minmax")` scales it as the actions are scaled.
 
     Args:

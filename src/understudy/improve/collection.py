@@ -1,8 +1,8 @@
 """Data collection in rounds: episodes are collected with the present policy, then the policy trains on them.
 
 DAgger, off-policy reinforcement learning with a replay buffer, self-imitation and continual learning are this one loop
-with other collectors, relabelings and learners. Interaction happens in whole, numbered episodes, because episodes can
-be stored and environments cannot. A training that was stopped therefore resumes exactly.
+with other collectors, column changes and learners. Interaction happens in whole, numbered episodes, because episodes
+can be stored and environments cannot. A training that was stopped therefore resumes exactly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..core import Above, AtLeast, Schema, Unsupported, UserError, part
 from ..data.batch_sampler import BatchSampler, MixtureSampler
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset, write_dataset
-from ..data.relabel import Relabel
+from ..data.relabel import EpisodeTransform
 from ..data.replay_buffer import ReplayBuffer
 from ..envs.base import Env, HasExpert
 from ..envs.wrappers import WrappedEnv
@@ -218,7 +218,7 @@ def _cast_actions(features: Schema, episode: Episode) -> Episode:
 
 @dataclass(frozen=True)
 class SupervisorLabels:
-    """A relabeling: the target is what the supervisor advised, also where the policy acted (DAgger).
+    """A column change: the target is what the supervisor advised, also where the policy acted (DAgger).
 
     Args:
         into: The column that the policy learns.
@@ -310,7 +310,7 @@ class CollectionRounds(DataCollection):
 
     n_rounds: Annotated[int, AtLeast(1)]
     collector: EpisodeCollector
-    relabel: tuple[Relabel, ...] = ()
+    relabel: tuple[EpisodeTransform, ...] = ()
     retention: RetentionRule = field(default_factory=AllEpisodes)
     mixture_weights: tuple[float, ...] = ()
     updates_per_step: Annotated[float, Above(0)] = 1.0
@@ -373,8 +373,8 @@ class CollectionRounds(DataCollection):
 
     def _collect(self, number: int, training: Training) -> Dataset:
         episodes = self.collector.collect(training.actor(), number, training)
-        for relabel in self.relabel:
-            episodes = episodes.map(relabel)
+        for change in self.relabel:
+            episodes = episodes.map(change)
         episodes = training.learner.annotate(episodes)
         if not len(episodes):
             raise UserError(f"round {number} has no episodes", where="CollectionRounds.collector",

@@ -15,7 +15,7 @@ from ..checkpoint import CheckpointModule, FromStage, is_lerobot_checkpoint, loa
 from ..core import Feature, Schema, Unsupported, UserError
 from ..data.episode import Dataset
 from ..data.operations import Operation
-from ..data.relabel import Relabel, RuntimeRelabel, relabeled_features
+from ..data.relabel import ColumnChange, EpisodeTransform, changed_features
 from ..execute.actor import Actor, PolicyActor, TransformedActor
 from ..execute.base import Executor
 from ..execute.chunking import RecedingHorizon
@@ -36,7 +36,7 @@ class Method:
         policy: The policy's parts.
         executor: How plans become actions.
         learner: How the policy learns.
-        transforms: Changes of the episodes before training, in order. Each `RuntimeRelabel` is also computed while
+        transforms: Changes of the episodes before training, in order. Each `ColumnChange` is also computed while
             acting.
         stages: Training runs that are finished before the method's own run starts, in order. Fields of a stage's
             method may refer to stages before it.
@@ -45,7 +45,7 @@ class Method:
             `PlannerWrapper.over`.
         wrapper: What the policy's actions mean, where they are not those of the environment. Recorded episodes are
             converted for training (`ActionWrapper.transform_episode`) after the operations of `transforms` and before
-            the relabelings that follow them. Episodes that were recorded in `WrappedEnv` stay as they are.
+            the column changes that follow them. Episodes that were recorded in `WrappedEnv` stay as they are.
         collection: How new episodes are collected while the policy trains.
 
     Example:
@@ -57,7 +57,7 @@ class Method:
     policy: PolicyConfig
     executor: Executor = field(default_factory=RecedingHorizon)
     learner: LearnerConfig = field(default_factory=BehaviorCloning)
-    transforms: tuple[Relabel | Operation, ...] = ()
+    transforms: tuple[EpisodeTransform | Operation, ...] = ()
     stages: tuple[Stage, ...] = ()
     initialize_from: tuple[InitializeFrom, ...] = ()
     inference: tuple[PlannerWrapper, ...] = ()
@@ -323,15 +323,17 @@ def build_actor(method: Method, modules: Mapping[str, CheckpointModule], rows: i
         features: The columns of the environment. Methods that pad actions (`ColumnPadding`) need them.
 
     Raises:
-        Unsupported: If a relabeling cannot be computed where it stands.
+        Unsupported: If a column change cannot be computed where it stands.
     """
     planner, policy = build_planner(method, modules, rows), modules["policy"]
     assert isinstance(policy, Policy)
     actor: Actor = PolicyActor(planner, method.executor, camera_sizes(planner.features))
-    if transforms := tuple(relabel.runtime_transform() for relabel in runtime_relabels(method)):
+    if changes := online_changes(method):
+        for change in changes:
+            change.check_online()
         shown = None if features is None else _wrapped_features(method, features)
         size = shown[policy.config.target].size if shown and policy.config.target in shown else None
-        actor = TransformedActor(actor, transforms, policy.target, size)
+        actor = TransformedActor(actor, tuple(changes), policy.target, size)
     if method.wrapper is None:
         return actor
     return WrappedActor(actor, method.wrapper if rows is None else _with_fixed_batches(method.wrapper, rows))
@@ -362,7 +364,7 @@ def policy_features(method: Method, features: Schema) -> dict[str, Feature]:
         method: A method without references in its wrapper.
         features: The columns of the environment.
     """
-    return relabeled_features(_wrapped_features(method, features), runtime_relabels(method))
+    return changed_features(_wrapped_features(method, features), online_changes(method))
 
 
 def _wrapped_features(method: Method, features: Schema) -> dict[str, Feature]:
@@ -370,18 +372,18 @@ def _wrapped_features(method: Method, features: Schema) -> dict[str, Feature]:
     return dict(features if method.wrapper is None else method.wrapper.features(features))
 
 
-def runtime_relabels(method: Method) -> list[RuntimeRelabel]:
-    """Returns the relabelings of a method that are computed while acting too, in order.
+def online_changes(method: Method) -> list[ColumnChange]:
+    """Returns the column changes of a method that are computed while acting too, in order.
 
     Raises:
         Unsupported: If one stands before an operation in a method with a wrapper.
     """
-    before = [part for part in method.transforms[: _last_operation(method)] if isinstance(part, RuntimeRelabel)]
+    before = [part for part in method.transforms[: _last_operation(method)] if isinstance(part, ColumnChange)]
     if before and method.wrapper is not None:
         raise Unsupported(f"{type(before[0]).__name__} stands before an operation, so that it would change recorded "
                           f"episodes before {type(method.wrapper).__name__}, but what the policy observes after it",
-                          where="Method.transforms", hint="put the relabeling after the last operation")
-    return [part for part in method.transforms if isinstance(part, RuntimeRelabel)]
+                          where="Method.transforms", hint="put the column change after the last operation")
+    return [part for part in method.transforms if isinstance(part, ColumnChange)]
 
 
 def _last_operation(method: Method) -> int:
@@ -392,8 +394,8 @@ def _last_operation(method: Method) -> int:
 def training_data(data: Dataset, method: Method) -> Dataset:
     """Returns the episodes that the policy of a method is trained on.
 
-    The operations of `method.transforms`, and the relabelings before them, are applied first. The wrapper converts
-    the episodes next, except those that were recorded in `WrappedEnv`. The remaining relabelings are applied last.
+    The operations of `method.transforms`, and the column changes before them, are applied first. The wrapper converts
+    the episodes next, except those that were recorded in `WrappedEnv`. The remaining column changes are applied last.
     Without a wrapper, nothing is computed before a column is asked for.
 
     Args:
@@ -406,18 +408,18 @@ def training_data(data: Dataset, method: Method) -> Dataset:
     last = _last_operation(method)
     data = apply_transforms(data, method.transforms[:last])
     if method.wrapper is not None:
-        runtime_relabels(method)  # they must stand behind the wrapper
+        online_changes(method)  # they must stand behind the wrapper
         data = Dataset([episode if is_wrapped(episode, method.wrapper) else method.wrapper.transform_episode(episode)
                         for episode in data], data.metadata)
     return apply_transforms(data, method.transforms[last:])
 
 
-def apply_transforms(data: Dataset, transforms: Iterable[Relabel | Operation]) -> Dataset:
-    """Applies operations and relabelings to episodes, in order.
+def apply_transforms(data: Dataset, transforms: Iterable[EpisodeTransform | Operation]) -> Dataset:
+    """Applies operations and column changes to episodes, in order.
 
     Args:
         data: The episodes. They are not changed.
-        transforms: Operations on the data set and relabelings of single episodes.
+        transforms: Operations on the data set and column changes of single episodes.
 
     Returns:
         The transformed episodes.
@@ -456,7 +458,7 @@ class TrainedRun:
         """
         folder = find_checkpoint(run)
         method = Method.load(folder, trust)
-        needed = [part for part in method.transforms if transforms or isinstance(part, RuntimeRelabel)]
+        needed = [part for part in method.transforms if transforms or isinstance(part, ColumnChange)]
         acting = {name: getattr(method, name) for name in ACTING}
         references = find_references((*acting.values(), tuple(needed)))
         home = folder.parents[1] if folder.parent.name == "checkpoints" else folder

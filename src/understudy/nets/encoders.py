@@ -82,7 +82,7 @@ class _TokenEncoderNet(EncoderNet):
         for name, f in features.items():
             if f.kind not in kinds:
                 raise UserError(f"TokenEncoder cannot read a column of kind {f.kind!r}.", where=f"column {name!r}",
-                                hint="Convert it (the relabeling TaskText turns the words of the task into bytes), or "
+                                hint="Convert it (TaskText turns the words of the task into bytes), or "
                                      "leave it out of inputs.")
         for field_name in ("named", "point_clouds"):
             for name in getattr(config, field_name):

@@ -1,4 +1,4 @@
-"""Contracts of codecs, formats and relabelings."""
+"""Contracts of codecs, formats and column changes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import Feature, Schema, UserError, keys, role
+from ..core import Feature, State, UserError, keys, role
 from ..data.codec import Codec
-from ..data.episode import Dataset
+from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
-from ..data.relabel import Relabel, RuntimeRelabel, relabeled_features
-from ..data.runtime import LastStep
+from ..data.relabel import ColumnChange, EpisodeTransform, LastStep
 from ..data.window import Window
 from .base import STATE, ContractViolation, _metadata_as_json, _same_column, _structure, require, require_equal
 from .random_data import random_dataset
@@ -121,84 +120,83 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
                              f"{to}: {name} of episode {e}, without the side file")
 
 
-def check_relabel(relabel: Relabel, features: Schema, provided: Sequence[str] = ()) -> None:
-    """Checks that every observation that a relabeling adds is known while acting.
+def check_column_change(change: EpisodeTransform, data: Dataset, provided: Sequence[str] = ()) -> None:
+    """Checks that a policy observes the same columns while acting as in training.
+
+    A function that is no `ColumnChange` may add observations only if something else gives them while acting.
+
+    A `ColumnChange` sees the recorded observations, actions and rewards one by one. In the first observation it also
+    finds the first value of the column, as an `ObservationWrapper` would give it. It must give the columns that it adds
+    to recorded episodes, and the recorded action back. Its state must keep its structure, and rows must not depend on
+    each other.
 
     Args:
-        relabel: The relabeling.
-        features: The columns of episodes that it fits.
-        provided: Columns that environments show themselves, such as "observation.goal".
-
-    Raises:
-        ContractViolation: If it adds an `observation.*` column that is not in `provided`, and it is no
-            `RuntimeRelabel`.
-    """
-    added = [k for k in relabeled_features(features, [relabel]) if k.startswith("observation.") and k not in features]
-    unknown = [] if isinstance(relabel, RuntimeRelabel) else [k for k in added if k not in provided]
-    require(not unknown, f"{type(relabel).__name__} adds {', '.join(unknown)}, which no environment shows: make it a "
-            "RuntimeRelabel, so that a policy that reads it can act")
-
-
-def check_runtime_transform(relabel: RuntimeRelabel, data: Dataset) -> None:
-    """Checks that a relabeling and its runtime transform give the same columns.
-
-    The transform sees the recorded observations, actions and rewards one by one. In the first observation it also finds
-    the first value of the column, as an `ObservationWrapper` would give it. Its state must keep its structure, and rows
-    must not depend on each other.
-
-    Args:
-        relabel: The relabeling.
+        change: The column change.
         data: Two or more episodes of different columns, without the added ones. Lengths may differ.
+        provided: Columns that environments or planners give, such as "observation.goal".
 
     Raises:
         ContractViolation: With the part of the contract that does not hold.
     """
-    together = _runtime_columns(relabel, list(data))
+    if not isinstance(change, ColumnChange):
+        unknown = [name for episode in data for name in _changed_observations(change, episode)
+                   if name not in episode.steps and name not in provided]
+        require(not unknown, f"{type(change).__name__} adds {', '.join(dict.fromkeys(unknown))}, which no environment "
+                "shows: make it a ColumnChange, so that a policy that reads it can act")
+        return
+    change.check_online()
+    together = _columns_while_acting(change, list(data))
     for episode, columns in zip(data, together, strict=True):
-        relabeled = relabel(episode)
-        added = [k for k, v in relabeled.steps.items() if role(k) == "observation"
-                 and (k not in episode.steps or v is not episode.steps[k])]
-        for name in added:
-            require(name in columns, f"the runtime transform does not give {name!r}")
-            want = np.asarray(relabeled.steps[name])
-            have = columns[name][: len(want)]
-            require(have.shape == want.shape and have.dtype.kind == want.dtype.kind,
-                    f"{name!r} is {have.dtype} {have.shape[1:]} while acting, but {want.dtype} {want.shape[1:]} in "
-                    "training")
-            near = np.allclose(have, want, rtol=1e-4, atol=1e-4) if want.dtype.kind == "f" else np.array_equal(
-                have, want)
-            require(near, f"{name!r} must have the same values while acting as in training")
+        for name, recorded in _changed_observations(change, episode).items():
+            require(name in columns, f"the column change does not give {name!r} while acting")
+            acting = columns[name][: len(recorded)]
+            require(acting.shape == recorded.shape and acting.dtype.kind == recorded.dtype.kind,
+                    f"{name!r} is {acting.dtype} {acting.shape[1:]} while acting, but {recorded.dtype} "
+                    f"{recorded.shape[1:]} in training")
+            is_equal = (np.allclose(acting, recorded, rtol=1e-4, atol=1e-4) if recorded.dtype.kind == "f"
+                        else np.array_equal(acting, recorded))
+            require(is_equal, f"{name!r} must have the same values while acting as in training")
+        if "action" in (changed := change(episode)).steps:
+            recorded = torch.tensor(np.asarray(episode.steps["action"]))
+            action = change.transform_action(torch.tensor(np.asarray(changed.steps["action"])), recorded[0].numel())
+            require_equal(action, recorded, "the environment must get the recorded action")
     for episode, columns in zip(data, together, strict=True):
-        alone = _runtime_columns(relabel, [episode])[0]
+        alone = _columns_while_acting(change, [episode])[0]
         for name, column in columns.items():
             require(np.array_equal(column[: len(alone[name])], alone[name]),
                     f"{name!r} must not depend on the other rows")
 
 
-def _runtime_columns(relabel, episodes) -> list[dict[str, np.ndarray]]:
-    """What the runtime transform adds along episodes that run side by side, (T + 1 rows each)."""
-    transform, rows = relabel.runtime_transform(), torch.arange(len(episodes))
+def _changed_observations(change: EpisodeTransform, episode: Episode) -> dict[str, np.ndarray]:
+    """The observations that a column change adds to a recorded episode or replaces there."""
+    return {name: np.asarray(column) for name, column in change(episode).steps.items() if role(name) == "observation"
+            and (name not in episode.steps or column is not episode.steps[name])}
+
+
+def _columns_while_acting(change: ColumnChange, episodes: list[Episode]) -> list[dict[str, np.ndarray]]:
+    """The observations that a column change gives along episodes that run at the same time, (T + 1 rows each)."""
+    rows = torch.arange(len(episodes))
     actions = [np.asarray(e.steps["action"]).reshape(len(e.steps["action"]), -1) for e in episodes]
     rewards = [np.asarray(e.steps["next.reward"], np.float32).reshape(-1) for e in episodes]
 
     def at(columns, t):
         return torch.from_numpy(np.stack([c[min(t, len(c) - 1)] for c in columns]))
-    observed = [k for k in episodes[0].steps if role(k) == "observation"]
-    seen = {k: [np.asarray(e.steps[k]) for e in episodes] for k in observed}
-    firsts = [{k: np.asarray(v[0]) for k, v in relabel(e).steps.items()
-               if role(k) == "observation" and k not in observed} for e in episodes]
-    given = {k: torch.from_numpy(np.stack([first[k] for first in firsts])) for k in firsts[0]}
+    observed = {k: [np.asarray(e.steps[k]) for e in episodes] for k in episodes[0].steps if role(k) == "observation"}
+    firsts = [{k: column[0] for k, column in _changed_observations(change, e).items() if k not in observed}
+              for e in episodes]
+    first_values = {k: torch.from_numpy(np.stack([first[k] for first in firsts])) for k in firsts[0]}
     lengths = [len(e) for e in episodes]
-    state, found = None, []
+    state: State = {}
+    steps = []
     for t in range(max(lengths) + 1):
-        obs = {**{k: at(v, t) for k, v in seen.items()}, **given}
+        obs = {**{k: at(v, t) for k, v in observed.items()}, **first_values}
         last = LastStep(torch.full((len(rows),), t > 0), at(actions, max(t - 1, 0)) * (t > 0),
                         at(rewards, max(t - 1, 0)) * (t > 0))
         if t == 0:
-            state = transform.start(obs, keys(0, range(len(rows))))
-        added, after = transform.step(obs, last, state)
+            state = change.start(obs, keys(0, range(len(rows))))
+        added, after = change.step(obs, last, state)
         require(_structure(after) == _structure(state), "the state must keep its names, shapes and dtypes")
         state = after
-        found.append({**given, **added})
-    return [{k: np.stack([step[k][row].numpy() for step in found])[: lengths[row] + 1] for k in found[0]}
+        steps.append({**first_values, **added})
+    return [{k: np.stack([step[k][row].numpy() for step in steps])[: lengths[row] + 1] for k in steps[0]}
             for row in rows.tolist()]

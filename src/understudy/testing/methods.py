@@ -25,13 +25,13 @@ from ..execute.actor import LAST_REWARD
 from ..execute.base import ActionConditionedExecutor
 from ..learn.fit import fit
 from ..learn.fit_method import fit_method
-from ..learn.method import Method, build_actor, build_planner, resolve_references, runtime_relabels, training_data
+from ..learn.method import Method, build_actor, build_planner, online_changes, resolve_references, training_data
 from ..learn.train import train
 from ..methods import Need, find_function, find_method, method_files
 from ..nets.base import Encoder, Trunk
 from ..policy import Policy
 from .base import require
-from .data import check_relabel
+from .data import check_column_change
 from .nets import check_encoder, check_trunk
 from .random_data import random_dataset
 
@@ -66,7 +66,7 @@ def check_method(name: str, columns: Schema | None = None, trust: tuple[str, ...
     trust = (*trust, *config.packages_in([config.dump(method)]))
     require(config.load(json.loads(json.dumps(config.dump(method))), trust) == method, "JSON must give the same method")
     _check_parts(method, function.__module__, columns)
-    _check_training(method, columns)
+    _check_training(method, function.__module__, columns)
     for need in _needs(function):
         _check_refusal(name, need, columns, trust)
 
@@ -108,9 +108,6 @@ def _check_parts(method: Method, module: str, columns: Schema) -> None:
             check_trunk(part)
         elif isinstance(part, Encoder):
             check_encoder(part, {k: f for k, f in columns.items() if k.startswith("observation.")})
-    for transform in method.transforms:
-        if type(transform).__module__ == module and not isinstance(transform, Operation):
-            check_relabel(transform, columns)
 
 
 def _parts_of(value: Any, module: str) -> list[Any]:
@@ -141,10 +138,13 @@ def with_trained_stages(method: Method, data: Dataset) -> Method:
                                        for module, trained in result.modules.items()})
 
 
-def _check_training(method: Method, columns: Schema) -> None:
+def _check_training(method: Method, module: str, columns: Schema) -> None:
     extra = {k: Feature("float32", ()) for k in ("next.reward", *method.learner.extra)}
     data = example_data({**extra, **columns})
     method = with_trained_stages(method, data)
+    for transform in method.transforms:
+        if type(transform).__module__ == module and not isinstance(transform, Operation):
+            check_column_change(transform, data)
     data = training_data(data, method)
     policy = Policy(method.policy, data.features()).fit_statistics(data)
     _check_timing(method, policy)
@@ -176,7 +176,7 @@ def _observations(method: Method, columns: Schema) -> Mapping[str, Tensor]:
     """Three rows of everything that a method may read while acting."""
     obs = {k: torch.randn(3, *f.shape) if f.dtype == "float32" else torch.ones(3, *f.shape, dtype=f.torch_dtype)
            for k, f in columns.items() if k.startswith("observation.")} | {LAST_REWARD: torch.ones(3)}
-    return obs | {part.open_condition: torch.ones(3, 1) for part in runtime_relabels(method) if part.open_condition}
+    return obs | {part.open_condition: torch.ones(3, 1) for part in online_changes(method) if part.open_condition}
 
 
 def _check_refusal(name: str, need: Need, columns: Schema, trust: tuple[str, ...]) -> None:

@@ -58,9 +58,9 @@ from published_toys import push_demonstrations  # noqa: E402
 
 from understudy.checkpoint import FromStage  # noqa: E402
 from understudy.data.codec import Normalizer  # noqa: E402
+from understudy.data.column_changes import LastAction  # noqa: E402
 from understudy.data.episode import Dataset, Episode  # noqa: E402
 from understudy.data.formats import open_dataset  # noqa: E402
-from understudy.data.relabel import LastAction  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.comparison import Comparison, compare_all  # noqa: E402

@@ -34,8 +34,8 @@ import numpy as np  # noqa: E402
 
 from understudy.audit.scores import MarkKeyframes  # noqa: E402
 from understudy.audit.scores.keyframes import KEYFRAME  # noqa: E402
+from understudy.data.column_changes import SelectComponents  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
-from understudy.data.relabel import SelectComponents  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.evaluation import recording_seed  # noqa: E402

@@ -12,9 +12,11 @@ from scipy import stats
 from claims.token_policies import behavior_codes as claim
 from understudy.core import ConfigError, Context, Feature, HeadSpec, UserError
 from understudy.data.codec import Normalizer
+from understudy.data.column_changes import ConstantColumn
 from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import ShiftedStarts
-from understudy.data.relabel import ConstantColumn, SelectColumns, TaskText
+from understudy.data.relabel import SelectColumns
+from understudy.data.text_columns import TaskText
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper
 from understudy.execute.wrappers import SkillWrapper

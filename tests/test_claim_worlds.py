@@ -39,8 +39,8 @@ from understudy.claims.memo import empty_memos
 from understudy.core import HeadSpec, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.data.procedure import GridSearch
-from understudy.data.relabel import ThoughtText
 from understudy.data.segments import CutSegments
+from understudy.data.text_columns import ThoughtText
 from understudy.data.window import Window
 from understudy.deploy.fused_experts import fuse_experts
 from understudy.envs.episode_wrappers import NEW_TRIAL, MultiTrialEnv

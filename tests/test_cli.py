@@ -31,8 +31,8 @@ from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.formats.lerobot import write
 from understudy.data.operations import Crop, Drop, Sort
-from understudy.data.relabel import TaskText, task_texts
 from understudy.data.segments import ColumnSegments, CutSegments
+from understudy.data.text_columns import TaskText, task_texts
 from understudy.envs.toys.fork import Expert
 from understudy.evaluate.evaluation import evaluate, recording_seed, validation_seed
 from understudy.evaluate.rollout import rollout

@@ -22,10 +22,10 @@ from understudy import config, make
 from understudy.checkpoint import FromStage
 from understudy.commands.train import _collection_env
 from understudy.core import Unsupported, UserError
+from understudy.data.column_changes import LastAction
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
 from understudy.data.mixture import mix
-from understudy.data.relabel import LastAction
 from understudy.data.replay_buffer import ReplayBuffer
 from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed

@@ -12,7 +12,6 @@ from scipy import stats
 
 from understudy import config
 from understudy.core import DataError, Feature, UserError
-from understudy.data import relabel
 from understudy.data.augment import (
     ColorJitter,
     ConditionDropout,
@@ -22,9 +21,12 @@ from understudy.data.augment import (
     RandomShift,
     SensorDropout,
 )
+from understudy.data.column_changes import ConstantColumn, LastAction, LastStep, Progress, Rename, ReturnToGo, TimeLeft
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.packed_columns import PackedColumns
+from understudy.data.relabel import Hindsight, InterventionPenalty, NextObservation, SelectColumns
+from understudy.data.text_columns import SHOWN_TASK, TaskText, task_texts
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
 from understudy.policy import Policy, PolicyConfig
@@ -159,7 +161,7 @@ def episode(n=4, **more):
 
 
 def test_hindsight_is_what_was_seen_last():
-    found = relabel.Hindsight()(episode())
+    found = Hindsight()(episode())
     assert found.steps["observation.goal"].tolist() == [[8, 9]] * 5 and len(found) == 4
     packed = PackedColumns.from_episodes(Dataset([found]), ("observation.goal",)).columns["observation.goal"]
     assert packed.array.shape == (1, 2), "kept once"
@@ -167,15 +169,15 @@ def test_hindsight_is_what_was_seen_last():
 
 def test_return_to_go():
     r = episode().steps["next.reward"]
-    assert relabel.ReturnToGo()(episode()).steps["observation.return_to_go"].ravel().tolist() == [15, 14, 12, 8, 0]
-    found = relabel.ReturnToGo(0.5)(episode()).steps["observation.return_to_go"].ravel()
+    assert ReturnToGo()(episode()).steps["observation.return_to_go"].ravel().tolist() == [15, 14, 12, 8, 0]
+    found = ReturnToGo(0.5)(episode()).steps["observation.return_to_go"].ravel()
     assert found.tolist() == [sum(0.5 ** (k - t) * r[k] for k in range(t, 4)) for t in range(5)]
     column = episode().replace({"next.reward": r[:, None]})
-    assert relabel.ReturnToGo(0.5)(column).steps["observation.return_to_go"].ravel().tolist() == found.tolist()
+    assert ReturnToGo(0.5)(column).steps["observation.return_to_go"].ravel().tolist() == found.tolist()
 
 
 def test_time_left_and_progress():
-    found = relabel.Progress()(relabel.TimeLeft()(episode()))
+    found = Progress()(TimeLeft()(episode()))
     assert found.steps["observation.time_left"].ravel().tolist() == [4, 3, 2, 1, 0]
     assert found.steps["observation.progress"].ravel().tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert len(found) == 4 and found.features()["observation.progress"].kind == "vector"
@@ -189,7 +191,7 @@ def test_the_last_action_does_not_leak_the_present_one(n, t, choice):
     one = episode(n, action=action)
     changed = action.copy()
     changed[t:] += 5
-    a, b = (relabel.LastAction()(e).steps["observation.last_action"] for e in (one, one.replace({"action": changed})))
+    a, b = (LastAction()(e).steps["observation.last_action"] for e in (one, one.replace({"action": changed})))
     assert np.array_equal(a[: t + 1], b[: t + 1]) and not np.array_equal(a[t + 1], b[t + 1])
     assert a.shape == (n + 1, *action.shape[1:]) and (a[0] == 0).all()
     assert np.array_equal(a[1:], action + choice)
@@ -198,18 +200,18 @@ def test_the_last_action_does_not_leak_the_present_one(n, t, choice):
 def test_choices_of_the_last_action_know_none():
     e = dataclasses.replace(episode(4, action=np.array([0, 2, 1, 0])), schema={
         "action": Feature("int64", (), "discrete", num_classes=(3,))})
-    found = relabel.LastAction()(e)
+    found = LastAction()(e)
     assert found.steps["observation.last_action"].tolist() == [0, 1, 3, 2, 1]
     assert found.features()["observation.last_action"].num_classes == (4,)
-    counted = Dataset([relabel.LastAction()(episode(4, action=np.array([0, 2, 1, 0])))]).features()
+    counted = Dataset([LastAction()(episode(4, action=np.array([0, 2, 1, 0])))]).features()
     assert counted["observation.last_action"].num_classes == (4,) and counted["action"].num_classes == (3,)
 
 
 def test_an_intervention_punishes_the_step_before_it():
     taken = [0, 0, 1, 1, 0, 1, 0]
-    found = relabel.InterventionPenalty()(episode(7, intervention=np.array(taken, bool)))
+    found = InterventionPenalty()(episode(7, intervention=np.array(taken, bool)))
     assert found.steps["next.reward"].tolist() == [0, -1, 0, 0, -1, 0, 0]
-    from_start = relabel.InterventionPenalty()(episode(3, intervention=np.ones((3, 1), np.float32)))
+    from_start = InterventionPenalty()(episode(3, intervention=np.ones((3, 1), np.float32)))
     assert from_start.steps["next.reward"].tolist() == [0, 0, 0]
 
 
@@ -217,7 +219,7 @@ def test_words_as_bytes():
     def said(length=8, **kw):
         e = episode(3)
         e = dataclasses.replace(e, metadata={**e.metadata, **kw.pop("metadata", {})}).replace(kw)
-        return relabel.TaskText(length)(e)
+        return TaskText(length)(e)
     found = said(metadata={"task": "push"})
     column = found.steps["observation.task"]
     assert column.shape == (4, 8) and column.strides[0] == 0
@@ -229,28 +231,28 @@ def test_words_as_bytes():
     changing = said(task=np.array(["go", "go", "stop"])).steps["observation.task"]
     assert [bytes(r).rstrip(b"\0") for r in changing] == [b"go", b"go", b"stop"]
     assert said(task=np.array(["go"] * 3)).steps["observation.task"].strides[0] == 0
-    assert bytes(relabel.TaskText(6).encode("abc")) == b"abc\0\0\0"
+    assert bytes(TaskText(6).encode("abc")) == b"abc\0\0\0"
 
 
 def test_words_that_the_environment_showed_are_the_task():
-    rows = np.stack([relabel.TaskText(12).encode(text) for text in ("go", "go", "stop here", "stop here")])
-    shown = episode(3).replace({relabel.SHOWN_TASK: rows})
-    shown = dataclasses.replace(shown, schema={relabel.SHOWN_TASK: Feature("uint8", (12,), "text")})
-    assert relabel.task_texts(shown).tolist() == ["go", "go", "stop here", "stop here"]
-    found = relabel.TaskText(4)(shown).steps[relabel.SHOWN_TASK]
+    rows = np.stack([TaskText(12).encode(text) for text in ("go", "go", "stop here", "stop here")])
+    shown = episode(3).replace({SHOWN_TASK: rows})
+    shown = dataclasses.replace(shown, schema={SHOWN_TASK: Feature("uint8", (12,), "text")})
+    assert task_texts(shown).tolist() == ["go", "go", "stop here", "stop here"]
+    found = TaskText(4)(shown).steps[SHOWN_TASK]
     assert [bytes(row).rstrip(b"\0") for row in found] == [b"go", b"go", b"stop", b"stop"]
     named = dataclasses.replace(shown, metadata={"task": "wait"})  # what a person wrote comes first
-    assert relabel.task_texts(named).tolist() == ["wait"]
-    classes = episode(3).replace({relabel.SHOWN_TASK: np.ones((4, 1), np.int64)})
-    assert relabel.task_texts(classes).tolist() == [""]
+    assert task_texts(named).tolist() == ["wait"]
+    classes = episode(3).replace({SHOWN_TASK: np.ones((4, 1), np.int64)})
+    assert task_texts(classes).tolist() == [""]
 
 
 @pytest.mark.parametrize("optional", [False, True])
 @pytest.mark.parametrize("text", ["stop here", "1234567é9", "12345€7", "1234😀", "12345678", "7"])
 def test_longer_words_are_cut_while_acting_as_in_training(text, optional):
-    say = relabel.TaskText(8, optional=optional)
-    shown = torch.from_numpy(np.stack([relabel.TaskText(16).encode(text), relabel.TaskText(16).encode("go")]))
-    last = relabel.LastStep(torch.zeros(2, dtype=torch.bool))
+    say = TaskText(8, optional=optional)
+    shown = torch.from_numpy(np.stack([TaskText(16).encode(text), TaskText(16).encode("go")]))
+    last = LastStep(torch.zeros(2, dtype=torch.bool))
     found, _ = say.step({say.into: shown}, last, {})
     assert bytes(found[say.into][0].numpy()).ljust(16, b"\0")[:8] == bytes(say.encode(text))
     assert bytes(found[say.into][1].numpy()).rstrip(b"\0") == b"go"
@@ -259,33 +261,33 @@ def test_longer_words_are_cut_while_acting_as_in_training(text, optional):
 def test_keep_rename_and_constant():
     feature = Feature("float32", (2,), names=("x", "y"))
     e = dataclasses.replace(episode(), schema={"observation.state": feature})
-    found = relabel.Rename("observation.state", "observation.arm")(e)
+    found = Rename("observation.state", "observation.arm")(e)
     assert "observation.state" not in found.steps and found.features()["observation.arm"] == feature
     assert np.array_equal(found.steps["observation.arm"], e.steps["observation.state"])
-    assert set(relabel.SelectColumns(("action",))(e).steps) == {"action"}
-    assert relabel.ConstantColumn("expert", 1.0)(e).steps["expert"].tolist() == [[1]] * 5
+    assert set(SelectColumns(("action",))(e).steps) == {"action"}
+    assert ConstantColumn("expert", 1.0)(e).steps["expert"].tolist() == [[1]] * 5
 
 
-@pytest.mark.parametrize("change", [relabel.Hindsight("nothing"), relabel.ReturnToGo(column="nothing"),
-                                    relabel.NextObservation("nothing"), relabel.LastAction("nothing"),
-                                    relabel.InterventionPenalty(), relabel.SelectColumns(("nothing",)),
-                                    relabel.Rename("nothing", "x")])
+@pytest.mark.parametrize("change", [Hindsight("nothing"), ReturnToGo(column="nothing"),
+                                    NextObservation("nothing"), LastAction("nothing"),
+                                    InterventionPenalty(), SelectColumns(("nothing",)),
+                                    Rename("nothing", "x")])
 def test_a_missing_column_is_named_with_those_there_are(change):
     with pytest.raises(UserError, match="episode 3: there is no column .(nothing|intervention).; .* has action"):
         change(episode())
 
 
 RELABELS = [
-    relabel.Hindsight(),
-    relabel.NextObservation(),
-    relabel.TaskText(),
-    relabel.ReturnToGo(),
-    relabel.TimeLeft(),
-    relabel.Progress(),
-    relabel.LastAction(),
-    relabel.ConstantColumn("c", 2.0),
-    relabel.Rename("action", "b"),
-    relabel.SelectColumns(("action",)),
+    Hindsight(),
+    NextObservation(),
+    TaskText(),
+    ReturnToGo(),
+    TimeLeft(),
+    Progress(),
+    LastAction(),
+    ConstantColumn("c", 2.0),
+    Rename("action", "b"),
+    SelectColumns(("action",)),
 ]
 
 

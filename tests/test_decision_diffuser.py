@@ -11,9 +11,10 @@ import torch
 from understudy import config
 from understudy.cli import main
 from understudy.core import Unsupported, UserError, keys, take
+from understudy.data.column_changes import LastStep, ReturnToGo
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import write_dataset
-from understudy.data.relabel import LastStep, NextObservation, ReturnToGo
+from understudy.data.relabel import NextObservation
 from understudy.data.window import Window
 from understudy.envs.toys.fork import Fork
 from understudy.evaluate.rollout import rollout

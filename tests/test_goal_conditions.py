@@ -12,8 +12,9 @@ from scipy import stats
 from claims.conditioning import few_labels
 from understudy.core import Batch, Context, Feature, UserError, keys
 from understudy.data.augment import ModalityDropout
+from understudy.data.column_changes import OptionalColumn
 from understudy.data.episode import Dataset, Episode
-from understudy.data.relabel import OptionalColumn, TaskText
+from understudy.data.text_columns import TaskText
 from understudy.data.window import Goal, Window
 from understudy.execute.actor import ObservationWrapper
 from understudy.heads.regression import Regression

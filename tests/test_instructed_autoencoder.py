@@ -8,8 +8,9 @@ import torch
 
 from understudy.core import ConfigError, Feature
 from understudy.data.codec import Normalizer
+from understudy.data.column_changes import ConstantColumn
 from understudy.data.episode import Dataset, Episode
-from understudy.data.relabel import SHOWN_TASK, ConstantColumn, TaskText
+from understudy.data.text_columns import SHOWN_TASK, TaskText
 from understudy.data.window import Window
 from understudy.execute.actor import ObservationWrapper
 from understudy.heads.gaussian import Gaussian

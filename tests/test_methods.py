@@ -19,8 +19,8 @@ from understudy.commands.train import _check_policy_fits
 from understudy.config import UntrustedCode
 from understudy.core import ConfigError, DataError, Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
-from understudy.data.relabel import TaskText
 from understudy.data.shown_demonstration import DEMONSTRATION
+from understudy.data.text_columns import TaskText
 from understudy.evaluate.evaluation import recording_seed, tuning_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import LAST_REWARD

@@ -9,7 +9,7 @@ import torch
 from understudy.core import Batch, Feature, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
-from understudy.data.relabel import TaskText
+from understudy.data.text_columns import TaskText
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
 from understudy.learn.attention_supervision import AttentionSupervision

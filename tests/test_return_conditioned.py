@@ -11,9 +11,9 @@ import torch
 from understudy import make
 from understudy.cli import main
 from understudy.core import UserError
+from understudy.data.column_changes import ReturnToGo, TimeLeft
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
-from understudy.data.relabel import ReturnToGo, TimeLeft
 from understudy.envs.toys.tabular import Expert, Tabular
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, ObservationWrapper

@@ -9,8 +9,8 @@ from torch import nn
 
 from understudy.core import Context, Feature, HeadSpec, UserError
 from understudy.data.codec import Normalizer
+from understudy.data.column_changes import ColumnPadding
 from understudy.data.episode import Dataset, Episode
-from understudy.data.relabel import ColumnPadding
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning

@@ -28,7 +28,7 @@ from understudy.cli import _user_error_message  # noqa: E402
 from understudy.commands.serve import ServeOptions, _newest  # noqa: E402
 from understudy.commands.served import changed_checkpoint, served_client  # noqa: E402
 from understudy.core import Feature, UserError, keys, put  # noqa: E402
-from understudy.data.relabel import TaskText  # noqa: E402
+from understudy.data.text_columns import TaskText  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
 from understudy.execute.actor import ObservationWrapper, PolicyActor  # noqa: E402
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon  # noqa: E402

@@ -13,7 +13,7 @@ import torch
 from understudy.core import ConfigError, DataWarning, Feature, UserError, keys
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
-from understudy.data.relabel import TaskText
+from understudy.data.text_columns import TaskText
 from understudy.data.window import Window
 from understudy.envs.devices import JointKeyboard, RecordingKeys
 from understudy.evaluate.rollout import rollout

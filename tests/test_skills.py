@@ -14,8 +14,8 @@ from test_stages import call, contents, run
 from understudy.checkpoint import FromStage
 from understudy.core import ConfigError, Feature, Unsupported, UserError
 from understudy.data.codec import Normalizer
+from understudy.data.column_changes import ConstantColumn
 from understudy.data.episode import Dataset, Episode
-from understudy.data.relabel import ConstantColumn
 from understudy.data.window import Goal, Window
 from understudy.evaluate.training_report import training_verdict
 from understudy.execute.planners import Hierarchical

@@ -8,7 +8,7 @@ import torch
 
 from understudy.core import Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
-from understudy.data.relabel import ThoughtText
+from understudy.data.text_columns import ThoughtText
 from understudy.data.window import Window
 from understudy.execute.planners import Hierarchical
 from understudy.heads.categorical import Categorical

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import dijkstra
 
 from understudy import envs
 from understudy.core import UserError, keys
-from understudy.data.relabel import TaskText
+from understudy.data.text_columns import TaskText
 from understudy.data.window import Window
 from understudy.envs import grid
 from understudy.envs.toys import blocks, maze, memory, words

@@ -13,9 +13,10 @@ from understudy import envs
 from understudy.checkpoint import FromStage
 from understudy.cli import main
 from understudy.core import Feature, Unsupported, UserError, keys
+from understudy.data.column_changes import LastAction
 from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import Operation
-from understudy.data.relabel import LastAction, TaskText
+from understudy.data.text_columns import TaskText
 from understudy.data.window import Window
 from understudy.envs.base import Env, StepResult
 from understudy.envs.toys.fork import Expert, Fork

@@ -22,8 +22,9 @@ from understudy.claims.base import (
 from understudy.claims.measures import train_policy
 from understudy.core import Feature, normal, uniform
 from understudy.data.augment import ConditionDropout
+from understudy.data.column_changes import ReturnToGo
 from understudy.data.episode import Dataset, Episode
-from understudy.data.relabel import NextObservation, ReturnToGo
+from understudy.data.relabel import NextObservation
 from understudy.data.window import Window
 from understudy.envs.toy import Toy, distance, named_vector
 from understudy.evaluate.evaluation import recording_seed

@@ -24,8 +24,8 @@ from understudy.claims.base import (
     smaller,
 )
 from understudy.core import Feature, uniform
+from understudy.data.column_changes import ReturnToGo
 from understudy.data.episode import Dataset
-from understudy.data.relabel import ReturnToGo
 from understudy.envs.toys.tabular import Tabular
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout

@@ -29,8 +29,8 @@ from understudy.claims.base import (
 )
 from understudy.claims.measures import train_policy
 from understudy.data.augment import ModalityDropout
+from understudy.data.column_changes import OptionalColumn
 from understudy.data.episode import Dataset
-from understudy.data.relabel import OptionalColumn
 from understudy.data.window import Goal, Window
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout

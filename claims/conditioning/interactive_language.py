@@ -25,10 +25,11 @@ from understudy.claims.base import (
 )
 from understudy.claims.measures import train_once
 from understudy.core import Feature, normal, uniform
+from understudy.data.column_changes import ColumnChange
 from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import Operation
-from understudy.data.relabel import ColumnChange, TaskText
 from understudy.data.segments import CutSegments, LabeledSegment, SegmentDetector
+from understudy.data.text_columns import TaskText
 from understudy.envs.raster import COLOR_OF_ROLE, Canvas
 from understudy.envs.toy import Toy, distance, named_vector
 from understudy.evaluate.evaluation import recording_seed

@@ -23,8 +23,8 @@ from understudy.claims.base import (
 )
 from understudy.claims.measures import train_once
 from understudy.core import Feature, uniform
+from understudy.data.column_changes import ColumnChange, ConstantColumn, LastAction, TimeLeft
 from understudy.data.episode import Dataset, Episode
-from understudy.data.relabel import ColumnChange, ConstantColumn, LastAction, TimeLeft
 from understudy.data.scored_return import CalibratedScorer, ScoredReturn
 from understudy.data.window import Window
 from understudy.envs.raster import COLOR_OF_ROLE, Canvas

@@ -25,8 +25,8 @@ from understudy.claims.base import (
 )
 from understudy.claims.measures import train_once
 from understudy.core import Feature, normal
+from understudy.data.column_changes import ConstantColumn, ReturnToGo, TimeLeft
 from understudy.data.episode import Dataset
-from understudy.data.relabel import ConstantColumn, ReturnToGo, TimeLeft
 from understudy.envs import make
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout

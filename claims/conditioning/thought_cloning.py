@@ -21,9 +21,10 @@ from understudy.claims.base import (
 )
 from understudy.claims.measures import train_once
 from understudy.core import Feature
+from understudy.data.column_changes import ColumnChange
 from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import Operation
-from understudy.data.relabel import ColumnChange, ThoughtText
+from understudy.data.text_columns import ThoughtText
 from understudy.envs.toys.gridworld_tasks import ORDERS, GridworldTasks, parse_missions
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout

@@ -22,8 +22,8 @@ from understudy.claims.base import (
 )
 from understudy.claims.measures import train_once
 from understudy.core import Feature, normal, uniform
+from understudy.data.column_changes import ConstantColumn
 from understudy.data.episode import Dataset
-from understudy.data.relabel import ConstantColumn
 from understudy.envs.toy import Toy, distance, named_vector
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout

@@ -23,8 +23,9 @@ from understudy.claims.base import (
 )
 from understudy.claims.measures import train_once
 from understudy.core import Batch, Feature, normal, uniform
+from understudy.data.column_changes import LastAction
 from understudy.data.episode import Dataset
-from understudy.data.relabel import LastAction, TaskText
+from understudy.data.text_columns import TaskText
 from understudy.data.window import Window
 from understudy.envs.toy import Toy, distance, named_vector
 from understudy.evaluate.evaluation import recording_seed

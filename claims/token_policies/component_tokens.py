@@ -26,8 +26,8 @@ from understudy.claims.base import (
 from understudy.claims.measures import train_once
 from understudy.core import Feature, put, uniform
 from understudy.data.codec import Normalizer
+from understudy.data.column_changes import LastAction
 from understudy.data.episode import Dataset, Episode
-from understudy.data.relabel import LastAction
 from understudy.data.window import Window
 from understudy.envs.base import EnvWrapper
 from understudy.envs.toys.planar_arms import ARMS, PlanarArms

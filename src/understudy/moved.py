@@ -30,6 +30,8 @@ _METHODS = {  # when each family was one file
     "return_conditioned": "arp decision_diffuser decision_transformer dichotomy_of_control udrl",
     "skills": "groot_2 omnijarvis opal play_lmp",
 }
+_COLUMN_CHANGES = ("ColumnPadding", "ConstantColumn", "LastAction", "OptionalColumn", "Progress", "Rename",
+                   "ReturnToGo", "SelectComponents", "TimeLeft")
 
 MODULES: dict[str, str] = {  # old module: new module
     **{f"understudy.envs.{name}": f"understudy.envs.toys.{name}" for name in _TOYS},
@@ -57,6 +59,10 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     for family, names in _METHODS.items() for name in names.split()
 } | {
     f"understudy.execute.planner_config:{old}": f"understudy.execute.{new}" for old, new in _PLANNERS.items()
+} | {
+    f"understudy.data.relabel:{name}": f"understudy.data.column_changes:{name}" for name in _COLUMN_CHANGES
+} | {
+    f"understudy.data.relabel:{name}": f"understudy.data.text_columns:{name}" for name in ("TaskText", "ThoughtText")
 }
 
 

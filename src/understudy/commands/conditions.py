@@ -162,7 +162,7 @@ def goal_columns(method: Method) -> dict[str, str]:
     Args:
         method: The method.
     """
-    from ..data.relabel import OptionalColumn
+    from ..data.column_changes import OptionalColumn
     from ..execute.planners import MaskedGoalPlanner
 
     optional = {part.column for part in method.transforms if isinstance(part, OptionalColumn)}
@@ -249,7 +249,7 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
         The options. None if the policy must be told something and the data have no example of it that can be written
         on a command line, such as an image as the goal, or if each episode of the environment has its own task.
     """
-    from ..data.relabel import SHOWN_TASK, task_texts
+    from ..data.text_columns import SHOWN_TASK, task_texts
     from ..learn.method import apply_transforms, online_changes
     from .method import task_relabel
 

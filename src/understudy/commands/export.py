@@ -86,7 +86,7 @@ def _write_lerobot_folder(o: ExportOptions, policy: Policy, method: Method, out:
 
 def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -> None:
     """Writes an ONNX file or a package of PyTorch, and compares it with the policy."""
-    from ..data.relabel import TaskText
+    from ..data.text_columns import TaskText
     from ..deploy import onnx, torch_package
     from ..deploy.equivalence import measure_parity, parity_report
     from ..deploy.onnx import runs_in_onnx_runner

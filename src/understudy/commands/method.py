@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core import ConfigError, Schema, UserError
-from ..data.relabel import TaskText
+from ..data.text_columns import TaskText
 from ..hints import command_line
 from ..learn.method import Method, with_steps
 from ..methods import find_function, find_method

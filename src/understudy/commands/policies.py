@@ -21,7 +21,7 @@ from .served import served_client
 if TYPE_CHECKING:
     from ..core import Schema
     from ..data.episode import Dataset
-    from ..data.relabel import TaskText
+    from ..data.text_columns import TaskText
     from ..envs.base import Env
     from ..evaluate.evaluation import Evaluation
     from ..execute.actor import Actor
@@ -192,7 +192,7 @@ def tell_untrained_episodes(run: Path, data: Dataset, trust: Sequence[str] = ())
         data: The episodes.
         trust: Packages whose code may be loaded.
     """
-    from ..data.relabel import task_texts
+    from ..data.text_columns import task_texts
 
     known = _trained_tasks(run, trust)
     if known is None:
@@ -385,7 +385,7 @@ def task_columns(run: Path, features: Schema, o: ActingOptions) -> dict:
     import torch
 
     from ..core import UserError
-    from ..data.relabel import SHOWN_TASK, TaskText
+    from ..data.text_columns import SHOWN_TASK, TaskText
     from ..learn.method import Method
     from .method import task_relabel
 

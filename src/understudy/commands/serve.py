@@ -239,7 +239,7 @@ def load_service(o: ServeOptions) -> PolicyService:
     import torch
 
     from ..core import ConfigError, keys
-    from ..data.relabel import TaskText
+    from ..data.text_columns import TaskText
     from ..deploy.equivalence import random_observations
     from ..execute.actor import TransformedActor
     from ..learn.method import Method

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
     from ..data.episode import Dataset
     from ..data.mixture import MixtureWeights
-    from ..data.relabel import TaskText
     from ..data.stream import ShardStream
+    from ..data.text_columns import TaskText
     from ..envs.base import Env
     from ..execute.actor import Actor
     from ..learn.callbacks import TensorBoard, Wandb
@@ -617,7 +617,7 @@ def _task_relabel(data: Dataset) -> TaskText:
         UserError: The data have no task in words.
     """
     from ..core import UserError
-    from ..data.relabel import TaskText, task_texts
+    from ..data.text_columns import TaskText, task_texts
 
     longest = max(len(str(text).encode()) for episode in data for text in task_texts(episode))
     if not longest:

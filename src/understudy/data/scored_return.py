@@ -24,8 +24,8 @@ from ..checkpoint import (
 )
 from ..core import Feature, UserError, role
 from ..files import write_json
+from .column_changes import ColumnChange, target_return, with_column
 from .episode import Dataset, Episode
-from .relabel import ColumnChange, target_return, with_column
 
 ObservationScorer = Callable[[Mapping[str, Tensor]], Tensor]  # {column: (B, ...)} -> (B,), higher is better
 

@@ -14,7 +14,7 @@ from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..data.formats.detection import READABLE_FORMATS
 from ..data.recorder import Recorder, repair, warn_of_losses
-from ..data.relabel import shown_texts
+from ..data.text_columns import shown_texts
 from ..envs.base import Env, HasExpert
 from ..execute.actor import Actor
 from .rollout import rollout

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core import AtLeast, Feature, State, UserError, normal, part
-from ..data.relabel import ColumnChange, LastStep
+from ..data.column_changes import ColumnChange, LastStep
 from ..data.video import resize
 from ..hints import did_you_mean
 from ..policy import Planner

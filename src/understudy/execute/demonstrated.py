@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..core import DataError, uniform
 from ..data.episode import Dataset
-from ..data.relabel import SHOWN_TASK, decode_text
 from ..data.shown_demonstration import ShowDemonstration
+from ..data.text_columns import SHOWN_TASK, decode_text
 from .actor import Actor
 
 NUMBER = "demonstration"  # recorded column: number of the demonstration

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError, State, UserCodeError
-from ..data.relabel import TaskText
+from ..data.text_columns import TaskText
 from .actor import Actor
 
 INSTRUCTION = "instruction"  # recorded column: what was said at each step, as bytes

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..checkpoint import FromStage
 from ..core import Above, AtLeast, Feature, Schema, State, Unsupported, UserError, keys, part, put, role, take
 from ..data.episode import Episode
-from ..data.relabel import TaskText
+from ..data.text_columns import TaskText
 from ..nets.quantization import FSQ
 from ..policy import Planner, camera_sizes
 from .actor import LAST_REWARD, Actor, PolicyActor

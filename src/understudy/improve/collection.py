@@ -19,9 +19,9 @@ import numpy as np
 from ..checkpoint import FromStage
 from ..core import Above, AtLeast, Schema, Unsupported, UserError, part
 from ..data.batch_sampler import BatchSampler, MixtureSampler
+from ..data.column_changes import EpisodeTransform
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset, write_dataset
-from ..data.relabel import EpisodeTransform
 from ..data.replay_buffer import ReplayBuffer
 from ..envs.base import Env, HasExpert
 from ..envs.wrappers import WrappedEnv

@@ -11,8 +11,8 @@ from torch import Generator, Tensor, nn
 
 from ..core import Batch, ConfigError, Unsupported, check_range
 from ..data.codec import Normalizer
+from ..data.column_changes import Rename, ReturnToGo
 from ..data.episode import Dataset
-from ..data.relabel import Rename, ReturnToGo
 from ..data.window import SamplingWeights
 from ..heads.base import LikelihoodHead
 from ..heads.gmm import GMM

@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 
 from ..core import Batch, ConfigError, check_range
 from ..data.codec import Normalizer
+from ..data.column_changes import Rename
 from ..data.episode import Dataset, Episode
-from ..data.relabel import Rename
 from ..data.window import SamplingWeights
 from ..heads.gaussian import Gaussian
 from ..policy import Policy, PolicyConfig

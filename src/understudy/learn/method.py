@@ -13,9 +13,9 @@ import torch
 from .. import config
 from ..checkpoint import CheckpointModule, FromStage, is_lerobot_checkpoint, load_module
 from ..core import Feature, Schema, Unsupported, UserError
+from ..data.column_changes import ColumnChange, EpisodeTransform, changed_features
 from ..data.episode import Dataset
 from ..data.operations import Operation
-from ..data.relabel import ColumnChange, EpisodeTransform, changed_features
 from ..execute.actor import Actor, PolicyActor, TransformedActor
 from ..execute.base import Executor
 from ..execute.chunking import RecedingHorizon

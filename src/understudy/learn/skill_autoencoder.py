@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from ..checkpoint import load_built, save_built
 from ..core import AtLeast, Batch, ConfigError, HeadSpec, Schema, Unsupported, part, role
 from ..data.codec import CodecModule, Normalizer
+from ..data.column_changes import Rename
 from ..data.episode import Dataset
-from ..data.relabel import SHOWN_TASK, Rename
+from ..data.text_columns import SHOWN_TASK
 from ..data.window import SamplingWeights, Window
 from ..heads.base import LikelihoodHead
 from ..heads.gaussian import Gaussian

@@ -25,9 +25,9 @@ from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.packed_columns import check_columns
-from ..data.relabel import SHOWN_TASK, TaskText, task_texts
 from ..data.segments import CutSegments
 from ..data.stream import ShardStream
+from ..data.text_columns import SHOWN_TASK, TaskText, task_texts
 from ..data.window import SamplingWeights, Windows
 from ..execute.actor import LAST_REWARD, Actor
 from ..heads.base import MemoryHead

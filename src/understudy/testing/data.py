@@ -10,9 +10,9 @@ import torch
 
 from ..core import Feature, State, UserError, keys, role
 from ..data.codec import Codec
+from ..data.column_changes import ColumnChange, EpisodeTransform, LastStep
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
-from ..data.relabel import ColumnChange, EpisodeTransform, LastStep
 from ..data.window import Window
 from .base import STATE, ContractViolation, _metadata_as_json, _same_column, _structure, require, require_equal
 from .random_data import random_dataset

@@ -11,8 +11,8 @@ import numpy as np
 from ...core import Feature, UserError, role
 from .. import video
 from ..episode import Dataset, Episode
-from ..relabel import task_texts
 from ..segments import SEGMENTS
+from ..text_columns import task_texts
 
 
 def describe(data: Dataset) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def task_counts(data: Dataset) -> dict[str, int]:
 def episode_tasks(episode: Episode) -> list[str]:
     """Return the different tasks of an episode in words, in their order.
 
-    They are read from the first place that has words: the column or the metadata "task" (see `data.relabel.TaskText`),
+    They are read from the first place that has words: the column or the metadata "task" (see `data.text_columns.TaskText`),
     the column "observation.task" of UTF-8 bytes, which some environments show, or the metadata "segments" (see
     `data.segments.StoredSegments`).
     """

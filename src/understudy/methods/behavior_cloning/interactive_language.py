@@ -1,6 +1,6 @@
 from ...core import Schema
-from ...data.relabel import TaskText
 from ...data.segments import ColumnSegments, CutSegments, StoredSegments
+from ...data.text_columns import TaskText
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import Categorical

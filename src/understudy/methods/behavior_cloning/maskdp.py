@@ -1,5 +1,6 @@
 from ...data.augment import RandomMasking
-from ...data.relabel import ConcatColumns, TimeLeft
+from ...data.column_changes import TimeLeft
+from ...data.relabel import ConcatColumns
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...execute.planners import MaskedGoalPlanner

@@ -1,5 +1,5 @@
 from ...data.codec import Normalizer
-from ...data.relabel import LastAction
+from ...data.column_changes import LastAction
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.interpolant import Interpolant

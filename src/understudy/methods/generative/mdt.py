@@ -1,5 +1,6 @@
 from ...data.augment import ModalityDropout
-from ...data.relabel import OptionalColumn, TaskText
+from ...data.column_changes import OptionalColumn
+from ...data.text_columns import TaskText
 from ...data.window import Goal, Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.edm import EDM

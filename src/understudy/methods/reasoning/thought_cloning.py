@@ -1,6 +1,6 @@
 from ...checkpoint import FromStage
 from ...core import Schema
-from ...data.relabel import ThoughtText
+from ...data.text_columns import ThoughtText
 from ...execute.chunking import RecedingHorizon
 from ...execute.planners import Hierarchical
 from ...heads.categorical import Categorical

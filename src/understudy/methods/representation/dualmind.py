@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from ...checkpoint import FromStage
 from ...core import Schema
-from ...data.relabel import TaskText
+from ...data.text_columns import TaskText
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import Categorical

@@ -2,7 +2,7 @@ from dataclasses import replace
 from typing import Literal
 
 from ...checkpoint import FromStage
-from ...data.relabel import LastAction
+from ...data.column_changes import LastAction
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression

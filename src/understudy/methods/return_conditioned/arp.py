@@ -1,7 +1,8 @@
 from ...checkpoint import FromStage
 from ...core import Schema
-from ...data.relabel import LastAction, TaskText
+from ...data.column_changes import LastAction
 from ...data.scored_return import ScoredReturn
+from ...data.text_columns import TaskText
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import Categorical

@@ -1,6 +1,7 @@
 from ...checkpoint import FromStage
 from ...data.augment import ConditionDropout
-from ...data.relabel import NextObservation, ReturnToGo
+from ...data.column_changes import ReturnToGo
+from ...data.relabel import NextObservation
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...execute.planners import Guided, InverseDynamicsPlanner

@@ -1,5 +1,5 @@
 from ...core import Schema
-from ...data.relabel import LastAction, ReturnToGo
+from ...data.column_changes import LastAction, ReturnToGo
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import Categorical

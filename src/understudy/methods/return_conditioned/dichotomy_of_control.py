@@ -1,6 +1,6 @@
 from ...core import Schema
 from ...data.codec import Normalizer
-from ...data.relabel import ConstantColumn
+from ...data.column_changes import ConstantColumn
 from ...execute.chunking import RecedingHorizon
 from ...execute.planners import BestOfN, Hierarchical
 from ...heads.categorical import Categorical

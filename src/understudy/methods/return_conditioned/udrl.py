@@ -1,5 +1,5 @@
 from ...core import Schema
-from ...data.relabel import ReturnToGo, TimeLeft
+from ...data.column_changes import ReturnToGo, TimeLeft
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import Categorical

@@ -1,7 +1,8 @@
 from ...checkpoint import FromStage
 from ...core import Schema
 from ...data.codec import Normalizer
-from ...data.relabel import SHOWN_TASK, ConstantColumn, TaskText
+from ...data.column_changes import ConstantColumn
+from ...data.text_columns import SHOWN_TASK, TaskText
 from ...execute.chunking import RecedingHorizon
 from ...execute.wrappers import SkillWrapper
 from ...heads.gaussian import Gaussian

@@ -1,8 +1,9 @@
 from ...checkpoint import FromStage
 from ...core import Schema
 from ...data.codec import Normalizer
+from ...data.column_changes import ConstantColumn, LastAction
 from ...data.operations import ShiftedStarts
-from ...data.relabel import ConstantColumn, LastAction, TaskText
+from ...data.text_columns import TaskText
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...execute.wrappers import SkillWrapper

@@ -1,6 +1,6 @@
 from ...checkpoint import FromStage
 from ...data.codec import Normalizer
-from ...data.relabel import ConstantColumn
+from ...data.column_changes import ConstantColumn
 from ...execute.chunking import RecedingHorizon
 from ...execute.wrappers import SkillWrapper
 from ...heads.gaussian import Gaussian

@@ -11,31 +11,32 @@ import torch
 
 from understudy.cli import main
 from understudy.core import Feature, Unsupported, UserError, keys
-from understudy.data import relabel as column_changes
-from understudy.data.episode import Dataset
-from understudy.data.operations import Operation
-from understudy.data.relabel import (
+from understudy.data import column_changes, relabel, text_columns
+from understudy.data.column_changes import (
     ColumnChange,
     ColumnPadding,
-    ConcatColumns,
     ConstantColumn,
-    FirstObservation,
-    Hindsight,
-    InterventionPenalty,
     LastAction,
-    MotionToFirst,
-    NextObservation,
     OptionalColumn,
     Progress,
     Rename,
     ReturnToGo,
-    SelectColumns,
     SelectComponents,
-    TaskText,
-    ThoughtText,
     TimeLeft,
     changed_features,
 )
+from understudy.data.episode import Dataset
+from understudy.data.operations import Operation
+from understudy.data.relabel import (
+    ConcatColumns,
+    FirstObservation,
+    Hindsight,
+    InterventionPenalty,
+    MotionToFirst,
+    NextObservation,
+    SelectColumns,
+)
+from understudy.data.text_columns import TaskText, ThoughtText
 from understudy.data.window import Window
 from understudy.envs.toys.fork import Fork
 from understudy.evaluate.rollout import rollout
@@ -87,8 +88,8 @@ PROVIDED = {"observation.goal": "OGBench", "observation.next": "InverseDynamicsP
 
 
 def test_there_is_an_example_of_every_column_change():
-    classes = {value for value in vars(column_changes).values() if isinstance(value, type)
-               and dataclasses.is_dataclass(value) and value.__module__ == column_changes.__name__}
+    classes = {value for module in (column_changes, relabel, text_columns) for value in vars(module).values()
+               if isinstance(value, type) and dataclasses.is_dataclass(value) and value.__module__ == module.__name__}
     assert {type(example) for example in EXAMPLES} == classes - {column_changes.LastStep}
 
 
@@ -195,7 +196,8 @@ class OfOtherType(ReturnToGo):
     (Altered(LastAction(), Rename(STATE, "observation.arm")), "same values"),  # the first value alone is given
     (Altered(ColumnPadding(STATE, 3), LastAction()), "does not give"),
     (Altered(ReturnToGo(), TimeLeft("observation.return_to_go")), "same values"), (Leaking(), "same values"),
-    (Altered(ColumnPadding("action", 4), LastAction()), "recorded action"), (OfOtherType(), "names, shapes and dtypes")])
+    (Altered(ColumnPadding("action", 4), LastAction()), "recorded action"),
+    (OfOtherType(), "names, shapes and dtypes")])
 def test_what_breaks_the_contract_is_found(broken, words):
     with pytest.raises(ContractViolation, match=words):
         check_column_change(broken, episodes())

@@ -1,0 +1,132 @@
+"""Tasks and thoughts in words, as columns of bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import Feature, UserError
+from .column_changes import ColumnChange, get_column, with_column
+from .episode import Episode
+
+SHOWN_TASK = "observation.task"  # an environment whose episodes have tasks of their own shows them here
+
+
+@dataclass(frozen=True)
+class TaskText(ColumnChange):
+    """Adds the task as UTF-8 bytes, padded with 0.
+
+    It is read from the column "task", whose text may change within the episode, from the metadata "task", or from the
+    text that the environment showed (`observation.task`). Without a task the text is empty. Longer text is cut after a
+    complete character, also while acting.
+
+    Args:
+        max_bytes: Number of bytes of the column.
+        into: Name of the new column.
+        optional: Also add ``"<into>?"``, which is False where the text is empty, and act without a text if none is
+            given.
+    """
+
+    max_bytes: int = 64
+    into: str = SHOWN_TASK
+    optional: bool = False
+
+    def __call__(self, episode: Episode) -> Episode:
+        said, which = np.unique(task_texts(episode), return_inverse=True)
+        rows = np.stack([self.encode(str(text)) for text in said])
+        column = (np.broadcast_to(rows[0], (len(episode) + 1, self.max_bytes)) if len(said) == 1 else rows[which])
+        episode = with_column(episode, self.into, column, Feature("uint8", (self.max_bytes,), "text"))
+        if not self.optional:
+            return episode
+        return with_column(episode, self.into + "?", (column != 0).any(1), Feature("bool", ()))
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return a text as the column has it, (max_bytes,) uint8."""
+        raw = text.encode()[: self.max_bytes].decode(errors="ignore").encode()
+        return np.frombuffer(raw.ljust(self.max_bytes, b"\0"), np.uint8)
+
+    def step(self, obs, last, state):
+        if self.into not in obs and not self.optional:
+            raise UserError(f"nothing gives the column {self.into!r}, which the policy reads", where="obs",
+                            hint="say the task: --task 'WORDS', or ObservationWrapper(actor, "
+                            f"{{{self.into!r}: torch.tensor(TaskText({self.max_bytes}).encode('WORDS'))}})")
+        mask, text = self.into + "?", torch.zeros(len(last.exists), self.max_bytes, dtype=torch.uint8)
+        if self.into in obs:
+            text = _cut_text(obs[self.into], self.max_bytes)
+        if not self.optional or (self.into in obs and mask in obs):
+            return {self.into: text}, state
+        return {self.into: text, mask: (text != 0).any(1)}, state
+
+
+@dataclass(frozen=True)
+class ThoughtText:
+    """Adds what the expert thought at each step as UTF-8 bytes, padded with 0.
+
+    It is read from a column of text, such as the subgoal that a scripted expert follows or that a person said. After
+    the last thought it is repeated. While acting, a policy that predicts thoughts gives the column: see
+    `execute.planners.Hierarchical`.
+
+    Args:
+        column: Name of the column of text.
+        max_bytes: Number of bytes of the new column. Longer text is cut after a complete character.
+        into: Name of the new column, (T+1, max_bytes).
+    """
+
+    column: str = "thought"
+    max_bytes: int = 64
+    into: str = "observation.thought"
+
+    def __call__(self, episode: Episode) -> Episode:
+        column = get_column(episode, self.column, "thought cloning needs the thoughts of the expert as text: name "
+                             "their column (--columns thought=NAME)")
+        said, which = np.unique(column.astype(str).reshape(len(column)), return_inverse=True)
+        rows = np.stack([TaskText(self.max_bytes).encode(str(text)) for text in said])[which]
+        rows = np.concatenate([rows, rows[-1:]])[: len(episode) + 1]
+        return with_column(episode, self.into, rows, Feature("uint8", (self.max_bytes,), "text"))
+
+
+def task_texts(episode: Episode) -> np.ndarray:
+    """Return the task of each step, (T,) or (T+1,), or of the whole episode, (1,). Without a task the text is empty."""
+    if "task" in episode.steps and (column := np.asarray(episode.steps["task"])).size == len(column):
+        column = column.reshape(len(column))
+        return (column[:1] if column.strides == (0,) else column).astype(str)  # the same text in all rows
+    if task := episode.metadata.get("task"):
+        return np.array([str(task)])
+    return np.array(shown_texts(episode) or [""], dtype=str)
+
+
+def shown_texts(episode: Episode) -> list[str]:
+    """Return the task of each observation as the environment showed it. Empty if it showed none in words."""
+    feature = episode.features().get(SHOWN_TASK)
+    if feature is None or feature.kind != "text":
+        return []
+    rows = np.asarray(episode.steps[SHOWN_TASK])
+    if len(rows) and (rows == rows[0]).all():  # most tasks stay the same
+        return [decode_text(rows[0])] * len(rows)
+    return [decode_text(row) for row in rows]
+
+
+def decode_text(row: np.ndarray) -> str:
+    """Return the text of UTF-8 bytes that are padded with 0."""
+    return bytes(row).rstrip(b"\0").decode(errors="replace")
+
+
+def _cut_text(text, max_bytes: int) -> Tensor:
+    """Texts as the training data had them: those of more bytes are cut after a complete character, (B, max_bytes)."""
+    text = torch.as_tensor(text)
+    if text.dim() != 2 or text.shape[1] <= max_bytes:
+        return text
+    kept, is_cut = text[:, :max_bytes].clone(), _continues_character(text[:, max_bytes])
+    for i in reversed(range(max(max_bytes - 3, 0), max_bytes)):  # a character has at most 4 bytes
+        is_first = ~_continues_character(kept[:, i])
+        kept[is_cut, i] = 0
+        is_cut = is_cut & ~is_first
+    return kept
+
+
+def _continues_character(byte: Tensor) -> Tensor:
+    """Whether each byte of UTF-8 is not the first of its character."""
+    return (byte & 0xC0) == 0x80

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from understudy.cli import main
+from understudy.commands.serve import ServeOptions, load_service
 from understudy.core import Feature, Unsupported, UserError, keys
 from understudy.data import column_changes, relabel, text_columns
 from understudy.data.column_changes import (
@@ -40,7 +41,7 @@ from understudy.data.text_columns import TaskText, ThoughtText
 from understudy.data.window import Window
 from understudy.envs.toys.fork import Fork
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import LAST_REWARD, Actor, ObservationWrapper, TransformedActor
+from understudy.execute.actor import LAST_REWARD, Actor, ObservationWrapper, PolicyActor, TransformedActor
 from understudy.execute.latency import delay_actor
 from understudy.execute.wrappers import ResidualWrapper, WrappedActor
 from understudy.heads.regression import Regression
@@ -358,6 +359,16 @@ def test_runs_act_with_their_transforms(data, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "does not compute what LastAction, ReturnToGo, ColumnPadding adds" in said
     assert f"understudy eval {tmp_path / 'run'} ENV" in said, "and not the file"
+
+
+def test_clients_of_a_server_send_only_what_it_does_not_compute(data, tmp_path):
+    made = method(ConstantColumn("observation.expert", 1.0), LastAction(), TaskText(8))
+    data = Dataset([replace(e, metadata={**e.metadata, "task": "pass"}) for e in data])
+    train(made, data, tmp_path / "run", device="cpu", progress=False)
+    served = load_service(ServeOptions(run=tmp_path / "run")).served
+    assert set(served.columns) == {STATE, "observation.task"} and isinstance(served.actor, TransformedActor)
+    train(method(TaskText(8)), data, tmp_path / "words", device="cpu", progress=False)
+    assert isinstance(load_service(ServeOptions(run=tmp_path / "words")).served.actor, PolicyActor)
 
 
 def test_column_changes_stand_behind_the_wrapper(data):

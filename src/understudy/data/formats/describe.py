@@ -94,9 +94,9 @@ def task_counts(data: Dataset) -> dict[str, int]:
 def episode_tasks(episode: Episode) -> list[str]:
     """Return the different tasks of an episode in words, in their order.
 
-    They are read from the first place that has words: the column or the metadata "task" (see `data.text_columns.TaskText`),
-    the column "observation.task" of UTF-8 bytes, which some environments show, or the metadata "segments" (see
-    `data.segments.StoredSegments`).
+    They are read from the first place that has words: the column or the metadata "task" (see
+    `data.text_columns.TaskText`), the column "observation.task" of UTF-8 bytes, which some environments show, or the
+    metadata "segments" (see `data.segments.StoredSegments`).
     """
     for texts in (task_texts(episode), _segment_tasks(episode)):
         if found := [text for text in dict.fromkeys(map(str, texts)) if text.strip()]:

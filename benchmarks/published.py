@@ -209,9 +209,10 @@ def judge(name: str, seed: int) -> None:
 def page() -> str:
     lines = ["# Published tables", "",
              "This page puts cells of understudy beside published ones, with far fewer updates, which the tables and "
-             "the text name. A statement is *reproduced* if the interval shows it. A method that has other updates than "
-             "its rival, or a toy without a published figure, is called *higher* or *lower*. There are three training seeds. Intervals are 95 % intervals over training seeds and episodes. "
-             "`python benchmarks/published.py` runs what is missing and writes this page.",
+             "the text name. A statement is *reproduced* if the interval shows it. A method that has other updates "
+             "than its rival, or a toy without a published figure, is called *higher* or *lower*. There are three "
+             "training seeds. Intervals are 95 % intervals over training seeds and episodes. `python "
+             "benchmarks/published.py` runs what is missing and writes this page.",
              "", "| table | published | here | updates here, there | training, CPU s a seed |",
              "| --- | --- | --- | --- | --- |", *_mazes(), *_doors(), "", *_particle(), *_mip(), *_pushing(),
              *_blocks(), *NOTES]

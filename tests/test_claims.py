@@ -33,7 +33,7 @@ from understudy.claims.base import (
 )
 from understudy.claims.folder import claims_folder
 from understudy.claims.measures import log_jerk
-from understudy.claims.runner import judge_again, judge_figures, run_claim, run_figures
+from understudy.claims.runner import Cells, judge_again, judge_figures, run_claim, run_figures
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
@@ -270,7 +270,7 @@ How.
     ("import not_there", ", line 1", "cannot be imported: ModuleNotFoundError: No module named 'not_there'"),
     ("x = 1\n\nCLAIM = Claim()", ", line 3", "cannot be imported: NameError"),
     ("x = 1\nCLAIM = (", ", line 2", "cannot be imported: SyntaxError"),
-    ("from test_claims import toy_claim\nCLAIM = toy_claim()", "", "'toy', and the head of its text has odd-claim"),
+    ("from test_claims import toy_claim\nCLAIM = toy_claim()", "", "'toy', and the head of their text has odd-claim"),
 ])
 def test_a_module_that_is_no_claim_is_named(other_claims, monkeypatch, tmp_path, capsys, text, place, problem):
     file = other_claims / "family/odd_claim.py"
@@ -523,7 +523,7 @@ def test_planned_looks_stop_at_the_first_that_decides(tmp_path, rates, used):
     claim = toy_claim(seeds=tuple(range(100, 120)), looks=((5, 0.01), (10, 0.015), (20, 0.025)), episodes=100)
     part = claim.parts[0]
     claim = replace(claim, parts=(replace(part, experiment=replace(part.experiment, measure=at_rates)),))
-    figures, _ = run_figures(claim, tmp_path, lambda text: None)
+    figures, _ = run_figures(claim, Cells(tmp_path), lambda text: None)
     assert len(figures["p"]["a"]["success"]) == used
     assert {seed for arm, seed in CALLS if arm == 2} == set(range(100, 100 + used))  # the control has arm a alone
     experiment = claim.parts[0].experiment
@@ -546,7 +546,7 @@ def test_a_control_goes_on_to_later_looks_until_it_passes(tmp_path, monkeypatch,
     part = claim.parts[0]
     claim = replace(claim, parts=(replace(part, experiment=replace(part.experiment, measure=at_rates)),),
                     negative_control=replace(claim.negative_control, change=against_equals))
-    figures, _ = run_figures(claim, tmp_path, lambda text: None)
+    figures, _ = run_figures(claim, Cells(tmp_path), lambda text: None)
     assert [len(figures[name]["a"]["success"]) for name in ("p", "negative control")] == [used, control]
 
 

@@ -5,7 +5,7 @@ import pytest
 from test_claims import CALLS, toy_claim
 
 from understudy.claims import spot_check
-from understudy.claims.runner import run_figures, write_figures
+from understudy.claims.runner import Cells, run_figures, write_figures
 from understudy.claims.spot_check import SpotCheck, check_record, disagreement, draw_claims, largest_difference
 from understudy.files import write_json
 
@@ -31,7 +31,7 @@ def recorded(tmp_path, monkeypatch):
         monkeypatch.setattr(f"understudy.claims.{module}.figures_path", lambda name: tmp_path / f"{name}.figures.json")
     monkeypatch.setattr("understudy.claims.spot_check.record_path", lambda name: tmp_path / f"{name}.json")
     claim = toy_claim()
-    figures, _ = run_figures(claim, tmp_path / "cells", lambda text: None)
+    figures, _ = run_figures(claim, Cells(tmp_path / "cells"), lambda text: None)
     write_figures(claim.name, figures)
     write_json(tmp_path / "toy.json", {"verdict": "holds"})
     return claim, tmp_path

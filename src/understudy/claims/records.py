@@ -5,16 +5,20 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import json
 import os
 import platform
 import re
 import subprocess
 import traceback
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from .. import config
 from ..core import UserError, unknown_name
 from ..envs import registry
 from ..files import read_json
@@ -93,17 +97,19 @@ def _load_experiment(text: Path) -> dict[str, Claim]:
         raise UserError(f"the module cannot be imported: {type(error).__name__}: {error}",
                         where=str(file) + (f", line {lines[-1]}" if lines else ""),
                         hint="correct the module, or remove it") from error
-    if not hasattr(module, "CLAIM"):
+    claims = getattr(module, "CLAIMS", None) or getattr(module, "CLAIM", None)
+    if claims is None:
         raise UserError("the module does not define CLAIM", where=file,
-                        hint="define CLAIM = Claim(...), or remove the Markdown file if the module is not a claim")
-    claim, names = module.CLAIM, list(texts_of(text))
-    if not isinstance(claim, Claim):
-        raise UserError(f"CLAIM is of type {type(claim).__name__}, not Claim", where=file,
+                        hint="define CLAIM = Claim(...) or CLAIMS = family(...), or remove the Markdown file if the "
+                             "module is not an experiment")
+    claims = claims if isinstance(claims, tuple) else (claims,)
+    if other := [c for c in claims if not isinstance(c, Claim)]:
+        raise UserError(f"CLAIM is of type {type(other[0]).__name__}, not Claim", where=file,
                         hint="define CLAIM = Claim(...)")
-    if [claim.name] != names:
-        raise UserError(f"the name of the claim is {claim.name!r}, and the head of its text has {', '.join(names)}",
-                        where=file, hint=f"use the same name in {text.name}")
-    return {claim.name: claim}
+    if (names := sorted(c.name for c in claims)) != sorted(texts_of(text)):
+        raise UserError(f"the names of the claims are {', '.join(map(repr, names))}, and the head of their text has "
+                        f"{', '.join(texts_of(text))}", where=file, hint=f"use the same names in {text.name}")
+    return {c.name: c for c in claims}
 
 
 def _module_of(text: Path) -> str:
@@ -127,22 +133,30 @@ def probe_path(name: str) -> Path:
 
 
 def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = None) -> str:
-    """A digest of the source code that a claim reaches.
+    """A digest of what a claim computes: its experiments and rules as data, and the source code that they reach.
 
-    It covers the claim's module and every definition of understudy that it leads to, followed by name through modules.
-    Syntax trees without docstrings are compared, so comments and layout do not matter. Code that reads files is not
-    followed, because a claim names recorded data by a digest of its values. An environment is followed from its name.
+    See `code_digest`. Another claim of the same module, and the text of the claim, do not matter.
 
     Args:
         claim: The claim.
         sources: Parsed modules by name, filled and reused when several claims are asked for.
     """
+    control = claim.negative_control
+    changed = next(control.change(p.experiment) for p in claim.parts if p.name == control.part)
+    return code_digest([*claim.parts, changed, *control.removes], {} if sources is None else sources)
+
+
+def code_digest(value: Any, sources: dict[str, _ModuleSource | None]) -> str:
+    """A digest of frozen dataclasses and functions: their JSON, and every definition of understudy and of the claims
+    that they lead to, followed by name through modules.
+
+    Syntax trees without docstrings are compared, so comments and layout do not matter, nor do the modules in which
+    definitions are. Code that reads files is not followed, because a claim names recorded data by a digest of its
+    values. An environment is followed from its name.
+    """
+    document = config.dump(value)
     found: dict[tuple[str, str], str] = {}
-    sources = {} if sources is None else sources
-    module = _module_of(find_file(claim.name))
-    claim_module = sources.setdefault(module, _ModuleSource.load(module))
-    assert claim_module is not None
-    waiting = [(module, name) for name in claim_module.definitions] + [(f"{__package__}.runner", "run_claim")]
+    waiting = [*_named_code(document), (f"{__package__}.runner", "run_claim")]
     while waiting:
         at = waiting.pop()
         if at in found or at[0].startswith(NOT_FOLLOWED):
@@ -156,8 +170,33 @@ def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = 
             waiting += references
         elif at[1] in source.imports:
             waiting.append(source.imports[at[1]])
-    text = "\n".join(f"{m} {n} {h}" for (m, n), h in sorted(found.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    lines = sorted(f"{name} {digest}" for (_, name), digest in found.items())
+    return hashlib.sha256("\n".join([json.dumps(_without_modules(document)), *lines]).encode()).hexdigest()[:16]
+
+
+def _named_code(document: Any) -> Iterator[tuple[str, str]]:
+    """Module and name of each class, function and environment that JSON data name."""
+    if isinstance(document, dict):
+        if "$" in document:
+            module, _, name = document["$"].partition(":")
+            yield module, name.partition(".")[0]
+        for part in document.values():
+            yield from _named_code(part)
+    elif isinstance(document, list):
+        for part in document:
+            yield from _named_code(part)
+    elif isinstance(document, str):
+        if (home := registry.entry_point(document)) is not None:
+            yield home
+        elif re.fullmatch(rf"({PACKAGE.name}|{NAME})[.\w]*:\w+", document):  # a factory of an environment
+            module, _, name = document.partition(":")
+            yield module, name
+
+
+def _without_modules(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {k: v.partition(":")[2] if k == "$" else _without_modules(v) for k, v in document.items()}
+    return list(map(_without_modules, document)) if isinstance(document, list) else document
 
 
 # They hold names of environments and formats, and old names of everything.
@@ -246,7 +285,10 @@ def _assigned_names(node: ast.stmt) -> list[str]:
 
 
 def _module_file(module: str) -> Path | None:
-    base = (claims_folder() if module.partition(".")[0] == NAME else PACKAGE).joinpath(*module.split(".")[1:])
+    package, *rest = module.split(".")
+    if package not in (PACKAGE.name, NAME):
+        return None
+    base = (claims_folder() if package == NAME else PACKAGE).joinpath(*rest)
     return next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.exists()), None)
 
 

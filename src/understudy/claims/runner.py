@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from .. import config
 from ..core import UserError
 from ..data.cache import folder as cache
 from ..evaluate.evaluation import tuning_seed
 from ..evaluate.stats import seeds_caveat
 from ..files import read_json, write_json, write_text
 from .base import Claim, ClaimPart, Condition, Experiment, Measurements, Rule, summarize, worst_verdict
-from .records import figures_path, find_text, fingerprint, is_redesigned, provenance, record_path
+from .records import code_digest, figures_path, find_text, fingerprint, is_redesigned, provenance, record_path
 
 LogFunction = Callable[[str], None]
 Figures = dict[str, Measurements]  # part -> measurements; those of the negative control are under CONTROL
@@ -29,7 +27,8 @@ MECHANISM_ONLY = "mechanism only"  # the reason of a verdict if a claim cannot t
 def run_claim(claim: Claim, *, revision: str = "", log: LogFunction = lambda text: None) -> dict:
     """Runs a claim and writes its measurements and its record.
 
-    Finished cells are kept in the cache under the claim's fingerprint, so that an interrupted run continues.
+    Finished cells are kept in the cache by what they compute, so that an interrupted run continues, and claims that
+    share an arm, a source and seeds run it once.
 
     Args:
         claim: The claim.
@@ -40,7 +39,7 @@ def run_claim(claim: Claim, *, revision: str = "", log: LogFunction = lambda tex
         The record.
     """
     mark, origin = fingerprint(claim), provenance()  # the code may change during the run
-    cells = cache() / "claims" / f"{claim.name}-{mark}"
+    cells = Cells(cache() / "claims" / "cells")
     figures, chosen = run_figures(claim, cells, log)
     judged = judge_figures(claim, figures)
     for name, part in judged["parts"].items():
@@ -52,7 +51,7 @@ def run_claim(claim: Claim, *, revision: str = "", log: LogFunction = lambda tex
         "rows": list(claim.rows),
         **judged,
         "fingerprint": mark,
-        "seconds": round(sum(read_json(f)["seconds"] for f in cells.glob("*.json")), 1),
+        "seconds": round(sum(read_json(file)["seconds"] for file in cells.used), 1),
         **origin,
         "log": _continued_log(claim.name, origin["date"], revision, judged),
     }
@@ -61,12 +60,27 @@ def run_claim(claim: Claim, *, revision: str = "", log: LogFunction = lambda tex
     return record
 
 
-def run_figures(claim: Claim, cells: Path, log: LogFunction) -> tuple[Figures, dict[str, dict[str, int]]]:
-    """Runs all cells of a claim that are not in the folder `cells`.
+@dataclass
+class Cells:
+    """Finished cells: one arm with one seed, each in a file that is named by a digest of its code and settings.
+
+    Attributes:
+        folder: Where the files are.
+        used: The files that a run has read or written.
+        sources: Parsed modules.
+    """
+
+    folder: Path
+    used: set[Path] = field(default_factory=set)
+    sources: dict = field(default_factory=dict)
+
+
+def run_figures(claim: Claim, cells: Cells, log: LogFunction) -> tuple[Figures, dict[str, dict[str, int]]]:
+    """Runs all cells of a claim that are not finished.
 
     Args:
         claim: The claim.
-        cells: Folder of finished cells. New ones are added.
+        cells: Finished cells. New ones are added.
         log: Called with a line per cell.
 
     Returns:
@@ -232,24 +246,24 @@ def _text(judged: dict) -> str:
     return "; ".join(str(Condition(**c)) for c in judged["conditions"])
 
 
-def _run_part(part: ClaimPart, folder: Path, log: LogFunction) -> tuple[dict[str, int], Measurements]:
+def _run_part(part: ClaimPart, cells: Cells, log: LogFunction) -> tuple[dict[str, int], Measurements]:
     """Runs the planned looks of a part until one decides."""
     for count, _ in part.experiment.looks or ((len(part.experiment.seeds), 0.0),):
         experiment = replace(part.experiment, seeds=part.experiment.seeds[:count], looks=())
-        chosen, figures = _run_experiment(experiment, folder, part.name, log)
+        chosen, figures = _run_experiment(experiment, cells, part.name, log)
         if _judge_part(part, figures)["verdict"] != "undecided":
             break
     return chosen, figures
 
 
-def _run_control(claim: Claim, part: ClaimPart, changed: Experiment, figures: Measurements, folder: Path,
+def _run_control(claim: Claim, part: ClaimPart, changed: Experiment, figures: Measurements, cells: Cells,
                  log: LogFunction) -> Measurements:
     """Runs the control with the seeds of its part. Where the part holds, it goes on to later looks until it passes: the
     part may be decided by few seeds, and a control of few seeds is inconclusive."""
     used, holds = _n_seeds(figures), _judge_part(part, figures)["verdict"] == "holds"
     later = [count for count, _ in part.experiment.looks if count > used] if holds else []
     for count in (used, *later):
-        _, found = _run_experiment(replace(changed, seeds=part.experiment.seeds[:count], looks=()), folder,
+        _, found = _run_experiment(replace(changed, seeds=part.experiment.seeds[:count], looks=()), cells,
                                    f"{part.name}, {CONTROL}", log)
         if _judge_control(claim, found)["passes"]:
             break
@@ -257,19 +271,19 @@ def _run_control(claim: Claim, part: ClaimPart, changed: Experiment, figures: Me
 
 
 def _run_experiment(
-    experiment: Experiment, folder: Path, title: str, log: LogFunction
+    experiment: Experiment, cells: Cells, title: str, log: LogFunction
 ) -> tuple[dict[str, int], Measurements]:
     chosen, figures = {}, {}
     for arm in experiment.arms:
         scores = []
         for i, method in enumerate(arm.options) if len(arm.options) > 1 else ():
-            tried = [_run_cell(experiment, method, seed, experiment.tuning_episodes, tuning_seed(0), folder,
+            tried = [_run_cell(experiment, method, seed, experiment.tuning_episodes, tuning_seed(0), cells,
                                f"{title} | {arm.name}, tuning {i}", log) for seed in experiment.tuning_seeds]
             scores.append(float(np.mean([np.mean(t[experiment.tuned_by]) for t in tried])))
         chosen[arm.name] = int(np.argmax(scores)) if scores else 0
         method = arm.options[chosen[arm.name]]
         ran = [
-            _run_cell(experiment, method, seed, experiment.episodes, experiment.starts_seed, folder,
+            _run_cell(experiment, method, seed, experiment.episodes, experiment.starts_seed, cells,
                       f"{title} | {arm.name}", log)
             for seed in experiment.seeds
         ]
@@ -285,12 +299,12 @@ def _control_experiment(experiment: Experiment, rule: Rule, chosen: dict[str, in
                                           for a in experiment.arms if a.name in rule.arms))
 
 
-def _run_cell(experiment: Experiment, method, seed: int, episodes: int, starts: int, folder: Path, title: str,
+def _run_cell(experiment: Experiment, method, seed: int, episodes: int, starts: int, cells: Cells, title: str,
               log: LogFunction) -> dict:
     what = {"method": method, "source": experiment.source, "env": experiment.env, "options": experiment.env_options,
             "measure": experiment.measure, "seed": seed, "episodes": episodes, "starts": starts}
-    key = json.dumps(config.dump(what))  # parts that share a cell run it once
-    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    file = cells.folder / f"{code_digest(what, cells.sources)}.json"  # parts that share a cell run it once
+    cells.used.add(file)
     if not file.exists():
         began = time.process_time()
         measures = experiment.measure(experiment, method, experiment.source.load(seed), seed, episodes, starts)

@@ -19,7 +19,7 @@ from ..files import read_json, write_json
 from .base import Claim, MissingRequirement
 from .folder import claims_folder
 from .records import figures_path, find_claim, missing_requirements, provenance, record_path
-from .runner import judge_figures, run_figures
+from .runner import Cells, judge_figures, run_figures
 
 LogFunction = Callable[[str], None]
 
@@ -81,7 +81,7 @@ def check_record(claim: Claim, log: LogFunction = lambda text: None) -> SpotChec
     """
     began, origin = time.process_time(), provenance()
     with tempfile.TemporaryDirectory() as folder:
-        figures, _ = run_figures(claim, Path(folder), log)
+        figures, _ = run_figures(claim, Cells(Path(folder)), log)
     stored, record = read_json(figures_path(claim.name)), read_json(record_path(claim.name))
     return SpotCheck(claim.name, origin["date"], origin["commit"], record["verdict"],
                      judge_figures(claim, figures)["verdict"], largest_difference(stored, figures),

@@ -168,8 +168,8 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     def said_otherwise(text):
         for same in (lambda text: "# said otherwise\n" + text, lambda text: text.replace("\n\n", "\n\n\n\n"),
                      lambda text: text.replace("the action or a mixture of both", "the action or both"),  # a docstring
-                     lambda text: text.replace('guidance_weight: float = 1.0\n',
-                                               'guidance_weight: float = (\n        1.0)\n')):
+                     lambda text: text.replace('    n_train_steps: int = 100\n',
+                                               '    n_train_steps: int = (\n        100)\n')):
             text = changed(text, same)
         return text
     assert with_change(said_otherwise) == before

@@ -12,14 +12,14 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 
 from .. import __version__, config
 from ..checkpoint import CheckpointModule
-from ..core import DataError, DataWarning, Schema, UserError, as_seed, role, short_name
+from ..core import AtLeast, DataError, DataWarning, Schema, UserError, as_seed, part, role, short_name
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
@@ -72,7 +72,7 @@ MAX_UNSAVED_SECONDS = 10 * 60  # seconds of work that a power cut may cost
 MAX_DIFFERENCES = 3  # differences that are listed
 
 
-@dataclass(frozen=True)
+@part
 class RunConfig:
     """How `train` trains a method: its options besides the method, the data and the folder.
 
@@ -107,11 +107,11 @@ class RunConfig:
         title: What the progress bar calls the training.
     """
 
-    steps: int | None = None
-    seed: int = 0
+    steps: Annotated[int | None, AtLeast(0)] = None
+    seed: int | np.integer = 0
     device: str | torch.device = "auto"
     score: Score | None = None
-    save_freq: int | None = None
+    save_freq: Annotated[int | None, AtLeast(1)] = None
     val_fraction: float | Sequence[int] = 0.1
     validation: Validation | None = None
     callbacks: Iterable[Callback] = ()
@@ -129,10 +129,6 @@ class RunConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "seed", as_seed(self.seed, bits=63))
-        freq = self.save_freq
-        if freq is not None and (isinstance(freq, bool) or not isinstance(freq, int) or freq < 1):
-            raise UserError(f"save_freq is {freq!r}, but must be a whole number of updates, 1 or more", where="train",
-                            hint="leave it out for a tenth of all updates")
 
 
 def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Policy:
@@ -260,7 +256,7 @@ class _Preparation:
 
     def build_learner(self, episodes: Dataset) -> Learner:
         """Builds the learner, with the statistics of these episodes if the policy has none."""
-        method, seed = self.resolved, self.config.seed
+        method, seed = self.resolved, int(self.config.seed)
         with devices.seeded(seed, self.device):
             policy = Policy(method.policy, self.data.features()).to(self.device)
             check_training_data(policy, self.data)
@@ -333,7 +329,7 @@ class _RunTraining(Training):
     def __init__(self, prepared: _Preparation):
         run_config, method, run = prepared.config, prepared.resolved, prepared.run
         self.prepared, self.run, self.method, self.data = prepared, run, method, prepared.training
-        self.processes, self.seed, self.env, self.person = (prepared.processes, run_config.seed, run_config.env,
+        self.processes, self.seed, self.env, self.person = (prepared.processes, int(run_config.seed), run_config.env,
                                                             run_config.person)
         collection = method.collection
         self.learner = prepared.build_learner(

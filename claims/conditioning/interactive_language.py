@@ -79,8 +79,10 @@ class ZoneTable(Toy):
 
     observation.state (3): position of the hand, and 1 if it is closed. observation.environment_state (6): positions of
     the blocks. simulator.goal (3): the zone where each block is to be, from 1 to 3, or 0 if it may be anywhere. A
-    policy does not read it. action (3): velocity, where 1 is 0.08 in a step, and above 0 to close the hand. A hand that
-    closes within 0.05 of a block takes it. All blocks in their zones with an open hand end the episode with success.
+    policy does not read it.
+
+    action (3): velocity, where 1 is 0.08 in a step, and above 0 to close the hand. A hand that closes within 0.05 of a
+    block takes it. All blocks in their zones with an open hand end the episode with success.
 
     Best possible success: 1.0. `PlayExpert(noise=0, wander=0)` attains it.
 

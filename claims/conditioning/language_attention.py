@@ -59,6 +59,7 @@ class ShapeTable(Toy):
 
     observation.task (2): the sentence, a word for the color and one for the shape. observation.objects (4, 10):
     position, color (red, green, blue) and shape (1 of 5) of each object. Each lies near another corner, in this order.
+
     observation.state (2): position of the hand. simulator.target (1): row of the named object. action (3): velocity,
     where 1 is 0.2 in a step, and above 0 to take. The table reaches from -1 to 1. A hand that takes within 0.12 of an
     object ends the episode, with success if it is the named one.

@@ -58,10 +58,11 @@ PRETRAINING_STEPS, STEPS = 800, 1500
 class PromptedTabletop(Toy):
     """Three objects lie on a table of 3 x 3 cells. A prompt of words and objects says which to move, and where.
 
-    Each object has one of three kinds. It is described by three one-hot vectors: kind, column and row. In "put"
-    the prompt is "put A into B", with the descriptions of two objects, and A must be moved to the cell of B in one
-    step. In "arrange" the prompt is "arrange" and the three objects where they should lie at the end. Two of them must
-    be moved, and each may be the first. In "follow" the prompt is "follow" and three frames of all objects, and the two
+    Each object has one of three kinds. It is described by three one-hot vectors: kind, column and row. In "put" the
+    prompt is "put A into B", with the descriptions of two objects, and A must be moved to the cell of B in one step.
+
+    In "arrange" the prompt is "arrange" and the three objects where they should lie at the end. Two of them must be
+    moved, and each may be the first. In "follow" the prompt is "follow" and three frames of all objects, and the two
     moves from frame to frame must be repeated in their order.
 
     observation.objects (3, 9). observation.prompt.words (10): 0 none, 1 follow, 2 put, 3 into, 4 arrange.

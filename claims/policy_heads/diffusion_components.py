@@ -53,9 +53,11 @@ class Carry(Toy):
     """A hand takes a block and lets it go over a bin. It must close for some steps before it holds the block.
 
     observation.state (7): position of the hand, 1 if it is closed, and the positions of block and bin. How long it has
-    been closed is not observed. simulator.state (4): for how many steps it has been closed around the block, the number
-    of the bin and of the one after a change, and the depth of the table where it changes. action (3): velocity of the
-    hand, where 1 is 0.08 m in a step of 0.1 s, and above 0 to close it.
+    been closed is not observed.
+
+    simulator.state (4): for how many steps it has been closed around the block, the number of the bin and of the one
+    after a change, and the depth of the table where it changes. action (3): velocity of the hand, where 1 is 0.08 m in
+    a step of 0.1 s, and above 0 to close it.
 
     A hand that closes within 0.1 m of the block brings it to its middle, and holds it after `grip` steps. An episode
     ends with reward 1 if the block is let go over the bin. It ends with reward -1 if the block is let go elsewhere, or

@@ -57,10 +57,12 @@ class Errands(Toy):
     """A point fetches things from places on a circle and takes each home, in the order of a mission.
 
     observation.state (3): position, m, from -1 to 1, and 1 if it carries a thing. observation.lights: whether something
-    came from each place already. observation.task: the places of the mission in their order, classes.
-    simulator.state (2): number of errands that are done, and the chance. action (2): velocity, where 1 is 0.08 m in a
-    step of 0.1 s, clipped to [-1, 1]. Reaching a place whose turn it is not with empty hands ends the episode with
-    failure. The last thing at home ends it with success.
+    came from each place already. observation.task: the places of the mission in their order, classes. simulator.state
+    (2): number of errands that are done, and the chance. action (2): velocity, where 1 is 0.08 m in a step of 0.1 s,
+    clipped to [-1, 1].
+
+    Reaching a place whose turn it is not with empty hands ends the episode with failure. The last thing at home ends it
+    with success.
 
     Best possible success: 1.0. `Expert(noise=0)` attains it.
 

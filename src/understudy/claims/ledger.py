@@ -372,11 +372,11 @@ def _family_page(family: str, entries: Sequence[LedgerEntry]) -> str:
     lines = [f"# {family}", "", MADE, "",
              f"{len(entries)} published systems, {len(with_claims)} with a claim. [All families](../{SUMMARY})", ""]
     if with_claims:
-        lines += ["| row | system | claim | verdict here |", "|---|---|---|---|"]
+        lines += ['<div class="rows" markdown>', "", "| row | system | claim | verdict here |", "|---|---|---|---|"]
         for e in with_claims:
             lines += [f"| {e.row.id} | {_system(e.row)} | [{c['name']}](#{c['name']}) | {_verdict_words(c)} |"
                       for c in e.claims]
-        lines.append("")
+        lines += ["", "</div>", ""]
     if without:
         lines += ["<details markdown>", f"<summary>{len(without)} systems without a claim yet</summary>", "",
                   "| row | system |", "|---|---|", *(f"| {e.row.id} | {_system(e.row)} |" for e in without), "",

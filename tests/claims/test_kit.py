@@ -5,11 +5,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from understudy.claims.base import DemonstrationSource
+from claims.policy_heads.diffusion_components import Carry
+from understudy.claims.base import DemonstrationSource, ExpertDemonstrations
 from understudy.claims.kit import Row, ablation, experiment, family, higher
-from understudy.claims.records import fingerprint
+from understudy.claims.measures import Rollouts, closed_loop
+from understudy.claims.records import code_digest, fingerprint
 from understudy.claims.runner import Cells, judge_figures, run_figures
 from understudy.data.episode import Dataset
+from understudy.data.window import Window
+from understudy.evaluate.evaluation import recording_seed
+from understudy.evaluate.rollout import rollout
+from understudy.execute.chunking import RecedingHorizon
+from understudy.heads.regression import Regression
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.method import Method
+from understudy.policy import PolicyConfig
 
 RUNS: list[tuple[str, int]] = []
 TEXT = """+++
@@ -114,3 +124,26 @@ def test_a_fingerprint_is_of_the_arms_that_a_row_has(file):
 def test_a_row_names_what_there_is(file, row, problem):
     with pytest.raises(ValueError, match=problem):
         family(file, table(), {"001": row})
+
+
+CARRY = "claims.policy_heads.diffusion_components:Carry"
+
+
+def test_demonstrations_are_of_the_environment_with_its_options():
+    """Also of one that is defined beside a claim. The fingerprint follows its name."""
+    source = ExpertDemonstrations(CARRY, 6, options=(("grip", 4),))
+    env = Carry(6, grip=4)
+    ran = rollout(env.expert(), env, 6, recording_seed(3)).filter(lambda e: e.metadata["success"])
+    assert source.load(3).fingerprint() == ran.fingerprint() != ExpertDemonstrations(CARRY, 6).load(3).fingerprint()
+    sources = {}
+    assert code_digest(source, sources) and "claims.policy_heads.diffusion_components" in sources
+
+
+def test_rollouts_measure_what_closed_loop_does_and_more():
+    method = Method(PolicyConfig(Regression(), window=Window(1, 4)), RecedingHorizon(2), BehaviorCloning(steps=3))
+    fork = experiment(ExpertDemonstrations("fork", 8), {"a": method}, first_seed=100).experiment
+    measure = Rollouts((("length", len),), (("episodes", lambda policy, ran: len(ran)),))
+    measured = measure(fork, method, fork.source.load(100), 100, 5, 7)
+    plain = closed_loop(fork, method, fork.source.load(100), 100, 5, 7)
+    assert measured["success"] == plain["success"] and len(measured["length"]) == 5 and measured["episodes"] == [5.0]
+    assert list(measured) == ["success", "length", "episodes"] and min(measured["length"]) > 1

@@ -21,7 +21,9 @@ from ..evaluate.rollout import rollout
 from ..evaluate.stats import LEVEL, Interval, Kind, two_level_difference, two_level_rate
 from ..execute.actor import Actor
 from .effects import SMALLEST_EFFECTS
+from .folder import NAME
 
+TRUSTED = (NAME,)  # packages besides understudy that may define the environments of claims
 PROBE_DEMONSTRATIONS = 50  # largest number of an expert's demonstrations in a probe
 Verdict = Literal["holds", "fails", "undecided"]
 Measurements = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]  # arm -> measure -> training seed -> values
@@ -91,20 +93,22 @@ class ExpertDemonstrations(DemonstrationSource):
     """Successful episodes of the environment's own expert.
 
     Args:
-        env: Name of the environment.
+        env: Name of the environment, or "module:Class" of one that is defined beside the claims.
         episodes: Number of episodes to roll out.
         filter: Tells which of the successful episodes to keep. By default all.
         resample: New demonstrations for each training seed. False gives all seeds the same ones, and the interval of a
             claim then lacks their variation.
+        options: Options of the environment.
     """
 
     env: str
     episodes: int
     filter: Callable[[Episode], bool] | None = None
     resample: bool = True
+    options: tuple[tuple[str, Any], ...] = ()
 
     def load(self, seed):
-        env = make(self.env, rows=min(self.episodes, 16))
+        env = make(self.env, rows=min(self.episodes, 16), trust=TRUSTED, **dict(self.options))
         ran = rollout(expert_of(env), env, self.episodes, recording_seed(seed if self.resample else 0))
         shown = ran.filter(lambda e: e.metadata["success"])
         return shown if self.filter is None else shown.filter(self.filter)

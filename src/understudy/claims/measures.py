@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from ..execute.planners import FixedBatch
 from ..learn.fit_method import FitResult, fit_method
 from ..learn.method import Method
 from ..policy import Policy
+from .base import TRUSTED
 from .memo import Memo
 
 ROWS = 25  # environments side by side; results do not depend on it
@@ -50,8 +52,9 @@ def train_policy(experiment, method: Method, data: Dataset, seed: int) -> Policy
     return train_once(experiment, method, data, seed).policy
 
 
-def _rollout_policy(experiment, policy: Policy, method: Method, episodes: int, starts: int) -> Dataset:
-    made = make(experiment.env, rows=min(ROWS, episodes), **dict(experiment.env_options))
+def rollout_policy(experiment, policy: Policy, method: Method, episodes: int, starts: int) -> Dataset:
+    """Rolls out a policy in the environment of an experiment, as its method executes plans."""
+    made = make(experiment.env, rows=min(ROWS, episodes), trust=TRUSTED, **dict(experiment.env_options))
     try:
         return rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), made, episodes, seed=starts)
     finally:
@@ -74,12 +77,35 @@ def closed_loop(experiment, method: Method, data: Dataset, seed: int, episodes: 
         One value per episode: "return", "log_jerk", and every flag of the environment as 0 or 1, such as "success" if
         the environment defines it.
     """
-    ran = _rollout_policy(experiment, train_policy(experiment, method, data, seed), method, episodes, starts)
+    ran = rollout_policy(experiment, train_policy(experiment, method, data, seed), method, episodes, starts)
     measures = {"return": [float(e.steps["next.reward"].sum()) for e in ran],
                 "log_jerk": [log_jerk(e) for e in ran]}
-    for flag in (k for k, v in ran[0].metadata.items() if isinstance(v, bool)):
-        measures[flag] = [float(e.metadata[flag]) for e in ran]
-    return measures
+    return {**measures, **flags(ran)}
+
+
+def flags(ran: Dataset) -> dict[str, list[float]]:
+    """Every flag that the environment gives its episodes, as 0 or 1, such as "success"."""
+    return {k: [float(e.metadata[k]) for e in ran] for k, v in ran[0].metadata.items() if isinstance(v, bool)}
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """A measure that trains an arm, rolls it out, and gives every flag of the environment as 0 or 1.
+
+    Args:
+        per_episode: (name, function of an episode) each. One value per episode.
+        per_run: (name, function of the policy and its rollouts) each. One value per training run.
+    """
+
+    per_episode: tuple[tuple[str, Callable[[Episode], float]], ...] = ()
+    per_run: tuple[tuple[str, Callable[[Policy, Dataset], float]], ...] = ()
+
+    def __call__(self, experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
+                 ) -> dict[str, list[float]]:
+        policy = train_policy(experiment, method, data, seed)
+        ran = rollout_policy(experiment, policy, method, episodes, starts)
+        return {**flags(ran), **{name: [float(value(e)) for e in ran] for name, value in self.per_episode},
+                **{name: [float(value(policy, ran))] for name, value in self.per_run}}
 
 
 def log_jerk(episode: Episode) -> float:

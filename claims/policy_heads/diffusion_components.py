@@ -19,7 +19,7 @@ from understudy.claims.base import (
     Measure,
     NegativeControl,
 )
-from understudy.claims.measures import train_policy
+from understudy.claims.measures import Rollouts
 from understudy.core import normal, uniform
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
@@ -27,9 +27,8 @@ from understudy.envs.raster import COLOR_OF_ROLE, Canvas
 from understudy.envs.toy import Toy, distance, named_vector
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor, PolicyActor
+from understudy.execute.actor import Actor
 from understudy.execute.chunking import RecedingHorizon
-from understudy.execute.planners import FixedBatch
 from understudy.heads.diffusion import Diffusion
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
@@ -38,7 +37,7 @@ from understudy.nets.base import Trunk
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.unet import UNet
-from understudy.policy import PolicyConfig
+from understudy.policy import Policy, PolicyConfig
 
 ROWS = 50  # environments side by side; results do not depend on it
 BINS = np.array([[0.2, 0.9], [0.5, 0.9], [0.8, 0.9]], np.float32)  # m, the centers
@@ -189,18 +188,8 @@ class CarryDemonstrations(DemonstrationSource):
         return rollout(env.expert(), env, self.episodes, recording_seed(seed))
 
 
-def success_and_parameters(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
-                           ) -> dict[str, list[float]]:
-    """Trains a method and rolls it out.
-
-    Returns:
-        "success" of each episode, and the number of "parameters" of the network.
-    """
-    policy = train_policy(experiment, method, data, seed)
-    env = Carry(min(ROWS, episodes), **dict(experiment.env_options))
-    ran = rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), env, episodes, seed=starts)
-    return {"success": [float(e.metadata["success"]) for e in ran],
-            "parameters": [float(sum(p.numel() for p in policy.net.parameters()))]}
+def n_parameters(policy: Policy, ran: Dataset) -> int:
+    return sum(p.numel() for p in policy.net.parameters())
 
 
 def make_arm(name: str, n_action_steps: int = 8, n_obs_steps: int = 2, horizon: int = 16, trunk: Trunk | None = None,
@@ -218,7 +207,8 @@ def make_unet(name: str, condition: Literal["film", "input"]) -> Arm:
 
 def experiment_of(seed: int, arms: tuple[Arm, ...], *env_options: tuple[str, Any]) -> Experiment:
     """An experiment with demonstrations of the same environment."""
-    return Experiment(CarryDemonstrations(200, env_options), "carry", arms, success_and_parameters,
+    return Experiment(CarryDemonstrations(200, env_options), f"{__name__}:Carry", arms,
+                      Rollouts(per_run=(("parameters", n_parameters),)),
                       seeds=tuple(range(seed, seed + 5)), env_options=env_options, episodes=200,
                       measures=(("parameters", Measure("real")),), starts_seed=seed)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, Feature, Schema, State, Unsupported, UserError, check_range, role
+from ..core import ConfigError, Feature, Schema, State, Unsupported, UserError, part, role
 from .episode import Episode
 
 EpisodeTransform = Callable[[Episode], Episode]  # a frozen dataclass or a module-level function
@@ -109,7 +109,7 @@ def changed_features(features: Schema, changes: Iterable[EpisodeTransform]) -> d
     return episode.features()
 
 
-@dataclass(frozen=True)
+@part
 class ReturnToGo(ColumnChange):
     """Adds the return to go, (T+1, 1): the sum of this and all later rewards of the episode. After the last step it is
     0.
@@ -138,9 +138,6 @@ class ReturnToGo(ColumnChange):
     into: str = "observation.return_to_go"
     target: float | None = None
     subtract_rewards: bool = True
-
-    def __post_init__(self):
-        check_range(self, "discount", "target")
 
     @property
     def open_condition(self):
@@ -175,7 +172,7 @@ class ReturnToGo(ColumnChange):
         return {self.into: value}, {"value": value}
 
 
-@dataclass(frozen=True)
+@part
 class TimeLeft(ColumnChange):
     """Adds the number of steps until the end of the episode, (T+1, 1): T at the first step and 0 after the last.
 
@@ -187,9 +184,6 @@ class TimeLeft(ColumnChange):
 
     into: str = "observation.time_left"
     length: float | None = None
-
-    def __post_init__(self):
-        check_range(self, "length")
 
     @property
     def open_condition(self):
@@ -276,7 +270,7 @@ class LastAction(ColumnChange):
         return {self.into: torch.where(last.exists[:, None], action, torch.zeros_like(action))}, state
 
 
-@dataclass(frozen=True)
+@part
 class ConstantColumn(ColumnChange):
     """Adds a column with the same numbers at every step, such as an index of the data set, the robot or the operator.
 
@@ -289,7 +283,6 @@ class ConstantColumn(ColumnChange):
     value: float | tuple[float, ...]
 
     def __post_init__(self):
-        check_range(self, "value")
         if np.size(self.value) == 0:
             raise ConfigError(f"the column {self.into!r} has 0 components, but must have at least 1",
                               where="ConstantColumn.value",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import Feature, UserError, check_range
+from ..core import Feature, UserError, part
 from .column_changes import check_column, get_column, with_column
 from .episode import Episode
 
@@ -79,7 +79,7 @@ class FirstObservation:
         )
 
 
-@dataclass(frozen=True)
+@part
 class MotionToFirst:
     """Replaces the actions by those that lead straight back to the first pose of the episode.
 
@@ -97,9 +97,6 @@ class MotionToFirst:
 
     column: str = "observation.state"
     step: tuple[float, ...] = (1.0,)
-
-    def __post_init__(self):
-        check_range(self, "step")
 
     def __call__(self, episode: Episode) -> Episode:
         pose = get_column(episode, self.column)[: len(episode)]

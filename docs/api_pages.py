@@ -31,7 +31,7 @@ PAGES = {
     "deploy": ("Deployment", ("deploy", "studio.html_page")),
     "serve": ("Serving", ("serve",)),
     "testing": ("Contract tests", ("testing",)),
-    "claims": ("Claims", ("claims.base", "claims.measures")),
+    "claims": ("Claims", ("claims.base", "claims.kit", "claims.measures")),
 }
 WITHOUT_MODULES = {"data.formats"}  # its readers and writers are called through open_dataset and write_dataset
 

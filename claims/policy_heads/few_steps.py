@@ -1,6 +1,6 @@
 """Rows 028, 267 and 285: policies on the fork that need few evaluations of their network.
 
-Each row keeps the seeds of its own run, so there are three tables.
+Each row keeps the seeds of its run, so there are three tables.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ CARRY = "claims.policy_heads.diffusion_components:Carry"
 
 
 def test_demonstrations_are_of_the_environment_with_its_options():
-    """Also of one that is defined beside a claim. The fingerprint follows its name."""
+    """Also of one that a claim defines. The fingerprint follows its name."""
     source = ExpertDemonstrations(CARRY, 6, options=(("grip", 4),))
     env = Carry(6, grip=4)
     ran = rollout(env.expert(), env, 6, recording_seed(3)).filter(lambda e: e.metadata["success"])

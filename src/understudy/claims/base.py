@@ -93,7 +93,7 @@ class ExpertDemonstrations(DemonstrationSource):
     """Successful episodes of the environment's own expert.
 
     Args:
-        env: Name of the environment, or "module:Class" of one that is defined beside the claims.
+        env: Name of the environment, or "module:Class" of one that the claims define.
         episodes: Number of episodes to roll out.
         filter: Tells which of the successful episodes to keep. By default all.
         resample: New demonstrations for each training seed. False gives all seeds the same ones, and the interval of a

@@ -46,11 +46,10 @@ from understudy.files import read_json, write_json  # noqa: E402
 from understudy.heads.regression import Regression  # noqa: E402
 from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
 from understudy.learn.fit_method import fit_method  # noqa: E402
-from understudy.learn.information_bottleneck import InformationBottleneck  # noqa: E402
 from understudy.learn.method import Method, build_actor  # noqa: E402
 from understudy.learn.optimizer import OptimizerConfig  # noqa: E402
 from understudy.learn.sample_weights import ColumnWeights  # noqa: E402
-from understudy.nets.bottleneck import BottleneckEncoder  # noqa: E402
+from understudy.methods.behavior_cloning.bottleneck_bc import BottleneckEncoder, InformationBottleneck  # noqa: E402
 from understudy.nets.encoders import ConcatEncoder  # noqa: E402
 from understudy.nets.mlp import MLP  # noqa: E402
 from understudy.policy import PolicyConfig  # noqa: E402

@@ -23,12 +23,11 @@ from understudy.envs.toys.peg_insertion import STEP, PegInsertion
 from understudy.evaluate.evaluation import evaluate
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
-from understudy.execute.aligned_replay import AlignedReplay
-from understudy.execute.planar_frame import PlanarFrame, rotate
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.methods import find_method
+from understudy.methods.retrieval.retrieve_align_replay import AlignedReplay, PlanarFrame, rotate
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig

@@ -38,7 +38,6 @@ from understudy.audit.action_motion import check_action_lag
 from understudy.claims.memo import empty_memos
 from understudy.core import HeadSpec, keys
 from understudy.data.episode import Dataset, Episode
-from understudy.data.procedure import GridSearch
 from understudy.data.segments import CutSegments
 from understudy.data.text_columns import ThoughtText
 from understudy.data.window import Window
@@ -55,6 +54,7 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import training_data
 from understudy.learn.sample_weights import ColumnWeights, CurriculumWeights
+from understudy.methods.reasoning.procedure_cloning import GridSearch
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_column_change, check_env, check_speaker, random_batch

@@ -10,8 +10,7 @@ from understudy.data.window import Window
 from understudy.heads.regression import Regression
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.representation import RepresentationLearning
-from understudy.learn.token_prediction import MaskedTokenPrediction, NextTokenPrediction
-from understudy.nets.component_tokens import ComponentTokenEncoder
+from understudy.methods.representation.pasta import ComponentTokenEncoder, MaskedTokenPrediction, NextTokenPrediction
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig

@@ -19,10 +19,9 @@ from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.execute.planners import BestOfN, Hierarchical
 from understudy.heads.regression import Regression
-from understudy.learn.dichotomy_of_control import FUTURE, DichotomyOfControl
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import build_planner, training_data
-from understudy.methods.return_conditioned.dichotomy_of_control import dichotomy_of_control
+from understudy.methods.return_conditioned.dichotomy_of_control import FUTURE, DichotomyOfControl, dichotomy_of_control
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig

@@ -17,7 +17,6 @@ from understudy.core import Above, AtLeast, Below, ConfigError, UserError, part
 from understudy.data.augment import ConditionDropout
 from understudy.data.window import Window
 from understudy.execute.adaptive import ChunkBlending, CosineAgreement
-from understudy.execute.aligned_replay import AlignedReplay
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedAction, DelayedPlan
 from understudy.execute.steering import Steered
@@ -34,11 +33,12 @@ from understudy.learn.class_prediction import ClassPrediction
 from understudy.learn.distillation import ConsistencyDistillation, OneStepDistillation, Reflow
 from understudy.learn.latent_labels import LatentLabels
 from understudy.learn.sample_weights import AdvantageWeights
-from understudy.learn.task_scorer import ScorerCalibration
 from understudy.methods import find_method
+from understudy.methods.generative.contextvla import PooledHistoryEncoder
+from understudy.methods.retrieval.retrieve_align_replay import AlignedReplay
+from understudy.methods.return_conditioned.arp import ScorerCalibration
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
-from understudy.nets.pooled_history import PooledHistoryEncoder
 from understudy.nets.pretrained_vision import TimmVision, TransformersVision
 from understudy.nets.quantization import FSQ
 from understudy.nets.transformer import Transformer

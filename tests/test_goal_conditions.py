@@ -20,10 +20,9 @@ from understudy.execute.actor import ObservationWrapper
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
-from understudy.learn.goal_losses import ContrastiveAlignment, Foresight
 from understudy.learn.method import Method
+from understudy.methods.generative.mdt import ContrastiveAlignment, Foresight, GoalEncoder
 from understudy.nets.encoders import TokenEncoder
-from understudy.nets.goal_encoder import GoalEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_encoder, check_learner

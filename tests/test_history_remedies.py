@@ -14,12 +14,11 @@ from understudy.data.window import Window
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
-from understudy.learn.information_bottleneck import InformationBottleneck
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights
+from understudy.methods.behavior_cloning.bottleneck_bc import BottleneckEncoder, InformationBottleneck
 from understudy.nets.base import capture_intermediates
-from understudy.nets.bottleneck import BottleneckEncoder
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig

@@ -16,11 +16,11 @@ from understudy.execute.actor import ObservationWrapper
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
 from understudy.learn.fit_method import fit_method
-from understudy.learn.instructed_autoencoder import InstructedAutoencoder
 from understudy.learn.latent_labels import SKILL
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
+from understudy.methods.skills.groot_2 import InstructedAutoencoder
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP

@@ -15,9 +15,9 @@ from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
-from understudy.learn.median_of_means import MedianOfMeans, median_block
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods.behavior_cloning.robust_bc import MedianOfMeans, median_block
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig

@@ -21,8 +21,8 @@ from understudy.heads.regression import Regression
 from understudy.heads.solvers import DPMSolverPP, Heun
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit
-from understudy.learn.load_balancing import LoadBalancing
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods.generative.mode import LoadBalancing
 from understudy.nets.base import capture_intermediates, precomputed, time_embedding, with_time_embedding
 from understudy.nets.mixture_of_experts import MoEFeedForward, MoEFeedForwardNet
 from understudy.nets.transformer import Transformer

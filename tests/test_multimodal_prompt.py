@@ -11,11 +11,10 @@ import torch
 from understudy.core import DataError, Feature, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
-from understudy.data.motion_prompt import AddMotionPrompts, MotionPrompt
 from understudy.heads.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.methods import find_method
-from understudy.nets.multimodal_prompt import MultimodalPromptEncoder
+from understudy.methods.representation.midas import AddMotionPrompts, MotionPrompt, MultimodalPromptEncoder
 from understudy.nets.transformer import Transformer
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_column_change, check_encoder

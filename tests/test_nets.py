@@ -22,17 +22,18 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.base import check_trunk_times
 from understudy.heads.regression import Regression
+from understudy.methods.behavior_cloning.bottleneck_bc import BottleneckEncoder
+from understudy.methods.generative.contextvla import PooledHistoryEncoder
+from understudy.methods.generative.mdt import GoalEncoder
+from understudy.methods.representation.pasta import ComponentTokenEncoder
 from understudy.nets import convolution
 from understudy.nets.act import ACTEncoder, ACTTransformer
 from understudy.nets.base import CachesContext, SharedTimeTrunk, precomputed, time_embedding, with_time_embedding
-from understudy.nets.bottleneck import BottleneckEncoder
-from understudy.nets.component_tokens import ComponentTokenEncoder
 from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.ema import EMA, ConstantDecay, PolynomialDecay, WarmupDecay
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.fourier import FourierFeatures
-from understudy.nets.goal_encoder import GoalEncoder
 from understudy.nets.grid import GridEncoder
 from understudy.nets.in_context import InContextTransformer
 from understudy.nets.linear import Linear
@@ -41,7 +42,6 @@ from understudy.nets.mlp import MLP
 from understudy.nets.mlp_mixer import MLPMixer
 from understudy.nets.object_attention import ObjectAttentionEncoder
 from understudy.nets.point_cloud import PointNet
-from understudy.nets.pooled_history import PooledHistoryEncoder
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.sizes import TRUNK_SIZES, sized_encoder, sized_trunk
 from understudy.nets.small_denoiser import SmallDenoiser

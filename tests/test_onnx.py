@@ -58,12 +58,13 @@ from understudy.heads.transport import Transport
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.train import train
+from understudy.methods.behavior_cloning.bottleneck_bc import BottleneckEncoder
+from understudy.methods.generative.contextvla import PooledHistoryEncoder
+from understudy.methods.generative.mdt import GoalEncoder
+from understudy.methods.representation.pasta import ComponentTokenEncoder
 from understudy.nets.act import ACTEncoder, ACTTransformer
-from understudy.nets.bottleneck import BottleneckEncoder
-from understudy.nets.component_tokens import ComponentTokenEncoder
 from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
-from understudy.nets.goal_encoder import GoalEncoder
 from understudy.nets.in_context import InContextTransformer
 from understudy.nets.lstm import LSTM
 from understudy.nets.mixture_of_experts import MoEFeedForward
@@ -72,7 +73,6 @@ from understudy.nets.mlp_mixer import MLPMixer
 from understudy.nets.object_attention import ObjectAttentionEncoder
 from understudy.nets.pixels import PixelEncoder
 from understudy.nets.point_cloud import PointNet
-from understudy.nets.pooled_history import PooledHistoryEncoder
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.small_denoiser import SmallDenoiser
 from understudy.nets.transformer import Transformer

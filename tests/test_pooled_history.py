@@ -6,8 +6,8 @@ from torch import nn
 
 from understudy.core import Feature, UserError
 from understudy.methods import find_method
+from understudy.methods.generative.contextvla import PooledHistoryEncoder
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
-from understudy.nets.pooled_history import PooledHistoryEncoder
 
 STATE, GOAL, STEPS = "observation.state", "observation.goal", 4
 FEATURES = {STATE: Feature("float32", (3,)), GOAL: Feature("float32", (2,))}  # two tokens in each step

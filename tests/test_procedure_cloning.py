@@ -9,7 +9,6 @@ import torch
 from understudy.core import Context, Feature, HeadSpec, Unsupported, UserError, keys
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
-from understudy.data.procedure import PROCEDURE, GridSearch, ProcedureEpisodes, ProcedureResult
 from understudy.data.window import Window
 from understudy.evaluate.rollout import rollout
 from understudy.execute.planners import Hierarchical, IteratedPlanner
@@ -19,6 +18,7 @@ from understudy.learn.class_prediction import ClassPrediction
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import training_data
 from understudy.methods import find_method
+from understudy.methods.reasoning.procedure_cloning import PROCEDURE, GridSearch, ProcedureEpisodes, ProcedureResult
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.grid import GridEncoder, PerToken
 from understudy.policy import Planner, Policy, PolicyConfig

@@ -14,8 +14,8 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
+from understudy.methods.representation.dualmind import PromptedEncoder
 from understudy.nets.encoders import TokenEncoder
-from understudy.nets.prompted_encoder import PromptedEncoder
 from understudy.testing import check_encoder
 
 FEATURES = {"observation.state": Feature("float32", (3,)), "observation.other": Feature("float32", (2,)),

@@ -24,8 +24,8 @@ from understudy.learn.fit_method import fit_method
 from understudy.learn.latent_labels import LatentEncoder
 from understudy.learn.method import load_modules, training_data
 from understudy.learn.retrieval import SAMPLING_WEIGHT, Retrieve
-from understudy.learn.state_action_vae import StateActionVAE
 from understudy.methods import find_method
+from understudy.methods.retrieval.behavior_retrieval import StateActionVAE
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig, find_checkpoint, read_checkpoint_json
 from understudy.testing import check_latent_encoder, check_learner, random_dataset

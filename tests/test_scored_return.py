@@ -12,12 +12,11 @@ from claims.conditioning import moved_goals
 from understudy.checkpoint import FromStage, load_module, save_module
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.scored_return import CalibratedScorer, ScoredReturn
 from understudy.evaluate.rollout import rollout
 from understudy.heads.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
-from understudy.learn.task_scorer import ScorerCalibration, TaskContrast
+from understudy.methods.return_conditioned.arp import CalibratedScorer, ScoredReturn, ScorerCalibration, TaskContrast
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig

@@ -33,10 +33,9 @@ from understudy.execute.actor import Actor
 from understudy.execute.planners import BestOfN
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import Critic
-from understudy.learn.dichotomy_of_control import DichotomyOfControl
 from understudy.learn.fit_method import FitResult, fit_method
 from understudy.learn.method import Method
-from understudy.methods.return_conditioned.dichotomy_of_control import dichotomy_of_control
+from understudy.methods.return_conditioned.dichotomy_of_control import DichotomyOfControl, dichotomy_of_control
 from understudy.methods.return_conditioned.udrl import udrl
 from understudy.policy import Policy
 

@@ -37,11 +37,10 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.edm import EDM
 from understudy.learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
-from understudy.learn.goal_losses import ContrastiveAlignment, Foresight
 from understudy.learn.method import Method, build_actor
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods.generative.mdt import ContrastiveAlignment, Foresight, GoalEncoder
 from understudy.nets.encoders import TokenEncoder
-from understudy.nets.goal_encoder import GoalEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 

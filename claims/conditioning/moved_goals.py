@@ -25,7 +25,6 @@ from understudy.claims.measures import train_once
 from understudy.core import Feature, uniform
 from understudy.data.column_changes import ColumnChange, ConstantColumn, LastAction, TimeLeft
 from understudy.data.episode import Dataset, Episode
-from understudy.data.scored_return import CalibratedScorer, ScoredReturn
 from understudy.data.window import Window
 from understudy.envs.raster import COLOR_OF_ROLE, Canvas
 from understudy.envs.toy import Toy, named_vector
@@ -38,7 +37,7 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import FitResult, fit_method
 from understudy.learn.method import Method, Stage, build_actor
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.task_scorer import ScorerCalibration, TaskContrast
+from understudy.methods.return_conditioned.arp import CalibratedScorer, ScoredReturn, ScorerCalibration, TaskContrast
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig

@@ -24,7 +24,6 @@ from understudy.claims.measures import train_once
 from understudy.core import Feature, uniform
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
-from understudy.data.motion_prompt import AddMotionPrompts, MotionPrompt
 from understudy.data.operations import Operation
 from understudy.envs.raster import Canvas
 from understudy.envs.toy import Toy
@@ -37,8 +36,8 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import FitResult
 from understudy.learn.method import InitializeFrom, Method, Stage, build_actor
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods.representation.midas import AddMotionPrompts, MotionPrompt, MultimodalPromptEncoder
 from understudy.nets.in_context import InContextTransformer
-from understudy.nets.multimodal_prompt import MultimodalPromptEncoder
 from understudy.policy import PolicyConfig
 
 ROWS = 100  # environments side by side; results do not depend on it

@@ -34,11 +34,10 @@ from understudy.heads.categorical import Categorical
 from understudy.heads.gaussian import Gaussian
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
-from understudy.learn.instructed_autoencoder import InstructedAutoencoder
 from understudy.learn.latent_labels import SKILL, LatentLabels
 from understudy.learn.method import Method, build_actor
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.methods.skills.groot_2 import groot_2
+from understudy.methods.skills.groot_2 import InstructedAutoencoder, groot_2
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig

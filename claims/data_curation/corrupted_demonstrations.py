@@ -28,10 +28,10 @@ from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import LearnerConfig
-from understudy.learn.median_of_means import MedianOfMeans, MedianOfMeansLearner
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights
+from understudy.methods.behavior_cloning.robust_bc import MedianOfMeans, MedianOfMeansLearner
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 

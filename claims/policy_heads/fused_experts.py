@@ -33,9 +33,9 @@ from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.heads.edm import EDM
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.load_balancing import LoadBalancing
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods.generative.mode import LoadBalancing
 from understudy.nets.base import FusesTimes, record_intermediate
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mixture_of_experts import MoEFeedForward

@@ -32,15 +32,13 @@ from understudy.envs.toys.peg_insertion import OUTLINES, STEP, PegInsertion
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
-from understudy.execute.aligned_replay import AlignedReplay
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.following import policy_with_memory
-from understudy.execute.planar_frame import PlanarFrame, rotate
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method, build_actor, resolve_references
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.methods.retrieval.retrieve_align_replay import retrieve_align_replay
+from understudy.methods.retrieval.retrieve_align_replay import AlignedReplay, PlanarFrame, retrieve_align_replay, rotate
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig

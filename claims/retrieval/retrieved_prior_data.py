@@ -28,7 +28,7 @@ from understudy.learn.fit_method import fit_method
 from understudy.learn.latent_labels import LatentEncoder
 from understudy.learn.method import Method
 from understudy.learn.retrieval import SAMPLING_WEIGHT, Retrieve
-from understudy.learn.state_action_vae import StateActionVAE
+from understudy.methods.retrieval.behavior_retrieval import StateActionVAE
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig

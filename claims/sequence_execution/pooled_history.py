@@ -19,9 +19,9 @@ from understudy.heads.categorical import Categorical
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods.generative.contextvla import PooledHistoryEncoder
 from understudy.nets.base import Encoder, EncoderNet
 from understudy.nets.encoders import TokenEncoder
-from understudy.nets.pooled_history import PooledHistoryEncoder
 from understudy.nets.transformer import Transformer
 from understudy.policy import PolicyConfig
 

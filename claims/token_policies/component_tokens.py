@@ -40,8 +40,12 @@ from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage, build_actor
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.representation import RepresentationLearning
-from understudy.learn.token_prediction import MaskedTokenPrediction, NextTokenPrediction
-from understudy.nets.component_tokens import ComponentTokenEncoder, ComponentTokenNet
+from understudy.methods.representation.pasta import (
+    ComponentTokenEncoder,
+    ComponentTokenNet,
+    MaskedTokenPrediction,
+    NextTokenPrediction,
+)
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import Policy, PolicyConfig

@@ -38,9 +38,9 @@ from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.representation import RepresentationLearning
 from understudy.learn.representation_objectives import ForwardDynamics, InverseDynamics, MaskedPrediction
 from understudy.learn.sample_weights import ColumnWeights
+from understudy.methods.representation.dualmind import PromptedEncoder
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.feed_forward import FeedForward
-from understudy.nets.prompted_encoder import PromptedEncoder
 from understudy.policy import PolicyConfig
 
 ROWS = 100  # environments side by side; results do not depend on it

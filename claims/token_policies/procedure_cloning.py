@@ -22,7 +22,6 @@ from understudy.claims.base import (
 from understudy.claims.measures import train_once
 from understudy.core import Feature, keys, uniform
 from understudy.data.episode import Dataset
-from understudy.data.procedure import PROCEDURE, GridSearch, ProcedureEpisodes, ProcedureResult
 from understudy.envs.raster import COLOR_OF_ROLE, Canvas
 from understudy.envs.toy import Toy
 from understudy.envs.toys.maze import LAYOUTS, layout, sides
@@ -35,7 +34,13 @@ from understudy.learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from understudy.learn.class_prediction import ClassPrediction
 from understudy.learn.method import Method, build_actor
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.methods.reasoning.procedure_cloning import procedure_cloning
+from understudy.methods.reasoning.procedure_cloning import (
+    PROCEDURE,
+    GridSearch,
+    ProcedureEpisodes,
+    ProcedureResult,
+    procedure_cloning,
+)
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.grid import GridEncoder, PerToken
 from understudy.policy import PolicyConfig

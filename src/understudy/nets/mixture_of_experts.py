@@ -19,7 +19,7 @@ class MoEFeedForward:
     ones are taken. Their probabilities, scaled to sum to 1, are the weights. If all steps share a time, as in sampling,
     only the chosen experts are computed.
 
-    Without `learn.load_balancing.LoadBalancing`, one expert may take over all times.
+    Without `methods.generative.mode.LoadBalancing`, one expert may take over all times.
 
     Args:
         n_experts: Number of experts, E.

@@ -1,14 +1,152 @@
+"""Transformer over a history whose past is pooled into one token after a few blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core import Context, UserError, check_range
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.flow import Flow
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
+from ...nets.base import Encoder, EncoderNet
 from ...nets.encoders import TokenEncoder
-from ...nets.pooled_history import PooledHistoryEncoder
-from ...nets.transformer import Transformer
+from ...nets.transformer import Transformer, TransformerBlock, check_heads
 from ...policy import PolicyConfig
 from ..registry import method
+
+
+@dataclass(frozen=True)
+class PooledHistoryEncoder(Encoder):
+    """Reads all observation steps for a few blocks, then continues with the current step and one token of the past.
+
+    The first `pool_after` blocks run over the tokens of all steps. A token reads those of its step and of earlier ones.
+    Then the tokens of all past steps are replaced by their mean, the context token, which comes first, and the other
+    blocks run over it and the tokens of the current step. Those blocks, and the trunk, take as long as with a history
+    of one step and one more token.
+
+    Use ``Window(obs_pad_mask=True)``, which marks rows before the start of the episode: they are not read and do not
+    enter the mean. If there are no past steps at all, the context token is masked, and the tokens of the current step
+    are those of an encoder with a single step.
+
+    Args:
+        depth: Number of transformer blocks.
+        pool_after: Number of blocks before the mean is taken. 0 averages the tokens of the past before anything relates
+            them to each other. None does not pool: all blocks run over all tokens, and all are given to the trunk.
+        heads: Number of attention heads. Must divide the width of the tokens.
+        dropout: Dropout probability.
+        encoder: Encoder that gives the tokens of each step. All columns have tokens of the past, words as well.
+
+    References:
+        Jang et al. (2025), ContextVLA: Vision-Language-Action Model with Amortized Multi-Frame Context,
+        arXiv:2510.04246.
+    """
+
+    depth: int = 4
+    pool_after: int | None = 2
+    heads: int = 4
+    dropout: float = 0.0
+    encoder: Encoder = field(default_factory=TokenEncoder)
+
+    def __post_init__(self):
+        check_range(self, "heads", at_least=1)
+        check_range(self, "depth", "pool_after", at_least=0)
+        check_range(self, "dropout", at_least=0, below=1)
+        if self.pool_after is not None and self.pool_after > self.depth:
+            raise UserError(f"pool_after is {self.pool_after}, but there are {self.depth} blocks",
+                            where="PooledHistoryEncoder.pool_after", hint="use None to keep the tokens of all steps")
+
+    def build(self, features, n_obs_steps):
+        """Build the module.
+
+        Args:
+            features: Features of the policy's inputs.
+            n_obs_steps: Number of observation rows in a window (To).
+
+        Returns:
+            The module. Its tokens are the context token and those of the current step.
+
+        Raises:
+            UserError: The inner encoder has no tokens of the past steps.
+        """
+        return _PooledHistoryNet(self, features, n_obs_steps)
+
+    def check_policy(self, codec, augmentations):
+        self.encoder.check_policy(codec, augmentations)
+
+    def pool(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pool the tokens of the past steps.
+
+        Args:
+            tokens: The tokens, (B, N, D).
+            mask: False for tokens that were not observed, (B, N) bool.
+
+        Returns:
+            The mean of the observed tokens, (B, 1, D), and whether there are any, (B, 1) bool.
+        """
+        weights = mask / mask.sum(1, keepdim=True).clamp(min=1)
+        return (tokens * weights.unsqueeze(-1).to(tokens.dtype)).sum(1, keepdim=True), mask.any(1, keepdim=True)
+
+
+class _PooledHistoryNet(EncoderNet):
+    blocks: Any  # nn.ModuleList of TransformerBlock
+    past: Tensor
+    current: Tensor
+    reads: Tensor
+    pooled_reads: Tensor
+
+    def __init__(self, config, features, n_obs_steps):
+        super().__init__()
+        self.encoder = config.encoder.build(features, n_obs_steps)
+        self.width, steps = self.encoder.width, torch.tensor(self.encoder.token_obs_steps)
+        past, current = (torch.nonzero(chosen).flatten() for chosen in (steps < n_obs_steps - 1,
+                                                                        steps == n_obs_steps - 1))
+        if n_obs_steps > 1 and not len(past):
+            raise UserError(f"all tokens of {type(config.encoder).__name__} depend on the current step, so there is "
+                            "no past to pool", where="PooledHistoryEncoder.encoder",
+                            hint="use an encoder with tokens for each step, such as TokenEncoder")
+        check_heads(self.width, config.heads, "PooledHistoryEncoder")
+        self.pool = config.pool if config.pool_after is not None and len(past) else None
+        self.n_first = config.depth if config.pool_after is None else config.pool_after
+        self.token_embedding = nn.Parameter(0.02 * torch.randn(len(steps), self.width))
+        block = Transformer(self.width, config.depth, config.heads, dropout=config.dropout)
+        self.blocks = nn.ModuleList(TransformerBlock(block, {"self"}, False) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(self.width)
+        pooled_steps = torch.cat([steps[past].amax(0, keepdim=True), steps[current]]) if self.pool else steps
+        self.token_obs_steps = tuple(pooled_steps.tolist())
+        self.tokens = len(self.token_obs_steps)
+        for name, value in (("past", past), ("current", current), ("reads", steps[:, None] >= steps),
+                            ("pooled_reads", pooled_steps[:, None] >= pooled_steps)):
+            self.register_buffer(name, value, persistent=False)
+
+    @property
+    def cached_features(self):
+        return self.encoder.cached_features
+
+    def forward(self, obs, rng=None):
+        context = self.encoder(obs, rng)
+        h = self._run(self.blocks[:self.n_first], context.tokens + self.token_embedding, context.mask, self.reads)
+        mask = context.mask
+        if self.pool is not None:
+            token, any_past = self.pool(h[:, self.past], mask[:, self.past])
+            h, mask = torch.cat([token, h[:, self.current]], 1), torch.cat([any_past, mask[:, self.current]], 1)
+        h = self._run(self.blocks[self.n_first:], h, mask, self.pooled_reads)
+        return Context(self.norm(h), mask, context.named)
+
+    @staticmethod
+    def _run(blocks, h: Tensor, present: Tensor, reads: Tensor) -> Tensor:
+        # A token that is absent reads itself, because attention to nothing is not a number. No other token reads it.
+        itself = torch.eye(len(reads), dtype=torch.bool, device=reads.device)
+        mask = (present.unsqueeze(1) & reads | itself).unsqueeze(1)
+        for block in blocks:
+            h = block(h, mask=mask)
+        return h
 
 
 @method("Jang et al. 2025 (ContextVLA), arXiv 2510.04246, which does this in a pretrained vision-language model, with "

@@ -1,20 +1,231 @@
-from dataclasses import replace
+"""Prompts that show the motion of an episode, from which inverse dynamics are learned.
+
+Multimodal prompts: words and objects in one sequence, next to the objects of the scene.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
 
 from ...checkpoint import FromStage
-from ...core import Schema
+from ...core import Context, DataError, Feature, Schema, UserError, check_range
 from ...data.codec import Normalizer
-from ...data.motion_prompt import AddMotionPrompts, MotionPrompt
+from ...data.episode import Episode
+from ...data.operations import Operation
 from ...execute.chunking import RecedingHorizon
 from ...heads.bins import Bins
 from ...heads.categorical import Categorical
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.optimizer import OptimizerConfig
+from ...nets.base import Encoder, EncoderNet
+from ...nets.encoders import num_classes_of, observed_column
+from ...nets.feed_forward import feed_forward_layers
 from ...nets.in_context import InContextTransformer
-from ...nets.multimodal_prompt import MultimodalPromptEncoder
+from ...nets.transformer import Transformer, TransformerBlock, check_heads
 from ...policy import PolicyConfig
 from ..needs import NUMBERS_OR_CLASSES, PROMPTS
 from ..registry import method
+
+
+@dataclass(frozen=True)
+class MotionPrompt:
+    """Replaces the prompt of an episode by "follow this motion", with frames of the same episode.
+
+    A policy that learns from it learns inverse dynamics: which actions lead from one frame to the next. The first
+    position of the new prompt is a word. The objects of each frame follow, in their order. Frames are evenly spaced
+    from the first to the last observation. An episode with fewer observations shows all of them, and the positions
+    after them are padding (0).
+
+    While acting, the environment or an `ObservationWrapper` gives the prompt.
+
+    Args:
+        objects: Column with the objects of the scene, of shape (objects, features).
+        words: Column with the class of the word at each position of the prompt. 0 for no word.
+        prompt_objects: Column with the object at each position of the prompt, of shape (positions, features).
+        word: The word at the first position.
+        n_frames: Largest number of frames.
+
+    References:
+        Li et al. (2024), Mastering Robot Manipulation with Multimodal Prompts through Pretraining and Multi-task
+        Fine-tuning (MIDAS), arXiv:2310.09676.
+    """
+
+    objects: str = "observation.objects"
+    words: str = "observation.prompt.words"
+    prompt_objects: str = "observation.prompt.objects"
+    word: int = 1
+    n_frames: int = 3
+
+    def __post_init__(self):
+        check_range(self, "word", "n_frames", at_least=1)
+
+    def __call__(self, episode: Episode) -> Episode:
+        features = episode.features()
+        for name in (self.objects, self.words, self.prompt_objects):
+            if name not in features:
+                raise DataError(f"there is no column {name!r}; the episode has {', '.join(sorted(features))}",
+                                where="MotionPrompt", hint="name a column that is there")
+        words, shown = features[self.words], features[self.prompt_objects]
+        frames = np.asarray(episode.steps[self.objects])
+        count = min(self.n_frames, len(frames))
+        frames = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
+        frames = frames.reshape(-1, frames.shape[-1])
+        if 1 + len(frames) > words.size:
+            raise DataError(f"a word and {count} frames of {len(frames) // count} objects need {1 + len(frames)} "
+                            f"positions, but a prompt has {words.size}", where="MotionPrompt.n_frames",
+                            hint="show fewer frames, or record longer prompts")
+        said, seen = np.zeros(words.shape, words.dtype), np.zeros(shown.shape, shown.dtype)
+        said[0], seen[1:1 + len(frames)] = self.word, frames
+        return _with_prompt(episode, {self.words: (said, words), self.prompt_objects: (seen, shown)})
+
+
+@dataclass(frozen=True)
+class AddMotionPrompts(Operation):
+    """Adds each episode a second time, with a prompt that shows its motion.
+
+    A policy that has learned to follow motions forgets it when it is trained on other prompts alone.
+
+    Args:
+        motion: How the prompt is made.
+    """
+
+    motion: MotionPrompt = MotionPrompt()
+
+    def apply(self, data):
+        return data + data.map(self.motion)
+
+
+def _with_prompt(episode: Episode, columns: dict[str, tuple[np.ndarray, Feature]]) -> Episode:
+    """The episode with columns that have the same value at every observation."""
+    held = {name: np.broadcast_to(value, (len(episode.steps[name]), *value.shape))
+            for name, (value, _) in columns.items()}
+    schema = {**episode.schema, **{name: feature for name, (_, feature) in columns.items()}}
+    return replace(episode.replace(held), schema=schema)
+
+
+@dataclass(frozen=True)
+class MultimodalPromptEncoder(Encoder):
+    """Tokens of a prompt in which words and objects alternate, and one token for each object of the scene.
+
+    Each position of the prompt is a word (where the class of `words` is not 0), an object (where it is 0 and the
+    features in `prompt_objects` are not all 0), or padding. One network embeds the objects of the prompt and of the
+    scene. A transformer reads the prompt. With `residual`, the embedding of each object in the prompt is added to what
+    the transformer gives for it, so that details of the object are not lost.
+
+    The prompt is read at the newest observation step. Words that the schema does not know are embedded as zeros.
+
+    Args:
+        objects: Column with the objects of the scene, of shape (objects, features).
+        words: Column with the class of the word at each position of the prompt, of shape (positions,). 0 for no word.
+        prompt_objects: Column with the object at each position of the prompt, of shape (positions, features). The codec
+            must leave it and `objects` as they are: ``Normalizer(unscaled=...)``.
+        residual: Add the embedding of objects to the output of the transformer.
+        width: Width of the tokens.
+        depth: Number of blocks of the transformer that reads the prompt.
+        heads: Number of attention heads. Must divide `width`.
+        feed_forward_ratio: Width of the hidden layer of each block, relative to `width`.
+
+    References:
+        Li et al. (2024), Mastering Robot Manipulation with Multimodal Prompts through Pretraining and Multi-task
+        Fine-tuning (MIDAS), arXiv:2310.09676, whose transformer is a pretrained language model.
+    """
+
+    objects: str = "observation.objects"
+    words: str = "observation.prompt.words"
+    prompt_objects: str = "observation.prompt.objects"
+    residual: bool = True
+    width: int = 64
+    depth: int = 1
+    heads: int = 4
+    feed_forward_ratio: float = 2
+
+    def __post_init__(self):
+        check_range(self, "width", "heads", at_least=1)
+        check_range(self, "depth", at_least=0)
+        check_range(self, "feed_forward_ratio", above=0)
+
+    @property
+    def columns(self) -> tuple[str, str, str]:
+        """The columns that the encoder reads."""
+        return self.objects, self.words, self.prompt_objects
+
+    def build(self, features, n_obs_steps):
+        for field, column in zip(("objects", "words", "prompt_objects"), self.columns, strict=True):
+            if column not in features:
+                raise UserError(f"The policy does not read a column {column!r}. It reads {', '.join(features)}.",
+                                where=f"MultimodalPromptEncoder.{field}", hint="Name one of the policy's inputs.")
+        if others := [name for name in features if name not in self.columns]:
+            raise UserError(f"MultimodalPromptEncoder does not read the column {others[0]!r}.",
+                            where="MultimodalPromptEncoder", hint=f"Use inputs={self.columns}.")
+        scene, words, shown = (features[name] for name in self.columns)
+        if words.kind != "discrete" or len(words.shape) != 1:
+            raise UserError(f"{self.words!r}, of kind {words.kind!r} and shape {words.shape}, does not have one class "
+                            "for each position of a prompt.", where="MultimodalPromptEncoder.words",
+                            hint="Name a class column of shape (positions,).")
+        if (scene.kind, shown.kind) != ("vector", "vector") or len(scene.shape) != 2 or (
+                shown.shape != (*words.shape, scene.shape[1])):
+            raise UserError(f"The objects of the prompt have the shape {shown.shape} and those of the scene "
+                            f"{scene.shape}, for {words.size} positions.", where="MultimodalPromptEncoder",
+                            hint="They must be (positions, features) and (objects, features).")
+        check_heads(self.width, self.heads, "MultimodalPromptEncoder")
+        return _MultimodalPromptNet(self, features, n_obs_steps)
+
+    def check_policy(self, codec, augmentations):
+        scales = isinstance(codec, Normalizer) and codec.obs != "identity"
+        if scaled := [n for n in (self.objects, self.prompt_objects) if scales and n not in codec.unscaled]:
+            raise UserError(f"The codec would scale each row of {scaled[0]!r} by its own statistics, so that one "
+                            "object would look different at each place.", where="MultimodalPromptEncoder",
+                            hint=f"Use the codec Normalizer(unscaled={(self.objects, self.prompt_objects)}).")
+
+
+class _MultimodalPromptNet(EncoderNet):
+    def __init__(self, config: MultimodalPromptEncoder, features, n_obs_steps):
+        super().__init__()
+        self.config, self.width = config, config.width
+        n_words = max(num_classes_of(features[config.words], config.words))
+        n_positions, (n_objects, size) = features[config.words].size, features[config.objects].shape
+        # All embeddings have similar sizes, so that the first normalization of a token keeps each of them.
+        self.object_layers = nn.Sequential(feed_forward_layers((size, 2 * config.width, config.width), "gelu"),
+                                           nn.LayerNorm(config.width))
+        self.word_embedding = nn.Embedding(n_words + 1, config.width, padding_idx=n_words)
+        self.position = nn.Parameter(0.5 * torch.randn(n_positions, config.width))
+        self.scene_position = nn.Parameter(0.5 * torch.randn(n_obs_steps, n_objects, config.width))
+        block = Transformer(config.width, config.depth, config.heads, feed_forward_ratio=config.feed_forward_ratio)
+        self.blocks = nn.ModuleList(TransformerBlock(block, {"self"}, False) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
+        self.token_obs_steps = ((n_obs_steps - 1,) * n_positions
+                                + tuple(step for step in range(n_obs_steps) for _ in range(n_objects)))
+        self.tokens = len(self.token_obs_steps)
+
+    def forward(self, obs, rng=None):
+        scene, scene_present = observed_column(obs, self.config.objects)
+        embedded = self.object_layers(scene.float()) + self.scene_position
+        tokens, mask = self._prompt(obs)
+        return Context(torch.cat([tokens, embedded.flatten(1, 2)], 1),
+                       torch.cat([mask, scene_present.repeat_interleave(scene.shape[2], 1)], 1))
+
+    def _prompt(self, obs):
+        """Tokens of the prompt, (B, positions, width), and which are not padding, (B, positions)."""
+        (words, has_words), (objects, has_objects) = (observed_column(obs, name) for name in self.config.columns[1:])
+        words, objects = words[:, -1].long(), objects[:, -1].float()
+        is_word = (words != 0) & has_words[:, -1:]
+        is_object = ~is_word & (objects != 0).any(-1) & has_objects[:, -1:]
+        unknown = self.word_embedding.num_embeddings - 1
+        known = is_word & (words > 0) & (words < unknown)
+        visual = self.object_layers(objects) * is_object.unsqueeze(-1)
+        tokens = visual + self.word_embedding(torch.where(known, words, unknown)) + self.position
+        mask = is_word | is_object
+        # Each token reads itself, so that a prompt of padding alone gives finite numbers.
+        attended = mask[:, None, None] | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+        for block in self.blocks:
+            tokens = block(tokens, mask=attended)
+        tokens = self.norm(tokens)
+        return tokens + visual if self.config.residual else tokens, mask
 
 
 @method("Li et al. 2024, arXiv 2310.09676, with a history, images of objects, and a pretrained language model that "

@@ -1,7 +1,22 @@
-from dataclasses import replace
-from typing import Literal
+"""Transformer over one token per number of a history, or over one token per modality.
+
+Objectives that train a `ComponentTokenEncoder`: predict hidden tokens, or each token from those before it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
 
 from ...checkpoint import FromStage
+from ...core import Batch, ConfigError, Context, UserError, check_choices, check_range
+from ...data.codec import Normalizer
 from ...data.column_changes import LastAction
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
@@ -9,12 +24,323 @@ from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.representation import RepresentationLearning
-from ...learn.token_prediction import MaskedTokenPrediction, NextTokenPrediction
-from ...nets.component_tokens import ComponentTokenEncoder
+from ...learn.representation_objectives import RepresentationObjective
+from ...nets.base import Encoder, EncoderNet, record_intermediate
+from ...nets.encoders import observed_column
 from ...nets.feed_forward import FeedForward
-from ...policy import PolicyConfig
+from ...nets.transformer import Transformer, TransformerBlock, check_heads
+from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS
 from ..registry import method
+
+
+@dataclass(frozen=True)
+class ComponentTokenEncoder(Encoder):
+    """Transformer over the observation steps with one token for each number (a component of a column).
+
+    A token is the number times a vector of its component, plus the embeddings of the component and of the observation
+    step. The tokens of the newest step, after the transformer, are the context. The objectives
+    `MaskedTokenPrediction` and `NextTokenPrediction` train the transformer without a policy.
+
+    A component may be missing, such as that of a sensor that failed: a column of flags says which. Its token then has
+    the embeddings of component and step alone, and the transformer can infer it from the other tokens. Tokens of rows
+    and columns that are marked as not observed (``"name?"``) are masked.
+
+    Args:
+        width: Width of the tokens.
+        depth: Number of transformer blocks.
+        heads: Number of attention heads. Must divide `width`.
+        level: ``"component"``: a token for each number. ``"modality"``: a token for each column of `first` and one for
+            all other columns together. Both have the same weights: the token of a modality is the sum over its
+            components.
+        causal: Whether a token reads only itself and earlier tokens. Tokens are ordered by observation step, then by
+            column (those of `first` first), then by component. `NextTokenPrediction` needs it.
+        first: Columns whose tokens come first within a step. By default the last action, which led to the observation.
+        flags: Pairs (column, column of flags). A component is missing where its flag is below 0.5. The codec must leave
+            the flags as they are: ``Normalizer(unscaled=...)``.
+
+    References:
+        Boige et al. (2024), PASTA: Pretrained Action-State Transformer Agents, arXiv:2307.10936, which turns numbers
+        into classes by mu-law companding and shares their embeddings between the components.
+    """
+
+    width: int = 64
+    depth: int = 2
+    heads: int = 4
+    level: Literal["component", "modality"] = "component"
+    causal: bool = False
+    first: tuple[str, ...] = ("observation.last_action",)
+    flags: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self):
+        check_choices(self)
+        check_range(self, "width", "heads", at_least=1)
+        check_range(self, "depth", at_least=0)
+
+    def build(self, features, n_obs_steps):
+        """Build the module.
+
+        Args:
+            features: Features of the policy's inputs.
+            n_obs_steps: Number of observation rows in a window (To).
+
+        Returns:
+            The module. Its tokens are those of the newest step.
+
+        Raises:
+            UserError: A column is not made of numbers, or the flags do not fit their column.
+        """
+        check_heads(self.width, self.heads, "ComponentTokenEncoder")
+        for column, flags in self.flags:
+            for name in (column, flags):
+                if name not in features:
+                    raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(features)}.",
+                                    where="ComponentTokenEncoder.flags", hint="Name two of the policy's inputs.")
+            if features[column].size != features[flags].size:
+                raise UserError(f"{flags!r} has {features[flags].size} flags, but {column!r} has "
+                                f"{features[column].size} components.", where="ComponentTokenEncoder.flags",
+                                hint="Use a column with one flag for each component.")
+        for name, feature in features.items():
+            if feature.kind != "vector":
+                raise UserError(f"ComponentTokenEncoder cannot read a column of kind {feature.kind!r}.",
+                                where=f"column {name!r}", hint="Leave it out of inputs, or use TokenEncoder.")
+        return ComponentTokenNet(self, features, n_obs_steps)
+
+    def check_policy(self, codec, augmentations):
+        scales = isinstance(codec, Normalizer) and codec.obs != "identity"
+        if scaled := [flags for _, flags in self.flags if scales and flags not in codec.unscaled]:
+            raise UserError(f"The codec would scale the flags {scaled[0]!r}, and flags that are constant in the data "
+                            "would all become 0.", where="ComponentTokenEncoder.flags",
+                            hint=f"Use the codec Normalizer(unscaled=({scaled[0]!r},)).")
+
+
+class EncodedComponents(NamedTuple):
+    """What a `ComponentTokenNet` makes of observation windows.
+
+    Attributes:
+        tokens: Tokens after the transformer, (B, To, G, D).
+        values: The coded numbers, (B, To, C). Missing ones are 0.
+        given: Where numbers are not missing, (B, To, C) bool. Hidden ones are given.
+        mask: Whether any column of a token was observed, (B, To, G) bool.
+    """
+
+    tokens: Tensor
+    values: Tensor
+    given: Tensor
+    mask: Tensor
+
+
+class ComponentTokenNet(EncoderNet):
+    """The module of `ComponentTokenEncoder`.
+
+    Attributes:
+        n_components: Number of components of a step (C).
+        n_groups: Number of tokens of a step (G).
+        group: Token of each component, (C,).
+    """
+
+    blocks: Any  # nn.ModuleList of TransformerBlock
+    group: Tensor
+    reads: Tensor
+
+    def __init__(self, config: ComponentTokenEncoder, features, n_obs_steps: int):
+        super().__init__()
+        self.config, self.flags, self.width = config, dict(config.flags), config.width
+        values = [name for name in features if name not in self.flags.values()]
+        first = [name for name in config.first if name in values]
+        self.names = (*first, *(name for name in values if name not in first))
+        sizes = [features[name].size for name in self.names]
+        self.n_components = sum(sizes)
+        if config.level == "component":
+            group = torch.arange(self.n_components)
+        else:
+            group = torch.arange(len(sizes)).clamp(max=len(first)).repeat_interleave(torch.tensor(sizes))
+        self.n_groups = int(group[-1]) + 1
+        # The sum over a modality has the size of one number. All embeddings have similar sizes: the first normalization
+        # of a token would otherwise leave nothing but the sign of its number.
+        scale = 1 / math.sqrt(self.n_components / self.n_groups)
+        self.value_embedding = nn.Parameter(scale * torch.randn(self.n_components, self.width))
+        self.presence_embedding = nn.Parameter(0.5 * scale * torch.randn(self.n_components, self.width))
+        self.component_embedding = nn.Parameter(torch.randn(self.n_groups, self.width))
+        self.step_embedding = nn.Parameter(0.5 * torch.randn(n_obs_steps, 1, self.width))
+        block = Transformer(self.width, config.depth, config.heads)
+        self.blocks = nn.ModuleList(TransformerBlock(block, {"self"}, False) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(self.width)
+        n_tokens = n_obs_steps * self.n_groups
+        reads = torch.ones(n_tokens, n_tokens, dtype=torch.bool)
+        self.register_buffer("group", group, persistent=False)
+        self.register_buffer("reads", reads.tril() if config.causal else reads, persistent=False)
+        self.tokens, self.token_obs_steps = self.n_groups, (n_obs_steps - 1,) * self.n_groups
+
+    def forward(self, obs, rng=None):
+        encoded = self.encode(obs)
+        for name, tensor in zip(encoded._fields, encoded, strict=True):
+            record_intermediate(f"components.{name}", tensor)
+        return Context(encoded.tokens[:, -1], encoded.mask[:, -1])
+
+    def encode(self, obs: Mapping[str, Tensor], hidden: Tensor | None = None) -> EncodedComponents:
+        """Encode observation windows.
+
+        Args:
+            obs: Coded observations, as of `forward`.
+            hidden: Tokens to hide, (B, To, G) bool. All their components are treated as missing.
+
+        Returns:
+            The tokens of all steps.
+        """
+        values, given, observed = self._components(obs)
+        present = given if hidden is None else given & ~hidden[..., self.group]
+        embedded = (values.unsqueeze(-1) * self.value_embedding + self.presence_embedding) * present.unsqueeze(-1)
+        mask = observed
+        if self.config.level == "modality":
+            shape = (*embedded.shape[:2], self.n_groups, self.width)
+            embedded = embedded.new_zeros(shape).index_add(2, self.group, embedded)
+            mask = torch.zeros(shape[:3], dtype=torch.long, device=observed.device)
+            mask = mask.index_add(2, self.group, observed.long()) > 0
+        h = (embedded + self.component_embedding + self.step_embedding).flatten(1, 2)
+        # A token that is absent reads itself, because attention to nothing is not a number. No other token reads it.
+        itself = torch.eye(len(self.reads), dtype=torch.bool, device=h.device)
+        reads = (mask.flatten(1).unsqueeze(1) & self.reads | itself).unsqueeze(1)
+        for block in self.blocks:
+            h = block(h, mask=reads)
+        return EncodedComponents(self.norm(h).unflatten(1, mask.shape[1:]), values, given, mask)
+
+    def _components(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The numbers of all columns, where they are given, and where their column was observed, (B, To, C) each."""
+        values, given, observed = [], [], []
+        for name in self.names:
+            x, present = observed_column(obs, name)
+            x = x.unsqueeze(-1).flatten(2).float()
+            present = present.unsqueeze(-1).expand(x.shape)
+            observed.append(present)
+            if name in self.flags:
+                flag, known = observed_column(obs, self.flags[name])
+                present = present & ((flag.unsqueeze(-1).flatten(2) >= 0.5) | ~known.unsqueeze(-1))
+            values.append(x.masked_fill(~present, 0))
+            given.append(present)
+        return torch.cat(values, -1), torch.cat(given, -1), torch.cat(observed, -1)
+
+
+class _TokenObjective(RepresentationObjective):
+    def build(self, policy):
+        if not isinstance(policy.encoder, ComponentTokenNet):
+            raise ConfigError(f"{type(policy.config.encoder).__name__} has no tokens of single numbers to predict",
+                              where=type(self).__name__, hint="use a ComponentTokenEncoder")
+        return self.build_loss(policy.encoder)
+
+    @abstractmethod
+    def build_loss(self, encoder: ComponentTokenNet) -> nn.Module:
+        """Returns the module that computes the loss of each window."""
+
+
+class _Readout(nn.Module):
+    """Predicts each component from a token: of its own place or of another."""
+
+    def __init__(self, encoder: ComponentTokenNet):
+        super().__init__()
+        self.weight = nn.Parameter(encoder.width**-0.5 * torch.randn(encoder.n_components, encoder.width))
+        self.bias = nn.Parameter(torch.zeros(encoder.n_components))
+
+    def loss(self, encoder: ComponentTokenNet, tokens: Tensor, values: Tensor, counted: Tensor) -> Tensor:
+        """Mean squared error over the counted components of each window, (B,).
+
+        Args:
+            encoder: The encoder.
+            tokens: The token that predicts each token, (B, To, G, D).
+            values: Coded values, (B, To, C).
+            counted: Which of them to predict, (B, To, C) bool.
+        """
+        prediction = (tokens[:, :, encoder.group] * self.weight).sum(-1) + self.bias
+        error = (prediction - values).square() * counted
+        return error.flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class MaskedTokenPrediction(_TokenObjective):
+    """Hides random tokens, all components of each, and predicts them from the others.
+
+    Args:
+        fraction: Probability that a token is hidden.
+        weight: Factor of the loss: the squared error of the coded values.
+
+    References:
+        Devlin et al. (2019), BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding,
+        arXiv:1810.04805.
+        Boige et al. (2024), PASTA: Pretrained Action-State Transformer Agents, arXiv:2307.10936 (C-BERT), whose values
+        are classes.
+    """
+
+    fraction: float = 0.15
+    weight: float = 1.0
+
+    captures = ()
+
+    def __post_init__(self):
+        check_range(self, "weight")
+        check_range(self, "fraction", above=0, at_most=1)
+
+    def build_loss(self, encoder):
+        return _MaskedTokenLoss(self, encoder)
+
+
+class _MaskedTokenLoss(nn.Module):
+    def __init__(self, config: MaskedTokenPrediction, encoder: ComponentTokenNet):
+        super().__init__()
+        self.config, self.readout = config, _Readout(encoder)
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        net = policy.encoder
+        assert isinstance(net, ComponentTokenNet)
+        obs = policy.codec.encode_obs(policy.augment(batch.obs, rng))
+        first = next(iter(obs.values()))
+        hidden = torch.rand(*first.shape[:2], net.n_groups, generator=rng, device=first.device) < self.config.fraction
+        encoded = net.encode(obs, hidden)
+        counted = encoded.given & hidden[..., net.group]
+        return self.config.weight * self.readout.loss(net, encoded.tokens, encoded.values, counted)
+
+
+@dataclass(frozen=True)
+class NextTokenPrediction(_TokenObjective):
+    """Predicts the components of each token from the token before it, which has read all earlier ones.
+
+    The encoder must be causal. The first token of a window is not predicted.
+
+    Args:
+        weight: Factor of the loss: the squared error of the coded values.
+
+    References:
+        Radford et al. (2018), Improving Language Understanding by Generative Pre-Training.
+        Boige et al. (2024), PASTA: Pretrained Action-State Transformer Agents, arXiv:2307.10936 (C-GPT), whose values
+        are classes.
+    """
+
+    weight: float = 1.0
+
+    captures = tuple(f"components.{name}" for name in EncodedComponents._fields)
+
+    def __post_init__(self):
+        check_range(self, "weight")
+
+    def build_loss(self, encoder):
+        if not encoder.config.causal:
+            raise ConfigError("each token of the encoder reads those that it would predict",
+                              where="NextTokenPrediction", hint="use ComponentTokenEncoder(causal=True)")
+        return _NextTokenLoss(self, encoder)
+
+
+class _NextTokenLoss(nn.Module):
+    def __init__(self, config: NextTokenPrediction, encoder: ComponentTokenNet):
+        super().__init__()
+        self.config, self.readout = config, _Readout(encoder)
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        net = policy.encoder
+        assert isinstance(net, ComponentTokenNet)
+        encoded = EncodedComponents(*(captured[name] for name in self.config.captures))
+        before = encoded.tokens.flatten(1, 2).roll(1, 1).unflatten(1, encoded.tokens.shape[1:3])
+        counted = encoded.given.clone()
+        counted[:, 0] &= net.group > 0  # nothing comes before the first token
+        return self.config.weight * self.readout.loss(net, before, encoded.values, counted)
 
 
 @method("Boige et al. 2024 (PASTA), arXiv 2307.10936, whose numbers are classes, and which pretrains on several "

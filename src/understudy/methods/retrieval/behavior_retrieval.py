@@ -1,14 +1,201 @@
-from ...checkpoint import FromStage
+"""Variational autoencoder of observations and actions, whose latents say which windows are alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ...checkpoint import FromStage, load_built, save_built
+from ...core import Batch, Feature, Schema, Unsupported, check_range
+from ...data.codec import CodecModule
+from ...data.episode import Dataset
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.fit import LearnerConfig
+from ...learn.gradient_learner import GradientLearner
+from ...learn.latent_labels import LatentEncoder
 from ...learn.method import Method, Stage
+from ...learn.optimizer import OptimizerConfig
 from ...learn.retrieval import SAMPLING_WEIGHT, Retrieve
-from ...learn.state_action_vae import StateActionVAE
-from ...policy import PolicyConfig
+from ...nets.ema import EMADecay, WarmupDecay
+from ...nets.encoders import ConcatEncoder
+from ...nets.feed_forward import feed_forward_layers
+from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS
 from ..registry import method
+
+
+@dataclass(frozen=True)
+class StateActionVAE(LearnerConfig):
+    """Learns an embedding of observations together with actions, to find windows that are alike (`Retrieve`).
+
+    A variational autoencoder reads the observations of a window and its actions, both as the codec of the policy codes
+    them, and reconstructs them. Its loss is the mean squared error plus `beta` times the KL divergence from a standard
+    normal distribution.
+
+    It is the learner of a stage. Its checkpoint has the modules "policy" and "embedding". The policy is trained by
+    behavior cloning on the same batches. It does not change the embedding, and is the baseline that learns from all
+    data of the stage.
+
+    Args:
+        latent_dim: Number of components of the latent.
+        beta: Weight of the KL divergence, which is a sum over the components.
+        widths: Widths of the hidden layers of the encoder, and of the decoder.
+        encoder: What is compared. It has no trained weights: cameras need ``ConcatEncoder(vision=...)``, whose
+            features are reconstructed in place of the images.
+        steps: Number of updates.
+        batch_size: Windows per batch.
+        optimizer: Optimizer of both modules.
+        ema: Decay of the averaged weights, which are stored.
+
+    References:
+        Du et al. (2023), Behavior Retrieval: Few-Shot Imitation Learning by Querying Unlabeled Datasets,
+        arXiv:2304.08742. The defaults are those of the authors' code for states, which trains about 2,000 epochs.
+    """
+
+    latent_dim: int = 14
+    beta: float = 1e-4
+    widths: tuple[int, ...] = (300, 400)
+    encoder: ConcatEncoder = field(default_factory=ConcatEncoder)
+    steps: int = 5000
+    batch_size: int = 100
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
+    ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
+
+    def __post_init__(self):
+        check_range(self, "latent_dim", "widths", "batch_size", at_least=1)
+        check_range(self, "steps", "beta", at_least=0)
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> StateActionVAELearner:
+        return StateActionVAELearner(self, policy, seed, steps)
+
+
+class StateActionVAELearner(GradientLearner):
+    """Learner of `StateActionVAE`."""
+
+    config: StateActionVAE
+
+    def __init__(self, config: StateActionVAE, policy: Policy, seed: int, steps: int):
+        super().__init__(config, policy, seed, steps)
+        spec = StateActionEmbeddingSpec(config.latent_dim, config.widths, config.encoder, policy.config)
+        both = _PolicyAndEmbedding(policy, StateActionEmbedding(spec, policy.features, policy.codec))
+        self.model = self.register("policy", both, config.optimizer)
+        self.average_weights("policy", config.ema)
+        self.parts: tuple[float, float] = (0.0, 0.0)  # reconstruction and KL divergence of the last loss
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        self.minimize("policy", self.losses, batch)
+        return self.end_update(reconstruction=self.parts[0], kl=self.parts[1])
+
+    def losses(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
+        """Returns the loss of the policy, (B, H), and of the autoencoder, (B,), not reduced.
+
+        Args:
+            batch: A part of a batch.
+            rng: Source of all randomness but dropout.
+        """
+        embedding = self.model.embedding
+        values = embedding.values(batch)
+        mean, log_std = embedding.posterior(values)
+        latent = mean + log_std.exp() * torch.randn(mean.shape, generator=rng, device=mean.device)
+        reconstruction = (embedding.decoder(latent) - values).square().mean(-1)
+        divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1)
+        self.parts = float(reconstruction.detach().mean()), float(divergence.detach().mean())
+        return self.policy.loss(batch, rng), reconstruction + self.config.beta * divergence
+
+    @property
+    def trained_policy(self):
+        return self.averages["policy"].module.policy
+
+    @property
+    def modules(self):
+        averaged = self.averages["policy"].module
+        return {"policy": averaged.policy, "embedding": averaged.embedding}
+
+
+class _PolicyAndEmbedding(nn.Module):
+    """The two modules that one optimizer trains."""
+
+    def __init__(self, policy: Policy, embedding: StateActionEmbedding):
+        super().__init__()
+        self.policy, self.embedding = policy, embedding
+
+
+@dataclass(frozen=True)
+class StateActionEmbeddingSpec:
+    """Everything but the weights and the columns that determines an embedding.
+
+    Attributes:
+        latent_dim: Number of components of the latent.
+        widths: Widths of the hidden layers.
+        encoder: Encoder of the observations.
+        policy: The policy of the stage. The embedding has its codec and reads its windows.
+    """
+
+    latent_dim: int
+    widths: tuple[int, ...]
+    encoder: ConcatEncoder
+    policy: PolicyConfig
+
+
+class StateActionEmbedding(LatentEncoder):
+    """The mean of the latent of a window, followed by its coded actions. Actions after the end of an episode are 0.
+
+    Args:
+        about: Networks and windows.
+        features: The columns of the policy.
+        codec: Codec module to share with the policy. None builds a new one without statistics.
+
+    Raises:
+        Unsupported: The windows have goals, which are drawn at random.
+    """
+
+    def __init__(self, about: StateActionEmbeddingSpec, features: Schema, codec: CodecModule | None = None):
+        super().__init__()
+        policy = about.policy
+        if policy.window.goals:
+            raise Unsupported("goals are drawn at random, so that windows have no fixed latent",
+                              where="StateActionVAE", hint="leave the goals out of the window of the stage's policy")
+        self.about, self.features = about, dict(features)
+        self.inputs = tuple(k for k in features if k != policy.target)
+        self.codec = policy.codec.build(features, self.inputs, policy.target) if codec is None else codec
+        self.encoder = about.encoder.build({k: features[k] for k in self.inputs}, policy.window.n_obs_steps)
+        actions = policy.window.horizon * self.codec.width
+        size = self.encoder.tokens * self.encoder.width + actions
+        self.latent = Feature("float32", (about.latent_dim + actions,))
+        self.net = feed_forward_layers((size, *about.widths, 2 * about.latent_dim))
+        self.decoder = feed_forward_layers((about.latent_dim, *about.widths, size))
+
+    def windows(self, data):
+        policy = self.about.policy
+        return policy.window.windows(data, self.inputs, policy.target)
+
+    def values(self, batch: Batch) -> Tensor:
+        """Returns coded observations and actions of each window, (B, size)."""
+        action = self.codec.encode(batch.action, batch.obs) * batch.mask.unsqueeze(-1)
+        context = self.encoder(self.codec.encode_obs(batch.obs))
+        return torch.cat([context.flat(), action.flatten(1)], -1)
+
+    def posterior(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and logarithm of the standard deviation of the latent, (B, latent_dim) each."""
+        mean, log_std = self.net(values).chunk(2, -1)
+        return mean, log_std.clamp(-10, 5)
+
+    def forward(self, batch):
+        values = self.values(batch)
+        actions = self.latent.size - self.about.latent_dim
+        return torch.cat([self.posterior(values)[0], values[:, -actions:]], -1).float()
+
+    def save(self, folder):
+        save_built(self, folder, "embedding", self.about, self.features)
+
+    @staticmethod
+    def load(folder, trust=(), device="cpu"):
+        return load_built(StateActionEmbedding, folder, "embedding", StateActionEmbeddingSpec, trust, device)
 
 
 @method("Du et al. 2023, arXiv 2304.08742, which retrieves above a threshold and has a recurrent policy",

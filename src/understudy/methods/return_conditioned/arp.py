@@ -1,21 +1,373 @@
-from ...checkpoint import FromStage
-from ...core import Schema
-from ...data.column_changes import LastAction
-from ...data.scored_return import ScoredReturn
+"""Returns to go of rewards that a scorer of observations gives, in training and while acting.
+
+Scorers of how well an observation fits the words of a task, and what they give for the training data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from ... import config
+from ...checkpoint import (
+    RETRAIN,
+    CheckpointModule,
+    FromStage,
+    load_built,
+    load_module,
+    load_weights,
+    read_document,
+    save_built,
+    save_module,
+    save_weights,
+)
+from ...core import Batch, ConfigError, DataError, Feature, Schema, UserError, check_range, role
+from ...data.codec import CodecModule
+from ...data.column_changes import ColumnChange, LastAction, target_return, with_column
+from ...data.episode import Dataset, Episode
 from ...data.text_columns import TaskText
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
+from ...files import write_json
 from ...heads.categorical import Categorical
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.fit import LearnerConfig
+from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method, Stage
 from ...learn.optimizer import OptimizerConfig
-from ...learn.task_scorer import TASK, ScorerCalibration, TaskContrast
+from ...nets.base import Encoder
 from ...nets.encoders import TokenEncoder
+from ...nets.feed_forward import feed_forward_layers
 from ...nets.transformer import Transformer
-from ...policy import PolicyConfig
+from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS_OR_CLASSES
 from ..registry import method
+
+ObservationScorer = Callable[[Mapping[str, Tensor]], Tensor]  # {column: (B, ...)} -> (B,), higher is better
+
+
+class CalibratedScorer(CheckpointModule):
+    """A scorer of observations with what it gives for the training data. Its rewards there are at least 0.
+
+    Args:
+        scorer: Called with the columns of single observations, {name: (B, ...)}, returns their scores, (B,). A module
+            of a checkpoint, or a module-level function.
+
+    Attributes:
+        minimum: The lowest score of the training data, which is subtracted from each score.
+        target_return: The return to ask for while acting.
+    """
+
+    minimum: Tensor
+    target_return: Tensor
+
+    def __init__(self, scorer: ObservationScorer):
+        super().__init__()
+        self.scorer = scorer
+        self.register_buffer("minimum", torch.zeros(()))
+        self.register_buffer("target_return", torch.zeros(()))
+
+    @torch.no_grad()
+    def calibrate(self, data: Dataset, quantile: float) -> CalibratedScorer:
+        """Sets the minimum and the target return from episodes.
+
+        Args:
+            data: The training data of the policy.
+            quantile: Quantile of the returns that becomes the target return.
+        """
+        scores = [self.scores(episode) for episode in data]
+        self.minimum = torch.tensor(min(float(s.min()) for s in scores))
+        returns = [float((s[: len(e)] - self.minimum).sum()) for s, e in zip(scores, data, strict=True)]
+        self.target_return = torch.tensor(np.quantile(returns, quantile), dtype=torch.float32)
+        return self
+
+    @torch.no_grad()
+    def scores(self, episode: Episode) -> Tensor:
+        """Scores of all observations of an episode, (T,) or (T+1,)."""
+        observed = {k: torch.as_tensor(np.asarray(v)) for k, v in episode.steps.items()
+                    if role(k) == "observation" and np.asarray(v).dtype.kind in "biuf"}
+        rows = min(len(v) for v in observed.values())
+        scores = self.scorer({k: v[:rows] for k, v in observed.items()}).float()
+        if scores.shape != (rows,):
+            raise UserError(f"it gives scores of shape {tuple(scores.shape)} for {rows} observations",
+                            where=str(self.scorer), hint="return one number for each observation")
+        return scores
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the reward of single observations, (B,): the score minus the minimum."""
+        return self.scorer(obs).float() - self.minimum
+
+    def save(self, folder):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.scorer, CheckpointModule):
+            save_module(self.scorer, folder / "scorer")
+        write_json(folder / "scorer.json", None if isinstance(self.scorer, CheckpointModule)
+                   else config.dump(self.scorer))
+        save_weights(self, folder)
+
+    @staticmethod
+    def load(folder, trust=(), device="cpu"):
+        folder = Path(folder)
+        document = read_document(folder / "scorer.json", RETRAIN)
+        scorer: Any = (load_module(folder / "scorer", trust, device) if document is None else
+                       config.load(document, ("understudy", *trust), str(folder / "scorer.json")))
+        module = CalibratedScorer(scorer)
+        load_weights(module, folder, RETRAIN, "scorer")
+        return module.eval().to(device)
+
+
+@dataclass(frozen=True)
+class ScoredReturn(ColumnChange):
+    """Adds the return to go of rewards that a scorer gives, (T+1, 1). Neither data nor environment need rewards.
+
+    The reward of a step is the score of its observation, such as the similarity to the words of the task, minus the
+    lowest score of the training data. While acting, the column is the target return at the first step, then reduced by
+    the reward of each observation. So it tells how far the task has come, also where the words or the places of things
+    are new.
+
+    Args:
+        scorer: The stage that calibrated the scorer (see `ScorerCalibration`), or the module.
+        into: Name of the new column.
+        target: Target return while acting. None: that of the scorer, a quantile of the training data.
+
+    References:
+        Kim et al. (2023), Guide Your Agent with Adaptive Multimodal Rewards (ARP), arXiv:2309.10790.
+    """
+
+    scorer: FromStage | CalibratedScorer
+    into: str = "observation.return_to_go"
+    target: float | None = None
+
+    def __call__(self, episode: Episode) -> Episode:
+        scorer = self._trained()
+        reward = (scorer.scores(episode) - scorer.minimum).double().numpy()[: len(episode)]
+        total = np.append(reward[::-1].cumsum()[::-1], 0).astype(np.float32)[:, None]
+        return with_column(episode, self.into, total, Feature("float32", (1,)))
+
+    def check_online(self):
+        self._trained()
+
+    def start(self, obs, key):
+        target = float(self._trained().target_return) if self.target is None else self.target
+        return {"value": target_return(obs, self.into, target, len(key)), "reward": torch.zeros(len(key), 1)}
+
+    @torch.no_grad()
+    def step(self, obs, last, state):
+        value = torch.where(last.exists[:, None], state["value"] - state["reward"], state["value"])
+        return {self.into: value}, {"value": value, "reward": self._trained()(obs).reshape(-1, 1).to(value)}
+
+    def _trained(self) -> CalibratedScorer:
+        if not isinstance(self.scorer, CalibratedScorer):
+            raise UserError(f"{self.scorer} is not a trained module", where="ScoredReturn.scorer",
+                            hint="train a method that has this stage, or give the module itself")
+        return self.scorer
+
+
+TASK = "observation.task"
+
+
+@dataclass(frozen=True)
+class TaskContrast(LearnerConfig):
+    """Trains a scorer that tells how well an observation fits the words of a task, as CLIP does for images.
+
+    Two networks embed the observation and the words at unit length. The score is their cosine similarity, divided by
+    a temperature. The loss finds the words of each observation among those of the batch, and the observation of each
+    words. Equal words are no negatives of each other.
+
+    It is the learner of a stage. Its checkpoint has the module "scorer". The policy of the stage is not trained.
+
+    Args:
+        task: Column of the words: a text or a class.
+        encoder: Encoder of both. Each has its own.
+        hidden: Widths of the hidden layers after the encoders.
+        size: Number of components of the embeddings.
+        temperature: Divides the similarity.
+        steps: Number of updates.
+        batch_size: Observations per batch.
+        optimizer: Optimizer of the scorer.
+
+    References:
+        Radford et al. (2021), Learning Transferable Visual Models From Natural Language Supervision, arXiv:2103.00020.
+        Kim et al. (2023), Guide Your Agent with Adaptive Multimodal Rewards (ARP), arXiv:2309.10790, who take CLIP.
+    """
+
+    task: str = TASK
+    encoder: Encoder = field(default_factory=TokenEncoder)
+    hidden: tuple[int, ...] = (128,)
+    size: int = 32
+    temperature: float = 0.1
+    steps: int = 3000
+    batch_size: int = 128
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
+
+    def __post_init__(self):
+        check_range(self, "steps", at_least=0)
+        check_range(self, "batch_size", "hidden", "size", at_least=1)
+        check_range(self, "temperature", above=0)
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> TaskContrastLearner:
+        if self.task in data.features():
+            words = (np.asarray(episode.steps[self.task]) for episode in data)
+            first = next(words)[0]
+            if all((some == first).all() for some in words):
+                raise DataError("all episodes have the same words, so that a scorer cannot learn what they say",
+                                where=f"column {self.task!r}",
+                                hint="give the episodes their tasks in words: the column or the metadata 'task'")
+        return TaskContrastLearner(self, policy, seed, steps)
+
+
+class TaskContrastLearner(GradientLearner):
+    """Learner of `TaskContrast`."""
+
+    config: TaskContrast
+
+    def __init__(self, config: TaskContrast, policy: Policy, seed: int, steps: int):
+        super().__init__(config, policy, seed, steps)
+        spec = TaskSimilaritySpec(config.task, config.encoder, config.hidden, config.size, config.temperature,
+                                  policy.config)
+        self.scorer = self.register("scorer", TaskSimilarity(spec, policy.features, policy.codec), config.optimizer)
+        self.register("policy", policy)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        self.minimize("scorer", self.loss, batch)
+        return {name.removeprefix("scorer/"): value for name, value in self.end_update().items()}
+
+    def loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the contrastive loss of each window, (B,)."""
+        scene, words = self.scorer.embed({k: v[:, -1] for k, v in batch.obs.items()})
+        logits = scene @ words.T / self.config.temperature
+        text = batch.obs[self.config.task][:, -1].flatten(1)
+        same = (text[:, None] == text[None]).all(-1) & ~torch.eye(len(text), dtype=torch.bool, device=text.device)
+        logits, own = logits.masked_fill(same, -torch.inf), torch.arange(len(text), device=text.device)
+        return (F.cross_entropy(logits, own, reduction="none") + F.cross_entropy(logits.T, own, reduction="none")) / 2
+
+
+@dataclass(frozen=True)
+class TaskSimilaritySpec:
+    """Everything but the weights and the columns that determines a scorer.
+
+    Attributes:
+        task: Column of the words.
+        encoder: Encoder of the observation, and of the words.
+        hidden: Widths of the hidden layers.
+        size: Number of components of the embeddings.
+        temperature: Divides the similarity.
+        policy: The policy of the stage. The scorer has its codec and its inputs.
+    """
+
+    task: str
+    encoder: Encoder
+    hidden: tuple[int, ...]
+    size: int
+    temperature: float
+    policy: PolicyConfig
+
+
+class TaskSimilarity(CheckpointModule):
+    """The similarity of an observation to the words of a task, divided by a temperature.
+
+    Args:
+        about: Networks and columns.
+        features: The columns of the policy of the stage.
+        codec: Codec module to share with the policy. None builds a new one without statistics.
+
+    Raises:
+        ConfigError: The policy does not read the words, or nothing else.
+    """
+
+    def __init__(self, about: TaskSimilaritySpec, features: Schema, codec: CodecModule | None = None):
+        super().__init__()
+        policy = about.policy
+        self.about, self.features = about, dict(features)
+        inputs = tuple(k for k in features if k != policy.target)
+        seen = {k: features[k] for k in inputs if k != about.task}
+        if about.task not in inputs or not seen:
+            raise ConfigError(f"the policy reads {', '.join(inputs)}, and the scorer compares {about.task!r} with the "
+                              "other columns", where="TaskContrast.task", hint="name the column of the words")
+        self.codec = policy.codec.build(features, inputs, policy.target) if codec is None else codec
+        self.seen_encoder = about.encoder.build(seen, 1)
+        self.task_encoder = about.encoder.build({about.task: features[about.task]}, 1)
+        self.seen_layers, self.task_layers = (
+            feed_forward_layers((net.tokens * net.width, *about.hidden, about.size))
+            for net in (self.seen_encoder, self.task_encoder))
+
+    def embed(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the embeddings of observation and words at unit length, (B, size) each.
+
+        Args:
+            obs: Single observations by column, (B, ...).
+        """
+        coded = self.codec.encode_obs({k: v.unsqueeze(1) for k, v in obs.items() if k.removesuffix("?") in
+                                       self.features})
+        seen, task = self.seen_encoder(coded).flat(), self.task_encoder(coded).flat()
+        return F.normalize(self.seen_layers(seen), dim=-1), F.normalize(self.task_layers(task), dim=-1)
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the score of single observations, (B,)."""
+        seen, task = self.embed(obs)
+        return (seen * task).sum(-1) / self.about.temperature
+
+    def save(self, folder):
+        save_built(self, folder, "scorer", self.about, self.features)
+
+    @staticmethod
+    def load(folder, trust=(), device="cpu"):
+        return load_built(TaskSimilarity, folder, "scorer", TaskSimilaritySpec, trust, device)
+
+
+@dataclass(frozen=True)
+class ScorerCalibration(LearnerConfig):
+    """Stores what a frozen scorer gives for the training data: its lowest score and the return to ask for.
+
+    It is the learner of a stage. Its checkpoint has the module "reward", which `ScoredReturn` reads. Nothing is
+    trained, neither the scorer nor the policy of the stage.
+
+    Args:
+        scorer: The stage that trained a scorer, or a module-level function that gives each observation a score.
+        quantile: Quantile of the returns of the episodes that is asked for while acting. 1 is the highest.
+        steps: Not used.
+        batch_size: Not used.
+    """
+
+    scorer: FromStage | ObservationScorer
+    quantile: float = 0.9
+    steps: int = 0
+    batch_size: int = 1
+
+    def __post_init__(self):
+        check_range(self, "quantile", at_least=0, at_most=1)
+        check_range(self, "steps", at_least=0)
+        check_range(self, "batch_size", at_least=1)
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ScorerCalibrationLearner:
+        if isinstance(self.scorer, FromStage):
+            raise UserError(f"{self.scorer} is not a trained module", where="ScorerCalibration.scorer",
+                            hint="train a method that has this stage")
+        return ScorerCalibrationLearner(self, policy, seed, steps, data)
+
+
+class ScorerCalibrationLearner(GradientLearner):
+    """Learner of `ScorerCalibration`."""
+
+    config: ScorerCalibration
+
+    def __init__(self, config: ScorerCalibration, policy: Policy, seed: int, steps: int, data: Dataset):
+        super().__init__(config, policy, seed, steps)
+        assert not isinstance(config.scorer, FromStage)  # the config refuses it
+        self.register("policy", policy)
+        self.register("reward", CalibratedScorer(config.scorer).calibrate(data, config.quantile))
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        return self.end_update()
 
 
 @method("Kim et al. 2023 (ARP), arXiv 2309.10790, whose scorer is CLIP, frozen or trained further on the "

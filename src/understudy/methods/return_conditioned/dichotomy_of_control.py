@@ -1,17 +1,321 @@
-from ...core import Schema
+"""Dichotomy of Control: a latent of the future that holds what the actions decide, and not what chance decides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ...core import Batch, ConfigError, Schema, Unsupported, check_range
 from ...data.codec import Normalizer
-from ...data.column_changes import ConstantColumn
+from ...data.column_changes import ConstantColumn, Rename, ReturnToGo
+from ...data.episode import Dataset
+from ...data.window import SamplingWeights
 from ...execute.chunking import RecedingHorizon
 from ...execute.planners import BestOfN, Hierarchical
+from ...heads.base import LikelihoodHead
 from ...heads.categorical import Categorical
 from ...heads.gaussian import Gaussian
-from ...learn.dichotomy_of_control import FUTURE, DichotomyOfControl
+from ...heads.gmm import GMM
+from ...learn.critic import CriticConfig
+from ...learn.fit import LearnerConfig
+from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
+from ...learn.optimizer import OptimizerConfig
 from ...nets.encoders import ConcatEncoder
-from ...nets.feed_forward import FeedForward
-from ...policy import PolicyConfig
+from ...nets.feed_forward import FeedForward, feed_forward_layers
+from ...nets.linear import Linear
+from ...nets.mlp import MLP
+from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS_OR_CLASSES, OBSERVED_NUMBERS, REWARDS
 from ..registry import method
+
+FUTURE = "observation.future"  # the column of the latent, unless another is named
+REWARD, RETURN = "next.reward", "return_to_go"
+MIN_STD = 1e-2  # of a latent, given its future
+
+
+@dataclass(frozen=True)
+class DichotomyOfControl(LearnerConfig):
+    """Conditions a policy on a latent of the future from which chance has been removed.
+
+    Five networks are trained together. The posterior reads the next steps of an episode and gives a distribution of
+    their latent. The policy reads the observation and the latent. The energy bounds the information that the latent has
+    about the reward and the next observation of a step beyond what observation and action say.
+
+    The posterior makes this information small, while the energy, with its own optimizer, makes the bound tight. The
+    prior predicts the latent from the observation, and the value predicts the return to go from observation and latent.
+
+    While acting, ``Hierarchical(BestOfN("prior", "value", n), as_key=FUTURE)`` draws latents from the prior and
+    takes the one of the highest value. The value is an estimate of the return that will be reached. A latent that
+    holds luck promises more, as policies that are conditioned on returns do.
+
+    The policy reads the latent in a column, whose width is that of the latent. The data need this column with any
+    values, such as those of ``ConstantColumn(FUTURE, (0.0,) * 4)``, and rewards. The codec must leave the latent as it
+    is: ``Normalizer(unscaled=(FUTURE,))``.
+
+    Args:
+        lookahead: Number of steps that the latent describes.
+        information_weight: Weight of the information about rewards and transitions. 0 removes the constraint.
+        prior_weight: Weight of the KL divergence of the posterior from the prior. With 0 the latent could hide
+            information at a scale that the energy does not resolve.
+        value_weight: Weight of the value's error in the loss of the posterior. 0 as in the paper. Above 0 the latent
+            shall also say what return follows, as in the authors' tabular code, and only the constraint keeps luck out
+            of it. Its ratio to `information_weight` decides.
+        prior: The prior. Its head is a distribution. It reads the policy's observations without the latent.
+        hidden: Widths of the hidden layers of posterior, energy and value.
+        n_negatives: Number of rewards and observations of other windows that the energy compares with each.
+        energy_updates: Updates of the energy per update of the policy.
+        column: Column in which the policy reads the latent.
+        extra: The column of the rewards.
+        steps: Number of updates.
+        batch_size: Windows per batch.
+        optimizer: Optimizer of all modules.
+
+    References:
+        Yang et al. (2023), Dichotomy of Control: Separating What You Can Control from What You Cannot,
+        arXiv:2210.13435. The authors' code minimizes all terms with one optimizer, so that its energy term makes
+        rewards more predictable from the latent instead of less. Here the energy is an adversary, as in the paper.
+    """
+
+    lookahead: int = 1
+    information_weight: float = 1.0
+    prior_weight: float = 0.01
+    value_weight: float = 0.0
+    prior: PolicyConfig = field(default_factory=lambda: PolicyConfig(
+        GMM(temperature=1.0), MLP(128, 1), ConcatEncoder(), Normalizer(target="identity")))
+    hidden: tuple[int, ...] = (128, 128)
+    n_negatives: int = 16
+    energy_updates: int = 1
+    column: str = FUTURE
+    extra: tuple[str, ...] = (REWARD,)
+    steps: int = 5000
+    batch_size: int = 128
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self):
+        check_range(self, "lookahead")
+        check_range(self, "hidden", "n_negatives", "energy_updates", "batch_size", at_least=1)
+        check_range(self, "steps", "information_weight", "prior_weight", "value_weight", at_least=0)
+        if self.lookahead < 1:
+            raise ConfigError(f"the lookahead is {self.lookahead}, but the future has at least 1 step",
+                              where="DichotomyOfControl.lookahead", hint="such as 1, or the length of an episode")
+        if not isinstance(self.prior.head, LikelihoodHead):
+            raise ConfigError(f"the head of the prior is {type(self.prior.head).__name__}, which has no density",
+                              where="DichotomyOfControl.prior", hint="use GMM or Gaussian")
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> DichotomyOfControlLearner:
+        return DichotomyOfControlLearner(self, policy, seed, steps, data)
+
+
+class DichotomyOfControlLearner(GradientLearner):
+    """Learner of `DichotomyOfControl`.
+
+    Raises:
+        ConfigError: The policy does not read the latent.
+        Unsupported: The policy reads a history, or observations that are not numbers.
+    """
+
+    config: DichotomyOfControl
+
+    def __init__(self, config: DichotomyOfControl, policy: Policy, seed: int, steps: int, data: Dataset):
+        super().__init__(config, policy, seed, steps)
+        _check_policy(config, policy)
+        latent = policy.features[config.column]
+        self.columns = tuple(k for k in policy.inputs if k != config.column)
+        self.prior = Policy(config.prior, {**{k: policy.features[k] for k in self.columns}, "action": latent})
+        self.prior.fit_statistics(data.map(Rename(config.column, "action")))
+        self.posterior = _Posterior(config, policy, latent.size)
+        self.posterior.fit_rewards(data.map(ReturnToGo(into=RETURN)))
+        self.energy = _Energy(self.posterior.width + policy.codec.width + latent.size, 1 + self.posterior.width,
+                              config.hidden)
+        self.register("policy", policy, config.optimizer, auxiliary=[self.posterior])
+        self.register("prior", self.prior.to(self.device), config.optimizer)
+        networks = CriticConfig(config.hidden, config.prior.encoder, n_critics=1)
+        self.value = self.register("value", networks.build(self.prior), config.optimizer)
+        self.register("energy", self.energy, config.optimizer)
+        self.information = 0.0  # bound of the last batch
+
+    def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
+        extra = (REWARD, RETURN, self.policy.config.target, *self.columns)
+        return self.policy.window.windows(data.map(ReturnToGo(into=RETURN)), self.policy.inputs,
+                                          self.policy.config.target, extra=extra, sampling_weights=sampling_weights,
+                                          lookahead=self.config.lookahead + 1)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        for _ in range(self.config.energy_updates):
+            self.minimize("energy", self.energy_loss, batch)
+        self.minimize("policy", self.policy_loss, batch)
+        self.minimize("prior", self.prior_loss, batch)
+        self.minimize("value", self.value_loss, batch)
+        return self.end_update(information=self.information)
+
+    def latent(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
+        """Draws the latent of each window, and returns it with its standard deviation, (B, D) each.
+
+        Args:
+            batch: A part of a batch.
+            rng: Source of the latents.
+        """
+        mean, std = self.posterior(batch)
+        return mean + std * torch.randn(mean.shape, generator=rng, device=mean.device), std
+
+    def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
+        """Returns the loss of the policy (B, H), and what the latent costs, (B,) each.
+
+        Args:
+            batch: A part of a batch.
+            rng: Source of all randomness but dropout.
+        """
+        latent, std = self.latent(batch, rng)
+        loss = self.policy.loss(batch.replace(obs={**batch.obs, self.config.column: latent[:, None]}), rng)
+        entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+        terms = [loss, self.config.prior_weight * (self._surprise(latent, batch, rng) - entropy)]
+        if self.config.information_weight:
+            information = self.information_bound(latent, batch, rng)
+            self.information = float(information.detach().mean())
+            terms.append(self.config.information_weight * information)
+        if self.config.value_weight:
+            terms.append(self.config.value_weight * self._value_error(latent, batch))
+        return tuple(terms)
+
+    def energy_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns minus the bound of the information, (B,).
+
+        Args:
+            batch: A part of a batch.
+            rng: Source of the latents and of the steps.
+        """
+        with torch.no_grad():
+            latent, _ = self.latent(batch, rng)
+        return -self.information_bound(latent, batch, rng)
+
+    def information_bound(self, latent: Tensor, batch: Batch, rng: Generator) -> Tensor:
+        """Returns a bound of how much better a reward and the next observation are known with the latent, (B,).
+
+        It is relative to their distribution in the batch, so that a constant is added that no latent changes: what
+        observation and action say. One step of the lookahead is drawn for each window.
+
+        Args:
+            latent: Latents, (B, D).
+            batch: The windows.
+            rng: Source of the steps.
+        """
+        obs, action, reward, known = self.posterior.future(batch)
+        length = known.sum(1).clamp(min=1)
+        step = (torch.rand(length.shape, generator=rng, device=length.device) * length).long()
+        rows = torch.arange(len(step), device=step.device)
+        cause = torch.cat([obs[rows, step], action[rows, step], latent], -1)
+        effect = torch.cat([reward[rows, step, None], obs[rows, step + 1]], -1)
+        shape = len(step), self.config.n_negatives
+        others = torch.randint(len(step), shape, generator=rng, device=length.device)
+        energy = self.energy(cause[:, None], torch.cat([effect[:, None], effect[others]], 1))
+        return energy[:, 0] - (energy[:, 1:].logsumexp(1) - math.log(shape[1]))
+
+    def prior_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the negative log-density of the latents under the prior, (B,).
+
+        Args:
+            batch: A part of a batch.
+            rng: Source of the latents.
+        """
+        with torch.no_grad():
+            latent, _ = self.latent(batch, rng)
+        return self._surprise(latent, batch, rng)
+
+    def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the squared error of the return to go, in units of its variance, (B,).
+
+        Args:
+            batch: A part of a batch.
+            rng: Source of the latents.
+        """
+        with torch.no_grad():
+            latent, _ = self.latent(batch, rng)
+        return self._value_error(latent, batch)
+
+    def _value_error(self, latent: Tensor, batch: Batch) -> Tensor:
+        error = self.value(batch.obs, latent[:, None]) - batch.extra[RETURN].flatten(1)[:, 0]
+        return (error / self.posterior.return_std).square()
+
+    def _surprise(self, latent: Tensor, batch: Batch, rng: Generator) -> Tensor:
+        obs = {k: batch.obs[k] for k in self.columns}
+        return self.prior.loss(Batch(obs, latent[:, None], torch.ones_like(batch.mask[:, :1])), rng).sum(1)
+
+
+class _Posterior(nn.Module):
+    """Mean and standard deviation of the latent, given observations, actions and rewards of the next steps."""
+
+    reward_mean: Tensor
+    reward_std: Tensor
+    return_std: Tensor
+
+    def __init__(self, config: DichotomyOfControl, policy: Policy, latent: int):
+        super().__init__()
+        self.config = config
+        self._policy = (policy,)  # its codec is used, not trained twice
+        self.columns = tuple(k for k in policy.inputs if k != config.column)
+        self.width = sum(policy.features[k].size for k in self.columns)
+        size = (config.lookahead + 1) * self.width + config.lookahead * (policy.codec.width + 2)
+        self.net = feed_forward_layers((size, *config.hidden, 2 * latent), "silu")
+        for name in ("reward_mean", "reward_std", "return_std"):
+            self.register_buffer(name, torch.ones(()))
+
+    def fit_rewards(self, data: Dataset) -> None:
+        """Sets the statistics of rewards and returns to go."""
+        reward, returns = (torch.cat([torch.as_tensor(e.steps[k][: len(e)]).double().flatten() for e in data])
+                           for k in (REWARD, RETURN))
+        self.reward_mean.fill_(reward.mean())
+        self.reward_std.fill_(reward.std(correction=0).clamp(min=1e-6))
+        self.return_std.fill_(returns.std(correction=0).clamp(min=1e-6))
+
+    def future(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Coded observations (B, L + 1, O), actions (B, L, A), rewards (B, L) and which steps there are (B, L)."""
+        codec, config, L = self._policy[0].codec, self._policy[0].config, self.config.lookahead
+        rows = {k: batch.extra[k] for k in self.columns}
+        latent = batch.obs[self.config.column][:, :1]
+        coded = codec.encode_obs({**rows, self.config.column: latent.expand(-1, L + 1, -1)})
+        known = batch.extra["lookahead_mask"][:, :L]
+        action = batch.extra[config.target][:, :L]
+        action = action if action.ndim == 3 else action.flatten(2) if action.ndim > 3 else action[..., None]
+        action = codec.encode(action, batch.obs) * known[..., None]
+        reward = (batch.extra[REWARD].flatten(1)[:, :L].float() - self.reward_mean) / self.reward_std * known
+        return torch.cat([coded[k].flatten(2).float() for k in self.columns], -1), action, reward, known
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        obs, action, reward, known = self.future(batch)
+        out = self.net(torch.cat([part.flatten(1) for part in (obs, action, reward, known.float())], -1))
+        mean, raw_std = out.chunk(2, -1)
+        return mean, nn.functional.softplus(raw_std) + MIN_STD
+
+
+class _Energy(nn.Module):
+    """A score of each cause with each of its effects: (B, 1, C) and (B, N, E) to (B, N)."""
+
+    def __init__(self, cause: int, effect: int, hidden: Sequence[int]):
+        super().__init__()
+        self.cause, self.effect = Linear(cause, hidden[0]), Linear(effect, hidden[0], bias=False)
+        self.net = nn.Sequential(nn.SiLU(), feed_forward_layers((*hidden, 1), "silu"))
+
+    def forward(self, cause: Tensor, effect: Tensor) -> Tensor:
+        return self.net(self.cause(cause) + self.effect(effect)).squeeze(-1)
+
+
+def _check_policy(config: DichotomyOfControl, policy: Policy) -> None:
+    name = config.column
+    if name not in policy.inputs:
+        raise ConfigError(f"the policy does not read {name!r}; it reads {', '.join(policy.inputs)}",
+                          where="DichotomyOfControl.column",
+                          hint=f"add the column to the data: ConstantColumn({name!r}, (0.0,) * 4)")
+    if policy.window.n_obs_steps != 1 or policy.window.action_offset != 0 or policy.window.goals:
+        raise Unsupported(f"the latent describes what follows one observation, but the window is {policy.window}",
+                          where="PolicyConfig.window", hint="use Window(1, horizon) without goals")
+    if other := [(k, policy.features[k].kind) for k in policy.inputs if policy.features[k].kind != "vector"]:
+        raise Unsupported(f"the posterior reads numbers, but {other[0][0]!r} is of kind {other[0][1]!r}",
+                          where="DichotomyOfControl", hint="name columns of numbers as inputs of the policy")
 
 
 @method("Yang et al. 2023, arXiv 2210.13435, with a transformer over the history, and latents of the whole future",

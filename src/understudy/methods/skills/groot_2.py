@@ -1,20 +1,195 @@
+"""Skill autoencoder with instructions: few labeled episodes give words a place in the space of skills."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
 from ...checkpoint import FromStage
-from ...core import Schema
+from ...core import Batch, ConfigError, Schema, check_range
 from ...data.codec import Normalizer
-from ...data.column_changes import ConstantColumn
+from ...data.column_changes import ConstantColumn, Rename
+from ...data.episode import Dataset, Episode
 from ...data.text_columns import SHOWN_TASK, TaskText
+from ...data.window import SamplingWeights
 from ...execute.chunking import RecedingHorizon
 from ...execute.wrappers import SkillWrapper
 from ...heads.gaussian import Gaussian
 from ...heads.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
-from ...learn.instructed_autoencoder import InstructedAutoencoder
 from ...learn.latent_labels import SKILL, LatentLabels
 from ...learn.method import InitializeFrom, Method, Stage
-from ...learn.skill_autoencoder import inputs_without_words
-from ...policy import PolicyConfig
+from ...learn.skill_autoencoder import (
+    SkillAutoencoder,
+    SkillAutoencoderLearner,
+    SkillModel,
+    SkillPosterior,
+    inputs_without_words,
+)
+from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS
 from ..registry import method
+
+
+@dataclass(frozen=True)
+class InstructedAutoencoder(SkillAutoencoder):
+    """Learns skills from all episodes, and from a few labeled ones which skill an instruction means.
+
+    To the loss of a `SkillAutoencoder` labeled pieces add two terms. The policy must also repeat the actions of the
+    piece with a skill that is drawn from the distribution of the instruction, and the skills of the posterior must be
+    likely under this distribution. Both train all modules.
+
+    A piece is labeled where ``"<name>?"`` is True at its first step, for all columns of the instruction. Columns
+    without it are always there.
+
+    A checkpoint also has the module "instruction": a policy whose action is the skill. Behind ``SkillWrapper`` it is a
+    high-level policy that follows instructions.
+
+    Args:
+        instruction: The distribution of the skill, given the instruction: a `Gaussian` that reads these inputs. The
+            codec must leave skills as they are.
+        alignment: Weight of the negative log-likelihood of the posterior's skill, given the instruction. A weight near
+            1 can pull all skills together, which makes them likely, too.
+        labeled_fraction: Fraction of labeled pieces in the batches. None draws all pieces equally often.
+
+    References:
+        Cai et al. (2024), GROOT-2: Weakly Supervised Multi-Modal Instruction Following Agents, arXiv:2412.10410
+        (beta and alignment 0.1). The form of the alignment is not published in code.
+    """
+
+    instruction: PolicyConfig = field(default_factory=lambda: PolicyConfig(
+        Gaussian(), codec=Normalizer(target="identity"), inputs=("observation.task",)))
+    alignment: float = 0.1
+    labeled_fraction: float | None = 0.5
+
+    def __post_init__(self):
+        check_range(self, "length")
+        super().__post_init__()
+        check_range(self, "alignment", at_least=0)
+        if not isinstance(self.instruction.head, Gaussian) or not self.instruction.inputs:
+            raise ConfigError("skills are drawn from a Gaussian that reads named columns",
+                              where="InstructedAutoencoder.instruction",
+                              hint='use PolicyConfig(Gaussian(), inputs=("observation.task",), ...)')
+        if self.quantizer is not None:
+            raise ConfigError("an instruction is a distribution of skills that are not quantized",
+                              where="InstructedAutoencoder.quantizer", hint="leave it out")
+        if self.instruction.window != self.prior.window:
+            raise ConfigError(f"the window of the instruction is {self.instruction.window}, and that of the prior "
+                              f"{self.prior.window}", where="InstructedAutoencoder.instruction",
+                              hint="give both the same window")
+        if self.labeled_fraction is not None and not 0 < self.labeled_fraction < 1:
+            raise ConfigError(f"a fraction lies between 0 and 1, and this is {self.labeled_fraction}",
+                              where="InstructedAutoencoder.labeled_fraction", hint="0.5 is half of each batch")
+
+    @property
+    def extra(self):
+        return self.instruction.inputs
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> InstructedAutoencoderLearner:
+        return InstructedAutoencoderLearner(self, policy, seed, steps, data)
+
+
+class InstructedAutoencoderLearner(SkillAutoencoderLearner):
+    """Learner of `InstructedAutoencoder`."""
+
+    config: InstructedAutoencoder
+    model: _InstructedModel
+
+    def build_model(self, policy, prior, posterior, data):
+        column, features = self.config.column, data.features()
+        words = {k: features[k] for k in self.config.instruction.inputs}
+        instruction = Policy(self.config.instruction, {**words, "action": policy.features[column]})
+        instruction.fit_statistics(data.map(Rename(column, "action")))
+        return _InstructedModel(policy, prior, posterior, instruction)
+
+    def extra_columns(self, data):
+        return tuple(k for name in self.config.instruction.inputs for k in (name, name + "?") if k in data.features())
+
+    def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
+        if sampling_weights is None and self.config.labeled_fraction is not None:
+            sampling_weights = _LabeledFraction.of(self.config, data)
+        return super().batch_sampler(data, sampling_weights)
+
+    def skill_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the loss of each piece, (B,).
+
+        Args:
+            batch: Pieces, with the columns of the instruction in `Batch.extra`.
+            rng: Source of the skills and of all other randomness but dropout.
+        """
+        loss, names = super().skill_loss(batch, rng), self.config.instruction.inputs
+        absent = [~batch.extra[name + "?"][:, 0] for name in names if name + "?" in batch.extra]
+        labeled = (~torch.stack([torch.zeros_like(batch.mask[:, 0]), *absent]).any(0)).nonzero()[:, 0]
+        if not len(labeled):
+            return loss
+        # An instruction does not change: that of the first step is that of its history.
+        history = self.policy.window.n_obs_steps
+        words = {k: batch.extra[k][labeled, :1].repeat_interleave(history, 1) for k in names}
+        piece = Batch({k: v[labeled] for k, v in batch.obs.items()}, batch.action[labeled], batch.mask[labeled])
+        followed, likely = self.instruction_losses(piece, words, rng)
+        return loss.index_add(0, labeled, followed + self.config.alignment * likely)
+
+    def instruction_losses(self, piece: Batch, words: dict[str, Tensor], rng: Generator) -> tuple[Tensor, Tensor]:
+        """Returns the two further losses of labeled pieces, (B,) each.
+
+        Args:
+            piece: The pieces, without the instructions.
+            words: The instructions.
+            rng: Source of the skills and of all other randomness but dropout.
+
+        Returns:
+            Loss of the policy with skills of the instruction, summed over the steps, and negative log-likelihood of
+            the posterior's skills, given the instruction.
+        """
+        instruction, known = self.model.instruction, torch.ones_like(piece.mask[:, :1])
+        mean, std = self.model.posterior.distribution(piece)
+        skill = mean + std * torch.randn(mean.shape, generator=rng, device=mean.device)
+        likely = instruction.loss(Batch(words, skill.unsqueeze(1), known), rng).sum(1)
+        noise = torch.randn(mean.shape, generator=rng, device=mean.device).unsqueeze(1)
+        drawing = replace(self.config.instruction.head, temperature=1.0)
+        meant = drawing.sample(instruction.net, instruction.training_context(words, rng), noise).squeeze(1)
+        steps = self.policy.loss(self.decoder_batch(piece, meant), rng)
+        return steps.unflatten(0, piece.mask.shape).sum((1, 2)), likely
+
+    @property
+    def modules(self):
+        return {**super().modules, "instruction": self.averages["policy"].module.instruction}
+
+
+class _InstructedModel(SkillModel):
+    """The four modules that one optimizer trains."""
+
+    def __init__(self, policy: Policy, prior: Policy, posterior: SkillPosterior, instruction: Policy):
+        super().__init__(policy, prior, posterior)
+        self.instruction = instruction
+
+
+@dataclass(frozen=True)
+class _LabeledFraction:
+    """Sampling weights with which labeled steps are this fraction of all windows."""
+
+    inputs: tuple[str, ...]
+    labeled: float
+    unlabeled: float
+
+    @staticmethod
+    def of(config: InstructedAutoencoder, data: Dataset) -> _LabeledFraction:
+        even = _LabeledFraction(config.instruction.inputs, 1.0, 0.0)
+        labeled = sum(even(episode).sum() for episode in data)
+        unlabeled = sum(data.lengths) - labeled
+        fraction = config.labeled_fraction if labeled and unlabeled else 0.5
+        assert fraction is not None
+        return _LabeledFraction(even.inputs, fraction / max(labeled, 1), (1 - fraction) / max(unlabeled, 1))
+
+    def __call__(self, episode: Episode) -> np.ndarray:
+        labeled = np.ones(len(episode), bool)
+        for name in self.inputs:
+            if name + "?" in episode.steps:
+                labeled &= np.asarray(episode.steps[name + "?"][: len(episode)], bool)
+        return np.where(labeled, self.labeled, self.unlabeled)
 
 
 @method("Cai et al. 2024 (GROOT-2), arXiv 2412.10410, with transformers and images; the form of the alignment is not "

@@ -199,15 +199,56 @@ def test_capabilities_are_interfaces():
     assert not bad, bad
 
 
-METHODS = [(path, node) for path in sorted((ROOT / "methods").glob("*/*.py")) if path.stem != "__init__"
-           for node in ast.parse(path.read_text(encoding="utf-8")).body]
+ROOMS_OF_PARTS = ("data", "nets", "execute", "learn", "improve", "deploy")  # heads are exchangeable, and stay in heads/
+# Parts that one bundled method uses and that stay, because others can use them too.
+ONE_USER = {
+    "execute/prefix_chunking.py": "runs any policy whose head has PrefixTimes; docs/execution.md compares it",
+    "execute/streaming_flow.py": "the executor of the head StreamingFlow, for any trunk; benchmarks/heads.py runs it",
+    "learn/attention_supervision.py": "two losses, of two rows of the ledger",
+    "learn/off_policy_actor_critic.py": "the base of planned rows of the ledger",
+    "nets/grid.py": "encodes maps of cells for any policy; docs/encoders.md names it",
+    "nets/pixels.py": "the encoder of the head Transport, with which docs/heads.md combines it",
+    "nets/recurrent.py": "a general encoder of a history",
+}
 
 
-def test_methods_are_functions_and_imports_only():
-    for path, node in METHODS:
-        plain = isinstance(node, (ast.FunctionDef, ast.ImportFrom, ast.Import)) or isinstance(
-            node, ast.Expr) and isinstance(node.value, ast.Constant)
-        assert plain, f"{path.name}:{node.lineno} is neither a function nor an import"
+def method_of(path):
+    """(family, name) of the file of a method. Empty for other files."""
+    folder, *inside = parts(path)
+    return tuple(inside) if folder == "methods" and len(inside) == 2 and inside[1] != "__init__" else ()
+
+
+def test_parts_of_one_method_are_in_its_file():
+    users = {}
+    for path, tree in trees():
+        for part in set(files_imported(path, tree)):
+            users.setdefault(part, set()).add(path)
+    found = set()
+    for part in FILES:
+        own = [path for path in users.get(part, ()) if parts(path)[0] != "claims"]
+        if parts(part)[0] in ROOMS_OF_PARTS and len(own) == 1 and method_of(own[0]):
+            found.add(part.relative_to(ROOT).as_posix())
+    assert not found - set(ONE_USER), "move them into the file of the method, or say in ONE_USER why they stay"
+    assert not set(ONE_USER) - found, "more than one file uses them: ONE_USER need not list them"
+
+
+def test_methods_share_functions_but_no_parts():
+    bad = []
+    for path, tree in trees():
+        for line, name in imported(path, tree) if method_of(path) else ():
+            if name[:2] == ("understudy", "methods") and name[2] not in ("needs", "registry"):
+                family, method, attribute = (*name[2:], "")[:3]
+                if family != method_of(path)[0] or attribute != method:
+                    bad.append(f"{path.relative_to(ROOT)}:{line} imports {'.'.join(name)}")
+    assert not bad, f"move what two methods need to its room: {bad}"
+
+
+def test_packages_of_methods_hold_no_logic():
+    for path, tree in trees():
+        if parts(path)[0] == "methods" and path.stem == "__init__":
+            assert not [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))], path
+    others = {p.stem for p in (ROOT / "methods").glob("*.py")}
+    assert others == {"__init__", "needs", "registry"}, "a method is a file in the folder of its family"
 
 
 def test_the_rules_can_fail(tmp_path):

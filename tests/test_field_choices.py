@@ -20,7 +20,7 @@ from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
 from understudy.methods import find_method
 
-PACKAGES = ("core", "policy", "heads", "nets", "execute", "learn", "data", "improve")
+PACKAGES = ("core", "policy", "heads", "nets", "execute", "learn", "data", "improve", "methods")
 NO_CONFIGS = {"_Preprocessing", "TfdsFeature"}  # values that others make, not options of a user
 MORE = {"Feature": Feature("float32", (2,)), "Resample": Resample(5.0)}
 

@@ -44,7 +44,7 @@ from understudy.nets.quantization import FSQ
 from understudy.nets.transformer import Transformer
 from understudy.policy import ClassifierFreeGuidance
 
-PACKAGES = ("heads", "nets", "execute", "learn")
+PACKAGES = ("heads", "nets", "execute", "learn", "methods")
 COUNTS = ("int", "int | None", "tuple[int, ...]", "tuple[int, int] | None")
 NO_CONFIGS = {  # values that others make, not options of a user
     "PlanRequest", "PathCost", "Processes", "SkillPosteriorSpec", "StateActionEmbeddingSpec", "TaskSimilaritySpec",
@@ -96,7 +96,9 @@ def written_type(field):
     return re.sub(r"^Annotated\[(.*?)(, \w+\([^()]*\))+\]$", r"\1", field.type)
 
 
-CASES = [(part, f) for part, f in parts() if part.__name__ not in NO_CONFIGS | BUILT]
+NO_COUNTS = {("GridSearch", "wall"), ("GridSearch", "goal")}  # classes of cells
+CASES = [(part, f) for part, f in parts()
+         if part.__name__ not in NO_CONFIGS | BUILT and (part.__name__, f.name) not in NO_COUNTS]
 FLOATS = [(part, f) for part, f in parts(("float", "float | None", "tuple[float, ...]", "tuple[float, float]"))
           if part.__name__ not in NO_CONFIGS | BUILT | OTHERS]
 

@@ -7,7 +7,7 @@ import inspect
 import json
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +20,6 @@ from ..checkpoint import FromStage
 from ..core import Feature, Schema, UserError, keys
 from ..data.episode import Dataset
 from ..data.mixture import mix
-from ..data.operations import Operation
 from ..execute.actor import LAST_REWARD
 from ..execute.base import ActionConditionedExecutor
 from ..learn.fit import fit
@@ -28,10 +27,8 @@ from ..learn.fit_method import fit_method
 from ..learn.method import Method, build_actor, build_planner, online_changes, resolve_references, training_data
 from ..learn.train import train
 from ..methods import Need, find_function, find_method, method_files
-from ..nets.base import Encoder, Trunk
 from ..policy import Policy
 from .base import require
-from .data import check_column_change
 from .nets import check_encoder, check_trunk
 from .random_data import random_dataset
 
@@ -47,8 +44,9 @@ def check_method(name: str, columns: Schema | None = None, trust: tuple[str, ...
     - Its function has at most 20 lines besides its docstring, no loop, and a type and a default for each argument. A
       bundled method is the only decorated function of its file.
     - The method is the same after it was written to JSON and read.
-    - The parts that its file defines keep their contracts.
     - It trains for two updates and acts. The executor begins with the action of the window that is due now.
+    - An encoder or a trunk that its file defines keeps its contract. Other parts need partners: test them with
+      `check_learner`, `check_column_change` and so on.
     - Data that lack what one of its needs names are refused.
 
     Args:
@@ -65,7 +63,6 @@ def check_method(name: str, columns: Schema | None = None, trust: tuple[str, ...
     method = find_method(name, columns, trust)
     trust = (*trust, *config.packages_in([config.dump(method)]))
     require(config.load(json.loads(json.dumps(config.dump(method))), trust) == method, "JSON must give the same method")
-    _check_parts(method, function.__module__, columns)
     _check_training(method, function.__module__, columns)
     for need in _needs(function):
         _check_refusal(name, need, columns, trust)
@@ -102,24 +99,6 @@ def _check_source(name: str, function: Callable) -> None:
         require(methods == [name.replace("-", "_")], f"the file has one method with its name, and not {methods}")
 
 
-def _check_parts(method: Method, module: str, columns: Schema) -> None:
-    for part in _parts_of(method, module):
-        if isinstance(part, Trunk):
-            check_trunk(part)
-        elif isinstance(part, Encoder):
-            check_encoder(part, {k: f for k, f in columns.items() if k.startswith("observation.")})
-
-
-def _parts_of(value: Any, module: str) -> list[Any]:
-    """The dataclasses in a method whose class is defined in a module."""
-    if isinstance(value, tuple):
-        return [part for v in value for part in _parts_of(v, module)]
-    if not is_dataclass(value):
-        return []
-    inner = [part for f in fields(value) for part in _parts_of(getattr(value, f.name), module)]
-    return [*([value] if type(value).__module__ == module else []), *inner]
-
-
 def example_data(columns: Schema) -> Dataset:
     """Random episodes of two tasks, half of them in a part "task" and half in a part "prior" of a mixture."""
     data = random_dataset(columns, episodes=4, steps=12)
@@ -142,12 +121,13 @@ def _check_training(method: Method, module: str, columns: Schema) -> None:
     extra = {k: Feature("float32", ()) for k in ("next.reward", *method.learner.extra)}
     data = example_data({**extra, **columns})
     method = with_trained_stages(method, data)
-    for transform in method.transforms:
-        if type(transform).__module__ == module and not isinstance(transform, Operation):
-            check_column_change(transform, data)
     data = training_data(data, method)
     policy = Policy(method.policy, data.features()).fit_statistics(data)
     _check_timing(method, policy)
+    if type(method.policy.encoder).__module__ == module:
+        check_encoder(method.policy.encoder, {name: policy.features[name] for name in policy.inputs})
+    if type(method.policy.trunk).__module__ == module:
+        check_trunk(method.policy.trunk)
     learner = method.learner.build(policy, 0, 2, data)
     sampler, metrics = learner.batch_sampler(data), []
     fit(learner, lambda n: sampler.batch(8, n), 2, callbacks=[lambda n, learner, step: metrics.extend(step.values())])

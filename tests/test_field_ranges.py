@@ -36,7 +36,7 @@ from understudy.learn.sample_weights import AdvantageWeights
 from understudy.methods import find_method
 from understudy.methods.generative.contextvla import PooledHistoryEncoder
 from understudy.methods.retrieval.retrieve_align_replay import AlignedReplay
-from understudy.methods.return_conditioned.arp import ScorerCalibration
+from understudy.methods.return_conditioned.arp import ScoredReturn, ScorerCalibration
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
 from understudy.nets.pretrained_vision import TimmVision, TransformersVision
@@ -51,6 +51,7 @@ NO_CONFIGS = {  # values that others make, not options of a user
     "Curve", "TrainingCurves", "TransformedActor",
 }
 EXAMPLES = {type(x).__name__: x for x in (
+    ScoredReturn(FromStage("reward")),
     JointDiffusion(action_size=2), Steered(points=((0.0, 0.0),)), ResidualWrapper(FromStage("base")),
     NoiseSteeringWrapper(FromStage("base")), SkillWrapper(FromStage("low")),
     AlignedReplay(FromStage("first"), None), PooledHistoryEncoder(pool_after=None), TransformersVision("weights"),

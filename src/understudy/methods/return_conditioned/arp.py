@@ -28,7 +28,7 @@ from ...checkpoint import (
     save_module,
     save_weights,
 )
-from ...core import Batch, ConfigError, DataError, Feature, Schema, UserError, check_range, role
+from ...core import Batch, ConfigError, DataError, Feature, Schema, UserError, check_range, part, role
 from ...data.codec import CodecModule
 from ...data.column_changes import ColumnChange, LastAction, target_return, with_column
 from ...data.episode import Dataset, Episode
@@ -125,7 +125,7 @@ class CalibratedScorer(CheckpointModule):
         return module.eval().to(device)
 
 
-@dataclass(frozen=True)
+@part
 class ScoredReturn(ColumnChange):
     """Adds the return to go of rewards that a scorer gives, (T+1, 1). Neither data nor environment need rewards.
 

@@ -41,10 +41,10 @@ import power  # noqa: E402
 
 from understudy import make  # noqa: E402
 from understudy.core import Feature  # noqa: E402
-from understudy.data import recorder as recording  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.data.formats import open_dataset
-from understudy.data.recorder import Recorder, repair  # noqa: E402
+from understudy.data.recording import recorder as recording  # noqa: E402
+from understudy.data.recording.recorder import Recorder, repair  # noqa: E402
 from understudy.evaluate.recording import record_episodes  # noqa: E402
 
 PAGE = measure.HERE.parent / "docs" / "recording.md"

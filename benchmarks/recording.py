@@ -24,7 +24,7 @@ from pathlib import Path  # noqa: E402
 import numpy as np  # noqa: E402
 
 from understudy.core import Feature  # noqa: E402
-from understudy.data.recorder import Recorder  # noqa: E402
+from understudy.data.recording.recorder import Recorder  # noqa: E402
 
 RATE, STEPS, TURNS = 100, 100, 5
 CAMERA = "observation.images.front"

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "understudy"
 # Folder of the group -> title, and its packages or modules. Modules of a package are added by themselves.
 PAGES = {
     "core": ("Core", ("core", "config", "checkpoint", "plugins", "files")),
-    "data": ("Data", ("data",)),
+    "data": ("Data", ("data", "data.recording")),
     "formats": ("Formats", ("data.formats",)),
     "policy": ("Policy", ("policy",)),
     "heads": ("Heads", ("heads",)),

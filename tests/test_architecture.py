@@ -293,7 +293,7 @@ MAX_LINES, MAX_PARAMETERS = 60, 8  # of a function, besides its docstring
 BY_NAME = "is called by users, who give all but the first parameters by name"
 LONG = {
     "choose.py:choose_method": BY_NAME,
-    "data/recorder.py:__init__": BY_NAME,
+    "data/recording/recorder.py:__init__": BY_NAME,
     "evaluate/plots.py:curves": BY_NAME,
     "evaluate/recording.py:record_episodes": BY_NAME,
     "evaluate/report.py:write_report": BY_NAME,

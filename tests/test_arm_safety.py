@@ -14,7 +14,7 @@ import pytest
 
 from understudy.cli import main
 from understudy.core import ConfigError, Feature, UserError
-from understudy.data.recorder import Recorder
+from understudy.data.recording.recorder import Recorder
 from understudy.robots import ports
 from understudy.robots.base import RobotError
 from understudy.robots.calibration import MotorCalibration, read_calibration, write_calibration

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from understudy.core import Feature, UserError
-from understudy.data import encoder, journal, video
-from understudy.data import recorder as recording
+from understudy.data import journal, video
 from understudy.data.formats import open_dataset
-from understudy.data.recorder import Recorder, repair
+from understudy.data.recording import encoder
+from understudy.data.recording import recorder as recording
+from understudy.data.recording.recorder import Recorder, repair
 from understudy.heads.regression import Regression
 from understudy.policy import PolicyConfig, policy_inputs
 from understudy.robots import recording as sessions
@@ -82,7 +83,7 @@ def _journal_of(path: Path, frames: int) -> None:
 def test_the_memory_of_the_encoder_does_not_depend_on_the_length_of_an_episode(tmp_path):
     script = textwrap.dedent("""
         import resource, sys
-        from understudy.data.recorder import publish
+        from understudy.data.recording.recorder import publish
         assert publish(sys.argv[1]).episodes == 1
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     """)

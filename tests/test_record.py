@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from understudy.core import Feature, UserError
-from understudy.data import encoder, journal
-from understudy.data import recorder as recording
+from understudy.data import journal
 from understudy.data.episode import Episode
 from understudy.data.formats import lerobot, open_dataset
-from understudy.data.recorder import Recorder, publish, repair
+from understudy.data.recording import encoder
+from understudy.data.recording import recorder as recording
+from understudy.data.recording.recorder import Recorder, publish, repair
 
 STATE, FRONT = "observation.state", "observation.images.front"
 SCHEMA = {STATE: Feature("float32", (2,), names=("x", "y"), unit="m"), "action": Feature("float32", (1,))}
@@ -428,7 +429,7 @@ def test_a_full_disk_is_said_at_the_next_step_and_costs_no_saved_episode(tmp_pat
 FULL = """
 import resource, sys
 import numpy as np
-from understudy.data.recorder import Recorder
+from understudy.data.recording.recorder import Recorder
 from understudy.core import Feature
 sys.path.insert(0, {tests!r})
 from test_record import SEEN, told

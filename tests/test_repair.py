@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from understudy.cli import main
 from understudy.core import UserError
-from understudy.data import recovery as module
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import lerobot, open_dataset, write_dataset
-from understudy.data.recovery import recover
+from understudy.data.recording import recovery as module
+from understudy.data.recording.recovery import recover
 
 STATE, FRONT = "observation.state", "observation.images.front"
 

@@ -24,7 +24,7 @@ from understudy.config import dump
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
-from understudy.data.recorder import Recorder
+from understudy.data.recording.recorder import Recorder
 from understudy.files import write_json
 from understudy.heads.flow import Flow
 from understudy.learn.behavior_cloning import BehaviorCloning

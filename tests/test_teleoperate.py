@@ -16,7 +16,7 @@ import torch
 from understudy import make
 from understudy.core import UserError, keys
 from understudy.data.formats import open_dataset
-from understudy.data.recorder import Recorder
+from understudy.data.recording.recorder import Recorder
 from understudy.envs.devices import HOLD_SECONDS, DiscreteKeyboard, Gamepad, Keyboard, LeaderArm
 from understudy.evaluate.replay import replay
 from understudy.evaluate.teleoperate import render_ansi, teleoperate

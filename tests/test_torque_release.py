@@ -16,7 +16,7 @@ import pytest
 from understudy.cli import main
 from understudy.core import Feature
 from understudy.data.formats import open_dataset
-from understudy.data.recorder import Recorder
+from understudy.data.recording.recorder import Recorder
 from understudy.robots import torque_guard_process
 from understudy.robots.calibration import MotorCalibration, write_calibration
 from understudy.robots.emulator import emulate_arm

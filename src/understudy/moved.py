@@ -56,6 +56,7 @@ MODULES: dict[str, str] = {  # old module: new module
     "understudy.nets.bottleneck": "understudy.methods.behavior_cloning.bottleneck_bc",
     "understudy.learn.information_bottleneck": "understudy.methods.behavior_cloning.bottleneck_bc",
     "understudy.learn.median_of_means": "understudy.methods.behavior_cloning.robust_bc",
+    **{f"understudy.data.{name}": f"understudy.data.recording.{name}" for name in ("encoder", "recorder", "recovery")},
 }
 _PLANNERS = {
     "GuidanceConfig": "planners:Guided",

@@ -53,7 +53,7 @@ class ActOptions(ActingOptions, ViewOptions, RobotOptions):
 def main(args: list[str]) -> None:
     o = parse(ActOptions, "act", args)
     from ..core import ConfigError, keys
-    from ..data.recorder import Recorder
+    from ..data.recording.recorder import Recorder
     from ..robots.acting import StepCounts, act_on_robot
     from ..robots.env import RobotEnv
     from .policies import load_actor, refuse_unused_conditions, untrained_warning

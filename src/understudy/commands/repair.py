@@ -32,8 +32,8 @@ def main(args: list[str]) -> None:
     from ..data import journal
     from ..data.formats import lerobot, open_dataset
     from ..data.formats.remote import url_of
-    from ..data.recorder import repair
-    from ..data.recovery import check_readable, recover
+    from ..data.recording.recorder import repair
+    from ..data.recording.recovery import check_readable, recover
 
     out = Output()
     demonstrations_path(o.path)

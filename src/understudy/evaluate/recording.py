@@ -13,7 +13,7 @@ from ..core import UserError, uniform
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..data.formats.detection import READABLE_FORMATS
-from ..data.recorder import Recorder, repair, warn_of_losses
+from ..data.recording.recorder import Recorder, repair, warn_of_losses
 from ..data.text_columns import shown_texts
 from ..envs.base import Env, HasExpert
 from ..execute.actor import Actor
@@ -160,6 +160,7 @@ def expert_actor(env: Env) -> Actor:
     """
     if not isinstance(env, HasExpert):
         raise UserError(f"{env.metadata['env']} has no expert", hint="record random actions with "
-                        "--actor random, or your own demonstrations with understudy.data.recorder.Recorder; data that "
-                        f"you have are read from {READABLE_FORMATS}")
+                        "--actor random, or your own demonstrations with "
+                        "understudy.data.recording.recorder.Recorder; data that you have are read from "
+                        f"{READABLE_FORMATS}")
     return env.expert()

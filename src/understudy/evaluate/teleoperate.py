@@ -14,7 +14,7 @@ import torch
 from ..core import Feature, UserError, keys
 from ..data.episode import Dataset
 from ..data.formats import open_dataset
-from ..data.recorder import Recorder
+from ..data.recording.recorder import Recorder
 from ..data.video import resize
 from ..envs.base import Env, Renderable
 from ..envs.devices import Keyboard

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ..data.recorder import Recorder
+from ..data.recording.recorder import Recorder
 from ..execute.actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
 from ..execute.asynchronous import AsynchronousRunner
 from ..execute.chunking import ChunkedExecutor

@@ -15,7 +15,7 @@ import numpy as np
 from ..core import Feature, UserError
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
-from ..data.recorder import MIN_FREE_DISK, Recorder, repair, warn_of_losses
+from ..data.recording.recorder import MIN_FREE_DISK, Recorder, repair, warn_of_losses
 from .base import Robot, RobotError, Teleoperator
 from .env import Pace
 

@@ -25,14 +25,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core import UserError
-from ..files import read_json, write_json
-from . import cache, journal
-from .episode import Dataset
-from .formats import hdf5, interrupted_recording, preview_dataset, read_errors, rlds, sidecar, zarr_store
-from .formats.describe import lerobot_source, short_videos
-from .formats.lerobot_read import UNDERSTUDY_FOLDER, open_parquet, read_info, read_json_lines
-from .source_parts import find_parts, recover_parts
+from ...core import UserError
+from ...files import read_json, write_json
+from .. import cache, journal
+from ..episode import Dataset
+from ..formats import hdf5, interrupted_recording, preview_dataset, read_errors, rlds, sidecar, zarr_store
+from ..formats.describe import lerobot_source, short_videos
+from ..formats.lerobot_read import UNDERSTUDY_FOLDER, open_parquet, read_info, read_json_lines
+from ..source_parts import find_parts, recover_parts
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import UserError
-from ..hints import command_line
+from ...core import UserError
+from ...hints import command_line
 
 WAIT = 0.5  # s between two looks at the encoder
 
@@ -63,9 +63,9 @@ class Encoder:
             if self._process is None:
                 # Ctrl-C and a closed terminal do not reach another session. See `yield_processor` for its priority.
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "understudy.data.recorder", str(self._path)], stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"})
+                    [sys.executable, "-m", "understudy.data.recording.recorder", str(self._path)],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                    start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
                 yield_processor(self._process.pid)
                 threading.Thread(target=self._read_reports, args=(self._process,), name="encoder", daemon=True).start()
             assert self._process.stdin is not None

@@ -27,14 +27,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core import DataWarning, Feature, Schema, UserError, is_read_by_default, role, suggested_names
-from ..files import sync_folder, write_json
-from ..hints import command_line
-from . import cache, journal
+from ...core import DataWarning, Feature, Schema, UserError, is_read_by_default, role, suggested_names
+from ...files import sync_folder, write_json
+from ...hints import command_line
+from .. import cache, journal
+from ..episode import Dataset, Episode
+from ..formats import interrupted_recording, lerobot, open_dataset
+from ..formats.lerobot_read import read_info
 from .encoder import WAIT, Backlog, Encoder, Report
-from .episode import Dataset, Episode
-from .formats import interrupted_recording, lerobot, open_dataset
-from .formats.lerobot_read import read_info
 
 SYNC_SECONDS = 0.5  # s between two syncs during an episode, so that a power cut costs less than a second of it
 SEGMENT_BYTES = 64 * 2**20  # bytes of the journal that are moved into the files together

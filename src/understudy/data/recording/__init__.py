@@ -1,0 +1,1 @@
+"""Recordings: writing them safely, and recovering what a crash left."""

@@ -176,13 +176,6 @@ def part(cls: type[T]) -> type[T]:
     return dataclass(frozen=True)(cls)
 
 
-def check_range(value: Any, *names: str, **limits: float) -> None:
-    kinds = {"at_least": AtLeast, "above": Above, "at_most": AtMost, "below": Below}
-    for name in names:
-        field = next(f for f in _checked_fields(type(value)) if f.name == name)
-        _check_number(value, replace(field, limits=tuple(kinds[k](x) for k, x in limits.items())))
-
-
 def check_fields(value: object) -> None:
     """Checks the fields of a frozen dataclass as `part` does. A base class without fields calls it in `__post_init__`.
 
@@ -190,25 +183,15 @@ def check_fields(value: object) -> None:
         ConfigError: A number is outside its limits, or a value is not among the choices.
     """
     for f in _checked_fields(type(value)):
-        if f.limits is not None:
-            _check_number(value, f)
-        elif not _is_of_kind(content := getattr(value, f.name), f.kind):
-            raise ConfigError(f"{f.name} is {content!r}, but must be {_choices_text(f.kind)}",
-                              where=f"{type(value).__name__}.{f.name}",
-                              hint=_suggest(content, _members(f.kind)[0], f.default))
-
-
-def _check_number(value: object, field: _Field) -> None:
-    content = getattr(value, field.name)
-    if (must := _missed_limit(content, field)) is not None:
-        raise ConfigError(f"{field.name} is {content!r}, but must be {must}",
-                          where=f"{type(value).__name__}.{field.name}",
-                          hint=("give a number in this range" if field.limits else "give a number")
-                          + ("" if field.default is MISSING else f"; the default is {field.default}"))
-
-
-def check_choices(part: object) -> None:
-    check_fields(part)
+        content, where = getattr(value, f.name), f"{type(value).__name__}.{f.name}"
+        if f.limits is None:
+            if not _is_of_kind(content, f.kind):
+                raise ConfigError(f"{f.name} is {content!r}, but must be {_choices_text(f.kind)}", where=where,
+                                  hint=_suggest(content, _members(f.kind)[0], f.default))
+        elif (must := _missed_limit(content, f)) is not None:
+            raise ConfigError(f"{f.name} is {content!r}, but must be {must}", where=where,
+                              hint=("give a number in this range" if f.limits else "give a number")
+                              + ("" if f.default is MISSING else f"; the default is {f.default}"))
 
 
 def _missed_limit(content: object, field: _Field) -> str | None:

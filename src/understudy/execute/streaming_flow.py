@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..core import Context, State, Unsupported, UserError, check_range, put, take
+from ..core import AtLeast, Context, State, Unsupported, UserError, part, put, take
 from ..heads.streaming_flow import StreamingFlow
 from .base import ActionConditionedExecutor, check_alignment, require_stepwise
 
 
-@dataclass(frozen=True)
+@part
 class StreamingFlowExecutor(ActionConditionedExecutor):
     """Executes the flow of a `StreamingFlow` head while it is integrated.
 
@@ -27,10 +27,7 @@ class StreamingFlowExecutor(ActionConditionedExecutor):
         Jiang et al. (2025), Streaming Flow Policy, arXiv:2505.21851.
     """
 
-    n_action_steps: int = 8
-
-    def __post_init__(self):
-        check_range(self, "n_action_steps", at_least=1)
+    n_action_steps: Annotated[int, AtLeast(1)] = 8
 
     def check_planner(self, planner):
         if not isinstance(head := require_stepwise(planner, "StreamingFlowExecutor").head, StreamingFlow):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import nn
 
-from ..core import Context, Unsupported, UserError, check_range
+from ..core import AtLeast, Context, Unsupported, UserError, part
 from .base import Encoder, EncoderNet, Trunk, TrunkNet, record_intermediate
 from .encoders import num_classes_of, observed_column
 
 
-@dataclass(frozen=True)
+@part
 class GridEncoder(Encoder):
     """Convolutions over a grid of cells, without pooling.
 
@@ -28,12 +29,9 @@ class GridEncoder(Encoder):
             further round, the features are added to those of the first convolution.
     """
 
-    channels: tuple[int, ...] = (64, 64, 64, 64, 64)
+    channels: Annotated[tuple[int, ...], AtLeast(1)] = (64, 64, 64, 64, 64)
     at: str | None = None
-    n_rounds: int = 1
-
-    def __post_init__(self):
-        check_range(self, "channels", "n_rounds", at_least=1)
+    n_rounds: Annotated[int, AtLeast(1)] = 1
 
     def build(self, features, n_obs_steps):
         return _GridEncoderNet(self, features, n_obs_steps)

@@ -6,12 +6,13 @@ Information bottleneck: a limit on what the code of an observation tells about i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ...core import Context, check_range
+from ...core import AtLeast, Context, part
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
@@ -26,7 +27,7 @@ from ..registry import method
 MIN_LOG_STD, MAX_LOG_STD = -5.0, 2.0
 
 
-@dataclass(frozen=True)
+@part
 class BottleneckEncoder(Encoder):
     """Encodes a window as a Gaussian. Training draws a code from it, and acting takes its mean. It is the only token.
 
@@ -42,11 +43,8 @@ class BottleneckEncoder(Encoder):
         Wen et al. (2020), Fighting Copycat Agents in Behavioral Cloning from Observation Histories, arXiv:2010.14876.
     """
 
-    width: int = 32
+    width: Annotated[int, AtLeast(1)] = 32
     encoder: Encoder = field(default_factory=TokenEncoder)
-
-    def __post_init__(self):
-        check_range(self, "width", at_least=1)
 
     def build(self, features, n_obs_steps):
         return _BottleneckEncoderNet(self, features, n_obs_steps)
@@ -78,7 +76,7 @@ class _BottleneckEncoderNet(EncoderNet):
         return Context(token, token.new_ones(token.shape[:2]).bool(), context.named)
 
 
-@dataclass(frozen=True)
+@part
 class InformationBottleneck(AuxiliaryLoss):
     """Penalizes the information in the code of a `BottleneckEncoder`.
 
@@ -95,9 +93,6 @@ class InformationBottleneck(AuxiliaryLoss):
 
     weight: float = 0.01
     captures = ("bottleneck",)
-
-    def __post_init__(self):
-        check_range(self, "weight")
 
     def build(self, policy):
         def loss(policy, batch, rng, captured: Mapping[str, Tensor]) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ...core import Batch, Unsupported, UserError, check_range
+from ...core import AtLeast, Batch, Unsupported, UserError, part
 from ...data.episode import Dataset
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
@@ -22,7 +23,7 @@ from ...policy import Policy, PolicyConfig
 from ..registry import method
 
 
-@dataclass(frozen=True)
+@part
 class MedianOfMeans(LearnerConfig):
     """Train on the block of each batch that is the median of a tournament with a rival policy.
 
@@ -50,14 +51,12 @@ class MedianOfMeans(LearnerConfig):
     """
 
     n_blocks: int = 32
-    steps: int = 5000
+    steps: Annotated[int, AtLeast(0)] = 5000
     batch_size: int = 128
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
 
     def __post_init__(self):
-        check_range(self, "batch_size", "n_blocks")
-        check_range(self, "steps", at_least=0)
         if not 3 <= self.n_blocks <= self.batch_size:
             raise UserError(f"{self.n_blocks} blocks for {self.batch_size} windows", where="MedianOfMeans",
                             hint="use at least 3 blocks, and a batch_size of at least as many windows")

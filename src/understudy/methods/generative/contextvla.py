@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from ...core import Context, UserError, check_range
+from ...core import AtLeast, Below, Context, UserError, part
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.flow import Flow
@@ -22,7 +22,7 @@ from ...policy import PolicyConfig
 from ..registry import method
 
 
-@dataclass(frozen=True)
+@part
 class PooledHistoryEncoder(Encoder):
     """Reads all observation steps for a few blocks, then continues with the current step and one token of the past.
 
@@ -48,16 +48,13 @@ class PooledHistoryEncoder(Encoder):
         arXiv:2510.04246.
     """
 
-    depth: int = 4
-    pool_after: int | None = 2
-    heads: int = 4
-    dropout: float = 0.0
+    depth: Annotated[int, AtLeast(0)] = 4
+    pool_after: Annotated[int | None, AtLeast(0)] = 2
+    heads: Annotated[int, AtLeast(1)] = 4
+    dropout: Annotated[float, AtLeast(0), Below(1)] = 0.0
     encoder: Encoder = field(default_factory=TokenEncoder)
 
     def __post_init__(self):
-        check_range(self, "heads", at_least=1)
-        check_range(self, "depth", "pool_after", at_least=0)
-        check_range(self, "dropout", at_least=0, below=1)
         if self.pool_after is not None and self.pool_after > self.depth:
             raise UserError(f"pool_after is {self.pool_after}, but there are {self.depth} blocks",
                             where="PooledHistoryEncoder.pool_after", hint="use None to keep the tokens of all steps")

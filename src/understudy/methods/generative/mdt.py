@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from ...core import Batch, Context, UserError, check_range
+from ...core import AtLeast, Batch, Context, UserError, part
 from ...data.augment import ModalityDropout
 from ...data.column_changes import OptionalColumn
 from ...data.text_columns import TaskText
@@ -103,7 +103,7 @@ class _GoalEncoderNet(EncoderNet):
                        context.named)
 
 
-@dataclass(frozen=True)
+@part
 class ContrastiveAlignment(AuxiliaryLoss):
     """Aligns two goals of the same window (contrastive latent alignment, CLA).
 
@@ -126,9 +126,6 @@ class ContrastiveAlignment(AuxiliaryLoss):
     first: str = "observation.goal"
     second: str = "observation.task"
     weight: float = 1.0
-
-    def __post_init__(self):
-        check_range(self, "weight")
 
     def build(self, policy: Policy) -> nn.Module:
         """Returns the module that computes the loss of each window, (B,)."""
@@ -174,7 +171,7 @@ class _ContrastiveAlignmentLoss(nn.Module):
         return self.projector((score.softmax(-1).unsqueeze(-1) * context.tokens).sum(1))
 
 
-@dataclass(frozen=True)
+@part
 class Foresight(AuxiliaryLoss):
     """Predicts the observation after the chunk from the encoded observation and goal (generative foresight).
 
@@ -191,14 +188,10 @@ class Foresight(AuxiliaryLoss):
     """
 
     column: str = "observation.state"
-    hidden: tuple[int, ...] = (128,)
+    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (128,)
     weight: float = 1.0
     captures = ("context", "context_mask")
     next_obs = True
-
-    def __post_init__(self):
-        check_range(self, "weight")
-        check_range(self, "hidden", at_least=1)
 
     def build(self, policy: Policy) -> nn.Module:
         """Returns the module that computes the loss of each window, (B,)."""

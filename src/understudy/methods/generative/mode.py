@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...core import check_range
+from ...core import part
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.edm import EDM
@@ -21,7 +20,7 @@ from ...policy import PolicyConfig
 from ..registry import method
 
 
-@dataclass(frozen=True)
+@part
 class LoadBalancing(AuxiliaryLoss):
     """Keeps the router of ``Transformer(feed_forward=MoEFeedForward())`` from using few experts only.
 
@@ -41,9 +40,6 @@ class LoadBalancing(AuxiliaryLoss):
 
     weight: float = 0.01
     captures = ("routing",)
-
-    def __post_init__(self):
-        check_range(self, "weight")
 
     def build(self, policy):
         def loss(policy, batch, rng, captured: Mapping[str, Tensor]) -> Tensor:

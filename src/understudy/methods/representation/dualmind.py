@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+from typing import Annotated
 
 import torch
 from torch import nn
 
 from ...checkpoint import FromStage
-from ...core import Context, Schema, UserError, check_range
+from ...core import Above, AtLeast, Context, Schema, UserError, part
 from ...data.text_columns import TaskText
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
@@ -29,7 +30,7 @@ from ..needs import NUMBERS_OR_CLASSES
 from ..registry import method
 
 
-@dataclass(frozen=True)
+@part
 class PromptedEncoder(Encoder):
     """Transformer over the tokens of all columns but the prompt, with cross-attention to the prompt before each block.
 
@@ -58,13 +59,9 @@ class PromptedEncoder(Encoder):
     prompt: str = "observation.task"
     prompted: bool = True
     encoder: TokenEncoder = field(default_factory=TokenEncoder)
-    depth: int = 2
-    heads: int = 4
-    feed_forward_ratio: float = 2
-
-    def __post_init__(self):
-        check_range(self, "depth", "heads", at_least=1)
-        check_range(self, "feed_forward_ratio", above=0)
+    depth: Annotated[int, AtLeast(1)] = 2
+    heads: Annotated[int, AtLeast(1)] = 4
+    feed_forward_ratio: Annotated[float, Above(0)] = 2
 
     def build(self, features, n_obs_steps):
         if self.prompt not in features or len(features) == 1:

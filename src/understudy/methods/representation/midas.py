@@ -6,13 +6,14 @@ Multimodal prompts: words and objects in one sequence, next to the objects of th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import nn
 
 from ...checkpoint import FromStage
-from ...core import Context, DataError, Feature, Schema, UserError, check_range
+from ...core import Above, AtLeast, Context, DataError, Feature, Schema, UserError, part
 from ...data.codec import Normalizer
 from ...data.episode import Episode
 from ...data.operations import Operation
@@ -32,7 +33,7 @@ from ..needs import NUMBERS_OR_CLASSES, PROMPTS
 from ..registry import method
 
 
-@dataclass(frozen=True)
+@part
 class MotionPrompt:
     """Replaces the prompt of an episode by "follow this motion", with frames of the same episode.
 
@@ -58,11 +59,8 @@ class MotionPrompt:
     objects: str = "observation.objects"
     words: str = "observation.prompt.words"
     prompt_objects: str = "observation.prompt.objects"
-    word: int = 1
-    n_frames: int = 3
-
-    def __post_init__(self):
-        check_range(self, "word", "n_frames", at_least=1)
+    word: Annotated[int, AtLeast(1)] = 1
+    n_frames: Annotated[int, AtLeast(1)] = 3
 
     def __call__(self, episode: Episode) -> Episode:
         features = episode.features()
@@ -108,7 +106,7 @@ def _with_prompt(episode: Episode, columns: dict[str, tuple[np.ndarray, Feature]
     return replace(episode.replace(held), schema=schema)
 
 
-@dataclass(frozen=True)
+@part
 class MultimodalPromptEncoder(Encoder):
     """Tokens of a prompt in which words and objects alternate, and one token for each object of the scene.
 
@@ -139,15 +137,10 @@ class MultimodalPromptEncoder(Encoder):
     words: str = "observation.prompt.words"
     prompt_objects: str = "observation.prompt.objects"
     residual: bool = True
-    width: int = 64
-    depth: int = 1
-    heads: int = 4
-    feed_forward_ratio: float = 2
-
-    def __post_init__(self):
-        check_range(self, "width", "heads", at_least=1)
-        check_range(self, "depth", at_least=0)
-        check_range(self, "feed_forward_ratio", above=0)
+    width: Annotated[int, AtLeast(1)] = 64
+    depth: Annotated[int, AtLeast(0)] = 1
+    heads: Annotated[int, AtLeast(1)] = 4
+    feed_forward_ratio: Annotated[float, Above(0)] = 2
 
     @property
     def columns(self) -> tuple[str, str, str]:

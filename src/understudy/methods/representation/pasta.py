@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ...checkpoint import FromStage
-from ...core import Batch, ConfigError, Context, UserError, check_choices, check_range
+from ...core import Above, AtLeast, AtMost, Batch, ConfigError, Context, UserError, part
 from ...data.codec import Normalizer
 from ...data.column_changes import LastAction
 from ...data.window import Window
@@ -34,7 +34,7 @@ from ..needs import NUMBERS
 from ..registry import method
 
 
-@dataclass(frozen=True)
+@part
 class ComponentTokenEncoder(Encoder):
     """Transformer over the observation steps with one token for each number (a component of a column).
 
@@ -64,18 +64,13 @@ class ComponentTokenEncoder(Encoder):
         into classes by mu-law companding and shares their embeddings between the components.
     """
 
-    width: int = 64
-    depth: int = 2
-    heads: int = 4
+    width: Annotated[int, AtLeast(1)] = 64
+    depth: Annotated[int, AtLeast(0)] = 2
+    heads: Annotated[int, AtLeast(1)] = 4
     level: Literal["component", "modality"] = "component"
     causal: bool = False
     first: tuple[str, ...] = ("observation.last_action",)
     flags: tuple[tuple[str, str], ...] = ()
-
-    def __post_init__(self):
-        check_choices(self)
-        check_range(self, "width", "heads", at_least=1)
-        check_range(self, "depth", at_least=0)
 
     def build(self, features, n_obs_steps):
         """Build the module.
@@ -255,7 +250,7 @@ class _Readout(nn.Module):
         return error.flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
 
 
-@dataclass(frozen=True)
+@part
 class MaskedTokenPrediction(_TokenObjective):
     """Hides random tokens, all components of each, and predicts them from the others.
 
@@ -270,14 +265,10 @@ class MaskedTokenPrediction(_TokenObjective):
         are classes.
     """
 
-    fraction: float = 0.15
+    fraction: Annotated[float, Above(0), AtMost(1)] = 0.15
     weight: float = 1.0
 
     captures = ()
-
-    def __post_init__(self):
-        check_range(self, "weight")
-        check_range(self, "fraction", above=0, at_most=1)
 
     def build_loss(self, encoder):
         return _MaskedTokenLoss(self, encoder)
@@ -299,7 +290,7 @@ class _MaskedTokenLoss(nn.Module):
         return self.config.weight * self.readout.loss(net, encoded.tokens, encoded.values, counted)
 
 
-@dataclass(frozen=True)
+@part
 class NextTokenPrediction(_TokenObjective):
     """Predicts the components of each token from the token before it, which has read all earlier ones.
 
@@ -317,9 +308,6 @@ class NextTokenPrediction(_TokenObjective):
     weight: float = 1.0
 
     captures = tuple(f"components.{name}" for name in EncodedComponents._fields)
-
-    def __post_init__(self):
-        check_range(self, "weight")
 
     def build_loss(self, encoder):
         if not encoder.config.causal:

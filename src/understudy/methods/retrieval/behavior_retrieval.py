@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ...checkpoint import FromStage, load_built, save_built
-from ...core import Batch, Feature, Schema, Unsupported, check_range
+from ...core import AtLeast, Batch, Feature, Schema, Unsupported, part
 from ...data.codec import CodecModule
 from ...data.episode import Dataset
 from ...data.window import Window
@@ -29,7 +30,7 @@ from ..needs import NUMBERS
 from ..registry import method
 
 
-@dataclass(frozen=True)
+@part
 class StateActionVAE(LearnerConfig):
     """Learns an embedding of observations together with actions, to find windows that are alike (`Retrieve`).
 
@@ -57,18 +58,14 @@ class StateActionVAE(LearnerConfig):
         arXiv:2304.08742. The defaults are those of the authors' code for states, which trains about 2,000 epochs.
     """
 
-    latent_dim: int = 14
-    beta: float = 1e-4
-    widths: tuple[int, ...] = (300, 400)
+    latent_dim: Annotated[int, AtLeast(1)] = 14
+    beta: Annotated[float, AtLeast(0)] = 1e-4
+    widths: Annotated[tuple[int, ...], AtLeast(1)] = (300, 400)
     encoder: ConcatEncoder = field(default_factory=ConcatEncoder)
-    steps: int = 5000
-    batch_size: int = 100
+    steps: Annotated[int, AtLeast(0)] = 5000
+    batch_size: Annotated[int, AtLeast(1)] = 100
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
-
-    def __post_init__(self):
-        check_range(self, "latent_dim", "widths", "batch_size", at_least=1)
-        check_range(self, "steps", "beta", at_least=0)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> StateActionVAELearner:
         return StateActionVAELearner(self, policy, seed, steps)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...checkpoint import FromStage
-from ...core import ConfigError, Feature, Schema, Unsupported, UserError, check_range
+from ...core import AtLeast, ConfigError, Feature, Schema, Unsupported, UserError, part
 from ...data.operations import Crop, Filter
 from ...data.relabel import FirstObservation, MotionToFirst
 from ...data.window import Window
@@ -98,7 +98,7 @@ def _check_vector(name: str, feature: Feature, size: int) -> None:
                         hint=f"name a column with {size} or more numbers")
 
 
-@dataclass(frozen=True)
+@part
 class AlignedReplay(Executor):
     """Repeats the motion of a demonstration from the place where it began.
 
@@ -125,11 +125,8 @@ class AlignedReplay(Executor):
     retriever: Policy | FromStage
     aligner: Planner | FromStage | None
     goal: str = "observation.goal"
-    tolerance: float = 0.05
-    max_steps: int = 40
-
-    def __post_init__(self):
-        check_range(self, "tolerance", "max_steps", at_least=0)
+    tolerance: Annotated[float, AtLeast(0)] = 0.05
+    max_steps: Annotated[int, AtLeast(0)] = 40
 
     def check_planner(self, planner):
         check_alignment(self, planner)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from ...checkpoint import (
     save_module,
     save_weights,
 )
-from ...core import Batch, ConfigError, DataError, Feature, Schema, UserError, check_range, part, role
+from ...core import Above, AtLeast, AtMost, Batch, ConfigError, DataError, Feature, Schema, UserError, part, role
 from ...data.codec import CodecModule
 from ...data.column_changes import ColumnChange, LastAction, target_return, with_column
 from ...data.episode import Dataset, Episode
@@ -175,7 +175,7 @@ class ScoredReturn(ColumnChange):
 TASK = "observation.task"
 
 
-@dataclass(frozen=True)
+@part
 class TaskContrast(LearnerConfig):
     """Trains a scorer that tells how well an observation fits the words of a task, as CLIP does for images.
 
@@ -202,17 +202,12 @@ class TaskContrast(LearnerConfig):
 
     task: str = TASK
     encoder: Encoder = field(default_factory=TokenEncoder)
-    hidden: tuple[int, ...] = (128,)
-    size: int = 32
-    temperature: float = 0.1
-    steps: int = 3000
-    batch_size: int = 128
+    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (128,)
+    size: Annotated[int, AtLeast(1)] = 32
+    temperature: Annotated[float, Above(0)] = 0.1
+    steps: Annotated[int, AtLeast(0)] = 3000
+    batch_size: Annotated[int, AtLeast(1)] = 128
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
-
-    def __post_init__(self):
-        check_range(self, "steps", at_least=0)
-        check_range(self, "batch_size", "hidden", "size", at_least=1)
-        check_range(self, "temperature", above=0)
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> TaskContrastLearner:
         if self.task in data.features():
@@ -324,7 +319,7 @@ class TaskSimilarity(CheckpointModule):
         return load_built(TaskSimilarity, folder, "scorer", TaskSimilaritySpec, trust, device)
 
 
-@dataclass(frozen=True)
+@part
 class ScorerCalibration(LearnerConfig):
     """Stores what a frozen scorer gives for the training data: its lowest score and the return to ask for.
 
@@ -339,14 +334,9 @@ class ScorerCalibration(LearnerConfig):
     """
 
     scorer: FromStage | ObservationScorer
-    quantile: float = 0.9
-    steps: int = 0
-    batch_size: int = 1
-
-    def __post_init__(self):
-        check_range(self, "quantile", at_least=0, at_most=1)
-        check_range(self, "steps", at_least=0)
-        check_range(self, "batch_size", at_least=1)
+    quantile: Annotated[float, AtLeast(0), AtMost(1)] = 0.9
+    steps: Annotated[int, AtLeast(0)] = 0
+    batch_size: Annotated[int, AtLeast(1)] = 1
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ScorerCalibrationLearner:
         if isinstance(self.scorer, FromStage):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ...core import Batch, ConfigError, Schema, Unsupported, check_range
+from ...core import AtLeast, Batch, ConfigError, Schema, Unsupported, part
 from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn, Rename, ReturnToGo
 from ...data.episode import Dataset
@@ -38,7 +39,7 @@ REWARD, RETURN = "next.reward", "return_to_go"
 MIN_STD = 1e-2  # of a latent, given its future
 
 
-@dataclass(frozen=True)
+@part
 class DichotomyOfControl(LearnerConfig):
     """Conditions a policy on a latent of the future from which chance has been removed.
 
@@ -82,24 +83,21 @@ class DichotomyOfControl(LearnerConfig):
     """
 
     lookahead: int = 1
-    information_weight: float = 1.0
-    prior_weight: float = 0.01
-    value_weight: float = 0.0
+    information_weight: Annotated[float, AtLeast(0)] = 1.0
+    prior_weight: Annotated[float, AtLeast(0)] = 0.01
+    value_weight: Annotated[float, AtLeast(0)] = 0.0
     prior: PolicyConfig = field(default_factory=lambda: PolicyConfig(
         GMM(temperature=1.0), MLP(128, 1), ConcatEncoder(), Normalizer(target="identity")))
-    hidden: tuple[int, ...] = (128, 128)
-    n_negatives: int = 16
-    energy_updates: int = 1
+    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (128, 128)
+    n_negatives: Annotated[int, AtLeast(1)] = 16
+    energy_updates: Annotated[int, AtLeast(1)] = 1
     column: str = FUTURE
     extra: tuple[str, ...] = (REWARD,)
-    steps: int = 5000
-    batch_size: int = 128
+    steps: Annotated[int, AtLeast(0)] = 5000
+    batch_size: Annotated[int, AtLeast(1)] = 128
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self):
-        check_range(self, "lookahead")
-        check_range(self, "hidden", "n_negatives", "energy_updates", "batch_size", at_least=1)
-        check_range(self, "steps", "information_weight", "prior_weight", "value_weight", at_least=0)
         if self.lookahead < 1:
             raise ConfigError(f"the lookahead is {self.lookahead}, but the future has at least 1 step",
                               where="DichotomyOfControl.lookahead", hint="such as 1, or the length of an episode")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from ...checkpoint import FromStage
-from ...core import Batch, ConfigError, Schema, check_range
+from ...core import AtLeast, Batch, ConfigError, Schema, part
 from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn, Rename
 from ...data.episode import Dataset, Episode
@@ -34,7 +35,7 @@ from ..needs import NUMBERS
 from ..registry import method
 
 
-@dataclass(frozen=True)
+@part
 class InstructedAutoencoder(SkillAutoencoder):
     """Learns skills from all episodes, and from a few labeled ones which skill an instruction means.
 
@@ -62,13 +63,11 @@ class InstructedAutoencoder(SkillAutoencoder):
 
     instruction: PolicyConfig = field(default_factory=lambda: PolicyConfig(
         Gaussian(), codec=Normalizer(target="identity"), inputs=("observation.task",)))
-    alignment: float = 0.1
+    alignment: Annotated[float, AtLeast(0)] = 0.1
     labeled_fraction: float | None = 0.5
 
     def __post_init__(self):
-        check_range(self, "length")
         super().__post_init__()
-        check_range(self, "alignment", at_least=0)
         if not isinstance(self.instruction.head, Gaussian) or not self.instruction.inputs:
             raise ConfigError("skills are drawn from a Gaussian that reads named columns",
                               where="InstructedAutoencoder.instruction",

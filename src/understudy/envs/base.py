@@ -56,9 +56,6 @@ class Env(ABC):
         Args:
             which: Rows to restart, (n,).
             key: Source of all randomness of each restarted row, (n,) int64. Nothing else affects its start.
-
-        Returns:
-            The observations of all rows.
         """
 
     @abstractmethod
@@ -75,11 +72,7 @@ class Env(ABC):
 
 
 class EnvWrapper(Env):
-    """An environment around another one. Subclasses change what they say they change.
-
-    Args:
-        env: The environment.
-    """
+    """An environment around another one. Subclasses change what they say they change."""
 
     def __init__(self, env: Env):
         self.env, self.rows, self.features = env, env.rows, env.features
@@ -114,12 +107,6 @@ class Restorable(Env):
             steps: Columns with n rows. They may include numbers from the metadata of the episodes, under their names.
             key: Source of all later randomness in each row, (n,). None uses 0 for all rows, so that the same happens in
                 each.
-
-        Returns:
-            The observations of all rows.
-
-        Raises:
-            UserError: If a column is missing. The message names it.
         """
 
 

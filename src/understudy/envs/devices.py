@@ -54,9 +54,6 @@ class Keyboard:
         high: Highest action, (A,).
         handle: File descriptor of the terminal.
         clock: Current time, in seconds.
-
-    Raises:
-        UserError: The action does not have one or two components with limits.
     """
 
     low: Sequence[float]
@@ -74,11 +71,7 @@ class Keyboard:
 
     @contextmanager
     def listening(self) -> Iterator[Keyboard]:
-        """Context in which keys are read one by one and not shown.
-
-        Raises:
-            UserError: There is no terminal.
-        """
+        """Context in which keys are read one by one and not shown."""
         try:
             import termios
             import tty
@@ -179,9 +172,6 @@ class JointKeyboard(RecordingKeys):
     """Keys move one joint at a time: its number (or tab) selects it, up and down (w and s) move it while they are held.
 
     The other keys are those of `RecordingKeys`.
-
-    Args:
-        n_joints: Number of joints.
     """
 
     n_joints: int = 1
@@ -220,13 +210,9 @@ class Gamepad:
         scale: Action at full deflection, for each component.
         dead: Fraction of an axis around its center that counts as 0.
         source: Stream of joystick events. None opens `path`.
-        path: Device file.
 
     Attributes:
         buttons: Numbers of the buttons that are pressed.
-
-    Raises:
-        UserError: There is no gamepad.
     """
 
     axes: Sequence[int] = (0, 1)

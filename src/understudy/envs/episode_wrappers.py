@@ -21,12 +21,8 @@ class DemoStateReset(EnvWrapper):
     equally likely.
 
     Args:
-        env: The environment.
         data: Demonstrations that were recorded in it.
         fraction: Fraction of the episodes that start from a demonstrated state. The others start as in `env`.
-
-    Raises:
-        UserError: If the environment cannot be put into recorded states, or the data is empty.
 
     References:
         Salimans and Chen (2018), Learning Montezuma's Revenge from a Single Demonstration, arXiv:1812.03381.
@@ -73,11 +69,7 @@ class FixedHorizonEnv(EnvWrapper):
     After the end of an episode of `env`, its last observation is shown until the limit, and the reward is 0.
 
     Args:
-        env: The environment.
         limit: Number of steps of every episode. None: the time limit of `env`.
-
-    Raises:
-        UserError: If there is no limit.
 
     References:
         Gleave et al. (2020), seals: Suite of Environments for Algorithms that Learn Specifications.
@@ -125,8 +117,6 @@ class MultiTrialEnv(EnvWrapper):
     `successful_trials` counts the successful ones.
 
     Args:
-        env: The environment.
-        n_trials: Number of trials.
         redraw: Whether each trial has another start. False: every trial starts as the first one.
 
     References:

@@ -45,13 +45,8 @@ class GymVector(Env):
     only. StepResult has no "success" before the first report.
 
     Args:
-        vec: The vector environment.
         facts: Metadata of the environment. "env" is required.
         lift: Flags of the infos that are passed on in `StepResult.info`.
-
-    Raises:
-        UserError: If a space or the autoreset mode is not supported.
-        UserCodeError: If the environment raises an error while it is reset or stepped. The original error is its cause.
     """
 
     def __init__(self, vec: VectorEnv, facts: Mapping[str, Any], lift: tuple[str, ...] = ()):
@@ -207,9 +202,6 @@ class CheckedEnv(gymnasium.Wrapper):
 
     Gymnasium itself fails on a wrong shape far from its cause, and accepts a class that does not exist. Numbers outside
     the bounds of a Box are accepted, as in Gymnasium.
-
-    Raises:
-        UserCodeError: An observation does not have the structure of its space, or a reward is not a number.
     """
 
     def reset(self, *, seed=None, options=None):
@@ -285,15 +277,7 @@ _render_error: list[UserError] = []  # MuJoCo ends the process at the second att
 
 
 def render_row(vec: VectorEnv, row: int) -> np.ndarray:
-    """Renders one row, (H, W, 3) uint8.
-
-    Args:
-        vec: The vector environment.
-        row: Number of the row.
-
-    Raises:
-        UserError: If this machine cannot render it.
-    """
+    """Renders one row, (H, W, 3) uint8."""
     inner = vec.unwrapped
     with render_errors(not (isinstance(inner, SyncVectorEnv) and mujoco_model(inner.envs[row]) is None)):
         frame = inner.envs[row].render() if isinstance(inner, SyncVectorEnv) else vec.render()[row]
@@ -306,9 +290,6 @@ def render_errors(mujoco: bool) -> Iterator[None]:
 
     Args:
         mujoco: Whether MuJoCo draws, or may draw.
-
-    Raises:
-        UserError: If this machine cannot render it.
     """
     if _render_error and mujoco:
         raise _render_error[0]
@@ -327,11 +308,7 @@ def wrap_vector(vec: VectorEnv, facts: Mapping[str, Any]) -> Env:
     """Wraps a Gymnasium vector environment as an `Env`.
 
     Args:
-        vec: The vector environment.
         facts: Metadata of the environment. "env" is required.
-
-    Raises:
-        UserError: If a space or the autoreset mode is not supported.
     """
     return (RenderableGymVector if vec.render_mode == "rgb_array" else HeadlessGymVector)(vec, facts)
 
@@ -341,7 +318,6 @@ def vectorize(build: Callable[[], gymnasium.Env], rows: int) -> SyncVectorEnv:
 
     Args:
         build: Makes one environment. It must return a new one at each call.
-        rows: Number of copies.
     """
     return SyncVectorEnv([build] * rows, autoreset_mode=AutoresetMode.DISABLED)
 
@@ -361,10 +337,6 @@ def check_api(env: gymnasium.Env, name: str) -> None:
 
     Args:
         env: The environment. It is reset and stepped once.
-        name: Its name, for the error.
-
-    Raises:
-        UserError: If it has other signatures.
     """
     while isinstance(env, gymnasium.Wrapper) and type(env).__module__.startswith("gymnasium."):
         env = env.env  # whatever its author wrote
@@ -398,10 +370,6 @@ def is_mujoco(env: gymnasium.Env) -> bool:
 
 def env_metadata(env: gymnasium.Env, name: str) -> dict[str, Any]:
     """Metadata of a Gymnasium environment.
-
-    Args:
-        env: The environment.
-        name: Its name.
 
     Returns:
         "env" (the name), "version" (package and version), "fps" and "limit" (number of steps).

@@ -31,14 +31,10 @@ class ImageObs(EnvWrapper, Renderable):
     `with_images` makes it.
 
     Args:
-        env: The environment.
         size: Width and height of the images, in pixels.
         cameras: Names of cameras. Empty for the environment's first.
         drawn: The environment inside `env` that is drawn, if `env` changes what is observed or done, and has the same
             columns. None draws `env` itself.
-
-    Raises:
-        UserError: If the environment cannot be drawn, or has no such camera.
     """
 
     def __init__(self, env: Env, size: int = SIZE, cameras: Sequence[str] = (), drawn: Env | None = None):
@@ -122,9 +118,6 @@ class _WithRestore(ImageObs, Restorable):
 
         Args:
             episode: The episode, with what `env` can be restored from.
-
-        Returns:
-            The episode as it would have been recorded here.
         """
         told = {k: torch.from_numpy(np.array(v)) for k, v in episode.steps.items()
                 if k in self.env.features and k != "action"}
@@ -151,15 +144,11 @@ def with_images(env: Env, size: int = SIZE, cameras: Sequence[str] = ()) -> Imag
     The result has an expert and can be restored if the environment does and can.
 
     Args:
-        env: The environment.
         size: Width and height of the images, in pixels.
         cameras: Names of cameras. Empty for the environment's first.
 
     Returns:
         The environment with images. `make(f"{name}@images={size},{camera}")` makes the same.
-
-    Raises:
-        UserError: If the environment cannot be drawn, or has no such camera.
 
     Example:
         >>> with_images(make("metaworld/door-open-v3"), 128, ("corner2", "gripperPOV"))
@@ -174,10 +163,6 @@ def check_images(wanted: Schema, env: Env) -> None:
 
     Args:
         wanted: The columns that the policy reads.
-        env: The environment.
-
-    Raises:
-        UserError: If it does not, but would show them under another name, which the message says.
     """
     missing = {k: f for k, f in wanted.items() if f.kind == "image" and k not in env.features}
     if not missing or not isinstance(env, Renderable) or isinstance(env, ImageObs):

@@ -31,9 +31,6 @@ class SceneRenderer:
     Args:
         model: A model. Others that are built from the same file, such as one for each episode, can be drawn too.
         size: Width and height of the images, in pixels.
-
-    Raises:
-        UserError: If this machine cannot draw.
     """
 
     def __init__(self, model, size: int):
@@ -54,8 +51,6 @@ class SceneRenderer:
         """Draws what a camera sees.
 
         Args:
-            model: The model.
-            data: Its state.
             camera: Name of a camera of the model, or "free" for MuJoCo's own view of the whole.
 
         Returns:

@@ -23,9 +23,6 @@ class ObservationTransform(EnvWrapper):
 
     `transform_episode` changes episodes that were recorded in `env` in the same way. The demonstrations of an expert of
     `env` thereby become demonstrations in the wrapped environment.
-
-    Args:
-        env: The environment.
     """
 
     def __init__(self, env: Env):
@@ -69,15 +66,9 @@ class RandomFeatureObs(ObservationTransform):
     """A column of numbers is observed through a fixed random network with two layers of tanh units.
 
     Args:
-        env: The environment.
         size: Number of components that are observed.
-        column: The column.
         scale: Standard deviation of the first layer's inputs, if each component has a standard deviation of 1. Larger
             values make the observation less linear.
-        seed: Seed of the network.
-
-    Raises:
-        UserError: If the column is not a vector of numbers.
     """
 
     def __init__(self, env: Env, size: int = 64, column: str = "observation.state", scale: float = 1.0, seed: int = 0):
@@ -103,14 +94,10 @@ class RotatedFrame(ObservationTransform):
     """Positions and directions in the plane are given in a rotated frame.
 
     Args:
-        env: The environment.
         angle: Angle of the rotation, in radians.
         points: For each column, the pairs of components that are a position.
         directions: For each column, the pairs of components that are a direction: velocities, displacements.
         center: The position that stays where it is.
-
-    Raises:
-        UserError: If a column has no such components.
 
     Example:
         >>> RotatedFrame(make("fork"), math.pi / 2, {"observation.state": [(0, 1)]}, {"action": [(0, 1)]})
@@ -157,11 +144,7 @@ class HiddenObs(ObservationTransform):
     """Some components of the observation are hidden.
 
     Args:
-        env: The environment.
         hidden: For each column, the components that are hidden: names or numbers. None hides the whole column.
-
-    Raises:
-        UserError: If there is no such column or component.
 
     Example:
         >>> HiddenObs(make("particle"), {"observation.state": ("speed.x", "speed.y")})

@@ -18,10 +18,8 @@ class Canvas:
     """Images of a square, painted for all rows at once. The y axis points up.
 
     Args:
-        rows: Number of images.
         size: Width and height of an image, in pixels.
         low: Lower left corner of the square.
-        side: Side of the square.
     """
 
     def __init__(self, rows: int, size: int, low: tuple[float, float], side: float):
@@ -34,7 +32,6 @@ class Canvas:
 
         Args:
             at: Centers, (rows, 2).
-            radius: The radius.
             color: Red, green and blue, 0 to 255.
         """
         self._paint(at, radius, lambda x, y: np.sqrt(x * x + y * y) - radius, color)

@@ -41,8 +41,6 @@ class Shift:
     """A change of the environment or of the actor, with a severity in natural units.
 
     Args:
-        name: Its name.
-        description: Description in words.
         unit: Unit of the severity.
         levels: Severities that are tried by default, in increasing order, without 0.
         world: Returns the environment at a severity. Severity 0 must behave like the original.
@@ -74,15 +72,10 @@ class Shifted(Env):
     """Base class of environments that change the observations or actions of another by a severity.
 
     Args:
-        env: The environment.
         severity: How strong the change is. 0 changes nothing.
 
     Attributes:
-        name: Name of the shift.
         max_severity: Largest severity. If `is_integer`, severities are whole numbers.
-
-    Raises:
-        UserError: If the severity is out of range.
     """
 
     name: str
@@ -118,11 +111,7 @@ class Shifted(Env):
         """Changes the observations after a reset.
 
         Args:
-            obs: Observations of all rows.
             which: Rows that have just been reset, (n,).
-
-        Returns:
-            Observations of all rows.
         """
         return self.shift_obs(obs)
 
@@ -146,7 +135,6 @@ class SensorNoise(Shifted):
     """Gaussian noise on every observed number, drawn again at every step.
 
     Args:
-        env: The environment.
         severity: Standard deviation of the noise, in units of `spread`.
         spread: Unit of each component, by column.
     """
@@ -284,9 +272,6 @@ class MovedState(Shifted):
     """A toy whose episodes start from changed states.
 
     Args:
-        env: The toy.
-        severity: How strong the change is.
-        name: Name of the shift.
         move: ``move(state, key, severity)`` returns the changed entries of the state (name -> (n, ...)) of the rows
             that begin, with the keys (n,).
         most: Largest severity.
@@ -331,9 +316,6 @@ class PhysicsShift(Shifted):
     """Changed MuJoCo models. Models that are built for each episode (Meta-World) are changed when it begins.
 
     Args:
-        env: The environment.
-        severity: How strong the change is.
-        name: Name of the shift.
         change: Called as ``change(model, severity)``. It changes the model in place.
         most: Largest severity.
     """
@@ -455,7 +437,6 @@ def available_shifts(env: Env, spread: Callable[[], Mapping[str, Tensor]]) -> di
     """All shifts of an environment by name: its own, and those that its observations and actions allow.
 
     Args:
-        env: The environment.
         spread: Returns the unit of each observed component, see `SensorNoise`. It is called when it is needed.
     """
     kinds = {f.kind for k, f in env.features.items() if role(k) == "observation"}

@@ -25,7 +25,6 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
     again.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
 
     Attributes:

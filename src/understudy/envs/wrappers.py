@@ -22,13 +22,8 @@ class WrappedEnv(Env):
     `env`: bit for bit if the period is 1, and with the same outcomes if it is longer.
 
     Args:
-        env: The environment.
-        wrapper: What the actor observes and what its actions mean.
         discount: Discount per step of `env`. The discount of one action, ``discount**period``, is
             `metadata["discount"]`.
-
-    Raises:
-        UserError: If the wrapper does not fit the environment.
     """
 
     def __init__(self, env: Env, wrapper: ActionWrapper, discount: float = 1.0):

@@ -69,7 +69,6 @@ class PredictionError:
     The predicted action is the mean of the samples. Only steps from the current one on count.
 
     Attributes:
-        name: The component.
         policy: Mean absolute error, in the unit of the component. For discrete actions, the fraction of wrong ones.
         average: The same of always predicting the mean action of the other episodes (the most frequent class).
         last_action: The same of repeating the last recorded action. At the first step of an episode there is none, and
@@ -127,7 +126,6 @@ class ActionPrediction:
             None if all are constant.
         by_component: The same for each component.
         steps_ahead: Number of steps of a chunk over which this error is the mean, from the current one on.
-        is_discrete: Whether actions are classes.
         of_latents: Whether the errors are those of latents (see `evaluate_action_prediction`).
     """
 
@@ -305,7 +303,6 @@ def evaluate_action_prediction(
     """Compares the plans of a policy with the recorded actions of episodes.
 
     Args:
-        policy: The policy to evaluate.
         data: The data after the transforms of the method. Episodes that are not evaluated give the units and the
             average action.
         episodes: Numbers of the episodes to evaluate; None for all. See `episodes_to_evaluate`.
@@ -315,9 +312,6 @@ def evaluate_action_prediction(
         n_examples: Number of episodes whose plans are kept for a figure: the one with the median error, the worst and
             the best.
         of_latents: The actions of the policy are latents of skills, as with a `SkillWrapper`. The result then says so.
-
-    Raises:
-        UserError: If the data does not fit the policy or contains NaN or infinity.
     """
     policy.check_features(data.features(), str(data.metadata.get("path", "data set")))
     check_training_data(policy, data)
@@ -467,13 +461,10 @@ def _prediction_errors(rows: Mapping[str, np.ndarray], current: np.ndarray, last
     """Errors of the predicted action and of two predictions without a policy.
 
     Args:
-        rows: What `_batch_errors` returns, of all windows.
         current: True for steps that count, (N, H).
         last_action: The last recorded action before each window, (N, A).
         average: (A,).
-        names: Names of the components.
         constant: Whether a component never changes, (A,).
-        is_discrete: Actions are classes.
 
     Returns:
         Errors of the policy at the steps that count, (M, A), and the mean errors of each component.

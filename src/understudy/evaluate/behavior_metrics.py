@@ -190,13 +190,10 @@ def measure_behavior(
     The unit of every interval is the episode; for the entropy it is the start.
 
     Args:
-        episodes: The rollouts.
         env: Their environment. It may report modes and margins.
         demonstrations: The training data of the policy, or other data to compare with. If they share no numeric column
             with the rollouts, the result says so and nothing is compared.
         repeated: Rollouts from repeated starts (`modes.rollout_repeated_starts`).
-        latency: Decision times.
-        level: Confidence level of the intervals.
     """
     why: list[str] = []
     shown, near = demonstrations, None

@@ -156,14 +156,10 @@ def compare_all(policies: Mapping[str, MethodRuns], *, level: float = LEVEL) -> 
 
     Args:
         policies: Evaluations by name: one per checkpoint, or several per method, one for each training seed.
-        level: Confidence level of the intervals.
 
     Returns:
         The comparison. `needed` is the number of episodes (or seeds) that would detect a difference as large as the
         observed one with probability 0.8, at level (1 - level) / pairs. It is as uncertain as that difference.
-
-    Raises:
-        UserError: There are fewer than two policies, or their starts or numbers of seeds differ.
     """
     if len(policies) < 2:
         raise UserError(f"a comparison needs at least two policies, not {len(policies)}", where="compare",

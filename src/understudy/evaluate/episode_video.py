@@ -31,12 +31,6 @@ def write_video(episode: Episode, path: Path | str, env: Env | None = None, *, f
         env: Environment that is put into every recorded step and drawn, if the episode has no camera. Its map is needed
             for .svg.
         fps: Frames per second. None for the environment's rate, or 10.
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: If there is nothing to draw, or the suffix is unknown.
     """
     path = Path(path)
     if path.suffix == ".svg":
@@ -66,7 +60,6 @@ def film_strip(episode: Episode, max_frames: int = 8, side: int = 192) -> plots.
     """Frames of an episode's first camera, evenly spaced, the first and the last included.
 
     Args:
-        episode: The episode.
         max_frames: Largest number of frames.
         side: Largest height and width of a frame, pixels.
 

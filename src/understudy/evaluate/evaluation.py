@@ -167,18 +167,8 @@ def evaluate(actor: Actor, env: Env, episodes: int = 100, seed: int = 0, *, leve
     An episode is a success if the environment reports it in `info["success"]` at any step.
 
     Args:
-        actor: The actor to evaluate.
-        env: The environment.
-        episodes: Number of episodes.
         seed: Seed of the episodes, 0 or larger.
-        level: Confidence level of the intervals.
         watch: Called as `watch(number, episode)` when an episode ends.
-
-    Returns:
-        The rollouts with success rate and return.
-
-    Raises:
-        UserError: `episodes` is less than 1, or the actor does not fit the environment.
     """
     if episodes < 1:
         raise UserError(f"an evaluation needs at least one episode, not {episodes}", where="evaluate", hint="such as "
@@ -192,9 +182,7 @@ def evaluation_of(episodes: Dataset, seconds: float = math.nan, level: float = L
     """The evaluation of existing rollouts, which may come from disk.
 
     Args:
-        episodes: The rollouts.
         seconds: Wall-clock time that they took, seconds.
-        level: Confidence level of the intervals.
     """
     ended = [bool(e.metadata["success"]) for e in episodes if "success" in e.metadata]
     success = stats.clopper_pearson(sum(ended), len(ended), level) if len(ended) == len(episodes) else None
@@ -208,7 +196,6 @@ def aggregate_seeds(runs: Sequence[Evaluation], level: float = LEVEL) -> MethodE
 
     Args:
         runs: Evaluations, one per training seed.
-        level: Confidence level of the intervals.
     """
     for other in runs[1:]:
         _check_same_starts(runs[0], other)
@@ -230,10 +217,6 @@ def compare(
         a: An evaluation, or one for each training seed.
         b: Likewise, on the same starts.
         metric: "success" or "return". By default success, if it is defined.
-        level: Confidence level of the interval.
-
-    Raises:
-        UserError: The starts or the numbers of seeds differ, or success is not defined.
     """
     first, second = _as_runs(a), _as_runs(b)
     if len(first) != len(second):
@@ -283,7 +266,6 @@ def verdict(
     Args:
         a: An evaluation, or one per training seed.
         b: The same of a second policy. None for a verdict on the first alone.
-        names: Names of both.
     """
     return " ".join(verdict_parts(a, b, names))
 
@@ -295,7 +277,6 @@ def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, 
     Args:
         a: An evaluation, or one per training seed.
         b: The same of a second policy, or None.
-        names: Names of both.
     """
     runs = _as_runs(a)
     what = "success" if runs[0].success is not None else "return"
@@ -343,10 +324,7 @@ def sequential_verdict_parts(
     """As `verdict_parts`, for a sequential test in the given state.
 
     Args:
-        test: The test.
-        state: Its state.
         successes: Number of successes of each policy in `names`.
-        names: Names of the policies.
         unit: What is counted, such as "episodes".
     """
     says, now, two = test.verdict(state), test.interval(state), isinstance(test, SequentialDifferenceTest)

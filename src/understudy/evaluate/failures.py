@@ -31,7 +31,6 @@ class FailureGroup:
     Attributes:
         episode_indices: Numbers of the episodes, the most typical one first.
         steps: When the episodes ended: (first, median, last).
-        n_timeouts: Number of episodes that reached the time limit.
         end_location: Where they end, in words.
         start_distance: Distance of their starts from demonstrated states, relative to that of successes. None if
             unknown.
@@ -95,7 +94,6 @@ def group_failures(
     group.
 
     Args:
-        episodes: Rollouts of a policy.
         env: The environment, for where the episodes ended on its map.
         demonstrations: Index of the demonstrations, for how far failures are from them.
         max_groups: Largest number of groups.
@@ -217,8 +215,6 @@ def failure_figures(groups: Sequence[FailureGroup], episodes: Dataset, env: Env 
     executed again from the same start.
 
     Args:
-        groups: The groups.
-        episodes: All episodes of the evaluation.
         env: The environment. What it can draw decides what is shown.
     """
     if not groups:

@@ -119,7 +119,6 @@ class TrialDesign:
         """The session after an event.
 
         Args:
-            session: The session so far.
             event: One of:
 
                 ``{"event": "begin"}``                      a trial starts; a trial that was running counts as spoiled
@@ -128,9 +127,6 @@ class TrialDesign:
                 ``{"event": "scrap"}``                      the round does not count, and is repeated in another order
                 ``{"event": "correct", "label": ...}``      replaces the last label
                 ``{"event": "end"}``                        no more trials; the names of the policies may be shown
-
-        Returns:
-            The new session.
 
         Raises:
             UserError: If the event is not possible now.
@@ -253,11 +249,7 @@ class TrialLog:
         """Opens or creates the journal of an evaluation, for one process at a time.
 
         Args:
-            path: The file.
             about: JSON that describes the evaluation.
-
-        Raises:
-            UserError: The journal belongs to another evaluation, or is damaged.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)

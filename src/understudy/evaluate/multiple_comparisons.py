@@ -55,9 +55,6 @@ def compact_letter_display(
     Args:
         is_different: Whether two policies are told apart, (n, n).
         order: Indices of the policies, best first. The default is their order. `a` belongs to the best.
-
-    Returns:
-        The letters of each policy.
     """
     apart = _check_symmetric(is_different)
     n = len(apart)

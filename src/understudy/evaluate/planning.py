@@ -62,7 +62,6 @@ def plan(first: float, second: float, alpha: float = 1 - LEVEL, power: float = 0
     Args:
         first: Success rate of the first policy.
         second: Success rate of the second policy.
-        alpha: Level of the test.
         power: Probability of naming the better policy.
     """
     _check_arguments(first, second, alpha, power, ("the first rate", "the second rate"))
@@ -119,9 +118,7 @@ def paired_power(first: float, second: float, pairs: int, correlation: float = 0
     Args:
         first: Success rate of the first policy.
         second: Success rate of the second policy.
-        pairs: Number of pairs.
         correlation: Correlation of the two outcomes of a pair.
-        alpha: Significance level.
 
     References:
         Connor (1987), Sample Size for Testing Differences in Proportions for the Paired-Sample Design, for an
@@ -142,7 +139,6 @@ def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LE
         first: Success rate of the first policy.
         second: Success rate of the second policy.
         each: Number of rollouts of each policy.
-        alpha: Significance level.
     """
     better, worse = max(first, second), min(first, second)
     k, j = _likely_counts(each, better), _likely_counts(each, worse)
@@ -166,9 +162,7 @@ def rate_power(rate: float, threshold: float, trials: int, alpha: float = 1 - LE
     """Exact probability that the Clopper-Pearson interval excludes a threshold on the side of the rate.
 
     Args:
-        rate: Success rate of the policy.
         threshold: The success rate to exclude.
-        trials: Number of rollouts.
         alpha: 1 less the confidence level.
     """
     if rate < threshold:
@@ -190,9 +184,6 @@ def smallest_detectable_effect(
         For a `SequentialRateTest`: the highest detectable rate below the threshold, and the lowest above it. For a
         `SequentialDifferenceTest`: the smallest detectable difference (-d, d) in the best case, in which the worse
         policy never succeeds where the better one fails. NaN if there is none.
-
-    Raises:
-        UserError: If the test has no `max_rollouts`.
     """
     n = test.max_rollouts
     if n is None:

@@ -118,7 +118,6 @@ def visible_area(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str,
 
     Args:
         plane: The map, see `PlanarMap.map`.
-        data: The episodes.
     """
     if plane.get("marks"):
         return dict(plane)
@@ -272,12 +271,6 @@ def difference_bar(first: str, second: str, difference: float, low: float, high:
     """Figure of a paired difference, first minus second, with its interval. The line in the middle is no difference.
 
     Args:
-        first: Name of the first policy.
-        second: Name of the second policy.
-        difference: The difference.
-        low: Lower limit.
-        high: Upper limit.
-        level: Confidence level of the interval.
         percent: Whether the values are rates, shown in percentage points.
     """
     ends = [abs(v) for v in (difference, low, high) if math.isfinite(v)]
@@ -424,11 +417,8 @@ def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str
 
     Args:
         series: Name -> (x, y). What is not finite, or not positive on a logarithmic axis, is left out.
-        x_name: Label of the x axis.
         y_name: What is measured, for the alternative text.
         log: Logarithmic y axis.
-        log_x: Logarithmic x axis.
-        dots: Draw a dot at every point.
         low: Lower end of the y axis; that of the data by default.
         high: Upper end of the y axis; that of the data by default.
         bands: Name -> (low, high) around that series.
@@ -492,7 +482,6 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
 
     Args:
         rows: Its values in each episode.
-        name: Its name.
         last_step: Right end of the x axis.
         low: Lower end of the y axis.
         high: Upper end of the y axis.
@@ -519,9 +508,6 @@ def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, h
     """Figure of a value with its interval at each of several evenly spaced levels.
 
     Args:
-        names: Names of the levels.
-        values: Value at each level.
-        x_name: Name of the axis of levels.
         half_value: Where to draw a line. NaN for none.
         as_fraction: Whether values are fractions from 0 to 1.
     """
@@ -561,7 +547,6 @@ def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24)
 
     Args:
         values: The values. Those that are not finite are left out.
-        x_name: Name of the axis.
         of: What is counted.
         bins: Largest number of bars.
     """
@@ -604,8 +589,6 @@ def bars(rows: Sequence[tuple[str, float, float | None]], name: str, reference_n
 
     Args:
         rows: Label, value, and second value or None.
-        name: Name of the values.
-        reference_name: Name of the second values.
     """
     left, right, step = 128.0, WIDTH - 58.0, 28
     top = 26 if reference_name else 2
@@ -637,8 +620,6 @@ def plan_fan(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], comp
     Args:
         actions: Recorded actions, (T, A).
         chunks: The step at which chunks start, and the chunks (K, H, A). They are lines, or dots if they have one step.
-        component: Number of the component.
-        name: Name of the component.
     """
     truth = np.asarray(actions, float)[:, component]
     length = len(truth)
@@ -700,11 +681,7 @@ def _circle(at: tuple[float, float], radius: float, **attributes) -> str:
 
 
 def _legend(styles: Mapping[str, tuple[str, str]]) -> tuple[list[str], int]:
-    """A line with color, dash pattern and name of each series, and the number of rows of the legend.
-
-    Args:
-        styles: Name -> color and dash pattern.
-    """
+    """A line with color, dash pattern and name of each series, and the number of rows of the legend."""
     parts, x, row = [], 0.0, 0
     for name, (color, dash) in styles.items():
         width = 52 + 7.4 * len(_truncate(name, 40))

@@ -35,21 +35,12 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
     environment reported success for the first time after some episodes had been written, only the metadata mark these.
 
     Args:
-        env: The environment.
-        actor: The actor.
-        episodes: Total number of episodes.
-        out: Folder of the data set.
-        seed: Seed of the episodes.
-        actor_name: Name of the actor, stored in every episode.
         images: How images are stored. "png" loses nothing.
         watch: Called as `watch(number, episode)` when an episode ends.
         on_saved: Called from another thread with the number of each episode, in order, once it would survive a power
             cut.
         workers: Runs the rollouts instead of `actor` and `env`.
         fps: Steps per second, for an environment that does not state its own.
-
-    Raises:
-        UserError: `out` contains something else.
     """
     out = Path(out)
     first = n_recorded(out, env, seed, actor_name)
@@ -102,13 +93,7 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
     """Number of episodes of a recording, after an interrupted one has been repaired.
 
     Args:
-        out: Folder of the recording.
         env: The environment, which must be the recorded one.
-        seed: Seed of the recording.
-        actor_name: Who acts.
-
-    Raises:
-        UserError: If the folder contains something else.
     """
     if out.is_dir() and not any(out.iterdir()):
         out.rmdir()
@@ -153,11 +138,7 @@ class UniformRandomActor(Actor):
 
 
 def expert_actor(env: Env) -> Actor:
-    """The expert of the environment.
-
-    Raises:
-        UserError: It has none.
-    """
+    """The expert of the environment."""
     if not isinstance(env, HasExpert):
         raise UserError(f"{env.metadata['env']} has no expert", hint="record random actions with "
                         "--actor random, or your own demonstrations with "

@@ -92,15 +92,10 @@ def replay(data: Dataset, env: Env, episodes: Sequence[int] | None = None, state
     grow.
 
     Args:
-        data: The data set.
-        env: The environment.
         episodes: Numbers of the episodes. None for all.
         state: Restore every step.
         tolerance: Largest relative difference that counts as equal.
         watch: Called with each replayed episode.
-
-    Raises:
-        UserError: Neither start is possible, or columns have other shapes than in the environment.
     """
     numbers = range(len(data)) if episodes is None else episodes
     if bad := [n for n in numbers if not 0 <= n < len(data)]:

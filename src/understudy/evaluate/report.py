@@ -239,15 +239,8 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
     """Write an HTML page that needs no other file.
 
     Args:
-        path: The file.
-        title: Title of the page.
-        sections: What it shows, in order.
         verdict: Up to three sentences for the top: the result, its certainty, and what it is about (see
             `verdict_parts`).
-        footer: Text at the end.
-
-    Returns:
-        The file.
     """
     kinds = ("head", "sure", "about")
     said = "".join(f'<p class="{k}">{_unicode_minus(escape(t))}</p>' for k, t in zip(kinds, verdict, strict=False) if t)
@@ -277,18 +270,13 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
     """Write a page about one or two policies.
 
     Args:
-        path: The HTML file.
         runs: Evaluation of each policy, by its name.
         env: The environment, for drawing trajectories.
         training: Lines of metrics.jsonl, by the policy's name.
-        data: The demonstrations.
         behavior: Behavior metrics, by the policy's name.
         commands: What to do next: pairs of a command and what it does.
         title: Title of the page. None for one made of the names.
         of_latents: Names of the policies whose held-out errors in `training` are those of latents.
-
-    Returns:
-        The file.
     """
     names, judged = list(runs), list(runs.values())
     title = title or f"{' and '.join(names)} in {judged[0].env}"
@@ -530,7 +518,6 @@ def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
     """Section on the demonstrations that the policies learned from.
 
     Args:
-        data: The demonstrations.
         env: The environment, for drawing trajectories.
     """
     lengths, features = [len(e) for e in data], data.features()
@@ -564,12 +551,7 @@ def write_comparison_report(c: Comparison, path: Path | str, title: str | None =
     """Write a page about several policies on the same starts: how good each is, and which can be told apart.
 
     Args:
-        c: The comparison.
-        path: The HTML file.
         title: Title of the page. None for one made of the names.
-
-    Returns:
-        The file.
     """
     success, shared, places = c.metric == "success", c.letters, c.ranks
     each = [(f"{c.names[i]}  ({shared[i]})", c.estimates[i], f"letters {shared[i]}") for i in c.ranking]
@@ -613,13 +595,8 @@ def write_prediction_report(prediction: ActionPrediction, path: Path | str, titl
     """Write a page about a policy that was evaluated on recorded episodes.
 
     Args:
-        prediction: The evaluation.
-        path: The HTML file.
         title: Title of the page. None for one made of the name.
         commands: What to do next: pairs of a command and what it does.
-
-    Returns:
-        The file.
     """
     sections = prediction_sections(prediction)
     if commands:

@@ -22,7 +22,6 @@ def interquartile_mean(values, axis: int | None = None):
     Rare values affect it less than the mean, and it uses more of the data than the median.
 
     Args:
-        values: The values.
         axis: Axis to average over. None for all values.
 
     References:
@@ -46,9 +45,6 @@ def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.me
 
     Returns:
         The statistic and its interval. The limits are NaN for fewer than three values, or if a value is not finite.
-
-    Raises:
-        ValueError: If the values are not one list.
 
     References:
         Efron (1987), Better Bootstrap Confidence Intervals.

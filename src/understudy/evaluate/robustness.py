@@ -103,7 +103,6 @@ def half_success_level(severities: Sequence[float], values: np.ndarray, level: f
     Args:
         severities: L severities that rise from 0.
         values: (L, episodes), with the same starts at each severity.
-        level: Confidence level.
     """
     x, tried = np.asarray(values, float), np.asarray(severities, float)
     if tried[0] != 0 or (np.diff(tried) <= 0).any():
@@ -176,11 +175,8 @@ def sweep_severities(
     """Runs episodes 0 to episodes-1 of a seed at every level of every shift, and once without a shift.
 
     Args:
-        actor: The actor.
         build: Makes this many new copies of the environment, because a shift may change them.
-        shifts: The shifts.
         episodes: Number of episodes at each level.
-        seed: Seed of the episodes.
         rows: Number of environments that run at the same time. It affects only the time.
         results_file: File for finished episodes. A later call continues from it, for the same environment, seed and
             actor.
@@ -329,12 +325,6 @@ def hardest_episode(
 ) -> tuple[int, plots.Figure] | None:
     """An episode at the hardest level of a sweep: the first failure, if there is one.
 
-    Args:
-        actor: The policy.
-        build: Makes the environment with a number of copies.
-        sweep: The sweep.
-        seed: Seed of the sweep.
-
     Returns:
         Number of the episode, and four frames of it. None if nothing can be drawn.
     """
@@ -425,14 +415,7 @@ def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, e
     """Write a page with a curve of each shift.
 
     Args:
-        path: The HTML file.
-        sweeps: One sweep per shift.
-        name: Name of the policy.
-        env: The environment.
         hardest_episodes: By the name of the shift, the number of an episode at its hardest level and frames of it.
-
-    Returns:
-        The file.
     """
     of, hardest_episodes = "return" if sweeps[0].success is None else "success", hardest_episodes or {}
     items = tuple(

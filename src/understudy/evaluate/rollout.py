@@ -32,11 +32,6 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     The actor also observes `last.reward` (B,), the reward of the step before, which is not recorded.
 
     Args:
-        actor: The actor.
-        env: The environment.
-        episodes: Number of episodes.
-        seed: Seed of the episodes.
-        first: Number of the first episode.
         watch: Called as `watch(number, episode)` when an episode ends.
 
     Returns:
@@ -69,10 +64,7 @@ class _RunningEpisodes:
 
     Attributes:
         number: Number of the episode of each row. -1 for none.
-        began: Value of the clock when the episode of each row began.
         clock: Number of steps so far.
-        upcoming: Number of the next episode to begin.
-        history: Steps of all rows, from the earliest one that is still needed.
     """
 
     def __init__(self, actor: Actor, env: Env, episodes: range, seed: int):
@@ -191,12 +183,7 @@ def _check_action_shape(action: Tensor, env: Env) -> None:
 
 
 def with_success_column(episode: Episode, is_reported: bool) -> Episode:
-    """Add or remove `next.success`, so that all episodes have it if the environment has reported success so far.
-
-    Args:
-        episode: The episode.
-        is_reported: Whether the environment has reported success.
-    """
+    """Add or remove `next.success`, so that all episodes have it if the environment has reported success so far."""
     if ("next.success" in episode.steps) == is_reported:
         return episode
     column = np.zeros(len(episode), bool) if is_reported else None

@@ -41,7 +41,6 @@ class SequentialRateTest:
     capital is the beta-binomial likelihood divided by that of `threshold` (Robbins 1970).
 
     Args:
-        threshold: The rate to test against.
         max_rollouts: Largest number of rollouts, for the futility rule.
     """
 
@@ -138,12 +137,8 @@ class SequentialDifferenceTest:
         """Add the results of one start.
 
         Args:
-            state: The state so far.
             first: Whether the first policy succeeded.
             second: Whether the second policy succeeded.
-
-        Returns:
-            The new state.
         """
         return {"pairs": state["pairs"] + 1, "first": state["first"] + (bool(first) and not second),
                 "second": state["second"] + (bool(second) and not first)}

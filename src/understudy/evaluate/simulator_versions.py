@@ -14,7 +14,6 @@ def version_warning(recorded: Mapping[str, Sequence[str]], env: Env, what: str) 
 
     Args:
         recorded: Simulators by environment, as in the metadata of data and in the provenance of a policy.
-        env: The environment.
         what: Start of the warning, such as "the data were recorded in".
     """
     now, name = env.metadata.get("simulator"), _base_name(str(env.metadata["env"]))

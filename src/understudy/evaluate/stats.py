@@ -39,7 +39,6 @@ def clopper_pearson(successes: float, trials: float, level: float = LEVEL) -> In
 
     Args:
         successes: Number of successes. It need not be whole: see `two_level_rate`.
-        trials: Number of trials.
         level: Confidence level, from 0 to 1.
 
     Returns:
@@ -60,8 +59,6 @@ def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
     Clopper-Pearson's.
 
     Args:
-        successes: Number of successes.
-        trials: Number of trials.
         level: Confidence level, from 0 to 1.
 
     Returns:
@@ -147,9 +144,6 @@ def newcombe_paired(both: int, b: int, c: int, neither: int, level: float = LEVE
         c: Number of pairs in which only the second succeeds.
         neither: Number of pairs in which both fail.
         level: Confidence level, from 0 to 1.
-
-    Returns:
-        The difference, first minus second, and its interval.
 
     References:
         Newcombe (1998), Improved Confidence Intervals for the Difference between Binomial Proportions Based on Paired
@@ -249,11 +243,7 @@ def two_level_rate(
     Args:
         values: One row per training seed, one column per start, (seeds, episodes). The starts are the same for all
             seeds. A measure with one value per training run has one column.
-        level: Confidence level.
         kind: What the values are. A measure that happens to be all 0 and 1 is not a rate unless declared.
-
-    Raises:
-        ValueError: Fewer than two seeds, rows of unequal length, or values that the kind does not allow.
 
     References:
         Korn and Graubard (1998), Survey Methodology 24:193. Owen (2007), Annals of Applied Statistics 1:386.
@@ -280,9 +270,6 @@ def two_level_mean(values: Sequence[Sequence[float] | np.ndarray] | np.ndarray, 
     Args:
         values: One array of values per training seed, (seeds, episodes).
         level: Confidence level, from 0 to 1.
-
-    Returns:
-        The mean and its interval.
     """
     return two_level_rate(values, level, kind="real")
 
@@ -303,11 +290,7 @@ def two_level_difference(first: Sequence[Sequence[float]] | np.ndarray, second: 
         first: Values of the first method, (seeds, episodes).
         second: Values of the second method on the same seeds and starts, in the same places. Seeds are paired because
             both methods of a seed usually learn from the same demonstrations.
-        level: Confidence level.
         kind: What the values are, as in `two_level_rate`.
-
-    Raises:
-        ValueError: As `two_level_rate`, or if the two shapes differ.
 
     References:
         Zou and Donner (2008), Statistics in Medicine 27:1693. Searle, Casella and McCulloch (1992), Variance
@@ -333,8 +316,6 @@ def difference_p(d: np.ndarray, supposed: float, kind: Kind = "rate") -> float:
 
     Args:
         d: Differences of the two methods' values, (seeds, episodes).
-        supposed: Difference under the hypothesis.
-        kind: What the two methods' values are.
     """
     if kind == "rate" and d.min() == d.max():
         b, c, n = _ties(d)
@@ -361,7 +342,6 @@ def crossed_margin(d: np.ndarray, tail: float, kind: Kind = "real") -> np.ndarra
     Args:
         d: Values of any number of tables, (..., seeds, episodes).
         tail: Probability left out on each side.
-        kind: What the values, or those whose differences they are, are.
 
     Returns:
         The margin, (...).
@@ -411,9 +391,6 @@ def seeds_not_excluded(seeds: int, level: float = LEVEL) -> float:
     Args:
         seeds: Number of training seeds, all of them good.
         level: Confidence level, from 0 to 1.
-
-    Raises:
-        ValueError: If there are no seeds.
     """
     if seeds < 1:
         raise ValueError(f"The number of training seeds must be at least 1, not {seeds}.")
@@ -482,8 +459,6 @@ def beta_posterior(successes: float, trials: float, level: float = LEVEL,
     """Credible interval of a probability, with a beta prior.
 
     Args:
-        successes: Number of successes.
-        trials: Number of trials.
         level: Posterior probability of the interval. Both sides leave out equal probabilities.
         prior: Parameters of the beta distribution. (0.5, 0.5) is Jeffreys' prior, whose interval covers `level` on
             average (Brown, Cai and DasGupta 2001). (1, 1) is flat.
@@ -504,8 +479,6 @@ def probability_above(
     """Posterior probability that a rate is above a threshold.
 
     Args:
-        successes: Number of successes.
-        trials: Number of trials.
         threshold: The threshold, from 0 to 1.
         prior: As for `beta_posterior`.
     """
@@ -539,9 +512,6 @@ def permutation_p_value(first, second) -> float:
 
     Returns:
         The p-value. The smallest one is 0.1 with 3 against 3 runs, 0.029 with 4 against 4, and 0.008 with 5 against 5.
-
-    Raises:
-        ValueError: If the forms differ.
     """
     x, y = np.asarray(first, float), np.asarray(second, float)
     if x.ndim != y.ndim or x.shape[-1:] != y.shape[-1:] or x.ndim not in (1, 2) or x.size == 0 or y.size == 0:

@@ -35,12 +35,6 @@ def teleoperate(env: Env, keyboard: Keyboard, episodes: int, out: Path | str, se
     saved with `enter` before the environment ended them have the metadata "stopped".
 
     Args:
-        env: The environment.
-        keyboard: The keyboard.
-        episodes: Total number of episodes.
-        out: Folder of the data set.
-        seed: Seed of the episodes.
-        images: How images are stored.
         on_saved: Called with the number of each saved episode.
         show: Draws the image and the help, in `lines` lines of text.
         lines: Height of the image in lines.
@@ -157,7 +151,6 @@ def render_ansi(frame: np.ndarray, lines: int) -> str:
 
     Args:
         frame: The image, (H, W, 3) uint8.
-        lines: Number of lines of text.
     """
     wide = round(2 * lines * frame.shape[1] / frame.shape[0])
     small = resize(frame, (2 * lines, wide)).astype(int)

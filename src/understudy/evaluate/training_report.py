@@ -82,7 +82,6 @@ def write_training_report(path: Path | str, runs: Mapping[str, TrainingCurves],
     """Writes a page with the curves of runs. Nothing in it is loaded from elsewhere.
 
     Args:
-        path: The HTML file.
         runs: Name -> measurements of a run.
         commands: (command, what it does) of what to do next.
 

@@ -55,13 +55,6 @@ def load_actor_and_env(run: Path | str, env: str, rows: int = 16, *, device: str
 
     Args:
         run: Run folder, checkpoint or exported policy.
-        env: Name of the environment.
-        rows: Number of copies of the environment.
-        device: Device of the policy.
-        trust: Packages whose code may run.
-
-    Returns:
-        The actor and the environment.
     """
     made = make(env, rows, trust)
     return load_actor(run, device=device, rows=16, trust=trust, features=made.features), made
@@ -80,10 +73,7 @@ def evaluate_parallel(
 
     Args:
         setup: Called in each worker. It returns the actor and the environment.
-        episodes: Number of episodes.
-        seed: Decides the starts. The same seed gives the same starts.
         workers: Number of processes, or a Ray address.
-        level: Confidence level of the intervals.
         watch: Called with the number of each episode that ended, and the episode.
 
     Returns:
@@ -159,13 +149,7 @@ class WorkerPool:
         """Roll episodes out, as `rollout.rollout`: the same episodes for any number of workers.
 
         Args:
-            episodes: Number of episodes.
-            seed: Decides the starts.
-            first: Number of the first episode.
             watch: Called with the number of each episode that ended, and the episode.
-
-        Returns:
-            The episodes, in order.
 
         Raises:
             UserError: If the workers have not been started.

@@ -20,12 +20,7 @@ class ContractViolation(AssertionError):
 
 
 def require(promise: bool, what: str) -> None:
-    """Raises ContractViolation if a condition is False, also if Python runs with -O, unlike `assert`.
-
-    Args:
-        promise: The condition.
-        what: The message.
-    """
+    """Raises ContractViolation if a condition is False, also if Python runs with -O, unlike `assert`."""
     if not promise:
         raise ContractViolation(what)
 
@@ -34,9 +29,6 @@ def require_equal(one: Tensor, other: Tensor, what: str, near: float = 0.0) -> N
     """Raises ContractViolation if two tensors differ.
 
     Args:
-        one: A tensor.
-        other: The tensor that should be equal.
-        what: The message.
         near: Relative tolerance. The absolute tolerance is a tenth of it.
     """
     try:
@@ -49,8 +41,6 @@ def require_finite(x: Tensor, shape: tuple[int, ...], what: str, axes: str) -> N
     """Raises ContractViolation if a tensor has another shape, or a number that is NaN or infinite.
 
     Args:
-        x: The tensor.
-        shape: The shape that it should have.
         what: What it is, for the message.
         axes: The names of its axes, such as "(B, H, A)".
     """

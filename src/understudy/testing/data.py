@@ -25,11 +25,7 @@ def check_codec(codec: Codec, target: Feature | None = None) -> None:
     fitted.
 
     Args:
-        codec: The codec.
         target: Feature of the target. By default two numbers.
-
-    Raises:
-        ContractViolation: With the part of the contract that does not hold.
     """
     features = {STATE: Feature("float32", (2,)), "observation.images.front": Feature("uint8", (4, 4, 3), "image"),
                 "observation.words": Feature("uint8", (9,), "text"),
@@ -72,12 +68,7 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
 
     Args:
         to: Name of the format.
-        data: The episodes to write.
         folder: An existing folder for the files.
-        options: Options of the writer.
-
-    Raises:
-        ContractViolation: With the part of the contract that does not hold.
     """
     from ..data.formats import _format_module as module
     from ..data.formats import conversion_losses, sidecar, write_dataset
@@ -131,12 +122,8 @@ def check_column_change(change: EpisodeTransform, data: Dataset, provided: Seque
     each other.
 
     Args:
-        change: The column change.
         data: Two or more episodes of different columns, without the added ones. Lengths may differ.
         provided: Columns that environments or planners give, such as "observation.goal".
-
-    Raises:
-        ContractViolation: With the part of the contract that does not hold.
     """
     if not isinstance(change, ColumnChange):
         unknown = [name for episode in data for name in _changed_observations(change, episode)

@@ -27,11 +27,6 @@ def check_env(build: Callable[[int], Env], episodes: int = 4, seed: int = 0) -> 
 
     Args:
         build: `build(rows)` makes that many copies of the environment.
-        episodes: Number of episodes.
-        seed: Seed of the episodes.
-
-    Raises:
-        ContractViolation: With the part of the contract that does not hold.
     """
     env = build(3)
     try:
@@ -72,12 +67,6 @@ def check_shift(build: Callable[[int], Env], shift: Shift, episodes: int = 3, se
 
     Args:
         build: `build(rows)` makes that many copies of the environment without the shift.
-        shift: The shift.
-        episodes: Number of episodes.
-        seed: Seed of the episodes.
-
-    Raises:
-        ContractViolation: With the part of the contract that does not hold.
     """
     def run(rows, severity):
         env = build(rows)

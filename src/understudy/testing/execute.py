@@ -34,13 +34,9 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12,
     continue the executed actions.
 
     Args:
-        executor: The executor to check.
         config: A policy that it can run. Its inputs are columns of three numbers.
         steps: Number of steps of each run.
         inference: How the policy plans, as in `Method.inference`. The only module that they can name is "policy".
-
-    Raises:
-        ContractViolation: With the part of the contract that does not hold.
     """
     def built(policy: Policy) -> Planner:
         planner: Planner = policy
@@ -115,11 +111,7 @@ def check_speaker(speaker: Speaker, observations: Sequence[Mapping[str, Tensor]]
     continues as a new one.
 
     Args:
-        speaker: The speaker.
         observations: What an environment shows at two or more steps, by column, (B, ...) each with B of 2 or more.
-
-    Raises:
-        ContractViolation: With the part of the contract that does not hold.
     """
     rows = len(next(iter(observations[0].values())))
     key = keys(0, range(rows))
@@ -163,11 +155,6 @@ def check_wrapper(build: Callable[[int], Env], wrapper: ActionWrapper, episodes:
     Args:
         build: `build(rows)` makes that many copies of the environment.
         wrapper: The wrapper. Policies in it should be `FixedBatch`, so that plans do not depend on the other rows.
-        episodes: Number of episodes.
-        seed: Seed of the episodes.
-
-    Raises:
-        ContractViolation: With the part of the contract that does not hold.
     """
     env = build(2)
     try:
@@ -237,14 +224,7 @@ def _wrapper_state_keeps_its_structure(env, wrapper, shown, actor):
 
 
 def _same_outcome(one: Episode, other: Episode, discounted: Episode, discount: float) -> None:
-    """Checks that two episodes have the same outcome.
-
-    Args:
-        one: Episode of the wrapped environment.
-        other: Episode of the wrapped actor.
-        discounted: Episode of the wrapped environment, with this discount.
-        discount: The discount per step.
-    """
+    """Checks that two episodes have the same outcome."""
     count = other.steps["shown.count"]
     begins = np.flatnonzero(np.append(True, count[1:] != count[:-1]))  # the steps at which the actor was asked
     require(len(one) == len(begins), f"the actor acts {len(begins)} times in {len(other)} steps, but {len(one)} times "

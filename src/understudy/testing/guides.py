@@ -27,9 +27,6 @@ def check_guide(guide: Guidance | Callable[[Policy, Batch], Guidance], policy_co
         guide: The guide. If it contains tensors with rows, a function that makes it for the rows of a batch.
         policy_config: Configuration of a policy whose head samples step by step.
         inputs: Features of the inputs. By default numbers.
-
-    Raises:
-        ContractViolation: With the part of the contract that does not hold.
     """
     policy, batch = random_batch(policy_config, inputs=inputs)
     with torch.enable_grad():

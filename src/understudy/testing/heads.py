@@ -36,9 +36,6 @@ def check_head(policy_config: PolicyConfig, target: Feature | None = None, input
         policy_config: Configuration of a policy with the head and a trunk.
         target: Feature of the target. By default two numbers.
         inputs: Features of the inputs. By default numbers.
-
-    Raises:
-        ContractViolation: With the part of the contract that does not hold.
     """
     policy, batch = random_batch(policy_config, target=target, inputs=inputs)
     B, H, A = len(batch), policy_config.window.horizon, policy.action_dim

@@ -38,12 +38,8 @@ def check_collection(method: Method, data: Dataset, build_env: Callable[[int], E
 
     Args:
         method: A method with a `collection` of two or more rounds. It is trained several times, so it should be small.
-        data: Its demonstrations.
         build_env: `build_env(rows)` makes that many copies of the environment to collect in. None for none.
         person: The actor through which a person takes part. It must act the same each time.
-
-    Raises:
-        ContractViolation: The message says which part of the contract does not hold.
     """
     require(method.collection is not None, "the method has no collection")
     text = json.dumps(config.dump(method))

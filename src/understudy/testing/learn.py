@@ -40,9 +40,6 @@ def check_scorer(scorer: Scorer, obs: Mapping[str, Tensor], plan: Tensor) -> Non
         scorer: The scorer, in evaluation mode.
         obs: Observation windows by column, (B, To, ...) with B of 2 or more.
         plan: Plans in world units, (B, H, A).
-
-    Raises:
-        ContractViolation: With the part of the contract that does not hold.
     """
     B = len(plan)
     require(set(scorer.inputs) <= set(obs), f"a scorer must read columns that are there; it reads {scorer.inputs}")
@@ -71,9 +68,6 @@ def check_latent_encoder(encoder: LatentEncoder, data: Dataset) -> None:
     Args:
         encoder: The encoder, in evaluation mode.
         data: Two or more episodes that it can read.
-
-    Raises:
-        ContractViolation: With the part of the contract that does not hold.
     """
     windows = encoder.windows(data)
     require(len(windows) == data.steps, f"there must be one window for each of the {data.steps} steps, and there are "
@@ -113,9 +107,6 @@ def check_learner(config: LearnerConfig, policies: Sequence[PolicyConfig] = ()) 
         config: The learner's config, with a small `batch_size`. Columns that it names in `extra` get random numbers.
         policies: The policies to train. By default a regression with dropout, a flow with an augmentation, and nearest
             neighbors, which have no weights.
-
-    Raises:
-        ContractViolation: The message says which part of the contract does not hold.
     """
     window = Window(2, 3)
     for policy in policies or (

@@ -32,7 +32,6 @@ def check_trunk(trunk: Trunk, horizon: int = 8, multiple: int = 1) -> None:
     in the same way. A network that `FusesTimes` gives the same when it is fused for a time, and refuses other times.
 
     Args:
-        trunk: The trunk.
         horizon: Number of action steps, at least 2.
         multiple: The widths of inputs and outputs are multiples of this number. 4 for a trunk that divides them among
             the 4 tokens.
@@ -128,8 +127,6 @@ def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
     is random without `rng`. Gradients reach all weights.
 
     Args:
-        encoder: The encoder.
-        features: Features of the inputs.
         rows: Number of observation rows (To), at least 2.
     """
     _part_saves(encoder)

@@ -15,10 +15,7 @@ def random_dataset(features: Schema, episodes: int = 6, steps: int = 24, seed: i
     """Episodes with random values: numbers, images, bytes and classes, as the features require.
 
     Args:
-        features: The columns.
-        episodes: Number of episodes.
         steps: Number of steps of the first episode. Each further episode is one step longer.
-        seed: Seed of the values.
     """
     rng = np.random.default_rng(seed)
 
@@ -42,9 +39,7 @@ def random_batch(policy_config: PolicyConfig, size: int = 5, seed: int = 0, targ
     end of an episode.
 
     Args:
-        policy_config: The configuration of the policy.
         size: Number of windows.
-        seed: Seed of the data and the weights.
         target: Feature of the target. By default two numbers.
         inputs: Features of the inputs. By default three numbers in each column that the configuration names.
     """

@@ -47,13 +47,9 @@ def make(name: str, rows: int = 1, limit: int = 350, source: str | None = None, 
 
     Args:
         name: "block_pushing/multimodal".
-        rows: Number of copies.
         limit: Number of steps of an episode.
         source: Folder of the copy. None takes the environment variable UNDERSTUDY_DIFFUSION_POLICY.
         **options: Arguments of the environment's class, such as ``goal_dist_tolerance``.
-
-    Raises:
-        UserError: There is no such environment, or no copy of its code.
 
     References:
         Florence et al. (2021), Implicit Behavioral Cloning, arXiv:2109.00137.
@@ -80,7 +76,6 @@ class BlockPushing(gymnasium.Env):
         simulator: Class of the simulator.
         oracle: Class of the expert.
         limit: Number of steps of an episode.
-        options: Arguments of the simulator.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": STEPS_PER_SECOND}

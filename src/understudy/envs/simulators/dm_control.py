@@ -23,11 +23,7 @@ def make(name: str, rows: int = 1, limit: int | None = None) -> DmControlVector:
 
     Args:
         name: "dm_control/DOMAIN-TASK", such as "dm_control/cartpole-swingup".
-        rows: Number of copies.
         limit: Number of steps of an episode. None for the limit of the task, which is 1000 for most.
-
-    Raises:
-        UserError: There is no such task.
     """
     domain, _, task = name.removeprefix("dm_control/").partition("-")
     if (domain, task) not in suite.ALL_TASKS:

@@ -66,9 +66,6 @@ class AdviceActor(Actor):
     """Expert that acts in all rows of `env`, from the state of the simulator instead of the observation.
 
     It has no state. Its action does not depend on the actor that has acted before.
-
-    Args:
-        env: The environment.
     """
 
     env: GymVector

@@ -23,11 +23,7 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
 
     Args:
         name: "highway-v0", "merge-v0", "roundabout-v0", ...
-        rows: Number of copies.
         **options: Arguments of `gymnasium.make`. `config` is the configuration of highway-env.
-
-    Raises:
-        UserError: There is no such environment.
 
     References:
         Treiber et al. (2000), Congested Traffic States in Empirical Observations and Microscopic Simulations (IDM).

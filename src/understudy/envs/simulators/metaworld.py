@@ -22,12 +22,8 @@ def make(name: str, rows: int = 1, limit: int = 500, terminate_on_success: bool 
 
     Args:
         name: "metaworld/TASK", such as "metaworld/door-open-v3".
-        rows: Number of copies.
         limit: Number of steps of an episode, at most 500.
         terminate_on_success: End an episode with its first success. False changes returns, but not success.
-
-    Raises:
-        UserError: There is no such task.
     """
     task = name.removeprefix("metaworld/")
     if task not in ENV_POLICY_MAP:

@@ -29,14 +29,10 @@ def make(
 
     Args:
         name: Gymnasium id, such as "BabyAI-GoToLocal-v0" or "MiniGrid-DoorKey-5x5-v0".
-        rows: Number of copies.
         view: "partial" shows the cells in front of the agent, "full" the whole room, and "pixels" an image of the
             partial view.
         **options: Arguments of `gymnasium.make`. `max_steps` is the time limit, which in BabyAI otherwise depends on
             the mission.
-
-    Raises:
-        UserError: There is no such environment or view.
     """
     if name not in gymnasium.registry:
         ids = (i for i in gymnasium.registry if i.startswith(("MiniGrid-", "BabyAI-")))

@@ -22,13 +22,9 @@ def make(name: str, rows: int = 1, task: int | None = None, **options) -> GoalVe
 
     Args:
         name: "ogbench/NAME", such as "ogbench/pointmaze-medium-v0". ":1" to ":5" after it selects a task, like `task`.
-        rows: Number of copies.
         task: Evaluation task, from 1 to 5. None draws one with the key of each episode. It is the metadata "task_id" of
             the episode.
         **options: Arguments of `gymnasium.make`.
-
-    Raises:
-        UserError: There is no such environment or task.
     """
     gym_id, colon, number = name.removeprefix("ogbench/").partition(":")
     if gym_id not in gymnasium.registry or not _is_goal_env(gym_id):

@@ -22,13 +22,9 @@ def make(
 
     Args:
         name: "robosuite/TASK", such as "robosuite/Lift".
-        rows: Number of copies.
         limit: Number of steps of an episode.
         robots: Names of the robots. None uses "Panda", or two of them in tasks with two arms.
         **options: Arguments of `robosuite.make`.
-
-    Raises:
-        UserError: There is no such task.
     """
     task = name.removeprefix("robosuite/")
     if task not in robosuite.ALL_ENVIRONMENTS:

@@ -20,11 +20,7 @@ def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
 
     Args:
         name: Gymnasium id, such as "FetchReach-v4", "PointMaze_UMaze-v3" or "FrankaKitchen-v1".
-        rows: Number of copies.
         **options: Arguments of `gymnasium.make`.
-
-    Raises:
-        UserError: There is no such environment.
     """
     if name not in gymnasium.registry:
         raise unknown_name("environment", name, (i for i in gymnasium.registry if i.startswith(FAMILIES)), name,

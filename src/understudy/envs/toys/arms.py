@@ -39,7 +39,6 @@ class Arms(Toy):
     Best possible success: 1.0. `Expert(noise=0)` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
     """
 

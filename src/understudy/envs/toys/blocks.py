@@ -43,7 +43,6 @@ class Blocks(MultimodalToy):
     Best possible success: 1.0. `Expert(noise=0)` attains it, in each of the four ways.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
 
     References:

@@ -41,7 +41,6 @@ class Drive(Toy):
     Best possible success: 1.0. `Expert(noise=0)` attains it, from the present pixels alone.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         dashboard: Observe the brake light.
         fully_observed: Also observe what decides the rewards (distance, speed, person, where it appears and how long it

@@ -36,7 +36,6 @@ class FourRooms(Toy):
     Best possible success: 1.0. `Expert(noise=0)` attains it by a shortest way from cell to cell.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         style: One of `STYLES`.
     """

@@ -44,7 +44,6 @@ class GridworldTasks(Toy):
     without `slip` if there is time for the farthest ways. `Expert(noise=0)` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         slip: Probability that a use fails and must be tried again.
         missions: Which of `MISSIONS` are drawn. Train on some and evaluate on others.
@@ -170,9 +169,6 @@ def parse_missions(task: np.ndarray) -> np.ndarray:
 
     Returns:
         (n,) int64.
-
-    Raises:
-        UserError: If a text is none of `MISSIONS`.
     """
     same = (np.asarray(task)[:, None] == _TEXTS).all(2)
     if len(wrong := np.flatnonzero(~same.any(1))):

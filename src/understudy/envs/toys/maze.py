@@ -33,7 +33,6 @@ class Maze(Toy):
     Best possible success: 1.0. `Expert(noise=0)` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         cells: Number of cells along each side.
         levels: Number of mazes. Each episode draws one. Policies can learn in some mazes and be evaluated in

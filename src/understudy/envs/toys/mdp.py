@@ -24,9 +24,6 @@ class MDP:
         places: Where each state is drawn, (states, 2).
         observations: What a policy sees of each state, (states, numbers). None for a one-hot vector. Two states that
             are seen alike make the process partially observed.
-
-    Raises:
-        UserError: If probabilities do not sum to 1, or a shape is wrong. The message names the first wrong entry.
     """
 
     transitions: np.ndarray
@@ -172,7 +169,6 @@ def tightrope(length: int = 20, recoverable: bool = False, seed: int = 0) -> MDP
     Each right step has reward 1. A wrong action is a fall.
 
     Args:
-        length: Number of steps.
         recoverable: If False, nothing is gained after a fall, so that one error at step t costs the remaining steps. If
             True, a fall costs its own step only.
         seed: Decides which action is right at each step.
@@ -200,8 +196,6 @@ def combination_lock(length: int = 8, actions: int = 3, resets: bool = True, see
     Random actions need about ``actions**length`` episodes.
 
     Args:
-        length: Number of positions.
-        actions: Number of actions.
         resets: If True, a wrong action leads back to the start. If False, it leads to a dead end.
         seed: Decides which actions are right.
 
@@ -239,9 +233,6 @@ def slippery_grid(layout: Sequence[str] = OPEN, slip: float = 0.1) -> MDP:
         layout: Rows of the grid, top first. `#` is a wall. The goal G has reward 1 and ends the episode. A hole H ends
             it too. Episodes start at S, or in any free cell (`.`) if no cell is S.
         slip: Probability that a step goes to one of the two sides instead.
-
-    Raises:
-        UserError: The layout is not valid, or `slip` is no probability.
     """
     rows, cell = _cells(layout, "SHG.#", "slippery-grid")
     transitions = _walk(cell, slip)

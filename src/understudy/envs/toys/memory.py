@@ -28,7 +28,6 @@ class MemoryCorridor(Toy):
     Best possible success: 1.0, attained by `Expert(noise=0)`. Without memory it is 0.5 (`metadata["memoryless"]`).
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         length: Length of the corridor, m.
         shown: Number of steps for which the light is on.

@@ -45,7 +45,6 @@ class PlanarArms(Toy):
     Best possible success: 1.0. `Expert(noise=0)` attains it by inverse kinematics, with every arm and task.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         task: One of `TASKS`.
         arm: Name of a body in `ARMS`.
@@ -204,7 +203,6 @@ class Expert(Actor):
     block (see `push.Expert`).
 
     Args:
-        task: Task of the environment.
         lengths: Lengths of the links, m.
         noise: Standard deviation of its unsteadiness, as a fraction of the largest action.
         damping: Weight of the size of the joints' motion, m. Larger values keep away from a stretched arm's jerks.

@@ -49,7 +49,6 @@ class Tabletop(Toy):
     Best possible success: 1.0. `Expert(noise=0)` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         control: One of `CONTROLS`.
         instruction: One of `INSTRUCTIONS`.
@@ -200,7 +199,6 @@ class Expert(Actor):
     It reads the mission from simulator.state, as somebody does who understands the instruction.
 
     Args:
-        control: That of the environment.
         noise: Standard deviation of its unsteadiness: as a fraction of the largest velocity, or for "pick_and_place" a
             tenth of that, as a fraction of half the table.
     """

@@ -27,7 +27,6 @@ class Tabular(Toy):
     expected discounted return within the limit.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         task: A name of `TASKS`, or the process itself.
         discount: Factor per step of the return that the expert maximizes.

@@ -34,7 +34,6 @@ class Words(Toy):
     Best possible success: 1.0. `Expert(noise=0)` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
 
     References:
@@ -139,9 +138,6 @@ def parse_missions(said: np.ndarray) -> np.ndarray:
 
     Args:
         said: Missions as UTF-8 bytes, (n, LENGTH) uint8.
-
-    Raises:
-        UserError: If a mission names no thing or more than one.
     """
     numbers = []
     for text in (bytes(row).rstrip(b"\0").decode(errors="replace") for row in said):

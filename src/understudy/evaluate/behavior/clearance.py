@@ -33,7 +33,6 @@ def obstacle_clearance(episode: Episode, env: Env | None) -> float | None:
     """Smallest distance of an episode from the edge of an obstacle.
 
     Args:
-        episode: The episode.
         env: Environment with a `PlanarMap`.
 
     Returns:

@@ -70,9 +70,6 @@ def find_clusters(points: np.ndarray, max_clusters: int = 8, min_silhouette: flo
         max_clusters: Largest number of clusters. The number from 2 up that maximizes the mean silhouette is used.
         min_silhouette: There is one cluster if the mean silhouette is below this, or with fewer than four points.
 
-    Raises:
-        ValueError: If there are no points.
-
     References:
         Ward (1963), Hierarchical Grouping to Optimize an Objective Function.
     """

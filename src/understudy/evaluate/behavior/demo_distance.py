@@ -39,10 +39,6 @@ class DemonstrationIndex:
     def from_data(data: Dataset, view: TrajectoryScaling) -> DemonstrationIndex | None:
         """Index of a data set.
 
-        Args:
-            data: The demonstrations.
-            view: Scaling of states and actions.
-
         Returns:
             The index. None if no numeric column can be compared.
         """
@@ -134,11 +130,6 @@ def distribution_distance(
 
     For demonstrations by people it is a statistic of human-likeness.
 
-    Args:
-        episodes: Rollouts of a policy.
-        demonstrations: The demonstrations.
-        scaling: Scaling of states and actions.
-
     Returns:
         The distances. None for fewer than four demonstrations.
 
@@ -186,11 +177,7 @@ def discriminator_accuracy(
     approximately true for neighbors.
 
     Args:
-        episodes: Rollouts of a policy.
-        demonstrations: The demonstrations.
-        scaling: Scaling of states and actions.
         fps: Steps per second.
-        level: Confidence level.
         max_episodes: Largest number of each that is used.
 
     Returns:

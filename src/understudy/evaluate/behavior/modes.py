@@ -75,10 +75,8 @@ def find_mode_function(
 
     Args:
         env: The environment, which may report modes.
-        episodes: Rollouts of a policy.
         demonstrations: Demonstrations, whose trajectories are clustered if the environment reports no modes. None
             clusters the episodes' own.
-        scaling: Scaling of states for the clusters.
 
     Returns:
         The function, the number of modes, and in words where they come from. None if there is one mode, as far as can
@@ -111,7 +109,6 @@ def mode_counts(episodes: Dataset, mode_of: ModeFunction) -> Counter[str]:
     """Number of successful episodes in each mode.
 
     Args:
-        episodes: Rollouts of a policy.
         mode_of: Mode of an episode, or None.
     """
     return Counter(w for e in successful_episodes(episodes) if (w := mode_of(e)) is not None)
@@ -123,14 +120,10 @@ def mode_entropy(counts: Sequence[float], n_modes: int) -> float:
     Few counts underestimate it: see `expected_entropy`.
 
     Args:
-        counts: Number of episodes in each mode.
         n_modes: Number of modes that are possible.
 
     Returns:
         0 if the mode is always the same, 1 if all are equally frequent. NaN if nothing was counted.
-
-    Raises:
-        ValueError: If there are fewer than two modes, or more counts than modes.
 
     References:
         Jia et al. (2024), Towards Diverse Behaviors: A Benchmark for Imitation Learning with Human Demonstrations
@@ -149,7 +142,6 @@ def expected_entropy(n_modes: int, repeats: int) -> float:
     """Mean entropy that few rollouts find of a policy whose modes are equally frequent. It is less than 1.
 
     Args:
-        n_modes: Number of modes.
         repeats: Number of rollouts.
     """
     k = np.arange(1, repeats + 1)
@@ -166,8 +158,6 @@ def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, 
     Args:
         episodes: Rollouts of `rollout_repeated_starts`, with `metadata["start"]`.
         mode_of: Mode of an episode, or None.
-        n_modes: Number of modes.
-        level: Confidence level.
 
     References:
         Jia et al. (2024), Towards Diverse Behaviors: A Benchmark for Imitation Learning with Human Demonstrations
@@ -182,10 +172,6 @@ def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, 
 
 def mode_overlap(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
     """What two distributions of modes share: 1 less their distance in total variation.
-
-    Args:
-        mine: Count of each mode.
-        theirs: Count of each mode.
 
     Returns:
         1 if all modes have equal frequencies in both, 0 if no mode is common. NaN if one of them is empty.
@@ -224,18 +210,11 @@ def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, s
     A policy without randomness does the same every time.
 
     Args:
-        actor: The policy.
-        env: The environment.
-        starts: Number of starts.
         repeats: Number of rollouts of each start.
-        seed: Decides the starts.
         watch: Called with the number of each episode that ended, and the episode.
 
     Returns:
         The episodes. `metadata["start"]` is the number of the start.
-
-    Raises:
-        UserError: For fewer than one start or two repeats.
     """
     if starts < 1 or repeats < 2:
         raise UserError(f"needs at least 1 start and 2 rollouts of it, but has {starts} and {repeats}",

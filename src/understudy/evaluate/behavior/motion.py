@@ -102,8 +102,6 @@ def motion_features(episode: Episode, scaling: TrajectoryScaling, fps: float) ->
     They are its pace, how steady that is, its smoothness, and the size, spread and steadiness of actions.
 
     Args:
-        episode: The episode.
-        scaling: Scaling of states and actions.
         fps: Steps per second.
 
     Returns:

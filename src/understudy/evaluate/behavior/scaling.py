@@ -68,7 +68,6 @@ def evenly_spaced(data: Dataset, max_episodes: int = MAX_EPISODES) -> list[Episo
     """A limited number of episodes, evenly spaced, the first and the last included.
 
     Args:
-        data: The episodes.
         max_episodes: Largest number of episodes.
     """
     return [data[int(i)] for i in np.unique(np.linspace(0, len(data) - 1, min(max_episodes, len(data))).round())]

@@ -41,9 +41,7 @@ class CheckpointModule(nn.Module, ABC):
         """Reads what `save` wrote. The module is in evaluation mode.
 
         Args:
-            folder: The folder that `save` wrote.
             trust: Packages besides understudy whose code may be loaded.
-            device: Device of the weights.
 
         Raises:
             UserError: A file is missing or damaged. The message names it.
@@ -95,7 +93,6 @@ def save_module(module: CheckpointModule, folder: Path | str) -> None:
     """Writes a module into a folder, with its class in `module.json`, so that `load_module` finds it.
 
     Args:
-        module: The module.
         folder: An existing folder, or a new one.
     """
     folder = Path(folder)
@@ -109,13 +106,7 @@ def load_module(folder: Path | str, trust: tuple[str, ...] = (),
     """Reads what `save_module` wrote.
 
     Args:
-        folder: The folder.
         trust: Packages besides understudy whose code may be loaded.
-        device: Device of the weights.
-
-    Raises:
-        UserError: A file is missing or damaged.
-        UntrustedCode: The module is code of a package that is not trusted.
     """
     path = Path(folder) / "module.json"
     document = read_json(path)
@@ -130,7 +121,6 @@ def save_weights(module: nn.Module, folder: Path | str) -> None:
     """Writes the parameters and buffers of a module as `weights.safetensors`, and their checksum.
 
     Args:
-        module: The module.
         folder: An existing folder.
     """
     save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, Path(folder) / WEIGHTS)
@@ -142,12 +132,7 @@ def load_weights(module: nn.Module, folder: Path | str, hint: str, kind: str = "
 
     Args:
         module: A module of the same structure.
-        folder: The folder.
-        hint: What the user can do if the file is missing or damaged.
         kind: What the error calls the module.
-
-    Raises:
-        UserError: The file is missing or damaged, or holds the weights of another module.
     """
     path = Path(folder) / WEIGHTS
     try:
@@ -168,7 +153,6 @@ def save_built(module: nn.Module, folder: Path | str, kind: str, about: object, 
     """Writes a module with what it was built from. The folder needs no other file.
 
     Args:
-        module: The module.
         folder: An existing folder, or a new one.
         kind: What the module is, such as "critic". The description is written as KIND.json.
         about: A frozen dataclass that describes the module.
@@ -187,15 +171,9 @@ def load_built(build: Callable[[Any, Schema], Module], folder: Path | str, kind:
 
     Args:
         build: Builds the module from its description and its features.
-        folder: The folder.
         kind: What the module is, as for `save_built`.
         description: Class of the description.
         trust: Packages besides understudy whose code may be loaded.
-        device: Device of the weights.
-
-    Raises:
-        UserError: A file is missing or damaged, or describes something else.
-        UntrustedCode: A file names code of another package.
     """
     path = Path(folder) / f"{kind}.json"
     about = config.load(read_document(path, RETRAIN), ("understudy", *trust), str(path))
@@ -207,25 +185,12 @@ def load_built(build: Callable[[Any, Schema], Module], folder: Path | str, kind:
 
 
 def save_features(features: Schema, folder: Path | str) -> None:
-    """Writes the columns that a module was built for as `features.json`.
-
-    Args:
-        features: Features by column.
-        folder: The folder.
-    """
+    """Writes the columns that a module was built for as `features.json`."""
     write_json(Path(folder) / FEATURES, {k: asdict(f) for k, f in features.items()})
 
 
 def load_features(folder: Path | str, hint: str) -> dict[str, Feature]:
-    """Reads what `save_features` wrote.
-
-    Args:
-        folder: The folder.
-        hint: What the user can do if the file is missing or damaged.
-
-    Raises:
-        UserError: The file is missing or damaged.
-    """
+    """Reads what `save_features` wrote."""
     path = Path(folder) / FEATURES
     try:
         return {name: Feature.from_json(feature) for name, feature in read_document(path, hint).items()}
@@ -254,15 +219,7 @@ def is_lerobot_checkpoint(folder: Path) -> bool:
 
 
 def read_document(path: Path, hint: str):
-    """Reads a JSON file of a checkpoint.
-
-    Args:
-        path: The file.
-        hint: What the user can do if the file is missing or damaged.
-
-    Raises:
-        UserError: The file is missing or damaged.
-    """
+    """Reads a JSON file of a checkpoint."""
     try:
         return read_json(path)
     except UserError as error:
@@ -273,7 +230,6 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Sets the parameters and buffers of a module. Buffers take the given shapes.
 
     Args:
-        module: The module.
         tensors: Its parameters and buffers by name, as in `state_dict`.
 
     Raises:

@@ -64,11 +64,7 @@ class DataProperties:
     """What the data say before any training.
 
     Args:
-        episodes: Number of episodes.
-        steps: Number of steps.
         fps: Steps per second. None if unknown.
-        cameras: Number of cameras that are observed.
-        actions: "numbers" or "classes".
         two_ways: Fraction of the steps at which the nearest steps of other episodes act in two clearly different ways
             (`LocalUnimodality`). None if it cannot be measured, as with fewer than 10 episodes.
     """
@@ -98,7 +94,6 @@ class CandidateRule:
     """What a property of the data says about candidates.
 
     Args:
-        applies: Whether the rule applies to data with these properties.
         methods: Names of the methods that it adds, or drops.
         reason: Why, with the properties in braces. Empty for the sentence in `understudy methods`.
         adds: False drops the methods.
@@ -151,11 +146,7 @@ class Trial:
     """One training of a method, and how it was judged.
 
     Args:
-        method: Name of the method.
-        seed: Seed of the training.
-        updates: Number of updates.
         seconds: Wall-clock time of training and judging, seconds.
-        metric: What the values are.
         values: For each start success (0 or 1) or return, or for each held-out episode minus the error.
     """
 
@@ -179,11 +170,9 @@ class Standing:
     """A candidate after the trials.
 
     Args:
-        method: Name of the method.
         reason: Why the method is a candidate. Empty if it was named.
         estimate: Mean value with its interval over training seeds and starts. With one seed, over starts alone.
         seeds: Number of training seeds.
-        updates: Number of updates of each trial.
         full_updates: Number of updates that the method has by default.
         seconds: Wall-clock time of one trial, seconds.
         dropped_after: The round after which it was dropped. None if it was not.
@@ -204,7 +193,6 @@ class MethodChoice:
     """The result of `choose_method`.
 
     Args:
-        properties: Properties of the data.
         env: Name of the environment. None if the candidates were judged on held-out episodes.
         metric: What the values are. "error" is the error of predicted actions, and smaller is better.
         judged_on: Number of starts or of held-out episodes.
@@ -212,7 +200,6 @@ class MethodChoice:
             None where they act.
         standings: The candidates, best first. Those that were dropped come last.
         skipped: Candidates that were not tried, each with the reason.
-        rounds: Number of rounds.
         budget: Seconds that were allowed.
         seconds: Seconds that all trials took.
     """
@@ -278,7 +265,6 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
     Trials that an earlier, interrupted call finished are not repeated. Their runs stay in `out`, and are ordinary runs.
 
     Args:
-        data: The demonstrations.
         out: The folder of the trials.
         env: Environment in which the policies are judged. None to judge them by the error of predicted actions on
             held-out episodes, which is weaker evidence.
@@ -286,16 +272,7 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
         methods: Names of the candidates. By default those that suit the data.
         episodes: Number of starts on which every trial is judged.
         seed: First seed of the trainings, and of the starts.
-        device: Where to compute.
         trust: Packages besides understudy whose code may be loaded.
-        say: Prints a line of progress.
-
-    Returns:
-        The choice, with its evidence.
-
-    Raises:
-        UserError: Fewer than two candidates can be tried, there are too few episodes to hold any out, or `out` contains
-            trials with other settings.
 
     Example:
         >>> choose_method(data, "trials", env=make("fork", rows=16), budget=600).recommended
@@ -342,8 +319,6 @@ def trial_run(out: Path, method: str, seed: int) -> Path:
 
     Args:
         out: The folder of the trials.
-        method: Name of the method.
-        seed: Seed of the training.
     """
     return out / f"{file_name(method)}-{seed}"
 
@@ -354,9 +329,6 @@ def survivors(values: Mapping[str, np.ndarray], n_candidates: int) -> list[str]:
     Args:
         values: The values of all trials of each candidate so far, (seeds, starts). Larger is better.
         n_candidates: Number of candidates in the first round. With the number of rounds it bounds the number of tests.
-
-    Returns:
-        Their names, in the given order.
     """
     ranked = sorted(values, key=lambda name: -values[name].mean())
     best = ranked[0]
@@ -372,9 +344,6 @@ def survivors(values: Mapping[str, np.ndarray], n_candidates: int) -> list[str]:
 
 def candidate_methods(properties: DataProperties) -> tuple[dict[str, str], dict[str, str]]:
     """Returns the methods to try, and those that `CANDIDATE_RULES` dropped.
-
-    Args:
-        properties: The properties of the data.
 
     Returns:
         The reason of each candidate, and that of each method that was dropped, by name.
@@ -393,11 +362,7 @@ def candidate_methods(properties: DataProperties) -> tuple[dict[str, str], dict[
 
 
 def data_properties(data: Dataset) -> DataProperties:
-    """Measures the properties of data that matter for the choice of a method.
-
-    Args:
-        data: The demonstrations.
-    """
+    """Measures the properties of data that matter for the choice of a method."""
     features = data.features()
     discrete = features["action"].kind == "discrete"
     two_ways = None
@@ -418,7 +383,6 @@ class _Trials:
     """Trials of several methods.
 
     Args:
-        methods: The methods, by name.
         updates: Number of updates of each trial, by the method's name.
         held: Indices of the episodes that are held out.
         judge: Returns the metric and the values of a trial, given its folder and method.
@@ -532,9 +496,6 @@ def _try_out(method: Method, name: str, data: Dataset, env: Env | None, device: 
 
     Returns:
         Seconds of an update. 0 for a method that makes only a few.
-
-    Raises:
-        UserError: It cannot learn from the data, or not act in the environment.
     """
     times: list[float] = []
     short = replace(method, learner=replace(method.learner, steps=min(method.learner.steps, TIMED_UPDATES)))

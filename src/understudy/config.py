@@ -81,9 +81,7 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
     """Converts JSON data that `dump` wrote to the value.
 
     Args:
-        data: The JSON data.
         trust: Packages whose code may be loaded.
-        where: The file, for errors.
 
     Raises:
         UntrustedCode: The data name code of another package.
@@ -126,7 +124,6 @@ def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",
         name: Import path and class.
         base: The class must be one of its subclasses.
         trust: Packages whose code may be loaded.
-        where: The file that names the class, for errors.
 
     Raises:
         UntrustedCode: The package is not trusted, or the name is not that of such a class defined in that very module.

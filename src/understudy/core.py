@@ -46,9 +46,7 @@ class UserError(ValueError):
     """An error that the user can fix. The command line prints its text without a traceback and exits with status 2.
 
     Args:
-        problem: What is wrong.
         where: File, key or index.
-        hint: How to fix it.
     """
 
     def __init__(self, problem: str, *, where: object = None, hint: str | None = None):
@@ -97,7 +95,6 @@ def unknown_name(kind: str, name: object, known: Iterable[object], where: object
         where: File, option or key with the name.
         owner: What does not have it, such as "Meta-World".
         hint: What to do if no known name is near, or they are more than 20.
-        error: Class of the error.
     """
     names = list(dict.fromkeys(map(str, known)))
     problem = f"{owner} has no {kind} {name!r}" if owner else f"there is no {kind} {name!r}"
@@ -178,9 +175,6 @@ def part(cls: type[T]) -> type[T]:
 
 def check_fields(value: object) -> None:
     """Checks the fields of a frozen dataclass as `part` does. A base class without fields calls it in `__post_init__`.
-
-    Raises:
-        ConfigError: A number is outside its limits, or a value is not among the choices.
     """
     for f in _checked_fields(type(value)):
         content, where = getattr(value, f.name), f"{type(value).__name__}.{f.name}"
@@ -392,12 +386,8 @@ def check_observed(column: str, features: Schema, where: str) -> None:
     """Check that a column is an observation, as the columns of goals and of planned states must be.
 
     Args:
-        column: Name of the column.
         features: The columns of the data, which the error lists.
         where: What the error calls the field that names the column.
-
-    Raises:
-        ConfigError: The column is not an observation.
     """
     if role(column) != "observation":
         observed = ", ".join(sorted(k for k in features if role(k) == "observation" and k[-1] != "?")) or "none"
@@ -416,10 +406,6 @@ _SUGGESTED_NAMES = {"reward": "next.reward", "rewards": "next.reward", "terminat
 def suggested_name(name: str, feature: Feature) -> str | None:
     """Suggest a name that policies know for a column whose own name has no role.
 
-    Args:
-        name: Name of the column.
-        feature: Its type and shape.
-
     Returns:
         A name such as `observation.state` for "qpos" or `observation.images.wrist` for an image "wrist". None for a
         column that has a role already, and for a single number or flag of unknown meaning.
@@ -437,9 +423,6 @@ def suggested_names(features: Schema) -> dict[str, str]:
 
     If a suggested name is taken or two columns have the same suggestion, the later column gets a name made from its
     own: "joints/state" becomes `observation.joints_state`.
-
-    Returns:
-        The suggested name by the name of the column.
     """
     names: dict[str, str] = {}
     for name, feature in features.items():
@@ -552,9 +535,6 @@ def tree_map(function: Callable[..., Any], *trees):
     Args:
         function: Called with one tensor of each tree.
         *trees: Tensors, or nested dicts and `Context` objects of tensors, all of the same structure.
-
-    Returns:
-        A tree of the results.
     """
     first = trees[0]
     if isinstance(first, Mapping):
@@ -571,9 +551,6 @@ def take(tree, rows):
     Args:
         tree: A tensor, or nested dicts and `Context` objects of tensors (see `tree_map`), rows first.
         rows: Index of the rows: a tensor, a slice or a list.
-
-    Returns:
-        A tree of the same structure.
     """
     return tree_map(lambda x: x[rows], tree)
 
@@ -583,7 +560,6 @@ def put(tree, rows, new):
 
     Args:
         tree: A tensor, or nested dicts of tensors, rows first.
-        rows: Index of the rows to replace.
         new: The new rows, a tree of the same structure.
     """
     if isinstance(tree, Mapping):
@@ -635,9 +611,6 @@ def as_seed(seed: int | np.integer, bits: int | None = None) -> int:
     Args:
         seed: Random seed, a whole number.
         bits: It must be from -2**bits to 2**bits - 1. None allows all.
-
-    Raises:
-        UserError: It is no such number.
     """
     is_whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
     if not is_whole or (bits is not None and not -2**bits <= seed < 2**bits):
@@ -652,11 +625,7 @@ def keys(seed: int, episode_numbers) -> Tensor:
     SplitMix64 makes the episodes of neighboring seeds independent.
 
     Args:
-        seed: Random seed.
         episode_numbers: Numbers of the episodes, (n,).
-
-    Raises:
-        UserError: The seed is not an int, or there is a single number in place of several.
 
     References:
         Steele et al. (2014), Fast Splittable Pseudorandom Number Generators.

@@ -50,15 +50,7 @@ Report = Callable[[str], None]
 
 @contextmanager
 def no_progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar that shows nothing.
-
-    Args:
-        title: Title of the bar.
-        total: Number of items.
-
-    Yields:
-        A function to call after each item.
-    """
+    """A progress bar that shows nothing."""
     yield lambda: None
 
 
@@ -66,9 +58,6 @@ def demo(out: Path, *, device: str = "cpu", say: Report = print, bar=no_progress
     """Runs the demo in a folder. Steps that an earlier, interrupted call finished are not repeated.
 
     Args:
-        out: The folder.
-        device: Device to train on.
-        say: Prints a line.
         bar: Called with (title, total). Returns a context manager that gives a function to call after each item, such
             as `no_progress`.
 
@@ -141,7 +130,6 @@ def results(data: Dataset, found: dict[str, Evaluation], optimum: float) -> dict
     """The results as JSON data, without numbers that differ between runs of the demo, such as times.
 
     Args:
-        data: The demonstrations.
         found: Evaluations by name of the run.
         optimum: Best possible success rate of the task.
     """

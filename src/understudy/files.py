@@ -27,7 +27,6 @@ def write_text(path: Path | str, text: str) -> None:
 
     Args:
         path: The file. Missing folders are created.
-        text: The new text.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +49,6 @@ def write_json(path: Path | str, value) -> None:
 
     Args:
         path: The file. Missing folders are created.
-        value: JSON data.
     """
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
@@ -92,11 +90,9 @@ def check_checksum(path: Path | str, do: str) -> None:
     """Compares a file with its SHA-256 in `checksums.json` in the same folder.
 
     Args:
-        path: The file.
         do: What the user can do if the file is damaged.
 
     Raises:
-        UserError: The file has changed since `write_checksums`, or its checksum cannot be read.
         FileNotFoundError: There is no such file.
     """
     path = Path(path)
@@ -121,12 +117,6 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     """A context in which a new folder is built under a temporary name. At its end the folder is synced and renamed.
 
     After an error nothing is left.
-
-    Args:
-        path: The new folder.
-
-    Yields:
-        The temporary path.
     """
     path = Path(path)
     if path.exists():
@@ -152,14 +142,7 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """A context in which a new file is written under a temporary name, as `whole_folder` builds a folder.
-
-    Args:
-        path: The new file.
-
-    Yields:
-        The temporary path.
-    """
+    """A context in which a new file is written under a temporary name, as `whole_folder` builds a folder."""
     path = Path(path)
     if path.exists():
         raise UserError("there is already a file or folder", where=path,

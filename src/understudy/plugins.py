@@ -30,9 +30,6 @@ def find_plugins(kind: Kind) -> dict[str, EntryPoint]:
 
     The packages are listed once for each state of `sys.path`, because that takes milliseconds, and every data set that
     is opened asks for it. What is installed while the program runs is found by the next one.
-
-    Raises:
-        UserError: Two packages register the same name.
     """
     found: dict[str, EntryPoint] = {}
     for entry in _registered(f"understudy.{kind}", tuple(sys.path)):
@@ -55,10 +52,6 @@ def load_plugin(kind: Kind, name: str) -> Any:
 
     Args:
         kind: What the object is: "methods", "envs" or "formats".
-        name: The name.
-
-    Raises:
-        UserError: Its module or the object in it does not exist.
     """
     entry = find_plugins(kind)[name]
     try:

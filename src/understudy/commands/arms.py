@@ -48,9 +48,6 @@ def confirm_calibrations(yes: bool, *devices: Robot | Teleoperator) -> None:
 
     Args:
         yes: Whether the answer is yes, without a question.
-
-    Raises:
-        RobotError: The answer is no, nobody can be asked, or a leader and a follower are swapped.
     """
     from ..robots.registry import servo_arms
 

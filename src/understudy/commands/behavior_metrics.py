@@ -52,11 +52,7 @@ class BehaviorOptions(Protocol):
 
 
 def check_options(o: BehaviorOptions) -> None:
-    """Checks the options of behavior metrics.
-
-    Raises:
-        UserError: --repeats is 1 or negative, or an option cannot be combined with --sequential or --interactive.
-    """
+    """Checks the options of behavior metrics."""
     from ..core import UserError
 
     if o.repeats < 0 or o.repeats == 1:
@@ -114,12 +110,7 @@ def measure_run(
     """Measures the behavior of a run.
 
     Args:
-        run: The run.
-        actor: The actor of the run in `env`.
-        env: The environment.
-        ran: The evaluation of the run.
         shown: Demonstrations to compare with, or None.
-        o: The options of the command.
     """
     from ..core import UserError
     from ..evaluate.behavior.latency import measure_latency
@@ -163,7 +154,6 @@ def print_metrics(found: Mapping[str, BehaviorMetrics], out: Output) -> None:
 
     Args:
         found: Behavior metrics of one or two policies, by name.
-        out: Where to print.
     """
     from rich.table import Table
 

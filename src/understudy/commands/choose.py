@@ -92,7 +92,6 @@ def parse_duration(text: str, where: str) -> float:
 
     Args:
         text: The duration. A number without a unit is in seconds.
-        where: The option, for the message.
 
     Returns:
         Seconds.
@@ -141,8 +140,6 @@ def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str
     """Writes the page of `understudy choose --html`.
 
     Args:
-        c: The choice.
-        path: The HTML file.
         commands: Commands to try next, each with a description.
     """
     from ..evaluate import plots
@@ -176,8 +173,6 @@ def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None,
     """Useful next commands, each with a description.
 
     Args:
-        o: The options.
-        c: The choice.
         acts: The environment in which the policies act, if one is known.
         given: What the policy must be told while it acts, with examples. None if there are none.
     """

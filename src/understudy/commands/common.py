@@ -41,12 +41,7 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     """Parses the arguments of a command. With -h or --help it prints the help page and ends the process.
 
     Args:
-        options: The dataclass of options.
-        command: Name of the command, such as "train".
         args: The arguments after the name.
-
-    Raises:
-        UserError: The arguments are not valid options.
     """
     if "" in args[:1]:  # a shell variable that was not set: as a path it would be the folder one is in
         from ..core import UserError
@@ -150,7 +145,6 @@ def print_help(options: type, prog: str) -> NoReturn:
     """Prints the help page of a command and ends the process with status 0.
 
     Args:
-        options: The dataclass of options.
         prog: The command as the user writes it, such as "understudy train".
     """
     import tyro
@@ -195,11 +189,6 @@ def required_packages(run: Path) -> tuple[str, ...]:
 
 def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[str]:
     """The --trust options that a follow-up command needs. A Gymnasium id may be registered by any trusted package.
-
-    Args:
-        trusted: The packages that the user trusts.
-        env: Name of an environment that the command makes.
-        runs: Runs that the command loads.
 
     Returns:
         The options, such as ["--trust", "my_package"].
@@ -347,8 +336,6 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
     long.
 
     Args:
-        title: Title of the bar.
-        total: Number of items.
         done: Number of items that were finished before.
 
     Yields:
@@ -395,12 +382,7 @@ def warn_unused_ignores(codes: Sequence[str]) -> None:
 
 
 def warn_simulator_mismatch(env: Environment, run: Path) -> None:
-    """Warns if an environment has another version or other physics than the one in which a run's data were recorded.
-
-    Args:
-        env: The environment.
-        run: The run.
-    """
+    """Warns if an environment has another version or other physics than the one in which a run's data were recorded."""
     from ..evaluate.simulator_versions import version_warning
     from ..files import read_json
     from ..policy import find_checkpoint
@@ -451,7 +433,6 @@ def open_trained(path: Path, run: Path | None, **given) -> Dataset:
     """Opens demonstrations as the data of a run were read, unless the user gives other options.
 
     Args:
-        path: A file or folder.
         run: The run. None for no run.
         given: Options of `open_columns`, or None.
     """
@@ -466,11 +447,7 @@ def open_trained(path: Path, run: Path | None, **given) -> Dataset:
 
 
 def demonstrations_path(path: Path) -> Path:
-    """Returns a path of demonstrations unchanged.
-
-    Raises:
-        UserError: It is a run, or the name of a method.
-    """
+    """Returns a path of demonstrations unchanged, and refuses a run or the name of a method."""
     from ..core import UserError
     from ..methods import method_names
 
@@ -489,7 +466,6 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     """Opens demonstrations to learn from, or to evaluate on.
 
     Args:
-        path: A file or folder.
         image_size: Camera frames are decoded once to this size, after a message that says what that costs. By default
             to their own size, if all have the same and it is at most 128 pixels a side, and to 96 x 96 otherwise.
         ignore: Refuses data in which an audit finds an error, except for these codes. None for no audit.
@@ -498,9 +474,6 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
         columns: Which columns to read, such as "state=q1,q2" (see `parse_columns`).
         run: A run. What is not given here is read as its data were.
         options: Options of the format, and for bags `mapping`: how topics become columns.
-
-    Raises:
-        DataError: There is no action, or the audit finds an error.
     """
     from ..audit import check_usable, training_warnings
     from ..audit.checks import reader_warnings

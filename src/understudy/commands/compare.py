@@ -65,11 +65,7 @@ def main(args: list[str]) -> None:
 
 
 def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
-    """The runs to compare, by name.
-
-    Raises:
-        UserError: They cannot be compared.
-    """
+    """The runs to compare, by name."""
     from ..core import UserError
 
     if o.runs and o.group:

@@ -32,9 +32,6 @@ def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor
 
     Returns:
         The values by column, (n,) float32.
-
-    Raises:
-        ConfigError: A text does not have this form, a column is named twice, or the environment shows it.
     """
     import torch
 
@@ -62,11 +59,7 @@ def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor
 
 
 def demonstration_source(text: str) -> str | None:
-    """What demonstration=DATA[:EPISODE] names. None for another argument of --condition.
-
-    Args:
-        text: An argument of --condition.
-    """
+    """What demonstration=DATA[:EPISODE] names. None for another argument of --condition."""
     name, _, source = text.partition("=")
     return source if name.removeprefix("observation.") == "demonstration" else None
 
@@ -76,15 +69,10 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
     """Opens the demonstrations of --condition demonstration=DATA[:EPISODE].
 
     Args:
-        run: A run.
         texts: The arguments of --condition.
-        trust: Packages whose code may be loaded.
 
     Returns:
         The demonstrations, and how they become columns. None if the policy of the run does not read one.
-
-    Raises:
-        UserError: The policy reads a demonstration, but none or more than one source was given, or it does not fit.
     """
     from ..core import ConfigError, UserError
     from ..learn.method import Method
@@ -146,7 +134,6 @@ def open_conditions(method: Method, features: Schema) -> list[str]:
     """The columns whose first value must be given while a method acts, because neither it nor the environment does.
 
     Args:
-        method: The method.
         features: The columns of the environment.
     """
     from ..learn.method import online_changes
@@ -158,9 +145,6 @@ def goal_columns(method: Method) -> dict[str, str]:
     """The columns with a goal that a policy reads, and for each the column whose values are its goals.
 
     A goal that the policy can act without is left out.
-
-    Args:
-        method: The method.
     """
     from ..data.column_changes import OptionalColumn
     from ..execute.planners import MaskedGoalPlanner
@@ -193,8 +177,6 @@ def example_evaluation(data: Dataset, method: Method, name: str | None = None, e
     """An evaluation that a command can suggest: an environment, and the options with examples from the data.
 
     Args:
-        data: The demonstrations.
-        method: The method.
         name: The environment that the user named. None for the one in which the data were recorded. If nothing is
             judged there, it is the same world with goals, for a policy that reads goals.
         env: The environment that the user named, if it was made.
@@ -222,7 +204,6 @@ def is_judged(data: Dataset, most: int = 100) -> bool:
     Data without success and rewards say nothing about their environment, which may judge all the same.
 
     Args:
-        data: The episodes.
         most: Largest number of episodes to look at.
     """
     import numpy as np
@@ -241,8 +222,6 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
     Conditions and goals are those of the successful episode with the largest return.
 
     Args:
-        data: The demonstrations.
-        method: The method.
         features: The columns that the environment shows.
 
     Returns:

@@ -84,15 +84,10 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
     """Scores the episodes of a data set.
 
     Args:
-        data: The episodes.
         by: Name of a score, "module:function", or metadata of the episodes that are numbers.
-        trust: Packages besides understudy whose code may be loaded.
 
     Returns:
         One number per episode, (E,), and the settings of the score.
-
-    Raises:
-        UserError: There is no such score, or it does not give one number per episode.
     """
     import numpy as np
 

@@ -104,11 +104,7 @@ def _is_recorded(target: str | None) -> bool:
 
 
 def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
-    """The options with the default number of episodes.
-
-    Raises:
-        UserError: Options contradict each other.
-    """
+    """The options with the default number of episodes."""
     from ..core import UserError
     from ..user_code import refuse_python_file
 
@@ -303,11 +299,6 @@ def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> 
 
     An operation may change the order and the number of the episodes. It is therefore applied to the evaluated episodes
     and to the others separately, as in training, and once to each.
-
-    Args:
-        data: Recorded episodes.
-        method: The method, without references in its transforms.
-        episodes: Numbers of the episodes to evaluate.
     """
     import numpy as np
 

@@ -30,12 +30,7 @@ TRIAL_LOG = Path("trials.jsonl")
 
 
 def run_interactive(o: EvalOptions, out: Output) -> None:
-    """Runs or resumes an evaluation in which a person judges the trials.
-
-    Args:
-        o: The options of the command.
-        out: Where to print.
-    """
+    """Runs or resumes an evaluation in which a person judges the trials."""
     from ..core import UserError
     from ..evaluate.interactive import TrialDesign
     from ..serve.address import served_address
@@ -290,9 +285,6 @@ class _TrialConsole:
 
     def _ask_with_note(self, what: str, how: str, answers: dict[str, str]) -> tuple[str, str]:
         """Asks a question. The first word of the reply is the answer, in full or abbreviated, and the rest is a note.
-
-        Returns:
-            The answer and the note.
         """
         self._say(what)
         while True:

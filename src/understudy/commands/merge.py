@@ -71,12 +71,7 @@ def main(args: list[str]) -> None:
 
 
 def print_findings(out: Output, findings) -> None:
-    """Prints findings with their remedies.
-
-    Args:
-        out: Where to print.
-        findings: The findings.
-    """
+    """Prints findings with their remedies."""
     for f in findings:
         out.print(f"{f.severity}: {f.code}: {f.message}\n  -> {f.remedy}")
 

@@ -27,13 +27,9 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
         options: Arguments of the method's function: ["--method.horizon", "8"].
         changes: New values of fields of the method: ["--policy.head.n_steps", "5"].
         features: The columns of the data.
-        trust: Packages besides understudy whose code may be loaded.
         say: Gives the method the task in words.
         executor: What takes the place of the method's executor: see `with_executor`.
         steps: Number of updates, in place of the method's: see `learn.method.with_steps`.
-
-    Raises:
-        UserError: There is no such method, scheme, option or field. The message has the nearest name.
     """
     method = find_method(name, features, trust, **_parse_options(find_function(name, trust), options))
     if say is not None and task_relabel(method) is None:
@@ -52,13 +48,8 @@ def with_executor(method: Method, text: str, trust: tuple[str, ...] = ()) -> Met
     """A method with another executor.
 
     Args:
-        method: The method.
         text: Name of an execution scheme or "module:Class", and possibly options of the executor after it, such as
             "real-time-chunking --executor.delay 3".
-        trust: Packages besides understudy whose code may be loaded.
-
-    Raises:
-        UserError: There is no such scheme, class or field, or the policy is trained for its own executor.
     """
     from ..learn.execution import with_execution_scheme
 
@@ -77,7 +68,6 @@ def method_options(name: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
 
     Args:
         name: The name of a method, "module:function", or the path of a method.json or a run.
-        trust: Packages besides understudy whose code may be loaded.
     """
     function = find_function(name, trust)
     known = [] if function is None else inspect.signature(function).parameters.values()

@@ -84,13 +84,7 @@ def cost_texts(cost: Mapping[str, float] | None) -> tuple[str, str, str] | None:
 
 
 def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Table:
-    """A table of the options of a method's function and of all fields of the method, with their defaults.
-
-    Args:
-        name: Name of the method.
-        method: The method with its defaults.
-        trust: Packages besides understudy whose code may be loaded.
-    """
+    """A table of the options of a method's function and of all fields of the method, with their defaults."""
     from .method import method_options
     from .options import settable_fields
 

@@ -31,12 +31,9 @@ class Option:
     """One option of a command.
 
     Args:
-        name: The field of the dataclass of options.
         flag: How the user writes it: "--image-size", or the metavar of a positional argument.
         kind: The type of its value; of a repeatable option, the type of one occurrence.
-        is_positional: It is given by its place and not by its name.
         is_repeatable: Each occurrence adds one element.
-        is_required: It has no default.
         metavar: What stands for its value in messages.
     """
 
@@ -68,7 +65,6 @@ def find_field(flag: str, names: Sequence[str]) -> str | None:
     """The option whose last part is what the user wrote without its parts: "--learner.batch-size" for "--batch_size".
 
     Args:
-        flag: What the user wrote.
         names: Options with dots in their names, such as "--learner.batch_size".
 
     Returns:
@@ -86,9 +82,6 @@ def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
         owner: The dataclass of options.
         args: The arguments after the command's name.
         prog: The command as the user writes it, such as "understudy train".
-
-    Raises:
-        ConfigError: There is no such option, a value has the wrong type, or a required argument is missing.
     """
     options = options_of(owner)
     flags = {o.flag: o for o in options if not o.is_positional}
@@ -117,10 +110,6 @@ def change_fields(value: T, args: Sequence[str], prog: str) -> T:
     Args:
         value: The dataclass, such as a method.
         args: Pairs of an option and its values, such as ["--policy.head.n_steps", "5"].
-        prog: The command as the user writes it.
-
-    Raises:
-        ConfigError: There is no such field, or a value has the wrong type.
     """
     kinds = {"--" + path.replace("_", "-"): (path, kind) for path, kind, _ in settable_fields(value)}
     for flag in (word.partition("=")[0].replace("_", "-") for word in args if is_option(word)):
@@ -158,11 +147,7 @@ def _with_changes(value, changes):
 
 @dataclass(frozen=True)
 class PartChoice:
-    """The type of a field that holds one of several parts without fields, such as a solver. Users write its class.
-
-    Args:
-        classes: The classes.
-    """
+    """The type of a field that holds one of several parts without fields, such as a solver. Users write its class."""
 
     classes: tuple[type, ...]
 
@@ -190,7 +175,6 @@ def settable_fields(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, An
     """Lists every field of a nested dataclass that the command line can change, in order.
 
     Args:
-        value: The dataclass.
         prefix: Prefix of the paths.
 
     Yields:
@@ -215,21 +199,7 @@ def settable_fields(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, An
 
 
 def parse_value(kind: Any, words: Sequence[str], where: str, prog: str) -> Any:
-    """Parses the words that the user gave for one option.
-
-    Args:
-        kind: The type of the value.
-        words: The words.
-        where: The option, for errors.
-        prog: The command as the user writes it.
-
-    Returns:
-        A value of type `kind`.
-
-    Raises:
-        ConfigError: The words are not such a value. The message names the option, or the command for a positional
-            argument.
-    """
+    """Parses the words that the user gave for one option."""
     low, _ = _arity(kind)
     if not words and low:
         several = _arity(kind)[1] is None

@@ -39,8 +39,6 @@ def evaluate_run(
 
     Args:
         run: A run, or a file of understudy export.
-        env: The environment.
-        o: The options of the command.
         save_path: Where to record the episodes, or None.
         name: Name of the environment. Workers make their own copies of it.
         workers: Number of workers, or "ray".
@@ -83,17 +81,12 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
 
     Args:
         run: A run, or a file of understudy export.
-        env: The environment.
-        o: The options of the command.
         rows: Batch size that the networks always get. None for as many rows as there are.
         tell: Say on standard error which checkpoint is loaded, if images are scaled to the size that the policy reads,
             and if it was never trained on the words of --task.
 
     Returns:
         The actor, and a description of it that recordings store.
-
-    Raises:
-        UserError: The environment lacks columns that the policy reads.
     """
     from ..core import Feature, UserError, role
     from ..envs.image_obs import check_images
@@ -157,8 +150,6 @@ def tell_scaled_images(planner: Planner, env: Env, recorded: Mapping[str, Sequen
     that were scaled for its training.
 
     Args:
-        planner: The policy.
-        env: The environment.
         recorded: Height and width of the cameras in the recording, if they were scaled.
         reader: What the message calls the policy.
     """
@@ -172,26 +163,14 @@ def tell_scaled_images(planner: Planner, env: Env, recorded: Mapping[str, Sequen
 
 
 def tell_untrained_task(run: Path, text: str, trust: Sequence[str] = ()) -> None:
-    """Says it on standard error if a policy was never trained on the words that it is told.
-
-    Args:
-        run: The run.
-        text: The words.
-        trust: Packages whose code may be loaded.
-    """
+    """Says it on standard error if a policy was never trained on the words that it is told."""
     known = _trained_tasks(run, trust)
     if known is not None and not known.has(text):
         print(f"warning: {run} was not trained on the task {_shortened(text)}. {known.describe()}", file=sys.stderr)
 
 
 def tell_untrained_episodes(run: Path, data: Dataset, trust: Sequence[str] = ()) -> None:
-    """Says it on standard error if episodes had tasks, in words, that a policy was never trained on.
-
-    Args:
-        run: The run.
-        data: The episodes.
-        trust: Packages whose code may be loaded.
-    """
+    """Says it on standard error if episodes had tasks, in words, that a policy was never trained on."""
     from ..data.text_columns import task_texts
 
     known = _trained_tasks(run, trust)
@@ -208,7 +187,6 @@ class _TrainedTasks:
     """The tasks in words on which a policy was trained.
 
     Args:
-        texts: The tasks.
         relabel: Cuts them as the policy reads them. None if it reads them as they are.
     """
 
@@ -274,9 +252,6 @@ def load_policy(run: Path, o: ActingOptions, rows: int | None,
 
     Returns:
         The planner, the actor that executes its plans, and the columns that the planner reads from the environment.
-
-    Raises:
-        UserError: There is no such policy, or it cannot run on the device.
     """
     from ..core import UserError
     from ..deploy import onnx
@@ -327,15 +302,7 @@ def _served_policy(address: str, o: ActingOptions, features: Schema) -> tuple[Pl
 
 
 def refuse_unused_conditions(runs: Sequence[Path], o: ActingOptions) -> None:
-    """Refuses --task and --condition if no policy reads them.
-
-    Args:
-        runs: The runs.
-        o: The options of the command.
-
-    Raises:
-        UserError: What was given is read by none of the policies.
-    """
+    """Refuses --task and --condition if no policy reads them."""
     from ..core import UserError
     from ..learn.method import Method
     from .conditions import demonstration_part, demonstration_source, parse_conditions
@@ -371,16 +338,10 @@ def task_columns(run: Path, features: Schema, o: ActingOptions) -> dict:
     """The columns of the task in words, for a policy that reads them in an environment that does not show them.
 
     Args:
-        run: The run.
         features: The columns of the environment.
-        o: The options of the command.
 
     Returns:
         Values by column. Empty if the policy does not read the task, or if the environment shows it.
-
-    Raises:
-        UserError: A task was given although the environment shows it, or the policy reads the task, and neither --task
-            nor a goal in its place was given.
     """
     import torch
 
@@ -422,7 +383,6 @@ def untrained_warning(run: Path, trust: Sequence[str] = ()) -> str | None:
 
     Args:
         run: A run, a checkpoint, or a file of understudy export.
-        trust: Packages whose code may be loaded.
     """
     from ..checkpoint import is_lerobot_checkpoint
     from ..learn.method import Method
@@ -450,12 +410,7 @@ def run_folder(run: Path) -> Path:
 
 
 def append_result(o: EvalOptions, line: dict) -> None:
-    """Appends a result to RUN/eval/ENV.jsonl. Nothing is written for exported files and checkpoints of LeRobot.
-
-    Args:
-        o: The options of the command.
-        line: The result as JSON data.
-    """
+    """Appends a result to RUN/eval/ENV.jsonl. Nothing is written for exported files and checkpoints of LeRobot."""
     if has_no_run(o.run):
         return
     from ..checkpoint import is_lerobot_checkpoint

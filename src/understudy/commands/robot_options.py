@@ -73,11 +73,7 @@ class RobotOptions:
     """replace another calibration without a question: in the servos, or the file of robot calibrate"""
 
     def robot_config(self) -> RobotConfig:
-        """The robot of these options.
-
-        Raises:
-            ConfigError: --robot is missing.
-        """
+        """The robot of these options."""
         from ..core import ConfigError
         from ..robots.registry import ROBOTS, RobotConfig, parse_cameras
 
@@ -100,14 +96,7 @@ class RobotOptions:
         return [word for words in _given_options(self, "robot") for word in words]
 
     def refuse_without_robot(self, hint: str) -> None:
-        """Refuses options of a robot or a teleoperator if there is no robot.
-
-        Args:
-            hint: How to fix it.
-
-        Raises:
-            ConfigError: One of them was given without --robot.
-        """
+        """Refuses options of a robot or a teleoperator if there is no robot."""
         from ..core import ConfigError
 
         if self.robot is None and (given := _given_options(self, "robot", "teleop", "yes")):
@@ -152,11 +141,7 @@ class TeleopOptions:
     """of lerobot/TYPE: any field of LeRobot's config, such as --teleop.gripper-open-pos 50"""
 
     def teleop_config(self, use_degrees: bool) -> TeleoperatorConfig:
-        """The teleoperator of these options.
-
-        Raises:
-            ConfigError: --teleop is missing.
-        """
+        """The teleoperator of these options."""
         from ..core import ConfigError
         from ..robots.registry import TELEOPERATORS, TeleoperatorConfig
 
@@ -183,10 +168,6 @@ def name_lerobot_fields(flags: Sequence[str], args: Sequence[str]) -> list[str]:
     Args:
         flags: The options that the command has. Others that start with --robot. or --teleop. are fields, if the device
             is one of LeRobot.
-        args: The arguments of the command.
-
-    Raises:
-        ConfigError: A field has no value.
     """
     from .options import is_option
 
@@ -230,16 +211,10 @@ def live_view(o: ViewOptions, robot: SafeRobot, fps: float, show: Callable[[str]
     """Context in which a robot is shown as the options say.
 
     Args:
-        o: The options.
-        robot: The robot.
         fps: Steps per second.
-        show: Shows one line of text in the terminal.
 
     Yields:
         What shows the line in the terminal and in the view.
-
-    Raises:
-        UserError: The address is in use, or an extra is not installed.
     """
     from ..core import ConfigError, UserError
 
@@ -327,7 +302,6 @@ def show_session(robot: Robot, keyboard: JointKeyboard | None) -> Callable[[str]
     starts with the joint that they move.
 
     Args:
-        robot: The robot.
         keyboard: The keyboard, if it moves the robot.
     """
     if keyboard is None:

@@ -19,12 +19,7 @@ DEFAULT_MAX_EPISODES = 100  # episodes without a word of success, after which th
 
 
 def run_sequential(o: EvalOptions, out: Output) -> None:
-    """Evaluates one or two policies until the test decides, and prints the result.
-
-    Args:
-        o: The options of the command.
-        out: Where to print.
-    """
+    """Evaluates one or two policies until the test decides, and prints the result."""
     from ..envs import make
     from ..evaluate.evaluation import sequential_verdict_parts
     from .conditions import given_conditions
@@ -83,11 +78,7 @@ def _episodes_needed(o: EvalOptions, successes: tuple[int, ...], episodes: int) 
 
 
 def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
-    """The test that the options ask for.
-
-    Raises:
-        UserError: The options describe no test, or the test could not decide in so few episodes.
-    """
+    """The test that the options ask for."""
     from ..core import UserError
     from ..evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
 
@@ -202,11 +193,7 @@ def write_sequential_page(
     """Writes a page that shows how the interval narrowed.
 
     Args:
-        file: The page.
-        test: The test.
         path: State of the test after each episode, or each round of trials.
-        verdict: Lines of the verdict.
-        names: Names of the policies.
         where: Name of the environment, or "trials".
         unit: What the test counts, in the plural, such as "episodes".
     """

@@ -228,14 +228,7 @@ async def _raise_start_error(running: asyncio.Future, options: ServerOptions) ->
 
 
 def load_service(o: ServeOptions) -> PolicyService:
-    """Loads the policy of a run for a server.
-
-    Args:
-        o: The options of the command.
-
-    Raises:
-        UserError: There is no such policy, or an option does not fit it.
-    """
+    """Loads the policy of a run for a server."""
     import torch
 
     from ..core import ConfigError, keys

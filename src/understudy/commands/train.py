@@ -234,11 +234,7 @@ def _check_stage_data(o: TrainOptions, training: _Training, command: str) -> Non
 
 
 def _evaluation_env(o: TrainOptions, training: _Training, name: str) -> Env:
-    """The environment of --eval.
-
-    Raises:
-        UserError: The policy cannot act there without being told something.
-    """
+    """The environment of --eval."""
     from ..core import UserError
     from ..envs import make
     from .conditions import demonstration_part, goal_columns, open_conditions
@@ -319,10 +315,7 @@ def _compare_checkpoints(curves: TrainingCurves, o: TrainOptions, env: str | Non
     value, as a list of one or none.
 
     Args:
-        curves: What the run has measured.
-        o: The options of the command.
         env: The environment in which the policy can be judged, if there is one.
-        options: What the policy must be told there.
         robot: The options that name the robot of the data, if a person has to judge.
     """
     if not curves.has_rising_error or curves.best in (None, curves.last):
@@ -465,11 +458,7 @@ def _refuse_other_network(method: Method, o: TrainOptions) -> None:
 
 
 def _collection_env(method: Method, data: Dataset, o: TrainOptions) -> Env | None:
-    """The environment in which the method and its stages collect episodes; None if they collect none.
-
-    Raises:
-        UserError: --env is given to a method that collects nothing.
-    """
+    """The environment in which the method and its stages collect episodes; None if they collect none."""
     from ..core import UserError
     from ..envs import make
 
@@ -504,7 +493,6 @@ def training_plan(method: Method, given: Container[str] = ()) -> str:
     """The stages of a method and its data collection, with their numbers of updates. Empty if it has none.
 
     Args:
-        method: The method.
         given: Names of the stages that are not trained, because there is a run for them.
     """
     if not method.stages and method.collection is None:
@@ -527,10 +515,8 @@ class ProgressPrinter:
     since the last line. While episodes are collected it prints one line per round.
 
     Args:
-        run: The run that is trained.
         steps: Number of updates. None if it is unknown.
         every: Updates between lines. None for a tenth of all.
-        has_validation: Whether checkpoints are evaluated.
         stage: Name of the stage that is trained. Only its loss is printed, because the validation of a stage may judge
             a part that is not trained alone.
         of_latents: Whether the held-out error is that of latents, and not of actions.
@@ -611,11 +597,7 @@ def _trusted_packages(own: list[str]) -> list[str]:
 
 
 def _task_relabel(data: Dataset) -> TaskText:
-    """A relabeling with room for the longest task.
-
-    Raises:
-        UserError: The data have no task in words.
-    """
+    """A relabeling with room for the longest task."""
     from ..core import UserError
     from ..data.text_columns import TaskText, task_texts
 

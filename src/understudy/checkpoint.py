@@ -230,7 +230,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Sets the parameters and buffers of a module. Buffers take the given shapes.
 
     Args:
-        tensors: Its parameters and buffers by name, as in `state_dict`.
+        tensors: Parameters and buffers by name, as in `state_dict`.
 
     Raises:
         RuntimeError: The names or shapes do not match. The message is one line, and nothing has changed.

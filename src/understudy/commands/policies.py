@@ -187,7 +187,7 @@ class _TrainedTasks:
     """The tasks in words on which a policy was trained.
 
     Args:
-        relabel: Cuts them as the policy reads them. None if it reads them as they are.
+        relabel: Cuts texts as the policy reads them. None if it reads them as they are.
     """
 
     texts: Sequence[str]

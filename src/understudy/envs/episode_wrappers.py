@@ -21,7 +21,7 @@ class DemoStateReset(EnvWrapper):
     equally likely.
 
     Args:
-        data: Demonstrations that were recorded in it.
+        data: Demonstrations that were recorded in `env`.
         fraction: Fraction of the episodes that start from a demonstrated state. The others start as in `env`.
 
     References:

@@ -190,7 +190,7 @@ def measure_behavior(
     The unit of every interval is the episode; for the entropy it is the start.
 
     Args:
-        env: Their environment. It may report modes and margins.
+        env: The environment of the rollouts. It may report modes and margins.
         demonstrations: The training data of the policy, or other data to compare with. If they share no numeric column
             with the rollouts, the result says so and nothing is compared.
         repeated: Rollouts from repeated starts (`modes.rollout_repeated_starts`).

@@ -182,7 +182,7 @@ def evaluation_of(episodes: Dataset, seconds: float = math.nan, level: float = L
     """The evaluation of existing rollouts, which may come from disk.
 
     Args:
-        seconds: Wall-clock time that they took, seconds.
+        seconds: Wall-clock time of the rollouts, seconds.
     """
     ended = [bool(e.metadata["success"]) for e in episodes if "success" in e.metadata]
     success = stats.clopper_pearson(sum(ended), len(ended), level) if len(ended) == len(episodes) else None

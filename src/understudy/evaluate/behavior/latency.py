@@ -77,7 +77,7 @@ def measure_latency(actor: Actor, episodes: Iterable[Episode], fps: float | None
     """Times the decisions of an actor on recorded observations, one row at a time, as a robot would.
 
     Args:
-        episodes: Their observations are shown to it. The first steps of the first episode warm up and do not count.
+        episodes: The actor is shown their observations. The first steps of the first episode warm up and do not count.
         fps: Steps per second of the robot or environment.
         decisions: Number of decisions to time.
         seconds: Stop after this time, even if fewer decisions were timed.

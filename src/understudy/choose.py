@@ -536,10 +536,7 @@ def _held_out_errors(folder: Path, method: Method, data: Dataset, held: Sequence
 
 
 def _estimate(values: np.ndarray, metric: Metric) -> Interval:
-    """Mean over training seeds and starts. With one seed, over starts alone.
-
-    The limits are NaN for numbers of fewer than three starts, whose spread cannot be known.
-    """
+    """Mean over seeds and starts; of one seed, over starts. Limits are NaN for numbers of fewer than three starts."""
     if metric != "success" and values.shape[1] < 3:
         return Interval(float(values.mean()), math.nan, math.nan, stats.LEVEL)
     if metric == "success":

@@ -57,8 +57,7 @@ def dump(value):
 
 
 def _is_top_level(value) -> bool:
-    """Whether a class or function is found under its name in the module that defines it, where `load` searches for it.
-    """
+    """Whether a class or function is found under its name in its module, where `load` searches for it."""
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     return module is not None and getattr(module, getattr(value, "__qualname__", "."), None) is value
 

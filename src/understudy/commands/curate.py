@@ -137,9 +137,7 @@ def select_best(values: np.ndarray, keep: float, lowest: bool = False) -> tuple[
 
 
 def _tie(score: np.ndarray, kept: list[int]) -> tuple[float, int, int] | None:
-    """A tie at the limit of the selection: the value, the number of episodes that have it, and how many of these are
-    kept. None without a tie.
-    """
+    """A tie at the limit of the selection: its value, number of episodes, and how many are kept. None without one."""
     import numpy as np
 
     left = np.setdiff1d(np.arange(len(score)), kept)

@@ -196,9 +196,7 @@ def _print_trials(evaluations: dict[str, Evaluation], out: Output) -> None:
 
 
 def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -> list[tuple[str, str]]:
-    """Useful next commands, each with a description: a second policy to compare with, more episodes if they would help,
-    or a page.
-    """
+    """Useful next commands with descriptions: a policy to compare with, more episodes if they would help, or a page."""
     from ..evaluate.evaluation import compare
 
     trust = trust_options(o.trust, o.target, o.run, *((o.against,) if o.against else ()))

@@ -145,9 +145,7 @@ def _write_views(data, report, o: InspectOptions, out: Output) -> None:
 
 
 def _training_error(data, odd, method: str) -> UserError | None:
-    """The error with which training this method on these data would end before its first update, because of the
-    findings `odd`.
-    """
+    """The error with which training would end before its first update, because of the findings `odd`."""
     from ..audit import raise_on_errors
     from ..core import UserError
     from ..learn.train import check_method
@@ -163,8 +161,7 @@ def _training_error(data, odd, method: str) -> UserError | None:
 
 
 def _range_table(data) -> Table:
-    """The range of each component, which shows units and normalization. Long vectors have one range for all components.
-    """
+    """The range of each component, for units and normalization. Long vectors have one range for all components."""
     from ..data.formats.describe import value_ranges
 
     table = Table("numbers", "min", "mean", "max", box=None, pad_edge=False)

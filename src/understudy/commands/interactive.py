@@ -305,9 +305,7 @@ class _TrialConsole:
 
 @contextmanager
 def _catch_interrupt():
-    """A context that catches interrupts. It gives a function that tells whether Ctrl-C was the cause, and not a
-    scheduler.
-    """
+    """A context that catches interrupts. Its function tells whether Ctrl-C was the cause, and not a scheduler."""
     seen = []
 
     def stop(number, frame):
@@ -341,10 +339,7 @@ def _robot_env(o: EvalOptions, runs: list[Path]) -> RobotEnv:
 
 
 def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:
-    """A function that runs one trial on a connected robot. Between trials the robot holds its pose.
-
-    It returns "again" if the person discarded the trial.
-    """
+    """A function that runs a trial on a robot and returns "again" if it was discarded. The robot holds in between."""
     from ..robots.acting import act_on_robot
     from .robot_options import command_keys, show_line
 

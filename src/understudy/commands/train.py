@@ -564,8 +564,7 @@ class ProgressPrinter:
         self.losses.clear()
 
     def _logged_losses(self, step: int) -> list[float]:
-        """The logged losses since the last line, for a run that was interrupted between an update and its checkpoint.
-        """
+        """The logged losses since the last line, for a run interrupted between an update and its checkpoint."""
         if self.every is None:
             return []
         return [line["loss"] for line in self.run.read_metrics()
@@ -627,9 +626,7 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
 
 
 def _make_score(env: Env, episodes: int, seed: int) -> Score:
-    """A score of checkpoints: success if the environment defines it, otherwise the mean return. All checkpoints have
-    the same starts, which `eval` never uses.
-    """
+    """Success if the environment defines it, else mean return. Checkpoints share starts, which `eval` never uses."""
     from ..evaluate.evaluation import evaluate, validation_seed
 
     def score(actor: Actor) -> float:

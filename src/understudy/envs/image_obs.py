@@ -114,11 +114,7 @@ class _WithRestore(ImageObs, Restorable):
         return self._observe(self.env.restore(which, _whole_columns(steps, tuple(self.own)), key), which.tolist())
 
     def transform_episode(self, episode: Episode) -> Episode:
-        """Draws an episode that was recorded in `env` without images.
-
-        Args:
-            episode: The episode, with what `env` can be restored from.
-        """
+        """Draws an episode that was recorded in `env` without images, with what `env` can be restored from."""
         told = {k: torch.from_numpy(np.array(v)) for k, v in episode.steps.items()
                 if k in self.env.features and k != "action"}
         steps = max(len(v) for v in told.values())

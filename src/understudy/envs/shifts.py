@@ -378,8 +378,7 @@ def _move_start_back(state, key, severity):
 
 
 def _widen_range(name: str, half, state, key, severity, middle=0.5):
-    """A position that is drawn within `half` of a middle comes from a range that is wider by the severity on every
-    side."""
+    """A position within `half` of a middle comes from a range that is wider by the severity on every side."""
     middle, half = np.float32(middle), np.float32(half)
     return {name: middle + (state[name] - middle) * ((half + np.float32(severity)) / half)}
 

@@ -154,9 +154,7 @@ def _make_group(lost: list[Episode], won, env, view, demonstrated, far) -> Failu
 
 
 def _describe_end(lost, won, env, view: TrajectoryScaling) -> str:
-    """Where these episodes end: on the map of a PlanarMap, or by what distinguishes their last states from those of
-    successes.
-    """
+    """Where these episodes end: on the map of a PlanarMap, or by what sets their last states apart from successes."""
     if isinstance(env, PlanarMap) and (plane := env.map())["path"][0] in lost[0].steps:
         name, *at = plane["path"]
         ends = np.array([np.asarray(e.steps[name], float).reshape(len(e.steps[name]), -1)[-1, at] for e in lost])

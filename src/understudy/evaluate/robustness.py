@@ -350,9 +350,7 @@ def hardest_episode(
 
 
 class _FrameCapture(Env):
-    """Captures frames of row 0 of `camera` while the wrapping `env` is stepped: the first, the last, and at most 32
-    evenly spaced ones.
-    """
+    """Captures the first, the last and at most 32 evenly spaced frames of row 0 while the wrapping `env` is stepped."""
 
     def __init__(self, env: Env, camera: Renderable):
         self.env, self.camera, self.rows, self.features, self.metadata = (

@@ -155,9 +155,7 @@ def _locate_errors(env: Env, episodes: Sequence[int], began: Sequence[int], cloc
 
 
 def _fill_idle_rows(obs: Mapping[str, Tensor], live: Tensor) -> dict[str, Tensor]:
-    """Rows without an episode get the observation of the first active row, because an environment may show anything
-    after the end of an episode.
-    """
+    """Idle rows get the observation of the first active one, because an ended episode may show anything."""
     rows = torch.arange(len(live))
     return take(obs, torch.where(live, rows, live.int().argmax()))
 

@@ -160,10 +160,7 @@ def _env_has_its_capabilities(env):
 
 
 def _env_restores(env, run):
-    """Checks that restoring a recorded step and repeating its action leads to the next recorded step.
-
-    Randomness afterwards must depend on the key of the row alone.
-    """
+    """Checks that restoring a step and repeating its action leads to the next one, with randomness by the key alone."""
     first = {k: torch.from_numpy(np.repeat(v[:1], 2, 0)) for k, v in run[0].steps.items()}
     action = torch.from_numpy(np.repeat(run[0].steps["action"][:1], env.rows, 0))
     for rows in ([0, 2], [1, 2]):

@@ -132,9 +132,7 @@ def _head_learns(policy, batch) -> Policy:
 
 @torch.no_grad()
 def _head_reads_noise(policy, batch, noise):
-    """Checks that noise changes the plans of a policy after a few updates. Before them, layers that are initialized to
-    zero ignore it.
-    """
+    """Checks that noise changes plans after a few updates. Before them, layers initialized to zero ignore it."""
     if not noise.numel():
         return
     head = policy.config.head

@@ -172,8 +172,7 @@ def _load(copy: Path) -> tuple[type, type]:
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Names that the copy imports from packages that are not needed: the old Gym, and TensorFlow's agents. The expert
-    uses only a base class and a tuple of the latter."""
+    """Names that the copy imports from the old Gym, and from TensorFlow's agents for a base class and a tuple."""
     class Policy:
         def __init__(self, *specs):
             pass

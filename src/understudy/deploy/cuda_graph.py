@@ -45,8 +45,7 @@ class CapturedPlanner(PlannerWrapper):
 
 
 class _CapturedGraph:
-    """A captured function of a tree of tensors. It reads its arguments from fixed memory and writes its result there.
-    """
+    """A captured function of a tree of tensors. It reads its arguments from fixed memory and writes there."""
 
     def __init__(self, function: Callable[[dict], Tensor], given: dict):
         self.held = tree_map(torch.clone, given)

@@ -26,7 +26,6 @@ def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
     They are measured on batches of 1, 2 and 5 rows of random observations.
 
     Args:
-        policy: The policy.
         found: The planner that should give the same plans.
 
     Returns:
@@ -49,7 +48,6 @@ def check_export(policy: Policy, found: ExportedPlanner, executor: Executor | No
     """Checks that a file plans as its policy does, and that its executor can run it.
 
     Args:
-        policy: The policy.
         found: The planner of the file.
         executor: The executor, if one is written into the file.
         near: Largest error of a plan, relative to the largest action.
@@ -59,7 +57,6 @@ def check_export(policy: Policy, found: ExportedPlanner, executor: Executor | No
         The largest error of the file's plans on random observations, of `plan_difference`.
 
     Raises:
-        Unsupported: The executor cannot run the file.
         UserError: The error is larger than `near` and larger than 8 times the policy's own rounding error. A sampler
             that divides by almost nothing in its first step makes rounding errors grow.
     """
@@ -116,7 +113,6 @@ def measure_parity(policy: Policy, found: Planner, inputs: int = 1000,
 
     Args:
         policy: The policy, on the CPU.
-        found: The planner.
         inputs: Number of random observations with noise.
         progress: Called with the number of inputs that are done.
     """
@@ -153,9 +149,6 @@ def parity_report(path: Path, found: ExportedPlanner, parity: Parity, error: flo
     """What is written next to an exported file, as JSON data.
 
     Args:
-        path: The file.
-        found: Its planner.
-        parity: Its differences from the policy.
         error: Its largest error against the policy in double precision, of `plan_difference`.
     """
     content = path.read_bytes()
@@ -183,10 +176,6 @@ def example_plan(policy: Policy, rows: int = 3) -> tuple[dict[str, Tensor], Tens
 
     The plan also fills tables that parts of the policy keep, so that exporters do not trace how they are computed.
 
-    Args:
-        policy: The policy.
-        rows: Batch size.
-
     Returns:
         The inputs in the order of `argument_names`, (rows, ...), and the actions, (rows, H, A).
     """
@@ -198,11 +187,6 @@ def example_plan(policy: Policy, rows: int = 3) -> tuple[dict[str, Tensor], Tens
 def random_noise(policy: Policy, rows: int, seed: int = 0) -> Tensor:
     """Standard normal noise for plans of a policy.
 
-    Args:
-        policy: The policy.
-        rows: Batch size.
-        seed: Seed of the noise.
-
     Returns:
         The noise, (rows, *policy.noise_shape).
     """
@@ -211,11 +195,6 @@ def random_noise(policy: Policy, rows: int, seed: int = 0) -> Tensor:
 
 def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, Tensor]:
     """Random observations with the statistics of the data: standard normal after coding.
-
-    Args:
-        policy: The policy.
-        rows: Batch size.
-        seed: Seed of the values.
 
     Returns:
         Observations by column, (rows, To, ...).

@@ -29,7 +29,6 @@ def quantize_file(path: Path | str, min_weights: int = MIN_WEIGHTS) -> int:
     A product x W + b becomes ``scale(x) * scale(W) * (int(x) int(W)) + b``.
 
     Args:
-        path: The file.
         min_weights: Layers with fewer weights stay as they are.
 
     Returns:

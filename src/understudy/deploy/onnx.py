@@ -34,7 +34,6 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
     """Writes `policy.plan` without guides to an ONNX file, for any number of rows.
 
     Args:
-        policy: The policy.
         path: The file, which ends in .onnx.
         executor: The executor that runs the chunks. It is written into the file. By default every chunk is executed
             for one step.
@@ -50,7 +49,6 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
 
     Raises:
         Unsupported: The policy contains what ONNX has no operators for, or the executor cannot run the file.
-        UserError: The error is too large, see `check_export`.
     """
     if not isinstance(policy, Policy):
         raise UserError(f"the policy is {policy!r}, but must be a Policy", where="export",
@@ -89,12 +87,10 @@ def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understu
     """Loads a file that `export` wrote.
 
     Args:
-        path: The file.
         threads: Number of threads that a plan may use.
         trust: Packages whose executors may be loaded.
 
     Raises:
-        UserError: There is no such file.
         UntrustedCode: Its executor comes from another package.
     """
     ort = _import_package("onnxruntime")
@@ -127,7 +123,6 @@ def load_onnx_actor(path: Path | str, rows: int | None = None,
     """The actor of a file that `export` wrote.
 
     Args:
-        path: The file.
         rows: Batch size that the network always gets; None for as many rows as there are.
         trust: Packages whose executors may be loaded.
 

@@ -29,7 +29,6 @@ def pack_weights(policy: Policy, precision: Precision = "auto", *, near: float =
     """Returns a copy on the CPU for planning. It cannot be trained.
 
     Args:
-        policy: The policy.
         precision: "fp32" gives the same plans up to rounding. "bf16" rounds weights and inputs of products to bf16, and
             computes sums and everything else in fp32. "auto" is bf16 for large networks on a CPU that is fast at it
             (`learn.optimizer.automatic_precision`), if the plans pass the test of `near`.

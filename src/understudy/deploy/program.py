@@ -111,12 +111,10 @@ def metadata(policy: Policy, executor: Executor | None, fps: float | None, examp
     """What a file says of itself, as JSON data.
 
     Args:
-        policy: The policy.
         executor: The executor of its chunks. By default every chunk is executed for one step.
         fps: Actions per second of the data, if known.
         example: Inputs of the file by name, (rows, ...). Only shapes and dtypes are read.
         action: What the policy plans for them, (rows, horizon, A).
-        precision: Precision of the weights.
     """
     executor = executor or RecedingHorizon(skip=max(0, -policy.window.action_offset))
     chunked = isinstance(executor, ChunkedExecutor)
@@ -160,7 +158,6 @@ def export_error(policy: Policy, problem: str, cause: BaseException) -> Unsuppor
     """The error of a policy that cannot be exported.
 
     Args:
-        policy: The policy.
         problem: What is wrong with its head, such as "cannot be written as ONNX".
         cause: What the exporter raised. If a part of the policy refused, its reason and its hint are kept.
     """

@@ -38,7 +38,6 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
     """Writes `policy.plan` without guides to a package of PyTorch, for any number of rows.
 
     Args:
-        policy: The policy.
         path: The file: NAME.pt2, or NAME.aot.pt2 for machine code.
         executor: The executor that runs the chunks. It is written into the file.
         near: Largest error of a plan, relative to the largest action.
@@ -52,7 +51,6 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
     Raises:
         Unsupported: The sampler is no fixed graph, the executor needs more than whole chunks, or there is no C++
             compiler for machine code.
-        UserError: The error is too large, see `check_export`.
     """
     path, policy = Path(path), copy.deepcopy(policy).cpu().float().eval()
     if path.suffix != ".pt2":
@@ -82,11 +80,7 @@ def load_package(path: Path | str, trust: tuple[str, ...] = ("understudy",)) -> 
     """Loads a file that `export_package` wrote. It contains code: load only files whose origin you trust.
 
     Args:
-        path: The file.
         trust: Packages whose executors may be loaded.
-
-    Raises:
-        UserError: There is no such file.
     """
     if not Path(path).is_file():
         raise UserError("there is no such file", where=path, hint="export it: understudy export RUN --out FILE.pt2")

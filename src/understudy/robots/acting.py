@@ -26,7 +26,6 @@ class StepCounts:
     """How many steps of a policy on a robot did not go as planned.
 
     Args:
-        steps: Actions that were sent.
         clipped: Actions that safety limits changed. See `SafeRobot.n_clipped`.
         repeated: Actions that repeated the last one of a chunk, because no new plan had come.
         late: Steps that took longer than a period.
@@ -70,7 +69,6 @@ class ActedEpisode:
     """What happened in an episode.
 
     Args:
-        counts: Its steps.
         ended: The command that ended it: enter, discard, success, failure or quit. None if the time was over.
     """
 
@@ -114,13 +112,11 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
 
     Args:
         robot: The robot, with safety limits.
-        actor: The policy.
         key: Source of the randomness of the episode, (1,) int64.
         fps: Steps per second.
         seconds: Longest duration.
         keys: Commands of a person. Each of them ends the episode.
         recorder: Records the observations, and the actions that were sent.
-        show: Shows one line of text.
         clock: Current time (s).
         sleep: Sleeps for some seconds.
     """
@@ -164,8 +160,7 @@ def _note_steps(error: BaseException | None, steps: int) -> None:
 
 def _planning_in_background(actor: Actor, stack: ExitStack, runners: list[AsynchronousRunner],
                             patience: float) -> Actor:
-    """The actor, whose plans are computed in another thread if it executes chunks. `stack` ends the thread, and the
-    runner that has it is added to `runners`."""
+    """The actor, whose chunks are planned in another thread until `stack` ends. Its runner is added to `runners`."""
     if isinstance(actor, (ObservationWrapper, TransformedActor)):
         return replace(actor, actor=_planning_in_background(actor.actor, stack, runners, patience))
     if isinstance(actor, PolicyActor) and isinstance(actor.executor, ChunkedExecutor):

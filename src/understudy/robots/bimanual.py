@@ -21,7 +21,6 @@ class BimanualRobot(Robot):
 
     Args:
         left: The left robot. It may show nothing but observation.state.
-        right: The right robot.
         cameras: Cameras by name. Their frames are the columns observation.images.NAME.
     """
 
@@ -83,12 +82,7 @@ class BimanualRobot(Robot):
 
 
 class BimanualTeleoperator(Teleoperator):
-    """Two teleoperators, whose actions are joined.
-
-    Args:
-        left: The left one.
-        right: The right one.
-    """
+    """Two teleoperators, whose actions are joined."""
 
     def __init__(self, left: Teleoperator, right: Teleoperator):
         self.parts = left, right

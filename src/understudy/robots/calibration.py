@@ -22,7 +22,6 @@ class MotorCalibration:
     """Calibration of one servo.
 
     Args:
-        id: Id of the servo.
         drive_mode: 1 if its direction is inverted, otherwise 0.
         homing_offset: Steps that the servo subtracts (Feetech) or adds (Dynamixel), so that the middle of the range is
             half a turn.
@@ -125,12 +124,8 @@ def read_calibration(path: Path, motors: Mapping[str, int], max_offset: int = 20
     """Reads a calibration.
 
     Args:
-        path: The JSON file.
         motors: Ids of the servos by name.
         max_offset: Largest homing offset that the servos store (steps).
-
-    Raises:
-        UserError: A servo is missing, has another id, or its values make no sense.
     """
     stored, found = read_json(path), {}
     for name, number in motors.items():

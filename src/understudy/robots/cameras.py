@@ -28,7 +28,6 @@ class CameraStatus:
     """What a camera has sent since it was connected.
 
     Args:
-        frames: Number of frames.
         rate: Frames per second, over the last second.
         dropped: Frames that did not come although the rate of the camera promises them, estimated from the times of
             those that came.
@@ -45,7 +44,6 @@ class Camera(ABC):
     Attributes:
         width: Width of its frames in pixels.
         height: Height.
-        has_depth: Whether it also measures depth.
     """
 
     width: int
@@ -279,7 +277,6 @@ class EmulatedCamera(ThreadedCamera):
         height: Height, after the rotation.
         fps: Frames per second.
         rotation: Degrees by which frames are rotated clockwise: 0, 90, 180 or 270.
-        depth: Whether it also measures depth.
         max_age: Age of a frame that counts as a lost connection (s).
         clock: Current time (s).
     """

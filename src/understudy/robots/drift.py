@@ -21,9 +21,7 @@ class ServoState:
     """What a servo holds and shows.
 
     Args:
-        stored: Its calibration.
         expected: Its calibration in the file.
-        is_same: Whether both are the same.
         drift: How far the middle of the range has moved since the file was written (degrees).
         outside: How far the joint is outside the range that the servo holds (degrees).
     """
@@ -78,11 +76,7 @@ def recorded_ranges(dataset: Dataset, joints: Sequence[str]) -> dict[str, Range]
     """The smallest and the largest recorded position of each joint, in observation.state and action.
 
     Args:
-        dataset: The recording.
         joints: Names of the components, such as "shoulder_pan.pos", in the order of the robot.
-
-    Raises:
-        DataError: There is no such column, or it has other components.
     """
     low, high = np.full(len(joints), np.inf), np.full(len(joints), -np.inf)
     features = dataset.features()
@@ -109,8 +103,7 @@ def excess(recorded: Range, allowed: Range) -> float:
 
 
 def _offset(arm: ServoArm, each: MotorCalibration) -> int:
-    """Steps between a position that the servo shows and the turned shaft. Feetech subtracts them, Dynamixel adds them.
-    """
+    """Steps between a position that the servo shows and the turned shaft. Feetech subtracts them, Dynamixel adds."""
     return each.homing_offset if arm.kind.manufacturer == "feetech" else -each.homing_offset
 
 

@@ -47,7 +47,6 @@ class Faults:
         noise: Fraction before which random bytes arrive.
         delay: Delay of late packets (s).
         gap: Pause within split packets (s).
-        seed: Seed of the choice.
     """
 
     lost: float = 0.0
@@ -87,11 +86,9 @@ class EmulatedServo(ABC):
 
     Args:
         number: Its id on the bus.
-        model: Model number.
         position: Position of the shaft when it was switched on (steps of 1/4096 turn, before the homing offset).
         velocity: Largest velocity of the shaft (steps/s).
         registers: The registers that the emulator itself uses, by name.
-        defaults: Initial values of registers.
         clock: Current time (s).
 
     Attributes:
@@ -248,10 +245,6 @@ class DynamixelServo(EmulatedServo):
 
 class EmulatedBus(ABC):
     """Servos on one line. Use it as a context manager: `port` is then the path of the pseudo-terminal.
-
-    Args:
-        servos: The servos.
-        faults: What goes wrong.
 
     Attributes:
         port: Path to open.
@@ -519,9 +512,7 @@ def emulate_arm(kind: ServoArmType, position: int = TURN // 2, faults: Faults | 
     """The servos of an arm.
 
     Args:
-        kind: The kind of arm.
         position: Position of all shafts (steps).
-        faults: What goes wrong on the line.
     """
     if kind.manufacturer == "feetech":
         return EmulatedFeetechBus(*(FeetechServo(m.id, position) for m in kind.servos.values()), faults=faults)
@@ -533,7 +524,6 @@ def wave(bus: EmulatedBus, seconds: float, size: int = 800) -> None:
     """Moves all joints without torque around half a turn, as a hand would.
 
     Args:
-        bus: The emulated bus.
         seconds: Time since the beginning (s).
         size: Largest distance from the middle (steps).
     """

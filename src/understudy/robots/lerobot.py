@@ -141,10 +141,6 @@ class LeRobotTeleoperator(Teleoperator):
     Args:
         name: Its type in LeRobot.
         device: LeRobot's teleoperator.
-        robot: The robot that it moves.
-
-    Raises:
-        ConfigError: It does not give what the robot takes, or gives it in other units.
     """
 
     def __init__(self, name: str, device: Any, robot: Robot):
@@ -276,9 +272,6 @@ def make_lerobot_robot(name: str, options: Mapping[str, Any]) -> LeRobotRobot:
     Args:
         name: Its type in LeRobot, such as "so101_follower".
         options: Fields of its config, as text or as values. "left_arm_config.port" is a field of a field.
-
-    Raises:
-        UserError: LeRobot is not installed, or cannot make this robot.
     """
     return LeRobotRobot(name, _make_device("robot", name, options))
 
@@ -289,10 +282,6 @@ def make_lerobot_teleoperator(name: str, options: Mapping[str, Any], robot: Robo
     Args:
         name: Its type in LeRobot, such as "so101_leader".
         options: Fields of its config, as for `make_lerobot_robot`.
-        robot: The robot that it moves.
-
-    Raises:
-        UserError: LeRobot is not installed, cannot make this teleoperator, or it does not fit the robot.
     """
     return LeRobotTeleoperator(name, _make_device("teleop", name, options), robot)
 
@@ -329,11 +318,7 @@ def _make_device(role: Literal["robot", "teleop"], name: str, options: Mapping[s
 
 
 def _import_modules(package: ModuleType, name: str = "", registered: Container[str] = ()) -> dict[str, str]:
-    """Imports the modules of a package, which register their classes, until `name` is registered: it takes seconds.
-
-    Returns:
-        The errors of modules that cannot be imported.
-    """
+    """Imports the modules of a package until `name` is registered, which takes seconds. Returns errors of imports."""
     failures = {}
     modules = [module.name for module in pkgutil.iter_modules(package.__path__)]
     for module in sorted(modules, key=lambda m: -difflib.SequenceMatcher(None, m, name).ratio()):

@@ -144,7 +144,6 @@ class SafetyLimits:
         (beyond, it only comes nearer). If `wanted` is not finite, or there is a fault, it is the last goal.
 
         Args:
-            state: The last state.
             wanted: The commanded goal, (A,).
             position: The measured position, (A,). It may be late or wrong.
             now: Current time (s).
@@ -175,7 +174,6 @@ class SafetyLimits:
         """The state after a stop.
 
         Args:
-            state: The last state.
             held: The pose that the robot holds now, (A,).
             now: Current time (s).
         """

@@ -43,7 +43,6 @@ class Motor:
     """A servo of an arm.
 
     Args:
-        id: Its id on the bus.
         model: Its model, such as "sts3215".
         range: Unit of its positions: "degrees" around the middle of its calibrated range, or "percent" of this range
             (0 to 100).
@@ -61,7 +60,6 @@ class MotorsBus(ABC):
 
     Args:
         port: Path or name of the serial port.
-        motors: The servos by name.
         baudrate: Bits per second.
         reply_timeout: Longest wait for a status packet (s), besides the time of its bytes on the line.
         n_retries: Largest number of times that a request is repeated.

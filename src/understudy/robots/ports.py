@@ -19,9 +19,6 @@ def refuse_shared_ports(ports: Mapping[str, str | None]) -> None:
 
     Args:
         ports: Names of ports by the option that gave them.
-
-    Raises:
-        ConfigError: Two options name the same device.
     """
     options: dict[object, str] = {}
     for option, port in ports.items():

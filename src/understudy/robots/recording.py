@@ -55,11 +55,7 @@ class RobotSession:
     """A person who moves a connected robot with a connected teleoperator.
 
     Args:
-        robot: The robot.
-        teleop: The teleoperator.
-        keys: Commands of the person.
         fps: Steps per second.
-        show: Shows one line of text.
         clock: Current time (s).
         sleep: Sleeps for some seconds.
     """
@@ -123,11 +119,7 @@ class RobotSession:
 
         Args:
             episodes: Total number of episodes. Interrupted ones do not count.
-            out: Folder of the data set.
-            task: The task in words.
-            times: Times of the recording.
             by: Who acts, stored in every episode.
-            images: How frames are stored.
             on_saved: Called with the number of each episode that would survive a power cut.
             release: Called when the robot is no longer needed. After that the rest is encoded, which may take minutes.
         """
@@ -276,7 +268,6 @@ def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[s
         robot: The robot, with safety limits.
         episode: The recorded episode, of the same kind of robot.
         fps: Steps per second.
-        show: Shows one line of text.
         clock: Current time (s).
         sleep: Sleeps for some seconds.
 
@@ -284,7 +275,6 @@ def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[s
         The largest distance of each joint from its recorded position, (A,).
 
     Raises:
-        UserError: The episode was not recorded with such a robot.
         RobotError: The first pose was not reached.
     """
     robot.check_rate(fps)

@@ -27,11 +27,7 @@ class Register:
     sign: int = 0
 
     def encode(self, value: int) -> bytes:
-        """The bytes of a value.
-
-        Raises:
-            ConfigError: The value does not fit into the register.
-        """
+        """The bytes of a value."""
         value = int(value)
         most = 1 << (self.sign if self.sign > 0 else 8 * self.size + self.sign)
         if not (-most if self.sign < 0 else 1 - most if self.sign else 0) <= value < most:

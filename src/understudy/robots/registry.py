@@ -42,16 +42,12 @@ class RobotConfig:
     Args:
         type: One of `ROBOTS`, lerobot/TYPE for a robot of LeRobot, or module:factory, a function that returns a
             `Robot`.
-        port: Serial port.
-        left_arm_port: Serial port of the left arm of a robot with two arms.
-        right_arm_port: Serial port of its right arm.
         retries: Largest number of times that a request to the servos is repeated.
         id: Name of this arm, under which its calibration is stored. By default the type. The arms of a robot with two
             arms are ID_left and ID_right.
         calibration_dir: Folder of the calibration. By default understudy's folder, and then LeRobot's.
         cameras: Settings of each camera by its name: type, index_or_path, width, height, fps, rotation, fourcc.
         use_degrees: Whether joints are in degrees. Otherwise they are from -100 to 100 over their calibrated range.
-        disable_torque_on_disconnect: Switch the torque off at the end.
         limits: A JSON file of `SafetyLimits` (`understudy.config.dump`). The fields below replace its values.
         max_velocity: Largest velocity in units of the action per second, for all joints or for each.
         max_relative_target: Largest distance of a goal from the measured position, for all joints or for each.
@@ -94,10 +90,7 @@ class TeleoperatorConfig:
         type: One of `TELEOPERATORS`, lerobot/TYPE for a teleoperator of LeRobot, or module:factory, a function that
             returns a `Teleoperator`.
         port: Serial port of a leader arm.
-        left_arm_port: Serial port of the left one of two leader arms.
-        right_arm_port: Serial port of the right one.
         id: Name of this arm, under which its calibration is stored. By default the type.
-        calibration_dir: Folder of the calibration.
         use_degrees: As for the robot.
         retries: As for the robot.
         options: Further fields of the config of a teleoperator of LeRobot, as text.
@@ -127,11 +120,9 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
     """Makes a robot with safety limits. It is not connected yet.
 
     Args:
-        config: The robot.
         trust: Packages whose code may run.
 
     Raises:
-        UserError: There is no such robot, an option is missing, or the arm is not calibrated.
         UntrustedCode: The factory is in a package that is not trusted.
     """
     refuse_shared_ports(config.ports())
@@ -181,8 +172,6 @@ def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Seque
     """Makes a teleoperator for a robot. It is not connected yet.
 
     Args:
-        config: The teleoperator.
-        robot: The robot that it moves.
         trust: Packages whose code may run.
 
     Returns:
@@ -261,14 +250,10 @@ def arm_calibration(kind: str, port: str, name: str | None, folder: Path | None,
     """The calibration of an arm, and its file.
 
     Args:
-        kind: Type of the arm.
         port: Its serial port, for messages.
         name: Its id. None if it is the type.
         folder: Folder of the calibration. None for the usual ones.
         device: The option that names it, "robot" or "teleop", for messages.
-
-    Raises:
-        UserError: There is none.
     """
     path = find_calibration(kind, name or kind, folder)
     if path is None:
@@ -284,9 +269,6 @@ def parse_cameras(text: str) -> dict[str, dict[str, Any]]:
 
     Args:
         text: Such as "{front: {type: opencv, index_or_path: 0, width: 640, height: 480, fps: 30}}".
-
-    Raises:
-        ConfigError: It is something else.
     """
     tokens = re.findall(r'"[^"]*"|\'[^\']*\'|[{}:,]|[^{}:,\s"\']+(?::(?=\S)[^{}:,\s]+)*', text)
     try:

@@ -29,8 +29,6 @@ class SafeRobot(Robot):
     it can be reached, and every later call raises the same error, until `connect` is called again.
 
     Args:
-        robot: The robot.
-        limits: Its limits.
         clock: Current time (s).
         watchdog: Whether a thread watches for missing commands.
 

@@ -40,7 +40,6 @@ class ServoArmType:
     Args:
         name: Name, as LeRobot has it.
         manufacturer: Of the servos: "feetech" or "dynamixel".
-        motors: The servos.
         full_turn: Joints that turn without a stop. Calibration gives them a full turn.
         inverted: Servos that turn the other way (Dynamixel's Drive_Mode).
         shadows: Second servos of joints, by their name: the first servo of the joint, and the second one, which is
@@ -110,8 +109,6 @@ class ServoArm:
     """What followers and leaders have in common: the bus, the calibration, and the units.
 
     Args:
-        kind: The kind of arm.
-        port: Serial port.
         calibration: Its calibration. None if there is none yet.
         use_degrees: Units of the joints: degrees, or -100 to 100 over the calibrated range.
 
@@ -283,9 +280,6 @@ class ServoFollower(Robot):
     Until `apply_limits` is called, the joints move with at most 30 deg/s.
 
     Args:
-        kind: The kind of arm.
-        port: Serial port.
-        calibration: Its calibration.
         cameras: Cameras by name. Their frames are the columns observation.images.NAME.
         disable_torque_on_disconnect: Switch the torque off at the end. The arm then falls if it is not supported.
         use_degrees: False for joints from -100 to 100 over their calibrated range.
@@ -444,9 +438,6 @@ class ServoLeader(Teleoperator):
     """An arm of servos without torque that a person moves. Its joints are the action of a follower.
 
     Args:
-        kind: The kind of arm.
-        port: Serial port.
-        calibration: Its calibration.
         use_degrees: False for joints from -100 to 100 over their calibrated range.
     """
 
@@ -494,8 +485,6 @@ def set_up_motor(kind: ServoArmType, port: str, name: str, baudrates: Sequence[i
     """Gives the only connected servo the id that it has in the arm, and the fastest usual baud rate.
 
     Args:
-        kind: The kind of arm.
-        port: Serial port.
         name: Name of the servo in the arm.
         baudrates: Rates at which to look for it.
 
@@ -541,12 +530,7 @@ def set_up_motor(kind: ServoArmType, port: str, name: str, baudrates: Sequence[i
 
 
 class Calibrator:
-    """Calibrates an arm in two steps: `set_middle`, and `update` while a person moves all joints.
-
-    Args:
-        kind: The kind of arm.
-        port: Serial port.
-    """
+    """Calibrates an arm in two steps: `set_middle`, and `update` while a person moves all joints."""
 
     def __init__(self, kind: ServoArmType, port: str):
         self.arm = ServoArm(kind, port, None)

@@ -36,9 +36,7 @@ class SimulatedArm(Robot):
     arrived. Time comes from `clock` alone, so a test decides how it passes.
 
     Args:
-        joints: Names of the joints.
         link: The connection, in both directions.
-        seed: Seed of delays and losses.
         position: Initial position of each joint (deg).
         servo_velocity: Velocity of the servos, until `apply_limits` sets it (deg/s).
         clock: Current time (s).

@@ -22,14 +22,7 @@ TOKEN_PREFIX = "token."  # of the subprotocol in which browsers, which cannot se
 
 
 def read_tokens(path: Path) -> tuple[str, ...]:
-    """Reads a file of tokens, one a line. Lines that start with # are comments.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UserError: It cannot be read, has no token, or a token is short.
-    """
+    """Reads a file of tokens, one a line. Lines that start with # are comments."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -77,9 +70,6 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
     Args:
         certificate: PEM file with the certificate and those above it.
         key: PEM file with the private key.
-
-    Raises:
-        UserError: One of the files is missing or invalid.
     """
     if certificate is None and key is None:
         return None
@@ -119,11 +109,7 @@ Log = Callable[..., None]
 
 
 class SummarizedLog:
-    """Logs events that may come in large numbers: one line a second for each kind of event, with their count.
-
-    Args:
-        log: Gets the lines.
-    """
+    """Logs events that may come in large numbers: one line a second for each kind of event, with their count."""
 
     def __init__(self, log: Log):
         self.log = log

@@ -45,7 +45,6 @@ def reply_array(reply: Mapping[str, object], name: str, shape: tuple[int | None,
     """Returns an array of a reply.
 
     Args:
-        reply: The reply.
         name: Its entry, such as "actions".
         shape: The shape that it must have. None for a dimension of any size but 0.
 
@@ -241,7 +240,6 @@ class RemoteRunner:
     measured and sent along, so that a policy with real-time chunking plans for the network too.
 
     Args:
-        client: The connection.
         deadline: Seconds after which a reply is late. From then on the fallback holds.
         fallback: What is executed while a reply is late or the link is lost: "last-chunk" continues the old chunk and
             repeats its last action, "hold" repeats the action before, "stop" raises `LinkLost`.

@@ -20,7 +20,6 @@ def policy_schema(served: ServedPolicy, *, fps: float | None = None,
     """Returns what clients must send and will get.
 
     Args:
-        served: The policy.
         fps: Steps per second of the training data, if known.
         action_convention: What the actions mean, in the words of the person who serves the policy, such as "absolute".
     """
@@ -37,9 +36,7 @@ def policy_metadata(served: ServedPolicy, schema: Mapping[str, object], *, name:
     """Returns the first message to every client.
 
     Args:
-        served: The policy.
         schema: What clients must send and will get.
-        name: Name of the policy.
         **about: Further entries of "understudy", such as the fallback.
     """
     planner, executor = served.planner, _executor(served.actor)

@@ -37,8 +37,6 @@ class PendingHandshakes:
 
     Args:
         limit: Their largest number.
-        metrics: Counts those that are dropped.
-        log: Gets them.
     """
 
     def __init__(self, limit: int, metrics: ServerMetrics, log: SummarizedLog):
@@ -69,10 +67,6 @@ class CountedConnection(ServerConnection):
     """A connection that counts as pending until its handshake is done, with TLS from its first byte.
 
     TLS starts here, because asyncio's own server has no access to connections before TLS is there.
-
-    Args:
-        pending: The connections without a handshake.
-        tls: TLS, or None.
     """
 
     def __init__(self, *args, pending: PendingHandshakes, tls: ssl.SSLContext | None, **options):

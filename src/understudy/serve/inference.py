@@ -18,7 +18,6 @@ class Job:
     """A request that waits for its reply.
 
     Args:
-        request: The request.
         reply: Gets (reply, seconds in the network) in the thread of the event loop.
         in_time: Whether the client still waits.
     """
@@ -34,8 +33,6 @@ class InferenceThread:
     The requests that wait when the network becomes free are one batch.
 
     Args:
-        service: Answers the requests.
-        metrics: Counts them.
         max_batch: Largest number of requests in a batch.
     """
 

@@ -29,9 +29,6 @@ class RerunView:
         robot: The robot. `SafeRobot.on_step` calls `step`.
         file: A file of Rerun to write. None to start the viewer.
         clock: Current time (s).
-
-    Raises:
-        UserError: The extra rerun is not installed.
     """
 
     def __init__(self, robot: SafeRobot, file: Path | None = None, clock: Callable[[], float] = time.monotonic):

@@ -54,7 +54,6 @@ class ViewedStep:
     """A step of a control loop. Its arrays must not change later.
 
     Args:
-        number: Number of the step.
         time: When its action was sent (s).
         position: Measured position of each component of the action, (A,).
         command: What was commanded, (A,).
@@ -74,16 +73,12 @@ class LiveView:
     Args:
         robot: The robot. `SafeRobot.on_step` calls `step`.
         fps: Steps per second of the control loop.
-        host: Address to listen on.
         port: Port. 0 for any that is free.
         clock: Current time (s).
 
     Attributes:
         token: What a browser needs to connect.
         address: Address of the page, with the token behind #, which browsers do not send.
-
-    Raises:
-        UserError: The server cannot listen there.
     """
 
     def __init__(self, robot: SafeRobot, fps: float, host: str = "127.0.0.1", port: int = 0,

@@ -14,8 +14,6 @@ class Metric:
     """A counter or a gauge, with one value for each combination of labels.
 
     Args:
-        name: Its name.
-        help: What it counts.
         kind: "counter" or "gauge".
     """
 
@@ -46,8 +44,6 @@ class Histogram:
     """Counts of values below each bound.
 
     Args:
-        name: Its name.
-        help: What it measures.
         bounds: Upper bounds, ascending.
     """
 

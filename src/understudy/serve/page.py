@@ -19,7 +19,6 @@ def page_response(connection: ServerConnection, name: str, title: str) -> Respon
     """A page as the answer to a request.
 
     Args:
-        connection: The connection of the request.
         name: Name of its files: NAME.html, NAME.css and NAME.js.
         title: Title of the page. It replaces TITLE in the HTML.
     """

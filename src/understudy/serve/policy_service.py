@@ -27,8 +27,6 @@ class ServedPolicy:
     """A policy that is served.
 
     Args:
-        actor: Executes the plans.
-        planner: Plans.
         checkpoint: Which weights these are.
         texts: Functions that make a column from the words of a prompt, by the name of the column.
         renamed: Columns by other names of them that clients use.
@@ -65,12 +63,10 @@ class PolicyService(Service):
     """Serves a policy to clients of openpi and of understudy.
 
     Args:
-        served: The policy.
         metadata: The first message to every client.
         schema: What the policy reads and plans.
         reply: "chunk" sends whole chunks, "action" executes them on the server. None for chunks if the executor has
             them. A client may ask for the other.
-        seed: Seed of the randomness of all episodes.
 
     Raises:
         RequestError: The executor has no chunks to send.
@@ -351,10 +347,6 @@ def _signature(obs: Mapping[str, Tensor]):
 def observation_steps(served: ServedPolicy, request: Request) -> list[dict[str, Tensor]]:
     """The observation of one client, (1, ...) a column. A client may send the whole window, the oldest step first.
 
-    Args:
-        served: The policy.
-        request: The request.
-
     Raises:
         RequestError: Two columns have unequal numbers of steps.
     """
@@ -374,10 +366,6 @@ def observation_steps(served: ServedPolicy, request: Request) -> list[dict[str, 
 
 def batched_columns(served: ServedPolicy, request: Request) -> dict[str, Tensor]:
     """The columns of several rows, (B, ...).
-
-    Args:
-        served: The policy.
-        request: The request.
 
     Raises:
         RequestError: They have unequal numbers of rows, or too many.

@@ -17,11 +17,8 @@ class Reloader:
     A checkpoint that cannot be loaded, or that reads or plans something else, is refused, and the old one stays.
 
     Args:
-        service: The service.
         load: Loads the newest checkpoint as another service.
         newest: Identifies the newest checkpoint.
-        metrics: Counts the results.
-        log: Gets the events.
     """
 
     def __init__(self, service: PolicyService, load: Callable[[], PolicyService], newest: Callable[[], str],

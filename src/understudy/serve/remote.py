@@ -34,11 +34,7 @@ class RemotePlanner(Planner):
     reply that does not come within the timeout of the client, raises an error: on a robot, `act_on_robot` then stops.
 
     Args:
-        client: The connection.
         trust: Packages whose executors may be loaded.
-
-    Raises:
-        UserError: The server does not serve a policy of understudy.
     """
 
     def __init__(self, client: Client, trust: tuple[str, ...] = ("understudy",)):
@@ -98,9 +94,6 @@ class RemoteActor(Actor):
     """Acts on a server, which also executes the chunks and keeps the state of each row.
 
     The state here is a number of each row. After a step, the state before it is gone, so episodes cannot be forked.
-
-    Args:
-        client: The connection.
     """
 
     client: Client
@@ -127,9 +120,6 @@ def connect_policy(address: str, timeout: float = 10.0) -> Client:
     Args:
         address: Such as "ws://gpu:8000".
         timeout: Seconds to wait for a connection or a reply.
-
-    Raises:
-        UserError: There is no server, it refuses the token, or it serves no policy of understudy.
     """
     from .access import read_tokens
 
@@ -144,7 +134,6 @@ def remote_actor(planner: RemotePlanner, executor: Executor | None = None) -> Ac
     """Returns the actor of a served policy. Chunks are executed here, or on the server if they have to be.
 
     Args:
-        planner: The planner.
         executor: The executor. None for that of the served method.
     """
     if executor is None and not planner.client.policy["chunks"]:

@@ -63,10 +63,8 @@ class ServerOptions:
     """How a server behaves.
 
     Args:
-        host: Address to listen on.
         port: Port. 0 for any that is free.
         tokens: Clients need one of them. Empty for everybody.
-        tls: TLS, or None.
         origins: Pages whose scripts may connect, such as "https://lab.example". Browsers name the page.
         max_message: Largest message in bytes.
         max_rate: Requests per second of one client. Faster ones wait.
@@ -95,14 +93,10 @@ class PolicyServer:
     """Serves a policy until `stop` is called.
 
     Args:
-        service: Answers the requests.
-        options: How the server behaves.
-        log: Gets the events.
         clock: Current time (s).
 
     Attributes:
         port: The port, when `run` has started.
-        metrics: Its metrics.
         started: Set when clients can connect.
     """
 
@@ -353,9 +347,7 @@ class BackgroundServer:
     """A server in a background thread, for notebooks and tests.
 
     Args:
-        service: Answers the requests.
         options: How the server behaves. By default any free port is taken.
-        log: Gets the events.
 
     Example:
         >>> with BackgroundServer(service) as server:

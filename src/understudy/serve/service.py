@@ -24,7 +24,6 @@ class Session:
     requests is planned at the same time as another one.
 
     Args:
-        number: The number of the client.
         name: Its address, for the log.
         sent: The actions of the last reply, (n, A). None before the first one.
         state: What the service keeps of the client.
@@ -43,7 +42,6 @@ class Request:
     """A request of a client.
 
     Args:
-        session: The client.
         columns: What it observed, by the names in the message.
         options: The content of the key "understudy". Empty for clients of openpi.
     """
@@ -73,7 +71,6 @@ class Reply:
     """The answer to a request.
 
     Args:
-        values: What the client gets.
         commit: Called in the thread of the event loop before the reply is sent. It stores the state of the client. Its
             argument is False if the client got something else meanwhile, because its deadline had passed.
         checkpoint: The weights that planned it. None if it was not planned, or if the weights have no name.
@@ -111,7 +108,6 @@ class Service(ABC):
         """Returns a reply to a request whose deadline has passed. None if the client must stop.
 
         Args:
-            request: The request.
             kind: "hold" repeats the last executed action. "last-chunk" continues the last chunk, whose last action is
                 repeated. "stop" has no reply.
         """

@@ -38,18 +38,14 @@ class SteeringPage:
     the next plan, so the steps of the current chunk are executed first. Everybody with the page sees the same episode.
 
     Args:
-        actor: The actor of a policy.
         env: An environment with one row whose map has the entry "control", such as `fork`, `particle` or `push`.
         scale: Strength of the steering: see `execute.steering.Steered`.
-        seed: Seed of the episodes.
-        title: Title of the page.
 
     Attributes:
         points: The points towards which plans are drawn.
 
     Raises:
         Unsupported: The environment does not say where in the plane a click on its picture is.
-        UserError: The policy cannot be steered.
     """
 
     def __init__(self, actor: Actor, env: Env, scale: float = 100.0, seed: int = 0, title: str = "Steering"):
@@ -73,9 +69,6 @@ class SteeringPage:
         Args:
             listening: A socket that listens.
             origins: Addresses under which the page may be opened, such as "http://127.0.0.1:8000". None for any.
-
-        Raises:
-            UserError: The policy does not fit the environment.
         """
         logging.getLogger("websockets").setLevel(logging.CRITICAL)
         self._loop = asyncio.get_running_loop()

@@ -45,9 +45,6 @@ def pack(value: Mapping[str, object]) -> bytes:
 def unpack(message: bytes) -> dict[str, object]:
     """Reads a message. Arrays are copies in the byte order of this machine.
 
-    Args:
-        message: The bytes of one message.
-
     Raises:
         WireError: The bytes are not a complete message, or an array in it is invalid.
     """
@@ -71,7 +68,6 @@ def as_array(value: object, name: str) -> np.ndarray:
     """Returns a value of a message as an array of numbers or flags. Lists of numbers are allowed.
 
     Args:
-        value: The value.
         name: Its name, for the error.
 
     Raises:

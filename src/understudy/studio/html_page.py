@@ -68,13 +68,7 @@ def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | No
 
     Args:
         file: The page. Nothing may exist there, nor at the folder next to it.
-        data: The data set.
-        report: Findings and scores to show.
-        title: Title of the page.
         progress: Called with the number of finished episodes and their total.
-
-    Raises:
-        UserError: The file or the folder already exists.
     """
     file = Path(file)
     folder = file.with_name(f"{file.stem}-data")
@@ -91,9 +85,7 @@ def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | No
 
 
 def _write_pieces(pages: _EpisodePages, part: Path | None, progress: Progress | None) -> list[tuple[int, str]]:
-    """(first episode, JSON) of each piece. If there is a folder, the JSON is written there as a script and is empty
-    here.
-    """
+    """(first episode, JSON) of each piece. In a folder, the JSON is written there as a script and is empty here."""
     out, held, size, first = [], [], 0, 0
 
     def close():
@@ -157,9 +149,7 @@ class _EpisodePages:
         self.unread: list[int] = []
 
     def _thumbnails_per_episode(self) -> dict[int, int]:
-        """Number of thumbnails of each camera, by episode. If all would be too many, only evenly spaced episodes have
-        them.
-        """
+        """Thumbnails of each camera by episode. If all would be too many, evenly spaced episodes have them."""
         if not self.cameras or not self.count:
             return {}
         each = min(_MAX_PER_EPISODE, _MAX_THUMBNAILS // (len(self.cameras) * self.count))
@@ -370,9 +360,7 @@ class _RunningStatistics:
 
 
 class _ProjectionMap:
-    """Rows of these columns, projected onto the two directions of largest variance (Pearson 1901). Each component is
-    divided by its standard deviation.
-    """
+    """Rows by their standard deviations, projected onto the two directions of largest variance (Pearson 1901)."""
 
     def __init__(self, title: str, columns: Sequence[_ShownColumn]):
         self.title, self.columns = title, columns
@@ -385,9 +373,7 @@ class _ProjectionMap:
         self.at.append(np.stack([np.full(int(there.sum()), episode), steps[there]], 1))
 
     def to_json(self) -> dict[str, Any]:
-        """`share` is the fraction of the variance in each direction. The page also computes x = (row - mean) @ axes for
-        rows that are not among the points.
-        """
+        """`share` is the fraction of variance in each direction. The page also computes x = (row - mean) @ axes."""
         rows, at = np.concatenate(self.points), np.concatenate(self.at).astype(np.int32)
         mean, axes, share = principal_components(rows)
         x, y = ((rows - mean) @ axes).T
@@ -431,8 +417,6 @@ def frames(data: Dataset, episode: int, name: str) -> Iterator[tuple[Any, np.nda
     """Frames of a camera, in any order, as they are decoded.
 
     Args:
-        data: The data set.
-        episode: Number of the episode.
         name: Column of the camera.
 
     Yields:
@@ -484,9 +468,7 @@ def _base64(values: np.ndarray) -> str:
 
 
 def _scale_to_bytes(lines: np.ndarray) -> str:
-    """(E, L, P) as bytes: 0 to 254 between the minimum and the maximum of each line over all episodes, 255 for missing
-    values.
-    """
+    """(E, L, P) as bytes: 0 to 254 over the range of each line over all episodes, 255 for missing values."""
     out = np.full(lines.shape, 255, np.uint8)
     for i in range(lines.shape[1]):
         there = np.isfinite(lines[:, i])

@@ -29,16 +29,8 @@ def write_rrd(
     there. Images keep their size.
 
     Args:
-        file: The file.
-        data: The data set.
         title: Name of the recording in the viewer.
         progress: Called with the number of episodes that are written, and of all.
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: If the extra rerun is not installed, or a column cannot be read.
     """
     try:
         import rerun as rr

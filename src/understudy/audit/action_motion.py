@@ -40,7 +40,6 @@ def has_motion(episode: Episode, first: int, last: int) -> bool:
     """Whether any numeric vector observation changes between two steps.
 
     Args:
-        episode: The episode.
         first: Index of the first step.
         last: Index of the last step, included.
     """
@@ -165,7 +164,6 @@ class CameraLag:
     or if the shifts do not differ clearly.
 
     Args:
-        data: The data set.
         name: Column of the camera.
     """
 
@@ -214,9 +212,7 @@ class CameraLag:
                           "the same row", Location(feature=self.name))
 
     def _unexplained(self, k: int | None) -> np.ndarray:
-        """(E,) squares of the image changes that the state changes k steps earlier do not explain. For None, the
-        squares of the image changes themselves.
-        """
+        """(E,) squares of image changes that the state changes k steps earlier do not explain. None: of all changes."""
         margin, pairs = max(SHIFTS), []
         for moved, seen in self._brightness:
             n = len(seen)
@@ -241,7 +237,6 @@ class Stillness:
     stretches with similar or less motion.
 
     Args:
-        data: The data set.
         name: Column of the camera.
     """
 
@@ -289,9 +284,7 @@ class Stillness:
                           "the camera hung: leave the stretch out", Location(None, e, start, self.name))
 
     def _sample(self) -> dict[int, np.ndarray]:
-        """States (T, D) divided by their standard deviations, of evenly spaced episodes. Components that are constant,
-        NaN or infinite are left out.
-        """
+        """States (T, D) by their standard deviations, of evenly spaced episodes, only of components that vary."""
         each = max(1, -(-sum(map(len, self._equal.values())) // _WATCHED))
         chosen = {
             e: _concat_columns(self.data[e], self._states)[: len(self._equal[e])] for e in list(self._equal)[::each]
@@ -306,9 +299,7 @@ class Stillness:
 
     def _elsewhere(self, states: dict[int, np.ndarray], moved: np.ndarray, e: int, start: int,
                    n: int) -> tuple[int, int]:
-        """(stretches in which the image changes, all stretches) with similar motion: at least half as much, and hardly
-        more in any component.
-        """
+        """(stretches in which the image changes, all) with at least half and hardly more of the motion."""
         most, changed, of = np.linalg.norm(moved), 0, 0
         for length in sorted({max(1, n >> k) for k in range(6)}):
             for other, s in states.items():
@@ -379,12 +370,7 @@ def check_action_convention(data: Dataset) -> Iterator[Finding]:
 
 
 def _conventions(data: Dataset, rates: np.ndarray | None = None) -> dict[int, str]:
-    """"positions" or "differences" for each episode. Episodes that fit neither are left out.
-
-    Args:
-        data: The data set.
-        rates: True for components of the state that are velocities, (D,). No action can have these as its position.
-    """
+    """"positions" or "differences" of each episode, if either fits. `rates`, (D,), marks velocities in the state."""
     kinds: dict[int, str] = {}
     for e, s, a in _transitions(data, 8):
         after, change = s[1:], _state_change(s)
@@ -405,9 +391,7 @@ def _conventions(data: Dataset, rates: np.ndarray | None = None) -> dict[int, st
 
 
 def _rates(data: Dataset) -> np.ndarray:
-    """(D,) True for components of the state that are the velocity of another component: proportional to its change,
-    with a positive factor and no offset.
-    """
+    """(D,) True for components of the state that are proportional to the change of another, without an offset."""
     sums = 0.0
     for _, s, _ in _transitions(data, 8, _STEPS):
         change = _state_change(s)
@@ -430,13 +414,7 @@ def _rates(data: Dataset) -> np.ndarray:
 
 
 def _cross_explained(data: Dataset, many: list[int], few: list[int]) -> tuple[float, float] | None:
-    """Fractions of the motion that the actions explain, with a linear model that was fitted to the episodes `many`.
-
-    Only components of the state that the actions move count.
-
-    Returns:
-        The fraction in `many` and the fraction in `few`. None if there are no such components or too few steps.
-    """
+    """Fractions of the motion that a linear model of `many` explains in `many` and `few`. None without enough steps."""
     pairs = list(_transitions(data.select(many), 8, _STEPS))
     if not pairs or (width := pairs[0][1].shape[1] + pairs[0][2].shape[1]) > _WIDEST:
         return None
@@ -484,9 +462,7 @@ def check_units(data: Dataset) -> Iterator[Finding]:
 
 
 def _column_scale(values) -> np.ndarray:
-    """(D,) log of the largest absolute value. NaN for a component that is always 0 (a flag, a contact that did not
-    happen), because it has no magnitude.
-    """
+    """(D,) log of the largest absolute value. NaN if it is always 0 (a flag), because that has no magnitude."""
     flat = np.abs(np.asarray(values, np.float64).reshape(len(values), -1))
     largest = np.max(np.where(np.isfinite(flat), flat, 0), axis=0, initial=0)
     return np.where(largest > 0, np.log(np.maximum(largest, 1e-4)), np.nan)

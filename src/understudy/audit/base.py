@@ -21,8 +21,6 @@ class Location:
 
     Attributes:
         file: Path of the file, relative to the data set.
-        episode: Index of the episode.
-        step: Index of the step in the episode.
         feature: Name of the column, or of the array in the file.
     """
 
@@ -45,8 +43,6 @@ class Finding:
         code: Kind of the finding in kebab-case, such as "not-finite".
         severity: "error": the files contradict themselves, or a reader would return values that were never recorded.
             "warning" and "note": judgments of quality.
-        message: What was found.
-        remedy: How to fix it.
         where: Where it was found; the first place if there are several.
         episodes: All episodes with this problem, if there are several.
     """
@@ -65,10 +61,8 @@ def finding_from_error(
     """Turns the error of a reader into a finding, with the file, episode, step and column that the error names.
 
     Args:
-        error: The error.
         path: The data set. The finding names files relative to it.
         columns: Columns of the data set. The longest one that the error names is the feature of the finding.
-        code: Code of the finding.
     """
     where = str(error.where or "")
     file = where.split(", ")[0]

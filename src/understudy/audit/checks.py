@@ -119,9 +119,7 @@ def _is_column_finite(data, name) -> bool:
 
 
 def _unended_episodes(data, flags) -> list[int] | None:
-    """The episodes without a flag at their end. None if flags are also elsewhere, or if episodes must be checked one by
-    one.
-    """
+    """The episodes without a flag at their end. None if flags are elsewhere, or episodes must be checked singly."""
     lies = [data.column(n) for n in flags]
     if not all(found is not None and found[0].ndim == 1 for found in lies):
         return None
@@ -169,15 +167,7 @@ def check_episode_ends(data: Dataset) -> Iterator[Finding]:
 
 def _time_steps(data: Dataset, is_defined: bool
                 ) -> tuple[list[tuple[int, np.ndarray]], list[tuple[int, int]], list[tuple[int, int]]]:
-    """The time between steps.
-
-    Args:
-        is_defined: Whether times are the number of the step by `fps`, and are not measured.
-
-    Returns:
-        (episode, times between its steps) of each episode; (episode, step) where times are most uneven; and where they
-        first go back.
-    """
+    """Times between steps by episode, and (episode, step) where they are most uneven and where they first go back."""
     fps, steps, uneven, back = data.fps, [], [], []
     for e, episode in enumerate(data):
         time = np.asarray(episode.steps["timestamp"], np.float64).reshape(-1)[:len(episode)]
@@ -267,11 +257,7 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
 
 
 def _frame_rates(steps: list[tuple[int, np.ndarray]]) -> list[tuple[float, int]]:
-    """The usual times between steps (s) that differ by more than a fifth, and the number of episodes with each.
-
-    Args:
-        steps: The number of each episode, and the times between its steps. Episodes whose times jitter are left out.
-    """
+    """The usual times between steps (s) without jitter that differ by more than a fifth, and how many episodes each."""
     groups: list[tuple[float, int]] = []
     quartiles = [np.percentile(between, (25, 50, 75)) for _, between in steps if len(between)]
     for step in sorted((float(q[1]) for q in quartiles if q[2] - q[0] < 0.1 * q[1]), reverse=True):

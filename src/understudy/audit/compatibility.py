@@ -33,9 +33,6 @@ def find_disagreements(sets: Mapping[str, Dataset]) -> list[Finding]:
     `action-convention-differs`, `action-frame-differs`, `action-effect-differs`. Warnings: `columns-differ` (others),
     `dtype-differs`, `fps-unknown`, `robot-differs`, `ranges-apart`. Notes: `unit-unknown`, `names-unknown`.
 
-    Args:
-        sets: Data sets by name.
-
     Returns:
         The findings, in the order of the data sets.
     """
@@ -200,7 +197,6 @@ def action_convention(data: Dataset, known: _DatasetSample | None = None) -> str
     the change of the state. A mean correlation over components of at least 90 % or 70 %, and a lead of 10 %, are clear.
 
     Args:
-        data: The data set.
         known: Rows of the same data set that were already read.
     """
     known = known or _DatasetSample(data)
@@ -236,11 +232,7 @@ def _max_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _explained_change(one: _DatasetSample, other: _DatasetSample, name: str) -> tuple[float, float] | None:
-    """Fractions of the changes in both data sets that a model explains which was fitted on one of them.
-
-    Returns:
-        Both fractions, if the model explains most in its own data set and little in the other. None otherwise.
-    """
+    """Fractions of changes that a model of one data set explains in both. None unless that is little in the other."""
     pairs = []
     for k in (one, other):
         (action, _), (now, then) = k.rows("action"), k.rows(name)

@@ -34,7 +34,6 @@ def check_files(path: Path, checksums: bool = True) -> Iterator[Finding]:
     """Finds damage in the files of a data set, without opening the data set. A path of unknown kind has no findings.
 
     Args:
-        path: File or folder.
         checksums: Also verify the checksums in the files. This takes as long as reading every byte.
     """
     def refused(error, code="cannot-be-read"):
@@ -479,8 +478,7 @@ def _mcap(path, name, deep):
 
 
 def _bag(path, name):
-    """The header of a ROS 1 bag says where its index starts, and how many records that has; a bag that was not closed
-    says 0."""
+    """The header of a ROS 1 bag has the start of its index and the number of its records, or 0 if it was not closed."""
     size = path.stat().st_size
     with open(path, "rb") as handle:
         handle.seek(len(_BAG))

@@ -32,9 +32,6 @@ def find_leakage(parts: Mapping[str, Dataset]) -> list[Finding]:
     For the distance, each episode is linearly interpolated to `TRAJECTORY_POINTS` points over its time, and each
     component is divided by its standard deviation over all parts. The distance is the root mean square over points and
     components. Cameras are not compared. Every number is read once. 8 bytes per step, and the points, stay in memory.
-
-    Args:
-        parts: Data sets by name.
     """
     names, sets = list(parts), list(parts.values())
     columns = _common_columns(sets)

@@ -40,7 +40,6 @@ def check_files(path: Path, finding_from_error) -> Iterator[Finding]:
     """Checks counts, lengths, indices, data files and videos.
 
     Args:
-        path: Folder of the data set.
         finding_from_error: Turns the error of a reader into a finding.
     """
     try:
@@ -116,12 +115,7 @@ def _episode_file(info, key, e, **more) -> str | None:
 
 
 def _check_indices(name: str, columns: Mapping[str, np.ndarray], members: list[dict], row: int | None, tasks):
-    """Finds indices of a data file that disagree with the metadata.
-
-    Args:
-        members: The rows of its episodes in the tables.
-        row: Number of its first row among those of all files. None if it is not known.
-    """
+    """Finds indices of a data file that disagree with the metadata. `row` is its first one, None if not known."""
     if "episode_index" in columns:
         which, counted = np.unique(columns["episode_index"], return_counts=True)
         found = dict(zip(which.tolist(), counted.tolist(), strict=True))
@@ -197,8 +191,7 @@ def _check_data_files(path, info, episodes, tasks, refused):
 
 
 def _check_types(info, schema, file):
-    """Finds columns of a file whose type is not that of info.json. A reader casts them, and may lose what was recorded.
-    """
+    """Finds columns of a file whose type is not that of info.json: a reader casts them, and may lose data."""
     for name, f in info["features"].items():
         if name not in schema.names:
             if f["dtype"] != "video":
@@ -336,11 +329,7 @@ def check_quantiles(data: Dataset) -> Iterator[Finding]:
 
 
 def _blocks(data: Dataset, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Rows of a column in blocks of whole episodes.
-
-    Yields:
-        First episode of the block, its rows as float64, and the number of rows of each of its episodes.
-    """
+    """First episode, rows as float64, and numbers of rows of the episodes, of blocks of whole episodes."""
     first, rows, held = 0, [], 0
     for e, episode in enumerate(data):
         rows.append(np.asarray(episode.steps[name][:len(episode)], np.float64))
@@ -375,9 +364,7 @@ def _read_episode_stats(path) -> dict[int, dict[str, Any]]:
 
 
 def _stored_moments(stored, name, f) -> dict[str, np.ndarray] | None:
-    """The stored mean, std, min and max of a column. None if there are none, or if they have another shape, as
-    LeRobot's statistics of columns with several axes do.
-    """
+    """The stored mean, std, min and max of a column. None if there are none of its shape (LeRobot, several axes)."""
     row, out = stored.get(name), {}
     for key in ("mean", "std", "min", "max"):
         if row and row.get(key) is not None:

@@ -23,8 +23,6 @@ class Purpose:
     """A question about episodes that one score answers. Its lowest values are meant.
 
     Args:
-        name: The purpose in words.
-        score: The score that ranks.
         meaning: What it means that an episode is listed, and what to do.
         also: Scores that are named as further evidence. They do not change the order.
         min_change: Smallest distance from the median that counts, relative to the median.
@@ -58,8 +56,6 @@ class Evidence:
 
     Attributes:
         source: Name of the score, or code of the finding.
-        text: The evidence in words.
-        value: Value of the score.
         usual: Median of the score over all episodes.
         deviations: Distance from the median in robust standard deviations. Negative below it.
         step: The step at which the score is lowest, or that the finding names.
@@ -86,9 +82,7 @@ class Ranking:
     """Episodes that are listed for one purpose, the clearest first.
 
     Attributes:
-        name: The purpose.
         meaning: What it means, and what to do.
-        episodes: The episodes.
         command: Leaves exactly these episodes out. None if no command can.
     """
 
@@ -108,7 +102,6 @@ def rank_episodes(report: AuditReport, path: Path | str, has_commands: bool = Tr
     An episode is listed for a score if it is far below the others: more than `OUTLIER` robust deviations.
 
     Args:
-        report: The audit.
         path: The data set, for the commands.
         has_commands: Whether a command can open the data with no other options.
     """
@@ -189,8 +182,7 @@ def _score_evidence(report: AuditReport, name: str, episode: int) -> Evidence:
 
 def _curation(path: Path | str, purpose: Purpose, values: np.ndarray, low: list[int],
               n_episodes: int | None) -> str | None:
-    """The command that leaves out exactly these episodes: by their score, or by their numbers where it has ties or NaN.
-    """
+    """The command that leaves out exactly these episodes: by score, or by number where it has ties or NaN."""
     keep = f"{(len(values) - len(low)) / len(values):.6g}"
     is_exact = np.isfinite(values).all() and int(float(keep) * len(values) + 0.5) == len(values) - len(low)
     if n_episodes is None or not is_exact:

@@ -29,18 +29,9 @@ def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, ma
     """Writes an audit as an HTML page.
 
     Args:
-        file: The page to write.
         path: The data set that was audited.
-        report: The result of `audit`.
         mapping: For bags, a mapping of topics to columns instead of the proposed one.
-        rankings: Episodes to look at, of `rank_episodes`.
         options: columns (see `open_columns`), and options of the format, as for `audit`.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        UserError: There is already a file at `file`.
     """
     if Path(file).exists():
         raise UserError("there is already a file", where=file, hint="choose another name, or remove it first")

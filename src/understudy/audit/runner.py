@@ -33,15 +33,10 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
     If a file of an otherwise readable data set is damaged, that is a finding, not an exception.
 
     Args:
-        path: File or folder.
         mapping: For bags, a mapping of topics to columns instead of the proposed one.
-        scores: Also compute scores.
         frames: Also decode every camera frame. This takes minutes for hours of video.
         progress: Called with the number of checks done and their total.
         options: columns (see `open_columns`), and options of the format (`max_episode_steps`).
-
-    Raises:
-        UserError: Nothing could be opened.
     """
     path = Path(path).expanduser()
     try:
@@ -71,7 +66,6 @@ def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool
     """Findings of an open data set.
 
     Args:
-        data: The episodes.
         path: The files of the data set. By default they are not checked.
         frames: Also decode and check every camera frame.
         include_files: Check the files at `path`, without their checksums.
@@ -93,15 +87,11 @@ def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collecti
 
     Args:
         data: The episodes. All of their numbers are read.
-        path: File or folder of the data.
         ignore: Codes of errors to accept.
         training: The data are trained on. Errors that would end training are then refused, whatever `ignore` says.
 
     Returns:
         The codes in `ignore` that no error has.
-
-    Raises:
-        DataError: There is an error.
     """
     where = Path(path or data.metadata.get("path", "."))
     found = [
@@ -125,14 +115,10 @@ def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collect
     """Raises DataError if an error is among these findings, except for codes in `ignore`.
 
     Args:
-        found: The findings.
         where: The data, for the message.
         ignore: Codes of errors to accept.
         training_data: The data, if they are trained on. Then values that are not finite are refused in any case.
         columns: The option with which the data were opened: see `column_options`.
-
-    Raises:
-        DataError: There is an error.
     """
     wrong = [f for f in found if f.severity == "error" and f.code not in ignore]
     if training_data is not None and (not_finite := [
@@ -202,9 +188,7 @@ def _sort_findings(found: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _scores(data: Dataset) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The scores that need no training, without those that have no meaning for these data, and the steps at which they
-    are lowest.
-    """
+    """The scores that need no training and have a meaning for these data, and the steps at which they are lowest."""
     from .scores import NETWORK_SCORES, SCORES
 
     roles = {role(n) for n, f in data.features().items() if f.kind in ("vector", "discrete", "image")}

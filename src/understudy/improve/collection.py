@@ -51,12 +51,7 @@ class Exploration(ABC):
 
     @abstractmethod
     def build(self, actor: Actor, env: Env) -> Actor:
-        """Returns the exploring actor.
-
-        Args:
-            actor: The actor that learns.
-            env: The environment to explore.
-        """
+        """Returns the exploring actor."""
 
 
 @part
@@ -92,7 +87,6 @@ class EpisodeCollector(ABC):
         Args:
             actor: The actor that learns, with its present weights.
             number: Number of the round, from 0.
-            training: The training.
 
         Returns:
             At least one episode, with the columns of the training data.
@@ -118,12 +112,7 @@ class EpisodeCollector(ABC):
 
     def initial_data(self, data: Dataset, n_rounds: int) -> Dataset:
         """Returns the episodes that are in the replay buffer before the first round. By default these are all training
-        episodes.
-
-        Args:
-            data: The training episodes.
-            n_rounds: Number of rounds.
-        """
+        episodes."""
         return data
 
 
@@ -206,9 +195,7 @@ class RolloutCollector(EpisodeCollector):
 
 
 def _cast_actions(features: Schema, episode: Episode) -> Episode:
-    """Casts actions to the dtype of the environment. Policies act in floating-point numbers, also if actions are
-    classes.
-    """
+    """Casts actions to the dtype of the environment. Policies act in floating point, also if actions are classes."""
     dtype = features["action"].dtype
     columns = {k: np.asarray(episode.steps[k]).astype(dtype) for k in ("action", SUPERVISOR_ACTION)
                if k in episode.steps and episode.steps[k].dtype != dtype}
@@ -289,10 +276,7 @@ class CollectionRounds(DataCollection):
     and then makes updates on all episodes that stay in the replay buffer.
 
     Args:
-        n_rounds: Number of rounds.
-        collector: Where new episodes come from.
         relabel: Changes of the collected episodes, after the method's transforms.
-        retention: Which episodes stay.
         mixture_weights: Fractions of each batch that come from the episodes that were there before the first round,
             and from collected ones: (0.5, 0.5) for symmetric sampling (RLPD). Empty to draw all steps equally often.
         updates_per_step: Gradient updates per collected step, or, with `reset_learner`, per step of all episodes that
@@ -393,14 +377,11 @@ class CollectionRounds(DataCollection):
         return ReplayBuffer.of(self.retention.keep(data.extend(episodes)))
 
     def _updates(self, collected: int, stored: int) -> int:
-        """Number of updates of a round, from the steps that were collected in it and those of all episodes that stay.
-        """
+        """Number of updates of a round, from its steps and those of all episodes that stay."""
         return max(int(self.updates_per_step * (stored if self.reset_learner else collected)), 1)
 
     def _policy_score(self, episodes: Dataset) -> dict[str, float]:
-        """The score of the policy that collected a round: the fraction of the episodes in which it succeeded without a
-        supervisor, or the mean return if no supervisor acted. Empty if the round does not show it.
-        """
+        """Success without a supervisor, or mean return, of a round. Empty if the round does not show it."""
         if not self.collector.shows_policy:
             return {}
         aided = [bool(np.any(e.steps[INTERVENTION])) if INTERVENTION in e.steps else False for e in episodes]
@@ -462,13 +443,7 @@ class _StoredRounds:
             write_json(part / "round.json", {"round": number, "episodes": len(episodes), "steps": episodes.steps})
 
     def drop_after(self, n_updates: int, config: CollectionRounds, first: ReplayBuffer) -> None:
-        """Removes the rounds that were collected after this many updates, so that they are collected again.
-
-        Args:
-            n_updates: Number of updates of the checkpoint.
-            config: Says how many updates each round makes.
-            first: The episodes before the first round.
-        """
+        """Removes the rounds that were collected after this many updates, so that they are collected again."""
         start, whole, stored = config.initial_updates, 0, ReplayBuffer(first) if config.reset_learner else first
         for number in self.numbers():
             if start > n_updates or number != whole:

@@ -112,7 +112,6 @@ class GatedActor(Actor):
     The episode gets two columns: `intervention`, whether the supervisor acted, and `supervisor_action`, its action.
 
     Args:
-        actor: The actor that learns.
         supervisor: An expert, a person or another policy.
         gate: Decides who acts. None if the supervisor only advises.
         number: Number of the collection round.

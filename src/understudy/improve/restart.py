@@ -83,8 +83,6 @@ class Attempts(Env):
     succeeds when an attempt does. info["attempts"] is the number of attempts.
 
     Args:
-        env: The environment of one attempt.
-        actor: The actor that tries.
         restart_cost: Steps that a restart costs.
         limit: Number of steps after which an episode is truncated.
     """
@@ -221,7 +219,6 @@ def forecast(attempts: Sequence[Episode], judge: FailurePredictor, above: float)
 
     Args:
         attempts: Attempts that ran to their end, from `label_attempt`.
-        judge: The failure predictor.
         above: Threshold above which an attempt is stopped.
     """
     return _forecast_at(_predictions(attempts, judge), np.array([e.metadata["success"] for e in attempts], bool), above)
@@ -236,7 +233,6 @@ def choose_threshold(
 
     Args:
         attempts: Attempts that ran to their end, from `label_attempt`.
-        judge: The failure predictor.
         restart_cost: Steps that a restart costs.
         count: Number of quantiles.
 

@@ -39,7 +39,6 @@ class LastRounds(RetentionRule):
     """Only the episodes of the newest rounds stay, for on-policy learners for example.
 
     Args:
-        n_rounds: Number of rounds.
         keep_initial: Whether the episodes that were there before the first round stay as well.
     """
 
@@ -60,7 +59,6 @@ class TopReturns(RetentionRule):
     """The episodes with the highest returns stay. Of equal returns the newer stays.
 
     Args:
-        n_episodes: Number of episodes.
         column: The column of rewards.
 
     References:

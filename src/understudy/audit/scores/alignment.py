@@ -34,10 +34,8 @@ class Alignment(StepScore):
     Args:
         tolerance: Number of most similar steps among which the pointer moves to the earliest one.
         frames: Number of steps of each demonstration in a cycle.
-        n_updates: Number of gradient updates of the embedding.
         n_components: Width of the embedding.
         n_references: Largest number of demonstrations that vote.
-        seed: Seed of the weights, the batches, and the draw of the voters.
         inputs: Columns of the state. By default all numeric "observation." columns.
 
     References:
@@ -113,7 +111,6 @@ def aligned_steps(
         embedded: Embeddings of each demonstration, (T, D).
         tolerance: Number of most similar steps among which the pointer moves to the earliest one.
         voters: Largest number of demonstrations that vote.
-        seed: Seed of the draw of the voters.
 
     Returns:
         For each demonstration, True at the visited steps, (T,).

@@ -19,8 +19,6 @@ class ActionDependence:
     """How much a component of an observation and the action depend on each other at the first steps.
 
     Attributes:
-        column: Name of the column.
-        component: Number of the component.
         estimate: Squared distance correlation over episodes at each step, (n_steps,), without bias: about 0 for
             independent numbers and 1 for a linear function.
         upper: Upper 95 % confidence limit of each, (n_steps,).
@@ -62,9 +60,6 @@ def action_dependence(data: Dataset, column: str = "observation.state", n_steps:
 
     Returns:
         One result per component.
-
-    Raises:
-        UserError: There are too few episodes, or the columns are no vectors.
 
     References:
         Pfrommer et al. (2023), Initial State Interventions for Deconfounded Imitation Learning, arXiv:2307.15980,
@@ -114,8 +109,7 @@ def _centered_distances(x: np.ndarray) -> np.ndarray:
 
 
 def _dependence(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Squared distance correlation and its upper confidence limit, by a jackknife over groups of episodes. Nothing is
-    known of a component that does not vary: 0, and a limit of 1."""
+    """Squared distance correlation and its upper limit, by a jackknife over groups. 0 and 1 if one is constant."""
     if not a.any() or not b.any():
         return 0.0, 1.0
     group = np.arange(len(a)) % _GROUPS

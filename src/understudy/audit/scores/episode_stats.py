@@ -52,8 +52,7 @@ def _rows(episode: Episode, name: str) -> np.ndarray:
 
 
 def _actions(data: Dataset) -> tuple[list[np.ndarray], np.ndarray]:
-    """The actions of each episode, (T, A), and the standard deviation of each component (inf if it is constant), (A,).
-    """
+    """The actions of each episode, (T, A), and the standard deviation of each component (inf if constant), (A,)."""
     names = action_columns(data.features(), str(data.metadata.get("path", "data set")))
     actions = [np.concatenate([_rows(e, name).astype(float) for name in names], 1) for e in data]
     whole = np.concatenate(actions)
@@ -139,7 +138,6 @@ def state_action_coverage(data: Dataset, reference: Dataset, bins: int = 100, in
     deterministic environments, because noise makes every pair different.
 
     Args:
-        data: The episodes to rate.
         reference: The complete experience of an agent that learned the task.
         bins: Number of bins of each component, of equal width in the range of the reference.
         inputs: Columns of the state. By default all numeric "observation." columns.
@@ -156,7 +154,6 @@ def discretize(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple
     """Numbers the cells of state and action that occur in a data set.
 
     Args:
-        data: The episodes.
         reference: Data whose range is divided into bins.
         bins: Number of bins of each component that is not discrete.
         inputs: Columns of the state. By default all numeric "observation." columns.
@@ -227,7 +224,6 @@ class Criticality(StepScore):
         """The steps with the largest changes of the action.
 
         Args:
-            data: The episodes.
             fraction: Fraction of all steps to select.
 
         Returns:

@@ -29,10 +29,8 @@ class Datamodel(Score):
 
     Args:
         value: The measure of a subset. Higher is better.
-        n_subsets: Number of subsets.
         subset_fraction: Fraction of the episodes in each subset.
         ridge: Weight of the squared slopes in the regression.
-        seed: Seed of the draw of subsets.
 
     References:
         Ilyas et al. (2022), Datamodels: Predicting Predictions from Training Data.
@@ -66,10 +64,8 @@ class Influence(Score):
     many.
 
     Args:
-        policy: The trained policy.
         rollouts: Episodes in which this policy acted.
         n_windows: Largest number of windows per episode.
-        seed: Seed of the draw of windows and of the randomness of the loss.
 
     References:
         Pruthi et al. (2020), Estimating Training Data Influence by Tracing Gradient Descent (TracIn). Agia et al.
@@ -123,10 +119,7 @@ class ValidationWeights(Score):
     Args:
         test: Episodes that are known to be good.
         base_scores: Scores whose ranks are mixed. Empty for one weight per episode.
-        n_updates: Number of updates.
-        batch_size: Number of steps per batch.
         lr: Learning rate of the update of the regression that is differentiated.
-        seed: Seed of the weights and the batches.
         inputs: Columns of the state. By default all numeric "observation." columns.
 
     References:
@@ -185,11 +178,9 @@ class FilterLikeYouTest(StepScore):
     Args:
         downstream: Episodes of the task that the data are wanted for.
         pool: Episodes that the network learns to weigh. The rated episodes without it.
-        n_updates: Number of updates.
         batch_size: Steps of a batch, of the pool and of `downstream`.
         lr: Learning rate of the reference model.
         scorer_lr: Learning rate of the network.
-        seed: Seed of weights and batches.
         inputs: Columns that are the state. All numeric observations by default.
 
     References:
@@ -219,7 +210,6 @@ class FilterLikeYouTest(StepScore):
 
         Args:
             gradient: The gradient of the downstream loss after the update.
-            update: Number of the update.
         """
         return gradient
 
@@ -277,7 +267,6 @@ def soft_capped_counts(logits: np.ndarray, count: int, penalty: float = 0.15, se
         logits: Log weight of each episode, (E,).
         count: Number of draws.
         penalty: Decrease of a logit per draw of its episode.
-        seed: Seed of the draws.
 
     Returns:
         The counts, (E,).

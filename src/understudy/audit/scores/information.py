@@ -61,7 +61,6 @@ class MutualInformation(StepScore):
         n_components: Largest number of components of states and of actions.
         group_size: Number of steps per group.
         n_rounds: Number of random divisions into groups, over which contributions are averaged.
-        seed: Seed of the groups.
         inputs: Columns of the state. By default all numeric "observation." columns.
 
     References:

@@ -30,8 +30,6 @@ class MarkKeyframes(Operation):
     Args:
         fraction: Fraction of all steps that are keyframes.
         n_past: Number of earlier actions. Before the first step of an episode they are the mean action.
-        n_updates: Number of updates of the small network.
-        seed: Seed of the network and its batches.
         into: Name of the column, (T, 1).
 
     References:
@@ -61,9 +59,6 @@ class MarkKeyframes(Operation):
         """Returns the squared error of the prediction at each step, (T,) for each episode.
 
         Errors are means over the components of the action, in units of their variance.
-
-        Args:
-            data: The episodes.
         """
         features, where = data.features(), str(data.metadata.get("path", "data set"))
         names = action_columns(features, where)

@@ -52,10 +52,8 @@ class NeighborScore(StepScore):
     """A score that compares each step with the nearest steps of other episodes.
 
     Args:
-        n_neighbors: Number of nearest steps.
         inputs: Columns of the state. By default all numeric "observation." columns.
         max_steps: Largest number of steps that can be neighbors, drawn at random from all steps. Every step is rated.
-        seed: Seed of this draw.
     """
 
     n_neighbors: int = 10
@@ -87,7 +85,6 @@ class NeighborScore(StepScore):
         """Rates each step by its neighbors.
 
         Args:
-            table: The steps.
             distances: Distances of the neighbors, nearest first, (N, n_neighbors). Infinite where there is none.
             indices: Rows of the neighbors in `table`, (N, n_neighbors).
             is_valid: Whether there is such a neighbor, (N, n_neighbors).

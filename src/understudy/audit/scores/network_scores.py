@@ -47,13 +47,8 @@ def fit_regression(
     Args:
         state: States, (N, S) float32.
         action: Actions, (N, A) float32.
-        members: Number of networks.
         steps: Number of updates.
-        seed: Seed of the weights and the batches.
         batch: Number of steps per batch.
-
-    Returns:
-        The trained networks.
     """
     x, y, rng = torch.as_tensor(state), torch.as_tensor(action), Generator().manual_seed(seed)
     nets = NetworkEnsemble(x.shape[1], y.shape[1], members, seed=seed)
@@ -107,10 +102,7 @@ class Compatibility(StepScore):
         error_threshold: Error above which an action is another one. By default the 0.95 quantile over steps of the base
             data that the ensemble was not trained on (two halves).
         novelty_threshold: Novelty below which the ensemble is certain, with the same default.
-        n_members: Number of networks.
-        n_updates: Number of updates.
         folds: Number of parts without `base`.
-        seed: Seed of the weights, the batches and the parts.
         inputs: Columns of the state. By default all numeric "observation." columns.
 
     References:
@@ -206,9 +198,7 @@ class Expertise(StepScore):
     Args:
         demonstrator_key: The metadata of an episode that names its demonstrator, such as "operator". By default each
             episode is a demonstrator.
-        n_updates: Number of updates.
         n_components: Width of f(state) and w.
-        seed: Seed of the weights and the batches.
         inputs: Columns of the state. By default all numeric "observation." columns.
 
     References:

@@ -37,12 +37,8 @@ class StepTable:
         """The table of a data set.
 
         Args:
-            data: The episodes.
             inputs: The columns that are the state. By default all numeric "observation." columns.
             like: Another table. Its columns and scales are used.
-
-        Raises:
-            UserError: There is no such column, no numeric observation, or no action.
         """
         features = data.features()
         if like is not None:
@@ -107,11 +103,7 @@ def action_columns(features: Mapping[str, Feature], where: str) -> tuple[str, ..
     """The columns of the action: "action", or else every numeric column "action.NAME".
 
     Args:
-        features: The columns of the data.
         where: The data, for the error message.
-
-    Raises:
-        UserError: There is no numeric action.
     """
     names = ("action",) if "action" in features else tuple(sorted(k for k in features if role(k) == "action"))
     if names := tuple(k for k in names if features[k].kind in ("vector", "discrete") and features[k].size):
@@ -134,9 +126,7 @@ def action_numbers(pack: PackedColumns, names: Sequence[str], features: Mapping[
     """The actions of all steps as numbers, (N, A) float64. Choices are one-hot, because classes have no distance.
 
     Args:
-        pack: The columns of the data.
         names: The columns of the action (`action_columns`).
-        features: What these columns are.
     """
     at = episode_and_step(pack.lengths)
     return np.concatenate([_one_hot(_numbers(pack, k, *at)) if features[k].kind == "discrete"
@@ -160,11 +150,7 @@ def standardized(x: np.ndarray) -> np.ndarray:
 
 
 def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each component, (D,). The deviation of a constant component is infinite.
-
-    Args:
-        x: Points, (N, D).
-    """
+    """Mean and standard deviation (infinite if constant) of each component, (D,), of points, (N, D)."""
     if not len(x):
         return np.zeros(x.shape[1]), np.ones(x.shape[1])
     spread = x.std(0)

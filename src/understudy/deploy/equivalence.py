@@ -149,7 +149,7 @@ def parity_report(path: Path, found: ExportedPlanner, parity: Parity, error: flo
     """What is written next to an exported file, as JSON data.
 
     Args:
-        error: Its largest error against the policy in double precision, of `plan_difference`.
+        error: Largest error of the file against the policy in double precision, of `plan_difference`.
     """
     content = path.read_bytes()
     names = ("horizon", "n_action_steps", "skip", "fps", "precision", "tensors", "executor")

@@ -250,7 +250,7 @@ def arm_calibration(kind: str, port: str, name: str | None, folder: Path | None,
     """The calibration of an arm, and its file.
 
     Args:
-        port: Its serial port, for messages.
+        port: Serial port of the arm, for messages.
         name: Its id. None if it is the type.
         folder: Folder of the calibration. None for the usual ones.
         device: The option that names it, "robot" or "teleop", for messages.

@@ -176,7 +176,7 @@ def test_what_is_missing_is_named():
 
 def test_options_with_several_numbers_are_words_in_a_row():
     def built(*options):
-        return build_method("retrieve-align-replay", options, (), None, (), "understudy train")
+        return build_method("retrieve-align-replay", options, (), None, ())
     assert built("--method.step", "0.05", "0.1", "--method.frame", PEG, "--method.poses", HOLE) == find_method(
         "retrieve-align-replay", step=(0.05, 0.1), frame=PEG, poses=(HOLE,))
     with pytest.raises(UserError, match="'3 4' is not an integer"):

@@ -752,8 +752,8 @@ def test_overrides_reach_the_method(call, place, tmp_path):
 def test_a_flag_of_a_method_needs_no_value(given):
     """`--method.every-step` alone is true, like a flag of a field, whatever option follows."""
     for args in (given, [*given, "--method.n-clusters", "8"]):
-        assert build_method("bet", args, [], None, (), "understudy train").policy.window.horizon == 5
-    made = build_method("bet", ["--method.every-step", "false"], [], None, (), "understudy train")
+        assert build_method("bet", args, [], None, ()).policy.window.horizon == 5
+    made = build_method("bet", ["--method.every-step", "false"], [], None, ())
     assert made.policy.window.horizon == 1
 
 

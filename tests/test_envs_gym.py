@@ -312,7 +312,7 @@ def test_options_of_theirs_arrive(theirs):
     ("theirs_envs:needs", r"needs\(size\) needs more than rows\n  -> .*'size'"),
     ("theirs_envs:number", "the factory returned int, not an Env"),
     ("theirs_envs:instance", "'instance' in theirs_envs is not a function or class, but Theirs"),
-    ("theirs_envs:nothing", "there is no 'nothing' in theirs_envs"),
+    ("theirs_envs:nothing", "theirs_envs has no function 'nothing'"),
     ("theirs_envs:again", "returned the same one again"),
     ("theirs_envs:OldReset", r"expected reset\(\*, seed, options\), found reset\(\)"),
     ("theirs_envs:AlmostOld", r"reset must return \(observation, info\)"),

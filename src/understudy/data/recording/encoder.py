@@ -45,6 +45,7 @@ class Encoder:
     def __init__(self, path: Path):
         self._path = path
         self._process: subprocess.Popen | None = None
+        self._reader: threading.Thread | None = None
         self._failure: str | None = None
         self._waiting: dict[str, Backlog] = {}  # by segment
         self._progress = "", 0.0  # the last segment that is being encoded, and the fraction that is done
@@ -67,7 +68,9 @@ class Encoder:
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                     start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
                 yield_processor(self._process.pid)
-                threading.Thread(target=self._read_reports, args=(self._process,), name="encoder", daemon=True).start()
+                self._reader = threading.Thread(target=self._read_reports, args=(self._process,), name="encoder",
+                                                daemon=True)
+                self._reader.start()
             assert self._process.stdin is not None
             self._process.stdin.write(f"{segment}\n")
             self._process.stdin.flush()
@@ -82,7 +85,10 @@ class Encoder:
 
     def check(self) -> None:
         """Raises a UserError if the process has failed."""
-        if self._failure is not None or self._process is None or self._process.poll() is not None:
+        has_ended = self._process is None or self._process.poll() is not None
+        if has_ended and self._reader is not None:
+            self._reader.join(1)  # its last report says why
+        if has_ended or self._failure is not None:
             raise UserError(f"the encoder failed: {self._failure or 'its process has ended'}. Every episode that was "
                             "saved is kept", where=self._path,
                             hint=f"make room on the disk and in memory, then {command_line('repair', self._path)}")

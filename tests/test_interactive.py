@@ -351,7 +351,7 @@ def test_bad_input_at_the_table(call, place, tmp_path):
     refused(["good", "robot_of_a_test:silent", "--interactive", "--threshold", 0.5, *save], "--trust robot_of_a_test")
     refused(["good", "robot_of_a_test:factory", *trust, "--interactive", "--threshold", 0.5, *save], "(actor, trial)")
     refused(
-        ["good", "robot_of_a_test:nobody", *trust, "--interactive", "--threshold", 0.5, *save], "has no function 'nobody'"
+        ["good", "robot_of_a_test:nobody", *trust, "--interactive", "--threshold", 0.5, *save], "no function 'nobody'"
     )
     refused(["good", "--interactive", "--against", "good/best", *save], "the same")
     refused(["good", "--interactive", "--against", "nowhere", *save], "nowhere: there is no policy")

@@ -24,6 +24,8 @@ from understudy.methods import find_method
 SMALL = {"train": ("--steps", "6", "--save-freq", "6", "--device", "cpu"), "eval": ("--episodes", "2", "--rows", "2"),
          "compare": ("--episodes", "2",), "robustness": ("--episodes", "2", "--levels", "noise=0.1")}
 
+CLAIMS = Path(__file__).parents[1] / "claims"
+
 
 def small(line: str, names: dict[str, str]) -> list[str]:
     """The command's arguments with real names for placeholders, and with the smallest budget."""
@@ -127,7 +129,10 @@ def test_bags_are_read_by_the_proposed_mapping(follow, shared):
 def test_what_the_claims_suggest_is_accepted(follow, monkeypatch, capsys):
     """Runs of hours are left out: nothing is due, and the claim that is named runs no cell."""
     ran = []
-    monkeypatch.setattr("understudy.claims.runner.run_claim", lambda claim, log: ran.append(claim.name) or {
+    monkeypatch.chdir(Path(shutil.copytree(CLAIMS, "repository/claims")).parent)
+    monkeypatch.setattr("understudy.claims.folder.PACKAGE", Path.cwd() / "src/understudy")
+    Path("pyproject.toml").touch()
+    monkeypatch.setattr("understudy.claims.runner.run_claim", lambda claim, revision, log: ran.append(claim.name) or {
         "name": claim.name, "verdict": "holds", "reason": ""})
     monkeypatch.setattr("understudy.claims.probe.store", lambda claim: None)
     monkeypatch.setattr("understudy.claims.scheduler.due_claims", lambda entries: [])

@@ -37,29 +37,29 @@ class CapturedPlanner(PlannerWrapper):
     def plan(self, obs, noise, guides=()):
         if sampling_guides(guides):
             return self.planner.plan(obs, noise, guides)
-        given = {"obs": {k: obs[k] for k in sorted(obs)}, "noise": noise}
-        kind = (*given["obs"], *_leaves(tree_map(lambda t: (tuple(t.shape), t.dtype, t.device), given)))
+        inputs = {"obs": {k: obs[k] for k in sorted(obs)}, "noise": noise}
+        kind = (*inputs["obs"], *_leaves(tree_map(lambda t: (tuple(t.shape), t.dtype, t.device), inputs)))
         if kind not in self._graphs:
-            self._graphs[kind] = _CapturedGraph(lambda g: self.planner.plan(g["obs"], g["noise"]), given)
-        return self._graphs[kind](given)
+            self._graphs[kind] = _CapturedGraph(lambda g: self.planner.plan(g["obs"], g["noise"]), inputs)
+        return self._graphs[kind](inputs)
 
 
 class _CapturedGraph:
     """A captured function of a tree of tensors. It reads its arguments from fixed memory and writes there."""
 
     def __init__(self, function: Callable[[dict], Tensor], given: dict):
-        self.held = tree_map(torch.clone, given)
-        if (where := next(_leaves(self.held)).device).type == "cuda":
-            with torch.cuda.device(where):
+        self.inputs = tree_map(torch.clone, given)
+        if (device := next(_leaves(self.inputs)).device).type == "cuda":
+            with torch.cuda.device(device):
                 graph = self._capture(function)
 
             def replay():
-                with torch.cuda.device(where):
+                with torch.cuda.device(device):
                     graph.replay()
             self.replay = replay
         else:
-            self.said = function(self.held)
-            self.replay = lambda: self.said.copy_(function(self.held))
+            self.plan = function(self.inputs)
+            self.replay = lambda: self.plan.copy_(function(self.inputs))
 
     def _capture(self, function) -> torch.cuda.CUDAGraph:
         """Captures the graph on the current device, on a separate stream."""
@@ -67,20 +67,20 @@ class _CapturedGraph:
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARMUP_RUNS):
-                function(self.held)
+                function(self.inputs)
         torch.cuda.current_stream().wait_stream(aside)
         try:
             with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-                self.said = function(self.held)
+                self.plan = function(self.inputs)
         except RuntimeError as error:
             raise Unsupported(f"the plan cannot be recorded as a CUDA graph: {error}", where="CapturedPlanner",
                               hint="plan with the policy itself") from error
         return graph
 
     def __call__(self, given: dict) -> Tensor:
-        tree_map(lambda mine, new: mine.copy_(new), self.held, given)
+        tree_map(lambda own, new: own.copy_(new), self.inputs, given)
         self.replay()
-        return self.said.clone()
+        return self.plan.clone()
 
 
 def _leaves(tree):

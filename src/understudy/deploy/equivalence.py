@@ -37,9 +37,9 @@ def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
         with torch.no_grad():
             context = policy.context(obs)
             context = replace(context, tokens=context.tokens.double())
-            wanted = policy.codec.decode(head.sample(exact, context, noise.double()), obs)
-            size = wanted.abs().max().clamp(min=1e-6)
-            off = [float((p.plan(obs, noise) - wanted).abs().max() / size) for p in (found, policy)]
+            exact_plan = policy.codec.decode(head.sample(exact, context, noise.double()), obs)
+            size = exact_plan.abs().max().clamp(min=1e-6)
+            off = [float((p.plan(obs, noise) - exact_plan).abs().max() / size) for p in (found, policy)]
             worst = (max(worst[0], off[0]), max(worst[1], off[1]))
     return worst
 
@@ -117,32 +117,32 @@ def measure_parity(policy: Policy, found: Planner, inputs: int = 1000,
         progress: Called with the number of inputs that are done.
     """
     off, action, batches, took = [], 0.0, {}, {"file": [], "policy": []}
-    where: dict[str, float] = {}
+    largest_gap: dict[str, float] = {}
     worst, done = -1.0, 0
     for size in _batch_sizes(inputs):
         obs, noise = random_observations(policy, size, seed=done), random_noise(policy, size, seed=done)
         began = time.perf_counter()
-        wanted = policy.plan(obs, noise)
+        reference = policy.plan(obs, noise)
         middle = time.perf_counter()
         plan = found.plan(obs, noise)
         if size == 1:
             took["policy"].append(middle - began)
             took["file"].append(time.perf_counter() - middle)
-        plan, wanted = plan.double(), wanted.double()
-        gap = torch.where(plan.isnan() & wanted.isnan(), 0.0, (plan - wanted).abs().nan_to_num(nan=torch.inf))
+        plan, reference = plan.double(), reference.double()
+        gap = torch.where(plan.isnan() & reference.isnan(), 0.0, (plan - reference).abs().nan_to_num(nan=torch.inf))
         if float(gap.max()) > worst:
             worst = float(gap.max())
             row, step, component = (int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
-            where = {"input": done + row, "batch_size": size, "row": row, "step": step, "component": component,
-                     "policy": float(wanted[row, step, component]), "file": float(plan[row, step, component])}
+            largest_gap = {"input": done + row, "batch_size": size, "row": row, "step": step, "component": component,
+                     "policy": float(reference[row, step, component]), "file": float(plan[row, step, component])}
         off.append(gap.flatten(1))
-        action = max(action, float(wanted.nan_to_num(0.0, 0.0, 0.0).abs().max()))
+        action = max(action, float(reference.nan_to_num(0.0, 0.0, 0.0).abs().max()))
         batches[size] = batches.get(size, 0) + size
         done += size
         progress(done)
     all_off = torch.cat(off) / (action or 1.0)
     return Parity(done, batches, float(all_off.max()), float(all_off.mean()), int((all_off.amax(1) > NOTABLE).sum()),
-                  NOTABLE, action, where, {k: 1000 * statistics.median(v) for k, v in took.items()})
+                  NOTABLE, action, largest_gap, {k: 1000 * statistics.median(v) for k, v in took.items()})
 
 
 def parity_report(path: Path, found: ExportedPlanner, parity: Parity, error: float) -> dict:
@@ -153,21 +153,21 @@ def parity_report(path: Path, found: ExportedPlanner, parity: Parity, error: flo
     """
     content = path.read_bytes()
     names = ("horizon", "n_action_steps", "skip", "fps", "precision", "tensors", "executor")
-    told = {k: found.metadata[k] for k in names}
+    settings = {k: found.metadata[k] for k in names}
     action = found.target
-    return {"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **told,
+    return {"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **settings,
             "action": {"name": found.metadata["target"], "names": action.names, "unit": action.unit},
             "parity": {**parity.to_json(), "error_against_fp64": error}}
 
 
 def _batch_sizes(inputs: int) -> list[int]:
     """Sizes of batches with `inputs` rows in all. At least one batch has a single row."""
-    sizes, left = [], inputs
+    sizes, n_remaining = [], inputs
     for size, share in BATCHES.items():
-        count = min(left // size, max(1, int(inputs * share) // size))
+        count = min(n_remaining // size, max(1, int(inputs * share) // size))
         sizes += [size] * count
-        left -= size * count
-    return sizes + ([left] if left else [])
+        n_remaining -= size * count
+    return sizes + ([n_remaining] if n_remaining else [])
 
 
 @torch.no_grad()
@@ -180,8 +180,8 @@ def example_plan(policy: Policy, rows: int = 3) -> tuple[dict[str, Tensor], Tens
         The inputs in the order of `argument_names`, (rows, ...), and the actions, (rows, H, A).
     """
     noise, obs = random_noise(policy, rows), random_observations(policy, rows)
-    given = {"noise": noise, **obs}
-    return {name: given[name] for name in argument_names(policy)}, policy.plan(obs, noise)
+    inputs = {"noise": noise, **obs}
+    return {name: inputs[name] for name in argument_names(policy)}, policy.plan(obs, noise)
 
 
 def random_noise(policy: Policy, rows: int, seed: int = 0) -> Tensor:

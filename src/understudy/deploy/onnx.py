@@ -61,8 +61,8 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
                         hint=f"such as {path.with_suffix('.onnx')}")
     example, action = example_plan(policy)
     program = _export_program(policy, example)
-    said = metadata(policy, executor, fps, example, action, precision)
-    program.model.metadata_props["understudy"] = json.dumps(said)
+    policy_metadata = metadata(policy, executor, fps, example, action, precision)
+    program.model.metadata_props["understudy"] = json.dumps(policy_metadata)
     partial = path.with_name(path.name + ".part")
     try:
         program.save(partial)
@@ -70,8 +70,8 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
             from .int8 import quantize_file
 
             quantize_file(partial)
-        near = float("inf") if precision == "int8" else near
-        error = check_export(policy, load(partial, trust=trust), executor, near, path)
+        tolerance = float("inf") if precision == "int8" else near
+        error = check_export(policy, load(partial, trust=trust), executor, tolerance, path)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -106,10 +106,10 @@ def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understu
         raise UserError(
             f"this is not a complete ONNX file: {first_line(error)}", where=path, hint=_EXPORT_AGAIN
         ) from None
-    said = session.get_modelmeta().custom_metadata_map.get("understudy")
-    if said is None:
+    metadata_json = session.get_modelmeta().custom_metadata_map.get("understudy")
+    if metadata_json is None:
         raise UserError("understudy export did not write this ONNX file", where=path, hint=_EXPORT_AGAIN)
-    metadata = json.loads(said)
+    metadata = json.loads(metadata_json)
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"the file has format {metadata.get('format')!r}, but this understudy reads format {FORMAT}",

@@ -43,16 +43,16 @@ def pack_weights(policy: Policy, precision: Precision = "auto", *, near: float =
     if not torch.backends.mkldnn.is_available():
         return copy.deepcopy(policy).cpu().eval()
     plain = copy.deepcopy(policy).cpu().float().eval()
-    wanted = precision
+    target_precision = precision
     if precision == "auto":
-        wanted = automatic_precision(torch.device("cpu"), sum(p.numel() for p in plain.net.parameters()))
-    found = _pack_modules(plain, torch.bfloat16 if wanted == "bf16" else torch.float32)
-    if wanted == "bf16" and (error := plan_difference(plain, found)[0]) > near:
+        target_precision = automatic_precision(torch.device("cpu"), sum(p.numel() for p in plain.net.parameters()))
+    packed = _pack_modules(plain, torch.bfloat16 if target_precision == "bf16" else torch.float32)
+    if target_precision == "bf16" and (error := plan_difference(plain, packed)[0]) > near:
         if precision == "bf16":
             raise UserError(f"in bf16 the error of plans is {error:.2g} of the largest action, more than {near:g}",
                             where="precision", hint="use \"fp32\", or allow a larger error: near=...")
-        found = _pack_modules(plain, torch.float32)
-    return found
+        packed = _pack_modules(plain, torch.float32)
+    return packed
 
 
 def _pack_modules(policy: Policy, dtype: torch.dtype) -> Policy:

@@ -80,8 +80,8 @@ class ExportedPlanner(Planner):
                 where=self.where,
                 hint="take the run itself, or an executor that does not guide (RecedingHorizon, TemporalEnsemble)",
             )
-        given = {"noise": noise, **obs}
-        return self.run({name: given[name].cpu().contiguous() for name in argument_names(self)})
+        inputs = {"noise": noise, **obs}
+        return self.run({name: inputs[name].cpu().contiguous() for name in argument_names(self)})
 
     @abstractmethod
     def run(self, given: dict[str, Tensor]) -> Tensor:

@@ -60,17 +60,17 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
         _check_compiler()
     example, action = example_plan(policy)
     program = _export_program(policy, example)
-    said = json.dumps(metadata(policy, executor, fps, example, action, "fp32"))
+    metadata_json = json.dumps(metadata(policy, executor, fps, example, action, "fp32"))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
         partial = Path(folder) / path.name
         if is_compiled(path):
             with quiet_exporter():
                 torch._inductor.aoti_compile_and_package(
                     program, package_path=str(partial),
-                    inductor_configs={"aot_inductor.metadata": {"understudy": said}})
+                    inductor_configs={"aot_inductor.metadata": {"understudy": metadata_json}})
         else:
             program._example_inputs = None  # they would be pickled
-            torch.export.save(program, partial, extra_files={METADATA: said})
+            torch.export.save(program, partial, extra_files={METADATA: metadata_json})
         error = check_export(policy, load_package(partial, trust=trust), executor, near, path)
         partial.replace(path)
     return error
@@ -87,9 +87,9 @@ def load_package(path: Path | str, trust: tuple[str, ...] = ("understudy",)) -> 
     if is_compiled(path):
         run = torch._inductor.aoti_load_package(str(path))
         return PackagePlanner(run, json.loads(run.get_metadata()["understudy"]), str(path), trust)
-    said = {METADATA: ""}
-    run = torch.export.load(path, extra_files=said).module()
-    return PackagePlanner(run, json.loads(said[METADATA]), str(path), trust)
+    extra_files = {METADATA: ""}
+    run = torch.export.load(path, extra_files=extra_files).module()
+    return PackagePlanner(run, json.loads(extra_files[METADATA]), str(path), trust)
 
 
 class PackagePlanner(ExportedPlanner):
@@ -116,8 +116,8 @@ def _export_program(policy: Policy, example: Mapping[str, Tensor]) -> torch.expo
 
 def _check_compiler() -> None:
     """Raises Unsupported if no C++ compiler is found."""
-    known = [c] if (c := os.environ.get("CXX")) else ["g++", "clang++", "cl"]
-    if not any(map(shutil.which, known)):
-        raise Unsupported(f"machine code needs a C++ compiler, and there is none ({', '.join(known)})",
+    compilers = [c] if (c := os.environ.get("CXX")) else ["g++", "clang++", "cl"]
+    if not any(map(shutil.which, compilers)):
+        raise Unsupported(f"machine code needs a C++ compiler, and there is none ({', '.join(compilers)})",
                           where=COMPILED, hint="install one (apt install g++), set CXX to the one that you have, or "
                           "export FILE.pt2, which needs none")

@@ -100,8 +100,8 @@ class Keyboard:
     def commands(self) -> list[str]:
         """Commands that were given since the last call."""
         self._listen()
-        given, self._commands = self._commands, []
-        return given
+        commands, self._commands = self._commands, []
+        return commands
 
     def _listen(self) -> None:
         text = ""

@@ -77,11 +77,11 @@ class FixedHorizonEnv(EnvWrapper):
 
     def __init__(self, env: Env, limit: int | None = None):
         super().__init__(env)
-        found = limit or env.metadata.get("limit")
-        if not found:
+        time_limit = limit or env.metadata.get("limit")
+        if not time_limit:
             raise UserError(f"{env.metadata['env']} has no time limit", where="FixedHorizonEnv",
                             hint="give the number of steps: FixedHorizonEnv(env, limit=100)")
-        self.limit = int(found)
+        self.limit = int(time_limit)
         self.metadata = {**self.metadata, "limit": self.limit}
         self.clock = torch.zeros(self.rows, dtype=torch.int64)
         self.is_over = torch.zeros(self.rows, dtype=torch.bool)
@@ -93,9 +93,9 @@ class FixedHorizonEnv(EnvWrapper):
         self.clock[which], self.is_over[which] = 0, False
         if self.last is None:
             return obs
-        shown = put(self.last.obs, which, take(obs, which))
-        self.last = replace(self.last, obs=shown)
-        return shown
+        last_obs = put(self.last.obs, which, take(obs, which))
+        self.last = replace(self.last, obs=last_obs)
+        return last_obs
 
     def step(self, action):
         out, over = self.env.step(action), self.is_over

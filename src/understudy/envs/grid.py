@@ -18,13 +18,13 @@ def cost_to_go(cost: np.ndarray, goal: np.ndarray) -> np.ndarray:
         Costs, (rows, W, H). Infinite if no way leads to the goal.
     """
     rows = np.arange(len(goal))
-    left = np.full((len(goal), *cost.shape[2:]), np.inf, np.float32)
-    left[rows, goal[:, 0], goal[:, 1]] = 0
+    costs = np.full((len(goal), *cost.shape[2:]), np.inf, np.float32)
+    costs[rows, goal[:, 0], goal[:, 1]] = 0
     while True:
-        better = np.minimum(left, cost_by_move(cost, left).min(1))
-        if (better == left).all():
-            return left
-        left = better
+        better = np.minimum(costs, cost_by_move(cost, costs).min(1))
+        if (better == costs).all():
+            return costs
+        costs = better
 
 
 def cost_by_move(cost: np.ndarray, left: np.ndarray) -> np.ndarray:

@@ -71,8 +71,8 @@ class GymVector(Env):
         self.started, self.n_steps = False, 0
 
     def _detect_success_flag(self, info) -> None:
-        known = {**info, **info.get("final_info", {})}
-        if not self.reports_success and (flag := next((f for f in FLAGS if f in known), None)):
+        merged_info = {**info, **info.get("final_info", {})}
+        if not self.reports_success and (flag := next((f for f in FLAGS if f in merged_info), None)):
             self.reports_success = True
             self.metadata = {**self.metadata, "success": self.metadata["success"] or f"info[{flag!r}] at any step"}
 
@@ -83,24 +83,24 @@ class GymVector(Env):
             seeds[row] = k % 2**31  # what every generator takes
         if not self.started:  # the others need some state too
             with self._named_errors("reset"):
-                seen, _ = self.vec.reset(seed=seeds)
-            self.seen, self.started, self.finished = self._to_columns(seen, self.rows), True, np.zeros(self.rows, bool)
+                obs, _ = self.vec.reset(seed=seeds)
+            self.seen, self.started, self.finished = self._to_columns(obs, self.rows), True, np.zeros(self.rows, bool)
         else:
             self._restart(mask, seeds)
         return self._observation()
 
     def _restart(self, mask, seeds):
         with self._named_errors("reset"):
-            seen, _ = self.vec.reset(seed=seeds, options={"reset_mask": mask.copy()})
-        for name, new in self._to_columns(seen, self.rows).items():
+            obs, _ = self.vec.reset(seed=seeds, options={"reset_mask": mask.copy()})
+        for name, new in self._to_columns(obs, self.rows).items():
             self.seen[name][mask] = new[mask]
         self.finished[mask] = False
 
     def step(self, action):
-        wanted = (self.rows, *self.features["action"].shape)
-        if tuple(action.shape) != wanted:
+        expected_shape = (self.rows, *self.features["action"].shape)
+        if tuple(action.shape) != expected_shape:
             raise UserError(
-                f"the actions have shape {tuple(action.shape)}, but must have shape {wanted}",
+                f"the actions have shape {tuple(action.shape)}, but must have shape {expected_shape}",
                 where=self.metadata["env"],
                 hint="one row of action for each environment",
             )
@@ -108,8 +108,8 @@ class GymVector(Env):
         action = torch.where(over.unsqueeze(1), torch.zeros_like(action), action)
         if self.mode is AutoresetMode.DISABLED and self.finished.any():  # such rows have to be somewhere to be stepped
             self._restart(self.finished.copy(), [0] * self.rows)
-        seen, reward, terminated, truncated, info = self._step(action)
-        self.seen, self.finished = self._to_columns(seen, self.rows), np.asarray(terminated | truncated, bool)
+        obs, reward, terminated, truncated, info = self._step(action)
+        self.seen, self.finished = self._to_columns(obs, self.rows), np.asarray(terminated | truncated, bool)
         self._detect_success_flag(info)
         facts = {k: _info_column(info, k, self.rows) for k in (*self.info_flags, *FLAGS)}
         if self.mode is AutoresetMode.SAME_STEP and self.finished.any():
@@ -133,7 +133,7 @@ class GymVector(Env):
         if not isinstance(inner, SyncVectorEnv):
             return  # other processes send copies, which do not show it
         for name, (path, _) in self.columns.items():
-            old, new = (reduce(lambda value, key: value[key], path, seen) for seen in (last, inner._env_obs[row]))
+            old, new = (reduce(lambda value, key: value[key], path, obs) for obs in (last, inner._env_obs[row]))
             if isinstance(old, np.ndarray) and isinstance(new, np.ndarray) and np.shares_memory(old, new):
                 raise UserCodeError(
                     f"reset and step return the same array as {name}, so with AutoresetMode.SAME_STEP the last "
@@ -157,10 +157,11 @@ class GymVector(Env):
         except (UserError, MemoryError, OSError):  # these are reported as they are
             raise
         except Exception as error:
-            found = locate_user_error(error)
-            place = f"{self.metadata['env']}, {when}"
+            place, user_error = f"{self.metadata['env']}, {when}", locate_user_error(error)
+            if user_error is not None:
+                place += f": {user_error.where}"
             raise UserCodeError(
-                f"{type(error).__name__}: {error}", where=place if found is None else f"{place}: {found.where}",
+                f"{type(error).__name__}: {error}", where=place,
                 hint="correct the environment. gymnasium.utils.env_checker.check_env finds what does not fit its spaces"
             ) from error
 
@@ -205,16 +206,16 @@ class CheckedEnv(gymnasium.Wrapper):
     """
 
     def reset(self, *, seed=None, options=None):
-        seen, info = self.env.reset(seed=seed, options=options)
-        self._check("reset", _misfit(self.observation_space, seen, "the observation"))
-        return seen, info
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._check("reset", _misfit(self.observation_space, obs, "the observation"))
+        return obs, info
 
     def step(self, action):
-        seen, reward, terminated, truncated, info = self.env.step(action)
-        self._check("step", _misfit(self.observation_space, seen, "the observation"))
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._check("step", _misfit(self.observation_space, obs, "the observation"))
         if np.ndim(reward) or np.asarray(reward).dtype.kind not in "biuf":
             self._check("step", f"the reward is {reward!r} and not a number")
-        return seen, reward, terminated, truncated, info
+        return obs, reward, terminated, truncated, info
 
     def _check(self, method: str, problem: str) -> None:
         if problem:
@@ -340,23 +341,20 @@ def check_api(env: gymnasium.Env, name: str) -> None:
     """
     while isinstance(env, gymnasium.Wrapper) and type(env).__module__.startswith("gymnasium."):
         env = env.env  # whatever its author wrote
-    known = inspect.signature(env.reset)
-    keywords = any(p.kind is p.VAR_KEYWORD for p in known.parameters.values())
-    if not keywords and not {"seed", "options"} <= set(known.parameters):
-        raise UserError(f"expected reset(*, seed, options), found reset{known}", where=name, hint=NEW_API_HINT)
-    found = env.reset(seed=0, options=None)
-    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
+    signature = inspect.signature(env.reset)
+    keywords = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    if not keywords and not {"seed", "options"} <= set(signature.parameters):
+        raise UserError(f"expected reset(*, seed, options), found reset{signature}", where=name, hint=NEW_API_HINT)
+    returned = env.reset(seed=0, options=None)
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping)):
         raise UserError(
             "reset must return (observation, info), but returned something else", where=name, hint=NEW_API_HINT
         )
     env.action_space.seed(0)
-    found = env.step(env.action_space.sample())
-    if not (isinstance(found, tuple) and len(found) == 5):
-        raise UserError(
-            f"step must return 5 values, but returned {len(found) if isinstance(found, tuple) else 'something else'}",
-            where=name,
-            hint=NEW_API_HINT,
-        )
+    returned = env.step(env.action_space.sample())
+    count = len(returned) if isinstance(returned, tuple) else "something else"
+    if count != 5:
+        raise UserError(f"step must return 5 values, but returned {count}", where=name, hint=NEW_API_HINT)
 
 
 def is_mujoco(env: gymnasium.Env) -> bool:
@@ -477,8 +475,8 @@ def _to_array(space, value, rows) -> np.ndarray:
     if isinstance(space, spaces.Text):
         out = np.zeros((rows, space.max_length), np.uint8)
         for row, text in enumerate(value):
-            said = text.encode()[:space.max_length]
-            out[row, :len(said)] = np.frombuffer(said, np.uint8)
+            encoded = text.encode()[:space.max_length]
+            out[row, :len(encoded)] = np.frombuffer(encoded, np.uint8)
         return out
     return np.array(value, np.int64).reshape(rows, -1) - np.asarray(getattr(space, "start", 0), np.int64)
 

@@ -14,8 +14,8 @@ def prefer_offscreen() -> None:
 
     It has no effect once MuJoCo is imported. What the user has set stays.
     """
-    shown = {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
-    if sys.platform == "linux" and not shown and _egl_devices() > 0:
+    display_variables = {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if sys.platform == "linux" and not display_variables and _egl_devices() > 0:
         os.environ["MUJOCO_GL"] = "egl"
 
 

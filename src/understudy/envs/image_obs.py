@@ -46,10 +46,10 @@ class ImageObs(EnvWrapper, Renderable):
         if size < 8:
             raise UserError(f"the images need at least 8 pixels a side, but size={size}", where=name,
                             hint=f"such as {name}@images={SIZE}")
-        known = _cameras(self.drawn)
-        if unknown := [camera for camera in cameras if camera not in known]:
-            raise UserError(f"there is no camera {unknown[0]!r}", where=name, hint=f"it has {', '.join(known)}")
-        self.size, self.cameras = size, tuple(dict.fromkeys(cameras)) or known[:1]
+        env_cameras = _cameras(self.drawn)
+        if unknown := [camera for camera in cameras if camera not in env_cameras]:
+            raise UserError(f"there is no camera {unknown[0]!r}", where=name, hint=f"it has {', '.join(env_cameras)}")
+        self.size, self.cameras = size, tuple(dict.fromkeys(cameras)) or env_cameras[:1]
         own = self.drawn.proprioception if isinstance(self.drawn, HasProprioception) else {}
         self.own = {column: list(components) for column, components in own.items()}
         self.features = self._transform_features(env.features)
@@ -58,24 +58,24 @@ class ImageObs(EnvWrapper, Renderable):
         self._images = {c: np.zeros((self.rows, size, size, 3), np.uint8) for c in self.cameras}
 
     def _transform_features(self, features: Schema) -> dict[str, Feature]:
-        shown = {f"observation.images.{camera}": Feature("uint8", (self.size, self.size, 3), "image")
+        new_features = {f"observation.images.{camera}": Feature("uint8", (self.size, self.size, 3), "image")
                  for camera in self.cameras}
         for column, f in features.items():
             if column in self.own:
                 names = f.names and tuple(f.names[i] for i in self.own[column])
-                shown |= {column: replace(f, shape=(len(self.own[column]),), names=names), HIDDEN + column: f}
+                new_features |= {column: replace(f, shape=(len(self.own[column]),), names=names), HIDDEN + column: f}
             else:
-                shown[column] = f
-        return shown
+                new_features[column] = f
+        return new_features
 
     def _observe(self, obs: Obs, rows: Sequence[int]) -> dict[str, Tensor]:
         """Adds images. Only those of some rows are drawn again."""
         for camera, images in self._images.items():
             for row in rows:
                 images[row] = self._view(row, camera)
-        shown = {f"observation.images.{c}": torch.from_numpy(images.copy()) for c, images in self._images.items()}
+        pictures = {f"observation.images.{c}": torch.from_numpy(images.copy()) for c, images in self._images.items()}
         own = {column: obs[column][:, components] for column, components in self.own.items()}
-        return {**shown, **obs, **own, **{HIDDEN + column: obs[column] for column in own}}
+        return {**pictures, **obs, **own, **{HIDDEN + column: obs[column] for column in own}}
 
     def _view(self, row: int, camera: str) -> np.ndarray:
         if isinstance(self.drawn, HasCameras):
@@ -115,16 +115,16 @@ class _WithRestore(ImageObs, Restorable):
 
     def transform_episode(self, episode: Episode) -> Episode:
         """Draws an episode that was recorded in `env` without images, with what `env` can be restored from."""
-        told = {k: torch.from_numpy(np.array(v)) for k, v in episode.steps.items()
+        recorded = {k: torch.from_numpy(np.array(v)) for k, v in episode.steps.items()
                 if k in self.env.features and k != "action"}
-        steps = max(len(v) for v in told.values())
-        told = {k: v for k, v in told.items() if len(v) == steps}
-        seen: list[Obs] = []
+        steps = max(len(v) for v in recorded.values())
+        recorded = {k: v for k, v in recorded.items() if len(v) == steps}
+        batches: list[Obs] = []
         for first in range(0, steps, self.rows):
             rows = torch.arange(min(self.rows, steps - first))
-            obs = self.restore(rows, {k: v[first:first + self.rows] for k, v in told.items()})
-            seen.append({k: v[:len(rows)] for k, v in obs.items()})
-        drawn = {k: torch.cat([obs[k] for obs in seen]).numpy() for k in seen[0]
+            obs = self.restore(rows, {k: v[first:first + self.rows] for k, v in recorded.items()})
+            batches.append({k: v[:len(rows)] for k, v in obs.items()})
+        drawn = {k: torch.cat([obs[k] for obs in batches]).numpy() for k in batches[0]
                  if k.startswith("observation.images.") or k.removeprefix(HIDDEN) in self.own}
         return replace(episode.replace(drawn), schema={**episode.schema, **{k: self.features[k] for k in drawn}},
                        metadata={**episode.metadata, "env": self.metadata["env"]})
@@ -177,8 +177,8 @@ def _cameras(env: Env) -> tuple[str, ...]:
 
 def _name(env: Env, size: int, cameras: tuple[str, ...]) -> str:
     """The shortest name by which `make` makes the environment with these images."""
-    said = [str(size)] * (size != SIZE) + list(cameras) * (cameras != _cameras(env)[:1])
-    return f"{env.metadata['env']}@images" + ("=" + ",".join(said) if said else "")
+    options = [str(size)] * (size != SIZE) + list(cameras) * (cameras != _cameras(env)[:1])
+    return f"{env.metadata['env']}@images" + ("=" + ",".join(options) if options else "")
 
 
 @dataclass(frozen=True)

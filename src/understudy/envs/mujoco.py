@@ -161,12 +161,12 @@ class MujocoVector(MujocoCameras, Restorable):
 
     def _recorded_column(self, steps, i: int, column: str, size: int) -> np.ndarray:
         """Row i of a column that has to be of this size."""
-        found = np.asarray(steps[column][i], np.float64)
-        if found.shape != (size,):
-            raise UserError(f"has shape {found.shape}, but must have {size} numbers",
+        components = np.asarray(steps[column][i], np.float64)
+        if components.shape != (size,):
+            raise UserError(f"has shape {components.shape}, but must have {size} numbers",
                             where=f"{self.metadata['env']}, column {column!r}",
                             hint="restore from steps recorded in this environment")
-        return found
+        return components
 
     @abstractmethod
     def _restore_from_obs(self, row: int, steps, i: int) -> None:
@@ -198,6 +198,6 @@ class Mujoco(MujocoVector):
             raise UserError(f"there is no column 'simulator.state', only {', '.join(sorted(steps))}",
                             where=self.metadata["env"], hint="record again with understudy record, which writes it")
         model, data = self.models[row]
-        seen = self._recorded_column(steps, i, "observation.state", model.nq - 1 + model.nv)
-        data.qpos[:], data.qvel[:] = [0.0, *seen[:model.nq - 1]], seen[model.nq - 1:]
+        state = self._recorded_column(steps, i, "observation.state", model.nq - 1 + model.nv)
+        data.qpos[:], data.qvel[:] = [0.0, *state[:model.nq - 1]], state[model.nq - 1:]
         mujoco.mj_forward(model, data)

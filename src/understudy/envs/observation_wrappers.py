@@ -48,11 +48,11 @@ class ObservationTransform(EnvWrapper):
     def transform_episode(self, episode: Episode) -> Episode:
         """Returns an episode that was recorded in `env`, as it would be in the wrapped environment."""
         read = [k for k in self.env.features if k in episode.steps and k != "action"]
-        seen = {k: torch.from_numpy(np.array(episode.steps[k])) for k in read}
-        shown = {k: v.numpy() for k, v in self.transform_obs(seen).items()}
+        obs = {k: torch.from_numpy(np.array(episode.steps[k])) for k in read}
+        transformed = {k: v.numpy() for k, v in self.transform_obs(obs).items()}
         action = self.inverse_action(torch.from_numpy(np.array(episode.steps["action"]))).numpy()
-        episode = episode.replace({**dict.fromkeys(read), **shown, "action": action})
-        return replace(episode, schema={**episode.schema, **{k: self.features[k] for k in (*shown, "action")}})
+        episode = episode.replace({**dict.fromkeys(read), **transformed, "action": action})
+        return replace(episode, schema={**episode.schema, **{k: self.features[k] for k in (*transformed, "action")}})
 
     def reset(self, which, key):
         return self.transform_obs(self.env.reset(which, key))
@@ -165,8 +165,8 @@ class HiddenObs(ObservationTransform):
                 if component not in names and component not in range(feature.size):
                     raise UserError(f"{column!r} has no component {component!r}", where="HiddenObs",
                                     hint=f"it has {', '.join(names) or f'0 to {feature.size - 1}'}")
-            gone = {names.index(c) if isinstance(c, str) else c for c in components}
-            self.kept[column] = [i for i in range(feature.size) if i not in gone]
+            hidden_indices = {names.index(c) if isinstance(c, str) else c for c in components}
+            self.kept[column] = [i for i in range(feature.size) if i not in hidden_indices]
         super().__init__(env)
 
     def transform_features(self, features):
@@ -175,15 +175,15 @@ class HiddenObs(ObservationTransform):
         return {k: changed.get(k, f) for k, f in features.items() if self.kept.get(k, ()) is not None}
 
     def transform_obs(self, obs):
-        shown = {k: v for k, v in obs.items() if self.kept.get(k, ()) is not None}
-        return {k: v[:, self.kept[k]] if k in self.kept else v for k, v in shown.items()}
+        visible = {k: v for k, v in obs.items() if self.kept.get(k, ()) is not None}
+        return {k: v[:, self.kept[k]] if k in self.kept else v for k, v in visible.items()}
 
 
 def _vector(env: Env, column: str, where: str) -> Feature:
     feature = env.features.get(column)
     if feature is None or feature.kind != "vector" or len(feature.shape) != 1:
-        found = "is not there" if feature is None else f"has kind {feature.kind!r} and shape {feature.shape}"
-        raise UserError(f"column {column!r} {found}", where=where,
+        problem = "is not there" if feature is None else f"has kind {feature.kind!r} and shape {feature.shape}"
+        raise UserError(f"column {column!r} {problem}", where=where,
                         hint=f"use a vector; {env.metadata['env']} has {', '.join(sorted(env.features))}")
     return feature
 

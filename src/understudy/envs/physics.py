@@ -35,11 +35,11 @@ def simulator_version(env: Env) -> str | None:
         return None if version is None else f"{str(env.metadata['env']).partition(':')[0]} of version {version}"
     single = getattr(env.vec, "envs", [None])[0]
     if (model := mujoco_model(single)) is not None:
-        said = {k: np.asarray(getattr(model.opt, k)).tolist() for k in OPTIONS}
-        said |= {k: np.asarray(getattr(model, k)).reshape(-1).tolist() for k in MODEL_FIELDS}
-        said["skip"] = int(getattr(getattr(single, "unwrapped", single), "frame_skip", 0) or 0)
+        parameters = {k: np.asarray(getattr(model.opt, k)).tolist() for k in OPTIONS}
+        parameters |= {k: np.asarray(getattr(model, k)).reshape(-1).tolist() for k in MODEL_FIELDS}
+        parameters["skip"] = int(getattr(getattr(single, "unwrapped", single), "frame_skip", 0) or 0)
         return (f"{version}, mujoco {metadata.version('mujoco')} ({model.opt.timestep:g} s a small step, physics "
-                f"{digest(said)})")
+                f"{digest(parameters)})")
     inner = getattr(single, "unwrapped", None)
     if isinstance(config := getattr(inner, "config", None), Mapping):
         return f"{version} (config {digest(config)})"
@@ -68,10 +68,10 @@ def mujoco_model(single: gymnasium.Env | None):
         return None
     import mujoco
 
-    place, seen = getattr(single, "unwrapped", single), 0
-    while place is not None and seen < 4:
+    place, depth = getattr(single, "unwrapped", single), 0
+    while place is not None and depth < 4:
         if isinstance(model := getattr(place, "model", None), mujoco.MjModel):
             return model
         place = next((getattr(place, k) for k in UNWRAP_ATTRIBUTES if getattr(place, k, None) is not None), None)
-        place, seen = getattr(place, "unwrapped", place), seen + 1
+        place, depth = getattr(place, "unwrapped", place), depth + 1
     return None

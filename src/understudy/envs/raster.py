@@ -63,10 +63,10 @@ class Canvas:
         x = (column.astype(np.float32) + 0.5 - place[:, 0, None]) * self.pixel
         y = (line.astype(np.float32) + 0.5 - place[:, 1, None]) * self.pixel
         cover = np.clip(0.5 - distance(x[:, None, :], y[:, :, None]) / self.pixel, 0, 1)[..., None]
-        where = np.arange(len(at))[:, None, None], self.size - 1 - line[:, :, None], column[:, None, :]
-        under = self.image[where].astype(np.float32)
+        pixels = np.arange(len(at))[:, None, None], self.size - 1 - line[:, :, None], column[:, None, :]
+        under = self.image[pixels].astype(np.float32)
         paint = np.array(color, np.float32).reshape(-1, 1, 1, 3)
-        self.image[where] = np.rint(under + cover * (paint - under)).astype(np.uint8)
+        self.image[pixels] = np.rint(under + cover * (paint - under)).astype(np.uint8)
 
 
 def render_map(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], size: int = 256) -> np.ndarray:
@@ -104,6 +104,6 @@ def map_point(plane: Mapping[str, Any], across: float, down: float) -> tuple[flo
 
 def _map_square(plane: Mapping[str, Any]) -> tuple[tuple[float, float], float]:
     """The lower left corner and the side of the smallest square around the middle of a map that contains it."""
-    (left, right), (bottom, top) = plane["x"], plane["y"]
-    side = max(right - left, top - bottom)
-    return ((left + right - side) / 2, (bottom + top - side) / 2), side
+    (x_min, x_max), (y_min, y_max) = plane["x"], plane["y"]
+    side = max(x_max - x_min, y_max - y_min)
+    return ((x_min + x_max - side) / 2, (y_min + y_max - side) / 2), side

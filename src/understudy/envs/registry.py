@@ -65,8 +65,8 @@ def entry_point(name: str) -> tuple[str, str] | None:
     """
     name = base_name(name)
     if (toy := name.partition(":")[0]) in TOYS:
-        module, made = TOYS[toy]
-        return f"{__package__}.toys.{module}", made
+        module, definition = TOYS[toy]
+        return f"{__package__}.toys.{module}", definition
     if (module := _adapter(name)) is not None:
         return f"{__package__}.simulators.{module}", "make"
     return (f"{__package__}.mujoco", "Mujoco") if GYM_ID.fullmatch(name) else None
@@ -125,11 +125,11 @@ def _with_trials(single: str, name: str, rows: int, trust: tuple[str, ...], opti
     """The environment whose episodes are as many trials as its name says."""
     from .episode_wrappers import MultiTrialEnv
 
-    said = re.fullmatch(r"=(\d+)(,same)?", name.removeprefix(single + TRIALS))
-    if said is None:
+    match = re.fullmatch(r"=(\d+)(,same)?", name.removeprefix(single + TRIALS))
+    if match is None:
         raise UserError(f"{name.removeprefix(single)} is not understood", where=name,
                         hint=f"such as {single}{TRIALS}=5, or {single}{TRIALS}=5,same to start all trials alike")
-    env = MultiTrialEnv(make(single, rows, trust, **options), int(said[1]), redraw=said[2] is None)
+    env = MultiTrialEnv(make(single, rows, trust, **options), int(match[1]), redraw=match[2] is None)
     env.metadata = {**env.metadata, "env": name}
     return env
 
@@ -138,10 +138,10 @@ def _with_images(env: Env, name: str) -> Env:
     """The environment with the images that its name asks for."""
     from .image_obs import SIZE, with_images
 
-    said = name.partition(IMAGES)[2]
-    parts = said.removeprefix("=").split(",") if said else []
-    if said and not said.startswith("=") or "" in parts:
-        raise UserError(f"{IMAGES}{said} is not understood", where=name,
+    settings = name.partition(IMAGES)[2]
+    parts = settings.removeprefix("=").split(",") if settings else []
+    if settings and not settings.startswith("=") or "" in parts:
+        raise UserError(f"{IMAGES}{settings} is not understood", where=name,
                         hint=f"such as {IMAGES}, {IMAGES}=64 or {IMAGES}=64,corner2: pixels a side, then cameras")
     size = int(parts.pop(0)) if parts and parts[0].isdecimal() else SIZE
     return with_images(env, size, parts)
@@ -152,10 +152,10 @@ def _make(name, rows, trust, options) -> Env:
     if toy in TOYS and (not variant or toy in VARIANTS):
         if variant:
             options = {**options, **_variant(toy, variant)}
-        found = entry_point(toy)
-        assert found is not None
-        module, made = found
-        build = getattr(importlib.import_module(module), made)
+        entry = entry_point(toy)
+        assert entry is not None
+        module, definition = entry
+        build = getattr(importlib.import_module(module), definition)
         try:
             return build(rows, **options)
         except TypeError as error:
@@ -281,8 +281,8 @@ def _make_with(build, factory: str, name: str, rows: int, options: dict) -> Env:
     import gymnasium
 
     from . import gymnasium_adapter
-    known = inspect.signature(build).parameters
-    if "rows" in known:
+    parameters = inspect.signature(build).parameters
+    if "rows" in parameters:
         options = {"rows": rows, **options}
     try:
         inspect.signature(build).bind(**options)

@@ -386,8 +386,8 @@ def _widen_range(name: str, half, state, key, severity, middle=0.5):
 def _widen_block_range(state, key, severity):
     """As the goal; the disc changes sides where it would be in the block's way."""
     new = _widen_range("block", 0.3, state, key, severity)
-    near = distance(state["disc"], new["block"]) < 1.5 * HALF + DISC
-    return {**new, "disc": np.where(near[:, None], 1 - state["disc"], state["disc"])}
+    overlaps = distance(state["disc"], new["block"]) < 1.5 * HALF + DISC
+    return {**new, "disc": np.where(overlaps[:, None], 1 - state["disc"], state["disc"])}
 
 
 def _move_goals_to_corners(state, key, severity):
@@ -439,27 +439,27 @@ def available_shifts(env: Env, spread: Callable[[], Mapping[str, Tensor]]) -> di
         spread: Returns the unit of each observed component, see `SensorNoise`. It is called when it is needed.
     """
     kinds = {f.kind for k, f in env.features.items() if role(k) == "observation"}
-    found = list(env_shifts(env))
+    shifts = list(env_shifts(env))
     low, high = (np.asarray(env.metadata.get(k, 0.0)) for k in ("low", "high"))
     if env.features["action"].kind == "vector" and (low < 0).all() and (high > 0).all():  # 0 is: nothing
-        found.append(
+        shifts.append(
             Shift("weak", "actions that come out weaker", "of every action", (0.1, 0.2, 0.4, 0.8), WeakActuators)
         )
     if "vector" in kinds:
-        found.append(Shift("noise", "noise on what is sensed", "standard deviations", (0.03, 0.1, 0.3, 1.0),
+        shifts.append(Shift("noise", "noise on what is sensed", "standard deviations", (0.03, 0.1, 0.3, 1.0),
                            lambda env, s: SensorNoise(env, s, spread())))
     if "image" in kinds:
-        found += [Shift("light", "less light", "of the light", (0.2, 0.4, 0.6, 0.8), Brightness),
+        shifts += [Shift("light", "less light", "of the light", (0.2, 0.4, 0.6, 0.8), Brightness),
                   Shift("camera", "a camera that has moved", "of the width", (0.02, 0.05, 0.1, 0.2), CameraOffset),
                   Shift("distractors", "things in the picture that do not matter", "discs", (1, 2, 4, 8), Distractors)]
     steps = (1, 2, 4, 8)
-    found += [Shift("delay", "observations that are old", "steps", steps, ObservationDelay),
+    shifts += [Shift("delay", "observations that are old", "steps", steps, ObservationDelay),
               Shift("lag", "actions that come out late", "steps", steps, ActionLag),
               Shift("dropped", "observations that do not come", "of the observations", (0.1, 0.3, 0.6, 0.9),
                     actor=lambda actor, s: DroppedObservation(actor, s) if s else actor),
               Shift("slow", "plans that come late, while the clock runs on", "steps", steps, actor=delay_actor)]
     by_name: dict[str, Shift] = {}
-    for shift in found:
+    for shift in shifts:
         by_name.setdefault(shift.name, shift)  # an environment's own comes first
     return by_name
 

@@ -91,9 +91,9 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
         return self._observation()
 
     def step(self, action):
-        wanted = (self.rows, *self.features["action"].shape)
-        if tuple(action.shape) != wanted:
-            raise UserError(f"the actions have shape {tuple(action.shape)}, but must have shape {wanted}",
+        expected_shape = (self.rows, *self.features["action"].shape)
+        if tuple(action.shape) != expected_shape:
+            raise UserError(f"the actions have shape {tuple(action.shape)}, but must have shape {expected_shape}",
                             where=self.metadata["env"], hint="one row of action for each environment")
         self.clock = self.clock + 1
         push = action.detach().cpu().numpy().astype(np.float32)

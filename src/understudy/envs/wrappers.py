@@ -59,8 +59,9 @@ class WrappedEnv(Env):
         self.seen = put(self.seen, which, take(obs, which))
         state = put(self.state, which, self.wrapper.start(take(self._told(), which), key))
         # All rows together, as in a step: products of matrices differ in their last bits with the number of rows.
-        shown, state = self._transform_obs(state)
-        self.shown, self.state = put(self.shown, which, take(shown, which)), put(self.state, which, take(state, which))
+        transformed, state = self._transform_obs(state)
+        self.shown = put(self.shown, which, take(transformed, which))
+        self.state = put(self.state, which, take(state, which))
         return self.shown
 
     def step(self, action):
@@ -76,8 +77,8 @@ class WrappedEnv(Env):
             info = _joined_info(info, out.info, going)
             self.seen = _where_rows(going, out.obs, self.seen)
             self.reward = torch.where(going, out.reward, self.reward)
-            shown, self.state = self._transform_obs(self.state)
-            self.shown = _where_rows(going, shown, self.shown)
+            transformed, self.state = self._transform_obs(self.state)
+            self.shown = _where_rows(going, transformed, self.shown)
             going = ~(terminated | truncated)  # what happens after the end of an episode does not count
             if not going.any():
                 break
@@ -95,8 +96,8 @@ class WrappedEnv(Env):
         return {**self.seen, LAST_REWARD: self.reward}
 
     def _transform_obs(self, state: State) -> tuple[Obs, State]:
-        shown, state = self.wrapper.transform_obs(self._told(), state)
-        return {k: v for k, v in shown.items() if k != LAST_REWARD}, state
+        transformed, state = self.wrapper.transform_obs(self._told(), state)
+        return {k: v for k, v in transformed.items() if k != LAST_REWARD}, state
 
 
 def _joined_info(before: Mapping[str, Tensor], new: Mapping[str, Tensor], going: Tensor) -> dict[str, Tensor]:

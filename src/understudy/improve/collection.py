@@ -181,8 +181,8 @@ class RolloutCollector(EpisodeCollector):
         if self.supervisor is not None:
             actor = GatedActor(actor, self._supervising_actor(env, training.person), self.gate, number)
         first = FIRST_EPISODE + number * self.n_episodes
-        found = rollout(actor, env, self.n_episodes, recording_seed(training.seed), first=first)
-        return training.transform(found.map(partial(_cast_actions, env.features)))
+        episodes = rollout(actor, env, self.n_episodes, recording_seed(training.seed), first=first)
+        return training.transform(episodes.map(partial(_cast_actions, env.features)))
 
     def _supervising_actor(self, env: Env, person: Actor | None) -> Actor:
         if isinstance(self.supervisor, Policy):  # in place of the reference to a stage
@@ -369,7 +369,7 @@ class CollectionRounds(DataCollection):
         collected = [ROUND in episode.metadata for episode in data]
         if not self.mixture_weights or all(collected) or not any(collected):
             return learner.batch_sampler(data)
-        parts = [data.select(i for i, c in enumerate(collected) if c == wanted) for wanted in (False, True)]
+        parts = [data.select(i for i, c in enumerate(collected) if c == is_collected) for is_collected in (False, True)]
         return MixtureSampler([learner.batch_sampler(part) for part in parts], self.mixture_weights)
 
     def _extended(self, data: ReplayBuffer, episodes: Dataset) -> ReplayBuffer:
@@ -403,12 +403,12 @@ def _forget_round(episode: Episode) -> Episode:
 
 def _summary(number: int, episodes: Dataset) -> dict[str, float]:
     """The metrics of a round that are logged."""
-    found = {"round": number, "round/episodes": len(episodes), "round/steps": episodes.steps}
+    metrics = {"round": number, "round/episodes": len(episodes), "round/steps": episodes.steps}
     if all("next.reward" in e.steps for e in episodes):
-        found["round/return"] = float(np.mean([np.sum(e.steps["next.reward"][:len(e)]) for e in episodes]))
+        metrics["round/return"] = float(np.mean([np.sum(e.steps["next.reward"][:len(e)]) for e in episodes]))
     if all("success" in e.metadata for e in episodes):
-        found["round/success"] = float(np.mean([bool(e.metadata["success"]) for e in episodes]))
-    return found
+        metrics["round/success"] = float(np.mean([bool(e.metadata["success"]) for e in episodes]))
+    return metrics
 
 
 class _StoredRounds:

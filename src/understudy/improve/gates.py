@@ -127,13 +127,13 @@ class GatedActor(Actor):
         return {"actor": self.actor.start(obs, key), "supervisor": self.supervisor.start(obs, key), "gate": gate}
 
     def act(self, obs, state):
-        action, mine = self.actor.act(obs, state["actor"])
-        advice, other = self.supervisor.act(obs, state["supervisor"])
-        mine, other, gate = dict(mine), dict(other), state["gate"]
-        advised = other.pop("record", {})
+        action, actor_state = self.actor.act(obs, state["actor"])
+        advice, supervisor_state = self.supervisor.act(obs, state["supervisor"])
+        actor_state, supervisor_state, gate = dict(actor_state), dict(supervisor_state), state["gate"]
+        advised = supervisor_state.pop("record", {})
         acts = torch.zeros(len(action), dtype=torch.bool)
         if self.gate is not None:
             acts, gate = self.gate.decide({**obs, **advised}, action, advice, gate)
-        record = {**mine.pop("record", {}), **advised, INTERVENTION: acts, SUPERVISOR_ACTION: advice}
+        record = {**actor_state.pop("record", {}), **advised, INTERVENTION: acts, SUPERVISOR_ACTION: advice}
         chosen = torch.where(acts.unsqueeze(1), advice.to(action.dtype), action)
-        return chosen, {"actor": mine, "supervisor": other, "gate": gate, "record": record}
+        return chosen, {"actor": actor_state, "supervisor": supervisor_state, "gate": gate, "record": record}

@@ -67,9 +67,9 @@ class FailureProbability:
     @torch.no_grad()
     def __call__(self, obs):
         p = self.policy
-        seen = {k: obs[k].unsqueeze(1).to(p.device) for k in p.inputs}
-        none = torch.zeros(len(next(iter(seen.values()))), dtype=torch.int64, device=p.device)
-        return p.plan(seen, p.noise(none, none))[:, 0, 0].cpu()
+        windows = {k: obs[k].unsqueeze(1).to(p.device) for k in p.inputs}
+        none = torch.zeros(len(next(iter(windows.values()))), dtype=torch.int64, device=p.device)
+        return p.plan(windows, p.noise(none, none))[:, 0, 0].cpu()
 
 
 class Attempts(Env):
@@ -242,9 +242,9 @@ def choose_threshold(
     if not len(attempts):
         raise UserError("there are no attempts that ran to their end", where="choose_threshold",
                         hint="roll the actor out in the environment itself, and .map(attempt)")
-    said, success = _predictions(attempts, judge), np.array([e.metadata["success"] for e in attempts], bool)
-    bounds = [math.inf, *np.unique(np.quantile(np.concatenate(said), np.linspace(0, 1, count, endpoint=False)))]
-    spans = [_forecast_at(said, success, b).makespan(restart_cost) for b in bounds]
+    predictions, success = _predictions(attempts, judge), np.array([e.metadata["success"] for e in attempts], bool)
+    bounds = [math.inf, *np.unique(np.quantile(np.concatenate(predictions), np.linspace(0, 1, count, endpoint=False)))]
+    spans = [_forecast_at(predictions, success, b).makespan(restart_cost) for b in bounds]
     best = int(np.argmin(spans))  # of equals the first: never
     return float(bounds[best]), float(spans[best])
 

@@ -52,15 +52,15 @@ class BimanualRobot(Robot):
         return np.concatenate(sent)
 
     def stop(self):
-        held, errors = [], []
+        positions, errors = [], []
         for arm in self.arms:  # the second one also if the first one is lost
             try:
-                held.append(arm.stop())
+                positions.append(arm.stop())
             except RobotError as error:
                 errors.append(error)
         if errors:
             raise errors[0]
-        return np.concatenate(held)
+        return np.concatenate(positions)
 
     def disconnect(self):
         for part in (*self.arms, *self.cameras.values()):
@@ -72,13 +72,13 @@ class BimanualRobot(Robot):
             arm.apply_limits(part)
 
     def load(self):
-        left, right = (arm.load() for arm in self.arms)
-        return None if left is None or right is None else np.concatenate([left, right])
+        first, second = (arm.load() for arm in self.arms)
+        return None if first is None or second is None else np.concatenate([first, second])
 
     def position(self, obs):
-        state, (left, right) = np.asarray(obs["observation.state"], np.float64), self.sizes
+        state, (n_left, n_right) = np.asarray(obs["observation.state"], np.float64), self.sizes
         cut = self.arms[0].schema["observation.state"].size
-        return np.concatenate([state[:left], state[cut:cut + right]])
+        return np.concatenate([state[:n_left], state[cut:cut + n_right]])
 
 
 class BimanualTeleoperator(Teleoperator):

@@ -70,8 +70,8 @@ Calibration = Mapping[str, MotorCalibration]  # by the name of the servo
 
 def calibration_folder() -> Path:
     """Folder of calibrations that understudy writes: `UNDERSTUDY_CALIBRATION`, or the user's folder for settings."""
-    if given := os.environ.get("UNDERSTUDY_CALIBRATION"):
-        return Path(given)
+    if folder := os.environ.get("UNDERSTUDY_CALIBRATION"):
+        return Path(folder)
     if sys.platform == "win32":
         return Path(os.environ.get("APPDATA", Path.home())) / "understudy" / "calibration"
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "understudy" / "calibration"
@@ -127,14 +127,14 @@ def read_calibration(path: Path, motors: Mapping[str, int], max_offset: int = 20
         motors: Ids of the servos by name.
         max_offset: Largest homing offset that the servos store (steps).
     """
-    stored, found = read_json(path), {}
+    stored, calibration = read_json(path), {}
+    field_names = {f.name for f in fields(MotorCalibration)}
     for name, number in motors.items():
         values = stored.get(name) if isinstance(stored, dict) else None
-        wanted = {f.name for f in fields(MotorCalibration)}
-        if not isinstance(values, dict) or not all(type(values.get(k)) is int for k in wanted):
-            raise UserError(f"there are no whole numbers {', '.join(sorted(wanted))} of the servo {name!r}", where=path,
-                            hint="calibrate the arm again: understudy robot calibrate")
-        each = MotorCalibration(**{k: values[k] for k in wanted})
+        if not isinstance(values, dict) or not all(type(values.get(k)) is int for k in field_names):
+            raise UserError(f"there are no whole numbers {', '.join(sorted(field_names))} of the servo {name!r}",
+                            where=path, hint="calibrate the arm again: understudy robot calibrate")
+        each = MotorCalibration(**{k: values[k] for k in field_names})
         if each.id != number:
             raise UserError(f"the servo {name!r} has id {each.id} there, but id {number} on this arm", where=path,
                             hint="check that the file belongs to this arm")
@@ -144,8 +144,8 @@ def read_calibration(path: Path, motors: Mapping[str, int], max_offset: int = 20
         if problem := _problem(each, max_offset):
             raise UserError(f"the servo {name!r} has {problem}", where=path,
                             hint="calibrate the arm again: understudy robot calibrate")
-        found[name] = each
-    return found
+        calibration[name] = each
+    return calibration
 
 
 def _problem(each: MotorCalibration, max_offset: int) -> str | None:

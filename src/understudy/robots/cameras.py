@@ -332,15 +332,15 @@ def find_cameras(most: int = 10) -> list[dict[str, int | float | str]]:
     """The cameras that OpenCV can open: index or path, width, height and fps of each."""
     cv2 = _opencv()
     paths: list[int | str] = sorted(map(str, Path("/dev").glob("video*"))) or list(range(most))
-    found = []
+    cameras = []
     for path in paths:
         capture = cv2.VideoCapture(path)
         if capture.isOpened() and capture.read()[0]:
-            found.append({"index_or_path": path, "width": int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
+            cameras.append({"index_or_path": path, "width": int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
                           "height": int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
                           "fps": capture.get(cv2.CAP_PROP_FPS)})
         capture.release()
-    return found
+    return cameras
 
 
 def _opencv() -> ModuleType:

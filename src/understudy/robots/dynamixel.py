@@ -58,8 +58,8 @@ class DynamixelMotorsBus(MotorsBus):
 
     def _check_error(self, number, error):
         if error:
-            said = "a hardware error (overload, overheating, or voltage)" if error & 0x80 else ERRORS.get(
+            problem = "a hardware error (overload, overheating, or voltage)" if error & 0x80 else ERRORS.get(
                 error, f"error {error}")
-            raise RobotError(f"the servo reports: {said}", where=f"{self.port_name}, {self._motor_name(number)}",
+            raise RobotError(f"the servo reports: {problem}", where=f"{self.port_name}, {self._motor_name(number)}",
                              hint="let it cool down or free it, then reboot it by switching its power off and on"
                              if error & 0x80 else "this is a wrong setting: calibrate the robot again")

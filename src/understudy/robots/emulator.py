@@ -63,17 +63,17 @@ class Faults:
 
     def parts(self, packet: bytes) -> Iterator[tuple[float, bytes]]:
         """What arrives instead of a packet: pairs of a pause (s) and bytes."""
-        lost, damaged, late, split, noise = self.rng.random(5) < (
+        is_lost, is_damaged, is_late, is_split, is_noisy = self.rng.random(5) < (
             self.lost, self.damaged, self.late, self.split, self.noise)
-        if lost:
+        if is_lost:
             return
-        if noise:
+        if is_noisy:
             yield 0.0, self.rng.bytes(int(self.rng.integers(1, 8)))
-        if damaged:
+        if is_damaged:
             bit = int(self.rng.integers(8 * len(packet)))
             packet = bytes(b ^ (1 << bit % 8 if i == bit // 8 else 0) for i, b in enumerate(packet))
-        pause = self.delay if late else 0.0
-        if split and len(packet) > 1:
+        pause = self.delay if is_late else 0.0
+        if is_split and len(packet) > 1:
             cut = int(self.rng.integers(1, len(packet)))
             yield pause, packet[:cut]
             pause, packet = self.gap, packet[cut:]
@@ -302,8 +302,8 @@ class EmulatedBus(ABC):
                 self._answer()
 
     def _answer(self) -> None:
-        while (found := self._next_packet()) is not None:
-            number, instruction, data = found
+        while (request := self._next_packet()) is not None:
+            number, instruction, data = request
             self.instructions += 1
             for packet in self._execute(number, instruction, data):
                 for pause, part in self.faults.parts(packet):
@@ -342,12 +342,12 @@ class EmulatedFeetechBus(EmulatedBus):
                 continue
             if len(self._buffer) < length + 4:
                 return None
-            packet, rest = self._buffer[:length + 4], self._buffer[length + 4:]
+            packet, remaining_bytes = self._buffer[:length + 4], self._buffer[length + 4:]
             if ~sum(packet[2:-1]) & 0xFF != packet[-1]:
                 self.rejected += 1
                 self._buffer = self._buffer[1:]
                 continue
-            self._buffer = rest
+            self._buffer = remaining_bytes
             return packet[2], packet[4], packet[5:-1]
 
     def _status(self, servo: EmulatedServo, error: int = 0, data: bytes = b"") -> bytes:
@@ -375,9 +375,9 @@ class EmulatedFeetechBus(EmulatedBus):
             if number == BROADCAST and instruction == READ:
                 continue
             servo.update()
-            error, found = 0, b""
+            error, reply = 0, b""
             if instruction == READ and len(data) == 2:
-                found = bytes(servo.memory[data[0]:data[0] + data[1]])
+                reply = bytes(servo.memory[data[0]:data[0] + data[1]])
             elif instruction == WRITE:
                 error = servo.write(data[0], data[1:])
             elif instruction == REG_WRITE:
@@ -392,7 +392,7 @@ class EmulatedFeetechBus(EmulatedBus):
                 continue
             if number != BROADCAST and (instruction == READ or servo.get("Response_Status_Level")):
                 now, servo.number = servo.number, before  # it answers under the id that was asked
-                yield self._status(servo, error, found)
+                yield self._status(servo, error, reply)
                 servo.number = now
 
 
@@ -434,12 +434,12 @@ class EmulatedDynamixelBus(EmulatedBus):
                 continue
             if len(self._buffer) < length + 7:
                 return None
-            packet, rest = self._buffer[:length + 7], self._buffer[length + 7:]
+            packet, remaining_bytes = self._buffer[:length + 7], self._buffer[length + 7:]
             if crc16(packet[:-2]) != int.from_bytes(packet[-2:], "little"):
                 self.rejected += 1
                 self._buffer = self._buffer[1:]
                 continue
-            self._buffer = rest
+            self._buffer = remaining_bytes
             body = packet[7:-2].replace(b"\xff\xff\xfd\xfd", b"\xff\xff\xfd")
             return packet[4], body[0], body[1:]
 
@@ -481,10 +481,10 @@ class EmulatedDynamixelBus(EmulatedBus):
             if instruction == PING:
                 yield self._status(servo, 0, bytes(servo.memory[:2]) + bytes([servo.get("Firmware_Version")]))
                 continue
-            error, found = 0, b""
+            error, reply = 0, b""
             if instruction == READ and len(data) == 4 and number != BROADCAST:
                 address, size = struct.unpack("<HH", data)
-                found = bytes(servo.memory[address:address + size])
+                reply = bytes(servo.memory[address:address + size])
             elif instruction == WRITE and len(data) > 2:
                 error = servo.write(int.from_bytes(data[:2], "little"), data[2:])
             elif instruction == REG_WRITE and len(data) > 2:
@@ -499,7 +499,7 @@ class EmulatedDynamixelBus(EmulatedBus):
                 error = self.LENGTH_ERROR
             if answers and (instruction == READ or servo.get("Status_Return_Level") == 2):
                 now, servo.number = servo.number, before
-                yield self._status(servo, error, found)
+                yield self._status(servo, error, reply)
                 servo.number = now
 
     def _read(self, number: int, address: int, size: int) -> Iterator[bytes]:

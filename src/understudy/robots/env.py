@@ -35,12 +35,12 @@ class Pace:
     def wait(self) -> None:
         """Waits for the next turn. A late turn is not made up for."""
         self._due += self.period
-        left = self._due - self.clock()
-        if left > 0:
-            self.sleep(left)
+        remaining = self._due - self.clock()
+        if remaining > 0:
+            self.sleep(remaining)
         else:
             self.n_late += 1
-            self.n_missed += int(-left / self.period)
+            self.n_missed += int(-remaining / self.period)
             self._due = self.clock()
 
 

@@ -45,6 +45,6 @@ class FeetechMotorsBus(MotorsBus):
 
     def _check_error(self, number, error):
         if error & _STOPPING_BITS:
-            said = ", ".join(name for bit, name in ERROR_BITS.items() if error & bit)
-            raise RobotError(f"the servo reports: {said}", where=f"{self.port_name}, {self._motor_name(number)}",
+            problems = ", ".join(name for bit, name in ERROR_BITS.items() if error & bit)
+            raise RobotError(f"the servo reports: {problems}", where=f"{self.port_name}, {self._motor_name(number)}",
                              hint="let it cool down or free it, then switch its power off and on")

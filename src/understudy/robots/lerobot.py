@@ -83,9 +83,9 @@ class LeRobotRobot(Robot):
 
     def observe(self):
         try:
-            shown = self.device.get_observation()
-            state = np.array([shown[n] for n in self._state_names], np.float32)
-            images = {f"observation.images.{n}": np.asarray(shown[n], np.uint8).reshape(shape)
+            readings = self.device.get_observation()
+            state = np.array([readings[n] for n in self._state_names], np.float32)
+            images = {f"observation.images.{n}": np.asarray(readings[n], np.uint8).reshape(shape)
                       for n, shape in self._images.items()}
         except Exception as error:  # each driver raises what it likes
             raise _lost(error, self.name) from error
@@ -107,9 +107,9 @@ class LeRobotRobot(Robot):
     def stop(self):
         with suppress(ConnectionLost):  # if only a camera is lost, the joints hold where they were seen last
             self.observe()
-        held = np.where(self._is_rate, 0.0, self._position)
-        self.send(held)
-        return held
+        target = np.where(self._is_rate, 0.0, self._position)
+        self.send(target)
+        return target
 
     def disconnect(self):
         self._is_open = False
@@ -122,8 +122,8 @@ class LeRobotRobot(Robot):
                                   hint="leave it out, or use one of understudy's own robots")
 
     def position(self, obs):
-        shown = dict(zip(self._state_names, np.asarray(obs["observation.state"], np.float64).tolist(), strict=True))
-        return np.array([shown.get(n, last) for n, last in zip(self._action_names, self._sent, strict=True)])
+        state = dict(zip(self._state_names, np.asarray(obs["observation.state"], np.float64).tolist(), strict=True))
+        return np.array([state.get(n, last) for n, last in zip(self._action_names, self._sent, strict=True)])
 
     def default_limits(self) -> SafetyLimits | None:
         """Limits from the calibrated ranges of servos, as those of understudy's own arms. None for other robots."""
@@ -287,13 +287,13 @@ def make_lerobot_teleoperator(name: str, options: Mapping[str, Any], robot: Robo
 
 
 def _make_device(role: Literal["robot", "teleop"], name: str, options: Mapping[str, Any]) -> Any:
-    where = f"--{role} {PREFIX}{name}"
+    flag = f"--{role} {PREFIX}{name}"
     try:
         from lerobot import cameras, robots, teleoperators
         from lerobot.utils.import_utils import register_third_party_plugins
     except ImportError as error:
         problem = "LeRobot is not installed" if error.name == "lerobot" else f"LeRobot cannot be imported: {error}"
-        raise UserError(problem, where=where, hint="pip install 'lerobot[feetech]'; version 0.4.4 was tested") from None
+        raise UserError(problem, where=flag, hint="pip install 'lerobot[feetech]'; version 0.4.4 was tested") from None
     package, make, kinds = (
         (robots, robots.make_robot_from_config, robots.RobotConfig) if role == "robot" else
         (teleoperators, teleoperators.make_teleoperator_from_config, teleoperators.TeleoperatorConfig))
@@ -304,16 +304,16 @@ def _make_device(role: Literal["robot", "teleop"], name: str, options: Mapping[s
     register_third_party_plugins()
     if name not in choices:
         failed = "".join(f"; its module {module} cannot be imported: {text}" for module, text in failures.items())
-        raise ConfigError(f"LeRobot has no {role} {name!r}; it has {', '.join(sorted(choices))}{failed}", where=where,
+        raise ConfigError(f"LeRobot has no {role} {name!r}; it has {', '.join(sorted(choices))}{failed}", where=flag,
                           hint=did_you_mean(name, choices, 3, 0.5) or "check it, or install its package")
-    config = _make_config(choices[name], options, role, where)
+    config = _make_config(choices[name], options, role, flag)
     try:
         device = make(config)
     except Exception as error:  # a missing SDK, or settings that its class refuses
-        raise UserError(f"LeRobot cannot make it: {_text(error.__cause__ or error)}", where=where,
+        raise UserError(f"LeRobot cannot make it: {_text(error.__cause__ or error)}", where=flag,
                         hint="install what it needs: the extras of LeRobot, such as 'lerobot[lekiwi]'") from error
     if any(not bus.calibration for bus in _buses(device).values()):
-        raise RobotError("it is not calibrated", where=where, hint=_calibrate_command(role, name, device))
+        raise RobotError("it is not calibrated", where=flag, hint=_calibrate_command(role, name, device))
     return device
 
 

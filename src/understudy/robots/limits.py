@@ -156,16 +156,16 @@ class SafetyLimits:
         elapsed = max(now - state.sent, 0.0)
         if elapsed > self.timeout:  # the robot has been holding
             elapsed, state = 0.0, replace(state, began=now)
-        wanted = np.asarray(wanted, np.float64)
-        if state.fault is not None or wanted.shape != state.goal.shape or not np.isfinite(wanted).all():
+        target = np.asarray(wanted, np.float64)
+        if state.fault is not None or target.shape != state.goal.shape or not np.isfinite(target).all():
             return state.goal, replace(state, sent=max(now, state.sent))
         if self.max_relative_target is not None and np.isfinite(position).all():
             lead = np.array(self.max_relative_target)
-            wanted = np.clip(wanted, position - lead, position + lead)
-        wanted = np.clip(wanted, self.low, self.high)
+            target = np.clip(target, position - lead, position + lead)
+        target = np.clip(target, self.low, self.high)
         ramp = 1.0 if self.slow_start == 0 else min(max(now - state.began, 0.0) / self.slow_start, 1.0)
         change = ramp * elapsed * np.array(self.max_velocity)
-        goal = state.goal + np.clip(wanted - state.goal, -change, change)
+        goal = state.goal + np.clip(target - state.goal, -change, change)
         if self.workspace is not None:
             goal = _inside(self.workspace, state.goal, goal)
         return goal, replace(state, goal=goal, sent=max(now, state.sent))

@@ -127,14 +127,14 @@ class MotorsBus(ABC):
 
     def check_motors(self) -> None:
         """Raises an error that names the servos which do not answer or are of another model."""
-        found = {name: self.ping(m.id) for name, m in self.motors.items()}
-        if missing := [f"{name} (id {self.motors[name].id})" for name, model in found.items() if model is None]:
+        models = {name: self.ping(m.id) for name, m in self.motors.items()}
+        if missing := [f"{name} (id {self.motors[name].id})" for name, model in models.items() if model is None]:
             raise ConnectionLost(f"no answer from {', '.join(missing)}", where=self.port_name,
                                  hint="check the power and the cables. understudy robot setup gives servos their ids")
-        for name, model in found.items():
-            if model != (wanted := MODEL_NUMBERS[self.motors[name].model]):
-                known = {n: m for m, n in MODEL_NUMBERS.items()}.get(model or 0, f"model number {model}")
-                raise RobotError(f"it is {known}, and {self.motors[name].model} ({wanted}) was expected",
+        for name, model in models.items():
+            if model != (expected_model := MODEL_NUMBERS[self.motors[name].model]):
+                model_name = {n: m for m, n in MODEL_NUMBERS.items()}.get(model or 0, f"model number {model}")
+                raise RobotError(f"it is {model_name}, and {self.motors[name].model} ({expected_model}) was expected",
                                  where=f"{self.port_name}, {name} (id {self.motors[name].id})",
                                  hint="name the type of this robot, and check which servo has which id")
 
@@ -150,14 +150,14 @@ class MotorsBus(ABC):
 
     def scan(self, numbers: Iterable[int] = range(21)) -> dict[int, int]:
         """Ids that answer, with their model numbers."""
-        r, found = self.registers["Model_Number"], {}
+        r, models = self.registers["Model_Number"], {}
         for number in numbers:
             try:
-                found[number] = r.decode(self._read(number, r, 0))
+                models[number] = r.decode(self._read(number, r, 0))
             except ConnectionLost:
                 if self._port is None:
                     raise
-        return found
+        return models
 
     # -- values ------------------------------------------------------------------------------------------------------
 
@@ -182,13 +182,13 @@ class MotorsBus(ABC):
         Returns:
             The values of the registers, in the given order, by the name of the servo.
         """
-        names, wanted = list(self.motors if motors is None else motors), [self.registers[r] for r in registers]
-        first = min(r.address for r in wanted)
-        size = max(r.address + r.size for r in wanted) - first
+        names, layouts = list(self.motors if motors is None else motors), [self.registers[r] for r in registers]
+        first = min(r.address for r in layouts)
+        size = max(r.address + r.size for r in layouts) - first
         ids = [self.motors[n].id for n in names]
         packet = self._sync_read_packet(first, size, ids)
         replies = self._request(packet, [(i, size) for i in ids], self.n_retries, "the servos")
-        return {n: tuple(r.decode(data[r.address - first:r.address - first + r.size]) for r in wanted)
+        return {n: tuple(r.decode(data[r.address - first:r.address - first + r.size]) for r in layouts)
                 for n, data in zip(names, replies, strict=True)}
 
     def sync_write(self, register: str, values: Mapping[str, int]) -> None:
@@ -244,7 +244,7 @@ class MotorsBus(ABC):
             raise _NoReply(packets.getTxRxResult(result))
         port.is_using = False
         port.setPacketTimeout(sum(self._status_length(size) for _, size in replies))
-        found, errors = [], []
+        payloads, errors = [], []
         for number, size in replies:
             received, result = self._receive()
             if result != 0:
@@ -254,10 +254,10 @@ class MotorsBus(ABC):
                 raise _NoReply(f"a reply of id {sender} with {len(data)} bytes, not of id {number} with {size}")
             self.errors[self._motor_name(number)] = error
             errors.append(error)
-            found.append(data)
+            payloads.append(data)
         for (number, _), error in zip(replies, errors, strict=True):  # when all have been received
             self._check_error(number, error)
-        return found
+        return payloads
 
     def _motor_name(self, number: int) -> str:
         return next((n for n, m in self.motors.items() if m.id == number), f"id {number}")
@@ -347,9 +347,9 @@ def _make_port(sdk: ModuleType, name: str, baudrate: int, reply_timeout: float) 
 
         def readPort(self, length):  # noqa: N802
             if os.name == "posix" and not self.ser.in_waiting:
-                left = (self.packet_timeout - self.getTimeSinceStart()) / 1000
-                if left > 0:
-                    select.select([self.ser.fileno()], [], [], left)
+                timeout = (self.packet_timeout - self.getTimeSinceStart()) / 1000
+                if timeout > 0:
+                    select.select([self.ser.fileno()], [], [], timeout)
             return self.ser.read(length)
 
     port = Port(name)

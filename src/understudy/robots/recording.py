@@ -99,12 +99,12 @@ class RobotSession:
             The command that ended it. None if the time is over.
         """
         ends = self.clock() + seconds
-        while (left := ends - self.clock()) > 0:
+        while (remaining := ends - self.clock()) > 0:
             for command in self.keys.commands():
                 if command in until:
                     return command
             self.step()
-            self.show(f"{said}{'' if np.isinf(left) else f' ({left:.0f} s)'} | {keys}")
+            self.show(f"{said}{'' if np.isinf(remaining) else f' ({remaining:.0f} s)'} | {keys}")
             self.pace.wait()
         return None
 
@@ -176,27 +176,27 @@ class RobotSession:
                 break
             obs, sent = self.step()
             kept = r.step(obs, sent)
-            said = "" if mark is None else ", a success" if mark else ", a failure"
-            said += "" if self.pace.n_late == late else f", {self.pace.n_late - late} late"
-            said += "" if kept else " (dropped: the disk is behind)"
-            self.show(f"episode {r.count}, step {r.steps}{said}{_backlog_text(r)} | {_EPISODE_KEYS}")
+            status = "" if mark is None else ", a success" if mark else ", a failure"
+            status += "" if self.pace.n_late == late else f", {self.pace.n_late - late} late"
+            status += "" if kept else " (dropped: the disk is behind)"
+            self.show(f"episode {r.count}, step {r.steps}{status}{_backlog_text(r)} | {_EPISODE_KEYS}")
             self.pace.wait()
         r.end(success=mark, obs=self.robot.observe())
         return "saved"
 
     def _reset(self, r: Recorder, seconds: float, was_last: bool) -> str | None:
         """Between two episodes. The last one can still be labeled, or recorded again."""
-        said, keys = "saved", f"enter: {'finish' if was_last else 'next'} | x: again | y, n: label | q: quit"
+        status, keys = "saved", f"enter: {'finish' if was_last else 'next'} | x: again | y, n: label | q: quit"
         ends = self.clock() + (min(seconds, 3.0) if was_last else seconds)
-        while (left := ends - self.clock()) > 0:
-            command = self.teleoperate(left, f"reset, episode {r.count - 1} {said}{_backlog_text(r)}", keys,
+        while (remaining := ends - self.clock()) > 0:
+            command = self.teleoperate(remaining, f"reset, episode {r.count - 1} {status}{_backlog_text(r)}", keys,
                                        ("enter", "discard", "success", "failure", "quit"))
             if command == "discard":
                 r.discard()
                 return self._prepare_again(r, seconds)
             if command in ("success", "failure"):
                 r.label(success=command == "success")
-                said = f"is a {command}"
+                status = f"is a {command}"
             else:
                 return command
         return None
@@ -247,16 +247,16 @@ def move_to(robot: Robot, goal: np.ndarray, fps: float = 30, seconds: float = 20
     """
     pace, ends = Pace(fps, clock, sleep), clock() + seconds
     while clock() < ends:
-        far = np.abs(robot.position(robot.observe()) - goal)
+        distances = np.abs(robot.position(robot.observe()) - goal)
         robot.send(goal)
-        if (far <= tolerance).all():
+        if (distances <= tolerance).all():
             return
         pace.wait()
     robot.stop()
     names = robot.schema["action"].names or tuple(f"joint {i}" for i in range(len(goal)))
-    worst = int(far.argmax())
-    raise RobotError(f"{names[worst]} is still {far[worst]:.1f} from its goal after {seconds:g} s", where=robot.name,
-                     hint="check that the pose is within the limits, and that nothing blocks the arm")
+    worst = int(distances.argmax())
+    raise RobotError(f"{names[worst]} is still {distances[worst]:.1f} from its goal after {seconds:g} s",
+                     where=robot.name, hint="check that the pose is within the limits, and that nothing blocks the arm")
 
 
 def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[str], None] = lambda text: None,

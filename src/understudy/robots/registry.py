@@ -137,9 +137,10 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
         limits = robot.default_limits()
     elif (one := config.type.removeprefix("bi_")) in FOLLOWERS:
         name = config.id or config.type
-        left = _follower(config, one, config.left_arm_port, f"{name}_left", "--robot.left-arm-port", {})
-        right = _follower(config, one, config.right_arm_port, f"{name}_right", "--robot.right-arm-port", {})
-        robot, limits = BimanualRobot(left, right, cameras), join_limits(left.default_limits(), right.default_limits())
+        left_arm = _follower(config, one, config.left_arm_port, f"{name}_left", "--robot.left-arm-port", {})
+        right_arm = _follower(config, one, config.right_arm_port, f"{name}_right", "--robot.right-arm-port", {})
+        robot = BimanualRobot(left_arm, right_arm, cameras)
+        limits = join_limits(left_arm.default_limits(), right_arm.default_limits())
     elif config.type == "simulated_arm":
         robot = SimulatedArm(clock=time.monotonic, cameras=cameras)
         limits = SafetyLimits((-90.0, -90.0), (90.0, 90.0), (120.0, 120.0))
@@ -283,18 +284,18 @@ def parse_cameras(text: str) -> dict[str, dict[str, Any]]:
 
 
 def _mapping(tokens: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     if tokens.pop(0) != "{":
         raise ValueError
     while tokens[0] != "}":
         name = tokens.pop(0).strip("\"'")
         if tokens.pop(0) != ":":
             raise ValueError
-        found[name] = _mapping(tokens) if tokens[0] == "{" else _scalar(tokens.pop(0))
+        entries[name] = _mapping(tokens) if tokens[0] == "{" else _scalar(tokens.pop(0))
         if tokens[0] == ",":
             tokens.pop(0)
     tokens.pop(0)
-    return found
+    return entries
 
 
 def _scalar(word: str) -> int | float | bool | str:

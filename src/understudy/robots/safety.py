@@ -120,10 +120,10 @@ class SafeRobot(Robot):
     def stop(self):
         with self._lock:
             self._is_holding = True
-            held = self.robot.stop()
+            position = self.robot.stop()
             if self.state is not None:
-                self.state = self.limits.hold(self.state, held, self.clock())
-            return held
+                self.state = self.limits.hold(self.state, position, self.clock())
+            return position
 
     def disconnect(self) -> None:
         with self._lock:

@@ -166,13 +166,13 @@ class ServoArm:
 
     def stored_calibration(self) -> dict[str, MotorCalibration]:
         """The calibration that the servos have now."""
-        found = {}
+        calibration = {}
         for name, motor in self.kind.servos.items():
             offset, low, high = (self.bus.read(r, name) for r in (
                 "Homing_Offset", "Min_Position_Limit", "Max_Position_Limit"))
             mode = self.bus.read("Drive_Mode", name) & 1 if self.kind.manufacturer == "dynamixel" else 0
-            found[name] = MotorCalibration(motor.id, mode, offset, low, high)
-        return found
+            calibration[name] = MotorCalibration(motor.id, mode, offset, low, high)
+        return calibration
 
     def calibration_differences(self) -> dict[str, MotorCalibration]:
         """What those servos hold whose values differ from the calibration."""
@@ -214,9 +214,9 @@ class ServoArm:
             self.bus.write("Secondary_ID", name, self.kind.motors[first].id if on else _NO_ID)
         if not on or not shadows:
             return
-        found = {n: v[0] for n, v in self.bus.sync_read(["Present_Position"]).items()}
+        positions = {n: v[0] for n, v in self.bus.sync_read(["Present_Position"]).items()}
         for name, (first, _) in shadows.items():
-            if abs(gap := found[name] - found[first]) > _MAX_SHADOW_STEPS:
+            if abs(gap := positions[name] - positions[first]) > _MAX_SHADOW_STEPS:
                 raise RobotError(f"{name} is {gap} steps away from {first}, although they move the same joint",
                                  where=self.place,
                                  hint="calibrate the arm again: understudy robot calibrate")
@@ -321,9 +321,9 @@ class ServoFollower(Robot):
 
     def observe(self):
         load = "Present_Load" if self._is_feetech else "Present_Current"
-        found = self.arm.bus.sync_read(["Present_Position", load], list(self.arm.kind.motors))
-        self._load = np.array([v[1] for v in found.values()]) / self._full_load
-        state = self.arm._to_units({n: v[0] for n, v in found.items()})
+        readings = self.arm.bus.sync_read(["Present_Position", load], list(self.arm.kind.motors))
+        self._load = np.array([v[1] for v in readings.values()]) / self._full_load
+        state = self.arm._to_units({n: v[0] for n, v in readings.items()})
         return {"observation.state": state.astype(np.float32), **read_cameras(self.cameras)}
 
     def send(self, action):
@@ -426,11 +426,11 @@ class ServoFollower(Robot):
         self.arm.set_torque(True)
         if not self._is_feetech:
             return
-        held = self.arm.bus.sync_read(["Goal_Position", "Present_Position"])
-        far = {n: g - p for n, (g, p) in held.items() if abs(g - p) > 0.02 * self.arm.bus.resolution}
-        if far:
+        readings = self.arm.bus.sync_read(["Goal_Position", "Present_Position"])
+        gaps = {n: g - p for n, (g, p) in readings.items() if abs(g - p) > 0.02 * self.arm.bus.resolution}
+        if gaps:
             self.arm.set_torque(False)
-            raise RobotError(f"{', '.join(far)} did not take the present pose as the goal", where=self.name,
+            raise RobotError(f"{', '.join(gaps)} did not take the present pose as the goal", where=self.name,
                              hint="connect again while the arm rests")
 
 
@@ -500,13 +500,13 @@ def set_up_motor(kind: ServoArmType, port: str, name: str, baudrates: Sequence[i
         bus.baudrate, bus.motors, bus.reply_timeout = rate, {}, 0.01
         bus.connect(check=False)
         try:
-            if not (found := bus.scan()):
+            if not (models := bus.scan()):
                 continue
-            found |= bus.scan()  # a reply that came too late must not let two servos get the same id
-            if len(found) > 1:
-                raise RobotError(f"several servos answer: ids {', '.join(map(str, found))}", where=port,
+            models |= bus.scan()  # a reply that came too late must not let two servos get the same id
+            if len(models) > 1:
+                raise RobotError(f"several servos answer: ids {', '.join(map(str, models))}", where=port,
                                  hint=f"connect only the servo {name}, without the others behind it")
-            (number, _), = found.items()
+            (number, _), = models.items()
             bus.motors, bus.reply_timeout = {name: Motor(number, motor.model)}, 0.5  # after the search it may wait
             bus.check_motors()
             bus.write("Torque_Enable", name, 0)
@@ -575,10 +575,10 @@ class Calibrator:
 
     def update(self) -> dict[str, tuple[int, int, int]]:
         """Reads all joints. Returns the lowest, the present and the highest position of each."""
-        found = {n: v[0] for n, v in self.arm.bus.sync_read(["Present_Position"]).items()}
-        for name, steps in found.items():
+        positions = {n: v[0] for n, v in self.arm.bus.sync_read(["Present_Position"]).items()}
+        for name, steps in positions.items():
             self.low[name], self.high[name] = min(self.low[name], steps), max(self.high[name], steps)
-        return {n: (self.low[n], steps, self.high[n]) for n, steps in found.items()}
+        return {n: (self.low[n], steps, self.high[n]) for n, steps in positions.items()}
 
     def finish(self) -> dict[str, MotorCalibration]:
         """Writes the ranges into the servos, and returns the calibration.
@@ -591,9 +591,9 @@ class Calibrator:
         if still:
             raise ConfigError(f"{', '.join(still)} moved by less than 9 degrees", where="calibration",
                               hint="move every joint from one end of its range to the other")
-        found = {name: MotorCalibration(motor.id, int(name in kind.inverted_servos), self.offsets[name],
+        calibration = {name: MotorCalibration(motor.id, int(name in kind.inverted_servos), self.offsets[name],
                                         0 if name in kind.full_turn else self.low[name],
                                         last if name in kind.full_turn else self.high[name])
                  for name, motor in kind.servos.items()}
-        self.arm.write_servo_calibration(found)
-        return found
+        self.arm.write_servo_calibration(calibration)
+        return calibration

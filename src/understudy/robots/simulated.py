@@ -118,5 +118,5 @@ class SimulatedArm(Robot):
 
     def _delay(self) -> float | None:
         """Delay of the next message. None if it is lost."""
-        lost, extra = self._rng.random(2)
-        return None if lost < self.link.loss else self.link.latency + extra * self.link.jitter
+        chance, extra = self._rng.random(2)
+        return None if chance < self.link.loss else self.link.latency + extra * self.link.jitter

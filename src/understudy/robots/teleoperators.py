@@ -37,7 +37,7 @@ class VelocityTeleoperator(Teleoperator):
         now = self.clock()
         elapsed, self._last = min(max(now - self._last, 0.0), _LONGEST_STEP), now
         moved = np.zeros(len(self._action))
-        given = np.asarray(self.device.read(), np.float64)[:len(moved)]
-        moved[:len(given)] = given
+        axes = np.asarray(self.device.read(), np.float64)[:len(moved)]
+        moved[:len(axes)] = axes
         self._action = np.clip(self._action + moved * self.max_velocity * elapsed, self.low, self.high)
         return self._action.astype(np.float32)

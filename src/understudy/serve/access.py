@@ -49,19 +49,19 @@ def is_allowed(tokens: Sequence[str], header: str | None, subprotocols: Sequence
     """
     if not tokens:
         return True
-    scheme, _, given = (header or "").partition(" ")
-    given = given.strip() if scheme.lower() in ("api-key", "bearer") else ""
+    scheme, _, sent_token = (header or "").partition(" ")
+    sent_token = sent_token.strip() if scheme.lower() in ("api-key", "bearer") else ""
     for name in subprotocols:
         if name.startswith(TOKEN_PREFIX):
             try:
                 coded = name.removeprefix(TOKEN_PREFIX)
-                given = base64.urlsafe_b64decode(coded + "=" * (-len(coded) % 4)).decode()
+                sent_token = base64.urlsafe_b64decode(coded + "=" * (-len(coded) % 4)).decode()
             except ValueError:
                 return False
-    found = False
+    is_valid = False
     for token in tokens:  # all of them, so that the time does not tell which one was close
-        found |= hmac.compare_digest(token.encode(), given.encode())
-    return found
+        is_valid |= hmac.compare_digest(token.encode(), sent_token.encode())
+    return is_valid
 
 
 def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:

@@ -14,8 +14,8 @@ def served_address(run: Path | str) -> str | None:
         run: Such as "ws://gpu:8000". A `Path` has one slash of the two.
     """
     text = run.as_posix() if isinstance(run, Path) else run
-    found = re.fullmatch(r"(wss?):/{1,2}([^/].*)", text)
-    return None if found is None else f"{found[1]}://{found[2]}"
+    match = re.fullmatch(r"(wss?):/{1,2}([^/].*)", text)
+    return None if match is None else f"{match[1]}://{match[2]}"
 
 
 def is_this_machine(host: str) -> bool:

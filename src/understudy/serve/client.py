@@ -132,8 +132,8 @@ class Client:
             RequestRefused: The server says that the request is wrong.
             LinkLost: The connection was lost, or no reply came within the timeout.
         """
-        given = {"executed": executed, "delay": delay, "reset": reset or None, "deadline": deadline, **options}
-        return self.request({**obs, "understudy": {k: v for k, v in given.items() if v is not None}})
+        entries = {"executed": executed, "delay": delay, "reset": reset or None, "deadline": deadline, **options}
+        return self.request({**obs, "understudy": {k: v for k, v in entries.items() if v is not None}})
 
     def request(self, message: Mapping[str, object]) -> dict:
         """Sends a message and returns its reply.
@@ -144,10 +144,10 @@ class Client:
         Raises:
             ServeError: As in `infer`.
         """
-        given = message.get("understudy")
+        message_options = message.get("understudy")
         with self._lock:
             number = next(self._numbers)
-            options = {**(given if isinstance(given, Mapping) else {}), "id": number}
+            options = {**(message_options if isinstance(message_options, Mapping) else {}), "id": number}
             sent = pack({**message, "understudy": options})  # an error here leaves the connection as it is
             if self._connection is None:
                 self._connect()

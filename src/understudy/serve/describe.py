@@ -61,9 +61,9 @@ def policy_metadata(served: ServedPolicy, schema: Mapping[str, object], *, name:
 
 def same_interface(one: Mapping, other: Mapping) -> list[str]:
     """The entries in which two policies differ, so that one cannot take the place of the other."""
-    mine, theirs = one["understudy"], other["understudy"]
+    own_interface, other_interface = one["understudy"], other["understudy"]
     names = ("schema", "inputs", "features", "action_dim", "window", "executor", "chunks", "texts")
-    return [name for name in names if mine[name] != theirs[name]]
+    return [name for name in names if own_interface[name] != other_interface[name]]
 
 
 def _executor(actor: Actor):

@@ -151,8 +151,8 @@ class LiveView:
         name, frame = column.removeprefix(_PREFIX), self._frames[column]
         cameras: Any = getattr(self.robot.robot, "cameras", {})
         status = cameras[name].status() if isinstance(cameras.get(name), Camera) else None
-        known, encoded = self._encoded.get(column, (None, ""))
-        if known is not frame:
+        encoded_frame, encoded = self._encoded.get(column, (None, ""))
+        if encoded_frame is not frame:
             stride = max(1, -(-max(frame.shape[:2]) // _LARGEST))
             encoded = base64.b64encode(encode_jpeg(frame[::stride, ::stride])).decode()
             self._encoded[column] = frame, encoded

@@ -165,14 +165,14 @@ class PolicyService(Service):
         assert actor is not None and executor is not None
         planner = actor.planner
         steps = observation_steps(served, request)
-        seen: Mapping[str, Tensor] = state.get("seen", {})
-        run, windows = state.get("run"), seen
+        last_windows: Mapping[str, Tensor] = state.get("seen", {})
+        run, windows = state.get("run"), last_windows
         if run is None or request.options.get("reset"):
             key = self._key(request)
-            windows, seen = actor.first_windows(steps[0], key)
+            windows, last_windows = actor.first_windows(steps[0], key)
             run, steps = executor.start(planner, windows, key.to(planner.device)), steps[1:]
         for obs in steps:
-            windows = seen = actor.next_windows(obs, seen)
+            windows = last_windows = actor.next_windows(obs, last_windows)
         executed = request.whole("executed", executor.n_action_steps) or 0
         if (delay := request.whole("delay", None)) is not None:
             executor = executor.with_delay(delay, planner)
@@ -189,7 +189,7 @@ class PolicyService(Service):
                 raise RequestError("the policy planned an action that is not finite")
 
             def commit(in_time: bool) -> None:
-                state["seen"] = seen
+                state["seen"] = last_windows
                 if in_time:
                     state["run"], request.session.sent = after, actions
             return Reply({"actions": actions}, commit)
@@ -230,8 +230,8 @@ class PolicyService(Service):
                     del kept[old]
             return _Done(Reply({"rows": np.asarray(handles, np.int64)}, commit))
         handles = _whole_numbers(request, "rows", n).tolist()
-        if lost := [h for h in handles if h not in kept]:
-            raise RequestError(f"the server has no state of row {lost[0]}; start the episode again")
+        if unknown_handles := [h for h in handles if h not in kept]:
+            raise RequestError(f"the server has no state of row {unknown_handles[0]}; start the episode again")
 
         def finish(action: Tensor, after: State) -> Reply:
             def commit(in_time: bool) -> None:
@@ -378,22 +378,22 @@ def batched_columns(served: ServedPolicy, request: Request) -> dict[str, Tensor]
 
 
 def _columns(served: ServedPolicy, request: Request, given: bool = True) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = dict(served.defaults) if given else {}
+    columns: dict[str, Tensor] = dict(served.defaults) if given else {}
     sent = dict(_flattened(request.columns))
     for name in served.texts:  # first, so that a column that is sent under its name counts more
         words = sent.get("prompt", sent.get("task"))
         if isinstance(words, str):
-            found[name] = torch.from_numpy(served.texts[name](words).copy())
+            columns[name] = torch.from_numpy(served.texts[name](words).copy())
     read = {*served.columns, *served.defaults, *(n + "?" for n in served.planner.inputs)}
     for key, value in sent.items():
         name = served.renamed.get(key) or (key if key in read else key.replace("/", "."))
         if name in read and not isinstance(value, str):
-            found[name] = torch.from_numpy(np.ascontiguousarray(as_array(value, key)).reshape(np.shape(value)))
-    if missing := [name for name in served.columns if name not in found]:
+            columns[name] = torch.from_numpy(np.ascontiguousarray(as_array(value, key)).reshape(np.shape(value)))
+    if missing := [name for name in served.columns if name not in columns]:
         feature = served.planner.features[missing[0]]
         raise RequestError(f"the policy reads {missing[0]!r} ({feature.dtype} of shape {feature.shape}); the client "
                            f"sent {', '.join(sorted(sent)) or 'nothing'}")
-    return found
+    return columns
 
 
 def _flattened(columns: Mapping[str, object], place: str = ""):
@@ -425,10 +425,10 @@ def _explicit_plan(served: ServedPolicy, request: Request) -> _Plan:
     sizes = {len(value) for value in obs.values()}
     if len(sizes) != 1 or not 1 <= (n := sizes.pop()) <= MAX_ROWS:
         raise RequestError(f"the windows must have the same number of rows, from 1 to {MAX_ROWS}")
-    given = next((obs[name] for name in masks if name in obs), None)  # where the history has begun: the same for all
+    pad_mask = next((obs[name] for name in masks if name in obs), None)  # the same for all columns
     for name in constant:
-        if name in masks and given is not None:
-            obs[name] = given
+        if name in masks and pad_mask is not None:
+            obs[name] = pad_mask
         else:
             value = served.defaults[name]
             obs[name] = value.to(planner.device).expand(n, planner.window.n_obs_steps, *value.shape)
@@ -448,15 +448,15 @@ def _guides(request: Request, planner: Planner, n: int) -> tuple[Guide, ...]:
     if not isinstance(sent, list) or any(not isinstance(g, dict) or g.get("kind") not in shapes for g in sent):
         raise RequestError(f"guides are a list of {' and '.join(shapes)}")
     for guide in sent:
-        kind, found = guide["kind"], {}
+        kind, arrays = guide["kind"], {}
         for name, shape in shapes[kind].items():
             value = as_array(guide.get(name), name)
             if value.shape != shape or not np.isfinite(value).all():
                 raise RequestError(f"{name!r} of the guide {kind} must be finite and of shape {shape}, but has shape "
                                    f"{value.shape}")
             value = torch.from_numpy(value).to(planner.device)
-            found[name] = value.float() if value.is_floating_point() else value
-        guides.append(Inpaint(**found) if kind == "inpaint" else LastChunk(**found))
+            arrays[name] = value.float() if value.is_floating_point() else value
+        guides.append(Inpaint(**arrays) if kind == "inpaint" else LastChunk(**arrays))
     return tuple(guides)
 
 

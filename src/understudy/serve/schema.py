@@ -28,22 +28,22 @@ def differences(served: Mapping, wanted: Mapping) -> list[str]:
     Returns:
         One line for each difference, with both sides. Empty if they agree.
     """
-    found = []
+    lines = []
     if (observations := wanted.get("observations")) is not None:
         if not isinstance(observations, Mapping):
             return ["observations: a schema has a map from names to columns here"]
         for name, column in served["observations"].items():
             if name not in observations:
                 sent = ", ".join(sorted(map(str, observations))) or "no columns"
-                found.append(f"{name}: the policy reads it, the client sends {sent}")
+                lines.append(f"{name}: the policy reads it, the client sends {sent}")
             else:
-                found += _column_differences(name, column, observations[name])
+                lines += _column_differences(name, column, observations[name])
     if (action := wanted.get("action")) is not None:
-        found += _column_differences("action", served["action"], action)
+        lines += _column_differences("action", served["action"], action)
     for name in COMMON:
         if wanted.get(name) is not None and served.get(name) is not None and wanted[name] != served[name]:
-            found.append(f"{name}: the policy has {_shown(served[name])}, the client {_shown(wanted[name])}")
-    return found
+            lines.append(f"{name}: the policy has {_shown(served[name])}, the client {_shown(wanted[name])}")
+    return lines
 
 
 def check_schema(served: Mapping, wanted: object) -> None:
@@ -52,8 +52,8 @@ def check_schema(served: Mapping, wanted: object) -> None:
         raise SchemaMismatch("a schema is a map with observations, action, fps, normalization and action_convention")
     if unknown := sorted(set(map(str, wanted)) - {"observations", "action", *COMMON}):
         raise SchemaMismatch(f"a schema has no entry {unknown[0]!r}; it has observations, action, {', '.join(COMMON)}")
-    if found := differences(served, wanted):
-        raise SchemaMismatch("the client and the policy do not agree:\n" + "\n".join(f"  {line}" for line in found))
+    if mismatches := differences(served, wanted):
+        raise SchemaMismatch("\n  ".join(["the client and the policy do not agree:", *mismatches]))
 
 
 def _column_differences(name: str, served: Mapping, wanted: object) -> Iterator[str]:
@@ -61,10 +61,10 @@ def _column_differences(name: str, served: Mapping, wanted: object) -> Iterator[
         yield f"{name}: the policy has {_shown(dict(served))}, the client {_shown(wanted)}"
         return
     for key in FIELDS:
-        mine, theirs = served.get(key), wanted.get(key)
-        if theirs is None or mine is None or _same(key, mine, theirs, served.get("kind")):
+        policy_entry, client_entry = served.get(key), wanted.get(key)
+        if client_entry is None or policy_entry is None or _same(key, policy_entry, client_entry, served.get("kind")):
             continue
-        yield f"{name}, {key}: the policy has {_shown(mine)}, the client {_shown(theirs)}"
+        yield f"{name}, {key}: the policy has {_shown(policy_entry)}, the client {_shown(client_entry)}"
 
 
 def _same(key: str, mine, theirs, kind) -> bool:

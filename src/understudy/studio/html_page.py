@@ -86,26 +86,26 @@ def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | No
 
 def _write_pieces(pages: _EpisodePages, part: Path | None, progress: Progress | None) -> list[tuple[int, str]]:
     """(first episode, JSON) of each piece. In a folder, the JSON is written there as a script and is empty here."""
-    out, held, size, first = [], [], 0, 0
+    out, pending, size, first = [], [], 0, 0
 
     def close():
-        nonlocal held, size
-        text = f"[{','.join(held)}]"
+        nonlocal pending, size
+        text = f"[{','.join(pending)}]"
         if part is not None:
             (part / f"{len(out)}.js").write_text(f"understudyPiece({len(out)},{text});\n", encoding="utf-8")
             text = ""
         out.append((first, text))
-        held, size = [], 0
+        pending, size = [], 0
     for e in range(pages.count):
-        if not held:
+        if not pending:
             first = e
-        held.append(_script_json(pages.episode(e)))
-        size += len(held[-1])
+        pending.append(_script_json(pages.episode(e)))
+        size += len(pending[-1])
         if size >= _PIECE_BYTES:
             close()
         if progress is not None:
             progress(e + 1, pages.count)
-    if held:
+    if pending:
         close()
     return out
 
@@ -213,31 +213,31 @@ class _EpisodePages:
     def _thumbnails(self, e: int, name: str, episode: Episode) -> dict[str, Any] | None:
         """{"rows", "high", "wide", "across", "src"}: one JPEG of all thumbnails, `across` in a row."""
         rows, many = int(self.data[e:e + 1].rows(name)[0]), self.pictures[e]
-        wanted = np.linspace(0, rows - 1, min(many, rows)).round().astype(int).tolist() if rows else []
-        wanted = sorted({*wanted, *(s for s in self.marked.get(e, ())[:_MIN_PER_EPISODE] if 0 <= s < rows)})
-        at, found = set(wanted), {}
+        row_numbers = np.linspace(0, rows - 1, min(many, rows)).round().astype(int).tolist() if rows else []
+        row_numbers = sorted({*row_numbers, *(s for s in self.marked.get(e, ())[:_MIN_PER_EPISODE] if 0 <= s < rows)})
+        at, thumbnails = set(row_numbers), {}
         for row, image in frames(self.data, e, name):
             for r in np.atleast_1d(row).tolist():
                 if r in at:
-                    found[r] = _thumbnail(image)
-            if len(found) == len(at):
+                    thumbnails[r] = _thumbnail(image)
+            if len(thumbnails) == len(at):
                 break
-        if not found:
+        if not thumbnails:
             return None
-        wanted = sorted(found)
-        high, wide = found[wanted[0]].shape[:2]
-        across = max(1, min(len(wanted), 4096 // wide))
-        sheet = np.zeros((-(-len(wanted) // across) * high, across * wide, 3), np.uint8)
-        for i, r in enumerate(wanted):
+        row_numbers = sorted(thumbnails)
+        high, wide = thumbnails[row_numbers[0]].shape[:2]
+        across = max(1, min(len(row_numbers), 4096 // wide))
+        sheet = np.zeros((-(-len(row_numbers) // across) * high, across * wide, 3), np.uint8)
+        for i, r in enumerate(row_numbers):
             y, x = i // across * high, i % across * wide
-            sheet[y:y + high, x:x + wide] = found[r]
+            sheet[y:y + high, x:x + wide] = thumbnails[r]
         src = f"data:image/jpeg;base64,{base64.b64encode(encode_jpeg(sheet)).decode()}"
-        return {"rows": wanted, "of": rows, "high": high, "wide": wide, "across": across, "src": src}
+        return {"rows": row_numbers, "of": rows, "high": high, "wide": wide, "across": across, "src": src}
 
     # -- the whole data set ----------------------------------------------------------------------------------------
 
     def index(self, title: str, folder: str, pieces: Sequence[tuple[int, str]]) -> dict[str, Any]:
-        facts, shown = self.data.metadata, self.report.findings[:_MAX_FINDINGS]
+        facts, listed_findings = self.data.metadata, self.report.findings[:_MAX_FINDINGS]
         robot = facts.get("robot_type")
         return {
             "title": title,
@@ -278,11 +278,11 @@ class _EpisodePages:
                 for name, v in self.report.scores.items()
                 if len(v) == self.count
             },
-            "findings": [_feature_to_json(f) for f in shown],
+            "findings": [_finding_to_json(f) for f in listed_findings],
             "statistics": [row for c in self.numbers for row in self._statistics(c)],
             "maps": [m.to_json() for m in self.maps if m.points],
             "pieces": {"folder": None if self.inline else folder, "first": [first for first, _ in pieces]},
-            "notes": list(self._notes(len(self.report.findings) - len(shown))),
+            "notes": list(self._notes(len(self.report.findings) - len(listed_findings))),
         }
 
     def _statistics(self, c: _ShownColumn) -> Iterator[dict[str, Any]]:
@@ -316,10 +316,10 @@ class _EpisodePages:
             yield f"Plots show one row in {self.row_interval}; statistics are of all rows."
         if self.cameras:
             most = max(self.pictures.values(), default=0)
-            where = "every episode" if len(self.pictures) == self.count else \
+            coverage = "every episode" if len(self.pictures) == self.count else \
                 f"{len(self.pictures)} of {self.count} episodes"
-            yield (f"Of each camera at most {most} frames of {where}, evenly over it and where findings are, no larger "
-                   f"than {_THUMBNAIL_SIZE[0]} x {_THUMBNAIL_SIZE[1]} pixels.")
+            yield (f"Of each camera at most {most} frames of {coverage}, evenly over it and where findings are, no "
+                   f"larger than {_THUMBNAIL_SIZE[0]} x {_THUMBNAIL_SIZE[1]} pixels.")
         if self.outlier_scores > 1 and (self.maps or self.numbers):
             yield f"Maps and histograms are of one step in {self.outlier_scores}."
         if unlisted > 0:
@@ -433,9 +433,8 @@ def episode_success(episode: Episode) -> bool | None:
         return None
 
 
-def _feature_to_json(f: Finding) -> dict[str, Any]:
-    where = asdict(f.where)
-    return {"code": f.code, "severity": f.severity, "message": f.message, "remedy": f.remedy, **where}
+def _finding_to_json(f: Finding) -> dict[str, Any]:
+    return {"code": f.code, "severity": f.severity, "message": f.message, "remedy": f.remedy, **asdict(f.where)}
 
 
 def decode_texts(column: np.ndarray) -> Sequence[str]:

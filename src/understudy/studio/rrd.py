@@ -56,7 +56,7 @@ def _log_episodes(rr, out, data: Dataset, progress: Progress | None) -> None:
     for name, f in features.items():
         if f.kind in ("vector", "discrete") and f.names:
             out.log(paths[name], rr.SeriesLines(names=list(f.names)), static=True)
-    held: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}  # several episodes together, because a chunk costs 2 KB
+    pending: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}  # of several episodes, because a chunk costs 2 KB
 
     def send(path, rows, columns) -> None:
         if len(rows):
@@ -65,12 +65,12 @@ def _log_episodes(rr, out, data: Dataset, progress: Progress | None) -> None:
                 [rr.TimeColumn("seconds", duration=rows / data.fps)] if data.fps else [])], columns)
 
     def release(path) -> None:
-        rows, values = (np.concatenate(parts) for parts in zip(*held.pop(path), strict=True))
+        rows, values = (np.concatenate(parts) for parts in zip(*pending.pop(path), strict=True))
         send(path, rows, rr.Scalars.columns(scalars=values))
 
     def hold(path, rows, values) -> None:
-        held.setdefault(path, []).append((rows, values.reshape(len(rows), -1).astype(np.float64)))
-        if sum(v.size for _, v in held[path]) >= _BATCH_ROWS:
+        pending.setdefault(path, []).append((rows, values.reshape(len(rows), -1).astype(np.float64)))
+        if sum(v.size for _, v in pending[path]) >= _BATCH_ROWS:
             release(path)
     first, begins = 0, []
     for e, (episode, n) in enumerate(zip(data, map(int, lengths), strict=True)):
@@ -95,7 +95,7 @@ def _log_episodes(rr, out, data: Dataset, progress: Progress | None) -> None:
         first += n + 1
         if progress is not None:
             progress(e + 1, len(lengths))
-    for path in list(held):
+    for path in list(pending):
         release(path)
     send("/episodes", [row for row, _ in begins], rr.TextLog.columns(text=[text for _, text in begins]))
 

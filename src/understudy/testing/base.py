@@ -45,8 +45,8 @@ def require_finite(x: Tensor, shape: tuple[int, ...], what: str, axes: str) -> N
         axes: The names of its axes, such as "(B, H, A)".
     """
     require(tuple(x.shape) == shape, f"{what} must have shape {axes} = {shape}, but has {tuple(x.shape)}")
-    wrong = int((~x.isfinite()).sum())
-    require(not wrong, f"{what} must be finite, but {wrong} of {x.numel()} numbers are NaN or infinite")
+    n_invalid = int((~x.isfinite()).sum())
+    require(not n_invalid, f"{what} must be finite, but {n_invalid} of {x.numel()} numbers are NaN or infinite")
 
 
 def _rng(seed, device="cpu"):

@@ -49,12 +49,12 @@ def check_codec(codec: Codec, target: Feature | None = None) -> None:
     back = coder.decode(coded, batch.obs)
     here = batch.mask.unsqueeze(-1)
     require_equal(back * here, batch.action.to(back.dtype) * here, "decode must undo encode", 1e-4)
-    seen = coder.encode_obs(batch.obs)
-    require(set(seen) == set(batch.obs), "a codec must keep every observation")
+    encoded = coder.encode_obs(batch.obs)
+    require(set(encoded) == set(batch.obs), "a codec must keep every observation")
     for name in inputs:
-        require(seen[name].shape == batch.obs[name].shape, f"{name} must keep its shape")
+        require(encoded[name].shape == batch.obs[name].shape, f"{name} must keep its shape")
         if features[name].kind != "vector":
-            require_equal(seen[name], batch.obs[name], f"{name} is not numeric and must be left alone")
+            require_equal(encoded[name], batch.obs[name], f"{name} is not numeric and must be left alone")
     twin = codec.build(features, inputs, "action")
     twin.load_state_dict(coder.state_dict())
     require_equal(twin.encode(batch.action, batch.obs), coded, "statistics must be saved with the weights")
@@ -73,19 +73,19 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     from ..data.formats import _format_module as module
     from ..data.formats import conversion_losses, sidecar, write_dataset
 
-    said, before = conversion_losses(data, to, **options), data.fingerprint()
+    losses, before = conversion_losses(data, to, **options), data.fingerprint()
     places = module(to).capability(data, **options).columns
     path = folder / f"written-{to}"
     write_dataset(data, path, to, **options)
     require(data.fingerprint() == before, f"{to}: the data that were written are as they were")
-    lost = {loss.subject for loss in said if not loss.in_sidecar}
+    lost_columns = {loss.subject for loss in losses if not loss.in_sidecar}
     again = open_dataset(path)
     features = again.features()
     require(len(again) == len(data) and list(features) == list(data.features()),
             f"{to}: has {list(features)}, {len(again)} episodes")
     for e, (one, other) in enumerate(zip(data, again, strict=True)):
         for name, f in data.features().items():
-            if name not in lost:
+            if name not in lost_columns:
                 require(features[name] == f, f"{to}: {name} must be {f}, and is {features[name]}")
                 _same_column(one.steps[name], other.steps[name], f"{to}: {name} of episode {e}")
         require(_metadata_as_json(one.metadata) == _metadata_as_json(other.metadata),
@@ -98,16 +98,16 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     alone = open_dataset(path)
     for name, place in places.items():
         for e, (one, other) in enumerate(zip(data, alone, strict=True)):
-            found, f = np.asarray(other.steps[place.name]), data.features()[name]
+            stored, f = np.asarray(other.steps[place.name]), data.features()[name]
             rows = len(one) + 1 if place.repeats_last_row else len(one.steps[name]) if place.has_last_row else len(one)
-            require((found.dtype.kind in "UO" if f.kind == "string" else found.dtype.name == place.dtype)
-                    and found.shape == (rows, *place.shape),
-                    f"{to}: {name} of episode {e} must be {place} without the side file, and is {found.dtype} "
-                    f"{found.shape}")
+            require((stored.dtype.kind in "UO" if f.kind == "string" else stored.dtype.name == place.dtype)
+                    and stored.shape == (rows, *place.shape),
+                    f"{to}: {name} of episode {e} must be {place} without the side file, and is {stored.dtype} "
+                    f"{stored.shape}")
             if place.is_exact:
-                wanted = np.asarray(one.steps[name])
-                wanted = np.concatenate([wanted, wanted[-1:]])[:rows].reshape(found.shape)
-                _same_column(wanted if f.kind == "string" else wanted.astype(place.dtype), found,
+                expected = np.asarray(one.steps[name])
+                expected = np.concatenate([expected, expected[-1:]])[:rows].reshape(stored.shape)
+                _same_column(expected if f.kind == "string" else expected.astype(place.dtype), stored,
                              f"{to}: {name} of episode {e}, without the side file")
 
 

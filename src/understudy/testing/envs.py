@@ -112,11 +112,12 @@ def _env_shows(env):
     action, _ = actor.act(obs, actor.start(obs, keys(0, range(env.rows))))
     before = {k: v.clone() for k, v in obs.items()}
     out = env.step(action)
-    for name, seen in (*obs.items(), *out.obs.items()):
+    for name, column in (*obs.items(), *out.obs.items()):
         f = env.features[name]
         require(
-            seen.shape == (env.rows, *f.shape) and str(seen.dtype) == f"torch.{f.dtype}" and seen.device.type == "cpu",
-            f"{name} is {tuple(seen.shape)} {seen.dtype}, its feature says {(env.rows, *f.shape)} {f.dtype}",
+            column.shape == (env.rows, *f.shape) and str(column.dtype) == f"torch.{f.dtype}"
+            and column.device.type == "cpu",
+            f"{name} is {tuple(column.shape)} {column.dtype}, its feature says {(env.rows, *f.shape)} {f.dtype}",
         )
     require(all(torch.equal(obs[k], before[k]) for k in obs), "a step must not change observations already given")
     for name, dtype in (("reward", torch.float32), ("terminated", torch.bool), ("truncated", torch.bool)):
@@ -174,10 +175,10 @@ def _env_restores(env, run):
         at = sorted({0, len(episode) // 2, len(episode) - 1})
         for t in at:
             row = torch.tensor([1])
-            seen = env.restore(row, {k: torch.from_numpy(steps[k][t:t + 1]) for k in steps})
+            restored = env.restore(row, {k: torch.from_numpy(steps[k][t:t + 1]) for k in steps})
             out = env.step(torch.from_numpy(np.repeat(steps["action"][t:t + 1], env.rows, 0)))
-            for k in seen:
-                require(np.array_equal(seen[k][1].numpy(), steps[k][t]), f"{k!r} restored is not as recorded")
+            for k in restored:
+                require(np.array_equal(restored[k][1].numpy(), steps[k][t]), f"{k!r} restored is not as recorded")
                 require(
                     np.array_equal(out.obs[k][1].numpy(), steps[k][t + 1]), f"{k!r} of the next step is not as recorded"
                 )

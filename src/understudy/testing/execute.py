@@ -58,11 +58,11 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12,
     def run(rows, key, restart=None, since=0, policy=policy):
         state, out = executor.start(policy, take(obs[since], rows), key), []
         structure = _structure(state)
-        for n, seen in enumerate(obs[since:]):
+        for n, step_obs in enumerate(obs[since:]):
             if restart == n:
-                state = put(state, alone, executor.start(policy, take(seen, alone), new))
+                state = put(state, alone, executor.start(policy, take(step_obs, alone), new))
             before, copied = state, tree_map(torch.clone, state)
-            action, state = executor.act(policy, take(seen, rows), before)
+            action, state = executor.act(policy, take(step_obs, rows), before)
             # NaN is not equal to itself, so that a state with NaN would seem to have changed
             require_finite(action, (len(key), policy.action_dim), f"the actions of step {since + n}", "(B, A)")
             tree_map(_require_unchanged, before, copied)
@@ -117,18 +117,18 @@ def check_speaker(speaker: Speaker, observations: Sequence[Mapping[str, Tensor]]
     key = keys(0, range(rows))
 
     def speak(which: Sequence[int], state) -> list[tuple[str, ...]]:
-        said = []
+        texts = []
         for obs in observations:
             before = tree_map(Tensor.clone, state)
-            seen = take(obs, list(which))
-            words, upcoming = speaker.speak(seen, state)
+            chosen_obs = take(obs, list(which))
+            words, upcoming = speaker.speak(chosen_obs, state)
             require(not isinstance(words, str) and len(words) == len(which) and all(isinstance(w, str) for w in words),
                     f"it must say one text to each of {len(which)} rows, and said {words!r}")
             tree_map(lambda now, was: require_equal(now, was, "no state may be changed in place"), state, before)
             require(_structure(upcoming) == _structure(state), "the state must keep its structure")
-            said.append(tuple(words))
+            texts.append(tuple(words))
             state = upcoming
-        return said
+        return texts
 
     together = speak(range(rows), speaker.start(observations[0], key))
     for row in range(rows):
@@ -159,8 +159,8 @@ def check_wrapper(build: Callable[[int], Env], wrapper: ActionWrapper, episodes:
     env = build(2)
     try:
         above = WrappedEnv(env, wrapper)
-        shown = above.reset(torch.arange(2), keys(seed, range(2)))
-        _wrapper_state_keeps_its_structure(env, wrapper, shown, _random_actor(above))
+        first_obs = above.reset(torch.arange(2), keys(seed, range(2)))
+        _wrapper_state_keeps_its_structure(env, wrapper, first_obs, _random_actor(above))
     finally:
         env.close()
     rows = 1 if _wrapper_ends_actions(build, wrapper, seed) else 3
@@ -194,9 +194,9 @@ class _ShownRecorder(Actor):
 
     def act(self, obs, state):
         action, inner = self.actor.act(obs, state["inner"])
-        shown = {k: v.clone() for k, v in (*obs.items(), ("action", action), ("count", state["count"]))}
+        columns = {k: v.clone() for k, v in (*obs.items(), ("action", action), ("count", state["count"]))}
         return action, {"inner": inner, "count": state["count"] + 1,
-                        "record": {f"shown.{k}": v for k, v in shown.items()}}
+                        "record": {f"shown.{k}": v for k, v in columns.items()}}
 
 
 def _wrapper_ends_actions(build, wrapper, seed) -> bool:
@@ -214,12 +214,12 @@ def _wrapper_state_keeps_its_structure(env, wrapper, shown, actor):
     rows, key = torch.arange(env.rows), keys(0, range(env.rows))
     obs = env.reset(rows, key)
     state = wrapper.start(obs, key)
-    _, seen = wrapper.transform_obs(obs, state)
+    _, after_obs = wrapper.transform_obs(obs, state)
     action, _ = actor.act(shown, actor.start(shown, key))
-    _, after = wrapper.transform_action(obs, action, seen)
-    for new in (seen, after):
+    _, after_action = wrapper.transform_action(obs, action, after_obs)
+    for new in (after_obs, after_action):
         require(_structure(new) == _structure(state), "the state of a wrapper must keep its names, shapes and dtypes")
-    over = wrapper.is_terminated(after)
+    over = wrapper.is_terminated(after_action)
     require(over.shape == (env.rows,) and over.dtype == torch.bool, "is_terminated must be (B,) bool")
 
 
@@ -252,9 +252,9 @@ def _converts(wrapper, one: Episode, other: Episode) -> None:
     require(len(converted) == len(one), "a converted episode must have one step per action")
     for name in set(converted.steps) - {"next.reward"}:
         require(name in one.steps, f"a converted episode has the column {name!r}, and the wrapped environment has not")
-        mine, theirs = (np.asarray(e.steps[name]) for e in (one, converted))
-        require(mine.shape == theirs.shape, f"{name!r} has shape {theirs.shape} in a converted episode, not "
-                                            f"{mine.shape}")
-        near = np.allclose(mine, theirs, rtol=1e-3, atol=1e-4) if mine.dtype.kind == "f" else np.array_equal(
-            mine, theirs)
-        require(near, f"{name!r} of a converted episode must be that of the wrapped environment")
+        expected, actual = (np.asarray(e.steps[name]) for e in (one, converted))
+        require(expected.shape == actual.shape, f"{name!r} has shape {actual.shape} in a converted episode, not "
+                                            f"{expected.shape}")
+        is_close = np.array_equal(expected, actual) if expected.dtype.kind != "f" else np.allclose(
+            expected, actual, rtol=1e-3, atol=1e-4)
+        require(is_close, f"{name!r} of a converted episode must be that of the wrapped environment")

@@ -61,9 +61,9 @@ def check_head(policy_config: PolicyConfig, target: Feature | None = None, input
         cold, hot = (replace(policy_config.head, temperature=t).sample(policy.net, context, noise) for t in (0.0, 10.0))
         require(not torch.allclose(cold, hot), "plans must depend on the temperature")
     if isinstance(policy_config.head, TargetNetworkHead):
-        own, given = (policy_config.head.loss(policy.net, context, coded, batch.mask, _rng(1), net) for net in (
-            None, policy.net))
-        require_equal(own, given, "without a target network, the head must use its own network")
+        own_losses, target_losses = (policy_config.head.loss(policy.net, context, coded, batch.mask, _rng(1), net)
+                                     for net in (None, policy.net))
+        require_equal(own_losses, target_losses, "without a target network, the head must use its own network")
     twin = copy.deepcopy(policy)  # averages and targets need it
     require_equal(twin.plan(batch.obs, noise), plan, "a deep copy must act alike")
 
@@ -175,9 +175,9 @@ def _head_in_other_numbers(policy, batch, noise):
     context = policy.context(batch.obs)
     exact = replace(context, tokens=context.tokens.double())
     net = copy.deepcopy(policy.net).double()
-    said = head.sample(net, exact, noise.double())
-    require(said.dtype == torch.float64, f"float64 in must give float64 out, and gives {said.dtype}")
-    require_equal(said.float(), head.sample(policy.net, context, noise), "float64 must agree with float32", 1e-2)
+    sampled = head.sample(net, exact, noise.double())
+    require(sampled.dtype == torch.float64, f"float64 in must give float64 out, and gives {sampled.dtype}")
+    require_equal(sampled.float(), head.sample(policy.net, context, noise), "float64 must agree with float32", 1e-2)
     with torch.autocast("cpu", torch.bfloat16):
         require(bool(_batch_loss(policy, batch).isfinite().all()), "loss must be finite in bfloat16")
     if torch.cuda.is_available():

@@ -60,22 +60,22 @@ def check_collection(method: Method, data: Dataset, build_env: Callable[[int], E
             return Path(folder) / name
 
         whole = run("whole", 2)
-        wanted, rounds = _run_contents(whole), sorted((whole / "collection").glob("[0-9]*"))
+        expected, rounds = _run_contents(whole), sorted((whole / "collection").glob("[0-9]*"))
         require(len(rounds) >= 2, f"the collection must have two rounds or more, and has {len(rounds)}")
         policy = Policy.load(whole, packages_of(method))
         for path in rounds:
             policy.windows(open_dataset(path / "episodes.npz"), extra=method.learner.extra)
-        require(_run_contents(run("rows", 3)) == wanted,
+        require(_run_contents(run("rows", 3)) == expected,
                 "a run must not depend on how many environments run side by side")
         for number in range(len(rounds)):
             for in_update in (False, True):
                 run("stopped", 2, _Crash(number, in_update))
-        require(_run_contents(run("stopped", 2)) == wanted, "a run that broke off must resume bit for bit")
+        require(_run_contents(run("stopped", 2)) == expected, "a run that broke off must resume bit for bit")
         early = run("early", 2, _Crash(0, False))
         for path in rounds[1:]:  # as if later checkpoints had been lost; what these rounds hold is wrong
             shutil.copytree(rounds[0], early / "collection" / path.name)
         try:
-            require(_run_contents(run("early", 2)) == wanted,
+            require(_run_contents(run("early", 2)) == expected,
                     "rounds later than the checkpoint must be collected again")
         except UserError:
             kept = sorted(p.name for p in (early / "collection").glob("[0-9]*"))
@@ -104,16 +104,16 @@ def _run_contents(run: Path) -> dict[str, object]:
     def without_times(document):
         return {k: v for k, v in document.items() if k != "seconds"}
 
-    found: dict[str, object] = {}
+    contents: dict[str, object] = {}
     for path in sorted(p for p in run.rglob("*") if p.is_file() and not p.name.startswith(".")):
         name = str(path.relative_to(run))
         if path.suffix == ".safetensors":
-            found[name] = {k: v.numpy().tobytes() for k, v in load_file(path).items()}
+            contents[name] = {k: v.numpy().tobytes() for k, v in load_file(path).items()}
         elif path.name == "episodes.npz":
-            found[name] = open_dataset(path).fingerprint()
+            contents[name] = open_dataset(path).fingerprint()
         elif path.name == "metrics.jsonl":
-            found[name] = list(map(without_times, Run(path.parent).read_metrics()))
+            contents[name] = list(map(without_times, Run(path.parent).read_metrics()))
         elif path.suffix in (".json", ".md"):
             document = json.loads(path.read_text()) if path.suffix == ".json" else path.read_text()
-            found[name] = without_times(document) if path.name == "state.json" else document
-    return found
+            contents[name] = without_times(document) if path.name == "state.json" else document
+    return contents

@@ -158,8 +158,8 @@ def _check_learner(config, policy_config):
     plans = [copy.deepcopy(p).eval().plan(obs, noise) for p in (acting, restored.trained_policy)]
     require_equal(plans[1], plans[0], f"{name}, a restored learner must act like the saved one")
     for learner in (stopped, restored):
-        found = [learner.update(batch) for batch in batches[3:]]
-        require(found == metrics[3:], f"{name}, a learner must continue bit for bit: its metrics differ after a "
+        continued = [learner.update(batch) for batch in batches[3:]]
+        require(continued == metrics[3:], f"{name}, a learner must continue bit for bit: its metrics differ after a "
                 "restore, after acting or with the state of the global generator")
         for key, value in straight.state()[0].items():
             require(torch.equal(value, learner.state()[0][key]), f"{name}, {key} must be bit-equal after resuming")

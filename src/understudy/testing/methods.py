@@ -87,8 +87,8 @@ def _check_source(name: str, function: Callable) -> None:
     first = node.body[1] if ast.get_docstring(node) is not None else node.body[0]
     lines = node.body[0].lineno - node.lineno + (node.end_lineno or 0) - first.lineno + 1
     require(lines <= MAX_LINES, f"a method has at most {MAX_LINES} lines besides its docstring, and not {lines}")
-    held = [type(n).__name__ for n in ast.walk(node) if isinstance(n, LOOPS)]
-    require(not held, f"a method is data, without {', '.join(held)}")
+    loops = [type(n).__name__ for n in ast.walk(node) if isinstance(n, LOOPS)]
+    require(not loops, f"a method is data, without {', '.join(loops)}")
     for argument in inspect.signature(function).parameters.values():
         require(argument.annotation is not argument.empty, f"{argument.name} needs a type")
         require(argument.default is not argument.empty, f"{argument.name} needs a default")

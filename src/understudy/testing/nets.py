@@ -53,11 +53,11 @@ def check_trunk(trunk: Trunk, horizon: int = 8, multiple: int = 1) -> None:
         t = t.expand(-1, horizon, -1)
         tokens, mask = torch.randn(B, N, D, generator=rng), torch.ones(B, N, dtype=torch.bool)
         mask[:, -1] = False
-        context, wanted = Context(tokens, mask), torch.randn(B, horizon, outputs, generator=rng)
+        context, target = Context(tokens, mask), torch.randn(B, horizon, outputs, generator=rng)
         optimizer = torch.optim.Adam(net.parameters(), 1e-2)
         for _ in range(4):  # past layers that begin at zero
             optimizer.zero_grad()
-            (net(x, t, context) - wanted).square().mean().backward()
+            (net(x, t, context) - target).square().mean().backward()
             optimizer.step()
         dead = [n for n, p in net.named_parameters() if p.numel() and (p.grad is None or not p.grad.any())]
         require(not dead, f"no gradient reaches {dead}")
@@ -87,9 +87,10 @@ def _trunk_reads(trunk, net, x, t, context, outputs):
     hidden = context.tokens.clone()
     hidden[:, -1] += 100.0
     require_equal(net(x, t, Context(hidden, context.mask)), out, "a token with mask False must be as if absent", 1e-5)
-    shown = context.tokens.clone()
-    shown[:, 0] += 1.0
-    require(not torch.allclose(net(x, t, Context(shown, context.mask)), out, atol=1e-6), "the context must matter")
+    changed_tokens = context.tokens.clone()
+    changed_tokens[:, 0] += 1.0
+    require(not torch.allclose(net(x, t, Context(changed_tokens, context.mask)), out, atol=1e-6),
+            "the context must matter")
     require_equal(net(x, t, precomputed(net, context)), out, "a primed context must give the same", 1e-4)
     if isinstance(net, CachesContext) and t.shape[-1]:
         once = net.with_time_embedding(net.precompute(context), net.embed_time(t[0, :1])[0])
@@ -147,9 +148,9 @@ def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
         for name, f in features.items():
             absent = {name + "?": torch.zeros(5, rows, dtype=torch.bool)}
             other = obs[name].flip(0) if f.kind != "vector" else torch.full_like(obs[name], float("nan"))
-            gone, also = net({**obs, **absent}), net({**obs, **absent, name: other})
-            require_equal(gone.flat(), also.flat(), f"what {name} holds where it was not sensed must not matter")
-            require(not torch.equal(gone.flat(), context.flat()), f"it must matter that {name} was not sensed")
+            masked, replaced = net({**obs, **absent}), net({**obs, **absent, name: other})
+            require_equal(masked.flat(), replaced.flat(), f"what {name} holds where it was not sensed must not matter")
+            require(not torch.equal(masked.flat(), context.flat()), f"it must matter that {name} was not sensed")
         _encoder_ignores_masked_rows(net, features, obs, rows)
         _encoder_tokens_are_of_their_steps(net, obs, rows, context)
     weights = [(n, p) for n, p in net.named_parameters() if p.requires_grad]

@@ -18,23 +18,25 @@ def check_robot(build: Callable[[], Robot], tolerance: float = 1.0) -> None:
         tolerance: Largest distance between two measurements of a robot that holds, in units of its action.
     """
     robot = build()
-    action, shown = robot.schema["action"], {n: f for n, f in robot.schema.items() if n != "action"}
+    action, observations = robot.schema["action"], {n: f for n, f in robot.schema.items() if n != "action"}
     assert action.kind == "vector" and len(action.shape) == 1, "the action is not a vector"
-    assert all(role(name) == "observation" for name in shown), f"not all columns are observations: {list(shown)}"
+    assert all(role(name) == "observation" for name in observations), (
+        f"not all columns are observations: {list(observations)}")
     for connection in range(2):  # it can be connected again
         robot.connect()
         obs = robot.observe()
-        found = {n: (v.dtype.name, v.shape) for n, v in obs.items()}
-        declared = {n: (f.dtype, f.shape) for n, f in shown.items()}
-        assert found == declared, f"it shows {found}, but its schema says {declared}"
+        actual = {n: (v.dtype.name, v.shape) for n, v in obs.items()}
+        declared = {n: (f.dtype, f.shape) for n, f in observations.items()}
+        assert actual == declared, f"it shows {actual}, but its schema says {declared}"
         at = robot.position(obs)
         assert at.shape == action.shape and np.isfinite(at).all(), f"its position is {at}"
         sent = robot.send(at)
         assert sent.shape == action.shape and sent.dtype == np.float32, f"send returned {sent.dtype} {sent.shape}"
-        held = robot.stop()
-        assert np.abs(held - at).max() <= tolerance, f"it holds {held}, but it was at {at}"
+        stop_position = robot.stop()
+        assert np.abs(stop_position - at).max() <= tolerance, f"it holds {stop_position}, but it was at {at}"
         still = robot.position(robot.observe())
-        assert np.abs(still - held).max() <= tolerance, f"it moved from {held} to {still} after a stop"
+        assert np.abs(still - stop_position).max() <= tolerance, (
+            f"it moved from {stop_position} to {still} after a stop")
         robot.disconnect()
         robot.disconnect()  # nothing to do
         for name, call in (("observe", robot.observe), ("send", lambda at=at: robot.send(at)), ("stop", robot.stop)):

@@ -67,9 +67,9 @@ class CorrectedReward(gymnasium.Wrapper):
         return self.env.reset(**options)
 
     def step(self, action):
-        seen, _, terminated, truncated, info = self.env.step(action)
-        self.opened = self.opened or bool(seen[HINGE] > OPEN_ANGLE)
-        return (seen, reward(seen, self.unwrapped.data.qvel), terminated, truncated,
+        obs, _, terminated, truncated, info = self.env.step(action)
+        self.opened = self.opened or bool(obs[HINGE] > OPEN_ANGLE)
+        return (obs, reward(obs, self.unwrapped.data.qvel), terminated, truncated,
                 {**info, "success": bool(info["success"]), "opened": self.opened})
 
 
@@ -95,14 +95,14 @@ class Door(MujocoVector):
         if "observation.state" not in steps:
             raise UserError(f"there is no column 'observation.state', only {', '.join(sorted(steps))}",
                             where=self.metadata["env"], hint="restore from steps recorded in this environment")
-        seen = self._recorded_column(steps, i, "observation.state", 39)
-        told = "init_door_body_pos" in steps
+        state = self._recorded_column(steps, i, "observation.state", 39)
+        has_door_position = "init_door_body_pos" in steps
         env, (model, data) = self.vec.envs[row].unwrapped, self.models[row]
-        data.qpos[:] = [0.0, *seen[JOINTS], seen[HINGE], seen[LATCH]]
+        data.qpos[:] = [0.0, *state[JOINTS], state[HINGE], state[LATCH]]
         data.qvel[:] = 0
         mujoco.mj_forward(model, data)
-        data.qpos[0] = (seen[PALM] - data.site_xpos[env.grasp_site_id]) @ data.xaxis[0]  # the slide's axis
+        data.qpos[0] = (state[PALM] - data.site_xpos[env.grasp_site_id]) @ data.xaxis[0]  # the slide's axis
         door = model.body_pos[env.door_body_id]
-        door[:] = (self._recorded_column(steps, i, "init_door_body_pos", 3) if told
-                   else door + seen[HANDLE] - data.site_xpos[env.handle_site_id])
+        door[:] = (self._recorded_column(steps, i, "init_door_body_pos", 3) if has_door_position
+                   else door + state[HANDLE] - data.site_xpos[env.handle_site_id])
         mujoco.mj_forward(model, data)

@@ -153,8 +153,8 @@ def _without_output() -> Iterator[None]:
 def _load(copy: Path) -> tuple[type, type]:
     """The classes of the simulator and of its expert."""
     if not (copy / FOLDER).is_dir():
-        told = f"there is no {FOLDER} in it" if copy.parts else f"the environment variable {VARIABLE} is not set"
-        raise UserError(f"block pushing needs a copy of the repository diffusion_policy: {told}",
+        problem = f"there is no {FOLDER} in it" if copy.parts else f"the environment variable {VARIABLE} is not set"
+        raise UserError(f"block pushing needs a copy of the repository diffusion_policy: {problem}",
                         where=str(copy) if copy.parts else "block_pushing/multimodal",
                         hint=f"git clone https://github.com/real-stanford/diffusion_policy, and {VARIABLE}=FOLDER")
     with _stand_ins(), _unchanged_logging():
@@ -177,15 +177,15 @@ def _stand_ins() -> Iterator[None]:
         def __init__(self, *specs):
             pass
 
-    made = {
+    names_by_module = {
         "gym": {"Env": gymnasium.Env, "spaces": spaces}, "gym.envs": {},
         "gym.envs.registration": {"registry": SimpleNamespace(env_specs={}), "register": lambda **options: None},
         "tf_agents": {}, "tf_agents.policies": {}, "tf_agents.policies.py_policy": {"PyPolicy": Policy},
         "tf_agents.trajectories": {}, "tf_agents.trajectories.time_step": {},
         "tf_agents.trajectories.policy_step": {"PolicyStep": namedtuple("PolicyStep", "action")},
         "tf_agents.typing": {}, "tf_agents.typing.types": {}}
-    modules = {name: ModuleType(name) for name in made}
-    for name, names in made.items():
+    modules = {name: ModuleType(name) for name in names_by_module}
+    for name, names in names_by_module.items():
         vars(modules[name]).update(names)
         parent, _, last = name.rpartition(".")
         if parent:

@@ -62,12 +62,12 @@ class HighwaySuccess(gymnasium.Wrapper):
         return hasattr(self.unwrapped, "_is_success")
 
     def step(self, action):
-        seen, reward, terminated, truncated, info = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(action)
         if not self._reports_success:
             car = self.unwrapped.vehicle
             good = self.unwrapped.has_arrived(car) if self.arrives else (terminated or truncated) and car.on_road
             info = {**info, "success": bool(good and not car.crashed)}
-        return seen, reward, terminated, truncated, info
+        return obs, reward, terminated, truncated, info
 
     def expert_action(self) -> int:
         """Action that the driver model would take in place of this car."""
@@ -80,12 +80,12 @@ class HighwaySuccess(gymnasium.Wrapper):
             driver.act()
         finally:
             car.road.vehicles = traffic
-        known = env.action_type.actions_indexes
-        lane, wanted = car.target_lane_index, driver.target_lane_index
-        if lane[:2] == wanted[:2] and lane[2] != wanted[2]:
-            choice = "LANE_LEFT" if wanted[2] < lane[2] else "LANE_RIGHT"
+        action_indexes = env.action_type.actions_indexes
+        lane, driver_lane = car.target_lane_index, driver.target_lane_index
+        if lane[:2] == driver_lane[:2] and lane[2] != driver_lane[2]:
+            choice = "LANE_LEFT" if driver_lane[2] < lane[2] else "LANE_RIGHT"
         else:
             speed = car.speed + driver.action["acceleration"] / env.config["policy_frequency"]
             nearest = min(range(len(car.target_speeds)), key=lambda i: abs(car.target_speeds[i] - speed))
             choice = ("IDLE" if nearest == car.speed_index else "FASTER" if nearest > car.speed_index else "SLOWER")
-        return known.get(choice, known["IDLE"])
+        return action_indexes.get(choice, action_indexes["IDLE"])

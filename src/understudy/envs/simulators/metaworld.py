@@ -60,9 +60,9 @@ class FreshTaskEnv(gymnasium.Env):
 
     def step(self, action):
         self.clock += 1
-        seen, reward, terminated, truncated, info = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(action)
         done = self.terminate_on_success and info["success"] > 0
-        return seen, reward, terminated or done, truncated or self.clock >= self.limit, info
+        return obs, reward, terminated or done, truncated or self.clock >= self.limit, info
 
     def render(self):
         return self.env.render()

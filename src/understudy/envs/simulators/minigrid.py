@@ -67,12 +67,12 @@ class MiniGridRoom(gymnasium.Wrapper):
 
     def reset(self, *, seed=None, options=None):
         with redirect_stdout(io.StringIO()):  # BabyAI tells of every room that it draws and gives up
-            seen, info = self.env.reset(seed=seed, options=options)
-        return self._observation(seen), {**info, "success": False}
+            obs, info = self.env.reset(seed=seed, options=options)
+        return self._observation(obs), {**info, "success": False}
 
     def step(self, action):
-        seen, reward, terminated, truncated, info = self.env.step(action)
-        return self._observation(seen), reward, terminated, truncated, {**info, "success": reward > 0}
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return self._observation(obs), reward, terminated, truncated, {**info, "success": reward > 0}
 
     def _observation(self, seen):
         image = seen["image"]
@@ -84,9 +84,9 @@ class MiniGridMission(MiniGridRoom):
     """Of BabyAI, with its bot, which watches what is done and plans again."""
 
     def reset(self, *, seed=None, options=None):
-        found = super().reset(seed=seed, options=options)
+        obs, info = super().reset(seed=seed, options=options)
         self.clock, self.asked, self.taken, self.bot = 0, -1, None, BabyAIBot(self.env)
-        return found
+        return obs, info
 
     def step(self, action):
         self.clock, self.taken = self.clock + 1, action
@@ -97,8 +97,8 @@ class MiniGridMission(MiniGridRoom):
             if self.asked != self.clock - 1:  # it was not asked on the way
                 self.bot, self.taken = BabyAIBot(self.env), None
             try:
-                self.said = int(self.bot.replan(self.taken))
+                self.advice = int(self.bot.replan(self.taken))
             except Exception:  # levels that it cannot solve, and states that only a policy gets into
-                self.said = int(self.unwrapped.actions.shift_action)
+                self.advice = int(self.unwrapped.actions.shift_action)
             self.asked = self.clock
-        return self.said
+        return self.advice

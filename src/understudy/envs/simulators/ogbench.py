@@ -56,25 +56,25 @@ class GoalEnv(IsolatedNumpyRandom):
     def __init__(self, env, task: int | None):
         super().__init__(env)
         self.task, self.goal, self.number = task, None, 0
-        simulator, seen = env.unwrapped, env.observation_space
+        simulator, space = env.unwrapped, env.observation_space
         if isinstance(getattr(type(simulator), "action_space", None), property):
             # A new space at every look, which no seed reaches: the goal is settled by two actions drawn from it.
             kind = type(simulator)
             simulator.__class__ = type(kind.__name__, (kind,), {"action_space": simulator.action_space,
                                                                 "__module__": kind.__module__})
-        self.key = "camera" if seen.dtype == np.uint8 and len(seen.shape) == 3 else "state"
-        self.observation_space = gymnasium.spaces.Dict({self.key: seen, "goal": seen})
+        self.key = "camera" if space.dtype == np.uint8 and len(space.shape) == 3 else "state"
+        self.observation_space = gymnasium.spaces.Dict({self.key: space, "goal": space})
 
     def reset(self, *, seed=None, options=None):
         if self.task is not None or seed is not None:
             self.number = self.task or 1 + int(np.random.default_rng([seed, 2]).integers(TASKS))
-        seen, info = super().reset(seed=seed, options={"task_id": self.number})
+        obs, info = super().reset(seed=seed, options={"task_id": self.number})
         self.goal, self.info = info["goal"], info
-        return self._observation(seen), info
+        return self._observation(obs), info
 
     def step(self, action):
-        seen, reward, terminated, truncated, self.info = super().step(action)
-        return self._observation(seen), reward, terminated, truncated, self.info
+        obs, reward, terminated, truncated, self.info = super().step(action)
+        return self._observation(obs), reward, terminated, truncated, self.info
 
     def _observation(self, seen):
         return {self.key: seen, "goal": self.goal}
@@ -111,10 +111,10 @@ class Cube(GoalEnv):
         self.oracle = CubeMarkovOracle(env=env)
 
     def reset(self, *, seed=None, options=None):
-        found = super().reset(seed=seed, options=options)
+        obs, info = super().reset(seed=seed, options=options)
         with self.own_random_state("expert"):
             self.oracle.reset(None, None)
-        return found
+        return obs, info
 
     def expert_action(self):
         from ogbench.manipspace.lie import SO3

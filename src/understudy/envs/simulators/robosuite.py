@@ -53,9 +53,9 @@ class RobosuiteArm(gymnasium.Env):
             **options, "hard_reset": True})  # a soft one leaves the gripper and the controller as they were
         self.limit, self.clock = limit, 0
         self.model = self.env.sim.model._model
-        seen = self._shown(self.env.reset())
+        obs = self._shown(self.env.reset())
         self.observation_space = spaces.Dict({k: spaces.Box(-np.inf, np.inf, v.shape, np.float64)
-                                              for k, v in seen.items()})
+                                              for k, v in obs.items()})
         low, high = self.env.action_spec
         self.action_space = spaces.Box(low, high, dtype=np.float64)
 
@@ -66,9 +66,9 @@ class RobosuiteArm(gymnasium.Env):
         return self._shown(self.env.reset()), {"success": False}
 
     def step(self, action):
-        seen, reward, _, _ = self.env.step(action)
+        obs, reward, _, _ = self.env.step(action)
         self.clock, success = self.clock + 1, bool(self.env._check_success())
-        return self._shown(seen), reward, success, self.clock >= self.limit, {"success": success}
+        return self._shown(obs), reward, success, self.clock >= self.limit, {"success": success}
 
     def close(self):
         self.env.close()

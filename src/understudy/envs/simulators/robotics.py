@@ -41,14 +41,14 @@ class ObservationColumns(gymnasium.Wrapper):
             self.observation_space = spaces.Dict(_named(env.observation_space))
 
     def reset(self, *, seed=None, options=None):
-        seen, info = self.env.reset(seed=seed, options=options)
-        return _named(seen), info
+        obs, info = self.env.reset(seed=seed, options=options)
+        return _named(obs), info
 
     def step(self, action):
-        seen, reward, terminated, truncated, info = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(action)
         if "tasks_to_complete" in info:
             info = {**info, "success": not info["tasks_to_complete"]}
-        return _named(seen), reward, terminated, truncated, info
+        return _named(obs), reward, terminated, truncated, info
 
 
 def _named(seen):

@@ -86,9 +86,9 @@ class Blocks(MultimodalToy):
                 disc = disc + push_apart(blocks[:, i], disc, DISC + BLOCK)
             s["disc"], s["blocks"] = disc, blocks
         on = self._on_target()
-        held = on.any(2)
-        stays = np.take_along_axis(held, np.maximum(s["first"], 0)[:, None], 1)[:, 0] & (s["first"] >= 0)
-        s["first"] = np.where(stays, s["first"], np.where(held.any(1), held.argmax(1), -1))
+        is_placed = on.any(2)
+        stays = np.take_along_axis(is_placed, np.maximum(s["first"], 0)[:, None], 1)[:, 0] & (s["first"] >= 0)
+        s["first"] = np.where(stays, s["first"], np.where(is_placed.any(1), is_placed.argmax(1), -1))
         success = on[:, 0, 0] & on[:, 1, 1] | on[:, 0, 1] & on[:, 1, 0]
         return success, success, np.zeros_like(success)
 
@@ -151,12 +151,12 @@ class Expert(Actor):
         placed = _length(blocks[rows, block] - targets[rows, target])[:, 0] < 0.5 * RADIUS
         onward = state["onward"] | placed
         block, target = (torch.where(onward, 1 - x, x) for x in (block, target))
-        mine, other, goal = blocks[rows, block], blocks[rows, 1 - block], targets[rows, target]
-        away, ahead = _unit(disc - mine), _unit(goal - mine)
+        pushed, other, goal = blocks[rows, block], blocks[rows, 1 - block], targets[rows, target]
+        away, ahead = _unit(disc - pushed), _unit(goal - pushed)
         facing = (away * ahead).sum(1, keepdim=True)  # -1 where a push leads to the goal
         field = 2 * facing * away - ahead
-        around = _unit(field + 20 * (1.3 * BLOCK + DISC - _length(disc - mine)) * away)
-        through = field * (_length(goal - mine) / 0.1).clamp(0.3, 1)
+        around = _unit(field + 20 * (1.3 * BLOCK + DISC - _length(disc - pushed)) * away)
+        through = field * (_length(goal - pushed) / 0.1).clamp(0.3, 1)
         clear = _unit(disc - other) * ((0.16 - _length(disc - other)) / 0.05).clamp(0, 1)
         action = SPEED * (torch.where(facing > -0.9, around, through) + clear)
         action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)

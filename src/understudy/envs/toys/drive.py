@@ -72,24 +72,25 @@ class Drive(Toy):
 
     def observe(self):
         s = self.state
-        seen = [s["pixels"], *([s["brake"][:, None]] if self.dashboard else []),
+        parts = [s["pixels"], *([s["brake"][:, None]] if self.dashboard else []),
                 *([s["hidden"][:, :DECISIVE]] if self.fully_observed else [])]
-        return {"observation.state": np.concatenate(seen, 1), "simulator.state": s["hidden"]}
+        return {"observation.state": np.concatenate(parts, 1), "simulator.state": s["hidden"]}
 
     def state_from_columns(self, steps):
-        seen = steps["observation.state"]
-        brake = seen[:, PIXELS] if self.dashboard else np.zeros(len(seen), np.float32)
-        return {"pixels": seen[:, :PIXELS], "brake": brake, "hidden": steps["simulator.state"]}
+        observed = steps["observation.state"]
+        brake = observed[:, PIXELS] if self.dashboard else np.zeros(len(observed), np.float32)
+        return {"pixels": observed[:, :PIXELS], "brake": brake, "hidden": steps["simulator.state"]}
 
     def advance(self, action):
         s = self.state
-        far, speed, person, appears_at, wait, pixel, number, clock = s["hidden"].T
+        distance_before, speed, person, appears_at, wait, pixel, number, clock = s["hidden"].T
         after = np.clip(speed + np.float32(PERIOD * FORCE) * action[:, 0], 0, np.float32(CRUISE))
-        left = far - np.float32(PERIOD / 2) * (speed + after)
-        success, failure = (left <= 0) & (person == 0), (left <= 0) & (person > 0)
+        distance_after = distance_before - np.float32(PERIOD / 2) * (speed + after)
+        success, failure = (distance_after <= 0) & (person == 0), (distance_after <= 0) & (person > 0)
         wait = np.where(person > 0, wait - 1, wait)
-        person = (wait > 0) & ((person > 0) | (left <= appears_at))
-        s["hidden"] = np.stack([left, after, person, appears_at, wait, pixel, number, clock + 1], 1).astype(np.float32)
+        person = (wait > 0) & ((person > 0) | (distance_after <= appears_at))
+        hidden = np.stack([distance_after, after, person, appears_at, wait, pixel, number, clock + 1], 1)
+        s["hidden"] = hidden.astype(np.float32)
         s["pixels"], s["brake"] = _camera(s["hidden"]), (action[:, 0] < 0).astype(np.float32)
         return success.astype(np.float32) - failure, success, failure
 
@@ -101,15 +102,15 @@ class Drive(Toy):
             {"kind": "box", "at": (0.0, 5.0), "half": (0.4, 10.0), "role": "goal"}]}
 
     def frame(self, row):
-        far, speed, person, *_ = self.state["hidden"][row]
+        distance_ahead, speed, person, *_ = self.state["hidden"][row]
         canvas, flat = Canvas(1, 256, (-70.0, -38.0), 76.0), np.array([[1, 0]], np.float32)
         canvas.box(np.array([[-32, 0]], np.float32), flat, (38, 4), COLOR_OF_ROLE["start"])
         canvas.box(np.array([[1, 0]], np.float32), flat, (0.8, 4), COLOR_OF_ROLE["goal"])
         if person:
             canvas.circle(np.array([[1, 0]], np.float32), 1.5, COLOR_OF_ROLE["agent"])
-        canvas.box(np.array([[-far, 0]], np.float32), flat, (2.4, 1.4), COLOR_OF_ROLE["block"])
+        canvas.box(np.array([[-distance_ahead, 0]], np.float32), flat, (2.4, 1.4), COLOR_OF_ROLE["block"])
         if self.state["brake"][row]:
-            canvas.box(np.array([[-far - 2.2, 0]], np.float32), flat, (0.5, 1.4), COLOR_OF_ROLE["agent"])
+            canvas.box(np.array([[-distance_ahead - 2.2, 0]], np.float32), flat, (0.5, 1.4), COLOR_OF_ROLE["agent"])
         bar = np.array([[-66 + 2 * speed, 14]], np.float32)
         canvas.box(bar, flat, (0.3 + 2 * speed, 1.2), COLOR_OF_ROLE["waypoint"])
         for i, value in enumerate(self.state["pixels"][row]):
@@ -141,6 +142,6 @@ class Expert(Actor):
         return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
-        seen = (obs["observation.state"][:, :PIXELS] > 1.5).any(1, keepdim=True)
-        action = torch.where(seen, -0.8, 0.8) + self.noise * normal(state["key"], state["count"], (1,), stream=2)
+        sees_person = (obs["observation.state"][:, :PIXELS] > 1.5).any(1, keepdim=True)
+        action = torch.where(sees_person, -0.8, 0.8) + self.noise * normal(state["key"], state["count"], (1,), stream=2)
         return action, {**state, "count": state["count"] + 1}

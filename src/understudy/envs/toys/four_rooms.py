@@ -88,8 +88,8 @@ class FourRooms(Toy):
         from ..raster import render_map
 
         at, goal = (tuple(self.state[k][row]) for k in ("at", "goal"))
-        seen = [{"kind": "circle", "at": goal, "radius": RADIUS, "role": "goal"}] if self.solvable else []
-        return render_map(self.map(), [*seen, {"kind": "circle", "at": at, "radius": 0.15, "role": "agent"}])
+        goal_shapes = [{"kind": "circle", "at": goal, "radius": RADIUS, "role": "goal"}] if self.solvable else []
+        return render_map(self.map(), [*goal_shapes, {"kind": "circle", "at": at, "radius": 0.15, "role": "agent"}])
 
 
 WALLS = np.array([(i, j)[k] == HALF - 1 and (i, j, k) not in DOORS for i, j, k in sides(CELLS)])
@@ -145,8 +145,8 @@ class Expert(Actor):
         """The middle of a random cell, (rows, 2)."""
         drawn = uniform(state["key"], state["count"], (CELLS**2,), stream=5)
         if self.reach:
-            near = torch.from_numpy(STEPS[state["home"].numpy()].reshape(-1, CELLS**2) <= self.reach)
-            drawn = drawn * near
+            within_reach = torch.from_numpy(STEPS[state["home"].numpy()].reshape(-1, CELLS**2) <= self.reach)
+            drawn = drawn * within_reach
         cell = drawn.argmax(1)
         return torch.stack([cell // CELLS, cell % CELLS], 1).float() + 0.5
 

@@ -81,11 +81,11 @@ class GridworldTasks(Toy):
         free = uniform(key, torch.zeros_like(key), (WIDTH, HEIGHT), stream=1).numpy()
         x = np.arange(WIDTH)[:, None]
         before = (x == WALL - 1) & (np.arange(HEIGHT) == door[:, None, None])  # where the door is opened from
-        near = (x < WALL) & ~before
-        both = near | (x > WALL)
+        first_room = (x < WALL) & ~before
+        both_rooms = first_room | (x > WALL)
         places = []
-        for allowed in (near, near, *(np.where((turn[:, s] > turn[:, DOOR])[:, None, None], both, near)
-                                      for s in (BALL, PAD))):  # the walker, the key, the ball, the pad
+        either = (np.where((turn[:, s] > turn[:, DOOR])[:, None, None], both_rooms, first_room) for s in (BALL, PAD))
+        for allowed in (first_room, first_room, *either):  # the walker, the key, the ball, the pad
             cell = np.where(allowed, free, -1.0).reshape(n, -1).argmax(1)
             places.append(np.stack(np.divmod(cell, HEIGHT), 1))
             free = free.copy()
@@ -171,8 +171,8 @@ def parse_missions(task: np.ndarray) -> np.ndarray:
         (n,) int64.
     """
     same = (np.asarray(task)[:, None] == _TEXTS).all(2)
-    if len(wrong := np.flatnonzero(~same.any(1))):
-        text = bytes(np.asarray(task)[wrong[0]]).rstrip(b"\0").decode(errors="replace")
+    if len(unknown_rows := np.flatnonzero(~same.any(1))):
+        text = bytes(np.asarray(task)[unknown_rows[0]]).rstrip(b"\0").decode(errors="replace")
         raise UserError(f"{text!r} is not a mission", where="gridworld_tasks, column 'observation.task'",
                         hint=f"such as {MISSIONS[0]!r}")
     return same.argmax(1)
@@ -207,24 +207,25 @@ def _best_success(limit: int, slip: float, missions: tuple[int, ...]) -> float:
 def _walk_distribution(mission: int) -> np.ndarray:
     """(FARTHEST + 1,): probability of each length of the shortest way, over where walker, things and door are."""
     order, x, y = ORDERS[mission], *np.divmod(np.arange(WIDTH * HEIGHT), HEIGHT)
-    found = np.zeros(FARTHEST + 1)
+    distribution = np.zeros(FARTHEST + 1)
     for door in range(HEIGHT // 2):  # the others are their mirror images
         to_door = np.abs(x - WALL) + np.abs(y - door)
         apart = np.abs(x[:, None] - x) + np.abs(y[:, None] - y)
         apart = np.where((x[:, None] < WALL) == (x < WALL), apart, to_door[:, None] + to_door).astype(np.int8)
         before = (WALL - 1) * HEIGHT + door
-        near = np.flatnonzero((x < WALL) & (np.arange(len(x)) != before))
-        far = np.flatnonzero(x > WALL)
+        first_room = np.flatnonzero((x < WALL) & (np.arange(len(x)) != before))
+        second_room = np.flatnonzero(x > WALL)
         late = [order.index(thing) > order.index(DOOR) for thing in (BALL, PAD)]
-        for sides, probability in _side_probabilities(*late, len(near), len(far)).items():
-            walker, key, ball, pad = things = np.ix_(near, near, *(far if side else near for side in sides))
+        for sides, probability in _side_probabilities(*late, len(first_room), len(second_room)).items():
+            walker, key, ball, pad = things = np.ix_(
+                first_room, first_room, *(second_room if side else first_room for side in sides))
             place = {KEY: key, DOOR: np.int64(before), BALL: ball, PAD: pad}
             length = sum(apart[a, b] for a, b in pairwise((walker, *(place[stage] for stage in order))))
             distinct = np.logical_and.reduce(np.broadcast_arrays(
                 *(things[i] != things[j] for i in range(4) for j in range(i))))
-            count = np.bincount(length[distinct], minlength=len(found))
-            found += probability * count / count.sum() / (HEIGHT // 2)
-    return found
+            count = np.bincount(length[distinct], minlength=len(distribution))
+            distribution += probability * count / count.sum() / (HEIGHT // 2)
+    return distribution
 
 
 def _side_probabilities(ball_late: bool, pad_late: bool, near: int, far: int) -> dict[tuple[bool, bool], float]:
@@ -258,9 +259,9 @@ class Expert(Actor):
         return {"key": key, "count": torch.zeros_like(key), "across": across}
 
     def act(self, obs, state):
-        seen = np.rint(obs["observation.state"].numpy()).astype(np.int64)
+        own_state = np.rint(obs["observation.state"].numpy()).astype(np.int64)
         around = np.rint(obs["observation.environment_state"].numpy()).astype(np.int64)
-        at, done, door = seen[:, :2], seen[:, 2:] > 0, around[:, 6]
+        at, done, door = own_state[:, :2], own_state[:, 2:] > 0, around[:, 6]
         subgoal = _subgoal(parse_missions(obs["observation.task"].numpy()), done)
         goal = _places(around[:, :6].reshape(-1, 3, 2), door)[np.arange(len(at)), subgoal]
         best = torch.from_numpy(_way(at, goal, door, state["across"].numpy()))

@@ -45,10 +45,10 @@ class MDP:
                 raise UserError(f"{name} have shape {getattr(self, name).shape}, but must have shape {shape}",
                                 where="MDP", hint="give one entry for each state (and action, and next state)")
         for name, p in (("transitions", self.transitions), ("start", self.start)):
-            wrong = np.argwhere((p < 0).any(-1) | ~np.isclose(p.sum(-1), 1, atol=1e-9, rtol=0))
-            if len(wrong):
-                raise UserError(f"probabilities sum to {p[tuple(wrong[0])].sum():.6g}, or one is below 0",
-                                where=f"MDP, {name}{[int(i) for i in wrong[0]] or ''}",
+            invalid_rows = np.argwhere((p < 0).any(-1) | ~np.isclose(p.sum(-1), 1, atol=1e-9, rtol=0))
+            if len(invalid_rows):
+                raise UserError(f"probabilities sum to {p[tuple(invalid_rows[0])].sum():.6g}, or one is below 0",
+                                where=f"MDP, {name}{[int(i) for i in invalid_rows[0]] or ''}",
                                 hint="let each row be at least 0 everywhere and sum to 1")
         if (self.success & ~self.final).any():
             raise UserError(f"state {int(np.argmax(self.success & ~self.final))} counts as success but is not final",
@@ -88,15 +88,15 @@ class MDP:
         rewards = self.rewards if rewards is None else rewards
         going = (~self.final)[:, None]
         at_once = going * np.einsum("sat,sat->sa", self.transitions, rewards)
-        found = np.zeros((horizon, self.states, self.actions))
+        values = np.zeros((horizon, self.states, self.actions))
         value = np.zeros(self.states)
         for h in range(horizon):
-            found[h] = at_once + discount * going * (self.transitions @ value)
+            values[h] = at_once + discount * going * (self.transitions @ value)
             if policy is None:
-                value = found[h].max(1)
+                value = values[h].max(1)
             else:
-                value = ((policy if policy.ndim == 2 else policy[h]) * found[h]).sum(1)
-        return found
+                value = ((policy if policy.ndim == 2 else policy[h]) * values[h]).sum(1)
+        return values
 
     def expected_return(self, policy: np.ndarray, horizon: int, discount: float = 1.0,
                         rewards: np.ndarray | None = None) -> float:
@@ -122,12 +122,12 @@ class MDP:
             (horizon, states, actions). Entry [t] is for step t, and sums to the probability that the episode has not
             ended.
         """
-        found = np.zeros((horizon, self.states, self.actions))
+        probabilities = np.zeros((horizon, self.states, self.actions))
         at = self.start * ~self.final
         for t in range(horizon):
-            found[t] = at[:, None] * (policy if policy.ndim == 2 else policy[horizon - 1 - t])
-            at = np.einsum("sa,sat->t", found[t], self.transitions) * ~self.final
-        return found
+            probabilities[t] = at[:, None] * (policy if policy.ndim == 2 else policy[horizon - 1 - t])
+            at = np.einsum("sa,sat->t", probabilities[t], self.transitions) * ~self.final
+        return probabilities
 
     def best_policy(self, horizon: int, discount: float = 1.0, rewards: np.ndarray | None = None) -> np.ndarray:
         """Policy of largest expected discounted return. All best actions have equal probability.
@@ -317,9 +317,9 @@ def _walk(cell, slip):
         raise UserError(f"slip is {slip}", where="grid", hint="give a probability, from 0 to 1")
     index = {tuple(c): i for i, c in enumerate(cell)}
     lands = np.array([[index.get(tuple(c + move), i) for move in MOVES] for i, c in enumerate(cell)])
-    found = np.zeros((len(cell), 4, len(cell)))
+    transitions = np.zeros((len(cell), 4, len(cell)))
     every = np.arange(len(cell))
     for a in range(4):
         for turned, p in ((0, 1 - slip), (1, slip / 2), (3, slip / 2)):
-            found[every, a, lands[:, (a + turned) % 4]] += p
-    return found
+            transitions[every, a, lands[:, (a + turned) % 4]] += p
+    return transitions

@@ -65,8 +65,8 @@ class MemoryCorridor(Toy):
                 "simulator.state": np.stack([s["cue"], s["left"]], 1)}
 
     def state_from_columns(self, steps):
-        cue, left = steps["simulator.state"].T
-        return {"at": steps["observation.state"][:, :2], "cue": cue, "left": left}
+        cue, remaining_steps = steps["simulator.state"].T
+        return {"at": steps["observation.state"][:, :2], "cue": cue, "left": remaining_steps}
 
     def advance(self, action):
         s = self.state

@@ -70,8 +70,8 @@ class Particle(Toy):
     def observe(self):
         s = self.state
         visited = s["visited"][:, None].astype(np.float32)
-        seen = [s["at"], s["speed"], s["first"], s["second"], *([visited] if self.fully_observed else [])]
-        return {"observation.state": np.concatenate(seen, 1), "simulator.state": visited}
+        parts = [s["at"], s["speed"], s["first"], s["second"], *([visited] if self.fully_observed else [])]
+        return {"observation.state": np.concatenate(parts, 1), "simulator.state": visited}
 
     def state_from_columns(self, steps):
         at, speed, first, second = np.split(steps["observation.state"][:, : 4 * self.dim], 4, 1)
@@ -125,8 +125,9 @@ class Expert(Actor):
         return {"key": key, "count": torch.zeros_like(key), "onward": torch.zeros_like(key, dtype=torch.bool)}
 
     def act(self, obs, state):
-        seen = obs["observation.state"]
-        at, _, first, second = seen[:, : seen.shape[1] // 4 * 4].chunk(4, 1)  # without the flag, if there is one
+        observed = obs["observation.state"]
+        vectors = observed[:, : observed.shape[1] // 4 * 4]  # without the flag, if there is one
+        at, _, first, second = vectors.chunk(4, 1)
         offset = at - first
         onward = state["onward"] | ((offset * offset).sum(1).sqrt() < self.near)
         target = torch.where(onward.unsqueeze(1), second, first)

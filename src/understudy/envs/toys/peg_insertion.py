@@ -119,9 +119,9 @@ class PegInsertion(Toy):
                     "heading": (np.cos(angle), np.sin(angle))}]
         center = peg[:2] + 0.2 * axis
         for i, radius in enumerate(RADII[outline]):
-            where = peg[2] + i * np.pi / 4
-            shapes.append({"kind": "circle", "at": tuple(center + radius * np.array([np.cos(where), np.sin(where)])),
-                           "radius": 0.025, "role": "block"})
+            direction = peg[2] + i * np.pi / 4
+            at = center + radius * np.array([np.cos(direction), np.sin(direction)])
+            shapes.append({"kind": "circle", "at": tuple(at), "radius": 0.025, "role": "block"})
         return render_map({**self.map(), "marks": []}, shapes)
 
 

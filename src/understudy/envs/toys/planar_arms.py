@@ -102,11 +102,11 @@ class PlanarArms(Toy):
         s = self.state
         around = {"reach": (), "track": ("center", "followed"), "push": ("block",)}[self.task]
         flat = [s["target"], *(s[k].reshape(self.rows, -1).astype(np.float32) for k in around)]
-        seen = {"observation.state": np.concatenate([s["joints"], self.tip()], 1),
+        columns = {"observation.state": np.concatenate([s["joints"], self.tip()], 1),
                 "observation.environment_state": np.concatenate(flat, 1)}
         if self.camera_size:
-            seen |= {f"observation.images.{view}": self._picture(view, self.camera_size) for view in ("top", "side")}
-        return seen
+            columns |= {f"observation.images.{view}": self._picture(view, self.camera_size) for view in ("top", "side")}
+        return columns
 
     def state_from_columns(self, steps):
         around = steps["observation.environment_state"]
@@ -127,8 +127,8 @@ class PlanarArms(Toy):
             success = distance(self.tip(), s["target"]) < RADIUS
         else:
             s["target"] = s["center"] + _rotate(s["target"] - s["center"], TURN)
-            near = distance(self.tip(), s["target"]) < 2 * RADIUS
-            s["followed"] = np.where(near, s["followed"] + 1, 0)
+            follows = distance(self.tip(), s["target"]) < 2 * RADIUS
+            s["followed"] = np.where(follows, s["followed"] + 1, 0)
             success = s["followed"] >= HELD
         return success, success, np.zeros_like(success)
 
@@ -176,13 +176,13 @@ def joint_positions(joints: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     Returns:
         (n, links + 1, 2), m.
     """
-    at, angle, found = np.zeros((len(joints), 2), np.float32), np.zeros(len(joints), np.float32), []
-    found.append(at)
+    at, angle, positions = np.zeros((len(joints), 2), np.float32), np.zeros(len(joints), np.float32), []
+    positions.append(at)
     for i, length in enumerate(lengths):
         angle = angle + joints[:, i]
         at = at + np.float32(length) * np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
-        found.append(at)
-    return np.stack(found, 1)
+        positions.append(at)
+    return np.stack(positions, 1)
 
 
 def _around(radius, angle) -> np.ndarray:

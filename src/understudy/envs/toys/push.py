@@ -53,9 +53,9 @@ class Push(Toy):
         self.images, self.size = images, size
         self.state_columns = ("simulator.state",) if images else ("observation.state",)
         whole, action = named_vector(*STATE), named_vector("x", "y", unit="m/s")
-        seen = {"observation.images.top": Feature("uint8", (size, size, 3), "image"),
+        image_features = {"observation.images.top": Feature("uint8", (size, size, 3), "image"),
                 "observation.state": named_vector(*STATE[:2], unit="m"), "simulator.state": whole}
-        self.features = {**(seen if images else {"observation.state": whole}), "action": action}
+        self.features = {**(image_features if images else {"observation.state": whole}), "action": action}
         self.metadata = {"env": "push-images" if images else "push", "version": 1, "fps": 10, "limit": limit,
                          "optimum": 1.0, "success": f"the block's centre within {RADIUS} m of the goal"}
         super().__init__(rows, limit)
@@ -89,13 +89,13 @@ class Push(Toy):
         for _ in range(SUBSTEPS):
             went = np.minimum(np.maximum(s["disc"] + PERIOD * action, DISC), SIDE - DISC)
             step, s["disc"] = went - s["disc"], went
-            (near,) = (distance(s["disc"], s["block"]) < REACH).nonzero()
-            if not len(near):
+            (touching_rows,) = (distance(s["disc"], s["block"]) < REACH).nonzero()
+            if not len(touching_rows):
                 continue
             there = (s["disc"], s["block"], s["heading"])
-            moved = _push_block(*(np.ascontiguousarray(v[near].T) for v in (*there, step)))
+            moved = _push_block(*(np.ascontiguousarray(v[touching_rows].T) for v in (*there, step)))
             for all_rows, v in zip(there, moved, strict=True):
-                all_rows[near] = v.T
+                all_rows[touching_rows] = v.T
         success = distance(s["block"], s["goal"]) < RADIUS
         return success, success, np.zeros_like(success)
 
@@ -168,13 +168,13 @@ def _push_block(disc, block, heading, step):
     slides = np.abs(grip) > FRICTION * push
     push = np.where(slides, depth / (1 + aa + most * a * b), push)
     grip = np.where(slides, most * push, grip)
-    held = depth > 0
-    shift = np.where(held, push * normal + grip * along, 0)
-    angle = np.where(held, push * a + grip * b, 0) / LEVER
+    touching = depth > 0
+    shift = np.where(touching, push * normal + grip * along, 0)
+    angle = np.where(touching, push * a + grip * b, 0) / LEVER
     block = np.minimum(np.maximum(block + _rotate(heading, shift), MARGIN), SIDE - MARGIN)
     half = np.stack([np.ones_like(angle), angle / 2])  # a rotation by twice the angle of this vector
     turned = _rotate(heading, _rotate(half, half))
-    heading = np.where(held, turned / _lengths(turned), heading)
+    heading = np.where(touching, turned / _lengths(turned), heading)
     # Where the table's edge holds the block, the disc is what gives way.
     depth, normal, point = contact(disc, block, heading)
     return disc - depth * _rotate(heading, normal), block, heading
@@ -221,11 +221,11 @@ class Expert(Actor):
     def act(self, obs, state):
         disc, block, _, goal = obs[self.column].split(2, 1)
         away, ahead = _unit(disc - block), _unit(goal - block)
-        near, far = (_length(x - block) for x in (disc, goal))
+        disc_distance, goal_distance = (_length(x - block) for x in (disc, goal))
         facing = (away * ahead).sum(1, keepdim=True)  # -1 where a push leads to the goal
         field = 2 * facing * away - ahead
-        around = _unit(field + 20 * (1.7 * HALF + DISC - near) * away)
-        through = field * (far / 0.1).clamp(0.3, 1)
+        around = _unit(field + 20 * (1.7 * HALF + DISC - disc_distance) * away)
+        through = field * (goal_distance / 0.1).clamp(0.3, 1)
         action = SPEED * torch.where(facing > -0.9, around, through)
         action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
         return action, {**state, "count": state["count"] + 1}

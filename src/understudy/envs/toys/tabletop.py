@@ -67,11 +67,11 @@ class Tabletop(Toy):
             raise UserError(f"the number of blocks is {blocks}", where="tabletop", hint=f"from 1 to {len(COLORS)}")
         self.control, self.instruction, self.camera_size = control, instruction, camera_size
         self.colors = tuple(COLORS)[:blocks]
-        told = (Feature("uint8", (LENGTH,), "text") if instruction == "words" else
+        instruction_feature = (Feature("uint8", (LENGTH,), "text") if instruction == "words" else
                 named_vector("take.x", "take.y", "put.x", "put.y", unit="m"))
         parts = ("x", "y", "grip") if control == "velocity" else ("take.x", "take.y", "put.x", "put.y")
         self.features = {
-            "observation.task" if instruction == "words" else "observation.click": told,
+            "observation.task" if instruction == "words" else "observation.click": instruction_feature,
             "observation.state": named_vector("x", "y", "closed"),
             "observation.environment_state": named_vector(*(f"{c}.{axis}" for c in self.colors for axis in "xy")),
             "simulator.state": named_vector("mission", "held"),
@@ -97,21 +97,21 @@ class Tabletop(Toy):
     def observe(self):
         s = self.state
         named, to = self._mission()
-        told = (_TEXTS[s["mission"]] if self.instruction == "words" else
+        instructions = (_TEXTS[s["mission"]] if self.instruction == "words" else
                 np.concatenate([s["blocks"][np.arange(self.rows), named], CENTERS[to]], 1))
-        seen = {"observation.task" if self.instruction == "words" else "observation.click": told,
+        columns = {"observation.task" if self.instruction == "words" else "observation.click": instructions,
                 "observation.state": np.concatenate([s["hand"], s["closed"][:, None]], 1).astype(np.float32),
                 "observation.environment_state": s["blocks"].reshape(self.rows, -1),
                 "simulator.state": np.stack([s["mission"], s["held"]], 1).astype(np.float32)}
         if self.camera_size:
-            seen |= {"observation.images.top": self._picture(self.camera_size),
+            columns |= {"observation.images.top": self._picture(self.camera_size),
                      "observation.images.side": self._side_picture(self.camera_size)}
-        return seen
+        return columns
 
     def state_from_columns(self, steps):
-        mission, held = np.rint(steps["simulator.state"]).astype(np.int64).T
+        mission, held_block = np.rint(steps["simulator.state"]).astype(np.int64).T
         return {"hand": steps["observation.state"][:, :2], "closed": steps["observation.state"][:, 2] > 0.5,
-                "held": held, "blocks": steps["observation.environment_state"].reshape(len(mission), -1, 2),
+                "held": held_block, "blocks": steps["observation.environment_state"].reshape(len(mission), -1, 2),
                 "mission": mission}
 
     def _mission(self) -> tuple[np.ndarray, np.ndarray]:
@@ -213,13 +213,13 @@ class Expert(Actor):
         hand, closed = obs["observation.state"].split((2, 1), 1)
         rows = torch.arange(len(hand))
         blocks = obs["observation.environment_state"].reshape(len(hand), -1, 2)
-        mission, held = obs["simulator.state"].round().long().T
+        mission, held_block = obs["simulator.state"].round().long().T
         block, to = blocks[rows, mission // len(BINS)], torch.from_numpy(CENTERS)[mission % len(BINS)]
         if self.control == "pick_and_place":
             action = 2 * torch.cat([block, to], 1) - 1
             action = action + 0.1 * self.noise * normal(state["key"], state["count"], (4,), stream=2)
             return action, {**state, "count": state["count"] + 1}
-        has = (held == mission // len(BINS))[:, None]
+        has = (held_block == mission // len(BINS))[:, None]
         ahead = torch.where(has, to, block) - hand
         gap = (ahead * ahead).sum(1, keepdim=True).sqrt()
         takes = ~has & (gap < 0.6 * GRASP) & (closed < 0.5)

@@ -60,13 +60,14 @@ class Tabular(Toy):
 
     def observe(self):
         s, number = self.state, self.state["number"]
-        told = np.concatenate([number[:, None], self.mdp.places[number], s["chance"][:, None], s["clock"][:, None]], 1)
-        return {"observation.state": self.mdp.seen[number], "simulator.state": told.astype(np.float32)}
+        simulator_state = np.concatenate(
+            [number[:, None], self.mdp.places[number], s["chance"][:, None], s["clock"][:, None]], 1)
+        return {"observation.state": self.mdp.seen[number], "simulator.state": simulator_state.astype(np.float32)}
 
     def state_from_columns(self, steps):
         number = np.rint(steps["simulator.state"][:, 0]).astype(np.int64)
-        if len(wrong := number[(number < 0) | (number >= self.mdp.states)]):
-            raise UserError(f"there is no state {wrong[0]}, only 0 to {self.mdp.states - 1}",
+        if len(invalid_numbers := number[(number < 0) | (number >= self.mdp.states)]):
+            raise UserError(f"there is no state {invalid_numbers[0]}, only 0 to {self.mdp.states - 1}",
                             where=f"{self.metadata['env']}, column 'simulator.state'",
                             hint="restore from steps recorded in this environment")
         chance, clock = steps["simulator.state"][:, 3:].astype(np.float64).T
@@ -89,9 +90,9 @@ class Tabular(Toy):
         return Expert(torch.from_numpy(best))
 
     def map(self):
-        (left, bottom), (right, top) = self.mdp.places.min(0) - 0.6, self.mdp.places.max(0) + 0.6
+        (x_min, y_min), (x_max, y_max) = self.mdp.places.min(0) - 0.6, self.mdp.places.max(0) + 0.6
         roles = np.select([self.mdp.success, self.mdp.final], ["goal", "obstacle"], "start")
-        return {"x": (float(left), float(right)), "y": (float(bottom), float(top)), "path": ("simulator.state", 1, 2),
+        return {"x": (float(x_min), float(x_max)), "y": (float(y_min), float(y_max)), "path": ("simulator.state", 1, 2),
                 "shapes": [{"kind": "box", "at": tuple(map(float, at)), "half": (0.45, 0.45), "role": str(role)}
                            for at, role in zip(self.mdp.places, roles, strict=True)]}
 

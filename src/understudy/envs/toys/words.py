@@ -65,12 +65,12 @@ class Words(Toy):
         at = np.stack(np.divmod(free[:, :SIZE**2].argmin(1), SIZE), 1)
         aim, saying = (free[:, -2:] * [THINGS, len(PHRASES)]).astype(np.int64).T
         meant = looks[np.arange(len(key)), aim]
-        said = (
+        missions = (
             np.stack([_ENCODED_MISSIONS[m, s] for m, s in zip(meant, saying, strict=True)])
             if len(key)
             else np.empty((0, LENGTH), np.uint8)
         )
-        return {"at": at, "things": things, "looks": looks, "meant": meant, "said": said}
+        return {"at": at, "things": things, "looks": looks, "meant": meant, "said": missions}
 
     def observe(self):
         s = self.state
@@ -141,11 +141,11 @@ def parse_missions(said: np.ndarray) -> np.ndarray:
     """
     numbers = []
     for text in (bytes(row).rstrip(b"\0").decode(errors="replace") for row in said):
-        found = [m for m in range(len(COLOURS) * len(KINDS)) if _thing_name(m) in text]
-        if len(found) != 1:
+        named_things = [m for m in range(len(COLOURS) * len(KINDS)) if _thing_name(m) in text]
+        if len(named_things) != 1:
             raise UserError(f"the mission must name one thing, but is {text!r}", where="words",
                             hint=f"name a color ({', '.join(COLOURS)}) and a kind ({', '.join(KINDS)})")
-        numbers += found
+        numbers += named_things
     return np.array(numbers, np.int64)
 
 
@@ -171,8 +171,8 @@ class Expert(Actor):
             free[rows, place[:, i, 0], place[:, i, 1]] = np.where(i == aim, 0, np.inf)
         cost = cost_by_move(np.ones((len(key), 4, SIZE, SIZE), np.float32), free)
         liked = uniform(key, torch.zeros_like(key), cost.shape[1:], stream=6).numpy()
-        left = cost_by_move(cost, cost_to_go(cost, goal)) + 0.5 * liked
-        return {"key": key, "count": torch.zeros_like(key), "best": torch.from_numpy(left.argmin(1)),
+        remaining_cost = cost_by_move(cost, cost_to_go(cost, goal)) + 0.5 * liked
+        return {"key": key, "count": torch.zeros_like(key), "best": torch.from_numpy(remaining_cost.argmin(1)),
                 "may": torch.from_numpy(np.isfinite(cost))}
 
     def act(self, obs, state):

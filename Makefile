@@ -27,6 +27,7 @@ help:
 	@echo "make bench        every benchmark beside its peers, and docs/benchmarks.md"
 	@echo "make openpi       openpi-client in an environment of its own, as a client of the server in the tests"
 	@echo "make claims       run the claims that have no valid record, and write docs/ledger.md (ARGS='--budget 2h')"
+	@echo "make probes       compare the probes of all claims with the stored ones, with three sets of instructions"
 	@echo "make same         what a move of code must not change, compared with a commit (BASE=COMMIT)"
 	@echo "make clean        remove .venv and what was built"
 
@@ -63,6 +64,13 @@ claims: .venv/test
 	export UNDERSTUDY_DATA="$${UNDERSTUDY_DATA:-$(wildcard ../shared/data)}"; \
 	$(BIN)/understudy claims run --all --workers $(JOBS) $(ARGS); status=$$?; \
 	$(BIN)/understudy claims table; exit $$status
+
+probes: .venv/test
+	export UNDERSTUDY_DATA="$${UNDERSTUDY_DATA:-$(wildcard ../shared/data)}"; \
+	for capability in default avx2 avx512; do \
+		echo "ATEN_CPU_CAPABILITY=$$capability"; \
+		ATEN_CPU_CAPABILITY=$$capability $(BIN)/understudy claims check $(ARGS) || exit; \
+	done
 
 # Run it after changing a bound: pip resolves everything anew, and what it took is written down.
 constraints:
@@ -113,4 +121,4 @@ clean:
 	.venv-peers/openpi/bin/python -m pip install -q --disable-pip-version-check -r $<
 	cp $< $@
 
-.PHONY: help demo test test-slow test-gpu test-newest lint bench openpi docs claims constraints same clean
+.PHONY: help demo test test-slow test-gpu test-newest lint bench openpi docs claims probes constraints same clean

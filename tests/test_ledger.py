@@ -383,13 +383,13 @@ def test_an_attempt_tells_what_is_absent_from_what_fails(monkeypatch):
     for function, kind, text in ((absent, "absent", "found none"), (wrong, "failed", "was made for"),
                                  (defect, "failed", "ZeroDivisionError")):
         monkeypatch.setattr(due_module, "run_claim", function)
-        monkeypatch.setattr(due_module, "store", lambda claim: pytest.fail("no probe of a run that did not end"))
+        monkeypatch.setattr(due_module, "store_all", lambda names: pytest.fail("no probe of a run that did not end"))
         found = try_claim("diffusion-bc")
         assert found[0] == kind and text in found[1]
     assert try_claim("no-such-claim")[0] == "failed"
     stored = []
     monkeypatch.setattr(due_module, "run_claim", lambda claim, **options: {"verdict": "holds"})
-    monkeypatch.setattr(due_module, "store", lambda claim: stored.append(claim.name))
+    monkeypatch.setattr(due_module, "store_all", stored.extend)
     assert try_claim("diffusion-bc") == ("done", {"verdict": "holds"}) and stored == ["diffusion-bc"]
 
 
@@ -463,10 +463,10 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
         assert text in call(*args, status=2).err
     saved = []
     monkeypatch.setattr(due_module, "save_confirmation", lambda claim: saved.append(claim.name))
-    monkeypatch.setattr(due_module, "confirm", lambda claim: Confirmation("confirmed"))
+    monkeypatch.setattr(due_module, "confirm_all", lambda names: [Confirmation("confirmed") for _ in names])
     found = call("run", "--all", "--budget", "1s", "--json")  # the probe says that the record stands
     assert json.loads(found.out)["confirmed"] == ["mip-two-steps"] == saved and not json.loads(found.out)["left"]
-    monkeypatch.setattr(due_module, "confirm", lambda claim: Confirmation("due"))
+    monkeypatch.setattr(due_module, "confirm_all", lambda names: [Confirmation("due") for _ in names])
     found = call("run", "--all", "--budget", "1s", "--json", status=3)
     assert json.loads(found.out) == {"confirmed": [], "ran": {}, "not_here": {}, "failed": {}, "left": {
         "mip-two-steps": json.loads(found.out)["left"]["mip-two-steps"]}}

@@ -1,6 +1,9 @@
 """A probe tells changed numbers from the same numbers, and is not disturbed by names or rounding."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
@@ -19,9 +22,13 @@ from understudy.claims.base import (
     NegativeControl,
 )
 from understudy.claims.measures import closed_loop, train_once
+from understudy.claims.portable import run_portably
 from understudy.claims.probe import compare, confirm, take, updates_to_probe
 from understudy.core import replaced
 from understudy.data.window import Window
+from understudy.envs import make
+from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import NoisyActor, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.files import write_json
 from understudy.learn.fit import fit
@@ -97,15 +104,27 @@ def test_a_difference_names_its_place_and_lengths_and_places_count():
         "a: only stored", "b[0]: 1.0 stored, 2.0 now", "c: only now"]
 
 
+def test_a_list_that_is_zero_but_for_rounding_is_compared_on_the_scale_of_its_quantity():
+    """Gradients of 5e-8 beside others of 2: 1e-7 of 2 is allowed."""
+    def gradients(value, quantity, largest):
+        return document(**{f"fork / frozen / {quantity}": [value, 0.0], f"fork / trained / {quantity}": [largest, 1.0]})
+    assert compare(gradients(5e-8, "gradients", 2.0), gradients(2.4e-7, "gradients", 2.0)) == []
+    assert compare(gradients(5e-8, "gradients", 2.0), gradients(2.7e-7, "gradients", 2.0)) == [
+        "fork / frozen / gradients[0]: 5e-08 stored, 2.7e-07 now"]
+
+
 def test_what_rounding_changes_is_not_stored():
-    assert probe._stable([1.0, 2.0, 3.0], [1.0, 2.1, 3.0]) == [1.0, None, 3.0]
-    assert probe._stable([1.0, 2.0], [1.0]) == [None, None]
+    """More than a third of the tolerance, 1e-4 of 2 and 1e-5 of 3: 0.77e-4."""
+    assert probe._stable([1.0, 2.0, 3.0], [1.0, 2.1, 3.0], 3.0) == [1.0, None, 3.0]
+    assert probe._stable([1.0, 2.0, 3.0], [1.0, 2.00007, 3.0], 3.0) == [1.0, 2.0, 3.0]
+    assert probe._stable([1.0, 2.0, 3.0], [1.0, 2.00009, 3.0], 3.0) == [1.0, None, 3.0]
+    assert probe._stable([1.0, 2.0], [1.0], 2.0) == [None, None]
 
 
 def test_the_first_middle_and_last_updates_are_probed():
-    assert updates_to_probe(0, 1000) == [*range(8), 498, 499, 500, 501, *range(992, 1000)]
+    assert updates_to_probe(0, 1000) == [*range(4), 499, 500, *range(996, 1000)]
     assert updates_to_probe(0, 1) == [0] and updates_to_probe(0, 10) == list(range(10))
-    assert updates_to_probe(100, 200) == [*range(100, 108), 148, 149, 150, 151, *range(192, 200)]
+    assert updates_to_probe(100, 200) == [*range(100, 104), 149, 150, *range(196, 200)]
 
 
 # -- what a probe sees --------------------------------------------------------------------------------------------
@@ -156,6 +175,44 @@ def test_rounding_errors_do_not_matter():
     assert compare(take(claim), rounded) == [] and take(claim)["numbers"] != rounded["numbers"]
 
 
+def test_a_probe_is_small_and_sees_the_full_number_of_demonstrations():
+    assert ExpertDemonstrations("fork", 200).for_probe() == (ExpertDemonstrations("fork", 50), [200])
+    assert ExpertDemonstrations("fork", 7).for_probe() == (ExpertDemonstrations("fork", 7), [7])
+    claim = first_arm("diffusion-bc")
+    part = claim.parts[0]
+    source = replace(part.experiment.source, episodes=part.experiment.source.episodes + 1)
+    more = replace(claim, parts=(replace(part, experiment=replace(part.experiment, source=source)),))
+    assert [d.split("[")[0] for d in compare(take(claim), take(more))] == [f"{part.name} / demonstrations / full sizes"]
+
+
+def test_episodes_of_policies_are_cut_off_after_the_first_steps():
+    env = make("push", rows=2)
+    noise = NoisyActor(None, env.features["action"].size)
+    whole, cut = (rollout(noise, world, 3, 5) for world in (env, probe._FirstSteps(env)))
+    assert {len(e) for e in cut} == {32} and all(len(e) > 32 for e in whole)
+    for a, b in zip(whole, cut, strict=True):
+        np.testing.assert_array_equal(a.steps["observation.state"][:33], b.steps["observation.state"])
+        assert b.steps["next.truncated"].tolist() == [False] * 31 + [True]
+    policy = PolicyActor.__new__(PolicyActor)
+    assert probe._is_policy(policy) and probe._is_policy(NoisyActor(policy, 2)) and not probe._is_policy(noise)
+
+
+def test_a_weight_whose_gradient_is_zero_but_for_rounding_is_not_stored():
+    """The loss does not depend on it, and Adam moves it by whole steps of its learning rate."""
+    def train(rounding: float, noise: float):
+        kept = torch.nn.Parameter(torch.ones(3))
+        unused = torch.nn.Parameter(torch.ones(3))
+        with probe._recorded(rounding) as recorder:
+            optimizer = torch.optim.Adam([kept, unused], lr=0.1)
+            for _ in range(3):
+                kept.grad, unused.grad = torch.full((3,), 0.5), torch.full((3,), noise)
+                optimizer.step()
+        return recorder.numbers["score training 1 / weights"]
+    entries, rounded, elsewhere = train(0.0, 1e-10), train(probe.ROUNDING[0], 1e-10), train(0.0, -1e-10)
+    stable = probe._stable(entries, rounded, 1.0)
+    assert stable[:3] == entries[:3] == elsewhere[:3] and stable[3:] == [None] * 3 and entries[3:] != elsewhere[3:]
+
+
 def test_real_runs_never_meet_what_a_probe_trained():
     """Nothing is left of a probe: neither the recorder nor policies of few updates."""
     step, calls = torch.optim.Adam.step, []
@@ -194,19 +251,22 @@ def test_every_record_has_a_probe_that_is_small():
         if records.record_path(name).exists():
             stored = json.loads(probe.probe_path(name).read_text())
             assert stored["claim"] == name and {"torch", "numpy", "scipy", "python"} <= set(stored["versions"])
-            assert stored["cpu"] and probe.probe_path(name).stat().st_size < 80_000
+            assert stored["cpu"] == "x86_64 DEFAULT" and probe.probe_path(name).stat().st_size < 80_000
             entries = [v for place in stored["numbers"].values() for v in place]
-            # Nearly all can be compared. In the control of one claim, and of a bias under a softmax in another, the
-            # gradients are 0 but for rounding errors.
-            limit = 0.05 if name in ("onedp-one-step", "fourier-transport") else 0.01
+            # Nearly all can be compared, but for weights whose gradients are 0 but for rounding errors, such as a bias
+            # before a normalization or under a softmax.
+            limit = {"dataset-quality": 0.12, "dual-phase": 0.05, "fourier-transport": 0.05, "onedp-one-step": 0.05,
+                     "vinn-few-demonstrations": 0.05}.get(name, 0.01)
             assert np.mean([v is None for v in entries]) < limit
 
 
 def test_the_command_says_what_is_due_and_ends_with_status_3(tmp_path, monkeypatch, capsys):
     claim = first_arm("checkpoint-selection")
     monkeypatch.setattr(records, "all_claims", lambda: {claim.name: claim})
-    monkeypatch.setattr(records, "find_claim", lambda name: claim)
+    for module in (records, probe):
+        monkeypatch.setattr(module, "find_claim", lambda name: claim)
     monkeypatch.setattr(probe, "probe_path", lambda name: tmp_path / f"{name}.json")
+    monkeypatch.setattr(probe, "run_portably", map)  # in this process
 
     def check(*more) -> tuple[int, str]:
         status = cli.main(["claims", "check", *more])
@@ -264,3 +324,29 @@ def test_a_claim_without_a_record_is_not_run(monkeypatch, tmp_path):
     claim = Claim("never-run", (), (ClaimPart("p", experiment, GreaterThan("success", "a", "a")),),
                   NegativeControl(lambda e: e, "p"))
     assert confirm(claim).status == "not run"
+
+
+# -- other processors -------------------------------------------------------------------------------------------------
+
+
+def test_processes_begin_with_the_same_settings_whatever_is_set_outside(monkeypatch):
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    names = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "OMP_NUM_THREADS", "NPY_DISABLE_CPU_FEATURES")
+    inside = dict(zip(names, run_portably(os.getenv, names), strict=True))
+    simd = np.show_config(mode="dicts")["SIMD Extensions"]
+    assert inside == {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1",
+                      "NPY_DISABLE_CPU_FEATURES": " ".join(simd["found"])}
+    assert os.environ["ATEN_CPU_CAPABILITY"] == "avx2" and "MKL_CBWR" not in os.environ
+
+
+@pytest.mark.parametrize("outside", [{"ATEN_CPU_CAPABILITY": "default"}, {"ATEN_CPU_CAPABILITY": "avx2"},
+                                     {"OMP_NUM_THREADS": "3"}], ids=["default", "avx2", "native"])
+def test_stored_probes_pass_with_each_set_of_instructions(outside):
+    """The whole set: make probes. Two of these were due on a processor other than that of their record."""
+    names = ("affordance-flow", "onedp-one-step", "bet-modes")
+    env = {k: v for k, v in os.environ.items() if k not in ("ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS")} | outside
+    done = subprocess.run([sys.executable, "-m", "understudy", "claims", "check", *names, "--json"], env=env,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {c["name"]: c["status"] for c in json.loads(done.stdout)} == dict.fromkeys(names, "confirmed")

@@ -134,12 +134,12 @@ def test_what_the_claims_suggest_is_accepted(follow, monkeypatch, capsys):
     Path("pyproject.toml").touch()
     monkeypatch.setattr("understudy.claims.runner.run_claim", lambda claim, revision, log: ran.append(claim.name) or {
         "name": claim.name, "verdict": "holds", "reason": ""})
-    monkeypatch.setattr("understudy.claims.probe.store", lambda claim: None)
+    monkeypatch.setattr("understudy.claims.probe.store_all", lambda names: [])
     monkeypatch.setattr("understudy.claims.scheduler.due_claims", lambda entries: [])
     seen = follow("claims", "list", NAME="diffusion-bc", depth=2)
     assert seen == {("claims", "list"), ("claims", "run"), ("claims", "run", "--all", "--budget"), ("claims", "table")}
     assert Path("docs/ledger.md").exists() and ran == ["diffusion-bc"]
-    monkeypatch.setattr("understudy.claims.probe.confirm", lambda claim, trust_source: Confirmation("due"))
+    monkeypatch.setattr("understudy.claims.probe.confirm_all", lambda names, trust_source: [Confirmation("due")])
     assert main(["claims", "check", "act-ensembling"]) == 3
     line, = suggestions(capsys.readouterr().out)
     assert main(shlex.split(line)[1:]) == 0 and ran == ["diffusion-bc", "act-ensembling"]

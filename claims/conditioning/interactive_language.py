@@ -406,11 +406,11 @@ def instructed_success(experiment, option: InstructedMethod, data: Dataset, seed
         One value per start. "one block" and "three blocks": 0 or 1, whether all named blocks got to their zones.
         "placed": the part of three named blocks that did.
     """
-    trained, found = train_once(experiment, option.method, data, seed), {}
-    actor = InstructedActor(build_actor(trained.method, trained.modules, ROWS, features=trained.features),
+    trained, found, rows = train_once(experiment, option.method, data, seed), {}, min(ROWS, episodes)
+    actor = InstructedActor(build_actor(trained.method, trained.modules, rows, features=trained.features),
                             option.speaker, TEXT)
     for name, n_named, limit in (("one block", 1, 80), ("three blocks", N_BLOCKS, 120)):
-        ran = rollout(actor, ZoneTable(ROWS, limit, n_named), episodes, seed=starts)
+        ran = rollout(actor, ZoneTable(rows, limit, n_named), episodes, seed=starts)
         found[name] = [float(e.metadata["success"]) for e in ran]
     last = [(zones(e.steps[BLOCKS][-1].reshape(N_BLOCKS, 2)) == e.steps[GOAL][-1]).mean() for e in ran]
     return {**found, "placed": [float(v) for v in last]}

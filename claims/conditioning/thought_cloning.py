@@ -107,8 +107,9 @@ def done_in_order(experiment, method: Method, data: Dataset, seed: int, episodes
         was not. "change": the second minus the first.
     """
     trained = train_once(experiment, method, data, seed)
-    actor = build_actor(trained.method, trained.modules, ROWS, features=trained.features)
-    found = {name: [float(e.metadata["success"]) for e in rollout(actor, GridworldTasks(ROWS, missions=missions),
+    rows = min(ROWS, episodes)
+    actor = build_actor(trained.method, trained.modules, rows, features=trained.features)
+    found = {name: [float(e.metadata["success"]) for e in rollout(actor, GridworldTasks(rows, missions=missions),
                                                                   episodes, seed=starts)]
              for name, missions in (("seen", SEEN), ("unseen", UNSEEN))}
     return {**found, "change": [b - a for a, b in zip(found["seen"], found["unseen"], strict=True)]}

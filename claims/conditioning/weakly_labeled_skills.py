@@ -241,7 +241,8 @@ def instruction_success(experiment, option: Trained, data: Dataset, seed: int, e
     # What is learned from is a part of the key of the training.
     named = replace(experiment, source=(experiment.source, option.episodes, option.prompt))
     trained = train_once(named, option.method, learned_from, seed)
-    actor, env = build_actor(trained.method, trained.modules, ROWS, features=trained.features), experiment.env_options
+    rows, env = min(ROWS, episodes), experiment.env_options
+    actor = build_actor(trained.method, trained.modules, rows, features=trained.features)
     prompts = {"success": actor}
     if isinstance(actor, WrappedActor):
         posterior = next(t.encoder for t in trained.method.transforms if isinstance(t, LatentLabels))
@@ -251,7 +252,7 @@ def instruction_success(experiment, option: Trained, data: Dataset, seed: int, e
             shown = nearest_latent(posterior, data.select(np.flatnonzero(~labeled)))
             prompts["demonstration success"] = replace(actor, actor=shown)
     for name, prompted in prompts.items():
-        ran = rollout(prompted, NamedThings(ROWS, **dict(env)), episodes, seed=starts)
+        ran = rollout(prompted, NamedThings(rows, **dict(env)), episodes, seed=starts)
         measures[name] = [float(e.metadata["success"]) for e in ran]
     return measures
 

@@ -230,8 +230,9 @@ def placement(experiment, method: Method, data: Dataset, seed: int, episodes: in
         One value per scene: "success", and "turn", the error of the angle as a fraction of half a turn.
     """
     policy = fit_method(method, data, seed).policy
-    env = SlotTable(ROWS, data.features()[IMAGE].shape[0])
-    ran = rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), env, episodes, seed=starts)
+    rows = min(ROWS, episodes)
+    env = SlotTable(rows, data.features()[IMAGE].shape[0])
+    ran = rollout(PolicyActor(FixedBatch(policy, rows), method.executor), env, episodes, seed=starts)
     right = expert_action(np.concatenate([e.steps[POSES][:1] for e in ran]))
     turn = np.concatenate([e.steps["action"][:, 4] for e in ran]) - right[:, 4]
     return {"success": [float(e.metadata["success"]) for e in ran], "turn": np.abs(wrap(turn)).tolist()}

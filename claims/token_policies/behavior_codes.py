@@ -248,7 +248,8 @@ def success_and_levels(experiment, option: Deployed, data: Dataset, seed: int, e
     if isinstance(method.wrapper, SkillWrapper) and option.codes == "exchanged":
         wrapper = ExchangedCodes(**{f.name: getattr(method.wrapper, f.name) for f in fields(method.wrapper)})
         method = replace(method, wrapper=wrapper)
-    actor = build_actor(method, trained.modules, ROWS, features=trained.features)
+    rows = min(ROWS, episodes)
+    actor = build_actor(method, trained.modules, rows, features=trained.features)
     levels = {}
     if isinstance(actor, WrappedActor):
         labels = next(t for t in method.transforms if isinstance(t, LatentLabels))
@@ -256,7 +257,7 @@ def success_and_levels(experiment, option: Deployed, data: Dataset, seed: int, e
         if option.codes == "expert":
             actor = replace(actor, actor=ExpertCodes(labels.encoder, env))
         levels = {"levels used": [fraction_used(QUANTIZER.to_levels(labels.encoder.latents(data)))]}
-    ran = rollout(actor, Errands(ROWS, **dict(env)), episodes, seed=starts)
+    ran = rollout(actor, Errands(rows, **dict(env)), episodes, seed=starts)
     return {"success": [float(e.metadata["success"]) for e in ran], **levels}
 
 

@@ -22,6 +22,7 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
+    smaller,
 )
 from understudy.claims.measures import train_once
 from understudy.core import Feature, put, uniform
@@ -141,6 +142,9 @@ class ArmDemonstrations(DemonstrationSource):
                 found += [replace(e, metadata={**e.metadata, "dataset": part}) for e in same]
         return Dataset(found)
 
+    def for_probe(self):
+        return smaller(self, n_prior=20)
+
 
 @dataclass(frozen=True)
 class Adaptation:
@@ -186,10 +190,11 @@ def adapted_success(
     if option.is_permuted:
         stage = replace(stage, modules={"policy": permuted(stage.policy, seed)})
     trained = fit_method(option.method, task, seed, stages={"encoder": stage})
-    actor = build_actor(trained.method, trained.modules, ROWS)
+    rows = min(ROWS, episodes)
+    actor = build_actor(trained.method, trained.modules, rows)
     found = {}
     for name, dead in (("success", False), ("failed sensor", True)):
-        ran = rollout(actor, ArmSensors(FrontArm(ROWS, arm=NEW_BODY), dead), episodes, seed=starts)
+        ran = rollout(actor, ArmSensors(FrontArm(rows, arm=NEW_BODY), dead), episodes, seed=starts)
         found[name] = [float(e.metadata["success"]) for e in ran]
     return found
 

@@ -20,6 +20,7 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
+    smaller,
 )
 from understudy.core import Feature, normal, uniform
 from understudy.data.episode import Dataset, Episode
@@ -141,6 +142,9 @@ class PlayAndDemonstrations(DemonstrationSource):
         assert len(few) == N_PLACES * self.per_place, "there are too few demonstrations of a place"
         return Dataset([_marked(e, some is few, 0.5 / sum(map(len, some))) for some in (play, few) for e in some])
 
+    def for_probe(self):
+        return smaller(self, play=50)
+
 
 def _marked(episode: Episode, has_words: bool, rate: float) -> Episode:
     """An episode with columns that say whether it has words, and how often its steps are drawn if all sets are."""
@@ -200,7 +204,8 @@ def success_by_words(experiment, option: Phases, data: Dataset, seed: int, episo
     stages = {s.name: fit_method(s.method, shuffled_in_time(play, seed) if option.is_shuffled else play, seed)
               for s in option.method.stages}
     trained = fit_method(option.method, data if option.uses_all else few, seed, stages=stages)
-    ran = rollout(build_actor(trained.method, trained.modules, ROWS), seen_places(ROWS), episodes, seed=starts)
+    rows = min(ROWS, episodes)
+    ran = rollout(build_actor(trained.method, trained.modules, rows), seen_places(rows), episodes, seed=starts)
     return {"success": [float(e.metadata["success"]) for e in ran]}
 
 

@@ -18,6 +18,7 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
+    smaller,
 )
 from understudy.claims.measures import train_once
 from understudy.core import Feature, keys, uniform
@@ -174,6 +175,9 @@ class MazeDemonstrations(DemonstrationSource):
         env = training_mazes(self, seed)
         return rollout(env.expert(), env, self.mazes * self.per_maze, recording_seed(seed))
 
+    def for_probe(self):
+        return smaller(self, mazes=5)
+
 
 def training_mazes(source: MazeDemonstrations, seed: int, rows: int = ROWS) -> GridMaze:
     """The mazes that a seed learns in."""
@@ -198,9 +202,10 @@ def solved(experiment, method: Method, data: Dataset, seed: int, episodes: int, 
         demonstrations, in their mazes.
     """
     trained, found = train_once(experiment, method, data, seed), {}
-    actor = build_actor(trained.method, trained.modules, ROWS, features=trained.features)
-    for name, env, n, key in (("success", GridMaze(ROWS, LIMIT), episodes, starts),
-                              ("demonstrated", training_mazes(experiment.source, seed), len(data),
+    rows = min(ROWS, episodes)
+    actor = build_actor(trained.method, trained.modules, rows, features=trained.features)
+    for name, env, n, key in (("success", GridMaze(rows, LIMIT), episodes, starts),
+                              ("demonstrated", training_mazes(experiment.source, seed, rows), len(data),
                                recording_seed(seed))):
         found[name] = [float(e.metadata["success"]) for e in rollout(actor, env, n, seed=key)]
     return found

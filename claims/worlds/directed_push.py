@@ -30,8 +30,6 @@ class DirectedPush(Push):
         limit: Largest number of steps of an episode.
     """
 
-    probe_limit = 32  # steps of a policy's episodes in a probe
-
     def __init__(self, rows: int, directions: tuple[int, ...], limit: int = 100):
         self.directions = directions
         super().__init__(rows, limit)

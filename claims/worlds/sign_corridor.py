@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from understudy.claims.base import (
-    DemonstrationSource,
-)
+from understudy.claims.base import DemonstrationSource, smaller
 from understudy.core import Feature, uniform
 from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import Operation
@@ -133,6 +131,9 @@ class CorridorDemonstrations(DemonstrationSource):
     def load(self, seed):
         env = SignCorridor(min(ROWS, self.episodes), self.n_signs + 3, self.n_signs)
         return rollout(Expert(), env, self.episodes, recording_seed(seed))
+
+    def for_probe(self):
+        return smaller(self)  # methods name the number of episodes
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .effects import SMALLEST_EFFECTS
 from .folder import NAME
 
 TRUSTED = (NAME,)  # packages besides understudy that may define the environments of claims
-PROBE_DEMONSTRATIONS = 50  # largest number of an expert's demonstrations in a probe
+PROBE_DEMONSTRATIONS = 50  # largest number of demonstrations in a probe
 Verdict = Literal["holds", "fails", "undecided"]
 Measurements = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]  # arm -> measure -> training seed -> values
 
@@ -70,11 +70,12 @@ class DemonstrationSource(ABC):
         """The demonstrations that training seed `seed` learns from."""
 
     def for_probe(self) -> tuple[Any, list[float]]:
-        """A smaller copy, with which a probe takes seconds, and the full sizes. By default the source itself.
+        """A smaller copy, with which a probe takes seconds, and the full sizes. By default at most 50 `episodes`.
 
         A method that trains in its own way, without `fit`, can have this function too.
         """
-        return smaller(self)
+        episodes = getattr(self, "episodes", None)
+        return smaller(self) if episodes is None else smaller(self, episodes=min(episodes, PROBE_DEMONSTRATIONS))
 
 
 def smaller(part: Any, **sizes: Any) -> tuple[Any, list[float]]:
@@ -112,9 +113,6 @@ class ExpertDemonstrations(DemonstrationSource):
         ran = rollout(expert_of(env), env, self.episodes, recording_seed(seed if self.resample else 0))
         shown = ran.filter(lambda e: e.metadata["success"])
         return shown if self.filter is None else shown.filter(self.filter)
-
-    def for_probe(self):
-        return smaller(self, episodes=min(self.episodes, PROBE_DEMONSTRATIONS))
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,6 @@ class Experiment:
             looks together err as rarely as one. Without looks, all seeds run and alpha is 0.05.
         sanity: (arm, measure, minimum) each. An arm whose mean is below its minimum does not work, and the part is
             then undecided.
-        probe_episodes: Rollouts of each arm in a probe.
     """
 
     source: DemonstrationSource
@@ -208,7 +205,6 @@ class Experiment:
     starts_seed: int = 100
     looks: tuple[tuple[int, float], ...] = ()
     sanity: tuple[tuple[str, str, float], ...] = ()
-    probe_episodes: int = 2
 
     def __post_init__(self):
         if min(*self.seeds, *self.tuning_seeds) < 100 or set(self.seeds) & set(self.tuning_seeds):

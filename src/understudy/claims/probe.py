@@ -1,10 +1,12 @@
 """Probes: deterministic runs of seconds that tell whether a claim still computes the same numbers.
 
-A probe runs every cell of a claim once, shortened: each training makes its first 8, 4 middle and last 8 updates, and
-few episodes are rolled out. It stores plain numbers (losses, weights, actions, returns), which are compared with a
-tolerance. Keys are the claim's own names and positions, so a probe stays comparable when code is renamed.
+A probe runs every cell of a claim once, shortened: each training makes its first 4, 2 middle and last 4 updates, and
+few episodes are rolled out, those of a policy for 32 steps. What cells share is computed once. It stores plain numbers
+(losses, weights, actions, returns), which are compared with a tolerance. Keys are the claim's own names and positions,
+so a probe stays comparable when code is renamed.
 
 A probe sees code, data and packages that change any of these numbers. It does not see what only long training shows.
+Commands run probes by `portable.run_portably`, so that all processors compute the same.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from typing import Any, Literal
 
@@ -29,25 +32,31 @@ from ..audit.scores.network_scores import fit_regression
 from ..core import UserError, replaced
 from ..data.episode import Dataset
 from ..envs import HasExpert
+from ..envs.base import Env, EnvWrapper
 from ..evaluate.behavior.modes import RepeatedStartsEnv
 from ..evaluate.recording import UniformRandomActor
 from ..evaluate.rollout import rollout
-from ..execute.actor import NoisyActor, PolicyActor
+from ..execute.actor import Actor, NoisyActor, PolicyActor
 from ..files import read_json, write_text
 from ..improve.restart import Attempts
 from ..learn.fit import fit
 from .base import Claim, ClaimPart, Experiment, MissingRequirement
 from .memo import empty_memos
-from .records import fingerprint, missing_requirements, probe_path, provenance, record_path
+from .portable import run_portably
+from .records import find_claim, fingerprint, missing_requirements, probe_path, provenance, record_path
 
 RELATIVE = 1e-4  # tolerance relative to an entry
 FLOOR = 1e-5  # tolerance relative to the largest entry of its list: entries near zero are rounding errors
+SCALE = 1e-7  # tolerance relative to the largest entry of its quantity in the claim, where a whole list is near zero
 ABSOLUTE = 1e-8  # absolute tolerance: a gradient that is zero but for rounding differs between processors
+EPISODES = 2  # rollouts per cell
 ENTRIES = 64  # largest number of stored entries of a list of weights, actions or observations
-ROUNDING = 2e-7  # relative error of a weight in single precision
+ROUNDING = 2e-7, -2e-7  # relative errors of a weight in single precision, and the opposite ones
+STABLE = 3  # entries that such errors change by more than a third of the tolerance are not compared
 ADAM_STEP = torch.optim.Adam.step
 ROLLOUT, FIT_REGRESSION = inspect.unwrap(rollout), inspect.unwrap(fit_regression)  # never replaced
 STEPS = 16  # recorded steps of each rollout
+POLICY_STEPS = 2 * STEPS  # steps of an episode in which a policy acts: after few updates, the first tell as much as all
 STARTS_SEED = 100  # seed of the rollouts that record an environment
 UPDATES = 20  # updates of a network that a score trains
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
@@ -75,14 +84,14 @@ class Confirmation:
 
 
 def updates_to_probe(start: int, steps: int) -> list[int]:
-    """The first 8, middle 4 and last 8 updates, in order and without repetition.
+    """The first 4, middle 2 and last 4 updates, in order and without repetition.
 
     Args:
         start: First update.
         steps: Number of updates. The last one is `steps` - 1.
     """
     middle = (start + steps) // 2
-    wanted = {*range(start, start + 8), *range(middle - 2, middle + 2), *range(steps - 8, steps)}
+    wanted = {*range(start, start + 4), *range(middle - 1, middle + 1), *range(steps - 4, steps)}
     return sorted(n for n in wanted if start <= n < steps)
 
 
@@ -103,7 +112,7 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
     chosen = {name: part["chosen"] for name, part in read_json(path)["parts"].items()} if path.exists() else {}
     done: set[str] = set()  # what cells compute; cells that compute the same are probed once
     loaded: dict[Any, tuple[Dataset, Numbers]] = {}
-    with _repeatable():
+    with _repeatable(), empty_memos():
         for name, experiment, arms in _experiments(claim, chosen):
             numbers[f"{name} / seeds and episodes"] = [*map(float, (*experiment.seeds, experiment.episodes))]
             source, sizes = _smaller(experiment.source)
@@ -138,12 +147,13 @@ def compare(stored: Mapping, now: Mapping) -> list[str]:
         One sentence for each place that differs, naming its first entry that differs. Empty if the probes are equal.
     """
     old, new, found = stored["numbers"], now["numbers"], []
+    scales = _scales(old)
     for place in dict.fromkeys((*old, *new)):
         if place not in new or place not in old:
             found.append(f"{place}: {'only stored' if place in old else 'only now'}")
         elif len(old[place]) != len(new[place]):
             found.append(f"{place}: {len(old[place])} entries stored, {len(new[place])} now")
-        elif (at := _first_difference(old[place], new[place])) is not None:
+        elif (at := _first_difference(old[place], new[place], scales[_quantity(place)])) is not None:
             found.append(f"{place}[{at}]: {old[place][at]} stored, {new[place][at]} now")
     return found
 
@@ -183,15 +193,41 @@ def confirm(claim: Claim, *, trust_source: bool = False) -> Confirmation:
     return Confirmation("due" if differences else "confirmed", detail, differences, time.perf_counter() - began)
 
 
+def confirm_all(names: Iterable[str], *, trust_source: bool = False) -> Iterator[Confirmation]:
+    """Confirms claims in processes that compute the same on all processors. Results in the order of the names.
+
+    Args:
+        names: Names of the claims.
+        trust_source: See `confirm`.
+    """
+    return run_portably(partial(_confirm_named, trust_source=trust_source), names)
+
+
+def _confirm_named(name: str, trust_source: bool) -> Confirmation:
+    return confirm(find_claim(name), trust_source=trust_source)
+
+
+def store_all(names: Iterable[str]) -> list[dict]:
+    """Stores the probes of claims, in processes that compute the same on all processors."""
+    return list(run_portably(_store_named, names))
+
+
+def _store_named(name: str) -> dict:
+    return store(find_claim(name))
+
+
 def store(claim: Claim) -> dict:
     """Takes the probe of a claim and writes it to its file.
 
     Entries that errors of the size of rounding change are stored as null and never compared. For example, the loss may
-    not depend on a bias, and the optimizer then moves it by the sign of a rounding error. Call this only on the code
-    that made the record.
+    not depend on a bias, and the optimizer then moves it by the sign of a rounding error, which differs between
+    processors. Call this only on the code that made the record.
     """
-    probe, rounded = take(claim), take(claim, ROUNDING)["numbers"]
-    probe["numbers"] = {place: _stable(entries, rounded.get(place, [])) for place, entries in probe["numbers"].items()}
+    probe = take(claim)
+    scales = _scales(probe["numbers"])
+    for rounded in 2 * [take(claim, rounding)["numbers"] for rounding in ROUNDING]:  # twice: floors become lower
+        probe["numbers"] = {place: _stable(entries, rounded.get(place, []), scales[_quantity(place)])
+                            for place, entries in probe["numbers"].items()}
     _write(claim.name, probe)
     return probe
 
@@ -251,8 +287,7 @@ def _load(experiment: Experiment, rounding: float) -> tuple[Dataset, Numbers]:
 
 def _cell(experiment: Experiment, method: Any, data: Dataset, look_at_env: bool, rounding: float) -> Numbers:
     with _recorded(rounding) as recorder:
-        measured = experiment.measure(experiment, method, data, experiment.seeds[0], experiment.probe_episodes,
-                                      experiment.starts_seed)
+        measured = experiment.measure(experiment, method, data, experiment.seeds[0], EPISODES, experiment.starts_seed)
         for i, values in enumerate(measured.values()):
             recorder.numbers[f"measure {i + 1}"] = _entries(np.asarray(values, float))
         if look_at_env and recorder.env is not None:
@@ -298,19 +333,14 @@ class _Recorder:
         self.rollouts += 1
         if isinstance(env, Attempts):
             env.limit = min(env.limit, 120)  # with a policy of few updates no attempt would succeed
-        limit = env.limit if hasattr(env, "probe_limit") and isinstance(actor, PolicyActor) else None
-        if limit is not None:  # with a policy of few updates the first steps tell as much as all
-            env.limit = min(limit, env.probe_limit)
-            self.numbers[f"rollout {self.rollouts} / limit"] = [limit]
-        ran = ROLLOUT(actor, env, episodes, seed, **options)
-        if limit is not None:
-            env.limit = limit
+        ran = ROLLOUT(actor, _FirstSteps(env) if _is_policy(actor) else env, episodes, seed, **options)
         self.env = env.env if isinstance(env, RepeatedStartsEnv) else env  # which knows the starts of one seed alone
         self._episodes(f"rollout {self.rollouts}", ran)
         return ran
 
     def adam_step(self, optimizer, *args, **kwargs):
         """One step of a score's own training. Only the first are made: long trainings magnify rounding errors."""
+        self._round_gradients(optimizer)
         if type(optimizer) is not torch.optim.Adam:  # a learner's, which is a subclass of it
             return ADAM_STEP(optimizer, *args, **kwargs)
         if optimizer not in self.steps:
@@ -341,6 +371,16 @@ class _Recorder:
             for p in parameters:
                 p.mul_(1 + self.rounding * torch.randn(p.shape, generator=rng))
 
+    @torch.no_grad()
+    def _round_gradients(self, optimizer: torch.optim.Adam) -> None:
+        """Adds rounding errors, on the scale of the largest gradient: Adam makes whole steps of zeros with errors."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.rounding and gradients:
+            rng = torch.Generator().manual_seed(0)
+            error = self.rounding * max(float(g.abs().max()) for g in gradients)
+            for gradient in gradients:
+                gradient.add_(error * torch.randn(gradient.shape, generator=rng) * (gradient != 0))
+
     def _weights(self, place, parameters):
         weights = [p.detach().double().flatten() for p in parameters]
         if weights:
@@ -357,6 +397,29 @@ class _Recorder:
             self.numbers[f"{place} / {name}"] = _entries(np.concatenate(values), count)
 
 
+class _FirstSteps(EnvWrapper):
+    """The environment, whose episodes are cut off after the first steps."""
+
+    def __init__(self, env: Env):
+        super().__init__(env)
+        self.metadata, self.clock = env.metadata, torch.zeros(env.rows, dtype=torch.int64)
+
+    def reset(self, which, key):
+        self.clock[which] = 0
+        return self.env.reset(which, key)
+
+    def step(self, action):
+        self.clock += 1
+        result = self.env.step(action)
+        return replace(result, truncated=result.truncated | (self.clock >= POLICY_STEPS))
+
+
+def _is_policy(actor: Actor) -> bool:
+    """Whether a policy acts, perhaps inside of other actors."""
+    return isinstance(actor, PolicyActor) or any(
+        isinstance(part, Actor) and _is_policy(part) for part in vars(actor).values())
+
+
 def _set_counter(learner: Any, update: int) -> None:
     """Make `update` the number of the next update, for the learning-rate schedule, the noise and the average."""
     learner.n_updates = update
@@ -369,28 +432,27 @@ def _set_counter(learner: Any, update: int) -> None:
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """A context with one thread and a fixed random state. Both are restored at its end."""
-    threads = torch.get_num_threads()
+    """A context with one thread and a fixed random state, in which convolutions are products of matrices."""
+    threads, uses_onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
     torch.set_num_threads(1)
+    torch.backends.mkldnn.enabled = False  # ty: ignore[invalid-assignment]  (a property of the module)
     try:
-        with torch.random.fork_rng([]):
+        with torch.random.fork_rng([]), torch.backends.nnpack.flags(enabled=False):
             torch.manual_seed(0)
             yield
     finally:
         torch.set_num_threads(threads)
+        torch.backends.mkldnn.enabled = uses_onednn
 
 
 @contextmanager
 def _recorded(rounding: float) -> Iterator[_Recorder]:
-    """A context in which `fit`, `rollout` and `fit_regression` are those of a recorder.
-
-    Memos are empty in it, so that no real run uses a policy of few updates.
-    """
+    """A context in which `fit`, `rollout` and `fit_regression` are those of a recorder."""
     recorder = _Recorder(rounding)
     instead: dict[Callable, Callable] = {fit: recorder.fit, rollout: recorder.rollout, fit_regression: recorder.regress}
     torch.optim.Adam.step = lambda *args, **kwargs: recorder.adam_step(*args, **kwargs)
     try:
-        with replaced(instead), empty_memos():
+        with replaced(instead):
             yield recorder
         recorder.finish()
     finally:
@@ -413,21 +475,38 @@ def _put(numbers: Numbers, place: str, found: Mapping[str, Sequence[float] | Seq
             float(f"{v:.7g}") if v is not None and math.isfinite(v) else None for v in values]
 
 
-def _first_difference(old: Sequence[float | None], new: Sequence[float | None]) -> int | None:
-    return next((i for i, equal in enumerate(_equal(old, new)) if not equal), None)
+def _quantity(place: str) -> str:
+    """What the numbers of a place are, such as "gradients"."""
+    return place.rpartition(" / ")[2]
 
 
-def _equal(old: Sequence[float | None], new: Sequence[float | None]) -> list[bool]:
-    floor = ABSOLUTE + FLOOR * max((abs(v) for v in old if v is not None), default=0.0)
-    return [a is None or b is not None and abs(a - b) <= RELATIVE * abs(a) + floor
+def _scales(numbers: Numbers) -> dict[str, float]:
+    """The largest entry of each quantity."""
+    scales: dict[str, float] = {}
+    for place, entries in numbers.items():
+        scales[_quantity(place)] = max(scales.get(_quantity(place), 0.0), _largest(entries))
+    return scales
+
+
+def _largest(entries: Sequence[float | None]) -> float:
+    return max((abs(v) for v in entries if v is not None), default=0.0)
+
+
+def _first_difference(old: Sequence[float | None], new: Sequence[float | None], scale: float) -> int | None:
+    return next((i for i, equal in enumerate(_equal(old, new, scale)) if not equal), None)
+
+
+def _equal(old: Sequence[float | None], new: Sequence[float | None], scale: float, divisor: float = 1) -> list[bool]:
+    floor = ABSOLUTE + max(FLOOR * _largest(old), SCALE * scale)
+    return [a is None or b is not None and abs(a - b) <= (RELATIVE * abs(a) + floor) / divisor
             for a, b in zip(old, new, strict=True)]
 
 
-def _stable(entries: Sequence[float | None], rounded: Sequence[float | None]) -> list[float | None]:
+def _stable(entries: Sequence[float | None], rounded: Sequence[float | None], scale: float) -> list[float | None]:
     """`entries`, with None for those that rounding changes."""
     if len(entries) != len(rounded):
         return [None] * len(entries)
-    return [v if equal else None for v, equal in zip(entries, _equal(entries, rounded), strict=True)]
+    return [v if equal else None for v, equal in zip(entries, _equal(entries, rounded, scale, STABLE), strict=True)]
 
 
 # -- the machine --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ..evaluate.workers import WorkerCount, connect_ray, exit_reason, watch_pare
 from ..files import write_json
 from .base import MissingRequirement
 from .folder import open_claims
-from .probe import confirm, save_confirmation, store
+from .probe import confirm_all, save_confirmation, store_all
 from .records import find_claim, find_text, list_claims, record_path
 from .runner import run_claim
 
@@ -50,16 +50,14 @@ def confirm_stale(entries: Sequence[dict], log: LogFunction = lambda text: None)
     Returns:
         The entries that are still due, and the names of the confirmed ones. A confirmation is saved.
     """
-    due, confirmed = [], []
-    for entry in entries:
-        found = None if entry["verdict"] == "not run" else confirm(find_claim(entry["name"]))
-        if found is not None and found.status == "confirmed":
-            save_confirmation(find_claim(entry["name"]))
-            confirmed.append(entry["name"])
-            log(f"{entry['name']}: confirmed by its probe ({found.seconds:.1f} s)")
-        else:
-            due.append(entry)
-    return due, confirmed
+    confirmed = []
+    stale = [entry["name"] for entry in entries if entry["verdict"] != "not run"]
+    for name, found in zip(stale, confirm_all(stale), strict=True):
+        if found.status == "confirmed":
+            save_confirmation(find_claim(name))
+            confirmed.append(name)
+            log(f"{name}: confirmed by its probe ({found.seconds:.1f} s)")
+    return [entry for entry in entries if entry["name"] not in confirmed], confirmed
 
 
 @dataclass
@@ -102,7 +100,7 @@ def try_claim(name: str, log: LogFunction = lambda text: None, trust: tuple[str,
         open_claims(trust)
         claim = find_claim(name)
         record = run_claim(claim, revision=find_text(name).revision, log=log)
-        store(claim)
+        store_all([name])
         return "done", record
     except MissingRequirement as error:
         return "absent", str(error)

@@ -128,13 +128,13 @@ def _list_claims(o: ClaimsOptions, out: Output) -> None:
 
 
 def _run_claim(o: ClaimsOptions, out: Output) -> None:
-    from ..claims.probe import store
+    from ..claims.probe import store_all
     from ..claims.records import find_claim, find_text
     from ..claims.runner import run_claim
 
     claim = find_claim(o.name[0])
     record = run_claim(claim, revision=find_text(claim.name).revision, log=lambda text: print(text, file=sys.stderr))
-    store(claim)
+    store_all([claim.name])
     out.print(f"\n{record['name']}: {_verdict_text(record)} here")
     out.suggest("understudy claims table")
     out.print_json(record)
@@ -177,12 +177,12 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
 
 
 def _check(o: ClaimsOptions, out: Output) -> None:
-    from ..claims.probe import confirm, save_confirmation
+    from ..claims.probe import confirm_all, save_confirmation
     from ..claims.records import all_claims, find_claim
 
-    answer = []
-    for claim in [find_claim(name) for name in o.name] or list(all_claims().values()):
-        found = confirm(claim, trust_source=o.unchanged)
+    answer, claims = [], [find_claim(name) for name in o.name] or list(all_claims().values())
+    found_all = confirm_all([claim.name for claim in claims], trust_source=o.unchanged)
+    for claim, found in zip(claims, found_all, strict=True):
         answer.append({"name": claim.name, "status": found.status, "detail": found.detail,
                        "differences": list(found.differences), "seconds": round(found.seconds, 2)})
         text = f"{found.status}: {found.detail}" if found.detail else found.status

@@ -340,11 +340,11 @@ class _Recorder:
 
     def adam_step(self, optimizer, *args, **kwargs):
         """One step of a score's own training. Only the first are made: long trainings magnify rounding errors."""
-        self._round_gradients(optimizer)
         if type(optimizer) is not torch.optim.Adam:  # a learner's, which is a subclass of it
             return ADAM_STEP(optimizer, *args, **kwargs)
         if optimizer not in self.steps:
             self._round(p for group in optimizer.param_groups for p in group["params"])
+        self._round_gradients(optimizer)
         self.steps[optimizer] = self.steps.get(optimizer, 0) + 1
         return ADAM_STEP(optimizer, *args, **kwargs) if self.steps[optimizer] <= UPDATES else None
 
@@ -450,7 +450,11 @@ def _recorded(rounding: float) -> Iterator[_Recorder]:
     """A context in which `fit`, `rollout` and `fit_regression` are those of a recorder."""
     recorder = _Recorder(rounding)
     instead: dict[Callable, Callable] = {fit: recorder.fit, rollout: recorder.rollout, fit_regression: recorder.regress}
-    torch.optim.Adam.step = lambda *args, **kwargs: recorder.adam_step(*args, **kwargs)
+
+    def step(*args, **kwargs):
+        return recorder.adam_step(*args, **kwargs)
+    step.hooked = True  # ty: ignore[missing-attribute]  (or PyTorch keeps it in subclasses)
+    torch.optim.Adam.step = step
     try:
         with replaced(instead):
             yield recorder

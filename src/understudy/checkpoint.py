@@ -28,11 +28,7 @@ class CheckpointModule(nn.Module, ABC):
 
     @abstractmethod
     def save(self, folder: Path | str) -> None:
-        """Writes everything that `load` needs into a folder, as JSON and safetensors.
-
-        Args:
-            folder: An existing folder, or a new one.
-        """
+        """Writes everything that `load` needs into a folder, old or new, as JSON and safetensors."""
 
     @staticmethod
     @abstractmethod
@@ -90,11 +86,7 @@ class FromStage:
 
 
 def save_module(module: CheckpointModule, folder: Path | str) -> None:
-    """Writes a module into a folder, with its class in `module.json`, so that `load_module` finds it.
-
-    Args:
-        folder: An existing folder, or a new one.
-    """
+    """Writes a module into a folder, old or new, with its class in `module.json`, so that `load_module` finds it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     module.save(folder)
@@ -118,11 +110,7 @@ def load_module(folder: Path | str, trust: tuple[str, ...] = (),
 
 
 def save_weights(module: nn.Module, folder: Path | str) -> None:
-    """Writes the parameters and buffers of a module as `weights.safetensors`, and their checksum.
-
-    Args:
-        folder: An existing folder.
-    """
+    """Writes parameters and buffers of a module as `weights.safetensors`, with a checksum, into an existing folder."""
     save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, Path(folder) / WEIGHTS)
     write_checksums(folder, WEIGHTS)
 

@@ -315,11 +315,7 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
 
 
 def trial_run(out: Path, method: str, seed: int) -> Path:
-    """The run of a trial of `choose_method`.
-
-    Args:
-        out: The folder of the trials.
-    """
+    """The run of a trial of `choose_method` in the folder of the trials."""
     return out / f"{file_name(method)}-{seed}"
 
 
@@ -343,11 +339,7 @@ def survivors(values: Mapping[str, np.ndarray], n_candidates: int) -> list[str]:
 
 
 def candidate_methods(properties: DataProperties) -> tuple[dict[str, str], dict[str, str]]:
-    """Returns the methods to try, and those that `CANDIDATE_RULES` dropped.
-
-    Returns:
-        The reason of each candidate, and that of each method that was dropped, by name.
-    """
+    """Returns the reason of each method to try, and of each that `CANDIDATE_RULES` dropped, by name."""
     chosen: dict[str, str] = {}
     dropped: dict[str, str] = {}
     for rule in CANDIDATE_RULES:
@@ -380,20 +372,14 @@ def data_properties(data: Dataset) -> DataProperties:
 
 @dataclass(frozen=True)
 class _Trials:
-    """Trials of several methods.
-
-    Args:
-        updates: Number of updates of each trial, by the method's name.
-        held: Indices of the episodes that are held out.
-        judge: Returns the metric and the values of a trial, given its folder and method.
-    """
+    """Trials of several methods."""
 
     data: Dataset
     out: Path
     methods: Mapping[str, Method]
-    updates: Mapping[str, int]
-    held: Sequence[int]
-    judge: Callable[[Path, Method], tuple[Metric, tuple[float, ...]]]
+    updates: Mapping[str, int]  # of each trial, by the method's name
+    held: Sequence[int]  # indices of the held-out episodes
+    judge: Callable[[Path, Method], tuple[Metric, tuple[float, ...]]]  # of a trial, given its folder and method
     device: str
 
     def trial(self, name: str, seed: int) -> Trial:
@@ -413,11 +399,7 @@ class _Trials:
 
     def run(self, seed: int, budget: float, say: Callable[[str], None]
             ) -> tuple[dict[str, list[Trial]], dict[str, int], int, float]:
-        """Runs rounds of trials until one method is left or the time is over.
-
-        Returns:
-            The trials of each method, the round after which each was dropped, the number of rounds, and the seconds.
-        """
+        """Rounds of trials: those of each method, the round after which each was dropped, number of rounds, seconds."""
         trials: dict[str, list[Trial]] = {name: [] for name in self.methods}
         candidates, dropped_after, rounds, spent = list(self.methods), {}, 0, 0.0
         while rounds < MAX_ROUNDS and (rounds == 0 or len(candidates) > 1):
@@ -441,10 +423,7 @@ class _Trials:
 
 def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapping[str, Method], env: Env | None,
                budget: float, device: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """The number of updates of every candidate. It is stored, because it depends on the speed of the machine.
-
-    Every candidate is trained for a moment and acts for a step, so that what it lacks is said before any trial.
-    """
+    """The number of updates of every candidate. It is stored, because it depends on the speed of the machine."""
     file = out / "plan.json"
     if file.exists():
         plan = read_json(file)
@@ -459,7 +438,7 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
     full: dict[str, tuple[int, float]] = {}  # default number of updates, and seconds for all of them
     for name, method in candidates.items():
         steps = method.learner.steps
-        each = _try_out(method, name, data, env, device)
+        each = _try_out(method, name, data, env, device)  # so that what it lacks is said before any trial
         full[name] = steps, steps * each
         if each:
             say(f"{name}: {steps} updates by default, {1000 * each:.3g} ms each")
@@ -492,11 +471,7 @@ def _check_candidate(method: Method, name: str) -> Method:
 
 
 def _try_out(method: Method, name: str, data: Dataset, env: Env | None, device: str) -> float:
-    """Trains a method for a moment, and lets it act for a step.
-
-    Returns:
-        Seconds of an update. 0 for a method that makes only a few.
-    """
+    """Seconds of an update of a method, which is trained for a moment and acts for a step. 0 if it makes only a few."""
     times: list[float] = []
     short = replace(method, learner=replace(method.learner, steps=min(method.learner.steps, TIMED_UPDATES)))
     try:

@@ -146,10 +146,9 @@ def _show_warning(otherwise, message, category, *where) -> None:
         otherwise(message, category, *where)
 
 
+# C++ libraries swallow an interrupt while they are imported, or abort the process.
 class _InterruptGuard:
-    """Ctrl-C, a polite kill (a scheduler's notice) and a closed terminal all raise KeyboardInterrupt, and it is known
-    that they came. While modules are imported they wait: C++ libraries swallow an interrupt there, or abort the
-    process."""
+    """Ctrl-C, a scheduler's notice and a closed terminal raise KeyboardInterrupt. They wait during imports."""
 
     ECHO_SECONDS = 2.0  # a closed terminal sends SIGHUP twice, and often SIGTERM too
 

@@ -23,11 +23,7 @@ def file_name(text: object) -> str:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Replaces a file atomically. The old text stays until the new text is on the disk.
-
-    Args:
-        path: The file. Missing folders are created.
-    """
+    """Replaces a file atomically: the old text stays until the new is on the disk. Missing folders are created."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -45,11 +41,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value) -> None:
-    """Replaces a JSON file atomically, as `write_text` does.
-
-    Args:
-        path: The file. Missing folders are created.
-    """
+    """Replaces a JSON file atomically, as `write_text` does. Missing folders are created."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 

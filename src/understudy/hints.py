@@ -7,11 +7,7 @@ from collections.abc import Iterable
 
 
 def command_line(*parts: object) -> str:
-    """Joins the parts of a command of understudy, so that it can be pasted into a shell, with any path.
-
-    Args:
-        *parts: The arguments after `understudy`.
-    """
+    """Joins the arguments after `understudy` to a command that can be pasted into a shell, with any path."""
     return shlex.join(["understudy", *map(str, parts)])
 
 

@@ -48,11 +48,7 @@ def _registered(group: str, search_path: tuple[str, ...]) -> tuple[EntryPoint, .
 
 
 def load_plugin(kind: Kind, name: str) -> Any:
-    """Loads the object that a package registers under a name.
-
-    Args:
-        kind: What the object is: "methods", "envs" or "formats".
-    """
+    """Loads the object that a package registers under a name among "methods", "envs" or "formats"."""
     entry = find_plugins(kind)[name]
     try:
         return entry.load()

@@ -80,7 +80,6 @@ class PolicyConfig:
 
     Args:
         head: How the output of the network becomes an action, and its loss.
-        trunk: The main network.
         encoder: Encodes observations as tokens.
         codec: Converts between the units of the data and those of the network.
         window: Which rows are observed and which are predicted.
@@ -150,7 +149,6 @@ class NetworkGuidance(ABC):
 
         Args:
             coded_action: Coded actions, (B, H, A): the plan, or an estimate of it whose cost other guides compute.
-            encode: See `guided_net`.
         """
         return coded_action
 
@@ -163,11 +161,7 @@ class CostGuidance(ABC):
         return self
 
     def select_components(self, components: slice) -> CostGuidance:
-        """Return the guidance of a policy that plans only some components of the action.
-
-        Raises:
-            Unsupported: The cost cannot be split into parts for the components.
-        """
+        """Return the guidance of a policy that plans only some components of the action."""
         raise Unsupported(f"the cost of {type(self).__name__} cannot be split over the parts of an action",
                           where="FactoredPlanner", hint="guide each of its planners, or implement select_components")
 
@@ -224,12 +218,7 @@ class LastChunk:
         return LastChunk(self.chunk[..., components], self.cursor, self.exists)
 
     def aligned(self) -> tuple[Tensor, Tensor]:
-        """Return the old chunk in the time of the new one.
-
-        Returns:
-            The action of the old chunk at each step of the new chunk, (B, H, A), and False where the old chunk has
-            none, (B, H).
-        """
+        """Return the old action at each new step, (B, H, A), and False where the old chunk has none, (B, H)."""
         horizon, action_dim = self.chunk.shape[1:]
         step = self.cursor.unsqueeze(1) + torch.arange(horizon, device=self.chunk.device)
         index = step.clamp(max=horizon - 1).unsqueeze(-1).expand(-1, -1, action_dim)
@@ -360,9 +349,7 @@ class Planner(ABC):
     Attributes:
         inputs: Names of the columns that it reads.
         features: Features of these columns, and possibly of others.
-        window: The windows that it reads and plans.
         action_dim: Width of one planned step, A.
-        device: Device of its tensors.
         is_discrete: Whether actions are numbers of classes, which have no order and cannot be averaged.
         is_deterministic: Whether plans do not depend on noise, so that all samples of a plan are equal.
     """
@@ -382,7 +369,6 @@ class Planner(ABC):
         Args:
             obs: Observation windows by name, (B, To, ...).
             noise: The result of `noise`.
-            guides: Guidance of these plans.
 
         Returns:
             Chunks in world units, (B, H, A).
@@ -482,11 +468,7 @@ class Policy(CheckpointModule, StepwisePlanner):
     """A network with its codec, which plans chunks of the target column.
 
     Args:
-        config: The parts of the policy.
         features: Features of the data: of the inputs and the target.
-
-    Raises:
-        UserError: A column is missing, or parts of the policy do not fit.
     """
 
     def __init__(self, config: PolicyConfig, features: Schema):
@@ -538,29 +520,14 @@ class Policy(CheckpointModule, StepwisePlanner):
     # -- data -----------------------------------------------------------------------------------------------------
 
     def windows(self, data: Dataset, **options) -> Windows:
-        """Return the windows of a dataset, for training.
-
-        Args:
-            data: The dataset.
-            **options: Options of `Window.windows`, such as `extra` and `sampling_weights`.
-
-        Raises:
-            UserError: The data do not fit the features of the policy, or a discrete target has new classes.
-        """
+        """Return the windows of a dataset. The options are those of `Window.windows`, such as `extra`."""
         self._check_data(data)
         return self.config.window.windows(data, self.inputs, self.config.target, **options)
 
     def training_windows(self, data: Dataset, **options) -> Windows:
-        """Return the windows of a dataset, with features in place of the images that the encoder caches.
+        """Return the windows of a dataset, as `windows`, with features in place of the images that the encoder caches.
 
         They are for `loss` and `context`. Others read the images: use `windows`.
-
-        Args:
-            data: The dataset.
-            **options: Options of `Window.windows`.
-
-        Raises:
-            UserError: As of `windows`, or the features do not fit into the cache.
         """
         if not (networks := self.encoder.cached_features):
             return self.windows(data, **options)
@@ -589,27 +556,16 @@ class Policy(CheckpointModule, StepwisePlanner):
         return camera_sizes(self.features)
 
     def check_features(self, features: Schema, where: str, *, resized: bool = False) -> None:
-        """Check that columns fit this policy: see the function `check_features`.
-
-        Args:
-            features: The columns of data or of an environment.
-            where: What error messages call them.
-            resized: Whether camera frames will be resized to the size that the policy reads.
-        """
+        """Check that columns fit this policy: see the function `check_features`."""
         check_features(self, features, where, resized=resized)
 
     @torch.no_grad()
     def fit_statistics(self, data: Dataset, *, refit_codec: bool = True, refit_head: bool = True) -> Policy:
-        """Compute everything that is not trained by gradient descent: statistics, then cluster centers or memories.
+        """Compute what gradient descent does not train: statistics, then cluster centers or memories. Returns itself.
 
         Args:
-            data: The training data.
             refit_codec: Compute the statistics of the codec. False to repeat the rest after training, for heads whose
                 memory consists of learned features.
-            refit_head: Fit the head.
-
-        Returns:
-            This policy.
         """
         if refit_codec:
             light = tuple(k for k in self.inputs if self.features[k].kind != "image")  # images need no statistics
@@ -651,16 +607,12 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     def loss(self, batch: Batch, rng: Generator, target_policy: Policy | None = None,
              n_noise_samples: int = 1) -> Tensor:
-        """Return the loss of each step, not reduced.
+        """Return the loss of each step, (B, H), not reduced. It is zero where padded.
 
         Args:
-            batch: Windows of the data.
             rng: Source of all randomness but dropout.
             target_policy: A slowly updated copy of this policy, for a `TargetNetworkHead`.
             n_noise_samples: Number of noise draws per encoded observation. The loss is their mean.
-
-        Returns:
-            (B, H), zero where padded.
         """
         context = self.training_context(batch.obs, rng)
         record_intermediate("context", context.tokens)
@@ -668,39 +620,24 @@ class Policy(CheckpointModule, StepwisePlanner):
         return self.loss_given_context(context, batch, rng, target_policy, n_noise_samples)
 
     def augment(self, obs: Mapping[str, Tensor], rng: Generator) -> Mapping[str, Tensor]:
-        """Return observation windows with the augmentations of training. In evaluation mode they stay as they are.
+        """Return observation windows (B, To, ...), in the units of the data, with the augmentations of training.
 
-        Args:
-            obs: Observation windows by name, (B, To, ...), in the units of the data.
-            rng: Source of all randomness.
+        In evaluation mode they stay as they are.
         """
         for change in self.config.augmentations if self.training else ():
             obs = change(obs, rng)
         return obs
 
     def training_context(self, obs: Mapping[str, Tensor], rng: Generator) -> Context:
-        """Encode observation windows as in training: augmented, and with random crops. In evaluation mode neither.
+        """Encode observation windows (B, To, ...), in the units of the data, as in training.
 
-        Args:
-            obs: Observation windows by name, (B, To, ...), in the units of the data.
-            rng: Source of the randomness of augmentations and crops.
+        They are augmented, and have random crops. In evaluation mode neither.
         """
         return self.context(self.augment(obs, rng), rng if self.training else None)
 
     def loss_given_context(self, context: Context, batch: Batch, rng: Generator, target_policy: Policy | None = None,
                            n_noise_samples: int = 1) -> Tensor:
-        """Return the loss of each step for observations that are already encoded. See `loss`.
-
-        Args:
-            context: The encoded observations of the batch.
-            batch: Windows of the data.
-            rng: Source of all randomness but dropout.
-            target_policy: See `loss`.
-            n_noise_samples: See `loss`.
-
-        Returns:
-            (B, H), zero where padded.
-        """
+        """Return the loss of each step, (B, H), for observations that are already encoded. See `loss`."""
         target, mask, head = self.encode_batch(batch), batch.mask, self.config.head
         if n_noise_samples > 1:
             context = context.repeat(n_noise_samples)
@@ -715,12 +652,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         return loss * batch.mask
 
     def plan(self, obs, noise, guides=()):
-        """Plan a chunk: see `Planner.plan`.
-
-        Raises:
-            UserError: A column is missing or has another shape, or the noise has another shape.
-            Unsupported: The head answers in one step, and cannot be guided.
-        """
+        """Plan a chunk: see `Planner.plan`."""
         if not torch.compiler.is_compiling():  # sizes are symbols while a program is exported
             self._check_plan_arguments(obs, noise)
         context, net = self.context(obs), self.net
@@ -853,9 +785,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         """Load a policy from the folder of a checkpoint, or of a run (its last checkpoint).
 
         Args:
-            folder: The folder.
             trust: Packages besides understudy whose code may be loaded.
-            device: Device for the weights.
 
         Returns:
             The policy, in evaluation mode.
@@ -887,8 +817,6 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
     """Check that columns fit a planner: every column that it reads or predicts exists and has the same shape and kind.
 
     Args:
-        planner: The planner.
-        features: The columns of data or of an environment.
         where: What error messages call them.
         resized: Whether these are the columns of an environment, in which the planner will act. Its camera frames will
             be resized to the size that the planner reads (see `PolicyActor`).
@@ -950,8 +878,6 @@ def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Pa
     """Return the columns that a policy reads: those that its config names, or all observations but text and depth.
 
     Args:
-        policy_config: The config of the policy.
-        features: Features of the data.
         where: What error messages call the data.
         data: Name of the data in the command that the hint suggests.
 
@@ -973,12 +899,7 @@ def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Pa
 
 
 def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
-    """Return a hint that says how to give columns the names that policies read.
-
-    Args:
-        features: Features of the data.
-        data: Name of the data in the command that the hint suggests.
-    """
+    """Return a hint with the command that gives columns of `data` the names that policies read."""
     names = {k: v for k, v in suggested_names(features).items() if role(v) == "observation"}
     told = ", ".join(f"{old} -> {new}" for old, new in names.items())
     options = [w for old, new in (names or {"OLD": "observation.state"}).items() for w in ("--rename", f"{old}={new}")]
@@ -992,10 +913,7 @@ def find_checkpoint(folder: Path | str) -> Path:
 
     "RUN/best" and "RUN/last" choose a checkpoint of a run. The best one is not the default, because it does not act
     better on average (`benchmarks/checkpoints.py`). Runs and checkpoints of LeRobot are found too: see
-    `checkpoint.is_lerobot_checkpoint`.
-
-    Raises:
-        UserError: There is no checkpoint.
+    `checkpoint.is_lerobot_checkpoint`. Raises UserError if there is no checkpoint.
     """
     folder = Path(folder)
     if (folder / "weights.safetensors").exists() or (folder / "policy.json").exists():
@@ -1032,15 +950,7 @@ def find_checkpoint(folder: Path | str) -> Path:
 
 
 def read_checkpoint_json(folder: Path, name: str):
-    """Read a JSON file of a checkpoint.
-
-    Args:
-        folder: Folder of the checkpoint.
-        name: Name of the file.
-
-    Raises:
-        UserError: The file is missing or damaged. The hint suggests another checkpoint.
-    """
+    """Read a JSON file of a checkpoint."""
     return read_document(folder / name, _replacement_hint(folder))
 
 

@@ -27,7 +27,6 @@ class AttentionSupervision(AuxiliaryLoss):
     Args:
         column: Column with the number of the object, which is its row in the encoder's column of objects. -1 where it
             is not known, which gives no loss.
-        weight: Weight of the loss.
 
     References:
         Stepputtis et al. (2020), Language-Conditioned Imitation Learning for Robot Manipulation Tasks,
@@ -63,9 +62,6 @@ def steps_since_recalled(pairs: Iterable[tuple[int, int]], length: int) -> np.nd
     Returns:
         For each step q its distances ``q - p``, and -1 where it recalls less than the step that recalls most:
         (length, m) int64, with m of at least 1.
-
-    Raises:
-        UserError: A step lies outside the episode, or it recalls what has not happened yet.
     """
     distances: list[list[int]] = [[] for _ in range(length)]
     for recalled, step in pairs:
@@ -95,7 +91,6 @@ class MemorySupervision(AuxiliaryLoss):
         column: Column of the distances ``q - p``, -1 for none: see `steps_since_recalled`.
         layer: Layer over the observations, from 0.
         head: Attention head, from 0.
-        weight: Weight of the loss.
 
     References:
         Yue et al. (2024), Learning Memory Mechanisms for Decision Making through Demonstrations, arXiv:2411.07954

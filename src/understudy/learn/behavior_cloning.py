@@ -53,20 +53,11 @@ class LaggedAuxiliaryLoss(nn.Module, ABC):
 
     @abstractmethod
     def after_update(self, policy: Policy) -> None:
-        """Update the copy. Called after each update of the policy.
-
-        Args:
-            policy: The policy that is trained.
-        """
+        """Update the copy. Called after each update of the policy."""
 
 
 def update_lagged(losses: Iterable[AuxiliaryLossFunction], policy: Policy) -> None:
-    """Update the copies of those functions that keep one: see `LaggedAuxiliaryLoss`.
-
-    Args:
-        losses: The functions of auxiliary losses.
-        policy: The policy that is trained.
-    """
+    """Update the copies of those functions that keep one: see `LaggedAuxiliaryLoss`."""
     for function in losses:
         if isinstance(function, LaggedAuxiliaryLoss):
             function.after_update(policy)
@@ -79,9 +70,7 @@ class BehaviorCloning(LearnerConfig):
     Args:
         steps: Number of updates.
         batch_size: Windows per batch.
-        optimizer: Optimizer, learning-rate schedule, gradient clipping and precision.
         ema: Decay of the averaged weights, which act. `ConstantDecay(0.0)` acts with the last weights.
-        sample_weights: How much each step counts.
         sampling_column: Column with the relative rate at which each step starts a window, such as `Retrieve` writes.
             It takes the place of the weights of a mixture. None draws all steps of each part equally often.
         auxiliary_losses: Further terms of the loss, averaged over the batch and added.
@@ -112,11 +101,7 @@ class BehaviorCloning(LearnerConfig):
 
 
 class BehaviorCloningLearner(GradientLearner):
-    """Learner of `BehaviorCloning`.
-
-    Raises:
-        Unsupported: The optimizer compiles the networks and an auxiliary loss captures activations.
-    """
+    """Learner of `BehaviorCloning`."""
 
     config: BehaviorCloning
 
@@ -158,31 +143,12 @@ class BehaviorCloningLearner(GradientLearner):
         return metrics
 
     def weight_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the loss of the networks of a `LearnedWeightFunction`, not reduced.
-
-        Args:
-            batch: A part of a batch.
-            rng: Source of all randomness but dropout.
-
-        Returns:
-            Loss of each window, (B,), or of each step, (B, H).
-        """
+        """Returns the loss of a `LearnedWeightFunction` for each window, (B,), or each step, (B, H), not reduced."""
         assert isinstance(self.sample_weights, LearnedWeightFunction)
         return self.sample_weights.loss(batch, self.policy, rng)
 
     def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
-        """Returns the loss of the head and of each auxiliary loss, not reduced.
-
-        Args:
-            batch: A part of a batch.
-            rng: Source of all randomness but dropout.
-
-        Returns:
-            The loss of the head, (B, H), then the loss of each auxiliary loss, (B,).
-
-        Raises:
-            UserError: The policy does not record an activation that an auxiliary loss needs.
-        """
+        """Returns the loss of the head, (B, H), then the loss of each auxiliary loss, (B,), not reduced."""
         with capture_intermediates(self.captures) as captured:
             loss = self.policy.loss(batch, rng, self.target_policy, self.config.n_noise_samples)
         for name, auxiliary_loss in self.captures.items():

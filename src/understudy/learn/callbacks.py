@@ -22,7 +22,6 @@ class LossCurve:
     one.
 
     Args:
-        every: Updates between two points of the curve.
         write: Called as ``write(step=..., loss=..., ...)``.
         state: State of an earlier training to continue. None starts a new curve.
     """
@@ -50,7 +49,6 @@ class ProgressBar:
         steps: Number of updates in all. None if it is unknown.
         start: Number of updates that were made before.
         bar: Whether to show the bar. None shows it if standard error is a terminal. False also hides the printed lines.
-        title: Text in front of the bar.
     """
 
     def __init__(self, steps: int | None, start: int = 0, *, bar: bool | None = None, title: str = "training"):
@@ -106,11 +104,7 @@ class TensorBoard:
     """Logs to TensorBoard. Needs the package tensorboard.
 
     Args:
-        folder: Where the event files go.
         every: Updates between logged losses. Validation and scores are always logged.
-
-    Raises:
-        UserError: tensorboard is not installed.
     """
 
     def __init__(self, folder: Path | str, every: int = 10):
@@ -145,9 +139,6 @@ class Wandb:
         every: Updates between logged losses. Validation and scores are always logged.
         folder: The folder of the run. The project and the id are kept in it, so that evaluations are logged there too.
         **options: Arguments of wandb.init.
-
-    Raises:
-        UserError: wandb is not installed, or there is no login.
     """
 
     def __init__(self, every: int = 10, folder: Path | None = None, **options):
@@ -160,11 +151,7 @@ class Wandb:
         self.start, self.options, self.every, self.folder, self.run = wandb.init, options, every, folder, None
 
     def add_config(self, config: dict) -> None:
-        """Adds to the configuration that the run shows.
-
-        Args:
-            config: JSON data.
-        """
+        """Adds JSON data to the configuration that the run shows."""
         self.options["config"] = {**self.options.get("config", {}), **config}
 
     def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
@@ -201,13 +188,9 @@ def log_evaluation(folder: Path, env: str, step: int | None, result: dict) -> No
     """Logs the numbers of an evaluation to the run in Weights & Biases that training logged to, if it did.
 
     Args:
-        folder: The folder of the run.
         env: The environment or the data.
         step: The update of the checkpoint. None if it is unknown.
         result: The result as JSON data. Lists and texts are left out.
-
-    Raises:
-        UserError: wandb is not installed any more, or there is no login.
     """
     if not (folder / WANDB_FILE).exists():
         return

@@ -25,10 +25,8 @@ class ClassPrediction(AuxiliaryLoss):
     the components. What is predicted shapes the encoder and is not an input of anything.
 
     Args:
-        column: The column.
         num_classes: Number of classes of each of its components.
         trunk: The network from the tokens to the logits.
-        weight: Weight of the loss.
         captured: Activation that is read, (B, N, D): "context", or another that a network records, such as "cells" of
             `GridEncoder` and "hidden" of `FeedForward`.
         shape: N and D of this activation. None for those of the encoder.

@@ -54,15 +54,7 @@ class CriticConfig:
 
 @dataclass(frozen=True)
 class CriticSpec:
-    """Everything but the weights that determines a critic.
-
-    Attributes:
-        networks: The networks of the critic.
-        codec: Codec of the policy.
-        window: Window of the policy.
-        inputs: Observation columns that the critic reads.
-        target: Column of the plans, such as "action".
-    """
+    """Everything but the weights that determines a critic. `target` is the column of the plans, such as "action"."""
 
     networks: CriticConfig
     codec: Codec
@@ -75,7 +67,6 @@ class Critic(Scorer):
     """One or several networks that score an observation window, or a plan for it.
 
     Args:
-        about: The networks, and the window and codec of the policy.
         features: The columns that the critic reads, and the target.
         codec: Codec module to share with a policy. None builds a new one without statistics.
     """

@@ -21,12 +21,10 @@ class Training(ABC):
 
     Attributes:
         data: The training episodes that are there before any is collected, after the method's transforms.
-        seed: Seed of the training.
         env: The environment to collect in, an `understudy.envs.Env`. None if there is none.
         person: The actor through which a person acts. None if there is none.
         folder: Where collected episodes are stored. None to keep them in memory.
         processes: The processes that train together. Only the first of them collects.
-        learner: The learner.
         n_updates: Number of updates made, over all rounds.
     """
 

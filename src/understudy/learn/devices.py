@@ -18,15 +18,9 @@ from ..core import Batch, UserError
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """Chooses a device.
+    """Chooses a device of PyTorch. "auto" is CUDA if available, then Apple's GPU (mps), then the CPU.
 
     With several processes, each gets its own GPU (LOCAL_RANK of torchrun).
-
-    Args:
-        name: A device of PyTorch. "auto" is CUDA if available, then Apple's GPU (mps), then the CPU.
-
-    Raises:
-        UserError: The device does not exist.
     """
     if isinstance(name, str) and name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -51,13 +45,9 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train one policy together.
+    """The processes that train one policy together, numbered from 0.
 
     Each computes the rows `row_slice(B)` of every batch of B rows.
-
-    Attributes:
-        rank: Number of this process, from 0.
-        count: Number of processes.
     """
 
     rank: int = 0
@@ -126,13 +116,9 @@ def process_group(device: torch.device) -> Iterator[Processes]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Context manager that seeds PyTorch's global generators, and restores them afterwards.
+    """Context manager that seeds PyTorch's global generators, and restores them, that of a CUDA device too, afterwards.
 
     Modules draw their initial weights from these generators.
-
-    Args:
-        seed: The seed.
-        device: If it is a CUDA device, its generator is restored too.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -144,10 +130,6 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
     `torch.manual_seed` gives these generators the same state. It also visits every other kind of device, which takes 2
     to 6 % of the time of a small update.
-
-    Args:
-        seed: The seed.
-        device: The device.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -181,11 +163,7 @@ def prefetch(batch: Callable[[int], Batch], device: torch.device, steps: int) ->
 
     Args:
         batch: `batch(n)` returns batch number n.
-        device: The device that computes.
         steps: Number of batches in all. None is prepared beyond the last.
-
-    Returns:
-        A function with the results of `batch`.
     """
     if device.type == "cpu":
         return batch

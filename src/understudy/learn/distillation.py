@@ -36,7 +36,6 @@ class ConsistencyDistillation(LearnerConfig):
         teacher: A trained policy with an `EDM` head.
         steps: Number of updates.
         batch_size: Windows per batch.
-        optimizer: Optimizer, learning-rate schedule, gradient clipping and precision.
         ema: Decay of the averaged weights, which act.
 
     References:
@@ -65,7 +64,6 @@ class Reflow(LearnerConfig):
         teacher_steps: Number of sampling steps of the teacher. Its errors become the data of the new flow.
         steps: Number of updates.
         batch_size: Windows per batch.
-        optimizer: Optimizer, learning-rate schedule, gradient clipping and precision.
         ema: Decay of the averaged weights, which act.
 
     References:
@@ -121,11 +119,7 @@ class OneStepDistillation(LearnerConfig):
 
 
 class DistillationLearner(GradientLearner):
-    """Base class of learners that train a policy from a teacher. A subclass writes `distillation_loss`.
-
-    Raises:
-        UserError: The teacher has other windows, another target or another codec than the policy.
-    """
+    """Base class of learners that train a policy from a teacher. A subclass writes `distillation_loss`."""
 
     config: ConsistencyDistillation | Reflow | OneStepDistillation
 
@@ -150,34 +144,17 @@ class DistillationLearner(GradientLearner):
 
     @abstractmethod
     def distillation_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the loss of each step, not reduced.
-
-        Args:
-            batch: A part of a batch.
-            rng: Source of all randomness but dropout.
-
-        Returns:
-            Loss of each step, (B, H).
-        """
+        """Returns the loss of each step, (B, H), not reduced."""
 
     def encode_obs(self, batch: Batch, rng: Generator) -> tuple[Context, Context]:
-        """Returns the observations as the policy and as the teacher encode them, after the policy's augmentations.
-
-        Args:
-            batch: A part of a batch.
-            rng: Source of the randomness of augmentations and of the policy's encoder.
-        """
+        """Returns the observations as the policy and as the teacher encode them, after the policy's augmentations."""
         obs = self.policy.augment(batch.obs, rng)
         with torch.no_grad():
             given = self.teacher.context(obs)
         return self.policy.context(obs, rng), given
 
     def check_statistics(self) -> None:
-        """Checks before the first update that the policy and the teacher code actions in the same way.
-
-        Raises:
-            UserError: Their statistics differ.
-        """
+        """Checks before the first update that the policy and the teacher code actions in the same way."""
         if self.n_updates:
             return
         mine, theirs = (policy.codec.state_dict() for policy in (self.policy, self.teacher))
@@ -188,11 +165,7 @@ class DistillationLearner(GradientLearner):
 
 
 class ConsistencyDistillationLearner(DistillationLearner):
-    """Learner of `ConsistencyDistillation`.
-
-    Raises:
-        Unsupported: The policy has no `Consistency` head, or the teacher no `EDM` head with the same noise levels.
-    """
+    """Learner of `ConsistencyDistillation`."""
 
     def __init__(self, config: ConsistencyDistillation, policy: Policy, seed: int, steps: int):
         super().__init__(config, policy, seed, steps)
@@ -217,11 +190,7 @@ class ConsistencyDistillationLearner(DistillationLearner):
 
 
 class ReflowLearner(DistillationLearner):
-    """Learner of `Reflow`.
-
-    Raises:
-        Unsupported: The policy has no `Flow` head, or the teacher draws noise while it samples.
-    """
+    """Learner of `Reflow`."""
 
     config: Reflow
 
@@ -246,11 +215,7 @@ class ReflowLearner(DistillationLearner):
 
 
 class OneStepDistillationLearner(DistillationLearner):
-    """Learner of `OneStepDistillation`.
-
-    Raises:
-        Unsupported: The policy has no `OneStepGenerator` head, or the teacher no `EDM` head with the same noise levels.
-    """
+    """Learner of `OneStepDistillation`."""
 
     config: OneStepDistillation
 
@@ -273,15 +238,7 @@ class OneStepDistillationLearner(DistillationLearner):
         return self.end_update()
 
     def score_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the loss of the network that denoises the policy's plans.
-
-        Args:
-            batch: A part of a batch.
-            rng: Source of all randomness but dropout.
-
-        Returns:
-            Loss of each step, (B, H).
-        """
+        """Returns the loss of the network that denoises the policy's plans for each step, (B, H)."""
         with torch.no_grad():
             action, given = self._plans(batch, rng)
         return self.source.loss(self.score, given, action, batch.mask, rng)

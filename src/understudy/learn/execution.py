@@ -43,17 +43,8 @@ BUILDERS: dict[str, Callable[[int, int], tuple[Executor, *tuple[PlannerWrapper, 
 def with_execution_scheme(method: Method, name: str, trust: tuple[str, ...] = ()) -> Method:
     """Returns a method with the executor of a scheme, and its way to plan after those that the method has.
 
-    The number of steps that are executed from each chunk stays that of the method.
-
-    Args:
-        method: The method.
-        name: Name of the scheme, or "module:Class" of an executor. Its other fields have their defaults.
-        trust: Packages besides understudy whose code may be loaded.
-
-    Raises:
-        ConfigError: There is no such scheme, or a field of the executor has no default.
-        Unsupported: The policy is trained for its own executor.
-        UntrustedCode: The class is in a package that is not trusted.
+    The scheme has a name, or is the "module:Class" of an executor, whose other fields have their defaults. The number
+    of steps that are executed from each chunk stays that of the method.
     """
     known, own = name.replace("_", "-"), method.executor
     if ":" not in name and known not in EXECUTION_SCHEMES:

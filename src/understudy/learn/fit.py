@@ -39,7 +39,6 @@ class LearnerConfig(ABC):
         """Build the learner.
 
         Args:
-            policy: The policy to train.
             seed: Seed of noise and dropout.
             steps: Number of updates that will be made, for schedules.
             data: The training data. What the learner computes from them must depend on the data alone or be part of
@@ -52,10 +51,6 @@ class Learner(ABC):
 
     The randomness of an update is a function of the learner's seed and of the number of updates made. Its state
     therefore is only what it has learned.
-
-    Attributes:
-        config: The config that built it.
-        policy: The policy that is trained.
     """
 
     config: LearnerConfig
@@ -92,18 +87,12 @@ class Learner(ABC):
 
     @abstractmethod
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        """Restore a state. Later updates are bit-equal to those of the learner that returned it.
-
-        Args:
-            tensors: The tensors that `state` returned.
-            metadata: The metadata that `state` returned.
-        """
+        """Restore a state. Later updates are bit-equal to those of the learner that returned it."""
 
     def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None) -> BatchSampler:
         """Return the sampler of the batches that this learner needs: windows of the policy, by default.
 
         Args:
-            data: The training data.
             sampling_weights: Relative rate at which each step starts a window. None draws all steps equally often.
         """
         config = self.config
@@ -128,11 +117,9 @@ def fit(learner: Learner, batch: Callable[[int], Batch], steps: int, *, start: i
     """Make the updates number `start` to `steps - 1`.
 
     Args:
-        learner: The learner.
         batch: `batch(n)` is batch number n. It is a function, so that a run resumes at any update.
         steps: Number of updates in all.
         start: Number of updates that the learner has made.
-        callbacks: Called after each update.
 
     Example:
         >>> sampler = learner.batch_sampler(data)

@@ -92,11 +92,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
         callbacks: Called after each update of the method itself.
         device: "cpu", "cuda", "mps" or "auto".
 
-    Returns:
-        The trained modules and the actor.
-
     Raises:
-        Unsupported: The policy keeps its training data, and the method collects more.
         UserError: A stage or the environment is missing, or the data do not fit the method.
 
     Example:
@@ -186,15 +182,7 @@ class _MemoryTraining(Training):
 
 
 def check_arguments(method: Method, data: Dataset) -> None:
-    """Checks the kinds of what a training is given.
-
-    Args:
-        method: The method.
-        data: The episodes, which must have steps.
-
-    Raises:
-        UserError: Something is of another kind, or an episode is empty.
-    """
+    """Checks the kinds of what a training is given, and that every episode has steps."""
     if not isinstance(method, Method):
         hint = (f"find_method({method!r}) of understudy.methods finds a method by its name" if isinstance(method, str)
                 else "Method(config) makes a method of a PolicyConfig")
@@ -220,14 +208,8 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
     Warns if some episodes have none. `ShowDemonstration` leaves them out, and refuses episodes without a task.
 
     Args:
-        method: The method.
-        data: All episodes.
         left_out: Numbers of the episodes that are held out, or not trained on for another reason.
         stream: The stream of which `data` are the first episodes.
-
-    Raises:
-        Unsupported: There is a stream.
-        DataError: There is no other demonstration for any episode.
     """
     if not any(isinstance(part, ShowDemonstration) for part in method.transforms):
         return
@@ -256,15 +238,9 @@ def check_collection(method: Method, env: Any, person: Actor | None, sampling_we
     """Checks that a method's data collection, and that of its stages, can be run.
 
     Args:
-        method: The method.
         env: The environment (`understudy.envs.Env`) to collect in, if there is one.
         person: The actor through which a person takes part, if there is one.
-        sampling_weights: Relative rate at which each step of the data starts a window.
         stream: Where the data come from, if they are not opened as a whole.
-
-    Raises:
-        UserError: Something is missing, or the collection does not go with other arguments.
-        Unsupported: The policy keeps its training data, and the method collects more.
     """
     for stage in method.stages:
         check_collection(stage.method, env, person)
@@ -303,12 +279,9 @@ def _known_modules(method: Method, stages: Mapping[str, FitResult | Path | str],
 def acting_policy(learner: Learner, data: Dataset) -> Policy:
     """The learner's policy, in evaluation mode and ready to act.
 
-    A `MemoryHead` is filled again with what the trained encoder gives. The policy that trains is never changed: if it
-    is the one that acts, or its memory has to be filled, a copy is returned.
-
-    Args:
-        learner: The learner.
-        data: The training data, with the method's transforms applied.
+    A `MemoryHead` is filled again with what the trained encoder makes of `data`, which have the method's transforms.
+    The policy that trains is never changed: if it is the one that acts, or its memory has to be filled, a copy is
+    returned.
     """
     policy = learner.trained_policy
     if isinstance(policy.config.head, MemoryHead):
@@ -317,15 +290,7 @@ def acting_policy(learner: Learner, data: Dataset) -> Policy:
 
 
 def part_of(data: Dataset, name: str | None) -> list[int]:
-    """Returns the indices of the episodes that belong to one data set of a mixture (see `data.mixture`).
-
-    Args:
-        data: The episodes of the mixture.
-        name: Name of the data set. None selects all episodes.
-
-    Raises:
-        UserError: No episode belongs to this data set.
-    """
+    """Returns the indices of the episodes of one data set of a mixture (see `data.mixture`), or all for None."""
     if name is None:
         return list(range(len(data)))
     parts = [episode.metadata.get("dataset") for episode in data]
@@ -342,13 +307,8 @@ def fit_policy(policy: Policy, data: Dataset, parts: Iterable[InitializeFrom] = 
     """Gives a new policy its statistics and its initial weights.
 
     Args:
-        policy: The policy.
-        data: The episodes it trains on.
         parts: What is taken over from stages. Everything else is fitted to the data.
         known: The stages' policies.
-
-    Raises:
-        UserError: A submodule does not exist, or is of another shape than the stage's.
     """
     loaded = {name for part in parts for name in part.load}
     keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory is that of the new data

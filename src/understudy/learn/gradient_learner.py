@@ -47,18 +47,13 @@ class GradientLearner(Learner):
     depend on how many processes there are, and a restored learner continues bit for bit.
 
     Attributes:
-        config: The config that built this learner.
-        policy: The policy that is trained.
-        seed: Seed of noise and dropout.
         steps: Number of updates that will be made. Learning-rate schedules depend on it.
         n_updates: Number of updates made.
         device: The device of the policy. Registered modules are moved there.
 
     Args:
-        config: The config that builds this learner.
         policy: The policy to train. It is not registered by itself, because optimizers differ.
         seed: Seed of noise and dropout.
-        steps: Number of updates that will be made.
 
     Example:
         Advantage-weighted regression (Peng et al. 2019), with a value network of one's own:
@@ -95,19 +90,13 @@ class GradientLearner(Learner):
 
     def register(self, name: str, module: M, optimizer: OptimizerConfig | None = None, *,
                  auxiliary: Sequence[nn.Module] = ()) -> M:
-        """Add a network. It is saved and restored with the learner.
+        """Add a network, and return it. It is saved and restored with the learner.
 
         Args:
             name: A name without dots, such as "critic". The policy is called "policy".
             module: The network. It is moved to the learner's device and set to training mode.
             optimizer: Optimizer of its parameters that require gradients. None for a module that is only saved.
             auxiliary: Further modules that the same optimizer trains, such as a decoder that an auxiliary loss needs.
-
-        Returns:
-            `module`.
-
-        Raises:
-            UserError: The batch size is smaller than the number of parts that a batch is split into.
         """
         if name in self._networks or "." in name:
             raise ValueError(f"{type(self).__name__}.register: {name!r} is not a new name without dots")
@@ -131,7 +120,6 @@ class GradientLearner(Learner):
         After each update, `target = decay * target + (1 - decay) * network`. Buffers are copied.
 
         Args:
-            name: Name of the registered network.
             decay: Fraction of the target that an update keeps. 0 copies the network.
 
         Returns:
@@ -145,7 +133,6 @@ class GradientLearner(Learner):
         """Keep averaged weights of a registered network. They act and are stored in checkpoints.
 
         Args:
-            name: Name of the registered network.
             decay: Fraction of the average that each update keeps.
 
         Returns:
@@ -159,10 +146,8 @@ class GradientLearner(Learner):
     def generator(self, stream: int = 0) -> Generator:
         """Return a random generator that depends on the seed, the number of updates made and `stream` alone.
 
-        For draws outside of a loss. It is the same in every process. A loss uses the generator that it receives.
-
-        Args:
-            stream: Keeps several uses in one update apart.
+        For draws outside of a loss, of which `stream` keeps several in one update apart. It is the same in every
+        process. A loss uses the generator that it receives.
         """
         return Generator(self.device).manual_seed(int(keys(self._update_key(), [-(1 << 32) - stream])[0]))
 
@@ -189,9 +174,9 @@ class GradientLearner(Learner):
         Only the parameters of that network receive gradients, whatever other networks the loss reads.
 
         Args:
-            name: Name of the registered network.
-            loss: `loss(batch, rng)`, called for each part of the batch. It returns the loss of each window (B,) or of
-                each step (B, H), never reduced. A tuple adds further terms. Only the first term is weighted.
+            loss: `loss(batch, rng)`, called for each part of the batch. `rng` is the source of all randomness but
+                dropout. It returns the loss of each window (B,) or of each step (B, H), never reduced. A tuple adds
+                further terms. Only the first term is weighted.
             batch: This process's part of the batch.
             weights: Weight of each window, (B,) or (B, 1), or of each step, (B, H), at least 0. The loss is
                 `sum(weight * loss) / sum(weight)`. None weights all equally. Padded steps have weight 0 in any case.
@@ -233,9 +218,6 @@ class GradientLearner(Learner):
 
     def end_update(self, **metrics: float) -> dict[str, float]:
         """Update target networks, averaged weights and the counter. Call it once, at the end of `update`.
-
-        Args:
-            **metrics: Further values to log.
 
         Returns:
             Loss, gradient norm and learning rate of each network: "loss", "gradient" and "rate" of the policy,

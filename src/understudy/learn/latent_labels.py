@@ -19,51 +19,27 @@ SKILL = "observation.skill"  # the column of skills, unless another is named
 
 
 class LatentEncoder(CheckpointModule):
-    """A module that gives each window of an episode a latent: a skill, a plan or a latent action.
-
-    Attributes:
-        latent: Feature of a latent.
-    """
+    """A module that gives each window of an episode a latent: a skill, a plan or a latent action."""
 
     latent: Feature
 
     @abstractmethod
     def windows(self, data: Dataset) -> Windows:
-        """Returns the windows that the module reads. There is one for each step of the data.
-
-        Args:
-            data: The episodes.
-        """
+        """Returns the windows that the module reads. There is one for each step of the data."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
-        """Returns the most likely latent of each window, (B, *latent.shape). It is not random.
-
-        Args:
-            batch: Windows, as `windows` gives them.
-        """
+        """Returns the most likely latent of each of `windows`, (B, *latent.shape). It is not random."""
 
     @torch.no_grad()
     def latents(self, data: Dataset) -> Tensor:
-        """Returns the latents of all steps of the data, (N, *latent.shape).
-
-        Args:
-            data: The episodes.
-        """
+        """Returns the latents of all steps of the data, (N, *latent.shape)."""
         device = next(self.parameters()).device
         return torch.cat([self(batch.to(device)) for batch in self.windows(data).scan()])
 
 
 def check_trained(encoder: object, where: str) -> LatentEncoder:
-    """Returns a latent encoder.
-
-    Args:
-        encoder: The encoder, or a reference to a stage.
-        where: Place of the encoder, for the error.
-
-    Raises:
-        UserError: It is a reference.
-    """
+    """Returns a latent encoder. Raises UserError for a reference to a stage, which is not trained."""
     if not isinstance(encoder, LatentEncoder):
         raise UserError(f"{encoder} is not a trained module", where=where,
                         hint="train a method that has this stage, or give the module itself")

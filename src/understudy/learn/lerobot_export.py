@@ -45,13 +45,11 @@ def write_lerobot_policy(policy: Policy, executor: Executor, folder: Path | str)
     of LeRobot gives it. The folder is what LeRobot calls `pretrained_model`: `lerobot-eval --policy.path=FOLDER`.
 
     Args:
-        policy: The policy.
         executor: Executes its plans: `RecedingHorizon`, or `TemporalEnsemble` for ACT.
         folder: A new folder.
 
     Raises:
         Unsupported: LeRobot has no such policy. The message says what differs.
-        UserError: There is already such a folder.
     """
     policy_config = policy.config
     if isinstance(policy_config.trunk, ACTTransformer):
@@ -200,8 +198,7 @@ def _diffusion_settings(policy: Policy, trunk: UNet, executor: Executor) -> dict
 
 
 def _normalization(policy: Policy) -> tuple[dict[str, Any], dict[str, str], dict[str, Tensor]]:
-    """LeRobot's features, its normalization by type of feature, and statistics. All are mean and standard deviation,
-    so that a constant, whose scale is 0, is coded as 0."""
+    """LeRobot's features, its normalization by type of feature, and statistics."""
     codec = policy.config.codec
     _require(isinstance(codec, Normalizer) and codec.relative is None and codec.group_by is None
              and policy.target.kind == "vector", f"the codec {type(codec).__name__} with these settings",
@@ -224,6 +221,7 @@ def _normalization(policy: Policy) -> tuple[dict[str, Any], dict[str, str], dict
             std = buffers.get(f"{place}.scale", torch.ones(shape))
         features[column] = {"type": kind, "shape": shape}
         statistics |= {f"{column}.mean": mean.detach().cpu().clone(), f"{column}.std": std.detach().cpu().clone()}
+    # Mean and standard deviation code a constant, whose scale is 0, as 0.
     return features, dict.fromkeys(("VISUAL", "STATE", "ENV", "ACTION"), "MEAN_STD"), statistics
 
 

@@ -57,9 +57,7 @@ class LeRobotParts:
     """What the configuration of a LeRobot checkpoint corresponds to.
 
     Args:
-        policy: The parts of the policy.
         features: Columns of the policy. Their names are those of the robot or environment, before LeRobot renames them.
-        executor: How plans become actions.
         learner: Learner with the optimizer settings of LeRobot.
     """
 
@@ -70,15 +68,7 @@ class LeRobotParts:
 
 
 def read_parts(folder: Path) -> LeRobotParts:
-    """Read the configuration of a LeRobot checkpoint.
-
-    Args:
-        folder: The folder `pretrained_model`.
-
-    Raises:
-        Unsupported: The policy is neither ACT nor Diffusion Policy, or has a setting that understudy lacks.
-        UserError: A file is missing or damaged.
-    """
+    """Read the configuration of a LeRobot checkpoint, the folder `pretrained_model`."""
     return _Checkpoint(folder).parts()
 
 
@@ -87,14 +77,12 @@ def load_lerobot_policy(folder: Path, device: str | torch.device = "cpu") -> Pol
 
     Args:
         folder: The folder `pretrained_model`.
-        device: Device for the weights.
 
     Returns:
         The policy, in evaluation mode.
 
     Raises:
         Unsupported: The policy is neither ACT nor Diffusion Policy, or has a setting that understudy lacks.
-        UserError: A file is missing or damaged.
     """
     checkpoint = _Checkpoint(folder)
     parts = checkpoint.parts()
@@ -156,8 +144,7 @@ class _Checkpoint:
         return Unsupported(f"policies with {key}={self.values.get(key)!r} cannot be loaded", where=self.path, hint=hint)
 
     def _processors(self):
-        """Names of columns before renaming, {LeRobot's: the robot's}; normalization mode by type of feature;
-        statistics by column, or None if they are among the weights; and eps."""
+        """{LeRobot's column: the robot's}, mode by type of feature, statistics (None if among the weights), and eps."""
         modes, path = self.get("normalization_mapping", dict), self.folder / "policy_preprocessor.json"
         if not path.exists():
             return {}, modes, None, _EPS
@@ -180,8 +167,7 @@ class _Checkpoint:
         return renamed, modes, stored, eps
 
     def columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Type and shape of each column that the policy reads, by LeRobot's name, in the order of its network: state,
-        cameras and environment for Diffusion Policy; state, environment and cameras for ACT."""
+        """Type and shape of each column that the policy reads, by LeRobot's name, in the order of its network."""
         found = {k: (f["type"], tuple(f["shape"])) for k, f in self.get("input_features", dict).items()}
         order = ("ENV", "VISUAL") if self.kind == "act" else ("VISUAL", "ENV")
         state = {k: f for k, f in found.items() if k == STATE}
@@ -293,10 +279,7 @@ class _Checkpoint:
     # -- statistics ---------------------------------------------------------------------------------------------------
 
     def statistics(self, policy: Policy, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The buffers of the codec and of the pixel normalizers.
-
-        Statistics among the weights are removed from `tensors`.
-        """
+        """The buffers of the codec and of the pixel normalizers, removed from `tensors` if they are there."""
         columns = {**self.columns(), ACTION: ("ACTION", policy.target.shape)}
         stored = self.stored
         if stored is None:
@@ -471,12 +454,7 @@ def _from_lerobot(policy: Policy, name: str, tensor: Tensor) -> Tensor:
 
 
 def scale_last_half(tensor: Tensor, factor: float) -> Tensor:
-    """Return a tensor whose second half of rows is multiplied by a factor.
-
-    Args:
-        tensor: Rows first.
-        factor: The factor.
-    """
+    """Return a tensor, rows first, whose second half of rows is multiplied by a factor."""
     first, second = tensor.chunk(2)
     return torch.cat([first, factor * second])
 

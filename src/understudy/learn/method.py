@@ -33,20 +33,15 @@ class Method:
     """A whole experiment. It is written to `method.json` in every checkpoint.
 
     Args:
-        policy: The policy's parts.
-        executor: How plans become actions.
-        learner: How the policy learns.
         transforms: Changes of the episodes before training, in order. Each `ColumnChange` is also computed while
             acting.
         stages: Training runs that are finished before the method's own run starts, in order. Fields of a stage's
             method may refer to stages before it.
-        initialize_from: Initial weights from stages.
         inference: How the method plans: guidance, best of n, hierarchies. Applied in order to the policy, with
             `PlannerWrapper.over`.
         wrapper: What the policy's actions mean, where they are not those of the environment. Recorded episodes are
             converted for training (`ActionWrapper.transform_episode`) after the operations of `transforms` and before
             the column changes that follow them. Episodes that were recorded in `WrappedEnv` stay as they are.
-        collection: How new episodes are collected while the policy trains.
 
     Example:
         >>> base = Method(PolicyConfig(Flow()))
@@ -69,7 +64,6 @@ class Method:
         """Reads a method from a `method.json`, or from the folder of a checkpoint or a run, also one of LeRobot.
 
         Args:
-            path: The file or folder.
             trust: Packages besides understudy whose code may be loaded.
 
         Raises:
@@ -98,7 +92,6 @@ def with_steps(method: Method, steps: int, unchanged: Collection[str] = ()) -> M
     The updates of its stages, and those of its data collection, change by the same factor, but to no fewer than 1.
 
     Args:
-        method: The method.
         steps: Number of updates of the method itself. If it collects episodes, it is compared with `learner.steps`.
         unchanged: Names of the stages that keep their numbers, because they are not trained.
     """
@@ -144,7 +137,6 @@ class InitializeFrom:
         source: The stage, and which of its policies.
         load: Submodules whose weights are taken over: "codec" (the statistics of the data), "encoder", "net", or one
             inside these, such as "encoder.maps". Statistics that are not loaded are fitted to the new data.
-        train: Submodules that stay trainable.
     """
 
     source: FromStage
@@ -180,13 +172,9 @@ def resolve_references(method: Method, modules: Mapping[FromStage, CheckpointMod
 
     Args:
         method: A method with references. It stays as it is, and is what `method.json` holds.
-        modules: The module of each reference.
 
     Returns:
         A method without references, except in `stages` and `initialize_from`.
-
-    Raises:
-        UserError: A reference has no module.
     """
     return _resolved(method, modules)
 
@@ -219,33 +207,16 @@ def _resolvable(value):
 
 def load_modules(run: Path | str, trust: tuple[str, ...] = (),
                  device: str | torch.device = "cpu") -> dict[str, CheckpointModule]:
-    """All modules of a checkpoint by name, in evaluation mode.
-
-    Args:
-        run: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's.
-        trust: Packages besides understudy whose code may be loaded.
-        device: Where the weights go.
-
-    Raises:
-        UserError: A file is missing or damaged.
-        UntrustedCode: A module is code of a package that is not trusted.
-    """
+    """All modules of a run (its last checkpoint; "RUN/best" for its best) or checkpoint by name, in evaluation mode."""
     folder = find_checkpoint(run)
     names = ["policy", *(p.name for p in sorted((folder / "modules").glob("[!.]*")))]
     return {name: _load_module(folder, name, trust, device) for name in names}
 
 
 def stage_folder(run: Path, name: str) -> Path:
-    """Returns the folder of the run of a stage.
+    """Returns the folder of the run of a stage that the method of `run` names.
 
     If `run` is itself the run of a stage, stages that the enclosing run trained before are found too.
-
-    Args:
-        run: Folder of the run whose method names the stage.
-        name: Name of the stage.
-
-    Raises:
-        UserError: There is no such folder.
     """
     inside = run
     while not (folder := inside / "stages" / name).is_dir():
@@ -258,17 +229,7 @@ def stage_folder(run: Path, name: str) -> Path:
 
 def load_references(references: Iterable[FromStage], run: Path, trust: tuple[str, ...] = (),
                     device: str | torch.device = "cpu") -> dict[FromStage, CheckpointModule]:
-    """The modules that references stand for, in evaluation mode.
-
-    Args:
-        references: References of the run's method.
-        run: The run's folder.
-        trust: Packages besides understudy whose code may be loaded.
-        device: Where the weights go.
-
-    Raises:
-        UserError: A stage is missing, or has no such module.
-    """
+    """The modules that references stand for, in evaluation mode."""
     found: dict[FromStage, CheckpointModule] = {}
     for reference in references:
         if reference not in found:
@@ -321,9 +282,6 @@ def build_actor(method: Method, modules: Mapping[str, CheckpointModule], rows: i
         modules: The modules of a checkpoint by name. "policy" must be a `Policy`.
         rows: See `build_planner`. It also holds for the policies of the wrapper.
         features: The columns of the environment. Methods that pad actions (`ColumnPadding`) need them.
-
-    Raises:
-        Unsupported: If a column change cannot be computed where it stands.
     """
     planner, policy = build_planner(method, modules, rows), modules["policy"]
     assert isinstance(policy, Policy)
@@ -350,9 +308,6 @@ def has_latent_actions(method: Method) -> bool:
     """Returns whether the policy chooses skills, such as latents or codes, which a low-level policy turns into actions.
 
     Its errors on recorded episodes are then those of skills, and not of actions.
-
-    Args:
-        method: The method.
     """
     return isinstance(method.wrapper, SkillWrapper)
 
@@ -360,9 +315,7 @@ def has_latent_actions(method: Method) -> bool:
 def policy_features(method: Method, features: Schema) -> dict[str, Feature]:
     """Returns the columns that the policy of a method sees of an environment, and those of its actions.
 
-    Args:
-        method: A method without references in its wrapper.
-        features: The columns of the environment.
+    The wrapper of the method must be without references.
     """
     return changed_features(_wrapped_features(method, features), online_changes(method))
 
@@ -373,11 +326,7 @@ def _wrapped_features(method: Method, features: Schema) -> dict[str, Feature]:
 
 
 def online_changes(method: Method) -> list[ColumnChange]:
-    """Returns the column changes of a method that are computed while acting too, in order.
-
-    Raises:
-        Unsupported: If one stands before an operation in a method with a wrapper.
-    """
+    """Returns the column changes of a method that are computed while acting too, in order."""
     before = [part for part in method.transforms[: _last_operation(method)] if isinstance(part, ColumnChange)]
     if before and method.wrapper is not None:
         raise Unsupported(f"{type(before[0]).__name__} stands before an operation, so that it would change recorded "
@@ -401,9 +350,6 @@ def training_data(data: Dataset, method: Method) -> Dataset:
     Args:
         data: Recorded episodes of the environment, or of `WrappedEnv`, as their metadata "env" says.
         method: A method without references in its wrapper and its transforms.
-
-    Raises:
-        Unsupported: If the wrapper has no inverse.
     """
     last = _last_operation(method)
     data = apply_transforms(data, method.transforms[:last])
@@ -415,15 +361,7 @@ def training_data(data: Dataset, method: Method) -> Dataset:
 
 
 def apply_transforms(data: Dataset, transforms: Iterable[EpisodeTransform | Operation]) -> Dataset:
-    """Applies operations and column changes to episodes, in order.
-
-    Args:
-        data: The episodes. They are not changed.
-        transforms: Operations on the data set and column changes of single episodes.
-
-    Returns:
-        The transformed episodes.
-    """
+    """Applies operations and column changes to episodes, in order. The episodes given are not changed."""
     for transform in transforms:
         data = transform.apply(data) if isinstance(transform, Operation) else data.map(transform)
     return data
@@ -435,7 +373,6 @@ class TrainedRun:
 
     Args:
         method: The method. What acting takes of it has no references left.
-        modules: The checkpoint's modules by name.
     """
 
     method: Method
@@ -449,12 +386,7 @@ class TrainedRun:
         Args:
             run: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's.
             trust: Packages besides understudy whose code may be loaded.
-            device: Where the weights go.
             transforms: Also read what `training_data` needs of the stages.
-
-        Raises:
-            UserError: A file is missing or damaged.
-            UntrustedCode: It names code of a package that is not trusted.
         """
         folder = find_checkpoint(run)
         method = Method.load(folder, trust)
@@ -494,7 +426,6 @@ def load_policy(run: Path | str, *, device: str | torch.device = "cpu", trust: t
     Args:
         run: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's. LeRobot's ACT and
             Diffusion Policy are read as well: the folder of a run (its last checkpoint), or `pretrained_model`.
-        device: Where to compute.
         trust: Packages besides understudy whose code may be loaded.
 
     Raises:
@@ -515,7 +446,6 @@ def load_actor(run: Path | str, *, device: str | torch.device = "cpu", rows: int
     Args:
         run: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's. LeRobot's ACT and
             Diffusion Policy are read as well: see `load_policy`.
-        device: Where to compute.
         rows: The networks always see batches of this many rows, so that results do not depend on how many environments
             run side by side. None for one robot, where that would cost time.
         trust: Packages besides understudy whose code may be loaded.

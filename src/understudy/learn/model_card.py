@@ -12,13 +12,7 @@ from .stages import packages_of
 
 
 def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> None:
-    """Writes the model card of a run to CARD.md in its folder.
-
-    Args:
-        run: The run.
-        method: The method that the run trains.
-        provenance: Origin of the policy, from `train.make_provenance`.
-    """
+    """Writes the model card of a run, with the origin from `train.make_provenance`, to CARD.md in its folder."""
     data, versions, device = provenance["data"], provenance["versions"], provenance["device"]
     places = run.named_checkpoints()
     lines: dict[int, dict[str, Any]] = {}

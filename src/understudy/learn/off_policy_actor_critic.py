@@ -31,7 +31,6 @@ class OffPolicyActorCritic(LearnerConfig):
         steps: Number of updates, for schedules.
         batch_size: Number of windows in each batch.
         optimizer: Optimizer of the policy and of the critic.
-        critic: Networks of the critic.
         discount: Discount per step.
         target_decay: Fraction of the target networks that each update keeps.
         policy_delay: Updates of the critic per update of the policy.
@@ -65,11 +64,7 @@ class OffPolicyActorCritic(LearnerConfig):
 
 
 class OffPolicyActorCriticLearner(GradientLearner):
-    """Learner of `OffPolicyActorCritic`.
-
-    Raises:
-        Unsupported: The actions are classes, or chunks begin before the observation.
-    """
+    """Learner of `OffPolicyActorCritic`."""
 
     config: OffPolicyActorCritic
 
@@ -91,31 +86,16 @@ class OffPolicyActorCriticLearner(GradientLearner):
         return self.end_update()
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the squared error of the critic networks against `target_value`, summed over the networks.
-
-        Args:
-            batch: A part of a batch, with the next observations and the columns `next.reward` and `next.terminated`.
-            rng: Source of the noise on target actions.
-
-        Returns:
-            Loss of each window, (B,).
-        """
+        """Returns the squared error against `target_value`, summed over the critic networks, (B,)."""
         target = self.target_value(batch, rng)
         return (self.critic.scores(batch.obs, batch.action) - target).square().sum(0)
 
     @torch.no_grad()
     def target_value(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the target of the critic: the discounted rewards of the chunk plus the discounted value that follows
-        it.
+        """Returns the target of the critic for each window, (B,).
 
-        The value that follows is 0 if the episode terminates within the chunk.
-
-        Args:
-            batch: A part of a batch, with the next observations and the columns `next.reward` and `next.terminated`.
-            rng: Source of the policy's noise and of the noise on target actions.
-
-        Returns:
-            Target return of each window, (B,).
+        It is the discounted rewards of the chunk plus the discounted value that follows it, which is 0 if the episode
+        terminates within the chunk.
         """
         config = self.config
         coded = self._coded_plan(self.target_policy, batch.next, rng)
@@ -128,18 +108,11 @@ class OffPolicyActorCriticLearner(GradientLearner):
         return (rewards * config.discount**steps).sum(1) + goes_on * value
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the loss of the policy.
+        """Returns the loss of the policy for each window, (B,).
 
         It is the negative score of the first critic network, divided by the mean absolute score of the batch, plus
         `bc_weight` times the squared distance to the stored actions, plus the squared distance to the range of actions
         in the data. Distances are in coded units.
-
-        Args:
-            batch: A part of a batch.
-            rng: Source of the policy's noise.
-
-        Returns:
-            Loss of each window, (B,).
         """
         coded = self._coded_plan(self.policy, batch.obs, rng)
         inside = self._clipped(coded)

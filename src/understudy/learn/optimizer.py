@@ -60,13 +60,7 @@ class OptimizerConfig:
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def build(self, modules: Iterable[nn.Module], steps: int, device: torch.device) -> OptimizerState:
-        """Builds the optimizer state for the parameters that require gradients.
-
-        Args:
-            modules: The modules to train.
-            steps: Number of updates that will be made, for the schedule.
-            device: Device of the parameters.
-        """
+        """Builds the state for the parameters that require gradients. The schedule ends after `steps` updates."""
         return OptimizerState(self, tuple(modules), steps, device)
 
 
@@ -80,13 +74,9 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def automatic_precision(device: torch.device, weights: int) -> Literal["fp32", "bf16"]:
-    """The precision that "auto" chooses for a network.
+    """The precision that "auto" chooses for a network with a number of trained weights.
 
     It is bf16 from 4 million weights on, if the hardware is fast at it. Smaller networks gain little and stay in fp32.
-
-    Args:
-        device: The device that computes.
-        weights: Number of trained weights of the network.
     """
     return "bf16" if weights >= 4_000_000 and has_fast_bf16(device) else "fp32"
 

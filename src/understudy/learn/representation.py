@@ -73,12 +73,7 @@ class RepresentationLearning(LearnerConfig):
 
 
 class RepresentationLearner(GradientLearner):
-    """Learner of `RepresentationLearning`.
-
-    Raises:
-        ConfigError: The encoder has no weights to train.
-        Unsupported: The optimizer compiles the networks, which then offer no activations to the objectives.
-    """
+    """Learner of `RepresentationLearning`."""
 
     config: RepresentationLearning
 
@@ -104,15 +99,7 @@ class RepresentationLearner(GradientLearner):
         return metrics
 
     def losses(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
-        """Returns the loss of the probe and of each objective, not reduced.
-
-        Args:
-            batch: A part of a batch.
-            rng: Source of all randomness but dropout.
-
-        Returns:
-            The loss of the probe, (B, H), then the loss of each objective, (B,).
-        """
+        """Returns the loss of the probe, (B, H), then the loss of each objective, (B,), not reduced."""
         with capture_intermediates(self.captures) as captured:
             context = self.policy.training_context(batch.obs, rng)
             record_intermediate("context", context.tokens)

@@ -26,11 +26,7 @@ from .behavior_cloning import AuxiliaryLoss, LaggedAuxiliaryLoss
 
 
 class RepresentationObjective(AuxiliaryLoss):
-    """An objective for the encoder of a policy. Subclasses are frozen dataclasses.
-
-    Attributes:
-        weight: Factor of the loss.
-    """
+    """An objective for the encoder of a policy. Subclasses are frozen dataclasses."""
 
     captures = ("context", "context_mask")
     weight: float
@@ -104,7 +100,6 @@ class InverseDynamics(RepresentationObjective):
     Args:
         head: What is predicted. Discrete actions need `Categorical()`.
         trunk: The network that reads both encodings.
-        weight: Factor of the loss.
 
     References:
         Brandfonbrener et al. (2023), Inverse Dynamics Pretraining Learns Good Representations for Multitask Imitation,
@@ -289,7 +284,6 @@ class TimeContrastive(RepresentationObjective):
         hidden: Width of the hidden layer of the projector.
         size: Width of the projection.
         temperature: Divides the cosine similarities.
-        weight: Factor of the loss.
 
     References:
         Sermanet et al. (2018), Time-Contrastive Networks: Self-Supervised Learning from Video, arXiv:1704.06888.

@@ -77,12 +77,7 @@ class Retrieve(Operation):
         return Dataset(labeled, data.metadata)
 
     def distances(self, data: Dataset, is_task: np.ndarray) -> np.ndarray:
-        """Returns the distance of each prior window to the nearest one of the task, (n,).
-
-        Args:
-            data: The mixture.
-            is_task: True for the windows of the task, (N,).
-        """
+        """Returns the distance of each prior window to the nearest one of the task, (n,). `is_task` is (N,)."""
         latents = check_trained(self.encoder, "Retrieve.encoder").latents(data).flatten(1)
         task, prior = latents[torch.from_numpy(is_task)], latents[torch.from_numpy(~is_task)]
         return torch.cat([torch.cdist(block, task).amin(1) for block in prior.split(BLOCK)]).cpu().numpy()

@@ -37,11 +37,7 @@ NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a qu
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run.
-
-    Args:
-        folder: The folder. It need not exist.
-    """
+    """The folder of a run. It need not exist."""
 
     folder: Path
 
@@ -92,13 +88,9 @@ class Run:
 
         Args:
             step: Number of updates of the checkpoint.
-            learner: Receives the state.
 
         Returns:
             The metadata that were saved with the checkpoint.
-
-        Raises:
-            UserError: The state is damaged.
         """
         folder = self.checkpoint_path(step) / "train"
         facts = read_json(folder / "state.json")
@@ -139,10 +131,9 @@ class Run:
         return {k: v for k, v in known.items() if (self.folder / v).is_dir()}
 
     def name_checkpoints(self, **steps: int) -> None:
-        """Names checkpoints. Checkpoints without a name are removed.
+        """Names checkpoints by number of updates: ``last=500, best=400`` sets "RUN/last" and "RUN/best".
 
-        Args:
-            **steps: Number of updates of a checkpoint by name: ``last=500, best=400`` sets "RUN/last" and "RUN/best".
+        Checkpoints without a name are removed.
         """
         places = {**self.named_checkpoints(), **{k: f"checkpoints/{v:06d}" for k, v in steps.items()}}
         with disk_space_errors(self.folder, "the checkpoints are whole: make room, and give the same command"):
@@ -217,15 +208,7 @@ class Run:
 
 @contextmanager
 def disk_space_errors(where: Path, do: str) -> Iterator[None]:
-    """Context manager that turns the errors of a full disk into a `UserError`.
-
-    Args:
-        where: The file or folder that is written, for the error.
-        do: What the user can do, the hint of the error.
-
-    Raises:
-        UserError: The disk is full, or a quota or a limit of file size is reached.
-    """
+    """Context manager that turns the errors of a full disk into a `UserError` with the hint `do`."""
     try:
         yield
     except (OSError, SafetensorError) as error:

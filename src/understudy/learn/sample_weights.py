@@ -45,9 +45,6 @@ class LearnedWeightFunction(nn.Module, WeightFunction):
     """A weight function with networks that train next to the policy.
 
     In each update the learner first minimizes `loss` with respect to this module's parameters, then weighs the batch.
-
-    Attributes:
-        optimizer: Optimizer of the parameters.
     """
 
     optimizer: OptimizerConfig
@@ -57,22 +54,13 @@ class LearnedWeightFunction(nn.Module, WeightFunction):
         """Return the loss of each window, (B,), or of each step, (B, H), not reduced.
 
         Args:
-            batch: A part of a batch.
             policy: The policy that trains. Its weights receive no gradient.
             rng: Source of all randomness but dropout.
         """
 
     @abstractmethod
     def forward(self, batch: Batch, policy: Policy) -> Tensor:
-        """Return the weights, as `WeightFunction` describes.
-
-        Args:
-            batch: A batch, on the policy's device.
-            policy: The policy that trains.
-
-        Returns:
-            Weight of each window, (B,) or (B, 1), or of each step, (B, H), at least 0.
-        """
+        """Return the weights of windows, (B,) or (B, 1), or steps, (B, H), at least 0: see `WeightFunction`."""
 
 
 class SampleWeights(ABC):
@@ -89,7 +77,6 @@ class SampleWeights(ABC):
         """Return the weight function.
 
         Args:
-            policy: The policy that will train.
             data: The training data, for statistics. What is computed from them must depend on the data alone, or be
                 in the state of a module, because a resumed run builds the function again before it restores the
                 learner.
@@ -202,10 +189,6 @@ class CurriculumWeights(SampleWeights, WeightFunction):
     Args:
         temperature: In units of the loss of the head, which is a mean over the steps of a chunk. Large values weigh all
             windows equally. Small ones also ignore windows that are merely not learned yet.
-
-    Raises:
-        UserError: The temperature is not positive.
-        Unsupported: The loss of the head is no negative log-likelihood, up to a scale and a constant.
 
     References:
         Blessing et al. (2023), Information Maximizing Curriculum: A Curriculum-Based Approach for Imitating Diverse

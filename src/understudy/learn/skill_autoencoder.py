@@ -105,8 +105,7 @@ class SkillAutoencoder(LearnerConfig):
 def inputs_without_words(features: Schema | None) -> tuple[str, ...]:
     """Returns the inputs of a policy that carries skills out: all observations but the task in words, and the skill.
 
-    Args:
-        features: The columns of the data. None for all observations (an empty tuple).
+    With None for the columns of the data, these are all observations (an empty tuple).
     """
     if features is None:
         return ()
@@ -115,12 +114,7 @@ def inputs_without_words(features: Schema | None) -> tuple[str, ...]:
 
 
 class SkillAutoencoderLearner(GradientLearner):
-    """Learner of `SkillAutoencoder`.
-
-    Raises:
-        ConfigError: The policy does not read the skill, or the prior has another window.
-        Unsupported: The policy plans more than the current step.
-    """
+    """Learner of `SkillAutoencoder`."""
 
     config: SkillAutoencoder
 
@@ -142,14 +136,7 @@ class SkillAutoencoderLearner(GradientLearner):
         self._codecs_checked = False
 
     def build_model(self, policy: Policy, prior: Policy | None, posterior: SkillPosterior, data: Dataset) -> SkillModel:
-        """Returns all that is trained, as one module.
-
-        Args:
-            policy: The policy that carries skills out.
-            prior: The prior of skills. None for codes.
-            posterior: The posterior of skills.
-            data: The data.
-        """
+        """Returns all that is trained, as one module. The prior is None for codes."""
         return SkillModel(policy, prior, posterior)
 
     def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
@@ -159,11 +146,7 @@ class SkillAutoencoderLearner(GradientLearner):
                               sampling_weights=sampling_weights)
 
     def extra_columns(self, data: Dataset) -> tuple[str, ...]:
-        """Returns the columns that batches have besides what the policy reads.
-
-        Args:
-            data: The data.
-        """
+        """Returns the columns that batches have besides what the policy reads."""
         return ()
 
     def update(self, batch: Batch) -> dict[str, float]:
@@ -177,7 +160,6 @@ class SkillAutoencoderLearner(GradientLearner):
 
         Args:
             batch: Pieces: observations (B, length + n_obs_steps - 1, ...) and actions (B, length, A).
-            rng: Source of the skills and of all other randomness but dropout.
         """
         if self.config.quantizer is not None:
             reconstruction = self.reconstruction(batch, self.model.posterior.code(batch), rng)
@@ -191,13 +173,7 @@ class SkillAutoencoderLearner(GradientLearner):
         return reconstruction + self.config.beta * divergence
 
     def reconstruction(self, batch: Batch, skill: Tensor, rng: Generator) -> Tensor:
-        """Returns the loss of the policy, summed over the steps of each piece, (B,).
-
-        Args:
-            batch: Pieces.
-            skill: Skills, (B, D).
-            rng: Source of all randomness but dropout.
-        """
+        """Returns the loss of the policy with skills (B, D), summed over the steps of each piece, (B,)."""
         steps = self.policy.loss(self.decoder_batch(batch, skill), rng)
         return steps.unflatten(0, batch.mask.shape).sum((1, 2))
 
@@ -210,8 +186,6 @@ class SkillAutoencoderLearner(GradientLearner):
         Args:
             std: Standard deviation of the posterior, (B, D).
             skill: Skills that were drawn from the posterior, (B, D).
-            batch: The pieces.
-            rng: Source of randomness of the prior's augmentations.
         """
         n = self.policy.window.n_obs_steps
         first = {k: v[:, :n] for k, v in batch.obs.items()}
@@ -225,7 +199,6 @@ class SkillAutoencoderLearner(GradientLearner):
         """Returns the windows of the policy at each step of each piece, with the skill of the piece.
 
         Args:
-            batch: Pieces.
             skill: Skills, (B, D).
 
         Returns:
@@ -264,13 +237,7 @@ class SkillAutoencoderLearner(GradientLearner):
 
 
 class SkillModel(nn.Module):
-    """The modules that one optimizer trains.
-
-    Args:
-        policy: The policy that carries skills out.
-        prior: The prior of skills. None for codes.
-        posterior: The posterior of skills.
-    """
+    """The modules that one optimizer trains. There is no prior for codes."""
 
     def __init__(self, policy: Policy, prior: Policy | None, posterior: SkillPosterior):
         super().__init__()
@@ -282,11 +249,8 @@ class SkillPosteriorSpec:
     """Everything but the weights and the columns that determines a posterior.
 
     Attributes:
-        trunk: Its network.
         length: Number of steps of a piece.
-        column: Column of the skill.
         policy: The policy that carries skills out. The posterior has the same kinds of codec and encoder.
-        quantizer: Makes skills codes.
     """
 
     trunk: Trunk
@@ -302,7 +266,6 @@ class SkillPosterior(LatentEncoder):
     It reads no goals, because a batch draws them at random. What is after the end of the episode is left out.
 
     Args:
-        about: Networks and length.
         features: The columns of the policy, the skill among them.
         codec: Codec module to share with the policy. None builds a new one without statistics.
     """
@@ -326,20 +289,12 @@ class SkillPosterior(LatentEncoder):
         return window.windows(data, self.inputs, self.about.policy.target)
 
     def distribution(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns mean and standard deviation of the skill of each piece, (B, D) each.
-
-        Args:
-            batch: Pieces. Columns that are not in `inputs` are not read.
-        """
+        """Returns mean and standard deviation of the skill of each piece, (B, D) each, from the columns in `inputs`."""
         mean, raw_std = self._mean_output(batch).chunk(2, -1)
         return mean, F.softplus(raw_std) + MIN_STD
 
     def code(self, batch: Batch) -> Tensor:
-        """Returns the code of each piece, (B, D). Gradients pass the rounding.
-
-        Args:
-            batch: Pieces. Columns that are not in `inputs` are not read.
-        """
+        """Returns the code of each piece, (B, D), from the columns in `inputs`. Gradients pass the rounding."""
         assert self.about.quantizer is not None
         return self.about.quantizer.quantize(self._mean_output(batch))
 

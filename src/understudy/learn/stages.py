@@ -22,7 +22,6 @@ def check_stages(method: Method, before: tuple[str, ...] = ()) -> None:
     """Checks that each reference of a method, and of its stages' methods, is to a stage that is trained before.
 
     Args:
-        method: The method.
         before: Stages of an enclosing method that are trained before this one.
 
     Raises:
@@ -63,17 +62,7 @@ def stages_before(run: Path) -> tuple[str, ...]:
 
 
 def use_run(method: Method, name: str, run: Path | str, trust: tuple[str, ...] = ()) -> Method:
-    """Returns the method with the method of an existing run in place of one of its stages.
-
-    Args:
-        method: A method with stages.
-        name: Name of the stage.
-        run: A run's folder, or a checkpoint's.
-        trust: Packages besides understudy whose code the run may name.
-
-    Raises:
-        UserError: The method has no such stage, or there is no such run.
-    """
+    """Returns the method with the method of an existing run or checkpoint in place of one of its stages."""
     if name not in (names := [s.name for s in method.stages]):
         raise UserError(f"the method has no stage {name!r}" + (f"; it has {', '.join(names)}" if names else ""),
                         where="stage", hint="name one of its stages, or take the run with --from")
@@ -88,14 +77,8 @@ def continue_from(method: Method, run: Path | str, load: tuple[str, ...] = Initi
     Stages that only gave initial weights before are dropped: the run's weights take their place.
 
     Args:
-        method: How to train now.
         run: A run's folder (its last checkpoint, or "RUN/best"), or a checkpoint's.
         load: Submodules whose weights are taken over. Without "codec", statistics are fitted to the new data.
-        train: Submodules that stay trainable.
-        trust: Packages besides understudy whose code the run may name.
-
-    Raises:
-        UserError: There is no such run.
     """
     used = {reference.stage for reference in find_references(method)}
     stages = tuple(s for s in method.stages if s.name in used)
@@ -112,9 +95,6 @@ def copy_run(source: Path | str, folder: Path) -> None:
     Args:
         source: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's.
         folder: The folder of the new run. If it exists, it must be a copy of the same weights.
-
-    Raises:
-        UserError: `source` is no run, or `folder` has other weights.
     """
     if folder.is_dir():
         there = Path(source).exists()
@@ -134,12 +114,7 @@ def copy_run(source: Path | str, folder: Path) -> None:
 
 
 def is_finished(run: Run, method: Method) -> bool:
-    """Whether a stage needs no more training: its training is complete and has a model card, or its run is a copy.
-
-    Args:
-        run: The run of the stage.
-        method: The method of the stage.
-    """
+    """Whether a stage needs no more training: its training is complete and has a model card, or its run is a copy."""
     last = max(run.saved_steps(), default=None)
     if last is None:
         return False
@@ -156,16 +131,7 @@ SUBMODULES = ("codec", "encoder", "net")
 
 def load_weights_from(policy: Policy, parts: Iterable[InitializeFrom],
                       modules: Mapping[FromStage, CheckpointModule]) -> None:
-    """Loads initial weights of a policy from trained modules.
-
-    Args:
-        policy: The policy whose weights change.
-        parts: Which submodules are loaded, and from where.
-        modules: The module of each reference in `parts`.
-
-    Raises:
-        UserError: A submodule does not exist, or its shape differs.
-    """
+    """Loads the initial weights of submodules of a policy from trained modules."""
     for part in parts:
         source = modules[part.source]
         for name in part.load:
@@ -201,15 +167,7 @@ def _check_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def freeze(policy: Policy, parts: Iterable[InitializeFrom]) -> None:
-    """Freezes the loaded submodules that are not to be trained.
-
-    Args:
-        policy: The policy.
-        parts: Loaded submodules, and which of them stay trainable.
-
-    Raises:
-        UserError: A submodule does not exist.
-    """
+    """Freezes the loaded submodules that are not to be trained."""
     for part in parts:
         trained = {id(p) for name in part.train
                    for p in submodule(policy, name, f"InitializeFrom.train, {name!r}").parameters()}
@@ -220,16 +178,7 @@ def freeze(policy: Policy, parts: Iterable[InitializeFrom]) -> None:
 
 
 def submodule(policy: nn.Module, name: str, where: str) -> nn.Module:
-    """Returns a submodule of a policy by name.
-
-    Args:
-        policy: The policy.
-        name: "codec", "encoder" or "net", or a path to a module inside one of these, such as "net.layers".
-        where: Place of the name, for the error.
-
-    Raises:
-        UserError: There is no such submodule.
-    """
+    """Returns a submodule of a policy: "codec", "encoder", "net", or one inside these, such as "net.layers"."""
     first = name.partition(".")[0]
     try:
         if first not in SUBMODULES:

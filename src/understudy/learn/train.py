@@ -87,7 +87,6 @@ class RunConfig:
             the method collects episodes, a tenth of its rounds.
         val_fraction: Fraction of the episodes held out for validation (at least one of 5 or more), or their numbers.
             Which ones does not depend on `seed`, so that policies of different seeds are judged on the same.
-        validation: How held-out episodes are compared with the policy's plans.
         callbacks: Called after every update, and after every validation with {"validation/energy": ...}.
         sampling_weights: Relative rate at which each step starts a window (see `data.mixture`). A frozen dataclass.
         stream: Where the windows come from, shard by shard. The data are then its first episodes: columns, statistics
@@ -103,7 +102,6 @@ class RunConfig:
             not called during stages.
         env: The environment (`understudy.envs.Env`) in which the method collects episodes. Its number of rows does not
             change the result. Only for a method with `collection`.
-        person: The actor through which a person takes part in collecting.
         title: What the progress bar calls the training.
     """
 
@@ -144,7 +142,6 @@ def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Pol
     processes train one policy together.
 
     Args:
-        out: The folder of the run.
         **options: Fields of `RunConfig`, such as ``seed=1, device="cpu", score=score``.
 
     Returns:
@@ -226,33 +223,21 @@ def _check_options(method: Method, data: Dataset, run: Run, run_config: RunConfi
 
 @dataclass(frozen=True)
 class _Preparation:
-    """What a run has before its next update.
-
-    Args:
-        resolved: The method, with the modules of its stages.
-        data: All episodes, after the method's transforms.
-        training: The episodes to train on, after the transforms.
-        test: The episodes that are held out, after the transforms.
-        recorded: The columns of the data before the transforms.
-        excluded: Indices of the episodes that are not trained on.
-        documents: The JSON documents of each checkpoint, by file name.
-        modules: The modules that the method refers to.
-        last: Step of the checkpoint from which the run continues. None for a new run.
-    """
+    """What a run has before its next update."""
 
     run: Run
     config: RunConfig
     device: torch.device
     processes: Processes
-    resolved: Method
-    data: Dataset
+    resolved: Method  # with the modules of its stages
+    data: Dataset  # all episodes, after the method's transforms
     training: Dataset
     test: Dataset
-    recorded: Schema
-    excluded: set[int]
-    documents: dict[str, Any]
+    recorded: Schema  # the columns of the data before the transforms
+    excluded: set[int]  # indices of the episodes that are not trained on
+    documents: dict[str, Any]  # of each checkpoint, by file name
     modules: Mapping[Any, CheckpointModule]
-    last: int | None
+    last: int | None  # step of the checkpoint from which the run continues; None for a new run
 
     def build_learner(self, episodes: Dataset) -> Learner:
         """Builds the learner, with the statistics of these episodes if the policy has none."""
@@ -318,13 +303,9 @@ def default_save_freq(steps: int) -> int:
 
 
 class _RunTraining(Training):
-    """A training in a run's folder: what is saved, and how it continues.
+    """A training in a run's folder: what is saved, and how it continues."""
 
-    Attributes:
-        save_freq: Updates between checkpoints that are evaluated. None for those that `update` is told to evaluate.
-    """
-
-    save_freq: int | None
+    save_freq: int | None  # updates between evaluated checkpoints; None for those that `update` is told to evaluate
 
     def __init__(self, prepared: _Preparation):
         run_config, method, run = prepared.config, prepared.resolved, prepared.run
@@ -491,7 +472,6 @@ def best_step(lines, steps: Iterable[int], by: str) -> int | None:
 
     Args:
         lines: Lines of metrics.jsonl.
-        steps: Steps to choose from.
         by: Metric to compare. Higher values of "score" are better. For every other metric, lower values are better.
 
     Returns:
@@ -505,15 +485,8 @@ def best_step(lines, steps: Iterable[int], by: str) -> int | None:
 def validation_episodes(episodes: int, val_fraction: float | Sequence[int]) -> list[int]:
     """Returns the indices of the episodes that are held out for validation, in order.
 
-    A fraction above 0 holds out at least one of 5 or more episodes, and none of fewer. The choice does not depend on
-    the seed of the training.
-
-    Args:
-        episodes: Number of episodes.
-        val_fraction: Fraction of the episodes to hold out, at least 0 and below 1, or the indices of the episodes.
-
-    Raises:
-        UserError: An index or the fraction is out of range, or no episode is left to train on.
+    A fraction, at least 0 and below 1, holds out at least one of 5 or more episodes if it is above 0, and none of
+    fewer. The choice does not depend on the seed of the training. The indices can also be given.
     """
     if not isinstance(val_fraction, (int, float)):
         if odd := [i for i in val_fraction if not 0 <= i < episodes]:
@@ -561,10 +534,7 @@ def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
 
 
 def _check_task_texts(method: Method, data: Dataset) -> None:
-    """Raises DataError if a method follows words, and no episode has any.
-
-    A representation is learned without tasks, and `CutSegments` makes the tasks of segments from other labels.
-    """
+    """Raises DataError if a method follows words, and no episode has any."""
     reads_words = any(isinstance(part, TaskText) for part in method.transforms)
     has_other_labels = any(isinstance(part, CutSegments) for part in method.transforms)
     if not reads_words or has_other_labels or isinstance(method.learner, RepresentationLearning):
@@ -585,7 +555,6 @@ def check_method(method: Method, data: Dataset) -> None:
     """Checks that a method can be trained on episodes.
 
     Args:
-        method: The method.
         data: The episodes, after the method's transforms.
 
     Raises:
@@ -655,11 +624,7 @@ def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConf
 
 
 def _train_stage(stage: Stage, data: Dataset, run: Run, run_config: RunConfig) -> None:
-    """Trains a stage, or continues it. Does nothing if it is finished.
-
-    Raises:
-        UserError: The run is that of another stage.
-    """
+    """Trains a stage, or continues it. Does nothing if it is finished."""
     if not is_finished(run, stage.method):
         train(stage.method, data, run.folder, **{f.name: getattr(run_config, f.name) for f in fields(run_config)})
         return
@@ -676,13 +641,7 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, run_config: RunConfig) -
 
 
 def _check_acts(method: Method, learner: Learner, recorded: Schema) -> None:
-    """Raises UserError now, and not after the training, if the method's actor cannot act.
-
-    Args:
-        method: The method.
-        learner: Has the modules.
-        recorded: The columns of the data before the method's transforms.
-    """
+    """Raises UserError now, and not after the training, if the method's actor cannot act."""
     if role(method.policy.target) != "action":  # a model of something else does not act
         return
     features = {**build_planner(method, learner.modules).features,
@@ -704,10 +663,6 @@ def make_provenance(data: Dataset, held: list[int], left_out: list[int], run_con
         data: The episodes, before the method's transforms.
         held: Indices of the episodes that are held out for validation.
         left_out: Indices of the interrupted episodes that are left out.
-        device: The device that computes.
-
-    Returns:
-        A document of JSON values.
     """
     source, stream = data.metadata, run_config.stream
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
@@ -732,9 +687,7 @@ def make_provenance(data: Dataset, held: list[int], left_out: list[int], run_con
 def recorded_simulators(data: Dataset, most: int = 1000) -> dict[str, list[str]]:
     """Returns the simulators with which the episodes of each environment were recorded, from their metadata.
 
-    Args:
-        data: The episodes.
-        most: Largest number of episodes to read. If there are more, evenly spaced ones are read.
+    If there are more than `most` episodes, so many evenly spaced ones are read.
     """
     found: dict[str, set[str]] = {}
     for i in np.linspace(0, len(data) - 1, min(len(data), most)).astype(int).tolist():
@@ -748,7 +701,6 @@ def trained_tasks(method: Method, data: Dataset, most: int = 1000) -> list[str] 
     """Returns the tasks in words on which a policy is trained, in alphabetical order.
 
     Args:
-        method: The method.
         data: The episodes that it is trained on, after its transforms.
         most: Largest number of tasks.
 
@@ -805,8 +757,7 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
 
 
 def _ignores_number_of_updates(learner: dict[str, Any]) -> bool:
-    """Whether a learner makes the same updates whatever their total number is. Only the schedule of our optimizer
-    depends on it. What the learners of other packages do is not known."""
+    """Whether a learner makes the same updates whatever their total number is. False if that is not known."""
     if not isinstance(name := learner.get("$"), str) or not name.startswith("understudy."):
         return False
     parts: list[Any] = [learner]

@@ -49,7 +49,6 @@ class TrainingCurves:
     """The measurements of one run.
 
     Args:
-        folder: The run's folder.
         curves: Measurements by their key in metrics.jsonl, such as "loss", "validation/energy" and "score".
         last: Step of the last checkpoint.
         best: Step of the best checkpoint, if one was chosen.
@@ -70,14 +69,7 @@ class TrainingCurves:
 
     @classmethod
     def load(cls, folder: Path | str) -> TrainingCurves:
-        """Reads the measurements of a run, which may still be training.
-
-        Args:
-            folder: A run, or one of its checkpoints.
-
-        Raises:
-            UserError: There is no run.
-        """
+        """Reads the measurements of a run, also given by one of its checkpoints. It may still be training."""
         checkpoint = find_checkpoint(folder)
         run = Run(checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint)
         lines = run.read_metrics()
@@ -133,9 +125,6 @@ def describe_checkpoint(run: Path) -> str | None:
 
     Returns:
         The line. None for a path that is a checkpoint itself.
-
-    Raises:
-        UserError: There is no checkpoint.
     """
     checkpoint = find_checkpoint(run)
     if checkpoint == run:
@@ -157,11 +146,7 @@ def describe_checkpoint(run: Path) -> str | None:
 
 
 def held_out_name(of_latents: bool) -> str:
-    """Returns what the error on held-out episodes is called.
-
-    Args:
-        of_latents: Whether it is the error of latents, and not of actions.
-    """
+    """Returns what the error on held-out episodes is called, that of latents or that of actions."""
     return f"error {'of latents ' if of_latents else ''}on held-out episodes"
 
 

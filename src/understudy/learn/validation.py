@@ -52,8 +52,6 @@ class Validation:
         """Draws plans for windows that are spread evenly over the data.
 
         Args:
-            policy: The policy that plans.
-            data: The episodes.
             size: Number of windows in a batch.
             executor: The method's executor. If it is an `ActionConditionedExecutor`, it plans after the recorded
                 actions before each window's step, and the mask of the batch leaves these actions out.
@@ -90,8 +88,6 @@ class Validation:
         """Returns the action prediction error of a policy on recorded episodes.
 
         Args:
-            policy: The policy to evaluate.
-            data: The episodes.
             scale: Unit of each action component, (A,). See `target_scale`. None for 1.
             executor: The method's executor, see `sampled_plans`.
             ahead: Number of steps of each plan that count, from the current one on. None for the whole plan. The errors
@@ -140,15 +136,7 @@ class Validation:
 def check_training_data(policy: Policy, data: Dataset) -> None:
     """Checks that all episodes have the columns that a policy reads or predicts, of one shape and finite.
 
-    Images are not read.
-
-    Args:
-        policy: The policy.
-        data: The episodes.
-
-    Raises:
-        UserError: A column is missing in an episode or has another shape, or it contains NaN or infinity. The message
-            names the first episode. Or actions are not numbers.
+    Images are not read. Actions must be numbers. The error names the first episode that is not so.
     """
     _check_target(policy)
     goals = {g.into: g.column for g in policy.window.goals}
@@ -173,9 +161,7 @@ def _check_target(policy: Policy) -> None:
 def warn_of_padding(window: Window, data: Dataset) -> None:
     """Warns if a window is so much longer than the episodes that more than two thirds of it are always padding.
 
-    Args:
-        window: The window of a policy.
-        data: The episodes that it is trained on, after the method's transforms.
+    The episodes are those that the policy is trained on, after the method's transforms.
     """
     # Episodes of the toy fork have 15 steps, and windows of 32 rows are the defaults of some methods. Training on half
     # of padding costs little. Most often the first episode is long enough, and no other is read.
@@ -221,10 +207,6 @@ def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = F
 def target_scale(data: Dataset, target: str) -> Tensor:
     """Standard deviation of each component of a column over all steps, (A,). It is 1 for a component that never
     changes.
-
-    Args:
-        data: The episodes.
-        target: Name of the column.
     """
     count, mean, square = 0, 0.0, 0.0
     for episode in data:

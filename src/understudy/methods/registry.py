@@ -144,9 +144,6 @@ def recommend(features: Schema) -> str:
     "bc-gmm" does not average different ways of doing the same thing, plans in one step, and trains in a minute on a
     CPU. Other methods can be better, above all `bc` where several steps must not be executed without looking (Hopper
     and Walker2d in docs/real-input.md). Compare them.
-
-    Args:
-        features: The columns of the data.
     """
     return "bc" if features["action"].kind == "discrete" else "bc-gmm"
 
@@ -184,15 +181,9 @@ def _descriptions() -> Iterator[dict]:
 
 
 def describe_method(name: str) -> dict | None:
-    """Describes one method, with the keys of `describe_methods`.
+    """Describes one method, with the keys of `describe_methods`. None if there is no such name.
 
     A method that another package registers is loaded.
-
-    Args:
-        name: Name of the method.
-
-    Returns:
-        The description. None if there is no such name.
     """
     name = name.replace("_", "-")
     if name in method_files():
@@ -231,14 +222,9 @@ def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Metho
 
     Args:
         name: Name of a method, or "module:function".
-        trust: Packages besides understudy whose code may be loaded.
 
     Returns:
         The function. None if `name` is the path of a file or folder, or unknown.
-
-    Raises:
-        UserError: There is no such module or function.
-        UntrustedCode: It is code of a package that is not trusted.
     """
     known = name.replace("_", "-")
     if (path := method_files().get(known)) is not None:

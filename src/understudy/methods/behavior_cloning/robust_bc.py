@@ -66,11 +66,7 @@ class MedianOfMeans(LearnerConfig):
 
 
 class MedianOfMeansLearner(GradientLearner):
-    """Learner of `MedianOfMeans`.
-
-    Raises:
-        Unsupported: The head is fitted to the data before training, or several processes train.
-    """
+    """Learner of `MedianOfMeans`."""
 
     config: MedianOfMeans
 
@@ -99,11 +95,7 @@ class MedianOfMeansLearner(GradientLearner):
         return self.end_update()
 
     def choose_block(self, differences: Tensor) -> int:
-        """Returns the index of the block that trains.
-
-        Args:
-            differences: Mean loss of the policy minus that of its rival, (n_blocks,).
-        """
+        """Returns the block that trains, given the mean loss of the policy minus that of its rival, (n_blocks,)."""
         return median_block(differences)
 
     @property
@@ -111,22 +103,13 @@ class MedianOfMeansLearner(GradientLearner):
         return {"policy": self.trained_policy}  # the rival does not act
 
     def window_loss(self, policy: Policy, batch: Batch) -> Tensor:
-        """Returns the mean loss of each window, (B,), with the same noise for every policy.
-
-        Args:
-            policy: The policy or its rival.
-            batch: A whole batch.
-        """
+        """Returns the mean loss of each window, (B,), with the same noise for every policy."""
         loss = policy.loss(batch, self.generator()).float()
         return loss.sum(1) / batch.mask.sum(1).clamp(min=1)
 
 
 def median_block(differences: Tensor) -> int:
-    """The index of the median. Of an even number of blocks, it is the lower of the two in the middle.
-
-    Args:
-        differences: Loss of the policy minus that of its rival, (n_blocks,).
-    """
+    """The index of the median, (n_blocks,). Of an even number of blocks, it is the lower of the two in the middle."""
     return int(differences.argsort(stable=True)[(len(differences) - 1) // 2])
 
 

@@ -63,14 +63,10 @@ class PooledHistoryEncoder(Encoder):
         """Build the module.
 
         Args:
-            features: Features of the policy's inputs.
             n_obs_steps: Number of observation rows in a window (To).
 
         Returns:
             The module. Its tokens are the context token and those of the current step.
-
-        Raises:
-            UserError: The inner encoder has no tokens of the past steps.
         """
         return _PooledHistoryNet(self, features, n_obs_steps)
 

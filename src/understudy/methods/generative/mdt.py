@@ -115,7 +115,6 @@ class ContrastiveAlignment(AuxiliaryLoss):
     Args:
         first: Column of one goal, such as a later observation.
         second: Column of the other goal, such as a sentence. Only some windows need to have it: ``"<second>?"``.
-        weight: Weight of the loss.
 
     References:
         Reuss et al. (2024), Multimodal Diffusion Transformer: Learning Versatile Behavior from Multimodal Goals,
@@ -180,7 +179,6 @@ class Foresight(AuxiliaryLoss):
     Args:
         column: What is predicted: an observed column of numbers.
         hidden: Widths of the hidden layers of the predictor.
-        weight: Weight of the loss.
 
     References:
         Reuss et al. (2024), Multimodal Diffusion Transformer: Learning Versatile Behavior from Multimodal Goals,

@@ -28,9 +28,6 @@ class LoadBalancing(AuxiliaryLoss):
     for which expert e was chosen, divided by the number of all choices. No gradient reaches it. The loss is 1 if all
     experts are used equally and at most E. It is averaged over the layers.
 
-    Args:
-        weight: Weight of the loss.
-
     References:
         Fedus et al. (2021), Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient
         Sparsity, arXiv:2101.03961.

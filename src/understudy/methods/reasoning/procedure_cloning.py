@@ -82,11 +82,7 @@ class GridSearch(Procedure):
         return self.search(self._grid(episode)[step])
 
     def search(self, grid: np.ndarray) -> np.ndarray:
-        """Returns the maps of the search, (L + 1, W, H) int64, which must not be changed.
-
-        Args:
-            grid: Class of each cell, (W, H).
-        """
+        """Returns the maps of the search, (L + 1, W, H) int64, in a (W, H) grid of classes. Do not change them."""
         return _search(np.asarray(grid, np.int64).tobytes(), grid.shape, self.wall, self.goal, self.moves)
 
     def _grid(self, episode: Episode) -> np.ndarray:
@@ -124,10 +120,6 @@ class ProcedureResult:
     """Adds the result of a procedure at each observation, from which a policy can read the action.
 
     While acting, a policy that repeats the procedure gives the column: see `execute.planners.IteratedPlanner`.
-
-    Args:
-        procedure: The procedure.
-        into: Name of the new column, with one row for each observation.
     """
 
     procedure: Procedure
@@ -150,7 +142,6 @@ class ProcedureEpisodes(Operation):
     The last step repeats the end of the computation, so that the policy also learns that it changes nothing there.
 
     Args:
-        procedure: The procedure.
         into: Name of the column of intermediate results.
     """
 

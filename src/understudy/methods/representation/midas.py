@@ -87,9 +87,6 @@ class AddMotionPrompts(Operation):
     """Adds each episode a second time, with a prompt that shows its motion.
 
     A policy that has learned to follow motions forgets it when it is trained on other prompts alone.
-
-    Args:
-        motion: How the prompt is made.
     """
 
     motion: MotionPrompt = MotionPrompt()

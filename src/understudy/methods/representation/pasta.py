@@ -76,14 +76,10 @@ class ComponentTokenEncoder(Encoder):
         """Build the module.
 
         Args:
-            features: Features of the policy's inputs.
             n_obs_steps: Number of observation rows in a window (To).
 
         Returns:
             The module. Its tokens are those of the newest step.
-
-        Raises:
-            UserError: A column is not made of numbers, or the flags do not fit their column.
         """
         check_heads(self.width, self.heads, "ComponentTokenEncoder")
         for column, flags in self.flags:
@@ -179,9 +175,6 @@ class ComponentTokenNet(EncoderNet):
         Args:
             obs: Coded observations, as of `forward`.
             hidden: Tokens to hide, (B, To, G) bool. All their components are treated as missing.
-
-        Returns:
-            The tokens of all steps.
         """
         values, given, observed = self._components(obs)
         present = given if hidden is None else given & ~hidden[..., self.group]
@@ -240,7 +233,6 @@ class _Readout(nn.Module):
         """Mean squared error over the counted components of each window, (B,).
 
         Args:
-            encoder: The encoder.
             tokens: The token that predicts each token, (B, To, G, D).
             values: Coded values, (B, To, C).
             counted: Which of them to predict, (B, To, C) bool.

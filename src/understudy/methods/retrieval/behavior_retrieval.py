@@ -89,12 +89,7 @@ class StateActionVAELearner(GradientLearner):
         return self.end_update(reconstruction=self.parts[0], kl=self.parts[1])
 
     def losses(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Returns the loss of the policy, (B, H), and of the autoencoder, (B,), not reduced.
-
-        Args:
-            batch: A part of a batch.
-            rng: Source of all randomness but dropout.
-        """
+        """Returns the loss of the policy, (B, H), and of the autoencoder, (B,), not reduced."""
         embedding = self.model.embedding
         values = embedding.values(batch)
         mean, log_std = embedding.posterior(values)
@@ -129,7 +124,6 @@ class StateActionEmbeddingSpec:
     Attributes:
         latent_dim: Number of components of the latent.
         widths: Widths of the hidden layers.
-        encoder: Encoder of the observations.
         policy: The policy of the stage. The embedding has its codec and reads its windows.
     """
 
@@ -143,12 +137,7 @@ class StateActionEmbedding(LatentEncoder):
     """The mean of the latent of a window, followed by its coded actions. Actions after the end of an episode are 0.
 
     Args:
-        about: Networks and windows.
-        features: The columns of the policy.
         codec: Codec module to share with the policy. None builds a new one without statistics.
-
-    Raises:
-        Unsupported: The windows have goals, which are drawn at random.
     """
 
     def __init__(self, about: StateActionEmbeddingSpec, features: Schema, codec: CodecModule | None = None):

@@ -171,7 +171,6 @@ class AlignedReplay(Executor):
         """Returns the recorded actions of some rows of the memory, (B, A).
 
         Args:
-            planner: The planner with the memory.
             obs: The current observation windows, (B, To, ...).
             row: Numbers of the rows, (B,).
         """

@@ -251,11 +251,8 @@ class TaskSimilaritySpec:
     """Everything but the weights and the columns that determines a scorer.
 
     Attributes:
-        task: Column of the words.
-        encoder: Encoder of the observation, and of the words.
         hidden: Widths of the hidden layers.
         size: Number of components of the embeddings.
-        temperature: Divides the similarity.
         policy: The policy of the stage. The scorer has its codec and its inputs.
     """
 
@@ -271,12 +268,8 @@ class TaskSimilarity(CheckpointModule):
     """The similarity of an observation to the words of a task, divided by a temperature.
 
     Args:
-        about: Networks and columns.
         features: The columns of the policy of the stage.
         codec: Codec module to share with the policy. None builds a new one without statistics.
-
-    Raises:
-        ConfigError: The policy does not read the words, or nothing else.
     """
 
     def __init__(self, about: TaskSimilaritySpec, features: Schema, codec: CodecModule | None = None):
@@ -296,11 +289,7 @@ class TaskSimilarity(CheckpointModule):
             for net in (self.seen_encoder, self.task_encoder))
 
     def embed(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns the embeddings of observation and words at unit length, (B, size) each.
-
-        Args:
-            obs: Single observations by column, (B, ...).
-        """
+        """Returns the embeddings of observation and words, (B, ...) by column, at unit length, (B, size) each."""
         coded = self.codec.encode_obs({k: v.unsqueeze(1) for k, v in obs.items() if k.removesuffix("?") in
                                        self.features})
         seen, task = self.seen_encoder(coded).flat(), self.task_encoder(coded).flat()

@@ -110,12 +110,7 @@ class DichotomyOfControl(LearnerConfig):
 
 
 class DichotomyOfControlLearner(GradientLearner):
-    """Learner of `DichotomyOfControl`.
-
-    Raises:
-        ConfigError: The policy does not read the latent.
-        Unsupported: The policy reads a history, or observations that are not numbers.
-    """
+    """Learner of `DichotomyOfControl`."""
 
     config: DichotomyOfControl
 
@@ -152,22 +147,12 @@ class DichotomyOfControlLearner(GradientLearner):
         return self.end_update(information=self.information)
 
     def latent(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Draws the latent of each window, and returns it with its standard deviation, (B, D) each.
-
-        Args:
-            batch: A part of a batch.
-            rng: Source of the latents.
-        """
+        """Draws the latent of each window, and returns it with its standard deviation, (B, D) each."""
         mean, std = self.posterior(batch)
         return mean + std * torch.randn(mean.shape, generator=rng, device=mean.device), std
 
     def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
-        """Returns the loss of the policy (B, H), and what the latent costs, (B,) each.
-
-        Args:
-            batch: A part of a batch.
-            rng: Source of all randomness but dropout.
-        """
+        """Returns the loss of the policy (B, H), and what the latent costs, (B,) each."""
         latent, std = self.latent(batch, rng)
         loss = self.policy.loss(batch.replace(obs={**batch.obs, self.config.column: latent[:, None]}), rng)
         entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
@@ -181,12 +166,7 @@ class DichotomyOfControlLearner(GradientLearner):
         return tuple(terms)
 
     def energy_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns minus the bound of the information, (B,).
-
-        Args:
-            batch: A part of a batch.
-            rng: Source of the latents and of the steps.
-        """
+        """Returns minus the bound of the information, (B,)."""
         with torch.no_grad():
             latent, _ = self.latent(batch, rng)
         return -self.information_bound(latent, batch, rng)
@@ -199,8 +179,6 @@ class DichotomyOfControlLearner(GradientLearner):
 
         Args:
             latent: Latents, (B, D).
-            batch: The windows.
-            rng: Source of the steps.
         """
         obs, action, reward, known = self.posterior.future(batch)
         length = known.sum(1).clamp(min=1)
@@ -214,23 +192,13 @@ class DichotomyOfControlLearner(GradientLearner):
         return energy[:, 0] - (energy[:, 1:].logsumexp(1) - math.log(shape[1]))
 
     def prior_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the negative log-density of the latents under the prior, (B,).
-
-        Args:
-            batch: A part of a batch.
-            rng: Source of the latents.
-        """
+        """Returns the negative log-density of the latents under the prior, (B,)."""
         with torch.no_grad():
             latent, _ = self.latent(batch, rng)
         return self._surprise(latent, batch, rng)
 
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the squared error of the return to go, in units of its variance, (B,).
-
-        Args:
-            batch: A part of a batch.
-            rng: Source of the latents.
-        """
+        """Returns the squared error of the return to go, in units of its variance, (B,)."""
         with torch.no_grad():
             latent, _ = self.latent(batch, rng)
         return self._value_error(latent, batch)

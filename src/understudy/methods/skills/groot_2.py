@@ -113,12 +113,7 @@ class InstructedAutoencoderLearner(SkillAutoencoderLearner):
         return super().batch_sampler(data, sampling_weights)
 
     def skill_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the loss of each piece, (B,).
-
-        Args:
-            batch: Pieces, with the columns of the instruction in `Batch.extra`.
-            rng: Source of the skills and of all other randomness but dropout.
-        """
+        """Returns the loss of each piece, (B,), which has the columns of the instruction in `Batch.extra`."""
         loss, names = super().skill_loss(batch, rng), self.config.instruction.inputs
         absent = [~batch.extra[name + "?"][:, 0] for name in names if name + "?" in batch.extra]
         labeled = (~torch.stack([torch.zeros_like(batch.mask[:, 0]), *absent]).any(0)).nonzero()[:, 0]
@@ -136,8 +131,6 @@ class InstructedAutoencoderLearner(SkillAutoencoderLearner):
 
         Args:
             piece: The pieces, without the instructions.
-            words: The instructions.
-            rng: Source of the skills and of all other randomness but dropout.
 
         Returns:
             Loss of the policy with skills of the instruction, summed over the steps, and negative log-likelihood of

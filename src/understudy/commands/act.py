@@ -66,8 +66,8 @@ def main(args: list[str]) -> None:
     fps = o.fps or trained_rate(o.run) or 30.0
     refuse_unused_conditions([o.run], o)
     actor, by = load_actor(o.run, RobotEnv(robot, fps), o, rows=None, tell=True)
-    if told := untrained_warning(o.run, o.trust):
-        print(f"warning: {told}", file=sys.stderr)
+    if warning := untrained_warning(o.run, o.trust):
+        print(f"warning: {warning}", file=sys.stderr)
     with ExitStack() as stack:
         show = stack.enter_context(live_view(o, robot, fps, show_line))
         stack.enter_context(robot)
@@ -113,8 +113,8 @@ def _circumstances(o: ActOptions, robot: SafeRobot, done: ActedEpisode, n_pauses
     if n_pauses:
         text += (f"; the robot paused {n_pauses} time{'s' * (n_pauses > 1)}, because no action came for "
                  f"{robot.limits.timeout:g} s")
-    if told := changed_checkpoint(o.run):
-        text += f"; {told}"
+    if checkpoint_change := changed_checkpoint(o.run):
+        text += f"; {checkpoint_change}"
     return text
 
 
@@ -130,10 +130,10 @@ def _may_begin(number: int) -> bool:
     while True:
         flush_input()
         try:
-            said = input(f"episode {number}: arrange the scene, and press enter (q: quit) ").strip().lower()
+            reply = input(f"episode {number}: arrange the scene, and press enter (q: quit) ").strip().lower()
         except (EOFError, KeyboardInterrupt):  # Ctrl-C here stops as q does: no robot moves
             print()
-            said = "q"
-        if said in ("", "q", "quit"):
-            return not said
-        print(f"  {said!r} does not start it: press enter alone, or q and enter")
+            reply = "q"
+        if reply in ("", "q", "quit"):
+            return not reply
+        print(f"  {reply!r} does not start it: press enter alone, or q and enter")

@@ -88,18 +88,18 @@ def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
         return data
     if has_no_run(o.run) or not (file := find_checkpoint(o.run) / "provenance.json").exists():
         return None
-    said = read_json(file)
-    words = shlex.split(str(said.get("command") or ""))
-    known = said.get("data") or {}
-    if words[:2] != ["understudy", "train"] or len(words) < 4 or int(known.get("steps") or 0) > MAX_EXTRA_STEPS:
+    provenance = read_json(file)
+    words = shlex.split(str(provenance.get("command") or ""))
+    training_data = provenance.get("data") or {}
+    if words[:2] != ["understudy", "train"] or len(words) < 4 or int(training_data.get("steps") or 0) > MAX_EXTRA_STEPS:
         return None
     try:
         if not (path := Path(words[3])).exists():
             return None
-        data = open_as_read(path, {}, known.get("reading") or {})[0]
+        data = open_as_read(path, {}, training_data.get("reading") or {})[0]
         if any(f.kind == "image" for f in data.features().values()):
             return None
-        return data if data.fingerprint() == known.get("fingerprint") else None
+        return data if data.fingerprint() == training_data.get("fingerprint") else None
     except (UserError, OSError):  # nobody asked for it
         return None
 
@@ -126,15 +126,15 @@ def measure_run(
             again = rollout_repeated_starts(
                 actor, env, starts, o.repeats, o.seed, watch=lambda number, episode: progress()
             )
-    found = measure_behavior(ran.episodes, env, shown, repeated=again, latency=measure_latency(
+    metrics = measure_behavior(ran.episodes, env, shown, repeated=again, latency=measure_latency(
         _single_actor(actor), ran.episodes, env.metadata.get("fps")))
     if o.html is None:
-        return found
+        return metrics
     try:
-        return replace(found, failure_figures=tuple(failure_figures(found.failures, ran.episodes, env)))
+        return replace(metrics, failure_figures=tuple(failure_figures(metrics.failures, ran.episodes, env)))
     except UserError as error:  # the rest of the report is worth having
         print(f"failures without pictures: {error}", file=sys.stderr)
-        return found
+        return metrics
 
 
 def _single_actor(actor: Actor) -> Actor:
@@ -158,18 +158,18 @@ def print_metrics(found: Mapping[str, BehaviorMetrics], out: Output) -> None:
     from rich.table import Table
 
     first = next(iter(found.values()))
-    theirs = {m.key: m.demonstrations for b in found.values() for m in b.metrics if m.demonstrations is not None}
+    references = {m.key: m.demonstrations for b in found.values() for m in b.metrics if m.demonstrations is not None}
     table = Table("behavior metrics", *(found if len(found) > 1 else ["mean of an episode"]), *(
-        ["demonstrations"] if theirs else []), box=None, pad_edge=False)
+        ["demonstrations"] if references else []), box=None, pad_edge=False)
     for key in dict.fromkeys(m.key for b in found.values() for m in b.metrics):
         each = [next((m for m in b.metrics if m.key == key), None) for b in found.values()]
-        known = next(m for m in each if m is not None)
+        metric = next(m for m in each if m is not None)
         some = [
             f"{_format_interval(m.value)}{'' if m.n_episodes == o else f' of {m.n_episodes}'}" if m is not None else "–"
             for m, o in zip(each, (max(x.n_episodes for x in b.metrics) for b in found.values()), strict=True)
         ]
-        table.add_row(f"{known.name}{f' ({known.unit})' if known.unit else ''}", *some,
-                      *([f"{theirs[key].estimate:.3g}" if key in theirs else ""] if theirs else []))
+        table.add_row(f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}", *some,
+                      *([f"{references[key].estimate:.3g}" if key in references else ""] if references else []))
     out.print("", table)
     for name, b in found.items():
         lines = b.summary_lines()

@@ -77,8 +77,8 @@ def main(args: list[str]) -> None:
                 env.close()
         _print_choice(choice, out)
         trial = Method.load(trial_run(o.out, choice.recommended, o.seed), o.trust)
-        acts, given = example_evaluation(data, trial, o.env, env) or (None, None)
-        commands = _next_commands(o, choice, acts, given)
+        acts, env_options = example_evaluation(data, trial, o.env, env) or (None, None)
+        commands = _next_commands(o, choice, acts, env_options)
         if o.html is not None:
             write_choice_page(choice, o.html, commands)
             out.print(f"Report written to {o.html}")
@@ -101,8 +101,8 @@ def parse_duration(text: str, where: str) -> float:
     """
     from ..core import UserError
 
-    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    hours, minutes, seconds = (float(part or 0) for part in (found.groups() if found else ("", "", "")))
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    hours, minutes, seconds = (float(part or 0) for part in (match.groups() if match else ("", "", "")))
     if not (total := 3600 * hours + 60 * minutes + seconds) > 0:
         raise UserError(f"{text!r} is not a duration", where=where, hint="such as 90s, 30m or 1h30m")
     return total
@@ -115,9 +115,9 @@ def _print_choice(c: MethodChoice, out: Output) -> None:
     table = Table("", _value_name(c), "95% interval", "seeds", "updates", "a trial", "", box=None, pad_edge=False)
     for s in c.standings:
         value, low, high = _shown_interval(c, s)
-        left = "" if s.dropped_after is None else f"dropped after round {s.dropped_after}"
+        drop_note = "" if s.dropped_after is None else f"dropped after round {s.dropped_after}"
         table.add_row(s.method, value, f"{low} to {high}", str(s.seeds), f"{s.updates} of {s.full_updates}",
-                      f"{s.seconds:.3g} s", left or s.reason)
+                      f"{s.seconds:.3g} s", drop_note or s.reason)
     out.print(table, *(f"not tried: {name}, {why}" for name, why in c.skipped.items()), "",
               " ".join(c.verdict_parts()))
 
@@ -148,18 +148,18 @@ def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str
     rows = []
     for s in c.standings:
         value, low, high = _shown_interval(c, s)
-        left = "" if s.dropped_after is None else f"round {s.dropped_after}"
+        drop_round = "" if s.dropped_after is None else f"round {s.dropped_after}"
         rows.append((s.method, value, f"{low} to {high}", str(s.seeds), f"{s.updates} of {s.full_updates}",
-                     f"{s.seconds:.3g} s", left, s.reason))
+                     f"{s.seconds:.3g} s", drop_round, s.reason))
     table = Table(("", _value_name(c), "95% interval", "seeds", "updates", "a trial", "dropped after", "tried because"),
                   tuple(rows))
-    shown: list[Content] = [table]
+    contents: list[Content] = [table]
     if c.metric == "success":
         bars = [(s.method, s.estimate, f"{s.seeds} seeds") for s in c.standings]
-        shown.insert(0, Figures((("", plots.success_bars(bars), "Success of each candidate; the line is the 95% "
-                                  "interval over training seeds and starts (with one seed, over starts)."),)))
+        contents.insert(0, Figures((("", plots.success_bars(bars), "Success of each candidate; the line is the 95% "
+                                     "interval over training seeds and starts (with one seed, over starts)."),)))
     sections = [Section("The data", tuple(map(Paragraph, c.properties.sentences()))),
-                Section("The trials", tuple(shown))]
+                Section("The trials", tuple(contents))]
     if c.skipped:
         sections.append(Section("Not tried", tuple(Paragraph(f"{name}: {why}.") for name, why in c.skipped.items())))
     sections.append(Section("What to do next", (Commands(tuple(commands)),)))
@@ -180,27 +180,27 @@ def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None,
 
     run, trial = unused_path("run"), trial_run(o.out, c.recommended, o.seed)
     function = c.recommended if ":" in c.recommended else None
-    told = [(command_line("train", c.recommended, o.data, "--out", run, *_data_options(o),
-                          *trust_options(o.trust, function, trial)), "Train the recommended method in full:")]
+    commands = [(command_line("train", c.recommended, o.data, "--out", run, *_data_options(o),
+                              *trust_options(o.trust, function, trial)), "Train the recommended method in full:")]
     if acts:
         trust, own = trust_options(o.trust, acts, trial), env_trust_options(acts)
         if given is not None:
-            told.append((command_line("eval", run, acts, "--episodes", 100, *given, *trust, *_new(own, trust)),
-                         "Judge it on new starts:"))
+            commands.append((command_line("eval", run, acts, "--episodes", 100, *given, *trust, *_new(own, trust)),
+                             "Judge it on new starts:"))
         if c.env is None and not given:  # a candidate must find all that it reads in the environment
-            told.append((_again(o, "--env", acts, "--out", unused_path("choice"), *_new(own, o.trust)),
-                         "Choose again, with policies that act:"))
-    return told
+            commands.append((_again(o, "--env", acts, "--out", unused_path("choice"), *_new(own, o.trust)),
+                             "Choose again, with policies that act:"))
+    return commands
 
 
 def _again(o: ChooseOptions, *more: object) -> str:
     keep = [part for name, value in (("--env", o.env), ("--budget", o.budget), ("--out", o.out))
             if value is not None and name not in more for part in (name, value)]
     methods = ("--methods", *o.methods) if o.methods else ()
-    rest = [part for name, value, usual in (("--episodes", o.episodes, 100), ("--seed", o.seed, 0)) if value != usual
-            for part in (name, value)]
+    number_options = [part for name, value, usual in (("--episodes", o.episodes, 100), ("--seed", o.seed, 0))
+                      if value != usual for part in (name, value)]
     trust = [part for package in o.trust for part in ("--trust", package)]
-    return command_line("choose", o.data, *keep, *methods, *rest, *_data_options(o), *more, *trust)
+    return command_line("choose", o.data, *keep, *methods, *number_options, *_data_options(o), *more, *trust)
 
 
 def _data_options(o: ChooseOptions) -> list[str]:

@@ -74,15 +74,16 @@ def main(args: list[str]) -> None:
     if o.subcommand in ("list", "table", "spot-check") and o.name:
         raise UserError(f"understudy claims {o.subcommand} takes no names",
                         where=f"understudy claims {o.subcommand}", hint="understudy claims list names them")
-    wrong = {"--all": (o.all, "run"), "--budget": (o.budget is not None and o.subcommand != "spot-check", "run"),
-             "--workers": (o.workers != 1, "run"),
-             "--unchanged": (o.unchanged, "check"), "--save": (o.save, "check"),
-             "--verdict": (o.verdict is not None, "list"),
-             "--stale": (o.stale, "list"), "--html": (o.html is not None, "table"),
-             "--out": (o.out != LEDGER, "table")}
-    for option, (given, where) in wrong.items():
-        if given and (o.subcommand != where or where == "run" and not o.all):
-            raise UserError(f"expected {option} with {where}{' --all' * (where == 'run' and option != '--all')} only",
+    option_uses = {"--all": (o.all, "run"), "--budget": (o.budget is not None and o.subcommand != "spot-check", "run"),
+                   "--workers": (o.workers != 1, "run"),
+                   "--unchanged": (o.unchanged, "check"), "--save": (o.save, "check"),
+                   "--verdict": (o.verdict is not None, "list"),
+                   "--stale": (o.stale, "list"), "--html": (o.html is not None, "table"),
+                   "--out": (o.out != LEDGER, "table")}
+    for option, (is_given, subcommand) in option_uses.items():
+        if is_given and (o.subcommand != subcommand or subcommand == "run" and not o.all):
+            with_all = " --all" * (subcommand == "run" and option != "--all")
+            raise UserError(f"expected {option} with {subcommand}{with_all} only",
                             where=f"understudy claims {o.subcommand}", hint=f"leave {option} out")
     from ..claims.folder import open_claims
 
@@ -148,7 +149,7 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
 
     budget = parse_duration(o.budget)  # before anything takes time
     entries, confirmed = confirm_stale(due_claims(_selected_claims(o)), lambda text: print(text, file=sys.stderr))
-    found = run_all(
+    outcome = run_all(
         [{**e, "missing": missing_requirements(find_claim(e["name"]))} for e in entries],
         budget,
         o.workers,
@@ -159,20 +160,20 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
         out.print("every claim has a record of the code as it is")
     for name in confirmed:
         out.print(f"{name}: confirmed by its probe")
-    for name, verdict in found.verdicts.items():
+    for name, verdict in outcome.verdicts.items():
         out.print(f"{name}: {verdict} here")
-    for name, why in found.unavailable.items():
+    for name, why in outcome.unavailable.items():
         out.print(f"{name}: not here, needs {why}")
-    for name, why in found.failed.items():
+    for name, why in outcome.failed.items():
         out.print(f"{name}: failed: {why}")
-    for name, why in found.not_run.items():
+    for name, why in outcome.not_run.items():
         out.print(f"{name}: left: {why}")
-    out.suggest("understudy claims table", *([] if found.is_complete else ["understudy claims run --all"]))
+    out.suggest("understudy claims table", *([] if outcome.is_complete else ["understudy claims run --all"]))
     out.print_json(
-        {"confirmed": confirmed, "ran": found.verdicts, "not_here": found.unavailable, "failed": found.failed,
-         "left": found.not_run}
+        {"confirmed": confirmed, "ran": outcome.verdicts, "not_here": outcome.unavailable, "failed": outcome.failed,
+         "left": outcome.not_run}
     )
-    if not found.is_complete:
+    if not outcome.is_complete:
         raise SystemExit(3)
 
 
@@ -181,13 +182,13 @@ def _check(o: ClaimsOptions, out: Output) -> None:
     from ..claims.records import all_claims, find_claim
 
     answer, claims = [], [find_claim(name) for name in o.name] or list(all_claims().values())
-    found_all = confirm_all([claim.name for claim in claims], trust_source=o.unchanged)
-    for claim, found in zip(claims, found_all, strict=True):
-        answer.append({"name": claim.name, "status": found.status, "detail": found.detail,
-                       "differences": list(found.differences), "seconds": round(found.seconds, 2)})
-        text = f"{found.status}: {found.detail}" if found.detail else found.status
-        out.print(f"{claim.name}: {text} ({found.seconds:.1f} s)")
-        if o.save and found.status == "confirmed":
+    confirmations = confirm_all([claim.name for claim in claims], trust_source=o.unchanged)
+    for claim, confirmation in zip(claims, confirmations, strict=True):
+        answer.append({"name": claim.name, "status": confirmation.status, "detail": confirmation.detail,
+                       "differences": list(confirmation.differences), "seconds": round(confirmation.seconds, 2)})
+        text = f"{confirmation.status}: {confirmation.detail}" if confirmation.detail else confirmation.status
+        out.print(f"{claim.name}: {text} ({confirmation.seconds:.1f} s)")
+        if o.save and confirmation.status == "confirmed":
             save_confirmation(claim)
     due = [entry["name"] for entry in answer if entry["status"] == "due"]
     out.suggest(*(command_line("claims", "run", name) for name in due))

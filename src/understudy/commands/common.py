@@ -53,14 +53,14 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     args = name_lerobot_fields([o.flag for o in options_of(options)], args)
     if any(option.name == "executor" for option in options_of(options)):
         args = _join_executor_options(args)
-    found = parse_options(options, args, f"understudy {command}")
-    if getattr(found, "trust", ()) and os.getcwd() not in sys.path:
+    parsed = parse_options(options, args, f"understudy {command}")
+    if getattr(parsed, "trust", ()) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # finds modules of the user in the current folder; last
-    for what, where, do in _invalid_options(found):
+    for problem, flag, advice in _invalid_options(parsed):
         from ..core import UserError
 
-        raise UserError(what, where=where, hint=do)
-    return found
+        raise UserError(problem, where=flag, hint=advice)
+    return parsed
 
 
 def _join_executor_options(args: Sequence[str]) -> list[str]:
@@ -221,8 +221,8 @@ def recorded_env_of(run: Path) -> str | None:
     from ..policy import find_checkpoint
 
     file = find_checkpoint(run) / "provenance.json"
-    known = read_json(file).get("data", {}).get("simulators") if file.exists() else None
-    return next(iter(known)) if known and len(known) == 1 else None
+    simulators = read_json(file).get("data", {}).get("simulators") if file.exists() else None
+    return next(iter(simulators)) if simulators and len(simulators) == 1 else None
 
 
 def robot_arguments(recorded: Mapping[str, Any], features: Schema) -> list[str]:
@@ -274,8 +274,8 @@ def reseeded_command(run: Path) -> tuple[str, str] | None:
     from ..policy import find_checkpoint
 
     file = find_checkpoint(run) / "provenance.json"
-    said = read_json(file) if file.exists() else {}
-    command, args = str(said.get("command") or ""), []
+    provenance = read_json(file) if file.exists() else {}
+    command, args = str(provenance.get("command") or ""), []
     if not command.startswith("understudy train "):
         return None
     before, out = shlex.split(command)[1:], None
@@ -288,7 +288,7 @@ def reseeded_command(run: Path) -> tuple[str, str] | None:
             args.append(name + equals + value)
     if out is None or not find_checkpoint(run).resolve().is_relative_to(Path(out).resolve()):
         return None
-    seed = int(said["seed"]) + 1
+    seed = int(provenance["seed"]) + 1
     other = unused_path(f"{out}-seed{seed}")
     return command_line(*args, "--out", other, "--seed", seed), other
 
@@ -346,20 +346,22 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
     from ..learn.callbacks import LONG_SECONDS, format_duration
 
     console = Console(stderr=True)
-    shown = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                     console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal)
-    task, began, now, told = shown.add_task(title, total=total, completed=done), time.perf_counter(), done, False
+    display = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                       console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal)
+    task = display.add_task(title, total=total, completed=done)
+    began, now, is_reported = time.perf_counter(), done, False
 
     def progress(to: int | None = None) -> None:
-        nonlocal now, told
+        nonlocal now, is_reported
         now = now + 1 if to is None else max(to, now)
-        shown.update(task, completed=now)
-        made, spent = now - done, time.perf_counter() - began
-        if not told and (made >= 16 or spent > 60):  # rows that run side by side end together: 16 are a fair sample
-            told = True
-            if (left := spent / made * (total - now)) > LONG_SECONDS:
-                print(f"{title}: at most about {format_duration(left)} more", file=sys.stderr)
-    with shown:
+        display.update(task, completed=now)
+        n_completed, spent = now - done, time.perf_counter() - began
+        # rows that run side by side end together: 16 are a fair sample
+        if not is_reported and (n_completed >= 16 or spent > 60):
+            is_reported = True
+            if (remaining_seconds := spent / n_completed * (total - now)) > LONG_SECONDS:
+                print(f"{title}: at most about {format_duration(remaining_seconds)} more", file=sys.stderr)
+    with display:
         yield progress
 
 
@@ -389,8 +391,9 @@ def warn_simulator_mismatch(env: Environment, run: Path) -> None:
 
     if has_no_run(run) or not (file := find_checkpoint(run) / "provenance.json").exists():
         return
-    if told := version_warning(read_json(file)["data"].get("simulators") or {}, env, f"{run} was trained on data of"):
-        print(f"warning: {told}", file=sys.stderr)
+    simulators = read_json(file)["data"].get("simulators") or {}
+    if warning := version_warning(simulators, env, f"{run} was trained on data of"):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def has_no_run(run: Path) -> bool:

@@ -48,15 +48,16 @@ def main(args: list[str]) -> None:
     with Output(o.json) as out:
         groups = _named_runs(o)
         runs = [run for group in groups.values() for run in group]
-        found = _evaluate_runs(o, runs)
-        judged = {name: [found[r] for r in group] if o.group else found[group[0]] for name, group in groups.items()}
+        evaluations = _evaluate_runs(o, runs)
+        judged = {name: [evaluations[r] for r in group] if o.group else evaluations[group[0]]
+                  for name, group in groups.items()}
         comparison = compare_all(judged)
-        shown = comparison if o.group else replace(comparison, names=tuple(run_names(runs)))
-        _print_comparison(shown, out)
+        named_comparison = comparison if o.group else replace(comparison, names=tuple(run_names(runs)))
+        _print_comparison(named_comparison, out)
         if o.html is not None:
             from ..evaluate.report import write_comparison_report
 
-            write_comparison_report(shown, o.html)
+            write_comparison_report(named_comparison, o.html)
             out.print(f"Report written to {o.html}")
         if o.save is not None:
             out.print(f"Episodes written to {o.save}")
@@ -119,9 +120,9 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
     from ..files import file_name
     from .policies import evaluate_run, refuse_unused_conditions
 
-    found = {run: _read_evaluation(run, o) for run in runs if _is_saved_rollouts(run)}
-    acting = [run for run in runs if run not in found]
-    episodes = o.episodes or min((len(e.episodes) for e in found.values()), default=100)
+    evaluations = {run: _read_evaluation(run, o) for run in runs if _is_saved_rollouts(run)}
+    acting = [run for run in runs if run not in evaluations]
+    episodes = o.episodes or min((len(e.episodes) for e in evaluations.values()), default=100)
     if acting and o.env is None:
         raise UserError("no environment is named in which the policies act", where="--env",
                         hint=command_line("compare", *runs, "--env", "ENV"))
@@ -133,10 +134,10 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
         try:
             for run in acting:
                 save = None if o.save is None else o.save / (file_name(run).strip(".") or "run")
-                found[run] = evaluate_run(run, env, asked, save, name=o.env, workers=o.workers)
+                evaluations[run] = evaluate_run(run, env, asked, save, name=o.env, workers=o.workers)
         finally:
             env.close()
-    return {run: _first_episodes(found[run], episodes) for run in runs}
+    return {run: _first_episodes(evaluations[run], episodes) for run in runs}
 
 
 def _read_evaluation(run: Path, o: CompareOptions) -> Evaluation:
@@ -146,11 +147,12 @@ def _read_evaluation(run: Path, o: CompareOptions) -> Evaluation:
     from ..evaluate.evaluation import evaluation_of
 
     data = open_dataset(run)
-    odd = next((n for n, e in enumerate(data) if not {"env", "seed", "number"} <= set(e.metadata)
-                or "next.reward" not in e.steps), None)
-    if odd is not None or not len(data):
-        raise UserError("there are no rollouts in it" if odd is None else "not a rollout that eval --save wrote",
-                        where=run if odd is None else f"{run}, episode {odd}", hint="name a run, or save its rollouts")
+    invalid = next((n for n, e in enumerate(data) if not {"env", "seed", "number"} <= set(e.metadata)
+                    or "next.reward" not in e.steps), None)
+    if invalid is not None or not len(data):
+        raise UserError("there are no rollouts in it" if invalid is None else "not a rollout that eval --save wrote",
+                        where=run if invalid is None else f"{run}, episode {invalid}",
+                        hint="name a run, or save its rollouts")
     env, seed = data[0].metadata["env"], data[0].metadata["seed"]
     if seed < 0:
         raise UserError("these are demonstrations, neither a run nor rollouts that eval --save wrote", where=run,
@@ -195,14 +197,14 @@ def _print_comparison(c: Comparison, out: Output) -> None:
                       str(r.low) if r.low == r.high else f"{r.low} to {r.high}")
     pairs = Table("", "difference", f"{c.level:.0%} interval", "p", "adjusted", "", box=None, pad_edge=False)
     for p in c.pairs:
-        said = {"first": f"{c.names[p.a]} is better", "second": f"{c.names[p.b]} is better", None: "cannot tell"}
+        verdicts = {"first": f"{c.names[p.a]} is better", "second": f"{c.names[p.b]} is better", None: "cannot tell"}
         pairs.add_row(
             f"{c.names[p.a]} minus {c.names[p.b]}",
             gap(p.comparison.difference),
             "none" if math.isnan(p.comparison.low) else f"{gap(p.comparison.low)} to {gap(p.comparison.high)}",
             f"{p.comparison.p_value:.2g}",
             f"{p.adjusted_p_value:.2g}",
-            said[p.better],
+            verdicts[p.better],
         )
     out.print(
         f"{c.episodes} episode{'s' * (c.episodes > 1)} in {c.env}, the same starts for all."
@@ -232,7 +234,7 @@ def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[s
 
     def again(episodes, *rest):
         return command_line("compare", *who, "--episodes", episodes, *more, *rest)
-    told = []
+    commands = []
     short = [p.episodes_needed for p in c.pairs if p.better is None and p.episodes_needed is not None]
     if (
         c.seeds == 1
@@ -241,7 +243,7 @@ def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[s
         and not any(map(_is_saved_rollouts, runs))
         and max(short) > c.episodes
     ):
-        told.append(again(min(max(short), 10 * c.episodes), *(("--save", o.save) if o.save else ())))
+        commands.append(again(min(max(short), 10 * c.episodes), *(("--save", o.save) if o.save else ())))
     if o.html is None:
-        told.append(again(c.episodes, "--html", unused_path("report.html")))
-    return told
+        commands.append(again(c.episodes, "--html", unused_path("report.html")))
+    return commands

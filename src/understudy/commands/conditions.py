@@ -37,25 +37,25 @@ def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor
 
     from ..core import ConfigError
 
-    found: dict[str, Tensor] = {}
+    conditions: dict[str, Tensor] = {}
     for text in texts:
         if demonstration_source(text) is not None:
             continue  # see `shown_demonstrations`
-        name, _, rest = text.partition("=")
+        name, _, values_text = text.partition("=")
         try:
-            numbers = [float(part) for part in rest.split(",")]
+            numbers = [float(part) for part in values_text.split(",")]
         except ValueError:
             numbers = []
         if not name or not numbers or not all(map(math.isfinite, numbers)):
             raise ConfigError(f"{text!r} is not of the form NAME=NUMBER or NAME=NUMBER,NUMBER,...", where="--condition",
                               hint=EXAMPLE)
         name = name if name.startswith("observation.") else f"observation.{name}"
-        if name in found:
+        if name in conditions:
             raise ConfigError(f"{name!r} is given twice", where="--condition", hint="give each column once")
         if name in features:
             raise ConfigError(f"the environment shows {name!r} itself", where="--condition", hint="leave it out")
-        found[name] = torch.tensor(numbers)
-    return found
+        conditions[name] = torch.tensor(numbers)
+    return conditions
 
 
 def demonstration_source(text: str) -> str | None:
@@ -81,22 +81,22 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
     show = None if has_no_run(run) else demonstration_part(Method.load(run, trust))
     if show is None:
         return None
-    given = [source for text in texts if (source := demonstration_source(text)) is not None]
-    if len(given) != 1 or not given[0]:
-        raise ConfigError(f"{run} does what a demonstration shows, and {'several' if len(given) > 1 else 'none'} "
-                          f"{'are' if len(given) > 1 else 'is'} given", where="--condition", hint=f"give one: {SHOW}")
+    sources = [source for text in texts if (source := demonstration_source(text)) is not None]
+    if len(sources) != 1 or not sources[0]:
+        raise ConfigError(f"{run} does what a demonstration shows, and {'several' if len(sources) > 1 else 'none'} "
+                          f"{'are' if len(sources) > 1 else 'is'} given", where="--condition", hint=f"give one: {SHOW}")
     if columns := [text for text in texts if text.partition("=")[0].startswith((*show.into, "demonstration."))]:
         raise ConfigError(f"{columns[0]!r} names a frame of the demonstration", where="--condition",
                           hint="leave it out: demonstration=DATA gives all frames")
-    path, colon, number = given[0].rpartition(":")
-    one = bool(colon) and not Path(given[0]).exists()  # names may have a colon
+    path, colon, number = sources[0].rpartition(":")
+    one = bool(colon) and not Path(sources[0]).exists()  # names may have a colon
     if one and not number.isdecimal():
-        raise ConfigError(f"{number!r} is not the number of an episode", where=f"--condition demonstration={given[0]}",
-                          hint=f"a whole number from 0: {SHOW}")
-    data = open_data(Path(path if one else given[0]), run=run)
+        raise ConfigError(f"{number!r} is not the number of an episode",
+                          where=f"--condition demonstration={sources[0]}", hint=f"a whole number from 0: {SHOW}")
+    data = open_data(Path(path if one else sources[0]), run=run)
     if one and int(number) >= len(data):
         raise UserError(f"there is no episode {number}; the last one is {len(data) - 1}",
-                        where=f"--condition demonstration={given[0]}", hint="episodes are counted from 0")
+                        where=f"--condition demonstration={sources[0]}", hint="episodes are counted from 0")
     data = data.select([int(number)]) if one else data
     _check_demonstrations(run, show, data)
     return data, show
@@ -109,11 +109,12 @@ def _check_demonstrations(run: Path, show: ShowDemonstration, data: Dataset) -> 
 
     features, trained = data.features(), load_features(find_checkpoint(run), "train it again")
     for name in show.columns:
-        wanted = trained[name].shape if name in trained else None
-        if name not in features or wanted not in (None, features[name].shape):
-            found = f"of shape {features[name].shape}" if name in features else "missing"
-            raise DataError(f"the policy reads {name!r}{f' of shape {wanted}' if wanted else ''} of a demonstration, "
-                            f"and here it is {found}", where=data.metadata.get("path", "the demonstrations"),
+        expected_shape = trained[name].shape if name in trained else None
+        if name not in features or expected_shape not in (None, features[name].shape):
+            actual = f"of shape {features[name].shape}" if name in features else "missing"
+            expected = f" of shape {expected_shape}" if expected_shape else ""
+            raise DataError(f"the policy reads {name!r}{expected} of a demonstration, and here it is {actual}",
+                            where=data.metadata.get("path", "the demonstrations"),
                             hint="show episodes of the robot or environment that it was trained for")
     show.feature(features)
 
@@ -150,8 +151,8 @@ def goal_columns(method: Method) -> dict[str, str]:
     from ..execute.planners import MaskedGoalPlanner
 
     optional = {part.column for part in method.transforms if isinstance(part, OptionalColumn)}
-    found = {goal.into: goal.column for goal in method.policy.window.goals if goal.into not in optional}
-    return found | {part.goal: part.column for part in method.inference if isinstance(part, MaskedGoalPlanner)}
+    columns = {goal.into: goal.column for goal in method.policy.window.goals if goal.into not in optional}
+    return columns | {part.goal: part.column for part in method.inference if isinstance(part, MaskedGoalPlanner)}
 
 
 def must_be_told(run: Path) -> bool:
@@ -188,14 +189,14 @@ def example_evaluation(data: Dataset, method: Method, name: str | None = None, e
 
     features = data.features() if env is None else env.features
     if name is None and (name := recorded_env(data)) is not None and not is_judged(data):
-        shown = WITH_GOALS.get(base_name(name))
-        if shown is None or not goal_columns(method):
+        goal_env_name = WITH_GOALS.get(base_name(name))
+        if goal_env_name is None or not goal_columns(method):
             return None
-        name = shown + (name[len(base_name(name)):] if IMAGES in name else "")
-        (made := make(name)).close()
-        features = made.features
-    given = None if name is None else example_options(data, method, features)
-    return None if name is None or given is None else (name, given)
+        name = goal_env_name + (name[len(base_name(name)):] if IMAGES in name else "")
+        (goal_env := make(name)).close()
+        features = goal_env.features
+    options = None if name is None else example_options(data, method, features)
+    return None if name is None or options is None else (name, options)
 
 
 def is_judged(data: Dataset, most: int = 100) -> bool:
@@ -259,8 +260,8 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
     if not first:
         return None
     values, _, number = max(first)
-    found = {**{name: [value] for name, value in zip(names, values, strict=True)},
-             **{into: data[-number].steps[column][-1].tolist() for into, column in goals.items()}}
+    examples = {**{name: [value] for name, value in zip(names, values, strict=True)},
+                **{into: data[-number].steps[column][-1].tolist() for into, column in goals.items()}}
     conditions += [f"{name.removeprefix('observation.')}={','.join(f'{v:g}' for v in row)}"
-                   for name, row in found.items()]
+                   for name, row in examples.items()]
     return [*options, "--condition", *conditions]

@@ -56,12 +56,12 @@ def _convert(o: ConvertOptions, out: Output) -> None:
         out.print(f"{o.dst.name} is written as {to}." + (
             f" --to writes another format with this suffix: {', '.join(others)}." if others else ""))
     options = {"images": o.images} if to.startswith("lerobot") else {}
-    lost = conversion_losses(data, to, **options)
-    if lost and o.strict:
-        raise UserError(f"{to} cannot hold everything in these data:\n" + "\n".join(f"  {loss}" for loss in lost),
+    losses = conversion_losses(data, to, **options)
+    if losses and o.strict:
+        raise UserError(f"{to} cannot hold everything in these data:\n" + "\n".join(f"  {loss}" for loss in losses),
                         where=o.src, hint="without --strict, a sidecar file keeps the rest")
-    if lost:
-        out.print(f"{to} has no place for the following; a sidecar file keeps it:", *(f"  {loss}" for loss in lost))
+    if losses:
+        out.print(f"{to} has no place for the following; a sidecar file keeps it:", *(f"  {loss}" for loss in losses))
     if data.fps is None and to.startswith("lerobot"):
         from ..data.formats.lerobot_write import SAFE_FPS
 
@@ -74,4 +74,4 @@ def _convert(o: ConvertOptions, out: Output) -> None:
     out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")
     out.suggest(command_line("inspect", o.dst))
     out.print_json({"path": str(o.dst), "format": to, "episodes": len(data), "steps": data.steps,
-                    "in_sidecar": [str(loss) for loss in lost]})
+                    "in_sidecar": [str(loss) for loss in losses]})

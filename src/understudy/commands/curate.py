@@ -55,18 +55,19 @@ def main(args: list[str]) -> None:
             raise UserError(f"none of the {len(score)} episodes has a value", where=f"--score {o.score}",
                             hint="use another score: understudy audit --json shows them all")
         kept, order = select_best(score, o.keep, o.lowest)
-        known = score[np.isfinite(score)]
-        if len(kept) < len(score) and len(known) == len(score) > 1 and (known == known[0]).all():
-            raise UserError(f"all {len(score)} episodes have the same value, {known[0]:.4g}: there is nothing to "
+        finite_scores = score[np.isfinite(score)]
+        is_constant = len(finite_scores) == len(score) > 1 and (finite_scores == finite_scores[0]).all()
+        if len(kept) < len(score) and is_constant:
+            raise UserError(f"all {len(score)} episodes have the same value, {score[0]:.4g}: there is nothing to "
                             "choose by", where=f"--score {o.score}", hint="take another score (understudy audit --json "
                             "shows them all), or --keep 1; understudy view make DATA --sample N draws at random")
         view = views.write_view(o.out, o.data, Select(tuple(kept)), created_with={
             "command": "curate", "by": o.score, "settings": settings, "keep": o.keep, "lowest": o.lowest,
             "values": score.tolist()})
-        left = [i for i in order if i not in set(kept)]
+        excluded = [i for i in order if i not in set(kept)]
         out.print(f"{len(kept)} of {len(score)} episodes by {o.score}: {_format_range(score[kept])}",
-                *([f"left out: {_format_range(score[left])}; the worst first: "
-                   + ", ".join(f"episode {i} ({score[i]:.4g})" for i in left[::-1][:5])] if left else []))
+                *([f"left out: {_format_range(score[excluded])}; the worst first: "
+                   + ", ".join(f"episode {i} ({score[i]:.4g})" for i in excluded[::-1][:5])] if excluded else []))
         if tie := _tie(score, kept):
             value, many, some = tie
             out.print(f"{many} episodes have the value {value:.4g}; {some} of them are kept, the first in the order of "
@@ -97,25 +98,25 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
 
     if ":" in by or by in SCORES:
         score = _load_score(by, trust) if ":" in by else SCORES[by]()
-        found, settings = score(data), _score_settings(score)
+        scores, settings = score(data), _score_settings(score)
     else:
         try:
-            found, settings = episode_values(data, by), None
+            scores, settings = episode_values(data, by), None
         except UserError as error:
             if by in error.problem.partition(";")[0]:
                 raise UserError(f"there is no score {by!r} (there are {', '.join(SCORES)}), and {error.problem}",
                                 where="--score", hint=did_you_mean(by, SCORES) or error.hint) from None
             raise
     try:
-        found = np.array([np.nan if v is None else v for v in found], np.float64)
+        scores = np.array([np.nan if v is None else v for v in scores], np.float64)
     except (TypeError, ValueError):
-        odd = next((v for v in found if isinstance(v, (str, list, dict))), found)
-        raise UserError(f"{odd!r} is not a number", where=f"--score {by}",
+        non_number = next((v for v in scores if isinstance(v, (str, list, dict))), scores)
+        raise UserError(f"{non_number!r} is not a number", where=f"--score {by}",
                         hint="understudy view make DATA --filter FIELD=VALUE keeps those of one value") from None
-    if found.shape != (len(data),):
-        raise UserError(f"expected one number an episode, ({len(data)},), found {found.shape}", where=f"--score {by}",
+    if scores.shape != (len(data),):
+        raise UserError(f"expected one number an episode, ({len(data)},), found {scores.shape}", where=f"--score {by}",
                         hint="the function is given a Dataset, whose length is the number of its episodes")
-    return found, settings
+    return scores, settings
 
 
 def select_best(values: np.ndarray, keep: float, lowest: bool = False) -> tuple[list[int], list[int]]:
@@ -140,8 +141,8 @@ def _tie(score: np.ndarray, kept: list[int]) -> tuple[float, int, int] | None:
     """A tie at the limit of the selection: its value, number of episodes, and how many are kept. None without one."""
     import numpy as np
 
-    left = np.setdiff1d(np.arange(len(score)), kept)
-    both = np.intersect1d(score[kept], score[left])  # NaN equals nothing
+    excluded = np.setdiff1d(np.arange(len(score)), kept)
+    both = np.intersect1d(score[kept], score[excluded])  # NaN equals nothing
     if not len(both):
         return None
     return float(both[0]), int((score == both[0]).sum()), int((score[kept] == both[0]).sum())
@@ -157,11 +158,11 @@ def _load_score(name: str, trust: tuple[str, ...]):
     if (package := module.split(".")[0]) not in trust:
         raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=f"--score {name}",
                             hint=f"add --trust {package} if you trust that code to run")
-    found = getattr(import_module(module, f"--score {name}"), function, None)
-    if not callable(found):
+    scorer = getattr(import_module(module, f"--score {name}"), function, None)
+    if not callable(scorer):
         raise UserError(f"{module} has no function {function!r}", where=f"--score {name}",
                         hint="check the name after the colon")
-    return found() if isinstance(found, type) else found
+    return scorer() if isinstance(scorer, type) else scorer
 
 
 def _score_settings(score):

@@ -91,8 +91,8 @@ def main(args: list[str]) -> None:
         else:
             (run_sequential if o.sequential else _evaluate_rollouts)(o, out)
             for run in filter(None, (o.run, o.against)):
-                if told := changed_checkpoint(run):
-                    print(f"warning: {told}; the result is of all of them", file=sys.stderr)
+                if checkpoint_change := changed_checkpoint(run):
+                    print(f"warning: {checkpoint_change}; the result is of all of them", file=sys.stderr)
 
 
 def _is_recorded(target: str | None) -> bool:
@@ -136,43 +136,44 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
 
     assert o.target is not None and o.episodes is not None
     refuse_unused_conditions([o.run], o)
-    shown = behavior_metrics.demonstrations_of(o)
+    demonstrations = behavior_metrics.demonstrations_of(o)
     env = make(o.target, min(o.rows, o.episodes), o.trust)
     try:
-        mine = evaluate_run(o.run, env, o, o.save, name=o.target, workers=o.workers)
+        evaluation = evaluate_run(o.run, env, o, o.save, name=o.target, workers=o.workers)
         other = None if o.against is None else evaluate_run(o.against, env, o, None, name=o.target, workers=o.workers)
-        behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, shown, o)
-                   for run, e in ((o.run, mine), (o.against, other)) if run is not None and e is not None]
+        behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, demonstrations, o)
+                   for run, e in ((o.run, evaluation), (o.against, other)) if run is not None and e is not None]
     finally:
         env.close()
     if other is not None:
-        out.print(*(f"{run}: {verdict_parts(e)[1]}" for run, e in ((o.run, mine), (o.against, other))))
+        out.print(*(f"{run}: {verdict_parts(e)[1]}" for run, e in ((o.run, evaluation), (o.against, other))))
     names = (f"the policy in {o.run}", f"the policy in {o.against}") if other else ("this checkpoint", "")
-    out.print(verdict(mine, other, names))
-    if mine.success is not None and env.metadata.get("success"):
+    out.print(verdict(evaluation, other, names))
+    if evaluation.success is not None and env.metadata.get("success"):
         out.print(f"Success: {env.metadata['success']}.")
-    if mine.success is not None and (asked := [text for text in o.condition if "return" in text.partition("=")[0]]):
-        out.print(f"Mean return {mine.returns.estimate:.4g}, where {' '.join(asked)} was asked for.")
+    asked = [text for text in o.condition if "return" in text.partition("=")[0]]
+    if evaluation.success is not None and asked:
+        out.print(f"Mean return {evaluation.returns.estimate:.4g}, where {' '.join(asked)} was asked for.")
     runs = [r for r in (o.run, o.against) if r is not None]
-    _print_trials(dict(zip(run_names(runs), (e for e in (mine, other) if e is not None), strict=True)), out)
+    _print_trials(dict(zip(run_names(runs), (e for e in (evaluation, other) if e is not None), strict=True)), out)
     if o.save:
         out.print(f"Episodes written to {o.save}")
     behavior_metrics.print_metrics(dict(zip(run_names(runs), behaved, strict=True)), out)
     append_result(
         o,
         {
-            **mine.to_json(other, str(o.against)),
+            **evaluation.to_json(other, str(o.against)),
             "seed": o.seed,
             "each": {
-                "success": None if mine.successes is None else mine.successes.tolist(),
-                "return": mine.episode_returns.tolist(),
+                "success": None if evaluation.successes is None else evaluation.successes.tolist(),
+                "return": evaluation.episode_returns.tolist(),
             },
         },
     )
-    commands = _next_commands(o, mine, other)
-    _write_report(o, env, mine, other, behaved, commands, out)
+    commands = _next_commands(o, evaluation, other)
+    _write_report(o, env, evaluation, other, behaved, commands, out)
     out.suggest(*(command for command, _ in commands))
-    out.print_json({**mine.to_json(other, str(o.against)), "checkpoint": str(weights_path(o.run)), "behavior": {
+    out.print_json({**evaluation.to_json(other, str(o.against)), "checkpoint": str(weights_path(o.run)), "behavior": {
         **behaved[0].to_json(), "against": behaved[1].to_json() if other else None}})
 
 
@@ -183,7 +184,7 @@ def _print_trials(evaluations: dict[str, Evaluation], out: Output) -> None:
     from ..evaluate.evaluation import describe_trial_gain
 
     rates = [e.trials for e in evaluations.values()]
-    if any(found is None for found in rates):
+    if any(trial_rates is None for trial_rates in rates):
         return
     names = list(evaluations) if len(evaluations) > 1 else ["success"]
     table = Table("trial", *names, box=None, pad_edge=False)
@@ -191,8 +192,8 @@ def _print_trials(evaluations: dict[str, Evaluation], out: Output) -> None:
         table.add_row(str(number), *(f"{r.estimate:.1%} [{r.low:.1%}, {r.high:.1%}]" for r in row))
     out.print("", table)
     for name, e in evaluations.items():
-        if told := describe_trial_gain(e):
-            out.print(told if len(evaluations) == 1 else f"{name}: {told}")
+        if gain := describe_trial_gain(e):
+            out.print(gain if len(evaluations) == 1 else f"{name}: {gain}")
 
 
 def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -> list[tuple[str, str]]:
@@ -206,17 +207,17 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
                             *given_conditions(o),
                             *executor_options(o.executor),
                             *behavior_metrics.given_options(o), *more, *trust)
-    told = []
+    commands = []
     if other is not None:
         if o.against is not None and o.episodes is not None and compare(mine, other).better is None:
-            told.append((again(4 * o.episodes, "--against", o.against), "More episodes, to tell the two apart:"))
+            commands.append((again(4 * o.episodes, "--against", o.against), "More episodes, to tell the two apart:"))
     elif not has_no_run(o.run) and (second := reseeded_command(o.run)) is not None:
-        told += [(second[0], "Another training seed, to see how much depends on it:"),
-                 (again(o.episodes, "--against", second[1]), "And the two compared, on the same starts:")]
+        commands += [(second[0], "Another training seed, to see how much depends on it:"),
+                     (again(o.episodes, "--against", second[1]), "And the two compared, on the same starts:")]
     against = ("--against", o.against) if o.against else ()
     if o.html is None:
-        told.append((again(o.episodes, *against, "--html", unused_path("report.html")), "The same as a page:"))
-    return told
+        commands.append((again(o.episodes, *against, "--html", unused_path("report.html")), "The same as a page:"))
+    return commands
 
 
 # -- recorded episodes ------------------------------------------------------------------------------------------------
@@ -265,15 +266,15 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     recorded = data
     data, episodes = _transform_parts(data, method, episodes)
     tell_untrained_episodes(o.run, data.select(episodes), o.trust)
-    found = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor,
-                                       of_latents=has_latent_actions(method))
-    append_result(o, found.to_json())
-    out.print(f"{found.headline()}{found.baselines()}", "", _component_table(found), "",
-              found.describe_distribution(), "",
-              _breakdown_table("of the episode", found.by_time, found.unit), "", found.note)
-    env, given = example_evaluation(recorded, method) or (None, [])
+    prediction = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor,
+                                            of_latents=has_latent_actions(method))
+    append_result(o, prediction.to_json())
+    out.print(f"{prediction.headline()}{prediction.baselines()}", "", _component_table(prediction), "",
+              prediction.describe_distribution(), "",
+              _breakdown_table("of the episode", prediction.by_time, prediction.unit), "", prediction.note)
+    env, env_options = example_evaluation(recorded, method) or (None, [])
     trust = trust_options(o.trust, env, o.run) or env_trust_options(env)
-    commands = [(command_line("eval", o.run, env, "--episodes", 100, *given, *trust),
+    commands = [(command_line("eval", o.run, env, "--episodes", 100, *env_options, *trust),
                  "Whether it works, where it acts by itself:")] if env is not None else []
     if env is None:
         robot = robot_arguments(recorded.metadata, recorded.features()) or ["--robot", "TYPE", "--robot.port", "PORT"]
@@ -286,10 +287,10 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     else:
         from ..evaluate.report import write_prediction_report
 
-        write_prediction_report(found, o.html, commands=commands)
+        write_prediction_report(prediction, o.html, commands=commands)
         out.print(f"Report written to {o.html}")
     out.suggest(*(command for command, _ in commands))
-    out.print_json({**found.to_json(), "checkpoint": str(weights_path(o.run))})
+    out.print_json({**prediction.to_json(), "checkpoint": str(weights_path(o.run))})
 
 
 def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> tuple[Dataset, list[int]]:
@@ -356,7 +357,7 @@ def _write_report(o: EvalOptions, env, mine, other, behaved, commands, out) -> N
     names = dict(zip(runs, run_names(list(runs)), strict=True))
     training = {names[run]: lines for run in runs if not has_no_run(run)
                 and (lines := Run(run_folder(run)).read_metrics())}
-    write_report(o.html, env=env, runs={names[run]: found for run, found in runs.items()}, training=training,
+    write_report(o.html, env=env, runs={names[run]: evaluation for run, evaluation in runs.items()}, training=training,
                  behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands,
                  of_latents=[names[run] for run in runs if names[run] in training
                              and TrainingCurves.load(run_folder(run)).of_latents])

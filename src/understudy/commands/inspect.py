@@ -60,10 +60,10 @@ def main(args: list[str]) -> None:
         else:
             report = AuditReport(find_problems(data, data.metadata["path"]))
         _write_views(data, report, o, out)  # first: what is damaged is looked at, too, and may end what follows
-        found = {**describe(data), "warnings": [f.message for f in report.findings]}
-        _print_content(o, data, found, report, out)
-        _suggest_next(o, data, found, report, out)
-        out.print_json(found)
+        description = {**describe(data), "warnings": [f.message for f in report.findings]}
+        _print_content(o, data, description, report, out)
+        _suggest_next(o, data, description, report, out)
+        out.print_json(description)
 
 
 def _print_content(o: InspectOptions, data: Dataset, found: Mapping[str, Any], report: AuditReport, out: Output

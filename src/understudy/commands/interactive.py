@@ -59,10 +59,10 @@ def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesi
     robot = None if o.robot is None else _robot_env(o, runs)
     loop = (_robot_loop(o, robot) if robot is not None else
             None if o.target is None else _load_loop(o.target, o.trust))
-    given = [f"--{name}" for name in ("task", "condition", "executor") if getattr(o, name)]
-    if loop is None and given:
-        raise ConfigError("needs --robot TYPE or a loop of your own: otherwise you run the policy", where=given[0],
-                          hint="leave it out")
+    policy_options = [f"--{name}" for name in ("task", "condition", "executor") if getattr(o, name)]
+    if loop is None and policy_options:
+        raise ConfigError("needs --robot TYPE or a loop of your own: otherwise you run the policy",
+                          where=policy_options[0], hint="leave it out")
     weights = [_weights_digest(run, loop is not None) for run in runs]
     if len(set(filter(None, weights))) < len([w for w in weights if w]) or len({r.resolve() for r in runs}) < len(runs):
         raise UserError(f"{' and '.join(map(str, runs))} are the same policy", where="eval",
@@ -140,11 +140,11 @@ class _TrialConsole:
         if self.is_comparison:
             return (f"In so many rounds a difference of {math.ceil(100 * high)} points shows four times in five at "
                     "best: if one policy succeeds wherever the other does. A smaller one shows less often.")
-        known = [f"of {math.floor(100 * low)}% or less"] if low == low else []
-        known += [f"of {math.ceil(100 * high)}% or more"] if high == high else []
-        if not known:
+        detectable_rates = [f"of {math.floor(100 * low)}% or less"] if low == low else []
+        detectable_rates += [f"of {math.ceil(100 * high)}% or more"] if high == high else []
+        if not detectable_rates:
             return "In so many trials even a rate of 0% or of 100% shows less than four times in five."
-        return f"In so many trials a rate {' or '.join(known)} shows four times in five, another less often."
+        return f"In so many trials a rate {' or '.join(detectable_rates)} shows four times in five, another less often."
 
     def _begin(self, session: Session) -> Session:
         trial = self.design.current_trial(session)
@@ -159,15 +159,15 @@ class _TrialConsole:
         if self.loop is None:
             self._link(session)
             what += f" The policy to run is {self.link}."
-        said = self._ask(f"\n{what}", "enter: begin" + f" | correct (it was {last})" * bool(last) + " | end | quit",
-                         {"": "begin", "correct": "correct", "end": "end", "quit": "quit"} | (
+        answer = self._ask(f"\n{what}", "enter: begin" + f" | correct (it was {last})" * bool(last) + " | end | quit",
+                           {"": "begin", "correct": "correct", "end": "end", "quit": "quit"} | (
                              {} if last else {"correct": "nothing"}))
-        if said == "correct":
+        if answer == "correct":
             return self._correct(session)
-        if said == "nothing":
+        if answer == "nothing":
             self._say("there is no answer to correct")
             return session
-        if said == "end":
+        if answer == "end":
             sure = self._ask("The evaluation would be over, although it is not settled.", "yes: end it | no",
                              {"yes": "yes", "no": "no", "": "no"})
             return self._record_event(session, self._final_record(session)) if sure == "yes" else session
@@ -186,7 +186,7 @@ class _TrialConsole:
         actor = self.actors[self.design.current_policy(session)]
         try:
             with _catch_interrupt() as stopped:
-                said = self.loop(actor, trial)
+                outcome = self.loop(actor, trial)
         except KeyboardInterrupt:
             if not stopped():
                 raise
@@ -198,22 +198,22 @@ class _TrialConsole:
             traceback.print_exc(file=sys.stderr)
             raise UserError(f"the loop failed with {type(error).__name__}: {error}", where=self.o.target,
                             hint="fix it; the same command continues, and asks about this trial") from error
-        if told := changed_checkpoint(self.design.policies[self.design.current_policy(session)]):
+        if checkpoint_change := changed_checkpoint(self.design.policies[self.design.current_policy(session)]):
             self._record_event(session, {"event": "spoilt"})
-            raise UserError(f"{told}. Trials of several checkpoints cannot be judged together, so this one does not "
-                            "count", where=self.journal.path, hint="serve the first one again, without --watch, and "
-                            "give the same command; or begin again with another --save")
-        if said is None:
+            raise UserError(f"{checkpoint_change}. Trials of several checkpoints cannot be judged together, so this "
+                            "one does not count", where=self.journal.path, hint="serve the first one again, without "
+                            "--watch, and give the same command; or begin again with another --save")
+        if outcome is None:
             return session
-        if said == "again" and self.o.robot is not None:
+        if outcome == "again" and self.o.robot is not None:
             self._say("discarded; it is run again")
             return self._record_event(session, {"event": "spoilt"})
-        if isinstance(said, str) and said in self.design.labels:
-            label = said
-        elif isinstance(said, (bool, np.bool_)):
-            label = self.design.labels[-1 if said else 0]
+        if isinstance(outcome, str) and outcome in self.design.labels:
+            label = outcome
+        elif isinstance(outcome, (bool, np.bool_)):
+            label = self.design.labels[-1 if outcome else 0]
         else:
-            raise UserError(f"the loop returned {said!r}, which is not None, True, False or one of "
+            raise UserError(f"the loop returned {outcome!r}, which is not None, True, False or one of "
                             f"{', '.join(self.design.labels)}", where=self.o.target,
                             hint="the same command continues, and asks about this trial")
         if self.o.robot is not None:  # the person pressed a key
@@ -225,14 +225,14 @@ class _TrialConsole:
     def _label(self, session: Session) -> Session:
         labels = {str(i): label for i, label in enumerate(self.design.labels, 1)}
         more = ["again", "round", "quit"] if self.is_comparison else ["again", "quit"]
-        shown = "   ".join(f"{i} {label}" for i, label in labels.items())
-        said, note = self._ask_with_note(f"How did trial {session.n_trials} go?", f"{shown} | {' | '.join(more)}",
-                                         labels | {label: label for label in self.design.labels}
-                                         | {m: m for m in more})
+        choices = "   ".join(f"{i} {label}" for i, label in labels.items())
+        answer, note = self._ask_with_note(f"How did trial {session.n_trials} go?", f"{choices} | {' | '.join(more)}",
+                                           labels | {label: label for label in self.design.labels}
+                                           | {m: m for m in more})
         noted = {"note": note} if note else {}
-        if said in ("again", "round"):
-            return self._record_event(session, {"event": "spoilt" if said == "again" else "scrap", **noted})
-        session = self._record_event(session, {"event": "label", "label": said, **noted})
+        if answer in ("again", "round"):
+            return self._record_event(session, {"event": "spoilt" if answer == "again" else "scrap", **noted})
+        session = self._record_event(session, {"event": "label", "label": answer, **noted})
         if not self.is_comparison and not session.is_over and self.design.verdict(session) is None:
             result = self.design.result(session)["policies"][0]
             self._say(f"{result['successes']} of {result['trials']} so far; not settled")
@@ -242,17 +242,19 @@ class _TrialConsole:
 
     def _correct(self, session: Session) -> Session:
         labels = {str(i): label for i, label in enumerate(self.design.labels, 1)}
-        said = self._ask(f"It was called {self._last_label(session)}. What was it?",
-                         "   ".join(f"{i} {label}" for i, label in labels.items()),
-                         labels | {label: label for label in self.design.labels})
-        return self._record_event(session, {"event": "correct", "label": said})
+        answer = self._ask(f"It was called {self._last_label(session)}. What was it?",
+                           "   ".join(f"{i} {label}" for i, label in labels.items()),
+                           labels | {label: label for label in self.design.labels})
+        return self._record_event(session, {"event": "correct", "label": answer})
 
     def _end(self, session: Session) -> Session:
         futile = self.design.verdict(session) == "futile"
         why = "Enough: it would hardly be settled within what is left." if futile else "Settled."
-        said = self._ask(f"\n{why}", f"enter: show | correct (it was {self._last_label(session)}) | quit",
-                         {"": "show", "correct": "correct", "quit": "quit"})
-        return self._correct(session) if said == "correct" else self._record_event(session, self._final_record(session))
+        answer = self._ask(f"\n{why}", f"enter: show | correct (it was {self._last_label(session)}) | quit",
+                           {"": "show", "correct": "correct", "quit": "quit"})
+        if answer == "correct":
+            return self._correct(session)
+        return self._record_event(session, self._final_record(session))
 
     def _final_record(self, session: Session) -> dict:
         """The last line of the journal: the policy of each trial, and the result."""
@@ -294,29 +296,30 @@ class _TrialConsole:
             except EOFError:
                 raise KeyboardInterrupt from None
             word, note = (words[0].lower() if words else ""), (words[1].strip() if len(words) > 1 else "")
-            found = {answers[a] for a in answers if a.lower() == word} or {
+            matches = {answers[a] for a in answers if a.lower() == word} or {
                 answers[a] for a in answers if word and a.lower().startswith(word)}
-            if found == {"quit"}:
+            if matches == {"quit"}:
                 raise KeyboardInterrupt
-            if len(found) == 1:
-                return found.pop(), note
-            self._say(f"  {word!r} could be {' or '.join(sorted(found))}" if found else f"  {word!r} is none of these")
+            if len(matches) == 1:
+                return matches.pop(), note
+            problem = f"could be {' or '.join(sorted(matches))}" if matches else "is none of these"
+            self._say(f"  {word!r} {problem}")
 
 
 @contextmanager
 def _catch_interrupt():
     """A context that catches interrupts. Its function tells whether Ctrl-C was the cause, and not a scheduler."""
-    seen = []
+    signals = []
 
     def stop(number, frame):
-        seen.append(number)
+        signals.append(number)
         raise KeyboardInterrupt
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     before = signal.signal(signal.SIGINT, stop)
     try:
-        yield lambda: bool(seen)
+        yield lambda: bool(signals)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -332,9 +335,9 @@ def _robot_env(o: EvalOptions, runs: list[Path]) -> RobotEnv:
 
     rates = {rate for run in runs if (rate := trained_rate(run))}
     if o.fps is None and len(rates) > 1:
-        said = " and ".join(f"{rate:g}" for rate in sorted(rates))
-        raise ConfigError(f"the policies were trained at different rates: {said} steps per second", where="eval",
-                          hint="choose one with --fps")
+        listed_rates = " and ".join(f"{rate:g}" for rate in sorted(rates))
+        raise ConfigError(f"the policies were trained at different rates: {listed_rates} steps per second",
+                          where="eval", hint="choose one with --fps")
     return RobotEnv(prepare_robot(o.robot_config(), o.trust, o.yes), o.fps or next(iter(rates), 30.0))
 
 
@@ -426,14 +429,14 @@ def _print_result(o: EvalOptions, design: TrialDesign, session: Session, path: P
             i = p["success"]
             table.add_row(p["name"], *map(str, p["labels"].values()), f"{i['estimate']:.1%}",
                           f"{i['low']:.1%} to {i['high']:.1%}", str(p["spoilt"]))
-        said = sequential_verdict_parts(design.test, design.test_state(session), won, design.policies, unit)
-        out.print("", table, "", " ".join(said))
+        verdict = sequential_verdict_parts(design.test, design.test_state(session), won, design.policies, unit)
+        out.print("", table, "", " ".join(verdict))
         if o.html is not None:
             states = [
                 design.test_state(replace(session, rounds=session.rounds[: n + 1])) for n in range(len(session.rounds))
             ]
             write_sequential_page(
-                o.html, design.test, states, said, [Path(name).name for name in design.policies], "trials", unit
+                o.html, design.test, states, verdict, [Path(name).name for name in design.policies], "trials", unit
             )
             out.print(f"Report written to {o.html}")
     else:

@@ -57,16 +57,17 @@ def main(args: list[str]) -> None:
             raise UserError(f"they cannot become one as they are: {', '.join(errors)}", where="understudy merge",
                             hint="fix it in a view of each (understudy view make), or accept it: "
                             + " ".join(f"--ignore {c}" for c in errors))
-        gone = unmergeable_columns(sets)
-        if "action" in gone:
+        dropped_columns = unmergeable_columns(sets)
+        if "action" in dropped_columns:
             raise UserError("the actions differ too much to be merged",
                             where="understudy merge", hint="merge data of one robot")
-        view = views.write_view(o.out, o.data, Operation(gone), created_with={
+        view = views.write_view(o.out, o.data, Operation(dropped_columns), created_with={
             "command": "merge", "ignore": list(o.ignore), "findings": [f"{f.code}: {f.message}" for f in findings]})
         out.print(f"{view.episodes} episodes, {view.steps} steps. Written to {o.out}",
-                *([f"left out: {', '.join(gone)}"] if gone else []))
+                *([f"left out: {', '.join(dropped_columns)}"] if dropped_columns else []))
         out.suggest(command_line("inspect", o.out), command_line("view", "show", o.out))
-        out.print_json({"view": str(o.out), "episodes": view.episodes, "steps": view.steps, "left_out": list(gone),
+        out.print_json({"view": str(o.out), "episodes": view.episodes, "steps": view.steps,
+                        "left_out": list(dropped_columns),
                         "findings": AuditReport(tuple(findings)).to_json()["findings"]})
 
 

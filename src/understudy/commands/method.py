@@ -70,14 +70,14 @@ def method_options(name: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
         name: The name of a method, "module:function", or the path of a method.json or a run.
     """
     function = find_function(name, trust)
-    known = [] if function is None else inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in known if p.name != "features"}
+    parameters = [] if function is None else inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.name != "features"}
 
 
 def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
     """Parses values as the types of the function's annotations. `find_method` refuses unknown names."""
     hints = typing.get_type_hints(function) if function is not None else {}
-    found, pending = {}, [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    settings, pending = {}, [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
     while pending:
         name = pending.pop(0).removeprefix("--method.").replace("_", "-")
         key, option, words = name.replace("-", "_"), f"--method.{name}", []
@@ -85,5 +85,5 @@ def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
             words.append(pending.pop(0))
         if not words and hints.get(key) is not bool:  # --method.every-step alone is true
             raise UserError("has no value", where=option, hint=f"such as {option} VALUE")
-        found[key] = parse_value(hints.get(key, str), words, option, "understudy train")
-    return found
+        settings[key] = parse_value(hints.get(key, str), words, option, "understudy train")
+    return settings

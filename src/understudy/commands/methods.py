@@ -33,32 +33,32 @@ def main(args: list[str]) -> None:
         if o.name is None:
             from ..execute.schemes import EXECUTION_SCHEMES
 
-            known = describe_methods()
+            descriptions = describe_methods()
             table = Table("method", "what it is, when to choose it, and what it needs", "training", "plan", box=None,
                           pad_edge=False)
-            for m in known:
+            for m in descriptions:
                 needs = "; ".join(m["needs"])
-                told = [m["summary"], m["when"] and f"Choose it {m['when']}", needs and f"Needs {needs}."]
+                sentences = [m["summary"], m["when"] and f"Choose it {m['when']}", needs and f"Needs {needs}."]
                 _, *costs = cost_texts(m["cost"]) or ("", "", "")
-                table.add_row(m["name"], "\n".join(filter(None, told)), *costs)
+                table.add_row(m["name"], "\n".join(filter(None, sentences)), *costs)
             out.print(table, "", f"training, plan: {COST_NOTE}")
             schemes = Table("execution scheme", "what it does", "paper", "needs", box=None, pad_edge=False)
             for name, s in EXECUTION_SCHEMES.items():
                 schemes.add_row(name, s.summary, s.paper, s.needs)
             out.print("", "Execution schemes for --executor of train, eval, compare and robustness:", schemes)
             out.suggest("understudy methods NAME", "understudy train NAME DATA --out RUN")
-            out.print_json(known)
+            out.print_json(descriptions)
             return
         from ..methods import find_method
 
         method, described = find_method(o.name, trust=o.trust), describe_method(o.name)
         if described is not None:
-            told = {"Paper": described["paper"],
-                    "Ledger": ", ".join(described["rows"]), "Needs": "; ".join(described["needs"])}
+            details = {"Paper": described["paper"],
+                       "Ledger": ", ".join(described["rows"]), "Needs": "; ".join(described["needs"])}
             if costs := cost_texts(described["cost"]):
-                told["Costs"] = "{} weights, {} of training and {} for a plan: {}".format(*costs, COST_NOTE)
+                details["Costs"] = "{} weights, {} of training and {} for a plan: {}".format(*costs, COST_NOTE)
             out.print(f"{described['name']}: {described['summary']}", f"Choose it {described['when']}",
-                      *(f"{name}: {text}" for name, text in told.items() if text), "")
+                      *(f"{name}: {text}" for name, text in details.items() if text), "")
         out.print(settings_table(o.name, method, o.trust))
         trusted = "".join(f" --trust {package}" for package in o.trust)
         out.suggest(f"understudy train {o.name} DATA --out RUN{trusted}", f"understudy train {o.name} --help{trusted}")

@@ -48,7 +48,7 @@ class Option:
 
 def options_of(owner: Any) -> list[Option]:
     """The options that a dataclass declares, in order."""
-    found, hints, annotated = [], get_type_hints(owner), get_type_hints(owner, include_extras=True)
+    options, hints, annotated = [], get_type_hints(owner), get_type_hints(owner, include_extras=True)
     for f in fields(owner):
         kind, hint = hints[f.name], annotated[f.name]
         markers = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
@@ -56,9 +56,9 @@ def options_of(owner: Any) -> list[Option]:
         is_positional, is_repeatable = Positional in markers, UseAppendAction in markers
         flag = config.metavar if is_positional and config.metavar else "--" + (config.name or f.name).replace("_", "-")
         is_required = f.default is MISSING and f.default_factory is MISSING
-        found.append(Option(f.name, flag, get_args(kind)[0] if is_repeatable else kind, is_positional, is_repeatable,
-                            is_required, config.metavar or ""))
-    return found
+        options.append(Option(f.name, flag, get_args(kind)[0] if is_repeatable else kind, is_positional, is_repeatable,
+                              is_required, config.metavar or ""))
+    return options
 
 
 def find_field(flag: str, names: Sequence[str]) -> str | None:
@@ -161,14 +161,14 @@ def _part_choice(kind: Any) -> PartChoice | None:
     """The choice of abstract classes whose module has several dataclasses without fields that implement them."""
     if not all(inspect.isclass(k) and inspect.isabstract(k) for k in _members(kind)):
         return None
-    found: list[type] = []
+    parts: list[type] = []
     pending = [(part, k.__module__) for k in _members(kind) for part in k.__subclasses__()]
     while pending:
         part, module = pending.pop(0)
         pending += [(p, module) for p in part.__subclasses__()]
         if part.__module__ == module and not inspect.isabstract(part) and is_dataclass(part) and not fields(part):
-            found.append(part)
-    return PartChoice(tuple(found)) if len(found) > 1 else None
+            parts.append(part)
+    return PartChoice(tuple(parts)) if len(parts) > 1 else None
 
 
 def settable_fields(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -298,9 +298,9 @@ def _describe(kind: Any) -> str:
         *choices, last = kind.names if isinstance(kind, PartChoice) else map(str, get_args(kind))
         return f"{', '.join(choices)} or {last}" if choices else last
     if get_origin(kind) is tuple:
-        part, *rest = get_args(kind)
+        part, *other_parts = get_args(kind)
         plural = _TYPE_NAMES[part][1] if part in _TYPE_NAMES else "values"
-        return plural if Ellipsis in rest else f"{_COUNTS[1 + len(rest)]} {plural}"
+        return plural if Ellipsis in other_parts else f"{_COUNTS[1 + len(other_parts)]} {plural}"
     return "true or false" if kind is bool else _TYPE_NAMES[kind][0] if kind in _TYPE_NAMES else str(kind)
 
 

@@ -41,23 +41,23 @@ def main(args: list[str]) -> None:
     from ..learn.training_curves import TrainingCurves
 
     with Output(o.json) as out:
-        found = [TrainingCurves.load(run) for run in o.runs]
-        if twice := next((run for i, run in enumerate(found) if run.folder in [f.folder for f in found[:i]]), None):
+        curves = [TrainingCurves.load(run) for run in o.runs]
+        if twice := next((run for i, run in enumerate(curves) if run.folder in [f.folder for f in curves[:i]]), None):
             raise UserError(f"the run {twice.folder} is named twice", where="understudy plot",
                             hint="name each run once")
-        for run in found:
+        for run in curves:
             if not run.curves:
                 raise UserError("nothing was measured in this run yet", where=run.folder,
                                 hint="plot it after its first updates")
-        runs = dict(zip(run_names([run.folder for run in found]), found, strict=True))
+        runs = dict(zip(run_names([run.folder for run in curves]), curves, strict=True))
         out.print(*filter(None, training_verdict(runs)))
-        commands = _next_commands(found)
+        commands = _next_commands(curves)
         page = o.html or (None if o.json else Path("curves.html"))
         if page is not None:
             write_training_report(page, runs, commands)
             out.print(f"Page written to {page}")
         out.suggest(*(command for command, _ in commands))
-        out.print_json({"runs": [run.to_json() for run in found]})
+        out.print_json({"runs": [run.to_json() for run in curves]})
 
 
 def _next_commands(runs) -> list[tuple[str, str]]:

@@ -97,16 +97,16 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     from .conditions import demonstration_source, open_conditions, parse_conditions, shown_demonstrations
 
     words = task_columns(run, env.features, o)
-    given = {name: Feature("uint8", tuple(value.shape), "text") for name, value in words.items()}
+    option_columns = {name: Feature("uint8", tuple(value.shape), "text") for name, value in words.items()}
     conditions = parse_conditions(o.condition, env.features)
-    given |= {name: Feature("float32", tuple(value.shape)) for name, value in conditions.items()}
+    option_columns |= {name: Feature("float32", tuple(value.shape)) for name, value in conditions.items()}
     if demonstrated := shown_demonstrations(run, o.condition, o.trust):
         demonstrations, show = demonstrated
-        given |= dict.fromkeys(show.into, show.feature(demonstrations.features()))
-    planner, actor, shown = load_policy(run, o, rows, {**env.features, **given})
+        option_columns |= dict.fromkeys(show.into, show.feature(demonstrations.features()))
+    planner, actor, visible_columns = load_policy(run, o, rows, {**env.features, **option_columns})
     check_images({name: planner.features[name] for name in planner.inputs}, env)
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
-    check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns,
+    check_features(planner, visible_columns, f"{run} in {env.metadata['env']}", resized=True, columns=columns,
                    hint=_environment_hint(run, env))
     if tell:
         tell_checkpoint(run)
@@ -114,14 +114,16 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
                            served_address(run) or run)
         if words:
             tell_untrained_task(run, str(o.task), o.trust)
-    open_names = [] if has_no_run(run) else open_conditions(Method.load(run, o.trust), {**env.features, **given})
+    open_names = []
+    if not has_no_run(run):
+        open_names = open_conditions(Method.load(run, o.trust), {**env.features, **option_columns})
     numbers = {name: "NUMBER" for name in open_names} | {
         g.into: "NUMBER,..." for g in planner.window.goals if g.into in planner.inputs
-        and g.into not in env.features and g.into not in conditions and f"{g.into}?" not in shown}
+        and g.into not in env.features and g.into not in conditions and f"{g.into}?" not in visible_columns}
     if numbers:
-        told = " ".join(f"{name.removeprefix('observation.')}={form}" for name, form in numbers.items())
+        missing_conditions = " ".join(f"{name.removeprefix('observation.')}={form}" for name, form in numbers.items())
         raise UserError(f"{run} reads {' and '.join(map(repr, numbers))}, which {env.metadata['env']} does not show",
-                        where="--condition", hint=f"give it: --condition {told}")
+                        where="--condition", hint=f"give it: --condition {missing_conditions}")
     conditions = {name: value for name, value in conditions.items() if name in planner.inputs}
     by = f"policy {weights_digest(weights_path(run))}" + (f", {o.executor}" if o.executor is not None else "")
     by += (f", told {o.task!r}" if words else "") + "".join(
@@ -155,31 +157,34 @@ def tell_scaled_images(planner: Planner, env: Env, recorded: Mapping[str, Sequen
     """
     from ..policy import camera_sizes
 
-    shown = camera_sizes(env.features)
+    env_sizes = camera_sizes(env.features)
     for name, (height, width) in camera_sizes({name: planner.features[name] for name in planner.inputs}).items():
-        if name in shown and shown[name] not in ((height, width), tuple((recorded or {}).get(name, ()))):
-            print(f"warning: {env.metadata['env']} shows {name} with {shown[name][0]} x {shown[name][1]} pixels, which "
+        if name in env_sizes and env_sizes[name] not in ((height, width), tuple((recorded or {}).get(name, ()))):
+            shown_height, shown_width = env_sizes[name]
+            print(f"warning: {env.metadata['env']} shows {name} with {shown_height} x {shown_width} pixels, which "
                   f"are scaled to the {height} x {width} that {reader} was trained with", file=sys.stderr)
 
 
 def tell_untrained_task(run: Path, text: str, trust: Sequence[str] = ()) -> None:
     """Says it on standard error if a policy was never trained on the words that it is told."""
-    known = _trained_tasks(run, trust)
-    if known is not None and not known.has(text):
-        print(f"warning: {run} was not trained on the task {_shortened(text)}. {known.describe()}", file=sys.stderr)
+    trained_tasks = _trained_tasks(run, trust)
+    if trained_tasks is not None and not trained_tasks.has(text):
+        print(f"warning: {run} was not trained on the task {_shortened(text)}. {trained_tasks.describe()}",
+              file=sys.stderr)
 
 
 def tell_untrained_episodes(run: Path, data: Dataset, trust: Sequence[str] = ()) -> None:
     """Says it on standard error if episodes had tasks, in words, that a policy was never trained on."""
     from ..data.text_columns import task_texts
 
-    known = _trained_tasks(run, trust)
-    if known is None:
+    trained_tasks = _trained_tasks(run, trust)
+    if trained_tasks is None:
         return
-    odd = [new for episode in data if (new := [t for t in map(str, task_texts(episode)) if t and not known.has(t)])]
-    if odd:
-        print(f"warning: {len(odd)} of {len(data)} episodes have a task that {run} was not trained on, such as "
-              f"{_shortened(odd[0][0])}. {known.describe()}", file=sys.stderr)
+    tasks = ([t for t in map(str, task_texts(episode)) if t and not trained_tasks.has(t)] for episode in data)
+    untrained = [new for new in tasks if new]
+    if untrained:
+        print(f"warning: {len(untrained)} of {len(data)} episodes have a task that {run} was not trained on, such as "
+              f"{_shortened(untrained[0][0])}. {trained_tasks.describe()}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -227,10 +232,10 @@ def _shortened(text: str, length: int = 80) -> str:
 
 def _environment_hint(run: Path, env: Env) -> str:
     """Advice for an environment that does not fit the policy. Empty if the environment of its data is not known."""
-    known = None if has_no_run(run) else recorded_env_of(run)
-    if known is None or known == env.metadata["env"]:
+    training_env = None if has_no_run(run) else recorded_env_of(run)
+    if training_env is None or training_env == env.metadata["env"]:
         return ""
-    return f"use the environment that its data were recorded in, {known}, or train a policy for this one"
+    return f"use the environment that its data were recorded in, {training_env}, or train a policy for this one"
 
 
 def weights_path(run: Path) -> Path:
@@ -271,8 +276,8 @@ def load_policy(run: Path, o: ActingOptions, rows: int | None,
 
             trained = replace(trained, method=with_executor(trained.method, o.executor, o.trust))
             trained.method.executor.check_planner(trained.planner())
-        shown = policy_features(trained.method, features) if features else {}
-        return trained.planner(), trained.actor(rows, features=features or None), shown
+        policy_columns = policy_features(trained.method, features) if features else {}
+        return trained.planner(), trained.actor(rows, features=features or None), policy_columns
     if o.device not in ("auto", "cpu"):
         raise UserError(f"ONNX files run on the CPU, not on {o.device}", where="--device",
                         hint="evaluate the run that it was exported from")
@@ -351,8 +356,8 @@ def task_columns(run: Path, features: Schema, o: ActingOptions) -> dict:
     from .method import task_relabel
 
     if (address := served_address(run)) is not None:
-        said = served_client(address).policy
-        say = next((TaskText(said["features"][name]["shape"][0], name) for name in said.get("texts", ())), None)
+        served = served_client(address).policy
+        say = next((TaskText(served["features"][name]["shape"][0], name) for name in served.get("texts", ())), None)
     else:
         say = None if has_no_run(run) else task_relabel(Method.load(run, o.trust))
     if say is not None and o.task is not None and say.into in features:

@@ -97,9 +97,9 @@ def main(args: list[str]) -> None:
     ignored = _ENVIRONMENT_OPTIONS if o.robot is not None else _ROBOT_OPTIONS
     for f in fields(o):
         if f.name in ignored and getattr(o, f.name) != f.default:
-            where = "--" + f.name.replace("_", "-")
+            flag = "--" + f.name.replace("_", "-")
             raise ConfigError("says nothing " + ("on a robot" if o.robot is not None else "in an environment"),
-                              where=where, hint="leave it out")
+                              where=flag, hint="leave it out")
     if o.robot is not None:
         _record_robot(o)
         return

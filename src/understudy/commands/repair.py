@@ -64,11 +64,11 @@ def main(args: list[str]) -> None:
                         "place", where=o.path, hint=command_line("repair", o.path, "--out", "DST"))
     if o.out.exists():
         raise UserError("a file or folder already exists there", where=o.out, hint="name another place")
-    with recover(o.path, mapping=o.map, max_episode_steps=o.max_episode_steps) as found:
-        _print_problems(found.problems)
-        lerobot.write(found.data, o.out, images="png")
-        out.print(f"{_count_episodes(len(found.data))}, {found.data.steps} steps "
-                f"{'could be read' if found.problems else 'can be read: nothing is lost'}. Written to {o.out}")
+    with recover(o.path, mapping=o.map, max_episode_steps=o.max_episode_steps) as recovered:
+        _print_problems(recovered.problems)
+        lerobot.write(recovered.data, o.out, images="png")
+        out.print(f"{_count_episodes(len(recovered.data))}, {recovered.data.steps} steps "
+                f"{'could be read' if recovered.problems else 'can be read: nothing is lost'}. Written to {o.out}")
     out.suggest(command_line("inspect", o.out))
 
 

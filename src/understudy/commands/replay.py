@@ -62,17 +62,17 @@ def main(args: list[str]) -> None:
         data = open_dataset(demonstrations_path(o.data))
         chosen = None if o.episode is None else [o.episode]
         env = make(o.env, min(o.rows, len(data) if chosen is None else 1), o.trust)
-        if told := version_warning(recorded_simulators(data), env, "the data were recorded in"):
-            print(f"warning: {told}", file=sys.stderr)
+        if warning := version_warning(recorded_simulators(data), env, "the data were recorded in"):
+            print(f"warning: {warning}", file=sys.stderr)
         try:
             with progress_bar("replaying", len(data) if chosen is None else 1) as progress:
-                found = replay(data, env, chosen, o.state, watch=lambda track: progress())
+                replayed = replay(data, env, chosen, o.state, watch=lambda track: progress())
         finally:
             env.close()
-        out.print(found.describe())
-        if not o.state and any(t.divergence for t in found.episodes):
+        out.print(replayed.describe())
+        if not o.state and any(t.divergence for t in replayed.episodes):
             out.suggest(command_line("replay", o.data, o.env, "--state", *trust_options(o.trust, o.env)))
-        out.print_json(found.to_json())
+        out.print_json(replayed.to_json())
 
 
 def _replay_on_robot(o: ReplayOptions) -> None:

@@ -71,12 +71,12 @@ def main(args: list[str]) -> None:
 
 def serial_ports() -> list[str]:
     """Names of the serial ports, those of USB adapters first."""
-    found = [str(p) for pattern in ("ttyACM*", "ttyUSB*", "cu.usb*") for p in sorted(Path("/dev").glob(pattern))]
+    ports = [str(p) for pattern in ("ttyACM*", "ttyUSB*", "cu.usb*") for p in sorted(Path("/dev").glob(pattern))]
     try:
         from serial.tools import list_ports
     except ImportError:
-        return found
-    return list(dict.fromkeys([*found, *(p.device for p in list_ports.comports())]))
+        return ports
+    return list(dict.fromkeys([*ports, *(p.device for p in list_ports.comports())]))
 
 
 def _find_port(o: RobotCommandOptions, out: Output) -> None:
@@ -92,24 +92,24 @@ def _find_port(o: RobotCommandOptions, out: Output) -> None:
     out.print(f"ports: {', '.join(before) or 'none'}")
     input("Pull the USB cable of the arm, and press enter.")
     time.sleep(0.5)
-    gone = [port for port in before if port not in serial_ports()]
-    if len(gone) != 1:
-        raise UserError(f"{len(gone) or 'no'} ports are gone", where="find-port",
+    unplugged = [port for port in before if port not in serial_ports()]
+    if len(unplugged) != 1:
+        raise UserError(f"{len(unplugged) or 'no'} ports are gone", where="find-port",
                         hint="plug the arm in, start again, and pull only its cable")
-    name = stable[gone[0]]
-    out.print(f"The port is {gone[0]}. " + (f"{name} stays the same after a restart. " if name else "")
+    name = stable[unplugged[0]]
+    out.print(f"The port is {unplugged[0]}. " + (f"{name} stays the same after a restart. " if name else "")
               + "Plug the cable in again.")
 
 
 def _find_cameras(o: RobotCommandOptions, out: Output) -> None:
     from ..robots.cameras import find_cameras
 
-    found = find_cameras()
+    cameras = find_cameras()
     table = Table("index_or_path", "width", "height", "fps", box=None, pad_edge=False)
-    for camera in found:
+    for camera in cameras:
         table.add_row(*(str(camera[k]) for k in ("index_or_path", "width", "height", "fps")))
-    out.print(table if found else "there is no camera")
-    out.print_json({"cameras": found})
+    out.print(table if cameras else "there is no camera")
+    out.print_json({"cameras": cameras})
 
 
 @dataclass(frozen=True)
@@ -206,13 +206,13 @@ def _calibrate(o: RobotCommandOptions, out: Output) -> None:
                 f"{n:15}{low:8}{at:8}{high:8}" for n, (low, at, high) in now.items())], is_first)
             is_first = False
             time.sleep(0.02)
-        found = calibrator.finish()
+        calibration = calibrator.finish()
     finally:
         calibrator.disconnect()
     old = keep_old_calibration(path)
-    write_calibration(path, found)
+    write_calibration(path, calibration)
     table = Table("servo", "id", "homing_offset", "range_min", "range_max", box=None, pad_edge=False)
-    for motor, each in found.items():
+    for motor, each in calibration.items():
         table.add_row(motor, *(str(v) for v in (each.id, each.homing_offset, each.range_min, each.range_max)))
     out.print(table, f"Calibration written to {path}" + (f". The old one is {old}" if old else ""))
 

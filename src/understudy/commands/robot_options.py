@@ -99,23 +99,23 @@ class RobotOptions:
         """Refuses options of a robot or a teleoperator if there is no robot."""
         from ..core import ConfigError
 
-        if self.robot is None and (given := _given_options(self, "robot", "teleop", "yes")):
-            raise ConfigError("needs --robot TYPE", where=given[0][0], hint=hint)
+        if self.robot is None and (robot_options := _given_options(self, "robot", "teleop", "yes")):
+            raise ConfigError("needs --robot TYPE", where=robot_options[0][0], hint=hint)
 
 
 def _given_options(o: RobotOptions, *devices: str) -> list[list[str]]:
     """The options of devices that differ from their defaults: --robot TYPE, --robot.port PORT, ..."""
-    given = []
+    options = []
     for f in fields(o):
-        device, _, rest = f.name.partition("_")
+        device, _, setting = f.name.partition("_")
         if device in devices and (value := getattr(o, f.name)) != f.default:
-            if rest == "lerobot":
-                given += [[f"--{device}.{name}", text] for name, _, text in (word.partition("=") for word in value)]
+            if setting == "lerobot":
+                options += [[f"--{device}.{name}", text] for name, _, text in (word.partition("=") for word in value)]
                 continue
-            name = f"--{device}" + (f".{rest.replace('_', '-')}" if rest else "")
+            name = f"--{device}" + (f".{setting.replace('_', '-')}" if setting else "")
             values = () if value is True else value if isinstance(value, tuple) else (value,)
-            given.append([name, *map(str, values)])
-    return given
+            options.append([name, *map(str, values)])
+    return options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,13 +172,13 @@ def name_lerobot_fields(flags: Sequence[str], args: Sequence[str]) -> list[str]:
     from .options import is_option
 
     words = [part for word in args for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    theirs = {device for device, kind in pairwise(words) if kind.startswith(LEROBOT)} & {"--robot", "--teleop"}
+    lerobot_devices = {device for device, kind in pairwise(words) if kind.startswith(LEROBOT)} & {"--robot", "--teleop"}
     own, pending = [], list(args)
     while pending:
         word = pending.pop(0)
         option, equals, value = word.partition("=")
         device, dot, name = option.partition(".")
-        if not dot or device not in theirs or option.replace("_", "-") in flags:
+        if not dot or device not in lerobot_devices or option.replace("_", "-") in flags:
             own.append(word)
             continue
         values = [value] if equals else []

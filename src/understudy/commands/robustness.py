@@ -100,12 +100,12 @@ def main(args: list[str]) -> None:
             if any(s.unit == "steps" for s in shifts) and env.metadata.get("fps"):
                 out.print("", f"A step is {1 / env.metadata['fps']:g} s.")
             if o.html is not None:
-                seen = {
-                    c.shift.name: found
+                hardest_episodes = {
+                    c.shift.name: episode
                     for c in climbs
-                    if (found := robustness.hardest_episode(actor, build, c, o.seed))
+                    if (episode := robustness.hardest_episode(actor, build, c, o.seed))
                 }
-                robustness.write_report(o.html, climbs, Path(o.run).name, env, seen)
+                robustness.write_report(o.html, climbs, Path(o.run).name, env, hardest_episodes)
                 out.print("", f"Report written to {o.html}")
         finally:
             env.close()
@@ -151,17 +151,17 @@ def _selected_shifts(o: RobustnessOptions, available: Mapping[str, shifts.Shift]
     from ..core import UserError
 
     levels = dict(_parse_levels(text) for text in o.levels or ())
-    for where, names in (("--shifts", o.shifts or ()), ("--levels", levels)):
+    for flag, names in (("--shifts", o.shifts or ()), ("--levels", levels)):
         for name in names:
             if name not in available:
-                raise UserError(f"expected one of {', '.join(available)}, found {name!r}", where=where,
+                raise UserError(f"expected one of {', '.join(available)}, found {name!r}", where=flag,
                                 hint=f"these are the shifts that {o.env} can have")
     kinds = tuple(dict.fromkeys(o.shifts or available))
-    if odd := [name for name in levels if name not in kinds]:
-        raise UserError(f"expected levels of {', '.join(kinds)}, found some of {odd[0]!r}", where="--levels",
-                        hint=f"add {odd[0]} to --shifts")
-    wanted = [replace(available[name], levels=levels.get(name, available[name].levels)) for name in kinds]
-    for shift in wanted:
+    if unselected := [name for name in levels if name not in kinds]:
+        raise UserError(f"expected levels of {', '.join(kinds)}, found some of {unselected[0]!r}", where="--levels",
+                        hint=f"add {unselected[0]} to --shifts")
+    selected = [replace(available[name], levels=levels.get(name, available[name].levels)) for name in kinds]
+    for shift in selected:
         for level in levels.get(shift.name, ()):  # before anything is run
             try:
                 shift.actor(actor, level)
@@ -170,16 +170,16 @@ def _selected_shifts(o: RobustnessOptions, available: Mapping[str, shifts.Shift]
                 usual = ",".join(f"{v:g}" for v in available[shift.name].levels)
                 raise UserError(error.problem, where=error.where,
                                 hint=error.hint or f"such as --levels {shift.name}={usual}") from None
-    return wanted
+    return selected
 
 
 def _parse_levels(text: str) -> tuple[str, tuple[float, ...]]:
     """Parses an option such as "noise=0.1,0.2"."""
     from ..core import UserError
 
-    name, _, rest = text.partition("=")
+    name, _, levels_text = text.partition("=")
     try:
-        levels = tuple(float(v) for v in rest.split(","))
+        levels = tuple(float(v) for v in levels_text.split(","))
     except ValueError:
         levels = ()
     if not levels or any(not b > a for a, b in zip((0.0, *levels), levels, strict=False)) or math.isinf(levels[-1]):
@@ -214,13 +214,13 @@ def _results_table(sweeps: Sequence[SeveritySweep]):
 
 def _next_commands(o: RobustnessOptions, sweeps: Sequence[SeveritySweep]) -> list[str]:
     trust = trust_options(o.trust, o.env, *(() if o.run == SCRIPTED_ACTOR else (Path(o.run),)))
-    told = [*(("--shifts", *o.shifts) if o.shifts else ()), *(("--levels", *o.levels) if o.levels else ()),
-            *(("--seed", o.seed) if o.seed else ()), *given_conditions(o),
-            *executor_options(o.executor), *(("--save", o.save) if o.save else ()), *trust]
+    shared_options = [*(("--shifts", *o.shifts) if o.shifts else ()), *(("--levels", *o.levels) if o.levels else ()),
+                      *(("--seed", o.seed) if o.seed else ()), *given_conditions(o),
+                      *executor_options(o.executor), *(("--save", o.save) if o.save else ()), *trust]
     page = (
         []
         if o.html
-        else [command_line("robustness", o.run, o.env, "--episodes", o.episodes, *told, "--html",
+        else [command_line("robustness", o.run, o.env, "--episodes", o.episodes, *shared_options, "--html",
                            unused_path("robustness.html"))]
     )
-    return [*page, command_line("robustness", o.run, o.env, "--episodes", 4 * o.episodes, *told)]
+    return [*page, command_line("robustness", o.run, o.env, "--episodes", 4 * o.episodes, *shared_options)]

@@ -40,16 +40,16 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
         path.append(state := test.update(state, *outcome))
     successes = tuple(map(sum, zip(*won, strict=True)))
     names = ("this checkpoint",) if o.against is None else (f"the policy in {o.run}", f"the policy in {o.against}")
-    said = sequential_verdict_parts(test, state, successes, names)
+    verdict = sequential_verdict_parts(test, state, successes, names)
     document = _to_json(o, test, state, successes, str(env.metadata["env"]), time.perf_counter() - began)
-    out.print(" ".join(said))
+    out.print(" ".join(verdict))
     if env.metadata.get("success"):
         out.print(f"Success: {env.metadata['success']}.")
     if o.save:
         out.print(f"Episodes written to {o.save}")
     append_result(o, {**document, "seed": o.seed, "each": {"success": [w[0] for w in won]}})
     if o.html is not None:
-        write_sequential_page(o.html, test, path, said, [run.name for run in runs], document["env"])
+        write_sequential_page(o.html, test, path, verdict, [run.name for run in runs], document["env"])
         out.print(f"Report written to {o.html}")
     if test.verdict(state) == "futile" and (enough := _episodes_needed(o, successes, len(won))) is not None:
         out.print(f"If all is as it was seen here, {enough:,} episodes settle it four times in five.")
@@ -82,10 +82,10 @@ def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
     from ..core import UserError
     from ..evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
 
-    where = "--interactive" if o.interactive else "--sequential"
+    flag = "--interactive" if o.interactive else "--sequential"
     if (o.threshold is None) == (o.against is None):
-        given = "neither is given" if o.threshold is None else "both are given"
-        raise UserError(f"needs either --threshold RATE or --against RUN2, but {given}", where=where,
+        problem = "neither is given" if o.threshold is None else "both are given"
+        raise UserError(f"needs either --threshold RATE or --against RUN2, but {problem}", where=flag,
                         hint="does it succeed in more or less --threshold 0.7? more often than --against RUN2?")
     if o.threshold is not None and not 0 < o.threshold < 1:
         raise UserError(
@@ -124,7 +124,7 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
 
     assert o.episodes is not None
     actors = [load_actor(run, env, o, tell=True) for run in runs]
-    state, won, told = test.start(), [], [env.metadata.get("success") is not None] * len(runs)
+    state, won, reports_success = test.start(), [], [env.metadata.get("success") is not None] * len(runs)
     met: list[list[bool | None]] = [[] for _ in runs]
     with progress_bar(
         " against ".join(run.name for run in runs) + f" in {env.metadata['env']}", o.episodes
@@ -137,9 +137,9 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
                 if first == 0 and o.task is None:
                     tell_untrained_episodes(runs[i], data, o.trust)
                 met[i] += [e.metadata.get("success") for e in data]
-                told[i] |= any(s is not None for s in met[i])
+                reports_success[i] |= any(s is not None for s in met[i])
             progress(len(met[0]))
-            if not all(told):  # of an environment that tells of it for the first time later, it was none before
+            if not all(reports_success):  # an environment may report success for the first time later
                 if len(met[0]) >= min(DEFAULT_MAX_EPISODES, o.episodes):
                     raise UserError(
                         f"{env.metadata['env']} defines no success, whose rate this is about",
@@ -201,12 +201,12 @@ def write_sequential_page(
     from ..evaluate.sequential import SequentialDifferenceTest
 
     at = [*range(1, len(path) + 1)]
-    found = [test.interval(state) for state in path]
+    intervals = [test.interval(state) for state in path]
     two = isinstance(test, SequentialDifferenceTest)
     name, bound = ("difference", "no difference") if two else ("success", f"{test.threshold:g}")
     level = 0.0 if two else test.threshold
-    figure = plots.curves({name: (at, [i.estimate for i in found]), bound: ([1, at[-1]], [level, level])}, unit,
-                          name, bands={name: ([i.low for i in found], [i.high for i in found])},
+    figure = plots.curves({name: (at, [i.estimate for i in intervals]), bound: ([1, at[-1]], [level, level])}, unit,
+                          name, bands={name: ([i.low for i in intervals], [i.high for i in intervals])},
                           low=-1.0 if two else 0.0, high=1.0)
     what = f"{names[0]} minus {names[1]}" if two else f"Success of {names[0]}"
     items = ((what, figure, "The band is the 95% interval at each moment; all of it holds at once."),)

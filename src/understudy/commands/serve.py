@@ -131,8 +131,8 @@ def main(args: list[str]) -> None:
                             int(o.max_message * 2**20), o.max_rate, o.max_clients, o.max_batch, o.deadline, o.fallback)
     service = load_service(o)
     log = JsonLog()
-    if told := untrained_warning(o.run, o.trust):
-        log("warning", message=told)
+    if warning := untrained_warning(o.run, o.trust):
+        log("warning", message=warning)
     if tokens and options.tls is None and not is_this_machine(o.host):
         log("warning", message="tokens are sent without TLS, so others in the network can read them: give "
             "--tls-cert and --tls-key")
@@ -268,11 +268,11 @@ def load_service(o: ServeOptions) -> PolicyService:
             raise ConfigError(f"there are {len(data)} episodes, but a server shows one", where="--condition",
                               hint="name it: --condition demonstration=DATA:3")
         defaults |= dict(zip(show.into, torch.from_numpy(show.frames(data[0])), strict=True))
-    for name_of, given in (("--condition", defaults), ("--rename", renamed := _renamed(o))):
-        if unknown := [c for c in (given if name_of == "--condition" else renamed.values())
+    for option, named_columns in (("--condition", defaults), ("--rename", renamed := _renamed(o))):
+        if unknown := [c for c in (named_columns if option == "--condition" else renamed.values())
                        if c not in planner.inputs]:
             raise ConfigError(f"the policy does not read {unknown[0]!r}; it reads {', '.join(planner.inputs)}",
-                              where=name_of, hint="leave it out")
+                              where=option, hint="leave it out")
     served = ServedPolicy(actor, planner, name, texts, renamed, defaults, computed)
     if o.reply == "chunk" and served.policy_actor is None:
         raise ConfigError("this policy is not executed in chunks", where="--reply chunk",

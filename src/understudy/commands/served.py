@@ -24,8 +24,10 @@ def changed_checkpoint(run: Path | str) -> str | None:
     """
     if (address := served_address(run)) is None:
         return None
-    seen = served_client(address).checkpoints
-    return None if len(set(seen)) < 2 else f"{address} changed its checkpoint meanwhile: {', then '.join(seen)}"
+    checkpoints = served_client(address).checkpoints
+    if len(set(checkpoints)) < 2:
+        return None
+    return f"{address} changed its checkpoint meanwhile: {', then '.join(checkpoints)}"
 
 
 @cache

@@ -56,14 +56,14 @@ def main(args: list[str]) -> None:
     check_absent(o.out)
     with Output(o.json) as out:
         data = open_dataset(demonstrations_path(o.data))
-        found = list(range(len(data))) if o.by == "episode" else of(data, o.by)
-        parts = _random_parts(o, found) if o.fractions else _part_per_value(o, found)
+        split_values = list(range(len(data))) if o.by == "episode" else of(data, o.by)
+        parts = _random_parts(o, split_values) if o.fractions else _part_per_value(o, split_values)
         with whole_folder(o.out) as part:
             for name, (numbers, values) in parts.items():
-                made = {"command": "split", "by": o.by, "part": name, "seed": o.seed,
-                        "fractions": o.fractions and list(o.fractions)}
+                provenance = {"command": "split", "by": o.by, "part": name, "seed": o.seed,
+                              "fractions": o.fractions and list(o.fractions)}
                 views.write_view(part / f"{name}.json", o.data, Select(tuple(numbers)), location=o.out / f"{name}.json",
-                                 created_with={**made, **({} if o.by == "episode" else {"values": values})})
+                                 created_with={**provenance, **({} if o.by == "episode" else {"values": values})})
         for name, (numbers, values) in parts.items():
             listed = ", ".join(map(str, values[:5])) + ", ..." * (len(values) > 5)
             what = "" if o.by == "episode" else f", {o.by}: {listed}"

@@ -417,8 +417,8 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
             raise UserError("needs --from RUN", where="--freeze" if o.freeze else "--load",
                             hint="name the run whose weights are taken over")
         return method, stages
-    if odd := [part for part in o.freeze if part not in InitializeFrom.train]:
-        raise UserError(f"expected codec, encoder or net, found {odd[0]!r}", where="--freeze",
+    if invalid_parts := [part for part in o.freeze if part not in InitializeFrom.train]:
+        raise UserError(f"expected codec, encoder or net, found {invalid_parts[0]!r}", where="--freeze",
                         hint="parts inside these are frozen by InitializeFrom(train=...) of a method")
     tell_checkpoint(o.from_run)
     _refuse_other_network(method, o)
@@ -447,8 +447,8 @@ def _refuse_other_network(method: Method, o: TrainOptions) -> None:
     command = shlex.split(about.get("command") or "")
     name = f" ({command[2]})" if command[:2] == ["understudy", "train"] else ""
     version = about.get("versions", {}).get("understudy")
-    was = " and ".join(f"the {kind} {theirs}" for kind, theirs, _ in differing)
-    now = " and ".join(f"the {kind} {mine}" for kind, _, mine in differing)
+    was = " and ".join(f"the {kind} {recorded_class}" for kind, recorded_class, _ in differing)
+    now = " and ".join(f"the {kind} {current_class}" for kind, _, current_class in differing)
     raise ConfigError(
         f"was trained with another method{name}: its network is for {was}, and {o.method} has {now}"
         + (f". It was written by understudy {version}, and this is {__version__}" if version not in (None, __version__)
@@ -543,24 +543,24 @@ class ProgressPrinter:
             self.losses.append(seen["loss"])
             if self.has_validation or self.every is None or step != self.steps and step % self.every:
                 return
-        found = [f"{name} {seen[key]:.4g}" for key, name in self.names.items() if key in seen]
+        measurements = [f"{name} {seen[key]:.4g}" for key, name in self.names.items() if key in seen]
         losses = self.losses or self._logged_losses(step)
         if losses:
-            found.append(f"loss {sum(losses) / len(losses):.4g}")
-        if found and self.stage is None:
-            print(f"update {step}: {', '.join(found)}", file=sys.stderr)
-        elif found:
-            print(f"stage {self.stage}: update {step} of {self.steps}, {', '.join(found)}", file=sys.stderr)
+            measurements.append(f"loss {sum(losses) / len(losses):.4g}")
+        if measurements and self.stage is None:
+            print(f"update {step}: {', '.join(measurements)}", file=sys.stderr)
+        elif measurements:
+            print(f"stage {self.stage}: update {step} of {self.steps}, {', '.join(measurements)}", file=sys.stderr)
         self.losses.clear()
 
     def _print_round(self, step, seen) -> None:
         names = {"round/success": "success", "round/return": "return", "score": "score of the policy alone"}
-        found = [f"{name} {seen[key]:.4g}" for key, name in names.items() if key in seen]
+        measurements = [f"{name} {seen[key]:.4g}" for key, name in names.items() if key in seen]
         if self.losses:
-            found.append(f"loss {sum(self.losses) / len(self.losses):.4g}")
-        where = "" if self.stage is None else f"stage {self.stage}: "
-        print(f"{where}update {step}: round {seen['round']} has {seen['round/episodes']} episodes, "
-              f"{seen['round/steps']} steps" + "".join(f", {part}" for part in found), file=sys.stderr)
+            measurements.append(f"loss {sum(self.losses) / len(self.losses):.4g}")
+        prefix = "" if self.stage is None else f"stage {self.stage}: "
+        print(f"{prefix}update {step}: round {seen['round']} has {seen['round/episodes']} episodes, "
+              f"{seen['round/steps']} steps" + "".join(f", {part}" for part in measurements), file=sys.stderr)
         self.losses.clear()
 
     def _logged_losses(self, step: int) -> list[float]:
@@ -630,6 +630,6 @@ def _make_score(env: Env, episodes: int, seed: int) -> Score:
     from ..evaluate.evaluation import evaluate, validation_seed
 
     def score(actor: Actor) -> float:
-        found = evaluate(actor, env, episodes, validation_seed(seed))
-        return (found.success or found.returns).estimate
+        evaluation = evaluate(actor, env, episodes, validation_seed(seed))
+        return (evaluation.success or evaluation.returns).estimate
     return score

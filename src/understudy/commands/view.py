@@ -106,9 +106,9 @@ def _make_view(o: ViewOptions, out: Output) -> None:
     check_absent(o.out)
     data = open_dataset(demonstrations_path(o.path))
     what = []
-    for given in _parse_operations(o):
+    for parsed_operation in _parse_operations(o):
         # The value of a condition is read as what the data hold.
-        operation = given if isinstance(given, Operation) else given(data)
+        operation = parsed_operation if isinstance(parsed_operation, Operation) else parsed_operation(data)
         what.append(operation)
         data = operation.apply(data)
     if o.fps is not None and action_convention(data) == "delta":
@@ -124,18 +124,18 @@ def _parse_operations(o: ViewOptions) -> list[Operation | Callable[[Dataset], Op
 
     from ..data import operations as op
 
-    found: list = [partial(_parse_condition, text) for text in o.filter]
-    found += [op.Delete(o.delete)] if o.delete else []
-    found += [op.Select(o.select)] if o.select else []
-    found += [op.Sample(o.sample, o.seed)] if o.sample is not None else []
-    found += [op.Sort(o.sort, o.descending)] if o.sort else []
-    found += [_cut(o.segments)] if o.segments else []
-    found += [op.Crop(*_parse_range(o.crop))] if o.crop is not None else []
-    found += [op.Resample(o.fps, o.rule)] if o.fps is not None else []
-    found += [op.Rename(*_split_pair("--rename", text)) for text in o.rename]
-    found += [op.Drop(o.drop)] if o.drop else []
-    return found + [op.Label(name, _parse_scalar(text) if name != "task" else text)
-                    for name, text in (_split_pair("--label", text) for text in o.label)]
+    operations: list = [partial(_parse_condition, text) for text in o.filter]
+    operations += [op.Delete(o.delete)] if o.delete else []
+    operations += [op.Select(o.select)] if o.select else []
+    operations += [op.Sample(o.sample, o.seed)] if o.sample is not None else []
+    operations += [op.Sort(o.sort, o.descending)] if o.sort else []
+    operations += [_cut(o.segments)] if o.segments else []
+    operations += [op.Crop(*_parse_range(o.crop))] if o.crop is not None else []
+    operations += [op.Resample(o.fps, o.rule)] if o.fps is not None else []
+    operations += [op.Rename(*_split_pair("--rename", text)) for text in o.rename]
+    operations += [op.Drop(o.drop)] if o.drop else []
+    return operations + [op.Label(name, _parse_scalar(text) if name != "task" else text)
+                         for name, text in (_split_pair("--label", text) for text in o.label)]
 
 
 def _cut(field: str) -> Operation:
@@ -149,8 +149,8 @@ def _parse_condition(text: str, data) -> Operation:
     from ..data.operations import Filter, episode_values
 
     for sign in ("!=", ">=", "<=", "="):
-        name, found, value = text.partition(sign)
-        if found and name and value:
+        name, separator, value = text.partition(sign)
+        if separator and name and value:
             if sign in (">=", "<="):
                 number = _parse_scalar(value)
                 if isinstance(number, (int, float)) and not isinstance(number, bool):
@@ -167,8 +167,8 @@ def _parse_condition(text: str, data) -> Operation:
 def _split_pair(option: str, text: str) -> tuple[str, str]:
     from ..core import UserError
 
-    first, found, second = text.partition("=")
-    if not (found and first and second):
+    first, equals, second = text.partition("=")
+    if not (equals and first and second):
         raise UserError(f"{text!r} is not two names with = between them", where=option,
                         hint=f"such as {option} {'task=put it there' if option == '--label' else 'OLD=NEW'!r}")
     return first, second
@@ -177,9 +177,9 @@ def _split_pair(option: str, text: str) -> tuple[str, str]:
 def _parse_range(text: str) -> tuple[int, int | None]:
     from ..core import UserError
 
-    if not (found := re.fullmatch(r"(-?\d*):(-?\d*)", text)) or "-" in found.groups():
+    if not (match := re.fullmatch(r"(-?\d*):(-?\d*)", text)) or "-" in match.groups():
         raise UserError(f"{text!r} is not of the form A:B", where="--crop", hint="such as --crop 5:-5 or --crop=:-5")
-    return int(found[1] or 0), int(found[2]) if found[2] else None
+    return int(match[1] or 0), int(match[2]) if match[2] else None
 
 
 def _parse_scalar(text: str):
@@ -198,35 +198,35 @@ def _list_views(o: ViewOptions, out: Output) -> None:
     folder = o.path or Path()
     if not folder.is_dir():
         raise UserError("there is no such folder", where=folder, hint="understudy view show FILE shows one view")
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for path in views.list_views(folder):
         try:
             view = views.read_view(path)
             states = [views.parent_state(view, p) for p in view.parents]
             worst = next((s for s in ("missing", "changed") if s in states), "as it was")
-            found.append({"path": str(path), "episodes": view.episodes, "steps": view.steps, "state": worst,
-                          "parents": [str(view.parent_path(p)) for p in view.parents]})
+            rows.append({"path": str(path), "episodes": view.episodes, "steps": view.steps, "state": worst,
+                         "parents": [str(view.parent_path(p)) for p in view.parents]})
         except UserError as error:
-            found.append({"path": str(path), "episodes": None, "steps": None, "state": f"damaged: {error.problem}",
-                          "parents": []})
+            rows.append({"path": str(path), "episodes": None, "steps": None, "state": f"damaged: {error.problem}",
+                         "parents": []})
     table = Table("view", "episodes", "steps", "of", "which is", box=None, pad_edge=False)
-    for v in found:
+    for v in rows:
         table.add_row(v["path"], *("" if v[k] is None else str(v[k]) for k in ("episodes", "steps")),
                       ", ".join(v["parents"]), v["state"])
-    out.print(table if found else f"no views in {folder}")
-    out.print_json(found)
+    out.print(table if rows else f"no views in {folder}")
+    out.print_json(rows)
 
 
 def _show_view(o: ViewOptions, out: Output) -> None:
     from ..data import views
 
     assert o.path is not None
-    found = views.lineage(o.path)
-    out.print(*_lineage_lines(found))
-    for key, value in found["made"].items():
-        said = json.dumps(value, ensure_ascii=False)
-        out.print(f"{key}: {value if isinstance(value, str) else said if len(said) < 200 else f'{len(value)} of them'}")
-    out.print_json(found)
+    lineage = views.lineage(o.path)
+    out.print(*_lineage_lines(lineage))
+    for key, value in lineage["made"].items():
+        text = json.dumps(value, ensure_ascii=False)
+        out.print(f"{key}: {value if isinstance(value, str) else text if len(text) < 200 else f'{len(value)} of them'}")
+    out.print_json(lineage)
 
 
 def _lineage_lines(node, indent: str = "") -> list[str]:

@@ -27,25 +27,25 @@ def labeled_points(rows: Sequence[tuple[str, float, Interval, str]], x_name: str
     kinds = list(dict.fromkeys(kind for *_, kind in rows))
     xs = [x for _, x, _, _ in rows]
     axes = _Axes((min(xs) / 1.4, max(xs) * 1.4), (0.0, 1.0), x_name, 66, 506, log_x=True)
-    axes.right = LABELED_WIDTH - 10.0
+    axes.x_end = LABELED_WIDTH - 10.0
     at = {name: (axes.x(x), axes.y(rate.estimate)) for name, x, rate, _ in rows}
-    parts, x = [], axes.left + 6
+    parts, x = [], axes.x_start + 6
     for i, kind in enumerate(kinds):
         parts += [_shape((x, 14), i), _text((x + 10, 18), kind)]
         x += 34 + 7.4 * len(kind)
     parts += [part for t in axes.y_ticks for part in (
-        _path([(axes.left, axes.y(t)), (axes.right, axes.y(t))], "grid"),
-        _text((axes.left - 7, axes.y(t) + 4), f"{t:.0%}", "soft", "end"))]
+        _path([(axes.x_start, axes.y(t)), (axes.x_end, axes.y(t))], "grid"),
+        _text((axes.x_start - 7, axes.y(t) + 4), f"{t:.0%}", "soft", "end"))]
     if guides is not None:
         x, y = axes.x(guides[0]), axes.y(min(max(guides[1], 0.0), 1.0))
-        parts += [_path([(x, axes.top), (x, axes.bottom)], "bad"), _path([(axes.left, y), (axes.right, y)], "bad")]
+        parts += [_path([(x, axes.top), (x, axes.bottom)], "bad"), _path([(axes.x_start, y), (axes.x_end, y)], "bad")]
     dots, over, told = [], [], []
     for name, x, rate, kind in rows:
         here = at[name]
         parts.append(_path([(here[0], axes.y(rate.low)), (here[0], axes.y(rate.high))], "context"))
         dots.append(_shape(here, kinds.index(kind)))
         told.append(f"{name}: {_format_number(x)}, {rate.estimate:.0%}, interval {rate.low:.0%} to {rate.high:.0%}")
-    frame = axes.left + 2, axes.top - 40, axes.right, axes.bottom - 2  # two rows of labels are above 100 %
+    frame = axes.x_start + 2, axes.top - 40, axes.x_end, axes.bottom - 2  # two rows of labels are above 100 %
     for name, (box, line) in _place_labels(at, frame).items():
         if line is not None:
             over.insert(0, _path(line, stroke="var(--soft)", stroke_width=0.8))

@@ -37,13 +37,13 @@ def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset) -> tuple[
         that it was not trained on ("held out"), or all of them if there are none ("trained on"). Fragments that
         training left out are not evaluated then.
     """
-    known = provenance.get("episodes", {"columns": (), "digests": ()})
+    training = provenance.get("episodes", {"columns": (), "digests": ()})
     everything = list(range(len(data)))
-    if not known["columns"] or not all(name in data.features() for name in known["columns"]):
+    if not training["columns"] or not all(name in data.features() for name in training["columns"]):
         return everything, "other data"
-    digests = episode_fingerprints(data, known["columns"])["digests"]
-    held, left_out = ({known["digests"][i] for i in provenance.get(key, ())} for key in ("held_out", "left_out"))
-    learned = set(known["digests"]) - held - left_out
+    digests = episode_fingerprints(data, training["columns"])["digests"]
+    held_out, left_out = ({training["digests"][i] for i in provenance.get(key, ())} for key in ("held_out", "left_out"))
+    learned = set(training["digests"]) - held_out - left_out
     if not learned & set(digests):
         return everything, "other data"
     unseen = [i for i in everything if digests[i] not in learned | left_out]
@@ -328,8 +328,8 @@ def evaluate_action_prediction(
     components, prediction_error, n_current = errors.predictions(
         names, _constant_components(data, policy.config.target))
     order = np.argsort(mean_error, kind="stable")
-    shown = list(dict.fromkeys(int(i) for i in (order[len(order) // 2], order[-1], order[0])))[:n_examples]
-    fans = tuple(_plan_samples(policy, test, i, numbers[i], validation, executor) for i in shown)
+    example_indices = list(dict.fromkeys(int(i) for i in (order[len(order) // 2], order[-1], order[0])))[:n_examples]
+    fans = tuple(_plan_samples(policy, test, i, numbers[i], validation, executor) for i in example_indices)
     policy.train(was_training)
     K, inside = errors.n_samples, errors.fraction_inside
     return ActionPrediction(

@@ -154,12 +154,12 @@ class BehaviorMetrics:
             )
         if (e := self.distribution_distance) is not None:
             each = [
-                f"{mine:.2g} deviations of {what} ({theirs:.2g} between halves of the demonstrations)"
-                for mine, theirs, what in (
+                f"{distance:.2g} deviations of {what} ({reference:.2g} between halves of the demonstrations)"
+                for distance, reference, what in (
                     (e.states, e.between_demonstrations[0], "where it is"),
                     (e.state_changes, e.between_demonstrations[1], "how actions change"),
                 )
-                if math.isfinite(mine)
+                if math.isfinite(distance)
             ]
             out += [f"Earth mover's distance from the demonstrations: {', '.join(each)}."] if each else []
         if self.latency is not None:
@@ -169,9 +169,9 @@ class BehaviorMetrics:
     def summary_lines(self) -> list[str]:
         """All results that are not means, in sentences."""
         out = self.describe()
-        lost = sum(map(len, self.failures))
+        n_failures = sum(map(len, self.failures))
         for g in self.failures:
-            out.append(f"{len(g)} of {lost} {'failure' if lost == 1 else 'failures'}: {g.describe()}. "
+            out.append(f"{len(g)} of {n_failures} {'failure' if n_failures == 1 else 'failures'}: {g.describe()}. "
                        f"{g.remedy(self.seed)}")
         return out
 
@@ -196,36 +196,37 @@ def measure_behavior(
         repeated: Rollouts from repeated starts (`modes.rollout_repeated_starts`).
     """
     why: list[str] = []
-    shown, near = demonstrations, None
+    usable_demonstrations, demonstration_index = demonstrations, None
     view = TrajectoryScaling.from_data(episodes)
-    if shown is not None and len(shown):
-        view = TrajectoryScaling.from_data(shown, episodes)
-        near = DemonstrationIndex.from_data(shown, view)
-        if near is None:
+    if usable_demonstrations is not None and len(usable_demonstrations):
+        view = TrajectoryScaling.from_data(usable_demonstrations, episodes)
+        demonstration_index = DemonstrationIndex.from_data(usable_demonstrations, view)
+        if demonstration_index is None:
             why.append("distance to the demonstrations: they share no column of numbers with the rollouts")
-            shown = None
+            usable_demonstrations = None
     else:
-        shown = None
+        usable_demonstrations = None
         why.append("distance to the demonstrations, and their ways: not given (--demonstrations DATA)")
-    if shown is None:
+    if usable_demonstrations is None:
         view = TrajectoryScaling.from_data(episodes)
     fps = float((env.metadata.get("fps") if env is not None else None) or episodes.fps or 0) or None
-    found = _episode_metrics(episodes, shown, env, view, near, fps, level)
-    ways = _behavior_modes(episodes, shown, repeated, env, view, level)
+    metrics = _episode_metrics(episodes, usable_demonstrations, env, view, demonstration_index, fps, level)
+    ways = _behavior_modes(episodes, usable_demonstrations, repeated, env, view, level)
     if ways is None:
         why.append("several ways: none are told of, and the trajectories fall into no clear groups")
     elif ways.conditional_entropy is None:
         why.append("several ways from one and the same start: not rolled out (--repeats 8)")
     alike = (
         None
-        if shown is None or not view.n_components
-        else discriminator_accuracy(episodes, shown, view, fps or 1.0, level)
+        if usable_demonstrations is None or not view.n_components
+        else discriminator_accuracy(episodes, usable_demonstrations, view, fps or 1.0, level)
     )
-    if shown is not None and alike is None:
+    if usable_demonstrations is not None and alike is None:
         why.append("whether it passes for a demonstration: fewer than 10 episodes of each")
-    apart = None if shown is None else distribution_distance(episodes, shown, view)
-    return BehaviorMetrics(found, ways, alike, apart, latency, group_failures(episodes, env, near), tuple(why),
-                           int(episodes[0].metadata.get("seed", 0)), "episodes" if shown is None else "demonstrations")
+    apart = None if usable_demonstrations is None else distribution_distance(episodes, usable_demonstrations, view)
+    return BehaviorMetrics(metrics, ways, alike, apart, latency, group_failures(episodes, env, demonstration_index),
+                           tuple(why), int(episodes[0].metadata.get("seed", 0)),
+                           "episodes" if usable_demonstrations is None else "demonstrations")
 
 
 def _episode_metrics(
@@ -236,7 +237,7 @@ def _episode_metrics(
     out: list[BehaviorMetric] = []
 
     def put(key: str, name: str, unit: str, better: str, mine: Iterable, theirs: Iterable = ()) -> None:
-        values, others = ([v for v in found if v is not None and math.isfinite(v)] for found in (mine, theirs))
+        values, others = ([v for v in samples if v is not None and math.isfinite(v)] for samples in (mine, theirs))
         if values:
             out.append(BehaviorMetric(key, name, unit, better, stats.bootstrap_mean(values, level), len(values),
                                       stats.bootstrap_mean(others, level) if others else None))
@@ -254,7 +255,7 @@ def _episode_metrics(
     def pace(e):
         return motion.speed(view.states(e), rate)
     done = modes.successful_episodes(episodes)  # complete movements only: one that a crash cuts short would look smooth
-    lost = [e for e in episodes if e.metadata.get("success") is False]
+    failures = [e for e in episodes if e.metadata.get("success") is False]
     whole = "successes: " if all("success" in e.metadata for e in episodes) else ""
     put("time_to_success", "time to success", second, "less", *each(lambda e: motion.success_step(e) / rate))
     put("smoothness", f"{whole}smoothness (SPARC)", "", "more",
@@ -266,29 +267,31 @@ def _episode_metrics(
             view.actions(e))))
     if demonstration_index is not None:
         among = np.unique(np.linspace(0, len(some) - 1, min(20, len(some))).round().astype(int))
-        mine, theirs = [apart(e) for e in episodes], [apart(some[i], int(i)) for i in among]
+        distances, demonstrated_distances = [apart(e) for e in episodes], [apart(some[i], int(i)) for i in among]
         for i, (key, name) in enumerate((("state_distance", "states from demonstrated ones"),
                                          ("action_distance", "actions from those done there"))):
-            put(key, name, "deviations", "less", (v[i] for v in mine), (v[i] for v in theirs))
+            put(key, name, "deviations", "less", (v[i] for v in distances), (v[i] for v in demonstrated_distances))
     put("failures_margin", "failures: how near they came", clearance.distance_unit(env), "less",
-        (clearance.success_margin(e, env) for e in lost))
+        (clearance.success_margin(e, env) for e in failures))
     put("clearance", f"{whole}clear of obstacles by", clearance.distance_unit(env), "more",
         *each(lambda e: clearance.obstacle_clearance(e, env), done))
     return tuple(out)
 
 
 def _behavior_modes(episodes, demonstrations, repeated, env, view, level) -> BehaviorModes | None:
-    found = modes.find_mode_function(env, episodes, demonstrations, view)
-    if found is None:
+    detected = modes.find_mode_function(env, episodes, demonstrations, view)
+    if detected is None:
         return None
-    way, ways, source = found
-    mine = modes.mode_counts(episodes, way)
-    theirs = None if demonstrations is None else modes.mode_counts(Dataset(evenly_spaced(demonstrations)), way)
+    way, ways, source = detected
+    counts = modes.mode_counts(episodes, way)
+    demonstration_counts = None
+    if demonstrations is not None:
+        demonstration_counts = modes.mode_counts(Dataset(evenly_spaced(demonstrations)), way)
     again = None if repeated is None else modes.mode_counts(repeated, way)
-    ways = max(ways, len(set(mine) | set(theirs or ()) | set(again or ())))
+    ways = max(ways, len(set(counts) | set(demonstration_counts or ()) | set(again or ())))
     starts = len({e.metadata["start"] for e in repeated}) if repeated is not None else 0
-    return BehaviorModes(ways, source, dict(sorted(mine.items())), modes.mode_entropy(list(mine.values()), ways),
-                         dict(sorted(theirs.items())) if theirs else None,
+    return BehaviorModes(ways, source, dict(sorted(counts.items())), modes.mode_entropy(list(counts.values()), ways),
+                         dict(sorted(demonstration_counts.items())) if demonstration_counts else None,
                          None if repeated is None else modes.conditional_entropy(repeated, way, ways, level), starts,
                          len(repeated) // starts if starts else 0)
 
@@ -296,23 +299,23 @@ def _behavior_modes(episodes, demonstrations, repeated, env, view, level) -> Beh
 def _describe_modes(m: BehaviorModes) -> str:
     def tally(counts):
         return ", ".join(f"{n} {w}" for w, n in counts.items()) or "none"
-    said = f"Ways ({m.n_modes}, as told by {m.source}): {tally(m.counts)}"
+    text = f"Ways ({m.n_modes}, as told by {m.source}): {tally(m.counts)}"
     if m.demonstrations is not None:
-        said += f"; demonstrations {tally(m.demonstrations)}"
-    said += (f". Behavior entropy {m.entropy:.2f} over all starts" if math.isfinite(m.entropy) else
+        text += f"; demonstrations {tally(m.demonstrations)}"
+    text += (f". Behavior entropy {m.entropy:.2f} over all starts" if math.isfinite(m.entropy) else
              ". No behavior entropy: nothing succeeded")
     if m.conditional_entropy is not None:
         p = m.conditional_entropy
-        said += (
+        text += (
             f", {p.estimate:.2f} [{p.low:.2f}, {p.high:.2f}] from the same start ({m.n_starts} starts, {m.n_repeats} "
             f"rollouts each, in which a policy that takes all ways alike gets {m.expected_entropy:.2f})"
             if math.isfinite(p.estimate)
             else ", none of the same start, where nothing succeeded"
         )
     if m.overlap is not None and m.demonstrations is not None:
-        said += (f". {m.n_modes_found} of the demonstrators' {len(m.demonstrations)} ways seen"
+        text += (f". {m.n_modes_found} of the demonstrators' {len(m.demonstrations)} ways seen"
                  + (f", {m.overlap:.0%} of their proportions" if math.isfinite(m.overlap) else ""))
-    return said + "."
+    return text + "."
 
 
 def _interval_to_json(i: Interval) -> dict[str, float]:

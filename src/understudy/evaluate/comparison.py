@@ -113,17 +113,18 @@ class Comparison:
 
     def verdict_parts(self) -> tuple[str, str, str]:
         """Which policy is best, how certain that is, and what the statement is about."""
-        best, *rest = self.ranking
+        best, *other_policies = self.ranking
         most = "succeeds most often" if self.metric == "success" else "has the highest return"
-        told = [i for i in rest if self.is_different[best, i]]
-        unclear = [self.names[i] for i in rest if i not in told]
+        worse = [i for i in other_policies if self.is_different[best, i]]
+        unclear = [self.names[i] for i in other_policies if i not in worse]
         if not unclear:
-            others = "every other" if len(rest) > 1 else self.names[rest[0]]
+            others = "every other" if len(other_policies) > 1 else self.names[other_policies[0]]
             head = f"{self.names[best]} {most}, and is better than {others}."
         elif any(p.better for p in self.pairs):
             head = f"Cannot tell which is best: {_join_and([self.names[best], *unclear])} cannot be told apart."
         else:
-            head = f"Cannot tell {'which is best' if len(rest) > 1 else f'whether {_join_or(self.names)} is better'}."
+            question = "which is best" if len(other_policies) > 1 else f"whether {_join_or(self.names)} is better"
+            head = f"Cannot tell {question}."
         sure = f"{sum(p.better is not None for p in self.pairs)} of {len(self.pairs)} pairs can be told apart"
         sure += f", at {1 - self.level:.0%}" + (" for all pairs together (Holm)." if len(self.pairs) > 1 else ".")
         scope = ("This is about these checkpoints; to compare methods, train several seeds of each (--group)."
@@ -177,12 +178,12 @@ def compare_all(policies: Mapping[str, MethodRuns], *, level: float = LEVEL) -> 
                         hint="ask for more --episodes")
     means = [aggregate_seeds(g, level) if several else g[0] for g in groups]
     estimates = tuple(m.success if of == "success" and m.success is not None else m.returns for m in means)
-    which = list(combinations(range(len(names)), 2))
-    found = [compare(runs[i], runs[j], metric=of, level=level) for i, j in which]
-    adjusted = holm([1.0 if math.isnan(p.p_value) else p.p_value for p in found])
-    alpha = (1 - level) / len(which)
+    index_pairs = list(combinations(range(len(names)), 2))
+    comparisons = [compare(runs[i], runs[j], metric=of, level=level) for i, j in index_pairs]
+    adjusted = holm([1.0 if math.isnan(p.p_value) else p.p_value for p in comparisons])
+    alpha = (1 - level) / len(index_pairs)
     pairs = tuple(PairwiseResult(i, j, p, float(q), _episodes_needed(groups[i], groups[j], p, alpha))
-                  for (i, j), p, q in zip(which, found, adjusted, strict=True))
+                  for (i, j), p, q in zip(index_pairs, comparisons, adjusted, strict=True))
     return Comparison(groups[0][0].env, of, names, estimates, pairs, len(groups[0][0].episodes), len(groups[0]), level)
 
 

@@ -174,8 +174,8 @@ def evaluate(actor: Actor, env: Env, episodes: int = 100, seed: int = 0, *, leve
         raise UserError(f"an evaluation needs at least one episode, not {episodes}", where="evaluate", hint="such as "
                                                                                                             "100")
     began = time.perf_counter()
-    ran = rollout(actor, env, episodes, seed, watch=watch)
-    return evaluation_of(ran, time.perf_counter() - began, level)
+    rollouts = rollout(actor, env, episodes, seed, watch=watch)
+    return evaluation_of(rollouts, time.perf_counter() - began, level)
 
 
 def evaluation_of(episodes: Dataset, seconds: float = math.nan, level: float = LEVEL) -> Evaluation:
@@ -233,21 +233,22 @@ def compare(
         x, y = np.array([r.successes for r in first]), np.array([r.successes for r in second])
         if len(x) == 1:
             return _compare_successes(x[0], y[0], level)
-        found, p = stats.two_level_difference(x, y, level)
+        interval, p = stats.two_level_difference(x, y, level)
     else:
         x, y = np.array([r.episode_returns for r in first]), np.array([r.episode_returns for r in second])
         if len(x) > 1:
-            found, p = stats.two_level_difference(x, y, level, kind="real")
+            interval, p = stats.two_level_difference(x, y, level, kind="real")
         else:
-            found, p = stats.bootstrap_mean((x - y)[0], level), sign_flip_p_value((x - y)[0])
-    return PairedComparison(metric, found.estimate, found.low, found.high, p, level, len(first))
+            interval, p = stats.bootstrap_mean((x - y)[0], level), sign_flip_p_value((x - y)[0])
+    return PairedComparison(metric, interval.estimate, interval.low, interval.high, p, level, len(first))
 
 
 def _compare_successes(x: np.ndarray, y: np.ndarray, level: float) -> PairedComparison:
     """Compares successes of the same episodes, first minus second: Tango's interval and McNemar's exact test."""
     only, other = int((x & ~y).sum()), int((y & ~x).sum())
-    found = stats.tango(only, other, x.size, level)
-    return PairedComparison("success", found.estimate, found.low, found.high, stats.mcnemar(only, other), level, 1)
+    interval = stats.tango(only, other, x.size, level)
+    p_value = stats.mcnemar(only, other)
+    return PairedComparison("success", interval.estimate, interval.low, interval.high, p_value, level, 1)
 
 
 def describe_trial_gain(e: Evaluation) -> str:
@@ -412,16 +413,16 @@ def _check_same_starts(a: Evaluation, b: Evaluation) -> None:
         raise UserError(f"the environments or starts differ: {len(a.episodes)} episodes of {a.env} and "
                         f"{len(b.episodes)} of {b.env}", where="compare", hint="evaluate both alike")
     for x, y in zip(a.episodes, b.episodes, strict=True):
-        mine, theirs = (x.metadata["seed"], x.metadata["number"]), (y.metadata["seed"], y.metadata["number"])
-        if mine != theirs:
-            raise UserError(f"the starts differ: seed {mine[0]}, episode {mine[1]}, and seed "
-                            f"{theirs[0]}, episode {theirs[1]}", where="compare",
+        first_start, second_start = ((e.metadata["seed"], e.metadata["number"]) for e in (x, y))
+        if first_start != second_start:
+            raise UserError(f"the starts differ: seed {first_start[0]}, episode {first_start[1]}, and seed "
+                            f"{second_start[0]}, episode {second_start[1]}", where="compare",
                             hint="evaluate both with the same seed and number of episodes")
-        seen = {k for k, f in x.features().items() if k.startswith("observation.") and f.kind != "image"}
-        for k in seen & set(y.steps):  # frames may come from a video, which loses something
+        columns = {k for k, f in x.features().items() if k.startswith("observation.") and f.kind != "image"}
+        for k in columns & set(y.steps):  # frames may come from a video, which loses something
             if not np.array_equal(x.steps[k][0], y.steps[k][0]):
-                raise UserError(f"the starts differ: {k} of episode {mine[1]} is not the same",
-                                where=f"compare, {a.env}, seed {mine[0]}",
+                raise UserError(f"the starts differ: {k} of episode {first_start[1]} is not the same",
+                                where=f"compare, {a.env}, seed {first_start[0]}",
                                 hint="the environment does not repeat: it is not decided by its key alone")
 
 

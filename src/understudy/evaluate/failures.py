@@ -101,12 +101,12 @@ def group_failures(
     Returns:
         The groups, largest first. Empty if nothing failed or success is not defined.
     """
-    lost = [e for e in episodes if e.metadata.get("success") is False]
-    if not lost:
+    failures = [e for e in episodes if e.metadata.get("success") is False]
+    if not failures:
         return ()
     won = [e for e in episodes if e.metadata.get("success") is True]
     view = TrajectoryScaling.from_data(episodes)
-    longest = max(len(e) for e in lost)
+    longest = max(len(e) for e in failures)
     points = np.stack(
         [
             np.append(
@@ -114,18 +114,18 @@ def group_failures(
                 / np.sqrt(TRAJECTORY_POINTS * max(view.n_components, 1)),
                 len(e) / longest,
             )
-            for e in lost
+            for e in failures
         ]
     )
     centred = points - points.mean(0)
     axes = np.linalg.svd(centred, full_matrices=False)[2][:MAX_COMPONENTS].T
-    found = find_clusters(centred @ axes, max_groups, SHAPE_WEIGHT)
-    far = _distances_to_successes(won, demonstrations)
+    clusters = find_clusters(centred @ axes, max_groups, SHAPE_WEIGHT)
+    success_distances = _distances_to_successes(won, demonstrations)
     groups = []
-    for i in range(len(found)):
-        mine = np.flatnonzero(found.labels == i)
-        typical = mine[np.argsort(np.linalg.norm(points[mine] - points[mine].mean(0), axis=1), kind="stable")]
-        groups.append(_make_group([lost[j] for j in typical], won, env, view, demonstrations, far))
+    for i in range(len(clusters)):
+        members = np.flatnonzero(clusters.labels == i)
+        typical = members[np.argsort(np.linalg.norm(points[members] - points[members].mean(0), axis=1), kind="stable")]
+        groups.append(_make_group([failures[j] for j in typical], won, env, view, demonstrations, success_distances))
     return tuple(groups)
 
 
@@ -137,11 +137,11 @@ def _make_group(lost: list[Episode], won, env, view, demonstrated, far) -> Failu
     lengths = [len(e) for e in lost]
     starts = leaves = None
     if far and demonstrated is not None:
-        mine = [demonstrated.distances(e)[0] for e in lost[:50]]
+        distances = [demonstrated.distances(e)[0] for e in lost[:50]]
         usual, limit = np.nanmean([f[0] for f in far]), max(np.nanmax(f) for f in far)
-        starts = float(np.nanmean([f[0] for f in mine]) / usual) if usual > 1e-9 else None
-        left = [int(np.argmax(f > limit)) for f in mine if (f > limit).any()]
-        leaves = int(np.median(left)) if 2 * len(left) > len(mine) else None
+        starts = float(np.nanmean([f[0] for f in distances]) / usual) if usual > 1e-9 else None
+        leaving_steps = [int(np.argmax(f > limit)) for f in distances if (f > limit).any()]
+        leaves = int(np.median(leaving_steps)) if 2 * len(leaving_steps) > len(distances) else None
     late = sum("next.truncated" in e.steps and bool(np.asarray(e.steps["next.truncated"])[-1]) for e in lost)
     return FailureGroup(
         tuple(int(e.metadata["number"]) for e in lost),
@@ -160,30 +160,31 @@ def _describe_end(lost, won, env, view: TrajectoryScaling) -> str:
         ends = np.array([np.asarray(e.steps[name], float).reshape(len(e.steps[name]), -1)[-1, at] for e in lost])
         x, y = np.median(ends, 0).round(2)
         spread = np.median(np.linalg.norm(ends - (x, y), axis=1)) / (plane["x"][1] - plane["x"][0])
-        said = f"ends near x {x + 0.0:.2f}, y {y + 0.0:.2f}" if spread < 0.1 else "ends here and there"
+        text = f"ends near x {x + 0.0:.2f}, y {y + 0.0:.2f}" if spread < 0.1 else "ends here and there"
         for s in plane["shapes"]:
             if s["kind"] == "circle" and s["role"] != "start":
-                near = np.linalg.norm(ends - s["at"], axis=1) < 1.1 * s["radius"]
-                if near.mean() > 0.5:
-                    return f"{said}, at the {s['role']}"
+                is_inside = np.linalg.norm(ends - s["at"], axis=1) < 1.1 * s["radius"]
+                if is_inside.mean() > 0.5:
+                    return f"{text}, at the {s['role']}"
         gaps = [g for e in lost if (g := success_margin(e, env)) is not None]
-        return said + (f", {np.median(gaps):.2f} from the goal's edge at its closest" if gaps else "")
+        return text + (f", {np.median(gaps):.2f} from the goal's edge at its closest" if gaps else "")
     if not view.n_components:
         return "ends somewhere: without numeric observations it is not known where"
-    i, odd = _telling_component(lost, won, view)
-    if abs(odd) < 0.25:
+    i, deviation = _telling_component(lost, won, view)
+    if abs(deviation) < 0.25:
         return f"ends where {'successes do' if won else 'episodes are on average'}"
-    side = "above" if odd > 0 else "below"
-    return f"ends with {view.names[i]} {abs(odd):.1f} deviations {side} {'that of successes' if won else 'its mean'}"
+    side = "above" if deviation > 0 else "below"
+    reference = "that of successes" if won else "its mean"
+    return f"ends with {view.names[i]} {abs(deviation):.1f} deviations {side} {reference}"
 
 
 def _telling_component(lost: Sequence[Episode], won: Sequence[Episode], view: TrajectoryScaling) -> tuple[int, float]:
     """The component in which the ends of failures differ most from those of successes, and by how many deviations."""
     ends = np.stack([np.nan_to_num(view.states(e)[-1]) for e in lost])
     usual = np.median([np.nan_to_num(view.states(e)[-1]) for e in won], 0) if won else np.zeros(ends.shape[1])
-    odd = np.median(ends, 0) - usual
-    i = int(np.abs(odd).argmax())
-    return i, float(odd[i])
+    deviations = np.median(ends, 0) - usual
+    i = int(np.abs(deviations).argmax())
+    return i, float(deviations[i])
 
 
 # -- figures ----------------------------------------------------------------------------------------------------
@@ -222,36 +223,37 @@ def failure_figures(groups: Sequence[FailureGroup], episodes: Dataset, env: Env 
     view = TrajectoryScaling.from_data(episodes)
     ways = _trajectory_figures(groups, at, won, env, view)
     nearest = [_nearest_start(at[g.episode_indices[0]], won, view) for g in groups]
-    chosen = [[*(at[n] for n in g.episode_indices[:MAX_STRIPS]), *([near] if near is not None else [])]
-              for g, near in zip(groups, nearest, strict=True)]
+    chosen = [[*(at[n] for n in g.episode_indices[:MAX_STRIPS]),
+               *([similar_success] if similar_success is not None else [])]
+              for g, similar_success in zip(groups, nearest, strict=True)]
     strips = iter(_strips([e for some in chosen for e in some], env))
     out = []
-    for figure, some, near in zip(ways, chosen, nearest, strict=True):
+    for figure, some, similar_success in zip(ways, chosen, nearest, strict=True):
         drawn = [(int(e.metadata["number"]), strip) for e in some if (strip := next(strips)) is not None]
-        success = drawn.pop() if near is not None and drawn else None
+        success = drawn.pop() if similar_success is not None and drawn else None
         out.append(FailurePictures(figure, tuple(drawn), success))
     return out
 
 
 def _trajectory_figures(groups, at, won, env, view) -> list[plots.Figure | None]:
     """The trajectories of each group over those of successes."""
-    shown = won[:MAX_SUCCESSES]
+    drawn_successes = won[:MAX_SUCCESSES]
     if isinstance(env, PlanarMap):
-        plane = plots.visible_area(env.map(), [*(at[n] for g in groups for n in g.episode_indices), *shown])
-        return [plots.trajectories([at[n] for n in g.episode_indices], plane, context=shown) for g in groups]
+        plane = plots.visible_area(env.map(), [*(at[n] for g in groups for n in g.episode_indices), *drawn_successes])
+        return [plots.trajectories([at[n] for n in g.episode_indices], plane, context=drawn_successes) for g in groups]
     if not view.n_components:
         return [None] * len(groups)
     out = []
     for g in groups:
-        lost = [at[n] for n in g.episode_indices]
-        i, _ = _telling_component(lost, won, view)
+        failures = [at[n] for n in g.episode_indices]
+        i, _ = _telling_component(failures, won, view)
 
         def values(some, i=i):
             return [view.states(e)[:, i] * view.scale[i] + view.center[i] for e in some]
-        mine, theirs = values(lost), values(shown)
-        both = np.concatenate([*mine, *theirs])
-        ends = (max(map(len, (*mine, *theirs))) - 1, float(np.nanmin(both)), float(np.nanmax(both)))
-        out.append(plots.component_curves(mine, view.names[i], *ends, context=theirs))
+        failure_curves, success_curves = values(failures), values(drawn_successes)
+        both = np.concatenate([*failure_curves, *success_curves])
+        ends = (max(map(len, (*failure_curves, *success_curves))) - 1, float(np.nanmin(both)), float(np.nanmax(both)))
+        out.append(plots.component_curves(failure_curves, view.names[i], *ends, context=success_curves))
     return out
 
 
@@ -266,8 +268,8 @@ def _strips(episodes: Sequence[Episode], env: Env | None) -> list[plots.Figure |
     if all(_camera(e) is not None for e in episodes):
         return [film_strip(e, STRIP_FRAMES) for e in episodes]
     if isinstance(env, Renderable):
-        return [plots.film_strip([f for _, f in seen], [f"step {t}" for t, _ in seen], "What happened")
-                if seen else None for seen in _rerender(episodes, env, STRIP_FRAMES)]
+        return [plots.film_strip([f for _, f in frames], [f"step {t}" for t, _ in frames], "What happened")
+                if frames else None for frames in _rerender(episodes, env, STRIP_FRAMES)]
     return [None] * len(episodes)
 
 
@@ -280,15 +282,15 @@ def _rerender(episodes: Sequence[Episode], env: Renderable, most: int = 4) -> li
                    + [int(group[0].metadata["number"])] * (env.rows - len(group)))
         env.reset(torch.arange(env.rows), key)
         actions = [np.asarray(e.steps["action"]) for e in group]
-        wanted = [set(np.linspace(0, len(a), min(most, len(a) + 1)).round().astype(int).tolist()) for a in actions]
-        seen: list[list[tuple[int, np.ndarray]]] = [[] for _ in group]
+        frame_steps = [set(np.linspace(0, len(a), min(most, len(a) + 1)).round().astype(int).tolist()) for a in actions]
+        frames: list[list[tuple[int, np.ndarray]]] = [[] for _ in group]
         for t in range(max(map(len, actions)) + 1):
-            for row, steps in enumerate(wanted):
+            for row, steps in enumerate(frame_steps):
                 if t in steps:
-                    seen[row].append((t, _shrink(env.frame(row))))
+                    frames[row].append((t, _shrink(env.frame(row))))
             now = [a[min(t, len(a) - 1)] for a in actions]
             env.step(torch.from_numpy(np.stack(now + [now[0]] * (env.rows - len(group)))))
-        out += seen
+        out += frames
     return out
 
 

@@ -78,8 +78,8 @@ class TrialDesign:
     seed: int = 0
 
     def __post_init__(self):
-        wanted = SequentialRateTest if len(self.policies) == 1 else SequentialDifferenceTest
-        if len(self.policies) not in (1, 2) or not isinstance(self.test, wanted):
+        test_class = SequentialRateTest if len(self.policies) == 1 else SequentialDifferenceTest
+        if len(self.policies) not in (1, 2) or not isinstance(self.test, test_class):
             raise UserError(f"the test does not fit: {len(self.policies)} policies with a "
                             f"{type(self.test).__name__}", where="interactive",
                             hint="use SequentialRateTest for one policy, SequentialDifferenceTest for two")
@@ -190,8 +190,8 @@ class TrialDesign:
     def _discard(self, s: Session, trials: int) -> Session:
         """Discards the last trials of the current round."""
         order, after = self.policy_order(s.current_round.index), len(s.current_round.labels) + s.is_running
-        lost = order[after - trials:after]
-        return replace(s, is_running=False, discarded=tuple(n + lost.count(i) for i, n in enumerate(s.discarded)))
+        redone = order[after - trials:after]
+        return replace(s, is_running=False, discarded=tuple(n + redone.count(i) for i, n in enumerate(s.discarded)))
 
     # -- results ---------------------------------------------------------------------------------------------
 
@@ -276,9 +276,9 @@ class TrialLog:
         line = json.dumps(
             replace_nonfinite({**event, "time": datetime.now(UTC).isoformat(timespec="seconds")}), allow_nan=False
         )
-        left = memoryview((line + "\n").encode())
-        while left:
-            left = left[os.write(self._handle, left):]
+        unwritten = memoryview((line + "\n").encode())
+        while unwritten:
+            unwritten = unwritten[os.write(self._handle, unwritten):]
         os.fsync(self._handle)
 
 
@@ -287,22 +287,22 @@ def _lines(handle: int, path: Path) -> list[dict[str, Any]]:
     with open(handle, "rb", closefd=False) as file:
         text = file.read()
     whole = text.rfind(b"\n") + 1
-    found: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     for number, line in enumerate(text[:whole].splitlines(), 1):
         try:
             value = json.loads(line)
         except ValueError:
             value = None
         if isinstance(value, dict):
-            found.append(value)
+            events.append(value)
         else:
             raise UserError(f"line {number} is not JSON", where=path,
                             hint="restore the file from a copy, or start again with another --save")
-    if len(text) > whole and not found and text[:len(_FIRST_LINE)] != _FIRST_LINE[:len(text)]:
+    if len(text) > whole and not events and text[:len(_FIRST_LINE)] != _FIRST_LINE[:len(text)]:
         raise UserError("expected the journal of an evaluation, or nothing, found something else", where=path,
                         hint="name another --save")
     os.ftruncate(handle, whole)
-    return found
+    return events
 
 
 def _check_same_design(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:

@@ -18,8 +18,8 @@ def bonferroni(p: Sequence[float] | np.ndarray) -> np.ndarray:
     The probability that any true null hypothesis falls below alpha is at most alpha, whatever the dependence of the
     tests (Dunn 1961).
     """
-    found = _check_p_values(p)
-    return np.minimum(found * found.size, 1.0)
+    p_values = _check_p_values(p)
+    return np.minimum(p_values * p_values.size, 1.0)
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -27,18 +27,18 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
     The smallest p-value counts against all tests, and each next one against the remaining tests (Holm 1979).
     """
-    found = _check_p_values(p)
-    order = np.argsort(found, kind="stable")
-    out = np.empty_like(found)
-    out[order] = np.minimum(np.maximum.accumulate(found[order] * np.arange(found.size, 0, -1)), 1.0)
+    p_values = _check_p_values(p)
+    order = np.argsort(p_values, kind="stable")
+    out = np.empty_like(p_values)
+    out[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(p_values.size, 0, -1)), 1.0)
     return out
 
 
 def _check_p_values(p) -> np.ndarray:
-    found = np.asarray(p, float)
-    if found.ndim != 1 or not ((found >= 0) & (found <= 1)).all():
-        raise ValueError(f"p-values must be a list of numbers from 0 to 1, not {found.tolist()}")
-    return found
+    p_values = np.asarray(p, float)
+    if p_values.ndim != 1 or not ((p_values >= 0) & (p_values <= 1)).all():
+        raise ValueError(f"p-values must be a list of numbers from 0 to 1, not {p_values.tolist()}")
+    return p_values
 
 
 # -- who can be told apart ----------------------------------------------------------------------------------------
@@ -70,8 +70,8 @@ def compact_letter_display(
                       if not any(g < other or g == other and at > nr for nr, other in enumerate(groups))]
     for g in groups:
         for i in sorted(g, key=place.__getitem__, reverse=True):
-            rest = [other for other in groups if other is not g and i in other]
-            if all(any(j in other for other in rest) for j in g):
+            other_groups = [other for other in groups if other is not g and i in other]
+            if all(any(j in other for other in other_groups) for j in g):
                 g.remove(i)
     groups = sorted((g for g in groups if g), key=lambda g: sorted(place[i] for i in g))
     return ["".join(_letter_name(at) for at, g in enumerate(groups) if i in g) for i in range(n)]

@@ -288,11 +288,11 @@ def _normal_sample_size(first: float, second: float, alpha: float, power: float)
     middle, gap = (first + second) / 2, abs(first - second)
     z = (stats.norm.isf(alpha / 2) * math.sqrt(2 * middle * (1 - middle))
          + stats.norm.ppf(power) * math.sqrt(first * (1 - first) + second * (1 - second)))
-    found = max(int((z / gap) ** 2), 1)
-    if found > MAX_ROLLOUTS:
-        raise UserError(f"{first:g} and {second:g} are too close: telling them apart takes about {found:,} rollouts",
-                        where="plan", hint="ask for a difference that matters")
-    return found
+    n_rollouts = max(int((z / gap) ** 2), 1)
+    if n_rollouts > MAX_ROLLOUTS:
+        raise UserError(f"{first:g} and {second:g} are too close: telling them apart takes about {n_rollouts:,} "
+                        "rollouts", where="plan", hint="ask for a difference that matters")
+    return n_rollouts
 
 
 def _check_arguments(first: float, second: float, alpha: float, power: float, names: tuple[str, str]) -> None:

@@ -141,15 +141,15 @@ class _MapPanel:
 
     def __init__(self, plane: Mapping[str, Any], width: float, left: float = 0.0, top: float = 0.0):
         (self.x0, x1), (self.y0, y1) = plane["x"], plane["y"]
-        self.unit, self.left, self.top, self.width = width / (x1 - self.x0), left, top, width
+        self.unit, self.x_start, self.top, self.width = width / (x1 - self.x0), left, top, width
         self.height, self.path = self.unit * (y1 - self.y0), plane["path"]
 
     def to_pixels(self, point) -> tuple[float, float]:
         x, y = point
-        return self.left + (x - self.x0) * self.unit, self.top + self.height - (y - self.y0) * self.unit
+        return self.x_start + (x - self.x0) * self.unit, self.top + self.height - (y - self.y0) * self.unit
 
     def frame(self) -> str:
-        return _tag("rect", x=self.left, y=self.top, width=self.width, height=self.height, rx=6, fill="var(--panel)",
+        return _tag("rect", x=self.x_start, y=self.top, width=self.width, height=self.height, rx=6, fill="var(--panel)",
                     stroke="var(--line)")
 
     def shapes(self, shapes) -> list[str]:
@@ -164,7 +164,7 @@ class _MapPanel:
     def names(self, shapes, episodes: Sequence[Episode]) -> list[str]:
         """Labels: inside a shape if there is room, otherwise next to it where the trajectories cover it least."""
         ways = [np.linspace(w[:-1], w[1:], 8).reshape(-1, 2) for w in map(np.array, map(self.points, episodes))]
-        covered, low = np.concatenate([*ways, np.zeros((0, 2))]), np.array([self.left, self.top])
+        covered, low = np.concatenate([*ways, np.zeros((0, 2))]), np.array([self.x_start, self.top])
         high, out = low + (self.width, self.height), []
         for s in shapes:
             at, r = np.array(self.to_pixels(s["at"])), s["radius"] * self.unit
@@ -234,10 +234,10 @@ def film_strip(frames: Sequence[np.ndarray], labels: Sequence[str], what: str) -
     height = width * frames[0].shape[0] / frames[0].shape[1]
     parts = []
     for i, (frame, label) in enumerate(zip(frames, labels, strict=True)):
-        left, top = (width + gap) * (i % columns), (height + below + gap) * (i // columns)
+        x, y = (width + gap) * (i % columns), (height + below + gap) * (i // columns)
         data = base64.b64encode(encode_png(frame)).decode()
-        parts += [_tag("image", x=left, y=top, width=width, height=height, href=f"data:image/png;base64,{data}"),
-                  _text((left, top + height + 14), label, "soft")]
+        parts += [_tag("image", x=x, y=y, width=width, height=height, href=f"data:image/png;base64,{data}"),
+                  _text((x, y + height + 14), label, "soft")]
     rows = -(-len(frames) // columns)
     return _figure(parts, rows * (height + below + gap) - gap,
                    f"{what}: {len(frames)} frames, {labels[0]} to {labels[-1]}.")
@@ -248,7 +248,7 @@ def film_strip(frames: Sequence[np.ndarray], labels: Sequence[str], what: str) -
 
 def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
     """One row (name, success, tally) per policy: a bar up to the estimate, and the interval over it."""
-    parts, told, step = [], [], 62
+    parts, descriptions, step = [], [], 62
     right, bottom = WIDTH - 1, step * len(rows) + 6
     parts += _grid_lines([(right * v, f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1)], 20, bottom)
     for i, (name, p, tally) in enumerate(rows):
@@ -262,8 +262,8 @@ def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
                   _tag("rect", **bar, width=right, fill="var(--line)", fill_opacity=0.6),
                   _tag("rect", **bar, width=max(right * p.estimate, 0.1), fill=f"var(--s{i % 4})"),
                   _error_bar(right * p.low, right * p.high, top + 40)]
-        told.append(f"{name}: {tally}, {p.estimate:.1%}, {p.level:.0%} interval {p.low:.1%} to {p.high:.1%}")
-    return _figure(parts, bottom + 22, "Success. " + "; ".join(told) + ".")
+        descriptions.append(f"{name}: {tally}, {p.estimate:.1%}, {p.level:.0%} interval {p.low:.1%} to {p.high:.1%}")
+    return _figure(parts, bottom + 22, "Success. " + "; ".join(descriptions) + ".")
 
 
 def difference_bar(first: str, second: str, difference: float, low: float, high: float, level: float, *,
@@ -312,7 +312,7 @@ def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percen
     reach = max(ends, default=1.0) * 1.1 or 1.0
     if percent:
         reach = next(r for r in (0.1, 0.25, 0.5, 1.0) if r >= min(reach, 1.0))
-    middle, half, step, told = WIDTH / 2, WIDTH / 2 - 16, 44, []
+    middle, half, step, descriptions = WIDTH / 2, WIDTH / 2 - 16, 44, []
     bottom = step * len(rows) + 4
 
     def x(v):
@@ -334,9 +334,10 @@ def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percen
         if math.isfinite(difference):
             parts.append(_circle((x(difference), top + 31), 5, fill="var(--ink)" if apart else "var(--paper)",
                                  stroke="var(--paper)" if apart else "var(--ink)", stroke_width=2))
-        told.append(f"{name}: {show(difference)}, interval {show(low)} to {show(high)}, "
-                    f"{'told apart' if apart else 'cannot tell'}")
-    return _figure(parts, bottom + 22, f"Differences{' in percentage points' if percent else ''}. {'; '.join(told)}.")
+        descriptions.append(f"{name}: {show(difference)}, interval {show(low)} to {show(high)}, "
+                            f"{'told apart' if apart else 'cannot tell'}")
+    unit = " in percentage points" if percent else ""
+    return _figure(parts, bottom + 22, f"Differences{unit}. {'; '.join(descriptions)}.")
 
 
 def _error_bar(a: float, b: float, y: float) -> str:
@@ -359,7 +360,7 @@ def _grid_lines(ticks: Sequence[tuple[float, str]], top: float, bottom: float) -
 class _Axes:
     """A frame with round numbers on its left and bottom axes."""
 
-    left, right = 50.0, WIDTH - 6.0
+    x_start, x_end = 50.0, WIDTH - 6.0
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float], x_name: str, top: float, bottom: float,
                  log: bool = False, whole: bool = False, log_x: bool = False):
@@ -370,7 +371,7 @@ class _Axes:
 
     def x(self, v: float) -> float:
         v, a, b = (math.log(t) for t in (v, *self.x_range)) if self.log_x else (v, *self.x_range)
-        return self.left + (self.right - self.left) * ((v - a) / (b - a) if b > a else 0.5)
+        return self.x_start + (self.x_end - self.x_start) * ((v - a) / (b - a) if b > a else 0.5)
 
     def y(self, v: float) -> float:
         v, a, b = (math.log(t) for t in (v, *self.y_range)) if self.log else (v, *self.y_range)
@@ -381,25 +382,25 @@ class _Axes:
 
     def grid(self) -> list[str]:
         return [part for t in self.y_ticks for part in (
-            _path([(self.left, self.y(t)), (self.right, self.y(t))], "grid"),
-            _text((self.left - 7, self.y(t) + 4), _format_number(t), "soft", "end"))]
+            _path([(self.x_start, self.y(t)), (self.x_end, self.y(t))], "grid"),
+            _text((self.x_start - 7, self.y(t) + 4), _format_number(t), "soft", "end"))]
 
     def axis_lines(self) -> list[str]:
         low, high = self.x_range
         ticks = _log_ticks(low, high) if self.log_x else _ticks(low, high)
         ticks = [t for t in ticks if low <= t <= high and (t == round(t) or not self.whole)]
         return [
-            _path([(self.left, self.bottom), (self.right, self.bottom)], "base"),
+            _path([(self.x_start, self.bottom), (self.x_end, self.bottom)], "base"),
             *(
                 _text(
-                    (min(self.x(t), self.right - 3.5 * len(_format_number(t)) + 6), self.bottom + 17),
+                    (min(self.x(t), self.x_end - 3.5 * len(_format_number(t)) + 6), self.bottom + 17),
                     _format_number(t),
                     "soft",
                     "middle",
                 )
                 for t in ticks
             ),
-            _text(((self.left + self.right) / 2, self.bottom + 36), self.x_name, "soft", "middle"),
+            _text(((self.x_start + self.x_end) / 2, self.bottom + 36), self.x_name, "soft", "middle"),
         ]
 
     @property
@@ -429,24 +430,24 @@ def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str
     """
     styles = {name: _series_style(i) for i, name in enumerate(names or series)}
     bands, smooth, marks = bands or {}, smooth or {}, marks or {}
-    shown, ends = {}, []
+    drawn, ends = {}, []
     for name, (xs, ys) in series.items():
         xs, ys = np.asarray(xs, float), np.asarray(ys, float)
         keep = np.isfinite(xs) & np.isfinite(ys) & ((ys > 0) | (not log)) & ((xs > 0) | (not log_x))
         at = np.flatnonzero(keep)[_evenly_spaced(int(keep.sum()), 400)]
-        shown[name] = xs[at], ys[at], tuple(np.asarray(b, float)[at] for b in bands.get(name, ()))
+        drawn[name] = xs[at], ys[at], tuple(np.asarray(b, float)[at] for b in bands.get(name, ()))
         ends += [ys[keep], *(np.asarray(b, float)[keep] for b in bands.get(name, ()))]
     values = np.concatenate(ends)
     values = values[np.isfinite(values)]
     if not len(values):
         return _empty_figure(y_name)
-    steps = np.concatenate([x for x, _, _ in shown.values()])
-    legend, rows = _legend({name: styles[name] for name in shown})
+    steps = np.concatenate([x for x, _, _ in drawn.values()])
+    legend, rows = _legend({name: styles[name] for name in drawn})
     axes = _Axes((steps.min() if x_low is None else x_low, steps.max()),
                  (values.min() if low is None else low, values.max() if high is None else high),
                  x_name, 20 * rows + 14, 20 * rows + 230, log, log_x=log_x)
-    parts, over, told = [*legend, *axes.grid()], [], []
-    for name, (xs, ys, band) in shown.items():
+    parts, over, descriptions = [*legend, *axes.grid()], [], []
+    for name, (xs, ys, band) in drawn.items():
         color, dash = styles[name]
         if band and len(xs):
             ring = axes.points([*xs, *xs[::-1]], [*band[1], *band[0][::-1]])
@@ -462,13 +463,13 @@ def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str
         if dots or len(points) == 1:
             parts += [_circle(p, 3, fill=color) for p in points]
         if len(ys):
-            told.append(f"{name} from {_format_number(ys[0])} to {_format_number(ys[-1])}")
+            descriptions.append(f"{name} from {_format_number(ys[0])} to {_format_number(ys[-1])}")
         if len(ringed := np.flatnonzero(xs == marks[name]) if name in marks else ()):
             value = ys[ringed[0]]
             over.append(_circle((axes.x(marks[name]), axes.y(value)), 5, fill="none", stroke=color, stroke_width=2))
-            told[-1] += f", {_format_number(value)} at the ring"
+            descriptions[-1] += f", {_format_number(value)} at the ring"
     return _figure(parts + over + axes.axis_lines(), axes.height,
-                   f"{y_name} over {x_name}{' (logarithmic)' if log else ''}: {'; '.join(told)}.")
+                   f"{y_name} over {x_name}{' (logarithmic)' if log else ''}: {'; '.join(descriptions)}.")
 
 
 def _series_style(i: int) -> tuple[str, str]:
@@ -488,7 +489,7 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
         context: Its values in other episodes, drawn as thin gray lines below.
     """
     axes = _Axes((0, max(last_step, 1)), (low, high), "step", 26, 206, whole=True)
-    parts = [_text((axes.left, 12), _truncate(name, 60), "soft"), *axes.grid()]
+    parts = [_text((axes.x_start, 12), _truncate(name, 60), "soft"), *axes.grid()]
     strength = max(0.3, min(1.0, 4.5 / math.sqrt(len(rows) + 1)))
 
     def points(values) -> list[tuple[float, float]]:
@@ -518,28 +519,28 @@ def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, h
     inside = 24.0  # so that the first and last dot have room
 
     def x(i: float) -> float:
-        return axes.left + inside + (axes.right - axes.left - 2 * inside) * i / max(len(names) - 1, 1)
+        return axes.x_start + inside + (axes.x_end - axes.x_start - 2 * inside) * i / max(len(names) - 1, 1)
     parts = [part for t in axes.y_ticks for part in (
-        _path([(axes.left, axes.y(t)), (axes.right, axes.y(t))], "grid"),
-        _text((axes.left - 7, axes.y(t) + 4), f"{t:.0%}" if as_fraction else _format_number(t), "soft", "end"))]
-    known = [i for i, v in enumerate(values) if math.isfinite(v.low) and math.isfinite(v.high)]
-    ring = [(x(i), axes.y(values[i].low)) for i in known] + [(x(i), axes.y(values[i].high)) for i in known[::-1]]
+        _path([(axes.x_start, axes.y(t)), (axes.x_end, axes.y(t))], "grid"),
+        _text((axes.x_start - 7, axes.y(t) + 4), f"{t:.0%}" if as_fraction else _format_number(t), "soft", "end"))]
+    finite = [i for i, v in enumerate(values) if math.isfinite(v.low) and math.isfinite(v.high)]
+    ring = [(x(i), axes.y(values[i].low)) for i in finite] + [(x(i), axes.y(values[i].high)) for i in finite[::-1]]
     parts.append(_tag("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in ring), fill="var(--s0)",
                       fill_opacity=0.15))
     if math.isfinite(half_value):
-        parts += [_path([(axes.left, axes.y(half_value)), (axes.right, axes.y(half_value))], "bad"),
-                  _text((axes.right - 2, axes.y(half_value) - 5), "half", "soft over", "end")]
+        parts += [_path([(axes.x_start, axes.y(half_value)), (axes.x_end, axes.y(half_value))], "bad"),
+                  _text((axes.x_end - 2, axes.y(half_value) - 5), "half", "soft over", "end")]
     line = [(x(i), axes.y(v.estimate)) for i, v in enumerate(values) if math.isfinite(v.estimate)]
     parts += [_path(line, "curve", stroke="var(--s0)"), *(_circle(p, 3.5, fill="var(--s0)") for p in line)]
-    parts += [_path([(axes.left, axes.bottom), (axes.right, axes.bottom)], "base"),
+    parts += [_path([(axes.x_start, axes.bottom), (axes.x_end, axes.bottom)], "base"),
               *(_text((x(i), axes.bottom + 17), name, "soft", "middle") for i, name in enumerate(names)),
-              _text(((axes.left + axes.right) / 2, axes.bottom + 36), x_name, "soft", "middle")]
+              _text(((axes.x_start + axes.x_end) / 2, axes.bottom + 36), x_name, "soft", "middle")]
 
     def show(v: float) -> str:
         return f"{v:.0%}" if as_fraction else _format_number(v)
-    told = "; ".join(f"{name}: {show(v.estimate)}, interval {show(v.low)} to {show(v.high)}"
-                     for name, v in zip(names, values, strict=True))
-    return _figure(parts, axes.height, f"By {x_name}. {told}.")
+    description = "; ".join(f"{name}: {show(v.estimate)}, interval {show(v.low)} to {show(v.high)}"
+                            for name, v in zip(names, values, strict=True))
+    return _figure(parts, axes.height, f"By {x_name}. {description}.")
 
 
 def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24) -> Figure:
@@ -590,28 +591,28 @@ def bars(rows: Sequence[tuple[str, float, float | None]], name: str, reference_n
     Args:
         rows: Label, value, and second value or None.
     """
-    left, right, step = 128.0, WIDTH - 58.0, 28
+    x_start, x_end, step = 128.0, WIDTH - 58.0, 28
     top = 26 if reference_name else 2
-    known = [v for row in rows for v in row[1:] if v is not None and math.isfinite(v)]
-    most = max(known, default=1.0) or 1.0
+    finite_values = [v for row in rows for v in row[1:] if v is not None and math.isfinite(v)]
+    most = max(finite_values, default=1.0) or 1.0
     parts = [] if not reference_name else [
         _tag("rect", x=0, y=2, width=14, height=11, rx=2, fill="var(--s0)"), _text((20, 12), name, "soft"),
         _path([(WIDTH / 2, 2), (WIDTH / 2, 13)], "mark"), _text((WIDTH / 2 + 8, 12), reference_name, "soft")]
-    told = []
+    descriptions = []
     for i, (label, value, other) in enumerate(rows):
-        y, width = top + step * i, (right - left) * value / most if math.isfinite(value) else 0.0
-        parts += [_text((left - 9, y + 18), _truncate(label, 18), "", "end"),
-                  _tag("rect", x=left, y=y + 5, width=max(width, 0.1), height=17, rx=3, fill="var(--s0)",
+        y, width = top + step * i, (x_end - x_start) * value / most if math.isfinite(value) else 0.0
+        parts += [_text((x_start - 9, y + 18), _truncate(label, 18), "", "end"),
+                  _tag("rect", x=x_start, y=y + 5, width=max(width, 0.1), height=17, rx=3, fill="var(--s0)",
                        fill_opacity=0.85),
                   _text((WIDTH, y + 18), _format_number(value), "soft", "end")]
         if other is not None and math.isfinite(other):
-            at = left + (right - left) * other / most
+            at = x_start + (x_end - x_start) * other / most
             parts += [_path([(at, y + 4), (at, y + 23)], cls) for cls in ("halo", "mark")]
-        told.append(
+        descriptions.append(
             f"{label} {_format_number(value)}"
             + ("" if other is None else f" ({reference_name} {_format_number(other)})")
         )
-    return _figure(parts, top + step * len(rows) + 2, f"{name}: {'; '.join(told)}.")
+    return _figure(parts, top + step * len(rows) + 2, f"{name}: {'; '.join(descriptions)}.")
 
 
 def plan_fan(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], component: int, name: str) -> Figure:
@@ -662,9 +663,9 @@ def _empty_figure(name: str) -> Figure:
 
 def _tag(name: str, inside: str = "", **attributes) -> str:
     """An SVG element. `inside` is markup; attributes are escaped, and their underscores become hyphens."""
-    told = "".join(f' {k.replace("_", "-")}="{escape(f"{v:.4g}" if isinstance(v, float) else str(v))}"'
-                   for k, v in attributes.items())
-    return f"<{name}{told}>{inside}</{name}>" if inside or name in ("svg", "text") else f"<{name}{told}/>"
+    markup = "".join(f' {k.replace("_", "-")}="{escape(f"{v:.4g}" if isinstance(v, float) else str(v))}"'
+                     for k, v in attributes.items())
+    return f"<{name}{markup}>{inside}</{name}>" if inside or name in ("svg", "text") else f"<{name}{markup}/>"
 
 
 def _text(at: tuple[float, float], words: object, kind: str = "", anchor: str = "start") -> str:

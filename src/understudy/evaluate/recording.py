@@ -59,9 +59,9 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
             first += 1
 
     def keep(number: int, episode: Episode) -> None:
-        told = env.metadata.get("simulator")
+        simulator = env.metadata.get("simulator")
         finished[number] = replace(episode, metadata={**episode.metadata, "by": actor_name, **_task_metadata(episode),
-                                                      **({"simulator": told} if told else {})})
+                                                      **({"simulator": simulator} if simulator else {})})
         put_down()
         watch(number, episode)
 
@@ -104,11 +104,12 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
     warn_of_losses(out, repair(out))
     data = open_dataset(out)
     for n, episode in enumerate(data):
-        found = {k: episode.metadata.get(k) for k in ("env", "seed", "by", "number")}
-        wanted = {"env": env.metadata["env"], "seed": seed, "by": actor_name, "number": n}
-        if found != wanted:
-            odd = next(k for k in wanted if found[k] != wanted[k])
-            raise UserError(f"the recording has {odd} {found[odd]!r}, but this run has {odd} {wanted[odd]!r}",
+        recorded = {k: episode.metadata.get(k) for k in ("env", "seed", "by", "number")}
+        expected = {"env": env.metadata["env"], "seed": seed, "by": actor_name, "number": n}
+        if recorded != expected:
+            field = next(k for k in expected if recorded[k] != expected[k])
+            raise UserError(f"the recording has {field} {recorded[field]!r}, but this run has {field} "
+                            f"{expected[field]!r}",
                             where=f"{out}, episode {n}", hint="choose another folder, or use the options of the "
                                                               "first call")
     return len(data)

@@ -60,15 +60,15 @@ class ReplayResult:
 
     def describe(self) -> str:
         """The result in words."""
-        n, gone = len(self.episodes), [(t, t.divergence) for t in self.episodes if t.divergence is not None]
+        n, divergent = len(self.episodes), [(t, t.divergence) for t in self.episodes if t.divergence is not None]
         how = "State playback" if self.restored_state else "Open loop"
         text = f"{how} of {n} episode{'s' * (n != 1)} in {self.env}: "
-        if not gone:
+        if not divergent:
             text += "every step is as recorded."
         else:
-            first, d = min(gone, key=lambda pair: pair[1].step)
+            first, d = min(divergent, key=lambda pair: pair[1].step)
             text += (
-                f"{n - len(gone)} as recorded to the last step, {len(gone)} not. The earliest: episode "
+                f"{n - len(divergent)} as recorded to the last step, {len(divergent)} not. The earliest: episode "
                 f"{first.episode} at step {d.step} of {first.steps}, {d.column}, by {d.difference:.2g} of its largest "
                 f"value (more than {self.tolerance:g})."
             )
@@ -156,21 +156,22 @@ def _check_shapes(data: Dataset, env: Env) -> None:
     recorded = data.features()
     for name in ("action", *(k for k in _compared_columns(env) if k in env.features)):
         if name in recorded and recorded[name].size != env.features[name].size:
-            made = data[0].metadata.get("env")
+            recorded_env = data[0].metadata.get("env")
             path = data.metadata.get("path")
             raise UserError(
                 f"expected {name!r} of shape {env.features[name].shape}, as in {env.metadata['env']}, found "
                 f"{recorded[name].shape}",
                 where=path or "data set",
                 hint="replay it in the environment it was recorded in"
-                + (f": {command_line('replay', path or 'DATA', made)}" if made and made != env.metadata["env"] else ""),
+                + (f": {command_line('replay', path or 'DATA', recorded_env)}"
+                   if recorded_env and recorded_env != env.metadata["env"] else ""),
             )
 
 
 def _compared_columns(env: Env) -> list[str]:
     """Camera frames are not compared, because videos are compressed and graphics drivers differ."""
-    seen = (k for k, f in env.features.items() if k != "action" and f.kind != "image")
-    return [*seen, "next.reward", "next.terminated"]
+    columns = (k for k, f in env.features.items() if k != "action" and f.kind != "image")
+    return [*columns, "next.reward", "next.terminated"]
 
 
 def _recorded_actions(episode: Episode, number: int) -> torch.Tensor:
@@ -190,24 +191,24 @@ def _replay_actions(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
         # Rows without an episode, or without further actions, repeat actions whose results are not used.
         plan = torch.stack([a[torch.arange(longest).clamp(max=len(a) - 1)] for a in actions])
         plan = plan[torch.arange(env.rows).clamp(max=len(group) - 1)]
-        seen = [_ReplayComparison(n, data[n], _compared_columns(env)) for n in group]
+        comparisons = [_ReplayComparison(n, data[n], _compared_columns(env)) for n in group]
         going = set(range(len(group)))
         obs = _reset_to_start(data, env, group)
         for step in range(longest):
             for row in going:
-                seen[row].compare_step(step, obs, row, tolerance)
+                comparisons[row].compare_step(step, obs, row, tolerance)
             out = env.step(plan[:, step])
             for row in sorted(going):
-                seen[row].compare_step(
+                comparisons[row].compare_step(
                     step, {"next.reward": out.reward, "next.terminated": out.terminated}, row, tolerance
                 )
-                seen[row].compare_outcome(out, row)
+                comparisons[row].compare_outcome(out, row)
                 over = bool(out.terminated[row])  # the environment may have another time limit than the recording
                 if over or step + 1 == len(actions[row]):
-                    seen[row].compare_step(step + 1, out.obs, row, tolerance)
+                    comparisons[row].compare_step(step + 1, out.obs, row, tolerance)
                     going.discard(row)
             obs = out.obs
-        yield from (s.result() for s in seen)
+        yield from (s.result() for s in comparisons)
 
 
 def _reset_to_start(data, env, group) -> Mapping[str, torch.Tensor]:
@@ -222,8 +223,8 @@ def _reset_to_start(data, env, group) -> Mapping[str, torch.Tensor]:
         firsts = [{k: np.asarray(v[0]) for k, v in _state_columns(data[n]).items()} for n in group]
         return env.restore(rows, _stack(firsts))
     name, path = env.metadata["env"], data.metadata.get("path")
-    odd, meta = next((n, m) for n, m in zip(group, metas, strict=True)
-                     if not {"seed", "number"} <= m.keys() or m.get("env") != name)
+    episode_number, meta = next((n, m) for n, m in zip(group, metas, strict=True)
+                                if not {"seed", "number"} <= m.keys() or m.get("env") != name)
     if other := meta.get("env", name) != name:
         began, do = f"began in {meta['env']}", ("replay it in the environment it was recorded in: "
                                                 + command_line("replay", path or "DATA", meta["env"]))
@@ -232,7 +233,7 @@ def _reset_to_start(data, env, group) -> Mapping[str, torch.Tensor]:
         began, do = f"does not say how it began in {name} (no {', '.join(lacks)})", (
             "keep the facts 'env', 'seed' and 'number' of each episode (docs/formats.md), as understudy record does")
     raise UserError(f"the episode {began}, and {name if other else 'that environment'} cannot be put into a recorded "
-                    "state", where=f"{path or 'data set'}, episode {odd}", hint=do)
+                    "state", where=f"{path or 'data set'}, episode {episode_number}", hint=do)
 
 
 def _replay_states(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
@@ -240,7 +241,7 @@ def _replay_states(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
         raise UserError(f"{env.metadata['env']} cannot be put into a recorded state", where="replay",
                         hint="replay open loop, without --state")
     for n in numbers:
-        episode, actions, seen = (
+        episode, actions, comparison = (
             data[n],
             _recorded_actions(data[n], n),
             _ReplayComparison(n, data[n], _compared_columns(env)),
@@ -253,10 +254,11 @@ def _replay_states(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
             env.restore(rows, _stack([{k: v[t] for k, v in columns.items()} for t in steps]))
             out = env.step(actions[torch.arange(i, i + env.rows).clamp(max=len(actions) - 1)])
             for row, t in enumerate(steps):
-                seen.compare_step(t, {"next.reward": out.reward, "next.terminated": out.terminated}, row, tolerance)
-                seen.compare_step(t + 1, out.obs, row, tolerance)
-                seen.compare_outcome(out, row)
-        yield seen.result()
+                outcome = {"next.reward": out.reward, "next.terminated": out.terminated}
+                comparison.compare_step(t, outcome, row, tolerance)
+                comparison.compare_step(t + 1, out.obs, row, tolerance)
+                comparison.compare_outcome(out, row)
+        yield comparison.result()
 
 
 def _state_columns(episode: Episode) -> dict[str, np.ndarray]:

@@ -218,8 +218,8 @@ class Remedies(Content):
 
     def html(self) -> str:
         return '<ul class="findings">' + "".join(
-            f'<li><p class="what">{escape(what)}</p><p>{escape(remedy)}</p><p class="soft">{escape(where)}</p></li>'
-            for what, remedy, where in self.items) + "</ul>"
+            f'<li><p class="what">{escape(what)}</p><p>{escape(remedy)}</p><p class="soft">{escape(place)}</p></li>'
+            for what, remedy, place in self.items) + "</ul>"
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,8 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
             `verdict_parts`).
     """
     kinds = ("head", "sure", "about")
-    said = "".join(f'<p class="{k}">{_unicode_minus(escape(t))}</p>' for k, t in zip(kinds, verdict, strict=False) if t)
+    verdict_html = "".join(f'<p class="{kind}">{_unicode_minus(escape(sentence))}</p>'
+                           for kind, sentence in zip(kinds, verdict, strict=False) if sentence)
     text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -252,7 +253,7 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
         "img-src data:\">"
         f"<title>{escape(title)}</title><style>{plots.STYLE}\n{STYLE}</style></head><body>"
         f'<header><p class="mark">understudy</p><h1>{escape(title)}</h1>'
-        + (f'<div class="verdict">{said}</div>' if said else "") + "</header>"
+        + (f'<div class="verdict">{verdict_html}</div>' if verdict_html else "") + "</header>"
         f"<main>{''.join(s.html() for s in sections)}</main>"
         f"<footer><p>{escape(footer)}{' ' if footer else ''}Made by understudy {escape(__version__)}; one file, "
         "nothing is loaded from elsewhere.</p></footer></body></html>\n")
@@ -280,7 +281,7 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
     """
     names, judged = list(runs), list(runs.values())
     title = title or f"{' and '.join(names)} in {judged[0].env}"
-    said = verdict_parts(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
+    verdict = verdict_parts(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
     sections = [closed_loop_section(runs, env), *camera_sections(runs)]
     if behavior:
         sections += [*failure_sections(behavior), behavior_section(behavior)]
@@ -289,7 +290,7 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
     if data is not None:
         sections.append(demonstrations_section(data, env))
     sections += next_step_section(behavior or {}, commands)
-    return write_page(path, title, sections, verdict=said, footer=_method_notes(judged))
+    return write_page(path, title, sections, verdict=verdict, footer=_method_notes(judged))
 
 
 def _method_notes(judged: Sequence[Evaluation]) -> str:
@@ -304,12 +305,12 @@ def _method_notes(judged: Sequence[Evaluation]) -> str:
 
 def _trial_contents(runs: Mapping[str, Evaluation]) -> tuple[Content, ...]:
     """A table of the success in each trial, and the gain from the first to the last. Empty without several trials."""
-    found = {capitalize_name(name): e for name, e in runs.items() if e.trials is not None}
-    rates = zip(*(e.trials or () for e in found.values()), strict=True)
+    evaluations = {capitalize_name(name): e for name, e in runs.items() if e.trials is not None}
+    rates = zip(*(e.trials or () for e in evaluations.values()), strict=True)
     rows = tuple((str(number), *row) for number, row in enumerate(rates, 1))
-    gains = tuple(Paragraph(_unicode_minus(f"{name}: {told}")) for name, e in found.items()
-                  if (told := describe_trial_gain(e)))
-    return (Table(("trial", *found), rows), *gains) if rows else ()
+    gains = tuple(Paragraph(_unicode_minus(f"{name}: {gain}")) for name, e in evaluations.items()
+                  if (gain := describe_trial_gain(e)))
+    return (Table(("trial", *evaluations), rows), *gains) if rows else ()
 
 
 def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) -> Section:
@@ -379,17 +380,17 @@ def camera_sections(runs: Mapping[str, Evaluation]) -> list[Section]:
 def behavior_section(runs: Mapping[str, BehaviorMetrics]) -> Section:
     """Smoothness, speed, distances, modes and latency of each policy, in columns, and of the demonstrations."""
     names, each = list(runs), list(runs.values())
-    known = {m.key: m for b in each for m in b.metrics}
-    shown = {m.key: m.demonstrations for b in each for m in b.metrics if m.demonstrations is not None}
+    metrics = {m.key: m for b in each for m in b.metrics}
+    references = {m.key: m.demonstrations for b in each for m in b.metrics if m.demonstrations is not None}
     rows = []
-    for key, metric in known.items():
-        mine = [next((m for m in b.metrics if m.key == key), None) for b in each]
+    for key, metric in metrics.items():
+        policy_metrics = [next((m for m in b.metrics if m.key == key), None) for b in each]
         rows.append((f"{metric.name} ({metric.unit})" if metric.unit else metric.name,
-                     *(math.nan if m is None else m.value for m in mine),
-                     *([shown[key].estimate if key in shown else math.nan] if shown else []),
+                     *(math.nan if m is None else m.value for m in policy_metrics),
+                     *([references[key].estimate if key in references else math.nan] if references else []),
                      metric.better_direction or "–"))
     titles = names if len(runs) > 1 else ["this policy"]
-    header = ("mean of an episode", *titles, *(["demonstrations"] if shown else []), "better")
+    header = ("mean of an episode", *titles, *(["demonstrations"] if references else []), "better")
     contents: list[Content] = [Table(header, tuple(rows))] if rows else []
     if items := [_modes_figure(name if len(runs) > 1 else "", b.modes) for name, b in runs.items() if b.modes]:
         contents.append(Figures(tuple(items)))
@@ -403,11 +404,11 @@ def behavior_section(runs: Mapping[str, BehaviorMetrics]) -> Section:
 
 
 def _modes_figure(name: str, m: BehaviorModes) -> tuple[str, Figure, str]:
-    theirs, total = m.demonstrations, max(sum(m.counts.values()), 1)
-    ways = sorted({*m.counts, *(theirs or ())})
+    references, total = m.demonstrations, max(sum(m.counts.values()), 1)
+    ways = sorted({*m.counts, *(references or ())})
     figure = plots.bars([(w, 100 * m.counts.get(w, 0) / total,
-                          100 * theirs.get(w, 0) / sum(theirs.values()) if theirs else None) for w in ways],
-                        "percent of its successes", "percent of the demonstrations" if theirs else "")
+                          100 * references.get(w, 0) / sum(references.values()) if references else None) for w in ways],
+                        "percent of its successes", "percent of the demonstrations" if references else "")
     return f"Ways {name} goes" if name else "Ways it goes", figure, f"As told by {m.source}."
 
 
@@ -435,11 +436,11 @@ def _failure_groups(b: BehaviorMetrics) -> tuple[Content, ...]:
         if p.success_strip is not None:
             number, strip = p.success_strip
             strips.insert(0, (f"For comparison, episode {number} succeeds from the most similar start", strip, ""))
-        shown = f"its {len(g)} episodes" if len(g) > 1 else "its episode"
+        episodes_text = f"its {len(g)} episodes" if len(g) > 1 else "its episode"
         if len(p.strips) < len(g):
-            shown = f"{len(p.strips)} of its {len(g)} episodes"
+            episodes_text = f"{len(p.strips)} of its {len(g)} episodes"
         out.append(Group(f"Group {i}: {len(g)} of {total}", p.trajectories, f"{capitalize_first(g.describe())}.",
-                         (Details(f"Show {shown}", (Figures(tuple(strips)),)),) if p.strips else ()))
+                         (Details(f"Show {episodes_text}", (Figures(tuple(strips)),)),) if p.strips else ()))
     return tuple(out)
 
 
@@ -499,9 +500,9 @@ def training_figures(runs: Mapping[str, Mapping[str, Curve]], best: Mapping[str,
                                                     x_low=0, names=list(runs)),
                       " ".join([*(["The line is a moving average."] if smooth else []),
                                 *(["Losses of different heads are not comparable."] if len(loss) > 1 else [])])))
-    if held := series(HELD_OUT_ERROR):
-        items.append(("Error on held-out episodes", plots.curves(held, "updates", "energy score", dots=True, low=0.0,
-                                                                 marks=best, x_low=0, names=list(runs)),
+    if held_out_errors := series(HELD_OUT_ERROR):
+        items.append(("Error on held-out episodes", plots.curves(held_out_errors, "updates", "energy score", dots=True,
+                                                                 low=0.0, marks=best, x_low=0, names=list(runs)),
                       "Energy score, comparable between heads; less is better."
                       + "".join(f" The errors of {name} are of latents, and cannot be compared." for name in of_latents)
                       + ring))
@@ -563,8 +564,8 @@ def write_comparison_report(c: Comparison, path: Path | str, title: str | None =
     figures = [("Success rate of each", plots.success_bars(each), f"Fraction of {c.episodes} episodes; the line is the "
                 f"{c.level:.0%} interval. Two that share a letter cannot be told apart: the data do not show "
                 "which is better.")] if success else []
-    said = {"first": lambda p: f"{c.names[p.a]} is better", "second": lambda p: f"{c.names[p.b]} is better",
-            None: lambda p: "cannot tell"}
+    verdicts = {"first": lambda p: f"{c.names[p.a]} is better", "second": lambda p: f"{c.names[p.b]} is better",
+                None: lambda p: "cannot tell"}
     pairs = [(f"{c.names[p.a]} minus {c.names[p.b]}", p.comparison.difference, p.comparison.low, p.comparison.high,
               p.better is not None) for p in c.pairs]
     figures.append(("Two by two", plots.differences(pairs, percent=success),
@@ -572,7 +573,7 @@ def write_comparison_report(c: Comparison, path: Path | str, title: str | None =
                     "a ring: cannot tell."))
     scale = 100 if success else 1
     numbers = Table(("", "difference", "low", "high", "p", "adjusted p", ""), tuple(
-        (name, scale * d, scale * low, scale * high, p.comparison.p_value, p.adjusted_p_value, said[p.better](p))
+        (name, scale * d, scale * low, scale * high, p.comparison.p_value, p.adjusted_p_value, verdicts[p.better](p))
         for (name, d, low, high, _), p in zip(pairs, c.pairs, strict=True)))
     sections = [Section("On the same starts", (Figures(tuple(figures)), table), f"{c.episodes} episodes in {c.env}"
                         f"{f', {c.seeds} training seeds of each' if c.seeds > 1 else ''}."),

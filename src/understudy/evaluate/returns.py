@@ -57,7 +57,7 @@ def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.me
         return Interval(estimate, math.nan, math.nan, level)
     if x.min() == x.max():  # all draws would be equal
         return Interval(estimate, estimate, estimate, level)
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (x,),
         statistic,
         n_resamples=N_BOOTSTRAP,
@@ -66,7 +66,7 @@ def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.me
         method=method,
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Interval(estimate, float(found.low), float(found.high), level)
+    return Interval(estimate, float(interval.low), float(interval.high), level)
 
 
 def aggregate_over_tasks(values: Sequence[Sequence[float]] | np.ndarray, statistic: Statistic = interquartile_mean,

@@ -81,8 +81,8 @@ class SeveritySweep:
             if self.success is None:
                 out.append((stats.bootstrap_mean(self.returns[i] - self.returns[0], level), math.nan))
             else:
-                only, lost = (int((x & ~y).sum()) for x, y in (self.success[[i, 0]], self.success[[0, i]]))
-                out.append((stats.tango(only, lost, self.success.shape[1], level), stats.mcnemar(only, lost)))
+                gains, losses = (int((x & ~y).sum()) for x, y in (self.success[[i, 0]], self.success[[0, i]]))
+                out.append((stats.tango(gains, losses, self.success.shape[1], level), stats.mcnemar(gains, losses)))
         return out
 
     def half_success_level(self, level: float = LEVEL) -> HalfSuccessLevel:
@@ -204,32 +204,32 @@ def sweep_severities(
             if shift is not None:
                 with single_threaded():  # like every worker
                     who, env = shift.actor(actor, severity), shift.world(env, severity)
-            found = kept.read(about)[:episodes]
-            done += len(found)
+            outcomes = kept.read(about)[:episodes]
+            done += len(outcomes)
             watch(done)
 
             def tick(number, episode):
                 nonlocal done
                 done += 1
                 watch(done)
-            if len(found) == episodes:
-                return found
+            if len(outcomes) == episodes:
+                return outcomes
             alone = (who, env)
             serve = partial(setup, about["shift"], severity) if setup is not None else lambda: alone
             with WorkerPool(serve, workers, local=alone) as crew:
-                while len(found) < episodes:
-                    group = min(2 * env.rows * crew.count, episodes - len(found))  # with fewer, rows would be idle
-                    new = [_success_and_return(e) for e in crew.rollout(group, seed, first=len(found), watch=tick)]
-                    kept.write(about, len(found), new)
-                    found += new
-            return found
+                while len(outcomes) < episodes:
+                    group = min(2 * env.rows * crew.count, episodes - len(outcomes))  # with fewer, rows would be idle
+                    new = [_success_and_return(e) for e in crew.rollout(group, seed, first=len(outcomes), watch=tick)]
+                    kept.write(about, len(outcomes), new)
+                    outcomes += new
+            return outcomes
         finally:
             env.close()
     base = run(None, 0.0)
     every = [[base, *(run(shift, level) for level in shift.levels)] for shift in shifts]
-    told = any(won is not None for rungs in every for rung in rungs for won, _ in rung)
+    has_success = any(won is not None for rungs in every for rung in rungs for won, _ in rung)
     return [SeveritySweep(shift, (0.0, *map(float, shift.levels)),
-                          np.array([[bool(won) for won, _ in rung] for rung in rungs]) if told else None,
+                          np.array([[bool(won) for won, _ in rung] for rung in rungs]) if has_success else None,
                           np.array([[value for _, value in rung] for rung in rungs]))
             for shift, rungs in zip(shifts, every, strict=True)]
 
@@ -247,14 +247,14 @@ class _ResultsFile:
             file.parent.mkdir(parents=True, exist_ok=True)
             with open(file, "ab"):  # fail before anything is run
                 pass
-            found = file.read_bytes()
-            if found and not found.startswith(b'{"about"'[:len(found)]):
+            content = file.read_bytes()
+            if content and not content.startswith(b'{"about"'[:len(content)]):
                 raise UserError(
                     "the file was not written by understudy robustness",
                     where=file,
                     hint="name another file",
                 )
-            for text in found.splitlines():
+            for text in content.splitlines():
                 try:
                     self.lines.append(json.loads(text))
                 except ValueError:  # the last line, after a power cut
@@ -262,11 +262,12 @@ class _ResultsFile:
 
     def read(self, about: Mapping[str, Any]) -> list[tuple[bool | None, float]]:
         """All episodes from number 0 on."""
-        found: list[tuple[bool | None, float]] = []
+        outcomes: list[tuple[bool | None, float]] = []
         for line in self.lines:
-            if line.get("about") == {**about, "by": self.actor_name} and line["first"] <= len(found):
-                found[line["first"]:] = [(won, math.nan if value is None else value) for won, value in line["episodes"]]
-        return found
+            if line.get("about") == {**about, "by": self.actor_name} and line["first"] <= len(outcomes):
+                outcomes[line["first"]:] = [
+                    (won, math.nan if value is None else value) for won, value in line["episodes"]]
+        return outcomes
 
     def write(self, about, first: int, episodes) -> None:
         if self.file is None:
@@ -394,10 +395,10 @@ def verdict_parts(sweeps: Sequence[SeveritySweep]) -> tuple[str, str]:
         if math.isfinite(at := falls[c.shift.name].severity)
     ]
     kept = [name for name, fall in falls.items() if math.isinf(fall.severity)]
-    said = [f"Half of it is left under {_join_and(down)}."] if down else []
-    said += [f"More than half is left at every level of {_join_and(kept)}."] if kept else []
-    said += ["There is nothing to halve."] if not down and not kept else []
-    return f"{head} (95% interval {_format_value(rate, of)}).", " ".join(said)
+    sentences = [f"Half of it is left under {_join_and(down)}."] if down else []
+    sentences += [f"More than half is left at every level of {_join_and(kept)}."] if kept else []
+    sentences += ["There is nothing to halve."] if not down and not kept else []
+    return f"{head} (95% interval {_format_value(rate, of)}).", " ".join(sentences)
 
 
 def _join_and(names: Sequence[str]) -> str:

@@ -163,11 +163,12 @@ def _fill_idle_rows(obs: Mapping[str, Tensor], live: Tensor) -> dict[str, Tensor
 def _check_observation(obs: Mapping[str, Tensor], env: Env, method: str) -> None:
     """Raises UserCodeError if an environment does not return the columns that it declares in `features`."""
     declared = {k: (env.rows, *f.shape) for k, f in env.features.items() if k != "action"}
-    found = {k: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for k, v in obs.items()}
-    for name in dict.fromkeys([*declared, *found]):
-        if declared.get(name) != found.get(name):
+    returned_shapes = {k: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for k, v in obs.items()}
+    for name in dict.fromkeys([*declared, *returned_shapes]):
+        if declared.get(name) != returned_shapes.get(name):
             raise UserCodeError(
-                f"returns {name} of shape {found[name]}" if name in found else f"returns no column {name}",
+                f"returns {name} of shape {returned_shapes[name]}" if name in returned_shapes
+                else f"returns no column {name}",
                 where=describe_place(getattr(env, method)),
                 hint=f"its features declare tensors of shape {declared[name]}, rows first" if name in declared
                 else f"its features declare {', '.join(declared)}")

@@ -86,8 +86,8 @@ class SequentialRateTest:
             return None
         end = max(self.max_rollouts, n)
         low, high = self.decision_bounds(end)
-        rates, left = _beta_quantiles(1 + k, 1 + n - k), end - n
-        hope = stats.binom.sf(high - k - 1, left, rates) + stats.binom.cdf(low - k, left, rates)
+        rates, n_remaining = _beta_quantiles(1 + k, 1 + n - k), end - n
+        hope = stats.binom.sf(high - k - 1, n_remaining, rates) + stats.binom.cdf(low - k, n_remaining, rates)
         return "futile" if hope.mean() < FUTILITY_PROBABILITY else None
 
     def decision_bounds(self, trials):
@@ -164,8 +164,9 @@ class SequentialDifferenceTest:
             return "first" if b > c else "second"
         if self.max_rollouts is None:
             return None
-        left, m = max(self.max_rollouts - n, 0), b + c
-        more = np.rint(left * _beta_quantiles(1 + m, 1 + n - m)).astype(int)[:, None]  # pairs that may still differ
+        n_remaining, m = max(self.max_rollouts - n, 0), b + c
+        # pairs that may still differ
+        more = np.rint(n_remaining * _beta_quantiles(1 + m, 1 + n - m)).astype(int)[:, None]
         need, wins = self.wins_needed(max(self.max_rollouts, n))[m + more], _beta_quantiles(1 + b, 1 + c)
         hope = stats.binom.sf(need - b - 1, more, wins) + stats.binom.sf(need - c - 1, more, 1 - wins)
         return "futile" if hope.mean() < FUTILITY_PROBABILITY else None
@@ -226,9 +227,9 @@ def _confidence_sequence(log_e_value, estimate: float, least: float, most: float
 @lru_cache(maxsize=16)
 def _wins_needed(level: float, most: int) -> np.ndarray:
     m = np.arange(most + 1)
-    found = _smallest_sufficient(lambda b: _log_e_value_coin(b, m - b) >= _log_threshold(level), m // 2, m + 1)
-    found.flags.writeable = False
-    return found
+    wins = _smallest_sufficient(lambda b: _log_e_value_coin(b, m - b) >= _log_threshold(level), m // 2, m + 1)
+    wins.flags.writeable = False
+    return wins
 
 
 def _smallest_sufficient(enough, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -257,11 +258,11 @@ def _bounded_exp(log: float) -> float:
 
 
 def _check_state(state: TestState, whole: str, *parts: str) -> tuple[int, ...]:
-    found = [state[k] for k in (whole, *parts)]
-    if min(found) < 0 or sum(found[1:]) > found[0]:
+    counts = [state[k] for k in (whole, *parts)]
+    if min(counts) < 0 or sum(counts[1:]) > counts[0]:
         raise ValueError(f"the counts are inconsistent: {' and '.join(parts)} must be at most {whole} together in "
                          f"{state}")
-    return tuple(found)
+    return tuple(counts)
 
 
 def _check_arguments(level: float, most: int | None) -> None:

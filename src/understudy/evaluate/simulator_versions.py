@@ -17,7 +17,7 @@ def version_warning(recorded: Mapping[str, Sequence[str]], env: Env, what: str) 
         what: Start of the warning, such as "the data were recorded in".
     """
     now, name = env.metadata.get("simulator"), _base_name(str(env.metadata["env"]))
-    then = sorted({s for k, found in recorded.items() if _base_name(k) == name for s in found})
+    then = sorted({s for k, versions in recorded.items() if _base_name(k) == name for s in versions})
     if now is None or not then or then == [now]:
         return None
     return f"{what} {' and '.join(then)}, and {name} is {now} here: the same actions may do something else"

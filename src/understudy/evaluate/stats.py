@@ -211,9 +211,9 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
     if x.min() == x.max():  # all draws would be equal
         return Interval(float(x[0]), float(x[0]), float(x[0]), level)
     wider = 1 - 2 * stats.norm.sf(math.sqrt(len(x) / (len(x) - 1)) * stats.t.isf((1 - level) / 2, len(x) - 1))
-    found = stats.bootstrap((x, w), lambda x, w, axis: (x * w).sum(axis) / w.sum(axis), paired=True, vectorized=True,
-                            confidence_level=float(wider), method="BCa", rng=np.random.default_rng(0))
-    return Interval(centre, float(found.confidence_interval.low), float(found.confidence_interval.high), level)
+    bounds = stats.bootstrap((x, w), lambda x, w, axis: (x * w).sum(axis) / w.sum(axis), paired=True, vectorized=True,
+                             confidence_level=float(wider), method="BCa", rng=np.random.default_rng(0))
+    return Interval(centre, float(bounds.confidence_interval.low), float(bounds.confidence_interval.high), level)
 
 
 # -- methods: several training seeds ------------------------------------------------------------------------------
@@ -260,8 +260,8 @@ def two_level_rate(
     else:
         n = x.shape[1]
     n *= _tail_adjustment(len(x), level)
-    found = clopper_pearson(mean * n, n, level)
-    return Interval(mean, found.low, found.high, level)
+    interval = clopper_pearson(mean * n, n, level)
+    return Interval(mean, interval.low, interval.high, level)
 
 
 def two_level_mean(values: Sequence[Sequence[float] | np.ndarray] | np.ndarray, level: float = LEVEL) -> Interval:
@@ -430,9 +430,9 @@ def _check_table(values, kind: Kind = "real") -> np.ndarray:
         raise ValueError(f"An interval over training seeds needs at least two training seeds with equally many "
                          f"episodes. The seeds have {[len(row) for row in values]} episodes.")
     x = np.asarray([np.asarray(row, float) for row in values])
-    wrong = ~np.isin(x, (0, 1)) if kind == "rate" else ~((x >= 0) & (x <= 1)) if kind == "bounded" else np.zeros(1)
-    if wrong.any():
-        seed, episode = np.argwhere(wrong)[0]
+    is_invalid = ~np.isin(x, (0, 1)) if kind == "rate" else ~((x >= 0) & (x <= 1)) if kind == "bounded" else np.zeros(1)
+    if is_invalid.any():
+        seed, episode = np.argwhere(is_invalid)[0]
         allowed = "0 or 1" if kind == "rate" else "between 0 and 1"
         raise ValueError(f"Each value of a {kind} measure is {allowed}, but seed {seed}, episode {episode} has "
                          f"{x[seed, episode]:g}. Declare the measure as kind='real'"
@@ -469,8 +469,8 @@ def beta_posterior(successes: float, trials: float, level: float = LEVEL,
     References:
         Jeffreys (1946), An Invariant Form for the Prior Probability in Estimation Problems.
     """
-    found = _beta_parameters(successes, trials, prior)
-    return Interval(float(found.mean()), *map(float, found.interval(level)), level)
+    posterior = _beta_parameters(successes, trials, prior)
+    return Interval(float(posterior.mean()), *map(float, posterior.interval(level)), level)
 
 
 def probability_above(

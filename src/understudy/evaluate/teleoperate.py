@@ -103,12 +103,12 @@ class _TeleoperationSession:
                 self.sleep(self.period)
                 continue
             done = env.step(torch.as_tensor(action)[None].expand(env.rows, -1))
-            told = {"next.reward": done.reward, "next.terminated": done.terminated,
-                    "next.truncated": done.truncated & ~done.terminated}
+            outcome = {"next.reward": done.reward, "next.terminated": done.terminated,
+                       "next.truncated": done.truncated & ~done.terminated}
             if "next.success" in r.schema:
-                told["next.success"] = done.info["success"]
+                outcome["next.success"] = done.info["success"]
                 won |= bool(done.info["success"][0])
-            kept = r.step(_first_row(obs), action, _first_row(told))
+            kept = r.step(_first_row(obs), action, _first_row(outcome))
             obs = done.obs
             marked = "" if mark is None else f", marked a {'success' if mark else 'failure'}"
             behind = "" if kept else " (dropped: the disk is behind)"
@@ -121,9 +121,9 @@ class _TeleoperationSession:
 
     def ask_outcome(self, ended: str) -> str:
         """Returns "next", "again" or "quit"."""
-        r, said = self.recorder, f"episode {self.recorder.count - 1} was {ended}."
+        r, message = self.recorder, f"episode {self.recorder.count - 1} was {ended}."
         while True:
-            self.show(f"{said}\n{ENDED_HELP}")
+            self.show(f"{message}\n{ENDED_HELP}")
             for command in self.keyboard.commands():
                 if command in ("enter", "quit"):
                     return "next" if command == "enter" else "quit"
@@ -131,7 +131,7 @@ class _TeleoperationSession:
                     r.discard()
                     return "again"
                 r.label(success=command == "success")
-                said = f"episode {r.count - 1} is labeled a {command}."
+                message = f"episode {r.count - 1} is labeled a {command}."
             self.sleep(self.period)
 
 
@@ -141,9 +141,9 @@ def _first_row(columns) -> dict[str, np.ndarray]:
 
 def _task_text(obs) -> str:
     """The task in words, if the environment shows it."""
-    said = bytes(obs["observation.task"][0].numpy()).rstrip(b"\0").decode(errors="replace") if (
+    task = bytes(obs["observation.task"][0].numpy()).rstrip(b"\0").decode(errors="replace") if (
         "observation.task" in obs) else ""
-    return f": {said}" if said else ""
+    return f": {task}" if task else ""
 
 
 def render_ansi(frame: np.ndarray, lines: int) -> str:

@@ -27,7 +27,7 @@ def training_verdict(runs: Mapping[str, TrainingCurves]) -> tuple[str, str, str]
 
 
 def _verdict_of_one(name: str, run: TrainingCurves) -> tuple[str, str, str]:
-    key, held = run.chosen_by, run.curves.get(HELD_OUT_ERROR)
+    key, held_out_errors = run.chosen_by, run.curves.get(HELD_OUT_ERROR)
     if key is None or run.best is None or run.curves[key].at(run.best) is None:
         loss = run.curves.get(LOSS)
         head = f"The loss of {name} went from {loss.values[0]:.3g} to {loss.values[-1]:.3g}." if loss else (
@@ -38,12 +38,13 @@ def _verdict_of_one(name: str, run: TrainingCurves) -> tuple[str, str, str]:
     sure = ("It was chosen by this score, which is therefore too good. Judge it on new starts." if key == SCORE else
             f"An error {'of latents' if run.of_latents else 'on recorded actions'} is not a success rate. "
             "Roll the policy out to know whether it works.")
-    least = min(held.values) if held else math.nan
+    least = min(held_out_errors.values) if held_out_errors else math.nan
     more = ""
-    if held and held.values[-1] > OVERFIT_RATIO * least > 0:
-        at = held.steps[held.values.index(least)]
-        more = (f"The {run.held_out_name} was lowest at update {at:,} and is {held.values[-1] / least - 1:.0%} "
-                "higher at the end: the policy overfits. Train for fewer updates, or on more data.")
+    if held_out_errors and held_out_errors.values[-1] > OVERFIT_RATIO * least > 0:
+        at = held_out_errors.steps[held_out_errors.values.index(least)]
+        more = (f"The {run.held_out_name} was lowest at update {at:,} and is "
+                f"{held_out_errors.values[-1] / least - 1:.0%} higher at the end: the policy overfits. Train for fewer "
+                "updates, or on more data.")
     return head, sure, more
 
 
@@ -139,14 +140,14 @@ def _evaluations(runs: Mapping[str, TrainingCurves]) -> tuple[Content, ...]:
     rows = []
     for name, run in runs.items():
         for e in run.evaluations:
-            found = e.get("success") or e.get("return")
-            if isinstance(found, Mapping):
+            interval = e.get("success") or e.get("return")
+            if isinstance(interval, Mapping):
                 scale = 100 if e.get("success") else 1
-                value = found.get("estimate", found.get("mean"))
+                value = interval.get("estimate", interval.get("mean"))
                 rows.append((name, str(e.get("checkpoint", "–")), str(e["where"]),
                              "success (%)" if e.get("success") else "return", e.get("episodes", math.nan),
                              *(_or_nan(v if v is None else round(scale * v, 1) if scale == 100 else v)
-                               for v in (value, found.get("low"), found.get("high")))))
+                               for v in (value, interval.get("low"), interval.get("high")))))
     if not rows:
         return ()
     header = ("", "checkpoint", "in", "what", "episodes", "estimate", "low", "high")

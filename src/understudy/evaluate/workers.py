@@ -56,8 +56,8 @@ def load_actor_and_env(run: Path | str, env: str, rows: int = 16, *, device: str
     Args:
         run: Run folder, checkpoint or exported policy.
     """
-    made = make(env, rows, trust)
-    return load_actor(run, device=device, rows=16, trust=trust, features=made.features), made
+    built_env = make(env, rows, trust)
+    return load_actor(run, device=device, rows=16, trust=trust, features=built_env.features), built_env
 
 
 def evaluate_parallel(
@@ -87,8 +87,8 @@ def evaluate_parallel(
                                                                                                             "100")
     began = time.perf_counter()
     with WorkerPool(setup, workers) as crew:
-        ran = crew.rollout(episodes, seed, watch=watch)
-    return evaluation_of(ran, time.perf_counter() - began, level)
+        rollouts = crew.rollout(episodes, seed, watch=watch)
+    return evaluation_of(rollouts, time.perf_counter() - began, level)
 
 
 @contextmanager
@@ -156,9 +156,9 @@ class WorkerPool:
         """
         if self._local is not None:
             with single_threaded():
-                ran = rollout(*self._local, episodes, seed, first=first, watch=watch)
+                rollouts = rollout(*self._local, episodes, seed, first=first, watch=watch)
             self.metadata = dict(self._local[1].metadata)
-            return ran
+            return rollouts
         if self._backend is None:
             raise UserError("the workers have not been started", where="WorkerPool",
                             hint="with WorkerPool(setup, 4) as workers: ...")
@@ -168,9 +168,9 @@ class WorkerPool:
             done[number] = episode
             watch(number, episode)
         self._distribute(range(first, first + episodes), seed, keep)
-        told = any("next.success" in e.steps for e in done.values())
+        reports_success = any("next.success" in e.steps for e in done.values())
         return Dataset(
-            [with_success_column(done[n], told) for n in sorted(done)],
+            [with_success_column(done[n], reports_success) for n in sorted(done)],
             {"env": self.metadata["env"], "fps": self.metadata.get("fps"), "version": self.metadata.get("version")},
         )
 
@@ -192,32 +192,33 @@ class WorkerPool:
             waiting = len(numbers) if todo is None else len(todo)
             while len(members) < crew.count and sum(not m.rows for m in members) < waiting:
                 crew.start_worker()
-            for member, kind, said in crew.receive():
+            for member, kind, message in crew.receive():
                 if kind == "ready":
-                    stillborn, (member.rows, self.metadata) = 0, said
+                    stillborn, (member.rows, self.metadata) = 0, message
                 elif kind == "episode":
-                    member.pending.discard(said[0])
-                    keep(*said)
+                    member.pending.discard(message[0])
+                    keep(*message)
                 elif kind == "done":
-                    member.is_busy, self.metadata = False, said
+                    member.is_busy, self.metadata = False, message
                 elif kind == "failed":
-                    raise said
+                    raise message
                 elif not member.rows:  # it died, and of what is said
                     stillborn += 1
                     if stillborn > 1:
-                        raise UserError(f"workers die while they start ({said})",
+                        raise UserError(f"workers die while they start ({message})",
                                         where="workers", hint=STARTUP_HINT)
                 else:
-                    left = sorted(member.pending)
-                    begun, rest = left[:member.rows], left[member.rows:]  # episodes start in their order
+                    unfinished = sorted(member.pending)
+                    # episodes start in their order
+                    begun, not_begun = unfinished[:member.rows], unfinished[member.rows:]
                     deaths.update(begun)
                     if twice := [n for n in begun if deaths[n] > 1]:
                         raise UserError(f"two workers died in episode {twice[0]} "
-                                        f"({said})", where=f"{self.metadata['env']}, seed {seed}", hint=CRASH_HINT)
+                                        f"({message})", where=f"{self.metadata['env']}, seed {seed}", hint=CRASH_HINT)
                     assert todo is not None  # shares were made when the first worker was ready
                     todo.extend(range(n, n + 1) for n in begun)
-                    if rest:
-                        todo.append(range(rest[0], rest[-1] + 1))
+                    if not_begun:
+                        todo.append(range(not_begun[0], not_begun[-1] + 1))
 
 
 def _split_episodes(numbers: range, rows: int, count: int) -> list[range]:
@@ -274,8 +275,8 @@ def _picklable_error(error: Exception) -> Exception:
         return error
     if is_out_of_memory(error):
         return MemoryError()
-    if (found := locate_user_error(error)) is not None:
-        return found
+    if (user_error := locate_user_error(error)) is not None:
+        return user_error
     if isinstance(error, OSError) and error.filename is not None:
         return OSError(error.errno, error.strerror, error.filename)
     return RuntimeError(f"in a worker:\n{traceback.format_exc()}")
@@ -304,11 +305,11 @@ class _ProcessBackend:
         self.context = multiprocessing.get_context("spawn")
 
     def start_worker(self) -> None:
-        mine, theirs = self.context.Pipe()
-        process = self.context.Process(target=_worker_process, args=(theirs, self.setup), name="understudy worker")
+        own_pipe, worker_pipe = self.context.Pipe()
+        process = self.context.Process(target=_worker_process, args=(worker_pipe, self.setup), name="understudy worker")
         process.start()
-        theirs.close()  # so that the pipe ends when the worker dies
-        self.workers.append(_Worker((process, mine)))
+        worker_pipe.close()  # so that the pipe ends when the worker dies
+        self.workers.append(_Worker((process, own_pipe)))
 
     def assign(self, member: _Worker, share: range, seed: int) -> None:
         member.is_busy, member.pending = True, set(share)
@@ -317,8 +318,8 @@ class _ProcessBackend:
 
     def receive(self) -> Iterator[tuple[_Worker, str, Any]]:
         """Waits for messages and returns them."""
-        said = set(connection.wait([m.handle[1] for m in self.workers]))
-        for member in [m for m in self.workers if m.handle[1] in said]:
+        ready_pipes = set(connection.wait([m.handle[1] for m in self.workers]))
+        for member in [m for m in self.workers if m.handle[1] in ready_pipes]:
             process, pipe = member.handle
             try:
                 yield member, *pipe.recv()
@@ -449,7 +450,7 @@ class _RayWorker:
         if share:
             self.inbox.put(share)
         while True:
-            said = self.outbox.get()
-            yield said
-            if said[0] != "episode":
+            message = self.outbox.get()
+            yield message
+            if message[0] != "episode":
                 return

@@ -22,8 +22,8 @@ def success_margin(episode: Episode, env: Env | None) -> float | None:
     Returns:
         The distance. None if it is not known: with several goals, their order is unknown.
     """
-    if isinstance(told := episode.metadata.get("margin"), (int, float)):
-        return float(told)
+    if isinstance(margin := episode.metadata.get("margin"), (int, float)):
+        return float(margin)
     plane = env.map() if isinstance(env, PlanarMap) else {"shapes": ()}
     goals = sum(shape["role"] == "goal" for shape in (*plane["shapes"], *plane.get("marks", ())))
     return _closest_distance(episode, env, "goal") if goals == 1 else None

@@ -30,8 +30,8 @@ class Clusters:
         if kept.all() or not kept.any():
             return self
         centres, new = self.centers[kept], np.cumsum(kept) - 1
-        near = cdist(self.centers, centres).argmin(1)
-        return Clusters(np.where(kept, new, near)[self.labels], centres,
+        nearest = cdist(self.centers, centres).argmin(1)
+        return Clusters(np.where(kept, new, nearest)[self.labels], centres,
                         self.silhouette if len(centres) > 1 else np.nan)
 
     def assign(self, points: np.ndarray) -> np.ndarray:
@@ -58,8 +58,8 @@ def silhouette(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
     within = total[own] / np.maximum(count[which] - 1, 1)
     other = np.where(own, np.inf, total / count).min(1)
     larger = np.maximum(within, other)
-    found = np.where(larger > 0, (other - within) / np.where(larger > 0, larger, 1), 0.0)
-    return np.where(count[which] > 1, found, 0.0)
+    coefficients = np.where(larger > 0, (other - within) / np.where(larger > 0, larger, 1), 0.0)
+    return np.where(count[which] > 1, coefficients, 0.0)
 
 
 def find_clusters(points: np.ndarray, max_clusters: int = 8, min_silhouette: float = MIN_SILHOUETTE) -> Clusters:

@@ -79,26 +79,26 @@ class DemonstrationIndex:
         """
         states = self.scaling.states(episode)[:len(episode)] @ self.axes
         actions = self.scaling.actions(episode) if self.actions is not None else None
-        far, off = np.full(len(states), np.nan), np.full(len(states), np.nan)
+        state_distances, action_distances = np.full(len(states), np.nan), np.full(len(states), np.nan)
         good = np.flatnonzero(np.isfinite(states).all(1))
         if exclude is not None and not (self.episode != exclude).any():
-            return far, off
+            return state_distances, action_distances
         if not len(good):
-            return far, off
-        mine = int((self.episode == exclude).sum()) if exclude is not None else 0
-        ask = min(count + mine, len(self.episode))
-        away, which = self.tree.query(states[good], np.arange(1, ask + 1))
-        theirs = np.ones_like(which, bool) if exclude is None else self.episode[which] != exclude
-        rank = np.where(theirs, np.cumsum(theirs, 1), 0)
-        kept = theirs & (rank <= count)
-        far[good] = np.where(kept, away, np.inf).min(1) / math.sqrt(self.n_state_components)
+            return state_distances, action_distances
+        n_excluded = int((self.episode == exclude).sum()) if exclude is not None else 0
+        ask = min(count + n_excluded, len(self.episode))
+        neighbor_distances, neighbors = self.tree.query(states[good], np.arange(1, ask + 1))
+        is_other = np.ones_like(neighbors, bool) if exclude is None else self.episode[neighbors] != exclude
+        rank = np.where(is_other, np.cumsum(is_other, 1), 0)
+        kept = is_other & (rank <= count)
+        state_distances[good] = np.where(kept, neighbor_distances, np.inf).min(1) / math.sqrt(self.n_state_components)
         if actions is not None and self.actions is not None:
             assert self.scaling.action_scale is not None
-            gap = self.actions[which] - actions[good][:, None]
-            near = np.where(kept, np.square(gap).sum(2), np.inf).min(1)
+            gap = self.actions[neighbors] - actions[good][:, None]
+            squared_distances = np.where(kept, np.square(gap).sum(2), np.inf).min(1)
             live = max(int(np.isfinite(self.scaling.action_scale).sum()), 1)
-            off[good] = np.sqrt(near / live)
-        return far, off
+            action_distances[good] = np.sqrt(squared_distances / live)
+        return state_distances, action_distances
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,13 @@ def distribution_distance(
         Pearce and Zhu (2022), Counter-Strike Deathmatch with Large-Scale Behavioural Cloning, for places in a game and
         turns of the view.
     """
-    shown = evenly_spaced(demonstrations)
-    if len(shown) < 4:
+    demonstrated = evenly_spaced(demonstrations)
+    if len(demonstrated) < 4:
         return None
-    mine, theirs = _states_and_changes(evenly_spaced(episodes), scaling), _states_and_changes(shown, scaling)
-    halves = _states_and_changes(shown[::2], scaling), _states_and_changes(shown[1::2], scaling)
-    states, turns = (_wasserstein(a, b) for a, b in zip(mine, theirs, strict=True))
+    policy_points = _states_and_changes(evenly_spaced(episodes), scaling)
+    demonstration_points = _states_and_changes(demonstrated, scaling)
+    halves = _states_and_changes(demonstrated[::2], scaling), _states_and_changes(demonstrated[1::2], scaling)
+    states, turns = (_wasserstein(a, b) for a, b in zip(policy_points, demonstration_points, strict=True))
     one, two = (_wasserstein(a, b) for a, b in zip(*halves, strict=True))
     return DistributionDistance(states, turns, (one, two))
 

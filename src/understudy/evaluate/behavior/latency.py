@@ -152,12 +152,12 @@ def _with_warmup(episodes: Iterable[Episode]):
 
 def _summarize(took: list[float], planned: list[bool], fps: float | None) -> LatencySummary:
     period = 1e3 / fps if fps else None
-    plans = [t for t, p in zip(took, planned, strict=True) if p]
-    rest = [t for t, p in zip(took, planned, strict=True) if not p]
-    of = plans or took
+    plan_times = [t for t, p in zip(took, planned, strict=True) if p]
+    other_times = [t for t, p in zip(took, planned, strict=True) if not p]
+    of = plan_times or took
     return LatencySummary(
-        float(np.median(of)), float(np.percentile(of, 95)), max(of), len(plans) or None,
-        float(np.median(rest)) if plans and rest else None, len(took), period,
+        float(np.median(of)), float(np.percentile(of, 95)), max(of), len(plan_times) or None,
+        float(np.median(other_times)) if plan_times and other_times else None, len(took), period,
         None if period is None else sum(t > period for t in took))
 
 

@@ -86,10 +86,10 @@ def find_mode_function(
     if name in MODE_FUNCTIONS:
         return *MODE_FUNCTIONS[name], "the environment"
     if any(reported_mode(e) is not None for d in (episodes, demonstrations or ()) for e in d):
-        known = {reported_mode(e) for d in (episodes, demonstrations or ()) for e in d} - {None}
+        reported = {reported_mode(e) for d in (episodes, demonstrations or ()) for e in d} - {None}
         stated = env.metadata.get("modes") if env is not None else None
-        count = stated if isinstance(stated, int) else len(stated) if stated else len(known)
-        return (reported_mode, max(count, len(known)), "the environment") if max(count, len(known)) > 1 else None
+        count = stated if isinstance(stated, int) else len(stated) if stated else len(reported)
+        return (reported_mode, max(count, len(reported)), "the environment") if max(count, len(reported)) > 1 else None
     if scaling is None or not scaling.n_components:
         return None
     whose = demonstrations if demonstrations is not None else successful_episodes(episodes)
@@ -166,8 +166,8 @@ def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, 
     groups: dict[int, list[Episode]] = {}
     for e in episodes:
         groups.setdefault(int(e.metadata["start"]), []).append(e)
-    found = [mode_entropy(list(mode_counts(Dataset(g), mode_of).values()), n_modes) for g in groups.values()]
-    return stats.bootstrap_mean([h for h in found if not math.isnan(h)], level)
+    entropies = [mode_entropy(list(mode_counts(Dataset(g), mode_of).values()), n_modes) for g in groups.values()]
+    return stats.bootstrap_mean([h for h in entropies if not math.isnan(h)], level)
 
 
 def mode_overlap(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
@@ -220,7 +220,6 @@ def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, s
         raise UserError(f"needs at least 1 start and 2 rollouts of it, but has {starts} and {repeats}",
                         where="rollout_repeated_starts",
                         hint="such as rollout_repeated_starts(actor, env, starts=16, repeats=8)")
-    ran = rollout(actor, RepeatedStartsEnv(env, seed, starts, repeats), starts * repeats, seed, watch=watch)
-    return Dataset(
-        [replace(e, metadata={**e.metadata, "start": int(e.metadata["number"]) // repeats}) for e in ran], ran.metadata
-    )
+    episodes = rollout(actor, RepeatedStartsEnv(env, seed, starts, repeats), starts * repeats, seed, watch=watch)
+    with_starts = [replace(e, metadata={**e.metadata, "start": int(e.metadata["number"]) // repeats}) for e in episodes]
+    return Dataset(with_starts, episodes.metadata)

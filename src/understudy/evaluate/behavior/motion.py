@@ -92,8 +92,8 @@ def action_jerk(actions: np.ndarray) -> float:
 
 def success_step(episode: Episode) -> float:
     """How many steps it took until the environment first told of success; NaN where it never did."""
-    told = np.asarray(episode.steps["next.success"]) if "next.success" in episode.steps else np.zeros(0)
-    return float(np.argmax(told > 0)) + 1 if (told > 0).any() else math.nan
+    success_flags = np.asarray(episode.steps["next.success"]) if "next.success" in episode.steps else np.zeros(0)
+    return float(np.argmax(success_flags > 0)) + 1 if (success_flags > 0).any() else math.nan
 
 
 def motion_features(episode: Episode, scaling: TrajectoryScaling, fps: float) -> np.ndarray:

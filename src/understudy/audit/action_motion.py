@@ -65,17 +65,17 @@ def check_jumps(data: Dataset) -> Iterator[Finding]:
         size = (np.abs(missed) / scale).max(1)
         large += [(float(size[t]), e, int(t)) for t in np.flatnonzero(size > _JUMP / 3)]
         steps += len(size)
-    if found := _gap_outliers(sorted(large, reverse=True), max(3, steps // 200)):
-        size, e, t = found[0]
+    if jumps := _gap_outliers(sorted(large, reverse=True), max(3, steps // 200)):
+        size, e, t = jumps[0]
         yield Finding(
             "jump",
             "warning",
-            f"{pluralize(len({e for _, e, _ in found}), 'episode')} with a step unlike all "
+            f"{pluralize(len({e for _, e, _ in jumps}), 'episode')} with a step unlike all "
             f"others, the largest in episode {e}, from step {t} to {t + 1}: {size:.0f} times the largest "
             "error of a linear model in the other steps",
             "a frame may be missing, something was moved by hand, or the episode should have ended there",
             Location(None, e, t),
-            tuple(dict.fromkeys(e for _, e, _ in found)),
+            tuple(dict.fromkeys(e for _, e, _ in jumps)),
         )
 
 
@@ -95,16 +95,16 @@ def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
         if len(adds) >= 12:
             slopes[e] = float((adds * happened).sum() / max(np.square(adds).sum(), 1e-12))
     usual = float(np.median(list(slopes.values()))) if slopes else 0.0
-    odd = [e for e, slope in slopes.items() if slope < 0.5 * usual]
-    if odd and len(odd) <= 0.2 * len(slopes):
+    unrelated = [e for e, slope in slopes.items() if slope < 0.5 * usual]
+    if unrelated and len(unrelated) <= 0.2 * len(slopes):
         yield Finding(
             "action-unrelated",
             "warning",
-            f"{pluralize(len(odd), 'episode')} whose actions do not have the same "
-            f"effect as elsewhere: {format_list(odd)}",
+            f"{pluralize(len(unrelated), 'episode')} whose actions do not have the same "
+            f"effect as elsewhere: {format_list(unrelated)}",
             "check that the actions belong to this episode and to this robot",
-            Location(episode=odd[0], feature="action"),
-            tuple(odd),
+            Location(episode=unrelated[0], feature="action"),
+            tuple(unrelated),
         )
 
 
@@ -132,16 +132,16 @@ def check_action_lag(data: Dataset) -> Iterator[Finding]:
     models = _fit_models(data, LAGS)
     if len(models) < len(LAGS):
         return
-    told = {k: 1 - m.unexplained for k, m in models.items()}
-    best = max(told, key=told.__getitem__)
-    clear = 1 - told[best] < 0.5 * (1 - told[0])
-    if best > 0 and (clear or best > 1 and told[best] > max(0.1, 1.15 * told[0])):
+    explained = {k: 1 - m.unexplained for k, m in models.items()}
+    best = max(explained, key=explained.__getitem__)
+    clear = 1 - explained[best] < 0.5 * (1 - explained[0])
+    if best > 0 and (clear or best > 1 and explained[best] > max(0.1, 1.15 * explained[0])):
         yield Finding(
             "action-lag",
             "warning",
             f"the motion of a step is explained best by the action "
-            f"{pluralize(best, 'step')} later ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} by "
-            "its own action): the actions are stored late, or are what was reached",
+            f"{pluralize(best, 'step')} later ({explained[best]:.0%} of what the state leaves open, {explained[0]:.0%} "
+            "by its own action): the actions are stored late, or are what was reached",
             "shift the actions, so that each is in the row of the observation it was chosen from",
             Location(feature="action"),
         )
@@ -150,7 +150,8 @@ def check_action_lag(data: Dataset) -> Iterator[Finding]:
             "action-lag",
             "warning" if best < -2 else "note",
             f"the motion follows the action after "
-            f"{pluralize(-best, 'step')} ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} at once)",
+            f"{pluralize(-best, 'step')} ({explained[best]:.0%} of what the state leaves open, "
+            f"{explained[0]:.0%} at once)",
             "a slow robot, or observations stored late",
             Location(feature="action"),
         )
@@ -192,16 +193,16 @@ class CameraLag:
 
     def findings(self) -> Iterator[Finding]:
         """Findings of all added episodes."""
-        steps = sum(len(seen) for _, seen in self._brightness)
+        steps = sum(len(brightness) for _, brightness in self._brightness)
         if len(self._brightness) < 6 or steps < max(100, _FEWEST * self._width):
             return
-        left, whole = {k: self._unexplained(k) for k in SHIFTS}, self._unexplained(None).sum()
+        unexplained, whole = {k: self._unexplained(k) for k in SHIFTS}, self._unexplained(None).sum()
         if whole < 1e-6 * steps:
             return
-        missed = {k: each.sum() / whole for k, each in left.items()}
+        missed = {k: each.sum() / whole for k, each in unexplained.items()}
         best = min(missed, key=missed.__getitem__)
         plain = missed[best] < _SEEN and missed[0] > 1.1 * missed[best]
-        if 2 <= abs(best) < max(SHIFTS) and plain and np.mean(left[best] < left[0]) > 0.8:
+        if 2 <= abs(best) < max(SHIFTS) and plain and np.mean(unexplained[best] < unexplained[0]) > 0.8:
             then, stored = ("before", "late") if best > 0 else ("after", "early")
             yield Finding("camera-lag", "note" if best == 2 else "warning",  # many cameras have a delay of two frames
                           f"{self.name}: the image changes as the state does {abs(best)} steps {then} (which "
@@ -214,19 +215,19 @@ class CameraLag:
     def _unexplained(self, k: int | None) -> np.ndarray:
         """(E,) squares of image changes that the state changes k steps earlier do not explain. None: of all changes."""
         margin, pairs = max(SHIFTS), []
-        for moved, seen in self._brightness:
-            n = len(seen)
-            pairs.append((moved[margin - (k or 0):n - margin - (k or 0)], seen[margin:n - margin]))
+        for moved, brightness in self._brightness:
+            n = len(brightness)
+            pairs.append((moved[margin - (k or 0):n - margin - (k or 0)], brightness[margin:n - margin]))
         if k is None:
-            return np.array([np.square(seen).sum() for _, seen in pairs])
-        left = np.zeros(len(pairs))
+            return np.array([np.square(brightness).sum() for _, brightness in pairs])
+        unexplained = np.zeros(len(pairs))
         for half in (0, 1):
             model = _LeastSquares()
             for pair in pairs[1 - half::2]:
                 model.add(*pair)
             model.solve()
-            left[half::2] = [np.square(model.residual(*pair)).sum() for pair in pairs[half::2]]
-        return left
+            unexplained[half::2] = [np.square(model.residual(*pair)).sum() for pair in pairs[half::2]]
+        return unexplained
 
 
 class Stillness:
@@ -262,7 +263,7 @@ class Stillness:
                 suspected.append((n, e, start))
         if not suspected:
             return
-        windows, found = self._sample(), []
+        windows, frozen = self._sample(), []
         often = len(suspected) > max(1, _USUAL * len(self._equal))
         usual = np.median([np.linalg.norm(self._moved(*s)) for s in suspected]) if often else 0.0
         for n, e, start in sorted(suspected, key=lambda s: (-s[0], s[1]))[:_SUSPECTS]:
@@ -270,16 +271,16 @@ class Stillness:
             if np.linalg.norm(moved) > 10 * usual:
                 changed, of = self._elsewhere(windows, moved, e, start, n)
                 if of >= _ALIKE and changed >= _CHANGES * of:
-                    found.append((n, e, start, changed / of))
-        if often and not found:
+                    frozen.append((n, e, start, changed / of))
+        if often and not frozen:
             yield Finding("image-frozen", "note", f"{self.name}: the picture stands still while something moves in "
                           f"{pluralize(len(suspected), 'episode')} of {len(self._equal)}: the camera does not see what "
                           "moves, the motion is too small for it, or it hangs often", "look at some of these stretches",
                           Location(None, suspected[0][1], suspected[0][2], self.name))
-        if found:
-            n, e, start, share = found[0]
+        if frozen:
+            n, e, start, share = frozen[0]
             yield Finding("image-frozen", "warning", f"{self.name}: the picture stands still while something moves in "
-                          f"{pluralize(len(found), 'episode')}, longest in episode {e}, for {n + 1} frames from step "
+                          f"{pluralize(len(frozen), 'episode')}, longest in episode {e}, for {n + 1} frames from step "
                           f"{start} on; elsewhere, it changes in {share:.0%} of the stretches with similar motion",
                           "the camera hung: leave the stretch out", Location(None, e, start, self.name))
 
@@ -448,14 +449,16 @@ def check_units(data: Dataset) -> Iterator[Finding]:
         if role(name) not in ("observation", "action") or not is_numeric(f) or not f.size or f.size > 4096:
             continue
         size = np.array([_column_scale(episode.steps[name]) for episode in data])  # (E, D) log of the largest value
-        whole = np.array([np.median(known) if len(known := s[np.isfinite(s)]) else np.nan for s in size])
-        odd = _minority_beyond_gap(whole) or next(
+        whole = np.array([np.median(finite) if len(finite := s[np.isfinite(s)]) else np.nan for s in size])
+        outliers = _minority_beyond_gap(whole) or next(
             (o for d in range(size.shape[1]) if (o := _minority_beyond_gap(size[:, d], True))), []
         )
-        if odd:
-            yield Finding("scale", "warning", f"{name}: {pluralize(len(odd), 'episode')} of another magnitude than the "
-                          f"others: {format_list(odd)}", "check for degrees and radians, or millimeters and meters",
-                          Location(episode=odd[0], feature=name), tuple(odd))
+        if outliers:
+            episodes = pluralize(len(outliers), "episode")
+            yield Finding("scale", "warning",
+                          f"{name}: {episodes} of another magnitude than the others: {format_list(outliers)}",
+                          "check for degrees and radians, or millimeters and meters",
+                          Location(episode=outliers[0], feature=name), tuple(outliers))
 
 
 # -- small things ---------------------------------------------------------------------------------------------------
@@ -470,8 +473,8 @@ def _column_scale(values) -> np.ndarray:
 
 def _minority_beyond_gap(size: np.ndarray, above: bool = False) -> list[int]:
     """The smaller of two groups with a wide gap between them. NaN belongs to neither."""
-    known = np.flatnonzero(np.isfinite(size))
-    order = known[np.argsort(size[known], kind="stable")]
+    finite = np.flatnonzero(np.isfinite(size))
+    order = finite[np.argsort(size[finite], kind="stable")]
     if len(order) < 5:
         return []
     gaps = np.diff(size[order])

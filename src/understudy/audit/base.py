@@ -64,17 +64,17 @@ def finding_from_error(
         path: The data set. The finding names files relative to it.
         columns: Columns of the data set. The longest one that the error names is the feature of the finding.
     """
-    where = str(error.where or "")
-    file = where.split(", ")[0]
+    place = str(error.where or "")
+    file = place.split(", ")[0]
     try:
         file = Path(file).relative_to(path).as_posix()
     except ValueError:
         file = Path(file).name if file else None
-    episode, step = (re.search(rf"\b(?:{words}) (\d+)", where) for words in ("episode", "step|frame|row"))
-    told = max((c for c in columns if c in where), key=len, default=None)
+    episode, step = (re.search(rf"\b(?:{words}) (\d+)", place) for words in ("episode", "step|frame|row"))
+    column = max((c for c in columns if c in place), key=len, default=None)
     return Finding(code, "error", error.problem, error.hint or "restore it from a copy",
                    Location(path.name if file in (None, ".") else file, int(episode[1]) if episode else None,
-                            int(step[1]) if step else None, told))
+                            int(step[1]) if step else None, column))
 
 
 def is_numeric(feature: Feature) -> bool:

@@ -49,11 +49,11 @@ def check_rows(data: Dataset) -> Iterator[Finding]:
     names, lazy = list(data[0].steps), not isinstance(data.source, EpisodeList)
     for name in names if lazy else [n for n, f in data[0].features().items() if f.kind != "image"]:
         try:
-            found = data.rows(name)
+            n_rows = data.rows(name)
         except KeyError:
             continue  # reported below
-        for e in np.flatnonzero((found != steps) & (found != steps + 1))[:1]:
-            yield Finding("rows-disagree", "error", f"{name} has {found[e]} rows, but the episode has {steps[e]} "
+        for e in np.flatnonzero((n_rows != steps) & (n_rows != steps + 1))[:1]:
+            yield Finding("rows-disagree", "error", f"{name} has {n_rows[e]} rows, but the episode has {steps[e]} "
                                                     "(one more is allowed)",
                           _LEAVE_OUT, Location(episode=int(e), feature=name))
     if not lazy:
@@ -70,9 +70,10 @@ def check_rows(data: Dataset) -> Iterator[Finding]:
 def _check_same_columns(data, names):
     first = {n: (f.dtype, f.shape) for n, f in data[0].features().items() if f.kind not in ("image", "string")}
     for e, episode in enumerate(data):
-        if odd := set(names) ^ set(episode.steps):
+        if differing_columns := set(names) ^ set(episode.steps):
             yield Finding("names-disagree", "error", f"the columns differ from those of episode 0: "
-                          f"{', '.join(sorted(odd))}", "give every episode the same columns", Location(episode=e))
+                          f"{', '.join(sorted(differing_columns))}", "give every episode the same columns",
+                          Location(episode=e))
             return
         for name, (dtype, shape) in first.items():
             column = episode.steps[name]
@@ -92,8 +93,8 @@ def check_finite(data: Dataset) -> Iterator[Finding]:
         for e, episode in enumerate(data):
             values = episode.steps[name]
             if values.dtype.kind == "f" and not np.isfinite(values).all():
-                wrong = np.argwhere(~np.isfinite(values))
-                bad, first = bad + len(wrong), first or (e, wrong[0])
+                positions = np.argwhere(~np.isfinite(values))
+                bad, first = bad + len(positions), first or (e, positions[0])
                 episodes.append(e)
         if first is not None:
             e, at = first
@@ -121,7 +122,7 @@ def _is_column_finite(data, name) -> bool:
 def _unended_episodes(data, flags) -> list[int] | None:
     """The episodes without a flag at their end. None if flags are elsewhere, or episodes must be checked singly."""
     lies = [data.column(n) for n in flags]
-    if not all(found is not None and found[0].ndim == 1 for found in lies):
+    if not all(flag_column is not None and flag_column[0].ndim == 1 for flag_column in lies):
         return None
     ended, lengths = np.zeros(len(data), bool), data.lengths
     for array, first, _ in lies:
@@ -138,9 +139,9 @@ def _unended_episodes(data, flags) -> list[int] | None:
 def check_episode_ends(data: Dataset) -> Iterator[Finding]:
     """Finds episodes that do not end exactly once, at their last step."""
     flags = [n for n in ("next.terminated", "next.truncated") if n in data[0].steps]
-    known = _unended_episodes(data, flags)
-    missing = known or []
-    for e, episode in enumerate(data) if known is None else ():
+    unended = _unended_episodes(data, flags)
+    missing = unended or []
+    for e, episode in enumerate(data) if unended is None else ():
         last = False
         for name in flags:
             values = np.asarray(episode.steps[name], bool).reshape(-1)[:len(episode)]
@@ -270,7 +271,7 @@ def _frame_rates(steps: list[tuple[int, np.ndarray]]) -> list[tuple[float, int]]
 
 def check_success(data: Dataset) -> Iterator[Finding]:
     """Finds episodes whose metadata, column of success and rewards disagree about success."""
-    told, best = [], []
+    labels, best = [], []
     for e, episode in enumerate(data):
         fact = episode.metadata.get("success")
         column = np.asarray(episode.steps["next.success"], bool) if "next.success" in episode.steps else None
@@ -283,27 +284,27 @@ def check_success(data: Dataset) -> Iterator[Finding]:
         if well is not None and "next.reward" in episode.steps:
             reward = np.asarray(episode.steps["next.reward"], np.float64)[:len(episode)]
             if reward.size and np.isfinite(reward).all():
-                told.append((e, bool(well)))
+                labels.append((e, bool(well)))
                 best.append(reward.max())
-    if not told or (wins := sum(w for _, w in told)) in (0, len(told)):
+    if not labels or (wins := sum(w for _, w in labels)) in (0, len(labels)):
         return
     # Sparse rewards: successful episodes reach the maximum, failed ones do not. Reported only if this holds for
     # almost all.
-    best, well = np.array(best), np.array([w for _, w in told])
+    best, well = np.array(best), np.array([w for _, w in labels])
     top = np.median(best[well])
     agree = well == (best >= top)
     if agree.mean() < 0.8 or agree[well].mean() <= 0.5 or agree[~well].mean() <= 0.5:
         return
-    odd = [e for (e, w), b in zip(told, best, strict=True) if w != (b >= top)]
-    if odd:
+    mislabeled = [e for (e, w), b in zip(labels, best, strict=True) if w != (b >= top)]
+    if mislabeled:
         yield Finding(
             "success-reward",
             "warning",
-            f"{pluralize(len(odd), 'episode')} marked as success or failure "
-            f"against {'its' if len(odd) == 1 else 'their'} rewards: {format_list(odd)}; {wins} of {len(told)} "
-            f"are marked as success, with a highest reward of {top:g}",
+            f"{pluralize(len(mislabeled), 'episode')} marked as success or failure "
+            f"against {'its' if len(mislabeled) == 1 else 'their'} rewards: {format_list(mislabeled)}; {wins} of "
+            f"{len(labels)} are marked as success, with a highest reward of {top:g}",
             "look at them and correct the label",
-            Location(episode=odd[0], feature="next.reward"),
+            Location(episode=mislabeled[0], feature="next.reward"),
         )
 
 
@@ -330,9 +331,9 @@ def check_metadata(data: Dataset) -> Iterator[Finding]:
             "leave it out, unless one step is a complete task",
             Location(episode=int(short[0])),
         )
-    seen = [n for n in features if role(n) == "observation" and features[n].kind != "image"]
+    observations = [n for n in features if role(n) == "observation" and features[n].kind != "image"]
     if any(role(n) == "observation" for n in features) and not any(
-            len(data[0].steps[n]) > len(data[0]) for n in seen):
+            len(data[0].steps[n]) > len(data[0]) for n in observations):
         yield Finding("no-last-observation", "note", "no observation after the last action: methods that need the next "
                       "observation skip the last step of each episode", "record it if you use such a method")
     if not any(is_read_by_default(n, f) for n, f in features.items()):
@@ -382,11 +383,12 @@ def check_short_episodes(data: Dataset) -> Iterator[Finding]:
 
 def interrupted(data: Dataset) -> Iterator[Finding]:
     """Finds episodes whose recording was interrupted."""
-    if found := interrupted_episodes(data):
-        said = [f"{e} ({pluralize(len(data[e]), 'step')})" for e in found]
-        yield Finding("interrupted", "warning", f"{pluralize(len(found), 'episode')} whose recording was interrupted "
-                      f"before the end: {format_list(said)}", "training leaves them out; understudy train "
-                      "--include-interrupted trains on them", Location(episode=found[0]), tuple(found))
+    if episodes := interrupted_episodes(data):
+        descriptions = [f"{e} ({pluralize(len(data[e]), 'step')})" for e in episodes]
+        yield Finding("interrupted", "warning", f"{pluralize(len(episodes), 'episode')} whose recording was "
+                      f"interrupted before the end: {format_list(descriptions)}",
+                      "training leaves them out; understudy train --include-interrupted trains on them",
+                      Location(episode=episodes[0]), tuple(episodes))
 
 
 def check_constant(data: Dataset) -> Iterator[Finding]:
@@ -409,14 +411,14 @@ def check_constant(data: Dataset) -> Iterator[Finding]:
 def check_duplicates(data: Dataset) -> Iterator[Finding]:
     """Finds episodes that occur twice, and components that are copies of another component."""
     names = [n for n in _numeric_columns(data) if role(n) in ("observation", "action")]
-    seen: dict[bytes, int] = {}
+    first_episodes: dict[bytes, int] = {}
     twice = []
     for e, episode in enumerate(data):
         digest = hashlib.blake2b(digest_size=16)
         for name in names:
             digest.update(np.ascontiguousarray(episode.steps[name]).tobytes())
-        if len(episode) > 1 and seen.setdefault(digest.digest(), e) != e:
-            twice.append((seen[digest.digest()], e))
+        if len(episode) > 1 and first_episodes.setdefault(digest.digest(), e) != e:
+            twice.append((first_episodes[digest.digest()], e))
     if names and twice:
         yield Finding(
             "duplicate-episode",
@@ -443,14 +445,14 @@ def check_duplicates(data: Dataset) -> Iterator[Finding]:
                 copies.setdefault(digest.digest(), []).append(f"{name}[{f.names[i] if f.names else i}]" if f.shape
                                                               else name)
     groups = [same for same in copies.values() if len(same) > 1]
-    for told, severity, chosen in (
+    for description, severity, chosen in (
             ("an observation that is the action, which gives the answer away", "warning",
              [g for g in groups if len({role(n) for n in g}) > 1]),
             ("components of a column", "warning", [g for g in groups if len({n.split("[")[0] for n in g}) == 1]),
             ("observations", "note", [g for g in groups if len({n.split("[")[0] for n in g}) > 1 == len(
                 {role(n) for n in g})])):
         if chosen:
-            yield Finding("duplicate-component", severity, f"{told}, equal at every step: "
+            yield Finding("duplicate-component", severity, f"{description}, equal at every step: "
                           f"{'; '.join(format_list(g, 4) for g in chosen[:4])}{'; ...' if len(chosen) > 4 else ''}",
                           "leave all but one out", Location(feature=chosen[0][0].split("[")[0]))
 
@@ -528,8 +530,8 @@ def check_image_layouts(data: Dataset) -> Iterator[Finding]:
                 f = replace(f, num_classes=(int(high) + 1,))
             elif f.dtype.startswith("float"):  # pixels, whatever the column is called
                 is_image = bool(0 <= low < high <= 1) and "depth" not in name.lower()
-        if (found := image_layout_problem(name, f, is_image)) is not None:
-            yield Finding("image-layout", "warning", *found, Location(feature=name))
+        if (problem := image_layout_problem(name, f, is_image)) is not None:
+            yield Finding("image-layout", "warning", *problem, Location(feature=name))
 
 
 def check_saturation(data: Dataset) -> Iterator[Finding]:
@@ -604,11 +606,11 @@ def check_images(data: Dataset) -> Iterator[Finding]:
         black, damaged, brightest = [], [], 0
         for e in range(len(data)):
             before, dark = None, None
-            equal, seen = [], []
+            equal, brightness = [], []
             try:
                 for t, frame in _frames(data, e, name):
                     if sight.needs_episode(e):
-                        seen.append(action_motion.grid_brightness(frame))
+                        brightness.append(action_motion.grid_brightness(frame))
                     high = int(frame.max())
                     brightest = max(brightest, high)
                     if high <= 8 and dark is None:
@@ -619,15 +621,16 @@ def check_images(data: Dataset) -> Iterator[Finding]:
             except UserError as error:
                 damaged.append((e, error))
                 continue
-            if seen:
-                sight.add(e, seen)
+            if brightness:
+                sight.add(e, brightness)
             black += [] if dark is None else [(e, dark)]
             stillness.add(e, equal)
         if damaged:
             e, error = damaged[0]
-            told = finding_from_error(error, Path(data.metadata.get("path", ".")), code="frame-damaged")
+            finding = finding_from_error(error, Path(data.metadata.get("path", ".")), code="frame-damaged")
             more = f" (and in {pluralize(len(damaged) - 1, 'other episode')})" if len(damaged) > 1 else ""
-            yield replace(told, message=told.message + more, where=replace(told.where, episode=e, feature=name))
+            yield replace(finding, message=finding.message + more,
+                          where=replace(finding.where, episode=e, feature=name))
         if 0 < brightest <= 1:
             yield Finding("image-range", "warning", f"{name}: no value above 1, so the frames are almost black",
                           "multiply by 255 before storing whole numbers", Location(feature=name))

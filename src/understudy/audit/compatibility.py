@@ -37,8 +37,8 @@ def find_disagreements(sets: Mapping[str, Dataset]) -> list[Finding]:
         The findings, in the order of the data sets.
     """
     (first, data), *others = sets.items()
-    mine = _DatasetSample(data)
-    return [f for name, other in others for f in _compare_datasets(first, mine, name, _DatasetSample(other))]
+    first_sample = _DatasetSample(data)
+    return [f for name, other in others for f in _compare_datasets(first, first_sample, name, _DatasetSample(other))]
 
 
 def unmergeable_columns(sets: Mapping[str, Dataset]) -> tuple[str, ...]:
@@ -132,12 +132,12 @@ def _compare_values(name, x, y, found) -> Iterator[Finding]:
     x, y = (v[np.isfinite(v).all(1)] for v in (x, y))
     if min(len(x), len(y)) < 10:
         return
-    said = [_normalization_guess(v) for v in (x, y)]
-    if said[0] != said[1]:
-        other = y if said[0] else x  # within these bounds, one robot may just have moved less far
-        hard = all(said) or np.abs(other).max() > 1.5
+    guesses = [_normalization_guess(v) for v in (x, y)]
+    if guesses[0] != guesses[1]:
+        other = y if guesses[0] else x  # within these bounds, one robot may just have moved less far
+        hard = all(guesses) or np.abs(other).max() > 1.5
         yield found("normalization-differs", "error" if hard else "warning",
-                    tuple(f"{name} is {s or 'as measured'}" for s in said),
+                    tuple(f"{name} is {s or 'as measured'}" for s in guesses),
                     "merge the data before they are normalized: policies normalize for themselves", name)
         if hard:
             return
@@ -176,9 +176,9 @@ def _compare_actions(one: _DatasetSample, other: _DatasetSample, seen: list[str]
     if all(frames) and frames[0] != frames[1]:
         yield found("action-frame-differs", "error", tuple(f"actions in the frame of the {f}" for f in frames),
                     "turn one of them into the other's frame", "action")
-    said = [action_convention(k.data, k) for k in (one, other)]
-    if all(said) and said[0] != said[1]:
-        yield found("action-convention-differs", "error", tuple(f"{s} actions" for s in said),
+    conventions = [action_convention(k.data, k) for k in (one, other)]
+    if all(conventions) and conventions[0] != conventions[1]:
+        yield found("action-convention-differs", "error", tuple(f"{s} actions" for s in conventions),
                     "make both absolute or both differences", "action")
         return
     name = "observation.state" if "observation.state" in seen else seen[0] if seen else None
@@ -189,7 +189,7 @@ def _compare_actions(one: _DatasetSample, other: _DatasetSample, seen: list[str]
                     "look for another frame, sign, order or gain of the actions", "action")
 
 
-def action_convention(data: Dataset, known: _DatasetSample | None = None) -> str:
+def action_convention(data: Dataset, sample: _DatasetSample | None = None) -> str:
     """The convention of the actions: "absolute" (a target position), "delta" (a displacement or a velocity), or "" if
     unclear.
 
@@ -197,21 +197,21 @@ def action_convention(data: Dataset, known: _DatasetSample | None = None) -> str
     the change of the state. A mean correlation over components of at least 90 % or 70 %, and a lead of 10 %, are clear.
 
     Args:
-        known: Rows of the same data set that were already read.
+        sample: Rows of the same data set that were already read.
     """
-    known = known or _DatasetSample(data)
-    f = known.features.get("action")
+    sample = sample or _DatasetSample(data)
+    f = sample.features.get("action")
     if f is None or f.kind != "vector":
         return ""
     names = f.names or ()
     if names and all(_DELTA.search(n) or "grip" in n.lower() for n in names) and any(map(_DELTA.search, names)):
         return "delta"
-    seen = [n for n, g in known.features.items() if role(n) == "observation" and g.kind == "vector"
-            and g.size <= _WIDTH]
-    if not seen:
+    observations = [n for n, g in sample.features.items() if role(n) == "observation" and g.kind == "vector"
+                    and g.size <= _WIDTH]
+    if not observations:
         return ""
-    action = known.rows("action")[0]
-    now, then = (np.concatenate([known.rows(n)[i] for n in seen], 1) for i in (0, 1))
+    action = sample.rows("action")[0]
+    now, then = (np.concatenate([sample.rows(n)[i] for n in observations], 1) for i in (0, 1))
     there = np.isfinite(np.concatenate([action, now, then], 1)).all(1)
     if there.sum() < 50:
         return ""
@@ -258,9 +258,9 @@ def _explained_change(one: _DatasetSample, other: _DatasetSample, name: str) -> 
 
 def _reference_frame(known: _DatasetSample) -> str:
     """The reference frame of the actions, if the names of their components or the metadata tell it."""
-    said = known.data.metadata.get("action_frame") or (
+    stated_frame = known.data.metadata.get("action_frame") or (
         known.data[0].metadata.get("action_frame") if len(known.data) else None
     )
-    words = [str(said)] if said else list(known.features["action"].names or ())
+    words = [str(stated_frame)] if stated_frame else list(known.features["action"].names or ())
     frames = {_FRAMES[w] for n in words for w in re.split(r"[._/\s-]+", n.lower()) if w in _FRAMES}
     return frames.pop() if len(frames) == 1 else ""

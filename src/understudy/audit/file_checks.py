@@ -112,9 +112,9 @@ def _hdf5(path, name):
 
 
 def _arrays(group, h5py) -> dict:
-    found = {}
-    group.visititems(lambda key, item: found.update({key: item}) if isinstance(item, h5py.Dataset) else None)
-    return found
+    arrays = {}
+    group.visititems(lambda key, item: arrays.update({key: item}) if isinstance(item, h5py.Dataset) else None)
+    return arrays
 
 
 def _check_opaque(file, name, h5py):
@@ -127,13 +127,13 @@ def _check_opaque(file, name, h5py):
 
 def _check_equal_lengths(arrays, name, of, episode=None, more=(0,)):
     """Finds arrays whose number of rows is not that of array `of`, plus one of the numbers in `more`."""
-    wanted = arrays[of].shape[0]
+    n_rows = arrays[of].shape[0]
     for key, array in arrays.items():
-        if array.ndim and array.shape[0] - wanted not in more and "compress_len" not in key:
+        if array.ndim and array.shape[0] - n_rows not in more and "compress_len" not in key:
             yield Finding(
                 "lengths-disagree",
                 "error",
-                f"{key} has {array.shape[0]} rows, but {of} has {wanted}",
+                f"{key} has {array.shape[0]} rows, but {of} has {n_rows}",
                 "correct it, or leave the episode out",
                 Location(name, episode, None, key),
             )
@@ -211,17 +211,17 @@ def _minari(path):
         yield Finding("damaged-file", "error", f"the file cannot be read as JSON ({_line(error)})", _COPY,
                       Location("metadata.json"))
         return
-    found = steps = None
+    n_episodes = steps = None
     if (path / "main_data.hdf5").exists():
         try:
             with hdf5.open_file(path / "main_data.hdf5") as file:
                 groups = [file[k] for k in file if k.startswith("episode_")]
-                found, steps = len(groups), sum(int(g.attrs.get("total_steps", 0)) for g in groups)
+                n_episodes, steps = len(groups), sum(int(g.attrs.get("total_steps", 0)) for g in groups)
         except (UserError, OSError, RuntimeError):
             return  # said of the file
     else:
         each = [p for p in path.iterdir() if p.is_dir() and p.name.isdigit()]
-        found, steps = len(each), 0
+        n_episodes, steps = len(each), 0
         for folder in each:
             try:
                 steps += json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["total_steps"]
@@ -229,7 +229,7 @@ def _minari(path):
                 yield Finding("missing-file", "error", "the episode has no metadata.json with total_steps", _COPY,
                               Location(folder.name, int(folder.name)))
                 return
-    for key, number in (("total_episodes", found), ("total_steps", steps)):
+    for key, number in (("total_episodes", n_episodes), ("total_steps", steps)):
         if isinstance(about.get(key), (int, float)) and number is not None and about[key] != number:
             yield Finding("counts-disagree", "error",
                           f"{key} is {about[key]}, but the episodes add up to {number}",
@@ -325,11 +325,11 @@ def _zarr(stored):
                           f"{node}: {pluralize(len(missing), 'chunk')} of "
                           f"{len(names)} not there, which read as {about.get('fill_value')}: {format_list(missing, 3)}",
                           _COPY, Location(missing[0], feature=node))
-        wanted = math.prod(chunks) * dtype.itemsize
+        chunk_bytes = math.prod(chunks) * dtype.itemsize
         for n in names if raw else ():
-            if n in stored and _size(stored[n]) != wanted:
-                yield Finding("damaged-file", "error", f"the chunk has {_size(stored[n])} bytes instead of {wanted}",
-                              _COPY, Location(n, feature=node))
+            if n in stored and _size(stored[n]) != chunk_bytes:
+                yield Finding("damaged-file", "error", f"the chunk has {_size(stored[n])} bytes instead of "
+                              f"{chunk_bytes}", _COPY, Location(n, feature=node))
                 break
         if node.endswith("meta/episode_ends"):
             ends = node
@@ -345,10 +345,10 @@ def _zarr(stored):
         e = int(np.argmax(np.diff(values, prepend=0) < 1))
         yield Finding("ends-disagree", "error", f"episode {e} ends at {values[e]}, which is not after the "
                       "end of the episode before it", "correct meta/episode_ends", Location(ends, e))
-    if odd := {node: n for node, n in steps.items() if n != last}:
+    if other_lengths := {node: n for node, n in steps.items() if n != last}:
         yield Finding("ends-disagree", "error", f"the last episode ends at {last}, which is not the number of rows: "
-                      f"{format_list(f'{n} of {node}' for node, n in odd.items())}", "correct "
-                      "meta/episode_ends, or leave the array out", Location(ends, feature=next(iter(odd))))
+                      f"{format_list(f'{n} of {node}' for node, n in other_lengths.items())}", "correct "
+                      "meta/episode_ends, or leave the array out", Location(ends, feature=next(iter(other_lengths))))
 
 
 def _ends(stored, node) -> np.ndarray:
@@ -382,22 +382,23 @@ def _records(path, deep):
                       Location("dataset_info.json"))
         return
     for split, shards in splits:
-        for file, wanted in shards:
+        for file, n_records in shards:
             if not file.is_file():
                 yield Finding(
                     "missing-file",
                     "error",
-                    f"the shard with {pluralize(wanted, 'episode')} of {split} is missing",
+                    f"the shard with {pluralize(n_records, 'episode')} of {split} is missing",
                     _COPY,
                     Location(file.name),
                 )
             elif kind == "tfrecord":
-                yield from _shard(file, file.name, wanted, deep)
-    if left := rlds.unlisted_files(path, [file for _, shards in splits for file, _ in shards]):
+                yield from _shard(file, file.name, n_records, deep)
+    if unlisted := rlds.unlisted_files(path, [file for _, shards in splits for file, _ in shards]):
         yield Finding(
             "counts-disagree",
             "error",
-            f"{pluralize(len(left), 'file')} of records that dataset_info.json does not name: {format_list(left)}",
+            f"{pluralize(len(unlisted), 'file')} of records that dataset_info.json does not name: "
+            f"{format_list(unlisted)}",
             "take dataset_info.json from a copy, or move the files elsewhere",
             Location("dataset_info.json"),
         )
@@ -411,9 +412,9 @@ def _shard(path, name, wanted, deep):
 
     def good(data, stored):
         assert crc is not None
-        found = crc(data)
-        return ((found >> 15 | found << 17) + 0xA282EAD8) & 0xFFFFFFFF == stored
-    found, size = 0, path.stat().st_size
+        checksum = crc(data)
+        return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF == stored
+    n_read, size = 0, path.stat().st_size
     with open(path, "rb") as handle:
         if handle.read(2) == b"\x1f\x8b":
             return  # compressed as a whole: its reader looks
@@ -424,24 +425,24 @@ def _shard(path, name, wanted, deep):
                 yield Finding(
                     "checksum" if len(head) == 12 else "damaged-file",
                     "error",
-                    f"record {found}: the length is {'wrong by its checksum' if len(head) == 12 else 'cut short'}",
+                    f"record {n_read}: the length is {'wrong by its checksum' if len(head) == 12 else 'cut short'}",
                     _COPY,
                     Location(name),
                 )
                 return
             if handle.tell() + length + 4 > size:
-                yield Finding("damaged-file", "error", f"record {found} is cut short", _COPY, Location(name))
+                yield Finding("damaged-file", "error", f"record {n_read} is cut short", _COPY, Location(name))
                 return
             if deep and crc:
                 data = handle.read(length)
                 if not good(data, struct.unpack("<I", handle.read(4))[0]):
-                    yield Finding("checksum", "error", f"record {found}: the checksum is wrong", _COPY, Location(name))
+                    yield Finding("checksum", "error", f"record {n_read}: the checksum is wrong", _COPY, Location(name))
             else:
                 handle.seek(length + 4, 1)
-            found += 1
-    if found != wanted:
+            n_read += 1
+    if n_read != wanted:
         yield Finding("counts-disagree", "error",
-                      f"dataset_info.json says {pluralize(wanted, 'record')}, but the shard has {found}", _COPY,
+                      f"dataset_info.json says {pluralize(wanted, 'record')}, but the shard has {n_read}", _COPY,
                       Location(name))
 
 
@@ -465,13 +466,13 @@ def _mcap(path, name, deep):
         handle.seek(0)
         try:
             reader = make_reader(handle, validate_crcs=True)
-            summary, found = reader.get_summary(), 0
+            summary, n_messages = reader.get_summary(), 0
             for _ in reader.iter_messages(log_time_order=False):
-                found += 1
-            told = summary.statistics.message_count if summary and summary.statistics else found
-            if told != found:
-                yield Finding("counts-disagree", "error", f"its statistics say {told} messages, but the log has "
-                              f"{found}", _COPY, Location(name))
+                n_messages += 1
+            stated_count = summary.statistics.message_count if summary and summary.statistics else n_messages
+            if stated_count != n_messages:
+                yield Finding("counts-disagree", "error", f"its statistics say {stated_count} messages, but the log "
+                              f"has {n_messages}", _COPY, Location(name))
         except Exception as error:  # of mcap, lz4 and zstandard, which raise what they like at damaged bytes
             yield Finding("checksum" if "crc" in str(error).lower() else "damaged-file", "error",
                           f"a record cannot be read ({_line(error)})", _COPY, Location(name))
@@ -488,18 +489,18 @@ def _bag(path, name):
             at = head.find(key + b"=") + len(key) + 1
             return struct.unpack_from(form, head, at)[0] if at > len(key) and at + struct.calcsize(form) <= len(head) \
                 else 0
-        place, wanted, found = told(b"index_pos", "<Q"), told(b"conn_count", "<I") + told(b"chunk_count", "<I"), 0
+        place, n_expected, n_found = told(b"index_pos", "<Q"), told(b"conn_count", "<I") + told(b"chunk_count", "<I"), 0
         while 0 < place < size:  # header and data of a record, each after its length
             for _ in range(2):
                 handle.seek(place)
                 length = handle.read(4)
                 place = place + 4 + struct.unpack("<I", length)[0] if len(length) == 4 else size + 1
-            found += place <= size
-    if found == 0 or found < wanted:
+            n_found += place <= size
+    if n_found == 0 or n_found < n_expected:
         yield Finding(
             "damaged-file",
             "error",
-            f"the index at the end of the bag has {found} instead of {pluralize(wanted, 'record')}: "
+            f"the index at the end of the bag has {n_found} instead of {pluralize(n_expected, 'record')}: "
             "the bag was not closed, or is cut short",
             "rosbag reindex recovers what is there",
             Location(name),
@@ -524,14 +525,15 @@ def _ros2(path, deep):
 def _database(path, name, text):
     try:
         with sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True) as base:
-            found = base.execute("select count(*) from messages").fetchone()[0]
+            n_messages = base.execute("select count(*) from messages").fetchone()[0]
     except sqlite3.Error as error:
         yield Finding("damaged-file", "error", f"the SQLite file of messages is damaged ({_line(error)})",
                       _COPY, Location(name))
         return
-    told = re.search(r"^  message_count:\s*(\d+)", text, re.MULTILINE)
-    if told and text.count(".db3") <= 2 and int(told[1]) != found:
-        yield Finding("counts-disagree", "error", f"metadata.yaml says {told[1]} messages, but the file has {found}",
+    stated_count = re.search(r"^  message_count:\s*(\d+)", text, re.MULTILINE)
+    if stated_count and text.count(".db3") <= 2 and int(stated_count[1]) != n_messages:
+        yield Finding("counts-disagree", "error", f"metadata.yaml says {stated_count[1]} messages, but the file has "
+                      f"{n_messages}",
                       _COPY, Location(name))
 
 

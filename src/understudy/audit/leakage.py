@@ -40,24 +40,25 @@ def find_leakage(parts: Mapping[str, Dataset]) -> list[Finding]:
     owner = np.repeat(np.arange(len(sets)), [len(d) for d in sets])
     number = np.concatenate([np.arange(len(d)) for d in sets])
     hashes, points = _hash_episodes((e for data in sets for e in data), columns)
-    same, near = find_copies(hashes), _near_duplicates(points, owner)
-    found = []
+    same, near_distances = find_copies(hashes), _near_duplicates(points, owner)
+    findings = []
     for a, b in combinations(range(len(sets)), 2):
         twice = {j: i for i, j in same if owner[i] == a and owner[j] == b}
-        close = {j: (i, d) for (i, j), d in near.items() if owner[i] == a and owner[j] == b and j not in twice}
+        close = {j: (i, d) for (i, j), d in near_distances.items()
+                 if owner[i] == a and owner[j] == b and j not in twice}
         for code, those, what in (
                 ("same-episode", twice, "the same steps as"),
                 ("near-duplicate", close, f"a trajectory less than {NEAR_DISTANCE:g} standard deviations from")):
             if those:
                 j, i = next((j, i[0] if isinstance(i, tuple) else i) for j, i in sorted(those.items()))
-                far = f" (distance {close[j][1]:.2g})" if code == "near-duplicate" else ""
-                found.append(Finding(
+                distance_text = f" (distance {close[j][1]:.2g})" if code == "near-duplicate" else ""
+                findings.append(Finding(
                     code, "warning",
                     f"{len(those)} of {len(sets[b])} episodes of {names[b]} have {what} an episode of {names[a]}; the "
-                    f"first is episode {number[j]}, as episode {number[i]} there{far}",
+                    f"first is episode {number[j]}, as episode {number[i]} there{distance_text}",
                     "leave them out of one part (understudy view make DATA --delete N), or split by what they have in "
                     "common", Location(names[b], int(number[j]))))
-    return found
+    return findings
 
 
 def find_copies(distinct: Sequence[np.ndarray]) -> list[tuple[int, int]]:
@@ -122,19 +123,20 @@ def _near_duplicates(points, owner) -> dict[tuple[int, int], float]:
     # Distances along some orthogonal axes are lower bounds: nothing is missed, and few pairs are compared in full.
     sample = points[np.linspace(0, len(points) - 1, min(len(points), 500)).astype(int)]
     axes = np.linalg.svd(sample, full_matrices=False)[2][:_AXES]
-    seen, found = points @ axes.T, {}
+    projected, duplicates = points @ axes.T, {}
     for a in np.unique(owner)[:-1]:
-        mine, others = np.flatnonzero(owner == a), np.flatnonzero(owner > a)
-        tree = cKDTree(seen[mine])
+        members, others = np.flatnonzero(owner == a), np.flatnonzero(owner > a)
+        tree = cKDTree(projected[members])
         for chunk in np.array_split(others, -(-len(others) // 4096)):
-            _, near = tree.query(seen[chunk], k=min(_CANDIDATES, len(mine)), distance_upper_bound=NEAR_DISTANCE * 1.01)
-            for j, those in zip(chunk, near.reshape(len(chunk), -1), strict=True):
-                those = mine[those[those < len(mine)]]
+            _, neighbors = tree.query(projected[chunk], k=min(_CANDIDATES, len(members)),
+                                      distance_upper_bound=NEAR_DISTANCE * 1.01)
+            for j, those in zip(chunk, neighbors.reshape(len(chunk), -1), strict=True):
+                those = members[those[those < len(members)]]
                 if len(those):
                     d = np.sqrt(np.square(points[those] - points[j]).sum(1))
                     if d.min() < NEAR_DISTANCE:
-                        found[int(those[d.argmin()]), int(j)] = float(d.min())
-    return found
+                        duplicates[int(those[d.argmin()]), int(j)] = float(d.min())
+    return duplicates
 
 
 def _common_columns(sets) -> list[str]:

@@ -59,10 +59,10 @@ def check_files(path: Path, finding_from_error) -> Iterator[Finding]:
                       f"{info['total_frames']} frames, the episode tables say {len(episodes)} and {sum(lengths)}",
                       _META, Location("meta/info.json"))
     if numbers != list(range(len(numbers))):
-        odd = next(i for i, number in enumerate(numbers) if i != number)
+        position = next(i for i, number in enumerate(numbers) if i != number)
         yield Finding("indices-disagree", "error",
                       f"the episodes are numbered {format_list(numbers)} instead of 0 to {len(numbers) - 1}",
-                      "number them without gaps, in the tables and in the data", Location("meta/episodes", odd))
+                      "number them without gaps, in the tables and in the data", Location("meta/episodes", position))
     for name, f in info["features"].items():
         names = f.get("names")
         if isinstance(names, list) and len(f["shape"]) == 1 and len(names) != f["shape"][0]:
@@ -118,12 +118,12 @@ def _check_indices(name: str, columns: Mapping[str, np.ndarray], members: list[d
     """Finds indices of a data file that disagree with the metadata. `row` is its first one, None if not known."""
     if "episode_index" in columns:
         which, counted = np.unique(columns["episode_index"], return_counts=True)
-        found = dict(zip(which.tolist(), counted.tolist(), strict=True))
+        n_rows = dict(zip(which.tolist(), counted.tolist(), strict=True))
         for m in members:
             e = m["episode_index"]
-            if found.get(e, 0) != m["length"]:
+            if n_rows.get(e, 0) != m["length"]:
                 yield Finding("lengths-disagree", "error", f"the tables say {m['length']} rows for episode {e}, "
-                              f"but the file has {found.get(e, 0)}", _META, Location(name, e))
+                              f"but the file has {n_rows.get(e, 0)}", _META, Location(name, e))
                 break
     if {"episode_index", "frame_index"} <= set(columns) and len(columns["frame_index"]):
         begins = np.diff(columns["episode_index"], prepend=columns["episode_index"][0] - 1) != 0
@@ -202,14 +202,14 @@ def _check_types(info, schema, file):
         while isinstance(kind, pa.BaseExtensionType) or pa.types.is_nested(kind) and hasattr(kind, "value_type"):
             kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind.value_type
         try:
-            said, found = np.dtype(f["dtype"]), np.dtype(kind.to_pandas_dtype())
+            declared, stored = np.dtype(f["dtype"]), np.dtype(kind.to_pandas_dtype())
         except (TypeError, NotImplementedError):
             continue
-        if said.kind in "biuf" and found.kind in "biuf" and said != found:
-            lossy = not np.can_cast(found, said, "same_kind")
+        if declared.kind in "biuf" and stored.kind in "biuf" and declared != stored:
+            lossy = not np.can_cast(stored, declared, "same_kind")
             yield Finding("dtype-disagrees", "error" if lossy else "warning",
-                          f"the file has {found}, but "
-                          f"meta/info.json says {said}", _META, Location(file, feature=name))
+                          f"the file has {stored}, but "
+                          f"meta/info.json says {declared}", _META, Location(file, feature=name))
 
 
 def _check_videos(path, info, episodes):
@@ -219,16 +219,16 @@ def _check_videos(path, info, episodes):
         for e in episodes:
             within.setdefault(_episode_file(info, "video_path", e, video_key=camera) or "", []).append(e)
         for name, members in within.items():
-            first, wanted = members[0]["episode_index"], sum(m["length"] for m in members)
+            first, n_expected = members[0]["episode_index"], sum(m["length"] for m in members)
             if not remote.exists(path / name):
                 yield Finding("missing-file", "error", f"the video of {pluralize(len(members), 'episode')} "
                               f"({format_list(m['episode_index'] for m in members)}) is missing", _COPY,
                               Location(name, first, None, camera))
             # else not fetched yet
-            elif (path / name).is_file() and (found := video.count_frames(path / name)) != wanted:
-                short = found < wanted
+            elif (path / name).is_file() and (n_frames := video.count_frames(path / name)) != n_expected:
+                short = n_frames < n_expected
                 yield Finding("frames-missing" if short else "frames-left-over", "error" if short else "warning",
-                              f"{name}: the video has {found} frames instead of {wanted}"
+                              f"{name}: the video has {n_frames} frames instead of {n_expected}"
                               + (": it is damaged, and cannot be trained on" if short else ""),
                               _COPY if short else "look whether frames and rows still go together",
                               Location(name, first, None, camera))
@@ -269,16 +269,16 @@ def check_stats(data: Dataset) -> Iterator[Finding]:
             middle = np.add.reduceat(values, begins) / per
             spread = np.sqrt(np.add.reduceat(np.square(values - np.repeat(middle, n, 0)), begins) / per)
             for i in range(len(n)) if off is None else ():
-                said = _stored_moments(each.get(first + i, {}), name, f)
-                if said is not None and _differs(said, middle[i] + shift, spread[i], below[i], above[i]):
+                moments = _stored_moments(each.get(first + i, {}), name, f)
+                if moments is not None and _differs(moments, middle[i] + shift, spread[i], below[i], above[i]):
                     off = first + i
                     break
         if not (np.isfinite(total).all() and np.isfinite(squares).all()):
             continue  # said by the check for NaN
         mean = total / data.steps + shift
         std = np.sqrt(np.maximum(squares / data.steps - np.square(total / data.steps), 0))
-        said = _stored_moments(stored, name, f)
-        if said is not None and _differs(said, mean, std, low, high):
+        moments = _stored_moments(stored, name, f)
+        if moments is not None and _differs(moments, mean, std, low, high):
             yield Finding(
                 "stats-disagree",
                 "error",
@@ -302,9 +302,9 @@ def check_quantiles(data: Dataset) -> Iterator[Finding]:
         return
     stored = _read_stats(source.path)
     for name, f in source.schema.items():
-        said = {q: np.asarray(stored[name][q], np.float64).reshape(-1) for q in _QUANTILES
-                if f.kind == "vector" and q in stored.get(name, {}) and np.size(stored[name][q]) == f.size}
-        if not said or not f.size:
+        quantiles = {q: np.asarray(stored[name][q], np.float64).reshape(-1) for q in _QUANTILES
+                     if f.kind == "vector" and q in stored.get(name, {}) and np.size(stored[name][q]) == f.size}
+        if not quantiles or not f.size:
             continue
         blocks = list(_blocks(data.select(range(0, len(data), 1 + data.steps // 1_000_000)), name))
         n = np.concatenate([lengths for _, _, lengths in blocks])
@@ -314,14 +314,14 @@ def check_quantiles(data: Dataset) -> Iterator[Finding]:
         episode, first = np.repeat(np.arange(len(n)), n), episode_starts(n)
         ordered = np.stack([c[np.lexsort((c, episode))] for c in pooled.T], 1)  # within each episode
         share_of = (n / n.sum())[:, None]
-        near = 0.05 * np.ptp(pooled, axis=0) + 1e-5 * np.abs(pooled).max(0) + 1e-8
-        order = np.all(np.diff(np.stack([said[q] for q in _QUANTILES if q in said]), axis=0) >= -near)
-        for q, of in said.items():
+        tolerance = 0.05 * np.ptp(pooled, axis=0) + 1e-5 * np.abs(pooled).max(0) + 1e-8
+        order = np.all(np.diff(np.stack([quantiles[q] for q in _QUANTILES if q in quantiles]), axis=0) >= -tolerance)
+        for q, of in quantiles.items():
             share = _QUANTILES[q]
             ways = [np.quantile(pooled, share, axis=0, method=m) for m in ("lower", "higher")]
             ways += [(ordered[first + to(share * (n - 1)).astype(int)] * share_of).sum(0) for to in (np.floor, np.ceil)]
             ways.append(pooled.mean(0))  # of episodes of one frame
-            if not order or (of < np.min(ways, 0) - near).any() or (of > np.max(ways, 0) + near).any():
+            if not order or (of < np.min(ways, 0) - tolerance).any() or (of > np.max(ways, 0) + tolerance).any():
                 yield Finding("quantiles-disagree", "warning",
                               f"{name}: {q} of meta/stats.json disagrees with the data",
                               "compute it again", Location("meta/stats.json", None, None, name))
@@ -330,19 +330,19 @@ def check_quantiles(data: Dataset) -> Iterator[Finding]:
 
 def _blocks(data: Dataset, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """First episode, rows as float64, and numbers of rows of the episodes, of blocks of whole episodes."""
-    first, rows, held = 0, [], 0
+    first, rows, n_values = 0, [], 0
     for e, episode in enumerate(data):
         rows.append(np.asarray(episode.steps[name][:len(episode)], np.float64))
-        held += rows[-1].size
-        if held > _BLOCK or e + 1 == len(data):
+        n_values += rows[-1].size
+        if n_values > _BLOCK or e + 1 == len(data):
             yield first, np.concatenate(rows), np.array([len(r) for r in rows])
-            first, rows, held = e + 1, [], 0
+            first, rows, n_values = e + 1, [], 0
 
 
 def _read_stats(path) -> dict[str, Any]:
     file = path / "meta/stats.json"
-    found = read_json(file) if file.exists() else {}
-    return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+    stats = read_json(file) if file.exists() else {}
+    return {k: v for k, v in stats.items() if isinstance(v, dict)} if isinstance(stats, dict) else {}
 
 
 def _read_episode_stats(path) -> dict[int, dict[str, Any]]:
@@ -379,8 +379,8 @@ def _stored_moments(stored, name, f) -> dict[str, np.ndarray] | None:
 
 
 def _differs(said, mean, std, low, high) -> bool:
-    near = _MAY_DIFFER * std + 1e-5 * np.abs(mean) + 1e-8
-    return any(not np.all(np.abs(said[k] - v) <= near) for k, v in (("mean", mean), ("std", std), ("min", low),
-                                                                    ("max", high)) if k in said)
+    tolerance = _MAY_DIFFER * std + 1e-5 * np.abs(mean) + 1e-8
+    return any(not np.all(np.abs(said[k] - v) <= tolerance) for k, v in (("mean", mean), ("std", std), ("min", low),
+                                                                         ("max", high)) if k in said)
 
 

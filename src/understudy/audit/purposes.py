@@ -153,15 +153,15 @@ def robust_deviations(values: np.ndarray) -> np.ndarray:
 
 def _faulty_episodes(report: AuditReport) -> tuple[RankedEpisode, ...]:
     """The episodes in which findings name a defect, those of errors first."""
-    found: dict[int, list[Evidence]] = {}
+    evidence_by_episode: dict[int, list[Evidence]] = {}
     for f in report.findings:  # errors first
         if f.severity == "note" or f.code in _LABEL_CODES:
             continue
         first = f.where.episode
         for e in f.episodes or (() if first is None else (first,)):
             step = f.where.step if e == first else None
-            found.setdefault(e, []).append(Evidence(f.code, f.message, step=step))
-    return tuple(RankedEpisode(e, tuple(evidence)) for e, evidence in found.items())
+            evidence_by_episode.setdefault(e, []).append(Evidence(f.code, f.message, step=step))
+    return tuple(RankedEpisode(e, tuple(evidence)) for e, evidence in evidence_by_episode.items())
 
 
 def _sources(report: AuditReport, purpose: Purpose, episode: int) -> list[str]:
@@ -175,9 +175,9 @@ def _score_evidence(report: AuditReport, name: str, episode: int) -> Evidence:
     value, usual = float(values[episode]), float(np.nanmedian(values))
     deviations = float(robust_deviations(values)[episode])
     step = int(report.lowest_steps[name][episode]) if name in report.lowest_steps else -1
-    where = f", lowest at step {step}" if step >= 0 else ""
-    return Evidence(name, f"{name} {value:.3g}, usually {usual:.3g} ({-deviations:.1f} deviations lower){where}", value,
-                    usual, deviations, None if step < 0 else step)
+    step_text = f", lowest at step {step}" if step >= 0 else ""
+    return Evidence(name, f"{name} {value:.3g}, usually {usual:.3g} ({-deviations:.1f} deviations lower){step_text}",
+                    value, usual, deviations, None if step < 0 else step)
 
 
 def _curation(path: Path | str, purpose: Purpose, values: np.ndarray, low: list[int],

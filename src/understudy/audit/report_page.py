@@ -40,7 +40,7 @@ def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, ma
     except UserError:
         data = Dataset([])
     kinds = {s: [f for f in report.findings if f.severity == s] for s in ("error", "warning", "note")}
-    sections = [_findings_section(kind, found) for kind, found in kinds.items() if found]
+    sections = [_findings_section(kind, findings) for kind, findings in kinds.items() if findings]
     if not report.findings:
         sections.append(Section("Findings", (Paragraph("None: no check found anything."),)))
     if len(data):
@@ -53,7 +53,7 @@ def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, ma
         else "It could not be opened."
     )
     return write_page(file, f"Audit of {Path(path).name or path}", sections, verdict=(
-        head, ", ".join(pluralize(len(found), kind) for kind, found in kinds.items()), about))
+        head, ", ".join(pluralize(len(findings), kind) for kind, findings in kinds.items()), about))
 
 
 def _headline(kinds, rankings: Sequence[Ranking]) -> str:
@@ -107,9 +107,9 @@ def _scores_section(data, report) -> Section:
 def _ranking_section(data: Dataset, ranking: Ranking) -> Section:
     """The episodes that are listed for a purpose: why, what they look like, and the command that leaves them out."""
     rows = tuple((episode.episode, evidence.text) for episode in ranking.episodes for evidence in episode.evidence)
-    shown = [e.episode for e in ranking.episodes if e.episode < len(data)][:_N_EXAMPLES]
+    examples = [e.episode for e in ranking.episodes if e.episode < len(data)][:_N_EXAMPLES]
     return Section(ranking.name.capitalize(), (
-        Table(("episode", "evidence"), rows[:_MAX_FINDINGS]), *_episode_figures(data, shown),
+        Table(("episode", "evidence"), rows[:_MAX_FINDINGS]), *_episode_figures(data, examples),
         *([Commands(((ranking.command, "A view without these episodes:"),))] if ranking.command else [])),
         ranking.meaning)
 
@@ -125,19 +125,20 @@ def _episode_figures(data, numbers) -> tuple[Content, ...]:
     items = []
     for e in map(int, numbers):
         episode = data[e]
-        told = f"{pluralize(len(episode), 'step')}" + (f", {'succeeded' if episode.metadata['success'] else 'failed'}"
-                                                       if isinstance(episode.metadata.get("success"), bool) else "")
+        caption = pluralize(len(episode), "step")
+        if isinstance(success := episode.metadata.get("success"), bool):
+            caption += ", succeeded" if success else ", failed"
         try:
             film = film_strip(episode)
         except UserError:
             film = None  # its frames are damaged: a finding says so
         if film is not None:
-            items.append((f"Episode {e}", film, told))
+            items.append((f"Episode {e}", film, caption))
         for name in sorted(episode.steps, key=lambda n: (role(n) != "action", n != "observation.state")):
             if role(name) not in ("action", "observation"):
                 continue
             if (line := _line_figure(episode, name)) is not None:
-                items.append((f"Episode {e}" if film is None else "", line, f"{name}; {told}"))
+                items.append((f"Episode {e}" if film is None else "", line, f"{name}; {caption}"))
                 break
     return (Figures(tuple(items)),) if items else ()
 

@@ -45,20 +45,20 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
         # a package or a network is missing, not a part of the data
         if "pip install" in (error.hint or "") or remote.url_of(path):
             raise
-        found = list(check_files(path))
-        if not any(f.severity == "error" for f in found):
+        findings = list(check_files(path))
+        if not any(f.severity == "error" for f in findings):
             try:
                 format_of(path)
             except UserError:  # this is no data set at all, or the user names its columns
                 raise error from None
-        return AuditReport(_sort_findings([*found, finding_from_error(error, path)]))
+        return AuditReport(_sort_findings([*findings, finding_from_error(error, path)]))
     path = Path(data.metadata.get("path", path))  # the folder may contain exactly one data set
-    found = list(check_files(path))
-    found += find_problems(data, path, frames=frames, include_files=False, progress=progress)
-    if {f.code for f in found} & _ERROR_CODES:
-        return AuditReport(_sort_findings(found))
+    findings = list(check_files(path))
+    findings += find_problems(data, path, frames=frames, include_files=False, progress=progress)
+    if {f.code for f in findings} & _ERROR_CODES:
+        return AuditReport(_sort_findings(findings))
     values, lowest = _scores(data) if scores and 0 < data.steps <= _MAX_SCORED_STEPS else ({}, {})
-    return AuditReport(_sort_findings(found), values, lowest, len(data))
+    return AuditReport(_sort_findings(findings), values, lowest, len(data))
 
 
 def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False, include_files: bool = True,
@@ -93,13 +93,13 @@ def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collecti
     Returns:
         The codes in `ignore` that no error has.
     """
-    where = Path(path or data.metadata.get("path", "."))
-    found = [
-        *(check_files(where, checksums=False) if path is not None else ()),
-        *_run_checks(data, checks.INTEGRITY_CHECKS, where),
+    place = Path(path or data.metadata.get("path", "."))
+    findings = [
+        *(check_files(place, checksums=False) if path is not None else ()),
+        *_run_checks(data, checks.INTEGRITY_CHECKS, place),
     ]
-    raise_on_errors(found, where, ignore, training_data=data if training else None, columns=column_options(data))
-    return [code for code in ignore if code not in {f.code for f in found}]
+    raise_on_errors(findings, place, ignore, training_data=data if training else None, columns=column_options(data))
+    return [code for code in ignore if code not in {f.code for f in findings}]
 
 
 def training_warnings(data: Dataset) -> list[str]:
@@ -120,19 +120,20 @@ def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collect
         training_data: The data, if they are trained on. Then values that are not finite are refused in any case.
         columns: The option with which the data were opened: see `column_options`.
     """
-    wrong = [f for f in found if f.severity == "error" and f.code not in ignore]
+    errors = [f for f in found if f.severity == "error" and f.code not in ignore]
     if training_data is not None and (not_finite := [
             f for f in found if f.code == "not-finite" and role(f.where.feature or "") in ("observation", "action")]):
         lines = "\n".join(f"  {f.code}: {f.message}" for f in not_finite[:10])
         raise DataError(f"policies cannot be trained on values that are not finite:\n{lines}", where=where,
                         hint=_deletion_hint(training_data, where))
-    if wrong:
-        codes = list(dict.fromkeys(f.code for f in wrong))
-        lines = [f"  {f.code}: {f'{f.where}: ' if str(f.where) else ''}{f.message}" for f in _sort_findings(wrong)[:10]]
+    if errors:
+        codes = list(dict.fromkeys(f.code for f in errors))
+        lines = [f"  {f.code}: {f'{f.where}: ' if str(f.where) else ''}{f.message}"
+                 for f in _sort_findings(errors)[:10]]
         raise DataError(
-            f"the audit finds {pluralize(len(wrong), 'error')}:\n"
+            f"the audit finds {pluralize(len(errors), 'error')}:\n"
             + "\n".join(lines)
-            + ("\n  ..." if len(wrong) > 10 else ""),
+            + ("\n  ..." if len(errors) > 10 else ""),
             where=where,
             hint=f"{command_line('audit', where, *columns)} explains them; "
             + (
@@ -164,27 +165,27 @@ def _run_checks(data: Dataset, chosen: Iterable[checks.Check], path: Path,
         yield from checks.reader_warnings(data)
         yield Finding("no-episodes", "note", "the data set has no episodes", "record some", Location())
         return
-    told = set()
+    reported = set()
     for done, check in enumerate(chosen, 1):
         try:
-            found = list(check(data))
-            yield from found
-            if check is checks.check_rows and found:
+            findings = list(check(data))
+            yield from findings
+            if check is checks.check_rows and findings:
                 return  # the other checks assume columns of one shape
         except UserError as error:  # a column that is read only now; several checks may find the same error
-            if str(error) not in told:
-                told.add(str(error))
+            if str(error) not in reported:
+                reported.add(str(error))
                 yield finding_from_error(error, path, data[0].steps)
         if progress is not None:
             progress(done, len(chosen))
 
 
-def _sort_findings(found: Iterable[Finding]) -> tuple[Finding, ...]:
+def _sort_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Errors first. A remark of the reader about a file with an error is dropped."""
-    found = list(dict.fromkeys(found))
-    known = {f.where.file for f in found if f.severity == "error" and f.code not in _UNREADABLE_CODES}
-    found = [f for f in found if f.code not in _UNREADABLE_CODES or f.where.file not in known]
-    return tuple(sorted(found, key=lambda f: _ORDER.index(f.severity)))
+    unique = list(dict.fromkeys(findings))
+    damaged_files = {f.where.file for f in unique if f.severity == "error" and f.code not in _UNREADABLE_CODES}
+    remaining = [f for f in unique if f.code not in _UNREADABLE_CODES or f.where.file not in damaged_files]
+    return tuple(sorted(remaining, key=lambda f: _ORDER.index(f.severity)))
 
 
 def _scores(data: Dataset) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -194,7 +195,7 @@ def _scores(data: Dataset) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]
     roles = {role(n) for n, f in data.features().items() if f.kind in ("vector", "discrete", "image")}
     if not {"observation", "action"} <= roles:
         return {}, {}  # a finding says so
-    found, lowest = {}, {}
+    scores, lowest = {}, {}
     for name, make in SCORES.items():
         if name in NETWORK_SCORES:
             continue
@@ -202,10 +203,10 @@ def _scores(data: Dataset) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]
             score = make()
             if isinstance(score, StepScore):
                 steps = score.steps(data)
-                found[name] = score.of_episodes(steps)
+                scores[name] = score.of_episodes(steps)
                 lowest[name] = np.array([np.nanargmin(s) if np.isfinite(s).any() else -1 for s in steps])
             else:
-                found[name] = score(data)
+                scores[name] = score(data)
         except UserError:
             continue
-    return found, lowest
+    return scores, lowest

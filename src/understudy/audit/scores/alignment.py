@@ -126,9 +126,9 @@ def aligned_steps(
         now = np.stack([embedded[i][place[i]] for i in asked])  # (V, D)
         winners = []
         for i in asked:
-            rest = embedded[i][place[i]:]
-            votes = (now[asked != i] @ rest.T).argmax(1)
-            winners.append(rest[np.bincount(votes).argmax()])
+            remaining = embedded[i][place[i]:]
+            votes = (now[asked != i] @ remaining.T).argmax(1)
+            winners.append(remaining[np.bincount(votes).argmax()])
         reference = np.mean(winners, 0)
         for i in range(n):
             ahead = embedded[i][place[i] + 1:]

@@ -71,31 +71,31 @@ def action_dependence(data: Dataset, column: str = "observation.state", n_steps:
         >>> keep = tuple(f.component for f in found if f.may_be_cause)
         >>> method = replace(method, transforms=(SelectComponents("observation.state", keep),))
     """
-    features, where = data.features(), str(data.metadata.get("path", "data set"))
+    features, place = data.features(), str(data.metadata.get("path", "data set"))
     for name in (column, action):
         if name not in features or features[name].kind != "vector" or len(features[name].shape) != 1:
-            raise UserError(f"there is no vector column {name!r} among {', '.join(sorted(features))}", where=where,
+            raise UserError(f"there is no vector column {name!r} among {', '.join(sorted(features))}", where=place,
                             hint="name the columns (column=..., action=...)")
     if n_steps < 1:
         raise UserError(f"n_steps is {n_steps}, but a test needs at least one step", where="n_steps",
                         hint="use 1 or more, such as 4")
     long = [i for i, length in enumerate(data.lengths) if length >= n_steps]
     if len(long) < 2 * _GROUPS:
-        raise UserError(f"{len(long)} episodes have {n_steps} steps, but a test needs {2 * _GROUPS}", where=where,
+        raise UserError(f"{len(long)} episodes have {n_steps} steps, but a test needs {2 * _GROUPS}", where=place,
                         hint="record more episodes, or test fewer steps (n_steps=...)")
     read = [data[i].steps for i in long]
-    seen = np.stack([np.asarray(steps[column][:n_steps], np.float64) for steps in read], 1)  # (n_steps, E, S)
+    observations = np.stack([np.asarray(steps[column][:n_steps], np.float64) for steps in read], 1)  # (n_steps, E, S)
     done = np.stack([np.asarray(steps[action][:n_steps], np.float64) for steps in read], 1)  # (n_steps, E, A)
-    if not (np.isfinite(seen).all() and np.isfinite(done).all()):
-        raise UserError("there are values that are not finite", where=where, hint="understudy audit names the steps")
+    if not (np.isfinite(observations).all() and np.isfinite(done).all()):
+        raise UserError("there are values that are not finite", where=place, hint="understudy audit names the steps")
     acted = [_centered_distances(standardized(a)) for a in done]
-    found = []
-    for i in range(seen.shape[2]):
+    dependences = []
+    for i in range(observations.shape[2]):
         limits = [_dependence(_centered_distances(standardized(s[:, [i]])), a)
-                  for s, a in zip(seen, acted, strict=True)]
+                  for s, a in zip(observations, acted, strict=True)]
         estimate, upper = np.array(limits).T
-        found.append(ActionDependence(column, i, estimate, upper, floor))
-    return found
+        dependences.append(ActionDependence(column, i, estimate, upper, floor))
+    return dependences
 
 
 def _centered_distances(x: np.ndarray) -> np.ndarray:

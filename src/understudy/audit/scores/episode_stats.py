@@ -166,14 +166,15 @@ def discretize(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple
                                     and f.kind in ("vector", "discrete")))
     columns = []
     for name in (*inputs, *action_columns(features, str(reference.metadata.get("path", "data set")))):
-        mine, theirs = (np.concatenate([_rows(e, name) for e in d])
-                        for d in (data, reference))
+        rows, reference_rows = (np.concatenate([_rows(e, name) for e in d])
+                                for d in (data, reference))
         if features[name].kind == "discrete":
-            columns.append(mine.astype(np.int64))
+            columns.append(rows.astype(np.int64))
             continue
-        theirs = theirs[np.isfinite(theirs).all(1)]
-        low, high = (theirs.min(0), theirs.max(0)) if len(theirs) else np.zeros((2, mine.shape[1]))
-        share = np.nan_to_num((mine - low) / np.where(high > low, high - low, 1), nan=-1, posinf=2, neginf=-1)
+        reference_rows = reference_rows[np.isfinite(reference_rows).all(1)]
+        low, high = ((reference_rows.min(0), reference_rows.max(0)) if len(reference_rows)
+                     else np.zeros((2, rows.shape[1])))
+        share = np.nan_to_num((rows - low) / np.where(high > low, high - low, 1), nan=-1, posinf=2, neginf=-1)
         columns.append(np.clip(share * bins, 0, bins - 1).astype(np.int64))
     return np.unique(np.concatenate(columns, 1), axis=0, return_inverse=True)[1].reshape(-1)
 
@@ -196,9 +197,9 @@ class Novelty(Score):
 
     def __call__(self, data):
         which = discretize(data, data, self.n_bins, self.inputs)
-        mine = [np.unique(w) for w in np.split(which, np.cumsum([len(e) for e in data])[:-1])]
-        owners = np.bincount(np.concatenate(mine)) if mine else np.zeros(0, int)
-        return np.array([(owners[m] == 1).mean() if len(m) else np.nan for m in mine])
+        episode_cells = [np.unique(w) for w in np.split(which, np.cumsum([len(e) for e in data])[:-1])]
+        owners = np.bincount(np.concatenate(episode_cells)) if episode_cells else np.zeros(0, int)
+        return np.array([(owners[m] == 1).mean() if len(m) else np.nan for m in episode_cells])
 
 
 # -- critical steps -------------------------------------------------------------------------------------------

@@ -87,8 +87,8 @@ class Influence(Score):
         policy, was = self.policy, self.policy.training
         policy.eval()
         try:
-            wanted = sum(w * self._gradient(self.rollouts, i) for i, w in enumerate(weight)) / len(weight)
-            return np.array([float(self._gradient(data, i) @ wanted) for i in range(len(data))])
+            weighted_gradient = sum(w * self._gradient(self.rollouts, i) for i, w in enumerate(weight)) / len(weight)
+            return np.array([float(self._gradient(data, i) @ weighted_gradient) for i in range(len(data))])
         finally:
             policy.train(was)
 
@@ -102,8 +102,8 @@ class Influence(Score):
         batch = windows.gather(at, rng).to(policy.device)
         loss = policy.loss(batch, Generator(policy.device).manual_seed(self.seed)).sum() / batch.mask.sum()
         weights = [p for p in policy.parameters() if p.requires_grad]
-        found = torch.autograd.grad(loss, weights, allow_unused=True)
-        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, weights,
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, weights,
                                                                                           strict=True)]).cpu().double()
 
 
@@ -140,9 +140,11 @@ class ValidationWeights(Score):
         x, y, tx, ty = (torch.as_tensor(v) for v in (table.state, table.action, test.state[test.is_complete],
                                                      test.action[test.is_complete]))
         episode, whole = torch.as_tensor(table.episode), torch.as_tensor(np.flatnonzero(table.is_complete))
-        given = torch.as_tensor(np.stack([_scaled_ranks(s(data)) for s in self.base_scores], 1), dtype=torch.float32) \
-            if self.base_scores else torch.eye(len(data))
-        logits = torch.zeros(given.shape[1], requires_grad=True)
+        features = torch.eye(len(data))
+        if self.base_scores:
+            ranks = [_scaled_ranks(score(data)) for score in self.base_scores]
+            features = torch.as_tensor(np.stack(ranks, 1), dtype=torch.float32)
+        logits = torch.zeros(features.shape[1], requires_grad=True)
         net = NetworkEnsemble(x.shape[1], y.shape[1], seed=self.seed)
         theta = {k: v.detach().clone() for k, v in net.named_parameters()}
         rng, optim = Generator().manual_seed(self.seed), torch.optim.Adam([logits], 0.05)
@@ -153,7 +155,7 @@ class ValidationWeights(Score):
         for _ in range(self.n_updates):
             at = whole[torch.randint(len(whole), (self.batch_size,), generator=rng)]
             theta = {k: v.requires_grad_() for k, v in theta.items()}
-            share = torch.softmax((given @ logits)[episode[at]], 0)
+            share = torch.softmax((features @ logits)[episode[at]], 0)
             slope = torch.autograd.grad((share * losses(theta, x[at], y[at])).sum(), list(theta.values()),
                                         create_graph=True)
             after = {k: v - self.lr * g for (k, v), g in zip(theta.items(), slope, strict=True)}
@@ -163,7 +165,7 @@ class ValidationWeights(Score):
             (logits.grad,) = torch.autograd.grad(outer, [logits])
             optim.step()
             theta = {k: v.detach() for k, v in after.items()}
-        return (given @ logits).detach().double().numpy()
+        return (features @ logits).detach().double().numpy()
 
 
 @dataclass(frozen=True)
@@ -202,8 +204,8 @@ class FilterLikeYouTest(StepScore):
         scorer = self._train(learned, StepTable.from_data(self.downstream, like=learned))
         table = learned if self.pool is None else StepTable.from_data(data, like=learned)
         with torch.no_grad():
-            found = scorer(_state_and_action(table))[0, :, 0].double().numpy()
-        return table.split(np.where(table.is_complete, found, np.nan))
+            step_scores = scorer(_state_and_action(table))[0, :, 0].double().numpy()
+        return table.split(np.where(table.is_complete, step_scores, np.nan))
 
     def downstream_signal(self, gradient: Mapping[str, Tensor], update: int) -> Mapping[str, Tensor]:
         """The direction in the weights of the reference model by which steps are judged.
@@ -234,8 +236,8 @@ class FilterLikeYouTest(StepScore):
             after = {k: (v - self.lr * g).detach().requires_grad_() for (k, v), g in zip(theta.items(), slope,
                                                                                          strict=True)}
             some = torch.randint(len(tx), (self.batch_size,), generator=rng)
-            found = torch.autograd.grad(losses(after, tx[some], ty[some]).mean(), list(after.values()))
-            signal = self.downstream_signal(dict(zip(after, found, strict=True)), n)
+            gradients = torch.autograd.grad(losses(after, tx[some], ty[some]).mean(), list(after.values()))
+            signal = self.downstream_signal(dict(zip(after, gradients, strict=True)), n)
             # What the downstream loss changes by, to first order, when the update changes with the shares.
             change = -self.lr * torch.stack([(g * signal[k]).sum() for k, g in zip(theta, slope, strict=True)]).sum()
             optim.zero_grad()

@@ -60,12 +60,12 @@ class MarkKeyframes(Operation):
 
         Errors are means over the components of the action, in units of their variance.
         """
-        features, where = data.features(), str(data.metadata.get("path", "data set"))
-        names = action_columns(features, where)
+        features, place = data.features(), str(data.metadata.get("path", "data set"))
+        names = action_columns(features, place)
         pack = PackedColumns.from_episodes(data, names)
         action = action_numbers(pack, names, features)
         if not np.isfinite(action).all():
-            raise UserError("there are actions that are not finite", where=where,
+            raise UserError("there are actions that are not finite", where=place,
                             hint="understudy audit names the steps")
         action = standardized(action).astype(np.float32)
         _, step = episode_and_step(pack.lengths)

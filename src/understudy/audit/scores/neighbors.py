@@ -31,20 +31,20 @@ def nearest_neighbors(points: np.ndarray, episode: np.ndarray, count: int, candi
     """
     tree = cKDTree(points[candidates])
     whose = episode[candidates]
-    far = np.full((len(points), count), np.inf)
-    near = np.zeros((len(points), count), np.int64)
-    left, ask = np.arange(len(points)), min(2 * count + 2, len(candidates))
-    while len(left):
-        away, which = tree.query(points[left], np.arange(1, ask + 1), workers=-1)
-        theirs = whose[which] != episode[left][:, None]
-        order = np.argsort(~theirs, axis=1, kind="stable")[:, :count]
-        theirs, away, which = (np.take_along_axis(x, order, 1) for x in (theirs, away, which))
-        full = theirs.all(1) & (theirs.shape[1] == count) | (ask == len(candidates))
-        n = theirs.shape[1]
-        far[left[full], :n] = np.where(theirs, away, np.inf)[full]
-        near[left[full], :n] = candidates[which][full]
-        left, ask = left[~full], min(4 * ask, len(candidates))
-    return far, near
+    distances = np.full((len(points), count), np.inf)
+    indices = np.zeros((len(points), count), np.int64)
+    pending, ask = np.arange(len(points)), min(2 * count + 2, len(candidates))
+    while len(pending):
+        away, which = tree.query(points[pending], np.arange(1, ask + 1), workers=-1)
+        is_other = whose[which] != episode[pending][:, None]
+        order = np.argsort(~is_other, axis=1, kind="stable")[:, :count]
+        is_other, away, which = (np.take_along_axis(x, order, 1) for x in (is_other, away, which))
+        full = is_other.all(1) & (is_other.shape[1] == count) | (ask == len(candidates))
+        n = is_other.shape[1]
+        distances[pending[full], :n] = np.where(is_other, away, np.inf)[full]
+        indices[pending[full], :n] = candidates[which][full]
+        pending, ask = pending[~full], min(4 * ask, len(candidates))
+    return distances, indices
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,12 @@ class NeighborScore(StepScore):
             among = np.sort(np.random.default_rng(self.seed).choice(among, self.max_steps, replace=False))
         if len(set(table.episode[among].tolist())) < 2:  # no other episode
             return table.split(np.full(len(table), np.nan))
-        far, near = nearest_neighbors(
+        distances, indices = nearest_neighbors(
             principal_components(self.search_space(table)), table.episode, self.n_neighbors, among
         )
-        found = np.isfinite(far)
-        return table.split(self.score_neighbors(table, far, np.where(found, near, near[:, :1]), found))
+        is_valid = np.isfinite(distances)
+        indices = np.where(is_valid, indices, indices[:, :1])
+        return table.split(self.score_neighbors(table, distances, indices, is_valid))
 
     def search_space(self, table: StepTable) -> np.ndarray:
         """The points in which neighbors are searched, (N, D). By default the states."""
@@ -179,11 +180,11 @@ class TransitionDiversity(NeighborScore):
 
     def score_neighbors(self, table, distances, indices, is_valid):
         change = table.next_state - table.state
-        known = table.has_next
-        spread = change[known].std(0) if known.any() else np.ones(change.shape[1])
+        has_next = table.has_next
+        spread = change[has_next].std(0) if has_next.any() else np.ones(change.shape[1])
         change = np.where(spread > 1e-6, change / np.maximum(spread, 1e-6), 0)
-        theirs = np.concatenate([change[:, None], change[indices]], 1)
-        return _variance(theirs, np.c_[known, is_valid & known[indices]])
+        changes = np.concatenate([change[:, None], change[indices]], 1)
+        return _variance(changes, np.c_[has_next, is_valid & has_next[indices]])
 
 
 @dataclass(frozen=True)
@@ -233,8 +234,8 @@ class LocalUnimodality(NeighborScore):
     def score_neighbors(self, table, distances, indices, is_valid):
         state = principal_components(table.state).astype(np.float64)
         group = np.concatenate([np.arange(len(indices))[:, None], indices], 1)
-        found = [_two_groups(_residuals(state, table.action, group[i:i + BLOCK])) for i in range(0, len(group), BLOCK)]
-        return np.where(is_valid.all(1), -np.concatenate(found), np.nan)
+        scores = [_two_groups(_residuals(state, table.action, group[i:i + BLOCK])) for i in range(0, len(group), BLOCK)]
+        return np.where(is_valid.all(1), -np.concatenate(scores), np.nan)
 
 
 BLOCK = 8192  # steps whose neighbors are in memory at once
@@ -257,8 +258,8 @@ def _two_groups(actions: np.ndarray) -> np.ndarray:
     spread = np.einsum("nki,nkj->nij", a, a) / k
     values, axes = np.linalg.eigh(spread)
     along = np.sort(np.einsum("nki,ni->nk", a, axes[:, :, -1]), 1)
-    left = np.cumsum(along, 1)[:, :-1]
+    sums = np.cumsum(along, 1)[:, :-1]
     n = np.arange(1, k)
-    between = (left**2 * (1 / n + 1 / (k - n)) / k).max(1)  # the mean is 0
+    between = (sums**2 * (1 / n + 1 / (k - n)) / k).max(1)  # the mean is 0
     share = between / np.maximum(values[:, -1], 1e-12)
     return np.clip((share - 0.75) / 0.25, 0, 1) * np.minimum(values[:, -1], 1)

@@ -120,9 +120,10 @@ class Compatibility(StepScore):
 
     def steps(self, data):
         return [
-            np.where(u > found.novelty_threshold, 1.0, 1 - np.minimum(e / max(found.error_threshold, 1e-12), 1.0))
+            np.where(u > comparison.novelty_threshold, 1.0,
+                     1 - np.minimum(e / max(comparison.error_threshold, 1e-12), 1.0))
             * np.where(np.isfinite(e), 1.0, np.nan)
-            for found, e, u in self._compare_folds(data)
+            for comparison, e, u in self._compare_folds(data)
         ]
 
     def compare_to_base(self, data: Dataset) -> CompatibilityResult:
@@ -138,8 +139,8 @@ class Compatibility(StepScore):
 
     def _compare_folds(self, data):
         if self.base is not None:
-            found = self.compare_to_base(data)
-            return [(found, e, u) for e, u in zip(found.error, found.novelty, strict=True)]
+            comparison = self.compare_to_base(data)
+            return [(comparison, e, u) for e, u in zip(comparison.error, comparison.novelty, strict=True)]
         table = StepTable.from_data(data, self.inputs)
         if len(data) < 2:
             nan = np.full(int(table.length.sum()), np.nan)
@@ -147,28 +148,28 @@ class Compatibility(StepScore):
         fold = np.random.default_rng(self.seed).permutation(len(data)) % min(self.folds, len(data))
         out = [None] * len(data)
         for part in range(fold.max() + 1):
-            found = self._compare_tables(table, fold != part, table)
+            comparison = self._compare_tables(table, fold != part, table)
             for i in np.flatnonzero(fold == part):
-                out[i] = (found, found.error[i], found.novelty[i])
+                out[i] = (comparison, comparison.error[i], comparison.novelty[i])
         return out
 
     def _compare_tables(self, base: StepTable, mine: np.ndarray, table: StepTable) -> CompatibilityResult:
         episodes = np.flatnonzero(mine)
-        far, novel = self.error_threshold, self.novelty_threshold
-        if far is None or novel is None:
+        error_limit, novelty_limit = self.error_threshold, self.novelty_threshold
+        if error_limit is None or novelty_limit is None:
             half = np.random.default_rng(self.seed).permutation(len(episodes)) % 2 == 0
             if half.all():  # a single episode
                 half = None
             error, spread = [], []
-            for known, new in (((episodes[half], episodes[~half]), (episodes[~half], episodes[half]))
-                               if half is not None else ((episodes, episodes),)):
-                e, u = self._ensemble_error(base, known, base, new)
+            for fitted, tested in (((episodes[half], episodes[~half]), (episodes[~half], episodes[half]))
+                                   if half is not None else ((episodes, episodes),)):
+                e, u = self._ensemble_error(base, fitted, base, tested)
                 error.append(e)
                 spread.append(u)
-            far = float(np.quantile(np.concatenate(error), 0.95)) if far is None else far
-            novel = float(np.quantile(np.concatenate(spread), 0.95)) if novel is None else novel
+            error_limit = float(np.quantile(np.concatenate(error), 0.95)) if error_limit is None else error_limit
+            novelty_limit = float(np.quantile(np.concatenate(spread), 0.95)) if novelty_limit is None else novelty_limit
         error, spread = self._ensemble_error(base, episodes, table, None)
-        return CompatibilityResult(table.split(error), table.split(spread), far, novel)
+        return CompatibilityResult(table.split(error), table.split(spread), error_limit, novelty_limit)
 
     def _ensemble_error(self, base, known, table, which):
         at = np.isin(base.episode, known) & base.is_complete
@@ -228,17 +229,17 @@ class Expertise(StepScore):
         y = y[:, torch.as_tensor(np.ptp(table.action[whole], axis=0) > 0)]  # constant components carry no information
         even = -float((y[whole].amax(0) - y[whole].amin(0)).log().sum())
         means = NetworkEnsemble(x.shape[1], y.shape[1], seed=self.seed)
-        seen = NetworkEnsemble(x.shape[1], self.n_components, seed=self.seed + 1)
+        state_features = NetworkEnsemble(x.shape[1], self.n_components, seed=self.seed + 1)
         skill = nn.Parameter(torch.zeros(int(who.max()) + 1, self.n_components))
         noise = nn.Parameter(torch.zeros(y.shape[1]))
         rng = Generator().manual_seed(self.seed)
-        optim = torch.optim.Adam([{"params": [*means.parameters(), *seen.parameters(), noise], "lr": 3e-3},
+        optim = torch.optim.Adam([{"params": [*means.parameters(), *state_features.parameters(), noise], "lr": 3e-3},
                                   {"params": [skill], "lr": 3e-2}])
         rate = torch.optim.lr_scheduler.CosineAnnealingLR(optim, self.n_updates)
 
         def logit(at):
             # a part of the expertise is the same in all states
-            f = torch.cat([seen(x[at])[0, :, 1:], torch.ones(len(at), 1)], 1)
+            f = torch.cat([state_features(x[at])[0, :, 1:], torch.ones(len(at), 1)], 1)
             return (f * skill[person[at]]).sum(1) + 1.0
 
         for _ in range(self.n_updates):

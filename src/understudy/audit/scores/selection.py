@@ -52,16 +52,18 @@ def select_within_budget(
                         f"{price.shape} and are at least {price.min(initial=np.inf):g}, and values have shape "
                         f"{value.shape}", where="choose",
                         hint="give one number of each for every candidate, or none if all are alike")
-    known = np.zeros((0, points.shape[1])) if existing is None else np.asarray(existing, float)
+    reference = np.zeros((0, points.shape[1])) if existing is None else np.asarray(existing, float)
     # Without existing data, all are equally far, and the value decides.
-    away = np.min([np.linalg.norm(points - k, axis=1) for k in known], 0) if len(known) else np.ones(len(points))
-    first, left, chosen = not len(known), float(budget), []
+    away = np.ones(len(points))
+    if len(reference):
+        away = np.min([np.linalg.norm(points - k, axis=1) for k in reference], 0)
+    first, remaining_budget, chosen = not len(reference), float(budget), []
     while True:
-        able = (price <= left + 1e-12) & ~np.isin(np.arange(len(points)), chosen)
+        able = (price <= remaining_budget + 1e-12) & ~np.isin(np.arange(len(points)), chosen)
         if not able.any():
             return chosen
         best = int(np.argmax(np.where(able, away * value / price, -np.inf)))
         chosen.append(best)
-        left -= price[best]
+        remaining_budget -= price[best]
         step = np.linalg.norm(points - points[best], axis=1)
         away, first = (step if first else np.minimum(away, step)), False

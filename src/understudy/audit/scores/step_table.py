@@ -45,15 +45,15 @@ class StepTable:
             inputs = like.inputs
         inputs = inputs or tuple(sorted(k for k, f in features.items() if k.startswith("observation.")
                                         and f.kind in ("vector", "discrete") and f.size))
-        where = str(data.metadata.get("path", "data set"))
+        place = str(data.metadata.get("path", "data set"))
         for name in inputs:
             if name not in features or features[name].kind not in ("vector", "discrete"):
                 raise UserError(f"there is no numeric column {name!r} among {', '.join(sorted(features))}",
-                                where=where, hint="name the columns that the score reads (inputs=...)")
+                                where=place, hint="name the columns that the score reads (inputs=...)")
         if not inputs:
-            raise UserError(f"there is no numeric observation among {', '.join(sorted(features))}", where=where,
+            raise UserError(f"there is no numeric observation among {', '.join(sorted(features))}", where=place,
                             hint="scores read numbers, not images: add a column, such as the features of a network")
-        actions = action_columns(features, where)
+        actions = action_columns(features, place)
         pack = PackedColumns.from_episodes(data, (*inputs, *actions))
         length = pack.lengths
         episode, step = episode_and_step(length)
@@ -65,7 +65,7 @@ class StepTable:
         units = like.scales if like is not None else (*_mean_and_std(state[whole]), *_mean_and_std(action[whole]))
         if like is not None and (state.shape[1] != len(units[0]) or action.shape[1] != len(units[2])):
             raise UserError(f"states have {state.shape[1]} numbers and actions {action.shape[1]}, but those to compare "
-                            f"with have {len(units[0])} and {len(units[2])}", where=where,
+                            f"with have {len(units[0])} and {len(units[2])}", where=place,
                             hint="compare data of one robot")
 
         def scaled(x, centre, spread):
@@ -88,8 +88,8 @@ class StepTable:
 
     def split(self, values: np.ndarray) -> Sequence[np.ndarray]:
         """Divides values of steps among episodes: (N,) -> (T,) for each episode. NaN at steps that are not complete."""
-        found = np.where(self.is_complete, np.asarray(values, float), np.nan)
-        return np.split(found, np.cumsum(self.length)[:-1])
+        complete_values = np.where(self.is_complete, np.asarray(values, float), np.nan)
+        return np.split(complete_values, np.cumsum(self.length)[:-1])
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Means of values of steps (N,) over each episode, (E,). NaN values are left out."""
@@ -134,8 +134,8 @@ def action_numbers(pack: PackedColumns, names: Sequence[str], features: Mapping[
 
 
 def _numbers(pack: PackedColumns, name: str, episode: np.ndarray, step: np.ndarray) -> np.ndarray:
-    found = pack.columns[name].gather(episode, step[:, None])[:, 0]
-    return found.reshape(len(found), -1).astype(np.float64)
+    rows = pack.columns[name].gather(episode, step[:, None])[:, 0]
+    return rows.reshape(len(rows), -1).astype(np.float64)
 
 
 def _one_hot(classes: np.ndarray) -> np.ndarray:

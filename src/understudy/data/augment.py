@@ -18,24 +18,17 @@ from ..hints import nearest_names
 
 
 class Augmentation(ABC):
-    """Config of an augmentation. Subclasses are frozen dataclasses.
-
-    Attributes:
-        changes_images: Whether it changes the pixels of images.
-    """
+    """Config of an augmentation. Subclasses are frozen dataclasses."""
 
     changes_images: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, obs: Mapping[str, Tensor], rng: Generator) -> Mapping[str, Tensor]:
-        """Return changed observations. The argument is not modified.
+        """Return changed observations of the same shapes. The argument is not modified.
 
         Args:
             obs: ``{name: (B, To, *feature)}`` as recorded, not coded.
             rng: Source of all randomness, on the device of the observations.
-
-        Returns:
-            The observations, of the same shapes.
         """
 
     @property
@@ -44,14 +37,7 @@ class Augmentation(ABC):
         return ()
 
     def check_features(self, features: Schema) -> None:
-        """Check that this fits what a policy reads. By default it does.
-
-        Args:
-            features: The columns that the policy reads.
-
-        Raises:
-            UserError: A column is missing or cannot be changed in this way.
-        """
+        """Raise UserError if the policy reads no column that this can change. By default all features fit."""
 
 
 @part
@@ -61,7 +47,6 @@ class ConditionDropout(Augmentation):
     The policy then also learns to act without it, for classifier-free guidance or for a sensor that may fail.
 
     Args:
-        key: The column.
         p: Fraction of windows.
 
     References:
@@ -93,9 +78,6 @@ class ModalityDropout(Augmentation):
 
     The policy then learns to act with any one of them, such as a goal that is an observation or a sentence. The column
     is drawn among those that are present at the newest row, each with the same probability.
-
-    Args:
-        keys: The columns.
 
     References:
         Reuss et al. (2024), Multimodal Diffusion Transformer: Learning Versatile Behavior from Multimodal Goals,
@@ -161,11 +143,7 @@ class RandomMasking(Augmentation):
     policy that predicts all entries then learns to complete a trajectory from any of them.
 
     Args:
-        keys: The columns.
-        ratios: Fractions of hidden entries. At least one entry is shown.
-
-    Raises:
-        UserError: There is no ratio, or one is not between 0 and 1.
+        ratios: Fractions of hidden entries, from 0 to 1. At least one entry is shown.
 
     References:
         He et al. (2022), Masked Autoencoders Are Scalable Vision Learners, arXiv:2111.06377.
@@ -210,7 +188,6 @@ class GaussianNoise(Augmentation):
     """Adds Gaussian noise to every row of a vector.
 
     Args:
-        key: The column.
         std: Standard deviation in the units of the data: one number, or one per component.
     """
 
@@ -235,7 +212,6 @@ class ColorJitter(Augmentation):
     Each factor is drawn once per window from [1 - value, 1 + value], because light does not change between two frames.
 
     Args:
-        key: The column of images.
         brightness: Scales the pixels.
         contrast: Scales the distance of the pixels from the mean gray of the image.
         saturation: Scales the distance of the pixels from their own gray (weights of ITU-R BT.601).
@@ -267,7 +243,6 @@ class RandomShift(Augmentation):
     needs no center crop when acting.
 
     Args:
-        key: The column of images.
         pixels: Largest shift. DrQ uses 4 for images of 84 x 84 pixels.
 
     References:
@@ -297,11 +272,7 @@ class RandomShift(Augmentation):
 
 
 def camera_jitter(features: Schema | None) -> tuple[ColorJitter, ...]:
-    """Return a `ColorJitter` for each camera.
-
-    Args:
-        features: The columns of the data. None if they are not known yet.
-    """
+    """Return a `ColorJitter` for each camera. `features` is None if the columns are not known yet."""
     return tuple(ColorJitter(k) for k, f in (features or {}).items() if f.kind == "image")
 
 

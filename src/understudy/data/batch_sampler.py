@@ -22,16 +22,12 @@ class BatchSampler(ABC):
 
     @abstractmethod
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Return one batch.
+        """Return the rows `rows` of one batch.
 
         Args:
             size: Number of windows in the whole batch.
             step: Number of the batch, from 0.
-            seed: Seed of the random order.
             rows: The rows of the batch to return. With several processes, each process asks for its part.
-
-        Returns:
-            The rows `rows` of the batch of `size` windows.
         """
 
 
@@ -46,12 +42,8 @@ class MixtureSampler(BatchSampler):
     steps is exact.
 
     Args:
-        samplers: The samplers. Their batches must have the same columns and shapes.
-        weights: Fraction of each batch that comes from each sampler. They need not add up to 1.
-
-    Raises:
-        UserError: There is no sampler, the numbers of samplers and weights differ, or the weights are negative,
-            not finite or all zero.
+        samplers: At least one. Their batches must have the same columns and shapes.
+        weights: Fraction of each batch that comes from each sampler, not negative. They need not add up to 1.
 
     Example:
         >>> sampler = MixtureSampler((policy.windows(demos), policy.windows(play)), weights=(0.5, 0.5))
@@ -74,28 +66,17 @@ class MixtureSampler(BatchSampler):
         self._cumulative = np.cumsum(values) / values.sum()
 
     def rows_per_sampler(self, size: int, step: int) -> list[int]:
-        """Return how many rows of a batch come from each sampler. They add up to `size`.
+        """Return how many rows of batch `step`, from 0, come from each sampler. They add up to `size`.
 
         Systematic sampling: the boundaries between samplers are shifted by an offset in [0, 1) that is spread evenly
         over the steps.
-
-        Args:
-            size: Number of windows in the batch.
-            step: Number of the batch, from 0.
         """
         offset = step * GOLDEN_RATIO % 1
         ends = np.floor(np.round(self._cumulative * size, 9) + offset).astype(int)
         return np.diff(ends, prepend=0).tolist()
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Return one batch. Its arguments are those of `BatchSampler.batch`.
-
-        Args:
-            size: Number of windows in the whole batch.
-            step: Number of the batch, from 0.
-            seed: Seed of the random order. Each sampler gets another seed, derived from it.
-            rows: The rows of the batch to return.
-        """
+        """Return one batch: see `BatchSampler.batch`. Each sampler gets another seed, derived from `seed`."""
         low, high, _ = rows.indices(size)
         parts, begin = [], 0
         seeds = keys(seed, range(len(self.samplers))).tolist()  # two samplers over the same data draw differently

@@ -45,11 +45,7 @@ def folder() -> Path:
 
 
 def max_bytes() -> int:
-    """Return the size limit of all entries together, in bytes.
-
-    Raises:
-        UserError: `UNDERSTUDY_CACHE_GB` is not a positive number.
-    """
+    """Return the size limit of all entries together, in bytes. `UNDERSTUDY_CACHE_GB` must be positive."""
     text = os.environ.get("UNDERSTUDY_CACHE_GB", "20")
     try:
         size = float(text)
@@ -68,12 +64,7 @@ def json_digest(*parts) -> str:
 
 
 def files_digest(files: Iterable[Path], *parts) -> str:
-    """Return 32 hex digits that identify files by path, inode, size and times, together with plain JSON values.
-
-    Args:
-        files: The files.
-        *parts: Plain JSON values.
-    """
+    """Return 32 hex digits that identify files by path, inode, size and times, together with plain JSON values."""
     stats = [(file, file.stat()) for file in files]
     return json_digest([[str(file.resolve()), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for file, s in stats],
                        *parts)
@@ -88,14 +79,10 @@ def memmap_arrays(key: str, size: int, build: Callable[[Path], None], descriptio
     """Return the arrays of an entry by name, as read-only memory maps.
 
     Args:
-        key: Name of the entry.
-        size: Size of the entry in bytes.
+        size: Size of the entry in bytes. It must fit into the limit and the free disk space.
         build: Fills a folder with arrays made by `create_array`. It runs only if the entry does not exist, in one of
             the processes that need it. The entry is written completely or not at all.
         description: What error messages call the entry.
-
-    Raises:
-        UserError: The entry is larger than the limit or the free disk space.
     """
     place = folder() / key
     for _ in range(3):  # another process may remove the entry between build and use
@@ -124,9 +111,6 @@ def columns(key: str, layout: Mapping[str, tuple[tuple[int, ...], Any]], fill: C
         layout: Shape and dtype of each array, by name.
         fill: Writes the values into the arrays. It runs only if the entry does not exist.
         what: What error messages call the source.
-
-    Raises:
-        UserError: The arrays are larger than the limit or the free disk space.
     """
     size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
 
@@ -139,17 +123,7 @@ def columns(key: str, layout: Mapping[str, tuple[tuple[int, ...], Any]], fill: C
 
 
 def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.memmap:
-    """Create an array in an entry that is being built.
-
-    Args:
-        folder: Folder of the entry.
-        name: Name of the array.
-        shape: Its shape.
-        dtype: Its dtype.
-
-    Returns:
-        A writable memory map.
-    """
+    """Create an array in the folder of an entry that is being built. Return it as a writable memory map."""
     path = folder / f"{quote(name, safe='')}.npy"
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if sys.platform == "linux":  # so that a full disk raises an error here, instead of a signal when a page is written
@@ -182,15 +156,7 @@ def _build_entry(folder: Path, size: int, build, what: str) -> None:
 
 
 def check_free_space(size: int, folder: Path) -> None:
-    """Check that a disk has enough free space.
-
-    Args:
-        size: Number of bytes to write.
-        folder: A folder on the disk.
-
-    Raises:
-        UserError: There is less free space.
-    """
+    """Raise UserError if the disk of `folder` has less than `size` bytes of free space."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=folder,
@@ -199,12 +165,7 @@ def check_free_space(size: int, folder: Path) -> None:
 
 @contextmanager
 def disk_errors(where: Path, fix: str = "free some space, and run the same again") -> Iterator[None]:
-    """Turn errors about a full disk, a quota or a file size limit into `UserError`. A context manager.
-
-    Args:
-        where: What is written, for the error message.
-        fix: The hint of the error message.
-    """
+    """Turn errors about a full disk, a quota or a file size limit into `UserError`. A context manager."""
     try:
         yield
     except OSError as error:
@@ -214,9 +175,7 @@ def disk_errors(where: Path, fix: str = "free some space, and run the same again
 
 
 def _evict(max_bytes: int, making: Path) -> None:
-    """Removes incomplete entries of killed processes, then the least recently used entries until the rest is within the
-    limit.
-    """
+    """Removes entries of killed processes, then the least recently used ones until the rest fits the limit."""
     for part in making.parent.glob(".*.part"):
         # we hold the lock of `making`
         if part.name.startswith(f".{making.name}.") or _seconds_since_use(part) > _STALE_SECONDS:

@@ -95,7 +95,7 @@ class CodecModule(nn.Module, ABC):
         do not belong to the target.
 
         Args:
-            other: A codec of a target with as many components, with statistics.
+            other: A codec with statistics, of a target with as many components.
 
         Returns:
             A sentence for an error message, or None if the same code means the same value.
@@ -112,16 +112,7 @@ class Codec(ABC):
 
     @abstractmethod
     def build(self, features: Schema, inputs: tuple[str, ...], target: str) -> CodecModule:
-        """Build the module.
-
-        Args:
-            features: Features of the inputs and the target.
-            inputs: Names of the observations.
-            target: Name of the column to predict.
-
-        Returns:
-            A module without statistics.
-        """
+        """Build the module, without statistics. `target` is the column to predict."""
 
 
 Scale = Literal["zscore", "minmax", "quantile", "identity"]
@@ -144,8 +135,6 @@ class Normalizer(Codec):
     largest entry, as float32. The bytes of a text are such classes.
 
     Args:
-        obs: Scale of the observations.
-        target: Scale of the target.
         relative: An observation whose newest row is subtracted from the target before scaling, so that absolute
             positions become displacements. Executors still see absolute positions.
         components: Pairs (component of the target, component of `relative`), where the two correspond only in part.
@@ -396,10 +385,7 @@ def _relative_columns(config: Normalizer, features: Schema, inputs: tuple[str, .
 
 
 class _Affine(nn.Module):
-    """coded = (x - offset) / scale. Where scale is 0, the code is 0 and is decoded as offset.
-
-    With groups, offset and scale have one row per group.
-    """
+    """coded = (x - offset) / scale, with one row per group. Where scale is 0, the code is 0, decoded as offset."""
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
@@ -440,11 +426,7 @@ def _short(numbers: Tensor) -> str:
 
 
 class _RunningStatistics:
-    """Statistics of rows that arrive in parts.
-
-    Means and variances are merged as in Chan et al. (1979), in float64. Percentiles are exact up to `max_samples` rows,
-    and above that those of a uniform random sample of as many rows.
-    """
+    """Merges statistics as Chan et al. (1979). Percentiles are of at most `max_samples` rows, drawn at random."""
 
     max_samples = 2**18
 

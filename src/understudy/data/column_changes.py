@@ -48,11 +48,7 @@ class ColumnChange(ABC):
         """Return a recorded episode with the columns."""
 
     def check_online(self) -> None:
-        """Check before acting that the columns can be computed while acting.
-
-        Raises:
-            UserError: A setting fits recorded episodes alone.
-        """
+        """Raise UserError before acting if a setting fits recorded episodes alone."""
 
     def start(self, obs: Mapping[str, Tensor], key: Tensor) -> State:
         """Return the state before the first step: nested dicts of tensors, rows first.
@@ -70,11 +66,7 @@ class ColumnChange(ABC):
 
         Args:
             obs: The current observation, (B, ...).
-            last: The step before.
             state: What `start` or the last `step` returned. It is not changed in place.
-
-        Raises:
-            UserError: A value that is needed is not known, such as the reward on a robot.
         """
 
     def transform_action(self, action: Tensor, size: int | None) -> Tensor:
@@ -91,10 +83,6 @@ def changed_features(features: Schema, changes: Iterable[EpisodeTransform]) -> d
     """Return the columns of an environment after column changes.
 
     A change that does not fit the columns leaves them as they are.
-
-    Args:
-        features: The columns of the environment.
-        changes: The column changes, in order.
     """
     def zeros(f: Feature, rows: int):
         return np.zeros((rows, *f.shape), "U1" if f.kind == "string" else f.dtype)
@@ -121,8 +109,6 @@ class ReturnToGo(ColumnChange):
 
     Args:
         discount: Each reward is weighted by `discount` to the power of its distance.
-        column: Name of the reward column.
-        into: Name of the new column.
         target: Target return while acting. None: `--condition` or an `ObservationWrapper` gives it as the column
             `into`.
         subtract_rewards: While acting, subtract each received reward from the target. False asks for the same return
@@ -177,7 +163,6 @@ class TimeLeft(ColumnChange):
     """Adds the number of steps until the end of the episode, (T+1, 1): T at the first step and 0 after the last.
 
     Args:
-        into: Name of the new column.
         length: Number of steps of an episode while acting. None: `--condition` or an `ObservationWrapper` gives it as
             the column `into`.
     """
@@ -211,7 +196,6 @@ class Progress(ColumnChange):
     """Adds the elapsed fraction of the episode, (T+1, 1): 0 at the first step and 1 after the last.
 
     Args:
-        into: Name of the new column.
         length: Number of steps of an episode while acting.
     """
 
@@ -240,10 +224,6 @@ class LastAction(ColumnChange):
 
     Before the first step it is zero. For discrete actions each value is increased by one, and 0 means that there was no
     action yet.
-
-    Args:
-        column: Name of the action column.
-        into: Name of the new column.
     """
 
     column: str = "action"
@@ -307,7 +287,6 @@ class OptionalColumn(ColumnChange):
     Train with `augment.ConditionDropout` or `augment.ModalityDropout`. For texts use ``TaskText(optional=True)``.
 
     Args:
-        column: The column, such as a goal.
         like: An observed column of the same shape and type. Zeros of this shape take the place of a missing column.
     """
 
@@ -333,7 +312,6 @@ class ColumnPadding(ColumnChange):
     ``Normalizer(group_by=...)`` the padded components are constant for each robot. They are coded and decoded as 0.
 
     Args:
-        column: Name of the column.
         size: Number of components after padding.
     """
 
@@ -423,12 +401,7 @@ class SelectComponents(ColumnChange):
 
 @dataclass(frozen=True)
 class Rename(ColumnChange):
-    """Renames a column.
-
-    Args:
-        column: Name of the column.
-        into: Its new name.
-    """
+    """Renames a column."""
 
     column: str
     into: str

@@ -33,19 +33,13 @@ Selection = Mapping[str, Sequence[str]]
 
 
 def parse_columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Parse the arguments of ``--columns``, such as "state=q1,q2".
+    """Parse the arguments of ``--columns``, such as "state=q1,q2": the parts of each new column by its name.
 
     Args:
         texts: One text for each new column: its name, "=", and the columns that it is made of. "state" stands for
             `observation.state`, "reward" for `next.reward`, and an unknown NAME for `observation.NAME`. A last column
             that ends in ":classes" or ":quantities" says what the whole numbers of the new column are. "episode" names
             the column that tells episodes apart, and "episode_lengths" an array of their numbers of steps.
-
-    Returns:
-        The columns that each new column is made of, by its name.
-
-    Raises:
-        ConfigError: A text does not have this form, or a name is given twice.
     """
     found: dict[str, tuple[str, ...]] = {}
     for text in texts:
@@ -69,17 +63,10 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
     """Open a data set and select its columns.
 
     Args:
-        path: A file or folder of demonstrations.
         columns: For each new column, the columns that it is made of, concatenated in order (see `parse_columns`). Other
             columns stay as they are. By default nothing is selected.
         open: `open_dataset` or `preview_dataset`.
         **options: Options of the format.
-
-    Returns:
-        The data set.
-
-    Raises:
-        UserError: It cannot be opened, or there is no such column.
 
     Example:
         >>> data = open_columns("runs.csv", {"observation.state": ("q1", "q2"), "action": ("u1", "u2")})
@@ -124,15 +111,11 @@ def open_as_read(path: str | Path, given: Mapping[str, Any], stored: Mapping[str
     """Open a data set as other data were read, if it can be read so.
 
     Args:
-        path: A file or folder of demonstrations.
         given: Options of `open_columns` that the user gave. They win over those that are stored.
         stored: The options with which other data were read.
 
     Returns:
         The data set, and whether stored options were used.
-
-    Raises:
-        UserError: It cannot be opened.
     """
     given = {name: value for name, value in given.items() if value}
     extra = {name: value for name, value in stored.items() if name not in given}
@@ -188,10 +171,8 @@ class SelectedColumns(WrapperSource):
     """Another source in which some columns are concatenations of others.
 
     Args:
-        inner: The other source.
         selection: For each new column the columns or components that it is made of. A component is written NAME_0 or
             NAME[0], or by its own name.
-        where: The data set, for error messages.
     """
 
     def __init__(self, inner: ColumnSource, selection: Selection, where: str):
@@ -334,9 +315,7 @@ class _PlainNpzSource(NpzSource):
 
 
 def _unknown_names(path: Path) -> str | None:
-    """The columns of a file in no known format, if it can be opened by naming its columns. None if they have the names
-    that policies read, so that something else is missing.
-    """
+    """The columns of a file in no known format, for the user to name. None if they have the names of policies."""
     try:
         if hdf5_files(path):
             names = array_names(path)
@@ -357,13 +336,7 @@ def _episodes_hint(path: Path) -> str:
 
 
 def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequence[str]]) -> Dataset | None:
-    """A CSV, .npz or HDF5 file, or a folder of them, whatever the columns are called. None for all other formats.
-
-    Args:
-        path: The file or folder.
-        boundary: The column or array that tells episodes apart, as `episode` or `episode_lengths`.
-        selected: The columns that the user named.
-    """
+    """A CSV, .npz or HDF5 file, or a folder of them, whatever the columns are called. None for all other formats."""
     try:
         path, kind = detect_format(path)
     except UserError:  # with other names it may still be read

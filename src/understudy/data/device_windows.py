@@ -17,11 +17,8 @@ CHUNK_BYTES = 64 * 2**20  # bytes that are copied at a time, so that a mapped fi
 def to_device(sampler: BatchSampler, device: torch.device) -> BatchSampler:
     """Return the same batches, made on the device from columns that are stored there.
 
-    Columns are copied if they fill no more than a quarter of the free memory. The rest is for what an update needs.
-
-    Args:
-        sampler: Windows, or a mixture of them. Another sampler is returned as it is.
-        device: Where the network trains. On the CPU, windows are returned as they are.
+    Columns are copied if they fill no more than a quarter of the free memory. The rest is for what an update needs. On
+    the CPU, samplers are returned as they are. So is a sampler that is neither windows nor a mixture of them.
     """
     if isinstance(sampler, MixtureSampler):
         return MixtureSampler([to_device(part, device) for part in sampler.samplers], sampler.weights)
@@ -33,9 +30,7 @@ def to_device(sampler: BatchSampler, device: torch.device) -> BatchSampler:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return how many bytes of data may be copied to a device: a quarter of the free memory of a GPU, and none on the
-    CPU.
-    """
+    """Return how many bytes of data a device may get: a quarter of the free memory of a GPU, none on the CPU."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
 
 
@@ -47,12 +42,7 @@ class _RowIndices(PackedColumn):
 
 
 class DeviceWindows(Windows):
-    """Windows whose batches are made on the device. They have the same rows as those of `windows`.
-
-    Args:
-        windows: Windows over data in main memory or in memory maps.
-        device: Where the columns are copied to.
-    """
+    """The same windows, with batches that are made on the device."""
 
     def __init__(self, windows: Windows, device: torch.device):
         self.__dict__.update(windows.__dict__)

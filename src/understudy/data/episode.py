@@ -27,14 +27,11 @@ class Episode:
     that is not asked for.
 
     Args:
-        steps: The columns, ``{name: (T, *shape)}`` or (T + 1, *shape). It may be a lazy mapping.
+        steps: The columns, ``{name: (T, *shape)}`` or (T + 1, *shape), numbers, flags or text. A lazy mapping is not
+            checked here.
         metadata: Metadata of the whole episode ("seed", "number", "success", ...), plain JSON values.
         rows: Number of steps, if it is known without reading. By default the length of the shortest column.
         schema: Features of the columns that are known without reading.
-
-    Raises:
-        DataError: A column is not an array of numbers, flags or text, or the lengths do not fit. The columns of a lazy
-            mapping are not read here.
     """
 
     steps: Mapping[str, np.ndarray]
@@ -68,11 +65,7 @@ class Episode:
         return min(len(column) for column in self.steps.values()) if self.rows is None else self.rows
 
     def replace(self, columns: Mapping[str, np.ndarray | None]) -> Episode:
-        """Return a copy with columns added, replaced or removed. Other columns stay lazy.
-
-        Args:
-            columns: The new columns. None removes a column.
-        """
+        """Return a copy with columns added, replaced, or removed (None). Other columns stay lazy."""
         return replace(
             self,
             steps=_ColumnOverrides(self.steps, columns),
@@ -132,9 +125,7 @@ class ColumnSource(ABC):
 
     Attributes:
         key: Digest of the content, which names its cache entry. Empty for episodes in memory.
-        schema: Features of the columns by name.
         lengths: Number of steps of each episode, (E,) int64.
-        metadata: Metadata of the whole data set.
     """
 
     key: str = ""
@@ -148,12 +139,7 @@ class ColumnSource(ABC):
 
     @abstractmethod
     def column(self, name: str, episode: int) -> np.ndarray:
-        """Return one column of one episode, (rows, *shape).
-
-        Args:
-            name: Name of the column.
-            episode: Number of the episode.
-        """
+        """Return one column of one episode, (rows, *shape)."""
 
     def packed_column(self, name: str) -> np.ndarray | None:
         """Return the rows of a column with all episodes end to end. None if they are not in one array."""
@@ -162,21 +148,13 @@ class ColumnSource(ABC):
     def frames(self, name: str, episode: int) -> Iterator[tuple[Any, np.ndarray]]:
         """Yield the images of a camera one at a time, so that an episode need not fit in memory.
 
-        Args:
-            name: Name of the image column.
-            episode: Number of the episode.
-
         Yields:
             A row or several rows of the episode, and the image that they have, uint8 (H, W, C). The order is arbitrary.
         """
         return enumerate(self.column(name, episode))
 
     def stream_episodes(self, first: int, stop: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """Read the columns of consecutive episodes that are cheaper to read once than to copy into the cache.
-
-        Args:
-            first: Number of the first episode.
-            stop: Number after the last episode.
+        """Read columns of the episodes `first` to `stop` - 1 that are cheaper to read once than to copy into the cache.
 
         Yields:
             ``{name: (rows, *shape)}`` for each episode in turn.
@@ -191,12 +169,7 @@ class ColumnSource(ABC):
         return len(self.lengths)
 
     def episode(self, number: int, read: Mapping[str, np.ndarray] | None = None) -> Episode:
-        """Return one episode, whose columns are read when they are asked for.
-
-        Args:
-            number: Number of the episode.
-            read: Columns that have been read already.
-        """
+        """Return one episode, whose columns are read when they are asked for. Those in `read` are read already."""
         return Episode(LazyColumns(self, number, read or {}), self.episode_metadata(number), int(self.lengths[number]),
                        self.schema)
 
@@ -205,20 +178,11 @@ class ColumnSource(ABC):
         return self.lengths[np.asarray(indices, np.int64)]
 
     def rows_of(self, name: str, indices: Indices) -> np.ndarray:
-        """Return the number of rows of a column in some episodes, (n,).
-
-        Args:
-            name: Name of the column.
-            indices: Numbers of the episodes, (n,).
-        """
+        """Return the number of rows of a column in the episodes `indices`, (n,)."""
         return self.rows(name)[np.asarray(indices, np.int64)]
 
     def contiguous(self, name: str, indices: Indices) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Locate some episodes of a column in one array.
-
-        Args:
-            name: Name of the column.
-            indices: Numbers of the episodes, (n,).
+        """Locate the episodes `indices`, (n,), of a column in one array.
 
         Returns:
             The array, (N, *shape); the row at which each episode begins, (n,); and the number of rows of each episode,
@@ -313,11 +277,9 @@ class EpisodeList(ColumnSource):
 
 
 class LabeledEpisodes(EpisodeList):
-    """The episodes of a data set with further columns.
+    """The episodes of a data set with further columns after their own.
 
     Args:
-        data: The data set.
-        features: The features of the further columns, which the episodes have after their own.
         columns: Returns the further columns of an episode by its number in the data set. Each has a row for each step.
     """
 
@@ -369,7 +331,6 @@ class Dataset(Sequence[Episode]):
     """A sequence of episodes from a source.
 
     Args:
-        source: Where the columns come from, or the episodes themselves.
         metadata: Metadata of the data set: "format", "version", "path", "fps", "robot_type", "warnings". By default
             those of the source.
         indices: Numbers of the episodes in the source, in order. By default all of them.
@@ -431,15 +392,7 @@ class Dataset(Sequence[Episode]):
         return self.source.rows_of(name, self.indices)
 
     def frames(self, name: str, episode: int) -> Iterator[tuple[Any, np.ndarray]]:
-        """Yield the images of a camera as they are decoded.
-
-        Args:
-            name: Name of the image column.
-            episode: Number of the episode.
-
-        Yields:
-            A row or several rows of the episode, and the image that they have, uint8 (H, W, C). The order is arbitrary.
-        """
+        """Yield the images of a camera as they are decoded: see `ColumnSource.frames`."""
         return self.source.frames(name, self.indices[episode])
 
     def column(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -465,9 +418,6 @@ class Dataset(Sequence[Episode]):
         """Return the features of the first episode by column.
 
         If the source does not give the number of classes of a discrete column, it is counted over all episodes.
-
-        Raises:
-            DataError: There are no episodes.
         """
         if not len(self):
             raise DataError("there are no episodes", where=self.metadata.get("path", "data set"),
@@ -482,9 +432,7 @@ class Dataset(Sequence[Episode]):
         return features
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that identify all values, names, dtypes and metadata, in whatever format they are
-        stored.
-        """
+        """Return 16 hex digits that identify all values, names, dtypes and metadata, whatever the format."""
         digest = hashlib.sha256()
         for episode in self:
             digest.update(json.dumps(dict(episode.metadata), sort_keys=True, default=str).encode())
@@ -503,7 +451,6 @@ def episode_fingerprints(data: Dataset, columns: Sequence[str] | None = None) ->
     frames and metadata are not read.
 
     Args:
-        data: The episodes.
         columns: The columns to read. By default all numeric observations and actions.
 
     Returns:

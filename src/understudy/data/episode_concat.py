@@ -29,13 +29,11 @@ class EpisodeConcat(Operation):
     Args:
         field: Metadata field whose values are the groups, such as the proficiency of the demonstrator.
         groups: The values, worst first. Empty for all values in increasing order.
-        n_episodes: Number of joined episodes.
         per_group: Smallest and largest number of episodes of each group. A group with fewer gives all it has.
         order: ``"rising"`` has the groups in their order, ``"falling"`` in the opposite one. ``"shuffled"`` mixes the
             episodes of all groups, to compare with.
         into: Name of a new column, (T, 1), which is 1 at the first step of each episode, as `MultiTrialEnv` shows it.
             Empty for no such column.
-        seed: Random seed.
         same: Metadata field in which all episodes of a joined one are equal, such as the number of a goal that is not
             observed, so that the later episodes can be understood from the earlier ones. Each joined episode draws one
             of the values that every group has. Empty: any episodes are joined.

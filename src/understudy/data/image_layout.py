@@ -18,8 +18,6 @@ def image_layout_problem(name: str, feature: Feature, is_image: bool = False) ->
     `observation.image` or `observation.images.NAME` holds images. Depth maps stay numbers: "depth" is in their name.
 
     Args:
-        name: Name of the column.
-        feature: Its type and shape.
         is_image: Whether it is known to hold images, whatever its name.
 
     Returns:
@@ -62,16 +60,7 @@ def _problem(name: str, feature: Feature, what: str, code: str | None) -> tuple[
 
 
 def check_image_layout(features: Schema, columns: Iterable[str], where: str = "data set") -> None:
-    """Refuse columns that hold images in another layout than uint8 (H, W, C).
-
-    Args:
-        features: Features of the data.
-        columns: The columns to check.
-        where: What the error message calls the data.
-
-    Raises:
-        DataError: A column holds images in another layout. The message says how to convert it.
-    """
+    """Refuse columns that hold images in another layout than uint8 (H, W, C)."""
     for name in columns:
         if (found := image_layout_problem(name, features[name])) is not None:
             raise DataError(found[0], where=where, hint=found[1])

@@ -52,7 +52,6 @@ class JournalWriter:
     If a write fails (a full disk), the segment is cut back to its last complete record, and the OSError is raised.
 
     Args:
-        folder: Folder of the journal.
         header: Information for LeRobot that is written at the start of each segment, JSON values.
     """
 
@@ -67,7 +66,6 @@ class JournalWriter:
 
         Args:
             kind: Kind of the record: one letter (see the module).
-            *parts: The payload, in parts.
             first_episode: Number of the next finished episode, which names a new segment.
         """
         if self.segment is None:
@@ -104,11 +102,7 @@ class JournalWriter:
             os.fsync(self._handle)
 
     def rotate(self) -> Path | None:
-        """Start a new segment.
-
-        Returns:
-            The segment that is complete now. None if there is none.
-        """
+        """Start a new segment. Return the one that is complete now, or None if there is none."""
         complete = self.segment
         if complete is not None:
             self.sync()
@@ -118,23 +112,13 @@ class JournalWriter:
 
 
 def describe_columns(schema: Schema) -> dict[str, dict]:
-    """Describe the columns of a step as JSON values, in their order in a record. Text comes last, because its length
-    varies.
-    """
+    """Describe the columns of a step as JSON values, in their order in a record. Text is last: its length varies."""
     order = sorted(schema, key=lambda n: schema[n].kind == "string")
     return {n: asdict(schema[n]) for n in order}
 
 
 def pack_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
-    """Encode one row as bytes.
-
-    Args:
-        schema: The columns of a step.
-        values: Value by column, with the dtypes and shapes of `schema`. Columns may be missing.
-
-    Returns:
-        The payload, in parts.
-    """
+    """Encode one row as bytes, in parts. `values` have the dtypes and shapes of `schema`; columns may be missing."""
     out = []
     for name in columns_with_last_row(schema, values):
         value = values[name]
@@ -147,25 +131,12 @@ def pack_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
 
 
 def columns_with_last_row(schema: Schema, names) -> list[str]:
-    """Return the columns of `schema` that are in `names`, in their order in a record.
-
-    Args:
-        schema: The columns of a step.
-        names: Some columns.
-    """
+    """Return the columns of `schema` that are in `names`, in their order in a record."""
     return [n for n in sorted(schema, key=lambda n: schema[n].kind == "string") if n in names]
 
 
 def pack_last_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
-    """Encode the observation after the last action as bytes, with the names of its columns.
-
-    Args:
-        schema: The columns of a step.
-        values: Value by column.
-
-    Returns:
-        The payload, in parts.
-    """
+    """Encode the observation after the last action as bytes, in parts, with the names of its columns."""
     names = json.dumps(columns_with_last_row(schema, values)).encode()
     return [_LENGTH.pack(len(names)), names, *pack_row(schema, values)]
 
@@ -184,10 +155,7 @@ def episode_record(episode: Episode) -> list:
 
 
 class _SegmentBytes:
-    """The bytes of a segment. They stay readable if the file is removed meanwhile.
-
-    They are read and not mapped, because mapped pages count as memory of the process: an episode has gigabytes.
-    """
+    """The bytes of a segment, also if its file is removed. Not mapped: mapped pages count as memory of the process."""
 
     def __init__(self, path: Path):
         self._handle = os.open(path, os.O_RDONLY)
@@ -241,9 +209,6 @@ class JournalEpisode:
     """An episode in a segment. A column is assembled when it is asked for.
 
     Args:
-        bytes: The segment.
-        schema: The columns.
-        metadata: Metadata of the episode.
         steps: Position of each step in the segment, in bytes.
         last_row: The columns of the row after the last action, and its position.
         arrays: Dtype, shape and position of each column, for an episode that was added as a whole.
@@ -252,9 +217,9 @@ class JournalEpisode:
     bytes: _SegmentBytes
     schema: dict[str, Feature]
     metadata: dict[str, Any]
-    steps: list[int] = field(default_factory=list)  # position of each step
-    last_row: tuple[list[str], int] | None = None  # the columns of the last row, and its position
-    arrays: dict[str, tuple[str, tuple[int, ...], int]] | None = None  # of a whole episode: dtype, shape, position
+    steps: list[int] = field(default_factory=list)
+    last_row: tuple[list[str], int] | None = None
+    arrays: dict[str, tuple[str, tuple[int, ...], int]] | None = None
 
     def __len__(self) -> int:
         if self.arrays is not None:
@@ -326,7 +291,6 @@ class Segment:
     """The readable contents of a segment.
 
     Args:
-        path: The file.
         header: Information for LeRobot.
         episodes: Finished episodes.
         unfinished: An episode that was started, but neither finished nor discarded.
@@ -335,9 +299,9 @@ class Segment:
 
     path: Path
     header: dict[str, Any]
-    episodes: list[JournalEpisode]  # finished episodes
-    unfinished: JournalEpisode | None  # started, but neither finished nor discarded
-    problems: list[str]  # in words
+    episodes: list[JournalEpisode]
+    unfinished: JournalEpisode | None
+    problems: list[str]
 
     @property
     def first_episode(self) -> int:

@@ -45,15 +45,12 @@ def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> 
     Within a dataset all steps are equally likely.
 
     Args:
-        *parts: A dataset and its weight. Weights need not add up to 1.
+        *parts: A dataset, which has steps, and its weight, which is not negative. Weights need not add up to 1.
         **named_parts: The same with a name, to which `Stage.dataset` can refer.
 
     Returns:
         The episodes of all datasets in order, and the sampling weights: `policy.windows(data,
         sampling_weights=weights)`.
-
-    Raises:
-        UserError: A dataset has no steps, or weights are negative or all 0.
 
     Example:
         >>> data, weights = mix(demos=(demos, 0.5), play=(play, 0.5))

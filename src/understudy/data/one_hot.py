@@ -17,7 +17,6 @@ def encode_classes(classes: Tensor, num_classes: Sequence[int]) -> Tensor:
 
     Args:
         classes: Whole numbers (..., components).
-        num_classes: Number of classes of each component.
 
     Returns:
         float32 (..., sum(num_classes)).
@@ -29,11 +28,10 @@ def encode_classes(classes: Tensor, num_classes: Sequence[int]) -> Tensor:
 
 
 def decode_classes(scores: Tensor, num_classes: Sequence[int]) -> Tensor:
-    """The class with the largest score in each component.
+    """Return the class with the largest score in each component.
 
     Args:
         scores: One-hot vectors, logits or probabilities (..., sum(num_classes)).
-        num_classes: Number of classes of each component.
 
     Returns:
         int64 (..., components).
@@ -49,7 +47,6 @@ def map_components(function: Callable[[Tensor], Tensor], x: Tensor, num_classes:
     Args:
         function: From (..., n) to (..., n), such as a softmax over the last axis.
         x: (..., sum(num_classes)).
-        num_classes: Number of classes of each component.
 
     Returns:
         (..., sum(num_classes)).

@@ -40,11 +40,7 @@ class Operation(ABC):
 
     @abstractmethod
     def apply(self, data: Dataset) -> Dataset:
-        """Return the dataset after the operation.
-
-        Raises:
-            UserError: The operation does not fit the data.
-        """
+        """Return the dataset after the operation, or raise UserError if it does not fit the data."""
 
 
 # -- episodes ----------------------------------------------------------------------------------------------------------
@@ -52,11 +48,7 @@ class Operation(ABC):
 
 @dataclass(frozen=True)
 class Select(Operation):
-    """Select some episodes, in the given order. An episode may be selected twice.
-
-    Args:
-        episodes: Numbers of the episodes.
-    """
+    """Select some episodes, in the given order. An episode may be selected twice."""
 
     episodes: tuple[int, ...]
 
@@ -67,11 +59,7 @@ class Select(Operation):
 
 @dataclass(frozen=True)
 class Delete(Operation):
-    """Remove some episodes.
-
-    Args:
-        episodes: Numbers of the episodes.
-    """
+    """Remove some episodes."""
 
     episodes: tuple[int, ...]
 
@@ -83,15 +71,12 @@ class Delete(Operation):
 
 @dataclass(frozen=True)
 class Filter(Operation):
-    """Select the episodes whose field satisfies all given conditions.
+    """Select the episodes whose field (see `episode_values`) satisfies all given conditions.
 
     An episode without the field does not satisfy them. A field that is a list satisfies them if one of its items does.
 
     Args:
-        field: The field: see `episode_values`.
         equals: The value must be one of these.
-        at_least: The value must be at least this number.
-        at_most: The value must be at most this number.
         negate: Select the other episodes.
 
     Example:
@@ -124,13 +109,9 @@ class Filter(Operation):
 
 @dataclass(frozen=True)
 class Sort(Operation):
-    """Sort the episodes by a field.
+    """Sort the episodes by a field (see `episode_values`).
 
     Episodes with equal values keep their order. Episodes without the field come last.
-
-    Args:
-        by: The field: see `episode_values`.
-        descending: Largest value first.
     """
 
     by: str
@@ -149,12 +130,7 @@ class Sort(Operation):
 
 @dataclass(frozen=True)
 class Sample(Operation):
-    """Draw episodes without replacement, and keep their order.
-
-    Args:
-        count: Number of episodes to draw.
-        seed: Random seed.
-    """
+    """Draw episodes without replacement, and keep their order."""
 
     count: int
     seed: int = 0
@@ -167,12 +143,7 @@ class Sample(Operation):
 
 
 def permutation(n: int, seed: int) -> list[int]:
-    """Return the numbers 0 to n - 1 in random order. It is the same on every machine and with every version of NumPy.
-
-    Args:
-        n: How many numbers.
-        seed: Random seed.
-    """
+    """Return 0 to n - 1 in random order. It is the same on every machine and with every version of NumPy."""
     return np.argsort(keys(seed, np.arange(n)).numpy(), kind="stable").tolist()
 
 
@@ -248,26 +219,15 @@ def _assign_exactly(sizes: Sequence[int], parts: int, distance: Callable[[Sequen
 class Merge(Operation):
     """Join the episodes of several datasets, one dataset after the other.
 
-    The columns are those of the first dataset. All datasets must have them with the same shapes. Numbers of different
-    widths are converted to the wider dtype. fps and robot_type become None if they differ. `audit.compatibility` checks
-    in more detail whether datasets go together.
-
-    Args:
-        drop_columns: Columns of the first dataset to leave out.
+    The columns are those of the first dataset without `drop_columns`. All datasets must have them with the same shapes.
+    Numbers of different widths are converted to the wider dtype. fps and robot_type become None if they differ.
+    `audit.compatibility` checks in more detail whether datasets go together.
     """
 
     drop_columns: tuple[str, ...] = ()
 
     def apply(self, data: Dataset, *others: Dataset) -> Dataset:
-        """Return the joined dataset.
-
-        Args:
-            data: The first dataset.
-            *others: The other datasets.
-
-        Raises:
-            UserError: A dataset lacks a column, or its shape differs.
-        """
+        """Return the joined dataset."""
         every = [data, *others]
         joined = ConcatSource(
             [(d.source, list(d.indices)) for d in every if len(d)], self.drop_columns
@@ -286,12 +246,7 @@ class Merge(Operation):
 
 @dataclass(frozen=True)
 class Rename(Operation):
-    """Rename a column.
-
-    Args:
-        column: The column.
-        into: Its new name.
-    """
+    """Rename a column."""
 
     column: str
     into: str
@@ -307,11 +262,7 @@ class Rename(Operation):
 
 @dataclass(frozen=True)
 class Drop(Operation):
-    """Remove some columns.
-
-    Args:
-        columns: Names of the columns.
-    """
+    """Remove some columns."""
 
     columns: tuple[str, ...]
 
@@ -429,7 +380,6 @@ class Label(Operation):
     for False, it is False at every step; for True, the last step becomes True unless another step already is.
 
     Args:
-        field: Name of the field.
         value: Its value: text for "task", True or False for "success".
         episodes: Numbers of the episodes to label. By default all.
     """
@@ -457,14 +407,8 @@ def episode_values(data: Dataset, field: str) -> list[Any]:
 
     A field is one of these: "length", the number of steps; "episode", the number of the episode; a key of the metadata
     ("a.b" for a key in another one); "success" or "task", which are also read from their columns; a column with the
-    same value at all steps of an episode. Several tasks of an episode become one text, "a; b".
-
-    Args:
-        data: The episodes.
-        field: Name of the field.
-
-    Raises:
-        UserError: No episode has the field, or a column has several values in an episode.
+    same value at all steps of an episode. Several tasks of an episode become one text, "a; b". At least one
+    episode must have the field.
     """
     if field == "length":
         return data.lengths.tolist()
@@ -506,7 +450,6 @@ class RenamedSource(WrapperSource):
     """Some columns of another source, under other names.
 
     Args:
-        inner: The other source.
         names: The old name of each column by its new name. Other columns are left out.
     """
 
@@ -533,7 +476,6 @@ class ConcatSource(WrapperSource):
 
     Args:
         parts: The sources, each with the numbers of its episodes.
-        leave_out: Columns to leave out.
     """
 
     def __init__(self, parts: Sequence[tuple[ColumnSource, Sequence[int]]], leave_out: Sequence[str] = ()):
@@ -577,7 +519,6 @@ class SlicedSource(WrapperSource):
     """Another source in which each episode is cut to some of its steps.
 
     Args:
-        inner: The other source.
         start: First step of each episode, (E,).
         stop: Step after the last of each episode, (E,).
     """
@@ -614,10 +555,8 @@ class ResampledSource(WrapperSource):
     """Another source at another number of steps per second: see `Resample`.
 
     Args:
-        inner: The other source.
         old: Its steps per second. None if they are not known: it must then have the column `timestamp`.
         fps: New number of steps per second.
-        rule: Values of a new step: "last", "nearest" or "linear".
     """
 
     def __init__(self, inner: ColumnSource, old: float | None, fps: float, rule: str):
@@ -714,12 +653,7 @@ def _interpolate(column, last, at, times):
 
 
 class LabeledSource(WrapperSource):
-    """Another source with a metadata field of some episodes set: see `Label`.
-
-    Args:
-        inner: The other source.
-        label: The field, its value and the episodes.
-    """
+    """Another source with a metadata field of some episodes set: see `Label`."""
 
     def __init__(self, inner: ColumnSource, label: Label):
         super().__init__(inner, label.field, label.value, label.episodes)

@@ -27,8 +27,8 @@ class PackedColumn:
     """
 
     array: np.ndarray
-    starts: np.ndarray  # (E,) int64
-    lengths: np.ndarray  # (E,) int64
+    starts: np.ndarray
+    lengths: np.ndarray
     constant: bool = False
 
     def gather(
@@ -50,14 +50,8 @@ class PackedColumn:
     def flat_indices(
         self, episode: np.ndarray, row: np.ndarray, clip_start: bool = True, clip_end: bool = True
     ) -> np.ndarray:
-        """Return the indices of rows in `array`, (B, n). Columns with the same starts and lengths have the same
-        indices.
-
-        Args:
-            episode: Number of the episode, (B,).
-            row: Rows of the episode, (B, n).
-            clip_start: Whether rows may be before the start of the episode. False saves time.
-            clip_end: Whether rows may be after the end of the episode. False saves time.
+        """Return the indices of rows in `array`, (B, n). The arguments are those of `gather`.
+        Columns with the same starts and lengths have the same indices.
         """
         first = self.starts[episode][:, None]
         if self.constant:
@@ -79,25 +73,15 @@ class PackedColumns:
     """Several columns of the same episodes.
 
     Args:
-        columns: The columns by name.
         lengths: Number of steps of each episode, (E,).
     """
 
     columns: dict[str, PackedColumn]
-    lengths: np.ndarray  # (E,) steps of each episode
+    lengths: np.ndarray
 
     @staticmethod
     def from_episodes(data: Dataset, names: Iterable[str]) -> PackedColumns:
-        """Pack columns of a dataset.
-
-        Args:
-            data: The episodes.
-            names: Names of the columns.
-
-        Raises:
-            UserError: There are no episodes, an episode lacks a column, or the shape of a column differs between
-                episodes.
-        """
+        """Pack columns of a dataset. Each must be in all episodes and have one shape."""
         if not len(data) or not data.lengths.any():
             check_steps(data)
         length, columns = data.lengths, {}
@@ -123,10 +107,6 @@ def check_columns(data: Dataset, names: Iterable[str]) -> None:
 
     A training checks all of its episodes before it divides them, so that messages count the episodes as the user does.
 
-    Args:
-        data: The episodes.
-        names: Names of the columns.
-
     Raises:
         UserError: A column is missing in an episode, or its shape or its number of rows does not fit. The message names
             episode and column.
@@ -140,11 +120,7 @@ def check_columns(data: Dataset, names: Iterable[str]) -> None:
 
 
 def check_steps(data: Dataset) -> None:
-    """Check that there are episodes, and that every episode has steps.
-
-    Raises:
-        UserError: There are no episodes, or an episode is empty.
-    """
+    """Raise UserError if there are no episodes, or if an episode has no steps."""
     if not len(data):
         raise UserError("there are no episodes", where=data.metadata.get("path", "data set"),
                         hint="record some (understudy record ENV --out DATA --episodes 20)")
@@ -174,9 +150,7 @@ def _step_shape(data: Dataset, episode: Episode, i: int, name: str) -> tuple[int
 
 
 def _deduplicate(array: np.ndarray, known: list[np.ndarray]) -> np.ndarray:
-    """Return an equal array from `known`, if there is one. Gathering from one array instead of several equal ones reads
-    less memory.
-    """
+    """Return an equal array from `known`, if there is one. To gather from one array reads less memory."""
     if (same := next((a for a in known if np.array_equal(a, array)), None)) is not None:
         return same
     known.append(array)
@@ -204,11 +178,7 @@ def _pack_column(parts: list[np.ndarray], length: np.ndarray) -> PackedColumn:
 
 
 def _shared_memory(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
-    """One array over the memory of all parts, and the row at which each begins.
-
-    The parts must be rows of the same layout in the same memory: whole arrays, some of their columns, or views with
-    another dtype. Otherwise None.
-    """
+    """One array over the memory of all parts, and the row at which each begins. None if their layouts differ."""
     low = min(parts, key=_address)
     step = low.strides[0] if low.ndim else 0
     if step <= 0 or any(_base_array(p) is not _base_array(low) or p.strides != low.strides

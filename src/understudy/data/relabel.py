@@ -18,10 +18,6 @@ from .episode import Episode
 class Hindsight:
     """Adds the last observation of the episode as the goal of every step.
 
-    Args:
-        column: Column whose last row is the goal.
-        into: Name of the goal column.
-
     References:
         Ghosh et al. (2021), Learning to Reach Goals via Iterated Supervised Learning (GCSL), arXiv:1912.06088.
         Reuss et al. (2023), Goal-Conditioned Imitation Learning using Score-based Diffusion Policies (BESO),
@@ -40,13 +36,9 @@ class Hindsight:
 
 @dataclass(frozen=True)
 class NextObservation:
-    """Adds the next observation of each step, from which inverse dynamics tell the action.
+    """Adds the next observation of each step, from which inverse dynamics tell the action. The last one is repeated.
 
     While acting, a policy that plans states gives the column: see `InverseDynamicsPlanner`.
-
-    Args:
-        column: Name of an observation column.
-        into: Name of the new column. After the last observation it repeats the last one.
     """
 
     column: str = "observation.state"
@@ -63,10 +55,6 @@ class FirstObservation:
     """Adds the first observation of the episode as the goal of every step.
 
     While acting, the executor that chooses the goal gives the column: see `AlignedReplay`.
-
-    Args:
-        column: Name of an observation column.
-        into: Name of the goal column.
     """
 
     column: str = "observation.state"
@@ -119,7 +107,6 @@ class InterventionPenalty:
 
     Args:
         column: Column that is above 0 while a person controls the robot.
-        into: Name of the reward column.
 
     References:
         Luo et al. (2024), RLIF: Interactive Imitation Learning as Reinforcement Learning, arXiv:2311.12996.
@@ -135,11 +122,7 @@ class InterventionPenalty:
 
 @dataclass(frozen=True)
 class SelectColumns:
-    """Keeps some columns and removes all others.
-
-    Args:
-        columns: Names of the columns to keep.
-    """
+    """Keeps some columns and removes all others."""
 
     columns: tuple[str, ...]
 
@@ -157,13 +140,9 @@ class ConcatColumns:
     row), and a last component that is 1 where the first column is known and 0 where it is not.
 
     Args:
-        columns: Columns to join. The new column has as many rows as the first of them.
+        columns: Vectors of numbers. The new column has as many rows as the first of them.
         offset: Number of steps by which the columns after the first are later.
-        into: Name of the new column.
         known: Column that is not 0 at the steps where the first column is known. None if it is known everywhere.
-
-    Raises:
-        UserError: A column is missing or is not a vector of numbers.
 
     Example:
         >>> relabel = ConcatColumns(("action", "observation.state"), offset=8)

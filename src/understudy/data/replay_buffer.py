@@ -22,9 +22,6 @@ class ReplayBuffer(Dataset):
 
     A column that some episodes lack can be read from the others. A column has the widest numeric type of its episodes.
 
-    Args:
-        episodes: The first episodes.
-
     Example:
         >>> buffer = ReplayBuffer(demonstrations).extend(rollout(actor, env, 10))
         >>> sampler = policy.windows(buffer)
@@ -43,9 +40,6 @@ class ReplayBuffer(Dataset):
 
     def extend(self, episodes: Iterable[Episode]) -> ReplayBuffer:
         """Return a buffer with further episodes. This one stays as it is.
-
-        Args:
-            episodes: The new episodes.
 
         Raises:
             UserError: A column has another shape or another kind of values than before.

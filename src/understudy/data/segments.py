@@ -26,9 +26,7 @@ class LabeledSegment:
     """A part of an episode, and what was done in it.
 
     Args:
-        start: Its first step.
         stop: The step after its last step.
-        task: What was done, in words.
     """
 
     start: int
@@ -37,7 +35,7 @@ class LabeledSegment:
 
 
 def cut_segments(data: Dataset, segments: Sequence[Sequence[LabeledSegment]], extra_steps: int = 0) -> Dataset:
-    """Make an episode of each segment.
+    """Make an episode of each segment, ordered by episode and in the given order. There must be at least one.
 
     Segments may overlap, and steps in no segment are left out. Columns stay lazy. The words are the column and the
     metadata `task`, which `TaskText` reads. The metadata `segment` tells the number of the episode, the start and the
@@ -45,16 +43,8 @@ def cut_segments(data: Dataset, segments: Sequence[Sequence[LabeledSegment]], ex
     `Crop`, a column with a row after the last action keeps one.
 
     Args:
-        data: The long episodes.
-        segments: The segments of each episode.
         extra_steps: Number of steps to keep after the end of each segment, where the episode has them. They show the
             policy what to do when it is done. Where another task begins at once, they show the wrong thing.
-
-    Returns:
-        The segments, ordered by episode and in the given order.
-
-    Raises:
-        DataError: There is no segment, one is not a part of its episode, or its task is empty.
 
     Example:
         >>> pushes = cut_segments(play, [[LabeledSegment(0, 40, "push red left"), LabeledSegment(25, 90, "go up")]])
@@ -86,9 +76,6 @@ class SegmentDetector(ABC):
     def detect(self, episode: Episode) -> Sequence[LabeledSegment]:
         """Return the segments of an episode. They may overlap, and there may be none.
 
-        Args:
-            episode: A long episode.
-
         Raises:
             DataError: A column or a metadata field is missing or malformed. The message names it.
         """
@@ -118,11 +105,7 @@ class StoredSegments(SegmentDetector):
 
 @dataclass(frozen=True)
 class ColumnSegments(SegmentDetector):
-    """One segment for each run of steps with the same text in a column, such as the subtask. Empty text is no segment.
-
-    Args:
-        column: Name of the column of text.
-    """
+    """One segment for each run of steps with the same text in a column, such as the subtask. Empty text gives none."""
 
     column: str = "subtask"
 
@@ -146,7 +129,6 @@ class CutSegments(Operation):
     """Make an episode of each segment that a detector finds: see `cut_segments`.
 
     Args:
-        detector: Finds the segments of an episode. By default those in its metadata.
         extra_steps: Number of steps to keep after the end of each segment.
 
     References:

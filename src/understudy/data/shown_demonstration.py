@@ -30,8 +30,6 @@ class ShowDemonstration(Operation):
 
     Args:
         columns: Observed columns of numbers that a frame has, one after the other.
-        n_frames: Number of frames.
-        seed: Random seed.
 
     References:
         Duan et al. (2017), One-Shot Imitation Learning, arXiv:1703.07326, whose network reads the whole demonstration.
@@ -47,14 +45,7 @@ class ShowDemonstration(Operation):
         return tuple(f"{DEMONSTRATION}.{i}" for i in range(self.n_frames))
 
     def feature(self, features: Schema) -> Feature:
-        """Returns the feature of a frame.
-
-        Args:
-            features: The columns of the demonstrations.
-
-        Raises:
-            DataError: A column is missing, is not observed, or is not numeric.
-        """
+        """Returns the feature of a frame. The columns must be observed and numeric."""
         where, observed = "ShowDemonstration.columns", numeric_observations(features)
         hint = f"name some of {', '.join(observed)}" if observed else "no observation of the data is numeric"
         for name in self.columns:
@@ -70,9 +61,6 @@ class ShowDemonstration(Operation):
     def frames(self, episode: Episode) -> np.ndarray:
         """Returns the frames of an episode, (n_frames, D) float32.
 
-        Args:
-            episode: The demonstration.
-
         Raises:
             DataError: A column does not fit, or has NaN or infinite numbers.
         """
@@ -86,14 +74,7 @@ class ShowDemonstration(Operation):
         return np.concatenate([column[at].reshape(self.n_frames, -1) for column in rows], 1).astype(np.float32)
 
     def all_frames(self, data: Dataset) -> tuple[np.ndarray, list[str]]:
-        """Returns the frames of all episodes, (N, n_frames, D) float32, and their tasks. Each episode is read once.
-
-        Args:
-            data: The demonstrations.
-
-        Raises:
-            DataError: An episode does not fit.
-        """
+        """Returns the frames of all episodes, (N, n_frames, D) float32, and their tasks. Each episode is read once."""
         frames, tasks = [], []
         for number, episode in enumerate(data.iterate_once()):
             try:

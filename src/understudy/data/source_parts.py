@@ -28,36 +28,18 @@ _GROUPS = {"data": "demo_", "": "episode_"}  # group above the episodes: their p
 
 
 class SourceParts(ABC):
-    """A source that is split into parts.
-
-    Attributes:
-        path: The source.
-        names: Names of the parts.
-    """
+    """A source that is split into parts."""
 
     path: Path
     names: Sequence[str]
 
     @abstractmethod
     def copy_parts(self, names: Sequence[str], where: Path) -> Path:
-        """Make a data set of some parts.
-
-        Args:
-            names: Names of the parts.
-            where: An empty folder for the copy.
-
-        Returns:
-            The file or folder of the new data set.
-        """
+        """Make a data set of some parts in the empty folder `where`. Return its file or folder."""
 
 
 class FileParts(SourceParts):
-    """A folder whose files are its parts.
-
-    Args:
-        path: The folder.
-        files: The files.
-    """
+    """A folder whose files are its parts."""
 
     def __init__(self, path: Path, files: Sequence[Path]):
         self.path, self.names = path, [p.name for p in files]
@@ -83,9 +65,7 @@ class GroupParts(SourceParts):
 
     Args:
         path: The source: the file, or the folder that it is in.
-        file: The HDF5 file.
         above: Name of the group with the parts. Empty for the root.
-        names: Names of the parts.
     """
 
     def __init__(self, path: Path, file: Path, above: str, names: Sequence[str]):
@@ -157,9 +137,7 @@ def recover_parts(
     """Open the readable parts of a damaged source as one dataset.
 
     Args:
-        parts: The parts.
         folder: Folder for temporary copies.
-        report_loss: Called with the description of each loss.
         find_error: Returns why an episode of a dataset cannot be read. None if it can be read.
         options: Options of `preview_dataset`.
         metadata_path: Path of the source, next to which its sidecar file is.

@@ -50,7 +50,6 @@ class MemmapSource(ColumnSource):
     Images and text stay in the files of the source.
 
     Attributes:
-        path: The data set.
         row_counts: Number of rows of each column in each episode, (E,).
         flags: Columns that must contain 0 or 1 although their dtype is not bool.
     """
@@ -68,21 +67,11 @@ class MemmapSource(ColumnSource):
         """
 
     def read_text(self, name: str, episode: int) -> np.ndarray:
-        """Read a column of text, (rows,).
-
-        Args:
-            name: Name of the column.
-            episode: Number of the episode.
-        """
+        """Read a column of text, (rows,)."""
         raise NotImplementedError
 
     def location(self, name: str, episode: int) -> str:
-        """Say where a column of an episode is stored, for error messages: file and key.
-
-        Args:
-            name: Name of the column.
-            episode: Number of the episode.
-        """
+        """Say where a column of an episode is stored, for error messages: file and key."""
         return f"{self.path}, {name}, episode {episode}"
 
     @cached_property
@@ -117,15 +106,11 @@ class MemmapSource(ColumnSource):
 
         Args:
             values: Rows as they are stored, (rows, ...).
-            name: Name of the column.
             rows: Expected number of rows.
             at: Number of the first row, or of each row, counted over all episodes.
 
         Returns:
             (rows, *shape).
-
-        Raises:
-            UserError: The shape differs, or a flag is neither 0 nor 1.
         """
         f = self.schema[name]
         if values.shape[1:] != f.shape and values.size == rows * f.size and f.kind != "image":
@@ -143,12 +128,7 @@ class MemmapSource(ColumnSource):
         return values if f.kind == "string" else values.astype(f.dtype, copy=False)
 
     def where(self, name: str, row: int) -> str:
-        """Say where a row of a column is stored, for error messages.
-
-        Args:
-            name: Name of the column.
-            row: Number of the row, counted over all episodes.
-        """
+        """Say where a row of a column is stored, for error messages. Rows are counted over all episodes."""
         ends = np.cumsum(self.rows(name))
         episode = int(np.searchsorted(ends, row, side="right"))
         return f"{self.location(name, episode)}, row {row - int(ends[episode] - self.rows(name)[episode])}"
@@ -178,17 +158,10 @@ class ChunkedSource(MemmapSource):
 
     @abstractmethod
     def read_rows(self, files: Any, name: str, episode: int, first: int, stop: int) -> np.ndarray:
-        """Read rows of a column of one episode, as they are stored.
+        """Read the rows `first` to `stop` - 1 of a column of one episode as they are stored, (stop - first, ...).
 
         Args:
             files: What `open_files` returned.
-            name: Name of the column.
-            episode: Number of the episode.
-            first: First row.
-            stop: Row after the last.
-
-        Returns:
-            (stop - first, ...).
         """
 
     def open_files(self) -> AbstractContextManager:
@@ -196,16 +169,10 @@ class ChunkedSource(MemmapSource):
         return nullcontext()
 
     def read_episodes(self, files: Any, name: str, first: int, stop: int) -> np.ndarray:
-        """Read a numeric column of consecutive episodes.
+        """Read a numeric column of the episodes `first` to `stop` - 1, end to end, (n, *shape).
 
         Args:
             files: What `open_files` returned.
-            name: Name of the column.
-            first: Number of the first episode.
-            stop: Number after the last episode.
-
-        Returns:
-            The rows of all these episodes end to end, (n, *shape).
         """
         f, rows = self.schema[name], self.rows(name)[first:stop]
         out, at = np.empty((int(rows.sum()), *f.shape), f.dtype), 0
@@ -262,7 +229,6 @@ class WrapperSource(ColumnSource):
     """Another source, in which subclasses change something.
 
     Args:
-        inner: The other source.
         *settings: JSON values that the result depends on. They become part of the key.
     """
 
@@ -286,9 +252,7 @@ class WrapperSource(ColumnSource):
         return self.gather_rows(name)
 
     def gather_rows(self, name: str) -> np.ndarray | None:
-        """Return all rows of a column, copied once into the cache. None for images, depth, text, empty columns and
-        data in memory.
-        """
+        """Return a column in one array of the cache. None for images, depth, text, empty columns and data in memory."""
         f, rows = self.schema[name], self.rows(name)
         shape = (int(rows.sum()), *f.shape)
         if not self.key or f.kind in ("string", "image", "depth") or not np.prod(shape):
@@ -305,9 +269,7 @@ class DecodedFramesSource(WrapperSource):
     """Another source whose camera frames are decoded once, at one size, into memory maps.
 
     Args:
-        inner: The other source.
         size: Height and width of the frames, in pixels.
-        where: The data set, for error messages.
         progress: Called with the number of decoded frames and the number of all frames.
     """
 
@@ -324,12 +286,7 @@ class DecodedFramesSource(WrapperSource):
 
     @staticmethod
     def cache_key(source: ColumnSource, size: tuple[int, int]) -> str:
-        """Return the key of the cache entry.
-
-        Args:
-            source: The source with the frames.
-            size: Height and width of the frames, in pixels.
-        """
+        """Return the key of the cache entry. `size` is height and width of the frames, in pixels."""
         return cache.json_digest(source.key, "frames", list(size))
 
     def packed_column(self, name):

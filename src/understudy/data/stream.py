@@ -71,9 +71,6 @@ class ShardStream:
             for each column, and KEY.json with its metadata. In parquet files, rows of an episode follow each other with
             the same `episode_index`, as in LeRobot v3.0.
         buffer_size: Number of steps in memory at the same time. A longer episode is read alone.
-
-    Raises:
-        UserError: There are no shards, or a shard is damaged.
     """
 
     def __init__(self, urls: str | Path | Iterable[str | Path], buffer_size: int = 65_536):
@@ -119,11 +116,7 @@ class ShardStream:
         return cache.json_digest("stream", *([Path(s.at).name, s.lengths.tolist()] for s in self.shards))
 
     def exclude(self, episodes: Collection[int]) -> ShardStream:
-        """Return a stream without some episodes.
-
-        Args:
-            episodes: Numbers of the episodes to leave out.
-        """
+        """Return a stream without some episodes."""
         gone, less = set(episodes), copy.copy(self)
         first = np.cumsum([0, *(len(s.lengths) for s in self.shards)])
         less.chunks = []
@@ -139,21 +132,12 @@ class ShardStream:
         return less
 
     def windows(self, make_windows: Callable[[Dataset], Windows]) -> StreamWindows:
-        """Return windows over the stream.
-
-        Args:
-            make_windows: Makes windows over the episodes in the buffer, such as `policy.windows`.
-        """
+        """Return windows over the stream. `make_windows` makes those over the episodes in the buffer."""
         return StreamWindows(self, make_windows)
 
 
 class StreamWindows(BatchSampler):
-    """Windows over a stream. As for `Windows`, a batch is a function of its arguments.
-
-    Args:
-        stream: The stream.
-        make_windows: Makes windows over the episodes in the buffer, such as `policy.windows`.
-    """
+    """Windows over a stream (see `ShardStream.windows`). As for `Windows`, a batch is a function of its arguments."""
 
     def __init__(self, stream: ShardStream, make_windows: Callable[[Dataset], Windows]):
         self.stream, self.make_windows = stream, make_windows
@@ -167,17 +151,11 @@ class StreamWindows(BatchSampler):
         return self.stream.steps
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Return one batch.
+        """Return one batch: see `BatchSampler.batch`.
 
         An epoch has each window once, except for the fewer than `size` windows that remain of a buffer. A buffer with
         fewer than `size` windows gives one batch, with some windows twice. extra["index"] counts the steps of all
         shards.
-
-        Args:
-            size: Number of windows in the whole batch.
-            step: Number of the batch, from 0.
-            seed: Seed of the random order.
-            rows: The rows of the batch to return. With several processes, each process asks for its part.
         """
         with self._lock:  # a prefetching thread may call it too
             epoch, group, place = self._locate_step(size, step, seed)
@@ -192,8 +170,7 @@ class StreamWindows(BatchSampler):
         return found.replace(extra={**found.extra, "index": index})
 
     def _locate_step(self, size: int, step: int, seed: int) -> tuple[int, int, int]:
-        """(epoch, buffer in the epoch, batch in the buffer) of a step. Epochs differ in how their chunks fill buffers.
-        """
+        """(epoch, buffer in the epoch, batch in the buffer) of a step. Epochs fill buffers with other chunks."""
         ends = self._chunk_ends.setdefault((size, seed), [])
         while not ends or ends[-1] <= step:
             batches = sum(self._batches_per_buffer(len(ends), size, seed))
@@ -321,15 +298,10 @@ def _shard_errors(at: str) -> Iterator[None]:
 
 
 class _Shard(ABC):
-    """A file with episodes.
+    """A file with episodes."""
 
-    Attributes:
-        at: Path or URL of the file.
-        lengths: Number of steps of each episode, (E,) int64.
-    """
-
-    at: str
-    lengths: np.ndarray
+    at: str  # path or URL
+    lengths: np.ndarray  # steps of each episode, (E,) int64
 
     @abstractmethod
     def read(self, episodes: Iterable[int]) -> list[Episode]:
@@ -351,9 +323,7 @@ class _TarShard(_Shard):
             self.lengths = np.array([self._episode_length(handle, files) for files in self._samples], np.int64)
 
     def _episode_length(self, handle, files) -> int:
-        """The length of the action, which has one row per step. Only the header of the array is read, if it is a
-        separate file.
-        """
+        """The length of the action, which has one row per step. Only the header of a separate array is read."""
         if "action.npy" in files:
             handle.seek(files["action.npy"][0])
             version = np.lib.format.read_magic(handle)
@@ -401,9 +371,7 @@ def _read_bytes(handle, place: tuple[int, int]) -> bytes:
 
 
 def _open_parquet(handle) -> pq.ParquetFile:
-    """Opens without prefetching: a thread of arrow that still uses Python's file handle when the interpreter ends
-    causes SIGABRT.
-    """
+    """Opens without prefetching, whose thread causes SIGABRT if it uses the handle when the interpreter ends."""
     return pq.ParquetFile(handle, pre_buffer=False)
 
 

@@ -25,7 +25,6 @@ class TaskText(ColumnChange):
 
     Args:
         max_bytes: Number of bytes of the column.
-        into: Name of the new column.
         optional: Also add ``"<into>?"``, which is False where the text is empty, and act without a text if none is
             given.
     """
@@ -70,7 +69,6 @@ class ThoughtText:
     `execute.planners.Hierarchical`.
 
     Args:
-        column: Name of the column of text.
         max_bytes: Number of bytes of the new column. Longer text is cut after a complete character.
         into: Name of the new column, (T+1, max_bytes).
     """

@@ -37,11 +37,7 @@ _SINGLE_THREAD = {"threads": 1} if _PYAV >= 18 else {}
 
 
 def parse_image_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (height, width) in pixels from a single side or a pair.
-
-    Raises:
-        UserError: A side is not between 1 and 8192.
-    """
+    """Return (height, width) in pixels, each from 1 to 8192, from a single side or a pair."""
     h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not (1 <= h <= 8192 and 1 <= w <= 8192):
         raise UserError(f"the image size must be between 1 and 8192, not {image_size}",
@@ -110,9 +106,7 @@ def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "ui
     """Decode a PNG or JPEG image.
 
     Args:
-        data: The encoded image.
         channels: Number of channels (C) of the result: 1 for gray, 3 for RGB, 4 for RGBA.
-        where: What error messages call the image.
         dtype: "uint8", or "uint16" for depth.
 
     Returns:
@@ -146,16 +140,11 @@ def decode_frame(data: bytes | None, shape: tuple[int, ...], where: str, dtype: 
     """Decode a PNG or JPEG image of a known shape.
 
     Args:
-        data: The encoded image.
         shape: Shape that the image must have, (H, W, C).
-        where: What error messages call the image.
         dtype: "uint8", or "uint16" for depth.
 
     Returns:
         (H, W, C).
-
-    Raises:
-        UserError: The bytes are not an image, the image is damaged, or it has another shape.
     """
     image = decode_image(data, shape[2], where, dtype)
     if image.shape != shape:
@@ -190,12 +179,8 @@ class VideoReader:
     file stay in memory. In a larger file, a window costs one seek.
 
     Args:
-        path: The file.
         where: What it contains, for error messages.
         max_cached_bytes: Size in bytes up to which the packets of a file stay in memory.
-
-    Raises:
-        UserError: The file is missing or is not a video.
     """
 
     def __init__(self, path: Path, where: str, max_cached_bytes: int = MAX_CACHED_BYTES):
@@ -232,7 +217,6 @@ class VideoReader:
         Args:
             times: Times in s, (n,). A frame may be at most TIMESTAMP_TOLERANCE s away.
             shape: Shape that the frames must have, (H, W, C).
-            where: What is read, for error messages.
 
         Yields:
             The rows of `times` that the frame belongs to, and the frame, uint8 (H, W, C).
@@ -285,9 +269,7 @@ class VideoReader:
             yield from self._decoder.decode(packet)
 
     def _read_packets(self) -> None:
-        """Read all packets of the file into memory. None are kept if there are too many, or if packets depend on each
-        other.
-        """
+        """Read the packets of the file into memory, unless they are too many or depend on each other."""
         self._packets = []
         # before, the contents of packets are unknown
         if self._container.size > self._max_cached_bytes or _PYAV < 16:
@@ -347,12 +329,10 @@ def _configure_encoder(context, codec, height, width, fps, threads=None):
 
 
 def _open_encoder(context) -> None:
-    """Opens an encoder, and gives its threads the scheduling of this one.
-
-    With the rights of root, SVT-AV1 makes this thread and its own real-time threads of the highest priority. Nothing
-    else on the same cores would run then, such as the control loop of a robot. It does so while it opens: 5 to 15 ms
-    with one thread.
-    """
+    """Opens an encoder, and gives its threads the scheduling of this one."""
+    # With the rights of root, SVT-AV1 makes this thread and its own real-time threads of the highest priority. Nothing
+    # else on the same cores would run then, such as the control loop of a robot. It does so while it opens: 5 to 15 ms
+    # with one thread.
     if sys.platform != "linux":
         context.open()
         return
@@ -368,11 +348,9 @@ def _silence_logs():
 
 
 class VideoWriter:
-    """Writes one MP4 file, frame by frame. Every second frame is a key frame, so that decoding can start near any
-    frame.
+    """Writes one MP4 file. Every second frame is a key frame, so that decoding can start near any frame.
 
     Args:
-        path: The file.
         codec: Name of the encoder in FFmpeg: "libsvtav1" (AV1) or "libx264" (H.264).
         shape: Shape of the frames, (H, W, 3).
         fps: Nominal frames per second.
@@ -392,10 +370,9 @@ class VideoWriter:
         self.bytes = 0  # written so far
 
     def add(self, frames: Iterable[np.ndarray], times: Iterable[float]) -> None:
-        """Add frames.
+        """Add frames, uint8 (H, W, 3) each.
 
         Args:
-            frames: The frames, uint8 (H, W, 3) each.
             times: Their times in s, which increase from call to call.
         """
         for frame, time in zip(frames, times, strict=True):

@@ -52,8 +52,6 @@ class Parent:
         path: Path relative to the folder of the view, or a URL.
         file_stamp: Digest of the names, sizes and times of its files. It is quick to check.
         content_hash: SHA-256 of its files. It decides if the stamp differs, as it does for a copy.
-        episodes: Number of episodes.
-        steps: Number of steps.
     """
 
     path: str
@@ -65,14 +63,9 @@ class Parent:
 
 @dataclass(frozen=True)
 class View:
-    """The contents of a view file.
+    """The contents of a view file. `episodes` and `steps` count those of the result.
 
     Args:
-        path: The view file.
-        parents: The data sets or views that it is made from.
-        operations: What is done to them, in order.
-        episodes: Number of episodes of the result.
-        steps: Number of steps of the result.
         created_with: How the view was made, for human readers. Plain JSON values.
     """
 
@@ -89,11 +82,7 @@ class View:
 
 
 def read_view(path: str | Path) -> View:
-    """Read a view file, without looking at its parents.
-
-    Raises:
-        UserError: The file is not a view, or a key of it is missing or has a wrong value.
-    """
+    """Read a view file, without looking at its parents."""
     path = Path(path)
     if path.is_file() and not is_view(path):
         raise UserError("the file is not a view", where=path,
@@ -128,18 +117,7 @@ def read_view(path: str | Path) -> View:
 
 
 def open_view(path: str | Path, open_parent: Open) -> Dataset:
-    """Open the data that a view shows. They are as lazy as the parents.
-
-    Args:
-        path: The view file.
-        open_parent: Opens a parent, such as `open_dataset`.
-
-    Returns:
-        The dataset, with the metadata "format" set to "view".
-
-    Raises:
-        UserError: A parent is missing or has changed since the view was made, or an operation does not fit.
-    """
+    """Open the data that a view shows. They are as lazy as the parents. Their metadata "format" is "view"."""
     view = read_view(path)
     opened = []
     for parent in view.parents:
@@ -167,13 +145,7 @@ def open_view(path: str | Path, open_parent: Open) -> Dataset:
 
 
 def parent_state(view: View, parent: Parent, open_parent: Open) -> Literal["as it was", "changed", "missing"]:
-    """Say whether a parent has changed since the view was made.
-
-    Args:
-        view: The view.
-        parent: One of its parents.
-        open_parent: Opens a remote parent, whose state is the key of its source.
-    """
+    """Say whether a parent has changed since the view was made. The state of a remote one is the key of its source."""
     place = view.parent_path(parent)
     if not is_remote(parent.path) and not place.exists():
         return "missing"
@@ -214,15 +186,7 @@ def _describe(document: Mapping[str, Any]) -> str:
 
 
 def file_fingerprint(path: str | Path, open_parent: Open) -> tuple[str, str]:
-    """Compute the fingerprint of the files of a data set.
-
-    Args:
-        path: File, folder or URL.
-        open_parent: Opens a remote data set, whose fingerprint is the key of its source.
-
-    Returns:
-        The file stamp and the content hash, as in `Parent`.
-    """
+    """Return file stamp and content hash as in `Parent`. Both are the key of the source if the path is a URL."""
     if is_remote(path):
         key = open_parent(path).source.key
         return key, key
@@ -242,10 +206,7 @@ def _dataset_files(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _file_stamp(path: Path) -> str:
-    """Digest of names, sizes and times. It includes ctime, which a program that resets mtime cannot reset.
-
-    Moving a folder changes neither of them.
-    """
+    """Digest of names, sizes, mtime and ctime. No program can reset ctime, and moving a folder changes none of them."""
     return cache.json_digest([[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, file in _dataset_files(path)
                               for s in [file.stat()]])
 
@@ -268,9 +229,7 @@ def _content_hash(path: Path) -> str:
 
 
 def format_view(view: View) -> str:
-    """Return the text of a view file, with one line for each parent and operation, so that a diff of two views is
-    readable.
-    """
+    """Return the text of a view file, with one line for each parent and operation, so that a diff is readable."""
     def rows(values):
         return "[\n  " + ",\n  ".join(json.dumps(v, ensure_ascii=False) for v in values) + "\n ]" if values else "[]"
     made = json.dumps(replace_nonfinite(dict(view.created_with)), ensure_ascii=False, allow_nan=False)
@@ -312,16 +271,7 @@ def _check_type(value, kind: str, key: str):
 
 
 def apply_operations(opened: Sequence[Dataset], what: Sequence[Operation], path: Path) -> Dataset:
-    """Apply the operations of a view.
-
-    Args:
-        opened: The parents.
-        what: The operations. If there are several parents, the first one is `Merge`.
-        path: The view file, for error messages.
-
-    Raises:
-        UserError: An operation does not fit the data.
-    """
+    """Apply the operations of a view, of which the first is `Merge` if there are several parents."""
     try:
         if len(opened) > 1:
             data, what = what[0].apply(*opened), what[1:]
@@ -337,16 +287,7 @@ def apply_operations(opened: Sequence[Dataset], what: Sequence[Operation], path:
 
 
 def check_operations(parents: int, what: Sequence[Operation], path: Path) -> None:
-    """Check that several parents are merged by the first operation, and that a single parent is not merged.
-
-    Args:
-        parents: Number of parents.
-        what: The operations.
-        path: The view file, for the error message.
-
-    Raises:
-        UserError: There is no parent, a `Merge` is missing or in the wrong place, or a view cannot name an operation.
-    """
+    """Check that several parents are merged by the first operation, and only there, and that a view can name each."""
     for operation in what:
         known = _KINDS.get(type(operation).__name__.lower())
         parts = [v for f in fields(operation) if is_dataclass(v := getattr(operation, f.name))]
@@ -370,12 +311,7 @@ def is_remote(path: str | Path) -> bool:
 
 
 def relative_path(path: str | Path, folder: Path) -> str:
-    """Return a path relative to a folder, with forward slashes. URLs stay as they are.
-
-    Args:
-        path: The path or URL.
-        folder: The folder, absolute.
-    """
+    """Return a path relative to an absolute folder, with forward slashes. URLs stay as they are."""
     if is_remote(path):
         return str(path)
     try:

@@ -28,12 +28,7 @@ from .view_file import (
 
 
 def parent_state(view: View, parent: Parent) -> str:
-    """Say whether a parent of a view is "as it was", "changed" or "missing".
-
-    Args:
-        view: The view.
-        parent: One of its parents.
-    """
+    """Say whether a parent of a view is "as it was", "changed" or "missing"."""
     return view_file.parent_state(view, parent, open_dataset)
 
 
@@ -41,20 +36,13 @@ def write_view(path: str | Path, parents: str | Path | Sequence[str | Path], *op
                created_with: Mapping[str, Any] | None = None, location: Path | None = None) -> View:
     """Write a new view file.
 
-    Nothing is written if an operation does not fit or if no episode is left.
+    Nothing is written if the file exists or would be inside a parent, if an operation does not fit, or if no episode is
+    left.
 
     Args:
-        path: The new view file.
-        parents: The data sets or views that it is made from.
         *operations: What is done to them, in order. If there are several parents, the first one is `Merge`.
         created_with: How the view was made, for human readers. Plain JSON values.
         location: Where the file will be in the end, if it is moved there later together with other files.
-
-    Returns:
-        The view that was written.
-
-    Raises:
-        UserError: The file exists, it would be inside a parent, an operation does not fit, or no episode is left.
 
     Example:
         >>> view = write_view("good.json", "demos", Filter("success", equals=(True,)))
@@ -82,9 +70,6 @@ def write_view(path: str | Path, parents: str | Path | Sequence[str | Path], *op
 
 def lineage(path: str | Path) -> dict[str, Any]:
     """Trace a view back to the data sets that it is made from.
-
-    Args:
-        path: The view file.
 
     Returns:
         A dict of plain JSON values: "path", "state" (see `parent_state`), "episodes", "steps", "operations" (one line

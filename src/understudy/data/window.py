@@ -54,7 +54,6 @@ class Goal:
 
     Args:
         column: The observation whose rows are the goals.
-        into: Name of the goal column.
         p_curgoal: Fraction of windows whose goal is the current row.
         p_randomgoal: Fraction of windows whose goal is any other row of any episode, drawn uniformly. `max_steps` does
             not apply to them.
@@ -90,7 +89,6 @@ class Goal:
             episode: Episode of each window, (B,).
             t: Current row of each window, (B,).
             lengths: Number of steps of each episode, (E,).
-            rng: Source of all randomness.
 
         Returns:
             Episode and row of each goal, (B,) each.
@@ -135,11 +133,6 @@ class Window:
     | masked trajectories of K steps | ``Window(n_obs_steps=K, horizon=K, obs_offset=K - 1, obs_pad_mask=True)`` |
 
     Args:
-        n_obs_steps: Number of observation rows.
-        horizon: Number of target rows.
-        action_offset: First target row, relative to t.
-        obs_offset: Last observation row, relative to t.
-        goals: Columns that are drawn for each window.
         obs_pad_mask: Mark the observation rows outside an episode, before its start or after its end: ``"name?"`` is
             False there, for every input `name`, in training and when acting. Encoders then treat these rows as absent.
     """
@@ -170,20 +163,13 @@ class Window:
         Columns stay where they are (in a memory map, for example) until a batch gathers them.
 
         Args:
-            data: The dataset.
-            inputs: Names of the observation columns.
-            target: Name of the column to predict.
             extra: Further columns, given over the rows of the target as `Batch.extra`.
             next_obs: Whether batches have the observation window after the horizon as `Batch.next`.
-            sampling_weights: Function from an episode to the relative frequency of windows at each of its steps, (T,).
-                None draws all steps equally often.
+            sampling_weights: Function from an episode to the relative frequency of windows at each of its steps, (T,),
+                not negative. None draws all steps equally often.
             lookahead: Number of rows that `extra` covers, from t + action_offset on, and after which `Batch.next` is
-                taken. `extra["lookahead_mask"]` (B, lookahead) is then False where a row is not in the episode. 0 means
-                the horizon.
-
-        Raises:
-            UserError: A column is missing, the lookahead is negative, or weights are negative, not finite or not one
-                per step.
+                taken, not negative. `extra["lookahead_mask"]` (B, lookahead) is then False where a row is not in the
+                episode. 0 means the horizon.
         """
         return Windows(self, data, inputs, target, extra, next_obs, sampling_weights, lookahead)
 
@@ -233,17 +219,7 @@ class Windows(BatchSampler):
         return int(self.episode_ends[-1])
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Draw a batch of windows.
-
-        Args:
-            size: Number of windows in the whole batch (B).
-            step: Number of the batch, from 0. A batch does not depend on those that were drawn before.
-            seed: Random seed.
-            rows: The rows of the batch to return. With several processes, each process asks for its part.
-
-        Returns:
-            The batch.
-        """
+        """Draw a batch of windows: see `BatchSampler.batch`. It does not depend on the batches before."""
         rng = _rng(seed, step)
         indices = rng.integers(0, len(self), size) if self.cumulative_weights is None else np.searchsorted(
             self.cumulative_weights, rng.random(size), side="right").clip(max=len(self) - 1)
@@ -262,9 +238,6 @@ class Windows(BatchSampler):
         Args:
             indices: Numbers of the windows, (B,). They count the steps of all episodes in order.
             rng: Source of randomness for goals. Not needed without goals.
-
-        Returns:
-            The batch.
         """
         batch = self._gather_rows(indices, rng)
         return self._mark_padding(batch, indices) if self.window.obs_pad_mask else batch
@@ -330,10 +303,7 @@ class Windows(BatchSampler):
         )
 
     def _mark_padding(self, batch: Batch, indices: np.ndarray) -> Batch:
-        """The batch with `name?` False in observation rows outside the episode.
-
-        The rows of `next` that are after the end stay: they repeat the last row, from which values are estimated.
-        """
+        """The batch with `name?` False in rows of `obs` outside the episode. Rows of `next` stay: they give values."""
         episode = self._episode_of(indices)
         row = (indices - self.episode_bounds[episode])[:, None] + self.obs_offsets
 
@@ -354,15 +324,7 @@ class Windows(BatchSampler):
 
 
 def _episode_table(ends: np.ndarray) -> tuple[int, np.ndarray | None]:
-    """A table with which the episode of a window is found in two lookups.
-
-    No episode is shorter than the stride, so the episode is that of the table or the next. A binary search waits for
-    memory at every step. It is used for data with few episodes, which fit into the cache, and for data with episodes
-    that are much shorter than the mean.
-
-    Returns:
-        The stride and the episode of every stride-th window, or 0 and None.
-    """
+    """The stride and the episode of every stride-th window, for two lookups per window. 0 and None if of no use."""
     shortest = int(np.diff(ends, prepend=0).min())
     if len(ends) < TABLE_MIN_EPISODES or not shortest or 4 * shortest * len(ends) < ends[-1]:
         return 0, None

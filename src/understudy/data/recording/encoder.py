@@ -21,12 +21,7 @@ WAIT = 0.5  # s between two looks at the encoder
 
 @dataclass(frozen=True)
 class Backlog:
-    """Finished episodes that wait for the encoder.
-
-    Args:
-        bytes: Bytes in the journal.
-        steps: Number of steps.
-    """
+    """Finished episodes in the journal that wait for the encoder: their bytes and steps."""
 
     bytes: int
     steps: int
@@ -36,11 +31,7 @@ class Backlog:
 
 
 class Encoder:
-    """Passes finished segments of a journal to a process. It is started with the first one.
-
-    Args:
-        path: Folder of the data set.
-    """
+    """Passes finished segments of a journal to a process. It is started with the first one."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -52,12 +43,7 @@ class Encoder:
         self._lock = threading.Lock()
 
     def encode(self, segment: str, backlog: Backlog) -> None:
-        """Encodes a finished segment after the earlier ones. If this fails, it stays in the journal.
-
-        Args:
-            segment: Name of its file.
-            backlog: Its size.
-        """
+        """Encodes a finished segment after the earlier ones. If this fails, it stays in the journal."""
         with self._lock:
             self._waiting[segment] = backlog
         with suppress(OSError):
@@ -99,11 +85,7 @@ class Encoder:
             self._waiting.clear()
 
     def close(self, show: Callable[[str], None]) -> None:
-        """Waits until the process has encoded what it can.
-
-        Args:
-            show: Shows one line of text.
-        """
+        """Waits until the process has encoded what it can."""
         if self._process is None:
             return
         assert self._process.stdin is not None
@@ -130,11 +112,7 @@ class Encoder:
 
 
 class Report:
-    """Tells the `Encoder` at the other end of standard output how far this process is.
-
-    Args:
-        segment: The last segment that is encoded.
-    """
+    """Tells the `Encoder` at the other end of standard output the last segment that this process has encoded."""
 
     def __init__(self, segment: str):
         self._segment, self._shown = segment, 0.0

@@ -74,9 +74,7 @@ class Recorder:
 
     Args:
         schema: The columns of a step by name, including `action`.
-        path: Folder of the data set.
         fps: Intended steps per second.
-        robot_type: Name of the robot.
         clock: Returns seconds. The measured time of each step becomes the column `timestamp` (s since the first step of
             the episode). None is for simulators, which have no time of their own: steps are 1/fps apart.
         metadata: Metadata of every episode ("operator", "scene", ...).
@@ -84,7 +82,6 @@ class Recorder:
         on_saved: Called from another thread with the number of each episode, counted from 0, as soon as it would
             survive a power cut.
         min_free_bytes: Bytes that may wait in memory for the disk.
-        require_observation: Refuse a schema without an observation.
         max_backlog_bytes: Bytes of finished episodes that may wait on the disk for the encoder.
         show: Shows one line of text, about twice a second, while something waits for the encoder.
 
@@ -149,7 +146,6 @@ class Recorder:
         """Record one step.
 
         Args:
-            obs: The observation by column.
             action: The action that was taken after this observation.
             columns: Other columns of the schema (next.reward, task, ...).
             time: Time of the step by the clock (s). By default now.
@@ -192,9 +188,7 @@ class Recorder:
         return True
 
     def begin(self, **metadata) -> None:
-        """Set metadata of the episode that starts with the next step. Needed only for metadata that are known in
-        advance.
-        """
+        """Set metadata of the episode that starts with the next step, if they are known in advance."""
         if self._steps >= 0:
             raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
         self._episode_metadata = metadata
@@ -205,7 +199,6 @@ class Recorder:
         Args:
             success: Whether it succeeded. None if it is not known.
             obs: The observation after the last action, by column.
-            **metadata: Further metadata of this episode, plain JSON values.
 
         Returns:
             The number of the episode. None if it has no steps.
@@ -240,14 +233,7 @@ class Recorder:
         self._put(b"T", [json.dumps(metadata, default=_to_json_value).encode()], saved=-1)
 
     def add(self, episode: Episode) -> int:
-        """Add a finished episode with its own columns and metadata.
-
-        Returns:
-            The number of the episode.
-
-        Raises:
-            UserError: An episode is running, the columns differ from the schema, or an action is NaN or infinite.
-        """
+        """Add a finished episode with its own columns and metadata. Return its number."""
         if self._steps >= 0:
             raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
         found = {n: (f.dtype, f.shape) for n, f in episode.features().items()}
@@ -521,7 +507,6 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
     """Move the contents of a journal into the LeRobot files, and remove them from the journal.
 
     Args:
-        path: Folder of the data set.
         stop_segment: Name of the last segment that a working recorder has finished. Without it, an episode that was
             running is kept up to its last step, with the metadata "interrupted".
         progress: Called with the number of frames that are encoded and the number of all frames.
@@ -574,22 +559,13 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
 
 
 def warn_of_losses(path: Path, done: PublishResult) -> None:
-    """Warn about what `publish` could not keep completely.
-
-    Args:
-        path: Folder of the data set.
-        done: The result of `publish`.
-    """
+    """Warn about what `publish` could not keep completely."""
     for loss in done.problems:
         warnings.warn(loss if loss.startswith(str(path)) else f"{path}: {loss}", DataWarning, stacklevel=3)
 
 
 def repair(path: str | Path) -> PublishResult:
-    """Run `publish` on a recording whose recorder has stopped.
-
-    Raises:
-        UserError: A recorder is working there.
-    """
+    """Run `publish` on a recording whose recorder has stopped. Raises UserError if it is still working."""
     if not (Path(path) / journal.JOURNAL_FOLDER).is_dir():
         lerobot.append(path, Dataset([]))  # removes what an interrupted one left
         return PublishResult(0)

@@ -37,12 +37,7 @@ from ..source_parts import find_parts, recover_parts
 
 @dataclass(frozen=True)
 class RecoveredDataset:
-    """What `recover` could read.
-
-    Args:
-        data: The readable episodes.
-        problems: Descriptions of what was lost.
-    """
+    """The readable episodes that `recover` gives, and descriptions of what was lost."""
 
     data: Dataset
     problems: tuple[str, ...]
@@ -53,15 +48,8 @@ def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
     """Open the readable episodes of a damaged source. A context manager: the episodes can be read inside it.
 
     Args:
-        path: File or folder.
         **options: Options of `preview_dataset`, such as the mapping of the topics of bags, or how to find the ends of
             episodes in a file that does not store them.
-
-    Yields:
-        The readable episodes and the losses.
-
-    Raises:
-        UserError: Nothing can be read.
 
     Example:
         >>> with recover("damaged.hdf5") as found:
@@ -114,11 +102,7 @@ def _recover_episodes(path: Path, folder: Path, options: dict, losses: list[str]
 
 
 def check_readable(data: Dataset) -> None:
-    """Read all columns except images once, and check the lengths of videos.
-
-    Raises:
-        UserError: A value cannot be read, or a video is too short.
-    """
+    """Raise UserError if a value of any column but images cannot be read, or if a video is too short."""
     for episode in data:
         for name, f in episode.schema.items():
             if f.kind != "image":
@@ -298,9 +282,7 @@ class _AllRows(zarr_store.ZarrSource):
         return self._rows(key, begin, end)
 
     def damaged(self, key, array) -> Iterator[tuple[int, int, str]]:
-        """(first row, row after the last, problem). A missing chunk is read as the fill value, and zarr omits chunks
-        that contain nothing else. It counts as omitted if that is likely, as in the audit.
-        """
+        """(first row, row after the last, problem). A missing chunk counts as omitted zeros if that is likely."""
         edges = array.shards or array.chunks
         grid = [-(-n // c) for n, c in zip(array.shape, edges, strict=True)]
         missing = [at for at in np.ndindex(*grid)
@@ -580,9 +562,7 @@ def _read_partial_npy(raw: bytes) -> np.ndarray | None:
 
 
 def _repair_hdf5(path: Path, folder: Path, lose) -> Path:
-    """Copies everything before the end of the file. Episodes are the groups in data/ (robomimic) or in the root
-    (Minari). If they are rows of arrays in the root, the file must be complete.
-    """
+    """Copies the groups of episodes before the end of the file. Arrays that hold all episodes must be complete."""
     try:
         import h5py
     except ImportError:
@@ -639,9 +619,7 @@ def _repair_hdf5(path: Path, folder: Path, lose) -> Path:
 
 
 def _stored_eof(path: Path) -> int | None:
-    """The end of file that the superblock stores (HDF5 file format specification, II.A). The library refuses a shorter
-    file.
-    """
+    """The end of file that the superblock stores (HDF5 file format, II.A). The library refuses a shorter file."""
     with open(path, "rb") as handle:
         head = handle.read(96)
     version = head[8]

@@ -224,15 +224,15 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         RuntimeError: The names or shapes do not match. The message is one line, and nothing has changed.
     """
     own, buffers = module.state_dict(), dict(module.named_buffers())
-    odd = {"missing": [f"{k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors],
+    mismatches = {"missing": [f"{k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors],
            "unexpected": [f"{k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own],
            # A memory has one row per window of the data, so buffers take the saved shape.
            "of another shape": [f"{k} {tuple(tensors[k].shape)} in the place of {tuple(v.shape)}"
                                 for k, v in own.items() if k in tensors and k not in buffers
                                 and tensors[k].shape != v.shape]}
-    if any(odd.values()):
+    if any(mismatches.values()):
         raise RuntimeError("; ".join(f"{len(names)} {kind} (the first: {names[0]})"
-                                     for kind, names in odd.items() if names) + f"; of {len(own)} tensors")
+                                     for kind, names in mismatches.items() if names) + f"; of {len(own)} tensors")
     for name, buffer in buffers.items():
         # Clones, since safetensors gives odd addresses, from which sums differ in their last bits.
         owner, _, leaf = name.rpartition(".")

@@ -79,14 +79,15 @@ class DataProperties:
     def sentences(self) -> list[str]:
         """The properties in words."""
         rate = f" at {self.fps:g} a second" if self.fps else ""
-        seen = f"{self.cameras} camera{'s' * (self.cameras > 1)}" if self.cameras else "no camera"
-        said = [f"{self.episodes} episodes, {self.steps} steps{rate}; {seen}; actions are {self.actions}."]
+        cameras = f"{self.cameras} camera{'s' * (self.cameras > 1)}" if self.cameras else "no camera"
+        sentences = [f"{self.episodes} episodes, {self.steps} steps{rate}; {cameras}; actions are {self.actions}."]
         if self.two_ways is not None:
-            said.append(f"At {self.two_ways:.1%} of the steps, the most similar steps of other episodes act in two "
-                        "clearly different ways"
-                        + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else
-                           f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else "."))
-        return said
+            sentences.append(
+                f"At {self.two_ways:.1%} of the steps, the most similar steps of other episodes act in two clearly "
+                "different ways"
+                + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else
+                   f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else "."))
+        return sentences
 
 
 @dataclass(frozen=True)
@@ -227,10 +228,11 @@ class MethodChoice:
 
     def verdict_parts(self) -> tuple[str, str, str]:
         """What is recommended, how certain that is, and what the statement is about."""
-        gone = sum(s.dropped_after is not None for s in self.standings)
+        n_dropped = sum(s.dropped_after is not None for s in self.standings)
         sure = (f"{_join(self.tied)} did as well, as far as {self.rounds} round{'s' * (self.rounds > 1)} can tell."
                 if self.tied else "Every other candidate was worse.")
-        sure += f" {gone} of {len(self.standings)} {'was' if gone == 1 else 'were'} dropped." if gone else ""
+        if n_dropped:
+            sure += f" {n_dropped} of {len(self.standings)} {'was' if n_dropped == 1 else 'were'} dropped."
         short = [s.method for s in self.standings if s.updates < s.full_updates / 2]
         about = (f"{_join(short)} had less than half of {'its' if len(short) == 1 else 'their'} updates: with a longer "
                  "--budget, and another --out, the order may change. " if short else "")
@@ -279,8 +281,8 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
         'flow-policy'
     """
     out = Path(out)
-    held = [] if env is not None else validation_episodes(len(data), HELD_OUT)
-    if env is None and not held:
+    held_out = [] if env is not None else validation_episodes(len(data), HELD_OUT)
+    if env is None and not held_out:
         raise UserError(f"{len(data)} episodes are too few to hold any out",
                         where=data.metadata.get("path", "data set"),
                         hint="name an environment to judge them in (--env ENV), or record 5 episodes or more")
@@ -299,16 +301,17 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
     plan = _make_plan(out, asked, data, built, env, budget, device, say)
 
     def judge(folder: Path, method: Method) -> tuple[Metric, tuple[float, ...]]:
-        return (_held_out_errors(folder, method, data, held, ahead, device, trust) if env is None else
+        return (_held_out_errors(folder, method, data, held_out, ahead, device, trust) if env is None else
                 _rollout_values(folder, env, episodes, seed, device, trust))
-    series = _Trials(data, out, {name: built[name] for name in plan["updates"]}, plan["updates"], held, judge, device)
+    planned = {name: built[name] for name in plan["updates"]}
+    series = _Trials(data, out, planned, plan["updates"], held_out, judge, device)
     trials, dropped_after, rounds, spent = series.run(seed, budget - float(plan["seconds"]), say)
     spent += float(plan["seconds"])
     metric, judged_on = next(iter(trials.values()))[0].metric, len(next(iter(trials.values()))[0].values)
-    standings = [Standing(name, candidates[name], _estimate(np.array([t.values for t in found]), metric),
-                          len(found), found[0].updates, series.methods[name].learner.steps,
-                          float(np.mean([t.seconds for t in found])), dropped_after.get(name))
-                 for name, found in trials.items()]
+    standings = [Standing(name, candidates[name], _estimate(np.array([t.values for t in method_trials]), metric),
+                          len(method_trials), method_trials[0].updates, series.methods[name].learner.steps,
+                          float(np.mean([t.seconds for t in method_trials])), dropped_after.get(name))
+                 for name, method_trials in trials.items()]
     standings.sort(key=lambda s: (-(s.dropped_after or math.inf), -s.estimate.estimate))
     return MethodChoice(properties, asked["env"], metric, judged_on, ahead if env is None else None, tuple(standings),
                         {**dropped, **plan["skipped"]}, rounds, budget, spent)
@@ -363,9 +366,9 @@ def data_properties(data: Dataset) -> DataProperties:
         some = data.select(range(0, len(data), max(1, -(-data.steps // MEASURED_STEPS))))
         score = LocalUnimodality()
         score = replace(score, n_neighbors=min(score.n_neighbors, len(some) - 1))  # about one of each other episode
-        found = np.concatenate([np.asarray(s, float) for s in score.steps(some)])
-        found = found[np.isfinite(found)]
-        two_ways = float((-found > TWO_WAYS).mean()) if len(found) else None
+        scores = np.concatenate([np.asarray(s, float) for s in score.steps(some)])
+        scores = scores[np.isfinite(scores)]
+        two_ways = float((-scores > TWO_WAYS).mean()) if len(scores) else None
     cameras = sum(f.kind == "image" and role(name) == "observation" for name, f in features.items())
     return DataProperties(len(data), data.steps, data.fps, cameras, "classes" if discrete else "numbers", two_ways)
 
@@ -378,7 +381,7 @@ class _Trials:
     out: Path
     methods: Mapping[str, Method]
     updates: Mapping[str, int]  # of each trial, by the method's name
-    held: Sequence[int]  # indices of the held-out episodes
+    held_out: Sequence[int]  # indices of the held-out episodes
     judge: Callable[[Path, Method], tuple[Metric, tuple[float, ...]]]  # of a trial, given its folder and method
     device: str
 
@@ -391,7 +394,7 @@ class _Trials:
             return Trial(name, seed, stored["updates"], stored["seconds"], stored["metric"], tuple(stored["values"]))
         began, updates = time.perf_counter(), self.updates[name]
         train(self.methods[name], self.data, folder, steps=updates, seed=seed, device=self.device, save_freq=updates,
-              val_fraction=self.held or 0.0, title=f"{name}, seed {seed}")
+              val_fraction=self.held_out or 0.0, title=f"{name}, seed {seed}")
         metric, values = self.judge(folder, self.methods[name])
         trial = Trial(name, seed, updates, time.perf_counter() - began, metric, values)
         write_json(file, asdict(trial))
@@ -427,9 +430,9 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
     file = out / "plan.json"
     if file.exists():
         plan = read_json(file)
-        if odd := [k for k in asked if plan["asked"].get(k) != asked[k]]:
-            raise UserError(f"the trials there have {odd[0]} {plan['asked'].get(odd[0])!r}, but this call has "
-                            f"{asked[odd[0]]!r}" if odd[0] != "data" else "the trials there are of other data",
+        if changed := [k for k in asked if plan["asked"].get(k) != asked[k]]:
+            raise UserError(f"the trials there have {changed[0]} {plan['asked'].get(changed[0])!r}, but this call has "
+                            f"{asked[changed[0]]!r}" if changed[0] != "data" else "the trials there are of other data",
                             where=out, hint="choose another --out, or give the options of the first call")
         return plan
     if out.exists() and any(out.iterdir()):
@@ -491,10 +494,10 @@ def _try_out(method: Method, name: str, data: Dataset, env: Env | None, device: 
 def _rollout_values(folder: Path, env: Env, episodes: int, seed: int, device: str, trust: tuple[str, ...]
                     ) -> tuple[Metric, tuple[float, ...]]:
     actor = load_actor(folder, device=device, rows=ROWS, trust=trust, features=env.features)
-    found = evaluate(actor, env, episodes, tuning_seed(seed))
-    if found.successes is not None:
-        return "success", tuple(float(v) for v in found.successes)
-    return "return", tuple(float(v) for v in found.episode_returns)
+    evaluation = evaluate(actor, env, episodes, tuning_seed(seed))
+    if evaluation.successes is not None:
+        return "success", tuple(float(v) for v in evaluation.successes)
+    return "return", tuple(float(v) for v in evaluation.episode_returns)
 
 
 def _held_out_errors(folder: Path, method: Method, data: Dataset, held: Sequence[int], ahead: int, device: str,
@@ -516,10 +519,10 @@ def _estimate(values: np.ndarray, metric: Metric) -> Interval:
         return Interval(float(values.mean()), math.nan, math.nan, stats.LEVEL)
     if metric == "success":
         return stats.two_level_rate(values) if len(values) > 1 else stats.clopper_pearson(values.sum(), values.size)
-    found = stats.two_level_rate(values, kind="real") if len(values) > 1 else stats.bootstrap_mean(values[0])
+    interval = stats.two_level_rate(values, kind="real") if len(values) > 1 else stats.bootstrap_mean(values[0])
     if metric == "error":  # no true error is below 0
-        found = replace(found, high=min(found.high, max(found.estimate, 0.0)))
-    return found
+        interval = replace(interval, high=min(interval.high, max(interval.estimate, 0.0)))
+    return interval
 
 
 def _join(names: Sequence[str]) -> str:

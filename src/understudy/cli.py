@@ -111,9 +111,9 @@ def main(args: list[str] | None = None) -> int:
         return 0
     name = args[0]
     if name not in COMMANDS:
-        near = nearest_names(name, COMMANDS, cutoff=0.65)  # evaluate is near to eval
+        suggestions = nearest_names(name, COMMANDS, cutoff=0.65)  # evaluate is near to eval
         _print_error(f"there is no command {name!r}; there are {', '.join(COMMANDS)}\n"
-                     f"  -> {'understudy ' + shlex.join([near[0], *args[1:]]) if near else 'understudy --help'}")
+                     f"  -> understudy {shlex.join([*suggestions, *args[1:]]) if suggestions else '--help'}")
         return 2
     with _InterruptGuard() as interrupts, warnings.catch_warnings():
         show: Any = partial(_show_warning, warnings.showwarning)
@@ -229,8 +229,8 @@ def _user_error_message(error: Exception, trusted: list[str]) -> str | None:
     if is_out_of_memory(error):
         return ("memory is full\n  -> a smaller --learner.batch-size or --image-size takes less in training, and fewer "
                 "--rows or --workers in rollouts")
-    if found := locate_user_error(error, trusted):
-        return str(found)
+    if user_error := locate_user_error(error, trusted):
+        return str(user_error)
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

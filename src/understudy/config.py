@@ -43,8 +43,8 @@ def dump(value):
     if isinstance(value, (tuple, list)):
         return [dump(v) for v in value]
     if isinstance(value, dict):
-        if odd := [k for k in value if not isinstance(k, str) or k == "$"]:
-            raise TypeError(f"{odd[0]!r} cannot be written as a key: keys are text other than '$'")
+        if invalid_keys := [k for k in value if not isinstance(k, str) or k == "$"]:
+            raise TypeError(f"{invalid_keys[0]!r} cannot be written as a key: keys are text other than '$'")
         return {k: dump(v) for k, v in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         raise TypeError(f"{value} cannot be written as JSON: a config holds finite numbers only")
@@ -93,27 +93,27 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
     if "$" not in data:
         return {k: load(v, trust, f"{where}.{k}") for k, v in data.items()}
     data = moved.current_document(data)
-    path, found = _find(data["$"], trust, where)
+    path, definition = _find(data["$"], trust, where)
     if data.get("call") is False:
         # Only functions defined at the top of that very module: what a module merely imports is not its own.
-        if not callable(found) or isinstance(found, type) or found.__module__ != path:
+        if not callable(definition) or isinstance(definition, type) or definition.__module__ != path:
             raise UntrustedCode(f"{data['$']} is not a function of that module", where=where or None)
-        return found
+        return definition
     # Only frozen dataclasses: otherwise "os:system" of a trusted package's imports would do.
-    if not (isinstance(found, type) and is_dataclass(found) and found.__dataclass_params__.frozen
-            and found.__module__ == path):
+    if not (isinstance(definition, type) and is_dataclass(definition) and definition.__dataclass_params__.frozen
+            and definition.__module__ == path):
         raise UntrustedCode(f"{data['$']} is not a frozen dataclass of that module", where=where or None)
-    name, known = found.__name__, [f.name for f in fields(found) if f.init]
-    given = {k: load(v, trust, f"{where}.{k}" if where else k) for k, v in data.items() if k != "$"}
-    for key in given:
-        if key not in known:
-            raise unknown_name("field", key, known, f"{where}.{key}" if where else key, owner=name,
+    name, field_names = definition.__name__, [f.name for f in fields(definition) if f.init]
+    arguments = {k: load(v, trust, f"{where}.{k}" if where else k) for k, v in data.items() if k != "$"}
+    for key in arguments:
+        if key not in field_names:
+            raise unknown_name("field", key, field_names, f"{where}.{key}" if where else key, owner=name,
                                hint="remove the key")
-    for f in fields(found):
-        if f.init and f.name not in given and f.default is MISSING and f.default_factory is MISSING:
-            raise ConfigError(f"{name} needs a field {f.name!r}, found {', '.join(given) or 'none'}",
+    for f in fields(definition):
+        if f.init and f.name not in arguments and f.default is MISSING and f.default_factory is MISSING:
+            raise ConfigError(f"{name} needs a field {f.name!r}, found {', '.join(arguments) or 'none'}",
                               where=where or None, hint="add it: it has no default")
-    return found(**given)
+    return definition(**arguments)
 
 
 def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",), where: str = "") -> type[T]:
@@ -128,10 +128,10 @@ def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",
         UntrustedCode: The package is not trusted, or the name is not that of such a class defined in that very module.
         UserError: There is no such module.
     """
-    path, found = _find(name, trust, where)
-    if not (isinstance(found, type) and issubclass(found, base) and found.__module__ == path):
+    path, named_class = _find(name, trust, where)
+    if not (isinstance(named_class, type) and issubclass(named_class, base) and named_class.__module__ == path):
         raise UntrustedCode(f"{name} is not a {base.__name__} of that module", where=where or None)
-    return found
+    return named_class
 
 
 def _find(name: str, trust: tuple[str, ...], where: str):
@@ -142,15 +142,15 @@ def _find(name: str, trust: tuple[str, ...], where: str):
         raise UntrustedCode(f"names {name}, which is outside the trusted packages ({', '.join(trust)})",
                             where=where or None, hint=f"add --trust {package} if you trust that code to run")
     try:
-        found = getattr(_import_module(path, where), attribute, None)
+        definition = getattr(_import_module(path, where), attribute, None)
     except UserError:
         if package != "understudy":
             raise
-        found = None
-    if found is None:
+        definition = None
+    if definition is None:
         raise ConfigError(f"names {name}, which does not exist", where=where or None,
                           hint=_version_hint(package, where))
-    return path, found
+    return path, definition
 
 
 def _version_hint(package: str, where: str) -> str:

@@ -177,13 +177,13 @@ def check_fields(value: object) -> None:
     """Checks the fields of a frozen dataclass as `part` does. A base class without fields calls it in `__post_init__`.
     """
     for f in _checked_fields(type(value)):
-        content, where = getattr(value, f.name), f"{type(value).__name__}.{f.name}"
+        content, field_name = getattr(value, f.name), f"{type(value).__name__}.{f.name}"
         if f.limits is None:
             if not _is_of_kind(content, f.kind):
-                raise ConfigError(f"{f.name} is {content!r}, but must be {_choices_text(f.kind)}", where=where,
+                raise ConfigError(f"{f.name} is {content!r}, but must be {_choices_text(f.kind)}", where=field_name,
                                   hint=_suggest(content, _members(f.kind)[0], f.default))
         elif (must := _missed_limit(content, f)) is not None:
-            raise ConfigError(f"{f.name} is {content!r}, but must be {must}", where=where,
+            raise ConfigError(f"{f.name} is {content!r}, but must be {must}", where=field_name,
                               hint=("give a number in this range" if f.limits else "give a number")
                               + ("" if f.default is MISSING else f"; the default is {f.default}"))
 
@@ -213,8 +213,8 @@ def _choices_text(kind: Any) -> str:
 
 def _suggest(value: object, choices: list[Any], default: object) -> str:
     values = value if isinstance(value, (tuple, list)) else (value,)
-    wrong = next((v for v in values if v not in choices), value)
-    return did_you_mean(wrong, (choice for choice in choices if isinstance(choice, str)), cutoff=0.5) or (
+    invalid_choice = next((v for v in values if v not in choices), value)
+    return did_you_mean(invalid_choice, (choice for choice in choices if isinstance(choice, str)), cutoff=0.5) or (
         f"the default is {default!r}" if default is not MISSING else "choose one of them")
 
 

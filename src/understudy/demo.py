@@ -92,20 +92,20 @@ def _run_demo(out, device, say, bar):
         train(chosen, data, out / run, seed=SEED, device=device, save_freq=STEPS // 4,
               command=command_line("demo", "--out", out.name))
     say(f"5/5  Both in {TASK!r}, closed loop, from the same {EPISODES} starts, which no demonstration has")
-    found = {}
+    evaluations = {}
     for run, name in NAMES.items():
         with bar(name, EPISODES) as progress:
-            found[run] = evaluate(load_actor(out / run, device=device, rows=ROWS), env, EPISODES, SEED,
+            evaluations[run] = evaluate(load_actor(out / run, device=device, rows=ROWS), env, EPISODES, SEED,
                                   watch=lambda number, episode, progress=progress: progress())
-    write_json(out / "results.json", results(data, found, env.metadata["optimum"]))
-    write_report(out / "report.html", runs={NAMES[run]: e for run, e in found.items()}, env=env, data=data,
-                 training={NAMES[run]: Run(out / run).read_metrics() for run in found}, commands=commands(out),
+    write_json(out / "results.json", results(data, evaluations, env.metadata["optimum"]))
+    write_report(out / "report.html", runs={NAMES[run]: e for run, e in evaluations.items()}, env=env, data=data,
+                 training={NAMES[run]: Run(out / run).read_metrics() for run in evaluations}, commands=commands(out),
                  title=f"Two policies from the same {DEMONSTRATIONS} demonstrations of {TASK!r}")
     say("")
-    say(verdict(found["flow"], found["regression"], names=(NAMES["flow"], NAMES["regression"])))
+    say(verdict(evaluations["flow"], evaluations["regression"], names=(NAMES["flow"], NAMES["regression"])))
     say(f"The best possible success in {TASK!r} is {env.metadata['optimum']:.1f}: {env.metadata['success']}.")
     say(f"That took {time.perf_counter() - began:.0f} s. Everything is in {out}")
-    return found
+    return evaluations
 
 
 def commands(out: Path) -> list[tuple[str, str]]:
@@ -120,10 +120,10 @@ def commands(out: Path) -> list[tuple[str, str]]:
 
 def summary(data: Dataset) -> str:
     """The data in one line."""
-    left = sum(e.steps["observation.state"][:, 1].mean() > 0 for e in data)
+    n_left = sum(e.steps["observation.state"][:, 1].mean() > 0 for e in data)
     won = sum(bool(e.metadata["success"]) for e in data)
-    return (f"{len(data)} episodes, {data.steps} steps at {data.fps:g} a second, {won} succeeded; {left} go left of "
-            f"the pillar, {len(data) - left} right")
+    return (f"{len(data)} episodes, {data.steps} steps at {data.fps:g} a second, {won} succeeded; {n_left} go left of "
+            f"the pillar, {len(data) - n_left} right")
 
 
 def results(data: Dataset, found: dict[str, Evaluation], optimum: float) -> dict:
@@ -136,9 +136,9 @@ def results(data: Dataset, found: dict[str, Evaluation], optimum: float) -> dict
     policies = {}
     for run, e in found.items():
         other = next(k for k in found if k != run)
-        told = e.to_json(found[other], other)
+        measures = e.to_json(found[other], other)
         assert e.successes is not None  # the toy tells of success
-        policies[run] = {k: v for k, v in told.items() if k != "seconds"} | {
+        policies[run] = {k: v for k, v in measures.items() if k != "seconds"} | {
             "each": {"success": e.successes.tolist(), "return": e.episode_returns.tolist()}}
     return {"task": TASK, "optimum": optimum, "seed": SEED, "updates": STEPS,
             "demonstrations": {"episodes": len(data), "steps": data.steps, "fingerprint": data.fingerprint()},

@@ -88,14 +88,14 @@ def check_checksum(path: Path | str, do: str) -> None:
         FileNotFoundError: There is no such file.
     """
     path = Path(path)
-    found = _sha256(path)
+    digest = _sha256(path)
     try:
-        known = read_json(path.with_name(CHECKSUMS))
+        checksums = read_json(path.with_name(CHECKSUMS))
     except UserError as error:
         raise UserError(error.problem, where=error.where, hint=do) from None
-    if not isinstance(known, dict) or path.name not in known:
+    if not isinstance(checksums, dict) or path.name not in checksums:
         raise UserError(f"the checksum of {path.name} is missing", where=path.with_name(CHECKSUMS), hint=do)
-    if known[path.name] != found:
+    if checksums[path.name] != digest:
         raise UserError(f"the file is damaged: its SHA-256 is not the one in {CHECKSUMS}", where=path, hint=do)
 
 

@@ -26,5 +26,5 @@ def nearest_names(name: object, known: Iterable[object], most: int = 1, cutoff: 
 
 def did_you_mean(name: object, known: Iterable[object], most: int = 1, cutoff: float = 0.6) -> str:
     """The question "did you mean 'a'?", with the nearest of the known names, or "" if none is near."""
-    near = nearest_names(name, known, most, cutoff)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+    suggestions = nearest_names(name, known, most, cutoff)
+    return f"did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else ""

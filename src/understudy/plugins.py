@@ -31,15 +31,15 @@ def find_plugins(kind: Kind) -> dict[str, EntryPoint]:
     The packages are listed once for each state of `sys.path`, because that takes milliseconds, and every data set that
     is opened asks for it. What is installed while the program runs is found by the next one.
     """
-    found: dict[str, EntryPoint] = {}
+    entry_points: dict[str, EntryPoint] = {}
     for entry in _registered(f"understudy.{kind}", tuple(sys.path)):
-        other = found.setdefault(entry.name, entry)
+        other = entry_points.setdefault(entry.name, entry)
         if other.value != entry.value:
             from .core import UserError  # late: a list of names needs no PyTorch
 
             raise UserError(f"two packages register the name {entry.name!r}: {other.value} and {entry.value}",
                             where=f"understudy.{kind}", hint="uninstall one of them")
-    return found
+    return entry_points
 
 
 @functools.lru_cache(maxsize=16)

@@ -287,8 +287,8 @@ class Clamp(NetworkGuidance):
         return replace(self, action=self.action[rows], given=self.given[rows])
 
     def select_components(self, components):
-        given = self.given if self.given.shape[-1] == 1 else self.given[..., components]
-        return replace(self, action=self.action[..., components], given=given)
+        mask = self.given if self.given.shape[-1] == 1 else self.given[..., components]
+        return replace(self, action=self.action[..., components], given=mask)
 
     def for_head(self, head):
         if isinstance(head, PreconditionedHead):
@@ -535,19 +535,20 @@ class Policy(CheckpointModule, StepwisePlanner):
         stored = {goal.into: goal.column for goal in self.window.goals}
         columns = {stored.get(name, name): network for name, network in networks.items()}
         if clash := [name for name, network in networks.items()
-                     if network is not (mine := columns[stored.get(name, name)]) and network.digest() != mine.digest()]:
+                     if network is not (other := columns[stored.get(name, name)])
+                     and network.digest() != other.digest()]:
             raise Unsupported(f"The column {clash[0]!r} is read by two networks, and only the features of one can be "
                               "cached.", where="TokenEncoder.cache_features", hint="Use cache_features=False.")
         return self.config.window.windows(with_cached_features(data, columns), self.inputs, self.config.target,
                                           **options)
 
     def _check_data(self, data: Dataset) -> None:
-        features, where = data.features(), str(data.metadata.get("path", "data set"))
-        self.check_features(features, where)
-        mine, theirs = self.target.num_classes or (), features[self.config.target].num_classes or ()
-        if any(b > a for a, b in zip(mine, theirs, strict=False)):
-            raise UserError(f"the policy knows {mine} classes, but the data have {theirs}",
-                            where=f"{where}, column {self.config.target!r}",
+        features, path = data.features(), str(data.metadata.get("path", "data set"))
+        self.check_features(features, path)
+        trained_classes, data_classes = self.target.num_classes or (), features[self.config.target].num_classes or ()
+        if any(b > a for a, b in zip(trained_classes, data_classes, strict=False)):
+            raise UserError(f"the policy knows {trained_classes} classes, but the data have {data_classes}",
+                            where=f"{path}, column {self.config.target!r}",
                             hint="train a new policy on data that contain all classes")
 
     @property
@@ -704,28 +705,28 @@ class Policy(CheckpointModule, StepwisePlanner):
                           f"train it with augmentations=(ConditionDropout({never[0]!r}),)", UserWarning, stacklevel=3)
 
     def _check_plan_arguments(self, obs, noise) -> None:
-        where, window = "Policy.plan", self.window
+        caller, window = "Policy.plan", self.window
         if not isinstance(obs, Mapping):
-            raise UserError(f"obs is {_describe(obs)}, and not a dict of columns", where=where,
+            raise UserError(f"obs is {_describe(obs)}, and not a dict of columns", where=caller,
                             hint=f"give {{{', '.join(f'{k!r}: ...' for k in self.inputs)}}}")
         rows = None
         for name in self.inputs:
             if name not in obs:
                 raise UserError(f"there is no column {name!r}; there are {', '.join(sorted(obs)) or 'no columns'}",
-                                where=f"{where}, obs", hint=f"the policy reads {', '.join(self.inputs)}")
+                                where=f"{caller}, obs", hint=f"the policy reads {', '.join(self.inputs)}")
             x, shape = obs[name], self.features[name].shape
             if self.features[name].kind == "text":  # any amount of padding
                 shape = tuple(x.shape[2:]) if isinstance(x, Tensor) and x.ndim == 3 else shape
-            wanted = (window.n_obs_steps, *shape)
-            if not isinstance(x, Tensor) or tuple(x.shape[1:]) != wanted or rows not in (None, len(x)):
-                raise UserError(f"{name!r} must be a tensor of shape {_shape_text(rows, wanted)}, but is "
-                                f"{_describe(x)}", where=f"{where}, obs",
+            expected_shape = (window.n_obs_steps, *shape)
+            if not isinstance(x, Tensor) or tuple(x.shape[1:]) != expected_shape or rows not in (None, len(x)):
+                raise UserError(f"{name!r} must be a tensor of shape {_shape_text(rows, expected_shape)}, but is "
+                                f"{_describe(x)}", where=f"{caller}, obs",
                                 hint="a window has rows first, then the observed steps, oldest first. PolicyActor.act "
                                 "takes single observations and keeps the windows")
             rows = len(x)
         if not isinstance(noise, Tensor) or tuple(noise.shape) != (rows, *self.noise_shape):
             raise UserError(f"noise must be a tensor of shape {_shape_text(rows, self.noise_shape)}, but is "
-                            f"{_describe(noise)}", where=where,
+                            f"{_describe(noise)}", where=caller,
                             hint="policy.noise(keys(seed, episodes), count) draws it, a row for each key")
 
     @property
@@ -829,21 +830,21 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
     sources = {g.into: g.column for g in planner.window.goals}
     act_hint = "use the environment it was trained for, or train a policy for this one"
     for name in planner.features if columns is None else columns:
-        mine, name = planner.features[name], sources.get(name, name)
+        own_feature, name = planner.features[name], sources.get(name, name)
         if resized and name not in features:  # nobody chooses the columns of an environment, so none is suggested
-            shown = ", ".join(sorted(features)) or "nothing"
-            raise UserError(f"this does not show {name!r}, which the policy was trained with; it shows {shown}",
+            column_names = ", ".join(sorted(features)) or "nothing"
+            raise UserError(f"this does not show {name!r}, which the policy was trained with; it shows {column_names}",
                             where=where, hint=hint or act_hint)
         _check_columns((name,), features, where)
-        theirs = features[name]
-        if resized and theirs.kind == mine.kind == "image":
-            theirs = replace(theirs, shape=(*mine.shape[:2], *theirs.shape[2:]))
-        if (theirs.shape, theirs.kind) != (mine.shape, mine.kind):
-            if theirs.shape == mine.shape and {theirs.kind, mine.kind} == {"vector", "discrete"}:
-                raise _reading_error(name, mine, where)
+        feature = features[name]
+        if resized and feature.kind == own_feature.kind == "image":
+            feature = replace(feature, shape=(*own_feature.shape[:2], *feature.shape[2:]))
+        if (feature.shape, feature.kind) != (own_feature.shape, own_feature.kind):
+            if feature.shape == own_feature.shape and {feature.kind, own_feature.kind} == {"vector", "discrete"}:
+                raise _reading_error(name, own_feature, where)
             raise UserError(
-                f"the policy was built for {mine.kind} of shape {mine.shape}, but this is "
-                f"{theirs.kind} of shape {theirs.shape}",
+                f"the policy was built for {own_feature.kind} of shape {own_feature.shape}, but this is "
+                f"{feature.kind} of shape {feature.shape}",
                 where=f"{where}, column {name!r}",
                 hint=hint or (act_hint if resized else
                               "use data with the same columns, or train a new policy on these"),
@@ -901,10 +902,10 @@ def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Pa
 def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
     """Return a hint with the command that gives columns of `data` the names that policies read."""
     names = {k: v for k, v in suggested_names(features).items() if role(v) == "observation"}
-    told = ", ".join(f"{old} -> {new}" for old, new in names.items())
+    renames = ", ".join(f"{old} -> {new}" for old, new in names.items())
     options = [w for old, new in (names or {"OLD": "observation.state"}).items() for w in ("--rename", f"{old}={new}")]
     return (f"policies read columns called observation.* (observation.state, observation.images.NAME)"
-            f"{': ' + told if told else ''}; a view renames them: "
+            f"{': ' + renames if renames else ''}; a view renames them: "
             + command_line("view", "make", data, "--out", "VIEW", *options))
 
 
@@ -918,8 +919,8 @@ def find_checkpoint(folder: Path | str) -> Path:
     folder = Path(folder)
     if (folder / "weights.safetensors").exists() or (folder / "policy.json").exists():
         return folder
-    if (found := find_lerobot_checkpoint(folder)) is not None:
-        return found
+    if (lerobot_folder := find_lerobot_checkpoint(folder)) is not None:
+        return lerobot_folder
     run, which = (folder.parent, folder.name) if folder.name in ("best", "last") else (folder, "last")
     begun = (run / "checkpoints").is_dir() or (run / ".lock").exists()
     if (run / "run.json").exists():
@@ -934,13 +935,11 @@ def find_checkpoint(folder: Path | str) -> Path:
             return run / places[which]
         begun = True
     if begun:
-        saved = (
-            f"; it has {', '.join(f.name for f in found)}" if (found := _saved_checkpoints(run / "checkpoints")) else ""
-        )
+        names = ", ".join(f.name for f in _saved_checkpoints(run / "checkpoints"))
         raise UserError(f"the run was stopped before it had a checkpoint {which!r}"
-                        f"{saved}", where=run, hint=_resume_hint(run))
+                        + (f"; it has {names}" if names else ""), where=run, hint=_resume_hint(run))
     raise UserError(f"this is not a trained run or a checkpoint: {_describe_path(folder)}", where=folder, hint=(
-        f"name one of these: {', '.join(map(str, found))}" if (found := _saved_checkpoints(folder)) else
+        f"name one of these: {', '.join(map(str, checkpoints))}" if (checkpoints := _saved_checkpoints(folder)) else
         f"name the folder: {folder.parent}" if (folder.parent / "policy.json").exists() else
         "name the run it was exported from, or export it as FILE.onnx; a .pt2 file is for programs without understudy"
         if folder.suffix == ".pt2" and folder.exists() else
@@ -969,9 +968,9 @@ def _saved_checkpoints(folder: Path) -> list[Path]:
 
 def _resume_hint(run: Path) -> str:
     """Advice for a run whose names do not lead to a checkpoint."""
-    found = _saved_checkpoints(run / "checkpoints")
-    named = f"name one of its checkpoints, {found[-1]}; or " if found else ""
-    command = _training_command(found[-1] if found else None, run)
+    checkpoints = _saved_checkpoints(run / "checkpoints")
+    named = f"name one of its checkpoints, {checkpoints[-1]}; or " if checkpoints else ""
+    command = _training_command(checkpoints[-1] if checkpoints else None, run)
     return f"{named}continue with the command that started the run: {command}"
 
 
@@ -985,19 +984,19 @@ def _replacement_hint(folder: Path) -> str:
 def _training_command(folder: Path | None, run: Path) -> str:
     """The command that trains the run, as far as it is known."""
     with suppress(UserError, AttributeError):
-        if folder is not None and (said := read_json(folder / "provenance.json").get("command")):
-            return str(said)
+        if folder is not None and (command := read_json(folder / "provenance.json").get("command")):
+            return str(command)
     return command_line("train", "METHOD", "DATA", "--out", run if (run / "checkpoints").exists() else "RUN")
 
 
 def _add_goal_features(policy_config: PolicyConfig, features: Schema) -> dict[str, Feature]:
-    found = dict(features)
+    all_features = dict(features)
     for g in policy_config.window.goals:
-        if g.into not in found:
+        if g.into not in all_features:
             _check_columns((g.column,), features)
-            found[g.into] = features[g.column]
+            all_features[g.into] = features[g.column]
         check_observed(g.column, features, "Goal.column")
-    return found
+    return all_features
 
 
 def _check_columns(names, features: Schema, where: str = "data set") -> None:

@@ -136,9 +136,9 @@ class MemorySupervision(AuxiliaryLoss):
             attention = attention[:, query].clamp(1e-6, 1 - 1e-6)  # (B, queries, To)
             distance = batch.extra[self.column].reshape(*batch.mask.shape, -1)[:, row].long()
             recalled = query[:, None] - distance
-            known = (distance >= 0) & (recalled >= 0) & batch.mask[:, row, None]
-            target = (F.one_hot(recalled.clamp(0, len(of_step) - 1), len(of_step)) * known.unsqueeze(-1)).amax(2)
+            is_valid = (distance >= 0) & (recalled >= 0) & batch.mask[:, row, None]
+            target = (F.one_hot(recalled.clamp(0, len(of_step) - 1), len(of_step)) * is_valid.unsqueeze(-1)).amax(2)
             each = -(target * attention.log() + (1 - target) * torch.log1p(-attention)).mean(-1)
-            pair = known.any(-1)
+            pair = is_valid.any(-1)
             return self.weight * (each * pair).sum(1) / pair.sum(1).clamp(min=1)
         return loss

@@ -25,22 +25,24 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     if isinstance(name, str) and name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        found = torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
         raise UserError(f"there is no device {name!r}; use auto, cpu, cuda, cuda:1 or mps", where="device",
                         hint="auto takes a GPU if there is one") from None
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    if found.type not in there or not there[found.type]():
-        raise UserError(f"this machine has no {found.type} device that PyTorch can use", where="device",
+    is_available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if device.type not in is_available or not is_available[device.type]():
+        raise UserError(f"this machine has no {device.type} device that PyTorch can use", where="device",
                         hint="use 'auto' or 'cpu', or install a PyTorch built for that device (pytorch.org)")
-    if found.type == "cuda":
-        number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())) if found.index is None else found.index
+    if device.type == "cuda":
+        number = device.index
+        if number is None:
+            number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
         if number >= torch.cuda.device_count():
             raise UserError(f"there is no CUDA device {number}; their number is "
                             f"{torch.cuda.device_count()}", where="device",
                             hint="choose an existing one, or start fewer processes")
         return torch.device("cuda", number)
-    return found
+    return device
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,10 @@ class Processes:
         """Whether the flag is set in any process."""
         if self.count == 1:
             return flag
-        where = torch.cuda.current_device() if dist.get_backend() == "nccl" else "cpu"
-        found = torch.tensor(float(flag), device=where)
-        dist.all_reduce(found)
-        return bool(found > 0)
+        device = torch.cuda.current_device() if dist.get_backend() == "nccl" else "cpu"
+        count = torch.tensor(float(flag), device=device)
+        dist.all_reduce(count)
+        return bool(count > 0)
 
     def wait(self) -> None:
         if self.count > 1:
@@ -168,13 +170,13 @@ def prefetch(batch: Callable[[int], Batch], device: torch.device, steps: int) ->
     if device.type == "cpu":
         return batch
     pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-    made: dict[int, Future[Batch]] = {}
+    pending: dict[int, Future[Batch]] = {}
 
     def draw(n: int) -> Batch:
-        now = made.pop(n, None) or pool.submit(batch, n)
-        made.clear()
+        current = pending.pop(n, None) or pool.submit(batch, n)
+        pending.clear()
         if n + 1 < steps:
-            made[n + 1] = pool.submit(batch, n + 1)
-        return now.result()
+            pending[n + 1] = pool.submit(batch, n + 1)
+        return current.result()
     return draw
 

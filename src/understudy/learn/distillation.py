@@ -129,8 +129,8 @@ class DistillationLearner(GradientLearner):
         if not isinstance(config.teacher, Policy):
             raise UserError(f"{config.teacher} is not a trained policy", where=f"{type(config).__name__}.teacher",
                             hint="refer to a stage of the method, FromStage(NAME), or give a Policy")
-        mine, theirs = policy.config, config.teacher.config
-        if (mine.window, mine.target, mine.codec) != (theirs.window, theirs.target, theirs.codec):
+        own, teacher = policy.config, config.teacher.config
+        if (own.window, own.target, own.codec) != (teacher.window, teacher.target, teacher.codec):
             raise UserError("the teacher plans other chunks than the policy", where=f"{type(config).__name__}.teacher",
                             hint="give both policies the same window, target and codec")
         self.teacher = copy.deepcopy(config.teacher).to(self.device).requires_grad_(False).eval()
@@ -150,15 +150,15 @@ class DistillationLearner(GradientLearner):
         """Returns the observations as the policy and as the teacher encode them, after the policy's augmentations."""
         obs = self.policy.augment(batch.obs, rng)
         with torch.no_grad():
-            given = self.teacher.context(obs)
-        return self.policy.context(obs, rng), given
+            teacher_context = self.teacher.context(obs)
+        return self.policy.context(obs, rng), teacher_context
 
     def check_statistics(self) -> None:
         """Checks before the first update that the policy and the teacher code actions in the same way."""
         if self.n_updates:
             return
-        mine, theirs = (policy.codec.state_dict() for policy in (self.policy, self.teacher))
-        if any(not torch.equal(mine[name], theirs[name]) for name in mine):
+        own, teacher = (policy.codec.state_dict() for policy in (self.policy, self.teacher))
+        if any(not torch.equal(own[name], teacher[name]) for name in own):
             raise UserError("the policy and its teacher scale the columns differently",
                             where=f"{type(self.config).__name__}.teacher",
                             hint='take over the statistics: InitializeFrom(FromStage(NAME), load=("codec",))')
@@ -178,13 +178,13 @@ class ConsistencyDistillationLearner(DistillationLearner):
         self.target_policy = self.target_network("policy", head.target_decay)
 
     def distillation_loss(self, batch, rng):
-        context, given = self.encode_obs(batch, rng)
+        context, teacher_context = self.encode_obs(batch, rng)
         action, net = self.policy.encode_batch(batch), self.policy.net
         noise = torch.randn(action.shape, generator=rng, device=action.device)
         t, t_next = self.head.training_times(action, rng)
         x = self.head.interpolate(action, noise, t.unsqueeze(-1))
         with torch.no_grad():
-            x_next = self.teacher.denoise_step(given, x, t, t_next)
+            x_next = self.teacher.denoise_step(teacher_context, x, t, t_next)
             target = self.head.predict_clean(self.target_policy.net, context, x_next, t_next)
         return self.head.distance(self.head.predict_clean(net, context, x, t), target, t, t_next)
 
@@ -207,10 +207,10 @@ class ReflowLearner(DistillationLearner):
                               hint="use a teacher that draws noise only at its start, such as Flow")
 
     def distillation_loss(self, batch, rng):
-        context, given = self.encode_obs(batch, rng)
+        context, teacher_context = self.encode_obs(batch, rng)
         noise = torch.randn(len(batch), *self.policy.noise_shape, generator=rng, device=self.device)
         with torch.no_grad():
-            action = self.source.sample(self.teacher.net, given, noise)
+            action = self.source.sample(self.teacher.net, teacher_context, noise)
         return self.head.pair_loss(self.policy.net, context, action, noise, rng)
 
 
@@ -240,23 +240,24 @@ class OneStepDistillationLearner(DistillationLearner):
     def score_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the loss of the network that denoises the policy's plans for each step, (B, H)."""
         with torch.no_grad():
-            action, given = self._plans(batch, rng)
-        return self.source.loss(self.score, given, action, batch.mask, rng)
+            action, teacher_context = self._plans(batch, rng)
+        return self.source.loss(self.score, teacher_context, action, batch.mask, rng)
 
     def distillation_loss(self, batch, rng):
-        action, given = self._plans(batch, rng)
+        action, teacher_context = self._plans(batch, rng)
         low, high = self.config.time_range
         t = low + (high - low) * torch.rand(action[:, :1, 0].shape, generator=rng, device=action.device)
         t = t.to(action.dtype).expand(action.shape[:2])
         with torch.no_grad():
             noise = torch.randn(action.shape, generator=rng, device=action.device)
             x = self.source.interpolate(action, noise, t.unsqueeze(-1))
-            own, target = (self.source.predict_clean(net, given, x, t) for net in (self.score, self.teacher.net))
+            own, target = (self.source.predict_clean(net, teacher_context, x, t)
+                           for net in (self.score, self.teacher.net))
         # The value is that of a squared difference, and the gradient with respect to the action is the difference.
         return 0.5 * (action - (action - own + target).detach()).square().mean(-1)
 
     def _plans(self, batch: Batch, rng: Generator) -> tuple[Tensor, Context]:
         """New plans of the policy, coded (B, H, A), and the observations as the teacher encodes them."""
-        context, given = self.encode_obs(batch, rng)
+        context, teacher_context = self.encode_obs(batch, rng)
         noise = torch.randn(len(batch), *self.policy.noise_shape, generator=rng, device=self.device)
-        return self.head.sample(self.policy.net, context, noise), given
+        return self.head.sample(self.policy.net, context, noise), teacher_context

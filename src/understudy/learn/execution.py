@@ -46,10 +46,10 @@ def with_execution_scheme(method: Method, name: str, trust: tuple[str, ...] = ()
     The scheme has a name, or is the "module:Class" of an executor, whose other fields have their defaults. The number
     of steps that are executed from each chunk stays that of the method.
     """
-    known, own = name.replace("_", "-"), method.executor
-    if ":" not in name and known not in EXECUTION_SCHEMES:
+    scheme, current = name.replace("_", "-"), method.executor
+    if ":" not in name and scheme not in EXECUTION_SCHEMES:
         raise unknown_name("execution scheme", name, EXECUTION_SCHEMES, "--executor")
-    inner = own.executor if isinstance(own, FilteredExecutor) else own
+    inner = current.executor if isinstance(current, FilteredExecutor) else current
     if isinstance(inner, (ActionConditionedExecutor, StreamingExecutor)):
         raise Unsupported(f"the policy is trained for {type(inner).__name__}, whose plans are not chunks",
                           where="--executor", hint="leave it out, or take a run of another method, such as flow-policy")
@@ -58,25 +58,25 @@ def with_execution_scheme(method: Method, name: str, trust: tuple[str, ...] = ()
     n_action_steps = inner.n_action_steps if isinstance(inner, ChunkedExecutor) else (window.horizon - skip + 1) // 2
     if ":" in name:
         return replace(method, executor=_build_executor(name, n_action_steps, skip, trust))
-    executor, *inference = BUILDERS[known](n_action_steps, skip)
+    executor, *inference = BUILDERS[scheme](n_action_steps, skip)
     return replace(method, executor=executor, inference=(*method.inference, *inference))
 
 
 def _build_executor(name: str, n_action_steps: int, skip: int, trust: tuple[str, ...]) -> Executor:
     """The executor "module:Class" with the numbers of steps of a method, as far as it has such fields."""
-    where = f"--executor {name}"
+    option = f"--executor {name}"
     try:
-        found = find_class(name, Executor, ("understudy", *trust), where)
+        executor_class = find_class(name, Executor, ("understudy", *trust), option)
     except UserError as error:
-        raise type(error)(error.problem, where=where, hint=error.hint or "name a class of that module that derives "
+        raise type(error)(error.problem, where=option, hint=error.hint or "name a class of that module that derives "
                           "from understudy.execute.base.Executor") from None
-    if not is_dataclass(found):
-        raise ConfigError(f"{found.__name__} is no frozen dataclass", where=where,
+    if not is_dataclass(executor_class):
+        raise ConfigError(f"{executor_class.__name__} is no frozen dataclass", where=option,
                           hint="write @dataclass(frozen=True) above it")
     numbers = {"n_action_steps": n_action_steps, "skip": skip}
-    known = {f.name: numbers[f.name] for f in fields(found) if f.name in numbers}
-    if open_fields := [f.name for f in fields(found) if f.init and f.name not in known and
+    arguments = {f.name: numbers[f.name] for f in fields(executor_class) if f.name in numbers}
+    if open_fields := [f.name for f in fields(executor_class) if f.init and f.name not in arguments and
                        f.default is MISSING and f.default_factory is MISSING]:
-        raise ConfigError(f"{found.__name__} needs {' and '.join(open_fields)}", where=where,
+        raise ConfigError(f"{executor_class.__name__} needs {' and '.join(open_fields)}", where=option,
                           hint="give the field a default")
-    return found(**known)
+    return executor_class(**arguments)

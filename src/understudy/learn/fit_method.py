@@ -103,32 +103,33 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
     seed = as_seed(seed, bits=63)
     check_collection(method, env, person, sampling_weights)
     check_demonstrations(method, data)
-    where = devices.choose_device(device)
+    chosen_device = devices.choose_device(device)
     stages = dict(stages or {})
     check_stages(method, tuple(stages))
     for stage in method.stages:
         if stage.name not in stages:
             part = data.select(part_of(data, stage.dataset))
-            earlier = sampling_weights if stage.dataset is None else None
+            stage_weights = sampling_weights if stage.dataset is None else None
             stages[stage.name] = fit_method(stage.method, part, seed, stages=stages, env=env, person=person,
-                                            sampling_weights=earlier, device=where)
-    known = _known_modules(method, stages, where)
-    method = resolve_references(method, known)
+                                            sampling_weights=stage_weights, device=chosen_device)
+    stage_modules = _referenced_modules(method, stages, chosen_device)
+    method = resolve_references(method, stage_modules)
     recorded, data = data.features(), training_data(data, method)
     warn_of_padding(method.policy.window, data)
 
     def build_learner(first: Dataset) -> Learner:
-        with devices.seeded(seed, where):
+        with devices.seeded(seed, chosen_device):
             if policy is None:
-                trained = Policy(method.policy, data.features()).to(where)
+                trained = Policy(method.policy, data.features()).to(chosen_device)
                 check_training_data(trained, data)
-                fit_policy(trained, first, method.initialize_from, known)
+                fit_policy(trained, first, method.initialize_from, stage_modules)
             else:
-                trained = policy.with_head(policy.config.head).to(where)  # built again: an average has no gradients
+                # Built again, because an average has no gradients.
+                trained = policy.with_head(policy.config.head).to(chosen_device)
             freeze(trained, method.initialize_from)
             return method.learner.build(trained, seed, method.learner.steps, first)
 
-    with devices.deterministic(where):
+    with devices.deterministic(chosen_device):
         loop = _MemoryTraining(method, data, seed, env, person, build_learner, tuple(callbacks), recorded)
         if method.collection is None:
             loop.build_learner(data)
@@ -258,11 +259,11 @@ def check_collection(method: Method, env: Any, person: Actor | None, sampling_we
     method.collection.check(env, person)
 
 
-def _known_modules(method: Method, stages: Mapping[str, FitResult | Path | str],
+def _referenced_modules(method: Method, stages: Mapping[str, FitResult | Path | str],
                    device: torch.device) -> dict[FromStage, CheckpointModule]:
     """The module of each reference of a method."""
     modules: dict[str, Mapping[str, CheckpointModule]] = {}
-    known = {}
+    referenced = {}
     for reference in (*find_references(method), *(part.source for part in method.initialize_from)):
         stage = stages[reference.stage]
         if reference.stage not in modules:
@@ -272,8 +273,8 @@ def _known_modules(method: Method, stages: Mapping[str, FitResult | Path | str],
             raise UserError(f"the stage {reference.stage!r} has no module {reference.module!r}; it has "
                             f"{', '.join(modules[reference.stage])}", where="FromStage",
                             hint="refer to a module that its learner trains")
-        known[reference] = modules[reference.stage][reference.module]
-    return known
+        referenced[reference] = modules[reference.stage][reference.module]
+    return referenced
 
 
 def acting_policy(learner: Learner, data: Dataset) -> Policy:
@@ -295,8 +296,8 @@ def part_of(data: Dataset, name: str | None) -> list[int]:
         return list(range(len(data)))
     parts = [episode.metadata.get("dataset") for episode in data]
     if name not in parts:
-        known = ", ".join(sorted({str(p) for p in parts if p is not None})) or "no named parts"
-        raise UserError(f"the data have no part {name!r}; they have {known}", where="Stage.dataset",
+        part_names = ", ".join(sorted({str(p) for p in parts if p is not None})) or "no named parts"
+        raise UserError(f"the data have no part {name!r}; they have {part_names}", where="Stage.dataset",
                         hint="name the parts of a mixture: mix(demos=(data, 0.5), play=(more, 0.5)); understudy train "
                              "METHOD DATA --prior MORE names them task and prior")
     return [i for i, part in enumerate(parts) if part == name]

@@ -75,7 +75,7 @@ class LatentLabels(Operation):
     def apply(self, data: Dataset) -> Dataset:
         encoder = check_trained(self.encoder, "LatentLabels.encoder")
         latents = encoder.latents(data).cpu().numpy().astype(encoder.latent.dtype)
-        held = [column[np.arange(len(column)) // self.period * self.period]
+        columns = [column[np.arange(len(column)) // self.period * self.period]
                 for column in np.split(latents, np.cumsum(data.lengths)[:-1])]
-        labeled = LabeledEpisodes(data, {self.into: encoder.latent}, lambda i: {self.into: held[i]})
+        labeled = LabeledEpisodes(data, {self.into: encoder.latent}, lambda i: {self.into: columns[i]})
         return Dataset(labeled, data.metadata)

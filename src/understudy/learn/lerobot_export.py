@@ -61,7 +61,8 @@ def write_lerobot_policy(policy: Policy, executor: Executor, folder: Path | str)
     features, modes, statistics = _normalization(policy)
     names = tensor_names(policy)
     film = not _has_shifts_only(policy)
-    tensors = {theirs: _to_lerobot(policy, ours, policy.state_dict()[ours], film) for ours, theirs in names.items()}
+    tensors = {lerobot_name: _to_lerobot(policy, own_name, policy.state_dict()[own_name], film)
+               for own_name, lerobot_name in names.items()}
     if settings["type"] == "diffusion":
         settings["use_film_scale_modulation"] = film
     inputs = {k: f for k, f in features.items() if k != ACTION}
@@ -108,8 +109,9 @@ def _check_inputs(policy: Policy, order: tuple[str, ...]) -> None:
             return "images"
         return {STATE: "state", ENVIRONMENT: "environment"}.get(name)
     kinds = [kind(name) for name in policy.inputs]
-    known = f"name columns {STATE}, {ENVIRONMENT} and observation.images.NAME"
-    _require(None not in kinds, f"the column {policy.inputs[kinds.index(None)] if None in kinds else ''!r}", known)
+    naming_hint = f"name columns {STATE}, {ENVIRONMENT} and observation.images.NAME"
+    _require(None not in kinds, f"the column {policy.inputs[kinds.index(None)] if None in kinds else ''!r}",
+             naming_hint)
     _require("images" in kinds or "environment" in kinds, "states alone: it needs a camera or an environment state",
              f"name what the robot does not measure itself {ENVIRONMENT}")
     _require(kinds == sorted(kinds, key=order.index), f"inputs in the order {', '.join(policy.inputs)}",
@@ -255,15 +257,15 @@ def _derived(policy: Policy) -> Mapping[str, Tensor]:
             return {"model.encoder_latent_input_proj.weight": torch.zeros(config.trunk.width, 1)}
         n_tokens = 1 + (STATE in policy.inputs) + policy.window.horizon
         return {"model.vae_encoder_pos_enc": sequence_positions(n_tokens, config.trunk.width).unsqueeze(0)}
-    encoder, found = config.encoder, {}
+    encoder, tensors = config.encoder, {}
     assert isinstance(encoder, DiffusionPolicyEncoder)
     sizes = [policy.features[k].shape[:2] for k in policy.inputs if policy.features[k].kind == "image"]
     for number, size in enumerate(sizes[:1] if encoder.shared else sizes):
         h, w = (-(-n // 32) for n in encoder.crop or encoder.resize or size)
         place = "diffusion.rgb_encoder." + ("" if encoder.shared else f"{number}.")
         y, x = torch.linspace(-1, 1, h), torch.linspace(-1, 1, w)
-        found[f"{place}pool.pos_grid"] = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1).flatten(0, 1)
+        tensors[f"{place}pool.pos_grid"] = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1).flatten(0, 1)
         if not encoder.group_norm:
             norms = {k.rsplit(".", 1)[0] for k in tensor_names(policy).values() if k.endswith("running_mean")}
-            found |= {f"{norm}.num_batches_tracked": torch.zeros((), dtype=torch.int64) for norm in norms}
-    return found
+            tensors |= {f"{norm}.num_batches_tracked": torch.zeros((), dtype=torch.int64) for norm in norms}
+    return tensors

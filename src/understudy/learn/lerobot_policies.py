@@ -92,15 +92,15 @@ def load_lerobot_policy(folder: Path, device: str | torch.device = "cpu") -> Pol
     stored = {k.replace("._orig_mod.", "."): v.float() for k, v in _read_tensors(path).items()}  # torch.compile's
     tensors = checkpoint.statistics(policy, stored)
     names = tensor_names(policy)
-    if missing := [theirs for theirs in names.values() if theirs not in stored]:
+    if missing := [lerobot_name for lerobot_name in names.values() if lerobot_name not in stored]:
         raise UserError(f"{len(missing)} tensors of the {checkpoint.kind} policy in config.json are missing, such as "
                         f"{missing[0]}", where=path, hint=_DOWNLOAD)
     if extra := [k for k in sorted(stored.keys() - set(names.values())) if not _is_unused(policy, k)]:
         raise UserError(f"{len(extra)} tensors do not belong to the {checkpoint.kind} policy in config.json, such as "
                         f"{extra[0]}", where=path, hint="config.json and model.safetensors must come from the same "
                                                         "folder; " + _DOWNLOAD)
-    for ours, theirs in names.items():
-        tensors[ours] = _from_lerobot(policy, ours, stored[theirs])
+    for ours, lerobot_name in names.items():
+        tensors[ours] = _from_lerobot(policy, ours, stored[lerobot_name])
     try:
         load_tensors(policy, tensors)
     except RuntimeError as error:
@@ -168,10 +168,10 @@ class _Checkpoint:
 
     def columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Type and shape of each column that the policy reads, by LeRobot's name, in the order of its network."""
-        found = {k: (f["type"], tuple(f["shape"])) for k, f in self.get("input_features", dict).items()}
+        inputs = {k: (f["type"], tuple(f["shape"])) for k, f in self.get("input_features", dict).items()}
         order = ("ENV", "VISUAL") if self.kind == "act" else ("VISUAL", "ENV")
-        state = {k: f for k, f in found.items() if k == STATE}
-        return {**state, **{k: f for kind in order for k, f in found.items() if f[0] == kind}}
+        state = {k: f for k, f in inputs.items() if k == STATE}
+        return {**state, **{k: f for kind in order for k, f in inputs.items() if f[0] == kind}}
 
     def features(self) -> dict[str, Feature]:
         """The columns by the robot's names, in the order of the network, and the action."""
@@ -293,7 +293,7 @@ class _Checkpoint:
             if not stored and any(self._mode(kind) != "IDENTITY" for kind, _ in columns.values()):
                 raise UserError("the statistics of the data are missing: there is no policy_preprocessor.json, and "
                                 "model.safetensors has none", where=self.folder, hint=_DOWNLOAD)
-        found: dict[str, Tensor] = {"codec.count": torch.ones((), dtype=torch.int64)}
+        buffers: dict[str, Tensor] = {"codec.count": torch.ones((), dtype=torch.int64)}
         images = [k for k in policy.inputs if policy.features[k].kind == "image"]
         vectors = [k for k in policy.inputs if policy.features[k].kind == "vector"]
         for column, (kind, shape) in columns.items():
@@ -301,12 +301,13 @@ class _Checkpoint:
             offset, scale = self._offset_and_scale(column, kind, shape, stored.get(column), kind != "ACTION")
             if kind == "VISUAL":
                 place = f"encoder.pixels.{images.index(ours)}"
-                found |= {f"{place}.mean": offset.view(-1, 1, 1), f"{place}.std": scale.view(-1, 1, 1)}
+                buffers |= {f"{place}.mean": offset.view(-1, 1, 1), f"{place}.std": scale.view(-1, 1, 1)}
                 continue
             transform = "action_transform" if kind == "ACTION" else f"obs_transforms.{vectors.index(ours)}"
-            found |= {f"codec.{transform}.offset": offset, f"codec.{transform}.scale": scale}
-        known = policy.state_dict()
-        return {k: v for k, v in found.items() if k in known}  # without normalization there are no transforms
+            buffers |= {f"codec.{transform}.offset": offset, f"codec.{transform}.scale": scale}
+        policy_tensors = policy.state_dict()
+        # Without normalization there are no transforms.
+        return {k: v for k, v in buffers.items() if k in policy_tensors}
 
     def _offset_and_scale(self, column, kind, shape, stored, observed) -> tuple[Tensor, Tensor]:
         """Coded values are ``(x - offset) / scale``. As in LeRobot, a column without statistics stays as it is."""
@@ -342,12 +343,12 @@ def _add_statistics(known: dict[str, dict[str, Tensor]], tensors: Mapping[str, T
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        found = read_json(path)
+        document = read_json(path)
     except UserError as error:
         raise UserError(error.problem, where=path, hint=_DOWNLOAD) from None
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise UserError("the file does not hold a JSON object", where=path, hint=_DOWNLOAD)
-    return found
+    return document
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -407,35 +408,37 @@ def _act_name(policy: Policy, name: str) -> str:
         return f"model.encoder_{kind}_state_input_proj.{leaf}"
     if not isinstance(policy.config.head, CVAE) and name.startswith("net."):
         name = f"net.decoder.{name.removeprefix('net.')}"
-    return next(theirs + name.removeprefix(ours) for ours, theirs in _ACT_NAMES if name.startswith(ours))
+    return next(lerobot_name + name.removeprefix(ours) for ours, lerobot_name in _ACT_NAMES if name.startswith(ours))
 
 
 def _diffusion_name(policy: Policy, name: str) -> str:
-    encoder, (part, *rest) = policy.config.encoder, name.split(".")
+    encoder, (part, *components) = policy.config.encoder, name.split(".")
     if part == "encoder":  # cameras.NUMBER.NAME
         assert isinstance(encoder, DiffusionPolicyEncoder)
-        place = ["rgb_encoder"] if encoder.shared else ["rgb_encoder", rest[1]]
-        kind, *rest = rest[2:]
+        place = ["rgb_encoder"] if encoder.shared else ["rgb_encoder", components[1]]
+        kind, *components = components[2:]
         if kind == "backbone":  # torchvision's children by number: conv1, bn1, relu, maxpool, layer1, ...
-            number = {"conv1": 0, "bn1": 1}.get(rest[0])
-            rest[0] = str(int(rest[0].removeprefix("layer")) + 3 if number is None else number)
-            return ".".join(["diffusion", *place, "backbone", *rest])
-        return ".".join(["diffusion", *place, *({"points": ["pool", "nets"], "output_layer": ["out"]}[kind]), *rest])
-    kind, *rest = rest
+            number = {"conv1": 0, "bn1": 1}.get(components[0])
+            components[0] = str(int(components[0].removeprefix("layer")) + 3 if number is None else number)
+            return ".".join(["diffusion", *place, "backbone", *components])
+        block = {"points": ["pool", "nets"], "output_layer": ["out"]}[kind]
+        return ".".join(["diffusion", *place, *block, *components])
+    kind, *components = components
     if kind == "time_mlp":  # body.0 and body.2, after the sinusoids
-        return f"diffusion.unet.diffusion_step_encoder.{int(rest[1]) + 1}.{rest[2]}"
+        return f"diffusion.unet.diffusion_step_encoder.{int(components[1]) + 1}.{components[2]}"
     if kind == "output_layer":
-        place = ["final_conv", *(["0", "block"] if rest[0] == "0" else []), *(rest[1:] if rest[0] == "0" else rest)]
-        return ".".join(["diffusion.unet", *place])
-    place = [{"down": "down_modules", "middle": "mid_modules", "up": "up_modules"}[kind], rest.pop(0)]
+        number, *leaf = components
+        block = ["0", "block"] if number == "0" else [number]
+        return ".".join(["diffusion.unet.final_conv", *block, *leaf])
+    place = [{"down": "down_modules", "middle": "mid_modules", "up": "up_modules"}[kind], components.pop(0)]
     if kind != "middle":
-        stage = rest.pop(0)
+        stage = components.pop(0)
         place.append({"first": "0", "second": "1", "resize": "2"}[stage])
         if stage == "resize":
-            return ".".join(["diffusion.unet", *place, *rest])
+            return ".".join(["diffusion.unet", *place, *components])
     block = {"first": ["conv1", "block"], "second": ["conv2", "block"], "film": ["cond_encoder", "1"],
-             "skip": ["residual_conv"]}[rest.pop(0)]
-    return ".".join(["diffusion.unet", *place, *block, *rest])
+             "skip": ["residual_conv"]}[components.pop(0)]
+    return ".".join(["diffusion.unet", *place, *block, *components])
 
 
 def _from_lerobot(policy: Policy, name: str, tensor: Tensor) -> Tensor:

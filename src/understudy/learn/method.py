@@ -77,9 +77,9 @@ class Method:
 
             parts = read_parts(folder)
             return Method(parts.policy, parts.executor, parts.learner)
-        found = read_json(path) if folder is None else read_checkpoint_json(folder, "method.json")
+        document = read_json(path) if folder is None else read_checkpoint_json(folder, "method.json")
         path = path if folder is None else folder / "method.json"
-        method = config.load(found, ("understudy", *trust), str(path))
+        method = config.load(document, ("understudy", *trust), str(path))
         if not isinstance(method, Method):
             raise UserError(f"the file holds a {type(method).__name__} instead of a Method", where=path,
                             hint="give a method.json as training writes it")
@@ -230,12 +230,12 @@ def stage_folder(run: Path, name: str) -> Path:
 def load_references(references: Iterable[FromStage], run: Path, trust: tuple[str, ...] = (),
                     device: str | torch.device = "cpu") -> dict[FromStage, CheckpointModule]:
     """The modules that references stand for, in evaluation mode."""
-    found: dict[FromStage, CheckpointModule] = {}
+    modules: dict[FromStage, CheckpointModule] = {}
     for reference in references:
-        if reference not in found:
+        if reference not in modules:
             folder = find_checkpoint(stage_folder(run, reference.stage))
-            found[reference] = _load_module(folder, reference.module, trust, device)
-    return found
+            modules[reference] = _load_module(folder, reference.module, trust, device)
+    return modules
 
 
 def _load_module(folder: Path, name: str, trust: tuple[str, ...], device) -> CheckpointModule:
@@ -289,8 +289,9 @@ def build_actor(method: Method, modules: Mapping[str, CheckpointModule], rows: i
     if changes := online_changes(method):
         for change in changes:
             change.check_online()
-        shown = None if features is None else _wrapped_features(method, features)
-        size = shown[policy.config.target].size if shown and policy.config.target in shown else None
+        env_features = {} if features is None else _wrapped_features(method, features)
+        target = env_features.get(policy.config.target)
+        size = None if target is None else target.size
         actor = TransformedActor(actor, tuple(changes), policy.target, size)
     if method.wrapper is None:
         return actor
@@ -394,9 +395,10 @@ class TrainedRun:
         acting = {name: getattr(method, name) for name in ACTING}
         references = find_references((*acting.values(), tuple(needed)))
         home = folder.parents[1] if folder.parent.name == "checkpoints" else folder
-        known = load_references(references, home, trust, device)
-        changes = {name: _resolved(value, known) for name, value in acting.items()}
-        changes["transforms"] = tuple(_resolved(part, known) if part in needed else part for part in method.transforms)
+        modules = load_references(references, home, trust, device)
+        changes = {name: _resolved(value, modules) for name, value in acting.items()}
+        changes["transforms"] = tuple(_resolved(part, modules) if part in needed else part
+                                      for part in method.transforms)
         return TrainedRun(replace(method, **changes), load_modules(folder, trust, device))
 
     @property

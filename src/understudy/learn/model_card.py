@@ -23,11 +23,11 @@ def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> No
                f"{_metric_of(lines.get(step, {}), 'validation/energy')} |"
                for which, step in ((k, int(v.rsplit('/', 1)[-1])) for k, v in sorted(places.items()))]
     parts = [(f.name, getattr(method.policy, f.name)) for f in dataclasses.fields(method.policy)]
-    told = [("run", method.executor), ("learn", method.learner), *(("data", r) for r in method.transforms), *parts]
-    told += [("wrapper", method.wrapper)] if method.wrapper is not None else []
-    told += [("collection", method.collection)] if method.collection is not None else []
+    settings = [("run", method.executor), ("learn", method.learner), *(("data", r) for r in method.transforms), *parts]
+    settings += [("wrapper", method.wrapper)] if method.wrapper is not None else []
+    settings += [("collection", method.collection)] if method.collection is not None else []
     trusted = "".join(f" --trust {package}" for package in packages_of(method) if package != "understudy")
-    held, left_out = provenance["held_out"], ", ".join(map(str, provenance["left_out"]))
+    held_out, left_out = provenance["held_out"], ", ".join(map(str, provenance["left_out"]))
     if any("score" in line for line in lines.values()):
         chosen = "The score chose the best checkpoint, so it is no judgement of it: evaluate on other seeds.\n"
     else:
@@ -41,7 +41,7 @@ seed {provenance["seed"]}, {max(run.saved_steps())} updates.
 ## Data
 
 {data["episodes"]} episodes, {data["steps"]} steps{f", {data['fps']} a second" if data["fps"] else ""}; fingerprint \
-`{data["fingerprint"]}`. {f"Held out for validation: episodes {', '.join(map(str, held))}." if held else
+`{data["fingerprint"]}`. {f"Held out for validation: episodes {', '.join(map(str, held_out))}." if held_out else
                           "No episode was held out."}\
 {f" Left out because their recording was interrupted: episodes {left_out}." if left_out else ""}
 
@@ -55,7 +55,7 @@ seed {provenance["seed"]}, {max(run.saved_steps())} updates.
 
 ## Method
 
-{chr(10).join(f"- {name}: `{value}`" for name, value in told)}
+{chr(10).join(f"- {name}: `{value}`" for name, value in settings)}
 
 ## Commands
 {f"{chr(10)}    {provenance['command']}" if provenance["command"] else ""}

@@ -68,9 +68,9 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether this hardware multiplies bf16 matrices faster than fp32 matrices."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    ask = getattr(torch.cpu, "get_capabilities", dict)  # older ones do not say
-    known = ask() if device.type == "cpu" else {}
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # older ones do not say
+    capabilities = get_capabilities() if device.type == "cpu" else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def automatic_precision(device: torch.device, weights: int) -> Literal["fp32", "bf16"]:
@@ -102,9 +102,9 @@ class OptimizerState:
             p.detach().permute(axes) for p, axes in zip(self.parameters, self.axes, strict=True)
         ]
         matrices = [p for p in self.memory_order_parameters if p.ndim >= 2]
-        rest = [p for p in self.memory_order_parameters if p.ndim < 2]
+        vectors = [p for p in self.memory_order_parameters if p.ndim < 2]
         self.order = [axes for axes in self.axes if len(axes) >= 2] + [axes for axes in self.axes if len(axes) < 2]
-        groups = [{"params": g, "weight_decay": d} for g, d in ((matrices, optim.weight_decay), (rest, 0.0)) if g]
+        groups = [{"params": g, "weight_decay": d} for g, d in ((matrices, optim.weight_decay), (vectors, 0.0)) if g]
         self.adamw = torch.optim.AdamW(groups, optim.lr, optim.betas,
                                        fused=device.type in ("cpu", "cuda", "mps")) if groups else None
         count = sum(p.numel() for p in self.parameters)
@@ -130,8 +130,8 @@ class OptimizerState:
         moved = [p for p in self.parameters if p.grad is not None]
         if not moved:
             return torch.zeros((), device=self.device)
-        for p, held, axes in zip(self.parameters, self.memory_order_parameters, self.axes, strict=True):
-            held.grad = None if p.grad is None else p.grad.permute(axes)
+        for p, ordered, axes in zip(self.parameters, self.memory_order_parameters, self.axes, strict=True):
+            ordered.grad = None if p.grad is None else p.grad.permute(axes)
         assert self.adamw is not None  # something has a gradient
         self.scaler.unscale_(self.adamw)
         norm = nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None])

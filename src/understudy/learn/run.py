@@ -45,8 +45,8 @@ class Run:
 
     def saved_steps(self) -> list[int]:
         """The numbers of updates of the checkpoints, in order. Incomplete checkpoints have other names."""
-        found = (self.folder / "checkpoints").glob("[0-9]*")
-        return sorted(int(f.name) for f in found if f.name.isdigit())
+        folders = (self.folder / "checkpoints").glob("[0-9]*")
+        return sorted(int(f.name) for f in folders if f.name.isdigit())
 
     def checkpoint_path(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"{step:06d}"
@@ -65,7 +65,7 @@ class Run:
         Raises:
             UserError: The disk is full. Earlier checkpoints are untouched.
         """
-        tensors, said = learner.state()
+        tensors, learner_metadata = learner.state()
         with disk_space_errors(self.folder, "the checkpoints before are whole: make room, and give the same command"):
             with open(self.folder / "metrics.jsonl", "a") as measured:
                 os.fsync(measured.fileno())  # the metrics before a checkpoint must be as safe as the checkpoint
@@ -80,7 +80,7 @@ class Run:
                 save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()},
                           part / "train" / "learner.safetensors")
                 write_checksums(part / "train", "learner.safetensors")
-                write_json(part / "train" / "state.json", {**facts, "step": step, "learner": said})
+                write_json(part / "train" / "state.json", {**facts, "step": step, "learner": learner_metadata})
         self.name_checkpoints(last=step)
 
     def resume(self, step: int, learner: Learner) -> dict[str, Any]:
@@ -127,8 +127,8 @@ class Run:
     def named_checkpoints(self) -> dict[str, str]:
         """Folders of the checkpoints that have a name, relative to the run: "last" and "best"."""
         path = self.folder / "run.json"
-        known = read_json(path) if path.exists() else {}
-        return {k: v for k, v in known.items() if (self.folder / v).is_dir()}
+        folders = read_json(path) if path.exists() else {}
+        return {k: v for k, v in folders.items() if (self.folder / v).is_dir()}
 
     def name_checkpoints(self, **steps: int) -> None:
         """Names checkpoints by number of updates: ``last=500, best=400`` sets "RUN/last" and "RUN/best".
@@ -162,13 +162,13 @@ class Run:
             text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return []
-        found = []
+        measurements = []
         for line in text.split("\n")[:-1]:
             try:
-                found.append(json.loads(line))
+                measurements.append(json.loads(line))
             except json.JSONDecodeError:
                 break
-        return found
+        return measurements
 
     def truncate_metrics(self, step: int) -> None:
         """Removes measurements after `step`, because training from there measures them again."""

@@ -109,8 +109,8 @@ def inputs_without_words(features: Schema | None) -> tuple[str, ...]:
     """
     if features is None:
         return ()
-    seen = {k for k, f in features.items() if role(k) == "observation" and f.kind != "string"}
-    return tuple(sorted({*seen, SKILL} - {SHOWN_TASK, SHOWN_TASK + "?"}))
+    observed = {k for k, f in features.items() if role(k) == "observation" and f.kind != "string"}
+    return tuple(sorted({*observed, SKILL} - {SHOWN_TASK, SHOWN_TASK + "?"}))
 
 
 class SkillAutoencoderLearner(GradientLearner):
@@ -189,9 +189,9 @@ class SkillAutoencoderLearner(GradientLearner):
         """
         n = self.policy.window.n_obs_steps
         first = {k: v[:, :n] for k, v in batch.obs.items()}
-        known = torch.ones_like(batch.mask[:, :1])
+        mask = torch.ones_like(batch.mask[:, :1])
         assert self.model.prior is not None
-        surprise = self.model.prior.loss(Batch(first, skill.unsqueeze(1), known), rng).sum(1)
+        surprise = self.model.prior.loss(Batch(first, skill.unsqueeze(1), mask), rng).sum(1)
         entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
         return surprise - entropy
 
@@ -309,9 +309,9 @@ class SkillPosterior(LatentEncoder):
         coded = {k: coded[k] for k in self.inputs}
         coded |= {k + "?": present & batch.obs.get(k + "?", present) for k in self.inputs}
         action = self.codec.encode(batch.action.flatten(0, 1).unsqueeze(1), _steps_of(obs, n))
-        known = mask.unsqueeze(-1).float()
-        x = torch.cat([action.squeeze(1).unflatten(0, mask.shape) * known, known], -1)
-        return (self.net(x, x[..., :0], self.encoder(coded)) * known).sum(1) / known.sum(1)
+        step_mask = mask.unsqueeze(-1).float()
+        x = torch.cat([action.squeeze(1).unflatten(0, mask.shape) * step_mask, step_mask], -1)
+        return (self.net(x, x[..., :0], self.encoder(coded)) * step_mask).sum(1) / step_mask.sum(1)
 
     def forward(self, batch):
         skill = self.distribution(batch)[0] if self.about.quantizer is None else self.code(batch)

@@ -28,19 +28,19 @@ def check_stages(method: Method, before: tuple[str, ...] = ()) -> None:
         UserError: A stage is named twice, or a reference is to no stage, to a later one, or stands in the policy,
             whose file must be complete without it.
     """
-    known = list(before)
+    stage_names = list(before)
     for i, stage in enumerate(method.stages):
         if stage.name in (s.name for s in method.stages[:i]):
             raise UserError(f"two stages are called {stage.name!r}", where="Method.stages", hint="rename one of them")
-        check_stages(stage.method, tuple(known))
-        known.append(stage.name)
-    if found := next(find_references(method.policy), None):
-        raise UserError(f"a policy cannot hold {found}, since its file must be complete without the stage's",
+        check_stages(stage.method, tuple(stage_names))
+        stage_names.append(stage.name)
+    if policy_reference := next(find_references(method.policy), None):
+        raise UserError(f"a policy cannot hold {policy_reference}, since its file must be complete without the stage's",
                         where="Method.policy", hint="take its weights over with InitializeFrom")
     for reference in (*find_references(method), *(part.source for part in method.initialize_from)):
-        if reference.stage not in known:
+        if reference.stage not in stage_names:
             raise UserError(f"there is no stage {reference.stage!r} before it"
-                            + (f"; there are {', '.join(known)}" if known else ""), where="FromStage",
+                            + (f"; there are {', '.join(stage_names)}" if stage_names else ""), where="FromStage",
                             hint=f"add Stage({reference.stage!r}, method) to the stages of the method")
 
 
@@ -51,11 +51,11 @@ def packages_of(part: object) -> tuple[str, ...]:
 
 def stages_before(run: Path) -> tuple[str, ...]:
     """Names of the stages that the run of a stage may refer to, from the folders of the enclosing runs."""
-    found: list[str] = []
+    names: list[str] = []
     while run.parent.name == "stages":
-        found += sorted(p.name for p in run.parent.glob("[!.]*") if p != run)
+        names += sorted(p.name for p in run.parent.glob("[!.]*") if p != run)
         run = run.parent.parent
-    return tuple(found)
+    return tuple(names)
 
 
 # -- runs that are there already ------------------------------------------------------------------------------------
@@ -135,16 +135,16 @@ def load_weights_from(policy: Policy, parts: Iterable[InitializeFrom],
     for part in parts:
         source = modules[part.source]
         for name in part.load:
-            where = f"InitializeFrom.load, {name!r}"
+            place = f"InitializeFrom.load, {name!r}"
             if name.partition(".")[0] == "codec" and isinstance(source, Policy):
-                _check_columns(policy, source, where)
+                _check_columns(policy, source, place)
             try:
-                mine, theirs = submodule(policy, name, where), submodule(source, name, where).state_dict()
+                module, weights = submodule(policy, name, place), submodule(source, name, place).state_dict()
                 if name.partition(".")[0] == "codec":  # its statistics are of the columns: none may change its shape
-                    _check_shapes(mine, theirs)
-                load_tensors(mine, theirs)
+                    _check_shapes(module, weights)
+                load_tensors(module, weights)
             except RuntimeError as error:
-                raise UserError(f"the weights of the stage {part.source.stage!r} do not fit: {error}", where=where,
+                raise UserError(f"the weights of the stage {part.source.stage!r} do not fit: {error}", where=place,
                                 hint="leave it out of `load`, or give the policy the parts and columns of the "
                                    "stage's") from None
 
@@ -152,18 +152,18 @@ def load_weights_from(policy: Policy, parts: Iterable[InitializeFrom],
 def _check_columns(policy: Policy, source: Policy, where: str) -> None:
     """Raises UserError if a column of the data has another shape than in the policy that weights are taken from."""
     for name, feature in policy.features.items():
-        theirs = source.features.get(name)
-        if theirs is not None and feature.kind != "image" and theirs.shape != feature.shape:
+        source_feature = source.features.get(name)
+        if source_feature is not None and feature.kind != "image" and source_feature.shape != feature.shape:
             raise UserError(
                 f"{name} has the shape {feature.shape} in these data, but the policy whose weights are taken was "
-                f"trained with {theirs.shape}", where=where,
+                f"trained with {source_feature.shape}", where=where,
                 hint="take data with the same columns, or leave codec out of `load`: its statistics are of the columns")
 
 
 def _check_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    for name, mine in module.state_dict().items():
-        if name in tensors and tensors[name].shape != mine.shape:
-            raise RuntimeError(f"{name} is {tuple(tensors[name].shape)} in the place of {tuple(mine.shape)}")
+    for name, tensor in module.state_dict().items():
+        if name in tensors and tensors[name].shape != tensor.shape:
+            raise RuntimeError(f"{name} is {tuple(tensors[name].shape)} in the place of {tuple(tensor.shape)}")
 
 
 def freeze(policy: Policy, parts: Iterable[InitializeFrom]) -> None:
@@ -185,7 +185,7 @@ def submodule(policy: nn.Module, name: str, where: str) -> nn.Module:
             raise AttributeError
         return policy.get_submodule(name)
     except AttributeError:
-        known = SUBMODULES if first not in SUBMODULES else [
+        valid_names = SUBMODULES if first not in SUBMODULES else [
             f"{first}.{child}" for child, _ in policy.get_submodule(first).named_children()]
-        raise UserError(f"the policy has no submodule {name!r}; it has {', '.join(known)}", where=where,
+        raise UserError(f"the policy has no submodule {name!r}; it has {', '.join(valid_names)}", where=where,
                         hint="name one of these, or one inside them") from None

@@ -156,13 +156,13 @@ def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Pol
     """
     check_arguments(method, data)
     run_config, run = RunConfig(**options), Run(Path(out))
-    where = devices.choose_device(run_config.device)
+    device = devices.choose_device(run_config.device)
     _check_options(method, data, run, run_config)
     if run_config.steps is not None:
         method = with_steps(method, run_config.steps, run_config.stages)
-    with (devices.deterministic(where), devices.process_group(where) as processes,
+    with (devices.deterministic(device), devices.process_group(device) as processes,
           run.locked() if processes.first else contextlib.nullcontext()):
-        prepared = _prepare(method, data, run, run_config, where, processes)
+        prepared = _prepare(method, data, run, run_config, device, processes)
         loop = _RunTraining(prepared)
         if prepared.last is None:
             processes.broadcast(list(loop.learner.state()[0].values()))
@@ -259,20 +259,20 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     processes.wait()  # before the first one saves anything: all take the same way
     stream, recorded = run_config.stream, data.features()
     left_out = [] if run_config.include_interrupted else interrupted_episodes(data)
-    held = _held_out(data, run_config.val_fraction, left_out)
+    held_out = _held_out(data, run_config.val_fraction, left_out)
     if left_out and processes.first:
         _warn_of_left_out(left_out, len(data))
-    excluded = {*held, *left_out}
+    excluded = {*held_out, *left_out}
     check_demonstrations(method, data, excluded, stream)
     if method.wrapper is None and not any(find_references(method.transforms)):  # before stages train for hours
         check_method(method, training_data(data, method))
-    provenance = make_provenance(data, held, left_out, run_config, device, processes)
+    provenance = make_provenance(data, held_out, left_out, run_config, device, processes)
     if method.collection is not None:
         env = run_config.env
         provenance["collected_in"] = env.metadata["env"] if env is not None else None
     if not run_config.resume and (last is not None or (run.folder / "stages").exists()):
         raise UserError("the run already exists", where=run.folder, hint="choose another --out")
-    _prepare_stages(method, data, run, run_config, held, processes, is_new=last is None)
+    _prepare_stages(method, data, run, run_config, held_out, processes, is_new=last is None)
     provenance["stages"] = {stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
                             for stage in method.stages}
     documents = {"method.json": config.dump(method), "provenance.json": provenance}
@@ -286,7 +286,7 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     resolved = resolve_references(method, modules)
     training = training_data(data.select(i for i in range(len(data)) if i not in excluded), resolved)
     # Some operations take no empty data.
-    test = training_data(data.select(held), resolved) if held else data.select([])
+    test = training_data(data.select(held_out), resolved) if held_out else data.select([])
     if stream is None and method.collection is None:  # otherwise there are more episodes than these
         provenance["data"]["tasks"] = trained_tasks(method, training)
     data = training_data(data, resolved)
@@ -383,9 +383,9 @@ class _RunTraining(Training):
             look(self.n_updates, self.learner, metrics)
 
     def update(self, sampler: BatchSampler, until: int, *, evaluate: bool = True) -> None:
-        size, where = self.learner.config.batch_size, self.learner.policy.device
-        sampler, share = to_device(sampler, where), self.processes.row_slice(size)
-        batch = devices.prefetch(lambda n: sampler.batch(size, n, self.seed, share), where, until)
+        size, device = self.learner.config.batch_size, self.learner.policy.device
+        sampler, share = to_device(sampler, device), self.processes.row_slice(size)
+        batch = devices.prefetch(lambda n: sampler.batch(size, n, self.seed, share), device, until)
         every = self.save_freq
         while True:
             if self.n_updates > 0 and (evaluate and self.n_updates == until if every is None else
@@ -412,9 +412,9 @@ class _RunTraining(Training):
                     raise _Interrupted
                 if time.perf_counter() - self.last > MAX_UNSAVED_SECONDS:
                     self.save(step)
-            mine = (self.curve,) if self.processes.first else ()
+            own_callbacks = (self.curve,) if self.processes.first else ()
             try:
-                fit(self.learner, batch, until, start=self.n_updates, callbacks=(*mine, *self.watches, stop))
+                fit(self.learner, batch, until, start=self.n_updates, callbacks=(*own_callbacks, *self.watches, stop))
                 stopped = False
             except _Interrupted:
                 stopped = True
@@ -440,27 +440,27 @@ class _CheckpointEvaluation:
 
     def __call__(self, loop: _RunTraining) -> None:
         step = loop.n_updates
-        done = next((line for line in self.run.read_metrics() if line["step"] == step and is_evaluation(line)), {})
-        if not done or (self.score and "score" not in done):
-            modules, seen = loop.modules(), {}
+        logged = next((line for line in self.run.read_metrics() if line["step"] == step and is_evaluation(line)), {})
+        if not logged or (self.score and "score" not in logged):
+            modules, metrics = loop.modules(), {}
             if len(self.test):
                 policy = cast(Policy, modules["policy"])
-                found = self.validation.evaluate(policy, self.test, self.scale, self.method.executor)
-                seen = {f"validation/{k}": v for k, v in found.items()}
+                errors = self.validation.evaluate(policy, self.test, self.scale, self.method.executor)
+                metrics = {f"validation/{k}": v for k, v in errors.items()}
             if self.score:
-                seen["score"] = float(self.score(build_actor(self.method, modules, ROWS, features=self.recorded)))
-            if seen:
-                self.run.log_metrics(step=step, **seen, seconds=loop.elapsed())
+                metrics["score"] = float(self.score(build_actor(self.method, modules, ROWS, features=self.recorded)))
+            if metrics:
+                self.run.log_metrics(step=step, **metrics, seconds=loop.elapsed())
                 for look in loop.watches:
-                    look(step, loop.learner, seen)
+                    look(step, loop.learner, metrics)
         self.choose(step)
 
     def choose(self, last: int) -> None:
         """Names the last and the best checkpoint. The others are removed."""
         lines = self.run.read_metrics()
         scored = self.score is not None or any("score" in line for line in lines)
-        found = best_step(lines, self.run.saved_steps(), "score" if scored else "validation/energy")
-        self.run.name_checkpoints(last=last, **({} if found is None else {"best": found}))
+        best = best_step(lines, self.run.saved_steps(), "score" if scored else "validation/energy")
+        self.run.name_checkpoints(last=last, **({} if best is None else {"best": best}))
 
 
 def is_evaluation(line: dict[str, Any]) -> bool:
@@ -489,8 +489,8 @@ def validation_episodes(episodes: int, val_fraction: float | Sequence[int]) -> l
     fewer. The choice does not depend on the seed of the training. The indices can also be given.
     """
     if not isinstance(val_fraction, (int, float)):
-        if odd := [i for i in val_fraction if not 0 <= i < episodes]:
-            raise UserError(f"there is no episode {odd[0]} to hold out; the last one is "
+        if invalid_indices := [i for i in val_fraction if not 0 <= i < episodes]:
+            raise UserError(f"there is no episode {invalid_indices[0]} to hold out; the last one is "
                             f"{episodes - 1}", where="val_fraction",
                             hint="episodes are counted from 0")
         count, order = len(set(val_fraction)), sorted(set(val_fraction))
@@ -516,12 +516,12 @@ def _held_out(data: Dataset, hold: float | Sequence[int], left_out: list[int]) -
                            "(include_interrupted=True in Python)")
     if isinstance(hold, (int, float)):
         return [kept[i] for i in validation_episodes(len(kept), hold)]
-    held = validation_episodes(len(data), hold)
-    if not set(kept) - set(held):
-        raise UserError(f"no episode is left to train on: {len(held)} are held out and {len(left_out)} were "
+    held_out = validation_episodes(len(data), hold)
+    if not set(kept) - set(held_out):
+        raise UserError(f"no episode is left to train on: {len(held_out)} are held out and {len(left_out)} were "
                         "interrupted", where="val_fraction",
                         hint="hold out fewer, or include those that were interrupted")
-    return held
+    return held_out
 
 
 def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
@@ -635,8 +635,8 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, run_config: RunConfig) -
         trained = run.read_checkpoint_json(last, "provenance.json")
         was |= {"seed": trained["seed"], "data": trained["data"]["fingerprint"]}
         now |= {"seed": run_config.seed, "data": _fingerprint(data, run_config.stream)}
-    if odd := list(_differences(was, now)):
-        raise UserError("this stage was trained with other settings: " + "; ".join(odd[:MAX_DIFFERENCES]),
+    if differences := list(_differences(was, now)):
+        raise UserError("this stage was trained with other settings: " + "; ".join(differences[:MAX_DIFFERENCES]),
                         where=run.folder, hint="choose another --out, or give the command it was begun with")
 
 
@@ -689,12 +689,12 @@ def recorded_simulators(data: Dataset, most: int = 1000) -> dict[str, list[str]]
 
     If there are more than `most` episodes, so many evenly spaced ones are read.
     """
-    found: dict[str, set[str]] = {}
+    simulators: dict[str, set[str]] = {}
     for i in np.linspace(0, len(data) - 1, min(len(data), most)).astype(int).tolist():
         facts = data[i].metadata
         if isinstance(facts.get("env"), str) and isinstance(facts.get("simulator"), str):
-            found.setdefault(facts["env"], set()).add(facts["simulator"])
-    return {env: sorted(said) for env, said in sorted(found.items())}
+            simulators.setdefault(facts["env"], set()).add(facts["simulator"])
+    return {env: sorted(names) for env, names in sorted(simulators.items())}
 
 
 def trained_tasks(method: Method, data: Dataset, most: int = 1000) -> list[str] | None:
@@ -710,12 +710,12 @@ def trained_tasks(method: Method, data: Dataset, most: int = 1000) -> list[str] 
     words, features = task_column(method), data.features()
     if words not in policy_inputs(method.policy, features) or features[words].kind != "text":
         return None
-    found: set[str] = set()
+    tasks: set[str] = set()
     for episode in data:
-        found.update(str(text) for text in task_texts(episode) if text)
-        if len(found) > most:
+        tasks.update(str(text) for text in task_texts(episode) if text)
+        if len(tasks) > most:
             return None
-    return sorted(found)
+    return sorted(tasks)
 
 
 def task_column(method: Method) -> str:
@@ -735,9 +735,9 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                 "held-out episodes": p["held_out"], "left-out episodes": p["left_out"],
                 "method": _present_document(found["method.json"], trust)}
     trust = config.packages_in(documents["method.json"])
-    odd = list(_differences(identity(was), identity(documents)))
-    before, after = (found["method.json"]["learner"].get("steps") for found in (was, documents))
-    only_steps = [line.startswith("method.learner.steps ") for line in odd] == [True]
+    differences = list(_differences(identity(was), identity(documents)))
+    before, after = (files["method.json"]["learner"].get("steps") for files in (was, documents))
+    only_steps = [line.startswith("method.learner.steps ") for line in differences] == [True]
     if only_steps and after > before and documents["method.json"].get("collection") is None:
         if _ignores_number_of_updates(documents["method.json"]["learner"]):
             return
@@ -746,12 +746,13 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                         hint=f"train on from its weights into another folder, with --from {run.folder} --steps "
                              f"{after - before} and another --out, or train all {after} updates there. Runs with "
                              "--learner.optimizer.lr-schedule constant can be continued")
-    if odd:
-        commands = [found["provenance.json"].get("command") for found in (was, documents)]
-        mine, now = map(_method_name, commands)
-        told = [f"was {mine}, is {now}"] if mine and now and mine != now else []
-        raise UserError("this run was started with other settings: " + "; ".join(told + odd[:MAX_DIFFERENCES])
-                        + ("; ..." if len(odd) > MAX_DIFFERENCES else ""), where=run.folder,
+    if differences:
+        commands = [files["provenance.json"].get("command") for files in (was, documents)]
+        old_name, new_name = map(_method_name, commands)
+        method_change = [f"was {old_name}, is {new_name}"] if old_name and new_name and old_name != new_name else []
+        raise UserError("this run was started with other settings: "
+                        + "; ".join(method_change + differences[:MAX_DIFFERENCES])
+                        + ("; ..." if len(differences) > MAX_DIFFERENCES else ""), where=run.folder,
                         hint="choose another --out, or give the command it was begun with"
                            + (f": {commands[0]}" if commands[0] else ""))
 
@@ -774,8 +775,8 @@ def _ignores_number_of_updates(learner: dict[str, Any]) -> bool:
 
 def _method_name(command: str | None) -> str | None:
     """The method that a training command names. None if it does not name one first."""
-    found = re.match(r"""understudy train ([^\s'"-]\S*)""", command or "")
-    return found and found[1]
+    match = re.match(r"""understudy train ([^\s'"-]\S*)""", command or "")
+    return match and match[1]
 
 
 def _present_document(document: dict[str, Any], trust: tuple[str, ...]) -> dict[str, Any]:

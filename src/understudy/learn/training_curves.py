@@ -168,11 +168,11 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
 
 def _evaluations(folder: Path) -> list[dict[str, Any]]:
     """Lines of the files in RUN/eval, without those that were cut off."""
-    found = []
+    lines = []
     for file in sorted(folder.glob("*.jsonl")):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                found.append({"where": file.stem, **json.loads(line)})
+                lines.append({"where": file.stem, **json.loads(line)})
             except json.JSONDecodeError:
                 continue
-    return sorted(found, key=lambda e: str(e.get("date")))
+    return sorted(lines, key=lambda e: str(e.get("date")))

@@ -74,8 +74,8 @@ class Validation:
                 if isinstance(executor, ActionConditionedExecutor):
                     executor.check_planner(policy)
                     past = -policy.window.action_offset
-                    given = batch.action[:, :past], batch.mask[:, :past]
-                    plans = [executor.plan(policy, batch.obs, *given, noise) for noise in noises]
+                    past_actions = batch.action[:, :past], batch.mask[:, :past]
+                    plans = [executor.plan(policy, batch.obs, *past_actions, noise) for noise in noises]
                     future = torch.arange(batch.mask.shape[1], device=batch.mask.device) >= past
                     batch = batch.replace(mask=batch.mask & future)
                 else:
@@ -119,15 +119,15 @@ class Validation:
                 gap, plans = (plans - target) / unit, plans / unit
             mask = batch.mask[:, None, :, None]
             error = _root_mean_square(gap, mask)
-            seen = {"energy": energy_score(plans, error, mask, choices), "mean": error.mean(1), "best": error.amin(1)}
+            errors = {"energy": energy_score(plans, error, mask, choices), "mean": error.mean(1), "best": error.amin(1)}
             if choices:
-                wrong = (gap * mask).sum((2, 3)) / (mask.sum((2, 3)).clamp(min=1) * gap.shape[-1])
-                seen["wrong"] = wrong.mean(1)
+                error_rate = (gap * mask).sum((2, 3)) / (mask.sum((2, 3)).clamp(min=1) * gap.shape[-1])
+                errors["wrong"] = error_rate.mean(1)
                 if isinstance(policy.config.head, LikelihoodHead) and bool((whole := batch.mask.all(1)).any()):
                     log = policy.config.head.log_prob(policy.net, policy.context(batch.obs), policy.encode_batch(batch))
-                    seen["log loss"] = -log[whole] / (gap.shape[-1] * gap.shape[-2])
+                    errors["log loss"] = -log[whole] / (gap.shape[-1] * gap.shape[-2])
             real = batch.mask.any(1)  # a window may lie beyond its episode's end altogether
-            for name, value in seen.items():
+            for name, value in errors.items():
                 rows.setdefault(name, []).append(value if name == "log loss" else value[real])
         policy.train(training)
         return {k: torch.cat(v).cpu().double().mean().item() for k, v in rows.items()}
@@ -170,9 +170,9 @@ def warn_of_padding(window: Window, data: Dataset) -> None:
         return
     longest = max(data.lengths)
     too_long = {name: n for name in ("horizon", "n_obs_steps") if (n := getattr(window, name)) > 3 * longest}
-    told = " and ".join(f"{name}={n}" for name, n in too_long.items())
+    settings = " and ".join(f"{name}={n}" for name, n in too_long.items())
     options = " or ".join(f"--method.{name.replace('_', '-')}" for name in too_long)
-    warnings.warn(f"The window is longer than the longest episode: {told}, but no episode has more than {longest} "
+    warnings.warn(f"The window is longer than the longest episode: {settings}, but no episode has more than {longest} "
                   f"steps. More than two thirds of every window are padding. Choose a smaller {options} (in Python, "
                   "another Window).", DataWarning, stacklevel=3)
 

@@ -124,9 +124,9 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
         from ..learn.method import Method
 
         return Method.load(name, trust)
-    if 0 < len(found := _methods_about(name)) <= MAX_MENTIONS:
-        raise ConfigError(f"there is no method {name!r}, but it is mentioned by {', '.join(found)}",
-                          hint=f"did you mean {found[0]!r}?" if len(found) == 1 else
+    if 0 < len(mentions := _methods_about(name)) <= MAX_MENTIONS:
+        raise ConfigError(f"there is no method {name!r}, but it is mentioned by {', '.join(mentions)}",
+                          hint=f"did you mean {mentions[0]!r}?" if len(mentions) == 1 else
                           "name one of these; understudy methods describes them")
     raise unknown_name("method", name, method_names(), hint="understudy methods lists all; a module:function, "
                        "a method.json or a run can be named too")
@@ -226,11 +226,11 @@ def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Metho
     Returns:
         The function. None if `name` is the path of a file or folder, or unknown.
     """
-    known = name.replace("_", "-")
-    if (path := method_files().get(known)) is not None:
+    method_name = name.replace("_", "-")
+    if (path := method_files().get(method_name)) is not None:
         return _import_function(f"{__package__}.{path.parent.name}.{path.stem}:{path.stem}", name)
-    if known in find_plugins("methods"):
-        return _callable(load_plugin("methods", known), name)
+    if method_name in find_plugins("methods"):
+        return _callable(load_plugin("methods", method_name), name)
     if ":" not in name or Path(name).exists():
         return None
     from ..config import UntrustedCode
@@ -249,11 +249,11 @@ def _import_function(path: str, name: str) -> Callable[..., Method]:
     module, _, attribute = path.partition(":")
     imported = import_module(module, name)
     try:
-        found = getattr(imported, attribute)
+        function = getattr(imported, attribute)
     except AttributeError:
         raise unknown_name("function", attribute, (n for n in dir(imported) if callable(getattr(imported, n))), name,
                            owner=module, hint="check the name after the colon") from None
-    return _callable(found, name)
+    return _callable(function, name)
 
 
 def _callable(found, name: str) -> Callable[..., Method]:
@@ -278,11 +278,12 @@ def _build_method(function: Callable[..., Method], name: str, features: Schema |
     from ..core import ConfigError, unknown_name
     from ..learn.method import Method
 
-    known = inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters
     for key in options:
-        if key not in known or key == "features":
-            raise unknown_name("option", key, (k for k in known if k != "features"), owner=name, hint="leave it out")
-    method = function(**options, **({"features": features} if "features" in known else {}))
+        if key not in parameters or key == "features":
+            raise unknown_name("option", key, (k for k in parameters if k != "features"), owner=name,
+                               hint="leave it out")
+    method = function(**options, **({"features": features} if "features" in parameters else {}))
     if not isinstance(method, Method):
         raise ConfigError(f"the function returned {type(method).__name__} instead of a Method", where=name,
                           hint="return understudy.Method(...) from it")

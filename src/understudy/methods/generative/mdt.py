@@ -146,13 +146,14 @@ class _ContrastiveAlignmentLoss(nn.Module):
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
         first, second = self.config.first, self.config.second
         obs = policy.augment(batch.obs, rng)
-        shown = {name: batch.obs.get(name + "?", torch.ones(obs[name].shape[:2], dtype=torch.bool,
+        present = {name: batch.obs.get(name + "?", torch.ones(obs[name].shape[:2], dtype=torch.bool,
                                                             device=obs[name].device)) for name in (first, second)}
-        hidden = {name + "?": torch.zeros_like(shown[first]) for name in (first, second)}
-        one, other = (F.normalize(self._pool(policy.context({**obs, **hidden, name + "?": shown[name]},
+        hidden = {name + "?": torch.zeros_like(present[first]) for name in (first, second)}
+        one, other = (F.normalize(self._pool(policy.context({**obs, **hidden, name + "?": present[name]},
                                                             rng if policy.training else None)), dim=-1)
                       for name in (first, second))
-        logits = (self.log_scale.exp() * one @ other.T).masked_fill(~self._pairs(batch.obs[second], shown), -torch.inf)
+        logits = self.log_scale.exp() * one @ other.T
+        logits = logits.masked_fill(~self._pairs(batch.obs[second], present), -torch.inf)
         rows = torch.arange(len(logits), device=logits.device)
         loss = F.cross_entropy(logits, rows, reduction="none") + F.cross_entropy(logits.T, rows, reduction="none")
         return self.config.weight * loss / 2

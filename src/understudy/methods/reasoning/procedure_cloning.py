@@ -103,11 +103,11 @@ def _search(cells: bytes, shape: tuple[int, int], wall: int, goal: int, moves: t
     grid, (width, height) = np.frombuffer(cells, np.int64).reshape(shape), shape
     maps, margin = [np.zeros(shape, np.int64)], max(abs(d) for move in moves for d in move)
     while True:
-        found = np.zeros_like(maps[-1])
+        labels = np.zeros_like(maps[-1])
         reached = np.pad((grid == goal) | (maps[-1] > 0), margin)
         for number, (i, j) in reversed(list(enumerate(moves))):  # so that the first move counts
-            found[reached[margin + i:margin + i + width, margin + j:margin + j + height]] = 1 + number
-        new = np.where((maps[-1] == 0) & (grid != wall) & (grid != goal), found, maps[-1])
+            labels[reached[margin + i:margin + i + width, margin + j:margin + j + height]] = 1 + number
+        new = np.where((maps[-1] == 0) & (grid != wall) & (grid != goal), labels, maps[-1])
         if (new == maps[-1]).all():
             result = np.stack(maps)
             result.flags.writeable = False
@@ -156,9 +156,9 @@ class ProcedureEpisodes(Operation):
         results = np.concatenate([results, results[-1:]])
         schema = {k: f for k, f in episode.features().items() if role(k) == "observation"}
         observed = {k: np.asarray(episode.steps[k])[step] for k in schema}
-        held = {k: np.broadcast_to(value, (len(results), *value.shape)) for k, value in observed.items()}
+        columns = {k: np.broadcast_to(value, (len(results), *value.shape)) for k, value in observed.items()}
         feature = self.procedure.feature(episode)
-        return Episode({**held, self.into: results.astype(feature.dtype)}, episode.metadata, len(results) - 1,
+        return Episode({**columns, self.into: results.astype(feature.dtype)}, episode.metadata, len(results) - 1,
                        {**schema, self.into: feature})
 
 

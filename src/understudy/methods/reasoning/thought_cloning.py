@@ -30,10 +30,10 @@ def thought_cloning(column: str = "thought", max_bytes: int = 64, width: int = 2
         features: The columns of the data. Discrete actions get a categorical head, whose actions are sampled.
     """
     discrete = features is not None and features["action"].kind == "discrete"
-    said, heard = ThoughtText(column, max_bytes, "thought.text"), ThoughtText(column, max_bytes)
+    predicted_text, observed_text = ThoughtText(column, max_bytes, "thought.text"), ThoughtText(column, max_bytes)
     trunk, learner = FeedForward((width, width)), BehaviorCloning(steps, 64)
-    think = PolicyConfig(Categorical(), trunk, TokenEncoder(), target=said.into)
+    think = PolicyConfig(Categorical(), trunk, TokenEncoder(), target=predicted_text.into)
     act = PolicyConfig(Categorical(temperature=1.0) if discrete else Regression(), trunk, TokenEncoder())
-    return Method(act, RecedingHorizon(), learner, (heard,),
-                  (Stage("thoughts", Method(think, learner=learner, transforms=(said,))),),
-                  inference=(Hierarchical(FromStage("thoughts"), as_key=heard.into),))
+    return Method(act, RecedingHorizon(), learner, (observed_text,),
+                  (Stage("thoughts", Method(think, learner=learner, transforms=(predicted_text,))),),
+                  inference=(Hierarchical(FromStage("thoughts"), as_key=observed_text.into),))

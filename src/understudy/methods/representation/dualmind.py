@@ -76,8 +76,8 @@ class PromptedEncoder(Encoder):
 class _PromptedEncoderNet(EncoderNet):
     def __init__(self, config: PromptedEncoder, features, n_obs_steps):
         super().__init__()
-        seen = {name: f for name, f in features.items() if name != config.prompt}
-        self.trunk = _Trunk(config, seen, n_obs_steps)
+        observed = {name: f for name, f in features.items() if name != config.prompt}
+        self.trunk = _Trunk(config, observed, n_obs_steps)
         prompt = {config.prompt: features[config.prompt]}
         self.prompt = _Prompt(config, prompt, n_obs_steps) if config.prompted else None
         tokens = self.trunk.tokens
@@ -136,8 +136,8 @@ class _Prompt(nn.Module):
         """The tokens that cross-attention reads, (B, 1 + n, width), and which of them are given."""
         context = self.tokens(obs, rng)
         null = self.null_token.expand(len(context.tokens), 1, -1)
-        given = torch.cat([torch.ones_like(context.mask[:, :1]), context.mask], 1)
-        return torch.cat([null, self.projection(context.tokens)], 1), given[:, None, None]
+        mask = torch.cat([torch.ones_like(context.mask[:, :1]), context.mask], 1)
+        return torch.cat([null, self.projection(context.tokens)], 1), mask[:, None, None]
 
 
 class _CrossAttention(nn.Module):

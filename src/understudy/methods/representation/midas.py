@@ -68,18 +68,20 @@ class MotionPrompt:
             if name not in features:
                 raise DataError(f"there is no column {name!r}; the episode has {', '.join(sorted(features))}",
                                 where="MotionPrompt", hint="name a column that is there")
-        words, shown = features[self.words], features[self.prompt_objects]
+        word_feature, object_feature = features[self.words], features[self.prompt_objects]
         frames = np.asarray(episode.steps[self.objects])
         count = min(self.n_frames, len(frames))
         frames = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
         frames = frames.reshape(-1, frames.shape[-1])
-        if 1 + len(frames) > words.size:
+        if 1 + len(frames) > word_feature.size:
             raise DataError(f"a word and {count} frames of {len(frames) // count} objects need {1 + len(frames)} "
-                            f"positions, but a prompt has {words.size}", where="MotionPrompt.n_frames",
+                            f"positions, but a prompt has {word_feature.size}", where="MotionPrompt.n_frames",
                             hint="show fewer frames, or record longer prompts")
-        said, seen = np.zeros(words.shape, words.dtype), np.zeros(shown.shape, shown.dtype)
-        said[0], seen[1:1 + len(frames)] = self.word, frames
-        return _with_prompt(episode, {self.words: (said, words), self.prompt_objects: (seen, shown)})
+        words = np.zeros(word_feature.shape, word_feature.dtype)
+        objects = np.zeros(object_feature.shape, object_feature.dtype)
+        words[0], objects[1:1 + len(frames)] = self.word, frames
+        columns = {self.words: (words, word_feature), self.prompt_objects: (objects, object_feature)}
+        return _with_prompt(episode, columns)
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,10 @@ class AddMotionPrompts(Operation):
 
 def _with_prompt(episode: Episode, columns: dict[str, tuple[np.ndarray, Feature]]) -> Episode:
     """The episode with columns that have the same value at every observation."""
-    held = {name: np.broadcast_to(value, (len(episode.steps[name]), *value.shape))
+    repeated = {name: np.broadcast_to(value, (len(episode.steps[name]), *value.shape))
             for name, (value, _) in columns.items()}
     schema = {**episode.schema, **{name: feature for name, (_, feature) in columns.items()}}
-    return replace(episode.replace(held), schema=schema)
+    return replace(episode.replace(repeated), schema=schema)
 
 
 @part
@@ -152,14 +154,14 @@ class MultimodalPromptEncoder(Encoder):
         if others := [name for name in features if name not in self.columns]:
             raise UserError(f"MultimodalPromptEncoder does not read the column {others[0]!r}.",
                             where="MultimodalPromptEncoder", hint=f"Use inputs={self.columns}.")
-        scene, words, shown = (features[name] for name in self.columns)
+        scene, words, prompt = (features[name] for name in self.columns)
         if words.kind != "discrete" or len(words.shape) != 1:
             raise UserError(f"{self.words!r}, of kind {words.kind!r} and shape {words.shape}, does not have one class "
                             "for each position of a prompt.", where="MultimodalPromptEncoder.words",
                             hint="Name a class column of shape (positions,).")
-        if (scene.kind, shown.kind) != ("vector", "vector") or len(scene.shape) != 2 or (
-                shown.shape != (*words.shape, scene.shape[1])):
-            raise UserError(f"The objects of the prompt have the shape {shown.shape} and those of the scene "
+        if (scene.kind, prompt.kind) != ("vector", "vector") or len(scene.shape) != 2 or (
+                prompt.shape != (*words.shape, scene.shape[1])):
+            raise UserError(f"The objects of the prompt have the shape {prompt.shape} and those of the scene "
                             f"{scene.shape}, for {words.size} positions.", where="MultimodalPromptEncoder",
                             hint="They must be (positions, features) and (objects, features).")
         check_heads(self.width, self.heads, "MultimodalPromptEncoder")
@@ -206,9 +208,9 @@ class _MultimodalPromptNet(EncoderNet):
         is_word = (words != 0) & has_words[:, -1:]
         is_object = ~is_word & (objects != 0).any(-1) & has_objects[:, -1:]
         unknown = self.word_embedding.num_embeddings - 1
-        known = is_word & (words > 0) & (words < unknown)
+        is_known_word = is_word & (words > 0) & (words < unknown)
         visual = self.object_layers(objects) * is_object.unsqueeze(-1)
-        tokens = visual + self.word_embedding(torch.where(known, words, unknown)) + self.position
+        tokens = visual + self.word_embedding(torch.where(is_known_word, words, unknown)) + self.position
         mask = is_word | is_object
         # Each token reads itself, so that a prompt of padding alone gives finite numbers.
         attended = mask[:, None, None] | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)

@@ -176,8 +176,8 @@ class ComponentTokenNet(EncoderNet):
             obs: Coded observations, as of `forward`.
             hidden: Tokens to hide, (B, To, G) bool. All their components are treated as missing.
         """
-        values, given, observed = self._components(obs)
-        present = given if hidden is None else given & ~hidden[..., self.group]
+        values, available, observed = self._components(obs)
+        present = available if hidden is None else available & ~hidden[..., self.group]
         embedded = (values.unsqueeze(-1) * self.value_embedding + self.presence_embedding) * present.unsqueeze(-1)
         mask = observed
         if self.config.level == "modality":
@@ -191,22 +191,22 @@ class ComponentTokenNet(EncoderNet):
         reads = (mask.flatten(1).unsqueeze(1) & self.reads | itself).unsqueeze(1)
         for block in self.blocks:
             h = block(h, mask=reads)
-        return EncodedComponents(self.norm(h).unflatten(1, mask.shape[1:]), values, given, mask)
+        return EncodedComponents(self.norm(h).unflatten(1, mask.shape[1:]), values, available, mask)
 
     def _components(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The numbers of all columns, where they are given, and where their column was observed, (B, To, C) each."""
-        values, given, observed = [], [], []
+        values, available, observed = [], [], []
         for name in self.names:
             x, present = observed_column(obs, name)
             x = x.unsqueeze(-1).flatten(2).float()
             present = present.unsqueeze(-1).expand(x.shape)
             observed.append(present)
             if name in self.flags:
-                flag, known = observed_column(obs, self.flags[name])
-                present = present & ((flag.unsqueeze(-1).flatten(2) >= 0.5) | ~known.unsqueeze(-1))
+                flag, has_flag = observed_column(obs, self.flags[name])
+                present = present & ((flag.unsqueeze(-1).flatten(2) >= 0.5) | ~has_flag.unsqueeze(-1))
             values.append(x.masked_fill(~present, 0))
-            given.append(present)
-        return torch.cat(values, -1), torch.cat(given, -1), torch.cat(observed, -1)
+            available.append(present)
+        return torch.cat(values, -1), torch.cat(available, -1), torch.cat(observed, -1)
 
 
 class _TokenObjective(RepresentationObjective):

@@ -183,8 +183,8 @@ class AlignedReplay(Executor):
         is_aligned = state["is_aligned"]
         if self.aligner is not None:
             aligner = self._aligner()
-            seen = {**_inputs(aligner, obs, self.goal), self.goal: state["goal"].unsqueeze(1)}
-            motion = aligner.plan(seen, aligner.noise(state["key"], state["count"]))[:, 0]
+            aligner_obs = {**_inputs(aligner, obs, self.goal), self.goal: state["goal"].unsqueeze(1)}
+            motion = aligner.plan(aligner_obs, aligner.noise(state["key"], state["count"]))[:, 0]
             is_near = (motion.abs() <= self.tolerance).all(1)
             is_aligned = is_aligned | is_near | (state["step"] >= self.max_steps)
             action = torch.where(is_aligned.unsqueeze(1), action, motion)

@@ -277,12 +277,12 @@ class TaskSimilarity(CheckpointModule):
         policy = about.policy
         self.about, self.features = about, dict(features)
         inputs = tuple(k for k in features if k != policy.target)
-        seen = {k: features[k] for k in inputs if k != about.task}
-        if about.task not in inputs or not seen:
+        observed = {k: features[k] for k in inputs if k != about.task}
+        if about.task not in inputs or not observed:
             raise ConfigError(f"the policy reads {', '.join(inputs)}, and the scorer compares {about.task!r} with the "
                               "other columns", where="TaskContrast.task", hint="name the column of the words")
         self.codec = policy.codec.build(features, inputs, policy.target) if codec is None else codec
-        self.seen_encoder = about.encoder.build(seen, 1)
+        self.seen_encoder = about.encoder.build(observed, 1)
         self.task_encoder = about.encoder.build({about.task: features[about.task]}, 1)
         self.seen_layers, self.task_layers = (
             feed_forward_layers((net.tokens * net.width, *about.hidden, about.size))
@@ -292,13 +292,13 @@ class TaskSimilarity(CheckpointModule):
         """Returns the embeddings of observation and words, (B, ...) by column, at unit length, (B, size) each."""
         coded = self.codec.encode_obs({k: v.unsqueeze(1) for k, v in obs.items() if k.removesuffix("?") in
                                        self.features})
-        seen, task = self.seen_encoder(coded).flat(), self.task_encoder(coded).flat()
-        return F.normalize(self.seen_layers(seen), dim=-1), F.normalize(self.task_layers(task), dim=-1)
+        observation, task = self.seen_encoder(coded).flat(), self.task_encoder(coded).flat()
+        return F.normalize(self.seen_layers(observation), dim=-1), F.normalize(self.task_layers(task), dim=-1)
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Returns the score of single observations, (B,)."""
-        seen, task = self.embed(obs)
-        return (seen * task).sum(-1) / self.about.temperature
+        observation, task = self.embed(obs)
+        return (observation * task).sum(-1) / self.about.temperature
 
     def save(self, folder):
         save_built(self, folder, "scorer", self.about, self.features)

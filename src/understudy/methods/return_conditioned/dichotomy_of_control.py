@@ -180,8 +180,8 @@ class DichotomyOfControlLearner(GradientLearner):
         Args:
             latent: Latents, (B, D).
         """
-        obs, action, reward, known = self.posterior.future(batch)
-        length = known.sum(1).clamp(min=1)
+        obs, action, reward, mask = self.posterior.future(batch)
+        length = mask.sum(1).clamp(min=1)
         step = (torch.rand(length.shape, generator=rng, device=length.device) * length).long()
         rows = torch.arange(len(step), device=step.device)
         cause = torch.cat([obs[rows, step], action[rows, step], latent], -1)
@@ -244,16 +244,16 @@ class _Posterior(nn.Module):
         rows = {k: batch.extra[k] for k in self.columns}
         latent = batch.obs[self.config.column][:, :1]
         coded = codec.encode_obs({**rows, self.config.column: latent.expand(-1, L + 1, -1)})
-        known = batch.extra["lookahead_mask"][:, :L]
+        mask = batch.extra["lookahead_mask"][:, :L]
         action = batch.extra[config.target][:, :L]
         action = action if action.ndim == 3 else action.flatten(2) if action.ndim > 3 else action[..., None]
-        action = codec.encode(action, batch.obs) * known[..., None]
-        reward = (batch.extra[REWARD].flatten(1)[:, :L].float() - self.reward_mean) / self.reward_std * known
-        return torch.cat([coded[k].flatten(2).float() for k in self.columns], -1), action, reward, known
+        action = codec.encode(action, batch.obs) * mask[..., None]
+        reward = (batch.extra[REWARD].flatten(1)[:, :L].float() - self.reward_mean) / self.reward_std * mask
+        return torch.cat([coded[k].flatten(2).float() for k in self.columns], -1), action, reward, mask
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        obs, action, reward, known = self.future(batch)
-        out = self.net(torch.cat([part.flatten(1) for part in (obs, action, reward, known.float())], -1))
+        obs, action, reward, mask = self.future(batch)
+        out = self.net(torch.cat([part.flatten(1) for part in (obs, action, reward, mask.float())], -1))
         mean, raw_std = out.chunk(2, -1)
         return mean, nn.functional.softplus(raw_std) + MIN_STD
 

@@ -136,10 +136,10 @@ class InstructedAutoencoderLearner(SkillAutoencoderLearner):
             Loss of the policy with skills of the instruction, summed over the steps, and negative log-likelihood of
             the posterior's skills, given the instruction.
         """
-        instruction, known = self.model.instruction, torch.ones_like(piece.mask[:, :1])
+        instruction, mask = self.model.instruction, torch.ones_like(piece.mask[:, :1])
         mean, std = self.model.posterior.distribution(piece)
         skill = mean + std * torch.randn(mean.shape, generator=rng, device=mean.device)
-        likely = instruction.loss(Batch(words, skill.unsqueeze(1), known), rng).sum(1)
+        likely = instruction.loss(Batch(words, skill.unsqueeze(1), mask), rng).sum(1)
         noise = torch.randn(mean.shape, generator=rng, device=mean.device).unsqueeze(1)
         drawing = replace(self.config.instruction.head, temperature=1.0)
         meant = drawing.sample(instruction.net, instruction.training_context(words, rng), noise).squeeze(1)

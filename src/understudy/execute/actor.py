@@ -54,11 +54,8 @@ class NonFiniteAction(UserError, FloatingPointError):
     Without this error an environment would count the episode as a failure.
 
     Args:
-        problem: What is wrong.
-        row: The row of the batch.
         column: The column of the observation; empty for an action.
         place: Named in the message instead of the row.
-        hint: How to fix it.
     """
 
     def __init__(self, problem: str, row: int, column: str = "", *, place: str = "", hint: str | None = None):
@@ -83,8 +80,6 @@ class PolicyActor(Actor):
     Observations may be tensors, arrays or lists. They are moved to the planner's device.
 
     Args:
-        planner: The planner, such as a policy.
-        executor: Decides which planned action is executed.
         image_sizes: (height, width) of each camera. Images of other sizes are resized as the training data was. See
             `Policy.image_sizes`.
     """
@@ -100,26 +95,15 @@ class PolicyActor(Actor):
         Args:
             obs: {column: (B, *shape)} with every column in `planner.inputs`, of the shape and kind in
                 `planner.features`. One robot is a batch of one. Other columns are ignored.
-            key: Source of all randomness of each row, (B,) int64. See `understudy.core.keys`.
 
         Raises:
-            UserError: If a column is missing or has another shape or kind.
             NonFiniteAction: If an observation is NaN or infinite.
         """
         first, seen = self.first_windows(obs, key)
         return {"seen": seen, "run": self.executor.start(self.planner, first, key.to(self.planner.device))}
 
     def first_windows(self, obs, key) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Returns the observation windows of the first step, and the history that `next_windows` takes.
-
-        Args:
-            obs: As in `start`.
-            key: As in `start`.
-
-        Raises:
-            UserError: As in `start`.
-            NonFiniteAction: As in `start`.
-        """
+        """Returns the windows of the first step, and the history that `next_windows` takes. Arguments as in `start`."""
         rows, seen = self.planner.window.n_obs_steps, self._checked_obs(obs)
         first = next(iter(seen.values()))
         if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.shape != first.shape[:1]:
@@ -137,16 +121,7 @@ class PolicyActor(Actor):
         return first, seen
 
     def next_windows(self, obs, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the observation windows of the current step, which are also the history for the next step.
-
-        Args:
-            obs: The current observation, as in `act`.
-            seen: The history.
-
-        Raises:
-            UserError: As in `act`.
-            NonFiniteAction: If an observation is NaN or infinite.
-        """
+        """Returns the observation windows of the current step, which are also the history `seen` for the next step."""
         now = self._checked_obs(obs, next(iter(seen.values())).shape[0])
         return {k: torch.cat([v[:, 1:], now[k].unsqueeze(1)], 1) for k, v in seen.items()}
 
@@ -154,12 +129,9 @@ class PolicyActor(Actor):
     def act(self, obs, state):
         """Returns the actions, (B, A) float32 in world units on the CPU, and the next state.
 
-        Args:
-            obs: The current observation, as in `start`, with the same number of rows.
-            state: What `start` or the last `act` returned.
+        The observation is as in `start`, with the same number of rows.
 
         Raises:
-            UserError: As in `start`.
             NonFiniteAction: If an observation or an action is NaN or infinite.
         """
         if not isinstance(state, Mapping) or "seen" not in state:
@@ -277,7 +249,6 @@ class ObservationWrapper(Actor):
     """Adds constant columns that the environment does not provide: a goal, an instruction, a desired return.
 
     Args:
-        actor: The actor that reads them.
         columns: {name: value of shape (*feature)}.
     """
 
@@ -304,7 +275,6 @@ class TransformedActor(Actor):
     rollouts provide and robots do not.
 
     Args:
-        actor: The actor that reads the columns.
         transforms: The column changes, in order. Each sees the columns of those before it.
         action: The feature of the actor's actions. None if no transform reads actions.
         action_size: Number of action components of the environment, for transforms that change actions. None if it is

@@ -29,10 +29,7 @@ class AdaptiveHorizon(ChunkedExecutor):
         n_samples: Number of chunks drawn for each decision, at least 2.
         threshold: Largest disagreement of an executed step. With 0 every step is planned again, and with a large number
             `n_action_steps` steps are executed.
-        min_action_steps: Smallest number of steps executed from each chunk.
-
-    Raises:
-        UserError: The numbers do not fit.
+        min_action_steps: Smallest number of steps executed from each chunk, from 1 to `n_action_steps`.
     """
 
     n_action_steps: int = 8
@@ -136,7 +133,6 @@ class AdaptiveChunking(ChunkedExecutor):
     Args:
         n_action_steps: Number of steps between two plans. The paper plans at every step.
         skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
-        agreement: Decides whether two chunks agree.
 
     References:
         So et al. (2025), Improving Generative Behavior Cloning via Self-Guidance and Adaptive Chunking,

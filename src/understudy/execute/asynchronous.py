@@ -40,9 +40,6 @@ class AsynchronousRunner:
             among them, because they include the warm-up.
         n_stale: Number of actions of the episode that repeated the last one of a chunk, because the next was not there.
 
-    Raises:
-        Unsupported: The executor does not execute chunks.
-
     Example:
         >>> with AsynchronousRunner(load_actor("runs/flow", features=env.features)) as runner:
         ...     runner.start(obs, keys(0, [0]))
@@ -85,13 +82,9 @@ class AsynchronousRunner:
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """Returns the next action, (1, A) in world units on the CPU.
-
-        Args:
-            obs: The current observation, (1, ...).
+        """Returns the next action, (1, A) in world units on the CPU, for the current observation, (1, ...).
 
         Raises:
-            UserError: `start` was not called, or an observation is wrong. See `PolicyActor.act`.
             NonFiniteAction: An observation or an action is NaN or infinite.
         """
         if self._seen is None:

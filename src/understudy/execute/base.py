@@ -20,26 +20,18 @@ class Executor(ABC):
     """Decides which action of which plan is executed at each step. Subclasses are frozen dataclasses."""
 
     def check_planner(self, planner: Planner) -> None:
-        """Checks that this executor can run a planner. `start` calls it, and so does training.
-
-        Raises:
-            UserError: If it cannot.
-        """
+        """Raises UserError if this executor cannot run a planner. `start` calls it, and so does training."""
 
     @abstractmethod
     def start(self, planner: Planner, obs: Mapping[str, Tensor], key: Tensor) -> State:
         """Returns the state before the first action.
 
         Args:
-            planner: The planner that every `act` will get.
             obs: The first observation windows, (B, To, ...). The first `act` gets the same windows.
             key: Source of all randomness of each row, (B,) int64. See `understudy.core.keys`.
 
         Returns:
             Nested dicts of tensors, rows first. `act` never adds an entry, removes one or changes a shape.
-
-        Raises:
-            UserError: If this executor cannot run the planner.
         """
 
     @abstractmethod
@@ -47,7 +39,6 @@ class Executor(ABC):
         """Returns the next action of each row.
 
         Args:
-            planner: The planner that `start` got.
             obs: Observation windows, (B, To, ...).
             state: What `start` or the last `act` returned. It is not changed in place.
 
@@ -75,7 +66,6 @@ class ActionConditionedExecutor(Executor):
         """Plans a chunk that continues the given actions.
 
         Args:
-            planner: The planner to use.
             obs: Observation windows, (B, To, ...).
             executed: The last executed actions, oldest first, (B, P, A) in world units.
             mask: False where the episode had not begun yet, (B, P). Those actions are not read.
@@ -87,16 +77,7 @@ class ActionConditionedExecutor(Executor):
 
 
 def check_alignment(executor: Executor, planner: Planner, n_past: int = 0) -> None:
-    """Checks that a planner's chunks begin `n_past` steps before the current step.
-
-    Args:
-        executor: The executor, named in the error.
-        planner: The planner.
-        n_past: Number of steps of a chunk that lie in the past.
-
-    Raises:
-        UserError: If they begin at another step.
-    """
+    """Raises UserError if a planner's chunks do not begin `n_past` steps before the current step."""
     if planner.window.action_offset != -n_past:
         raise UserError(f"this executor reads chunks that begin {n_past} steps before the current step, but the policy "
                         f"was trained with action_offset={planner.window.action_offset}", where=type(executor).__name__,
@@ -104,16 +85,7 @@ def check_alignment(executor: Executor, planner: Planner, n_past: int = 0) -> No
 
 
 def check_numeric_actions(planner: Planner, where: str, use: str) -> None:
-    """Checks that the actions of a planner are numbers and not classes.
-
-    Args:
-        planner: The planner.
-        where: Place of the error, such as the name of the executor.
-        use: What is done with the actions, such as "averages the actions".
-
-    Raises:
-        Unsupported: If they are classes.
-    """
+    """Raises Unsupported if the actions of a planner are classes. `use` is such as "averages the actions"."""
     if planner.is_discrete:
         raise Unsupported(f"it {use}, but the actions of this policy are numbers of classes, which have no order",
                           where=where, hint="use an executor that executes planned actions as they are, such as "
@@ -121,15 +93,7 @@ def check_numeric_actions(planner: Planner, where: str, use: str) -> None:
 
 
 def check_samples(planner: Planner, where: str) -> None:
-    """Checks that several plans of a planner for the same observation can differ.
-
-    Args:
-        planner: The planner.
-        where: Place of the error, such as the name of the executor.
-
-    Raises:
-        Unsupported: If they are always equal.
-    """
+    """Raises Unsupported if all plans of a planner for the same observation are equal."""
     if planner.is_deterministic:
         raise Unsupported("it compares several samples, but this policy plans without randomness, so that all its "
                           "samples are equal", where=where,
@@ -139,15 +103,7 @@ def check_samples(planner: Planner, where: str) -> None:
 
 
 def require_stepwise(planner: Planner, where: str) -> StepwisePlanner:
-    """Returns `planner` as a `StepwisePlanner`.
-
-    Args:
-        planner: The planner.
-        where: Place of the error, such as the name of the executor.
-
-    Raises:
-        Unsupported: If the planner cannot denoise step by step.
-    """
+    """Returns `planner` as a `StepwisePlanner`. Raises Unsupported if it cannot denoise step by step."""
     if not isinstance(planner, StepwisePlanner):
         raise Unsupported(f"{type(planner).__name__} only plans whole chunks and cannot denoise step by step",
                           where=where, hint="use another executor, such as RecedingHorizon")
@@ -156,13 +112,7 @@ def require_stepwise(planner: Planner, where: str) -> StepwisePlanner:
 
 
 def empty_chunks(planner: Planner, key: Tensor, *shape: int) -> Tensor:
-    """Zeros in the shape of chunks, (B, *shape, H, A).
-
-    Args:
-        planner: The planner whose chunks have H steps and A action components.
-        key: A tensor with B rows, on the device of the result.
-        *shape: Further dimensions after the batch.
-    """
+    """Zeros in the shape of chunks, (B, *shape, H, A), for the B rows of `key` and on its device."""
     return torch.zeros(key.shape[0], *shape, planner.window.horizon, planner.action_dim, device=key.device)
 
 
@@ -170,10 +120,8 @@ def sample_noise(planner: Planner, key: Tensor, count: Tensor, n: int) -> Tensor
     """Returns the noise of `n` plans of each row, (B, n, ...).
 
     Args:
-        planner: The planner that will plan from it.
         key: The key of each row, (B,) int64.
         count: The number of the decision within its episode, (B,).
-        n: Number of plans.
     """
     noises = (planner.noise(key, count * n + i) for i in range(n))
     return tree_map(lambda *parts: torch.stack(parts, 1), *noises)
@@ -184,11 +132,8 @@ def sample_plans(planner: Planner, obs: Mapping[str, Tensor], noise: Tensor | St
     """Returns `n` plans of each row, (B, n, H, A) in world units. The network sees them as one batch.
 
     Args:
-        planner: The planner.
         obs: Observation windows, (B, To, ...).
         noise: What `sample_noise` returned.
-        n: Number of plans.
-        guides: Guidance of all these plans.
     """
     index = repeat_rows(obs, n)
     plans = planner.plan(take(obs, index), tree_map(lambda x: x.flatten(0, 1), noise),

@@ -33,10 +33,6 @@ class BidirectionalDecoding(PlannerWrapper):
         n_kept: Number of plans that stay candidates, from 2 to `n`.
         decay: Factor by which the weight of coherence decreases from each step to the next.
 
-    Raises:
-        UserError: The numbers do not fit, or the policies have different windows or actions.
-        Unsupported: All plans for an observation are equal, or actions are classes.
-
     References:
         Liu et al. (2024), Bidirectional Decoding: Improving Action Chunking via Closed-Loop Resampling,
         arXiv:2408.17355.
@@ -124,14 +120,7 @@ class BidirectionalDecoding(PlannerWrapper):
 
 
 def _nearest_half(plans: Tensor, others: Tensor, kept: Tensor, excluded: Tensor) -> Tensor:
-    """The mean distance of each plan from the nearest half of the other plans that are kept, (B, n).
-
-    Args:
-        plans: Scaled plans, (B, n, H, A).
-        others: Scaled plans, (B, n, H, A).
-        kept: Which of `others` count, (B, n). The half is half of their number, rounded down.
-        excluded: Pairs that do not count, (n, n).
-    """
+    """Mean distances (B, n) of plans to the nearest half of others (B, n, H, A) kept (B, n) and not excluded (n, n)."""
     distance = (plans.unsqueeze(2) - others.unsqueeze(1)).norm(dim=-1).mean(-1)
     ranked = distance.masked_fill(~kept.unsqueeze(1) | excluded, torch.inf).sort(-1).values
     half = (kept.sum(1) // 2)[:, None, None]

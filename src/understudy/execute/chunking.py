@@ -24,8 +24,6 @@ class PlanRequest:
     Args:
         rows: Which rows of the state need a chunk, (R,).
         obs: Their observation windows, (R, To, ...).
-        noise: Their noise.
-        guides: Guidance of the new plans, such as agreement with the old chunk.
         n_samples: Number of plans for each row.
     """
 
@@ -86,9 +84,7 @@ class ChunkedExecutor(Executor):
         """Returns the plans that are needed before the next action, or None.
 
         Args:
-            planner: The planner that will be asked.
             obs: Observation windows, (B, To, ...).
-            state: The current state.
             rows: Which rows get a plan, (R,), as when the client of a server asks for one. None for those that are due.
         """
         if rows is None and (rows := self.rows_due(state)) is None:
@@ -102,10 +98,6 @@ class ChunkedExecutor(Executor):
         """Returns the executor for chunks that are expected `delay` steps after their observation.
 
         By default it is the same executor. `RealTimeChunking` plans ahead for the delay.
-
-        Args:
-            delay: Number of steps.
-            planner: The planner of the chunks.
 
         Raises:
             Unsupported: The planner was not trained for such a delay.
@@ -125,7 +117,6 @@ class ChunkedExecutor(Executor):
 
         Args:
             planner: The planner that computed them. `planner.action_scale` is the scale of each action component.
-            state: The current state.
             request: The request that is answered. If the answer was delayed, `request.obs` may be newer than it.
             chunk: The chunks, (R, H, A) in world units; with several samples, (R, n_samples, H, A).
             delay: Number of actions that were returned since the request.
@@ -151,7 +142,6 @@ class ChunkedExecutor(Executor):
         """Returns the chunks that `rows` are executing.
 
         Args:
-            state: The current state.
             rows: Which rows, (R,).
             delay: Number of actions that were returned since the new chunk was requested. `LastChunk.aligned` gives the
                 old chunk in the time of the new one.
@@ -164,7 +154,6 @@ class ChunkedExecutor(Executor):
         """Returns the state in which `rows` execute new chunks, from step `skip + delay` of each chunk on.
 
         Args:
-            state: The current state.
             rows: Which rows get a new chunk, (R,).
             chunk: The chunks, (R, H, A) in world units.
             delay: Number of actions that were returned since the chunks were requested.
@@ -223,11 +212,7 @@ class RealTimeChunking(ChunkedExecutor):
         return Inpaint(old, self.weights(mask)), last
 
     def weights(self, mask: Tensor) -> Tensor:
-        """Returns the weight of agreement with the old chunk at each step, (B, H).
-
-        Args:
-            mask: Whether the old chunk has an action for the step, (B, H).
-        """
+        """Returns the weight of agreement with the old chunk, (B, H), which has an action where `mask`, (B, H)."""
         step = torch.arange(mask.shape[1], device=mask.device) - self.skip - self.delay  # after the arrival
         overlap = (mask & (step >= 0)).sum(1, keepdim=True)
         linear = ((overlap - step) / (overlap + 1)).clamp(0, 1)

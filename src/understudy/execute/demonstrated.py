@@ -27,8 +27,6 @@ class DemonstratedActor(Actor):
     `demonstration`.
 
     Args:
-        actor: The actor that reads the demonstration.
-        demonstrations: Recorded episodes.
         show: How a demonstration becomes columns. It is a transform of the policy's method.
 
     Example:

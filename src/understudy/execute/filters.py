@@ -42,9 +42,6 @@ class LowPassFilter(ActionFilter):
 
     Args:
         decay: Weight of the last executed action, from 0 (no filter) to below 1.
-
-    Raises:
-        UserError: `decay` is outside its range.
     """
 
     decay: Annotated[float, AtLeast(0), Below(1)] = 0.5
@@ -70,9 +67,6 @@ class JerkLimit(ActionFilter):
         max_change: Largest change per step, in units of `planner.action_scale`.
         n_average: Number of steps of each moving average. 1 limits the change alone.
 
-    Raises:
-        UserError: A number is not positive.
-
     References:
         Biagiotti and Melchiorri (2012), FIR Filters for Online Trajectory Planning with Time- and Frequency-Domain
         Specifications, Control Engineering Practice.
@@ -97,12 +91,7 @@ class JerkLimit(ActionFilter):
 class FilteredExecutor(Executor):
     """Filters the actions of another executor. The first action of an episode is executed as it is.
 
-    Args:
-        executor: The executor.
-        filter: The filter.
-
-    Raises:
-        Unsupported: The executor plans from the actions that it executed, which a filter would change.
+    The executor is no `ActionConditionedExecutor`, whose plans continue the actions that a filter would change.
     """
 
     executor: Executor

@@ -71,15 +71,7 @@ class FollowDemonstration(Executor):
 
 
 def policy_with_memory(planner: Planner, where: str) -> Policy:
-    """Returns the policy inside planners that change nothing of what is remembered.
-
-    Args:
-        planner: The planner.
-        where: Place of the error, such as the name of the executor.
-
-    Raises:
-        Unsupported: It is no policy with a memory of steps.
-    """
+    """Returns the policy with a memory inside planners that do not change what is remembered, or raises Unsupported."""
     inner = planner
     while isinstance(inner, PlannerWrapper):
         inner = inner.planner

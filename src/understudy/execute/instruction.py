@@ -89,8 +89,6 @@ class InstructedActor(Actor):
     `instruction`.
 
     Args:
-        actor: The actor that reads the words.
-        speaker: Says them.
         text: How the words become the column that the actor reads. It is the `TaskText` of the policy's method.
 
     References:

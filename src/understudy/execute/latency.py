@@ -28,7 +28,6 @@ def delay_actor(actor: Actor, delay: int) -> Actor:
     For any other actor, the actions are delayed (`DelayedAction`).
 
     Args:
-        actor: The actor to delay.
         delay: Number of steps. With 0 the actor is returned unchanged.
     """
     if not (delay := _check_whole(delay, "delay_actor (shift 'slow')")):
@@ -54,9 +53,6 @@ class LatePlan(Executor):
     Until it arrives, the last chunk is executed, and its last action is repeated at its end. The steps of the new
     chunk whose time has passed are skipped. Each row computes one plan at a time. The first plan of an episode
     arrives at once. Subclasses are frozen dataclasses that say how late a plan is.
-
-    Args:
-        executor: The executor whose plans are late.
     """
 
     executor: ChunkedExecutor
@@ -102,13 +98,7 @@ class LatePlan(Executor):
 
 
 def continued_action(executor: ChunkedExecutor, run: State) -> tuple[Tensor, State]:
-    """Returns the next action of each row's chunk, and the next state. At the end of a chunk its last action is
-    repeated.
-
-    Args:
-        executor: The executor.
-        run: The state of the executor.
-    """
+    """Returns the next action of each row's chunk, and the next state. After the end, the last action is repeated."""
     shown = run["cursor"].clamp(max=run["chunk"].shape[1] - 1 - executor.skip)
     beyond = run["cursor"] - shown  # steps after the end of the chunk; `last_chunk` counts them
     action, run = executor.next_action({**run, "cursor": shown})
@@ -122,11 +112,7 @@ class DelayedPlan(LatePlan):
     Args:
         executor: The executor whose plans are delayed. It executes chunks, as `RecedingHorizon` does. `delay_actor`
             delays any actor.
-        delay: Number of steps.
-
-    Raises:
-        Unsupported: The executor executes no chunks.
-        UserError: The delay is not a whole number of 0 or more.
+        delay: Number of steps, 0 or more.
     """
 
     executor: ChunkedExecutor
@@ -151,10 +137,6 @@ class MeasuredDelay(LatePlan):
     Args:
         executor: The executor whose plans are late. It executes chunks, as `RecedingHorizon` does.
         period: Seconds from one step to the next.
-
-    Raises:
-        Unsupported: The executor executes no chunks.
-        UserError: The period is not positive.
     """
 
     executor: ChunkedExecutor
@@ -181,7 +163,6 @@ class DelayedAction(Actor):
     The first action is repeated until the second one arrives.
 
     Args:
-        actor: The actor whose actions are delayed.
         delay: Number of steps.
     """
 
@@ -209,7 +190,6 @@ class DroppedObservation(Actor):
     Which observations are lost depends on the key of the row (stream 8). The first one always arrives.
 
     Args:
-        actor: The actor that gets the observations.
         probability: Probability that an observation is lost, from 0 to 1.
     """
 

@@ -24,10 +24,7 @@ class PastVerification(ChunkedExecutor):
     Args:
         n_action_steps: Number of steps executed from each chunk.
         skip: Number of steps of each chunk that lie in the past, at least 1: `Window(action_offset=-skip)`.
-        n_samples: Number of chunks drawn for each decision.
-
-    Raises:
-        ConfigError: If no step of a chunk lies in the past.
+        n_samples: Number of chunks drawn for each decision, at least 2.
 
     References:
         Torne et al. (2025), Learning Long-Context Diffusion Policies via Past-Token Prediction, arXiv:2505.09561.

@@ -26,9 +26,6 @@ class PlannerWrapper(Planner):
     In a `Method`, the planner that is changed is None. Other fields for planners and scorers hold a `FromStage`, the
     name of a module of the same checkpoint, or a `PlannerWrapper` around one of these. `over` fills in the modules.
 
-    Args:
-        planner: The planner that is changed.
-
     Attributes:
         inner: Name of the field with the planner that is changed.
         module_types: Type of the modules in each other field that holds modules.
@@ -67,11 +64,7 @@ class PlannerWrapper(Planner):
         """Fills in the planner that is changed, and the modules that fields name.
 
         Args:
-            planner: The planner that is changed.
             modules: The modules of the checkpoint by name, "policy" among them. References to stages are resolved.
-
-        Raises:
-            ConfigError: A module is missing or of another type, or the planner is filled in already.
         """
         where = type(self).__name__
         if getattr(self, self.inner) is not None:
@@ -158,7 +151,6 @@ class FixedBatch(PlannerWrapper, StepwisePlanner):
     on the number of other rows.
 
     Args:
-        planner: The planner that is called.
         rows: The number of rows in each call. A last group that is too small is filled with copies of its first row.
     """
 
@@ -207,12 +199,7 @@ def _n_rows(obs: Mapping[str, Tensor]) -> int:
 
 @dataclass(frozen=True)
 class Guided(PlannerWrapper):
-    """A planner with fixed guidance. The guides of an executor are added to it.
-
-    Args:
-        planner: The planner that is guided.
-        guides: The guidance of every plan.
-    """
+    """A planner with fixed guidance. The guides of an executor are added to it."""
 
     planner: Planner | Unresolved = None
     guides: tuple[Guide, ...] = ()
@@ -254,7 +241,6 @@ class BestOfN(_PlanChoice):
     Unlike guidance, it works with every head. It reads the columns of the planner and of the scorer.
 
     Args:
-        planner: The planner that draws the plans.
         scorer: Scores each plan alone, such as a critic.
         n: Number of plans.
 
@@ -279,7 +265,6 @@ class SetScorer(ABC):
 
     Attributes:
         inputs: The observation columns that it reads.
-        features: The features of these columns.
     """
 
     inputs: tuple[str, ...] = ()
@@ -349,8 +334,6 @@ class SampleSelector(_PlanChoice):
     """Draws `n` plans and takes the one that a `SetScorer` scores highest among them.
 
     Args:
-        planner: The planner that draws the plans.
-        scorer: Scores all plans together.
         n: Number of plans.
     """
 
@@ -448,11 +431,7 @@ class FactoredPlanner(Planner):
 
 @dataclass(frozen=True)
 class RetrievalPlanner(PlannerWrapper):
-    """A policy with the head `Neighbors` that also returns which stored window is nearest.
-
-    Args:
-        planner: The policy.
-    """
+    """A policy with the head `Neighbors` that also returns which stored window is nearest."""
 
     planner: Policy
 
@@ -465,10 +444,7 @@ class RetrievalPlanner(PlannerWrapper):
         return self.planner.plan(obs, noise, guides)
 
     def nearest(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns the stored window that is nearest to each observation.
-
-        Args:
-            obs: Observation windows, (B, To, ...).
+        """Returns the stored window that is nearest to each observation window, (B, To, ...).
 
         Returns:
             The number of the window in the data that the policy was fitted to, (B,), which is
@@ -557,9 +533,6 @@ class IteratedPlanner(PlannerWrapper):
         column: The column of results.
         n_steps: Largest number of steps.
 
-    Raises:
-        UserError: The planner does not read the column, or its window is another one.
-
     References:
         Yang et al. (2022), Chain of Thought Imitation with Procedure Cloning, arXiv:2205.10816.
     """
@@ -607,9 +580,6 @@ class InverseDynamicsPlanner(PlannerWrapper):
         low: The inverse dynamics: plans one action from the columns `column` and `as_key`.
         column: The state.
         as_key: The column in which `low` reads the next state.
-
-    Raises:
-        UserError: The windows or columns of the planners do not fit.
 
     References:
         Ajay et al. (2023), Is Conditional Generative Modeling All You Need for Decision-Making?, arXiv:2211.15657.
@@ -697,9 +667,6 @@ class MaskedGoalPlanner(PlannerWrapper):
         time_left: Column of the number of steps in which the goal shall be reached. Goals that are due now or earlier
             are put into the next row, and goals beyond the window into its last row.
 
-    Raises:
-        UserError: The window or the columns of the policy do not fit.
-
     References:
         Liu et al. (2022), Masked Autoencoding for Scalable and Generalizable Decision Making, arXiv:2211.12740.
     """
@@ -748,10 +715,7 @@ class MaskedGoalPlanner(PlannerWrapper):
         return self.planner.action_scale[:self.action_dim]
 
     def goal_row(self, time_left: Tensor) -> Tensor:
-        """The row of the window that is given the goal, (B, 1) int64.
-
-        Args:
-            time_left: Number of steps in which the goal shall be reached, (B, 1).
+        """The row of the window that is given the goal, (B, 1) int64, from the number of steps until it is due, (B, 1).
         """
         return time_left.round().long().clamp(1, self.planner.window.horizon - 1)
 

@@ -19,7 +19,6 @@ class ExecutionScheme:
     """A named way to execute the plans of a policy.
 
     Args:
-        summary: Description of the scheme in one sentence.
         paper: Authors, year and arXiv number, and how the scheme differs. Empty if there is no paper.
         needs: What the policy must have.
     """

@@ -18,7 +18,6 @@ class PastObservationGuidance(NetworkGuidance):
     """Moves the prediction of the network away from the one for an earlier observation.
 
     Args:
-        past: The encoded earlier observation.
         scale: Scale of the difference. 0 is the plain policy.
     """
 
@@ -47,9 +46,6 @@ class SelfGuided(PlannerWrapper):
         planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`.
         scale: Scale of the guidance. The best value depends on the task: the paper chose from 0.6 to 4.4.
         lag: Number of steps between the two observations.
-
-    Raises:
-        UserError: `lag` is less than 1, or the policy reads how many observations an episode has had.
 
     References:
         So et al. (2025), Improving Generative Behavior Cloning via Self-Guidance and Adaptive Chunking,

@@ -32,9 +32,6 @@ class ComposedConditions(NetworkGuidance):
         conditions: The conditions, each with the names of its columns.
         scales: Scale of each condition. A negative scale avoids what the condition asks for.
 
-    Raises:
-        UserError: The numbers of conditions and scales differ.
-
     References:
         Liu et al. (2022), Compositional Visual Generation with Composable Diffusion Models, arXiv:2206.01714.
         Ajay et al. (2023), Is Conditional Generative Modeling All You Need for Decision-Making?, arXiv:2211.15657.
@@ -88,12 +85,7 @@ class ComposedPolicies(PlannerWrapper):
 
     Args:
         planner: A policy whose head samples step by step, such as `Diffusion` or `Flow`.
-        others: The other policies.
         weights: Weight of each policy, that of `planner` first. They sum to 1.
-
-    Raises:
-        UserError: The policies do not fit each other, or the weights are no average of them.
-        Unsupported: The head answers in one step.
 
     References:
         Wang et al. (2024), PoCo: Policy Composition from and for Heterogeneous Robot Learning, arXiv:2402.02511.
@@ -190,9 +182,6 @@ class ScorerGuided(PlannerWrapper):
         scorer: Scores plans, differentiably, such as a critic.
         scale: Factor of the score. 0 is the plain policy, and a negative one avoids what scores high.
 
-    Raises:
-        Unsupported: Actions are classes, or the head answers in one step.
-
     References:
         Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis, arXiv:2105.05233.
         Janner et al. (2022), Planning with Diffusion for Flexible Behavior Synthesis, arXiv:2205.09991.
@@ -273,11 +262,7 @@ class LivePoints:
         return self._points
 
     def set(self, *points: tuple[float, ...]) -> None:
-        """Replaces the points. Each is in the units of the observed position.
-
-        Raises:
-            ConfigError: They are not points, or a number is not finite.
-        """
+        """Replaces the points. Each is in the units of the observed position."""
         self._points = _as_points(points, "LivePoints.set")
 
     def clear(self) -> None:
@@ -322,11 +307,6 @@ class Steered(PlannerWrapper):
         components: Which components of the column are the position, and which of the action move it.
         step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
         scale: Strength of the guidance, at least 0. 0 is the plain policy.
-
-    Raises:
-        UserError: The policy does not read the column, the points have another number of components or are not finite,
-            the scale is out of range, or the chunks do not contain the current step.
-        Unsupported: Actions are classes, or the head answers in one step.
 
     References:
         Wang et al. (2025), Inference-Time Policy Steering through Human Interactions, arXiv:2411.16627.
@@ -393,13 +373,8 @@ def steer_actor(actor: Actor, points: Points | Callable[[], Points], **options: 
     """Returns the actor of a policy with its plans drawn towards points.
 
     Args:
-        actor: The actor.
         points: The points, or a function that returns them, such as `LivePoints`.
         **options: Further arguments of `Steered`, such as ``step=0.1, scale=100.0``.
-
-    Raises:
-        UserError: As in `Steered`.
-        Unsupported: The actor is no policy.
     """
     if isinstance(actor, (ObservationWrapper, TransformedActor)):
         return replace(actor, actor=steer_actor(actor.actor, points, **options))

@@ -67,15 +67,7 @@ class StreamingFlowExecutor(ActionConditionedExecutor):
 
 
 def _begin(planner, obs, last: Tensor, executed: Tensor, noise: Tensor) -> State:
-    """The part of the state that a new plan replaces.
-
-    Args:
-        planner: The planner.
-        obs: Observation windows, (B, To, ...).
-        last: The last action, (B, 1, A).
-        executed: False where there is no last action, (B, 1).
-        noise: Noise of the plan, (B, H, A).
-    """
+    """The part of the state that a new plan replaces. `last` (B, 1, A) is the last action, where `executed` (B, 1)."""
     x = planner.encode(last, obs) * executed.unsqueeze(-1) + planner.head.sigma * noise[:, :1]
     return {"x": x, "obs": dict(obs), "context": dict(vars(planner.context(obs)))}
 

@@ -62,7 +62,6 @@ class TemporalEnsemble(Executor):
         """Returns the weight of each chunk up to a factor, (B, n) or (n,).
 
         Args:
-            planner: The planner.
             obs: Observation windows, (B, To, ...).
             actions: What the chunks contain for the current step, newest first, (B, n, A) in world units.
             arrived: Which of them are there, (B, n).

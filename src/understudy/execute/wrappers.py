@@ -43,14 +43,7 @@ class ActionWrapper(ABC):
     period: int = 1
 
     def features(self, features: Schema) -> Schema:
-        """Returns the columns that the actor observes, and its action.
-
-        Args:
-            features: The columns of the environment.
-
-        Raises:
-            UserError: If the wrapper does not fit the environment.
-        """
+        """Returns the columns that the actor observes, and its action. Raises UserError if columns do not fit."""
         return features
 
     def action_limits(self) -> tuple[float, float] | None:
@@ -104,22 +97,12 @@ class ActionWrapper(ABC):
 
 
 def wrapped_env_name(name: str, wrapper: ActionWrapper) -> str:
-    """Returns the name of an environment with a wrapper.
-
-    Args:
-        name: Name of the environment.
-        wrapper: The wrapper.
-    """
+    """Returns the name of an environment with a wrapper."""
     return f"{name}+{type(wrapper).__name__}"
 
 
 def is_wrapped(episode: Episode, wrapper: ActionWrapper) -> bool:
-    """Returns whether an episode was recorded in `WrappedEnv` with a wrapper, by its metadata "env".
-
-    Args:
-        episode: The episode.
-        wrapper: The wrapper. Only its class is compared.
-    """
+    """Returns whether an episode was recorded in `WrappedEnv` with a wrapper of this class, by its metadata "env"."""
     return str(episode.metadata.get("env", "")).endswith(wrapped_env_name("", wrapper))
 
 
@@ -135,10 +118,6 @@ class WrappedActor(Actor):
 
     With a period above 1, the columns that `actor` records are repeated until its next action. The reward that it is
     told (`last.reward`) is the sum over the steps since its last action.
-
-    Args:
-        actor: Observes and acts as the wrapper says.
-        wrapper: The wrapper.
     """
 
     actor: Actor
@@ -339,7 +318,6 @@ class SkillWrapper(ActionWrapper):
         period: Number of environment steps per skill.
         column: The column of the low-level policy that holds the skill.
         phrases: The phrases to choose from, if the column is text.
-        executor: Executes the plans of the low-level policy.
         bound: Largest absolute value of each component of a latent skill. None if it has no limits.
         quantizer: The quantizer of the `SkillAutoencoder`, if skills are codes.
     """
@@ -446,8 +424,6 @@ def every_nth_step(episode: Episode, n: int, columns: Mapping[str, np.ndarray | 
     columns with one row more is kept.
 
     Args:
-        episode: The episode.
-        n: Number of steps that become one.
         columns: Columns that are replaced; None removes one. Their rows are those of the result.
         action: The feature of the new column "action".
     """

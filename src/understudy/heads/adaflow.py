@@ -63,16 +63,7 @@ class AdaFlow(DenoisingHead):
         return self._integrate(net, context, noise, cost)[0]
 
     def count_steps(self, net, context: Context, noise: Tensor) -> Tensor:
-        """Number of steps that each row of a batch needs.
-
-        Args:
-            net: Module from `build`.
-            context: Encoded observation.
-            noise: Standard normal noise, (B, H, A).
-
-        Returns:
-            Number of steps from noise to action, (B,).
-        """
+        """Number of steps from noise (B, H, A) to action that each row of a batch needs, (B,)."""
         return self._integrate(net, context, noise, None)[2]
 
     def denoise_step(self, net, context, x, t, t_next, cost=None):

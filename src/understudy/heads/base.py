@@ -34,10 +34,6 @@ class Head(ABC):
         A plan is a function of observation and noise, so that it can be exported, tested, and steered from outside
         (DSRL, Wagenmaker et al. 2025).
 
-        Args:
-            horizon: Number of steps of a chunk.
-            coded_dim: Width of one coded step.
-
         Returns:
             Shape without the batch dimension. The first number is the horizon, because `sample` reads the length of the
             chunk from its noise. A head without randomness returns ``(horizon, 0)``. A head that draws once per chunk
@@ -52,19 +48,12 @@ class Head(ABC):
 
     @abstractmethod
     def build(self, trunk: Trunk, coded_dim: int, spec: HeadSpec) -> nn.Module:
-        """Builds the module whose weights `loss` trains.
+        """Builds the module whose weights `loss` trains, and which the other methods receive as `net`.
+
+        Raises Unsupported if head and trunk do not fit together, and UserError if head and target do not.
 
         Args:
             trunk: Builds networks with the inputs, outputs and times that the head asks for.
-            coded_dim: Width of one coded step.
-            spec: Horizon, size of the context, and what is known of the target.
-
-        Returns:
-            Module that the other methods receive as `net`.
-
-        Raises:
-            Unsupported: If head and trunk do not fit together.
-            UserError: If head and target do not fit together.
         """
 
     def fit(self, net: nn.Module, pairs: CodedBatches) -> None:
@@ -73,7 +62,6 @@ class Head(ABC):
         What it fits is stored in buffers of `net`, or in parameters whose requires_grad is False since `build`.
 
         Args:
-            net: Module from `build`.
             pairs: Returns an iterator over all training windows, as context, coded action (B, H, A) and mask (B, H).
         """
 
@@ -82,8 +70,6 @@ class Head(ABC):
         """Loss of each step, not reduced.
 
         Args:
-            net: Module from `build`.
-            context: Encoded observation.
             action: Coded actions, (B, H, A). Padded steps are zero.
             mask: True where a step is not padding, (B, H). For likelihoods that join the steps of a chunk.
             rng: Source of all randomness, on the device of the tensors.
@@ -97,8 +83,6 @@ class Head(ABC):
         """Samples chunks. The result depends on the arguments alone.
 
         Args:
-            net: Module from `build`.
-            context: Encoded observation.
             noise: Standard normal noise, (B, *noise(horizon, coded_dim)). Do not use ``len(noise)``, which would fix
                 the batch size of an exported policy.
 
@@ -112,16 +96,7 @@ class LikelihoodHead(Head):
 
     @abstractmethod
     def log_prob(self, net, context: Context, action: Tensor) -> Tensor:
-        """Log-density of whole chunks.
-
-        Args:
-            net: Module from `build`.
-            context: Encoded observation.
-            action: Coded actions without padding, (B, H, A).
-
-        Returns:
-            Log-density, (B,).
-        """
+        """Log-density, (B,), of whole chunks: coded actions without padding, (B, H, A)."""
 
 
 class TemperatureHead(Head):
@@ -174,9 +149,6 @@ class RampTimes:
         shared_fraction: Fraction of the training chunks whose steps all have the same time, which is uniform. They
             train whole plans, by which an episode can begin. The paper draws them for a fifth of the batches.
 
-    Raises:
-        UserError: If a number is out of range.
-
     References:
         Høeg et al. (2024), Streaming Diffusion Policy, arXiv:2406.04806.
     """
@@ -191,15 +163,7 @@ class RampTimes:
                             hint="such as RampTimes(n_action_steps=4, shared_fraction=0.2)")
 
     def levels(self, horizon: int, device: torch.device | None = None) -> Tensor:
-        """Returns the times of a buffer whose first group is the next to become clean, (horizon,).
-
-        Args:
-            horizon: Number of steps of a chunk.
-            device: Device of the times.
-
-        Raises:
-            UserError: If the groups do not fit into the horizon.
-        """
+        """Returns the times of a buffer whose first group is the next to become clean, (horizon,)."""
         if horizon % self.n_action_steps:
             raise UserError(f"a chunk of {horizon} steps has no whole number of groups of {self.n_action_steps} steps",
                             where="RampTimes.n_action_steps", hint="use a horizon that is a multiple of n_action_steps")
@@ -224,15 +188,7 @@ class PrefixTimes:
     max_delay: Annotated[int, AtLeast(0)] = 4
 
     def draw_given(self, like: Tensor, rng: Generator) -> Tensor:
-        """Draws which steps are given.
-
-        Args:
-            like: Coded actions, (B, H, A).
-            rng: Source of randomness.
-
-        Returns:
-            True where a step is given, (B, H).
-        """
+        """Draws which steps of coded actions (B, H, A) are given: True where a step is given, (B, H)."""
         delay = torch.randint(self.max_delay + 1, (like.shape[0], 1), generator=rng, device=like.device)
         return torch.arange(like.shape[1], device=like.device) < delay
 
@@ -254,8 +210,6 @@ class StepwiseHead(Head):
         """One deterministic step. Times run from noise (0) to action (1).
 
         Args:
-            net: Module from `build`.
-            context: Encoded observation.
             x: State at time t, (B, H, A).
             t: Time of each step of the chunk, (B, H).
             t_next: Time after the step, (B, H). It may differ from step to step of the chunk.
@@ -266,11 +220,7 @@ class StepwiseHead(Head):
 
 
 class DenoisingHead(StepwiseHead):
-    """A head that moves noise (t = 0) to an action (t = 1).
-
-    Attributes:
-        n_steps: Number of steps of the sampler.
-    """
+    """A head that moves noise (t = 0) to an action (t = 1)."""
 
     n_steps: int
 
@@ -292,8 +242,6 @@ class DenoisingHead(StepwiseHead):
         """Estimate of the clean action from a noisy one: its conditional mean, if the network were perfect.
 
         Args:
-            net: Module from `build`.
-            context: Encoded observation.
             x: Noisy actions at time t, (B, H, A).
             t: Time of each step of the chunk, (B, H).
 
@@ -304,30 +252,14 @@ class DenoisingHead(StepwiseHead):
     @abstractmethod
     def denoise_step(self, net, context: Context, x: Tensor, t: Tensor, t_next: Tensor,
                      cost: Cost | None = None) -> Tensor:
-        """One deterministic step that can also lower a cost. Times run from noise (0) to action (1).
+        """One deterministic step that can also lower a cost. Arguments as in `StepwiseHead.denoise_step`, and:
 
         Args:
-            net: Module from `build`.
-            context: Encoded observation.
-            x: State at time t, (B, H, A).
-            t: Time of each step of the chunk, (B, H).
-            t_next: Time after the step, (B, H). It may differ from step to step of the chunk.
             cost: Cost of the estimated clean action, (B, H, A) -> (B,). None for no guidance.
-
-        Returns:
-            State at time t_next, (B, H, A).
         """
 
     def network_times(self, t: Tensor, t_next: Tensor) -> Tensor:
-        """The K times that the network reads in a step. By default t alone.
-
-        Args:
-            t: Time before the step, of any shape (...).
-            t_next: Time after the step, (...).
-
-        Returns:
-            Times, (..., K).
-        """
+        """The K times that the network reads in a step from t to t_next, (...), as (..., K). By default t alone."""
         return t.unsqueeze(-1)
 
     def sample(self, net, context, noise, cost: Cost | None = None):
@@ -346,15 +278,11 @@ class PreconditionedHead(DenoisingHead):
 
 
 def python_scan(step: Callable, carried, *columns: Tensor):
-    """Runs ``carried = step(carried, *row)`` for each row of the columns, in order.
+    """Runs ``carried = step(carried, *row)`` for each row of the columns, in order, and returns the last result.
 
     Args:
-        step: The function to repeat.
         carried: Argument of the first call: a tensor, or a tuple of tensors.
         *columns: Tensors with the same number of rows.
-
-    Returns:
-        The result of the last call.
     """
     for row in zip(*(c.unbind() for c in columns), strict=True):
         carried = step(carried, *row)
@@ -365,16 +293,7 @@ scan_implementation: ContextVar[Callable] = ContextVar("how samplers repeat thei
 
 
 def scan(step: Callable, carried, *columns: Tensor):
-    """Runs `python_scan`, or a loop of the exported program while a policy is exported.
-
-    Args:
-        step: The function to repeat, called as ``step(carried, *row)``.
-        carried: Argument of the first call: a tensor, or a tuple of tensors.
-        *columns: Tensors with the same number of rows.
-
-    Returns:
-        The result of the last call.
-    """
+    """Runs `python_scan`, or a loop of the exported program while a policy is exported."""
     return scan_implementation.get()(step, carried, *columns)
 
 
@@ -389,17 +308,12 @@ def gumbel_noise(noise: Tensor) -> Tensor:
 
 
 def sample_times(kind: StepTimes, like: Tensor, rng: Generator) -> Tensor:
-    """Uniform training times.
+    """Uniform training times, (B, H), for coded actions `like`, (B, H, A).
 
     Args:
         kind: ``"shared"`` by all steps of a chunk; ``"each"`` step has its own (diffusion forcing); `RampTimes` are
             those of a rolling buffer, at a random phase (streaming diffusion). `PrefixTimes` are shared by the steps
             that are not given.
-        like: Coded actions, (B, H, A).
-        rng: Source of randomness.
-
-    Returns:
-        Times, (B, H).
     """
     B, H = like.shape[:2]
     if kind == "each":
@@ -413,16 +327,12 @@ def sample_times(kind: StepTimes, like: Tensor, rng: Generator) -> Tensor:
 
 
 def repeat_into_padding(action: Tensor, mask: Tensor) -> Tensor:
-    """Fills the padded steps of chunks with the nearest step that is known.
+    """Fills the padded steps of coded actions (B, H, A) with the nearest step that is known.
 
-    For heads that transform a chunk as a whole.
+    For heads that transform a chunk as a whole. A chunk without a known step repeats its first step.
 
     Args:
-        action: Coded actions, (B, H, A).
         mask: True where a step is known, (B, H). The known steps of a row are neighbors.
-
-    Returns:
-        Complete chunks, (B, H, A). A chunk without a known step repeats its first step.
     """
     step, first = torch.arange(mask.shape[1], device=mask.device), mask.int().argmax(1, keepdim=True)
     nearest = torch.minimum(step, first + mask.sum(1, keepdim=True) - 1).maximum(first)
@@ -430,16 +340,10 @@ def repeat_into_padding(action: Tensor, mask: Tensor) -> Tensor:
 
 
 def check_trunk_times(trunk: Trunk, kind: StepTimes, horizon: int) -> None:
-    """Checks that a trunk can read the times with which a head is trained.
+    """Checks that a trunk can read the times with which a head is trained, see `sample_times`.
 
-    Args:
-        trunk: The trunk.
-        kind: ``"shared"``, ``"each"``, `RampTimes` or `PrefixTimes`, see `sample_times`.
-        horizon: Number of steps of a chunk.
-
-    Raises:
-        Unsupported: If the steps of a chunk have different times and the trunk reads one time per chunk.
-        UserError: If the groups of `RampTimes`, or the steps of `PrefixTimes`, do not fit into the horizon.
+    It raises Unsupported if the steps of a chunk have different times and the trunk reads one time per chunk, and
+    UserError if the groups of `RampTimes`, or the steps of `PrefixTimes`, do not fit into the horizon.
     """
     if isinstance(kind, RampTimes):
         kind.levels(horizon)
@@ -507,7 +411,7 @@ def split_energy(cost: Cost | None) -> tuple[Cost | None, Cost | None]:
 
 def energy_shift(energy: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor,
                  sigma: Tensor) -> Tensor:
-    """What an energy adds to the estimate of the clean action.
+    """What an energy adds to the estimate of the clean action, (B, H, A).
 
     The gradient of the log-density of ``x = alpha * action + sigma * noise`` determines the mean of the action, by
     Tweedie's formula. The energy of the estimate takes the place of the energy of x, which nothing has learned. The
@@ -520,9 +424,6 @@ def energy_shift(energy: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor, 
         alpha: Scale of the action in x.
         sigma: Scale of the noise in x.
 
-    Returns:
-        Shift, (B, H, A).
-
     References:
         Chung et al. (2023), Diffusion Posterior Sampling for General Noisy Inverse Problems, arXiv:2209.14687.
     """
@@ -531,16 +432,13 @@ def energy_shift(energy: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor, 
 
 
 def cost_gradient(cost: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Gradient of ``cost(estimate(x))`` with respect to x. It works under `torch.no_grad`, and not under
+    """Gradient of ``cost(estimate(x))`` with respect to x, (B, H, A). It works under `torch.no_grad`, and not under
     `torch.inference_mode`.
 
     Args:
         cost: Cost of the clean action, (B, H, A) -> (B,). The gradient of a `LimitedCost` is limited.
         estimate: Estimate of the clean action, (B, H, A) -> (B, H, A).
         x: Noisy actions, (B, H, A).
-
-    Returns:
-        Gradient, (B, H, A).
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()

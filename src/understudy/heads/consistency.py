@@ -91,11 +91,7 @@ class Consistency(PreconditionedHead, TargetNetworkHead):
         return self.distance(prediction, target, t, t_next)
 
     def training_times(self, action: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draws two neighboring levels per chunk. All are equally likely, as in Consistency Policy.
-
-        Args:
-            action: Coded actions, (B, H, A).
-            rng: Source of randomness.
+        """Draws two neighboring levels per chunk of coded actions (B, H, A), equally likely as in Consistency Policy.
 
         Returns:
             Time of the noisier level, in [0, 1), and of the next cleaner one, in (0, 1]. (B, H) each.
@@ -105,16 +101,13 @@ class Consistency(PreconditionedHead, TargetNetworkHead):
         return level / self.n_train_levels, (level + 1) / self.n_train_levels
 
     def distance(self, prediction: Tensor, target: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-        """Pseudo-Huber distance of each step, divided by the difference of the noise levels.
+        """Pseudo-Huber distance of each step, (B, H), divided by the difference of the noise levels.
 
         Args:
             prediction: Estimate of the clean action at the noisier level, (B, H, A).
             target: Estimate at the cleaner level, (B, H, A).
             t: Time of the noisier level, (B, H).
             t_next: Time of the cleaner level, (B, H).
-
-        Returns:
-            Loss of each step, (B, H).
         """
         c = self.huber_constant
         gap = self.path.alpha_sigma(t)[1] - self.path.alpha_sigma(t_next)[1]

@@ -31,7 +31,7 @@ class Diffusion(DenoisingHead):
     nearest level.
 
     Args:
-        n_steps: Number of sampling steps, at evenly spaced levels.
+        n_steps: Number of sampling steps, at evenly spaced levels. At most `n_train_steps`.
         solver: `DDIM`, `DDPM` (ancestral, draws noise in every step but the last) or `DPMSolverPP` (second order).
         n_train_steps: Number of noise levels N.
         schedule: Noise schedule, see `VariancePreservingPath`.
@@ -48,9 +48,6 @@ class Diffusion(DenoisingHead):
         guidance_weight: Weight of the guidance gradient. 1 is the pseudo-inverse guidance of Song et al. (2023).
         n_extra_steps: Number of further steps at level 1, without noise, after the sampling steps. They move a plan
             towards the nearest likely one (Diffusion-X).
-
-    Raises:
-        UserError: n_steps is not between 1 and n_train_steps, or n_extra_steps is negative.
 
     References:
         Ho et al. (2020), Denoising Diffusion Probabilistic Models, arXiv:2006.11239.

@@ -114,7 +114,6 @@ class ChunkTokenizer(nn.Module):
     """Converts chunks to tokens and back. `decode` undoes `encode` up to the rounding of the coefficients.
 
     Args:
-        config: The head, for the scale and the size of the vocabulary.
         horizon: Number of steps of a chunk, H.
         coded_dim: Width of one coded step, A.
     """

@@ -26,9 +26,9 @@ class Flow(DenoisingHead):
     Args:
         n_steps: Number of integration steps per sampled chunk.
         solver: Integrator. `Euler` evaluates the network once per step, `Midpoint` and `Heun` twice.
-        time_distribution: Distribution of training times. ``"uniform"``; ``"beta"`` puts more weight on noisy
-            times, ``t = 0.999 (1 - u)`` with u from Beta(1.5, 1) (pi0); ``"logit_normal"`` on the middle of the path
-            (Stable Diffusion 3).
+        time_distribution: Distribution of training times. ``"uniform"``, which `RampTimes` need; ``"beta"`` puts more
+            weight on noisy times, ``t = 0.999 (1 - u)`` with u from Beta(1.5, 1) (pi0); ``"logit_normal"`` on the
+            middle of the path (Stable Diffusion 3).
         times: ``"shared"`` by all steps of a chunk, a time for ``"each"`` step (diffusion forcing), or `RampTimes` of
             a rolling buffer (streaming diffusion), or `PrefixTimes` of chunks whose first steps are given
             (training-time action conditioning).
@@ -40,9 +40,6 @@ class Flow(DenoisingHead):
         prediction: What the network predicts: the ``"velocity"``, or the action (``"sample"``), which leaves out the
             noise. A small network learns precise actions in fewer updates from the action (docs/heads.md). Up to 20
             Euler steps then end at the last predicted action. More steps leave a little of the noise.
-
-    Raises:
-        Unsupported: If times are `RampTimes`, which are uniform, and time_distribution is not.
 
     References:
         Lipman et al. (2023), Flow Matching for Generative Modeling, arXiv:2210.02747.
@@ -90,17 +87,9 @@ class Flow(DenoisingHead):
         return self.pair_loss(net, context, action, noise, rng)
 
     def pair_loss(self, net, context: Context, action: Tensor, noise: Tensor, rng: Generator) -> Tensor:
-        """Loss of given pairs of noise and action, at random times.
+        """Squared error of the prediction of each step, (B, H), for given pairs of noise and action, (B, H, A) each.
 
-        Args:
-            net: Module from `build`.
-            context: Encoded observation.
-            action: Coded actions, (B, H, A).
-            noise: The noise of each of them, (B, H, A).
-            rng: Source of the times.
-
-        Returns:
-            Squared error of the prediction of each step, (B, H). 0 at steps that are given.
+        Times are random. The loss is 0 at steps that are given.
         """
         t = self._time_quantile(sample_times(self.times, action, rng)).unsqueeze(-1)
         given = None

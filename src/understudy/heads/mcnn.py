@@ -80,14 +80,7 @@ class MCNN(Head):
         return self._mix(net, context, noise)
 
     def memory_weight(self, net, context):
-        """The nearest memory of each context, and its weight in the plan.
-
-        Args:
-            net: The module from `build`, after `fit`.
-            context: Encoded observations.
-
-        Returns:
-            Numbers of the memories, (B,), and their weights exp(-decay * distance), (B,).
+        """Number of the memory nearest to each context, (B,), and its weight exp(-decay * distance) in the plan, (B,).
         """
         if not net.keys.shape[0]:
             raise UserError("there are no memories", where="MCNN", hint="choose them with policy.fit_statistics(data)")

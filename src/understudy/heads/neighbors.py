@@ -68,15 +68,7 @@ class Neighbors(MemoryHead):
         return mean + self._local_slope(context.flat(), net.keys[rows], values, mean, weight)
 
     def nearest(self, net, context):
-        """The stored windows that are nearest to each context.
-
-        Args:
-            net: The module from `build`, after `fit`.
-            context: Encoded observations.
-
-        Returns:
-            Numbers of the stored windows, nearest first, (B, k), and their Euclidean distances, (B, k).
-        """
+        """The stored windows nearest to each context, nearest first, (B, k), and their Euclidean distances, (B, k)."""
         query = context.flat()
         rows = self._nearest(net.keys, query)
         return rows, (net.keys[rows] - query.unsqueeze(1)).square().sum(-1).sqrt()

@@ -36,16 +36,7 @@ class ProbabilityPath(ABC):
 
     @abstractmethod
     def velocity(self, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Derivative of `interpolate` with respect to t, a regression target.
-
-        Args:
-            action: Coded actions, (B, H, A).
-            noise: Noise as in `interpolate`.
-            t: Times in [0, 1], broadcast against (B, H, 1).
-
-        Returns:
-            Velocity, (B, H, A).
-        """
+        """Derivative of `interpolate` with respect to t, (B, H, A), a regression target. Arguments as there."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +122,7 @@ def _schedule_table(schedule: str, n_levels: int, device: torch.device) -> Tenso
 def noise_schedule(schedule: str, n_levels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Scales of action and noise at the levels 0 to n_levels, ``sqrt(alpha_bar)`` and ``sqrt(1 - alpha_bar)``.
 
-    Args:
-        schedule: ``"linear"`` or ``"squaredcos_cap_v2"``, see `VariancePreservingPath`.
-        n_levels: Number of noise levels. Level 0 is the clean action.
-
-    Returns:
-        The scales of the action and the scales of the noise, n_levels + 1 each.
+    Each has n_levels + 1 values. Level 0 is the clean action. `VariancePreservingPath` describes the schedules.
     """
     if schedule == "linear":
         betas = [min(1000 / n_levels * (1e-4 + (0.02 - 1e-4) * i / max(1, n_levels - 1)), 0.999)
@@ -179,14 +165,7 @@ class EDMPath(GaussianPath):
         return torch.zeros_like(t), self.rho * self._root(t) ** (self.rho - 1) * slope
 
     def time_of(self, sigma: Tensor) -> Tensor:
-        """Time at which the path has a noise level, in [0, 1). Levels beyond the path get its nearest time.
-
-        Args:
-            sigma: Noise levels, of any shape.
-
-        Returns:
-            Times, of the same shape.
-        """
+        """Times, in [0, 1), at which the path has noise levels of any shape. Levels beyond it get the nearest time."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         level = sigma.clamp(self.sigma_min, self.sigma_max) ** (1 / self.rho)
         return ((high - level) / (high - low)).clamp(max=1 - 1e-6)
@@ -201,13 +180,10 @@ def edm_scales(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor
     """Scales of EDM's preconditioning, ``clean = c_skip * x + c_out * network(c_in * x)``.
 
     They give the network inputs and targets of variance 1 at every noise level. Without noise the estimate is x itself.
+    c_skip, c_out and c_in each have the shape of `sigma`.
 
     Args:
-        sigma: Noise levels, of any shape.
         sigma_data: Standard deviation of coded actions.
-
-    Returns:
-        c_skip, c_out and c_in, each of the shape of `sigma`.
 
     References:
         Karras et al. (2022), Elucidating the Design Space of Diffusion-Based Generative Models, arXiv:2206.00364.

@@ -22,15 +22,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # x (B, H, A), t (B, H, 1) -> (B,
 
 
 def check_solver(head: object, *kinds: type) -> None:
-    """Checks that the field `solver` of a head is of a kind that its sampler calls.
-
-    Args:
-        head: A frozen dataclass, in its `__post_init__`.
-        *kinds: `Solver`, `DenoisingSolver` or `DeterministicSolver`.
-
-    Raises:
-        ConfigError: The solver is of another kind. The message names those that fit.
-    """
+    """Raises ConfigError if the field `solver` of a head is of no kind that its sampler calls."""
     solver = getattr(head, "solver")  # noqa: B009 (any dataclass with this field)
     if not isinstance(solver, kinds):
         *first, last = (name for name, part in globals().items()
@@ -44,28 +36,14 @@ class Solver(ABC):
 
     @abstractmethod
     def evaluation_times(self, t: Tensor, t_next: Tensor) -> tuple[Tensor, ...]:
-        """Times at which `step` evaluates the velocity, in this order. Used to embed them before the loop.
-
-        Args:
-            t: Times before each step.
-            t_next: Times after each step, of the same shape.
-
-        Returns:
-            One tensor of that shape per evaluation.
-        """
+        """Times, each of the shape of t, at which `step` evaluates the velocity, in order: embedded before the loop."""
 
     @abstractmethod
     def step(self, velocity: Velocity, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-        """One step from time t to time t_next.
+        """One step of the state x, (B, H, A), from times t to times t_next, which broadcast against (B, H, 1).
 
         Args:
             velocity: Called as ``velocity(x, t)``, once for each of `evaluation_times`.
-            x: State at time t, (B, H, A).
-            t: Times, broadcast against (B, H, 1).
-            t_next: Times after the step, of the same shape.
-
-        Returns:
-            State at time t_next, (B, H, A).
         """
 
 
@@ -107,18 +85,11 @@ class Heun(Solver):
 
 def integrate(solver: Solver, velocity: Callable[[Tensor, Tensor, Context], Tensor], net, context: Context,
               noise: Tensor, n_steps: int) -> Tensor:
-    """Integrates a network's velocity from t = 0 to t = 1 in `n_steps` equal steps.
+    """Integrates a network's velocity from noise (B, H, A) at t = 0 to t = 1 in `n_steps` equal steps.
 
     Args:
-        solver: Integrator.
         velocity: Called as ``velocity(x, t, context)``, with the context of that time. It calls `net`.
         net: Trunk module. What depends on context or time alone is computed before the loop.
-        context: Encoded observation.
-        noise: State at t = 0, (B, H, A).
-        n_steps: Number of steps.
-
-    Returns:
-        State at t = 1, (B, H, A).
     """
     context, zero = precomputed(net, context), torch.zeros_like(noise[..., :1])
     times = torch.linspace(0, 1, n_steps + 1, device=noise.device)
@@ -158,7 +129,7 @@ class DenoisingSolver(ABC):
     @abstractmethod
     def step(self, x: Tensor, clean: Tensor, last_clean: Tensor, alpha: Tensor, sigma: Tensor, alpha_next: Tensor,
              guidance: Tensor | float, *coefficients: Tensor, unclipped: Tensor | None = None) -> Tensor:
-        """One step.
+        """One step to the next state, (B, H, A).
 
         Args:
             x: State, (B, H, A).
@@ -170,9 +141,6 @@ class DenoisingSolver(ABC):
             guidance: Shift of the mean of the new state.
             coefficients: This step's row of what `prepare` returned.
             unclipped: The estimate before it was clipped, (B, H, A). None if it was not.
-
-        Returns:
-            State after the step, (B, H, A).
         """
 
 
@@ -184,19 +152,7 @@ class DeterministicSolver(DenoisingSolver):
 
     def first_order_step(self, x: Tensor, clean: Tensor, alpha: Tensor, sigma: Tensor, alpha_next: Tensor,
                          sigma_next: Tensor, guidance: Tensor | float = 0.0) -> Tensor:
-        """A step of order 1, which needs no earlier estimate.
-
-        Args:
-            x: State, (B, H, A).
-            clean: Estimate of the clean action from x, (B, H, A).
-            alpha: Scale of the action in x.
-            sigma: Scale of the noise in x.
-            alpha_next: Scale of the action after the step.
-            sigma_next: Scale of the noise after the step.
-            guidance: Shift of the new state.
-
-        Returns:
-            State after the step, (B, H, A).
+        """A step of order 1, without an earlier estimate. Arguments as in `step`, and the scale of the noise after it.
         """
         return alpha_next * clean + sigma_next * predict_noise(x, clean, alpha, sigma) + guidance
 
@@ -274,15 +230,6 @@ class DPMSolverPP(DeterministicSolver):
 
 
 def predict_noise(x: Tensor, clean: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The noise in a noisy action ``x = alpha * clean + sigma * noise``.
-
-    Args:
-        x: Noisy actions, (B, H, A).
-        clean: Estimate of the clean action, (B, H, A).
-        alpha: Scale of the action in x.
-        sigma: Scale of the noise in x.
-
-    Returns:
-        Noise, (B, H, A).
+    """The noise, (B, H, A), in noisy actions ``x = alpha * clean + sigma * noise`` with estimates of the clean action.
     """
     return (x - alpha * clean) / sigma.clamp(min=1e-6)

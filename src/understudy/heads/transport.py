@@ -113,9 +113,7 @@ class TransportNet(nn.Module):
     """The networks of `Transport`.
 
     Args:
-        config: The head.
         side: Width and height of the image in pixels (S).
-        spec: What the head reads.
     """
 
     rotations: Tensor

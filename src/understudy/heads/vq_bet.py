@@ -121,7 +121,6 @@ class ChunkAutoencoder(nn.Module):
     """Autoencoder of chunks with a quantized latent. Its weights are frozen outside `fit`.
 
     Args:
-        config: The head, for the sizes.
         horizon: Number of steps of a chunk, H.
         coded_dim: Width of one coded step, A.
     """
@@ -145,13 +144,7 @@ class ChunkAutoencoder(nn.Module):
 
     @torch.enable_grad()
     def fit(self, chunks: Tensor, steps: int, batch_size: int, lr: float) -> None:
-        """Trains new weights and codes. The result depends on the arguments alone.
-
-        Args:
-            chunks: Chunks without padding, (N, H, A).
-            steps: Number of updates.
-            batch_size: Number of chunks in each update.
-            lr: Learning rate.
+        """Trains new weights and codes on chunks without padding, (N, H, A). The result depends on the arguments alone.
         """
         rng, chunks = torch.Generator().manual_seed(0), chunks.flatten(1)
         self._initialize(rng)

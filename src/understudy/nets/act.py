@@ -210,10 +210,6 @@ class _ACTLayer(nn.Module):
 def sequence_positions(count: int, width: int) -> Tensor:
     """Sinusoids of the positions 0 to count - 1 with sines and cosines alternating, (count, width).
 
-    Args:
-        count: Number of positions.
-        width: Number of sinusoids.
-
     References:
         Vaswani et al. (2017), Attention Is All You Need, arXiv:1706.03762.
     """
@@ -226,8 +222,6 @@ def grid_positions(height: int, width: int, size: int) -> Tensor:
     Rows and columns are numbered from 1 and scaled so that the last is at 2 pi, as in DETR and ACT.
 
     Args:
-        height: Number of rows.
-        width: Number of columns.
         size: Number of sinusoids of a cell, a multiple of 4.
 
     References:

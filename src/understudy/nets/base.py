@@ -29,14 +29,7 @@ class ImageFeatures(ABC):
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """Compute the features of images.
-
-        Args:
-            images: uint8 (N, h, w, C).
-
-        Returns:
-            (N, tokens, width).
-        """
+        """Compute the features of images, uint8 (N, h, w, C), as (N, tokens, width)."""
 
     @abstractmethod
     def digest(self) -> str:
@@ -48,7 +41,6 @@ class EncoderNet(nn.Module, ABC):
 
     Attributes:
         tokens: Number of tokens per window.
-        width: Width of each token.
         token_obs_steps: For each token, the latest observation step that it depends on (0 is the oldest row of the
             window). Causal trunks read it. `understudy.testing.check_encoder` tests it.
     """
@@ -85,26 +77,14 @@ class Encoder(ABC):
 
     @abstractmethod
     def build(self, features: Schema, n_obs_steps: int) -> EncoderNet:
-        """Build the module.
+        """Build the module. Its `tokens`, `width` and `token_obs_steps` are known before any data is seen.
 
         Args:
-            features: Features of the policy's inputs.
             n_obs_steps: Number of observation rows in a window (To).
-
-        Returns:
-            A module whose `tokens`, `width` and `token_obs_steps` are known before any data is seen.
         """
 
     def check_policy(self, codec: Codec, augmentations: tuple[Augmentation, ...]) -> None:
-        """Check that the other parts of the policy fit this encoder. By default they do.
-
-        Args:
-            codec: The codec of the policy.
-            augmentations: The augmentations of the policy.
-
-        Raises:
-            UserError: A part does not fit.
-        """
+        """Raise UserError if the other parts of the policy do not fit this encoder. By default they do."""
 
 
 class TrunkNet(nn.Module, ABC):
@@ -112,15 +92,12 @@ class TrunkNet(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
-        """Compute one output vector per action step.
+        """Compute one output vector per action step, (B, H, outputs).
 
         Args:
             x: Inputs per step, (B, H, inputs).
             t: Times per step in [0, 1], (B, H, K).
             context: What the encoder returned, or what `CachesContext` precomputed from it.
-
-        Returns:
-            (B, H, outputs).
         """
 
 
@@ -140,9 +117,6 @@ class Trunk(ABC):
             n_times: Number of times per step (K): 0 for heads without time, 1 for diffusion and flow, 2 for flow maps.
             spec: Sizes and alignment. If `spec.causal` is set and the horizon is longer than 1, output step i must
                 depend on input steps 0 to i only. A trunk that cannot do this raises `Unsupported`.
-
-        Returns:
-            The module.
         """
 
 
@@ -151,16 +125,12 @@ class PosteriorTrunk(Trunk):
 
     @abstractmethod
     def build_posterior(self, coded_dim: int, outputs: int, spec: HeadSpec) -> TrunkNet:
-        """Build the network that reads a demonstrated chunk.
+        """Build the network that reads a demonstrated chunk. Its times are empty.
 
         Args:
             coded_dim: Width of one coded step. The input of each step is one wider: its last entry is 1, and 0 where
                 the step is padded.
             outputs: Width of the output. The head takes the mean over the steps.
-            spec: Sizes and alignment.
-
-        Returns:
-            The module. Times are empty.
         """
 
 
@@ -179,10 +149,7 @@ class CachesContext(TrunkNet):
 
     @abstractmethod
     def precompute(self, context: Context) -> Context:
-        """Compute what depends on the context alone.
-
-        Args:
-            context: What the encoder returned. A context that is already precomputed is returned unchanged.
+        """Compute what depends on the context alone. A context that is already precomputed is returned unchanged.
 
         Returns:
             A context, usually of a subclass, to be used in place of `context`. It keeps `Context.named`.
@@ -190,22 +157,12 @@ class CachesContext(TrunkNet):
 
     @abstractmethod
     def embed_time(self, times: Tensor) -> Tensor:
-        """Embed times that all batch rows and steps share.
-
-        Args:
-            times: (S, K), one row per time.
-
-        Returns:
-            (S, W), one embedding per time, for `with_time_embedding`.
+        """Embed times (S, K) that all batch rows and steps share, (S, W), one row per time, for `with_time_embedding`.
         """
 
     @abstractmethod
     def with_time_embedding(self, context: Context, embedding: Tensor) -> Context:
-        """Fix the time of all batch rows and steps.
-
-        Args:
-            context: A context, precomputed or not.
-            embedding: One row (W,) of the result of `embed_time`.
+        """Fix the time of all batch rows and steps: `embedding` is one row (W,) of the result of `embed_time`.
 
         Returns:
             A precomputed context with which the network uses `embedding` and ignores its argument `t`.
@@ -217,10 +174,7 @@ class FusesTimes(CachesContext):
 
     @abstractmethod
     def fuse(self, times: Tensor) -> CachesContext:
-        """Make a network for these times alone.
-
-        Args:
-            times: Times that all batch rows and steps share, (S, K).
+        """Make a network for these times (S, K) alone, which all batch rows and steps share.
 
         Returns:
             A copy for inference with the weights of this moment. With the result of `with_time_embedding` it gives the
@@ -229,46 +183,22 @@ class FusesTimes(CachesContext):
 
 
 def precomputed(net, context: Context) -> Context:
-    """Return `net.precompute(context)`, or `context` if the network does not cache.
-
-    Args:
-        net: A trunk module, or a function if guidance wraps it.
-        context: What the encoder returned.
-    """
+    """Return `net.precompute(context)`, or `context` if `net` does not cache, as a function of guidance does not."""
     return net.precompute(context) if isinstance(net, CachesContext) else context
 
 
 def time_embedding(net, times: Tensor) -> Tensor:
-    """Return `net.embed_time(times)`, (S, W). It is empty, (S, 0), if the network does not cache.
-
-    Args:
-        net: A trunk module, or a function if guidance wraps it.
-        times: Times that all batch rows and steps share, (S, K).
-    """
+    """Return `net.embed_time(times)`, (S, W), for times (S, K). It is empty, (S, 0), if `net` does not cache."""
     return net.embed_time(times) if isinstance(net, CachesContext) else times[:, :0]
 
 
 def with_time_embedding(net, context: Context, embedding: Tensor) -> Context:
-    """Return `net.with_time_embedding(context, embedding)`, or `context` if the network does not cache.
-
-    Args:
-        net: A trunk module, or a function if guidance wraps it.
-        context: A context, precomputed or not.
-        embedding: One row of the result of `time_embedding`, (W,).
-    """
+    """Return `net.with_time_embedding(context, embedding)` for one row (W,), or `context` if `net` does not cache."""
     return net.with_time_embedding(context, embedding) if isinstance(net, CachesContext) else context
 
 
 def check_not_causal(trunk: Trunk, spec: HeadSpec) -> None:
-    """Check that the head does not demand causality from a trunk that reads the whole chunk at once.
-
-    Args:
-        trunk: The trunk.
-        spec: What the head demands.
-
-    Raises:
-        Unsupported: The head needs a causal trunk.
-    """
+    """Raise Unsupported if the head demands causality: the trunk reads the whole chunk at once."""
     if spec.causal and spec.horizon > 1:
         raise Unsupported(f"This head needs a causal trunk, and {type(trunk).__name__} reads all steps of a chunk at "
                           "once.", hint="Use the Transformer or the LSTM trunk.")
@@ -277,13 +207,8 @@ def check_not_causal(trunk: Trunk, spec: HeadSpec) -> None:
 def check_alignment(trunk: Trunk, spec: HeadSpec) -> None:
     """Check that a trunk which aligns action steps with observation steps can do so.
 
-    Args:
-        trunk: The trunk.
-        spec: The observation steps of tokens and actions.
-
-    Raises:
-        UserError: `spec` lacks the observation step of a token, or action step 0 happens before the observation step of
-            the first token, so that the first actions would depend on no token.
+    It raises UserError if `spec` lacks the observation step of a token, or if action step 0 happens before the
+    observation step of the first token, so that the first actions would depend on no token.
     """
     where = type(trunk).__name__
     if len(spec.token_obs_steps) != spec.tokens:
@@ -306,14 +231,10 @@ _capture: ContextVar[tuple[Collection[str], dict[str, Tensor]] | None] = Context
 
 
 def record_intermediate(name: str, tensor: Tensor) -> None:
-    """Make an activation of the current forward pass available to auxiliary losses.
+    """Make an activation of the current forward pass, batch rows first, available to auxiliary losses.
 
     Does nothing unless an auxiliary loss asks for the name. For losses only: nothing that acts reads what is recorded.
     If a name is recorded several times in one forward pass, the last one counts.
-
-    Args:
-        name: Name of the activation, such as "attention".
-        tensor: The activation, batch rows first.
     """
     captured = _captured_with(name)
     if captured is not None:
@@ -321,11 +242,7 @@ def record_intermediate(name: str, tensor: Tensor) -> None:
 
 
 def is_captured(name: str) -> bool:
-    """Whether an auxiliary loss asks for an activation, so that a network computes it only then.
-
-    Args:
-        name: Name of the activation.
-    """
+    """Whether an auxiliary loss asks for an activation, so that a network computes it only then."""
     return _captured_with(name) is not None
 
 
@@ -337,14 +254,7 @@ def _captured_with(name: str) -> dict[str, Tensor] | None:
 
 @contextmanager
 def capture_intermediates(names: Collection[str]) -> Iterator[dict[str, Tensor]]:
-    """Capture the activations of these names in forward passes within the block.
-
-    Args:
-        names: Names that `record_intermediate` may be called with.
-
-    Yields:
-        A dict that is filled with the activations, which carry gradients.
-    """
+    """Capture the activations of these names in forward passes within the block, in a dict. They carry gradients."""
     captured: dict[str, Tensor] = {}
     token = _capture.set((names, captured))
     try:

@@ -76,14 +76,7 @@ class BytePairEncoding(nn.Module):
             self.lengths[number] = len(token)
 
     def encode(self, sequences: Tensor) -> Tensor:
-        """Encodes sequences.
-
-        Args:
-            sequences: Symbols, (B, n), int64.
-
-        Returns:
-            Tokens, (B, n). Each row ends with as many `PAD` as tokens were joined.
-        """
+        """Encodes symbols (B, n), int64, as tokens (B, n). Each row ends with as many `PAD` as tokens were joined."""
         rows, n_merges, length = sequences, len(self.merges), sequences.shape[1]
         if not n_merges or length < 2:
             return rows
@@ -104,13 +97,9 @@ class BytePairEncoding(nn.Module):
         return rows
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Decodes sequences.
+        """Decodes tokens or `PAD`, (B, L), to symbols, (B, n). Tokens after the n-th symbol are ignored.
 
-        Args:
-            tokens: Tokens or `PAD`, (B, L). Tokens after the n-th symbol are ignored.
-
-        Returns:
-            Symbols, (B, n). They are `PAD` where the tokens stand for fewer than n symbols.
+        Symbols are `PAD` where the tokens stand for fewer than n symbols.
         """
         slot = torch.arange(self.expansions.shape[1], device=tokens.device)
         ends = self.token_lengths(tokens).cumsum(1)

@@ -16,12 +16,10 @@ Layout = Literal["auto", "conv", "channels_last", "gemm"]
 
 
 def choose_layout(layout: Layout, size: int, out: int, device: str, dtype: torch.dtype) -> Layout:
-    """Choose how a convolution is computed.
+    """Choose how a convolution from `size` to `out` channels is computed.
 
     Args:
         layout: Returned as it is, unless it is "auto".
-        size: Number of input channels.
-        out: Number of output channels.
         device: Type of the device, such as "cpu".
         dtype: Type in which products are computed.
 

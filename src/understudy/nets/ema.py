@@ -76,17 +76,15 @@ class PolynomialDecay(EMADecay):
 
 
 class EMA:
-    """Keeps the average of a module's weights.
+    """Keeps the average of a module's weights in a copy of it.
 
     The state to save is ``module.state_dict()`` and `updates`.
 
     Args:
-        module: The module whose copy becomes the average.
         decay: Schedule of the decay. A number means `WarmupDecay` with that decay.
 
     Attributes:
         module: The average.
-        updates: Number of updates so far.
     """
 
     def __init__(self, module: nn.Module, decay: EMADecay | float):

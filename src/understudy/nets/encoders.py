@@ -120,7 +120,6 @@ def observed_column(obs: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tenso
 
     Args:
         obs: Observations, ``{name: (B, To, *feature)}``, with or without ``"name?"`` (B, To).
-        name: The column.
 
     Returns:
         The column (B, To, *feature), in which NaN and other placeholders are replaced by 0, and the mask (B, To) bool.
@@ -220,15 +219,7 @@ class _ImageTokens(nn.Module, ImageFeatures):
 
 
 def num_classes_of(feature: Feature, name: str) -> tuple[int, ...]:
-    """Return the number of classes of each component of a discrete column.
-
-    Args:
-        feature: The feature of the column.
-        name: Name of the column, for the error message.
-
-    Raises:
-        UserError: The feature does not have the number of classes.
-    """
+    """Return the number of classes of each component of a discrete column. Raises UserError if it is unknown."""
     if feature.num_classes is None:
         raise UserError("The number of classes is unknown.", where=f"column {name!r}",
                         hint="Give it as num_classes of the column's Feature.")

@@ -17,14 +17,10 @@ _ROWS = 64  # images that are encoded at a time
 
 
 def with_cached_features(data: Dataset, networks: Mapping[str, ImageFeatures]) -> Dataset:
-    """Return the data with the features of images in place of the images.
+    """Return the data with features in place of the images, in the columns of `networks`.
 
     The features are in the cache under a digest of the images, the weights and the preprocessing. They are computed
     if the cache does not have them.
-
-    Args:
-        data: The episodes.
-        networks: What computes the features, by image column.
     """
     return Dataset(_FeatureSource(data, {name: _features(data, name, net) for name, net in networks.items()}))
 

@@ -23,7 +23,6 @@ def feed_forward_layers(sizes: Sequence[int], activation: Activation = "relu", l
 
     Args:
         sizes: Width of the input, of each hidden layer and of the output.
-        activation: Activation function after each hidden layer.
         layer_norm: Normalize each hidden layer before its activation function.
     """
     layers: list[nn.Module] = []

@@ -9,12 +9,9 @@ from torch import Tensor, nn
 
 
 class FourierFeatures(nn.Module):
-    """Sines and cosines of times in [0, 1], at frequencies that double.
+    """Sines and cosines of times in [0, 1], at `count` frequencies that double.
 
     The lowest frequency covers a quarter period, so it is one-to-one on [0, 1] and no two times have equal features.
-
-    Args:
-        count: Number of frequencies.
 
     References:
         Tancik et al. (2020), Fourier Features Let Networks Learn High Frequency Functions, arXiv:2006.10739.

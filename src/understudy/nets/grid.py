@@ -92,13 +92,8 @@ class _GridEncoderNet(EncoderNet):
 class PerToken(Trunk):
     """Applies a trunk to each token alone, with the same weights. Token i gives part i of each step of the output.
 
-    With `GridEncoder`, the class of each cell is predicted from what is around it.
-
-    Args:
-        trunk: The trunk. It sees contexts of one token.
-
-    Raises:
-        Unsupported: The target does not have the same number of components for each token.
+    With `GridEncoder`, the class of each cell is predicted from what is around it. The target needs the same number of
+    components for each token.
     """
 
     trunk: Trunk

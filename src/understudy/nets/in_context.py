@@ -56,12 +56,7 @@ class InContextTransformer(SharedTimeTrunk):
         return _InContextNet(self, inputs, outputs, n_times, spec)
 
     def attention_mask(self, n_context: int, n_steps: int, has_time: bool) -> Tensor:
-        """Which tokens read which.
-
-        Args:
-            n_context: Number of tokens of the context.
-            n_steps: Number of action steps.
-            has_time: Whether there is a token of the time, after the context.
+        """Which tokens read which: those of the context, that of the time if there is one, one per action step.
 
         Returns:
             (S, S) bool for all S tokens: True where the token of a row reads that of a column.

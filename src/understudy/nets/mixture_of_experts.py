@@ -44,7 +44,6 @@ class MoEFeedForward:
         Args:
             width: Width of inputs, outputs and the embedding of the time.
             hidden: Width of the hidden layer of one expert.
-            dropout: Dropout probability of the hidden layer.
         """
         return MoEFeedForwardNet(self, width, hidden, dropout)
 
@@ -65,26 +64,14 @@ class MoEFeedForwardNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def probabilities(self, time: Tensor) -> Tensor:
-        """Probability of each expert.
-
-        Args:
-            time: Embedded times, (..., width).
-
-        Returns:
-            (..., E).
-        """
+        """Probability of each expert, (..., E), for embedded times (..., width)."""
         return self.router(time).softmax(-1)
 
     def weights(self, time: Tensor) -> Tensor:
-        """Weight of each expert. It is 0 for those that are not chosen.
+        """Weights of the experts, (..., E), for embedded times (..., width). The sum is 1, and those not chosen have 0.
 
-        In training, all steps of a batch row share the random numbers, and so their experts if they share a time.
-
-        Args:
-            time: Embedded times, (..., width), in training (B, S, width).
-
-        Returns:
-            (..., E), with the sum 1.
+        In training, all steps of a batch row share the random numbers, and so their experts if they share a time. Times
+        are (B, S, width) there.
         """
         probabilities = self.probabilities(time)
         score = probabilities
@@ -95,14 +82,10 @@ class MoEFeedForwardNet(nn.Module):
         return kept / kept.sum(-1, keepdim=True)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Compute the weighted sum of the experts' outputs.
+        """Compute the weighted sum of the experts' outputs, (..., width), for x (..., width).
 
         Args:
-            x: (..., width).
             weights: The result of `weights`: one row for all x, (E,), or (..., E).
-
-        Returns:
-            (..., width).
         """
         parameters = self.weight_in, self.bias_in, self.weight_out, self.bias_out
         if weights.ndim == 1:
@@ -119,17 +102,11 @@ class MoEFeedForwardNet(nn.Module):
 
     @torch.no_grad()
     def fuse(self, time: Tensor) -> MoEFeedForwardNet:
-        """Fuse the experts of each of a few times into one dense layer.
+        """Fuse the experts of each of a few embedded times (S, width) into one dense layer.
 
         The hidden layers of the chosen experts are put side by side, and the output layer includes their weights. The
         result is a mixture of these dense layers, of which each time uses one. It has the weights of this moment, is
         for inference alone, and refuses other times and times that differ from step to step.
-
-        Args:
-            time: Embedded times, (S, width).
-
-        Returns:
-            The fused layer.
         """
         probabilities, chosen = self.probabilities(time).topk(self.config.top_k)  # (S, top_k)
         weights = probabilities / probabilities.sum(-1, keepdim=True)

@@ -17,18 +17,7 @@ class PixelEncoder(Encoder):
     """
 
     def build(self, features, n_obs_steps):
-        """Build the module.
-
-        Args:
-            features: Features of the policy's inputs: one square image.
-            n_obs_steps: Number of observation rows in a window (To).
-
-        Returns:
-            The module. Its tokens have the channels of the image.
-
-        Raises:
-            UserError: The inputs are not one square image.
-        """
+        """Build the module, whose tokens have the channels of the image. The only input must be a square image."""
         found = {name: f for name, f in features.items() if f.kind == "image" and f.shape[0] == f.shape[1]}
         if len(features) != 1 or not found:
             raise UserError(f"PixelEncoder reads one square image, and the inputs are {', '.join(features)}.",

@@ -23,7 +23,6 @@ class PointEncoder(ABC):
 
         Args:
             channels: Numbers per point: 3 for positions, more with colors, intensities or normals.
-            width: Width of the output.
 
         Returns:
             A module from point clouds (N, points, channels) to (N, width). The order of the points does not matter.
@@ -88,15 +87,7 @@ def point_cloud_columns(features: Schema | None) -> tuple[str, ...]:
 
 
 def check_point_cloud(shape: tuple[int, ...], name: str) -> None:
-    """Check that the shape of a column is that of a point cloud.
-
-    Args:
-        shape: Shape of one row.
-        name: Name of the column.
-
-    Raises:
-        UserError: It is not (points, channels).
-    """
+    """Raise UserError if the shape of one row of a column is not that of a point cloud, (points, channels)."""
     if len(shape) != 2 or shape[1] < 2:
         raise UserError(f"A point cloud has the shape (points, channels), and this is {shape}.",
                         where=f"column {name!r}", hint="Leave the column out of TokenEncoder.point_clouds.")

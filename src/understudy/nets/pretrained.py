@@ -31,11 +31,7 @@ _WEIGHTS = "*.safetensors"
 
 
 class PretrainedNet(nn.Module, ABC):
-    """A module that is built from the files of a pretrained network.
-
-    Attributes:
-        files: The files from which it was built.
-    """
+    """A module that is built from the files of a pretrained network."""
 
     files: PretrainedFiles
 
@@ -46,7 +42,6 @@ class PretrainedFiles:
 
     Args:
         weights: The address: a folder, or ``"hf://OWNER/NAME[@REVISION]"``.
-        folder: The folder with the files.
         small_files: Content of the files that are not weights, by their path in the folder.
     """
 
@@ -60,10 +55,6 @@ class PretrainedFiles:
 
         Args:
             weights: A folder, or ``"hf://OWNER/NAME[@REVISION]"``, which huggingface_hub downloads.
-            where: The field that has the address, for errors.
-
-        Raises:
-            UserError: There are no such files.
         """
         given = given_weights()
         stored = None if given is None or given.folder is None else _stored_folder(given.folder, weights)
@@ -94,12 +85,7 @@ class PretrainedFiles:
 
 
 def save_pretrained_files(module: nn.Module, folder: Path | str) -> None:
-    """Write the files of all pretrained networks in a module into a checkpoint.
-
-    Args:
-        module: The module.
-        folder: The folder of the checkpoint.
-    """
+    """Write the files of all pretrained networks in a module into the folder of a checkpoint."""
     for part in module.modules():
         if isinstance(part, PretrainedNet):
             for name, content in part.files.small_files.items():
@@ -109,16 +95,7 @@ def save_pretrained_files(module: nn.Module, folder: Path | str) -> None:
 
 
 def import_extra(package: str, extra: str, purpose: str) -> ModuleType:
-    """Import a package of an extra.
-
-    Args:
-        package: Name of the package.
-        extra: The extra that installs it.
-        purpose: What needs it, for the error.
-
-    Raises:
-        UserError: It is not installed.
-    """
+    """Import a package that an extra installs. Raises UserError if it is not installed; `purpose` is what needs it."""
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
@@ -131,14 +108,11 @@ def import_extra(package: str, extra: str, purpose: str) -> ModuleType:
 def transformers_model(auto, files: PretrainedFiles, architecture, unused: tuple[str, ...] = ()) -> nn.Module:
     """Return a network of transformers with its weights, or with random ones if a checkpoint supplies them.
 
+    Missing weights, which the library would replace by random ones, raise UserError.
+
     Args:
         auto: The class that chooses the network, such as ``transformers.AutoModel``.
-        files: The files of the network.
-        architecture: Its configuration.
         unused: Beginnings of the names of weights that may be missing, because nothing reads what they compute.
-
-    Raises:
-        UserError: The files lack weights of the network, which the library would replace by random ones.
     """
     if given_weights() is not None:
         return auto.from_config(architecture, dtype=torch.float32)
@@ -159,16 +133,7 @@ def transformers_model(auto, files: PretrainedFiles, architecture, unused: tuple
 
 
 def load_pretrained(build: Callable[[], T], weights: str, where: str) -> T:
-    """Return what `build` returns. Errors of the other library become errors that name the weights.
-
-    Args:
-        build: Reads a network with another library.
-        weights: The address of the network.
-        where: The field that has the address.
-
-    Raises:
-        UserError: The network cannot be read.
-    """
+    """Return what `build` reads with another library, whose errors become errors that name the weights."""
     try:
         return build()
     except UserError:

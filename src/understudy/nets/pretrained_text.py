@@ -96,14 +96,7 @@ class _TransformersTextNet(PretrainedNet):
 
     @torch.no_grad()
     def embed(self, sentences: list[str]) -> Tensor:
-        """Embed sentences one by one, so that the result does not depend on the others.
-
-        Args:
-            sentences: The sentences.
-
-        Returns:
-            (n, hidden size).
-        """
+        """Embed sentences one by one, (n, hidden size), so that the result does not depend on the others."""
         device = next(self.model.parameters()).device
         found = []
         for sentence in sentences:

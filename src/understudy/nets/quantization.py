@@ -40,13 +40,9 @@ class FSQ:
                               hint="give the number of levels of each component, such as (8, 8, 8, 6, 5)")
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Bounds and rounds each component. The gradient is that of the bounded vector (straight-through).
+        """Bounds and rounds each component of vectors (..., D) of any size. The codes are from -1 to 1.
 
-        Args:
-            x: Vectors of any size, (..., D).
-
-        Returns:
-            Codes, (..., D), from -1 to 1.
+        The gradient is that of the bounded vector (straight-through).
         """
         n = self._counts(x)
         half, offset = (n - 1) * (1 + MARGIN) / 2, (n % 2 == 0) * 0.5
@@ -54,20 +50,12 @@ class FSQ:
         return (bounded + (bounded.round() - bounded).detach()) / n.div(2, rounding_mode="floor")
 
     def to_levels(self, code: Tensor) -> Tensor:
-        """Returns the number of the level of each component, from 0, (..., D) int64.
-
-        Args:
-            code: Codes, (..., D).
-        """
+        """Returns the number of the level of each component of codes (..., D), from 0, (..., D) int64."""
         middle = self._counts(code).div(2, rounding_mode="floor")
         return (code * middle + middle).round().long()
 
     def from_levels(self, level: Tensor) -> Tensor:
-        """Returns codes, (..., D) float32. It is the inverse of `to_levels`.
-
-        Args:
-            level: Number of the level of each component, from 0, (..., D).
-        """
+        """Returns the codes, (..., D) float32, of numbers of levels from 0, (..., D): the inverse of `to_levels`."""
         middle = self._counts(level).div(2, rounding_mode="floor")
         return (level - middle) / middle
 
@@ -105,14 +93,7 @@ class ResidualVQ(nn.Module):
         self.register_buffer("counts", torch.zeros(n_levels, n_codes))  # moving averages; 0 before the first update
 
     def encode(self, x: Tensor) -> Tensor:
-        """Numbers of the nearest codes, level by level.
-
-        Args:
-            x: Vectors, (B, D).
-
-        Returns:
-            (B, L), int64.
-        """
+        """Numbers of the codes nearest to vectors (B, D), level by level, (B, L) int64."""
         chosen = []
         for codebook in self.codes:
             chosen.append(_nearest(x, codebook))
@@ -120,26 +101,16 @@ class ResidualVQ(nn.Module):
         return torch.stack(chosen, 1)
 
     def decode(self, index: Tensor) -> Tensor:
-        """The sums of codes.
-
-        Args:
-            index: Number of a code of each level, (B, L).
-
-        Returns:
-            Vectors, (B, D).
-        """
+        """The sums of codes, (B, D), for the number of a code of each level, (B, L)."""
         parts = [codebook[number] for codebook, number in zip(self.codes, index.unbind(1), strict=True)]
         return torch.stack(parts).sum(0)
 
     def commitment(self, x: Tensor, index: Tensor) -> Tensor:
-        """Squared distance of each level's vector from its code, summed over the levels.
+        """Squared distance of each level's vector from its code, summed over the levels, (B,). It is a mean over D.
 
         Args:
             x: Vectors, (B, D). Gradients reach them.
             index: The result of `encode`, (B, L).
-
-        Returns:
-            (B,), a mean over D.
         """
         total = torch.zeros_like(x[:, 0])
         for codebook, number in zip(self.codes, index.unbind(1), strict=True):

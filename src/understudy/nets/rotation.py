@@ -10,11 +10,7 @@ from torch.nn import functional as F
 
 
 def disc_mask(size: int) -> Tensor:
-    """The pixels of the largest disc in a square, (size, size) bool. It looks the same from all sides.
-
-    Args:
-        size: Width and height in pixels.
-    """
+    """The pixels of the largest disc in a square of `size` x `size` pixels, bool. It looks the same from all sides."""
     at = torch.arange(size) - (size - 1) / 2
     return (at[:, None] ** 2 + at**2).sqrt() <= size / 2
 
@@ -88,10 +84,8 @@ class RotationConvNet(nn.Module):
     It is exact for rotations by multiples of 90 degrees, if n is a multiple of 4, and approximate for the others.
 
     Args:
-        inputs: Number of input channels.
         hidden: Channels of the hidden layers, for each rotation.
         outputs: Number of output channels, which have no direction: the maximum over the rotations.
-        n_rotations: Number of rotations.
         size: Width and height of the kernels, odd.
     """
 
@@ -114,9 +108,6 @@ def conv_net(inputs: int, hidden: tuple[int, ...], outputs: int, size: int) -> n
     """A convolutional network without pooling, whose output has the size of its input.
 
     Args:
-        inputs: Number of input channels.
-        hidden: Channels of the hidden layers.
-        outputs: Number of output channels.
         size: Width and height of the kernels, odd.
     """
     sizes = (inputs, *hidden, outputs)

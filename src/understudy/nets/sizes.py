@@ -54,10 +54,6 @@ def sized_trunk(kind: str, size: Size = "small") -> Trunk:
     Args:
         kind: ``"mlp"``, ``"unet"``, ``"transformer"`` (as DiT), ``"causal_transformer"`` (with a loss at every row of
             the history: ``Window(n_obs_steps=K, horizon=K, action_offset=1 - K)``), or ``"mlp_mixer"``.
-        size: ``"small"``, ``"base"`` or ``"large"``.
-
-    Raises:
-        ConfigError: There is no such kind or size.
 
     Example:
         >>> policy = PolicyConfig(Flow(), trunk=sized_trunk("transformer", "base"), encoder=TokenEncoder(256))
@@ -73,12 +69,6 @@ def sized_encoder(size: Size = "small") -> TokenEncoder:
 
     Point clouds are those columns that `TokenEncoder.point_clouds` names. The sizes suit large data sets, and go with
     those of `sized_trunk` for transformers. For the toys and a CPU, the defaults of `TokenEncoder` are better.
-
-    Args:
-        size: ``"small"``, ``"base"`` or ``"large"``.
-
-    Raises:
-        ConfigError: There is no such size.
 
     Example:
         >>> encoder = replace(sized_encoder("base"), point_clouds=("observation.point_cloud",))

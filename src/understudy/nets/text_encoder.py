@@ -19,9 +19,6 @@ class TextEncoder(ABC):
     def build(self, width: int) -> nn.Module:
         """Build the module.
 
-        Args:
-            width: Width of the output.
-
         Returns:
             A module that maps bytes (N, L) uint8, padded with 0, to (N, width). The padding does not change the result.
         """

@@ -79,16 +79,7 @@ class Transformer(Trunk):
 
 
 def check_heads(width: int, heads: int, where: str) -> None:
-    """Check that the heads of attention divide the width.
-
-    Args:
-        width: Width of the tokens.
-        heads: Number of attention heads.
-        where: Name of the trunk, for the error.
-
-    Raises:
-        UserError: They do not.
-    """
+    """Raise UserError if the heads of attention do not divide the width."""
     if width % heads:
         raise UserError(f"width={width} is not a multiple of heads={heads}.", where=where,
                         hint=f"Use width={-(-width // heads) * heads}, for example.")
@@ -251,7 +242,6 @@ class TransformerBlock(nn.Module):
     """Self-attention, cross-attention (each if named in `attentions`) and a feed-forward layer, all residual.
 
     Args:
-        config: Sizes, dropout and kind of the feed-forward layer.
         attentions: ``"self"``, ``"cross"`` or both.
         has_time: Whether the time scales and shifts the normalized tokens.
         name: Name under which auxiliary losses can capture the weights of the self-attention.
@@ -382,15 +372,9 @@ def scaled_dot_product(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor
 
 
 def attention_weights(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-    """Weights of the values in `scaled_dot_product`, which does not return them.
+    """Weights of the values in `scaled_dot_product`, (B, heads, queries, keys), which it does not return.
 
-    Args:
-        query: (B, heads, queries, d).
-        keys: (B, heads, keys, d).
-        mask: Broadcasts against (B, heads, queries, keys). False is not attended to. None attends to all.
-
-    Returns:
-        (B, heads, queries, keys). Each row sums to 1.
+    Arguments are those of `scaled_dot_product`. Each row of the weights sums to 1.
     """
     score = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
     score = score if mask is None else score.masked_fill(~mask, -torch.inf)

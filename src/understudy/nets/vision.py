@@ -27,7 +27,6 @@ class VisionNet(nn.Module, ABC):
 
     Attributes:
         tokens: Number of tokens per image.
-        width: Width of each token.
     """
 
     tokens: int
@@ -35,14 +34,7 @@ class VisionNet(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:
-        """Encode images.
-
-        Args:
-            image: (N, C, h, w) with values in [0, 1].
-
-        Returns:
-            (N, tokens, width).
-        """
+        """Encode images (N, C, h, w) with values in [0, 1] as (N, tokens, width)."""
 
 
 class VisionEncoder(ABC):
@@ -55,9 +47,6 @@ class VisionEncoder(ABC):
         Args:
             shape: (h, w, C) of the images after cropping.
             width: Width of the tokens. None returns the features of the network, without a linear layer at the end.
-
-        Returns:
-            The module.
         """
 
 
@@ -70,8 +59,6 @@ class FrozenVisionNet(VisionNet):
     Args:
         body: A network from images (N, C, h, w) with values in [0, 1] to features (N, tokens, size). It is never
             trained.
-        tokens: Number of tokens per image.
-        size: Width of the features.
         width: Width of the tokens. None for those of the features.
         preprocessing: Plain JSON that says, with the weights, what `body` computes.
     """
@@ -89,25 +76,12 @@ class FrozenVisionNet(VisionNet):
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Tensor:
-        """Return what the frozen network computes.
-
-        Args:
-            image: (N, C, h, w) with values in [0, 1].
-
-        Returns:
-            (N, tokens, size), without gradient.
+        """Return the frozen network's features of images (N, C, h, w) in [0, 1], (N, tokens, size), without gradient.
         """
         return self.body(image)
 
     def project(self, features: Tensor) -> Tensor:
-        """Apply the layer that is trained.
-
-        Args:
-            features: What `features` returned, (N, tokens, size).
-
-        Returns:
-            (N, tokens, width).
-        """
+        """Apply the layer that is trained to what `features` returned, (N, tokens, size) to (N, tokens, width)."""
         return self.leave(features)
 
     def forward(self, image):
@@ -127,17 +101,13 @@ def output_layer(size: int, width: int | None) -> tuple[nn.Module, int]:
     """Return the layer from features to tokens, and the width of its output.
 
     Args:
-        size: Width of the features.
         width: Width of the tokens. None for those of the features, without a layer.
     """
     return (nn.Identity(), size) if width is None else (Linear(size, width), width)
 
 
 def spatial_softargmax(maps: Tensor) -> Tensor:
-    """Mean position under the softmax of each feature map (keypoints).
-
-    Args:
-        maps: (N, K, h, w).
+    """Mean position under the softmax of each feature map (keypoints), for maps (N, K, h, w).
 
     Returns:
         (N, 2 K): first x of all maps, then y, from -1 (left, top) to 1 (right, bottom).
@@ -295,9 +265,6 @@ class PixelNormalizer(nn.Module):
     """Shifts and scales pixels by a mean and a standard deviation that are stored with the weights.
 
     They are those of ImageNet until other statistics are loaded.
-
-    Args:
-        channels: Number of channels (C).
     """
 
     mean: Tensor
@@ -310,14 +277,7 @@ class PixelNormalizer(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalize images.
-
-        Args:
-            image: uint8 (N, C, h, w).
-
-        Returns:
-            float32 (N, C, h, w).
-        """
+        """Normalize images, uint8 (N, C, h, w), to float32 (N, C, h, w)."""
         return (image.float() / 255 - self.mean) / self.std
 
 
@@ -332,7 +292,6 @@ class ResNetBody(nn.Module):
     """The convolutions of a residual network: (N, C, h, w) -> (N, width, h / 32, w / 32), rounded up.
 
     Args:
-        channels: Channels of the images (C).
         fixed: Use BatchNorm with fixed statistics, for pretrained weights. Otherwise GroupNorm.
         depth: Number of layers: 18, 34 or 50.
 
@@ -367,9 +326,6 @@ class ResNetBody(nn.Module):
 
         Args:
             weights: A safetensors file or an address on the hub (see `ResNet`). None changes nothing.
-
-        Raises:
-            UserError: If the file is missing or damaged, or has no ResNet of this depth.
         """
         if weights is None or given_weights() is not None:
             return
@@ -431,11 +387,7 @@ def _norm_groups(channels: int) -> nn.GroupNorm:
 
 
 class FixedBatchNorm(nn.Module):
-    """Batch normalization with fixed statistics and scales, because batches of demonstrations differ from ImageNet.
-
-    Args:
-        channels: Number of channels (C).
-    """
+    """Batch normalization with fixed statistics and scales, because batches of demonstrations differ from ImageNet."""
 
     weight: Tensor
     bias: Tensor
@@ -476,15 +428,11 @@ def _weights_file(weights: str) -> Path:
 
 
 def crop(image: Tensor, margin: int, rng: Generator | None) -> Tensor:
-    """Crop images.
+    """Crop images (N, C, h, w) to (N, C, h - 2 margin, w - 2 margin).
 
     Args:
-        image: (N, C, h, w).
         margin: Pixels that are cut off each side.
         rng: Draws a random position for each image, on the device of the image. None crops the center.
-
-    Returns:
-        (N, C, h - 2 margin, w - 2 margin).
     """
     if not margin:
         return image
@@ -497,15 +445,11 @@ def crop(image: Tensor, margin: int, rng: Generator | None) -> Tensor:
 
 
 def crop_to(image: Tensor, size: tuple[int, int], rng: Generator | None) -> Tensor:
-    """Crop images to a size.
+    """Crop images (N, C, h, w) to (N, C, *size).
 
     Args:
-        image: (N, C, h, w).
         size: Height and width of the result, at most those of the images.
         rng: Draws a random position for each image, on the device of the image. None crops the center.
-
-    Returns:
-        (N, C, *size).
     """
     n, _, h, w = image.shape
     rows, columns = h - size[0], w - size[1]

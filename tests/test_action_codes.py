@@ -3,11 +3,11 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from folders import TESTS
 from scipy.fft import dct
 from torch import nn
 
@@ -28,7 +28,7 @@ from understudy.nets.mlp import MLP
 from understudy.nets.quantization import ResidualVQ
 from understudy.nets.transformer import Transformer
 
-PUBLISHED = json.loads((Path(__file__).parent / "fixtures/fast_tokens.json").read_text())["cases"]
+PUBLISHED = json.loads((TESTS / "fixtures/fast_tokens.json").read_text())["cases"]
 
 
 def rng(seed=0):

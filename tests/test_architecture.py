@@ -4,9 +4,10 @@ import ast
 import re
 import tomllib
 from functools import cache
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1] / "src" / "understudy"
+from folders import REPOSITORY
+
+ROOT = REPOSITORY / "src" / "understudy"
 ORDER = ["interrupts", "hints", "core", "user_code", "moved", "config", "files", "checkpoint", "plugins", "data",
          "nets", "heads", "policy", "execute", "learn", "envs", "robots", "evaluate", "audit", "improve", "deploy",
          "serve", "methods", "choose", "claims", "testing", "demo", "commands", "cli"]

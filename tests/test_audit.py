@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import BENCHMARKS
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(BENCHMARKS))
 
 import defects  # noqa: E402
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import TESTS
 from test_formats import ENDS, LEROBOT, _flat, closed
 
 from understudy.audit import find_problems
@@ -381,7 +382,7 @@ def test_a_disk_that_is_full(images, limit, tmp_path):
     path = tmp_path / "data"
     lerobot.append(path, closed(images=True), images=images if images != "read" else "png")
     before, prints = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}, open_dataset(path).fingerprint()
-    code = _FULL.format(tests=str(Path(__file__).parent))
+    code = _FULL.format(tests=str(TESTS))
     ran = subprocess.run([sys.executable, "-c", code, str(path), str(limit), images], capture_output=True, text=True,
                          timeout=100)
     assert "the disk is full" in ran.stdout and "\n  -> free some space" in ran.stdout, ran.stderr

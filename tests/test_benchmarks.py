@@ -7,12 +7,11 @@ import math
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from folders import BENCHMARKS
 from scipy import stats
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import measure  # noqa: E402

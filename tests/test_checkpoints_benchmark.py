@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from folders import BENCHMARKS
 
 from understudy.core import keys
 from understudy.execute.actor import Actor
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TASKS = ("fork", "push", "people")
 
 

@@ -2,10 +2,10 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import BENCHMARKS
 
 from understudy import demo
 from understudy.choose import (
@@ -126,7 +126,7 @@ def test_the_rules_about_classes(change):
 
 def test_the_recorded_choices_had_these_candidates():
     """Those of docs/choosing.md, which leaves two out because they are slow."""
-    folder = Path(__file__).parents[1] / "benchmarks" / "results" / "choose"
+    folder = BENCHMARKS / "results" / "choose"
     recorded = [json.loads(path.read_text()) for path in folder.glob("*-choice.json")]
     assert len(recorded) == 6
     for choice in recorded:

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from folders import TESTS
 from safetensors.torch import load_file
 
 from understudy import config, make
@@ -625,7 +626,7 @@ KILLED = """
 def test_killed_at_any_time_it_is_the_same_run(whole, demos, tmp_path):
     """kill -9, again and again, at times that fall into rollouts, into storing and into updates."""
     out, code = tmp_path / "run", textwrap.dedent(KILLED)
-    code = code.format(tests=str(Path(__file__).parent), out=str(out),
+    code = code.format(tests=str(TESTS), out=str(out),
                        reset=Method.load(whole).collection.reset_learner)
     rng, kills = np.random.default_rng(0), 0
     while True:

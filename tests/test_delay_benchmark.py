@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from folders import BENCHMARKS
 
 from understudy.data.window import Window
 from understudy.execute.chunking import RealTimeChunking
@@ -19,8 +19,6 @@ from understudy.heads.flow import Flow
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 from understudy.testing import random_batch
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture

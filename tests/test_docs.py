@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import BENCHMARKS, REPOSITORY
 
 from understudy import plugins
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SLOW = ["CONTRIBUTING.md", *(f"docs/{n}.md" for n in (
     "choosing", "deploy", "environments", "improving", "robustness", "runs"))]  # more than 5 s each
 NOT_CODE = {"text", "js", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
@@ -48,7 +48,7 @@ class Block:
 
     @property
     def name(self):
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
+        return f"{self.page.relative_to(REPOSITORY)}:{self.line}"
 
 
 def blocks(page: Path) -> list[Block]:
@@ -134,7 +134,7 @@ def here(tmp_path, monkeypatch, demos):
 
 @pytest.mark.parametrize("page", [
     pytest.param(p, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
-    for p in PAGES for name in [str(p.relative_to(ROOT))]])
+    for p in PAGES for name in [str(p.relative_to(REPOSITORY))]])
 def test_the_page_runs(page, here):
     namespace = {"__name__": "__main__"}
     for block in blocks(page):
@@ -151,7 +151,7 @@ def test_the_lesson_of_the_tutorial_is_true_in_its_own_run(tmp_path, monkeypatch
     from understudy.cli import main
 
     monkeypatch.chdir(tmp_path)
-    page = blocks(ROOT / "docs" / "tutorial.md")
+    page = blocks(REPOSITORY / "docs" / "tutorial.md")
     exec(compile(page[0].text, "tutorial.md", "exec"), {})
     lines = [c for b in page if b.language == "console" for c in commands(b) if "tasks" not in c]
     (judged,) = (i for i, line in enumerate(lines) if line.endswith("--against runs/mine") and "runs/plain" in line)
@@ -163,7 +163,7 @@ def test_the_lesson_of_the_tutorial_is_true_in_its_own_run(tmp_path, monkeypatch
         return {run: (float(low), float(high)) for run, low, high in re.findall(
             r"^(runs/\w+): [\d.]+%, 95% interval ([\d.]+)% to ([\d.]+)%\.$", text, re.MULTILINE)}
     out = capsys.readouterr().out
-    for text in (out, (ROOT / "docs" / "tutorial.md").read_text()):
+    for text in (out, (REPOSITORY / "docs" / "tutorial.md").read_text()):
         assert limits(text)["runs/mine"][0] > limits(text)["runs/plain"][1]
         assert "The policy in runs/mine succeeds more often than the policy in runs/plain" in text
 
@@ -187,7 +187,7 @@ def test_links_between_the_files_lead_somewhere():
         for link in links:
             target = link.split("#")[0]
             if target and "://" not in target and not target.startswith("mailto:"):
-                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {link}"
+                assert (page.parent / target).exists(), f"{page.relative_to(REPOSITORY)}: {link}"
 
 
 def paragraphs(text: str) -> list[str]:
@@ -207,7 +207,7 @@ def test_no_paragraph_has_more_than_80_words(page):
 
 @pytest.fixture
 def generate(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
     monkeypatch.setenv("COLUMNS", "100")
     import generate
     return generate
@@ -216,32 +216,33 @@ def generate(monkeypatch):
 def test_the_pages_of_methods_are_what_the_program_says(generate):
     pages = {"methods.md": generate.methods(), **generate.family_pages()}
     for name, text in pages.items():
-        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, "make docs writes it anew"
-    assert {f"methods/{p.name}" for p in (ROOT / "docs/methods").glob("*.md")} == set(pages) - {"methods.md"}
+        assert (REPOSITORY / "docs" / name).read_text(encoding="utf-8") == text, "make docs writes it anew"
+    assert {f"methods/{p.name}" for p in (REPOSITORY / "docs/methods").glob("*.md")} == set(pages) - {"methods.md"}
 
 
 def test_the_page_of_commands_has_every_option(generate):
     """Names only: how help is laid out is the parser's, and changes with its version."""
     def options(page):
         return {section.split("\n")[0]: set(re.findall(r"--[a-z][\w.-]*", section)) for section in page.split("\n## ")}
-    assert options((ROOT / "docs/command-line.md").read_text(encoding="utf-8")) == options(generate.command_line())
+    page = (REPOSITORY / "docs/command-line.md").read_text(encoding="utf-8")
+    assert options(page) == options(generate.command_line())
 
 
 def test_the_api_reference_lists_what_can_be_imported_from_understudy():
     import understudy
-    page = (ROOT / "docs/api/index.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs/api/index.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| \[`(\w+)`\]", page, re.MULTILINE) == understudy.__all__
 
 
 def test_the_api_reference_has_every_package():
     """Modules are found when the site is built; packages are named in the hook."""
-    hook = ast.parse((ROOT / "docs/api_pages.py").read_text(encoding="utf-8"))
+    hook = ast.parse((REPOSITORY / "docs/api_pages.py").read_text(encoding="utf-8"))
     pages = next(ast.literal_eval(node.value) for node in hook.body
                  if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PAGES")
     named = {name for _, names in pages.values() for name in names}
     for name in named:
         assert importlib.util.find_spec(f"understudy.{name}"), f"docs/api_pages.py names {name}, which does not exist"
-    source = ROOT / "src/understudy"
+    source = REPOSITORY / "src/understudy"
     packages = {str(f.parent.relative_to(source)).replace("/", ".") for f in source.rglob("*/__init__.py")}
     for package in packages - {"commands"}:  # the commands are on the page of the command line
         assert any(f"{name}.".startswith(f"{package}.") for name in named), \
@@ -249,10 +250,10 @@ def test_the_api_reference_has_every_package():
 
 
 def test_the_figures_of_the_server_are_those_of_the_last_run(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     serving = pytest.importorskip("serving", reason="extra serve not installed")
-    result = json.loads((ROOT / "benchmarks/results/serving.json").read_text(encoding="utf-8"))
-    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    result = json.loads((REPOSITORY / "benchmarks/results/serving.json").read_text(encoding="utf-8"))
+    page = (REPOSITORY / "docs/serving.md").read_text(encoding="utf-8")
     assert serving.table(result) in page, "python benchmarks/serving.py --table writes it"
     assert [line["what"].split(",")[0] for line in result["lines"]] == [
         line.split("|")[1].strip().split(",")[0] for line in serving.table(result).splitlines()[2:-2]]
@@ -260,7 +261,7 @@ def test_the_figures_of_the_server_are_those_of_the_last_run(monkeypatch):
 
 def test_the_recorded_session_is_the_page(monkeypatch):
     """The page has the commands of the script and what the recording shows after each of them."""
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
     import real_arm_session as session
     head, *events = (json.loads(line) for line in session.CAST.read_text(encoding="utf-8").splitlines())
     assert head["version"] == 2 and {kind for _, kind, _ in events} == {"o"}
@@ -275,7 +276,7 @@ def test_the_recorded_session_is_the_page(monkeypatch):
 
 
 def test_what_a_terminal_shows_in_the_end(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
     import real_arm_session as session
     assert session.shown("$ ls\r\n\x1b[1ma\x1b[0m\r\nstep 1\x1b[K\rstep 12\x1b[K\r\x1b[Kend\r\n") == "$ ls\na\nend"
     rows = "\r{}one {}\x1b[K\r\ntwo {}\x1b[K\r\n"
@@ -286,8 +287,8 @@ def test_what_a_terminal_shows_in_the_end(monkeypatch):
 
 
 def test_every_page_of_the_reference_is_in_the_menu():
-    menu = (ROOT / "mkdocs.yml").read_text()
-    made = ast.parse((ROOT / "docs" / "api_pages.py").read_text())
+    menu = (REPOSITORY / "mkdocs.yml").read_text()
+    made = ast.parse((REPOSITORY / "docs" / "api_pages.py").read_text())
     pages = next(ast.literal_eval(node.value) for node in made.body
                  if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PAGES")
     assert [name for name, (title, _) in pages.items() if f"- {title}: api/{name}/index.md" not in menu] == []

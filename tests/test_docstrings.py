@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
+from folders import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 ROOT = REPOSITORY / "src" / "understudy"
 SECTION = re.compile(r"^(Args|Attributes):\n((?:[ ]+.*\n|\n)+)", re.MULTILINE)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import BENCHMARKS
 
 from understudy.core import Feature, UserError
 from understudy.data import journal, video
@@ -281,7 +282,7 @@ def test_two_cameras_are_recorded_while_the_episode_before_is_encoded(tmp_path):
     Before, steps were up to 0.9 s late, with 61 runnable threads and 7.7 GB. The benchmark demands 20 ms. Other
     programs on the same cores were seen to delay a loop that does nothing else by up to 200 ms, so the bound is 300 ms.
     """
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    sys.path.insert(0, str(BENCHMARKS))
     import cameras
 
     (tmp_path / "still.py").write_text(textwrap.dedent("""

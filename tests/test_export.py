@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import REPOSITORY, TESTS
 
 pytest.importorskip("onnxruntime", reason="extra onnx not installed")
 pytest.importorskip("onnxscript", reason="extra onnx not installed")
@@ -50,7 +51,6 @@ from understudy.nets.transformer import Transformer
 from understudy.policy import Planner, PolicyConfig
 from understudy.testing import random_batch
 
-ROOT = Path(__file__).parents[1]
 RUNNER = Path(onnx_runner.__file__).with_name("onnx_runner.mjs")
 
 
@@ -164,8 +164,8 @@ def test_both_runners_give_the_recorded_actions(head, window, executor, trunk, t
     for steps in recorded["episodes"]:
         runner.reset()
         wanted += [runner.act(obs).tolist() for obs in steps]
-    done = subprocess.run(["node", Path(__file__).with_name("onnx_runner_check.mjs"), RUNNER,
-                           tmp_path / "recorded.json"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["node", TESTS / "onnx_runner_check.mjs", RUNNER, tmp_path / "recorded.json"], cwd=REPOSITORY,
+                          capture_output=True, text=True)
     if done.returncode == 3:
         pytest.skip("no onnxruntime-node")
     assert done.returncode == 0, done.stderr
@@ -197,7 +197,8 @@ try {
 
 @pytest.mark.slow
 def test_a_browser_gives_the_recorded_actions(tmp_path):
-    browser, web = shutil.which("chromium") or shutil.which("google-chrome"), ROOT / "node_modules/onnxruntime-web/dist"
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    web = REPOSITORY / "node_modules/onnxruntime-web/dist"
     if browser is None:
         pytest.skip("no browser")
     if not web.exists():
@@ -254,14 +255,14 @@ for (const obs of [{{ "observation.state": [1, 2] }}, {{ state: [1, 2, 3] }}, {{
 
 
 def test_the_figures_of_the_guide():
-    page = " ".join((ROOT / "docs/deploy.md").read_text().split())
+    page = " ".join((REPOSITORY / "docs/deploy.md").read_text().split())
     sizes = [str(n) for n in BATCHES]
     assert f"in batches of {', '.join(sizes[:-1])} and {sizes[-1]}," in page
     assert f"layers of fewer than {MIN_WEIGHTS:,} weights" in page
     near = signature(export).parameters["near"].default
     assert near == NOTABLE == 1e-4 and "more than a ten-thousandth of the largest action" in page
     assert "rollouts of `bc` with 256 of them take a fifth to a quarter less time" in page
-    lines = json.loads((ROOT / "benchmarks/results/rollouts.json").read_text())["lines"]
+    lines = json.loads((REPOSITORY / "benchmarks/results/rollouts.json").read_text())["lines"]
     speed = {line["what"]: line["ours"]["value"] for line in lines}
     less = [1 - speed[f"{what}: the policy as it is"] / value for name, value in speed.items()
             if (what := name.removesuffix(": ONNX file")) != name and what.startswith("bc on ")]
@@ -269,7 +270,7 @@ def test_the_figures_of_the_guide():
 
 
 def test_the_page_shows_the_runner_in_javascript():
-    page = (ROOT / "docs/deploy.md").read_text()
+    page = (REPOSITORY / "docs/deploy.md").read_text()
     assert f'```js title="onnx_runner.mjs"\n{RUNNER.read_text()}```' in page
 
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tracemalloc
-from pathlib import Path
 
 import av
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fixtures import closed_form
+from folders import TESTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +29,7 @@ from understudy.data.formats import describe, frame_cost, lerobot, lerobot_write
 from understudy.data.packed_columns import PackedColumns
 from understudy.data.window import Window
 
-LEROBOT = Path(__file__).parent / "fixtures" / "lerobot"
+LEROBOT = TESTS / "fixtures" / "lerobot"
 FOLDERS = sorted(str(p.parent.parent.relative_to(LEROBOT)) for p in LEROBOT.glob("*/*/meta/info.json"))
 CAMERA = "observation.images.top"
 
@@ -403,7 +403,7 @@ def test_an_append_that_is_killed_at_any_moment_loses_nothing(tmp_path):
     for k in range(moments):
         lerobot.append(tmp_path / str(k), old)
     old = open_dataset(tmp_path / "0").fingerprint()  # with frames as video has them
-    code = _KILLED.format(tests=str(Path(__file__).parent), moments=moments, root=str(tmp_path))
+    code = _KILLED.format(tests=str(TESTS), moments=moments, root=str(tmp_path))
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     statuses = [int(s) for s in ran.stdout.split()]
     assert len(statuses) == moments, ran.stderr

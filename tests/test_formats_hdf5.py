@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 from multiprocessing import get_context
-from pathlib import Path
 from unittest.mock import patch
 
 import h5py
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fixtures import closed_form
+from folders import REPOSITORY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_format_contract import demonstrations
@@ -24,7 +24,6 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import conversion_losses, format_of, hdf5, open_dataset, sidecar, write_dataset
 from understudy.testing import check_format
 
-ROOT = Path(__file__).parents[1]
 HDF5 = ("robomimic", "act", "minari", "d4rl")
 
 
@@ -804,7 +803,7 @@ def test_a_writer_that_fails_leaves_nothing(to, tmp_path):
 
 
 def upstream(name, path, shared):
-    python = ROOT / f".venv-peers/{name}/bin/python"
+    python = REPOSITORY / f".venv-peers/{name}/bin/python"
     if not python.exists():
         pytest.skip("no .venv-peers")
     ran = subprocess.run([python, shared / "tools/check_with_upstream.py", name, path], capture_output=True, text=True,

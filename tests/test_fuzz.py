@@ -3,11 +3,9 @@
 import importlib.util
 import random
 import sys
-from pathlib import Path
 
 import pytest
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from folders import BENCHMARKS
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pkgutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from folders import BENCHMARKS
 
 import understudy.heads
 from understudy.files import write_json
@@ -20,8 +20,6 @@ from understudy.heads.transport import Transport
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy
 from understudy.testing import random_batch
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture

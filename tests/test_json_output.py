@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from folders import REPOSITORY
 
 from understudy.cli import main
 from understudy.learn.training_curves import Curve, TrainingCurves
 
-PAGE = (Path(__file__).parents[1] / "docs/json.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs/json.md").read_text(encoding="utf-8")
 # Objects whose keys are names: of metrics, curves, ways. The last two are documented as a whole.
 NAMED = ("behavior.metrics", "runs[].curves")
 WHOLE = ("behavior.modes.counts", "behavior.modes.demonstrations", "runs[].evaluations", "behavior.against",

@@ -9,9 +9,9 @@ import sys
 import time
 from dataclasses import asdict, replace
 from html import unescape
-from pathlib import Path
 
 import pytest
+from folders import REPOSITORY, TESTS
 
 from understudy.claims import ledger, records
 from understudy.claims import scheduler as due_module
@@ -203,7 +203,7 @@ def test_the_summary_begins_with_advice_and_has_each_claim_under_its_decision(al
 def test_the_committed_pages_are_what_the_records_say(all_entries):
     """Except which records are stale, which changes with the code."""
     fresh = [replace(e, claims=tuple({**c, "stale": False} for c in e.claims)) for e in all_entries]
-    docs = Path(__file__).parents[1] / "docs"
+    docs = REPOSITORY / "docs"
     pages = ledger.ledger_pages(fresh)
     committed = {p.name: p for p in (docs / "ledger.md", *(docs / "ledger").glob("*.md"))}
     assert committed.keys() == pages.keys()
@@ -214,7 +214,7 @@ def test_the_committed_pages_are_what_the_records_say(all_entries):
 
 def test_every_record_names_a_commit_of_this_repository():
     def git(*args):
-        return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.split()
+        return subprocess.run(["git", *args], cwd=TESTS, capture_output=True, text=True).stdout.split()
 
     history = set(git("rev-list", "HEAD")) if git("rev-parse", "--is-shallow-repository") == ["false"] else None
     for name in records.all_claims():
@@ -345,7 +345,7 @@ def test_nothing_starts_without_time(results):
 @pytest.mark.slow
 def test_on_ray(results, monkeypatch):
     ray = pytest.importorskip("ray", reason="extra cluster not installed")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
     ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     try:
         told_apart("ray")

@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from folders import TESTS
 from safetensors.torch import load_file, save_file
 
 import understudy
@@ -566,7 +566,7 @@ def test_lerobot_loads_what_was_written(name, checkpoints, arrays, policies, sha
     write_lerobot_policy(policy, Method.load(checkpoints[name]).executor, tmp_path / "out")
     source = shared / "fixtures" / "lerobot_policies" / name / "inputs.npz"
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    ran = subprocess.run([sys.executable, "-c", UPSTREAM, str(Path(__file__).parent), name.split("_")[0],
+    ran = subprocess.run([sys.executable, "-c", UPSTREAM, str(TESTS), name.split("_")[0],
                           str(tmp_path / "out"), str(source), str(tmp_path / "chunk.npy")],
                          capture_output=True, text=True, env={**os.environ, **offline}, timeout=250)
     assert ran.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{ran.stderr[-3000:]}"

@@ -5,10 +5,10 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import TESTS
 from test_robot_commands import Hand
 
 from understudy.commands.record import RecordOptions
@@ -22,7 +22,7 @@ from understudy.robots.servo_arm import ARM_TYPES, ServoFollower
 pytest.importorskip("lerobot.motors", reason="LeRobot not installed")
 pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
 
-SCRIPT = Path(__file__).with_name("upstream_lerobot_robots.py")
+SCRIPT = TESTS / "upstream_lerobot_robots.py"
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from fixtures import closed_form
+from folders import TESTS
 from test_formats import CAMERA, LEROBOT, closed
 
 from understudy.cli import main
@@ -19,8 +19,6 @@ from understudy.core import UserError
 from understudy.data import video
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import WRITERS, conversion_losses, open_dataset, write_dataset
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +111,7 @@ def test_lerobot_itself_reads_them(tmp_path):
     for name, data, images in (("png", None, "png"), ("video", None, "video"), ("odd", odd, "png")):
         written(tmp_path / name, data, images)
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    ran = subprocess.run([sys.executable, str(HERE / "upstream_lerobot_v21.py"), *(str(tmp_path / n) for n in (
+    ran = subprocess.run([sys.executable, str(TESTS / "upstream_lerobot_v21.py"), *(str(tmp_path / n) for n in (
         "png", "video", "odd"))], capture_output=True, text=True, env={**os.environ, **offline}, timeout=500)
     assert ran.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{ran.stderr[-3000:]}"
     for name, data in (("png", closed(images=True)), ("video", closed(images=True)), ("odd", odd)):

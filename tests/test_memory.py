@@ -5,9 +5,9 @@ Readers and writers hold some pieces of 8 to 16 MB at once, and libraries keep w
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
+from folders import BENCHMARKS
 
 from understudy.data.formats import WRITERS
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linu
 
 @pytest.fixture(scope="module")
 def memory():
-    spec = importlib.util.spec_from_file_location("memory", Path(__file__).parents[1] / "benchmarks" / "memory.py")
+    spec = importlib.util.spec_from_file_location("memory", BENCHMARKS / "memory.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -6,11 +6,11 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from folders import BENCHMARKS
 
 from understudy import config, make
 from understudy.commands.conditions import open_conditions
@@ -49,7 +49,6 @@ from understudy.nets.transformer import Transformer
 from understudy.policy import Policy
 from understudy.testing import ContractViolation, check_method, example_columns, random_dataset
 
-ROOT = Path(__file__).parents[1]
 FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observation.state": Feature("float32", (2,)),
             "action": Feature("float32", (2,))}
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
@@ -254,7 +253,7 @@ def test_the_decorator_of_a_method_is_read_without_running_code():
 @pytest.mark.parametrize("name", ["bc", "gcbc", "act", "knn", "reflow-policy"])
 def test_costs_are_those_of_the_methods_as_they_are(name):
     """The number of weights tells whether a method was measured again after its networks changed."""
-    spec = importlib.util.spec_from_file_location("method_cost", ROOT / "benchmarks" / "method_cost.py")
+    spec = importlib.util.spec_from_file_location("method_cost", BENCHMARKS / "method_cost.py")
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)
     method = find_method(name, features := bench.columns(name))

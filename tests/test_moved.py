@@ -4,11 +4,11 @@ import json
 import shutil
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from folders import TESTS
 from safetensors.torch import load_file
 from test_resume import everything, made_up
 
@@ -36,7 +36,7 @@ from understudy.learn.validation import Validation
 from understudy.methods import find_method
 from understudy.policy import ClassifierFreeGuidance, find_checkpoint
 
-BEFORE = Path(__file__).parent / "fixtures" / "before_moves"
+BEFORE = TESTS / "fixtures" / "before_moves"
 METHODS = json.loads((BEFORE / "methods.json").read_text())
 FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observation.state": Feature("float32", (2,)),
             "action": Feature("float32", (2,))}

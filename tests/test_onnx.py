@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folders import REPOSITORY
 
 pytest.importorskip("onnxruntime", reason="extra onnx not installed")
 pytest.importorskip("onnxscript", reason="extra onnx not installed")
@@ -93,7 +94,6 @@ TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "experts": Transformer(32, 2, 4, feed_forward=MoEFeedForward()), "mixer": MLPMixer(32, 2),
           "in_context": InContextTransformer(32, 2, 4),
           "small_denoiser": SmallDenoiser(Transformer(32, 1, 4), MLP(32, 1), 32)}
-ROOT = Path(__file__).parents[1]
 IMAGE = Feature("uint8", (40, 44, 3), "image")
 NUMBERS = {"observation.state": Feature("float64", (3,)), "observation.still": Feature("float32", (2,))}
 INPUTS = {
@@ -187,7 +187,7 @@ def test_every_head_is_tried():
 
 
 def test_the_guide_names_what_is_exported_and_what_is_refused():
-    table = (ROOT / "docs/heads.md").read_text().split("## ONNX files")[1].split("\n## ")[0]
+    table = (REPOSITORY / "docs/heads.md").read_text().split("## ONNX files")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| (yes|no: [^|]+) \|$", table, re.MULTILINE)
     assert sorted(name for name, _, told in rows if told == "yes") == sorted(h.__name__ for h in all_heads())
     refused = {(name, told) for name, _, told in rows if told != "yes"}
@@ -301,7 +301,7 @@ def test_no_random_operations_and_one_loop(tmp_path):
 
 def test_a_file_says_what_it_is(fork):
     _, policy, path = fork
-    assert str(ROOT).encode() not in path.read_bytes(), "stack traces are left out"
+    assert str(REPOSITORY).encode() not in path.read_bytes(), "stack traces are left out"
     said = {p.key: p.value for p in onnx.load(path).metadata_props}
     facts = json.loads(said["understudy"])
     assert facts["noise"] == [8, policy.action_dim] and facts["head"]["n_steps"] == 2
@@ -411,7 +411,7 @@ def test_a_copy_of_the_runner_needs_numpy_and_onnxruntime_only(tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
-    page = (ROOT / "docs/deploy.md").read_text()
+    page = (REPOSITORY / "docs/deploy.md").read_text()
     assert f'```python title="onnx_runner.py"\n{source}```' in page, "docs/deploy.md shows another onnx_runner.py"
 
 

@@ -8,12 +8,11 @@ import sys
 import tarfile
 import tomllib
 import zipfile
-from pathlib import Path
 
 import pytest
+from folders import REPOSITORY
 
-ROOT = Path(__file__).parents[1]
-SOURCES = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/understudy").rglob("*.py")}
+SOURCES = {p.relative_to(REPOSITORY / "src").as_posix() for p in (REPOSITORY / "src/understudy").rglob("*.py")}
 PAGE = {f"understudy/studio/inspect.{kind}" for kind in ("html", "css", "js")}
 PAGE |= {"understudy/claims/ledger.html", "understudy/deploy/onnx_runner.mjs"}
 
@@ -22,7 +21,7 @@ PAGE |= {"understudy/claims/ledger.html", "understudy/deploy/onnx_runner.mjs"}
 def built(tmp_path_factory):
     """(sdist, wheel), of a copy of the sources alone: no git, no make, nothing built before."""
     folder = tmp_path_factory.mktemp("package")
-    copy = shutil.copytree(ROOT, folder / "sources", ignore=shutil.ignore_patterns(
+    copy = shutil.copytree(REPOSITORY, folder / "sources", ignore=shutil.ignore_patterns(
         ".*", "*.egg-info", "build", "dist", "site", "__pycache__", "shared", "understudy-demo", "node_modules"))
     build = "import sys; from setuptools import build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
     for what in ("build_sdist", "build_wheel"):
@@ -49,7 +48,7 @@ def test_the_wheel_holds_nothing_else_and_nothing_large(built):
         assert not strays
         assert not [i.filename for i in whole.infolist() if i.file_size > 1_000_000]
         assert not [n for n in whole.namelist() if n.startswith("claims/") or n.endswith("ledger.tsv")]
-    assert list((ROOT / "claims").glob("*/records/*.figures.json"))  # in the repository alone
+    assert list((REPOSITORY / "claims").glob("*/records/*.figures.json"))  # in the repository alone
     assert wheel.stat().st_size < 2_500_000
     assert sdist.stat().st_size < 5_000_000
 
@@ -67,7 +66,7 @@ def test_the_wheel_runs_where_it_is_put(built, tmp_path):
 
 
 def _bounds():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     from packaging.requirements import Requirement
     for group, needs in {"core": project["dependencies"], **project["optional-dependencies"]}.items():
         for need in needs:
@@ -76,11 +75,12 @@ def _bounds():
 
 def test_extras_that_are_named_exist_and_the_readme_names_them_all():
     """`pip install 'understudy[sim]'` warns of an extra that does not exist, and ends with status 0."""
-    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-    readme = (ROOT / "README.md").read_text()
+    extras = set(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    readme = (REPOSITORY / "README.md").read_text()
     assert {name for row in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", readme.partition("| extra |")[2], re.MULTILINE)
             for name in re.findall(r"\w+", row)} == extras
-    named = {(p.name, extra) for p in (*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md")
+    sources = (*(REPOSITORY / "src").rglob("*.py"), *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "README.md")
+    named = {(p.name, extra) for p in sources
              for extra in re.findall(r"""(?:understudy|\.)\[(\w+)\]'|import_optional\(.*"(\w+)"\)""",
                                      p.read_text(encoding="utf-8"))}
     named = {(file, one or other) for file, (one, other) in named}
@@ -93,7 +93,7 @@ def test_the_pins_satisfy_every_bound_and_pin_everything_named():
     from packaging.utils import canonicalize_name
 
     pins = {}
-    for line in (ROOT / "constraints.txt").read_text().splitlines():
+    for line in (REPOSITORY / "constraints.txt").read_text().splitlines():
         if not line.startswith("#"):
             name, version = line.split("==")
             assert canonicalize_name(name) not in pins, f"{name} is pinned twice"

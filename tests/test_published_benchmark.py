@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import BENCHMARKS
 
 from understudy.envs.toys import peg_insertion
 from understudy.files import read_json, write_json
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 import re
 
 import pytest
-from test_docs import ROOT, blocks, commands
+from folders import REPOSITORY
+from test_docs import blocks, commands
 
 pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
 pytest.importorskip("websockets", reason="extra serve not installed")
 
-PAGE = ROOT / "docs" / "real-arm.md"
+PAGE = REPOSITORY / "docs" / "real-arm.md"
 LEFT_OUT = ("robot find-port", "robot find-cameras")  # they ask a person to pull a cable, and to look
 ADDED = {  # budgets, and what a busy machine needs
     "robot teleoperate": "--teleop-time-s 1", "record": "--episode-time-s 1.5 --warmup-time-s 0.5 --reset-time-s 0.5",
@@ -31,7 +32,7 @@ def budget(command):
 
 @pytest.mark.slow
 def test_the_page_of_a_real_arm_is_followed(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
     import real_arm_session as session
     terminal = session.Terminal(tmp_path)
     done = []

@@ -5,15 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
+from folders import BENCHMARKS
 
 from understudy.methods import method_files
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("real_input", ROOT / "benchmarks" / "real_input.py")
+    spec = importlib.util.spec_from_file_location("real_input", BENCHMARKS / "real_input.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "real_input", module)

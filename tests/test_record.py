@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import BENCHMARKS, TESTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -281,7 +282,7 @@ def test_upstream_lerobot_opens_it(tmp_path):
         for number in range(3):
             show(r, number, 4)
             r.flush()
-    script = Path(__file__).with_name("upstream_lerobot.py")
+    script = TESTS / "upstream_lerobot.py"
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run([sys.executable, script, tmp_path / "d", tmp_path / "out.npz"], capture_output=True,
                           text=True, env={**os.environ, **offline})
@@ -446,7 +447,7 @@ with r:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file sizes")
 def test_a_limit_of_file_sizes_stands_in_for_a_full_disk(tmp_path):
     path, limit = tmp_path / "d", 30_000
-    done = subprocess.run([sys.executable, "-c", FULL.format(tests=str(Path(__file__).parent), path=str(path),
+    done = subprocess.run([sys.executable, "-c", FULL.format(tests=str(TESTS), path=str(path),
                                                              limit=limit)], capture_output=True, text=True)
     assert done.returncode == 1 and "the disk is full" in done.stderr, done.stderr
     saved = [int(line.split()[1]) for line in done.stdout.splitlines()]
@@ -473,7 +474,7 @@ def test_fifty_kills_and_power_cuts(tmp_path):
 
 
 def _killed(folder: Path, times: int, way: str) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    sys.path.insert(0, str(BENCHMARKS))
     import kill
 
     folder.mkdir(exist_ok=True)

@@ -8,12 +8,12 @@ import re
 import xml.etree.ElementTree as xml
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from folders import BENCHMARKS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -186,7 +186,7 @@ def label_boxes(root):
 @pytest.fixture
 def labeled(monkeypatch):
     """benchmarks/labeled_points.py"""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("labeled_points")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folders import TESTS
 from safetensors.torch import load_file
 
 from understudy.core import DataWarning, UserError
@@ -527,7 +528,7 @@ run({out!r}, plain(60), save_freq=1)
 def test_killed_at_any_moment_the_checkpoints_are_whole_and_it_goes_on(tmp_path):
     """It saves after every update, so that most kills come in the midst of saving."""
     out, rng, last = tmp_path / "run", np.random.default_rng(0), -1
-    program = PROGRAM.format(tests=str(Path(__file__).parent), out=str(out))
+    program = PROGRAM.format(tests=str(TESTS), out=str(out))
     for n in range(9):
         child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert child.stdout.readline() == b"ready\n", child.stderr.read()
@@ -728,7 +729,7 @@ print("threads", *(task.read_text().strip() for task in Path("/proc/self/task").
 
 def _shared(out: Path, launcher: list[str], stop=()):
     program = out.with_suffix(".py")
-    program.write_text(SHARED.format(tests=str(Path(__file__).parent), out=str(out), stop=tuple(stop)))
+    program.write_text(SHARED.format(tests=str(TESTS), out=str(out), stop=tuple(stop)))
     command = [sys.executable, *(["-m"] if launcher else []), *launcher, str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})

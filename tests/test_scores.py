@@ -1,11 +1,11 @@
 """Each score against a case whose answer is known beforehand."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from folders import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import digamma
@@ -537,6 +537,6 @@ def test_every_score_stands_by_the_interface():
 
 
 def test_the_page_of_scores_says_what_a_high_score_means():
-    page = (Path(__file__).parents[1] / "docs/scores.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs/scores.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([\w-]+)(?: \*)? \| `\w+` \| ([^|]+) \|", page, re.MULTILINE))
     assert rows == SCORE_MEANINGS and SCORE_MEANINGS.keys() == SCORES.keys()

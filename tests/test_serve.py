@@ -13,11 +13,11 @@ import urllib.request
 import warnings
 import weakref
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from folders import REPOSITORY
 
 pytest.importorskip("websockets", reason="extra serve not installed")
 
@@ -47,7 +47,6 @@ from understudy.serve.service import FunctionService  # noqa: E402
 from understudy.serve.wire import pack, unpack  # noqa: E402
 from understudy.testing import random_batch  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
 ANY = ServerOptions(port=0)
 STATE = "observation.state"
 
@@ -131,7 +130,7 @@ except RuntimeError as error:
 
 
 def test_openpi_client_itself_executes_chunks():
-    python = ROOT / ".venv-peers/openpi/bin/python"
+    python = REPOSITORY / ".venv-peers/openpi/bin/python"
     if not python.exists():
         pytest.skip("no .venv-peers")
     service = policy_service()

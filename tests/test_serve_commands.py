@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import REPOSITORY
 
 pytest.importorskip("websockets", reason="extra serve not installed")
 
@@ -20,7 +21,7 @@ from understudy.serve.client import Client  # noqa: E402
 
 pytestmark = pytest.mark.slow  # a training, and servers in processes
 
-SRC = str(Path(__file__).parents[1] / "src")
+SRC = str(REPOSITORY / "src")
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,13 @@
 """The benchmark of the server in short: memory, malformed frames and kills must come out well on any machine."""
 
 import sys
-from pathlib import Path
 
 import pytest
+from folders import BENCHMARKS
 
 pytest.importorskip("websockets", reason="extra serve not installed")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(BENCHMARKS))
 import serving  # noqa: E402
 
 pytestmark = pytest.mark.slow

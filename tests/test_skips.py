@@ -1,8 +1,8 @@
 """A skip that nobody listed must fail the run: otherwise a test that never runs looks like one that passes."""
 
-from pathlib import Path
 
 import pytest
+from folders import TESTS as FOLDER
 
 pytest_plugins = ["pytester"]
 
@@ -21,8 +21,7 @@ TESTS = {
 @pytest.fixture
 def suite(pytester, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # no test here needs what takes long to import
-    here = Path(__file__).parent
-    pytester.makeconftest((here / "conftest.py").read_text())
+    pytester.makeconftest((FOLDER / "conftest.py").read_text())
     pytester.path.joinpath("expected_skips.txt").write_text(
         "# nothing here is a reason\nno arm # the arm is in the other room\nrobot * # they come and go\n")
 

@@ -7,10 +7,10 @@ import json
 import math
 import re
 from itertools import combinations, permutations
-from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import BENCHMARKS, REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, optimize
@@ -156,7 +156,7 @@ def test_capital_against_bets_spelt_out():
 
 @pytest.fixture
 def coverage(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import intervals
     return intervals
 
@@ -671,7 +671,7 @@ def test_plans_that_make_no_sense(given, says):
 
 def documented(page: str, command: str) -> set[str]:
     """The keys that a page's table of a command's --json names."""
-    text = (Path(__file__).parents[1] / f"docs/{page}.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / f"docs/{page}.md").read_text(encoding="utf-8")
     table = text.partition(f"| key of `{command} --json` |")[2].partition("\n\n")[0]
     return {key for line in table.splitlines()[2:] for key in re.findall(r"`(\w+)`", line.split("|")[1])}
 

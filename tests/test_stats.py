@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
@@ -423,7 +424,7 @@ def test_more_seeds_narrow_it_and_one_is_refused():
 
 def test_every_name_in_the_table_of_the_page_exists():
     """And so does every name with a module of understudy.evaluate in the rest of the page."""
-    page = (Path(__file__).parents[1] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "statistics.md").read_text(encoding="utf-8")
     table = [line for line in page.split("\n## ")[0].splitlines() if line.startswith("| ")][1:]
     names = re.findall(r"`([a-z_.A-Z]+)`", "\n".join(line.split("|")[2] for line in table))
     assert len(names) >= len(table) >= 10

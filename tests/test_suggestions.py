@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import REPOSITORY
 
 from understudy import cli, demo
 from understudy.claims.probe import Confirmation
@@ -24,7 +25,7 @@ from understudy.methods import find_method
 SMALL = {"train": ("--steps", "6", "--save-freq", "6", "--device", "cpu"), "eval": ("--episodes", "2", "--rows", "2"),
          "compare": ("--episodes", "2",), "robustness": ("--episodes", "2", "--levels", "noise=0.1")}
 
-CLAIMS = Path(__file__).parents[1] / "claims"
+CLAIMS = REPOSITORY / "claims"
 
 
 def small(line: str, names: dict[str, str]) -> list[str]:

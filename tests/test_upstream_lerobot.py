@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import BENCHMARKS, TESTS
 from test_formats import CAMERA, LEROBOT, closed
 
 from understudy.data.episode import Dataset, Episode
@@ -60,7 +61,7 @@ def read(tmp_path_factory):
     _write(folder)
     work = [str(p) for name in NAMES for p in (folder / name, folder / f"{name}.npz")]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    ran = subprocess.run([sys.executable, str(Path(__file__).with_name("upstream_lerobot.py")), *work],
+    ran = subprocess.run([sys.executable, str(TESTS / "upstream_lerobot.py"), *work],
                          capture_output=True, text=True, env={**os.environ, **offline}, timeout=500)
     assert ran.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{ran.stderr[-3000:]}"
     return {name: (open_dataset(folder / name), dict(np.load(folder / f"{name}.npz"))) for name in NAMES}
@@ -114,7 +115,7 @@ def test_the_unet_computes_what_lerobots_does():
     program = ("import json, sys; sys.path.insert(0, sys.argv[1]); import train_step as t; t.stand_in();"
                "print(json.dumps([t.equal(w, layout=x) for w in ((16,), (16, 32), (64, 128, 256))"
                "                  for x in ('conv', 'channels_last', 'gemm', 'auto')]))")
-    ran = subprocess.run([sys.executable, "-c", program, str(Path(__file__).parents[1] / "benchmarks")],
+    ran = subprocess.run([sys.executable, "-c", program, str(BENCHMARKS)],
                          capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{ran.stderr[-3000:]}"
     gaps = json.loads(ran.stdout.splitlines()[-1])

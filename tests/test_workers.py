@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folders import TESTS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -341,7 +342,7 @@ def test_the_commands_give_the_same_with_workers(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_ray_gives_the_same_and_survives_a_death(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="extra cluster not installed")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     try:

@@ -2,7 +2,7 @@
 
 - `python` runs in one namespace a page. With a title ("```python title="my_env.py"") it is saved under that name.
 - `console` and `bash` run what begins with `understudy`; in `console`, lines without `$ ` are output.
-- `json`, `text` and the like are not code; `js` runs in tests/test_export.py. A block that cannot run here has a
+- `json`, `text` and the like are not code; `js` runs in tests/deploy/test_export.py. A block that cannot run here has a
   comment above it with a reason that tests/expected_skips.txt lists: <!-- not run: installs packages -->, or
   <!-- needs mujoco --> where it depends.
 """
@@ -200,7 +200,7 @@ def paragraphs(text: str) -> list[str]:
 @pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name != "ledger"],
                          ids=lambda p: p.name)
 def test_no_paragraph_has_more_than_80_words(page):
-    """The pages of the ledger quote records; tests/test_claim_texts.py counts the words of the claims' texts."""
+    """The pages of the ledger quote records; tests/claims/test_text.py counts the words of the claims' texts."""
     long = [part for part in paragraphs(page.read_text(encoding="utf-8")) if len(part.split()) > 80]
     assert not long, f"split these: {[' '.join(part.split()[:12]) for part in long]}"
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from folders import TESTS
 from safetensors.torch import load_file
-from test_resume import everything, made_up
 
+from tests.learn.test_resume import everything, made_up
 from understudy import config, moved
 from understudy.checkpoint import FromStage
 from understudy.core import ConfigError, Feature, UserError, keys

@@ -4,7 +4,8 @@ import re
 
 import pytest
 from folders import REPOSITORY
-from test_docs import blocks, commands
+
+from tests.test_docs import blocks, commands
 
 pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
 pytest.importorskip("websockets", reason="extra serve not installed")

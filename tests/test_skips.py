@@ -1,6 +1,5 @@
 """A skip that nobody listed must fail the run: otherwise a test that never runs looks like one that passes."""
 
-
 import pytest
 from folders import TESTS as FOLDER
 

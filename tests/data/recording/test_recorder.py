@@ -1,0 +1,541 @@
+"""Recording that survives: kills, power cuts, full disks, damage; and what else a recorder promises."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from folders import BENCHMARKS, PATHS, TESTS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from understudy.core import Feature, UserError
+from understudy.data import journal
+from understudy.data.episode import Episode
+from understudy.data.formats import lerobot, open_dataset
+from understudy.data.recording import encoder
+from understudy.data.recording import recorder as recording
+from understudy.data.recording.recorder import Recorder, publish, repair
+
+STATE, FRONT = "observation.state", "observation.images.front"
+SCHEMA = {STATE: Feature("float32", (2,), names=("x", "y"), unit="m"), "action": Feature("float32", (1,))}
+SEEN = {**SCHEMA, FRONT: Feature("uint8", (16, 16, 3), "image"), "task": Feature("string", (), "string")}
+
+
+def told(number: int, step: int, seen: bool = False) -> tuple:
+    """What the closed form says of that step: obs, action, others."""
+    obs = {STATE: np.float32([number, step])}
+    if seen:
+        obs[FRONT] = np.full((16, 16, 3), 10 * number + step, np.uint8)
+    return obs, np.float32([number - step]), {"task": f"do {number}"} if seen else {}
+
+
+def show(r: Recorder, number: int, steps: int, seen: bool = False, **end) -> int | None:
+    for step in range(steps):
+        assert r.step(*told(number, step, seen))
+    return r.end(**end)
+
+
+def holds(episode: Episode, number: int, steps: int) -> bool:
+    state = np.float32([[number, t] for t in range(steps)])
+    return (np.array_equal(episode.steps[STATE][:steps], state) and len(episode) == steps
+            and np.array_equal(episode.steps["action"], number - state[:, 1:]))
+
+
+def test_what_is_recorded_is_what_is_read(tmp_path):
+    saved = []
+    with Recorder(SEEN, tmp_path / "d", fps=20, clock=None, images="png", robot_type="arm", on_saved=saved.append,
+                  metadata={"operator": "Ada"}) as r:
+        for number in range(3):
+            end = {STATE: np.float32([number, 99])} if number != 1 else {}
+            assert show(r, number, 4 + number, True, success=number == 1, obs=end, scene=number) == number
+    assert saved == [0, 1, 2]
+    data = open_dataset(tmp_path / "d")
+    assert (data.fps, data.metadata["robot_type"], data.metadata["warnings"]) == (20, "arm", [])
+    assert data.features()[STATE] == SCHEMA[STATE]
+    for number, episode in enumerate(data):
+        assert holds(episode, number, 4 + number)
+        assert len(episode.steps[STATE]) == 4 + number + (number != 1)
+        assert (episode.steps["task"] == f"do {number}").all()
+        assert (episode.steps[FRONT] == 10 * number + np.arange(4 + number)[:, None, None, None]).all()
+        assert episode.metadata == {"operator": "Ada", "success": number == 1, "scene": number, "dropped": 0}
+    assert not list((tmp_path / "d").rglob("*.part"))
+    with Recorder(SEEN, tmp_path / "d", fps=20, clock=None) as r:  # goes on
+        assert show(r, 3, 2, True) == 3
+    assert [len(e) for e in open_dataset(tmp_path / "d")] == [4, 5, 6, 2]
+
+
+def test_the_last_episode_is_labelled_discarded_and_recorded_again(tmp_path):
+    with Recorder(SCHEMA, tmp_path / "d", clock=None) as r:
+        show(r, 0, 2, success=True)
+        r.label(success=False, quality=3)
+        show(r, 7, 2)
+        r.discard()
+        with pytest.raises(UserError, match="just finished can be labeled, but there is none"):
+            r.label(success=True)
+        assert show(r, 1, 3) == 1
+        r.step(*told(8, 0))
+        with pytest.raises(UserError, match="one is still running"):
+            r.label(quality=1)
+        r.discard()
+        assert r.end() is None and show(r, 2, 1) == 2
+    data = open_dataset(tmp_path / "d")
+    assert [holds(e, n, s) for e, n, s in zip(data, range(3), (2, 3, 1), strict=True)] == [True] * 3
+    assert data[0].metadata == {"success": False, "quality": 3, "dropped": 0}
+
+
+def test_late_steps_are_facts_and_keep_their_own_times(tmp_path):
+    times = [0.0, 0.1, 0.2, 0.36, 0.46, 0.9]
+    clock = iter(100 + t for t in times)
+    with Recorder(SCHEMA, tmp_path / "d", fps=10, clock=lambda: next(clock)) as r:
+        show(r, 0, len(times))
+        for at in (5.0, 5.1):
+            r.step(*told(1, 0), time=at)
+        with pytest.raises(UserError, match="times must increase, but 5.1 comes after 5.1"):
+            r.step(*told(1, 0), time=5.1)
+        r.end()
+    data = open_dataset(tmp_path / "d")
+    np.testing.assert_allclose(data[0].steps["timestamp"], times, atol=1e-6)
+    assert [(e.metadata["late"], e.metadata["dropped"]) for e in data] == [(2, 0), (0, 0)]
+
+
+def test_steps_that_find_no_room_are_dropped_and_leave_a_gap(tmp_path, monkeypatch):
+    slow, write = [True], os.write
+
+    def stuck(handle, data):
+        while slow[0]:
+            time.sleep(0.01)
+        return write(handle, data)
+    monkeypatch.setattr(journal.os, "write", stuck)
+    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, min_free_bytes=60)  # 12 bytes a step
+    began = time.perf_counter()
+    kept = [r.step(*told(0, t)) for t in range(10)]
+    assert kept == [True] * 5 + [False] * 5 and time.perf_counter() - began < 1
+    slow[0] = False
+    r.end()
+    r.close()
+    episode = open_dataset(tmp_path / "d")[0]
+    assert holds(episode, 0, 5) and episode.metadata["dropped"] == 5
+    slow[0] = True
+    # 20 bytes a step
+    r = Recorder({**SCHEMA}, tmp_path / "timed", fps=10, clock=lambda: float(len(at)), min_free_bytes=75)
+    at: list[bool] = []
+    for t in range(5):
+        at.append(r.step(*told(0, t)))
+    slow[0] = False
+    while r._queued_bytes:
+        time.sleep(0.01)
+    at.append(r.step(*told(0, 5)))
+    r.end()
+    r.close()
+    assert at == [True] * 3 + [False, False, True]
+    np.testing.assert_allclose(open_dataset(tmp_path / "timed")[0].steps["timestamp"], [0, 1, 2, 5])
+
+
+def test_mistakes_name_the_column(tmp_path):
+    def refused(text, work):
+        with pytest.raises(UserError, match=text):
+            work()
+    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None)
+    refused("column 'observation.state': the step has the columns action, but the schema", lambda: r.step({}, [0.0]))
+    refused("'observation.x'", lambda: r.step({STATE: np.zeros(2), "observation.x": 1}, np.zeros(1)))
+    refused(r"'action': the value is float64 \(2,\), but the schema says float32 \(1,\)",
+            lambda: r.step({STATE: np.zeros(2)}, np.zeros(2)))
+    refused("a step cannot have a time", lambda: r.step(*told(0, 0), time=1.0))
+    refused("another recorder is working", lambda: Recorder(SCHEMA, tmp_path / "d"))
+    refused("another recorder is working", lambda: repair(tmp_path / "d"))
+    show(r, 0, 2)
+    r.close()
+    refused("column 'action': the episodes there have float32 .* but the schema has float64", lambda: Recorder(
+        {**SCHEMA, "action": Feature("float64", (1,))}, tmp_path / "d"))
+    refused("have 10 steps a second, but fps is 20", lambda: Recorder(SCHEMA, tmp_path / "d", fps=20))
+    refused("no column action", lambda: Recorder({STATE: SCHEMA[STATE]}, tmp_path / "e"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").write_text("")
+    refused("does not contain a recording", lambda: Recorder(SCHEMA, tmp_path / "other"))
+    with Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None) as again:  # the refused ones hold no lock
+        refused("'action': the other episodes have float32", lambda: again.add(
+            Episode({STATE: np.zeros((2, 2), np.float32), "action": np.zeros((2, 3), np.float32)})))
+    assert len(open_dataset(tmp_path / "d")) == 1
+
+
+# -- what is there while it runs, and after it stopped --------------------------------------------------------------
+
+
+def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
+    from understudy.cli import main
+
+    r = Recorder(SEEN, tmp_path / "d", fps=10, clock=None, images="png")
+    show(r, 0, 3, True)
+    r.flush()
+    show(r, 1, 2, True, success=True)
+    for t in range(4):
+        r.step(*told(2, t, True))
+    _settled(r)
+    live = open_dataset(tmp_path / "d")
+    assert [holds(e, n, s) for e, n, s in zip(live, (0, 1), (3, 2), strict=True)] == [True, True]
+    assert live.metadata["warnings"] == ["it is being recorded: 1 episode not in the files yet"]
+    assert (live[1].steps[FRONT][:, 0, 0, 0] == [10, 11]).all() and live[1].metadata["success"]
+    assert main(["repair", str(tmp_path / "d")]) == 2 and "another recorder is working" in capsys.readouterr().err
+    r._lock.close()  # as if its process were gone
+    left = open_dataset(tmp_path / "d")
+    assert (
+        "understudy repair" in left.metadata["warnings"][0]
+        and "one that was not finished" in left.metadata["warnings"][0]
+    )
+    assert left.fingerprint() == live.fingerprint()
+    before = {p: p.read_bytes() for p in (tmp_path / "d").rglob("*.parquet") if "file-" in p.name}
+    assert main(["repair", str(tmp_path / "d")]) == 0
+    out, err = capsys.readouterr()
+    assert "2 episodes put into the files" in out and "3 episodes, 9 steps" in out
+    assert err == ("lost: episode 2 was not finished: its 4 steps are kept, with the fact \"interrupted\"; training "
+                   "leaves it out unless asked (--include-interrupted)\n")
+    assert all(p.read_bytes() == b for p, b in before.items()) and before
+    data = open_dataset(tmp_path / "d")
+    assert data[:2].fingerprint() == live.fingerprint() and data.metadata["warnings"] == []
+    assert holds(data[2], 2, 4) and data[2].metadata == {"interrupted": True}
+    assert main(["repair", str(tmp_path / "d")]) == 0 and "Nothing was left" in capsys.readouterr().out
+
+
+def test_who_goes_on_after_an_interruption_is_told_and_finds_it_in_inspect_and_audit(tmp_path, capsys):
+    from understudy.audit import audit
+    from understudy.cli import main
+    from understudy.core import DataWarning
+
+    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None)
+    show(r, 0, 3)
+    for t in range(4):
+        r.step(*told(1, t))
+    _settled(r)
+    r._lock.close()  # as if its process were gone
+    with pytest.warns(DataWarning, match=r"d: episode 1 was not finished: its 4 steps are kept.*--include-inter") as w:
+        again = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None)
+    assert len(w) == 1 and w[0].filename == __file__
+    show(again, 2, 3)
+    for t in range(2):
+        again.step(*told(3, t))
+    with pytest.warns(DataWarning, match="episode 3 was not finished: its 2 steps are kept"):
+        again.close()
+    found = [f for f in audit(tmp_path / "d").findings if f.code == "interrupted"]
+    assert [(f.severity, f.where.episode) for f in found] == [("warning", 1)]
+    assert "2 episodes" in found[0].message and "1 (4 steps), 3 (2 steps)" in found[0].message
+    assert "--include-interrupted" in found[0].remedy
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "d")]) == 0 and "1 (4 steps), 3 (2 steps)" in capsys.readouterr().out
+    with Recorder(SCHEMA, tmp_path / "clean", fps=10, clock=None) as r:
+        show(r, 0, 3)
+    assert "interrupted" not in {f.code for f in audit(tmp_path / "clean").findings}
+
+
+def test_the_command_that_records_tells_of_what_was_interrupted(tmp_path, capsys):
+    from understudy.cli import main
+    from understudy.evaluate.evaluation import recording_seed
+
+    d, args = tmp_path / "d", ["record", "fork", "--out", str(tmp_path / "d"), "--episodes"]
+    assert main([*args, "1"]) == 0
+    assert "interrupted" not in capsys.readouterr().err
+    first = open_dataset(d)[0]
+    r = Recorder(first.features(), d, fps=open_dataset(d).fps, clock=None)
+    r.begin(**{k: first.metadata[k] for k in ("env", "by")}, seed=recording_seed(0), number=1)
+    for t in range(3):
+        row = {n: first.steps[n][t] for n in first.steps}
+        r.step({n: v for n, v in row.items() if n != "action"}, row["action"])
+    _settled(r)
+    r._lock.close()
+    assert main([*args, "3"]) == 0
+    err = capsys.readouterr().err
+    assert f"warning: {d}: episode 1 was not finished: its 3 steps are kept" in err and ".py" not in err
+    assert [bool(e.metadata.get("interrupted")) for e in open_dataset(d)] == [False, True, False]
+
+
+def test_a_recording_without_an_episode_can_be_inspected(tmp_path, capsys):
+    from understudy.cli import main
+
+    Recorder(SCHEMA, tmp_path / "d", fps=10).close()
+    assert main(["repair", str(tmp_path / "d")]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "d"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["episodes"], found["steps"], found["warnings"]) == (0, 0, ["the data set has no episodes"])
+    assert found["features"][STATE] == {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
+    assert main(["inspect", str(tmp_path / "d")]) == 0
+    assert main(["train", "bc", str(tmp_path / "d"), "--out", str(tmp_path / "run")]) == 2
+    assert "there are no episodes" in capsys.readouterr().err
+    with Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None) as r:
+        show(r, 0, 2)
+    assert holds(open_dataset(tmp_path / "d")[0], 0, 2)
+
+
+@pytest.mark.slow
+def test_upstream_lerobot_opens_it(tmp_path):
+    """In a process of its own, as tests/data/formats/test_upstream_lerobot.py."""
+    pytest.importorskip("lerobot")
+    with Recorder(SCHEMA, tmp_path / "d", fps=10) as r:
+        for number in range(3):
+            show(r, number, 4)
+            r.flush()
+    script = TESTS / "upstream_lerobot.py"
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run([sys.executable, script, tmp_path / "d", tmp_path / "out.npz"], capture_output=True,
+                          text=True, env={**os.environ, **offline})
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = np.load(tmp_path / "out.npz")
+    assert (int(found["episodes"]), int(found["fps"])) == (3, 10)
+    np.testing.assert_array_equal(found[STATE], [[n, t] for n in range(3) for t in range(4)])
+    np.testing.assert_array_equal(found["timestamp"],
+                                  np.concatenate([e.steps["timestamp"] for e in open_dataset(tmp_path / "d")]))
+
+
+@pytest.mark.slow
+def test_long_recordings_are_put_into_the_files_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "SEGMENT_BYTES", 2000)
+    monkeypatch.setattr(encoder, "yield_processor", lambda pid: None)
+    with Recorder(SEEN, tmp_path / "d", fps=10, clock=None, images="png") as r:
+        for number in range(8):
+            show(r, number, 3, True)
+            _settled(r)
+        worker = r._encoder._process
+        began = time.monotonic()
+        while len(journal.segment_files(tmp_path / "d" / journal.JOURNAL_FOLDER)) > 1 and time.monotonic() < began + 60:
+            time.sleep(0.05)
+        there = lerobot.open_lerobot(tmp_path / "d")
+        assert len(there) == 8 and all(holds(e, n, 3) for n, e in enumerate(there))
+        assert json.loads((tmp_path / "d/meta/info.json").read_text())["total_episodes"] == 7  # the last may change
+    assert worker.poll() == 0
+    assert all(holds(e, n, 3) for n, e in enumerate(open_dataset(tmp_path / "d")))
+
+
+def _settled(r: Recorder) -> None:
+    """Everything is written and synced."""
+    began = time.monotonic()
+    while (r._queued_bytes or r._queue.qsize()) and time.monotonic() < began + 10:
+        time.sleep(0.01)
+    time.sleep(0.05)
+
+
+# -- damage ---------------------------------------------------------------------------------------------------------
+
+
+def _journal(folder: Path, episodes: int = 4) -> tuple[Path, list[int]]:
+    """A recording whose process is gone, and how long its journal was when each episode was finished."""
+    saved, ends = [], []
+    r = Recorder(SCHEMA, folder, fps=10, clock=None, on_saved=saved.append)
+    for number in range(episodes):
+        show(r, number, 3, success=True)
+        while len(saved) <= number:
+            time.sleep(0.001)
+        ends.append(r._journal.segment.stat().st_size)
+    for t in range(3):
+        r.step(*told(9, t))
+    _settled(r)
+    r._lock.close()
+    return r._journal.segment, ends
+
+
+@pytest.fixture(scope="module")
+def segment(tmp_path_factory):
+    file, ends = _journal(tmp_path_factory.mktemp("journal") / "d")
+    return file.name, file.read_bytes(), ends
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_journal_that_is_cut_anywhere_has_the_episodes_before(segment, tmp_path, data):
+    name, whole, ends = segment
+    at = data.draw(st.integers(0, len(whole)))
+    tail = data.draw(st.sampled_from([b"", bytes(50), b"\xd5uj1" * 5, os.urandom(60)]))
+    (tmp_path / name).write_bytes(whole[:at] + tail)
+    found = journal.read_segment(tmp_path / name)
+    assert len(found.episodes) == sum(end <= at for end in ends)
+    assert all(holds(e.episode(), n, 3) for n, e in enumerate(found.episodes))
+    if found.unfinished is not None:
+        state = found.unfinished.column(STATE)
+        assert (state[:, 1] == np.arange(len(state))).all()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_byte_that_is_wrong_costs_no_more_than_its_episode(segment, tmp_path, data):
+    name, whole, ends = segment
+    at = data.draw(st.integers(0, len(whole) - 1))
+    wrong = bytearray(whole)
+    wrong[at] ^= data.draw(st.integers(1, 255))
+    (tmp_path / name).write_bytes(wrong)
+    found = journal.read_segment(tmp_path / name)
+    hit = sum(end <= at for end in ends)
+    states = [e.column(STATE) for e in found.episodes]
+    for number in set(range(len(ends))) - {hit}:
+        assert any(np.array_equal(s, [[number, t] for t in range(3)]) for s in states), number
+    for s, e in zip(states, found.episodes, strict=True):  # and nothing is there that was not recorded
+        assert (s == [[s[0, 0], t] for t in range(len(s))]).all() and (len(s) == 3 or e.metadata["interrupted"])
+    assert found.problems
+
+
+def test_segments_that_are_in_the_files_already_are_not_put_there_twice(tmp_path, monkeypatch):
+    _journal(tmp_path / "d")
+    removed = Path.unlink
+
+    def unlink(self, **more):
+        if self.suffix == ".part" and self.parent.name == "journal":
+            raise KeyboardInterrupt  # killed between the files and the journal
+        removed(self, **more)
+    with monkeypatch.context() as m:
+        m.setattr(Path, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            publish(tmp_path / "d")
+    between = open_dataset(tmp_path / "d")
+    assert len(between) == 5 and between.metadata["warnings"] == []
+    assert publish(tmp_path / "d").episodes == 0
+    assert open_dataset(tmp_path / "d").fingerprint() == between.fingerprint()
+
+
+# -- full disks -----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_said_at_the_next_step_and_costs_no_saved_episode(tmp_path, monkeypatch):
+    full, write, saved = [False], os.write, []
+
+    def scarce(handle, data):
+        if full[0]:
+            write(handle, bytes(data)[:5])  # some of it still fits
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, data)
+    monkeypatch.setattr(journal.os, "write", scarce)
+    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, on_saved=saved.append)
+    show(r, 0, 3)
+    r.step(*told(1, 0))
+    _settled(r)
+    full[0] = True
+    with pytest.raises(UserError, match="the disk is full; every episode that was saved is kept"):
+        for t in range(1, 1000):
+            r.step(*told(1, t))
+            time.sleep(0.01)
+    with pytest.raises(UserError, match="understudy repair"):
+        r.close()
+    full[0] = False
+    assert saved == [0]
+    done = repair(tmp_path / "d")
+    data = open_dataset(tmp_path / "d")
+    assert done.episodes == 2 and holds(data[0], 0, 3) and holds(data[1], 1, 1) and data[1].metadata["interrupted"]
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from understudy.data.recording.recorder import Recorder
+from understudy.core import Feature
+sys.path[:0] = {paths!r}
+from tests.data.recording.test_recorder import SEEN, told
+r = Recorder(SEEN, {path!r}, fps=10, clock=None, images="png", on_saved=lambda n: print("saved", n, flush=True))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+with r:
+    for number in range(1000):
+        for step in range(3):
+            r.step(*told(number % 20, step, True))
+        r.end()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file sizes")
+def test_a_limit_of_file_sizes_stands_in_for_a_full_disk(tmp_path):
+    path, limit = tmp_path / "d", 30_000
+    done = subprocess.run([sys.executable, "-c", FULL.format(paths=PATHS, path=str(path),
+                                                             limit=limit)], capture_output=True, text=True)
+    assert done.returncode == 1 and "the disk is full" in done.stderr, done.stderr
+    saved = [int(line.split()[1]) for line in done.stdout.splitlines()]
+    assert saved == list(range(len(saved))) and len(saved) > 0
+    repair(path)
+    data = open_dataset(path)
+    assert len(data) >= len(saved) and all(holds(e, n % 20, 3) for n, e in zip(saved, data, strict=False))
+
+
+# -- kills and power cuts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_kill_and_a_power_cut_lose_no_finished_episode(tmp_path):
+    """One of each here, more below; benchmarks/kill.py does a thousand."""
+    _killed(tmp_path, 2, "frames")
+
+
+@pytest.mark.slow
+def test_fifty_kills_and_power_cuts(tmp_path):
+    for k in range(5):
+        for way in ("steps", "frames", "toy"):
+            _killed(tmp_path / f"{k}-{way}", 4 if way == "steps" else 3, way)
+
+
+def _killed(folder: Path, times: int, way: str) -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    import kill
+
+    folder.mkdir(exist_ok=True)
+    lost = list(kill.trials(folder, times, way, seed=random.randrange(2**31)))
+    assert len(lost) == times and all(t.finished_lost == 0 and t.running_lost <= 1 for t in lost), lost
+
+
+# -- names that policies read, and numbers that are none ------------------------------------------------------------
+
+
+def test_a_recording_that_no_policy_can_read_is_refused_before_it_begins(tmp_path):
+    own = {"qpos": Feature("float32", (2,)), "front": Feature("uint8", (8, 8, 3), "image"),
+           "action": Feature("float32", (1,))}
+    with pytest.raises(UserError, match="no policy can read") as error:
+        Recorder(own, tmp_path / "d")
+    assert "qpos -> observation.state" in error.value.hint and "front -> observation.images.front" in error.value.hint
+    assert "require_observation=False" in error.value.hint
+    assert not (tmp_path / "d").exists()
+    with Recorder(own, tmp_path / "d", clock=None, require_observation=False) as r:
+        r.step({"qpos": np.zeros(2, np.float32), "front": np.zeros((8, 8, 3), np.uint8)}, np.zeros(1, np.float32))
+        r.end()
+    assert set(open_dataset(tmp_path / "d")[0].steps) >= {"qpos", "front", "action"}
+
+
+def test_a_column_that_no_policy_reads_is_told_of(tmp_path):
+    own = {**SCHEMA, "joints": Feature("float32", (2,)), "intervention": Feature("bool", ())}
+    with pytest.warns(UserWarning, match="'joints'.*observation.joints") as told:
+        Recorder(own, tmp_path / "d").close()
+    assert len(told) == 1 and "intervention" not in str(told[0].message)
+
+
+def test_numbers_that_are_none_are_refused_and_cost_nothing_that_was_recorded(tmp_path):
+    """Column, component and step are named; the steps before and after stay, and the episode goes on."""
+    schema = {**SCHEMA, "next.reward": Feature("float32", ()), "note": Feature("float32", ())}
+    with Recorder(schema, tmp_path / "d", fps=10, clock=None) as r:
+        fine = ({STATE: np.zeros(2)}, np.zeros(1), {"next.reward": 0.0, "note": np.nan})  # of no known role
+        assert r.step(*fine)
+        for bad, where in ((({STATE: np.zeros(2)}, [np.nan], fine[2]), r"step 1, column 'action'\[0\]"),
+                           (({STATE: np.array([0, np.inf])}, np.zeros(1), fine[2]), r"step 1, column .*\[y\]"),
+                           (({STATE: np.zeros(2)}, np.zeros(1), {"next.reward": np.nan, "note": 0.0}),
+                            "step 1, column 'next.reward'")):
+            with pytest.raises(UserError, match=where):
+                r.step(*bad)
+        assert r.step(*fine)
+        with pytest.raises(UserError, match="the last observation"):
+            r.end(obs={STATE: np.array([np.nan, 0])})
+        assert r.steps == 2 and r.end() == 0
+        with pytest.raises(UserError, match="column 'action'.*step 1"):
+            r.add(Episode({**{n: np.zeros((2, *f.shape), f.dtype) for n, f in schema.items()},
+                           "action": np.float32([[0], [np.nan]])}))
+    assert [len(e) for e in open_dataset(tmp_path / "d")] == [2]
+
+
+def test_a_sensor_that_gave_nothing_is_recorded_as_such(tmp_path):
+    force = "observation.force"
+    schema = {**SCHEMA, force: Feature("float32", (3,)), f"{force}?": Feature("bool", ())}
+    with Recorder(schema, tmp_path / "d", fps=10, clock=None) as r:
+        assert r.step({STATE: np.zeros(2), force: np.full(3, np.nan), f"{force}?": False}, np.zeros(1))
+        with pytest.raises(UserError, match="column 'observation.force'") as error:
+            r.step({STATE: np.zeros(2), force: np.full(3, np.nan), f"{force}?": True}, np.zeros(1))
+        assert f"{force}?" in error.value.hint
+        r.end()
+    episode = open_dataset(tmp_path / "d")[0]
+    assert not episode.steps[f"{force}?"].any() and (episode.steps[force] == 0).all()

@@ -1,0 +1,549 @@
+"""Stages, initial weights and named modules: one method value that is trained, stopped, resumed and acts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from understudy import config
+from understudy.checkpoint import FromStage, Scorer, load_module, save_module
+from understudy.cli import main
+from understudy.core import UserError, keys
+from understudy.data.augment import ConditionDropout
+from understudy.data.episode import Dataset, Episode
+from understudy.data.relabel import Hindsight
+from understudy.data.window import Window
+from understudy.execute.actor import PolicyActor
+from understudy.execute.planners import BestOfN, Guided, Hierarchical
+from understudy.heads.diffusion import Diffusion
+from understudy.heads.flow import Flow
+from understudy.heads.neighbors import Neighbors
+from understudy.heads.regression import Regression
+from understudy.learn.behavior_cloning import BehaviorCloning, BehaviorCloningLearner
+from understudy.learn.critic import CriticConfig, QFunction, ValueFunction
+from understudy.learn.method import (
+    InitializeFrom,
+    Method,
+    Stage,
+    TrainedRun,
+    find_references,
+    load_actor,
+    resolve_references,
+    with_steps,
+)
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.run import Run
+from understudy.learn.stages import check_stages, continue_from, use_run
+from understudy.learn.train import train
+from understudy.learn.validation import Validation
+from understudy.methods import find_method
+from understudy.nets.ema import ConstantDecay
+from understudy.nets.mlp import MLP
+from understudy.policy import ClassifierFreeGuidance, Policy, PolicyConfig
+from understudy.testing import check_scorer
+
+STATE = "observation.state"
+
+
+def episodes(count: int = 6, shift: float = 0.0, seed: int = 0, part: str | None = None) -> Dataset:
+    rng = np.random.default_rng(seed)
+
+    def episode(n):
+        seen = (rng.normal(size=(n + 1, 3)).cumsum(0) + shift).astype(np.float32)
+        return Episode({STATE: seen, "action": np.tanh(seen[:-1, :2])}, {} if part is None else {"dataset": part})
+    return Dataset([episode(8 + 3 * i) for i in range(count)], {"path": "made_up.npz", "fps": 10})
+
+
+def method(steps: int = 4, head=None, **fields) -> Method:
+    return Method(PolicyConfig(head or Flow(n_steps=2), trunk=MLP(width=8, depth=1), window=Window(1, 2)),
+                  learner=BehaviorCloning(steps, 8, ema=ConstantDecay(0.0)), **fields)
+
+
+def tuned(train=("codec", "encoder", "net"), load=("codec", "encoder", "net"), **fields) -> Method:
+    base = method(5)
+    start = InitializeFrom(FromStage("base"), load, train)
+    return method(stages=(Stage("base", base),), initialize_from=(start,), **fields)
+
+
+def run(out, made: Method, data: Dataset | None = None, **options) -> Policy:
+    options = {"device": "cpu", "save_freq": 2, "validation": Validation(4, 2), "progress": False, **options}
+    return train(made, data or episodes(), out, **options)
+
+
+def contents(out: Path) -> dict:
+    """All that a run and its stages hold, but for times."""
+    found = {}
+    for file in sorted(out.rglob("*")):
+        name = str(file.relative_to(out))
+        if file.suffix == ".safetensors":
+            found[name] = {k: v.numpy().tobytes() for k, v in load_file(file).items()}
+        elif file.name == "state.json":
+            found[name] = {k: v for k, v in json.loads(file.read_text()).items() if k != "seconds"}
+        elif file.name == "metrics.jsonl":
+            lines = Run(file.parent).read_metrics()
+            found[name] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+        elif file.is_file():
+            found[name] = file.read_text()
+    return found
+
+
+class Stop:
+    """Presses Ctrl-C during one update, counted over all stages."""
+
+    def __init__(self, monkeypatch, at: int):
+        self.left, before = at, BehaviorCloningLearner.update
+
+        def update(learner, batch):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            return before(learner, batch)
+        monkeypatch.setattr(BehaviorCloningLearner, "update", update)
+
+
+# -- stages ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Pre-training and fine-tuning that nothing stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run(out, tuned())
+    return out
+
+
+def test_a_stage_is_a_run_of_its_own_and_gives_the_first_weights(whole):
+    stage = whole / "stages" / "base"
+    assert Run(stage).saved_steps()[-1] == 5 and Run(whole).saved_steps()[-1] == 4
+    assert Method.load(stage) == method(5) and Method.load(whole) == tuned()
+    provenance = json.loads((whole / "checkpoints" / "000004" / "provenance.json").read_text())
+    assert provenance["stages"] == {"base": Run.fingerprint(stage / "checkpoints" / "000005")}
+    alone = Policy.load(stage)
+    again = tuned()
+    first = train(replace(again, learner=replace(again.learner, steps=0)), episodes(), whole.with_name("first"),
+                  device="cpu", progress=False)
+    for (name, mine), theirs in zip(first.state_dict().items(), alone.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("at", [1, 3, 5, 6, 8, 9])
+def test_stopped_in_any_stage_it_is_the_same_run_bit_by_bit(whole, tmp_path, monkeypatch, at):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        Stop(patch, at)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, tuned())
+    assert (out / "checkpoints").exists() == (at > 5)
+    run(out, tuned())
+    assert contents(out) == contents(whole)
+
+
+def test_a_finished_stage_is_not_trained_again(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr(BehaviorCloningLearner, "update", None)
+    before = contents(tmp_path / "run")
+    run(tmp_path / "run", tuned())
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_stage_of_another_method_data_or_seed_is_refused(tmp_path, monkeypatch):
+    Stop(monkeypatch, 7)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", tuned())
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # as if it had been stopped between the two
+    other = replace(tuned(), stages=(Stage("base", method(6)),))
+    settings, more = "with other settings", "stages/base: this run has 5 updates.* cannot be continued to 6"
+    for changed, data, seed, says in ((other, None, 0, more), (tuned(), episodes(seed=1), 0, settings),
+                                      (tuned(), None, 1, settings)):
+        with pytest.raises(UserError, match=says):
+            run(tmp_path / "run", changed, data, seed=seed)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_same_episodes_are_held_out_of_every_stage(tmp_path):
+    data = episodes(6, part="play") + episodes(6, seed=1, part="demos")
+    made = replace(tuned(), stages=(Stage("base", method(5), dataset="demos"),))
+    run(tmp_path / "run", made, data, val_fraction=[1, 7, 10])
+    said = json.loads((tmp_path / "run/stages/base/checkpoints/000005/provenance.json").read_text())
+    assert said["held_out"] == [1, 4] and said["data"]["episodes"] == 6
+    assert said["data"]["fingerprint"] == data[6:].fingerprint()
+    with pytest.raises(UserError, match="no part 'rest'; they have demos, play"):
+        run(tmp_path / "other", replace(made, stages=(Stage("base", method(5), dataset="rest"),)), data)
+
+
+# -- initial weights ------------------------------------------------------------------------------------------------
+
+
+def parameters(policy: Policy, *names: str) -> list[torch.Tensor]:
+    return [p for name in names for p in policy.get_submodule(name).state_dict().values()]
+
+
+def test_frozen_parts_do_not_move(tmp_path):
+    policy = run(tmp_path / "run", tuned(train=("net",)))
+    base = Policy.load(tmp_path / "run" / "stages" / "base")
+    assert all(map(torch.equal, parameters(policy, "encoder", "codec"), parameters(base, "encoder", "codec")))
+    assert not any(map(torch.equal, policy.net.parameters(), base.net.parameters()))
+    moved = run(tmp_path / "all", tuned())
+    assert not all(map(torch.equal, parameters(moved, "encoder"), parameters(base, "encoder")))
+
+
+def test_statistics_are_the_stages_or_fitted_to_the_new_data(tmp_path):
+    run(tmp_path / "base", method(5))
+    far = episodes(shift=100.0, seed=2)
+    for load, old in ((("codec", "encoder", "net"), True), (("encoder", "net"), False)):
+        made = continue_from(method(1), tmp_path / "base", load)
+        policy = run(tmp_path / f"old-{old}", made, far, stages={"from": tmp_path / "base"})
+        same = [torch.equal(a, b) for a, b in zip(policy.codec.state_dict().values(),
+                                                  Policy.load(tmp_path / "base").codec.state_dict().values(),
+                                                  strict=True)]
+        assert all(same) == old
+        mean = policy.codec.encode_obs({STATE: torch.full((1, 1, 3), 100.0)})[STATE].abs().max()
+        assert (mean > 10) == old, "coordinates far away are near 0 in new statistics alone"
+
+
+def test_a_memory_is_of_the_new_data(tmp_path):
+    base = method(0, Neighbors())
+    run(tmp_path / "base", base)
+    made = continue_from(base, tmp_path / "base")
+    data = episodes(3, seed=4)
+    policy = run(tmp_path / "run", made, data, stages={"from": tmp_path / "base"}, val_fraction=0)
+    assert len(policy.net.keys) == data.steps
+
+
+def test_only_a_part_may_be_loaded_and_names_are_checked(tmp_path):
+    base = tmp_path / "base"
+    run(base, method(5))
+    with pytest.raises(UserError, match="no submodule 'encodr'; it has codec, encoder, net"):
+        run(tmp_path / "r", continue_from(method(), base, ("encodr",)), stages={"from": base})
+    with pytest.raises(UserError, match="(?s)the weights of the stage 'from' do not fit: .*leave it out"):
+        wide = replace(method().policy, trunk=MLP(width=9, depth=1))
+        run(tmp_path / "s", continue_from(replace(method(), policy=wide), base), stages={"from": base})
+    narrow = episodes().map(lambda e: replace(e, steps={**e.steps, STATE: e.steps[STATE][:, :2]}))
+    with pytest.raises(UserError, match=r"'codec': observation.state has the shape \(2,\) in these data, but .*"
+                       r"trained with \(3,\)"):
+        run(tmp_path / "t", continue_from(method(), base), narrow, stages={"from": base})
+
+
+# -- existing runs as stages ----------------------------------------------------------------------------------------
+
+
+def test_a_run_is_continued_and_the_folder_needs_nothing_else(tmp_path):
+    run(tmp_path / "base", method(5))
+    made = continue_from(method(3), tmp_path / "base")
+    out = tmp_path / "run"
+    run(out, made, stages={"from": tmp_path / "base"})
+    assert not (out / "stages/from/checkpoints/000005/train").exists()
+    whole = contents(out)
+    run(out, made, stages={"from": tmp_path / "base"})
+    run(out, made)  # the copy is there
+    assert contents(out) == whole
+    shutil.rmtree(tmp_path / "base")
+    run(out, made, stages={"from": tmp_path / "base"})
+    assert contents(out) == whole
+    run(tmp_path / "other", method(6))
+    with pytest.raises(UserError, match="copied from other weights"):
+        run(out, made, stages={"from": tmp_path / "other"})
+
+
+def test_continuing_begins_where_the_run_ended(tmp_path):
+    base = run(tmp_path / "base", method(5))
+    made = continue_from(replace(method(), learner=BehaviorCloning(0, 8)), tmp_path / "base")
+    policy = run(tmp_path / "run", made, stages={"from": tmp_path / "base"})
+    assert all(map(torch.equal, policy.state_dict().values(), base.state_dict().values()))
+
+
+def test_a_given_run_takes_the_place_of_a_stage(tmp_path, monkeypatch):
+    run(tmp_path / "base", method(7, Regression()))
+    made = use_run(replace(tuned(), policy=method(head=Regression()).policy), "base", tmp_path / "base")
+    assert made.stages[0].method == method(7, Regression())
+    run(tmp_path / "run", made, stages={"base": tmp_path / "base"})
+    assert Run(tmp_path / "run/stages/base").saved_steps() == [7]
+    with pytest.raises(UserError, match="no stage 'bose'; it has base"):
+        use_run(tuned(), "bose", tmp_path / "base")
+
+
+# -- references -----------------------------------------------------------------------------------------------------
+
+
+def hierarchy() -> Method:
+    """The high policy says where to be; the low one reads that as a column of its data."""
+    high = Method(PolicyConfig(Regression(), trunk=MLP(width=8, depth=1), window=Window(1, 1), target=STATE),
+                  learner=BehaviorCloning(3, 8))
+    low = PolicyConfig(Regression(), trunk=MLP(width=8, depth=1), window=Window(1, 1),
+                       inputs=(STATE, "observation.subgoal"))
+    return Method(low, learner=BehaviorCloning(3, 8), transforms=(Hindsight(into="observation.subgoal"),),
+                  stages=(Stage("high", high),),
+                  inference=(Hierarchical(FromStage("high")),))
+
+
+def test_a_reference_in_a_field_is_the_stages_module(tmp_path):
+    run(tmp_path / "run", hierarchy())
+    assert Method.load(tmp_path / "run") == hierarchy(), "method.json holds the reference"
+    loaded = TrainedRun.load(tmp_path / "run")
+    planner = loaded.planner()
+    assert isinstance(planner, Hierarchical) and isinstance(planner.high, Policy)
+    obs, key = {STATE: torch.randn(2, 1, 3)}, keys(0, range(2))
+    noise = planner.noise(key, torch.zeros_like(key))
+    high, low = Policy.load(tmp_path / "run/stages/high"), Policy.load(tmp_path / "run")
+    said = high.plan(obs, high.noise(key, key))
+    wanted = low.plan({**obs, "observation.subgoal": said}, low.noise(key, key))
+    assert torch.equal(planner.plan(obs, noise), wanted)
+    a = load_actor(tmp_path / "run", rows=4)
+    assert isinstance(a, PolicyActor) and a.start({STATE: torch.zeros(2, 3)}, key)
+    shutil.rmtree(tmp_path / "run/stages")
+    with pytest.raises(UserError, match="stage 'high' is missing"):
+        load_actor(tmp_path / "run")
+
+
+def test_references_are_resolved_wherever_they_stand():
+    made = replace(hierarchy(), initialize_from=(InitializeFrom(FromStage("high")),))
+    assert list(find_references(made)) == [FromStage("high")]
+    marker = Policy.__new__(Policy)
+    resolved = resolve_references(made, {FromStage("high"): marker})
+    assert resolved.inference[0].high is marker and not list(find_references(resolved))
+    assert resolved.stages == made.stages and resolved.initialize_from == made.initialize_from
+    assert made == replace(hierarchy(), initialize_from=made.initialize_from), "the value itself stays as it was"
+    with pytest.raises(UserError, match="no module 'policy' of a stage 'high'"):
+        resolve_references(made, {})
+    plain = method()
+    assert resolve_references(plain, {}) is plain
+
+
+@pytest.mark.parametrize(("wrong", "says"), [
+    (lambda: tuned(stages=()), "stages"),
+    (lambda: replace(tuned(), stages=()), "no stage 'base' before it"),
+    (lambda: replace(tuned(), stages=(Stage("base", method()), Stage("base", method()))), "two stages are called"),
+    (lambda: replace(method(), stages=(Stage("a", replace(method(), initialize_from=(
+        InitializeFrom(FromStage("b")),))), Stage("b", method()))), "no stage 'b' before it"),
+    (lambda: Stage("../up", method()), "cannot be called"),
+])
+def test_stages_that_make_no_sense_are_refused(wrong, says):
+    with pytest.raises((UserError, TypeError), match=says):
+        check_stages(wrong())
+
+
+def test_a_stage_may_use_the_one_before_it(tmp_path):
+    second = replace(method(2), initialize_from=(InitializeFrom(FromStage("a")),))
+    made = replace(tuned(), stages=(Stage("a", method(3)), Stage("b", second)),
+                   initialize_from=(InitializeFrom(FromStage("b")),))
+    run(tmp_path / "run", made)
+    assert (tmp_path / "run/stages/b/checkpoints/000002").is_dir()
+    assert not (tmp_path / "run/stages/b/stages").exists()
+
+
+def test_methods_with_everything_survive_their_file():
+    made = replace(hierarchy(), initialize_from=(InitializeFrom(FromStage("high"), ("encoder",)),),
+                   inference=(*hierarchy().inference, BestOfN(n=4)))
+    assert config.load(json.loads(json.dumps(config.dump(made)))) == made
+
+
+# -- named modules --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WithCritic(BehaviorCloning):
+    """BehaviorCloning, beside which a critic learns that the first action component should be small."""
+
+    critic: CriticConfig = CriticConfig(hidden=(16,), n_critics=1)
+
+    def build(self, policy, seed, steps, data):
+        return CriticLearner(self, policy, seed, steps, data)
+
+
+class CriticLearner(BehaviorCloningLearner):
+    def __init__(self, config, policy, seed, steps, data):
+        super().__init__(config, policy, seed, steps, data)
+        self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
+
+    def update(self, batch):
+        self.minimize("critic", self.critic_loss, batch)
+        return super().update(batch)
+
+    def critic_loss(self, batch, rng):
+        """A plan's score is to be the negative of its first component."""
+        plan = torch.randn(batch.action.shape, generator=rng)
+        return (self.critic.scores(batch.obs, plan) + plan[:, 0, 0]).square().mean(0)
+
+
+def test_a_checkpoint_holds_named_modules_and_best_of_n_uses_them(tmp_path):
+    made = replace(method(), learner=WithCritic(4, 8), inference=(BestOfN(scorer="critic", n=5),))
+    seen = []
+    run(tmp_path / "run", made, score=lambda actor: seen.append(actor) or 0.0)
+    folder = tmp_path / "run/checkpoints/000004/modules/critic"
+    assert {"module.json", "critic.json", "features.json", "weights.safetensors", "checksums.json"} == {
+        p.name for p in folder.iterdir()}
+    loaded = TrainedRun.load(tmp_path / "run", trust=("tests",))
+    planner = loaded.planner()
+    assert isinstance(planner, BestOfN) and isinstance(loaded.modules["critic"], QFunction)
+    obs, key = {STATE: torch.randn(3, 1, 3)}, keys(0, range(3))
+    noise = planner.noise(key, torch.zeros_like(key))
+    plans = torch.stack([loaded.modules["policy"].plan(obs, noise[:, i]) for i in range(5)], 1)
+    score = torch.stack([loaded.modules["critic"](obs, plans[:, i]) for i in range(5)], 1)
+    chosen = planner.plan(obs, noise)
+    assert torch.allclose(chosen, plans[torch.arange(3), score.argmax(1)], atol=1e-6)
+    assert len(set(score.argmax(1).tolist())) > 0 and isinstance(seen[0].planner.planner, BestOfN), "scored as it acts"
+    with pytest.raises(UserError, match="no module 'value'; it has policy, critic"):
+        replace(loaded, method=replace(made, inference=(BestOfN(scorer="value"),))).planner()
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(UserError, match="damaged"):
+        TrainedRun.load(tmp_path / "run", trust=("tests",))
+
+
+def test_critics_share_the_codec_and_survive_their_files(tmp_path):
+    data = episodes()
+    policy = Policy(method().policy, data.features()).fit_statistics(data)
+    for action, kind in ((True, QFunction), (False, ValueFunction)):
+        critic = CriticConfig(hidden=(16, 16), layer_norm=True).build(policy, action)
+        assert type(critic) is kind and critic.codec is policy.codec
+        save_module(critic, tmp_path / kind.__name__)
+        again = load_module(tmp_path / kind.__name__)
+        assert isinstance(again, Scorer) and type(again) is kind and again.codec is not policy.codec
+        batch = policy.windows(data).batch(6, 0)
+        mine = critic.eval()(batch.obs, batch.action)
+        assert mine.shape == (6,) and torch.equal(again(batch.obs, batch.action), mine)
+        assert torch.equal(critic.scores(batch.obs, batch.action).amin(0), mine)
+        check_scorer(critic, batch.obs, batch.action)
+        other = critic(batch.obs, batch.action + 0.5)
+        assert torch.equal(other, mine) == (kind is ValueFunction)
+    class Random(QFunction):
+        def forward(self, obs, plan):
+            return torch.randn(len(plan))
+    batch = policy.windows(data).batch(6, 0)
+    made = CriticConfig(hidden=(16,)).build(policy)
+    with pytest.raises(AssertionError, match="the same plan must have the same score"):
+        check_scorer(Random(made.about, made.features), batch.obs, batch.action)
+    path = tmp_path / "QFunction" / "module.json"
+    path.write_text(json.dumps({"$": "nobody_trusts_this:Critic"}))
+    with pytest.raises(config.UntrustedCode):
+        load_module(tmp_path / "QFunction")
+    path.write_text(json.dumps({"$": "understudy.learn.behavior_cloning:BehaviorCloningLearner"}))
+    with pytest.raises(config.UntrustedCode, match="not a CheckpointModule"):
+        load_module(tmp_path / "QFunction")
+
+
+# -- the command line -----------------------------------------------------------------------------------------------
+
+
+def call(*args) -> tuple[int, str]:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        return main([str(a) for a in args]), out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("demos") / "particle"
+    assert call("record", "particle", "--out", path, "--episodes", 6)[0] == 0
+    return path
+
+
+def pretrained() -> Method:
+    """Pre-training, then fine-tuning of the network alone."""
+    base = Method(PolicyConfig(Regression(), trunk=MLP(width=8, depth=1)), learner=BehaviorCloning(3, 8))
+    return replace(base, stages=(Stage("base", base),),
+                   initialize_from=(InitializeFrom(FromStage("base"), train=("net",)),))
+
+
+def guided() -> Method:
+    """Classifier-free guidance: the observation is dropped in a half of the training windows."""
+    seen = "observation.state"
+    config = PolicyConfig(Diffusion(n_steps=2), trunk=MLP(width=8, depth=1), window=Window(1, 2),
+                          augmentations=(ConditionDropout(seen, 0.5),))
+    return Method(config, learner=BehaviorCloning(3, 8),
+                  inference=(Guided(guides=(ClassifierFreeGuidance((seen,), 3.0),)),))
+
+
+def test_one_command_pretrains_fine_tunes_and_evaluates(demos, tmp_path):
+    out = tmp_path / "run"
+    command = ("train", f"{__name__}:pretrained", demos, "--trust", "tests", "--out", out, "--device", "cpu")
+    assert call(*command)[0] == 0
+    base, policy = Policy.load(out / "stages/base"), Policy.load(out)
+    assert all(map(torch.equal, parameters(policy, "encoder"), parameters(base, "encoder")))
+    assert call("eval", out, "particle", "--episodes", 2, "--device", "cpu")[0] == 0
+    assert Method.load(out) == pretrained()
+    # Its stage is taken from that run, and nothing but the network is trained on from it.
+    given = tmp_path / "given"
+    assert call(*command[:5], "--out", given, "--device", "cpu", "--stage", f"base={out}/stages/base")[0] == 0
+    assert Policy.load(given).state_dict().keys() == policy.state_dict().keys()
+    assert all(map(torch.equal, Policy.load(given).parameters(), policy.parameters()))
+    tuned = tmp_path / "tuned"
+    status, text = call("train", out, demos, "--from", out, "--freeze", "encoder", "--out", tuned, "--device", "cpu")
+    assert status == 0, text
+    assert all(map(torch.equal, parameters(Policy.load(tuned), "encoder"), parameters(policy, "encoder")))
+    assert [s.name for s in Method.load(tuned).stages] == ["from"]
+    for wrong, says in ((["--freeze", "encoder"], "--freeze: needs --from RUN"),
+                        (["--stage", "base"], "'base' is not of the form NAME=RUN"),
+                        (["--stage", f"rest={out}"], "no stage 'rest'")):
+        status, text = call("train", "bc", demos, "--out", tmp_path / "none", *wrong)
+        assert status == 2 and says in text
+
+
+def test_steps_change_the_updates_of_all_stages_and_rounds_by_one_factor():
+    onedp, half = find_method("onedp"), with_steps(find_method("onedp"), find_method("onedp").learner.steps // 2)
+    assert half.stages[0].method.learner.steps == onedp.stages[0].method.learner.steps // 2
+    assert replace(half, learner=onedp.learner, stages=onedp.stages) == onedp
+    kept = with_steps(onedp, 2, {onedp.stages[0].name})
+    assert kept.stages == onedp.stages and kept.learner.steps == 2
+    assert with_steps(onedp, 2).stages[0].method.learner.steps == max(round(
+        onedp.stages[0].method.learner.steps * 2 / onedp.learner.steps), 1)
+    nested = method(8, stages=(Stage("outer", method(40, stages=(Stage("inner", method(400)),))),))
+    scaled = with_steps(nested, 2).stages[0].method
+    assert (scaled.learner.steps, scaled.stages[0].method.learner.steps) == (10, 100)
+    offline = find_method("td3-bc")
+    tried = with_steps(offline, 10)
+    factor = 10 / offline.learner.steps
+    assert tried.collection.initial_updates == max(round(offline.collection.initial_updates * factor), 1)
+    assert tried.collection.updates_per_step == offline.collection.updates_per_step * factor
+    assert with_steps(method(0), 5).learner.steps == 5
+
+
+def test_a_method_with_stages_is_tried_in_a_few_updates(demos, tmp_path):
+    """The plan is printed before the training, and an option of a stage wins over the factor."""
+    command = ("train", f"{__name__}:pretrained", demos, "--trust", "tests", "--device", "cpu", "--steps", "6")
+    status, text = call(*command, "--out", tmp_path / "run")
+    assert status == 0 and "plan: stage base: 6 updates; then the method: 6 updates" in text
+    assert [Run(tmp_path / f).saved_steps()[-1] for f in ("run", "run/stages/base")] == [6, 6]
+    status, text = call(*command, "--out", tmp_path / "set", "--stages.0.method.learner.steps", "2")
+    assert status == 0 and "plan: stage base: 2 updates; then the method: 6 updates" in text
+    status, text = call(*command, "--out", tmp_path / "given", "--stage", f"base={tmp_path / 'set/stages/base'}")
+    assert status == 0 and "plan: stage base: taken from its run; then the method: 6 updates" in text
+
+
+def test_more_updates_continue_a_run_whose_stages_are_finished(tmp_path):
+    constant = replace(tuned(), learner=replace(tuned().learner, optimizer=OptimizerConfig(lr_schedule="constant")))
+    run(tmp_path / "run", constant, steps=4)
+    stage = contents(tmp_path / "run/stages")
+    run(tmp_path / "run", constant, steps=8)
+    assert Run(tmp_path / "run").saved_steps()[-1] == 8
+    assert contents(tmp_path / "run/stages") == stage
+
+
+def test_guidance_acts_wherever_the_checkpoint_does(demos, tmp_path):
+    out = tmp_path / "run"
+    status, text = call("train", f"{__name__}:guided", demos, "--trust", "tests", "--out", out, "--device", "cpu",
+                        "--eval", "particle", "--rollouts", 2)
+    assert status == 0, text
+    status, text = call("eval", out, "particle", "--episodes", 2, "--json", "--device", "cpu")
+    assert status == 0, text
+    loaded = TrainedRun.load(out)
+    planner, policy = loaded.planner(), loaded.modules["policy"]
+    rng = torch.Generator().manual_seed(0)
+    obs = {k: torch.randn(50, 1, *policy.features[k].shape, generator=rng) for k in policy.inputs}
+    noise = policy.noise(keys(0, range(50)), torch.zeros(50, dtype=torch.int64))
+    plans = planner.plan(obs, noise)
+    assert torch.equal(plans, policy.plan(obs, noise, guided().inference[0].guides))
+    assert not torch.allclose(plans, policy.plan(obs, noise))
+    status, text = call("export", out, "--out", tmp_path / "policy.onnx")
+    assert status == 2 and "without Guided" in text

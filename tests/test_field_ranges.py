@@ -28,6 +28,7 @@ from understudy.heads.gaussian import Gaussian
 from understudy.heads.joint_diffusion import JointDiffusion
 from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
+from understudy.improve.generation import DemoGeneration, MovableObject, SymmetryAugmentation
 from understudy.learn.attention_supervision import AttentionSupervision
 from understudy.learn.class_prediction import ClassPrediction
 from understudy.learn.distillation import ConsistencyDistillation, OneStepDistillation, Reflow
@@ -57,6 +58,7 @@ EXAMPLES = {type(x).__name__: x for x in (
     AlignedReplay(FromStage("first"), None), PooledHistoryEncoder(pool_after=None), TransformersVision("weights"),
     TimmVision("weights"), FSQ((8, 5)),
     LatentLabels(FromStage("skills", "posterior")), AttentionSupervision("mask"),
+    MovableObject((0,), (0,), (0.1,)), DemoGeneration(()), SymmetryAugmentation("fork"),
     AdvantageWeights(advantage=len), ScorerCalibration(FromStage("scorer", "scorer")),
     *(teach(FromStage("teacher")) for teach in (ConsistencyDistillation, Reflow, OneStepDistillation)))}
 BUILT = {  # need a planner or an actor: the configs that build them are checked here

@@ -1,0 +1,1 @@
+"""Experiments of the family corrective-data of the ledger."""

@@ -69,9 +69,9 @@ class Plane(Toy):
     state_columns = (STATE, SIDE, GOAL, "simulator.state")
 
     def __init__(self, rows: int = 1, limit: int = LIMIT):
-        known = Feature("bool", ())
+        flag = Feature("bool", ())
         self.features = {STATE: named_vector("x", "y", unit="m"), SIDE: named_vector("side"), GOAL: named_vector("end"),
-                         f"{SIDE}?": known, f"{GOAL}?": known, "simulator.state": named_vector("passed"),
+                         f"{SIDE}?": flag, f"{GOAL}?": flag, "simulator.state": named_vector("passed"),
                          "action": named_vector("x", "y", unit="m/s")}
         self.metadata = {"env": "plane", "version": 1, "fps": 5, "limit": limit, "optimum": 1.0,
                          "success": f"within {END_RADIUS} m of the end that was asked for, past the pillar on the side "
@@ -85,8 +85,8 @@ class Plane(Toy):
                 "passed": np.zeros((len(key), 1), np.float32)}
 
     def observe(self):
-        s, known = self.state, np.ones(self.rows, bool)
-        return {STATE: s["at"], SIDE: s["side"], GOAL: s["end"], f"{SIDE}?": known, f"{GOAL}?": known,
+        s, all_known = self.state, np.ones(self.rows, bool)
+        return {STATE: s["at"], SIDE: s["side"], GOAL: s["end"], f"{SIDE}?": all_known, f"{GOAL}?": all_known,
                 "simulator.state": s["passed"]}
 
     def state_from_columns(self, steps):
@@ -101,8 +101,8 @@ class Plane(Toy):
         arrived = np.minimum(distance(at, END), distance(at, (END[0], -END[1]))) < END_RADIUS
         asked = (s["passed"] == s["side"])[:, 0] & (np.sign(at[:, 1]) == s["end"][:, 0])
         success = arrived & asked & ~touched
-        left = 1 - self.clock.numpy() / self.limit
-        return np.where(touched, 0, arrived * left), success, touched | arrived
+        remaining = 1 - self.clock.numpy() / self.limit
+        return np.where(touched, 0, arrived * remaining), success, touched | arrived
 
     def expert(self):
         return Expert()
@@ -174,8 +174,9 @@ class SingleLabels(DemonstrationSource):
 
     def load(self, seed):
         env = Plane(ROWS)
-        ran = rollout(env.expert(), env, self.episodes, recording_seed(seed)).filter(lambda e: e.metadata["success"])
-        return Dataset([self.hide(e, (GOAL, SIDE)[number % 2]) for number, e in enumerate(ran)])
+        rollouts = rollout(env.expert(), env, self.episodes, recording_seed(seed))
+        demonstrations = rollouts.filter(lambda e: e.metadata["success"])
+        return Dataset([self.hide(e, (GOAL, SIDE)[number % 2]) for number, e in enumerate(demonstrations)])
 
     def hide(self, episode: Episode, name: str) -> Episode:
         return episode.replace({f"{name}?": np.zeros(len(episode) + 1, bool)})
@@ -217,21 +218,21 @@ def satisfied(experiment, option: Diffuser, data: Dataset, seed: int, episodes: 
         0 or 1 per start. "both": an end is reached and both constraints are satisfied. "side" and "end": an end is
         reached and this constraint is satisfied. "arrived": an end is reached.
     """
-    ran = roll_out(experiment, option, data, seed, episodes, starts)
-    last = {k: np.stack([e.steps[k][-1] for e in ran]) for k in Plane.state_columns}
-    touched = np.array([(distance(e.steps[STATE], PILLAR) < PILLAR_RADIUS).any() for e in ran])
+    rollouts = roll_out(experiment, option, data, seed, episodes, starts)
+    last = {k: np.stack([e.steps[k][-1] for e in rollouts]) for k in Plane.state_columns}
+    touched = np.array([(distance(e.steps[STATE], PILLAR) < PILLAR_RADIUS).any() for e in rollouts])
     arrived = ~touched & (distance(np.abs(last[STATE]), END) < END_RADIUS)
     side = (last["simulator.state"] == last[SIDE])[:, 0]
     end = np.sign(last[STATE][:, 1]) == last[GOAL][:, 0]
-    found = {"both": arrived & side & end, "side": arrived & side, "end": arrived & end, "arrived": arrived}
-    return {name: flags.astype(float).tolist() for name, flags in found.items()}
+    measures = {"both": arrived & side & end, "side": arrived & side, "end": arrived & end, "arrived": arrived}
+    return {name: flags.astype(float).tolist() for name, flags in measures.items()}
 
 
 def returns(experiment, option: Diffuser, data: Dataset, seed: int, episodes: int, starts: int
             ) -> dict[str, list[float]]:
     """Rolls out plans for a return. "return" of each start, between 0 and 1."""
-    ran = roll_out(experiment, option, data, seed, episodes, starts)
-    return {"return": [float(e.steps["next.reward"].sum()) for e in ran]}
+    rollouts = roll_out(experiment, option, data, seed, episodes, starts)
+    return {"return": [float(e.steps["next.reward"].sum()) for e in rollouts]}
 
 
 def make_arm(name: str, side: float, end: float) -> Arm:

@@ -89,8 +89,8 @@ def expected_and_promised(
         latent. "gap": the distance of the promise from the mean return.
     """
     result = fit_method(method, data, seed)
-    ran = rollout(result.actor, bandit(), episodes, seed=starts)
-    expected = np.array(WINS)[[int(e.steps["action"][0, 0]) for e in ran]]
+    rollouts = rollout(result.actor, bandit(), episodes, seed=starts)
+    expected = np.array(WINS)[[int(e.steps["action"][0, 0]) for e in rollouts]]
     promised = _promise(result, episodes, starts)
     return {"return": expected.tolist(), "promise": [promised],
             "gap": [min(abs(promised - float(np.mean(expected))), 1.0)]}

@@ -62,19 +62,19 @@ class LabeledPlay(DemonstrationSource):
     @cached_load
     def load(self, seed):
         env = NamedPlaces(ROWS)
-        shown = list(rollout(env.expert(), env, self.episodes, recording_seed(seed)).filter(
+        demonstrations = list(rollout(env.expert(), env, self.episodes, recording_seed(seed)).filter(
             lambda e: e.metadata["success"]))
-        words = np.array([e.steps[TASK][0] for e in shown])
+        words = np.array([e.steps[TASK][0] for e in demonstrations])
         labeled = np.concatenate([np.flatnonzero(words[:, 0] == p)[:self.per_place] for p in range(N_PLACES)])
         if self.shuffled:
             words[labeled] = words[np.roll(labeled, np.random.default_rng(seed).integers(1, len(labeled)))]
-        has_words = np.isin(np.arange(len(shown)), labeled)
-        steps = np.array([len(e) for e in shown])
+        has_words = np.isin(np.arange(len(demonstrations)), labeled)
+        steps = np.array([len(e) for e in demonstrations])
         rate = np.where(has_words, 0.5 / steps[has_words].sum(), 0.5 / steps[~has_words].sum())
         return Dataset([e.replace({TASK: np.tile(words[i], (len(e) + 1, 1)),
                                    TASK + "?": np.full(len(e) + 1, has_words[i]),
                                    RATE_COLUMN: np.full((len(e), 1), rate[i], np.float32)})
-                        for i, e in enumerate(shown)])
+                        for i, e in enumerate(demonstrations)])
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ def prompted_success(experiment, option: TrainedOn, data: Dataset, seed: int, ep
 
 def make_arm(name: str, losses: tuple[AuxiliaryLoss, ...] = (), goals: bool = True) -> Arm:
     """The same head, trunk and updates. Arms differ in what they learn from, and in their auxiliary losses."""
-    given = (TARGET, TASK) if goals else (TASK,)
+    inputs = (TARGET, TASK) if goals else (TASK,)
     policy = PolicyConfig(
         EDM(5, sigma_min=0.05, sigma_max=1.0, log_sigma_mean=-0.69, log_sigma_std=0.9), MLP(128, 1),
-        GoalEncoder(given, TokenEncoder(64)), augmentations=(ModalityDropout(given),),
+        GoalEncoder(inputs, TokenEncoder(64)), augmentations=(ModalityDropout(inputs),),
         window=Window(1, 4, goals=(Goal(STATE, into=TARGET, discount=0.9),) if goals else ()))
     learner = BehaviorCloning(UPDATES, 128, OptimizerConfig(lr=3e-3), sampling_column=RATE_COLUMN,
                               auxiliary_losses=losses)

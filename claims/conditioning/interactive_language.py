@@ -58,15 +58,15 @@ TEXT = TaskText(LONGEST)
 
 def sentence(goal) -> str:
     """The words of a goal, which has for each block 0 (anywhere) or the number of a zone from 1."""
-    said = [f"{color} {ZONES[zone - 1]}" for color, zone in zip(COLORS, goal, strict=True) if zone]
-    return ", ".join(said) or "nothing"
+    phrases = [f"{color} {ZONES[zone - 1]}" for color, zone in zip(COLORS, goal, strict=True) if zone]
+    return ", ".join(phrases) or "nothing"
 
 
 @lru_cache(256)
 def parse_sentence(text: bytes) -> tuple[int, ...]:
     """The goal that a sentence names: the inverse of `sentence`, of UTF-8 bytes that may end with zeros."""
-    said = dict(part.split() for part in text.rstrip(b"\0").decode().split(", ") if " " in part)
-    return tuple(1 + ZONES.index(said[color]) if color in said else 0 for color in COLORS)
+    zone_by_color = dict(part.split() for part in text.rstrip(b"\0").decode().split(", ") if " " in part)
+    return tuple(1 + ZONES.index(zone_by_color[color]) if color in zone_by_color else 0 for color in COLORS)
 
 
 def zones(blocks: np.ndarray) -> np.ndarray:
@@ -195,22 +195,23 @@ class PlayExpert(Actor):
     def act(self, obs, state):
         hand, closed = obs[STATE].split((2, 1), 1)
         blocks, rows = obs[BLOCKS].reshape(-1, N_BLOCKS, 2), torch.arange(len(hand))
-        now, wanted = zones(blocks.numpy()), obs[GOAL].numpy()
-        placed = torch.from_numpy((wanted == 0) | (wanted == now))
-        left = torch.where((obs[GOAL] > 0).any(1, keepdim=True), ~placed, ~state["moved"])
+        now, goal_zones = zones(blocks.numpy()), obs[GOAL].numpy()
+        placed = torch.from_numpy((goal_zones == 0) | (goal_zones == now))
+        to_move = torch.where((obs[GOAL] > 0).any(1, keepdim=True), ~placed, ~state["moved"])
         gap = (blocks - hand[:, None]).norm(dim=2)
         chooses = state["wander"] == 1  # the nearest block that is left to be moved
-        block = torch.where(chooses, torch.where(left, gap, torch.inf).argmin(1), state["block"])
-        drawn = uniform(state["key"], state["n_moves"], (6,), stream=6)[:, 3:].numpy()
-        other = 1 + (now[rows, block] + (2 * drawn[:, 0]).astype(np.int64)) % 3
-        new = place(np.where(wanted[rows, block] > 0, wanted[rows, block], other), block.numpy(), drawn[:, 1:])
+        block = torch.where(chooses, torch.where(to_move, gap, torch.inf).argmin(1), state["block"])
+        lot = uniform(state["key"], state["n_moves"], (6,), stream=6)[:, 3:].numpy()
+        other = 1 + (now[rows, block] + (2 * lot[:, 0]).astype(np.int64)) % 3
+        new = place(np.where(goal_zones[rows, block] > 0, goal_zones[rows, block], other), block.numpy(), lot[:, 1:])
         goal = torch.where(chooses[:, None], torch.from_numpy(new), state["place"])
         idle = (state["wander"] > 1)[:, None]
         has = (closed > 0.5) & (gap[rows, block] < 1e-6)[:, None]
         ahead = torch.where(idle, state["to"], torch.where(has, goal, blocks[rows, block])) - hand
-        far = ahead.norm(dim=1, keepdim=True)
-        takes, arrives = ~idle & ~has & (far < 0.6 * GRASP), has & (far < 0.6 * GRASP)
-        tremble = self.noise * far.div(SPEED).clamp(0.05, 1) * normal(state["key"], state["count"], (2,), stream=2)
+        target_distance = ahead.norm(dim=1, keepdim=True)
+        takes, arrives = ~idle & ~has & (target_distance < 0.6 * GRASP), has & (target_distance < 0.6 * GRASP)
+        drawn = normal(state["key"], state["count"], (2,), stream=2)
+        tremble = self.noise * target_distance.div(SPEED).clamp(0.05, 1) * drawn
         velocity = torch.where(takes | arrives, 0.0, (ahead / SPEED).clamp(-1, 1) + tremble)
         action = torch.cat([velocity, torch.where(takes | has & ~arrives, 1.0, -1.0)], 1).float()
         done = arrives[:, 0]
@@ -239,22 +240,22 @@ class MovedBlocks(SegmentDetector):
     counts: tuple[int, ...] = (1,)
 
     def detect(self, episode):
-        moves, found = self._moves(episode), []
+        moves, segments = self._moves(episode), []
         for count in self.counts:
-            left = list(moves)
-            while len(left) >= count:
-                run = left[:count]
+            remaining = list(moves)
+            while len(remaining) >= count:
+                run = remaining[:count]
                 zone = {block: to for _, _, block, to in run}
                 if len(zone) == count:
-                    found.append(LabeledSegment(run[0][0], run[-1][1], sentence([zone.get(b, 0)
+                    segments.append(LabeledSegment(run[0][0], run[-1][1], sentence([zone.get(b, 0)
                                                                                 for b in range(N_BLOCKS)])))
-                left = left[count if len(zone) == count else 1:]
-        return found
+                remaining = remaining[count if len(zone) == count else 1:]
+        return segments
 
     def _moves(self, episode: Episode) -> list[tuple[int, int, int, int]]:
         """Start, stop, block and its new zone."""
         state, blocks = episode.steps[STATE], episode.steps[BLOCKS].reshape(-1, N_BLOCKS, 2)
-        closed, zone, found = state[:, 2] > 0.5, zones(blocks), []
+        closed, zone, moves = state[:, 2] > 0.5, zones(blocks), []
         changes = np.flatnonzero(closed[1:] != closed[:-1]) + 1
         for first, last in zip(changes[::2], changes[1::2], strict=False):
             block = int(distance(blocks[first], state[first, :2]).argmin())
@@ -263,8 +264,8 @@ class MovedBlocks(SegmentDetector):
             gap, start = distance(state[:, :2], blocks[first - 1, block]), first - 1
             while start > 0 and gap[start - 1] > gap[start] + 0.1 * SPEED:
                 start -= 1
-            found.append((int(start), int(last), block, int(zone[last, block])))
-        return found
+            moves.append((int(start), int(last), block, int(zone[last, block])))
+        return moves
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ class RandomWindows(SegmentDetector):
     draws: int = 100
 
     def detect(self, episode):
-        events, found = MovedBlocks().detect(episode), []
+        events, segments = MovedBlocks().detect(episode), []
         rng = np.random.default_rng([280, episode.metadata["seed"] % 2**32, episode.metadata["number"]])
         for event in events:
             length = event.stop - event.start
@@ -289,8 +290,8 @@ class RandomWindows(SegmentDetector):
                 if ended:
                     break
             most = max(ended, key=lambda e: e.stop - max(e.start, start), default=None)
-            found.append(LabeledSegment(start, start + length, most.task if most else sentence((0, 0, 0))))
-        return found
+            segments.append(LabeledSegment(start, start + length, most.task if most else sentence((0, 0, 0))))
+        return segments
 
 
 @dataclass(frozen=True)
@@ -358,12 +359,12 @@ class WatchingSpeaker(Speaker):
         goal, blocks = obs[GOAL].numpy(), obs[BLOCKS].numpy().reshape(-1, N_BLOCKS, 2)
         hand, rows = obs[STATE].numpy(), np.arange(len(goal))
         gap = distance(blocks, hand[:, None, :2])
-        wrong = (goal > 0) & (zones(blocks) != goal)
-        held = (hand[:, 2:] > 0.5) & (gap < 1e-6) & (goal > 0)
-        named = np.where(held.any(1), held.argmax(1), np.where(wrong, gap, np.inf).argmin(1))
-        said = np.zeros_like(goal)
-        said[rows, named] = goal[rows, named]
-        return [sentence(one) for one in said.tolist()], state
+        misplaced = (goal > 0) & (zones(blocks) != goal)
+        carried = (hand[:, 2:] > 0.5) & (gap < 1e-6) & (goal > 0)
+        named = np.where(carried.any(1), carried.argmax(1), np.where(misplaced, gap, np.inf).argmin(1))
+        spoken_goal = np.zeros_like(goal)
+        spoken_goal[rows, named] = goal[rows, named]
+        return [sentence(one) for one in spoken_goal.tolist()], state
 
 
 @dataclass(frozen=True)
@@ -380,9 +381,9 @@ class DelayedSpeaker(WatchingSpeaker):
         return {"seen": {k: obs[k].unsqueeze(1).repeat_interleave(self.delay, 1) for k in (STATE, BLOCKS, GOAL)}}
 
     def speak(self, obs, state):
-        seen = {k: torch.cat([v, obs[k].unsqueeze(1)], 1) for k, v in state["seen"].items()}
-        said, _ = super().speak({k: v[:, 0] for k, v in seen.items()}, {})
-        return said, {"seen": {k: v[:, 1:] for k, v in seen.items()}}
+        history = {k: torch.cat([v, obs[k].unsqueeze(1)], 1) for k, v in state["seen"].items()}
+        sentences, _ = super().speak({k: v[:, 0] for k, v in history.items()}, {})
+        return sentences, {"seen": {k: v[:, 1:] for k, v in history.items()}}
 
 
 @dataclass(frozen=True)
@@ -406,14 +407,14 @@ def instructed_success(experiment, option: InstructedMethod, data: Dataset, seed
         One value per start. "one block" and "three blocks": 0 or 1, whether all named blocks got to their zones.
         "placed": the part of three named blocks that did.
     """
-    trained, found, rows = train_once(experiment, option.method, data, seed), {}, min(ROWS, episodes)
+    trained, measures, rows = train_once(experiment, option.method, data, seed), {}, min(ROWS, episodes)
     actor = InstructedActor(build_actor(trained.method, trained.modules, rows, features=trained.features),
                             option.speaker, TEXT)
     for name, n_named, limit in (("one block", 1, 80), ("three blocks", N_BLOCKS, 120)):
-        ran = rollout(actor, ZoneTable(rows, limit, n_named), episodes, seed=starts)
-        found[name] = [float(e.metadata["success"]) for e in ran]
-    last = [(zones(e.steps[BLOCKS][-1].reshape(N_BLOCKS, 2)) == e.steps[GOAL][-1]).mean() for e in ran]
-    return {**found, "placed": [float(v) for v in last]}
+        rollouts = rollout(actor, ZoneTable(rows, limit, n_named), episodes, seed=starts)
+        measures[name] = [float(e.metadata["success"]) for e in rollouts]
+    last = [(zones(e.steps[BLOCKS][-1].reshape(N_BLOCKS, 2)) == e.steps[GOAL][-1]).mean() for e in rollouts]
+    return {**measures, "placed": [float(v) for v in last]}
 
 
 def learn_from(detector: SegmentDetector, *operations: Operation) -> Method:

@@ -155,10 +155,10 @@ class Expert(Actor):
         hand, target = obs[STATE], obs[TARGET][:, 0]
         ahead = (obs[OBJECTS][torch.arange(len(hand)), target, :2] - hand) / SPEED
         gap = ahead.norm(dim=1, keepdim=True)
-        near = gap < 0.6
+        arrived = gap < 0.6
         velocity = ahead / gap.clamp(min=1)
-        velocity = velocity + self.noise * normal(state["key"], state["count"], (2,), stream=2) * ~near
-        take = torch.where(near, 1.0, -1.0)
+        velocity = velocity + self.noise * normal(state["key"], state["count"], (2,), stream=2) * ~arrived
+        take = torch.where(arrived, 1.0, -1.0)
         return torch.cat([velocity, take], 1).float(), {**state, "count": state["count"] + 1}
 
 
@@ -179,13 +179,14 @@ class NamedObjects(DemonstrationSource):
     @cached_load
     def load(self, seed):
         env = ShapeTable(min(ROWS, self.episodes), n_names=self.n_names)
-        shown = rollout(Expert(), env, self.episodes, recording_seed(seed)).filter(lambda e: e.metadata["success"])
+        rollouts = rollout(Expert(), env, self.episodes, recording_seed(seed))
+        demonstrations = rollouts.filter(lambda e: e.metadata["success"])
         if not self.shuffled:
-            return shown
-        order = np.random.default_rng(seed).permutation(len(shown))
-        sentences = [e.steps[TASK][0] for e in shown]
+            return demonstrations
+        order = np.random.default_rng(seed).permutation(len(demonstrations))
+        sentences = [e.steps[TASK][0] for e in demonstrations]
         return Dataset([e.replace({TASK: np.tile(sentences[other], (len(e) + 1, 1))})
-                        for e, other in zip(shown, order, strict=True)])
+                        for e, other in zip(demonstrations, order, strict=True)])
 
 
 def instructed_success(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
@@ -200,10 +201,10 @@ def instructed_success(experiment, method: Method, data: Dataset, seed: int, epi
     actor = PolicyActor(FixedBatch(policy, ROWS), method.executor)
     for name, new_pairs in (("known success", False), ("success", True)):
         env = ShapeTable(ROWS, new_pairs=new_pairs, **dict(experiment.env_options))
-        ran = rollout(actor, env, episodes, seed=starts)
-        measures[name] = [float(e.metadata["success"]) for e in ran]
+        rollouts = rollout(actor, env, episodes, seed=starts)
+        measures[name] = [float(e.metadata["success"]) for e in rollouts]
         if new_pairs and isinstance(method.policy.encoder, ObjectAttentionEncoder):
-            measures["attended"] = attended(policy, ran)
+            measures["attended"] = attended(policy, rollouts)
     return measures
 
 

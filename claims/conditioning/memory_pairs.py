@@ -55,10 +55,11 @@ def turned(experiment, method: Method, data: Dataset, seed: int, episodes: int, 
         to the junction. "attention": how much of the supervised head's attention is on the right sign there.
     """
     policy = train_policy(experiment, method, data, seed)
-    ran = rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), SignCorridor(ROWS), episodes, seed=starts)
+    actor = PolicyActor(FixedBatch(policy, ROWS), method.executor)
+    rollouts = rollout(actor, SignCorridor(ROWS), episodes, seed=starts)
     right = rollout(Expert(), SignCorridor(ROWS), episodes, seed=starts)
-    return {"success": [float(e.metadata["success"]) for e in ran],
-            "arrived": [float(len(e) > N_SIGNS) for e in ran],
+    return {"success": [float(e.metadata["success"]) for e in rollouts],
+            "arrived": [float(len(e) > N_SIGNS) for e in rollouts],
             "attention": attention_to_sign(policy, right)}
 
 

@@ -102,15 +102,15 @@ class Aisle(Toy):
     def observe(self):
         s = self.state
         cells = s["cell"][:, None, None] + np.arange(AHEAD)
-        seen = s["boxes"][np.arange(self.rows)[:, None, None], np.arange(2)[None, :, None], cells]
-        shown = {TASK: s["named"][:, None],
-                 VIEW: (seen[..., None] == range(len(COLORS))).reshape(self.rows, -1).astype(np.float32),
+        visible_boxes = s["boxes"][np.arange(self.rows)[:, None, None], np.arange(2)[None, :, None], cells]
+        columns = {TASK: s["named"][:, None],
+                 VIEW: (visible_boxes[..., None] == range(len(COLORS))).reshape(self.rows, -1).astype(np.float32),
                  "simulator.state": np.concatenate([s["cell"][:, None], s["boxes"].reshape(self.rows, -1)],
                                                    1).astype(np.float32)}
         if self.timed:
             at = (s["boxes"] == s["named"][:, None, None]).any(1).argmax(1)
-            shown[COMMAND] = (np.abs(at - s["cell"]) + 1).astype(np.float32)[:, None]
-        return shown
+            columns[COMMAND] = (np.abs(at - s["cell"]) + 1).astype(np.float32)[:, None]
+        return columns
 
     def state_from_columns(self, steps):
         state = np.rint(steps["simulator.state"]).astype(np.int64)
@@ -190,9 +190,9 @@ def captioned_views(n: int, seed: int) -> Dataset:
         seed: Training seed.
     """
     rng, rate = np.random.default_rng([seed, 237]), np.exp(-np.arange(float(AHEAD)))
-    seen = rng.integers(len(COLORS), size=(n, len(SIDES), AHEAD))
-    word = seen[np.arange(n), rng.integers(len(SIDES), size=n), rng.choice(AHEAD, size=n, p=rate / rate.sum())]
-    view = (seen[..., None] == range(len(COLORS))).reshape(n, -1).astype(np.float32)
+    colors = rng.integers(len(COLORS), size=(n, len(SIDES), AHEAD))
+    word = colors[np.arange(n), rng.integers(len(SIDES), size=n), rng.choice(AHEAD, size=n, p=rate / rate.sum())]
+    view = (colors[..., None] == range(len(COLORS))).reshape(n, -1).astype(np.float32)
     schema = Aisle().features
     return Dataset([Episode({VIEW: view[i:i + 1], TASK: word[i:i + 1, None], "action": np.zeros((1, 1), np.int64)},
                             schema={k: schema[k] for k in (VIEW, TASK, "action")}) for i in range(n)])
@@ -230,19 +230,19 @@ def success_on_both_sides(experiment, option: Guided, data: Dataset, seed: int, 
     is_timed = any(isinstance(part, TimeLeft) for part in method.transforms)
     for name, side, timed in (("success", "any", False), ("training success", "right", False),
                               *((("timed success", "right", True),) if is_timed else ())):
-        ran = rollout(actor, Aisle(ROWS, side=side, timed=timed), episodes, seed=starts)
-        measures[name] = [float(e.metadata["success"]) for e in ran]
+        rollouts = rollout(actor, Aisle(ROWS, side=side, timed=timed), episodes, seed=starts)
+        measures[name] = [float(e.metadata["success"]) for e in rollouts]
     return measures
 
 
 def _with_wrong_words(part):
     if not isinstance(part, ScoredReturn):
         return part
-    right = part.scorer
-    assert isinstance(right, CalibratedScorer)
-    wrong = CalibratedScorer(similarity_to_another_word)
-    wrong.minimum, wrong.target_return = right.minimum, right.target_return
-    return replace(part, scorer=wrong)
+    own_scorer = part.scorer
+    assert isinstance(own_scorer, CalibratedScorer)
+    other_scorer = CalibratedScorer(similarity_to_another_word)
+    other_scorer.minimum, other_scorer.target_return = own_scorer.minimum, own_scorer.target_return
+    return replace(part, scorer=other_scorer)
 
 
 def _train_with_scorer(method: Method, data: Dataset, seed: int) -> FitResult:

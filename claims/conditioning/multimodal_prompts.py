@@ -130,13 +130,13 @@ class PromptedTabletop(Toy):
         s["at"], step, moves = at, s["done"], s["moves"]
         s["done"] = s["done"] + 1
         (first, second), put, arrange = moves[:, :, 0].T, s["task"] == 0, s["task"] == 1
-        made = np.stack([(at[rows, slot] == moves[:, i, 1:]).all(1) for i, slot in enumerate((first, second))], 1)
+        done_moves = np.stack([(at[rows, slot] == moves[:, i, 1:]).all(1) for i, slot in enumerate((first, second))], 1)
         moved = (at != before).any(2)
         others = moved.copy()
         others[rows, first] = others[rows, second] = False
-        in_order = np.where(step == 0, made[:, 0] & ~moved[rows, second], made.all(1))
-        any_order = made.sum(1) == step + 1
-        right = np.where(put, made[:, 0], np.where(arrange, any_order, in_order)) & ~others.any(1)
+        in_order = np.where(step == 0, done_moves[:, 0] & ~moved[rows, second], done_moves.all(1))
+        any_order = done_moves.sum(1) == step + 1
+        right = np.where(put, done_moves[:, 0], np.where(arrange, any_order, in_order)) & ~others.any(1)
         success = right & (put | (step + 1 == MOVES))
         return success.astype(np.float32), success, ~right
 
@@ -184,13 +184,13 @@ def write_prompts(task: np.ndarray, kind: np.ndarray, at: np.ndarray, moves: np.
     for i in range(MOVES):
         frames.append(frames[-1].copy())
         frames[-1][rows, moves[:, i, 0]] = moves[:, i, 1:]
-    shown = [describe(kind, frame) for frame in frames]
+    descriptions = [describe(kind, frame) for frame in frames]
     put, arrange, follow = (task == number for number in range(len(TASKS)))
     words[put, 0], words[put, 2], words[arrange, 0], words[follow, 0] = PUT, INTO, ARRANGE, FOLLOW
-    objects[put, 1] = shown[0][rows, moves[:, 0, 0]][put]
-    objects[put, 3] = shown[0][rows, moves[:, 1, 0]][put]
-    objects[arrange, 1:1 + SLOTS] = shown[-1][arrange]
-    objects[follow, 1:] = np.concatenate(shown, 1)[follow]
+    objects[put, 1] = descriptions[0][rows, moves[:, 0, 0]][put]
+    objects[put, 3] = descriptions[0][rows, moves[:, 1, 0]][put]
+    objects[arrange, 1:1 + SLOTS] = descriptions[-1][arrange]
+    objects[follow, 1:] = np.concatenate(descriptions, 1)[follow]
     return words, objects
 
 
@@ -233,18 +233,18 @@ def prompts_followed(experiment, method: Method, data: Dataset, seed: int, episo
         task "follow". "pretrained motion": the same, for the policy of the first stage, if there is one.
     """
     trained = train_once(experiment, method, data, seed)
-    found = {name: succeeds(trained, tasks, episodes, starts) for name, tasks in TESTS.items()}
+    measures = {name: succeeds(trained, tasks, episodes, starts) for name, tasks in TESTS.items()}
     for stage in method.stages:
-        found["pretrained motion"] = succeeds(train_once(experiment, stage.method, data, seed), TESTS["motion"],
+        measures["pretrained motion"] = succeeds(train_once(experiment, stage.method, data, seed), TESTS["motion"],
                                               episodes, starts)
-    return found
+    return measures
 
 
 def succeeds(trained: FitResult, tasks: tuple[str, ...], episodes: int, starts: int) -> list[float]:
     """Success of each episode, 0 or 1."""
     actor = build_actor(trained.method, trained.modules, ROWS, features=trained.features)
-    ran = rollout(actor, PromptedTabletop(ROWS, tasks=tasks), episodes, seed=starts)
-    return [float(e.metadata["success"]) for e in ran]
+    rollouts = rollout(actor, PromptedTabletop(ROWS, tasks=tasks), episodes, seed=starts)
+    return [float(e.metadata["success"]) for e in rollouts]
 
 
 TESTS = {"shown": ("put", "arrange"), "put": ("put",), "arrange": ("arrange",), "motion": ("follow",)}
@@ -255,8 +255,8 @@ class ExchangedMotions(Operation):
     """Gives each episode the prompt that shows the motion of the next one."""
 
     def apply(self, data):
-        shown = data.map(MOTION)
-        pairs = zip(shown, [*shown[1:], shown[0]], strict=True)
+        motions = data.map(MOTION)
+        pairs = zip(motions, [*motions[1:], motions[0]], strict=True)
         return Dataset([with_prompt_of(one, other) for one, other in pairs], data.metadata)
 
 

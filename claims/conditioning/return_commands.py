@@ -96,11 +96,11 @@ def balanced_fraction(
                   for part in request.method.transforms)
     env = make(ENV, rows=ROWS)
     try:
-        ran = rollout(build_actor(replace(request.method, transforms=asked), trained.modules, ROWS), env, episodes,
+        rollouts = rollout(build_actor(replace(request.method, transforms=asked), trained.modules, ROWS), env, episodes,
                       seed=starts)
     finally:
         env.close()
-    returns = np.array([float(e.steps["next.reward"].sum()) for e in ran])
+    returns = np.array([float(e.steps["next.reward"].sum()) for e in rollouts])
     return {"return": (returns / LONGEST).tolist(), "miss": (np.abs(returns - request.steps) / LONGEST).tolist()}
 
 

@@ -62,8 +62,8 @@ class ThinkingExpert(DemonstrationSource):
 
     def load(self, seed):
         env = GridworldTasks(ROWS, missions=SEEN)
-        ran = rollout(env.expert(), env, self.episodes, recording_seed(seed))
-        return Dataset([think_aloud(e) for e in ran if e.metadata["success"]])
+        rollouts = rollout(env.expert(), env, self.episodes, recording_seed(seed))
+        return Dataset([think_aloud(e) for e in rollouts if e.metadata["success"]])
 
 
 def think_aloud(episode: Episode) -> Episode:
@@ -109,10 +109,10 @@ def done_in_order(experiment, method: Method, data: Dataset, seed: int, episodes
     trained = train_once(experiment, method, data, seed)
     rows = min(ROWS, episodes)
     actor = build_actor(trained.method, trained.modules, rows, features=trained.features)
-    found = {name: [float(e.metadata["success"]) for e in rollout(actor, GridworldTasks(rows, missions=missions),
+    measures = {name: [float(e.metadata["success"]) for e in rollout(actor, GridworldTasks(rows, missions=missions),
                                                                   episodes, seed=starts)]
              for name, missions in (("seen", SEEN), ("unseen", UNSEEN))}
-    return {**found, "change": [b - a for a, b in zip(found["seen"], found["unseen"], strict=True)]}
+    return {**measures, "change": [b - a for a, b in zip(measures["seen"], measures["unseen"], strict=True)]}
 
 
 def clone_thoughts(*operations: Operation) -> Method:

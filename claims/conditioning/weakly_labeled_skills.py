@@ -155,14 +155,15 @@ class FewWords(DemonstrationSource):
     @cached_load
     def load(self, seed):
         env = NamedThings(ROWS)
-        shown = rollout(env.expert(), env, self.episodes, recording_seed(seed)).filter(lambda e: e.metadata["success"])
-        words = np.array([e.steps[TASK][0] for e in shown])
+        rollouts = rollout(env.expert(), env, self.episodes, recording_seed(seed))
+        demonstrations = rollouts.filter(lambda e: e.metadata["success"])
+        words = np.array([e.steps[TASK][0] for e in demonstrations])
         labeled = np.concatenate([np.flatnonzero(words[:, 0] == w)[:self.per_word] for w in range(N_THINGS)])
         if self.shuffled:
             assert self.per_word is not None
             shift = np.random.default_rng(seed).integers(self.per_word, len(labeled) - self.per_word + 1)
             words[labeled] = words[np.roll(labeled, shift)]
-        return with_words(shown, words, np.isin(np.arange(len(shown)), labeled))
+        return with_words(demonstrations, words, np.isin(np.arange(len(demonstrations)), labeled))
 
 
 def with_words(data: Dataset, words: np.ndarray, has_words: np.ndarray) -> Dataset:
@@ -233,9 +234,9 @@ def instruction_success(experiment, option: Trained, data: Dataset, seed: int, e
     elif option.episodes == "true":
         learned_from = with_words(data, words, np.ones_like(labeled))
     elif option.episodes == "pseudo":
-        found = predicted_words(learned_from.select(np.flatnonzero(labeled)), data, seed)
-        measures["right words"] = [float((found == words)[~labeled].mean())]
-        learned_from = with_words(data, np.where(labeled[:, None], words, found), np.ones_like(labeled))
+        predictions = predicted_words(learned_from.select(np.flatnonzero(labeled)), data, seed)
+        measures["right words"] = [float((predictions == words)[~labeled].mean())]
+        learned_from = with_words(data, np.where(labeled[:, None], words, predictions), np.ones_like(labeled))
     if option.prompt == "nearest":
         learned_from = with_words(data, words, np.zeros_like(labeled))
     # What is learned from is a part of the key of the training.
@@ -249,11 +250,11 @@ def instruction_success(experiment, option: Trained, data: Dataset, seed: int, e
         if option.prompt == "nearest":
             prompts = {"success": replace(actor, actor=nearest_latent(posterior, data.select(np.flatnonzero(labeled))))}
         elif not labeled.all():
-            shown = nearest_latent(posterior, data.select(np.flatnonzero(~labeled)))
-            prompts["demonstration success"] = replace(actor, actor=shown)
+            of_demonstrations = nearest_latent(posterior, data.select(np.flatnonzero(~labeled)))
+            prompts["demonstration success"] = replace(actor, actor=of_demonstrations)
     for name, prompted in prompts.items():
-        ran = rollout(prompted, NamedThings(rows, **dict(env)), episodes, seed=starts)
-        measures[name] = [float(e.metadata["success"]) for e in ran]
+        rollouts = rollout(prompted, NamedThings(rows, **dict(env)), episodes, seed=starts)
+        measures[name] = [float(e.metadata["success"]) for e in rollouts]
     return measures
 
 

@@ -60,10 +60,10 @@ class NewDemonstrators(DemonstrationSource):
             base, error_threshold=self.error_threshold, novelty_threshold=self.novelty_threshold, seed=seed
         ).compare_to_base(Dataset(new))
         kept = compared.n_incompatible() <= self.limit
-        old, left = np.ones(len(base)), np.arange(len(new)) < half
+        old, is_left = np.ones(len(base)), np.arange(len(new)) < half
         drawn = np.zeros(len(new))
         drawn[np.random.default_rng(seed).choice(len(new), int(kept.sum()), replace=False)] = 1
-        of_left, of_right = float((~kept[left]).mean()), float((~kept[~left]).mean())
+        of_left, of_right = float((~kept[is_left]).mean()), float((~kept[~is_left]).mean())
         figures = {"refused of right.filtered": of_right, "refused of left.filtered": of_left,
                    "identified.filtered": (of_right + 1 - of_left) / 2}
         marks = {"base": np.r_[old, 0 * drawn], "all": np.r_[old, 0 * drawn + 1], "filtered": np.r_[old, kept],

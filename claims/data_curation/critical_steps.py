@@ -87,8 +87,8 @@ class Errand(Toy):
         super().__init__(rows, limit)
 
     def initial_state(self, key):
-        n, odd = len(key), (SIZE // 2) ** 2
-        drawn = uniform(key, torch.zeros_like(key), (SIZE**2 + odd + 2,)).numpy()
+        n, n_walls = len(key), (SIZE // 2) ** 2
+        drawn = uniform(key, torch.zeros_like(key), (SIZE**2 + n_walls + 2,)).numpy()
         cells = drawn[:, : SIZE**2].copy()
         grid = np.arange(SIZE**2).reshape(SIZE, SIZE)
         cells[:, grid[1::2, 1::2].ravel()] = 2.0  # where walls may be, nothing lies
@@ -103,12 +103,13 @@ class Errand(Toy):
         off = s["things"] - s["at"][:, None]
         wide = np.pad(walls_on_grid(s["walls"]), ((0, 0), (1, 1), (1, 1)), constant_values=True)
         around = np.delete(np.array([(i, j) for i in range(3) for j in range(3)]), 4, 0)
-        near = s["at"][:, None] + around
-        seen = (off.reshape(self.rows, -1) / SIZE, (off == 0).all(2), wide[rows, near[..., 0], near[..., 1]], s["has"],
-                s["empty"], np.eye(5)[s["thought"]])
+        neighbors = s["at"][:, None] + around
+        is_wall = wide[rows, neighbors[..., 0], neighbors[..., 1]]
+        visible = (off.reshape(self.rows, -1) / SIZE, (off == 0).all(2), is_wall, s["has"], s["empty"],
+                   np.eye(5)[s["thought"]])
         whole = (s["at"], s["things"].reshape(self.rows, -1), s["walls"], s["full"][:, None], s["has"], s["empty"],
                  s["thought"][:, None], s["first"][:, None])
-        return {"observation.state": np.concatenate(seen, 1).astype(np.float32),
+        return {"observation.state": np.concatenate(visible, 1).astype(np.float32),
                 "simulator.state": np.concatenate(whole, 1).astype(np.float32)}
 
     def state_from_columns(self, steps):
@@ -192,11 +193,12 @@ class Script(Actor):
         aim = s["things"][rows, thought]
         arrived = (s["at"] == aim).all(1)
         cost = np.ones((len(rows), 4, SIZE, SIZE), np.float32) + np.where(closed, np.inf, 0)[:, None]
-        left = np.where(closed, np.inf, cost_to_go(cost, aim))
+        remaining_cost = np.where(closed, np.inf, cost_to_go(cost, aim))
         there = s["at"][:, None] + MOVES
         inside = ((there >= 0) & (there < SIZE)).all(2)
         x, y = np.clip(there, 0, SIZE - 1).transpose(2, 0, 1)
-        ahead = np.where(inside, left[rows[:, None], x, y], np.inf) + 0.5 * lot[:, 1:5]  # lots among equal ways
+        ahead = np.where(inside, remaining_cost[rows[:, None], x, y], np.inf)
+        ahead = ahead + 0.5 * lot[:, 1:5]  # lots among equal ways
         primitive = np.where(arrived, INTERACT, ahead.argmin(1))
         return torch.from_numpy(5 * thought + primitive).unsqueeze(1), {
             **state, "count": state["count"] + 1, "handled": torch.from_numpy(arrived)}
@@ -229,8 +231,8 @@ class ErrandDemonstrations(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        ran = rollout(Script(), Errand(min(ROWS, 2 * self.n_episodes)), 2 * self.n_episodes, recording_seed(seed))
-        data = Dataset([e for e in ran if e.metadata["success"]][: self.n_episodes], ran.metadata)
+        rollouts = rollout(Script(), Errand(min(ROWS, 2 * self.n_episodes)), 2 * self.n_episodes, recording_seed(seed))
+        data = Dataset([e for e in rollouts if e.metadata["success"]][: self.n_episodes], rollouts.metadata)
         rng = np.random.default_rng(seed)
         critical = [critical_steps(e) for e in data]
         if self.shuffle_steps:
@@ -320,9 +322,9 @@ def errand_success(
                             sampling_weights=lambda e: e.steps[column]).policy
     rows = min(ROWS, episodes)
     actor = PolicyActor(FixedBatch(policy, ROWS), RecedingHorizon())
-    ran = rollout(actor, Errand(rows), episodes, seed=starts)
+    rollouts = rollout(actor, Errand(rows), episodes, seed=starts)
     walked = rollout(actor, Errand(rows, limit=30, errand=False), episodes // 2, seed=starts)
-    return {"success": [float(e.metadata["success"]) for e in ran],
+    return {"success": [float(e.metadata["success"]) for e in rollouts],
             "walks": [float(e.metadata["success"]) for e in walked], "share": [share],
             "inside": [float(inside)]}
 

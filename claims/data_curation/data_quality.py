@@ -50,10 +50,11 @@ class NoisyDemonstrations(DemonstrationSource):
             sets["gusts"] = Dataset([e.replace({"action": executed_actions(e)}) for e in sets["gusts"]])
         episodes, marks, figures = [], {k: [] for k in sets}, {}
         for name, data in sets.items():
-            left, kept = self.n_steps, []
+            remaining_steps, kept = self.n_steps, []
             for e in data:
-                keep = (np.arange(len(e)) < left).astype(np.float32)  # as many steps of each, not as many episodes
-                left = max(left - len(e), 0)
+                # As many steps of each, not as many episodes.
+                keep = (np.arange(len(e)) < remaining_steps).astype(np.float32)
+                remaining_steps = max(remaining_steps - len(e), 0)
                 if keep.any():
                     episodes.append(e)
                     kept.append(e)

@@ -47,14 +47,14 @@ def next_cell(at: tuple[int, int], action: int) -> tuple[int, int]:
 def run_episode(act, name: str = "") -> Episode:
     """Runs from the corner until the goal or the step limit. The reward is MiniGrid's: 1 - 0.9 * steps / LIMIT at the
     goal, and 0 elsewhere."""
-    at, seen, did = (0, 0), [(0, 0)], []
+    at, cells, did = (0, 0), [(0, 0)], []
     while at != GOAL and len(did) < LIMIT:
         did.append(int(act(at)))
         at = next_cell(at, did[-1])
-        seen.append(at)
+        cells.append(at)
     reward = np.zeros(len(did), np.float32)
     reward[-1] = (1 - 0.9 * len(did) / LIMIT) if at == GOAL else 0
-    return Episode({"observation.state": np.array(seen, np.float32), "action": np.array(did)[:, None],
+    return Episode({"observation.state": np.array(cells, np.float32), "action": np.array(did)[:, None],
                     "next.reward": reward}, {"set": name})
 
 
@@ -86,10 +86,10 @@ class GridDatasets(DemonstrationSource):
         while (done := sum(len(e) for e in replay)) < self.online_steps:
             replay.append(run_episode(by(max(1 - done / self.online_steps, 0.1)), "replay"))
             steps = replay[-1].steps
-            seen = [tuple(int(v) for v in s) for s in steps["observation.state"]]
-            for t in reversed(range(len(seen) - 1)):
-                after = 1.0 if seen[t + 1] == GOAL else DISCOUNT * q[seen[t + 1]].max()
-                q[(*seen[t], int(steps["action"][t, 0]))] += 0.5 * (after - q[(*seen[t], int(steps["action"][t, 0]))])
+            cells = [tuple(int(v) for v in s) for s in steps["observation.state"]]
+            for t in reversed(range(len(cells) - 1)):
+                after = 1.0 if cells[t + 1] == GOAL else DISCOUNT * q[cells[t + 1]].max()
+                q[(*cells[t], int(steps["action"][t, 0]))] += 0.5 * (after - q[(*cells[t], int(steps["action"][t, 0]))])
         whole = Dataset(replay)
         sets = {"random": self._collect(by(1.0), "random"), "noisy": self._collect(by(0.2), "noisy"),
                 "expert": self._collect(by(0.0), "expert"), "replay": [replay[i] for i in rng.permutation(len(replay))]}
@@ -108,10 +108,10 @@ class GridDatasets(DemonstrationSource):
         return Dataset([e for v in sets.values() for e in v], {"TQ": tq, "SACo": share, "random": low, "best": best})
 
     def _collect(self, act, name):
-        found = []
-        while sum(len(e) for e in found) < self.steps:
-            found.append(run_episode(act, name))
-        return found
+        episodes = []
+        while sum(len(e) for e in episodes) < self.steps:
+            episodes.append(run_episode(act, name))
+        return episodes
 
     def for_probe(self):
         return smaller(self, steps=600, online_steps=5000)
@@ -196,9 +196,9 @@ def train_preferences(method: GridLearner, data: Dataset, seed: int):
         if n % 25 == 0:
             slow.load_state_dict(q.state_dict())
     with torch.no_grad():
-        found = {"BCQ": lambda: q(grid) + allowed(grid), "CQL": lambda: q(grid)}.get(
+        preferences = {"BCQ": lambda: q(grid) + allowed(grid), "CQL": lambda: q(grid)}.get(
             kind, lambda: policy(grid).log_softmax(-1))()
-    return found.reshape(len(LEARNED), SIZE, SIZE, 4).numpy()
+    return preferences.reshape(len(LEARNED), SIZE, SIZE, 4).numpy()
 
 
 _trained = Memo()  # the negative control judges the same training on other sets

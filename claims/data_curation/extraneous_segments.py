@@ -80,8 +80,8 @@ class DetourDemonstrations(DemonstrationSource):
 
 def _f1_score(kept, true) -> float:
     """Of the extraneous steps as found ones."""
-    found, wanted = ~np.concatenate(kept), ~np.concatenate(true)
-    return float(2 * (found & wanted).sum() / max(found.sum() + wanted.sum(), 1))
+    predicted, extraneous = ~np.concatenate(kept), ~np.concatenate(true)
+    return float(2 * (predicted & extraneous).sum() / max(predicted.sum() + extraneous.sum(), 1))
 
 
 def shuffled_scores(experiment: Experiment) -> Experiment:

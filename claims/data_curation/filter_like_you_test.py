@@ -94,10 +94,10 @@ class FramedDemonstrations(DemonstrationSource):
                  "right frame": of_pool(true)}
         figures = {}
         for name, score in (("filtered", FilterLikeYouTest), ("random signal", RandomSignal)):
-            found = score(downstream, pool=learned, n_updates=self.n_updates, lr=INNER_LR, scorer_lr=SCORER_LR,
+            scores = score(downstream, pool=learned, n_updates=self.n_updates, lr=INNER_LR, scorer_lr=SCORER_LR,
                           seed=seed)(filtered)
-            counts = soft_capped_counts(found, N_DRAWS, seed=seed)
-            wins = found[true][:, None] - found[~true]
+            counts = soft_capped_counts(scores, N_DRAWS, seed=seed)
+            wins = scores[true][:, None] - scores[~true]
             marks[name] = of_pool(counts)
             figures[f"auroc.{name}"] = float((wins > 0).mean() + (wins == 0).mean() / 2)
             figures[f"right share.{name}"] = float(counts[true].sum() / N_DRAWS)

@@ -53,14 +53,14 @@ def infer_actions(states: np.ndarray) -> Episode:
 
 def straight_flights(episodes: int, rng: np.random.Generator) -> list[Episode]:
     """By one that the pillar does not stop: straight to the goal."""
-    found = []
+    flights = []
     for _ in range(episodes):
         at = [0.03 * rng.standard_normal(2)]
         while np.linalg.norm(np.subtract(GOAL, at[-1])) > 0.1:
             aim = np.subtract(GOAL, at[-1])
             at.append(at[-1] + 0.1 * (aim / np.linalg.norm(aim) + 0.1 * rng.standard_normal(2)))
-        found.append(infer_actions(np.array(at)))
-    return found
+        flights.append(infer_actions(np.array(at)))
+    return flights
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def mode_labels(data, count: int, seed: int) -> np.ndarray:
     optim = torch.optim.Adam(net.parameters(), 2e-3)
     for _ in range(150):
         z = torch.nn.functional.normalize(torch.cat([net(look())[0], net(look())[0]]), dim=1)
-        near = z @ z.T / 0.3 - 1e9 * torch.eye(len(z))
-        loss = torch.nn.functional.cross_entropy(near, torch.arange(len(z)).roll(len(data)))
+        similarity = z @ z.T / 0.3 - 1e9 * torch.eye(len(z))
+        loss = torch.nn.functional.cross_entropy(similarity, torch.arange(len(z)).roll(len(data)))
         optim.zero_grad()
         loss.backward()
         optim.step()
@@ -137,9 +137,9 @@ def mode_labels(data, count: int, seed: int) -> np.ndarray:
 def transferability(data, seed: int) -> np.ndarray:
     """(E,) the sigmoid of the mean over an episode's transitions of the logit that they are an imitator's, which has
     cloned these demonstrations and acts in its own world."""
-    mine = with_keep_columns(data, {"mine": np.ones(len(data))})
-    policy = train_curated(CuratedMethod(cloning_method(3e-3, steps=300), "mine"), mine, seed)
-    ran = rollout(
+    marked = with_keep_columns(data, {"mine": np.ones(len(data))})
+    policy = train_curated(CuratedMethod(cloning_method(3e-3, steps=300), "mine"), marked, seed)
+    rollouts = rollout(
         PolicyActor(policy, cloning_method(3e-3).executor),
         make("fork", rows=20),
         20,
@@ -150,7 +150,7 @@ def transferability(data, seed: int) -> np.ndarray:
     def pairs(episodes):
         return [np.concatenate([s[:-1], np.diff(s, axis=0) / 0.1], 1)
                 for s in (np.asarray(e.steps["observation.state"]) for e in episodes)]
-    shows, does = pairs(data), pairs(ran)
+    shows, does = pairs(data), pairs(rollouts)
     x = torch.as_tensor(np.concatenate([*shows, *does])).float()
     label = torch.cat([torch.zeros(sum(map(len, shows))), torch.ones(sum(map(len, does)))])
     x = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)

@@ -61,10 +61,10 @@ class SidedDemonstrations(DemonstrationSource):
         sets: dict[str, list[Episode]] = {name: [] for name in SETS}
         for i, way in enumerate((1, -1) if seed % 2 == 0 else (-1, 1)):
             counts = (half, (most, self.episodes - most)[i], half)
-            shown = successful_rollouts(Expert(side=way), "fork", sum(counts), seed, split=i)
+            demonstrations = successful_rollouts(Expert(side=way), "fork", sum(counts), seed, split=i)
             begin = 0
             for name, count in zip(SETS, counts, strict=True):
-                sets[name] += shown[begin : begin + count]
+                sets[name] += demonstrations[begin : begin + count]
                 begin += count
         owner = [name for name in SETS for _ in sets[name]]
         return with_keep_columns(
@@ -85,8 +85,8 @@ def success_and_entropy(
     """
     env: Any = make(experiment.env, rows=min(ROWS, episodes))
     actor = PolicyActor(FixedBatch(train_curated(method, data, seed), ROWS), method.method.executor)
-    ran = rollout_repeated_starts(actor, env, max(1, episodes // N_REPEATS), N_REPEATS, seed=starts)
-    return measure_modes(ran, side, N_SIDES)
+    rollouts = rollout_repeated_starts(actor, env, max(1, episodes // N_REPEATS), N_REPEATS, seed=starts)
+    return measure_modes(rollouts, side, N_SIDES)
 
 
 def side(episode) -> str:

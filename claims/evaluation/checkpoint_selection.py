@@ -70,34 +70,34 @@ def best_checkpoint(experiment, method: SelectedCheckpoint, data: Dataset, seed:
                     starts: int) -> dict[str, list[float]]:
     """success, of the checkpoint that was chosen. step: its number, from 0 to 1."""
     key = experiment.source, method.method, seed, episodes, starts
-    ran = _runs.get(key, lambda: _train_and_score(experiment, method.method, data, seed, episodes, starts))
-    chosen = int(np.argmin(ran["loss"])) if method.criterion == "loss" else int(np.argmax(ran["rollouts"]))
-    return {"success": ran["success"][chosen], "step": [(chosen + 1) / CHECKPOINTS]}
+    scores = _runs.get(key, lambda: _train_and_score(experiment, method.method, data, seed, episodes, starts))
+    chosen = int(np.argmin(scores["loss"])) if method.criterion == "loss" else int(np.argmax(scores["rollouts"]))
+    return {"success": scores["success"][chosen], "step": [(chosen + 1) / CHECKPOINTS]}
 
 
 _runs = Memo()  # what choosers look at is one training
 
 
 def _train_and_score(experiment, method, data, seed, episodes, starts):
-    held, shown = data.select(range(HELD_OUT)), data.select(range(HELD_OUT, len(data)))
+    validation_episodes, training_episodes = data.select(range(HELD_OUT)), data.select(range(HELD_OUT, len(data)))
     env = make(experiment.env, rows=ROWS)
-    seen: dict[str, list] = {"loss": [], "rollouts": [], "success": []}
+    scores: dict[str, list] = {"loss": [], "rollouts": [], "success": []}
 
     def look(step, learner, _):
         if step % (method.learner.steps // CHECKPOINTS):
             return
-        now, batches = learner.trained_policy, learner.policy.windows(held).scan(512)
+        now, batches = learner.trained_policy, learner.policy.windows(validation_episodes).scan(512)
         with torch.no_grad():
             loss = [now.loss(b, torch.Generator().manual_seed(int(keys(seed, [i])[0]))) for i, b in enumerate(batches)]
-        seen["loss"].append(float(torch.cat(loss).mean()))
+        scores["loss"].append(float(torch.cat(loss).mean()))
         actor = PolicyActor(FixedBatch(now, ROWS), method.executor)
-        seen["rollouts"].append(
+        scores["rollouts"].append(
             np.mean([e.metadata["success"] for e in rollout(actor, env, 50, validation_seed(seed))])
         )
-        seen["success"].append([float(e.metadata["success"]) for e in rollout(actor, env, episodes, starts)])
+        scores["success"].append([float(e.metadata["success"]) for e in rollout(actor, env, episodes, starts)])
 
-    fit_method(method, shown, seed, callbacks=(look,))
-    return seen
+    fit_method(method, training_episodes, seed, callbacks=(look,))
+    return scores
 
 
 def many_demonstrations(experiment: Experiment) -> Experiment:

@@ -97,16 +97,16 @@ class AgentDemonstrations(DemonstrationSource):
         if not folder or not file.exists():
             raise MissingRequirement("The weights of the trained agent are not on this machine.", where=file,
                                      hint="set UNDERSTUDY_DATA to the folder that holds them")
-        if (found := hashlib.sha256(file.read_bytes()).hexdigest()[:16]) != self.digest:
-            raise UserError(f"The file differs from the one that the claim was made for: SHA-256 {found}, not "
+        if (digest := hashlib.sha256(file.read_bytes()).hexdigest()[:16]) != self.digest:
+            raise UserError(f"The file differs from the one that the claim was made for: SHA-256 {digest}, not "
                             f"{self.digest}.", where=file, hint="download the file from its source again")
         with np.load(file, allow_pickle=False) as arrays:
             agent = AgentActor({name: arrays[name] for name in arrays if arrays[name].dtype.kind == "f"})
-        made = make(self.env, rows=self.episodes)
+        env = make(self.env, rows=self.episodes)
         try:
-            return rollout(agent, made, self.episodes, recording_seed(seed))
+            return rollout(agent, env, self.episodes, recording_seed(seed))
         finally:
-            made.close()
+            env.close()
 
     def for_probe(self):
         return smaller(self, episodes=2)
@@ -152,7 +152,7 @@ def checkpoint_swings(experiment, watched: WatchedMethod, data: Dataset, seed: i
     key = json.dumps(config.dump([watched.method, watched.n_checkpoints, watched.interval, experiment.source,
                                   experiment.env_options, seed, episodes, starts]))
     both = _watched.get(key, lambda: _watch(experiment, watched, data, seed, episodes, starts))
-    returns, losses = (found[int(watched.averaged)] for found in both)
+    returns, losses = (curves[int(watched.averaged)] for curves in both)
     limit = dict(experiment.env_options)["max_episode_steps"]
     table = returns / np.mean([e.steps["next.reward"][:limit].sum() for e in data])
     change = np.diff(table, axis=0)
@@ -219,18 +219,18 @@ class _Plan(nn.Module):
 def _returns(experiment, policies: Sequence[Policy], episodes: int, starts: int) -> np.ndarray:
     """(policies, episodes), each policy on the same starts. `rollout` would give each row a start of its own."""
     rows, stacked = len(policies) * episodes, Stacked(policies)
-    made = make(experiment.env, rows=rows, **dict(experiment.env_options))
+    env = make(experiment.env, rows=rows, **dict(experiment.env_options))
     try:
-        seen = made.reset(torch.arange(rows), keys(starts, range(episodes)).repeat(len(policies)))
+        columns = env.reset(torch.arange(rows), keys(starts, range(episodes)).repeat(len(policies)))
         total, live = torch.zeros(rows), torch.ones(rows, dtype=torch.bool)
         while live.any():
-            obs = seen["observation.state"].float().unflatten(0, (len(policies), episodes))
-            step = made.step(stacked.act(obs).flatten(0, 1))
+            obs = columns["observation.state"].float().unflatten(0, (len(policies), episodes))
+            step = env.step(stacked.act(obs).flatten(0, 1))
             total += live * step.reward
             live &= ~(step.terminated | step.truncated)
-            seen = step.obs
+            columns = step.obs
     finally:
-        made.close()
+        env.close()
     return total.reshape(len(policies), episodes).double().numpy()
 
 

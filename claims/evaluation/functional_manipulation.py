@@ -90,8 +90,8 @@ class Assembly(Toy):
                 "observation.skill": np.eye(4, dtype=np.float32)[now.astype(int)]}
 
     def state_from_columns(self, steps):
-        hand, held, handle, turn, size, fixture, hole = np.split(steps["observation.state"], [2, 3, 5, 7, 8, 10], 1)
-        return {"hand": hand, "held": held[:, 0] > 0.5, "handle": handle, "turn": turn,
+        hand, grip, handle, turn, size, fixture, hole = np.split(steps["observation.state"], [2, 3, 5, 7, 8, 10], 1)
+        return {"hand": hand, "held": grip[:, 0] > 0.5, "handle": handle, "turn": turn,
                 "size": size[:, 0], "fixture": fixture, "hole": hole}
 
     def advance(self, action):
@@ -138,15 +138,15 @@ class Expert(Actor):
         return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
-        seen = obs["observation.state"]
-        hand, _, handle, turn, size, fixture, hole = seen.split([2, 1, 2, 2, 1, 2, 2], 1)
+        observed = obs["observation.state"]
+        hand, _, handle, turn, size, fixture, hole = observed.split([2, 1, 2, 2, 1, 2, 2], 1)
         which = obs["observation.skill"].argmax(1)
         goals = torch.stack([handle, fixture, handle, hole + size * turn], 1)
         aim = (goals[torch.arange(len(hand)), which] - hand) / SPEED
-        near = aim.norm(dim=1) < 0.3
+        arrived = aim.norm(dim=1) < 0.3
         push = aim / aim.norm(dim=1, keepdim=True).clamp(min=1)
-        push = push + self.noise * normal(state["key"], state["count"], (2,), stream=2) * (~near).unsqueeze(1)
-        close = torch.where(near, torch.tensor([1.0, -1, 1, 1])[which], torch.tensor([-1.0, 1, -1, 1])[which])
+        push = push + self.noise * normal(state["key"], state["count"], (2,), stream=2) * (~arrived).unsqueeze(1)
+        close = torch.where(arrived, torch.tensor([1.0, -1, 1, 1])[which], torch.tensor([-1.0, 1, -1, 1])[which])
         return torch.cat([push, close.unsqueeze(1)], 1), {**state, "count": state["count"] + 1}
 
 
@@ -170,8 +170,8 @@ class SkillConditionedActor(Actor):
         return {"high": high, "low": self.low.start(self._choose_skill(obs, high)[1], key)}
 
     def act(self, obs, state):
-        chosen, seen, high = self._choose_skill(obs, state["high"])
-        action, low = self.low.act(seen, state["low"])
+        chosen, low_obs, high = self._choose_skill(obs, state["high"])
+        action, low = self.low.act(low_obs, state["low"])
         return action, {"high": high, "low": low, "record": {"chosen": chosen}}
 
 
@@ -187,8 +187,8 @@ class AssemblyDemonstrations(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        ran = rollout(Expert(), Assembly(min(ROWS, self.episodes)), 2 * self.episodes, recording_seed(seed))
-        return Dataset([e for e in ran if e.metadata["success"]][: self.episodes], ran.metadata)
+        rollouts = rollout(Expert(), Assembly(min(ROWS, self.episodes)), 2 * self.episodes, recording_seed(seed))
+        return Dataset([e for e in rollouts if e.metadata["success"]][: self.episodes], rollouts.metadata)
 
 
 @dataclass(frozen=True)
@@ -233,8 +233,8 @@ def stage_success(
     data = Dataset([with_skill_target(e) for e in data])
 
     def trained_actor(*inputs, target="action"):
-        made = method.method(*inputs, target=target)
-        return PolicyActor(FixedBatch(train_policy(made, data, seed), ROWS), made.executor)
+        skill_method = method.method(*inputs, target=target)
+        return PolicyActor(FixedBatch(train_policy(skill_method, data, seed), ROWS), skill_method.executor)
     if method.kind == "flat":
         actor = trained_actor("observation.state")
     else:
@@ -243,13 +243,13 @@ def stage_success(
     out = {}
     for name, sizes in (("", SEEN_SIZES), ("unseen ", UNSEEN_SIZES)):
         count = episodes // 2 if name else episodes
-        ran = rollout(actor, Assembly(min(ROWS, count), sizes=sizes), count, seed=starts)
-        out[f"{name}success"] = [float(e.metadata["success"]) for e in ran]
+        rollouts = rollout(actor, Assembly(min(ROWS, count), sizes=sizes), count, seed=starts)
+        out[f"{name}success"] = [float(e.metadata["success"]) for e in rollouts]
         if not name:
-            stage = [int(e.steps["observation.skill"].argmax(1).max()) for e in ran]
+            stage = [int(e.steps["observation.skill"].argmax(1).max()) for e in rollouts]
             out |= {f"{passed} passed": [float(s > n) for s in stage] for n, passed in enumerate(SKILLS[:-1])}
             if method.kind == "chosen":
-                out["skills right"] = [_fraction_right(e) for e in ran]
+                out["skills right"] = [_fraction_right(e) for e in rollouts]
     return out
 
 

@@ -62,8 +62,8 @@ class MazeDemonstrations(DemonstrationSource):
         episodes = []
         for name, mazes, count in self.arms:
             env = make("maze", min(ROWS, count), cells=MAZE_CELLS, **own_mazes(mazes, seed))
-            ran = rollout(expert_of(env), env, count, recording_seed(seed)).filter(lambda e: e.metadata["success"])
-            episodes += [replace(e, metadata={**e.metadata, "of": name}) for e in ran]
+            rollouts = rollout(expert_of(env), env, count, recording_seed(seed)).filter(lambda e: e.metadata["success"])
+            episodes += [replace(e, metadata={**e.metadata, "of": name}) for e in rollouts]
         return Dataset(episodes)
 
     def for_probe(self):
@@ -104,16 +104,16 @@ def maze_success(
 
 
 def _maze_success(experiment, method, data, seed, episodes, starts):
-    mine, inner = data.filter(lambda e: e.metadata["of"] == method.arm), method.method
-    policy = fit_method(inner, mine, seed).policy
+    own_episodes, inner = data.filter(lambda e: e.metadata["of"] == method.arm), method.method
+    policy = fit_method(inner, own_episodes, seed).policy
     actor = PolicyActor(FixedBatch(policy, ROWS), inner.executor)
     mazes = next(n for name, n, _ in experiment.source.arms if name == method.arm)
     known_mazes = {maze_key(e) for e in data}  # by any arm: all are judged in the same mazes
     rates = []
     for levels, tries in ((NEW_MAZE_OPTIONS, N_ATTEMPTS * episodes), (own_mazes(mazes, seed), episodes)):
         env = make(experiment.env, ROWS, cells=MAZE_CELLS, limit=40, **levels)
-        ran = rollout(actor, env, tries, starts)
-        kept = [e for e in ran if levels is not NEW_MAZE_OPTIONS or maze_key(e) not in known_mazes][:episodes]
+        rollouts = rollout(actor, env, tries, starts)
+        kept = [e for e in rollouts if levels is not NEW_MAZE_OPTIONS or maze_key(e) not in known_mazes][:episodes]
         if len(kept) < episodes:
             raise RuntimeError(f"hardly any maze is new: {len(kept)} of {tries}")
         rates.append([float(e.metadata["success"]) for e in kept])

@@ -91,21 +91,21 @@ def success_and_agreement(experiment, method: FineTunedMethod, data: Dataset, se
     return {
         "alike": [explained_variance(policy, sets["held"])],
         **{
-            f"success {where}": [
+            f"success {region}": [
                 float(e.metadata["success"]) for e in rollout_policy(policy, BASE_METHOD, tasks, episodes, starts)
             ]
-            for where, tasks in (("inside", SEEN_DIRECTIONS), ("outside", UNSEEN_DIRECTIONS))
+            for region, tasks in (("inside", SEEN_DIRECTIONS), ("outside", UNSEEN_DIRECTIONS))
         },
     }
 
 
 @torch.no_grad()
 def explained_variance(policy: Policy, data: Dataset) -> float:
-    seen = torch.as_tensor(np.concatenate([e.steps["observation.state"][: len(e)] for e in data]))
+    states = torch.as_tensor(np.concatenate([e.steps["observation.state"][: len(e)] for e in data]))
     did = np.concatenate([e.steps["action"] for e in data])
-    none = torch.zeros(len(seen), dtype=torch.int64)
-    said = policy.plan({"observation.state": seen.unsqueeze(1)}, policy.noise(none, none))[:, 0].numpy()
-    return float(1 - np.square(said - did).mean() / did.var(0).mean())
+    none = torch.zeros(len(states), dtype=torch.int64)
+    predictions = policy.plan({"observation.state": states.unsqueeze(1)}, policy.noise(none, none))[:, 0].numpy()
+    return float(1 - np.square(predictions - did).mean() / did.var(0).mean())
 
 
 def all_directions(experiment: Experiment) -> Experiment:

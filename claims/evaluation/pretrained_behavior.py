@@ -84,8 +84,8 @@ def new_task_success(
     )
     new = data.filter(lambda e: e.metadata["set"] == "new")[: method.episodes]
     policy = train_policy(method.training, new, seed, policy)
-    ran = rollout_policy(policy, method.training, NEW_DIRECTION, episodes, starts)
-    return {"success": [float(e.metadata["success"]) for e in ran]}
+    rollouts = rollout_policy(policy, method.training, NEW_DIRECTION, episodes, starts)
+    return {"success": [float(e.metadata["success"]) for e in rollouts]}
 
 
 def _pretrain(method: TransferMethod, others: Dataset, seed: int) -> Policy:

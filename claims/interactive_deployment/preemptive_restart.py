@@ -97,8 +97,8 @@ def run_attempts(method: RestartMethod, data: Dataset, seed: int):
     def make_attempts():
         actor = PolicyActor(FixedBatch(fit_method(method.policy, data, seed).policy, ROWS), method.policy.executor)
         count = method.n_learning_episodes + method.n_calibration_episodes
-        ran = rollout(actor, make("push", rows=min(ROWS, count)), count, recording_seed(seed), first=500_000)
-        return actor, ran.map(label_attempt)
+        attempts = rollout(actor, make("push", rows=min(ROWS, count)), count, recording_seed(seed), first=500_000)
+        return actor, attempts.map(label_attempt)
     return _attempts.get(key, make_attempts)
 
 
@@ -106,15 +106,14 @@ def makespan(experiment, method: RestartMethod, data: Dataset, seed: int, episod
              ) -> dict[str, list[float]]:
     """makespan: steps and pauses until success, one for each start. forecast: what was expected of it; off: by what
     fraction of it the mean is more. attempts: how many each took."""
-    actor, ran = run_attempts(method, data, seed)
-    known, calibrate = ran[: method.n_learning_episodes], ran[method.n_learning_episodes:]
+    actor, attempts = run_attempts(method, data, seed)
+    learning_attempts, calibrate = attempts[: method.n_learning_episodes], attempts[method.n_learning_episodes:]
     if method.shuffle_outcomes:
-        lot = np.random.default_rng(seed).permutation([e.steps["fails"][0, 0] for e in known])
-        known = Dataset(
-            [e.replace({"fails": np.full_like(e.steps["fails"], f)}) for e, f in zip(known, lot, strict=True)]
-        )
+        lot = np.random.default_rng(seed).permutation([e.steps["fails"][0, 0] for e in learning_attempts])
+        learning_attempts = Dataset([e.replace({"fails": np.full_like(e.steps["fails"], fails)})
+                                     for e, fails in zip(learning_attempts, lot, strict=True)])
     judge = (
-        FailureProbability(FixedBatch(fit_method(method.predictor, known, seed).policy, ROWS))
+        FailureProbability(FixedBatch(fit_method(method.predictor, learning_attempts, seed).policy, ROWS))
         if method.kind == "preempted"
         else elapsed_steps
     )
@@ -122,10 +121,10 @@ def makespan(experiment, method: RestartMethod, data: Dataset, seed: int, episod
     if method.kind == "to the end":
         above, expected = math.inf, forecast(calibrate, judge, math.inf).makespan(RESTART_COST)
     env = Attempts(make("push", rows=min(ROWS, episodes)), actor, RESTART_COST)
-    ran = rollout(RestartingActor(judge, above), env, episodes, seed=starts)
-    spans = [-float(e.steps["next.reward"].sum()) for e in ran]
+    rollouts = rollout(RestartingActor(judge, above), env, episodes, seed=starts)
+    spans = [-float(e.steps["next.reward"].sum()) for e in rollouts]
     return {"makespan": spans, "forecast": [expected], "off": [float(np.mean(spans) / expected - 1)],
-            "attempts": [float(e.metadata["attempts"]) for e in ran], "gives up": [float(above < math.inf)]}
+            "attempts": [float(e.metadata["attempts"]) for e in rollouts], "gives up": [float(above < math.inf)]}
 
 
 def shuffled_outcomes(experiment: Experiment) -> Experiment:

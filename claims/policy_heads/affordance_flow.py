@@ -51,13 +51,14 @@ class MarkedEpisodes(DemonstrationSource):
     @cached_load
     def load(self, seed):
         env: Toy = TwoEnds(ROWS)
-        ran = rollout(EndsExpert(0, NOISE), env, self.episodes, recording_seed(seed))
-        shown = list(ran.filter(lambda e: e.metadata["success"]))
+        rollouts = rollout(EndsExpert(0, NOISE), env, self.episodes, recording_seed(seed))
+        demonstrations = list(rollouts.filter(lambda e: e.metadata["success"]))
         if not self.shuffled:
-            return Dataset(shown)
-        order = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed)).tolist()
-        marks = [shown[other].steps[GOAL][:1] for other in order]
-        return Dataset([e.replace({GOAL: mark.repeat(len(e) + 1, 0)}) for e, mark in zip(shown, marks, strict=True)])
+            return Dataset(demonstrations)
+        order = torch.randperm(len(demonstrations), generator=torch.Generator().manual_seed(seed)).tolist()
+        marks = [demonstrations[other].steps[GOAL][:1] for other in order]
+        return Dataset([e.replace({GOAL: mark.repeat(len(e) + 1, 0)})
+                        for e, mark in zip(demonstrations, marks, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def success(
     """Trains a method and rolls it out. "success" of each episode."""
     policy = train_sampled(experiment, option, data, seed)
     actor = PolicyActor(FixedBatch(policy, ROWS), option.method.executor)
-    ran = rollout(actor, TwoEnds(ROWS), episodes, seed=starts)
-    return {"success": [float(e.metadata["success"]) for e in ran]}
+    rollouts = rollout(actor, TwoEnds(ROWS), episodes, seed=starts)
+    return {"success": [float(e.metadata["success"]) for e in rollouts]}
 
 
 def make_arm(name: str, trained: Head, acting: Head | None = None, inputs: tuple[str, ...] = ()) -> Arm:

@@ -109,9 +109,9 @@ class PlayEpisodes(DemonstrationSource):
     @cached_load
     def load(self, seed):
         env = TwoEnds(ROWS)
-        ran = rollout(env.expert(), env, self.episodes, recording_seed(seed))
-        shown = ran.filter(lambda e: e.metadata["success"] and fork_mode(e) in self.sides)
-        return Dataset([replace(e, steps={k: v for k, v in e.steps.items() if k != GOAL}) for e in shown])
+        rollouts = rollout(env.expert(), env, self.episodes, recording_seed(seed))
+        demonstrations = rollouts.filter(lambda e: e.metadata["success"] and fork_mode(e) in self.sides)
+        return Dataset([replace(e, steps={k: v for k, v in e.steps.items() if k != GOAL}) for e in demonstrations])
 
 
 def success_and_sides(

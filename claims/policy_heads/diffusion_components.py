@@ -96,13 +96,13 @@ class Carry(Toy):
 
     def observe(self):
         s = self.state
-        seen = np.concatenate([s["hand"], s["closed"][:, None], s["block"], BINS[s["bin"]]], 1)
+        visible = np.concatenate([s["hand"], s["closed"][:, None], s["block"], BINS[s["bin"]]], 1)
         hidden = np.stack([s["closing"], s["bin"], s["next"], s["depth"]], 1)
-        return {"observation.state": seen.astype(np.float32), "simulator.state": hidden.astype(np.float32)}
+        return {"observation.state": visible.astype(np.float32), "simulator.state": hidden.astype(np.float32)}
 
     def state_from_columns(self, steps):
-        seen, hidden = steps["observation.state"], steps["simulator.state"]
-        return {"hand": seen[:, :2], "closed": seen[:, 2] > 0.5, "block": seen[:, 3:5],
+        visible, hidden = steps["observation.state"], steps["simulator.state"]
+        return {"hand": visible[:, :2], "closed": visible[:, 2] > 0.5, "block": visible[:, 3:5],
                 **{k: np.rint(hidden[:, i]).astype(np.int64) for i, k in enumerate(("closing", "bin", "next"))},
                 "depth": hidden[:, 3]}
 
@@ -111,16 +111,16 @@ class Carry(Toy):
         way = ((action[:, :2] + 1) / 2 - s["hand"]) / SPEED if self.absolute else action[:, :2]
         s["hand"] = np.clip(s["hand"] + np.float32(SPEED) * np.clip(way, -1, 1), 0, 1)
         s["closed"] = action[:, 2] > 0
-        held, touched = s["closing"] >= self.grip, s["closing"] > 0
-        near = held | (distance(s["hand"], s["block"]) < np.where(touched, SLIP, REACH))
-        dropped = held & ~s["closed"]
-        s["closing"] = np.where(s["closed"] & near, s["closing"] + 1, 0)
-        carried = held | (s["closing"] == 1)  # fingers that close bring the block to their middle
+        grasped, touched = s["closing"] >= self.grip, s["closing"] > 0
+        in_reach = grasped | (distance(s["hand"], s["block"]) < np.where(touched, SLIP, REACH))
+        dropped = grasped & ~s["closed"]
+        s["closing"] = np.where(s["closed"] & in_reach, s["closing"] + 1, 0)
+        carried = grasped | (s["closing"] == 1)  # fingers that close bring the block to their middle
         s["block"] = np.where(carried[:, None], s["hand"], s["block"])
-        now = held & (s["block"][:, 1] > s["depth"])
+        now = grasped & (s["block"][:, 1] > s["depth"])
         s["bin"], s["depth"] = np.where(now, s["next"], s["bin"]), np.where(now, np.float32(NEVER), s["depth"])
         success = dropped & (np.abs(s["block"] - BINS[s["bin"]]) < BIN).all(1)
-        failure = dropped & ~success | touched & ~near
+        failure = dropped & ~success | touched & ~in_reach
         return success.astype(np.float32) - failure, success, failure
 
     def expert(self):

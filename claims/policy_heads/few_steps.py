@@ -57,11 +57,11 @@ class UnpairedReflow(Reflow):
 
 class UnpairedReflowLearner(ReflowLearner):
     def distillation_loss(self, batch, rng):
-        context, given = self.encode_obs(batch, rng)
+        context, source_context = self.encode_obs(batch, rng)
         made_of, paired = (torch.randn(len(batch), *self.policy.noise_shape, generator=rng, device=self.device)
                            for _ in range(2))
         with torch.no_grad():
-            action = self.source.sample(self.teacher.net, given, made_of)
+            action = self.source.sample(self.teacher.net, source_context, made_of)
         return self.head.pair_loss(self.policy.net, context, action, paired, rng)
 
 
@@ -74,8 +74,8 @@ def success_and_bend(
         "success" and "entropy" as in `few_steps.measure_sides`, and one "log bend" of the trajectories.
     """
     trained = train_policy(experiment, option.method, data, seed)
-    ran = rollout_starts(trained.with_head(option.head), option.method.executor, experiment.env, episodes, starts)
-    return {**measure_sides(ran), "log bend": [log_bend(trained, data, seed)]}
+    rollouts = rollout_starts(trained.with_head(option.head), option.method.executor, experiment.env, episodes, starts)
+    return {**measure_sides(rollouts), "log bend": [log_bend(trained, data, seed)]}
 
 
 @torch.no_grad()
@@ -198,20 +198,21 @@ def success_and_evaluations(
     policy = train_sampled(experiment, like, data, seed)
     executor = like.method.executor
     assert isinstance(executor, RecedingHorizon)
-    ran = rollout_starts(policy, executor, experiment.env, episodes, starts)
-    count, later = mean_evaluations(policy, ran, executor.n_action_steps, seed)
+    rollouts = rollout_starts(policy, executor, experiment.env, episodes, starts)
+    count, later = mean_evaluations(policy, rollouts, executor.n_action_steps, seed)
     if isinstance(option, EqualSteps):
         count = later = math.ceil(count)
-        ran = rollout_starts(policy.with_head(equal_steps(count)), executor, experiment.env, episodes, starts)
-    return {**measure_sides(ran), "log evaluations": [math.log(count)], "log evaluations, later": [math.log(later)]}
+        rollouts = rollout_starts(policy.with_head(equal_steps(count)), executor, experiment.env, episodes, starts)
+    return {**measure_sides(rollouts), "log evaluations": [math.log(count)],
+            "log evaluations, later": [math.log(later)]}
 
 
 @torch.no_grad()
 def mean_evaluations(policy: Policy, ran: Dataset, n_action_steps: int, seed: int) -> tuple[float, float]:
     """Mean number of network evaluations of the plans of rollouts, and of all but the first plan of each."""
-    seen = [e.steps["observation.state"][: len(e) : n_action_steps] for e in ran]
-    is_later = torch.cat([torch.arange(len(s)) for s in seen]) > 0
-    obs = {"observation.state": torch.from_numpy(np.concatenate(seen)).unsqueeze(1)}
+    states = [e.steps["observation.state"][: len(e) : n_action_steps] for e in ran]
+    is_later = torch.cat([torch.arange(len(s)) for s in states]) > 0
+    obs = {"observation.state": torch.from_numpy(np.concatenate(states)).unsqueeze(1)}
     noise = torch.randn(len(is_later), *policy.noise_shape, generator=torch.Generator().manual_seed(seed))
     head = policy.config.head
     assert isinstance(head, AdaFlow)

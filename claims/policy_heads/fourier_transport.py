@@ -232,10 +232,10 @@ def placement(experiment, method: Method, data: Dataset, seed: int, episodes: in
     policy = fit_method(method, data, seed).policy
     rows = min(ROWS, episodes)
     env = SlotTable(rows, data.features()[IMAGE].shape[0])
-    ran = rollout(PolicyActor(FixedBatch(policy, rows), method.executor), env, episodes, seed=starts)
-    right = expert_action(np.concatenate([e.steps[POSES][:1] for e in ran]))
-    turn = np.concatenate([e.steps["action"][:, 4] for e in ran]) - right[:, 4]
-    return {"success": [float(e.metadata["success"]) for e in ran], "turn": np.abs(wrap(turn)).tolist()}
+    rollouts = rollout(PolicyActor(FixedBatch(policy, rows), method.executor), env, episodes, seed=starts)
+    right = expert_action(np.concatenate([e.steps[POSES][:1] for e in rollouts]))
+    turn = np.concatenate([e.steps["action"][:, 4] for e in rollouts]) - right[:, 4]
+    return {"success": [float(e.metadata["success"]) for e in rollouts], "turn": np.abs(wrap(turn)).tolist()}
 
 
 def make_arm(name: str, head: Transport) -> Arm:

@@ -80,8 +80,8 @@ def plan_error(policy: Policy, found: Policy, data: Dataset) -> float:
     batch = policy.windows(data).batch(N_COMPARED, 0)
     noise = torch.randn(N_COMPARED, *policy.noise_shape, generator=torch.Generator().manual_seed(0))
     coded = policy.config.head.sample(lambda x, t, context: policy.net(x, t, context), policy.context(batch.obs), noise)
-    wanted = policy.codec.decode(coded, batch.obs)
-    return float((found.plan(batch.obs, noise) - wanted).abs().max() / wanted.abs().max())
+    reference = policy.codec.decode(coded, batch.obs)
+    return float((found.plan(batch.obs, noise) - reference).abs().max() / reference.abs().max())
 
 
 @torch.no_grad()
@@ -103,15 +103,15 @@ def success_and_operations(
         error", that of `plan_error`, which is at least 1e-9.
     """
     policy = train_policy(experiment, method, data, seed).eval()
-    found = fuse_experts(policy) if isinstance(policy.net, FusesTimes) else policy
+    fused = fuse_experts(policy) if isinstance(policy.net, FusesTimes) else policy
     env: Any = make(experiment.env, rows=ROWS, **dict(experiment.env_options))
     try:
-        ran = rollout(PolicyActor(FixedBatch(found, ROWS), method.executor), env, episodes, seed=starts)
+        rollouts = rollout(PolicyActor(FixedBatch(fused, ROWS), method.executor), env, episodes, seed=starts)
     finally:
         env.close()
-    return {"success": [float(e.metadata["success"]) for e in ran],
-            "log operations": [log(count_operations(found, data))],
-            "log error": [log(max(1e-9, plan_error(policy, found, data)))]}
+    return {"success": [float(e.metadata["success"]) for e in rollouts],
+            "log operations": [log(count_operations(fused, data))],
+            "log error": [log(max(1e-9, plan_error(policy, fused, data)))]}
 
 
 def make_arm(name: str, trunk: Transformer) -> Arm:

@@ -88,8 +88,8 @@ class LeRobotDemonstrations(DemonstrationSource):
     @cached_load
     def load(self, seed):
         env = make("tabletop", 16, (), **dict(ENV_OPTIONS))
-        ran = rollout(HesitantActor(expert_of(env), self.pause), env, self.episodes, recording_seed(seed))
-        data, is_exact = read_written(ran.filter(lambda e: e.metadata["success"]))
+        rollouts = rollout(HesitantActor(expert_of(env), self.pause), env, self.episodes, recording_seed(seed))
+        data, is_exact = read_written(rollouts.filter(lambda e: e.metadata["success"]))
         return Dataset([delay_actions(e, self.shift) for e in data], {**data.metadata, "is_exact": is_exact})
 
 

@@ -60,8 +60,8 @@ def success_and_specialization(
     """
     policy = train_policy(experiment, method, data, seed)
     actor = PolicyActor(FixedBatch(policy, ROWS), method.executor)
-    ran = rollout(actor, make(experiment.env, rows=ROWS), episodes, seed=starts)
-    return {"success": [float(e.metadata["success"]) for e in ran],
+    rollouts = rollout(actor, make(experiment.env, rows=ROWS), episodes, seed=starts)
+    return {"success": [float(e.metadata["success"]) for e in rollouts],
             "specialization": [specialization(policy, method, data, seed)]}
 
 
@@ -74,8 +74,8 @@ def specialization(policy: Policy, method: Method, data: Dataset, seed: int) -> 
     batch = policy.eval().windows(data).batch(N_WINDOWS, 0, seed)
     weights = method.learner.sample_weights.build(policy, data)(batch, policy)
     weights = weights * (batch.obs["observation.state"][:, -1, 0] < UNDECIDED)
-    left = batch.action[:, :3, 1].mean(1) > 0
-    return abs(2 * float((weights * left).sum() / weights.sum()) - 1)
+    goes_left = batch.action[:, :3, 1].mean(1) > 0
+    return abs(2 * float((weights * goes_left).sum() / weights.sum()) - 1)
 
 
 def make_arm(name: str, weights: SampleWeights) -> Arm:

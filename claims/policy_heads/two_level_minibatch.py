@@ -189,8 +189,8 @@ def success_and_work(
     target = list(train(reference, data, seed, UPDATES)[1].values())[-1]
     reached = first_crossing(curve, target)
     actor = PolicyActor(FixedBatch(result.policy, ROWS), option.executor)
-    ran = rollout(actor, ForkImages(ROWS), episodes, seed=starts)
-    return {"success": [float(e.metadata["success"]) for e in ran],
+    rollouts = rollout(actor, ForkImages(ROWS), episodes, seed=starts)
+    return {"success": [float(e.metadata["success"]) for e in rollouts],
             "log work": [min(0.0, math.log(reached * work / UPDATES))]}
 
 

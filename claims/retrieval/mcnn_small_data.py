@@ -64,13 +64,13 @@ def success_and_memory_weight(
         the first 500 steps, 0 for other heads.
     """
     policy = fit_method(method, data, seed).policy
-    ran, head, weight = one_goal_rollouts(policy, method.executor, episodes, starts), policy.config.head, 0.0
+    rollouts, head, weight = one_goal_rollouts(policy, method.executor, episodes, starts), policy.config.head, 0.0
     if isinstance(head, MCNN):
-        windows = policy.windows(ran)
+        windows = policy.windows(rollouts)
         batch = windows.gather(np.arange(min(500, len(windows))))
         with torch.no_grad():
             weight = float(head.memory_weight(policy.net, policy.context(batch.obs))[1].mean())
-    return {"success": [float(e.metadata["success"]) for e in ran], "memory weight": [weight]}
+    return {"success": [float(e.metadata["success"]) for e in rollouts], "memory weight": [weight]}
 
 
 def make_arm(name: str, head: Head) -> Arm:

@@ -64,10 +64,10 @@ class WristView(ObservationTransform):
         return {**features, VIEW: Feature("float32", (12,)), OUTLINE: Feature("float32", (8,))}
 
     def transform_obs(self, obs):
-        seen = PlanarFrame(PEG, (HOLE,)).transform_obs(obs, {})[0][HOLE]
-        angle, outline = seen[:, 2:3], (seen[:, 3:] - 0.08) / 0.014
+        hole = PlanarFrame(PEG, (HOLE,)).transform_obs(obs, {})[0][HOLE]
+        angle, outline = hole[:, 2:3], (hole[:, 3:] - 0.08) / 0.014
         turn = math.sqrt(2) * torch.cat([angle.cos(), angle.sin()], 1)
-        return {**obs, VIEW: torch.cat([seen[:, :2] / 0.3, turn, outline], 1), OUTLINE: outline}
+        return {**obs, VIEW: torch.cat([hole[:, :2] / 0.3, turn, outline], 1), OUTLINE: outline}
 
 
 def with_camera(env: Env) -> Env:
@@ -108,9 +108,9 @@ class DemonstrationsAndPlay(DemonstrationSource):
         task, few, many = [], [], []
         for outline in range(OUTLINES):
             env = PegInsertion(14, tolerance=TOLERANCE, outlines=(outline,))
-            ran = rollout(env.expert(), with_camera(env), 14, recording_seed(seed), first=10_000 * outline)
-            shown = list(ran.filter(lambda e: e.metadata["success"]))
-            task, few, many = task + shown[:1], few + shown[1:3], many + shown[3:10]
+            rollouts = rollout(env.expert(), with_camera(env), 14, recording_seed(seed), first=10_000 * outline)
+            demonstrations = list(rollouts.filter(lambda e: e.metadata["success"]))
+            task, few, many = task + demonstrations[:1], few + demonstrations[1:3], many + demonstrations[3:10]
         starts = Crop(-LAST_STEPS, 1 - LAST_STEPS).apply(Dataset(task))
         env = DemoStateReset(PegInsertion(self.play, PLAY_STEPS, TOLERANCE), starts)
         play = rollout(Wander(), with_camera(env), self.play, recording_seed(seed), first=100_000)
@@ -143,8 +143,8 @@ def success(experiment, method: Method, data: Dataset, seed: int, episodes: int,
         "success", 0 or 1 per start.
     """
     trained = train_once(experiment, method, data, seed)
-    known = {FromStage(s.name): train_once(experiment, s.method, data, seed).policy for s in method.stages}
-    actor = build_actor(resolve_references(method, known), {"policy": trained.policy}, ROWS)
+    stage_policies = {FromStage(s.name): train_once(experiment, s.method, data, seed).policy for s in method.stages}
+    actor = build_actor(resolve_references(method, stage_policies), {"policy": trained.policy}, ROWS)
     env = with_camera(PegInsertion(ROWS, **dict(experiment.env_options)))
     return {"success": [float(e.metadata["success"]) for e in rollout(actor, env, episodes, seed=starts)]}
 

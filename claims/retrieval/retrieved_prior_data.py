@@ -98,8 +98,8 @@ def success_and_precision(
         that are of episodes that do the task. It is 0 where an arm has none.
     """
     policy = train_curated(method, data, seed)
-    ran = one_goal_rollouts(policy, method.method.executor, episodes, starts, first_room=True)
-    return {"success": [float(e.metadata["success"]) for e in ran],
+    rollouts = one_goal_rollouts(policy, method.method.executor, episodes, starts, first_room=True)
+    return {"success": [float(e.metadata["success"]) for e in rollouts],
             "precision": [float(data.metadata["figures"][f"precision.{method.curation}"])]}
 
 

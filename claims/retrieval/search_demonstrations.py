@@ -57,8 +57,8 @@ class OneWay(DemonstrationSource):
 def demonstrations(seed: int, episodes: int, side: int) -> Dataset:
     """Successful episodes of the expert. Both sides are independent draws."""
     env = make("fork", rows=episodes, gust=GUST)
-    ran = rollout(Expert(side), env, episodes, recording_seed(seed), first=100_000 * (side == LEFT))
-    return ran.filter(lambda e: e.metadata["success"])
+    rollouts = rollout(Expert(side), env, episodes, recording_seed(seed), first=100_000 * (side == LEFT))
+    return rollouts.filter(lambda e: e.metadata["success"])
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ def success_and_way(experiment, option: Deployed, data: Dataset, seed: int, epis
         policy = copy.deepcopy(policy)
         policy.fit_statistics(demonstrations(seed, SHOWN, LEFT), refit_codec=False)
     env = make("fork", rows=ROWS, **dict(experiment.env_options))
-    ran = rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), env, episodes, seed=starts)
-    success = [float(e.metadata["success"]) for e in ran]
-    left = [float(e.steps["observation.state"][:, 1].sum() > 0) for e in ran]
-    return {"success": success, "left": [s * w for s, w in zip(success, left, strict=True)]}
+    rollouts = rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), env, episodes, seed=starts)
+    success = [float(e.metadata["success"]) for e in rollouts]
+    by_left = [float(e.steps["observation.state"][:, 1].sum() > 0) for e in rollouts]
+    return {"success": success, "left": [s * w for s, w in zip(success, by_left, strict=True)]}
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,8 @@ def self_supervised_encoder(images: Images, method: VisualMethod, seed: int) -> 
         chosen = images[torch.randint(len(images), (BATCH,), generator=rng)]
         views = torch.cat([augment(chosen, method.crop, rng), augment(chosen, method.crop, rng)])
         with torch.no_grad():
-            wanted = F.normalize(target(views)).roll(BATCH, 0)
-        loss = 2 - 2 * (F.normalize(predictor(online(views))) * wanted).sum(1).mean()
+            target_features = F.normalize(target(views)).roll(BATCH, 0)
+        loss = 2 - 2 * (F.normalize(predictor(online(views))) * target_features).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -207,18 +207,18 @@ def steering_error(
         chosen = data.filter(lambda e: e.metadata["learned"] == is_learned)
         return [torch.from_numpy(np.concatenate([np.asarray(e.steps[k]) for e in chosen]))
                 for k in ("observation.images.front", "action")]
-    (images, action), (seen, wanted) = part(True), part(False)
-    images, seen = images[:, None], seen[:, None]
+    (images, action), (test_images, test_actions) = part(True), part(False)
+    images, test_images = images[:, None], test_images[:, None]
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         if method.kind == "cloning":
             net = nn.Sequential(small_encoder(), perceptron(FEATURES, 1))
             net = train_regression(net, images, action, method, seed)
             with torch.no_grad():
-                says = net(seen)
+                says = net(test_images)
         else:
-            says = retrieve(trained_encoder(images, method, seed), images, action, seen, method.n_neighbors)
-    error = float(F.mse_loss(says, wanted) / F.mse_loss(action.mean(0).expand_as(wanted), wanted))
+            says = retrieve(trained_encoder(images, method, seed), images, action, test_images, method.n_neighbors)
+    error = float(F.mse_loss(says, test_actions) / F.mse_loss(action.mean(0).expand_as(test_actions), test_actions))
     return {"error": [error], "score": [1 - error]}
 
 
@@ -244,9 +244,9 @@ class JudgedIf(Rule):
         return tuple(dict.fromkeys((*self.rule.arms, *self.condition.arms)))
 
     def judge(self, *measured, **options):
-        required, found = self.condition.judge(*measured, **options), self.rule.judge(*measured, **options)
-        verdict = found.verdict if required.verdict == "holds" else "undecided"
-        return RuleResult(verdict, required.conditions + found.conditions)
+        condition, ruling = self.condition.judge(*measured, **options), self.rule.judge(*measured, **options)
+        verdict = ruling.verdict if condition.verdict == "holds" else "undecided"
+        return RuleResult(verdict, condition.conditions + ruling.conditions)
 
 
 HELPS = GreaterThan("error", "untrained", "retrieval")

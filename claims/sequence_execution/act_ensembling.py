@@ -73,8 +73,8 @@ def tracked(experiment, method: Method, data: Dataset, seed: int, episodes: int,
     """"success" and "log_jerk" of the hands' velocities."""
     policy = train_policy(experiment, method, data, seed)
     actor = TargetTracker(PolicyActor(FixedBatch(policy, ROWS), method.executor))
-    ran = rollout(actor, make(experiment.env, rows=min(ROWS, episodes)), episodes, seed=starts)
-    return {"success": [float(e.metadata["success"]) for e in ran], "log_jerk": [log_jerk(e) for e in ran]}
+    rollouts = rollout(actor, make(experiment.env, rows=min(ROWS, episodes)), episodes, seed=starts)
+    return {"success": [float(e.metadata["success"]) for e in rollouts], "log_jerk": [log_jerk(e) for e in rollouts]}
 
 
 def make_arm(name: str, executor: Executor) -> Arm:

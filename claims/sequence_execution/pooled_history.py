@@ -69,8 +69,9 @@ def turned(experiment, method: Method, data: Dataset, seed: int, episodes: int, 
         junction.
     """
     policy, env = train_policy(experiment, method, data, seed), SignCorridor(ROWS, N_SIGNS + 3, N_SIGNS)
-    ran = rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), env, episodes, seed=starts)
-    return {"success": [float(e.metadata["success"]) for e in ran], "arrived": [float(len(e) > N_SIGNS) for e in ran]}
+    rollouts = rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), env, episodes, seed=starts)
+    return {"success": [float(e.metadata["success"]) for e in rollouts],
+            "arrived": [float(len(e) > N_SIGNS) for e in rollouts]}
 
 
 def make_arm(name: str, encoder: PooledHistoryEncoder, n_obs_steps: int = N_SIGNS + 1) -> Arm:

@@ -94,8 +94,8 @@ def success(
     """Trains a method and rolls it out. "success" of each episode."""
     policy = train_policy(experiment, option.method, data, seed)
     env = make(experiment.env, rows=ROWS, **dict(experiment.env_options))
-    ran = rollout(PolicyActor(FixedBatch(option.guide(policy), ROWS), option.executor), env, episodes, seed=starts)
-    return {"success": [float(e.metadata["success"]) for e in ran]}
+    rollouts = rollout(PolicyActor(FixedBatch(option.guide(policy), ROWS), option.executor), env, episodes, seed=starts)
+    return {"success": [float(e.metadata["success"]) for e in rollouts]}
 
 
 def make_arm(name: str, executor: Executor, guide: Callable[[Policy], Planner] = unguided) -> Arm:

@@ -111,15 +111,15 @@ class Errands(Toy):
         s["at"] = np.clip(s["at"] + np.float32(SPEED) * action, -1, 1)
         due = s["task"][rows, np.minimum(s["done"], self.errands - 1)]
         gap = distance(PLACES[None], s["at"][:, None])
-        near = (gap < REACH) & ~s["carries"][:, None]
-        wrong = (near & (np.arange(N_PLACES) != due[:, None])).any(1)
+        reached = (gap < REACH) & ~s["carries"][:, None]
+        reaches_other_place = (reached & (np.arange(N_PLACES) != due[:, None])).any(1)
         home = s["carries"] & (distance(s["at"], np.zeros_like(s["at"])) < REACH)
         lights = s["lights"].copy()
         lights[rows, due] |= home
         s["lights"], s["done"] = lights, s["done"] + home
-        s["carries"] = (s["carries"] | near[rows, due]) & ~home
+        s["carries"] = (s["carries"] | reached[rows, due]) & ~home
         success = s["done"] == self.errands
-        return success, success, wrong
+        return success, success, reaches_other_place
 
     def expert(self):
         return Expert()
@@ -207,15 +207,15 @@ class ExpertCodes(Actor):
     def act(self, obs, state):
         rows, quantizer = len(state["key"]), self.posterior.about.quantizer
         assert quantizer is not None
-        env, expert, seen, done = Errands(rows, **dict(self.env)), Expert(noise=0.0), [], []
-        shown = env.restore(torch.arange(rows), {k: obs[k].numpy() for k in env.state_columns})
-        acting = expert.start(shown, state["key"])
+        env, expert, observations, done = Errands(rows, **dict(self.env)), Expert(noise=0.0), [], []
+        current_obs = env.restore(torch.arange(rows), {k: obs[k].numpy() for k in env.state_columns})
+        acting = expert.start(current_obs, state["key"])
         for _ in range(self.posterior.about.length):
-            seen.append(shown)
-            action, acting = expert.act(shown, acting)
+            observations.append(current_obs)
+            action, acting = expert.act(current_obs, acting)
             done.append(action)
-            shown = env.step(action).obs
-        columns = {k: torch.stack([o[k] for o in seen], 1) for k in self.posterior.inputs}
+            current_obs = env.step(action).obs
+        columns = {k: torch.stack([o[k] for o in observations], 1) for k in self.posterior.inputs}
         batch = Batch(columns, torch.stack(done, 1), torch.ones(rows, len(done), dtype=torch.bool))
         with torch.no_grad():
             return quantizer.to_levels(self.posterior(batch)), state
@@ -257,8 +257,8 @@ def success_and_levels(experiment, option: Deployed, data: Dataset, seed: int, e
         if option.codes == "expert":
             actor = replace(actor, actor=ExpertCodes(labels.encoder, env))
         levels = {"levels used": [fraction_used(QUANTIZER.to_levels(labels.encoder.latents(data)))]}
-    ran = rollout(actor, Errands(rows, **dict(env)), episodes, seed=starts)
-    return {"success": [float(e.metadata["success"]) for e in ran], **levels}
+    rollouts = rollout(actor, Errands(rows, **dict(env)), episodes, seed=starts)
+    return {"success": [float(e.metadata["success"]) for e in rollouts], **levels}
 
 
 def fraction_used(level: torch.Tensor) -> float:

@@ -116,11 +116,11 @@ def columns(state: torch.Tensor, links: int, failed: torch.Tensor | None) -> dic
 
 def padded_episode(episode: Episode, links: int) -> Episode:
     """A recorded episode with the columns of `ArmSensors`, without a failure."""
-    found = {k: v.numpy() for k, v in columns(torch.from_numpy(np.array(episode.steps[STATE])), links, None).items()}
+    padded = {k: v.numpy() for k, v in columns(torch.from_numpy(np.array(episode.steps[STATE])), links, None).items()}
     action = np.asarray(episode.steps["action"])
-    found["action"] = np.concatenate([action, np.zeros((len(action), LINKS - links), action.dtype)], 1)
-    episode = episode.replace(found)
-    features = {k: Feature("float32", v.shape[1:]) for k, v in found.items()}
+    padded["action"] = np.concatenate([action, np.zeros((len(action), LINKS - links), action.dtype)], 1)
+    episode = episode.replace(padded)
+    features = {k: Feature("float32", v.shape[1:]) for k, v in padded.items()}
     return replace(episode, schema={**episode.schema, **features})
 
 
@@ -133,14 +133,14 @@ class ArmDemonstrations(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        found = []
+        demonstrations = []
         for part, names, episodes in (("prior", BODIES, self.n_prior), ("task", (NEW_BODY,), self.n_task)):
             for i, arm in enumerate(names):
                 env = FrontArm(min(episodes, 25), arm=arm)
-                ran = rollout(env.expert(), env, episodes, recording_seed(seed), first=1000 * i)
-                same = (padded_episode(e, len(ARMS[arm])) for e in ran)
-                found += [replace(e, metadata={**e.metadata, "dataset": part}) for e in same]
-        return Dataset(found)
+                rollouts = rollout(env.expert(), env, episodes, recording_seed(seed), first=1000 * i)
+                same = (padded_episode(e, len(ARMS[arm])) for e in rollouts)
+                demonstrations += [replace(e, metadata={**e.metadata, "dataset": part}) for e in same]
+        return Dataset(demonstrations)
 
     def for_probe(self):
         return smaller(self, n_prior=20)
@@ -192,11 +192,11 @@ def adapted_success(
     trained = fit_method(option.method, task, seed, stages={"encoder": stage})
     rows = min(ROWS, episodes)
     actor = build_actor(trained.method, trained.modules, rows)
-    found = {}
+    measures = {}
     for name, dead in (("success", False), ("failed sensor", True)):
-        ran = rollout(actor, ArmSensors(FrontArm(rows, arm=NEW_BODY), dead), episodes, seed=starts)
-        found[name] = [float(e.metadata["success"]) for e in ran]
-    return found
+        rollouts = rollout(actor, ArmSensors(FrontArm(rows, arm=NEW_BODY), dead), episodes, seed=starts)
+        measures[name] = [float(e.metadata["success"]) for e in rollouts]
+    return measures
 
 
 def permuted(policy: Policy, seed: int) -> Policy:

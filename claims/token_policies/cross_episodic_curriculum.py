@@ -77,8 +77,8 @@ class Cross(Toy):
         return {"at": np.zeros((len(key), 2), np.int64), "goal": goal}
 
     def observe(self):
-        seen = np.concatenate([self.state["at"], self._arrived()[:, None]], 1)
-        return {SEEN: seen.astype(np.float32), GOAL: self.state["goal"][:, None]}
+        position_and_flag = np.concatenate([self.state["at"], self._arrived()[:, None]], 1)
+        return {SEEN: position_and_flag.astype(np.float32), GOAL: self.state["goal"][:, None]}
 
     def state_from_columns(self, steps):
         return {"at": np.rint(steps[SEEN][:, :2]).astype(np.int64), "goal": steps[GOAL][:, 0]}
@@ -146,11 +146,11 @@ class WalkersOfAllLevels(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        env, found = make_trial(ROWS), []
+        env, demonstrations = make_trial(ROWS), []
         for level, knows in KNOWS.items():
-            ran = rollout(Walker(knows), env, self.episodes, recording_seed(seed), first=level * self.episodes)
-            found += [replace(e, metadata={**e.metadata, "proficiency": level}) for e in ran]
-        return Dataset(found)
+            rollouts = rollout(Walker(knows), env, self.episodes, recording_seed(seed), first=level * self.episodes)
+            demonstrations += [replace(e, metadata={**e.metadata, "proficiency": level}) for e in rollouts]
+        return Dataset(demonstrations)
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ def trial_successes(experiment, option: Memory, data: Dataset, seed: int, episod
     policy = train_policy(experiment, option.method, data, seed)
     actor: Actor = PolicyActor(FixedBatch(policy, ROWS), option.method.executor)
     env = MultiTrialEnv(make_trial(ROWS), N_TRIALS, redraw=False)
-    ran = rollout(ForgetfulActor(actor) if option.forgets else actor, env, episodes, seed=starts)
-    trials = np.array([successes(e) for e in ran])
+    rollouts = rollout(ForgetfulActor(actor) if option.forgets else actor, env, episodes, seed=starts)
+    trials = np.array([successes(e) for e in rollouts])
     return {"first": trials[:, 0].tolist(), "last": trials[:, -1].tolist(),
             "gain": (trials[:, -1] - trials[:, 0]).tolist(), "success": trials.mean(1).tolist()}
 

@@ -134,11 +134,11 @@ class PlayAndDemonstrations(DemonstrationSource):
     @cached_load
     def load(self, seed):
         env, n = seen_places(ROWS), 80 + 2 * N_PLACES * self.per_place
-        ran = rollout(CrowdedPlaces().expert(), env, self.play + n, recording_seed(seed))
-        shown = [e for e in ran if e.metadata["success"]]
-        play, rest = shown[:self.play], shown[self.play:]
-        words = np.array([e.steps[TASK][0, 0] for e in rest])
-        few = [rest[i] for place in range(N_PLACES) for i in np.flatnonzero(words == place)[:self.per_place]]
+        rollouts = rollout(CrowdedPlaces().expert(), env, self.play + n, recording_seed(seed))
+        demonstrations = [e for e in rollouts if e.metadata["success"]]
+        play, remaining = demonstrations[:self.play], demonstrations[self.play:]
+        words = np.array([e.steps[TASK][0, 0] for e in remaining])
+        few = [remaining[i] for place in range(N_PLACES) for i in np.flatnonzero(words == place)[:self.per_place]]
         assert len(few) == N_PLACES * self.per_place, "there are too few demonstrations of a place"
         return Dataset([_marked(e, some is few, 0.5 / sum(map(len, some))) for some in (play, few) for e in some])
 
@@ -149,11 +149,11 @@ class PlayAndDemonstrations(DemonstrationSource):
 def _marked(episode: Episode, has_words: bool, rate: float) -> Episode:
     """An episode with columns that say whether it has words, and how often its steps are drawn if all sets are."""
     n = len(episode)
-    found = {TASK + "?": np.full(n + 1, has_words), LABELED: np.full((n, 1), has_words, np.float32),
+    new_columns = {TASK + "?": np.full(n + 1, has_words), LABELED: np.full((n, 1), has_words, np.float32),
              RATE_COLUMN: np.full((n, 1), rate, np.float32)}
     if not has_words:
-        found[TASK] = np.zeros_like(episode.steps[TASK])
-    return episode.replace(found)
+        new_columns[TASK] = np.zeros_like(episode.steps[TASK])
+    return episode.replace(new_columns)
 
 
 @dataclass(frozen=True)
@@ -200,13 +200,14 @@ class Phases:
 def success_by_words(experiment, option: Phases, data: Dataset, seed: int, episodes: int, starts: int
                      ) -> dict[str, list[float]]:
     """Trains in both phases and rolls out with words. "success" of each start."""
-    play, few = (data.filter(lambda e, given=given: bool(e.steps[TASK + "?"][0]) == given) for given in (False, True))
+    play = data.filter(lambda e: not e.steps[TASK + "?"][0])
+    few = data.filter(lambda e: bool(e.steps[TASK + "?"][0]))
     stages = {s.name: fit_method(s.method, shuffled_in_time(play, seed) if option.is_shuffled else play, seed)
               for s in option.method.stages}
     trained = fit_method(option.method, data if option.uses_all else few, seed, stages=stages)
     rows = min(ROWS, episodes)
-    ran = rollout(build_actor(trained.method, trained.modules, rows), seen_places(rows), episodes, seed=starts)
-    return {"success": [float(e.metadata["success"]) for e in ran]}
+    rollouts = rollout(build_actor(trained.method, trained.modules, rows), seen_places(rows), episodes, seed=starts)
+    return {"success": [float(e.metadata["success"]) for e in rollouts]}
 
 
 def shuffled_in_time(data: Dataset, seed: int) -> Dataset:

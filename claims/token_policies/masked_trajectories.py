@@ -95,16 +95,16 @@ class CutAtGoals(Operation):
     repeats: int = 5
 
     def apply(self, data):
-        rng, found = np.random.default_rng(0), []
+        rng, pieces = np.random.default_rng(0), []
         for episode in (e for _ in range(self.repeats) for e in data):
             state, action = (np.asarray(episode.steps[k]) for k in (STATE, ACTION))
             ends = np.cumsum(rng.integers(1, LENGTH, len(action)))
             for first, end in zip([0, *ends], [*ends[ends < len(action)], len(action)], strict=False):
                 piece = state[first:end + 1]
-                left = np.arange(len(piece) - 1, -1, -1, dtype=np.float32)[:, None]
-                found.append(Episode({STATE: piece, GOAL: np.repeat(piece[-1:], len(piece), 0), LEFT: left,
+                remaining_steps = np.arange(len(piece) - 1, -1, -1, dtype=np.float32)[:, None]
+                pieces.append(Episode({STATE: piece, GOAL: np.repeat(piece[-1:], len(piece), 0), LEFT: remaining_steps,
                                       ACTION: action[first:end]}))
-        return Dataset(found)
+        return Dataset(pieces)
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
@@ -133,18 +133,18 @@ def reach_goals(experiment, option: GoalReacher, data: Dataset, seed: int, episo
     """
     policy = train_policy(experiment, option.method, data, seed).eval()
     path, last = _paths(episodes, starts)
-    found = {}
+    measures = {}
     for name, n in N_GOALS.items():
         steps = np.ceil(last[:, None] * np.arange(1, n + 1) / n).astype(int)  # (episodes, goals)
         act = follow_goals if GOAL in policy.inputs else complete_trajectory
-        given = np.ceil(steps / 3).astype(int) if option.early else steps
-        walked = act(policy, path, steps, given)
+        given_steps = np.ceil(steps / 3).astype(int) if option.early else steps
+        walked = act(policy, path, steps, given_steps)
         reached = distance(walked, path)[np.arange(episodes)[:, None], steps] < RADIUS
-        found[name] = reached.all(1).astype(float).tolist()
-    found["tasks"] = np.mean(list(found.values()), 0).tolist()
+        measures[name] = reached.all(1).astype(float).tolist()
+    measures["tasks"] = np.mean(list(measures.values()), 0).tolist()
     if ACTION in policy.inputs:
-        found["explained"] = [explained(policy, training_data(strolls(ROWS, starts), option.method))]
-    return found
+        measures["explained"] = [explained(policy, training_data(strolls(ROWS, starts), option.method))]
+    return measures
 
 
 def _paths(episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -172,8 +172,8 @@ def complete_trajectory(policy: Policy, path: np.ndarray, steps: np.ndarray, giv
     n, states = len(path), torch.from_numpy(path)
     noise = policy.noise(keys(0, range(n)), torch.zeros(n, dtype=torch.int64))
     if steps.shape[1] == 1:
-        goal, left = states[range(n), steps[:, 0]], torch.from_numpy(given).float()
-        obs = {STATE: states[:, :1], GOAL: goal[:, None], LEFT: left[:, None]}
+        goal, remaining_steps = states[range(n), steps[:, 0]], torch.from_numpy(given).float()
+        obs = {STATE: states[:, :1], GOAL: goal[:, None], LEFT: remaining_steps[:, None]}
         return _walk(path, MaskedGoalPlanner(policy).plan(obs, noise).numpy())
     state, is_given = torch.zeros_like(states), torch.zeros(n, LENGTH, dtype=torch.bool)
     for step, row in zip((np.zeros(n, int), *steps.T), (np.zeros(n, int), *given.T), strict=True):
@@ -194,8 +194,8 @@ def follow_goals(policy: Policy, path: np.ndarray, steps: np.ndarray, given: np.
 
     def act(at, step):
         upcoming = np.minimum((given <= step).sum(1), given.shape[1] - 1)
-        left = np.maximum(given[rows, upcoming] - step, 1)
-        obs = {STATE: at, GOAL: path[rows, steps[rows, upcoming]], LEFT: left[:, None].astype(np.float32)}
+        remaining_steps = np.maximum(given[rows, upcoming] - step, 1)
+        obs = {STATE: at, GOAL: path[rows, steps[rows, upcoming]], LEFT: remaining_steps[:, None].astype(np.float32)}
         return policy.plan({k: torch.from_numpy(v)[:, None] for k, v in obs.items()}, noise)[:, 0].numpy()
     return _walk(path, act)
 
@@ -213,9 +213,9 @@ def explained(policy: Policy, data: Dataset) -> float:
     """The fraction of the squared actions that a masked policy explains, where 15 % of the entries are hidden."""
     batch = policy.windows(data).batch(1000, 0)
     obs = RandomMasking((STATE, ACTION), (0.15,))(batch.obs, torch.Generator().manual_seed(0))
-    wrong = policy.plan(obs, torch.zeros(1000, LENGTH, 0))[..., :2] - batch.action[..., :2]
+    errors = policy.plan(obs, torch.zeros(1000, LENGTH, 0))[..., :2] - batch.action[..., :2]
     hidden = ~obs[f"{ACTION}?"] & batch.mask
-    return 1 - float(wrong[hidden].square().sum() / batch.action[..., :2][hidden].square().sum())
+    return 1 - float(errors[hidden].square().sum() / batch.action[..., :2][hidden].square().sum())
 
 
 # -- arms -------------------------------------------------------------------------------------------------------------

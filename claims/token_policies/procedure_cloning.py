@@ -201,14 +201,14 @@ def solved(experiment, method: Method, data: Dataset, seed: int, episodes: int, 
         0 or 1 per episode. "success": in unseen mazes, a new one for each start. "demonstrated": from the starts of the
         demonstrations, in their mazes.
     """
-    trained, found = train_once(experiment, method, data, seed), {}
+    trained, measures = train_once(experiment, method, data, seed), {}
     rows = min(ROWS, episodes)
     actor = build_actor(trained.method, trained.modules, rows, features=trained.features)
     for name, env, n, key in (("success", GridMaze(rows, LIMIT), episodes, starts),
                               ("demonstrated", training_mazes(experiment.source, seed, rows), len(data),
                                recording_seed(seed))):
-        found[name] = [float(e.metadata["success"]) for e in rollout(actor, env, n, seed=key)]
-    return found
+        measures[name] = [float(e.metadata["success"]) for e in rollout(actor, env, n, seed=key)]
+    return measures
 
 
 def clone_procedure(search: GridSearch) -> Method:

@@ -84,13 +84,14 @@ def successful_rollouts(actor: Actor, env: str, episodes: int, seed: int, split:
     Returns:
         The first `episodes` rollouts that succeed.
     """
-    made = make(env, rows=ROWS, **options)
-    found: list[Episode] = []
+    environment = make(env, rows=ROWS, **options)
+    successes: list[Episode] = []
     for more in range(20):
-        ran = rollout(actor, made, max(episodes, 5), recording_seed(seed), first=100_000 * split + 1000 * more)
-        found += [e for e in ran if e.metadata["success"]]
-        if len(found) >= episodes:
-            return Dataset(found[:episodes], ran.metadata)
+        first = 100_000 * split + 1000 * more
+        rollouts = rollout(actor, environment, max(episodes, 5), recording_seed(seed), first=first)
+        successes += [e for e in rollouts if e.metadata["success"]]
+        if len(successes) >= episodes:
+            return Dataset(successes[:episodes], rollouts.metadata)
     raise RuntimeError(f"{env}: hardly any demonstration succeeds")
 
 
@@ -129,9 +130,9 @@ def train_curated(method: CuratedMethod, data: Dataset, seed: int) -> Policy:
         seed: Training seed.
     """
     column, inner = f"keep.{method.curation}", method.method
-    mine = data.filter(lambda e: bool(np.any(e.steps[column] > 0)))
+    weighted_episodes = data.filter(lambda e: bool(np.any(e.steps[column] > 0)))
     of_state = replace(inner, policy=replace(inner.policy, inputs=("observation.state",)))
-    return fit_method(of_state, mine, seed, sampling_weights=lambda e: e.steps[column]).policy
+    return fit_method(of_state, weighted_episodes, seed, sampling_weights=lambda e: e.steps[column]).policy
 
 
 def curated_success(
@@ -152,8 +153,9 @@ def curated_success(
         run.
     """
     policy = train_curated(method, data, seed)
-    made = make(experiment.env, rows=min(ROWS, episodes), **dict(experiment.env_options))
-    ran = rollout(PolicyActor(FixedBatch(policy, ROWS), method.method.executor), made, episodes, seed=starts)
+    environment = make(experiment.env, rows=min(ROWS, episodes), **dict(experiment.env_options))
+    actor = PolicyActor(FixedBatch(policy, ROWS), method.method.executor)
+    rollouts = rollout(actor, environment, episodes, seed=starts)
     figures = {k.removesuffix(f".{method.curation}"): [float(v)] for k, v in data.metadata.get("figures", {}).items()
                if k.endswith(f".{method.curation}")}
-    return {"success": [float(e.metadata["success"]) for e in ran], **figures}
+    return {"success": [float(e.metadata["success"]) for e in rollouts], **figures}

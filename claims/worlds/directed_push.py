@@ -63,12 +63,12 @@ def direction_demonstrations(actor: Actor, directions: tuple[int, ...], episodes
     Returns:
         The first `episodes` rollouts that succeed.
     """
-    env, found = DirectedPush(min(ROWS, episodes), directions, limit), []
+    env, successes = DirectedPush(min(ROWS, episodes), directions, limit), []
     for more in range(20):
-        ran = rollout(actor, env, episodes, recording_seed(seed), first=100_000 * split + 1000 * more)
-        found += [e for e in ran if e.metadata["success"]]
-        if len(found) >= episodes:
-            return found[:episodes]
+        rollouts = rollout(actor, env, episodes, recording_seed(seed), first=100_000 * split + 1000 * more)
+        successes += [e for e in rollouts if e.metadata["success"]]
+        if len(successes) >= episodes:
+            return successes[:episodes]
     raise RuntimeError("hardly any demonstration succeeds")
 
 

@@ -106,7 +106,7 @@ PARTICLE_HEADS: dict[str, tuple[Head, Trunk, int]] = {  # with the network and t
 def particle_cell(size: Size, dim: int, name: str, seed: int) -> dict:
     """Success of each episode of one method in `dim` dimensions."""
     env = make(f"particle:{dim}", rows=50, stay=True)
-    data = rollout(particle.Expert(near=0.01), env, size.demonstrations, recording_seed(seed))
+    data = rollout(particle.ParticleExpert(near=0.01), env, size.demonstrations, recording_seed(seed))
     head, trunk, batch = PARTICLE_HEADS[name]
     updates = size.updates[list(PARTICLE_HEADS).index(name)]
     _, actor, seconds = trained(head, data, seed, updates, batch, 3e-3, 1, trunk=trunk, encoder=ConcatEncoder(),
@@ -186,7 +186,7 @@ def held_out(tolerance: float, episodes: int) -> tuple[Chunks, Chunks]:
     moved = {**seen.obs, "observation.state": (seen.obs["observation.state"] + offset).astype(np.float32)}
     env = peg(tolerance, len(seen.episode))
     rows = torch.arange(env.rows)
-    expert = peg_insertion.Expert(tolerance, noise=0.0)
+    expert = peg_insertion.PegInsertionExpert(tolerance, noise=0.0)
     obs = env.restore(rows, {k: torch.from_numpy(v[:, -1]) for k, v in moved.items()})
     state, actions = expert.start(obs, keys(0, range(env.rows))), []
     usable = Chunks(moved, seen.actions, seen.episode).poses()[:, 1] > 0

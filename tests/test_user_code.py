@@ -17,7 +17,7 @@ from understudy.cli import main
 from understudy.core import ConfigError, DataError, Unsupported, UserCodeError, UserError
 from understudy.envs.base import Env, StepResult
 from understudy.envs.gymnasium_adapter import CheckedEnv
-from understudy.envs.toys.fork import Expert, Fork
+from understudy.envs.toys.fork import Fork, ForkExpert
 from understudy.evaluate.rollout import rollout
 from understudy.user_code import locate_user_error
 
@@ -159,7 +159,7 @@ def test_columns_that_an_env_does_not_declare_are_refused():
             (good, {}, "in step: returns no column observation.state"),
             (good, {**good, "extra": torch.zeros(2)}, r"in step: returns extra of shape \(2,\)\n  -> its features")):
         with pytest.raises(UserCodeError, match=words):
-            rollout(Expert(), Square(first, later), 2)
+            rollout(ForkExpert(), Square(first, later), 2)
 
 
 METHOD = '''

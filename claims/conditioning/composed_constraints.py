@@ -63,7 +63,7 @@ class Plane(Toy):
     0 before. action (2): velocity, m/s, clipped to [-1, 1]. A step is 0.2 s. An episode ends at either end, where the
     reward is the fraction of time that is left, or where the point touches the pillar.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it.
+    Best possible success: 1.0. `PlaneExpert(noise=0)` attains it.
     """
 
     state_columns = (STATE, SIDE, GOAL, "simulator.state")
@@ -105,7 +105,7 @@ class Plane(Toy):
         return np.where(touched, 0, arrived * remaining), success, touched | arrived
 
     def expert(self):
-        return Expert()
+        return PlaneExpert()
 
     def map(self):
         ends = [{"kind": "circle", "at": (END[0], y), "radius": END_RADIUS, "role": "goal"} for y in (END[1], -END[1])]
@@ -120,7 +120,7 @@ class Plane(Toy):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class PlaneExpert(Actor):
     """Passes the pillar on the side that is asked for and goes to the end that is asked for.
 
     Args:
@@ -149,10 +149,10 @@ class Traveler(Actor):
     def start(self, obs, key):
         drawn = uniform(key, torch.zeros_like(key), (2,), stream=3).float()
         return {"speed": 0.4 + 0.6 * drawn[:, :1], "height": (0.1 + 0.35 * drawn[:, 1:]) / HEIGHT,
-                "expert": Expert().start(obs, key)}
+                "expert": PlaneExpert().start(obs, key)}
 
     def act(self, obs, state):
-        action, expert = Expert().act({**obs, SIDE: obs[SIDE] * state["height"]}, state["expert"])
+        action, expert = PlaneExpert().act({**obs, SIDE: obs[SIDE] * state["height"]}, state["expert"])
         return state["speed"] * action, {**state, "expert": expert}
 
 

@@ -64,7 +64,7 @@ class ShapeTable(Toy):
     where 1 is 0.2 in a step, and above 0 to take. The table reaches from -1 to 1. A hand that takes within 0.12 of an
     object ends the episode, with success if it is the named one.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it.
+    Best possible success: 1.0. `ShapeTableExpert(noise=0)` attains it.
 
     Args:
         rows: Number of copies.
@@ -123,7 +123,7 @@ class ShapeTable(Toy):
         return success, success, takes & ~success
 
     def expert(self):
-        return Expert()
+        return ShapeTableExpert()
 
     def map(self):
         return {"x": (-1.0, 1.0), "y": (-1.0, 1.0), "path": (STATE, 0, 1), "shapes": []}
@@ -139,7 +139,7 @@ class ShapeTable(Toy):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class ShapeTableExpert(Actor):
     """Goes straight to the named object and takes it.
 
     Args:
@@ -179,7 +179,7 @@ class NamedObjects(DemonstrationSource):
     @cached_load
     def load(self, seed):
         env = ShapeTable(min(ROWS, self.episodes), n_names=self.n_names)
-        rollouts = rollout(Expert(), env, self.episodes, recording_seed(seed))
+        rollouts = rollout(ShapeTableExpert(), env, self.episodes, recording_seed(seed))
         demonstrations = rollouts.filter(lambda e: e.metadata["success"])
         if not self.shuffled:
             return demonstrations

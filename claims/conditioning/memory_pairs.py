@@ -14,9 +14,9 @@ from claims.worlds.sign_corridor import (
     ROWS,
     SEEN,
     CorridorDemonstrations,
-    Expert,
     MemoryPairs,
     SignCorridor,
+    SignCorridorExpert,
     recalled_sign,
 )
 from understudy.claims.base import (
@@ -57,7 +57,7 @@ def turned(experiment, method: Method, data: Dataset, seed: int, episodes: int, 
     policy = train_policy(experiment, method, data, seed)
     actor = PolicyActor(FixedBatch(policy, ROWS), method.executor)
     rollouts = rollout(actor, SignCorridor(ROWS), episodes, seed=starts)
-    right = rollout(Expert(), SignCorridor(ROWS), episodes, seed=starts)
+    right = rollout(SignCorridorExpert(), SignCorridor(ROWS), episodes, seed=starts)
     return {"success": [float(e.metadata["success"]) for e in rollouts],
             "arrived": [float(len(e) > N_SIGNS) for e in rollouts],
             "attention": attention_to_sign(policy, right)}

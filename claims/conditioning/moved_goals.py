@@ -61,7 +61,7 @@ class Aisle(Toy):
     first step. simulator.state (31): the cell of the walker, and the color of each box. action (1): 0 forward, 1 back,
     2 take. Taking where the named box lies on either side ends the episode with reward 1, and elsewhere with -1.
 
-    Best possible success: 1.0. `Expert` attains it.
+    Best possible success: 1.0. `AisleExpert` attains it.
 
     Args:
         rows: Number of copies.
@@ -124,7 +124,7 @@ class Aisle(Toy):
         return success.astype(np.float32) - failure, success, failure
 
     def expert(self):
-        return Expert()
+        return AisleExpert()
 
     def map(self):
         return {"x": (-0.5, LENGTH - 0.5), "y": (-0.5, LENGTH - 0.5), "path": ("simulator.state", 0, 0), "shapes": []}
@@ -139,7 +139,7 @@ class Aisle(Toy):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class AisleExpert(Actor):
     """Goes forward until the named box is beside the walker, and takes it."""
 
     def start(self, obs, key):

@@ -71,7 +71,7 @@ class PromptedTabletop(Toy):
     action (4): column and row of the cell where the hand takes an object, and of the cell where it puts it. A wrong
     move ends the episode. The right ones end it with reward 1.
 
-    Best possible success: 1.0. `Expert()` attains it.
+    Best possible success: 1.0. `PromptedTabletopExpert()` attains it.
 
     Args:
         rows: Number of copies.
@@ -141,7 +141,7 @@ class PromptedTabletop(Toy):
         return success.astype(np.float32), success, ~right
 
     def expert(self):
-        return Expert()
+        return PromptedTabletopExpert()
 
     def map(self):
         return {"x": (-0.5, SIDE - 0.5), "y": (-0.5, SIDE - 0.5), "path": (PLAN, 0, 1), "shapes": []}
@@ -195,7 +195,7 @@ def write_prompts(task: np.ndarray, kind: np.ndarray, at: np.ndarray, moves: np.
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class PromptedTabletopExpert(Actor):
     """Makes the moves that the simulator has drawn."""
 
     def start(self, obs, key):

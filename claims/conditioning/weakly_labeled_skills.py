@@ -57,7 +57,7 @@ class NamedThings(Toy):
     observation.task? (1): whether it is given. action (2): velocity, where 1 is 0.1 m in a step of 0.1 s, clipped to
     [-1, 1]. Touching a thing ends the episode, with success if it is the named one.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it.
+    Best possible success: 1.0. `NamedThingsExpert(noise=0)` attains it.
 
     Args:
         rows: Number of copies.
@@ -102,7 +102,7 @@ class NamedThings(Toy):
         return success, success, touched.any(1) & ~success
 
     def expert(self):
-        return Expert()
+        return NamedThingsExpert()
 
     def map(self):
         things = [{"kind": "circle", "at": tuple(map(float, at)), "radius": REACH, "role": "goal"} for at in PLACES]
@@ -118,7 +118,7 @@ class NamedThings(Toy):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class NamedThingsExpert(Actor):
     """Goes straight to the named thing.
 
     Args:

@@ -25,7 +25,7 @@ from understudy.claims.base import (
     NegativeControl,
 )
 from understudy.data.episode import Dataset
-from understudy.envs.toys.fork import Expert
+from understudy.envs.toys.fork import ForkExpert
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class NewDemonstrators(DemonstrationSource):
     @cached_load
     def load(self, seed):
         half = self.n_new // 2
-        base = successful_rollouts(Expert(side=1), "fork", self.n_base, seed, 0)
-        new = [*successful_rollouts(Expert(side=1), "fork", half, seed, 1),
-               *successful_rollouts(Expert(side=-1), "fork", half, seed, 2)]
+        base = successful_rollouts(ForkExpert(side=1), "fork", self.n_base, seed, 0)
+        new = [*successful_rollouts(ForkExpert(side=1), "fork", half, seed, 1),
+               *successful_rollouts(ForkExpert(side=-1), "fork", half, seed, 2)]
         compared = Compatibility(
             base, error_threshold=self.error_threshold, novelty_threshold=self.novelty_threshold, seed=seed
         ).compare_to_base(Dataset(new))

@@ -20,7 +20,7 @@ from understudy.claims.base import (
     NegativeControl,
 )
 from understudy.data.episode import Dataset, Episode
-from understudy.envs.toys.fork import Expert
+from understudy.envs.toys.fork import ForkExpert
 
 CELL_SIZE = 0.05  # m
 STEP_SECONDS = 0.1  # of fork
@@ -43,9 +43,9 @@ class NoisyDemonstrations(DemonstrationSource):
     @cached_load
     def load(self, seed):
         n = self.n_steps // 8 + 1
-        sets = {"steady": successful_rollouts(Expert(side=1, noise=0.0), "fork", n, seed, 0),
-                "gusts": successful_rollouts(Expert(side=1, noise=0.0), "fork", n, seed, 1, gust=self.noise),
-                "unsteady": successful_rollouts(Expert(side=1, noise=self.noise), "fork", n, seed, 2)}
+        sets = {"steady": successful_rollouts(ForkExpert(side=1, noise=0.0), "fork", n, seed, 0),
+                "gusts": successful_rollouts(ForkExpert(side=1, noise=0.0), "fork", n, seed, 1, gust=self.noise),
+                "unsteady": successful_rollouts(ForkExpert(side=1, noise=self.noise), "fork", n, seed, 2)}
         if self.record_gusts:
             sets["gusts"] = Dataset([e.replace({"action": executed_actions(e)}) for e in sets["gusts"]])
         episodes, marks, figures = [], {k: [] for k in sets}, {}

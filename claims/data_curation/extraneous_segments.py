@@ -25,7 +25,7 @@ from understudy.claims.base import (
     NegativeControl,
 )
 from understudy.core import uniform
-from understudy.envs.toys.fork import Expert
+from understudy.envs.toys.fork import ForkExpert
 from understudy.execute.actor import Actor
 
 
@@ -34,7 +34,7 @@ class DetourExpert(Actor):
     """The expert, but for a circle of `around` steps at full speed that it drives once, at a time that its key says. It
     records `extraneous`."""
 
-    expert: Expert
+    expert: ForkExpert
     detour_steps: int
 
     def start(self, obs, key):
@@ -63,7 +63,7 @@ class DetourDemonstrations(DemonstrationSource):
     @cached_load
     def load(self, seed):
         data = successful_rollouts(
-            DetourExpert(Expert(side=1, noise=self.noise), self.detour_steps), "fork", self.episodes, seed
+            DetourExpert(ForkExpert(side=1, noise=self.noise), self.detour_steps), "fork", self.episodes, seed
         )
         true = [~e.steps["extraneous"] for e in data]
         kept = [s > 0.5 for s in Alignment(inputs=("observation.state",), seed=seed).steps(data)]

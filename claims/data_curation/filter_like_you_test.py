@@ -33,7 +33,7 @@ from understudy.claims.base import (
     smaller,
 )
 from understudy.data.episode import Dataset, Episode
-from understudy.envs.toys.particle import Expert
+from understudy.envs.toys.particle import ParticleExpert
 
 N_FRAMES = 4
 N_DRAWS = 180
@@ -78,7 +78,8 @@ class FramedDemonstrations(DemonstrationSource):
     @cached_load
     def load(self, seed):
         def shown(episodes, split):
-            return successful_rollouts(Expert(noise=0.05), "particle", episodes, seed, split, fully_observed=True)
+            actor = ParticleExpert(noise=0.05)
+            return successful_rollouts(actor, "particle", episodes, seed, split, fully_observed=True)
 
         learned, filtered = (Dataset([e for k in range(N_FRAMES) for e in turned(shown(self.episodes, first + k), k)])
                              for first in (0, N_FRAMES))

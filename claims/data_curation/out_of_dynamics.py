@@ -38,7 +38,7 @@ from understudy.claims.base import (
 from understudy.data.episode import Episode
 from understudy.data.window import Window
 from understudy.envs import make
-from understudy.envs.toys.fork import GOAL, Expert
+from understudy.envs.toys.fork import GOAL, ForkExpert
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
@@ -82,7 +82,7 @@ class MixedDynamicsDemonstrations(DemonstrationSource):
     def load(self, seed):
         rng = np.random.default_rng(seed)
         around = [infer_actions(e.steps["observation.state"]) for part, side in enumerate((1, -1))
-                  for e in successful_rollouts(Expert(side=side), "fork", self.n_per_group, seed, part)]
+                  for e in successful_rollouts(ForkExpert(side=side), "fork", self.n_per_group, seed, part)]
         data = [*around, *straight_flights(self.n_per_group, rng)]
         able = np.arange(len(data)) < len(around)
         group = mode_labels(data, self.n_groups, seed)

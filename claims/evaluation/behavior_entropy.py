@@ -23,7 +23,7 @@ from understudy.claims.base import (
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs import make
-from understudy.envs.toys.fork import Expert
+from understudy.envs.toys.fork import ForkExpert
 from understudy.evaluate.behavior.modes import rollout_repeated_starts
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
@@ -61,7 +61,7 @@ class SidedDemonstrations(DemonstrationSource):
         sets: dict[str, list[Episode]] = {name: [] for name in SETS}
         for i, way in enumerate((1, -1) if seed % 2 == 0 else (-1, 1)):
             counts = (half, (most, self.episodes - most)[i], half)
-            demonstrations = successful_rollouts(Expert(side=way), "fork", sum(counts), seed, split=i)
+            demonstrations = successful_rollouts(ForkExpert(side=way), "fork", sum(counts), seed, split=i)
             begin = 0
             for name, count in zip(SETS, counts, strict=True):
                 sets[name] += demonstrations[begin : begin + count]

@@ -58,7 +58,7 @@ class Assembly(Toy):
     size, fixture, hole. observation.skill (4): which of the skills it is time for, which follows from the state. action
     (3): velocity of the hand, and whether it closes (above 0). An upright peg in the hole ends the episode.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it.
+    Best possible success: 1.0. `AssemblyExpert(noise=0)` attains it.
     """
 
     state_columns = ("observation.state",)
@@ -112,7 +112,7 @@ class Assembly(Toy):
         return self.state["handle"] - self.state["size"][:, None] * self.state["turn"]
 
     def expert(self):
-        return Expert()
+        return AssemblyExpert()
 
     def map(self):
         mark = {"kind": "circle", "radius": 0.03}
@@ -129,7 +129,7 @@ class Assembly(Toy):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class AssemblyExpert(Actor):
     """noise: standard deviation of its unsteadiness, of the hand's full speed."""
 
     noise: float = 0.2
@@ -187,7 +187,8 @@ class AssemblyDemonstrations(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        rollouts = rollout(Expert(), Assembly(min(ROWS, self.episodes)), 2 * self.episodes, recording_seed(seed))
+        env = Assembly(min(ROWS, self.episodes))
+        rollouts = rollout(AssemblyExpert(), env, 2 * self.episodes, recording_seed(seed))
         return Dataset([e for e in rollouts if e.metadata["success"]][: self.episodes], rollouts.metadata)
 
 

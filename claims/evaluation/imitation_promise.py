@@ -30,13 +30,13 @@ from understudy.claims.base import (
 )
 from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset
-from understudy.envs.toys.push import Expert
+from understudy.envs.toys.push import PushExpert
 from understudy.learn.method import Method
 from understudy.policy import Policy
 
 # the half of the directions about the x axis, and the other
 SEEN_DIRECTIONS, UNSEEN_DIRECTIONS = (6, 7, 0, 1), (2, 3, 4, 5)
-WEAK_EXPERT, STRONG_EXPERT = Expert(noise=0.1), Expert(noise=0.0)
+WEAK_EXPERT, STRONG_EXPERT = PushExpert(noise=0.1), PushExpert(noise=0.0)
 BASE_METHOD = cloning_method(3e-3, steps=1500)
 
 

@@ -26,7 +26,7 @@ from understudy.claims.base import (
 )
 from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset
-from understudy.envs.toys.push import Expert
+from understudy.envs.toys.push import PushExpert
 from understudy.learn.method import Method
 from understudy.policy import Policy
 
@@ -44,8 +44,8 @@ class MultiTaskDemonstrations(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        sets = {"others": direction_demonstrations(Expert(), OTHER_DIRECTIONS, self.n_others, seed, 0),
-                "new": direction_demonstrations(Expert(), NEW_DIRECTION, self.n_new, seed, 1)}
+        sets = {"others": direction_demonstrations(PushExpert(), OTHER_DIRECTIONS, self.n_others, seed, 0),
+                "new": direction_demonstrations(PushExpert(), NEW_DIRECTION, self.n_new, seed, 1)}
         return Dataset([replace(e, metadata={**e.metadata, "set": name}) for name, some in sets.items() for e in some])
 
     def for_probe(self):

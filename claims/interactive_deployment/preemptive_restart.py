@@ -34,7 +34,7 @@ from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs import make
-from understudy.envs.toys.push import Expert
+from understudy.envs.toys.push import PushExpert
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
@@ -68,7 +68,7 @@ class PushDemonstrations(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        return successful_rollouts(Expert(), "push", self.episodes, seed)
+        return successful_rollouts(PushExpert(), "push", self.episodes, seed)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from understudy.core import normal, uniform
 from understudy.data.episode import Dataset
 from understudy.data.window import Goal, Window
 from understudy.envs.toy import distance, named_vector
-from understudy.envs.toys.fork import GOAL_RADIUS, PILLAR, PILLAR_RADIUS, Expert, Fork
+from understudy.envs.toys.fork import GOAL_RADIUS, PILLAR, PILLAR_RADIUS, Fork, ForkExpert
 from understudy.evaluate.behavior.modes import fork_mode, rollout_repeated_starts
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
@@ -82,7 +82,7 @@ class TwoEnds(Fork):
 
 
 @dataclass(frozen=True)
-class EndsExpert(Expert):
+class EndsExpert(ForkExpert):
     """Passes the pillar on a side that does not depend on the end, and goes to the end."""
 
     def act(self, obs, state):

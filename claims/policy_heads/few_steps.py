@@ -28,7 +28,7 @@ from understudy.claims.base import SCORE, BelowBound, DemonstrationSource, Exper
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import train_policy
 from understudy.data.episode import Dataset
-from understudy.envs.toys.fork import Expert
+from understudy.envs.toys.fork import ForkExpert
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.adaflow import AdaFlow
 from understudy.heads.edm import EDM
@@ -157,7 +157,7 @@ class ForkDemonstrations(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        return successful_rollouts(Expert(self.side, self.noise), "fork", self.episodes, seed)
+        return successful_rollouts(ForkExpert(self.side, self.noise), "fork", self.episodes, seed)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class SlotTable(Toy):
     The block is taken if the hand picks within 0.15 of its middle. It is in the slot if its middle is within 0.1 of the
     slot's and the angle is right to 7.5 degrees.
 
-    Best possible success: 1.0. `Expert` attains it.
+    Best possible success: 1.0. `SlotTableExpert` attains it.
 
     Args:
         rows: Number of copies.
@@ -103,7 +103,7 @@ class SlotTable(Toy):
         return success, success, ~success
 
     def expert(self):
-        return Expert()
+        return SlotTableExpert()
 
     def map(self):
         return {"x": (-1.0, 1.0), "y": (-1.0, 1.0), "path": (POSES, 0, 1), "shapes": []}
@@ -137,7 +137,7 @@ def wrap(angle: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class SlotTableExpert(Actor):
     """Picks the middle of the block and places it exactly."""
 
     def start(self, obs, key):

@@ -29,7 +29,7 @@ from understudy.core import Feature
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs.raster import COLOR_OF_ROLE, Canvas
-from understudy.envs.toys.fork import GOAL, GOAL_RADIUS, PILLAR, PILLAR_RADIUS, Expert, Fork
+from understudy.envs.toys.fork import GOAL, GOAL_RADIUS, PILLAR, PILLAR_RADIUS, Fork, ForkExpert
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
@@ -96,7 +96,7 @@ class ForkDemonstrations(DemonstrationSource):
 def demonstrations(episodes: int, seed: int, split: int = 0) -> Dataset:
     """What `ForkDemonstrations` loads. Different splits are independent draws."""
     return Dataset([e.replace({IMAGE: render(e.steps["observation.state"])})
-                    for e in successful_rollouts(Expert(), "fork", episodes, seed, split)])
+                    for e in successful_rollouts(ForkExpert(), "fork", episodes, seed, split)])
 
 
 # -- training with a given amount of work ------------------------------------------------------------------------------

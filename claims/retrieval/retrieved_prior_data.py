@@ -20,7 +20,7 @@ from understudy.claims.base import (
 )
 from understudy.data.episode import Dataset
 from understudy.data.mixture import mix
-from understudy.envs.toys.four_rooms import Expert, FourRooms
+from understudy.envs.toys.four_rooms import FourRooms, FourRoomsExpert
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.heads.regression import Regression
@@ -69,7 +69,7 @@ class TaskAndPrior(DemonstrationSource):
     def load(self, seed):
         task = one_goal_demonstrations(self.n_task, seed, first_room=True)
         same = one_goal_demonstrations(self.n_same, seed, first_room=True, split=1)
-        other = rollout(Expert(aimless=0.5), FourRooms(min(ROWS, self.n_other), limit=100), self.n_other,
+        other = rollout(FourRoomsExpert(aimless=0.5), FourRooms(min(ROWS, self.n_other), limit=100), self.n_other,
                         recording_seed(seed), first=200_000)
         data, _ = mix(task=(task, 0.5), prior=(same + other, 0.5))
         encoder = fit_method(EMBEDDING, data.select(range(self.n_task, len(data))), seed).modules["embedding"]

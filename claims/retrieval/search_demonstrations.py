@@ -23,7 +23,7 @@ from understudy.claims.measures import ROWS, train_policy
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs import make
-from understudy.envs.toys.fork import Expert
+from understudy.envs.toys.fork import ForkExpert
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
@@ -57,7 +57,7 @@ class OneWay(DemonstrationSource):
 def demonstrations(seed: int, episodes: int, side: int) -> Dataset:
     """Successful episodes of the expert. Both sides are independent draws."""
     env = make("fork", rows=episodes, gust=GUST)
-    rollouts = rollout(Expert(side), env, episodes, recording_seed(seed), first=100_000 * (side == LEFT))
+    rollouts = rollout(ForkExpert(side), env, episodes, recording_seed(seed), first=100_000 * (side == LEFT))
     return rollouts.filter(lambda e: e.metadata["success"])
 
 

@@ -64,7 +64,7 @@ class Errands(Toy):
     Reaching a place whose turn it is not with empty hands ends the episode with failure. The last thing at home ends it
     with success.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it.
+    Best possible success: 1.0. `ErrandsExpert(noise=0)` attains it.
 
     Args:
         rows: Number of copies.
@@ -122,7 +122,7 @@ class Errands(Toy):
         return success, success, reaches_other_place
 
     def expert(self):
-        return Expert()
+        return ErrandsExpert()
 
     def map(self):
         places = [{"kind": "circle", "at": tuple(map(float, at)), "radius": REACH, "role": "goal"} for at in PLACES]
@@ -137,7 +137,7 @@ class Errands(Toy):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class ErrandsExpert(Actor):
     """Goes straight to the place whose turn it is, and home again.
 
     Args:
@@ -207,7 +207,7 @@ class ExpertCodes(Actor):
     def act(self, obs, state):
         rows, quantizer = len(state["key"]), self.posterior.about.quantizer
         assert quantizer is not None
-        env, expert, observations, done = Errands(rows, **dict(self.env)), Expert(noise=0.0), [], []
+        env, expert, observations, done = Errands(rows, **dict(self.env)), ErrandsExpert(noise=0.0), [], []
         current_obs = env.restore(torch.arange(rows), {k: obs[k].numpy() for k in env.state_columns})
         acting = expert.start(current_obs, state["key"])
         for _ in range(self.posterior.about.length):

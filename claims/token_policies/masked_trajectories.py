@@ -29,7 +29,7 @@ from understudy.data.operations import Operation
 from understudy.data.relabel import ConcatColumns
 from understudy.data.window import Window
 from understudy.envs.toy import distance
-from understudy.envs.toys.four_rooms import SHUT, SPEED, Expert, FourRooms
+from understudy.envs.toys.four_rooms import SHUT, SPEED, FourRooms, FourRoomsExpert
 from understudy.envs.toys.maze import walk
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
@@ -48,7 +48,7 @@ STATE, GOAL, LEFT, ACTION = "observation.state", "observation.goal", "observatio
 LENGTH = 10  # steps of a window: 20 states and actions
 SHORTEST, RADIUS = 5, 0.3  # steps to the last goal, at least; m
 STEPS = 40  # of an episode
-WALK = Expert(waypoints=True)
+WALK = FourRoomsExpert(waypoints=True)
 N_GOALS = {"one goal": 1, "three goals": 3}  # the last one at `SHORTEST` steps or later, the others evenly before it
 
 

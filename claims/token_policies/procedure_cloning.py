@@ -66,7 +66,7 @@ class GridMaze(Toy):
     1 up, 2 left, 3 down. A step into a wall or beyond the edge does nothing. Reaching the goal ends the episode with
     reward 1.
 
-    Best possible success: 1.0. `Expert()` attains it.
+    Best possible success: 1.0. `GridMazeExpert()` attains it.
 
     Args:
         rows: Number of copies.
@@ -112,7 +112,7 @@ class GridMaze(Toy):
         return success.astype(np.float32), success, np.zeros_like(success)
 
     def expert(self):
-        return Expert()
+        return GridMazeExpert()
 
     def map(self):
         return {"x": (-0.5, SIZE - 0.5), "y": (-0.5, SIZE - 0.5), "path": (CELL, 0, 1), "shapes": []}
@@ -147,7 +147,7 @@ def draw_grid(key: torch.Tensor, rooms: int, goal: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class GridMazeExpert(Actor):
     """Takes the shortest way that breadth-first search finds."""
 
     def start(self, obs, key):

@@ -25,7 +25,7 @@ class NamedPlaces(Toy):
     place. action (2): velocity, m/s, clipped to [-1, 1]. A step is 0.1 s. Reaching the place ends the episode with
     success.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it.
+    Best possible success: 1.0. `NamedPlacesExpert(noise=0)` attains it.
 
     Args:
         rows: Number of copies.
@@ -67,7 +67,7 @@ class NamedPlaces(Toy):
         return success, success, np.zeros_like(success)
 
     def expert(self):
-        return Expert()
+        return NamedPlacesExpert()
 
     def map(self):
         places = [{"kind": "circle", "at": tuple(map(float, at)), "radius": RADIUS, "role": "goal"} for at in PLACES]
@@ -81,7 +81,7 @@ class NamedPlaces(Toy):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class NamedPlacesExpert(Actor):
     """Goes to the named place in a curve, to the left or to the right.
 
     Args:

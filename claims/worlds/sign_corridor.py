@@ -33,7 +33,7 @@ class SignCorridor(Toy):
     passed, the junction's color, and colors and arrows of all n signs. action (1): 0 forward, 1 left, 2 right. A step
     forward leads to the next sign. A turn ends the episode, with success if it is the right one, at the junction.
 
-    Best possible success: 1.0, attained by `Expert()`. Without memory of the signs it is 0.5.
+    Best possible success: 1.0, attained by `SignCorridorExpert()`. Without memory of the signs it is 0.5.
 
     Args:
         rows: Number of copies.
@@ -82,7 +82,7 @@ class SignCorridor(Toy):
         return success, success, (action != FORWARD) & ~success
 
     def expert(self):
-        return Expert()
+        return SignCorridorExpert()
 
     def map(self):
         n = self.n_signs
@@ -98,7 +98,7 @@ class SignCorridor(Toy):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class SignCorridorExpert(Actor):
     """Walks to the junction and turns to where the sign of its color pointed."""
 
     def start(self, obs, key):
@@ -130,7 +130,7 @@ class CorridorDemonstrations(DemonstrationSource):
 
     def load(self, seed):
         env = SignCorridor(min(ROWS, self.episodes), self.n_signs + 3, self.n_signs)
-        return rollout(Expert(), env, self.episodes, recording_seed(seed))
+        return rollout(SignCorridorExpert(), env, self.episodes, recording_seed(seed))
 
     def for_probe(self):
         return smaller(self)  # methods name the number of episodes

@@ -84,6 +84,12 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     f"understudy.data.relabel:{name}": f"understudy.data.column_changes:{name}" for name in _COLUMN_CHANGES
 } | {
     f"understudy.data.relabel:{name}": f"understudy.data.text_columns:{name}" for name in ("TaskText", "ThoughtText")
+} | {
+    f"understudy.envs{room}.{toy}:Expert": f"understudy.envs.toys.{toy}:{toy.title().replace('_', '')}Expert"
+    for room in ("", ".toys") for toy in _TOYS if toy != "mdp"
+} | {
+    f"understudy.envs{room}.metaworld:Expert": "understudy.envs.simulators.metaworld:MetaWorldExpert"
+    for room in ("", ".simulators")
 }
 
 

@@ -23,7 +23,7 @@ from claims.data_curation.out_of_dynamics import infer_actions, sharpen
 from claims.evaluation.behavior_entropy import SidedDemonstrations, side
 from claims.worlds.curation import CuratedMethod, arms, cloning_method, train_curated, with_keep_columns
 from understudy.data.episode import Episode
-from understudy.envs.toys.fork import Expert
+from understudy.envs.toys.fork import ForkExpert
 
 
 def test_marks_are_of_episodes_or_of_steps():
@@ -102,7 +102,7 @@ def test_sets_of_demonstrations_pass_the_pillar_at_the_stated_odds(seed, frequen
 
 
 def test_a_circle_ends_where_it_began():
-    actor = DetourExpert(Expert(side=1, noise=0.0), detour_steps=8)
+    actor = DetourExpert(ForkExpert(side=1, noise=0.0), detour_steps=8)
     obs, key = {"observation.state": torch.zeros(5, 2)}, torch.arange(5)
     state, went, busy = actor.start(obs, key), [], []
     for _ in range(20):

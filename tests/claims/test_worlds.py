@@ -43,7 +43,7 @@ from understudy.data.text_columns import ThoughtText
 from understudy.data.window import Window
 from understudy.deploy.fused_experts import fuse_experts
 from understudy.envs.episode_wrappers import NEW_TRIAL, MultiTrialEnv
-from understudy.envs.toys.push import Expert, Push
+from understudy.envs.toys.push import Push, PushExpert
 from understudy.evaluate.behavior.modes import fork_mode
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
@@ -66,11 +66,11 @@ def directions(episodes):
 
 
 def test_goals_lie_in_the_sectors_that_were_asked_for_and_all_of_them():
-    found = directions(rollout(Expert(), DirectedPush(50, (1, 6), limit=1), 200, seed=3))
+    found = directions(rollout(PushExpert(), DirectedPush(50, (1, 6), limit=1), 200, seed=3))
     assert (((found >= 45) & (found < 90)) | ((found >= 270) & (found < 315))).all()
     assert (found < 90).sum() > 60 < (found > 90).sum()
-    everywhere = rollout(Expert(), DirectedPush(5, tuple(range(8)), limit=1), 20, seed=3)
-    plain = rollout(Expert(), Push(5, limit=1), 20, seed=3)
+    everywhere = rollout(PushExpert(), DirectedPush(5, tuple(range(8)), limit=1), 20, seed=3)
+    plain = rollout(PushExpert(), Push(5, limit=1), 20, seed=3)
     assert np.array_equal(directions(everywhere), directions(plain))
 
 
@@ -79,16 +79,16 @@ def test_towards_keeps_the_contract():
 
 
 def test_demonstrations_succeed_and_parts_are_others():
-    first, second = (direction_demonstrations(Expert(), (2,), 5, 1, part) for part in (0, 1))
+    first, second = (direction_demonstrations(PushExpert(), (2,), 5, 1, part) for part in (0, 1))
     assert all(e.metadata["success"] for e in first + second) and len(first) == len(second) == 5
     assert not set(directions(first)) & set(directions(second))
 
 
 def test_training_on_keeps_the_statistics_and_the_policy_it_began_from():
-    data = Dataset(direction_demonstrations(Expert(), (0,), 4, 1))
+    data = Dataset(direction_demonstrations(PushExpert(), (0,), 4, 1))
     base = train_policy(cloning_method(1e-3, steps=3), data, 0)
     before = {k: v.clone() for k, v in base.state_dict().items()}
-    other = Dataset(direction_demonstrations(Expert(), (4,), 4, 2))
+    other = Dataset(direction_demonstrations(PushExpert(), (4,), 4, 2))
     further = train_policy(cloning_method(1e-3, steps=3), other, 0, base)
     assert all(torch.equal(v, before[k]) for k, v in base.state_dict().items())
     changed = {k for k, v in further.state_dict().items() if not torch.equal(v, before[k])}
@@ -102,7 +102,7 @@ def test_training_on_keeps_the_statistics_and_the_policy_it_began_from():
 
 def test_assembly_keeps_the_contract_and_its_expert_always_does_it():
     check_env(lambda rows: fmb.Assembly(rows, limit=30))
-    ran = rollout(fmb.Expert(noise=0.0), fmb.Assembly(50, sizes=fmb.SEEN_SIZES + fmb.UNSEEN_SIZES), 100, seed=2)
+    ran = rollout(fmb.AssemblyExpert(noise=0.0), fmb.Assembly(50, sizes=fmb.SEEN_SIZES + fmb.UNSEEN_SIZES), 100, seed=2)
     assert all(e.metadata["success"] for e in ran)
     for e in ran:  # all four skills, in their order
         order = e.steps["observation.skill"].argmax(1)
@@ -126,7 +126,7 @@ def test_an_askew_peg_does_not_fit_and_its_angle_is_seen_in_the_hand():
 
 
 def test_the_observation_alone_tells_the_skill():
-    ran = rollout(fmb.Expert(), fmb.Assembly(20), 20, seed=3)
+    ran = rollout(fmb.AssemblyExpert(), fmb.Assembly(20), 20, seed=3)
     seen = np.concatenate([e.steps["observation.state"] for e in ran])
     upright, held = seen[:, 5] == 1, seen[:, 2] == 1
     assert np.array_equal(np.concatenate([e.steps["observation.skill"] for e in ran]).argmax(1), 2 * upright + held)
@@ -382,7 +382,7 @@ def test_the_control_of_self_guidance_takes_the_movement_of_another_row():
 def test_the_plane_keeps_the_contract_and_its_expert_does_what_is_asked():
     check_env(composed_constraints.Plane)
     env = composed_constraints.Plane(50)
-    ran = rollout(composed_constraints.Expert(noise=0.0), env, 200, seed=3)
+    ran = rollout(composed_constraints.PlaneExpert(noise=0.0), env, 200, seed=3)
     assert all(e.metadata["success"] for e in ran)
     asked = np.stack([np.append(e.steps["observation.side"][0], e.steps["observation.end"][0]) for e in ran])
     _, counts = np.unique(asked, axis=0, return_counts=True)
@@ -442,7 +442,7 @@ def test_the_named_object_is_known_by_both_words_alone_and_new_pairs_are_new():
         is_new = pairs[..., 0] == pairs[..., 1]
         assert np.array_equal(is_new, (np.arange(4) == target[:, None]) & new)
         assert np.array_equal(table.observe()["observation.task"], named)
-    ran = rollout(language_attention.Expert(noise=0), language_attention.ShapeTable(20), 40, seed=1)
+    ran = rollout(language_attention.ShapeTableExpert(noise=0), language_attention.ShapeTable(20), 40, seed=1)
     assert all(e.metadata["success"] for e in ran)
 
 
@@ -468,7 +468,7 @@ def test_attention_is_counted_where_it_is_largest_at_the_named_object():
 
 def test_the_sign_of_the_junctions_color_tells_where_to_turn_and_arrows_are_balanced():
     check_env(sign_corridor.SignCorridor)
-    ran = rollout(sign_corridor.Expert(), sign_corridor.SignCorridor(20), 40, seed=1)
+    ran = rollout(sign_corridor.SignCorridorExpert(), sign_corridor.SignCorridor(20), 40, seed=1)
     n, turns = sign_corridor.N_SIGNS, []
     for e in ran:
         seen, action = np.asarray(e.steps[sign_corridor.SEEN]), np.asarray(e.steps["action"])[:, 0]
@@ -601,7 +601,7 @@ def test_a_place_is_named_by_its_word_or_by_its_position():
         assert (obs[named_places.TASK + "?"] != by_goal).all()
         if by_goal:
             np.testing.assert_array_equal(obs[named_places.TARGET], named_places.PLACES[env.state["place"]])
-    ran = rollout(named_places.Expert(noise=0), named_places.NamedPlaces(20), 40, seed=1)
+    ran = rollout(named_places.NamedPlacesExpert(noise=0), named_places.NamedPlaces(20), 40, seed=1)
     assert all(e.metadata["success"] for e in ran)
 
 
@@ -1030,7 +1030,7 @@ def test_cloning_is_given_the_next_goal_and_the_steps_until_it(monkeypatch):
 def test_named_things_keep_the_contract_and_touching_another_fails():
     check_env(lambda rows: weakly_labeled_skills.NamedThings(rows, limit=12))
     env = weakly_labeled_skills.NamedThings(50)
-    ran = rollout(weakly_labeled_skills.Expert(noise=0), env, 400, seed=1)
+    ran = rollout(weakly_labeled_skills.NamedThingsExpert(noise=0), env, 400, seed=1)
     assert all(e.metadata["success"] for e in ran)
     env = weakly_labeled_skills.NamedThings(2)
     env.reset(torch.arange(2), torch.arange(2))

@@ -33,7 +33,7 @@ from understudy.data.formats.lerobot import write
 from understudy.data.operations import Crop, Drop, Sort
 from understudy.data.segments import ColumnSegments, CutSegments
 from understudy.data.text_columns import TaskText, task_texts
-from understudy.envs.toys.fork import Expert
+from understudy.envs.toys.fork import ForkExpert
 from understudy.evaluate.evaluation import evaluate, recording_seed, validation_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper
@@ -854,7 +854,7 @@ def test_an_executor_from_outside_replaces_that_of_the_method(call, place, tmp_p
 def told(tmp_path_factory) -> Path:
     """Two tasks that nothing but their words tells apart ("two.npz"), and a run that was told them ("run")."""
     folder, env = tmp_path_factory.mktemp("told"), make("fork", 20)
-    shown = [e for side in (1, -1) for e in rollout(Expert(side=side), env, 20, seed=recording_seed(0))]
+    shown = [e for side in (1, -1) for e in rollout(ForkExpert(side=side), env, 20, seed=recording_seed(0))]
     np.savez(folder / "two.npz", observations=np.concatenate([e.steps["observation.state"][:-1] for e in shown]),
              actions=np.concatenate([e.steps["action"] for e in shown]), episode_ends=np.cumsum([*map(len, shown)]),
              task=[LEFT] * 20 + [RIGHT] * 20)

@@ -16,7 +16,7 @@ from understudy.envs.episode_wrappers import NEW_TRIAL, DemoStateReset, FixedHor
 from understudy.envs.observation_wrappers import HiddenObs, RandomFeatureObs, RotatedFrame
 from understudy.envs.registry import base_name, make
 from understudy.envs.toys.drive import DECISIVE, HIDDEN, Drive
-from understudy.envs.toys.fork import Expert, Fork
+from understudy.envs.toys.fork import Fork, ForkExpert
 from understudy.envs.toys.memory import MemoryCorridor
 from understudy.envs.toys.particle import Particle
 from understudy.evaluate.evaluation import evaluation_of
@@ -61,7 +61,7 @@ class Always(Actor):
 
 @pytest.fixture(scope="module")
 def demos() -> Dataset:
-    return rollout(Expert(), Fork(6), 6, seed=0)
+    return rollout(ForkExpert(), Fork(6), 6, seed=0)
 
 
 # -- restoring --------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_an_episode_is_several_trials():
 
 
 def test_success_is_that_of_the_last_trial(tmp_path):
-    expert = rollout(Expert(noise=0.0), MultiTrialEnv(Fork(2), 2), 4, seed=0)
+    expert = rollout(ForkExpert(noise=0.0), MultiTrialEnv(Fork(2), 2), 4, seed=0)
     assert all(e.metadata["success"] and e.metadata["successful_trials"] == 2 for e in expert)
     assert all(e.steps["next.success"].sum() == 1 and e.steps["next.success"][-1] for e in expert)
     assert all(e.steps["next.reward"].sum() == 2 for e in expert)
@@ -196,11 +196,11 @@ def test_success_is_that_of_the_last_trial(tmp_path):
         """Succeeds in the first trial and runs into the pillar in the second."""
 
         def start(self, obs, key):
-            return {"expert": Expert(noise=0.0).start(obs, key), "trial": torch.zeros_like(key)}
+            return {"expert": ForkExpert(noise=0.0).start(obs, key), "trial": torch.zeros_like(key)}
 
         def act(self, obs, state):
             trial = state["trial"] + obs[NEW_TRIAL][:, 0].long()
-            action, expert = Expert(noise=0.0).act(obs, state["expert"])
+            action, expert = ForkExpert(noise=0.0).act(obs, state["expert"])
             return torch.where(trial[:, None] > 1, torch.tensor([1.0, 0.0]), action), {"expert": expert, "trial": trial}
     ran = rollout(OnlyFirst(), MultiTrialEnv(Fork(2), 2), 4, seed=0)
     assert not any(e.metadata["success"] for e in ran) and {e.metadata["successful_trials"] for e in ran} == {1}
@@ -211,7 +211,7 @@ def test_success_is_that_of_the_last_trial(tmp_path):
     assert found.trials[0] == clopper_pearson(4, 4) and found.trial_gain.high < 0
     page = write_report(tmp_path / "report.html", runs={"a": found}).read_text()
     assert "The last trial minus the first: \u2212100.0 points" in page and "<th>trial</th>" in page
-    assert evaluation_of(rollout(Expert(), Fork(2), 2)).trials is None
+    assert evaluation_of(rollout(ForkExpert(), Fork(2), 2)).trials is None
 
 
 class SucceedsOnTheWay(Fork):

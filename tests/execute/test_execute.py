@@ -14,7 +14,7 @@ from understudy.core import Feature, Unsupported, UserError, keys, normal, put, 
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.envs.toys.fork import SPREAD, Expert, Fork
+from understudy.envs.toys.fork import SPREAD, Fork, ForkExpert
 from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import ChunkedExecutor, RealTimeChunking, RecedingHorizon
 from understudy.execute.following import FollowDemonstration
@@ -586,10 +586,11 @@ def test_the_randomness_of_an_episode_is_not_shared_by_those_who_draw_it():
     key, count = torch.arange(400), torch.zeros(400, dtype=torch.int64)
     start = Fork(400).reset(torch.arange(400), key)["observation.state"] / SPREAD
     policy, _ = random_batch(PolicyConfig(Flow(n_steps=2), window=Window(1, 4)))
-    obs, expert, noisy = {"observation.state": start * SPREAD}, Expert(noise=1.0), NoisyActor(None, 2)
+    obs, expert, noisy = {"observation.state": start * SPREAD}, ForkExpert(noise=1.0), NoisyActor(None, 2)
     drawn = {
         "environment": start, "again": normal(key, count, (2,), stream=1), "plan": policy.noise(key, count)[:, 0],
-        "expert": expert.act(obs, expert.start(obs, key))[0] - Expert(noise=0.0).act(obs, expert.start(obs, key))[0],
+        "expert": expert.act(obs, expert.start(obs, key))[0]
+        - ForkExpert(noise=0.0).act(obs, expert.start(obs, key))[0],
         "exploration": noisy.act(obs, noisy.start(obs, key))[0]}
     for name, one in drawn.items():
         for other in drawn:

@@ -19,7 +19,7 @@ from understudy.data.operations import Operation
 from understudy.data.text_columns import TaskText
 from understudy.data.window import Window
 from understudy.envs.base import Env, StepResult
-from understudy.envs.toys.fork import Expert, Fork
+from understudy.envs.toys.fork import Fork, ForkExpert
 from understudy.envs.wrappers import WrappedEnv
 from understudy.evaluate.evaluation import evaluate
 from understudy.evaluate.recording import UniformRandomActor
@@ -62,7 +62,7 @@ class Constant(Actor):
 
 @pytest.fixture(scope="module")
 def data():
-    return rollout(Expert(), Fork(20), 20, seed=0)
+    return rollout(ForkExpert(), Fork(20), 20, seed=0)
 
 
 def fitted(data, window=None, head=None) -> Policy:
@@ -139,7 +139,7 @@ def skill_wrapper(kind: str, data: Dataset, period: int) -> SkillWrapper:
 @pytest.mark.parametrize("kind", ["expert", "policy", "steering", "latent", "phrase", "code"])
 def test_wrappers_keep_the_contract(kind, period, data, policy):
     wrapper = {
-        "expert": lambda: ResidualWrapper(Expert(noise=0.3), 0.2, period),
+        "expert": lambda: ResidualWrapper(ForkExpert(noise=0.3), 0.2, period),
         "policy": lambda: ResidualWrapper(FixedBatch(fitted(data, Window(2, 6))), 0.2, period, RecedingHorizon(2)),
         "steering": lambda: NoiseSteeringWrapper(FixedBatch(policy), period),
     }.get(kind, lambda: skill_wrapper(kind, data, period))()
@@ -201,7 +201,7 @@ calls: list[int] = []
 
 
 @pytest.mark.parametrize(("wrapper", "words"), [
-    (WrongInverse(Expert()), "'action' of a converted episode"), (GrowingState(), "names, shapes and dtypes"),
+    (WrongInverse(ForkExpert()), "'action' of a converted episode"), (GrowingState(), "names, shapes and dtypes"),
     (CallCount(), "an episode must depend on its key alone")], ids=lambda w: type(w).__name__)
 def test_what_breaks_the_contract_is_found(wrapper, words):
     with pytest.raises(ContractViolation, match=words):
@@ -273,8 +273,8 @@ class _Ends(Counter):
 
 
 def test_corrections_of_zero_are_the_base_itself():
-    base = rollout(Expert(noise=0.2), Fork(3), 7, seed=3)
-    env = WrappedEnv(Fork(3), ResidualWrapper(Expert(noise=0.2)))
+    base = rollout(ForkExpert(noise=0.2), Fork(3), 7, seed=3)
+    env = WrappedEnv(Fork(3), ResidualWrapper(ForkExpert(noise=0.2)))
     ran = rollout(Constant(torch.zeros(2)), env, 7, seed=3)
     for a, b in zip(base, ran, strict=True):
         np.testing.assert_array_equal(a.steps[STATE], b.steps[STATE])

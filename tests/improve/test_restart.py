@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from understudy.core import UserError, uniform
 from understudy.data.episode import Episode
 from understudy.data.window import Window
-from understudy.envs.toys.fork import Expert, Fork
+from understudy.envs.toys.fork import Fork, ForkExpert
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.heads.regression import Regression
@@ -37,7 +37,7 @@ class Sometimes(Actor):
     """On fork: the expert's way, or, with probability `fails`, stands still, and moves up a little so that it shows."""
 
     fails: float
-    expert: Expert = Expert(noise=0.0)
+    expert: ForkExpert = ForkExpert(noise=0.0)
 
     def start(self, obs, key):
         idle = uniform(key, torch.zeros_like(key), (1,), stream=5)[:, 0] < self.fails
@@ -166,10 +166,10 @@ def test_a_policy_learns_to_foretell():
 
 def test_what_it_cannot_do_is_said():
     with pytest.raises(UserError, match="restart_cost must be at least 0"):
-        Attempts(Fork(1), Expert(), restart_cost=-1)
+        Attempts(Fork(1), ForkExpert(), restart_cost=-1)
     with pytest.raises(UserError, match="no attempts that ran to their end"):
         choose_threshold([], elapsed_steps)
-    env = Attempts(Fork(2), Expert())
+    env = Attempts(Fork(2), ForkExpert())
     env.reset(torch.arange(2), torch.arange(2))
     with pytest.raises(UserError, match=r"have shape \(2, 2\), but must have shape \(2, 1\)"):
         env.step(torch.zeros(2, 2))

@@ -46,12 +46,12 @@ def test_each_way_of_bringing_the_blocks_is_shown_reached_and_told():
     env = envs.make("blocks", 50)
     assert len(env.metadata["modes"]) == 4
     for way in range(4):
-        ran = rollout(blocks.Expert(way, noise=0.0), env, 50, seed=1)
+        ran = rollout(blocks.BlocksExpert(way, noise=0.0), env, 50, seed=1)
         assert all(e.metadata["success"] and e.metadata["mode"] == way for e in ran)
     told = Counter(e.metadata["mode"] for e in rollout(env.expert(), env, 400, seed=2))
     assert set(told) == {0, 1, 2, 3} and min(told.values()) >= 65  # four standard deviations below 100
     with pytest.raises(UserError, match="from 0 to 3"):
-        blocks.Expert(4)
+        blocks.BlocksExpert(4)
 
 
 def table(disc, left, right, targets=((0.3, 0.8), (0.7, 0.8)), first=-1.0):
@@ -132,7 +132,7 @@ def test_who_forgets_the_light_is_right_half_of_the_time():
 
 def test_the_light_goes_out_and_the_corridor_does_not_tell_it():
     env = envs.make("memory", 60, shown=2)
-    ran = rollout(memory.Expert(noise=0.3), env, 60, seed=0)
+    ran = rollout(memory.MemoryExpert(noise=0.3), env, 60, seed=0)
     for e in ran:
         x, y, light = e.steps["observation.state"].T
         assert (light[:2] == e.steps["simulator.state"][0, 0]).all() and not light[2:].any()
@@ -350,14 +350,14 @@ class Misled(Actor):
 
     def start(self, obs, key):
         told = torch.from_numpy(TaskText(words.LENGTH).encode("go to the red ball").copy())
-        return words.Expert(0.0).start({**obs, "observation.task": told.expand(len(key), -1)}, key)
+        return words.WordsExpert(0.0).start({**obs, "observation.task": told.expand(len(key), -1)}, key)
 
     def act(self, obs, state):
-        return words.Expert(0.0).act(obs, state)
+        return words.WordsExpert(0.0).act(obs, state)
 
 
 def test_words_are_needed():
     env = envs.make("words", 50)
     right, wrong = (np.mean([e.metadata["success"] for e in rollout(actor, env, 200, seed=0)])
-                    for actor in (words.Expert(0.0), Misled()))
+                    for actor in (words.WordsExpert(0.0), Misled()))
     assert right == 1.0 and wrong < 0.4  # one thing of four is meant

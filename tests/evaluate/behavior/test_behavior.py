@@ -15,7 +15,7 @@ from understudy.core import Feature, UserError, normal
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs.base import Env, Renderable, StepResult
-from understudy.envs.toys.fork import Expert, Fork
+from understudy.envs.toys.fork import Fork, ForkExpert
 from understudy.evaluate.behavior import clearance, modes, motion
 from understudy.evaluate.behavior.clusters import find_clusters, silhouette
 from understudy.evaluate.behavior.demo_distance import DemonstrationIndex, discriminator_accuracy, distribution_distance
@@ -86,7 +86,7 @@ def test_what_a_fair_policy_gets_is_the_mean_over_its_draws(ways, repeats):
 def test_the_forks_expert_goes_both_ways_from_one_start_and_one_side_does_not():
     env = Fork(7)
     both = modes.rollout_repeated_starts(env.expert(), env, 12, 16, seed=3)
-    one = modes.rollout_repeated_starts(Expert(side=-1), env, 12, 16, seed=3)
+    one = modes.rollout_repeated_starts(ForkExpert(side=-1), env, 12, 16, seed=3)
     assert modes.conditional_entropy(both, modes.fork_mode, 2).estimate == pytest.approx(
         modes.expected_entropy(2, 16), abs=0.06
     )
@@ -95,25 +95,25 @@ def test_the_forks_expert_goes_both_ways_from_one_start_and_one_side_does_not():
     ) == {"right"}
     # Both sides, but always the same from one start: much entropy over all starts, none from each.
     decided = Dataset([replace(e, metadata={**e.metadata, "start": n}) for n in range(10) for e in [
-        *rollout(Expert(side=1 if n % 2 else -1), env, 3, seed=n)]])
+        *rollout(ForkExpert(side=1 if n % 2 else -1), env, 3, seed=n)]])
     assert modes.mode_entropy(list(modes.mode_counts(decided, modes.fork_mode).values()), 2) == 1
     assert modes.conditional_entropy(decided, modes.fork_mode, 2).estimate == 0
 
 
 def test_the_same_start_is_the_same_and_is_that_of_the_evaluation():
     env = make("fork", 5, gust=0.3)
-    data = modes.rollout_repeated_starts(Expert(side=1, noise=0.0), env, 3, 4, seed=9)
-    plain = rollout(Expert(side=1, noise=0.0), env, 3, seed=9)
+    data = modes.rollout_repeated_starts(ForkExpert(side=1, noise=0.0), env, 3, 4, seed=9)
+    plain = rollout(ForkExpert(side=1, noise=0.0), env, 3, seed=9)
     assert [e.metadata["start"] for e in data] == [n // 4 for n in range(12)]
     for e in data:  # a policy that draws nothing: luck is the start's, so all is the same
         assert np.array_equal(e.steps["observation.state"], plain[e.metadata["start"]].steps["observation.state"])
-    noisy = modes.rollout_repeated_starts(Expert(side=1), env, 1, 4, seed=9)
+    noisy = modes.rollout_repeated_starts(ForkExpert(side=1), env, 1, 4, seed=9)
     assert len({e.steps["action"].tobytes() for e in noisy}) == 4
-    other = modes.rollout_repeated_starts(Expert(side=1), make("fork", 12, gust=0.3), 1, 4, seed=9)
+    other = modes.rollout_repeated_starts(ForkExpert(side=1), make("fork", 12, gust=0.3), 1, 4, seed=9)
     assert all(np.array_equal(a.steps["action"], b.steps["action"]) for a, b in zip(noisy, other, strict=True))
     for starts, repeats in ((0, 4), (3, 1)):
         with pytest.raises(UserError):
-            modes.rollout_repeated_starts(Expert(), env, starts, repeats)
+            modes.rollout_repeated_starts(ForkExpert(), env, starts, repeats)
 
 
 def test_failures_count_in_no_way():
@@ -144,7 +144,7 @@ def test_ways_found_by_clusters_are_the_sides_of_the_fork():
     assert len(shapes.clusters) == 2
     pairs = {(shapes(e), modes.fork_mode(e)) for e in rollout(env.expert(), env, 60, seed=2)}
     assert len(pairs) == 2
-    straight = rollout(Expert(side=1), env, 60, seed=1)
+    straight = rollout(ForkExpert(side=1), env, 60, seed=1)
     assert len(modes.TrajectoryClusters.from_data(straight, TrajectoryScaling.from_data(straight)).clusters) == 1
 
 
@@ -306,7 +306,7 @@ def test_who_moves_alike_is_not_told_apart():
     view = TrajectoryScaling.from_data(demos)
     same = discriminator_accuracy(rollout(env.expert(), env, 40, seed=2), demos, view, 10.0)
     assert same.low < 0.5 < same.high
-    calm = discriminator_accuracy(rollout(Expert(noise=0.02), env, 40, seed=2), demos, view, 10.0)
+    calm = discriminator_accuracy(rollout(ForkExpert(noise=0.02), env, 40, seed=2), demos, view, 10.0)
     assert calm.estimate > 0.9
     # The very same episodes: each is its twin's nearest, and of the other kind.
     assert discriminator_accuracy(demos, demos, view, 10.0).estimate < 0.1

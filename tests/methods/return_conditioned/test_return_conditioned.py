@@ -14,7 +14,7 @@ from understudy.core import UserError
 from understudy.data.column_changes import ReturnToGo, TimeLeft
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
-from understudy.envs.toys.tabular import Expert, Tabular
+from understudy.envs.toys.tabular import Tabular, TabularExpert
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, ObservationWrapper
 from understudy.learn.fit_method import fit_method
@@ -33,7 +33,7 @@ def rope(rows: int = 50) -> Tabular:
 
 def random_episodes(count: int, env: Tabular | None = None) -> Dataset:
     env = rope() if env is None else env
-    return rollout(Expert(env.expert().best, noise=1.0), env, count, seed=1)
+    return rollout(TabularExpert(env.expert().best, noise=1.0), env, count, seed=1)
 
 
 # -- the column -------------------------------------------------------------------------------------------------------

@@ -241,7 +241,7 @@ def test_the_method_learns_classes_too():
 def test_errands_keep_the_contract_and_their_expert_always_does_them():
     for repeats in (False, True):
         check_env(lambda rows, repeats=repeats: claim.Errands(rows, limit=30, repeats=repeats))
-        ran = rollout(claim.Expert(noise=0), claim.Errands(20, repeats=repeats), 60, seed=1)
+        ran = rollout(claim.ErrandsExpert(noise=0), claim.Errands(20, repeats=repeats), 60, seed=1)
         assert all(e.metadata["success"] for e in ran)
         again = [len(set(e.steps[claim.TASK][0].tolist())) < 4 for e in ran]
         assert 0.7 < np.mean(again) < 0.9 if repeats else not any(again)
@@ -284,7 +284,7 @@ def test_the_arms_of_the_claim_learn_and_act():
 def test_the_codes_of_the_expert_are_those_of_its_pieces():
     """From the recorded states of an expert without noise, its codes are the labels of its episodes."""
     env = claim.Errands(4)
-    data = rollout(claim.Expert(noise=0), env, 4, seed=1)
+    data = rollout(claim.ErrandsExpert(noise=0), env, 4, seed=1)
     features = {claim.STATE: data.features()[claim.STATE], "action": data.features()["action"]}
     few = data.map(SelectColumns(tuple(features)))
     learner = new_learner(few, width=3, quantizer=claim.QUANTIZER)

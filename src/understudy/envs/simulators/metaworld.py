@@ -86,7 +86,7 @@ class MetaWorld(MujocoCameras, HasExpert, HasProprioception):
         self.cameras = tuple(sorted(self.cameras, key=lambda name: name != "corner2"))
 
     def expert(self):
-        return Expert(self.task)
+        return MetaWorldExpert(self.task)
 
     def view(self, row, camera, size):
         image = super().view(row, camera, size)
@@ -98,7 +98,7 @@ class MetaWorld(MujocoCameras, HasExpert, HasProprioception):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class MetaWorldExpert(Actor):
     """Meta-World's own scripted policy of a task. It always does the same in the same state."""
 
     task: str

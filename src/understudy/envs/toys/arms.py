@@ -36,7 +36,7 @@ class Arms(Toy):
     m/s, clipped to [-0.5, 0.5]. A step is 0.1 s. A hand that reaches its end grasps it. The middle of the bar at the
     goal ends the episode with reward 1, a dropped bar with -1.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it.
+    Best possible success: 1.0. `ArmsExpert(noise=0)` attains it.
 
     Args:
         limit: Number of steps of an episode.
@@ -84,7 +84,7 @@ class Arms(Toy):
         return success.astype(np.float32) - failure, success, failure
 
     def expert(self):
-        return Expert()
+        return ArmsExpert()
 
     def map(self):
         return {"x": (0.0, WIDE), "y": (0.0, HIGH), "path": ("observation.state", 4, 5), "shapes": [], "marks": [
@@ -107,7 +107,7 @@ class Arms(Toy):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class ArmsExpert(Actor):
     """Moves each hand to its end of the bar, waits for the other, and carries the bar level to the goal.
 
     Args:

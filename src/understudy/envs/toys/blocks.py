@@ -40,7 +40,7 @@ class Blocks(MultimodalToy):
     to [-0.4, 0.4]. A step is 0.1 s. Both blocks on targets end the episode with reward 1. info["mode"]: number of the
     way in `metadata["modes"]`, from when a block lies on a target.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it, in each of the four ways.
+    Best possible success: 1.0. `BlocksExpert(noise=0)` attains it, in each of the four ways.
 
     Args:
         limit: Number of steps of an episode.
@@ -102,7 +102,7 @@ class Blocks(MultimodalToy):
         return np.where(first < 0, -1, 2 * first + to)
 
     def expert(self):
-        return Expert()
+        return BlocksExpert()
 
     def map(self):
         mark = {"kind": "circle", "radius": RADIUS, "role": "goal"}
@@ -121,10 +121,10 @@ class Blocks(MultimodalToy):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class BlocksExpert(Actor):
     """Pushes one block to a target, then the other block to the other target.
 
-    It follows the field lines of a dipole at the block (see `push.Expert`), and avoids the other block.
+    It follows the field lines of a dipole at the block (see `PushExpert`), and avoids the other block.
 
     Args:
         mode: Number of the way in `MODES`. None draws one with the key of the episode.

@@ -38,7 +38,7 @@ class Drive(Toy):
     action (1): throttle, or brake below 0, clipped to [-1, 1]. It is 5 m/s^2 at 1. The speed is from 0 to 10 m/s. A
     step is 0.2 s. Passing the crossing ends the episode, with reward 1 if it is free and -1 if it is not.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it, from the present pixels alone.
+    Best possible success: 1.0. `DriveExpert(noise=0)` attains it, from the present pixels alone.
 
     Args:
         limit: Number of steps of an episode.
@@ -95,7 +95,7 @@ class Drive(Toy):
         return success.astype(np.float32) - failure, success, failure
 
     def expert(self):
-        return Expert()
+        return DriveExpert()
 
     def map(self):
         return {"x": (-5.0, 75.0), "y": (-5.0, 75.0), "path": ("simulator.state", 0, 1), "shapes": [
@@ -129,7 +129,7 @@ def _camera(hidden: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class DriveExpert(Actor):
     """Brakes while it sees a person, and accelerates otherwise.
 
     Args:

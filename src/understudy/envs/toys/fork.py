@@ -22,7 +22,7 @@ class Fork(Toy):
     observation.state (2): position, m. action (2): velocity, m/s, clipped to [-1, 1]. A step is 0.1 s. Reaching the
     goal ends an episode with reward 1, touching the pillar with -1.
 
-    Best possible success: 1.0 without gusts. `Expert(noise=0)` attains it.
+    Best possible success: 1.0 without gusts. `ForkExpert(noise=0)` attains it.
 
     Args:
         limit: Number of steps of an episode.
@@ -57,7 +57,7 @@ class Fork(Toy):
         return success.astype(np.float32) - failure, success, failure
 
     def expert(self):
-        return Expert()
+        return ForkExpert()
 
     def map(self):
         return {"x": (-0.2, 1.4), "y": (-0.8, 0.8), "path": ("observation.state", 0, 1),
@@ -74,7 +74,7 @@ class Fork(Toy):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class ForkExpert(Actor):
     """Passes the pillar on one side and goes to the goal.
 
     Args:

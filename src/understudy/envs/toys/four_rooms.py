@@ -33,7 +33,7 @@ class FourRooms(Toy):
     observation.state (2): position, m. observation.goal (2), where there is one: where to go, m. action (2): velocity,
     m/s, clipped to [-2, 2]; a step is 0.1 s. Walls stop the point. Reaching the goal ends the episode with reward 1.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it by a shortest way from cell to cell.
+    Best possible success: 1.0. `FourRoomsExpert(noise=0)` attains it by a shortest way from cell to cell.
 
     Args:
         limit: Number of steps of an episode.
@@ -102,7 +102,7 @@ _BEST = torch.from_numpy(_TO_GO.min(1, keepdims=True) == _TO_GO)
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class FourRoomsExpert(Actor):
     """Walks by shortest ways from cell to cell; of equally short ones it prefers one by its key.
 
     Args:
@@ -151,5 +151,6 @@ class Expert(Actor):
         return torch.stack([cell // CELLS, cell % CELLS], 1).float() + 0.5
 
 
-STYLES = {"navigate": Expert(), "play": Expert(waypoints=True), "stitch": Expert(waypoints=True, reach=REACH),
-          "noisy": Expert(noise=1.5, waypoints=True), "mixed": Expert(aimless=0.5)}
+STYLES = {"navigate": FourRoomsExpert(), "play": FourRoomsExpert(waypoints=True),
+          "stitch": FourRoomsExpert(waypoints=True, reach=REACH),
+          "noisy": FourRoomsExpert(noise=1.5, waypoints=True), "mixed": FourRoomsExpert(aimless=0.5)}

@@ -41,7 +41,7 @@ class GridworldTasks(Toy):
     `MISSIONS`.
 
     Best possible success: `metadata["optimum"]`, the exact mean over all places of things and all slips. It is 1.0
-    without `slip` if there is time for the farthest ways. `Expert(noise=0)` attains it.
+    without `slip` if there is time for the farthest ways. `GridworldTasksExpert(noise=0)` attains it.
 
     Args:
         limit: Number of steps of an episode.
@@ -132,7 +132,7 @@ class GridworldTasks(Toy):
         return replace(out, info={**out.info, "mission": torch.from_numpy(self.state["mission"].copy())})
 
     def expert(self):
-        return Expert()
+        return GridworldTasksExpert()
 
     def map(self):
         return {"x": (-0.5, WIDTH - 0.5), "y": (-0.5, HEIGHT - 0.5), "path": ("observation.state", 0, 1), "shapes": []}
@@ -244,7 +244,7 @@ def _side_probabilities(ball_late: bool, pad_late: bool, near: int, far: int) ->
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class GridworldTasksExpert(Actor):
     """Does the stages in the order of the mission, by shortest ways; in each episode it prefers to walk first across or
     first up and down.
 

@@ -30,7 +30,7 @@ class Maze(Toy):
     step is 0.1 s. Walls stop the point. Reaching the goal ends the episode with reward 1. info["level"] is the number
     of the maze, -1 if it has none.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it.
+    Best possible success: 1.0. `MazeExpert(noise=0)` attains it.
 
     Args:
         limit: Number of steps of an episode.
@@ -91,7 +91,7 @@ class Maze(Toy):
         return replace(out, info={**out.info, "level": torch.from_numpy(self.state["level"].copy())})
 
     def expert(self):
-        return Expert()
+        return MazeExpert()
 
     def map(self):
         span = (0.0, float(self.cells))
@@ -202,7 +202,7 @@ def cell_of(at: np.ndarray, cells: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class MazeExpert(Actor):
     """Takes a shortest way to the goal.
 
     Each move from cell to cell is longer by a random preference of the episode, so that different episodes take

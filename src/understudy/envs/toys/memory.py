@@ -25,7 +25,8 @@ class MemoryCorridor(Toy):
     cue, and for how many more steps it is shown. action (2): velocity, m/s, clipped to [-1, 1]. A step is 0.1 s. The
     end of the right arm ends the episode with reward 1, the end of the wrong arm with -1.
 
-    Best possible success: 1.0, attained by `Expert(noise=0)`. Without memory it is 0.5 (`metadata["memoryless"]`).
+    Best possible success: 1.0, attained by `MemoryExpert(noise=0)`. Without memory it is 0.5
+    (`metadata["memoryless"]`).
 
     Args:
         limit: Number of steps of an episode.
@@ -80,7 +81,7 @@ class MemoryCorridor(Toy):
         return success.astype(np.float32) - failure, success, failure
 
     def expert(self):
-        return Expert(float(self.length))
+        return MemoryExpert(float(self.length))
 
     def map(self):
         arm = {"kind": "circle", "radius": GOAL, "role": "goal"}
@@ -101,7 +102,7 @@ class MemoryCorridor(Toy):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class MemoryExpert(Actor):
     """Remembers the light and turns to its side at the junction.
 
     Args:

@@ -27,7 +27,7 @@ class Particle(Toy):
     The constants are those of the paper's code. Unless `stay` is set, two rules differ: the order of the goals counts,
     and the episode ends on arrival at the second goal (reward 1) instead of after 50 steps.
 
-    Best possible success: 1.0, in at least up to 32 dimensions. `Expert()` attains it.
+    Best possible success: 1.0, in at least up to 32 dimensions. `ParticleExpert()` attains it.
 
     Args:
         limit: Number of steps of an episode.
@@ -90,7 +90,7 @@ class Particle(Toy):
         return success, success, np.zeros_like(success)
 
     def expert(self):
-        return Expert()
+        return ParticleExpert()
 
     def map(self):
         mark = {"kind": "circle", "radius": RADIUS}
@@ -110,7 +110,7 @@ class Particle(Toy):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class ParticleExpert(Actor):
     """Moves to the first goal until it is within `near` of it, then to the second.
 
     Args:

@@ -32,7 +32,7 @@ class PegInsertion(Toy):
     and of the angle, clipped to [-1, 1]; a step of 1 is 0.05 m and 0.2 rad. A peg that is 0.1 m deep ends the episode
     with reward 1. info["outline"]: the number of the outline.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it at every tolerance.
+    Best possible success: 1.0. `PegInsertionExpert(noise=0)` attains it at every tolerance.
 
     Args:
         limit: Number of steps of an episode.
@@ -94,7 +94,7 @@ class PegInsertion(Toy):
         return replace(out, info={**out.info, "outline": torch.from_numpy(self.state["outline"].copy())})
 
     def expert(self):
-        return Expert(float(self.tolerance))
+        return PegInsertionExpert(float(self.tolerance))
 
     def map(self):
         return {"x": (-1.0, 1.0), "y": (-1.0, 1.0), "path": ("observation.state", 0, 1), "shapes": [], "marks": [
@@ -157,7 +157,7 @@ def outline_of(radii: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class PegInsertionExpert(Actor):
     """Lines the peg up close to the wall, and then pushes it in. On contact beside the hole it slides back to it.
 
     Args:

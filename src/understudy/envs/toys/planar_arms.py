@@ -42,7 +42,7 @@ class PlanarArms(Toy):
     action (links): how the joints turn, clipped to [-1, 1], where 1 is 0.15 rad in a step of 0.1 s. A tip on the target
     ("reach"), 15 steps in a row within 0.1 m of it ("track") or a block on it ("push") end the episode with reward 1.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it by inverse kinematics, with every arm and task.
+    Best possible success: 1.0. `PlanarArmsExpert(noise=0)` attains it by inverse kinematics, with every arm and task.
 
     Args:
         limit: Number of steps of an episode.
@@ -133,7 +133,7 @@ class PlanarArms(Toy):
         return success, success, np.zeros_like(success)
 
     def expert(self):
-        return Expert(self.task, tuple(ARMS[self.arm]))
+        return PlanarArmsExpert(self.task, tuple(ARMS[self.arm]))
 
     def map(self):
         return {"x": (-1.1, 1.1), "y": (-1.1, 1.1),
@@ -196,11 +196,11 @@ def _rotate(at: np.ndarray, angle: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class PlanarArmsExpert(Actor):
     """Moves the tip by damped least squares, which is inverse kinematics one step at a time.
 
     To push, the tip goes around the block to the side away from the target, along the field lines of a dipole at the
-    block (see `push.Expert`).
+    block (see `PushExpert`).
 
     Args:
         lengths: Lengths of the links, m.

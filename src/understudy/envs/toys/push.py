@@ -35,7 +35,7 @@ class Push(Toy):
     velocity of the disc, m/s, clipped to [-0.25, 0.25]. A step is 0.1 s. Bringing the block's center to the goal ends
     the episode with reward 1.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it.
+    Best possible success: 1.0. `PushExpert(noise=0)` attains it.
 
     Args:
         limit: Number of steps of an episode.
@@ -100,7 +100,7 @@ class Push(Toy):
         return success, success, np.zeros_like(success)
 
     def expert(self):
-        return Expert(self.state_columns[0])
+        return PushExpert(self.state_columns[0])
 
     def map(self):
         whole = self.state_columns[0]
@@ -199,7 +199,7 @@ def _lengths(a):
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class PushExpert(Actor):
     """Follows the field lines of a dipole at the block that points to the goal.
 
     They lead around the block to its far side, and from there through it. On the way around, it keeps a distance.

@@ -46,7 +46,7 @@ class Tabletop(Toy):
     step is a whole motion. Actions are clipped to [-1, 1]. The named block in the named bin, let go, ends the episode
     with reward 1.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it.
+    Best possible success: 1.0. `TabletopExpert(noise=0)` attains it.
 
     Args:
         limit: Number of steps of an episode.
@@ -144,7 +144,7 @@ class Tabletop(Toy):
         return np.where(gap.min(1) < GRASP, gap.argmin(1), -1)
 
     def expert(self):
-        return Expert(self.control)
+        return TabletopExpert(self.control)
 
     def map(self):
         bins = [{"kind": "box", "at": tuple(map(float, at)), "half": tuple(map(float, BIN)), "role": "goal"}
@@ -193,7 +193,7 @@ _TEXTS = np.stack([np.frombuffer(text.encode().ljust(LENGTH, b"\0"), np.uint8) f
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class TabletopExpert(Actor):
     """Takes the named block and lets it go above the middle of the named bin.
 
     It reads the mission from simulator.state, as somebody does who understands the instruction.

@@ -23,8 +23,8 @@ class Tabular(Toy):
     observation.state: what is seen of the state, by default a one-hot vector. simulator.state (5): the number of the
     state, where it is drawn, and the number and step that decide its chances. action (1): the number of the action.
 
-    Best possible success: computed (`metadata["optimum"]`, rounded to six digits). `Expert(noise=0)` has the largest
-    expected discounted return within the limit.
+    Best possible success: computed (`metadata["optimum"]`, rounded to six digits). `TabularExpert(noise=0)` has the
+    largest expected discounted return within the limit.
 
     Args:
         limit: Number of steps of an episode.
@@ -87,7 +87,7 @@ class Tabular(Toy):
 
     def expert(self):
         best = self.mdp.best_policy(self.limit, self.discount) > 0
-        return Expert(torch.from_numpy(best))
+        return TabularExpert(torch.from_numpy(best))
 
     def map(self):
         (x_min, y_min), (x_max, y_max) = self.mdp.places.min(0) - 0.6, self.mdp.places.max(0) + 0.6
@@ -112,7 +112,7 @@ def _draw(p: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Expert(Actor):
+class TabularExpert(Actor):
     """Takes an action of the largest expected return; of equally good ones, one by its key.
 
     Args:

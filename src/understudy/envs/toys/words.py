@@ -31,7 +31,7 @@ class Words(Toy):
     (1): 0 right, 1 up, 2 left, 3 down. A step off the grid stays. Stepping on the named thing ends the episode with
     reward 1, on another thing with -1. info["mission"]: number of the named thing, color by kind.
 
-    Best possible success: 1.0. `Expert(noise=0)` attains it.
+    Best possible success: 1.0. `WordsExpert(noise=0)` attains it.
 
     Args:
         limit: Number of steps of an episode.
@@ -100,7 +100,7 @@ class Words(Toy):
         return replace(out, info={**out.info, "mission": torch.from_numpy(self.state["meant"].copy())})
 
     def expert(self):
-        return Expert()
+        return WordsExpert()
 
     def map(self):
         return {"x": (-0.5, SIZE - 0.5), "y": (-0.5, SIZE - 0.5), "path": ("observation.state", 0, 1), "shapes": []}
@@ -150,7 +150,7 @@ def parse_missions(said: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Expert(Actor):
+class WordsExpert(Actor):
     """Reads the mission and walks a shortest way around the other things. Of equally good steps it prefers one by its
     key.
 

@@ -210,8 +210,8 @@ def roll_out(experiment, option: Diffuser, data: Dataset, seed: int, episodes: i
     return rollout(actor, Plane(ROWS, limit), episodes, seed=starts)
 
 
-def satisfied(experiment, option: Diffuser, data: Dataset, seed: int, episodes: int, starts: int
-              ) -> dict[str, list[float]]:
+def constraints_satisfied(experiment, option: Diffuser, data: Dataset, seed: int, episodes: int, starts: int
+                          ) -> dict[str, list[float]]:
     """Rolls out plans under constraints.
 
     Returns:
@@ -228,24 +228,24 @@ def satisfied(experiment, option: Diffuser, data: Dataset, seed: int, episodes: 
     return {name: flags.astype(float).tolist() for name, flags in measures.items()}
 
 
-def returns(experiment, option: Diffuser, data: Dataset, seed: int, episodes: int, starts: int
-            ) -> dict[str, list[float]]:
+def rollout_returns(experiment, option: Diffuser, data: Dataset, seed: int, episodes: int, starts: int
+                    ) -> dict[str, list[float]]:
     """Rolls out plans for a return. "return" of each start, between 0 and 1."""
     rollouts = roll_out(experiment, option, data, seed, episodes, starts)
     return {"return": [float(e.steps["next.reward"].sum()) for e in rollouts]}
 
 
-def make_arm(name: str, side: float, end: float) -> Arm:
+def constrained_arm(name: str, side: float, end: float) -> Arm:
     """Plans that follow both conditions, with a scale for each of them. 0 leaves a condition out."""
     return Arm(name, (Diffuser(CONSTRAINED, ComposedConditions(((SIDE,), (GOAL,)), (side, end))),))
 
 
-def make_return_arm(name: str, asked: float, scale: float = SCALE) -> Arm:
+def return_arm(name: str, asked: float, scale: float = SCALE) -> Arm:
     return Arm(name, (Diffuser(RETURNING, ClassifierFreeGuidance((RETURN,), scale), asked),))
 
 
 def without_second_constraint(experiment: Experiment) -> Experiment:
-    return experiment.replace_arms(make_arm("composed", SCALE, 0.0))
+    return experiment.replace_arms(constrained_arm("composed", SCALE, 0.0))
 
 
 def diffusion_over_states(encoder: Encoder, horizon: int, inputs: tuple[str, ...], *conditions: str) -> PolicyConfig:
@@ -267,12 +267,12 @@ PLANE = Experiment(
     SingleLabels(400),
     "plane",
     (
-        make_arm("composed", SCALE, SCALE),
-        make_arm("unguided", 0.0, 0.0),
-        make_arm("side alone", SCALE, 0.0),
-        make_arm("end alone", 0.0, SCALE),
+        constrained_arm("composed", SCALE, SCALE),
+        constrained_arm("unguided", 0.0, 0.0),
+        constrained_arm("side alone", SCALE, 0.0),
+        constrained_arm("end alone", 0.0, SCALE),
     ),
-    satisfied,
+    constraints_satisfied,
     tuned_by="both",
     seeds=tuple(range(640, 650)),
     env_options=(("limit", LIMIT),),
@@ -288,11 +288,11 @@ RETURNS = Experiment(
     MixedEpisodes(400),
     "plane",
     (
-        make_return_arm("asked for 0.65", 0.65),
-        make_return_arm("asked for 0.25", 0.25),
-        make_return_arm("no return", 0.65, 0.0),
+        return_arm("asked for 0.65", 0.65),
+        return_arm("asked for 0.25", 0.25),
+        return_arm("no return", 0.65, 0.0),
     ),
-    returns,
+    rollout_returns,
     tuned_by="return",
     seeds=PLANE.seeds[:5],
     env_options=(("limit", LONG),),

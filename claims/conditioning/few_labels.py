@@ -103,7 +103,7 @@ def prompted_success(experiment, option: TrainedOn, data: Dataset, seed: int, ep
     return measures
 
 
-def make_arm(name: str, losses: tuple[AuxiliaryLoss, ...] = (), goals: bool = True) -> Arm:
+def goals_arm(name: str, losses: tuple[AuxiliaryLoss, ...] = (), goals: bool = True) -> Arm:
     """The same head, trunk and updates. Arms differ in what they learn from, and in their auxiliary losses."""
     inputs = (TARGET, TASK) if goals else (TASK,)
     policy = PolicyConfig(
@@ -119,9 +119,9 @@ def make_arm(name: str, losses: tuple[AuxiliaryLoss, ...] = (), goals: bool = Tr
 SHOWN, UPDATES = 400, 700
 ALIGNMENT, FORESIGHT = ContrastiveAlignment(TARGET, TASK), Foresight(STATE)
 ARMS = (
-    make_arm("MDT", (ALIGNMENT, FORESIGHT)),
-    make_arm("goals and words", ()),
-    make_arm("words alone", (), goals=False),
+    goals_arm("MDT", (ALIGNMENT, FORESIGHT)),
+    goals_arm("goals and words", ()),
+    goals_arm("words alone", (), goals=False),
 )
 PLAY = Experiment(
     LabeledPlay(SHOWN),
@@ -136,7 +136,7 @@ PLAY = Experiment(
     sanity=(("words alone", "success", 0.2), ("goals and words", "goal success", 0.9)),
 )
 LOSSES = replace(PLAY, seeds=PLAY.seeds[:5], looks=(), sanity=(), arms=(  # the first of these cells are the same
-    *ARMS[:2], make_arm("alignment", (ALIGNMENT,)), make_arm("foresight", (FORESIGHT,))))
+    *ARMS[:2], goals_arm("alignment", (ALIGNMENT,)), goals_arm("foresight", (FORESIGHT,))))
 
 
 def with_wrong_words(experiment: Experiment) -> Experiment:

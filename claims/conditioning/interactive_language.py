@@ -69,7 +69,7 @@ def parse_sentence(text: bytes) -> tuple[int, ...]:
     return tuple(1 + ZONES.index(zone_by_color[color]) if color in zone_by_color else 0 for color in COLORS)
 
 
-def zones(blocks: np.ndarray) -> np.ndarray:
+def zones_of_blocks(blocks: np.ndarray) -> np.ndarray:
     """The zone of each block, from 1 to 3: the left, the middle and the right third of the table."""
     return 1 + np.clip(np.floor(3 * blocks[..., 0]), 0, 2).astype(np.int64)
 
@@ -113,7 +113,7 @@ class ZoneTable(Toy):
         zone = 1 + (3 * drawn[..., 0]).astype(np.int64)
         goal = 1 + (zone - 1 + 1 + (2 * drawn[..., 1]).astype(np.int64)) % 3  # another zone
         order = drawn[..., 2].argsort(1).argsort(1)
-        blocks = place(zone, np.arange(N_BLOCKS), drawn[..., 3:])
+        blocks = place_in_zone(zone, np.arange(N_BLOCKS), drawn[..., 3:])
         hand = 0.1 + 0.8 * uniform(key, count, (2,), stream=1).numpy()
         return {"hand": hand.astype(np.float32), "closed": np.zeros(len(key), bool),
                 "held": np.full(len(key), -1, np.int64), "blocks": blocks,
@@ -140,7 +140,7 @@ class ZoneTable(Toy):
         moved = s["blocks"].copy()
         moved[rows, np.maximum(s["held"], 0)] = s["hand"]
         s["blocks"] = np.where((s["held"] >= 0)[:, None, None], moved, s["blocks"])
-        right = (s["goal"] == 0) | (zones(s["blocks"]) == s["goal"])
+        right = (s["goal"] == 0) | (zones_of_blocks(s["blocks"]) == s["goal"])
         success = right.all(1) & ~closes & (s["goal"] > 0).any(1)
         return success, success, np.zeros_like(success)
 
@@ -162,7 +162,7 @@ class ZoneTable(Toy):
         return canvas.image[0]
 
 
-def place(zone: np.ndarray, block: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+def place_in_zone(zone: np.ndarray, block: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """A place for a block in a zone: in its own lane, near the middle of the zone, (..., 2)."""
     middle = np.stack(np.broadcast_arrays((2 * zone - 1) / 6, LANES[block]), -1)
     return (middle + SPREAD * (2 * drawn - 1)).astype(np.float32)
@@ -195,7 +195,7 @@ class PlayExpert(Actor):
     def act(self, obs, state):
         hand, closed = obs[STATE].split((2, 1), 1)
         blocks, rows = obs[BLOCKS].reshape(-1, N_BLOCKS, 2), torch.arange(len(hand))
-        now, goal_zones = zones(blocks.numpy()), obs[GOAL].numpy()
+        now, goal_zones = zones_of_blocks(blocks.numpy()), obs[GOAL].numpy()
         placed = torch.from_numpy((goal_zones == 0) | (goal_zones == now))
         to_move = torch.where((obs[GOAL] > 0).any(1, keepdim=True), ~placed, ~state["moved"])
         gap = (blocks - hand[:, None]).norm(dim=2)
@@ -203,7 +203,8 @@ class PlayExpert(Actor):
         block = torch.where(chooses, torch.where(to_move, gap, torch.inf).argmin(1), state["block"])
         lot = uniform(state["key"], state["n_moves"], (6,), stream=6)[:, 3:].numpy()
         other = 1 + (now[rows, block] + (2 * lot[:, 0]).astype(np.int64)) % 3
-        new = place(np.where(goal_zones[rows, block] > 0, goal_zones[rows, block], other), block.numpy(), lot[:, 1:])
+        zone = np.where(goal_zones[rows, block] > 0, goal_zones[rows, block], other)
+        new = place_in_zone(zone, block.numpy(), lot[:, 1:])
         goal = torch.where(chooses[:, None], torch.from_numpy(new), state["place"])
         idle = (state["wander"] > 1)[:, None]
         has = (closed > 0.5) & (gap[rows, block] < 1e-6)[:, None]
@@ -255,7 +256,7 @@ class MovedBlocks(SegmentDetector):
     def _moves(self, episode: Episode) -> list[tuple[int, int, int, int]]:
         """Start, stop, block and its new zone."""
         state, blocks = episode.steps[STATE], episode.steps[BLOCKS].reshape(-1, N_BLOCKS, 2)
-        closed, zone, moves = state[:, 2] > 0.5, zones(blocks), []
+        closed, zone, moves = state[:, 2] > 0.5, zones_of_blocks(blocks), []
         changes = np.flatnonzero(closed[1:] != closed[:-1]) + 1
         for first, last in zip(changes[::2], changes[1::2], strict=False):
             block = int(distance(blocks[first], state[first, :2]).argmin())
@@ -359,7 +360,7 @@ class WatchingSpeaker(Speaker):
         goal, blocks = obs[GOAL].numpy(), obs[BLOCKS].numpy().reshape(-1, N_BLOCKS, 2)
         hand, rows = obs[STATE].numpy(), np.arange(len(goal))
         gap = distance(blocks, hand[:, None, :2])
-        misplaced = (goal > 0) & (zones(blocks) != goal)
+        misplaced = (goal > 0) & (zones_of_blocks(blocks) != goal)
         carried = (hand[:, 2:] > 0.5) & (gap < 1e-6) & (goal > 0)
         named = np.where(carried.any(1), carried.argmax(1), np.where(misplaced, gap, np.inf).argmin(1))
         spoken_goal = np.zeros_like(goal)
@@ -413,11 +414,11 @@ def instructed_success(experiment, option: InstructedMethod, data: Dataset, seed
     for name, n_named, limit in (("one block", 1, 80), ("three blocks", N_BLOCKS, 120)):
         rollouts = rollout(actor, ZoneTable(rows, limit, n_named), episodes, seed=starts)
         measures[name] = [float(e.metadata["success"]) for e in rollouts]
-    last = [(zones(e.steps[BLOCKS][-1].reshape(N_BLOCKS, 2)) == e.steps[GOAL][-1]).mean() for e in rollouts]
+    last = [(zones_of_blocks(e.steps[BLOCKS][-1].reshape(N_BLOCKS, 2)) == e.steps[GOAL][-1]).mean() for e in rollouts]
     return {**measures, "placed": [float(v) for v in last]}
 
 
-def learn_from(detector: SegmentDetector, *operations: Operation) -> Method:
+def segment_cloning(detector: SegmentDetector, *operations: Operation) -> Method:
     """Behavior cloning of labeled segments of the play."""
     policy = PolicyConfig(GMM(3, min_std=0.3), MLP(128, 2), TokenEncoder(32), inputs=(WORDS, STATE, BLOCKS))
     return Method(policy, RecedingHorizon(), BehaviorCloning(2500, 128, OptimizerConfig(lr=3e-3)),
@@ -431,7 +432,7 @@ def with_permuted_sentences(experiment: Experiment) -> Experiment:
     return experiment.change_options(permute)
 
 
-SHORT_AND_LONG = learn_from(MovedBlocks((1, N_BLOCKS)))
+SHORT_AND_LONG = segment_cloning(MovedBlocks((1, N_BLOCKS)))
 TABLE = Experiment(
     PlayEpisodes(50),
     "zone_table",
@@ -439,8 +440,8 @@ TABLE = Experiment(
         Arm("live speaker", (InstructedMethod(SHORT_AND_LONG, WatchingSpeaker()),)),
         Arm("one sentence", (InstructedMethod(SHORT_AND_LONG, WholeGoalSpeaker()),)),
         Arm("delayed speaker", (InstructedMethod(SHORT_AND_LONG, DelayedSpeaker()),)),
-        Arm("events", (InstructedMethod(learn_from(MovedBlocks()), WatchingSpeaker()),)),
-        Arm("random windows", (InstructedMethod(learn_from(RandomWindows()), WatchingSpeaker()),)),
+        Arm("events", (InstructedMethod(segment_cloning(MovedBlocks()), WatchingSpeaker()),)),
+        Arm("random windows", (InstructedMethod(segment_cloning(RandomWindows()), WatchingSpeaker()),)),
     ),
     instructed_success,
     tuned_by="three blocks",

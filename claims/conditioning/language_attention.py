@@ -204,12 +204,12 @@ def instructed_success(experiment, method: Method, data: Dataset, seed: int, epi
         rollouts = rollout(actor, env, episodes, seed=starts)
         measures[name] = [float(e.metadata["success"]) for e in rollouts]
         if new_pairs and isinstance(method.policy.encoder, ObjectAttentionEncoder):
-            measures["attended"] = attended(policy, rollouts)
+            measures["attended"] = attends_named_object(policy, rollouts)
     return measures
 
 
 @torch.no_grad()
-def attended(policy: Policy, episodes: Dataset) -> list[float]:
+def attends_named_object(policy: Policy, episodes: Dataset) -> list[float]:
     """Whether the attention at the first step is largest at the named object, 0 or 1 for each episode."""
     first = {k: torch.stack([torch.as_tensor(e.steps[k][:1]) for e in episodes]) for k in policy.inputs}
     with capture_intermediates(["object_attention"]) as captured:
@@ -218,7 +218,8 @@ def attended(policy: Policy, episodes: Dataset) -> list[float]:
     return (captured["object_attention"][:, -1].argmax(1) == target).float().tolist()
 
 
-def make_arm(name: str, encoder: Encoder, label: bool = False, inputs: tuple[str, ...] = (TASK, OBJECTS, STATE)) -> Arm:
+def instructed_arm(name: str, encoder: Encoder, label: bool = False,
+                   inputs: tuple[str, ...] = (TASK, OBJECTS, STATE)) -> Arm:
     """The same trunk, head and updates. Arms differ in what the policy reads, and how."""
     policy = PolicyConfig(Regression(), MLP(128, 2), encoder, Normalizer(unscaled=(OBJECTS,)), Window(), inputs)
     losses = (AttentionSupervision(TARGET),) if label else ()
@@ -229,10 +230,10 @@ def make_arm(name: str, encoder: Encoder, label: bool = False, inputs: tuple[str
 SHOWN, UPDATES = 2000, 1500
 TOKENS, ATTENTION = TokenEncoder(64), ObjectAttentionEncoder(OBJECTS, TASK)
 ARMS = (
-    make_arm("attention", ATTENTION, label=True),
-    make_arm("attention without labels", ATTENTION),
-    make_arm("concatenation", TOKENS),
-    make_arm("no language", TOKENS, inputs=(OBJECTS, STATE)),
+    instructed_arm("attention", ATTENTION, label=True),
+    instructed_arm("attention without labels", ATTENTION),
+    instructed_arm("concatenation", TOKENS),
+    instructed_arm("no language", TOKENS, inputs=(OBJECTS, STATE)),
 )
 TABLE = Experiment(
     NamedObjects(SHOWN),

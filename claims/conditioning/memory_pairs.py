@@ -47,7 +47,9 @@ from understudy.nets.transformer import Transformer
 from understudy.policy import Policy, PolicyConfig
 
 
-def turned(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict[str, list[float]]:
+def success_at_junction(
+    experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
+) -> dict[str, list[float]]:
     """Trains a method and rolls it out.
 
     Returns:
@@ -75,7 +77,7 @@ def attention_to_sign(policy: Policy, episodes: Dataset) -> list[float]:
     return attention[key, [recalled_sign(e) for e in episodes]].tolist()
 
 
-def make_method(pairs: MemoryPairs) -> Method:
+def supervised_attention_method(pairs: MemoryPairs) -> Method:
     """The same network and updates. Without pairs there is no auxiliary loss."""
     policy = PolicyConfig(Categorical(), Transformer(64, 1, 2, encoder_depth=2), TokenEncoder(64),
                           window=Window(N_SIGNS + 1, obs_pad_mask=True), inputs=(SEEN,))
@@ -86,21 +88,21 @@ def make_method(pairs: MemoryPairs) -> Method:
 
 def with_shifted_pairs(experiment: Experiment) -> Experiment:
     """The pair names the sign three places before the right one."""
-    changed = Arm("pairs", (make_method(MemoryPairs(FEW, FEW, shift=3)),))
+    changed = Arm("pairs", (supervised_attention_method(MemoryPairs(FEW, FEW, shift=3)),))
     return replace(experiment.replace_arms(changed), sanity=())
 
 
 FEW, MANY = 50, 400
-PLAIN = Arm("plain", (make_method(MemoryPairs(FEW)),))
+PLAIN = Arm("plain", (supervised_attention_method(MemoryPairs(FEW)),))
 CORRIDOR = Experiment(
     CorridorDemonstrations(MANY),
     "sign_corridor",
     (
-        Arm("pairs", (make_method(MemoryPairs(FEW, FEW)),)),
+        Arm("pairs", (supervised_attention_method(MemoryPairs(FEW, FEW)),)),
         PLAIN,
-        Arm("plain, 400 demonstrations", (make_method(MemoryPairs(MANY)),)),
+        Arm("plain, 400 demonstrations", (supervised_attention_method(MemoryPairs(MANY)),)),
     ),
-    turned,
+    success_at_junction,
     seeds=tuple(range(780, 788)),
     episodes=400,
     measures=(("arrived", RATE), ("attention", SCORE)),
@@ -108,8 +110,9 @@ CORRIDOR = Experiment(
     looks=((5, 0.02), (8, 0.03)),
     sanity=(("pairs", "arrived", 0.95), ("plain", "arrived", 0.95), ("plain, 400 demonstrations", "success", 0.65)),
 )
-FIFTH = replace(CORRIDOR, arms=(Arm("a fifth of the pairs", (make_method(MemoryPairs(FEW, FEW // 5)),)), PLAIN),
-                seeds=CORRIDOR.seeds[:5], looks=(), sanity=())
+FIFTH = replace(
+    CORRIDOR, arms=(Arm("a fifth of the pairs", (supervised_attention_method(MemoryPairs(FEW, FEW // 5)),)), PLAIN),
+    seeds=CORRIDOR.seeds[:5], looks=(), sanity=())
 
 CLAIM = Claim(
     name="memory-pairs",

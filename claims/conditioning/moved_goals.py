@@ -171,7 +171,7 @@ def _nearness(obs, color):
 
 
 @dataclass(frozen=True)
-class OneSide(DemonstrationSource):
+class RightSideEpisodes(DemonstrationSource):
     """Episodes of the expert with the named box on the right."""
 
     episodes: int = 300
@@ -199,7 +199,7 @@ def captioned_views(n: int, seed: int) -> Dataset:
 
 
 @dataclass(frozen=True)
-class Guided:
+class ScoredMethod:
     """A method, and what the scorer is told while the policy acts.
 
     Args:
@@ -213,7 +213,7 @@ class Guided:
     learned: bool = False
 
 
-def success_on_both_sides(experiment, option: Guided, data: Dataset, seed: int, episodes: int, starts: int
+def success_on_both_sides(experiment, option: ScoredMethod, data: Dataset, seed: int, episodes: int, starts: int
                           ) -> dict[str, list[float]]:
     """Trains a method on boxes on the right.
 
@@ -260,19 +260,20 @@ SCENE = replace(POLICY, window=Window(1, 1), inputs=(VIEW, TASK))
 SCORED = Stage("reward", Method(SCENE, learner=ScorerCalibration(similarity, QUANTILE)))
 
 
-def method_with(command: ColumnChange, *stages: Stage) -> Method:
+def commanded_method(command: ColumnChange, *stages: Stage) -> Method:
     """Cloning from four views, words, last actions and values of the command, in the column of the return."""
     learner = BehaviorCloning(UPDATES, 128, OptimizerConfig(lr=1e-3))
     policy = replace(POLICY, inputs=(VIEW, TASK, "observation.last_action", COMMAND))
     return Method(policy, RecedingHorizon(1), learner, (LastAction(), command), stages)
 
 
-ARP = method_with(ScoredReturn(FromStage("reward", "reward")), SCORED)
-CLONING = method_with(ConstantColumn(COMMAND, 1.0))
-CLOCK = method_with(TimeLeft(COMMAND, length=float(LENGTH)))
-ARMS = (Arm("ARP", (Guided(ARP),)), Arm("text cloning", (Guided(CLONING),)), Arm("clock", (Guided(CLOCK),)))
+ARP = commanded_method(ScoredReturn(FromStage("reward", "reward")), SCORED)
+CLONING = commanded_method(ConstantColumn(COMMAND, 1.0))
+CLOCK = commanded_method(TimeLeft(COMMAND, length=float(LENGTH)))
+ARMS = tuple(Arm(name, (ScoredMethod(method),)) for name, method in (
+    ("ARP", ARP), ("text cloning", CLONING), ("clock", CLOCK)))
 MOVED = Experiment(
-    OneSide(),
+    RightSideEpisodes(),
     "aisle",
     ARMS,
     success_on_both_sides,
@@ -283,7 +284,7 @@ MOVED = Experiment(
     sanity=(("ARP", "training success", 0.9), ("text cloning", "training success", 0.9),
             ("clock", "timed success", 0.9)),
 )
-LEARNED = replace(MOVED, arms=(Arm("ARP, learned scorer", (Guided(ARP, learned=True),)), ARMS[1]), sanity=(),
+LEARNED = replace(MOVED, arms=(Arm("ARP, learned scorer", (ScoredMethod(ARP, learned=True),)), ARMS[1]), sanity=(),
                   seeds=MOVED.seeds[:5])
 
 

@@ -111,7 +111,7 @@ class PromptedTabletop(Toy):
 
     def observe(self):
         s = self.state
-        return {OBJECTS: describe(s["kind"], s["at"]), WORDS: s["words"], PROMPT: s["prompt"],
+        return {OBJECTS: object_features(s["kind"], s["at"]), WORDS: s["words"], PROMPT: s["prompt"],
                 PLAN: np.concatenate([s["task"][:, None], s["done"][:, None], s["moves"].reshape(self.rows, -1)],
                                      1).astype(np.float32)}
 
@@ -153,7 +153,7 @@ class PromptedTabletop(Toy):
         return canvas.image[0]
 
 
-def describe(kind: np.ndarray, at: np.ndarray | None = None) -> np.ndarray:
+def object_features(kind: np.ndarray, at: np.ndarray | None = None) -> np.ndarray:
     """Features of objects, (..., 9) float32.
 
     Args:
@@ -184,7 +184,7 @@ def write_prompts(task: np.ndarray, kind: np.ndarray, at: np.ndarray, moves: np.
     for i in range(MOVES):
         frames.append(frames[-1].copy())
         frames[-1][rows, moves[:, i, 0]] = moves[:, i, 1:]
-    descriptions = [describe(kind, frame) for frame in frames]
+    descriptions = [object_features(kind, frame) for frame in frames]
     put, arrange, follow = (task == number for number in range(len(TASKS)))
     words[put, 0], words[put, 2], words[arrange, 0], words[follow, 0] = PUT, INTO, ARRANGE, FOLLOW
     objects[put, 1] = descriptions[0][rows, moves[:, 0, 0]][put]
@@ -233,14 +233,14 @@ def prompts_followed(experiment, method: Method, data: Dataset, seed: int, episo
         task "follow". "pretrained motion": the same, for the policy of the first stage, if there is one.
     """
     trained = train_once(experiment, method, data, seed)
-    measures = {name: succeeds(trained, tasks, episodes, starts) for name, tasks in TESTS.items()}
+    measures = {name: episode_successes(trained, tasks, episodes, starts) for name, tasks in TESTS.items()}
     for stage in method.stages:
-        measures["pretrained motion"] = succeeds(train_once(experiment, stage.method, data, seed), TESTS["motion"],
-                                              episodes, starts)
+        pretrained = train_once(experiment, stage.method, data, seed)
+        measures["pretrained motion"] = episode_successes(pretrained, TESTS["motion"], episodes, starts)
     return measures
 
 
-def succeeds(trained: FitResult, tasks: tuple[str, ...], episodes: int, starts: int) -> list[float]:
+def episode_successes(trained: FitResult, tasks: tuple[str, ...], episodes: int, starts: int) -> list[float]:
     """Success of each episode, 0 or 1."""
     actor = build_actor(trained.method, trained.modules, ROWS, features=trained.features)
     rollouts = rollout(actor, PromptedTabletop(ROWS, tasks=tasks), episodes, seed=starts)
@@ -262,23 +262,23 @@ class ExchangedMotions(Operation):
 
 def with_prompt_of(episode: Episode, other: Episode) -> Episode:
     """An episode with the prompt of another one."""
-    prompt = {name: hold(other.steps[name], len(episode) + 1) for name in (WORDS, PROMPT)}
+    prompt = {name: repeat_first(other.steps[name], len(episode) + 1) for name in (WORDS, PROMPT)}
     return replace(episode.replace(prompt), schema=episode.schema)
 
 
-def hold(column: np.ndarray, rows: int) -> np.ndarray:
+def repeat_first(column: np.ndarray, rows: int) -> np.ndarray:
     """The first value of a column in each of some rows."""
     return np.broadcast_to(column[0], (rows, *column.shape[1:]))
 
 
-def prompted(head: Categorical, residual: bool = True) -> PolicyConfig:
+def prompted_policy(head: Categorical, residual: bool = True) -> PolicyConfig:
     """The policy of `methods.representation.midas`, with small networks."""
     return PolicyConfig(head, InContextTransformer(WIDTH, DEPTH, causal=False, feed_forward_ratio=2),
                         MultimodalPromptEncoder(OBJECTS, WORDS, PROMPT, residual, WIDTH),
                         inputs=(OBJECTS, WORDS, PROMPT), codec=Normalizer(unscaled=(OBJECTS, PROMPT)))
 
 
-def clone(policy: PolicyConfig, steps: int, *transforms: Operation | MotionPrompt) -> Method:
+def cloning_method(policy: PolicyConfig, steps: int, *transforms: Operation | MotionPrompt) -> Method:
     """Behavior cloning of the actions."""
     learner = BehaviorCloning(steps, BATCH, OptimizerConfig(lr=LR, warmup_steps=100))
     return Method(policy, RecedingHorizon(), learner, transforms)
@@ -292,8 +292,8 @@ def pretrain(policy: PolicyConfig, *transforms: Operation | MotionPrompt, also: 
         transforms: How the prompts of the first stage are made.
         also: Transforms of the second stage.
     """
-    stage = Stage("inverse_dynamics", clone(policy, PRETRAINING_STEPS, *transforms))
-    return replace(clone(policy, STEPS, *also), stages=(stage,),
+    stage = Stage("inverse_dynamics", cloning_method(policy, PRETRAINING_STEPS, *transforms))
+    return replace(cloning_method(policy, STEPS, *also), stages=(stage,),
                    initialize_from=(InitializeFrom(FromStage("inverse_dynamics")),))
 
 
@@ -301,14 +301,14 @@ def with_exchanged_motions(experiment: Experiment) -> Experiment:
     return experiment.replace_arms(Arm("full", (pretrain(JOINT, ExchangedMotions()),)))
 
 
-JOINT, INDEPENDENT = prompted(Categorical(autoregressive=True, width=WIDTH)), prompted(Categorical())
+JOINT, INDEPENDENT = prompted_policy(Categorical(autoregressive=True, width=WIDTH)), prompted_policy(Categorical())
 FULL = Arm("full", (pretrain(JOINT, MOTION),))
 TABLETOP = Experiment(
     TabletopDemonstrations(EPISODES),
     "prompted_tabletop",
     (
         FULL,
-        Arm("no pretraining", (clone(JOINT, PRETRAINING_STEPS + STEPS),)),
+        Arm("no pretraining", (cloning_method(JOINT, PRETRAINING_STEPS + STEPS),)),
         Arm("independent", (pretrain(INDEPENDENT, MOTION),)),
     ),
     prompts_followed,

@@ -75,7 +75,7 @@ class RandomControllers(DemonstrationSource):
 
 
 @dataclass(frozen=True)
-class Request:
+class ReturnRequest:
     """A method, and the number of steps that it is asked to stay upright, which is also the return."""
 
     method: Method
@@ -83,7 +83,7 @@ class Request:
 
 
 def balanced_fraction(
-    experiment, request: Request, data: Dataset, seed: int, episodes: int, starts: int
+    experiment, request: ReturnRequest, data: Dataset, seed: int, episodes: int, starts: int
 ) -> dict[str, list[float]]:
     """Trains a method, asks it for a return in as many steps, and rolls it out.
 
@@ -104,7 +104,7 @@ def balanced_fraction(
     return {"return": (returns / LONGEST).tolist(), "miss": (np.abs(returns - request.steps) / LONGEST).tolist()}
 
 
-def method_with(*commands, temperature: float = 1.0) -> Method:
+def commanded_method(*commands, temperature: float = 1.0) -> Method:
     """The method `udrl` for pushes to the left or right, with these columns as its commands."""
     push = Feature("int64", (1,), "discrete", num_classes=(2,))
     method = udrl(temperature=temperature, features={"action": push})
@@ -115,16 +115,16 @@ def without_commands(experiment: Experiment) -> Experiment:
     return experiment.change_options(lambda request: replace(request, method=CLONING))
 
 
-COMMANDED = method_with(ReturnToGo(), TimeLeft())
+COMMANDED = commanded_method(ReturnToGo(), TimeLeft())
 NO_COMMANDS = (ConstantColumn("observation.return_to_go", 1.0), ConstantColumn("observation.time_left", 1.0))
-CLONING = method_with(*NO_COMMANDS)
+CLONING = commanded_method(*NO_COMMANDS)
 CART = Experiment(
     RandomControllers(400),
     ENV,
     (
-        Arm("asked for 500", (Request(COMMANDED, 500),)),
-        Arm("asked for 100", (Request(COMMANDED, 100),)),
-        Arm("cloning", (Request(CLONING, 500),)),
+        Arm("asked for 500", (ReturnRequest(COMMANDED, 500),)),
+        Arm("asked for 100", (ReturnRequest(COMMANDED, 100),)),
+        Arm("cloning", (ReturnRequest(CLONING, 500),)),
     ),
     balanced_fraction,
     tuned_by="return",
@@ -135,9 +135,10 @@ CART = Experiment(
     sanity=(("cloning", "return", 0.1),),
 )
 REQUESTS = replace(
-    CART, arms=tuple(Arm(f"asked for {n}", (Request(COMMANDED, n),)) for n in (500, 300, 100)), sanity=())
+    CART, arms=tuple(Arm(f"asked for {n}", (ReturnRequest(COMMANDED, n),)) for n in (500, 300, 100)), sanity=())
 MOST_LIKELY = replace(
-    CART, arms=(CART.arms[0], Arm("most likely action", (Request(method_with(*NO_COMMANDS, temperature=0.0), 500),))),
+    CART, arms=(CART.arms[0], Arm(
+        "most likely action", (ReturnRequest(commanded_method(*NO_COMMANDS, temperature=0.0), 500),))),
     sanity=())
 OVER_CLONING = GreaterThan("return", "asked for 500", "cloning")
 MORE_FOR_MORE = GreaterThan("return", "asked for 500", "asked for 100", 0.2)

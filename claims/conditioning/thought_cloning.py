@@ -90,11 +90,11 @@ class ExchangedThoughts(Operation):
     """Gives each episode the thoughts of the next one, stretched to its length."""
 
     def apply(self, data):
-        return Dataset([e.replace({THOUGHT: stretch(data[(i + 1) % len(data)].steps[THOUGHT], len(e))})
+        return Dataset([e.replace({THOUGHT: stretch_to(data[(i + 1) % len(data)].steps[THOUGHT], len(e))})
                         for i, e in enumerate(data)], data.metadata)
 
 
-def stretch(column: np.ndarray, length: int) -> np.ndarray:
+def stretch_to(column: np.ndarray, length: int) -> np.ndarray:
     return np.asarray(column)[np.arange(length) * len(column) // length]
 
 

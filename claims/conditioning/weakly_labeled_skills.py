@@ -202,7 +202,7 @@ class NearestLatent(Actor):
 
 
 @dataclass(frozen=True)
-class Trained:
+class InstructedSkills:
     """A method, what it learns from, and how it is told what to do.
 
     Args:
@@ -218,7 +218,7 @@ class Trained:
     prompt: Literal["words", "nearest"] = "words"
 
 
-def instruction_success(experiment, option: Trained, data: Dataset, seed: int, episodes: int, starts: int
+def instruction_success(experiment, option: InstructedSkills, data: Dataset, seed: int, episodes: int, starts: int
                         ) -> dict[str, list[float]]:
     """Trains a method and instructs it.
 
@@ -312,13 +312,13 @@ UPDATES, PIECES, LENGTH, LATENT = 800, 64, 10, 8
 OPTIMIZER = OptimizerConfig(lr=2e-3, warmup_steps=100)
 CLASSIFIER = Method(PolicyConfig(Categorical(), MLP(64, 1), TokenEncoder(32), target=TASK, inputs=(STATE,)),
                     learner=learner(300, 128))
-GROOT = Arm("GROOT-2", (Trained(words_to_latents()),))
-LABELED = Arm("labeled", (Trained(words_to_actions(), "labeled"),))
-ALL_WORDS = Arm("all words", (Trained(words_to_actions(), "true"),))
-NEAREST = Arm("nearest latents", (Trained(words_to_latents(), prompt="nearest"),))
-PSEUDO = Arm("pseudo-labels", (Trained(words_to_actions(), "pseudo"),))
-ALONE = Arm("GROOT-2, labeled", (Trained(words_to_latents(), "labeled"),))
-BETA = Arm("GROOT-2, beta 1", (Trained(words_to_latents(beta=1.0)),))
+GROOT = Arm("GROOT-2", (InstructedSkills(words_to_latents()),))
+LABELED = Arm("labeled", (InstructedSkills(words_to_actions(), "labeled"),))
+ALL_WORDS = Arm("all words", (InstructedSkills(words_to_actions(), "true"),))
+NEAREST = Arm("nearest latents", (InstructedSkills(words_to_latents(), prompt="nearest"),))
+PSEUDO = Arm("pseudo-labels", (InstructedSkills(words_to_actions(), "pseudo"),))
+ALONE = Arm("GROOT-2, labeled", (InstructedSkills(words_to_latents(), "labeled"),))
+BETA = Arm("GROOT-2, beta 1", (InstructedSkills(words_to_latents(beta=1.0)),))
 FEW = Experiment(
     FewWords(SHOWN, PER_WORD),
     "named_things",
@@ -333,8 +333,8 @@ FEW = Experiment(
 )
 
 
-def comparison(name: str, arms: tuple[Arm, Arm], *, decides: bool, margin: float = 0.0,
-               per_word: int | None = PER_WORD) -> ClaimPart:
+def comparison_part(name: str, arms: tuple[Arm, Arm], *, decides: bool, margin: float = 0.0,
+                    per_word: int | None = PER_WORD) -> ClaimPart:
     """A part with the first seeds: the first arm succeeds more often than the second."""
     experiment = replace(FEW, source=FewWords(SHOWN, per_word), seeds=FEW.seeds[:5],
                          arms=arms, looks=(), sanity=())
@@ -350,11 +350,11 @@ CLAIM = Claim(
     rows=("309",),
     parts=(
         ClaimPart("few words", FEW, GreaterThan("success", "GROOT-2", "labeled")),
-        comparison("nearest latents", (GROOT, NEAREST), decides=True),
-        comparison("pseudo-labels", (GROOT, PSEUDO), decides=True),
-        comparison("episodes with words alone", (GROOT, ALONE), decides=False),
-        comparison("beta", (BETA, LABELED), decides=False),
-        comparison("all words", (LABELED, GROOT), decides=False, margin=-0.1, per_word=None),
+        comparison_part("nearest latents", (GROOT, NEAREST), decides=True),
+        comparison_part("pseudo-labels", (GROOT, PSEUDO), decides=True),
+        comparison_part("episodes with words alone", (GROOT, ALONE), decides=False),
+        comparison_part("beta", (BETA, LABELED), decides=False),
+        comparison_part("all words", (LABELED, GROOT), decides=False, margin=-0.1, per_word=None),
     ),
     negative_control=NegativeControl(with_wrong_words, "few words"),
 )

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from claims.worlds.curation import (
-    arms,
     cached_load,
     cloning_method,
+    curated_arms,
     curated_success,
     successful_rollouts,
     with_keep_columns,
@@ -78,7 +78,7 @@ def certain_nowhere(experiment: Experiment) -> Experiment:
 FORK = Experiment(
     NewDemonstrators(4, 40),
     "fork",
-    arms("base", "all", "filtered", "random", options=(cloning_method(3e-3),)),
+    curated_arms("base", "all", "filtered", "random", options=(cloning_method(3e-3),)),
     curated_success,
     seeds=tuple(range(600, 630)),
     looks=((10, 0.01), (20, 0.015), (30, 0.025)),
@@ -104,8 +104,8 @@ CLAIM = Claim(
         ),
         ClaimPart(
             "better than the base alone",
-            replace(FORK, seeds=FORK.seeds[:10], looks=(), arms=arms("base", "filtered",
-                                                                     options=(cloning_method(3e-3),))),
+            replace(FORK, seeds=FORK.seeds[:10], looks=(), arms=curated_arms("base", "filtered",
+                                                                             options=(cloning_method(3e-3),))),
             GreaterThan("success", "filtered", "base"),
             is_decisive=False,
         ),

@@ -82,19 +82,19 @@ class AnyBlockLearner(MedianOfMeansLearner):
         return 0
 
 
-def make_arm(name: str, learner: LearnerConfig, loss: Literal["l1", "l2"] = "l2") -> Arm:
+def learner_arm(name: str, learner: LearnerConfig, loss: Literal["l1", "l2"] = "l2") -> Arm:
     """The same network, batches and number of updates for every arm."""
     policy = PolicyConfig(Regression(loss), MLP(64, 1), window=Window(1, 1), inputs=("observation.state",))
     return Arm(name, (Method(policy, RecedingHorizon(1), learner),))
 
 
 def cloning(name: str, loss: Literal["l1", "l2"] = "l2", **options) -> Arm:
-    return make_arm(name, BehaviorCloning(UPDATES, BATCH, OPTIMIZER, **options), loss)
+    return learner_arm(name, BehaviorCloning(UPDATES, BATCH, OPTIMIZER, **options), loss)
 
 
 def with_any_block(experiment: Experiment) -> Experiment:
     """The block that trains does not depend on the losses."""
-    return experiment.replace_arms(make_arm("median of means", AnyBlock(N_BLOCKS, UPDATES, BATCH, OPTIMIZER)))
+    return experiment.replace_arms(learner_arm("median of means", AnyBlock(N_BLOCKS, UPDATES, BATCH, OPTIMIZER)))
 
 
 OPTIMIZER = OptimizerConfig(lr=1e-3)
@@ -103,7 +103,7 @@ PARTICLE = Experiment(
     "particle",
     (
         cloning("cloning"),
-        make_arm("median of means", MedianOfMeans(N_BLOCKS, UPDATES, BATCH, OPTIMIZER)),
+        learner_arm("median of means", MedianOfMeans(N_BLOCKS, UPDATES, BATCH, OPTIMIZER)),
         cloning("cloning, clean actions", sample_weights=ColumnWeights(CLEAN, 1.0, 0.0)),
         cloning("cloning, absolute error", "l1"),
     ),

@@ -67,7 +67,7 @@ class Errand(Toy):
     is carried, which chests are known to be empty, the thought. simulator.state (26): everything else that decides.
     action (1): 5 x thought + primitive. With `errand` False, success is to be at the thing that was first thought of.
 
-    Best possible success: 1.0 but for slips. `Script(is_expert=True)` attains it.
+    Best possible success: 1.0 but for slips. `ErrandScript(is_expert=True)` attains it.
     """
 
     low, high = 0.0, 19.0
@@ -136,7 +136,7 @@ class Errand(Toy):
         return success.astype(np.float32), success, np.zeros_like(success)
 
     def expert(self):
-        return Script()
+        return ErrandScript()
 
     def map(self):
         return {"x": (-0.5, SIZE - 0.5), "y": (-0.5, SIZE - 0.5), "path": ("simulator.state", 0, 1), "shapes": []}
@@ -164,7 +164,7 @@ def walls_on_grid(walls: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Script(Actor):
+class ErrandScript(Actor):
     """Takes a shortest way, each as likely as the others, to what it thinks of, and handles it there.
 
     Args:
@@ -231,7 +231,8 @@ class ErrandDemonstrations(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        rollouts = rollout(Script(), Errand(min(ROWS, 2 * self.n_episodes)), 2 * self.n_episodes, recording_seed(seed))
+        count = 2 * self.n_episodes
+        rollouts = rollout(ErrandScript(), Errand(min(ROWS, count)), count, recording_seed(seed))
         data = Dataset([e for e in rollouts if e.metadata["success"]][: self.n_episodes], rollouts.metadata)
         rng = np.random.default_rng(seed)
         critical = [critical_steps(e) for e in data]
@@ -302,7 +303,7 @@ def trained_base(method: FineTuning, seed: int) -> Policy:
 
     def train() -> Policy:
         n = method.n_base_episodes
-        data = rollout(Script(is_expert=False), Errand(min(ROWS, n)), n, recording_seed(seed), first=100_000)
+        data = rollout(ErrandScript(is_expert=False), Errand(min(ROWS, n)), n, recording_seed(seed), first=100_000)
         return fit_method(method.method(3e-3, method.base_steps), data, seed).policy
     return _bases.get(key, train)
 
@@ -333,7 +334,7 @@ def shuffled_steps(experiment: Experiment) -> Experiment:
     return replace(experiment, source=replace(experiment.source, shuffle_steps=True))
 
 
-def options(keep: Any) -> tuple[FineTuning, ...]:
+def tuning_options(keep: Any) -> tuple[FineTuning, ...]:
     """The tuning trials of an arm, the same for each. The base itself has nothing to tune."""
     return tuple(FineTuning(keep, LEARNING_RATE, UPDATES[1] if keep == "none" else steps) for steps in UPDATES)
 
@@ -341,7 +342,7 @@ def options(keep: Any) -> tuple[FineTuning, ...]:
 ERRAND = Experiment(
     ErrandDemonstrations(30),
     "errand",
-    tuple(Arm(keep, options(keep)) for keep in ("none", "all", "critical")),
+    tuple(Arm(keep, tuning_options(keep)) for keep in ("none", "all", "critical")),
     errand_success,
     seeds=tuple(range(240, 252)),
     tuning_seeds=(921, 922, 923),
@@ -353,9 +354,9 @@ ERRAND = Experiment(
 )
 
 
-def compared(*names: Any) -> Experiment:
+def with_kept_steps(*names: Any) -> Experiment:
     """The experiment with other arms."""
-    return replace(ERRAND, arms=tuple(Arm(keep, options(keep)) for keep in names), sanity=())
+    return replace(ERRAND, arms=tuple(Arm(keep, tuning_options(keep)) for keep in names), sanity=())
 
 
 CLAIM = Claim(
@@ -363,8 +364,9 @@ CLAIM = Claim(
     rows=("301",),
     parts=(
         ClaimPart("errand", ERRAND, GreaterThan("success", "critical", "all")),
-        ClaimPart("random", compared("critical", "random"), GreaterThan("success", "critical", "random"), False),
-        ClaimPart("balanced", compared("critical", "balanced"), GreaterThan("success", "critical", "balanced"), False),
+        ClaimPart("random", with_kept_steps("critical", "random"), GreaterThan("success", "critical", "random"), False),
+        ClaimPart("balanced", with_kept_steps("critical", "balanced"),
+                  GreaterThan("success", "critical", "balanced"), False),
     ),
     negative_control=NegativeControl(shuffled_steps, "errand", probed=False),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from claims.worlds.curation import arms, cached_load, curated_success, successful_rollouts, with_keep_columns
+from claims.worlds.curation import cached_load, curated_arms, curated_success, successful_rollouts, with_keep_columns
 from understudy.audit.scores import ActionVariance
 from understudy.claims.base import (
     AllOf,
@@ -82,7 +82,7 @@ SEEDS = tuple(range(200, 240))
 WINDY = Experiment(
     NoisyDemonstrations(60, 1.0),
     "fork",
-    arms("gusts", "unsteady"),
+    curated_arms("gusts", "unsteady"),
     curated_success,
     seeds=SEEDS,
     tuning_seeds=(910,),
@@ -94,7 +94,7 @@ WINDY = Experiment(
 )
 CALM = replace(
     WINDY,
-    arms=arms("steady", "unsteady"),
+    arms=curated_arms("steady", "unsteady"),
     env_options=(),
     sanity=(("steady", "success", 0.5), ("unsteady", "success", 0.5)),
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from claims.worlds.curation import arms, cached_load, curated_success, successful_rollouts, with_keep_columns
+from claims.worlds.curation import cached_load, curated_arms, curated_success, successful_rollouts, with_keep_columns
 from understudy.audit.scores import Alignment
 from understudy.claims.base import (
     SCORE,
@@ -88,8 +88,9 @@ def shuffled_scores(experiment: Experiment) -> Experiment:
     return replace(experiment, source=replace(experiment.source, shuffle_scores=True))
 
 
-FORK = Experiment(DetourDemonstrations(30, 8), "fork", arms("all", "aligned", "random", "true"), curated_success,
-                  seeds=tuple(range(120, 138)), env_options=(("limit", 18),), measures=(("f1", SCORE),))
+FORK = Experiment(DetourDemonstrations(30, 8), "fork", curated_arms("all", "aligned", "random", "true"),
+                  curated_success, seeds=tuple(range(120, 138)), env_options=(("limit", 18),),
+                  measures=(("f1", SCORE),))
 
 CLAIM = Claim(
     name="extraneous-segments",

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from claims.worlds.curation import (
-    arms,
     cached_load,
     cloning_method,
+    curated_arms,
     curated_success,
     successful_rollouts,
     with_keep_columns,
@@ -51,7 +51,7 @@ class RandomSignal(FilterLikeYouTest):
         return {k: v * (length / of_noise) for k, v in noise.items()}
 
 
-def turned(data: Dataset, quarters: int) -> list[Episode]:
+def with_turned_actions(data: Dataset, quarters: int) -> list[Episode]:
     """The same episodes, with action axes that are turned by `quarters` times 90 degrees about the square's middle."""
     c, s = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarters]
     turn = np.array([[c, s], [-s, c]], np.float32)
@@ -77,14 +77,15 @@ class FramedDemonstrations(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        def shown(episodes, split):
+        def record(episodes, split):
             actor = ParticleExpert(noise=0.05)
             return successful_rollouts(actor, "particle", episodes, seed, split, fully_observed=True)
 
-        learned, filtered = (Dataset([e for k in range(N_FRAMES) for e in turned(shown(self.episodes, first + k), k)])
+        learned, filtered = (Dataset([e for k in range(N_FRAMES)
+                                      for e in with_turned_actions(record(self.episodes, first + k), k)])
                              for first in (0, N_FRAMES))
-        recorded = shown(self.n_downstream, 2 * N_FRAMES)
-        downstream = Dataset(turned(recorded, self.downstream_frame), recorded.metadata)
+        recorded = record(self.n_downstream, 2 * N_FRAMES)
+        downstream = Dataset(with_turned_actions(recorded, self.downstream_frame), recorded.metadata)
         true = np.arange(len(filtered)) < self.episodes
         pool = np.r_[np.ones(len(filtered)), np.zeros(len(downstream))]
 
@@ -120,8 +121,8 @@ GAIN = GreaterThan("success", "filtered", "all")
 PARTICLE = Experiment(
     FramedDemonstrations(120, 8),
     "particle",
-    arms("all", "all and downstream", "downstream", "filtered", "filtered, permuted", "random signal", "right frame",
-         options=(cloning_method(3e-3, steps=400),)),
+    curated_arms("all", "all and downstream", "downstream", "filtered", "filtered, permuted", "random signal",
+                 "right frame", options=(cloning_method(3e-3, steps=400),)),
     curated_success,
     seeds=tuple(range(600, 620)),
     looks=((5, 0.01), (10, 0.015), (20, 0.025)),

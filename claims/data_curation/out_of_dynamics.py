@@ -14,9 +14,9 @@ from scipy.cluster.vq import kmeans2
 
 from claims.worlds.curation import (
     CuratedMethod,
-    arms,
     cached_load,
     cloning_method,
+    curated_arms,
     curated_success,
     successful_rollouts,
     train_curated,
@@ -182,7 +182,7 @@ def shuffled_groups(experiment: Experiment) -> Experiment:
 FORK = Experiment(
     MixedDynamicsDemonstrations(30),
     "fork",
-    arms(
+    curated_arms(
         "even",
         "of all",
         "of its group",

@@ -86,15 +86,15 @@ def success_and_entropy(
     env: Any = make(experiment.env, rows=min(ROWS, episodes))
     actor = PolicyActor(FixedBatch(train_curated(method, data, seed), ROWS), method.method.executor)
     rollouts = rollout_repeated_starts(actor, env, max(1, episodes // N_REPEATS), N_REPEATS, seed=starts)
-    return measure_modes(rollouts, side, N_SIDES)
+    return measure_modes(rollouts, side_of_pillar, N_SIDES)
 
 
-def side(episode) -> str:
+def side_of_pillar(episode) -> str:
     """The side on which an episode passes the pillar."""
     return "left" if episode.steps["observation.state"][:, 1].mean() > 0 else "right"
 
 
-def method_with(head: Head, demonstrations: str) -> CuratedMethod:
+def mlp_method(head: Head, demonstrations: str) -> CuratedMethod:
     """One action per observation, as the MLP policies of the paper."""
     method = Method(
         PolicyConfig(head, trunk=MLP(64, 1), encoder=ConcatEncoder(), window=Window()),
@@ -104,20 +104,20 @@ def method_with(head: Head, demonstrations: str) -> CuratedMethod:
     return CuratedMethod(method, demonstrations)
 
 
-def arms(options: dict[str, Any]) -> tuple[Arm, ...]:
+def named_arms(options: dict[str, Any]) -> tuple[Arm, ...]:
     return tuple(Arm(name, (option,)) for name, option in options.items())
 
 
-def both_even(experiment: Experiment) -> Experiment:
+def with_even_odds(experiment: Experiment) -> Experiment:
     """Other demonstrations at even odds in place of those at uneven odds, as many."""
-    return experiment.replace_arms(Arm("uneven", (method_with(DIFFUSION, "even again"),)))
+    return experiment.replace_arms(Arm("uneven", (mlp_method(DIFFUSION, "even again"),)))
 
 
 DIFFUSION = Diffusion(n_steps=5, n_train_steps=50)
 FORK = Experiment(
     SidedDemonstrations(60),
     "fork",
-    arms({"even": method_with(DIFFUSION, "even"), "uneven": method_with(DIFFUSION, "uneven")}),
+    named_arms({"even": mlp_method(DIFFUSION, "even"), "uneven": mlp_method(DIFFUSION, "uneven")}),
     success_and_entropy,
     seeds=tuple(range(220, 240)),
     episodes=400,
@@ -132,5 +132,5 @@ CLAIM = Claim(
     name="behavior-entropy",
     rows=("004",),
     parts=(ClaimPart("fork", FORK, AllOf((EQUAL_SUCCESS, MORE_DIVERSE))),),
-    negative_control=NegativeControl(both_even, "fork", removes=(MORE_DIVERSE,)),
+    negative_control=NegativeControl(with_even_odds, "fork", removes=(MORE_DIVERSE,)),
 )

@@ -100,7 +100,7 @@ def _train_and_score(experiment, method, data, seed, episodes, starts):
     return scores
 
 
-def many_demonstrations(experiment: Experiment) -> Experiment:
+def with_many_demonstrations(experiment: Experiment) -> Experiment:
     return replace(experiment, source=replace(experiment.source, episodes=500))
 
 
@@ -119,5 +119,5 @@ CLAIM = Claim(
     name="checkpoint-selection",
     rows=("047",),
     parts=(ClaimPart("fork", FORK, GreaterThan("success", "rollouts", "loss", 0.1)),),
-    negative_control=NegativeControl(many_demonstrations, "fork"),
+    negative_control=NegativeControl(with_many_demonstrations, "fork"),
 )

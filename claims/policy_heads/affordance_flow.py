@@ -79,7 +79,7 @@ def success(
     return {"success": [float(e.metadata["success"]) for e in rollouts]}
 
 
-def make_arm(name: str, trained: Head, acting: Head | None = None, inputs: tuple[str, ...] = ()) -> Arm:
+def sampler_arm(name: str, trained: Head, acting: Head | None = None, inputs: tuple[str, ...] = ()) -> Arm:
     method = replace(chunk_method(trained, UPDATES, HORIZON), executor=RecedingHorizon(EXECUTED))
     method = replace(method, policy=replace(method.policy, inputs=inputs))
     return Arm(name, (SampledMethod(method, acting or trained),))
@@ -90,21 +90,22 @@ def shuffled_marks(experiment: Experiment) -> Experiment:
     return replace(experiment, source=replace(experiment.source, shuffled=True))
 
 
-TWO_STEPS = make_arm("2 steps", Flow(), Flow(2))
-DDIM_16 = make_arm("DDIM, 16 steps", Diffusion(), Diffusion(16))
+TWO_STEPS = sampler_arm("2 steps", Flow(), Flow(2))
+DDIM_16 = sampler_arm("DDIM, 16 steps", Diffusion(), Diffusion(16))
 ENDS = Experiment(
     MarkedEpisodes(200),
     "fork",
-    (TWO_STEPS, DDIM_16, make_arm("regression", Regression()),
-     make_arm("without mark", Flow(), Flow(2), inputs=(STATE,))),
+    (TWO_STEPS, DDIM_16, sampler_arm("regression", Regression()),
+     sampler_arm("without mark", Flow(), Flow(2), inputs=(STATE,))),
     success,
     seeds=(2200, 2201, 2202, 2203, 2204, 2205, 2206, 2207, 2208, 2209),
     episodes=500,
     starts_seed=2200,
     sanity=(("DDIM, 16 steps", "success", 0.5),),
 )
-MORE_STEPS = replace(ENDS, arms=(make_arm("4 steps", Flow(), Flow(4)), make_arm("16 steps", Flow(), Flow(16)), DDIM_16))
-UNIFORM = replace(ENDS, arms=(TWO_STEPS, make_arm("2 steps, uniform noise", Flow(), UniformStart(2))), sanity=())
+MORE_STEPS = replace(
+    ENDS, arms=(sampler_arm("4 steps", Flow(), Flow(4)), sampler_arm("16 steps", Flow(), Flow(16)), DDIM_16))
+UNIFORM = replace(ENDS, arms=(TWO_STEPS, sampler_arm("2 steps, uniform noise", Flow(), UniformStart(2))), sanity=())
 AS_SIXTEEN = GreaterThan("success", "2 steps", "DDIM, 16 steps", -0.05)
 OVER_REGRESSION = GreaterThan("success", "2 steps", "regression")
 MARK_HELPS = GreaterThan("success", "2 steps", "without mark", 0.3)

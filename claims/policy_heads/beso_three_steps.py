@@ -128,7 +128,7 @@ def edm(n_steps: int) -> EDM:
     return EDM(n_steps, sigma_min=0.05, sigma_max=1.0, log_sigma_mean=-0.69, log_sigma_std=0.9)
 
 
-def make_arm(name: str, trained: Head, acting: Head) -> Arm:
+def goal_sampler_arm(name: str, trained: Head, acting: Head) -> Arm:
     """A history of four observations, a later one as the goal, one action; an MLP of 128 x 1 blocks."""
     window = Window(n_obs_steps=4, horizon=1, goals=(Goal(STATE, into=GOAL),))
     policy = PolicyConfig(trained, trunk=MLP(128, 1), encoder=ConcatEncoder(), window=window)
@@ -144,10 +144,10 @@ PLAY = Experiment(
     PlayEpisodes(SHOWN),
     "fork",
     (
-        make_arm("3 steps", edm(3), edm(3)),
-        make_arm("50 steps", edm(3), edm(50)),
-        make_arm("regression", Regression(), Regression()),
-        make_arm("1 step", edm(3), edm(1)),
+        goal_sampler_arm("3 steps", edm(3), edm(3)),
+        goal_sampler_arm("50 steps", edm(3), edm(50)),
+        goal_sampler_arm("regression", Regression(), Regression()),
+        goal_sampler_arm("1 step", edm(3), edm(1)),
     ),
     success_and_sides,
     seeds=tuple(range(560, 580)),

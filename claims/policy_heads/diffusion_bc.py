@@ -29,7 +29,7 @@ from understudy.policy import PolicyConfig
 SHOWN = 100  # demonstrations
 
 
-def make_arm(name: str, head: Head) -> Arm:
+def head_arm(name: str, head: Head) -> Arm:
     """The same trunk, window, updates and two rates for every head."""
     policy = PolicyConfig(head, trunk=MLP(width=64, depth=2), window=Window(n_obs_steps=2, horizon=8))
     return Arm(
@@ -54,10 +54,10 @@ FORK = Experiment(
     ExpertDemonstrations("fork", SHOWN),
     "fork",
     (
-        make_arm("regression", Regression()),
-        make_arm("diffusion", Diffusion()),
-        make_arm("flow", Flow()),
-        make_arm("mixture", GMM()),
+        head_arm("regression", Regression()),
+        head_arm("diffusion", Diffusion()),
+        head_arm("flow", Flow()),
+        head_arm("mixture", GMM()),
     ),
     closed_loop,
     seeds=tuple(range(200, 210)),

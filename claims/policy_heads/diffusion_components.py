@@ -192,17 +192,17 @@ def n_parameters(policy: Policy, ran: Dataset) -> int:
     return sum(p.numel() for p in policy.net.parameters())
 
 
-def make_arm(name: str, n_action_steps: int = 8, n_obs_steps: int = 2, horizon: int = 16, trunk: Trunk | None = None,
-             learner: BehaviorCloning | None = None) -> Arm:
+def diffusion_policy_arm(name: str, n_action_steps: int = 8, n_obs_steps: int = 2, horizon: int = 16,
+                         trunk: Trunk | None = None, learner: BehaviorCloning | None = None) -> Arm:
     """Diffusion Policy with the options of the paper: two observations, plans of 16 steps, of which 8 are executed."""
     policy = PolicyConfig(Diffusion(prediction="sample"), trunk or MLP(128, 1), ConcatEncoder(),
                           window=Window(n_obs_steps, horizon), inputs=("observation.state",))
     return Arm(name, (Method(policy, RecedingHorizon(n_action_steps), learner or LEARNER),))
 
 
-def make_unet(name: str, condition: Literal["film", "input"]) -> Arm:
+def unet_arm(name: str, condition: Literal["film", "input"]) -> Arm:
     trunk = UNet((20, 40), kernel=3, groups=4, time_width=16, condition=condition)
-    return make_arm(name, trunk=trunk, learner=SHORT)
+    return diffusion_policy_arm(name, trunk=trunk, learner=SHORT)
 
 
 def experiment_of(seed: int, arms: tuple[Arm, ...], *env_options: tuple[str, Any]) -> Experiment:
@@ -221,19 +221,19 @@ def with_fixed_bin(experiment: Experiment) -> Experiment:
 OPTIMIZER = OptimizerConfig(lr=2e-3, warmup_steps=50)
 LEARNER, SHORT = BehaviorCloning(2000, 128, OPTIMIZER), BehaviorCloning(800, 64, OPTIMIZER)
 SLOW, ABSOLUTE = ("grip", 4), ("absolute", True)
-EIGHT, ONE = make_arm("execute 8"), make_arm("execute 1", 1)
-BLIND = make_arm("observe 1", n_obs_steps=1)
+EIGHT, ONE = diffusion_policy_arm("execute 8"), diffusion_policy_arm("execute 1", 1)
+BLIND = diffusion_policy_arm("observe 1", n_obs_steps=1)
 PAUSES = replace(experiment_of(1750, (EIGHT, ONE), SLOW), sanity=(("execute 8", "success", 0.5),))
 CHANGES = replace(experiment_of(1760, (EIGHT, ONE), ("changes", 0.5)),
                   sanity=(("execute 8", "success", 0.5), ("execute 1", "success", 0.8)))
 NEITHER = replace(with_fixed_bin(CHANGES),
                   sanity=(("execute 8", "success", 0.8), ("execute 1", "success", 0.8)))
-HISTORY = experiment_of(1750, (ONE, make_arm("execute 1, observe 6", 1, 6)), SLOW)
-HORIZON = experiment_of(1750, (EIGHT, make_arm("plan 8", horizon=8)), SLOW)
+HISTORY = experiment_of(1750, (ONE, diffusion_policy_arm("execute 1, observe 6", 1, 6)), SLOW)
+HORIZON = experiment_of(1750, (EIGHT, diffusion_policy_arm("plan 8", horizon=8)), SLOW)
 DELTA = experiment_of(1750, (EIGHT, BLIND), SLOW)
 POSITIONS = experiment_of(1750, (EIGHT, BLIND), SLOW, ABSOLUTE)
-NETWORKS = experiment_of(1750, (make_unet("U-Net, FiLM", "film"), make_unet("U-Net, input", "input"),
-                                make_arm("MLP", learner=SHORT)), SLOW)
+NETWORKS = experiment_of(1750, (unet_arm("U-Net, FiLM", "film"), unet_arm("U-Net, input", "input"),
+                                diffusion_policy_arm("MLP", learner=SHORT)), SLOW)
 
 CLAIM = Claim(
     name="diffusion-components",

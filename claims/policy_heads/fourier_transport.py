@@ -85,7 +85,7 @@ class SlotTable(Toy):
         return {"poses": np.concatenate([block, angles[:, :1], slot, angles[:, 1:]], 1).astype(np.float32)}
 
     def observe(self):
-        return {POSES: self.state["poses"], IMAGE: picture(self.state["poses"], self.size)}
+        return {POSES: self.state["poses"], IMAGE: render_poses(self.state["poses"], self.size)}
 
     def state_from_columns(self, steps):
         return {"poses": steps[POSES]}
@@ -95,10 +95,10 @@ class SlotTable(Toy):
         block, slot = poses[:, :3], poses[:, 3:]
         taken = distance(action[:, :2], block[:, :2]) < GRASP
         turned = rotate(block[:, :2] - action[:, :2], np.pi * action[:, 4]) + action[:, 2:4]
-        moved = np.concatenate([turned, wrap(block[:, 2:] + action[:, 4:])], 1)
+        moved = np.concatenate([turned, wrap_angle(block[:, 2:] + action[:, 4:])], 1)
         poses[:, :3] = np.where(taken[:, None], moved, block)
         self.state["poses"] = poses.astype(np.float32)
-        error = 180 * np.abs(wrap(poses[:, 2] - slot[:, 2]))
+        error = 180 * np.abs(wrap_angle(poses[:, 2] - slot[:, 2]))
         success = taken & (distance(poses[:, :2], slot[:, :2]) < NEAR) & (error < ANGLE)
         return success, success, ~success
 
@@ -109,10 +109,10 @@ class SlotTable(Toy):
         return {"x": (-1.0, 1.0), "y": (-1.0, 1.0), "path": (POSES, 0, 1), "shapes": []}
 
     def frame(self, row):
-        return picture(self.state["poses"][row : row + 1], 256)[0]
+        return render_poses(self.state["poses"][row : row + 1], 256)[0]
 
 
-def picture(poses: np.ndarray, size: int) -> np.ndarray:
+def render_poses(poses: np.ndarray, size: int) -> np.ndarray:
     """Pictures of blocks and slots in these poses, (rows, size, size, 3) uint8."""
     canvas = Canvas(len(poses), size, (-1.0, -1.0), 2.0)
     canvas.image[:] = 255
@@ -131,7 +131,7 @@ def rotate(at: np.ndarray, angle: np.ndarray) -> np.ndarray:
     return np.stack([cos * at[:, 0] - sin * at[:, 1], sin * at[:, 0] + cos * at[:, 1]], 1)
 
 
-def wrap(angle: np.ndarray) -> np.ndarray:
+def wrap_angle(angle: np.ndarray) -> np.ndarray:
     """The same angle from -1 to 1, in units of half a turn."""
     return (angle + 1) % 2 - 1
 
@@ -148,7 +148,7 @@ class SlotTableExpert(Actor):
 
 
 def expert_action(poses: np.ndarray) -> np.ndarray:
-    turn = wrap(poses[:, 5] - poses[:, 2])
+    turn = wrap_angle(poses[:, 5] - poses[:, 2])
     return np.concatenate([poses[:, :2], poses[:, 3:5], turn[:, None]], 1).astype(np.float32)
 
 
@@ -175,8 +175,8 @@ class TurnedDemonstrations(DemonstrationSource):
         turn, shift = 2 * drawn[:, 0] - 1, 0.1 * (2 * drawn[:, 1:] - 1)
         for i in (0, 3):
             poses[:, i : i + 2] = rotate(poses[:, i : i + 2], np.pi * turn) + shift
-            poses[:, i + 2] = wrap(poses[:, i + 2] + turn)
-        images, actions = picture(poses, self.size), expert_action(poses)
+            poses[:, i + 2] = wrap_angle(poses[:, i + 2] + turn)
+        images, actions = render_poses(poses, self.size), expert_action(poses)
         return Dataset([Episode({IMAGE: image[None], "action": action[None]}, {"fps": 1.0})
                         for image, action in zip(images, actions, strict=True)])
 
@@ -222,8 +222,8 @@ class UnrotatedNet(TransportNet):
         self.rotations = self.rotations[:1].repeat(config.n_copies, 1, 1)
 
 
-def placement(experiment, method: Method, data: Dataset, seed: int, episodes: int,
-              starts: int) -> dict[str, list[float]]:
+def success_and_turn_error(experiment, method: Method, data: Dataset, seed: int, episodes: int,
+                           starts: int) -> dict[str, list[float]]:
     """Trains a method and lets it place blocks.
 
     Returns:
@@ -235,10 +235,10 @@ def placement(experiment, method: Method, data: Dataset, seed: int, episodes: in
     rollouts = rollout(PolicyActor(FixedBatch(policy, rows), method.executor), env, episodes, seed=starts)
     right = expert_action(np.concatenate([e.steps[POSES][:1] for e in rollouts]))
     turn = np.concatenate([e.steps["action"][:, 4] for e in rollouts]) - right[:, 4]
-    return {"success": [float(e.metadata["success"]) for e in rollouts], "turn": np.abs(wrap(turn)).tolist()}
+    return {"success": [float(e.metadata["success"]) for e in rollouts], "turn": np.abs(wrap_angle(turn)).tolist()}
 
 
-def make_arm(name: str, head: Transport) -> Arm:
+def transport_arm(name: str, head: Transport) -> Arm:
     """The same updates, batches and learning rate for every arm."""
     policy = PolicyConfig(head, encoder=PixelEncoder(), codec=Normalizer(target="identity"), window=Window(1, 1),
                           inputs=(IMAGE,))
@@ -247,20 +247,20 @@ def make_arm(name: str, head: Transport) -> Arm:
 
 def unrotated(experiment: Experiment) -> Experiment:
     """All copies of the crop are the crop itself, for the Fourier transporter."""
-    return experiment.replace_arms(make_arm("fourier", Unrotated(CROP, n_angles=N_ANGLES)))
+    return experiment.replace_arms(transport_arm("fourier", Unrotated(CROP, n_angles=N_ANGLES)))
 
 
 def with_demonstrations(episodes: int, n_seeds: int, *arms: Arm) -> Experiment:
     """The experiment with so many demonstrations and training seeds."""
     seeds = tuple(range(550, 550 + n_seeds))
-    return Experiment(TurnedDemonstrations(episodes), "tabletop", arms, placement, seeds=seeds,
+    return Experiment(TurnedDemonstrations(episodes), "tabletop", arms, success_and_turn_error, seeds=seeds,
                       measures=(("turn", Measure("bounded")),), starts_seed=550,
                       sanity=(("transporter", "success", 0.3),))
 
 
-FOURIER = make_arm("fourier", Transport(CROP, n_angles=N_ANGLES))
-TRANSPORTER = make_arm("transporter", Transport(CROP, N_ANGLES, None, N_ANGLES, False, hidden=(16, 16)))
-HEAT_MAP = make_arm("heat map", HeatMap(CROP, N_ANGLES, None, N_ANGLES, False, hidden=(16, 16)))
+FOURIER = transport_arm("fourier", Transport(CROP, n_angles=N_ANGLES))
+TRANSPORTER = transport_arm("transporter", Transport(CROP, N_ANGLES, None, N_ANGLES, False, hidden=(16, 16)))
+HEAT_MAP = transport_arm("heat map", HeatMap(CROP, N_ANGLES, None, N_ANGLES, False, hidden=(16, 16)))
 BETTER = GreaterThan("success", "fourier", "transporter")
 ONE, FIVE, TEN = (with_demonstrations(n, seeds, FOURIER, TRANSPORTER) for n, seeds in ((1, 6), (5, 6), (10, 5)))
 

@@ -114,7 +114,7 @@ def success_and_operations(
             "log error": [log(max(1e-9, plan_error(policy, fused, data)))]}
 
 
-def make_arm(name: str, trunk: Transformer) -> Arm:
+def trunk_arm(name: str, trunk: Transformer) -> Arm:
     """The same head, data, updates, learning rate and executor. Arms differ in the feed-forward layers alone."""
     policy = PolicyConfig(EDM(10), trunk, TokenEncoder(WIDTH), window=Window(1, HORIZON))
     balancing = (LoadBalancing(0.01),) if trunk.feed_forward else ()
@@ -123,17 +123,17 @@ def make_arm(name: str, trunk: Transformer) -> Arm:
 
 
 def routed_by_observation(experiment: Experiment) -> Experiment:
-    return experiment.replace_arms(make_arm("experts", RoutedByObservation(WIDTH, 2, 2, feed_forward=EXPERTS)))
+    return experiment.replace_arms(trunk_arm("experts", RoutedByObservation(WIDTH, 2, 2, feed_forward=EXPERTS)))
 
 
 EXPERTS = MoEFeedForward(n_experts=4, top_k=2)
-TOTAL = make_arm("same total size", Transformer(WIDTH, 2, 2, feed_forward_ratio=16))
+TOTAL = trunk_arm("same total size", Transformer(WIDTH, 2, 2, feed_forward_ratio=16))
 FORK = Experiment(
     ExpertDemonstrations("fork", 100),
     "fork",
     (
-        make_arm("experts", Transformer(WIDTH, 2, 2, feed_forward=EXPERTS)),
-        make_arm("same active size", Transformer(WIDTH, 2, 2, feed_forward_ratio=8)),
+        trunk_arm("experts", Transformer(WIDTH, 2, 2, feed_forward=EXPERTS)),
+        trunk_arm("same active size", Transformer(WIDTH, 2, 2, feed_forward_ratio=8)),
         TOTAL,
     ),
     success_and_operations,
@@ -143,7 +143,7 @@ FORK = Experiment(
     starts_seed=3070,
     sanity=(("same active size", "success", 0.5), ("same total size", "success", 0.5)),
 )
-SMALL = replace(FORK, arms=(make_arm("small", Transformer(WIDTH, 2, 2, feed_forward_ratio=2)), TOTAL),
+SMALL = replace(FORK, arms=(trunk_arm("small", Transformer(WIDTH, 2, 2, feed_forward_ratio=2)), TOTAL),
                 sanity=(("same total size", "success", 0.5),))
 AS_GOOD = GreaterThan("success", "experts", "same active size", -0.05)
 

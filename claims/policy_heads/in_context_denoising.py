@@ -47,25 +47,26 @@ class SeparateSteps(InContextTransformer):
         return mask
 
 
-def make_arm(name: str, head: Head, trunk: Trunk) -> Arm:
+def head_and_trunk_arm(name: str, head: Head, trunk: Trunk) -> Arm:
     """The same encoder, data, updates and executor. Arms differ in head and trunk, with as many parameters."""
     policy = PolicyConfig(head, trunk, TokenEncoder(WIDTH), window=Window(1, HORIZON))
     learner = BehaviorCloning(UPDATES, 64, OptimizerConfig(lr=2e-3))
     return Arm(name, (Method(policy, RecedingHorizon(HORIZON), learner),))
 
 
-def left(episode: Episode) -> bool:
+def passes_left(episode: Episode) -> bool:
     return bool(episode.steps["observation.state"][:, 1].mean() > 0)
 
 
 def with_separate_steps(experiment: Experiment) -> Experiment:
-    return replace(experiment.replace_arms(make_arm("in context", DENOISE, SeparateSteps(WIDTH, 2))), sanity=())
+    arm = head_and_trunk_arm("in context", DENOISE, SeparateSteps(WIDTH, 2))
+    return replace(experiment.replace_arms(arm), sanity=())
 
 
 DENOISE = Diffusion(prediction="sample")
 BACKBONE = InContextTransformer(WIDTH, 1)
-IN_CONTEXT = make_arm("in context", DENOISE, InContextTransformer(WIDTH, 2))
-EACH_STEP = make_arm("head of each step", DENOISE, SmallDenoiser(BACKBONE, MLP(42, 3), WIDTH))
+IN_CONTEXT = head_and_trunk_arm("in context", DENOISE, InContextTransformer(WIDTH, 2))
+EACH_STEP = head_and_trunk_arm("head of each step", DENOISE, SmallDenoiser(BACKBONE, MLP(42, 3), WIDTH))
 
 FORK = Experiment(
     ExpertDemonstrations("fork", 100),
@@ -80,12 +81,12 @@ FORK = Experiment(
 )
 OTHERS = replace(FORK, seeds=FORK.seeds[:5], looks=(), arms=(  # the cells of the first arm are the same
     IN_CONTEXT,
-    make_arm("head of the chunk", DENOISE, SmallDenoiser(BACKBONE, MLP(44, 2), WIDTH // 2, each_step=False)),
-    make_arm("not causal", DENOISE, InContextTransformer(WIDTH, 2, causal=False)),
-    make_arm("bins", Bins(autoregressive=False), InContextTransformer(WIDTH, 2)),
-    make_arm("regression", Regression(), InContextTransformer(WIDTH, 2)),
+    head_and_trunk_arm("head of the chunk", DENOISE, SmallDenoiser(BACKBONE, MLP(44, 2), WIDTH // 2, each_step=False)),
+    head_and_trunk_arm("not causal", DENOISE, InContextTransformer(WIDTH, 2, causal=False)),
+    head_and_trunk_arm("bins", Bins(autoregressive=False), InContextTransformer(WIDTH, 2)),
+    head_and_trunk_arm("regression", Regression(), InContextTransformer(WIDTH, 2)),
 ))
-ONE_WAY = replace(FORK, source=replace(FORK.source, filter=left), seeds=FORK.seeds[:5], looks=(),
+ONE_WAY = replace(FORK, source=replace(FORK.source, filter=passes_left), seeds=FORK.seeds[:5], looks=(),
                   sanity=(("head of each step", "success", 0.8),))
 JOINT = GreaterThan("success", "in context", "head of each step", 0.1)
 

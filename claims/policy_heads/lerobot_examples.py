@@ -140,7 +140,7 @@ def success_and_import(experiment, method: Method, data: Dataset, seed: int, epi
     return {"success": success, "exact": [float(data.metadata["is_exact"])], "aligned": [float(not is_late)]}
 
 
-def make_arm(name: str, method: Method) -> Arm:
+def small_method_arm(name: str, method: Method) -> Arm:
     """A method with a small network, a larger learning rate and few updates, which are the same for all."""
     policy = replace(method.policy, trunk=MLP(64, 1), inputs=("observation.state", "observation.click"))
     learner = BehaviorCloning(UPDATES, 64, OptimizerConfig(lr=2e-3, warmup_steps=50))
@@ -156,9 +156,9 @@ TABLETOP = Experiment(
     LeRobotDemonstrations(60),
     "tabletop",
     (
-        make_arm("act", act(HORIZON)),
-        make_arm("diffusion policy", diffusion_policy(horizon=HORIZON, n_action_steps=HORIZON // 2)),
-        make_arm("one step", bc()),
+        small_method_arm("act", act(HORIZON)),
+        small_method_arm("diffusion policy", diffusion_policy(horizon=HORIZON, n_action_steps=HORIZON // 2)),
+        small_method_arm("one step", bc()),
     ),
     success_and_import,
     seeds=(1340, 1341, 1342, 1343, 1344),

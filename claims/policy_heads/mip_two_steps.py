@@ -43,7 +43,7 @@ def success_on_new_and_training_starts(
     return {"success": new["success"], "training success": old["success"]}
 
 
-def make_arm(name: str, head: Head) -> Arm:
+def head_arm(name: str, head: Head) -> Arm:
     """The same network, window, updates and learning rate for every head, as in the authors' code."""
     policy = PolicyConfig(head, trunk=MLP(width=128, depth=1), window=Window(n_obs_steps=2, horizon=16))
     learner = BehaviorCloning(steps=1500, batch_size=128, optimizer=OptimizerConfig(lr=3e-3))
@@ -51,19 +51,19 @@ def make_arm(name: str, head: Head) -> Arm:
 
 
 def without_noise(experiment: Experiment) -> Experiment:
-    return experiment.replace_arms(make_arm("two-step", MIP(noise_scale=0.0)))
+    return experiment.replace_arms(head_arm("two-step", MIP(noise_scale=0.0)))
 
 
 # Loss balance, time of the second step and targets are those of the authors' code.
-TWO_STEP = make_arm("two-step", MIP(second_time=0.9, loss_balance="code"))
+TWO_STEP = head_arm("two-step", MIP(second_time=0.9, loss_balance="code"))
 PEG = Experiment(
     PegDemonstrations(50),
     ENV,
     (
-        make_arm("regression", MIP(two_steps=False)),
-        make_arm("no noise", MIP(noise_scale=0.0)),
+        head_arm("regression", MIP(two_steps=False)),
+        head_arm("no noise", MIP(noise_scale=0.0)),
         TWO_STEP,
-        make_arm("flow", Flow(n_steps=9)),
+        head_arm("flow", Flow(n_steps=9)),
     ),
     success_on_new_and_training_starts,
     env_options=(("tolerance", TOLERANCE), ("outlines", OUTLINES)),
@@ -74,7 +74,7 @@ PEG = Experiment(
     sanity=(("flow", "success", 0.5), ("regression", "success", 0.2), ("two-step", "training success", 0.75),
             ("no noise", "training success", 0.75)),
 )
-EQUAL_WEIGHTS = replace(PEG, arms=(TWO_STEP, make_arm("equal weights", MIP(loss_balance="equal"))), sanity=())
+EQUAL_WEIGHTS = replace(PEG, arms=(TWO_STEP, head_arm("equal weights", MIP(loss_balance="equal"))), sanity=())
 MATCHES = GreaterThan("success", "two-step", "flow", -0.1)
 OVER_REGRESSION = GreaterThan("success", "two-step", "regression")
 OVER_NO_NOISE = GreaterThan("success", "two-step", "no noise")

@@ -78,7 +78,7 @@ def specialization(policy: Policy, method: Method, data: Dataset, seed: int) -> 
     return abs(2 * float((weights * goes_left).sum() / weights.sum()) - 1)
 
 
-def make_arm(name: str, weights: SampleWeights) -> Arm:
+def weighted_arm(name: str, weights: SampleWeights) -> Arm:
     """The same expert, updates and learning rate. Arms differ in the weights of windows."""
     window = Window(n_obs_steps=2, horizon=8)
     policy = PolicyConfig(Regression(), trunk=MLP(64, 1), encoder=ConcatEncoder(), window=window)
@@ -87,13 +87,13 @@ def make_arm(name: str, weights: SampleWeights) -> Arm:
 
 
 def with_exchanged_weights(experiment: Experiment) -> Experiment:
-    return experiment.replace_arms(make_arm("curriculum", ExchangedWeights(TEMPERATURE)))
+    return experiment.replace_arms(weighted_arm("curriculum", ExchangedWeights(TEMPERATURE)))
 
 
 FORK = Experiment(
     ExpertDemonstrations("fork", SHOWN),
     "fork",
-    (make_arm("curriculum", CurriculumWeights(TEMPERATURE)), make_arm("likelihood", UniformWeights())),
+    (weighted_arm("curriculum", CurriculumWeights(TEMPERATURE)), weighted_arm("likelihood", UniformWeights())),
     success_and_specialization,
     seeds=(530, 531, 532, 533, 534),
     episodes=500,

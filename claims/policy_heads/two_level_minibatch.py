@@ -90,10 +90,10 @@ class ForkDemonstrations(DemonstrationSource):
 
     @cached_load
     def load(self, seed):
-        return demonstrations(self.episodes, seed)
+        return image_demonstrations(self.episodes, seed)
 
 
-def demonstrations(episodes: int, seed: int, split: int = 0) -> Dataset:
+def image_demonstrations(episodes: int, seed: int, split: int = 0) -> Dataset:
     """What `ForkDemonstrations` loads. Different splits are independent draws."""
     return Dataset([e.replace({IMAGE: render(e.steps["observation.state"])})
                     for e in successful_rollouts(ForkExpert(), "fork", episodes, seed, split)])
@@ -103,7 +103,7 @@ def demonstrations(episodes: int, seed: int, split: int = 0) -> Dataset:
 
 
 @dataclass(frozen=True)
-class SameDraw(Diffusion):
+class SharedDrawDiffusion(Diffusion):
     """The copies of an encoded observation share their noise and level, so that they teach the same as one of them.
 
     Args:
@@ -122,7 +122,7 @@ class SameDraw(Diffusion):
         return (net(alpha * action + sigma * noise, t, context) - noise).square().mean(-1)
 
 
-def make_method(n_draws: int, images: bool, head: Diffusion | None = None) -> Method:
+def repeated_draws_method(n_draws: int, images: bool, head: Diffusion | None = None) -> Method:
     """Arms differ in the number of draws, and therefore in the number of updates that the work allows."""
     policy = PolicyConfig(head or Diffusion(), MLP(64, 1), TokenEncoder(32, vision=SmallConv((16, 16, 16, 16), 16)),
                           inputs=(IMAGE if images else "observation.state",), window=Window(1, horizon=4))
@@ -151,7 +151,9 @@ def validation_loss(policy: Policy, data: Dataset) -> float:
     return float(loss.sum() / batch.mask.sum())
 
 
-def train(method: Method, data: Dataset, seed: int, n_updates: int) -> tuple[FitResult, dict[int, float]]:
+def train_with_validation(
+    method: Method, data: Dataset, seed: int, n_updates: int
+) -> tuple[FitResult, dict[int, float]]:
     """Trains a method.
 
     Returns:
@@ -160,7 +162,7 @@ def train(method: Method, data: Dataset, seed: int, n_updates: int) -> tuple[Fit
     key = method, data.fingerprint(), seed, n_updates
 
     def fit_and_watch() -> tuple[FitResult, dict[int, float]]:
-        held_out, curve = demonstrations(HELD_OUT, seed, split=1), {}
+        held_out, curve = image_demonstrations(HELD_OUT, seed, split=1), {}
 
         def look(step: int, learner: Learner, metrics: dict[str, float]) -> None:
             if step % EVERY == 0 or step == n_updates:
@@ -185,8 +187,8 @@ def success_and_work(
     reference = experiment.arms[0].options[0]
     work = count_work(option, data) / count_work(reference, data)
     n_updates = math.floor(UPDATES / work)
-    result, curve = train(option, data, seed, n_updates)
-    target = list(train(reference, data, seed, UPDATES)[1].values())[-1]
+    result, curve = train_with_validation(option, data, seed, n_updates)
+    target = list(train_with_validation(reference, data, seed, UPDATES)[1].values())[-1]
     reached = first_crossing(curve, target)
     actor = PolicyActor(FixedBatch(result.policy, ROWS), option.executor)
     rollouts = rollout(actor, ForkImages(ROWS), episodes, seed=starts)
@@ -211,13 +213,13 @@ def first_crossing(curve: dict[int, float], target: float) -> float:
 
 
 def with_same_draw(experiment: Experiment) -> Experiment:
-    return experiment.replace_arms(Arm("8 draws", (make_method(N_DRAWS, True, SameDraw()),)))
+    return experiment.replace_arms(Arm("8 draws", (repeated_draws_method(N_DRAWS, True, SharedDrawDiffusion()),)))
 
 
 IMAGES = Experiment(
     ForkDemonstrations(SHOWN),
     "fork",
-    (Arm("1 draw", (make_method(1, True),)), Arm("8 draws", (make_method(N_DRAWS, True),))),
+    (Arm("1 draw", (repeated_draws_method(1, True),)), Arm("8 draws", (repeated_draws_method(N_DRAWS, True),))),
     success_and_work,
     seeds=(600, 601, 602, 603, 604),
     episodes=500,
@@ -226,7 +228,7 @@ IMAGES = Experiment(
     sanity=(("1 draw", "success", 0.4),),
 )
 STATES = IMAGES.replace_arms(
-    Arm("1 draw", (make_method(1, False),)), Arm("8 draws", (make_method(N_DRAWS, False),)))
+    Arm("1 draw", (repeated_draws_method(1, False),)), Arm("8 draws", (repeated_draws_method(N_DRAWS, False),)))
 LESS_WORK = BelowBound("log work", "8 draws", math.log(LIMIT))
 AS_SUCCESSFUL = GreaterThan("success", "8 draws", "1 draw", -0.05)
 

@@ -73,7 +73,7 @@ def success_and_memory_weight(
     return {"success": [float(e.metadata["success"]) for e in rollouts], "memory weight": [weight]}
 
 
-def make_arm(name: str, head: Head) -> Arm:
+def head_arm(name: str, head: Head) -> Arm:
     """The same network, updates and learning rates for every head."""
     policy = PolicyConfig(head, trunk=FeedForward((64, 64)), encoder=ConcatEncoder(), window=Window(), inputs=(STATE,))
     steps = 1 if isinstance(head, Neighbors) else 500  # neighbors are not trained
@@ -82,7 +82,7 @@ def make_arm(name: str, head: Head) -> Arm:
 
 
 def with_shuffled_memories(experiment: Experiment) -> Experiment:
-    return experiment.replace_arms(make_arm("memories", ShuffledMCNN(decay=DECAY)))
+    return experiment.replace_arms(head_arm("memories", ShuffledMCNN(decay=DECAY)))
 
 
 DECAY = 3.0
@@ -90,10 +90,10 @@ ROOMS = Experiment(
     OneGoalDemonstrations(20),
     "four_rooms",
     (
-        make_arm("network", Regression()),
-        make_arm("bounded network", MCNN(decay=1e6)),
-        make_arm("memories", MCNN(decay=DECAY)),
-        make_arm("nearest", Neighbors(1)),
+        head_arm("network", Regression()),
+        head_arm("bounded network", MCNN(decay=1e6)),
+        head_arm("memories", MCNN(decay=DECAY)),
+        head_arm("nearest", Neighbors(1)),
     ),
     success_and_memory_weight,
     seeds=tuple(range(600, 630)),

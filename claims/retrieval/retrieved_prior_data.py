@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from claims.worlds.curation import CuratedMethod, arms, cached_load, cloning_method, train_curated, with_keep_columns
+from claims.worlds.curation import (
+    CuratedMethod,
+    cached_load,
+    cloning_method,
+    curated_arms,
+    train_curated,
+    with_keep_columns,
+)
 from claims.worlds.one_goal_rooms import ROWS, STATE, one_goal_demonstrations, one_goal_rollouts
 from understudy.claims.base import (
     SCORE,
@@ -103,14 +110,14 @@ def success_and_precision(
             "precision": [float(data.metadata["figures"][f"precision.{method.curation}"])]}
 
 
-def at_random(experiment: Experiment) -> Experiment:
+def with_random_selection(experiment: Experiment) -> Experiment:
     return experiment.change_options(lambda o: replace(o, curation="random"), "nearest")
 
 
 ROOMS = Experiment(
     TaskAndPrior(n_task=2, n_same=20, n_other=60, fraction=0.1),
     "four_rooms",
-    arms("task", "all", "nearest", options=(cloning_method(3e-3, steps=400),)),
+    curated_arms("task", "all", "nearest", options=(cloning_method(3e-3, steps=400),)),
     success_and_precision,
     seeds=tuple(range(100, 110)),
     looks=((5, 0.02), (10, 0.03)),
@@ -123,6 +130,6 @@ CLAIM = Claim(
     name="retrieved-prior-data",
     rows=("178",),
     parts=(ClaimPart("rooms", ROOMS, AllOf((OVER_TASK, OVER_ALL))),),
-    negative_control=NegativeControl(at_random, "rooms", removes=(OVER_ALL,)),
+    negative_control=NegativeControl(with_random_selection, "rooms", removes=(OVER_ALL,)),
     mechanism_only="Actions are cloned from retrieved steps, as in Behavior Retrieval, where the paper learns skills.",
 )

@@ -45,16 +45,16 @@ RIGHT, LEFT = -1, 1  # sides of the pillar
 
 
 @dataclass(frozen=True)
-class OneWay(DemonstrationSource):
+class RightWayEpisodes(DemonstrationSource):
     """Successful episodes of the expert that pass the pillar on the right, in gusts."""
 
     episodes: int
 
     def load(self, seed):
-        return demonstrations(seed, self.episodes, RIGHT)
+        return one_sided_demonstrations(seed, self.episodes, RIGHT)
 
 
-def demonstrations(seed: int, episodes: int, side: int) -> Dataset:
+def one_sided_demonstrations(seed: int, episodes: int, side: int) -> Dataset:
     """Successful episodes of the expert. Both sides are independent draws."""
     env = make("fork", rows=episodes, gust=GUST)
     rollouts = rollout(ForkExpert(side), env, episodes, recording_seed(seed), first=100_000 * (side == LEFT))
@@ -62,7 +62,7 @@ def demonstrations(seed: int, episodes: int, side: int) -> Dataset:
 
 
 @dataclass(frozen=True)
-class Deployed:
+class DeployedMethod:
     """A method, and the demonstrations with which it acts.
 
     Args:
@@ -74,7 +74,7 @@ class Deployed:
     changed: bool = False
 
 
-def success_and_way(experiment, option: Deployed, data: Dataset, seed: int, episodes: int, starts: int
+def success_and_way(experiment, option: DeployedMethod, data: Dataset, seed: int, episodes: int, starts: int
                     ) -> dict[str, list[float]]:
     """Rolls out a method.
 
@@ -84,7 +84,7 @@ def success_and_way(experiment, option: Deployed, data: Dataset, seed: int, epis
     method, policy = option.method, train_policy(experiment, option.method, data, seed)
     if option.changed:
         policy = copy.deepcopy(policy)
-        policy.fit_statistics(demonstrations(seed, SHOWN, LEFT), refit_codec=False)
+        policy.fit_statistics(one_sided_demonstrations(seed, SHOWN, LEFT), refit_codec=False)
     env = make("fork", rows=ROWS, **dict(experiment.env_options))
     rollouts = rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), env, episodes, seed=starts)
     success = [float(e.metadata["success"]) for e in rollouts]
@@ -102,21 +102,21 @@ class ExchangedActions(Neighbors):
         net.values, net.known = net.values[order], net.known[order]
 
 
-def remember(head: Neighbors, executor: Executor) -> Method:
+def retrieval_method(head: Neighbors, executor: Executor) -> Method:
     """Nothing is trained: the demonstrations are the policy."""
     policy = PolicyConfig(head, encoder=ConcatEncoder(), window=Window(1, horizon=2))
     return Method(policy, executor, BehaviorCloning(steps=1))
 
 
-def train(lr: float) -> Method:
+def regression_method(lr: float) -> Method:
     policy = PolicyConfig(Regression(), trunk=FeedForward((64, 64)), encoder=ConcatEncoder(), window=Window())
     return Method(policy, RecedingHorizon(), BehaviorCloning(1000, 64, OptimizerConfig(lr=lr)))
 
 
 def make_search_arms(memory: Neighbors) -> tuple[Arm, ...]:
-    methods = tuple(remember(memory, FollowDemonstration(ratio=ratio)) for ratio in (2.0, 4.0))
-    return (Arm("search", tuple(Deployed(m) for m in methods)),
-            Arm("changed", tuple(Deployed(m, changed=True) for m in methods)))
+    methods = tuple(retrieval_method(memory, FollowDemonstration(ratio=ratio)) for ratio in (2.0, 4.0))
+    return (Arm("search", tuple(DeployedMethod(m) for m in methods)),
+            Arm("changed", tuple(DeployedMethod(m, changed=True) for m in methods)))
 
 
 def with_exchanged_actions(experiment: Experiment) -> Experiment:
@@ -124,14 +124,16 @@ def with_exchanged_actions(experiment: Experiment) -> Experiment:
 
 
 FORK = Experiment(
-    OneWay(SHOWN),
+    RightWayEpisodes(SHOWN),
     "fork",
     (
         *make_search_arms(Neighbors(1, weights="equal")),
-        Arm("trained", tuple(Deployed(train(lr)) for lr in (1e-3, 3e-3))),
-        Arm("to the end", tuple(Deployed(remember(Neighbors(1, weights="equal"), FollowDemonstration(n, ratio=None)))
-                                for n in (64, 128))),
-        Arm("every step", tuple(Deployed(remember(Neighbors(k, weights="equal"), RecedingHorizon())) for k in (1, 3))),
+        Arm("trained", tuple(DeployedMethod(regression_method(lr)) for lr in (1e-3, 3e-3))),
+        Arm("to the end", tuple(
+            DeployedMethod(retrieval_method(Neighbors(1, weights="equal"), FollowDemonstration(n, ratio=None)))
+            for n in (64, 128))),
+        Arm("every step", tuple(
+            DeployedMethod(retrieval_method(Neighbors(k, weights="equal"), RecedingHorizon())) for k in (1, 3))),
     ),
     success_and_way,
     seeds=tuple(range(560, 570)),

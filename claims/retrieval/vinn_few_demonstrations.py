@@ -254,7 +254,7 @@ BETTER = GreaterThan("error", "cloning", "retrieval")
 CROPS, NEIGHBORS, LEARNING_RATES = (0.6, 0.9), (5, 10, 20, 40), (3e-3, 1e-3, 3e-4, 1e-4)  # of the tuning trials
 
 
-def options(kind: Any) -> tuple[VisualMethod, ...]:
+def tuning_options(kind: Any) -> tuple[VisualMethod, ...]:
     """The tuning trials of an arm: two crops, with four numbers of neighbors or four learning rates."""
     if kind == "cloning":
         return tuple(VisualMethod(kind, crop, lr=lr) for crop in CROPS for lr in LEARNING_RATES)
@@ -264,7 +264,7 @@ def options(kind: Any) -> tuple[VisualMethod, ...]:
 STEERING = Experiment(
     SteeringSegments(),
     "donkeycar",
-    tuple(Arm(kind, options(kind)) for kind in ("retrieval", "cloning", "untrained")),
+    tuple(Arm(kind, tuning_options(kind)) for kind in ("retrieval", "cloning", "untrained")),
     steering_error,
     tuned_by="score",
     seeds=tuple(range(310, 330)),

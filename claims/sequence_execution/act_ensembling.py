@@ -69,7 +69,9 @@ class TargetTracker(Actor):
         return (target - obs["observation.state"][:, :4]) / PERIOD, state
 
 
-def tracked(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict[str, list[float]]:
+def success_and_jerk(
+    experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
+) -> dict[str, list[float]]:
     """"success" and "log_jerk" of the hands' velocities."""
     policy = train_policy(experiment, method, data, seed)
     actor = TargetTracker(PolicyActor(FixedBatch(policy, ROWS), method.executor))
@@ -77,7 +79,7 @@ def tracked(experiment, method: Method, data: Dataset, seed: int, episodes: int,
     return {"success": [float(e.metadata["success"]) for e in rollouts], "log_jerk": [log_jerk(e) for e in rollouts]}
 
 
-def make_arm(name: str, executor: Executor) -> Arm:
+def act_arm(name: str, executor: Executor) -> Arm:
     """One policy for all arms, with ACT's beta. They differ in the executor alone, so each seed is trained once."""
     policy = PolicyConfig(CVAE(latent_dim=8, beta=10.0), trunk=MLP(width=64, depth=1),
                           window=Window(n_obs_steps=1, horizon=HORIZON))
@@ -86,18 +88,18 @@ def make_arm(name: str, executor: Executor) -> Arm:
 
 
 def without_average(experiment: Experiment) -> Experiment:
-    return experiment.replace_arms(make_arm("ensemble", RecedingHorizon(1)))
+    return experiment.replace_arms(act_arm("ensemble", RecedingHorizon(1)))
 
 
 BIMANUAL = Experiment(
     TargetDemonstrations(50),
     "arms",
     (
-        make_arm("chunks", RecedingHorizon(HORIZON)),
-        make_arm("ensemble", TemporalEnsemble(0.01)),
-        make_arm("each step", RecedingHorizon(1)),
+        act_arm("chunks", RecedingHorizon(HORIZON)),
+        act_arm("ensemble", TemporalEnsemble(0.01)),
+        act_arm("each step", RecedingHorizon(1)),
     ),
-    tracked,
+    success_and_jerk,
     seeds=tuple(range(300, 320)),
     episodes=500,
     starts_seed=300,

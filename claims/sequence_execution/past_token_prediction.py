@@ -61,8 +61,8 @@ class ShuffledPast(Head):
         return self.head.sample(net, context, noise)
 
 
-def make_arm(name: str, *, head: Head, n_obs_steps: int = HISTORY, n_past: int = PAST, weight: float = 1.0,
-             executor: Executor | None = None) -> Arm:
+def past_targets_arm(name: str, *, head: Head, n_obs_steps: int = HISTORY, n_past: int = PAST, weight: float = 1.0,
+                     executor: Executor | None = None) -> Arm:
     """The same network, updates and learning rate for every arm."""
     window = Window(n_obs_steps, n_past + FUTURE, action_offset=-n_past)
     policy = PolicyConfig(head, MLP(width=160, depth=1), ConcatEncoder(), window=window, inputs=("observation.state",))
@@ -72,7 +72,7 @@ def make_arm(name: str, *, head: Head, n_obs_steps: int = HISTORY, n_past: int =
 
 def with_shuffled_past(experiment: Experiment) -> Experiment:
     """The past targets tell nothing about the history."""
-    return experiment.replace_arms(make_arm("past targets", head=ShuffledPast(DIFFUSION, PAST)))
+    return experiment.replace_arms(past_targets_arm("past targets", head=ShuffledPast(DIFFUSION, PAST)))
 
 
 DIFFUSION = Diffusion(n_steps=5, n_train_steps=50, prediction="sample")
@@ -80,9 +80,9 @@ PARTICLE = Experiment(
     ExpertDemonstrations("particle", 200),
     "particle",
     (
-        make_arm("masked", head=DIFFUSION, weight=0.0),
-        make_arm("past targets", head=DIFFUSION),
-        make_arm("no past", head=DIFFUSION, n_past=0),
+        past_targets_arm("masked", head=DIFFUSION, weight=0.0),
+        past_targets_arm("past targets", head=DIFFUSION),
+        past_targets_arm("no past", head=DIFFUSION, n_past=0),
     ),
     closed_loop,
     seeds=tuple(range(600, 620)),
@@ -92,7 +92,7 @@ PARTICLE = Experiment(
     sanity=(("masked", "success", 0.25), ("no past", "success", 0.5)),
 )
 FIRST_SEEDS = replace(PARTICLE, seeds=PARTICLE.seeds[:5], looks=())  # the same cells
-VERIFIED = make_arm("verified", head=DIFFUSION, executor=PastVerification(1, PAST))
+VERIFIED = past_targets_arm("verified", head=DIFFUSION, executor=PastVerification(1, PAST))
 
 CLAIM = Claim(
     name="past-token-prediction",

@@ -61,7 +61,9 @@ class _RepeatedStepNet(EncoderNet):
         return self.encoder({name: x[:, -1:].expand_as(x) for name, x in obs.items()}, rng)
 
 
-def turned(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict[str, list[float]]:
+def success_at_junction(
+    experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
+) -> dict[str, list[float]]:
     """Trains a method and rolls it out.
 
     Returns:
@@ -74,7 +76,7 @@ def turned(experiment, method: Method, data: Dataset, seed: int, episodes: int, 
             "arrived": [float(len(e) > N_SIGNS) for e in rollouts]}
 
 
-def make_arm(name: str, encoder: PooledHistoryEncoder, n_obs_steps: int = N_SIGNS + 1) -> Arm:
+def history_arm(name: str, encoder: PooledHistoryEncoder, n_obs_steps: int = N_SIGNS + 1) -> Arm:
     """The same blocks, trunk, head, data and updates."""
     policy = PolicyConfig(Categorical(), Transformer(WIDTH, 1, 2), encoder,
                           window=Window(n_obs_steps, obs_pad_mask=True), inputs=(SEEN,))
@@ -84,17 +86,18 @@ def make_arm(name: str, encoder: PooledHistoryEncoder, n_obs_steps: int = N_SIGN
 
 def with_repeated_step(experiment: Experiment) -> Experiment:
     """The pooled arm reads the current step in place of the past."""
-    return experiment.replace_arms(make_arm("pooled", replace(POOLED, encoder=RepeatedStep(TokenEncoder(WIDTH)))))
+    return experiment.replace_arms(history_arm("pooled", replace(POOLED, encoder=RepeatedStep(TokenEncoder(WIDTH)))))
 
 
 POOLED = PooledHistoryEncoder(4, 2, 2, encoder=TokenEncoder(WIDTH))
 ALL_TOKENS = replace(POOLED, pool_after=None)
-ARMS = (make_arm("pooled", POOLED), make_arm("whole history", ALL_TOKENS), make_arm("one observation", ALL_TOKENS, 1))
+ARMS = (history_arm("pooled", POOLED), history_arm("whole history", ALL_TOKENS),
+        history_arm("one observation", ALL_TOKENS, 1))
 CORRIDOR = Experiment(
     CorridorDemonstrations(EPISODES, N_SIGNS),
     "sign_corridor",
     ARMS,
-    turned,
+    success_at_junction,
     seeds=tuple(range(860, 868)),
     episodes=400,
     measures=(("arrived", RATE),),
@@ -105,8 +108,8 @@ CORRIDOR = Experiment(
 FIRST = replace(CORRIDOR, seeds=CORRIDOR.seeds[:5], looks=(), sanity=())
 ABLATIONS = replace(FIRST, arms=(
     ARMS[0],
-    make_arm("pooled at once", replace(POOLED, pool_after=0)),
-    make_arm("no context token", WithoutContextToken(**vars(POOLED))),
+    history_arm("pooled at once", replace(POOLED, pool_after=0)),
+    history_arm("no context token", WithoutContextToken(**vars(POOLED))),
 ))
 GAIN = GreaterThan("success", "pooled", "one observation", 0.3)
 

@@ -98,7 +98,7 @@ def success(
     return {"success": [float(e.metadata["success"]) for e in rollouts]}
 
 
-def make_arm(name: str, executor: Executor, guide: Callable[[Policy], Planner] = unguided) -> Arm:
+def guided_arm(name: str, executor: Executor, guide: Callable[[Policy], Planner] = unguided) -> Arm:
     policy = PolicyConfig(EDM(4, sigma_max=5.0), trunk=MLP(128, 1), encoder=ConcatEncoder(),
                           window=Window(n_obs_steps=2, horizon=HORIZON))
     learner = BehaviorCloning(steps=1000, batch_size=128, optimizer=OptimizerConfig(lr=3e-3))
@@ -106,7 +106,7 @@ def make_arm(name: str, executor: Executor, guide: Callable[[Policy], Planner] =
 
 
 def with_others_movement(experiment: Experiment) -> Experiment:
-    return experiment.replace_arms(make_arm("self-guided", EACH_STEP, guided_by_others_movement))
+    return experiment.replace_arms(guided_arm("self-guided", EACH_STEP, guided_by_others_movement))
 
 
 EACH_STEP, ADAPTIVE = RecedingHorizon(1), AdaptiveChunking(1, agreement=CosineAgreement(0.97))
@@ -114,8 +114,8 @@ CALM = Experiment(
     ExpertDemonstrations("fork", 100),
     "fork",
     (
-        make_arm("self-guided", EACH_STEP, self_guided),
-        make_arm("plain", EACH_STEP),
+        guided_arm("self-guided", EACH_STEP, self_guided),
+        guided_arm("plain", EACH_STEP),
     ),
     success,
     seeds=tuple(range(550, 560)),
@@ -124,10 +124,10 @@ CALM = Experiment(
     sanity=(("plain", "success", 0.6),),
 )
 OTHERS = replace(CALM, seeds=CALM.seeds[:5], sanity=(),
-                 arms=(CALM.arms[0], make_arm("another's past", EACH_STEP, guided_by_others_past)))
+                 arms=(CALM.arms[0], guided_arm("another's past", EACH_STEP, guided_by_others_past)))
 CHUNKING = replace(CALM, seeds=CALM.seeds[:5], arms=(
-    make_arm("adaptive", ADAPTIVE), make_arm("plain", EACH_STEP), make_arm("both", ADAPTIVE, self_guided),
-    make_arm("chunks", RecedingHorizon(HORIZON))))
+    guided_arm("adaptive", ADAPTIVE), guided_arm("plain", EACH_STEP), guided_arm("both", ADAPTIVE, self_guided),
+    guided_arm("chunks", RecedingHorizon(HORIZON))))
 GUSTS = replace(CHUNKING, env_options=(("gust", GUST),), sanity=(),
                 arms=(CALM.arms[0], CALM.arms[1], CHUNKING.arms[0], CHUNKING.arms[3]))
 

@@ -60,7 +60,7 @@ def _evaluations(experiment, method: Method, data, seed: int) -> float:
     return len(calls) / COUNTED_STEPS
 
 
-def make_arm(name: str, head: Diffusion, executor: Executor) -> Arm:
+def diffusion_arm(name: str, head: Diffusion, executor: Executor) -> Arm:
     """The same network, window, updates and learning rate for every arm."""
     policy = PolicyConfig(head, trunk=MLP(width=64, depth=1), window=Window(n_obs_steps=2, horizon=HORIZON))
     learner = BehaviorCloning(steps=1000, batch_size=128, optimizer=OptimizerConfig(lr=3e-3))
@@ -70,7 +70,7 @@ def make_arm(name: str, head: Diffusion, executor: Executor) -> Arm:
 def without_ramp(experiment: Experiment) -> Experiment:
     """The streaming policy never sees a buffer in training."""
     head = replace(DIFFUSION, times=RampTimes(EXECUTED, shared_fraction=1.0))
-    return experiment.replace_arms(make_arm("streaming", head, StreamingExecutor(EXECUTED, PER_PLAN)))
+    return experiment.replace_arms(diffusion_arm("streaming", head, StreamingExecutor(EXECUTED, PER_PLAN)))
 
 
 DIFFUSION = Diffusion(n_steps=LEVELS, prediction="sample")
@@ -78,8 +78,9 @@ PEG = Experiment(
     PegDemonstrations(50),
     ENV,
     (
-        make_arm("whole plans", DIFFUSION, RecedingHorizon(EXECUTED)),
-        make_arm("streaming", replace(DIFFUSION, times=RampTimes(EXECUTED)), StreamingExecutor(EXECUTED, PER_PLAN)),
+        diffusion_arm("whole plans", DIFFUSION, RecedingHorizon(EXECUTED)),
+        diffusion_arm("streaming", replace(DIFFUSION, times=RampTimes(EXECUTED)),
+                      StreamingExecutor(EXECUTED, PER_PLAN)),
     ),
     success_and_evaluations,
     env_options=(("tolerance", TOLERANCE), ("outlines", (2,))),

@@ -160,7 +160,7 @@ class ErrandsExpert(Actor):
 
 
 @dataclass(frozen=True)
-class Shown(DemonstrationSource):
+class ErrandsEpisodes(DemonstrationSource):
     """Successful episodes of the expert.
 
     Args:
@@ -222,7 +222,7 @@ class ExpertCodes(Actor):
 
 
 @dataclass(frozen=True)
-class Deployed:
+class CodedMethod:
     """A method, and which codes its low-level policy reads.
 
     Args:
@@ -235,7 +235,7 @@ class Deployed:
     codes: Literal["chosen", "exchanged", "expert"] = "chosen"
 
 
-def success_and_levels(experiment, option: Deployed, data: Dataset, seed: int, episodes: int, starts: int
+def success_and_levels(experiment, option: CodedMethod, data: Dataset, seed: int, episodes: int, starts: int
                        ) -> dict[str, list[float]]:
     """Trains a method and rolls it out.
 
@@ -299,14 +299,14 @@ STAGE_STEPS, STEPS = 1000, 2000
 OPTIMIZER = OptimizerConfig(lr=2e-3, warmup_steps=100)
 INPUTS = (STATE, LIGHTS, TASK)
 MISSIONS = Experiment(
-    Shown(200, repeats=True),
+    ErrandsEpisodes(200, repeats=True),
     "errands",
     (
-        Arm("codes", (Deployed(clone_codes(MEMORY)),)),
-        Arm("no memory", (Deployed(clone_codes(1)),)),
-        Arm("flat", (Deployed(clone_actions(MEMORY)),)),
-        Arm("flat, one step", (Deployed(clone_actions(1)),)),
-        Arm("expert's codes", (Deployed(clone_codes(MEMORY), "expert"),)),
+        Arm("codes", (CodedMethod(clone_codes(MEMORY)),)),
+        Arm("no memory", (CodedMethod(clone_codes(1)),)),
+        Arm("flat", (CodedMethod(clone_actions(MEMORY)),)),
+        Arm("flat, one step", (CodedMethod(clone_actions(1)),)),
+        Arm("expert's codes", (CodedMethod(clone_codes(MEMORY), "expert"),)),
     ),
     success_and_levels,
     seeds=tuple(range(870, 875)),
@@ -317,7 +317,7 @@ MISSIONS = Experiment(
     sanity=(("codes", "success", 0.5), ("flat", "success", 0.2), ("flat, one step", "success", 0.2),
             ("expert's codes", "success", 0.9)),
 )
-DIFFERENT = replace(MISSIONS, source=Shown(200, repeats=False), arms=(MISSIONS.arms[0], MISSIONS.arms[3]),
+DIFFERENT = replace(MISSIONS, source=ErrandsEpisodes(200, repeats=False), arms=(MISSIONS.arms[0], MISSIONS.arms[3]),
                     env_options=(("repeats", False),), sanity=(("flat, one step", "success", 0.8),))
 OVER_FLAT, OVER_NO_MEMORY = GreaterThan("success", "codes", "flat"), GreaterThan("success", "codes", "no memory")
 OVER_ONE_STEP = GreaterThan("success", "codes", "flat, one step")

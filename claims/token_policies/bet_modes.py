@@ -51,7 +51,7 @@ def success_and_sides(
     return measure_sides(rollout_starts(policy, method.executor, experiment.env, episodes, starts))
 
 
-def make_arm(name: str, head: Head) -> Arm:
+def head_arm(name: str, head: Head) -> Arm:
     """One action per observation, and a history of three observations, as when the authors evaluate."""
     policy = PolicyConfig(head, trunk=MLP(64, 1), encoder=ConcatEncoder(), window=Window(n_obs_steps=3))
     learner = BehaviorCloning(steps=1000, optimizer=OptimizerConfig(lr=3e-3))
@@ -70,9 +70,9 @@ FORK = Experiment(
     ExpertDemonstrations("fork", 60),
     "fork",
     (
-        make_arm("bet", BeT(n_clusters=16)),
-        make_arm("regression", Regression()),
-        make_arm("centers only", CentersOnly(n_clusters=16)),
+        head_arm("bet", BeT(n_clusters=16)),
+        head_arm("regression", Regression()),
+        head_arm("centers only", CentersOnly(n_clusters=16)),
     ),
     success_and_sides,
     seeds=(420, 421, 422, 423, 424),

@@ -100,10 +100,10 @@ class ArmSensors(EnvWrapper):
         return replace(out, obs=self._observed(out.obs, self.failed))
 
     def _observed(self, obs, failed):
-        return {**obs, **columns(obs[STATE], self.links, failed if self.dead else None)}
+        return {**obs, **padded_columns(obs[STATE], self.links, failed if self.dead else None)}
 
 
-def columns(state: torch.Tensor, links: int, failed: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def padded_columns(state: torch.Tensor, links: int, failed: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """The padded state and its flags, (rows, 6) each."""
     own = [*range(links), LINKS, LINKS + 1]
     padded, flags = (state.new_zeros(len(state), LINKS + 2) for _ in range(2))
@@ -116,7 +116,8 @@ def columns(state: torch.Tensor, links: int, failed: torch.Tensor | None) -> dic
 
 def padded_episode(episode: Episode, links: int) -> Episode:
     """A recorded episode with the columns of `ArmSensors`, without a failure."""
-    padded = {k: v.numpy() for k, v in columns(torch.from_numpy(np.array(episode.steps[STATE])), links, None).items()}
+    state = torch.from_numpy(np.array(episode.steps[STATE]))
+    padded = {k: v.numpy() for k, v in padded_columns(state, links, None).items()}
     action = np.asarray(episode.steps["action"])
     padded["action"] = np.concatenate([action, np.zeros((len(action), LINKS - links), action.dtype)], 1)
     episode = episode.replace(padded)
@@ -159,7 +160,7 @@ class Adaptation:
     is_permuted: bool = False
 
 
-def make_method(level: Level = "component", objective: str = "masked", adapt: str = "full") -> Method:
+def pretrained_method(level: Level = "component", objective: str = "masked", adapt: str = "full") -> Method:
     """Both levels have the same networks, number of steps in a window, batches and numbers of updates."""
     encoder = ComponentTokenEncoder(WIDTH, DEPTH, 4, level, causal=objective == "next", flags=((STATE, SENSORS),))
     policy = PolicyConfig(Regression(), FeedForward((128,)), encoder, Normalizer(unscaled=(SENSORS,)), Window(2, 1),
@@ -173,8 +174,8 @@ def make_method(level: Level = "component", objective: str = "masked", adapt: st
                    initialize_from=(adapted,))
 
 
-def make_arm(name: str, *options) -> Arm:
-    return Arm(name, (Adaptation(make_method(*options)),))
+def adapted_arm(name: str, *options) -> Arm:
+    return Arm(name, (Adaptation(pretrained_method(*options)),))
 
 
 def adapted_success(
@@ -188,7 +189,7 @@ def adapted_success(
     prior, task = (data.filter(lambda e, part=part: e.metadata["dataset"] == part) for part in ("prior", "task"))
     stage = train_once(experiment, option.method.stages[0].method, prior, seed)
     if option.is_permuted:
-        stage = replace(stage, modules={"policy": permuted(stage.policy, seed)})
+        stage = replace(stage, modules={"policy": with_permuted_embeddings(stage.policy, seed)})
     trained = fit_method(option.method, task, seed, stages={"encoder": stage})
     rows = min(ROWS, episodes)
     actor = build_actor(trained.method, trained.modules, rows)
@@ -199,7 +200,7 @@ def adapted_success(
     return measures
 
 
-def permuted(policy: Policy, seed: int) -> Policy:
+def with_permuted_embeddings(policy: Policy, seed: int) -> Policy:
     """A copy of a policy whose components have each other's embeddings."""
     policy = deepcopy(policy)
     net = policy.encoder
@@ -220,12 +221,12 @@ REACH = Experiment(
     ArmDemonstrations(),
     "planar_arms",
     (
-        make_arm("component"),
-        make_arm("modality", "modality"),
-        make_arm("scratch", "component", "masked", "scratch"),
-        make_arm("component, next token", "component", "next"),
-        make_arm("component, probing", "component", "masked", "probing"),
-        make_arm("modality, probing", "modality", "masked", "probing"),
+        adapted_arm("component"),
+        adapted_arm("modality", "modality"),
+        adapted_arm("scratch", "component", "masked", "scratch"),
+        adapted_arm("component, next token", "component", "next"),
+        adapted_arm("component, probing", "component", "masked", "probing"),
+        adapted_arm("modality, probing", "modality", "masked", "probing"),
     ),
     adapted_success,
     seeds=(2400, 2401, 2402, 2403, 2404),

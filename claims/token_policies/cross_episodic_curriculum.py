@@ -55,7 +55,7 @@ class Cross(Toy):
     action (1): 0 right, 1 up, 2 left, 3 down. A step off the cross does nothing. Reaching the goal ends the episode
     with reward 1. info["goal"]: the arm with the goal.
 
-    Best possible success: 1.0, attained by `Walker(1.0)`. Without knowing the goal it is 0.25.
+    Best possible success: 1.0, attained by `CrossWalker(1.0)`. Without knowing the goal it is 0.25.
 
     Args:
         rows: Number of copies.
@@ -99,7 +99,7 @@ class Cross(Toy):
         return replace(out, info={**out.info, "goal": torch.from_numpy(self.state["goal"].copy())})
 
     def expert(self):
-        return Walker(1.0)
+        return CrossWalker(1.0)
 
     def map(self):
         return {"x": (-REACH - 0.5, REACH + 0.5), "y": (-REACH - 0.5, REACH + 0.5), "path": (SEEN, 0, 1), "shapes": []}
@@ -112,7 +112,7 @@ class Cross(Toy):
 
 
 @dataclass(frozen=True)
-class Walker(Actor):
+class CrossWalker(Actor):
     """Walks to the end of an arm.
 
     Args:
@@ -148,7 +148,8 @@ class WalkersOfAllLevels(DemonstrationSource):
     def load(self, seed):
         env, demonstrations = make_trial(ROWS), []
         for level, knows in KNOWS.items():
-            rollouts = rollout(Walker(knows), env, self.episodes, recording_seed(seed), first=level * self.episodes)
+            first = level * self.episodes
+            rollouts = rollout(CrossWalker(knows), env, self.episodes, recording_seed(seed), first=first)
             demonstrations += [replace(e, metadata={**e.metadata, "proficiency": level}) for e in rollouts]
         return Dataset(demonstrations)
 
@@ -178,7 +179,7 @@ class ForgetfulActor(Actor):
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryMethod:
     """A method, and whether it forgets at the end of each trial when it acts.
 
     Args:
@@ -190,7 +191,7 @@ class Memory:
     forgets: bool = False
 
 
-def trial_successes(experiment, option: Memory, data: Dataset, seed: int, episodes: int, starts: int
+def trial_successes(experiment, option: MemoryMethod, data: Dataset, seed: int, episodes: int, starts: int
                     ) -> dict[str, list[float]]:
     """Trains a method and lets it act in several trials with the same goal.
 
@@ -213,17 +214,17 @@ def successes(episode) -> list[float]:
     return [float(part.sum() > 0) for part in np.split(np.asarray(episode.steps["next.reward"]).ravel(), starts[1:])]
 
 
-def make_arm(name: str, *transforms: EpisodeConcat, forgets: bool = False) -> Arm:
+def joined_episodes_arm(name: str, *transforms: EpisodeConcat, forgets: bool = False) -> Arm:
     """The same network, head, data and updates. Arms differ in how the episodes are joined."""
     base = cec("proficiency", N_OBS_STEPS, WIDTH, DEPTH, features=Cross().features)
     policy = replace(base.policy, head=Categorical(temperature=1.0), inputs=(SEEN,))
     learner = BehaviorCloning(UPDATES, 32, OptimizerConfig(lr=2e-3, warmup_steps=50))
-    return Arm(name, (Memory(replace(base, policy=policy, learner=learner, transforms=transforms), forgets),))
+    return Arm(name, (MemoryMethod(replace(base, policy=policy, learner=learner, transforms=transforms), forgets),))
 
 
-def forgetting(experiment: Experiment) -> Experiment:
+def with_forgetting(experiment: Experiment) -> Experiment:
     """The memory of the policy that learned from the curriculum is cleared at each new trial when it acts."""
-    return experiment.replace_arms(make_arm("ordered", JOINED, forgets=True))
+    return experiment.replace_arms(joined_episodes_arm("ordered", JOINED, forgets=True))
 
 
 N_OBS_STEPS, WIDTH, DEPTH, UPDATES = N_TRIALS * LIMIT, 32, 2, 1000
@@ -232,12 +233,12 @@ CROSS = Experiment(
     WalkersOfAllLevels(200),
     "cross",
     (
-        make_arm("ordered", JOINED),
-        make_arm("shuffled", replace(JOINED, order="shuffled")),
-        make_arm("reversed", replace(JOINED, order="falling")),
-        make_arm("best only", replace(JOINED, groups=(2,), per_group=(3, 6))),
-        make_arm("single", forgets=True),
-        make_arm("ordered, cleared", JOINED, forgets=True),
+        joined_episodes_arm("ordered", JOINED),
+        joined_episodes_arm("shuffled", replace(JOINED, order="shuffled")),
+        joined_episodes_arm("reversed", replace(JOINED, order="falling")),
+        joined_episodes_arm("best only", replace(JOINED, groups=(2,), per_group=(3, 6))),
+        joined_episodes_arm("single", forgets=True),
+        joined_episodes_arm("ordered, cleared", JOINED, forgets=True),
     ),
     trial_successes,
     seeds=(1360, 1361, 1362, 1363, 1364),
@@ -258,5 +259,5 @@ CLAIM = Claim(
         ClaimPart("opposite order", CROSS, GreaterThan("last", "ordered", "reversed"), is_decisive=False),
         ClaimPart("best demonstrator alone", CROSS, GreaterThan("last", "ordered", "best only"), is_decisive=False),
     ),
-    negative_control=NegativeControl(forgetting, "cross", removes=(IMPROVES, ORDER_HELPS)),
+    negative_control=NegativeControl(with_forgetting, "cross", removes=(IMPROVES, ORDER_HELPS)),
 )

@@ -91,11 +91,11 @@ class CrowdedPlaces(NamedPlaces):
         return success, success, np.zeros_like(success)
 
     def expert(self):
-        return Straight()
+        return StraightWalker()
 
 
 @dataclass(frozen=True)
-class Straight(Actor):
+class StraightWalker(Actor):
     """Goes straight to the named place.
 
     Args:
@@ -157,7 +157,7 @@ def _marked(episode: Episode, has_words: bool, rate: float) -> Episode:
 
 
 @dataclass(frozen=True)
-class Phases:
+class TwoPhaseMethod:
     """How a policy learns from play and few demonstrations.
 
     Args:
@@ -197,7 +197,7 @@ class Phases:
         return replace(method, stages=(Stage("trunk", Method(bare, learner=first)),), initialize_from=(taken,))
 
 
-def success_by_words(experiment, option: Phases, data: Dataset, seed: int, episodes: int, starts: int
+def success_by_words(experiment, option: TwoPhaseMethod, data: Dataset, seed: int, episodes: int, starts: int
                      ) -> dict[str, list[float]]:
     """Trains in both phases and rolls out with words. "success" of each start."""
     play = data.filter(lambda e: not e.steps[TASK + "?"][0])
@@ -228,12 +228,13 @@ OBJECTIVES = (ForwardDynamics(hidden=(128,)), InverseDynamics(trunk=FeedForward(
               MaskedPrediction(trunk=FeedForward((128,))))
 ENCODER = PromptedEncoder(TASK, encoder=TokenEncoder(64), depth=2)
 POLICY = PolicyConfig(Regression(), FeedForward((64,)), ENCODER, window=Window(1, 4), inputs=(VIEW, TASK, TASK + "?"))
-DUAL, CLONING = Arm("dual", (Phases(FIRST, SECOND),)), Arm("cloning", (Phases(0, FIRST + SECOND, "new"),))
-CLONING_ALL = Arm("cloning, all episodes", (Phases(0, FIRST + SECOND, "all"),))
+DUAL = Arm("dual", (TwoPhaseMethod(FIRST, SECOND),))
+CLONING = Arm("cloning", (TwoPhaseMethod(0, FIRST + SECOND, "new"),))
+CLONING_ALL = Arm("cloning, all episodes", (TwoPhaseMethod(0, FIRST + SECOND, "all"),))
 FEW = Experiment(
     PlayAndDemonstrations(),
     "crowded_places",
-    (DUAL, Arm("random trunk", (Phases(0, FIRST + SECOND),)), CLONING, CLONING_ALL),
+    (DUAL, Arm("random trunk", (TwoPhaseMethod(0, FIRST + SECOND),)), CLONING, CLONING_ALL),
     success_by_words,
     seeds=tuple(range(1690, 1700)),
     episodes=400,
@@ -244,8 +245,8 @@ SHORT = replace(FEW, seeds=FEW.seeds[:5], sanity=())  # its cells of the arms ab
 OTHERS = replace(SHORT, arms=(
     DUAL,
     CLONING,
-    Arm("fine-tuning", (Phases(FIRST, SECOND, "train"),)),
-    Arm("joint", (Phases(0, FIRST + SECOND, "joint"),)),
+    Arm("fine-tuning", (TwoPhaseMethod(FIRST, SECOND, "train"),)),
+    Arm("joint", (TwoPhaseMethod(0, FIRST + SECOND, "joint"),)),
 ))
 MANY = replace(SHORT, source=PlayAndDemonstrations(per_place=40), arms=(DUAL, CLONING))
 

@@ -56,7 +56,7 @@ N_GOALS = {"one goal": 1, "three goals": 3}  # the last one at `SHORTEST` steps 
 
 
 @dataclass(frozen=True)
-class Stroll(Actor):
+class Stroller(Actor):
     """Walks from place to place, with 0.4 to 1 times the speed of the expert of `FourRooms` in each episode."""
 
     def start(self, obs, key):
@@ -69,8 +69,8 @@ class Stroll(Actor):
 
 
 def strolls(episodes: int, seed: int) -> Dataset:
-    """Episodes of `Stroll` in the four rooms."""
-    return rollout(Stroll(), FourRooms(min(episodes, ROWS), STEPS, "play"), episodes, seed)
+    """Episodes of `Stroller` in the four rooms."""
+    return rollout(Stroller(), FourRooms(min(episodes, ROWS), STEPS, "play"), episodes, seed)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def reach_goals(experiment, option: GoalReacher, data: Dataset, seed: int, episo
         measures[name] = reached.all(1).astype(float).tolist()
     measures["tasks"] = np.mean(list(measures.values()), 0).tolist()
     if ACTION in policy.inputs:
-        measures["explained"] = [explained(policy, training_data(strolls(ROWS, starts), option.method))]
+        measures["explained"] = [explained_fraction(policy, training_data(strolls(ROWS, starts), option.method))]
     return measures
 
 
@@ -209,7 +209,7 @@ def _walk(path, actions):
 
 
 @torch.no_grad()
-def explained(policy: Policy, data: Dataset) -> float:
+def explained_fraction(policy: Policy, data: Dataset) -> float:
     """The fraction of the squared actions that a masked policy explains, where 15 % of the entries are hidden."""
     batch = policy.windows(data).batch(1000, 0)
     obs = RandomMasking((STATE, ACTION), (0.15,))(batch.obs, torch.Generator().manual_seed(0))
@@ -239,7 +239,7 @@ def cloning() -> Method:
     return Method(policy, learner=BehaviorCloning(UPDATES, 128, OPTIMIZER), transforms=(CutAtGoals(),))
 
 
-def make_arm(name: str, method: Method) -> Arm:
+def goal_reacher_arm(name: str, method: Method) -> Arm:
     return Arm(name, (GoalReacher(method),))
 
 
@@ -251,11 +251,11 @@ PLAY = Experiment(
     StrollEpisodes(),
     "four_rooms",
     (
-        make_arm("mixed ratios", masked(0.15, 0.35, 0.55, 0.75, 0.9)),
-        make_arm("ratio 0.15", masked(0.15)),
-        make_arm("ratio 0.55", masked(0.55)),
-        make_arm("ratio 0.9", masked(0.9)),
-        make_arm("cloning", cloning()),
+        goal_reacher_arm("mixed ratios", masked(0.15, 0.35, 0.55, 0.75, 0.9)),
+        goal_reacher_arm("ratio 0.15", masked(0.15)),
+        goal_reacher_arm("ratio 0.55", masked(0.55)),
+        goal_reacher_arm("ratio 0.9", masked(0.9)),
+        goal_reacher_arm("cloning", cloning()),
     ),
     reach_goals,
     tuned_by="tasks",

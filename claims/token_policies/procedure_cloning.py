@@ -185,7 +185,7 @@ def training_mazes(source: MazeDemonstrations, seed: int, rows: int = ROWS) -> G
 
 
 @dataclass(frozen=True)
-class OtherMaze(GridSearch):
+class OtherMazeSearch(GridSearch):
     """Searches another maze, with the same goal: steps of a procedure that do not belong to what is observed."""
 
     def search(self, grid):
@@ -194,7 +194,9 @@ class OtherMaze(GridSearch):
         return super().search(draw_grid(key, (len(grid) + 1) // 2, np.argwhere(grid == GOAL)[:1])[0])
 
 
-def solved(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict[str, list[float]]:
+def maze_successes(
+    experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
+) -> dict[str, list[float]]:
     """Trains a method and rolls it out.
 
     Returns:
@@ -233,7 +235,7 @@ def learner(steps: int) -> BehaviorCloning:
 
 
 def with_other_mazes(experiment: Experiment) -> Experiment:
-    return experiment.replace_arms(Arm("procedure cloning", (clone_procedure(OtherMaze()),)))
+    return experiment.replace_arms(Arm("procedure cloning", (clone_procedure(OtherMazeSearch()),)))
 
 
 MAP = ClassPrediction(PROCEDURE, (1 + len(MOVES),) * SIZE**2, PerToken(FeedForward(())), 1 / SIZE**2, "cells",
@@ -246,7 +248,7 @@ MAZES = Experiment(
         Arm("actions", (clone_actions(),)),
         Arm("actions, map as auxiliary", (clone_actions(1, MAP),)),
     ),
-    solved,
+    maze_successes,
     seeds=tuple(range(680, 685)),
     episodes=100,
     measures=(("success", RATE), ("demonstrated", RATE)),

@@ -65,7 +65,7 @@ def cloning_method(
     )
 
 
-def arms(*by: str, options: Sequence[Method] = (cloning_method(3e-3), cloning_method(1e-3))) -> tuple[Arm, ...]:
+def curated_arms(*by: str, options: Sequence[Method] = (cloning_method(3e-3), cloning_method(1e-3))) -> tuple[Arm, ...]:
     """One arm for each name of a curation, all with the same options for tuning."""
     return tuple(Arm(b, tuple(CuratedMethod(o, b) for o in options)) for b in by)
 

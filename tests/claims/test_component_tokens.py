@@ -10,8 +10,8 @@ from claims.token_policies.component_tokens import (
     ArmDemonstrations,
     ArmSensors,
     FrontArm,
-    make_method,
-    permuted,
+    pretrained_method,
+    with_permuted_embeddings,
 )
 from understudy.core import keys
 from understudy.evaluate.rollout import rollout
@@ -54,10 +54,10 @@ def test_demonstrations_have_the_columns_of_the_environment():
 
 
 def test_components_exchange_their_embeddings():
-    data = training_data(ArmDemonstrations(2, 3).load(0), make_method())
+    data = training_data(ArmDemonstrations(2, 3).load(0), pretrained_method())
     torch.manual_seed(0)
-    policy = Policy(make_method().policy, data.features())
-    net, other = policy.encoder, permuted(policy, 0).encoder
+    policy = Policy(pretrained_method().policy, data.features())
+    net, other = policy.encoder, with_permuted_embeddings(policy, 0).encoder
     assert not torch.equal(net.value_embedding, other.value_embedding)
     for name in ("value_embedding", "presence_embedding", "component_embedding"):
         one, two = getattr(net, name), getattr(other, name)

@@ -20,8 +20,8 @@ from claims.data_curation.dataset_quality import (
 )
 from claims.data_curation.extraneous_segments import DetourExpert, _f1_score
 from claims.data_curation.out_of_dynamics import infer_actions, sharpen
-from claims.evaluation.behavior_entropy import SidedDemonstrations, side
-from claims.worlds.curation import CuratedMethod, arms, cloning_method, train_curated, with_keep_columns
+from claims.evaluation.behavior_entropy import SidedDemonstrations, side_of_pillar
+from claims.worlds.curation import CuratedMethod, cloning_method, curated_arms, train_curated, with_keep_columns
 from understudy.data.episode import Episode
 from understudy.envs.toys.fork import ForkExpert
 
@@ -49,7 +49,8 @@ def test_an_arm_learns_from_what_is_marked_for_it_alone():
                                                        torch.zeros(20, dtype=torch.int64))).mean())
     assert said["half"] == pytest.approx(1, abs=0.3) and said["second"] == pytest.approx(3, abs=0.1)
     assert 1.4 < said["both"] < 2.6
-    assert [a.name for a in arms("half", "both")] == ["half", "both"] and len({len(a.options) for a in arms("a")}) == 1
+    assert [a.name for a in curated_arms("half", "both")] == ["half", "both"]
+    assert len({len(a.options) for a in curated_arms("a")}) == 1
 
 
 def test_the_maze():
@@ -96,7 +97,7 @@ def test_sets_of_demonstrations_pass_the_pillar_at_the_stated_odds(seed, frequen
     sets = {name: data.filter(lambda e, name=name: bool(e.steps[f"keep.{name}"].all()))
             for name in ("even", "uneven", "even again")}
     assert {name: len(some) for name, some in sets.items()} == dict.fromkeys(sets, 20) and len(data) == 60
-    shares = {name: np.mean([side(e) == frequent for e in some]) for name, some in sets.items()}
+    shares = {name: np.mean([side_of_pillar(e) == frequent for e in some]) for name, some in sets.items()}
     assert shares == {"even": 0.5, "uneven": 0.9, "even again": 0.5}
     assert len({e.steps["observation.state"][0].tobytes() for e in data}) == 60  # no demonstration is in two sets
 

@@ -8,9 +8,9 @@ from claims.policy_heads.fourier_transport import (
     TurnedDemonstrations,
     Unrotated,
     expert_action,
-    picture,
+    render_poses,
     rotate,
-    wrap,
+    wrap_angle,
 )
 from understudy.core import HeadSpec
 from understudy.evaluate.rollout import rollout
@@ -38,8 +38,8 @@ def test_a_picture_turns_with_its_poses():
     turned = poses.copy()
     for i in (0, 3):
         turned[:, i : i + 2] = rotate(poses[:, i : i + 2], np.array([np.pi / 2]))
-        turned[:, i + 2] = wrap(poses[:, i + 2] + 0.5)
-    one, other = (picture(p, 24)[0].astype(int) for p in (poses, turned))
+        turned[:, i + 2] = wrap_angle(poses[:, i + 2] + 0.5)
+    one, other = (render_poses(p, 24)[0].astype(int) for p in (poses, turned))
     assert np.abs(np.rot90(one) - other).max() <= 2
     np.testing.assert_allclose(expert_action(turned)[:, 4], expert_action(poses)[:, 4], atol=1e-6)
 

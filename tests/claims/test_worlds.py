@@ -238,13 +238,13 @@ def test_only_the_predictor_of_the_twin_learns_from_exchanged_outcomes():
 
 def test_errand_keeps_the_contract_and_its_expert_always_does_it():
     check_env(lambda rows: critical_steps.Errand(rows, limit=15, slip=0.0))
-    ran = rollout(critical_steps.Script(), critical_steps.Errand(50, limit=60, slip=0.0), 100, seed=2)
+    ran = rollout(critical_steps.ErrandScript(), critical_steps.Errand(50, limit=60, slip=0.0), 100, seed=2)
     assert all(e.metadata["success"] for e in ran)
 
 
 def test_critical_steps_are_plans_discoveries_and_deeds():
     """Each errand takes the key, opens one or two chests, delivers; before each of these it thinks of the thing."""
-    ran = rollout(critical_steps.Script(), critical_steps.Errand(50, limit=60, slip=0.0), 50, seed=3)
+    ran = rollout(critical_steps.ErrandScript(), critical_steps.Errand(50, limit=60, slip=0.0), 50, seed=3)
     openings = set()
     for e in ran:
         critical = critical_steps.critical_steps(e)
@@ -463,7 +463,7 @@ def test_attention_is_counted_where_it_is_largest_at_the_named_object():
     with torch.no_grad():
         policy.encoder.logit_layer.weight.zero_()  # all logits are equal, and the first is the largest
     target = [float(e.steps["simulator.target"][0, 0] == 0) for e in shown]
-    assert language_attention.attended(policy, shown) == target
+    assert language_attention.attends_named_object(policy, shown) == target
 
 
 def test_the_sign_of_the_junctions_color_tells_where_to_turn_and_arrows_are_balanced():
@@ -568,20 +568,21 @@ def test_the_fork_with_images_keeps_the_contract_and_shows_the_position():
 
 
 def test_copies_with_the_same_draw_teach_what_one_draw_teaches():
-    data = two_level_minibatch.demonstrations(5, 1)
-    method = two_level_minibatch.make_method(1, images=True)
+    data = two_level_minibatch.image_demonstrations(5, 1)
+    method = two_level_minibatch.repeated_draws_method(1, images=True)
     one = Policy(method.policy, data.features()).fit_statistics(data)
     batch = one.windows(data).batch(6, 0)
     losses = [one.loss(batch, torch.Generator().manual_seed(3)),
-              one.with_head(two_level_minibatch.SameDraw()).loss(batch, torch.Generator().manual_seed(3),
-                                                                 n_noise_samples=8)]
+              one.with_head(two_level_minibatch.SharedDrawDiffusion()).loss(batch, torch.Generator().manual_seed(3),
+                                                                            n_noise_samples=8)]
     torch.testing.assert_close(*losses)
 
 
 def test_eight_draws_cost_little_with_images_and_eight_times_as_much_with_states():
-    data = two_level_minibatch.demonstrations(2, 1)
+    data = two_level_minibatch.image_demonstrations(2, 1)
     for images, ratio in ((True, 1.118), (False, 7.98)):
-        work = [two_level_minibatch.count_work(two_level_minibatch.make_method(k, images), data) for k in (1, 8)]
+        methods = [two_level_minibatch.repeated_draws_method(k, images) for k in (1, 8)]
+        work = [two_level_minibatch.count_work(method, data) for method in methods]
         assert work[1] / work[0] == pytest.approx(ratio, rel=1e-2)
 
 
@@ -657,7 +658,7 @@ def test_training_mazes_are_few_and_not_those_of_other_seeds_or_of_the_test():
 def test_the_control_searches_another_maze_with_the_same_goal_and_changes_nothing_else():
     data = procedure_cloning.MazeDemonstrations(2, 2).load(1)
     grid = data[0].steps["observation.grid"][0]
-    right, wrong, again = (search.search(grid) for search in (GridSearch(), *[procedure_cloning.OtherMaze()] * 2))
+    right, wrong, again = (search.search(grid) for search in (GridSearch(), *[procedure_cloning.OtherMazeSearch()] * 2))
     assert not np.array_equal(right[-1], wrong[-1]) and np.array_equal(wrong, again)
     goal = tuple(np.argwhere(grid == procedure_cloning.GOAL)[0])
     assert wrong[-1][goal] == 0 and (wrong[-1][::2, ::2] > 0).sum() == 24  # every other room is reached
@@ -665,7 +666,7 @@ def test_the_control_searches_another_maze_with_the_same_goal_and_changes_nothin
     control = procedure_cloning.CLAIM.negative_control.change(experiment)
     assert control.arms[1:] == experiment.arms[1:]
     one, two = (repr(e.arms[0]) for e in (experiment, control))
-    assert two.replace("OtherMaze", "GridSearch") == one
+    assert two.replace("OtherMazeSearch", "GridSearch") == one
 
 
 # -- thought cloning ---------------------------------------------------------------------------------------------------
@@ -693,7 +694,7 @@ def test_exchanged_thoughts_are_those_of_the_next_demonstration():
         assert len(other.steps["thought"]) == len(one)
         assert other.steps["thought"][0] == data[(i + 1) % 6].steps["thought"][0]
         assert all(np.array_equal(one.steps[k], other.steps[k]) for k in one.steps if k != "thought")
-    assert thought_cloning.stretch(np.array([1, 2]), 5).tolist() == [1, 1, 1, 2, 2]
+    assert thought_cloning.stretch_to(np.array([1, 2]), 5).tolist() == [1, 1, 1, 2, 2]
 
 
 def test_behavior_cloning_has_as_many_parameters_as_thought_cloning():
@@ -737,8 +738,8 @@ def test_the_zone_table_keeps_the_contract_and_its_expert_always_does_it(n_named
     ran = rollout(interactive_language.PlayExpert(noise=0, wander=0), table(20, 120, n_named), 40, seed=1)
     assert all(e.metadata["success"] == (n_named > 0) for e in ran)
     goal = np.stack([e.steps["simulator.goal"][0] for e in ran])
-    first = interactive_language.zones(np.stack([e.steps["observation.environment_state"][0] for e in ran]
-                                                ).reshape(-1, 3, 2))
+    first = interactive_language.zones_of_blocks(np.stack([e.steps["observation.environment_state"][0] for e in ran]
+                                                          ).reshape(-1, 3, 2))
     assert ((goal > 0).sum(1) == n_named).all() and (goal != first).all()
 
 
@@ -853,14 +854,15 @@ def test_the_goal_on_the_cross_is_seen_where_it_is_and_stays_in_all_trials():
     check_env(cross.Cross)
     check_env(lambda rows: MultiTrialEnv(cross.make_trial(rows), 3, redraw=False))
     for knows, rate in ((0.0, 0.25), (0.5, 0.625), (1.0, 1.0)):
-        ran = rollout(cross.Walker(knows), cross.make_trial(50), 600, seed=1)
+        ran = rollout(cross.CrossWalker(knows), cross.make_trial(50), 600, seed=1)
         assert {len(e) for e in ran} == {cross.LIMIT}
         assert np.mean([e.metadata["success"] for e in ran]) == pytest.approx(rate, abs=0.05)
         for e in ran:
             seen = np.asarray(e.steps[cross.SEEN])
             assert (seen[2:, 2] == e.metadata["success"]).all() and not seen[:2, 2].any()
             assert np.abs(seen[2, :2]).sum() == cross.REACH
-    trials = rollout(cross.Walker(0.0), MultiTrialEnv(cross.make_trial(50), cross.N_TRIALS, redraw=False), 50, seed=1)
+    env = MultiTrialEnv(cross.make_trial(50), cross.N_TRIALS, redraw=False)
+    trials = rollout(cross.CrossWalker(0.0), env, 50, seed=1)
     for e in trials:
         assert len(e) == cross.N_TRIALS * cross.LIMIT and len(set(e.steps[cross.GOAL][:, 0])) == 1
         found = e.steps[cross.SEEN][2:-1:cross.LIMIT, 2]
@@ -926,7 +928,7 @@ def test_fused_experts_are_as_many_as_the_claim_says_and_the_control_cannot_be_f
 def test_crowded_places_keep_the_contract_of_environments():
     check_env(lambda rows: dual_phase.CrowdedPlaces(rows, limit=12))
     check_env(dual_phase.seen_places)
-    ran = rollout(dual_phase.Straight(noise=0.0), dual_phase.CrowdedPlaces(20), 40, seed=1)
+    ran = rollout(dual_phase.StraightWalker(noise=0.0), dual_phase.CrowdedPlaces(20), 40, seed=1)
     assert all(e.metadata["success"] for e in ran)
 
 
@@ -953,7 +955,7 @@ def test_the_first_phase_of_the_control_has_the_same_steps_in_another_order():
 def test_the_second_phase_trains_the_trunk_only_where_it_says():
     data = dual_phase.PlayAndDemonstrations(20, per_place=1).load(0)
     for trunk in ("frozen", "train"):
-        method = dual_phase.Phases(3, 3, trunk).method
+        method = dual_phase.TwoPhaseMethod(3, 3, trunk).method
         first = fit_method(method.stages[0].method, data, 0)
         second = fit_method(method, data, 0, stages={"trunk": first})
         before, after = (dict(result.policy.named_parameters()) for result in (first, second))
@@ -964,10 +966,10 @@ def test_the_second_phase_trains_the_trunk_only_where_it_says():
 
 def test_one_phase_learns_to_act_from_episodes_with_words_alone():
     data = dual_phase.PlayAndDemonstrations(20, per_place=1).load(0)
-    learner = dual_phase.Phases(0, 3, "joint").method.learner
+    learner = dual_phase.TwoPhaseMethod(0, 3, "joint").method.learner
     assert isinstance(learner, BehaviorCloning) and isinstance(learner.sample_weights, ColumnWeights)
     assert len(learner.auxiliary_losses) == 3 and learner.sampling_column == named_places.RATE_COLUMN
-    fitted = fit_method(dual_phase.Phases(0, 3, "joint").method, data, 0)
+    fitted = fit_method(dual_phase.TwoPhaseMethod(0, 3, "joint").method, data, 0)
     batch = fitted.policy.windows(data, extra=(dual_phase.LABELED,)).batch(64, 0, 0)
     weights = learner.sample_weights(batch, fitted.policy)
     words = batch.obs[named_places.TASK + "?"][:, -1]

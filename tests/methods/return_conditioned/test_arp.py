@@ -113,7 +113,7 @@ def test_the_aisle_keeps_its_contract_and_its_expert_takes_the_box():
 
 
 def test_the_return_leads_to_the_other_side_and_wrong_words_do_not():
-    experiment = replace(moved_goals.MOVED, source=moved_goals.OneSide(150))
+    experiment = replace(moved_goals.MOVED, source=moved_goals.RightSideEpisodes(150))
     data, options = experiment.source.load(0), {arm.name: arm.options[0] for arm in moved_goals.ARMS}
     options["wrong words"] = replace(options["ARP"], wrong_words=True)
     found = {name: moved_goals.success_on_both_sides(experiment, option, data, 0, 200, 0)

@@ -269,7 +269,7 @@ def test_codes_are_exchanged_by_a_permutation_of_all():
 
 
 def test_the_arms_of_the_claim_learn_and_act():
-    experiment = replace(claim.MISSIONS, source=claim.Shown(6, repeats=True))
+    experiment = replace(claim.MISSIONS, source=claim.ErrandsEpisodes(6, repeats=True))
     data, found = experiment.source.load(1), {}
     for arm in experiment.arms:
         (option,) = arm.options

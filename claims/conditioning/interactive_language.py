@@ -249,7 +249,7 @@ class MovedBlocks(SegmentDetector):
                 zone = {block: to for _, _, block, to in run}
                 if len(zone) == count:
                     segments.append(LabeledSegment(run[0][0], run[-1][1], sentence([zone.get(b, 0)
-                                                                                for b in range(N_BLOCKS)])))
+                                                                                   for b in range(N_BLOCKS)])))
                 remaining = remaining[count if len(zone) == count else 1:]
         return segments
 

@@ -104,9 +104,9 @@ class Aisle(Toy):
         cells = s["cell"][:, None, None] + np.arange(AHEAD)
         visible_boxes = s["boxes"][np.arange(self.rows)[:, None, None], np.arange(2)[None, :, None], cells]
         columns = {TASK: s["named"][:, None],
-                 VIEW: (visible_boxes[..., None] == range(len(COLORS))).reshape(self.rows, -1).astype(np.float32),
-                 "simulator.state": np.concatenate([s["cell"][:, None], s["boxes"].reshape(self.rows, -1)],
-                                                   1).astype(np.float32)}
+                   VIEW: (visible_boxes[..., None] == range(len(COLORS))).reshape(self.rows, -1).astype(np.float32),
+                   "simulator.state": np.concatenate([s["cell"][:, None], s["boxes"].reshape(self.rows, -1)],
+                                                     1).astype(np.float32)}
         if self.timed:
             at = (s["boxes"] == s["named"][:, None, None]).any(1).argmax(1)
             columns[COMMAND] = (np.abs(at - s["cell"]) + 1).astype(np.float32)[:, None]

@@ -97,7 +97,7 @@ def balanced_fraction(
     env = make(ENV, rows=ROWS)
     try:
         rollouts = rollout(build_actor(replace(request.method, transforms=asked), trained.modules, ROWS), env, episodes,
-                      seed=starts)
+                           seed=starts)
     finally:
         env.close()
     returns = np.array([float(e.steps["next.reward"].sum()) for e in rollouts])

@@ -109,9 +109,10 @@ def done_in_order(experiment, method: Method, data: Dataset, seed: int, episodes
     trained = train_once(experiment, method, data, seed)
     rows = min(ROWS, episodes)
     actor = build_actor(trained.method, trained.modules, rows, features=trained.features)
-    measures = {name: [float(e.metadata["success"]) for e in rollout(actor, GridworldTasks(rows, missions=missions),
-                                                                  episodes, seed=starts)]
-             for name, missions in (("seen", SEEN), ("unseen", UNSEEN))}
+    measures = {}
+    for name, missions in (("seen", SEEN), ("unseen", UNSEEN)):
+        rollouts = rollout(actor, GridworldTasks(rows, missions=missions), episodes, seed=starts)
+        measures[name] = [float(e.metadata["success"]) for e in rollouts]
     return {**measures, "change": [b - a for a, b in zip(measures["seen"], measures["unseen"], strict=True)]}
 
 

@@ -97,7 +97,7 @@ class FramedDemonstrations(DemonstrationSource):
         figures = {}
         for name, score in (("filtered", FilterLikeYouTest), ("random signal", RandomSignal)):
             scores = score(downstream, pool=learned, n_updates=self.n_updates, lr=INNER_LR, scorer_lr=SCORER_LR,
-                          seed=seed)(filtered)
+                           seed=seed)(filtered)
             counts = soft_capped_counts(scores, N_DRAWS, seed=seed)
             wins = scores[true][:, None] - scores[~true]
             marks[name] = of_pool(counts)

@@ -150,7 +150,7 @@ def _marked(episode: Episode, has_words: bool, rate: float) -> Episode:
     """An episode with columns that say whether it has words, and how often its steps are drawn if all sets are."""
     n = len(episode)
     new_columns = {TASK + "?": np.full(n + 1, has_words), LABELED: np.full((n, 1), has_words, np.float32),
-             RATE_COLUMN: np.full((n, 1), rate, np.float32)}
+                   RATE_COLUMN: np.full((n, 1), rate, np.float32)}
     if not has_words:
         new_columns[TASK] = np.zeros_like(episode.steps[TASK])
     return episode.replace(new_columns)

@@ -103,7 +103,7 @@ class CutAtGoals(Operation):
                 piece = state[first:end + 1]
                 remaining_steps = np.arange(len(piece) - 1, -1, -1, dtype=np.float32)[:, None]
                 pieces.append(Episode({STATE: piece, GOAL: np.repeat(piece[-1:], len(piece), 0), LEFT: remaining_steps,
-                                      ACTION: action[first:end]}))
+                                       ACTION: action[first:end]}))
         return Dataset(pieces)
 
 

@@ -134,7 +134,7 @@ def measure_parity(policy: Policy, found: Planner, inputs: int = 1000,
             worst = float(gap.max())
             row, step, component = (int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
             largest_gap = {"input": done + row, "batch_size": size, "row": row, "step": step, "component": component,
-                     "policy": float(reference[row, step, component]), "file": float(plan[row, step, component])}
+                           "policy": float(reference[row, step, component]), "file": float(plan[row, step, component])}
         off.append(gap.flatten(1))
         action = max(action, float(reference.nan_to_num(0.0, 0.0, 0.0).abs().max()))
         batches[size] = batches.get(size, 0) + size

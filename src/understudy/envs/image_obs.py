@@ -59,7 +59,7 @@ class ImageObs(EnvWrapper, Renderable):
 
     def _transform_features(self, features: Schema) -> dict[str, Feature]:
         new_features = {f"observation.images.{camera}": Feature("uint8", (self.size, self.size, 3), "image")
-                 for camera in self.cameras}
+                        for camera in self.cameras}
         for column, f in features.items():
             if column in self.own:
                 names = f.names and tuple(f.names[i] for i in self.own[column])
@@ -116,7 +116,7 @@ class _WithRestore(ImageObs, Restorable):
     def transform_episode(self, episode: Episode) -> Episode:
         """Draws an episode that was recorded in `env` without images, with what `env` can be restored from."""
         recorded = {k: torch.from_numpy(np.array(v)) for k, v in episode.steps.items()
-                if k in self.env.features and k != "action"}
+                    if k in self.env.features and k != "action"}
         steps = max(len(v) for v in recorded.values())
         recorded = {k: v for k, v in recorded.items() if len(v) == steps}
         batches: list[Obs] = []

@@ -447,17 +447,17 @@ def available_shifts(env: Env, spread: Callable[[], Mapping[str, Tensor]]) -> di
         )
     if "vector" in kinds:
         shifts.append(Shift("noise", "noise on what is sensed", "standard deviations", (0.03, 0.1, 0.3, 1.0),
-                           lambda env, s: SensorNoise(env, s, spread())))
+                            lambda env, s: SensorNoise(env, s, spread())))
     if "image" in kinds:
         shifts += [Shift("light", "less light", "of the light", (0.2, 0.4, 0.6, 0.8), Brightness),
-                  Shift("camera", "a camera that has moved", "of the width", (0.02, 0.05, 0.1, 0.2), CameraOffset),
-                  Shift("distractors", "things in the picture that do not matter", "discs", (1, 2, 4, 8), Distractors)]
+                   Shift("camera", "a camera that has moved", "of the width", (0.02, 0.05, 0.1, 0.2), CameraOffset),
+                   Shift("distractors", "things in the picture that do not matter", "discs", (1, 2, 4, 8), Distractors)]
     steps = (1, 2, 4, 8)
     shifts += [Shift("delay", "observations that are old", "steps", steps, ObservationDelay),
-              Shift("lag", "actions that come out late", "steps", steps, ActionLag),
-              Shift("dropped", "observations that do not come", "of the observations", (0.1, 0.3, 0.6, 0.9),
-                    actor=lambda actor, s: DroppedObservation(actor, s) if s else actor),
-              Shift("slow", "plans that come late, while the clock runs on", "steps", steps, actor=delay_actor)]
+               Shift("lag", "actions that come out late", "steps", steps, ActionLag),
+               Shift("dropped", "observations that do not come", "of the observations", (0.1, 0.3, 0.6, 0.9),
+                     actor=lambda actor, s: DroppedObservation(actor, s) if s else actor),
+               Shift("slow", "plans that come late, while the clock runs on", "steps", steps, actor=delay_actor)]
     by_name: dict[str, Shift] = {}
     for shift in shifts:
         by_name.setdefault(shift.name, shift)  # an environment's own comes first

@@ -337,8 +337,8 @@ def find_cameras(most: int = 10) -> list[dict[str, int | float | str]]:
         capture = cv2.VideoCapture(path)
         if capture.isOpened() and capture.read()[0]:
             cameras.append({"index_or_path": path, "width": int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
-                          "height": int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
-                          "fps": capture.get(cv2.CAP_PROP_FPS)})
+                            "height": int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
+                            "fps": capture.get(cv2.CAP_PROP_FPS)})
         capture.release()
     return cameras
 

@@ -592,8 +592,8 @@ class Calibrator:
             raise ConfigError(f"{', '.join(still)} moved by less than 9 degrees", where="calibration",
                               hint="move every joint from one end of its range to the other")
         calibration = {name: MotorCalibration(motor.id, int(name in kind.inverted_servos), self.offsets[name],
-                                        0 if name in kind.full_turn else self.low[name],
-                                        last if name in kind.full_turn else self.high[name])
+                                              0 if name in kind.full_turn else self.low[name],
+                                              last if name in kind.full_turn else self.high[name])
                  for name, motor in kind.servos.items()}
         self.arm.write_servo_calibration(calibration)
         return calibration

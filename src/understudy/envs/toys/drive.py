@@ -73,7 +73,7 @@ class Drive(Toy):
     def observe(self):
         s = self.state
         parts = [s["pixels"], *([s["brake"][:, None]] if self.dashboard else []),
-                *([s["hidden"][:, :DECISIVE]] if self.fully_observed else [])]
+                 *([s["hidden"][:, :DECISIVE]] if self.fully_observed else [])]
         return {"observation.state": np.concatenate(parts, 1), "simulator.state": s["hidden"]}
 
     def state_from_columns(self, steps):

@@ -103,7 +103,7 @@ class PlanarArms(Toy):
         around = {"reach": (), "track": ("center", "followed"), "push": ("block",)}[self.task]
         flat = [s["target"], *(s[k].reshape(self.rows, -1).astype(np.float32) for k in around)]
         columns = {"observation.state": np.concatenate([s["joints"], self.tip()], 1),
-                "observation.environment_state": np.concatenate(flat, 1)}
+                   "observation.environment_state": np.concatenate(flat, 1)}
         if self.camera_size:
             columns |= {f"observation.images.{view}": self._picture(view, self.camera_size) for view in ("top", "side")}
         return columns

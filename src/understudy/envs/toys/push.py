@@ -54,7 +54,7 @@ class Push(Toy):
         self.state_columns = ("simulator.state",) if images else ("observation.state",)
         whole, action = named_vector(*STATE), named_vector("x", "y", unit="m/s")
         image_features = {"observation.images.top": Feature("uint8", (size, size, 3), "image"),
-                "observation.state": named_vector(*STATE[:2], unit="m"), "simulator.state": whole}
+                          "observation.state": named_vector(*STATE[:2], unit="m"), "simulator.state": whole}
         self.features = {**(image_features if images else {"observation.state": whole}), "action": action}
         self.metadata = {"env": "push-images" if images else "push", "version": 1, "fps": 10, "limit": limit,
                          "optimum": 1.0, "success": f"the block's centre within {RADIUS} m of the goal"}

@@ -68,7 +68,7 @@ class Tabletop(Toy):
         self.control, self.instruction, self.camera_size = control, instruction, camera_size
         self.colors = tuple(COLORS)[:blocks]
         instruction_feature = (Feature("uint8", (LENGTH,), "text") if instruction == "words" else
-                named_vector("take.x", "take.y", "put.x", "put.y", unit="m"))
+                               named_vector("take.x", "take.y", "put.x", "put.y", unit="m"))
         parts = ("x", "y", "grip") if control == "velocity" else ("take.x", "take.y", "put.x", "put.y")
         self.features = {
             "observation.task" if instruction == "words" else "observation.click": instruction_feature,
@@ -98,14 +98,14 @@ class Tabletop(Toy):
         s = self.state
         named, to = self._mission()
         instructions = (_TEXTS[s["mission"]] if self.instruction == "words" else
-                np.concatenate([s["blocks"][np.arange(self.rows), named], CENTERS[to]], 1))
+                        np.concatenate([s["blocks"][np.arange(self.rows), named], CENTERS[to]], 1))
         columns = {"observation.task" if self.instruction == "words" else "observation.click": instructions,
-                "observation.state": np.concatenate([s["hand"], s["closed"][:, None]], 1).astype(np.float32),
-                "observation.environment_state": s["blocks"].reshape(self.rows, -1),
-                "simulator.state": np.stack([s["mission"], s["held"]], 1).astype(np.float32)}
+                   "observation.state": np.concatenate([s["hand"], s["closed"][:, None]], 1).astype(np.float32),
+                   "observation.environment_state": s["blocks"].reshape(self.rows, -1),
+                   "simulator.state": np.stack([s["mission"], s["held"]], 1).astype(np.float32)}
         if self.camera_size:
             columns |= {"observation.images.top": self._picture(self.camera_size),
-                     "observation.images.side": self._side_picture(self.camera_size)}
+                        "observation.images.side": self._side_picture(self.camera_size)}
         return columns
 
     def state_from_columns(self, steps):

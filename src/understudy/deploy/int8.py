@@ -125,17 +125,17 @@ def _integer_product(node, weight: str, scale: str, name: str) -> list:
     """The nodes that replace a product."""
     from onnx import TensorProto, helper
 
-    def made(kind: str, inputs: list[str], outputs: list[str], **options):
+    def new_node(kind: str, inputs: list[str], outputs: list[str], **options):
         return helper.make_node(kind, inputs, outputs, name=f"{name}.{outputs[0]}", **options)
 
     x, bias = node.input[0], node.input[2] if len(node.input) > 2 else ""
     whole, size, zero, product, number, both, scaled = (f"{name}.{k}" for k in "qszpnbm")
     out = node.output[0]
     return [
-        made("DynamicQuantizeLinear", [x], [whole, size, zero]),
-        made("MatMulInteger", [whole, weight, zero, ZERO_NAME], [product]),
-        made("Cast", [product], [number], to=TensorProto.FLOAT),
-        made("Mul", [size, scale], [both]),
-        made("Mul", [number, both], [scaled if bias else out]),
-        *([made("Add", [scaled, bias], [out])] if bias else []),
+        new_node("DynamicQuantizeLinear", [x], [whole, size, zero]),
+        new_node("MatMulInteger", [whole, weight, zero, ZERO_NAME], [product]),
+        new_node("Cast", [product], [number], to=TensorProto.FLOAT),
+        new_node("Mul", [size, scale], [both]),
+        new_node("Mul", [number, both], [scaled if bias else out]),
+        *([new_node("Add", [scaled, bias], [out])] if bias else []),
     ]

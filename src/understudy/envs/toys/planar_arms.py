@@ -149,20 +149,20 @@ class PlanarArms(Toy):
         s = {k: v[which] for k, v in self.state.items()}
         scale = 1.0 if view == "top" else 0.8
 
-        def seen(at):
+        def in_view(at):
             return at if view == "top" else np.float32(scale) * _rotate(at, 2.0)
         joints = joint_positions(s["joints"], self.lengths)
         canvas = Canvas(len(joints), size, (-1.1, -1.1), 2.2)
-        canvas.circle(seen(s["target"]), scale * 1.6 * RADIUS, COLOR_OF_ROLE["goal"])
+        canvas.circle(in_view(s["target"]), scale * 1.6 * RADIUS, COLOR_OF_ROLE["goal"])
         if self.task == "push":
-            canvas.circle(seen(s["block"]), scale * BLOCK, COLOR_OF_ROLE["block"])
+            canvas.circle(in_view(s["block"]), scale * BLOCK, COLOR_OF_ROLE["block"])
         wide = scale * (0.06 if self.arm == "human" else 0.035)
         for i, length in enumerate(self.lengths):
-            a, b = seen(joints[:, i]), seen(joints[:, i + 1])
+            a, b = in_view(joints[:, i]), in_view(joints[:, i + 1])
             long = np.maximum(np.sqrt(np.square(b - a).sum(1, keepdims=True)), 1e-6)
             canvas.box((a + b) / 2, (b - a) / long, (scale * float(length) / 2, wide * (1 - 0.1 * i)), COLORS[self.arm])
             canvas.circle(a, wide, (70, 74, 88))
-        canvas.circle(seen(joints[:, -1]), scale * TIP, COLORS[self.arm])
+        canvas.circle(in_view(joints[:, -1]), scale * TIP, COLORS[self.arm])
         return canvas.image
 
 

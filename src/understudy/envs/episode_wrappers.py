@@ -12,6 +12,7 @@ from ..core import Feature, UserError, keys, put, role, take, uniform
 from ..data.episode import Dataset, Episode
 from ..data.episode_concat import NEW_TRIAL
 from .base import Env, EnvWrapper, Obs, Restorable, StepResult
+from .wrappers import rows_where
 
 
 class DemoStateReset(EnvWrapper):
@@ -100,8 +101,8 @@ class FixedHorizonEnv(EnvWrapper):
     def step(self, action):
         out, over = self.env.step(action), self.is_over
         if self.last is not None:
-            out = replace(out, obs={k: _where(over, self.last.obs[k], v) for k, v in out.obs.items()}, info={
-                k: _where(over, self.last.info[k], v) if k in self.last.info else v for k, v in out.info.items()})
+            out = replace(out, obs={k: rows_where(over, self.last.obs[k], v) for k, v in out.obs.items()}, info={
+                k: rows_where(over, self.last.info[k], v) if k in self.last.info else v for k, v in out.info.items()})
         self.clock, self.is_over = self.clock + 1, over | out.terminated | out.truncated
         self.last = replace(out, reward=torch.where(over, 0.0, out.reward), terminated=torch.zeros_like(over),
                             truncated=self.clock >= self.limit)
@@ -176,7 +177,3 @@ def trial_success_key(trial: int) -> str:
         trial: Number of the trial, from 0 on.
     """
     return f"trial_{trial + 1}_success"
-
-
-def _where(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    return torch.where(rows.reshape(-1, *[1] * (one.dim() - 1)), one, other)

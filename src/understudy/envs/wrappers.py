@@ -107,13 +107,14 @@ def _joined_info(before: Mapping[str, Tensor], new: Mapping[str, Tensor], going:
         if name == "success":
             joined[name] = before.get(name, torch.zeros_like(value)) | going & value
         else:
-            joined[name] = _rows_where(going, value, before[name]) if name in before else value
+            joined[name] = rows_where(going, value, before[name]) if name in before else value
     return joined
 
 
 def _where_rows(rows: Tensor, new: Obs, old: Obs) -> Obs:
-    return {k: _rows_where(rows, v, old[k]) for k, v in new.items()}
+    return {k: rows_where(rows, v, old[k]) for k, v in new.items()}
 
 
-def _rows_where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+def rows_where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` in some rows, (B,) bool, and `old` in the others."""
     return torch.where(rows.reshape(-1, *[1] * (new.dim() - 1)), new, old)

@@ -90,7 +90,6 @@ class RegisteredFormat:
 
     Args:
         detect: Whether a file or folder is in this format. It is called only for paths that are in no built-in format.
-        open: Opens the file or folder.
     """
 
     detect: Callable[[Path], bool]
@@ -123,9 +122,6 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
             episodes, for a file without timeouts), final_step (RLDS), mapping (bags: the mapping of topics to columns,
             which is required).
 
-    Returns:
-        The data set.
-
     Raises:
         UserError: There is no data set, or the format does not have an option.
 
@@ -154,10 +150,8 @@ def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = Non
     """Open a data set to inspect it: like `open_dataset`, but bags need no mapping and may have no episodes.
 
     Args:
-        path: The data set.
         mapping: The mapping of topics to columns, for bags. By default the one that is proposed for them, which is then
             `metadata["mapping"]`.
-        **options: Options of the format.
     """
     if _find_registered(path):
         return open_dataset(path)
@@ -173,7 +167,6 @@ def conversion_losses(data: Dataset, to: str, **options) -> list[sidecar.Convers
     """List what a format cannot store without a sidecar file.
 
     Args:
-        data: The episodes.
         to: A key of `WRITERS`.
         **options: Options of the format's `write`.
     """
@@ -184,8 +177,6 @@ def write_dataset(data: Dataset, path: str | Path, to: str | None = None, **opti
     """Write a new file or folder, completely or not at all. What the format cannot store goes into a sidecar file.
 
     Args:
-        data: The episodes to write.
-        path: The new file or folder.
         to: A key of `WRITERS`. By default the format of the suffix of `path`, and LeRobot without a suffix.
         **options: Options of the format's `write`.
 
@@ -202,9 +193,6 @@ def formats_for_suffix(path: str | Path) -> tuple[str, ...]:
     """Return the format to write at a path by its suffix, followed by other formats with this suffix.
 
     A name without a suffix is a LeRobot folder.
-
-    Raises:
-        UserError: No format has the suffix.
     """
     name = Path(path).name.lower()
     if not Path(name).suffix:
@@ -232,9 +220,6 @@ def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Pr
 
     Returns:
         The data. Their metadata have the recorded (height, width) of each camera, `camera_sizes`.
-
-    Raises:
-        UserError: The data set was changed after it was opened.
     """
     schema = _column_source(data).schema
     sizes = {name: schema[name].shape[:2] for name in camera_names(schema)}
@@ -250,7 +235,6 @@ class DecodingCost:
     """Cost of decoding all frames of a data set.
 
     Args:
-        frames: Number of frames.
         bytes: Size on disk.
         seconds: Time on this machine. 0 if they are decoded already.
     """

@@ -29,11 +29,7 @@ _ENCODED = Feature("uint8", (0, 0, 3), "image")
 
 
 class ActSource(ChunkedSource):
-    """A folder of files, or one file.
-
-    Args:
-        path: The folder or the file.
-    """
+    """A folder of files, or one file."""
 
     def __init__(self, path: Path):
         self.path, warnings = path, []
@@ -121,10 +117,6 @@ def write(data: Dataset, path: Path) -> None:
 
     Images are stored without compression. What the loader needs and the data do not have (`qvel`, the attribute `sim`)
     is filled in, marked, and not read again.
-
-    Args:
-        data: The episodes.
-        path: The new folder.
     """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)

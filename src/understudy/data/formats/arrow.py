@@ -13,26 +13,13 @@ from .read_errors import damaged
 
 
 def arrow_errors(where: object, what: str = "the Arrow data") -> AbstractContextManager[None]:
-    """Turn the errors that pyarrow raises about damage into `UserError`. Returns a context manager.
-
-    Args:
-        where: The file, and the column in it.
-        what: What is read, for the error message.
-    """
+    """Turn the errors that pyarrow raises about damage into `UserError`. Returns a context manager."""
     return read_errors.as_user_error(what, where, (
         pa.ArrowException, OSError, KeyError, ValueError, TypeError, MemoryError, OverflowError, SystemError))
 
 
 def validate_table(table: pa.Table, where: object) -> pa.Table:
-    """Return the table if its offsets are inside its buffers and its text is UTF-8. pyarrow does not check this on use.
-
-    Args:
-        table: The table.
-        where: The file, for the error message.
-
-    Raises:
-        UserError: The table is damaged.
-    """
+    """Return the table if its offsets are in its buffers and its text is UTF-8, which pyarrow does not check on use."""
     with arrow_errors(where):
         table.validate(full=True)
     return table
@@ -42,14 +29,10 @@ def to_numpy(array: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray:
     """Convert an Arrow column to an array.
 
     Args:
-        array: Numbers, text, or lists of them, nested or not.
-        where: File and column, for error messages.
+        array: Numbers or text without missing values, or lists of them of equal length, nested or not.
 
     Returns:
         Numbers or str objects, (rows, *shape).
-
-    Raises:
-        UserError: A value is missing, lists differ in length, or the values are neither numbers nor text.
     """
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)

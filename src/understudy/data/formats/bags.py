@@ -40,11 +40,7 @@ def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None)
     """Open a recording, or a folder of them.
 
     Args:
-        path: The file or folder.
         mapping: Topics and columns, as `topic_mapping.read_mapping` takes them. It is required.
-
-    Raises:
-        UserError: There is no mapping, or no row has all of its columns.
     """
     path = Path(path)
     if mapping is None:
@@ -247,9 +243,6 @@ class BagSource(ColumnSource):
     """Recordings as episodes.
 
     Args:
-        path: The file or folder.
-        recordings: The recordings.
-        mapping: Where each column comes from.
         left: Further warnings, such as about topics that the mapping leaves out.
     """
 
@@ -500,10 +493,6 @@ class BagSource(ColumnSource):
 
         Each message is decoded once, even if several rows have it. A video is decoded from the key frame before the
         episode.
-
-        Args:
-            name: Name of the image column.
-            episode: Number of the episode.
 
         Yields:
             A row or several rows of the episode, and the image that they have, uint8 (H, W, C).

@@ -22,7 +22,6 @@ def standard_name(key: str, kind: str = "vector", others: str = "") -> str:
     """Return the standard name of an array.
 
     Args:
-        key: Its name in the file.
         kind: `Feature.kind`.
         others: Prefix for names that are not known, such as ``"observation."``.
     """
@@ -38,7 +37,6 @@ def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature]
     """Choose the shortest key for each column such that no two columns become one when they are read.
 
     Args:
-        features: Feature of each column.
         read: Returns the column that a key becomes when it is read.
         valid: Regular expression of the keys that can be stored.
 
@@ -71,12 +69,7 @@ def are_flags(values: np.ndarray) -> bool:
 
 
 def is_plain_flag(data: Iterable[Episode], name: str) -> bool:
-    """Whether a column is not a flag by its name, or has only the values 0 and 1.
-
-    Args:
-        data: The episodes.
-        name: Name of the column.
-    """
+    """Whether a column is not a flag by its name, or has only the values 0 and 1."""
     return name not in FLAG_COLUMNS or all(are_flags(np.asarray(e.steps[name])) for e in data)
 
 
@@ -90,7 +83,6 @@ def format_list(items: Iterable, most: int = 5) -> str:
     """Join items with commas, for a message.
 
     Args:
-        items: The items.
         most: Number of items that are named. Of the others, only the number is given.
     """
     items = [str(i) for i in items]
@@ -98,11 +90,6 @@ def format_list(items: Iterable, most: int = 5) -> str:
 
 
 def sort_numbered(names: Iterable[str], prefix: str) -> list[str]:
-    """Return the names that are a prefix and digits, ordered by their number: demo_2 before demo_10.
-
-    Args:
-        names: Some names.
-        prefix: The prefix, such as "demo_".
-    """
+    """Return the names that are a prefix and digits, ordered by their number: demo_2 before demo_10."""
     found = [n for n in names if isinstance(n, str) and re.fullmatch(f"{prefix}[0-9]+", n)]
     return sorted(found, key=lambda n: (int(n[len(prefix):]), n))

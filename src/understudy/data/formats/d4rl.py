@@ -36,7 +36,6 @@ class D4rlSource(ChunkedSource):
     """One file.
 
     Args:
-        path: The file.
         max_episode_steps: Time limit of the environment, which ended episodes in files without `timeouts`.
     """
 
@@ -205,10 +204,6 @@ def write(data: Dataset, path: Path) -> None:
 
     One observation is stored as `observations`, the others in infos/. Arrays that D4RL needs and the data do not have
     (rewards, terminals, timeouts) are filled in, marked, and not read again.
-
-    Args:
-        data: The episodes.
-        path: The new file.
     """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)

@@ -67,10 +67,6 @@ def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.nd
 def check_finite(data: Dataset, columns: Iterable[str] = ("action",)) -> None:
     """Check that columns are finite.
 
-    Args:
-        data: The episodes.
-        columns: Names of the columns.
-
     Raises:
         UserError: A value is NaN or infinite. The message names file, episode, step and component of the first one.
     """

@@ -37,11 +37,7 @@ class UnknownFormat(UserError):
 
 
 def format_of(path: Path) -> str:
-    """Return the format of a path, one of `FORMATS`.
-
-    Raises:
-        UserError: The path is not a data set. The message says what it is.
-    """
+    """Return the format of a path, one of `FORMATS`."""
     return detect_format(path)[1]
 
 

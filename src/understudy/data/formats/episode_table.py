@@ -19,13 +19,8 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
 
     Args:
         source: The table as one episode.
-        path: The file, for error messages.
         name: Column whose value changes where an episode begins. By default one of `EPISODE_COLUMNS`. A table without
             any of them is one episode.
-
-    Raises:
-        DataError: The rows of an episode are in two places, or some cells are empty.
-        ConfigError: There is no column of that name.
     """
     if name is not None and name not in source.schema:
         raise unknown_boundary("episode", name, source.schema)
@@ -47,9 +42,7 @@ def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[st
     """Split the only episode of a source into episodes of these lengths.
 
     Args:
-        source: The steps as one episode.
         lengths: Number of steps of each new episode, (E,).
-        leave_out: Columns to leave out.
     """
     from ..operations import ConcatSource, SlicedSource
 
@@ -66,10 +59,6 @@ def lengths_from_numbers(values: np.ndarray, where: str) -> np.ndarray:
 
     Args:
         values: The column, (N,) or (N, 1).
-        where: File and column, for error messages.
-
-    Raises:
-        DataError: The column has several components, or the rows of an episode are in two places.
     """
     if values.size != len(values):
         raise DataError(f"it has {values.size // max(len(values), 1)} components, and not one number or text a step",
@@ -90,7 +79,6 @@ def numbering_notes(values: np.ndarray, name: str) -> Iterator[str]:
 
     Args:
         values: The column, with a row for each step.
-        name: Its name.
     """
     numbers = list(dict.fromkeys(values.reshape(-1).tolist()))
     if values.dtype.kind in "iuf" and numbers != list(range(len(numbers))):
@@ -99,16 +87,7 @@ def numbering_notes(values: np.ndarray, name: str) -> Iterator[str]:
 
 
 def check_lengths(lengths: np.ndarray, steps: int, where: str) -> np.ndarray:
-    """Check lengths of episodes that the user named, and return them, (E,) int64.
-
-    Args:
-        lengths: The array.
-        steps: Number of steps of all episodes.
-        where: File and array, for error messages.
-
-    Raises:
-        DataError: They are not whole numbers from 1 that add up to the number of steps.
-    """
+    """Return lengths of episodes that the user named, (E,) int64, if they are from 1 and add up to `steps`."""
     whole = lengths.ndim == 1 and len(lengths) and lengths.dtype.kind in "iuf" and (lengths == lengths.round()).all()
     if not whole or lengths.min() < 1:
         raise DataError(f"lengths of episodes must be whole numbers from 1, (episodes,), but this is {lengths.dtype} "
@@ -146,19 +125,13 @@ def unknown_boundary(option: str, name: str, names: Iterable[str]) -> UserError:
 
     Args:
         option: "episode" or "episode_lengths".
-        name: The name.
-        names: The names that exist.
     """
     kind = "column that numbers the episodes" if option == "episode" else "array of the lengths of the episodes"
     return unknown_name("column", name, names, f"--columns {option}=", hint=f"name the {kind}")
 
 
 def _several_episodes(source: ColumnSource) -> Iterator[str]:
-    """Yield a warning if a table that is read as one episode looks like several.
-
-    It does if a column of whole numbers or text keeps a value for some rows that never comes back, or if a time starts
-    again.
-    """
+    """Yield a warning if a table that is read as one episode looks like several."""
     steps, numbers, restarts, flags = int(source.lengths[0]), [], [], []
     for name, f in source.schema.items():
         if f.shape or f.kind == "image" or int(source.rows(name)[0]) != steps or steps < 4:

@@ -53,7 +53,6 @@ def episode_files(path: Path, ending: str) -> list[Path]:
     """Return the files of the episodes, ordered by the last number in their names.
 
     Args:
-        path: The folder.
         ending: End of the file names, such as ".csv".
     """
     ours = sidecar.SIDECAR_NAME
@@ -65,7 +64,6 @@ def open_csv(path: Path, episode: str | None = None) -> Dataset:
     """A folder of one file per episode, or a single table.
 
     Args:
-        path: The folder or file.
         episode: The column of a single table that tells its episodes apart (see `cut_table`).
     """
     source = CsvFolderSource(path)
@@ -106,11 +104,7 @@ def other_separator(names: Sequence[str]) -> str | None:
 
 
 class FolderSource(MemmapSource):
-    """A folder with one file per episode.
-
-    Args:
-        path: The folder, or one file, which is an episode.
-    """
+    """A folder with one file per episode, or one file, which is an episode."""
 
     flags = frozenset(FLAG_COLUMNS)
     ending: str
@@ -555,15 +549,7 @@ def _plain_text(column) -> bool:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Write a folder with episode_000000.csv and so on, camera frames as PNG, and dataset.json. All numbers are exact.
-
-    Args:
-        data: The episodes.
-        path: The new folder.
-
-    Raises:
-        UserError: There is no column of numbers or text.
-    """
+    """Write a folder of episode_000000.csv and so on, camera frames as PNG, and dataset.json. All numbers are exact."""
     path = Path(path)
     kept, features = capability(data), data.features()
     cameras = [n for n in kept.columns if n.startswith(_CAMERA) and features[n].kind == "image"]

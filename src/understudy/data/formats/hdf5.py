@@ -37,11 +37,7 @@ _DEEP = 16  # nested groups; a link to a group above it would have no end
 
 @cache
 def import_h5py():
-    """Import h5py, which is optional.
-
-    Raises:
-        UserError: It is not installed.
-    """
+    """Import h5py, which is optional."""
     return read_errors.import_optional("h5py", "HDF5 files need h5py", "formats")
 
 
@@ -106,8 +102,6 @@ class ContiguousLayout:
 
     Args:
         offset: First byte in the file.
-        dtype: Its dtype.
-        shape: Its shape.
     """
 
     offset: int
@@ -140,14 +134,9 @@ class OpenFiles:
     def read_rows(
         self, path: Path, key: str, first: int, stop: int, where: str, layout: ContiguousLayout | None = None
     ) -> np.ndarray:
-        """Read rows of an array.
+        """Read rows of the array `key` of a file.
 
         Args:
-            path: The file.
-            key: Path of the array in the file.
-            first: First row.
-            stop: Row after the last.
-            where: File and key, for error messages.
             layout: The layout of the array, if it is known. Rows are then read without the HDF5 library, which is much
                 faster for small arrays.
 
@@ -181,7 +170,6 @@ class ArrayInfo:
     """
 
     def __init__(self, handle, layout):
-        """`layout` is None for an array that is stored contiguously in this file."""
         self.id, self._layout, self.shape, self._type = handle, layout, handle.shape, handle.get_type()
         self.dtype = self._type.dtype
 
@@ -225,15 +213,7 @@ def _type_of(dtype: np.dtype):
 
 
 def arrays(group, where: str) -> dict[str, ArrayInfo]:
-    """Return the arrays in a group and its groups by path, such as "obs/object", in the order of h5py.
-
-    Args:
-        group: The group.
-        where: File and group, for error messages.
-
-    Raises:
-        UserError: A name is not UTF-8, an array is in another file, or groups are nested without end.
-    """
+    """Return the arrays in a group and its groups by path, such as "obs/object", in the order of h5py."""
     return dict(_walk(import_h5py(), group.id, "", where, 0))
 
 
@@ -263,13 +243,7 @@ def count_steps(arrays: Mapping[str, ArrayInfo], key: str, where: str, stated: A
     """Return the number of steps of an episode: the rows of its array `key`.
 
     Args:
-        arrays: The arrays of the episode by key.
-        key: An array that every episode has.
-        where: File and group of the episode.
         stated: Name and value of an attribute that must have the same number. None if there is none.
-
-    Raises:
-        UserError: The array is missing or empty, or the attribute has another number.
     """
     if key not in arrays or not arrays[key].shape:
         raise UserError(f"there is no array {key}; there are {', '.join(arrays) or 'no arrays'}", where=where,
@@ -287,13 +261,7 @@ def check_rows(array: ArrayInfo, rows: int, what: str, where: str) -> None:
     """Check the number of rows of an array.
 
     Args:
-        array: The array.
-        rows: How many rows it must have.
         what: Why it needs them, for the error message, such as "as actions has".
-        where: File and key.
-
-    Raises:
-        UserError: It has another number of rows.
     """
     if array.shape[0] != rows:
         raise DataError(f"it has {array.shape[0]} rows instead of {rows}, {what}", where=where,
@@ -302,13 +270,7 @@ def check_rows(array: ArrayInfo, rows: int, what: str, where: str) -> None:
 
 
 def warn_of_holes(arrays: Mapping[str, ArrayInfo], episode: str, warnings: list[str]) -> None:
-    """Add a warning that names the arrays with parts that were never written.
-
-    Args:
-        arrays: The arrays of the episode by key.
-        episode: Name of the episode.
-        warnings: List to which the warning is appended.
-    """
+    """Add a warning that names the arrays with parts that were never written."""
     if holes := [key for key, array in arrays.items() if array.has_unwritten_chunks]:
         warnings.append(f"{episode}: parts of {', '.join(holes)} were never written, and read as zeros")
 
@@ -327,13 +289,7 @@ def array_feature(name: str, array, where: str, flag: bool = False) -> Feature:
     """Return the feature of a column that is stored as an array, (rows, *shape).
 
     Args:
-        name: Name of the column.
-        array: The array.
-        where: File and key, for error messages.
         flag: Whether the column is read as bool.
-
-    Raises:
-        UserError: The array has no row for each step, or values that are neither numbers nor text.
     """
     if not array.shape:
         raise UserError("this is a single value, not an array with a row for each step", where=where,
@@ -356,14 +312,7 @@ def _unsupported_reason(array) -> str:
 
 
 def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarray:
-    """Read rows of an array of a file.
-
-    Args:
-        file: The open file or group.
-        path: Path of the array in it.
-        first: First row.
-        stop: Row after the last.
-        where: File and key, for error messages.
+    """Read rows of the array at `path` in an open file or group.
 
     Returns:
         (stop - first, *shape).
@@ -389,9 +338,6 @@ def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
 
     Args:
         array: An `ArrayInfo` or h5py.Dataset.
-        first: First row.
-        stop: Row after the last.
-        where: File and key, for error messages.
 
     Returns:
         (stop - first, *shape).
@@ -406,13 +352,7 @@ def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
 
 
 def read_attributes(node, where: str, without: Iterable[str] = ()) -> dict[str, Any]:
-    """Read the attributes of a file, group or array as JSON values.
-
-    Args:
-        node: The file, group or array.
-        where: File and key, for error messages.
-        without: Attributes to leave out.
-    """
+    """Read the attributes of a file, group or array as JSON values."""
     with hdf5_errors(f"{where}, attributes"):
         return {key: to_json_value(node.attrs[key], f"{where}, attribute {key}") for key in node.attrs
                 if key not in (FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE, *without)}
@@ -423,10 +363,6 @@ def to_json_value(value, where: str):
 
     Args:
         value: Numbers or text, alone or in arrays.
-        where: File and attribute, for the error message.
-
-    Raises:
-        UserError: It is neither a number nor text.
     """
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
@@ -442,15 +378,7 @@ def to_json_value(value, where: str):
 
 
 def decode_json_attribute(text, where: str):
-    """Decode an attribute that is JSON. Text that is not JSON is returned as it is.
-
-    Args:
-        text: The value of the attribute.
-        where: File and attribute, for the error message.
-
-    Raises:
-        UserError: It is not text.
-    """
+    """Decode an attribute that is JSON. Text that is not JSON is returned as it is."""
     if not isinstance(text, str):
         raise UserError(f"this is not JSON text: {text!r}", where=where, hint="correct the attribute")
     try:
@@ -463,10 +391,6 @@ def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Featu
     """Restore the order and kinds with which the columns were written, if the file has them.
 
     h5py sorts arrays by name, and an array of bytes may be text.
-
-    Args:
-        schema: Features of the columns as they were read.
-        file: The open file.
     """
     kinds = decode_json_attribute(
         to_json_value(file.attrs.get(COLUMNS_ATTRIBUTE, "{}"), COLUMNS_ATTRIBUTE), COLUMNS_ATTRIBUTE
@@ -481,13 +405,7 @@ def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Featu
 
 
 def store_column_order(file, features: Mapping[str, Feature], capability: sidecar.FormatCapability) -> None:
-    """Store the order and kinds of the columns in an attribute of the file.
-
-    Args:
-        file: The open file.
-        features: Features of the columns that are written.
-        capability: What the format stores.
-    """
+    """Store the order and kinds of the columns in an attribute of the file."""
     file.attrs[COLUMNS_ATTRIBUTE] = json.dumps(
         {place.name: features[n].kind for n, place in capability.columns.items()}
     )
@@ -497,8 +415,6 @@ def write_column(group, key: str, values, filled: str = "") -> None:
     """Write a column of one episode. Frames are stored in chunks of one, so that each can be read alone.
 
     Args:
-        group: The group of the episode.
-        key: Name of the array.
         values: The rows, (rows, *shape).
         filled: Value of FILLED_ATTRIBUTE, for an array that the data do not have.
     """
@@ -516,9 +432,6 @@ def write_metadata(node, episode: Episode, capability: sidecar.FormatCapability,
     """Write the metadata of an episode as attributes.
 
     Args:
-        node: The file or group of the episode.
-        episode: The episode.
-        capability: What the format stores.
         data: The data set, whose fps and robot type are written as well. None to leave them out.
     """
     values = {k: episode.metadata[k] for k in capability.metadata_keys if k in episode.metadata}
@@ -537,8 +450,6 @@ def plan(
     """Plan what a format stores in arrays and attributes.
 
     Args:
-        data: The episodes to write.
-        keys: How the format names its arrays.
         attributes: Metadata keys that cannot be stored, because these attributes mean something else in the format.
         key_of: Returns the key of a column, or None if the format cannot store it. By default, `keys.key`.
         last: Whether an array has room for a row after the last action.
@@ -565,13 +476,7 @@ def plan(
 
 
 def is_storable(data: Dataset, name: str, f: Feature) -> bool:
-    """Whether HDF5 can store the values of a column. Text must not contain NUL or lone surrogates.
-
-    Args:
-        data: The episodes.
-        name: Name of the column.
-        f: Its feature.
-    """
+    """Whether HDF5 can store the values of a column. Text must not contain NUL or lone surrogates."""
     if not is_storable_name(name):
         return False
     if f.kind != "string":

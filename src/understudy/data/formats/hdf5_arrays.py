@@ -45,9 +45,6 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
         names: The arrays that the user named, which have a row for each step.
         episode: Array of all steps whose value changes where an episode begins.
         episode_lengths: Array of the number of steps of each episode.
-
-    Raises:
-        UserError: There are no such arrays, or they do not have the same rows.
     """
     names = list(names) or [n for n in array_names(path) if role(KEYS.column(n)) in ("observation", "action")]
     source = Hdf5ArraysSource(path, [*names, *([] if episode is None else [episode])])
@@ -91,10 +88,6 @@ def array_key(name: str, keys: Iterable[str]) -> str | None:
 
 class Hdf5ArraysSource(ChunkedSource):
     """Arrays of one file, of groups of one file, or of the files of a folder.
-
-    Args:
-        path: The file or folder.
-        names: The arrays that the user named.
 
     Attributes:
         keys: Path of the array of each column, in its file or group.

@@ -18,11 +18,7 @@ PUBLISHING_FILE = "publishing.json"
 
 
 def open_recording(path: Path) -> ColumnSource:
-    """Open the episodes of a recording, even while a recorder moves them from its journal into the files.
-
-    Raises:
-        UserError: The recorder changes the recording again and again.
-    """
+    """Open the episodes of a recording, even while a recorder moves them from its journal into the files."""
     folder = path / journal.JOURNAL_FOLDER
     for _ in range(100):
         try:
@@ -41,8 +37,6 @@ def unpublished_segments(segments: list[journal.Segment], path: Path, n_publishe
     """Return the segments whose episodes are not in the LeRobot files yet.
 
     Args:
-        segments: The segments of the journal.
-        path: Folder of the data set.
         n_published: Number of episodes in the LeRobot files.
     """
     under_way = path / journal.JOURNAL_FOLDER / PUBLISHING_FILE
@@ -69,7 +63,6 @@ class InterruptedRecordingSource(ColumnSource):
     """The episodes in the LeRobot files, then those in the journal.
 
     Args:
-        files: The LeRobot files.
         segments: Segments of the journal whose episodes are not in the files.
     """
 

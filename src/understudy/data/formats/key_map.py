@@ -47,7 +47,6 @@ class KeyMap:
         """Return the column that an array is read as.
 
         Args:
-            key: Key of the array.
             feature: Its feature, by which images are recognized.
         """
         camera = feature is not None and feature.kind == "image"
@@ -69,7 +68,6 @@ class KeyMap:
         """Return the key of the array that a column is written to.
 
         Args:
-            column: Name of the column.
             feature: Its feature, by which images are recognized.
         """
         own = {name: key for key, name in self.columns.items()}
@@ -81,15 +79,7 @@ class KeyMap:
         return self.group + within
 
     def schema(self, features: Mapping[str, Feature], path: object) -> tuple[dict[str, Feature], dict[str, str]]:
-        """Return the features of the columns of a file, and the key of each column.
-
-        Args:
-            features: Feature of each array by key.
-            path: The file, for the error message.
-
-        Raises:
-            UserError: Two arrays are the same column.
-        """
+        """Return the features of the columns of a file, and the key of each column."""
         schema: dict[str, Feature] = {}
         keys: dict[str, str] = {}
         for key, feature in features.items():
@@ -100,17 +90,7 @@ class KeyMap:
 
 
 def add_column(keys: dict[str, str], column: str, key: str, path: object) -> None:
-    """Add the key of a column to `keys`.
-
-    Args:
-        keys: Key of each column, which is changed in place.
-        column: Name of the new column.
-        key: Its key.
-        path: The file, for the error message.
-
-    Raises:
-        UserError: The column has a key already.
-    """
+    """Add the key of a column to `keys`."""
     if column in keys:
         raise UserError(f"{keys[column]} and {key} are both the column {column}", where=f"{path}, {key}",
                         hint="remove one of them")
@@ -123,14 +103,10 @@ def common_arrays(found: Sequence[Mapping[str, Found]], alike: Callable[[Found],
     """Return the arrays that all episodes have, as they are in the first episode.
 
     Args:
-        found: The arrays of each episode, by key.
         alike: Returns what must be equal in all episodes, such as dtype and shape.
         where: Names the file and key of an array of an episode.
         optional: Whether an array may be missing in some episodes. It is then left out. By default none may.
         left_out: Called with an optional array and the first episode that lacks it.
-
-    Raises:
-        UserError: An array is missing in an episode, or differs between episodes.
     """
     out: dict[str, Found] = {}
     hint = "leave the episode out, or remove the array from all episodes"
@@ -160,10 +136,6 @@ def metadata(kind: str, path: Path, warnings: list[str], version: str = "", fps:
     """Return the metadata of a data set, for `Dataset.metadata`.
 
     Args:
-        kind: Name of the format.
-        path: The file or folder.
-        warnings: Warnings of the reader.
-        version: Version of the format.
         fps: Steps per second. Anything but a positive number becomes None.
         robot_type: Name of the robot. Anything but text becomes None.
     """
@@ -177,15 +149,7 @@ def is_rate(value: Any) -> bool:
 
 
 def checked_rate(fps: Any, where: str) -> float:
-    """Check a number of steps per second that the user gave, and return it as a float.
-
-    Args:
-        fps: The number.
-        where: Its place, for the error message.
-
-    Raises:
-        UserError: It is not a positive, finite number.
-    """
+    """Check that steps per second that the user gave are a positive, finite number. Return them as a float."""
     if isinstance(fps, np.generic):
         fps = fps.item()
     if not is_rate(fps):
@@ -198,12 +162,7 @@ def lengths_from_ends(ends: np.ndarray, where: str, hint: str) -> np.ndarray:
     """Return the number of steps of each episode, (E,) int64, from their exclusive ends.
 
     Args:
-        ends: Step after the last of each episode, counted over all episodes, (E,).
-        where: File and key, for error messages.
-        hint: Hint of error messages.
-
-    Raises:
-        UserError: The ends are not integers, do not increase, or are missing.
+        ends: Step after the last of each episode, counted over all episodes, (E,). Increasing integers.
     """
     if ends.ndim != 1 or ends.dtype.kind not in "iu":
         raise UserError(f"it must be integers of shape (episodes,), but is {ends.dtype} {ends.shape}",
@@ -232,16 +191,11 @@ def end_flags(lengths: np.ndarray, terminated: np.ndarray) -> dict[str, np.ndarr
 
 
 def decoded_images(encoded: Iterable[bytes], channels: int, first: int, where: str) -> np.ndarray:
-    """Decode images to (rows, H, W, C) uint8. Zeros that pad the encoded images are ignored.
+    """Decode images of one shape to (rows, H, W, C) uint8. Zeros that pad the encoded images are ignored.
 
     Args:
-        encoded: One encoded image per row.
         channels: 1 for gray, 3 for RGB.
         first: Number of the first row, for error messages.
-        where: File and key, for error messages.
-
-    Raises:
-        UserError: An image is damaged, or the shapes differ.
     """
     images = [video.decode_image(bytes(v).rstrip(b"\0"), channels, f"{where}, row {row}")
               for row, v in enumerate(encoded, first)]
@@ -260,9 +214,7 @@ def stored_feature(column: str, shape: tuple[int, ...], dtype: np.dtype | str, i
     An outcome has one number per step. Bytes are numbers unless they make an image, or text if `has_text`.
 
     Args:
-        column: Name of the column.
         shape: Shape of one row.
-        dtype: Stored dtype.
         is_flag: Whether the column is read as bool.
         has_text: Whether the format stores text as bytes.
     """

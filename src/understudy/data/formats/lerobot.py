@@ -20,9 +20,6 @@ def open_lerobot(path: Path) -> Dataset:
     """Open a folder. If its recording was interrupted, the episodes in its journal are opened as well.
 
     Only metadata are read now.
-
-    Raises:
-        UserError: The metadata contradict each other.
     """
     try:
         return Dataset(interrupted_recording.open_recording(Path(path)))

@@ -42,7 +42,6 @@ class EpisodeIndex:
 
     Args:
         lengths: Number of steps of each episode, (E,) int64.
-        files: Names of the data files.
         file: Index in `files` of the file of each episode, (E,) int64.
         start: First row of each episode in its file, (E,) int64.
         tasks: Text of each task by its number.
@@ -58,11 +57,7 @@ class EpisodeIndex:
 
 
 class LeRobotSource(MemmapSource):
-    """A folder as its metadata describe it. Data are read when they are asked for.
-
-    Args:
-        path: The folder.
-    """
+    """A folder as its metadata describe it. Data are read when they are asked for."""
 
     def __init__(self, path: Path):
         self.path = path = Path(path)
@@ -357,12 +352,7 @@ def read_info(path: Path) -> dict:
 
 
 def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
-    """Read the position of each episode from the tables of v3.0.
-
-    Args:
-        path: The folder.
-        info: The contents of meta/info.json.
-    """
+    """Read the position of each episode from the tables of v3.0."""
     folder = path / "meta" / "episodes"
     files, cameras = sorted(folder.glob("*/*.parquet")), _cameras(info)
     ours, whole = (path / UNDERSTUDY_FOLDER).is_dir(), int(info["total_episodes"])
@@ -440,12 +430,7 @@ def _tasks(pairs: Iterable[tuple[Any, Any]], file: Path) -> dict[int, str]:
 
 
 def read_index_v2(path: Path, info: dict) -> EpisodeIndex:
-    """Read the position of each episode from the metadata of v2.0 or v2.1.
-
-    Args:
-        path: The folder.
-        info: The contents of meta/info.json.
-    """
+    """Read the position of each episode from the metadata of v2.0 or v2.1."""
     episodes = sorted(read_json_lines(path / "meta" / "episodes.jsonl"), key=lambda r: r.get("episode_index", -1))
     for i, row in enumerate(episodes):
         if row.get("episode_index") != i or not isinstance(row.get("length"), int) or row["length"] < 1:
@@ -523,13 +508,9 @@ def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
     Args:
         values: The column, with n rows.
         feature: Dtype and shape that each row must have.
-        where: File and column, for the error message.
 
     Returns:
         (n, *shape).
-
-    Raises:
-        UserError: A row has another number of values.
     """
     found = arrow.to_numpy(values, where)
     if found.size != len(values) * feature.size:

@@ -45,8 +45,6 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
     In all else it is like `lerobot_write.write`.
 
     Args:
-        dataset: The episodes.
-        path: The new folder.
         images: How frames are stored, as in `lerobot_write.write`.
     """
     check_images(images)

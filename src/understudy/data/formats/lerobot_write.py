@@ -56,7 +56,6 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
     sidecar file.
 
     Args:
-        dataset: The episodes.
         path: The new folder. It is complete or absent, also after a crash.
         fps: Frames per second. By default `dataset.fps`.
         robot_type: Name of the robot. By default that of the data set.
@@ -76,11 +75,7 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
 
 
 def check_images(images: str) -> None:
-    """Check the option `images` of `write`.
-
-    Raises:
-        UserError: It is not a way to store frames.
-    """
+    """Check the option `images` of `write`."""
     if images not in ("video", "png", *_CODECS.values()):
         raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
                         hint="choose one of them")
@@ -90,7 +85,6 @@ def capability(data: Dataset, images: str = "png") -> FormatCapability:
     """Return what lerobot reads of these data. The rest is in meta/understudy and in the sidecar file.
 
     Args:
-        data: The episodes.
         images: How frames are stored, as in `write`.
     """
     own, _ = split_for_lerobot(data)
@@ -193,10 +187,7 @@ def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None
     episodes.
 
     Args:
-        path: The new folder.
-        schema: Features of the columns.
         fps: Steps per second.
-        robot_type: Name of the robot.
         images: How frames are stored, as in `write`.
     """
     with cache.disk_errors(Path(path)), whole_folder(path) as part:

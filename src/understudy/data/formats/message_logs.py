@@ -37,10 +37,6 @@ _SCHEMAS = {"protobuf": ("protobuf",), "cdr": ("ros2msg", "ros2idl"), "ros1": ("
 class MessageLog(ABC):
     """One recording.
 
-    Args:
-        path: The recording.
-        files: Its files.
-
     Attributes:
         types: Message type of each topic.
         counts: Number of messages of each topic.
@@ -69,7 +65,6 @@ class MessageLog(ABC):
         """Decode the messages of some topics. Those of one topic are always in the same order.
 
         Args:
-            topics: Names of the topics.
             begin: Log time of the first message, ns.
             end: Log time of the last message, ns, inclusive.
 
@@ -120,10 +115,6 @@ def message_time(message) -> int | None:
 
 def decode_image(message, where: str) -> np.ndarray:
     """Decode an image message: PNG or JPEG, or rows of pixels with padding.
-
-    Args:
-        message: The decoded message.
-        where: File and topic, for error messages.
 
     Returns:
         uint8 (H, W, C) with 1, 3 or 4 channels.
@@ -190,7 +181,6 @@ def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tup
 
     Args:
         packets: Number and message of each packet. The first is a key frame.
-        where: File and topic, for error messages.
 
     Yields:
         Number of the packet, and its frame, uint8 (H, W, 3).
@@ -213,10 +203,6 @@ def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tup
 
 def decode_key_frame(message, where: str) -> np.ndarray:
     """Decode the frame of a single key frame packet.
-
-    Args:
-        message: The decoded message.
-        where: File and topic, for error messages.
 
     Returns:
         uint8 (H, W, 3).

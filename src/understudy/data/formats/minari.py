@@ -65,12 +65,7 @@ def open_minari(path: Path) -> Dataset:
 
 
 class _MinariSource(ChunkedSource):
-    """A data set of Minari.
-
-    Attributes:
-        ids: Number of each episode.
-        stored_metadata: Metadata that are stored with each episode.
-    """
+    """A data set of Minari."""
 
     ids: list[int]
     stored_metadata: Sequence[Mapping[str, Any]]
@@ -181,9 +176,7 @@ class Hdf5Source(_MinariSource):
     """HDF5 storage: one file with a group for each episode.
 
     Args:
-        folder: Folder of the data set.
         about: The contents of metadata.json. Empty for a file without it.
-        file: The HDF5 file.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], file: Path):
@@ -261,8 +254,6 @@ class TablesSource(_MinariSource):
     """Arrow and Parquet storage: a folder for each episode.
 
     Args:
-        folder: Folder of the data set.
-        about: The contents of metadata.json.
         kind: "arrow" or "parquet".
     """
 
@@ -387,7 +378,6 @@ def write(data: Dataset, path: Path) -> None:
     written twice. Rewards and ends that the data do not have are zeros. Both are marked and not read again.
 
     Args:
-        data: The episodes.
         path: The new folder. A name such as "demos-v0" has the version at its end.
     """
     h5py = hdf5.import_h5py()

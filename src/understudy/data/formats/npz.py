@@ -51,7 +51,6 @@ class NpzSource(NpzArchiveSource):
     """One file.
 
     Args:
-        path: The file.
         episode: Array of all steps whose value changes where an episode begins, in place of episode_ends.
         episode_lengths: Array of the number of steps of each episode, in place of episode_ends.
     """
@@ -306,15 +305,7 @@ def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Write an .npz file, which `NpzSource` reads.
-
-    Args:
-        data: The episodes.
-        path: The new file.
-
-    Raises:
-        UserError: There are no actions or no observations.
-    """
+    """Write an .npz file, which `NpzSource` reads."""
     path, kept = Path(path), capability(data)
     for wanted in ("observation", "action"):
         if not any(role(name) == wanted for name in kept.columns):
@@ -335,9 +326,6 @@ def column_array(data: Dataset, name: str, key: str, rows: np.ndarray) -> ArrayC
     """Return a column of all episodes as `write_npz` takes it.
 
     Args:
-        data: The episodes.
-        name: Name of the column.
-        key: Name of the array.
         rows: Number of rows to write of each episode, (E,). If the column has one row less, its last row is repeated.
     """
     def pieces():

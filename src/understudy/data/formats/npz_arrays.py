@@ -27,7 +27,6 @@ class NpzArrays:
     """The arrays of an .npz file.
 
     Args:
-        path: The file.
         without: Names of arrays that are ignored.
 
     Attributes:
@@ -64,7 +63,6 @@ class NpzArrays:
         """Read an array in chunks. It is decompressed as it is read.
 
         Args:
-            key: Name of the array.
             max_bytes: Largest size of a chunk, except for one row and for arrays in Fortran order.
 
         Yields:
@@ -120,7 +118,6 @@ class NpzArchiveSource(MemmapSource):
         """Assign rows of an array to rows of its column. A subclass may leave rows out.
 
         Args:
-            name: Name of the column.
             row: Number of the first row in the array.
             values: The rows, (n, *shape).
 
@@ -134,12 +131,7 @@ ArrayChunks = tuple[str, tuple[int, ...], np.dtype | str, Callable[[], Iterable[
 
 
 def whole_array(name: str, values: np.ndarray) -> ArrayChunks:
-    """Return an array in memory as `write_npz` takes it.
-
-    Args:
-        name: Name of the array.
-        values: The array.
-    """
+    """Return an array in memory as `write_npz` takes it."""
     return name, values.shape, values.dtype, lambda: [values]
 
 
@@ -147,9 +139,6 @@ def column_chunks(name: str, feature: Feature, rows: int, pieces: Callable[[], I
     """Return a column as `write_npz` takes it.
 
     Args:
-        name: Name of the array.
-        feature: Feature of the column.
-        rows: Number of rows.
         pieces: Returns the rows in order, in arrays of any length.
     """
     return name, (rows, *feature.shape), stored_dtype(feature, pieces), pieces
@@ -159,7 +148,6 @@ def stored_dtype(feature: Feature, pieces: Callable[[], Iterable[np.ndarray]]) -
     """Return the dtype of a column in a file. Text has the width of its longest value.
 
     Args:
-        feature: Feature of the column.
         pieces: Returns the rows, in arrays of any length. It is called for text only.
     """
     if feature.kind != "string":
@@ -171,7 +159,6 @@ def write_npz(path: Path, arrays: Iterable[ArrayChunks]) -> None:
     """Write an .npz file.
 
     Args:
-        path: The new file.
         arrays: (name, shape, dtype, pieces) of each array. `pieces()` returns the rows in order, in arrays of any
             length.
     """
@@ -202,12 +189,7 @@ def split_rows(pieces: Iterator[np.ndarray], rows: Iterable[int]) -> Iterator[np
 
 
 def zip_errors(what: str, where: object) -> AbstractContextManager[None]:
-    """Turn the errors that zipfile raises about damage into `UserError`. Returns a context manager.
-
-    Args:
-        what: What is read, such as "the .npz file".
-        where: The file, and the array in it.
-    """
+    """Turn the errors that zipfile raises about damage into `UserError`. Returns a context manager."""
     return read_errors.as_user_error(what, where, read_errors.ZIP_ERRORS)
 
 

@@ -41,11 +41,7 @@ def is_ogbench(keys) -> bool:
 
 
 class OGBenchSource(NpzArchiveSource):
-    """One file.
-
-    Args:
-        path: The file.
-    """
+    """One file."""
 
     flags = frozenset(FLAG_COLUMNS)
 
@@ -150,10 +146,6 @@ def write(data: Dataset, path: str | Path) -> None:
     """Write an .npz file that ogbench.utils.load_dataset reads.
 
     The format has a row after the last action. If an episode has none, its last observation is written twice.
-
-    Args:
-        data: The episodes.
-        path: The new file.
     """
     path, kept = Path(path), capability(data)
     rows, seen = data.lengths + 1, _observation_column(data.features(), path)

@@ -38,9 +38,6 @@ class OvercookedSource(ColumnSource):
     observation.layout (H, W, 6) has the kind of each cell, and observation.objects (H, W, 7) the objects on it. Smaller
     kitchens are padded. action is one of north, south, east, west, stay and interact. Metadata of an episode: trial,
     player, layout_name.
-
-    Args:
-        path: The file.
     """
 
     def __init__(self, path: Path):

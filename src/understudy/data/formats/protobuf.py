@@ -49,9 +49,6 @@ def make_decoder(name: str, descriptors: bytes) -> Callable[[bytes], Message]:
         name: Full name of the message type.
         descriptors: A serialized FileDescriptorSet.
 
-    Returns:
-        A function from bytes to the message.
-
     Raises:
         ValueError: The descriptors are invalid or lack the message type.
         UserError: The package protobuf is not installed.

@@ -33,12 +33,7 @@ ZIP_ERRORS: ExceptionTypes = (
 
 
 def damaged(problem: str, where: object) -> DataError:
-    """Return the error for a file that is cut short, changed or incomplete.
-
-    Args:
-        problem: What is wrong.
-        where: The file, and the key or row in it.
-    """
+    """Return the error for a file that is cut short, changed or incomplete."""
     return DataError(problem, where=where, hint=DAMAGED_HINT)
 
 
@@ -63,12 +58,8 @@ def import_optional(module: str, need: str, extra: str) -> ModuleType:
     """Import a module that is an optional dependency.
 
     Args:
-        module: Name of the module.
         need: What needs which package, such as "HDF5 files need h5py".
         extra: The extra of understudy that installs it.
-
-    Raises:
-        UserError: It is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -77,11 +68,7 @@ def import_optional(module: str, need: str, extra: str) -> ModuleType:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        UserError: The file is not JSON, or it has another JSON value.
-    """
+    """Read a JSON object from a file."""
     value = read_json(file)
     if not isinstance(value, dict):
         raise damaged(f"this is not a JSON object but a {type(value).__name__}", file)
@@ -101,7 +88,6 @@ def as_user_error(
 
     Args:
         what: What is read, such as "the HDF5 file".
-        where: The file, and the key in it.
         exceptions: The errors that mean damage.
         passed_through: Errors that are raised as they are, as each `UserError` is.
         named: Whether the message has the type of the error.

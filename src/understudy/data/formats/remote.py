@@ -49,9 +49,6 @@ def local_path(path: str | Path) -> Path:
     """Return where a data set is read on this machine: the path itself or, for a URL, its copy in the cache.
 
     Files that are needed to open the data set are downloaded now.
-
-    Raises:
-        UserError: The URL cannot be read, or the cache is too small.
     """
     if (at := url_of(path)) is None:
         return Path(path).expanduser()

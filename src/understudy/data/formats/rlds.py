@@ -45,7 +45,6 @@ class TfdsFeature:
     Args:
         key: Its path in the records, joined by "/".
         kind: Kind of the values. "unreadable" if they are not supported.
-        dtype: Dtype of the values.
         shape: Shape of one step.
         encoding: How the values of a step are stored: "none" (as numbers), "bytes" or "zlib" (compressed bytes).
         num_classes: Number of classes, if it is a class label.
@@ -102,7 +101,6 @@ class RldsSource(MemmapSource):
     """All splits, one after another. If there are several, `metadata["split"]` of an episode names its split.
 
     Args:
-        path: The folder.
         final_step: Meaning of the last step of a record, which the files do not store. ``"action"``: a step like the
             others, as in Open X-Embodiment (2023). ``"observation"``: only the observation after the last action, as in
             RLDS itself. There is a warning if the last actions are all zero.
@@ -422,7 +420,6 @@ def shard_files(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -
     """Return the files of a split, with the number of records that each should have.
 
     Args:
-        path: The folder.
         name: Name of the data set.
         split: The entry of the split in dataset_info.json.
         kind: Format of the files.
@@ -440,12 +437,7 @@ def shard_files(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -
 
 
 def unlisted_files(path: Path, files: Iterable[Path]) -> list[str]:
-    """Return the names of files of records in the folder that are not among `files`.
-
-    Args:
-        path: The folder.
-        files: The files of all splits.
-    """
+    """Return the names of files of records in the folder that are not among `files`."""
     return sorted({p.name for p in path.glob("*.tfrecord*")} - {f.name for f in files})
 
 
@@ -707,10 +699,6 @@ def write(data: Dataset, path: str | Path) -> None:
     """Write a folder that tfds.builder_from_directory opens, with one split, train, in shards of tfrecord.
 
     Every step has an action. The row after the last action is kept in the sidecar file.
-
-    Args:
-        data: The episodes.
-        path: The new folder.
     """
     path = Path(path)
     masked_crc32c(b"")  # says what to install before anything is written

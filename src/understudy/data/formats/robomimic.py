@@ -34,11 +34,7 @@ _LOOKED = 64  # demos in which next_obs is compared with obs
 
 
 class RobomimicSource(ChunkedSource):
-    """One file.
-
-    Args:
-        path: The file.
-    """
+    """One file."""
 
     def __init__(self, path: Path):
         self.path, self.key, warnings = path, cache.files_digest([path], "robomimic"), []
@@ -226,11 +222,7 @@ def open_robomimic(path: Path, mask: str | None = None) -> Dataset:
     """Open a file, or the demos of it that a filter key names.
 
     Args:
-        path: The file.
         mask: Name of the filter key. By default all demos are opened.
-
-    Raises:
-        UserError: There is no such filter key.
     """
     source = RobomimicSource(path)
     if mask is not None and mask not in source.masks:
@@ -259,10 +251,6 @@ def write(data: Dataset, path: Path) -> None:
 
     If an episode has no row after the last action, the last row of `next_obs` is that of `obs` and is marked. `dones`
     is next.done. Without that column, it is true where an episode terminates or is truncated.
-
-    Args:
-        data: The episodes.
-        path: The new file.
     """
     h5py = hdf5.import_h5py()
     holds, keys, demos, env = _plan(data)

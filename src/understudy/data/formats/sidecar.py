@@ -32,9 +32,7 @@ class ColumnEncoding:
     """How a format stores one column: what is read again without the sidecar file.
 
     Args:
-        name: Name of the column when it is read again.
-        dtype: Its dtype then.
-        shape: Its shape then, for one step.
+        shape: Shape of one step when it is read again.
         has_last_row: Whether the format stores the row after the last action.
         is_exact: Whether the values are read bit-identically, in this dtype. If not, they are lost.
         repeats_last_row: Whether the format needs a row after the last action, so that the last row is written twice if
@@ -56,9 +54,7 @@ class FormatCapability:
     Args:
         columns: How each column is stored. Columns that are missing here are not stored.
         component_names: Whether names of components, kinds and numbers of classes are stored.
-        units: Whether units are stored.
         fps: Whether the steps per second are stored.
-        robot_type: Whether the robot type is stored.
         metadata_keys: Keys of the metadata of episodes that are stored.
         read_columns: All columns in the order in which they are read again, if it is not the order of the data or if
             there are more of them.
@@ -79,7 +75,6 @@ class ConversionLoss:
 
     Args:
         subject: A column, "fps", "robot_type" or "metadata.KEY".
-        reason: What is not stored.
         in_sidecar: Whether it is kept in the sidecar file, so that understudy reads it again.
     """
 
@@ -92,12 +87,7 @@ class ConversionLoss:
 
 
 def conversion_losses(data: Dataset, capability: FormatCapability) -> list[ConversionLoss]:
-    """List what a format cannot store without a sidecar file, in the order of the columns.
-
-    Args:
-        data: The episodes.
-        capability: What the format stores.
-    """
+    """List what a format cannot store without a sidecar file, in the order of the columns."""
     out, declared, lengths = [], data[0].features() if len(data) else {}, data.lengths
     for name, f in data.features().items():
         place = capability.columns.get(name)
@@ -142,13 +132,7 @@ def sidecar_path(path: Path) -> Path:
 
 
 def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> None:
-    """Write the sidecar file of a data set, if it has anything to store.
-
-    Args:
-        path: The data set.
-        data: The episodes.
-        capability: What the format stores.
-    """
+    """Write the sidecar file of a data set, if it has anything to store."""
     features, lengths = data.features(), data.lengths
     if not conversion_losses(data, capability) and capability.read_columns in (None, tuple(features)):
         return
@@ -177,11 +161,6 @@ def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> No
 def new_folder(path: str | Path, data: Dataset, holds: FormatCapability) -> Iterator[Path]:
     """Write a new folder with its sidecar file. A context manager.
 
-    Args:
-        path: The new folder.
-        data: The episodes.
-        holds: What the format stores.
-
     Yields:
         A temporary folder to write into. It is renamed when all is written.
     """
@@ -194,16 +173,8 @@ def new_folder(path: str | Path, data: Dataset, holds: FormatCapability) -> Iter
 def new_file_with_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> Iterator[Path]:
     """Write a new file with its sidecar file: both or neither. A context manager.
 
-    Args:
-        path: The new file.
-        data: The episodes.
-        capability: What the format stores.
-
     Yields:
         A temporary file to write to. It is renamed when all is written.
-
-    Raises:
-        UserError: There is a sidecar file of this name already.
     """
     if sidecar_path(path).exists():
         raise UserError("this file belongs to another data set of the same name",
@@ -221,13 +192,6 @@ def apply_sidecar(path: Path, data: Dataset) -> Dataset:
     """Add the contents of the sidecar file to a dataset, if there is one.
 
     A sidecar file for other numbers of steps is ignored with a warning in `metadata["warnings"]`.
-
-    Args:
-        path: The data set.
-        data: The episodes as they were read from it.
-
-    Raises:
-        UserError: The sidecar file has an unknown version, or is damaged.
     """
     if not sidecar_path(path).exists():
         return data
@@ -247,13 +211,7 @@ def apply_sidecar(path: Path, data: Dataset) -> Dataset:
 
 
 def copy_selected(path: Path, indices: Sequence[int], destination: Path) -> None:
-    """Write the sidecar file of a copy that has some episodes of a data set.
-
-    Args:
-        path: The data set with a sidecar file.
-        indices: Numbers of the episodes in the copy.
-        destination: The copy.
-    """
+    """Write the sidecar file of a copy that has the episodes `indices` of a data set."""
     arrays = NpzArrays(sidecar_path(path))
     document, lengths = json.loads(arrays.read_array("document").tobytes()), arrays.read_array("lengths")
     kept = np.isin(np.arange(len(lengths)), indices)
@@ -272,13 +230,7 @@ def copy_selected(path: Path, indices: Sequence[int], destination: Path) -> None
 
 
 class SidecarSource(WrapperSource):
-    """Another source with the contents of its sidecar file. Columns have their original names and dtypes.
-
-    Args:
-        inner: The source as it was read.
-        arrays: The arrays of the sidecar file.
-        document: Its JSON document.
-    """
+    """Another source with the contents of its sidecar file. Columns have their original names and dtypes."""
 
     def __init__(self, inner: ColumnSource, arrays: NpzArrays, document: Mapping[str, Any]):
         super().__init__(inner, arrays.key)

@@ -29,14 +29,12 @@ class ColumnMapping:
     """Where one column comes from: a topic, a record of metadata, or a constant value.
 
     Args:
-        topic: Name of the topic.
         field: Paths of the parts of a message that the column has. Empty for the whole message.
         indices: Numbers of the components that are kept. None for all.
         names: Names of the components.
         join: Which message gives the value of a row: "last", "next", "nearest" or "interpolate".
         max_age: Largest time between row and message, in s. None for no limit.
         metadata: Name of the record of metadata.
-        value: The constant value.
     """
 
     topic: str | None = None
@@ -64,7 +62,6 @@ class TopicMapping:
     """Mapping from the topics of a log to the columns of episodes.
 
     Args:
-        columns: Where each column comes from.
         clock: Topic whose messages are the rows. None for rows at the fixed rate `fps`.
         fps: Rows per second, or the nominal rate of the clock topic.
         max_gap: Time without a complete row after which a new episode begins, in s.
@@ -101,11 +98,7 @@ class TopicMapping:
 
 
 def read_mapping(source: str | Path | Mapping[str, Any]) -> TopicMapping:
-    """Read a mapping from JSON values or a JSON file. The output of `understudy inspect --json` is accepted as well.
-
-    Raises:
-        UserError: The mapping is invalid. The message names the key.
-    """
+    """Read a mapping from JSON values or a JSON file. The output of `understudy inspect --json` is accepted as well."""
     where = "mapping" if isinstance(source, Mapping) else str(source)
     said = source if isinstance(source, Mapping) else read_json(Path(source).expanduser())
     if isinstance(said, Mapping) and isinstance(said.get("mapping"), Mapping):
@@ -273,10 +266,6 @@ def _inside(value) -> Mapping[str, Any] | None:
 def component_paths(message, column: ColumnMapping) -> tuple[str, ...]:
     """Return the paths of all numbers of a message that a column has.
 
-    Args:
-        message: The decoded message.
-        column: Where the column comes from.
-
     Raises:
         MessageMismatch: The message has no such part.
     """
@@ -287,9 +276,6 @@ def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ..
     """Return the value of a column in a message.
 
     Args:
-        message: The decoded message.
-        name: Name of the column.
-        column: Where it comes from.
         order: The `component_paths` of the first message, which later messages must have. None for the first message.
 
     Returns:
@@ -348,12 +334,7 @@ def _order(message, names: tuple[str, ...], size: int) -> list[int]:
 
 
 def component_names(message, column: ColumnMapping) -> tuple[str, ...] | None:
-    """Return the names of the components of a column, if the mapping or the message has them.
-
-    Args:
-        message: The decoded message.
-        column: Where the column comes from.
-    """
+    """Return the names of the components of a column, if the mapping or the message has them."""
     if column.names is not None:
         names = list(column.names)
     else:
@@ -407,9 +388,6 @@ class TopicSummary:
     """A topic, for the proposal of a mapping.
 
     Args:
-        name: Name of the topic.
-        type: Message type.
-        count: Number of messages.
         stamps: Times of the messages, in s, ascending.
         message: The first message, decoded.
         image: Whether the messages are images or packets of a video.
@@ -438,10 +416,6 @@ def propose_mapping(
 
     Actions and rewards are joined with the next message, other columns with the last one. The largest age is three
     periods of the topic, and at least 0.1 s.
-
-    Args:
-        topics: The topics.
-        metadata: Records of text, by name.
 
     Returns:
         The mapping, and a reason for each topic that is left out.

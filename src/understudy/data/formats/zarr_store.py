@@ -37,11 +37,7 @@ _CHUNK_NAME = re.compile(r"c|(c/)?\d+([./]\d+)*")
 
 
 class ZarrSource(MemmapSource):
-    """A folder or a .zip file.
-
-    Args:
-        path: The store.
-    """
+    """A folder or a .zip file."""
 
     flags = frozenset(FLAG_COLUMNS)
 
@@ -242,12 +238,7 @@ class ZarrSource(MemmapSource):
 
 
 def column_name(key: str, feature: Feature) -> str:
-    """Return the column of an array. An array with an unknown name is an observation.
-
-    Args:
-        key: Name of the array.
-        feature: Its feature.
-    """
+    """Return the column of an array. An array with an unknown name is an observation."""
     return standard_name(key, feature.kind, "observation.")
 
 
@@ -319,7 +310,6 @@ def write(data: Dataset, path: str | Path) -> None:
     """Write a store in format 2, which the ReplayBuffer of diffusion_policy opens.
 
     Args:
-        data: The episodes.
         path: The new store: a zip file if the name ends with .zip, otherwise a folder.
     """
     path = Path(path)

@@ -33,7 +33,7 @@ import torch  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.evaluation import recording_seed  # noqa: E402
-from understudy.evaluate.plots import curves  # noqa: E402
+from understudy.evaluate.plots import Axis, curves  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import Interval, two_level_difference, two_level_rate  # noqa: E402
 from understudy.execute.actor import Actor, PolicyActor  # noqa: E402
@@ -195,7 +195,7 @@ def page_text(size: Size) -> str:
         parts += ["", f"![Success on {name} against inference delay](images/delay-{name}.svg)", ""]
         delays = [float(d) for d in size.delays]
         figure = curves({scheme: (delays, [r.estimate for r in rates]) for scheme, rates in found.items()},
-                        "delay in steps", f"success on {name}", dots=True, low=0, high=1)
+                        Axis("delay in steps"), Axis(f"success on {name}", 0, 1), dots=True)
         write_text(PICTURES / f"delay-{name}.svg", figure.standalone_svg())
     if size == TINY and parts:
         parts.insert(0, "**These numbers are from the smallest size of the benchmark, which only shows that it runs. "

@@ -39,7 +39,7 @@ from understudy.data.episode import Dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.envs.base import Env  # noqa: E402
 from understudy.evaluate.evaluation import recording_seed, tuning_seed  # noqa: E402
-from understudy.evaluate.plots import curves  # noqa: E402
+from understudy.evaluate.plots import Axis, curves  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import two_level_rate  # noqa: E402
 from understudy.execute.actor import PolicyActor  # noqa: E402
@@ -229,8 +229,9 @@ def picture(name: str) -> tuple[str, str]:
     seconds = [x for xs, _ in series.values() for x in xs]
     series[f"{SHARE:.0%} of {PEER} at its end"] = (min(seconds), max(seconds)), (SHARE * series[PEER][1][-1],) * 2
     file = f"time-to-policy-{name}.svg"
-    write_text(PICTURE / file, curves(series, "CPU seconds of training", f"success on {name}", dots=True, low=0, high=1,
-                                      log_x=True, bands=bands).standalone_svg())
+    figure = curves(series, Axis("CPU seconds of training", log=True), Axis(f"success on {name}", 0, 1), dots=True,
+                    bands=bands)
+    write_text(PICTURE / file, figure.standalone_svg())
     return file, f"Success on {name}, the mean over training seeds with its 95 % interval over seeds and starts"
 
 

@@ -295,9 +295,7 @@ BY_NAME = "is called by users, who give all but the first parameters by name"
 LONG = {
     "choose.py:choose_method": BY_NAME,
     "data/recording/recorder.py:__init__": BY_NAME,
-    "evaluate/plots.py:curves": BY_NAME,
     "evaluate/recording.py:record_episodes": BY_NAME,
-    "evaluate/report.py:write_report": BY_NAME,
     "evaluate/robustness.py:sweep_severities": BY_NAME,
     "evaluate/teleoperate.py:teleoperate": BY_NAME,
     "heads/solvers.py:step": "what a solver gets is a contract with solvers of others",

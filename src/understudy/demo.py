@@ -27,8 +27,8 @@ from .heads.regression import Regression
 from .hints import command_line
 from .learn.behavior_cloning import BehaviorCloning
 from .learn.method import Method, load_actor
-from .learn.run import Run
 from .learn.train import train
+from .learn.training_curves import TrainingCurves
 from .policy import PolicyConfig
 
 TASK = "fork"  # around a pillar, left or right: both are equally good, and their mean hits the pillar
@@ -99,7 +99,7 @@ def _run_demo(out, device, say, bar):
                                   watch=lambda number, episode, progress=progress: progress())
     write_json(out / "results.json", results(data, evaluations, env.metadata["optimum"]))
     write_report(out / "report.html", runs={NAMES[run]: e for run, e in evaluations.items()}, env=env, data=data,
-                 training={NAMES[run]: Run(out / run).read_metrics() for run in evaluations}, commands=commands(out),
+                 training={NAMES[run]: TrainingCurves.load(out / run) for run in evaluations}, commands=commands(out),
                  title=f"Two policies from the same {DEMONSTRATIONS} demonstrations of {TASK!r}")
     say("")
     say(verdict(evaluations["flow"], evaluations["regression"], names=(NAMES["flow"], NAMES["regression"])))

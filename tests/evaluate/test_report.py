@@ -34,6 +34,7 @@ from understudy.evaluate.behavior_metrics import measure_behavior
 from understudy.evaluate.episode_video import film_strip, write_video
 from understudy.evaluate.evaluation import compare, evaluate, evaluation_of
 from understudy.evaluate.failures import failure_figures
+from understudy.evaluate.plots import Axis
 from understudy.evaluate.report import (
     Commands,
     Paragraph,
@@ -48,7 +49,7 @@ from understudy.evaluate.report import (
 )
 from understudy.evaluate.stats import Interval, clopper_pearson, tango, wilson
 from understudy.execute.actor import NoisyActor
-from understudy.learn.training_curves import read_curves
+from understudy.learn.training_curves import TrainingCurves, read_curves
 
 EVIL = '<script>alert("&")</script>'
 
@@ -236,20 +237,21 @@ def test_labels_of_points_cover_nothing_and_dots_stand_at_their_values(labeled):
 
 def test_curves_leave_out_what_is_no_number():
     series = {"loss": ([0, 1, 2, 3], [10.0, float("nan"), 0.1, 0.0])}
-    root = svg(plots.curves(series, "updates", "loss", log=True))
+    root = svg(plots.curves(series, Axis("updates"), Axis("loss", log=True)))
     assert len(points(of(root, "path", **{"class": "curve"})[1])) == 2  # the first is the legend's
-    assert len(points(of(svg(plots.curves(series, "x", "y")), "path", **{"class": "curve"})[1])) == 3
-    assert "nothing measured" in plots.curves({"a": ([], [])}, "x", "y").svg
-    times = svg(plots.curves({"a": ([0.0, 1.0, 10.0, 100.0], [0.5, 0.1, 0.2, 0.3])}, "s", "y", log_x=True))
+    assert len(points(of(svg(plots.curves(series, Axis("x"), Axis("y"))), "path", **{"class": "curve"})[1])) == 3
+    assert "nothing measured" in plots.curves({"a": ([], [])}, Axis("x"), Axis("y")).svg
+    times = svg(plots.curves({"a": ([0.0, 1.0, 10.0, 100.0], [0.5, 0.1, 0.2, 0.3])}, Axis("s", log=True), Axis("y")))
     at = points(of(times, "path", **{"class": "curve"})[1])[:, 0]
     assert len(at) == 3 and at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.1) and "20" in set(times.itertext())
-    banded = svg(plots.curves({"a": ([0, 1], [1.0, 2.0])}, "x", "y", bands={"a": ([0.5, 1.5], [1.5, 2.5])}))
+    banded = svg(plots.curves({"a": ([0, 1], [1.0, 2.0])}, Axis("x"), Axis("y"),
+                              bands={"a": ([0.5, 1.5], [1.5, 2.5])}))
     assert len(of(banded, "polygon")[0].get("points").split()) == 4
 
 
 def test_a_smoothed_curve_is_drawn_over_its_points_and_a_mark_is_a_ring():
     steps, values = [0, 10, 20], [3.0, 1.0, 2.0]
-    root = svg(figure := plots.curves({"a": (steps, values)}, "updates", "loss", x_low=0, marks={"a": 10},
+    root = svg(figure := plots.curves({"a": (steps, values)}, Axis("updates", low=0), Axis("loss"), marks={"a": 10},
                                       smooth={"a": (steps, [2.0, 2.0, 2.0])}))
     (faint,) = [e for e in root.iter("path") if e.get("stroke-opacity") == "0.3"]
     (line,) = [e for e in of(root, "path", **{"class": "curve"}) if len(points(e)) == 3]
@@ -261,10 +263,15 @@ def test_a_smoothed_curve_is_drawn_over_its_points_and_a_mark_is_a_ring():
     assert len({plots._series_style(i) for i in range(16)}) == 16
 
 
+def recorded_curves(lines):
+    """A run with these lines of metrics.jsonl."""
+    return TrainingCurves(Path(), read_curves(lines), None, None, None, "")
+
+
 def test_a_run_has_the_same_color_in_all_figures_of_training():
     lines = {"loss": [0.5, 0.4], "score": [0.1, 0.9]}
     def curves(*keys):
-        return read_curves([{"step": i, **{k: lines[k][i] for k in keys}} for i in range(2)])
+        return recorded_curves([{"step": i, **{k: lines[k][i] for k in keys}} for i in range(2)])
     figures = training_figures({"a": curves("loss"), "b": curves("loss", "score")})
     loss, score = (of(svg(figure), "path", **{"class": "curve"}) for _, figure, _ in figures)
     assert len(loss) == 4 and len(score) == 2  # one in the legend, one in the figure
@@ -431,7 +438,7 @@ def test_the_report_of_two_policies_tells_it_all(runs, tmp_path):
             tmp_path / "r.html",
             runs=runs,
             env=Fork(),
-            training={"steady": lines, "shaky": lines[:19]},
+            training={"steady": recorded_curves(lines), "shaky": recorded_curves(lines[:19])},
             data=steady.episodes,
             commands=[("understudy eval a b", "Again")],
             title="Fork",
@@ -491,7 +498,7 @@ def test_text_from_strangers_stays_text(runs, tmp_path):
     feature = Feature("float32", (2,), names=(EVIL, "y"), unit=EVIL)
     odd = Dataset([replace(e.replace({EVIL: np.zeros(len(e), np.float32)}), schema={"action": feature})] * 2)
     found = checked(write_report(tmp_path / "r.html", runs={EVIL: runs["steady"]}, env=Fork(), data=odd, title=EVIL,
-                                 training={EVIL: [{"step": 1, "loss": 1.0}]}, commands=[(EVIL, EVIL)]))
+                                 training={EVIL: recorded_curves([{"step": 1, "loss": 1.0}])}, commands=[(EVIL, EVIL)]))
     assert found.text.count(EVIL) >= 6
     every = (Paragraph(EVIL), StatTiles(((EVIL, EVIL),)), Table((EVIL,), ((EVIL,),)), Commands(((EVIL, EVIL),)))
     found = checked(write_page(tmp_path / "p.html", EVIL, [Section(EVIL, every, EVIL)], verdict=(EVIL, EVIL, EVIL),

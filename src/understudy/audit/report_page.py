@@ -12,7 +12,7 @@ from ..data.column_selection import open_columns
 from ..data.episode import Dataset, Episode
 from ..data.formats import preview_dataset
 from ..evaluate.episode_video import film_strip
-from ..evaluate.plots import Figure, curves, histogram
+from ..evaluate.plots import Axis, Figure, curves, histogram
 from ..evaluate.report import Commands, Content, Details, Figures, Paragraph, Remedies, Section, Table, write_page
 from .base import AuditReport
 from .purposes import Ranking, typical_episodes
@@ -153,4 +153,4 @@ def _line_figure(episode: Episode, name: str) -> Figure | None:
     values = values.reshape(len(values), -1)[:len(episode)].astype(float)
     names = episode.features()[name].names or range(values.shape[1])
     return curves({str(n): (np.arange(len(values)), values[:, i]) for i, n in
-                   zip(range(min(_COMPONENTS, values.shape[1])), names, strict=False)}, "step", name)
+                   zip(range(min(_COMPONENTS, values.shape[1])), names, strict=False)}, Axis("step"), Axis(name))

@@ -29,7 +29,6 @@ from .policies import (
     evaluate_run,
     load_actor,
     refuse_unused_conditions,
-    run_folder,
     run_names,
     tell_checkpoint,
     tell_untrained_episodes,
@@ -348,19 +347,16 @@ def _write_report(o: EvalOptions, env, mine, other, behaved, commands, out) -> N
     if o.html is None:
         return
     from ..evaluate.report import write_report
-    from ..learn.run import Run
     from ..learn.training_curves import TrainingCurves
 
     runs = {o.run: mine}
     if o.against is not None and other is not None:
         runs[o.against] = other
     names = dict(zip(runs, run_names(list(runs)), strict=True))
-    training = {names[run]: lines for run in runs if not has_no_run(run)
-                and (lines := Run(run_folder(run)).read_metrics())}
+    measured = {names[run]: TrainingCurves.load(run) for run in runs if not has_no_run(run)}
+    training = {name: run for name, run in measured.items() if run.curves}
     write_report(o.html, env=env, runs={names[run]: evaluation for run, evaluation in runs.items()}, training=training,
-                 behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands,
-                 of_latents=[names[run] for run in runs if names[run] in training
-                             and TrainingCurves.load(run_folder(run)).of_latents])
+                 behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands)
     out.print(f"Report written to {o.html}")
 
 

@@ -204,10 +204,10 @@ def write_sequential_page(
     intervals = [test.interval(state) for state in path]
     two = isinstance(test, SequentialDifferenceTest)
     name, bound = ("difference", "no difference") if two else ("success", f"{test.threshold:g}")
-    level = 0.0 if two else test.threshold
-    figure = plots.curves({name: (at, [i.estimate for i in intervals]), bound: ([1, at[-1]], [level, level])}, unit,
-                          name, bands={name: ([i.low for i in intervals], [i.high for i in intervals])},
-                          low=-1.0 if two else 0.0, high=1.0)
+    level, low = (0.0, -1.0) if two else (test.threshold, 0.0)
+    figure = plots.curves({name: (at, [i.estimate for i in intervals]), bound: ([1, at[-1]], [level, level])},
+                          plots.Axis(unit), plots.Axis(name, low, 1.0),
+                          bands={name: ([i.low for i in intervals], [i.high for i in intervals])})
     what = f"{names[0]} minus {names[1]}" if two else f"Success of {names[0]}"
     items = ((what, figure, "The band is the 95% interval at each moment; all of it holds at once."),)
     report.write_page(file, f"{what} in {where}",

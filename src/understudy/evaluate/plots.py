@@ -408,24 +408,38 @@ class _Axes:
         return self.bottom + 44
 
 
-def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str, *,
-           log: bool = False, log_x: bool = False, dots: bool = False, low: float | None = None,
-           high: float | None = None, bands: Mapping[str, tuple[Values, Values]] | None = None,
+@dataclass(frozen=True)
+class Axis:
+    """An axis of `curves`.
+
+    Args:
+        low: Lower end. None for that of the data.
+        high: Upper end. None for that of the data.
+        log: Whether it is logarithmic.
+    """
+
+    name: str
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+
+    def limits(self, values: np.ndarray) -> tuple[float, float]:
+        """The ends for these values."""
+        return values.min() if self.low is None else self.low, values.max() if self.high is None else self.high
+
+
+def curves(series: Mapping[str, tuple[Values, Values]], x: Axis, y: Axis, *, dots: bool = False,
+           bands: Mapping[str, tuple[Values, Values]] | None = None,
            smooth: Mapping[str, tuple[Values, Values]] | None = None,
-           marks: Mapping[str, float] | None = None, x_low: float | None = None,
-           names: Sequence[str] | None = None) -> Figure:
+           marks: Mapping[str, float] | None = None, names: Sequence[str] | None = None) -> Figure:
     """Curves over one axis, each with its own color and dash pattern.
 
     Args:
         series: Name -> (x, y). What is not finite, or not positive on a logarithmic axis, is left out.
-        y_name: What is measured, for the alternative text.
-        log: Logarithmic y axis.
-        low: Lower end of the y axis; that of the data by default.
-        high: Upper end of the y axis; that of the data by default.
+        y: What is measured. Its name is only in the alternative text.
         bands: Name -> (low, high) around that series.
         smooth: Name -> (x, y) of a smoothed series. It is drawn as the line, and the series itself faintly behind it.
         marks: Name -> x of the point of that series that gets a ring.
-        x_low: Left end of the x axis; that of the data by default.
         names: The series of all figures of a page, where some figures lack a few: each has the same color in all.
     """
     styles = {name: _series_style(i) for i, name in enumerate(names or series)}
@@ -433,19 +447,17 @@ def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str
     drawn, ends = {}, []
     for name, (xs, ys) in series.items():
         xs, ys = np.asarray(xs, float), np.asarray(ys, float)
-        keep = np.isfinite(xs) & np.isfinite(ys) & ((ys > 0) | (not log)) & ((xs > 0) | (not log_x))
+        keep = np.isfinite(xs) & np.isfinite(ys) & ((ys > 0) | (not y.log)) & ((xs > 0) | (not x.log))
         at = np.flatnonzero(keep)[_evenly_spaced(int(keep.sum()), 400)]
         drawn[name] = xs[at], ys[at], tuple(np.asarray(b, float)[at] for b in bands.get(name, ()))
         ends += [ys[keep], *(np.asarray(b, float)[keep] for b in bands.get(name, ()))]
     values = np.concatenate(ends)
     values = values[np.isfinite(values)]
     if not len(values):
-        return _empty_figure(y_name)
-    steps = np.concatenate([x for x, _, _ in drawn.values()])
+        return _empty_figure(y.name)
+    steps = np.concatenate([xs for xs, _, _ in drawn.values()])
     legend, rows = _legend({name: styles[name] for name in drawn})
-    axes = _Axes((steps.min() if x_low is None else x_low, steps.max()),
-                 (values.min() if low is None else low, values.max() if high is None else high),
-                 x_name, 20 * rows + 14, 20 * rows + 230, log, log_x=log_x)
+    axes = _Axes(x.limits(steps), y.limits(values), x.name, 20 * rows + 14, 20 * rows + 230, y.log, log_x=x.log)
     parts, over, descriptions = [*legend, *axes.grid()], [], []
     for name, (xs, ys, band) in drawn.items():
         color, dash = styles[name]
@@ -469,7 +481,7 @@ def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str
             over.append(_circle((axes.x(marks[name]), axes.y(value)), 5, fill="none", stroke=color, stroke_width=2))
             descriptions[-1] += f", {_format_number(value)} at the ring"
     return _figure(parts + over + axes.axis_lines(), axes.height,
-                   f"{y_name} over {x_name}{' (logarithmic)' if log else ''}: {'; '.join(descriptions)}.")
+                   f"{y.name} over {x.name}{' (logarithmic)' if y.log else ''}: {'; '.join(descriptions)}.")
 
 
 def _series_style(i: int) -> tuple[str, str]:

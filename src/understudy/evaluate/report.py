@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from ..data.episode import Dataset
 from ..data.formats.describe import task_counts
 from ..envs.base import Env, PlanarMap
 from ..files import write_text
-from ..learn.training_curves import HELD_OUT_ERROR, LOSS, SCORE, Curve, read_curves
+from ..learn.training_curves import HELD_OUT_ERROR, LOSS, SCORE, TrainingCurves
 from . import plots
 from .action_prediction import ActionPrediction, EpisodePlanSamples, ErrorBreakdown
 from .behavior_metrics import BehaviorMetrics, BehaviorModes
@@ -27,10 +26,9 @@ from .comparison import Comparison
 from .episode_video import film_strip
 from .evaluation import Evaluation, capitalize_name, compare, describe_trial_gain, verdict_parts
 from .failures import FailurePictures
-from .plots import Figure
+from .plots import Axis, Figure
 from .stats import Interval
 
-Lines = Sequence[Mapping[str, Any]]  # of a run's metrics.jsonl
 SMOOTHED_FROM = 50  # points of a loss curve from which on a moving average is drawn over it
 
 STYLE = """
@@ -265,19 +263,18 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
 
 
 def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
-                 training: Mapping[str, Lines] | None = None, data: Dataset | None = None,
+                 training: Mapping[str, TrainingCurves] | None = None, data: Dataset | None = None,
                  behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
-                 title: str | None = None, of_latents: Collection[str] = ()) -> Path:
+                 title: str | None = None) -> Path:
     """Write a page about one or two policies.
 
     Args:
         runs: Evaluation of each policy, by its name.
         env: The environment, for drawing trajectories.
-        training: Lines of metrics.jsonl, by the policy's name.
+        training: Measurements of the training, by the policy's name.
         behavior: Behavior metrics, by the policy's name.
         commands: What to do next: pairs of a command and what it does.
         title: Title of the page. None for one made of the names.
-        of_latents: Names of the policies whose held-out errors in `training` are those of latents.
     """
     names, judged = list(runs), list(runs.values())
     title = title or f"{' and '.join(names)} in {judged[0].env}"
@@ -286,7 +283,7 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
     if behavior:
         sections += [*failure_sections(behavior), behavior_section(behavior)]
     if training:
-        sections.append(training_section(training, of_latents))
+        sections.append(training_section(training))
     if data is not None:
         sections.append(demonstrations_section(data, env))
     sections += next_step_section(behavior or {}, commands)
@@ -473,45 +470,41 @@ def _is_positive(series) -> bool:
     return all(value > 0 for _, values in series.values() for value in values)
 
 
-def training_section(runs: Mapping[str, Lines], of_latents: Collection[str] = ()) -> Section:
+def training_section(runs: Mapping[str, TrainingCurves]) -> Section:
     """Loss, error on held-out episodes and, if it was measured, success during training."""
-    items = training_figures({name: read_curves(lines) for name, lines in runs.items()}, of_latents=of_latents)
+    items = training_figures(runs)
     return Section("Training", (Figures(tuple(items)),) if items else (Paragraph("Nothing was measured."),))
 
 
-def training_figures(runs: Mapping[str, Mapping[str, Curve]], best: Mapping[str, int] | None = None,
-                     of_latents: Collection[str] = ()) -> list[tuple[str, Figure, str]]:
+def training_figures(runs: Mapping[str, TrainingCurves], mark_best: bool = False) -> list[tuple[str, Figure, str]]:
     """(title, figure, caption) of the loss, the held-out error and the score, as far as they were measured.
 
     Args:
-        runs: Name -> curves of a run.
-        best: Name -> step of the run's best checkpoint, which gets a ring.
-        of_latents: Names of the runs whose held-out errors are those of latents.
+        mark_best: Whether the best checkpoints get a ring.
     """
+    best = {name: run.best for name, run in runs.items() if mark_best and run.best is not None}
     ring = " A ring marks the best checkpoint." if best else ""
 
     def series(key):
-        return {name: (c[key].steps, c[key].values) for name, c in runs.items() if key in c}
-    items = []
+        return {name: (c.steps, c.values) for name, run in runs.items() if (c := run.curves.get(key)) is not None}
+    items, updates, names = [], Axis("updates", low=0), list(runs)
     if loss := series(LOSS):
         smooth = {name: (c.steps, c.values) for name in loss
-                  if len(runs[name][LOSS].values) >= SMOOTHED_FROM for c in [runs[name][LOSS].smoothed()]}
-        items.append(("Training loss", plots.curves(loss, "updates", "loss", log=_is_positive(loss), smooth=smooth,
-                                                    x_low=0, names=list(runs)),
+                  if len(runs[name].curves[LOSS].values) >= SMOOTHED_FROM for c in [runs[name].curves[LOSS].smoothed()]}
+        figure = plots.curves(loss, updates, Axis("loss", log=_is_positive(loss)), smooth=smooth, names=names)
+        items.append(("Training loss", figure,
                       " ".join([*(["The line is a moving average."] if smooth else []),
                                 *(["Losses of different heads are not comparable."] if len(loss) > 1 else [])])))
     if held_out_errors := series(HELD_OUT_ERROR):
-        items.append(("Error on held-out episodes", plots.curves(held_out_errors, "updates", "energy score", dots=True,
-                                                                 low=0.0, marks=best, x_low=0, names=list(runs)),
-                      "Energy score, comparable between heads; less is better."
-                      + "".join(f" The errors of {name} are of latents, and cannot be compared." for name in of_latents)
-                      + ring))
+        figure = plots.curves(held_out_errors, updates, Axis("energy score", low=0), dots=True, marks=best, names=names)
+        items.append(("Error on held-out episodes", figure, "Energy score, comparable between heads; less is better."
+                      + "".join(f" The errors of {name} are of latents, and cannot be compared."
+                                for name, run in runs.items() if run.of_latents) + ring))
     if score := series(SCORE):
         values = [v for _, ys in score.values() for v in ys]
-        ends: dict[str, Any] = {"low": 0.0, "high": 1.0} if min(values) >= 0 and max(values) <= 1 else {}
-        items.append(("Score in rollouts during training", plots.curves(score, "updates", "score", dots=True,
-                                                                        marks=best, x_low=0, names=list(runs), **ends),
-                      f"On starts that no evaluation uses.{ring}"))
+        axis = Axis("score", 0, 1) if min(values) >= 0 and max(values) <= 1 else Axis("score")
+        figure = plots.curves(score, updates, axis, dots=True, marks=best, names=names)
+        items.append(("Score in rollouts during training", figure, f"On starts that no evaluation uses.{ring}"))
     return items
 
 
@@ -649,7 +642,7 @@ def _error_section(prediction: ActionPrediction) -> Section:
         series = {"error": (at, [p.error for p in parts])}
         if has_spread:
             series[spread] = (at, [p.spread for p in parts])
-        return plots.curves(series, x_name, f"error{unit}", dots=True, low=0.0)
+        return plots.curves(series, Axis(x_name), Axis(f"error{unit}", low=0), dots=True)
     by_component = plots.bars([(p.name, p.error, p.spread if has_spread else None) for p in prediction.by_dimension],
                               f"error{unit}", spread if has_spread else "")
     figures = Figures((

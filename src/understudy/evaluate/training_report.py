@@ -89,10 +89,8 @@ def write_training_report(path: Path | str, runs: Mapping[str, TrainingCurves],
     Example:
         >>> write_training_report("curves.html", {"bc": TrainingCurves.load("runs/bc")})
     """
-    curves = {name: run.curves for name, run in runs.items()}
-    best = {name: run.best for name, run in runs.items() if run.best is not None}
-    figures = training_figures(curves, best, [name for name, run in runs.items() if run.of_latents])
-    sections = [Section("Curves", (Figures(tuple(figures)), run_table(runs)))]
+    figures = tuple(training_figures(runs, mark_best=True))
+    sections = [Section("Curves", (Figures(figures), run_table(runs)))]
     if further := _further_figures(runs):
         sections.append(Section("Everything else that was measured", (Figures(tuple(further)),)))
     if evaluations := _evaluations(runs):
@@ -131,8 +129,9 @@ def _further_figures(runs: Mapping[str, TrainingCurves]) -> list[tuple[str, plot
             smooth = {} if key.startswith("validation/") else {
                 name: (s.steps, s.values) for name in series if len(runs[name].curves[key].values) >= 50
                 for s in [runs[name].curves[key].smoothed()]}
-            out.append((TITLES.get(key, key.replace("_", " ")), plots.curves(
-                series, "updates", key, smooth=smooth, x_low=0, dots=key.startswith("validation/")), ""))
+            figure = plots.curves(series, plots.Axis("updates", low=0), plots.Axis(key), smooth=smooth,
+                                  dots=key.startswith("validation/"))
+            out.append((TITLES.get(key, key.replace("_", " ")), figure, ""))
     return out
 
 

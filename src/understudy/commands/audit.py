@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Output, command_line, demonstrations_path, parse, progress_bar
+from .common import Output, command_line, demonstrations_path, given_options, parse, progress_bar
 from .groups import ColumnsOption, HtmlFile, JsonOption, MapOption, command_options
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def main(args: list[str]) -> None:
             out.print(f"Written to {o.html}")
         if not report.ok:
             if _can_be_inspected(path, o):
-                out.suggest(command_line("inspect", o.data, *(("--map", o.map) if o.map else ()),
-                                         *(("--columns", *o.columns) if o.columns else ())))
+                out.suggest(command_line("inspect", o.data, *given_options(o, "map", "columns")))
             else:
                 out.print(f"It cannot be opened as it is. {command_line('repair', o.data, '--out', 'DST')} saves what "
                           "can be read, if anything can.")

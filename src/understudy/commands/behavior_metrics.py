@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from .common import Output, has_no_run, open_trained, progress_bar
+from .common import Output, given_options, open_trained, progress_bar, read_provenance
 from .common import demonstrations_path as no_run
 
 if TYPE_CHECKING:
@@ -18,58 +18,25 @@ if TYPE_CHECKING:
     from ..evaluate.behavior_metrics import BehaviorMetrics
     from ..evaluate.evaluation import Evaluation
     from ..execute.actor import Actor
+    from .eval_options import EvalOptions
 
 N_STARTS = 16  # that --repeats rolls out again and again
 MAX_EXTRA_STEPS = 200_000  # steps of demonstrations that are looked at without being asked for
 
 
-class BehaviorOptions(Protocol):
-    """The options of a command that behavior metrics read."""
-
-    @property
-    def run(self) -> Path: ...
-
-    @property
-    def episodes(self) -> int | None: ...
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def demonstrations(self) -> Path | None: ...
-
-    @property
-    def repeats(self) -> int: ...
-
-    @property
-    def sequential(self) -> bool: ...
-
-    @property
-    def interactive(self) -> bool: ...
-
-    @property
-    def html(self) -> Path | None: ...
-
-
-def check_options(o: BehaviorOptions) -> None:
+def check_options(o: EvalOptions) -> None:
     """Checks the options of behavior metrics."""
     from ..core import UserError
 
     if o.repeats < 0 or o.repeats == 1:
         raise UserError(f"expected 2 rollouts of the same start or more, or 0 for none, found {o.repeats}",
                         where="--repeats", hint="such as --repeats 8")
-    if (o.sequential or o.interactive) and (asked := given_options(o)):
-        raise UserError("cannot be combined with --sequential or --interactive", where=asked[0],
+    if (o.sequential or o.interactive) and (asked := given_options(o, "demonstrations", "repeats")):
+        raise UserError("cannot be combined with --sequential or --interactive", where=str(asked[0]),
                         hint="leave one of them out: behavior is measured over a fixed number of episodes")
 
 
-def given_options(o: BehaviorOptions) -> list[object]:
-    """The options of behavior metrics that the user gave, as arguments of a command."""
-    return [*(["--demonstrations", o.demonstrations] if o.demonstrations is not None else []),
-            *(["--repeats", o.repeats] if o.repeats else [])]
-
-
-def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
+def demonstrations_of(o: EvalOptions) -> Dataset | None:
     """The demonstrations to compare with. None if there are none.
 
     They are those of --demonstrations. By default they are the data that the run was trained on, if these are still in
@@ -77,8 +44,6 @@ def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
     """
     from ..core import UserError
     from ..data.column_selection import open_as_read
-    from ..files import read_json
-    from ..policy import find_checkpoint
 
     if o.demonstrations is not None:
         data = open_trained(no_run(o.demonstrations), o.run)
@@ -86,9 +51,7 @@ def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
             raise UserError("there are no demonstrations in it: it has no episode", where=o.demonstrations,
                             hint="leave out --demonstrations, or name others")
         return data
-    if has_no_run(o.run) or not (file := find_checkpoint(o.run) / "provenance.json").exists():
-        return None
-    provenance = read_json(file)
+    provenance = read_provenance(o.run)
     words = shlex.split(str(provenance.get("command") or ""))
     training_data = provenance.get("data") or {}
     if words[:2] != ["understudy", "train"] or len(words) < 4 or int(training_data.get("steps") or 0) > MAX_EXTRA_STEPS:
@@ -105,7 +68,7 @@ def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
 
 
 def measure_run(
-    run: Path, actor: Actor, env: Env, ran: Evaluation, shown: Dataset | None, o: BehaviorOptions
+    run: Path, actor: Actor, env: Env, ran: Evaluation, shown: Dataset | None, o: EvalOptions
 ) -> BehaviorMetrics:
     """Measures the behavior of a run.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Output, command_line, env_trust_options, open_data, parse, trust_options, unused_path
+from .common import Output, command_line, env_trust_options, given_options, open_data, parse, trust_options, unused_path
 from .groups import (
     ColumnsOption,
     DeviceOption,
@@ -194,19 +194,17 @@ def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None,
 
 
 def _again(o: ChooseOptions, *more: object) -> str:
-    keep = [part for name, value in (("--env", o.env), ("--budget", o.budget), ("--out", o.out))
-            if value is not None and name not in more for part in (name, value)]
-    methods = ("--methods", *o.methods) if o.methods else ()
+    keep = given_options(o, *(name for name in ("env", "budget", "out") if f"--{name}" not in more), "methods")
     number_options = [part for name, value, usual in (("--episodes", o.episodes, 100), ("--seed", o.seed, 0))
                       if value != usual for part in (name, value)]
     trust = [part for package in o.trust for part in ("--trust", package)]
-    return command_line("choose", o.data, *keep, *methods, *number_options, *_data_options(o), *more, *trust)
+    return command_line("choose", o.data, *keep, *number_options, *_data_options(o), *more, *trust)
 
 
-def _data_options(o: ChooseOptions) -> list[str]:
+def _data_options(o: ChooseOptions) -> list[object]:
     """The options that any command that learns from the data takes over."""
     ignored = [part for code in o.ignore for part in ("--ignore", code)]
-    return [*(("--columns", *o.columns) if o.columns else ()), *ignored]
+    return [*given_options(o, "columns"), *ignored]
 
 
 def _new(option: list[str], trusted: Sequence[str]) -> list[str]:

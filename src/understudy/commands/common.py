@@ -84,6 +84,15 @@ def _join_executor_options(args: Sequence[str]) -> list[str]:
                     hint=f"such as --executor real-time-chunking {of_executor[0]} ...")
 
 
+def given_options(o: Any, *names: str) -> list[object]:
+    """The options of these names that have a value, to repeat them in another command: ["--seed", 3, ...]."""
+    options: list[object] = []
+    for name in names:
+        if value := getattr(o, name):
+            options += ["--" + name.replace("_", "-"), *(value if isinstance(value, tuple) else (value,))]
+    return options
+
+
 def executor_options(executor: str | None) -> list[str]:
     """The options with which a follow-up command has the same executor."""
     if executor is None:
@@ -215,13 +224,20 @@ def env_trust_options(env: str | None) -> list[str]:
     return trust_options((package,), env) if colon and package.isidentifier() else []
 
 
-def recorded_env_of(run: Path) -> str | None:
-    """The name of the environment that the data of a run were recorded in, if there is exactly one."""
+def read_provenance(run: Path) -> dict[str, Any]:
+    """The provenance.json of a run. Empty if there is none, as for an exported file."""
     from ..files import read_json
     from ..policy import find_checkpoint
 
+    if has_no_run(run):
+        return {}
     file = find_checkpoint(run) / "provenance.json"
-    simulators = read_json(file).get("data", {}).get("simulators") if file.exists() else None
+    return read_json(file) if file.exists() else {}
+
+
+def recorded_env_of(run: Path) -> str | None:
+    """The name of the environment that the data of a run were recorded in, if there is exactly one."""
+    simulators = recorded_data_of(run).get("simulators")
     return next(iter(simulators)) if simulators and len(simulators) == 1 else None
 
 
@@ -250,11 +266,7 @@ def robot_arguments(recorded: Mapping[str, Any], features: Schema) -> list[str]:
 
 def recorded_data_of(run: Path) -> dict[str, Any]:
     """What a run says of its data, with the robot type as data sets name it."""
-    from ..files import read_json
-    from ..policy import find_checkpoint
-
-    file = find_checkpoint(run) / "provenance.json"
-    facts = read_json(file).get("data", {}) if file.exists() else {}
+    facts = read_provenance(run).get("data", {})
     return {**facts, "robot_type": facts.get("robot")}
 
 
@@ -270,11 +282,9 @@ def reseeded_command(run: Path) -> tuple[str, str] | None:
 
     None if the run does not contain its command, or if the command would mean something else in this folder.
     """
-    from ..files import read_json
     from ..policy import find_checkpoint
 
-    file = find_checkpoint(run) / "provenance.json"
-    provenance = read_json(file) if file.exists() else {}
+    provenance = read_provenance(run)
     command, args = str(provenance.get("command") or ""), []
     if not command.startswith("understudy train "):
         return None
@@ -386,12 +396,8 @@ def warn_unused_ignores(codes: Sequence[str]) -> None:
 def warn_simulator_mismatch(env: Environment, run: Path) -> None:
     """Warns if an environment has another version or other physics than the one in which a run's data were recorded."""
     from ..evaluate.simulator_versions import version_warning
-    from ..files import read_json
-    from ..policy import find_checkpoint
 
-    if has_no_run(run) or not (file := find_checkpoint(run) / "provenance.json").exists():
-        return
-    simulators = read_json(file)["data"].get("simulators") or {}
+    simulators = recorded_data_of(run).get("simulators") or {}
     if warning := version_warning(simulators, env, f"{run} was trained on data of"):
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -405,31 +411,26 @@ def has_no_run(run: Path) -> bool:
 
 def trained_rate(run: Path) -> float | None:
     """Steps per second of the data that a run was trained on. None if unknown."""
-    from ..files import read_json
-    from ..policy import find_checkpoint
     from ..serve.address import served_address
 
     if (address := served_address(run)) is not None:
         from .served import served_client
 
         return served_client(address).policy.get("schema", {}).get("fps")
-    if has_no_run(run) or not (file := find_checkpoint(run) / "provenance.json").exists():
-        return None
-    return read_json(file).get("data", {}).get("fps")
+    return recorded_data_of(run).get("fps")
 
 
 def trained_reading(run: Path) -> dict[str, Any]:
     """The options of `open_columns` with which the data of a run were read: columns, mapping, max_episode_steps."""
     from ..core import UserError
-    from ..files import read_json
     from ..policy import find_checkpoint
 
     try:
-        if has_no_run(run) or not (file := find_checkpoint(run) / "provenance.json").exists():
-            return {}
+        if not has_no_run(run):
+            find_checkpoint(run)
     except UserError:  # there is no checkpoint yet
         return {}
-    return read_json(file).get("data", {}).get("reading") or {}
+    return recorded_data_of(run).get("reading") or {}
 
 
 def open_trained(path: Path, run: Path | None, **given) -> Dataset:

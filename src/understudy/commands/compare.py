@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import Output, command_line, executor_options, parse, trust_options, unused_path
-from .conditions import given_conditions
+from .common import Output, command_line, executor_options, given_options, parse, trust_options, unused_path
 from .groups import RolloutOptions, StepCount, command_options
 
 if TYPE_CHECKING:
@@ -225,9 +224,7 @@ def _print_comparison(c: Comparison, out: Output) -> None:
 def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[str]:
     who = [part for g in o.group for part in ("--group", *g)] or [*map(str, o.runs)]
     more = [
-        *(("--env", o.env) if o.env else ()),
-        *(("--seed", o.seed) if o.seed else ()),
-        *given_conditions(o),
+        *given_options(o, "env", "seed", "task", "condition"),
         *executor_options(o.executor),
         *trust_options(o.trust, o.env, *(r for r in runs if not _is_saved_rollouts(r))),
     ]
@@ -243,7 +240,7 @@ def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[s
         and not any(map(_is_saved_rollouts, runs))
         and max(short) > c.episodes
     ):
-        commands.append(again(min(max(short), 10 * c.episodes), *(("--save", o.save) if o.save else ())))
+        commands.append(again(min(max(short), 10 * c.episodes), *given_options(o, "save")))
     if o.html is None:
         commands.append(again(c.episodes, "--html", unused_path("report.html")))
     return commands

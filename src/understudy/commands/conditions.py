@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ..data.shown_demonstration import ShowDemonstration
     from ..envs.base import Env
     from ..learn.method import Method
-    from .groups import ActingOptions
 
 EXAMPLE = "such as --condition return_to_go=100 goal=0.2,0.5"
 SHOW = "--condition demonstration=DATA, or demonstration=DATA:3 for its episode 3"
@@ -124,11 +123,6 @@ def demonstration_part(method: Method) -> ShowDemonstration | None:
     from ..data.shown_demonstration import ShowDemonstration
 
     return next((part for part in method.transforms if isinstance(part, ShowDemonstration)), None)
-
-
-def given_conditions(o: ActingOptions) -> list[str]:
-    """The options --task and --condition as they were given, to repeat them in another command."""
-    return [*(("--task", o.task) if o.task else ()), *(("--condition", *o.condition) if o.condition else ())]
 
 
 def open_conditions(method: Method, features: Schema) -> list[str]:

@@ -14,15 +14,17 @@ from .common import (
     demonstrations_path,
     env_trust_options,
     executor_options,
+    given_options,
     has_no_run,
     open_data,
     parse,
+    read_provenance,
     reseeded_command,
     robot_arguments,
     trust_options,
     unused_path,
 )
-from .conditions import example_evaluation, given_conditions
+from .conditions import example_evaluation
 from .eval_options import EvalOptions
 from .policies import (
     append_result,
@@ -202,10 +204,9 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
     trust = trust_options(o.trust, o.target, o.run, *((o.against,) if o.against else ()))
 
     def again(episodes, *more):
-        return command_line("eval", o.run, o.target, "--episodes", episodes, *(("--seed", o.seed) if o.seed else ()),
-                            *given_conditions(o),
-                            *executor_options(o.executor),
-                            *behavior_metrics.given_options(o), *more, *trust)
+        return command_line("eval", o.run, o.target, "--episodes", episodes,
+                            *given_options(o, "seed", "task", "condition"), *executor_options(o.executor),
+                            *given_options(o, "demonstrations", "repeats"), *more, *trust)
     commands = []
     if other is not None:
         if o.against is not None and o.episodes is not None and compare(mine, other).better is None:
@@ -213,9 +214,9 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
     elif not has_no_run(o.run) and (second := reseeded_command(o.run)) is not None:
         commands += [(second[0], "Another training seed, to see how much depends on it:"),
                      (again(o.episodes, "--against", second[1]), "And the two compared, on the same starts:")]
-    against = ("--against", o.against) if o.against else ()
     if o.html is None:
-        commands.append((again(o.episodes, *against, "--html", unused_path("report.html")), "The same as a page:"))
+        page = again(o.episodes, *given_options(o, "against"), "--html", unused_path("report.html"))
+        commands.append((page, "The same as a page:"))
     return commands
 
 
@@ -248,10 +249,8 @@ def _refuse_options_of_rollouts(o: EvalOptions) -> None:
 
 def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     from ..evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
-    from ..files import read_json
     from ..learn.devices import choose_device
     from ..learn.method import TrainedRun, has_latent_actions
-    from ..policy import find_checkpoint
 
     _refuse_options_of_rollouts(o)
     tell_checkpoint(o.run)
@@ -260,8 +259,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     assert o.target is not None
     data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
                      columns=o.columns, run=o.run)
-    provenance = find_checkpoint(o.run) / "provenance.json"
-    episodes, origin = episodes_to_evaluate(read_json(provenance) if provenance.exists() else {}, data)
+    episodes, origin = episodes_to_evaluate(read_provenance(o.run), data)
     recorded = data
     data, episodes = _transform_parts(data, method, episodes)
     tell_untrained_episodes(o.run, data.select(episodes), o.trust)
@@ -281,7 +279,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
                          "Whether it works, on the robot, where you judge the trials:"))
     if o.html is None:
         again = command_line("eval", o.run, o.target, "--html", "report.html",
-                             *(("--columns", *o.columns) if o.columns else ()), *trust_options((), None, o.run))
+                             *given_options(o, "columns"), *trust_options((), None, o.run))
         commands.append((again, "The same as a page:"))
     else:
         from ..evaluate.report import write_prediction_report

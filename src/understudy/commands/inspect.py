@@ -13,6 +13,7 @@ from .common import (
     command_line,
     demonstrations_path,
     env_trust_options,
+    given_options,
     parse,
     progress_bar,
     recorded_env,
@@ -111,9 +112,7 @@ def _suggest_next(o: InspectOptions, data: Dataset, found: Mapping[str, Any], re
     if refusal := _training_error(data, report.findings, method):
         out.print("", f"It cannot be trained on as it is. {refusal}")
     else:
-        out.suggest(command_line("train", method, o.data, *(("--map", o.map) if o.map else ()),
-                                 *(("--columns", *o.columns) if o.columns else ()),
-                                 *(("--max-episode-steps", o.max_episode_steps) if o.max_episode_steps else ()),
+        out.suggest(command_line("train", method, o.data, *given_options(o, "map", "columns", "max_episode_steps"),
                                  "--out", unused_path("run"),
                                  *(("--eval", env, "--save-freq", 500) if env and is_judged(data) else ()),
                                  *env_trust_options(env)),

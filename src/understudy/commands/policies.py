@@ -110,8 +110,7 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
                    hint=_environment_hint(run, env))
     if tell:
         tell_checkpoint(run)
-        tell_scaled_images(planner, env, None if has_no_run(run) else recorded_data_of(run).get("camera_sizes"),
-                           served_address(run) or run)
+        tell_scaled_images(planner, env, recorded_data_of(run).get("camera_sizes"), served_address(run) or run)
         if words:
             tell_untrained_task(run, str(o.task), o.trust)
     open_names = []
@@ -215,14 +214,10 @@ class _TrainedTasks:
 
 def _trained_tasks(run: Path, trust: Sequence[str]) -> _TrainedTasks | None:
     """The tasks in words on which the policy of a run was trained. None if they are not known, or if it reads none."""
-    from ..files import read_json
     from ..learn.method import Method
-    from ..policy import find_checkpoint
     from .method import task_relabel
 
-    if has_no_run(run) or not (file := find_checkpoint(run) / "provenance.json").exists():
-        return None
-    texts = read_json(file).get("data", {}).get("tasks")
+    texts = recorded_data_of(run).get("tasks")
     return _TrainedTasks(texts, task_relabel(Method.load(run, tuple(trust)))) if texts else None
 
 
@@ -232,7 +227,7 @@ def _shortened(text: str, length: int = 80) -> str:
 
 def _environment_hint(run: Path, env: Env) -> str:
     """Advice for an environment that does not fit the policy. Empty if the environment of its data is not known."""
-    training_env = None if has_no_run(run) else recorded_env_of(run)
+    training_env = recorded_env_of(run)
     if training_env is None or training_env == env.metadata["env"]:
         return ""
     return f"use the environment that its data were recorded in, {training_env}, or train a policy for this one"

@@ -17,13 +17,13 @@ from .common import (
     batch_rows,
     command_line,
     executor_options,
+    given_options,
     has_no_run,
     parse,
     progress_bar,
     trust_options,
     unused_path,
 )
-from .conditions import given_conditions
 from .groups import PositiveCount, RolloutOptions, command_options
 from .policies import (
     load_actor,
@@ -214,13 +214,10 @@ def _results_table(sweeps: Sequence[SeveritySweep]):
 
 def _next_commands(o: RobustnessOptions, sweeps: Sequence[SeveritySweep]) -> list[str]:
     trust = trust_options(o.trust, o.env, *(() if o.run == SCRIPTED_ACTOR else (Path(o.run),)))
-    shared_options = [*(("--shifts", *o.shifts) if o.shifts else ()), *(("--levels", *o.levels) if o.levels else ()),
-                      *(("--seed", o.seed) if o.seed else ()), *given_conditions(o),
-                      *executor_options(o.executor), *(("--save", o.save) if o.save else ()), *trust]
-    page = (
-        []
-        if o.html
-        else [command_line("robustness", o.run, o.env, "--episodes", o.episodes, *shared_options, "--html",
-                           unused_path("robustness.html"))]
-    )
-    return [*page, command_line("robustness", o.run, o.env, "--episodes", 4 * o.episodes, *shared_options)]
+    shared_options = [*given_options(o, "shifts", "levels", "seed", "task", "condition"),
+                      *executor_options(o.executor), *given_options(o, "save"), *trust]
+
+    def again(episodes: int, *more: object) -> str:
+        return command_line("robustness", o.run, o.env, "--episodes", episodes, *shared_options, *more)
+    page = [] if o.html else [again(o.episodes, "--html", unused_path("robustness.html"))]
+    return [*page, again(4 * o.episodes)]

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import Output, command_line, progress_bar, trust_options
+from .common import Output, command_line, given_options, progress_bar, trust_options
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -22,7 +22,6 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
     """Evaluates one or two policies until the test decides, and prints the result."""
     from ..envs import make
     from ..evaluate.evaluation import sequential_verdict_parts
-    from .conditions import given_conditions
     from .policies import append_result, refuse_unused_conditions
 
     test = build_test(o)
@@ -55,7 +54,7 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
         out.print(f"If all is as it was seen here, {enough:,} episodes settle it four times in five.")
         asked = ("--threshold", o.threshold) if o.against is None else ("--against", o.against)
         out.suggest(command_line("eval", o.run, o.target, "--sequential", *asked, "--episodes", enough,
-                                 *(("--seed", o.seed) if o.seed else ()), *given_conditions(o),
+                                 *given_options(o, "seed", "task", "condition"),
                                  *trust_options(o.trust, o.target, *runs)))
     out.print_json(document)
 

@@ -21,6 +21,7 @@ from .common import (
     open_data,
     parse,
     print_help,
+    read_provenance,
     recorded_env,
     robot_arguments,
     split_arguments,
@@ -430,7 +431,6 @@ def _refuse_other_network(method: Method, o: TrainOptions) -> None:
     """Refuses --from a run whose network was trained for another head or trunk, before anything is trained."""
     from ..checkpoint import is_lerobot_checkpoint
     from ..core import ConfigError
-    from ..files import read_json
     from ..learn.method import Method
     from ..policy import find_checkpoint
 
@@ -443,7 +443,7 @@ def _refuse_other_network(method: Method, o: TrainOptions) -> None:
              for kind in ("head", "trunk")]
     if not (differing := [part for part in parts if part[1] != part[2]]):
         return
-    about = read_json(folder / "provenance.json") if (folder / "provenance.json").exists() else {}
+    about = read_provenance(o.from_run)
     command = shlex.split(about.get("command") or "")
     name = f" ({command[2]})" if command[:2] == ["understudy", "train"] else ""
     version = about.get("versions", {}).get("understudy")

@@ -8,6 +8,7 @@ import re
 import xml.etree.ElementTree as xml
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import av
 import numpy as np

@@ -1186,6 +1186,15 @@ def test_an_average_goes_on_where_it_was():
     assert all(torch.equal(v, whole.module.state_dict()[k]) for k, v in again.module.state_dict().items())
 
 
+def test_an_average_can_go_on_with_another_module():
+    first, second = Counted(), Counted()
+    ema = EMA(first, ConstantDecay(0.5))
+    for module, value in ((first, 4.0), (second, 8.0), (second, 2.0)):
+        module.becomes(value)
+        ema.update(module)
+    assert ema.module.a.tolist() == [3.5] * 3 and torch.equal(ema.module.memory, second.memory)
+
+
 def test_an_average_is_apart_and_learns_nothing():
     module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train()
     ema = EMA(module, ConstantDecay(0.5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -90,14 +90,24 @@ class EMA:
     def __init__(self, module: nn.Module, decay: EMADecay | float):
         self.decay = decay if isinstance(decay, EMADecay) else WarmupDecay(decay)
         self.module, self.updates = copy.deepcopy(module).requires_grad_(False).eval(), 0
+        self._source, self._averages, self._values = module, _tensors(self.module), _tensors(module)
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Update the average with the parameters of `module`, and copy its buffers (statistics, memories)."""
         self.updates += 1
-        own: list[Tensor] = list(self.module.parameters())
-        new: list[Tensor] = list(module.parameters())
-        if own:
-            torch._foreach_lerp_(own, new, 1 - self.decay.value(self.updates))
-        for buffer, value in zip(self.module.buffers(), module.buffers(), strict=True):
-            buffer.resize_(value.shape).copy_(value)  # a memory may have grown
+        if module is not self._source:
+            self._source, self._values = module, _tensors(module)
+        (averages, own_buffers), (values, buffers) = self._averages, self._values
+        if averages:
+            torch._foreach_lerp_(averages, values, 1 - self.decay.value(self.updates))
+        for (own_places, name), (places, _) in zip(own_buffers, buffers, strict=True):
+            value = places[name]
+            own_places[name].resize_(value.shape).copy_(value)  # a memory may have grown
+
+
+# A walk through all modules takes longer than an update of a small network, so that it is done once.
+def _tensors(module: nn.Module) -> tuple[list[Tensor], list[tuple[dict[str, Any], str]]]:
+    """The parameters, and the places of the buffers, which another tensor can take."""
+    places = [(m._buffers, name) for m in module.modules() for name, buffer in m._buffers.items() if buffer is not None]
+    return list(module.parameters()), places
